@@ -1,0 +1,166 @@
+"""The control face of a disk host: what other roles may ask of the process that serves the disks.
+
+``DiskHostControl`` is implemented by :class:`blockfs.host.DiskHost` and, across processes, by the typed RPC
+proxy.  The same class of process serves the site (``site``) and the recovery side (``azure``).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from blockfs.wire import WireModel
+
+TagKind = Literal["CrashConsistent", "ApplicationConsistent"]
+
+
+class DiskInfo(WireModel):
+    """One virtual disk.
+
+    ``path`` is the disk's file in the mount, ``folder`` the backing folder on the host that holds the base, the
+    ``.hrl`` logs and the snapshot.  ``disk_id`` is a UUID; ``generation`` changes whenever the contiguity of the
+    log's sequence numbers cannot be vouched for.  ``last_position`` is the position of the newest record.
+    ``needs_resync`` is None or the reason (``PowerLoss``, ``LogOverflow``, ``DiskReplaced``).
+    """
+
+    vm: str
+    name: str
+    disk_id: str
+    size_bytes: int
+    path: str
+    folder: str
+    tracked: bool
+    generation: int
+    last_seq: int
+    last_position: int
+    unsent_log_bytes: int
+    snapshot: bool
+    needs_resync: str | None
+    open_handles: int
+
+
+class SegmentInfo(WireModel):
+    """One closed segment of a change log (see docs/formats/hrl.md).
+
+    Every record of the disk with a position up to ``complete_position`` is in this segment or an earlier one.
+    ``path`` is on the host; the file is immutable and already fsynced.
+    """
+
+    disk_id: str
+    generation: int
+    number: int
+    first_seq: int
+    last_seq: int
+    complete_position: int
+    size_bytes: int
+    path: str
+
+
+class CutInfo(WireModel):
+    """A consistent cut over all disks of a VM: exactly the records with a position up to ``position``."""
+
+    vm: str
+    tag_id: str
+    kind: TagKind
+    name: str
+    position: int
+    time_ns: int
+
+
+class SnapshotDisk(WireModel):
+    """One disk of a snapshot: ``path`` reads as the disk did at the snapshot (read-only file in the mount)."""
+
+    disk_id: str
+    name: str
+    path: str
+    size_bytes: int
+    generation: int
+    first_seq: int
+    """First sequence number that is *not* part of the snapshot."""
+    data_ranges: list[tuple[int, int]]
+    """(offset, length) of what is not a hole in the base; bytes."""
+
+
+class SnapshotInfo(WireModel):
+    """A snapshot over all disks of a VM, taken at one position."""
+
+    vm: str
+    position: int
+    time_ns: int
+    disks: list[SnapshotDisk]
+
+
+class StagingInfo(WireModel):
+    """Where a disk that comes back from the recovery side is assembled before it replaces the old one."""
+
+    vm: str
+    disk: str
+    path: str
+    size_bytes: int
+
+
+class DiskHostControl(Protocol):
+    """What a disk host answers.  Errors: :class:`blockfs.errors.RigError` with the codes named."""
+
+    async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
+        """All disks, or those of one VM (``VmNotFound``)."""
+        ...
+
+    async def position(self) -> int:
+        """The newest position drawn by this host."""
+        ...
+
+    async def create_disk(self, *, vm: str, name: str, size_bytes: int) -> DiskInfo:
+        """A new, all-zero disk (``DiskExists``, ``InvalidDiskSize``, ``InvalidName``, ``DiskFull``)."""
+        ...
+
+    async def remove_vm(self, *, vm: str) -> None:
+        """Delete a VM's disks, logs and folder (``VmNotFound``, ``DiskInUse``)."""
+        ...
+
+    async def start_tracking(self, *, vm: str, new_generation: bool = False) -> list[DiskInfo]:
+        """Log every write from now on; no-op where already on, unless a new generation is asked for."""
+        ...
+
+    async def stop_tracking(self, *, vm: str) -> None:
+        """Stop logging and delete the logs."""
+        ...
+
+    async def cut(self, *, vm: str, kind: TagKind, name: str) -> CutInfo:
+        """Tag one position over all disks of the VM and close each current segment (``NotTracked``)."""
+        ...
+
+    async def segments(self, *, vm: str) -> list[SegmentInfo]:
+        """Closed segments that are still kept, by disk and sequence number."""
+        ...
+
+    async def applied(self, *, disk_id: str, generation: int, last_seq: int) -> None:
+        """The recovery side has durably applied up to ``last_seq``: those segments may go."""
+        ...
+
+    async def begin_snapshot(self, *, vm: str) -> SnapshotInfo:
+        """Copy-before-write snapshot over all disks (``SnapshotExists``, ``NotTracked``)."""
+        ...
+
+    async def release_snapshot(self, *, vm: str, disk: str, upto: int) -> None:
+        """Bytes below ``upto`` of this disk's snapshot will not be read again: stop preserving them."""
+        ...
+
+    async def end_snapshot(self, *, vm: str) -> None:
+        """Remove the snapshot; no-op where there is none."""
+        ...
+
+    async def begin_replace(self, *, vm: str, disk: str, size_bytes: int) -> StagingInfo:
+        """Make an empty staging file beside the disk (``DiskInUse``).  The disk itself is untouched."""
+        ...
+
+    async def commit_replace(self, *, vm: str) -> list[DiskInfo]:
+        """Put all staged disks of the VM in place: new generation, tracking off, old logs gone."""
+        ...
+
+    async def open_point(self, *, vm: str, name: str, disk_id: str, store: str, position: int) -> DiskInfo:
+        """Serve managed disk ``store`` (folder) as of ``position`` as a writable, tracked disk of VM ``vm``.
+
+        A new top (``vm``/``name``) is made over the read-only view; only a recovery-side host can do this
+        (``NotARecoveryHost``).
+        """
+        ...

@@ -1,0 +1,11 @@
+"""Models that cross a process boundary as JSON: unknown keys are errors, values do not change."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class WireModel(BaseModel):
+    """Base of every model that is sent between roles or printed with ``--json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
