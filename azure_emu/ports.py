@@ -1,0 +1,128 @@
+"""What the vault needs from other roles: the provider at the site, and the recovery side's data mover."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from blockfs.control import CutInfo, DiskInfo, TagKind
+from blockfs.part import TagSeen, Watermark
+from blockfs.wire import WireModel
+from replication.ports import VmProgress
+
+
+class DiskSpec(WireModel):
+    """A disk to create: ``filesystem`` None, ``ext4`` or ``xfs``."""
+
+    name: str
+    size_bytes: int
+    filesystem: str | None = None
+
+
+class Provider(Protocol):
+    """The Azure Site Recovery Provider and the Recovery Services agent on the Hyper-V host."""
+
+    async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> list[DiskInfo]:
+        """New source VM with (optionally formatted) disks.  ``VmExists``; on failure nothing is left."""
+        ...
+
+    async def list_vms(self) -> list[DiskInfo]:
+        """Every disk of every source VM."""
+        ...
+
+    async def check_vm(self, *, vm: str) -> list[DiskInfo]:
+        """Prerequisites for protection: VM found, disks healthy, enough free space for snapshot and logs."""
+        ...
+
+    async def create_relationship(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None) -> list[DiskInfo]:
+        """Start tracking; remember the relationship durably.  Idempotent."""
+        ...
+
+    async def initial_replication(self, *, vm: str) -> None:
+        """Snapshot, copy disk by disk, remove the snapshot; returns when every part is in the cache account.
+
+        Called again while it runs, or after a kill: joins or resumes.  Delta replication starts afterwards.
+        """
+        ...
+
+    async def resync(self, *, vm: str) -> None:
+        """New generation; send the chunks whose checksums differ; returns when every part is in the cache account."""
+        ...
+
+    async def progress(self, *, vm: str) -> VmProgress:
+        """For progress bars; phase None when idle."""
+        ...
+
+    async def replicate_now(self, *, vm: str, kind: TagKind, name: str) -> CutInfo:
+        """One delta cycle out of turn; returns when data and tag are in the cache account."""
+        ...
+
+    async def shutdown_vm(self, *, vm: str) -> None:
+        """Unmount and detach everything on this host that uses the VM's disks (``VmBusy`` names what holds them)."""
+        ...
+
+    async def suspend(self, *, vm: str) -> None:
+        """No more cycles for this VM (it was failed over); tracking stays as it is.  Idempotent."""
+        ...
+
+    async def remove_relationship(self, *, vm: str) -> None:
+        """Forget the VM: stop tracking, delete logs.  Idempotent."""
+        ...
+
+    async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
+        """Failback: download ``parts`` sync parts of ``source_id`` (generation 1) into a staging disk; durable on return."""
+        ...
+
+    async def commit_failback(self, *, vm: str) -> list[DiskInfo]:
+        """Put the staged disks in place of the old ones."""
+        ...
+
+
+class RecoverySide(Protocol):
+    """The applier role: managed disks and the way into and out of the cache account."""
+
+    async def create_managed_disk(self, *, disk_id: str, size_bytes: int) -> None:
+        """An empty managed disk; no-op if it is there with that size (``DiskExists`` otherwise)."""
+        ...
+
+    async def delete_managed_disk(self, *, disk_id: str) -> None:
+        """Remove the disk, its journal and its blobs in the cache account; no-op if gone."""
+        ...
+
+    async def process_latest(self, *, disk_ids: list[str]) -> list[Watermark]:
+        """Apply all that the cache account holds for these disks, now; the watermarks afterwards."""
+        ...
+
+    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+        """Keyed checksums (hex) of chunks of the latest applied state."""
+        ...
+
+    async def store_path(self, *, disk_id: str) -> str:
+        """Folder of the managed disk (for the recovery host's ``open_point``); ``DiskNotFound``."""
+        ...
+
+    async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
+        """Failback: put file ``source`` into the cache account as sync parts of ``source_id`` (generation 1).
+
+        Returns the number of parts.  Zeros are skipped.  Parts already there are kept (resumes after a kill).
+        """
+        ...
+
+    async def export_progress(self, *, source_id: str) -> int:
+        """Bytes of the source that were looked at so far (0 if unknown)."""
+        ...
+
+
+class ApplierReports(Protocol):
+    """What the applier tells the vault."""
+
+    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> None:
+        """Durably applied; ``tags`` are new since the last report (repeats are harmless)."""
+        ...
+
+    async def apply_failed(self, *, disk_id: str, code: str, message: str) -> None:
+        """A part was refused (checksum, gap, ...); it stays in the cache account."""
+        ...
+
+    async def replicating_disks(self) -> list[str]:
+        """Ids of the managed disks that the applier is to look after."""
+        ...

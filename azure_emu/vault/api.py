@@ -1,0 +1,149 @@
+"""The vault's public face: resources with the service's official names, and the operations on them.
+
+The command line, and later the portal and the SDK endpoint, are faces of ``VaultApi``.  The JSON forms of the
+models are the documented ``--json`` contract (docs/cli.md).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from azure_emu.ports import DiskSpec
+from blockfs.wire import WireModel
+from replication.ports import VmProgress
+
+JobState = Literal["NotStarted", "InProgress", "Succeeded", "Failed", "Cancelled", "Suspended", "Other"]
+Health = Literal["None", "Normal", "Warning", "Critical"]
+Side = Literal["site", "azure"]
+
+
+class VmDisk(WireModel):
+    """A disk of a VM; ``path`` is its file, usable with losetup, mkfs, qemu, ..."""
+
+    name: str
+    size_bytes: int
+    path: str
+
+
+class Vm(WireModel):
+    """A virtual machine on either side.
+
+    ``fabric``: ``site`` or ``azure``.  ``state``: what the VM's replication is doing, as ``protectionState``
+    (``Unprotected`` if it is not protected), or ``TestFailover`` / ``Recovered`` for a VM on the azure side.
+    """
+
+    name: str
+    fabric: Side
+    state: str
+    disks: list[VmDisk]
+
+
+class Task(WireModel):
+    """A task of a job (official names, ASR task types).  Times are RFC 3339 UTC."""
+
+    name: str
+    friendlyName: str  # noqa: N815 (official name)
+    state: JobState
+    stateDescription: str | None  # noqa: N815
+    startTime: str | None  # noqa: N815
+    endTime: str | None  # noqa: N815
+
+
+class JobError(WireModel):
+    """Why a job or task failed."""
+
+    code: str
+    message: str
+
+
+class Job(WireModel):
+    """A job as the service shows it.  ``result`` is the rig's addition: the VM that a failover made, if any."""
+
+    name: str
+    scenarioName: str  # noqa: N815
+    friendlyName: str  # noqa: N815
+    state: JobState
+    stateDescription: str | None  # noqa: N815
+    targetObjectName: str  # noqa: N815
+    startTime: str | None  # noqa: N815
+    endTime: str | None  # noqa: N815
+    tasks: list[Task]
+    errors: list[JobError]
+    result: Vm | None = None
+
+
+class RecoveryPoint(WireModel):
+    """A recovery point: one position over all disks of the VM."""
+
+    id: str
+    name: str
+    recoveryPointType: Literal["CrashConsistent", "ApplicationConsistent"]  # noqa: N815
+    recoveryPointTime: str  # noqa: N815
+    position: int
+    time_ns: int
+
+
+class HealthError(WireModel):
+    """One reason why an item is not healthy."""
+
+    errorCode: str  # noqa: N815
+    summaryMessage: str  # noqa: N815
+    recoverable: bool
+    attempt: int
+    nextTryTime: str | None  # noqa: N815
+
+
+class ProtectedItem(WireModel):
+    """ReplicationProtectedItem, reduced to what the rig keeps."""
+
+    name: str
+    policy_interval_s: float
+    protectionState: str  # noqa: N815
+    testFailoverState: str  # noqa: N815
+    replicationHealth: Health  # noqa: N815
+    healthErrors: list[HealthError]  # noqa: N815
+    lastRpoInSeconds: float | None  # noqa: N815
+    """Seconds between now and the newest state whose data and tag are in the cache account."""
+    activeLocation: Literal["Primary", "Recovery"]  # noqa: N815
+    resynchronizationRequired: str | None  # noqa: N815
+    """The reason, or None."""
+
+
+class Event(WireModel):
+    """An event of the vault's log."""
+
+    eventCode: str  # noqa: N815
+    eventType: str  # noqa: N815
+    severity: Literal["OK", "Warning", "Critical"]
+    timeOfOccurrence: str  # noqa: N815
+    affectedObject: str  # noqa: N815
+    description: str
+
+
+class VaultApi(Protocol):
+    """Operations; each that starts a job returns it at once: poll :meth:`job` until ``endTime`` is set.
+
+    ``point`` is ``Latest``, ``LatestProcessed``, ``LatestApplicationConsistent`` or the id of a point.
+    Errors: ``VmNotFound``, ``VmExists``, ``InvalidState`` (names the state and which are allowed), ``NoSuchPoint``,
+    ``JobInProgress``, ``InvalidPolicy``.
+    """
+
+    async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> Vm: ...
+    async def list_vms(self) -> list[Vm]: ...
+    async def enable_protection(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None = None) -> Job: ...
+    async def disable_protection(self, *, vm: str) -> Job: ...
+    async def items(self) -> list[ProtectedItem]: ...
+    async def progress(self, *, vm: str) -> VmProgress: ...
+    async def points(self, *, vm: str) -> list[RecoveryPoint]: ...
+    async def create_point(self, *, vm: str, kind: Literal["CrashConsistent", "ApplicationConsistent"], name: str) -> RecoveryPoint: ...
+    async def test_failover(self, *, vm: str, point: str) -> Job: ...
+    async def cleanup_test_failover(self, *, vm: str) -> Job: ...
+    async def unplanned_failover(self, *, vm: str, point: str, source_actions: bool = False) -> Job: ...
+    async def planned_failover(self, *, vm: str) -> Job: ...
+    async def commit_failover(self, *, vm: str) -> Job: ...
+    async def failback(self, *, vm: str) -> Job: ...
+    async def reprotect(self, *, vm: str) -> Job: ...
+    async def resync(self, *, vm: str) -> Job: ...
+    async def jobs(self) -> list[Job]: ...
+    async def job(self, *, name: str) -> Job: ...
+    async def events(self) -> list[Event]: ...

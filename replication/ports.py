@@ -1,0 +1,85 @@
+"""What the site's agents need from outside: the cache account and the vault.  Implemented elsewhere, injected."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from blockfs.control import TagKind
+from blockfs.part import PartName, Watermark
+from blockfs.wire import WireModel
+
+
+class CacheAccount(Protocol):
+    """The cache storage account, as far as parts are concerned.
+
+    Every method raises ``RigError`` with ``recoverable`` set by what went wrong: ``CacheUnreachable`` (recoverable),
+    ``CacheAuthentication`` / ``CacheForbidden`` (not), ``CacheError`` (the service said no: not).
+    """
+
+    async def put(self, part: PartName, data: bytes) -> bool:
+        """Upload once (``If-None-Match: *``).  False if the blob was already there: that is success too."""
+        ...
+
+    async def list(self, disk_id: str) -> list[PartName]:
+        """Parts of one disk, sorted.  Blobs with foreign names are an error (``BadPartName``)."""
+        ...
+
+    async def get(self, part: PartName) -> bytes:
+        """The blob's bytes; ``PartNotFound`` if it is not there."""
+        ...
+
+    async def delete(self, part: PartName) -> None:
+        """Remove; no-op if it is gone already."""
+        ...
+
+
+Phase = Literal["InitialReplication", "Resynchronization", "DeltaReplication", "Failback"]
+
+
+class DiskProgress(WireModel):
+    """How far a copy of one disk is; bytes of the disk's address space."""
+
+    disk: str
+    done_bytes: int
+    total_bytes: int
+    sent_bytes: int
+    """What went over the wire, after holes, zeros and equal chunks were skipped and compression."""
+
+
+class VmProgress(WireModel):
+    """What the agent does for a VM at the moment, for progress bars."""
+
+    vm: str
+    phase: Phase | None
+    disks: list[DiskProgress]
+    detail: str = ""
+
+
+class VaultLink(Protocol):
+    """What the agent tells the vault, and asks it."""
+
+    async def watermarks(self, *, vm: str) -> list[Watermark]:
+        """The recovery side's durable progress of a protected VM's disks, one entry a disk that has a managed disk."""
+        ...
+
+    async def point_sent(self, *, vm: str, tag_id: str, kind: TagKind, name: str, position: int, time_ns: int) -> None:
+        """All data up to ``position`` and its tags are in the cache account (this is when the RPO is met)."""
+        ...
+
+    async def replication_error(
+        self, *, vm: str, code: str, message: str, recoverable: bool, attempt: int, next_try_s: float | None
+    ) -> None:
+        """A replication cycle failed.  ``next_try_s`` None: no retry, the VM is Critical."""
+        ...
+
+    async def replication_recovered(self, *, vm: str) -> None:
+        """The first success after errors."""
+        ...
+
+    async def resync_required(self, *, vm: str, reason: str) -> None:
+        """The disks' logs cannot be vouched for; mark the VM for resynchronization."""
+        ...
+
+    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+        """Keyed checksums (hex) of ``count`` chunks of the managed disk's latest state, from chunk ``first``."""
+        ...
