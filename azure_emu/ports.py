@@ -6,8 +6,8 @@ from typing import Protocol
 
 from blockfs.control import CutInfo, DiskInfo, TagKind
 from blockfs.part import TagSeen, Watermark
+from blockfs.progress import VmProgress
 from blockfs.wire import WireModel
-from replication.ports import VmProgress
 
 
 class DiskSpec(WireModel):

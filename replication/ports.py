@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 from blockfs.control import TagKind
 from blockfs.part import PartName, Watermark
-from blockfs.wire import WireModel
 
 
 class CacheAccount(Protocol):
@@ -31,28 +30,6 @@ class CacheAccount(Protocol):
     async def delete(self, part: PartName) -> None:
         """Remove; no-op if it is gone already."""
         ...
-
-
-Phase = Literal["InitialReplication", "Resynchronization", "DeltaReplication", "Failback"]
-
-
-class DiskProgress(WireModel):
-    """How far a copy of one disk is; bytes of the disk's address space."""
-
-    disk: str
-    done_bytes: int
-    total_bytes: int
-    sent_bytes: int
-    """What went over the wire, after holes, zeros and equal chunks were skipped and compression."""
-
-
-class VmProgress(WireModel):
-    """What the agent does for a VM at the moment, for progress bars."""
-
-    vm: str
-    phase: Phase | None
-    disks: list[DiskProgress]
-    detail: str = ""
 
 
 class VaultLink(Protocol):

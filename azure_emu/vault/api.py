@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from azure_emu.ports import DiskSpec
+from blockfs.progress import VmProgress
 from blockfs.wire import WireModel
-from replication.ports import VmProgress
 
 JobState = Literal["NotStarted", "InProgress", "Succeeded", "Failed", "Cancelled", "Suspended", "Other"]
 Health = Literal["None", "Normal", "Warning", "Critical"]
