@@ -1,0 +1,63 @@
+"""Checksums and chunk tags, computed in C with the GIL released."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing_extensions import Buffer
+
+from cext._core import ffi, lib
+
+KEY_BYTES = 32
+TAG_BYTES = 16
+
+
+def crc32c(data: Buffer, crc: int = 0) -> int:
+    """CRC32C (Castagnoli) of ``data``, continuing from ``crc``."""
+    buf = ffi.from_buffer(data)
+    return int(lib.sr_crc32c(crc, buf, len(buf)))
+
+
+def is_zero(data: Buffer) -> bool:
+    """Whether every byte is zero (true for no bytes)."""
+    buf = ffi.from_buffer(data)
+    return bool(lib.sr_is_zero(buf, len(buf)))
+
+
+def chunk_tag(key: bytes, index: int, data: Buffer) -> bytes:
+    """16-byte keyed tag of chunk ``index``: AES-256-GMAC (NIST SP 800-38D), or 16 zero bytes if all is zero.
+
+    ``key`` has 32 bytes and is drawn afresh for each comparison; tags stay on an authenticated channel.
+    """
+    _check_key(key)
+    buf = ffi.from_buffer(data)
+    tag = ffi.new("uint8_t[]", TAG_BYTES)
+    if lib.sr_chunk_tag(key, index, buf, len(buf), tag) != 0:
+        raise OSError(errno.EIO, "libcrypto could not compute a GMAC")
+    return bytes(tag)
+
+
+def chunk_tags_fd(fd: int, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
+    """Tags of ``count`` chunks of a file from chunk ``first``; holes are skipped, past the end counts as zeros."""
+    _check_key(key)
+    tags = ffi.new("uint8_t[]", count * TAG_BYTES)
+    rc = lib.sr_chunk_tags_fd(fd, key, chunk_bytes, first, count, tags)
+    if rc != 0:
+        raise OSError(-rc, os.strerror(-rc))
+    raw = bytes(tags)
+    return [raw[i : i + TAG_BYTES] for i in range(0, len(raw), TAG_BYTES)]
+
+
+def _check_key(key: bytes) -> None:
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"key has {len(key)} bytes; it must have {KEY_BYTES}")
+
+
+def set_io_flusher() -> None:
+    """Mark this process as one that memory reclaim must not wait for (it serves disks); needs CAP_SYS_RESOURCE.
+
+    Raises OSError (EPERM without the right: harmless unless a loop device sits on the mount).
+    """
+    rc = lib.sr_set_io_flusher()
+    if rc != 0:
+        raise OSError(-rc, os.strerror(-rc))
