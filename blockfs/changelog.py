@@ -1,0 +1,361 @@
+"""The change log's file format: segments (``.hrl``) of records.  Layout: docs/formats/hrl.md.
+
+Fault contract
+--------------
+May break: the last record of the segment that was being written (a kill or a full disk tears it); any byte, by
+bit rot.  Stays recoverable: every record before the first torn one.  A record's checksum is seeded with its
+segment's header checksum, so that no record is ever taken for one of another segment.  A bad byte is always a
+``RigError('LogCorrupt')`` that names file, offset and reason; a torn tail is told from rot in the middle by
+looking for a good record behind it (:func:`scan_tail`).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+
+from pydantic import ValidationError
+
+from blockfs.errors import RigError
+from blockfs.part import Stream, TagSeen
+from cext.hashing import crc32c
+
+FORMAT_VERSION = 1
+HEADER_BYTES = 128
+RECORD_HEADER_BYTES = 64
+PAYLOAD_BYTES_MAX = 64 << 20
+FLAG_CLEAN_CLOSE = 1
+"""On a FLUSH record: the disk was closed in order, log and disk are on stable storage."""
+
+_MAGIC = b"SRIGHRL\0"
+_RECORD_MAGIC = 0x52435253
+_RECORD_MAGIC_BYTES = _RECORD_MAGIC.to_bytes(4, "little")
+_HEADER = struct.Struct("<8sHHB3x16sQQ16sQQ44x")  # then CRC32C
+_RECORD = struct.Struct("<IBBHQQQQQII4x")  # then CRC32C
+_CRC = struct.Struct("<I")
+_STREAMS: dict[int, Stream] = {0: "log", 1: "sync"}
+
+
+class RecordType(IntEnum):
+    """What a record says.  RESIZE: ``length`` is the disk's new size in bytes."""
+
+    WRITE = 1
+    ZERO = 2
+    DISCARD = 3
+    FLUSH = 4
+    TAG = 5
+    RESIZE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record; ``offset``/``length`` in bytes on the disk, ``payload_offset`` in the segment's file."""
+
+    type: RecordType
+    flags: int
+    seq: int
+    position: int
+    time_ns: int
+    offset: int
+    length: int
+    payload_offset: int
+    payload_bytes: int
+
+    @property
+    def end(self) -> int:
+        """File offset behind the record."""
+        return self.payload_offset + self.payload_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeader:
+    """Header of a segment.
+
+    ``first_seq``: sequence number of the first record (stream ``log``), or the part's number (stream ``sync``,
+    whose records are numbered from 1 in each part).  ``boot_id``: the kernel's, when the segment was begun.
+    """
+
+    disk_id: str
+    generation: int
+    stream: Stream
+    first_seq: int
+    boot_id: str
+    created_ns: int
+    disk_size_bytes: int
+
+    @property
+    def first_record_seq(self) -> int:
+        """Sequence number that the first record must have."""
+        return self.first_seq if self.stream == "log" else 1
+
+
+def current_boot_id() -> str:
+    """The kernel's random id of this boot: what tells a kill from a power loss."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _encode_header(header: SegmentHeader) -> bytes:
+    raw = _HEADER.pack(
+        _MAGIC,
+        FORMAT_VERSION,
+        HEADER_BYTES,
+        1 if header.stream == "sync" else 0,
+        uuid.UUID(header.disk_id).bytes,
+        header.generation,
+        header.first_seq,
+        uuid.UUID(header.boot_id).bytes,
+        header.created_ns,
+        header.disk_size_bytes,
+    )
+    return raw + _CRC.pack(crc32c(raw))
+
+
+def _decode_header(path: Path, raw: bytes) -> SegmentHeader:
+    if len(raw) < HEADER_BYTES:
+        raise _corrupt(path, 0, f"header has {len(raw)} bytes; it must have {HEADER_BYTES}")
+    magic, version, header_bytes, stream, disk, generation, first_seq, boot, created, size = _HEADER.unpack_from(raw)
+    if magic != _MAGIC:
+        raise _corrupt(path, 0, f"magic is {magic!r}; a change log begins with {_MAGIC!r}")
+    if version != FORMAT_VERSION:
+        raise RigError("LogVersion", f"{path}: change log format {version}; this siterig reads {FORMAT_VERSION}")
+    if crc32c(raw[: HEADER_BYTES - 4]) != _CRC.unpack_from(raw, HEADER_BYTES - 4)[0]:
+        raise _corrupt(path, 0, "header checksum does not match")
+    if header_bytes != HEADER_BYTES or stream not in _STREAMS:
+        raise _corrupt(path, 0, f"header names {header_bytes} bytes and stream {stream}")
+    return SegmentHeader(
+        str(uuid.UUID(bytes=disk)), generation, _STREAMS[stream], first_seq, str(uuid.UUID(bytes=boot)), created, size
+    )
+
+
+def _corrupt(path: Path, offset: int, why: str) -> RigError:
+    return RigError("LogCorrupt", f"{path}: change log is corrupt at byte {offset}: {why}")
+
+
+class _BadRecordError(Exception):
+    """A record at this offset is torn or wrong; the text says how."""
+
+
+def _parse_record(buf: memoryview, at: int, seed: int, *, verify: bool) -> Record:
+    if at + RECORD_HEADER_BYTES > len(buf):
+        raise _BadRecordError(f"{len(buf) - at} bytes left; a record header has {RECORD_HEADER_BYTES}")
+    magic, kind, flags, header_bytes, seq, position, time_ns, offset, length, payload, _ = _RECORD.unpack_from(buf, at)
+    if magic != _RECORD_MAGIC or header_bytes != RECORD_HEADER_BYTES:
+        raise _BadRecordError("no record begins here")
+    body = at + RECORD_HEADER_BYTES
+    if payload > PAYLOAD_BYTES_MAX:
+        raise _BadRecordError(f"payload of {payload} bytes; at most {PAYLOAD_BYTES_MAX}")
+    if body + payload > len(buf):
+        raise _BadRecordError(f"payload of {payload} bytes runs past the end of the file")
+    if verify:
+        crc = crc32c(buf[at : body - 4], seed)
+        if crc32c(buf[body : body + payload], crc) != _CRC.unpack_from(buf, body - 4)[0]:
+            raise _BadRecordError("record checksum does not match")
+    try:
+        rtype = RecordType(kind)
+    except ValueError:
+        raise _BadRecordError(f"record type {kind} is unknown") from None
+    if rtype is RecordType.WRITE and payload != length:
+        raise _BadRecordError(f"WRITE of {length} bytes carries {payload}")
+    if rtype not in (RecordType.WRITE, RecordType.TAG) and payload:
+        raise _BadRecordError(f"{rtype.name} carries {payload} bytes of payload; it has none")
+    if offset + length >= 1 << 63:
+        raise _BadRecordError(f"range {offset}+{length} is beyond any disk")
+    return Record(rtype, flags, seq, position, time_ns, offset, length, body, payload)
+
+
+class SegmentReader:
+    """Reads one segment, strictly: anything torn or wrong is ``RigError('LogCorrupt')``.
+
+    A context manager.  ``fd`` stays open until :meth:`close`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise RigError("LogUnreadable", f"{path}: cannot be opened: {exc.strerror}") from exc
+        try:
+            head = os.pread(self.fd, HEADER_BYTES, 0)
+            self.header = _decode_header(path, head)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self._seed: int = _CRC.unpack_from(head, HEADER_BYTES - 4)[0]
+
+    def __enter__(self) -> SegmentReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
+
+    def records(self, *, verify: bool = True) -> Iterator[Record]:
+        """All records in order; ``verify=False`` trusts checksums (headers are still checked for sense).
+
+        Raises ``LogCorrupt`` at the first record that is torn, wrong, or out of sequence.
+        """
+        for at, item in _walk(self, verify=verify):
+            if isinstance(item, str):
+                raise _corrupt(self.path, at, item)
+            yield item
+
+    def payload(self, record: Record) -> bytes:
+        """The bytes that a WRITE or TAG record carries."""
+        data = os.pread(self.fd, record.payload_bytes, record.payload_offset)
+        if len(data) != record.payload_bytes:
+            raise _corrupt(self.path, record.payload_offset, "payload is cut short")
+        return data
+
+
+def _walk(reader: SegmentReader, *, verify: bool) -> Iterator[tuple[int, Record | str]]:
+    """Records, then, if the file does not end with a whole one, a text that says what is wrong."""
+    size = os.fstat(reader.fd).st_size
+    if size <= HEADER_BYTES:
+        return
+    with mmap.mmap(reader.fd, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
+        at, seq, position = HEADER_BYTES, reader.header.first_record_seq, 0
+        while at < size:
+            try:
+                record = _parse_record(view, at, reader._seed, verify=verify)
+                if record.seq != seq:
+                    raise _BadRecordError(f"sequence number {record.seq}; {seq} comes next")  # noqa: TRY301
+                if record.position < position:
+                    raise _BadRecordError(f"position {record.position} after {position}")  # noqa: TRY301
+            except _BadRecordError as bad:
+                yield at, str(bad)
+                return
+            yield at, record
+            at, seq, position = record.end, seq + 1, record.position
+
+
+@dataclass(frozen=True, slots=True)
+class TailScan:
+    """What a segment that may have been cut by a kill holds: its good records, and where they end."""
+
+    records: list[Record]
+    end: int
+    torn_bytes: int
+
+
+def scan_tail(reader: SegmentReader) -> TailScan:
+    """Read up to the torn tail.  A good record *behind* a bad one is rot, not tearing: ``LogCorrupt``."""
+    records: list[Record] = []
+    size = os.fstat(reader.fd).st_size
+    end = HEADER_BYTES
+    for at, item in _walk(reader, verify=True):
+        if isinstance(item, str):
+            if _good_record_behind(reader, at + 1, size):
+                raise _corrupt(reader.path, at, f"{item}, but good records follow")
+            break
+        records.append(item)
+        end = item.end
+    return TailScan(records, end, size - end)
+
+
+def _good_record_behind(reader: SegmentReader, at: int, size: int) -> bool:
+    with mmap.mmap(reader.fd, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
+        while (at := mapped.find(_RECORD_MAGIC_BYTES, at)) >= 0:
+            try:
+                _parse_record(view, at, reader._seed, verify=True)
+            except _BadRecordError:
+                at += 1
+            else:
+                return True
+    return False
+
+
+class SegmentWriter:
+    """Appends records to a new segment.  Not safe for use by several threads at once."""
+
+    def __init__(self, path: Path, fd: int, seed: int, header: SegmentHeader) -> None:
+        self.path = path
+        self.fd = fd
+        self.header = header
+        self.end = HEADER_BYTES
+        self._seed = seed
+
+    @classmethod
+    def create(cls, path: Path, header: SegmentHeader) -> SegmentWriter:
+        """Make the file (which must not exist) and write its header."""
+        raw = _encode_header(header)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(fd, raw, 0)
+        except BaseException:
+            os.close(fd)
+            path.unlink()
+            raise
+        return cls(path, fd, _CRC.unpack_from(raw, HEADER_BYTES - 4)[0], header)
+
+    def append(
+        self,
+        kind: RecordType,
+        *,
+        seq: int,
+        position: int,
+        time_ns: int,
+        offset: int = 0,
+        length: int = 0,
+        payload: bytes | memoryview = b"",
+        flags: int = 0,
+    ) -> int:
+        """Append one record and return the file offset of its payload.
+
+        On an error (disk full, ...) the segment is cut back to what it was and the ``OSError`` goes on: there is
+        never half a record in the middle of a log.
+        """
+        size = len(payload)
+        head = _RECORD.pack(
+            _RECORD_MAGIC, kind, flags, RECORD_HEADER_BYTES, seq, position, time_ns, offset, length, size, 0
+        )
+        crc = crc32c(payload, crc32c(head, self._seed))
+        at = self.end
+        try:
+            done = os.pwritev(self.fd, [head, _CRC.pack(crc), payload], at)
+            while done < RECORD_HEADER_BYTES + size:  # a short write: the rest of the payload
+                done += os.pwrite(self.fd, memoryview(payload)[done - RECORD_HEADER_BYTES :], at + done)
+        except OSError:
+            self.cut(at)
+            raise
+        self.end = at + done
+        return at + RECORD_HEADER_BYTES
+
+    def cut(self, end: int) -> None:
+        """Take back everything from file offset ``end``."""
+        os.ftruncate(self.fd, end)
+        self.end = end
+
+    def sync(self) -> None:
+        """Make all records durable."""
+        os.fdatasync(self.fd)
+
+    def close(self) -> None:
+        """Close the file (no sync)."""
+        os.close(self.fd)
+
+
+def encode_tag(tag: TagSeen) -> bytes:
+    """Payload of a TAG record."""
+    return tag.model_dump_json().encode()
+
+
+def decode_tag(payload: bytes) -> TagSeen:
+    """Read a TAG record's payload; ``LogCorrupt`` if it is no tag."""
+    try:
+        return TagSeen.model_validate_json(payload)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        raise RigError("LogCorrupt", f"TAG record: {'.'.join(map(str, first['loc']))}: {first['msg']}") from exc

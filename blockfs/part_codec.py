@@ -1,0 +1,68 @@
+"""Packs a segment for the wire and unpacks it again, believing nothing.
+
+Fault contract: what :func:`unpack` leaves at its target is a durable, fully verified segment that is the part its
+name says; anything else raises ``RigError('PartCorrupt')`` and leaves nothing there.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import zstandard
+
+from blockfs.changelog import SegmentHeader, SegmentReader
+from blockfs.errors import RigError
+from blockfs.part import PartName
+
+LEVEL = 3
+UNPACKED_BYTES_MAX = 1 << 30
+
+
+def pack(path: Path) -> bytes:
+    """The segment file, zstd-compressed with size and checksum in the frame."""
+    return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(path.read_bytes())
+
+
+def unpack(part: PartName, data: bytes, into: Path) -> SegmentHeader:
+    """Decompress ``data`` to ``into``, make it durable, and check every record and that it is ``part``."""
+    try:
+        size = zstandard.frame_content_size(data)
+        if not 0 <= size <= UNPACKED_BYTES_MAX:
+            raise _bad(part, f"says it holds {size} bytes; at most {UNPACKED_BYTES_MAX}")
+        raw = zstandard.ZstdDecompressor().decompress(data)
+    except zstandard.ZstdError as exc:
+        raise _bad(part, f"is not sound zstd data: {exc}") from exc
+    fd = os.open(into, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(raw)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    try:
+        return _verify(part, into)
+    except BaseException:
+        into.unlink(missing_ok=True)
+        raise
+
+
+def _verify(part: PartName, path: Path) -> SegmentHeader:
+    try:
+        with SegmentReader(path) as reader:
+            last = reader.header.first_seq - 1 if part.stream == "log" else reader.header.first_seq
+            for record in reader.records():
+                if part.stream == "log":
+                    last = record.seq
+            header = reader.header
+    except RigError as exc:
+        raise _bad(part, exc.message) from exc
+    found = PartName(header.disk_id, header.generation, header.stream, header.first_seq, last)
+    if found != part:
+        raise _bad(part, f"holds {found.blob()}")
+    return header
+
+
+def _bad(part: PartName, why: str) -> RigError:
+    return RigError("PartCorrupt", f"part {part.blob()}: {why}")
