@@ -325,8 +325,10 @@ class SegmentWriter:
         at = self.end
         try:
             done = os.pwritev(self.fd, [head, _CRC.pack(crc), payload], at)
-            while done < RECORD_HEADER_BYTES + size:  # a short write: the rest of the payload
-                done += os.pwrite(self.fd, memoryview(payload)[done - RECORD_HEADER_BYTES :], at + done)
+            if done < RECORD_HEADER_BYTES + size:  # rare: a short write, then usually the error behind it
+                rest = memoryview(b"".join((head, _CRC.pack(crc), payload)))
+                while done < len(rest):
+                    done += os.pwrite(self.fd, rest[done:], at + done)
         except OSError:
             self.cut(at)
             raise

@@ -10,12 +10,7 @@
 #include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <unistd.h>
-
-#ifndef PR_SET_IO_FLUSHER
-#define PR_SET_IO_FLUSHER 57
-#endif
 
 int sr_is_zero(const void *data, size_t bytes)
 {
@@ -119,9 +114,4 @@ out:
 	free(buf);
 	EVP_CIPHER_CTX_free(ctx);
 	return rc;
-}
-
-int sr_set_io_flusher(void)
-{
-	return prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) ? -errno : 0;
 }

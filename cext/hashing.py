@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+
 from typing_extensions import Buffer
 
 from cext._core import ffi, lib
@@ -51,13 +52,3 @@ def chunk_tags_fd(fd: int, key: bytes, chunk_bytes: int, first: int, count: int)
 def _check_key(key: bytes) -> None:
     if len(key) != KEY_BYTES:
         raise ValueError(f"key has {len(key)} bytes; it must have {KEY_BYTES}")
-
-
-def set_io_flusher() -> None:
-    """Mark this process as one that memory reclaim must not wait for (it serves disks); needs CAP_SYS_RESOURCE.
-
-    Raises OSError (EPERM without the right: harmless unless a loop device sits on the mount).
-    """
-    rc = lib.sr_set_io_flusher()
-    if rc != 0:
-        raise OSError(-rc, os.strerror(-rc))

@@ -28,6 +28,9 @@ int sr_chunk_tag(const uint8_t key[SR_KEY_BYTES], uint64_t index, const void *da
 int sr_chunk_tags_fd(int fd, const uint8_t key[SR_KEY_BYTES], size_t chunk_bytes, uint64_t first, size_t count,
                      uint8_t *tags);
 
+/* Give the range back to the file system; it reads as zeros.  The file's size stays.  Returns 0, or -errno. */
+int sr_punch_hole(int fd, int64_t offset, int64_t bytes);
+
 /* prctl(PR_SET_IO_FLUSHER): memory reclaim must never wait for the process that serves the disks.
  * Returns 0, or -errno. */
 int sr_set_io_flusher(void);

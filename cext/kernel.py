@@ -1,0 +1,28 @@
+"""System calls that Python does not offer."""
+
+from __future__ import annotations
+
+import os
+
+from cext._core import lib
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give ``length`` bytes back to the file system: they read as zeros, the file keeps its size.
+
+    Raises OSError (EOPNOTSUPP where the file system has no holes).
+    """
+    _check(lib.sr_punch_hole(fd, offset, length))
+
+
+def set_io_flusher() -> None:
+    """Mark this process as one that memory reclaim must not wait for (it serves disks); needs CAP_SYS_RESOURCE.
+
+    Raises OSError (EPERM without the right).
+    """
+    _check(lib.sr_set_io_flusher())
+
+
+def _check(rc: int) -> None:
+    if rc != 0:
+        raise OSError(-rc, os.strerror(-rc))
