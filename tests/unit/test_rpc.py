@@ -1,0 +1,207 @@
+"""The RPC: what goes over it, and how each kind of failure arrives."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Literal, Protocol
+
+import httpx
+import pytest
+import trio
+
+from blockfs.errors import RigError
+from blockfs.wire import WireModel
+from siterig import rpc
+
+
+class Box(WireModel):
+    name: str
+    weights: list[tuple[int, int]]
+
+
+class Depot(Protocol):
+    async def store(self, *, box: Box, kind: Literal["a", "b"] = "a", limit_s: float | None = None) -> list[Box]: ...
+    async def count(self) -> int: ...
+    async def fail(self) -> None: ...
+    async def fail_in_a_task(self) -> None: ...
+    async def crash(self) -> None: ...
+    async def wait_for_ever(self) -> None: ...
+
+
+class RealDepot:
+    def __init__(self) -> None:
+        self.entered = trio.Event()
+        self.cancelled = trio.Event()
+
+    async def store(self, *, box: Box, kind: str = "a", limit_s: float | None = None) -> list[Box]:
+        return [box, Box(name=f"{kind} {limit_s}", weights=[])]
+
+    async def count(self) -> int:
+        return 7
+
+    async def fail(self) -> None:
+        raise RigError("VmNotFound", "no VM 'web01'", recoverable=True)
+
+    async def fail_in_a_task(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.fail)
+
+    async def crash(self) -> None:
+        raise ValueError("secret detail")
+
+    async def wait_for_ever(self) -> None:
+        self.entered.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.cancelled.set()
+
+
+class Served:
+    def __init__(self, socket: Path, real: RealDepot, remote: Depot) -> None:
+        self.socket, self.real, self.remote = socket, real, remote
+
+    async def post(self, path: str, body: str) -> httpx.Response:
+        transport = httpx.AsyncHTTPTransport(uds=str(self.socket), verify=False)
+        async with httpx.AsyncClient(transport=transport) as client:
+            return await client.post(f"http://rig{path}", content=body)
+
+
+@pytest.fixture
+async def depot(tmp_path: Path) -> AsyncIterator[Served]:
+    socket = tmp_path / "run" / "depot.sock"
+    real = RealDepot()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(rpc.serve, {"Depot": (Depot, real)}, socket)
+        yield Served(socket, real, rpc.proxy(Depot, socket))  # type: ignore[type-abstract]
+        nursery.cancel_scope.cancel()
+
+
+async def test_arguments_and_results_arrive_as_their_types(depot: Served) -> None:
+    box = Box(name="x", weights=[(1, 2)])
+    assert await depot.remote.store(box=box, kind="b", limit_s=2) == [box, Box(name="b 2.0", weights=[])]
+    assert await depot.remote.count() == 7
+
+
+async def test_defaults_are_those_of_the_service(depot: Served) -> None:
+    assert (await depot.remote.store(box=Box(name="x", weights=[])))[1].name == "a None"
+
+
+async def test_socket_and_its_folder_are_for_the_owner_only(depot: Served) -> None:
+    assert stat.S_IMODE(depot.socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(depot.socket.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("method", ["fail", "fail_in_a_task"])
+async def test_a_rig_error_is_raised_again_at_the_caller(depot: Served, method: str) -> None:
+    with pytest.raises(RigError) as caught:
+        await getattr(depot.remote, method)()
+    assert (caught.value.code, caught.value.message, caught.value.recoverable) == ("VmNotFound", "no VM 'web01'", True)
+
+
+async def test_a_bug_tells_the_caller_no_detail(depot: Served) -> None:
+    with pytest.raises(RigError) as caught:
+        await depot.remote.crash()
+    assert caught.value.code == "InternalError"
+    assert caught.value.message == "Depot.crash: ValueError; the traceback is in the role's log"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("/Depot/store", '{"boxx": 1, "box": {"name": "x", "weights": []}}', 400,
+         "Depot.store: unknown argument 'boxx'; allowed: box, kind, limit_s"),
+        ("/Depot/store", "{}", 400, "Depot.store: argument 'box' is missing"),
+        ("/Depot/store", '{"box": {"name": 5, "weights": []}}', 400,
+         "Depot.store: argument 'box.name' = 5: Input should be a valid string"),
+        ("/Depot/store", '{"box": {"name": "x", "weights": []}, "kind": "c"}', 400,
+         "Depot.store: argument 'kind' = 'c': Input should be 'a' or 'b'"),
+        ("/Depot/none", "{}", 404,
+         "unknown method 'Depot.none'; Depot has: count, crash, fail, fail_in_a_task, store, wait_for_ever"),
+        ("/Shop/count", "{}", 404, "unknown service 'Shop'; here are: Depot"),
+    ],
+)  # fmt: skip
+async def test_a_bad_request_is_named(depot: Served, path: str, body: str, status: int, message: str) -> None:
+    answer = await depot.post(path, body)
+    assert answer.status_code == status
+    assert answer.json()["error"] == {"code": "BadRequest", "message": message, "recoverable": False}
+
+
+async def test_a_body_that_is_no_object_is_refused(depot: Served) -> None:
+    answer = await depot.post("/Depot/count", "[1]")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("Depot.count: the body must be a JSON object of arguments: ")
+
+
+async def test_a_handler_is_cancelled_when_its_client_goes(depot: Served) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(depot.remote.wait_for_ever)
+        await depot.real.entered.wait()
+        nursery.cancel_scope.cancel()
+    with trio.fail_after(5):
+        await depot.real.cancelled.wait()
+
+
+async def test_nobody_listening_is_a_recoverable_error(tmp_path: Path) -> None:
+    remote = rpc.proxy(Depot, tmp_path / "none.sock")  # type: ignore[type-abstract]
+    with pytest.raises(RigError) as caught:
+        await remote.count()
+    assert caught.value.code == "RoleUnavailable"
+    assert caught.value.recoverable
+    assert str(tmp_path / "none.sock") in caught.value.message
+
+
+async def test_a_lost_connection_is_a_recoverable_error(tmp_path: Path) -> None:
+    socket, real = tmp_path / "run" / "depot.sock", RealDepot()
+    caught: list[RigError] = []
+
+    async def call() -> None:
+        try:
+            await rpc.proxy(Depot, socket).wait_for_ever()  # type: ignore[type-abstract]
+        except RigError as error:
+            caught.append(error)
+
+    async with trio.open_nursery() as clients, trio.open_nursery() as server:
+        await server.start(rpc.serve, {"Depot": (Depot, real)}, socket)
+        clients.start_soon(call)
+        await real.entered.wait()
+        server.cancel_scope.cancel()
+    assert [(error.code, error.recoverable) for error in caught] == [("RoleUnavailable", True)]
+
+
+async def test_a_stale_socket_is_replaced_and_a_finished_server_leaves_none(tmp_path: Path) -> None:
+    socket = tmp_path / "run" / "depot.sock"
+    socket.parent.mkdir()
+    socket.touch()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(rpc.serve, {"Depot": (Depot, RealDepot())}, socket)
+        assert await rpc.proxy(Depot, socket).count() == 7  # type: ignore[type-abstract]
+        nursery.cancel_scope.cancel()
+    assert not socket.exists()
+
+
+async def test_a_server_told_to_end_finishes_the_running_call(tmp_path: Path) -> None:
+    socket, end = tmp_path / "run" / "depot.sock", trio.Event()
+
+    class Ending(RealDepot):
+        async def count(self) -> int:
+            end.set()
+            await trio.sleep(0.05)
+            return 8
+
+    async with trio.open_nursery() as nursery:
+
+        async def serve(*, task_status: trio.TaskStatus[None]) -> None:
+            await rpc.serve({"Depot": (Depot, Ending())}, socket, until=end.wait, task_status=task_status)
+
+        await nursery.start(serve)
+        assert await rpc.proxy(Depot, socket).count() == 8  # type: ignore[type-abstract]
+
+
+def test_a_path_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RigError) as caught:
+        rpc.check_socket_path(Path("/" + "x" * 107))
+    assert caught.value.code == "PathTooLong"
+    assert caught.value.message.endswith("is 108 bytes long; the kernel allows 107: use a shorter --dir")
