@@ -1,0 +1,158 @@
+"""Loop devices, mounts and freezing on real files."""
+
+# ruff: noqa: ASYNC220, ASYNC251 (what is tested here is that other processes block)
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from blockfs import freezer, hostmounts
+from blockfs.errors import RigError
+
+pytestmark = [pytest.mark.system, pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")]
+MIB = 1024 * 1024
+
+
+def sparse(path: Path, size_bytes: int) -> Path:
+    path.touch()
+    os.truncate(path, size_bytes)
+    return path
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[Path]:
+    yield tmp_path
+    with trio.CancelScope(shield=True):
+        await hostmounts.release_below(tmp_path)
+
+
+async def mounted(host: Path, name: str, filesystem: str = "ext4", size_bytes: int = 64 * MIB) -> tuple[Path, Path]:
+    disk = sparse(host / f"{name}.img", size_bytes)
+    loop = await hostmounts.attach(disk)
+    await hostmounts.mkfs(loop, filesystem, name)
+    where = host / "mnt" / name
+    await hostmounts.mount(loop, where, filesystem)
+    return disk, where
+
+
+async def test_uses_shows_loop_device_and_mount_and_shutdown_ends_both(host: Path) -> None:
+    disk, where = await mounted(host, "os")
+    (use,) = await hostmounts.uses(disk)
+    assert use.disk == str(disk)
+    assert use.loop is not None
+    assert use.mountpoints == (str(where),)
+    await hostmounts.shutdown([disk])
+    assert await hostmounts.uses(disk) == []
+    assert not where.is_mount()
+
+
+async def test_shutdown_names_mount_point_and_the_process_that_holds_it(host: Path) -> None:
+    disk, where = await mounted(host, "os")
+    with (where / "held").open("w"), subprocess.Popen(["sleep", "60"], cwd=where) as holder:
+        try:
+            with pytest.raises(RigError) as caught:
+                await hostmounts.shutdown([disk])
+        finally:
+            holder.kill()
+    assert caught.value.code == "VmBusy"
+    assert caught.value.message.startswith(f"{where} cannot be unmounted, it is held by sleep ({holder.pid}): ")
+    assert where.is_mount()
+
+
+async def test_shutdown_names_a_process_that_has_the_disk_file_open(host: Path) -> None:
+    disk = sparse(host / "os.img", MIB)
+    with disk.open("rb") as file, subprocess.Popen(["sleep", "60"], stdin=file) as holder:
+        try:
+            with pytest.raises(RigError) as caught:
+                await hostmounts.shutdown([disk])
+        finally:
+            holder.kill()
+    assert caught.value.message == f"disk {disk} is open in sleep ({holder.pid})"
+
+
+async def test_release_below_says_what_it_did_and_leaves_other_folders_alone(host: Path) -> None:
+    (host / "a").mkdir()
+    (host / "ab").mkdir()
+    disk, where = await mounted(host / "a", "os")
+    other = await hostmounts.attach(sparse(host / "ab" / "x.img", MIB))
+    (use,) = await hostmounts.uses(disk)
+    assert await hostmounts.release_below(host / "a") == [f"unmounted {where}", f"detached {use.loop} from {disk}"]
+    assert [use.loop for use in await hostmounts.uses(host / "ab" / "x.img")] == [other]
+
+
+async def test_a_copy_of_a_mounted_xfs_mounts_beside_it(host: Path) -> None:
+    disk, where = await mounted(host, "data", "xfs", 300 * MIB)
+    (where / "file").write_text("x")
+    async with hostmounts.frozen([str(where)], timeout_s=30):
+        await trio.run_process(["cp", "--sparse=always", str(disk), str(host / "copy.img")])
+    loop = await hostmounts.attach(host / "copy.img")
+    await hostmounts.mount(loop, host / "mnt" / "copy", "xfs")
+    assert (host / "mnt" / "copy" / "file").read_text() == "x"
+
+
+async def test_frozen_file_systems_take_no_write_until_the_block_ends(host: Path) -> None:
+    _, one = await mounted(host, "one")
+    _, two = await mounted(host, "two")
+    async with hostmounts.frozen([str(one), str(two)], timeout_s=30):
+        writers = [subprocess.Popen(["touch", str(where / "file")]) for where in (one, two)]
+        for writer in writers:
+            with pytest.raises(subprocess.TimeoutExpired):
+                writer.wait(0.2)
+    assert [writer.wait(10) for writer in writers] == [0, 0]
+    assert (one / "file").exists()
+    assert (two / "file").exists()
+
+
+async def test_a_block_that_outlasts_the_time_is_told_and_the_file_systems_are_thawed(host: Path) -> None:
+    _, where = await mounted(host, "os")
+    with pytest.raises(RigError) as caught:
+        async with hostmounts.frozen([str(where)], timeout_s=0.2):
+            await trio.run_process(["touch", str(where / "file")])  # ends only when it is thawed
+    assert caught.value.code == "FreezeTimedOut"
+    assert caught.value.message == f"{where} had to be thawed after 0.2 s, before the recovery point was taken"
+
+
+async def test_when_the_second_refuses_the_first_is_thawed(host: Path) -> None:
+    _, one = await mounted(host, "one")
+    with pytest.raises(RigError) as caught:
+        async with hostmounts.frozen([str(one), "/proc"], timeout_s=30):
+            pytest.fail("was frozen")
+    assert caught.value.code == "FreezeFailed"
+    assert caught.value.message == "cannot freeze /proc: Operation not supported"
+    (one / "file").touch()
+
+
+async def test_an_error_in_the_block_thaws_and_comes_out_unchanged(host: Path) -> None:
+    _, one = await mounted(host, "one")
+    with pytest.raises(ZeroDivisionError):
+        async with hostmounts.frozen([str(one)], timeout_s=30):
+            _ = 1 // 0
+    (one / "file").touch()
+
+
+@pytest.mark.parametrize("end", ["parent dies", "SIGTERM"])
+async def test_the_freezer_thaws_when_its_parent_dies_or_it_is_told_to_stop(host: Path, end: str) -> None:
+    _, one = await mounted(host, "one")
+    with subprocess.Popen(
+        [sys.executable, "-m", "blockfs.freezer", "60", str(one)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdin
+        assert child.stdout
+        assert child.stdout.readline() == b"frozen\n"
+        child.send_signal(signal.SIGINT)  # Ctrl-C reaches the whole group: nothing happens
+        time.sleep(0.1)
+        assert child.poll() is None
+        if end == "SIGTERM":
+            child.terminate()
+        else:
+            child.stdin.close()
+        assert child.wait(10) == (freezer.EXIT_STOPPED if end == "SIGTERM" else freezer.EXIT_THAWED)
+    (one / "file").touch()

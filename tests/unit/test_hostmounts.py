@@ -1,0 +1,56 @@
+"""What hostmounts reads from the kernel, and what it refuses before asking it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from blockfs import hostmounts
+from blockfs.errors import RigError
+
+MIB = 1024 * 1024
+
+
+def test_mountinfo_gives_device_source_and_unescaped_mount_point() -> None:
+    text = (
+        "29 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n"
+        "88 29 7:3 / /mnt/with\\040space rw - xfs /dev/loop3 rw,attr2\n"
+        "90 29 0:52 /sub /mnt/b rw master:3 shared:9 - btrfs /dev/loop12p1 rw\n"
+    )
+    assert hostmounts.parse_mountinfo(text) == [
+        ("254:0", "/dev/vda", "/"),
+        ("7:3", "/dev/loop3", "/mnt/with space"),
+        ("0:52", "/dev/loop12p1", "/mnt/b"),
+    ]
+
+
+async def test_an_xfs_below_300_mib_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    disk = tmp_path / "small.img"
+    disk.touch()
+    with disk.open("r+b") as file:
+        file.truncate(299 * MIB)
+    with pytest.raises(RigError) as caught:
+        await hostmounts.mkfs(str(disk), "xfs", "data")
+    assert caught.value.code == "DiskTooSmall"
+    assert caught.value.message == f"{disk} has {299 * MIB} bytes: an xfs needs at least {300 * MIB} (300 MiB)"
+
+
+async def test_an_unknown_file_system_is_named_with_what_is_allowed() -> None:
+    with pytest.raises(RigError) as caught:
+        await hostmounts.mkfs("/dev/null", "ntfs", "data")
+    assert caught.value.message == "file system 'ntfs' is not supported: ext4 or xfs"
+
+
+async def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(RigError) as caught:
+        await hostmounts.mkfs("/dev/null", "ext4", "os")
+    assert caught.value.code == "ToolMissing"
+    assert caught.value.message == "program mkfs.ext4 is not installed; on Debian: apt-get install e2fsprogs"
+
+
+async def test_a_disk_that_nobody_uses_has_no_uses(tmp_path: Path) -> None:
+    disk = tmp_path / "idle.img"
+    disk.touch()
+    assert await hostmounts.uses(disk) == []
