@@ -57,7 +57,11 @@ class JobError(WireModel):
 
 
 class Job(WireModel):
-    """A job as the service shows it.  ``result`` is the rig's addition: the VM that a failover made, if any."""
+    """A job as the service shows it.
+
+    The rig's additions: ``result`` is the VM that a failover made, ``position`` the position over all its disks that it was
+    made from (also for ``Latest``, where no named point need be there); None for every other job.
+    """
 
     name: str
     scenarioName: str  # noqa: N815
@@ -70,6 +74,7 @@ class Job(WireModel):
     tasks: list[Task]
     errors: list[JobError]
     result: Vm | None = None
+    position: int | None = None
 
 
 class RecoveryPoint(WireModel):
