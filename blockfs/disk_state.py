@@ -1,0 +1,64 @@
+"""The small file beside each disk that says what it is (``NAME.disk``).  Layout: docs/formats/disk.md.
+
+Fault contract: replaced atomically and durably; carries its own checksum, so that a bad byte is an error and never
+another disk.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from blockfs.durable import write_atomically
+from blockfs.errors import RigError
+from blockfs.wire import WireModel
+from cext.hashing import crc32c
+
+FORMAT_VERSION = 1
+
+
+class DiskState(WireModel):
+    """What must be known of a disk before its bytes are touched.
+
+    ``kind`` is ``raw`` (``NAME.img``) or ``top`` (``NAME.top`` over managed disk ``store`` at ``position``).
+    ``tracked``: writes are logged in generation ``generation``.  ``needs_resync``: None, or why the logs cannot be
+    vouched for.
+    """
+
+    disk_id: str
+    size_bytes: int
+    kind: Literal["raw", "top"]
+    generation: int
+    tracked: bool
+    needs_resync: str | None
+    store: str | None = None
+    position: int | None = None
+
+    def save(self, path: Path) -> None:
+        """Write durably."""
+        body = self.model_dump()
+        write_atomically(path, json.dumps({"format": FORMAT_VERSION, "crc32c": _crc(body), "disk": body}).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> DiskState:
+        """Read; ``RigError('DiskStateCorrupt' | 'StateVersion')`` names the file."""
+        try:
+            raw = json.loads(path.read_bytes())
+            version, crc, body = raw["format"], raw["crc32c"], raw["disk"]
+        except (ValueError, KeyError, TypeError) as exc:
+            raise RigError("DiskStateCorrupt", f"{path}: is not a disk state file: {exc!r}") from exc
+        if version != FORMAT_VERSION:
+            raise RigError("StateVersion", f"{path}: disk state format {version}; this siterig reads {FORMAT_VERSION}")
+        if crc != _crc(body):
+            raise RigError("DiskStateCorrupt", f"{path}: checksum does not match")
+        try:
+            return cls.model_validate(body)
+        except ValidationError as exc:
+            raise RigError("DiskStateCorrupt", f"{path}: {exc.errors()[0]['msg']}") from exc
+
+
+def _crc(body: object) -> int:
+    return crc32c(json.dumps(body, sort_keys=True).encode())

@@ -1,0 +1,319 @@
+"""A disk host: all disks of all VMs of one side, and the control operations on them.
+
+Folder layout: ``root/VM/NAME.img`` (or ``.top``), ``.disk``, ``.NNNNNN.hrl``, ``.snapshot``, ``.staging``;
+``root/position`` is the position counter.
+
+Fault contract: a VM's folder is made under a dot name and renamed when its first disk is whole, and renamed to a dot
+name before it is deleted; dot names are swept away at start.  A disk whose files cannot be read fails alone: it is
+reported by :meth:`DiskHost.broken`, the others are served.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from blockfs.control import CutInfo, DiskInfo, SegmentInfo, SnapshotDisk, SnapshotInfo, StagingInfo, TagKind
+from blockfs.disk import Disk, DiskPlace, OpenView
+from blockfs.durable import sync_folder
+from blockfs.errors import RigError
+from blockfs.part import TagSeen
+from blockfs.position import PositionCounter
+
+MakeDisk = Callable[[DiskPlace], Disk]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_log = structlog.get_logger("blockfs.host")
+
+
+def check_name(what: str, name: str) -> None:
+    """``InvalidName`` unless ``name`` can be a file's name and nothing else."""
+    if not _NAME.fullmatch(name):
+        raise RigError(
+            "InvalidName",
+            f"{what} is named {name!r}; allowed are 1 to 63 letters, digits, '-' and '_', not '-' or '_' first",
+        )
+
+
+class DiskHost:
+    """Implements :class:`blockfs.control.DiskHostControl`; runs on one trio thread (see :mod:`blockfs.disk`)."""
+
+    def __init__(self, root: Path, mountpoint: Path, *, open_view: OpenView | None = None) -> None:
+        self.root = root
+        self.mountpoint = mountpoint
+        self._open_view = open_view
+        root.mkdir(parents=True, exist_ok=True)
+        self.positions = PositionCounter(root / "position")
+        self.vms: dict[str, dict[str, Disk]] = {}
+        self.broken: dict[str, str] = {}
+        """Disks that could not be opened (``VM/NAME``), and why."""
+        for folder in sorted(root.iterdir()):
+            if folder.is_dir():
+                self._load(folder)
+
+    def _load(self, folder: Path) -> None:
+        if folder.name.startswith("."):  # half-made or half-deleted
+            shutil.rmtree(folder)
+            return
+        disks = self.vms[folder.name] = {}
+        for state in sorted(folder.glob("*.disk")):
+            place = DiskPlace(folder, folder.name, state.stem)
+            try:
+                disks[state.stem] = Disk.open(place, self.positions, self._open_view)
+            except (RigError, OSError) as exc:
+                self.broken[str(place)] = str(exc)
+                _log.error("disk_not_opened", disk=str(place), error=str(exc))
+
+    def close(self) -> None:
+        """Close all disks in order."""
+        for disks in self.vms.values():
+            for disk in disks.values():
+                disk.close()
+        self.positions.close()
+
+    def abandon(self) -> None:
+        """Let go of all files without a sync, as a kill would."""
+        for disks in self.vms.values():
+            for disk in disks.values():
+                disk.abandon()
+
+    # --- finding ------------------------------------------------------------------------------------------------
+
+    def disks(self, vm: str) -> list[Disk]:
+        """A VM's disks; ``VmNotFound``, or ``DiskCorrupt`` if one of them could not be opened."""
+        if vm not in self.vms:
+            known = ", ".join(sorted(self.vms)) or "none"
+            raise RigError("VmNotFound", f"there is no VM {vm!r} here; there are: {known}")
+        for place, why in self.broken.items():
+            if place.startswith(f"{vm}/"):
+                raise RigError("DiskCorrupt", f"disk {place} cannot be opened: {why}")
+        return list(self.vms[vm].values())
+
+    def disk(self, vm: str, name: str) -> Disk:
+        """One disk; ``VmNotFound``, ``DiskNotFound``."""
+        for disk in self.disks(vm):
+            if disk.place.name == name:
+                return disk
+        raise RigError("DiskNotFound", f"VM {vm!r} has no disk {name!r}; it has: {', '.join(self.vms[vm])}")
+
+    async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
+        """See :class:`DiskHostControl`."""
+        if vm is not None:
+            return [disk.info(self.mountpoint) for disk in self.disks(vm)]
+        return [disk.info(self.mountpoint) for disks in self.vms.values() for disk in disks.values()]
+
+    async def position(self) -> int:
+        """See :class:`DiskHostControl`."""
+        return self.positions.value
+
+    # --- disks --------------------------------------------------------------------------------------------------
+
+    async def create_disk(self, *, vm: str, name: str, size_bytes: int) -> DiskInfo:
+        """See :class:`DiskHostControl`."""
+        self._check_new(vm, name)
+        try:
+            disk = self._in_folder(vm, name, lambda place: Disk.create(place, size_bytes, self.positions))
+        except OSError as exc:
+            raise _host_error(f"disk {vm}/{name} of {size_bytes} bytes", exc) from exc
+        return disk.info(self.mountpoint)
+
+    async def open_point(self, *, vm: str, name: str, disk_id: str, store: str, position: int) -> DiskInfo:
+        """See :class:`DiskHostControl`."""
+        open_view = self._open_view
+        if open_view is None:
+            raise RigError("NotARecoveryHost", f"cannot open managed disk {disk_id} here: this host serves a site")
+        self._check_new(vm, name)
+
+        def make(place: DiskPlace) -> Disk:
+            disk = Disk.create_top(
+                place, store=Path(store), position=position, open_view=open_view, positions=self.positions
+            )
+            disk.start_tracking(new_generation=False)
+            return disk
+
+        try:
+            return self._in_folder(vm, name, make).info(self.mountpoint)
+        except OSError as exc:
+            raise _host_error(f"disk {vm}/{name}", exc) from exc
+
+    def _check_new(self, vm: str, name: str) -> None:
+        check_name("VM", vm)
+        check_name("disk", name)
+        if name in self.vms.get(vm, {}) or f"{vm}/{name}" in self.broken:
+            raise RigError("DiskExists", f"VM {vm!r} has a disk {name!r} already")
+
+    def _in_folder(self, vm: str, name: str, make: MakeDisk) -> Disk:
+        """Make a disk in the VM's folder, which appears whole or not at all."""
+        folder = self.root / vm
+        if vm in self.vms:
+            place = DiskPlace(folder, vm, name)
+            try:
+                disk = make(place)
+            except BaseException:
+                for path in folder.glob(f"{name}.*"):
+                    path.unlink()
+                raise
+        else:
+            fresh = self.root / f".new-{vm}"
+            fresh.mkdir(mode=0o700)
+            try:
+                make(DiskPlace(fresh, vm, name)).close()
+                fresh.rename(folder)
+            except BaseException:
+                shutil.rmtree(fresh)
+                raise
+            sync_folder(self.root)
+            disk = Disk.open(DiskPlace(folder, vm, name), self.positions, self._open_view)
+        self.vms.setdefault(vm, {})[name] = disk
+        return disk
+
+    async def remove_vm(self, *, vm: str) -> None:
+        """See :class:`DiskHostControl`."""
+        if vm not in self.vms:
+            self.disks(vm)
+        for disk in self.vms[vm].values():
+            _check_idle(disk)
+        for disk in self.vms.pop(vm).values():
+            disk.abandon()
+        for place in [place for place in self.broken if place.startswith(f"{vm}/")]:
+            del self.broken[place]
+        doomed = self.root / f".gone-{uuid.uuid4()}"
+        (self.root / vm).rename(doomed)
+        sync_folder(self.root)
+        shutil.rmtree(doomed)
+
+    # --- tracking -----------------------------------------------------------------------------------------------
+
+    async def start_tracking(self, *, vm: str, new_generation: bool = False) -> list[DiskInfo]:
+        """See :class:`DiskHostControl`."""
+        disks = self.disks(vm)
+        try:
+            for disk in disks:
+                disk.start_tracking(new_generation=new_generation)
+        except OSError as exc:
+            raise _host_error(f"change log of VM {vm}", exc) from exc
+        return [disk.info(self.mountpoint) for disk in disks]
+
+    async def stop_tracking(self, *, vm: str) -> None:
+        """See :class:`DiskHostControl`."""
+        for disk in self.disks(vm):
+            disk.end_snapshot()
+            disk.stop_tracking()
+
+    async def cut(self, *, vm: str, kind: TagKind, name: str) -> CutInfo:
+        """See :class:`DiskHostControl`.  No checkpoint between the position and the last disk's tag."""
+        disks = self.disks(vm)
+        for disk in disks:
+            _ = disk.log  # NotTracked, before anything is tagged
+        tag = TagSeen(tag_id=str(uuid.uuid4()), kind=kind, name=name, position=self.positions.draw(), time_ns=time.time_ns())
+        try:
+            for disk in disks:
+                disk.tag(tag)
+            for disk in disks:
+                await disk.flush()
+        except OSError as exc:
+            raise _host_error(f"change log of VM {vm}", exc) from exc
+        return CutInfo(vm=vm, tag_id=tag.tag_id, kind=kind, name=name, position=tag.position, time_ns=tag.time_ns)
+
+    async def segments(self, *, vm: str) -> list[SegmentInfo]:
+        """See :class:`DiskHostControl`."""
+        return [segment for disk in self.disks(vm) for segment in disk.segments()]
+
+    async def applied(self, *, disk_id: str, generation: int, last_seq: int) -> None:
+        """See :class:`DiskHostControl`."""
+        for disks in self.vms.values():
+            for disk in disks.values():
+                if disk.state.disk_id == disk_id:
+                    disk.applied(generation, last_seq)
+
+    # --- snapshot -----------------------------------------------------------------------------------------------
+
+    async def begin_snapshot(self, *, vm: str) -> SnapshotInfo:
+        """See :class:`DiskHostControl`.  No checkpoint: one position for all disks."""
+        disks = self.disks(vm)
+        for disk in disks:
+            _ = disk.log
+            if disk.snapshot is not None:
+                raise RigError("SnapshotExists", f"disk {disk.place} has a snapshot already")
+        position, now = self.positions.draw(), time.time_ns()
+        parts = []
+        try:
+            for disk in disks:
+                snapshot = disk.begin_snapshot()
+                parts.append(
+                    SnapshotDisk(
+                        disk_id=disk.state.disk_id,
+                        name=disk.place.name,
+                        path=str(self.mountpoint / vm / f"{disk.place.name}.snapshot"),
+                        size_bytes=snapshot.size_bytes,
+                        generation=disk.state.generation,
+                        first_seq=snapshot.first_seq,
+                        data_ranges=snapshot.data_ranges,
+                    )
+                )
+        except OSError as exc:
+            for disk in disks:
+                disk.end_snapshot()
+            raise _host_error(f"snapshot of VM {vm}", exc) from exc
+        for disk in disks:
+            await disk.flush()
+        return SnapshotInfo(vm=vm, position=position, time_ns=now, disks=parts)
+
+    async def release_snapshot(self, *, vm: str, disk: str, upto: int) -> None:
+        """See :class:`DiskHostControl`."""
+        snapshot = self.disk(vm, disk).snapshot
+        if snapshot is not None:
+            snapshot.release(upto)
+
+    async def end_snapshot(self, *, vm: str) -> None:
+        """See :class:`DiskHostControl`."""
+        for disk in self.disks(vm):
+            disk.end_snapshot()
+
+    # --- failback -----------------------------------------------------------------------------------------------
+
+    async def begin_replace(self, *, vm: str, disk: str, size_bytes: int) -> StagingInfo:
+        """See :class:`DiskHostControl`."""
+        target = self.disk(vm, disk)
+        _check_idle(target)
+        if size_bytes != target.size_bytes:
+            raise RigError(
+                "InvalidDiskSize",
+                f"disk {target.place} has {target.size_bytes} bytes; what comes back has {size_bytes}",
+            )
+        try:
+            with target.staging.open("wb") as file:
+                file.truncate(size_bytes)
+        except OSError as exc:
+            raise _host_error(f"staging file of disk {target.place}", exc) from exc
+        return StagingInfo(vm=vm, disk=disk, path=str(target.staging), size_bytes=size_bytes)
+
+    async def commit_replace(self, *, vm: str) -> list[DiskInfo]:
+        """See :class:`DiskHostControl`."""
+        disks = self.disks(vm)
+        staged = [disk for disk in disks if disk.staging.exists()]
+        for disk in staged:
+            _check_idle(disk)
+        for disk in staged:
+            disk.replace()
+        return [disk.info(self.mountpoint) for disk in disks]
+
+
+def _check_idle(disk: Disk) -> None:
+    if disk.handles:
+        raise RigError("DiskInUse", f"disk {disk.place} is in use: it is open {disk.handles} times")
+
+
+def _host_error(what: str, exc: OSError) -> RigError:
+    """A host's file error, in the words of the user's thing that met it."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RigError("DiskFull", f"{what}: the host's disk is full", recoverable=True)
+    if exc.errno == errno.EFBIG:
+        return RigError("InvalidDiskSize", f"{what}: larger than the host's file system allows")
+    return RigError("HostIoError", f"{what}: {exc.strerror or exc}", recoverable=True)
