@@ -1,0 +1,54 @@
+"""What a rig's supervisor answers: the state of the roles, and means to kill and start them."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from blockfs.wire import WireModel
+
+RoleState = Literal["waiting", "starting", "ready", "restarting", "held", "failed", "stopped"]
+
+
+class RoleStatus(WireModel):
+    """One role's process.
+
+    ``held``: killed on purpose and kept down.  ``failed``: it died too often and is not started again.
+    ``restarts`` counts the times it died by itself; ``detail`` says why it is not ready (the last line of its log).
+    """
+
+    name: str
+    state: RoleState
+    pid: int | None
+    restarts: int
+    detail: str
+
+
+class RigStatus(WireModel):
+    """The supervisor and its roles, in the order of their start."""
+
+    folder: str
+    pid: int
+    roles: list[RoleStatus]
+
+
+class SupervisorControl(Protocol):
+    """Errors: ``NoSuchRole`` names the roles there are; ``RoleFailed`` carries the last line of the role's log."""
+
+    async def status(self) -> RigStatus:
+        """How every role is."""
+        ...
+
+    async def stop_all(self) -> list[str]:
+        """Release the guests' mounts and loop devices, end all roles, then the supervisor.  Says what was done.
+
+        ``VmBusy`` names who holds a mount: then the rig stays up as it was.
+        """
+        ...
+
+    async def kill_role(self, *, name: str, hold: bool = False) -> RoleStatus:
+        """SIGKILL the role; it is started again unless ``hold`` is set.  Returns once the process is gone."""
+        ...
+
+    async def start_role(self, *, name: str) -> RoleStatus:
+        """Start a role that is held or failed (no-op where it runs); returns once it is ready."""
+        ...

@@ -1,0 +1,126 @@
+"""Starting a rig's supervisor, and ending a rig, from another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from blockfs.errors import RigError
+from siterig import cleanup, services
+from siterig.layout import Layout, check_format, create
+from siterig.process import last_line
+from siterig.rpc import check_socket_path
+from siterig.supervise import take_lock
+
+END_TIMEOUT_S = 90.0
+
+
+@dataclass
+class Launched:
+    """The supervisor as the child that it is of this process."""
+
+    popen: subprocess.Popen[bytes]
+
+    async def wait(self) -> None:
+        """Wait for its end."""
+        await trio.to_thread.run_sync(self.popen.wait, abandon_on_cancel=True)
+
+
+def _spawn(layout: Layout, report_fd: int, *, until_eof: bool) -> subprocess.Popen[bytes]:
+    option = ["--until-eof"] if until_eof else []
+    with layout.log("supervisor").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "siterig.supervise", str(layout.root), *option, str(report_fd)],
+            stdin=subprocess.PIPE if until_eof else subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=[report_fd],
+            start_new_session=True,
+            cwd="/",
+            env=cleanup.python_environment(),
+        )
+
+
+async def up(
+    layout: Layout, *, until_eof: bool = False, announce: Callable[[str, str], None] = lambda _role, _state: None
+) -> Launched:
+    """Start the rig and wait until every role is ready; on failure nothing is left running.
+
+    ``announce(role, state)`` is called as roles get ready.  With ``until_eof`` the rig ends when this process does,
+    however it ends.  ``AlreadyUp``, ``StateVersion``, ``NotARig``, or what a role failed with.
+    """
+    check_socket_path(layout.socket("supervisor"))
+    check_format(layout)
+    create(layout)
+    report_r, report_w = os.pipe2(os.O_CLOEXEC)
+    try:
+        popen = _spawn(layout, report_w, until_eof=until_eof)
+    except BaseException:
+        os.close(report_r)
+        raise
+    finally:
+        os.close(report_w)
+    launched = Launched(popen)
+    try:
+        async with trio.lowlevel.FdStream(report_r) as reports:
+            await _await_up(layout, reports, announce)
+    except BaseException:
+        popen.terminate()
+        with trio.CancelScope(shield=True):
+            await launched.wait()
+        if popen.stdin is not None:
+            popen.stdin.close()
+        raise
+    return launched
+
+
+async def _await_up(layout: Layout, reports: trio.lowlevel.FdStream, announce: Callable[[str, str], None]) -> None:
+    pending = b""
+    async for data in reports:
+        *lines, pending = (pending + data).split(b"\n")
+        for line in lines:
+            report = json.loads(line)
+            if "error" in report:
+                raise RigError(**report["error"])
+            if "up" in report:
+                return
+            announce(report["role"], report["state"])
+    raise RigError("SupervisorFailed", f"the supervisor ended: {last_line(layout.log('supervisor'))}")
+
+
+def is_up(layout: Layout) -> bool:
+    """Whether a supervisor holds the rig's lock."""
+    if not layout.lock.exists():
+        return False
+    try:
+        os.close(take_lock(layout))
+    except RigError:
+        return True
+    return False
+
+
+async def down(layout: Layout) -> list[str]:
+    """End the rig and clear all it holds on this host; also when its supervisor was killed.  Says what was done.
+
+    ``VmBusy``: a guest's mount is in use, the rig stays up.  A rig that is down already is fine.
+    """
+    check_format(layout)
+    if not layout.state.exists():
+        return []
+    done: list[str] = []
+    if is_up(layout):
+        done += await services.supervisor(layout).stop_all()
+    with trio.move_on_after(END_TIMEOUT_S):
+        while is_up(layout):  # noqa: ASYNC110 (waiting for a lock of another process cannot be awaited)
+            await trio.sleep(0.05)
+    lock = take_lock(layout)
+    try:
+        return done + await cleanup.clear(layout)
+    finally:
+        os.close(lock)

@@ -1,0 +1,144 @@
+"""Where a rig keeps its state: every path below ``--dir``, and what the folder's format is.
+
+The folder is the rig: whoever has it can start, look at and end the rig, so it is for its owner only (0700).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockfs.durable import write_atomically
+from blockfs.errors import RigError
+
+FORMAT = 1
+"""Version of the folder's contents; another version is refused, never guessed at."""
+
+
+def default_dir() -> Path:
+    """``$XDG_STATE_HOME/siterig``, or ``~/.local/state/siterig``."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "siterig"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Paths of one rig; ``root`` is absolute and free of symbolic links."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> Layout:
+        """The layout below ``folder``, which need not exist yet."""
+        return cls(Path(os.path.realpath(folder.expanduser())))
+
+    @property
+    def state(self) -> Path:
+        """``{"format": N}``; its presence says that the folder is a rig's."""
+        return self.root / "state.json"
+
+    @property
+    def lock(self) -> Path:
+        """Locked (flock) by the supervisor for as long as it lives; holds its process id."""
+        return self.root / "lock"
+
+    def socket(self, role: str) -> Path:
+        """Unix socket on which a role, or the supervisor, answers calls."""
+        return self.root / "run" / f"{role}.sock"
+
+    def log(self, role: str) -> Path:
+        """What a role says, appended to over all its starts."""
+        return self.root / "log" / f"{role}.log"
+
+    @property
+    def keys(self) -> Path:
+        """Secrets, each in a file of mode 0600: the cache account's key."""
+        return self.root / "keys"
+
+    @property
+    def azurite(self) -> Path:
+        """Azurite's own data."""
+        return self.root / "azurite"
+
+    @property
+    def site_disks(self) -> Path:
+        """Backing folders of the source VMs' disks."""
+        return self.root / "site" / "disks"
+
+    @property
+    def site_mount(self) -> Path:
+        """Where the source VMs' disks appear as files."""
+        return self.root / "site" / "mnt"
+
+    @property
+    def managed_disks(self) -> Path:
+        """Managed disks of the recovery side, one folder each."""
+        return self.root / "azure" / "disks"
+
+    @property
+    def azure_vms(self) -> Path:
+        """Backing folders of the failed-over VMs' disks."""
+        return self.root / "azure" / "vms"
+
+    @property
+    def azure_mount(self) -> Path:
+        """Where the failed-over VMs' disks appear as files."""
+        return self.root / "azure" / "mnt"
+
+    @property
+    def agent(self) -> Path:
+        """The Recovery Services agent's own state and spool."""
+        return self.root / "agent"
+
+    @property
+    def vault_db(self) -> Path:
+        """The vault's database."""
+        return self.root / "vault.db"
+
+
+def check_format(layout: Layout) -> None:
+    """``StateVersion`` if the folder was made by another version, ``NotARig`` if it holds something else."""
+    root = layout.root
+    try:
+        found = json.loads(layout.state.read_text())["format"]
+    except FileNotFoundError:
+        # A lock alone is a rig whose first start was cut off.
+        if root.is_dir() and {entry.name for entry in root.iterdir()} - {layout.lock.name}:
+            raise RigError(
+                "NotARig", f"folder {root} is not empty and has no state.json: name an empty or a new folder with --dir"
+            ) from None
+        return
+    except (ValueError, KeyError, TypeError) as error:
+        raise RigError("StateVersion", f'{layout.state} is damaged: it must hold {{"format": {FORMAT}}}') from error
+    if found != FORMAT:
+        raise RigError(
+            "StateVersion",
+            f"{root} has state format {found!r}, this siterig understands {FORMAT}: use the siterig that made it",
+        )
+
+
+def create(layout: Layout) -> None:
+    """Make the folders of a rig where they are missing; call :func:`check_format` before."""
+    layout.root.mkdir(parents=True, exist_ok=True)
+    layout.root.chmod(0o700)
+    if not layout.state.exists():
+        write_atomically(layout.state, json.dumps({"format": FORMAT}).encode() + b"\n")
+    for folder in (
+        layout.socket("").parent,
+        layout.log("").parent,
+        layout.keys,
+        layout.azurite,
+        layout.site_disks,
+        layout.site_mount,
+        layout.managed_disks,
+        layout.azure_vms,
+        layout.azure_mount,
+        layout.agent,
+    ):
+        folder.parent.mkdir(exist_ok=True)
+        # Not mkdir(exist_ok=True): that asks the folder itself, and the server of a stale mount is dead.
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()

@@ -1,0 +1,115 @@
+"""The supervisor's process: ``python -m siterig.supervise DIR [--until-eof] REPORT_FD``.
+
+It is made by :mod:`siterig.launch`, outlives it (unless ``--until-eof``), and holds the rig's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+import trio
+
+from blockfs.errors import RigError
+from siterig import cleanup
+from siterig.failures import expected
+from siterig.layout import Layout, check_format, create
+from siterig.roles.entry import log_to_stderr
+from siterig.supervisor import RoleSpec, Supervisor
+
+ROLES = ("azurite", "site", "azure", "vault", "applier", "agent")
+"""In the order of their start: a role needs only those before it to get ready."""
+
+
+def take_lock(layout: Layout) -> int:
+    """Lock the rig for this process, for as long as the descriptor is open; ``AlreadyUp`` names who holds it."""
+    fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.pread(fd, 32, 0).decode().strip() or "starting"
+        os.close(fd)
+        raise RigError(
+            "AlreadyUp", f"the rig in {layout.root} is up already (supervisor's process id: {pid}); end it with siterig down"
+        ) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def role_specs(layout: Layout) -> list[RoleSpec]:
+    """The roles of Hyper-V to Azure without VMM."""
+    root = str(layout.root)
+    return [RoleSpec(name, (sys.executable, "-P", "-m", f"siterig.roles.{name}", root)) for name in ROLES]
+
+
+async def _end_at_eof(cancel: Callable[[], None]) -> None:
+    async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
+        while await stdin.receive_some():
+            pass
+    cancel()
+
+
+async def _end_on_signal(cancel: Callable[[], None], *, task_status: trio.TaskStatus[None]) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for _ in signals:
+            cancel()
+
+
+async def _supervise(layout: Layout, tell: Callable[[dict[str, object]], None], *, until_eof: bool) -> None:
+    supervisor = Supervisor(layout, role_specs(layout), announce=lambda role, state: tell({"role": role, "state": state}))
+    for line in await cleanup.clear(layout):
+        structlog.get_logger().info("found from an earlier run", did=line)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_end_on_signal, nursery.cancel_scope.cancel)
+        if until_eof:
+            nursery.start_soon(_end_at_eof, nursery.cancel_scope.cancel)
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            await supervisor.run(task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(run)
+        tell({"up": True})
+
+
+def main() -> None:
+    """Lock, clear what a killed rig left behind, and supervise."""
+    layout = Layout(Path(sys.argv[1]))
+    until_eof = "--until-eof" in sys.argv
+    report_fd = int(sys.argv[-1])
+    os.set_inheritable(report_fd, False)
+    log_to_stderr()
+
+    def tell(what: dict[str, object]) -> None:
+        # Who started us may have gone; the rig is up nevertheless.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(report_fd, json.dumps(what).encode() + b"\n")
+
+    try:
+        check_format(layout)
+        lock = take_lock(layout)
+        create(layout)
+        try:
+            trio.run(lambda: _supervise(layout, tell, until_eof=until_eof))
+        finally:
+            os.close(lock)
+    except (RigError, ExceptionGroup) as error:
+        failure = expected(error)
+        if failure is None:
+            raise
+        structlog.get_logger().error(failure.message, code=failure.code)
+        tell({"error": {"code": failure.code, "message": failure.message, "recoverable": failure.recoverable}})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

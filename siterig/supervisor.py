@@ -1,0 +1,232 @@
+"""The supervisor: starts the roles in order, keeps them running, and ends them all.
+
+Fault contract: it may be killed at any moment.  Its roles die with it (PDEATHSIG); mounts and loop devices stay, and
+the next ``up`` or ``down`` finds them by what the kernel shows (:mod:`siterig.cleanup`).  The lock on ``DIR/lock``
+goes with the process, so that a stale process id is never believed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from blockfs.errors import RigError
+from siterig import cleanup, rpc
+from siterig.control import RigStatus, RoleState, RoleStatus, SupervisorControl
+from siterig.layout import Layout
+from siterig.process import Child
+
+DEATHS_MAX = 5
+DEATHS_WINDOW_S = 60.0
+BACKOFF_FIRST_S = 0.2
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class RoleSpec:
+    """A role and the command that runs it; two arguments are added: readiness descriptor, parent's process id."""
+
+    name: str
+    command: tuple[str, ...]
+
+
+@dataclass
+class _Role:
+    """A role as it is now.  Only the role's own keeper task changes ``child``; all else may change the rest."""
+
+    spec: RoleSpec
+    state: RoleState = "waiting"
+    child: Child | None = None
+    restarts: int = 0
+    detail: str = ""
+    hold: bool = False
+    killed: bool = False
+    """The supervisor killed it on purpose: that death does not count."""
+    deaths: deque[float] = field(default_factory=deque)
+    changed: trio.Event = field(default_factory=trio.Event)
+    wake: trio.Event = field(default_factory=trio.Event)
+
+    def enter(self, state: RoleState, detail: str = "") -> None:
+        self.state, self.detail = state, detail
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def settled(self, *states: RoleState) -> None:
+        while self.state not in states:
+            await self.changed.wait()
+
+    def status(self) -> RoleStatus:
+        pid = self.child.pid if self.child else None
+        return RoleStatus(name=self.spec.name, state=self.state, pid=pid, restarts=self.restarts, detail=self.detail)
+
+
+class Supervisor(SupervisorControl):
+    """Implements :class:`SupervisorControl`; ``announce(role, state)`` is told what happens during the start."""
+
+    def __init__(
+        self, layout: Layout, specs: Sequence[RoleSpec], *, announce: Callable[[str, str], None] = lambda _role, _state: None
+    ) -> None:
+        self._layout = layout
+        self._roles = {spec.name: _Role(spec) for spec in specs}
+        self._announce = announce
+        self._keepers = trio.CancelScope()
+        self._keepers_gone = trio.Event()
+        self._stopping = trio.Lock()
+        self._finished = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the rig until :meth:`stop_all`, or until cancelled; in any case nothing is left running or mounted.
+
+        ``started`` means that every role is ready.  A role that fails to start ends it all.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._serve_control)
+                try:
+                    await self._keep_all(task_status)
+                finally:
+                    self._keepers_gone.set()
+                await self._finished.wait()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._end_all(force=True)
+
+    async def _keep_all(self, task_status: trio.TaskStatus[None]) -> None:
+        with self._keepers:
+            for role in self._roles.values():
+                await self._start(role)
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                for role in self._roles.values():
+                    nursery.start_soon(self._keep, role)
+
+    async def _serve_control(self, *, task_status: trio.TaskStatus[None]) -> None:
+        services = {"SupervisorControl": (SupervisorControl, self)}
+        await rpc.serve(services, self._layout.socket("supervisor"), until=self._finished.wait, task_status=task_status)
+
+    async def _start(self, role: _Role) -> None:
+        """Start once; ``RigError`` if it does not get ready."""
+        name = role.spec.name
+        role.enter("starting")
+        self._announce(name, "starting")
+        child = role.child = Child(name, role.spec.command, self._layout.log(name))
+        try:
+            await child.ready()
+        except BaseException:
+            await child.end()
+            await child.close()
+            role.child = None
+            raise
+        role.enter("ready")
+        self._announce(name, "ready")
+        _log.info("role is ready", role=name, pid=child.pid)
+
+    async def _keep(self, role: _Role) -> None:
+        """Look after a started role for as long as the rig is up."""
+        while True:
+            if role.child is not None:
+                ending = await role.child.ending()
+                await role.child.close()
+                role.child = None
+                await self._after_death(role, ending)
+            try:
+                await self._start(role)
+            except RigError as error:
+                await self._after_death(role, error.message)
+
+    async def _after_death(self, role: _Role, reason: str) -> None:
+        """Returns when the role is to be started again."""
+        _log.warning("role ended", role=role.spec.name, reason=reason, on_purpose=role.killed)
+        if not role.killed:
+            role.restarts += 1
+            role.deaths.append(trio.current_time())
+        role.killed = False
+        while role.deaths and role.deaths[0] < trio.current_time() - DEATHS_WINDOW_S:
+            role.deaths.popleft()
+        role.wake = trio.Event()
+        if role.hold:
+            role.enter("held", "killed on purpose")
+            await role.wake.wait()
+        elif len(role.deaths) >= DEATHS_MAX:
+            role.enter("failed", f"ended {DEATHS_MAX} times within {DEATHS_WINDOW_S:g} s; last: {reason}")
+            await role.wake.wait()
+        else:
+            role.enter("restarting", reason)
+            if role.deaths:
+                with trio.move_on_after(BACKOFF_FIRST_S * 2 ** (len(role.deaths) - 1)):
+                    await role.wake.wait()
+
+    def _role(self, name: str) -> _Role:
+        if name not in self._roles:
+            raise RigError("NoSuchRole", f"unknown role {name!r}; there are: {', '.join(self._roles)}")
+        return self._roles[name]
+
+    async def status(self) -> RigStatus:
+        """How every role is."""
+        roles = [role.status() for role in self._roles.values()]
+        return RigStatus(folder=str(self._layout.root), pid=os.getpid(), roles=roles)
+
+    async def kill_role(self, *, name: str, hold: bool = False) -> RoleStatus:
+        """SIGKILL, whatever it is doing."""
+        role = self._role(name)
+        role.hold = hold
+        child = role.child
+        if child is not None:
+            role.killed = True
+            child.send(signal.SIGKILL)
+            while role.child is child:
+                await role.changed.wait()
+        return role.status()
+
+    async def start_role(self, *, name: str) -> RoleStatus:
+        """Start what is held or has failed."""
+        role = self._role(name)
+        role.hold = False
+        if role.state != "ready":
+            role.deaths.clear()
+            if role.state in ("held", "failed"):
+                role.enter("restarting")
+            role.wake.set()
+            await role.settled("ready", "failed")
+        if role.state == "failed":
+            raise RigError("RoleFailed", f"role {name}: {role.detail}")
+        return role.status()
+
+    async def stop_all(self) -> list[str]:
+        """End the rig; refused while a guest's mount is busy."""
+        done = await self._end_all(force=False)
+        self._finished.set()
+        return done
+
+    async def _end_all(self, *, force: bool) -> list[str]:
+        """Guests' mounts first, for they need the disks' servers; then the roles, the last one started first."""
+        async with self._stopping:
+            done: list[str] = []
+            try:
+                done += await cleanup.release_guests(self._layout.root)
+            except RigError as error:
+                if not force:
+                    raise
+                _log.warning("guests are cut off", reason=error.message)
+            self._keepers.cancel()
+            await self._keepers_gone.wait()
+            for role in reversed(self._roles.values()):
+                if role.child is not None:
+                    await role.child.end()
+                    await role.child.close()
+                    role.child = None
+                    done.append(f"ended {role.spec.name}")
+                role.enter("stopped")
+            # Without their servers, what is still mounted can only be taken away lazily.
+            done += await cleanup.release_guests(self._layout.root)
+            done += await cleanup.unmount_stale(self._layout.root)
+            for line in done:
+                _log.info("end", did=line)
+            return done

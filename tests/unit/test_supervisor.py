@@ -1,0 +1,192 @@
+"""The supervisor with roles that are tiny programs: order, readiness, restarts, holding down, ending."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from blockfs.errors import RigError
+from siterig import supervisor as supervisor_module
+from siterig.control import RoleStatus
+from siterig.failures import expected
+from siterig.layout import Layout, create
+from siterig.supervisor import RoleSpec, Supervisor
+
+READY = "import os, signal, sys; fd = int(sys.argv[1]); "
+SERVE = READY + "os.write(fd, b'{}\\n'); signal.pause()"
+STUBBORN = READY + "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(fd, b'{}\\n')\nwhile True: signal.pause()"
+BREAK = "print('first'); print('disk on fire'); print(); raise SystemExit(3)"
+REFUSE = READY + 'os.write(fd, b\'{"code": "PortTaken", "message": "port 7 is taken"}\\n\')'
+END_SOON = READY + "os.write(fd, b'{}\\n'); print('had enough'); raise SystemExit(4)"
+
+
+def role(name: str, program: str) -> RoleSpec:
+    return RoleSpec(name, (sys.executable, "-S", "-c", program))
+
+
+@asynccontextmanager
+async def running(layout: Layout, *specs: RoleSpec) -> AsyncIterator[Supervisor]:
+    create(layout)
+    supervisor = Supervisor(layout, specs)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        yield supervisor
+        nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def failing(code: str, message: str) -> Iterator[None]:
+    with pytest.raises(ExceptionGroup) as caught:
+        yield
+    error = expected(caught.value)
+    assert error is not None
+    assert (error.code, error.message) == (code, message)
+
+
+async def status(supervisor: Supervisor, name: str) -> RoleStatus:
+    return {role.name: role for role in (await supervisor.status()).roles}[name]
+
+
+async def until(supervisor: Supervisor, name: str, wanted: Callable[[RoleStatus], bool]) -> RoleStatus:
+    with trio.fail_after(10):
+        while not wanted(found := await status(supervisor, name)):  # noqa: ASYNC110 (a process outside changes it)
+            await trio.sleep(0.01)
+    return found
+
+
+def alive(pid: int | None) -> bool:
+    assert pid is not None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout.of(tmp_path / "rig")
+
+
+async def test_roles_start_in_order_and_are_announced(layout: Layout) -> None:
+    create(layout)
+    heard: list[tuple[str, str]] = []
+    supervisor = Supervisor(layout, [role("a", SERVE), role("b", SERVE)], announce=lambda *what: heard.append(what))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(supervisor.run)
+        nursery.cancel_scope.cancel()
+    assert heard == [("a", "starting"), ("a", "ready"), ("b", "starting"), ("b", "ready")]
+
+
+async def test_a_role_that_ends_at_start_is_named_with_the_last_line_of_its_log(layout: Layout) -> None:
+    with failing("RoleFailed", "role b did not start (exit status 3): disk on fire"):
+        async with running(layout, role("a", SERVE), role("b", BREAK)):
+            pytest.fail("must not get here")
+
+
+async def test_a_role_that_says_why_it_cannot_start_is_quoted(layout: Layout) -> None:
+    with failing("PortTaken", "role a did not start: port 7 is taken"):
+        async with running(layout, role("a", REFUSE)):
+            pytest.fail("must not get here")
+
+
+async def test_a_killed_role_is_started_again(layout: Layout) -> None:
+    async with running(layout, role("a", SERVE)) as supervisor:
+        before = await status(supervisor, "a")
+        assert before.pid is not None
+        os.kill(before.pid, signal.SIGKILL)
+        after = await until(supervisor, "a", lambda role: role.state == "ready" and role.pid != before.pid)
+        assert after.restarts == 1
+
+
+async def test_a_role_that_keeps_ending_is_given_up_and_says_why(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "BACKOFF_FIRST_S", 0.001)
+    async with running(layout, role("a", END_SOON)) as supervisor:
+        found = await until(supervisor, "a", lambda role: role.state == "failed")
+        assert found.pid is None
+        assert found.detail == "ended 5 times within 60 s; last: exit status 4: had enough"
+
+
+async def test_a_role_killed_on_purpose_is_held_until_it_is_started(layout: Layout) -> None:
+    async with running(layout, role("a", SERVE)) as supervisor:
+        before = await status(supervisor, "a")
+        held = await supervisor.kill_role(name="a", hold=True)
+        assert (held.state, held.pid, held.restarts) == ("held", None, 0)
+        assert not alive(before.pid)
+        again = await supervisor.start_role(name="a")
+        assert again.state == "ready"
+        assert alive(again.pid)
+
+
+async def test_killing_on_purpose_any_number_of_times_is_never_given_up(layout: Layout) -> None:
+    async with running(layout, role("a", SERVE)) as supervisor:
+        for _ in range(supervisor_module.DEATHS_MAX + 1):
+            await supervisor.kill_role(name="a")
+            await until(supervisor, "a", lambda role: role.state == "ready")
+        assert (await status(supervisor, "a")).restarts == 0
+
+
+async def test_a_failed_role_can_be_started_again(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "BACKOFF_FIRST_S", 0.001)
+    cured = tmp_path / "cured"
+    program = READY + f"os.write(fd, b'{{}}\\n'); os.path.exists({str(cured)!r}) and signal.pause()"
+    async with running(layout, role("a", program)) as supervisor:
+        await until(supervisor, "a", lambda role: role.state == "failed")
+        cured.touch()
+        assert (await supervisor.start_role(name="a")).state == "ready"
+
+
+async def test_an_unknown_role_is_named_with_those_there_are(layout: Layout) -> None:
+    async with running(layout, role("a", SERVE), role("b", SERVE)) as supervisor:
+        with pytest.raises(RigError) as caught:
+            await supervisor.kill_role(name="c")
+        assert (caught.value.code, caught.value.message) == ("NoSuchRole", "unknown role 'c'; there are: a, b")
+
+
+async def test_stopping_ends_the_last_started_first_and_then_the_run(layout: Layout) -> None:
+    create(layout)
+    supervisor = Supervisor(layout, [role("a", SERVE), role("b", SERVE)])
+    with trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(supervisor.run)
+            assert await supervisor.stop_all() == ["ended b", "ended a"]
+    assert [role.state for role in (await supervisor.status()).roles] == ["stopped", "stopped"]
+
+
+async def test_a_role_that_ignores_sigterm_is_killed_in_bounded_time(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("siterig.process.TERM_TIMEOUT_S", 0.1)
+    async with running(layout, role("a", STUBBORN)) as supervisor:
+        pid = (await status(supervisor, "a")).pid
+    assert not alive(pid)
+
+
+async def test_a_role_that_never_gets_ready_is_given_up(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("siterig.process.READY_TIMEOUT_S", 1)
+    with failing("RoleFailed", "role a was not ready after 1 s: hm"):
+        async with running(layout, role("a", "import signal; print('hm', flush=True); signal.pause()")):
+            pytest.fail("must not get here")
+
+
+async def test_a_role_dies_with_its_parent(layout: Layout) -> None:
+    """The parent is a program of its own, and is shot; the role's pid comes over a pipe that ends with the role."""
+    child = "import sys; from siterig.roles.entry import die_with_parent; die_with_parent(int(sys.argv[1])); print('in')"
+    child += "\nsys.stdout.flush(); import signal; signal.pause()"
+    parent = f"import os, subprocess, sys, signal; subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid())])"
+    parent += "; signal.pause()"
+    process = await trio.lowlevel.open_process([sys.executable, "-c", parent], stdout=-1)
+    assert process.stdout is not None
+    assert await process.stdout.receive_some().startswith(b"in")
+    process.kill()
+    await process.wait()
+    with trio.fail_after(5):
+        assert await process.stdout.receive_some() == b""
+    await process.stdout.aclose()
