@@ -184,7 +184,7 @@ async def test_a_role_dies_with_its_parent(layout: Layout) -> None:
     parent += "; signal.pause()"
     process = await trio.lowlevel.open_process([sys.executable, "-c", parent], stdout=-1)
     assert process.stdout is not None
-    assert await process.stdout.receive_some().startswith(b"in")
+    assert (await process.stdout.receive_some()).startswith(b"in")
     process.kill()
     await process.wait()
     with trio.fail_after(5):
