@@ -1,0 +1,85 @@
+"""The small files of a managed disk: ``disk.json`` and ``progress``, JSON with a format version and a checksum.
+
+Fault contract: a file is replaced atomically and durably, so a kill or a power loss leaves the old one or the new
+one.  Any changed byte is ``StoreCorrupt``, another format version ``StoreVersion``; both name the file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from blockfs.durable import write_atomically
+from blockfs.errors import RigError
+from blockfs.wire import WireModel
+from cext.hashing import crc32c
+
+FORMAT_VERSION = 1
+
+
+class DiskMeta(WireModel):
+    """``disk.json``: written once, when the disk is made.  ``size_bytes`` is the size of ``base.img``."""
+
+    disk_id: str
+    size_bytes: int
+    created_ns: int
+
+
+class SeedProgress(WireModel):
+    """``progress``: what of the first generation's sync stream (initial replication) is durable in ``base.img``.
+
+    ``position``, ``time_ns`` and ``first_seq`` (first sequence number of the log that is not in the snapshot) are 0
+    until ``complete``, which the stream's ``sync-end`` tag sets.
+    """
+
+    generation: int
+    sync_parts: int
+    complete: bool
+    position: int
+    time_ns: int
+    first_seq: int
+
+
+M = TypeVar("M", bound=WireModel)
+
+
+def write_meta(path: Path, model: WireModel) -> None:
+    """Replace ``path`` durably by ``model``."""
+    fields = {"format": FORMAT_VERSION, **model.model_dump()}
+    text = json.dumps({**fields, "crc32c": _checksum(fields)}, sort_keys=True, indent=1)
+    write_atomically(path, text.encode() + b"\n")
+
+
+def read_meta(path: Path, kind: type[M]) -> M:
+    """Read what :func:`write_meta` wrote: ``StoreCorrupt`` or ``StoreVersion`` if it is anything else."""
+    try:
+        fields = json.loads(path.read_bytes())
+    except OSError as exc:
+        raise store_corrupt(path, f"cannot be read: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise store_corrupt(path, "is not JSON") from exc
+    if not isinstance(fields, dict):
+        raise store_corrupt(path, "is not a JSON object")
+    checksum = fields.pop("crc32c", None)
+    if checksum != _checksum(fields):
+        raise store_corrupt(path, f"checksum is {checksum!r}; the content's is {_checksum(fields)!r}")
+    version = fields.pop("format", None)
+    if version != FORMAT_VERSION:
+        raise RigError("StoreVersion", f"{path}: managed disk format {version}; this siterig reads {FORMAT_VERSION}")
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        raise store_corrupt(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from exc
+
+
+def store_corrupt(path: Path, why: str) -> RigError:
+    """The error for anything in a managed disk's folder that is not as it was written."""
+    return RigError("StoreCorrupt", f"{path}: managed disk is corrupt: {why}")
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return f"{crc32c(json.dumps(fields, sort_keys=True).encode()):08x}"

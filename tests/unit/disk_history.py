@@ -1,0 +1,133 @@
+"""A site's disk as a test sees it: a bytearray that is written to, the parts that its log gives, what it was when."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter, current_boot_id, encode_tag
+from blockfs.control import TagKind
+from blockfs.part import PartName, TagSeen
+from blockfs.part_codec import pack
+from blockfs.sync_stream import SyncStream
+
+DISK_ID = "6f1c2f5e-8a51-4d10-9a7e-0d6f5f3c2b1a"
+SIZE_BYTES = 256 * 1024
+CHUNK_BYTES = 16 * 1024
+
+Packed = tuple[PartName, bytes]
+
+
+@dataclass
+class SiteDisk:
+    """Every change is made to ``data`` and noted; ``close_log`` and ``sync`` turn the notes into packed parts.
+
+    ``states``: the disk's bytes at each position at which it was noted.
+    """
+
+    folder: Path
+    rng: random.Random
+    disk_id: str = DISK_ID
+    data: bytearray = field(default_factory=lambda: bytearray(SIZE_BYTES))
+    position: int = 1000
+    generation: int = 1
+    seq: int = 0
+    states: dict[int, bytes] = field(default_factory=dict)
+    _notes: list[tuple[RecordType, int, int, bytes, int]] = field(default_factory=list)
+
+    def note(self, kind: RecordType, offset: int = 0, length: int = 0, payload: bytes = b"") -> int:
+        """Log one record; positions leave gaps, for other disks draw from the same counter.  Returns its position."""
+        self.position += self.rng.randrange(1, 4)
+        self._notes.append((kind, offset, length, payload, self.position))
+        return self.position
+
+    def write(self, offset: int, payload: bytes) -> None:
+        self.data[offset : offset + len(payload)] = payload
+        self.states[self.note(RecordType.WRITE, offset, len(payload), payload)] = bytes(self.data)
+
+    def zero(self, offset: int, length: int, kind: RecordType = RecordType.ZERO) -> None:
+        self.data[offset : offset + length] = bytes(length)
+        self.states[self.note(kind, offset, length)] = bytes(self.data)
+
+    def resize(self, size_bytes: int) -> None:
+        self.data.extend(bytes(size_bytes - len(self.data)))
+        self.states[self.note(RecordType.RESIZE, 0, size_bytes)] = bytes(self.data)
+
+    def scribble(self, count: int) -> None:
+        """Random overlapping writes, zeros, discards and flushes."""
+        for _ in range(count):
+            offset = self.rng.randrange(0, len(self.data) - 1)
+            length = self.rng.randrange(1, min(12_000, len(self.data) - offset) + 1)
+            match self.rng.randrange(10):
+                case 0:
+                    self.zero(offset, length)
+                case 1:
+                    self.zero(offset, length, RecordType.DISCARD)
+                case 2:
+                    self.note(RecordType.FLUSH)
+                case _:
+                    self.write(offset, self.rng.randbytes(length))
+
+    def tag(self, name: str, kind: TagKind = "CrashConsistent") -> TagSeen:
+        """Tag the present state."""
+        tag = TagSeen(tag_id=str(uuid.UUID(int=self.rng.getrandbits(128))), kind=kind, name=name, position=0, time_ns=0)
+        tag = tag.model_copy(update={"position": self.position + 1, "time_ns": (self.position + 1) * 10})
+        self.position += 1
+        self._notes.append((RecordType.TAG, 0, 0, encode_tag(tag), self.position))
+        self.states[self.position] = bytes(self.data)
+        return tag
+
+    def close_log(self) -> Packed:
+        """A log part of all that was noted since the last."""
+        first = self.seq + 1
+        header = SegmentHeader(self.disk_id, self.generation, "log", first, current_boot_id(), 1, len(self.data))
+        path = self.folder / "log.hrl"
+        path.unlink(missing_ok=True)
+        writer = SegmentWriter.create(path, header)
+        for kind, offset, length, payload, position in self._notes:
+            self.seq += 1
+            writer.append(
+                kind, seq=self.seq, position=position, time_ns=position * 10, offset=offset, length=length, payload=payload
+            )
+        writer.close()
+        self._notes.clear()
+        return PartName(self.disk_id, self.generation, "log", first, self.seq), pack(path)
+
+    def sync(self, against: bytes | None = None, part_bytes_max: int = 48 * 1024) -> list[Packed]:
+        """Sync parts of the present state: all chunks that differ from ``against`` (None: from zeros).
+
+        What was noted before is in the snapshot; its log part is not needed.
+        """
+        if self._notes:
+            self.close_log()
+        old = against if against is not None else bytes(len(self.data))
+        old = old.ljust(len(self.data), b"\0")
+        self.position += 1
+        self.states[self.position] = bytes(self.data)
+        folder = self.folder / "sync"
+        folder.mkdir(exist_ok=True)
+        stream = SyncStream(
+            folder,
+            disk_id=self.disk_id,
+            generation=self.generation,
+            disk_size_bytes=len(self.data),
+            position=self.position,
+            time_ns=self.position * 10,
+            first_seq=self.seq + 1,
+            part_bytes_max=part_bytes_max,
+        )
+        done = []
+        for at in range(0, len(self.data), CHUNK_BYTES):
+            chunk = bytes(self.data[at : at + CHUNK_BYTES])
+            if chunk != old[at : at + CHUNK_BYTES]:
+                done.append(stream.add(at, chunk if any(chunk) else None, len(chunk)))
+        done.append(stream.finish())
+        return [(part, pack(path)) for part, path in filter(None, done)]
+
+    def new_generation(self) -> None:
+        """The log was given up: what was noted is lost, sequence numbers begin anew."""
+        self.generation += 1
+        self.seq = self.rng.randrange(0, 5)
+        self._notes.clear()
