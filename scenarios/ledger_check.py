@@ -10,15 +10,7 @@ from pathlib import Path
 
 from scenarios import ledger_schema
 from scenarios.acks import Ack
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing checked and what was seen."""
-
-    name: str
-    ok: bool
-    evidence: str
+from scenarios.finding import Finding
 
 
 @dataclass(frozen=True)

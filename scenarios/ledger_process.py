@@ -91,7 +91,7 @@ class LedgerProcess:
             if patience.cancelled_caught:
                 self._process.kill()
             end = await self.ended()
-        return end
+        return end  # noqa: RET504 (mypy: a cancel scope may swallow)
 
     async def ended(self) -> LedgerEnd:
         """Wait until it ends: by :meth:`stop`, or by itself because a disk failed."""

@@ -1,0 +1,51 @@
+"""What a drill needs of the rig it runs on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from azure_emu.vault.api import VaultApi
+from blockfs.control import DiskHostControl
+
+
+class Rig(Protocol):
+    """A rig that is up: its services, and the two things that only its supervisor can do."""
+
+    @property
+    def vault(self) -> VaultApi:
+        """The vault's operations."""
+        ...
+
+    @property
+    def site(self) -> DiskHostControl:
+        """The disk host of the source VMs."""
+        ...
+
+    @property
+    def azure(self) -> DiskHostControl:
+        """The disk host of the failed-over VMs."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """An empty folder for the drill's own files: mount points, acknowledgement files; on no virtual disk."""
+        ...
+
+    @property
+    def site_position(self) -> Path:
+        """The site's position file (8 bytes, little endian, see :mod:`blockfs.position`)."""
+        ...
+
+    @property
+    def azure_position(self) -> Path:
+        """The recovery side's position file."""
+        ...
+
+    async def kill_site(self) -> None:
+        """SIGKILL the site's disk host and agent, and hold them down."""
+        ...
+
+    async def restart_site(self) -> None:
+        """Start them again; returns when they answer."""
+        ...
