@@ -55,10 +55,10 @@ class DiskPlace:
 
     def file(self, suffix: str) -> Path:
         """``NAME.suffix`` in the disk's folder."""
-        return self.place.folder / f"{self.place.name}.{suffix}"
+        return self.folder / f"{self.name}.{suffix}"
 
     def __str__(self) -> str:
-        return f"{self.place}"
+        return f"{self.vm}/{self.name}"
 
 
 class Disk:
@@ -207,6 +207,10 @@ class Disk:
         except OSError:
             self._log.undo(at)
             raise
+
+    def released(self) -> None:
+        """One who had it open has closed it."""
+        self.handles -= 1
 
     async def flush(self) -> None:
         """Everything written before the call is on stable storage, in the log and on the disk.

@@ -70,6 +70,7 @@ class Snapshot:
         self._released = max(self._released, min(upto, self.size_bytes) // CHUNK_BYTES * CHUNK_BYTES)
 
     def close(self) -> None:
-        """Remove the snapshot and its store."""
+        """Remove the snapshot and its store; who still has it open gets errors."""
+        self._failed = "the snapshot was removed"
         os.close(self._fd)
         self._path.unlink()
