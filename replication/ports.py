@@ -39,6 +39,13 @@ class VaultLink(Protocol):
         """The recovery side's durable progress of a protected VM's disks, one entry a disk that has a managed disk."""
         ...
 
+    async def may_replicate(self, *, vm: str) -> bool:
+        """Whether the site is (still) the VM's active location: asked before cycles resume after a restart.
+
+        The agent may have been dead while the VM was failed over; ``suspend`` did not reach it then.
+        """
+        ...
+
     async def point_sent(self, *, vm: str, tag_id: str, kind: TagKind, name: str, position: int, time_ns: int) -> None:
         """All data up to ``position`` and its tags are in the cache account (this is when the RPO is met)."""
         ...

@@ -1,0 +1,218 @@
+"""The Hyper-V host's Azure Site Recovery Provider and Recovery Services agent, as one service.
+
+It implements ``azure_emu.ports.Provider`` structurally: this side of the house does not import that one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+import trio
+
+from blockfs.control import CutInfo, DiskHostControl, DiskInfo, TagKind
+from blockfs.errors import RigError
+from blockfs.progress import VmProgress
+from replication import failback
+from replication.board import Board
+from replication.guests import Guests, HostGuests
+from replication.links import Links
+from replication.ports import CacheAccount, VaultLink
+from replication.prerequisites import check_space
+from replication.relationship import Relationship, RelationshipBook
+from replication.replica import Replica
+from replication.retry import OFFICIAL_DELAYS_S, RetryTable
+from replication.snapshots import MountedSnapshot, SnapshotFile
+
+UPLOADS_IN_FLIGHT = 2
+_CLEAN_UP_S = 30.0
+
+_log = structlog.get_logger(__name__)
+
+
+class NewDisk(Protocol):
+    """A disk to create: ``filesystem`` None, ``ext4`` or ``xfs``."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def filesystem(self) -> str | None: ...
+
+
+class HyperVAgent:
+    """The agent of one host.  Its orders may be given from any task while :meth:`run` runs."""
+
+    def __init__(
+        self,
+        *,
+        host: DiskHostControl,
+        cache: CacheAccount,
+        vault: VaultLink,
+        folder: Path,
+        wall_ns: Callable[[], int] = time.time_ns,
+        retry_delays_s: tuple[float, ...] = OFFICIAL_DELAYS_S,
+        guests: Guests | None = None,
+        open_snapshot: Callable[[Path], SnapshotFile] = MountedSnapshot,
+    ) -> None:
+        """``folder``: the agent's state (``AgentStateUnreadable``) and spool.
+
+        ``retry_delays_s``: the official table, or a shorter one for a drill whose interval is below 30 s
+        (docs/retries.md).
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        spool = folder / "spool"
+        spool.mkdir(exist_ok=True)
+        self._links = Links(
+            host=host,
+            cache=cache,
+            vault=vault,
+            book=RelationshipBook(folder),
+            guests=guests if guests is not None else HostGuests(),
+            open_snapshot=open_snapshot,
+            spool=spool,
+            uploads=trio.CapacityLimiter(UPLOADS_IN_FLIGHT),
+            retry=RetryTable(retry_delays_s),
+            wall_ns=wall_ns,
+        )
+        self._replicas: dict[str, Replica] = {}
+        self._failbacks: dict[tuple[str, str], Board] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Resume every relationship and work until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for record in self._links.book.all():
+                self._start(record.vm, resumed=True)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def create_vm(self, *, vm: str, disks: Sequence[NewDisk]) -> list[DiskInfo]:
+        """New VM with (optionally formatted) disks.  ``VmExists``; on failure nothing is left."""
+        if await self._disks_or_none(vm):
+            raise RigError("VmExists", f"VM {vm!r} exists already on this host")
+        try:
+            for disk in disks:
+                info = await self._links.host.create_disk(vm=vm, name=disk.name, size_bytes=disk.size_bytes)
+                if disk.filesystem is not None:
+                    await self._links.guests.format(Path(info.path), disk.filesystem, disk.name)
+            return await self._links.host.list_disks(vm=vm)
+        except BaseException:
+            with trio.CancelScope(shield=True), trio.move_on_after(_CLEAN_UP_S), suppress(RigError):
+                await self._links.host.remove_vm(vm=vm)
+            raise
+
+    async def list_vms(self) -> list[DiskInfo]:
+        """Every disk of every VM on this host."""
+        return await self._links.host.list_disks()
+
+    async def check_vm(self, *, vm: str) -> list[DiskInfo]:
+        """Prerequisites: ``VmNotFound``, ``DiskUnhealthy``, ``NotEnoughSpace``."""
+        disks = await self._links.host.list_disks(vm=vm)
+        await trio.to_thread.run_sync(check_space, vm, disks)
+        return disks
+
+    async def create_relationship(
+        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
+    ) -> list[DiskInfo]:
+        """Start tracking and remember the relationship durably.  Again: the new schedule counts."""
+        disks = await self._links.host.start_tracking(vm=vm)
+        replica = self._replicas.get(vm)
+        if replica is not None:
+            await replica.set_schedule(interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
+            return disks
+        self._links.book.save(Relationship(vm=vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s))
+        self._start(vm, resumed=False)
+        return disks
+
+    async def initial_replication(self, *, vm: str) -> None:
+        """Returns when every part is in the cache account; again: joins or resumes.  Cycles start afterwards."""
+        await self._replica(vm).copy("initial")
+
+    async def resync(self, *, vm: str) -> None:
+        """New generation; returns when the differing chunks are in the cache account.  Cycles start afterwards."""
+        await self._replica(vm).copy("resync")
+
+    async def progress(self, *, vm: str) -> VmProgress:
+        """For progress bars; phase None when idle."""
+        coming_back = [board.show() for (of_vm, _), board in self._failbacks.items() if of_vm == vm]
+        if coming_back:
+            disks = [disk for item in coming_back for disk in item.disks]
+            return VmProgress(vm=vm, phase="Failback", disks=disks)
+        if vm in self._replicas:
+            return self._replicas[vm].progress()
+        return VmProgress(vm=vm, phase=None, disks=[])
+
+    async def replicate_now(self, *, vm: str, kind: TagKind, name: str) -> CutInfo:
+        """One delta cycle out of turn; ``InvalidState`` unless the VM is in delta replication."""
+        return await self._replica(vm).replicate_now(kind, name)
+
+    async def shutdown_vm(self, *, vm: str) -> None:
+        """Unmount and detach everything on this host that uses the VM's disks (``VmBusy``)."""
+        disks = await self._links.host.list_disks(vm=vm)
+        await self._links.guests.shutdown([Path(disk.path) for disk in disks])
+
+    async def suspend(self, *, vm: str) -> None:
+        """No more cycles for this VM; none runs on return.  Tracking stays as it is."""
+        if vm in self._replicas:
+            await self._replicas[vm].suspend()
+
+    async def remove_relationship(self, *, vm: str) -> None:
+        """Forget the VM: stop tracking, delete its logs and its spool."""
+        replica = self._replicas.pop(vm, None)
+        if replica is not None:
+            await replica.stop()
+        try:
+            if await self._disks_or_none(vm):
+                await self._links.host.end_snapshot(vm=vm)
+                await self._links.host.stop_tracking(vm=vm)
+        except BaseException:
+            if replica is not None:
+                self._start(vm, resumed=True)
+            raise
+        record = self._links.book.find(vm)
+        self._links.book.remove(vm)
+        for disk in record.disks if record is not None else []:
+            for path in (self._links.spool / disk.disk_id).glob("*"):
+                path.unlink(missing_ok=True)
+
+    async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
+        """Failback: download ``parts`` sync parts of ``source_id`` into a staging disk; durable on return."""
+        board = self._failbacks[vm, disk] = Board(vm)
+        try:
+            await failback.receive_disk(
+                self._links, board, vm=vm, disk=disk, source_id=source_id, size_bytes=size_bytes, parts=parts
+            )
+        finally:
+            self._failbacks.pop((vm, disk), None)
+
+    async def commit_failback(self, *, vm: str) -> list[DiskInfo]:
+        """Put the staged disks in place of the old ones."""
+        return await failback.commit_failback(self._links, vm=vm)
+
+    def _start(self, vm: str, *, resumed: bool) -> None:
+        if self._nursery is None:
+            raise RigError("AgentNotRunning", "the agent is not running yet", recoverable=True)
+        replica = Replica(self._links, vm, resumed=resumed)
+        self._replicas[vm] = replica
+        self._nursery.start_soon(replica.run, name=f"replica {vm}")
+
+    def _replica(self, vm: str) -> Replica:
+        self._links.book.get(vm)
+        if vm not in self._replicas:
+            raise RigError("AgentNotRunning", "the agent is not running yet", recoverable=True)
+        return self._replicas[vm]
+
+    async def _disks_or_none(self, vm: str) -> list[DiskInfo]:
+        try:
+            return await self._links.host.list_disks(vm=vm)
+        except RigError as exc:
+            if exc.code != "VmNotFound":
+                raise
+            return []

@@ -1,0 +1,87 @@
+"""One delta cycle: cut, send all that is closed, tell the vault.  Nothing in it holds up a write.
+
+While closed segments are in transit the guests write to the next ones: a cut only closes and goes on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+
+from blockfs.control import CutInfo, TagKind
+from blockfs.errors import RigError
+from replication.board import Board
+from replication.copying import check_vouched_for
+from replication.links import Links
+from replication.outbox import Outbox
+from replication.reports import Reports
+
+FREEZE_S_MAX = 10.0
+
+_log = structlog.get_logger(__name__)
+
+
+class DeltaCycle:
+    """The cycles of one VM.  The caller sees to it that one runs at a time.
+
+    A cut whose data did not get out is remembered (in memory: after a kill the vault hears of the point from the
+    applier) and reported by the next cycle that gets through.
+    """
+
+    def __init__(self, links: Links, vm: str, outbox: Outbox, reports: Reports, board: Board) -> None:
+        self._links = links
+        self._vm = vm
+        self._outbox = outbox
+        self._reports = reports
+        self._board = board
+        self._unsent: list[CutInfo] = []
+
+    async def run(self, kind: TagKind, name: str) -> CutInfo:
+        """Returns when data and tag are in the cache account.  ``ResyncNeeded`` if the log broke."""
+        self._board.begin("DeltaReplication", [])
+        try:
+            await check_vouched_for(self._links, self._vm)
+            if self._unsent:
+                # After a failure: first see that anything gets through, before more points are cut.
+                await self._send()
+            cut = await self._cut(kind, name)
+            self._unsent.append(cut)
+            await self._send()
+        finally:
+            self._board.end()
+        if cut.kind == "ApplicationConsistent":
+            self._links.book.update(self._vm, app_point_ns=self._links.wall_ns())
+        return cut
+
+    async def _send(self) -> None:
+        await self._outbox.send(self._links.book.get(self._vm).disks)
+        while self._unsent:
+            cut = self._unsent[0]
+            await self._reports.point_sent(cut)
+            self._unsent.remove(cut)
+            _log.info("point sent", vm=self._vm, kind=cut.kind, name=cut.name, position=cut.position)
+
+    async def _cut(self, kind: TagKind, name: str) -> CutInfo:
+        if kind == "CrashConsistent":
+            return await self._links.host.cut(vm=self._vm, kind=kind, name=name)
+        disks = [Path(info.path) for info in await self._links.host.list_disks(vm=self._vm)]
+        mountpoints = await self._links.guests.mountpoints(disks)
+        if not mountpoints:
+            # Nobody to ask for consistency: the disks are as a crash would leave them, so that is what it is.
+            _log.warning("no mounted file system: a crash-consistent point instead", vm=self._vm, name=name)
+            return await self._links.host.cut(
+                vm=self._vm, kind="CrashConsistent", name=f"{name} (no mounted file system: crash-consistent)"
+            )
+        async with self._links.guests.frozen(mountpoints, timeout_s=FREEZE_S_MAX):
+            return await self._links.host.cut(vm=self._vm, kind=kind, name=name)
+
+    async def run_scheduled(self, kind: TagKind) -> CutInfo:
+        """As :meth:`run`; where the guests cannot be frozen it is a crash-consistent point, for the RPO goes on."""
+        try:
+            return await self.run(kind, "scheduled")
+        except RigError as exc:
+            if exc.code not in ("FreezeFailed", "FreezeTimedOut"):
+                raise
+            _log.warning("no application-consistent point", vm=self._vm, code=exc.code, message=exc.message)
+            return await self.run("CrashConsistent", f"scheduled (not application-consistent: {exc.code})")

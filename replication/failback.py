@@ -1,0 +1,150 @@
+"""Failback: a disk comes back from the recovery side as sync parts, into a staging file beside the old disk.
+
+Fault contract
+--------------
+May break: this process or the host at any moment; the cache account may be away.  Stays recoverable: the blobs are
+deleted only after the whole disk is durable *and* that fact is (``ReceivedDisk``); before that a repeated call begins
+with an empty staging file, after it the call only deletes what is left.  The old disk is untouched until the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+import trio
+
+from blockfs.changelog import RecordType, SegmentReader, decode_tag
+from blockfs.control import DiskInfo
+from blockfs.durable import sync_folder
+from blockfs.errors import RigError
+from blockfs.layers import RawLayer
+from blockfs.part import SYNC_END, PartName
+from blockfs.part_codec import unpack
+from replication.board import Board
+from replication.links import Links
+from replication.relationship import ReceivedDisk
+from replication.retry import as_rig_error, one_failure
+
+EXPORT_GENERATION = 1
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+
+async def receive_disk(
+    links: Links, board: Board, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int
+) -> None:
+    """Durable on return.  Waits where the cache account cannot be reached; ``PartNotFound``, ``PartCorrupt``."""
+    names = [PartName(source_id, EXPORT_GENERATION, "sync", number, number) for number in range(1, parts + 1)]
+    board.begin("Failback", [(disk, 0, size_bytes)])
+    try:
+        if not _is_here(links, vm, disk, source_id):
+            staging = await links.host.begin_replace(vm=vm, disk=disk, size_bytes=size_bytes)
+            await _assemble(links, board, names, disk, staging=Path(staging.path), size_bytes=size_bytes)
+            links.book.add_received(ReceivedDisk(vm=vm, disk=disk, source_id=source_id, path=staging.path))
+            _log.info("disk received", vm=vm, disk=disk, parts=parts)
+        for name in names:
+            await _patiently(links, partial(links.cache.delete, name))
+    except OSError as exc:
+        raise as_rig_error(exc) from exc
+    finally:
+        board.end()
+
+
+async def commit_failback(links: Links, *, vm: str) -> list[DiskInfo]:
+    """Put the staged disks in place."""
+    disks = await links.host.commit_replace(vm=vm)
+    links.book.clear_received(vm)
+    return disks
+
+
+def _is_here(links: Links, vm: str, disk: str, source_id: str) -> bool:
+    for item in links.book.received(vm):
+        if (item.disk, item.source_id) == (disk, source_id) and Path(item.path).exists():
+            return True
+    links.book.clear_received(vm, disk)
+    return False
+
+
+async def _assemble(links: Links, board: Board, names: list[PartName], disk: str, *, staging: Path, size_bytes: int) -> None:
+    # One part is downloaded while the one before it is applied.
+    send, receive = trio.open_memory_channel[tuple[PartName, bytes]](1)
+    target = await trio.to_thread.run_sync(lambda: RawLayer(staging, writable=True))
+    part_file = links.spool / f"{names[0].disk_id}.failback.hrl" if names else None
+
+    async def download() -> None:
+        async with send:
+            for name in names:
+                data = await _patiently(links, partial(links.cache.get, name))
+                board.sent(disk, len(data))
+                await send.send((name, data))
+
+    complete = False
+    try:
+        with one_failure():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(download)
+                async with receive:
+                    async for name, data in receive:
+                        assert part_file is not None  # noqa: S101 (there is a part, so there is a first one)
+                        end, complete = await trio.to_thread.run_sync(_apply, name, data, part_file, target, size_bytes)
+                        board.done(disk, end)
+        if not complete:
+            raise RigError("PartCorrupt", f"the {len(names)} parts of disk {disk!r} do not end with a {SYNC_END} tag")
+        await trio.to_thread.run_sync(_make_durable, target)
+    finally:
+        target.close()
+        if part_file is not None:
+            part_file.unlink(missing_ok=True)
+
+
+def _apply(name: PartName, data: bytes, part_file: Path, target: RawLayer, size_bytes: int) -> tuple[int, bool]:
+    """(end of what was applied in bytes of the disk, whether this was the last part)."""
+    header = unpack(name, data, part_file)
+    if (header.disk_size_bytes, target.size_bytes) != (size_bytes, size_bytes):
+        raise RigError(
+            "PartCorrupt",
+            f"part {name.blob()} is of a disk of {header.disk_size_bytes} bytes, the staging disk has "
+            f"{target.size_bytes}; both must have {size_bytes}",
+        )
+    end, complete = 0, False
+    with SegmentReader(part_file) as reader:
+        for record in reader.records(verify=False):  # unpack has verified them all
+            if record.type is RecordType.TAG:
+                complete = decode_tag(reader.payload(record)).name == SYNC_END
+                continue
+            end = record.offset + record.length
+            if end > size_bytes:
+                raise RigError("PartCorrupt", f"part {name.blob()} writes up to byte {end} of a disk of {size_bytes}")
+            if record.type is RecordType.WRITE:
+                target.pwrite(record.offset, reader.payload(record))
+            elif record.type is RecordType.ZERO:
+                target.zero(record.offset, record.length)
+            else:
+                raise RigError("PartCorrupt", f"part {name.blob()} holds a {record.type.name} record; sync parts have none")
+    return (size_bytes if complete else end), complete
+
+
+def _make_durable(target: RawLayer) -> None:
+    target.sync()
+    sync_folder(target.path.parent)
+
+
+async def _patiently(links: Links, call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat while the failure is one that may pass, by the retry table."""
+    attempt = 0
+    while True:
+        try:
+            return await call()
+        except RigError as exc:
+            if not exc.recoverable:
+                raise
+            attempt += 1
+            delay_s = links.retry.delay_s(attempt)
+            _log.warning("failback waits", code=exc.code, message=exc.message, attempt=attempt, next_try_s=delay_s)
+            await trio.sleep(delay_s)

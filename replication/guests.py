@@ -1,0 +1,63 @@
+"""The VMs of this host as the Provider reaches into them: making disks usable, freezing, shutting down."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from blockfs import hostmounts
+
+
+class Guests(Protocol):
+    """What the agent needs of the guests that run on this host."""
+
+    async def mountpoints(self, disks: list[Path]) -> list[str]:
+        """One mount point of each file system that is mounted from these disks."""
+        ...
+
+    def frozen(self, mountpoints: list[str], *, timeout_s: float) -> AbstractAsyncContextManager[None]:
+        """Freeze all (``FreezeFailed``); thaw at the end.  ``FreezeTimedOut``: they were thawed too early."""
+        ...
+
+    async def shutdown(self, disks: list[Path]) -> None:
+        """Unmount and detach all (``VmBusy``)."""
+        ...
+
+    async def format(self, disk: Path, filesystem: str, label: str) -> None:
+        """Make a file system on a disk."""
+        ...
+
+
+class HostGuests:
+    """Guests are loop devices and mounts on this machine."""
+
+    async def mountpoints(self, disks: list[Path]) -> list[str]:
+        """One mount point of each file system: freezing one twice is an error."""
+        by_device: dict[int, str] = {}
+        for disk in disks:
+            for use in await hostmounts.uses(disk):
+                for where in use.mountpoints:
+                    device = (await trio.to_thread.run_sync(os.stat, where)).st_dev
+                    by_device.setdefault(device, where)
+        return list(by_device.values())
+
+    def frozen(self, mountpoints: list[str], *, timeout_s: float) -> AbstractAsyncContextManager[None]:
+        """See :func:`blockfs.hostmounts.frozen`."""
+        return hostmounts.frozen(mountpoints, timeout_s=timeout_s)
+
+    async def shutdown(self, disks: list[Path]) -> None:
+        """See :func:`blockfs.hostmounts.shutdown`."""
+        await hostmounts.shutdown(disks)
+
+    async def format(self, disk: Path, filesystem: str, label: str) -> None:
+        """Attach, make the file system, detach."""
+        loop = await hostmounts.attach(disk)
+        try:
+            await hostmounts.mkfs(loop, filesystem, label)
+        finally:
+            with trio.CancelScope(shield=True):
+                await hostmounts.detach(loop)

@@ -1,0 +1,195 @@
+"""Everything of a VM that must reach the recovery side: closed log segments and spooled sync parts.
+
+Fault contract
+--------------
+May break: this process at any instruction; an upload half-way; the cache account may lose a blob that it had
+confirmed.  Stays recoverable: every part, because its source (segment on the disk host, file in the spool) is
+given up only when the recovery side says that it has *durably applied* it, or that it is at a newer generation,
+which takes the part's place.  Nothing is remembered about uploads: what is to be sent follows in each pass from
+three lists (parts at hand, parts in the cache account, watermarks), so a part that the cache account lost is sent
+again, and after a kill nothing has to be restored.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from blockfs.control import SegmentInfo
+from blockfs.errors import RigError
+from blockfs.part import PartName, Watermark
+from blockfs.part_codec import pack
+from replication.board import Board
+from replication.links import Links
+from replication.relationship import DiskSync
+from replication.retry import ResyncNeeded, one_failure
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class _Spooled:
+    generation: int
+    number: int
+    path: Path
+
+
+def spooled(folder: Path) -> list[_Spooled]:
+    """Finished sync parts in a disk's spool folder, in order."""
+    found = []
+    for path in folder.glob("*.sync.hrl"):
+        generation, _, number = path.name.removesuffix(".sync.hrl").partition("-")
+        found.append(_Spooled(int(generation), int(number), path))
+    return sorted(found)
+
+
+class Outbox:
+    """Sends a VM's parts.  One pass at a time (``_passing``); the watermarks seen last are kept for waiting on."""
+
+    def __init__(self, links: Links, vm: str, board: Board) -> None:
+        self._links = links
+        self._vm = vm
+        self._board = board
+        self._passing = trio.Lock()
+        self._marks: dict[str, Watermark] = {}
+        self._put: set[PartName] = set()
+
+    def watermark(self, disk_id: str) -> Watermark | None:
+        """What the last pass saw."""
+        return self._marks.get(disk_id)
+
+    def spooled_parts(self, disks: Sequence[DiskSync]) -> int:
+        """Sync parts that are not applied yet."""
+        return sum(len(spooled(self._links.spool / disk.disk_id)) for disk in disks)
+
+    async def send(self, disks: Sequence[DiskSync]) -> None:
+        """One pass.  On return every part that was there at its start is in the cache account, or applied.
+
+        ``ResyncNeeded`` if a part that the recovery side still needs is nowhere.
+        """
+        async with self._passing:
+            # The order matters: the applier reports a part before it deletes the blob.  Listed first, a part that
+            # is in neither list is really missing.
+            listed: set[PartName] = set()
+            for disk in disks:
+                listed.update(await self._links.cache.list(disk.disk_id))
+            fresh = await self._refresh()
+            segments = await self._links.host.segments(vm=self._vm)
+            segments = await self._give_up_applied(disks, segments)
+            missing: list[tuple[PartName, Path, str]] = []
+            for disk in disks:
+                own = [segment for segment in segments if segment.disk_id == disk.disk_id]
+                missing += self._missing(disk, own, listed, fresh=fresh)
+            await self._put_all(missing)
+
+    async def _refresh(self) -> bool:
+        try:
+            marks = await self._links.vault.watermarks(vm=self._vm)
+        except RigError as exc:
+            if not exc.recoverable:
+                raise
+            # Data does not wait for the vault: without new watermarks nothing is given up, that is all.
+            _log.warning("no watermarks", vm=self._vm, code=exc.code, message=exc.message)
+            return False
+        self._marks = {mark.disk_id: mark for mark in marks}
+        return True
+
+    async def _give_up_applied(self, disks: Sequence[DiskSync], segments: list[SegmentInfo]) -> list[SegmentInfo]:
+        """Delete what is applied; the segments that are left."""
+        upto: dict[tuple[str, int], int] = {}
+        kept = []
+        by_id = {disk.disk_id: disk for disk in disks}
+        for segment in segments:
+            disk = by_id.get(segment.disk_id)
+            if disk is not None and self._segment_is_applied(disk, segment):
+                upto[segment.disk_id, segment.generation] = segment.last_seq
+            else:
+                kept.append(segment)
+        for (disk_id, generation), last_seq in upto.items():
+            await self._links.host.applied(disk_id=disk_id, generation=generation, last_seq=last_seq)
+        for disk in disks:
+            mark = self._marks.get(disk.disk_id)
+            if mark is None:
+                continue
+            for item in spooled(self._links.spool / disk.disk_id):
+                if (item.generation, item.number) <= (mark.generation, mark.sync_parts):
+                    item.path.unlink()
+        return kept
+
+    def _segment_is_applied(self, disk: DiskSync, segment: SegmentInfo) -> bool:
+        if segment.generation == disk.generation and segment.last_seq < disk.first_seq:
+            return True  # it is in the snapshot that is (being) copied
+        mark = self._marks.get(disk.disk_id)
+        return mark is not None and (segment.generation, segment.last_seq) <= (mark.generation, mark.log_seq)
+
+    def _missing(
+        self, disk: DiskSync, segments: list[SegmentInfo], listed: set[PartName], *, fresh: bool
+    ) -> list[tuple[PartName, Path, str]]:
+        """Parts of one disk at hand that are neither applied nor in the cache account, sync parts first."""
+        mark = self._marks.get(disk.disk_id)
+        current = mark if mark is not None and mark.generation == disk.generation else None
+        sync = {
+            item.number: item.path
+            for item in spooled(self._links.spool / disk.disk_id)
+            if item.generation == disk.generation and item.number <= disk.parts
+        }
+        log = sorted(
+            (segment for segment in segments if segment.generation == disk.generation), key=lambda item: item.first_seq
+        )
+        if fresh and (mark is None or mark.generation <= disk.generation):
+            self._check_unbroken(disk, current, sync, log, listed)
+        parts = [
+            (PartName(disk.disk_id, disk.generation, "sync", number, number), path, disk.name)
+            for number, path in sorted(sync.items())
+        ]
+        parts += [
+            (PartName(disk.disk_id, disk.generation, "log", item.first_seq, item.last_seq), Path(item.path), disk.name)
+            for item in log
+        ]
+        self._put &= {part for part, _, _ in parts} | {part for part in self._put if part.disk_id != disk.disk_id}
+        # Without fresh watermarks a part that was put and is not listed may well be applied already.
+        return [item for item in parts if item[0] not in listed and (fresh or item[0] not in self._put)]
+
+    def _check_unbroken(
+        self,
+        disk: DiskSync,
+        current: Watermark | None,
+        sync: dict[int, Path],
+        log: list[SegmentInfo],
+        listed: set[PartName],
+    ) -> None:
+        """What the recovery side needs next must be at hand or in the cache account."""
+        own = [part for part in listed if part.disk_id == disk.disk_id and part.generation == disk.generation]
+        in_cache = {part.first for part in own if part.stream == "sync"}
+        applied_parts = current.sync_parts if current is not None else 0
+        for number in range(applied_parts + 1, disk.parts + 1):
+            if number not in sync and number not in in_cache:
+                _log.error("sync part is nowhere", vm=self._vm, disk=disk.name, generation=disk.generation, part=number)
+                raise ResyncNeeded("SyncPartLost")
+        needed = max(disk.first_seq, current.log_seq + 1 if current is not None else 0)
+        covering = [part.first for part in own if part.stream == "log" and part.last >= needed]
+        if log and min([log[0].first_seq, *covering]) > needed:
+            _log.error("log is not contiguous", vm=self._vm, disk=disk.name, generation=disk.generation, needed_seq=needed)
+            raise ResyncNeeded("LogGap")
+
+    async def _put_all(self, parts: list[tuple[PartName, Path, str]]) -> None:
+        queue = deque(parts)
+
+        async def worker() -> None:
+            while queue:
+                part, path, disk = queue.popleft()
+                async with self._links.uploads:
+                    data = await trio.to_thread.run_sync(pack, path)
+                    if await self._links.cache.put(part, data):
+                        self._board.sent(disk, len(data))
+                self._put.add(part)
+
+        with one_failure():
+            async with trio.open_nursery() as nursery:
+                for _ in range(min(len(parts), int(self._links.uploads.total_tokens))):
+                    nursery.start_soon(worker)
