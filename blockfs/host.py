@@ -82,6 +82,7 @@ class DiskHost:
         for disks in self.vms.values():
             for disk in disks.values():
                 disk.abandon()
+        self.vms.clear()
 
     # --- finding ------------------------------------------------------------------------------------------------
 

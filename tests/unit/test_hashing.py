@@ -1,0 +1,73 @@
+"""The C core's checksums against published values and plain Python."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cext.hashing import chunk_tag, chunk_tags_fd, crc32c, is_zero
+from cext.kernel import punch_hole
+
+KEY = bytes(range(32))
+
+
+def test_crc32c_matches_rfc3720_vectors() -> None:
+    assert crc32c(b"123456789") == 0xE3069283
+    assert crc32c(bytes(32)) == 0x8A9136AA
+    assert crc32c(b"\xff" * 32) == 0x62A8AB43
+    assert crc32c(bytes(range(32))) == 0x46DD794E
+
+
+@given(st.binary(), st.binary())
+def test_crc32c_continues(a: bytes, b: bytes) -> None:
+    assert crc32c(b, crc32c(a)) == crc32c(a + b)
+
+
+@given(st.integers(0, 70), st.integers(0, 69), st.integers(1, 255))
+def test_is_zero_sees_any_byte(length: int, at: int, value: int) -> None:
+    assert is_zero(bytes(length))
+    if at < length:
+        data = bytearray(length)
+        data[at] = value
+        assert not is_zero(data)
+
+
+def test_chunk_tag_is_aes_gmac() -> None:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    nonce = (7).to_bytes(8, "little") + bytes(4)
+    assert chunk_tag(KEY, 7, b"chunk") == AESGCM(KEY).encrypt(nonce, b"", b"chunk")
+
+
+def test_chunk_tag_of_zeros_is_zeros_and_depends_on_index_and_key() -> None:
+    assert chunk_tag(KEY, 3, bytes(4096)) == bytes(16)
+    assert len({chunk_tag(KEY, 0, b"x"), chunk_tag(KEY, 1, b"x"), chunk_tag(bytes(32), 0, b"x")}) == 3
+
+
+def test_tags_of_a_file_equal_tags_of_its_chunks(tmp_path: Path) -> None:
+    chunk = 8192
+    data = bytearray(os.urandom(chunk)) + bytearray(2 * chunk) + bytearray(b"tail" * 100)
+    path = tmp_path / "disk"
+    path.write_bytes(data)
+    fd = os.open(path, os.O_RDWR)
+    try:
+        punch_hole(fd, chunk, chunk)
+        tags = chunk_tags_fd(fd, KEY, chunk, 0, 6)
+    finally:
+        os.close(fd)
+    data += bytearray(6 * chunk - len(data))
+    assert tags == [chunk_tag(KEY, i, data[i * chunk : (i + 1) * chunk]) for i in range(6)]
+
+
+def test_a_key_of_the_wrong_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="key has 3 bytes; it must have 32"):
+        chunk_tag(b"abc", 0, b"")
+
+
+def test_a_file_that_cannot_be_read_raises() -> None:
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        chunk_tags_fd(-1, KEY, 4096, 0, 1)

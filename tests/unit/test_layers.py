@@ -1,0 +1,127 @@
+"""Layers against a bytearray that does the same."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from blockfs.errors import RigError
+from blockfs.layers import ZEROS, ExtentLayer, ExtentMap, RawLayer, TopLayer, merge_ranges
+
+SIZE = 40_000  # not a multiple of the block size on purpose
+spans = st.tuples(st.integers(0, SIZE - 1), st.integers(1, 9000)).map(lambda s: (s[0], min(s[1], SIZE - s[0])))
+any_tmp = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+def base_file(path: Path) -> bytes:
+    data = bytes(i * 7 % 251 for i in range(SIZE))
+    path.write_bytes(data)
+    return data
+
+
+def check_ranges(data: bytes, ranges: list[tuple[int, int]]) -> None:
+    """Sorted, disjoint, within the disk, and nothing but zeros outside."""
+    at = 0
+    for offset, length in ranges:
+        assert offset >= at
+        assert not any(data[at:offset])
+        at = offset + length
+    assert at <= len(data)
+    assert not any(data[at:])
+
+
+@any_tmp
+@given(st.lists(st.tuples(spans, st.booleans(), st.integers(1, 255)), max_size=12), spans)
+def test_top_reads_as_a_byte_array_does(
+    tmp_path: Path, ops: list[tuple[tuple[int, int], bool, int]], probe: tuple[int, int]
+) -> None:
+    for name in ("top", "top.present"):
+        (tmp_path / name).unlink(missing_ok=True)
+    model = bytearray(base_file(tmp_path / "base"))
+    top = TopLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
+    for (offset, length), zero, value in ops:
+        if zero:
+            top.zero(offset, length)
+            model[offset : offset + length] = bytes(length)
+        else:
+            top.pwrite(offset, bytes([value]) * length)
+            model[offset : offset + length] = bytes([value]) * length
+    assert top.pread(*probe) == model[probe[0] : sum(probe)]
+    top.sync()
+    top.close()
+    again = TopLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
+    assert again.pread(0, SIZE) == model
+    check_ranges(bytes(model), again.data_ranges())
+    again.close()
+    assert (tmp_path / "base").read_bytes() == base_file(tmp_path / "base")
+
+
+def test_top_grows_with_zeros(tmp_path: Path) -> None:
+    data = base_file(tmp_path / "base")
+    top = TopLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
+    top.pwrite(10, b"abc")
+    top.resize(SIZE + 100_000)
+    top.pwrite(SIZE + 99_990, b"end")
+    assert top.pread(0, top.size_bytes) == data[:10] + b"abc" + data[13:] + bytes(99_990) + b"end" + bytes(7)
+    top.close()
+
+
+def test_a_top_smaller_than_what_it_lies_over_is_refused(tmp_path: Path) -> None:
+    base_file(tmp_path / "base")
+    (tmp_path / "top").write_bytes(bytes(10))
+    with pytest.raises(RigError, match=f"top of 10 bytes over a disk of {SIZE}"):
+        TopLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
+
+
+@any_tmp
+@given(st.lists(st.tuples(spans, st.booleans()), max_size=25), spans)
+def test_extents_read_as_a_byte_array_does(
+    tmp_path: Path, ops: list[tuple[tuple[int, int], bool]], probe: tuple[int, int]
+) -> None:
+    model = bytearray(base_file(tmp_path / "base"))
+    source = os.urandom(SIZE)
+    (tmp_path / "source").write_bytes(source)
+    extents = ExtentMap()
+    for (offset, length), zero in ops:
+        if zero:
+            extents.insert(offset, length, ZEROS, 0)
+            model[offset : offset + length] = bytes(length)
+        else:
+            at = (offset * 3) % (SIZE - length + 1)
+            extents.insert(offset, length, 0, at)
+            model[offset : offset + length] = source[at : at + length]
+    fd = os.open(tmp_path / "source", os.O_RDONLY)
+    layer = ExtentLayer(RawLayer(tmp_path / "base"), extents, [fd], SIZE)
+    assert layer.pread(*probe) == model[probe[0] : sum(probe)]
+    assert layer.pread(0, SIZE) == model
+    check_ranges(bytes(model), layer.data_ranges())
+    layer.close()
+
+
+def test_an_extent_whose_file_was_cut_is_an_error_not_zeros(tmp_path: Path) -> None:
+    base_file(tmp_path / "base")
+    (tmp_path / "source").write_bytes(b"x" * 100)
+    extents = ExtentMap()
+    extents.insert(0, 200, 0, 0)
+    fd = os.open(tmp_path / "source", os.O_RDONLY)
+    layer = ExtentLayer(RawLayer(tmp_path / "base"), extents, [fd], SIZE)
+    with pytest.raises(OSError, match="extent source 0 ends before byte 200"):
+        layer.pread(0, 200)
+    layer.close()
+
+
+def test_raw_zero_gives_space_back(tmp_path: Path) -> None:
+    (tmp_path / "raw").write_bytes(b"x" * (1 << 20))
+    layer = RawLayer(tmp_path / "raw", writable=True)
+    layer.zero(4096, (1 << 20) - 8192)
+    assert layer.data_ranges() == [(0, 4096), ((1 << 20) - 4096, 4096)]
+    assert layer.pread(0, 1 << 20) == b"x" * 4096 + bytes((1 << 20) - 8192) + b"x" * 4096
+    layer.close()
+
+
+def test_ranges_that_touch_are_joined() -> None:
+    assert merge_ranges([(10, 5), (0, 4), (4, 2), (12, 10)]) == [(0, 6), (10, 12)]
