@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from azure_emu.ports import DiskSpec
+from blockfs.control import TagKind
 from blockfs.progress import VmProgress
 from blockfs.wire import WireModel
 
@@ -56,6 +57,17 @@ class JobError(WireModel):
     message: str
 
 
+class RecoveryPoint(WireModel):
+    """A recovery point: one position over all disks of the VM."""
+
+    id: str
+    name: str
+    recoveryPointType: Literal["CrashConsistent", "ApplicationConsistent"]  # noqa: N815
+    recoveryPointTime: str  # noqa: N815
+    position: int
+    time_ns: int
+
+
 class Job(WireModel):
     """A job as the service shows it.
 
@@ -74,18 +86,8 @@ class Job(WireModel):
     tasks: list[Task]
     errors: list[JobError]
     result: Vm | None = None
+    recoveryPoint: RecoveryPoint | None = None  # noqa: N815
     position: int | None = None
-
-
-class RecoveryPoint(WireModel):
-    """A recovery point: one position over all disks of the VM."""
-
-    id: str
-    name: str
-    recoveryPointType: Literal["CrashConsistent", "ApplicationConsistent"]  # noqa: N815
-    recoveryPointTime: str  # noqa: N815
-    position: int
-    time_ns: int
 
 
 class HealthError(WireModel):
@@ -140,7 +142,7 @@ class VaultApi(Protocol):
     async def items(self) -> list[ProtectedItem]: ...
     async def progress(self, *, vm: str) -> VmProgress: ...
     async def points(self, *, vm: str) -> list[RecoveryPoint]: ...
-    async def create_point(self, *, vm: str, kind: Literal["CrashConsistent", "ApplicationConsistent"], name: str) -> RecoveryPoint: ...
+    async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint: ...
     async def test_failover(self, *, vm: str, point: str) -> Job: ...
     async def cleanup_test_failover(self, *, vm: str) -> Job: ...
     async def unplanned_failover(self, *, vm: str, point: str, source_actions: bool = False) -> Job: ...

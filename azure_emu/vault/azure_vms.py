@@ -1,0 +1,100 @@
+"""VMs on the recovery side: made from a state of the managed disks, verified, removed.
+
+Only a VM with a row in ``azure_vm`` is ours to remove (schema.py).  Every function may be run again after a kill.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Literal
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from azure_emu.vault.api import Vm, VmDisk
+from azure_emu.vault.inventory import remember_vm
+from azure_emu.vault.schema import AzureVmRow, DiskRow, KnownDiskRow
+from azure_emu.vault.services import Services
+from blockfs.control import DiskInfo
+from blockfs.errors import RigError
+
+Kind = Literal["TestFailover", "Recovered"]
+
+
+def test_vm_name(vm: str) -> str:
+    """Name of the VM that a test failover of ``vm`` makes."""
+    return f"{vm}-test"
+
+
+async def disks_of(services: Services, name: str) -> list[DiskInfo]:
+    """Disks of a VM on the recovery side, by name; none if there is no such VM."""
+    return sorted((disk for disk in await services.azure.list_disks() if disk.vm == name), key=lambda disk: disk.name)
+
+
+async def claim(services: Services, owner: str, name: str, kind: Kind) -> None:
+    """Make the name ours; ``VmExists`` if somebody else's VM has it."""
+    there = await disks_of(services, name)
+
+    def take(session: Session) -> None:
+        row = session.get(AzureVmRow, name)
+        if row is None and there:
+            raise RigError("VmExists", f"the recovery side has a VM {name!r} already that no failover of {owner!r} made")
+        if row is not None and row.owner != owner:
+            raise RigError("VmExists", f"the recovery side has a VM {name!r} already; it belongs to {row.owner!r}")
+        if row is None:
+            session.add(AzureVmRow(name=name, owner=owner, kind=kind))
+
+    await services.store.transact(take)
+
+
+async def open_at(services: Services, owner: str, name: str, kind: Kind, position: int) -> None:
+    """Make VM ``name`` from all disks of ``owner`` at one position, in place of a former one of that name."""
+    await claim(services, owner, name, kind)
+    if await disks_of(services, name):
+        await services.azure.remove_vm(vm=name)
+    for disk in await services.store.transact(lambda session: _disks(session, owner)):
+        store = await services.recovery.store_path(disk_id=disk.disk_id)
+        # The new disk has an id of its own: its parts at failback must not be taken for those of the site's disk.
+        await services.azure.open_point(
+            vm=name, name=disk.name, disk_id=str(uuid.uuid4()), store=store, position=position
+        )  # fmt: skip
+
+
+async def verify(services: Services, owner: str, name: str, state: Kind) -> Vm:
+    """The VM with all its disks; ``VmIncomplete`` names what is missing."""
+    expected = {disk.name for disk in await services.store.transact(lambda session: _disks(session, owner))}
+    there = await disks_of(services, name)
+    lacking = sorted(expected - {disk.name for disk in there})
+    if lacking:
+        raise RigError("VmIncomplete", f"VM {name!r} on the recovery side lacks disks {', '.join(lacking)}; fail over again")
+    vm = Vm(name=name, fabric="azure", state=state, disks=[to_vm_disk(disk) for disk in there])
+    await services.store.transact(lambda session: remember_vm(session, vm))
+    return vm
+
+
+async def remove(services: Services, owner: str, name: str) -> None:
+    """Remove a VM that we made (``DiskInUse`` if something holds its disks); no-op if there is none."""
+
+    def is_ours(session: Session) -> bool:
+        row = session.get(AzureVmRow, name)
+        return row is not None and row.owner == owner
+
+    if not await services.store.transact(is_ours):
+        return
+    if await disks_of(services, name):
+        await services.azure.remove_vm(vm=name)
+
+    def forget(session: Session) -> None:
+        session.execute(delete(AzureVmRow).where(AzureVmRow.name == name))
+        session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == "azure", KnownDiskRow.vm == name))
+
+    await services.store.transact(forget)
+
+
+def to_vm_disk(disk: DiskInfo) -> VmDisk:
+    """The disk as the API shows it."""
+    return VmDisk(name=disk.name, size_bytes=disk.size_bytes, path=disk.path)
+
+
+def _disks(session: Session, owner: str) -> list[DiskRow]:
+    return list(session.scalars(select(DiskRow).where(DiskRow.vm == owner).order_by(DiskRow.name)))

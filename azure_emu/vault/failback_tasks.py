@@ -1,0 +1,165 @@
+"""Task bodies of the way back: full download (``ForDownTime``) of the Azure VM's disks, and its commit.
+
+The download must be of *one* state of all disks: nothing may use them from the first byte read to the moment when
+the site's disks are replaced.  The log sequence numbers of the Azure disks tell whether anything was written meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from azure_emu.vault import azure_vms, inventory
+from azure_emu.vault.api import Vm
+from azure_emu.vault.jobs import Scenario, TaskKind, Work
+from azure_emu.vault.schema import ItemRow, JobRow
+from azure_emu.vault.states import PRIMARY, State
+from blockfs.control import DiskInfo
+from blockfs.errors import RigError
+
+
+async def preflight(work: Work) -> None:
+    """The Azure VM is whole, and the site is there.  What an earlier failback left in the cache account goes."""
+    await azure_vms.verify(work.services, work.vm, work.vm, "Recovered")
+    await inventory.list_fabric(work.services, "site")
+    await _delete_exports(work, [disk.disk_id for disk in await azure_vms.disks_of(work.services, work.vm)])
+
+
+async def _delete_exports(work: Work, disk_ids: list[str]) -> None:
+    """Parts of an earlier download may be of an older state, and would be kept by the next one."""
+    replicas = await work.change(lambda _session, item: {disk.disk_id for disk in item.disks})
+    for disk_id in disk_ids:
+        if disk_id not in replicas:  # never a managed disk: it is the base of the Azure VM
+            await work.services.recovery.delete_managed_disk(disk_id=disk_id)
+
+
+async def shutdown_azure_vm(work: Work) -> None:
+    """Nothing on this host uses the Azure VM's disks; their state is noted."""
+    disks = await azure_vms.disks_of(work.services, work.vm)
+    _require_unused(work.vm, disks)
+    work.memory["disks"] = [
+        {"disk_id": d.disk_id, "name": d.name, "path": d.path, "size_bytes": d.size_bytes, "last_seq": d.last_seq}
+        for d in disks
+    ]
+
+
+def _require_unused(vm: str, disks: list[DiskInfo]) -> None:
+    for disk in disks:
+        if disk.open_handles:
+            raise RigError(
+                "VmBusy",
+                f"disk {disk.name!r} of Azure VM {vm!r} is in use: {disk.path} is open {disk.open_handles} times; unmount "
+                "it and detach its loop devices before failing back",
+                recoverable=True,
+            )
+
+
+async def _require_unchanged(work: Work) -> None:
+    """Nothing was written since the state was noted: else the download is a mixture."""
+    disks = await azure_vms.disks_of(work.services, work.vm)
+    _require_unused(work.vm, disks)
+    noted = {disk["disk_id"]: disk["last_seq"] for disk in work.memory["disks"]}
+    for disk in disks:
+        if noted.get(disk.disk_id) != disk.last_seq:
+            raise RigError(
+                "VmBusy",
+                f"disk {disk.name!r} of Azure VM {work.vm!r} was written to while it was downloaded; keep it unmounted and "
+                "fail back again",
+                recoverable=True,
+            )
+
+
+async def download(work: Work) -> None:
+    """Every disk is complete in a staging file at the site."""
+    disks: list[dict[str, Any]] = work.memory["disks"]
+    for disk in disks:
+        source_id, size_bytes = disk["disk_id"], disk["size_bytes"]
+        parts = await work.services.recovery.export_disk(source=disk["path"], source_id=source_id, size_bytes=size_bytes)
+        await work.services.site.receive_disk(
+            vm=work.vm, disk=disk["name"], source_id=source_id, size_bytes=size_bytes, parts=parts
+        )  # fmt: skip
+    await _require_unchanged(work)
+
+
+async def replace_site_disks(work: Work) -> None:
+    """The downloaded disks are the site's disks.  The Azure VM stays until commit."""
+    await _require_unchanged(work)
+    await work.services.site.commit_failback(vm=work.vm)
+
+
+async def start_at_site(work: Work) -> None:
+    """The source VM is there with its disks."""
+    work.result_vm = await _site_vm(work)
+
+
+async def _site_vm(work: Work) -> Vm:
+    disks = await inventory.site_disks(work.services, work.vm)
+    vm = Vm(
+        name=work.vm,
+        fabric="site",
+        state=State.PLANNED_DONE,
+        disks=[azure_vms.to_vm_disk(disk) for disk in disks],
+    )
+    await work.services.store.transact(lambda session: inventory.remember_vm(session, vm))
+    return vm
+
+
+async def check_commit(work: Work) -> None:
+    """The VM at the site is there, and nothing uses the Azure VM, which is about to be deleted."""
+    await _site_vm(work)
+    disks = await azure_vms.disks_of(work.services, work.vm)
+    _require_unused(work.vm, disks)
+    work.memory["exports"] = [disk.disk_id for disk in disks]
+
+
+async def commit(work: Work) -> None:
+    """The Azure VM, its disks and what is left of the download are deleted."""
+    await azure_vms.remove(work.services, work.vm, work.vm)
+    await _delete_exports(work, work.memory["exports"])
+
+
+def _failed_back(_session: Session, item: ItemRow, _job: JobRow) -> None:
+    item.protection_state = State.PLANNED_DONE
+
+
+def _failback_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
+    item.protection_state = State.PLANNED_FAILED
+
+
+def _committed(_session: Session, item: ItemRow, _job: JobRow) -> None:
+    item.active_location = PRIMARY
+    item.protection_state = State.COMMITTED
+
+
+def _commit_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
+    item.protection_state = State.COMMIT_TO_PRIMARY_FAILED
+
+
+FAILBACK = Scenario(
+    key="failback",
+    name="PlannedFailover",
+    friendly_name="Planned failover",
+    tasks=(
+        TaskKind("PlannedFailoverPreflightChecksTask", "Checking prerequisites for failover", preflight),
+        TaskKind("ShutdownVmOnPrimary", "Shutting down the Azure virtual machine", shutdown_azure_vm),
+        TaskKind("PrepareForFailoverTask", "Downloading the disks", download),
+        TaskKind("FailoverTask", "Failing over to the site", replace_site_disks),
+        TaskKind("StartVmOnSecondary", "Starting the virtual machine at the site", start_at_site),
+    ),
+    succeeded=_failed_back,
+    failed=_failback_failed,
+    resumed=False,
+)
+COMMIT = Scenario(
+    key="commit-failback",
+    name="CommitFailover",
+    friendly_name="Commit",
+    tasks=(
+        TaskKind("VmCommitPrerequisitesCheck", "Checking prerequisites for commit", check_commit),
+        TaskKind("VmCommit", "Committing the failover and deleting the Azure virtual machine", commit),
+    ),
+    succeeded=_committed,
+    failed=_commit_failed,
+    resumed=True,
+)

@@ -1,0 +1,148 @@
+"""replicationHealth, its reasons, and the RPO of an item.
+
+Warning: 20 % of the last hour's cycles were missed, or a log has been unsent for over an hour, or a resynchronization
+is due, or a recoverable error is being retried.  Critical: an error that will not be retried by itself.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from azure_emu.vault.api import Health, HealthError, ProtectedItem
+from azure_emu.vault.clock import rfc3339_or_none
+from azure_emu.vault.schema import CycleRow, HealthErrorRow, ItemRow
+from azure_emu.vault.states import State
+
+SECOND_NS = 1_000_000_000
+WINDOW_S = 3600.0
+"""Cycles are counted over this time at most."""
+MISSED_RATIO_WARNING = 0.2
+UNSENT_S_MAX = 3600.0
+CYCLES_MIN = 5
+"""Fewer expected cycles than this say nothing about a ratio."""
+
+# Only in these states does the agent replicate cycle by cycle, so only in them can it miss one.
+_CYCLING = {State.PROTECTED, State.PLANNED_FAILED}
+
+_REPLICATION = "replication"
+
+
+def apply_source(disk_id: str) -> str:
+    """The source of an error with applying a disk's parts (see HealthErrorRow.source)."""
+    return f"apply:{disk_id}"
+
+
+def set_error(
+    session: Session,
+    *,
+    vm: str,
+    code: str,
+    message: str,
+    recoverable: bool,
+    attempt: int = 1,
+    next_try_ns: int | None = None,
+    source: str = _REPLICATION,
+) -> bool:
+    """Put an error in the place of the source's former one; True if it says something new (code or severity)."""
+    query = select(HealthErrorRow).where(HealthErrorRow.vm == vm, HealthErrorRow.source == source)
+    row = session.scalars(query).one_or_none()
+    news = row is None or (row.code, row.recoverable) != (code, recoverable)
+    if row is None:
+        row = HealthErrorRow(vm=vm, source=source)
+        session.add(row)
+    row.code, row.message, row.recoverable, row.attempt, row.next_try_ns = code, message, recoverable, attempt, next_try_ns
+    return news
+
+
+def clear_errors(session: Session, vm: str, source: str | None = _REPLICATION) -> bool:
+    """Remove the source's error, or every one of the VM (None); True if there was one."""
+    query = select(HealthErrorRow).where(HealthErrorRow.vm == vm)
+    rows = session.scalars(query if source is None else query.where(HealthErrorRow.source == source)).all()
+    for row in rows:
+        session.delete(row)
+    return bool(rows)
+
+
+def blocking_error(session: Session, vm: str) -> HealthErrorRow | None:
+    """An error for which replication waits for an administrator."""
+    query = select(HealthErrorRow).where(HealthErrorRow.vm == vm, HealthErrorRow.recoverable.is_(False))
+    return session.scalars(query.order_by(HealthErrorRow.id)).first()
+
+
+def cycle_done(session: Session, vm: str, now_ns: int) -> None:
+    """Count a cycle that reached the cache account; forget those out of the window."""
+    session.add(CycleRow(vm=vm, at_ns=now_ns))
+    session.execute(delete(CycleRow).where(CycleRow.vm == vm, CycleRow.at_ns < now_ns - int(WINDOW_S * SECOND_NS)))
+
+
+def _missed_ratio(session: Session, item: ItemRow, now_ns: int) -> float:
+    if item.protected_since_ns is None:
+        return 0.0
+    start_ns = max(item.protected_since_ns, now_ns - int(WINDOW_S * SECOND_NS))
+    expected = int((now_ns - start_ns) / SECOND_NS / item.interval_s)
+    if expected < CYCLES_MIN:
+        return 0.0
+    done = session.scalars(
+        select(func.count()).select_from(CycleRow).where(CycleRow.vm == item.vm, CycleRow.at_ns >= start_ns)
+    ).one()
+    return max(0.0, 1 - done / expected)
+
+
+def _derived(session: Session, item: ItemRow, now_ns: int) -> list[HealthError]:
+    """Warnings that follow from the item's figures rather than from a report."""
+    found: list[tuple[str, str]] = []
+    if item.resync_reason is not None:
+        found.append(("ResynchronizationRequired", f"VM {item.vm!r} is marked for resynchronization: {item.resync_reason}"))
+    if item.protection_state in _CYCLING and not item.suspended:
+        missed = _missed_ratio(session, item, now_ns)
+        if missed >= MISSED_RATIO_WARNING:
+            text = f"{missed:.0%} of the replication cycles of the last hour were missed (limit {MISSED_RATIO_WARNING:.0%})"
+            found.append(("ReplicationCyclesMissed", text))
+        rpo_s = rpo(item, now_ns)
+        if rpo_s is not None and rpo_s > UNSENT_S_MAX:
+            found.append(("LogUnsent", f"the log has been unsent for {rpo_s:.0f} s (limit {UNSENT_S_MAX:.0f} s)"))
+    return [
+        HealthError(errorCode=code, summaryMessage=text, recoverable=True, attempt=0, nextTryTime=None)
+        for code, text in found
+    ]
+
+
+def rpo(item: ItemRow, now_ns: int) -> float | None:
+    """Seconds since the newest state that is in the cache with its tag; never negative, whatever the site's clock says."""
+    if item.sent_time_ns is None:
+        return None
+    return max(0.0, (now_ns - item.sent_time_ns) / SECOND_NS)
+
+
+def describe(session: Session, item: ItemRow, now_ns: int) -> ProtectedItem:
+    """The item as the API shows it."""
+    reported = [
+        HealthError(
+            errorCode=row.code,
+            summaryMessage=row.message,
+            recoverable=row.recoverable,
+            attempt=row.attempt,
+            nextTryTime=rfc3339_or_none(row.next_try_ns),
+        )
+        for row in item.health_errors
+    ]
+    errors = reported + _derived(session, item, now_ns)
+    health: Health = "Normal"
+    if any(not error.recoverable for error in errors):
+        health = "Critical"
+    elif errors:
+        health = "Warning"
+    elif item.sent_time_ns is None:
+        health = "None"
+    return ProtectedItem(
+        name=item.vm,
+        policy_interval_s=item.interval_s,
+        protectionState=item.protection_state,
+        testFailoverState=item.test_failover_state,
+        replicationHealth=health,
+        healthErrors=errors,
+        lastRpoInSeconds=rpo(item, now_ns),
+        activeLocation="Recovery" if item.active_location == "Recovery" else "Primary",
+        resynchronizationRequired=item.resync_reason,
+    )

@@ -1,0 +1,66 @@
+"""Virtual machines of both fabrics, as far as they can be reached, and otherwise as last seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from azure_emu.vault.api import Side, Vm, VmDisk
+from azure_emu.vault.schema import AzureVmRow, ItemRow, KnownDiskRow
+from azure_emu.vault.services import Services
+from blockfs.control import DiskInfo
+from blockfs.errors import RigError
+
+UNPROTECTED = "Unprotected"
+
+
+def remember_vm(session: Session, vm: Vm) -> None:
+    """Replace what is known of one VM's disks."""
+    session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == vm.fabric, KnownDiskRow.vm == vm.name))
+    for disk in vm.disks:
+        session.add(KnownDiskRow(fabric=vm.fabric, vm=vm.name, name=disk.name, size_bytes=disk.size_bytes, path=disk.path))
+
+
+def _remember_fabric(session: Session, fabric: Side, disks: Iterable[DiskInfo]) -> None:
+    session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == fabric))
+    for disk in disks:
+        session.add(KnownDiskRow(fabric=fabric, vm=disk.vm, name=disk.name, size_bytes=disk.size_bytes, path=disk.path))
+
+
+def _known(session: Session, fabric: Side) -> list[Vm]:
+    """The VMs of a fabric with the state of their protection (site) or what they are (azure)."""
+    disks: dict[str, list[VmDisk]] = {}
+    query = select(KnownDiskRow).where(KnownDiskRow.fabric == fabric).order_by(KnownDiskRow.vm, KnownDiskRow.name)
+    for row in session.scalars(query):
+        disks.setdefault(row.vm, []).append(VmDisk(name=row.name, size_bytes=row.size_bytes, path=row.path))
+    if fabric == "site":
+        states = {item.vm: item.protection_state for item in session.scalars(select(ItemRow))}
+        default = UNPROTECTED
+    else:
+        states = {row.name: row.kind for row in session.scalars(select(AzureVmRow))}
+        default = "Recovered"
+    return [Vm(name=name, fabric=fabric, state=states.get(name, default), disks=own) for name, own in disks.items()]
+
+
+async def list_fabric(services: Services, fabric: Side) -> list[Vm]:
+    """All VMs of a fabric; as last seen if its role cannot be reached."""
+    try:
+        disks = await (services.site.list_vms() if fabric == "site" else services.azure.list_disks())
+    except RigError as error:
+        if error.code != "RoleUnavailable":
+            raise
+    else:
+        await services.store.transact(lambda session: _remember_fabric(session, fabric, disks))
+    return await services.store.transact(lambda session: _known(session, fabric))
+
+
+async def site_disks(services: Services, vm: str) -> list[DiskInfo]:
+    """Disks of a source VM, by name; ``VmNotFound`` names the VMs there are."""
+    disks = await services.site.list_vms()
+    found = sorted((disk for disk in disks if disk.vm == vm), key=lambda disk: disk.name)
+    if not found:
+        known = ", ".join(sorted({disk.vm for disk in disks})) or "none"
+        raise RigError("VmNotFound", f"there is no VM {vm!r} at the site; VMs there: {known}")
+    return found

@@ -1,0 +1,354 @@
+"""The job engine: runs scenarios task by task, and keeps every step in the database.
+
+A *scenario* is an official job type: its tasks, and what its success or failure does to the item.  Each task body must
+be safe to run again from its start: it is, after a kill in a scenario that is resumed, and when a role that it needs
+was away for a moment.  Ends are transactions: the last task, the job, the item's new state, the event and a follow-on
+job are committed together.
+
+Multi-task safety: all methods run on the trio thread.  "One open job a VM" is checked in the transaction that inserts
+the job (:func:`enqueue`); the transactions are serial (store.py).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, cast
+
+import structlog
+import trio
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from azure_emu.vault import events
+from azure_emu.vault.api import Job, JobError, JobState, RecoveryPoint, Task, Vm
+from azure_emu.vault.clock import rfc3339_or_none
+from azure_emu.vault.schema import ItemRow, JobErrorRow, JobRow, TaskRow
+from azure_emu.vault.services import Services
+from blockfs.errors import RigError
+
+T = TypeVar("T")
+_log = structlog.get_logger()
+
+ROLE_WAIT_S = 120.0
+"""How long a task waits for a role that cannot be reached: a killed one is started again by the supervisor."""
+_ROLE_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended, if it is not plainly Completed."""
+
+    state: JobState
+    description: str | None
+    error: RigError | None = None
+
+
+SKIPPED = Outcome("Other", "Skipped")
+INFORMATION = Outcome("Succeeded", "CompletedWithInformation")
+
+
+def went_on_without(error: RigError) -> Outcome:
+    """The task failed, and the scenario goes on all the same."""
+    return Outcome("Failed", None, error)
+
+
+@dataclass
+class Work:
+    """What a task body has at hand.  ``memory`` is JSON, saved when the task ends."""
+
+    services: Services
+    vm: str
+    memory: dict[str, Any]
+    result_vm: Vm | None = None
+    result_point: RecoveryPoint | None = None
+
+    async def change(self, change: Callable[[Session, ItemRow], T]) -> T:
+        """Change the item in one transaction and wake who waits for it."""
+        return await self.services.change_item(self.vm, change)
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """A task type.  ``waits_for_roles``: an unreachable role is waited for, and the body run again."""
+
+    name: str
+    friendly_name: str
+    body: Callable[[Work], Awaitable[Outcome | None]]
+    waits_for_roles: bool = True
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A job type.  ``key`` is ours and unique; ``name`` is the official scenarioName.
+
+    ``succeeded`` and ``failed`` change the item inside the transaction that ends the job.  ``succeeded`` may return the
+    key of a scenario that starts by itself then, for the same VM.  ``resumed``: after a kill the job goes on with the
+    first task that had not ended; otherwise it fails and names that task.
+    """
+
+    key: str
+    name: str
+    friendly_name: str
+    tasks: tuple[TaskKind, ...]
+    succeeded: Callable[[Session, ItemRow, JobRow], str | None]
+    failed: Callable[[Session, ItemRow, JobRow], None]
+    resumed: bool
+
+
+def open_job(session: Session, vm: str) -> JobRow | None:
+    """The job of this VM that has not ended."""
+    return session.scalars(select(JobRow).where(JobRow.vm == vm, JobRow.end_ns.is_(None))).one_or_none()
+
+
+def require_no_job(session: Session, vm: str) -> None:
+    """Raise ``JobInProgress`` if a job of this VM has not ended."""
+    job = open_job(session, vm)
+    if job is not None:
+        raise RigError(
+            "JobInProgress",
+            f"job {job.name} ({job.friendly_name}) of VM {vm!r} is in progress; one job a VM at a time, wait for its end",
+            recoverable=True,
+        )
+
+
+def enqueue(session: Session, scenario: Scenario, vm: str, memory: dict[str, Any], now_ns: int) -> JobRow:
+    """Insert a job with its tasks; the caller starts it after the commit (:meth:`JobEngine.start`)."""
+    require_no_job(session, vm)
+    job = JobRow(
+        name=str(uuid.uuid4()),
+        vm=vm,
+        key=scenario.key,
+        scenario=scenario.name,
+        friendly_name=scenario.friendly_name,
+        state="InProgress",
+        start_ns=now_ns,
+        memory=memory,
+    )
+    job.tasks = [
+        TaskRow(ordinal=ordinal, name=kind.name, friendly_name=kind.friendly_name, state="NotStarted")
+        for ordinal, kind in enumerate(scenario.tasks)
+    ]
+    session.add(job)
+    session.flush()
+    return job
+
+
+@dataclass
+class _Running:
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ended: trio.Event = field(default_factory=trio.Event)
+
+
+class JobEngine:
+    """Runs the jobs of one vault."""
+
+    def __init__(self, services: Services, scenarios: tuple[Scenario, ...]) -> None:
+        self._services = services
+        self._scenarios = {scenario.key: scenario for scenario in scenarios}
+        self._nursery: trio.Nursery | None = None
+        self._running: dict[str, _Running] = {}
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Settle the jobs that a kill left open, then run jobs until cancelled.  A cancelled engine leaves them open."""
+        async with trio.open_nursery() as nursery:
+            for name in await self._services.store.transact(self._settle):
+                self._spawn(nursery, name)
+            self._nursery = nursery
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    def start(self, name: str) -> None:
+        """Run a job that was enqueued and committed."""
+        if self._nursery is None:
+            raise RuntimeError("Vault.run must be running before an operation is asked for")
+        self._spawn(self._nursery, name)
+
+    def _spawn(self, nursery: trio.Nursery, name: str) -> None:
+        self._running[name] = _Running()
+        nursery.start_soon(self._run_job, name)
+
+    async def cancel(self, name: str) -> None:
+        """Stop a job; returns when it has ended as Cancelled (or by itself, if it was quicker)."""
+        running = self._running.get(name)
+        if running is not None:
+            running.scope.cancel()
+            await running.ended.wait()
+
+    def _settle(self, session: Session) -> list[str]:
+        """Decide over jobs found open at the start: names of those to resume; the others are failed here."""
+        resumed = []
+        for job in session.scalars(select(JobRow).where(JobRow.end_ns.is_(None)).order_by(JobRow.id)):
+            if self._scenarios[job.key].resumed:
+                resumed.append(job.name)
+                continue
+            task = next(task for task in job.tasks if task.end_ns is None)
+            message = f"the vault was stopped while task {task.name} of job {job.name} ({job.friendly_name}) was in progress"
+            self._end_badly(session, job, "Failed", RigError("VaultStopped", f"{message}; ask for the operation again"))
+        return resumed
+
+    async def _run_job(self, name: str) -> None:
+        running = self._running[name]
+        follow_on = None
+        try:
+            with running.scope:
+                follow_on = await self._run_tasks(name)
+            if running.scope.cancelled_caught:
+                error = RigError("Cancelled", "cancelled by another operation on the VM")
+                await self._transact(name, lambda session, job: self._end_badly(session, job, "Cancelled", error))
+        finally:
+            del self._running[name]
+            running.ended.set()
+        if follow_on is not None and self._nursery is not None:
+            self._spawn(self._nursery, follow_on)
+
+    async def _run_tasks(self, name: str) -> str | None:
+        """Run what is left of a job; the name of the follow-on job."""
+        scenario, vm, memory, first = await self._transact(name, self._load)
+        work = Work(self._services, vm, memory)
+        follow_on = None
+        for ordinal in range(first, len(scenario.tasks)):
+            kind = scenario.tasks[ordinal]
+            await self._transact(name, lambda _session, job, n=ordinal: self._begin_task(job.tasks[n]))  # type: ignore[misc]
+            try:
+                outcome = await self._run_body(kind, work)
+            except RigError as error:
+                await self._fail(name, error)
+                return None
+            except Exception as error:
+                # A bug must not take the other jobs and the reports with it: it ends this job, and shows itself.
+                _log.exception("job_crashed", job=name, task=kind.name)
+                await self._fail(name, RigError("InternalError", f"task {kind.name} crashed: {error!r}"))
+                return None
+            last = ordinal == len(scenario.tasks) - 1
+
+            def end(session: Session, job: JobRow, *, n: int, how: Outcome | None, finish: bool) -> str | None:
+                self._end_task(job, n, how, work)
+                return self._end_well(session, scenario, job) if finish else None
+
+            follow_on = await self._transact(
+                name, lambda session, job, n=ordinal, how=outcome, fin=last: end(session, job, n=n, how=how, finish=fin)  # type: ignore[misc]
+            )  # fmt: skip
+        return follow_on
+
+    async def _run_body(self, kind: TaskKind, work: Work) -> Outcome | None:
+        """Run a task's body; while a role cannot be reached, again and again for ROLE_WAIT_S."""
+        gone_since: float | None = None
+        attempt = 0
+        while True:
+            began = trio.current_time()
+            try:
+                return await kind.body(work)
+            except RigError as error:
+                if error.code != "RoleUnavailable" or not kind.waits_for_roles:
+                    raise
+                now = trio.current_time()
+                if gone_since is None or now - began > _ROLE_DELAYS_S[-1]:
+                    gone_since, attempt = now, 0  # the role had been there for a while: a new absence
+                if now - gone_since >= ROLE_WAIT_S:
+                    raise
+                delay_s = _ROLE_DELAYS_S[min(attempt, len(_ROLE_DELAYS_S) - 1)]
+                attempt += 1
+                _log.info("role_awaited", vm=work.vm, task=kind.name, reason=error.message, next_try_s=delay_s)
+                await trio.sleep(delay_s)
+
+    async def _transact(self, name: str, work: Callable[[Session, JobRow], T]) -> T:
+        vm = ""
+
+        def transaction(session: Session) -> T:
+            nonlocal vm
+            job = session.scalars(select(JobRow).where(JobRow.name == name)).one()
+            vm = job.vm
+            return work(session, job)
+
+        result = await self._services.store.transact(transaction)
+        self._services.signals.notify(vm)
+        return result
+
+    def _load(self, _session: Session, job: JobRow) -> tuple[Scenario, str, dict[str, Any], int]:
+        first = next(task.ordinal for task in job.tasks if task.end_ns is None)
+        return self._scenarios[job.key], job.vm, dict(job.memory), first
+
+    def _begin_task(self, task: TaskRow) -> None:
+        task.state = "InProgress"
+        task.start_ns = task.start_ns or self._services.clock()
+
+    def _end_task(self, job: JobRow, ordinal: int, outcome: Outcome | None, work: Work) -> None:
+        task = job.tasks[ordinal]
+        how = outcome or Outcome("Succeeded", "Completed")
+        task.state, task.state_description, task.end_ns = how.state, how.description, self._services.clock()
+        if how.error is not None:
+            job.errors.append(JobErrorRow(code=how.error.code, message=how.error.message))
+        job.memory = dict(work.memory)
+        job.result_vm = work.result_vm.model_dump() if work.result_vm else job.result_vm
+        job.result_point = work.result_point.model_dump() if work.result_point else job.result_point
+
+    def _end_well(self, session: Session, scenario: Scenario, job: JobRow) -> str | None:
+        now_ns = self._services.clock()
+        told = {(task.state, task.state_description) for task in job.tasks}
+        plain = told <= {("Succeeded", "Completed"), ("Other", "Skipped")}
+        job.state, job.end_ns = "Succeeded", now_ns
+        job.state_description = "Completed" if plain else "CompletedWithInformation"
+        item = session.get(ItemRow, job.vm)
+        if item is None:
+            raise RuntimeError(f"job {job.name} lost its item {job.vm}")
+        follow_on = scenario.succeeded(session, item, job)
+        session.flush()
+        text = f"{job.friendly_name} of VM {job.vm!r}: {job.state_description}"
+        events.record(
+            session, vm=job.vm, code=f"{job.scenario}Succeeded", kind="JobStatus", severity="OK", text=text, now_ns=now_ns
+        )
+        if follow_on is None:
+            return None
+        return enqueue(session, self._scenarios[follow_on], job.vm, {}, now_ns).name
+
+    async def _fail(self, name: str, error: RigError) -> None:
+        await self._transact(name, lambda session, job: self._end_badly(session, job, "Failed", error))
+
+    def _end_badly(self, session: Session, job: JobRow, state: Literal["Failed", "Cancelled"], error: RigError) -> None:
+        now_ns = self._services.clock()
+        for task in job.tasks:
+            if task.state == "InProgress":
+                task.state, task.end_ns = state, now_ns
+        job.state, job.end_ns = state, now_ns
+        job.errors.append(JobErrorRow(code=error.code, message=error.message))
+        item = session.get(ItemRow, job.vm)
+        if item is not None:
+            self._scenarios[job.key].failed(session, item, job)
+        severity: events.Severity = "Critical" if state == "Failed" else "Warning"
+        text = f"{job.friendly_name} of VM {job.vm!r}: {error.message}"
+        events.record(
+            session, vm=job.vm, code=f"{job.scenario}{state}", kind="JobStatus", severity=severity, text=text, now_ns=now_ns
+        )
+
+
+def to_wire(job: JobRow) -> Job:
+    """The job as the API shows it."""
+    return Job(
+        name=job.name,
+        scenarioName=job.scenario,
+        friendlyName=job.friendly_name,
+        state=cast("JobState", job.state),
+        stateDescription=job.state_description,
+        targetObjectName=job.vm,
+        startTime=rfc3339_or_none(job.start_ns),
+        endTime=rfc3339_or_none(job.end_ns),
+        tasks=[
+            Task(
+                name=task.name,
+                friendlyName=task.friendly_name,
+                state=cast("JobState", task.state),
+                stateDescription=task.state_description,
+                startTime=rfc3339_or_none(task.start_ns),
+                endTime=rfc3339_or_none(task.end_ns),
+            )
+            for task in job.tasks
+        ],
+        errors=[JobError(code=error.code, message=error.message) for error in job.errors],
+        result=None if job.result_vm is None else Vm.model_validate(job.result_vm),
+        recoveryPoint=None if job.result_point is None else RecoveryPoint.model_validate(job.result_point),
+    )

@@ -1,0 +1,168 @@
+"""What the other roles tell the vault: the applier (ApplierReports) and the site's agent (replication's VaultLink).
+
+Reports are facts about the past and may be late, repeated, or about a VM that is no longer protected: each is then
+ignored quietly, for nobody could do anything about an error.  Each is one transaction.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from azure_emu.vault import events, health, points
+from azure_emu.vault.schema import DiskRow, ItemRow
+from azure_emu.vault.services import Services
+from azure_emu.vault.states import PRIMARY, State
+from blockfs.control import TagKind
+from blockfs.part import TagSeen, Watermark
+
+# Before this the managed disks need not exist yet; in disabling they may be gone already.
+_NO_MANAGED_DISKS = {State.ENABLING, State.ENABLING_FAILED, State.DISABLING, State.DISABLING_FAILED}
+
+
+class Reports:
+    """Mixed into :class:`azure_emu.vault.vault.Vault`, which is what the roles are given."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    # ---- ApplierReports
+
+    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> None:
+        """See azure_emu.ports.ApplierReports."""
+
+        def note(session: Session) -> str | None:
+            disk = session.get(DiskRow, watermark.disk_id)
+            if disk is None:
+                return None
+            item = session.get_one(ItemRow, disk.vm)
+            points.take_watermark(disk, watermark)
+            health.clear_errors(session, item.vm, health.apply_source(disk.disk_id))
+            if item.active_location == PRIMARY:
+                points.register_tags(session, item, disk.disk_id, tags)
+            return item.vm
+
+        self._wake(await self._services.store.transact(note))
+
+    async def apply_failed(self, *, disk_id: str, code: str, message: str) -> None:
+        """See azure_emu.ports.ApplierReports."""
+
+        def note(session: Session) -> str | None:
+            disk = session.get(DiskRow, disk_id)
+            if disk is None:
+                return None
+            source = health.apply_source(disk_id)
+            if health.set_error(session, vm=disk.vm, code=code, message=message, recoverable=False, source=source):
+                self._event(session, disk.vm, code, "Critical", message)
+            return disk.vm
+
+        self._wake(await self._services.store.transact(note))
+
+    async def replicating_disks(self) -> list[str]:
+        """See azure_emu.ports.ApplierReports.  After a commit to Azure nothing is to be applied any more."""
+
+        def look(session: Session) -> list[str]:
+            query = select(DiskRow.disk_id).join(ItemRow, ItemRow.vm == DiskRow.vm)
+            query = query.where(ItemRow.active_location == PRIMARY, ItemRow.protection_state.not_in(_NO_MANAGED_DISKS))
+            return list(session.scalars(query.order_by(DiskRow.disk_id)))
+
+        return await self._services.store.transact(look)
+
+    # ---- VaultLink
+
+    async def may_replicate(self, *, vm: str) -> bool:
+        """Whether the site's agent may run cycles for this VM; it asks when it starts.
+
+        False for a VM that is not protected, or that was failed over while the site could not be told.
+        """
+
+        def look(session: Session) -> bool:
+            item = session.get(ItemRow, vm)
+            return item is not None and not item.suspended
+
+        return await self._services.store.transact(look)
+
+    async def watermarks(self, *, vm: str) -> list[Watermark]:
+        """The durable progress of the VM's disks; nothing for a VM that is not protected."""
+
+        def look(session: Session) -> list[Watermark]:
+            rows = session.scalars(select(DiskRow).where(DiskRow.vm == vm).order_by(DiskRow.name))
+            return [points.stored_watermark(row) for row in rows]
+
+        return await self._services.store.transact(look)
+
+    async def point_sent(self, *, vm: str, tag_id: str, kind: TagKind, name: str, position: int, time_ns: int) -> None:
+        """All data up to ``position`` and its tags are in the cache account: the RPO is met."""
+        del tag_id, kind, name  # the point itself is made of the tags that the applier sees
+
+        def note(session: Session) -> str | None:
+            item = session.get(ItemRow, vm)
+            if item is None or item.active_location != PRIMARY:
+                return None
+            if position > item.sent_position:
+                item.sent_position, item.sent_time_ns = position, time_ns
+            health.cycle_done(session, vm, self._services.clock())
+            return vm
+
+        self._wake(await self._services.store.transact(note))
+
+    async def replication_error(
+        self, *, vm: str, code: str, message: str, recoverable: bool, attempt: int, next_try_s: float | None
+    ) -> None:
+        """A cycle failed; without ``next_try_s`` the VM turns Critical."""
+
+        def note(session: Session) -> str | None:
+            if session.get(ItemRow, vm) is None:
+                return None
+            retried = recoverable and next_try_s is not None
+            next_try_ns = None if next_try_s is None else self._services.clock() + int(next_try_s * health.SECOND_NS)
+            news = health.set_error(
+                session, vm=vm, code=code, message=message, recoverable=retried, attempt=attempt, next_try_ns=next_try_ns
+            )
+            if news:
+                self._event(session, vm, code, "Warning" if retried else "Critical", message)
+            return vm
+
+        self._wake(await self._services.store.transact(note))
+
+    async def replication_recovered(self, *, vm: str) -> None:
+        """The first success after errors."""
+
+        def note(session: Session) -> str | None:
+            if health.clear_errors(session, vm):
+                self._event(session, vm, "ReplicationRecovered", "OK", f"replication of VM {vm!r} works again")
+            return vm
+
+        self._wake(await self._services.store.transact(note))
+
+    async def resync_required(self, *, vm: str, reason: str) -> None:
+        """Mark the VM for resynchronization."""
+
+        def note(session: Session) -> str | None:
+            item = session.get(ItemRow, vm)
+            if item is None or item.active_location != PRIMARY:
+                return None
+            if item.resync_reason != reason:
+                self._event(session, vm, "ResynchronizationRequired", "Warning", f"VM {vm!r} needs a resync: {reason}")
+            item.resync_reason = reason
+            item.resync_marks += 1
+            return vm
+
+        self._wake(await self._services.store.transact(note))
+
+    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+        """Asked of the recovery side, which the site does not speak to."""
+        return await self._services.recovery.checksums(
+            disk_id=disk_id, key_hex=key_hex, chunk_bytes=chunk_bytes, first=first, count=count
+        )
+
+    # ---- helpers
+
+    def _wake(self, vm: str | None) -> None:
+        if vm is not None:
+            self._services.signals.notify(vm)
+
+    def _event(self, session: Session, vm: str, code: str, severity: events.Severity, text: str) -> None:
+        events.record(
+            session, vm=vm, code=code, kind="VmHealth", severity=severity, text=text, now_ns=self._services.clock()
+        )  # fmt: skip

@@ -1,0 +1,36 @@
+"""What every part of the vault works with: the database, the clock and the ports to the other roles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from sqlalchemy.orm import Session
+
+from azure_emu.ports import Provider, RecoverySide
+from azure_emu.vault.clock import Clock
+from azure_emu.vault.schema import ItemRow
+from azure_emu.vault.signals import Signals
+from azure_emu.vault.store import Store, find_item
+from blockfs.control import DiskHostControl
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Services:
+    """``site``: the Provider on the Hyper-V host; ``azure``: the disk host of the recovery side."""
+
+    store: Store
+    signals: Signals
+    clock: Clock
+    site: Provider
+    recovery: RecoverySide
+    azure: DiskHostControl
+
+    async def change_item(self, vm: str, change: Callable[[Session, ItemRow], T]) -> T:
+        """Change an item in one transaction (``VmNotFound``), then wake who waits for the VM."""
+        result = await self.store.transact(lambda session: change(session, find_item(session, vm)))
+        self.signals.notify(vm)
+        return result

@@ -1,0 +1,353 @@
+"""The vault: every operation a user may ask for, and every report the other roles make.
+
+Multi-task safety: the methods may be called by any number of tasks at once.  An operation looks at the item's state
+and inserts its job in *one* transaction, and transactions are serial (store.py): of two callers at once one gets the
+job and the other ``JobInProgress`` or ``InvalidState``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import trio
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from azure_emu.ports import DiskSpec, Provider, RecoverySide
+from azure_emu.vault import (
+    azure_vms,
+    events,
+    failback_tasks,
+    failover_tasks,
+    health,
+    inventory,
+    jobs,
+    points,
+    protection_tasks,
+)
+from azure_emu.vault.api import Event, Job, ProtectedItem, RecoveryPoint, Vm
+from azure_emu.vault.clock import Clock
+from azure_emu.vault.reports import Reports
+from azure_emu.vault.schema import ItemRow, JobRow
+from azure_emu.vault.services import Services
+from azure_emu.vault.signals import Signals
+from azure_emu.vault.states import (
+    PRIMARY,
+    RECOVERY,
+    TEST_CLEANUP,
+    TEST_COMPLETED,
+    TEST_INITIATED,
+    TEST_NONE,
+    Operation,
+    State,
+    require,
+)
+from azure_emu.vault.store import Store, find_item
+from blockfs.control import DiskHostControl, TagKind
+from blockfs.errors import RigError
+from blockfs.progress import DiskProgress, VmProgress
+
+_SCENARIOS = (
+    protection_tasks.ENABLE,
+    protection_tasks.FINALIZE,
+    protection_tasks.REPROTECT,
+    protection_tasks.REPAIR,
+    protection_tasks.DISABLE,
+    failover_tasks.TEST,
+    failover_tasks.CLEANUP,
+    failover_tasks.UNPLANNED,
+    failover_tasks.PLANNED,
+    failover_tasks.COMMIT,
+    failback_tasks.FAILBACK,
+    failback_tasks.COMMIT,
+)
+# Jobs that wait for replication, perhaps for ever.  Giving up protection stops any of them; and when the site is lost in
+# the middle of a resync, the points from before it are what is left.
+_STOPPED_BY_DISABLE = {"enable", "finalize", "reprotect", "repair"}
+_STOPPED_BY_UNPLANNED = {"repair"}
+_COMMIT_PENDING = {
+    State.UNPLANNED_DONE,
+    State.PLANNED_DONE,
+    State.CHANGE_POINT_DONE,
+    State.CHANGE_POINT_FAILED,
+    State.COMMIT_TO_RECOVERY_FAILED,
+}
+
+Prepare = Callable[[Session, ItemRow], tuple[jobs.Scenario, dict[str, Any]]]
+
+
+class Vault(Reports):
+    """Implements azure_emu.vault.api.VaultApi, azure_emu.ports.ApplierReports, and replication's VaultLink.
+
+    ``url``: the database (SQLAlchemy).  ``azure_host``: the disk host of the recovery side.  ``clock``: wall time, ns.
+    Errors of the constructor: ``StateVersion``, ``StateUnreadable``.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        provider: Provider,
+        recovery: RecoverySide,
+        azure_host: DiskHostControl,
+        clock: Clock = time.time_ns,
+    ) -> None:
+        store = Store(url)
+        services = Services(store, Signals(store), clock, site=provider, recovery=recovery, azure=azure_host)
+        super().__init__(services)
+        self._engine = jobs.JobEngine(services, _SCENARIOS)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Settle what a kill left, then run jobs until cancelled; operations may be asked for once it has started."""
+        await self._engine.run(task_status)
+
+    def close(self) -> None:
+        """Close the database; call it after :meth:`run` has ended."""
+        self._services.store.close()
+
+    # ---- virtual machines
+
+    async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> Vm:
+        """A new source VM at the site."""
+        made = await self._services.site.create_vm(vm=vm, disks=disks)
+        made_vm = Vm(
+            name=vm, fabric="site", state=inventory.UNPROTECTED, disks=[azure_vms.to_vm_disk(disk) for disk in made]
+        )  # fmt: skip
+        await self._services.store.transact(lambda session: inventory.remember_vm(session, made_vm))
+        return made_vm
+
+    async def list_vms(self) -> list[Vm]:
+        """VMs of both sides; those of a side that cannot be reached are as last seen."""
+        return await inventory.list_fabric(self._services, "site") + await inventory.list_fabric(self._services, "azure")
+
+    # ---- protection
+
+    async def enable_protection(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None = None) -> Job:
+        """Start replicating a VM of the site."""
+        protection_tasks.check_policy(interval_s, app_consistent_every_s)
+        await inventory.site_disks(self._services, vm)
+
+        def begin(session: Session) -> Job:
+            jobs.require_no_job(session, vm)
+            item = session.get(ItemRow, vm)
+            if item is None:
+                item = ItemRow(
+                    vm=vm, test_failover_state=TEST_NONE, active_location=PRIMARY, resync_marks=0, sent_position=0,
+                    points_after_position=0,
+                )  # fmt: skip
+                session.add(item)
+            else:
+                require(item, Operation.ENABLE)
+            item.interval_s, item.app_consistent_every_s = interval_s, app_consistent_every_s
+            item.suspended = False
+            item.protection_state = State.ENABLING
+            session.flush()
+            now_ns = self._services.clock()
+            if interval_s not in protection_tasks.OFFICIAL_INTERVALS_S:
+                text = f"interval_s {interval_s:g} of VM {vm!r} is rig-only: the service has 30, 300 and 900"
+                events.record(
+                    session, vm=vm, code="RigOnlyPolicy", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns
+                )  # fmt: skip
+            return jobs.to_wire(jobs.enqueue(session, protection_tasks.ENABLE, vm, {}, now_ns))
+
+        return self._started(await self._services.store.transact(begin))
+
+    async def disable_protection(self, *, vm: str) -> Job:
+        """Stop replicating and forget the VM; a job that waits for replication is cancelled."""
+
+        def prepare(_session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
+            item.protection_state = State.DISABLING
+            item.suspended = True
+            return protection_tasks.DISABLE, {}
+
+        # A test VM forbids it: then nothing is stopped either.
+        await self._stop(vm, _STOPPED_BY_DISABLE, lambda _session, item: item.test_failover_state != TEST_COMPLETED)
+        return await self._begin(vm, Operation.DISABLE, prepare)
+
+    async def reprotect(self, *, vm: str) -> Job:
+        """Reverse replication, after the commit of a failback."""
+
+        def prepare(_session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
+            item.protection_state = State.REPROTECT
+            return protection_tasks.REPROTECT, {}
+
+        return await self._begin(vm, Operation.REPROTECT, prepare)
+
+    async def resync(self, *, vm: str) -> Job:
+        """Compare both sides and send the differences; the item keeps its state meanwhile."""
+        return await self._begin(vm, Operation.RESYNC, lambda _session, _item: (protection_tasks.REPAIR, {}))
+
+    async def items(self) -> list[ProtectedItem]:
+        """All protected items, by name."""
+
+        def look(session: Session) -> list[ProtectedItem]:
+            now_ns = self._services.clock()
+            return [health.describe(session, item, now_ns) for item in session.scalars(select(ItemRow).order_by(ItemRow.vm))]
+
+        return await self._services.store.transact(look)
+
+    async def progress(self, *, vm: str) -> VmProgress:
+        """What the site's agent does for a VM, or how far a failback is."""
+
+        def downloading(session: Session) -> list[dict[str, Any]] | None:
+            find_item(session, vm)
+            job = jobs.open_job(session, vm)
+            return None if job is None or job.key != failback_tasks.FAILBACK.key else job.memory.get("disks", [])
+
+        disks = await self._services.store.transact(downloading)
+        if disks is None:
+            return await self._services.site.progress(vm=vm)
+        shown = []
+        for disk in disks:
+            done_bytes = await self._services.recovery.export_progress(source_id=disk["disk_id"])
+            shown.append(
+                DiskProgress(disk=disk["name"], done_bytes=done_bytes, total_bytes=disk["size_bytes"], sent_bytes=done_bytes)
+            )  # fmt: skip
+        return VmProgress(vm=vm, phase="Failback", disks=shown)
+
+    # ---- recovery points
+
+    async def points(self, *, vm: str) -> list[RecoveryPoint]:
+        """Available recovery points, newest first."""
+
+        def look(session: Session) -> list[RecoveryPoint]:
+            find_item(session, vm)
+            return [points.to_wire(row) for row in points.available(session, vm)]
+
+        return await self._services.store.transact(look)
+
+    async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
+        """A recovery point of now; returns when it is available."""
+
+        def look(session: Session) -> None:
+            item = find_item(session, vm)
+            jobs.require_no_job(session, vm)
+            require(item, Operation.CREATE_POINT)
+
+        await self._services.store.transact(look)
+        cut = await self._services.site.replicate_now(vm=vm, kind=kind, name=name)
+
+        def there(session: Session) -> RecoveryPoint | None:
+            find_item(session, vm)
+            found = [row for row in points.available(session, vm) if row.tag_id == cut.tag_id]
+            if not found:
+                protection_tasks.raise_blocking_error(session, vm)
+            return points.to_wire(found[0]) if found else None
+
+        return await self._services.signals.wait_until(vm, there)
+
+    # ---- failover
+
+    async def test_failover(self, *, vm: str, point: str) -> Job:
+        """Make ``VM-test`` from a recovery point; replication goes on."""
+
+        def prepare(session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
+            points.resolve(session, vm, point)
+            item.test_failover_state = TEST_INITIATED
+            return failover_tasks.TEST, {"choice": point}
+
+        return await self._begin(vm, Operation.TEST, prepare)
+
+    async def cleanup_test_failover(self, *, vm: str) -> Job:
+        """Remove ``VM-test``."""
+
+        def prepare(_session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
+            item.test_failover_state = TEST_CLEANUP
+            return failover_tasks.CLEANUP, {}
+
+        return await self._begin(vm, Operation.CLEANUP, prepare)
+
+    async def unplanned_failover(self, *, vm: str, point: str, source_actions: bool = False) -> Job:
+        """Fail over without needing the site; until commit, again, to change the recovery point."""
+
+        def prepare(session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
+            points.resolve(session, vm, point)
+            change = item.protection_state in _COMMIT_PENDING
+            item.protection_state = State.CHANGE_POINT if change else State.UNPLANNED
+            return failover_tasks.UNPLANNED, {"choice": point, "source_actions": source_actions, "change": change}
+
+        await self._stop(vm, _STOPPED_BY_UNPLANNED, lambda session, _item: bool(points.resolve(session, vm, point)))
+        return await self._begin(vm, Operation.UNPLANNED, prepare)
+
+    async def planned_failover(self, *, vm: str) -> Job:
+        """Shut the VM down at the site, send the rest, fail over: nothing is lost."""
+
+        def prepare(_session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
+            item.protection_state = State.PLANNED
+            return failover_tasks.PLANNED, {}
+
+        return await self._begin(vm, Operation.PLANNED, prepare)
+
+    async def commit_failover(self, *, vm: str) -> Job:
+        """Make a failover final (all points go), or a failback (the Azure VM and its disks go)."""
+
+        def prepare(_session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
+            if item.active_location == RECOVERY:
+                item.protection_state = State.COMMIT_TO_PRIMARY
+                return failback_tasks.COMMIT, {}
+            item.protection_state = State.COMMIT_TO_RECOVERY
+            return failover_tasks.COMMIT, {}
+
+        return await self._begin(vm, Operation.COMMIT, prepare)
+
+    async def failback(self, *, vm: str) -> Job:
+        """Planned failover from Azure to the site by full download."""
+
+        def prepare(_session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
+            item.protection_state = State.PLANNED
+            return failback_tasks.FAILBACK, {}
+
+        return await self._begin(vm, Operation.FAILBACK, prepare)
+
+    # ---- jobs and events
+
+    async def jobs(self) -> list[Job]:
+        """All jobs, newest first."""
+
+        def look(session: Session) -> list[Job]:
+            return [jobs.to_wire(row) for row in session.scalars(select(JobRow).order_by(JobRow.id.desc()))]
+
+        return await self._services.store.transact(look)
+
+    async def job(self, *, name: str) -> Job:
+        """One job; ``JobNotFound``."""
+
+        def look(session: Session) -> Job:
+            row = session.scalars(select(JobRow).where(JobRow.name == name)).one_or_none()
+            if row is None:
+                raise RigError("JobNotFound", f"there is no job {name!r}; see the list of jobs for their names")
+            return jobs.to_wire(row)
+
+        return await self._services.store.transact(look)
+
+    async def events(self) -> list[Event]:
+        """All events, newest first."""
+        return await self._services.store.transact(events.list_events)
+
+    # ---- how an operation begins
+
+    async def _begin(self, vm: str, operation: Operation, prepare: Prepare) -> Job:
+        def begin(session: Session) -> Job:
+            item = find_item(session, vm)
+            jobs.require_no_job(session, vm)
+            require(item, operation)
+            scenario, memory = prepare(session, item)
+            return jobs.to_wire(jobs.enqueue(session, scenario, vm, memory, self._services.clock()))
+
+        return self._started(await self._services.store.transact(begin))
+
+    def _started(self, job: Job) -> Job:
+        self._engine.start(job.name)
+        self._services.signals.notify(job.targetObjectName)
+        return job
+
+    async def _stop(self, vm: str, keys: set[str], may: Callable[[Session, ItemRow], bool]) -> None:
+        def look(session: Session) -> str | None:
+            job = jobs.open_job(session, vm)
+            return job.name if job is not None and job.key in keys and may(session, find_item(session, vm)) else None
+
+        name = await self._services.store.transact(look)
+        if name is not None:
+            await self._engine.cancel(name)
