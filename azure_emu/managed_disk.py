@@ -19,16 +19,16 @@ any process (:mod:`azure_emu.disk_view`).  A store is not safe for use by severa
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from azure_emu.disk_journal import History, JournalFile, SegmentSummary, Want, journal_name, summarize
 from azure_emu.disk_meta import DiskMeta, SeedProgress, read_meta, write_meta
 from azure_emu.disk_view import BASE, DISK_META, JOURNAL, PROGRESS, build_view, load_history, open_view
+from azure_emu.host_disk import host_disk_errors
 from blockfs.changelog import RecordType, SegmentReader
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
@@ -37,30 +37,17 @@ from blockfs.part import PartName, TagSeen, Watermark
 from blockfs.part_codec import unpack
 from cext.hashing import TAG_BYTES, chunk_tag, chunk_tags_fd
 
-__all__ = ["ManagedDiskStore", "discard_leftovers", "open_view"]
+__all__ = ["ManagedDiskStore", "delete_disk", "discard_leftovers", "open_view"]
 
 Step = Callable[[str], None]
 """Called with a step's name when it is done: where tests kill."""
 
 _INCOMING = ".incoming.hrl"
 _NEW, _DELETED = ".new-", ".deleted-"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _no_step(_name: str) -> None:
     pass
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """A full or failing host disk is an expected failure: ``DiskFull`` (recoverable) or ``StoreIo``."""
-    try:
-        yield
-    except OSError as exc:
-        where = exc.filename or folder
-        if exc.errno in _FULL:
-            raise RigError("DiskFull", f"{where}: no space left on the host's disk", recoverable=True) from exc
-        raise RigError("StoreIo", f"{where}: {exc.strerror}") from exc
 
 
 def discard_leftovers(disks: Path) -> None:
@@ -68,6 +55,18 @@ def discard_leftovers(disks: Path) -> None:
     for path in disks.iterdir():
         if path.name.startswith((_NEW, _DELETED)):
             shutil.rmtree(path)
+
+
+def delete_disk(folder: Path, step: Step = _no_step) -> None:
+    """Remove the managed disk in ``folder``, sound or not; no-op if it is gone."""
+    gone = folder.with_name(_DELETED + folder.name)
+    with host_disk_errors(folder):
+        shutil.rmtree(gone, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            folder.rename(gone)
+            step("delete.renamed")
+            sync_folder(gone.parent)
+            shutil.rmtree(gone)
 
 
 class ManagedDiskStore:
@@ -90,7 +89,7 @@ class ManagedDiskStore:
         if folder.exists():
             raise RigError("DiskExists", f"{folder}: there is a managed disk already")
         new = folder.with_name(_NEW + folder.name)
-        with _disk_errors(folder):
+        with host_disk_errors(folder):
             shutil.rmtree(new, ignore_errors=True)
             (new / JOURNAL).mkdir(parents=True, mode=0o700)
             step("create.folder")
@@ -108,7 +107,7 @@ class ManagedDiskStore:
     @classmethod
     def open(cls, folder: Path, *, step: Step = _no_step) -> ManagedDiskStore:
         """Open and verify (``DiskNotFound``, ``StoreVersion``, ``StoreCorrupt``, ``LogCorrupt``)."""
-        with _disk_errors(folder):
+        with host_disk_errors(folder):
             history = load_history(folder)
             sync_folder(folder / JOURNAL)  # a kill between rename and sync: what is counted now must stay
             sync_folder(folder)
@@ -150,7 +149,7 @@ class ManagedDiskStore:
         if want != "next":
             raise RigError("PartGap", f"part {part.blob()}: {self._history.expected()} comes next")
         incoming = self.folder / JOURNAL / _INCOMING
-        with _disk_errors(self.folder):
+        with host_disk_errors(self.folder):
             try:
                 unpack(part, data, incoming)
                 self._step("apply.unpacked")
@@ -234,12 +233,12 @@ class ManagedDiskStore:
 
     def view(self, position: int) -> Layer:
         """The disk as of ``position``, read-only; the caller closes it (``InvalidPosition``)."""
-        with _disk_errors(self.folder):
+        with host_disk_errors(self.folder):
             return build_view(self.folder, self._history, position, verify=True)
 
     def latest_view(self) -> Layer:
         """With everything that was applied, even of an unfinished resync; the caller closes it."""
-        with _disk_errors(self.folder):
+        with host_disk_errors(self.folder):
             return build_view(self.folder, self._history, None, verify=True)
 
     def checksums(self, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
@@ -249,7 +248,7 @@ class ManagedDiskStore:
         """
         if not self._history.seeded:
             return [bytes(TAG_BYTES)] * count
-        with _disk_errors(self.folder):
+        with host_disk_errors(self.folder):
             if not self._history.files:
                 base = RawLayer(self.folder / BASE)
                 try:
@@ -264,13 +263,7 @@ class ManagedDiskStore:
     def delete(self) -> None:
         """Remove the disk and everything in it.  Open views go on reading."""
         self.close()
-        gone = self.folder.with_name(_DELETED + self.folder.name)
-        with _disk_errors(self.folder):
-            shutil.rmtree(gone, ignore_errors=True)
-            self.folder.rename(gone)
-            self._step("delete.renamed")
-            sync_folder(gone.parent)
-            shutil.rmtree(gone)
+        delete_disk(self.folder, self._step)
 
     def close(self) -> None:
         """Let go of open files."""

@@ -21,7 +21,7 @@ KEY = bytes(range(32))
 def site(tmp_path: Path, seed: int = 1) -> SiteDisk:
     folder = tmp_path / f"site{seed}"
     folder.mkdir()
-    return SiteDisk(folder, random.Random(seed))  # noqa: S311
+    return SiteDisk(folder, random.Random(seed))
 
 
 def new_store(tmp_path: Path, step: Callable[[str], None] = lambda _name: None) -> ManagedDiskStore:

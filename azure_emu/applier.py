@@ -1,0 +1,294 @@
+"""The applier role: takes parts from the cache account to the managed disks, in order, each exactly once in effect.
+
+Fault contract
+--------------
+A blob is deleted only after its part is durable in the managed disk *and* the vault has been told; killed between any
+two of these steps, the applier does the rest again on its next start, to the same end.  On start everything reached
+is reported again, for the vault may have missed it.  An unreachable cache account or vault is waited out.  A part
+that is refused (corrupt, gap, ...) stays where it is, is reported once, and is tried again now and then: it may be
+replaced.  What is applied of a generation ends when the first sync part of a later one is there, for that sync was
+made against the state before.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+import trio
+
+from azure_emu.export import Exporter
+from azure_emu.managed_disk import ManagedDiskStore, delete_disk, discard_leftovers
+from azure_emu.part_cache import PartCache
+from azure_emu.ports import ApplierReports
+from blockfs.errors import RigError
+from blockfs.part import PartName, Watermark
+from cext.hashing import KEY_BYTES
+
+RETRY_REFUSED_S = 30.0
+"""After a refusal the disk is left alone for so long."""
+
+CHECKSUMS_MAX = 1 << 16
+"""Chunks in one question."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(eq=False)
+class _Disk:
+    """What the applier knows of a disk; everything but ``refused`` is touched under ``lock`` alone."""
+
+    disk_id: str
+    lock: trio.Lock = field(default_factory=trio.Lock)
+    store: ManagedDiskStore | None = None
+    reported: Watermark | None = None
+    reported_tags: int = 0
+    refused: set[tuple[str, str]] = field(default_factory=set)
+    """(code, message) of what the vault was told since the last success."""
+    retry_at_s: float = 0.0
+
+
+class Applier:
+    """Implements :class:`azure_emu.ports.RecoverySide` over ``disks``, one folder a managed disk."""
+
+    def __init__(self, disks: Path, cache: PartCache, reports: ApplierReports) -> None:
+        self._folder = disks
+        self._cache = cache
+        self._reports = reports
+        self._disks: dict[str, _Disk] = {}
+        self._exporter = Exporter(disks / ".export", cache)
+        self._trouble: str | None = None
+        self._deleted: set[str] = set()
+
+    async def run(self, *, poll_s: float = 0.5, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look after the vault's replicating disks until cancelled; started when leftovers of a kill are gone."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await trio.to_thread.run_sync(discard_leftovers, self._folder)
+        await trio.to_thread.run_sync(self._exporter.clear_spool)
+        task_status.started()
+        while True:
+            try:
+                disk_ids = await self._reports.replicating_disks()
+            except RigError as exc:
+                self._ride_out(exc)
+            else:
+                async with trio.open_nursery() as nursery:
+                    for disk_id in disk_ids:
+                        nursery.start_soon(self._tend, disk_id)
+            await trio.sleep(poll_s)
+
+    async def _tend(self, disk_id: str) -> None:
+        """One round of :meth:`run` for one disk; nothing that is expected to fail ends the applier."""
+        disk = self._disks.setdefault(disk_id, _Disk(disk_id))
+        if trio.current_time() < disk.retry_at_s:
+            return
+        try:
+            async with disk.lock:
+                await self._apply_cached(disk)
+        except RigError as exc:
+            if exc.code == "CacheUnreachable":
+                self._ride_out(exc)
+            elif exc.code == "DiskNotFound" and disk_id in self._deleted:
+                pass  # deleted between the vault's answer and now
+            else:
+                await self._refuse(disk, exc)
+        else:
+            self._trouble = None
+
+    def _ride_out(self, exc: RigError) -> None:
+        """Log a trouble that passes, once: it is met again at each poll."""
+        if self._trouble != exc.message:
+            self._trouble = exc.message
+            log.warning("waiting for a peer", code=exc.code, reason=exc.message)
+
+    async def _refuse(self, disk: _Disk, exc: RigError) -> None:
+        """Tell the vault, once, and leave the disk alone for a while."""
+        disk.retry_at_s = trio.current_time() + RETRY_REFUSED_S
+        key = (exc.code, exc.message)
+        if key in disk.refused:
+            return
+        log.error("apply failed", disk=disk.disk_id, code=exc.code, reason=exc.message)
+        try:
+            await self._reports.apply_failed(disk_id=disk.disk_id, code=exc.code, message=exc.message)
+        except RigError as report_exc:
+            self._ride_out(report_exc)
+        else:
+            disk.refused.add(key)
+
+    async def _apply_cached(self, disk: _Disk) -> None:
+        """Apply whatever the cache account holds that comes next; the caller has the disk's lock."""
+        store = await self._open(disk)
+        await self._report(disk, store)
+        parts = await self._cache.list(disk.disk_id)
+        parts = await self._delete_applied(disk, store, parts)
+        while (part := _choose(store, parts)) is not None:
+            data = await self._cache.get(part)
+            await trio.to_thread.run_sync(store.apply_part, part, data)
+            disk.refused.clear()
+            await self._report(disk, store)
+            parts = await self._delete_applied(disk, store, parts)
+
+    async def _report(self, disk: _Disk, store: ManagedDiskStore) -> None:
+        """Tell the vault what it does not know yet.  If that fails, applying goes on and blobs stay."""
+        watermark, tags = store.watermark(), store.tags(disk.reported_tags)
+        if disk.reported == watermark and not tags:
+            return
+        try:
+            await self._reports.applied(watermark=watermark, tags=tags)
+        except RigError as exc:
+            self._ride_out(exc)
+        else:
+            disk.reported = watermark
+            disk.reported_tags += len(tags)
+
+    async def _delete_applied(self, disk: _Disk, store: ManagedDiskStore, parts: list[PartName]) -> list[PartName]:
+        """Delete the blobs that are durable here and known to the vault; those that are left."""
+        if disk.reported != store.watermark():
+            return parts
+        left = []
+        for part in parts:
+            if store.want(part) == "applied":
+                await self._cache.delete(part)
+            else:
+                left.append(part)
+        return left
+
+    def _disk(self, disk_id: str) -> _Disk:
+        """The one record of a disk; its id becomes a folder's name, so nothing but a UUID will do."""
+        try:
+            sound = str(uuid.UUID(disk_id)) == disk_id
+        except ValueError:
+            sound = False
+        if not sound:
+            raise RigError("InvalidDiskId", f"disk id {disk_id!r} is not a lower-case UUID")
+        return self._disks.setdefault(disk_id, _Disk(disk_id))
+
+    async def _open(self, disk: _Disk) -> ManagedDiskStore:
+        if disk.store is None:
+            disk.store = await trio.to_thread.run_sync(ManagedDiskStore.open, self._folder / disk.disk_id)
+        return disk.store
+
+    async def create_managed_disk(self, *, disk_id: str, size_bytes: int) -> None:
+        """An empty managed disk; no-op if it is there with that size (``DiskExists``, ``InvalidDiskSize``, ``DiskFull``)."""
+        disk, folder = self._disk(disk_id), self._folder / disk_id
+        async with disk.lock:
+            if folder.exists():
+                store = await self._open(disk)
+                if store.created_size_bytes != size_bytes:
+                    raise RigError(
+                        "DiskExists",
+                        f"managed disk {disk_id} is there with {store.created_size_bytes} bytes, not {size_bytes}",
+                    )
+                return
+
+            def create() -> ManagedDiskStore:
+                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                return ManagedDiskStore.create(folder, disk_id=disk_id, size_bytes=size_bytes, created_ns=time.time_ns())
+
+            disk.store = await trio.to_thread.run_sync(create)
+            self._deleted.discard(disk_id)
+            disk.reported, disk.reported_tags, disk.retry_at_s = None, 0, 0.0
+            disk.refused.clear()
+
+    async def delete_managed_disk(self, *, disk_id: str) -> None:
+        """Remove the disk, its journal and its blobs in the cache account; no-op if gone."""
+        disk = self._disk(disk_id)
+        async with disk.lock:
+            if disk.store is not None:
+                disk.store.close()
+                disk.store = None
+            self._deleted.add(disk_id)
+            await trio.to_thread.run_sync(delete_disk, self._folder / disk_id)
+            for part in await self._cache.list(disk_id):
+                await self._cache.delete(part)
+
+    async def process_latest(self, *, disk_ids: list[str]) -> list[Watermark]:
+        """Apply all that the cache account holds for these disks, now; the watermarks afterwards.
+
+        A refused part is reported to the vault and ends its disk there; what may pass (``CacheUnreachable``,
+        ``DiskFull``) and a disk that cannot be opened (``DiskNotFound``, ``StoreCorrupt``) is raised.
+        """
+        disks = [self._disk(disk_id) for disk_id in disk_ids]
+        await _together([lambda disk=disk: self._process_latest(disk) for disk in disks])  # type: ignore[misc]
+        return [(await self._open(disk)).watermark() for disk in disks]
+
+    async def _process_latest(self, disk: _Disk) -> None:
+        async with disk.lock:
+            await self._open(disk)
+            try:
+                await self._apply_cached(disk)
+            except RigError as exc:
+                if exc.recoverable:
+                    raise
+                await self._refuse(disk, exc)
+
+    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+        """Keyed checksums (hex) of chunks of the latest applied state.
+
+        What the cache account still holds is applied before: a part of the old generation that came in after the
+        comparison would undo it.  Errors: as :meth:`process_latest`, and ``InvalidChecksumRequest``.
+        """
+        try:
+            key = bytes.fromhex(key_hex)
+        except ValueError:
+            key = b""
+        if len(key) != KEY_BYTES:
+            raise RigError("InvalidChecksumRequest", f"key_hex is not {KEY_BYTES} bytes in hexadecimal")
+        if chunk_bytes <= 0 or first < 0 or not 0 < count <= CHECKSUMS_MAX:
+            raise RigError(
+                "InvalidChecksumRequest",
+                f"{count} chunks of {chunk_bytes} bytes from chunk {first}: 1 to {CHECKSUMS_MAX} chunks may be asked for",
+            )
+        disk = self._disk(disk_id)
+        await self._process_latest(disk)
+        async with disk.lock:
+            store = await self._open(disk)
+            tags = await trio.to_thread.run_sync(store.checksums, key, chunk_bytes, first, count)
+        return [tag.hex() for tag in tags]
+
+    async def store_path(self, *, disk_id: str) -> str:
+        """Folder of the managed disk (for the recovery host's ``open_point``); ``DiskNotFound``."""
+        folder = self._folder / self._disk(disk_id).disk_id
+        if not folder.is_dir():
+            raise RigError("DiskNotFound", f"{folder}: there is no managed disk")
+        return str(folder)
+
+    async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
+        """Failback: put file ``source`` into the cache account as sync parts of ``source_id``; the number of parts."""
+        self._disk(source_id)
+        return await self._exporter.export(source=Path(source), source_id=source_id, size_bytes=size_bytes)
+
+    async def export_progress(self, *, source_id: str) -> int:
+        """Bytes of the source that were looked at so far (0 if unknown)."""
+        return self._exporter.progress(source_id)
+
+
+def _choose(store: ManagedDiskStore, parts: list[PartName]) -> PartName | None:
+    """The part to apply now: of the newest generation whose sync has begun; the longest, should two begin alike."""
+    newest = max((part.generation for part in parts if part.stream == "sync"), default=0)
+    for want in ("next", "conflict"):  # a conflict is tried so that it is refused, and reported, by name
+        wanted = [part for part in parts if part.generation >= newest and store.want(part) == want]
+        if wanted:
+            return max(wanted)
+    return None
+
+
+async def _together(jobs: list[Callable[[], Awaitable[None]]]) -> None:
+    """Run all at once, let each come to its end, then raise the first ``RigError`` as it is (not in a group)."""
+    failures: list[RigError] = []
+
+    async def one(job: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await job()
+        except RigError as exc:
+            failures.append(exc)
+
+    async with trio.open_nursery() as nursery:
+        for job in jobs:
+            nursery.start_soon(one, job)
+    if failures:
+        raise failures[0]

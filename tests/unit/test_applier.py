@@ -1,0 +1,407 @@
+"""The applier applies in order, reports, then deletes; troubles pass or are reported, and nothing is lost."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from azure_emu.applier import RETRY_REFUSED_S, Applier
+from azure_emu.managed_disk import open_view
+from azure_emu.ports import RecoverySide
+from blockfs.errors import RigError
+from blockfs.part import PartName, TagSeen, Watermark
+from cext.hashing import chunk_tag
+from tests.unit.disk_history import CHUNK_BYTES, DISK_ID, SIZE_BYTES, Packed, SiteDisk
+
+KEY = bytes(range(32))
+Parts = list[PartName]
+EXPORT_ID = "0b6f3a52-63f4-4c2f-8f0e-6f8b1c9d0e1f"
+
+
+class FakeCache:
+    """A cache account in memory; ``failure`` is raised by every call while it is set."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[PartName, bytes] = {}
+        self.failure: RigError | None = None
+        self.deleted: Parts = []
+        self.gets: Parts = []
+
+    def _check(self) -> None:
+        if self.failure:
+            raise self.failure
+
+    async def put(self, part: PartName, data: bytes) -> bool:
+        await trio.lowlevel.checkpoint()
+        self._check()
+        return self.blobs.setdefault(part, data) is data
+
+    async def list(self, disk_id: str) -> Parts:
+        await trio.lowlevel.checkpoint()
+        self._check()
+        return sorted(part for part in self.blobs if part.disk_id == disk_id)
+
+    async def get(self, part: PartName) -> bytes:
+        await trio.lowlevel.checkpoint()
+        self._check()
+        self.gets.append(part)
+        return self.blobs[part]
+
+    async def delete(self, part: PartName) -> None:
+        await trio.lowlevel.checkpoint()
+        self._check()
+        if self.blobs.pop(part, None) is not None:
+            self.deleted.append(part)
+
+    def hold(self, parts: Sequence[Packed]) -> None:
+        self.blobs.update(parts)
+
+
+class FakeVault:
+    """Collects reports; deaf (raising) while ``failure`` is set."""
+
+    def __init__(self, cache: FakeCache) -> None:
+        self.cache = cache
+        self.disks = [DISK_ID]
+        self.failure: RigError | None = None
+        self.marks: list[Watermark] = []
+        self.tags: list[TagSeen] = []
+        self.failed: list[tuple[str, str]] = []
+        self.blobs_at_report: list[int] = []
+        self.rounds = 0
+        self.changed = trio.Event()
+
+    def _wake(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> None:
+        if self.failure:
+            raise self.failure
+        self.marks.append(watermark)
+        self.tags += tags
+        self.blobs_at_report.append(len(self.cache.blobs))
+        self._wake()
+
+    async def apply_failed(self, *, disk_id: str, code: str, message: str) -> None:
+        assert disk_id == DISK_ID
+        self.failed.append((code, message))
+        self._wake()
+
+    async def replicating_disks(self) -> list[str]:
+        self.rounds += 1
+        self._wake()
+        return self.disks
+
+    async def wait_rounds(self, count: int) -> None:
+        """Until ``count`` rounds that began from now on are over (threads do not stop a mock clock: count rounds)."""
+        until = self.rounds + count + 1
+        while self.rounds < until:
+            await self.changed.wait()
+
+    async def wait_failed(self) -> None:
+        while not self.failed:
+            await self.changed.wait()
+
+    async def wait_position(self, position: int) -> None:
+        while not self.marks or self.marks[-1].complete_position < position:
+            await self.changed.wait()
+
+
+class Rig:
+    def __init__(self, tmp_path: Path) -> None:
+        (tmp_path / "site").mkdir()
+        self.disk = SiteDisk(tmp_path / "site", random.Random(3))
+        self.disks = tmp_path / "disks"
+        self.cache = FakeCache()
+        self.vault = FakeVault(self.cache)
+        self.applier = Applier(self.disks, self.cache, self.vault)
+
+    def restart(self) -> None:
+        self.vault = FakeVault(self.cache)
+        self.applier = Applier(self.disks, self.cache, self.vault)
+
+    def log(self, name: str) -> Packed:
+        self.disk.scribble(5)
+        self.disk.tag(name)
+        return self.disk.close_log()
+
+    def state(self, position: int) -> bytes:
+        view = open_view(self.disks / DISK_ID, position)
+        try:
+            return view.pread(0, view.size_bytes)
+        finally:
+            view.close()
+
+
+@pytest.fixture
+def fast_clock() -> trio.testing.MockClock:
+    """500 seconds a second.  An autojumping clock would spin while the disks' threads work, and starve them."""
+    return trio.testing.MockClock(rate=500)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> Rig:
+    made = Rig(tmp_path)
+    await made.applier.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
+    made.disk.scribble(20)
+    return made
+
+
+async def test_parts_are_applied_reported_and_then_deleted(
+    rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
+) -> None:
+    await nursery.start(rig.applier.run)
+    parts = rig.disk.sync()
+    parts += [rig.log("one"), rig.log("two")]
+    rig.cache.hold(parts[::-1])
+    await rig.vault.wait_position(rig.disk.position)
+    assert [tag.name for tag in rig.vault.tags] == ["one", "two"]
+    assert rig.state(rig.disk.position) == rig.disk.data
+    assert rig.vault.blobs_at_report[1:] == list(range(len(parts), 0, -1))  # a blob is there until its part is reported
+    await rig.vault.wait_rounds(1)
+    assert rig.cache.deleted == [part for part, _ in parts]
+    assert rig.vault.failed == []
+
+
+async def test_a_missing_part_is_waited_for(rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock) -> None:
+    await nursery.start(rig.applier.run)
+    rig.cache.hold(rig.disk.sync())
+    first, second = rig.log("one"), rig.log("two")
+    rig.cache.hold([second])
+    await rig.vault.wait_rounds(3)
+    assert list(rig.cache.blobs) == [second[0]]
+    rig.cache.hold([first])
+    await rig.vault.wait_position(rig.disk.position)
+    assert rig.vault.failed == []
+
+
+async def test_an_unreachable_cache_is_ridden_out(
+    rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
+) -> None:
+    rig.cache.failure = RigError("CacheUnreachable", "cache account: connection refused", recoverable=True)
+    await nursery.start(rig.applier.run)
+    rig.cache.hold([*rig.disk.sync(), rig.log("one")])
+    await rig.vault.wait_rounds(100)
+    assert rig.vault.failed == []
+    with pytest.raises(RigError, match="connection refused"):
+        await rig.applier.process_latest(disk_ids=[DISK_ID])
+    rig.cache.failure = None
+    await rig.vault.wait_position(rig.disk.position)
+
+
+async def test_a_deaf_vault_keeps_the_blobs_and_is_told_later(
+    rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
+) -> None:
+    rig.vault.failure = RigError("PeerUnreachable", "vault: connection refused", recoverable=True)
+    await nursery.start(rig.applier.run)
+    parts = [*rig.disk.sync(), rig.log("one")]
+    rig.cache.hold(parts)
+    (mark,) = await rig.applier.process_latest(disk_ids=[DISK_ID])
+    assert mark.complete_position == rig.disk.position
+    assert len(rig.cache.blobs) == len(parts)
+    rig.vault.failure = None
+    await rig.vault.wait_position(rig.disk.position)
+    await rig.vault.wait_rounds(1)
+    assert rig.cache.blobs == {}
+    assert [tag.name for tag in rig.vault.tags] == ["one"]
+
+
+async def test_a_corrupt_part_is_reported_once_and_left_until_it_is_replaced(
+    rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
+) -> None:
+    rig.cache.hold(rig.disk.sync())
+    part, data = rig.log("one")
+    bad = bytearray(data)
+    bad[len(bad) // 2] ^= 1
+    rig.cache.hold([(part, bytes(bad)), rig.log("two")])
+    await nursery.start(rig.applier.run)
+    await rig.vault.wait_failed()
+    while rig.cache.gets.count(part) < 3:  # tried again now and then
+        await trio.sleep(RETRY_REFUSED_S)
+        await rig.vault.wait_rounds(1)
+    ((code, message),) = rig.vault.failed
+    assert code == "PartCorrupt"
+    assert part.blob() in message
+    (mark,) = await rig.applier.process_latest(disk_ids=[DISK_ID])
+    assert mark.log_seq == 0
+    assert len(rig.vault.failed) == 1
+    assert part in rig.cache.blobs
+    rig.cache.hold([(part, data)])
+    await rig.vault.wait_position(rig.disk.position)
+    assert rig.state(rig.disk.position) == rig.disk.data
+
+
+async def test_a_part_that_overlaps_what_is_applied_is_reported(
+    rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
+) -> None:
+    rig.cache.hold(rig.disk.sync())
+    part, data = rig.log("one")
+    rig.cache.hold([(part, data)])
+    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    odd = PartName(DISK_ID, 1, "log", part.last, part.last + 3)
+    rig.cache.hold([(odd, data)])
+    await nursery.start(rig.applier.run)
+    await rig.vault.wait_failed()
+    await rig.vault.wait_rounds(3)
+    assert rig.vault.failed == [
+        ("PartGap", f"part {odd.blob()}: log sequence number {part.last + 1} of generation 1 comes next")
+    ]
+
+
+async def test_a_restart_reports_everything_again_and_deletes_what_was_left(
+    rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
+) -> None:
+    parts = [*rig.disk.sync(), rig.log("one")]
+    rig.cache.hold(parts)
+    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    rig.cache.hold(parts)  # as if killed before they were deleted
+    rig.restart()
+    (rig.disks / ".new-x").mkdir()
+    await nursery.start(rig.applier.run)
+    await rig.vault.wait_position(rig.disk.position)
+    assert [tag.name for tag in rig.vault.tags] == ["one"]
+    await rig.vault.wait_rounds(1)
+    assert rig.cache.blobs == {}
+    assert not (rig.disks / ".new-x").exists()
+
+
+async def test_an_old_generation_is_applied_until_the_next_ones_sync_begins(rig: Rig) -> None:
+    rig.cache.hold([*rig.disk.sync(), rig.log("one")])
+    late = rig.log("two")
+    rig.cache.hold([late])
+    rig.disk.new_generation()
+    rig.cache.hold([rig.log("log of the new generation")])
+    (mark,) = await rig.applier.process_latest(disk_ids=[DISK_ID])
+    assert (mark.generation, mark.log_seq) == (1, late[0].last)
+    stale = PartName(DISK_ID, 1, "log", late[0].last + 1, late[0].last + 2)
+    first, *rest = rig.disk.sync(against=rig.state(mark.complete_position))
+    rig.cache.hold([(stale, b"never read"), *rest])
+    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    assert rig.vault.failed == []
+    rig.cache.hold([first])
+    (mark,) = await rig.applier.process_latest(disk_ids=[DISK_ID])
+    assert (mark.generation, mark.sync_complete, mark.complete_position) == (2, True, rig.disk.position)
+    assert rig.state(rig.disk.position) == rig.disk.data
+    assert rig.cache.blobs == {}  # the stale part and the log before the snapshot are gone
+
+
+async def test_checksums_count_what_the_cache_still_holds(rig: Rig) -> None:
+    rig.cache.hold([*rig.disk.sync(), rig.log("one")])
+    count = SIZE_BYTES // CHUNK_BYTES
+    got = await rig.applier.checksums(disk_id=DISK_ID, key_hex=KEY.hex(), chunk_bytes=CHUNK_BYTES, first=0, count=count)
+    data = bytes(rig.disk.data)
+    assert got == [chunk_tag(KEY, i, data[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES]).hex() for i in range(count)]
+    with pytest.raises(RigError) as caught:
+        await rig.applier.checksums(disk_id=DISK_ID, key_hex="abcd", chunk_bytes=CHUNK_BYTES, first=0, count=1)
+    assert caught.value.message == "key_hex is not 32 bytes in hexadecimal"
+    with pytest.raises(RigError) as caught:
+        await rig.applier.checksums(disk_id=DISK_ID, key_hex=KEY.hex(), chunk_bytes=0, first=0, count=1)
+    assert caught.value.code == "InvalidChecksumRequest"
+
+
+async def test_a_disk_is_made_once_found_and_deleted_with_its_blobs(rig: Rig) -> None:
+    side: RecoverySide = rig.applier
+    await side.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
+    with pytest.raises(RigError) as caught:
+        await side.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES * 2)
+    assert caught.value.message == f"managed disk {DISK_ID} is there with {SIZE_BYTES} bytes, not {SIZE_BYTES * 2}"
+    assert await side.store_path(disk_id=DISK_ID) == str(rig.disks / DISK_ID)
+    rig.cache.hold(rig.disk.sync())
+    for _ in range(2):
+        await side.delete_managed_disk(disk_id=DISK_ID)
+    assert rig.cache.blobs == {}
+    with pytest.raises(RigError) as caught:
+        await side.store_path(disk_id=DISK_ID)
+    assert caught.value.code == "DiskNotFound"
+    with pytest.raises(RigError, match="is not a lower-case UUID"):
+        await side.store_path(disk_id="../../etc")
+
+
+async def test_a_damaged_store_is_reported_and_can_be_deleted(
+    rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
+) -> None:
+    meta = rig.disks / DISK_ID / "disk.json"
+    meta.write_text("{}")
+    rig.restart()
+    await nursery.start(rig.applier.run)
+    await rig.vault.wait_failed()
+    await trio.sleep(RETRY_REFUSED_S * 3)
+    await rig.vault.wait_rounds(1)
+    ((code, message),) = rig.vault.failed
+    assert code == "StoreCorrupt"
+    assert str(meta) in message
+    await rig.applier.delete_managed_disk(disk_id=DISK_ID)
+    assert not (rig.disks / DISK_ID).exists()
+
+
+async def import_export(rig: Rig, tmp_path: Path, count: int, size_bytes: int) -> bytes:
+    """Bring an exported disk back as the site would: by applying its parts."""
+    parts = await rig.cache.list(EXPORT_ID)
+    assert len(parts) == count
+    back = Rig(tmp_path / "back")
+    back.cache.blobs = dict(rig.cache.blobs)
+    await back.applier.create_managed_disk(disk_id=EXPORT_ID, size_bytes=size_bytes)
+    (mark,) = await back.applier.process_latest(disk_ids=[EXPORT_ID])
+    assert mark.sync_complete
+    view = open_view(back.disks / EXPORT_ID, mark.complete_position)
+    try:
+        return view.pread(0, size_bytes)
+    finally:
+        view.close()
+
+
+def source_file(tmp_path: Path) -> tuple[Path, bytes]:
+    """19 MiB and a bit: data, 5 MiB of zeros, data."""
+    rng = random.Random(5)
+    data = rng.randbytes(9 << 20) + bytes(5 << 20) + rng.randbytes((5 << 20) + 512)
+    path = tmp_path / "source.img"
+    path.write_bytes(data)
+    (tmp_path / "back").mkdir()
+    return path, data
+
+
+async def test_an_exported_disk_comes_back_the_same(rig: Rig, tmp_path: Path) -> None:
+    path, data = source_file(tmp_path)
+    count = await rig.applier.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data))
+    assert count == 2
+    assert sum(map(len, rig.cache.blobs.values())) < 15 << 20  # zeros were not sent
+    assert await rig.applier.export_progress(source_id=EXPORT_ID) == len(data)
+    assert await import_export(rig, tmp_path, count, len(data)) == data
+    assert list((rig.disks / ".export").iterdir()) == []
+
+
+async def test_an_export_that_was_cut_is_taken_up_and_one_of_an_older_state_replaced(rig: Rig, tmp_path: Path) -> None:
+    path, data = source_file(tmp_path)
+    count = await rig.applier.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data))
+    first = dict(rig.cache.blobs)
+    rig.cache.failure = RigError("CacheUnreachable", "cache account: connection refused", recoverable=True)
+    with pytest.raises(RigError) as caught:
+        await rig.applier.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data))
+    assert caught.value.recoverable
+    rig.cache.failure = None
+    extra = PartName(EXPORT_ID, 1, "sync", count + 1, count + 1)
+    rig.cache.blobs[extra] = b"of a longer export"
+    changed = data[: 12 << 20] + b"written meanwhile" + data[(12 << 20) + 17 :]
+    path.write_bytes(changed)
+    assert await rig.applier.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data)) == count
+    assert extra not in rig.cache.blobs
+    same = PartName(EXPORT_ID, 1, "sync", 1, 1)
+    assert rig.cache.blobs[same] is first[same]
+    assert await import_export(rig, tmp_path, count, len(data)) == changed
+
+
+async def test_a_source_that_cannot_be_exported_is_named(rig: Rig, tmp_path: Path) -> None:
+    path, data = source_file(tmp_path)
+    with pytest.raises(RigError) as caught:
+        await rig.applier.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data) + 512)
+    assert caught.value.message == f"{path}: has {len(data)} bytes; the disk to export has {len(data) + 512}"
+    missing = tmp_path / "missing.img"
+    with pytest.raises(RigError) as caught:
+        await rig.applier.export_disk(source=str(missing), source_id=EXPORT_ID, size_bytes=512)
+    assert caught.value.message == f"{missing}: cannot be opened: No such file or directory"
