@@ -1,0 +1,214 @@
+"""The cache storage account: Azurite's or a real one, by connection string; the one place that calls the blob SDK.
+
+Fault contract: any call may fail, time out or be answered late, and the account may have forgotten what it acknowledged
+(a killed Azurite does).  A call that failed may still have happened.  So every call can be repeated: put writes once,
+delete does not mind what is gone, a container that vanished is made again.  Nothing is retried here; the caller's retry
+table does that, and is told by ``recoverable``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import trio
+from azure.core.exceptions import (
+    AzureError,
+    ClientAuthenticationError,
+    HttpResponseError,
+    IncompleteReadError,
+    ResourceExistsError,
+    ResourceNotFoundError,
+    ServiceRequestError,
+    ServiceResponseError,
+)
+from azure.storage.blob import BlobServiceClient
+
+from blockfs.errors import RigError
+from blockfs.part import PartName
+
+CONTAINER = "asr-cache"
+IN_FLIGHT_MAX = 2
+"""More make Azurite slower, not faster."""
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 60.0
+"""Between two packets of an answer, not for the whole of it."""
+SINGLE_PUT_BYTES_MAX = 256 << 20
+"""Above it the SDK sends blocks and commits them under the same condition."""
+
+_TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+_TRANSIENT_CODES = frozenset({"ContainerBeingDeleted", "OperationTimedOut"})
+_ALREADY_THERE = frozenset({"BlobAlreadyExists", "ConditionNotMet"})  # to a put, and to the commit of a put in blocks
+_T = TypeVar("_T")
+
+logging.getLogger("azure").setLevel(logging.WARNING)  # it logs every request at INFO
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each refused connection, which our error says
+
+
+class BlobCacheAccount:
+    """Parts as block blobs named ``PartName.blob()`` in the container ``asr-cache``.
+
+    Implements ``replication.ports.CacheAccount``.  The SDK's client is shared by at most ``in_flight_max`` threads.
+    A cancelled call returns at once; its request may still go through.
+    """
+
+    def __init__(self, connection_string: str, *, in_flight_max: int = IN_FLIGHT_MAX) -> None:
+        """``RigError('BadConnectionString')`` if the SDK cannot read it; it is not contacted before the first call."""
+        self._limiter = trio.CapacityLimiter(in_flight_max)
+        fields = _fields(connection_string)
+        try:
+            if not (fields.get("AccountKey") or fields.get("SharedAccessSignature")):  # the SDK would go on anonymously
+                raise ValueError  # noqa: TRY301  (the handler says it, as for what the SDK finds)
+            self._service = BlobServiceClient.from_connection_string(
+                connection_string,
+                retry_total=0,
+                connection_timeout=CONNECT_TIMEOUT_S,
+                read_timeout=READ_TIMEOUT_S,
+                max_single_put_size=SINGLE_PUT_BYTES_MAX,
+                use_env_settings=not _is_loopback(fields.get("BlobEndpoint", "")),
+            )
+        except ValueError:  # its text may quote the string, and that holds the key
+            raise RigError(
+                "BadConnectionString",
+                "the cache storage account's connection string is malformed: it needs AccountName, AccountKey"
+                " and BlobEndpoint (or EndpointSuffix)",
+            ) from None
+        self._container = self._service.get_container_client(CONTAINER)
+        self._where = f"cache storage account {self._service.account_name} at {urlsplit(self._service.url).netloc}"
+
+    async def ensure_container(self) -> None:
+        """Create the container if it is not there."""
+        await self._call("create container asr-cache", self._create_container)
+
+    async def delete_container(self) -> None:
+        """Remove the container with all its parts; no-op if it is gone."""
+
+        def work() -> None:
+            try:
+                self._container.delete_container()
+            except ResourceNotFoundError:
+                return
+
+        await self._call(f"delete container {CONTAINER}", work)
+
+    async def put(self, part: PartName, data: bytes) -> bool:
+        """Upload once; False if the blob was already there: that is success too."""
+
+        def upload() -> bool:
+            try:
+                self._container.upload_blob(part.blob(), data, overwrite=False)
+            except HttpResponseError as e:
+                if _error_code(e) not in _ALREADY_THERE:
+                    raise
+                return False
+            return True
+
+        return await self._call(f"put {part.blob()}", lambda: self._in_container(upload))
+
+    async def list(self, disk_id: str) -> list[PartName]:
+        """Parts of one disk, sorted; ``BadPartName`` if there is a blob that is none of ours."""
+
+        def names() -> list[str]:
+            return list(self._container.list_blob_names(name_starts_with=f"{disk_id}/"))
+
+        found = await self._call(f"list {disk_id}/", lambda: self._in_container(names))
+        return sorted(PartName.parse(name) for name in found)
+
+    async def get(self, part: PartName) -> bytes:
+        """The blob's bytes; ``PartNotFound`` if it is not there."""
+
+        def download() -> bytes:
+            try:
+                return self._container.download_blob(part.blob()).readall()
+            except ResourceNotFoundError:
+                raise RigError("PartNotFound", f"{part.blob()} is not in container {CONTAINER} of {self._where}") from None
+
+        return await self._call(f"get {part.blob()}", download)
+
+    async def delete(self, part: PartName) -> None:
+        """Remove; no-op if it is gone already."""
+
+        def work() -> None:
+            try:
+                self._container.delete_blob(part.blob())
+            except ResourceNotFoundError:
+                return
+
+        await self._call(f"delete {part.blob()}", work)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._service.close()
+
+    def _create_container(self) -> None:
+        try:
+            self._container.create_container()
+        except ResourceExistsError as e:
+            if _error_code(e) != "ContainerAlreadyExists":  # it may be *being deleted*, which is no success
+                raise
+
+    def _in_container(self, work: Callable[[], _T]) -> _T:
+        """Do it; if the account has no such container (any more), make it and do it again."""
+        try:
+            return work()
+        except ResourceNotFoundError as e:
+            if _error_code(e) != "ContainerNotFound":
+                raise
+        self._create_container()
+        return work()
+
+    async def _call(self, what: str, work: Callable[[], _T]) -> _T:
+        try:
+            return await trio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=True)
+        except AzureError as e:
+            raise classified(e, what=what, where=self._where) from e
+
+
+def classified(error: AzureError, *, what: str, where: str) -> RigError:
+    """The SDK's error as ours: who can mend it, and whether waiting may."""
+    if isinstance(error, ServiceRequestError | ServiceResponseError | IncompleteReadError):
+        return RigError("CacheUnreachable", f"cannot {what}: no answer from {where} ({_reason(error)})", recoverable=True)
+    code = _error_code(error) if isinstance(error, HttpResponseError) else type(error).__name__
+    status = error.status_code if isinstance(error, HttpResponseError) else None
+    answer = f"{status or ''} {code}".strip()
+    if isinstance(error, ClientAuthenticationError) or status == 401 or _is_signature_refused(error):
+        return RigError("CacheAuthentication", f"cannot {what}: {where} does not accept the account key ({answer})")
+    if status == 403:
+        return RigError("CacheForbidden", f"cannot {what}: {where} forbids it ({answer}): check its firewall and rights")
+    if status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
+        return RigError("CacheUnreachable", f"cannot {what}: {where} is busy or failing ({answer})", recoverable=True)
+    return RigError("CacheError", f"cannot {what}: {where} refused it ({answer})")
+
+
+def _is_signature_refused(error: AzureError) -> bool:
+    # Azurite gives a wrong key the code that Azure gives a firewall, AuthorizationFailure; only the text tells.
+    return "Server failed to authenticate the request" in error.message
+
+
+def _error_code(error: HttpResponseError) -> str:
+    code: Any = getattr(error, "error_code", None)  # set by the SDK on what it has parsed; an enum or a string
+    return str(getattr(code, "value", code) or error.reason or "")
+
+
+def _reason(error: AzureError) -> str:
+    """What lies at the bottom: ``Connection refused`` rather than the SDK's, requests' and urllib3's names for it."""
+    cause: BaseException = error.inner_exception or error
+    while (below := cause.__cause__ or cause.__context__) is not None:
+        cause = below
+    return (cause.strerror if isinstance(cause, OSError) else None) or type(cause).__name__
+
+
+def _fields(connection_string: str) -> dict[str, str]:
+    return dict(part.partition("=")[::2] for part in connection_string.split(";"))
+
+
+def _is_loopback(endpoint: str) -> bool:
+    """Such an account is never reached through a proxy that the environment names."""
+    host = urlsplit(endpoint).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

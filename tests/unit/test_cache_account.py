@@ -1,0 +1,182 @@
+"""The cache account's judgement of answers, with the SDK's transport replaced."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import trio
+from azure.core.exceptions import (
+    AzureError,
+    ClientAuthenticationError,
+    HttpResponseError,
+    ResourceExistsError,
+    ResourceNotFoundError,
+    ServiceRequestError,
+    ServiceResponseTimeoutError,
+)
+from azure.storage.blob import BlobServiceClient, ContainerClient
+
+from azure_emu.cache_account import BlobCacheAccount, classified
+from blockfs.errors import RigError
+from blockfs.part import PartName
+
+KEY = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA=="
+ACCOUNT = f"DefaultEndpointsProtocol=http;AccountName=acme;AccountKey={KEY};BlobEndpoint=http://127.0.0.1:1/acme;"
+PART = PartName("0f0e0d0c-0000-4000-8000-000000000001", 1, "sync", 2, 2)
+
+
+def answer(status: int, code: str, kind: type[HttpResponseError] = HttpResponseError, text: str = "") -> HttpResponseError:
+    error = kind(message=text or code)
+    error.status_code = status
+    error.error_code = code  # type: ignore[attr-defined]
+    return error
+
+
+@pytest.fixture
+def cache() -> Iterator[BlobCacheAccount]:
+    account = BlobCacheAccount(ACCOUNT)
+    account.close()
+    account._container = Mock(spec_set=ContainerClient)
+    yield account
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "recoverable"),
+    [
+        (ServiceRequestError("refused"), "CacheUnreachable", True),
+        (ServiceResponseTimeoutError("late"), "CacheUnreachable", True),
+        (answer(503, "ServerBusy"), "CacheUnreachable", True),
+        (answer(429, "TooManyRequests"), "CacheUnreachable", True),
+        (answer(409, "ContainerBeingDeleted"), "CacheUnreachable", True),
+        (answer(403, "AuthenticationFailed", ClientAuthenticationError), "CacheAuthentication", False),
+        (
+            answer(403, "AuthorizationFailure", text="Server failed to authenticate the request. Make sure"),
+            "CacheAuthentication",
+            False,
+        ),
+        (answer(401, "InvalidAuthenticationInfo"), "CacheAuthentication", False),
+        (answer(403, "AuthorizationFailure"), "CacheForbidden", False),
+        (answer(400, "InvalidBlobOrBlock"), "CacheError", False),
+        (AzureError("odd"), "CacheError", False),
+    ],
+)
+def test_errors_are_told_apart(error: AzureError, code: str, recoverable: bool) -> None:
+    ours = classified(error, what="put x", where="account acme")
+    assert (ours.code, ours.recoverable) == (code, recoverable)
+    assert ours.message.startswith("cannot put x: ")
+    assert "acme" in ours.message
+
+
+def test_forbidden_says_what_to_check() -> None:
+    ours = classified(answer(403, "AuthorizationFailure"), what="list d/", where="account acme")
+    assert (
+        ours.message == "cannot list d/: account acme forbids it (403 AuthorizationFailure): check its firewall and rights"
+    )
+
+
+@pytest.mark.parametrize(("status", "code"), [(409, "BlobAlreadyExists"), (412, "ConditionNotMet")])
+async def test_put_of_a_part_that_is_there_says_so(cache: BlobCacheAccount, status: int, code: str) -> None:
+    cache._container.upload_blob.side_effect = answer(status, code, ResourceExistsError)  # type: ignore[attr-defined]
+    assert await cache.put(PART, b"x") is False
+
+
+async def test_put_into_a_container_that_is_being_deleted_is_no_success(cache: BlobCacheAccount) -> None:
+    cache._container.upload_blob.side_effect = answer(409, "ContainerBeingDeleted", ResourceExistsError)  # type: ignore[attr-defined]
+    with pytest.raises(RigError) as caught:
+        await cache.put(PART, b"x")
+    assert (caught.value.code, caught.value.recoverable) == ("CacheUnreachable", True)
+
+
+async def test_put_makes_a_container_that_vanished_and_tries_once_more(cache: BlobCacheAccount) -> None:
+    gone = answer(404, "ContainerNotFound", ResourceNotFoundError)
+    container: Any = cache._container
+    container.upload_blob.side_effect = [gone, None]
+    assert await cache.put(PART, b"x") is True
+    container.create_container.assert_called_once_with()
+    container.upload_blob.side_effect = [gone, gone]
+    with pytest.raises(RigError, match="refused it \\(404 ContainerNotFound\\)"):
+        await cache.put(PART, b"x")
+
+
+async def test_list_is_sorted_and_refuses_foreign_names(cache: BlobCacheAccount) -> None:
+    later = PartName(PART.disk_id, 1, "sync", 10, 10)
+    container: Any = cache._container
+    container.list_blob_names.return_value = [later.blob(), PART.blob()]
+    assert await cache.list(PART.disk_id) == [PART, later]
+    container.list_blob_names.assert_called_once_with(name_starts_with=f"{PART.disk_id}/")
+    container.list_blob_names.return_value = [f"{PART.disk_id}/notes.txt"]
+    with pytest.raises(RigError, match=re.escape("notes.txt")) as caught:
+        await cache.list(PART.disk_id)
+    assert caught.value.code == "BadPartName"
+
+
+async def test_missing_part_is_an_error_to_get_and_nothing_to_delete(cache: BlobCacheAccount) -> None:
+    gone = answer(404, "BlobNotFound", ResourceNotFoundError)
+    container: Any = cache._container
+    container.download_blob.side_effect = gone
+    container.delete_blob.side_effect = gone
+    await cache.delete(PART)
+    with pytest.raises(RigError) as caught:
+        await cache.get(PART)
+    assert caught.value.code == "PartNotFound"
+    assert caught.value.message == (
+        f"{PART.blob()} is not in container asr-cache of cache storage account acme at 127.0.0.1:1"
+    )
+
+
+async def test_no_more_than_two_requests_are_in_flight(cache: BlobCacheAccount) -> None:
+    inside, most, enough = 0, 0, trio.Event()
+
+    def upload(*_args: object, **_options: object) -> None:
+        def enter(step: int) -> None:
+            nonlocal inside, most
+            inside += step
+            most = max(most, inside)
+            if inside == 2:
+                enough.set()
+
+        trio.from_thread.run_sync(enter, 1)
+        trio.from_thread.run(enough.wait)
+        trio.from_thread.run_sync(enter, -1)
+
+    container: Any = cache._container
+    container.upload_blob.side_effect = upload
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(cache.put, PART, b"x")
+    assert most == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(f"AccountKey={KEY};", "AccountKey"),
+        lambda text: text.replace("AccountName=acme;", "").replace("BlobEndpoint=http://127.0.0.1:1/acme;", ""),
+        lambda _text: "",
+    ],
+)
+def test_malformed_connection_string_is_an_error_that_does_not_quote_it(change: Callable[[str], str]) -> None:
+    with pytest.raises(RigError) as caught:
+        BlobCacheAccount(change(ACCOUNT))
+    assert caught.value.code == "BadConnectionString"
+    assert KEY not in caught.value.message
+
+
+def test_loopback_account_is_not_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    real = BlobServiceClient.from_connection_string
+
+    def record(text: str, **options: Any) -> Any:
+        seen.append(options["use_env_settings"])
+        return real(text, **options)
+
+    monkeypatch.setattr(BlobServiceClient, "from_connection_string", record)
+    BlobCacheAccount(ACCOUNT).close()
+    BlobCacheAccount(
+        f"DefaultEndpointsProtocol=https;AccountName=acme;AccountKey={KEY};EndpointSuffix=core.windows.net"
+    ).close()
+    assert seen == [False, True]
