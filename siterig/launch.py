@@ -16,7 +16,7 @@ from siterig import cleanup, services
 from siterig.layout import Layout, check_format, create
 from siterig.process import last_line
 from siterig.rpc import check_socket_path
-from siterig.supervise import take_lock
+from siterig.supervise import QUICK_RETRIES, UNTIL_EOF, take_lock
 
 END_TIMEOUT_S = 90.0
 
@@ -27,16 +27,20 @@ class Launched:
 
     popen: subprocess.Popen[bytes]
 
-    async def wait(self) -> None:
-        """Wait for its end."""
-        await trio.to_thread.run_sync(self.popen.wait, abandon_on_cancel=True)
+    async def end(self) -> None:
+        """End the rig whatever its guests do, and wait; not to be cancelled.  No-op if it has ended."""
+        with trio.CancelScope(shield=True):
+            self.popen.terminate()
+            await trio.to_thread.run_sync(self.popen.wait)
+            if self.popen.stdin is not None:
+                self.popen.stdin.close()
 
 
-def _spawn(layout: Layout, report_fd: int, *, until_eof: bool) -> subprocess.Popen[bytes]:
-    option = ["--until-eof"] if until_eof else []
+def _spawn(layout: Layout, report_fd: int, *, until_eof: bool, quick_retries: bool) -> subprocess.Popen[bytes]:
+    options = [*([UNTIL_EOF] if until_eof else []), *([QUICK_RETRIES] if quick_retries else [])]
     with layout.log("supervisor").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "siterig.supervise", str(layout.root), *option, str(report_fd)],
+            [sys.executable, "-P", "-m", "siterig.supervise", str(layout.root), *options, str(report_fd)],
             stdin=subprocess.PIPE if until_eof else subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -48,19 +52,24 @@ def _spawn(layout: Layout, report_fd: int, *, until_eof: bool) -> subprocess.Pop
 
 
 async def up(
-    layout: Layout, *, until_eof: bool = False, announce: Callable[[str, str], None] = lambda _role, _state: None
+    layout: Layout,
+    *,
+    until_eof: bool = False,
+    quick_retries: bool = False,
+    announce: Callable[[str, str], None] = lambda _role, _state: None,
 ) -> Launched:
     """Start the rig and wait until every role is ready; on failure nothing is left running.
 
     ``announce(role, state)`` is called as roles get ready.  With ``until_eof`` the rig ends when this process does,
-    however it ends.  ``AlreadyUp``, ``StateVersion``, ``NotARig``, or what a role failed with.
+    however it ends.  ``quick_retries``: the agent tries again after seconds instead of minutes.
+    ``AlreadyUp``, ``StateVersion``, ``NotARig``, or what a role failed with.
     """
     check_socket_path(layout.socket("supervisor"))
     check_format(layout)
     create(layout)
     report_r, report_w = os.pipe2(os.O_CLOEXEC)
     try:
-        popen = _spawn(layout, report_w, until_eof=until_eof)
+        popen = _spawn(layout, report_w, until_eof=until_eof, quick_retries=quick_retries)
     except BaseException:
         os.close(report_r)
         raise
@@ -71,11 +80,7 @@ async def up(
         async with trio.lowlevel.FdStream(report_r) as reports:
             await _await_up(layout, reports, announce)
     except BaseException:
-        popen.terminate()
-        with trio.CancelScope(shield=True):
-            await launched.wait()
-        if popen.stdin is not None:
-            popen.stdin.close()
+        await launched.end()
         raise
     return launched
 

@@ -94,6 +94,11 @@ class Layout:
         return self.root / "agent"
 
     @property
+    def scratch(self) -> Path:
+        """Files of scenarios and drills: mount points of guests, acknowledgements."""
+        return self.root / "scratch"
+
+    @property
     def vault_db(self) -> Path:
         """The vault's database."""
         return self.root / "vault.db"
@@ -137,6 +142,7 @@ def create(layout: Layout) -> None:
         layout.azure_vms,
         layout.azure_mount,
         layout.agent,
+        layout.scratch,
     ):
         folder.parent.mkdir(exist_ok=True)
         # Not mkdir(exist_ok=True): that asks the folder itself, and the server of a stale mount is dead.

@@ -1,4 +1,4 @@
-"""The supervisor's process: ``python -m siterig.supervise DIR [--until-eof] REPORT_FD``.
+"""The supervisor's process: ``python -m siterig.supervise DIR [--until-eof] [--quick-retries] REPORT_FD``.
 
 It is made by :mod:`siterig.launch`, outlives it (unless ``--until-eof``), and holds the rig's lock.
 """
@@ -24,6 +24,8 @@ from siterig.layout import Layout, check_format, create
 from siterig.roles.entry import log_to_stderr
 from siterig.supervisor import RoleSpec, Supervisor
 
+QUICK_RETRIES = "--quick-retries"
+UNTIL_EOF = "--until-eof"
 ROLES = ("azurite", "site", "azure", "vault", "applier", "agent")
 """In the order of their start: a role needs only those before it to get ready."""
 
@@ -44,10 +46,12 @@ def take_lock(layout: Layout) -> int:
     return fd
 
 
-def role_specs(layout: Layout) -> list[RoleSpec]:
+def role_specs(layout: Layout, *, quick_retries: bool = False) -> list[RoleSpec]:
     """The roles of Hyper-V to Azure without VMM."""
+    options = {"agent": (QUICK_RETRIES,)} if quick_retries else {}
+    command = (sys.executable, "-P", "-m")
     root = str(layout.root)
-    return [RoleSpec(name, (sys.executable, "-P", "-m", f"siterig.roles.{name}", root)) for name in ROLES]
+    return [RoleSpec(name, (*command, f"siterig.roles.{name}", root, *options.get(name, ()))) for name in ROLES]
 
 
 async def _end_at_eof(cancel: Callable[[], None]) -> None:
@@ -64,8 +68,11 @@ async def _end_on_signal(cancel: Callable[[], None], *, task_status: trio.TaskSt
             cancel()
 
 
-async def _supervise(layout: Layout, tell: Callable[[dict[str, object]], None], *, until_eof: bool) -> None:
-    supervisor = Supervisor(layout, role_specs(layout), announce=lambda role, state: tell({"role": role, "state": state}))
+async def _supervise(
+    layout: Layout, tell: Callable[[dict[str, object]], None], *, until_eof: bool, quick_retries: bool
+) -> None:
+    specs = role_specs(layout, quick_retries=quick_retries)
+    supervisor = Supervisor(layout, specs, announce=lambda role, state: tell({"role": role, "state": state}))
     for line in await cleanup.clear(layout):
         structlog.get_logger().info("found from an earlier run", did=line)
     async with trio.open_nursery() as nursery:
@@ -84,7 +91,7 @@ async def _supervise(layout: Layout, tell: Callable[[dict[str, object]], None], 
 def main() -> None:
     """Lock, clear what a killed rig left behind, and supervise."""
     layout = Layout(Path(sys.argv[1]))
-    until_eof = "--until-eof" in sys.argv
+    until_eof, quick_retries = UNTIL_EOF in sys.argv, QUICK_RETRIES in sys.argv
     report_fd = int(sys.argv[-1])
     os.set_inheritable(report_fd, False)
     log_to_stderr()
@@ -99,7 +106,7 @@ def main() -> None:
         lock = take_lock(layout)
         create(layout)
         try:
-            trio.run(lambda: _supervise(layout, tell, until_eof=until_eof))
+            trio.run(lambda: _supervise(layout, tell, until_eof=until_eof, quick_retries=quick_retries))
         finally:
             os.close(lock)
     except (RigError, ExceptionGroup) as error:

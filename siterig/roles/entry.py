@@ -70,8 +70,8 @@ def report(fd: int, readiness: Readiness) -> None:
 
 
 def main(work: RoleWork) -> None:
-    """``python -m siterig.roles.NAME DIR READY_FD PARENT_PID``."""
-    folder, ready_fd, parent_pid = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    """``python -m siterig.roles.NAME DIR [OPTION] READY_FD PARENT_PID``."""
+    folder, ready_fd, parent_pid = Path(sys.argv[1]), int(sys.argv[-2]), int(sys.argv[-1])
     die_with_parent(parent_pid)
     os.set_inheritable(ready_fd, False)
     log_to_stderr()

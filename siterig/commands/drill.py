@@ -1,0 +1,86 @@
+"""The drill: a rig of its own, from nothing to a site lost, recovered and taken back."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import trio
+import typer
+
+from scenarios.drill import STEP_COUNT, run_drill
+from scenarios.drill_run import DrillSettings
+from scenarios.narrator import Narrator
+from siterig import doctor, exits, launch, show
+from siterig.commands.options import Dir, example
+from siterig.layout import Layout
+from siterig.testbed import Testbed
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog=example("siterig drill --report /var/tmp/report"))(drill)
+
+
+def drill(
+    folder: Dir,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FOLDER", file_okay=False, help="Write report.json and report.html there."),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the rig up at the end, to look at.")] = False,
+) -> None:
+    """Run the whole way once: protect a VM under load, lose the site, recover, fail back; exit 0 only if all held.
+
+    The drill has a rig of its own, in a fresh folder beside DIR; a rig in DIR is not touched.
+    """
+
+    async def work() -> bool:
+        # A sibling, not a child: siterig down looks for what it has to give back below DIR.
+        fresh = folder.with_name(f"{folder.name}-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+        return await _drill(Layout.of(fresh), report, keep=keep)
+
+    if not exits.run(work):
+        raise typer.Exit(exits.FAILED)
+
+
+async def _machine_is_fit(layout: Layout, narrator: Narrator) -> bool:
+    narrator.step(1, STEP_COUNT, "Check the machine")
+    found = await trio.to_thread.run_sync(doctor.checks, layout.root)
+    for check in found:
+        mark = "ok" if check.ok else "MISSING"
+        show.out().print(f"  {mark:8}{check.name}: {check.found}{'' if check.ok else f'; {check.remedy}'}", markup=False)
+    return all(check.ok for check in found)
+
+
+async def _drill(layout: Layout, report: Path | None, *, keep: bool) -> bool:
+    console = show.out()
+    narrator = Narrator(console)
+    if not await _machine_is_fit(layout, narrator):
+        raise typer.Exit(exits.ENVIRONMENT)
+    narrator.step(2, STEP_COUNT, "Start the rig")
+
+    def announce(role: str, state: str) -> None:
+        if state == "ready":
+            console.print(f"  {role} is ready", markup=False)
+
+    # A rig that is kept must outlive this process; any other ends with it, however it ends.
+    launched = await launch.up(layout, until_eof=not keep, quick_retries=True, announce=announce)
+    kept = False
+    try:
+        result = await run_drill(Testbed(layout), DrillSettings(), narrator)
+        narrator.step(STEP_COUNT, STEP_COUNT, "Report")
+        kept = keep
+    finally:
+        if not kept:
+            await launched.end()
+    if kept:
+        console.print(f"\nThe rig is up: look at it with  siterig status --dir {layout.root}", markup=False)
+        console.print(f"End it with  siterig down --dir {layout.root}", markup=False)
+    elif result.ok:
+        await trio.to_thread.run_sync(shutil.rmtree, layout.root)
+    else:
+        console.print(f"\nThe rig's logs are in {layout.log('').parent}; remove the folder when done", markup=False)
+    return result.ok

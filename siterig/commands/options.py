@@ -1,0 +1,50 @@
+"""Options that several commands share, and the way from a command to the running rig."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from azure_emu.vault.api import VaultApi
+from blockfs.errors import RigError
+from siterig import services
+from siterig.layout import Layout, check_format, default_dir
+
+Dir = Annotated[
+    Path,
+    typer.Option(
+        "--dir",
+        envvar="SITERIG_DIR",
+        default_factory=default_dir,
+        show_default="~/.local/state/siterig",
+        file_okay=False,
+        help="Folder that holds the rig's state.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON (the contract is in docs/cli.md).")]
+VmName = Annotated[str, typer.Argument(metavar="VM", help="Name of the VM.")]
+Point = Annotated[
+    str,
+    typer.Option("--point", metavar="POINT", help="latest, latest-processed, latest-app, or the id of a point."),
+]
+
+
+def example(text: str) -> str:
+    """The last line of a command's help."""
+    return f"Example: {text}"
+
+
+def running(folder: Path) -> Layout:
+    """The layout of a rig that is up; ``NotUp``, ``StateVersion``."""
+    layout = Layout.of(folder)
+    check_format(layout)
+    if not layout.socket("supervisor").exists():
+        raise RigError("NotUp", f"the rig in {layout.root} is not up: start it with siterig up")
+    return layout
+
+
+def vault(folder: Path) -> VaultApi:
+    """The vault of a rig that is up."""
+    return services.vault(running(folder))

@@ -1,0 +1,149 @@
+"""The rig itself: doctor, up, down, status."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import trio
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+
+from azure_emu.vault.api import ProtectedItem, Vm
+from blockfs.errors import RigError
+from siterig import doctor as checks
+from siterig import exits, launch, services, show
+from siterig.commands.options import Dir, Json, example, running
+from siterig.control import RigStatus
+from siterig.layout import Layout
+
+WATCH_S = 1.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command(epilog=example("siterig doctor"))(doctor)
+    app.command(epilog=example("siterig up --dir /var/tmp/rig"))(up)
+    app.command(epilog=example("siterig down"))(down)
+    app.command(epilog=example("siterig status --watch"))(status)
+
+
+def doctor(folder: Dir, as_json: Json = False) -> None:
+    """Check this machine: what the rig needs, whether it is there, and what to do if not."""
+
+    async def work() -> bool:
+        found = await trio.to_thread.run_sync(checks.checks, Layout.of(folder).root)
+        if as_json:
+            rows = [{"name": c.name, "ok": c.ok, "found": c.found, "remedy": None if c.ok else c.remedy} for c in found]
+            show.print_json(rows)
+        else:
+            marks = [("ok" if c.ok else "MISSING", c.name, c.found if c.ok else f"{c.found}; {c.remedy}") for c in found]
+            show.print_table(("", "check", "found"), marks, empty="nothing to check")
+        return all(check.ok for check in found)
+
+    if not exits.run(work):
+        raise typer.Exit(exits.ENVIRONMENT)
+
+
+def up(
+    folder: Dir,
+    quick_retries: Annotated[
+        bool,
+        typer.Option("--quick-retries", help="Failed replication is tried again after seconds, not minutes (rig only)."),
+    ] = False,
+    until_eof: Annotated[bool, typer.Option("--until-eof", hidden=True, help="End the rig when stdin closes.")] = False,
+) -> None:
+    """Start the rig, and return when every role is ready."""
+
+    async def work() -> None:
+        layout = Layout.of(folder)
+
+        def announce(role: str, state: str) -> None:
+            show.err().print(f"{role}: {state}", markup=False)
+
+        launched = await launch.up(layout, until_eof=until_eof, quick_retries=quick_retries, announce=announce)
+        print(f"the rig is up: state in {layout.root}, source disks in {layout.site_mount}", flush=True)
+        if until_eof:
+            try:
+                await trio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
+            finally:
+                await launched.end()
+
+    exits.run(work)
+
+
+def down(folder: Dir) -> None:
+    """End the rig and give back its mounts and loop devices, also those left behind by a kill.
+
+    The state stays: siterig up goes on from it.
+    """
+
+    async def work() -> None:
+        layout = Layout.of(folder)
+        for line in await launch.down(layout):
+            show.err().print(line, markup=False, soft_wrap=True)
+        print(f"the rig in {layout.root} is down")
+
+    exits.run(work)
+
+
+def _drawn(rig: RigStatus, vms: list[Vm], items: list[ProtectedItem]) -> RenderableType:
+    roles = [(r.name, r.state, r.pid or "-", r.restarts, r.detail) for r in rig.roles]
+    parts: list[RenderableType] = [
+        f"rig in {rig.folder}, supervisor {rig.pid}",
+        "",
+        show.table(("role", "state", "pid", "restarts", "detail"), roles),
+    ]
+    if vms:
+        parts += ["", show.table(("VM", "fabric", "state"), [(vm.name, vm.fabric, vm.state) for vm in vms])]
+    if items:
+        rows = []
+        for item in items:
+            rpo = "-" if item.lastRpoInSeconds is None else f"{item.lastRpoInSeconds:.0f} s"
+            errors = "; ".join(f"{e.summaryMessage} ({e.errorCode})" for e in item.healthErrors)
+            resync = f"resync required: {item.resynchronizationRequired}" if item.resynchronizationRequired else ""
+            note = "; ".join(filter(None, (resync, errors)))
+            rows.append((item.name, item.protectionState, item.replicationHealth, rpo, item.activeLocation, note))
+        parts += ["", show.table(("protected", "state", "health", "RPO", "active", "note"), rows)]
+    return Group(*parts)
+
+
+async def _vault_state(layout: Layout) -> tuple[list[Vm], list[ProtectedItem], str | None]:
+    """The vault's lists, or why there are none: the status of the roles is wanted most when one is missing."""
+    vault = services.vault(layout)
+    try:
+        return await vault.list_vms(), await vault.items(), None
+    except RigError as error:
+        return [], [], f"{error.message} ({error.code})"
+
+
+def status(
+    folder: Dir,
+    watch: Annotated[bool, typer.Option("--watch", help="Draw again every second, until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the rig's roles, VMs and protected items; exit status 1 if a role is not ready."""
+
+    async def work() -> bool:
+        layout = running(folder)
+        supervisor = services.supervisor(layout)
+        rig = await supervisor.status()
+        vms, items, problem = await _vault_state(layout)
+        if as_json:
+            show.print_json({**rig.model_dump(), "vms": vms, "items": items})
+        elif watch:
+            with Live(console=show.out(), auto_refresh=False, screen=False) as live:
+                while True:
+                    live.update(_drawn(rig, vms, items), refresh=True)
+                    await trio.sleep(WATCH_S)
+                    rig = await supervisor.status()
+                    vms, items, problem = await _vault_state(layout)
+        else:
+            show.out().print(_drawn(rig, vms, items))
+        if problem is not None:
+            show.notice(problem)
+        return all(role.state == "ready" for role in rig.roles)
+
+    if not exits.run(work):
+        raise typer.Exit(exits.FAILED)

@@ -1,0 +1,135 @@
+"""Source VMs, their protection and their recovery points."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from blockfs.control import TagKind
+from siterig import exits, show
+from siterig.commands.operations import run_job
+from siterig.commands.options import Dir, Json, VmName, example, vault
+from siterig.values import format_size, interval_notice, parse_disk
+
+DEFAULT_INTERVAL_S = 300.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    vm = typer.Typer(no_args_is_help=True)
+    vm.command("create", epilog=example("siterig vm create web01 --disk os:1GiB:ext4 --disk data:1GiB:xfs"))(create)
+    vm.command("list", epilog=example("siterig vm list --json"))(list_vms)
+    app.add_typer(vm, name="vm", help="Create and list VMs.", epilog=example("siterig vm list"))
+    app.command(epilog=example("siterig protect web01 --interval 300"))(protect)
+    app.command(epilog=example("siterig unprotect web01"))(unprotect)
+    app.command(epilog=example("siterig points web01"))(points)
+    app.command("take-point", epilog=example("siterig take-point web01 --app-consistent"))(take_point)
+
+
+def create(
+    folder: Dir,
+    vm: VmName,
+    disk: Annotated[
+        list[str],
+        typer.Option("--disk", metavar="NAME:SIZE[:FS]", help="A disk; FS is ext4 or xfs, without it the disk is blank."),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Create a source VM with its disks, which appear as files in the site's mount."""
+
+    async def work() -> None:
+        specs = [parse_disk(text) for text in disk]
+        made = await vault(folder).create_vm(vm=vm, disks=specs)
+        if as_json:
+            show.print_json(made)
+        else:
+            rows = [(d.name, format_size(d.size_bytes), d.path) for d in made.disks]
+            show.print_table(("disk", "size", "file"), rows, empty=f"{vm} has no disks")
+
+    exits.run(work)
+
+
+def list_vms(folder: Dir, as_json: Json = False) -> None:
+    """List the VMs of both sides with the files of their disks."""
+
+    async def work() -> None:
+        vms = await vault(folder).list_vms()
+        if as_json:
+            show.print_json(vms)
+        else:
+            rows = [(v.name, v.fabric, v.state, d.name, format_size(d.size_bytes), d.path) for v in vms for d in v.disks]
+            show.print_table(("VM", "fabric", "state", "disk", "size", "file"), rows, empty="no VMs: siterig vm create")
+
+    exits.run(work)
+
+
+def protect(
+    folder: Dir,
+    vm: VmName,
+    interval_s: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", help="Replication interval: 30, 300 or 900; others: rig only.")
+    ] = DEFAULT_INTERVAL_S,
+    app_every_s: Annotated[
+        float | None,
+        typer.Option("--app-consistent-every", metavar="SECONDS", help="Take application-consistent points by schedule."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Enable replication of a VM, and wait for the job."""
+
+    async def work() -> int:
+        text = interval_notice(interval_s)
+        if text is not None:
+            show.notice(text)
+        api = vault(folder)
+        job = await api.enable_protection(vm=vm, interval_s=interval_s, app_consistent_every_s=app_every_s)
+        return await run_job(api, job, as_json=as_json)
+
+    raise typer.Exit(exits.run(work))
+
+
+def unprotect(folder: Dir, vm: VmName, as_json: Json = False) -> None:
+    """Disable replication of a VM: its recovery points and managed disks go, its own disks stay."""
+
+    async def work() -> int:
+        api = vault(folder)
+        return await run_job(api, await api.disable_protection(vm=vm), as_json=as_json)
+
+    raise typer.Exit(exits.run(work))
+
+
+def points(folder: Dir, vm: VmName, as_json: Json = False) -> None:
+    """List a VM's recovery points, in the order the vault gives them."""
+
+    async def work() -> None:
+        found = await vault(folder).points(vm=vm)
+        if as_json:
+            show.print_json([show.point_json(point) for point in found])
+        else:
+            rows = [(p.id, p.recoveryPointType, p.recoveryPointTime, p.position, p.name) for p in found]
+            show.print_table(("id", "type", "time", "position", "name"), rows, empty=f"{vm} has no recovery points yet")
+
+    exits.run(work)
+
+
+def take_point(
+    folder: Dir,
+    vm: VmName,
+    app_consistent: Annotated[
+        bool, typer.Option("--app-consistent", help="Freeze the mounted file systems for the moment of the cut.")
+    ] = False,
+    name: Annotated[str, typer.Option("--name", help="A name to know it by.")] = "manual",
+    as_json: Json = False,
+) -> None:
+    """Take a recovery point now, out of turn; crash-consistent unless said otherwise."""
+
+    async def work() -> None:
+        kind: TagKind = "ApplicationConsistent" if app_consistent else "CrashConsistent"
+        point = await vault(folder).create_point(vm=vm, kind=kind, name=name)
+        if as_json:
+            show.print_json(show.point_json(point))
+        else:
+            print(f"{point.recoveryPointType} point {point.id} at position {point.position}")
+
+    exits.run(work)

@@ -1,0 +1,64 @@
+"""Exit statuses of the command line: stable, documented in docs/cli.md."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+import typer
+
+from blockfs.errors import RigError
+from siterig.failures import expected
+
+T = TypeVar("T")
+
+OK, FAILED, BAD_INPUT, NOT_UP, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+_STATUS = {
+    "RoleUnavailable": NOT_UP,
+    "NotUp": NOT_UP,
+} | dict.fromkeys(
+    ("AzuriteMissing", "FuseMissing", "NodeMissing", "NotPermitted", "ToolMissing"), ENVIRONMENT
+) | dict.fromkeys(
+    (
+        "BadRequest", "DiskExists", "DiskTooSmall", "InvalidDisk", "InvalidDiskSize", "InvalidName", "InvalidPolicy",
+        "JobNotFound", "NoSuchPoint", "NoSuchRole", "NotARig", "PathTooLong", "StateVersion", "UnknownFilesystem",
+        "VmExists", "VmNotFound",
+    ),
+    BAD_INPUT,
+)  # fmt: skip
+
+
+def status_of(error: RigError) -> int:
+    """The exit status for an expected failure."""
+    return _STATUS.get(error.code, FAILED)
+
+
+def run(work: Callable[[], Awaitable[T]]) -> T:
+    """Run a command's work; an expected failure becomes one line on stderr and its exit status, Ctrl-C 130.
+
+    Anything else is a bug and passes through, to show its traceback.
+    """
+
+    async def main() -> T:
+        return await work()
+
+    try:
+        return trio.run(main)
+    except BaseException as error:
+        if _interrupted(error):
+            print("siterig: interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        failure = expected(error)
+        if failure is None:
+            raise
+        print(f"siterig: error: {' '.join(failure.message.split())} ({failure.code})", file=sys.stderr)
+        raise typer.Exit(status_of(failure)) from None
+
+
+def _interrupted(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return any(_interrupted(inner) for inner in error.exceptions)
+    return isinstance(error, KeyboardInterrupt)

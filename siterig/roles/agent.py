@@ -1,0 +1,46 @@
+"""The Recovery Services agent and the provider on the Hyper-V host."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+
+import trio
+
+from azure_emu.azurite import connection_string
+from azure_emu.cache_account import BlobCacheAccount
+from azure_emu.ports import Provider
+from replication.agent import HyperVAgent
+from replication.retry import OFFICIAL_DELAYS_S
+from siterig import rpc, services
+from siterig.layout import Layout
+from siterig.roles.entry import main
+from siterig.supervise import QUICK_RETRIES
+
+QUICK_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 10.0)
+"""For a rig whose replication interval is shorter than any official one."""
+
+
+async def run(
+    layout: Layout, *, retry_delays_s: tuple[float, ...] = OFFICIAL_DELAYS_S, task_status: trio.TaskStatus[None]
+) -> None:
+    """Serve until cancelled."""
+    cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys))
+    agent = HyperVAgent(
+        host=services.site(layout),
+        cache=cache,
+        vault=services.vault_link(layout),
+        folder=layout.agent,
+        retry_delays_s=retry_delays_s,
+    )
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(agent.run)
+            await nursery.start(rpc.serve, {"Provider": (Provider, agent)}, layout.socket("agent"))
+            task_status.started()
+    finally:
+        cache.close()
+
+
+if __name__ == "__main__":
+    main(partial(run, retry_delays_s=QUICK_DELAYS_S) if QUICK_RETRIES in sys.argv else run)

@@ -1,0 +1,30 @@
+"""The recovery side's data mover: parts from the cache account into managed disks."""
+
+from __future__ import annotations
+
+import trio
+
+from azure_emu.applier import Applier
+from azure_emu.azurite import connection_string
+from azure_emu.cache_account import BlobCacheAccount
+from azure_emu.ports import RecoverySide
+from siterig import rpc, services
+from siterig.layout import Layout
+from siterig.roles.entry import main
+
+
+async def run(layout: Layout, *, task_status: trio.TaskStatus[None]) -> None:
+    """Serve until cancelled."""
+    cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys))
+    applier = Applier(layout.managed_disks, cache, services.applier_reports(layout))
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(applier.run)
+            await nursery.start(rpc.serve, {"RecoverySide": (RecoverySide, applier)}, layout.socket("applier"))
+            task_status.started()
+    finally:
+        cache.close()
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,26 @@
+"""The storage account: Azurite on a free loopback port, with a key of its own."""
+
+from __future__ import annotations
+
+import trio
+
+from azure_emu.azurite import run_azurite
+from azure_emu.cache_account import BlobCacheAccount
+from siterig.layout import Layout
+from siterig.roles.entry import main
+
+
+async def run(layout: Layout, *, task_status: trio.TaskStatus[None]) -> None:
+    """Serve until cancelled; ready means that the container for replication is there."""
+    async with trio.open_nursery() as nursery:
+        azurite = await nursery.start(run_azurite, layout.azurite, layout.keys)
+        cache = BlobCacheAccount(azurite.connection_string)
+        try:
+            await cache.ensure_container()
+        finally:
+            cache.close()
+        task_status.started()
+
+
+if __name__ == "__main__":
+    main(run)

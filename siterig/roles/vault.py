@@ -1,0 +1,35 @@
+"""The Recovery Services vault."""
+
+from __future__ import annotations
+
+import trio
+
+from azure_emu.ports import ApplierReports
+from azure_emu.vault.api import VaultApi
+from azure_emu.vault.vault import Vault
+from replication.ports import VaultLink
+from siterig import rpc, services
+from siterig.layout import Layout
+from siterig.roles.entry import main
+
+
+async def run(layout: Layout, *, task_status: trio.TaskStatus[None]) -> None:
+    """Serve until cancelled."""
+    vault = Vault(
+        f"sqlite:///{layout.vault_db}",
+        provider=services.provider(layout),
+        recovery=services.recovery_side(layout),
+        azure_host=services.azure(layout),
+    )
+    faces = {"VaultApi": (VaultApi, vault), "VaultLink": (VaultLink, vault), "ApplierReports": (ApplierReports, vault)}
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(vault.run)
+            await nursery.start(rpc.serve, faces, layout.socket("vault"))
+            task_status.started()
+    finally:
+        vault.close()
+
+
+if __name__ == "__main__":
+    main(run)

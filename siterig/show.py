@@ -1,0 +1,138 @@
+"""What commands print: tables and progress for people, JSON for scripts.
+
+Results go to stdout, everything on the way there to stderr; a job's tasks are drawn live on a terminal and told line
+by line elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import trio
+from pydantic import BaseModel
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from azure_emu.vault.api import Job, RecoveryPoint, VaultApi
+from blockfs.errors import RigError
+from blockfs.progress import VmProgress
+from siterig.values import format_size
+
+POLL_S = 0.25
+_STYLES = {"Succeeded": "green", "Failed": "red", "InProgress": "yellow", "Critical": "red", "Warning": "yellow"}
+_STYLES |= {"Normal": "green", "ready": "green", "failed": "red", "restarting": "yellow", "held": "yellow"}
+
+
+def out() -> Console:
+    """For results."""
+    return Console(highlight=False, soft_wrap=True)
+
+
+def err() -> Console:
+    """For notices and progress."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(value: object) -> None:
+    """One JSON document; models as their fields."""
+
+    def plain(item: object) -> Any:
+        if isinstance(item, BaseModel):
+            return item.model_dump(mode="json")
+        raise TypeError(f"{type(item).__name__} has no JSON form")
+
+    print(json.dumps(value, default=plain, indent=2))
+
+
+def notice(text: str) -> None:
+    """A remark that is no result."""
+    err().print(f"siterig: note: {text}", markup=False, soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A plain table; values with a meaning (states) are coloured."""
+    result = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        result.add_column(column, overflow="fold")
+    for row in rows:
+        result.add_row(*(Text(str(value), style=_STYLES.get(str(value), "")) for value in row))
+    return result
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+    """The table, or what to say where it would have no row."""
+    if rows:
+        out().print(table(columns, rows))
+    else:
+        out().print(empty, markup=False)
+
+
+def point_json(point: RecoveryPoint) -> dict[str, object]:
+    """A recovery point as ``points --json`` shows it."""
+    return {
+        "id": point.id,
+        "name": point.name,
+        "type": point.recoveryPointType,
+        "time": point.recoveryPointTime,
+        "position": point.position,
+    }
+
+
+def _bars(progress: VmProgress | None) -> Iterable[RenderableType]:
+    if progress is None or progress.phase is None:
+        return
+    for disk in progress.disks:
+        grid = Table.grid(padding=(0, 1))
+        done, total = disk.done_bytes, max(disk.total_bytes, 1)
+        label = f"  {progress.phase}  {disk.disk}"
+        figures = f"{format_size(done)} of {format_size(disk.total_bytes)}, {format_size(disk.sent_bytes)} sent"
+        grid.add_row(label, ProgressBar(total=total, completed=done, width=30), figures)
+        yield grid
+    if progress.detail:
+        yield Text(f"  {progress.detail}")
+
+
+def _drawn(job: Job, progress: VmProgress | None) -> RenderableType:
+    head = Text(f"{job.friendlyName} {job.targetObjectName}: ").append(job.state, _STYLES.get(job.state, ""))
+    marks = {"Succeeded": "✓", "Failed": "✗", "InProgress": "…", "Other": "-"}
+    tasks = [
+        Text(f"  {marks.get(task.state, ' ')} {task.friendlyName}", style=_STYLES.get(task.state, "")) for task in job.tasks
+    ]
+    return Group(head, *tasks, *_bars(progress))
+
+
+async def _progress(vault: VaultApi, vm: str) -> VmProgress | None:
+    try:
+        return await vault.progress(vm=vm)
+    except RigError:
+        return None  # a picture, not a result: the job says what matters
+
+
+async def follow(vault: VaultApi, job: Job) -> Job:
+    """Show a job until it has ended; its last state."""
+    console = err()
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                progress = await _progress(vault, job.targetObjectName) if job.endTime is None else None
+                live.update(_drawn(job, progress), refresh=True)
+                if job.endTime is not None:
+                    return job
+                await trio.sleep(POLL_S)
+                job = await vault.job(name=job.name)
+    told: dict[str, str] = {}
+    while True:
+        for task in job.tasks:
+            if told.get(task.name) != task.state and task.state != "NotStarted":
+                told[task.name] = task.state
+                console.print(f"{job.friendlyName} {job.targetObjectName}: {task.friendlyName}: {task.state}", markup=False)
+        if job.endTime is not None:
+            console.print(f"{job.friendlyName} {job.targetObjectName}: {job.state}", markup=False)
+            return job
+        await trio.sleep(POLL_S)
+        job = await vault.job(name=job.name)

@@ -1,0 +1,73 @@
+"""Values as they are written on the command line: sizes, disks, recovery points, intervals."""
+
+from __future__ import annotations
+
+import re
+
+from azure_emu.ports import DiskSpec
+from blockfs.errors import RigError
+
+SECTOR_BYTES = 512
+OFFICIAL_INTERVALS_S = (30.0, 300.0, 900.0)
+FILESYSTEMS = ("ext4", "xfs")
+POINT_CHOICES = {
+    "latest": "Latest",
+    "latest-processed": "LatestProcessed",
+    "latest-app": "LatestApplicationConsistent",
+}
+
+_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``1GiB``, ``512MiB``, ``1.5G``, ``1048576``; ``InvalidDiskSize`` unless a positive multiple of 512."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise RigError("InvalidDiskSize", f"size {text!r} is not understood: write a number and KiB, MiB, GiB or TiB")
+    size_bytes = float(match[1]) * _UNITS[match[2].upper()] if "." in match[1] else int(match[1]) * _UNITS[match[2].upper()]
+    if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
+        raise RigError(
+            "InvalidDiskSize", f"size {text!r} is {size_bytes:g} bytes: it must be a positive multiple of {SECTOR_BYTES}"
+        )
+    return int(size_bytes)
+
+
+def format_size(size_bytes: float) -> str:
+    """A size for people: ``1 GiB``, ``37.5 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.4g} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.4g} TiB"
+
+
+def parse_disk(text: str) -> DiskSpec:
+    """``NAME:SIZE`` or ``NAME:SIZE:FILESYSTEM``; ``InvalidDisk``, ``InvalidDiskSize``, ``UnknownFilesystem``."""
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not parts[0]:
+        raise RigError(
+            "InvalidDisk", f"disk {text!r} is not understood: write NAME:SIZE or NAME:SIZE:FILESYSTEM, e.g. os:1GiB:ext4"
+        )
+    filesystem = parts[2] if len(parts) == 3 else None
+    if filesystem is not None and filesystem not in FILESYSTEMS:
+        raise RigError(
+            "UnknownFilesystem", f"disk {text!r}: file system {filesystem!r} is not one of {', '.join(FILESYSTEMS)}"
+        )
+    return DiskSpec(name=parts[0], size_bytes=parse_size(parts[1]), filesystem=filesystem)
+
+
+def parse_point(text: str) -> str:
+    """The vault's word for ``latest``, ``latest-processed`` or ``latest-app``; else a point's id, as it is."""
+    return POINT_CHOICES.get(text.lower(), text)
+
+
+def interval_notice(interval_s: float) -> str | None:
+    """What to tell about a replication interval; None for an official one.  ``InvalidPolicy`` if it is not positive."""
+    official = ", ".join(f"{value:g}" for value in OFFICIAL_INTERVALS_S)
+    if not interval_s > 0:
+        raise RigError("InvalidPolicy", f"interval {interval_s:g} s: it must be positive; the service knows {official}")
+    if interval_s in OFFICIAL_INTERVALS_S:
+        return None
+    return f"interval {interval_s:g} s exists in this rig only; the service knows {official}"
