@@ -1,0 +1,271 @@
+"""In-memory stand-ins for the roles around the vault.  Each call may be made to fail once or for ever."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from azure_emu.ports import DiskSpec
+from azure_emu.vault.api import Job
+from azure_emu.vault.vault import Vault
+from blockfs.control import CutInfo, DiskInfo, TagKind
+from blockfs.errors import RigError
+from blockfs.part import TagSeen, Watermark
+from blockfs.progress import VmProgress
+
+START_NS = 1_800_000_000_000_000_000
+
+
+class World:
+    """The site, the recovery side and the recovery host, as far as the vault can see them."""
+
+    def __init__(self) -> None:
+        self.now_ns = START_NS
+        self.position = 0
+        self.site: dict[str, dict[str, DiskInfo]] = {}
+        self.azure: dict[str, dict[str, DiskInfo]] = {}
+        self.opened_at: dict[str, int] = {}
+        self.managed: dict[str, Watermark] = {}
+        self.cached: list[tuple[str, CutInfo]] = []
+        self.calls: list[str] = []
+        self.failing: dict[str, RigError] = {}  # call -> what it raises, until removed
+        self.failing_once: dict[str, RigError] = {}
+        self.held: dict[str, trio.Event] = {}  # call -> it waits for this
+        self.apply = True  # the applier works by itself
+        self.vault: Vault | None = None
+
+    async def called(self, name: str) -> None:
+        self.calls.append(name)
+        await trio.lowlevel.checkpoint()
+        if name in self.held:
+            await self.held[name].wait()
+        for failures in (self.failing, self.failing_once):
+            if name in failures:
+                error = failures[name]
+                self.failing_once.pop(name, None)
+                raise error
+
+    def lose_site(self) -> None:
+        error = RigError("RoleUnavailable", "role site cannot be reached", recoverable=True)
+        for name in vars(FakeProvider):
+            self.failing[f"site.{name}"] = error
+
+    def mend(self) -> None:
+        self.failing.clear()
+        self.failing_once.clear()
+
+    def disk(self, vm: str, name: str, size_bytes: int, disk_id: str | None = None) -> DiskInfo:
+        return DiskInfo(
+            vm=vm, name=name, disk_id=disk_id or str(uuid.uuid4()), size_bytes=size_bytes, path=f"/mnt/{vm}/{name}.img",
+            folder=f"/disks/{vm}", tracked=True, generation=1, last_seq=0, last_position=0, unsent_log_bytes=0,
+            snapshot=False, needs_resync=None, open_handles=0,
+        )  # fmt: skip
+
+    async def report(self, disk_id: str, cut: CutInfo | None = None) -> None:
+        assert self.vault is not None
+        tags = []
+        if cut is not None:
+            tags = [TagSeen(tag_id=cut.tag_id, kind=cut.kind, name=cut.name, position=cut.position, time_ns=cut.time_ns)]
+        await self.vault.applied(watermark=self.managed[disk_id], tags=tags)
+
+    async def synced(self, vm: str) -> None:
+        """The sync of the VM's present generation is applied."""
+        for disk in self.site[vm].values():
+            self.managed[disk.disk_id] = self.mark(disk.disk_id, disk.generation, self.position, 0)
+            await self.report(disk.disk_id)
+
+    def mark(self, disk_id: str, generation: int, position: int, log_seq: int) -> Watermark:
+        return Watermark(
+            disk_id=disk_id, generation=generation, sync_parts=1, sync_complete=True, log_seq=log_seq,
+            complete_position=position, complete_time_ns=START_NS + position,
+        )  # fmt: skip
+
+    async def apply_cached(self) -> None:
+        cached, self.cached = self.cached, []
+        for vm, cut in cached:
+            for disk in self.site[vm].values():
+                self.managed[disk.disk_id] = self.mark(disk.disk_id, disk.generation, cut.position, cut.position)
+                await self.report(disk.disk_id, cut)
+
+
+class FakeProvider:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> list[DiskInfo]:
+        await self.world.called("site.create_vm")
+        self.world.site[vm] = {disk.name: self.world.disk(vm, disk.name, disk.size_bytes) for disk in disks}
+        return list(self.world.site[vm].values())
+
+    async def list_vms(self) -> list[DiskInfo]:
+        await self.world.called("site.list_vms")
+        return [disk for disks in self.world.site.values() for disk in disks.values()]
+
+    async def check_vm(self, *, vm: str) -> list[DiskInfo]:
+        await self.world.called("site.check_vm")
+        return list(self.world.site[vm].values())
+
+    async def create_relationship(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None) -> list[DiskInfo]:
+        await self.world.called("site.create_relationship")
+        return list(self.world.site[vm].values())
+
+    async def initial_replication(self, *, vm: str) -> None:
+        await self.world.called("site.initial_replication")
+        if self.world.apply:
+            await self.world.synced(vm)
+
+    async def resync(self, *, vm: str) -> None:
+        await self.world.called("site.resync")
+        disks = self.world.site[vm]
+        for name, disk in disks.items():
+            disks[name] = disk.model_copy(update={"generation": disk.generation + 1})
+        if self.world.apply:
+            await self.world.synced(vm)
+
+    async def progress(self, *, vm: str) -> VmProgress:
+        await self.world.called("site.progress")
+        return VmProgress(vm=vm, phase=None, disks=[])
+
+    async def replicate_now(self, *, vm: str, kind: TagKind, name: str) -> CutInfo:
+        await self.world.called("site.replicate_now")
+        world = self.world
+        assert world.vault is not None
+        world.position += 10
+        time_ns = START_NS + world.position
+        cut = CutInfo(vm=vm, tag_id=str(uuid.uuid4()), kind=kind, name=name, position=world.position, time_ns=time_ns)
+        world.cached.append((vm, cut))
+        await world.vault.point_sent(
+            vm=vm, tag_id=cut.tag_id, kind=kind, name=name, position=cut.position, time_ns=time_ns
+        )  # fmt: skip
+        if world.apply:
+            await world.apply_cached()
+        return cut
+
+    async def shutdown_vm(self, *, vm: str) -> None:
+        await self.world.called("site.shutdown_vm")
+
+    async def suspend(self, *, vm: str) -> None:
+        await self.world.called("site.suspend")
+
+    async def remove_relationship(self, *, vm: str) -> None:
+        await self.world.called("site.remove_relationship")
+
+    async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
+        await self.world.called("site.receive_disk")
+
+    async def commit_failback(self, *, vm: str) -> list[DiskInfo]:
+        await self.world.called("site.commit_failback")
+        disks = self.world.site[vm]
+        for name, disk in disks.items():
+            disks[name] = disk.model_copy(update={"generation": disk.generation + 1})
+        return list(disks.values())
+
+
+class FakeRecovery:
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def create_managed_disk(self, *, disk_id: str, size_bytes: int) -> None:
+        await self.world.called("recovery.create_managed_disk")
+        self.world.managed.setdefault(
+            disk_id, self.world.mark(disk_id, 0, 0, 0).model_copy(update={"sync_complete": False, "sync_parts": 0})
+        )  # fmt: skip
+
+    async def delete_managed_disk(self, *, disk_id: str) -> None:
+        await self.world.called("recovery.delete_managed_disk")
+        self.world.managed.pop(disk_id, None)
+
+    async def process_latest(self, *, disk_ids: list[str]) -> list[Watermark]:
+        await self.world.called("recovery.process_latest")
+        await self.world.apply_cached()
+        return [self.world.managed[disk_id] for disk_id in disk_ids]
+
+    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+        await self.world.called("recovery.checksums")
+        return ["00" * 16] * count
+
+    async def store_path(self, *, disk_id: str) -> str:
+        await self.world.called("recovery.store_path")
+        return f"/managed/{disk_id}"
+
+    async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
+        await self.world.called("recovery.export_disk")
+        assert source_id not in self.world.managed
+        return 3
+
+    async def export_progress(self, *, source_id: str) -> int:
+        await self.world.called("recovery.export_progress")
+        return 512
+
+
+class FakeHost:
+    """The recovery side's disk host: only what the vault may ask of it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
+        await self.world.called("azure.list_disks")
+        return [disk for name, disks in self.world.azure.items() if vm in (None, name) for disk in disks.values()]
+
+    async def remove_vm(self, *, vm: str) -> None:
+        await self.world.called("azure.remove_vm")
+        if any(disk.open_handles for disk in self.world.azure[vm].values()):
+            raise RigError("DiskInUse", f"a disk of VM {vm!r} is open")
+        del self.world.azure[vm]
+
+    async def open_point(self, *, vm: str, name: str, disk_id: str, store: str, position: int) -> DiskInfo:
+        await self.world.called("azure.open_point")
+        disk = self.world.disk(vm, name, 1 << 30, disk_id)
+        assert name not in self.world.azure.setdefault(vm, {})
+        self.world.azure[vm][name] = disk
+        self.world.opened_at[f"{vm}/{name}"] = position
+        return disk
+
+
+@asynccontextmanager
+async def running(world: World, folder: Path) -> AsyncIterator[Vault]:
+    """A vault that runs on the database in ``folder``; leaving the block is a kill of it."""
+    host: Any = FakeHost(world)
+    vault = Vault(
+        f"sqlite:///{folder}/vault.db",
+        provider=FakeProvider(world),
+        recovery=FakeRecovery(world),
+        azure_host=host,
+        clock=lambda: world.now_ns,
+    )
+    world.vault = vault
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(vault.run)
+            yield vault
+            nursery.cancel_scope.cancel()
+    finally:
+        vault.close()
+
+
+async def ended(vault: Vault, job: Job) -> Job:
+    """The job after its end."""
+    while (now := await vault.job(name=job.name)).endTime is None:
+        await trio.lowlevel.checkpoint()
+    return now
+
+
+async def idle(vault: Vault) -> None:
+    """No job is open."""
+    while any(job.endTime is None for job in await vault.jobs()):
+        await trio.lowlevel.checkpoint()
+
+
+async def protected(vault: Vault, vm: str = "web01", disks: tuple[str, ...] = ("data", "os")) -> None:
+    """A VM that is made and protected."""
+    await vault.create_vm(vm=vm, disks=[DiskSpec(name=name, size_bytes=1 << 30) for name in disks])
+    await vault.enable_protection(vm=vm, interval_s=30)
+    await idle(vault)
+    (item,) = await vault.items()
+    assert item.protectionState == "Protected"
