@@ -13,6 +13,7 @@ import typer
 from scenarios.drill import STEP_COUNT, run_drill
 from scenarios.drill_run import DrillSettings
 from scenarios.narrator import Narrator
+from scenarios.report import print_summary, write_report
 from siterig import doctor, exits, launch, show
 from siterig.commands.options import Dir, example
 from siterig.layout import Layout
@@ -72,6 +73,10 @@ async def _drill(layout: Layout, report: Path | None, *, keep: bool) -> bool:
     try:
         result = await run_drill(Testbed(layout), DrillSettings(), narrator)
         narrator.step(STEP_COUNT, STEP_COUNT, "Report")
+        print_summary(console, result)
+        if report is not None:
+            for path in await trio.to_thread.run_sync(write_report, report, result):
+                console.print(f"written: {path}", markup=False)
         kept = keep
     finally:
         if not kept:

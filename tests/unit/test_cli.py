@@ -1,0 +1,258 @@
+"""The command line against a vault that is an object: what is printed, what comes back, and that docs do not drift."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from azure_emu.vault.api import Job, JobError, RecoveryPoint, Task, Vm, VmDisk
+from blockfs.errors import RigError
+from blockfs.progress import VmProgress
+from siterig import exits
+from siterig.cli import app
+from siterig.layout import Layout, create
+
+DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
+VM = Vm(
+    name="web01-test", fabric="azure", state="TestFailover", disks=[VmDisk(name="os", size_bytes=2**30, path="/r/os.img")]
+)
+
+
+def job(state: str, *, result: Vm | None = None, errors: tuple[JobError, ...] = ()) -> Job:
+    ended = state in ("Succeeded", "Failed")
+    task = {
+        "name": "FailoverTask", "friendlyName": "Failing over", "state": state, "stateDescription": None,
+        "startTime": "t0", "endTime": "t1" if ended else None,
+    }  # fmt: skip
+    return Job.model_validate(
+        {
+            "name": "j1", "scenarioName": "TestFailover", "friendlyName": "Test failover", "state": state,
+            "stateDescription": None, "targetObjectName": "web01", "startTime": "t0",
+            "endTime": "t1" if ended else None, "tasks": [Task.model_validate(task)], "errors": list(errors),
+            "result": result,
+        }
+    )  # fmt: skip
+
+
+class FakeVault:
+    """Notes what is asked, and answers with what the test put there."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.ends_as = job("Succeeded", result=VM)
+
+    async def list_vms(self) -> list[Vm]:
+        return [VM]
+
+    async def points(self, *, vm: str) -> list[RecoveryPoint]:
+        if vm != "web01":
+            raise RigError("VmNotFound", f"there is no VM {vm!r};\nthere are: web01")
+        return [
+            RecoveryPoint(
+                id="p1", name="n", recoveryPointType="CrashConsistent", recoveryPointTime="t", position=9, time_ns=1
+            )
+        ]  # fmt: skip
+
+    async def progress(self, *, vm: str) -> VmProgress:
+        return VmProgress(vm=vm, phase=None, disks=[])
+
+    async def job(self, *, name: str) -> Job:
+        assert name == "j1"
+        return self.ends_as
+
+    def __getattr__(self, name: str) -> Any:
+        async def start(**arguments: Any) -> Job:
+            self.asked.append((name, arguments))
+            return job("InProgress")
+
+        return start
+
+
+@pytest.fixture
+def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeVault:
+    """A rig that looks up, in ``SITERIG_DIR``."""
+    layout = Layout.of(tmp_path / "rig")
+    create(layout)
+    layout.socket("supervisor").touch()
+    fake = FakeVault()
+    monkeypatch.setattr("siterig.services.vault", lambda _layout: fake)
+    monkeypatch.setenv("SITERIG_DIR", str(layout.root))
+    return fake
+
+
+def siterig(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def commands(command: Any, path: tuple[str, ...] = ("siterig",)) -> Iterator[tuple[str, Any]]:
+    yield " ".join(path), command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*path, name))
+
+
+ALL = dict(commands(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_every_command_has_help_with_an_example(path: str) -> None:
+    result = siterig(*path.split()[1:], "--help")
+    assert result.exit_code == 0
+    example = re.search(r"Example: (siterig [^\n]*)", ALL[path].epilog or "")
+    assert example is not None
+    assert "Example: siterig" in result.output
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_every_example_names_a_command_and_options_that_exist(path: str) -> None:
+    words = (ALL[path].epilog or "").removeprefix("Example: ").split()
+    named = max((known for known in ALL if words[: len(known.split())] == known.split()), key=len)
+    assert named.startswith(path)
+    options = {option for parameter in ALL[named].params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= options
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_every_command_and_option_is_documented(path: str) -> None:
+    sections = dict(re.findall(r"^### `(siterig[^`]*?)(?: [A-Z[].*?)?`\n(.*?)(?=^##|\Z)", DOCS.read_text(), re.M | re.S))
+    if hasattr(ALL[path], "commands"):
+        return  # a group: its commands are
+    assert path in sections
+    for parameter in ALL[path].params:
+        if parameter.param_type_name == "option" and not parameter.hidden and parameter.name not in ("folder", "help"):
+            assert f"`{parameter.opts[0]}" in sections[path], parameter.opts
+
+
+def test_every_exit_status_and_its_codes_are_documented() -> None:
+    text = DOCS.read_text()
+    for code, status in exits._STATUS.items():
+        assert re.search(rf"^\| {status} \|.*`{code}`", text, re.M), code
+
+
+def test_a_failover_waits_and_gives_the_vm_and_the_job(vault: FakeVault) -> None:
+    result = siterig("failover", "test", "web01", "--point", "latest-app", "--json")
+    assert result.exit_code == 0
+    assert vault.asked == [("test_failover", {"vm": "web01", "point": "LatestApplicationConsistent"})]
+    printed = json.loads(result.stdout)
+    assert printed["vm"]["disks"] == [{"name": "os", "size_bytes": 2**30, "path": "/r/os.img"}]
+    assert printed["job"]["scenarioName"] == "TestFailover"
+    assert result.stderr.splitlines() == [
+        "Test failover web01: Failing over: InProgress",
+        "Test failover web01: Failing over: Succeeded",
+        "Test failover web01: Succeeded",
+    ]
+
+
+def test_a_job_that_failed_gives_its_errors_and_status_1(vault: FakeVault) -> None:
+    vault.ends_as = job("Failed", errors=(JobError(code="NoSpace", message="disk is full"),))
+    result = siterig("failover", "unplanned", "web01", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["vm"] is None
+    assert result.stderr.splitlines()[-1] == "siterig: error: disk is full (NoSpace)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "call", "keywords"),
+    [
+        (["failover", "unplanned", "web01"], "unplanned_failover", {"point": "Latest", "source_actions": False}),
+        (["failover", "planned", "web01"], "planned_failover", {}),
+        (["cleanup", "web01"], "cleanup_test_failover", {}),
+        (["commit", "web01"], "commit_failover", {}),
+        (["failback", "web01"], "failback", {}),
+        (["reprotect", "web01"], "reprotect", {}),
+        (["resync", "web01"], "resync", {}),
+        (["unprotect", "web01"], "disable_protection", {}),
+        (["protect", "web01", "--interval", "30"], "enable_protection", {"interval_s": 30, "app_consistent_every_s": None}),
+    ],
+)
+def test_an_operation_asks_the_vault(vault: FakeVault, arguments: list[str], call: str, keywords: dict[str, Any]) -> None:
+    assert siterig(*arguments).exit_code == 0
+    assert vault.asked == [(call, {"vm": "web01", **keywords})]
+
+
+def test_an_interval_of_the_rig_only_is_noticed(vault: FakeVault) -> None:
+    result = siterig("protect", "web01", "--interval", "5")
+    assert result.stderr.startswith("siterig: note: interval 5 s exists in this rig only; the service knows 30, 300, 900\n")
+    assert vault.asked[0][1]["interval_s"] == 5
+
+
+def test_points_are_given_by_the_contract(vault: FakeVault) -> None:
+    result = siterig("points", "web01", "--json")
+    assert json.loads(result.stdout) == [{"id": "p1", "name": "n", "type": "CrashConsistent", "time": "t", "position": 9}]
+
+
+def test_vms_are_given_by_the_contract(vault: FakeVault) -> None:
+    result = siterig("vm", "list", "--json")
+    assert json.loads(result.stdout) == [
+        {
+            "name": "web01-test", "fabric": "azure", "state": "TestFailover",
+            "disks": [{"name": "os", "size_bytes": 2**30, "path": "/r/os.img"}],
+        }
+    ]  # fmt: skip
+
+
+def test_an_expected_error_is_one_line_and_its_status(vault: FakeVault) -> None:
+    result = siterig("points", "web02")
+    assert result.exit_code == 2
+    assert result.stderr == "siterig: error: there is no VM 'web02'; there are: web01 (VmNotFound)\n"
+    assert result.stdout == ""
+
+
+def test_a_bad_disk_is_refused_before_the_vault_is_asked(vault: FakeVault) -> None:
+    result = siterig("vm", "create", "web01", "--disk", "os:1000")
+    assert result.exit_code == 2
+    assert (
+        result.stderr
+        == "siterig: error: size '1000' is 1000 bytes: it must be a positive multiple of 512 (InvalidDiskSize)\n"
+    )
+    assert vault.asked == []
+
+
+def test_a_rig_that_is_not_up_is_status_3(tmp_path: Path) -> None:
+    result = siterig("vm", "list", "--dir", str(tmp_path / "none"))
+    assert result.exit_code == 3
+    assert result.stderr == (
+        f"siterig: error: the rig in {tmp_path}/none is not up: start it with siterig up (NotUp)\n"
+    )  # fmt: skip
+
+
+def test_a_state_of_another_version_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"format": 99}')
+    result = siterig("status", "--dir", str(tmp_path))
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"siterig: error: {tmp_path} has state format 99, this siterig understands 1: "
+        "use the siterig that made it (StateVersion)\n"
+    )
+
+
+def test_a_folder_that_is_no_rigs_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    result = siterig("up", "--dir", str(tmp_path))
+    assert result.exit_code == 2
+    assert result.stderr.endswith("name an empty or a new folder with --dir (NotARig)\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+def test_ctrl_c_is_status_130(vault: FakeVault, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def interrupted(self: FakeVault) -> list[Vm]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FakeVault, "list_vms", interrupted)
+    result = siterig("vm", "list")
+    assert result.exit_code == 130
+    assert result.stderr == "siterig: interrupted\n"
+
+
+def test_a_bug_is_not_hidden(vault: FakeVault, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(self: FakeVault) -> list[Vm]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(FakeVault, "list_vms", broken)
+    assert isinstance(siterig("vm", "list").exception, ZeroDivisionError)
