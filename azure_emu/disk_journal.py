@@ -145,15 +145,33 @@ def _refused(file: JournalFile, why: str) -> RigError:
 
 @dataclass(slots=True)
 class Epoch:
-    """One generation of the disk.  ``first_seq`` None: its sync is not complete, none of its positions is valid."""
+    """One generation of the disk.
+
+    ``first_seq`` None: its sync is not complete.  ``first_position``: of the first sync part.  ``snapshot_position``: of the
+    ``sync-end`` tag.  A copy that was cut goes on with a later snapshot, while the log still begins after the first:
+    then the two differ, and the log must have reached the last snapshot before any position is valid.
+    """
 
     generation: int
     sync_parts: int = 0
     first_seq: int | None = None
-    log_seq: int = 0
+    first_position: int = 0
     snapshot_position: int = 0
-    position: int = 0
-    time_ns: int = 0
+    snapshot_time_ns: int = 0
+    log_seq: int = 0
+    log_position: int = 0
+    log_time_ns: int = 0
+
+    @property
+    def complete(self) -> tuple[int, int] | None:
+        """Newest valid position and its time; None while no position of this generation is valid."""
+        if self.first_seq is None:
+            return None
+        if self.log_position >= self.snapshot_position:
+            return self.log_position, self.log_time_ns
+        if self.first_position == self.snapshot_position:
+            return self.snapshot_position, self.snapshot_time_ns
+        return None
 
     @property
     def next_log_seq(self) -> int:
@@ -212,8 +230,16 @@ class History:
         """The base now holds what ``seed`` says."""
         if seed is None:
             return
-        first_seq = seed.first_seq if seed.complete else None
-        self.epochs = [Epoch(seed.generation, seed.sync_parts, first_seq, 0, seed.position, seed.position, seed.time_ns)]
+        self.epochs = [
+            Epoch(
+                generation=seed.generation,
+                sync_parts=seed.sync_parts,
+                first_seq=seed.first_seq if seed.complete else None,
+                first_position=seed.first_position,
+                snapshot_position=seed.position,
+                snapshot_time_ns=seed.time_ns,
+            )
+        ]
 
     def expected(self) -> str:
         """The part that comes next, in words."""
@@ -235,11 +261,16 @@ class History:
 
     def check_positions(self, summary: SegmentSummary) -> None:
         """Positions never go back: or a view at an old position would hold newer records.  ``PositionRegressed``."""
-        reached = max((epoch.position for epoch in self.epochs), default=0)
+        part = summary.file.part
+        if part.stream == "log":
+            reached = self.epochs[-1].log_position
+        else:
+            earlier = [epoch.complete for epoch in self.epochs if epoch.generation < part.generation]
+            reached = max((complete[0] for complete in earlier if complete), default=0)
         if summary.first_position < reached:
             raise RigError(
                 "PositionRegressed",
-                f"part {summary.file.part.blob()}: begins at position {summary.first_position}; "
+                f"part {part.blob()}: begins at position {summary.first_position}; "
                 f"disk {self.disk_id} is at {reached} already",
             )
 
@@ -247,41 +278,48 @@ class History:
         """``summary``'s segment, which was wanted next, is durable in the journal."""
         part = summary.file.part
         if not self.epochs or part.generation > self.epochs[-1].generation:
-            self.epochs.append(Epoch(part.generation))
+            self.epochs.append(Epoch(part.generation, first_position=summary.first_position))
         epoch = self.epochs[-1]
         if part.stream == "log":
             epoch.log_seq = part.last
-            epoch.position, epoch.time_ns = summary.position, summary.time_ns
+            epoch.log_position, epoch.log_time_ns = summary.position, summary.time_ns
         else:
             epoch.sync_parts = part.last
             if summary.sync_end_seq is not None:
                 epoch.first_seq = summary.sync_end_seq
-                epoch.snapshot_position = epoch.position = summary.position
-                epoch.time_ns = summary.time_ns
+                epoch.snapshot_position, epoch.snapshot_time_ns = summary.position, summary.time_ns
         self.size_bytes = summary.disk_size_bytes
-        self.tags.extend(summary.tags)
+        # a tag from before the last snapshot names no valid position
+        self.tags.extend(tag for tag in summary.tags if tag.position >= epoch.snapshot_position)
         self.files.append(summary.file)
 
     def watermark(self) -> Watermark:
         """What is durably applied; during a resync the complete position stays that of the generation before."""
         epoch = self.epochs[-1] if self.epochs else Epoch(0)
-        done = next((e for e in reversed(self.epochs) if e.first_seq is not None), None)
+        position, time_ns = next((e.complete for e in reversed(self.epochs) if e.complete), (0, 0))
         return Watermark(
             disk_id=self.disk_id,
             generation=epoch.generation,
             sync_parts=epoch.sync_parts,
             sync_complete=epoch.first_seq is not None,
             log_seq=epoch.log_seq,
-            complete_position=done.position if done else 0,
-            complete_time_ns=done.time_ns if done else 0,
+            complete_position=position,
+            complete_time_ns=time_ns,
         )
+
+    def contained(self, generation: int) -> int:
+        """Log records of ``generation`` up to this position are in all of its sync parts already.
+
+        To replay only some of them would take the disk back, so they are left out of every view.
+        """
+        return next(epoch.first_position for epoch in self.epochs if epoch.generation == generation)
 
     def epoch_of(self, position: int) -> Epoch:
         """The newest generation that knows ``position``; ``InvalidPosition`` names those that are valid."""
-        valid = [epoch for epoch in self.epochs if epoch.first_seq is not None]
-        for epoch in reversed(valid):
-            if epoch.snapshot_position <= position <= epoch.position:
+        valid = [(epoch, epoch.complete[0]) for epoch in self.epochs if epoch.complete]
+        for epoch, last in reversed(valid):
+            if epoch.snapshot_position <= position <= last:
                 return epoch
-        ranges = ", ".join(f"{epoch.snapshot_position} to {epoch.position}" for epoch in valid)
+        ranges = ", ".join(f"{epoch.snapshot_position} to {last}" for epoch, last in valid)
         what = f"valid positions are {ranges}" if ranges else "its initial replication is not complete"
         raise RigError("InvalidPosition", f"disk {self.disk_id} has no state at position {position}: {what}")

@@ -32,15 +32,22 @@ class SeedProgress(WireModel):
     """``progress``: what of the first generation's sync stream (initial replication) is durable in ``base.img``.
 
     ``position``, ``time_ns`` and ``first_seq`` (first sequence number of the log that is not in the snapshot) are 0
-    until ``complete``, which the stream's ``sync-end`` tag sets.
+    until ``complete``, which the stream's ``sync-end`` tag sets.  ``first_position`` is that of part 1: lower than
+    ``position`` if the copy was cut and went on with another snapshot.
     """
 
     generation: int
     sync_parts: int
+    first_position: int
     complete: bool
     position: int
     time_ns: int
     first_seq: int
+
+    @classmethod
+    def begun(cls, generation: int) -> SeedProgress:
+        """No part of ``generation`` is in the base yet."""
+        return cls(generation=generation, sync_parts=0, first_position=0, complete=False, position=0, time_ns=0, first_seq=0)
 
 
 M = TypeVar("M", bound=WireModel)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from azure_emu.disk_journal import History
 from azure_emu.disk_meta import DiskMeta, SeedProgress, read_meta, store_corrupt
-from blockfs.changelog import RecordType, SegmentReader
+from blockfs.changelog import Record, RecordType, SegmentReader
 from blockfs.errors import RigError
 from blockfs.layers import ZEROS, ExtentLayer, ExtentMap, Layer, RawLayer
 
@@ -67,28 +67,28 @@ def build_view(folder: Path, history: History, position: int | None, *, verify: 
         for index, file in enumerate(history.files):
             if epoch is not None and file.part.generation > epoch.generation:
                 break
-            whole = epoch is None or file.part.generation < epoch.generation
-            size = _insert(extents, file.path, index, size, None if whole else position, verify=verify)
+            upto = position if epoch is not None and file.part.generation == epoch.generation else None
+            after = history.contained(file.part.generation) if file.part.stream == "log" else -1
+            with SegmentReader(file.path) as reader:
+                if file.part.stream == "sync":
+                    size = reader.header.disk_size_bytes
+                for record in reader.records(verify=verify):
+                    if record.position > after and (upto is None or record.position <= upto):
+                        size = _insert(extents, record, index, size)
         return _with_sources(base, extents, [file.path for file in history.files], size)
     except BaseException:
         base.close()
         raise
 
 
-def _insert(extents: ExtentMap, path: Path, index: int, size: int, position: int | None, *, verify: bool) -> int:
-    """Add a segment's records up to ``position`` to the map; returns the disk's size after them."""
-    with SegmentReader(path) as reader:
-        if reader.header.stream == "sync":
-            size = reader.header.disk_size_bytes
-        for record in reader.records(verify=verify):
-            if position is not None and record.position > position:
-                continue
-            if record.type is RecordType.WRITE:
-                extents.insert(record.offset, record.length, index, record.payload_offset)
-            elif record.type in (RecordType.ZERO, RecordType.DISCARD):
-                extents.insert(record.offset, record.length, ZEROS, 0)
-            elif record.type is RecordType.RESIZE:
-                size = record.length
+def _insert(extents: ExtentMap, record: Record, index: int, size: int) -> int:
+    """Add a record of journal file ``index`` to the map; returns the disk's size after it."""
+    if record.type is RecordType.WRITE:
+        extents.insert(record.offset, record.length, index, record.payload_offset)
+    elif record.type in (RecordType.ZERO, RecordType.DISCARD):
+        extents.insert(record.offset, record.length, ZEROS, 0)
+    elif record.type is RecordType.RESIZE:
+        return record.length
     return size
 
 

@@ -200,7 +200,7 @@ class ManagedDiskStore:
             )
         if part.first == 1:
             # Counted first: were the base cleared before, a kill would leave the old generation's count over nothing.
-            self._count_seed(part, parts=0, summary=None)
+            self._count_seed(SeedProgress.begun(part.generation))
             self._step("seed.restarted")
         base = RawLayer(self.folder / BASE, writable=True)
         try:
@@ -214,19 +214,21 @@ class ManagedDiskStore:
             self._step("seed.synced")
         finally:
             base.close()
-        self._count_seed(part, parts=part.last, summary=summary)
+        done = summary.sync_end_seq is not None
+        self._count_seed(
+            SeedProgress(
+                generation=part.generation,
+                sync_parts=part.last,
+                first_position=summary.first_position if part.first == 1 else self._history.epochs[0].first_position,
+                complete=done,
+                position=summary.position if done else 0,
+                time_ns=summary.time_ns if done else 0,
+                first_seq=summary.sync_end_seq or 0,
+            )
+        )
         self._step("seed.counted")
 
-    def _count_seed(self, part: PartName, *, parts: int, summary: SegmentSummary | None) -> None:
-        done = summary is not None and summary.sync_end_seq is not None
-        seed = SeedProgress(
-            generation=part.generation,
-            sync_parts=parts,
-            complete=done,
-            position=summary.position if summary and done else 0,
-            time_ns=summary.time_ns if summary and done else 0,
-            first_seq=(summary.sync_end_seq or 0) if summary else 0,
-        )
+    def _count_seed(self, seed: SeedProgress) -> None:
         write_meta(self.folder / PROGRESS, seed)
         self._forget_latest()
         self._history.set_seed(seed)

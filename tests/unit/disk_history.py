@@ -95,12 +95,15 @@ class SiteDisk:
         self._notes.clear()
         return PartName(self.disk_id, self.generation, "log", first, self.seq), pack(path)
 
-    def sync(self, against: bytes | None = None, part_bytes_max: int = 48 * 1024) -> list[Packed]:
+    def sync(
+        self, against: bytes | None = None, *, start: int = 0, first_part: int = 1, first_seq: int | None = None
+    ) -> list[Packed]:
         """Sync parts of the present state: all chunks that differ from ``against`` (None: from zeros).
 
-        What was noted before is in the snapshot; its log part is not needed.
+        What was noted before is in the snapshot; its log part is not needed.  ``start``, ``first_part`` and ``first_seq``
+        are for a copy that was cut and goes on with this snapshot.
         """
-        if self._notes:
+        if self._notes and first_seq is None:
             self.close_log()
         old = against if against is not None else bytes(len(self.data))
         old = old.ljust(len(self.data), b"\0")
@@ -115,11 +118,12 @@ class SiteDisk:
             disk_size_bytes=len(self.data),
             position=self.position,
             time_ns=self.position * 10,
-            first_seq=self.seq + 1,
-            part_bytes_max=part_bytes_max,
+            first_seq=self.seq + 1 if first_seq is None else first_seq,
+            part_bytes_max=48 * 1024,
+            first_part=first_part,
         )
         done = []
-        for at in range(0, len(self.data), CHUNK_BYTES):
+        for at in range(start, len(self.data), CHUNK_BYTES):
             chunk = bytes(self.data[at : at + CHUNK_BYTES])
             if chunk != old[at : at + CHUNK_BYTES]:
                 done.append(stream.add(at, chunk if any(chunk) else None, len(chunk)))

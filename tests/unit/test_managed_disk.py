@@ -175,6 +175,56 @@ def test_a_disk_without_a_complete_seed_has_no_state(tmp_path: Path) -> None:
         store.latest_view()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_copy_that_went_on_with_a_later_snapshot_is_valid_once_the_log_has_passed_it(tmp_path: Path, seed: int) -> None:
+    print(f"replay with seed {seed}")
+    disk, store = site(tmp_path, seed), new_store(tmp_path)
+    disk.write(0, disk.rng.randbytes(SIZE_BYTES))
+    first_snapshot = disk.sync()
+    first_seq = disk.seq + 1
+    disk.scribble(10)
+    disk.tag("between the snapshots")
+    between = disk.close_log()
+    disk.scribble(10)
+    half = len(first_snapshot) // 2
+    second_snapshot = disk.sync(start=half * 3 * CHUNK_BYTES, first_part=half + 1, first_seq=first_seq)
+    snapshot = disk.position
+    disk.scribble(10)
+    disk.tag("after both")
+    last = disk.close_log()
+
+    apply(store, first_snapshot[:half] + second_snapshot)
+    for log in (None, between):
+        apply(store, [log] if log else [])
+        mark = store.watermark()
+        assert (mark.sync_complete, mark.complete_position) == (True, 0)
+        with pytest.raises(RigError, match="its initial replication is not complete"):
+            open_view(store.folder, snapshot)
+    apply(store, [last])
+    assert store.watermark().complete_position == disk.position
+    assert [tag.name for tag in store.tags()] == ["after both"]
+    for position, state in disk.states.items():
+        if position >= snapshot:
+            assert_same(whole(open_view(store.folder, position)), state, f"seed {seed}, position {position}")
+
+
+def test_a_log_that_begins_before_the_only_snapshot_does_not_take_the_disk_back(tmp_path: Path) -> None:
+    disk, store = site(tmp_path), new_store(tmp_path)
+    first_seq = disk.seq + 1  # of a snapshot of which no part was ever written
+    disk.write(0, b"old" * 1000)
+    early = disk.close_log()
+    disk.write(0, b"new" * 1000)
+    parts = disk.sync(first_seq=first_seq)
+    snapshot = disk.position
+    apply(store, parts)
+    for _ in range(2):
+        assert store.watermark().complete_position == snapshot
+        assert_same(whole(store.view(snapshot)), disk.states[snapshot], "the snapshot")
+        apply(store, [early])
+    apply(store, [disk.close_log()])
+    assert_same(whole(store.view(snapshot)), disk.states[snapshot], "the snapshot, later")
+
+
 def test_applying_everything_again_changes_nothing(tmp_path: Path) -> None:
     disk, store = site(tmp_path), new_store(tmp_path)
     disk.scribble(20)
