@@ -25,6 +25,7 @@ from pathlib import Path
 
 import trio
 
+from blockfs.durable import write_atomically
 from blockfs.errors import RigError
 
 HOST = "127.0.0.1"
@@ -57,13 +58,13 @@ class StorageAccount:
 def load_or_create_account(keys_folder: Path) -> StorageAccount:
     """The account of this state, from ``account.key`` (mode 0600); drawn at random the first time.
 
-    ``RigError('BadAccountKey')`` if the file holds something else.
+    ``BadAccountKey`` if the file holds something else.
     """
     path = keys_folder / "account.key"
     if not path.exists():
         keys_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = base64.b64encode(secrets.token_bytes(64)).decode()
-        _write_durably(path, f"siterig{secrets.token_hex(4)}:{key}\n")
+        write_atomically(path, f"siterig{secrets.token_hex(4)}:{key}\n".encode())
     name, _, key = path.read_text().strip().partition(":")
     if not re.fullmatch(r"[a-z0-9]{3,24}", name) or not re.fullmatch(r"[A-Za-z0-9+/]{32,}={0,2}", key):
         raise RigError(
@@ -152,7 +153,7 @@ async def start_azurite(
     azurite = AzuriteProcess(account, port, child, output, deque(maxlen=_TAIL_LINES))
     try:
         azurite.port = await azurite.ready(timeout_s=ready_timeout_s)
-        _write_durably(folder / "port", f"{azurite.port}\n")
+        write_atomically(folder / "port", f"{azurite.port}\n".encode())
     except BaseException:
         await azurite.stop()
         raise
@@ -176,30 +177,31 @@ async def run_azurite(
 
 
 def find_azurite() -> list[str]:
-    """The command line (Node and Azurite's script) without arguments.
+    """The command line (Node and Azurite's script) without arguments.  Errors: ``AzuriteMissing``, ``NodeMissing``."""
+    script = find_script()
+    return [find_node(), str(script)]
 
-    Looked for: ``SITERIG_AZURITE``, the checkout's ``node_modules``, ``PATH``.  Errors: ``AzuriteMissing``, ``NodeMissing``.
-    """
+
+def find_script() -> Path:
+    """Azurite's script: named by ``SITERIG_AZURITE``, else the checkout's, else on ``PATH``; ``AzuriteMissing``."""
     named = os.environ.get(BINARY_VARIABLE)
-    beside = Path(__file__).resolve().parent.parent / "node_modules" / ".bin" / "azurite-blob"
     if named is not None:
         if not Path(named).is_file():
             raise RigError(
                 "AzuriteMissing", f"{BINARY_VARIABLE} names {named}, which is no file: name Azurite's azurite-blob script"
             )
-        script = named
-    elif beside.is_file():
-        script = str(beside)
-    else:
-        on_path = shutil.which("azurite-blob")
-        if on_path is None:
-            raise RigError(
-                "AzuriteMissing",
-                f"Azurite is not installed: no {beside} and no azurite-blob on PATH;"
-                f" run ./rig in a checkout, or npm install -g azurite, or name it in {BINARY_VARIABLE}",
-            )
-        script = on_path
-    return [find_node(), script]
+        return Path(named)
+    beside = Path(__file__).resolve().parent.parent / "node_modules" / ".bin" / "azurite-blob"
+    if beside.is_file():
+        return beside
+    on_path = shutil.which("azurite-blob")
+    if on_path is None:
+        raise RigError(
+            "AzuriteMissing",
+            f"Azurite is not installed: no {beside} and no azurite-blob on PATH;"
+            f" run ./rig in a checkout, or npm install -g azurite, or name it in {BINARY_VARIABLE}",
+        )
+    return Path(on_path)
 
 
 def find_node() -> str:
@@ -303,19 +305,3 @@ def _check_port_is_free(port: int) -> None:
 
 def _port_taken(port: int) -> RigError:
     return RigError("PortTaken", f"port {port} on {HOST} is taken by another program: stop it (ss -ltnp shows it)")
-
-
-def _write_durably(path: Path, text: str) -> None:
-    """Replace the file in one step, readable by its owner only."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)  # left by a kill
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    fresh.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

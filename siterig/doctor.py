@@ -1,0 +1,259 @@
+"""Is this machine fit for a rig?  Each check says what it found, and what to do if that is not enough."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from azure_emu.azurite import NODE_MAJOR_MIN, find_node, find_script
+from blockfs.errors import RigError
+
+FREE_BYTES_MIN = 6 << 30
+"""A drill at its widest: two disks, their logs, spool, cache account, managed disks and a recovered VM."""
+KERNEL_MIN = (5, 10)
+PYTHON_MIN = (3, 11)
+CAP_SYS_ADMIN = 21
+
+_PROGRAMS = {
+    "losetup": "mount",
+    "mount": "mount",
+    "mkfs.ext4": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "xfs_repair": "xfsprogs",
+    "fsfreeze": "util-linux",
+    "setpriv": "util-linux",
+}
+"""What is run, and the Debian package that has it."""
+_FILESYSTEMS = ("fuse", "ext4", "xfs")
+_LOOP_CTL_GET_FREE = 0x4C82
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One prerequisite: ``remedy`` is what to do when it is not ``ok``."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str
+
+
+class Machine(Protocol):
+    """The questions that the checks ask; a test answers them itself."""
+
+    def open_error(self, path: str) -> str | None:
+        """Why the device cannot be opened for reading and writing; None if it can."""
+        ...
+
+    def free_loop(self) -> str:
+        """Path of a free loop device; ``OSError`` if there is none to be had."""
+        ...
+
+    def program(self, name: str) -> str | None:
+        """Path of a program, also of an administrator's."""
+        ...
+
+    def node(self) -> tuple[str, str]:
+        """Path and version of Node; ``RigError`` or ``OSError`` if there is none that runs."""
+        ...
+
+    def azurite(self) -> tuple[str, str]:
+        """Path and version of Azurite; ``RigError`` if there is none."""
+        ...
+
+    def kernel_filesystems(self) -> frozenset[str]:
+        """File systems that the kernel has, or has a module for."""
+        ...
+
+    def free_bytes(self, folder: Path) -> int:
+        """Space for us on the file system of an existing folder."""
+        ...
+
+    def capabilities(self) -> int:
+        """This process's effective capabilities, a bit mask."""
+        ...
+
+    def kernel(self) -> str:
+        """The kernel's release."""
+        ...
+
+    def python(self) -> str:
+        """This Python's version."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ThisMachine:
+    """The answers of the machine that we run on."""
+
+    search_path: str = field(default_factory=lambda: os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+
+    def open_error(self, path: str) -> str | None:
+        """See :class:`Machine`."""
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        except OSError as e:
+            return e.strerror
+        return None
+
+    def free_loop(self) -> str:
+        """See :class:`Machine`."""
+        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
+        finally:
+            os.close(control)
+        if not Path(device).exists():  # a container with a /dev of its own
+            raise FileNotFoundError(errno.ENOENT, f"no device node {device}")
+        return device
+
+    def program(self, name: str) -> str | None:
+        """See :class:`Machine`."""
+        return shutil.which(name, path=self.search_path)
+
+    def node(self) -> tuple[str, str]:
+        """See :class:`Machine`."""
+        path = find_node()
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False)
+        return path, answer.stdout.strip()
+
+    def azurite(self) -> tuple[str, str]:
+        """See :class:`Machine`."""
+        script = find_script()
+        for folder in script.resolve().parents:
+            package = folder / "package.json"
+            if package.is_file() and (about := json.loads(package.read_text())).get("name") == "azurite":
+                return str(script), str(about["version"])
+        return str(script), "unknown version"
+
+    def kernel_filesystems(self) -> frozenset[str]:
+        """See :class:`Machine`."""
+        names = {line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines() if line}
+        for listing in ("modules.builtin", "modules.dep"):
+            path = Path("/lib/modules", platform.release(), listing)
+            if path.is_file():
+                names |= set(re.findall(r"/fs/[^/\s]+/([^/\s.]+)\.ko", path.read_text()))
+        return frozenset(names)
+
+    def free_bytes(self, folder: Path) -> int:
+        """See :class:`Machine`."""
+        return shutil.disk_usage(folder).free
+
+    def capabilities(self) -> int:
+        """See :class:`Machine`."""
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
+        return int(line.split()[1], 16)
+
+    def kernel(self) -> str:
+        """See :class:`Machine`."""
+        return platform.release()
+
+    def python(self) -> str:
+        """See :class:`Machine`."""
+        return platform.python_version()
+
+
+def checks(state_dir: Path, machine: Machine | None = None) -> list[Check]:
+    """Check everything that a rig with its state in ``state_dir`` needs; never raises, changes nothing."""
+    machine = machine or ThisMachine()
+    return [
+        _rights(machine),
+        _fuse(machine),
+        _fusermount(machine),
+        _loop(machine),
+        _filesystems(machine),
+        *(_program(machine, name, package) for name, package in _PROGRAMS.items()),
+        _node(machine),
+        _azurite(machine),
+        _free_space(machine, state_dir),
+        _release("kernel", machine.kernel(), KERNEL_MIN, "boot a newer kernel"),
+        _release("python", machine.python(), PYTHON_MIN, "install a newer Python, remove .venv and run ./rig again"),
+    ]
+
+
+def _rights(machine: Machine) -> Check:
+    ok = bool(machine.capabilities() >> CAP_SYS_ADMIN & 1)
+    found = "CAP_SYS_ADMIN" if ok else "no CAP_SYS_ADMIN, which mounting and loop devices need"
+    return Check("rights", ok, found, "run it as root (sudo), or in a container that is privileged")
+
+
+def _fuse(machine: Machine) -> Check:
+    error = machine.open_error("/dev/fuse")
+    remedy = "modprobe fuse; in a container: pass --device /dev/fuse; as a user: ask for access to it"
+    return Check("/dev/fuse", error is None, error or "can be opened", remedy)
+
+
+def _fusermount(machine: Machine) -> Check:
+    path = machine.program("fusermount3")
+    return Check("fusermount3", path is not None, path or "not found", "apt-get install fuse3")
+
+
+def _loop(machine: Machine) -> Check:
+    remedy = "modprobe loop, as root; in a container: run it privileged, with the host's /dev"
+    try:
+        return Check("loop devices", True, f"{machine.free_loop()} is free", remedy)
+    except OSError as e:
+        return Check("loop devices", False, f"/dev/loop-control: {e.strerror}", remedy)
+
+
+def _filesystems(machine: Machine) -> Check:
+    missing = [name for name in _FILESYSTEMS if name not in machine.kernel_filesystems()]
+    found = f"the kernel lacks {', '.join(missing)}" if missing else ", ".join(_FILESYSTEMS)
+    return Check("file systems", not missing, found, "boot a kernel that has them, or install its modules")
+
+
+def _program(machine: Machine, name: str, package: str) -> Check:
+    path = machine.program(name)
+    return Check(name, path is not None, path or "not found", f"apt-get install {package}")
+
+
+def _node(machine: Machine) -> Check:
+    remedy = f"run ./rig, which installs one for this checkout, or install Node.js {NODE_MAJOR_MIN} or newer"
+    try:
+        path, version = machine.node()
+    except RigError:
+        return Check("node", False, "not found", remedy)
+    except (OSError, subprocess.SubprocessError) as e:
+        return Check("node", False, f"does not run: {e}", remedy)
+    major = re.match(r"v(\d+)\.", version)
+    ok = major is not None and int(major[1]) >= NODE_MAJOR_MIN
+    return Check(
+        "node", ok, f"{version or 'no version'} at {path}" + ("" if ok else f", too old (at least {NODE_MAJOR_MIN})"), remedy
+    )
+
+
+def _azurite(machine: Machine) -> Check:
+    remedy = "run ./rig in a checkout, or npm install -g azurite"
+    try:
+        path, version = machine.azurite()
+    except RigError as e:
+        return Check("azurite", False, e.message.partition(":")[0], remedy)
+    return Check("azurite", True, f"{version} at {path}", remedy)
+
+
+def _free_space(machine: Machine, state_dir: Path) -> Check:
+    there = state_dir.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    remedy = f"a drill needs {FREE_BYTES_MIN >> 30} GiB: free some, or name a folder on a larger file system with --dir"
+    try:
+        free = machine.free_bytes(there)
+    except OSError as e:
+        return Check("free space", False, f"{there}: {e.strerror}", remedy)
+    return Check("free space", free >= FREE_BYTES_MIN, f"{free * 10 // (1 << 30) / 10} GiB at {there}", remedy)
+
+
+def _release(name: str, found: str, least: tuple[int, int], remedy: str) -> Check:
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    ok = numbers is not None and (int(numbers[1]), int(numbers[2])) >= least
+    return Check(name, ok, found if ok else f"{found}, too old (at least {least[0]}.{least[1]})", remedy)

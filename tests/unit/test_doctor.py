@@ -1,0 +1,161 @@
+"""What the doctor says of a machine, good or lacking."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from blockfs.errors import RigError
+from siterig.doctor import CAP_SYS_ADMIN, FREE_BYTES_MIN, Check, ThisMachine, checks
+
+
+@dataclass
+class Fake:
+    """A machine that has everything, but for what a test takes away."""
+
+    device_errors: dict[str, str] = field(default_factory=dict)
+    loop_error: OSError | None = None
+    absent: set[str] = field(default_factory=set)
+    node_answer: tuple[str, str] | Exception = ("/usr/bin/node", "v20.1.0")
+    azurite_answer: tuple[str, str] | Exception = ("/c/node_modules/.bin/azurite-blob", "3.37.0")
+    file_systems: frozenset[str] = frozenset({"fuse", "ext4", "xfs", "proc"})
+    free: int | OSError = FREE_BYTES_MIN
+    caps: int = 1 << CAP_SYS_ADMIN
+    release: str = "6.1.0-31-amd64"
+    python_release: str = "3.11.2"
+    asked: list[Path] = field(default_factory=list)
+
+    def open_error(self, path: str) -> str | None:
+        return self.device_errors.get(path)
+
+    def free_loop(self) -> str:
+        if self.loop_error:
+            raise self.loop_error
+        return "/dev/loop7"
+
+    def program(self, name: str) -> str | None:
+        return None if name in self.absent else f"/sbin/{name}"
+
+    def node(self) -> tuple[str, str]:
+        if isinstance(self.node_answer, Exception):
+            raise self.node_answer
+        return self.node_answer
+
+    def azurite(self) -> tuple[str, str]:
+        if isinstance(self.azurite_answer, Exception):
+            raise self.azurite_answer
+        return self.azurite_answer
+
+    def kernel_filesystems(self) -> frozenset[str]:
+        return self.file_systems
+
+    def free_bytes(self, folder: Path) -> int:
+        self.asked.append(folder)
+        if isinstance(self.free, OSError):
+            raise self.free
+        return self.free
+
+    def capabilities(self) -> int:
+        return self.caps
+
+    def kernel(self) -> str:
+        return self.release
+
+    def python(self) -> str:
+        return self.python_release
+
+
+def failures(machine: Fake, state_dir: Path) -> list[Check]:
+    return [check for check in checks(state_dir, machine) if not check.ok]
+
+
+def test_machine_with_everything_has_nothing_to_complain_of(tmp_path: Path) -> None:
+    assert failures(Fake(), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "name", "found", "remedy"),
+    [
+        (
+            lambda m: m.device_errors.update({"/dev/fuse": "Permission denied"}),
+            "/dev/fuse",
+            "Permission denied",
+            "--device /dev/fuse",
+        ),
+        (lambda m: m.absent.add("fusermount3"), "fusermount3", "not found", "apt-get install fuse3"),
+        (lambda m: m.absent.add("xfs_repair"), "xfs_repair", "not found", "apt-get install xfsprogs"),
+        (lambda m: m.absent.add("losetup"), "losetup", "not found", "apt-get install mount"),
+        (lambda m: m.absent.add("fsfreeze"), "fsfreeze", "not found", "apt-get install util-linux"),
+        (
+            lambda m: setattr(m, "loop_error", OSError(errno.EPERM, "Operation not permitted")),
+            "loop devices",
+            "/dev/loop-control: Operation not permitted",
+            "modprobe loop",
+        ),
+        (lambda m: setattr(m, "file_systems", frozenset({"fuse"})), "file systems", "the kernel lacks ext4, xfs", "modules"),
+        (lambda m: setattr(m, "node_answer", RigError("NodeMissing", "")), "node", "not found", "run ./rig"),
+        (
+            lambda m: setattr(m, "node_answer", ("/usr/bin/node", "v18.19.0")),
+            "node",
+            "v18.19.0 at /usr/bin/node, too old (at least 20)",
+            "Node.js 20 or newer",
+        ),
+        (lambda m: setattr(m, "node_answer", OSError("bad format")), "node", "does not run: bad format", "run ./rig"),
+        (
+            lambda m: setattr(m, "azurite_answer", RigError("AzuriteMissing", "Azurite is not installed: no /x")),
+            "azurite",
+            "Azurite is not installed",
+            "run ./rig in a checkout",
+        ),
+        (lambda m: setattr(m, "caps", 0), "rights", "no CAP_SYS_ADMIN, which mounting and loop devices need", "sudo"),
+        (lambda m: setattr(m, "release", "5.4.0-1"), "kernel", "5.4.0-1, too old (at least 5.10)", "newer kernel"),
+        (lambda m: setattr(m, "python_release", "3.10.9"), "python", "3.10.9, too old (at least 3.11)", "newer Python"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_remedy(
+    tmp_path: Path, spoil: Callable[[Fake], None], name: str, found: str, remedy: str
+) -> None:
+    machine = Fake()
+    spoil(machine)
+    (check,) = failures(machine, tmp_path)
+    assert (check.name, check.found) == (name, found)
+    assert remedy in check.remedy
+
+
+def test_too_little_space_is_counted_where_the_state_will_be(tmp_path: Path) -> None:
+    machine = Fake(free=FREE_BYTES_MIN - 1)
+    (check,) = failures(machine, tmp_path / "not" / "yet" / "there")
+    assert machine.asked == [tmp_path]
+    assert check.found == f"5.9 GiB at {tmp_path}"
+    assert check.remedy == "a drill needs 6 GiB: free some, or name a folder on a larger file system with --dir"
+
+
+def test_folder_that_cannot_be_asked_is_a_failed_check(tmp_path: Path) -> None:
+    (check,) = failures(Fake(free=OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))), tmp_path)
+    assert check.found == f"{tmp_path}: Transport endpoint is not connected"
+
+
+def test_programs_of_an_administrator_are_found_without_their_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert ThisMachine().program("ldconfig") is not None
+    assert ThisMachine().program("no-such-program") is None
+
+
+def test_device_that_is_not_there_is_told_by_the_kernels_reason() -> None:
+    assert ThisMachine().open_error("/dev/no-such-device") == "No such file or directory"
+    assert ThisMachine().open_error("/dev/null") is None
+
+
+def test_version_of_azurite_is_read_from_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "node_modules" / "azurite"
+    (package / "dist").mkdir(parents=True)
+    (package / "package.json").write_text('{"name": "azurite", "version": "9.8.7"}')
+    script = package / "dist" / "main.js"
+    script.write_text("")
+    monkeypatch.setenv("SITERIG_AZURITE", str(script))
+    assert ThisMachine().azurite() == (str(script), "9.8.7")
