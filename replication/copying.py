@@ -37,6 +37,8 @@ from replication.relationship import DiskSync
 from replication.retry import ResyncNeeded
 from replication.snapshots import SnapshotFile
 
+PART_BYTES_MAX = 8 << 20
+
 
 class DiskCopy:
     """One disk of a snapshot on its way into the spool."""
@@ -91,7 +93,7 @@ class DiskCopy:
         if self._stream is not None:
             self._stream.abandon()
 
-    def _new_stream(self, part_bytes_max: int = 8 << 20) -> SyncStream:
+    def _new_stream(self, part_bytes_max: int | None = None) -> SyncStream:
         state = self.state
         folder = spool_folder(self._links.spool, self.disk.disk_id)
         for item in spooled(folder):
@@ -105,7 +107,7 @@ class DiskCopy:
             position=self._snapshot.position,
             time_ns=self._snapshot.time_ns,
             first_seq=state.first_seq,
-            part_bytes_max=part_bytes_max,
+            part_bytes_max=part_bytes_max or PART_BYTES_MAX,
             first_part=state.parts + 1,
         )
 

@@ -18,6 +18,8 @@ _RECOVERABLE_ERRNO = {
     errno.ENOSPC: "DiskFull",
     errno.EDQUOT: "DiskFull",
     errno.ENOMEM: "LowMemory",
+    # A snapshot whose store is full reads like this; and a disk's bad moment is not on the list of what needs a hand.
+    errno.EIO: "HostIoError",
     # The disk host was killed or is starting: its mount is dead or not there yet.
     errno.ENOTCONN: "DiskHostUnreachable",
     errno.ECONNABORTED: "DiskHostUnreachable",

@@ -1,0 +1,394 @@
+"""An agent with a real disk host in this process, and a cache account, vault and recovery side in memory.
+
+Every call from the agent to its surroundings passes a :class:`Wire`, where a test can kill the agent or make calls fail.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import trio
+
+from blockfs.changelog import RecordType, SegmentReader, decode_tag
+from blockfs.control import CutInfo, TagKind
+from blockfs.errors import RigError
+from blockfs.host import DiskHost
+from blockfs.part import SYNC_END, PartName, Watermark
+from blockfs.part_codec import unpack
+from cext.hashing import chunk_tag
+from replication.agent import HyperVAgent
+
+VM = "web01"
+
+
+class Wire:
+    """Counts the agent's calls; ``kill_at``: the agent is killed at that call, before or ``after`` it took effect."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.kill_at: int | None = None
+        self.after = False
+        self.scope: trio.CancelScope | None = None
+        self.before: Callable[[str], None] = lambda _name: None
+
+    async def through(self, name: str, find: Callable[[], Any], args: Any, kwargs: Any) -> Any:
+        self.calls += 1
+        fatal = self.calls == self.kill_at and self.scope is not None
+        if fatal and not self.after:
+            cast(trio.CancelScope, self.scope).cancel()
+        await trio.lowlevel.checkpoint()
+        self.before(name)
+        result = await getattr(find(), name)(*args, **kwargs)
+        if fatal:
+            cast(trio.CancelScope, self.scope).cancel()
+        await trio.lowlevel.checkpoint()
+        return result
+
+
+class Wired:
+    """A peer as the agent sees it; ``find`` gives the peer of the moment."""
+
+    def __init__(self, wire: Wire, find: Callable[[], Any]) -> None:
+        self._wire = wire
+        self._find = find
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return await self._wire.through(name, self._find, args, kwargs)
+
+        return call
+
+
+class MemoryCache:
+    """A cache account."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[PartName, bytes] = {}
+        self.puts: list[PartName] = []
+        self.trouble: RigError | None = None
+
+    def _check(self) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+
+    async def put(self, part: PartName, data: bytes) -> bool:
+        self._check()
+        self.puts.append(part)
+        return self.blobs.setdefault(part, data) is data
+
+    async def list(self, disk_id: str) -> list[PartName]:
+        self._check()
+        return sorted(part for part in self.blobs if part.disk_id == disk_id)
+
+    async def get(self, part: PartName) -> bytes:
+        self._check()
+        if part not in self.blobs:
+            raise RigError("PartNotFound", f"{part.blob()} is not there")
+        return self.blobs[part]
+
+    async def delete(self, part: PartName) -> None:
+        self._check()
+        self.blobs.pop(part, None)
+
+
+@dataclass
+class ManagedDisk:
+    """What the recovery side has; ``points``: content by position of the tag."""
+
+    data: bytearray
+    generation: int = 0
+    sync_parts: int = 0
+    complete: bool = False
+    log_seq: int = 0
+    position: int = 0
+    points: dict[int, bytes] = field(default_factory=dict)
+
+
+class Recovery:
+    """A recovery side that applies in order, and checks what it is given."""
+
+    def __init__(self, cache: MemoryCache, folder: Path) -> None:
+        self._cache = cache
+        self._part_file = folder / "part"
+        self.disks: dict[str, ManagedDisk] = {}
+        self.running = True
+
+    def apply(self) -> None:
+        for disk_id, disk in self.disks.items():
+            while self.running and (part := self._next(disk_id, disk)) is not None:
+                self._apply_part(disk, part)
+                del self._cache.blobs[part]
+
+    def _next(self, disk_id: str, disk: ManagedDisk) -> PartName | None:
+        own = sorted(part for part in self._cache.blobs if part.disk_id == disk_id)
+        newest = max((part.generation for part in own if part.stream == "sync" and part.first == 1), default=0)
+        if newest > disk.generation:
+            disk.generation, disk.sync_parts, disk.complete, disk.log_seq = newest, 0, False, 0
+        for part in own:
+            if part.generation < disk.generation:
+                del self._cache.blobs[part]
+            elif part.generation == disk.generation:
+                if part.stream == "sync" and part.first == disk.sync_parts + 1:
+                    return part
+                if part.stream == "log" and disk.complete and part.first == disk.log_seq + 1:
+                    return part
+        return None
+
+    def _apply_part(self, disk: ManagedDisk, part: PartName) -> None:
+        unpack(part, self._cache.blobs[part], self._part_file)
+        with SegmentReader(self._part_file) as reader:
+            for record in reader.records():
+                end = record.offset + record.length
+                if record.type is RecordType.WRITE:
+                    disk.data[record.offset : end] = reader.payload(record)
+                elif record.type is RecordType.ZERO:
+                    disk.data[record.offset : end] = bytes(record.length)
+                elif record.type is RecordType.TAG:
+                    tag = decode_tag(reader.payload(record))
+                    if tag.name == SYNC_END:
+                        disk.complete = True
+                        disk.log_seq = record.offset - 1
+                    else:
+                        disk.points[tag.position] = bytes(disk.data)
+                if part.stream == "log":
+                    disk.log_seq = record.seq
+                    disk.position = record.position
+        if part.stream == "sync":
+            disk.sync_parts = part.first
+
+
+class MemoryVault:
+    """The vault as the agent sees it."""
+
+    def __init__(self, recovery: Recovery) -> None:
+        self._recovery = recovery
+        self.allowed = True
+        self.trouble: RigError | None = None
+        self.errors: list[tuple[float, str, int, float | None]] = []
+        self.recovered: list[float] = []
+        self.points: list[int] = []
+        self.resyncs: list[str] = []
+
+    def _check(self) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+
+    async def watermarks(self, *, vm: str) -> list[Watermark]:
+        self._check()
+        self._recovery.apply()
+        return [
+            Watermark(
+                disk_id=disk_id,
+                generation=disk.generation,
+                sync_parts=disk.sync_parts,
+                sync_complete=disk.complete,
+                log_seq=disk.log_seq,
+                complete_position=disk.position,
+                complete_time_ns=0,
+            )
+            for disk_id, disk in self._recovery.disks.items()
+        ]
+
+    async def may_replicate(self, *, vm: str) -> bool:
+        self._check()
+        return self.allowed
+
+    async def point_sent(self, *, vm: str, tag_id: str, kind: TagKind, name: str, position: int, time_ns: int) -> None:
+        self._check()
+        self.points.append(position)
+
+    async def replication_error(
+        self, *, vm: str, code: str, message: str, recoverable: bool, attempt: int, next_try_s: float | None
+    ) -> None:
+        self._check()
+        self.errors.append((trio.current_time(), code, attempt, next_try_s))
+
+    async def replication_recovered(self, *, vm: str) -> None:
+        self._check()
+        self.recovered.append(trio.current_time())
+
+    async def resync_required(self, *, vm: str, reason: str) -> None:
+        self._check()
+        self.resyncs.append(reason)
+
+    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+        self._check()
+        data = self._recovery.disks[disk_id].data
+        key = bytes.fromhex(key_hex)
+        return [
+            chunk_tag(key, i, data[i * chunk_bytes : (i + 1) * chunk_bytes].ljust(chunk_bytes, b"\0")).hex()
+            for i in range(first, first + count)
+        ]
+
+
+class FakeGuests:
+    """Guests that note what is done to them."""
+
+    def __init__(self) -> None:
+        self.mounted: list[str] = []
+        self.refusal: RigError | None = None
+        self.is_frozen = False
+        self.formatted: list[tuple[str, str, str]] = []
+        self.shut_down: list[str] = []
+
+    async def mountpoints(self, disks: list[Path]) -> list[str]:
+        return list(self.mounted)
+
+    @asynccontextmanager
+    async def frozen(self, mountpoints: list[str], *, timeout_s: float) -> AsyncIterator[None]:
+        if self.refusal is not None:
+            raise self.refusal
+        self.is_frozen = True
+        try:
+            yield
+        finally:
+            self.is_frozen = False
+
+    async def shutdown(self, disks: list[Path]) -> None:
+        self.shut_down = [str(disk) for disk in disks]
+
+    async def format(self, disk: Path, filesystem: str, label: str) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.formatted.append((disk.name, filesystem, label))
+
+
+class HostSnapshot:
+    """A snapshot read from the host in this process, where there is no mount; errors as of a mount."""
+
+    def __init__(self, find_host: Callable[[], DiskHost], path: Path) -> None:
+        self._find_host = find_host
+        self._host = find_host()
+        self._path = path
+        snapshot = self._host.disk(path.parent.name, path.stem).snapshot
+        if snapshot is None:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(path))
+        self._snapshot = snapshot
+
+    def pread(self, offset: int, length: int) -> bytes:
+        if self._find_host() is not self._host:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected", str(self._path))
+        return self._snapshot.pread(offset, length)
+
+    def tags(self, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
+        size = self._snapshot.size_bytes
+        return [
+            chunk_tag(
+                key, i, self.pread(i * chunk_bytes, min(chunk_bytes, size - i * chunk_bytes)).ljust(chunk_bytes, b"\0")
+            )
+            for i in range(first, first + count)
+        ]
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Disk:
+    name: str
+    size_bytes: int
+    filesystem: str | None = None
+
+
+class Rig:
+    """One site host, one agent (which can be killed), one recovery side."""
+
+    def __init__(self, folder: Path, *, sizes: dict[str, int] | None = None) -> None:
+        self.folder = folder
+        self.sizes = sizes if sizes is not None else {"os": 192 << 10, "data": 128 << 10}
+        self.wire = Wire()
+        self.cache = MemoryCache()
+        self.recovery = Recovery(self.cache, folder)
+        self.vault = MemoryVault(self.recovery)
+        self.guests = FakeGuests()
+        self.random = random.Random(7)  # noqa: S311
+        self.history: list[tuple[int, str, int, bytes]] = []
+        self.retry_delays_s: tuple[float, ...] = (1.0,)
+        self.interval_s = 30.0
+        self.app_consistent_every_s: float | None = None
+        self.host = self._open_host()
+
+    def _open_host(self) -> DiskHost:
+        return DiskHost(self.folder / "site", self.folder / "mnt")
+
+    async def make_vm(self) -> None:
+        for name, size in self.sizes.items():
+            info = await self.host.create_disk(vm=VM, name=name, size_bytes=size)
+            self.recovery.disks[info.disk_id] = ManagedDisk(bytearray(size))
+
+    def kill_host(self) -> None:
+        self.host.abandon()
+        self.host.positions.close()
+        self.host = self._open_host()
+
+    def write(self, count: int = 1, length: int = 4096) -> None:
+        for _ in range(count):
+            name = self.random.choice(list(self.sizes))
+            offset = self.random.randrange(0, self.sizes[name] - length + 1, 512)
+            data = self.random.randbytes(length)
+            self.host.disk(VM, name).write(offset, data)
+            self.history.append((self.host.positions.value, name, offset, data))
+
+    def disk_at(self, name: str, position: int) -> bytes:
+        data = bytearray(self.sizes[name])
+        for at, disk, offset, piece in self.history:
+            if disk == name and at <= position:
+                data[offset : offset + len(piece)] = piece
+        return bytes(data)
+
+    def managed(self, name: str) -> ManagedDisk:
+        return self.recovery.disks[self.host.disk(VM, name).state.disk_id]
+
+    def check_point(self, position: int) -> None:
+        """The recovery point is, on every disk, exactly the writes up to its position."""
+        self.recovery.apply()
+        for name in self.sizes:
+            assert self.managed(name).points[position] == self.disk_at(name, position), f"disk {name} at {position}"
+
+    def new_agent(self) -> HyperVAgent:
+        return HyperVAgent(
+            host=cast(Any, Wired(self.wire, lambda: self.host)),
+            cache=cast(Any, Wired(self.wire, lambda: self.cache)),
+            vault=cast(Any, Wired(self.wire, lambda: self.vault)),
+            folder=self.folder / "agent",
+            wall_ns=lambda: int(trio.current_time() * 1e9),
+            retry_delays_s=self.retry_delays_s,
+            guests=self.guests,
+            open_snapshot=lambda path: HostSnapshot(lambda: self.host, path),
+        )
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[HyperVAgent]:
+        """A running agent, killed at the end of the block or by the wire."""
+        agent = self.new_agent()
+        async with trio.open_nursery() as nursery:
+            self.wire.scope = nursery.cancel_scope
+            await nursery.start(lambda task_status: agent.run(task_status=task_status))
+            try:
+                yield agent
+            finally:
+                self.wire.scope = None
+                nursery.cancel_scope.cancel()
+
+    async def protect(self, agent: HyperVAgent) -> None:
+        await agent.create_relationship(
+            vm=VM, interval_s=self.interval_s, app_consistent_every_s=self.app_consistent_every_s
+        )
+        await agent.initial_replication(vm=VM)
+
+    async def cycle(self, agent: HyperVAgent, kind: TagKind = "CrashConsistent") -> CutInfo:
+        return await agent.replicate_now(vm=VM, kind=kind, name="test")
+
+    @contextmanager
+    def cache_down(self, code: str = "CacheUnreachable", *, recoverable: bool = True) -> Iterator[None]:
+        self.cache.trouble = RigError(code, f"{code} for the test", recoverable=recoverable)
+        try:
+            yield
+        finally:
+            self.cache.trouble = None
