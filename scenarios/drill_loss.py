@@ -29,7 +29,7 @@ async def lose_site(run: DrillRun) -> None:
     run.say("unplanned failover to Latest ordered")
     job = await run.finish(await run.rig.vault.unplanned_failover(vm=run.settings.vm, point="Latest"))
     recovered = _made(job)
-    position = _position(run, job)
+    position = _position(job)
     run.say(f"VM {recovered.name} on {recovered.fabric}, from position {position}")
     guest = await run.attach(recovered, "recovered")
     verdict = await check_vm(guest, run.manifests, run.acks("site"), position)
@@ -67,10 +67,10 @@ def _made(job: Job) -> Vm:
     return job.result
 
 
-def _position(run: DrillRun, job: Job) -> int:
-    if job.position is not None:
-        return job.position
-    raise RigError("NoSuchPoint", f"job {job.scenarioName} of {run.settings.vm} does not tell the position that it took")
+def _position(job: Job) -> int:
+    if job.recoveryPoint is not None:
+        return job.recoveryPoint.position
+    raise RigError("NoSuchPoint", f"job {job.scenarioName} of {job.targetObjectName} does not tell the point that it took")
 
 
 async def work_on(run: DrillRun) -> None:

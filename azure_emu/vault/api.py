@@ -71,8 +71,8 @@ class RecoveryPoint(WireModel):
 class Job(WireModel):
     """A job as the service shows it.
 
-    The rig's additions: ``result`` is the VM that a failover made, ``position`` the position over all its disks that it was
-    made from (also for ``Latest``, where no named point need be there); None for every other job.
+    The rig's additions: ``result`` is the VM that a failover made, ``recoveryPoint`` the point that it was made from (also
+    for ``Latest``); None for every other job.
     """
 
     name: str
@@ -87,7 +87,6 @@ class Job(WireModel):
     errors: list[JobError]
     result: Vm | None = None
     recoveryPoint: RecoveryPoint | None = None  # noqa: N815
-    position: int | None = None
 
 
 class HealthError(WireModel):

@@ -88,11 +88,11 @@ class PlainRig:
                 await trio.sleep(0.3)
         return position
 
-    def _job(self, scenario: str, vm: Vm | None = None, position: int | None = None) -> Job:
+    def _job(self, scenario: str, vm: Vm | None = None, point: RecoveryPoint | None = None) -> Job:
         job = Job(
             name=f"job-{len(self.job_list)}", scenarioName=scenario, friendlyName=scenario, state="Succeeded",
             stateDescription="Completed", targetObjectName="web01", startTime=NOW, endTime=NOW, tasks=[], errors=[],
-            result=vm, position=position,
+            result=vm, recoveryPoint=point,
         )  # fmt: skip
         self.job_list.append(job)
         return job
@@ -165,7 +165,10 @@ class PlainRig:
     async def kill_site(self) -> None:
         if self.lost:
             raise RigError("RigDown", "the rig is gone")
-        self._latest = await self._copy("latest")
+        position = await self._copy("latest")
+        self._latest = RecoveryPoint(
+            id="latest", name="", recoveryPointType="CrashConsistent", recoveryPointTime=NOW, position=position, time_ns=99
+        )
         for mount in self._mounts():
             fd = os.open(mount, os.O_RDONLY)
             try:
