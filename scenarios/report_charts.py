@@ -66,7 +66,8 @@ def rpo_chart(result: DrillResult) -> str:
             axes.text(lost, 1.0, " site lost", color=_COLOURS["bad"], transform=above, va="top", fontsize=9)
         axes.axhline(result.interval_s, color=_COLOURS["good"], linestyle=":", linewidth=1.2)
         axes.text(0, result.interval_s, " replication interval", color=_COLOURS["good"], va="bottom", fontsize=9)
-        axes.set_ylim(bottom=0)
+        highest = max([result.interval_s, *(sample.rpo_s or 0 for sample in result.rpo)])
+        axes.set_ylim(0, highest * 1.25)  # room for the words above the lines
         axes.set_ylabel("RPO (s)")
         return _svg(figure, axes, result, "Recovery point objective over time")
 

@@ -42,8 +42,8 @@ tr.failed td { background: color-mix(in srgb, var(--bad) 12%, transparent); }
 .checks td:nth-child(2) { width: 38%; }
 .evidence { font-family: ui-monospace, monospace; font-size: .82rem; color: var(--soft); overflow-wrap: anywhere; }
 .number { white-space: nowrap; font-variant-numeric: tabular-nums; }
-.good, tr.good td { color: var(--good); }
-.bad, tr.bad td { color: var(--bad); }
+span.good, td.good, tr.good td { color: var(--good); }
+span.bad, td.bad, tr.bad td { color: var(--bad); }
 .none { color: var(--soft); margin: 0; }
 summary { cursor: pointer; color: var(--soft); }
 """
