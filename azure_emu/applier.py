@@ -126,11 +126,21 @@ class Applier:
         parts = await self._cache.list(disk.disk_id)
         parts = await self._delete_applied(disk, store, parts)
         while (part := _choose(store, parts)) is not None:
-            data = await self._cache.get(part)
+            try:
+                data = await self._cache.get(part)
+            except RigError as exc:
+                if exc.code != "PartNotFound":
+                    raise
+                return  # the account forgot what it had listed (a killed Azurite does): the site sends it again
             await trio.to_thread.run_sync(store.apply_part, part, data)
             disk.refused.clear()
             await self._report(disk, store)
             parts = await self._delete_applied(disk, store, parts)
+        if disk.refused:  # what was refused is gone: say so by a report, even if nothing new was applied
+            disk.refused.clear()
+            disk.reported = None
+            await self._report(disk, store)
+        disk.retry_at_s = 0.0
 
     async def _report(self, disk: _Disk, store: ManagedDiskStore) -> None:
         """Tell the vault what it does not know yet.  If that fails, applying goes on and blobs stay."""

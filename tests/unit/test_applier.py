@@ -31,6 +31,7 @@ class FakeCache:
         self.failure: RigError | None = None
         self.deleted: Parts = []
         self.gets: Parts = []
+        self.forgotten: set[PartName] = set()
 
     def _check(self) -> None:
         if self.failure:
@@ -50,6 +51,8 @@ class FakeCache:
         await trio.lowlevel.checkpoint()
         self._check()
         self.gets.append(part)
+        if part in self.forgotten:
+            raise RigError("PartNotFound", f"{part.blob()} is not there")
         return self.blobs[part]
 
     async def delete(self, part: PartName) -> None:
@@ -177,6 +180,19 @@ async def test_a_missing_part_is_waited_for(rig: Rig, nursery: trio.Nursery, fas
     await rig.vault.wait_rounds(3)
     assert list(rig.cache.blobs) == [second[0]]
     rig.cache.hold([first])
+    await rig.vault.wait_position(rig.disk.position)
+    assert rig.vault.failed == []
+
+
+async def test_a_part_that_the_account_forgot_is_waited_for(
+    rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
+) -> None:
+    parts = [*rig.disk.sync(), rig.log("one")]
+    rig.cache.hold(parts)
+    rig.cache.forgotten.add(parts[1][0])
+    await nursery.start(rig.applier.run)
+    await rig.vault.wait_rounds(3)
+    rig.cache.forgotten.clear()
     await rig.vault.wait_position(rig.disk.position)
     assert rig.vault.failed == []
 
@@ -338,6 +354,19 @@ async def test_a_damaged_store_is_reported_and_can_be_deleted(
     assert str(meta) in message
     await rig.applier.delete_managed_disk(disk_id=DISK_ID)
     assert not (rig.disks / DISK_ID).exists()
+
+
+async def test_a_trouble_that_is_over_is_followed_by_a_report(
+    rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
+) -> None:
+    rig.cache.failure = RigError("CacheForbidden", "cache account: the key was refused")
+    await nursery.start(rig.applier.run)
+    await rig.vault.wait_failed()
+    told = len(rig.vault.marks)
+    rig.cache.failure = None
+    while len(rig.vault.marks) == told:
+        await rig.vault.changed.wait()
+    assert rig.vault.failed == [("CacheForbidden", "cache account: the key was refused")]
 
 
 async def import_export(rig: Rig, tmp_path: Path, count: int, size_bytes: int) -> bytes:

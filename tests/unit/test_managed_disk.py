@@ -161,6 +161,24 @@ def test_an_initial_replication_begun_anew_starts_from_zeros(tmp_path: Path) -> 
     assert_same(whole(store.view(disk.position)), bytes(disk.data), "the second seed")
 
 
+def test_a_kill_while_the_base_is_cleared_counts_no_part_of_the_old_seed(tmp_path: Path) -> None:
+    disk = site(tmp_path)
+    disk.scribble(20)
+    store = new_store(tmp_path)
+    apply(store, disk.sync()[:-1])
+    disk.new_generation()
+
+    def step(name: str) -> None:
+        if name == "seed.cleared":
+            raise KilledError
+
+    store._step = step
+    with pytest.raises(KilledError):
+        apply(store, disk.sync())
+    mark = ManagedDiskStore.open(store.folder).watermark()
+    assert (mark.generation, mark.sync_parts) == (2, 0)
+
+
 def test_a_disk_without_a_complete_seed_has_no_state(tmp_path: Path) -> None:
     disk, store = site(tmp_path), new_store(tmp_path)
     disk.scribble(20)
