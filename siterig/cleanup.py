@@ -86,6 +86,8 @@ async def clear(layout: Layout) -> list[str]:
     """
     done = await _kill_strays(layout)
     done += await release_guests(layout.root)
+    for socket in layout.socket("").parent.glob("*.sock"):
+        socket.unlink()
     return done + await unmount_stale(layout.root)
 
 

@@ -24,18 +24,20 @@ from blockfs.progress import VmProgress
 from siterig.values import format_size
 
 POLL_S = 0.25
+_WIDTH_IN_A_PIPE = 500
 _STYLES = {"Succeeded": "green", "Failed": "red", "InProgress": "yellow", "Critical": "red", "Warning": "yellow"}
 _STYLES |= {"Normal": "green", "ready": "green", "failed": "red", "restarting": "yellow", "held": "yellow"}
 
 
 def out() -> Console:
-    """For results."""
-    return Console(highlight=False, soft_wrap=True)
+    """For results.  In a pipe or a file a table is as wide as it needs to be: a line is a row."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=_WIDTH_IN_A_PIPE)
 
 
 def err() -> Console:
     """For notices and progress."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(value: object) -> None:

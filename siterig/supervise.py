@@ -26,8 +26,15 @@ from siterig.supervisor import RoleSpec, Supervisor
 
 QUICK_RETRIES = "--quick-retries"
 UNTIL_EOF = "--until-eof"
-ROLES = ("azurite", "site", "azure", "vault", "applier", "agent")
-"""In the order of their start: a role needs only those before it to get ready."""
+ROLES: dict[str, tuple[str, ...]] = {
+    "azurite": (),
+    "site": (),
+    "azure": (),
+    "vault": (),
+    "applier": ("azurite",),
+    "agent": ("azurite", "site"),
+}
+"""Each role and those it needs to get ready; all else is waited for where it is asked for."""
 
 
 def take_lock(layout: Layout) -> int:
@@ -51,7 +58,10 @@ def role_specs(layout: Layout, *, quick_retries: bool = False) -> list[RoleSpec]
     options = {"agent": (QUICK_RETRIES,)} if quick_retries else {}
     command = (sys.executable, "-P", "-m")
     root = str(layout.root)
-    return [RoleSpec(name, (*command, f"siterig.roles.{name}", root, *options.get(name, ()))) for name in ROLES]
+    return [
+        RoleSpec(name, (*command, f"siterig.roles.{name}", root, *options.get(name, ())), needs)
+        for name, needs in ROLES.items()
+    ]
 
 
 async def _end_at_eof(cancel: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""The supervisor: starts the roles in order, keeps them running, and ends them all.
+"""The supervisor: starts the roles, each after those it needs, keeps them running, and ends them all.
 
 Fault contract: it may be killed at any moment.  Its roles die with it (PDEATHSIG); mounts and loop devices stay, and
 the next ``up`` or ``down`` finds them by what the kernel shows (:mod:`siterig.cleanup`).  The lock on ``DIR/lock``
@@ -35,6 +35,8 @@ class RoleSpec:
 
     name: str
     command: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    """Roles that must be ready before this one is started for the first time."""
 
 
 @dataclass
@@ -100,12 +102,18 @@ class Supervisor(SupervisorControl):
 
     async def _keep_all(self, task_status: trio.TaskStatus[None]) -> None:
         with self._keepers:
-            for role in self._roles.values():
-                await self._start(role)
+            async with trio.open_nursery() as nursery:
+                for role in self._roles.values():
+                    nursery.start_soon(self._first_start, role)
             task_status.started()
             async with trio.open_nursery() as nursery:
                 for role in self._roles.values():
                     nursery.start_soon(self._keep, role)
+
+    async def _first_start(self, role: _Role) -> None:
+        for need in role.spec.needs:
+            await self._roles[need].settled("ready")
+        await self._start(role)
 
     async def _serve_control(self, *, task_status: trio.TaskStatus[None]) -> None:
         services = {"SupervisorControl": (SupervisorControl, self)}

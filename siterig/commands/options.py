@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -40,8 +41,13 @@ def running(folder: Path) -> Layout:
     """The layout of a rig that is up; ``NotUp``, ``StateVersion``."""
     layout = Layout.of(folder)
     check_format(layout)
-    if not layout.socket("supervisor").exists():
-        raise RigError("NotUp", f"the rig in {layout.root} is not up: start it with siterig up")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(layout.socket("supervisor")))
+        except ConnectionRefusedError:
+            raise RigError("NotUp", f"the rig in {layout.root} was killed: siterig up or down clears it") from None
+        except OSError:
+            raise RigError("NotUp", f"the rig in {layout.root} is not up: start it with siterig up") from None
     return layout
 
 

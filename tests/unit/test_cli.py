@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,15 +77,18 @@ class FakeVault:
 
 
 @pytest.fixture
-def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeVault:
+def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVault]:
     """A rig that looks up, in ``SITERIG_DIR``."""
     layout = Layout.of(tmp_path / "rig")
     create(layout)
-    layout.socket("supervisor").touch()
+    supervisor = socket.socket(socket.AF_UNIX)
+    supervisor.bind(str(layout.socket("supervisor")))
+    supervisor.listen()
     fake = FakeVault()
     monkeypatch.setattr("siterig.services.vault", lambda _layout: fake)
     monkeypatch.setenv("SITERIG_DIR", str(layout.root))
-    return fake
+    yield fake
+    supervisor.close()
 
 
 def siterig(*arguments: str) -> Any:
@@ -220,6 +224,16 @@ def test_a_rig_that_is_not_up_is_status_3(tmp_path: Path) -> None:
     assert result.stderr == (
         f"siterig: error: the rig in {tmp_path}/none is not up: start it with siterig up (NotUp)\n"
     )  # fmt: skip
+
+
+def test_a_rig_that_was_killed_is_status_3_too(vault: FakeVault, tmp_path: Path) -> None:
+    layout = Layout.of(tmp_path / "killed")
+    create(layout)
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(layout.socket("supervisor")))
+    result = siterig("status", "--dir", str(layout.root))
+    assert result.exit_code == 3
+    assert result.stderr == f"siterig: error: the rig in {layout.root} was killed: siterig up or down clears it (NotUp)\n"
 
 
 def test_a_state_of_another_version_is_named(tmp_path: Path) -> None:

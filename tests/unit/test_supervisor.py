@@ -27,8 +27,8 @@ REFUSE = READY + 'os.write(fd, b\'{"code": "PortTaken", "message": "port 7 is ta
 END_SOON = READY + "os.write(fd, b'{}\\n'); print('had enough'); raise SystemExit(4)"
 
 
-def role(name: str, program: str) -> RoleSpec:
-    return RoleSpec(name, (sys.executable, "-S", "-c", program))
+def role(name: str, program: str, *needs: str) -> RoleSpec:
+    return RoleSpec(name, (sys.executable, "-S", "-c", program), needs)
 
 
 @asynccontextmanager
@@ -75,10 +75,10 @@ def layout(tmp_path: Path) -> Layout:
     return Layout.of(tmp_path / "rig")
 
 
-async def test_roles_start_in_order_and_are_announced(layout: Layout) -> None:
+async def test_a_role_starts_after_those_it_needs_and_is_announced(layout: Layout) -> None:
     create(layout)
     heard: list[tuple[str, str]] = []
-    supervisor = Supervisor(layout, [role("a", SERVE), role("b", SERVE)], announce=lambda *what: heard.append(what))
+    supervisor = Supervisor(layout, [role("b", SERVE, "a"), role("a", SERVE)], announce=lambda *what: heard.append(what))
     async with trio.open_nursery() as nursery:
         await nursery.start(supervisor.run)
         nursery.cancel_scope.cancel()
@@ -87,7 +87,7 @@ async def test_roles_start_in_order_and_are_announced(layout: Layout) -> None:
 
 async def test_a_role_that_ends_at_start_is_named_with_the_last_line_of_its_log(layout: Layout) -> None:
     with failing("RoleFailed", "role b did not start (exit status 3): disk on fire"):
-        async with running(layout, role("a", SERVE), role("b", BREAK)):
+        async with running(layout, role("a", SERVE), role("b", BREAK, "a")):
             pytest.fail("must not get here")
 
 

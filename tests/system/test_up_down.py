@@ -1,0 +1,223 @@
+"""The rig as processes: up, down, kills of single roles and of everything, a second up, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from azure_emu.ports import DiskSpec
+from blockfs import hostmounts
+from blockfs.errors import RigError
+from siterig import cleanup, launch, services
+from siterig.layout import Layout
+from siterig.testbed import Testbed
+
+pytestmark = pytest.mark.system
+
+SITERIG = (sys.executable, "-m", "siterig.cli")
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Iterator[Layout]:
+    """A rig's folder; whatever the test leaves there is ended."""
+    layout = Layout.of(tmp_path / "rig")
+    yield layout
+
+    async def end() -> None:
+        if layout.state.exists():
+            pid = layout.lock.read_text().strip() if launch.is_up(layout) else ""
+            if pid:
+                os.kill(int(pid), signal.SIGKILL)
+            await launch.down(layout)
+
+    trio.run(end)
+
+
+def siterig(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*SITERIG, *arguments, "--dir", str(layout.root)], capture_output=True, text=True, check=False)
+
+
+def traces(layout: Layout) -> list[str]:
+    """What of the rig is left on this host: mounts, loop devices, processes."""
+    command = ["losetup", "--list", "--noheadings", "--output", "BACK-FILE"]
+    loops = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = [line for line in loops.stdout.splitlines() if line.startswith(str(layout.root))]
+    found += [str(mount) for mount in cleanup.mounts_below(layout.root)]
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_text().split("\0") if entry.name.isdigit() else []
+        except OSError:
+            continue
+        if entry.name != str(os.getpid()) and any(word.startswith(str(layout.root)) for word in words):
+            found.append(" ".join(words))
+    return found
+
+
+async def guest(testbed: Testbed, where: Path) -> Path:
+    """A mounted disk of a source VM, as a user would make it."""
+    vm = await testbed.vault.create_vm(vm="web01", disks=[DiskSpec(name="os", size_bytes=32 * MIB, filesystem="ext4")])
+    loop = await hostmounts.attach(Path(vm.disks[0].path))
+    await hostmounts.mount(loop, where, "ext4")
+    return where
+
+
+@contextmanager
+def sitting_in(where: Path) -> Iterator[int]:
+    """A process that keeps a mount busy; its id."""
+    sitter = subprocess.Popen(["sleep", "infinity"], cwd=where)
+    try:
+        yield sitter.pid
+    finally:
+        sitter.kill()
+        sitter.wait()
+
+
+def supervisor_pid(layout: Layout) -> int:
+    return int(layout.lock.read_text())
+
+
+async def gone(pid: int) -> None:
+    pidfd = os.pidfd_open(pid)
+    try:
+        with trio.fail_after(20):
+            await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def test_up_status_down_and_up_again_go_on_from_the_same_state(layout: Layout) -> None:
+    up = siterig(layout, "up")
+    assert up.returncode == 0, up.stderr
+    assert f"the rig is up: state in {layout.root}" in up.stdout
+    made = siterig(layout, "vm", "create", "web01", "--disk", "os:8MiB", "--json")
+    assert made.returncode == 0, made.stderr
+    disk = Path(json.loads(made.stdout)["disks"][0]["path"])
+    with disk.open("r+b") as file:
+        file.write(b"kept")
+
+    again = siterig(layout, "up")
+    assert again.returncode == 1
+    assert again.stderr == (
+        f"siterig: error: the rig in {layout.root} is up already (supervisor's process id: {supervisor_pid(layout)}); "
+        "end it with siterig down (AlreadyUp)\n"
+    )
+    status = json.loads(siterig(layout, "status", "--json").stdout)
+    assert {role["name"]: role["state"] for role in status["roles"]} == dict.fromkeys(
+        ("azurite", "site", "azure", "vault", "applier", "agent"), "ready"
+    )
+
+    down = siterig(layout, "down")
+    assert down.returncode == 0, down.stderr
+    assert traces(layout) == []
+    assert siterig(layout, "status").returncode == 3
+    assert siterig(layout, "down").returncode == 0
+
+    assert siterig(layout, "up").returncode == 0
+    assert disk.read_bytes()[:4] == b"kept"
+
+
+async def test_a_block_ends_the_rig_whatever_its_guests_do(layout: Layout, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        async with Testbed.up(layout.root) as testbed:
+            where = await guest(testbed, tmp_path / "guest")
+            stack.enter_context(sitting_in(where))
+        assert traces(layout) == []
+        assert not cleanup.mounts_below(where)
+
+
+async def test_down_is_refused_while_a_process_stands_in_a_guests_mount(layout: Layout, tmp_path: Path) -> None:
+    await launch.up(layout)
+    where = await guest(Testbed(layout), tmp_path / "guest")
+    with sitting_in(where) as pid:
+        with pytest.raises(RigError) as caught:
+            await launch.down(layout)
+        assert caught.value.code == "VmBusy"
+        assert f"sleep ({pid})" in caught.value.message
+        assert all(role.state == "ready" for role in (await services.supervisor(layout).status()).roles)
+    assert f"unmounted {where}" in await launch.down(layout)
+    assert traces(layout) == []
+
+
+@pytest.mark.parametrize("command", ["down", "up"])
+async def test_after_a_kill_of_everything_what_it_left_is_cleared(layout: Layout, tmp_path: Path, command: str) -> None:
+    await launch.up(layout)
+    where = await guest(Testbed(layout), tmp_path / "guest")
+    (where / "file").write_bytes(b"unsynced")
+    status = await services.supervisor(layout).status()
+    os.kill(status.pid, signal.SIGKILL)
+    for role in status.roles:
+        assert role.pid is not None
+        try:
+            await gone(role.pid)
+        except ProcessLookupError:
+            continue
+    assert traces(layout) != []
+    result = await trio.to_thread.run_sync(siterig, layout, command)
+    assert result.returncode == 0, result.stderr
+    assert not cleanup.mounts_below(where)
+    if command == "up":
+        vms = await services.vault(layout).list_vms()
+        assert Path(vms[0].disks[0].path).stat().st_size == 32 * MIB
+        await launch.down(layout)
+    assert traces(layout) == []
+
+
+def test_the_rig_ends_when_who_holds_its_stdin_is_killed(layout: Layout) -> None:
+    command = [*SITERIG, "up", "--until-eof", "--dir", str(layout.root)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() != b""
+    supervisor = supervisor_pid(layout)
+    holder.kill()
+    trio.run(gone, supervisor)
+    holder.communicate()
+    assert traces(layout) == []
+
+
+@pytest.mark.parametrize("after", ["azurite: starting", "site: ready", "agent: starting"])
+def test_ctrl_c_during_up_leaves_nothing(layout: Layout, after: str) -> None:
+    up = subprocess.Popen([*SITERIG, "up", "--dir", str(layout.root)], stderr=subprocess.PIPE, text=True)
+    assert up.stderr is not None
+    for line in up.stderr:
+        if line.strip() == after:
+            break
+    up.send_signal(signal.SIGINT)
+    rest = up.communicate()[1]
+    assert up.returncode == 130, rest
+    assert rest.endswith("siterig: interrupted\n")
+    assert traces(layout) == []
+
+
+async def test_the_site_can_be_killed_and_comes_back_with_its_disks(layout: Layout, tmp_path: Path) -> None:
+    async with Testbed.up(layout.root) as testbed:
+        await guest(testbed, tmp_path / "guest")
+        await testbed.kill_site()
+        with pytest.raises(RigError) as caught:
+            await testbed.site.list_disks()
+        assert caught.value.code == "RoleUnavailable"
+        await testbed.restart_site()
+        disks = await testbed.site.list_disks()
+        assert [(disk.vm, disk.name) for disk in disks] == [("web01", "os")]
+        assert Path(disks[0].path).stat().st_size == 32 * MIB
+        assert testbed.site_position.stat().st_size == 8
+
+
+def test_a_missing_azurite_is_one_line_and_nothing_is_left(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SITERIG_AZURITE", "/nonexistent/azurite-blob")
+    result = siterig(layout, "up")
+    assert result.returncode == 4
+    assert result.stderr.splitlines()[-1] == (
+        "siterig: error: role azurite did not start: SITERIG_AZURITE names /nonexistent/azurite-blob, which is no file: "
+        "name Azurite's azurite-blob script (AzuriteMissing)"
+    )
+    assert traces(layout) == []
