@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ async def first_difference(one: Path, other: Path, progress: Callable[[int], Non
         with one.open("rb", buffering=0) as left, other.open("rb", buffering=0) as right:
             while True:
                 trio.from_thread.check_cancelled()
+                for file in (left, right):  # two servers: let both fetch at once
+                    os.posix_fadvise(file.fileno(), offset, 2 * _COMPARE_BYTES, os.POSIX_FADV_WILLNEED)
                 a, b = _block(left.read), _block(right.read)
                 if a != b:
                     return offset + _differs_at(a, b)

@@ -85,7 +85,8 @@ async def check_filesystem(disk: GuestDisk) -> Finding:
     else:
         raise RigError("UnknownFilesystem", f"file system {disk.filesystem!r} cannot be checked: ext4 or xfs")
     done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
-    lines = (done.stdout + done.stderr).decode(errors="replace").strip().splitlines()
+    # Programs print their version on standard error: what they found comes last.
+    lines = (done.stderr + done.stdout).decode(errors="replace").strip().splitlines()
     shown = " ".join(command[:-1])
     evidence = f"{shown}: exit status {done.returncode}; {lines[-1].strip() if lines else 'no output'}"
     if done.returncode != 0:
