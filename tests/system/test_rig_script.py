@@ -126,6 +126,15 @@ def test_first_run_says_what_it_installs_and_second_run_skips_it(checkout: Check
     assert checkout.calls() == []
 
 
+def test_environment_that_is_made_anew_gets_back_all_that_was_in_it(checkout: Checkout) -> None:
+    checkout.stub("node", "#!/bin/sh\necho v18.19.0\n")
+    checkout.run("status")
+    checkout.calls()
+    (checkout.root / ".rig" / "python-unfinished").touch()  # as a kill leaves it; the old environment's stamps are there
+    assert checkout.run("status").returncode == 0
+    assert checkout.calls() == ["venv", "packages", "build", "node", "npm"]
+
+
 @pytest.mark.parametrize(
     ("changed", "installed"),
     [
