@@ -86,7 +86,7 @@ def _missed_ratio(session: Session, item: ItemRow, now_ns: int) -> float:
     done = session.scalars(
         select(func.count()).select_from(CycleRow).where(CycleRow.vm == item.vm, CycleRow.at_ns >= start_ns)
     ).one()
-    return max(0.0, 1 - done / expected)
+    return max(0, expected - done) / expected
 
 
 def _derived(session: Session, item: ItemRow, now_ns: int) -> list[HealthError]:

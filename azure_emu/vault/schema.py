@@ -66,9 +66,9 @@ class DiskRow(Base):
     __tablename__ = "disk"
 
     disk_id: Mapped[str] = mapped_column(String, primary_key=True)  # UUID: the site disk's and the managed disk's
-    vm: Mapped[str] = mapped_column(ForeignKey("item.vm", ondelete="CASCADE"), index=True)
+    vm: Mapped[str] = mapped_column(ForeignKey("item.vm", ondelete="CASCADE"), index=True)  # the item's vm
     name: Mapped[str] = mapped_column(String)  # unique within the VM
-    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)  # bytes; a multiple of 512
     generation: Mapped[int] = mapped_column(Integer)  # 0: nothing applied yet; never falls
     sync_parts: Mapped[int] = mapped_column(Integer)  # parts of this generation's sync that are applied
     sync_complete: Mapped[bool] = mapped_column(Boolean)  # the sync-end tag of this generation was applied
@@ -83,7 +83,7 @@ class PointRow(Base):
     __tablename__ = "point"
 
     tag_id: Mapped[str] = mapped_column(String, primary_key=True)  # the recovery point's id
-    vm: Mapped[str] = mapped_column(ForeignKey("item.vm", ondelete="CASCADE"), index=True)
+    vm: Mapped[str] = mapped_column(ForeignKey("item.vm", ondelete="CASCADE"), index=True)  # the item's vm
     kind: Mapped[str] = mapped_column(String)  # CrashConsistent | ApplicationConsistent
     name: Mapped[str] = mapped_column(String)  # what the user or the cycle called it; not unique
     position: Mapped[int] = mapped_column(BigInteger)  # one position over all disks of the VM
@@ -99,7 +99,8 @@ class TagSeenRow(Base):
     __tablename__ = "tag_seen"
 
     tag_id: Mapped[str] = mapped_column(ForeignKey("point.tag_id", ondelete="CASCADE"), primary_key=True)
-    disk_id: Mapped[str] = mapped_column(String, primary_key=True)
+    # tag_id: the point that the tag is for
+    disk_id: Mapped[str] = mapped_column(String, primary_key=True)  # the disk in which the tag was applied
 
 
 class CycleRow(Base):
@@ -107,8 +108,8 @@ class CycleRow(Base):
 
     __tablename__ = "cycle"
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True)
-    vm: Mapped[str] = mapped_column(ForeignKey("item.vm", ondelete="CASCADE"), index=True)
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)  # order of insertion
+    vm: Mapped[str] = mapped_column(ForeignKey("item.vm", ondelete="CASCADE"), index=True)  # the item's vm
     at_ns: Mapped[int] = mapped_column(BigInteger)  # when the vault heard of it, by the vault's clock (no skew)
 
 
@@ -117,11 +118,11 @@ class HealthErrorRow(Base):
 
     __tablename__ = "health_error"
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True)
-    vm: Mapped[str] = mapped_column(ForeignKey("item.vm", ondelete="CASCADE"), index=True)
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)  # order of insertion
+    vm: Mapped[str] = mapped_column(ForeignKey("item.vm", ondelete="CASCADE"), index=True)  # the item's vm
     source: Mapped[str] = mapped_column(String)  # "replication" (the agent) or "apply:DISK_ID" (the applier)
     code: Mapped[str] = mapped_column(String)  # RigError code
-    message: Mapped[str] = mapped_column(Text)
+    message: Mapped[str] = mapped_column(Text)  # what a user reads
     recoverable: Mapped[bool] = mapped_column(Boolean)  # false: the item is Critical
     attempt: Mapped[int] = mapped_column(Integer)  # 1: the first failure in a row
     next_try_ns: Mapped[int | None] = mapped_column(BigInteger)  # None: not tried again by itself
@@ -134,13 +135,13 @@ class JobRow(Base):
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)  # order of creation
     name: Mapped[str] = mapped_column(String, unique=True)  # UUID
-    vm: Mapped[str] = mapped_column(String, index=True)
+    vm: Mapped[str] = mapped_column(String, index=True)  # the VM it is about; its item may be gone
     key: Mapped[str] = mapped_column(String)  # jobs.Scenario.key: two scenarios may share a scenarioName
     scenario: Mapped[str] = mapped_column(String)  # scenarioName
-    friendly_name: Mapped[str] = mapped_column(String)
+    friendly_name: Mapped[str] = mapped_column(String)  # what a portal shows
     state: Mapped[str] = mapped_column(String)  # api.JobState; InProgress from creation, for it is started at once
     state_description: Mapped[str | None] = mapped_column(String)  # Completed, CompletedWithInformation; None while it runs
-    start_ns: Mapped[int] = mapped_column(BigInteger)
+    start_ns: Mapped[int] = mapped_column(BigInteger)  # when it was created
     end_ns: Mapped[int | None] = mapped_column(BigInteger)  # None: open; on the next start resumed or failed
     memory: Mapped[dict[str, Any]] = mapped_column(JSON)
     # memory: arguments and what finished tasks found out; saved in the transaction that ends the task
@@ -156,12 +157,12 @@ class TaskRow(Base):
 
     __tablename__ = "task"
 
-    job_id: Mapped[int] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    job_id: Mapped[int] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)  # the job it belongs to
     ordinal: Mapped[int] = mapped_column(Integer, primary_key=True)  # 0..n-1, the order of execution
     name: Mapped[str] = mapped_column(String)  # official name
-    friendly_name: Mapped[str] = mapped_column(String)
+    friendly_name: Mapped[str] = mapped_column(String)  # what a portal shows
     state: Mapped[str] = mapped_column(String)  # api.JobState; Other + Skipped: there was nothing to do
-    state_description: Mapped[str | None] = mapped_column(String)
+    state_description: Mapped[str | None] = mapped_column(String)  # as for the job; None while it runs or when it failed
     start_ns: Mapped[int | None] = mapped_column(BigInteger)  # None: not started
     end_ns: Mapped[int | None] = mapped_column(BigInteger)  # None: not ended
 
@@ -171,10 +172,10 @@ class JobErrorRow(Base):
 
     __tablename__ = "job_error"
 
-    id: Mapped[int] = mapped_column(Integer, primary_key=True)
-    job_id: Mapped[int] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), index=True)
-    code: Mapped[str] = mapped_column(String)
-    message: Mapped[str] = mapped_column(Text)
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)  # order of insertion
+    job_id: Mapped[int] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), index=True)  # the job it belongs to
+    code: Mapped[str] = mapped_column(String)  # RigError code
+    message: Mapped[str] = mapped_column(Text)  # what a user reads
 
 
 class EventRow(Base):
@@ -186,9 +187,9 @@ class EventRow(Base):
     code: Mapped[str] = mapped_column(String)  # eventCode
     type: Mapped[str] = mapped_column(String)  # eventType: VmHealth, JobStatus, VmReplication
     severity: Mapped[str] = mapped_column(String)  # OK | Warning | Critical
-    at_ns: Mapped[int] = mapped_column(BigInteger)
+    at_ns: Mapped[int] = mapped_column(BigInteger)  # when it happened
     affected_object: Mapped[str] = mapped_column(String)  # the VM
-    description: Mapped[str] = mapped_column(Text)
+    description: Mapped[str] = mapped_column(Text)  # what a user reads
 
 
 class KnownDiskRow(Base):
@@ -197,10 +198,10 @@ class KnownDiskRow(Base):
     __tablename__ = "known_disk"
 
     fabric: Mapped[str] = mapped_column(String, primary_key=True)  # site | azure
-    vm: Mapped[str] = mapped_column(String, primary_key=True)
-    name: Mapped[str] = mapped_column(String, primary_key=True)
-    size_bytes: Mapped[int] = mapped_column(BigInteger)
-    path: Mapped[str] = mapped_column(String)
+    vm: Mapped[str] = mapped_column(String, primary_key=True)  # the VM's name on that fabric
+    name: Mapped[str] = mapped_column(String, primary_key=True)  # the disk's name, unique within the VM
+    size_bytes: Mapped[int] = mapped_column(BigInteger)  # bytes; a multiple of 512
+    path: Mapped[str] = mapped_column(String)  # the disk's file in the fabric's mount
 
 
 class AzureVmRow(Base):
@@ -212,6 +213,6 @@ class AzureVmRow(Base):
 
     __tablename__ = "azure_vm"
 
-    name: Mapped[str] = mapped_column(String, primary_key=True)
+    name: Mapped[str] = mapped_column(String, primary_key=True)  # as the API shows it
     owner: Mapped[str] = mapped_column(String, index=True)  # the item's vm
     kind: Mapped[str] = mapped_column(String)  # TestFailover | Recovered (the state that list_vms shows)

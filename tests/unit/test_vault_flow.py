@@ -251,8 +251,8 @@ async def test_failback_refuses_a_disk_in_use_by_name(tmp_path: Path) -> None:
         job = await ended(vault, await vault.failback(vm="web01"))
         assert (job.errors[0].code, job.errors[0].message) == (
             "VmBusy",
-            "disk 'os' of Azure VM 'web01' is in use: /mnt/web01/os.img is open 1 times; unmount it and detach its loop devices "
-            "before failing back",
+            "disk 'os' of Azure VM 'web01' is in use: /mnt/web01/os.img is open 1 times; unmount it and detach its loop "
+            "devices before failing back",
         )
         assert await state_of(world) == ("PlannedFailoverFailed", "Recovery", "None")
         world.azure["web01"]["os"] = disk
@@ -322,8 +322,8 @@ async def test_a_second_operation_names_the_job_in_progress(tmp_path: Path) -> N
             await vault.test_failover(vm="web01", point="Latest")
         assert (caught.value.code, caught.value.message) == (
             "JobInProgress",
-            f"job {job.name} (Resynchronize the virtual machine) of VM 'web01' is in progress; one job a VM at a time, wait for "
-            "its end",
+            f"job {job.name} (Resynchronize the virtual machine) of VM 'web01' is in progress; one job a VM at a time, "
+            "wait for its end",
         )
         # The site is lost in the middle of it: the failover does not wait for the resync.
         assert (await ended(vault, await vault.unplanned_failover(vm="web01", point="LatestProcessed"))).state == "Succeeded"
@@ -338,8 +338,8 @@ async def test_no_such_point_names_what_there_is(tmp_path: Path) -> None:
             await vault.unplanned_failover(vm="web01", point="LatestApplicationConsistent")
         assert (caught.value.code, caught.value.message) == (
             "NoSuchPoint",
-            f"VM 'web01' has no recovery point 'LatestApplicationConsistent'; the newest is {point.id} (CrashConsistent); allowed: "
-            "Latest, LatestProcessed, LatestApplicationConsistent, or an id out of its 1 points",
+            f"VM 'web01' has no recovery point 'LatestApplicationConsistent'; the newest is {point.id} (CrashConsistent); "
+            "allowed: Latest, LatestProcessed, LatestApplicationConsistent, or an id out of its 1 points",
         )
         assert (await vault.items())[0].protectionState == "Protected"
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from azure_emu.ports import DiskSpec
 from azure_emu.vault.api import Job
+from azure_emu.vault.schema import JobRow
 from azure_emu.vault.vault import Vault
 from blockfs.control import CutInfo, DiskInfo, TagKind
 from blockfs.errors import RigError
@@ -110,7 +113,9 @@ class FakeProvider:
         await self.world.called("site.check_vm")
         return list(self.world.site[vm].values())
 
-    async def create_relationship(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None) -> list[DiskInfo]:
+    async def create_relationship(
+        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
+    ) -> list[DiskInfo]:
         await self.world.called("site.create_relationship")
         return list(self.world.site[vm].values())
 
@@ -250,16 +255,21 @@ async def running(world: World, folder: Path) -> AsyncIterator[Vault]:
 
 
 async def ended(vault: Vault, job: Job) -> Job:
-    """The job after its end."""
-    while (now := await vault.job(name=job.name)).endTime is None:
-        await trio.lowlevel.checkpoint()
-    return now
+    """The job after its end; waits for that as the vault's own tasks wait."""
+
+    def over(session: Session) -> bool | None:
+        row = session.scalars(select(JobRow).where(JobRow.name == job.name)).one()
+        return row.end_ns is not None or None
+
+    await vault._services.signals.wait_until(job.targetObjectName, over)
+    return await vault.job(name=job.name)
 
 
 async def idle(vault: Vault) -> None:
-    """No job is open."""
-    while any(job.endTime is None for job in await vault.jobs()):
-        await trio.lowlevel.checkpoint()
+    """No job is open (the end of one may have begun another)."""
+    while running_jobs := [job for job in await vault.jobs() if job.endTime is None]:
+        for job in running_jobs:
+            await ended(vault, job)
 
 
 async def protected(vault: Vault, vm: str = "web01", disks: tuple[str, ...] = ("data", "os")) -> None:
