@@ -6,21 +6,16 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-import trio
-import trio.testing
+from trio.testing import MockClock
 
 from replication import copying, resync, snapshots
-from tests.unit.agent_rig import VM, Rig
-
-
-@pytest.fixture
-def autojump() -> trio.testing.MockClock:
-    return trio.testing.MockClock(autojump_threshold=0.005)
+from tests.unit.agent_rig import VM, Rig, without_threads
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks and several parts a disk, though disks are small."""
+    without_threads(monkeypatch)
     monkeypatch.setattr(snapshots, "CHUNK_BYTES", 32 << 10)
     monkeypatch.setattr(resync, "CHUNK_BYTES", 32 << 10)
     monkeypatch.setattr(resync, "FINE_BYTES", 8 << 10)
@@ -40,7 +35,7 @@ async def one_life(rig: Rig, order: str) -> None:
 
 @pytest.mark.parametrize("after", [False, True])
 async def test_agent_killed_at_each_call_of_initial_replication_and_a_cycle(
-    tmp_path: Path, autojump: trio.testing.MockClock, after: bool
+    tmp_path: Path, autojump_clock: MockClock, after: bool
 ) -> None:
     for kill_at in count(1):
         rig = Rig(tmp_path / str(kill_at))
@@ -64,9 +59,7 @@ async def test_agent_killed_at_each_call_of_initial_replication_and_a_cycle(
 
 
 @pytest.mark.parametrize("after", [False, True])
-async def test_agent_killed_at_each_call_of_a_resync(
-    tmp_path: Path, autojump: trio.testing.MockClock, after: bool
-) -> None:
+async def test_agent_killed_at_each_call_of_a_resync(tmp_path: Path, autojump_clock: MockClock, after: bool) -> None:
     for kill_at in count(1):
         rig = Rig(tmp_path / str(kill_at))
         await rig.make_vm()
@@ -91,7 +84,7 @@ async def test_agent_killed_at_each_call_of_a_resync(
 
 
 async def test_host_killed_during_initial_replication_takes_a_new_snapshot_and_goes_on(
-    tmp_path: Path, autojump: trio.testing.MockClock
+    tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     rig = Rig(tmp_path, sizes={"os": 1 << 20, "data": 1 << 20})
     await rig.make_vm()
@@ -120,9 +113,7 @@ async def test_host_killed_during_initial_replication_takes_a_new_snapshot_and_g
     rig.host.close()
 
 
-async def test_writes_during_initial_replication_are_in_the_first_point(
-    tmp_path: Path, autojump: trio.testing.MockClock
-) -> None:
+async def test_writes_during_initial_replication_are_in_the_first_point(tmp_path: Path, autojump_clock: MockClock) -> None:
     rig = Rig(tmp_path, sizes={"os": 2 << 20, "data": 2 << 20})
     await rig.make_vm()
     rig.write(30)

@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from blockfs.errors import RigError
+from replication import pump
+from tests.unit.agent_rig import VM, Disk, Rig, without_threads
+
+
+@pytest.fixture(autouse=True)
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_threads(monkeypatch)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> Rig:
+    rig = Rig(tmp_path)
+    await rig.make_vm()
+    return rig
+
+
+async def test_cycles_run_by_interval_and_each_point_is_exact(rig: Rig, autojump_clock: MockClock) -> None:
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(1)
+        for _ in range(4):
+            rig.write(5)
+            await trio.sleep(rig.interval_s)
+        assert len(rig.vault.points) == 5
+    for position in rig.vault.points:
+        rig.check_point(position)
+
+
+async def test_segments_are_kept_until_applied_and_then_given_up(rig: Rig, autojump_clock: MockClock) -> None:
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(1)
+        rig.recovery.running = False
+        rig.write(5)
+        await rig.cycle(agent)
+        kept = await rig.host.segments(vm=VM)
+        assert kept
+        rig.recovery.running = True
+        await rig.cycle(agent)
+        names = {segment.path for segment in await rig.host.segments(vm=VM)}
+        assert not names & {segment.path for segment in kept}
+
+
+async def test_part_that_the_cache_account_lost_is_sent_again(rig: Rig, autojump_clock: MockClock) -> None:
+    async with rig.agent() as agent:
+        rig.recovery.running = False
+        rig.write(20)
+        await rig.protect(agent)
+        rig.write(5)
+        await rig.cycle(agent)
+        lost = list(rig.cache.blobs)
+        assert {part.stream for part in lost} == {"sync", "log"}
+        rig.cache.blobs.clear()
+        cut = await rig.cycle(agent)
+        assert set(lost) <= set(rig.cache.blobs)
+    rig.recovery.running = True
+    rig.check_point(cut.position)
+
+
+async def test_part_that_is_nowhere_marks_the_vm_for_resync_once(rig: Rig, autojump_clock: MockClock) -> None:
+    async with rig.agent() as agent:
+        rig.recovery.running = False
+        rig.write(20)
+        await rig.protect(agent)
+        rig.cache.blobs.clear()
+        for path in (rig.folder / "agent" / "spool").rglob("*.hrl"):
+            path.unlink()
+        await trio.sleep(3600)
+        assert rig.vault.resyncs == ["SyncPartLost"]
+        with pytest.raises(RigError, match="VM 'web01' is in phase 'resync-required'; a cycle needs phase 'delta'"):
+            await rig.cycle(agent)
+        rig.recovery.running = True
+        await agent.resync(vm=VM)
+        cut = await rig.cycle(agent)
+    rig.check_point(cut.position)
+
+
+async def test_log_overflow_stops_cycles_until_a_resync_which_makes_it_whole(rig: Rig, autojump_clock: MockClock) -> None:
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(1)
+        rig.write(200)
+        await trio.sleep(10 * rig.interval_s)
+        points = len(rig.vault.points)
+        assert rig.vault.resyncs == ["LogOverflow"]
+        assert rig.vault.errors == []
+        await agent.resync(vm=VM)
+        cut = await rig.cycle(agent)
+        assert len(rig.vault.points) > points
+    rig.check_point(cut.position)
+
+
+async def test_resync_sends_only_the_chunks_that_differ(tmp_path: Path, autojump_clock: MockClock) -> None:
+    rig = Rig(tmp_path, sizes={"os": 4 << 20})
+    await rig.make_vm()
+    rig.write(500)
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        cut = await rig.cycle(agent)
+        rig.check_point(cut.position)
+        rig.managed("os").data[3 << 20 : (3 << 20) + 4096] = b"x" * 4096
+        rig.cache.puts.clear()
+        await agent.resync(vm=VM)
+        sync = [part for part in rig.cache.puts if part.stream == "sync"]
+        assert [(part.generation, part.first) for part in sync] == [(2, 1), (2, 2)]
+        sent = (await agent.progress(vm=VM)).disks
+        assert sent == []
+        cut = await rig.cycle(agent)
+    rig.check_point(cut.position)
+
+
+async def test_old_generation_still_on_its_way_does_not_spoil_a_resync(rig: Rig, autojump_clock: MockClock) -> None:
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(1)
+        rig.recovery.running = False
+        rig.write(8)
+        await rig.cycle(agent)
+        assert any(part.stream == "log" for part in rig.cache.blobs)
+        rig.host.disk(VM, "os").write(0, b"y" * 4096)
+        rig.history.append((rig.host.positions.value, "os", 0, b"y" * 4096))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: agent.resync(vm=VM))
+            await trio.sleep(60)
+            progress = await agent.progress(vm=VM)
+            assert progress.phase == "Resynchronization"
+            assert progress.detail == "waiting for the recovery side to take up the new generation"
+            rig.recovery.running = True
+        cut = await rig.cycle(agent)
+    rig.check_point(cut.position)
+
+
+async def test_spool_stays_bounded_while_the_recovery_side_is_slow(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replication.copying.PART_BYTES_MAX", 8 << 10)
+    monkeypatch.setattr("replication.snapshots.CHUNK_BYTES", 8 << 10)
+    rig = Rig(tmp_path, sizes={"os": 1 << 20})
+    await rig.make_vm()
+    rig.write(400)
+    rig.recovery.running = False
+    async with rig.agent() as agent, trio.open_nursery() as nursery:
+        await agent.create_relationship(vm=VM, interval_s=30, app_consistent_every_s=None)
+        nursery.start_soon(lambda: agent.initial_replication(vm=VM))
+        await trio.sleep(600)
+        assert len(list((tmp_path / "agent" / "spool").rglob("*.hrl"))) == pump.SPOOLED_PARTS_MAX
+        assert (await agent.progress(vm=VM)).phase == "InitialReplication"
+        rig.recovery.running = True
+    rig.recovery.apply()
+    assert bytes(rig.managed("os").data) == rig.disk_at("os", 1 << 62)
+
+
+async def test_vm_replicated_before_is_copied_by_comparison_not_by_skipping_zeros(
+    rig: Rig, autojump_clock: MockClock
+) -> None:
+    rig.managed("os").sync_parts, rig.managed("os").generation = 1, 0
+    rig.managed("os").data[:4096] = b"z" * 4096
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        cut = await rig.cycle(agent)
+    rig.check_point(cut.position)
+
+
+async def test_vm_that_failed_over_while_the_agent_was_dead_is_not_resumed(rig: Rig, autojump_clock: MockClock) -> None:
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+    rig.vault.allowed = False
+    points = len(rig.vault.points)
+    async with rig.agent() as agent:
+        await trio.sleep(10 * rig.interval_s)
+        with pytest.raises(RigError, match="phase 'suspended'"):
+            await rig.cycle(agent)
+    assert len(rig.vault.points) == points
+
+
+async def test_suspended_vm_is_cut_no_more_and_can_be_protected_again(rig: Rig, autojump_clock: MockClock) -> None:
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(1)
+        await agent.suspend(vm=VM)
+        await agent.suspend(vm=VM)
+        await agent.suspend(vm="unknown")
+        points = len(rig.vault.points)
+        rig.write(3)
+        await trio.sleep(10 * rig.interval_s)
+        assert len(rig.vault.points) == points
+        await rig.protect(agent)
+        cut = await rig.cycle(agent)
+    rig.check_point(cut.position)
+
+
+async def test_suspend_interrupts_an_initial_replication(rig: Rig, autojump_clock: MockClock) -> None:
+    rig.cache.trouble = RigError("CacheUnreachable", "away", recoverable=True)
+    async with rig.agent() as agent:
+        with pytest.raises(BaseExceptionGroup) as caught:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rig.protect, agent)
+                await trio.sleep(5)
+                await agent.suspend(vm=VM)
+        assert caught.group_contains(RigError, match="VM 'web01': phase 'suspended' was ordered meanwhile")
+
+
+async def test_removed_relationship_leaves_no_log_no_spool_and_no_cycle(rig: Rig, autojump_clock: MockClock) -> None:
+    async with rig.agent() as agent:
+        rig.recovery.running = False
+        rig.write(5)
+        await rig.protect(agent)
+        await agent.remove_relationship(vm=VM)
+        await agent.remove_relationship(vm=VM)
+        points = len(rig.vault.points)
+        await trio.sleep(10 * rig.interval_s)
+        assert len(rig.vault.points) == points
+        with pytest.raises(RigError, match="VM 'web01' has no replication relationship on this host"):
+            await agent.resync(vm=VM)
+    assert [path for path in (rig.folder / "agent" / "spool").rglob("*") if path.is_file()] == []
+    assert not any(info.tracked for info in await rig.host.list_disks())
+
+
+async def test_application_consistent_point_is_cut_while_the_guest_is_frozen(rig: Rig, autojump_clock: MockClock) -> None:
+    frozen_at_cut: list[bool] = []
+    rig.wire.before = lambda name: frozen_at_cut.append(rig.guests.is_frozen) if name == "cut" else None
+    rig.guests.mounted = ["/mnt/a"]
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(1)
+        frozen_at_cut.clear()
+        cut = await rig.cycle(agent, "ApplicationConsistent")
+        assert (cut.kind, frozen_at_cut, rig.guests.is_frozen) == ("ApplicationConsistent", [True], False)
+        rig.guests.mounted = []
+        cut = await rig.cycle(agent, "ApplicationConsistent")
+        assert (cut.kind, cut.name) == ("CrashConsistent", "test (no mounted file system: crash-consistent)")
+
+
+async def test_application_consistent_points_keep_their_schedule_over_a_restart(rig: Rig, autojump_clock: MockClock) -> None:
+    cuts: list[float] = []
+    rig.guests.mounted = ["/mnt/a"]
+    rig.wire.before = lambda name: cuts.append(trio.current_time()) if name == "cut" and rig.guests.is_frozen else None
+    rig.app_consistent_every_s = 3600
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        begun = trio.current_time()
+        await trio.sleep(1800)
+    async with rig.agent():
+        await trio.sleep(1750)
+        assert cuts == []
+        await trio.sleep(100)
+        assert [round((at - begun) / 60) for at in cuts] == [60]
+
+
+async def test_guest_that_cannot_be_frozen_gets_a_crash_consistent_point_by_schedule(
+    rig: Rig, autojump_clock: MockClock
+) -> None:
+    rig.guests.mounted = ["/mnt/a"]
+    rig.guests.refusal = RigError("FreezeFailed", "cannot freeze /mnt/a", recoverable=True)
+    rig.app_consistent_every_s = 60
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(300)
+        assert len(rig.vault.points) >= 10
+        assert rig.vault.errors == []
+        with pytest.raises(RigError, match="cannot freeze /mnt/a"):
+            await rig.cycle(agent, "ApplicationConsistent")
+
+
+async def test_created_vm_has_formatted_disks_and_a_failed_one_leaves_nothing(rig: Rig, autojump_clock: MockClock) -> None:
+    async with rig.agent() as agent:
+        disks = await agent.create_vm(vm="db01", disks=[Disk("os", 1 << 20, "ext4"), Disk("raw", 1 << 20)])
+        assert [disk.name for disk in disks] == ["os", "raw"]
+        assert rig.guests.formatted == [("os.img", "ext4", "os")]
+        with pytest.raises(RigError, match="VM 'db01' exists already on this host"):
+            await agent.create_vm(vm="db01", disks=[Disk("os", 1 << 20)])
+        with pytest.raises(RigError, match="size is 1000 bytes"):
+            await agent.create_vm(vm="db02", disks=[Disk("os", 1 << 20), Disk("data", 1000)])
+        rig.guests.refusal = RigError("MkfsFailed", "no")
+        with pytest.raises(RigError, match="no"):
+            await agent.create_vm(vm="db03", disks=[Disk("os", 1 << 20, "xfs")])
+        assert {info.vm for info in await agent.list_vms()} == {VM, "db01"}
+        await agent.shutdown_vm(vm="db01")
+        assert [Path(path).name for path in rig.guests.shut_down] == ["os.img", "raw.img"]
+
+
+async def test_check_refuses_a_vm_whose_snapshot_may_not_fit(
+    rig: Rig, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.write(10)
+    async with rig.agent() as agent:
+        assert [info.name for info in await agent.check_vm(vm=VM)] == ["os", "data"]
+
+        class Full:
+            f_bavail, f_frsize = 1, 4096
+
+        monkeypatch.setattr("replication.prerequisites.os.statvfs", lambda _folder: Full)
+        with pytest.raises(RigError, match=r"VM 'web01': 4096 bytes are free at .*; a snapshot of its disks may need \d+"):
+            await agent.check_vm(vm=VM)
+        with pytest.raises(RigError, match="there is no VM 'nobody'"):
+            await agent.check_vm(vm="nobody")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps({"format": 2, "relationships": [], "received": []}), "format 2; this siterig reads 1"),
+        ("{", "is not an agent's state"),
+    ],
+)
+def test_agent_refuses_a_state_it_cannot_read(tmp_path: Path, content: str, message: str) -> None:
+    folder = tmp_path / "agent"
+    folder.mkdir()
+    (folder / "relationships.json").write_text(content)
+    rig: Any = Rig(tmp_path)
+    with pytest.raises(RigError, match=message):
+        rig.new_agent()
