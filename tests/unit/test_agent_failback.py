@@ -89,7 +89,7 @@ async def test_agent_killed_at_each_call_of_a_failback_loses_nothing(
         await receive(rig, export)
         assert rig.host.disk(VM, "os").staging.read_bytes() == bytes(export.data)
         assert rig.cache.blobs == {}
-    assert kill_at > 15
+    assert kill_at > 12
 
 
 async def test_unreachable_cache_account_is_waited_out(rig: Rig, autojump_clock: MockClock, tmp_path: Path) -> None:
