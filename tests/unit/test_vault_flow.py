@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from azure_emu.ports import DiskSpec
-from azure_emu.vault.api import Job
+from azure_emu.ports import ApplierReports, DiskSpec
+from azure_emu.vault.api import Job, VaultApi
 from blockfs.errors import RigError
+from replication.ports import VaultLink
 from tests.unit.vault_fakes import START_NS, World, ended, idle, protected, running
 
 
@@ -353,6 +354,13 @@ async def test_somebody_elses_vm_of_that_name_is_never_replaced(tmp_path: Path) 
         assert job.errors[0].message == "the recovery side has a VM 'web01-test' already that no failover of 'web01' made"
         await ended(vault, await vault.cleanup_test_failover(vm="web01"))
         assert list(world.azure["web01-test"]) == ["mine"]
+
+
+async def test_the_vault_is_what_each_role_expects_of_it(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        faces: tuple[VaultApi, ApplierReports, VaultLink] = (vault, vault, vault)  # the type checker is the test
+        for face, protocol in zip(faces, (VaultApi, ApplierReports, VaultLink), strict=True):
+            assert [name for name in vars(protocol) if not name.startswith("_") and not hasattr(face, name)] == []
 
 
 async def test_the_vms_of_a_lost_site_are_listed_as_last_seen(tmp_path: Path) -> None:

@@ -112,7 +112,13 @@ ALLOWED_ERRORS = {"InvalidState", "JobInProgress", "VmNotFound", "NoSuchPoint"}
 
 
 # Deterministic, as unit tests are; not shrunk, for each example runs a whole vault several times.
-@settings(max_examples=10, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=5,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(steps=st.lists(st.tuples(st.integers(0, 99), st.sampled_from(FAULTS), st.booleans()), min_size=4, max_size=10))
 async def test_no_sequence_of_operations_faults_and_kills_ends_where_nothing_is_allowed(
     steps: list[tuple[int, str | None, bool]],
