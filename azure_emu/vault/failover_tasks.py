@@ -13,7 +13,6 @@ from azure_emu.vault import azure_vms, health, inventory, points
 from azure_emu.vault.api import RecoveryPoint
 from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.jobs import SKIPPED, Outcome, Scenario, TaskKind, Work, went_on_without
-from azure_emu.vault.protection_tasks import enable_relationship
 from azure_emu.vault.schema import CycleRow, ItemRow, JobRow
 from azure_emu.vault.states import (
     RECOVERY,
@@ -171,11 +170,15 @@ async def start_on_secondary(work: Work) -> None:
 async def planned_preflight(work: Work) -> None:
     """The site is there, and its logs can be vouched for: otherwise zero loss cannot be promised."""
     await inventory.site_disks(work.services, work.vm)
-    reason = await work.change(lambda _session, item: item.resync_reason)
+
+    def why_not(_session: Session, item: ItemRow) -> str | None:
+        return "replication was suspended by a failover that failed" if item.suspended else item.resync_reason
+
+    reason = await work.change(why_not)
     if reason is not None:
         raise RigError(
             "ResynchronizationRequired",
-            f"VM {work.vm!r} is marked for resynchronization ({reason}); a planned failover needs a resync first",
+            f"VM {work.vm!r} has to be resynchronized before a planned failover: {reason}",
         )
 
 
@@ -186,8 +189,6 @@ async def shutdown_source(work: Work) -> None:
 
 async def synchronize_all(work: Work) -> None:
     """Everything the VM ever wrote is applied."""
-    if await work.change(lambda _session, item: item.suspended):
-        await enable_relationship(work)  # an earlier failover failed after it had suspended replication
     cut = await work.services.site.replicate_now(vm=work.vm, kind="CrashConsistent", name="planned-failover")
     disk_ids = await work.change(lambda _session, item: [disk.disk_id for disk in item.disks])
     for mark in await work.services.recovery.process_latest(disk_ids=disk_ids):
@@ -208,9 +209,9 @@ async def synchronize_all(work: Work) -> None:
     await _hold_point(work, point)
 
 
-async def fail_over_planned(work: Work) -> None:
-    """As :func:`fail_over`; only then is replication suspended, so that a failure before it leaves the VM protected."""
-    await fail_over(work)
+async def start_planned(work: Work) -> None:
+    """As :func:`start_on_secondary`; only then is replication suspended, so that a failure before it stops no cycle."""
+    await start_on_secondary(work)
     await suspend_replication(work)
 
 
@@ -321,8 +322,8 @@ PLANNED = Scenario(
         ),
         TaskKind("ShutdownVmOnPrimary", "Shutting down the virtual machine", shutdown_source, waits_for_roles=False),
         TaskKind("PrepareForFailoverTask", "Synchronizing the latest changes", synchronize_all),
-        TaskKind("FailoverTask", "Failing over", fail_over_planned),
-        TaskKind("StartVmOnSecondary", "Starting the replica virtual machine", start_on_secondary),
+        TaskKind("FailoverTask", "Failing over", fail_over),
+        TaskKind("StartVmOnSecondary", "Starting the replica virtual machine", start_planned),
     ),
     succeeded=_to(State.PLANNED_DONE),
     failed=_to(State.PLANNED_FAILED),

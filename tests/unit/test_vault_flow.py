@@ -222,6 +222,27 @@ async def test_planned_failover_does_not_run_if_the_vm_is_not_shut_down(tmp_path
         assert not await vault.may_replicate(vm="web01")
 
 
+async def test_after_a_failed_unplanned_failover_a_resync_is_the_way_back(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        world.failing["azure.open_point"] = RigError("DiskFull", "no space")
+        await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest"))
+        world.mend()
+        job = await ended(vault, await vault.planned_failover(vm="web01"))
+        assert [(error.code, error.message) for error in job.errors] == [
+            (
+                "ResynchronizationRequired",
+                "VM 'web01' has to be resynchronized before a planned failover: replication was suspended by a failover "
+                "that failed",
+            )
+        ]
+        await ended(vault, await vault.resync(vm="web01"))
+        assert await state_of(world) == ("Protected", "Primary", "None")
+        assert await vault.may_replicate(vm="web01")
+        assert world.azure == {}
+
+
 async def test_planned_failover_refuses_a_position_that_was_not_applied(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
