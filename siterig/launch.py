@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,6 +112,12 @@ def is_up(layout: Layout) -> bool:
     return False
 
 
+def _terminate(layout: Layout) -> None:
+    """End a supervisor that does not answer: it is starting, or ending already."""
+    with contextlib.suppress(ProcessLookupError, ValueError):
+        os.kill(int(layout.lock.read_text()), signal.SIGTERM)
+
+
 async def down(layout: Layout) -> list[str]:
     """End the rig and clear all it holds on this host; also when its supervisor was killed.  Says what was done.
 
@@ -120,7 +128,12 @@ async def down(layout: Layout) -> list[str]:
         return []
     done: list[str] = []
     if is_up(layout):
-        done += await services.supervisor(layout).stop_all()
+        try:
+            done += await services.supervisor(layout).stop_all()
+        except RigError as error:
+            if error.code != "RoleUnavailable":
+                raise
+            _terminate(layout)
     with trio.move_on_after(END_TIMEOUT_S):
         while is_up(layout):  # noqa: ASYNC110 (waiting for a lock of another process cannot be awaited)
             await trio.sleep(0.05)

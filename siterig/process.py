@@ -122,6 +122,12 @@ class Child:
             self.send(signal.SIGKILL)
             await self.wait()
 
+    async def kill(self) -> None:
+        """SIGKILL, and wait for the end."""
+        with trio.CancelScope(shield=True):
+            self.send(signal.SIGKILL)
+            await self.wait()
+
     async def close(self) -> None:
         """Give back the descriptors; the process has ended."""
         await self._ready.aclose()

@@ -113,12 +113,9 @@ def main() -> None:
 
     try:
         check_format(layout)
-        lock = take_lock(layout)
+        take_lock(layout)  # held to the very end: whoever gets it next finds no process of ours
         create(layout)
-        try:
-            trio.run(lambda: _supervise(layout, tell, until_eof=until_eof, quick_retries=quick_retries))
-        finally:
-            os.close(lock)
+        trio.run(lambda: _supervise(layout, tell, until_eof=until_eof, quick_retries=quick_retries))
     except (RigError, ExceptionGroup) as error:
         failure = expected(error)
         if failure is None:

@@ -217,17 +217,21 @@ class Supervisor(SupervisorControl):
         """Guests' mounts first, for they need the disks' servers; then the roles, the last one started first."""
         async with self._stopping:
             done: list[str] = []
+            cut_off = False
             try:
                 done += await cleanup.release_guests(self._layout.root)
             except RigError as error:
                 if not force:
                     raise
                 _log.warning("guests are cut off", reason=error.message)
+                cut_off = True
             self._keepers.cancel()
             await self._keepers_gone.wait()
             for role in reversed(self._roles.values()):
                 if role.child is not None:
-                    await role.child.end()
+                    # A disk host that ended in order would take its mount away from under the busy guests, whose loop
+                    # devices then no longer show what they belong to.  One that is killed leaves it in place.
+                    await (role.child.kill() if cut_off else role.child.end())
                     await role.child.close()
                     role.child = None
                     done.append(f"ended {role.spec.name}")

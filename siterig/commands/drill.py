@@ -5,19 +5,18 @@ from __future__ import annotations
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import trio
 import typer
 
-from scenarios.drill import STEP_COUNT, run_drill
-from scenarios.drill_run import DrillSettings
-from scenarios.narrator import Narrator
-from scenarios.report import print_summary, write_report
 from siterig import doctor, exits, launch, show
 from siterig.commands.options import Dir, example
 from siterig.layout import Layout
 from siterig.testbed import Testbed
+
+if TYPE_CHECKING:
+    from scenarios.narrator import Narrator
 
 
 def register(app: typer.Typer) -> None:
@@ -47,8 +46,8 @@ def drill(
         raise typer.Exit(exits.FAILED)
 
 
-async def _machine_is_fit(layout: Layout, narrator: Narrator) -> bool:
-    narrator.step(1, STEP_COUNT, "Check the machine")
+async def _machine_is_fit(layout: Layout, narrator: Narrator, steps: int) -> bool:
+    narrator.step(1, steps, "Check the machine")
     found = await trio.to_thread.run_sync(doctor.checks, layout.root)
     for check in found:
         mark = "ok" if check.ok else "MISSING"
@@ -57,9 +56,15 @@ async def _machine_is_fit(layout: Layout, narrator: Narrator) -> bool:
 
 
 async def _drill(layout: Layout, report: Path | None, *, keep: bool) -> bool:
+    # Here, for the plots' library takes longer to load than most commands to run.
+    from scenarios.drill import STEP_COUNT, run_drill  # noqa: PLC0415
+    from scenarios.drill_run import DrillSettings  # noqa: PLC0415
+    from scenarios.narrator import Narrator  # noqa: PLC0415
+    from scenarios.report import print_summary, write_report  # noqa: PLC0415
+
     console = show.out()
     narrator = Narrator(console)
-    if not await _machine_is_fit(layout, narrator):
+    if not await _machine_is_fit(layout, narrator, STEP_COUNT):
         raise typer.Exit(exits.ENVIRONMENT)
     narrator.step(2, STEP_COUNT, "Start the rig")
 

@@ -34,17 +34,22 @@ def layout(tmp_path: Path) -> Iterator[Layout]:
     yield layout
 
     async def end() -> None:
-        if layout.state.exists():
-            pid = layout.lock.read_text().strip() if launch.is_up(layout) else ""
-            if pid:
-                os.kill(int(pid), signal.SIGKILL)
-            await launch.down(layout)
+        if launch.is_up(layout):
+            supervisor = supervisor_pid(layout)
+            os.kill(supervisor, signal.SIGTERM)
+            await gone(supervisor)
+        await launch.down(layout)
 
     trio.run(end)
 
 
 def siterig(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*SITERIG, *arguments, "--dir", str(layout.root)], capture_output=True, text=True, check=False)
+
+
+async def start(layout: Layout) -> None:
+    up = await trio.to_thread.run_sync(siterig, layout, "up")
+    assert up.returncode == 0, up.stderr
 
 
 def traces(layout: Layout) -> list[str]:
@@ -136,7 +141,7 @@ async def test_a_block_ends_the_rig_whatever_its_guests_do(layout: Layout, tmp_p
 
 
 async def test_down_is_refused_while_a_process_stands_in_a_guests_mount(layout: Layout, tmp_path: Path) -> None:
-    await launch.up(layout)
+    await start(layout)
     where = await guest(Testbed(layout), tmp_path / "guest")
     with sitting_in(where) as pid:
         with pytest.raises(RigError) as caught:
@@ -150,7 +155,7 @@ async def test_down_is_refused_while_a_process_stands_in_a_guests_mount(layout: 
 
 @pytest.mark.parametrize("command", ["down", "up"])
 async def test_after_a_kill_of_everything_what_it_left_is_cleared(layout: Layout, tmp_path: Path, command: str) -> None:
-    await launch.up(layout)
+    await start(layout)
     where = await guest(Testbed(layout), tmp_path / "guest")
     (where / "file").write_bytes(b"unsynced")
     status = await services.supervisor(layout).status()
