@@ -280,7 +280,7 @@ async def serve(host: DiskHost, mountpoint: Path, *, task_status: trio.TaskStatu
         set_io_flusher()
     except OSError as exc:  # only the superuser may; others cannot put a loop device on the mount either
         _log.info("not_an_io_flusher", reason=exc.strerror)
-    options = set(pyfuse3.default_options) | {"fsname=siterig", "subtype=siterig"}
+    options = set(pyfuse3.default_options) | {"fsname=siterig:disks", "subtype=siterig"}
     try:
         pyfuse3.init(DiskFileSystem(host), str(mountpoint), options)
     except RuntimeError as exc:
