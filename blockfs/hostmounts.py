@@ -278,10 +278,11 @@ async def _resolved(path: Path) -> str:
 
 
 async def _answers(disk: str) -> bool:
-    """False if the disk file's server is dead, or does not answer a stat within seconds."""
+    """False if the disk file's server is dead, or does not answer within seconds."""
     with trio.move_on_after(_STAT_TIMEOUT_S):
         try:
-            await trio.to_thread.run_sync(os.stat, disk, abandon_on_cancel=True)
+            # Not stat: for a while the kernel answers that from its cache, also for a dead server.
+            await trio.to_thread.run_sync(os.statvfs, disk, abandon_on_cancel=True)
         except OSError as error:
             return error.errno not in _DEAD
         return True
