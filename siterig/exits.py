@@ -48,7 +48,7 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
     try:
         return trio.run(main)
     except BaseException as error:
-        if _interrupted(error):
+        if interrupted(error):
             print("siterig: interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         failure = expected(error)
@@ -58,7 +58,8 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
         raise typer.Exit(status_of(failure)) from None
 
 
-def _interrupted(error: BaseException) -> bool:
+def interrupted(error: BaseException) -> bool:
+    """Whether ``error`` is a Ctrl-C, perhaps together with what followed from it."""
     if isinstance(error, BaseExceptionGroup):
-        return any(_interrupted(inner) for inner in error.exceptions)
+        return any(interrupted(inner) for inner in error.exceptions)
     return isinstance(error, KeyboardInterrupt)

@@ -39,8 +39,13 @@ def drill(
 
     async def work() -> bool:
         # A sibling, not a child: siterig down looks for what it has to give back below DIR.
-        fresh = folder.with_name(f"{folder.name}-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-        return await _drill(Layout.of(fresh), report, keep=keep)
+        fresh = Layout.of(folder.with_name(f"{folder.name}-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}"))
+        try:
+            return await _drill(fresh, report, keep=keep)
+        except BaseException as error:
+            if exits.interrupted(error):
+                shutil.rmtree(fresh.root, ignore_errors=True)
+            raise
 
     if not exits.run(work):
         raise typer.Exit(exits.FAILED)
