@@ -139,7 +139,9 @@ async def copying(
     try:
         yield copy
     finally:
-        copy.close()
+        # In a thread: to close a file of the mount asks its server, which may be a task of this very thread.
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(copy.close)
 
 
 def spool_folder(spool: Path, disk_id: str) -> Path:
