@@ -33,7 +33,9 @@ class Provider(Protocol):
         """Prerequisites for protection: VM found, disks healthy, enough free space for snapshot and logs."""
         ...
 
-    async def create_relationship(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None) -> list[DiskInfo]:
+    async def create_relationship(
+        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
+    ) -> list[DiskInfo]:
         """Start tracking; remember the relationship durably.  Idempotent."""
         ...
 
