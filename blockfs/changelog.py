@@ -193,9 +193,7 @@ class SegmentReader:
     def __enter__(self) -> SegmentReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -318,9 +316,7 @@ class SegmentWriter:
         never half a record in the middle of a log.
         """
         size = len(payload)
-        head = _RECORD.pack(
-            _RECORD_MAGIC, kind, flags, RECORD_HEADER_BYTES, seq, position, time_ns, offset, length, size, 0
-        )
+        head = _RECORD.pack(_RECORD_MAGIC, kind, flags, RECORD_HEADER_BYTES, seq, position, time_ns, offset, length, size, 0)
         crc = crc32c(payload, crc32c(head, self._seed))
         at = self.end
         try:

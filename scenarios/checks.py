@@ -28,9 +28,7 @@ class Verdict:
     ledger: LedgerCheck
 
 
-async def check_vm(
-    guest: Guest, manifests: Mapping[str, corpus.Manifest], acks: Path, cut_position: int | None
-) -> Verdict:
+async def check_vm(guest: Guest, manifests: Mapping[str, corpus.Manifest], acks: Path, cut_position: int | None) -> Verdict:
     """Recover an attached, unmounted VM and check all of it; it stays mounted."""
     findings = await guest.recover()
     for disk, manifest in manifests.items():

@@ -37,9 +37,7 @@ async def lose_site(run: DrillRun) -> None:
     run.findings(verdict.findings)
     acks = read_acks(run.acks("site"))
     rpo_s = recovery_point_s(acks, verdict.ledger.present, lost_ns)
-    run.measures = run.measures.model_copy(
-        update={"rpo_s": rpo_s, "rpo_transactions": verdict.ledger.lost, "rto_s": rto_s}
-    )
+    run.measures = run.measures.model_copy(update={"rpo_s": rpo_s, "rpo_transactions": verdict.ledger.lost, "rto_s": rto_s})
     shown = "unknown" if rpo_s is None else f"{rpo_s:.1f} s"
     run.say(f"RPO {shown}, {verdict.ledger.lost} of {len(acks)} acknowledged transactions lost; RTO {rto_s:.1f} s", "good")
 

@@ -76,7 +76,7 @@ class PlainRig:
     async def _copy(self, folder: str) -> int:
         """Copy the source's disks at one position.  Mixed: the second disk is not frozen with the first, a bug to find."""
         (self.root / folder).mkdir()
-        for name in (["os", "data"] if self.mixed else [""]):
+        for name in ["os", "data"] if self.mixed else [""]:
             mounts = [mount for mount in self._mounts() if mount.endswith(name)]
             async with hostmounts.frozen(mounts, timeout_s=30):
                 position = self._count()

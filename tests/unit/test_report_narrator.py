@@ -20,9 +20,7 @@ def test_lines_are_plain_without_a_terminal_and_markup_in_them_is_text() -> None
     with narrator.progress("copy") as update:
         update(1, 2)
     assert out.getvalue() == (
-        "\n3/10 A [bold]title[/]\n"
-        f"    1.2 s  · disk [os] /a/very/long/path{'/x' * 40}\n"
-        "    2.0 s  ✗ ledger - 3 [missing]\n"
+        f"\n3/10 A [bold]title[/]\n    1.2 s  · disk [os] /a/very/long/path{'/x' * 40}\n    2.0 s  ✗ ledger - 3 [missing]\n"
     )
 
 
