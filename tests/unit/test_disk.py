@@ -165,7 +165,8 @@ def test_power_loss_is_told_and_never_taken_for_clean(
     with pytest.raises(RigError, match=r"disk web01/os is not tracked \(PowerLoss: it needs a resync\)"):
         _ = disk.log
     disk.start_tracking(new_generation=True)
-    assert (disk.state.generation, disk.state.needs_resync) == (2, None)
+    state = disk.state
+    assert (state.generation, state.needs_resync) == (2, None)
     assert len(logs(disk)) == 2, "the old generation is kept until the resync is applied"
     disk.applied(2, 0)
     assert len(logs(disk)) == 1
