@@ -125,8 +125,12 @@ class DiskHostControl(Protocol):
         """Stop logging and delete the logs."""
         ...
 
-    async def cut(self, *, vm: str, kind: TagKind, name: str) -> CutInfo:
-        """Tag one position over all disks of the VM and close each current segment (``NotTracked``)."""
+    async def cut(self, *, vm: str, kind: TagKind, name: str, not_after_ns: int | None = None) -> CutInfo:
+        """Tag one position over all disks of the VM and close each current segment (``NotTracked``).
+
+        ``not_after_ns``: on CLOCK_MONOTONIC; past it nothing is tagged (``FreezeTimedOut``), for the guests that were
+        frozen for this cut may have gone on.
+        """
         ...
 
     async def segments(self, *, vm: str) -> list[SegmentInfo]:

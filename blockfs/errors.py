@@ -17,6 +17,3 @@ class RigError(Exception):
         self.code = code
         self.message = message
         self.recoverable = recoverable
-
-    def __reduce__(self) -> tuple[type[RigError], tuple[str, str]]:
-        return (RigError, (self.code, self.message))

@@ -207,11 +207,15 @@ class DiskHost:
             disk.end_snapshot()
             disk.stop_tracking()
 
-    async def cut(self, *, vm: str, kind: TagKind, name: str) -> CutInfo:
-        """See :class:`DiskHostControl`.  No checkpoint between the position and the last disk's tag."""
+    async def cut(self, *, vm: str, kind: TagKind, name: str, not_after_ns: int | None = None) -> CutInfo:
+        """See :class:`DiskHostControl`.  No checkpoint between the look at the clock and the last disk's tag."""
         disks = self.disks(vm)
         for disk in disks:
             _ = disk.log  # NotTracked, before anything is tagged
+        if not_after_ns is not None and time.monotonic_ns() > not_after_ns:
+            raise RigError(
+                "FreezeTimedOut", f"VM {vm!r}: its guests were no longer surely frozen at the cut", recoverable=True
+            )
         tag = TagSeen(tag_id=str(uuid.uuid4()), kind=kind, name=name, position=self.positions.draw(), time_ns=time.time_ns())
         try:
             for disk in disks:

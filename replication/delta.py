@@ -5,6 +5,7 @@ While closed segments are in transit the guests write to the next ones: a cut on
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import structlog
@@ -73,8 +74,11 @@ class DeltaCycle:
             return await self._links.host.cut(
                 vm=self._vm, kind="CrashConsistent", name=f"{name} (no mounted file system: crash-consistent)"
             )
+        # Taken before the freezer starts its own clock: what is cut by then was cut while they were frozen, whatever
+        # happens after the cut.  A tag that claimed more could not be taken back.
+        thaws_ns = time.monotonic_ns() + int(FREEZE_S_MAX * 1e9)
         async with self._links.guests.frozen(mountpoints, timeout_s=FREEZE_S_MAX):
-            return await self._links.host.cut(vm=self._vm, kind=kind, name=name)
+            return await self._links.host.cut(vm=self._vm, kind=kind, name=name, not_after_ns=thaws_ns)
 
     async def run_scheduled(self, kind: TagKind) -> CutInfo:
         """As :meth:`run`; where the guests cannot be frozen it is a crash-consistent point, for the RPO goes on."""

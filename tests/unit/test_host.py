@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,6 +113,15 @@ async def test_a_cut_of_an_untracked_vm_tags_nothing(host: DiskHost) -> None:
     await host.create_disk(vm="web01", name="a", size_bytes=SIZE)
     with pytest.raises(RigError, match="disk web01/a is not tracked"):
         await host.cut(vm="web01", kind="CrashConsistent", name="")
+
+
+async def test_a_cut_after_the_guests_may_have_thawed_tags_nothing(host: DiskHost) -> None:
+    await two_disks(host)
+    with pytest.raises(RigError, match="its guests were no longer surely frozen"):
+        await host.cut(vm="web01", kind="ApplicationConsistent", name="", not_after_ns=time.monotonic_ns() - 1)
+    assert [disk.log.last_seq for disk in host.disks("web01")] == [0, 0]
+    await host.cut(vm="web01", kind="ApplicationConsistent", name="", not_after_ns=time.monotonic_ns() + 10**10)
+    assert [disk.log.last_seq for disk in host.disks("web01")] == [1, 1]
 
 
 async def test_the_position_file_tells_other_processes_where_the_host_is(host: DiskHost) -> None:
