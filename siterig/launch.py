@@ -17,7 +17,7 @@ from blockfs.errors import RigError
 from siterig import cleanup, services
 from siterig.layout import Layout, check_format, create
 from siterig.process import last_line
-from siterig.rpc import check_socket_path
+from siterig.rpc_contract import check_socket_path
 from siterig.supervise import QUICK_RETRIES, UNTIL_EOF, take_lock
 
 END_TIMEOUT_S = 90.0

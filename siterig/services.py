@@ -8,7 +8,7 @@ from blockfs.control import DiskHostControl
 from replication.ports import VaultLink
 from siterig.control import SupervisorControl
 from siterig.layout import Layout
-from siterig.rpc import proxy
+from siterig.rpc_client import proxy
 
 # mypy wants a concrete class where a Protocol's class object is the point: hence the ignores, all of them here.
 

@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from blockfs.errors import RigError
-from siterig import cleanup, rpc
+from siterig import cleanup, rpc_server
 from siterig.control import RigStatus, RoleState, RoleStatus, SupervisorControl
 from siterig.layout import Layout
 from siterig.process import Child
@@ -117,7 +117,9 @@ class Supervisor(SupervisorControl):
 
     async def _serve_control(self, *, task_status: trio.TaskStatus[None]) -> None:
         services = {"SupervisorControl": (SupervisorControl, self)}
-        await rpc.serve(services, self._layout.socket("supervisor"), until=self._finished.wait, task_status=task_status)
+        await rpc_server.serve(
+            services, self._layout.socket("supervisor"), until=self._finished.wait, task_status=task_status
+        )
 
     async def _start(self, role: _Role) -> None:
         """Start once; ``RigError`` if it does not get ready."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from azure_emu.ports import DiskSpec
@@ -64,9 +65,9 @@ def parse_point(text: str) -> str:
 
 
 def interval_notice(interval_s: float) -> str | None:
-    """What to tell about a replication interval; None for an official one.  ``InvalidPolicy`` if it is not positive."""
+    """What to tell about a replication interval; None for an official one.  ``InvalidPolicy`` unless positive and finite."""
     official = ", ".join(f"{value:g}" for value in OFFICIAL_INTERVALS_S)
-    if not interval_s > 0:
+    if not 0 < interval_s < math.inf:
         raise RigError("InvalidPolicy", f"interval {interval_s:g} s: it must be positive; the service knows {official}")
     if interval_s in OFFICIAL_INTERVALS_S:
         return None

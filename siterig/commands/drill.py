@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import trio
 import typer
 
+from blockfs.errors import RigError
 from siterig import doctor, exits, launch, show
 from siterig.commands.options import Dir, example
 from siterig.layout import Layout
 from siterig.testbed import Testbed
+from siterig.values import format_size, interval_notice, parse_size
 
 if TYPE_CHECKING:
+    from scenarios.drill_run import DrillSettings
     from scenarios.narrator import Narrator
 
 
@@ -25,12 +28,19 @@ def register(app: typer.Typer) -> None:
 
 
 def drill(
+    *,
     folder: Dir,
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="FOLDER", file_okay=False, help="Write report.json and report.html there."),
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the rig up at the end, to look at.")] = False,
+    os_size: Annotated[str, typer.Option("--os-size", metavar="SIZE", help="Size of the ext4 disk os.")] = "1GiB",
+    data_size: Annotated[str, typer.Option("--data-size", metavar="SIZE", help="Size of the XFS disk data.")] = "1GiB",
+    corpus: Annotated[
+        str, typer.Option("--corpus", metavar="SIZE", help="So much of this machine's files goes onto the disks.")
+    ] = "200MiB",
+    interval_s: Annotated[float, typer.Option("--interval", metavar="SECONDS", help="Replication interval.")] = 5.0,
 ) -> None:
     """Run the whole way once: protect a VM under load, lose the site, recover, fail back; exit 0 only if all held.
 
@@ -38,10 +48,11 @@ def drill(
     """
 
     async def work() -> bool:
+        settings = _settings(os_size=os_size, data_size=data_size, corpus=corpus, interval_s=interval_s)
         # A sibling, not a child: siterig down looks for what it has to give back below DIR.
         fresh = Layout.of(folder.with_name(f"{folder.name}-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}"))
         try:
-            return await _drill(fresh, report, keep=keep)
+            return await _drill(fresh, settings, report, keep=keep)
         except BaseException as error:
             if exits.interrupted(error):
                 shutil.rmtree(fresh.root, ignore_errors=True)
@@ -49,6 +60,27 @@ def drill(
 
     if not exits.run(work):
         raise typer.Exit(exits.FAILED)
+
+
+def _settings(*, os_size: str, data_size: str, corpus: str, interval_s: float) -> DrillSettings:
+    """``InvalidDiskSize``, ``InvalidPolicy``, ``BadRequest``."""
+    # Here, for the plots' library takes longer to load than most commands to run.
+    from scenarios.drill_run import DrillSettings  # noqa: PLC0415
+
+    interval_notice(interval_s)  # the drill tells it itself, in its place
+    settings = DrillSettings(
+        os_bytes=parse_size(os_size),
+        data_bytes=parse_size(data_size),
+        corpus_bytes=parse_size(corpus),
+        interval_s=interval_s,
+    )
+    # Each disk gets half of it, and must have room for its file system and the ledger too.
+    smallest = min(settings.os_bytes, settings.data_bytes)
+    if settings.corpus_bytes > smallest:
+        raise RigError(
+            "BadRequest", f"--corpus {corpus} does not fit: at most the smaller disk's size, {format_size(smallest)}"
+        )
+    return settings
 
 
 async def _machine_is_fit(layout: Layout, narrator: Narrator, steps: int) -> bool:
@@ -60,10 +92,9 @@ async def _machine_is_fit(layout: Layout, narrator: Narrator, steps: int) -> boo
     return all(check.ok for check in found)
 
 
-async def _drill(layout: Layout, report: Path | None, *, keep: bool) -> bool:
+async def _drill(layout: Layout, settings: DrillSettings, report: Path | None, *, keep: bool) -> bool:
     # Here, for the plots' library takes longer to load than most commands to run.
     from scenarios.drill import STEP_COUNT, run_drill  # noqa: PLC0415
-    from scenarios.drill_run import DrillSettings  # noqa: PLC0415
     from scenarios.narrator import Narrator  # noqa: PLC0415
     from scenarios.report import print_summary, write_report  # noqa: PLC0415
 
@@ -81,7 +112,7 @@ async def _drill(layout: Layout, report: Path | None, *, keep: bool) -> bool:
     launched = await launch.up(layout, until_eof=not keep, quick_retries=True, announce=announce)
     kept = False
     try:
-        result = await run_drill(Testbed(layout), DrillSettings(), narrator)
+        result = await run_drill(Testbed(layout), settings, narrator)
         narrator.step(STEP_COUNT, STEP_COUNT, "Report")
         print_summary(console, result)
         if report is not None:

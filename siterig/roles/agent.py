@@ -12,7 +12,7 @@ from azure_emu.cache_account import BlobCacheAccount
 from azure_emu.ports import Provider
 from replication.agent import HyperVAgent
 from replication.retry import OFFICIAL_DELAYS_S
-from siterig import rpc, services
+from siterig import rpc_server, services
 from siterig.layout import Layout
 from siterig.roles.entry import main
 from siterig.supervise import QUICK_RETRIES
@@ -36,7 +36,7 @@ async def run(
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(agent.run)
-            await nursery.start(rpc.serve, {"Provider": (Provider, agent)}, layout.socket("agent"))
+            await nursery.start(rpc_server.serve, {"Provider": (Provider, agent)}, layout.socket("agent"))
             task_status.started()
     finally:
         cache.close()

@@ -8,7 +8,7 @@ from azure_emu.applier import Applier
 from azure_emu.azurite import connection_string
 from azure_emu.cache_account import BlobCacheAccount
 from azure_emu.ports import RecoverySide
-from siterig import rpc, services
+from siterig import rpc_server, services
 from siterig.layout import Layout
 from siterig.roles.entry import main
 
@@ -20,7 +20,7 @@ async def run(layout: Layout, *, task_status: trio.TaskStatus[None]) -> None:
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(applier.run)
-            await nursery.start(rpc.serve, {"RecoverySide": (RecoverySide, applier)}, layout.socket("applier"))
+            await nursery.start(rpc_server.serve, {"RecoverySide": (RecoverySide, applier)}, layout.socket("applier"))
             task_status.started()
     finally:
         cache.close()

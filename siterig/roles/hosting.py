@@ -10,7 +10,7 @@ import trio
 from blockfs import filesystem
 from blockfs.control import DiskHostControl
 from blockfs.host import DiskHost
-from siterig import cleanup, rpc
+from siterig import cleanup, rpc_server
 
 
 async def host_disks(host: DiskHost, mount: Path, socket: Path, task_status: trio.TaskStatus[None]) -> None:
@@ -23,7 +23,7 @@ async def host_disks(host: DiskHost, mount: Path, socket: Path, task_status: tri
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve_files)
-            await nursery.start(rpc.serve, {"DiskHostControl": (DiskHostControl, host)}, socket)
+            await nursery.start(rpc_server.serve, {"DiskHostControl": (DiskHostControl, host)}, socket)
             task_status.started()
     finally:
         host.close()

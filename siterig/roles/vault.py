@@ -8,7 +8,7 @@ from azure_emu.ports import ApplierReports
 from azure_emu.vault.api import VaultApi
 from azure_emu.vault.vault import Vault
 from replication.ports import VaultLink
-from siterig import rpc, services
+from siterig import rpc_server, services
 from siterig.layout import Layout
 from siterig.roles.entry import main
 
@@ -25,7 +25,7 @@ async def run(layout: Layout, *, task_status: trio.TaskStatus[None]) -> None:
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(vault.run)
-            await nursery.start(rpc.serve, faces, layout.socket("vault"))
+            await nursery.start(rpc_server.serve, faces, layout.socket("vault"))
             task_status.started()
     finally:
         vault.close()

@@ -13,7 +13,8 @@ import trio
 
 from blockfs.errors import RigError
 from blockfs.wire import WireModel
-from siterig import rpc
+from siterig import rpc_client, rpc_server
+from siterig.rpc_contract import check_socket_path
 
 
 class Box(WireModel):
@@ -74,8 +75,8 @@ async def depot(tmp_path: Path) -> AsyncIterator[Served]:
     socket = tmp_path / "run" / "depot.sock"
     real = RealDepot()
     async with trio.open_nursery() as nursery:
-        await nursery.start(rpc.serve, {"Depot": (Depot, real)}, socket)
-        yield Served(socket, real, rpc.proxy(Depot, socket))  # type: ignore[type-abstract]
+        await nursery.start(rpc_server.serve, {"Depot": (Depot, real)}, socket)
+        yield Served(socket, real, rpc_client.proxy(Depot, socket))  # type: ignore[type-abstract]
         nursery.cancel_scope.cancel()
 
 
@@ -145,7 +146,7 @@ async def test_a_handler_is_cancelled_when_its_client_goes(depot: Served) -> Non
 
 
 async def test_nobody_listening_is_a_recoverable_error(tmp_path: Path) -> None:
-    remote = rpc.proxy(Depot, tmp_path / "none.sock")  # type: ignore[type-abstract]
+    remote = rpc_client.proxy(Depot, tmp_path / "none.sock")  # type: ignore[type-abstract]
     with pytest.raises(RigError) as caught:
         await remote.count()
     assert caught.value.code == "RoleUnavailable"
@@ -159,12 +160,12 @@ async def test_a_lost_connection_is_a_recoverable_error(tmp_path: Path) -> None:
 
     async def call() -> None:
         try:
-            await rpc.proxy(Depot, socket).wait_for_ever()  # type: ignore[type-abstract]
+            await rpc_client.proxy(Depot, socket).wait_for_ever()  # type: ignore[type-abstract]
         except RigError as error:
             caught.append(error)
 
     async with trio.open_nursery() as clients, trio.open_nursery() as server:
-        await server.start(rpc.serve, {"Depot": (Depot, real)}, socket)
+        await server.start(rpc_server.serve, {"Depot": (Depot, real)}, socket)
         clients.start_soon(call)
         await real.entered.wait()
         server.cancel_scope.cancel()
@@ -176,8 +177,8 @@ async def test_a_stale_socket_is_replaced_and_a_finished_server_leaves_none(tmp_
     socket.parent.mkdir()
     socket.touch()
     async with trio.open_nursery() as nursery:
-        await nursery.start(rpc.serve, {"Depot": (Depot, RealDepot())}, socket)
-        assert await rpc.proxy(Depot, socket).count() == 7  # type: ignore[type-abstract]
+        await nursery.start(rpc_server.serve, {"Depot": (Depot, RealDepot())}, socket)
+        assert await rpc_client.proxy(Depot, socket).count() == 7  # type: ignore[type-abstract]
         nursery.cancel_scope.cancel()
     assert not socket.exists()
 
@@ -194,14 +195,14 @@ async def test_a_server_told_to_end_finishes_the_running_call(tmp_path: Path) ->
     async with trio.open_nursery() as nursery:
 
         async def serve(*, task_status: trio.TaskStatus[None]) -> None:
-            await rpc.serve({"Depot": (Depot, Ending())}, socket, until=end.wait, task_status=task_status)
+            await rpc_server.serve({"Depot": (Depot, Ending())}, socket, until=end.wait, task_status=task_status)
 
         await nursery.start(serve)
-        assert await rpc.proxy(Depot, socket).count() == 8  # type: ignore[type-abstract]
+        assert await rpc_client.proxy(Depot, socket).count() == 8  # type: ignore[type-abstract]
 
 
 def test_a_path_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
     with pytest.raises(RigError) as caught:
-        rpc.check_socket_path(Path("/" + "x" * 107))
+        check_socket_path(Path("/" + "x" * 107))
     assert caught.value.code == "PathTooLong"
     assert caught.value.message.endswith("is 108 bytes long; the kernel allows 107: use a shorter --dir")
