@@ -1,0 +1,88 @@
+"""The drill as a user runs it: one command, on a rig of its own that is gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scenarios.drill import STEPS
+from scenarios.results import DrillResult
+from siterig import cleanup
+
+pytestmark = pytest.mark.system
+
+SITERIG = (sys.executable, "-m", "siterig.cli")
+SMALL = ("--os-size", "512MiB", "--data-size", "512MiB", "--corpus", "32MiB", "--interval", "2")
+
+
+def drill(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [*SITERIG, "drill", "--dir", str(folder / "rig"), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def traces(folder: Path) -> list[str]:
+    """What of rigs below ``folder`` is left on this host: mounts, loop devices, processes."""
+    command = ["losetup", "--list", "--noheadings", "--output", "BACK-FILE"]
+    loops = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = [line for line in loops if line.startswith(str(folder))]
+    found += [str(mount) for mount in cleanup.mounts_below(folder)]
+    for entry in Path("/proc").iterdir():
+        try:
+            command_line = (entry / "cmdline").read_text() if entry.name.isdigit() else ""
+        except OSError:
+            continue  # it ended meanwhile
+        if entry.name != str(os.getpid()) and str(folder) in command_line:
+            found.append(command_line.replace("\0", " "))
+    return found
+
+
+def test_a_drill_holds_every_promise_reports_and_leaves_nothing(tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    done = drill(tmp_path, *SMALL, "--report", str(report))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    result = DrillResult.model_validate_json((report / "report.json").read_text())
+    assert (result.ok, result.error) == (True, None)
+    assert result.interval_s == 2.0
+    steps = [step.name for step in STEPS]
+    assert result.steps == steps
+    assert list(dict.fromkeys(event.step for event in result.timeline)) == steps
+    assert {check.step for check in result.checks} == set(steps) - {"source"}, "every step behind the first checks something"
+    assert [check.name for check in result.checks if not check.ok] == []
+    assert all(job.state == "Succeeded" for job in result.jobs)
+    assert None not in result.measures.model_dump().values()
+
+    html = (report / "report.html").read_text()
+    assert html.lstrip().lower().startswith("<!doctype html>")
+    # Names of XML namespaces look like addresses; nothing fetches them.
+    fetched = re.findall(r"""(?:\b(?:src|href|action|data)\s*=\s*|url\(|@import\s*)["']?(?!#|data:)[^"'>\s)]+""", html)
+    assert fetched == []
+    assert "://" not in re.sub(r'\bxmlns(:\w+)?="[^"]*"', "", html)
+    assert sorted(path.name for path in report.iterdir()) == ["report.html", "report.json"]
+
+    assert traces(tmp_path) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report"], "the drill's own folder is gone"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--os-size", "100"), "size '100' is 100 bytes: it must be a positive multiple of 512 (InvalidDiskSize)"),
+        (("--interval", "0"), "interval 0 s: it must be positive; the service knows 30, 300, 900 (InvalidPolicy)"),
+        (
+            ("--corpus", "1GiB", "--data-size", "512MiB"),
+            "--corpus 1GiB does not fit: at most the smaller disk's size, 512 MiB (BadRequest)",
+        ),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_starts(
+    tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    done = drill(tmp_path, *options)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"siterig: error: {message}\n")
+    assert list(tmp_path.iterdir()) == []
