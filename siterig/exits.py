@@ -23,7 +23,7 @@ _STATUS = {
     ("AzuriteMissing", "FuseMissing", "NodeMissing", "NotPermitted", "ToolMissing"), ENVIRONMENT
 ) | dict.fromkeys(
     (
-        "BadRequest", "DiskExists", "DiskTooSmall", "InvalidDisk", "InvalidDiskSize", "InvalidName", "InvalidPolicy",
+        "BadRequest", "DiskExists", "DiskTooSmall", "FolderUnusable", "InvalidDisk", "InvalidDiskSize", "InvalidName", "InvalidPolicy",
         "JobNotFound", "NoSuchPoint", "NoSuchRole", "NotARig", "PathTooLong", "StateVersion", "UnknownFilesystem",
         "VmExists", "VmNotFound",
     ),

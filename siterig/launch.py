@@ -16,11 +16,13 @@ import trio
 from blockfs.errors import RigError
 from siterig import cleanup, services
 from siterig.layout import Layout, check_format, create
+from siterig.lock import take_lock
 from siterig.process import last_line
 from siterig.rpc_contract import check_socket_path
-from siterig.supervise import QUICK_RETRIES, UNTIL_EOF, take_lock
 
 END_TIMEOUT_S = 90.0
+QUICK_RETRIES = "--quick-retries"
+UNTIL_EOF = "--until-eof"
 
 
 @dataclass

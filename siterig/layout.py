@@ -6,8 +6,10 @@ The folder is the rig: whoever has it can start, look at and end the rig, so it 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +107,30 @@ class Layout:
 
 
 def check_format(layout: Layout) -> None:
-    """``StateVersion`` if the folder was made by another version, ``NotARig`` if it holds something else."""
+    """``StateVersion`` if the folder was made by another version, ``NotARig`` if it holds something else.
+
+    ``FolderUnusable`` if it cannot be read.
+    """
+    with _usable(layout):
+        _check_format(layout)
+
+
+@contextlib.contextmanager
+def _usable(layout: Layout) -> Iterator[None]:
+    """The operating system's refusals are the user's to mend: another folder, its rights, room on its disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RigError(
+                "DiskFull", f"the rig's folder {layout.root}: the host's disk is full", recoverable=True
+            ) from error
+        raise RigError(
+            "FolderUnusable", f"folder {layout.root} cannot hold a rig: {error.strerror} ({error.filename})"
+        ) from error
+
+
+def _check_format(layout: Layout) -> None:
     root = layout.root
     try:
         found = json.loads(layout.state.read_text())["format"]
@@ -126,7 +151,15 @@ def check_format(layout: Layout) -> None:
 
 
 def create(layout: Layout) -> None:
-    """Make the folders of a rig where they are missing; call :func:`check_format` before."""
+    """Make the folders of a rig where they are missing; call :func:`check_format` before.
+
+    ``DiskFull``, ``FolderUnusable``.
+    """
+    with _usable(layout):
+        _create(layout)
+
+
+def _create(layout: Layout) -> None:
     layout.root.mkdir(parents=True, exist_ok=True)
     layout.root.chmod(0o700)
     if not layout.state.exists():

@@ -6,7 +6,6 @@ It is made by :mod:`siterig.launch`, outlives it (unless ``--until-eof``), and h
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -20,12 +19,12 @@ import trio
 from blockfs.errors import RigError
 from siterig import cleanup
 from siterig.failures import expected
+from siterig.launch import QUICK_RETRIES, UNTIL_EOF
 from siterig.layout import Layout, check_format, create
+from siterig.lock import take_lock
 from siterig.roles.entry import log_to_stderr
 from siterig.supervisor import RoleSpec, Supervisor
 
-QUICK_RETRIES = "--quick-retries"
-UNTIL_EOF = "--until-eof"
 ROLES: dict[str, tuple[str, ...]] = {
     "azurite": (),
     "site": (),
@@ -35,22 +34,6 @@ ROLES: dict[str, tuple[str, ...]] = {
     "agent": ("azurite", "site"),
 }
 """Each role and those it needs to get ready; all else is waited for where it is asked for."""
-
-
-def take_lock(layout: Layout) -> int:
-    """Lock the rig for this process, for as long as the descriptor is open; ``AlreadyUp`` names who holds it."""
-    fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.pread(fd, 32, 0).decode().strip() or "starting"
-        os.close(fd)
-        raise RigError(
-            "AlreadyUp", f"the rig in {layout.root} is up already (supervisor's process id: {pid}); end it with siterig down"
-        ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
 
 
 def role_specs(layout: Layout, *, quick_retries: bool = False) -> list[RoleSpec]:

@@ -64,10 +64,23 @@ def parse_point(text: str) -> str:
     return POINT_CHOICES.get(text.lower(), text)
 
 
+def _not_a_time(option: str, seconds: float) -> RigError:
+    # JSON knows neither nan nor inf: on the way to the vault they would turn into "none".
+    return RigError("InvalidPolicy", f"{option} is {seconds:g}: it must be a finite number of seconds")
+
+
+def check_schedule(app_every_s: float | None) -> None:
+    """``InvalidPolicy`` if application-consistent points are asked for at an interval that is no number."""
+    if app_every_s is not None and not math.isfinite(app_every_s):
+        raise _not_a_time("--app-consistent-every", app_every_s)
+
+
 def interval_notice(interval_s: float) -> str | None:
     """What to tell about a replication interval; None for an official one.  ``InvalidPolicy`` unless positive and finite."""
     official = ", ".join(f"{value:g}" for value in OFFICIAL_INTERVALS_S)
-    if not 0 < interval_s < math.inf:
+    if not math.isfinite(interval_s):
+        raise _not_a_time("--interval", interval_s)
+    if interval_s <= 0:
         raise RigError("InvalidPolicy", f"interval {interval_s:g} s: it must be positive; the service knows {official}")
     if interval_s in OFFICIAL_INTERVALS_S:
         return None

@@ -10,7 +10,7 @@ from blockfs.control import TagKind
 from siterig import exits, show
 from siterig.commands.operations import run_job
 from siterig.commands.options import Dir, Json, VmName, example, vault
-from siterig.values import format_size, interval_notice, parse_disk
+from siterig.values import check_schedule, format_size, interval_notice, parse_disk
 
 DEFAULT_INTERVAL_S = 300.0
 
@@ -79,6 +79,7 @@ def protect(
     """Enable replication of a VM, and wait for the job."""
 
     async def work() -> int:
+        check_schedule(app_every_s)
         text = interval_notice(interval_s)
         if text is not None:
             show.notice(text)
