@@ -13,9 +13,9 @@ from azure_emu.ports import Provider
 from replication.agent import HyperVAgent
 from replication.retry import OFFICIAL_DELAYS_S
 from siterig import rpc_server, services
+from siterig.launch import QUICK_RETRIES
 from siterig.layout import Layout
 from siterig.roles.entry import main
-from siterig.supervise import QUICK_RETRIES
 
 QUICK_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 10.0)
 """For a rig whose replication interval is shorter than any official one."""
