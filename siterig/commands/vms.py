@@ -8,11 +8,13 @@ import typer
 
 from blockfs.control import TagKind
 from siterig import exits, show
-from siterig.commands.operations import run_job
+from siterig.commands.operations import job_status, run_job
 from siterig.commands.options import Dir, Json, VmName, example, vault
 from siterig.values import check_schedule, format_size, interval_notice, parse_disk
 
 DEFAULT_INTERVAL_S = 300.0
+
+FINALIZE_SCENARIO = "FinalizeProtection"
 
 
 def register(app: typer.Typer) -> None:
@@ -76,7 +78,7 @@ def protect(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Enable replication of a VM, and wait for the job."""
+    """Enable replication of a VM, and wait until it is protected: initial replication, then the first recovery point."""
 
     async def work() -> int:
         check_schedule(app_every_s)
@@ -85,7 +87,14 @@ def protect(
             show.notice(text)
         api = vault(folder)
         job = await api.enable_protection(vm=vm, interval_s=interval_s, app_consistent_every_s=app_every_s)
-        return await run_job(api, job, as_json=as_json)
+        job = await show.follow(api, job)
+        finalize = None
+        if job.state == "Succeeded":  # the vault begins the second job with the end of the first
+            jobs = [j for j in await api.jobs() if j.scenarioName == FINALIZE_SCENARIO and j.targetObjectName == vm]
+            finalize = await show.follow(api, jobs[0])
+        if as_json:
+            show.print_json({"job": job, "finalizeJob": finalize})
+        return job_status(finalize or job)
 
     raise typer.Exit(exits.run(work))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TextIO, cast
 
 import structlog
 import trio
@@ -36,6 +37,15 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
+class _LogFile(io.TextIOBase):
+    """Standard error without a buffer.  A line for which the disk has no room is dropped: it must not end a role."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode(errors="backslashreplace"))
+        return len(text)
+
+
 def log_to_stderr() -> None:
     """Structured log lines on stderr, which the supervisor appends to the role's log."""
     structlog.configure(
@@ -45,7 +55,7 @@ def log_to_stderr() -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
         ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _LogFile())),
     )
 
 
