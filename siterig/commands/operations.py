@@ -40,6 +40,11 @@ async def run_job(api: VaultApi, job: Job, *, as_json: bool, with_vm: bool = Fal
     elif job.state == "Succeeded" and job.result is not None:
         rows = [(job.result.name, d.name, format_size(d.size_bytes), d.path) for d in job.result.disks]
         show.print_table(("VM", "disk", "size", "file"), rows, empty=f"{job.result.name} has no disks")
+    return job_status(job)
+
+
+def job_status(job: Job) -> int:
+    """The exit status for a job that has ended; prints its errors if it failed."""
     if job.state == "Succeeded":
         return exits.OK
     for error in job.errors:

@@ -48,6 +48,10 @@ class FakeVault:
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.ends_as = job("Succeeded", result=VM)
+        self.finalize = job("Succeeded").model_copy(update={"name": "j2", "scenarioName": "FinalizeProtection"})
+
+    async def jobs(self) -> list[Job]:
+        return [self.finalize, self.ends_as]
 
     async def list_vms(self) -> list[Vm]:
         return [VM]
@@ -99,6 +103,14 @@ def commands(command: Any, path: tuple[str, ...] = ("siterig",)) -> Iterator[tup
     yield " ".join(path), command
     for name, inner in getattr(command, "commands", {}).items():
         yield from commands(inner, (*path, name))
+
+
+def test_protect_succeeds_only_if_protection_was_finalized(vault: FakeVault) -> None:
+    vault.finalize = vault.finalize.model_copy(
+        update={"state": "Failed", "errors": [JobError(code="VaultStopped", message="no point came")]}
+    )
+    result = siterig("protect", "web01", "--interval", "30")
+    assert (result.exit_code, "siterig: error: no point came (VaultStopped)" in result.stderr) == (1, True)
 
 
 ALL = dict(commands(typer.main.get_command(app)))
