@@ -202,7 +202,8 @@ class DiskFileSystem(pyfuse3.Operations):
         number = self._next_handle
         self._next_handle += 1
         self._handles[number] = handle
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(number), direct_io=direct_io)
+        # What the kernel has cached may be of another disk: a VM that was removed and made again has the same inodes.
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(number), direct_io=direct_io, keep_cache=False)
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         """Bytes of a disk, log or snapshot."""

@@ -1,0 +1,270 @@
+"""kill -9 of the rig's roles at random moments under load: nothing is lost, nothing mixed up, no resync is needed.
+
+``SITERIG_ROLE_KILLS`` (default 8) sets the number of kills, ``SITERIG_SEED`` replays a run's choices.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import trio
+
+from azure_emu.azurite import connection_string
+from azure_emu.cache_account import BlobCacheAccount
+from azure_emu.ports import DiskSpec
+from azure_emu.vault.api import Job, ProtectedItem, RecoveryPoint, Vm
+from blockfs.errors import RigError
+from blockfs.part import PartName
+from blockfs.position import read_position
+from siterig.testbed import Testbed
+from tests.crash.role_load import DISKS, Load, Still, first_difference
+
+pytestmark = pytest.mark.system
+
+KILLS = int(os.environ.get("SITERIG_ROLE_KILLS", "8"))
+SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
+ROLES = ("site", "agent", "azurite", "applier", "vault", "azure")
+VM = "web01"
+DISK_BYTES = 128 << 20
+"""The log is given up when half of it is unsent: far more than what the load writes while a role is away."""
+INTERVAL_S = 1.0
+KILL_EVERY_S_MAX = 2.0
+CATCH_UP_S_MAX = 60.0
+POINTS_CHECKED = 6
+
+T = TypeVar("T")
+
+
+@dataclass
+class Run:
+    """A rig with a protected VM under load, and what was seen of it."""
+
+    rig: Testbed
+    load: Load
+    rng: random.Random
+    stills: list[Still] = field(default_factory=list)
+    kills: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    """Errors that a caller met because a role was away."""
+
+    async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Ask until it is answered: whatever a kill makes fail must say that it may pass."""
+        with trio.fail_after(CATCH_UP_S_MAX):
+            while True:
+                try:
+                    return await call()
+                except RigError as error:
+                    assert error.recoverable, f"{error.code}: {error.message}"
+                    self.refused[error.code] += 1
+                await trio.sleep(0.2)
+
+    def site_position(self) -> int:
+        return read_position(self.rig.site_position)
+
+    async def item(self) -> ProtectedItem:
+        (item,) = await self.insist(self.rig.vault.items)
+        return item
+
+    async def points(self) -> list[RecoveryPoint]:
+        return await self.insist(lambda: self.rig.vault.points(vm=VM))
+
+    async def finished(self, job: Job) -> Job:
+        """The job when it has ended."""
+        with trio.fail_after(CATCH_UP_S_MAX):
+            while job.endTime is None:
+                await trio.sleep(0.1)
+                job = await self.insist(lambda: self.rig.vault.job(name=job.name))  # noqa: B023
+        return job
+
+    async def succeeded(self, job: Job) -> Job:
+        job = await self.finished(job)
+        assert job.state == "Succeeded", job
+        return job
+
+    async def new_point(self, position: int) -> RecoveryPoint:
+        """Wait until a point with everything up to ``position`` is available."""
+        with trio.fail_after(CATCH_UP_S_MAX):
+            while True:
+                points = await self.points()
+                if points and points[0].position >= position:
+                    return points[0]
+                await trio.sleep(0.2)
+
+    async def kill(self, role: str) -> None:
+        await self.rig.supervisor.kill_role(name=role)
+        self.kills[role] += 1
+
+
+@asynccontextmanager
+async def protected(folder: Path) -> AsyncIterator[Run]:
+    """A rig whose VM is being protected under load; both end with the block."""
+    rng = random.Random(SEED)
+    async with Testbed.up(folder) as rig:
+        vm = await rig.vault.create_vm(vm=VM, disks=[DiskSpec(name=name, size_bytes=DISK_BYTES) for name in DISKS])
+        load = Load(Path(vm.disks[0].path).parent, rig.site_position, rng.getrandbits(32))
+        run = Run(rig, load, rng)
+        with load.running():
+            await run.succeeded(await rig.vault.enable_protection(vm=VM, interval_s=INTERVAL_S))
+            try:
+                yield run
+            finally:
+                print(f"pairs {load.acknowledged()}, kills {dict(run.kills)}, refused {dict(run.refused)}")
+                print(f"writers reopened {[writer.reopened for writer in load.writers]}, {len(run.stills)} stills")
+
+
+async def stand_still(run: Run) -> None:
+    """Pause the load, look at the site's disks, take a point, go on."""
+    await trio.to_thread.run_sync(run.load.pause)
+    try:
+        still = run.load.still()
+        for disk in DISKS:
+            found = await trio.to_thread.run_sync(read_disk, run.rig.layout.site_mount / VM / f"{disk}.img")
+            assert first_difference(found[: run.load.area_bytes], still.images[disk]) is None, f"site's disk {disk}"
+            assert not any(found[run.load.area_bytes :])
+        await run.insist(lambda: run.rig.vault.create_point(vm=VM, kind="CrashConsistent", name="still"))
+        run.load.end_still(still)
+        run.stills.append(still)
+    finally:
+        run.load.resume()
+
+
+def read_disk(path: Path) -> bytes:
+    """The whole disk, from a server that may be killed meanwhile: then again from the next one."""
+    deadline = time.monotonic() + CATCH_UP_S_MAX
+    while True:
+        try:
+            data = path.read_bytes()
+        except OSError:
+            data = b""
+        if len(data) == DISK_BYTES:
+            return data
+        assert time.monotonic() < deadline, f"{path} cannot be read"
+        time.sleep(0.05)
+
+
+async def kill_at_random(run: Run, kills: int) -> None:
+    for _ in range(kills):
+        await trio.sleep(run.rng.random() * KILL_EVERY_S_MAX)  # the random moment of the kill
+        await run.kill(run.rng.choice(ROLES))
+
+
+async def stand_still_now_and_then(run: Run) -> None:
+    rng = random.Random(SEED + 1)
+    while True:
+        await trio.sleep(rng.random() * 4)
+        await stand_still(run)
+
+
+async def check_recovered_by_itself(run: Run) -> None:
+    """All roles are there, replication has caught up, and nobody asks for a resync."""
+    with trio.fail_after(CATCH_UP_S_MAX):
+        while not all(role.state == "ready" for role in (await run.rig.supervisor.status()).roles):  # noqa: ASYNC110 (another process's state)
+            await trio.sleep(0.1)
+    await run.new_point(run.site_position())
+    item = await run.item()
+    assert (item.protectionState, item.resynchronizationRequired) == ("Protected", None), item
+    assert item.replicationHealth != "Critical", item
+    disks = await run.rig.site.list_disks(vm=VM)
+    assert [(disk.generation, disk.needs_resync) for disk in disks] == [(1, None)] * len(DISKS)
+    for job in await run.insist(run.rig.vault.jobs):
+        await run.finished(job)
+
+
+def check_images(run: Run, vm: Vm, position: int) -> None:
+    """A failed-over VM's disks hold exactly what was written up to ``position``."""
+    images = {disk.name: read_disk(Path(disk.path)) for disk in vm.disks}
+    assert run.load.check_cut(images, position) == []
+    for disk, image in images.items():
+        assert not any(image[run.load.area_bytes :]), f"disk {disk}: something beyond the area that is written"
+        for still in run.stills:
+            if still.first <= position <= still.last:
+                difference = first_difference(image[: run.load.area_bytes], still.images[disk])
+                assert difference is None, f"disk {disk} at position {position}: {difference}"
+
+
+async def check_point(run: Run, point: str) -> None:
+    job = await run.succeeded(await run.rig.vault.test_failover(vm=VM, point=point))
+    assert job.result is not None
+    assert job.recoveryPoint is not None
+    await trio.to_thread.run_sync(check_images, run, job.result, job.recoveryPoint.position)
+    await run.succeeded(await run.rig.vault.cleanup_test_failover(vm=VM))
+
+
+async def check_points(run: Run) -> None:
+    """Points from stand-stills and others, spread over the run."""
+    points = await run.points()
+    still = [point for point in points if any(s.first <= point.position <= s.last for s in run.stills)]
+    moving = [point for point in points if point not in still]
+    assert still
+    assert moving
+    chosen = [
+        *run.rng.sample(still, min(len(still), POINTS_CHECKED)),
+        *run.rng.sample(moving, min(len(moving), POINTS_CHECKED)),
+    ]
+    for point in chosen:
+        await check_point(run, point.id)
+    print(f"checked {len(chosen)} of {len(points)} points")
+
+
+async def test_any_role_can_be_killed_at_any_moment(tmp_path: Path) -> None:
+    print(f"{KILLS} kills, SITERIG_SEED={SEED}")
+    async with protected(tmp_path / "rig") as run:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stand_still_now_and_then, run)
+            await kill_at_random(run, KILLS)
+            nursery.cancel_scope.cancel()
+        await stand_still(run)
+        await check_recovered_by_itself(run)
+        assert run.load.acknowledged() > KILLS, "there was load"
+        await check_points(run)
+
+        await run.rig.kill_site()
+        job = await run.succeeded(await run.rig.vault.unplanned_failover(vm=VM, point="Latest"))
+        assert job.result is not None
+        assert job.recoveryPoint is not None
+        await trio.to_thread.run_sync(check_images, run, job.result, job.recoveryPoint.position)
+
+
+async def test_what_a_killed_azurite_forgets_is_sent_again(tmp_path: Path) -> None:
+    async with protected(tmp_path / "rig") as run:
+        layout = run.rig.layout
+        await run.new_point(1)
+        ids = [disk.disk_id for disk in await run.rig.site.list_disks(vm=VM)]
+        cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys))
+        try:
+
+            async def parts() -> set[PartName]:
+                found = [await run.insist(lambda: cache.list(disk_id)) for disk_id in ids]  # noqa: B023
+                return {part for some in found for part in some}
+
+            await run.rig.supervisor.kill_role(name="applier", hold=True)
+            forgotten: set[PartName] = set()
+            with trio.fail_after(CATCH_UP_S_MAX):
+                while not forgotten:  # Azurite may have written its metadata just before
+                    before = await parts()
+                    while len(await parts()) < len(before) + 2 * len(ids):  # noqa: ASYNC110 (another process's state)
+                        await trio.sleep(0.1)
+                    await run.rig.supervisor.kill_role(name="agent", hold=True)
+                    acknowledged = await parts()
+                    await run.kill("azurite")
+                    forgotten = acknowledged - await parts()
+                    await run.rig.supervisor.start_role(name="agent")
+            print(f"{len(forgotten)} of {len(acknowledged)} parts were forgotten")
+            with trio.fail_after(CATCH_UP_S_MAX):
+                while not forgotten <= await parts():  # noqa: ASYNC110 (another process's state)
+                    await trio.sleep(0.1)
+        finally:
+            cache.close()
+        await run.rig.supervisor.start_role(name="applier")
+        await stand_still(run)
+        await check_recovered_by_itself(run)
+        await check_points(run)
