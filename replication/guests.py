@@ -10,6 +10,10 @@ from typing import Protocol
 import trio
 
 from blockfs import hostmounts
+from blockfs.errors import RigError
+
+_ROOM_BYTES = 4 * 1024 * 1024
+"""A file system that could not be made with less than this left on the host was refused for want of room."""
 
 
 class Guests(Protocol):
@@ -58,6 +62,14 @@ class HostGuests:
         loop = await hostmounts.attach(disk)
         try:
             await hostmounts.mkfs(loop, filesystem, label)
+        except RigError as error:
+            room = await trio.to_thread.run_sync(os.statvfs, disk)
+            if error.code == "MkfsFailed" and room.f_bavail * room.f_frsize < _ROOM_BYTES:
+                # The guest was told of an I/O error, as is right; who asked for the disk is told why.
+                raise RigError(
+                    "DiskFull", f"no room for an {filesystem} on {disk}: the host's disk is full", recoverable=True
+                ) from error
+            raise RigError(error.code, error.message.replace(loop, str(disk))) from error
         finally:
             with trio.CancelScope(shield=True):
                 await hostmounts.detach(loop)

@@ -13,6 +13,7 @@ from azure_emu.vault.api import Health, HealthError, ProtectedItem
 from azure_emu.vault.clock import rfc3339_or_none
 from azure_emu.vault.schema import CycleRow, HealthErrorRow, ItemRow
 from azure_emu.vault.states import State
+from blockfs.errors import RigError
 
 SECOND_NS = 1_000_000_000
 WINDOW_S = 3600.0
@@ -115,8 +116,8 @@ def rpo(item: ItemRow, now_ns: int) -> float | None:
     return max(0.0, (now_ns - item.sent_time_ns) / SECOND_NS)
 
 
-def describe(session: Session, item: ItemRow, now_ns: int) -> ProtectedItem:
-    """The item as the API shows it."""
+def describe(session: Session, item: ItemRow, now_ns: int, *, unwritable: RigError | None = None) -> ProtectedItem:
+    """The item as the API shows it; ``unwritable``: why the vault cannot record what is reported of it."""
     reported = [
         HealthError(
             errorCode=row.code,
@@ -128,6 +129,13 @@ def describe(session: Session, item: ItemRow, now_ns: int) -> ProtectedItem:
         for row in item.health_errors
     ]
     errors = reported + _derived(session, item, now_ns)
+    if unwritable is not None:
+        errors.insert(
+            0,
+            HealthError(
+                errorCode=unwritable.code, summaryMessage=unwritable.message, recoverable=True, attempt=1, nextTryTime=None
+            ),
+        )
     health: Health = "Normal"
     if any(not error.recoverable for error in errors):
         health = "Critical"

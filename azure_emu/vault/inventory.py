@@ -45,14 +45,13 @@ def _known(session: Session, fabric: Side) -> list[Vm]:
 
 
 async def list_fabric(services: Services, fabric: Side) -> list[Vm]:
-    """All VMs of a fabric; as last seen if its role cannot be reached."""
+    """All VMs of a fabric; as last seen if its role cannot be reached, or if there is no room to write what it says."""
     try:
         disks = await (services.site.list_vms() if fabric == "site" else services.azure.list_disks())
-    except RigError as error:
-        if error.code != "RoleUnavailable":
-            raise
-    else:
         await services.store.transact(lambda session: _remember_fabric(session, fabric, disks))
+    except RigError as error:
+        if error.code not in ("RoleUnavailable", "DiskFull"):
+            raise
     return await services.store.transact(lambda session: _known(session, fabric))
 
 

@@ -33,6 +33,8 @@ _log = structlog.get_logger()
 
 ROLE_WAIT_S = 120.0
 """How long a task waits for a role that cannot be reached: a killed one is started again by the supervisor."""
+ROOM_RETRY_S = 1.0
+"""How soon a job that waits for room on the host's disk looks again."""
 _ROLE_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -265,7 +267,16 @@ class JobEngine:
             vm = job.vm
             return work(session, job)
 
-        result = await self._services.store.transact(transaction)
+        while True:
+            try:
+                result = await self._services.store.transact(transaction)
+                break
+            except RigError as error:
+                # A job whose progress cannot be written waits for room: it can neither go on nor be ended.
+                if error.code != "DiskFull":
+                    raise
+                _log.warning("job_waits_for_room", job=name, reason=error.message, next_try_s=ROOM_RETRY_S)
+                await trio.sleep(ROOM_RETRY_S)
         self._services.signals.notify(vm)
         return result
 

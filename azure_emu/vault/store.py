@@ -8,12 +8,13 @@ two calls anything may have changed.  A transaction that has begun is not abando
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import trio
 from sqlalchemy import Engine, create_engine, event, inspect, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from azure_emu.vault.schema import FORMAT_VERSION, Base, FormatRow, ItemRow
@@ -29,6 +30,8 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
+        self.full: RigError | None = None
+        """What the newest transaction that had something to write failed with, if the host's disk is full."""
         self._limiter = trio.CapacityLimiter(1)
         self._engine = create_engine(url)
         if self._engine.dialect.name == "sqlite":
@@ -65,13 +68,41 @@ class Store:
         self._engine.dispose()
 
     async def transact(self, work: Callable[[Session], T]) -> T:
-        """Run ``work`` in one transaction: committed when it returns, rolled back when it raises."""
+        """Run ``work`` in one transaction: committed when it returns, rolled back when it raises.
+
+        ``DiskFull`` (recoverable): nothing was changed, for there is no room to write it.
+        """
 
         def run() -> T:
-            with Session(self._engine, expire_on_commit=False) as session, session.begin():
-                return work(session)
+            try:
+                with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                    before = _changes(session)
+                    result = work(session)
+                    wrote = _changes(session) != before
+            except OperationalError as error:
+                if not _is_full(error):
+                    raise
+                self.full = RigError(
+                    "DiskFull", f"the vault's database {self._name()}: the host's disk is full", recoverable=True
+                )
+                raise self.full from error
+            if wrote:
+                self.full = None
+            return result
 
         return await trio.to_thread.run_sync(run, limiter=self._limiter)
+
+
+def _is_full(error: OperationalError) -> bool:
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    # The second: where SQLite makes the index of its log longer.
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
+def _changes(session: Session) -> int:
+    """Rows changed so far through the session's connection; a database without such a counter never counts."""
+    session.flush()
+    return int(getattr(session.connection().connection.dbapi_connection, "total_changes", 0))
 
 
 def _configure_sqlite(engine: Engine) -> None:

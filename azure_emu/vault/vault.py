@@ -115,7 +115,12 @@ class Vault(Reports):
         made_vm = Vm(
             name=vm, fabric="site", state=inventory.UNPROTECTED, disks=[azure_vms.to_vm_disk(disk) for disk in made]
         )  # fmt: skip
-        await self._services.store.transact(lambda session: inventory.remember_vm(session, made_vm))
+        try:
+            await self._services.store.transact(lambda session: inventory.remember_vm(session, made_vm))
+        except RigError as error:
+            # The VM is there, and will be remembered when it is next seen.
+            if error.code != "DiskFull":
+                raise
         return made_vm
 
     async def list_vms(self) -> list[Vm]:
@@ -183,8 +188,9 @@ class Vault(Reports):
         """All protected items, by name."""
 
         def look(session: Session) -> list[ProtectedItem]:
-            now_ns = self._services.clock()
-            return [health.describe(session, item, now_ns) for item in session.scalars(select(ItemRow).order_by(ItemRow.vm))]
+            now_ns, full = self._services.clock(), self._services.store.full
+            items = session.scalars(select(ItemRow).order_by(ItemRow.vm))
+            return [health.describe(session, item, now_ns, unwritable=full) for item in items]
 
         return await self._services.store.transact(look)
 
