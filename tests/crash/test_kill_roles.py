@@ -25,6 +25,7 @@ from azure_emu.vault.api import Job, ProtectedItem, RecoveryPoint, Vm
 from blockfs.errors import RigError
 from blockfs.part import PartName
 from blockfs.position import read_position
+from cext.hashing import is_zero
 from siterig.testbed import Testbed
 from tests.crash.role_load import DISKS, Load, Still, first_difference
 
@@ -129,7 +130,7 @@ async def stand_still(run: Run) -> None:
         for disk in DISKS:
             found = await trio.to_thread.run_sync(read_disk, run.rig.layout.site_mount / VM / f"{disk}.img")
             assert first_difference(found[: run.load.area_bytes], still.images[disk]) is None, f"site's disk {disk}"
-            assert not any(found[run.load.area_bytes :])
+            assert is_zero(memoryview(found)[run.load.area_bytes :])
         await run.insist(lambda: run.rig.vault.create_point(vm=VM, kind="CrashConsistent", name="still"))
         run.load.end_still(still)
         run.stills.append(still)
@@ -184,7 +185,7 @@ def check_images(run: Run, vm: Vm, position: int) -> None:
     images = {disk.name: read_disk(Path(disk.path)) for disk in vm.disks}
     assert run.load.check_cut(images, position) == []
     for disk, image in images.items():
-        assert not any(image[run.load.area_bytes :]), f"disk {disk}: something beyond the area that is written"
+        assert is_zero(memoryview(image)[run.load.area_bytes :]), f"disk {disk}: something beyond the area that is written"
         for still in run.stills:
             if still.first <= position <= still.last:
                 difference = first_difference(image[: run.load.area_bytes], still.images[disk])
