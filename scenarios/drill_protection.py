@@ -38,9 +38,11 @@ async def make_source(run: DrillRun) -> None:
 
         for name, share in zip(FILESYSTEMS, corpus.deal(files, len(FILESYSTEMS)), strict=True):
             run.manifests[name] = await corpus.fill(share, guest[name], progress)
-    run.say(f"{len(files)} files of this machine, {total / MIB:.0f} MiB, copied and synced")
+    evidence = f"{len(files)} files, {total / MIB:.0f} MiB, copied and synced"
+    run.check("real files of this machine on both disks", total >= settings.corpus_bytes, evidence)
     await run.start_ledger(guest, "site")
-    run.say("ledger runs: each transaction fsynced on os (rollback journal), then on data (WAL), then acknowledged")
+    modes = "each transaction fsynced on os (rollback journal), then on data (WAL), then acknowledged"
+    run.check("the ledger runs", _acknowledged(run) > 0, f"{_acknowledged(run)} transactions; {modes}")
 
 
 async def protect(run: DrillRun) -> None:
@@ -120,6 +122,23 @@ def _check_logs(run: DrillRun, logs: list[Path]) -> None:
     run.check("change logs are read-only", len(refused) == len(logs) > 0, f"to write was refused: {'; '.join(refused)}")
 
 
+async def _check_transit(run: DrillRun) -> None:
+    """A closed log is kept until the recovery side has applied it; writes go to another one meanwhile."""
+    seen: list[str] = []
+
+    async def in_transit() -> bool:
+        newest = {disk.disk_id: disk for disk in await run.rig.site.list_disks(vm=run.settings.vm)}
+        for log in await run.rig.site.segments(vm=run.settings.vm):
+            disk = newest[log.disk_id]
+            if disk.last_seq > log.last_seq:
+                name = Path(log.path).name
+                seen.append(f"{name}, closed, ends with record {log.last_seq}; disk {disk.name} is at {disk.last_seq}")
+        return bool(seen)
+
+    await run.until("a closed log in transit while another takes writes", in_transit)
+    run.check("one log is in transit while another takes writes", bool(seen), seen[0])
+
+
 async def replicate(run: DrillRun) -> None:
     """Two cycles of delta replication and one application-consistent point, the load never pausing."""
     seen: list[RecoveryPoint] = []
@@ -131,6 +150,7 @@ async def replicate(run: DrillRun) -> None:
     await run.until("two crash-consistent points", two_points)
     for point in seen:
         run.say(f"point {point.recoveryPointType} at position {point.position}")
+    await _check_transit(run)
     before = _acknowledged(run)
     point = await run.rig.vault.create_point(
         vm=run.settings.vm, kind="ApplicationConsistent", name="drill: both file systems frozen"

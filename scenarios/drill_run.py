@@ -137,7 +137,8 @@ class DrillRun:
             progress = await self.rig.vault.progress(vm=self.settings.vm)
         except RigError:
             return  # a bar is not worth failing for
-        update(sum(disk.done_bytes for disk in progress.disks), sum(disk.total_bytes for disk in progress.disks))
+        if progress.disks:  # between two copies there is nothing to draw: the bar stays as it is
+            update(sum(disk.done_bytes for disk in progress.disks), sum(disk.total_bytes for disk in progress.disks))
 
     async def attach(self, vm: Vm, folder: str) -> Guest:
         """Attach a VM's disks on this host; the clean-up knows of it."""
