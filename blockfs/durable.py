@@ -15,10 +15,9 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``: a reader, or a start after power loss, sees the old bytes or the new ones."""
-    tmp = path.with_name(f".{path.name}.tmp")
-    fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and make its bytes durable; its name needs :func:`sync_folder`."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         view = memoryview(data)
         while view:
@@ -26,5 +25,11 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``: a reader, or a start after power loss, sees the old bytes or the new ones."""
+    tmp = path.with_name(f".{path.name}.tmp")
+    write_synced(tmp, data)
     tmp.rename(path)
     sync_folder(path.parent)

@@ -6,12 +6,12 @@ name says; anything else raises ``RigError('PartCorrupt')`` and leaves nothing t
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import zstandard
 
 from blockfs.changelog import SegmentHeader, SegmentReader
+from blockfs.durable import write_synced
 from blockfs.errors import RigError
 from blockfs.part import PartName
 
@@ -33,14 +33,7 @@ def unpack(part: PartName, data: bytes, into: Path) -> SegmentHeader:
         raw = zstandard.ZstdDecompressor().decompress(data)
     except zstandard.ZstdError as exc:
         raise _bad(part, f"is not sound zstd data: {exc}") from exc
-    fd = os.open(into, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        view = memoryview(raw)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    write_synced(into, raw)
     try:
         return _verify(part, into)
     except BaseException:

@@ -59,16 +59,7 @@ async def _check_untouched(links: Links, vm: str, infos: list[DiskInfo]) -> None
 def _resumed(relationship: Relationship, snapshot: SnapshotInfo) -> list[DiskSync]:
     known = {disk.disk_id: disk for disk in relationship.disks}
     if not known:
-        return [
-            DiskSync(
-                disk_id=disk.disk_id,
-                name=disk.name,
-                generation=disk.generation,
-                size_bytes=disk.size_bytes,
-                first_seq=disk.first_seq,
-            )
-            for disk in snapshot.disks
-        ]
+        return [DiskSync.begun(disk) for disk in snapshot.disks]
     for disk in snapshot.disks:
         before = known.get(disk.disk_id)
         if before is None or (before.generation, before.size_bytes) != (disk.generation, disk.size_bytes):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
+from blockfs.control import SnapshotDisk
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
 from blockfs.wire import WireModel
@@ -36,6 +37,17 @@ class DiskSync(WireModel):
     parts: int = 0
     next_offset: int = 0
     done: bool = False
+
+    @classmethod
+    def begun(cls, disk: SnapshotDisk) -> DiskSync:
+        """A stream that begins with this snapshot."""
+        return cls(
+            disk_id=disk.disk_id,
+            name=disk.name,
+            generation=disk.generation,
+            size_bytes=disk.size_bytes,
+            first_seq=disk.first_seq,
+        )
 
 
 class Relationship(WireModel):

@@ -42,16 +42,7 @@ async def resynchronize(links: Links, vm: str, outbox: Outbox, board: Board) -> 
     await links.host.start_tracking(vm=vm, new_generation=True)
     snapshot = await fresh_snapshot(links, vm)
     await _check_newest(links, vm, snapshot)
-    disks = [
-        DiskSync(
-            disk_id=disk.disk_id,
-            name=disk.name,
-            generation=disk.generation,
-            size_bytes=disk.size_bytes,
-            first_seq=disk.first_seq,
-        )
-        for disk in snapshot.disks
-    ]
+    disks = [DiskSync.begun(disk) for disk in snapshot.disks]
     links.book.update(vm, disks=disks)
     board.begin("Resynchronization", [(disk.name, 0, disk.size_bytes) for disk in disks])
     _log.info("resynchronization", vm=vm, position=snapshot.position, generations=[disk.generation for disk in disks])
