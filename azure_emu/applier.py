@@ -21,6 +21,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from azure_emu.disk_journal import Want
 from azure_emu.export import Exporter
 from azure_emu.managed_disk import ManagedDiskStore, delete_disk, discard_leftovers
 from azure_emu.part_cache import PartCache
@@ -34,6 +35,9 @@ RETRY_REFUSED_S = 30.0
 
 CHECKSUMS_MAX = 1 << 16
 """Chunks in one question."""
+
+TAGS_IN_REPORT_MAX = 500
+"""After a restart all tags are reported: not in one transaction that everybody waits for."""
 
 log = structlog.get_logger(__name__)
 
@@ -123,37 +127,52 @@ class Applier:
         """Apply whatever the cache account holds that comes next; the caller has the disk's lock."""
         store = await self._open(disk)
         await self._report(disk, store)
-        parts = await self._cache.list(disk.disk_id)
-        parts = await self._delete_applied(disk, store, parts)
-        while (part := _choose(store, parts)) is not None:
-            try:
-                data = await self._cache.get(part)
-            except RigError as exc:
-                if exc.code != "PartNotFound":
-                    raise
-                return  # the account forgot what it had listed (a killed Azurite does): the site sends it again
-            await trio.to_thread.run_sync(store.apply_part, part, data)
-            disk.refused.clear()
-            await self._report(disk, store)
-            parts = await self._delete_applied(disk, store, parts)
+        parts = await self._delete_applied(disk, store, await self._cache.list(disk.disk_id))
+        try:
+            current, ended = _in_order(parts)
+            current = await self._apply_wanted(disk, store, current, "next")
+            # A conflict is tried so that it is refused, and reported, by name.
+            current = await self._apply_wanted(disk, store, current, "conflict")
+            await self._delete_applied(disk, store, ended + current)
+        except RigError as exc:
+            if exc.code != "PartNotFound":
+                raise
+            return  # the account forgot what it had listed (a killed Azurite does): the site sends it again
         if disk.refused:  # what was refused is gone: say so by a report, even if nothing new was applied
             disk.refused.clear()
             disk.reported = None
             await self._report(disk, store)
         disk.retry_at_s = 0.0
 
+    async def _apply_wanted(self, disk: _Disk, store: ManagedDiskStore, parts: list[PartName], want: Want) -> list[PartName]:
+        """Apply each part that is what is wanted when it is its turn; those that were not.
+
+        One walk, however many there are: in their order, a part is met after those that it needs.
+        """
+        left = []
+        for part in parts:
+            if store.want(part) != want:
+                left.append(part)
+                continue
+            data = await self._cache.get(part)
+            await trio.to_thread.run_sync(store.apply_part, part, data)
+            disk.refused.clear()
+            await self._report(disk, store)
+            await self._delete_applied(disk, store, [part])
+        return left
+
     async def _report(self, disk: _Disk, store: ManagedDiskStore) -> None:
         """Tell the vault what it does not know yet.  If that fails, applying goes on and blobs stay."""
         watermark, tags = store.watermark(), store.tags(disk.reported_tags)
-        if disk.reported == watermark and not tags:
-            return
-        try:
-            await self._reports.applied(watermark=watermark, tags=tags)
-        except RigError as exc:
-            self._ride_out(exc)
-        else:
+        while disk.reported != watermark or tags:
+            some, tags = tags[:TAGS_IN_REPORT_MAX], tags[TAGS_IN_REPORT_MAX:]
+            try:
+                await self._reports.applied(watermark=watermark, tags=some)
+            except RigError as exc:
+                self._ride_out(exc)
+                return
             disk.reported = watermark
-            disk.reported_tags += len(tags)
+            disk.reported_tags += len(some)
 
     async def _delete_applied(self, disk: _Disk, store: ManagedDiskStore, parts: list[PartName]) -> list[PartName]:
         """Delete the blobs that are durable here and known to the vault; those that are left."""
@@ -277,14 +296,15 @@ class Applier:
         return self._exporter.progress(source_id)
 
 
-def _choose(store: ManagedDiskStore, parts: list[PartName]) -> PartName | None:
-    """The part to apply now: of the newest generation whose sync has begun; the longest, should two begin alike."""
+def _in_order(parts: list[PartName]) -> tuple[list[PartName], list[PartName]]:
+    """Parts in the order of application, and those of generations that end because the sync of a later one has begun.
+
+    Should two begin alike, the longer one is first.
+    """
     newest = max((part.generation for part in parts if part.stream == "sync"), default=0)
-    for want in ("next", "conflict"):  # a conflict is tried so that it is refused, and reported, by name
-        wanted = [part for part in parts if part.generation >= newest and store.want(part) == want]
-        if wanted:
-            return max(wanted)
-    return None
+    current = [part for part in parts if part.generation >= newest]
+    current.sort(key=lambda part: (part.generation, part.stream == "log", part.first, -part.last))
+    return current, [part for part in parts if part.generation < newest]
 
 
 async def _together(jobs: list[Callable[[], Awaitable[None]]]) -> None:

@@ -27,7 +27,7 @@ from typing import assert_never
 import structlog
 import trio
 
-from blockfs.changelog import RecordType, SegmentReader, encode_tag
+from blockfs.changelog import RecordType, encode_tag
 from blockfs.control import DiskInfo, SegmentInfo
 from blockfs.disk_log import DiskLog, find_segments, recover_log
 from blockfs.disk_state import DiskState
@@ -276,7 +276,7 @@ class Disk:
             self._log.close_torn()
             self._log = None
         self._set(tracked=False, needs_resync=None)
-        self._delete_segments(below_generation=None)
+        self._delete_segments()
 
     def _give_up_log(self, reason: str) -> None:
         """Stop logging because of ``reason``.  The mark is durable first: no unlogged write may pass for a logged one."""
@@ -287,13 +287,11 @@ class Disk:
         self._log.close_torn()
         self._log = None
 
-    def _delete_segments(self, *, below_generation: int | None) -> None:
-        for _, path in find_segments(self.place.folder, self.place.name):
-            if below_generation is not None:
-                with SegmentReader(path) as reader:
-                    if reader.header.generation >= below_generation:
-                        continue
-            path.unlink()
+    def _delete_segments(self, *, below: int | None = None) -> None:
+        """All, or those with a number below ``below``: numbers go on from one generation to the next."""
+        for number, path in find_segments(self.place.folder, self.place.name):
+            if below is None or number < below:
+                path.unlink()
 
     def tag(self, tag: TagSeen) -> None:
         """Append a TAG at the tag's position and begin a new segment."""
@@ -309,7 +307,7 @@ class Disk:
         if self._log is None or generation != self.state.generation:
             return
         self._log.applied(last_seq)
-        self._delete_segments(below_generation=generation)
+        self._delete_segments(below=self._log.oldest_number)
 
     # --- snapshot -----------------------------------------------------------------------------------------------
 
@@ -350,7 +348,7 @@ class Disk:
         self._set(tracked=False, needs_resync="DiskReplaced")
         self.staging.rename(self.place.file("img"))
         sync_folder(self.place.folder)
-        self._delete_segments(below_generation=None)
+        self._delete_segments()
         self._layer.close()
         self._layer = fd_layer
 

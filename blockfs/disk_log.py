@@ -61,6 +61,7 @@ class FoundSegment:
     path: Path
     header: SegmentHeader
     records: list[Record]
+    """The last of them, ``REAPPLY_RECORDS`` at most."""
     end: int
     torn_bytes: int
 
@@ -78,6 +79,11 @@ class FoundSegment:
 def segment_path(folder: Path, name: str, number: int) -> Path:
     """``NAME.000007.hrl``."""
     return folder / f"{name}.{number:06d}.hrl"
+
+
+def is_segment(name: str, file: str) -> bool:
+    """Whether a file of that name is a segment of disk ``name``."""
+    return re.fullmatch(re.escape(name) + r"\.\d{6,}\.hrl", file) is not None
 
 
 def find_segments(folder: Path, name: str) -> list[tuple[int, Path]]:
@@ -124,6 +130,13 @@ class DiskLog:
     def unsent_bytes(self) -> int:
         """Size of all segments that are kept."""
         return self._kept_bytes + self._current.end
+
+    @property
+    def oldest_number(self) -> int:
+        """Number of the oldest segment that is kept."""
+        if self._closed:
+            return self._closed[0].number
+        return self._closing[0][1].number if self._closing else self._number
 
     def _new_segment(self) -> SegmentWriter:
         return SegmentWriter.create(
@@ -274,7 +287,7 @@ def recover_log(
             "PowerLoss", f"{last.path}: was being written when boot {last.header.boot_id} ended; unsynced data may be gone"
         )
     with SegmentReader(last.path) as reader:
-        reapply = [(record, reader.payload(record)) for record in last.records[-REAPPLY_RECORDS:]]
+        reapply = [(record, reader.payload(record)) for record in last.records]
     for segment in found:
         if segment.records:
             _cut_durably(segment.path, segment.end)
@@ -318,7 +331,7 @@ def _read_segments(folder: Path, name: str, disk_id: str, generation: int) -> li
             raise RigError("LogCorrupt", f"{path}: begins with record {header.first_seq}; {found[-1].next_seq} comes next")
         if found and found[-1].torn_bytes:
             raise RigError("LogCorrupt", f"{found[-1].path}: has a torn tail, but {path.name} follows it")
-        found.append(FoundSegment(number, path, header, scan.records, scan.end, scan.torn_bytes))
+        found.append(FoundSegment(number, path, header, scan.records[-REAPPLY_RECORDS:], scan.end, scan.torn_bytes))
     return found
 
 

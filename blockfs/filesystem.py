@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from blockfs.disk import Disk
-from blockfs.disk_log import find_segments
+from blockfs.disk_log import find_segments, is_segment
 from blockfs.errors import RigError
 from blockfs.host import DiskHost
 from cext.kernel import set_io_flusher
@@ -95,7 +95,7 @@ class DiskFileSystem(pyfuse3.Operations):
         if disk is None:
             return None
         path = disk.place.folder / node.file
-        return path if path in [found for _, found in find_segments(disk.place.folder, disk.place.name)] else None
+        return path if is_segment(disk.place.name, node.file) and path.exists() else None
 
     def _attributes(self, node: _Node) -> pyfuse3.EntryAttributes:
         """``ENOENT`` for what is no longer there."""

@@ -39,6 +39,12 @@ def available(session: Session, vm: str) -> list[PointRow]:
     )
 
 
+def find_available(session: Session, tag_id: str) -> PointRow | None:
+    """The point of a tag, once it is available."""
+    row = session.get(PointRow, tag_id)
+    return row if row is not None and row.available else None
+
+
 def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagSeen]) -> list[PointRow]:
     """Note that these tags were applied in a disk; the points that became available by it.  Repeats change nothing."""
     fresh = []

@@ -237,10 +237,10 @@ class Vault(Reports):
 
         def there(session: Session) -> RecoveryPoint | None:
             find_item(session, vm)
-            found = [row for row in points.available(session, vm) if row.tag_id == cut.tag_id]
-            if not found:
+            point = points.find_available(session, cut.tag_id)
+            if point is None:
                 protection_tasks.raise_blocking_error(session, vm)
-            return points.to_wire(found[0]) if found else None
+            return None if point is None else points.to_wire(point)
 
         return await self._services.signals.wait_until(vm, there)
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import io
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -46,6 +47,12 @@ class _LogFile(io.TextIOBase):
         return len(text)
 
 
+def allow_many_files() -> None:
+    """Raise the soft limit of open files to the hard one: a view of a long journal holds many segments open."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def log_to_stderr() -> None:
     """Structured log lines on stderr, which the supervisor appends to the role's log."""
     structlog.configure(
@@ -83,6 +90,7 @@ def main(work: RoleWork) -> None:
     """``python -m siterig.roles.NAME DIR [OPTION] READY_FD PARENT_PID``."""
     folder, ready_fd, parent_pid = Path(sys.argv[1]), int(sys.argv[-2]), int(sys.argv[-1])
     die_with_parent(parent_pid)
+    allow_many_files()
     os.set_inheritable(ready_fd, False)
     log_to_stderr()
     try:
