@@ -32,6 +32,8 @@ from cext.hashing import KEY_BYTES
 
 RETRY_REFUSED_S = 30.0
 """After a refusal the disk is left alone for so long."""
+RETRY_RECOVERABLE_S = 5.0
+"""The same where nothing is wrong with the part: the host's disk was full."""
 
 CHECKSUMS_MAX = 1 << 16
 """Chunks in one question."""
@@ -111,7 +113,7 @@ class Applier:
 
     async def _refuse(self, disk: _Disk, exc: RigError) -> None:
         """Tell the vault, once, and leave the disk alone for a while."""
-        disk.retry_at_s = trio.current_time() + RETRY_REFUSED_S
+        disk.retry_at_s = trio.current_time() + (RETRY_RECOVERABLE_S if exc.recoverable else RETRY_REFUSED_S)
         key = (exc.code, exc.message)
         if key in disk.refused:
             return

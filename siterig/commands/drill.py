@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,7 +51,9 @@ def drill(
     async def work() -> bool:
         settings = _settings(os_size=os_size, data_size=data_size, corpus=corpus, interval_s=interval_s)
         # A sibling, not a child: siterig down looks for what it has to give back below DIR.
-        fresh = Layout.of(folder.with_name(f"{folder.name}-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}"))
+        # With the process id, for two drills may begin in the same second.
+        name = f"{folder.name}-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
+        fresh = Layout.of(folder.with_name(name))
         try:
             return await _drill(fresh, settings, report, keep=keep)
         except BaseException as error:
