@@ -10,7 +10,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -58,6 +58,10 @@ class Run:
     kills: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     """Errors that a caller met because a role was away."""
+    tests: Counter[str] = field(default_factory=Counter)
+    """How the test failovers ended that met kills."""
+    operating: trio.Lock = field(default_factory=trio.Lock)
+    """A VM has one operation at a time."""
 
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Ask until it is answered: whatever a kill makes fail must say that it may pass."""
@@ -121,6 +125,7 @@ async def protected(folder: Path) -> AsyncIterator[Run]:
                 yield run
             finally:
                 print(f"pairs {load.acknowledged()}, kills {dict(run.kills)}, refused {dict(run.refused)}")
+                print(f"test failovers under kills {dict(run.tests)}")
                 print(f"writers reopened {[writer.reopened for writer in load.writers]}, {len(run.stills)} stills")
 
 
@@ -168,7 +173,36 @@ async def stand_still_now_and_then(run: Run) -> None:
     rng = random.Random(SEED + 1)
     while True:
         await trio.sleep(rng.random() * 4)
-        await stand_still(run, insist=False)
+        async with run.operating:
+            await stand_still(run, insist=False)
+
+
+async def fail_over_now_and_then(run: Run) -> None:
+    """Test failovers that meet kills: one may fail, but not hang, nor show a wrong disk, nor be in the way afterwards."""
+    rng = random.Random(SEED + 2)
+    while True:
+        await trio.sleep(rng.random() * 4)
+        async with run.operating:
+            await fail_over_whatever_happens(run)
+
+
+async def fail_over_whatever_happens(run: Run) -> None:
+    """``insist`` is of no use here: a request whose answer was lost may have begun a job, which the next would meet."""
+    try:
+        await run.rig.vault.test_failover(vm=VM, point="LatestProcessed")
+    except RigError as error:
+        assert error.recoverable or error.code == "NoSuchPoint", f"{error.code}: {error.message}"
+    newest = (await run.insist(run.rig.vault.jobs))[0]
+    job = await run.finished(newest)
+    if job.scenarioName == "TestFailover" and job.state == "Succeeded":
+        assert job.result is not None
+        assert job.recoveryPoint is not None
+        await trio.to_thread.run_sync(check_images, run, job.result, job.recoveryPoint.position)
+    run.tests[f"{job.scenarioName} {job.state} {' '.join(error.code for error in job.errors)}".strip()] += 1
+    while (await run.item()).testFailoverState != "None":
+        with suppress(RigError):
+            await run.rig.vault.cleanup_test_failover(vm=VM)
+        await run.finished((await run.insist(run.rig.vault.jobs))[0])
 
 
 async def check_recovered_by_itself(run: Run) -> None:
@@ -227,8 +261,10 @@ async def test_any_role_can_be_killed_at_any_moment(tmp_path: Path) -> None:
     async with protected(tmp_path / "rig") as run:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stand_still_now_and_then, run)
+            nursery.start_soon(fail_over_now_and_then, run)
             await kill_at_random(run, KILLS)
-            nursery.cancel_scope.cancel()
+            async with run.operating:
+                nursery.cancel_scope.cancel()
         await stand_still(run, insist=True)
         await check_recovered_by_itself(run)
         assert run.load.acknowledged() > KILLS, "there was load"
