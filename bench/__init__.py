@@ -1,0 +1,1 @@
+"""Benchmarks: side by side in one run, printing ratios.  Results and commands: bench/RESULTS.md."""
