@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from blockfs.position import read_position
+from cext.hashing import is_zero
 
 PAGE = 4096
 SLOTS = 64
@@ -27,6 +28,9 @@ NOISE_OFFSET = SLOTS * PAGE
 AREA = 1 << 20
 NOISE_BYTES = AREA - NOISE_OFFSET
 DISKS = ("a", "b")
+FILL_OFFSET = 16 << 20
+FILL_BYTES = 24 << 20
+"""Written once, before the load: it makes the initial replication long enough to be met by kills."""
 _HEAD = struct.Struct("<QQ")
 _REOPEN_S_MAX = 60.0
 
@@ -207,12 +211,27 @@ class Load:
 
     def __init__(self, folder: Path, position: Path, seed: int, *, writers: int = 2, pace_s: float = 0.01) -> None:
         self._position = position
+        self._folder = folder
+        self._fill = random.Random(seed).randbytes(FILL_BYTES)
         self.writers = [Writer(number, folder, position, seed + number, pace_s=pace_s) for number in range(writers)]
 
     @property
     def area_bytes(self) -> int:
         """The disks are written below this offset only."""
         return len(self.writers) * AREA
+
+    def fill(self) -> None:
+        """Write what stays as it is."""
+        for disk in DISKS:
+            with (self._folder / f"{disk}.img").open("r+b") as file:
+                file.seek(FILL_OFFSET)
+                file.write(self._fill)
+
+    def rest_is_as_it_was(self, data: bytes) -> bool:
+        """Whether a disk holds what it did before the load, beyond the load's area."""
+        with memoryview(data) as view:
+            before, filled = view[self.area_bytes : FILL_OFFSET], view[FILL_OFFSET : FILL_OFFSET + FILL_BYTES]
+            return is_zero(before) and filled == self._fill and is_zero(view[FILL_OFFSET + FILL_BYTES :])
 
     def acknowledged(self) -> int:
         """Pairs, over all writers."""

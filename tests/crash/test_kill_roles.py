@@ -25,7 +25,6 @@ from azure_emu.vault.api import Job, ProtectedItem, RecoveryPoint, Vm
 from blockfs.errors import RigError
 from blockfs.part import PartName
 from blockfs.position import read_position
-from cext.hashing import is_zero
 from siterig.testbed import Testbed
 from tests.crash.role_load import DISKS, Load, Still, first_difference
 
@@ -39,6 +38,8 @@ DISK_BYTES = 128 << 20
 """The log is given up when half of it is unsent: far more than what the load writes while a role is away."""
 INTERVAL_S = 1.0
 KILL_EVERY_S_MAX = 3.0
+FIRST_KILLS, FIRST_KILL_EVERY_S_MAX = 3, 0.6
+"""These meet the initial replication."""
 CATCH_UP_S_MAX = 60.0
 STILL_S_MAX = 2.0
 """So long the load is paused for a point at most: it is the load that the kills are to meet."""
@@ -118,6 +119,7 @@ async def protected(folder: Path) -> AsyncIterator[Run]:
     async with Testbed.up(folder) as rig:
         vm = await rig.vault.create_vm(vm=VM, disks=[DiskSpec(name=name, size_bytes=DISK_BYTES) for name in DISKS])
         load = Load(Path(vm.disks[0].path).parent, rig.site_position, rng.getrandbits(32))
+        await trio.to_thread.run_sync(load.fill)
         run = Run(rig, load, rng)
         with load.running():
             await run.succeeded(await rig.vault.enable_protection(vm=VM, interval_s=INTERVAL_S))
@@ -138,7 +140,7 @@ async def stand_still(run: Run, *, insist: bool) -> None:
             path = run.rig.layout.site_mount / VM / f"{disk}.img"
             found = await trio.to_thread.run_sync(read_disk, path, DISK_BYTES if insist else run.load.area_bytes)
             assert first_difference(found[: run.load.area_bytes], still.images[disk]) is None, f"site's disk {disk}"
-            assert is_zero(memoryview(found)[run.load.area_bytes :])
+            assert not insist or run.load.rest_is_as_it_was(found), f"site's disk {disk}"
         with trio.move_on_after(CATCH_UP_S_MAX if insist else STILL_S_MAX) as patience:
             await run.insist(lambda: run.rig.vault.create_point(vm=VM, kind="CrashConsistent", name="still"))
         assert not (insist and patience.cancelled_caught)
@@ -164,8 +166,9 @@ def read_disk(path: Path, length: int = DISK_BYTES) -> bytes:
 
 
 async def kill_at_random(run: Run, kills: int) -> None:
-    for _ in range(kills):
-        await trio.sleep(run.rng.random() * KILL_EVERY_S_MAX)  # the random moment of the kill
+    for number in range(kills):
+        every_s_max = FIRST_KILL_EVERY_S_MAX if number < FIRST_KILLS else KILL_EVERY_S_MAX
+        await trio.sleep(run.rng.random() * every_s_max)  # the random moment of the kill
         await run.kill(run.rng.choice(ROLES))
 
 
@@ -225,7 +228,7 @@ def check_images(run: Run, vm: Vm, position: int) -> None:
     images = {disk.name: read_disk(Path(disk.path)) for disk in vm.disks}
     assert run.load.check_cut(images, position) == []
     for disk, image in images.items():
-        assert is_zero(memoryview(image)[run.load.area_bytes :]), f"disk {disk}: something beyond the area that is written"
+        assert run.load.rest_is_as_it_was(image), f"disk {disk}: beyond the area that is written"
         for still in run.stills:
             if still.first <= position <= still.last:
                 difference = first_difference(image[: run.load.area_bytes], still.images[disk])
