@@ -119,7 +119,9 @@ class Applier:
             return
         log.error("apply failed", disk=disk.disk_id, code=exc.code, reason=exc.message)
         try:
-            await self._reports.apply_failed(disk_id=disk.disk_id, code=exc.code, message=exc.message)
+            await self._reports.apply_failed(
+                disk_id=disk.disk_id, code=exc.code, message=exc.message, recoverable=exc.recoverable
+            )
         except RigError as report_exc:
             self._ride_out(report_exc)
         else:

@@ -121,8 +121,8 @@ class ApplierReports(Protocol):
         """Durably applied; ``tags`` are new since the last report (repeats are harmless)."""
         ...
 
-    async def apply_failed(self, *, disk_id: str, code: str, message: str) -> None:
-        """A part was refused (checksum, gap, ...); it stays in the cache account."""
+    async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
+        """A part was refused (checksum, gap, ...) or could not be applied yet (disk full); it stays in the cache account."""
         ...
 
     async def replicating_disks(self) -> list[str]:

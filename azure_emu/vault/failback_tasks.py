@@ -6,8 +6,10 @@ the site's disks are replaced.  The log sequence numbers of the Azure disks tell
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import trio
 from sqlalchemy.orm import Session
 
 from azure_emu.vault import azure_vms, inventory
@@ -17,6 +19,8 @@ from azure_emu.vault.schema import ItemRow, JobRow
 from azure_emu.vault.states import PRIMARY, State
 from blockfs.control import DiskInfo
 from blockfs.errors import RigError
+
+_CLOSE_TIMEOUT_S = 5.0
 
 
 async def preflight(work: Work) -> None:
@@ -35,7 +39,11 @@ async def _delete_exports(work: Work, disk_ids: list[str]) -> None:
 
 
 async def shutdown_azure_vm(work: Work) -> None:
-    """Nothing on this host uses the Azure VM's disks; their state is noted."""
+    """Unmount and detach the Azure VM's disks; nothing on this host uses them then; their state is noted."""
+    await work.services.shut_down([Path(disk.path) for disk in await azure_vms.disks_of(work.services, work.vm)])
+    with trio.move_on_after(_CLOSE_TIMEOUT_S):  # the kernel tells the disk host of a last close when it gets to it
+        while any(disk.open_handles for disk in await azure_vms.disks_of(work.services, work.vm)):  # noqa: ASYNC110
+            await trio.sleep(0.05)
     disks = await azure_vms.disks_of(work.services, work.vm)
     _require_unused(work.vm, disks)
     work.memory["disks"] = [

@@ -6,6 +6,8 @@ ignored quietly, for nobody could do anything about an error.  Each is one trans
 
 from __future__ import annotations
 
+from typing import Literal
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -44,7 +46,7 @@ class Reports:
 
         self._wake(await self._services.store.transact(note))
 
-    async def apply_failed(self, *, disk_id: str, code: str, message: str) -> None:
+    async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
         """See azure_emu.ports.ApplierReports."""
 
         def note(session: Session) -> str | None:
@@ -52,8 +54,9 @@ class Reports:
             if disk is None:
                 return None
             source = health.apply_source(disk_id)
-            if health.set_error(session, vm=disk.vm, code=code, message=message, recoverable=False, source=source):
-                self._event(session, disk.vm, code, "Critical", message)
+            severity: Literal["Warning", "Critical"] = "Warning" if recoverable else "Critical"
+            if health.set_error(session, vm=disk.vm, code=code, message=message, recoverable=recoverable, source=source):
+                self._event(session, disk.vm, code, severity, message)
             return disk.vm
 
         self._wake(await self._services.store.transact(note))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy.orm import Session
@@ -16,11 +17,15 @@ from azure_emu.vault.store import Store, find_item
 from blockfs.control import DiskHostControl
 
 T = TypeVar("T")
+ShutDown = Callable[[list[Path]], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class Services:
-    """``site``: the Provider on the Hyper-V host; ``azure``: the disk host of the recovery side."""
+    """``site``: the Provider on the Hyper-V host; ``azure``: the disk host of the recovery side.
+
+    ``shut_down`` unmounts and detaches everything that uses these disk files (``VmBusy``).
+    """
 
     store: Store
     signals: Signals
@@ -28,6 +33,7 @@ class Services:
     site: Provider
     recovery: RecoverySide
     azure: DiskHostControl
+    shut_down: ShutDown
 
     async def change_item(self, vm: str, change: Callable[[Session, ItemRow], T]) -> T:
         """Change an item in one transaction (``VmNotFound``), then wake who waits for the VM."""

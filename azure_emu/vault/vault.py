@@ -31,7 +31,7 @@ from azure_emu.vault.api import Event, Job, ProtectedItem, RecoveryPoint, Vm
 from azure_emu.vault.clock import Clock
 from azure_emu.vault.reports import Reports
 from azure_emu.vault.schema import ItemRow, JobRow
-from azure_emu.vault.services import Services
+from azure_emu.vault.services import Services, ShutDown
 from azure_emu.vault.signals import Signals
 from azure_emu.vault.states import (
     PRIMARY,
@@ -81,7 +81,8 @@ Prepare = Callable[[Session, ItemRow], tuple[jobs.Scenario, dict[str, Any]]]
 class Vault(Reports):
     """Implements azure_emu.vault.api.VaultApi, azure_emu.ports.ApplierReports, and replication's VaultLink.
 
-    ``url``: the database (SQLAlchemy).  ``azure_host``: the disk host of the recovery side.  ``clock``: wall time, ns.
+    ``url``: the database (SQLAlchemy).  ``azure_host``: the disk host of the recovery side.  ``shut_down``: unmounts
+    and detaches what uses disk files of this host (:func:`blockfs.hostmounts.shutdown`).  ``clock``: wall time, ns.
     Errors of the constructor: ``StateVersion``, ``StateUnreadable``.
     """
 
@@ -92,10 +93,13 @@ class Vault(Reports):
         provider: Provider,
         recovery: RecoverySide,
         azure_host: DiskHostControl,
+        shut_down: ShutDown,
         clock: Clock = time.time_ns,
     ) -> None:
         store = Store(url)
-        services = Services(store, Signals(store), clock, site=provider, recovery=recovery, azure=azure_host)
+        services = Services(
+            store, Signals(store), clock, site=provider, recovery=recovery, azure=azure_host, shut_down=shut_down
+        )
         super().__init__(services)
         self._engine = jobs.JobEngine(services, _SCENARIOS)
 

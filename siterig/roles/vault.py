@@ -7,6 +7,7 @@ import trio
 from azure_emu.ports import ApplierReports
 from azure_emu.vault.api import VaultApi
 from azure_emu.vault.vault import Vault
+from blockfs import hostmounts
 from replication.ports import VaultLink
 from siterig import rpc_server, services
 from siterig.layout import Layout
@@ -20,6 +21,7 @@ async def run(layout: Layout, *, task_status: trio.TaskStatus[None]) -> None:
         provider=services.provider(layout),
         recovery=services.recovery_side(layout),
         azure_host=services.azure(layout),
+        shut_down=hostmounts.shutdown,
     )
     faces = {"VaultApi": (VaultApi, vault), "VaultLink": (VaultLink, vault), "ApplierReports": (ApplierReports, vault)}
     try:

@@ -91,7 +91,7 @@ class FakeVault:
         self.blobs_at_report.append(len(self.cache.blobs))
         self._wake()
 
-    async def apply_failed(self, *, disk_id: str, code: str, message: str) -> None:
+    async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
         assert disk_id == DISK_ID
         self.failed.append((code, message))
         self._wake()

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from azure_emu.ports import ApplierReports, DiskSpec
+from azure_emu.vault import failback_tasks
 from azure_emu.vault.api import Job, VaultApi
 from blockfs.errors import RigError
 from replication.ports import VaultLink
@@ -262,7 +263,8 @@ async def test_planned_failover_refuses_a_position_that_was_not_applied(tmp_path
         assert world.managed[disk.disk_id].complete_position == 10
 
 
-async def test_failback_refuses_a_disk_in_use_by_name(tmp_path: Path) -> None:
+async def test_failback_refuses_a_disk_in_use_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failback_tasks, "_CLOSE_TIMEOUT_S", 0.05)
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -278,7 +280,10 @@ async def test_failback_refuses_a_disk_in_use_by_name(tmp_path: Path) -> None:
         )
         assert await state_of(world) == ("PlannedFailoverFailed", "Recovery", "None")
         world.azure["web01"]["os"] = disk
+        world.calls.clear()
         assert (await ended(vault, await vault.failback(vm="web01"))).state == "Succeeded"
+        order = [call for call in world.calls if call.startswith(("shut_down", "recovery.export_disk"))]
+        assert order[0] == f"shut_down {len(world.site['web01'])} disks", "first shut down, then download"
 
 
 async def test_failback_of_a_disk_written_meanwhile_never_replaces_the_site(tmp_path: Path) -> None:

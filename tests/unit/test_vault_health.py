@@ -85,11 +85,21 @@ async def test_a_refused_part_is_critical_until_that_disk_is_applied_again(tmp_p
     async with running(world, tmp_path) as vault:
         await protected(vault)
         disk_id = world.site["web01"]["os"].disk_id
-        await vault.apply_failed(disk_id=disk_id, code="PartCorrupt", message="checksum")
+        await vault.apply_failed(disk_id=disk_id, code="PartCorrupt", message="checksum", recoverable=False)
         await vault.replication_recovered(vm="web01")  # the agent's success says nothing about the applier
         assert (await only_item(vault)).replicationHealth == "Critical"
         await world.report(disk_id)
         assert (await only_item(vault)).replicationHealth == "Normal"
+
+
+async def test_an_applier_that_waits_for_room_is_a_warning(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        disk_id = world.site["web01"]["os"].disk_id
+        await vault.apply_failed(disk_id=disk_id, code="DiskFull", message="no room", recoverable=True)
+        assert (await only_item(vault)).replicationHealth == "Warning"
+        assert (await vault.events())[0].severity == "Warning"
 
 
 async def test_reports_about_a_vm_that_is_not_protected_are_ignored(tmp_path: Path) -> None:
@@ -98,7 +108,7 @@ async def test_reports_about_a_vm_that_is_not_protected_are_ignored(tmp_path: Pa
         await vault.replication_error(vm="x", code="E", message="m", recoverable=True, attempt=1, next_try_s=1)
         await vault.resync_required(vm="x", reason="PowerLoss")
         await vault.replication_recovered(vm="x")
-        await vault.apply_failed(disk_id="d", code="E", message="m")
+        await vault.apply_failed(disk_id="d", code="E", message="m", recoverable=False)
         await vault.applied(watermark=world.mark("d", 1, 5, 5), tags=[])
         await vault.point_sent(vm="x", tag_id="t", kind="CrashConsistent", name="n", position=1, time_ns=1)
         assert await vault.watermarks(vm="x") == []

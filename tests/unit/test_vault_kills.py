@@ -181,7 +181,7 @@ async def test_a_refused_part_ends_the_wait_of_the_initial_replication(tmp_path:
         job = await vault.enable_protection(vm="web01", interval_s=30)
         await reach(world, "site.initial_replication")
         disk_id = world.site["web01"]["os"].disk_id
-        await vault.apply_failed(disk_id=disk_id, code="PartCorrupt", message="part 3: checksum")
+        await vault.apply_failed(disk_id=disk_id, code="PartCorrupt", message="part 3: checksum", recoverable=False)
         job = await ended(vault, job)
         assert (job.state, job.errors[0].code) == ("Failed", "PartCorrupt")
         (item,) = await vault.items()

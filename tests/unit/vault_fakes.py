@@ -53,6 +53,9 @@ class World:
                 self.failing_once.pop(name, None)
                 raise error
 
+    async def shut_down(self, disks: list[Path]) -> None:
+        await self.called(f"shut_down {len(disks)} disks")
+
     def lose_site(self) -> None:
         error = RigError("RoleUnavailable", "role site cannot be reached", recoverable=True)
         for name in vars(FakeProvider):
@@ -242,6 +245,7 @@ async def running(world: World, folder: Path) -> AsyncIterator[Vault]:
         provider=FakeProvider(world),
         recovery=FakeRecovery(world),
         azure_host=host,
+        shut_down=world.shut_down,
         clock=lambda: world.now_ns,
     )
     world.vault = vault
