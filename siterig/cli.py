@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+from typing import Annotated
+
 import typer
 
 from siterig.commands import drill, operations, records, rig, vms
@@ -18,10 +21,17 @@ for subject in (rig, vms, operations, records, drill):
     subject.register(app)
 
 
-def main() -> None:
-    """Entry point of the ``siterig`` program."""
-    app()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"siterig {importlib.metadata.version('siterig')}")
+        raise typer.Exit
 
 
-if __name__ == "__main__":
-    main()
+@app.callback()
+def _global(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
