@@ -76,9 +76,9 @@ class Disk:
 
     # --- making and opening -------------------------------------------------------------------------------------
 
-    @classmethod
-    def create(cls, place: DiskPlace, size_bytes: int, positions: PositionCounter) -> Disk:
-        """A new all-zero disk; nothing is left behind if it fails."""
+    @staticmethod
+    def make_raw(place: DiskPlace, size_bytes: int) -> None:
+        """The files of a new all-zero disk; nothing is left behind if it fails."""
         if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
             raise RigError(
                 "InvalidDiskSize",
@@ -87,34 +87,27 @@ class Disk:
         path = place.file("img")
         with path.open("xb") as file:
             file.truncate(size_bytes)
-        state = DiskState(
-            disk_id=str(uuid.uuid4()), size_bytes=size_bytes, kind="raw", generation=0, tracked=False, needs_resync=None
-        )
         try:
-            state.save(place.file("disk"))
+            DiskState(
+                disk_id=str(uuid.uuid4()), size_bytes=size_bytes, kind="raw", generation=0, tracked=False, needs_resync=None
+            ).save(place.file("disk"))
         except BaseException:
             path.unlink()
             raise
-        return cls(place, state=state, layer=RawLayer(path, writable=True), positions=positions)
 
-    @classmethod
-    def create_top(
-        cls, place: DiskPlace, *, store: Path, position: int, open_view: OpenView, positions: PositionCounter
-    ) -> Disk:
-        """A new writable disk over managed disk ``store`` at ``position``."""
-        lower = open_view(store, position)
-        state = DiskState(
+    @staticmethod
+    def make_top(place: DiskPlace, *, store: Path, position: int, size_bytes: int) -> None:
+        """The files of a new writable disk over managed disk ``store`` at ``position``, which has that size."""
+        DiskState(
             disk_id=str(uuid.uuid4()),
-            size_bytes=lower.size_bytes,
+            size_bytes=size_bytes,
             kind="top",
             generation=0,
             tracked=False,
             needs_resync=None,
             store=str(store),
             position=position,
-        )
-        state.save(place.file("disk"))
-        return cls(place, state=state, layer=TopLayer(lower, place.file("top")), positions=positions)
+        ).save(place.file("disk"))
 
     @classmethod
     def open(cls, place: DiskPlace, positions: PositionCounter, open_view: OpenView | None) -> Disk:

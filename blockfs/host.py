@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
+import trio
 
 from blockfs.control import CutInfo, DiskInfo, SegmentInfo, SnapshotDisk, SnapshotInfo, StagingInfo, TagKind
 from blockfs.disk import Disk, DiskPlace, OpenView
@@ -27,7 +28,7 @@ from blockfs.errors import RigError
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 
-MakeDisk = Callable[[DiskPlace], Disk]
+MakeFiles = Callable[[DiskPlace], None]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _log = structlog.get_logger("blockfs.host")
 
@@ -119,7 +120,7 @@ class DiskHost:
         """See :class:`DiskHostControl`."""
         self._check_new(vm, name)
         try:
-            disk = self._in_folder(vm, name, lambda place: Disk.create(place, size_bytes, self.positions))
+            disk = self._add(vm, name, lambda place: Disk.make_raw(place, size_bytes), self._open_view)
         except OSError as exc:
             raise _host_error(f"disk {vm}/{name} of {size_bytes} bytes", exc) from exc
         return disk.info(self.mountpoint)
@@ -130,18 +131,30 @@ class DiskHost:
         if open_view is None:
             raise RigError("NotARecoveryHost", f"cannot open managed disk {disk_id} here: this host serves a site")
         self._check_new(vm, name)
-
-        def make(place: DiskPlace) -> Disk:
-            disk = Disk.create_top(
-                place, store=Path(store), position=position, open_view=open_view, positions=self.positions
-            )
-            disk.start_tracking(new_generation=False)
-            return disk
-
+        # In a thread: it reads the whole journal, and the disks that are served meanwhile must not wait for that.
+        view = await trio.to_thread.run_sync(open_view, Path(store), position)
         try:
-            return self._in_folder(vm, name, make).info(self.mountpoint)
+            self._check_new(vm, name)  # somebody else may have been quicker
+            disk = self._add(
+                vm,
+                name,
+                lambda place: Disk.make_top(place, store=Path(store), position=position, size_bytes=view.size_bytes),
+                lambda _store, _position: view,
+            )
         except OSError as exc:
+            view.close()
             raise _host_error(f"disk {vm}/{name}", exc) from exc
+        except BaseException:
+            view.close()
+            raise
+        try:
+            disk.start_tracking(new_generation=False)
+        except OSError as exc:
+            disk.abandon()
+            del self.vms[vm][name]
+            self._discard(disk.place)
+            raise _host_error(f"change log of disk {vm}/{name}", exc) from exc
+        return disk.info(self.mountpoint)
 
     def _check_new(self, vm: str, name: str) -> None:
         check_name("VM", vm)
@@ -149,30 +162,40 @@ class DiskHost:
         if name in self.vms.get(vm, {}) or f"{vm}/{name}" in self.broken:
             raise RigError("DiskExists", f"VM {vm!r} has a disk {name!r} already")
 
-    def _in_folder(self, vm: str, name: str, make: MakeDisk) -> Disk:
-        """Make a disk in the VM's folder, which appears whole or not at all."""
-        folder = self.root / vm
+    def _add(self, vm: str, name: str, make: MakeFiles, open_view: OpenView | None) -> Disk:
+        """Make a disk's files in the VM's folder, which appears whole or not at all, and open it."""
+        place = DiskPlace(self.root / vm, vm, name)
         if vm in self.vms:
-            place = DiskPlace(folder, vm, name)
             try:
-                disk = make(place)
+                make(place)
             except BaseException:
-                for path in folder.glob(f"{name}.*"):
-                    path.unlink()
+                self._discard(place)
                 raise
         else:
             fresh = self.root / f".new-{vm}"
             fresh.mkdir(mode=0o700)
             try:
-                make(DiskPlace(fresh, vm, name)).close()
-                fresh.rename(folder)
+                make(DiskPlace(fresh, vm, name))
+                fresh.rename(place.folder)
             except BaseException:
                 shutil.rmtree(fresh)
                 raise
             sync_folder(self.root)
-            disk = Disk.open(DiskPlace(folder, vm, name), self.positions, self._open_view)
+        try:
+            disk = Disk.open(place, self.positions, open_view)
+        except BaseException:
+            self._discard(place)
+            raise
         self.vms.setdefault(vm, {})[name] = disk
         return disk
+
+    def _discard(self, place: DiskPlace) -> None:
+        """Take away what is there of a disk that could not be made, and its folder if it was the first of its VM."""
+        for path in place.folder.glob(f"{place.name}.*"):
+            path.unlink()
+        if not self.vms.get(place.vm):
+            self.vms.pop(place.vm, None)
+            place.folder.rmdir()
 
     async def remove_vm(self, *, vm: str) -> None:
         """See :class:`DiskHostControl`."""

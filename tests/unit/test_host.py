@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import time
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from blockfs import disk as disk_module
+from blockfs.disk import Disk
+from blockfs.disk_state import DiskState
 from blockfs.errors import RigError
 from blockfs.host import DiskHost
 from blockfs.layers import Layer, RawLayer
@@ -216,6 +220,25 @@ class TestOpenPoint:
         assert again.disk("web01-test", "os").read(0, 5) == b"po!!t"
         assert (tmp_path / "base").read_bytes()[:5] == b"point"
         again.abandon()
+
+    @pytest.mark.parametrize("failing", ["save", "TopLayer", "start_tracking"])
+    async def test_what_fails_half_way_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+    ) -> None:
+        (tmp_path / "base").write_bytes(bytes(SIZE))
+        host = DiskHost(tmp_path / "vms", tmp_path / "mnt", open_view=self.view)
+
+        def full(*_args: object, **_kwargs: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            owner = {"save": DiskState, "TopLayer": disk_module, "start_tracking": Disk}[failing]
+            patch.setattr(owner, failing, full)
+            with pytest.raises(RigError, match="the host's disk is full"):
+                await host.open_point(vm="web01", name="os", disk_id="x", store=str(tmp_path), position=42)
+        assert (host.vms, [path.name for path in host.root.iterdir()]) == ({}, ["position"])
+        await host.open_point(vm="web01", name="os", disk_id="x", store=str(tmp_path), position=42)
+        host.abandon()
 
     async def test_a_site_cannot_open_one(self, host: DiskHost) -> None:
         with pytest.raises(RigError, match="this host serves a site"):

@@ -67,7 +67,8 @@ async def test_segments_that_are_kept_are_not_opened_when_others_are_applied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = DiskPlace(tmp_path, "web01", "os")
-    disk = Disk.create(place, 1 << 20, PositionCounter(tmp_path / "position"))
+    Disk.make_raw(place, 1 << 20)
+    disk = Disk.open(place, PositionCounter(tmp_path / "position"), None)
     disk.start_tracking(new_generation=False)
     disk.write(0, b"of the generation before")
     disk.start_tracking(new_generation=True)
