@@ -1,4 +1,4 @@
-"""The FUSE file system: a folder a VM, in it the disks as files, their change logs and snapshots read-only.
+"""The FUSE file system: a folder a VM, in it the disks as files; as fixed VHDs, their change logs and snapshots read-only.
 
 Fault contract: holds no state of its own but open handles.  A mount whose server died (``ENOTCONN``) is cleared
 before a new one is made at the same place.
@@ -21,6 +21,7 @@ import pyfuse3
 import structlog
 import trio
 
+from blockfs import vhd
 from blockfs.disk import Disk
 from blockfs.disk_log import find_segments, is_segment
 from blockfs.errors import RigError
@@ -79,6 +80,8 @@ class DiskFileSystem(pyfuse3.Operations):
         names = []
         for disk in self._host.vms.get(node.vm, {}).values():
             names.append(f"{disk.place.name}.img")
+            if vhd.can_be_vhd(disk.size_bytes):
+                names.append(f"{disk.place.name}.vhd")
             names += [path.name for _, path in find_segments(disk.place.folder, disk.place.name)]
             if disk.snapshot is not None:
                 names.append(f"{disk.place.name}.snapshot")
@@ -112,6 +115,8 @@ class DiskFileSystem(pyfuse3.Operations):
         entry.st_nlink = 1
         if (disk := self._disk_of(node, ".img")) is not None:
             entry.st_mode, entry.st_size = stat.S_IFREG | 0o600, disk.size_bytes
+        elif (disk := self._disk_of(node, ".vhd")) is not None and vhd.can_be_vhd(disk.size_bytes):
+            entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.size_bytes + vhd.FOOTER_BYTES
         elif (disk := self._disk_of(node, ".snapshot")) is not None and disk.snapshot is not None:
             entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.snapshot.size_bytes
         elif (path := self._log_path(node)) is not None:
@@ -181,13 +186,17 @@ class DiskFileSystem(pyfuse3.Operations):
     # --- bytes --------------------------------------------------------------------------------------------------
 
     async def open(self, inode: pyfuse3.InodeT, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Disks can be read and written; logs and snapshots read."""
+        """Disks can be read and written; their VHD form, logs and snapshots read."""
         node, writable = self._nodes[inode], flags & os.O_ACCMODE != os.O_RDONLY
         if (disk := self._disk_of(node, ".img")) is not None:
             disk.handles += 1
             return self._opened(_Handle(disk.read, disk, disk.released, writable), direct_io=False)
         if writable:
             raise pyfuse3.FUSEError(errno.EACCES)
+        if (disk := self._disk_of(node, ".vhd")) is not None and vhd.can_be_vhd(disk.size_bytes):
+            # Not cached: it has other pages than the disk's own file, which somebody may be writing to.
+            disk.handles += 1
+            return self._opened(_Handle(_vhd_reader(disk), None, disk.released, writable=False), direct_io=True)
         if (disk := self._disk_of(node, ".snapshot")) is not None and disk.snapshot is not None:
             return self._opened(_Handle(disk.snapshot.pread, None, lambda: None, writable=False), direct_io=True)
         if (path := self._log_path(node)) is not None:
@@ -232,6 +241,18 @@ class DiskFileSystem(pyfuse3.Operations):
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         """The last descriptor of a handle was closed."""
         self._handles.pop(fh).release()
+
+
+def _vhd_reader(disk: Disk) -> Callable[[int, int], bytes]:
+    """Reads a disk as a fixed VHD: its bytes, then the footer."""
+    footer = vhd.fixed_footer(disk.size_bytes, disk.state.disk_id)
+
+    def read(offset: int, length: int) -> bytes:
+        behind = max(offset - disk.size_bytes, 0)
+        data = disk.read(offset, length)
+        return data + footer[behind : behind + length - len(data)]
+
+    return read
 
 
 @contextlib.contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,7 +50,7 @@ def write(path: Path, offset: int, data: bytes, *, sync: bool = False) -> None:
 
 def test_the_mount_shows_disks_and_logs_and_refuses_what_they_are_not(server: DiskServer) -> None:
     folder = server.mountpoint / "web01"
-    assert names(folder) == ["data.000001.hrl", "data.img", "os.000001.hrl", "os.img"]
+    assert names(folder) == ["data.000001.hrl", "data.img", "data.vhd", "os.000001.hrl", "os.img", "os.vhd"]
     assert server.os_disk.stat().st_size == DISK_BYTES
     assert (folder / "os.000001.hrl").read_bytes() == logs(server)[0].read_bytes()
     with pytest.raises(PermissionError):
@@ -107,6 +109,30 @@ def test_after_kill_9_the_stale_mount_is_cleared_and_everything_is_there(server:
         assert disk.read(3) == b"one"
     write(server.os_disk, 3, b"two")
     assert replay_files(bytes(DISK_BYTES), logs(server)) == (server.root / "web01" / "os.img").read_bytes()
+
+
+def test_the_vhd_is_the_disk_and_a_footer(server: DiskServer) -> None:
+    write(server.os_disk, DISK_BYTES - 5, b"bytes")
+    with (server.mountpoint / "web01" / "os.vhd").open("rb") as vhd:
+        assert vhd.seek(-512 - 5, os.SEEK_END) == DISK_BYTES - 5
+        tail = vhd.read()
+        assert (tail[:5], tail[5:13], len(tail)) == (b"bytes", b"conectix", 517)
+        write(server.os_disk, DISK_BYTES - 5, b"other")
+        vhd.seek(-512 - 5, os.SEEK_END)
+        assert vhd.read(5) == b"other", "what is written to the disk meanwhile is seen"
+    with pytest.raises(PermissionError):
+        (server.mountpoint / "web01" / "os.vhd").open("r+b")
+
+
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed (Debian: qemu-utils)")
+def test_qemu_img_takes_the_vhd_for_the_same_disk(server: DiskServer) -> None:
+    write(server.os_disk, 12_345, b"somewhere" * 100)
+    disk, vhd = server.os_disk, server.mountpoint / "web01" / "os.vhd"
+    info = json.loads(
+        subprocess.run(["qemu-img", "info", "--output=json", "-f", "vpc", vhd], check=True, capture_output=True).stdout
+    )
+    assert (info["format"], info["virtual-size"]) == ("vpc", DISK_BYTES)
+    subprocess.run(["qemu-img", "compare", "-f", "vpc", "-F", "raw", vhd, disk], check=True, capture_output=True)
 
 
 def test_a_cut_closes_a_segment_that_the_mount_shows(server: DiskServer) -> None:
