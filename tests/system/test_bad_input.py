@@ -44,7 +44,7 @@ class Rig:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """``siterig ARGUMENTS``."""
-        command = [sys.executable, "-m", "siterig.cli", *arguments, "--dir", str(self.layout.root)]
+        command = [sys.executable, "-m", "siterig", *arguments, "--dir", str(self.layout.root)]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
 
     def good(self, *arguments: str) -> str:
@@ -258,7 +258,7 @@ def test_a_vault_of_another_version_ends_up(down: Rig) -> None:
 @pytest.mark.parametrize("folder", ["/dev/null/rig", "/proc/rig"])
 def test_a_folder_that_cannot_be_made_is_one_line(folder: str) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "siterig.cli", "up", "--dir", folder], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "siterig", "up", "--dir", folder], capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
     assert re.fullmatch(

@@ -16,7 +16,7 @@ from siterig import cleanup
 
 pytestmark = pytest.mark.system
 
-SITERIG = (sys.executable, "-m", "siterig.cli")
+SITERIG = (sys.executable, "-m", "siterig")
 SMALL = ("--os-size", "512MiB", "--data-size", "512MiB", "--corpus", "32MiB", "--interval", "2")
 
 

@@ -23,7 +23,7 @@ from siterig.testbed import Testbed
 
 pytestmark = pytest.mark.system
 
-SITERIG = (sys.executable, "-m", "siterig.cli")
+SITERIG = (sys.executable, "-m", "siterig")
 MIB = 1024 * 1024
 
 
