@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import tempfile
 from pathlib import Path
@@ -282,6 +283,22 @@ def test_nothing_is_overwritten_and_a_failed_import_leaves_nothing(tmp_path: Pat
     with pytest.raises(RigError, match="touches the first 5120 bytes of a disk; its size is given as 512"):
         import_log(dm_log(tmp_path), tmp_path, "new", size_bytes=512)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "os.000001.hrl"]
+
+
+def test_a_log_gets_its_name_when_it_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def watched(fd: int) -> None:
+        fsync(fd)
+        if not (tmp_path / "out").exists():
+            synced.append(os.fstat(fd).st_size)
+
+    monkeypatch.setattr("blockfs.dm_log_writes.os.fsync", watched)
+    writer = DmLogWriter(tmp_path / "out")
+    writer.write(0, b"x" * 512)
+    writer.finish()
+    assert synced == [3 * 512]
 
 
 def test_an_import_that_fails_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import tempfile
 import uuid
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockfs.changelog import HEADER_BYTES, RecordType
+from blockfs.changelog import HEADER_BYTES, RecordType, SegmentReader
+from blockfs.disk import Disk, DiskPlace
 from blockfs.errors import RigError
 from blockfs.layers import RawLayer
-from blockfs.log_replay import FileSummary, Replay, check, in_order, open_image, verify
+from blockfs.log_replay import FileSummary, Replay, TornTail, check, in_order, open_image, verify
+from blockfs.position import PositionCounter
+from blockfs.sync_stream import SyncStream
 from tests.unit.log_row import DISK_BYTES, DISK_ID, START, LogRow, operations
 
 
@@ -75,8 +79,10 @@ def test_an_empty_segment_comes_before_the_one_that_begins_with_the_same_record(
     row.rotate()
     row.write(1, b"y")
     row.close()
-    assert faults([row.paths[2], row.paths[1], row.paths[0]]) == [None, None, None]
-    assert replayed(tmp_path, row.paths[::-1]) == bytes(row.data)
+    row.paths[1] = row.paths[1].rename(tmp_path / "z")
+    assert [file.path for file in in_order(row.paths[::-1])] == [row.paths[0], row.paths[1], row.paths[2]]
+    assert faults(row.paths) == [None, None, None]
+    assert replayed(tmp_path, row.paths) == bytes(row.data)
 
 
 def test_growth_is_replayed_and_a_larger_image_stays_as_large(tmp_path: Path) -> None:
@@ -214,6 +220,99 @@ def test_an_image_that_is_too_small_or_no_file_is_refused(tmp_path: Path) -> Non
     with pytest.raises(RigError) as failed:
         open_image(image, log, writable=True)
     assert failed.value.message == f"{image}: has {DISK_BYTES - 1} bytes; the log is of a disk of {DISK_BYTES} bytes"
+
+
+def test_a_position_that_goes_back_from_one_segment_to_the_next_is_refused(tmp_path: Path) -> None:
+    row = LogRow(tmp_path)
+    row.write(0, b"x")
+    row.rotate()
+    row.position -= 4
+    row.write(0, b"y")
+    row.close()
+    with pytest.raises(RigError, match=r"000002\.hrl: change log is corrupt at record 2: position 42 after 43"):
+        check(row.paths)
+
+
+def test_a_record_that_became_whole_while_the_log_was_read_is_not_lost(tmp_path: Path) -> None:
+    row = row_of_three(tmp_path)
+    whole = row.paths[0].read_bytes()
+    row.paths[0].write_bytes(whole[:-20])
+    with SegmentReader(row.paths[0]) as reader:
+        tail = TornTail(reader)
+        records = tail.records()
+        assert next(records).seq == 1
+        row.paths[0].write_bytes(whole)
+        assert [record.seq for record in records] == [2]
+        assert tail.torn_bytes == 0
+
+
+def test_the_parts_of_a_sync_stream_are_a_row_too(tmp_path: Path) -> None:
+    folder = tmp_path / "sync"
+    folder.mkdir()
+    stream = SyncStream(
+        folder,
+        disk_id=DISK_ID,
+        generation=1,
+        disk_size_bytes=DISK_BYTES,
+        position=9,
+        time_ns=0,
+        first_seq=1,
+        part_bytes_max=9999,
+    )
+    target = bytes(reversed(START))
+    for at in range(0, DISK_BYTES, 8192):
+        stream.add(at, target[at : at + 8192], 8192)
+    stream.finish()
+    parts = sorted(folder.iterdir(), reverse=True)
+    assert len(parts) > 3
+    assert replayed(tmp_path, parts) == target
+    row = row_of_three(tmp_path)
+    assert faults(parts[2:] + parts[:1]) == [None] * (len(parts) - 2) + ["LogGap"]
+    assert faults([*parts, row.paths[0]])[-1] == "LogMismatch"
+
+
+def test_the_log_of_a_tracked_disk_gives_the_disk_also_after_a_kill(tmp_path: Path) -> None:
+    positions = PositionCounter(tmp_path / "position")
+    folder = tmp_path / "web01"
+    folder.mkdir()
+    place = DiskPlace(folder, "web01", "os")
+    Disk.make_raw(place, DISK_BYTES)
+    disk = Disk.open(place, positions, None)
+    disk.write(0, START)
+    disk.start_tracking(new_generation=False)
+    rng = random.Random(5)
+    for number in range(40):
+        offset = rng.randrange(DISK_BYTES - 1)
+        disk.write(offset, rng.randbytes(rng.randrange(1, min(600, DISK_BYTES - offset) + 1)))
+        if number == 12:
+            disk.log.rotate()
+        if number == 25:
+            disk.abandon()
+            disk = Disk.open(place, positions, None)
+    assert disk.log.last_seq == 40
+    assert replayed(tmp_path, sorted(folder.glob("os.*.hrl"), reverse=True)) == disk.read(0, DISK_BYTES)
+    disk.abandon()
+    positions.close()
+
+
+def test_a_replay_ends_with_a_sync(tmp_path: Path) -> None:
+    class Watched(RawLayer):
+        unsynced = False
+
+        def pwrite(self, offset: int, data: bytes | memoryview) -> None:
+            super().pwrite(offset, data)
+            self.unsynced = True
+
+        def sync(self) -> None:
+            super().sync()
+            self.unsynced = False
+
+    image = tmp_path / "image"
+    image.write_bytes(START)
+    onto = Watched(image, writable=True)
+    Replay(check(row_of_three(tmp_path).paths), onto).run()
+    onto.close()
+    assert not onto.unsynced
 
 
 class FullLayer(RawLayer):
