@@ -23,9 +23,9 @@ _STATUS = {
     ("AzuriteMissing", "FuseMissing", "NodeMissing", "NotPermitted", "ToolMissing"), ENVIRONMENT
 ) | dict.fromkeys(
     (
-        "BadRequest", "DiskExists", "DiskTooSmall", "FolderUnusable", "InvalidDisk", "InvalidDiskSize", "InvalidName",
-        "InvalidPolicy", "JobNotFound", "NoSuchPoint", "NoSuchRole", "NotARig", "PathTooLong", "StateVersion",
-        "UnknownFilesystem", "VmExists", "VmNotFound",
+        "BadRequest", "DiskExists", "DiskTooSmall", "FolderUnusable", "ImageUnusable", "InvalidDisk", "InvalidDiskSize",
+        "InvalidName", "InvalidPolicy", "JobNotFound", "LogExists", "LogUnaligned", "LogUnreadable", "NoSuchPoint",
+        "NoSuchRole", "NotARig", "PathTooLong", "StateVersion", "UnknownFilesystem", "VmExists", "VmNotFound",
     ),
     BAD_INPUT,
 )  # fmt: skip

@@ -1,0 +1,287 @@
+"""Change logs by themselves: show, verify, replay, and exchange with dm-log-writes.  No rig is needed."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from azure_emu.vault.clock import rfc3339
+from blockfs import hostmounts
+from blockfs.changelog import FLAG_CLEAN_CLOSE, Record, RecordType, SegmentReader, decode_tag
+from blockfs.errors import RigError
+from blockfs.log_exchange import export_log, import_log
+from blockfs.log_replay import Advance, CheckedLog, FileSummary, Replay, TornTail, check, in_order, open_image, verify
+from siterig import exits, show
+from siterig.commands.options import example
+from siterig.values import format_size, parse_size
+
+Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Segments (.hrl), in any order.")]
+Kind = Enum("Kind", {kind.name: kind.name.lower() for kind in RecordType}, type=str)  # type: ignore[misc]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    log = typer.Typer(no_args_is_help=True)
+    log.command("show", epilog=example("siterig log show os.000001.hrl --type tag"))(show_log)
+    log.command("verify", epilog=example("siterig log verify os.*.hrl"))(verify_log)
+    log.command("replay", epilog=example("siterig log replay os.*.hrl --onto os.img"))(replay_log)
+    log.command("export", epilog=example("siterig log export os.*.hrl --dm-log-writes os.dmlog"))(export_dm)
+    log.command("import", epilog=example("siterig log import os.dmlog --onto-log ./os"))(import_dm)
+    app.add_typer(log, name="log", help="Read change logs.", epilog=example("siterig log verify os.*.hrl"))
+
+
+@contextmanager
+def _bar(what: str, total_bytes: int) -> Iterator[Advance]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    console = show.err()
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total_bytes)
+
+        def advance(done_bytes: int) -> None:
+            progress.update(task, advance=done_bytes)
+
+        yield advance
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What the host refuses is told with the file it was for."""
+    try:
+        yield
+    except OSError as exc:
+        code = "DiskFull" if exc.errno in (errno.ENOSPC, errno.EDQUOT) else "IoFailed"
+        raise RigError(code, f"{path}: cannot be written: {exc.strerror}") from exc
+
+
+def _checked(files: list[Path], upto: int | None = None) -> CheckedLog:
+    """The log that the files are, with remarks about it."""
+    total_bytes = sum(file.size_bytes for file in in_order(files))
+    with _bar("checking", total_bytes) as advance:
+        log = check(files, upto=upto, advance=advance)
+    if log.torn is not None:
+        show.notice(f"{log.torn.path}: {_torn(log.torn)}, left out")
+    if log.first_seq > 1:
+        show.notice(f"the log begins with record {log.first_seq}: the image must be the disk as it was before that")
+    if upto is not None and not log.files[-1].cut:
+        show.notice(f"the log ends with position {log.files[-1].last_position}, before {upto}")
+    return log
+
+
+def _torn(summary: FileSummary) -> str:
+    return f"torn tail of {summary.torn_bytes} bytes at byte {summary.end}"
+
+
+# --- show ---------------------------------------------------------------------------------------------------------
+
+
+def show_log(
+    files: Files,
+    kinds: Annotated[list[Kind] | None, typer.Option("--type", help="Only records of this type; may be repeated.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many records.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document a line.")] = False,
+) -> None:
+    """Show each segment's header and its records."""
+
+    async def work() -> None:
+        wanted = {RecordType[kind.name] for kind in kinds} if kinds else set(RecordType)
+        left = limit
+        for file in in_order(files):
+            if file.fault is not None:
+                raise file.fault
+            if file.header is None:
+                show.notice(f"{file.path}: torn tail of {file.size_bytes} bytes at byte 0")
+                continue
+            with SegmentReader(file.path) as reader:
+                _print_header(reader, as_json=as_json)
+                tail = TornTail(reader)
+                for record in tail.records():
+                    if record.type in wanted:
+                        if left == 0:
+                            return
+                        _print_record(reader, record, as_json=as_json)
+                        left = None if left is None else left - 1
+                if tail.torn_bytes:
+                    show.notice(
+                        f"{file.path}: torn tail of {tail.torn_bytes} bytes at byte {file.size_bytes - tail.torn_bytes}"
+                    )
+
+    exits.run(work)
+
+
+def _print_header(reader: SegmentReader, *, as_json: bool) -> None:
+    header = reader.header
+    if as_json:
+        fields = {
+            "file": str(reader.path), "disk_id": header.disk_id, "generation": header.generation, "stream": header.stream,
+            "first_seq": header.first_seq, "boot_id": header.boot_id, "created": rfc3339(header.created_ns),
+            "disk_size_bytes": header.disk_size_bytes,
+        }  # fmt: skip
+        print(json.dumps({"segment": fields}))
+        return
+    print(
+        f"{reader.path}: disk {header.disk_id} ({format_size(header.disk_size_bytes)}), generation {header.generation}, "
+        f"{header.stream} from {header.first_seq}, begun {rfc3339(header.created_ns)} in boot {header.boot_id}"
+    )
+    print(f"{'seq':>10} {'position':>12} {'time':27} {'type':8}{'offset':>16} {'length':>12}")
+
+
+def _print_record(reader: SegmentReader, record: Record, *, as_json: bool) -> None:
+    tag = decode_tag(reader.payload(record)) if record.type is RecordType.TAG else None
+    clean = record.type is RecordType.FLUSH and bool(record.flags & FLAG_CLEAN_CLOSE)
+    if as_json:
+        fields: dict[str, object] = {
+            "seq": record.seq, "position": record.position, "time": rfc3339(record.time_ns), "type": record.type.name,
+            "offset": record.offset, "length": record.length,
+        }  # fmt: skip
+        if tag is not None:
+            fields["tag"] = {"id": tag.tag_id, "name": tag.name, "kind": tag.kind}
+        if record.type is RecordType.FLUSH:
+            fields["closed"] = clean
+        print(json.dumps({"record": fields}))
+        return
+    # A name is whatever was typed: it must not move the terminal's cursor.
+    note = f"{tag.name!r} {tag.kind}" if tag is not None else "closed in order" if clean else ""
+    print(
+        f"{record.seq:>10} {record.position:>12} {rfc3339(record.time_ns):27} {record.type.name:8}{record.offset:>16} "
+        f"{record.length:>12} {note}".rstrip()
+    )
+
+
+# --- verify and replay --------------------------------------------------------------------------------------------
+
+
+def verify_log(files: Files) -> None:
+    """Check segments: each record, and that the files are one log without a gap. Exit status 1 if not."""
+
+    async def work() -> bool:
+        good = True
+        for path, found in verify(files):
+            if isinstance(found, RigError):
+                good = False
+                print(f"{' '.join(found.message.split())} ({found.code})", flush=True)
+                continue
+            torn = f"; {_torn(found)}" if found.torn_bytes else ""
+            print(f"{path}: ok: {_contents(found)}{torn}", flush=True)
+        return good
+
+    if not exits.run(work):
+        raise typer.Exit(exits.FAILED)
+
+
+def _contents(found: FileSummary) -> str:
+    if not found.records:
+        return "no records"
+    return (
+        f"records {found.first_seq} to {found.last_seq}, positions {found.first_position} to {found.last_position}, "
+        f"{format_size(found.written_bytes)} written"
+    )
+
+
+def replay_log(
+    files: Files,
+    image: Annotated[Path, typer.Option("--onto", metavar="IMAGE", help="Raw image: the disk as it was before the log.")],
+    upto: Annotated[
+        int | None, typer.Option("--upto", metavar="POSITION", min=0, help="Leave out records behind this position.")
+    ] = None,
+) -> None:
+    """Apply a log to a raw image. Everything is checked before the image is touched."""
+
+    async def work() -> None:
+        await _refuse_in_use(image)
+        log = _checked(files, upto)
+        onto = open_image(image, log, writable=True)
+        try:
+            replay = Replay(log, onto)
+            try:
+                with _writing(image), _bar("applying", log.log_bytes) as advance:
+                    replay.run(advance)
+            except BaseException:
+                show.err().print(_partial(image, replay), markup=False)
+                raise
+        finally:
+            onto.close()
+        print(f"{image}: {_applied(log, replay)}")
+
+    exits.run(work)
+
+
+async def _refuse_in_use(image: Path) -> None:
+    for use in await hostmounts.uses(image) if image.exists() else []:
+        holders = (use.loop, *use.mountpoints, *use.processes)
+        raise RigError("ImageBusy", f"{image}: is in use by {', '.join(holder for holder in holders if holder)}")
+
+
+def _partial(image: Path, replay: Replay) -> str:
+    last = replay.last
+    upto = "nothing of the log" if last is None else f"the log up to record {last.seq}, position {last.position}"
+    return f"siterig: {image} is partial: it holds {upto}, and perhaps part of what follows; the same replay completes it"
+
+
+def _applied(log: CheckedLog, replay: Replay) -> str:
+    last = replay.last
+    if last is None:
+        return "nothing to apply"
+    counts = ", ".join(f"{replay.counts[kind]} {kind.name}" for kind in RecordType if replay.counts[kind])
+    return f"applied records {log.first_seq} to {last.seq}, up to position {last.position}: {counts}"
+
+
+# --- dm-log-writes ------------------------------------------------------------------------------------------------
+
+
+def export_dm(
+    files: Files,
+    out: Annotated[Path, typer.Option("--dm-log-writes", metavar="OUT", help="The log to make, for replay-log.")],
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", metavar="IMAGE", help="The disk as it was before the log, for records of part of a sector."),
+    ] = None,
+) -> None:
+    """Write a log in the format of the Linux device mapper's log-writes target."""
+
+    async def work() -> None:
+        log = _checked(files)
+        with _writing(out), _bar("exporting", log.log_bytes) as advance:
+            done = export_log(log, out, base=base, advance=advance)
+        if done.widened:
+            show.notice(f"{done.widened} records were widened to whole sectors")
+        if done.resizes:
+            show.notice(f"RESIZE has no counterpart ({done.resizes} left out): replay onto an image of the disk's last size")
+        print(f"{out}: records: {done.records}; entries: {done.entries}; disk: {done.disk_size_bytes} bytes")
+
+    exits.run(work)
+
+
+def import_dm(
+    source: Annotated[Path, typer.Argument(metavar="LOG", help="A log of dm-log-writes, or of QEMU's blklogwrites.")],
+    target: Annotated[Path, typer.Option("--onto-log", metavar="DIR/NAME", help="Makes DIR/NAME.000001.hrl, ...")],
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="SIZE", help="The disk's; else as far as the log goes.")
+    ] = None,
+) -> None:
+    """Make change log segments from a log in the format of the Linux device mapper's log-writes target."""
+
+    async def work() -> None:
+        if not target.name or not target.parent.is_dir():
+            raise RigError("FolderUnusable", f"{target.parent}: is no folder; write --onto-log DIR/NAME")
+        size_bytes = None if size is None else parse_size(size)
+        total_bytes = source.stat().st_size if source.is_file() else 0
+        with _writing(target), _bar("importing", total_bytes) as advance:
+            done = import_log(source, target.parent, target.name, size_bytes=size_bytes, advance=advance)
+        if done.fua:
+            show.notice(f"{done.fua} entries have the flag FUA, which a change log cannot tell: it is left out")
+        row = done.paths[0] if len(done.paths) == 1 else f"{done.paths[0]} to {done.paths[-1].name}"
+        print(
+            f"{row}: entries: {done.entries}; records: {done.records}; disk: {done.disk_size_bytes} bytes, "
+            f"new id {done.disk_id}"
+        )
+
+    exits.run(work)
