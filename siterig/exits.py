@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -45,6 +46,8 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
     async def main() -> T:
         return await work()
 
+    for number in (signal.SIGTERM, signal.SIGHUP):  # an end from outside, or a closed terminal, cleans up as Ctrl-C does
+        signal.signal(number, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
     try:
         return trio.run(main)
     except BaseException as error:

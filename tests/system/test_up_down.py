@@ -189,14 +189,23 @@ def test_the_rig_ends_when_who_holds_its_stdin_is_killed(layout: Layout) -> None
     assert traces(layout) == []
 
 
-@pytest.mark.parametrize("after", ["azurite: starting", "site: ready", "agent: starting"])
-def test_ctrl_c_during_up_leaves_nothing(layout: Layout, after: str) -> None:
+@pytest.mark.parametrize(
+    ("after", "number"),
+    [
+        ("azurite: starting", signal.SIGINT),
+        ("site: ready", signal.SIGINT),
+        ("agent: starting", signal.SIGINT),
+        ("site: ready", signal.SIGTERM),
+        ("site: ready", signal.SIGHUP),
+    ],
+)
+def test_ctrl_c_during_up_leaves_nothing(layout: Layout, after: str, number: signal.Signals) -> None:
     up = subprocess.Popen([*SITERIG, "up", "--dir", str(layout.root)], stderr=subprocess.PIPE, text=True)
     assert up.stderr is not None
     for line in up.stderr:
         if line.strip() == after:
             break
-    up.send_signal(signal.SIGINT)
+    up.send_signal(number)
     rest = up.communicate()[1]
     assert up.returncode == 130, rest
     assert rest.endswith("siterig: interrupted\n")
