@@ -22,7 +22,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-SIZE_BYTES = 1 << 30
+DISK_BYTES = 16 << 30
+"""Sparse; so large only that its log, which counts as unsent for a second, stays below half of it."""
+AREA_BYTES = 1 << 30
+"""What is written and read, from the disk's start."""
 PAGE_BYTES = 4096
 SEQUENTIAL_BYTES = 1 << 20
 PEER = "naive pyfuse3"
@@ -33,7 +36,7 @@ def bare_file(folder: Path) -> Iterator[Path]:
     """The host's file system, nothing between."""
     path = folder / "bare.img"
     path.touch()
-    os.truncate(path, SIZE_BYTES)
+    os.truncate(path, DISK_BYTES)
     yield path
 
 
@@ -70,7 +73,7 @@ def ours(kind: str) -> Callable[[Path], contextlib.AbstractContextManager[Path]]
     """A disk of a disk host."""
 
     def start(folder: Path) -> contextlib.AbstractContextManager[Path]:
-        command = ["bench.disk_server", str(folder / "root"), str(folder / "mnt"), str(SIZE_BYTES), kind]
+        command = ["bench.disk_server", str(folder / "root"), str(folder / "mnt"), str(DISK_BYTES), kind]
         return mounted(folder, command, "bench/os.img")
 
     return start
@@ -90,7 +93,7 @@ def rate(fd: int, buffer: mmap.mmap, seconds: float, *, write: bool, sync: bool,
     end = time.perf_counter() + seconds
     began = time.perf_counter()
     while time.perf_counter() < end:
-        at = (done * size) % SIZE_BYTES if sequential else rng.randrange(SIZE_BYTES // size) * size
+        at = (done * size) % AREA_BYTES if sequential else rng.randrange(AREA_BYTES // size) * size
         if write:
             os.pwrite(fd, buffer, at)
         else:
