@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -266,6 +266,44 @@ def test_if_the_mark_of_giving_up_cannot_be_written_the_write_fails(disk: Disk, 
         disk.write(0, b"x" * (200 << 10))
     assert disk.log.last_seq == 1, "still tracked: nothing was written past the log"
     assert contents(disk)[0] == 0
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Inodes in the order in which they were made durable."""
+    import os
+
+    inodes: list[int] = []
+    for name in ("fsync", "fdatasync"):
+        real = getattr(os, name)
+
+        def recording(fd: int, real: Callable[[int], None] = real) -> None:
+            inodes.append(os.fstat(fd).st_ino)
+            real(fd)
+
+        monkeypatch.setattr(os, name, recording)
+    return inodes
+
+
+async def test_a_flush_makes_all_segments_durable_then_their_names_then_the_disk(disk: Disk, synced: list[int]) -> None:
+    disk.start_tracking(new_generation=False)
+    disk.write(0, b"a")
+    disk.log.rotate()
+    disk.write(0, b"b")
+    synced.clear()
+    await disk.flush()
+    wanted = [*logs(disk), disk.place.folder, disk.place.file("img")]
+    assert synced == [path.stat().st_ino for path in wanted]
+    synced.clear()
+    disk.write(0, b"c")
+    await disk.flush()
+    assert synced == [path.stat().st_ino for path in (logs(disk)[-1], disk.place.file("img"))]
+
+
+async def test_the_first_segment_has_a_durable_name_before_the_disk_counts_as_tracked(disk: Disk, synced: list[int]) -> None:
+    synced.clear()
+    disk.start_tracking(new_generation=False)
+    assert disk.place.folder.stat().st_ino in synced
 
 
 async def test_a_failed_fsync_is_reported_and_marks_the_disk(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,60 @@
+"""What is written is durable, in the right order: bytes, then the name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from blockfs.durable import sync_folder, write_atomically, write_synced
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """fsyncs (by the name that the descriptor has at that moment) and renames, in order."""
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def recording_fsync(fd: int) -> None:
+        done.append(f"fsync {Path(f'/proc/self/fd/{fd}').readlink().name}")
+        fsync(fd)
+
+    def recording_rename(path: Path, target: Path) -> Path:
+        done.append(f"rename {path.name} {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(Path, "rename", recording_rename)
+    return done
+
+
+def test_a_replaced_file_is_durable_before_it_has_its_name_and_so_is_the_name(tmp_path: Path, steps: list[str]) -> None:
+    (tmp_path / "state").write_bytes(b"old")
+    write_atomically(tmp_path / "state", b"new")
+    assert steps == ["fsync .state.tmp", "rename .state.tmp state", f"fsync {tmp_path.name}"]
+    assert (tmp_path / "state").read_bytes() == b"new"
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_written_file_is_durable(tmp_path: Path, steps: list[str]) -> None:
+    write_synced(tmp_path / "part", b"bytes" * 1000)
+    assert steps == ["fsync part"]
+    assert (tmp_path / "part").read_bytes() == b"bytes" * 1000
+
+
+def test_a_failed_replacement_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "state").write_bytes(b"old")
+
+    def broken(_fd: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_atomically(tmp_path / "state", b"new")
+    assert (tmp_path / "state").read_bytes() == b"old"
+
+
+def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        sync_folder(tmp_path / "gone")
