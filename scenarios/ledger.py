@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import mmap
 import os
 import signal
 import sqlite3
-import struct
 import sys
 import threading
 import time
@@ -23,23 +21,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from blockfs.position import read_position
 from scenarios import ledger_schema
 from scenarios.acks import Ack, AckWriter
 
 _STOP_TIMEOUT_S = 10.0
-
-
-class PositionFile:
-    """The disk host's counter: the newest position drawn, read from its memory-mapped file (8 bytes, little endian)."""
-
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 8, access=mmap.ACCESS_READ)
-
-    def read(self) -> int:
-        """The position now."""
-        (position,) = struct.unpack_from("<Q", self._map)
-        return int(position)
 
 
 def open_database(path: Path, *, wal: bool) -> sqlite3.Connection:
@@ -71,7 +57,7 @@ class Ledger:
 
     def __init__(self, os_db: Path, data_db: Path, acks: Path, position: Path) -> None:
         self.acknowledged = 0
-        self._position = PositionFile(position)
+        self._position = position
         self._os = open_database(os_db, wal=False)
         self._data = open_database(data_db, wal=True)
         self._acks = AckWriter(acks)
@@ -89,11 +75,11 @@ class Ledger:
     def commit_next(self) -> None:
         """One transaction on both disks, then its acknowledgement."""
         n = self.newest + 1
-        begin = self._position.read()
+        begin = read_position(self._position)
         for database in (self._os, self._data):
             with _transaction(database):
                 ledger_schema.apply(database, n)
-        self._acks.append(Ack(n, begin, self._position.read(), time.time_ns()))
+        self._acks.append(Ack(n, begin, read_position(self._position), time.time_ns()))
         self.newest = self.acknowledged = n
 
     def close(self) -> None:

@@ -43,11 +43,11 @@ class Task(WireModel):
     """A task of a job (official names, ASR task types).  Times are RFC 3339 UTC."""
 
     name: str
-    friendlyName: str  # noqa: N815 (official name)
+    friendlyName: str
     state: JobState
-    stateDescription: str | None  # noqa: N815
-    startTime: str | None  # noqa: N815
-    endTime: str | None  # noqa: N815
+    stateDescription: str | None
+    startTime: str | None
+    endTime: str | None
 
 
 class JobError(WireModel):
@@ -62,8 +62,8 @@ class RecoveryPoint(WireModel):
 
     id: str
     name: str
-    recoveryPointType: Literal["CrashConsistent", "ApplicationConsistent"]  # noqa: N815
-    recoveryPointTime: str  # noqa: N815
+    recoveryPointType: Literal["CrashConsistent", "ApplicationConsistent"]
+    recoveryPointTime: str
     position: int
     time_ns: int
 
@@ -76,27 +76,27 @@ class Job(WireModel):
     """
 
     name: str
-    scenarioName: str  # noqa: N815
-    friendlyName: str  # noqa: N815
+    scenarioName: str
+    friendlyName: str
     state: JobState
-    stateDescription: str | None  # noqa: N815
-    targetObjectName: str  # noqa: N815
-    startTime: str | None  # noqa: N815
-    endTime: str | None  # noqa: N815
+    stateDescription: str | None
+    targetObjectName: str
+    startTime: str | None
+    endTime: str | None
     tasks: list[Task]
     errors: list[JobError]
     result: Vm | None = None
-    recoveryPoint: RecoveryPoint | None = None  # noqa: N815
+    recoveryPoint: RecoveryPoint | None = None
 
 
 class HealthError(WireModel):
     """One reason why an item is not healthy."""
 
-    errorCode: str  # noqa: N815
-    summaryMessage: str  # noqa: N815
+    errorCode: str
+    summaryMessage: str
     recoverable: bool
     attempt: int
-    nextTryTime: str | None  # noqa: N815
+    nextTryTime: str | None
 
 
 class ProtectedItem(WireModel):
@@ -104,25 +104,25 @@ class ProtectedItem(WireModel):
 
     name: str
     policy_interval_s: float
-    protectionState: str  # noqa: N815
-    testFailoverState: str  # noqa: N815
-    replicationHealth: Health  # noqa: N815
-    healthErrors: list[HealthError]  # noqa: N815
-    lastRpoInSeconds: float | None  # noqa: N815
+    protectionState: str
+    testFailoverState: str
+    replicationHealth: Health
+    healthErrors: list[HealthError]
+    lastRpoInSeconds: float | None
     """Seconds between now and the newest state whose data and tag are in the cache account."""
-    activeLocation: Literal["Primary", "Recovery"]  # noqa: N815
-    resynchronizationRequired: str | None  # noqa: N815
+    activeLocation: Literal["Primary", "Recovery"]
+    resynchronizationRequired: str | None
     """The reason, or None."""
 
 
 class Event(WireModel):
     """An event of the vault's log."""
 
-    eventCode: str  # noqa: N815
-    eventType: str  # noqa: N815
+    eventCode: str
+    eventType: str
     severity: Literal["OK", "Warning", "Critical"]
-    timeOfOccurrence: str  # noqa: N815
-    affectedObject: str  # noqa: N815
+    timeOfOccurrence: str
+    affectedObject: str
     description: str
 
 

@@ -334,6 +334,19 @@ async def test_segments_are_handed_out_only_after_a_sync_and_deleted_when_applie
     assert not Path(segment.path).exists()
 
 
+async def test_word_of_another_generation_deletes_nothing_of_this_one(disk: Disk) -> None:
+    disk.start_tracking(new_generation=False)
+    disk.start_tracking(new_generation=True)
+    disk.write(0, b"not applied anywhere")
+    disk.log.rotate()
+    await disk.flush()
+    kept = logs(disk)
+    for other in (1, 3):
+        disk.applied(other, 1000)
+    assert logs(disk) == kept
+    assert len(disk.segments()) == 1
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_snapshot_reads_as_the_disk_did_while_the_disk_changes(disk: Disk, seed: int) -> None:
     rng = random.Random(seed)
