@@ -1,0 +1,163 @@
+/* One virtual disk: a layer, its change log, perhaps a snapshot; and the handles under which it is open.
+ *
+ * Fault contract: see blockfs/disk.py.  A record is in the log before its bytes are on the disk; both happen under the
+ * disk's lock, so overlapping writes reach log and disk in the same order.  No function here waits for Python: when no
+ * spare segment is at hand the current one goes on growing.
+ *
+ * Any thread.  Functions return 0 (or bytes done), or -errno.
+ */
+#ifndef SITERIG_DISK_H
+#define SITERIG_DISK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "layers.h"
+
+enum sr_record_type { SR_WRITE = 1, SR_ZERO = 2, SR_DISCARD = 3, SR_FLUSH = 4, SR_TAG = 5, SR_RESIZE = 6 };
+
+enum { SR_SEGMENT_HEADER_BYTES = 128, SR_RECORD_HEADER_BYTES = 64, SR_DIRTY_HEADER_BYTES = 4096, SR_DIRTY_CHUNK_BYTES = 65536 };
+
+/* Why a disk is no longer logged; kept in the dirty file, so that it outlives a kill. */
+enum sr_log_end { SR_LOGGED = 0, SR_LOG_OVERFLOW = 1, SR_SYNC_FAILED = 2, SR_LOG_FULL = 3 };
+
+struct sr_disk;
+
+/* `positions`: the host's counter, shared by all its disks.  `event_fd`: an eventfd that is raised when Python has
+ * something to do for the disk (a segment was switched, the log was given up).  The layer stays the caller's and must
+ * outlive the disk. */
+struct sr_disk *sr_disk_new(struct sr_layer *layer, uint64_t *positions, int event_fd);
+
+/* Frees the disk and closes its log's descriptors without a sync.  Open handles give -EIO from now on. */
+void sr_disk_free(struct sr_disk *disk);
+
+/* --- bytes --------------------------------------------------------------------------------------------------- */
+
+/* Up to `bytes` bytes; fewer at the end of the disk. */
+int64_t sr_disk_read(struct sr_disk *disk, void *buf, uint64_t bytes, uint64_t offset);
+
+/* Log, then write.  Returns bytes written: fewer than `bytes` only if the host's disk became full on the way, and then
+ * the log says just as many.  An error leaves log and disk as they were. */
+int64_t sr_disk_write(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset);
+
+/* `type`: SR_ZERO or SR_DISCARD.  What lies past the end is left out. */
+int sr_disk_zero(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes);
+
+/* Grow; -EINVAL if smaller. */
+int sr_disk_resize(struct sr_disk *disk, uint64_t bytes);
+
+/* What was written before the call is on stable storage, in the log and on the disk.  An error means that it cannot be
+ * told what was lost: the log is given up (SR_SYNC_FAILED). */
+int sr_disk_flush(struct sr_disk *disk);
+
+int64_t sr_disk_seek(struct sr_disk *disk, uint64_t offset, int whence);
+uint64_t sr_disk_bytes(struct sr_disk *disk);
+
+/* --- log ----------------------------------------------------------------------------------------------------- */
+
+struct sr_log_setup {
+	const uint8_t *header;     /* of every segment; first_seq and crc are filled in */
+	uint64_t number, next_seq; /* of the first segment, of the first record */
+	uint64_t last_position;    /* of the record before it */
+	uint64_t kept_bytes;       /* what older segments take */
+	uint64_t segment_bytes;    /* a segment is switched when it is so long, if there is a spare */
+	uint64_t kept_bytes_max;   /* past it the log is given up; 0: no limit */
+	int full_gives_up;         /* when the log cannot be written: give it up (1), or refuse the write (0) */
+	int fd;                    /* of the first segment; owned */
+	int dirty_fd;              /* the dirty file, long enough; owned */
+};
+
+/* Log everything from now on; replaces a log that there is. */
+int sr_log_start(struct sr_disk *disk, const struct sr_log_setup *setup);
+
+/* Stop logging; nothing is synced. */
+void sr_log_stop(struct sr_disk *disk);
+
+/* Hand over a file that the next segment can use: 1 if taken (owned), 0 if there is one already or no log. */
+int sr_log_give_spare(struct sr_disk *disk, int fd);
+
+/* Append a record without bytes for the disk (TAG, FLUSH) and, if `rotate`, begin a new segment in the spare.  `position`
+ * gets the record's.  -EAGAIN: to rotate there must be a spare; -ENOTCONN: no log. */
+int sr_log_append(struct sr_disk *disk, int type, int flags, const void *payload, uint32_t bytes, int rotate,
+		  uint64_t *position);
+
+/* Begin a new segment unless the current one is empty. */
+int sr_log_rotate(struct sr_disk *disk);
+
+/* Chunk bits of an older segment's record, at start: what is dirty if the log is given up. */
+void sr_log_touch(struct sr_disk *disk, uint64_t number, uint64_t offset, uint64_t bytes);
+
+/* Segments below `number` are gone and took `bytes`. */
+void sr_log_applied(struct sr_disk *disk, uint64_t number, uint64_t bytes);
+
+struct sr_segment_info {
+	uint64_t number, first_seq, last_seq, last_position, end;
+	int durable; /* closed, and on stable storage */
+	int closed;
+};
+
+/* Segments of this log that are not forgotten, oldest first, the current one last; returns how many there are. */
+size_t sr_log_segments(struct sr_disk *disk, struct sr_segment_info *out, size_t max);
+
+/* Forget a closed, durable segment (Python keeps account of it now); closes its descriptor. */
+void sr_log_forget(struct sr_disk *disk, uint64_t number);
+
+struct sr_log_info {
+	int state; /* enum sr_log_end; -1: no log */
+	uint64_t next_seq, last_position, kept_bytes; /* kept: of all segments, the current one too */
+	uint64_t dirty_chunks;
+	int has_spare;
+};
+void sr_log_info(struct sr_disk *disk, struct sr_log_info *out);
+
+/* --- snapshot ------------------------------------------------------------------------------------------------ */
+
+/* Begin copy-before-write into file `fd` (owned), at most `bytes_max` of it; -EEXIST.  `rotate` as sr_log_append, in the same
+ * step, `first_seq` gets the first sequence number that is not in the snapshot. */
+int sr_snapshot_begin(struct sr_disk *disk, int fd, uint64_t bytes_max, uint64_t *first_seq);
+
+/* Bytes below `upto` need not be preserved any more (rounded down to a chunk). */
+void sr_snapshot_release(struct sr_disk *disk, uint64_t upto);
+void sr_snapshot_end(struct sr_disk *disk);
+
+/* Exactly `bytes` bytes as they were.  -EIO: could not be kept, were released, or there is no snapshot. */
+int sr_snapshot_read(struct sr_disk *disk, void *buf, uint64_t bytes, uint64_t offset);
+
+struct sr_snapshot_info {
+	int exists, error; /* error: errno with which keeping old bytes failed, or 0 */
+	uint64_t bytes, store_bytes, store_bytes_max, released;
+};
+void sr_snapshot_info(struct sr_disk *disk, struct sr_snapshot_info *out);
+
+/* --- handles and counters ------------------------------------------------------------------------------------- */
+
+enum { SR_COUNTED_OPS = 5, SR_LATENCY_BUCKETS = 24 };
+enum sr_counted { SR_COUNT_READ, SR_COUNT_WRITE, SR_COUNT_FLUSH, SR_COUNT_DISCARD, SR_COUNT_SEEK };
+
+/* Since the disk was opened.  Bucket b counts requests that took less than 2^b microseconds and not less than half. */
+struct sr_counters {
+	uint64_t ops[SR_COUNTED_OPS], bytes[SR_COUNTED_OPS], errors[SR_COUNTED_OPS];
+	uint64_t latency[SR_COUNTED_OPS][SR_LATENCY_BUCKETS];
+	uint64_t log_bytes, log_records, segments_switched;
+	uint64_t longest_switch_ns;
+};
+void sr_disk_counters(struct sr_disk *disk, struct sr_counters *out);
+
+/* Handles are what requests name: numbers with this bit, so that no folder's or Python's own handle is one. */
+#define SR_HANDLE_BIT (1ull << 62)
+enum sr_handle_kind { SR_HANDLE_DISK, SR_HANDLE_VHD, SR_HANDLE_SNAPSHOT, SR_HANDLE_LOG };
+
+/* Open `disk` as `kind`; `footer` (512 bytes behind the disk) for SR_HANDLE_VHD; `fd` (owned) of segment `number` for
+ * SR_HANDLE_LOG.  Only SR_HANDLE_DISK can be writable.  Returns the handle, or -errno. */
+int64_t sr_handle_open(struct sr_disk *disk, int kind, int writable, const uint8_t *footer, int fd, uint64_t number);
+void sr_handle_close(uint64_t handle);
+
+/* Requests; counted and timed.  -EBADF: no such handle, or not writable. */
+int64_t sr_handle_read(uint64_t handle, void *buf, uint64_t bytes, uint64_t offset);
+int64_t sr_handle_write(uint64_t handle, const void *buf, uint64_t bytes, uint64_t offset);
+int sr_handle_flush(uint64_t handle);
+/* `mode` as fallocate(2): PUNCH_HOLE|KEEP_SIZE is a discard, ZERO_RANGE (|KEEP_SIZE) zeroes; else -EOPNOTSUPP. */
+int sr_handle_fallocate(uint64_t handle, int mode, uint64_t offset, uint64_t bytes);
+int64_t sr_handle_seek(uint64_t handle, uint64_t offset, int whence);
+
+#endif

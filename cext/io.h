@@ -1,0 +1,31 @@
+/* The system calls that touch a disk's bytes, with one place where a test can put a fault.
+ *
+ * All return bytes done or 0, or -errno; none is interrupted.  Any thread.
+ */
+#ifndef SITERIG_IO_H
+#define SITERIG_IO_H
+
+#include <stdint.h>
+#include <sys/uio.h>
+
+enum sr_io_op { SR_IO_READ, SR_IO_WRITE, SR_IO_SYNC, SR_IO_PUNCH, SR_IO_RESIZE };
+
+/* Called before each call below, with `iov` for SR_IO_WRITE (else NULL).  0: go on; -errno: fail without doing it;
+ * n > 0: do only the first n bytes (a torn write).  NULL in production. */
+typedef int64_t (*sr_io_hook_fn)(int op, int fd, int64_t offset, int64_t bytes, const struct iovec *iov, int iovs);
+void sr_io_set_hook(sr_io_hook_fn hook);
+
+/* Exactly `bytes`: what lies past the end of the file is zeros. */
+int sr_io_read(int fd, void *buf, int64_t bytes, int64_t offset);
+
+/* All bytes, or as many as could be written before an error; -errno if none could. */
+int64_t sr_io_write(int fd, const void *buf, int64_t bytes, int64_t offset);
+int64_t sr_io_writev(int fd, const struct iovec *iov, int iovs, int64_t offset);
+
+int sr_io_sync(int fd);
+int sr_io_resize(int fd, int64_t bytes);
+
+/* Make the range read as zeros: a hole, or zeros written where the host's file system has no holes. */
+int sr_io_zero(int fd, int64_t offset, int64_t bytes);
+
+#endif
