@@ -7,8 +7,8 @@ from pathlib import Path
 
 import trio
 
-from blockfs.filesystem import serve
 from blockfs.host import DiskHost
+from blockfs.serving import serve
 
 
 async def main(root: Path, mountpoint: Path, size_bytes: int, *, tracked: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from blockfs import filesystem
+from blockfs import serving
 from blockfs.control import DiskHostControl
 from blockfs.host import DiskHost
 from siterig import cleanup, rpc_server
@@ -19,7 +19,7 @@ async def host_disks(host: DiskHost, mount: Path, socket: Path, task_status: tri
         async with trio.open_nursery() as nursery:
 
             async def serve_files(*, task_status: trio.TaskStatus[None]) -> None:
-                await filesystem.serve(host, mount, task_status=task_status)
+                await serving.serve(host, mount, task_status=task_status)
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve_files)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import trio
 
-from blockfs.filesystem import serve
 from blockfs.host import DiskHost
+from blockfs.serving import serve
 
 DISK_BYTES = 512 << 20
 
