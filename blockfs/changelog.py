@@ -101,7 +101,8 @@ def current_boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _encode_header(header: SegmentHeader) -> bytes:
+def encode_header(header: SegmentHeader) -> bytes:
+    """The header's bytes, with its checksum."""
     raw = _HEADER.pack(
         _MAGIC,
         FORMAT_VERSION,
@@ -288,7 +289,7 @@ class SegmentWriter:
     @classmethod
     def create(cls, path: Path, header: SegmentHeader) -> SegmentWriter:
         """Make the file (which must not exist) and write its header."""
-        raw = _encode_header(header)
+        raw = encode_header(header)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.pwrite(fd, raw, 0)

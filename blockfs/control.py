@@ -19,7 +19,9 @@ class DiskInfo(WireModel):
     ``path`` is the disk's file in the mount, ``folder`` the backing folder on the host that holds the base, the
     ``.hrl`` logs and the snapshot.  ``disk_id`` is a UUID; ``generation`` changes whenever the contiguity of the
     log's sequence numbers cannot be vouched for.  ``last_position`` is the position of the newest record.
-    ``needs_resync`` is None or the reason (``PowerLoss``, ``LogOverflow``, ``DiskReplaced``).
+    ``needs_resync`` is None or the reason (``PowerLoss``, ``LogOverflow``, ``DiskReplaced``, ...).  Past ``log_bytes_max``
+    (None: no limit) of unsent log it is given up, and ``dirty_bytes`` counts what has changed since.  ``snapshot_bytes``
+    is what a snapshot's old chunks take, of ``snapshot_bytes_max`` at most.
     """
 
     vm: str
@@ -33,7 +35,11 @@ class DiskInfo(WireModel):
     last_seq: int
     last_position: int
     unsent_log_bytes: int
+    log_bytes_max: int | None
+    dirty_bytes: int
     snapshot: bool
+    snapshot_bytes: int
+    snapshot_bytes_max: int | None
     needs_resync: str | None
     open_handles: int
 

@@ -1,42 +1,48 @@
 """One virtual disk: a writable layer, its change log, perhaps a snapshot.
 
+The bytes go through C (cext/disk.c), those of the mount's requests and of :meth:`Disk.read` and :meth:`Disk.write` alike;
+here is what happens seldom: opening, recovery, tracking, tags, giving up.
+
 Fault contract
 --------------
-* A record is in the log before its bytes are on the disk; what :meth:`Disk.flush` has returned for is on stable
-  storage in both.
+* A record is in the log before its bytes are on the disk; what a flush has returned for is on stable storage in both.
 * After kill -9 at any moment: the torn tail of the log is cut, the last records are written to the disk again, and
   the log goes on in the same generation.
 * After power loss, or rot in the log, or a failed fsync: the disk opens, tracking is off, ``needs_resync`` says why.
-* A failed write (disk full, ...) leaves log and disk as they were.
+  After a failed fsync no flush succeeds any more until the disk is opened again: what was lost cannot be told.
+* A log that becomes too long (or full, by policy) is given up for a bitmap of what changed, in one step under the
+  disk's lock; the mark is in the dirty file before the first write that is not logged (:mod:`blockfs.dirty`).
+* A failed write (disk full, ...) leaves log and disk as they were, or alike as far as it came.
 * The logs of a generation that cannot go on are kept until the resync that replaces it has been applied.
 
-Shared by tasks: everything but :meth:`flush` runs to its end on the trio thread, without a checkpoint; so two
-overlapping writes reach log and disk in the same order, and a cut over several disks needs no lock.
+Bytes: any thread.  The rest: the trio thread, but for :meth:`Disk.tend`.
 """
 
 from __future__ import annotations
 
 import errno
-import os
+import threading
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 import structlog
 import trio
 
+from blockfs import dirty
 from blockfs.changelog import RecordType, encode_tag
 from blockfs.control import DiskInfo, SegmentInfo
-from blockfs.disk_log import DiskLog, find_segments, recover_log
+from blockfs.disk_log import DiskLog, LogPolicy, Recovered, check, find_segments, go_on_noting, recover_log
 from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.layers import Layer, RawLayer, TopLayer, WritableLayer
 from blockfs.part import TagSeen
 from blockfs.position import POWER_LOSS_JUMP, PositionCounter
-from blockfs.snapshot import Snapshot
+from blockfs.snapshot import Snapshot, begin_snapshots
+from cext._core import ffi, lib
 
 SECTOR_BYTES = 512
 OpenView = Callable[[Path, int], Layer]
@@ -61,18 +67,41 @@ class DiskPlace:
         return f"{self.vm}/{self.name}"
 
 
+@dataclass(frozen=True, slots=True)
+class DiskRules:
+    """What the disks of a host have in common: the counter of positions, who is told of events, how long a log may be."""
+
+    positions: PositionCounter
+    event_fd: int = -1
+    """An eventfd, raised when :meth:`Disk.tend` has something to do; -1: nobody waits."""
+    policy: LogPolicy = field(default_factory=LogPolicy)
+
+
 class Disk:
     """See the module.  ``handles`` counts who has it open through the mount."""
 
-    def __init__(self, place: DiskPlace, *, state: DiskState, layer: WritableLayer, positions: PositionCounter) -> None:
+    def __init__(self, place: DiskPlace, *, state: DiskState, layer: WritableLayer, rules: DiskRules) -> None:
         self.place = place
         self.state = state
         self.handles = 0
         self.snapshot: Snapshot | None = None
-        self._layer = layer
-        self._positions = positions
+        self.layer = layer
+        self._rules = rules
         self._log: DiskLog | None = None
-        self._sync_lock = trio.Lock()
+        self._thread_lock = threading.Lock()  # what runs in other threads keeps the disk in C from being freed
+        self._open_in_c()
+
+    def _open_in_c(self) -> None:
+        self._c = lib.sr_disk_new(self.layer.c, self._rules.positions.address, self._rules.event_fd)
+        if self._c == ffi.NULL:
+            raise MemoryError
+
+    @property
+    def c(self) -> Any:
+        """The disk in C; ``EBADF`` once it is closed."""
+        if self._c is None:
+            raise OSError(errno.EBADF, f"disk {self.place} is closed")
+        return self._c
 
     # --- making and opening -------------------------------------------------------------------------------------
 
@@ -110,7 +139,7 @@ class Disk:
         ).save(place.file("disk"))
 
     @classmethod
-    def open(cls, place: DiskPlace, positions: PositionCounter, open_view: OpenView | None) -> Disk:
+    def open(cls, place: DiskPlace, rules: DiskRules, open_view: OpenView | None) -> Disk:
         """Open what is there, recovering the log if the disk was tracked."""
         state = DiskState.load(place.file("disk"))
         place.file("snapshot").unlink(missing_ok=True)
@@ -121,50 +150,92 @@ class Disk:
             if open_view is None or state.store is None or state.position is None:
                 raise RigError("NotARecoveryHost", f"disk {place} lies over a managed disk; this host has none")
             layer = TopLayer(open_view(Path(state.store), state.position), place.file("top"))
-        if layer.size_bytes != state.size_bytes:
-            found = layer.size_bytes
+        found = layer.size_bytes
+        if found < state.size_bytes:
             layer.close()
             raise RigError("DiskCorrupt", f"disk {place}: file has {found} bytes; its state says {state.size_bytes}")
-        disk = cls(place, state=state, layer=layer, positions=positions)
+        disk = cls(place, state=state, layer=layer, rules=rules)
+        if found > state.size_bytes:  # a kill came between its growing and the note of it
+            disk._set(size_bytes=found)
         if state.tracked:
             disk._recover()
+        if disk.state.needs_resync in dirty.REASONS.values():
+            go_on_noting(disk.c, place.file("dirty"))
         return disk
 
     def _recover(self) -> None:
+        """Go on with the log, or say why not."""
+        reason = self._given_up_earlier()
+        if reason is not None:
+            self._set(tracked=False, needs_resync=reason)
+            return
         try:
             found = recover_log(
                 self.place.folder,
                 self.place.name,
                 disk_id=self.state.disk_id,
                 generation=self.state.generation,
-                disk_size_bytes=self.state.size_bytes,
-                positions=self._positions,
+                positions=self._rules.positions,
             )
         except RigError as exc:
             if exc.code not in ("PowerLoss", "LogCorrupt"):
                 raise
-            self._positions.advance(self._positions.value + POWER_LOSS_JUMP)
+            self._rules.positions.advance(self._rules.positions.value + POWER_LOSS_JUMP)
             _log.warning("log_not_continued", disk=str(self.place), reason=exc.code, message=exc.message)
             self._set(tracked=False, needs_resync=exc.code)
             return
+        self._reapply(found)
+        self.layer.sync()
+        log = self._make_log(found)
+        log.start()
+        for number, (offset, length) in found.changed:
+            lib.sr_log_touch(self.c, number, offset, length)
+        self._log = log
+        _log.info(
+            "log_continued", disk=str(self.place), next_seq=found.next_seq,
+            reapplied=len(found.reapply), torn_bytes=found.torn_bytes,
+        )  # fmt: skip
+
+    def _given_up_earlier(self) -> str | None:
+        """Whether the log had been given up when the server ended, which it may have had no time to note elsewhere."""
+        try:
+            found = dirty.read(self.place.file("dirty"))
+        except RigError as exc:
+            _log.warning("log_not_continued", disk=str(self.place), reason=exc.code, message=exc.message)
+            return "LogCorrupt"
+        if (found.disk_id, found.generation) != (self.state.disk_id, self.state.generation):
+            return None  # of an older log: a kill came before this one's was in place
+        return found.reason
+
+    def _reapply(self, found: Recovered) -> None:
         for record, payload in found.reapply:
             match record.type:
                 case RecordType.WRITE:
-                    self._layer.pwrite(record.offset, payload)
+                    self.layer.pwrite(record.offset, payload)
                 case RecordType.ZERO | RecordType.DISCARD:
-                    self._layer.zero(record.offset, record.length)
+                    self.layer.zero(record.offset, record.length)
                 case RecordType.RESIZE:
-                    self._layer.resize(record.length)
+                    if record.length > self.size_bytes:
+                        self.layer.resize(record.length)
                 case RecordType.FLUSH | RecordType.TAG:
                     pass
                 case _:
                     assert_never(record.type)
-        self._layer.sync()
-        self._log = found.log
-        _log.info(
-            "log_continued", disk=str(self.place), next_seq=found.log.next_seq,
-            reapplied=len(found.reapply), torn_bytes=found.torn_bytes,
-        )  # fmt: skip
+
+    def _make_log(self, found: Recovered) -> DiskLog:
+        return DiskLog(
+            self.c,
+            self.place.folder,
+            self.place.name,
+            disk_id=self.state.disk_id,
+            generation=self.state.generation,
+            disk_size_bytes=self.size_bytes,
+            policy=self._rules.policy,
+            next_number=found.next_number,
+            next_seq=found.next_seq,
+            last_position=found.last_position,
+            kept=found.kept,
+        )
 
     def _set(self, **changes: object) -> None:
         state = self.state.model_copy(update=changes)
@@ -176,30 +247,40 @@ class Disk:
     @property
     def size_bytes(self) -> int:
         """The disk's size."""
-        return self.state.size_bytes
+        return self.layer.size_bytes
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes; fewer at the end of the disk."""
-        length = max(min(length, self.size_bytes - offset), 0)
-        return self._layer.pread(offset, length) if length else b""
+        data = bytearray(length)
+        done = lib.sr_disk_read(self.c, ffi.from_buffer(data), length, offset)
+        check(done)
+        return bytes(data[:done])
 
-    def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Log, then write.  ``OSError`` (``EFBIG`` past the end, ``ENOSPC``, ...) leaves both as they were."""
-        if offset + len(data) > self.size_bytes:
+    def write(self, offset: int, data: bytes | memoryview) -> int:
+        """Log, then write; returns how many bytes, fewer only if the host's disk became full on the way.
+
+        ``OSError`` (``EFBIG`` past the end, ``ENOSPC``, ...) leaves log and disk as they were.
+        """
+        done = int(lib.sr_disk_write(self.c, ffi.from_buffer(data), len(data), offset))
+        if done == -errno.EFBIG:
             raise OSError(errno.EFBIG, f"write of {len(data)} bytes at {offset} passes the end of disk {self.place}")
-        if self.snapshot is not None:
-            self.snapshot.before_write(offset, len(data))
-        if self._log is not None and self._log.unsent_bytes + len(data) > self.size_bytes // 2:
-            self._give_up_log("LogOverflow")
-        if self._log is None:
-            self._layer.pwrite(offset, data)
-            return
-        at = self._log.append(RecordType.WRITE, offset=offset, length=len(data), payload=data)
-        try:
-            self._layer.pwrite(offset, data)
-        except OSError:
-            self._log.undo(at)
-            raise
+        check(done)
+        return done
+
+    def zero(self, offset: int, length: int, *, discard: bool = False) -> None:
+        """Make the range read as zeros; what lies past the end is left out."""
+        check(lib.sr_disk_zero(self.c, lib.SR_DISCARD if discard else lib.SR_ZERO, offset, length))
+
+    def resize(self, size_bytes: int) -> None:
+        """Grow the disk; ``InvalidDiskSize`` to shrink it, or for a part of a sector."""
+        if size_bytes < self.size_bytes or size_bytes % SECTOR_BYTES:
+            raise RigError(
+                "InvalidDiskSize",
+                f"disk {self.place}: new size is {size_bytes} bytes; it must be a multiple of {SECTOR_BYTES} and at least "
+                f"{self.size_bytes}: a disk is never shrunk",
+            )
+        check(lib.sr_disk_resize(self.c, size_bytes))
+        self._set(size_bytes=size_bytes)
 
     def released(self) -> None:
         """One who had it open has closed it."""
@@ -210,34 +291,18 @@ class Disk:
 
         ``OSError`` if it is not: what was lost cannot be told, so the disk needs a resync.
         """
-        async with self._sync_lock:
-            log = self._log
-            writers = log.unsynced() if log else []
-            # Own descriptors: the log may be rotated, given up or replaced while the thread syncs.
-            fds = [os.dup(writer.fd) for writer in writers]
-            try:
-                await trio.to_thread.run_sync(self._sync_files, fds)
-            except OSError:
-                self._give_up_log("SyncFailed")
-                raise
-            finally:
-                for fd in fds:
-                    os.close(fd)
-            if log:
-                log.synced(writers[:-1])
+        await trio.to_thread.run_sync(self._flush)
 
-    def _sync_files(self, fds: list[int]) -> None:
-        for fd in fds:
-            os.fdatasync(fd)
-        if len(fds) > 1:  # a rotation since the last flush made a new name
-            sync_folder(self.place.folder)
-        self._layer.sync()
+    def _flush(self) -> None:
+        with self._thread_lock:
+            check(lib.sr_disk_flush(self.c))
 
     # --- tracking -----------------------------------------------------------------------------------------------
 
     @property
     def log(self) -> DiskLog:
         """The change log; ``NotTracked`` if there is none."""
+        self.note_given_up()
         if self._log is None:
             why = f" ({self.state.needs_resync}: it needs a resync)" if self.state.needs_resync else ""
             raise RigError("NotTracked", f"disk {self.place} is not tracked{why}")
@@ -245,40 +310,74 @@ class Disk:
 
     def start_tracking(self, *, new_generation: bool) -> None:
         """Log every write from now on, in a new generation unless the log goes on already."""
+        self.note_given_up()
         if self._log is not None and not new_generation:
             return
         generation = self.state.generation + 1
         numbers = [number for number, _ in find_segments(self.place.folder, self.place.name)]
         log = DiskLog(
+            self.c,
             self.place.folder,
             self.place.name,
             disk_id=self.state.disk_id,
             generation=generation,
             disk_size_bytes=self.size_bytes,
-            positions=self._positions,
+            policy=self._rules.policy,
             next_number=max(numbers, default=0) + 1,
         )
-        self._set(tracked=True, generation=generation, needs_resync=None)
-        if self._log is not None:
-            self._log.close_torn()
+        try:
+            # First, so that no write is logged in a generation that the state does not know.
+            self._set(tracked=True, generation=generation, needs_resync=None)
+        except BaseException:
+            log.discard()
+            raise
+        try:
+            log.start()
+        except OSError:
+            self._log = None
+            lib.sr_log_stop(self.c)
+            self._set(tracked=False, needs_resync="LogFull")
+            raise
         self._log = log
 
     def stop_tracking(self) -> None:
         """Stop logging and delete the logs."""
-        if self._log is not None:
-            self._log.close_torn()
-            self._log = None
+        lib.sr_log_stop(self.c)
+        self._log = None
         self._set(tracked=False, needs_resync=None)
         self._delete_segments()
 
-    def _give_up_log(self, reason: str) -> None:
-        """Stop logging because of ``reason``.  The mark is durable first: no unlogged write may pass for a logged one."""
-        if self._log is None:
+    def tend(self) -> None:
+        """What is due after an event: a switched segment's names, the next spare.  In any thread; may take milliseconds."""
+        with self._thread_lock:
+            log = self._log
+            if log is not None and self._c is not None:
+                log.tend()
+
+    def note_given_up(self) -> None:
+        """If the writer has given the log up, say so in the disk's state.  The dirty file has it already."""
+        if self._log is None or (reason := self._log.given_up) is None:
             return
-        self._set(tracked=False, needs_resync=reason)
-        _log.warning("log_given_up", disk=str(self.place), reason=reason, unsent_bytes=self._log.unsent_bytes)
-        self._log.close_torn()
+        _log.warning("log_given_up", disk=str(self.place), reason=reason, dirty_bytes=self.dirty_bytes)
         self._log = None
+        self.place.file("spare").unlink(missing_ok=True)
+        self._set(tracked=False, needs_resync=reason)
+
+    @property
+    def dirty_bytes(self) -> int:
+        """How much has changed, in whole chunks, that no log tells; 0 while there is a log."""
+        info = ffi.new("struct sr_log_info *")
+        lib.sr_log_info(self.c, info)
+        return int(info.dirty_chunks) * dirty.CHUNK_BYTES
+
+    def dirty_ranges(self) -> list[tuple[int, int]]:
+        """(offset, length) of what has changed since the last position that the logs tell, in whole chunks.
+
+        ``NotTracked`` if that is not known: then it may be everything.
+        """
+        if self._log is not None or self.state.needs_resync not in dirty.REASONS.values():
+            raise RigError("NotTracked", f"disk {self.place}: it is not known what has changed since its logs ended")
+        return dirty.read(self.place.file("dirty")).ranges
 
     def _delete_segments(self, *, below: int | None = None) -> None:
         """All, or those with a number below ``below``: numbers go on from one generation to the next."""
@@ -288,12 +387,17 @@ class Disk:
 
     def tag(self, tag: TagSeen) -> None:
         """Append a TAG at the tag's position and begin a new segment."""
-        self.log.append(RecordType.TAG, position=tag.position, payload=encode_tag(tag))
-        self.log.rotate()
+        self.log.append(RecordType.TAG, payload=encode_tag(tag), rotate=True)
 
     def segments(self) -> list[SegmentInfo]:
         """Closed, durable segments of the current generation."""
+        self.note_given_up()
         return self._log.segments() if self._log else []
+
+    def segment_bytes(self, number: int, path: Path) -> int:
+        """How much of segment ``number``, whose file is ``path``, is written: that may be longer."""
+        written = self._log.segment_bytes_of(number) if self._log else None
+        return path.stat().st_size if written is None else written
 
     def applied(self, generation: int, last_seq: int) -> None:
         """The recovery side has durably applied this much."""
@@ -304,11 +408,14 @@ class Disk:
 
     # --- snapshot -----------------------------------------------------------------------------------------------
 
+    @property
+    def snapshot_path(self) -> Path:
+        """Where a snapshot keeps old chunks."""
+        return self.place.file("snapshot")
+
     def begin_snapshot(self) -> Snapshot:
         """Begin copy-before-write; the log's next segment begins with the first record that is not in the snapshot."""
-        self.log.rotate()
-        self.snapshot = Snapshot(self._layer, self.place.file("snapshot"), first_seq=self.log.next_seq)
-        return self.snapshot
+        return begin_snapshots_of([self])[0]
 
     def end_snapshot(self) -> None:
         """Remove the snapshot, if there is one."""
@@ -329,24 +436,25 @@ class Disk:
         The state goes first: a kill between the two leaves the old bytes marked for resync, never the new bytes
         with the old log.
         """
-        fd_layer = RawLayer(self.staging, writable=True)
-        fd_layer.sync()
-        if fd_layer.size_bytes != self.size_bytes:
-            raise RigError(
-                "InvalidDiskSize", f"{self.staging}: has {fd_layer.size_bytes} bytes; the disk has {self.size_bytes}"
-            )
-        if self._log is not None:
-            self._log.close_torn()
-            self._log = None
+        fresh = RawLayer(self.staging, writable=True)
+        fresh.sync()
+        if fresh.size_bytes != self.size_bytes:
+            found = fresh.size_bytes
+            fresh.close()
+            raise RigError("InvalidDiskSize", f"{self.staging}: has {found} bytes; the disk has {self.size_bytes}")
+        lib.sr_log_stop(self.c)
+        self._log = None
         self._set(tracked=False, needs_resync="DiskReplaced")
         self.staging.rename(self.place.file("img"))
         sync_folder(self.place.folder)
         self._delete_segments()
-        self._layer.close()
-        self._layer = fd_layer
+        self._close_in_c()
+        self.layer = fresh
+        self._open_in_c()
 
     def info(self, mountpoint: Path) -> DiskInfo:
         """What other roles may know."""
+        self.note_given_up()
         return DiskInfo(
             vm=self.place.vm,
             name=self.place.name,
@@ -359,22 +467,49 @@ class Disk:
             last_seq=self._log.last_seq if self._log else 0,
             last_position=self._log.last_position if self._log else 0,
             unsent_log_bytes=self._log.unsent_bytes if self._log else 0,
+            log_bytes_max=self._rules.policy.kept_bytes_max(self.size_bytes) or None,
+            dirty_bytes=self.dirty_bytes,
             snapshot=self.snapshot is not None,
+            snapshot_bytes=self.snapshot.store_bytes if self.snapshot else 0,
+            snapshot_bytes_max=self.snapshot.store_bytes_max if self.snapshot else None,
             needs_resync=self.state.needs_resync,
             open_handles=self.handles,
         )
 
     def close(self) -> None:
         """Close in order: the disk, then its log's clean mark, durable."""
+        self.note_given_up()
         self.end_snapshot()
-        self._layer.sync()
-        if self._log is not None:
-            self._log.close_clean()
-        self._layer.close()
+        with self._thread_lock:
+            if self._log is not None:
+                self._log.close_clean()
+                self._log = None
+            else:
+                self.layer.sync()
+        self._close_in_c()
 
     def abandon(self) -> None:
         """Let go of everything without a sync, as a kill would."""
         self.end_snapshot()
-        if self._log is not None:
-            self._log.close_torn()
-        self._layer.close()
+        self._log = None
+        self._close_in_c()
+
+    def _close_in_c(self) -> None:
+        """Ends requests that still run, and closes all files."""
+        with self._thread_lock:
+            if self._c is not None:
+                lib.sr_disk_free(self._c)
+                self._c = None
+                self.layer.close()
+
+
+def begin_snapshots_of(disks: list[Disk]) -> list[Snapshot]:
+    """Snapshots of all the disks at one position; ``SnapshotExists`` names the one that has one."""
+    for disk in disks:
+        _ = disk.log  # NotTracked, before anything is begun
+        if disk.snapshot is not None:
+            raise RigError("SnapshotExists", f"disk {disk.place} has a snapshot already")
+    snapshots = begin_snapshots(disks)
+    for disk, snapshot in zip(disks, snapshots, strict=True):
+        disk.snapshot = snapshot
+    return snapshots

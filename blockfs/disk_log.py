@@ -1,25 +1,36 @@
 """The change log of one disk: a current segment that takes records, closed ones that are kept until applied.
 
+The writer is in C (cext/log.c); here is what needs names: making, naming, trimming, handing out and deleting segments.
+
 Fault contract
 --------------
-A record is in the current segment before its bytes reach the disk (:mod:`blockfs.disk`).  After a kill the segment's
-torn tail is cut and the last records are written to the disk again; the sequence goes on without a gap, in the
-same generation.  A closed segment is handed out only after it is on stable storage.  A segment from another boot
-that was not closed in order means power loss: the log is not continued (``PowerLoss``); rot is ``LogCorrupt``.
+A record is in the current segment before its bytes reach the disk.  After a kill the segment's torn tail is cut and
+the last records are written to the disk again; the sequence goes on without a gap, in the same generation.  A
+closed segment is handed out only after it is on stable storage.  A segment from another boot that was not closed in
+order means power loss: the log is not continued (``PowerLoss``); rot is ``LogCorrupt``.
 
-Shared by tasks: ``append``, ``undo``, ``rotate`` run on the trio thread without a checkpoint between them and the
-disk's write.  ``sync`` may run in a worker thread over what :meth:`DiskLog.unsynced` returned; the caller holds the
-disk's sync lock from there to :meth:`DiskLog.synced`, which alone closes files.
+The next segment stands ready as ``NAME.spare``, preallocated, without a header.  The writer in C switches to it when
+the current one is full, without waiting for anybody; :meth:`DiskLog.tend` then gives it its name, cuts what was
+preallocated off the one that was closed, and makes the next spare,
+of ``NAME.recycled`` (an applied segment's file) if there is one.  A kill in between leaves ``NAME.spare`` with a header: it
+is the newest segment.  ``NAME.dirty`` holds one word that says whether the log was given up, and a
+bitmap of what has changed that no log tells (:mod:`blockfs.dirty`).
+
+Any thread.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
-import time
+import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+from blockfs import dirty
 from blockfs.changelog import (
     FLAG_CLEAN_CLOSE,
     HEADER_BYTES,
@@ -27,30 +38,57 @@ from blockfs.changelog import (
     RecordType,
     SegmentHeader,
     SegmentReader,
-    SegmentWriter,
     current_boot_id,
+    encode_header,
     scan_tail,
 )
 from blockfs.control import SegmentInfo
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
+from blockfs.layers import merge_ranges
 from blockfs.position import PositionCounter
+from cext._core import ffi, lib
 
 SEGMENT_BYTES_MAX = 16 << 20
+SEGMENT_BYTES_MIN = 256 << 10
 REAPPLY_RECORDS = 256
 """How many last records are written to the disk again after a kill; one would do, for records are written in order."""
+SEGMENTS_LISTED_MAX = 4096
+"""Of one process; Python takes them over long before there are so many."""
 
 
-@dataclass(slots=True)
-class _Closed:
-    """A segment that takes no more records."""
+@dataclass(frozen=True, slots=True)
+class LogPolicy:
+    """How large a log may become, and what happens when it cannot be written.
+
+    ``kept_share_max``: past this share of the disk's size in kept segments the log is given up for a bitmap of what
+    changed (``LogOverflow``); None: no limit.  ``when_full``: ``refuse`` the write with ``ENOSPC`` when the host's
+    disk is full, or give the log up for the ``bitmap`` (``LogFull``).
+    """
+
+    kept_share_max: float | None = 0.5
+    when_full: Literal["refuse", "bitmap"] = "refuse"
+
+    def kept_bytes_max(self, disk_bytes: int) -> int:
+        """In bytes, of a disk of that size; 0: no limit."""
+        return 0 if self.kept_share_max is None else max(int(disk_bytes * self.kept_share_max), 1)
+
+
+def segment_bytes(disk_bytes: int) -> int:
+    """How large a segment becomes before the next is begun; a small disk's log must not fill its limit with one."""
+    return min(max(disk_bytes // 16, SEGMENT_BYTES_MIN), SEGMENT_BYTES_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSegment:
+    """A closed segment on stable storage; ``position`` of its last record."""
 
     number: int
-    header: SegmentHeader
-    path: Path
+    first_seq: int
     last_seq: int
     position: int
     size_bytes: int
+    path: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +100,8 @@ class FoundSegment:
     header: SegmentHeader
     records: list[Record]
     """The last of them, ``REAPPLY_RECORDS`` at most."""
+    changed: list[tuple[int, int]]
+    """(offset, length) of what its records change on the disk, merged."""
     end: int
     torn_bytes: int
 
@@ -81,45 +121,125 @@ def segment_path(folder: Path, name: str, number: int) -> Path:
     return folder / f"{name}.{number:06d}.hrl"
 
 
-def is_segment(name: str, file: str) -> bool:
-    """Whether a file of that name is a segment of disk ``name``."""
-    return re.fullmatch(re.escape(name) + r"\.\d{6,}\.hrl", file) is not None
+def segment_number(name: str, file: str) -> int | None:
+    """The number of the segment of disk ``name`` that a file of that name is; None if it is none."""
+    found = re.fullmatch(re.escape(name) + r"\.(\d{6,})\.hrl", file)
+    return int(found[1]) if found else None
 
 
 def find_segments(folder: Path, name: str) -> list[tuple[int, Path]]:
     """All segments of a disk, by number."""
-    pattern = re.compile(re.escape(name) + r"\.(\d{6,})\.hrl")
-    return sorted((int(m[1]), path) for path in folder.iterdir() if (m := pattern.fullmatch(path.name)))
+    numbered = [(segment_number(name, path.name), path) for path in folder.iterdir()]
+    return sorted((number, path) for number, path in numbered if number is not None)
 
 
 class DiskLog:
-    """See the module.  ``unsent_bytes`` is what all kept segments take."""
+    """See the module.  ``disk`` is the disk in C, which writes the records."""
 
     def __init__(
         self,
+        disk: Any,
         folder: Path,
         name: str,
         *,
         disk_id: str,
         generation: int,
         disk_size_bytes: int,
-        positions: PositionCounter,
+        policy: LogPolicy,
         next_number: int,
         next_seq: int = 1,
+        last_position: int = 0,
+        kept: list[KeptSegment] | None = None,
     ) -> None:
         self.folder = folder
         self.name = name
         self.disk_id = disk_id
         self.generation = generation
-        self.next_seq = next_seq
-        self.last_position = 0
-        self._disk_size_bytes = disk_size_bytes
-        self._positions = positions
-        self._closed: list[_Closed] = []
-        self._closing: list[tuple[SegmentWriter, _Closed]] = []  # full, not yet on stable storage
-        self._kept_bytes = 0  # of all segments but the current one
-        self._number = next_number
-        self._current = self._new_segment()
+        self._disk = disk
+        self._kept = kept or []
+        self._segment_bytes = segment_bytes(disk_size_bytes)
+        self._lock = threading.Lock()  # over the list of segments and their names
+        self._spare_lock = threading.Lock()  # one spare is made at a time
+        self._trimmed: set[int] = set()
+        header = SegmentHeader(
+            disk_id=disk_id,
+            generation=generation,
+            stream="log",
+            first_seq=next_seq,
+            boot_id=current_boot_id(),
+            created_ns=0,
+            disk_size_bytes=disk_size_bytes,
+        )
+        self._spare.unlink(missing_ok=True)
+        self._recycled.unlink(missing_ok=True)
+        first = segment_path(folder, name, next_number)
+        fds: list[int] = []
+        try:
+            fds.append(self._make_file(first))
+            dirty.make(self._dirty, disk_id=disk_id, generation=generation)
+            fds.append(dirty.open_for_writer(self._dirty))
+            template = ffi.from_buffer(encode_header(header))
+            setup = ffi.new("struct sr_log_setup *")
+            setup.header, setup.number, setup.next_seq = ffi.cast("uint8_t *", template), next_number, next_seq
+            setup.last_position, setup.kept_bytes = last_position, sum(k.size_bytes for k in self._kept)
+            setup.oldest_number = self._kept[0].number if self._kept else next_number
+            setup.segment_bytes = self._segment_bytes
+            setup.kept_bytes_max = policy.kept_bytes_max(disk_size_bytes)
+            setup.full_gives_up = policy.when_full == "bitmap"
+            setup.fd, setup.dirty_fd = fds
+            self._setup = setup
+            self._template = template
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            first.unlink(missing_ok=True)
+            raise
+        self._fds = fds
+        self._first = first
+
+    def start(self) -> None:
+        """Every write from now on is logged here, in place of an older log.  ``OSError`` leaves that one in use."""
+        try:
+            check(lib.sr_log_start(self._disk, self._setup))
+        except OSError:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Take back a log that was not started."""
+        for fd in self._fds:
+            os.close(fd)
+        self._first.unlink()
+
+    @property
+    def _spare(self) -> Path:
+        return self.folder / f"{self.name}.spare"
+
+    @property
+    def _recycled(self) -> Path:
+        return self.folder / f"{self.name}.recycled"
+
+    @property
+    def _dirty(self) -> Path:
+        return self.folder / f"{self.name}.dirty"
+
+    # --- what the writer knows ----------------------------------------------------------------------------------
+
+    @property
+    def _info(self) -> Any:
+        info = ffi.new("struct sr_log_info *")
+        lib.sr_log_info(self._disk, info)
+        return info
+
+    @property
+    def given_up(self) -> str | None:
+        """Why the writer has given the log up; None if it has not."""
+        return dirty.REASONS.get(self._info.state)
+
+    @property
+    def next_seq(self) -> int:
+        """Sequence number of the record that comes next."""
+        return int(self._info.next_seq)
 
     @property
     def last_seq(self) -> int:
@@ -127,157 +247,232 @@ class DiskLog:
         return self.next_seq - 1
 
     @property
-    def unsent_bytes(self) -> int:
-        """Size of all segments that are kept."""
-        return self._kept_bytes + self._current.end
+    def last_position(self) -> int:
+        """Position of the newest record."""
+        return int(self._info.last_position)
 
     @property
-    def oldest_number(self) -> int:
-        """Number of the oldest segment that is kept."""
-        if self._closed:
-            return self._closed[0].number
-        return self._closing[0][1].number if self._closing else self._number
+    def unsent_bytes(self) -> int:
+        """Size of all segments that are kept."""
+        return int(self._info.kept_bytes)
 
-    def _new_segment(self) -> SegmentWriter:
-        return SegmentWriter.create(
-            segment_path(self.folder, self.name, self._number),
-            SegmentHeader(
-                disk_id=self.disk_id,
-                generation=self.generation,
-                stream="log",
-                first_seq=self.next_seq,
-                boot_id=current_boot_id(),
-                created_ns=time.time_ns(),
-                disk_size_bytes=self._disk_size_bytes,
-            ),
-        )
+    def _segments(self) -> list[Any]:
+        table = ffi.new("struct sr_segment_info[]", SEGMENTS_LISTED_MAX)
+        return list(table[0 : min(lib.sr_log_segments(self._disk, table, SEGMENTS_LISTED_MAX), SEGMENTS_LISTED_MAX)])
 
-    def append(
-        self,
-        kind: RecordType,
-        *,
-        offset: int = 0,
-        length: int = 0,
-        payload: bytes | memoryview = b"",
-        position: int | None = None,
-        flags: int = 0,
-    ) -> int:
-        """Append a record, drawing its position unless one is given; returns the file offset where it begins.
+    def segment_bytes_of(self, number: int) -> int | None:
+        """How far a segment of this process has been written; None for an older one."""
+        return next((int(s.end) for s in self._segments() if s.number == number), None)
+
+    # --- records that Python writes -----------------------------------------------------------------------------
+
+    def append(self, kind: RecordType, *, payload: bytes = b"", flags: int = 0, rotate: bool = False) -> int:
+        """Append a record that changes nothing on the disk, and perhaps begin a new segment behind it; its position.
 
         ``OSError`` (disk full, ...) leaves the log as it was.
         """
-        if self._current.end >= SEGMENT_BYTES_MAX:
-            self.rotate()
-        at = self._current.end
-        drawn = self._positions.draw() if position is None else position
-        self._current.append(
-            kind,
-            seq=self.next_seq,
-            position=drawn,
-            time_ns=time.time_ns(),
-            offset=offset,
-            length=length,
-            payload=payload,
-            flags=flags,
-        )
-        self.next_seq += 1
-        self.last_position = drawn
-        return at
+        position = ffi.new("uint64_t *")
 
-    def undo(self, at: int) -> None:
-        """Take the newest record back, which begins at file offset ``at``: its write did not reach the disk."""
-        self._current.cut(at)
-        self.next_seq -= 1
+        def append() -> int:
+            return int(lib.sr_log_append(self._disk, kind, flags, payload, len(payload), rotate, position))
+
+        self._with_spare(append)
+        return int(position[0])
 
     def rotate(self) -> None:
         """Begin a new segment, unless the current one is empty.  ``OSError`` leaves the current one in use."""
-        if self._current.end == HEADER_BYTES:
-            return
-        self._number += 1
+        self._with_spare(lambda: int(lib.sr_log_rotate(self._disk)))
+
+    def _with_spare(self, step: Any) -> None:
+        while (rc := step()) == -errno.EAGAIN:
+            self.provide_spare()
+        check(rc)
+        self.settle()
+
+    # --- segments' files ----------------------------------------------------------------------------------------
+
+    def tend(self) -> None:
+        """What is to be done after the writer has switched segments; may take milliseconds."""
+        self.settle()
+        self.provide_spare()
+
+    def settle(self) -> None:
+        """Name the current segment, cut the closed ones to their length, take over those on stable storage."""
+        with self._lock:
+            segments = self._segments()
+            if not segments:
+                return
+            current = segment_path(self.folder, self.name, segments[-1].number)
+            if not current.exists():
+                self._spare.rename(current)
+            for segment in segments:
+                if not segment.closed:
+                    continue
+                path = segment_path(self.folder, self.name, segment.number)
+                if segment.number not in self._trimmed:
+                    os.truncate(path, segment.end)
+                    self._trimmed.add(segment.number)
+                if segment.durable:
+                    self._kept.append(
+                        KeptSegment(
+                            segment.number, segment.first_seq, segment.last_seq, segment.last_position, segment.end, path
+                        )
+                    )
+                    lib.sr_log_forget(self._disk, segment.number)
+
+    def provide_spare(self) -> None:
+        """Put a spare segment at the writer's disposal, if it has none."""
+        with self._spare_lock:
+            self.settle()
+            info = self._info
+            if info.has_spare or info.state != lib.SR_LOGGED:
+                return
+            fd = self._recycle() or self._make_file(self._spare)
+            if not lib.sr_log_give_spare(self._disk, fd):  # given up meanwhile
+                os.close(fd)
+                self._spare.unlink()
+
+    def _make_file(self, path: Path) -> int:
+        """A preallocated file with a durable name; nothing is left if it cannot be made."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            fresh = self._new_segment()
-        except OSError:
-            self._number -= 1
+            os.posix_fallocate(fd, 0, self._segment_bytes + HEADER_BYTES)
+            sync_folder(self.folder)
+        except BaseException:
+            os.close(fd)
+            path.unlink()
             raise
-        old = self._current
-        closed = _Closed(self._number - 1, old.header, old.path, self.last_seq, self.last_position, old.end)
-        self._closing.append((old, closed))
-        self._kept_bytes += closed.size_bytes
-        self._current = fresh
+        return fd
 
-    def unsynced(self) -> list[SegmentWriter]:
-        """Segments that a sync has to make durable, oldest first."""
-        return [writer for writer, _ in self._closing] + [self._current]
-
-    def synced(self, writers: list[SegmentWriter]) -> None:
-        """``writers`` (from :meth:`unsynced`) are durable, and so are their names: closed ones are handed out."""
-        while self._closing and self._closing[0][0] in writers:
-            writer, closed = self._closing.pop(0)
-            writer.close()
-            self._closed.append(closed)
+    def _recycle(self) -> int | None:
+        """Make the spare of an old segment: its blocks are allocated *and written*, so that a sync of what is written over
+        them has nothing to tell the file system's journal.  None if there is none, or somebody still reads it.
+        """
+        if not self._recycled.exists():
+            return None
+        fd = os.open(self._recycled, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if _open_elsewhere(fd):
+                os.close(fd)
+                self._recycled.unlink()
+                return None
+            os.pwrite(fd, bytes(HEADER_BYTES), 0)  # from here on it holds nothing
+            os.posix_fallocate(fd, 0, self._segment_bytes + HEADER_BYTES)
+            self._recycled.rename(self._spare)
+            sync_folder(self.folder)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def segments(self) -> list[SegmentInfo]:
         """Closed, durable segments that are kept."""
+        self.settle()
         return [
             SegmentInfo(
                 disk_id=self.disk_id,
                 generation=self.generation,
-                number=c.number,
-                first_seq=c.header.first_seq,
-                last_seq=c.last_seq,
-                complete_position=c.position,
-                size_bytes=c.size_bytes,
-                path=str(c.path),
+                number=k.number,
+                first_seq=k.first_seq,
+                last_seq=k.last_seq,
+                complete_position=k.position,
+                size_bytes=k.size_bytes,
+                path=str(k.path),
             )
-            for c in self._closed
+            for k in self._kept
         ]
 
-    def applied(self, last_seq: int) -> None:
-        """Delete closed segments whose records the recovery side has all."""
-        while self._closed and self._closed[0].last_seq <= last_seq:
-            closed = self._closed.pop(0)
-            self._kept_bytes -= closed.size_bytes
-            closed.path.unlink()
+    @property
+    def oldest_number(self) -> int:
+        """Number of the oldest segment that is kept."""
+        self.settle()
+        if self._kept:
+            return self._kept[0].number
+        return int(self._segments()[0].number)
 
-    def adopt(self, found: FoundSegment) -> None:
-        """Keep a durable segment that an earlier process closed, or left behind."""
-        newest = found.records[-1]
-        self._closed.append(_Closed(found.number, found.header, found.path, newest.seq, newest.position, found.end))
-        self._kept_bytes += found.end
-        self.last_position = newest.position
+    def applied(self, last_seq: int) -> None:
+        """Let go of closed segments whose records the recovery side has all; one file is kept for the next spare."""
+        self.settle()
+        gone = 0
+        with self._lock:
+            while self._kept and self._kept[0].last_seq <= last_seq:
+                kept = self._kept.pop(0)
+                gone += kept.size_bytes
+                if self._recycled.exists():
+                    kept.path.unlink()
+                else:
+                    kept.path.rename(self._recycled)
+        if gone:
+            lib.sr_log_applied(self._disk, self.oldest_number, gone)
+
+    # --- the end ------------------------------------------------------------------------------------------------
 
     def close_clean(self) -> None:
-        """Mark the log as closed in order and make it durable (the disk already is)."""
+        """Make log and disk durable; then, as durable, the mark that they are, as the log's last record."""
+        check(lib.sr_disk_flush(self._disk))
         self.append(RecordType.FLUSH, flags=FLAG_CLEAN_CLOSE)
-        for writer in self.unsynced():
-            writer.sync()
-            writer.close()
+        check(lib.sr_disk_flush(self._disk))
+        self.settle()
+        with self._lock:
+            current = self._segments()[-1]
+            os.truncate(segment_path(self.folder, self.name, current.number), current.end)
+        self._spare.unlink(missing_ok=True)
+        self._recycled.unlink(missing_ok=True)
         sync_folder(self.folder)
 
-    def close_torn(self) -> None:
-        """Let go of the files as a kill would."""
-        for writer in self.unsynced():
-            writer.close()
-        self._closing.clear()
+
+def go_on_noting(disk: Any, path: Path) -> None:
+    """Of a disk whose log was given up earlier: note what changes in its dirty file at ``path``."""
+    setup = ffi.new("struct sr_log_setup *")
+    setup.fd, setup.dirty_fd = -1, dirty.open_for_writer(path)
+    try:
+        check(lib.sr_log_start(disk, setup))
+    except OSError:
+        os.close(setup.dirty_fd)
+        raise
+
+
+def _open_elsewhere(fd: int) -> bool:
+    """Whether anybody but ``fd`` has the file open: only then a lease for writing is refused (fcntl(2), F_SETLEASE)."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError:  # or the file system knows no leases
+        return True
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+def check(result: int) -> None:
+    """Raise what a function in C returned as an ``OSError``."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What :func:`recover_log` found: a log that goes on, and the records to write to the disk again."""
+    """What :func:`recover_log` found: segments that are kept, where the log goes on, what to write to the disk again."""
 
-    log: DiskLog
+    kept: list[KeptSegment]
+    changed: list[tuple[int, tuple[int, int]]]
+    """(number of the segment, (offset, length)) of what its records change."""
+    next_number: int
+    next_seq: int
     reapply: list[tuple[Record, bytes]]
     torn_bytes: int
 
+    @property
+    def last_position(self) -> int:
+        """Of the newest record that is kept."""
+        return self.kept[-1].position if self.kept else 0
 
-def recover_log(
-    folder: Path, name: str, *, disk_id: str, generation: int, disk_size_bytes: int, positions: PositionCounter
-) -> Recovered:
-    """Open the log of a disk that was tracked when its server ended, however it ended.
+
+def recover_log(folder: Path, name: str, *, disk_id: str, generation: int, positions: PositionCounter) -> Recovered:
+    """Read the log of a disk that was tracked when its server ended, however it ended, and cut its torn tail.
 
     Raises ``RigError``: ``PowerLoss`` (unsynced pages may be gone) or ``LogCorrupt`` (rot, missing segments): the log
     cannot be continued and the disk needs a resync.
     """
+    _adopt_spare(folder, name, disk_id, generation)
     found = _read_segments(folder, name, disk_id, generation)
     if not found:
         raise RigError("LogCorrupt", f"{folder / name}: has no change log of generation {generation}")
@@ -288,36 +483,54 @@ def recover_log(
         )
     with SegmentReader(last.path) as reader:
         reapply = [(record, reader.payload(record)) for record in last.records]
+    kept = []
     for segment in found:
         if segment.records:
             _cut_durably(segment.path, segment.end)
+            newest = segment.records[-1]
+            first_seq = segment.header.first_seq
+            kept.append(KeptSegment(segment.number, first_seq, newest.seq, newest.position, segment.end, segment.path))
         else:
             segment.path.unlink()
-    positions.advance(max((s.records[-1].position for s in found if s.records), default=0))
-    log = DiskLog(
-        folder,
-        name,
-        disk_id=disk_id,
-        generation=generation,
-        disk_size_bytes=disk_size_bytes,
-        positions=positions,
+    sync_folder(folder)
+    positions.advance(max((k.position for k in kept), default=0))
+    return Recovered(
+        kept=kept,
+        changed=[(segment.number, range_) for segment in found for range_ in segment.changed],
         next_number=last.number + 1,
         next_seq=last.next_seq,
+        reapply=reapply,
+        torn_bytes=last.torn_bytes,
     )
-    sync_folder(folder)
-    for segment in found:
-        if segment.records:
-            log.adopt(segment)
-    return Recovered(log, reapply, last.torn_bytes)
+
+
+def _adopt_spare(folder: Path, name: str, disk_id: str, generation: int) -> None:
+    """A spare with a header is the newest segment: a kill came before it got its name.  One without holds nothing."""
+    spare = folder / f"{name}.spare"
+    if not spare.exists():
+        return
+    try:
+        with SegmentReader(spare) as reader:
+            header = reader.header
+    except RigError:
+        header = None
+    if header is None or (header.disk_id, header.generation) != (disk_id, generation):
+        spare.unlink()
+        return
+    numbers = [number for number, _ in find_segments(folder, name)]
+    spare.rename(segment_path(folder, name, max(numbers, default=0) + 1))
 
 
 def _read_segments(folder: Path, name: str, disk_id: str, generation: int) -> list[FoundSegment]:
-    """The generation's segments, checked for belonging together; only the last may have a torn tail."""
+    """The generation's segments, checked for belonging together.
+
+    The last may have a torn tail, and so may the one before it, whose preallocated end may not have been cut: the next
+    one's first sequence number tells that no record of it is missing.
+    """
     found: list[FoundSegment] = []
     paths = find_segments(folder, name)
     for number, path in paths:
-        newest = number == paths[-1][0]
-        if newest and path.stat().st_size < HEADER_BYTES:  # a kill while it was being made: it holds nothing
+        if number == paths[-1][0] and _holds_nothing(path):  # a kill while it was being made
             path.unlink()
             continue
         with SegmentReader(path) as reader:
@@ -329,10 +542,23 @@ def _read_segments(folder: Path, name: str, disk_id: str, generation: int) -> li
             raise RigError("LogCorrupt", f"{path}: is the log of disk {header.disk_id}; this disk is {disk_id}")
         if found and header.first_seq != found[-1].next_seq:
             raise RigError("LogCorrupt", f"{path}: begins with record {header.first_seq}; {found[-1].next_seq} comes next")
-        if found and found[-1].torn_bytes:
-            raise RigError("LogCorrupt", f"{found[-1].path}: has a torn tail, but {path.name} follows it")
-        found.append(FoundSegment(number, path, header, scan.records[-REAPPLY_RECORDS:], scan.end, scan.torn_bytes))
+        changed = [(r.offset, r.length) for r in scan.records if r.type in _CHANGING]
+        found.append(
+            FoundSegment(
+                number, path, header, scan.records[-REAPPLY_RECORDS:], merge_ranges(changed), scan.end, scan.torn_bytes
+            )
+        )
     return found
+
+
+_CHANGING = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
+
+
+def _holds_nothing(path: Path) -> bool:
+    """Whether a segment has no header: its file was made, and nothing written to it."""
+    with path.open("rb") as file:
+        head = file.read(HEADER_BYTES)
+    return len(head) < HEADER_BYTES or not any(head)
 
 
 def _cut_durably(path: Path, end: int) -> None:

@@ -2,27 +2,28 @@
 
 Fault contract: holds no state of its own but open handles.  It is mounted and served by :mod:`blockfs.serving`.
 
-Requests on disks run on the trio thread (:mod:`blockfs.disk` says why); only fsync goes to a thread.
+Names and attributes are answered here; the bytes by the disk in C, which the pump asks (:mod:`blockfs.serving`), or, where
+there is no pump, the methods below.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyfuse3
 import structlog
+import trio
 
 from blockfs import vhd
 from blockfs.disk import Disk
-from blockfs.disk_log import find_segments, is_segment
+from blockfs.disk_log import find_segments, segment_number
 from blockfs.errors import RigError
 from blockfs.host import DiskHost
+from cext._core import ffi, lib
 
 ATTRIBUTE_TIMEOUT_S = 1.0
 _log = structlog.get_logger("blockfs.filesystem")
@@ -36,13 +37,11 @@ class _Node:
     file: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Handle:
-    """An open file: how to read it; the disk, if it is one that can be written."""
+    """An open file: the disk that it is of, or that its log is of."""
 
-    read: Callable[[int, int], bytes]
-    disk: Disk | None
-    release: Callable[[], None]
+    disk: Disk
     writable: bool
 
 
@@ -88,13 +87,14 @@ class DiskFileSystem(pyfuse3.Operations):
             return None
         return self._host.vms.get(node.vm, {}).get(node.file.removesuffix(suffix))
 
-    def _log_path(self, node: _Node) -> Path | None:
-        """The backing file of a change log in the mount."""
+    def _log_of(self, node: _Node) -> tuple[Disk, int, Path] | None:
+        """Disk, number and backing file of a change log in the mount."""
         disk = self._host.vms.get(node.vm, {}).get(node.file.split(".", 1)[0])
-        if disk is None:
+        number = segment_number(disk.place.name, node.file) if disk is not None else None
+        if disk is None or number is None:
             return None
         path = disk.place.folder / node.file
-        return path if is_segment(disk.place.name, node.file) and path.exists() else None
+        return (disk, number, path) if path.exists() else None
 
     def _attributes(self, node: _Node) -> pyfuse3.EntryAttributes:
         """``ENOENT`` for what is no longer there."""
@@ -115,8 +115,9 @@ class DiskFileSystem(pyfuse3.Operations):
             entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.size_bytes + vhd.FOOTER_BYTES
         elif (disk := self._disk_of(node, ".snapshot")) is not None and disk.snapshot is not None:
             entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.snapshot.size_bytes
-        elif (path := self._log_path(node)) is not None:
-            entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, path.stat().st_size
+        elif (found := self._log_of(node)) is not None:
+            disk, number, path = found
+            entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.segment_bytes(number, path)
             entry.attr_timeout = 0  # it grows without the kernel's knowledge
         else:
             raise pyfuse3.FUSEError(errno.ENOENT)
@@ -146,10 +147,23 @@ class DiskFileSystem(pyfuse3.Operations):
         fh: pyfuse3.FileHandleT | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        """Times are taken and forgotten; size, mode and owner cannot be changed from here (``EPERM``)."""
-        entry = self._attributes(self._nodes[inode])
-        if (fields.update_size and attr.st_size != entry.st_size) or fields.update_mode or fields.update_uid:
+        """A disk can be grown; times are taken and forgotten; mode and owner cannot be changed from here (``EPERM``)."""
+        node = self._nodes[inode]
+        entry = self._attributes(node)
+        if fields.update_mode or fields.update_uid or fields.update_gid:
             raise pyfuse3.FUSEError(errno.EPERM)
+        if fields.update_size and attr.st_size != entry.st_size:
+            disk = self._disk_of(node, ".img")
+            if disk is None:
+                raise pyfuse3.FUSEError(errno.EPERM)
+            try:
+                disk.resize(attr.st_size)
+            except RigError as exc:
+                _log.info("not_resized", disk=str(disk.place), message=exc.message)
+                raise pyfuse3.FUSEError(errno.EINVAL) from exc
+            except OSError as exc:
+                raise pyfuse3.FUSEError(exc.errno or errno.EIO) from exc
+            return self._attributes(node)
         return entry
 
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
@@ -185,79 +199,60 @@ class DiskFileSystem(pyfuse3.Operations):
         """Disks can be read and written; their VHD form, logs and snapshots read."""
         node, writable = self._nodes[inode], flags & os.O_ACCMODE != os.O_RDONLY
         if (disk := self._disk_of(node, ".img")) is not None:
-            disk.handles += 1
-            return self._opened(_Handle(disk.read, disk, disk.released, writable), direct_io=False)
+            return self._opened(disk, lib.SR_HANDLE_DISK, writable=writable)
         if writable:
             raise pyfuse3.FUSEError(errno.EACCES)
         if (disk := self._disk_of(node, ".vhd")) is not None and vhd.can_be_vhd(disk.size_bytes):
-            # Not cached: it has other pages than the disk's own file, which somebody may be writing to.
-            disk.handles += 1
-            return self._opened(_Handle(_vhd_reader(disk), None, disk.released, writable=False), direct_io=True)
+            footer = vhd.fixed_footer(disk.size_bytes, disk.state.disk_id)
+            return self._opened(disk, lib.SR_HANDLE_VHD, footer=footer)
         if (disk := self._disk_of(node, ".snapshot")) is not None and disk.snapshot is not None:
-            return self._opened(_Handle(disk.snapshot.pread, None, lambda: None, writable=False), direct_io=True)
-        if (path := self._log_path(node)) is not None:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            return self._opened(
-                _Handle(lambda offset, length: os.pread(fd, length, offset), None, lambda: os.close(fd), writable=False),
-                direct_io=True,
-            )
+            return self._opened(disk, lib.SR_HANDLE_SNAPSHOT)
+        if (found := self._log_of(node)) is not None:
+            disk, number, path = found
+            return self._opened(disk, lib.SR_HANDLE_LOG, fd=os.open(path, os.O_RDONLY | os.O_CLOEXEC), number=number)
         raise pyfuse3.FUSEError(errno.ENOENT)
 
-    def _opened(self, handle: _Handle, *, direct_io: bool) -> pyfuse3.FileInfo:
-        number = self._next_handle
-        self._next_handle += 1
-        self._handles[number] = handle
+    def _opened(
+        self, disk: Disk, kind: int, *, writable: bool = False, footer: bytes = b"", fd: int = -1, number: int = 0
+    ) -> pyfuse3.FileInfo:
+        handle = int(lib.sr_handle_open(disk.c, kind, writable, footer, fd, number))
+        if handle < 0:
+            if fd >= 0:
+                os.close(fd)
+            raise pyfuse3.FUSEError(-handle)
+        self._handles[handle] = _Handle(disk, writable)
+        disk.handles += 1
         # What the kernel has cached may be of another disk: a VM that was removed and made again has the same inodes.
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(number), direct_io=direct_io, keep_cache=False)
+        # Only the disk is cached at all: the others have pages of their own, and change without the kernel's knowledge.
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), direct_io=kind != lib.SR_HANDLE_DISK, keep_cache=False)
+
+    # Where the pump runs, it answers these for disk handles, by the same functions, and nothing of them comes here.
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         """Bytes of a disk, log or snapshot."""
-        with _as_fuse_error():
-            return self._handles[fh].read(off, size)
+        data = bytearray(size)
+        done = lib.sr_handle_read(fh, ffi.from_buffer(data), size, off)
+        return bytes(data[: _answer(done)])
 
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         """Bytes to a disk: logged, then written."""
-        handle = self._handles[fh]
-        if handle.disk is None or not handle.writable:
-            raise pyfuse3.FUSEError(errno.EBADF)
-        with _as_fuse_error():
-            handle.disk.write(off, buf)
-        return len(buf)
+        return _answer(lib.sr_handle_write(fh, ffi.from_buffer(buf), len(buf), off))
 
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         """The durability barrier: the log and the disk."""
-        disk = self._handles[fh].disk
-        if disk is not None:
-            with _as_fuse_error():
-                await disk.flush()
+        _answer(await trio.to_thread.run_sync(lib.sr_handle_flush, fh))
 
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
         """Runs at each close of a descriptor; it is no barrier."""
 
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         """The last descriptor of a handle was closed."""
-        self._handles.pop(fh).release()
+        lib.sr_handle_close(fh)
+        self._handles.pop(fh).disk.released()
 
 
-def _vhd_reader(disk: Disk) -> Callable[[int, int], bytes]:
-    """Reads a disk as a fixed VHD: its bytes, then the footer."""
-    footer = vhd.fixed_footer(disk.size_bytes, disk.state.disk_id)
-
-    def read(offset: int, length: int) -> bytes:
-        behind = max(offset - disk.size_bytes, 0)
-        data = disk.read(offset, length)
-        return data + footer[behind : behind + length - len(data)]
-
-    return read
-
-
-@contextlib.contextmanager
-def _as_fuse_error() -> Iterator[None]:
-    """Turn a file error into the guest's errno, and a ``RigError`` into ``EIO`` with a line in the log."""
-    try:
-        yield
-    except OSError as exc:
-        raise pyfuse3.FUSEError(exc.errno or errno.EIO) from exc
-    except RigError as exc:
-        _log.warning("request_failed", code=exc.code, message=exc.message)
-        raise pyfuse3.FUSEError(errno.EIO) from exc
+def _answer(result: int) -> int:
+    """What a function in C returned, or the guest's errno."""
+    if result < 0:
+        raise pyfuse3.FUSEError(-result)
+    return int(result)

@@ -11,6 +11,7 @@ reported by :meth:`DiskHost.broken`, the others are served.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 import time
@@ -22,7 +23,8 @@ import structlog
 import trio
 
 from blockfs.control import CutInfo, DiskInfo, SegmentInfo, SnapshotDisk, SnapshotInfo, StagingInfo, TagKind
-from blockfs.disk import Disk, DiskPlace, OpenView
+from blockfs.disk import Disk, DiskPlace, DiskRules, OpenView, begin_snapshots_of
+from blockfs.disk_log import LogPolicy
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.part import TagSeen
@@ -45,12 +47,16 @@ def check_name(what: str, name: str) -> None:
 class DiskHost:
     """Implements :class:`blockfs.control.DiskHostControl`; runs on one trio thread (see :mod:`blockfs.disk`)."""
 
-    def __init__(self, root: Path, mountpoint: Path, *, open_view: OpenView | None = None) -> None:
+    def __init__(
+        self, root: Path, mountpoint: Path, *, open_view: OpenView | None = None, policy: LogPolicy | None = None
+    ) -> None:
         self.root = root
         self.mountpoint = mountpoint
         self._open_view = open_view
         root.mkdir(parents=True, exist_ok=True)
         self.positions = PositionCounter(root / "position")
+        self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy())
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
         """Disks that could not be opened (``VM/NAME``), and why."""
@@ -66,17 +72,29 @@ class DiskHost:
         for state in sorted(folder.glob("*.disk")):
             place = DiskPlace(folder, folder.name, state.stem)
             try:
-                disks[state.stem] = Disk.open(place, self.positions, self._open_view)
+                disks[state.stem] = Disk.open(place, self._rules, self._open_view)
             except (RigError, OSError) as exc:
                 self.broken[str(place)] = str(exc)
                 _log.error("disk_not_opened", disk=str(place), error=str(exc))
+
+    async def tend(self) -> None:
+        """Do what the disks' writers ask for (:meth:`Disk.tend`), until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(self._event_fd)
+            os.eventfd_read(self._event_fd)
+            for disk in [disk for disks in self.vms.values() for disk in disks.values()]:
+                disk.note_given_up()
+                try:
+                    await trio.to_thread.run_sync(disk.tend)
+                except OSError as exc:  # the current segment goes on growing, as long as there is room at all
+                    _log.warning("no_spare_segment", disk=str(disk.place), error=exc.strerror)
 
     def close(self) -> None:
         """Close all disks in order."""
         for disks in self.vms.values():
             for disk in disks.values():
                 disk.close()
-        self.positions.close()
+        self._close()
 
     def abandon(self) -> None:
         """Let go of all files without a sync, as a kill would."""
@@ -84,6 +102,11 @@ class DiskHost:
             for disk in disks.values():
                 disk.abandon()
         self.vms.clear()
+        self._close()
+
+    def _close(self) -> None:
+        self.positions.close()
+        os.close(self._event_fd)
 
     # --- finding ------------------------------------------------------------------------------------------------
 
@@ -182,7 +205,7 @@ class DiskHost:
                 raise
             sync_folder(self.root)
         try:
-            disk = Disk.open(place, self.positions, open_view)
+            disk = Disk.open(place, self._rules, open_view)
         except BaseException:
             self._discard(place)
             raise
@@ -231,7 +254,11 @@ class DiskHost:
             disk.stop_tracking()
 
     async def cut(self, *, vm: str, kind: TagKind, name: str, not_after_ns: int | None = None) -> CutInfo:
-        """See :class:`DiskHostControl`.  No checkpoint between the look at the clock and the last disk's tag."""
+        """See :class:`DiskHostControl`.
+
+        The tag's position is drawn once; each disk's TAG record comes after all of its records up to that position, for
+        those were drawn before, under the disk's lock.  No checkpoint between the look at the clock and the last TAG.
+        """
         disks = self.disks(vm)
         for disk in disks:
             _ = disk.log  # NotTracked, before anything is tagged
@@ -263,35 +290,28 @@ class DiskHost:
     # --- snapshot -----------------------------------------------------------------------------------------------
 
     async def begin_snapshot(self, *, vm: str) -> SnapshotInfo:
-        """See :class:`DiskHostControl`.  No checkpoint: one position for all disks."""
+        """See :class:`DiskHostControl`."""
         disks = self.disks(vm)
-        for disk in disks:
-            _ = disk.log
-            if disk.snapshot is not None:
-                raise RigError("SnapshotExists", f"disk {disk.place} has a snapshot already")
-        position, now = self.positions.draw(), time.time_ns()
-        parts = []
+        now = time.time_ns()
         try:
-            for disk in disks:
-                snapshot = disk.begin_snapshot()
-                parts.append(
-                    SnapshotDisk(
-                        disk_id=disk.state.disk_id,
-                        name=disk.place.name,
-                        path=str(self.mountpoint / vm / f"{disk.place.name}.snapshot"),
-                        size_bytes=snapshot.size_bytes,
-                        generation=disk.state.generation,
-                        first_seq=snapshot.first_seq,
-                        data_ranges=snapshot.data_ranges,
-                    )
-                )
+            snapshots = begin_snapshots_of(disks)
         except OSError as exc:
-            for disk in disks:
-                disk.end_snapshot()
             raise _host_error(f"snapshot of VM {vm}", exc) from exc
         for disk in disks:
             await disk.flush()
-        return SnapshotInfo(vm=vm, position=position, time_ns=now, disks=parts)
+        parts = [
+            SnapshotDisk(
+                disk_id=disk.state.disk_id,
+                name=disk.place.name,
+                path=str(self.mountpoint / vm / f"{disk.place.name}.snapshot"),
+                size_bytes=snapshot.size_bytes,
+                generation=disk.state.generation,
+                first_seq=snapshot.first_seq,
+                data_ranges=snapshot.data_ranges,
+            )
+            for disk, snapshot in zip(disks, snapshots, strict=True)
+        ]
+        return SnapshotInfo(vm=vm, position=snapshots[0].position, time_ns=now, disks=parts)
 
     async def release_snapshot(self, *, vm: str, disk: str, upto: int) -> None:
         """See :class:`DiskHostControl`."""

@@ -11,18 +11,15 @@ may disagree: the change log's boot id tells, and the disk is not taken for clea
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from blockfs.errors import RigError
-from cext.kernel import punch_hole
+from cext._core import ffi, lib
 
-BLOCK_BYTES = 4096
-ZEROS = -1
+ZEROS: int = lib.SR_ZEROS
 """As a source of an extent: it reads as zeros."""
 
 
@@ -42,13 +39,22 @@ class Layer(Protocol):
         """(offset, length) of all that may be other than zero, in order, without overlap."""
         ...
 
+    @property
+    def c(self) -> Any:
+        """The layer in C."""
+        ...
+
+    def surrender(self) -> Any:
+        """Give the layer in C away to one that lies over it; of no use any more."""
+        ...
+
     def close(self) -> None:
         """Let go of the files."""
         ...
 
 
 class WritableLayer(Layer, Protocol):
-    """A layer that takes writes; not safe for use by several threads at once, but for :meth:`sync`."""
+    """A layer that takes writes, of one thread at a time; reads and :meth:`sync` may run beside them."""
 
     def pwrite(self, offset: int, data: bytes | memoryview) -> None:
         """Write all of ``data``."""
@@ -67,43 +73,6 @@ class WritableLayer(Layer, Protocol):
         ...
 
 
-def _pread_exactly(fd: int, offset: int, length: int) -> bytes:
-    """Read from a file; what lies past its end is zeros."""
-    data = os.pread(fd, length, offset)
-    if len(data) == length:
-        return data
-    pieces = [data]
-    got = len(data)
-    while got < length:
-        piece = os.pread(fd, length - got, offset + got)
-        if not piece:
-            pieces.append(bytes(length - got))
-            break
-        pieces.append(piece)
-        got += len(piece)
-    return b"".join(pieces)
-
-
-def _pwrite_all(fd: int, offset: int, data: bytes | memoryview) -> None:
-    done = os.pwrite(fd, data, offset)
-    while done < len(data):
-        done += os.pwrite(fd, memoryview(data)[done:], offset + done)
-
-
-def _file_data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    at = 0
-    while at < size:
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as exc:
-            if exc.errno == errno.ENXIO:  # only a hole is left
-                return
-            raise
-        at = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-        if start < at:
-            yield start, at - start
-
-
 def merge_ranges(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Sort (offset, length) pairs and join those that touch or overlap."""
     merged: list[tuple[int, int]] = []
@@ -116,58 +85,108 @@ def merge_ranges(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-class RawLayer:
-    """A raw (sparse) file."""
+class _CLayer:
+    """A layer in C (cext/layers.h), which has the descriptors."""
 
-    def __init__(self, path: Path, *, writable: bool = False) -> None:
-        self.path = path
-        self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
-        self._size = os.fstat(self._fd).st_size
+    def __init__(self, layer: Any) -> None:
+        self._c = layer
+
+    @property
+    def c(self) -> Any:
+        """The layer in C; ``EBADF`` once it was closed or given away."""
+        if self._c is None:
+            raise OSError(errno.EBADF, "this layer is closed")
+        return self._c
 
     @property
     def size_bytes(self) -> int:
-        """The file's size."""
-        return self._size
+        """The disk's size."""
+        return int(lib.sr_layer_bytes(self.c))
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes."""
+        data = bytearray(length)
+        _check(lib.sr_layer_read(self.c, ffi.from_buffer(data), length, offset))
+        return bytes(data)
+
+    def data_ranges(self) -> list[tuple[int, int]]:
+        """What is not a hole."""
+        ranges, at = [], 0
+        while (start := self._seek(at, os.SEEK_DATA)) is not None:
+            at = self._seek(start, os.SEEK_HOLE) or start
+            ranges.append((start, at - start))
+        return ranges
+
+    def _seek(self, offset: int, whence: int) -> int | None:
+        found = int(lib.sr_layer_seek(self.c, offset, whence))
+        if found == -errno.ENXIO:
+            return None
+        _check(found)
+        return found
+
+    def surrender(self) -> Any:
+        """See :class:`Layer`."""
+        layer, self._c = self.c, None
+        return layer
+
+    def close(self) -> None:
+        """Close the files, and the layers below."""
+        if self._c is not None:
+            lib.sr_layer_free(self._c)
+            self._c = None
+
+
+class _WritableCLayer(_CLayer):
+    """What a raw file and a top have in common."""
+
+    def pwrite(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of ``data``."""
+        done = lib.sr_layer_write(self.c, ffi.from_buffer(data), len(data), offset)
+        _check(done)
+        if done < len(data):
+            raise OSError(errno.ENOSPC, f"only {done} of {len(data)} bytes could be written")
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros: a hole, or zeros where the host's file system has none."""
+        _check(lib.sr_layer_zero(self.c, offset, length))
+
+    def resize(self, size_bytes: int) -> None:
+        """Grow the disk; the new end reads as zeros."""
+        _check(lib.sr_layer_resize(self.c, size_bytes))
+
+    def sync(self) -> None:
+        """Everything written so far is on stable storage."""
+        _check(lib.sr_layer_sync(self.c))
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+
+
+def _made(layer: Any) -> Any:
+    """What a constructor in C returned; ``OSError`` if it could not."""
+    if layer == ffi.NULL:
+        raise OSError(ffi.errno, os.strerror(ffi.errno))
+    return layer
+
+
+class RawLayer(_WritableCLayer):
+    """A raw (sparse) file, of which the first ``size_bytes`` are the disk (default: all)."""
+
+    def __init__(self, path: Path, *, writable: bool = False, size_bytes: int | None = None) -> None:
+        self.path = path
+        self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        try:
+            size = os.fstat(self._fd).st_size if size_bytes is None else size_bytes
+            super().__init__(_made(lib.sr_layer_raw(self._fd, size)))
+        except BaseException:
+            os.close(self._fd)
+            raise
 
     def fileno(self) -> int:
         """The file's descriptor."""
         return self._fd
-
-    def pread(self, offset: int, length: int) -> bytes:
-        """Exactly ``length`` bytes."""
-        return _pread_exactly(self._fd, offset, length)
-
-    def pwrite(self, offset: int, data: bytes | memoryview) -> None:
-        """Write all of ``data``."""
-        _pwrite_all(self._fd, offset, data)
-
-    def zero(self, offset: int, length: int) -> None:
-        """Punch a hole, or write zeros where the host's file system has none."""
-        try:
-            punch_hole(self._fd, offset, length)
-        except OSError as exc:
-            if exc.errno != errno.EOPNOTSUPP:
-                raise
-            step = 1 << 20
-            for at in range(offset, offset + length, step):
-                self.pwrite(at, bytes(min(step, offset + length - at)))
-
-    def resize(self, size_bytes: int) -> None:
-        """Grow the file."""
-        os.ftruncate(self._fd, size_bytes)
-        self._size = size_bytes
-
-    def data_ranges(self) -> list[tuple[int, int]]:
-        """What is not a hole."""
-        return list(_file_data_ranges(self._fd, self._size))
-
-    def sync(self) -> None:
-        """fdatasync."""
-        os.fdatasync(self._fd)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
 
 
 class ExtentMap:
@@ -226,173 +245,52 @@ class ExtentMap:
             at += piece
         return pieces
 
-    def ranges(self) -> list[tuple[int, int, int]]:
-        """All extents as (offset, length, source)."""
-        return [(start, end - start, source) for start, end, source, _ in self._extents]
+    def extents(self) -> list[tuple[int, int, int, int]]:
+        """All extents as (start, end, source, offset in source)."""
+        return self._extents
 
 
-class ExtentLayer:
-    """A read-only view: extents of other files over a base.  Owns the base and the descriptors."""
+class ExtentLayer(_CLayer):
+    """A read-only view: extents of other files over a base.  Owns the base and the descriptors.
+
+    ``size_bytes`` is the disk's size at this point; the base may be smaller or larger.
+    """
 
     def __init__(self, base: Layer, extents: ExtentMap, sources: list[int], size_bytes: int) -> None:
-        self._base = base
-        self._extents = extents
-        self._sources = sources
-        self._size = size_bytes
-
-    @property
-    def size_bytes(self) -> int:
-        """The disk's size at this point; the base may be smaller or larger."""
-        return self._size
-
-    def pread(self, offset: int, length: int) -> bytes:
-        """Exactly ``length`` bytes."""
-        pieces = [
-            self._piece(at, size, source, source_offset)
-            for at, size, source, source_offset in self._extents.lookup(offset, length)
-        ]
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _piece(self, offset: int, length: int, source: int | None, source_offset: int) -> bytes:
-        if source is None:
-            return self._base.pread(offset, length)
-        if source == ZEROS:
-            return bytes(length)
-        data = os.pread(self._sources[source], length, source_offset)
-        if len(data) != length:  # the file was checked when it was applied: now it is shorter
-            raise OSError(errno.EIO, f"extent source {source} ends before byte {source_offset + length}")
-        return data
-
-    def data_ranges(self) -> list[tuple[int, int]]:
-        """Data of the base and of the extents (zeros in the map over data of the base count as data)."""
-        mapped = [(offset, length) for offset, length, source in self._extents.ranges() if source != ZEROS]
-        return [
-            (offset, min(length, self._size - offset))
-            for offset, length in merge_ranges(self._base.data_ranges() + mapped)
-            if offset < self._size
-        ]
-
-    def close(self) -> None:
-        """Close the base and all sources."""
-        self._base.close()
-        for fd in self._sources:
-            os.close(fd)
+        table = ffi.new("struct sr_extent[]", len(extents))
+        for i, (start, end, source, source_offset) in enumerate(extents.extents()):
+            row = table[i]
+            row.start, row.end, row.source, row.source_offset = start, end, source, source_offset
+        fds = ffi.new("int[]", sources)
+        super().__init__(_made(lib.sr_layer_extents(base.c, table, len(extents), fds, len(sources), size_bytes)))
+        base.surrender()
 
 
-class TopLayer:
+class TopLayer(_WritableCLayer):
     """A sparse file that takes the writes over a read-only lower layer, with a bitmap of the blocks it holds.
 
     ``path`` is the file, ``path`` + ``.present`` the bitmap: one bit a 4 KiB block.  Owns the lower layer.
     """
 
     def __init__(self, lower: Layer, path: Path) -> None:
-        self._lower = lower
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        size = os.fstat(self._fd).st_size
-        if size == 0:
-            size = lower.size_bytes
-            os.ftruncate(self._fd, size)
-        if size < lower.size_bytes:
-            os.close(self._fd)
-            raise RigError("DiskCorrupt", f"{path}: top of {size} bytes over a disk of {lower.size_bytes}")
-        self._size = size
-        self._map_path = path.with_name(path.name + ".present")
-        self._open_map()
+        fd = map_fd = -1
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            size = os.fstat(fd).st_size
+            if size == 0:
+                size = lower.size_bytes
+                os.ftruncate(fd, size)
+            _check_top(path, size, lower)
+            map_fd = os.open(path.with_name(path.name + ".present"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            super().__init__(_made(lib.sr_layer_top(lower.c, fd, map_fd, size)))
+        except BaseException:
+            for opened in (fd, map_fd):
+                if opened >= 0:
+                    os.close(opened)
+            raise
+        lower.surrender()
 
-    def _open_map(self) -> None:
-        blocks = -(-self._size // BLOCK_BYTES)
-        self._map_fd = os.open(self._map_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.ftruncate(self._map_fd, max(-(-blocks // 8), 1))
-        self._map = mmap.mmap(self._map_fd, 0)
 
-    @property
-    def size_bytes(self) -> int:
-        """The disk's size."""
-        return self._size
-
-    def pread(self, offset: int, length: int) -> bytes:
-        """Exactly ``length`` bytes."""
-        pieces = []
-        for at, size, present in self._runs(offset, length):
-            pieces.append(_pread_exactly(self._fd, at, size) if present else self._lower_bytes(at, size))
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _lower_bytes(self, offset: int, length: int) -> bytes:
-        inside = max(min(length, self._lower.size_bytes - offset), 0)
-        data = self._lower.pread(offset, inside) if inside else b""
-        return data + bytes(length - inside)
-
-    def _runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
-        """(offset, length, present) pieces of a range."""
-        if length == 0:
-            return
-        end = offset + length
-        first, last = offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES
-        bits = int.from_bytes(self._map[first // 8 : last // 8 + 1], "little") >> (first % 8)
-        at = offset
-        run = bool(bits & 1)
-        for block in range(first, last + 1):
-            present = bool(bits & 1)
-            bits >>= 1
-            if present != run:
-                edge = block * BLOCK_BYTES
-                yield at, edge - at, run
-                at, run = edge, present
-        yield at, end - at, run
-
-    def _mark(self, first: int, last: int) -> None:
-        """Set the bits of blocks first..last."""
-        low, high = first // 8, last // 8
-        bits = int.from_bytes(self._map[low : high + 1], "little")
-        bits |= ((1 << (last - first + 1)) - 1) << (first % 8)
-        self._map[low : high + 1] = bits.to_bytes(high - low + 1, "little")
-
-    def _fill_edges(self, offset: int, length: int) -> None:
-        """Bring the blocks that a write covers only in part up from below."""
-        end = offset + length
-        for block in {offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES}:
-            start = block * BLOCK_BYTES
-            stop = min(start + BLOCK_BYTES, self._size)
-            covered = offset <= start and stop <= end
-            if not covered and not (self._map[block // 8] >> (block % 8)) & 1:
-                _pwrite_all(self._fd, start, self._lower_bytes(start, stop - start))
-
-    def pwrite(self, offset: int, data: bytes | memoryview) -> None:
-        """Write all of ``data``; then the blocks are marked present."""
-        if not len(data):
-            return
-        self._fill_edges(offset, len(data))
-        _pwrite_all(self._fd, offset, data)
-        self._mark(offset // BLOCK_BYTES, (offset + len(data) - 1) // BLOCK_BYTES)
-
-    def zero(self, offset: int, length: int) -> None:
-        """Punch a hole in the top and mark it present: present holes read as zeros."""
-        if length == 0:
-            return
-        self._fill_edges(offset, length)
-        punch_hole(self._fd, offset, length)
-        self._mark(offset // BLOCK_BYTES, (offset + length - 1) // BLOCK_BYTES)
-
-    def resize(self, size_bytes: int) -> None:
-        """Grow the top; the new end reads as zeros."""
-        os.ftruncate(self._fd, size_bytes)
-        self._map.close()
-        os.close(self._map_fd)
-        self._size = size_bytes
-        self._open_map()
-
-    def data_ranges(self) -> list[tuple[int, int]]:
-        """Data of the lower layer and of the top."""
-        return merge_ranges(self._lower.data_ranges() + list(_file_data_ranges(self._fd, self._size)))
-
-    def sync(self) -> None:
-        """Data first, then the bitmap that says it is there."""
-        os.fdatasync(self._fd)
-        self._map.flush()
-
-    def close(self) -> None:
-        """Close the files and the lower layer."""
-        self._map.close()
-        os.close(self._map_fd)
-        os.close(self._fd)
-        self._lower.close()
+def _check_top(path: Path, size: int, lower: Layer) -> None:
+    if size < lower.size_bytes:
+        raise RigError("DiskCorrupt", f"{path}: top of {size} bytes over a disk of {lower.size_bytes}")

@@ -14,12 +14,14 @@ import os
 import struct
 from pathlib import Path
 
+from cext._core import ffi, lib
+
 POWER_LOSS_JUMP = 1 << 40
 _U64 = struct.Struct("<Q")
 
 
 class PositionCounter:
-    """Draws positions.  Used from one thread; other processes may read the file (:func:`read_position`)."""
+    """Draws positions, from any thread; other processes may read the file (:func:`read_position`)."""
 
     def __init__(self, path: Path) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -29,25 +31,26 @@ class PositionCounter:
             self._map = mmap.mmap(fd, _U64.size)
         finally:
             os.close(fd)
+        self._buffer = ffi.from_buffer(self._map)
+        self.address = ffi.cast("uint64_t *", self._buffer)
+        """Where the disk engine draws from."""
 
     @property
     def value(self) -> int:
         """The newest position drawn (0: none yet)."""
-        return int(_U64.unpack_from(self._map)[0])
+        return int(lib.sr_position_value(self.address))
 
     def draw(self) -> int:
         """The next position."""
-        value = self.value + 1
-        _U64.pack_into(self._map, 0, value)
-        return value
+        return int(lib.sr_position_draw(self.address))
 
     def advance(self, at_least: int) -> None:
         """Never draw ``at_least`` or less again."""
-        if self.value < at_least:
-            _U64.pack_into(self._map, 0, at_least)
+        lib.sr_position_advance(self.address, at_least)
 
     def close(self) -> None:
-        """Make the value durable and let go of the file."""
+        """Make the value durable and let go of the file; no disk may use it any more."""
+        ffi.release(self._buffer)
         self._map.flush()
         self._map.close()
 

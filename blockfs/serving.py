@@ -65,6 +65,7 @@ async def serve(host: DiskHost, mountpoint: Path, *, task_status: trio.TaskStatu
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_answer, nursery.cancel_scope)
+            nursery.start_soon(host.tend)
             task_status.started()
     finally:
         pyfuse3.close(unmount=True)

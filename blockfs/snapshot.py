@@ -1,76 +1,140 @@
-"""Copy-before-write snapshot of one disk, for initial replication and resync.
+"""Copy-before-write snapshots, for initial replication and resync.  The copying is in C (cext/snapshot.c).
 
 Fault contract: lives only as long as the process; a leftover store file is deleted at the next start, and the copy
-that used it takes a new snapshot.  If the store's space runs out, the snapshot fails (``SnapshotFailed``), the
-disk does not.
+that used it takes a new snapshot.  If the store's space runs out (the host's, or ``STORE_SHARE_MAX`` of the disk), the
+snapshot fails (``SnapshotFailed``), the disk does not.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
+from blockfs.disk_log import DiskLog, check
 from blockfs.errors import RigError
-from blockfs.layers import Layer
+from blockfs.layers import Layer, RawLayer, merge_ranges
+from cext._core import ffi, lib
 
-CHUNK_BYTES = 64 << 10
+STORE_SHARE_MAX = 0.5
+"""How much of a disk's size its snapshot may take."""
+
+
+class Snapshotted(Protocol):
+    """What a disk must have for a snapshot of it."""
+
+    @property
+    def c(self) -> Any:
+        """The disk in C."""
+        ...
+
+    @property
+    def log(self) -> DiskLog:
+        """Its change log."""
+        ...
+
+    @property
+    def layer(self) -> Layer:
+        """Its bytes."""
+        ...
+
+    @property
+    def snapshot_path(self) -> Path:
+        """Where old chunks are kept."""
+        ...
 
 
 class Snapshot:
-    """A disk as it was.  Chunks that are about to change are copied to ``path`` first, until they are released."""
+    """A disk as it was.  Chunks that are about to change are copied to a store first, until they are released."""
 
-    def __init__(self, layer: Layer, path: Path, *, first_seq: int) -> None:
+    def __init__(self, disk: Any, layer: Layer, path: Path, *, first_seq: int, position: int) -> None:
         self.first_seq = first_seq
         """First sequence number of the log that is not in the snapshot."""
-        self.size_bytes = layer.size_bytes
-        self.data_ranges = layer.data_ranges()
-        self.store_bytes = 0
-        self._layer = layer
+        self.position = position
+        """The snapshot holds exactly the records up to this position."""
+        self._disk = disk
         self._path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        self._preserved = bytearray(-(-self.size_bytes // CHUNK_BYTES))
-        self._released = 0
-        self._failed: str | None = None
+        self.size_bytes = int(self._info.bytes)
+        # What was data and is none any more was copied to the store before: together they are all that was data.
+        store = RawLayer(path)
+        self.data_ranges = [
+            (offset, min(length, self.size_bytes - offset))
+            for offset, length in merge_ranges(layer.data_ranges() + store.data_ranges())
+            if offset < self.size_bytes
+        ]
+        store.close()
 
-    def before_write(self, offset: int, length: int) -> None:
-        """Preserve what the range holds now.  Never raises for lack of space: the snapshot fails, the write goes on."""
-        if self._failed or length == 0:
-            return
-        first = max(offset, self._released) // CHUNK_BYTES
-        last = min(offset + length, self.size_bytes) - 1
-        for chunk in range(first, last // CHUNK_BYTES + 1):
-            if not self._preserved[chunk]:
-                start = chunk * CHUNK_BYTES
-                try:
-                    data = self._layer.pread(start, min(CHUNK_BYTES, self.size_bytes - start))
-                    os.pwrite(self._fd, data, start)
-                except OSError as exc:
-                    self._failed = exc.strerror or str(exc)
-                    return
-                self._preserved[chunk] = 1
-                self.store_bytes += len(data)
+    @property
+    def _info(self) -> Any:
+        info = ffi.new("struct sr_snapshot_info *")
+        lib.sr_snapshot_info(self._disk, info)
+        return info
+
+    @property
+    def store_bytes(self) -> int:
+        """How much the store holds."""
+        return int(self._info.store_bytes)
+
+    @property
+    def store_bytes_max(self) -> int:
+        """How much it may hold."""
+        return int(self._info.store_bytes_max)
 
     def pread(self, offset: int, length: int) -> bytes:
         """Bytes as they were; ``SnapshotFailed`` if they could not be kept, or were released."""
-        if self._failed:
-            raise RigError("SnapshotFailed", f"{self._path.name}: could not keep old data: {self._failed}", recoverable=True)
-        if offset < self._released:
-            raise RigError("SnapshotFailed", f"{self._path.name}: byte {offset} was released (below {self._released})")
-        pieces = []
-        end = offset + length
-        while offset < end:
-            chunk = offset // CHUNK_BYTES
-            step = min(end, (chunk + 1) * CHUNK_BYTES) - offset
-            pieces.append(os.pread(self._fd, step, offset) if self._preserved[chunk] else self._layer.pread(offset, step))
-            offset += step
-        return b"".join(pieces)
+        data = bytearray(length)
+        rc = lib.sr_snapshot_read(self._disk, ffi.from_buffer(data), length, offset)
+        if rc == -errno.EIO:
+            raise RigError("SnapshotFailed", f"{self._path.name}: {self._why_not(offset)}", recoverable=True)
+        check(rc)
+        return bytes(data)
+
+    def _why_not(self, offset: int) -> str:
+        info = self._info
+        if not info.exists:
+            return "the snapshot was removed"
+        if info.error == errno.ENOSPC and info.store_bytes + lib.SR_DIRTY_CHUNK_BYTES > info.store_bytes_max:
+            return f"could not keep old data: the {info.store_bytes_max} bytes that it may take are used up"
+        if info.error:
+            return f"could not keep old data: {os.strerror(info.error)}"
+        if offset < info.released:
+            return f"byte {offset} was released (below {info.released})"
+        return f"byte {offset} cannot be read"
 
     def release(self, upto: int) -> None:
         """Bytes below ``upto`` need not be preserved any more (rounded down to a chunk)."""
-        self._released = max(self._released, min(upto, self.size_bytes) // CHUNK_BYTES * CHUNK_BYTES)
+        lib.sr_snapshot_release(self._disk, upto)
 
     def close(self) -> None:
         """Remove the snapshot and its store; who still has it open gets errors."""
-        self._failed = "the snapshot was removed"
-        os.close(self._fd)
+        lib.sr_snapshot_end(self._disk)
         self._path.unlink()
+
+
+def begin_snapshots(disks: Sequence[Snapshotted]) -> list[Snapshot]:
+    """Snapshots of all the disks at one position.  ``OSError``, ``NotTracked``: none was begun."""
+    paths = [disk.snapshot_path for disk in disks]
+    fds: list[int] = []
+    first_seqs, position = ffi.new("uint64_t[]", len(disks)), ffi.new("uint64_t *")
+    try:
+        fds += [os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600) for path in paths]
+        limits = [int(disk.layer.size_bytes * STORE_SHARE_MAX) for disk in disks]
+        while (
+            rc := lib.sr_snapshots_begin([disk.c for disk in disks], fds, limits, len(disks), first_seqs, position)
+        ) == -errno.EAGAIN:
+            for disk in disks:
+                disk.log.provide_spare()
+        check(rc)
+    except BaseException:
+        for fd, path in zip(fds, paths, strict=False):
+            os.close(fd)
+            path.unlink()
+        raise
+    for disk in disks:
+        disk.log.settle()
+    return [
+        Snapshot(disk.c, disk.layer, path, first_seq=int(first_seqs[i]), position=int(position[0]))
+        for i, (disk, path) in enumerate(zip(disks, paths, strict=True))
+    ]

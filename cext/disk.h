@@ -18,8 +18,13 @@ enum sr_record_type { SR_WRITE = 1, SR_ZERO = 2, SR_DISCARD = 3, SR_FLUSH = 4, S
 
 enum { SR_SEGMENT_HEADER_BYTES = 128, SR_RECORD_HEADER_BYTES = 64, SR_DIRTY_HEADER_BYTES = 4096, SR_DIRTY_CHUNK_BYTES = 65536 };
 
-/* Why a disk is no longer logged; kept in the dirty file, so that it outlives a kill. */
-enum sr_log_end { SR_LOGGED = 0, SR_LOG_OVERFLOW = 1, SR_SYNC_FAILED = 2, SR_LOG_FULL = 3 };
+/* Whether a disk is logged, and if no longer, why; kept in the dirty file, so that it outlives a kill. */
+enum sr_log_state { SR_UNLOGGED = -1, SR_LOGGED = 0, SR_LOG_OVERFLOW = 1, SR_LOG_FULL = 2, SR_SYNC_FAILED = 3, SR_WRITE_FAILED = 4 };
+
+/* The counter from which every record of every disk of a host draws its position. */
+uint64_t sr_position_draw(uint64_t *positions);
+uint64_t sr_position_value(const uint64_t *positions);
+void sr_position_advance(uint64_t *positions, uint64_t at_least); /* never draw `at_least` or less again */
 
 struct sr_disk;
 
@@ -59,15 +64,17 @@ struct sr_log_setup {
 	const uint8_t *header;     /* of every segment; first_seq and crc are filled in */
 	uint64_t number, next_seq; /* of the first segment, of the first record */
 	uint64_t last_position;    /* of the record before it */
-	uint64_t kept_bytes;       /* what older segments take */
+	uint64_t kept_bytes;       /* what older segments take that are kept */
+	uint64_t oldest_number;    /* of the kept segments */
 	uint64_t segment_bytes;    /* a segment is switched when it is so long, if there is a spare */
 	uint64_t kept_bytes_max;   /* past it the log is given up; 0: no limit */
 	int full_gives_up;         /* when the log cannot be written: give it up (1), or refuse the write (0) */
 	int fd;                    /* of the first segment; owned */
-	int dirty_fd;              /* the dirty file, long enough; owned */
+	int dirty_fd;              /* the dirty file; owned.  If its state word says that the log was given up, then there is no
+				    * log, `fd` is not touched, and the bitmap goes on being filled */
 };
 
-/* Log everything from now on; replaces a log that there is. */
+/* Log everything from now on, in place of a log that there is.  On an error all is as before, and nothing is owned. */
 int sr_log_start(struct sr_disk *disk, const struct sr_log_setup *setup);
 
 /* Stop logging; nothing is synced. */
@@ -84,11 +91,11 @@ int sr_log_append(struct sr_disk *disk, int type, int flags, const void *payload
 /* Begin a new segment unless the current one is empty. */
 int sr_log_rotate(struct sr_disk *disk);
 
-/* Chunk bits of an older segment's record, at start: what is dirty if the log is given up. */
+/* A record of an older segment that is kept, at start: its chunks are dirty if the log is given up. */
 void sr_log_touch(struct sr_disk *disk, uint64_t number, uint64_t offset, uint64_t bytes);
 
-/* Segments below `number` are gone and took `bytes`. */
-void sr_log_applied(struct sr_disk *disk, uint64_t number, uint64_t bytes);
+/* Segments below `oldest_number` are no longer kept; they took `bytes`. */
+void sr_log_applied(struct sr_disk *disk, uint64_t oldest_number, uint64_t bytes);
 
 struct sr_segment_info {
 	uint64_t number, first_seq, last_seq, last_position, end;
@@ -103,7 +110,7 @@ size_t sr_log_segments(struct sr_disk *disk, struct sr_segment_info *out, size_t
 void sr_log_forget(struct sr_disk *disk, uint64_t number);
 
 struct sr_log_info {
-	int state; /* enum sr_log_end; -1: no log */
+	int state; /* enum sr_log_state */
 	uint64_t next_seq, last_position, kept_bytes; /* kept: of all segments, the current one too */
 	uint64_t dirty_chunks;
 	int has_spare;
@@ -112,9 +119,11 @@ void sr_log_info(struct sr_disk *disk, struct sr_log_info *out);
 
 /* --- snapshot ------------------------------------------------------------------------------------------------ */
 
-/* Begin copy-before-write into file `fd` (owned), at most `bytes_max` of it; -EEXIST.  `rotate` as sr_log_append, in the same
- * step, `first_seq` gets the first sequence number that is not in the snapshot. */
-int sr_snapshot_begin(struct sr_disk *disk, int fd, uint64_t bytes_max, uint64_t *first_seq);
+/* Begin copy-before-write of `count` disks at one `position`, each into its file of `fds`, at most `bytes_max` of it.  Each
+ * disk's log begins a new segment; `first_seqs` get the first sequence numbers that are not in the snapshot.  On success
+ * the fds are owned.  -EEXIST, -ENOTCONN (no log), -EAGAIN (a disk needs a spare segment): nothing was begun. */
+int sr_snapshots_begin(struct sr_disk **disks, const int *fds, const uint64_t *bytes_max, size_t count,
+		       uint64_t *first_seqs, uint64_t *position);
 
 /* Bytes below `upto` need not be preserved any more (rounded down to a chunk). */
 void sr_snapshot_release(struct sr_disk *disk, uint64_t upto);
@@ -126,6 +135,7 @@ int sr_snapshot_read(struct sr_disk *disk, void *buf, uint64_t bytes, uint64_t o
 struct sr_snapshot_info {
 	int exists, error; /* error: errno with which keeping old bytes failed, or 0 */
 	uint64_t bytes, store_bytes, store_bytes_max, released;
+	uint64_t serial; /* of this snapshot among the disk's */
 };
 void sr_snapshot_info(struct sr_disk *disk, struct sr_snapshot_info *out);
 
@@ -139,7 +149,8 @@ struct sr_counters {
 	uint64_t ops[SR_COUNTED_OPS], bytes[SR_COUNTED_OPS], errors[SR_COUNTED_OPS];
 	uint64_t latency[SR_COUNTED_OPS][SR_LATENCY_BUCKETS];
 	uint64_t log_bytes, log_records, segments_switched;
-	uint64_t longest_switch_ns;
+	uint64_t longest_switch_ns; /* for which a segment's switch held writers up */
+	uint64_t longest_append_ns; /* the same of a tag */
 };
 void sr_disk_counters(struct sr_disk *disk, struct sr_counters *out);
 

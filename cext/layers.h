@@ -20,7 +20,8 @@ struct sr_extent {
 
 struct sr_layer;
 
-/* A raw file of which the first `bytes` are the disk.  The layer owns `fd`.  NULL: no memory (all constructors). */
+/* A raw file of which the first `bytes` are the disk.  The layer owns `fd`.  NULL: errno says why (all
+ * constructors); nothing is owned then. */
 struct sr_layer *sr_layer_raw(int fd, uint64_t bytes);
 
 /* `extents` (sorted, without overlap; copied) over `base`.  Owns `base` and the `fd_count` descriptors. */

@@ -8,8 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SR_KEY_BYTES 32
-#define SR_TAG_BYTES 16
+enum { SR_KEY_BYTES = 32, SR_TAG_BYTES = 16 };
 
 /* CRC32C (Castagnoli, RFC 3720 appendix B.4) of `data`, continuing from `crc` (0 to start). */
 uint32_t sr_crc32c(uint32_t crc, const void *data, size_t bytes);

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from blockfs.changelog import RecordType, SegmentReader
+from blockfs.changelog import Record, RecordType, SegmentReader, scan_tail
 from blockfs.disk import Disk
 from blockfs.disk_log import find_segments
 
 
 def replay(start: bytes, disk: Disk, *, upto: int | None = None) -> bytes:
     """``start`` after all records of the disk's log (with a position up to ``upto``)."""
+    disk.segments()  # what the writer has just begun gets its name
     return replay_files(start, [path for _, path in find_segments(disk.place.folder, disk.place.name)], upto=upto)
 
 
 def replay_files(start: bytes, paths: list[Path], *, upto: int | None = None) -> bytes:
-    """The same over given segments."""
+    """The same over given segments; the last may be still in use, with a preallocated end."""
     data = bytearray(start)
     for path in paths:
         with SegmentReader(path) as reader:
-            for record in reader.records():
-                if upto is not None and record.position > upto:
-                    continue
-                if record.type is RecordType.WRITE:
-                    data[record.offset : record.offset + record.length] = reader.payload(record)
+            for record in scan_tail(reader).records if path == paths[-1] else reader.records():
+                if upto is None or record.position <= upto:
+                    _apply(data, record, reader)
     return bytes(data)
+
+
+def _apply(data: bytearray, record: Record, reader: SegmentReader) -> None:
+    match record.type:
+        case RecordType.WRITE:
+            data[record.offset : record.offset + record.length] = reader.payload(record)
+        case RecordType.ZERO | RecordType.DISCARD:
+            data[record.offset : record.offset + record.length] = bytes(record.length)
+        case RecordType.RESIZE:
+            data.extend(bytes(record.length - len(data)))
+        case _:
+            pass

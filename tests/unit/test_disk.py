@@ -6,18 +6,21 @@ import errno
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from blockfs import disk_log
-from blockfs.changelog import HEADER_BYTES, SegmentReader
-from blockfs.disk import Disk, DiskPlace
-from blockfs.disk_log import find_segments
+from blockfs import snapshot as snapshot_module
+from blockfs.changelog import HEADER_BYTES, RecordType, SegmentReader, scan_tail
+from blockfs.dirty import CHUNK_BYTES
+from blockfs.disk import Disk, DiskPlace, DiskRules
+from blockfs.disk_log import LogPolicy, find_segments
 from blockfs.errors import RigError
-from blockfs.layers import RawLayer
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from tests.unit.disk_model import replay
+from tests.unit.io_faults import PUNCH, SYNC, WRITE, failing, io_verdict
 
 SIZE = 1 << 20
 
@@ -33,13 +36,13 @@ def positions(tmp_path: Path) -> Iterator[PositionCounter]:
 def disk(tmp_path: Path, positions: PositionCounter) -> Disk:
     place = DiskPlace(tmp_path, "web01", "os")
     Disk.make_raw(place, SIZE)
-    return Disk.open(place, positions, None)
+    return Disk.open(place, DiskRules(positions), None)
 
 
 def reopen(disk: Disk, positions: PositionCounter) -> Disk:
     """As after kill -9: nothing is closed in order."""
     disk.abandon()
-    return Disk.open(disk.place, positions, None)
+    return Disk.open(disk.place, DiskRules(positions), None)
 
 
 def contents(disk: Disk) -> bytes:
@@ -48,6 +51,12 @@ def contents(disk: Disk) -> bytes:
 
 def logs(disk: Disk) -> list[Path]:
     return [path for _, path in find_segments(disk.place.folder, "os")]
+
+
+def end_of_log(disk: Disk) -> int:
+    """How much of the current segment is written."""
+    number, path = find_segments(disk.place.folder, "os")[-1]
+    return disk.segment_bytes(number, path)
 
 
 def scribble(disk: Disk, rng: random.Random, count: int) -> None:
@@ -77,7 +86,7 @@ def test_replaying_the_log_gives_the_disk(disk: Disk, seed: int) -> None:
     scribble(disk, rng, 5)
     start = contents(disk)
     disk.start_tracking(new_generation=False)
-    scribble(disk, rng, 60)
+    scribble(disk, rng, 40)
     assert replay(start, disk) == contents(disk)
 
 
@@ -85,7 +94,7 @@ async def test_a_disk_closed_in_order_goes_on_in_the_same_generation(disk: Disk,
     disk.start_tracking(new_generation=False)
     disk.write(0, b"before")
     disk.close()
-    again = Disk.open(disk.place, positions, None)
+    again = Disk.open(disk.place, DiskRules(positions), None)
     again.write(3, b"after")
     assert (again.state.generation, again.state.needs_resync) == (1, None)
     assert replay(bytes(SIZE), again) == contents(again)
@@ -99,9 +108,9 @@ def test_a_kill_at_any_byte_of_the_last_record_loses_only_what_was_not_acknowled
     disk.start_tracking(new_generation=False)
     scribble(disk, rng, 10)
     acknowledged = contents(disk)
-    whole = logs(disk)[-1].read_bytes()
+    whole = logs(disk)[-1].read_bytes()[: end_of_log(disk)]
     disk.write(100, b"last" * 20)
-    longer = logs(disk)[-1].read_bytes()
+    longer = logs(disk)[-1].read_bytes()[: end_of_log(disk)]
     last = len(longer) - len(whole)
     for torn in range(0, last + 1, 7):
         disk.abandon()
@@ -110,7 +119,7 @@ def test_a_kill_at_any_byte_of_the_last_record_loses_only_what_was_not_acknowled
         logs(disk)[0].write_bytes(longer[: len(whole) + torn])
         with (disk.place.file("img")).open("r+b") as image:  # the bytes may or may not have reached the disk
             image.write(acknowledged)
-        disk = Disk.open(disk.place, positions, None)
+        disk = Disk.open(disk.place, DiskRules(positions), None)
         assert disk.state.generation == 1
         assert disk.log.next_seq == (12 if torn == last else 11)
         assert replay(bytes(SIZE), disk) == contents(disk)
@@ -128,7 +137,7 @@ def test_kills_in_a_row_keep_the_sequence_without_a_gap(disk: Disk, positions: P
     assert disk.log.next_seq == 25
     assert replay(bytes(SIZE), disk) == contents(disk)
     seqs = []
-    for path in logs(disk):
+    for path in logs(disk)[:-1]:
         with SegmentReader(path) as reader:
             seqs += [record.seq for record in reader.records()]
     assert seqs == list(range(1, 25))
@@ -142,7 +151,7 @@ def test_positions_never_come_again_after_a_kill(disk: Disk, tmp_path: Path) -> 
     disk.abandon()
     (tmp_path / "position").unlink()
     fresh = PositionCounter(tmp_path / "position")
-    Disk.open(disk.place, fresh, None)
+    Disk.open(disk.place, DiskRules(fresh), None)
     assert fresh.draw() > newest
 
 
@@ -181,7 +190,7 @@ async def test_a_reboot_after_an_orderly_close_is_clean(
     disk.write(0, b"x")
     disk.close()
     monkeypatch.setattr(disk_log, "current_boot_id", lambda: "00000000-0000-4000-8000-000000000000")
-    again = Disk.open(disk.place, positions, None)
+    again = Disk.open(disk.place, DiskRules(positions), None)
     assert (again.state.needs_resync, again.state.generation) == (None, 1)
 
 
@@ -204,119 +213,230 @@ def test_a_missing_segment_is_told(disk: Disk, positions: PositionCounter) -> No
     assert reopen(disk, positions).state.needs_resync == "LogCorrupt"
 
 
-def test_a_full_host_disk_leaves_log_and_disk_as_they_were(
-    disk: Disk, positions: PositionCounter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("full", [".img", ".hrl"])
+def test_a_full_host_disk_leaves_log_and_disk_as_they_were(disk: Disk, positions: PositionCounter, full: str) -> None:
     disk.start_tracking(new_generation=False)
     disk.write(0, b"good")
-    size, seq = logs(disk)[0].stat().st_size, disk.log.last_seq
-
-    def full(_layer: RawLayer, _offset: int, _data: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(RawLayer, "pwrite", full)
-        with pytest.raises(OSError, match="No space left"):
-            disk.write(0, b"lost")
-    assert (logs(disk)[0].stat().st_size, disk.log.last_seq) == (size, seq)
+    size, seq = end_of_log(disk), disk.log.last_seq
+    with failing(WRITE, full, errno.ENOSPC), pytest.raises(OSError, match="No space left"):
+        disk.write(0, b"lost")
+    assert (end_of_log(disk), disk.log.last_seq) == (size, seq)
     assert contents(disk)[:4] == b"good"
     disk.write(4, b"!")
     disk = reopen(disk, positions)
     assert replay(bytes(SIZE), disk) == contents(disk)
 
 
-def test_an_append_that_fails_half_way_leaves_no_torn_record(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
+@pytest.mark.parametrize("after_bytes", [10, 64, 66])
+def test_an_append_that_fails_half_way_leaves_no_torn_record(
+    disk: Disk, positions: PositionCounter, after_bytes: int
+) -> None:
     disk.start_tracking(new_generation=False)
     disk.write(0, b"good")
-    real = os.pwritev
+    with failing(WRITE, ".hrl", errno.ENOSPC, after_bytes=after_bytes), pytest.raises(OSError, match="No space left"):
+        disk.write(0, b"lost")
+    assert contents(disk)[:4] == b"good"
+    assert replay(bytes(SIZE), disk) == contents(disk)
+    again = reopen(disk, positions)
+    assert again.log.next_seq == 2
+    again.write(1, b"more")
+    assert replay(bytes(SIZE), again) == contents(again)
 
-    def short(fd: int, buffers: list[bytes], offset: int) -> int:
-        real(fd, [buffers[0][:10]], offset)
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "pwritev", short)
-        with pytest.raises(OSError, match="No space left"):
-            disk.write(0, b"lost")
-    disk.write(1, b"more")
+@pytest.mark.parametrize("done", [1, 511, 4096, 5000])
+def test_a_write_that_the_disk_takes_only_in_part_is_logged_as_just_that(
+    disk: Disk, positions: PositionCounter, done: int
+) -> None:
+    disk.start_tracking(new_generation=False)
+    with failing(WRITE, ".img", errno.ENOSPC, after_bytes=done):
+        assert disk.write(100, b"x" * 6000) == done
+    assert contents(disk)[100:6100] == b"x" * done + bytes(6000 - done)
+    disk.write(50, b"y")
+    assert replay(bytes(SIZE), disk) == contents(disk)
+    disk = reopen(disk, positions)
+    assert disk.log.next_seq == 3
     assert replay(bytes(SIZE), disk) == contents(disk)
 
 
-def test_past_half_the_disk_in_unsent_log_the_log_is_given_up_durably(disk: Disk, positions: PositionCounter) -> None:
+def test_a_log_that_is_full_is_given_up_for_the_bitmap_if_the_policy_says_so(
+    tmp_path: Path, positions: PositionCounter
+) -> None:
+    place = DiskPlace(tmp_path, "web01", "os")
+    Disk.make_raw(place, SIZE)
+    rules = DiskRules(positions, policy=LogPolicy(when_full="bitmap"))
+    disk = Disk.open(place, rules, None)
     disk.start_tracking(new_generation=False)
-    for _ in range(20):
-        disk.write(0, bytes(32 << 10))
+    disk.write(3 * CHUNK_BYTES, b"logged")
+    with failing(WRITE, ".hrl", errno.ENOSPC):
+        disk.write(5 * CHUNK_BYTES - 1, b"not logged")
+    disk.write(9 * CHUNK_BYTES, b"nor this")
+    disk.abandon()
+    disk = Disk.open(place, rules, None)
+    assert disk.state.needs_resync == "LogFull"
+    assert disk.dirty_ranges() == [(3 * CHUNK_BYTES, 3 * CHUNK_BYTES), (9 * CHUNK_BYTES, CHUNK_BYTES)]
+    disk.write(12 * CHUNK_BYTES, b"goes on being noted")
+    assert disk.dirty_ranges()[-1] == (12 * CHUNK_BYTES, CHUNK_BYTES)
+    assert contents(disk)[9 * CHUNK_BYTES :][:8] == b"nor this"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_past_half_the_disk_in_unsent_log_the_log_is_given_up_and_no_dirty_chunk_is_lost(
+    disk: Disk, positions: PositionCounter, seed: int
+) -> None:
+    rng = random.Random(seed)
+    disk.start_tracking(new_generation=False)
+    scribble(disk, rng, 20)
+    disk.log.rotate()
+    sent = contents(disk)
+    disk._flush()
+    disk.applied(1, disk.log.last_seq)
+    changed: set[int] = set()
+    while disk.info(Path()).tracked:
+        offset = rng.randrange(SIZE - 9000)
+        data = rng.randbytes(rng.randrange(1, 9000))
+        disk.write(offset, data)
+        changed.update(range(offset // CHUNK_BYTES, (offset + len(data) - 1) // CHUNK_BYTES + 1))
+        if rng.random() < 0.1:
+            disk = reopen(disk, positions)
     assert disk.state.needs_resync == "LogOverflow"
-    assert reopen(disk, positions).state.needs_resync == "LogOverflow"
+    disk = reopen(disk, positions)
+    assert disk.state.needs_resync == "LogOverflow"
+    assert disk.dirty_bytes == len(changed) * CHUNK_BYTES
+    dirty = {
+        at // CHUNK_BYTES for offset, length in disk.dirty_ranges() for at in range(offset, offset + length, CHUNK_BYTES)
+    }
+    assert dirty == changed
+    now = contents(disk)
+    for chunk in set(range(SIZE // CHUNK_BYTES)) - dirty:
+        at = chunk * CHUNK_BYTES
+        assert now[at : at + CHUNK_BYTES] == sent[at : at + CHUNK_BYTES]
 
 
-def test_if_the_mark_of_giving_up_cannot_be_written_the_write_fails(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    from blockfs import disk_state
-
+def test_zeroing_that_fails_ends_the_log_for_it_cannot_be_told_what_is_there(disk: Disk, positions: PositionCounter) -> None:
     disk.start_tracking(new_generation=False)
-    disk.write(0, bytes(400 << 10))
+    disk.write(0, b"x" * 5000)
+    with failing(PUNCH, ".img", errno.EIO), pytest.raises(OSError, match="Input/output error"):
+        disk.zero(0, 4096)
+    assert disk.info(Path()).needs_resync == "WriteFailed"
+    assert disk.dirty_ranges() == [(0, CHUNK_BYTES)]
+    assert reopen(disk, positions).state.needs_resync == "WriteFailed"
 
-    def full(_path: Path, _data: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(disk_state, "write_atomically", full)
-    with pytest.raises(OSError, match="No space left"):
-        disk.write(0, b"x" * (200 << 10))
-    assert disk.log.last_seq == 1, "still tracked: nothing was written past the log"
-    assert contents(disk)[0] == 0
+@pytest.mark.parametrize("seed", range(3))
+def test_zeros_discards_and_growing_are_logged_and_come_again_after_a_kill(
+    disk: Disk, positions: PositionCounter, seed: int
+) -> None:
+    rng = random.Random(seed)
+    disk.start_tracking(new_generation=False)
+    for _ in range(6):
+        scribble(disk, rng, 3)
+        disk.zero(rng.randrange(SIZE), rng.randrange(1, 70_000), discard=rng.random() < 0.5)
+        disk.resize(disk.size_bytes + 512 * rng.randrange(1, 100))
+        disk.write(disk.size_bytes - 5, b"end")
+        disk = reopen(disk, positions)
+    assert disk.state.size_bytes == disk.size_bytes > SIZE
+    assert replay(bytes(SIZE), disk) == contents(disk)
+
+
+def test_a_disk_is_never_shrunk(disk: Disk) -> None:
+    for size in (SIZE - 512, SIZE + 1):
+        with pytest.raises(RigError, match=f"new size is {size} bytes; it must be a multiple of 512 and at least {SIZE}"):
+            disk.resize(size)
+
+
+def test_a_kill_between_growing_and_the_note_of_it_is_no_harm(disk: Disk, positions: PositionCounter) -> None:
+    state = disk.place.file("disk").read_bytes()
+    disk.start_tracking(new_generation=False)
+    tracked = disk.place.file("disk").read_bytes()
+    disk.resize(2 * SIZE)
+    disk.abandon()
+    assert state != tracked
+    disk.place.file("disk").write_bytes(tracked)
+    disk = Disk.open(disk.place, DiskRules(positions), None)
+    assert (disk.size_bytes, disk.state.size_bytes) == (2 * SIZE, 2 * SIZE)
+    assert replay(bytes(SIZE), disk) == contents(disk)
 
 
 @pytest.fixture
-def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Inodes in the order in which they were made durable."""
+def synced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Files and folders in the order in which they were made durable."""
     import os
 
-    inodes: list[int] = []
+    names: list[str] = []
     for name in ("fsync", "fdatasync"):
         real = getattr(os, name)
 
         def recording(fd: int, real: Callable[[int], None] = real) -> None:
-            inodes.append(os.fstat(fd).st_ino)
+            names.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
             real(fd)
 
         monkeypatch.setattr(os, name, recording)
-    return inodes
+
+    def engine(operation: int, path: str, _offset: int, _size: int) -> int:
+        if operation == SYNC:
+            names.append(path)
+        return 0
+
+    with io_verdict(engine):
+        yield names
 
 
-async def test_a_flush_makes_all_segments_durable_then_their_names_then_the_disk(disk: Disk, synced: list[int]) -> None:
+async def test_a_flush_makes_all_segments_durable_then_the_disk(disk: Disk, synced: list[str]) -> None:
     disk.start_tracking(new_generation=False)
     disk.write(0, b"a")
     disk.log.rotate()
     disk.write(0, b"b")
     synced.clear()
     await disk.flush()
-    wanted = [*logs(disk), disk.place.folder, disk.place.file("img")]
-    assert synced == [path.stat().st_ino for path in wanted]
+    assert synced == [str(path) for path in [*logs(disk), disk.place.file("img")]]
     synced.clear()
     disk.write(0, b"c")
     await disk.flush()
-    assert synced == [path.stat().st_ino for path in (logs(disk)[-1], disk.place.file("img"))]
-
-
-async def test_the_first_segment_has_a_durable_name_before_the_disk_counts_as_tracked(disk: Disk, synced: list[int]) -> None:
+    assert synced == [str(path) for path in (logs(disk)[-1], disk.place.file("img"))]
     synced.clear()
+    await disk.flush()
+    assert synced == [], "nothing was written since"
+
+
+async def test_the_first_flush_of_a_process_syncs_what_an_earlier_one_wrote(disk: Disk, synced: list[str]) -> None:
+    await disk.flush()
+    assert synced == [str(disk.place.file("img"))]
+
+
+async def test_segments_have_durable_names_before_they_take_records(disk: Disk, synced: list[str]) -> None:
     disk.start_tracking(new_generation=False)
-    assert disk.place.folder.stat().st_ino in synced
+    assert str(disk.place.folder) in synced
+    synced.clear()
+    disk.log.provide_spare()
+    assert synced == [str(disk.place.folder)]
 
 
-async def test_a_failed_fsync_is_reported_and_marks_the_disk(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_flush_is_written_down_once_for_what_came_before_it(disk: Disk) -> None:
     disk.start_tracking(new_generation=False)
     disk.write(0, b"x")
+    await disk.flush()
+    await disk.flush()
+    assert disk.log.last_seq == 2
+    with SegmentReader(logs(disk)[0]) as reader:
+        assert [record.type for record in scan_tail(reader).records] == [RecordType.WRITE, RecordType.FLUSH]
 
-    def broken(_layer: RawLayer) -> None:
-        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(RawLayer, "sync", broken)
+@pytest.mark.parametrize("broken", [".img", ".hrl"])
+async def test_after_a_failed_fsync_no_flush_succeeds_until_the_disk_is_opened_again(
+    disk: Disk, positions: PositionCounter, broken: str
+) -> None:
+    disk.start_tracking(new_generation=False)
+    disk.write(0, b"x")
+    with failing(SYNC, broken, errno.EIO), pytest.raises(OSError, match="Input/output error"):
+        await disk.flush()
+    disk.write(0, b"y")
     with pytest.raises(OSError, match="Input/output error"):
         await disk.flush()
+    assert disk.info(Path()).needs_resync == "SyncFailed"
+    assert disk.dirty_ranges() == [(0, SIZE)], "the kernel does not say which pages were lost"
+    disk = reopen(disk, positions)
     assert disk.state.needs_resync == "SyncFailed"
+    await disk.flush()
 
 
 async def test_segments_are_handed_out_only_after_a_sync_and_deleted_when_applied(disk: Disk) -> None:
@@ -324,9 +444,10 @@ async def test_segments_are_handed_out_only_after_a_sync_and_deleted_when_applie
     disk.write(0, b"a")
     disk.tag(TagSeen(tag_id="t", kind="CrashConsistent", name="n", position=disk.log.last_position + 5, time_ns=0))
     assert disk.segments() == []
+    tagged = disk.log.last_position
     await disk.flush()
     (segment,) = disk.segments()
-    assert (segment.first_seq, segment.last_seq, segment.complete_position) == (1, 2, disk.log.last_position)
+    assert (segment.first_seq, segment.last_seq, segment.complete_position) == (1, 2, tagged)
     disk.applied(1, 1)
     assert len(disk.segments()) == 1
     disk.applied(1, 2)
@@ -351,10 +472,14 @@ async def test_word_of_another_generation_deletes_nothing_of_this_one(disk: Disk
 def test_a_snapshot_reads_as_the_disk_did_while_the_disk_changes(disk: Disk, seed: int) -> None:
     rng = random.Random(seed)
     disk.start_tracking(new_generation=False)
-    scribble(disk, rng, 20)
+    scribble(disk, rng, 15)
     before = contents(disk)
     snapshot = disk.begin_snapshot()
-    scribble(disk, rng, 20)
+    for _ in range(3):
+        offset = rng.randrange(SIZE - 9000)
+        disk.write(offset, rng.randbytes(9000))
+        disk.zero(rng.randrange(SIZE), 9000)
+    disk.resize(2 * SIZE)
     assert snapshot.pread(0, SIZE) == before
     released = SIZE // 2
     snapshot.release(released)
@@ -367,25 +492,100 @@ def test_a_snapshot_reads_as_the_disk_did_while_the_disk_changes(disk: Disk, see
     assert disk.log.next_seq > snapshot.first_seq
     disk.end_snapshot()
     assert not disk.place.file("snapshot").exists()
+    with pytest.raises(RigError, match="the snapshot was removed"):
+        snapshot.pread(released, 1)
 
 
-def test_a_snapshot_without_space_fails_and_the_disk_does_not(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
+def test_what_was_data_when_a_snapshot_began_is_in_its_ranges_even_if_it_is_a_hole_now(disk: Disk) -> None:
+    disk.start_tracking(new_generation=False)
+    disk.write(5 * CHUNK_BYTES, b"x" * CHUNK_BYTES)
+    with pytest.MonkeyPatch.context() as patch:
+        real = snapshot_module.Snapshot.__init__
 
+        def late(self: snapshot_module.Snapshot, *args: Any, **named: Any) -> None:
+            disk.zero(0, SIZE)  # a guest's discard, right after the snapshot
+            real(self, *args, **named)
+
+        patch.setattr(snapshot_module.Snapshot, "__init__", late)
+        snapshot = disk.begin_snapshot()
+    assert any(at <= 5 * CHUNK_BYTES < at + length for at, length in snapshot.data_ranges)
+
+
+def test_a_snapshot_without_space_fails_and_the_disk_does_not(disk: Disk) -> None:
     disk.start_tracking(new_generation=False)
     snapshot = disk.begin_snapshot()
-    real = os.pwrite
-
-    def full(fd: int, data: bytes, offset: int) -> int:
-        if fd == snapshot._fd:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(fd, data, offset)
-
-    monkeypatch.setattr(os, "pwrite", full)
-    disk.write(0, b"goes on")
+    with failing(WRITE, ".snapshot", errno.ENOSPC):
+        disk.write(0, b"goes on")
     assert contents(disk)[:7] == b"goes on"
     with pytest.raises(RigError, match="could not keep old data: No space left on device"):
         snapshot.pread(0, 1)
+
+
+def test_a_snapshot_takes_no_more_than_its_share_of_space(disk: Disk) -> None:
+    disk.start_tracking(new_generation=False)
+    snapshot = disk.begin_snapshot()
+    for at in range(0, SIZE, CHUNK_BYTES):
+        disk.write(at, b"x")
+    assert snapshot.store_bytes == snapshot.store_bytes_max == SIZE // 2
+    assert contents(disk)[SIZE - CHUNK_BYTES :][:1] == b"x"
+    with pytest.raises(RigError, match=f"could not keep old data: the {SIZE // 2} bytes that it may take are used up"):
+        snapshot.pread(0, 1)
+
+
+def test_a_segment_that_nobody_reads_any_more_is_used_again(disk: Disk, positions: PositionCounter) -> None:
+    disk.start_tracking(new_generation=False)
+    disk.write(0, b"a" * 3000)
+    disk.log.rotate()
+    disk._flush()
+    old = logs(disk)[0]
+    inode = old.stat().st_ino
+    assert disk.segments()
+    disk.applied(1, 1000)
+    disk.log.provide_spare()
+    assert disk.place.file("spare").stat().st_ino == inode
+    disk.write(0, b"b" * 100)
+    disk.log.rotate()
+    disk.write(5, b"c" * 100)
+    assert logs(disk)[-1].stat().st_ino == inode
+    now = contents(disk)
+    disk = reopen(disk, positions)
+    assert contents(disk) == now
+    assert disk.log.next_seq == 5, "nothing of its former life counts"
+
+
+def test_a_segment_that_somebody_still_reads_is_not_written_over(disk: Disk) -> None:
+    disk.start_tracking(new_generation=False)
+    disk.write(0, b"a" * 3000)
+    disk.log.rotate()
+    disk._flush()
+    assert disk.segments()
+    with logs(disk)[0].open("rb") as reader:
+        before = reader.read()
+        disk.applied(1, 1000)
+        disk.log.provide_spare()
+        reader.seek(0)
+        assert reader.read() == before
+
+
+def test_a_kill_right_after_the_writer_has_switched_segments_loses_nothing(disk: Disk, positions: PositionCounter) -> None:
+    disk.start_tracking(new_generation=False)
+    disk.log.provide_spare()
+    for at in range(0, 300 << 10, 4096):  # past the segment's length, with nobody to tend the log
+        disk.write(at, b"x" * 4096)
+    assert disk.place.file("spare").exists()
+    now, next_seq = contents(disk), 76
+    disk = reopen(disk, positions)
+    assert (disk.log.next_seq, disk.state.generation, disk.state.needs_resync) == (next_seq, 1, None)
+    assert contents(disk) == now == replay(bytes(SIZE), disk)
+
+
+def test_without_a_spare_the_current_segment_goes_on_growing(disk: Disk) -> None:
+    disk.start_tracking(new_generation=False)
+    for at in range(0, 400 << 10, 4096):
+        disk.write(at, b"x" * 4096)
+    assert len(logs(disk)) == 1
+    assert end_of_log(disk) > 400 << 10
+    assert replay(bytes(SIZE), disk) == contents(disk)
 
 
 def test_a_bad_state_file_is_named(disk: Disk, positions: PositionCounter) -> None:
@@ -396,7 +596,7 @@ def test_a_bad_state_file_is_named(disk: Disk, positions: PositionCounter) -> No
         bad[at] ^= 1
         path.write_bytes(bad)
         with pytest.raises(RigError) as failed:
-            Disk.open(disk.place, positions, None)
+            Disk.open(disk.place, DiskRules(positions), None)
         assert str(path) in failed.value.message or failed.value.code == "StateVersion"
     path.write_bytes(good)
-    Disk.open(disk.place, positions, None)
+    Disk.open(disk.place, DiskRules(positions), None)

@@ -109,7 +109,7 @@ def test_an_extent_whose_file_was_cut_is_an_error_not_zeros(tmp_path: Path) -> N
     extents.insert(0, 200, 0, 0)
     fd = os.open(tmp_path / "source", os.O_RDONLY)
     layer = ExtentLayer(RawLayer(tmp_path / "base"), extents, [fd], SIZE)
-    with pytest.raises(OSError, match="extent source 0 ends before byte 200"):
+    with pytest.raises(OSError, match="Input/output error"):
         layer.pread(0, 200)
     layer.close()
 

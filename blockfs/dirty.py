@@ -1,0 +1,99 @@
+"""The dirty file of a tracked disk (``NAME.dirty``): whether its log was given up, and which chunks changed since.
+
+Layout: docs/formats/dirty.md.
+
+Fault contract: written through a memory map, the word before the first write that is not logged, a chunk's bit before its
+bytes; so a kill at any moment loses nothing.  After a power loss it is worth nothing, and the log's boot id
+tells (:mod:`blockfs.disk_log`).  A file that cannot be read as one is ``DirtyCorrupt``: then every chunk may have changed.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockfs.durable import write_atomically
+from blockfs.errors import RigError
+from cext._core import lib
+from cext.hashing import crc32c
+
+FORMAT_VERSION = 1
+CHUNK_BYTES: int = lib.SR_DIRTY_CHUNK_BYTES
+HEADER_BYTES: int = lib.SR_DIRTY_HEADER_BYTES
+REASONS: dict[int, str] = {
+    lib.SR_LOG_OVERFLOW: "LogOverflow",
+    lib.SR_LOG_FULL: "LogFull",
+    lib.SR_SYNC_FAILED: "SyncFailed",
+    lib.SR_WRITE_FAILED: "WriteFailed",
+}
+"""Why a log was given up, by the state word."""
+
+_MAGIC = b"SRIGDRTY"
+_HEADER = struct.Struct("<8sHHI16sQ20x")  # then CRC32C
+_CRC = struct.Struct("<I")
+_STATE = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class DirtyFile:
+    """``reason``: why the log was given up, None if it was not.  ``ranges``: (offset, length) of changed chunks, merged."""
+
+    disk_id: str
+    generation: int
+    reason: str | None
+    ranges: list[tuple[int, int]]
+
+
+def make(path: Path, *, disk_id: str, generation: int) -> None:
+    """A dirty file of a log that begins: nothing is dirty.  Durable, in place of an older one."""
+    raw = _HEADER.pack(_MAGIC, FORMAT_VERSION, HEADER_BYTES, CHUNK_BYTES, uuid.UUID(disk_id).bytes, generation)
+    write_atomically(path, (raw + _CRC.pack(crc32c(raw))).ljust(HEADER_BYTES, b"\0"))
+
+
+def read(path: Path) -> DirtyFile:
+    """Read one; ``DirtyCorrupt`` (a missing file too) or ``DirtyVersion`` names it."""
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise RigError("DirtyCorrupt", f"{path}: cannot be read: {exc.strerror}") from exc
+    if len(data) < HEADER_BYTES:
+        raise RigError("DirtyCorrupt", f"{path}: has {len(data)} bytes; its header has {HEADER_BYTES}")
+    magic, version, header_bytes, chunk_bytes, disk, generation = _HEADER.unpack_from(data)
+    if magic != _MAGIC:
+        raise RigError("DirtyCorrupt", f"{path}: magic is {magic!r}; a dirty file begins with {_MAGIC!r}")
+    if version != FORMAT_VERSION:
+        raise RigError("DirtyVersion", f"{path}: dirty file format {version}; this siterig reads {FORMAT_VERSION}")
+    if crc32c(data[: _HEADER.size]) != _CRC.unpack_from(data, _HEADER.size)[0]:
+        raise RigError("DirtyCorrupt", f"{path}: header checksum does not match")
+    (state,) = _STATE.unpack_from(data, _HEADER.size + _CRC.size)
+    if (header_bytes, chunk_bytes) != (HEADER_BYTES, CHUNK_BYTES) or (state != lib.SR_LOGGED and state not in REASONS):
+        raise RigError("DirtyCorrupt", f"{path}: names {header_bytes} header bytes, chunks of {chunk_bytes}, state {state}")
+    return DirtyFile(
+        disk_id=str(uuid.UUID(bytes=disk)),
+        generation=generation,
+        reason=REASONS.get(state),
+        ranges=_ranges(data[HEADER_BYTES:]),
+    )
+
+
+def _ranges(bits: bytes) -> list[tuple[int, int]]:
+    ranges: list[tuple[int, int]] = []
+    for index, byte in enumerate(bits):
+        if not byte:
+            continue
+        for bit in range(8):
+            if byte >> bit & 1:
+                at = (index * 8 + bit) * CHUNK_BYTES
+                if ranges and sum(ranges[-1]) == at:
+                    ranges[-1] = (ranges[-1][0], ranges[-1][1] + CHUNK_BYTES)
+                else:
+                    ranges.append((at, CHUNK_BYTES))
+    return ranges
+
+
+def open_for_writer(path: Path) -> int:
+    """A descriptor for the writer in C, which maps the file."""
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -1,0 +1,282 @@
+#define _GNU_SOURCE
+#include "disk_internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+uint64_t sr_now_ns(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+void sr_raise_event(struct sr_disk *disk)
+{
+	uint64_t one = 1;
+	if (disk->event_fd >= 0 && write(disk->event_fd, &one, sizeof(one)) < 0) {
+		/* EAGAIN: it is raised already, as high as can be */
+	}
+}
+
+struct sr_disk *sr_disk_new(struct sr_layer *layer, uint64_t *positions, int event_fd)
+{
+	struct sr_disk *disk = calloc(1, sizeof(*disk));
+	if (!disk)
+		return NULL;
+	pthread_rwlock_init(&disk->life, NULL);
+	pthread_rwlock_init(&disk->snapshot_life, NULL);
+	pthread_mutex_init(&disk->syncing, NULL);
+	pthread_mutex_init(&disk->lock, NULL);
+	disk->users = 1;
+	disk->changes = 1; /* what an earlier process wrote may not be on stable storage: the first flush syncs */
+	disk->layer = layer;
+	disk->positions = positions;
+	disk->event_fd = event_fd;
+	disk->log.state = SR_UNLOGGED;
+	disk->log.spare_fd = disk->log.dirty_fd = -1;
+	return disk;
+}
+
+void sr_disk_put(struct sr_disk *disk)
+{
+	if (__atomic_sub_fetch(&disk->users, 1, __ATOMIC_ACQ_REL) > 0)
+		return;
+	pthread_rwlock_destroy(&disk->life);
+	pthread_rwlock_destroy(&disk->snapshot_life);
+	pthread_mutex_destroy(&disk->syncing);
+	pthread_mutex_destroy(&disk->lock);
+	free(disk);
+}
+
+void sr_disk_free(struct sr_disk *disk)
+{
+	pthread_rwlock_wrlock(&disk->life);
+	disk->freed = 1;
+	pthread_mutex_lock(&disk->lock);
+	sr_snapshot_end_locked(disk);
+	sr_log_stop_locked(disk);
+	pthread_mutex_unlock(&disk->lock);
+	pthread_rwlock_unlock(&disk->life);
+	sr_disk_put(disk);
+}
+
+/* --- bytes --------------------------------------------------------------------------------------------------- */
+
+uint64_t sr_disk_bytes(struct sr_disk *disk)
+{
+	return sr_layer_bytes(disk->layer);
+}
+
+int64_t sr_disk_read(struct sr_disk *disk, void *buf, uint64_t bytes, uint64_t offset)
+{
+	uint64_t size = sr_disk_bytes(disk);
+	if (offset >= size)
+		return 0;
+	if (bytes > size - offset)
+		bytes = size - offset;
+	int rc = sr_layer_read(disk->layer, buf, bytes, offset);
+	return rc ? rc : (int64_t)bytes;
+}
+
+int64_t sr_disk_seek(struct sr_disk *disk, uint64_t offset, int whence)
+{
+	return sr_layer_seek(disk->layer, offset, whence);
+}
+
+static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)
+{
+	struct mark mark;
+	int64_t done;
+
+	sr_snapshot_keep(disk, offset, bytes);
+	sr_log_make_room(disk, bytes);
+	int rc = sr_log_record(disk, SR_WRITE, 0, offset, bytes, buf, (uint32_t)bytes, &mark);
+	if (rc)
+		return rc;
+	disk->changes++;
+	done = sr_layer_write(disk->layer, buf, bytes, offset);
+	if (done == (int64_t)bytes)
+		return done;
+	if (done > 0) {
+		rc = sr_log_shorten(disk, &mark, buf, (uint32_t)done);
+		if (rc == 0)
+			return done;
+		sr_log_give_up(disk, SR_WRITE_FAILED);
+		return rc;
+	}
+	sr_log_revoke(disk, &mark);
+	return done ? done : -EIO;
+}
+
+int64_t sr_disk_write(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)
+{
+	int64_t done;
+	if (bytes > UINT32_MAX)
+		return -EINVAL;
+	if (bytes == 0)
+		return 0;
+	pthread_mutex_lock(&disk->lock);
+	uint64_t size = sr_disk_bytes(disk);
+	if (offset > size || bytes > size - offset)
+		done = -EFBIG;
+	else
+		done = write_locked(disk, buf, bytes, offset);
+	pthread_mutex_unlock(&disk->lock);
+	return done;
+}
+
+static int zero_locked(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes)
+{
+	struct mark mark;
+
+	sr_snapshot_keep(disk, offset, bytes);
+	sr_log_make_room(disk, 0);
+	int rc = sr_log_record(disk, type, 0, offset, bytes, NULL, 0, &mark);
+	if (rc)
+		return rc;
+	disk->changes++;
+	rc = sr_layer_zero(disk->layer, offset, bytes);
+	if (rc == 0)
+		return 0;
+	/* How much of it reads as zeros now cannot be told. */
+	sr_log_give_up(disk, SR_WRITE_FAILED);
+	return rc;
+}
+
+int sr_disk_zero(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes)
+{
+	int rc = 0;
+	if (type != SR_ZERO && type != SR_DISCARD)
+		return -EINVAL;
+	pthread_mutex_lock(&disk->lock);
+	uint64_t size = sr_disk_bytes(disk);
+	if (offset < size) {
+		if (bytes > size - offset)
+			bytes = size - offset;
+		if (bytes > 0)
+			rc = zero_locked(disk, type, offset, bytes);
+	}
+	pthread_mutex_unlock(&disk->lock);
+	return rc;
+}
+
+static int resize_locked(struct sr_disk *disk, uint64_t bytes)
+{
+	struct mark mark;
+	uint64_t size = sr_disk_bytes(disk);
+
+	if (bytes < size)
+		return -EINVAL;
+	if (bytes == size)
+		return 0;
+	sr_log_make_room(disk, 0);
+	int rc = sr_log_grow(disk, bytes);
+	if (rc == 0)
+		rc = sr_log_record(disk, SR_RESIZE, 0, 0, bytes, NULL, 0, &mark);
+	if (rc)
+		return rc;
+	disk->changes++;
+	rc = sr_layer_resize(disk->layer, bytes);
+	if (rc)
+		sr_log_revoke(disk, &mark);
+	return rc;
+}
+
+int sr_disk_resize(struct sr_disk *disk, uint64_t bytes)
+{
+	pthread_mutex_lock(&disk->lock);
+	int rc = resize_locked(disk, bytes);
+	pthread_mutex_unlock(&disk->lock);
+	return rc;
+}
+
+/* --- durability ---------------------------------------------------------------------------------------------- */
+
+enum { SYNCED_AT_ONCE = 64 };
+
+/* The segments that are not on stable storage yet, oldest first; each is held until it is released. */
+static size_t hold_unsynced(struct sr_disk *disk, struct segment **held)
+{
+	size_t count = 0;
+	for (struct segment *s = disk->log.first; s && count < SYNCED_AT_ONCE; s = s->next)
+		if (!s->info.durable) {
+			s->users++;
+			held[count++] = s;
+		}
+	return count;
+}
+
+/* One pass: log, then disk.  With `syncing` held. */
+static int sync_pass(struct sr_disk *disk, int *more)
+{
+	struct segment *held[SYNCED_AT_ONCE];
+	int rc = 0;
+
+	pthread_mutex_lock(&disk->lock);
+	uint64_t upto = disk->changes;
+	size_t count = hold_unsynced(disk, held);
+	uint32_t closed = 0;
+	for (size_t i = 0; i < count; i++)
+		closed += held[i]->info.closed != 0; /* what is closed later has records that this pass may miss */
+	pthread_mutex_unlock(&disk->lock);
+
+	for (size_t i = 0; i < count && rc == 0; i++)
+		rc = sr_io_sync(held[i]->fd);
+	if (rc == 0)
+		rc = sr_layer_sync(disk->layer);
+
+	pthread_mutex_lock(&disk->lock);
+	*more = rc == 0 && count == SYNCED_AT_ONCE;
+	if (rc == 0) {
+		for (uint32_t i = 0; i < closed; i++)
+			held[i]->info.durable = 1;
+		if (!*more)
+			disk->synced = upto;
+	} else {
+		disk->sync_error = rc;
+		sr_log_give_up(disk, SR_SYNC_FAILED);
+	}
+	for (size_t i = 0; i < count; i++)
+		sr_log_release(disk, held[i]);
+	pthread_mutex_unlock(&disk->lock);
+	return rc;
+}
+
+int sr_disk_flush(struct sr_disk *disk)
+{
+	int rc = 0, more = 1;
+
+	pthread_mutex_lock(&disk->lock);
+	/* A log that is full cannot take the mark; what was written is made durable all the same. */
+	if (disk->log.flush_due && sr_log_record(disk, SR_FLUSH, 0, 0, 0, NULL, 0, NULL) == 0) {
+		disk->changes++;
+		disk->log.flush_due = 0;
+	}
+	uint64_t wanted = disk->changes;
+	pthread_mutex_unlock(&disk->lock);
+
+	pthread_mutex_lock(&disk->syncing);
+	while (more && rc == 0) {
+		pthread_mutex_lock(&disk->lock);
+		/* After a failed sync the kernel reports success, though pages are gone: from then on no flush succeeds. */
+		rc = disk->sync_error;
+		int done = disk->synced >= wanted; /* by somebody else's flush, while this one waited */
+		pthread_mutex_unlock(&disk->lock);
+		if (rc || done)
+			break;
+		rc = sync_pass(disk, &more);
+	}
+	pthread_mutex_unlock(&disk->syncing);
+	return rc;
+}
+
+void sr_disk_counters(struct sr_disk *disk, struct sr_counters *out)
+{
+	uint64_t *from = (uint64_t *)&disk->counters, *to = (uint64_t *)out;
+	for (size_t i = 0; i < sizeof(*out) / sizeof(*to); i++)
+		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+}

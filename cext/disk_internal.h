@@ -1,0 +1,91 @@
+/* What the files of the disk engine share.  Locking: `life` (read: a request is running; write: the disk is being freed),
+ * then `snapshot_life` or `syncing`, then `lock`; several disks' locks only by sr_snapshots_begin, which one thread calls. */
+#ifndef SITERIG_DISK_INTERNAL_H
+#define SITERIG_DISK_INTERNAL_H
+
+#include <pthread.h>
+#include <stdint.h>
+
+#include "disk.h"
+#include "io.h"
+
+struct segment {
+	struct segment *next;
+	struct sr_segment_info info;
+	int fd;
+	int users; /* flushes that sync it right now */
+	int forgotten;
+};
+
+struct log {
+	int state; /* enum sr_log_state */
+	uint8_t header[SR_SEGMENT_HEADER_BYTES];
+	uint32_t seed; /* of the current segment's records: its header's checksum */
+	uint64_t next_seq, last_position;
+	uint64_t older_bytes;   /* of all kept segments but the current one */
+	uint64_t oldest_number; /* of the kept segments */
+	uint64_t segment_bytes, kept_bytes_max;
+	int full_gives_up;
+	int flush_due; /* something was logged since the last FLUSH record */
+	struct segment *first, *current;
+	int spare_fd;
+	uint32_t *touched; /* for each chunk the number of the newest segment that has a record of it; 0: none */
+	uint64_t touched_count;
+	uint8_t *dirty; /* mapped: the dirty file */
+	int dirty_fd;
+};
+
+struct snapshot;
+
+struct sr_disk {
+	pthread_rwlock_t life;
+	int freed;
+	int users; /* handles, and the owner: the memory goes with the last */
+	pthread_mutex_t syncing;
+	pthread_mutex_t lock; /* over log append and disk write, and all that follows */
+	struct sr_layer *layer;
+	uint64_t *positions;
+	int event_fd;
+	struct log log;
+	pthread_rwlock_t snapshot_life; /* read: somebody reads the snapshot */
+	struct snapshot *snapshot;
+	uint64_t snapshot_serial;
+	uint64_t changes, synced; /* how many changes there were, and how many of them are on stable storage */
+	int sync_error;
+	struct sr_counters counters;
+};
+
+/* What is needed to take a record back. */
+struct mark {
+	uint64_t at, last_position;
+};
+
+static inline void sr_add(uint64_t *counter, uint64_t n)
+{
+	__atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
+}
+
+uint64_t sr_now_ns(void);
+void sr_disk_put(struct sr_disk *disk);
+void sr_raise_event(struct sr_disk *disk);
+
+/* All of these: with disk->lock held. */
+int sr_log_record(struct sr_disk *disk, int type, int flags, uint64_t offset, uint64_t length, const void *payload,
+		  uint32_t payload_bytes, struct mark *mark);
+void sr_log_revoke(struct sr_disk *disk, const struct mark *mark);
+int sr_log_shorten(struct sr_disk *disk, const struct mark *mark, const void *payload, uint32_t bytes);
+int sr_log_switch(struct sr_disk *disk);
+int sr_log_rotate_locked(struct sr_disk *disk);
+void sr_log_give_up(struct sr_disk *disk, int state);
+/* Before a write of so many bytes: gives the log up if it would become too long. */
+void sr_log_make_room(struct sr_disk *disk, uint64_t bytes);
+/* The disk is about to be so large. */
+int sr_log_grow(struct sr_disk *disk, uint64_t disk_bytes);
+void sr_log_mark_dirty(struct sr_disk *disk, uint64_t offset, uint64_t bytes);
+void sr_log_release(struct sr_disk *disk, struct segment *segment);
+void sr_log_stop_locked(struct sr_disk *disk);
+uint64_t sr_log_end_of(struct sr_disk *disk, uint64_t number);
+void sr_snapshot_keep(struct sr_disk *disk, uint64_t offset, uint64_t bytes);
+void sr_snapshot_end_locked(struct sr_disk *disk);
+
+#endif

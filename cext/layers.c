@@ -1,0 +1,433 @@
+#define _GNU_SOURCE
+#include "layers.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "io.h"
+
+/* The present map is mapped once for the largest disk there can be, so that a growing disk never moves it under a reader.
+ * Only the part that the file has is ever touched. */
+#define DISK_BYTES_MAX (64ull << 40)
+#define MAP_BYTES_MAX (DISK_BYTES_MAX / SR_BLOCK_BYTES / 8)
+
+enum kind { RAW, EXTENTS, TOP };
+
+struct sr_layer {
+	enum kind kind;
+	uint64_t bytes;         /* atomic: resize stores it while readers load it */
+	struct sr_layer *lower; /* EXTENTS, TOP */
+	int fd;                 /* RAW, TOP */
+	struct sr_extent *extents;
+	size_t extent_count;
+	int *fds;
+	size_t fd_count;
+	int map_fd;
+	uint8_t *map;
+};
+
+/* --- making and freeing -------------------------------------------------------------------------------------- */
+
+struct sr_layer *sr_layer_raw(int fd, uint64_t bytes)
+{
+	struct sr_layer *layer = calloc(1, sizeof(*layer));
+	if (!layer)
+		return NULL;
+	sr_io_expect_random(fd);
+	layer->kind = RAW;
+	layer->fd = fd;
+	layer->bytes = bytes;
+	return layer;
+}
+
+struct sr_layer *sr_layer_extents(struct sr_layer *base, const struct sr_extent *extents, size_t count, const int *fds,
+				  size_t fd_count, uint64_t bytes)
+{
+	struct sr_layer *layer = calloc(1, sizeof(*layer));
+	struct sr_extent *map = calloc(count ? count : 1, sizeof(*map));
+	int *sources = calloc(fd_count ? fd_count : 1, sizeof(*sources));
+
+	if (!layer || !map || !sources) {
+		free(layer);
+		free(map);
+		free(sources);
+		return NULL;
+	}
+	if (count)
+		memcpy(map, extents, count * sizeof(*map));
+	if (fd_count)
+		memcpy(sources, fds, fd_count * sizeof(*sources));
+	*layer = (struct sr_layer){.kind = EXTENTS,
+				   .bytes = bytes,
+				   .lower = base,
+				   .fd = -1,
+				   .extents = map,
+				   .extent_count = count,
+				   .fds = sources,
+				   .fd_count = fd_count};
+	return layer;
+}
+
+static int64_t map_bytes(uint64_t disk_bytes)
+{
+	uint64_t blocks = (disk_bytes + SR_BLOCK_BYTES - 1) / SR_BLOCK_BYTES;
+	uint64_t bytes = (blocks + 7) / 8;
+	return bytes ? (int64_t)bytes : 1;
+}
+
+/* With its blocks: a store to a mapped hole of a full file system would be a SIGBUS. */
+static int allocate_map(int map_fd, uint64_t disk_bytes)
+{
+	return posix_fallocate(map_fd, 0, map_bytes(disk_bytes));
+}
+
+struct sr_layer *sr_layer_top(struct sr_layer *lower, int fd, int map_fd, uint64_t bytes)
+{
+	struct sr_layer *layer = calloc(1, sizeof(*layer));
+	if (!layer)
+		return NULL;
+	if (bytes > DISK_BYTES_MAX || (errno = allocate_map(map_fd, bytes)) != 0)
+		goto fail;
+	void *map = mmap(NULL, MAP_BYTES_MAX, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, map_fd, 0);
+	if (map == MAP_FAILED)
+		goto fail;
+	sr_io_expect_random(fd);
+	*layer = (struct sr_layer){.kind = TOP, .bytes = bytes, .lower = lower, .fd = fd, .map_fd = map_fd, .map = map};
+	return layer;
+fail:
+	free(layer);
+	return NULL;
+}
+
+void sr_layer_free(struct sr_layer *layer)
+{
+	if (!layer)
+		return;
+	sr_layer_free(layer->lower);
+	for (size_t i = 0; i < layer->fd_count; i++)
+		close(layer->fds[i]);
+	if (layer->kind == TOP) {
+		munmap(layer->map, MAP_BYTES_MAX);
+		close(layer->map_fd);
+	}
+	if (layer->fd >= 0)
+		close(layer->fd);
+	free(layer->extents);
+	free(layer->fds);
+	free(layer);
+}
+
+uint64_t sr_layer_bytes(const struct sr_layer *layer)
+{
+	return __atomic_load_n(&layer->bytes, __ATOMIC_ACQUIRE);
+}
+
+/* --- where bytes are ----------------------------------------------------------------------------------------- */
+
+/* A run of a disk that is found in one place. */
+struct piece {
+	uint64_t end;     /* on the disk */
+	int32_t source;   /* index into fds, SR_ZEROS, or SR_BELOW: the lower layer */
+	uint64_t at;      /* offset in the source */
+};
+
+static struct piece extent_at(const struct sr_layer *layer, uint64_t offset, uint64_t end)
+{
+	size_t low = 0, high = layer->extent_count; /* the first extent that ends behind offset is in low .. high */
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+		if (layer->extents[middle].end <= offset)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	if (low == layer->extent_count)
+		return (struct piece){end, SR_BELOW, offset};
+	const struct sr_extent *found = &layer->extents[low];
+	if (found->start > offset)
+		return (struct piece){found->start < end ? found->start : end, SR_BELOW, offset};
+	return (struct piece){found->end < end ? found->end : end, found->source,
+			      found->source_offset + (offset - found->start)};
+}
+
+static int is_present(const struct sr_layer *layer, uint64_t block)
+{
+	return (__atomic_load_n(&layer->map[block / 8], __ATOMIC_ACQUIRE) >> (block % 8)) & 1;
+}
+
+/* The end of the run of blocks, from that of `offset`, that are alike. */
+static uint64_t run_end(const struct sr_layer *layer, uint64_t offset, uint64_t end, int present)
+{
+	const uint8_t all = present ? 0xff : 0;
+	uint64_t block = offset / SR_BLOCK_BYTES + 1, last = (end + SR_BLOCK_BYTES - 1) / SR_BLOCK_BYTES;
+
+	while (block < last) {
+		if (block % 8 == 0 && block + 8 <= last &&
+		    __atomic_load_n(&layer->map[block / 8], __ATOMIC_ACQUIRE) == all) {
+			block += 8;
+			continue;
+		}
+		if (is_present(layer, block) != present)
+			break;
+		block++;
+	}
+	return block * SR_BLOCK_BYTES < end ? block * SR_BLOCK_BYTES : end;
+}
+
+/* --- reading ------------------------------------------------------------------------------------------------- */
+
+/* What lies past the end of the lower layer is zeros. */
+static int read_below(struct sr_layer *lower, char *buf, uint64_t bytes, uint64_t offset)
+{
+	uint64_t size = sr_layer_bytes(lower);
+	uint64_t inside = offset >= size ? 0 : (bytes < size - offset ? bytes : size - offset);
+	int rc = inside ? sr_layer_read(lower, buf, inside, offset) : 0;
+	if (rc == 0 && inside < bytes)
+		memset(buf + inside, 0, bytes - inside);
+	return rc;
+}
+
+/* A journal's bytes were checked when they were applied: if the file is shorter now, say so, and serve no zeros. */
+static int read_source(int fd, char *buf, uint64_t bytes, uint64_t at)
+{
+	while (bytes > 0) {
+		ssize_t n = pread(fd, buf, bytes, (off_t)at);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			return -EIO;
+		buf += n;
+		at += (uint64_t)n;
+		bytes -= (uint64_t)n;
+	}
+	return 0;
+}
+
+static int read_extents(struct sr_layer *layer, char *buf, uint64_t bytes, uint64_t offset)
+{
+	uint64_t end = offset + bytes;
+	int rc = 0;
+	while (offset < end && rc == 0) {
+		struct piece piece = extent_at(layer, offset, end);
+		uint64_t n = piece.end - offset;
+		if (piece.source == SR_BELOW)
+			rc = read_below(layer->lower, buf, n, offset);
+		else if (piece.source == SR_ZEROS)
+			memset(buf, 0, n);
+		else
+			rc = read_source(layer->fds[piece.source], buf, n, piece.at);
+		buf += n;
+		offset = piece.end;
+	}
+	return rc;
+}
+
+static int read_top(struct sr_layer *layer, char *buf, uint64_t bytes, uint64_t offset)
+{
+	uint64_t end = offset + bytes;
+	int rc = 0;
+	while (offset < end && rc == 0) {
+		int present = is_present(layer, offset / SR_BLOCK_BYTES);
+		uint64_t stop = run_end(layer, offset, end, present);
+		if (present)
+			rc = sr_io_read(layer->fd, buf, (int64_t)(stop - offset), (int64_t)offset);
+		else
+			rc = read_below(layer->lower, buf, stop - offset, offset);
+		buf += stop - offset;
+		offset = stop;
+	}
+	return rc;
+}
+
+int sr_layer_read(struct sr_layer *layer, void *buf, uint64_t bytes, uint64_t offset)
+{
+	switch (layer->kind) {
+	case RAW:
+		return sr_io_read(layer->fd, buf, (int64_t)bytes, (int64_t)offset);
+	case EXTENTS:
+		return read_extents(layer, buf, bytes, offset);
+	case TOP:
+		return read_top(layer, buf, bytes, offset);
+	}
+	return -EINVAL;
+}
+
+/* --- writing ------------------------------------------------------------------------------------------------- */
+
+/* Bring one block up from below, if it is not there and the write does not cover it whole. */
+static int fill_block(struct sr_layer *layer, uint64_t block, uint64_t offset, uint64_t end)
+{
+	char data[SR_BLOCK_BYTES];
+	uint64_t start = block * SR_BLOCK_BYTES, stop = start + SR_BLOCK_BYTES;
+	if (stop > layer->bytes)
+		stop = layer->bytes;
+	if ((offset <= start && stop <= end) || is_present(layer, block))
+		return 0;
+	int rc = read_below(layer->lower, data, stop - start, start);
+	if (rc)
+		return rc;
+	int64_t done = sr_io_write(layer->fd, data, (int64_t)(stop - start), (int64_t)start);
+	if (done < 0)
+		return (int)done;
+	return done == (int64_t)(stop - start) ? 0 : -ENOSPC;
+}
+
+static int fill_edges(struct sr_layer *layer, uint64_t offset, uint64_t end)
+{
+	uint64_t first = offset / SR_BLOCK_BYTES, last = (end - 1) / SR_BLOCK_BYTES;
+	int rc = fill_block(layer, first, offset, end);
+	if (rc == 0 && last != first)
+		rc = fill_block(layer, last, offset, end);
+	return rc;
+}
+
+/* Only now, after the bytes: a kill between the two leaves the block as it was. */
+static void mark_present(struct sr_layer *layer, uint64_t offset, uint64_t end)
+{
+	for (uint64_t block = offset / SR_BLOCK_BYTES; block <= (end - 1) / SR_BLOCK_BYTES; block++)
+		__atomic_fetch_or(&layer->map[block / 8], (uint8_t)(1u << (block % 8)), __ATOMIC_RELEASE);
+}
+
+int64_t sr_layer_write(struct sr_layer *layer, const void *buf, uint64_t bytes, uint64_t offset)
+{
+	if (layer->kind == EXTENTS)
+		return -EROFS;
+	if (bytes == 0)
+		return 0;
+	if (layer->kind == RAW)
+		return sr_io_write(layer->fd, buf, (int64_t)bytes, (int64_t)offset);
+	int rc = fill_edges(layer, offset, offset + bytes);
+	if (rc)
+		return rc;
+	int64_t done = sr_io_write(layer->fd, buf, (int64_t)bytes, (int64_t)offset);
+	if (done <= 0)
+		return done;
+	uint64_t end = offset + (uint64_t)done, block = end / SR_BLOCK_BYTES;
+	if ((uint64_t)done < bytes && end % SR_BLOCK_BYTES && !is_present(layer, block)) {
+		/* It broke off in a block that was to be covered whole, and so holds nothing of what lies below. */
+		uint64_t start = block * SR_BLOCK_BYTES, stop = start + SR_BLOCK_BYTES;
+		if (offset <= start && stop <= offset + bytes)
+			end = start;
+		if (end <= offset)
+			return -ENOSPC;
+	}
+	mark_present(layer, offset, end);
+	return (int64_t)(end - offset);
+}
+
+int sr_layer_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes)
+{
+	if (layer->kind == EXTENTS)
+		return -EROFS;
+	if (bytes == 0)
+		return 0;
+	if (layer->kind == TOP) {
+		int rc = fill_edges(layer, offset, offset + bytes);
+		if (rc)
+			return rc;
+	}
+	int rc = sr_io_zero(layer->fd, (int64_t)offset, (int64_t)bytes);
+	if (rc == 0 && layer->kind == TOP)
+		mark_present(layer, offset, offset + bytes); /* present holes read as zeros */
+	return rc;
+}
+
+int sr_layer_resize(struct sr_layer *layer, uint64_t bytes)
+{
+	if (layer->kind == EXTENTS)
+		return -EROFS;
+	if (bytes > DISK_BYTES_MAX)
+		return -EFBIG;
+	if (bytes < layer->bytes)
+		return -EINVAL;
+	int rc = layer->kind == TOP ? -allocate_map(layer->map_fd, bytes) : 0;
+	if (rc == 0)
+		rc = sr_io_resize(layer->fd, (int64_t)bytes);
+	if (rc == 0)
+		__atomic_store_n(&layer->bytes, bytes, __ATOMIC_RELEASE);
+	return rc;
+}
+
+int sr_layer_sync(struct sr_layer *layer)
+{
+	if (layer->kind == EXTENTS)
+		return 0;
+	int rc = sr_io_sync(layer->fd);
+	if (rc == 0 && layer->kind == TOP) /* the data first, then the map that says it is there */
+		rc = sr_io_sync(layer->map_fd);
+	return rc;
+}
+
+/* --- holes --------------------------------------------------------------------------------------------------- */
+
+/* The first offset from `offset` on, and below `end`, that is data (or, `hole`, that is none); `end` if there is none. */
+static int64_t seek_file(int fd, uint64_t offset, uint64_t end, int hole)
+{
+	off_t found = lseek(fd, (off_t)offset, hole ? SEEK_HOLE : SEEK_DATA);
+	if (found < 0 && errno == ENXIO) /* past the file's end: a hole */
+		return hole ? (int64_t)offset : (int64_t)end;
+	if (found < 0)
+		return -errno;
+	return (uint64_t)found < end ? (int64_t)found : (int64_t)end;
+}
+
+static int64_t seek_in(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole);
+
+static int64_t seek_below(struct sr_layer *lower, uint64_t offset, uint64_t end, int hole)
+{
+	uint64_t size = sr_layer_bytes(lower), inside = end < size ? end : size;
+	if (offset < inside) {
+		int64_t found = seek_in(lower, offset, inside, hole);
+		if (found < 0 || (uint64_t)found < inside)
+			return found;
+		offset = inside;
+	}
+	return hole ? (int64_t)offset : (int64_t)end; /* past the lower layer: a hole */
+}
+
+static int64_t seek_in(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole)
+{
+	if (layer->kind == RAW)
+		return seek_file(layer->fd, offset, end, hole);
+	while (offset < end) {
+		uint64_t stop;
+		int64_t found;
+		if (layer->kind == EXTENTS) {
+			struct piece piece = extent_at(layer, offset, end);
+			stop = piece.end;
+			if (piece.source == SR_BELOW)
+				found = seek_below(layer->lower, offset, stop, hole);
+			else
+				found = (piece.source == SR_ZEROS) == hole ? (int64_t)offset : (int64_t)stop;
+		} else {
+			int present = is_present(layer, offset / SR_BLOCK_BYTES);
+			stop = run_end(layer, offset, end, present);
+			found = present ? seek_file(layer->fd, offset, stop, hole)
+					: seek_below(layer->lower, offset, stop, hole);
+		}
+		if (found < 0 || (uint64_t)found < stop)
+			return found;
+		offset = stop;
+	}
+	return (int64_t)end;
+}
+
+int64_t sr_layer_seek(struct sr_layer *layer, uint64_t offset, int whence)
+{
+	uint64_t size = sr_layer_bytes(layer);
+	if (whence != SEEK_DATA && whence != SEEK_HOLE)
+		return -EINVAL;
+	if (offset >= size)
+		return -ENXIO;
+	int64_t found = seek_in(layer, offset, size, whence == SEEK_HOLE);
+	if (whence == SEEK_DATA && found == (int64_t)size)
+		return -ENXIO;
+	return found;
+}
