@@ -94,7 +94,8 @@ class DiskHost:
         for disks in self.vms.values():
             for disk in disks.values():
                 disk.close()
-        self._close()
+        self.positions.close()
+        os.close(self._event_fd)
 
     def abandon(self) -> None:
         """Let go of all files without a sync, as a kill would."""
@@ -102,11 +103,9 @@ class DiskHost:
             for disk in disks.values():
                 disk.abandon()
         self.vms.clear()
-        self._close()
-
-    def _close(self) -> None:
-        self.positions.close()
-        os.close(self._event_fd)
+        if self._event_fd >= 0:
+            os.close(self._event_fd)
+            self._event_fd = -1
 
     # --- finding ------------------------------------------------------------------------------------------------
 

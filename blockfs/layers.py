@@ -151,7 +151,7 @@ class _WritableCLayer(_CLayer):
         _check(lib.sr_layer_zero(self.c, offset, length))
 
     def resize(self, size_bytes: int) -> None:
-        """Grow the disk; the new end reads as zeros."""
+        """Grow the disk; the new end reads as zeros.  A raw file can be cut, too."""
         _check(lib.sr_layer_resize(self.c, size_bytes))
 
     def sync(self) -> None:

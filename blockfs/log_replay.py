@@ -307,11 +307,11 @@ def open_image(path: Path, log: CheckedLog, *, writable: bool) -> RawLayer:
         image = RawLayer(path, writable=writable)
     except OSError as exc:
         raise RigError("ImageUnusable", f"{path}: cannot be opened: {exc.strerror}") from exc
-    if image.size_bytes < log.size_bytes_before:
+    size = image.size_bytes
+    if size < log.size_bytes_before:
         image.close()
         raise RigError(
-            "InvalidDiskSize",
-            f"{path}: has {image.size_bytes} bytes; the log is of a disk of {log.size_bytes_before} bytes",
+            "InvalidDiskSize", f"{path}: has {size} bytes; the log is of a disk of {log.size_bytes_before} bytes"
         )
     return image
 

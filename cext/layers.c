@@ -345,7 +345,7 @@ int sr_layer_resize(struct sr_layer *layer, uint64_t bytes)
 		return -EROFS;
 	if (bytes > DISK_BYTES_MAX)
 		return -EFBIG;
-	if (bytes < layer->bytes)
+	if (layer->kind == TOP && bytes < layer->bytes) /* what lies below would be there again when it grew back */
 		return -EINVAL;
 	int rc = layer->kind == TOP ? -allocate_map(layer->map_fd, bytes) : 0;
 	if (rc == 0)

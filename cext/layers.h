@@ -44,7 +44,7 @@ int64_t sr_layer_write(struct sr_layer *layer, const void *buf, uint64_t bytes, 
 /* Make the range read as zeros, giving space back where possible. */
 int sr_layer_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes);
 
-/* Grow; the new end reads as zeros. */
+/* Grow; the new end reads as zeros.  A raw file can be cut, too. */
 int sr_layer_resize(struct sr_layer *layer, uint64_t bytes);
 
 /* Everything written so far is on stable storage. */

@@ -6,18 +6,23 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyfuse3
 import pytest
 
-from blockfs.disk import Disk
 from blockfs.filesystem import DiskFileSystem
 from blockfs.host import DiskHost
+from tests.unit.io_faults import SYNC, WRITE, failing, io_verdict
 
 SIZE = 1 << 20
 NOBODY: Any = None
 """The request's context; the mount is private, so nothing asks for it."""
+RESIZE = cast(
+    pyfuse3.SetattrFields,
+    SimpleNamespace(update_size=True, update_mode=False, update_uid=False, update_gid=False),
+)
 
 
 @pytest.fixture
@@ -39,42 +44,52 @@ async def opened(host: DiskHost, name: str, flags: int) -> tuple[DiskFileSystem,
     return files, (await files.open(await inode_of(files, "web01", name), flags, NOBODY)).fh
 
 
-async def test_fsync_returns_only_after_the_disk_was_flushed(host: DiskHost, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fsync_returns_only_after_log_and_disk_were_synced(host: DiskHost) -> None:
     files, handle = await opened(host, "os.img", os.O_RDWR)
-    flushed = []
+    synced: list[str] = []
 
-    async def flush(disk: Disk) -> None:
-        flushed.append(disk.place.name)
+    def note(operation: int, path: str, _offset: int, _size: int) -> int:
+        if operation == SYNC:
+            synced.append(Path(path).name)
+        return 0
 
-    monkeypatch.setattr(Disk, "flush", flush)
-    await files.write(handle, 0, b"x")
-    assert flushed == []
-    await files.fsync(handle, datasync=False)
-    assert flushed == ["os"]
+    with io_verdict(note):
+        await files.write(handle, 0, b"x")
+        assert synced == []
+        await files.fsync(handle, datasync=False)
+        assert synced == ["os.000001.hrl", "os.img"]
 
 
-async def test_an_fsync_that_fails_is_the_guests_error(host: DiskHost, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_fsync_that_fails_is_the_guests_error(host: DiskHost) -> None:
     files, handle = await opened(host, "os.img", os.O_RDWR)
-
-    async def flush(_disk: Disk) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(Disk, "flush", flush)
-    with pytest.raises(pyfuse3.FUSEError) as failed:
+    with failing(SYNC, ".img", errno.EIO), pytest.raises(pyfuse3.FUSEError) as failed:
         await files.fsync(handle, datasync=True)
     assert failed.value.errno == errno.EIO
 
 
-async def test_a_full_host_disk_is_enospc_for_the_guest(host: DiskHost, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_host_disk_is_enospc_for_the_guest(host: DiskHost) -> None:
     files, handle = await opened(host, "os.img", os.O_RDWR)
-
-    def full(_disk: Disk, _offset: int, _data: bytes) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Disk, "write", full)
-    with pytest.raises(pyfuse3.FUSEError) as failed:
+    with failing(WRITE, ".hrl", errno.ENOSPC), pytest.raises(pyfuse3.FUSEError) as failed:
         await files.write(handle, 0, b"x")
     assert failed.value.errno == errno.ENOSPC
+
+
+async def grown(files: DiskFileSystem, inode: pyfuse3.InodeT, size_bytes: int) -> int:
+    wanted = pyfuse3.EntryAttributes()
+    wanted.st_size = size_bytes
+    return (await files.setattr(inode, wanted, RESIZE, None, NOBODY)).st_size
+
+
+async def test_a_disk_is_grown_through_its_file_and_never_shrunk(host: DiskHost) -> None:
+    files, handle = await opened(host, "os.img", os.O_RDWR)
+    inode = await inode_of(files, "web01", "os.img")
+    assert await grown(files, inode, 2 * SIZE) == 2 * SIZE
+    assert await files.write(handle, 2 * SIZE - 3, b"end") == 3
+    assert host.disk("web01", "os").state.size_bytes == 2 * SIZE
+    for size in (SIZE, 2 * SIZE + 1):
+        with pytest.raises(pyfuse3.FUSEError) as failed:
+            await grown(files, inode, size)
+        assert failed.value.errno == errno.EINVAL
 
 
 async def test_a_disk_opened_for_reading_takes_no_write(host: DiskHost) -> None:

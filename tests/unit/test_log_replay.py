@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockfs.changelog import HEADER_BYTES, RecordType, SegmentReader
-from blockfs.disk import Disk, DiskPlace
+from blockfs.disk import Disk, DiskPlace, DiskRules
 from blockfs.errors import RigError
 from blockfs.layers import RawLayer
 from blockfs.log_replay import FileSummary, Replay, TornTail, check, in_order, open_image, verify
@@ -277,7 +277,7 @@ def test_the_log_of_a_tracked_disk_gives_the_disk_also_after_a_kill(tmp_path: Pa
     folder.mkdir()
     place = DiskPlace(folder, "web01", "os")
     Disk.make_raw(place, DISK_BYTES)
-    disk = Disk.open(place, positions, None)
+    disk = Disk.open(place, DiskRules(positions), None)
     disk.write(0, START)
     disk.start_tracking(new_generation=False)
     rng = random.Random(5)
@@ -288,7 +288,7 @@ def test_the_log_of_a_tracked_disk_gives_the_disk_also_after_a_kill(tmp_path: Pa
             disk.log.rotate()
         if number == 25:
             disk.abandon()
-            disk = Disk.open(place, positions, None)
+            disk = Disk.open(place, DiskRules(positions), None)
     assert disk.log.last_seq == 40
     assert replayed(tmp_path, sorted(folder.glob("os.*.hrl"), reverse=True)) == disk.read(0, DISK_BYTES)
     disk.abandon()
