@@ -34,6 +34,14 @@ _PROGRAMS = {
     "setpriv": "util-linux",
 }
 """What is run, and the Debian package that has it."""
+TEST_PROGRAMS = {
+    "fio": "fio",
+    "mkfs.btrfs": "btrfs-progs",
+    "qemu-img": "qemu-utils",
+    "qemu-io": "qemu-utils",
+    "pgbench": "postgresql",
+}
+"""The same for the project's own tests; a rig needs none of it."""
 _FILESYSTEMS = ("fuse", "ext4", "xfs")
 _LOOP_CTL_GET_FREE = 0x4C82
 

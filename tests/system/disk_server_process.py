@@ -1,30 +1,53 @@
-"""Starts, kills and cleans up after :mod:`tests.system.disk_server`."""
+"""Starts, asks, kills and cleans up after :mod:`tests.system.disk_server`."""
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from tests.system.disk_server import DISK_BYTES
+
+VM = "web01"
+FRONT_ENDS = ("pyfuse3",)
+"""Who answers the kernel's requests on disks."""
+CAN_MAKE_HOLES: frozenset[str] = frozenset()
+"""Front ends that take a discard and tell what is a hole; pyfuse3 cannot."""
 
 
 class DiskServer:
     """The process; ``mountpoint/web01/os.img`` is a disk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, disk_bytes: int = DISK_BYTES, front_end: str = "pyfuse3") -> None:
+        self.folder = folder
+        self.front_end = front_end
         self.root = folder / "disks"
         self.mountpoint = folder / "mnt"
-        self.os_disk = self.mountpoint / "web01" / "os.img"
-        self.data_disk = self.mountpoint / "web01" / "data.img"
+        self.disk_bytes = disk_bytes
+        self.os_disk = self.disk("os")
+        self.data_disk = self.disk("data")
         self._process: subprocess.Popen[str] | None = None
+
+    def disk(self, name: str) -> Path:
+        """The disk in the mount."""
+        return self.mountpoint / VM / f"{name}.img"
+
+    def backing(self, name: str) -> Path:
+        """The same disk's file in the server's folder."""
+        return self.root / VM / f"{name}.img"
+
+    def logs(self, name: str) -> list[Path]:
+        """The change logs that there are of a disk, oldest first."""
+        return sorted((self.root / VM).glob(f"{name}.*.hrl"))
 
     def start(self) -> None:
         """Returns when the mount answers."""
+        command = [sys.executable, "-m", "tests.system.disk_server", str(self.root), str(self.mountpoint)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.system.disk_server", str(self.root), str(self.mountpoint)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            [*command, str(self.disk_bytes)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         while (line := self._line()) != "ready":
             assert line, "the disk server ended before it was ready"
@@ -34,13 +57,19 @@ class DiskServer:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
-    def cut(self) -> int:
-        """Take a cut over both disks; its position."""
+    def call(self, method: str, **arguments: object) -> Any:
+        """Ask the disk host (:class:`blockfs.control.DiskHostControl`); its answer as of JSON."""
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write("cut\n")
+        self._process.stdin.write(json.dumps([method, arguments]) + "\n")
         self._process.stdin.flush()
-        return int(self._line())
+        return json.loads(self._line())
+
+    def cut(self) -> int:
+        """Take a cut over both disks; its position."""
+        position = self.call("cut", vm=VM, kind="CrashConsistent", name="test")["position"]
+        assert isinstance(position, int)
+        return position
 
     def kill(self) -> None:
         """kill -9."""

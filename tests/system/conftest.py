@@ -1,0 +1,41 @@
+"""What tests of real disks share: a server with each of its front ends."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.disk_server_process import FRONT_ENDS, DiskServer
+
+StartServer = Callable[[int], DiskServer]
+
+
+@pytest.fixture(params=FRONT_ENDS)
+def front_end(request: pytest.FixtureRequest) -> str:
+    """Every way in which a disk server answers the kernel."""
+    assert isinstance(request.param, str)
+    return request.param
+
+
+@pytest.fixture
+def start_server(front_end: str, tmp_path: Path) -> Iterator[StartServer]:
+    """Starts a disk server whose disks have so many bytes; its folder, which may take much space, goes with the test."""
+    folder = tmp_path / "server"
+    servers: list[DiskServer] = []
+
+    def start(disk_bytes: int) -> DiskServer:
+        folder.mkdir()
+        server = DiskServer(folder, disk_bytes=disk_bytes, front_end=front_end)
+        servers.append(server)
+        server.start()
+        return server
+
+    try:
+        yield start
+    finally:
+        for server in servers:
+            server.clean_up()
+        shutil.rmtree(folder, ignore_errors=True)

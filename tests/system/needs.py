@@ -1,0 +1,20 @@
+"""What some tests need and a machine may lack: they are skipped by name then, which the summary shows."""
+
+from __future__ import annotations
+
+import pytest
+
+from siterig.doctor import TEST_PROGRAMS, ThisMachine
+
+
+def needs_program(*names: str) -> pytest.MarkDecorator:
+    """Skip unless all programs are there."""
+    absent = [name for name in names if ThisMachine().program(name) is None]
+    reasons = [f"{name} of Debian package {TEST_PROGRAMS[name]}" for name in absent]
+    return pytest.mark.skipif(bool(absent), reason=f"this machine lacks {', '.join(reasons)}; ./rig test installs it")
+
+
+def needs_file_system(name: str) -> pytest.MarkDecorator:
+    """Skip unless the kernel has it, or a module for it."""
+    lacking = name not in ThisMachine().kernel_filesystems()
+    return pytest.mark.skipif(lacking, reason=f"this machine's kernel has no {name}")
