@@ -38,11 +38,11 @@ TEST_PROGRAMS = {
     "fio": "fio",
     "mkfs.btrfs": "btrfs-progs",
     "qemu-img": "qemu-utils",
-    "qemu-io": "qemu-utils",
-    "pgbench": "postgresql",
+    "initdb": "postgresql",
 }
 """The same for the project's own tests; a rig needs none of it."""
 _FILESYSTEMS = ("fuse", "ext4", "xfs")
+_TEST_FILESYSTEMS = ("btrfs",)
 _LOOP_CTL_GET_FREE = 0x4C82
 
 
@@ -100,11 +100,17 @@ class Machine(Protocol):
         ...
 
 
+def _search_path() -> str:
+    """What the shell searches, then what an administrator's does, then the newest PostgreSQL, which Debian keeps apart."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parts[-2].zfill(4), reverse=True)
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", *map(str, versions)])
+
+
 @dataclass(frozen=True, slots=True)
 class ThisMachine:
     """The answers of the machine that we run on."""
 
-    search_path: str = field(default_factory=lambda: os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+    search_path: str = field(default_factory=_search_path)
 
     def open_error(self, path: str) -> str | None:
         """See :class:`Machine`."""
@@ -179,13 +185,22 @@ def checks(state_dir: Path, machine: Machine | None = None) -> list[Check]:
         _fuse(machine),
         _fusermount(machine),
         _loop(machine),
-        _filesystems(machine),
+        _filesystems(machine, "file systems", _FILESYSTEMS),
         *(_program(machine, name, package) for name, package in _PROGRAMS.items()),
         _node(machine),
         _azurite(machine),
         _free_space(machine, state_dir),
         _release("kernel", machine.kernel(), KERNEL_MIN, "boot a newer kernel"),
         _release("python", machine.python(), PYTHON_MIN, "install a newer Python, remove .venv and run ./rig again"),
+    ]
+
+
+def test_checks(machine: Machine | None = None) -> list[Check]:
+    """Check what the project's own tests need besides; without it some are skipped."""
+    machine = machine or ThisMachine()
+    return [
+        _filesystems(machine, "file systems for tests", _TEST_FILESYSTEMS),
+        *(_program(machine, name, package) for name, package in TEST_PROGRAMS.items()),
     ]
 
 
@@ -214,10 +229,10 @@ def _loop(machine: Machine) -> Check:
         return Check("loop devices", False, f"/dev/loop-control: {e.strerror}", remedy)
 
 
-def _filesystems(machine: Machine) -> Check:
-    missing = [name for name in _FILESYSTEMS if name not in machine.kernel_filesystems()]
-    found = f"the kernel lacks {', '.join(missing)}" if missing else ", ".join(_FILESYSTEMS)
-    return Check("file systems", not missing, found, "boot a kernel that has them, or install its modules")
+def _filesystems(machine: Machine, name: str, needed: tuple[str, ...]) -> Check:
+    missing = [kind for kind in needed if kind not in machine.kernel_filesystems()]
+    found = f"the kernel lacks {', '.join(missing)}" if missing else ", ".join(needed)
+    return Check(name, not missing, found, "boot a kernel that has them, or install its modules")
 
 
 def _program(machine: Machine, name: str, package: str) -> Check:

@@ -29,11 +29,17 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=example("siterig status --watch"))(status)
 
 
-def doctor(folder: Dir, as_json: Json = False) -> None:
+def doctor(
+    folder: Dir,
+    tests: Annotated[bool, typer.Option("--tests", help="Also what only the tests of siterig itself need.")] = False,
+    as_json: Json = False,
+) -> None:
     """Check this machine: what the rig needs, whether it is there, and what to do if not."""
 
     async def work() -> bool:
         found = await trio.to_thread.run_sync(checks.checks, Layout.of(folder).root)
+        if tests:
+            found += await trio.to_thread.run_sync(checks.test_checks)
         if as_json:
             rows = [{"name": c.name, "ok": c.ok, "found": c.found, "remedy": None if c.ok else c.remedy} for c in found]
             show.print_json(rows)

@@ -9,9 +9,8 @@ from siterig.doctor import TEST_PROGRAMS, ThisMachine
 
 def needs_program(*names: str) -> pytest.MarkDecorator:
     """Skip unless all programs are there."""
-    absent = [name for name in names if ThisMachine().program(name) is None]
-    reasons = [f"{name} of Debian package {TEST_PROGRAMS[name]}" for name in absent]
-    return pytest.mark.skipif(bool(absent), reason=f"this machine lacks {', '.join(reasons)}; ./rig test installs it")
+    absent = [f"{name} (Debian package {TEST_PROGRAMS[name]})" for name in names if ThisMachine().program(name) is None]
+    return pytest.mark.skipif(bool(absent), reason=f"this machine lacks {', '.join(absent)}, which ./rig test installs")
 
 
 def needs_file_system(name: str) -> pytest.MarkDecorator:

@@ -9,18 +9,13 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from siterig.doctor import ThisMachine
+
 USER = "postgres"
 INVARIANTS = """
     select (select sum(abalance) from pgbench_accounts), (select sum(bbalance) from pgbench_branches),
            (select sum(tbalance) from pgbench_tellers), (select coalesce(sum(delta), 0) from pgbench_history)
 """
-
-
-def programs() -> Path | None:
-    """Folder of the newest PostgreSQL's programs; None if there is none."""
-    found = Path("/usr/lib/postgresql").glob("*/bin/pgbench")
-    newest = max(found, key=lambda path: int(path.parts[4]), default=None)
-    return newest and newest.parent
 
 
 class Cluster:
@@ -44,10 +39,10 @@ class Cluster:
 
     def start(self, program: str, *arguments: str) -> subprocess.Popen[str]:
         """The same, without waiting for it."""
-        folder = programs()
-        assert folder is not None
+        initdb = ThisMachine().program("initdb")
+        assert initdb is not None
         return subprocess.Popen(
-            [folder / program, *arguments],
+            [Path(initdb).resolve().with_name(program), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

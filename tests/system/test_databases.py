@@ -70,7 +70,7 @@ def recovered(server: DiskServer, disk: FollowedDisk, position: int, guest: Path
     image.path.unlink()
 
 
-@needs_program("pgbench")
+@needs_program("initdb")
 def test_postgres_under_load_and_recovered_from_cuts(start_server: StartServer, guest: Path, sockets: Path) -> None:
     server = start_server(DISK_BYTES)
     disk = FollowedDisk(server, "os")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,11 +10,9 @@ import pytest
 
 from blockfs.log_exchange import export_log, import_log
 from blockfs.log_replay import Replay, check, open_image
+from tests.system.needs import needs_program
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif(shutil.which("qemu-io") is None, reason="qemu-io (Debian package qemu-utils) writes the log"),
-]
+pytestmark = [pytest.mark.system, needs_program("qemu-img")]
 
 DISK_BYTES = 16 << 20
 SEED = 20260

@@ -67,7 +67,7 @@ def run_both(folder: Path, jobs: list[str]) -> list[tuple[int, int]]:
         file = folder / f"{number}.fio"
         file.write_text(text)
         report = file.with_suffix(".json")
-        running.append((report, subprocess.Popen(["fio", "--output-format=json", f"--output={report}", file])))
+        running.append((report, subprocess.Popen(["fio", "--output-format=json", f"--output={report}", file], cwd=folder)))
     assert [process.wait(timeout=3600) for _, process in running] == [0] * len(jobs)
     found = []
     for report, _ in running:

@@ -158,7 +158,7 @@ def test_sparse_copy_is_the_disk_and_takes_no_more_space(start_server: StartServ
             os.close(file)
 
 
-@needs_program("qemu-io")
+@needs_program("qemu-img")
 def test_disk_of_a_virtual_machine_without_a_host_cache(start_server: StartServer) -> None:
     print(f"SITERIG_SEED={SEED}")
     rng = random.Random(SEED)

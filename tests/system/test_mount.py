@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import pytest
 
 from tests.system.disk_server import DISK_BYTES
 from tests.system.disk_server_process import DiskServer
+from tests.system.needs import needs_program
 from tests.unit.disk_model import replay_files
 
 pytestmark = pytest.mark.system
@@ -124,7 +124,7 @@ def test_the_vhd_is_the_disk_and_a_footer(server: DiskServer) -> None:
         (server.mountpoint / "web01" / "os.vhd").open("r+b")
 
 
-@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed (Debian: qemu-utils)")
+@needs_program("qemu-img")
 def test_qemu_img_takes_the_vhd_for_the_same_disk(server: DiskServer) -> None:
     write(server.os_disk, 12_345, b"somewhere" * 100)
     disk, vhd = server.os_disk, server.mountpoint / "web01" / "os.vhd"

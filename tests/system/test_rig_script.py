@@ -230,3 +230,58 @@ def test_debian_package_that_cannot_be_had_stops_it_with_what_to_do(checkout: Ch
         "rig: apt-get failed: as root, run apt-get update and apt-get install libfuse3-dev and see why (all its output:"
     )
     assert checkout.calls() == []
+
+
+def without(checkout: Checkout, *hidden: str) -> str:
+    """A PATH on which these programs of /usr/bin are not."""
+    farm = checkout.stubs.parent / "programs"
+    farm.mkdir()
+    for program in Path("/usr/bin").iterdir():
+        if program.name not in hidden:
+            (farm / program.name).symlink_to(program)
+    return f"{checkout.stubs}:{farm}"
+
+
+def test_what_only_the_tests_need_is_installed_for_them_alone(checkout: Checkout) -> None:
+    path = without(checkout, "fio")
+    checkout.stub("apt-get", f'#!/bin/sh\ncase "$*" in *install*fio) ln -s /bin/true "{checkout.stubs}/fio";; esac\n')
+    drill = checkout.run("drill", PATH=path)
+    assert (drill.returncode, "Debian" in drill.stderr) == (0, False)
+    assert "rig:   Debian packages, with apt-get: fio" in checkout.run("test", PATH=path).stderr.splitlines()
+    assert "apt-get" not in checkout.run("test", PATH=path).stderr
+
+
+CONFIGURATION = Path("/etc/postgresql-common")
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not CONFIGURATION.is_dir(), reason="needs root, and PostgreSQL, whose folders are hidden meanwhile"
+)
+def test_postgresql_comes_without_a_database_and_its_configuration_stays_as_it_was(checkout: Checkout) -> None:
+    made = "/usr/lib/postgresql/99/bin"
+    checkout.stub(
+        "apt-get",
+        f"""#!/bin/sh
+        case "$*" in *install*postgresql)
+            cat {CONFIGURATION}/createcluster.d/siterig.conf >>"$CALLS.apt"
+            mkdir -p {made} && touch {made}/initdb ;;
+        esac
+        """,
+    )
+    script = f"""
+        mount -t tmpfs none /usr/lib/postgresql && mount -t tmpfs none {CONFIGURATION} && "$0" test
+        find {CONFIGURATION} -type f
+    """
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, checkout.root / "rig"],
+        env=checkout.environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr.splitlines()[1:3] == [
+        "rig:   Debian packages, with apt-get: postgresql",
+        "rig:     (postgresql for the tests: only its programs, no database is made and no server is started)",
+    ]
+    assert (Path(f"{checkout.calls_file}.apt").read_text(), done.stdout) == ("create_main_cluster = false\n", "")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from blockfs.errors import RigError
+from siterig import doctor
 from siterig.doctor import CAP_SYS_ADMIN, FREE_BYTES_MIN, Check, ThisMachine, checks
 
 
@@ -125,6 +126,16 @@ def test_what_is_missing_is_named_with_its_remedy(
     (check,) = failures(machine, tmp_path)
     assert (check.name, check.found) == (name, found)
     assert remedy in check.remedy
+
+
+def test_what_only_the_tests_need_is_no_fault_of_a_rigs_machine(tmp_path: Path) -> None:
+    machine = Fake(absent={"fio", "initdb"})
+    assert failures(machine, tmp_path) == []
+    assert [(check.name, check.remedy) for check in doctor.test_checks(machine) if not check.ok] == [
+        ("file systems for tests", "boot a kernel that has them, or install its modules"),
+        ("fio", "apt-get install fio"),
+        ("initdb", "apt-get install postgresql"),
+    ]
 
 
 def test_too_little_space_is_counted_where_the_state_will_be(tmp_path: Path) -> None:
