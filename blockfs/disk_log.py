@@ -323,10 +323,10 @@ class DiskLog:
     def provide_spare(self) -> None:
         """Put a spare segment at the writer's disposal, if it has none."""
         with self._spare_lock:
-            self.settle()
             info = self._info
             if info.has_spare or info.state != lib.SR_LOGGED:
                 return
+            self.settle()  # now that the writer cannot switch any more: what it used up last has its name, and ours is free
             fd = self._recycle() or self._make_file(self._spare)
             if not lib.sr_log_give_spare(self._disk, fd):  # given up meanwhile
                 os.close(fd)

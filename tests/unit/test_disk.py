@@ -19,6 +19,7 @@ from blockfs.disk_log import LogPolicy, find_segments
 from blockfs.errors import RigError
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
+from cext._core import lib
 from tests.unit.disk_model import replay
 from tests.unit.io_faults import PUNCH, SYNC, WRITE, failing, io_verdict
 
@@ -551,6 +552,37 @@ def test_a_segment_that_nobody_reads_any_more_is_used_again(disk: Disk, position
     disk = reopen(disk, positions)
     assert contents(disk) == now
     assert disk.log.next_seq == 5, "nothing of its former life counts"
+
+
+@pytest.mark.parametrize("recycled", [False, True])
+def test_a_switch_while_a_spare_is_being_made_loses_no_segment(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, recycled: bool
+) -> None:
+    disk.start_tracking(new_generation=False)
+    start = contents(disk)
+    if recycled:
+        disk.write(0, b"a" * 3000)
+        start = contents(disk)
+        disk.log.rotate()
+        disk._flush()
+        disk.applied(1, disk.segments()[-1].last_seq)
+    disk.log.provide_spare()
+    disk.write(0, b"b" * 3000)
+    settle = disk.log.settle
+
+    def settle_and_be_overtaken() -> None:
+        settle()
+        monkeypatch.setattr(disk.log, "settle", settle)
+        assert lib.sr_log_rotate(disk.c) == 0, "the writer needs nobody for that"
+        disk.write(0, b"c" * 2000)
+
+    monkeypatch.setattr(disk.log, "settle", settle_and_be_overtaken)
+    disk.log.provide_spare()
+    disk.log.tend()
+    disk.log.rotate()
+    disk.write(0, b"d" * 1000)
+    disk.log.settle()
+    assert replay(start, disk) == contents(disk)
 
 
 def test_a_segment_that_somebody_still_reads_is_not_written_over(disk: Disk) -> None:
