@@ -224,6 +224,8 @@ static int sync_pass(struct sr_disk *disk, int *more)
 		closed += held[i]->info.closed != 0; /* what is closed later has records that this pass may miss */
 	pthread_mutex_unlock(&disk->lock);
 
+	if (count > 0)
+		sr_layer_start_sync(disk->layer); /* under way while the log is waited for */
 	for (size_t i = 0; i < count && rc == 0; i++)
 		rc = sr_io_sync(held[i]->fd);
 	if (rc == 0)

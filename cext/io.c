@@ -109,6 +109,11 @@ void sr_io_expect_random(int fd)
 	(void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM); /* advice only */
 }
 
+void sr_io_start_sync(int fd)
+{
+	(void)sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE); /* an error is left for the sync to find */
+}
+
 int sr_io_sync(int fd)
 {
 	int64_t verdict = ask(SR_IO_SYNC, fd, 0, 0, NULL, 0);

@@ -28,6 +28,9 @@ int64_t sr_io_writev(int fd, const struct iovec *iov, int iovs, int64_t offset);
 /* A disk's file will be read and written here and there: without this, what readahead caches is in large folios. */
 void sr_io_expect_random(int fd);
 
+/* Start writing what is dirty, without waiting for it: a sync that follows finds the work under way. */
+void sr_io_start_sync(int fd);
+
 int sr_io_sync(int fd);
 int sr_io_resize(int fd, int64_t bytes);
 

@@ -355,6 +355,12 @@ int sr_layer_resize(struct sr_layer *layer, uint64_t bytes)
 	return rc;
 }
 
+void sr_layer_start_sync(struct sr_layer *layer)
+{
+	if (layer->kind != EXTENTS)
+		sr_io_start_sync(layer->fd);
+}
+
 int sr_layer_sync(struct sr_layer *layer)
 {
 	if (layer->kind == EXTENTS)

@@ -47,6 +47,9 @@ int sr_layer_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes);
 /* Grow; the new end reads as zeros.  A raw file can be cut, too. */
 int sr_layer_resize(struct sr_layer *layer, uint64_t bytes);
 
+/* Start writing what a sync will wait for. */
+void sr_layer_start_sync(struct sr_layer *layer);
+
 /* Everything written so far is on stable storage. */
 int sr_layer_sync(struct sr_layer *layer);
 
