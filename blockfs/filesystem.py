@@ -1,4 +1,4 @@
-"""The FUSE file system: a folder a VM, in it the disks as files; as fixed VHDs, their change logs and snapshots read-only.
+"""The FUSE file system: disks as files; read-only, the same as fixed VHDs, their change logs and their snapshots.
 
 Fault contract: holds no state of its own but open handles.  It is mounted and served by :mod:`blockfs.serving`.
 
@@ -22,7 +22,7 @@ from blockfs import vhd
 from blockfs.disk import Disk
 from blockfs.disk_log import find_segments, segment_number
 from blockfs.errors import RigError
-from blockfs.host import DiskHost
+from blockfs.tree import ROOT, DiskTree
 from cext._core import ffi, lib
 
 ATTRIBUTE_TIMEOUT_S = 1.0
@@ -31,9 +31,9 @@ _log = structlog.get_logger("blockfs.filesystem")
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """What an inode stands for: the root, a VM's folder (``vm``), or a file in it (``vm``/``file``)."""
+    """What an inode stands for: a folder (the mount's own is ``ROOT``), or a file in it."""
 
-    vm: str = ""
+    folder: str = ROOT
     file: str = ""
 
 
@@ -46,14 +46,14 @@ class _Handle:
 
 
 class DiskFileSystem(pyfuse3.Operations):
-    """The names and attributes of a :class:`DiskHost`'s disks.  Inodes are handed out once and never used again."""
+    """The names and attributes of a :class:`DiskTree`'s disks.  Inodes are handed out once and never used again."""
 
     supports_dot_lookup = True
     enable_writeback_cache = False  # it reorders and merges the guest's writes before they are logged
 
-    def __init__(self, host: DiskHost) -> None:
+    def __init__(self, tree: DiskTree) -> None:
         super().__init__()
-        self._host = host
+        self._tree = tree
         self._nodes: dict[int, _Node] = {pyfuse3.ROOT_INODE: _Node()}
         self._inodes: dict[_Node, int] = {_Node(): pyfuse3.ROOT_INODE}
         self._handles: dict[int, _Handle] = {}
@@ -69,11 +69,12 @@ class DiskFileSystem(pyfuse3.Operations):
             self._nodes[inode] = node
         return inode
 
-    def _names(self, node: _Node) -> list[str]:
-        if not node.vm:
-            return sorted(self._host.vms)
-        names = []
-        for disk in self._host.vms.get(node.vm, {}).values():
+    def _child(self, folder: str, name: str) -> _Node:
+        return _Node(name) if folder == ROOT and name in self._tree.folders() else _Node(folder, name)
+
+    def _names(self, folder: str) -> list[str]:
+        names = list(self._tree.folders()) if folder == ROOT else []
+        for disk in (self._tree.disks_in(folder) or {}).values():
             names.append(f"{disk.place.name}.img")
             if vhd.can_be_vhd(disk.size_bytes):
                 names.append(f"{disk.place.name}.vhd")
@@ -85,11 +86,12 @@ class DiskFileSystem(pyfuse3.Operations):
     def _disk_of(self, node: _Node, suffix: str) -> Disk | None:
         if not node.file.endswith(suffix):
             return None
-        return self._host.vms.get(node.vm, {}).get(node.file.removesuffix(suffix))
+        return (self._tree.disks_in(node.folder) or {}).get(node.file.removesuffix(suffix))
 
     def _log_of(self, node: _Node) -> tuple[Disk, int, Path] | None:
         """Disk, number and backing file of a change log in the mount."""
-        disk = self._host.vms.get(node.vm, {}).get(node.file.split(".", 1)[0])
+        name = node.file.removesuffix(".hrl").rpartition(".")[0]  # a disk's name may have dots
+        disk = (self._tree.disks_in(node.folder) or {}).get(name)
         number = segment_number(disk.place.name, node.file) if disk is not None else None
         if disk is None or number is None:
             return None
@@ -99,14 +101,14 @@ class DiskFileSystem(pyfuse3.Operations):
     def _attributes(self, node: _Node) -> pyfuse3.EntryAttributes:
         """``ENOENT`` for what is no longer there."""
         entry = pyfuse3.EntryAttributes()
-        entry.st_ino = self._inode(node)
         entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
         entry.st_blksize = 4096
         entry.entry_timeout = entry.attr_timeout = ATTRIBUTE_TIMEOUT_S
         if not node.file:
-            if node.vm and node.vm not in self._host.vms:
+            if self._tree.disks_in(node.folder) is None:
                 raise pyfuse3.FUSEError(errno.ENOENT)
             entry.st_mode, entry.st_nlink = stat.S_IFDIR | 0o700, 2
+            entry.st_ino = self._inode(node)
             return entry
         entry.st_nlink = 1
         if (disk := self._disk_of(node, ".img")) is not None:
@@ -121,6 +123,7 @@ class DiskFileSystem(pyfuse3.Operations):
             entry.attr_timeout = 0  # it grows without the kernel's knowledge
         else:
             raise pyfuse3.FUSEError(errno.ENOENT)
+        entry.st_ino = self._inode(node)  # only now: names that are not there must not fill the memory
         entry.st_blocks = -(-entry.st_size // 512)
         return entry
 
@@ -133,7 +136,7 @@ class DiskFileSystem(pyfuse3.Operations):
             return self._attributes(parent if text == "." else _Node())
         if parent.file:
             raise pyfuse3.FUSEError(errno.ENOTDIR)
-        return self._attributes(_Node(parent.vm, text) if parent.vm else _Node(text))
+        return self._attributes(self._child(parent.folder, text))
 
     async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext | None = None) -> pyfuse3.EntryAttributes:
         """Attributes of a file or folder."""
@@ -172,10 +175,10 @@ class DiskFileSystem(pyfuse3.Operations):
 
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """List a folder; names may come and go meanwhile."""
-        node = self._nodes[fh]
-        for i, name in enumerate(self._names(node)[start_id:], start_id + 1):
+        folder = self._nodes[fh].folder
+        for i, name in enumerate(self._names(folder)[start_id:], start_id + 1):
             try:
-                entry = self._attributes(_Node(node.vm, name) if node.vm else _Node(name))
+                entry = self._attributes(self._child(folder, name))
             except (pyfuse3.FUSEError, FileNotFoundError):
                 continue
             if not pyfuse3.readdir_reply(token, os.fsencode(name), entry, i):
@@ -183,7 +186,7 @@ class DiskFileSystem(pyfuse3.Operations):
 
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """The space of the host's file system, which the disks and logs share."""
-        found, data = os.statvfs(self._host.root), pyfuse3.StatvfsData()
+        found, data = os.statvfs(self._tree.root), pyfuse3.StatvfsData()
         for field in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail"):
             setattr(data, field, getattr(found, field))
         data.f_namemax = 255

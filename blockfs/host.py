@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import structlog
@@ -29,6 +29,7 @@ from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
+from blockfs.tree import ROOT, tend
 
 MakeFiles = Callable[[DiskPlace], None]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -45,7 +46,10 @@ def check_name(what: str, name: str) -> None:
 
 
 class DiskHost:
-    """Implements :class:`blockfs.control.DiskHostControl`; runs on one trio thread (see :mod:`blockfs.disk`)."""
+    """Implements :class:`blockfs.control.DiskHostControl` and :class:`blockfs.tree.DiskTree`.
+
+    Runs on one trio thread (see :mod:`blockfs.disk`).
+    """
 
     def __init__(
         self, root: Path, mountpoint: Path, *, open_view: OpenView | None = None, policy: LogPolicy | None = None
@@ -78,16 +82,8 @@ class DiskHost:
                 _log.error("disk_not_opened", disk=str(place), error=str(exc))
 
     async def tend(self) -> None:
-        """Do what the disks' writers ask for (:meth:`Disk.tend`), until cancelled."""
-        while True:
-            await trio.lowlevel.wait_readable(self._event_fd)
-            os.eventfd_read(self._event_fd)
-            for disk in [disk for disks in self.vms.values() for disk in disks.values()]:
-                disk.note_given_up()
-                try:
-                    await trio.to_thread.run_sync(disk.tend)
-                except OSError as exc:  # the current segment goes on growing, as long as there is room at all
-                    _log.warning("no_spare_segment", disk=str(disk.place), error=exc.strerror)
+        """See :class:`blockfs.tree.DiskTree`."""
+        await tend(self._event_fd, lambda: [disk for disks in self.vms.values() for disk in disks.values()])
 
     def close(self) -> None:
         """Close all disks in order."""
@@ -108,6 +104,14 @@ class DiskHost:
             self._event_fd = -1
 
     # --- finding ------------------------------------------------------------------------------------------------
+
+    def folders(self) -> Collection[str]:
+        """See :class:`blockfs.tree.DiskTree`: a folder a VM."""
+        return self.vms
+
+    def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
+        """See :class:`blockfs.tree.DiskTree`."""
+        return {} if folder == ROOT else self.vms.get(folder)
 
     def disks(self, vm: str) -> list[Disk]:
         """A VM's disks; ``VmNotFound``, or ``DiskCorrupt`` if one of them could not be opened."""

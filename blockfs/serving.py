@@ -1,4 +1,4 @@
-"""Mounts a disk host's file system and serves it until told to end.
+"""Mounts a tree of disks and serves it until told to end.
 
 Fault contract: a mount whose server died (``ENOTCONN``) is cleared before a new one is made at the same place.
 """
@@ -16,7 +16,7 @@ import trio
 
 from blockfs.errors import RigError
 from blockfs.filesystem import DiskFileSystem
-from blockfs.host import DiskHost
+from blockfs.tree import DiskTree
 from cext.kernel import set_io_flusher
 
 _log = structlog.get_logger("blockfs.serving")
@@ -44,8 +44,8 @@ def clear_stale_mount(mountpoint: Path) -> bool:
     return True
 
 
-async def serve(host: DiskHost, mountpoint: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    """Mount and answer requests until cancelled or unmounted; unmounts, and leaves the host open.
+async def serve(tree: DiskTree, mountpoint: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Mount and answer requests until cancelled or unmounted; unmounts, and leaves the disks open.
 
     One mount a process (libfuse's session is global in pyfuse3).  ``RigError('MountFailed')`` if it cannot be made.
     """
@@ -59,13 +59,13 @@ async def serve(host: DiskHost, mountpoint: Path, *, task_status: trio.TaskStatu
         _log.info("not_an_io_flusher", reason=exc.strerror)
     options = set(pyfuse3.default_options) | {"fsname=siterig:disks", "subtype=siterig"}
     try:
-        pyfuse3.init(DiskFileSystem(host), str(mountpoint), options)
+        pyfuse3.init(DiskFileSystem(tree), str(mountpoint), options)
     except RuntimeError as exc:
         raise RigError("MountFailed", f"{mountpoint}: cannot be mounted: {exc}") from exc
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_answer, nursery.cancel_scope)
-            nursery.start_soon(host.tend)
+            nursery.start_soon(tree.tend)
             task_status.started()
     finally:
         pyfuse3.close(unmount=True)

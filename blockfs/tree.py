@@ -1,0 +1,77 @@
+"""What is where in a mount: the seam between the file system and whoever has disks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+import trio
+
+from blockfs.disk import Disk
+
+ROOT = ""
+"""The mount's own folder."""
+
+_log = structlog.get_logger("blockfs.tree")
+
+
+class DiskTree(Protocol):
+    """Folders of disks, asked anew for each request: what is there may change from one to the next.
+
+    One level of folders below the mount's own, which may hold disks too.  A disk's files (``NAME.img`` and so on) follow
+    from its place and are the file system's business.  :class:`blockfs.host.DiskHost` has a folder a VM.
+    """
+
+    @property
+    def root(self) -> Path:
+        """A folder of the host's file system that the disks share; its free space is the mount's."""
+        ...
+
+    def folders(self) -> Collection[str]:
+        """Names of the folders in the mount's own."""
+        ...
+
+    def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
+        """The disks of a folder by name; ``ROOT`` is the mount's own; None: there is no such folder."""
+        ...
+
+    async def tend(self) -> None:
+        """Do what the disks' writers ask for, until cancelled; runs as long as the disks are served."""
+        ...
+
+
+async def tend(event_fd: int, disks: Callable[[], list[Disk]]) -> None:
+    """:meth:`Disk.tend` for all disks whenever ``event_fd`` is raised, until cancelled."""
+    while True:
+        await trio.lowlevel.wait_readable(event_fd)
+        os.eventfd_read(event_fd)
+        for disk in disks():
+            disk.note_given_up()
+            try:
+                await trio.to_thread.run_sync(disk.tend)
+            except OSError as exc:  # the current segment goes on growing, as long as there is room at all
+                _log.warning("no_spare_segment", disk=str(disk.place), error=exc.strerror)
+
+
+class SingleDisk:
+    """One disk in the mount's own folder, and no other.  ``event_fd``: the one that the disk was opened with."""
+
+    def __init__(self, disk: Disk, event_fd: int) -> None:
+        self.root = disk.place.folder
+        self._disk = disk
+        self._event_fd = event_fd
+
+    def folders(self) -> Collection[str]:
+        """None."""
+        return ()
+
+    def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
+        """The disk, in the mount's own folder."""
+        return {self._disk.place.name: self._disk} if folder == ROOT else None
+
+    async def tend(self) -> None:
+        """See :class:`DiskTree`."""
+        await tend(self._event_fd, lambda: [self._disk])

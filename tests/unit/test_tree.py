@@ -1,0 +1,93 @@
+"""What is where in a mount: folders of VMs, or one disk in the mount's own folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyfuse3
+import pytest
+
+from blockfs.disk import Disk, DiskPlace, DiskRules
+from blockfs.filesystem import DiskFileSystem
+from blockfs.host import DiskHost
+from blockfs.position import PositionCounter
+from blockfs.tree import ROOT, SingleDisk
+
+SIZE = 1 << 20
+NOBODY: Any = None
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """A disk whose name has dots in it, as images' names have, tracked."""
+    place = DiskPlace(tmp_path, "", "debian-12.5")
+    Disk.make_raw(place, SIZE)
+    positions = PositionCounter(tmp_path / "position")
+    disk = Disk.open(place, DiskRules(positions), None)
+    disk.start_tracking(new_generation=False)
+    yield disk
+    disk.close()
+    positions.close()
+
+
+async def listed(files: DiskFileSystem, folder: pyfuse3.InodeT, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Names of a folder with the inodes told of them."""
+    found = {}
+
+    def reply(_token: object, name: bytes, entry: pyfuse3.EntryAttributes, _next: int) -> bool:
+        found[os.fsdecode(name)] = entry.st_ino
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+    await files.readdir(await files.opendir(folder, NOBODY), 0, NOBODY)
+    return found
+
+
+async def test_a_single_disk_is_in_the_mounts_own_folder(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = DiskFileSystem(SingleDisk(disk, -1))
+    found = await listed(files, pyfuse3.ROOT_INODE, monkeypatch)
+    assert list(found) == ["debian-12.5.000001.hrl", "debian-12.5.img", "debian-12.5.vhd"]
+    for name, inode in found.items():
+        entry = await files.lookup(pyfuse3.ROOT_INODE, name.encode(), NOBODY)
+        assert (entry.st_ino, entry.st_mode & 0o200) == (inode, 0o200 if name.endswith(".img") else 0)
+
+
+async def test_a_file_is_no_folder_and_unknown_names_are_not_there(disk: Disk) -> None:
+    files = DiskFileSystem(SingleDisk(disk, -1))
+    image = (await files.lookup(pyfuse3.ROOT_INODE, b"debian-12.5.img", NOBODY)).st_ino
+    with pytest.raises(pyfuse3.FUSEError) as failed:
+        await files.lookup(image, b"anything", NOBODY)
+    assert failed.value.errno == errno.ENOTDIR
+    for name in (b"debian-12.img", b"debian-12.5", b"debian-12.5.000002.hrl", b"debian-12.5.snapshot", b".hrl"):
+        with pytest.raises(pyfuse3.FUSEError) as failed:
+            await files.lookup(pyfuse3.ROOT_INODE, name, NOBODY)
+        assert failed.value.errno == errno.ENOENT
+
+
+async def test_names_that_are_not_there_take_no_memory(disk: Disk) -> None:
+    files = DiskFileSystem(SingleDisk(disk, -1))
+    before = len(files._nodes)
+    for number in range(100):
+        with pytest.raises(pyfuse3.FUSEError):
+            await files.lookup(pyfuse3.ROOT_INODE, b"no-such-%d" % number, NOBODY)
+    assert len(files._nodes) == before
+
+
+async def test_a_host_has_a_folder_a_vm_and_no_disk_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = DiskHost(tmp_path / "disks", tmp_path / "mnt")
+    await host.create_disk(vm="web01", name="os", size_bytes=SIZE)
+    assert host.disks_in(ROOT) == {}
+    assert host.disks_in("web02") is None
+    files = DiskFileSystem(host)
+    found = await listed(files, pyfuse3.ROOT_INODE, monkeypatch)
+    assert list(found) == ["web01"]
+    assert list(await listed(files, pyfuse3.InodeT(found["web01"]), monkeypatch)) == ["os.img", "os.vhd"]
+    await host.remove_vm(vm="web01")
+    with pytest.raises(pyfuse3.FUSEError) as failed:
+        await files.getattr(pyfuse3.InodeT(found["web01"]), NOBODY)
+    assert failed.value.errno == errno.ENOENT
+    host.close()
