@@ -1,14 +1,20 @@
-"""The fixed VHD footer, by the specification's own rules."""
+"""The fixed VHD footer, by the specification's own rules, and by what qemu-img makes of them."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import struct
+import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockfs.vhd import MIB, SIZE_BYTES_MAX, can_be_vhd, fixed_footer, geometry
+from blockfs.errors import RigError
+from blockfs.vhd import MIB, SIZE_BYTES_MAX, can_be_vhd, fixed_footer, geometry, read_footer
 
 DISK = "6a83da7e-b542-496d-a113-08b9b71d9e21"
 
@@ -42,3 +48,103 @@ def test_the_geometry_is_within_the_disk_and_close_to_it(sectors: int) -> None:
 )
 def test_only_whole_mebibytes_up_to_the_limit_have_a_vhd(size: int, can: bool) -> None:
     assert can_be_vhd(size) is can
+
+
+# ---- reading a footer
+
+
+def vhd(tmp_path: Path, footer: bytes, disk_bytes: int = MIB) -> Path:
+    path = tmp_path / "disk.vhd"
+    with path.open("wb") as file:
+        file.truncate(disk_bytes)
+        file.seek(0, os.SEEK_END)
+        file.write(footer)
+    return path
+
+
+def signed(footer: bytes, at: int, value: bytes) -> bytes:
+    """The footer with other bytes at ``at``, and the checksum that fits them."""
+    blank = footer[:at] + value + footer[at + len(value) :]
+    blank = blank[:64] + bytes(4) + blank[68:]
+    return blank[:64] + struct.pack(">I", ~sum(blank) & 0xFFFF_FFFF) + blank[68:]
+
+
+GOOD = fixed_footer(MIB, DISK)
+
+
+def test_our_own_footer_is_read(tmp_path: Path) -> None:
+    assert read_footer(vhd(tmp_path, GOOD)) == MIB
+
+
+@pytest.mark.parametrize(
+    ("footer", "code", "says"),
+    [
+        (signed(GOOD, 60, struct.pack(">I", 3)), "VhdUnsupported", "is a dynamic VHD"),
+        (signed(GOOD, 60, struct.pack(">I", 4)), "VhdUnsupported", "is a differencing VHD, which needs its parent"),
+        (signed(GOOD, 60, struct.pack(">I", 7)), "VhdUnsupported", "is a VHD of type 7"),
+        (signed(GOOD, 12, b"\x00\x02\x00\x01"), "VhdUnsupported", "VHD format version 2.1; 1.0 is supported"),
+        (GOOD[:511], "VhdUnsupported", "its footer has 511 bytes"),
+        (signed(GOOD, 48, struct.pack(">Q", 2 * MIB)), "VhdCorrupt", "a disk of 2097152 bytes; 1048576 bytes are before"),
+        (GOOD[:300] + b"\x01" + GOOD[301:], "VhdCorrupt", "its checksum is"),
+        (GOOD[:510], "VhdCorrupt", "its last 512 bytes are no VHD footer"),
+        (GOOD + bytes(512), "VhdCorrupt", "its last 512 bytes are no VHD footer"),
+        (b"", "VhdCorrupt", "its last 512 bytes are no VHD footer"),
+    ],
+)
+def test_what_is_no_fixed_vhd_is_named(tmp_path: Path, footer: bytes, code: str, says: str) -> None:
+    path = vhd(tmp_path, footer)
+    with pytest.raises(RigError) as refused:
+        read_footer(path)
+    assert refused.value.code == code
+    assert refused.value.message.startswith(f"{path}: ")
+    assert says in refused.value.message
+
+
+@pytest.mark.parametrize("size", [0, 1, 8, 511])
+def test_a_file_too_short_for_a_footer_is_corrupt(tmp_path: Path, size: int) -> None:
+    with pytest.raises(RigError, match="are no VHD footer") as refused:
+        read_footer(vhd(tmp_path, b"", size))
+    assert refused.value.code == "VhdCorrupt"
+
+
+def test_a_dynamic_vhd_without_its_end_is_told_from_a_raw_image(tmp_path: Path) -> None:
+    path = vhd(tmp_path, b"")
+    with path.open("r+b") as file:
+        file.write(signed(GOOD, 60, struct.pack(">I", 3)))
+    with pytest.raises(RigError, match="begins as a dynamic VHD does") as refused:
+        read_footer(path)
+    assert refused.value.code == "VhdCorrupt"
+
+
+@given(st.integers(0, 512 * 8 - 1))
+def test_no_single_bit_of_a_footer_can_flip_unseen(bit: int) -> None:
+    flipped = bytearray(GOOD)
+    flipped[bit // 8] ^= 1 << bit % 8
+    with tempfile.TemporaryDirectory() as folder, pytest.raises(RigError):
+        read_footer(vhd(Path(folder), bytes(flipped)))
+
+
+needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img (Debian: qemu-utils)")
+
+
+def qemu_img(path: Path, options: str, size: str) -> Path:
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "vpc", "-o", options, path, size], check=True, stdin=subprocess.DEVNULL
+    )
+    return path
+
+
+@needs_qemu_img
+@pytest.mark.parametrize(
+    ("options", "size_bytes"), [("subformat=fixed", 10_514_432), ("subformat=fixed,force_size=on", 10 * MIB)]
+)
+def test_a_fixed_vhd_of_qemu_img_is_read(tmp_path: Path, options: str, size_bytes: int) -> None:
+    path = qemu_img(tmp_path / "disk.vhd", options, "10M")
+    assert read_footer(path) == size_bytes == path.stat().st_size - 512
+
+
+@needs_qemu_img
+def test_a_dynamic_vhd_of_qemu_img_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RigError, match="is a dynamic VHD") as refused:
+        read_footer(qemu_img(tmp_path / "disk.vhd", "subformat=dynamic", "10M"))
+    assert refused.value.code == "VhdUnsupported"
