@@ -53,7 +53,7 @@ _log = structlog.get_logger("blockfs.disk")
 
 @dataclass(frozen=True, slots=True)
 class DiskPlace:
-    """Whose disk it is, and the folder that holds its files."""
+    """Whose disk it is (no VM's: ``vm`` is empty), and the folder that holds its files."""
 
     folder: Path
     vm: str
@@ -64,7 +64,7 @@ class DiskPlace:
         return self.folder / f"{self.name}.{suffix}"
 
     def __str__(self) -> str:
-        return f"{self.vm}/{self.name}"
+        return f"{self.vm}/{self.name}" if self.vm else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +75,8 @@ class DiskRules:
     event_fd: int = -1
     """An eventfd, raised when :meth:`Disk.tend` has something to do; -1: nobody waits."""
     policy: LogPolicy = field(default_factory=LogPolicy)
+    can_grow: bool = True
+    """Not where something lies behind the disk in its file."""
 
 
 class Disk:
@@ -140,7 +142,7 @@ class Disk:
 
     @classmethod
     def open(cls, place: DiskPlace, rules: DiskRules, open_view: OpenView | None) -> Disk:
-        """Open what is there, recovering the log if the disk was tracked."""
+        """Open what is there; see :meth:`over`."""
         state = DiskState.load(place.file("disk"))
         place.file("snapshot").unlink(missing_ok=True)
         layer: WritableLayer
@@ -150,13 +152,17 @@ class Disk:
             if open_view is None or state.store is None or state.position is None:
                 raise RigError("NotARecoveryHost", f"disk {place} lies over a managed disk; this host has none")
             layer = TopLayer(open_view(Path(state.store), state.position), place.file("top"))
-        found = layer.size_bytes
-        if found < state.size_bytes:
+        if (found := layer.size_bytes) < state.size_bytes:
             layer.close()
             raise RigError("DiskCorrupt", f"disk {place}: file has {found} bytes; its state says {state.size_bytes}")
+        return cls.over(place, state=state, layer=layer, rules=rules)
+
+    @classmethod
+    def over(cls, place: DiskPlace, *, state: DiskState, layer: WritableLayer, rules: DiskRules) -> Disk:
+        """A disk over an open layer, which it owns from now on; its log is recovered if it was tracked."""
         disk = cls(place, state=state, layer=layer, rules=rules)
-        if found > state.size_bytes:  # a kill came between its growing and the note of it
-            disk._set(size_bytes=found)
+        if layer.size_bytes > state.size_bytes:  # a kill came between its growing and the note of it
+            disk._set(size_bytes=layer.size_bytes)
         if state.tracked:
             disk._recover()
         if disk.state.needs_resync in dirty.REASONS.values():
@@ -279,6 +285,8 @@ class Disk:
                 f"disk {self.place}: new size is {size_bytes} bytes; it must be a multiple of {SECTOR_BYTES} and at least "
                 f"{self.size_bytes}: a disk is never shrunk",
             )
+        if not self._rules.can_grow:
+            raise RigError("InvalidDiskSize", f"disk {self.place}: cannot grow: something lies behind it in its file")
         check(lib.sr_disk_resize(self.c, size_bytes))
         self._set(size_bytes=size_bytes)
 
@@ -307,6 +315,12 @@ class Disk:
             why = f" ({self.state.needs_resync}: it needs a resync)" if self.state.needs_resync else ""
             raise RigError("NotTracked", f"disk {self.place} is not tracked{why}")
         return self._log
+
+    @property
+    def tracked(self) -> bool:
+        """Whether writes are logged."""
+        self.note_given_up()
+        return self._log is not None
 
     def start_tracking(self, *, new_generation: bool) -> None:
         """Log every write from now on, in a new generation unless the log goes on already."""
@@ -462,7 +476,7 @@ class Disk:
             size_bytes=self.size_bytes,
             path=str(mountpoint / self.place.vm / f"{self.place.name}.img"),
             folder=str(self.place.folder),
-            tracked=self._log is not None,
+            tracked=self.tracked,
             generation=self.state.generation,
             last_seq=self._log.last_seq if self._log else 0,
             last_position=self._log.last_position if self._log else 0,

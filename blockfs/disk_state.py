@@ -20,12 +20,30 @@ from cext.hashing import crc32c
 FORMAT_VERSION = 1
 
 
+class ImageStamp(WireModel):
+    """What tells that nobody wrote to an image: its file's size and times (nanoseconds since 1970)."""
+
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class ImageNote(WireModel):
+    """The image that a disk by itself lies on: the file's name, and its stamp when the disk was last closed in order.
+
+    ``closed`` is None while the disk is open, and after a kill.
+    """
+
+    file: str
+    closed: ImageStamp | None
+
+
 class DiskState(WireModel):
     """What must be known of a disk before its bytes are touched.
 
     ``kind`` is ``raw`` (``NAME.img``) or ``top`` (``NAME.top`` over managed disk ``store`` at ``position``).
     ``tracked``: writes are logged in generation ``generation``.  ``needs_resync``: None, or why the logs cannot be
-    vouched for.
+    vouched for.  ``image``: only of a disk by itself (:mod:`blockfs.standalone`).
     """
 
     disk_id: str
@@ -36,6 +54,7 @@ class DiskState(WireModel):
     needs_resync: str | None
     store: str | None = None
     position: int | None = None
+    image: ImageNote | None = None
 
     def save(self, path: Path) -> None:
         """Write durably."""

@@ -154,11 +154,22 @@ async def _unmount(where: str, *, lazy: bool) -> None:
 async def uses(disk: Path) -> list[DiskUse]:
     """Who on this host holds the disk file: loop devices with their mounts, then processes with the file open."""
     wanted = await _resolved(disk)
-    found = [use for use in _loop_uses() if use.disk == wanted]
+    found = await loops(disk)
     holders = await trio.to_thread.run_sync(_processes_at, wanted)
     if holders:
         found.append(DiskUse(wanted, None, (), tuple(holders)))
     return found
+
+
+async def loops(disk: Path) -> list[DiskUse]:
+    """Loop devices over the disk file, with their mounts."""
+    wanted = await _resolved(disk)
+    return [use for use in _loop_uses() if use.disk == wanted]
+
+
+async def processes_at(where: Path) -> list[str]:
+    """``name (pid)`` of every other process that stands in the folder or below, or has a file there open."""
+    return await trio.to_thread.run_sync(_processes_at, await _resolved(where))
 
 
 async def shutdown(disks: list[Path]) -> None:

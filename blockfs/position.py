@@ -21,16 +21,13 @@ _U64 = struct.Struct("<Q")
 
 
 class PositionCounter:
-    """Draws positions, from any thread; other processes may read the file (:func:`read_position`)."""
+    """Draws positions, from any thread; other processes may read the file (:func:`read_position`).
 
-    def __init__(self, path: Path) -> None:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if os.fstat(fd).st_size < _U64.size:
-                os.ftruncate(fd, _U64.size)
-            self._map = mmap.mmap(fd, _U64.size)
-        finally:
-            os.close(fd)
+    Without a file (``path`` is None) they begin anew with each counter.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._map = mmap.mmap(-1, _U64.size) if path is None else _mapped(path)
         self._buffer = ffi.from_buffer(self._map)
         self.address = ffi.cast("uint64_t *", self._buffer)
         """Where the disk engine draws from."""
@@ -53,6 +50,16 @@ class PositionCounter:
         ffi.release(self._buffer)
         self._map.flush()
         self._map.close()
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(fd).st_size < _U64.size:
+            os.ftruncate(fd, _U64.size)
+        return mmap.mmap(fd, _U64.size)
+    finally:
+        os.close(fd)
 
 
 def read_position(path: Path) -> int:

@@ -44,9 +44,17 @@ def clear_stale_mount(mountpoint: Path) -> bool:
     return True
 
 
-async def serve(tree: DiskTree, mountpoint: Path, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def serve(
+    tree: DiskTree,
+    mountpoint: Path,
+    *,
+    source: str = "siterig:disks",
+    read_only: bool = False,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
     """Mount and answer requests until cancelled or unmounted; unmounts, and leaves the disks open.
 
+    ``source`` is what the table of mounts shows.  ``read_only``: the kernel refuses every write.
     One mount a process (libfuse's session is global in pyfuse3).  ``RigError('MountFailed')`` if it cannot be made.
     """
     clear_stale_mount(mountpoint)
@@ -57,7 +65,9 @@ async def serve(tree: DiskTree, mountpoint: Path, *, task_status: trio.TaskStatu
         set_io_flusher()
     except OSError as exc:  # only the superuser may; others cannot put a loop device on the mount either
         _log.info("not_an_io_flusher", reason=exc.strerror)
-    options = set(pyfuse3.default_options) | {"fsname=siterig:disks", "subtype=siterig"}
+    options = set(pyfuse3.default_options) | {f"fsname={_escaped(source)}", "subtype=siterig"}
+    if read_only:
+        options.add("ro")
     try:
         pyfuse3.init(DiskFileSystem(tree), str(mountpoint), options)
     except RuntimeError as exc:
@@ -69,6 +79,11 @@ async def serve(tree: DiskTree, mountpoint: Path, *, task_status: trio.TaskStatu
             task_status.started()
     finally:
         pyfuse3.close(unmount=True)
+
+
+def _escaped(value: str) -> str:
+    """As libfuse reads options: separated by commas."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
 async def _answer(scope: trio.CancelScope) -> None:

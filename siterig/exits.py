@@ -26,7 +26,8 @@ _STATUS = {
     (
         "BadRequest", "DiskExists", "DiskTooSmall", "FolderUnusable", "ImageUnusable", "InvalidDisk", "InvalidDiskSize",
         "InvalidName", "InvalidPolicy", "JobNotFound", "LogExists", "LogUnaligned", "LogUnreadable", "NoSuchPoint",
-        "NoSuchRole", "NotARig", "PathTooLong", "StateVersion", "UnknownFilesystem", "VmExists", "VmNotFound",
+        "NoSuchRole", "NotARig", "PathTooLong", "StateVersion", "UnknownFilesystem", "VhdCorrupt", "VhdUnsupported",
+        "VmExists", "VmNotFound",
     ),
     BAD_INPUT,
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import logging
 import os
 import resource
 import signal
@@ -53,9 +54,10 @@ def allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def log_to_stderr() -> None:
-    """Structured log lines on stderr, which the supervisor appends to the role's log."""
+def log_to_stderr(level: int = logging.NOTSET) -> None:
+    """Structured log lines of a level and above on stderr, which the supervisor appends to the role's log."""
     structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,

@@ -1,0 +1,260 @@
+"""A disk by itself: one image as a disk, perhaps tracked, without a host's folder around it.
+
+Beside a tracked image lie ``NAME.disk`` (its state), ``NAME.position``, ``NAME.dirty`` and its change log; an image that is
+not tracked has nothing beside it.
+
+Fault contract
+--------------
+The disk's own contract is :mod:`blockfs.disk`'s.  Here is decided whether the log that is found may go on:
+
+* closed in order, and the image's size and times are still those noted then: the log goes on in its generation;
+* killed: it goes on too, unless the image was written to after the log was (:data:`KILL_GRACE_S`);
+* anything else (power loss, rot, an image changed or mounted untracked meanwhile): replaying the log would not give the
+  image.  It is kept as it is; a new generation begins with the image as it is now.
+
+The note of an orderly end is taken back, durably, before the image is opened for writing, and made again only after log
+and image are durable: a kill at any moment leaves a state that says "not closed", never a note of what the image no
+longer is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockfs.changelog import SegmentReader
+from blockfs.disk import Disk, DiskPlace, DiskRules
+from blockfs.disk_log import LogPolicy, find_segments, segment_number
+from blockfs.disk_state import DiskState, ImageNote
+from blockfs.errors import RigError
+from blockfs.image import Image
+from blockfs.layers import RawLayer
+from blockfs.position import PositionCounter
+from blockfs.tree import SingleDisk
+
+KILL_GRACE_S = 10.0
+"""A write reaches the log at once before it reaches the image; so long it may be held up in between (a busy host disk)."""
+_STATE_BYTES_MAX = 65536
+_OWN_FILES = ("disk", "position", "dirty", "spare", "recycled")
+# Nobody sends this log away and deletes it: it is as long as it is, and a write that it has no room for is refused.
+_POLICY = LogPolicy(kept_share_max=None, when_full="refuse")
+_WHY = {
+    "ImageChanged": "the image was changed by something else",
+    "LogCorrupt": "it is damaged, or not there any more",
+    "NotLogged": "the image was mounted without a log since",
+    "PowerLoss": "the machine stopped while the image was mounted, and what was not flushed may be gone",
+    "SyncFailed": "the host could not make its bytes durable",
+    "WriteFailed": "the host failed to write the image",
+}
+
+
+class _Volatile(DiskState):
+    """The state of a disk that leaves nothing behind."""
+
+    def save(self, path: Path) -> None:
+        """Nothing is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Discontinued:
+    """A log that does not go on: its generation, and why."""
+
+    generation: int
+    why: str
+
+
+class StandAlone:
+    """The disk of a locked image.  ``discontinued``: the log before, if it ended with this opening."""
+
+    def __init__(self, image: Image, place: DiskPlace, state: DiskState, positions: PositionCounter) -> None:
+        self.discontinued: Discontinued | None = None
+        self._image = image
+        self._positions = positions
+        self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            layer = RawLayer(image.path, writable=not image.read_only, size_bytes=image.size_bytes)
+            # A VHD's footer lies behind its disk.
+            rules = DiskRules(positions, self._event_fd, _POLICY, can_grow=image.format == "raw")
+            self.disk = Disk.over(place, state=state, layer=layer, rules=rules)
+        except BaseException:
+            self._close_own()
+            raise
+        self.tree = SingleDisk(self.disk, self._event_fd)
+
+    def segments(self) -> list[Path]:
+        """The files of the current log, oldest first; empty if the disk is not tracked."""
+        place, state = self.disk.place, self.disk.state
+        return _segments(place, state.generation) if state.tracked else []
+
+    def close(self) -> None:
+        """Close in order, and note what the image is then.  ``DiskFull``, ``HostIoError``: that cannot be done."""
+        try:
+            with _told(f"{self._image.path}: cannot be closed in order", "HostIoError"):
+                self.disk.close()
+                if self.disk.state.tracked:
+                    os.fsync(self._image.fd)  # its times too
+                    note = ImageNote(file=self._image.path.name, closed=self._image.stamp())
+                    self.disk.state.model_copy(update={"image": note}).save(self.disk.place.file("disk"))
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of everything as a kill would."""
+        self.disk.abandon()
+        self._close_own()
+
+    def _close_own(self) -> None:
+        self._positions.close()
+        os.close(self._event_fd)
+
+
+def open_disk(image: Image, name: str, *, tracked: bool) -> StandAlone:
+    """Open an image as disk ``name``; the caller gives the image back after it has closed the disk.
+
+    ``ImageUnusable``: it is a rig's, can only be read, or has the name of one of the disk's other files.  ``LogExists``: the
+    files beside it are another disk's.  ``DiskStateCorrupt``, ``StateVersion``: they are unreadable.  ``FolderUnusable``,
+    ``DiskFull``: there can be none.
+    """
+    place = DiskPlace(image.path.parent, "", name)
+    if image.path in [place.file(suffix) for suffix in _OWN_FILES] or segment_number(name, image.path.name) is not None:
+        raise RigError(
+            "ImageUnusable", f"{image.path}: has the name that a file beside disk {name!r} has: give the disk another name"
+        )
+    with _told(f"{place.folder}: cannot hold the change log of {image.path.name}", "FolderUnusable"):
+        return _open_tracked(image, place) if tracked else _open_untracked(image, place)
+
+
+@contextlib.contextmanager
+def _told(what: str, code: str) -> Iterator[None]:
+    """What the host refuses is told with what it was for."""
+    try:
+        yield
+    except OSError as exc:
+        code = "DiskFull" if exc.errno in (errno.ENOSPC, errno.EDQUOT) else code
+        raise RigError(code, f"{what}: {exc.strerror}", recoverable=code == "DiskFull") from exc
+
+
+def _open_untracked(image: Image, place: DiskPlace) -> StandAlone:
+    ended = None if image.read_only else _end_log(image, place)
+    state = _Volatile(
+        disk_id=str(uuid.uuid4()), size_bytes=image.size_bytes, kind="raw", generation=0, tracked=False, needs_resync=None
+    )
+    alone = StandAlone(image, place, state, PositionCounter(None))
+    alone.discontinued = ended
+    return alone
+
+
+def _end_log(image: Image, place: DiskPlace) -> Discontinued | None:
+    """Note that what is written from now on is not in the image's log."""
+    try:
+        state = _found_state(image, place)
+    except RigError as exc:
+        if exc.code != "DiskStateCorrupt":
+            raise
+        return None  # anybody's file; if it was ours, it cannot go on anyway
+    if state is None or not state.tracked:
+        return None
+    state.model_copy(update={"tracked": False, "needs_resync": "NotLogged"}).save(place.file("disk"))
+    return Discontinued(state.generation, "this mount does not log what is written")
+
+
+def _found_state(image: Image, place: DiskPlace) -> DiskState | None:
+    path = place.file("disk")
+    if not path.exists():
+        return None
+    if not path.is_file() or path.stat().st_size > _STATE_BYTES_MAX:
+        raise RigError("DiskStateCorrupt", f"{path}: is not a disk state file; give the disk another name")
+    state = DiskState.load(path)
+    if state.image is None:
+        raise RigError(
+            "ImageUnusable", f"{image.path}: is a disk of a rig ({path.name} says so); it can be mounted read-only"
+        )
+    if state.image.file != image.path.name:
+        raise RigError(
+            "LogExists", f"{path}: belongs to image {state.image.file}; give the disk of {image.path.name} another name"
+        )  # fmt: skip
+    return state
+
+
+def _open_tracked(image: Image, place: DiskPlace) -> StandAlone:
+    if image.read_only:
+        raise RigError("ImageUnusable", f"{image.path}: can only be read, so there is nothing to log")
+    found = _found_state(image, place)
+    why = None
+    if found is None:
+        _refuse_foreign_files(place)
+        state = DiskState(
+            disk_id=str(uuid.uuid4()), size_bytes=image.size_bytes, kind="raw", generation=0, tracked=False,
+            needs_resync=None,
+        )  # fmt: skip
+    else:
+        state = found
+        if found.tracked and (why := _changed(found, image, place)) is not None:
+            state = state.model_copy(update={"tracked": False, "needs_resync": "ImageChanged"})
+    if not state.tracked:
+        state = state.model_copy(update={"size_bytes": image.size_bytes})
+    state = state.model_copy(update={"image": ImageNote(file=image.path.name, closed=None)})
+    state.save(place.file("disk"))
+    alone = StandAlone(image, place, state, PositionCounter(place.file("position")))
+    if alone.disk.tracked:
+        return alone
+    reason = alone.disk.state.needs_resync
+    try:
+        alone.disk.start_tracking(new_generation=True)
+    except BaseException:
+        alone.abandon()
+        raise
+    if reason is not None:
+        alone.discontinued = Discontinued(state.generation, why or _WHY.get(reason, reason))
+    return alone
+
+
+def _refuse_foreign_files(place: DiskPlace) -> None:
+    """Without a state, files with the names of ours are somebody else's, and not to be written over."""
+    ours = [place.file(suffix) for suffix in _OWN_FILES] + [path for _, path in find_segments(place.folder, place.name)]
+    for path in ours:
+        if path.exists():
+            raise RigError(
+                "LogExists",
+                f"{path}: is there, but no {place.file('disk').name} that says whose it is; move it away, or give the disk "
+                "another name",
+            )
+
+
+def _segments(place: DiskPlace, generation: int) -> list[Path]:
+    found = []
+    for _, path in find_segments(place.folder, place.name):
+        with contextlib.suppress(RigError), SegmentReader(path) as reader:  # an old log's rot is not this one's
+            if reader.header.generation == generation:
+                found.append(path)
+    return found
+
+
+def _changed(state: DiskState, image: Image, place: DiskPlace) -> str | None:
+    """Why an image is not what its log makes of it; None if it is."""
+    closed, now = state.image.closed if state.image else None, image.stamp()
+    if closed is None:  # killed: the log may tell of a growth that the state does not
+        return _changed_after_kill(state, image, place)
+    if image.size_bytes != state.size_bytes:
+        return f"the disk had {state.size_bytes} bytes, and has {image.size_bytes}"
+    if (closed.size_bytes, closed.mtime_ns) != (now.size_bytes, now.mtime_ns):
+        return "the image was written to, or replaced, since it was last mounted"
+    if closed != now:
+        return "the image's file was replaced, or its owner, rights or name were changed, since it was last mounted"
+    return None
+
+
+def _changed_after_kill(state: DiskState, image: Image, place: DiskPlace) -> str | None:
+    if image.size_bytes < state.size_bytes:
+        return f"the disk had {state.size_bytes} bytes, and has {image.size_bytes}"
+    logs = [path for _, path in find_segments(place.folder, place.name)]
+    spare = place.file("spare")  # the newest segment, if it was killed before it got its name
+    logged_ns = max((path.stat().st_mtime_ns for path in [*logs, spare] if path.exists()), default=0)
+    if logged_ns and image.stamp().mtime_ns > logged_ns + KILL_GRACE_S * 1e9:
+        return "the image was written to after the process that logged it was killed"
+    return None

@@ -1,0 +1,129 @@
+"""One image as a disk, by itself: no rig is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from blockfs import vhd
+from blockfs.errors import RigError
+from siterig import exits, show
+from siterig.commands.options import example
+from siterig.image_mount import Mounted, Wanted, expose
+from siterig.roles.entry import log_to_stderr
+from siterig.values import format_size
+
+
+class Format(StrEnum):
+    """As it is written on the command line."""
+
+    RAW = "raw"
+    VHD = "vhd"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command."""
+    app.command(epilog=example("siterig mount disk.img --mnt m --log"))(mount)
+
+
+def mount(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A raw image, or a fixed VHD.")],
+    *,
+    where: Annotated[
+        Path, typer.Option("--mnt", metavar="DIR", help="Folder to mount on: an empty one, or one that is made.")
+    ],
+    log: Annotated[bool, typer.Option("--log", help="Log every write, in NAME.NNNNNN.hrl beside the image.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Refuse every write.")] = False,
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="What the image is; else its name and contents tell.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="The disk's; else the image's, without its suffix.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line: mounted, unmounted.")] = False,
+) -> None:
+    """Expose an image as a disk, DIR/NAME.img, until it is unmounted.
+
+    Ctrl-C, umount DIR or fusermount3 -u DIR unmounts it.
+    """
+
+    async def work() -> None:
+        if log and read_only:
+            raise RigError("BadRequest", "--log and --read-only: where nothing is written, there is nothing to log")
+        if name is not None and (name in ("", ".", "..") or "/" in name):
+            raise RigError("InvalidName", f"disk is named {name!r}: it must be a file's name, without a folder")
+        log_to_stderr(logging.WARNING)
+        wanted = Wanted(
+            image=image, where=where, name=name, tracked=log, read_only=read_only,
+            format=None if format_ is None else format_.value,
+        )  # fmt: skip
+
+        def ready(mounted: Mounted) -> None:
+            if as_json:
+                print(json.dumps({"mounted": _mounted_json(mounted)}), flush=True)
+            else:
+                _print_mounted(mounted)
+
+        mounted = await expose(wanted, ready=ready, note=_note)
+        with contextlib.suppress(BrokenPipeError):  # a script may have read the first line only
+            if as_json:
+                print(json.dumps({"unmounted": _unmounted_json(mounted)}), flush=True)
+            else:
+                _print_unmounted(mounted)
+
+    exits.run(work)
+
+
+def _note(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be closed: that must not end a mount in use
+        show.notice(text)
+
+
+def _vhd(mounted: Mounted) -> Path | None:
+    return mounted.disk.with_suffix(".vhd") if vhd.can_be_vhd(mounted.image.size_bytes) else None
+
+
+def _print_mounted(mounted: Mounted) -> None:
+    image, state, where = mounted.image, mounted.alone.disk.state, mounted.disk.parent
+    kind = "fixed VHD" if image.format == "vhd" else "raw"
+    can = ", read-only" if image.read_only else ""
+    print(f"mounted {image.path} ({kind}, {format_size(image.size_bytes)}{can}) as {mounted.disk}", flush=True)
+    if (as_vhd := _vhd(mounted)) is not None:
+        print(f"  as a fixed VHD, read-only: {as_vhd}", flush=True)
+    if state.tracked:
+        print(f"  every write is logged, generation {state.generation}: {mounted.alone.segments()[-1]}, ...", flush=True)
+    _note(f"Ctrl-C or umount {where} ends it")
+
+
+def _print_unmounted(mounted: Mounted) -> None:
+    print(f"unmounted {mounted.disk.parent}", flush=True)
+    state, segments = mounted.alone.disk.state, mounted.alone.segments()
+    if segments:
+        row = str(segments[0]) if len(segments) == 1 else f"{segments[0]} to {segments[-1].name}"
+        print(f"  the log of generation {state.generation}: {row}", flush=True)
+
+
+def _mounted_json(mounted: Mounted) -> dict[str, object]:
+    image, as_vhd = mounted.image, _vhd(mounted)
+    return {
+        "image": str(image.path), "format": image.format, "size_bytes": image.size_bytes, "read_only": image.read_only,
+        "disk": str(mounted.disk), "vhd": None if as_vhd is None else str(as_vhd), "log": _log_json(mounted),
+    }  # fmt: skip
+
+
+def _unmounted_json(mounted: Mounted) -> dict[str, object]:
+    return {"image": str(mounted.image.path), "log": _log_json(mounted)}
+
+
+def _log_json(mounted: Mounted) -> dict[str, object] | None:
+    state = mounted.alone.disk.state
+    if not state.tracked:
+        return None
+    files = [str(path) for path in mounted.alone.segments()]
+    return {"disk_id": state.disk_id, "generation": state.generation, "files": files}
