@@ -219,12 +219,17 @@ class SegmentReader:
         return data
 
 
+def _mapped(fd: int, size: int) -> mmap.mmap:
+    """A file, to read.  Private: a log in a mount cannot be mapped otherwise, for its handles bypass the cache."""
+    return mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+
+
 def _walk(reader: SegmentReader, *, verify: bool) -> Iterator[tuple[int, Record | str]]:
     """Records, then, if the file does not end with a whole one, a text that says what is wrong."""
     size = os.fstat(reader.fd).st_size
     if size <= HEADER_BYTES:
         return
-    with mmap.mmap(reader.fd, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
+    with _mapped(reader.fd, size) as mapped, memoryview(mapped) as view:
         at, seq, position = HEADER_BYTES, reader.header.first_record_seq, 0
         while at < size:
             try:
@@ -265,7 +270,7 @@ def scan_tail(reader: SegmentReader) -> TailScan:
 
 
 def _good_record_behind(reader: SegmentReader, at: int, size: int) -> bool:
-    with mmap.mmap(reader.fd, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
+    with _mapped(reader.fd, size) as mapped, memoryview(mapped) as view:
         while (at := mapped.find(_RECORD_MAGIC_BYTES, at)) >= 0:
             try:
                 _parse_record(view, at, reader._seed, verify=True)

@@ -1,0 +1,370 @@
+"""A disk by itself: when its log goes on, when a new generation begins, and that nothing of somebody else's is touched."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from blockfs import disk_log
+from blockfs.disk_log import find_segments
+from blockfs.disk_state import DiskState
+from blockfs.errors import RigError
+from blockfs.image import Image, open_image
+from blockfs.standalone import KILL_GRACE_S, StandAlone, open_disk
+from blockfs.vhd import fixed_footer
+from tests.unit.disk_model import replay_files
+
+SIZE = 1 << 20
+OTHER_BOOT = "00000000-0000-4000-8000-000000000000"
+
+
+class Mounts:
+    """Opens an image again and again, as one mount after the other does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.image: Image | None = None
+        self.alone: StandAlone | None = None
+
+    async def open(self, *, tracked: bool = True, read_only: bool = False) -> StandAlone:
+        self.image = await open_image(self.path, read_only=read_only)
+        try:
+            self.alone = open_disk(self.image, self.path.stem, tracked=tracked)
+        except BaseException:
+            self.image.close()
+            raise
+        return self.alone
+
+    def close(self) -> None:
+        assert self.alone is not None
+        assert self.image is not None
+        self.alone.close()
+        self.image.close()
+        self.alone = None
+
+    def kill(self) -> None:
+        """As after kill -9."""
+        assert self.alone is not None
+        assert self.image is not None
+        self.alone.abandon()
+        self.image.close()
+        self.alone = None
+
+    async def written(self, data: bytes, at: int = 0, *, tracked: bool = True) -> StandAlone:
+        """A whole mount, closed in order, with one write."""
+        alone = await self.open(tracked=tracked)
+        alone.disk.write(at, data)
+        self.close()
+        return alone
+
+    @property
+    def state(self) -> DiskState:
+        return DiskState.load(self.path.with_suffix(".disk"))
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Mounts:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(SIZE))
+    return Mounts(path)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def refused(mounts: Mounts, code: str, says: str) -> None:
+    before = {path: path.read_bytes() for path in mounts.path.parent.iterdir() if path.is_file()}
+    with pytest.raises(RigError) as failed:
+        await mounts.open()
+    assert (failed.value.code, says in failed.value.message) == (code, True), failed.value.message
+    assert {path: path.read_bytes() for path in mounts.path.parent.iterdir() if path.is_file()} == before
+
+
+# ---- the log goes on
+
+
+async def test_an_orderly_end_and_a_new_start_are_one_log(mounts: Mounts) -> None:
+    first = await mounts.written(b"one")
+    second = await mounts.written(b"two", at=512)
+    assert (first.discontinued, second.discontinued) == (None, None)
+    assert second.disk.state.generation == 1
+    assert replay_files(bytes(SIZE), second.segments()) == mounts.path.read_bytes()
+    assert len(second.segments()) == 2
+
+
+@pytest.mark.parametrize("kills", [1, 3])
+async def test_after_kills_the_generation_goes_on(mounts: Mounts, kills: int) -> None:
+    for number in range(kills):
+        alone = await mounts.open()
+        assert alone.discontinued is None
+        alone.disk.write(number * 700, b"%d" % number * 600)
+        mounts.kill()
+    alone = await mounts.written(b"last", at=SIZE - 4)
+    assert (alone.discontinued, alone.disk.state.generation) == (None, 1)
+    assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
+
+
+async def test_a_record_that_did_not_reach_the_image_reaches_it_after_the_kill(mounts: Mounts) -> None:
+    alone = await mounts.open()
+    alone.disk.write(0, b"logged")
+    mounts.kill()
+    stat = mounts.path.stat()
+    mounts.path.write_bytes(bytes(SIZE))  # as if the write had not come so far
+    os.utime(mounts.path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    await mounts.open()
+    mounts.close()
+    assert mounts.path.read_bytes()[:6] == b"logged"
+
+
+async def test_an_orderly_end_before_a_reboot_is_enough(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    await mounts.written(b"one")
+    monkeypatch.setattr(disk_log, "current_boot_id", lambda: OTHER_BOOT)
+    alone = await mounts.written(b"two")
+    assert (alone.discontinued, alone.disk.state.generation) == (None, 1)
+
+
+async def test_positions_go_on_from_mount_to_mount(mounts: Mounts) -> None:
+    alone = await mounts.open()
+    alone.disk.write(0, b"one")
+    position = alone.disk.log.last_position
+    mounts.kill()
+    alone = await mounts.open()
+    alone.disk.write(0, b"two")
+    assert alone.disk.log.last_position > position
+    mounts.close()
+
+
+async def test_a_raw_image_grows_and_a_kill_in_between_is_no_change(mounts: Mounts) -> None:
+    alone = await mounts.open()
+    state = alone.disk.state
+    alone.disk.resize(2 * SIZE)
+    mounts.kill()
+    state.save(mounts.path.with_suffix(".disk"))  # as if the kill had come before the new size was noted
+    alone = await mounts.written(b"end", at=2 * SIZE - 3)
+    assert (alone.discontinued, mounts.state.size_bytes) == (None, 2 * SIZE)
+    assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
+
+
+# ---- a new generation begins
+
+
+def write_to(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"somebody else")
+
+
+def replace(path: Path) -> None:
+    """By a copy with the same size and times."""
+    shutil.copy2(path, path.with_name("copy"))
+    path.with_name("copy").rename(path)
+
+
+def write_unseen(path: Path) -> None:
+    stat = path.stat()
+    write_to(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def grow(path: Path) -> None:
+    os.truncate(path, 2 * SIZE)
+
+
+def shrink(path: Path) -> None:
+    os.truncate(path, SIZE // 2)
+
+
+CHANGES: dict[Callable[[Path], None], str] = {
+    write_to: "was written to, or replaced",
+    write_unseen: "file was replaced, or its owner, rights or name were changed",
+    replace: "file was replaced, or its owner, rights or name were changed",
+    grow: "the disk had 1048576 bytes, and has 2097152",
+    shrink: "the disk had 1048576 bytes, and has 524288",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+async def test_an_image_that_was_changed_between_two_mounts_begins_a_new_generation(
+    mounts: Mounts, change: Callable[[Path], None]
+) -> None:
+    old = await mounts.written(b"one")
+    kept = {path: path.read_bytes() for path in old.segments()}
+    change(mounts.path)
+    start = mounts.path.read_bytes()
+    alone = await mounts.written(b"two", at=1000)
+    assert alone.discontinued is not None
+    assert (alone.discontinued.generation, alone.disk.state.generation) == (1, 2)
+    assert CHANGES[change] in alone.discontinued.why
+    assert replay_files(start, alone.segments()) == mounts.path.read_bytes()
+    assert {path: path.read_bytes() for path in old.segments()} == kept
+    third = await mounts.written(b"three")
+    assert (third.discontinued, third.disk.state.generation) == (None, 2)
+
+
+async def test_an_image_written_to_long_after_a_kill_is_not_written_over(mounts: Mounts) -> None:
+    alone = await mounts.open()
+    alone.disk.write(0, b"logged")
+    mounts.kill()
+    write_to(mounts.path)
+    late_ns = int(mounts.path.stat().st_mtime_ns + (KILL_GRACE_S + 1) * 1e9)
+    os.utime(mounts.path, ns=(late_ns, late_ns))
+    alone = await mounts.open()
+    assert alone.discontinued is not None
+    assert "after the process that logged it was killed" in alone.discontinued.why
+    assert alone.disk.read(0, 13) == b"somebody else"
+    mounts.close()
+
+
+async def test_after_power_loss_the_log_is_not_continued(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = await mounts.open()
+    alone.disk.write(0, b"one")
+    position = alone.disk.log.last_position
+    mounts.kill()
+    monkeypatch.setattr(disk_log, "current_boot_id", lambda: OTHER_BOOT)
+    alone = await mounts.open()
+    assert alone.discontinued is not None
+    assert "the machine stopped" in alone.discontinued.why
+    alone.disk.write(0, b"two")
+    assert alone.disk.log.last_position > position + (1 << 40)
+    mounts.close()
+
+
+async def test_a_log_that_was_deleted_begins_anew(mounts: Mounts) -> None:
+    alone = await mounts.written(b"one")
+    for path in alone.segments():
+        path.unlink()
+    alone = await mounts.written(b"two")
+    assert alone.discontinued is not None
+    assert alone.disk.state.generation == 2
+
+
+async def test_a_mount_without_a_log_ends_the_log(mounts: Mounts) -> None:
+    await mounts.written(b"one")
+    alone = await mounts.written(b"two", tracked=False)
+    assert alone.discontinued is not None
+    assert alone.discontinued.generation == 1
+    alone = await mounts.open(tracked=False)
+    assert alone.discontinued is None, "it is said once"
+    mounts.kill()
+    alone = await mounts.written(b"three")
+    assert alone.discontinued is not None
+    assert alone.discontinued.why == "the image was mounted without a log since"
+
+
+async def test_a_read_only_mount_leaves_the_log_as_it_is(mounts: Mounts) -> None:
+    await mounts.written(b"one")
+    before = {path: path.read_bytes() for path in mounts.path.parent.iterdir()}
+    alone = await mounts.open(tracked=False, read_only=True)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        alone.disk.write(0, b"no")
+    mounts.close()
+    assert {path: path.read_bytes() for path in mounts.path.parent.iterdir()} == before
+    assert (await mounts.written(b"two")).discontinued is None
+
+
+async def test_no_size_of_the_log_ends_it(mounts: Mounts) -> None:
+    alone = await mounts.open()
+    for _ in range(3):
+        alone.disk.write(0, os.urandom(SIZE))
+    assert alone.disk.tracked
+    mounts.close()
+    assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
+
+
+# ---- what lies beside the image
+
+
+async def test_an_untracked_image_has_nothing_beside_it(mounts: Mounts) -> None:
+    alone = await mounts.open(tracked=False)
+    alone.disk.write(0, b"one")
+    alone.disk.resize(2 * SIZE)
+    await alone.disk.flush()
+    mounts.close()
+    assert names(mounts.path.parent) == ["disk.img"]
+    assert mounts.path.read_bytes() == b"one" + bytes(2 * SIZE - 3)
+
+
+async def test_a_tracked_image_has_its_state_and_log_beside_it(mounts: Mounts) -> None:
+    await mounts.written(b"one")
+    assert names(mounts.path.parent) == ["disk.000001.hrl", "disk.dirty", "disk.disk", "disk.img", "disk.position"]
+
+
+@pytest.mark.parametrize("suffix", ["spare", "recycled", "dirty", "position", "000007.hrl"])
+async def test_files_that_are_not_ours_are_not_written_over(mounts: Mounts, suffix: str) -> None:
+    mounts.path.with_suffix(f".{suffix}").write_bytes(b"precious")
+    await refused(mounts, "LogExists", f"disk.{suffix}: is there, but no disk.disk that says whose it is")
+    mounts.path.with_suffix(f".{suffix}").unlink()
+    await mounts.written(b"one")
+
+
+@pytest.mark.parametrize("foreign", [b"precious", bytes(1 << 17), b"{}"])
+async def test_a_foreign_state_file_refuses_a_log_and_nothing_else(mounts: Mounts, foreign: bytes) -> None:
+    mounts.path.with_suffix(".disk").write_bytes(foreign)
+    await refused(mounts, "DiskStateCorrupt", "disk.disk: is not a disk state file")
+    await mounts.written(b"one", tracked=False)
+    assert mounts.path.with_suffix(".disk").read_bytes() == foreign
+
+
+async def test_two_images_of_the_same_name_do_not_share_a_log(mounts: Mounts) -> None:
+    await mounts.written(b"one")
+    other = Mounts(mounts.path.with_suffix(".raw"))
+    other.path.write_bytes(bytes(SIZE))
+    await refused(other, "LogExists", "disk.disk: belongs to image disk.img; give the disk of disk.raw another name")
+
+
+@pytest.mark.parametrize("name", ["disk.disk", "disk.position", "disk.spare", "disk.dirty", "disk.recycled"])
+async def test_an_image_with_the_name_of_one_of_its_own_files_is_refused(tmp_path: Path, name: str) -> None:
+    mounts = Mounts(tmp_path / name)
+    mounts.path.write_bytes(bytes(SIZE))
+    await refused(mounts, "ImageUnusable", "has the name that a file beside disk 'disk' has")
+
+
+async def test_a_disk_of_a_rig_can_only_be_read(mounts: Mounts) -> None:
+    DiskState(disk_id=OTHER_BOOT, size_bytes=SIZE, kind="raw", generation=1, tracked=True, needs_resync=None).save(
+        mounts.path.with_suffix(".disk")
+    )
+    await refused(mounts, "ImageUnusable", "is a disk of a rig")
+    with pytest.raises(RigError, match="is a disk of a rig"):
+        await mounts.open(tracked=False)
+    await mounts.open(tracked=False, read_only=True)
+    mounts.close()
+
+
+async def test_what_can_only_be_read_cannot_be_logged(mounts: Mounts) -> None:
+    with pytest.raises(RigError, match="there is nothing to log"):
+        await mounts.open(read_only=True)
+
+
+async def test_a_start_that_fails_half_way_lets_go_of_everything(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(RigError) as failed:
+            await mounts.open()
+    assert failed.value.code == "DiskFull"
+    assert find_segments(mounts.path.parent, "disk") == []
+    alone = await mounts.written(b"one")
+    assert alone.discontinued is None
+    assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
+
+
+async def test_a_vhd_keeps_its_footer_and_its_size(tmp_path: Path) -> None:
+    footer = fixed_footer(SIZE, OTHER_BOOT)
+    mounts = Mounts(tmp_path / "disk.vhd")
+    mounts.path.write_bytes(bytes(SIZE) + footer)
+    alone = await mounts.open()
+    assert alone.disk.size_bytes == SIZE
+    alone.disk.write(SIZE - 3, b"end")
+    with pytest.raises(OSError, match="passes the end"):
+        alone.disk.write(SIZE - 3, b"over")
+    with pytest.raises(RigError, match="cannot grow"):
+        alone.disk.resize(2 * SIZE)
+    mounts.close()
+    assert mounts.path.read_bytes() == bytes(SIZE - 3) + b"end" + footer
+    assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()[:SIZE]
