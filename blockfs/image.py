@@ -175,18 +175,19 @@ def _recognized(path: Path, head: bytes, tail: bytes) -> Format:
                 f"{path}: is a {name} image; raw images and fixed VHDs are supported: qemu-img convert -f {name} -O raw "
                 "makes a raw image of it",
             )
-    named, footed = path.suffix.lower() == ".vhd", vhd.COOKIE in (tail[:8], tail[1:9])
-    if named and not footed and not head.startswith(vhd.COOKIE):
+    named, looks = path.suffix.lower() == ".vhd", vhd.COOKIE in (head[:8], tail[:8], tail[1:9])
+    if named and not looks:
         raise RigError(
             "VhdCorrupt",
             f"{path}: is named as a VHD, but its last {vhd.FOOTER_BYTES} bytes are no VHD footer; if it is a raw image, say "
             "so (format raw), or rename it",
         )
-    if not named and footed:
+    if looks and not named:
+        vhd.read_footer(path)
         # Not guessed: a guest can write what looks like a footer to the end of its raw disk.
         raise RigError(
             "ImageUnusable",
             f"{path}: ends with a VHD footer, but is not named as a VHD: say whether it is one (format vhd), or a raw image "
             "whose every byte is the disk's (format raw)",
         )
-    return "vhd" if named or head.startswith(vhd.COOKIE) else "raw"
+    return "vhd" if named else "raw"
