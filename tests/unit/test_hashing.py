@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,23 @@ def test_crc32c_matches_rfc3720_vectors() -> None:
 @given(st.binary(), st.binary())
 def test_crc32c_continues(a: bytes, b: bytes) -> None:
     assert crc32c(b, crc32c(a)) == crc32c(a + b)
+
+
+def bitwise(data: bytes, crc: int = 0) -> int:
+    """CRC32C as RFC 3720 has it, a bit at a time."""
+    crc ^= 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("length", [4031, 4032, 4033, 4096, 8064, 8071, 12_103])
+def test_crc32c_of_long_data_is_the_same_in_lanes_as_bit_by_bit(length: int) -> None:
+    data = random.Random(length).randbytes(length + 3)
+    for start in (0, 3):  # aligned and not
+        assert crc32c(data[start : start + length], 0x1234_5678) == bitwise(data[start : start + length], 0x1234_5678)
 
 
 @given(st.integers(0, 70), st.integers(0, 69), st.integers(1, 255))

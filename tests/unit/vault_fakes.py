@@ -69,6 +69,7 @@ class World:
         return DiskInfo(
             vm=vm, name=name, disk_id=disk_id or str(uuid.uuid4()), size_bytes=size_bytes, path=f"/mnt/{vm}/{name}.img",
             folder=f"/disks/{vm}", tracked=True, generation=1, last_seq=0, last_position=0, unsent_log_bytes=0,
+            log_bytes_max=None, dirty_bytes=0, snapshot_bytes=0, snapshot_bytes_max=None,
             snapshot=False, needs_resync=None, open_handles=0,
         )  # fmt: skip
 
