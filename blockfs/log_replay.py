@@ -310,9 +310,7 @@ def open_image(path: Path, log: CheckedLog, *, writable: bool) -> RawLayer:
     size = image.size_bytes
     if size < log.size_bytes_before:
         image.close()
-        raise RigError(
-            "InvalidDiskSize", f"{path}: has {size} bytes; the log is of a disk of {log.size_bytes_before} bytes"
-        )
+        raise RigError("InvalidDiskSize", f"{path}: has {size} bytes; the log is of a disk of {log.size_bytes_before} bytes")
     return image
 
 
