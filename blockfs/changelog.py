@@ -6,7 +6,8 @@ May break: the last record of the segment that was being written (a kill or a fu
 bit rot.  Stays recoverable: every record before the first torn one.  A record's checksum is seeded with its
 segment's header checksum, so that no record is ever taken for one of another segment.  A bad byte is always a
 ``RigError('LogCorrupt')`` that names file, offset and reason; a torn tail is told from rot in the middle by
-looking for a good record behind it (:func:`scan_tail`).
+looking for a later record behind it (:func:`scan_tail`).  A record whose checksum is right is never a torn one, whatever
+it says: what makes no sense, or does not come next, is rot.
 """
 
 from __future__ import annotations
@@ -38,8 +39,12 @@ _MAGIC = b"SRIGHRL\0"
 _RECORD_MAGIC = 0x52435253
 _RECORD_MAGIC_BYTES = _RECORD_MAGIC.to_bytes(4, "little")
 _HEADER = struct.Struct("<8sHHB3x16sQQ16sQQ44x")  # then CRC32C
-_RECORD = struct.Struct("<IBBHQQQQQII4x")  # then CRC32C
+_RECORD = struct.Struct("<IBBHQQQQQIQ")  # then CRC32C
 _CRC = struct.Struct("<I")
+_NUMBER_MAX = (1 << 63) - 1
+"""Of sequence numbers, positions, generations and bytes on a disk: what a signed number of 64 bits holds."""
+_SEARCHED_TIMES_MAX = 16
+"""How often over the search for a later record may read a segment: a guest's bytes can look like any number of records."""
 _STREAMS: dict[int, Stream] = {0: "log", 1: "sync"}
 
 
@@ -128,8 +133,10 @@ def _decode_header(path: Path, raw: bytes) -> SegmentHeader:
         raise RigError("LogVersion", f"{path}: change log format {version}; this siterig reads {FORMAT_VERSION}")
     if crc32c(raw[: HEADER_BYTES - 4]) != _CRC.unpack_from(raw, HEADER_BYTES - 4)[0]:
         raise _corrupt(path, 0, "header checksum does not match")
-    if header_bytes != HEADER_BYTES or stream not in _STREAMS:
-        raise _corrupt(path, 0, f"header names {header_bytes} bytes and stream {stream}")
+    if header_bytes != HEADER_BYTES or stream not in _STREAMS or any(raw[13:16]) or any(raw[80:124]):
+        raise _corrupt(path, 0, f"header names {header_bytes} bytes and stream {stream}, or is not zero where it must be")
+    if not 1 <= first_seq <= _NUMBER_MAX or max(generation, size) > _NUMBER_MAX:
+        raise _corrupt(path, 0, f"header names generation {generation}, first record {first_seq} and {size} bytes")
     return SegmentHeader(
         str(uuid.UUID(bytes=disk)), generation, _STREAMS[stream], first_seq, str(uuid.UUID(bytes=boot)), created, size
     )
@@ -140,14 +147,19 @@ def _corrupt(path: Path, offset: int, why: str) -> RigError:
 
 
 class _BadRecordError(Exception):
-    """A record at this offset is torn or wrong; the text says how."""
+    """A record at this offset is torn or wrong; the text says how.  ``sealed``: its checksum is right all the same."""
+
+    def __init__(self, why: str, *, sealed: bool = False) -> None:
+        super().__init__(why)
+        self.sealed = sealed
 
 
 def _parse_record(buf: memoryview, at: int, seed: int, *, verify: bool) -> Record:
     if at + RECORD_HEADER_BYTES > len(buf):
         raise _BadRecordError(f"{len(buf) - at} bytes left; a record header has {RECORD_HEADER_BYTES}")
-    magic, kind, flags, header_bytes, seq, position, time_ns, offset, length, payload, _ = _RECORD.unpack_from(buf, at)
-    if magic != _RECORD_MAGIC or header_bytes != RECORD_HEADER_BYTES:
+    fields = _RECORD.unpack_from(buf, at)
+    magic, kind, flags, header_bytes, seq, position, time_ns, offset, length, payload, reserved = fields
+    if magic != _RECORD_MAGIC:
         raise _BadRecordError("no record begins here")
     body = at + RECORD_HEADER_BYTES
     if payload > PAYLOAD_BYTES_MAX:
@@ -158,17 +170,31 @@ def _parse_record(buf: memoryview, at: int, seed: int, *, verify: bool) -> Recor
         crc = crc32c(buf[at : body - 4], seed)
         if crc32c(buf[body : body + payload], crc) != _CRC.unpack_from(buf, body - 4)[0]:
             raise _BadRecordError("record checksum does not match")
+    if header_bytes != RECORD_HEADER_BYTES or reserved:
+        raise _BadRecordError(f"record header of {header_bytes} bytes, or not zero where it must be", sealed=verify)
+    if max(seq, position, offset + length) > _NUMBER_MAX:
+        raise _BadRecordError(f"record {seq}, position {position}, range {offset}+{length}: beyond any disk", sealed=verify)
+    rtype = _checked_type(kind, flags, length, payload, sealed=verify)
+    if verify and rtype is RecordType.TAG:
+        try:
+            decode_tag(bytes(buf[body : body + payload]))
+        except RigError as exc:
+            raise _BadRecordError(exc.message, sealed=True) from exc
+    return Record(rtype, flags, seq, position, time_ns, offset, length, body, payload)
+
+
+def _checked_type(kind: int, flags: int, length: int, payload: int, *, sealed: bool) -> RecordType:
     try:
         rtype = RecordType(kind)
     except ValueError:
-        raise _BadRecordError(f"record type {kind} is unknown") from None
+        raise _BadRecordError(f"record type {kind} is unknown", sealed=sealed) from None
+    if flags and (rtype, flags) != (RecordType.FLUSH, FLAG_CLEAN_CLOSE):
+        raise _BadRecordError(f"{rtype.name} has flags {flags:#x}", sealed=sealed)
     if rtype is RecordType.WRITE and payload != length:
-        raise _BadRecordError(f"WRITE of {length} bytes carries {payload}")
+        raise _BadRecordError(f"WRITE of {length} bytes carries {payload}", sealed=sealed)
     if rtype not in (RecordType.WRITE, RecordType.TAG) and payload:
-        raise _BadRecordError(f"{rtype.name} carries {payload} bytes of payload; it has none")
-    if offset + length >= 1 << 63:
-        raise _BadRecordError(f"range {offset}+{length} is beyond any disk")
-    return Record(rtype, flags, seq, position, time_ns, offset, length, body, payload)
+        raise _BadRecordError(f"{rtype.name} carries {payload} bytes of payload; it has none", sealed=sealed)
+    return rtype
 
 
 class SegmentReader:
@@ -180,12 +206,16 @@ class SegmentReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # A named pipe must not be waited for.
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as exc:
             raise RigError("LogUnreadable", f"{path}: cannot be opened: {exc.strerror}") from exc
         try:
             head = os.pread(self.fd, HEADER_BYTES, 0)
             self.header = _decode_header(path, head)
+        except OSError as exc:  # a folder opens, too
+            os.close(self.fd)
+            raise RigError("LogUnreadable", f"{path}: cannot be read: {exc.strerror}") from exc
         except BaseException:
             os.close(self.fd)
             raise
@@ -207,8 +237,8 @@ class SegmentReader:
         Raises ``LogCorrupt`` at the first record that is torn, wrong, or out of sequence.
         """
         for at, item in _walk(self, verify=verify):
-            if isinstance(item, str):
-                raise _corrupt(self.path, at, item)
+            if isinstance(item, _BadRecordError):
+                raise _corrupt(self.path, at, str(item))
             yield item
 
     def payload(self, record: Record) -> bytes:
@@ -219,13 +249,8 @@ class SegmentReader:
         return data
 
 
-def _mapped(fd: int, size: int) -> mmap.mmap:
-    """A file, to read.  Private: a log in a mount cannot be mapped otherwise, for its handles bypass the cache."""
-    return mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-
-
-def _walk(reader: SegmentReader, *, verify: bool) -> Iterator[tuple[int, Record | str]]:
-    """Records, then, if the file does not end with a whole one, a text that says what is wrong."""
+def _walk(reader: SegmentReader, *, verify: bool) -> Iterator[tuple[int, Record | _BadRecordError]]:
+    """Records, then, if the file does not end with a whole one, what is wrong."""
     size = os.fstat(reader.fd).st_size
     if size <= HEADER_BYTES:
         return
@@ -235,11 +260,12 @@ def _walk(reader: SegmentReader, *, verify: bool) -> Iterator[tuple[int, Record 
             try:
                 record = _parse_record(view, at, reader._seed, verify=verify)
                 if record.seq != seq:
-                    raise _BadRecordError(f"sequence number {record.seq}; {seq} comes next")  # noqa: TRY301
+                    why = f"sequence number {record.seq}; {seq} comes next"
+                    raise _BadRecordError(why, sealed=verify)  # noqa: TRY301
                 if record.position < position:
-                    raise _BadRecordError(f"position {record.position} after {position}")  # noqa: TRY301
+                    raise _BadRecordError(f"position {record.position} after {position}", sealed=verify)  # noqa: TRY301
             except _BadRecordError as bad:
-                yield at, str(bad)
+                yield at, bad
                 return
             yield at, record
             at, seq, position = record.end, seq + 1, record.position
@@ -260,8 +286,10 @@ def scan_tail(reader: SegmentReader) -> TailScan:
     size = os.fstat(reader.fd).st_size
     end = HEADER_BYTES
     for at, item in _walk(reader, verify=True):
-        if isinstance(item, str):
-            if _good_record_behind(reader, at + 1, size):
+        if isinstance(item, _BadRecordError):
+            if item.sealed:
+                raise _corrupt(reader.path, at, str(item))
+            if _later_record(reader, at, size, reader.header.first_record_seq + len(records)):
                 raise _corrupt(reader.path, at, f"{item}, but good records follow")
             break
         records.append(item)
@@ -269,15 +297,31 @@ def scan_tail(reader: SegmentReader) -> TailScan:
     return TailScan(records, end, size - end)
 
 
-def _good_record_behind(reader: SegmentReader, at: int, size: int) -> bool:
-    with _mapped(reader.fd, size) as mapped, memoryview(mapped) as view:
+def _later_record(reader: SegmentReader, bad_at: int, size: int, seq: int) -> bool:
+    """Whether a record that came after number ``seq``, which is missing, lies behind ``bad_at``.
+
+    One of an earlier number says nothing: the log can be read through the mount, so a guest may have written a copy of
+    it to this disk, and it is part of the payload that was torn.
+    """
+    searched = 0
+    at = bad_at + 1
+    with mmap.mmap(reader.fd, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
         while (at := mapped.find(_RECORD_MAGIC_BYTES, at)) >= 0:
             try:
-                _parse_record(view, at, reader._seed, verify=True)
-            except _BadRecordError:
-                at += 1
-            else:
-                return True
+                said = _RECORD.unpack_from(view, at)
+                record_bytes = RECORD_HEADER_BYTES + said[9]
+                if at + record_bytes <= size and seq < said[4] <= seq + (at - bad_at) // RECORD_HEADER_BYTES + 1:
+                    searched += record_bytes
+                    if searched > _SEARCHED_TIMES_MAX * size:
+                        raise _corrupt(reader.path, bad_at, "too much behind it looks like records to tell if one is good")
+                    _parse_record(view, at, reader._seed, verify=True)
+                    return True
+            except struct.error:  # no room for a record
+                return False
+            except _BadRecordError as bad:
+                if bad.sealed:
+                    return True
+            at += 1
     return False
 
 
@@ -359,7 +403,8 @@ def encode_tag(tag: TagSeen) -> bytes:
 def decode_tag(payload: bytes) -> TagSeen:
     """Read a TAG record's payload; ``LogCorrupt`` if it is no tag."""
     try:
-        return TagSeen.model_validate_json(payload)
+        return TagSeen.model_validate_json(payload, strict=True)
     except ValidationError as exc:
         first = exc.errors()[0]
-        raise RigError("LogCorrupt", f"TAG record: {'.'.join(map(str, first['loc']))}: {first['msg']}") from exc
+        where = ".".join(map(repr, first["loc"]))[:100]  # of an unknown key, too
+        raise RigError("LogCorrupt", f"TAG record: {where}: {first['msg']!r:.200}") from exc

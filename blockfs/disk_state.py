@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
@@ -46,15 +46,22 @@ class DiskState(WireModel):
     vouched for.  ``image``: only of a disk by itself (:mod:`blockfs.standalone`).
     """
 
-    disk_id: str
-    size_bytes: int
+    disk_id: str = Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+    size_bytes: int = Field(gt=0, multiple_of=512, lt=1 << 63)
     kind: Literal["raw", "top"]
-    generation: int
+    generation: int = Field(ge=0, lt=1 << 63)
     tracked: bool
     needs_resync: str | None
     store: str | None = None
-    position: int | None = None
+    position: int | None = Field(default=None, ge=0, lt=1 << 63)
     image: ImageNote | None = None
+
+    @model_validator(mode="after")
+    def _lies_over_something(self) -> DiskState:
+        top = self.kind == "top"
+        if (self.store is not None, self.position is not None) != (top, top):
+            raise ValueError("store and position are of a disk of kind top, and only of that")
+        return self
 
     def save(self, path: Path) -> None:
         """Write durably."""
@@ -66,17 +73,19 @@ class DiskState(WireModel):
         """Read; ``RigError('DiskStateCorrupt' | 'StateVersion')`` names the file."""
         try:
             raw = json.loads(path.read_bytes())
-            version, crc, body = raw["format"], raw["crc32c"], raw["disk"]
-        except (ValueError, KeyError, TypeError) as exc:
-            raise RigError("DiskStateCorrupt", f"{path}: is not a disk state file: {exc!r}") from exc
-        if version != FORMAT_VERSION:
-            raise RigError("StateVersion", f"{path}: disk state format {version}; this siterig reads {FORMAT_VERSION}")
-        if crc != _crc(body):
+            version, crc, body = raw.pop("format"), raw.pop("crc32c"), raw.pop("disk")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            raise RigError("DiskStateCorrupt", f"{path}: is not a disk state file: {exc!r:.200}") from exc
+        if type(version) is not int or version != FORMAT_VERSION:
+            raise RigError("StateVersion", f"{path}: disk state format {version!r:.50}; this siterig reads {FORMAT_VERSION}")
+        if type(crc) is not int or crc != _crc(body) or raw:
             raise RigError("DiskStateCorrupt", f"{path}: checksum does not match")
         try:
-            return cls.model_validate(body)
+            return cls.model_validate(body, strict=True)
         except ValidationError as exc:
-            raise RigError("DiskStateCorrupt", f"{path}: {exc.errors()[0]['msg']}") from exc
+            first = exc.errors()[0]
+            where = ".".join(map(repr, first["loc"]))[:100]  # of an unknown key, too
+            raise RigError("DiskStateCorrupt", f"{path}: {where}: {first['msg']!r:.200}") from exc
 
 
 def _crc(body: object) -> int:

@@ -75,7 +75,8 @@ class DmLogReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # A named pipe must not be waited for.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as exc:
             raise RigError("LogUnreadable", f"{path}: cannot be opened: {exc.strerror}") from exc
         try:
@@ -149,7 +150,7 @@ class DmLogReader:
             mark = raw[ENTRY_BYTES : ENTRY_BYTES + data_bytes]
         elif data_bytes > length:
             raise self._bad(f"{where}: {data_bytes} bytes of data in {sectors} sectors")
-        elif raw[ENTRY_BYTES]:
+        if any(raw[ENTRY_BYTES + len(mark) :]):
             raise self._bad(f"{where}: is not followed by zeros")
         entry = Entry(index, flag, offset, length, mark, at + self.sector_bytes)
         if entry.has_data and entry.data_offset + length > self._size:

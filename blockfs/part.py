@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import Field
+
 from blockfs.control import TagKind
 from blockfs.errors import RigError
 from blockfs.wire import WireModel
@@ -51,8 +53,8 @@ class TagSeen(WireModel):
     tag_id: str
     kind: TagKind
     name: str
-    position: int
-    time_ns: int
+    position: int = Field(ge=0, lt=1 << 63)
+    time_ns: int = Field(ge=0, lt=1 << 63)
 
 
 class Watermark(WireModel):

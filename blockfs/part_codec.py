@@ -30,7 +30,7 @@ def unpack(part: PartName, data: bytes, into: Path) -> SegmentHeader:
         size = zstandard.frame_content_size(data)
         if not 0 <= size <= UNPACKED_BYTES_MAX:
             raise _bad(part, f"says it holds {size} bytes; at most {UNPACKED_BYTES_MAX}")
-        raw = zstandard.ZstdDecompressor().decompress(data)
+        raw = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as exc:
         raise _bad(part, f"is not sound zstd data: {exc}") from exc
     write_synced(into, raw)

@@ -146,7 +146,7 @@ def test_an_older_or_newer_format_names_both_versions(tmp_path: Path) -> None:
     assert failed.value.code == "LogVersion"
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=600), st.integers(0, 400))
 def test_garbage_is_an_error_never_a_crash(tmp_path: Path, garbage: bytes, keep: int) -> None:
     path = tmp_path / "fuzz.hrl"

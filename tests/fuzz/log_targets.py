@@ -1,0 +1,248 @@
+"""Each reader of change logs beside the strict one: what one takes the other must take, record by record.
+
+Every function gets bytes and an empty folder, and returns what became of them, for the statistics.  It raises
+AssertionError where the two readers differ; what a reader raises beside ``RigError`` goes on as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import zstandard
+
+from blockfs import changelog
+from blockfs.changelog import Record, SegmentReader, scan_tail
+from blockfs.errors import RigError
+from blockfs.layers import RawLayer
+from blockfs.log_replay import CheckedLog, FileSummary, Replay, check, verify
+from blockfs.part import PartName
+from blockfs.part_codec import unpack
+from cext.hashing import crc32c
+from tests.fuzz import strict_log as log
+from tests.fuzz.damage import DISK_BYTES
+
+LOG_CODES = {"LogCorrupt", "LogVersion", "LogGap", "LogMismatch"}
+IMAGE_BYTES_MAX = 1 << 20
+"""Images that a damaged size makes larger are not replayed."""
+
+
+def plain(record: Record, payload: bytes) -> tuple[object, ...]:
+    """A record as both readers tell it."""
+    return (
+        int(record.type), record.flags, record.seq, record.position, record.time_ns, record.offset, record.length, payload,
+        record.end,
+    )  # fmt: skip
+
+
+def strict_plain(record: log.Record) -> tuple[object, ...]:
+    return (
+        record.type, record.flags, record.seq, record.position, record.time_ns, record.offset, record.length,
+        record.payload, record.end,
+    )  # fmt: skip
+
+
+def assert_clear(error: RigError, codes: set[str], *names: Path) -> None:
+    """The message has the right code, names a file, and is one that fits a line."""
+    assert error.code in codes, (error.code, error.message)
+    assert not names or any(str(name) in error.message for name in names), error.message
+    assert len(error.message) < 1000, error.message
+    assert error.message.isprintable(), error.message
+
+
+@contextmanager
+def bounded_work(size_bytes: int) -> Iterator[None]:
+    """The reader's checksums go over no more bytes than a small multiple of what there is to read."""
+    done = 0
+
+    def counted(data: bytes | memoryview, crc: int = 0) -> int:
+        nonlocal done
+        done += len(data)
+        assert done <= 64 * size_bytes + 65536, f"checksums over {done} bytes of a file of {size_bytes}"
+        return crc32c(data, crc)
+
+    with mock.patch.object(changelog, "crc32c", counted):
+        yield
+
+
+# --- one segment ----------------------------------------------------------------------------------------------------
+
+
+def segment(raw: bytes, folder: Path) -> str:
+    """``SegmentReader`` and ``scan_tail`` of a file."""
+    path = folder / "os.000001.hrl"
+    path.write_bytes(raw)
+    try:
+        want = log.read_segment(raw)
+    except log.BadLogError as bad:
+        return _refused_header(path, bad)
+    with SegmentReader(path) as reader, bounded_work(len(raw)):
+        _same_header(reader, want.header)
+        got, error = _read_strictly(reader)
+        assert got == [strict_plain(record) for record in want.records]
+        assert (error is None) == (want.torn_bytes == 0)
+        if error is not None:
+            assert_clear(error, {"LogCorrupt"}, path)
+            assert f"at byte {want.end}:" in error.message
+    with SegmentReader(path) as reader, bounded_work(len(raw)):
+        try:
+            scan = scan_tail(reader)
+        except RigError as rot:
+            assert want.rot, rot.message
+            assert_clear(rot, {"LogCorrupt"}, path)
+            assert f"at byte {want.end}:" in rot.message
+            return "rot"
+        assert not want.rot
+        assert (len(scan.records), scan.end, scan.torn_bytes) == (len(want.records), want.end, want.torn_bytes)
+    return "torn" if want.torn_bytes else "good"
+
+
+def _refused_header(path: Path, bad: log.BadLogError) -> str:
+    try:
+        SegmentReader(path).close()
+    except RigError as error:
+        assert_clear(error, {bad.code}, path)
+        assert bad.at is None or f"at byte {bad.at}:" in error.message
+        return bad.code
+    raise AssertionError(f"taken for a segment: {bad}")
+
+
+def _same_header(reader: SegmentReader, want: log.Header) -> None:
+    got = reader.header
+    assert (got.disk_id, got.generation, got.first_seq, got.boot_id, got.created_ns, got.disk_size_bytes) == (
+        want.disk_id, want.generation, want.first_seq, want.boot_id, want.created_ns, want.disk_size_bytes,
+    )  # fmt: skip
+    assert got.stream == ("log", "sync")[want.stream]
+
+
+def _read_strictly(reader: SegmentReader) -> tuple[list[tuple[object, ...]], RigError | None]:
+    got = []
+    try:
+        for record in reader.records():
+            got.append(plain(record, reader.payload(record)))
+    except RigError as error:
+        return got, error
+    return got, None
+
+
+# --- a row of segments ----------------------------------------------------------------------------------------------
+
+
+def _ordered(files: list[bytes]) -> list[log.Segment | log.BadLogError]:
+    """As ``log_replay.in_order``: by generation and first record; a stub, as a kill leaves it, last."""
+    read: list[tuple[tuple[object, ...], log.Segment | log.BadLogError]] = []
+    for number, raw in enumerate(files):
+        try:
+            one = log.read_segment(raw)
+        except log.BadLogError as bad:
+            read.append(((True, number), bad))
+        else:
+            header = one.header
+            key = (False, header.generation, 1 - header.stream, header.first_seq, len(raw) > log.HEADER_BYTES, number)
+            read.append((key, one))
+    return [one for _, one in sorted(read, key=lambda pair: pair[0])]
+
+
+def _strict_row(files: list[bytes]) -> list[log.Record] | None:
+    """The records of a good row; None if it is none."""
+    segments = _ordered(files)
+    stubs = sum(len(raw) < log.HEADER_BYTES for raw in files)
+    bad = sum(isinstance(one, log.BadLogError) for one in segments)
+    if bad > stubs or stubs > 1 or stubs == len(files):
+        return None
+    good = [one for one in segments if isinstance(one, log.Segment)]
+    if stubs and good[-1].torn_bytes:
+        return None
+    try:
+        return log.read_row(good)
+    except log.BadLogError:
+        return None
+
+
+def row(files: list[bytes], folder: Path) -> str:
+    """``log_replay.check``, ``verify`` and ``Replay`` of segments that are given by name."""
+    paths = [folder / f"os.{number:06d}.hrl" for number in range(1, len(files) + 1)]
+    for path, raw in zip(paths, files, strict=True):
+        path.write_bytes(raw)
+    want = _strict_row(files)
+    with bounded_work(sum(map(len, files))):
+        results = [result for _, result in verify(paths)]
+        assert len(results) == len(paths)
+    for result in results:
+        if isinstance(result, RigError):
+            assert_clear(result, LOG_CODES, *paths)
+    try:
+        checked = check(paths)
+    except RigError as error:
+        assert want is None, error.message
+        assert_clear(error, LOG_CODES, *paths)
+        assert any(isinstance(result, RigError) for result in results)
+        return error.code
+    assert want is not None, "taken for a good log"
+    assert all(isinstance(result, FileSummary) for result in results)
+    got = [plain(record, reader.payload(record)) for reader, record in checked.records()]
+    assert got == [strict_plain(record) for record in want]
+    return _replayed(checked, want, folder)
+
+
+def _replayed(checked: CheckedLog, records: list[log.Record], folder: Path) -> str:
+    if max(checked.size_bytes_before, checked.size_bytes_after) > IMAGE_BYTES_MAX:
+        return "good, large"
+    image = folder / "image"
+    start = bytes(at * 7 % 251 for at in range(checked.size_bytes_before))
+    image.write_bytes(start)
+    onto = RawLayer(image, writable=True)
+    try:
+        Replay(checked, onto).run()
+    finally:
+        onto.close()
+    grown = max((r.offset + r.length for r in records if r.type in (log.WRITE, log.ZERO, log.DISCARD)), default=0)
+    start = start.ljust(grown, b"\0")  # a later segment's header may tell of a larger disk
+    assert image.read_bytes().ljust(grown, b"\0") == log.replay(start, records)
+    return "good"
+
+
+# --- a part on its way through the cache account --------------------------------------------------------------------
+
+
+def _strict_part(part: PartName, data: bytes) -> bytes | None:
+    """The segment in a part: one whole zstd frame that tells its size, with the segment that the part is named after."""
+    if data[:4] != b"\x28\xb5\x2f\xfd":
+        return None
+    frame = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+    try:
+        size = zstandard.frame_content_size(data)
+        if size < 0 or size > 1 << 30:
+            return None
+        raw = frame.decompress(data)
+    except zstandard.ZstdError:
+        return None
+    if not frame.eof or frame.unused_data or len(raw) != size:
+        return None
+    try:
+        found = log.read_segment(raw)
+    except log.BadLogError:
+        return None
+    header, first = found.header, found.header.first_seq
+    last = first if header.stream else first + len(found.records) - 1
+    named = PartName(header.disk_id, header.generation, "sync" if header.stream else "log", first, last)
+    return raw if not found.torn_bytes and named == part else None
+
+
+def part(name: PartName, data: bytes, folder: Path) -> str:
+    """``part_codec.unpack`` of a blob."""
+    into = folder / "incoming"
+    want = _strict_part(name, data)
+    try:
+        with bounded_work(len(data) + 8 * DISK_BYTES):
+            unpack(name, data, into)
+    except RigError as error:
+        assert want is None, error.message
+        assert_clear(error, {"PartCorrupt"}, Path(name.blob()))
+        assert not into.exists()
+        return error.code
+    assert want is not None, "taken for a good part"
+    assert into.read_bytes() == want
+    return "good"

@@ -1,0 +1,67 @@
+"""Runs a property for a share of a budget of seconds, and prints the seed that replays it.
+
+``SITERIG_FUZZ_S``: the budget of all fuzzers together (20).  ``SITERIG_FUZZ_SEED``: of the first round.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from hypothesis import HealthCheck, Phase, given, note, seed, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.damage import Choices
+
+BUDGET_S = float(os.environ.get("SITERIG_FUZZ_S", "20"))
+FIRST_SEED = int(os.environ.get("SITERIG_FUZZ_SEED", random.SystemRandom().randrange(1 << 32)))
+ROUND_EXAMPLES = 200
+CHOICE_BYTES = 160
+
+T = TypeVar("T")
+
+
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder in memory, if there is such a thing: the readers sync what they keep."""
+    memory = Path("/dev/shm")  # noqa: S108 - a folder of its own is made in it
+    return tempfile.TemporaryDirectory(prefix="siterig-fuzz-", dir=memory if memory.is_dir() else None)
+
+
+def fuzz(make: Callable[[Choices], T], target: Callable[[T, Path], str], *, share: float) -> Counter[str]:
+    """Rounds of examples, each round with the next seed, until ``share`` of the budget is used; at least one round.
+
+    Returns how often which outcome was seen.
+    """
+    outcomes: Counter[str] = Counter()
+    end = time.monotonic() + BUDGET_S * share
+    number = FIRST_SEED
+    while True:
+        print(f"seed of this round: SITERIG_FUZZ_SEED={number}")  # shown where the round fails
+
+        @seed(number)
+        @settings(
+            max_examples=ROUND_EXAMPLES,
+            deadline=None,
+            database=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(st.binary(min_size=CHOICE_BYTES, max_size=CHOICE_BYTES))
+        def one_round(choices: bytes) -> None:
+            example = make(Choices(choices))
+            note(repr(example))
+            with scratch() as name:
+                outcomes[target(example, Path(name))] += 1
+
+        one_round()
+        number += 1
+        if time.monotonic() > end:
+            break
+    print(f"{sum(outcomes.values())} executions, seeds {FIRST_SEED} to {number - 1}: {dict(sorted(outcomes.items()))}")
+    return outcomes

@@ -1,0 +1,41 @@
+"""Damaged change logs: one clear error or exactly the records that are good, in bounded work."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter, current_boot_id
+from tests.fuzz import damage, log_targets
+from tests.fuzz import strict_log as log
+from tests.fuzz.run import fuzz
+
+BOOT_ID = current_boot_id()
+
+
+def test_the_two_ways_to_write_a_segment_give_the_same_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    writer = SegmentWriter.create(path, SegmentHeader(damage.DISK_ID, 2, "log", 7, BOOT_ID, 1, 4096))
+    writer.append(RecordType.WRITE, seq=7, position=9, time_ns=70, offset=512, length=3, payload=b"abc")
+    writer.append(RecordType.FLUSH, seq=8, position=10, time_ns=80, flags=1)
+    writer.close()
+    head = log.make_header(disk_id=damage.DISK_ID, first_seq=7, disk_size_bytes=4096, boot_id=BOOT_ID)
+    seed: int = struct.unpack_from("<I", head, 124)[0]
+    ours = head + log.make_record(seed, log.WRITE, seq=7, position=9, offset=512, length=3, payload=b"abc")
+    ours += log.make_record(seed, log.FLUSH, seq=8, position=10, flags=1)
+    assert path.read_bytes() == ours == log.reseal(ours)
+
+
+def test_segments() -> None:
+    seen = fuzz(lambda pick: damage.segment(pick, BOOT_ID), log_targets.segment, share=0.25)
+    assert {"good", "torn", "rot", "LogCorrupt"} <= seen.keys()
+
+
+def test_rows_of_segments() -> None:
+    seen = fuzz(lambda pick: damage.row(pick, BOOT_ID), log_targets.row, share=0.25)
+    assert {"good", "LogCorrupt", "LogGap"} <= seen.keys()
+
+
+def test_parts() -> None:
+    seen = fuzz(lambda pick: damage.part(pick, BOOT_ID), lambda part, folder: log_targets.part(*part, folder), share=0.1)
+    assert {"good", "PartCorrupt"} <= seen.keys()
