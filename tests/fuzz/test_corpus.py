@@ -1,0 +1,55 @@
+"""The corpus, and what does not fit into a file of it."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from blockfs.changelog import SegmentReader, current_boot_id, scan_tail
+from blockfs.dm_log_writes import DmLogReader
+from blockfs.errors import RigError
+from tests.fuzz import damage
+from tests.fuzz import strict_log as log
+from tests.fuzz.corpus import CORPUS, TARGETS
+from tests.fuzz.log_targets import bounded_work
+
+CASES = sorted(case for target in TARGETS for case in (CORPUS / target).iterdir())
+
+
+@pytest.mark.parametrize("case", CASES, ids=[str(case.relative_to(CORPUS)) for case in CASES])
+def test_corpus(case: Path, tmp_path: Path) -> None:
+    TARGETS[case.parent.name](case, tmp_path)
+
+
+def test_the_corpus_is_whole() -> None:
+    assert {case.name for case in CORPUS.iterdir()} == TARGETS.keys()
+
+
+def test_a_guests_bytes_that_look_like_many_later_records_are_not_searched_for_ever(tmp_path: Path) -> None:
+    """Each claims all that follows for its payload, and a number that a later record may have."""
+    path = tmp_path / "os.000001.hrl"
+    head = log.make_header(
+        disk_id=damage.DISK_ID, first_seq=1, disk_size_bytes=damage.DISK_BYTES, boot_id=current_boot_id()
+    )
+    count = 400
+    fakes = [
+        struct.pack("<IBBHQQQQQIQI", log.RECORD_MAGIC, log.WRITE, 0, 64, 2 + at, 1, 0, 0, left, left, 0, 0)
+        for at in range(count)
+        if (left := (count - 1 - at) * 64) >= 0
+    ]
+    path.write_bytes(head + b"torn" * 16 + b"".join(fakes))
+    with SegmentReader(path) as reader, bounded_work(path.stat().st_size), pytest.raises(RigError) as failed:
+        scan_tail(reader)
+    assert failed.value.code == "LogCorrupt"
+    assert "too much behind it looks like records" in failed.value.message
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "os.000001.hrl"
+    os.mkfifo(path)
+    for read in (SegmentReader, DmLogReader):
+        with pytest.raises(RigError, match="cannot be read: Illegal seek"):
+            read(path)
