@@ -115,7 +115,7 @@ static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t byte
 int64_t sr_disk_write(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)
 {
 	int64_t done;
-	if (bytes > UINT32_MAX)
+	if (bytes > SR_PAYLOAD_BYTES_MAX)
 		return -EINVAL;
 	if (bytes == 0)
 		return 0;
@@ -183,6 +183,8 @@ static int resize_locked(struct sr_disk *disk, uint64_t bytes)
 	rc = sr_layer_resize(disk->layer, bytes);
 	if (rc)
 		sr_log_revoke(disk, &mark);
+	else
+		sr_log_grown(disk, bytes);
 	return rc;
 }
 

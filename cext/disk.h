@@ -16,6 +16,7 @@
 
 enum sr_record_type { SR_WRITE = 1, SR_ZERO = 2, SR_DISCARD = 3, SR_FLUSH = 4, SR_TAG = 5, SR_RESIZE = 6 };
 
+enum { SR_PAYLOAD_BYTES_MAX = 64 << 20 }; /* of a record, and so of a write */
 enum { SR_SEGMENT_HEADER_BYTES = 128, SR_RECORD_HEADER_BYTES = 64, SR_DIRTY_HEADER_BYTES = 4096, SR_DIRTY_CHUNK_BYTES = 65536 };
 
 /* Whether a disk is logged, and if no longer, why; kept in the dirty file, so that it outlives a kill. */
@@ -121,7 +122,8 @@ void sr_log_info(struct sr_disk *disk, struct sr_log_info *out);
 
 /* Begin copy-before-write of `count` disks at one `position`, each into its file of `fds`, at most `bytes_max` of it.  Each
  * disk's log begins a new segment; `first_seqs` get the first sequence numbers that are not in the snapshot.  On success
- * the fds are owned.  -EEXIST, -ENOTCONN (no log), -EAGAIN (a disk needs a spare segment): nothing was begun. */
+ * the fds are owned.  -EEXIST, -ENOTCONN (no log), -EAGAIN (a disk needs a spare segment, or grew just now): nothing
+ * was begun. */
 int sr_snapshots_begin(struct sr_disk **disks, const int *fds, const uint64_t *bytes_max, size_t count,
 		       uint64_t *first_seqs, uint64_t *position);
 

@@ -79,13 +79,18 @@ int sr_log_rotate_locked(struct sr_disk *disk);
 void sr_log_give_up(struct sr_disk *disk, int state);
 /* Before a write of so many bytes: gives the log up if it would become too long. */
 void sr_log_make_room(struct sr_disk *disk, uint64_t bytes);
-/* The disk is about to be so large. */
+/* The disk is about to be so large; it has become so large: what segments that begin later say of it. */
 int sr_log_grow(struct sr_disk *disk, uint64_t disk_bytes);
+void sr_log_grown(struct sr_disk *disk, uint64_t disk_bytes);
 void sr_log_mark_dirty(struct sr_disk *disk, uint64_t offset, uint64_t bytes);
 void sr_log_release(struct sr_disk *disk, struct segment *segment);
 void sr_log_stop_locked(struct sr_disk *disk);
 uint64_t sr_log_end_of(struct sr_disk *disk, uint64_t number);
 void sr_snapshot_keep(struct sr_disk *disk, uint64_t offset, uint64_t bytes);
 void sr_snapshot_end_locked(struct sr_disk *disk);
+
+/* The number of the newest snapshot; and up to `bytes` bytes of the one of that number, -EIO if it is no more. */
+uint64_t sr_snapshot_serial(struct sr_disk *disk);
+int64_t sr_snapshot_read_one(struct sr_disk *disk, uint64_t serial, void *buf, uint64_t bytes, uint64_t offset);
 
 #endif

@@ -82,7 +82,7 @@ int64_t sr_handle_open(struct sr_disk *disk, int kind, int writable, const uint8
 	if (kind == SR_HANDLE_VHD)
 		memcpy(handle->footer, footer, FOOTER_BYTES);
 	if (kind == SR_HANDLE_SNAPSHOT)
-		handle->number = disk->snapshot_serial;
+		handle->number = sr_snapshot_serial(disk);
 	pthread_mutex_lock(&table.lock);
 	int64_t slot = find_slot();
 	if (slot >= 0) {
@@ -168,20 +168,6 @@ static int64_t read_vhd(struct handle *handle, char *buf, uint64_t bytes, uint64
 	return done + (int64_t)rest;
 }
 
-static int64_t read_snapshot(struct handle *handle, char *buf, uint64_t bytes, uint64_t offset)
-{
-	struct sr_snapshot_info info;
-	sr_snapshot_info(handle->disk, &info);
-	if (!info.exists || info.serial != handle->number)
-		return -EIO;
-	if (offset >= info.bytes)
-		return 0;
-	if (bytes > info.bytes - offset)
-		bytes = info.bytes - offset;
-	int rc = sr_snapshot_read(handle->disk, buf, bytes, offset);
-	return rc ? rc : (int64_t)bytes;
-}
-
 /* Behind the records of a segment that is being written there may be bytes of its file's former life. */
 static int64_t read_segment(struct handle *handle, char *buf, uint64_t bytes, uint64_t offset)
 {
@@ -211,7 +197,7 @@ int64_t sr_handle_read(uint64_t name, void *buf, uint64_t bytes, uint64_t offset
 		done = read_vhd(handle, buf, bytes, offset);
 		break;
 	case SR_HANDLE_SNAPSHOT:
-		done = read_snapshot(handle, buf, bytes, offset);
+		done = sr_snapshot_read_one(handle->disk, handle->number, buf, bytes, offset);
 		break;
 	default:
 		done = read_segment(handle, buf, bytes, offset);

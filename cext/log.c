@@ -306,8 +306,12 @@ static int grow_maps(struct log *log, uint64_t disk_bytes)
 
 int sr_log_grow(struct sr_disk *disk, uint64_t disk_bytes)
 {
-	memcpy(disk->log.header + 72, &disk_bytes, 8);
 	return grow_maps(&disk->log, disk_bytes);
+}
+
+void sr_log_grown(struct sr_disk *disk, uint64_t disk_bytes)
+{
+	memcpy(disk->log.header + 72, &disk_bytes, 8);
 }
 
 /* --- what Python calls --------------------------------------------------------------------------------------- */

@@ -87,7 +87,7 @@ static void free_snapshot(struct snapshot *snap)
 }
 
 /* All disks are locked: whatever stops one of them, nothing has been begun. */
-static int check_all(struct sr_disk **disks, size_t count)
+static int check_all(struct sr_disk **disks, struct snapshot **fresh, size_t count)
 {
 	for (size_t i = 0; i < count; i++) {
 		struct log *log = &disks[i]->log;
@@ -96,6 +96,8 @@ static int check_all(struct sr_disk **disks, size_t count)
 		if (log->state != SR_LOGGED)
 			return -ENOTCONN;
 		if (log->spare_fd < 0 && log->current->info.end > SR_SEGMENT_HEADER_BYTES)
+			return -EAGAIN;
+		if (fresh[i]->bytes != sr_disk_bytes(disks[i])) /* it grew before it was locked */
 			return -EAGAIN;
 	}
 	return 0;
@@ -113,15 +115,15 @@ int sr_snapshots_begin(struct sr_disk **disks, const int *fds, const uint64_t *b
 	if (rc == 0) {
 		for (size_t i = 0; i < count; i++)
 			pthread_mutex_lock(&disks[i]->lock);
-		rc = check_all(disks, count);
+		rc = check_all(disks, fresh, count);
 		for (size_t i = 0; i < count && rc == 0; i++) /* an empty segment more is no harm if one fails */
 			rc = sr_log_rotate_locked(disks[i]);
 		if (rc == 0) {
 			*position = __atomic_add_fetch(disks[0]->positions, 1, __ATOMIC_ACQ_REL);
 			for (size_t i = 0; i < count; i++) {
 				first_seqs[i] = disks[i]->log.next_seq;
-				disks[i]->snapshot = fresh[i];
 				disks[i]->snapshot_serial++;
+				__atomic_store_n(&disks[i]->snapshot, fresh[i], __ATOMIC_RELEASE); /* to sr_snapshot_read */
 				fresh[i] = NULL;
 			}
 		}
@@ -206,6 +208,34 @@ int sr_snapshot_read(struct sr_disk *disk, void *buf, uint64_t bytes, uint64_t o
 	int rc = read_snapshot(disk, __atomic_load_n(&disk->snapshot, __ATOMIC_ACQUIRE), buf, bytes, offset);
 	pthread_rwlock_unlock(&disk->snapshot_life);
 	return rc;
+}
+
+uint64_t sr_snapshot_serial(struct sr_disk *disk)
+{
+	pthread_mutex_lock(&disk->lock);
+	uint64_t serial = disk->snapshot_serial;
+	pthread_mutex_unlock(&disk->lock);
+	return serial;
+}
+
+int64_t sr_snapshot_read_one(struct sr_disk *disk, uint64_t serial, void *buf, uint64_t bytes, uint64_t offset)
+{
+	int64_t done = 0;
+
+	pthread_rwlock_rdlock(&disk->snapshot_life); /* from here on it does not give way to another */
+	pthread_mutex_lock(&disk->lock);
+	struct snapshot *snap = disk->snapshot_serial == serial ? disk->snapshot : NULL;
+	pthread_mutex_unlock(&disk->lock);
+	if (!snap) {
+		done = -EIO;
+	} else if (offset < snap->bytes) {
+		if (bytes > snap->bytes - offset)
+			bytes = snap->bytes - offset;
+		int rc = read_snapshot(disk, snap, buf, bytes, offset);
+		done = rc ? rc : (int64_t)bytes;
+	}
+	pthread_rwlock_unlock(&disk->snapshot_life);
+	return done;
 }
 
 void sr_snapshot_info(struct sr_disk *disk, struct sr_snapshot_info *out)

@@ -1,0 +1,59 @@
+"""The same properties under a coverage-guided fuzzer, by hand; needs the package ``atheris``, which nothing else does.
+
+``python -m tests.fuzz.by_coverage TARGET [CORPUS_FOLDER] [-max_total_time=S] [-seed=N]``: other options are libFuzzer's.
+Targets: ``segment``, ``row``, ``part``, ``dm_log``, ``disk_state`` (what is mutated are the choices of what to damage, see
+``damage.Choices``), and with ``-raw`` behind the name the bytes of the file themselves, checksums made right in half of
+the cases.  It stops at the first finding, whose input is printed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+atheris: Any = importlib.import_module("atheris")
+with atheris.instrument_imports(include=["blockfs", "zstandard"]):
+    from blockfs.changelog import current_boot_id
+    from tests.fuzz import damage, log_targets, small_damage, small_targets
+    from tests.fuzz import strict_log as log
+    from tests.fuzz.damage import Choices
+    from tests.fuzz.run import scratch
+
+BOOT_ID = current_boot_id()
+Target = Callable[[bytes, Path], str]
+TARGETS: dict[str, Target] = {
+    "segment": lambda raw, folder: log_targets.segment(damage.segment(Choices(raw), BOOT_ID), folder),
+    "row": lambda raw, folder: log_targets.row(damage.row(Choices(raw), BOOT_ID), folder),
+    "part": lambda raw, folder: log_targets.part(*damage.part(Choices(raw), BOOT_ID), folder),
+    "dm_log": lambda raw, folder: small_targets.dm_log(small_damage.dm_log(Choices(raw)), folder),
+    "disk_state": lambda raw, folder: small_targets.disk_state(small_damage.disk_state(Choices(raw)), folder),
+    "segment-raw": lambda raw, folder: log_targets.segment(log.reseal(raw[1:]) if raw[:1] < b"\x80" else raw[1:], folder),
+    "dm_log-raw": lambda raw, folder: small_targets.dm_log(raw, folder),
+    "disk_state-raw": lambda raw, folder: small_targets.disk_state(raw, folder),
+}
+
+
+def main() -> None:
+    target = TARGETS[sys.argv.pop(1)]
+    outcomes: Counter[str] = Counter()
+
+    def once(raw: bytes) -> None:
+        with scratch() as name:
+            try:
+                outcomes[target(raw, Path(name))] += 1
+            except BaseException:
+                print(f"input: {raw!r}", flush=True)
+                raise
+        if sum(outcomes.values()) % 10_000 == 0:
+            print(f"outcomes: {dict(sorted(outcomes.items()))}", flush=True)
+
+    atheris.Setup(sys.argv, once)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
