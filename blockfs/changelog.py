@@ -6,13 +6,13 @@ May break: the last record of the segment that was being written (a kill or a fu
 bit rot.  Stays recoverable: every record before the first torn one.  A record's checksum is seeded with its
 segment's header checksum, so that no record is ever taken for one of another segment.  A bad byte is always a
 ``RigError('LogCorrupt')`` that names file, offset and reason; a torn tail is told from rot in the middle by
-looking for a later record behind it (:func:`scan_tail`).  A record whose checksum is right is never a torn one, whatever
+looking for a later record behind it (:func:`scan_tail`).  Files are read, not mapped: the last segment of a log in use is
+cut to its length when it is closed, which must be no more than an end to a reader.  A record whose checksum is right is never a torn one, whatever
 it says: what makes no sense, or does not come next, is rot.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 import uuid
@@ -43,6 +43,7 @@ _RECORD = struct.Struct("<IBBHQQQQQIQ")  # then CRC32C
 _CRC = struct.Struct("<I")
 _NUMBER_MAX = (1 << 63) - 1
 """Of sequence numbers, positions, generations and bytes on a disk: what a signed number of 64 bits holds."""
+_WINDOW_BYTES = 4 << 20
 _SEARCHED_TIMES_MAX = 16
 """How often over the search for a later record may read a segment: a guest's bytes can look like any number of records."""
 _STREAMS: dict[int, Stream] = {0: "log", 1: "sync"}
@@ -154,21 +155,55 @@ class _BadRecordError(Exception):
         self.sealed = sealed
 
 
-def _parse_record(buf: memoryview, at: int, seed: int, *, verify: bool) -> Record:
-    if at + RECORD_HEADER_BYTES > len(buf):
-        raise _BadRecordError(f"{len(buf) - at} bytes left; a record header has {RECORD_HEADER_BYTES}")
-    fields = _RECORD.unpack_from(buf, at)
-    magic, kind, flags, header_bytes, seq, position, time_ns, offset, length, payload, reserved = fields
+class _Window:
+    """A file's bytes, of which a piece at a time is in memory: ``view``, which begins at byte ``start`` of the file."""
+
+    def __init__(self, fd: int) -> None:
+        self.size = os.fstat(fd).st_size
+        self.start = 0
+        self._data = b""
+        self.view = memoryview(self._data)
+        self._fd = fd
+
+    def index_of(self, at: int, length: int) -> int:
+        """Where in ``view`` the byte ``at`` of the file is, and ``length`` bytes from it, or as many as the file has."""
+        index = at - self.start
+        if index < 0 or index + length > len(self._data):
+            self._data = os.pread(self._fd, min(max(length, _WINDOW_BYTES), max(self.size - at, 0)), at)
+            self.view = memoryview(self._data)
+            self.start = at
+            return 0
+        return index
+
+    def find(self, wanted: bytes, at: int) -> int:
+        """Where ``wanted`` comes next; -1 if it does not."""
+        while True:
+            index = self.index_of(at, len(wanted))
+            if len(self._data) - index < len(wanted):
+                return -1
+            found = self._data.find(wanted, index)
+            if found >= 0:
+                return self.start + found
+            at = self.start + len(self._data) - len(wanted) + 1
+
+
+def _parse_record(window: _Window, at: int, seed: int, *, verify: bool) -> Record:
+    index = window.index_of(at, RECORD_HEADER_BYTES)
+    head = window.view[index : index + RECORD_HEADER_BYTES]
+    if len(head) < RECORD_HEADER_BYTES:
+        raise _BadRecordError(f"{len(head)} bytes left; a record header has {RECORD_HEADER_BYTES}")
+    magic, kind, flags, header_bytes, seq, position, time_ns, offset, length, payload, reserved = _RECORD.unpack_from(head)
     if magic != _RECORD_MAGIC:
         raise _BadRecordError("no record begins here")
     body = at + RECORD_HEADER_BYTES
     if payload > PAYLOAD_BYTES_MAX:
         raise _BadRecordError(f"payload of {payload} bytes; at most {PAYLOAD_BYTES_MAX}")
-    if body + payload > len(buf):
+    if body + payload > window.size:
         raise _BadRecordError(f"payload of {payload} bytes runs past the end of the file")
     if verify:
-        crc = crc32c(buf[at : body - 4], seed)
-        if crc32c(buf[body : body + payload], crc) != _CRC.unpack_from(buf, body - 4)[0]:
+        index = window.index_of(body, payload)
+        carried = window.view[index : index + payload]
+        if crc32c(carried, crc32c(head[:-4], seed)) != _CRC.unpack_from(head, RECORD_HEADER_BYTES - 4)[0]:
             raise _BadRecordError("record checksum does not match")
     if header_bytes != RECORD_HEADER_BYTES or reserved:
         raise _BadRecordError(f"record header of {header_bytes} bytes, or not zero where it must be", sealed=verify)
@@ -177,7 +212,7 @@ def _parse_record(buf: memoryview, at: int, seed: int, *, verify: bool) -> Recor
     rtype = _checked_type(kind, flags, length, payload, sealed=verify)
     if verify and rtype is RecordType.TAG:
         try:
-            decode_tag(bytes(buf[body : body + payload]))
+            decode_tag(bytes(carried))
         except RigError as exc:
             raise _BadRecordError(exc.message, sealed=True) from exc
     return Record(rtype, flags, seq, position, time_ns, offset, length, body, payload)
@@ -251,24 +286,21 @@ class SegmentReader:
 
 def _walk(reader: SegmentReader, *, verify: bool) -> Iterator[tuple[int, Record | _BadRecordError]]:
     """Records, then, if the file does not end with a whole one, what is wrong."""
-    size = os.fstat(reader.fd).st_size
-    if size <= HEADER_BYTES:
-        return
-    with _mapped(reader.fd, size) as mapped, memoryview(mapped) as view:
-        at, seq, position = HEADER_BYTES, reader.header.first_record_seq, 0
-        while at < size:
-            try:
-                record = _parse_record(view, at, reader._seed, verify=verify)
-                if record.seq != seq:
-                    why = f"sequence number {record.seq}; {seq} comes next"
-                    raise _BadRecordError(why, sealed=verify)  # noqa: TRY301
-                if record.position < position:
-                    raise _BadRecordError(f"position {record.position} after {position}", sealed=verify)  # noqa: TRY301
-            except _BadRecordError as bad:
-                yield at, bad
-                return
-            yield at, record
-            at, seq, position = record.end, seq + 1, record.position
+    window = _Window(reader.fd)
+    at, seq, position = HEADER_BYTES, reader.header.first_record_seq, 0
+    while at < window.size:
+        try:
+            record = _parse_record(window, at, reader._seed, verify=verify)
+            if record.seq != seq:
+                why = f"sequence number {record.seq}; {seq} comes next"
+                raise _BadRecordError(why, sealed=verify)  # noqa: TRY301
+            if record.position < position:
+                raise _BadRecordError(f"position {record.position} after {position}", sealed=verify)  # noqa: TRY301
+        except _BadRecordError as bad:
+            yield at, bad
+            return
+        yield at, record
+        at, seq, position = record.end, seq + 1, record.position
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +321,7 @@ def scan_tail(reader: SegmentReader) -> TailScan:
         if isinstance(item, _BadRecordError):
             if item.sealed:
                 raise _corrupt(reader.path, at, str(item))
-            if _later_record(reader, at, size, reader.header.first_record_seq + len(records)):
+            if _later_record(reader, at, reader.header.first_record_seq + len(records)):
                 raise _corrupt(reader.path, at, f"{item}, but good records follow")
             break
         records.append(item)
@@ -297,31 +329,33 @@ def scan_tail(reader: SegmentReader) -> TailScan:
     return TailScan(records, end, size - end)
 
 
-def _later_record(reader: SegmentReader, bad_at: int, size: int, seq: int) -> bool:
+def _later_record(reader: SegmentReader, bad_at: int, seq: int) -> bool:
     """Whether a record that came after number ``seq``, which is missing, lies behind ``bad_at``.
 
     One of an earlier number says nothing: the log can be read through the mount, so a guest may have written a copy of
     it to this disk, and it is part of the payload that was torn.
     """
+    window = _Window(reader.fd)
     searched = 0
-    at = bad_at + 1
-    with mmap.mmap(reader.fd, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
-        while (at := mapped.find(_RECORD_MAGIC_BYTES, at)) >= 0:
-            try:
-                said = _RECORD.unpack_from(view, at)
-                record_bytes = RECORD_HEADER_BYTES + said[9]
-                if at + record_bytes <= size and seq < said[4] <= seq + (at - bad_at) // RECORD_HEADER_BYTES + 1:
-                    searched += record_bytes
-                    if searched > _SEARCHED_TIMES_MAX * size:
-                        raise _corrupt(reader.path, bad_at, "too much behind it looks like records to tell if one is good")
-                    _parse_record(view, at, reader._seed, verify=True)
-                    return True
-            except struct.error:  # no room for a record
-                return False
-            except _BadRecordError as bad:
-                if bad.sealed:
-                    return True
-            at += 1
+    at = bad_at
+    while (at := window.find(_RECORD_MAGIC_BYTES, at + 1)) >= 0:
+        index = window.index_of(at, RECORD_HEADER_BYTES)
+        if len(window.view) - index < RECORD_HEADER_BYTES:
+            return False
+        said = _RECORD.unpack_from(window.view, index)
+        record_bytes = RECORD_HEADER_BYTES + said[9]
+        if at + record_bytes > window.size or not seq < said[4] <= seq + (at - bad_at) // RECORD_HEADER_BYTES + 1:
+            continue
+        searched += record_bytes
+        if searched > _SEARCHED_TIMES_MAX * window.size:
+            raise _corrupt(reader.path, bad_at, "too much behind it looks like records to tell if one is good")
+        try:
+            _parse_record(window, at, reader._seed, verify=True)
+        except _BadRecordError as bad:
+            if bad.sealed:
+                return True
+        else:
+            return True
     return False
 
 

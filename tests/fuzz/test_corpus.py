@@ -31,9 +31,7 @@ def test_the_corpus_is_whole() -> None:
 def test_a_guests_bytes_that_look_like_many_later_records_are_not_searched_for_ever(tmp_path: Path) -> None:
     """Each claims all that follows for its payload, and a number that a later record may have."""
     path = tmp_path / "os.000001.hrl"
-    head = log.make_header(
-        disk_id=damage.DISK_ID, first_seq=1, disk_size_bytes=damage.DISK_BYTES, boot_id=current_boot_id()
-    )
+    head = log.make_header(disk_id=damage.DISK_ID, first_seq=1, disk_size_bytes=damage.DISK_BYTES, boot_id=current_boot_id())
     count = 400
     fakes = [
         struct.pack("<IBBHQQQQQIQI", log.RECORD_MAGIC, log.WRITE, 0, 64, 2 + at, 1, 0, 0, left, left, 0, 0)

@@ -23,7 +23,7 @@ enum {
 #define CHECK(what, ...)                                                        \
 	do {                                                                    \
 		if (!(what))                                                    \
-			stress_failed(__FILE__, __LINE__, #what, "" __VA_ARGS__); \
+			stress_failed(__FILE__, __LINE__, #what, " " __VA_ARGS__); \
 	} while (0)
 _Noreturn void stress_failed(const char *file, int line, const char *what, const char *format, ...)
 	__attribute__((format(printf, 4, 5)));
@@ -44,9 +44,8 @@ struct victim {
 	_Atomic int generation;
 	_Atomic uint64_t spares;        /* segments of this generation whose file was made */
 	_Atomic uint64_t oldest_number; /* of this generation, not yet applied */
-	_Atomic uint64_t switches;      /* forgotten so far */
-	uint64_t kept_bytes_max;
-	uint8_t *dirty; /* mapped: this generation's dirty file */
+	uint8_t *dirty;                 /* mapped: this generation's dirty file */
+	int gave_up[GENERATIONS + 1];   /* whether the log of a generation was given up before the next one began */
 	struct kept_snapshot snapshots[SNAPSHOTS_MAX];
 	int snapshot_count;
 };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 
@@ -144,6 +145,19 @@ def test_an_older_or_newer_format_names_both_versions(tmp_path: Path) -> None:
     with pytest.raises(RigError, match="change log format 9; this siterig reads 1") as failed:
         SegmentReader(path)
     assert failed.value.code == "LogVersion"
+
+
+def test_a_segment_that_is_cut_while_it_is_read_ends_there(tmp_path: Path) -> None:
+    """As the writer does it with what it had preallocated.  Nor does a search for what lies behind the end fail."""
+    path = tmp_path / "a.hrl"
+    edges = write_segment(path, [b"x" * 1_000_000] * 12)
+    with SegmentReader(path) as reader:
+        records = reader.records()
+        assert next(records).seq == 5
+        os.truncate(path, edges[1])
+        with pytest.raises(RigError, match="bytes left|checksum does not match"):
+            list(records)
+        assert scan_tail(reader).end == edges[1]
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
