@@ -6,9 +6,11 @@ May break: the last record of the segment that was being written (a kill or a fu
 bit rot.  Stays recoverable: every record before the first torn one.  A record's checksum is seeded with its
 segment's header checksum, so that no record is ever taken for one of another segment.  A bad byte is always a
 ``RigError('LogCorrupt')`` that names file, offset and reason; a torn tail is told from rot in the middle by
-looking for a later record behind it (:func:`scan_tail`).  Files are read, not mapped: the last segment of a log in use is
-cut to its length when it is closed, which must be no more than an end to a reader.  A record whose checksum is right is never a torn one, whatever
+looking for a later record behind it (:func:`scan_tail`).  A record whose checksum is right is never a torn one, whatever
 it says: what makes no sense, or does not come next, is rot.
+
+Files are read, not mapped: the last segment of a log in use is cut to its length when it is closed, and to a reader that
+must be an end, not a SIGBUS.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ TARGETS: dict[str, Target] = {
     "dm_log": lambda raw, folder: small_targets.dm_log(small_damage.dm_log(Choices(raw)), folder),
     "disk_state": lambda raw, folder: small_targets.disk_state(small_damage.disk_state(Choices(raw)), folder),
     "segment-raw": lambda raw, folder: log_targets.segment(log.reseal(raw[1:]) if raw[:1] < b"\x80" else raw[1:], folder),
-    "dm_log-raw": lambda raw, folder: small_targets.dm_log(raw, folder),
-    "disk_state-raw": lambda raw, folder: small_targets.disk_state(raw, folder),
+    "dm_log-raw": small_targets.dm_log,
+    "disk_state-raw": small_targets.disk_state,
 }
 
 
