@@ -163,7 +163,7 @@ class DiskFileSystem(pyfuse3.Operations):
                 disk.resize(attr.st_size)
             except RigError as exc:
                 _log.info("not_resized", disk=str(disk.place), message=exc.message)
-                raise pyfuse3.FUSEError(errno.EINVAL) from exc
+                raise pyfuse3.FUSEError(errno.EPERM if attr.st_size < entry.st_size else errno.EINVAL) from exc
             except OSError as exc:
                 raise pyfuse3.FUSEError(exc.errno or errno.EIO) from exc
             return self._attributes(node)

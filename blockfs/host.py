@@ -4,13 +4,15 @@ Folder layout: ``root/VM/NAME.img`` (or ``.top``), ``.disk``, ``.NNNNNN.hrl``, `
 ``root/position`` is the position counter.
 
 Fault contract: a VM's folder is made under a dot name and renamed when its first disk is whole, and renamed to a dot
-name before it is deleted; dot names are swept away at start.  A disk whose files cannot be read fails alone: it is
-reported by :meth:`DiskHost.broken`, the others are served.
+name before it is deleted; dot names are swept away at start.  One process at a time has the root folder
+(``AlreadyServed``).  A disk whose files cannot be read fails alone: it is reported by :meth:`DiskHost.broken`, the others
+are served.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -58,6 +60,7 @@ class DiskHost:
         self.mountpoint = mountpoint
         self._open_view = open_view
         root.mkdir(parents=True, exist_ok=True)
+        self._lock_fd = _lock(root)
         self.positions = PositionCounter(root / "position")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy())
@@ -91,7 +94,7 @@ class DiskHost:
             for disk in disks.values():
                 disk.close()
         self.positions.close()
-        os.close(self._event_fd)
+        self._release()
 
     def abandon(self) -> None:
         """Let go of all files without a sync, as a kill would."""
@@ -99,9 +102,13 @@ class DiskHost:
             for disk in disks.values():
                 disk.abandon()
         self.vms.clear()
-        if self._event_fd >= 0:
-            os.close(self._event_fd)
-            self._event_fd = -1
+        self._release()
+
+    def _release(self) -> None:
+        for fd in (self._event_fd, self._lock_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._event_fd = self._lock_fd = -1
 
     # --- finding ------------------------------------------------------------------------------------------------
 
@@ -354,6 +361,17 @@ class DiskHost:
         for disk in staged:
             disk.replace()
         return [disk.info(self.mountpoint) for disk in disks]
+
+
+def _lock(root: Path) -> int:
+    """A descriptor that holds the folder for this process; a second server would cut the logs that the first one writes."""
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        os.close(fd)
+        raise RigError("AlreadyServed", f"{root}: its disks are served by another process") from exc
+    return fd
 
 
 def _check_idle(disk: Disk) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from blockfs.changelog import HEADER_BYTES
 from tests.system.disk_server import DISK_BYTES
 from tests.system.disk_server_process import DiskServer
 from tests.system.needs import needs_program
@@ -52,7 +53,9 @@ def test_the_mount_shows_disks_and_logs_and_refuses_what_they_are_not(server: Di
     folder = server.mountpoint / "web01"
     assert names(folder) == ["data.000001.hrl", "data.img", "data.vhd", "os.000001.hrl", "os.img", "os.vhd"]
     assert server.os_disk.stat().st_size == DISK_BYTES
-    assert (folder / "os.000001.hrl").read_bytes() == logs(server)[0].read_bytes()
+    shown = (folder / "os.000001.hrl").read_bytes()
+    assert len(shown) == HEADER_BYTES, "not what is preallocated behind the records"
+    assert shown == logs(server)[0].read_bytes()[:HEADER_BYTES]
     with pytest.raises(PermissionError):
         (folder / "os.000001.hrl").open("r+b")
     with pytest.raises(PermissionError):
@@ -150,9 +153,23 @@ def test_an_orderly_end_unmounts(server: DiskServer) -> None:
     assert not server.mountpoint.is_mount()
 
 
+def test_a_second_server_of_the_same_disks_is_refused_and_touches_nothing(server: DiskServer) -> None:
+    write(server.os_disk, 0, b"x" * 5000)
+    before = logs(server)[0].read_bytes()
+    second = subprocess.run(
+        [sys.executable, "-m", "tests.system.disk_server", str(server.root), str(server.mountpoint) + "2", str(DISK_BYTES)],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert f"{server.root}: its disks are served by another process" in second.stderr
+    assert logs(server)[0].read_bytes() == before
+
+
 def test_a_second_mount_at_the_same_place_is_refused(server: DiskServer) -> None:
     second = subprocess.run(
-        [sys.executable, "-m", "tests.system.disk_server", str(server.root) + "2", str(server.mountpoint)],
+        [sys.executable, "-m", "tests.system.disk_server", str(server.root) + "2", str(server.mountpoint), str(DISK_BYTES)],
         capture_output=True,
         text=True,
         check=False,
