@@ -1,4 +1,7 @@
-"""Serves one disk of VM ``bench``, tracked or not.  ``python -m bench.disk_server ROOT MOUNT BYTES (tracked|untracked)``."""
+"""Serves the disks of a disk host for a benchmark.
+
+``python -m bench.disk_server ROOT MOUNT (tracked|untracked) (pump|pyfuse3)``
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ import trio
 from blockfs.host import DiskHost
 from blockfs.serving import serve
 
+APPLIED_EVERY_S = 5.0
+"""The rig's own replication interval: so often all disks are cut, and what is logged so far counts as applied."""
 
-async def main(root: Path, mountpoint: Path, size_bytes: int, *, tracked: bool) -> None:
-    """Serve until unmounted; what is logged counts as applied now and then, as in a rig that keeps up."""
+
+async def main(root: Path, mountpoint: Path, *, tracked: bool, pump: bool) -> None:
+    """Serve until unmounted; as in a rig whose recovery side keeps up.  Ends with an error if a log was given up."""
     host = DiskHost(root, mountpoint)
-    info = await host.create_disk(vm="bench", name="os", size_bytes=size_bytes)
     if tracked:
         await host.start_tracking(vm="bench")
     async with trio.open_nursery() as nursery:
@@ -25,13 +30,21 @@ async def main(root: Path, mountpoint: Path, size_bytes: int, *, tracked: bool) 
 
         await nursery.start(until_unmounted)
         while tracked:
-            await trio.sleep(1)
+            await trio.sleep(APPLIED_EVERY_S)
             cut = await host.cut(vm="bench", kind="CrashConsistent", name="bench")
             for segment in await host.segments(vm="bench"):
                 if segment.complete_position <= cut.position:
-                    await host.applied(disk_id=info.disk_id, generation=1, last_seq=segment.last_seq)
+                    await host.applied(disk_id=segment.disk_id, generation=segment.generation, last_seq=segment.last_seq)
         await trio.sleep_forever()
+    given_up = [f"{disk.vm}/{disk.name}: {disk.needs_resync}" for disk in await host.list_disks() if disk.needs_resync]
+    if tracked:
+        await host.stop_tracking(vm="bench")
+    host.close()
+    if given_up:
+        raise SystemExit(f"a log was given up, so the figures are not of a tracked disk: {given_up}")
 
 
 if __name__ == "__main__":
-    trio.run(lambda: main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), tracked=sys.argv[4] == "tracked"))
+    trio.run(
+        lambda: main(Path(sys.argv[1]), Path(sys.argv[2]), tracked=sys.argv[3] == "tracked", pump=sys.argv[4] == "pump")
+    )

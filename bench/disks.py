@@ -1,143 +1,192 @@
-"""Writes and reads through the mount, beside the bare file and a naive pyfuse3 passthrough, in turn in one run.
+"""Writes and reads through the mount, beside its peers, in turn in one run; prints ratios, and which targets hold.
 
-``python -m bench.disks [--seconds 3] [--rounds 3]``; needs root and /dev/fuse.  Wake-ups are the machine's default
-(nothing pinned): compare only the ratios of one run (MEASURED: an idle core's wake-up costs more than the work).
+``python -m bench.disks [--pin] [--seconds 2] [--rounds 3] [--subjects tracked,naive] [--columns randwrite] [--json FILE]``
+
+Needs root, /dev/fuse, fio and, for the peer in C, gcc and Debian's source archive.  Compare only the ratios of one run:
+an idle core's wake-up costs more than the work, so figures differ threefold with what else the machine does.
+
+How: all subjects work on one and the same backing file.  For each subject, in each round, the host's cache of it is
+dropped; then 1 GiB is written to it *through the subject*, in direct writes of 1 MiB, and synced: so the host's cache is
+warm, and its pages are as this subject's way of writing makes them (their size is what a later small write costs most
+by).  Then the columns in turn, after a sync(2) each.  The order of subjects rotates from round to round.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import mmap
 import os
-import random
+import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-DISK_BYTES = 16 << 30
-"""Sparse; so large only that its log, which counts as unsent for a second, stays below half of it."""
-AREA_BYTES = 1 << 30
-"""What is written and read, from the disk's start."""
-PAGE_BYTES = 4096
-SEQUENTIAL_BYTES = 1 << 20
-PEER = "naive pyfuse3"
+from bench import fio, passthrough_ll, subjects, targets
+from bench.fio import AREA_BYTES, COLUMNS, Figure
+from bench.subjects import Ours, Place
 
-
-@contextlib.contextmanager
-def bare_file(folder: Path) -> Iterator[Path]:
-    """The host's file system, nothing between."""
-    path = folder / "bare.img"
-    path.touch()
-    os.truncate(path, DISK_BYTES)
-    yield path
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, command: list[str], name: str) -> Iterator[Path]:
-    """A server process, and the file in its mount."""
-    mountpoint = folder / "mnt"
-    mountpoint.mkdir(exist_ok=True)
-    server = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE)
-    disk = mountpoint / name
-    try:
-        while not disk.exists():
-            if server.poll() is not None:
-                raise SystemExit(f"{command[0]} ended with exit status {server.returncode}")
-            time.sleep(0.05)
-        yield disk
-    finally:
-        subprocess.run(["umount", str(mountpoint)], check=False)
-        server.terminate()
-        server.communicate(timeout=30)
-
-
-@contextlib.contextmanager
-def naive(folder: Path) -> Iterator[Path]:
-    """The peer."""
-    with (
-        bare_file(folder) as path,
-        mounted(folder, ["bench.naive_passthrough", str(path), str(folder / "mnt")], "os.img") as disk,
-    ):
-        yield disk
-
-
-def ours(kind: str) -> Callable[[Path], contextlib.AbstractContextManager[Path]]:
-    """A disk of a disk host."""
-
-    def start(folder: Path) -> contextlib.AbstractContextManager[Path]:
-        command = ["bench.disk_server", str(folder / "root"), str(folder / "mnt"), str(DISK_BYTES), kind]
-        return mounted(folder, command, "bench/os.img")
-
-    return start
-
-
-SUBJECTS: dict[str, Callable[[Path], contextlib.AbstractContextManager[Path]]] = {
-    "bare file": bare_file,
-    PEER: naive,
-    "untracked": ours("untracked"),
-    "tracked": ours("tracked"),
+Start = Callable[[Place], contextlib.AbstractContextManager[Path]]
+SUBJECTS: dict[str, tuple[str, Start]] = {
+    "bare": ("bare file", subjects.bare_file),
+    "loop": ("loop device on it", subjects.loop_device),
+    "ptll": ("libfuse passthrough_ll", subjects.libfuse_example),
+    "naive": ("naive pyfuse3", subjects.naive_pyfuse3),
+    "untracked": ("siterig untracked", Ours("untracked", "pump")),
+    "tracked": ("siterig tracked", Ours("tracked", "pump")),
+    "untracked-py": ("siterig untracked, pyfuse3 alone", Ours("untracked", "pyfuse3")),
+    "tracked-py": ("siterig tracked, pyfuse3 alone", Ours("tracked", "pyfuse3")),
 }
+Results = dict[str, dict[str, list[Figure]]]
 
 
-def rate(fd: int, buffer: mmap.mmap, seconds: float, *, write: bool, sync: bool, sequential: bool) -> float:
-    """Operations a second, one at a time."""
-    rng, size, done = random.Random(1), len(buffer), 0  # noqa: S311 (a repeatable pattern)
-    end = time.perf_counter() + seconds
-    began = time.perf_counter()
-    while time.perf_counter() < end:
-        at = (done * size) % AREA_BYTES if sequential else rng.randrange(AREA_BYTES // size) * size
-        if write:
-            os.pwrite(fd, buffer, at)
-        else:
-            os.preadv(fd, [buffer], at)
-        if sync:
-            os.fdatasync(fd)
-        done += 1
-    return done / (time.perf_counter() - began)
+def _drop_cache(image: Path) -> None:
+    """Let the host forget what it has cached of the backing file."""
+    fd = os.open(image, os.O_RDONLY)
+    os.fdatasync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
 
 
-def measure(disk: Path, seconds: float) -> dict[str, float]:
-    """All columns for one subject; O_DIRECT, so that each operation is a request."""
+def _prewrite(disk: Path) -> None:
+    """Fill the area by direct writes of 1 MiB, and sync it."""
+    buffer = mmap.mmap(-1, 1 << 20)
+    buffer[:] = os.urandom(len(buffer))
     fd = os.open(disk, os.O_RDWR | os.O_DIRECT)
-    small, large = mmap.mmap(-1, PAGE_BYTES), mmap.mmap(-1, SEQUENTIAL_BYTES)
-    small[:], large[:] = os.urandom(PAGE_BYTES), os.urandom(SEQUENTIAL_BYTES)
-    try:
-        return {
-            "4K randwrite q1": rate(fd, small, seconds, write=True, sync=False, sequential=False),
-            "4K randread q1": rate(fd, small, seconds, write=False, sync=False, sequential=False),
-            "4K write + fsync": rate(fd, small, seconds, write=True, sync=True, sequential=False),
-            "1M seq write": rate(fd, large, seconds, write=True, sync=False, sequential=True),
-            "1M seq read": rate(fd, large, seconds, write=False, sync=False, sequential=True),
-        }
-    finally:
-        os.close(fd)
+    for offset in range(0, AREA_BYTES, len(buffer)):
+        os.pwrite(fd, buffer, offset)
+    os.fsync(fd)
+    os.close(fd)
+
+
+def _measure(place: Place, start: Start, columns: list[str], seconds: float) -> dict[str, Figure]:
+    found = {}
+    with start(place) as disk:
+        _drop_cache(place.image)
+        _prewrite(disk)
+        for name in columns:
+            os.sync()
+            if COLUMNS[name].cold:
+                _drop_cache(place.image)
+            found[name] = fio.run(COLUMNS[name], disk, seconds=seconds, launcher=place.launcher)
+    return found
+
+
+def _run(options: argparse.Namespace, console: Console) -> Results:
+    results: Results = {subject: {column: [] for column in options.columns} for subject in options.subjects}
+    with tempfile.TemporaryDirectory(prefix="siterig-bench-", dir=options.folder) as folder:
+        place = Place(Path(folder), ["taskset", "-c", str(options.cpu)] if options.pin else [])
+        place.make()
+        for index in range(options.rounds):
+            turn = index % len(options.subjects)
+            for subject in options.subjects[turn:] + options.subjects[:turn]:
+                console.print(f"round {index + 1}/{options.rounds}: {SUBJECTS[subject][0]}", style="dim")
+                for column, figure in _measure(place, SUBJECTS[subject][1], options.columns, options.seconds).items():
+                    results[subject][column].append(figure)
+    return results
+
+
+# --- reporting --------------------------------------------------------------------------------------------------
+
+
+def _machine() -> dict[str, str | int]:
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "name" in line), ""
+    )
+    return {"kernel": platform.release(), "cpu": cpu, "cpus": os.cpu_count() or 0}
+
+
+def _versions(chosen: list[str]) -> dict[str, str]:
+    found = {"fio": subprocess.run(["fio", "--version"], capture_output=True, text=True, check=True).stdout.strip()}
+    found |= {name: version(name) for name in ("pyfuse3", "siterig")}
+    if "ptll" in chosen:
+        found["passthrough_ll"] = passthrough_ll.build()[1]
+    return found
+
+
+def _median(figures: list[Figure]) -> float:
+    return statistics.median(figure.value for figure in figures)
+
+
+def _print_table(console: Console, results: Results, columns: list[str], peer: str) -> None:
+    table = Table(f"median (ratio to {SUBJECTS[peer][0]})")
+    for name in columns:
+        table.add_column(f"{COLUMNS[name].title}\n{COLUMNS[name].unit}", justify="right")
+    for subject, row in results.items():
+        cells = [f"{_median(row[c]):,.0f} ({_median(row[c]) / _median(results[peer][c]):.2f})" for c in columns]
+        table.add_row(SUBJECTS[subject][0], *cells)
+    console.print(table)
+
+
+def _print_verdicts(console: Console, verdicts: list[targets.Verdict]) -> None:
+    table = Table("target", "at least", "found", "of single rounds", "")
+    for verdict in verdicts:
+        target = verdict.target
+        table.add_row(
+            f"{SUBJECTS[target.subject][0]} vs {SUBJECTS[target.peer][0]}, {COLUMNS[target.column].title}",
+            f"{target.at_least:g}x",
+            f"{verdict.found:.2f}x",
+            f"{verdict.lowest:.2f} to {verdict.highest:.2f}",
+            "holds" if verdict.holds else "[bold]does not hold[/bold]",
+        )
+    console.print(table)
+
+
+def _options() -> argparse.Namespace:
+    def chosen(known: list[str]) -> Callable[[str], list[str]]:
+        def parse(text: str) -> list[str]:
+            if unknown := set(text.split(",")) - set(known):
+                raise argparse.ArgumentTypeError(f"there is no {', '.join(sorted(unknown))}; there are: {','.join(known)}")
+            return [name for name in known if name in text.split(",")]
+
+        return parse
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each figure (reading cold: once through)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--subjects", type=chosen(list(SUBJECTS)), default=list(SUBJECTS), help=",".join(SUBJECTS))
+    parser.add_argument("--columns", type=chosen(list(COLUMNS)), default=list(COLUMNS), help=",".join(COLUMNS))
+    parser.add_argument("--pin", action="store_true", help="fio and the server on one core (a loop device's worker is not)")
+    parser.add_argument("--cpu", type=int, default=max(os.sched_getaffinity(0)), help="which, with --pin")
+    parser.add_argument("--folder", type=Path, help="where the disk and its log are; default: the temporary folder")
+    parser.add_argument("--json", type=Path, help="write all figures there")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Measure in turn, round by round; medians, and the ratio to the peer."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each figure")
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in SUBJECTS}
-    for _ in range(options.rounds):
-        for name, start in SUBJECTS.items():
-            with tempfile.TemporaryDirectory(prefix="siterig-bench-") as folder, start(Path(folder)) as disk:
-                results[name].append(measure(disk, options.seconds))
-    columns = list(results[PEER][0])
-    medians = {name: {c: statistics.median(r[c] for r in rounds) for c in columns} for name, rounds in results.items()}
-    table = Table("operations a second (ratio to naive pyfuse3)", *columns)
-    for name, row in medians.items():
-        table.add_row(name, *(f"{row[c]:,.0f} ({row[c] / medians[PEER][c]:.2f})" for c in columns))
-    Console(width=150).print(table)
+    """Measure, print, and write the figures down."""
+    options = _options()
+    console = Console(width=200)
+    began = time.time()
+    about = {
+        "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime(began)),
+        "wake_ups": f"fio and server pinned to core {options.cpu}" if options.pin else "default, nothing pinned",
+        "seconds": options.seconds,
+        "rounds": options.rounds,
+        "machine": _machine(),
+        "versions": _versions(options.subjects),
+    }
+    results = _run(options, console)
+    verdicts = targets.judge({s: {c: [f.value for f in fs] for c, fs in row.items()} for s, row in results.items()})
+    console.print(
+        f"wake-ups: {about['wake_ups']}; medians of {options.rounds} rounds; {about['machine']} {about['versions']}"
+    )
+    _print_table(console, results, options.columns, "naive" if "naive" in results else options.subjects[0])
+    _print_verdicts(console, verdicts)
+    console.print(f"took {time.time() - began:.0f} s")
+    if options.json:
+        figures = {s: {c: [asdict(f) for f in fs] for c, fs in row.items()} for s, row in results.items()}
+        judged = [asdict(verdict) | {"holds": verdict.holds} for verdict in verdicts]
+        options.json.write_text(json.dumps(about | {"figures": figures, "verdicts": judged}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""The targets of the data plane, and what a run says of them."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """In ``column``, ``subject`` reaches at least ``at_least`` times what ``peer`` does in the same run."""
+
+    subject: str
+    peer: str
+    column: str
+    at_least: float
+
+
+TARGETS = (
+    *(Target("untracked", "ptll", column, 1.0) for column in ("randwrite", "randwrite4", "randread", "randread4")),
+    Target("tracked", "naive", "randwrite", 2.0),
+    Target("tracked", "naive", "randwrite4", 3.0),
+    *(Target("tracked", "untracked", column, 0.8) for column in ("randwrite", "randwrite4", "randread", "randread4")),
+    Target("tracked", "untracked", "seqwrite", 0.45),
+    Target("tracked", "untracked", "buffered", 0.45),
+    Target("tracked", "naive", "fsync", 1.0),
+)
+
+Values = dict[str, dict[str, list[float]]]
+"""Subject, column, and the figures of its rounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``found``: ratio of the medians; ``lowest`` and ``highest`` of the rounds' own ratios."""
+
+    target: Target
+    found: float
+    lowest: float
+    highest: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the target is met."""
+        return self.found >= self.target.at_least
+
+
+def judge(values: Values) -> list[Verdict]:
+    """Each target whose two subjects and column were measured."""
+    found = []
+    for target in TARGETS:
+        ours, theirs = (values.get(name, {}).get(target.column, []) for name in (target.subject, target.peer))
+        if ours and theirs:
+            ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+            found.append(Verdict(target, statistics.median(ours) / statistics.median(theirs), min(ratios), max(ratios)))
+    return found
