@@ -71,6 +71,8 @@ def read(path: Path) -> DirtyFile:
     (state,) = _STATE.unpack_from(data, _HEADER.size + _CRC.size)
     if (header_bytes, chunk_bytes) != (HEADER_BYTES, CHUNK_BYTES) or (state != lib.SR_LOGGED and state not in REASONS):
         raise RigError("DirtyCorrupt", f"{path}: names {header_bytes} header bytes, chunks of {chunk_bytes}, state {state}")
+    if any(data[40:60]) or any(data[68:HEADER_BYTES]) or generation >= 1 << 63:
+        raise RigError("DirtyCorrupt", f"{path}: names generation {generation}, or is not zero where it must be")
     return DirtyFile(
         disk_id=str(uuid.UUID(bytes=disk)),
         generation=generation,

@@ -1,7 +1,7 @@
 """The same properties under a coverage-guided fuzzer, by hand; needs the package ``atheris``, which nothing else does.
 
 ``python -m tests.fuzz.by_coverage TARGET [CORPUS_FOLDER] [-max_total_time=S] [-seed=N]``: other options are libFuzzer's.
-Targets: ``segment``, ``row``, ``part``, ``dm_log``, ``disk_state`` (what is mutated are the choices of what to damage, see
+Targets: see ``TARGETS`` (what is mutated are the choices of what to damage, see
 ``damage.Choices``), and with ``-raw`` behind the name the bytes of the file themselves, checksums made right in half of
 the cases.  It stops at the first finding, whose input is printed.
 """
@@ -31,6 +31,8 @@ TARGETS: dict[str, Target] = {
     "part": lambda raw, folder: log_targets.part(*damage.part(Choices(raw), BOOT_ID), folder),
     "dm_log": lambda raw, folder: small_targets.dm_log(small_damage.dm_log(Choices(raw)), folder),
     "disk_state": lambda raw, folder: small_targets.disk_state(small_damage.disk_state(Choices(raw)), folder),
+    "dirty": lambda raw, folder: small_targets.dirty_file(small_damage.dirty_file(Choices(raw)), folder),
+    "vhd": lambda raw, folder: small_targets.vhd(small_damage.vhd(Choices(raw)), folder),
     "segment-raw": lambda raw, folder: log_targets.segment(log.reseal(raw[1:]) if raw[:1] < b"\x80" else raw[1:], folder),
     "dm_log-raw": small_targets.dm_log,
     "disk_state-raw": small_targets.disk_state,

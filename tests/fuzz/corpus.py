@@ -33,4 +33,6 @@ TARGETS: dict[str, Callable[[Path, Path], str]] = {
     "part": part,
     "dm_log": _file(small_targets.dm_log),
     "disk_state": _file(small_targets.disk_state),
+    "dirty": _file(small_targets.dirty_file),
+    "vhd": _file(small_targets.vhd),
 }

@@ -1,12 +1,14 @@
-"""Damaged files beside the change log: dm-log-writes logs, a disk's state file."""
+"""Damaged files beside the change log: dm-log-writes logs, a disk's state and dirty files, fixed VHDs."""
 
 from __future__ import annotations
 
 import json
 import struct
+import uuid
 from collections.abc import Callable
 from typing import Any
 
+from blockfs.vhd import FOOTER_BYTES, fixed_footer
 from tests.fuzz.damage import DISK_ID, EDGES, Choices, damage_bytes, poke
 from tests.fuzz.strict_log import crc32c
 
@@ -59,6 +61,9 @@ def disk_state(pick: Choices) -> bytes:
         "tracked": pick.once_in(2), "needs_resync": pick.of([None, "PowerLoss"]), "store": "/stores/a" if top else None,
         "position": 77 if top else None,
     }  # fmt: skip
+    if pick.once_in(3):
+        closed = {"size_bytes": 65536, "mtime_ns": 5, "ctime_ns": 6}
+        body["image"] = {"file": "os.raw", "closed": pick.of([None, closed, {**closed, "size_bytes": pick.of(VALUES)}])}
     changes: list[Callable[[], object]] = [
         lambda: None,
         lambda: body.update({pick.of(sorted(body)): pick.of(VALUES)}),
@@ -80,3 +85,60 @@ def disk_state(pick: Choices) -> bytes:
             return raw.replace(b" ", b"\n")
         case _:
             return raw
+
+
+DIRTY_FIELDS = {
+    "magic": (0, "8s"), "version": (8, "H"), "header_bytes": (10, "H"), "chunk_bytes": (12, "I"), "disk_id": (16, "16s"),
+    "generation": (32, "Q"), "zero_a": (40, "I"), "zero_b": (56, "I"), "crc": (60, "I"), "state": (64, "I"),
+    "zero_c": (68, "B"), "zero_d": (4095, "B"),
+}  # fmt: skip
+
+
+def seal_dirty(raw: bytes) -> bytes:
+    """The same with the right checksum."""
+    return raw[:60] + struct.pack("<I", crc32c(raw[:60])) + raw[64:]
+
+
+def make_dirty(disk_id: str, generation: int, *, state: int = 0, bits: bytes = b"") -> bytes:
+    """A ``NAME.dirty``."""
+    head = struct.pack("<8sHHI16sQ28xI", b"SRIGDRTY", 1, 4096, 65536, uuid.UUID(disk_id).bytes, generation, state)
+    head = head[:60] + bytes(4) + struct.pack("<I", state)
+    return seal_dirty(head.ljust(4096, b"\0") + bits)
+
+
+def dirty_file(pick: Choices) -> bytes:
+    """A ``NAME.dirty``, mostly damaged."""
+    raw = make_dirty(DISK_ID, 3, state=pick.of([0, 1, 2, 3, 4, 5]), bits=pick.bytes(pick.below(4)))
+    if pick.once_in(2):
+        raw = poke(raw, DIRTY_FIELDS, pick)
+    if pick.once_in(2):
+        raw = seal_dirty(raw)
+    return damage_bytes(raw, pick) if pick.once_in(4) else raw
+
+
+VHD_FIELDS = {
+    "cookie": (0, "8s"), "features": (8, "I"), "version": (12, "I"), "data": (16, "Q"), "size": (48, "Q"), "type": (60, "I"),
+    "checksum": (64, "I"), "saved": (84, "B"), "reserved": (511, "B"),
+}  # fmt: skip
+
+
+def seal_vhd(raw: bytes) -> bytes:
+    """The same with the right checksum in its last 512 bytes."""
+    if len(raw) < FOOTER_BYTES:
+        return raw
+    footer = raw[-FOOTER_BYTES:]
+    total = sum(footer) - sum(footer[64:68])
+    return raw[:-FOOTER_BYTES] + footer[:64] + struct.pack(">I", ~total & 0xFFFFFFFF) + footer[68:]
+
+
+def vhd(pick: Choices) -> bytes:
+    """A fixed VHD, mostly damaged."""
+    size = pick.of([512, 1024, 4096])
+    footer = fixed_footer(size, DISK_ID)
+    if pick.once_in(2):
+        # poke() is little endian; of these fields it is the edges that matter, from either end
+        footer = poke(footer, VHD_FIELDS, pick)
+    raw = pick.of([bytes(size), footer.ljust(size, b"\0")[:size]]) + footer
+    if pick.once_in(2):
+        raw = seal_vhd(raw)
+    return damage_bytes(raw, pick) if pick.once_in(3) else raw

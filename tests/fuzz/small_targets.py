@@ -6,14 +6,17 @@ import json
 import struct
 import uuid
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+from blockfs import dirty
 from blockfs.disk_state import DiskState
 from blockfs.dm_log_writes import DmLogReader
 from blockfs.errors import RigError
 from blockfs.layers import RawLayer
 from blockfs.log_exchange import import_log
 from blockfs.log_replay import Replay, check
+from blockfs.vhd import read_footer
 from tests.fuzz.log_targets import IMAGE_BYTES_MAX, assert_clear
 from tests.fuzz.strict_log import crc32c
 
@@ -103,6 +106,86 @@ def dm_log(raw: bytes, folder: Path) -> str:
     return "good"
 
 
+# --- NAME.dirty: docs/formats/dirty.md ------------------------------------------------------------------------------
+
+REASONS = {0: None, 1: "LogOverflow", 2: "LogFull", 3: "SyncFailed", 4: "WriteFailed"}
+
+
+@dataclass(frozen=True)
+class StrictDirty:
+    disk_id: str
+    generation: int
+    reason: str | None
+    chunks: set[int]
+
+
+def strict_dirty(raw: bytes) -> StrictDirty | None:
+    """What a dirty file says; None if it is none."""
+    if len(raw) < 4096 or raw[:8] != b"SRIGDRTY":
+        return None
+    version, header_bytes, chunk_bytes = struct.unpack_from("<HHI", raw, 8)
+    (generation,) = struct.unpack_from("<Q", raw, 32)
+    crc, state = struct.unpack_from("<II", raw, 60)
+    chunks = {byte * 8 + bit for byte, bits in enumerate(raw[4096:]) for bit in range(8) if bits >> bit & 1}
+    good = (
+        (version, header_bytes, chunk_bytes) == (1, 4096, 65536)
+        and generation < 1 << 63
+        and not any(raw[40:60])
+        and not any(raw[68:4096])
+        and crc32c(raw[:60]) == crc
+        and state in REASONS
+    )
+    return StrictDirty(str(uuid.UUID(bytes=raw[16:32])), generation, REASONS[state], chunks) if good else None
+
+
+def dirty_file(raw: bytes, folder: Path) -> str:
+    """``dirty.read``."""
+    path = folder / "os.dirty"
+    path.write_bytes(raw)
+    want = strict_dirty(raw)
+    try:
+        got = dirty.read(path)
+    except RigError as error:
+        assert want is None, error.message
+        assert_clear(error, {"DirtyCorrupt", "DirtyVersion"}, path)
+        assert ("DirtyVersion" in error.code) == (raw[:8] == b"SRIGDRTY" and len(raw) >= 4096 and raw[8:10] != b"\1\0")
+        return error.code
+    assert want is not None, "taken for a good dirty file"
+    assert (got.disk_id, got.generation, got.reason) == (want.disk_id, want.generation, want.reason)
+    assert {chunk for at, length in got.ranges for chunk in range(at // 65536, (at + length) // 65536)} == want.chunks
+    assert all(at + length < after for (at, length), (after, _) in pairwise(got.ranges))
+    return f"good, {want.reason}"
+
+
+# --- fixed VHD: Virtual Hard Disk Image Format Specification 1.0 ------------------------------------------------------
+
+
+def vhd(raw: bytes, folder: Path) -> str:
+    """``vhd.read_footer``."""
+    path = folder / "os.vhd"
+    path.write_bytes(raw)
+    footer = raw[-512:]
+    good = False
+    if len(footer) == 512 and footer[:8] == b"conectix":
+        (version,) = struct.unpack_from(">I", footer, 12)
+        (size,) = struct.unpack_from(">Q", footer, 48)
+        kind, checksum = struct.unpack_from(">II", footer, 60)
+        without = footer[:64] + bytes(4) + footer[68:]
+        good = (
+            version >> 16 == 1 and kind == 2 and size == len(raw) - 512 and checksum == ~sum(without) & 0xFFFFFFFF
+            and footer[1:9] != b"conectix"
+        )  # fmt: skip
+    try:
+        got = read_footer(path)
+    except RigError as error:
+        assert not good, error.message
+        assert_clear(error, {"VhdCorrupt", "VhdUnsupported"}, path)
+        return error.code
+    assert good, "taken for a good VHD"
+    assert got == len(raw) - 512
+    return "good"
+
+
 # --- NAME.disk: docs/formats/disk.md --------------------------------------------------------------------------------
 
 
@@ -117,6 +200,18 @@ def _is_uuid(value: object) -> bool:
         return False
 
 
+def _is_image_note(note: object) -> bool:
+    if note is None:
+        return True
+    if not isinstance(note, dict) or note.keys() != {"file", "closed"} or not isinstance(note["file"], str):
+        return False
+    stamp = note["closed"]
+    if stamp is None:
+        return True
+    times = {"size_bytes", "mtime_ns", "ctime_ns"}
+    return isinstance(stamp, dict) and stamp.keys() == times and all(type(value) is int for value in stamp.values())
+
+
 def _strict_state(raw: bytes) -> dict[str, object] | None:
     try:
         document = json.loads(raw, parse_constant=lambda _: None)
@@ -129,8 +224,8 @@ def _strict_state(raw: bytes) -> dict[str, object] | None:
         return None
     if crc != crc32c(json.dumps(body, sort_keys=True).encode()) or not isinstance(body, dict):
         return None
-    keys = {"disk_id", "size_bytes", "kind", "generation", "tracked", "needs_resync", "store", "position"}
-    optional = {"store", "position"}
+    optional = {"store", "position", "image"}
+    keys = {"disk_id", "size_bytes", "kind", "generation", "tracked", "needs_resync", *optional}
     if not keys - optional <= body.keys() <= keys:
         return None
     store, position = body.get("store"), body.get("position")
@@ -143,8 +238,9 @@ def _strict_state(raw: bytes) -> dict[str, object] | None:
         and _whole(body["generation"])
         and type(body["tracked"]) is bool
         and (body["needs_resync"] is None or isinstance(body["needs_resync"], str))
+        and _is_image_note(body.get("image"))
     )  # fmt: skip
-    return {**body, "store": store, "position": position} if good else None
+    return {**body, "store": store, "position": position, "image": body.get("image")} if good else None
 
 
 def disk_state(raw: bytes, folder: Path) -> str:
