@@ -1,0 +1,87 @@
+"""Starts, ends and cleans up after ``siterig mount``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 60
+
+
+class MountProcess:
+    """One ``siterig mount IMAGE --mnt DIR --json ...``; ``prefix`` is put before the command."""
+
+    def __init__(
+        self, image: Path, where: Path, *options: str, prefix: Sequence[str] = (), environment: dict[str, str] | None = None
+    ) -> None:
+        self.where = where
+        self.process = subprocess.Popen(
+            [*prefix, sys.executable, "-m", "siterig", "mount", str(image), "--mnt", str(where), "--json", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | (environment or {}),
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise AssertionError(f"not mounted: {self.process.communicate()[1]}")
+        self.mounted: dict[str, Any] = json.loads(line)["mounted"]
+        self.disk = Path(self.mounted["disk"])
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def note(self) -> str:
+        """The next line that it tells the user."""
+        assert self.process.stderr is not None
+        return self.process.stderr.readline()
+
+    def ended(self) -> tuple[int, list[dict[str, Any]], str]:
+        """Wait for its end: exit status, what it printed since, what it told."""
+        stdout, stderr = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, [json.loads(line) for line in stdout.splitlines()], stderr
+
+    def end(self) -> dict[str, Any]:
+        """End it in order; what it printed at its end."""
+        self.signal(signal.SIGINT)
+        status, printed, stderr = self.ended()
+        assert (status, len(printed)) == (0, 1), stderr
+        return dict(printed[0]["unmounted"])
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.communicate()
+
+    def clean_up(self) -> None:
+        """Leave no process and no mount."""
+        if self.process.poll() is None:
+            self.kill()
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+        subprocess.run(["umount", "-l", str(self.where)], check=False, capture_output=True)
+
+
+def siterig(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Any other command, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "siterig", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        timeout=PATIENCE_S,
+    )

@@ -1,0 +1,494 @@
+"""``siterig mount``: one image as a disk, as users and scripts mount, use, misuse and kill it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.mount_process import ROOT, MountProcess, siterig
+
+pytestmark = pytest.mark.system
+
+MIB = 1 << 20
+SIZE = 64 * MIB
+NOBODY = 65534
+AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+
+Start = Callable[..., MountProcess]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts mounts that are gone after the test."""
+    started: list[MountProcess] = []
+
+    def start(*arguments: Any, **options: Any) -> MountProcess:
+        started.append(MountProcess(*arguments, **options))
+        return started[-1]
+
+    yield start
+    for mount in started:
+        mount.clean_up()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "images" / "disk.img"
+    path.parent.mkdir()
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+    return path
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> Path:
+    return tmp_path / "mnt"
+
+
+def write(path: Path, offset: int, data: bytes) -> None:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        assert os.pwrite(fd, data, offset) == len(data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read(path: Path, offset: int, length: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def logs(image: Path) -> list[Path]:
+    return sorted(image.parent.glob("*.hrl"))
+
+
+def copied(path: Path) -> Path:
+    return Path(shutil.copy(path, path.parent.parent / f"{path.name}.copy"))
+
+
+def replayed(start: Path, segments: list[Path]) -> bytes:
+    """What a copy of the start image is after ``siterig log replay``."""
+    done = siterig("log", "replay", *segments, "--onto", start)
+    assert done.returncode == 0, done.stderr
+    return start.read_bytes()
+
+
+@contextmanager
+def loop_over(path: Path, *options: str) -> Iterator[str]:
+    command = ["losetup", "--find", "--show", *options, str(path)]
+    loop = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        yield loop
+    finally:
+        subprocess.run(["losetup", "--detach", loop], check=True)
+
+
+# ---- a session
+
+
+def test_a_file_system_on_a_tracked_image_survives_and_its_log_replays(
+    image: Path, where: Path, tmp_path: Path, start: Start
+) -> None:
+    before = copied(image)
+    mount = start(image, where, "--log")
+    assert mount.mounted == {
+        "image": str(image), "format": "raw", "size_bytes": SIZE, "read_only": False, "disk": str(where / "disk.img"),
+        "vhd": str(where / "disk.vhd"),
+        "log": {"disk_id": mount.mounted["log"]["disk_id"], "generation": 1, "files": [str(logs(image)[0])]},
+    }  # fmt: skip
+    assert names(where) == ["disk.000001.hrl", "disk.img", "disk.vhd"]
+    guest = tmp_path / "guest"
+    guest.mkdir()
+    content = os.urandom(300_000)
+    with loop_over(mount.disk, "--direct-io=on") as loop:
+        subprocess.run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0", loop], check=True)
+        subprocess.run(["mount", loop, guest], check=True)
+        try:
+            (guest / "file").write_bytes(content)
+            (guest / "doomed").write_bytes(os.urandom(200_000))
+            (guest / "doomed").unlink()
+            subprocess.run(["fstrim", guest], check=False, capture_output=True)
+        finally:
+            subprocess.run(["umount", guest], check=True)
+        shown = siterig("log", "verify", *sorted(where.glob("*.hrl")))
+        assert (shown.returncode, ": ok: records 1 to " in shown.stdout) == (0, True), shown.stdout
+    unmounted = mount.end()
+    assert unmounted["log"]["files"] == [str(path) for path in logs(image)]
+    assert not where.exists(), "the folder was made for the mount"
+    with loop_over(image) as loop:
+        subprocess.run(["e2fsck", "-fn", loop], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "ro", loop, guest], check=True)
+        try:
+            assert (guest / "file").read_bytes() == content
+        finally:
+            subprocess.run(["umount", guest], check=True)
+    assert replayed(before, logs(image)) == image.read_bytes()
+
+
+def test_an_untracked_image_has_nothing_beside_it(image: Path, where: Path, start: Start) -> None:
+    mount = start(image, where)
+    assert mount.mounted["log"] is None
+    write(mount.disk, 1000, b"here")
+    assert names(where) == ["disk.img", "disk.vhd"]
+    mount.end()
+    assert names(image.parent) == ["disk.img"]
+    assert read(image, 1000, 4) == b"here"
+
+
+def test_text_for_people_says_where_the_disk_is_and_how_it_ends(image: Path, where: Path, start: Start) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "siterig", "mount", str(image), "--mnt", str(where), "--log"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == f"mounted {image} (raw, 64 MiB) as {where}/disk.img\n"
+        assert process.stderr.readline() == f"siterig: note: Ctrl-C or umount {where} ends it\n"
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+        assert stdout.splitlines()[-2:] == [
+            f"unmounted {where}",
+            f"  the log of generation 1: {image.parent}/disk.000001.hrl",
+        ]
+        assert (process.returncode, stderr) == (0, "")
+    finally:
+        process.kill()
+        process.communicate()
+        subprocess.run(["umount", "-l", where], check=False, capture_output=True)
+
+
+# ---- ways to end
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_unmount_in_order(image: Path, where: Path, start: Start, number: signal.Signals) -> None:
+    where.mkdir()
+    mount = start(image, where, "--log")
+    write(mount.disk, 0, b"last")
+    mount.signal(number)
+    status, printed, stderr = mount.ended()
+    assert (status, list(printed[0])) == (0, ["unmounted"]), stderr
+    assert names(where) == []
+    again = start(image, where, "--log")
+    assert again.mounted["log"]["generation"] == 1
+    assert read(again.disk, 0, 4) == b"last"
+
+
+@pytest.mark.parametrize("command", [["umount"], ["fusermount3", "-u"]], ids=lambda command: command[0])
+def test_an_unmount_from_outside_ends_it_in_order_and_it_can_be_mounted_again_at_once(
+    image: Path, where: Path, start: Start, command: list[str]
+) -> None:
+    before = copied(image)
+    where.mkdir()
+    for number in range(3):
+        mount = start(image, where, "--log")
+        assert mount.mounted["log"]["generation"] == 1
+        write(mount.disk, number * MIB, os.urandom(3 * MIB))
+        subprocess.run([*command, where], check=True)
+    status, printed, stderr = mount.ended()
+    assert (status, list(printed[0])) == (0, ["unmounted"]), stderr
+    assert replayed(before, logs(image)) == image.read_bytes()
+
+
+def test_a_disk_in_use_is_not_torn_away_unless_asked_twice(image: Path, where: Path, start: Start) -> None:
+    mount = start(image, where, "--log")
+    with loop_over(mount.disk) as loop:
+        mount.signal(signal.SIGINT)
+        note = mount.note()
+        assert note.startswith(f"siterig: note: {where} is in use by {loop}; end that first"), note
+        write(Path(loop), 0, b"goes on".ljust(512))
+        assert read(mount.disk, 0, 7) == b"goes on"
+    mount.end()
+    assert read(image, 0, 7) == b"goes on"
+    second = start(image, where, "--log")
+    fd = os.open(second.disk, os.O_RDONLY)
+    second.signal(signal.SIGTERM)
+    assert f"({os.getpid()})" in second.note()
+    second.signal(signal.SIGTERM)
+    status, printed, stderr = second.ended()
+    with pytest.raises(OSError, match="Transport endpoint is not connected"):
+        os.close(fd)
+    assert (status, printed) == (1, [])
+    assert stderr.splitlines()[-1].endswith("was torn away from who used it; the image and its log are closed (MountBusy)")
+    assert not where.exists()
+    assert start(image, where, "--log").mounted["log"]["generation"] == 1
+
+
+# ---- kills
+
+
+def test_after_kills_it_goes_on_and_the_log_gives_the_image(image: Path, where: Path, start: Start) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    before = copied(image)
+    for _ in range(3):
+        mount = start(image, where, "--log")
+        assert mount.mounted["log"]["generation"] == 1
+        fd = os.open(mount.disk, os.O_RDWR)
+        for _ in range(dice.randrange(200)):
+            offset = dice.randrange(SIZE - 65536)
+            assert os.pwrite(fd, dice.randbytes(dice.randrange(1, 65536)), offset)
+        mount.kill()
+        with pytest.raises(OSError, match="Transport endpoint is not connected"):
+            os.close(fd)
+        with pytest.raises(OSError, match="Transport endpoint is not connected"):
+            names(where)
+    mount = start(image, where, "--log")
+    mount.end()
+    assert replayed(before, logs(image)) == image.read_bytes()
+
+
+def test_a_loop_device_on_a_mount_that_was_killed_is_named(image: Path, where: Path, start: Start) -> None:
+    mount = start(image, where, "--log")
+    with loop_over(mount.disk) as loop:
+        mount.kill()
+        again = start(image, where, "--log")
+        assert again.note() == (
+            f"siterig: note: {loop} lies on {where}/disk.img of an earlier mount, which is dead; detach it: "
+            f"losetup -d {loop}\n"
+        )
+        again.end()
+
+
+def test_a_dead_mount_of_ours_is_cleared_whatever_image_it_was(image: Path, where: Path, start: Start) -> None:
+    mount = start(image, where)
+    mount.kill()
+    other = image.with_name("other.img")
+    shutil.copy(image, other)
+    second = start(other, where)
+    assert names(where) == ["other.img", "other.vhd"]
+    second.end()
+
+
+# ---- an image that others change, or have
+
+
+def test_an_image_changed_in_between_begins_a_new_generation_and_both_replay(image: Path, where: Path, start: Start) -> None:
+    first_start = copied(image)
+    mount = start(image, where, "--log")
+    write(mount.disk, 0, b"one")
+    mount.end()
+    first_end, first_logs = image.read_bytes(), logs(image)
+    write(image, 100, b"somebody else")
+    second_start = copied_as(image, "second-start")
+    mount = start(image, where, "--log")
+    assert mount.note() == (
+        f"siterig: note: {image}: the change log of generation 1 ends: the image was written to, or replaced, since it was "
+        "last mounted; generation 2 begins with the image as it is now\n"
+    )
+    assert mount.mounted["log"]["generation"] == 2
+    write(mount.disk, 50, b"two")
+    mount.end()
+    second_logs = [path for path in logs(image) if path not in first_logs]
+    assert replayed(first_start, first_logs) == first_end
+    assert replayed(second_start, second_logs) == image.read_bytes()
+
+
+def copied_as(path: Path, name: str) -> Path:
+    return Path(shutil.copy(path, path.with_name(name)))
+
+
+def test_one_image_is_mounted_once(image: Path, where: Path, tmp_path: Path, start: Start) -> None:
+    mount = start(image, where)
+    for options in ([], ["--log"], ["--read-only"]):
+        second = siterig("mount", image, "--mnt", tmp_path / "second", *options)
+        assert second.returncode == 1
+        assert second.stderr.startswith(f"siterig: error: {image}: is in use by ")
+        assert second.stderr.endswith(f"({mount.process.pid}) (mounted at {where}) (ImageBusy)\n")
+        assert not (tmp_path / "second").exists()
+    write(mount.disk, 0, b"undisturbed")
+    mount.end()
+
+
+def test_two_images_are_mounted_side_by_side(image: Path, where: Path, tmp_path: Path, start: Start) -> None:
+    other = image.with_name("other.img")
+    shutil.copy(image, other)
+    first, second = start(image, where, "--log"), start(other, tmp_path / "second", "--log")
+    write(first.disk, 0, b"first")
+    write(second.disk, 0, b"second")
+    first.end()
+    second.end()
+    assert (read(image, 0, 6), read(other, 0, 6)) == (b"first\0", b"second")
+
+
+def test_a_place_that_is_taken_is_refused(image: Path, where: Path, start: Start) -> None:
+    other = image.with_name("other.img")
+    shutil.copy(image, other)
+    start(image, where)
+    second = siterig("mount", other, "--mnt", where)
+    assert (second.returncode, second.stderr) == (
+        1, f"siterig: error: {where}: siterig:{image} is mounted here already (MountFailed)\n",
+    )  # fmt: skip
+
+
+def test_an_image_on_a_loop_device_is_refused(image: Path, where: Path) -> None:
+    with loop_over(image) as loop:
+        refused = siterig("mount", image, "--mnt", where)
+    assert (refused.returncode, refused.stderr) == (1, f"siterig: error: {image}: is in use by {loop} (ImageBusy)\n")
+
+
+# ---- only reading
+
+
+def test_a_read_only_disk_takes_no_write(image: Path, where: Path, start: Start) -> None:
+    write(image, 0, b"kept")
+    mount = start(image, where, "--read-only")
+    assert mount.mounted["read_only"] is True
+    with pytest.raises(OSError, match="Read-only file system") as failed:
+        mount.disk.open("r+b")
+    assert failed.value.errno == errno.EROFS
+    assert read(mount.disk, 0, 4) == b"kept"
+    with loop_over(mount.disk) as loop:
+        flags = subprocess.run(["blockdev", "--getro", loop], check=True, capture_output=True, text=True).stdout
+        assert flags.strip() == "1"
+    mount.end()
+
+
+def test_an_image_on_a_read_only_file_system_can_be_read(image: Path, where: Path, start: Start) -> None:
+    folder = image.parent
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        mount = start(image, where)
+        assert mount.mounted["read_only"] is True
+        assert mount.note() == f"siterig: note: {image} lies on a read-only file system: the disk can only be read\n"
+        mount.end()
+        refused = siterig("mount", image, "--mnt", where, "--log")
+        assert (refused.returncode, refused.stderr.splitlines()[-1]) == (
+            2, f"siterig: error: {image}: can only be read, so there is nothing to log (ImageUnusable)",
+        )  # fmt: skip
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    assert not where.exists()
+
+
+# ---- VHDs, and growing
+
+
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed (Debian: qemu-utils)")
+def test_a_fixed_vhd_of_qemu_keeps_its_footer(image: Path, where: Path, tmp_path: Path, start: Start) -> None:
+    path = image.with_name("azure.vhd")
+    create = ["qemu-img", "create", "-q", "-f", "vpc", "-o", "subformat=fixed,force_size=on"]
+    subprocess.run([*create, path, "16M"], check=True)
+    before, footer = copied(path), path.read_bytes()[-512:]
+    mount = start(path, where, "--log")
+    assert (mount.mounted["format"], mount.mounted["size_bytes"]) == ("vhd", 16 * MIB)
+    assert mount.disk.stat().st_size == 16 * MIB
+    write(mount.disk, 16 * MIB - 5, b"bytes")
+    with pytest.raises(OSError, match="File too large"):
+        write(mount.disk, 16 * MIB, b"behind")
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.truncate(mount.disk, 17 * MIB)
+    mount.end()
+    assert path.read_bytes()[-517:] == b"bytes" + footer
+    raw = tmp_path / "raw.img"
+    subprocess.run(["qemu-img", "convert", "-f", "vpc", "-O", "raw", path, raw], check=True)
+    assert raw.read_bytes() == path.read_bytes()[:-512]
+    assert replayed(before, logs(path)) == path.read_bytes()
+
+
+def test_a_raw_image_grows_with_its_disk(image: Path, where: Path, start: Start) -> None:
+    before = copied(image)
+    mount = start(image, where, "--log")
+    os.truncate(mount.disk, 2 * SIZE)
+    write(mount.disk, 2 * SIZE - 3, b"end")
+    mount.end()
+    assert image.stat().st_size == 2 * SIZE
+    assert replayed(before, logs(image)) == image.read_bytes()
+    assert start(image, where, "--log").mounted["log"]["generation"] == 1
+
+
+# ---- an ordinary user
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder of an ordinary user's."""
+    with tempfile.TemporaryDirectory(prefix="siterig-user-") as folder:
+        os.chown(folder, NOBODY, NOBODY)
+        probe = [*AS_NOBODY, sys.executable, "-c", "import siterig.cli"]
+        if subprocess.run(probe, cwd=ROOT, capture_output=True, check=False).returncode != 0:
+            pytest.skip("an ordinary user cannot run this Python")
+        yield Path(folder)
+
+
+def test_an_ordinary_user_can_mount_write_and_go_on(home: Path, start: Start) -> None:
+    image, where = home / "disk.img", home / "mnt"
+    image.write_bytes(bytes(MIB))
+    os.chown(image, NOBODY, NOBODY)
+    before = copied_as(image, "before")
+    as_user = {"prefix": AS_NOBODY, "environment": {"HOME": str(home)}}
+    mount = start(image, where, "--log", **as_user)
+
+    def user(*command: str) -> str:
+        done = subprocess.run([*AS_NOBODY, *command], check=True, capture_output=True, text=True)
+        return done.stdout
+
+    user("dd", "if=/dev/urandom", f"of={mount.disk}", "bs=64k", "count=4", "seek=3", "conv=notrunc,fsync")
+    with pytest.raises(PermissionError):
+        names(where)  # nobody else gets in, not even root
+    user("fusermount3", "-u", str(where))
+    status, _, stderr = mount.ended()
+    assert status == 0, stderr
+    mount = start(image, where, "--log", **as_user)
+    assert mount.mounted["log"]["generation"] == 1
+    user("dd", "if=/dev/urandom", f"of={mount.disk}", "bs=64k", "count=1", "conv=notrunc")
+    mount.kill()
+    mount = start(image, where, "--log", **as_user)
+    assert user("ls", str(where)).split()[-2:] == ["disk.img", "disk.vhd"]
+    mount.end()
+    assert {path.stat().st_uid for path in logs(image)} == {NOBODY}
+    assert replayed(before, logs(image)) == image.read_bytes()
+
+
+def test_an_ordinary_user_is_told_what_is_not_theirs(home: Path) -> None:
+    foreign, own = home / "foreign.img", home / "own.img"
+    for path in (foreign, own):
+        path.write_bytes(bytes(MIB))
+    os.chown(own, NOBODY, NOBODY)
+    foreign.chmod(0o644)
+
+    def refused(*arguments: object) -> tuple[int, str]:
+        done = subprocess.run(
+            [*AS_NOBODY, sys.executable, "-m", "siterig", "mount", *map(str, arguments)],
+            capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"HOME": str(home)},
+        )  # fmt: skip
+        return done.returncode, done.stderr
+
+    assert refused(foreign, "--mnt", home / "m") == (
+        2,
+        f"siterig: error: {foreign}: cannot be opened: Permission denied; it can be mounted read-only (ImageUnusable)\n",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        status, stderr = refused(own, "--mnt", folder)
+        assert (status, "may mount on it" in stderr) == (2, True), stderr
+        status, stderr = refused(own, "--mnt", Path(folder) / "made")
+        assert (status, "cannot be made: Permission denied" in stderr) == (2, True), stderr
+    home.chmod(0o755)
+    os.chown(home, 0, 0)
+    (home / "m").mkdir()
+    os.chown(home / "m", NOBODY, NOBODY)
+    assert refused(own, "--mnt", home / "m", "--log") == (
+        2, f"siterig: error: {home}: cannot hold the change log of own.img: Permission denied (FolderUnusable)\n",
+    )  # fmt: skip
