@@ -92,6 +92,19 @@ class KeptSegment:
 
 
 @dataclass(frozen=True, slots=True)
+class _Segment:
+    """What the writer knows of a segment that it has not been told to forget (``struct sr_segment_info``)."""
+
+    number: int
+    first_seq: int
+    last_seq: int
+    last_position: int
+    end: int
+    closed: bool
+    durable: bool
+
+
+@dataclass(frozen=True, slots=True)
 class FoundSegment:
     """A segment on disk, as far as it is good."""
 
@@ -256,13 +269,18 @@ class DiskLog:
         """Size of all segments that are kept."""
         return int(self._info.kept_bytes)
 
-    def _segments(self) -> list[Any]:
+    def _segments(self) -> list[_Segment]:
         table = ffi.new("struct sr_segment_info[]", SEGMENTS_LISTED_MAX)
-        return list(table[0 : min(lib.sr_log_segments(self._disk, table, SEGMENTS_LISTED_MAX), SEGMENTS_LISTED_MAX)])
+        count = min(lib.sr_log_segments(self._disk, table, SEGMENTS_LISTED_MAX), SEGMENTS_LISTED_MAX)
+        # Copied: a reference into the table does not keep it, and another disk's may come to lie in its place.
+        return [
+            _Segment(s.number, s.first_seq, s.last_seq, s.last_position, s.end, bool(s.closed), bool(s.durable))
+            for s in table[0:count]
+        ]
 
     def segment_bytes_of(self, number: int) -> int | None:
         """How far a segment of this process has been written; None for an older one."""
-        return next((int(s.end) for s in self._segments() if s.number == number), None)
+        return next((s.end for s in self._segments() if s.number == number), None)
 
     # --- records that Python writes -----------------------------------------------------------------------------
 
@@ -368,6 +386,8 @@ class DiskLog:
     def segments(self) -> list[SegmentInfo]:
         """Closed, durable segments that are kept."""
         self.settle()
+        with self._lock:
+            kept = list(self._kept)
         return [
             SegmentInfo(
                 disk_id=self.disk_id,
@@ -379,16 +399,15 @@ class DiskLog:
                 size_bytes=k.size_bytes,
                 path=str(k.path),
             )
-            for k in self._kept
+            for k in kept
         ]
 
     @property
     def oldest_number(self) -> int:
         """Number of the oldest segment that is kept."""
         self.settle()
-        if self._kept:
-            return self._kept[0].number
-        return int(self._segments()[0].number)
+        with self._lock:  # else one could go from the writer's list to ours between two looks, and be in neither
+            return self._kept[0].number if self._kept else self._segments()[0].number
 
     def applied(self, last_seq: int) -> None:
         """Let go of closed segments whose records the recovery side has all; one file is kept for the next spare."""

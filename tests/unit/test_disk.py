@@ -554,6 +554,30 @@ def test_a_segment_that_nobody_reads_any_more_is_used_again(disk: Disk, position
     assert disk.log.next_seq == 5, "nothing of its former life counts"
 
 
+def test_what_the_log_knows_of_its_segments_is_its_own(disk: Disk, positions: PositionCounter) -> None:
+    place = DiskPlace(disk.place.folder, "web01", "data")
+    Disk.make_raw(place, SIZE)
+    other = Disk.open(place, DiskRules(positions), None)
+    for each in (disk, other):
+        each.start_tracking(new_generation=False)
+    for _ in range(3):
+        other.write(0, b"x")
+        other.log.rotate()
+    found = disk.log._segments()
+    assert len(other.log._segments()) == 4
+    assert [(segment.number, segment.end, segment.closed) for segment in found] == [(1, HEADER_BYTES, False)]
+
+
+async def test_a_tag_closes_its_segment_even_if_that_was_full_already(disk: Disk) -> None:
+    disk.start_tracking(new_generation=False)
+    for at in range(0, 400 << 10, 4096):  # past the segment's length: there was no spare
+        disk.write(at, b"x" * 4096)
+    disk.log.provide_spare()
+    disk.tag(TagSeen(tag_id="t", kind="CrashConsistent", name="n", position=1000, time_ns=1))
+    await disk.flush()
+    assert [(s.number, s.last_seq) for s in disk.segments()] == [(1, 101)], "100 writes and the tag"
+
+
 @pytest.mark.parametrize("recycled", [False, True])
 def test_a_switch_while_a_spare_is_being_made_loses_no_segment(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, recycled: bool
