@@ -144,12 +144,6 @@ static int append(struct sr_disk *disk, int type, int flags, uint64_t offset, ui
 		  uint32_t payload_bytes, struct mark *mark)
 {
 	struct log *log = &disk->log;
-
-	if (log->current->info.end >= log->segment_bytes && log->spare_fd >= 0) {
-		int rc = sr_log_switch(disk);
-		if (rc)
-			return rc;
-	}
 	struct segment *current = log->current;
 	struct record record = {
 		.magic = RECORD_MAGIC,
@@ -179,13 +173,21 @@ static int append(struct sr_disk *disk, int type, int flags, uint64_t offset, ui
 	return 0;
 }
 
+static int switch_if_full(struct sr_disk *disk)
+{
+	const struct log *log = &disk->log;
+	return log->current->info.end >= log->segment_bytes && log->spare_fd >= 0 ? sr_log_switch(disk) : 0;
+}
+
 int sr_log_record(struct sr_disk *disk, int type, int flags, uint64_t offset, uint64_t length, const void *payload,
 		  uint32_t payload_bytes, struct mark *mark)
 {
 	struct log *log = &disk->log;
 
 	if (log->state == SR_LOGGED) {
-		int rc = append(disk, type, flags, offset, length, payload, payload_bytes, mark);
+		int rc = switch_if_full(disk);
+		if (rc == 0)
+			rc = append(disk, type, flags, offset, length, payload, payload_bytes, mark);
 		if (rc == 0) {
 			if (type == SR_WRITE || type == SR_ZERO || type == SR_DISCARD)
 				touch(log, log->current->info.number, offset, length);
@@ -407,13 +409,18 @@ int sr_log_append(struct sr_disk *disk, int type, int flags, const void *payload
 	pthread_mutex_lock(&disk->lock);
 	uint64_t began = sr_now_ns();
 	if (disk->log.state == SR_LOGGED) {
-		rc = rotate && disk->log.spare_fd < 0 ? -EAGAIN : append(disk, type, flags, 0, 0, payload, bytes, NULL);
+		/* To rotate, the record goes behind a full segment too: the spare is for the switch that follows. */
+		if (rotate)
+			rc = disk->log.spare_fd < 0 ? -EAGAIN : 0;
+		else
+			rc = switch_if_full(disk);
+		if (rc == 0)
+			rc = append(disk, type, flags, 0, 0, payload, bytes, NULL);
 		if (rc == 0) {
 			disk->changes++;
 			*position = disk->log.last_position;
 			if (rotate)
-				/* append may have used the spare up; then the segment ends a record later, which is no harm */
-				rc = disk->log.spare_fd < 0 ? 0 : sr_log_switch(disk);
+				rc = sr_log_switch(disk);
 		}
 	}
 	uint64_t took = sr_now_ns() - began;

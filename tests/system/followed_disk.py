@@ -22,12 +22,15 @@ class FollowedDisk:
         self._number = 0
 
     def catch_up(self) -> int:
-        """Close the log and replay all of it; the position of the cut."""
+        """Close the log and replay all of it; the position of the cut.  Nobody may be writing."""
         position = self._server.cut()
         for segment in self.closed():
             if segment.number > self._number:
                 self.model.replay([Path(segment.path)])
                 self._number = segment.number
+        (info,) = (disk for disk in self._server.call("list_disks", vm=VM) if disk["name"] == self.name)
+        flushes = info["last_seq"] - self.model.seq
+        assert (flushes in (0, 1), info["needs_resync"]) == (True, None), "at most the flush behind the cut is not in it"
         return position
 
     def closed(self) -> list[SegmentInfo]:
