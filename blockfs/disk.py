@@ -21,6 +21,7 @@ Bytes: any thread.  The rest: the trio thread, but for :meth:`Disk.tend`.
 from __future__ import annotations
 
 import errno
+import os
 import threading
 import uuid
 from collections.abc import Callable
@@ -254,6 +255,12 @@ class Disk:
     def size_bytes(self) -> int:
         """The disk's size."""
         return self.layer.size_bytes
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the host's file system keeps for a raw disk; the size of one that lies over a managed disk."""
+        layer = self.layer
+        return os.fstat(layer.fileno()).st_blocks * 512 if isinstance(layer, RawLayer) else self.size_bytes
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes; fewer at the end of the disk."""

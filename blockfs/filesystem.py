@@ -110,9 +110,9 @@ class DiskFileSystem(pyfuse3.Operations):
             entry.st_mode, entry.st_nlink = stat.S_IFDIR | 0o700, 2
             entry.st_ino = self._inode(node)
             return entry
-        entry.st_nlink = 1
+        entry.st_nlink, stored_bytes = 1, None
         if (disk := self._disk_of(node, ".img")) is not None:
-            entry.st_mode, entry.st_size = stat.S_IFREG | 0o600, disk.size_bytes
+            entry.st_mode, entry.st_size, stored_bytes = stat.S_IFREG | 0o600, disk.size_bytes, disk.stored_bytes
         elif (disk := self._disk_of(node, ".vhd")) is not None and vhd.can_be_vhd(disk.size_bytes):
             entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.size_bytes + vhd.FOOTER_BYTES
         elif (disk := self._disk_of(node, ".snapshot")) is not None and disk.snapshot is not None:
@@ -124,7 +124,8 @@ class DiskFileSystem(pyfuse3.Operations):
         else:
             raise pyfuse3.FUSEError(errno.ENOENT)
         entry.st_ino = self._inode(node)  # only now: names that are not there must not fill the memory
-        entry.st_blocks = -(-entry.st_size // 512)
+        # Programs that copy sparsely look for holes only where fewer blocks are stored than the size would take.
+        entry.st_blocks = -(-(entry.st_size if stored_bytes is None else stored_bytes) // 512)
         return entry
 
     async def lookup(
