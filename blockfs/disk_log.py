@@ -313,6 +313,9 @@ class DiskLog:
         """What is to be done after the writer has switched segments; may take milliseconds."""
         self.settle()
         self.provide_spare()
+        # A guest may never ask for it, and each holds a descriptor until then.
+        check(lib.sr_log_sync_closed(self._disk))
+        self.settle()
 
     def settle(self) -> None:
         """Name the current segment, cut the closed ones to their length, take over those on stable storage."""

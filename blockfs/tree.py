@@ -52,8 +52,8 @@ async def tend(event_fd: int, disks: Callable[[], list[Disk]]) -> None:
             disk.note_given_up()
             try:
                 await trio.to_thread.run_sync(disk.tend)
-            except OSError as exc:  # the current segment goes on growing, as long as there is room at all
-                _log.warning("no_spare_segment", disk=str(disk.place), error=exc.strerror)
+            except OSError as exc:  # no spare: the current segment goes on growing, as long as there is room at all
+                _log.warning("log_not_tended", disk=str(disk.place), error=exc.strerror)
 
 
 class SingleDisk:

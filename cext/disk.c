@@ -201,52 +201,80 @@ int sr_disk_resize(struct sr_disk *disk, uint64_t bytes)
 enum { SYNCED_AT_ONCE = 64 };
 
 /* The segments that are not on stable storage yet, oldest first; each is held until it is released. */
-static size_t hold_unsynced(struct sr_disk *disk, struct segment **held)
+static size_t hold_unsynced(struct sr_disk *disk, struct segment **held, int closed_only)
 {
 	size_t count = 0;
 	for (struct segment *s = disk->log.first; s && count < SYNCED_AT_ONCE; s = s->next)
-		if (!s->info.durable) {
+		if (!s->info.durable && (s->info.closed || !closed_only)) {
 			s->users++;
 			held[count++] = s;
 		}
 	return count;
 }
 
+static int sync_held(struct segment **held, size_t count)
+{
+	int rc = 0;
+	for (size_t i = 0; i < count && rc == 0; i++)
+		rc = sr_io_sync(held[i]->fd);
+	return rc;
+}
+
+/* With disk->lock held: the first `closed` of what was held were closed when they were synced, or else it failed. */
+static void note_synced(struct sr_disk *disk, struct segment **held, size_t count, size_t closed, int rc)
+{
+	for (size_t i = 0; i < closed && rc == 0; i++)
+		held[i]->info.durable = 1;
+	if (rc) {
+		disk->sync_error = rc;
+		sr_log_give_up(disk, SR_SYNC_FAILED);
+	}
+	for (size_t i = 0; i < count; i++)
+		sr_log_release(disk, held[i]);
+}
+
 /* One pass: log, then disk.  With `syncing` held. */
 static int sync_pass(struct sr_disk *disk, int *more)
 {
 	struct segment *held[SYNCED_AT_ONCE];
-	int rc = 0;
 
 	pthread_mutex_lock(&disk->lock);
 	uint64_t upto = disk->changes;
-	size_t count = hold_unsynced(disk, held);
-	uint32_t closed = 0;
+	size_t count = hold_unsynced(disk, held, 0), closed = 0;
 	for (size_t i = 0; i < count; i++)
 		closed += held[i]->info.closed != 0; /* what is closed later has records that this pass may miss */
 	pthread_mutex_unlock(&disk->lock);
 
 	if (count > 0)
 		sr_layer_start_sync(disk->layer); /* under way while the log is waited for */
-	for (size_t i = 0; i < count && rc == 0; i++)
-		rc = sr_io_sync(held[i]->fd);
+	int rc = sync_held(held, count);
 	if (rc == 0)
 		rc = sr_layer_sync(disk->layer);
 
 	pthread_mutex_lock(&disk->lock);
 	*more = rc == 0 && count == SYNCED_AT_ONCE;
-	if (rc == 0) {
-		for (uint32_t i = 0; i < closed; i++)
-			held[i]->info.durable = 1;
-		if (!*more)
-			disk->synced = upto;
-	} else {
-		disk->sync_error = rc;
-		sr_log_give_up(disk, SR_SYNC_FAILED);
-	}
-	for (size_t i = 0; i < count; i++)
-		sr_log_release(disk, held[i]);
+	if (rc == 0 && !*more)
+		disk->synced = upto;
+	note_synced(disk, held, count, closed, rc);
 	pthread_mutex_unlock(&disk->lock);
+	return rc;
+}
+
+int sr_log_sync_closed(struct sr_disk *disk)
+{
+	struct segment *held[SYNCED_AT_ONCE];
+	size_t count;
+	int rc = 0;
+
+	do {
+		pthread_mutex_lock(&disk->lock);
+		count = hold_unsynced(disk, held, 1);
+		pthread_mutex_unlock(&disk->lock);
+		rc = sync_held(held, count);
+		pthread_mutex_lock(&disk->lock);
+		note_synced(disk, held, count, count, rc);
+		pthread_mutex_unlock(&disk->lock);
+	} while (rc == 0 && count == SYNCED_AT_ONCE);
 	return rc;
 }
 

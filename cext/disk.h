@@ -92,6 +92,9 @@ int sr_log_append(struct sr_disk *disk, int type, int flags, const void *payload
 /* Begin a new segment unless the current one is empty. */
 int sr_log_rotate(struct sr_disk *disk);
 
+/* Make the closed segments durable, so that they do not wait for the guest to ask for it. */
+int sr_log_sync_closed(struct sr_disk *disk);
+
 /* A record of an older segment that is kept, at start: its chunks are dirty if the log is given up. */
 void sr_log_touch(struct sr_disk *disk, uint64_t number, uint64_t offset, uint64_t bytes);
 

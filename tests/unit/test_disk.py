@@ -456,6 +456,18 @@ async def test_segments_are_handed_out_only_after_a_sync_and_deleted_when_applie
     assert not Path(segment.path).exists()
 
 
+def test_what_is_closed_is_handed_out_even_if_the_guest_never_asks_for_a_sync(disk: Disk, synced: list[str]) -> None:
+    disk.start_tracking(new_generation=False)
+    disk.log.provide_spare()
+    for at in range(0, 300 << 10, 4096):
+        disk.write(at, b"x" * 4096)
+    assert disk.segments() == []
+    synced.clear()
+    disk.tend()
+    (segment,) = disk.segments()
+    assert segment.path in synced
+
+
 async def test_word_of_another_generation_deletes_nothing_of_this_one(disk: Disk) -> None:
     disk.start_tracking(new_generation=False)
     disk.start_tracking(new_generation=True)
