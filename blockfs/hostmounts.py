@@ -318,7 +318,7 @@ def _backing_file(loop: str) -> str | None:
 
 def _loop_uses() -> list[DiskUse]:
     """Every attached loop device, by number, with its mounts in the order of mounting."""
-    mounts = _mounts()
+    mounted = mounts()
     found = []
     for entry in sorted(Path("/sys/block").glob("loop*"), key=lambda path: int(path.name[4:])):
         backing = _backing_file(entry.name)
@@ -327,7 +327,7 @@ def _loop_uses() -> list[DiskUse]:
         # Some file systems (btrfs) show an anonymous device number: the source's name tells then.
         numbers = {_text(path) for path in [entry / "dev", *entry.glob(f"{entry.name}p*/dev")]}
         named = re.compile(rf"/dev/{entry.name}(p\d+)?")
-        where = tuple(point for number, source, point in mounts if number in numbers or named.fullmatch(source))
+        where = tuple(point for number, source, point in mounted if number in numbers or named.fullmatch(source))
         found.append(DiskUse(backing, f"/dev/{entry.name}", where))
     return found
 
@@ -339,7 +339,7 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _mounts() -> list[tuple[str, str, str]]:
+def mounts() -> list[tuple[str, str, str]]:
     """(device number, source, mount point) of each mount of this process's namespace, in the order of mounting."""
     return parse_mountinfo(Path("/proc/self/mountinfo").read_text())
 

@@ -1,47 +1,30 @@
 """Mounts a tree of disks and serves it until told to end.
 
+Two ways: with the *pump* (:mod:`cext.pump`), C threads answer all requests on open disks and only names and
+attributes come to pyfuse3; or pyfuse3 answers everything, which is slower and needs nothing of the kernel but FUSE.
+
 Fault contract: a mount whose server died (``ENOTCONN``) is cleared before a new one is made at the same place.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import subprocess
+import socket
 from pathlib import Path
 
 import pyfuse3
 import structlog
 import trio
 
+from blockfs import mounting
 from blockfs.errors import RigError
 from blockfs.filesystem import DiskFileSystem
 from blockfs.tree import DiskTree
 from cext.kernel import set_io_flusher
+from cext.pump import Pump, PumpOptions
 
+PUMP = PumpOptions()
 _log = structlog.get_logger("blockfs.serving")
-
-
-def clear_stale_mount(mountpoint: Path) -> bool:
-    """Detach a FUSE mount whose server is dead; True if there was one."""
-    try:
-        os.statvfs(mountpoint)  # stat could be answered from the kernel's attribute cache
-    except FileNotFoundError:
-        return False
-    except OSError as exc:
-        if exc.errno not in (errno.ENOTCONN, errno.EIO):
-            raise
-    else:
-        return False
-    found = subprocess.run(["umount", "-l", str(mountpoint)], capture_output=True, text=True, check=False)
-    if found.returncode != 0:
-        found = subprocess.run(["fusermount3", "-uz", str(mountpoint)], capture_output=True, text=True, check=False)
-    if found.returncode != 0:
-        raise RigError(
-            "StaleMount", f"{mountpoint}: a dead mount is in the way and cannot be removed: {found.stderr.strip()}"
-        )
-    _log.info("stale_mount_removed", mountpoint=str(mountpoint))
-    return True
 
 
 async def serve(
@@ -50,26 +33,36 @@ async def serve(
     *,
     source: str = "siterig:disks",
     read_only: bool = False,
+    pump: PumpOptions | None = PUMP,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Mount and answer requests until cancelled or unmounted; unmounts, and leaves the disks open.
 
-    ``source`` is what the table of mounts shows.  ``read_only``: the kernel refuses every write.
+    ``source`` is what the table of mounts shows.  ``read_only``: the kernel refuses every write.  ``pump`` None: pyfuse3
+    answers everything.
     One mount a process (libfuse's session is global in pyfuse3).  ``RigError('MountFailed')`` if it cannot be made.
     """
-    clear_stale_mount(mountpoint)
-    mountpoint.mkdir(parents=True, exist_ok=True)
+    mounting.clear_stale_mount(mountpoint)
+    try:
+        mountpoint.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise RigError("MountFailed", f"{mountpoint}: cannot be made a folder to mount on: {exc.strerror}") from exc
     if mountpoint.is_mount():
         raise RigError("MountFailed", f"{mountpoint}: something is mounted here already")
     try:
-        set_io_flusher()
+        set_io_flusher()  # before any thread is started: they inherit it
     except OSError as exc:  # only the superuser may; others cannot put a loop device on the mount either
         _log.info("not_an_io_flusher", reason=exc.strerror)
-    options = set(pyfuse3.default_options) | {f"fsname={_escaped(source)}", "subtype=siterig"}
-    if read_only:
-        options.add("ro")
+    how = mounting.How(source, read_only=read_only)
+    if pump is None:
+        await _serve_by_pyfuse3(tree, mountpoint, how, task_status)
+    else:
+        await _serve_by_pump(tree, mountpoint, how, pump, task_status)
+
+
+async def _serve_by_pyfuse3(tree: DiskTree, mountpoint: Path, how: mounting.How, task_status: trio.TaskStatus[None]) -> None:
     try:
-        pyfuse3.init(DiskFileSystem(tree), str(mountpoint), options)
+        pyfuse3.init(DiskFileSystem(tree), str(mountpoint), set(how.options()))
     except RuntimeError as exc:
         raise RigError("MountFailed", f"{mountpoint}: cannot be mounted: {exc}") from exc
     try:
@@ -81,9 +74,76 @@ async def serve(
         pyfuse3.close(unmount=True)
 
 
-def _escaped(value: str) -> str:
-    """As libfuse reads options: separated by commas."""
-    return value.replace("\\", "\\\\").replace(",", "\\,")
+async def _serve_by_pump(
+    tree: DiskTree, mountpoint: Path, how: mounting.How, options: PumpOptions, task_status: trio.TaskStatus[None]
+) -> None:
+    mount = await trio.to_thread.run_sync(mounting.mount, mountpoint, how)
+    try:
+        pump = _start_pump(tree, mount, options)
+    except BaseException:
+        os.close(mount.device_fd)  # nobody can be waited for any more
+        mounting.unmount(mount)
+        raise
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.tend)
+            names = trio.CancelScope(shield=True)
+            nursery.start_soon(_answer_names, names, nursery.cancel_scope)
+            try:
+                mounting.tune(mount)
+                _log_way(pump, mount)
+                task_status.started()
+                await trio.lowlevel.wait_readable(pump.ended_fd)
+            finally:
+                try:
+                    with trio.CancelScope(shield=True):  # meanwhile the kernel may write, and ask for names
+                        await trio.to_thread.run_sync(mounting.unmount, mount)
+                finally:
+                    names.cancel()
+    finally:
+        pyfuse3.close(unmount=False)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_stop, pump, mount)
+
+
+def _start_pump(tree: DiskTree, mount: mounting.Mount, options: PumpOptions) -> Pump:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        try:
+            # So called, libfuse takes the descriptor for its session, and closes it at the end.
+            pyfuse3.init(DiskFileSystem(tree), f"/dev/fd/{theirs.fileno()}", set())
+        except RuntimeError as exc:
+            raise RigError("MountFailed", f"{mount.path}: cannot be served: {exc}") from exc
+        theirs.detach()
+        try:
+            pump = Pump(mount.device_fd, ours.fileno(), options)
+        except OSError as exc:
+            pyfuse3.close(unmount=False)
+            raise RigError("MountFailed", f"{mount.path}: cannot be served: {exc.strerror}") from exc
+        ours.detach()
+    return pump
+
+
+def _log_way(pump: Pump, mount: mounting.Mount) -> None:
+    try:
+        way = "io_uring" if pump.over_io_uring() else "/dev/fuse"
+    except OSError as exc:
+        _log.warning("no_io_uring", mountpoint=str(mount.path), reason=exc.strerror)
+        way = "/dev/fuse"
+    _log.info("mounted", mountpoint=str(mount.path), requests_over=way)
+
+
+def _stop(pump: Pump, mount: mounting.Mount) -> None:
+    try:
+        pump.stop()
+    except OSError as exc:
+        raise RigError("MountLost", f"{mount.path}: requests could not be taken from the kernel: {exc.strerror}") from exc
+
+
+async def _answer_names(names: trio.CancelScope, whole: trio.CancelScope) -> None:
+    with names:
+        await pyfuse3.main()
+    whole.cancel()
 
 
 async def _answer(scope: trio.CancelScope) -> None:

@@ -10,7 +10,11 @@ from cffi import FFI
 
 HERE = Path(__file__).parent
 
-SOURCES = ("crc32c.c", "hasher.c", "kernel.c", "io.c", "layers.c", "log.c", "snapshot.c", "disk.c", "handles.c")
+SOURCES = (
+    *("crc32c.c", "hasher.c", "kernel.c"),
+    *("io.c", "layers.c", "log.c", "snapshot.c", "disk.c", "handles.c"),
+    *("requests.c", "names.c", "fuse_uring.c", "pump.c"),
+)
 
 
 def declarations(header: str) -> str:
@@ -20,11 +24,11 @@ def declarations(header: str) -> str:
 
 ffibuilder = FFI()
 ffibuilder.cdef("struct iovec { void *iov_base; size_t iov_len; };")
-for header in ("siterig.h", "io.h", "layers.h", "disk.h"):
+for header in ("siterig.h", "io.h", "layers.h", "disk.h", "pump.h"):
     ffibuilder.cdef(declarations((HERE / header).read_text()))
 ffibuilder.set_source(
     "cext._core",
-    '#include "disk.h"\n#include "io.h"\n#include "siterig.h"',
+    '#include "disk.h"\n#include "io.h"\n#include "pump.h"\n#include "siterig.h"',
     sources=[os.path.relpath(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
     libraries=["crypto"],

@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 
 #ifndef PR_SET_IO_FLUSHER
@@ -18,4 +19,15 @@ int sr_punch_hole(int fd, int64_t offset, int64_t bytes)
 int sr_set_io_flusher(void)
 {
 	return prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) ? -errno : 0;
+}
+
+int sr_mount_fuse(const char *source, const char *target, const char *type, const char *options,
+		  int read_only)
+{
+	return mount(source, target, type, MS_NOSUID | MS_NODEV | (read_only ? MS_RDONLY : 0), options) ? -errno : 0;
+}
+
+int sr_unmount(const char *target, int lazily)
+{
+	return umount2(target, UMOUNT_NOFOLLOW | (lazily ? MNT_DETACH : 0)) ? -errno : 0;
 }

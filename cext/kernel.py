@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from cext._core import lib
 
@@ -21,6 +22,16 @@ def set_io_flusher() -> None:
     Raises OSError (EPERM without the right).
     """
     _check(lib.sr_set_io_flusher())
+
+
+def mount_fuse(source: str, target: Path, kind: str, options: str, *, read_only: bool) -> None:
+    """mount(2) of file system type ``kind``, without set-uid programs and devices.  Raises OSError (EPERM: not root)."""
+    _check(lib.sr_mount_fuse(source.encode(), os.fsencode(target), kind.encode(), options.encode(), read_only))
+
+
+def unmount(target: Path, *, lazily: bool) -> None:
+    """umount2(2); ``lazily``: out of sight at once, gone with its last user.  Raises OSError (EBUSY, EINVAL, EPERM)."""
+    _check(lib.sr_unmount(os.fsencode(target), lazily))
 
 
 def _check(rc: int) -> None:

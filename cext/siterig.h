@@ -34,4 +34,11 @@ int sr_punch_hole(int fd, int64_t offset, int64_t bytes);
  * Returns 0, or -errno. */
 int sr_set_io_flusher(void);
 
+/* mount(2) without set-uid programs and devices.  Returns 0, or -errno. */
+int sr_mount_fuse(const char *source, const char *target, const char *type, const char *options,
+		  int read_only);
+
+/* umount2(2).  `lazily`: out of sight at once, gone with its last user.  Returns 0, or -errno. */
+int sr_unmount(const char *target, int lazily);
+
 #endif

@@ -22,7 +22,7 @@ _KILL_TIMEOUT_S = 10.0
 
 def mounts_below(prefix: Path) -> list[Path]:
     """Mount points at or below ``prefix``, the newest first."""
-    found = [Path(point) for _, _, point in hostmounts.parse_mountinfo(Path("/proc/self/mountinfo").read_text())]
+    found = [Path(point) for _, _, point in hostmounts.mounts()]
     return [point for point in reversed(found) if point.is_relative_to(prefix)]
 
 

@@ -21,6 +21,7 @@ from siterig.process import last_line
 from siterig.rpc_contract import check_socket_path
 
 END_TIMEOUT_S = 90.0
+PORTABLE_FUSE = "--portable-fuse"
 QUICK_RETRIES = "--quick-retries"
 UNTIL_EOF = "--until-eof"
 
@@ -40,12 +41,11 @@ class Launched:
                 self.popen.stdin.close()
 
 
-def _spawn(layout: Layout, report_fd: int, *, until_eof: bool, quick_retries: bool) -> subprocess.Popen[bytes]:
-    options = [*([UNTIL_EOF] if until_eof else []), *([QUICK_RETRIES] if quick_retries else [])]
+def _spawn(layout: Layout, report_fd: int, options: list[str]) -> subprocess.Popen[bytes]:
     with layout.log("supervisor").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "siterig.supervise", str(layout.root), *options, str(report_fd)],
-            stdin=subprocess.PIPE if until_eof else subprocess.DEVNULL,
+            stdin=subprocess.PIPE if UNTIL_EOF in options else subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             pass_fds=[report_fd],
@@ -60,12 +60,14 @@ async def up(
     *,
     until_eof: bool = False,
     quick_retries: bool = False,
+    portable_fuse: bool = False,
     announce: Callable[[str, str], None] = lambda _role, _state: None,
 ) -> Launched:
     """Start the rig and wait until every role is ready; on failure nothing is left running.
 
     ``announce(role, state)`` is called as roles get ready.  With ``until_eof`` the rig ends when this process does,
     however it ends.  ``quick_retries``: the agent tries again after seconds instead of minutes.
+    ``portable_fuse``: pyfuse3 alone answers the kernel, without threads in C.
     ``AlreadyUp``, ``StateVersion``, ``NotARig``, or what a role failed with.
     """
     check_socket_path(layout.socket("supervisor"))
@@ -73,7 +75,8 @@ async def up(
     create(layout)
     report_r, report_w = os.pipe2(os.O_CLOEXEC)
     try:
-        popen = _spawn(layout, report_w, until_eof=until_eof, quick_retries=quick_retries)
+        wanted = {UNTIL_EOF: until_eof, QUICK_RETRIES: quick_retries, PORTABLE_FUSE: portable_fuse}
+        popen = _spawn(layout, report_w, [option for option, on in wanted.items() if on])
     except BaseException:
         os.close(report_r)
         raise

@@ -1,4 +1,4 @@
-"""The supervisor's process: ``python -m siterig.supervise DIR [--until-eof] [--quick-retries] REPORT_FD``.
+"""The supervisor's process: ``python -m siterig.supervise DIR [OPTION ...] REPORT_FD``.
 
 It is made by :mod:`siterig.launch`, outlives it (unless ``--until-eof``), and holds the rig's lock.
 """
@@ -19,7 +19,7 @@ import trio
 from blockfs.errors import RigError
 from siterig import cleanup
 from siterig.failures import expected
-from siterig.launch import QUICK_RETRIES, UNTIL_EOF
+from siterig.launch import PORTABLE_FUSE, QUICK_RETRIES, UNTIL_EOF
 from siterig.layout import Layout, check_format, create
 from siterig.lock import take_lock
 from siterig.roles.entry import log_to_stderr
@@ -36,13 +36,16 @@ ROLES: dict[str, tuple[str, ...]] = {
 """Each role and those it needs to get ready; all else is waited for where it is asked for."""
 
 
-def role_specs(layout: Layout, *, quick_retries: bool = False) -> list[RoleSpec]:
+OPTIONS = {"site": (PORTABLE_FUSE,), "azure": (PORTABLE_FUSE,), "agent": (QUICK_RETRIES,)}
+"""The rig's options that a role is told."""
+
+
+def role_specs(layout: Layout, options: list[str]) -> list[RoleSpec]:
     """The roles of Hyper-V to Azure without VMM."""
-    options = {"agent": (QUICK_RETRIES,)} if quick_retries else {}
     command = (sys.executable, "-P", "-m")
     root = str(layout.root)
     return [
-        RoleSpec(name, (*command, f"siterig.roles.{name}", root, *options.get(name, ())), needs)
+        RoleSpec(name, (*command, f"siterig.roles.{name}", root, *(o for o in OPTIONS.get(name, ()) if o in options)), needs)
         for name, needs in ROLES.items()
     ]
 
@@ -61,16 +64,14 @@ async def _end_on_signal(cancel: Callable[[], None], *, task_status: trio.TaskSt
             cancel()
 
 
-async def _supervise(
-    layout: Layout, tell: Callable[[dict[str, object]], None], *, until_eof: bool, quick_retries: bool
-) -> None:
-    specs = role_specs(layout, quick_retries=quick_retries)
+async def _supervise(layout: Layout, tell: Callable[[dict[str, object]], None], options: list[str]) -> None:
+    specs = role_specs(layout, options)
     supervisor = Supervisor(layout, specs, announce=lambda role, state: tell({"role": role, "state": state}))
     for line in await cleanup.clear(layout):
         structlog.get_logger().info("found from an earlier run", did=line)
     async with trio.open_nursery() as nursery:
         await nursery.start(_end_on_signal, nursery.cancel_scope.cancel)
-        if until_eof:
+        if UNTIL_EOF in options:
             nursery.start_soon(_end_at_eof, nursery.cancel_scope.cancel)
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
@@ -83,9 +84,7 @@ async def _supervise(
 
 def main() -> None:
     """Lock, clear what a killed rig left behind, and supervise."""
-    layout = Layout(Path(sys.argv[1]))
-    until_eof, quick_retries = UNTIL_EOF in sys.argv, QUICK_RETRIES in sys.argv
-    report_fd = int(sys.argv[-1])
+    layout, options, report_fd = Layout(Path(sys.argv[1])), sys.argv[2:-1], int(sys.argv[-1])
     os.set_inheritable(report_fd, False)
     log_to_stderr()
 
@@ -98,7 +97,7 @@ def main() -> None:
         check_format(layout)
         take_lock(layout)  # held to the very end: whoever gets it next finds no process of ours
         create(layout)
-        trio.run(lambda: _supervise(layout, tell, until_eof=until_eof, quick_retries=quick_retries))
+        trio.run(_supervise, layout, tell, options)
     except (RigError, ExceptionGroup) as error:
         failure = expected(error)
         if failure is None:

@@ -58,6 +58,10 @@ def up(
         bool,
         typer.Option("--quick-retries", help="Failed replication is tried again after seconds, not minutes (rig only)."),
     ] = False,
+    portable_fuse: Annotated[
+        bool,
+        typer.Option("--portable-fuse", help="Serve the disks without C threads: slower, should these fail here."),
+    ] = False,
     until_eof: Annotated[bool, typer.Option("--until-eof", hidden=True, help="End the rig when stdin closes.")] = False,
 ) -> None:
     """Start the rig, and return when every role is ready."""
@@ -68,7 +72,9 @@ def up(
         def announce(role: str, state: str) -> None:
             show.err().print(f"{role}: {state}", markup=False)
 
-        launched = await launch.up(layout, until_eof=until_eof, quick_retries=quick_retries, announce=announce)
+        launched = await launch.up(
+            layout, until_eof=until_eof, quick_retries=quick_retries, portable_fuse=portable_fuse, announce=announce
+        )
         print(f"the rig is up: state in {layout.root}, source disks in {layout.site_mount}", flush=True)
         if until_eof:
             try:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import trio
 
 from azure_emu.managed_disk import open_view
 from blockfs.host import DiskHost
+from siterig.launch import PORTABLE_FUSE
 from siterig.layout import Layout
 from siterig.roles.entry import main
 from siterig.roles.hosting import clear_stale, host_disks
 
 
-async def run(layout: Layout, *, task_status: trio.TaskStatus[None]) -> None:
+async def run(layout: Layout, *, portable_fuse: bool = False, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.azure_mount)
     host = DiskHost(layout.azure_vms, layout.azure_mount, open_view=open_view)
-    await host_disks(host, layout.azure_mount, layout.socket("azure"), task_status)
+    await host_disks(host, layout.azure_mount, layout.socket("azure"), task_status, portable_fuse=portable_fuse)
 
 
 if __name__ == "__main__":
-    main(run)
+    main(partial(run, portable_fuse=True) if PORTABLE_FUSE in sys.argv else run)

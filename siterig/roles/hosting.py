@@ -13,13 +13,18 @@ from blockfs.host import DiskHost
 from siterig import cleanup, rpc_server
 
 
-async def host_disks(host: DiskHost, mount: Path, socket: Path, task_status: trio.TaskStatus[None]) -> None:
-    """Serve the host's disks as files below ``mount`` and its control on ``socket``, until cancelled or unmounted."""
+async def host_disks(
+    host: DiskHost, mount: Path, socket: Path, task_status: trio.TaskStatus[None], *, portable_fuse: bool
+) -> None:
+    """Serve the host's disks as files below ``mount`` and its control on ``socket``, until cancelled or unmounted.
+
+    ``portable_fuse``: by pyfuse3 alone, without the pump.
+    """
     try:
         async with trio.open_nursery() as nursery:
 
             async def serve_files(*, task_status: trio.TaskStatus[None]) -> None:
-                await serving.serve(host, mount, task_status=task_status)
+                await serving.serve(host, mount, pump=None if portable_fuse else serving.PUMP, task_status=task_status)
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve_files)

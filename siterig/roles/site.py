@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
+
 import trio
 
 from blockfs.host import DiskHost
+from siterig.launch import PORTABLE_FUSE
 from siterig.layout import Layout
 from siterig.roles.entry import main
 from siterig.roles.hosting import clear_stale, host_disks
 
 
-async def run(layout: Layout, *, task_status: trio.TaskStatus[None]) -> None:
+async def run(layout: Layout, *, portable_fuse: bool = False, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.site_mount)
     host = DiskHost(layout.site_disks, layout.site_mount)
-    await host_disks(host, layout.site_mount, layout.socket("site"), task_status)
+    await host_disks(host, layout.site_mount, layout.socket("site"), task_status, portable_fuse=portable_fuse)
 
 
 if __name__ == "__main__":
-    main(run)
+    main(partial(run, portable_fuse=True) if PORTABLE_FUSE in sys.argv else run)

@@ -1,0 +1,313 @@
+/* Threads that read FUSE requests, answer those on open disks, and pass the others on to Python. */
+#define _GNU_SOURCE
+#include "pump.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "fuse_uring.h"
+#include "names.h"
+#include "requests.h"
+
+enum {
+	PAGE_BYTES = 4096,
+	/* Before the data of a WRITE: so it begins on a page. */
+	HEADERS_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in),
+	/* An answer must go back the way the request came: its worker, or RINGS_FROM and the ring, is in the top bits of `unique`,
+	 * which the kernel, counting from 0, does not reach. */
+	MARK_SHIFT = 52,
+	WORKERS_MAX = 64,
+	RINGS_FROM = WORKERS_MAX,
+	RINGS_MAX = 4000,
+};
+
+struct worker {
+	struct sr_pump *pump;
+	int fd;
+	char *pages; /* a page that ends with the headers, then the data */
+	size_t pages_bytes;
+	atomic_uint_fast64_t answered, forwarded;
+	pthread_t thread;
+	bool started;
+};
+
+struct sr_pump {
+	int names_fd, ended_fd;
+	uint32_t request_bytes_max;
+	struct sr_names *names;
+	struct sr_uring *uring;
+	int uring_error;
+	atomic_int error;
+	int count;
+	struct worker workers[];
+};
+
+static void *first_place(const struct worker *worker)
+{
+	return worker->pages + PAGE_BYTES - HEADERS_BYTES;
+}
+
+/* The kernel has no such request any more if it was aborted, or the mount is gone: nobody waits for the answer. */
+static void reply(int fd, const struct fuse_in_header *in, int64_t answer, void *data)
+{
+	struct fuse_out_header out = {.unique = in->unique};
+	struct iovec parts[2] = {{&out, sizeof(out)}, {data, answer > 0 ? (size_t)answer : 0}};
+
+	out.len = (uint32_t)(parts[0].iov_len + parts[1].iov_len);
+	out.error = answer < 0 ? (int32_t)answer : 0;
+	while (writev(fd, parts, 2) < 0 && errno == EINTR)
+		;
+}
+
+static void reply_from_names(void *context, const struct fuse_out_header *out, size_t bytes)
+{
+	struct sr_pump *pump = context;
+	struct fuse_out_header head = *out;
+	struct iovec parts[2] = {{&head, sizeof(head)}, {(void *)(out + 1), bytes - sizeof(head)}};
+	uint64_t worker = out->unique >> MARK_SHIFT;
+
+	head.unique &= (1ull << MARK_SHIFT) - 1;
+	if (worker >= RINGS_FROM && pump->uring)
+		sr_uring_answer(pump->uring, worker - RINGS_FROM, &head, parts[1].iov_base, parts[1].iov_len);
+	if (worker >= (uint64_t)pump->count)
+		return;
+	while (writev(pump->workers[worker].fd, parts, 2) < 0 && errno == EINTR)
+		;
+}
+
+static int64_t pass_on(struct worker *worker, const struct fuse_in_header *in, void *arg, size_t bytes)
+{
+	struct fuse_in_header head = *in;
+	struct iovec part = {arg, bytes};
+	int rc;
+
+	head.unique |= (uint64_t)(worker - worker->pump->workers) << MARK_SHIFT;
+	rc = sr_names_ask(worker->pump->names, &head, &part, 1);
+	atomic_fetch_add_explicit(&worker->forwarded, 1, memory_order_relaxed);
+	return rc == 0 || in->opcode == FUSE_FORGET || in->opcode == FUSE_BATCH_FORGET ? SR_NO_ANSWER : rc;
+}
+
+static void handle(struct worker *worker, struct fuse_in_header *in, size_t bytes)
+{
+	char *data = (char *)in + HEADERS_BYTES;
+	struct sr_request request = {
+		.in = in,
+		.arg = in + 1,
+		.data = data,
+		.data_bytes = bytes > HEADERS_BYTES ? (uint32_t)(bytes - HEADERS_BYTES) : 0,
+		.data_room = worker->pump->request_bytes_max,
+	};
+	int64_t answer = sr_request_answer(&request);
+
+	if (answer == SR_TO_NAMES)
+		answer = pass_on(worker, in, in + 1, bytes - sizeof(*in));
+	else
+		atomic_fetch_add_explicit(&worker->answered, 1, memory_order_relaxed);
+	if (answer != SR_NO_ANSWER)
+		reply(worker->fd, in, answer, data);
+}
+
+static void *work(void *arg)
+{
+	struct worker *worker = arg;
+	struct sr_pump *pump = worker->pump;
+	struct fuse_in_header *in = first_place(worker);
+	const size_t room = HEADERS_BYTES + pump->request_bytes_max;
+	ssize_t got;
+
+	for (;;) {
+		/* The one place where sr_pump_stop may end the thread: it holds nothing here. */
+		pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
+		got = read(worker->fd, in, room);
+		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
+		if (got >= (ssize_t)sizeof(*in))
+			handle(worker, in, (size_t)got);
+		else if (got >= 0 || (errno != EINTR && errno != EAGAIN && errno != ENOENT))
+			break; /* ENOENT: the request was interrupted */
+	}
+	if (got < 0 && errno != ENODEV && errno != ECONNABORTED)
+		atomic_store(&pump->error, -errno);
+	eventfd_write(pump->ended_fd, 1);
+	return NULL;
+}
+
+static int read_request(int fd, void *request, size_t room, ssize_t *got)
+{
+	do
+		*got = read(fd, request, room);
+	while (*got < 0 && (errno == EINTR || errno == EAGAIN));
+	return *got < 0 ? -errno : 0;
+}
+
+static void new_rings(struct sr_pump *pump)
+{
+	struct sr_uring_setup setup = {
+		.device_fd = pump->workers[0].fd,
+		.request_bytes_max = pump->request_bytes_max,
+		.names = pump->names,
+		.mark_shift = MARK_SHIFT,
+		.first_mark = RINGS_FROM,
+		.rings_max = RINGS_MAX,
+	};
+
+	pump->uring_error = sr_uring_new(&setup, &pump->uring);
+}
+
+/* The kernel asks nothing else before it has the answer; Python must be asked nothing before its own. */
+static int init(struct sr_pump *pump, int over_io_uring)
+{
+	struct worker *worker = &pump->workers[0];
+	struct fuse_in_header *in = first_place(worker);
+	const struct fuse_init_in *arg = (const void *)(in + 1);
+	struct fuse_init_out out;
+	int64_t answer;
+	ssize_t got;
+	int rc = read_request(worker->fd, in, HEADERS_BYTES + pump->request_bytes_max, &got);
+
+	if (rc)
+		return rc;
+	if (got < (ssize_t)sizeof(*in) || in->opcode != FUSE_INIT)
+		return -EPROTO;
+	rc = sr_names_init(pump->names);
+	if (rc)
+		return rc;
+	if (over_io_uring && (arg->flags & FUSE_INIT_EXT) && ((uint64_t)arg->flags2 << 32 & SR_FUSE_OVER_IO_URING))
+		new_rings(pump);
+	answer = sr_request_init(arg, pump->request_bytes_max, pump->uring ? SR_FUSE_OVER_IO_URING : 0, &out);
+	reply(worker->fd, in, answer, &out);
+	if (answer < 0)
+		return (int)answer;
+	if (pump->uring)
+		sr_uring_start(pump->uring);
+	return 0;
+}
+
+static int open_worker(struct worker *worker, int device_fd)
+{
+	uint32_t source = (uint32_t)device_fd;
+
+	worker->pages_bytes = PAGE_BYTES + (size_t)worker->pump->request_bytes_max;
+	worker->pages = mmap(NULL, worker->pages_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (worker->pages == MAP_FAILED) {
+		worker->pages = NULL;
+		return -ENOMEM;
+	}
+	if (worker == worker->pump->workers) {
+		worker->fd = device_fd;
+		return 0;
+	}
+	worker->fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+	if (worker->fd < 0 || ioctl(worker->fd, FUSE_DEV_IOC_CLONE, &source))
+		return -errno;
+	return 0;
+}
+
+static int start_worker(struct worker *worker)
+{
+	char name[16];
+	int rc = pthread_create(&worker->thread, NULL, work, worker);
+
+	if (rc)
+		return -rc;
+	worker->started = true;
+	snprintf(name, sizeof(name), "disk-io-%d", (int)(worker - worker->pump->workers) % WORKERS_MAX);
+	pthread_setname_np(worker->thread, name);
+	return 0;
+}
+
+/* Everything but the two descriptors that the caller gave. */
+static void release(struct sr_pump *pump)
+{
+	for (int i = 0; i < pump->count; i++)
+		if (pump->workers[i].started)
+			pthread_cancel(pump->workers[i].thread);
+	for (int i = 0; i < pump->count; i++)
+		if (pump->workers[i].started)
+			pthread_join(pump->workers[i].thread, NULL);
+	if (pump->names)
+		sr_names_close(pump->names); /* its receiver writes to the workers' descriptors and rings */
+	if (pump->uring)
+		sr_uring_free(pump->uring);
+	if (pump->names)
+		sr_names_free(pump->names); /* and the rings ask it */
+	for (int i = 0; i < pump->count; i++) {
+		if (i > 0 && pump->workers[i].fd >= 0)
+			close(pump->workers[i].fd);
+		if (pump->workers[i].pages)
+			munmap(pump->workers[i].pages, pump->workers[i].pages_bytes);
+	}
+	free(pump);
+}
+
+int sr_pump_start(const struct sr_pump_setup *setup, struct sr_pump **out)
+{
+	struct sr_pump *pump;
+	sigset_t all, before;
+	int rc = 0;
+
+	if (setup->threads < 1 || setup->threads > WORKERS_MAX || setup->request_bytes_max < PAGE_BYTES ||
+	    setup->request_bytes_max % PAGE_BYTES)
+		return -EINVAL;
+	pump = calloc(1, sizeof(*pump) + (size_t)setup->threads * sizeof(pump->workers[0]));
+	if (!pump)
+		return -ENOMEM;
+	pump->names_fd = setup->names_fd;
+	pump->ended_fd = setup->ended_fd;
+	pump->request_bytes_max = setup->request_bytes_max;
+	pump->count = setup->threads;
+	for (int i = 0; i < pump->count; i++)
+		pump->workers[i] = (struct worker){.pump = pump, .fd = -1};
+	for (int i = 0; i < pump->count && !rc; i++)
+		rc = open_worker(&pump->workers[i], setup->device_fd);
+	/* Signals are the Python thread's. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	if (!rc) {
+		pump->names = sr_names_new(setup->names_fd, reply_from_names, pump);
+		rc = pump->names ? 0 : -ENOMEM;
+	}
+	if (!rc)
+		rc = init(pump, setup->over_io_uring);
+	for (int i = 0; i < pump->count && !rc; i++)
+		rc = start_worker(&pump->workers[i]);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (rc) {
+		release(pump);
+		return rc;
+	}
+	*out = pump;
+	return 0;
+}
+
+int sr_pump_stop(struct sr_pump *pump)
+{
+	int device_fd = pump->workers[0].fd, names_fd = pump->names_fd, error = atomic_load(&pump->error);
+
+	release(pump);
+	close(names_fd);
+	close(device_fd);
+	return error;
+}
+
+void sr_pump_counters(struct sr_pump *pump, struct sr_pump_counters *out)
+{
+	*out = (struct sr_pump_counters){.over_io_uring = pump->uring ? 1 : pump->uring_error};
+	if (pump->uring)
+		sr_uring_counters(pump->uring, &out->answered, &out->forwarded);
+	for (int i = 0; i < pump->count; i++) {
+		out->answered += atomic_load_explicit(&pump->workers[i].answered, memory_order_relaxed);
+		out->forwarded += atomic_load_explicit(&pump->workers[i].forwarded, memory_order_relaxed);
+	}
+}

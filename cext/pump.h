@@ -1,0 +1,36 @@
+/* The pump: threads that take FUSE requests from the kernel and answer those on open disks (sr_handle_* of disk.h);
+ * those on names and attributes go to Python and back (names.h).
+ *
+ * Fault contract: holds nothing.  No thread of it ever waits for Python.
+ */
+#ifndef SITERIG_PUMP_H
+#define SITERIG_PUMP_H
+
+#include <stdint.h>
+
+struct sr_pump;
+
+struct sr_pump_setup {
+	int device_fd; /* /dev/fuse, mounted; or a SOCK_SEQPACKET socket in its place, for one thread.  Owned */
+	int names_fd;  /* one end of the SOCK_SEQPACKET pair whose other end libfuse has.  Owned */
+	int ended_fd;  /* an eventfd that is raised when the mount is gone or a thread gave up; the caller's */
+	int threads;
+	uint32_t request_bytes_max; /* whole pages */
+	int over_io_uring;          /* if the kernel offers it; the threads do the rest */
+};
+
+/* Answer FUSE_INIT, which the kernel asks as soon as there is a mount, and begin.  0, or -errno, and then nothing is owned;
+ * -EPROTO: the kernel is too old (before Linux 4.20). */
+int sr_pump_start(const struct sr_pump_setup *setup, struct sr_pump **out);
+
+/* End all threads, answered or not what is under way, and close the descriptors: with the last one the kernel ends a mount
+ * that is still there, and its users get ENOTCONN.  Returns what a thread gave up with (-errno), or 0. */
+int sr_pump_stop(struct sr_pump *pump);
+
+struct sr_pump_counters {
+	uint64_t answered, forwarded;
+	int over_io_uring; /* whether it is used: 1, or 0 where the kernel did not offer it, or -errno why not */
+};
+void sr_pump_counters(struct sr_pump *pump, struct sr_pump_counters *out);
+
+#endif

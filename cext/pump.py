@@ -1,0 +1,69 @@
+"""The pump: C threads that answer requests on open disks, and hand those on names to Python."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from cext._core import ffi, lib
+
+
+@dataclass(frozen=True, slots=True)
+class PumpOptions:
+    """How requests are taken from the kernel."""
+
+    threads: int = 2
+    request_bytes_max: int = 1 << 20
+    """What one read or write may carry: whole pages; more than 1 MiB only if ``fs.fuse.max_pages_limit`` was raised."""
+    over_io_uring: bool = True
+    """Where the kernel offers it (module parameter ``enable_uring`` of ``fuse``)."""
+
+
+class Pump:
+    """A running pump.  ``ended_fd`` becomes readable when the mount is gone or a thread gave up."""
+
+    def __init__(self, device_fd: int, names_fd: int, options: PumpOptions) -> None:
+        """Takes both descriptors over; on OSError they stay the caller's."""
+        self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        pump = ffi.new("struct sr_pump **")
+        setup = {
+            "device_fd": device_fd,
+            "names_fd": names_fd,
+            "ended_fd": self.ended_fd,
+            "threads": options.threads,
+            "request_bytes_max": options.request_bytes_max,
+            "over_io_uring": options.over_io_uring,
+        }
+        rc = lib.sr_pump_start(ffi.new("struct sr_pump_setup *", setup), pump)
+        if rc != 0:
+            os.close(self.ended_fd)
+            raise OSError(-rc, os.strerror(-rc))
+        self._pump = pump[0]
+
+    def counters(self) -> dict[str, int]:
+        """Requests ``answered`` here and ``forwarded`` to Python, since the start."""
+        found = self._counters()
+        return {"answered": found.answered, "forwarded": found.forwarded}
+
+    def over_io_uring(self) -> bool:
+        """Whether requests come over io_uring; OSError if the kernel offers it, but it cannot be used."""
+        found = self._counters().over_io_uring
+        if found < 0:
+            raise OSError(-found, os.strerror(-found))
+        return bool(found)
+
+    def _counters(self) -> Any:
+        found = ffi.new("struct sr_pump_counters *")
+        lib.sr_pump_counters(self._pump, found)
+        return found
+
+    def stop(self) -> None:
+        """End the threads and close all descriptors; a mount that is still there ends with them.  Once.
+
+        Raises OSError with what a thread gave up with.
+        """
+        rc = lib.sr_pump_stop(self._pump)
+        os.close(self.ended_fd)
+        if rc != 0:
+            raise OSError(-rc, os.strerror(-rc))
