@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.disk_server_process import FRONT_ENDS, DiskServer
+from tests.system.disk_server import FRONT_ENDS
+from tests.system.disk_server_process import DiskServer, skip_unless_possible
 
 StartServer = Callable[[int], DiskServer]
 
@@ -17,6 +18,7 @@ StartServer = Callable[[int], DiskServer]
 def front_end(request: pytest.FixtureRequest) -> str:
     """Every way in which a disk server answers the kernel."""
     assert isinstance(request.param, str)
+    skip_unless_possible(request.param)
     return request.param
 
 

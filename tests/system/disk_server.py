@@ -1,16 +1,20 @@
 """A process that serves the disks of one folder: what the tests of real mounts talk to.
 
-``python -m tests.system.disk_server ROOT MOUNT BYTES``: makes VM ``web01`` with tracked disks ``os`` and ``data`` of so
-many bytes if it is not there, prints ``ready``, then answers a line of JSON on stdin with one on stdout:
-``["cut", {"vm": "web01", ...}]`` is :meth:`blockfs.control.DiskHostControl.cut`, and so on.
+``python -m tests.system.disk_server ROOT MOUNT BYTES FRONT_END [UID]``: makes VM ``web01`` with tracked disks ``os`` and
+``data`` of so many bytes if it is not there, prints ``ready``, then answers a line of JSON on stdin with one on stdout,
+until it ends or the mount is gone: ``["cut", {"vm": "web01", ...}]`` is :meth:`blockfs.control.DiskHostControl.cut`, and so
+on; also ``counters`` and ``stall`` of this module.  UID: an ordinary user to be.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import select
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import structlog
 import trio
@@ -18,8 +22,36 @@ from pydantic_core import to_json
 
 from blockfs.host import DiskHost
 from blockfs.serving import serve
+from cext._core import ffi, lib
+from cext.pump import PumpOptions
 
 DISK_BYTES = 512 << 20
+STALL_MAX_S = 60.0
+"""Then a test that waits for it has failed."""
+FRONT_ENDS = {"pump": PumpOptions(over_io_uring=False), "io_uring": PumpOptions(over_io_uring=True), "pyfuse3": None}
+"""Who answers the kernel's requests on disks."""
+
+
+def counters(host: DiskHost, name: str) -> dict[str, dict[str, int]]:
+    """Requests that a disk has had, and their bytes, by kind."""
+    found = ffi.new("struct sr_counters *")
+    lib.sr_disk_counters(host.vms["web01"][name].c, found)
+    kinds = ("read", "write", "flush", "discard", "seek")
+    return {kind: {"ops": found.ops[i], "bytes": found.bytes[i]} for i, kind in enumerate(kinds)}
+
+
+def stall() -> str:
+    """Python does nothing at all before the next line comes."""
+    print(json.dumps("stalled"), flush=True)
+    select.select([0], [], [], STALL_MAX_S)  # blocks the one thread that runs Python
+    return "back"
+
+
+async def answer(host: DiskHost, method: str, arguments: dict[str, Any]) -> object:
+    """One line of stdin."""
+    if method == "counters":
+        return counters(host, **arguments)
+    return stall() if method == "stall" else await getattr(host, method)(**arguments)
 
 
 async def lines(stream: trio.lowlevel.FdStream) -> AsyncIterator[bytes]:
@@ -31,8 +63,8 @@ async def lines(stream: trio.lowlevel.FdStream) -> AsyncIterator[bytes]:
             yield line
 
 
-async def main(root: Path, mountpoint: Path, disk_bytes: int) -> None:
-    """Serve until stdin ends."""
+async def main(root: Path, mountpoint: Path, disk_bytes: int, front_end: str) -> None:
+    """Serve until stdin ends or the mount is gone."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for answers
     host = DiskHost(root, mountpoint)
     if "web01" not in host.vms:
@@ -40,14 +72,24 @@ async def main(root: Path, mountpoint: Path, disk_bytes: int) -> None:
             await host.create_disk(vm="web01", name=name, size_bytes=disk_bytes)
         await host.start_tracking(vm="web01")
     async with trio.open_nursery() as nursery:
-        await nursery.start(serve, host, mountpoint)
+
+        async def until_unmounted(*, task_status: trio.TaskStatus[None]) -> None:
+            await serve(host, mountpoint, pump=FRONT_ENDS[front_end], task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(until_unmounted)
         print("ready", flush=True)
         async for line in lines(trio.lowlevel.FdStream(0)):
-            method, arguments = json.loads(line)
-            print(to_json(await getattr(host, method)(**arguments)).decode(), flush=True)
+            if line:
+                print(to_json(await answer(host, *json.loads(line))).decode(), flush=True)
         nursery.cancel_scope.cancel()
     host.close()
 
 
 if __name__ == "__main__":
-    trio.run(main, Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    if len(sys.argv) > 5:
+        uid = int(sys.argv[5])
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    trio.run(main, Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -9,21 +9,33 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.system.disk_server import DISK_BYTES
 
 VM = "web01"
-FRONT_ENDS = ("pyfuse3",)
-"""Who answers the kernel's requests on disks."""
-CAN_MAKE_HOLES: frozenset[str] = frozenset()
+CAN_MAKE_HOLES = frozenset({"pump", "io_uring"})
 """Front ends that take a discard and tell what is a hole; pyfuse3 cannot."""
+
+
+ENABLE_URING = Path("/sys/module/fuse/parameters/enable_uring")
+
+
+def skip_unless_possible(front_end: str) -> None:
+    """FUSE over io_uring is a setting of the whole machine: whoever wants it tested turns it on before."""
+    if front_end == "io_uring" and (not ENABLE_URING.exists() or ENABLE_URING.read_text() != "Y\n"):
+        pytest.skip(f"FUSE over io_uring is not enabled: {ENABLE_URING}")
 
 
 class DiskServer:
     """The process; ``mountpoint/web01/os.img`` is a disk."""
 
-    def __init__(self, folder: Path, *, disk_bytes: int = DISK_BYTES, front_end: str = "pyfuse3") -> None:
+    def __init__(
+        self, folder: Path, *, disk_bytes: int = DISK_BYTES, front_end: str = "pump", uid: int | None = None
+    ) -> None:
         self.folder = folder
         self.front_end = front_end
+        self._uid = uid
         self.root = folder / "disks"
         self.mountpoint = folder / "mnt"
         self.disk_bytes = disk_bytes
@@ -46,24 +58,39 @@ class DiskServer:
     def start(self) -> None:
         """Returns when the mount answers."""
         command = [sys.executable, "-m", "tests.system.disk_server", str(self.root), str(self.mountpoint)]
-        self._process = subprocess.Popen(
-            [*command, str(self.disk_bytes)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        while (line := self._line()) != "ready":
-            assert line, "the disk server ended before it was ready"
+        options = [str(self.disk_bytes), self.front_end, *([] if self._uid is None else [str(self._uid)])]
+        self._process = subprocess.Popen([*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._line() == "ready", "the disk server ended before it was ready"
 
     def _line(self) -> str:
         assert self._process is not None
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
-    def call(self, method: str, **arguments: object) -> Any:
-        """Ask the disk host (:class:`blockfs.control.DiskHostControl`); its answer as of JSON."""
+    def _tell(self, line: str) -> None:
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([method, arguments]) + "\n")
+        self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
+
+    def call(self, method: str, **arguments: object) -> Any:
+        """Ask the disk host (:class:`blockfs.control.DiskHostControl`); its answer as of JSON."""
+        self._tell(json.dumps([method, arguments]))
         return json.loads(self._line())
+
+    def counters(self, name: str) -> dict[str, dict[str, int]]:
+        """Requests that the disk has had (``ops``), and their ``bytes``, by kind."""
+        found: dict[str, dict[str, int]] = self.call("counters", name=name)
+        return found
+
+    def stall(self) -> None:
+        """From now on Python does nothing."""
+        assert self.call("stall") == "stalled"
+
+    def go_on(self) -> None:
+        """The end of :meth:`stall`."""
+        self._tell("")
+        assert json.loads(self._line()) == "back"
 
     def cut(self) -> int:
         """Take a cut over both disks; its position."""
@@ -75,22 +102,24 @@ class DiskServer:
         """kill -9."""
         assert self._process is not None
         self._process.send_signal(signal.SIGKILL)
-        self._end()
+        self.wait()
 
     def stop(self) -> None:
         """End in order."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._end()
+        assert self.wait() == 0
 
-    def _end(self) -> None:
+    def wait(self) -> int:
+        """For the process's end; its status."""
         assert self._process is not None
-        self._process.wait(timeout=30)
+        status = self._process.wait(timeout=60)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
         self._process = None
+        return status
 
     def clean_up(self) -> None:
         """Leave no process and no mount."""

@@ -31,14 +31,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @pytest.fixture(params=["pump", "io_uring"])
-def way(request: pytest.FixtureRequest) -> str:
+def front_end(request: pytest.FixtureRequest) -> str:
     skip_unless_possible(request.param)
     return str(request.param)
 
 
 @pytest.fixture
-def server(tmp_path: Path, way: str) -> Iterator[DiskServer]:
-    server = DiskServer(tmp_path, way)
+def server(tmp_path: Path, front_end: str) -> Iterator[DiskServer]:
+    server = DiskServer(tmp_path, front_end=front_end)
     try:
         server.start()
         yield server
@@ -222,8 +222,8 @@ def test_kill_9_under_load_leaves_a_mount_that_the_next_start_clears(server: Dis
     assert start_of(server.os_disk, 4096) == b"x" * 4096
 
 
-def test_two_mounts_serve_side_by_side(server: DiskServer, tmp_path: Path, way: str) -> None:
-    second = DiskServer(tmp_path / "second", way)
+def test_two_mounts_serve_side_by_side(server: DiskServer, tmp_path: Path, front_end: str) -> None:
+    second = DiskServer(tmp_path / "second", front_end=front_end)
     try:
         second.start()
         write(server.os_disk, b"first")
@@ -238,7 +238,7 @@ def test_two_mounts_serve_side_by_side(server: DiskServer, tmp_path: Path, way: 
 def served(mountpoint: Path, root: Path) -> str:
     """What a server says that cannot start."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.system.disk_server", str(root), str(mountpoint), "pump"],
+        [sys.executable, "-m", "tests.system.disk_server", str(root), str(mountpoint), str(DISK_BYTES), "pump"],
         capture_output=True,
         text=True,
         check=False,
@@ -256,13 +256,13 @@ def test_a_file_is_no_mount_point(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def nobodys(way: str) -> Iterator[DiskServer]:
+def nobodys(front_end: str) -> Iterator[DiskServer]:
     """The server as an ordinary user, in a folder of its own below ``/tmp``: pytest's are root's."""
     if shutil.which("fusermount3") is None:
         pytest.skip("fusermount3 is not installed (Debian: fuse3)")
     folder = Path(tempfile.mkdtemp())
     os.chown(folder, NOBODY, NOBODY)
-    server = DiskServer(folder, way, uid=NOBODY)
+    server = DiskServer(folder, front_end=front_end, uid=NOBODY)
     try:
         yield server
     finally:
