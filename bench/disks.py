@@ -43,9 +43,12 @@ SUBJECTS: dict[str, tuple[str, Start]] = {
     "naive": ("naive pyfuse3", subjects.naive_pyfuse3),
     "untracked": ("siterig untracked", Ours("untracked", "pump")),
     "tracked": ("siterig tracked", Ours("tracked", "pump")),
+    "untracked-uring": ("siterig untracked, over io_uring", Ours("untracked", "uring")),
+    "tracked-uring": ("siterig tracked, over io_uring", Ours("tracked", "uring")),
     "untracked-py": ("siterig untracked, pyfuse3 alone", Ours("untracked", "pyfuse3")),
     "tracked-py": ("siterig tracked, pyfuse3 alone", Ours("tracked", "pyfuse3")),
 }
+_URING = Path("/sys/module/fuse/parameters/enable_uring")
 Results = dict[str, dict[str, list[Figure]]]
 
 
@@ -93,6 +96,12 @@ def _run(options: argparse.Namespace, console: Console) -> Results:
                 for column, figure in _measure(place, SUBJECTS[subject][1], options.columns, options.seconds).items():
                     results[subject][column].append(figure)
     return results
+
+
+def _default_subjects() -> list[str]:
+    """All, but for what the host does not have on."""
+    has_uring = _URING.exists() and _URING.read_text().strip() == "Y"
+    return [name for name in SUBJECTS if has_uring or not name.endswith("-uring")]
 
 
 # --- reporting --------------------------------------------------------------------------------------------------
@@ -153,7 +162,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each figure (reading cold: once through)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--subjects", type=chosen(list(SUBJECTS)), default=list(SUBJECTS), help=",".join(SUBJECTS))
+    parser.add_argument("--subjects", type=chosen(list(SUBJECTS)), default=_default_subjects(), help=",".join(SUBJECTS))
     parser.add_argument("--columns", type=chosen(list(COLUMNS)), default=list(COLUMNS), help=",".join(COLUMNS))
     parser.add_argument("--pin", action="store_true", help="fio and the server on one core (a loop device's worker is not)")
     parser.add_argument("--cpu", type=int, default=max(os.sched_getaffinity(0)), help="which, with --pin")
