@@ -310,7 +310,7 @@ def _size_bytes(device: str) -> int:
 
 def _backing_file(loop: str) -> str | None:
     try:
-        text = Path("/sys/block", Path(loop).name, "loop/backing_file").read_text()
+        text = os.fsdecode(Path("/sys/block", Path(loop).name, "loop/backing_file").read_bytes())
     except OSError:
         return None
     return text.rstrip("\n").removesuffix(" (deleted)") or None
@@ -341,13 +341,13 @@ def _text(path: Path) -> str | None:
 
 def mounts() -> list[tuple[str, str, str]]:
     """(device number, source, mount point) of each mount of this process's namespace, in the order of mounting."""
-    return parse_mountinfo(Path("/proc/self/mountinfo").read_text())
+    return parse_mountinfo(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
 
 
 def parse_mountinfo(text: str) -> list[tuple[str, str, str]]:
     """(device number, source, mount point) of each line of a ``mountinfo`` file; see proc(5)."""
     found = []
-    for line in text.splitlines():
+    for line in text.rstrip("\n").split("\n"):  # not splitlines: a name may have what that takes for an end of line
         left, _, right = line.partition(" - ")
         fields, source = left.split(" "), right.split(" ")[1]
         found.append((fields[2], _unescape(source), _unescape(fields[4])))
@@ -374,7 +374,7 @@ def _processes_at(where: str) -> list[str]:
             links = [process / "cwd", process / "root", process / "exe", *(process / "fd").iterdir()]
             targets = [_link(link) for link in links]
             if any(target == where or target.startswith(below) for target in targets):
-                found.append(f"{(process / 'comm').read_text().strip()} ({process.name})")
+                found.append(f"{(process / 'comm').read_text(errors='replace').strip()} ({process.name})")
         except OSError:
             continue  # it ended meanwhile, or is not ours to look at
     return found

@@ -144,8 +144,7 @@ def mount_source(path: Path) -> str:
 
 def mounted_at(path: Path) -> str | None:
     """Where the image is mounted already, as far as this process can see."""
-    found = hostmounts.parse_mountinfo(Path("/proc/self/mountinfo").read_text())
-    return next((point for _, source, point in found if source == mount_source(path)), None)
+    return next((point for _, source, point in hostmounts.mounts() if source == mount_source(path)), None)
 
 
 def _format(path: Path, wanted: Format | None) -> tuple[Format, int]:

@@ -26,7 +26,7 @@ def set_io_flusher() -> None:
 
 def mount_fuse(source: str, target: Path, kind: str, options: str, *, read_only: bool) -> None:
     """mount(2) of file system type ``kind``, without set-uid programs and devices.  Raises OSError (EPERM: not root)."""
-    _check(lib.sr_mount_fuse(source.encode(), os.fsencode(target), kind.encode(), options.encode(), read_only))
+    _check(lib.sr_mount_fuse(os.fsencode(source), os.fsencode(target), kind.encode(), options.encode(), read_only))
 
 
 def unmount(target: Path, *, lazily: bool) -> None:

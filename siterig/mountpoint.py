@@ -97,8 +97,7 @@ def _unusable(path: Path, reason: str | None) -> RigError:
 
 def _mounted(path: Path) -> str | None:
     """The source of what is mounted at a folder, the topmost."""
-    found = hostmounts.parse_mountinfo(Path("/proc/self/mountinfo").read_text())
-    return next((source for _, source, point in reversed(found) if point == str(path)), None)
+    return next((source for _, source, point in reversed(hostmounts.mounts()) if point == str(path)), None)
 
 
 async def unmount(mountpoint: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,8 @@ async def test_a_disk_that_nobody_uses_has_no_uses(tmp_path: Path) -> None:
     disk = tmp_path / "idle.img"
     disk.touch()
     assert await hostmounts.uses(disk) == []
+
+
+def test_any_name_can_be_in_mountinfo() -> None:
+    text = os.fsdecode(b"29 1 0:5 / /mnt/\xff\xc2\x85\x0c rw - fuse.siterig siterig:/a,b\\134c rw\n")
+    assert hostmounts.parse_mountinfo(text) == [("0:5", "siterig:/a,b\\c", os.fsdecode(b"/mnt/\xff\xc2\x85\x0c"))]
