@@ -167,7 +167,7 @@ class Disk:
         if state.tracked:
             disk._recover()
         if disk.state.needs_resync in dirty.REASONS.values():
-            go_on_noting(disk.c, place.file("dirty"))
+            disk._go_on_noting()
         return disk
 
     def _recover(self) -> None:
@@ -182,6 +182,7 @@ class Disk:
                 self.place.name,
                 disk_id=self.state.disk_id,
                 generation=self.state.generation,
+                disk_size_bytes=self.size_bytes,
                 positions=self._rules.positions,
             )
         except RigError as exc:
@@ -211,20 +212,35 @@ class Disk:
             _log.warning("log_not_continued", disk=str(self.place), reason=exc.code, message=exc.message)
             return "LogCorrupt"
         if (found.disk_id, found.generation) != (self.state.disk_id, self.state.generation):
-            return None  # of an older log: a kill came before this one's was in place
+            return "LogCorrupt"  # a new log was being begun, and what the old file said last is not known
         return found.reason
 
+    def _go_on_noting(self) -> None:
+        """Of a disk whose log was given up earlier: note what changes; or that what has changed is not known."""
+        path = self.place.file("dirty")
+        try:
+            found = dirty.read(path)
+        except RigError as exc:
+            _log.warning("changes_not_known", disk=str(self.place), reason=exc.code, message=exc.message)
+            known = False
+        else:
+            noted = (found.disk_id, found.generation, found.reason)
+            known = noted == (self.state.disk_id, self.state.generation, self.state.needs_resync)
+        if known:
+            go_on_noting(self.c, path)
+        else:  # a kill came when a new log was being begun
+            self._set(needs_resync="LogCorrupt")
+
     def _reapply(self, found: Recovered) -> None:
+        if found.disk_bytes > self.size_bytes:
+            self.layer.resize(found.disk_bytes)
         for record, payload in found.reapply:
             match record.type:
                 case RecordType.WRITE:
                     self.layer.pwrite(record.offset, payload)
                 case RecordType.ZERO | RecordType.DISCARD:
                     self.layer.zero(record.offset, record.length)
-                case RecordType.RESIZE:
-                    if record.length > self.size_bytes:
-                        self.layer.resize(record.length)
-                case RecordType.FLUSH | RecordType.TAG:
+                case RecordType.RESIZE | RecordType.FLUSH | RecordType.TAG:
                     pass
                 case _:
                     assert_never(record.type)

@@ -51,6 +51,8 @@ from cext._core import ffi, lib
 
 SEGMENT_BYTES_MAX = 16 << 20
 SEGMENT_BYTES_MIN = 256 << 10
+DISK_BYTES_MAX = 64 << 40
+"""What the engine's maps are laid out for (cext/layers.c)."""
 REAPPLY_RECORDS = 256
 """How many last records are written to the disk again after a kill; one would do, for records are written in order."""
 SEGMENTS_LISTED_MAX = 4096
@@ -477,6 +479,8 @@ class Recovered:
     kept: list[KeptSegment]
     changed: list[tuple[int, tuple[int, int]]]
     """(number of the segment, (offset, length)) of what its records change."""
+    disk_bytes: int
+    """How large the disk is after all of it."""
     next_number: int
     next_seq: int
     reapply: list[tuple[Record, bytes]]
@@ -488,14 +492,19 @@ class Recovered:
         return self.kept[-1].position if self.kept else 0
 
 
-def recover_log(folder: Path, name: str, *, disk_id: str, generation: int, positions: PositionCounter) -> Recovered:
+def recover_log(
+    folder: Path, name: str, *, disk_id: str, generation: int, disk_size_bytes: int, positions: PositionCounter
+) -> Recovered:
     """Read the log of a disk that was tracked when its server ended, however it ended, and cut its torn tail.
+
+    ``disk_size_bytes``: what the disk has; the log may say that it was about to grow.
 
     Raises ``RigError``: ``PowerLoss`` (unsynced pages may be gone) or ``LogCorrupt`` (rot, missing segments): the log
     cannot be continued and the disk needs a resync.
     """
     _adopt_spare(folder, name, disk_id, generation)
-    found = _read_segments(folder, name, disk_id, generation)
+    row = _Row(disk_id, generation, disk_size_bytes)
+    found = _read_segments(folder, name, row)
     if not found:
         raise RigError("LogCorrupt", f"{folder / name}: has no change log of generation {generation}")
     last = found[-1]
@@ -519,7 +528,9 @@ def recover_log(folder: Path, name: str, *, disk_id: str, generation: int, posit
     return Recovered(
         kept=kept,
         changed=[(segment.number, range_) for segment in found for range_ in segment.changed],
-        next_number=last.number + 1,
+        disk_bytes=row.disk_bytes,
+        # Segments of another generation may be there, too.
+        next_number=max([last.number, *(number for number, _ in find_segments(folder, name))]) + 1,
         next_seq=last.next_seq,
         reapply=reapply,
         torn_bytes=last.torn_bytes,
@@ -543,7 +554,44 @@ def _adopt_spare(folder: Path, name: str, disk_id: str, generation: int) -> None
     spare.rename(segment_path(folder, name, max(numbers, default=0) + 1))
 
 
-def _read_segments(folder: Path, name: str, disk_id: str, generation: int) -> list[FoundSegment]:
+class _Row:
+    """Checks that segments belong together, and that their records are of a disk of this size."""
+
+    def __init__(self, disk_id: str, generation: int, disk_bytes: int) -> None:
+        self.generation = generation
+        self.disk_bytes = disk_bytes
+        self._disk_id = disk_id
+        self._next_seq: int | None = None
+        self._position = 0
+
+    def take(self, path: Path, header: SegmentHeader, records: list[Record]) -> None:
+        """The next segment, and all its records; ``LogCorrupt``."""
+        if header.disk_id != self._disk_id or header.stream != "log":
+            raise RigError(
+                "LogCorrupt",
+                f"{path}: is the {header.stream} of disk {header.disk_id}; this is the log of {self._disk_id}",
+            )
+        if self._next_seq is not None and header.first_seq != self._next_seq:
+            raise RigError("LogCorrupt", f"{path}: begins with record {header.first_seq}; {self._next_seq} comes next")
+        for record in records:
+            if why := self._wrong(record):
+                raise RigError("LogCorrupt", f"{path}: change log is corrupt at record {record.seq}: {why}")
+        self._next_seq = header.first_seq + len(records)
+
+    def _wrong(self, record: Record) -> str | None:
+        if record.position < self._position:
+            return f"position {record.position} after {self._position}"
+        self._position = record.position
+        if record.type is RecordType.RESIZE:
+            if record.length % 512 or record.length > DISK_BYTES_MAX:
+                return f"RESIZE to {record.length} bytes; a disk has whole sectors, and at most {DISK_BYTES_MAX} bytes"
+            self.disk_bytes = max(self.disk_bytes, record.length)
+        elif record.type in _CHANGING and record.offset + record.length > self.disk_bytes:
+            return f"{record.type.name} of {record.length} bytes at {record.offset} on a disk of {self.disk_bytes}"
+        return None
+
+
+def _read_segments(folder: Path, name: str, row: _Row) -> list[FoundSegment]:
     """The generation's segments, checked for belonging together.
 
     The last may have a torn tail, and so may the one before it, whose preallocated end may not have been cut: the next
@@ -557,13 +605,10 @@ def _read_segments(folder: Path, name: str, disk_id: str, generation: int) -> li
             continue
         with SegmentReader(path) as reader:
             header = reader.header
-            if header.generation != generation:  # kept until the resync that replaces it is applied
+            if header.generation != row.generation:  # kept until the resync that replaces it is applied
                 continue
             scan = scan_tail(reader)
-        if header.disk_id != disk_id:
-            raise RigError("LogCorrupt", f"{path}: is the log of disk {header.disk_id}; this disk is {disk_id}")
-        if found and header.first_seq != found[-1].next_seq:
-            raise RigError("LogCorrupt", f"{path}: begins with record {header.first_seq}; {found[-1].next_seq} comes next")
+        row.take(path, header, scan.records)
         changed = [(r.offset, r.length) for r in scan.records if r.type in _CHANGING]
         found.append(
             FoundSegment(

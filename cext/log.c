@@ -365,6 +365,10 @@ static int start_locked(struct sr_disk *disk, const struct sr_log_setup *setup)
 	if (rc)
 		goto fail;
 	log.state = dirty_state(&log);
+	if (log.state == SR_LOGGED && setup->fd < 0) {
+		rc = -EINVAL; /* it was to go on after it was given up, and it was not */
+		goto fail;
+	}
 	if (log.state == SR_LOGGED) {
 		memcpy(log.header, setup->header, sizeof(log.header));
 		log.first = log.current = new_segment(setup->fd, setup->number, setup->next_seq, setup->last_position);

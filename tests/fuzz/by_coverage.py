@@ -18,7 +18,7 @@ from typing import Any
 atheris: Any = importlib.import_module("atheris")
 with atheris.instrument_imports(include=["blockfs", "zstandard"]):
     from blockfs.changelog import current_boot_id
-    from tests.fuzz import damage, log_targets, small_damage, small_targets
+    from tests.fuzz import damage, disk_damage, disk_targets, log_targets, small_damage, small_targets
     from tests.fuzz import strict_log as log
     from tests.fuzz.damage import Choices
     from tests.fuzz.run import scratch
@@ -28,6 +28,7 @@ Target = Callable[[bytes, Path], str]
 TARGETS: dict[str, Target] = {
     "segment": lambda raw, folder: log_targets.segment(damage.segment(Choices(raw), BOOT_ID), folder),
     "row": lambda raw, folder: log_targets.row(damage.row(Choices(raw), BOOT_ID), folder),
+    "disk": lambda raw, folder: disk_targets.disk(disk_damage.folder(Choices(raw), BOOT_ID), folder),
     "part": lambda raw, folder: log_targets.part(*damage.part(Choices(raw), BOOT_ID), folder),
     "dm_log": lambda raw, folder: small_targets.dm_log(small_damage.dm_log(Choices(raw)), folder),
     "disk_state": lambda raw, folder: small_targets.disk_state(small_damage.disk_state(Choices(raw)), folder),

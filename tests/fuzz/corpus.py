@@ -1,6 +1,8 @@
 """Inputs that once were, or nearly were, misread; every run reads them again.
 
-``corpus/TARGET/NAME`` is the file itself; for rows of segments a folder of them; for a part its blob's name in a first line.
+``corpus/TARGET/NAME`` is the file itself; for rows of segments, and for a disk, a folder of them (what is not there of a
+disk is made: zeros, and good files beside them); for a part its blob's name in a first line.  Segments of a disk were begun
+in a boot that is over, and are closed in order, unless it is about just that.
 """
 
 from __future__ import annotations
@@ -9,13 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from blockfs.part import PartName
-from tests.fuzz import log_targets, small_targets
+from tests.fuzz import damage, disk_damage, disk_targets, log_targets, small_damage, small_targets
 
 CORPUS = Path(__file__).parent / "corpus"
 
 
 def row(case: Path, folder: Path) -> str:
     return log_targets.row([file.read_bytes() for file in sorted(case.iterdir())], folder)
+
+
+def disk(case: Path, folder: Path) -> str:
+    files = {file.name: file.read_bytes() for file in case.iterdir()}
+    start = {"os.img": bytes(damage.DISK_BYTES), "os.dirty": small_damage.make_dirty(damage.DISK_ID, damage.GENERATION)}
+    return disk_targets.disk({**start, "os.disk": disk_damage.state_of(damage.DISK_BYTES), **files}, folder)
 
 
 def part(case: Path, folder: Path) -> str:
@@ -30,6 +38,7 @@ def _file(target: Callable[[bytes, Path], str]) -> Callable[[Path, Path], str]:
 TARGETS: dict[str, Callable[[Path, Path], str]] = {
     "segment": _file(log_targets.segment),
     "row": row,
+    "disk": disk,
     "part": part,
     "dm_log": _file(small_targets.dm_log),
     "disk_state": _file(small_targets.disk_state),

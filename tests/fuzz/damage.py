@@ -88,7 +88,7 @@ class RowMaker:
             offset = length = 0
             payload = tag_payload("tag", self.position)
         elif kind == log.RESIZE:
-            self.size += length
+            self.size += length * 512
             offset, length = 0, self.size
         elif kind == log.FLUSH:
             offset = length = 0

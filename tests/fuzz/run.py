@@ -1,6 +1,6 @@
 """Runs a property for a share of a budget of seconds, and prints the seed that replays it.
 
-``SITERIG_FUZZ_S``: the budget of all fuzzers together (20).  ``SITERIG_FUZZ_SEED``: of the first round.
+``SITERIG_FUZZ_S``: the budget of all fuzzers together (16).  ``SITERIG_FUZZ_SEED``: of the first round.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from tests.fuzz.damage import Choices
 
-BUDGET_S = float(os.environ.get("SITERIG_FUZZ_S", "20"))
+BUDGET_S = float(os.environ.get("SITERIG_FUZZ_S", "16"))
 FIRST_SEED = int(os.environ.get("SITERIG_FUZZ_SEED", random.SystemRandom().randrange(1 << 32)))
-ROUND_EXAMPLES = 200
+ROUND_EXAMPLES = 100
 CHOICE_BYTES = 160
 
 T = TypeVar("T")

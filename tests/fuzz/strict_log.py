@@ -266,7 +266,7 @@ def replay(image: bytes, records: list[Record]) -> bytes:
         elif record.type in (ZERO, DISCARD):
             data[record.offset : record.offset + record.length] = bytes(record.length)
         elif record.type == RESIZE:
-            data.extend(bytes(record.length - len(data)))
+            data.extend(bytes(max(record.length - len(data), 0)))
     return bytes(data)
 
 

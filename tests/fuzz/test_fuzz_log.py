@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter, current_boot_id
-from tests.fuzz import damage, log_targets
+from tests.fuzz import damage, disk_damage, disk_targets, log_targets
 from tests.fuzz import strict_log as log
 from tests.fuzz.run import fuzz
 
@@ -27,15 +27,20 @@ def test_the_two_ways_to_write_a_segment_give_the_same_bytes(tmp_path: Path) -> 
 
 
 def test_segments() -> None:
-    seen = fuzz(lambda pick: damage.segment(pick, BOOT_ID), log_targets.segment, share=0.25)
+    seen = fuzz(lambda pick: damage.segment(pick, BOOT_ID), log_targets.segment, share=0.2)
     assert {"good", "torn", "rot", "LogCorrupt"} <= seen.keys()
 
 
 def test_rows_of_segments() -> None:
-    seen = fuzz(lambda pick: damage.row(pick, BOOT_ID), log_targets.row, share=0.25)
+    seen = fuzz(lambda pick: damage.row(pick, BOOT_ID), log_targets.row, share=0.2)
     assert {"good", "LogCorrupt", "LogGap"} <= seen.keys()
 
 
 def test_parts() -> None:
     seen = fuzz(lambda pick: damage.part(pick, BOOT_ID), lambda part, folder: log_targets.part(*part, folder), share=0.1)
     assert {"good", "PartCorrupt"} <= seen.keys()
+
+
+def test_folders_of_a_disk() -> None:
+    seen = fuzz(lambda pick: disk_damage.folder(pick, BOOT_ID), disk_targets.disk, share=0.2)
+    assert {"good", "LogCorrupt", "PowerLoss", "LogOverflow"} <= seen.keys()

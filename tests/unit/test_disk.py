@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from blockfs import disk_log
+from blockfs import dirty, disk_log
 from blockfs import snapshot as snapshot_module
 from blockfs.changelog import HEADER_BYTES, RecordType, SegmentReader, scan_tail
 from blockfs.dirty import CHUNK_BYTES
@@ -668,3 +668,22 @@ def test_a_bad_state_file_is_named(disk: Disk, positions: PositionCounter) -> No
         assert str(path) in failed.value.message or failed.value.code == "StateVersion"
     path.write_bytes(good)
     Disk.open(disk.place, DiskRules(positions), None)
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_kill_while_a_new_log_is_begun_never_hides_that_the_old_one_was_given_up(
+    disk: Disk, positions: PositionCounter, noted: bool
+) -> None:
+    """The new log's dirty file is in place of the old one's; the state still tells of the old log."""
+    disk.start_tracking(new_generation=False)
+    disk.write(0, bytes(SIZE // 2 + 1))
+    if noted:
+        disk.note_given_up()
+    assert (disk.state.needs_resync, disk.state.tracked) == (("LogOverflow", False) if noted else (None, True))
+    dirty.make(disk.place.file("dirty"), disk_id=disk.state.disk_id, generation=disk.state.generation + 1)
+    disk = reopen(disk, positions)
+    assert (disk.state.needs_resync, disk.state.tracked) == ("LogCorrupt", False)
+    with pytest.raises(RigError, match="not known what has changed"):
+        disk.dirty_ranges()
+    disk.write(0, b"goes on")
+    disk.abandon()
