@@ -206,12 +206,12 @@ class Applier:
         return disk.store
 
     async def create_managed_disk(self, *, disk_id: str, size_bytes: int) -> None:
-        """An empty managed disk; no-op if it is there with that size (``DiskExists``, ``InvalidDiskSize``, ``DiskFull``)."""
+        """An empty managed disk; no-op if it is there (``DiskExists`` if smaller; ``InvalidDiskSize``, ``DiskFull``)."""
         disk, folder = self._disk(disk_id), self._folder / disk_id
         async with disk.lock:
             if folder.exists():
                 store = await self._open(disk)
-                if store.created_size_bytes != size_bytes:
+                if store.created_size_bytes < size_bytes:  # larger: who asks does not know that the disk has grown
                     raise RigError(
                         "DiskExists",
                         f"managed disk {disk_id} is there with {store.created_size_bytes} bytes, not {size_bytes}",

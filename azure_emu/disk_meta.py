@@ -21,7 +21,10 @@ FORMAT_VERSION = 1
 
 
 class DiskMeta(WireModel):
-    """``disk.json``: written once, when the disk is made.  ``size_bytes`` is the size of ``base.img``."""
+    """``disk.json``: written when the disk is made, and when an initial replication begins with a disk that has grown.
+
+    ``size_bytes`` is the size of ``base.img``.
+    """
 
     disk_id: str
     size_bytes: int

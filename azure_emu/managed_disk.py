@@ -120,7 +120,7 @@ class ManagedDiskStore:
 
     @property
     def created_size_bytes(self) -> int:
-        """The size it was made with."""
+        """The size of the base: that which it was made with, or which the disk had when it was first copied."""
         return self._meta.size_bytes
 
     def watermark(self) -> Watermark:
@@ -189,19 +189,24 @@ class ManagedDiskStore:
         """Write a part of the initial replication into the base, sync, then count it.
 
         Part 1 begins with an empty base, whatever an earlier, unfinished generation left in it: no point of that one is
-        valid, and an initial replication does not send zeros.
+        valid, and an initial replication does not send zeros.  The disk may have grown since the managed disk was made.
         """
-        part = summary.file.part
-        if summary.disk_size_bytes != self.created_size_bytes:
+        part, size_bytes = summary.file.part, summary.disk_size_bytes
+        if part.first != 1 and size_bytes != self.created_size_bytes:
             raise RigError(
                 "PartRefused",
-                f"part {part.blob()}: is of a disk of {summary.disk_size_bytes} bytes; "
-                f"the managed disk was made with {self.created_size_bytes}",
+                f"part {part.blob()}: is of a disk of {size_bytes} bytes; the parts before it are of one of "
+                f"{self.created_size_bytes}",
             )
         if part.first == 1:
             # Counted first: were the base cleared before, a kill would leave the old generation's count over nothing.
             self._count_seed(SeedProgress.begun(part.generation))
             self._step("seed.restarted")
+            if size_bytes != self.created_size_bytes:  # larger: a smaller one was refused before
+                self._meta = self._meta.model_copy(update={"size_bytes": size_bytes})
+                write_meta(self.folder / DISK_META, self._meta)
+                self._history.size_bytes = size_bytes
+                self._step("seed.grown")
         base = RawLayer(self.folder / BASE, writable=True)
         try:
             if part.first == 1:

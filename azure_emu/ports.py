@@ -83,7 +83,7 @@ class RecoverySide(Protocol):
     """The applier role: managed disks and the way into and out of the cache account."""
 
     async def create_managed_disk(self, *, disk_id: str, size_bytes: int) -> None:
-        """An empty managed disk; no-op if it is there with that size (``DiskExists`` otherwise)."""
+        """An empty managed disk; no-op if it is there with that size or more (``DiskExists`` otherwise)."""
         ...
 
     async def delete_managed_disk(self, *, disk_id: str) -> None:

@@ -106,11 +106,11 @@ async def _assemble(links: Links, board: Board, names: list[PartName], disk: str
 def _apply(name: PartName, data: bytes, part_file: Path, target: RawLayer, size_bytes: int) -> tuple[int, bool]:
     """(end of what was applied in bytes of the disk, whether this was the last part)."""
     header = unpack(name, data, part_file)
-    if (header.disk_size_bytes, target.size_bytes) != (size_bytes, size_bytes):
+    if header.disk_size_bytes != size_bytes or target.size_bytes < size_bytes:
         raise RigError(
             "PartCorrupt",
             f"part {name.blob()} is of a disk of {header.disk_size_bytes} bytes, the staging disk has "
-            f"{target.size_bytes}; both must have {size_bytes}",
+            f"{target.size_bytes}; the disk that comes back has {size_bytes}",
         )
     end, complete = 0, False
     with SegmentReader(part_file) as reader:

@@ -154,12 +154,16 @@ class Recovery:
     def _apply_part(self, disk: ManagedDisk, part: PartName) -> None:
         unpack(part, self._cache.blobs[part], self._part_file)
         with SegmentReader(self._part_file) as reader:
+            if part.stream == "sync":
+                _grow(disk, reader.header.disk_size_bytes)
             for record in reader.records():
                 end = record.offset + record.length
                 if record.type is RecordType.WRITE:
                     disk.data[record.offset : end] = reader.payload(record)
                 elif record.type is RecordType.ZERO:
                     disk.data[record.offset : end] = bytes(record.length)
+                elif record.type is RecordType.RESIZE:
+                    _grow(disk, record.length)
                 elif record.type is RecordType.TAG:
                     tag = decode_tag(reader.payload(record))
                     if tag.name == SYNC_END:
@@ -172,6 +176,11 @@ class Recovery:
                     disk.position = record.position
         if part.stream == "sync":
             disk.sync_parts = part.first
+
+
+def _grow(disk: ManagedDisk, size_bytes: int) -> None:
+    assert size_bytes >= len(disk.data)
+    disk.data.extend(bytes(size_bytes - len(disk.data)))
 
 
 class MemoryVault:
@@ -313,6 +322,7 @@ class Rig:
     def __init__(self, folder: Path, *, sizes: dict[str, int] | None = None) -> None:
         self.folder = folder
         self.sizes = sizes if sizes is not None else {"os": 192 << 10, "data": 128 << 10}
+        self.growths: list[tuple[int, str, int]] = []
         self.wire = Wire()
         self.cache = MemoryCache()
         self.recovery = Recovery(self.cache, folder)
@@ -346,8 +356,14 @@ class Rig:
             self.host.disk(VM, name).write(offset, data)
             self.history.append((self.host.positions.value, name, offset, data))
 
+    async def grow(self, name: str, by_bytes: int) -> None:
+        self.growths.append((self.host.positions.value, name, self.sizes[name]))
+        self.sizes[name] += by_bytes
+        await self.host.resize_disk(vm=VM, disk=name, size_bytes=self.sizes[name])
+
     def disk_at(self, name: str, position: int) -> bytes:
-        data = bytearray(self.sizes[name])
+        before = [size for at, disk, size in self.growths if disk == name and at >= position]
+        data = bytearray(before[0] if before else self.sizes[name])
         for at, disk, offset, piece in self.history:
             if disk == name and at <= position:
                 data[offset : offset + len(piece)] = piece

@@ -101,6 +101,40 @@ async def test_log_overflow_stops_cycles_until_a_resync_which_makes_it_whole(rig
     rig.check_point(cut.position)
 
 
+async def test_a_disk_that_grows_is_replicated_without_a_resync_and_older_points_stay_small(
+    rig: Rig, autojump_clock: MockClock
+) -> None:
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        small = await rig.cycle(agent)
+        await rig.grow("os", 64 << 10)
+        rig.write(20)
+        large = await rig.cycle(agent)
+        rig.check_point(small.position)
+        rig.check_point(large.position)
+        await agent.resync(vm=VM)
+        again = await rig.cycle(agent)
+    rig.check_point(again.position)
+    assert rig.vault.resyncs == []
+
+
+async def test_a_disk_that_grows_while_its_copy_is_cut_is_copied_anew(tmp_path: Path, autojump_clock: MockClock) -> None:
+    rig = Rig(tmp_path)
+    await rig.make_vm()
+    rig.write(20)
+    kill_at = 12
+    rig.wire.kill_at = kill_at
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+    assert rig.wire.calls >= kill_at
+    rig.wire.kill_at = None
+    await rig.grow("data", 64 << 10)
+    rig.write(20)
+    async with rig.agent() as agent:
+        await agent.initial_replication(vm=VM)
+        rig.check_point((await rig.cycle(agent)).position)
+
+
 async def test_resync_sends_only_the_chunks_that_differ(tmp_path: Path, autojump_clock: MockClock) -> None:
     rig = Rig(tmp_path, sizes={"os": 4 << 20})
     await rig.make_vm()

@@ -161,6 +161,41 @@ def test_an_initial_replication_begun_anew_starts_from_zeros(tmp_path: Path) -> 
     assert_same(whole(store.view(disk.position)), bytes(disk.data), "the second seed")
 
 
+def test_a_disk_that_grew_before_it_was_copied_is_as_large_and_one_that_shrank_is_refused(tmp_path: Path) -> None:
+    disk, store = site(tmp_path), new_store(tmp_path)
+    disk.scribble(10)
+    apply(store, disk.sync()[:1])  # the copy was cut, and the disk has grown: the next generation begins anew
+    disk.new_generation()
+    disk.resize(SIZE_BYTES + 8192)
+    disk.write(SIZE_BYTES + 8000, b"the new end")
+    disk.close_log()
+    grown = disk.sync()
+    apply(store, grown)
+    assert store.created_size_bytes == SIZE_BYTES + 8192
+    for view in (store.view(disk.position), open_view(store.folder, disk.position)):
+        assert_same(whole(view), bytes(disk.data), "the seed")
+    disk.scribble(5)
+    disk.tag("after")
+    apply(store, [disk.close_log()])
+    assert_same(whole(ManagedDiskStore.open(store.folder).latest_view()), bytes(disk.data), "after the log")
+    disk.new_generation()
+    disk.data = disk.data[:SIZE_BYTES]
+    with pytest.raises(RigError, match=f"the managed disk has {SIZE_BYTES + 8192} and cannot shrink"):
+        apply(store, disk.sync())
+
+
+def test_a_resync_of_a_disk_that_has_grown_keeps_the_older_positions_small(tmp_path: Path) -> None:
+    disk, store = seeded(tmp_path)
+    small = disk.position
+    disk.new_generation()
+    disk.resize(2 * SIZE_BYTES)
+    disk.scribble(20)
+    disk.close_log()
+    apply(store, disk.sync(against=whole(store.latest_view())))
+    assert_same(whole(store.view(disk.position)), bytes(disk.data), "after the resync")
+    assert_same(whole(store.view(small)), disk.states[small], "before it")
+
+
 def test_a_kill_while_the_base_is_cleared_counts_no_part_of_the_old_seed(tmp_path: Path) -> None:
     disk = site(tmp_path)
     disk.scribble(20)
@@ -333,8 +368,9 @@ class KilledError(Exception):
 
 
 def history(tmp_path: Path) -> tuple[SiteDisk, list[Packed]]:
-    """A seed, a log, a resync begun anew, a log: every kind of step."""
+    """A seed, a log, a resync begun anew, a log, of a disk that grows before either copy: every kind of step."""
     disk = site(tmp_path, 7)
+    disk.resize(SIZE_BYTES + 40_960)
     disk.scribble(12)
     disk.close_log()
     parts = disk.sync()
@@ -343,6 +379,7 @@ def history(tmp_path: Path) -> tuple[SiteDisk, list[Packed]]:
     parts.append(disk.close_log())
     old = bytes(disk.data)
     disk.new_generation()
+    disk.resize(SIZE_BYTES + 81_920)
     disk.scribble(8)
     disk.close_log()
     parts += disk.sync(against=old)
@@ -402,7 +439,7 @@ def test_the_steps_of_a_kill_test_are_all_there(tmp_path: Path) -> None:
     assert set(names) == {
         "create.folder", "create.base", "create.meta", "create.renamed",
         "apply.unpacked", "append.renamed", "append.synced",
-        "seed.restarted", "seed.cleared", "seed.written", "seed.synced", "seed.counted",
+        "seed.restarted", "seed.grown", "seed.cleared", "seed.written", "seed.synced", "seed.counted",
         "delete.renamed",
     }  # fmt: skip
 
