@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+from blockfs.counters import DiskCounters
 from blockfs.wire import WireModel
 
 TagKind = Literal["CrashConsistent", "ApplicationConsistent"]
@@ -119,6 +120,14 @@ class DiskHostControl(Protocol):
         """A new, all-zero disk (``DiskExists``, ``InvalidDiskSize``, ``InvalidName``, ``DiskFull``)."""
         ...
 
+    async def resize_disk(self, *, vm: str, disk: str, size_bytes: int) -> DiskInfo:
+        """Grow a disk while it is in use; its guests see it when they look (``InvalidDiskSize``, ``DiskFull``)."""
+        ...
+
+    async def counters(self, *, vm: str, disk: str) -> DiskCounters:
+        """What a disk has done since it was opened; stops nothing (``VmNotFound``, ``DiskNotFound``)."""
+        ...
+
     async def remove_vm(self, *, vm: str) -> None:
         """Delete a VM's disks, logs and folder (``VmNotFound``, ``DiskInUse``)."""
         ...
@@ -160,7 +169,11 @@ class DiskHostControl(Protocol):
         ...
 
     async def begin_replace(self, *, vm: str, disk: str, size_bytes: int) -> StagingInfo:
-        """Make an empty staging file beside the disk (``DiskInUse``).  The disk itself is untouched."""
+        """Make an empty staging file beside the disk (``DiskInUse``).  The disk itself is untouched.
+
+        ``size_bytes``: of what comes back.  The file has the disk's size if that is more: a disk is never shrunk, and may
+        have grown after the state was replicated that comes back.
+        """
         ...
 
     async def commit_replace(self, *, vm: str) -> list[DiskInfo]:

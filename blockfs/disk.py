@@ -23,6 +23,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,9 +33,10 @@ from typing import Any, assert_never
 import structlog
 import trio
 
-from blockfs import dirty
+from blockfs import counters, dirty
 from blockfs.changelog import RecordType, encode_tag
 from blockfs.control import DiskInfo, SegmentInfo
+from blockfs.counters import DiskCounters
 from blockfs.disk_log import DiskLog, LogPolicy, Recovered, check, find_segments, go_on_noting, recover_log
 from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder
@@ -42,10 +44,12 @@ from blockfs.errors import RigError
 from blockfs.layers import Layer, RawLayer, TopLayer, WritableLayer
 from blockfs.part import TagSeen
 from blockfs.position import POWER_LOSS_JUMP, PositionCounter
-from blockfs.snapshot import Snapshot, begin_snapshots
+from blockfs.snapshot import STORE_SHARE_MAX, Snapshot, begin_snapshots
 from cext._core import ffi, lib
 
 SECTOR_BYTES = 512
+DISK_BYTES_MAX = 64 << 40
+"""As far as a dirty file reaches (cext/log.c)."""
 OpenView = Callable[[Path, int], Layer]
 """Opens managed disk ``store`` (a folder) as it was at a position, read-only."""
 
@@ -70,12 +74,14 @@ class DiskPlace:
 
 @dataclass(frozen=True, slots=True)
 class DiskRules:
-    """What the disks of a host have in common: the counter of positions, who is told of events, how long a log may be."""
+    """What the disks of a host have in common: the counter of positions, who is told of events, how much they may keep."""
 
     positions: PositionCounter
     event_fd: int = -1
     """An eventfd, raised when :meth:`Disk.tend` has something to do; -1: nobody waits."""
     policy: LogPolicy = field(default_factory=LogPolicy)
+    snapshot_share_max: float = STORE_SHARE_MAX
+    """How much of a disk's size its snapshot may take."""
     can_grow: bool = True
     """Not where something lies behind the disk in its file."""
 
@@ -98,6 +104,7 @@ class Disk:
         self._c = lib.sr_disk_new(self.layer.c, self._rules.positions.address, self._rules.event_fd)
         if self._c == ffi.NULL:
             raise MemoryError
+        self._counted_since_ns = time.time_ns()
 
     @property
     def c(self) -> Any:
@@ -111,10 +118,11 @@ class Disk:
     @staticmethod
     def make_raw(place: DiskPlace, size_bytes: int) -> None:
         """The files of a new all-zero disk; nothing is left behind if it fails."""
-        if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
+        if not 0 < size_bytes <= DISK_BYTES_MAX or size_bytes % SECTOR_BYTES:
             raise RigError(
                 "InvalidDiskSize",
-                f"disk {place.name}: size is {size_bytes} bytes; it must be a positive multiple of {SECTOR_BYTES}",
+                f"disk {place.name}: size is {size_bytes} bytes; it must be a positive multiple of {SECTOR_BYTES} and at "
+                f"most {DISK_BYTES_MAX >> 40} TiB",
             )
         path = place.file("img")
         with path.open("xb") as file:
@@ -302,15 +310,16 @@ class Disk:
 
     def resize(self, size_bytes: int) -> None:
         """Grow the disk; ``InvalidDiskSize`` to shrink it, or for a part of a sector."""
-        if size_bytes < self.size_bytes or size_bytes % SECTOR_BYTES:
+        if not self.size_bytes <= size_bytes <= DISK_BYTES_MAX or size_bytes % SECTOR_BYTES:
             raise RigError(
                 "InvalidDiskSize",
-                f"disk {self.place}: new size is {size_bytes} bytes; it must be a multiple of {SECTOR_BYTES} and at least "
-                f"{self.size_bytes}: a disk is never shrunk",
+                f"disk {self.place}: new size is {size_bytes} bytes; it must be a multiple of {SECTOR_BYTES}, at least "
+                f"{self.size_bytes} (a disk is never shrunk) and at most {DISK_BYTES_MAX >> 40} TiB",
             )
         if not self._rules.can_grow:
             raise RigError("InvalidDiskSize", f"disk {self.place}: cannot grow: something lies behind it in its file")
         check(lib.sr_disk_resize(self.c, size_bytes))
+        lib.sr_log_limit(self.c, self._rules.policy.kept_bytes_max(size_bytes))
         self._set(size_bytes=size_bytes)
 
     def released(self) -> None:
@@ -450,6 +459,11 @@ class Disk:
         """Where a snapshot keeps old chunks."""
         return self.place.file("snapshot")
 
+    @property
+    def snapshot_bytes_max(self) -> int:
+        """How much a snapshot that begins now may keep."""
+        return int(self.size_bytes * self._rules.snapshot_share_max)
+
     def begin_snapshot(self) -> Snapshot:
         """Begin copy-before-write; the log's next segment begins with the first record that is not in the snapshot."""
         return begin_snapshots_of([self])[0]
@@ -475,10 +489,12 @@ class Disk:
         """
         fresh = RawLayer(self.staging, writable=True)
         fresh.sync()
-        if fresh.size_bytes != self.size_bytes:
+        if fresh.size_bytes < self.size_bytes:
             found = fresh.size_bytes
             fresh.close()
-            raise RigError("InvalidDiskSize", f"{self.staging}: has {found} bytes; the disk has {self.size_bytes}")
+            raise RigError(
+                "InvalidDiskSize", f"{self.staging}: has {found} bytes; the disk has {self.size_bytes} and is never shrunk"
+            )
         lib.sr_log_stop(self.c)
         self._log = None
         self._set(tracked=False, needs_resync="DiskReplaced")
@@ -488,6 +504,7 @@ class Disk:
         self._close_in_c()
         self.layer = fresh
         self._open_in_c()
+        self._set(size_bytes=fresh.size_bytes)  # not before: the old bytes may be fewer
 
     def info(self, mountpoint: Path) -> DiskInfo:
         """What other roles may know."""
@@ -511,6 +528,24 @@ class Disk:
             snapshot_bytes_max=self.snapshot.store_bytes_max if self.snapshot else None,
             needs_resync=self.state.needs_resync,
             open_handles=self.handles,
+        )
+
+    def counters(self) -> DiskCounters:
+        """What it has done since it was opened; stops nothing."""
+        info, found = self.info(Path()), counters.read(self.c)
+        return DiskCounters(
+            vm=info.vm,
+            name=info.name,
+            since_ns=self._counted_since_ns,
+            requests=counters.requests(found),
+            log=counters.log(found, kept_bytes=info.unsent_log_bytes, kept_bytes_max=info.log_bytes_max),
+            size_bytes=info.size_bytes,
+            tracked=info.tracked,
+            generation=info.generation,
+            needs_resync=info.needs_resync,
+            dirty_bytes=info.dirty_bytes,
+            snapshot_bytes=info.snapshot_bytes,
+            snapshot_bytes_max=info.snapshot_bytes_max,
         )
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The FUSE file system: disks as files; read-only, the same as fixed VHDs, their change logs and their snapshots.
+"""The FUSE file system: disks as files; read-only, the same as fixed VHDs, their logs, snapshots and counters.
 
 Fault contract: holds no state of its own but open handles.  It is mounted and served by :mod:`blockfs.serving`.
 
@@ -57,7 +57,7 @@ class DiskFileSystem(pyfuse3.Operations):
         self._nodes: dict[int, _Node] = {pyfuse3.ROOT_INODE: _Node()}
         self._inodes: dict[_Node, int] = {_Node(): pyfuse3.ROOT_INODE}
         self._handles: dict[int, _Handle] = {}
-        self._next_handle = 1
+        tree.on_grown(self._forget_size)
 
     # --- names --------------------------------------------------------------------------------------------------
 
@@ -78,6 +78,7 @@ class DiskFileSystem(pyfuse3.Operations):
             names.append(f"{disk.place.name}.img")
             if vhd.can_be_vhd(disk.size_bytes):
                 names.append(f"{disk.place.name}.vhd")
+            names.append(f"{disk.place.name}.stats")
             names += [path.name for _, path in find_segments(disk.place.folder, disk.place.name)]
             if disk.snapshot is not None:
                 names.append(f"{disk.place.name}.snapshot")
@@ -117,6 +118,8 @@ class DiskFileSystem(pyfuse3.Operations):
             entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.size_bytes + vhd.FOOTER_BYTES
         elif (disk := self._disk_of(node, ".snapshot")) is not None and disk.snapshot is not None:
             entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.snapshot.size_bytes
+        elif self._disk_of(node, ".stats") is not None:
+            entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, 0  # as in /proc: there is no text before it is opened
         elif (found := self._log_of(node)) is not None:
             disk, number, path = found
             entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.segment_bytes(number, path)
@@ -200,7 +203,13 @@ class DiskFileSystem(pyfuse3.Operations):
     # --- bytes --------------------------------------------------------------------------------------------------
 
     async def open(self, inode: pyfuse3.InodeT, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Disks can be read and written; their VHD form, logs and snapshots read."""
+        """Disks can be read and written; their VHD form, logs, snapshots and counters read."""
+        try:
+            return self._open(inode, flags)
+        except OSError as exc:  # no descriptor is left, say: that must not end the mount
+            raise pyfuse3.FUSEError(exc.errno or errno.EIO) from exc
+
+    def _open(self, inode: pyfuse3.InodeT, flags: int) -> pyfuse3.FileInfo:
         node, writable = self._nodes[inode], flags & os.O_ACCMODE != os.O_RDONLY
         if (disk := self._disk_of(node, ".img")) is not None:
             return self._opened(disk, lib.SR_HANDLE_DISK, writable=writable)
@@ -211,6 +220,8 @@ class DiskFileSystem(pyfuse3.Operations):
             return self._opened(disk, lib.SR_HANDLE_VHD, footer=footer)
         if (disk := self._disk_of(node, ".snapshot")) is not None and disk.snapshot is not None:
             return self._opened(disk, lib.SR_HANDLE_SNAPSHOT)
+        if (disk := self._disk_of(node, ".stats")) is not None:
+            return self._opened_text(disk, disk.counters().model_dump_json(indent=2) + "\n")
         if (found := self._log_of(node)) is not None:
             disk, number, path = found
             return self._opened(disk, lib.SR_HANDLE_LOG, fd=os.open(path, os.O_RDONLY | os.O_CLOEXEC), number=number)
@@ -219,16 +230,17 @@ class DiskFileSystem(pyfuse3.Operations):
     def _opened(
         self, disk: Disk, kind: int, *, writable: bool = False, footer: bytes = b"", fd: int = -1, number: int = 0
     ) -> pyfuse3.FileInfo:
-        handle = int(lib.sr_handle_open(disk.c, kind, writable, footer, fd, number))
-        if handle < 0:
-            if fd >= 0:
-                os.close(fd)
-            raise pyfuse3.FUSEError(-handle)
+        handle = _open_handle(disk, kind, writable=writable, footer=footer, fd=fd, number=number)
         self._handles[handle] = _Handle(disk, writable)
         disk.handles += 1
         # What the kernel has cached may be of another disk: a VM that was removed and made again has the same inodes.
         # Only the disk is cached at all: the others have pages of their own, and change without the kernel's knowledge.
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), direct_io=kind != lib.SR_HANDLE_DISK, keep_cache=False)
+        return pyfuse3.FileInfo(fh=handle, direct_io=kind != lib.SR_HANDLE_DISK, keep_cache=False)
+
+    def _opened_text(self, disk: Disk, text: str) -> pyfuse3.FileInfo:
+        fd = os.memfd_create("text", os.MFD_CLOEXEC)
+        os.pwrite(fd, text.encode(), 0)
+        return pyfuse3.FileInfo(fh=_open_handle(disk, lib.SR_HANDLE_FILE, fd=fd), direct_io=True, keep_cache=False)
 
     # Where the pump runs, it answers these for disk handles, by the same functions, and nothing of them comes here.
 
@@ -252,7 +264,33 @@ class DiskFileSystem(pyfuse3.Operations):
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         """The last descriptor of a handle was closed."""
         lib.sr_handle_close(fh)
-        self._handles.pop(fh).disk.released()
+        if (handle := self._handles.pop(fh, None)) is not None:  # who looks at counters does not use the disk
+            handle.disk.released()
+
+    # --- what the kernel knows ----------------------------------------------------------------------------------
+
+    def _forget_size(self, disk: Disk) -> None:
+        """Let the kernel ask anew.  This cannot block: it keeps no data for the file system to write first."""
+        for suffix in ("img", "vhd"):
+            inode = self._inodes.get(_Node(disk.place.vm, f"{disk.place.name}.{suffix}"))
+            if inode is None:
+                continue
+            try:
+                pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=True)
+            except OSError as exc:  # it has forgotten the inode altogether; or it asks again after ATTRIBUTE_TIMEOUT_S
+                _log.debug("size_not_forgotten", disk=str(disk.place), error=exc.strerror)
+
+
+def _open_handle(
+    disk: Disk, kind: int, *, writable: bool = False, footer: bytes = b"", fd: int = -1, number: int = 0
+) -> pyfuse3.FileHandleT:
+    """A handle in C, which takes over ``fd``."""
+    handle = int(lib.sr_handle_open(disk.c, kind, writable, footer, fd, number))
+    if handle < 0:
+        if fd >= 0:
+            os.close(fd)
+        raise pyfuse3.FUSEError(-handle)
+    return pyfuse3.FileHandleT(handle)
 
 
 def _answer(result: int) -> int:

@@ -25,12 +25,14 @@ import structlog
 import trio
 
 from blockfs.control import CutInfo, DiskInfo, SegmentInfo, SnapshotDisk, SnapshotInfo, StagingInfo, TagKind
+from blockfs.counters import DiskCounters
 from blockfs.disk import Disk, DiskPlace, DiskRules, OpenView, begin_snapshots_of
 from blockfs.disk_log import LogPolicy
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
+from blockfs.snapshot import STORE_SHARE_MAX
 from blockfs.tree import ROOT, tend
 
 MakeFiles = Callable[[DiskPlace], None]
@@ -54,7 +56,13 @@ class DiskHost:
     """
 
     def __init__(
-        self, root: Path, mountpoint: Path, *, open_view: OpenView | None = None, policy: LogPolicy | None = None
+        self,
+        root: Path,
+        mountpoint: Path,
+        *,
+        open_view: OpenView | None = None,
+        policy: LogPolicy | None = None,
+        snapshot_share_max: float = STORE_SHARE_MAX,
     ) -> None:
         self.root = root
         self.mountpoint = mountpoint
@@ -63,7 +71,8 @@ class DiskHost:
         self._lock_fd = _lock(root)
         self.positions = PositionCounter(root / "position")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy())
+        self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max)
+        self._tell_grown: Callable[[Disk], None] | None = None
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
         """Disks that could not be opened (``VM/NAME``), and why."""
@@ -119,6 +128,10 @@ class DiskHost:
     def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
         """See :class:`blockfs.tree.DiskTree`."""
         return {} if folder == ROOT else self.vms.get(folder)
+
+    def on_grown(self, tell: Callable[[Disk], None]) -> None:
+        """See :class:`blockfs.tree.DiskTree`."""
+        self._tell_grown = tell
 
     def disks(self, vm: str) -> list[Disk]:
         """A VM's disks; ``VmNotFound``, or ``DiskCorrupt`` if one of them could not be opened."""
@@ -230,6 +243,24 @@ class DiskHost:
             self.vms.pop(place.vm, None)
             place.folder.rmdir()
 
+    async def resize_disk(self, *, vm: str, disk: str, size_bytes: int) -> DiskInfo:
+        """See :class:`DiskHostControl`."""
+        target = self.disk(vm, disk)
+        try:
+            target.resize(size_bytes)
+        except OSError as exc:
+            raise _host_error(f"disk {target.place} of {size_bytes} bytes", exc) from exc
+        self._grown(target)
+        return target.info(self.mountpoint)
+
+    def _grown(self, disk: Disk) -> None:
+        if self._tell_grown is not None:
+            self._tell_grown(disk)
+
+    async def counters(self, *, vm: str, disk: str) -> DiskCounters:
+        """See :class:`DiskHostControl`."""
+        return self.disk(vm, disk).counters()
+
     async def remove_vm(self, *, vm: str) -> None:
         """See :class:`DiskHostControl`."""
         if vm not in self.vms:
@@ -340,11 +371,7 @@ class DiskHost:
         """See :class:`DiskHostControl`."""
         target = self.disk(vm, disk)
         _check_idle(target)
-        if size_bytes != target.size_bytes:
-            raise RigError(
-                "InvalidDiskSize",
-                f"disk {target.place} has {target.size_bytes} bytes; what comes back has {size_bytes}",
-            )
+        size_bytes = max(size_bytes, target.size_bytes)
         try:
             with target.staging.open("wb") as file:
                 file.truncate(size_bytes)
@@ -360,6 +387,7 @@ class DiskHost:
             _check_idle(disk)
         for disk in staged:
             disk.replace()
+            self._grown(disk)
         return [disk.info(self.mountpoint) for disk in disks]
 
 

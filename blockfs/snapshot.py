@@ -1,7 +1,7 @@
 """Copy-before-write snapshots, for initial replication and resync.  The copying is in C (cext/snapshot.c).
 
 Fault contract: lives only as long as the process; a leftover store file is deleted at the next start, and the copy
-that used it takes a new snapshot.  If the store's space runs out (the host's, or ``STORE_SHARE_MAX`` of the disk), the
+that used it takes a new snapshot.  If the store's space runs out (the host's, or its share of the disk's size), the
 snapshot fails (``SnapshotFailed``), the disk does not.
 """
 
@@ -19,7 +19,7 @@ from blockfs.layers import Layer, RawLayer, merge_ranges
 from cext._core import ffi, lib
 
 STORE_SHARE_MAX = 0.5
-"""How much of a disk's size its snapshot may take."""
+"""How much of a disk's size its snapshot may take, unless it is said."""
 
 
 class Snapshotted(Protocol):
@@ -43,6 +43,11 @@ class Snapshotted(Protocol):
     @property
     def snapshot_path(self) -> Path:
         """Where old chunks are kept."""
+        ...
+
+    @property
+    def snapshot_bytes_max(self) -> int:
+        """How much they may take."""
         ...
 
 
@@ -120,7 +125,7 @@ def begin_snapshots(disks: Sequence[Snapshotted]) -> list[Snapshot]:
     first_seqs, position = ffi.new("uint64_t[]", len(disks)), ffi.new("uint64_t *")
     try:
         fds += [os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600) for path in paths]
-        limits = [int(disk.layer.size_bytes * STORE_SHARE_MAX) for disk in disks]
+        limits = [disk.snapshot_bytes_max for disk in disks]
         while (
             rc := lib.sr_snapshots_begin([disk.c for disk in disks], fds, limits, len(disks), first_seqs, position)
         ) == -errno.EAGAIN:

@@ -38,6 +38,10 @@ class DiskTree(Protocol):
         """The disks of a folder by name; ``ROOT`` is the mount's own; None: there is no such folder."""
         ...
 
+    def on_grown(self, tell: Callable[[Disk], None]) -> None:
+        """Call ``tell`` with each disk that has grown by another way than the mount, whose kernel does not know it."""
+        ...
+
     async def tend(self) -> None:
         """Do what the disks' writers ask for, until cancelled; runs as long as the disks are served."""
         ...
@@ -71,6 +75,9 @@ class SingleDisk:
     def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
         """The disk, in the mount's own folder."""
         return {self._disk.place.name: self._disk} if folder == ROOT else None
+
+    def on_grown(self, tell: Callable[[Disk], None]) -> None:
+        """Nobody else can make it grow."""
 
     async def tend(self) -> None:
         """See :class:`DiskTree`."""

@@ -101,6 +101,9 @@ void sr_log_touch(struct sr_disk *disk, uint64_t number, uint64_t offset, uint64
 /* Segments below `oldest_number` are no longer kept; they took `bytes`. */
 void sr_log_applied(struct sr_disk *disk, uint64_t oldest_number, uint64_t bytes);
 
+/* Another limit than the one of the log's setup: the disk has grown. */
+void sr_log_limit(struct sr_disk *disk, uint64_t kept_bytes_max);
+
 struct sr_segment_info {
 	uint64_t number, first_seq, last_seq, last_position, end;
 	int durable; /* closed, and on stable storage */
@@ -153,6 +156,7 @@ enum sr_counted { SR_COUNT_READ, SR_COUNT_WRITE, SR_COUNT_FLUSH, SR_COUNT_DISCAR
 struct sr_counters {
 	uint64_t ops[SR_COUNTED_OPS], bytes[SR_COUNTED_OPS], errors[SR_COUNTED_OPS];
 	uint64_t latency[SR_COUNTED_OPS][SR_LATENCY_BUCKETS];
+	uint64_t longest_ns[SR_COUNTED_OPS];
 	uint64_t log_bytes, log_records, segments_switched;
 	uint64_t longest_switch_ns; /* for which a segment's switch held writers up */
 	uint64_t longest_append_ns; /* the same of a tag */
@@ -161,14 +165,16 @@ void sr_disk_counters(struct sr_disk *disk, struct sr_counters *out);
 
 /* Handles are what requests name: numbers with this bit, so that no folder's or Python's own handle is one. */
 #define SR_HANDLE_BIT (1ull << 62)
-enum sr_handle_kind { SR_HANDLE_DISK, SR_HANDLE_VHD, SR_HANDLE_SNAPSHOT, SR_HANDLE_LOG };
+enum sr_handle_kind { SR_HANDLE_DISK, SR_HANDLE_VHD, SR_HANDLE_SNAPSHOT, SR_HANDLE_LOG, SR_HANDLE_FILE };
 
 /* Open `disk` as `kind`; `footer` (512 bytes behind the disk) for SR_HANDLE_VHD; `fd` (owned) of segment `number` for
- * SR_HANDLE_LOG.  Only SR_HANDLE_DISK can be writable.  Returns the handle, or -errno. */
+ * SR_HANDLE_LOG, or of any file, which is read as it is, for SR_HANDLE_FILE.  Only SR_HANDLE_DISK can be writable.
+ * Returns the handle, or -errno. */
 int64_t sr_handle_open(struct sr_disk *disk, int kind, int writable, const uint8_t *footer, int fd, uint64_t number);
 void sr_handle_close(uint64_t handle);
 
-/* Requests; counted and timed.  -EBADF: no such handle, or not writable. */
+/* Requests; those on the disk itself (SR_HANDLE_DISK, SR_HANDLE_VHD) are counted and timed.  -EBADF: no such handle, or
+ * not writable. */
 int64_t sr_handle_read(uint64_t handle, void *buf, uint64_t bytes, uint64_t offset);
 int64_t sr_handle_write(uint64_t handle, const void *buf, uint64_t bytes, uint64_t offset);
 int sr_handle_flush(uint64_t handle);

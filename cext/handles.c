@@ -1,4 +1,4 @@
-/* Handles: what requests name.  Each request is counted and timed in its disk's counters. */
+/* Handles: what requests name.  Each request on a disk is counted and timed in its counters. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -135,18 +135,33 @@ static int begin(struct request *request, uint64_t name)
 	return -EIO;
 }
 
-static int64_t end(struct request *request, int op, int64_t result)
+static void count(struct request *request, int op, int64_t result, uint64_t bytes)
 {
 	struct sr_counters *counters = &request->handle->disk->counters;
-	uint64_t us = (sr_now_ns() - request->began_ns) / 1000;
+	uint64_t ns = sr_now_ns() - request->began_ns, us = ns / 1000;
 	int bucket = us ? 64 - __builtin_clzll(us) : 0;
+	uint64_t longest = __atomic_load_n(&counters->longest_ns[op], __ATOMIC_RELAXED);
 
 	if (bucket >= SR_LATENCY_BUCKETS)
 		bucket = SR_LATENCY_BUCKETS - 1;
 	sr_add(&counters->ops[op], 1);
 	sr_add(&counters->latency[op][bucket], 1);
+	while (longest < ns && !__atomic_compare_exchange_n(&counters->longest_ns[op], &longest, ns, 0, __ATOMIC_RELAXED,
+							    __ATOMIC_RELAXED))
+		;
 	if (result < 0)
 		sr_add(&counters->errors[op], 1);
+	else
+		sr_add(&counters->bytes[op], bytes);
+}
+
+/* Its `result`, which concerned so many bytes. */
+static int64_t end(struct request *request, int op, int64_t result, uint64_t bytes)
+{
+	int kind = request->handle->kind;
+
+	if (kind == SR_HANDLE_DISK || kind == SR_HANDLE_VHD)
+		count(request, op, result, bytes);
 	pthread_rwlock_unlock(&request->handle->disk->life);
 	put(request->handle);
 	return result;
@@ -168,6 +183,12 @@ static int64_t read_vhd(struct handle *handle, char *buf, uint64_t bytes, uint64
 	return done + (int64_t)rest;
 }
 
+static int64_t read_file(struct handle *handle, char *buf, uint64_t bytes, uint64_t offset)
+{
+	ssize_t done = pread(handle->fd, buf, bytes, (off_t)offset);
+	return done < 0 ? -errno : done;
+}
+
 /* Behind the records of a segment that is being written there may be bytes of its file's former life. */
 static int64_t read_segment(struct handle *handle, char *buf, uint64_t bytes, uint64_t offset)
 {
@@ -178,8 +199,7 @@ static int64_t read_segment(struct handle *handle, char *buf, uint64_t bytes, ui
 		return 0;
 	if (bytes > size - offset)
 		bytes = size - offset;
-	ssize_t done = pread(handle->fd, buf, bytes, (off_t)offset);
-	return done < 0 ? -errno : done;
+	return read_file(handle, buf, bytes, offset);
 }
 
 int64_t sr_handle_read(uint64_t name, void *buf, uint64_t bytes, uint64_t offset)
@@ -199,12 +219,13 @@ int64_t sr_handle_read(uint64_t name, void *buf, uint64_t bytes, uint64_t offset
 	case SR_HANDLE_SNAPSHOT:
 		done = sr_snapshot_read_one(handle->disk, handle->number, buf, bytes, offset);
 		break;
-	default:
+	case SR_HANDLE_LOG:
 		done = read_segment(handle, buf, bytes, offset);
+		break;
+	default:
+		done = read_file(handle, buf, bytes, offset);
 	}
-	if (done > 0)
-		sr_add(&handle->disk->counters.bytes[SR_COUNT_READ], (uint64_t)done);
-	return end(&request, SR_COUNT_READ, done);
+	return end(&request, SR_COUNT_READ, done, (uint64_t)done);
 }
 
 int64_t sr_handle_write(uint64_t name, const void *buf, uint64_t bytes, uint64_t offset)
@@ -214,9 +235,7 @@ int64_t sr_handle_write(uint64_t name, const void *buf, uint64_t bytes, uint64_t
 	if (done)
 		return done;
 	done = request.handle->writable ? sr_disk_write(request.handle->disk, buf, bytes, offset) : -EBADF;
-	if (done > 0)
-		sr_add(&request.handle->disk->counters.bytes[SR_COUNT_WRITE], (uint64_t)done);
-	return end(&request, SR_COUNT_WRITE, done);
+	return end(&request, SR_COUNT_WRITE, done, (uint64_t)done);
 }
 
 int sr_handle_flush(uint64_t name)
@@ -227,7 +246,7 @@ int sr_handle_flush(uint64_t name)
 		return rc;
 	if (request.handle->kind == SR_HANDLE_DISK)
 		rc = sr_disk_flush(request.handle->disk);
-	return (int)end(&request, SR_COUNT_FLUSH, rc);
+	return (int)end(&request, SR_COUNT_FLUSH, rc, 0);
 }
 
 static int zero(struct handle *handle, int mode, uint64_t offset, uint64_t bytes)
@@ -253,12 +272,10 @@ int sr_handle_fallocate(uint64_t name, int mode, uint64_t offset, uint64_t bytes
 	if (rc)
 		return rc;
 	rc = zero(request.handle, mode, offset, bytes);
-	if (rc == 0)
-		sr_add(&request.handle->disk->counters.bytes[SR_COUNT_DISCARD], bytes);
-	return (int)end(&request, SR_COUNT_DISCARD, rc);
+	return (int)end(&request, SR_COUNT_DISCARD, rc, bytes);
 }
 
-/* Of a VHD, whose footer is data; a snapshot and a segment count as data throughout. */
+/* Of a VHD, whose footer is data; the other kinds count as data throughout. */
 static int64_t seek(struct handle *handle, uint64_t offset, int whence)
 {
 	uint64_t disk_bytes = sr_disk_bytes(handle->disk);
@@ -283,6 +300,6 @@ int64_t sr_handle_seek(uint64_t name, uint64_t offset, int whence)
 	if (found)
 		return found;
 	found = seek(request.handle, offset, whence);
-	(void)end(&request, SR_COUNT_SEEK, found == -ENXIO ? 0 : found); /* "no more data" is an answer */
+	(void)end(&request, SR_COUNT_SEEK, found == -ENXIO ? 0 : found, 0); /* "no more data" is an answer */
 	return found;
 }

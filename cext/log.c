@@ -294,13 +294,17 @@ static int grow_maps(struct log *log, uint64_t disk_bytes)
 
 	if (!log->dirty)
 		return 0;
+	if (disk_bytes > DISK_BYTES_MAX)
+		return -EFBIG;
 	int rc = -posix_fallocate(log->dirty_fd, 0, (off_t)(SR_DIRTY_HEADER_BYTES + (chunks + 7) / 8));
 	if (rc || chunks <= log->touched_count)
 		return rc;
-	uint32_t *touched = realloc(log->touched, chunks * sizeof(*touched));
+	uint32_t *touched = calloc(chunks, sizeof(*touched)); /* not realloc: what is not touched takes no memory */
 	if (!touched)
 		return -ENOMEM;
-	memset(touched + log->touched_count, 0, (chunks - log->touched_count) * sizeof(*touched));
+	if (log->touched_count)
+		memcpy(touched, log->touched, log->touched_count * sizeof(*touched));
+	free(log->touched);
 	log->touched = touched;
 	log->touched_count = chunks;
 	return 0;
@@ -466,6 +470,13 @@ void sr_log_applied(struct sr_disk *disk, uint64_t oldest_number, uint64_t bytes
 	pthread_mutex_lock(&disk->lock);
 	disk->log.oldest_number = oldest_number;
 	disk->log.older_bytes -= bytes;
+	pthread_mutex_unlock(&disk->lock);
+}
+
+void sr_log_limit(struct sr_disk *disk, uint64_t kept_bytes_max)
+{
+	pthread_mutex_lock(&disk->lock);
+	disk->log.kept_bytes_max = kept_bytes_max;
 	pthread_mutex_unlock(&disk->lock);
 }
 

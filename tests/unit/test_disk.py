@@ -340,8 +340,8 @@ def test_zeros_discards_and_growing_are_logged_and_come_again_after_a_kill(
 
 
 def test_a_disk_is_never_shrunk(disk: Disk) -> None:
-    for size in (SIZE - 512, SIZE + 1):
-        with pytest.raises(RigError, match=f"new size is {size} bytes; it must be a multiple of 512 and at least {SIZE}"):
+    for size in (SIZE - 512, SIZE + 1, (64 << 40) + 512):
+        with pytest.raises(RigError, match=f"new size is {size} bytes; it must be a multiple of 512, at least {SIZE} "):
             disk.resize(size)
 
 
