@@ -75,6 +75,15 @@ async def test_disk_comes_back_byte_for_byte_and_its_blobs_go(rig: Rig, autojump
     assert rig.host.disk(VM, "os").read(0, SIZE) == bytes(export.data)
 
 
+async def test_a_site_disk_that_has_grown_since_stays_as_large(rig: Rig, autojump_clock: MockClock, tmp_path: Path) -> None:
+    export = Export(rig, tmp_path / "export")
+    await rig.grow("os", SIZE)
+    await receive(rig, export)
+    async with rig.agent() as agent:
+        await agent.commit_failback(vm=VM)
+    assert rig.host.disk(VM, "os").read(0, 2 * SIZE) == bytes(export.data) + bytes(SIZE)
+
+
 async def test_agent_killed_at_each_call_of_a_failback_loses_nothing(
     rig: Rig, autojump_clock: MockClock, tmp_path: Path
 ) -> None:

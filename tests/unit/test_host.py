@@ -169,10 +169,25 @@ class TestReplace:
         assert host.disk("web01", "a").read(0, 3) == b"new"
         assert restart(host).disk("web01", "a").read(0, 3) == b"new"
 
-    async def test_a_staged_disk_of_another_size_is_refused(self, host: DiskHost) -> None:
+    async def test_a_disk_that_has_grown_over_there_comes_back_as_large(self, host: DiskHost) -> None:
         await two_disks(host)
-        with pytest.raises(RigError, match=f"disk web01/a has {SIZE} bytes; what comes back has 512"):
-            await host.begin_replace(vm="web01", disk="a", size_bytes=512)
+        staging = await host.begin_replace(vm="web01", disk="a", size_bytes=2 * SIZE)
+        Path(staging.path).write_bytes(b"new" + bytes(2 * SIZE - 6) + b"end")
+        infos = await host.commit_replace(vm="web01")
+        assert [d.size_bytes for d in infos] == [2 * SIZE, SIZE]
+        disk = restart(host).disk("web01", "a")
+        assert (disk.state.size_bytes, disk.read(2 * SIZE - 3, 9)) == (2 * SIZE, b"end")
+
+    async def test_a_disk_that_has_grown_meanwhile_stays_as_large(self, host: DiskHost) -> None:
+        await two_disks(host)
+        await host.resize_disk(vm="web01", disk="a", size_bytes=2 * SIZE)
+        staging = await host.begin_replace(vm="web01", disk="a", size_bytes=SIZE)
+        assert (staging.size_bytes, Path(staging.path).stat().st_size) == (2 * SIZE, 2 * SIZE)
+        infos = await host.commit_replace(vm="web01")
+        assert infos[0].size_bytes == 2 * SIZE
+
+    async def test_a_staged_disk_that_was_cut_short_is_refused(self, host: DiskHost) -> None:
+        await two_disks(host)
         await self.cut_short(host)
 
     async def cut_short(self, host: DiskHost) -> None:

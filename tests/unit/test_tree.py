@@ -50,7 +50,7 @@ async def listed(files: DiskFileSystem, folder: pyfuse3.InodeT, monkeypatch: pyt
 async def test_a_single_disk_is_in_the_mounts_own_folder(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     files = DiskFileSystem(SingleDisk(disk, -1))
     found = await listed(files, pyfuse3.ROOT_INODE, monkeypatch)
-    assert list(found) == ["debian-12.5.000001.hrl", "debian-12.5.img", "debian-12.5.vhd"]
+    assert list(found) == ["debian-12.5.000001.hrl", "debian-12.5.img", "debian-12.5.stats", "debian-12.5.vhd"]
     for name, inode in found.items():
         entry = await files.lookup(pyfuse3.ROOT_INODE, name.encode(), NOBODY)
         assert (entry.st_ino, entry.st_mode & 0o200) == (inode, 0o200 if name.endswith(".img") else 0)
@@ -85,7 +85,7 @@ async def test_a_host_has_a_folder_a_vm_and_no_disk_beside_them(tmp_path: Path, 
     files = DiskFileSystem(host)
     found = await listed(files, pyfuse3.ROOT_INODE, monkeypatch)
     assert list(found) == ["web01"]
-    assert list(await listed(files, pyfuse3.InodeT(found["web01"]), monkeypatch)) == ["os.img", "os.vhd"]
+    assert list(await listed(files, pyfuse3.InodeT(found["web01"]), monkeypatch)) == ["os.img", "os.stats", "os.vhd"]
     await host.remove_vm(vm="web01")
     with pytest.raises(pyfuse3.FUSEError) as failed:
         await files.getattr(pyfuse3.InodeT(found["web01"]), NOBODY)
