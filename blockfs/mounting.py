@@ -95,7 +95,11 @@ def mount(mountpoint: Path, how: How) -> Mount:
         if exc.errno != errno.EPERM:
             raise RigError("MountFailed", f"{path}: cannot be mounted: {exc.strerror}") from exc
         fd = _mount_by_helper(path, how)
-    return Mount(path, fd, _device_at(path) or "")
+    device = _device_at(path)
+    if device is None:
+        os.close(fd)
+        raise RigError("MountFailed", f"{path}: was mounted, but somebody took it away again")
+    return Mount(path, fd, device)
 
 
 def _mount_by_helper(path: Path, how: How) -> int:

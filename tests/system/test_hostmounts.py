@@ -43,6 +43,16 @@ async def mounted(host: Path, name: str, filesystem: str = "ext4", size_bytes: i
     return disk, where
 
 
+def test_a_mount_point_whose_name_is_no_utf_8_hides_no_other(tmp_path: Path) -> None:
+    where = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    where.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", where], check=True)
+    try:
+        assert str(where) in [point for _, _, point in hostmounts.mounts()]
+    finally:
+        subprocess.run(["umount", where], check=True)
+
+
 async def test_uses_shows_loop_device_and_mount_and_shutdown_ends_both(host: Path) -> None:
     disk, where = await mounted(host, "os")
     (use,) = await hostmounts.uses(disk)
