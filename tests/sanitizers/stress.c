@@ -405,6 +405,8 @@ static void *keep_segments(void *number)
 				victim->spares--;
 			}
 		}
+		if (dice(4) == 0)
+			expect(sr_log_sync_closed(victim->disk), 0, "sync of closed segments");
 		size_t known = sr_log_segments(victim->disk, segments, SEGMENTS_MAX);
 		for (size_t i = 0; i < known; i++) {
 			if (!segments[i].durable)
