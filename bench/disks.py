@@ -49,7 +49,6 @@ SUBJECTS: dict[str, tuple[str, Start]] = {
     "tracked-py": ("siterig tracked, pyfuse3 alone", Ours("tracked", "pyfuse3")),
 }
 _URING = Path("/sys/module/fuse/parameters/enable_uring")
-Results = dict[str, dict[str, list[Figure]]]
 
 
 def _drop_cache(image: Path) -> None:
@@ -84,8 +83,8 @@ def _measure(place: Place, start: Start, columns: list[str], seconds: float) -> 
     return found
 
 
-def _run(options: argparse.Namespace, console: Console) -> Results:
-    results: Results = {subject: {column: [] for column in options.columns} for subject in options.subjects}
+def _run(options: argparse.Namespace, console: Console) -> targets.Values:
+    results: targets.Values = {subject: {column: [] for column in options.columns} for subject in options.subjects}
     with tempfile.TemporaryDirectory(prefix="siterig-bench-", dir=options.folder) as folder:
         place = Place(Path(folder), ["taskset", "-c", str(options.cpu)] if options.pin else [])
         place.make()
@@ -126,18 +125,25 @@ def _median(figures: list[Figure]) -> float:
     return statistics.median(figure.value for figure in figures)
 
 
-def _print_table(console: Console, results: Results, columns: list[str], peer: str) -> None:
-    table = Table(f"median (ratio to {SUBJECTS[peer][0]})")
+def _p50(figures: list[Figure]) -> float:
+    return statistics.median(figure.p50_us for figure in figures)
+
+
+def _print_table(console: Console, results: targets.Values, columns: list[str], peer: str) -> None:
+    table = Table(f"median (ratio to {SUBJECTS[peer][0]})\nand an operation's p50, µs")
     for name in columns:
         table.add_column(f"{COLUMNS[name].title}\n{COLUMNS[name].unit}", justify="right")
     for subject, row in results.items():
-        cells = [f"{_median(row[c]):,.0f} ({_median(row[c]) / _median(results[peer][c]):.2f})" for c in columns]
+        cells = [
+            f"{_median(row[c]):,.0f} ({_median(row[c]) / _median(results[peer][c]):.2f})\n{_p50(row[c]):.1f}"
+            for c in columns
+        ]
         table.add_row(SUBJECTS[subject][0], *cells)
     console.print(table)
 
 
 def _print_verdicts(console: Console, verdicts: list[targets.Verdict]) -> None:
-    table = Table("target", "at least", "found", "of single rounds", "")
+    table = Table("target", "at least", "found", "of single rounds", "by p50 latency", "")
     for verdict in verdicts:
         target = verdict.target
         table.add_row(
@@ -145,6 +151,7 @@ def _print_verdicts(console: Console, verdicts: list[targets.Verdict]) -> None:
             f"{target.at_least:g}x",
             f"{verdict.found:.2f}x",
             f"{verdict.lowest:.2f} to {verdict.highest:.2f}",
+            f"{verdict.by_latency:.2f}x",
             "holds" if verdict.holds else "[bold]does not hold[/bold]",
         )
     console.print(table)
@@ -185,7 +192,7 @@ def main() -> None:
         "versions": _versions(options.subjects),
     }
     results = _run(options, console)
-    verdicts = targets.judge({s: {c: [f.value for f in fs] for c, fs in row.items()} for s, row in results.items()})
+    verdicts = targets.judge(results)
     console.print(
         f"wake-ups: {about['wake_ups']}; medians of {options.rounds} rounds; {about['machine']} {about['versions']}"
     )

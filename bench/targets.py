@@ -1,9 +1,15 @@
-"""The targets of the data plane, and what a run says of them."""
+"""The targets of the data plane, and what a run says of them.
+
+On a machine that others use, operations a second tell mostly who got the cores; the median latency of an operation tells
+more of the work.  So a verdict has both: the first decides.
+"""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+
+from bench.fio import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +32,22 @@ TARGETS = (
     Target("tracked", "naive", "fsync", 1.0),
 )
 
-Values = dict[str, dict[str, list[float]]]
+Values = dict[str, dict[str, list[Figure]]]
 """Subject, column, and the figures of its rounds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``found``: ratio of the medians; ``lowest`` and ``highest`` of the rounds' own ratios."""
+    """``found``: ratio of the medians; ``lowest`` and ``highest`` of the rounds' own ratios.
+
+    ``by_latency``: the same ratio made of an operation's median latency.
+    """
 
     target: Target
     found: float
     lowest: float
     highest: float
+    by_latency: float
 
     @property
     def holds(self) -> bool:
@@ -51,6 +61,8 @@ def judge(values: Values) -> list[Verdict]:
     for target in TARGETS:
         ours, theirs = (values.get(name, {}).get(target.column, []) for name in (target.subject, target.peer))
         if ours and theirs:
-            ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-            found.append(Verdict(target, statistics.median(ours) / statistics.median(theirs), min(ratios), max(ratios)))
+            ratios = [a.value / b.value for a, b in zip(ours, theirs, strict=True)]
+            ratio = statistics.median(a.value for a in ours) / statistics.median(b.value for b in theirs)
+            by_latency = statistics.median(b.p50_us for b in theirs) / statistics.median(a.p50_us for a in ours)
+            found.append(Verdict(target, ratio, min(ratios), max(ratios), by_latency))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.fio import COLUMNS, read_figure
+from bench.fio import COLUMNS, Figure, read_figure
 from bench.targets import TARGETS, Target, judge
 
 _REPORT = {
@@ -22,19 +22,23 @@ _REPORT = {
 
 
 def test_a_target_is_judged_by_the_medians_of_the_rounds() -> None:
-    values = {"tracked": {"randwrite": [10.0, 100.0, 40.0]}, "untracked": {"randwrite": [50.0, 50.0, 50.0]}}
-    (verdict,) = judge(values)
+    ours = [Figure(10.0, 5.0, 0.0), Figure(100.0, 1.0, 0.0), Figure(40.0, 4.0, 0.0)]
+    (verdict,) = judge({"tracked": {"randwrite": ours}, "untracked": {"randwrite": [Figure(50.0, 2.0, 0.0)] * 3}})
     assert verdict.target == Target("tracked", "untracked", "randwrite", 0.8)
     assert (verdict.found, verdict.lowest, verdict.highest, verdict.holds) == (0.8, 0.2, 2.0, True)
+    assert verdict.by_latency == 0.5
 
 
 def test_a_target_that_is_just_missed_does_not_hold() -> None:
-    (verdict,) = judge({"tracked": {"seqwrite": [44.9]}, "untracked": {"seqwrite": [100.0]}})
+    (verdict,) = judge(
+        {"tracked": {"seqwrite": [Figure(44.9, 1.0, 1.0)]}, "untracked": {"seqwrite": [Figure(100.0, 1.0, 1.0)]}}
+    )
     assert not verdict.holds
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
-    assert judge({"tracked": {"randwrite": [1.0]}, "ptll": {"randwrite": [1.0]}}) == []
+    one = [Figure(1.0, 1.0, 1.0)]
+    assert judge({"tracked": {"randwrite": one}, "ptll": {"randwrite": one}}) == []
 
 
 def test_every_target_names_a_column_that_is_measured() -> None:
