@@ -113,7 +113,8 @@ static uint64_t replay_segment(struct replay *replay, uint64_t number)
 	CHECK(first_seq == replay->seq, "%s begins with %" PRIu64 ", not %" PRIu64, path, first_seq, replay->seq);
 	if (!replay->known)
 		replay->bytes = disk_bytes;
-	CHECK(disk_bytes == replay->bytes, "%s: header of a disk of %" PRIu64 " bytes, not %" PRIu64, path, disk_bytes, replay->bytes);
+	CHECK(disk_bytes == replay->bytes, "%s: header of a disk of %" PRIu64 " bytes, not %" PRIu64, path, disk_bytes,
+	      replay->bytes);
 
 	uint64_t at = SR_SEGMENT_HEADER_BYTES;
 	struct record record;
@@ -124,7 +125,8 @@ static uint64_t replay_segment(struct replay *replay, uint64_t number)
 		    sr_crc32c(sr_crc32c(seed, &record, sizeof(record) - 4), payload, record.payload_bytes) != record.crc)
 			break;
 		CHECK(record.header_bytes == 64 && record.zero[0] == 0 && record.zero[1] == 0);
-		CHECK(record.seq == replay->seq, "%s at %" PRIu64 ": record %" PRIu64 ", not %" PRIu64, path, at, record.seq, replay->seq);
+		CHECK(record.seq == replay->seq, "%s at %" PRIu64 ": record %" PRIu64 ", not %" PRIu64, path, at, record.seq,
+		      replay->seq);
 		CHECK(record.position > replay->position, "record %" PRIu64, record.seq);
 		check_cut(replay, &record);
 		compare_snapshots(replay);

@@ -1,8 +1,8 @@
-/* Two pumps under stress, with a socket in the place of /dev/fuse: requests on a disk whose answers are checked, requests on
- * names that a slow "Python" answers out of order, forgets, damaged requests; ended in order or in the midst of it.
+/* Two pumps under stress, with a socket in the place of /dev/fuse: requests on a disk whose answers are checked,
+ * requests on names that a slow "Python" answers out of order, forgets, damaged requests; ended in order or in the midst.
  *
- * `pump_stress FOLDER SECONDS SEED`: rounds until the time is over.  Exit status 0, or 1 and what is wrong; built with a
- * sanitizer, its reports.
+ * `pump_stress FOLDER SECONDS SEED`: rounds until the time is over.  Exit status 0, or 1 and what is wrong; built with
+ * a sanitizer, its reports.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -18,10 +18,9 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "common.h"
 #include "disk.h"
 #include "layers.h"
 #include "pump.h"
@@ -33,20 +32,7 @@ enum {
 	REQUEST_BYTES_MAX = 128 << 10,
 	MESSAGE_BYTES_MAX = REQUEST_BYTES_MAX + 256,
 	WAITING_MAX = 64, /* requests on names that are not answered at once */
-	STUCK_S = 300,
 };
-
-#define CHECK(what)                                                                                           \
-	do {                                                                                                  \
-		if (!(what)) {                                                                                \
-			fprintf(stderr, "%s:%d: not so: %s; round %" PRIu64 " of seed %" PRIu64 "\n", __FILE__, \
-				__LINE__, #what, round_number, seed_given);                                    \
-			_exit(1);                                                                             \
-		}                                                                                             \
-	} while (0)
-
-static uint64_t seed_given, round_number;
-static _Thread_local uint64_t rng;
 
 /* One request that waits for its answer. */
 struct client {
@@ -76,28 +62,6 @@ struct mount {
 static struct mount mounts[PUMPS];
 static struct sr_disk *disk;
 static _Atomic int stop;
-
-static uint64_t dice(uint64_t sides)
-{
-	rng ^= rng << 13;
-	rng ^= rng >> 7;
-	rng ^= rng << 17;
-	return (rng * 0x2545F4914F6CDD1Du >> 33) % sides;
-}
-
-static void seed_thread(uint64_t number)
-{
-	rng = ((seed_given + 1) * 0x9E3779B97F4A7C15u + round_number * 0xD1B54A32D192ED03u + number * 0x8CB92BA72F3D8DD7u) | 1;
-	for (int i = 0; i < 8; i++)
-		dice(2);
-}
-
-static uint64_t now_ms(void)
-{
-	struct timespec now;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
 
 /* --- the kernel's side --------------------------------------------------------------------------------------- */
 
@@ -132,18 +96,22 @@ static void *receive_answers(void *arg)
 	return NULL;
 }
 
-static int send_request(struct client *client, uint32_t opcode, uint64_t unique, const void *arg, size_t arg_bytes, const void *data,
-			size_t data_bytes)
+static int send_request(struct client *client, uint32_t opcode, uint64_t unique, const void *arg, size_t arg_bytes,
+			const void *data, size_t data_bytes)
 {
-	struct fuse_in_header in = {.len = (uint32_t)(sizeof(in) + arg_bytes + data_bytes), .opcode = opcode, .unique = unique, .nodeid = 1};
+	struct fuse_in_header in = {.len = (uint32_t)(sizeof(in) + arg_bytes + data_bytes),
+				    .opcode = opcode,
+				    .unique = unique,
+				    .nodeid = 1};
 	struct iovec parts[3] = {{&in, sizeof(in)}, {(void *)arg, arg_bytes}, {(void *)data, data_bytes}};
 	struct msghdr message = {.msg_iov = parts, .msg_iovlen = 3};
 	return sendmsg(client->mount->kernel_fd, &message, MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
-/* Sends a request and waits for its answer.  Returns bytes of answer behind its header, or the request's -errno; -ENODEV if
- * the mount ended. */
-static int64_t ask(struct client *client, uint32_t opcode, const void *arg, size_t arg_bytes, const void *data, size_t data_bytes)
+/* Sends a request and waits for its answer.  Returns bytes of answer behind its header, or the request's -errno;
+ * -ENODEV if the mount ended. */
+static int64_t ask(struct client *client, uint32_t opcode, const void *arg, size_t arg_bytes, const void *data,
+		   size_t data_bytes)
 {
 	struct fuse_out_header out;
 	int64_t result = -ENODEV;
@@ -203,7 +171,8 @@ static void use_disk(struct client *client, uint64_t base)
 		break;
 	}
 	default: {
-		struct fuse_read_in arg = {.fh = dice(2) ? fh : client->mount->read_only, .offset = base + at, .size = (uint32_t)bytes};
+		struct fuse_read_in arg = {.offset = base + at, .size = (uint32_t)bytes};
+		arg.fh = dice(2) ? fh : client->mount->read_only;
 		done = ask(client, FUSE_READ, &arg, sizeof(arg), NULL, 0);
 		CHECK(done == (int64_t)bytes || done == -ENODEV);
 		CHECK(done < 0 || memcmp(answer_data(client), client->expected + at, bytes) == 0);
@@ -214,7 +183,8 @@ static void use_disk(struct client *client, uint64_t base)
 /* As the kernel would never send it; there is an answer all the same. */
 static void ask_nonsense(struct client *client)
 {
-	static const uint32_t opcodes[] = {FUSE_READ, FUSE_FSYNC, FUSE_FALLOCATE, FUSE_LSEEK, FUSE_IOCTL, FUSE_GETXATTR, FUSE_FLUSH};
+	static const uint32_t opcodes[] = {FUSE_READ,  FUSE_FSYNC,    FUSE_FALLOCATE, FUSE_LSEEK,
+					   FUSE_IOCTL, FUSE_GETXATTR, FUSE_FLUSH};
 	uint64_t words[5];
 	for (int i = 0; i < 5; i++)
 		words[i] = dice(4) ? dice(1 << 20) : ~dice(1 << 20);
@@ -436,17 +406,5 @@ static void run_round(const char *folder)
 
 int main(int argc, char **argv)
 {
-	if (argc != 4) {
-		fprintf(stderr, "usage: pump_stress FOLDER SECONDS SEED\n");
-		return 2;
-	}
-	setvbuf(stdout, NULL, _IOLBF, 0);
-	seed_given = strtoull(argv[3], NULL, 10);
-	uint64_t end_ms = now_ms() + strtoull(argv[2], NULL, 10) * 1000;
-	do {
-		alarm(STUCK_S);
-		run_round(argv[1]);
-		round_number++;
-	} while (now_ms() < end_ms);
-	return 0;
+	return run_rounds(argc, argv, run_round);
 }

@@ -5,7 +5,9 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
+#include "common.h"
 #include "disk.h"
 #include "layers.h"
 
@@ -17,16 +19,10 @@ enum {
 	SEGMENTS_MAX = 4096,
 	SNAPSHOTS_MAX = 64,
 	IO_BYTES_MAX = 96 << 10,
+	VICTIMS = 2,
 };
 
-/* Names the place and ends the program. */
-#define CHECK(what, ...)                                                        \
-	do {                                                                    \
-		if (!(what))                                                    \
-			stress_failed(__FILE__, __LINE__, #what, " " __VA_ARGS__); \
-	} while (0)
-_Noreturn void stress_failed(const char *file, int line, const char *what, const char *format, ...)
-	__attribute__((format(printf, 4, 5)));
+enum fault { NO_FAULT, LOG_FAULT, DISK_FAULT, SYNC_FAULT, SNAPSHOT_FAULT, FAULTS };
 
 /* What a snapshot was read to be, to be compared with the log later. */
 struct kept_snapshot {
@@ -50,11 +46,42 @@ struct victim {
 	int snapshot_count;
 };
 
+/* The round that runs. */
+struct round {
+	struct victim victims[VICTIMS];
+	uint64_t *positions;
+	int event_fd;
+	enum fault fault;
+	int over_extents; /* the disks are tops over extents; else raw */
+	int full_gives_up;
+	uint64_t kept_bytes_max, snapshot_bytes_max;
+	_Atomic int stop, stop_requests, faults_on;
+	_Atomic uint64_t done;
+};
+extern struct round the_round;
+
+/* --- victim.c ------------------------------------------------------------------------------------------------ */
+
+/* Puts the round's faults in, where and as often as they are to be, and lets threads meet in more ways. */
+int64_t fault_hook(int op, int fd, int64_t offset, int64_t bytes, const struct iovec *iov, int iovs);
+
+void make_victim(struct victim *victim, const char *folder, int number);
+void free_victim(struct victim *victim);
+
+/* A new log, of the next generation, in place of the one there is. */
+void start_log(struct victim *victim);
+
+/* The file of a segment that is to come: old records behind an empty header, as where a file is used again. */
+int segment_file(const struct victim *victim, int generation, uint64_t number);
+int snapshot_file(const struct victim *victim);
+
 /* FOLDER/NAME.GENERATION.NUMBER.hrl */
 void segment_path(const struct victim *victim, int generation, uint64_t number, char *path, size_t bytes);
 
-/* Replays all generations onto `initial` and compares: snapshots on the way, the disk at the end (or, where the log was given
- * up, the chunks that are not marked dirty).  No thread uses the disk. */
+/* --- check.c ------------------------------------------------------------------------------------------------- */
+
+/* Replays all generations onto `initial` and compares: snapshots on the way, the disk at the end (or, where the log was
+ * given up, the chunks that are not marked dirty).  No thread uses the disk. */
 void check_victim(struct victim *victim);
 
 #endif

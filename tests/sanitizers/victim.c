@@ -1,0 +1,194 @@
+/* Making the disks under stress, their logs and files; and the faults. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "io.h"
+#include "stress.h"
+
+enum { FDS_MAX = 1024 };
+enum fd_class { FD_OTHER, FD_LOG, FD_DISK, FD_SNAPSHOT };
+
+static _Atomic unsigned char fd_classes[FDS_MAX];
+
+/* --- faults -------------------------------------------------------------------------------------------------- */
+
+static int64_t torn_or(int error, int64_t bytes)
+{
+	return dice(2) && bytes > 1 ? 1 + (int64_t)dice((uint64_t)bytes - 1) : -error;
+}
+
+int64_t fault_hook(int op, int fd, int64_t offset, int64_t bytes, const struct iovec *iov, int iovs)
+{
+	(void)offset;
+	(void)iovs;
+	if (!is_seeded())
+		seed_thread(99);
+	if (dice(8) == 0)
+		sched_yield();
+	if (!the_round.faults_on || fd < 0 || fd >= FDS_MAX || dice(24) != 0)
+		return 0;
+	enum fd_class class = fd_classes[fd];
+	/* If a record cannot be taken back, a kill makes it count: the engine says so, and the check could not tell. */
+	if (class == FD_LOG && op == SR_IO_WRITE && iov[0].iov_len >= 4 && memcmp(iov[0].iov_base, "\0\0\0", 4) == 0)
+		return 0;
+	if (the_round.fault == LOG_FAULT && class == FD_LOG && op == SR_IO_WRITE)
+		return torn_or(dice(2) ? ENOSPC : EIO, bytes);
+	if (the_round.fault == DISK_FAULT && class == FD_DISK && op == SR_IO_WRITE)
+		return torn_or(dice(2) ? ENOSPC : EIO, bytes);
+	if (the_round.fault == DISK_FAULT && class == FD_DISK && (op == SR_IO_READ || op == SR_IO_RESIZE))
+		return -EIO;
+	if (the_round.fault == DISK_FAULT && class == FD_DISK && op == SR_IO_PUNCH && dice(32) == 0)
+		return -EIO;
+	if (the_round.fault == SYNC_FAULT && class != FD_OTHER && op == SR_IO_SYNC && dice(8) == 0)
+		return -EIO;
+	if (the_round.fault == SNAPSHOT_FAULT && class == FD_SNAPSHOT && (op == SR_IO_WRITE || op == SR_IO_READ))
+		return -ENOSPC;
+	return 0;
+}
+
+static int open_as(const char *path, int flags, enum fd_class class)
+{
+	int fd = open(path, flags | O_CLOEXEC, 0600);
+	CHECK(fd >= 0 && fd < FDS_MAX, "%s: %s", path, strerror(errno));
+	fd_classes[fd] = (unsigned char)class;
+	return fd;
+}
+
+/* --- making the disks ---------------------------------------------------------------------------------------- */
+
+void segment_path(const struct victim *victim, int generation, uint64_t number, char *path, size_t bytes)
+{
+	snprintf(path, bytes, "%s/%s.%d.%06" PRIu64 ".hrl", victim->folder, victim->name, generation, number);
+}
+
+static int file_of(const struct victim *victim, const char *suffix, uint64_t bytes, enum fd_class class)
+{
+	char path[300];
+	snprintf(path, sizeof(path), "%s/%s.%s", victim->folder, victim->name, suffix);
+	int fd = open_as(path, O_RDWR | O_CREAT | O_TRUNC, class);
+	CHECK(ftruncate(fd, (off_t)bytes) == 0);
+	return fd;
+}
+
+static void fill(uint8_t *data, uint64_t bytes)
+{
+	for (uint64_t at = 0; at < bytes; at++)
+		data[at] = (uint8_t)(dice(8) ? 1 + dice(255) : 0);
+}
+
+static struct sr_layer *make_layer(struct victim *victim)
+{
+	int base = file_of(victim, "base", DISK_BYTES, FD_OTHER);
+	fill(victim->initial, DISK_BYTES);
+	CHECK(pwrite(base, victim->initial, DISK_BYTES, 0) == DISK_BYTES);
+	if (!the_round.over_extents) {
+		fd_classes[base] = FD_DISK;
+		return sr_layer_raw(base, DISK_BYTES);
+	}
+	int other = file_of(victim, "other", DISK_BYTES, FD_OTHER);
+	uint8_t *data = malloc(DISK_BYTES);
+	CHECK(data);
+	fill(data, DISK_BYTES);
+	CHECK(pwrite(other, data, DISK_BYTES, 0) == DISK_BYTES);
+	struct sr_extent extents[] = {{5000, 70000, 123, 0}, {70000, 90001, 0, SR_ZEROS}, {300000, 300001, 7, 0},
+				      {500000, DISK_BYTES, 1000, 0}};
+	for (int i = 0; i < 4; i++)
+		for (uint64_t at = extents[i].start; at < extents[i].end; at++)
+			victim->initial[at] = extents[i].source == SR_ZEROS ? 0 : data[extents[i].source_offset + at - extents[i].start];
+	free(data);
+	struct sr_layer *lower = sr_layer_extents(sr_layer_raw(base, DISK_BYTES), extents, 4, &other, 1, DISK_BYTES);
+	CHECK(lower);
+	int top = file_of(victim, "top", DISK_BYTES, FD_DISK);
+	return sr_layer_top(lower, top, file_of(victim, "present", 0, FD_OTHER), DISK_BYTES);
+}
+
+int segment_file(const struct victim *victim, int generation, uint64_t number)
+{
+	char path[300], old[300];
+	static const uint8_t nothing[SR_SEGMENT_HEADER_BYTES];
+	segment_path(victim, generation, number, path, sizeof(path));
+	int fd = open_as(path, O_RDWR | O_CREAT | O_EXCL, FD_LOG);
+	if (number > 1) {
+		segment_path(victim, generation, number - 1, old, sizeof(old));
+		uint8_t *data = malloc(SEGMENT_BYTES);
+		int from = open(old, O_RDONLY | O_CLOEXEC);
+		CHECK(data && from >= 0);
+		ssize_t bytes = pread(from, data, SEGMENT_BYTES, 0);
+		CHECK(bytes >= 0 && pwrite(fd, data, (size_t)bytes, 0) == bytes);
+		close(from);
+		free(data);
+	}
+	CHECK(pwrite(fd, nothing, sizeof(nothing), 0) == sizeof(nothing));
+	return fd;
+}
+
+void start_log(struct victim *victim)
+{
+	uint8_t header[SR_SEGMENT_HEADER_BYTES] = "SRIGHRL";
+	struct sr_log_info before;
+	sr_log_info(victim->disk, &before);
+	int generation = victim->generation + 1;
+	uint64_t disk_bytes = sr_disk_bytes(victim->disk);
+	header[8] = 1;
+	header[10] = SR_SEGMENT_HEADER_BYTES;
+	header[32] = (uint8_t)generation;
+	memcpy(header + 72, &disk_bytes, 8);
+	if (victim->dirty)
+		munmap(victim->dirty, SR_DIRTY_HEADER_BYTES + 4096);
+	int dirty_fd = file_of(victim, generation == 1 ? "dirty1" : "dirty2", SR_DIRTY_HEADER_BYTES + 4096, FD_OTHER);
+	victim->dirty = mmap(NULL, SR_DIRTY_HEADER_BYTES + 4096, PROT_READ, MAP_SHARED, dirty_fd, 0);
+	CHECK(victim->dirty != MAP_FAILED);
+	struct sr_log_setup setup = {.header = header,
+				     .number = 1,
+				     .next_seq = 1,
+				     .last_position = 0,
+				     .oldest_number = 1,
+				     .segment_bytes = SEGMENT_BYTES,
+				     .kept_bytes_max = the_round.kept_bytes_max,
+				     .full_gives_up = the_round.full_gives_up,
+				     .fd = segment_file(victim, generation, 1),
+				     .dirty_fd = dirty_fd};
+	victim->gave_up[generation - 1] = generation > 1 && before.state != SR_LOGGED;
+	CHECK(sr_log_start(victim->disk, &setup) == 0);
+	victim->spares = 1;
+	victim->oldest_number = 1;
+	victim->generation = generation;
+}
+
+void make_victim(struct victim *victim, const char *folder, int number)
+{
+	memset(victim, 0, sizeof(*victim));
+	snprintf(victim->folder, sizeof(victim->folder), "%s", folder);
+	snprintf(victim->name, sizeof(victim->name), "disk%d", number);
+	victim->initial = calloc(1, DISK_BYTES_MAX);
+	CHECK(victim->initial);
+	victim->layer = make_layer(victim);
+	CHECK(victim->layer);
+	victim->disk = sr_disk_new(victim->layer, the_round.positions, the_round.event_fd);
+	CHECK(victim->disk);
+}
+
+int snapshot_file(const struct victim *victim)
+{
+	return file_of(victim, "snapshot", 0, FD_SNAPSHOT);
+}
+
+void free_victim(struct victim *victim)
+{
+	char command[300];
+	sr_layer_free(victim->layer);
+	munmap(victim->dirty, SR_DIRTY_HEADER_BYTES + 4096);
+	for (int i = 0; i < victim->snapshot_count; i++)
+		free(victim->snapshots[i].data);
+	free(victim->initial);
+	snprintf(command, sizeof(command), "rm -f %s/%s.*", victim->folder, victim->name);
+	CHECK(system(command) == 0);
+}
