@@ -1,5 +1,5 @@
 /* Two pumps under stress, with a socket in the place of /dev/fuse: requests on a disk whose answers are checked,
- * requests on names that a slow "Python" answers out of order, forgets, damaged requests; ended in order or in the midst.
+ * requests on names that a slow "Python" answers out of order, forgets, damaged requests; ended in order or not.
  *
  * `pump_stress FOLDER SECONDS SEED`: rounds until the time is over.  Exit status 0, or 1 and what is wrong; built with
  * a sanitizer, its reports.
