@@ -29,7 +29,7 @@ TOTAL_BYTES = int(os.environ.get("SITERIG_FIO_BYTES", str(256 << 20)))
 SPOTS = int(os.environ.get("SITERIG_SPOTS", "4000"))
 SLICE_BYTES_MAX = 2 << 30
 SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
-DISK_BYTES = 8 << 30
+DISK_BYTES = 64 << 30
 """Sparse; so large that the log of a slice stays below half of it."""
 SPOT_BYTES = 16 << 10
 WRITES_A_SPOT = 5
