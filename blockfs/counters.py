@@ -5,7 +5,9 @@ Reading stops nothing: the counters are single words that requests add to, so tw
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -74,6 +76,12 @@ class DiskCounters(WireModel):
     dirty_bytes: int
     snapshot_bytes: int
     snapshot_bytes_max: int | None
+
+
+def as_text(found: DiskCounters) -> str:
+    """JSON that can be read by people too: a histogram is one line."""
+    indented = found.model_dump_json(indent=2)
+    return re.sub(r"\[[\s\d,]+\]", lambda row: json.dumps(json.loads(row[0])), indented) + "\n"
 
 
 def percentile_us(counts: Sequence[int], share: float, longest_us: float) -> float | None:

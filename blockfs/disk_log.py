@@ -59,6 +59,11 @@ SEGMENTS_LISTED_MAX = 4096
 """Of one process; Python takes them over long before there are so many."""
 
 
+WhenFull = Literal["refuse", "bitmap"]
+KEPT_SHARE_MAX = 0.5
+"""How much of a disk's size its log may take, unless it is said: beyond it a resync is the cheaper way."""
+
+
 @dataclass(frozen=True, slots=True)
 class LogPolicy:
     """How large a log may become, and what happens when it cannot be written.
@@ -68,8 +73,8 @@ class LogPolicy:
     disk is full, or give the log up for the ``bitmap`` (``LogFull``).
     """
 
-    kept_share_max: float | None = 0.5
-    when_full: Literal["refuse", "bitmap"] = "refuse"
+    kept_share_max: float | None = KEPT_SHARE_MAX
+    when_full: WhenFull = "refuse"
 
     def kept_bytes_max(self, disk_bytes: int) -> int:
         """In bytes, of a disk of that size; 0: no limit."""

@@ -24,10 +24,10 @@ _STATUS = {
     ("AzuriteMissing", "FuseMissing", "NodeMissing", "NotPermitted", "ToolMissing"), ENVIRONMENT
 ) | dict.fromkeys(
     (
-        "BadRequest", "DiskExists", "DiskTooSmall", "FolderUnusable", "ImageUnusable", "InvalidDisk", "InvalidDiskSize",
-        "InvalidName", "InvalidPolicy", "JobNotFound", "LogExists", "LogUnaligned", "LogUnreadable", "NoSuchPoint",
-        "NoSuchRole", "NotARig", "PathTooLong", "StateVersion", "UnknownFilesystem", "VhdCorrupt", "VhdUnsupported",
-        "VmExists", "VmNotFound",
+        "BadRequest", "DiskExists", "DiskNotFound", "DiskTooSmall", "FolderUnusable", "ImageUnusable", "InvalidDisk",
+        "InvalidDiskSize", "InvalidLimit", "InvalidName", "InvalidPolicy", "JobNotFound", "LogExists", "LogUnaligned",
+        "LogUnreadable", "NoSuchPoint", "NoSuchRole", "NotARig", "PathTooLong", "StateVersion", "UnknownFilesystem",
+        "VhdCorrupt", "VhdUnsupported", "VmExists", "VmNotFound",
     ),
     BAD_INPUT,
 )  # fmt: skip

@@ -16,6 +16,7 @@ import trio
 from blockfs.errors import RigError
 from siterig import cleanup, services
 from siterig.layout import Layout, check_format, create
+from siterig.limits import Limits
 from siterig.lock import take_lock
 from siterig.process import last_line
 from siterig.rpc_contract import check_socket_path
@@ -61,13 +62,14 @@ async def up(
     until_eof: bool = False,
     quick_retries: bool = False,
     portable_fuse: bool = False,
+    limits: Limits | None = None,
     announce: Callable[[str, str], None] = lambda _role, _state: None,
 ) -> Launched:
     """Start the rig and wait until every role is ready; on failure nothing is left running.
 
     ``announce(role, state)`` is called as roles get ready.  With ``until_eof`` the rig ends when this process does,
     however it ends.  ``quick_retries``: the agent tries again after seconds instead of minutes.
-    ``portable_fuse``: pyfuse3 alone answers the kernel, without threads in C.
+    ``portable_fuse``: pyfuse3 alone answers the kernel, without threads in C.  ``limits``: of all disks, until it is down.
     ``AlreadyUp``, ``StateVersion``, ``NotARig``, or what a role failed with.
     """
     check_socket_path(layout.socket("supervisor"))
@@ -76,7 +78,8 @@ async def up(
     report_r, report_w = os.pipe2(os.O_CLOEXEC)
     try:
         wanted = {UNTIL_EOF: until_eof, QUICK_RETRIES: quick_retries, PORTABLE_FUSE: portable_fuse}
-        popen = _spawn(layout, report_w, [option for option, on in wanted.items() if on])
+        options = [option for option, on in wanted.items() if on] + (limits or Limits()).words()
+        popen = _spawn(layout, report_w, options)
     except BaseException:
         os.close(report_r)
         raise

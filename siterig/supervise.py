@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from blockfs.errors import RigError
-from siterig import cleanup
+from siterig import cleanup, limits
 from siterig.failures import expected
 from siterig.launch import PORTABLE_FUSE, QUICK_RETRIES, UNTIL_EOF
 from siterig.layout import Layout, check_format, create
@@ -36,18 +36,20 @@ ROLES: dict[str, tuple[str, ...]] = {
 """Each role and those it needs to get ready; all else is waited for where it is asked for."""
 
 
-OPTIONS = {"site": (PORTABLE_FUSE,), "azure": (PORTABLE_FUSE,), "agent": (QUICK_RETRIES,)}
-"""The rig's options that a role is told."""
+_HOST_OPTIONS = (PORTABLE_FUSE, *limits.OPTIONS)
+OPTIONS = {"site": _HOST_OPTIONS, "azure": _HOST_OPTIONS, "agent": (QUICK_RETRIES,)}
+"""The rig's options that a role is told; each is one word, perhaps with a value behind ``=``."""
 
 
 def role_specs(layout: Layout, options: list[str]) -> list[RoleSpec]:
     """The roles of Hyper-V to Azure without VMM."""
     command = (sys.executable, "-P", "-m")
     root = str(layout.root)
-    return [
-        RoleSpec(name, (*command, f"siterig.roles.{name}", root, *(o for o in OPTIONS.get(name, ()) if o in options)), needs)
-        for name, needs in ROLES.items()
-    ]
+
+    def told(role: str) -> list[str]:
+        return [option for option in options if option.partition("=")[0] in OPTIONS.get(role, ())]
+
+    return [RoleSpec(name, (*command, f"siterig.roles.{name}", root, *told(name)), needs) for name, needs in ROLES.items()]
 
 
 async def _end_at_eof(cancel: Callable[[], None]) -> None:

@@ -59,6 +59,25 @@ def parse_disk(text: str) -> DiskSpec:
     return DiskSpec(name=parts[0], size_bytes=parse_size(parts[1]), filesystem=filesystem)
 
 
+def parse_disk_name(text: str) -> tuple[str, str]:
+    """VM and name of disk ``VM/NAME``; ``InvalidDisk``."""
+    vm, _, name = text.partition("/")
+    if not vm or not name or "/" in name:
+        raise RigError("InvalidDisk", f"disk {text!r} is not understood: write VM/NAME, e.g. web01/os")
+    return vm, name
+
+
+def format_time(microseconds: float | None) -> str:
+    """A duration for people: ``85 us``, ``1.2 ms``, ``3 s``; ``-`` for None."""
+    if microseconds is None:
+        return "-"
+    for unit in ("us", "ms"):
+        if microseconds < 1000:
+            return f"{microseconds:.3g} {unit}"
+        microseconds /= 1000
+    return f"{microseconds:.4g} s"
+
+
 def parse_point(text: str) -> str:
     """The vault's word for ``latest``, ``latest-processed`` or ``latest-app``; else a point's id, as it is."""
     return POINT_CHOICES.get(text.lower(), text)

@@ -11,9 +11,11 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 
 from azure_emu.vault.api import ProtectedItem, Vm
+from blockfs.disk_log import KEPT_SHARE_MAX, WhenFull
 from blockfs.errors import RigError
+from blockfs.snapshot import STORE_SHARE_MAX
 from siterig import doctor as checks
-from siterig import exits, launch, services, show
+from siterig import exits, launch, limits, services, show
 from siterig.commands.options import Dir, Json, example, running
 from siterig.control import RigStatus
 from siterig.layout import Layout
@@ -54,6 +56,7 @@ def doctor(
 
 def up(
     folder: Dir,
+    *,
     quick_retries: Annotated[
         bool,
         typer.Option("--quick-retries", help="Failed replication is tried again after seconds, not minutes (rig only)."),
@@ -62,18 +65,37 @@ def up(
         bool,
         typer.Option("--portable-fuse", help="Serve the disks without C threads: slower, should these fail here."),
     ] = False,
+    log_share_max: Annotated[
+        str,
+        typer.Option(limits.LOG_SHARE_OPTION, metavar="SHARE", help="A log longer than this share of its disk is given up."),
+    ] = str(KEPT_SHARE_MAX),
+    when_log_full: Annotated[
+        WhenFull,
+        typer.Option(limits.LOG_FULL_OPTION, help="Without room for a log: refuse the write, or give the log up."),
+    ] = "refuse",
+    snapshot_share_max: Annotated[
+        str,
+        typer.Option(limits.SNAPSHOT_SHARE_OPTION, metavar="SHARE", help="A snapshot may take this share of its disk."),
+    ] = str(STORE_SHARE_MAX),
     until_eof: Annotated[bool, typer.Option("--until-eof", hidden=True, help="End the rig when stdin closes.")] = False,
 ) -> None:
     """Start the rig, and return when every role is ready."""
 
     async def work() -> None:
         layout = Layout.of(folder)
+        said = zip(limits.OPTIONS, (log_share_max, when_log_full, snapshot_share_max), strict=True)
+        allowed = limits.Limits.parse(dict(said))
 
         def announce(role: str, state: str) -> None:
             show.err().print(f"{role}: {state}", markup=False)
 
         launched = await launch.up(
-            layout, until_eof=until_eof, quick_retries=quick_retries, portable_fuse=portable_fuse, announce=announce
+            layout,
+            until_eof=until_eof,
+            quick_retries=quick_retries,
+            portable_fuse=portable_fuse,
+            limits=allowed,
+            announce=announce,
         )
         print(f"the rig is up: state in {layout.root}, source disks in {layout.site_mount}", flush=True)
         if until_eof:

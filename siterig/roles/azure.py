@@ -11,16 +11,23 @@ from azure_emu.managed_disk import open_view
 from blockfs.host import DiskHost
 from siterig.launch import PORTABLE_FUSE
 from siterig.layout import Layout
+from siterig.limits import Limits
 from siterig.roles.entry import main
 from siterig.roles.hosting import clear_stale, host_disks
 
 
-async def run(layout: Layout, *, portable_fuse: bool = False, task_status: trio.TaskStatus[None]) -> None:
+async def run(layout: Layout, *, limits: Limits, portable_fuse: bool, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.azure_mount)
-    host = DiskHost(layout.azure_vms, layout.azure_mount, open_view=open_view)
+    host = DiskHost(
+        layout.azure_vms,
+        layout.azure_mount,
+        open_view=open_view,
+        policy=limits.log_policy,
+        snapshot_share_max=limits.snapshot_share_max,
+    )
     await host_disks(host, layout.azure_mount, layout.socket("azure"), task_status, portable_fuse=portable_fuse)
 
 
 if __name__ == "__main__":
-    main(partial(run, portable_fuse=True) if PORTABLE_FUSE in sys.argv else run)
+    main(partial(run, limits=Limits.of_words(sys.argv), portable_fuse=PORTABLE_FUSE in sys.argv))
