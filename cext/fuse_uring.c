@@ -1,9 +1,9 @@
 /* FUSE over io_uring, by the bare system calls.
  *
  * The kernel gives a request to an entry of the CPU it is made on, and an entry is served by the thread that registered it.
- * So that no request waits behind another's fsync, each CPU has some threads with one entry each.  An entry whose request
- * went to Python is not back before Python answers: its thread registers another one at once, so that any number of requests
- * on names may wait and the disks go on.
+ * So that no request waits behind another's fsync, each CPU has some threads with a ring and one entry each, and gets more as
+ * they are busy with what takes long.  An entry whose request went to Python is not back before Python answers: its thread
+ * registers another one at once, so that any number of requests on names may wait and the disks go on.
  */
 #define _GNU_SOURCE
 #include "fuse_uring.h"
@@ -28,7 +28,8 @@
 #include "requests.h"
 
 enum {
-	THREADS_A_CPU = 2,
+	RINGS_A_CPU = 2,
+	RINGS_A_CPU_MAX = 8,
 	SQ_ENTRIES = 16,
 	SQE_BYTES = 128,
 	COMMAND_REGISTER = 1,
@@ -77,15 +78,24 @@ struct ring {
 	int alive;            /* entries that the kernel has not given back for good */
 	pthread_mutex_t lock; /* of `answered`, and of the entries' `asked` */
 	struct entry *answered;
-	atomic_bool started, ending;
+	atomic_bool started;
 	atomic_uint_fast64_t answered_count, forwarded_count;
 	pthread_t thread;
 	bool has_thread;
 };
 
+struct cpu {
+	atomic_int taking; /* rings that take requests, or are busy with a quick one */
+	int rings;         /* that there are; under `lock` */
+};
+
 struct sr_uring {
 	struct sr_uring_setup setup;
-	int count;
+	pthread_mutex_t lock; /* of the making of rings */
+	atomic_bool ending;
+	int cpus;
+	struct cpu *of_cpu;
+	int count;           /* of places: ring i is of CPU i % cpus */
 	struct ring rings[];
 };
 
@@ -229,6 +239,22 @@ static int64_t pass_on(struct ring *ring, struct entry *entry, const struct fuse
 	return SR_NO_ANSWER;
 }
 
+static void open_another(struct sr_uring *uring, int cpu);
+
+static int64_t answer_request(struct ring *ring, const struct sr_request *request)
+{
+	struct cpu *cpu = &ring->uring->of_cpu[ring->cpu];
+	int64_t answer;
+
+	if (!sr_request_is_slow(request->in))
+		return sr_request_answer(request);
+	if (atomic_fetch_sub(&cpu->taking, 1) == 1)
+		open_another(ring->uring, ring->cpu);
+	answer = sr_request_answer(request);
+	atomic_fetch_add(&cpu->taking, 1);
+	return answer;
+}
+
 static int handle(struct ring *ring, struct entry *entry)
 {
 	const struct fuse_in_header in = *(const struct fuse_in_header *)entry->headers->in_out;
@@ -240,7 +266,7 @@ static int handle(struct ring *ring, struct entry *entry)
 		.data_bytes = payload_bytes,
 		.data_room = ring->uring->setup.request_bytes_max,
 	};
-	int64_t answer = sr_request_answer(&request);
+	int64_t answer = answer_request(ring, &request);
 
 	if (answer == SR_TO_NAMES)
 		answer = pass_on(ring, entry, &in, in.len - sizeof(in) - payload_bytes);
@@ -272,7 +298,7 @@ static int complete(struct ring *ring, const struct io_uring_cqe *cqe)
 	struct entry *entry;
 
 	if (cqe->user_data == EVENT)
-		return atomic_load(&ring->ending) ? -ESHUTDOWN : commit_answered(ring);
+		return atomic_load(&ring->uring->ending) ? -ESHUTDOWN : commit_answered(ring);
 	entry = (struct entry *)(uintptr_t)cqe->user_data;
 	if (cqe->res == 0)
 		return handle(ring, entry);
@@ -309,9 +335,10 @@ static void *serve(void *arg)
 	CPU_ZERO(&cpus);
 	CPU_SET(ring->cpu, &cpus);
 	sched_setaffinity(0, sizeof(cpus), &cpus);
-	while (!atomic_load(&ring->started) && !atomic_load(&ring->ending))
+	while (!atomic_load(&ring->started) && !atomic_load(&ring->uring->ending))
 		eventfd_read(ring->event_fd, &raised);
-	if (!atomic_load(&ring->ending) &&
+	atomic_fetch_add(&ring->uring->of_cpu[ring->cpu].taking, 1);
+	if (!atomic_load(&ring->uring->ending) &&
 	    syscall(SYS_io_uring_register, ring->fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) == 0 &&
 	    queue_event(ring) == 0 && add_entry(ring) == 0)
 		take_requests(ring);
@@ -323,7 +350,6 @@ static int open_ring(struct ring *ring)
 	char name[16];
 	int rc;
 
-	pthread_mutex_init(&ring->lock, NULL);
 	ring->event_fd = eventfd(0, EFD_CLOEXEC);
 	if (ring->event_fd < 0)
 		return -errno;
@@ -346,6 +372,12 @@ static int open_ring(struct ring *ring)
 	snprintf(name, sizeof(name), "disk-ring-%d", ring->number % 10000);
 	pthread_setname_np(ring->thread, name);
 	return 0;
+}
+
+static void wake(struct ring *ring)
+{
+	if (ring->event_fd >= 0)
+		eventfd_write(ring->event_fd, 1);
 }
 
 static void close_ring(struct ring *ring)
@@ -387,32 +419,55 @@ static int possible_cpus(void)
 	return got < 1 || first != 0 ? -ENOSYS : last + 1;
 }
 
-static void wake(struct ring *ring)
+static int open_next(struct sr_uring *uring, int cpu, struct ring **out)
 {
-	if (ring->event_fd >= 0)
-		eventfd_write(ring->event_fd, 1);
+	*out = &uring->rings[uring->of_cpu[cpu].rings++ * uring->cpus + cpu];
+	return open_ring(*out);
+}
+
+/* If it cannot be, requests wait for the rings that there are. */
+static void open_another(struct sr_uring *uring, int cpu)
+{
+	struct ring *ring;
+
+	pthread_mutex_lock(&uring->lock);
+	if (!atomic_load(&uring->ending) && uring->of_cpu[cpu].rings < RINGS_A_CPU_MAX && open_next(uring, cpu, &ring) == 0) {
+		atomic_store(&ring->started, true);
+		wake(ring);
+	}
+	pthread_mutex_unlock(&uring->lock);
 }
 
 int sr_uring_new(const struct sr_uring_setup *setup, struct sr_uring **out)
 {
 	struct sr_uring *uring;
-	int cpus = possible_cpus(), rc = 0;
+	struct ring *ring;
+	int cpus = possible_cpus(), count = cpus * RINGS_A_CPU_MAX, rc = 0;
 
 	if (cpus < 0)
 		return cpus;
-	if (cpus * THREADS_A_CPU > setup->rings_max)
+	if (count > setup->rings_max)
 		return -ENOSPC;
-	uring = calloc(1, sizeof(*uring) + (size_t)(cpus * THREADS_A_CPU) * sizeof(uring->rings[0]));
+	uring = calloc(1, sizeof(*uring) + (size_t)count * sizeof(uring->rings[0]));
 	if (!uring)
 		return -ENOMEM;
+	uring->of_cpu = calloc((size_t)cpus, sizeof(uring->of_cpu[0]));
+	if (!uring->of_cpu) {
+		free(uring);
+		return -ENOMEM;
+	}
 	uring->setup = *setup;
-	for (int i = 0; i < cpus * THREADS_A_CPU && !rc; i++) {
-		struct ring *ring = &uring->rings[uring->count++];
-
+	uring->cpus = cpus;
+	uring->count = count;
+	pthread_mutex_init(&uring->lock, NULL);
+	for (int i = 0; i < count; i++) {
+		ring = &uring->rings[i];
 		*ring = (struct ring){.uring = uring, .number = i, .cpu = i % cpus, .fd = -1, .event_fd = -1};
 		ring->sq_map = ring->cq_map = ring->sqes = MAP_FAILED;
-		rc = open_ring(ring);
+		pthread_mutex_init(&ring->lock, NULL);
 	}
+	for (int i = 0; i < cpus * RINGS_A_CPU && !rc; i++)
+		rc = open_next(uring, i % cpus, &ring);
 	if (rc) {
 		sr_uring_free(uring);
 		return rc;
@@ -423,7 +478,7 @@ int sr_uring_new(const struct sr_uring_setup *setup, struct sr_uring **out)
 
 void sr_uring_start(struct sr_uring *uring)
 {
-	for (int i = 0; i < uring->count; i++) {
+	for (int i = 0; i < uring->cpus * RINGS_A_CPU; i++) {
 		atomic_store(&uring->rings[i].started, true);
 		wake(&uring->rings[i]);
 	}
@@ -464,12 +519,15 @@ void sr_uring_counters(struct sr_uring *uring, uint64_t *answered, uint64_t *for
 
 void sr_uring_free(struct sr_uring *uring)
 {
-	for (int i = 0; i < uring->count; i++) {
-		atomic_store(&uring->rings[i].ending, true);
+	pthread_mutex_lock(&uring->lock);
+	atomic_store(&uring->ending, true);
+	pthread_mutex_unlock(&uring->lock); /* from here on, no ring is made */
+	for (int i = 0; i < uring->count; i++)
 		wake(&uring->rings[i]);
-	}
 	for (int i = 0; i < uring->count; i++)
 		close_ring(&uring->rings[i]);
+	pthread_mutex_destroy(&uring->lock);
+	free(uring->of_cpu);
 	free(uring);
 }
 

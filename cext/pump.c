@@ -29,6 +29,7 @@ enum {
 	 * which the kernel, counting from 0, does not reach. */
 	MARK_SHIFT = 52,
 	WORKERS_MAX = 64,
+	RESERVES = 6, /* workers that wait until others are busy with what takes long */
 	RINGS_FROM = WORKERS_MAX,
 	RINGS_MAX = 4000,
 };
@@ -50,6 +51,10 @@ struct sr_pump {
 	struct sr_uring *uring;
 	int uring_error;
 	atomic_int error;
+	int wanted;             /* workers that take requests */
+	pthread_mutex_t lock;   /* of the next two */
+	pthread_cond_t too_few; /* raised when `taking` has become less than `wanted` */
+	int taking;             /* workers that take requests, or are busy with a quick one */
 	int count;
 	struct worker workers[];
 };
@@ -99,6 +104,32 @@ static int64_t pass_on(struct worker *worker, const struct fuse_in_header *in, v
 	return rc == 0 || in->opcode == FUSE_FORGET || in->opcode == FUSE_BATCH_FORGET ? SR_NO_ANSWER : rc;
 }
 
+static void lock_until_cancelled(void *lock)
+{
+	pthread_mutex_unlock(lock);
+}
+
+/* A worker begins as a reserve, and is one again after a slow request if others have taken its place. */
+static void wait_until_wanted(struct sr_pump *pump)
+{
+	pthread_mutex_lock(&pump->lock);
+	pthread_cleanup_push(lock_until_cancelled, &pump->lock);
+	pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
+	while (pump->taking >= pump->wanted)
+		pthread_cond_wait(&pump->too_few, &pump->lock);
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
+	pump->taking++;
+	pthread_cleanup_pop(1);
+}
+
+static void let_others_take(struct sr_pump *pump)
+{
+	pthread_mutex_lock(&pump->lock);
+	pump->taking--;
+	pthread_cond_signal(&pump->too_few);
+	pthread_mutex_unlock(&pump->lock);
+}
+
 static void handle(struct worker *worker, struct fuse_in_header *in, size_t bytes)
 {
 	char *data = (char *)in + HEADERS_BYTES;
@@ -127,15 +158,22 @@ static void *work(void *arg)
 	const size_t room = HEADERS_BYTES + pump->request_bytes_max;
 	ssize_t got;
 
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
+	wait_until_wanted(pump);
 	for (;;) {
-		/* The one place where sr_pump_stop may end the thread: it holds nothing here. */
+		/* Here, and in wait_until_wanted, sr_pump_stop may end the thread: it holds nothing. */
 		pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
 		got = read(worker->fd, in, room);
 		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
-		if (got >= (ssize_t)sizeof(*in))
+		if (got >= (ssize_t)sizeof(*in) && sr_request_is_slow(in)) {
+			let_others_take(pump);
 			handle(worker, in, (size_t)got);
-		else if (got >= 0 || (errno != EINTR && errno != EAGAIN && errno != ENOENT))
+			wait_until_wanted(pump);
+		} else if (got >= (ssize_t)sizeof(*in)) {
+			handle(worker, in, (size_t)got);
+		} else if (got >= 0 || (errno != EINTR && errno != EAGAIN && errno != ENOENT)) {
 			break; /* ENOENT: the request was interrupted */
+		}
 	}
 	if (got < 0 && errno != ENODEV && errno != ECONNABORTED)
 		atomic_store(&pump->error, -errno);
@@ -204,7 +242,8 @@ static int open_worker(struct worker *worker, int device_fd)
 		worker->pages = NULL;
 		return -ENOMEM;
 	}
-	if (worker == worker->pump->workers) {
+	/* Each that takes requests has a descriptor, so a list in the kernel, of its own; the reserves share the first. */
+	if (worker == worker->pump->workers || worker - worker->pump->workers >= worker->pump->wanted) {
 		worker->fd = device_fd;
 		return 0;
 	}
@@ -243,11 +282,13 @@ static void release(struct sr_pump *pump)
 	if (pump->names)
 		sr_names_free(pump->names); /* and the rings ask it */
 	for (int i = 0; i < pump->count; i++) {
-		if (i > 0 && pump->workers[i].fd >= 0)
+		if (pump->workers[i].fd >= 0 && pump->workers[i].fd != pump->workers[0].fd)
 			close(pump->workers[i].fd);
 		if (pump->workers[i].pages)
 			munmap(pump->workers[i].pages, pump->workers[i].pages_bytes);
 	}
+	pthread_cond_destroy(&pump->too_few);
+	pthread_mutex_destroy(&pump->lock);
 	free(pump);
 }
 
@@ -257,16 +298,19 @@ int sr_pump_start(const struct sr_pump_setup *setup, struct sr_pump **out)
 	sigset_t all, before;
 	int rc = 0;
 
-	if (setup->threads < 1 || setup->threads > WORKERS_MAX || setup->request_bytes_max < PAGE_BYTES ||
+	if (setup->threads < 1 || setup->threads > WORKERS_MAX - RESERVES || setup->request_bytes_max < PAGE_BYTES ||
 	    setup->request_bytes_max % PAGE_BYTES)
 		return -EINVAL;
-	pump = calloc(1, sizeof(*pump) + (size_t)setup->threads * sizeof(pump->workers[0]));
+	pump = calloc(1, sizeof(*pump) + (size_t)(setup->threads + RESERVES) * sizeof(pump->workers[0]));
 	if (!pump)
 		return -ENOMEM;
 	pump->names_fd = setup->names_fd;
 	pump->ended_fd = setup->ended_fd;
 	pump->request_bytes_max = setup->request_bytes_max;
-	pump->count = setup->threads;
+	pump->wanted = setup->threads;
+	pump->count = setup->threads + RESERVES;
+	pthread_mutex_init(&pump->lock, NULL);
+	pthread_cond_init(&pump->too_few, NULL);
 	for (int i = 0; i < pump->count; i++)
 		pump->workers[i] = (struct worker){.pump = pump, .fd = -1};
 	for (int i = 0; i < pump->count && !rc; i++)

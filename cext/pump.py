@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cext._core import ffi, lib
@@ -11,9 +11,12 @@ from cext._core import ffi, lib
 
 @dataclass(frozen=True, slots=True)
 class PumpOptions:
-    """How requests are taken from the kernel."""
+    """How requests are taken from the kernel.
 
-    threads: int = 2
+    ``threads`` take requests; for each that waits for a disk (a barrier), another takes its place.
+    """
+
+    threads: int = field(default_factory=lambda: 2 if (os.cpu_count() or 1) <= 2 else 4)
     request_bytes_max: int = 1 << 20
     """What one read or write may carry: whole pages; more than 1 MiB only if ``fs.fuse.max_pages_limit`` was raised."""
     over_io_uring: bool = True

@@ -58,6 +58,11 @@ static int64_t answer_fallocate(const struct sr_request *request)
 	return sr_handle_fallocate(arg->fh, (int)arg->mode, arg->offset, arg->length);
 }
 
+bool sr_request_is_slow(const struct fuse_in_header *in)
+{
+	return in->opcode == FUSE_FSYNC || in->opcode == FUSE_FALLOCATE;
+}
+
 int64_t sr_request_answer(const struct sr_request *request)
 {
 	int64_t answer;

@@ -7,6 +7,7 @@
 #define SITERIG_REQUESTS_H
 
 #include <linux/fuse.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 struct sr_request {
@@ -21,6 +22,9 @@ enum sr_answer {
 	SR_TO_NAMES = -10000,  /* not for here: a request on names or attributes */
 	SR_NO_ANSWER = -10001, /* done, and the kernel waits for nothing */
 };
+
+/* Whether it may take long, and then waits for a disk and not for a CPU: a barrier, or freeing much space. */
+bool sr_request_is_slow(const struct fuse_in_header *in);
 
 /* Do what the request asks.  Returns bytes of the answer in `data`, -errno as the answer, or an enum sr_answer. */
 int64_t sr_request_answer(const struct sr_request *request);

@@ -7,12 +7,18 @@ import os
 import select
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from blockfs.disk import Disk, DiskPlace, DiskRules
+from blockfs.position import PositionCounter
+from cext._core import ffi, lib
 from cext.pump import Pump, PumpOptions
+from tests.unit.io_faults import SYNC, io_verdict
 
 LOOKUP, FORGET, GETATTR, READ, WRITE, FSYNC, FLUSH, INIT, READDIR, INTERRUPT = 1, 2, 3, 15, 16, 20, 25, 26, 28, 36
 IOCTL, POLL, BATCH_FORGET, FALLOCATE, READDIRPLUS, LSEEK, COPY_FILE_RANGE, STATX = 39, 40, 42, 43, 44, 46, 47, 52
@@ -226,6 +232,38 @@ def test_a_stalled_python_stops_nothing_but_names(rig: Rig) -> None:
     rig.ask(READ, 1 << 20, struct.pack("<QQIIQII", NO_HANDLE, 0, 4096, 0, 0, 0, 0))
     assert rig.answered() == Message(-errno.EBADF, 1 << 20, b"")
     assert [rig.asked().unique for _ in range(names)] == [2 * i + 2 for i in range(names)], "none lost, in their order"
+
+
+def test_who_waits_for_a_barrier_keeps_nobody_else_waiting(rig: Rig, tmp_path: Path) -> None:
+    """More barriers than there are threads, and each disk has its own."""
+    positions = PositionCounter(tmp_path / "position")
+    disks = []
+    for name in ("a", "b", "c"):
+        place = DiskPlace(tmp_path, "web01", name)
+        Disk.make_raw(place, 1 << 20)
+        disks.append(Disk.open(place, DiskRules(positions), None))
+    handles = [lib.sr_handle_open(disk.c, lib.SR_HANDLE_DISK, 1, ffi.NULL, -1, 0) for disk in disks]
+    arrived, go_on = threading.Semaphore(0), threading.Event()
+
+    def verdict(operation: int, _path: str, _offset: int, _size: int) -> int:
+        if operation == SYNC:
+            arrived.release()
+            go_on.wait(FILL_S)
+        return 0
+
+    with io_verdict(verdict):
+        for i, handle in enumerate(handles):
+            rig.ask(FSYNC, 2 * i + 4, struct.pack("<QII", handle, 0, 0))
+        for _ in handles:
+            assert arrived.acquire(timeout=FILL_S), "a barrier waits for another disk's"
+        rig.ask(WRITE, 100, struct.pack("<QQIIQII", handles[0], 0, 4, 0, 0, 0, 0) + b"data")
+        assert rig.answered() == Message(0, 100, struct.pack("<II", 4, 0))
+        go_on.set()
+        assert {rig.answered().unique for _ in handles} == {4, 6, 8}
+    for handle, disk in zip(handles, disks, strict=True):
+        lib.sr_handle_close(handle)
+        disk.close()
+    positions.close()
 
 
 def test_the_end_of_the_mount_is_told(rig: Rig) -> None:
