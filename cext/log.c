@@ -383,6 +383,7 @@ static int start_locked(struct sr_disk *disk, const struct sr_log_setup *setup)
 	sr_log_stop_locked(disk);
 	disk->log = log;
 	disk->changes++;
+	sr_raise_event(disk); /* it needs its first spare */
 	return 0;
 fail:
 	free(log.first);

@@ -280,6 +280,67 @@ def test_a_dead_mount_of_ours_is_cleared_whatever_image_it_was(image: Path, wher
     second.end()
 
 
+# ---- a host's disk that is full
+
+
+def test_a_write_for_whose_log_there_is_no_room_fails_and_disk_and_log_stay_alike(
+    tmp_path: Path, where: Path, start: Start
+) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12M", "tmpfs", folder], check=True)
+    try:
+        image = folder / "disk.img"
+        image.write_bytes(bytes(4 * MIB))
+        before = copied(image)
+        mount = start(image, where, "--log")
+        with pytest.raises(OSError, match="No space left on device"):
+            for _ in range(4):
+                for at in range(0, 4 * MIB, MIB // 2):
+                    write(mount.disk, at, os.urandom(MIB // 2))
+        now = mount.disk.read_bytes()
+        subprocess.run(["umount", where], check=True)
+        status, _, stderr = mount.ended()
+        assert (status == 0 or "(DiskFull)" in stderr) is True, stderr
+        assert image.read_bytes() == now
+        subprocess.run(["mount", "-o", "remount,size=40M", folder], check=True)
+        again = start(image, where, "--log")
+        assert again.mounted["log"]["generation"] == 1
+        write(again.disk, 100, b"room again")
+        again.end()
+        assert replayed(before, logs(image)) == image.read_bytes()
+    finally:
+        subprocess.run(["umount", "-l", where], check=False, capture_output=True)
+        subprocess.run(["umount", folder], check=True)
+
+
+# ---- names
+
+
+def test_any_name_can_be_an_images(tmp_path: Path, start: Start) -> None:
+    image, where = tmp_path / os.fsdecode(b"a,b \\c\xff.1.img"), tmp_path / os.fsdecode(b"m ,\\\xfe")
+    image.write_bytes(bytes(MIB))
+    environment = {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "utf-8:strict"}
+    mount = start(image, where, "--log", environment=environment)
+    assert names(where) == [os.fsdecode(b"a,b \\c\xff.1" + end) for end in (b".000001.hrl", b".img", b".vhd")]
+    second = subprocess.run(
+        [sys.executable, "-m", "siterig", "mount", image, "--mnt", tmp_path / "second"],
+        capture_output=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert b"(mounted at " in second.stderr, "the table of mounts was understood"
+    mount.end()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "siterig", "mount", image, "--mnt", where],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT, env=os.environ | environment,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"mounted " + os.fsencode(image))
+    finally:
+        process.terminate()
+        process.communicate()
+
+
 # ---- an image that others change, or have
 
 

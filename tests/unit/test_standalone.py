@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
 from blockfs import disk_log
 from blockfs.disk_log import find_segments
@@ -271,6 +273,19 @@ async def test_no_size_of_the_log_ends_it(mounts: Mounts) -> None:
     for _ in range(3):
         alone.disk.write(0, os.urandom(SIZE))
     assert alone.disk.tracked
+    mounts.close()
+    assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
+
+
+async def test_a_long_log_is_cut_into_segments_while_it_is_served(mounts: Mounts) -> None:
+    alone = await mounts.open()
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alone.tree.tend)
+            while len(alone.segments()) < 3:
+                alone.disk.write(0, os.urandom(100_000))
+                await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
     mounts.close()
     assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
 
