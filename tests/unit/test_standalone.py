@@ -101,6 +101,7 @@ async def test_an_orderly_end_and_a_new_start_are_one_log(mounts: Mounts) -> Non
 
 @pytest.mark.parametrize("kills", [1, 3])
 async def test_after_kills_the_generation_goes_on(mounts: Mounts, kills: int) -> None:
+    await mounts.written(b"first")
     for number in range(kills):
         alone = await mounts.open()
         assert alone.discontinued is None
