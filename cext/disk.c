@@ -27,8 +27,13 @@ struct sr_disk *sr_disk_new(struct sr_layer *layer, uint64_t *positions, int eve
 	struct sr_disk *disk = calloc(1, sizeof(*disk));
 	if (!disk)
 		return NULL;
-	pthread_rwlock_init(&disk->life, NULL);
-	pthread_rwlock_init(&disk->snapshot_life, NULL);
+	/* Else requests without a pause would keep a disk from being freed for ever.  No thread reads one of them twice. */
+	pthread_rwlockattr_t in_turn;
+	pthread_rwlockattr_init(&in_turn);
+	pthread_rwlockattr_setkind_np(&in_turn, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&disk->life, &in_turn);
+	pthread_rwlock_init(&disk->snapshot_life, &in_turn);
+	pthread_rwlockattr_destroy(&in_turn);
 	pthread_mutex_init(&disk->syncing, NULL);
 	pthread_mutex_init(&disk->lock, NULL);
 	disk->users = 1;

@@ -185,11 +185,16 @@ static void ask_nonsense(struct client *client)
 {
 	static const uint32_t opcodes[] = {FUSE_READ,  FUSE_FSYNC,    FUSE_FALLOCATE, FUSE_LSEEK,
 					   FUSE_IOCTL, FUSE_GETXATTR, FUSE_FLUSH};
+	if (dice(3) == 0) {
+		struct fuse_write_in write = {.fh = client->mount->handle, .size = (uint32_t)(5 + dice(REGION_BYTES))};
+		int64_t done = ask(client, FUSE_WRITE, &write, sizeof(write), "text", 4);
+		CHECK(done == -EINVAL || done == -ENODEV);
+	}
 	uint64_t words[5];
 	for (int i = 0; i < 5; i++)
 		words[i] = dice(4) ? dice(1 << 20) : ~dice(1 << 20);
 	words[0] = dice(2) ? client->mount->read_only : words[0];
-	uint32_t opcode = dice(3) ? opcodes[dice(sizeof(opcodes) / sizeof(opcodes[0]))] : FUSE_WRITE;
+	uint32_t opcode = opcodes[dice(sizeof(opcodes) / sizeof(opcodes[0]))];
 	(void)ask(client, opcode, words, sizeof(words), words, dice(sizeof(words)));
 }
 

@@ -20,7 +20,7 @@
 
 #include "io.h"
 
-static const char *const fault_names[] = {"none", "log", "disk", "sync", "snapshot"};
+static const char *const fault_names[] = {"none", "log", "disk", "zeroing", "sync", "snapshot"};
 struct round the_round;
 
 /* --- the threads --------------------------------------------------------------------------------------------- */
@@ -49,9 +49,13 @@ static int64_t open_handle(struct victim *victim, int kind)
 	return handle;
 }
 
-static void change(uint64_t handle, uint8_t *buf, uint64_t size)
+/* Mostly in a part of the disk that wanders, so that other parts were changed long ago. */
+static void change(const struct victim *victim, uint64_t handle, uint8_t *buf)
 {
-	uint64_t offset = dice(size), bytes = 1 + dice(dice(4) ? 9000 : IO_BYTES_MAX);
+	uint64_t size = sr_disk_bytes(victim->disk);
+	uint64_t offset = dice(16) ? the_round.done / 64 * 65536 + dice(2 * 65536) : dice(size);
+	uint64_t bytes = 1 + dice(dice(4) ? 9000 : IO_BYTES_MAX);
+	offset %= victim->given_up ? 131072 : size; /* else nothing would be left that is not dirty */
 	if (dice(2)) {
 		offset = offset / 4096 * 4096;
 		bytes = (bytes + 4095) / 4096 * 4096;
@@ -84,7 +88,7 @@ static void *write_much(void *number)
 		handles[i] = (uint64_t)open_handle(&the_round.victims[i], SR_HANDLE_DISK);
 	while (!the_round.stop) {
 		uint64_t which = dice(VICTIMS);
-		change(handles[which], buf, sr_disk_bytes(the_round.victims[which].disk));
+		change(&the_round.victims[which], handles[which], buf);
 		if (dice(16) == 0)
 			expect(sr_handle_flush(handles[which]), 0, "flush");
 	}
@@ -184,6 +188,7 @@ static void *keep_segments(void *number)
 		struct victim *victim = some_victim();
 		struct sr_log_info info;
 		sr_log_info(victim->disk, &info);
+		victim->given_up = info.state != SR_LOGGED;
 		if (info.state == SR_LOGGED && !info.has_spare && victim->spares < SEGMENTS_MAX - 2) {
 			int fd = segment_file(victim, victim->generation, ++victim->spares);
 			if (!sr_log_give_spare(victim->disk, fd)) {
@@ -316,13 +321,13 @@ static void *request_to_the_end(void *number)
 
 typedef void *(*work_fn)(void *);
 
-static void run_threads(const work_fn *work, uint64_t count, uint64_t tenths)
+static void run_threads(const work_fn *work, uint64_t count, uint64_t time_ms)
 {
 	pthread_t threads[16];
 	the_round.stop = 0;
 	for (uint64_t i = 0; i < count; i++)
 		CHECK(pthread_create(&threads[i], NULL, work[i], (void *)(uintptr_t)(i + 1)) == 0);
-	usleep((useconds_t)(tenths * 100000));
+	usleep((useconds_t)(time_ms * 1000));
 	the_round.stop = 1;
 	for (uint64_t i = 0; i < count; i++)
 		CHECK(pthread_join(threads[i], NULL) == 0);
@@ -350,7 +355,7 @@ static void run_round(const char *folder)
 	static const work_fn work[] = {write_much, write_much, write_much, read_much,    read_much,
 				       tag_and_look, keep_segments, take_snapshots, resize_now_and_then};
 	seed_thread(0);
-	the_round.fault = (enum fault)(round_number % 2 ? 1 + dice(FAULTS - 1) : NO_FAULT);
+	the_round.fault = (enum fault)((seed_given + round_number) % FAULTS);
 	the_round.over_extents = (int)dice(2);
 	the_round.full_gives_up = (int)dice(2);
 	the_round.kept_bytes_max = dice(3) ? 0 : SEGMENT_BYTES * (8 + dice(80));
@@ -362,7 +367,7 @@ static void run_round(const char *folder)
 	the_round.faults_on = the_round.fault != NO_FAULT;
 	the_round.done = 0;
 	for (int generation = 1; generation <= GENERATIONS; generation++) {
-		run_threads(work, sizeof(work) / sizeof(work[0]), 3);
+		run_threads(work, sizeof(work) / sizeof(work[0]), 150);
 		if (generation < GENERATIONS)
 			for (int i = 0; i < VICTIMS; i++)
 				start_log(&the_round.victims[i]);

@@ -22,7 +22,7 @@ enum {
 	VICTIMS = 2,
 };
 
-enum fault { NO_FAULT, LOG_FAULT, DISK_FAULT, SYNC_FAULT, SNAPSHOT_FAULT, FAULTS };
+enum fault { NO_FAULT, LOG_FAULT, DISK_FAULT, ZERO_FAULT, SYNC_FAULT, SNAPSHOT_FAULT, FAULTS };
 
 /* What a snapshot was read to be, to be compared with the log later. */
 struct kept_snapshot {
@@ -38,6 +38,7 @@ struct victim {
 	char folder[200], name[16];
 	uint8_t *initial; /* DISK_BYTES of what it held before */
 	_Atomic int generation;
+	_Atomic int given_up;           /* seen that the log was */
 	_Atomic uint64_t spares;        /* segments of this generation whose file was made */
 	_Atomic uint64_t oldest_number; /* of this generation, not yet applied */
 	uint8_t *dirty;                 /* mapped: this generation's dirty file */

@@ -45,7 +45,7 @@ int64_t fault_hook(int op, int fd, int64_t offset, int64_t bytes, const struct i
 		return torn_or(dice(2) ? ENOSPC : EIO, bytes);
 	if (the_round.fault == DISK_FAULT && class == FD_DISK && (op == SR_IO_READ || op == SR_IO_RESIZE))
 		return -EIO;
-	if (the_round.fault == DISK_FAULT && class == FD_DISK && op == SR_IO_PUNCH && dice(32) == 0)
+	if (the_round.fault == ZERO_FAULT && class == FD_DISK && op == SR_IO_PUNCH && dice(32) == 0)
 		return -EIO;
 	if (the_round.fault == SYNC_FAULT && class != FD_OTHER && op == SR_IO_SYNC && dice(8) == 0)
 		return -EIO;
