@@ -104,11 +104,6 @@ class SegmentHeader:
         return self.first_seq if self.stream == "log" else 1
 
 
-def current_boot_id() -> str:
-    """The kernel's random id of this boot: what tells a kill from a power loss."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
 def encode_header(header: SegmentHeader) -> bytes:
     """The header's bytes, with its checksum."""
     raw = _HEADER.pack(

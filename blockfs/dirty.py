@@ -3,8 +3,9 @@
 Layout: docs/formats/dirty.md.
 
 Fault contract: written through a memory map, the word before the first write that is not logged, a chunk's bit before its
-bytes; so a kill at any moment loses nothing.  After a power loss it is worth nothing, and the log's boot id
-tells (:mod:`blockfs.disk_log`).  A file that cannot be read as one is ``DirtyCorrupt``: then every chunk may have changed.
+bytes; so a kill at any moment loses nothing.  After a power loss it is worth nothing: its boot id, which is taken out only
+when the disk was closed in order, tells (:attr:`DirtyFile.whole`).  A file that cannot be read as one is ``DirtyCorrupt``.
+In both cases every chunk may have changed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockfs.durable import write_atomically
+from blockfs import boot
+from blockfs.durable import write_synced
 from blockfs.errors import RigError
 from cext._core import lib
 from cext.hashing import crc32c
@@ -32,25 +34,39 @@ REASONS: dict[int, str] = {
 """Why a log was given up, by the state word."""
 
 _MAGIC = b"SRIGDRTY"
-_HEADER = struct.Struct("<8sHHI16sQ20x")  # then CRC32C
+_HEADER = struct.Struct("<8sHHI16sQ16s4x")  # then CRC32C
 _CRC = struct.Struct("<I")
 _STATE = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
 class DirtyFile:
-    """``reason``: why the log was given up, None if it was not.  ``ranges``: (offset, length) of changed chunks, merged."""
+    """``reason``: why the log was given up, None if it was not.  ``ranges``: (offset, length) of changed chunks, merged.
+
+    ``boot_id``: of the boot in which it is written to; ``boot.NIL`` if the disk was closed in order since.
+    """
 
     disk_id: str
     generation: int
+    boot_id: str
     reason: str | None
     ranges: list[tuple[int, int]]
 
+    @property
+    def whole(self) -> bool:
+        """Whether all that was noted is there; not so after a power loss."""
+        return self.boot_id in (boot.NIL, boot.current_boot_id())
+
 
 def make(path: Path, *, disk_id: str, generation: int) -> None:
-    """A dirty file of a log that begins: nothing is dirty.  Durable, in place of an older one."""
-    raw = _HEADER.pack(_MAGIC, FORMAT_VERSION, HEADER_BYTES, CHUNK_BYTES, uuid.UUID(disk_id).bytes, generation)
-    write_atomically(path, (raw + _CRC.pack(crc32c(raw))).ljust(HEADER_BYTES, b"\0"))
+    """A dirty file of a log that is to begin: nothing is dirty.  Durable, but for its name."""
+    write_synced(path, _header(disk_id, generation, boot.current_boot_id()).ljust(HEADER_BYTES, b"\0"))
+
+
+def _header(disk_id: str, generation: int, boot_id: str) -> bytes:
+    disk, booted = uuid.UUID(disk_id).bytes, uuid.UUID(boot_id).bytes
+    raw = _HEADER.pack(_MAGIC, FORMAT_VERSION, HEADER_BYTES, CHUNK_BYTES, disk, generation, booted)
+    return raw + _CRC.pack(crc32c(raw))
 
 
 def read(path: Path) -> DirtyFile:
@@ -61,7 +77,7 @@ def read(path: Path) -> DirtyFile:
         raise RigError("DirtyCorrupt", f"{path}: cannot be read: {exc.strerror}") from exc
     if len(data) < HEADER_BYTES:
         raise RigError("DirtyCorrupt", f"{path}: has {len(data)} bytes; its header has {HEADER_BYTES}")
-    magic, version, header_bytes, chunk_bytes, disk, generation = _HEADER.unpack_from(data)
+    magic, version, header_bytes, chunk_bytes, disk, generation, booted = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise RigError("DirtyCorrupt", f"{path}: magic is {magic!r}; a dirty file begins with {_MAGIC!r}")
     if version != FORMAT_VERSION:
@@ -71,11 +87,12 @@ def read(path: Path) -> DirtyFile:
     (state,) = _STATE.unpack_from(data, _HEADER.size + _CRC.size)
     if (header_bytes, chunk_bytes) != (HEADER_BYTES, CHUNK_BYTES) or (state != lib.SR_LOGGED and state not in REASONS):
         raise RigError("DirtyCorrupt", f"{path}: names {header_bytes} header bytes, chunks of {chunk_bytes}, state {state}")
-    if any(data[40:60]) or any(data[68:HEADER_BYTES]) or generation >= 1 << 63:
+    if any(data[56:60]) or any(data[68:HEADER_BYTES]) or generation >= 1 << 63:
         raise RigError("DirtyCorrupt", f"{path}: names generation {generation}, or is not zero where it must be")
     return DirtyFile(
         disk_id=str(uuid.UUID(bytes=disk)),
         generation=generation,
+        boot_id=str(uuid.UUID(bytes=booted)),
         reason=REASONS.get(state),
         ranges=_ranges(data[HEADER_BYTES:]),
     )
@@ -99,3 +116,24 @@ def _ranges(bits: bytes) -> list[tuple[int, int]]:
 def open_for_writer(path: Path) -> int:
     """A descriptor for the writer in C, which maps the file."""
     return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+
+def begin_use(path: Path, found: DirtyFile) -> None:
+    """Before a file that was ``found`` whole is written to again."""
+    _set_boot(path, found, boot.current_boot_id())
+
+
+def end_use(path: Path) -> None:
+    """The disk was closed in order, and its bytes are durable: what is noted stands."""
+    _set_boot(path, read(path), boot.NIL)
+
+
+def _set_boot(path: Path, found: DirtyFile, boot_id: str) -> None:
+    """Durably, and after all else that was noted."""
+    fd = open_for_writer(path)
+    try:
+        os.fsync(fd)
+        os.pwrite(fd, _header(found.disk_id, found.generation, boot_id), 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)

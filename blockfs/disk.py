@@ -37,19 +37,18 @@ from blockfs import counters, dirty
 from blockfs.changelog import RecordType, encode_tag
 from blockfs.control import DiskInfo, SegmentInfo
 from blockfs.counters import DiskCounters
-from blockfs.disk_log import DiskLog, LogPolicy, Recovered, check, find_segments, go_on_noting, recover_log
+from blockfs.disk_log import DiskLog, LogPolicy, check, find_segments, go_on_noting
 from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.layers import Layer, RawLayer, TopLayer, WritableLayer
+from blockfs.log_recovery import DISK_BYTES_MAX, Recovered, drop_unreadable, recover_log
 from blockfs.part import TagSeen
-from blockfs.position import POWER_LOSS_JUMP, PositionCounter
+from blockfs.position import PositionCounter
 from blockfs.snapshot import STORE_SHARE_MAX, Snapshot, begin_snapshots
 from cext._core import ffi, lib
 
 SECTOR_BYTES = 512
-DISK_BYTES_MAX = 64 << 40
-"""As far as a dirty file reaches (cext/log.c)."""
 OpenView = Callable[[Path, int], Layer]
 """Opens managed disk ``store`` (a folder) as it was at a position, read-only."""
 
@@ -97,6 +96,7 @@ class Disk:
         self.layer = layer
         self._rules = rules
         self._log: DiskLog | None = None
+        self._noting = False  # the log was given up, and the dirty file has all that changed since
         self._thread_lock = threading.Lock()  # what runs in other threads keeps the disk in C from being freed
         self._open_in_c()
 
@@ -125,15 +125,18 @@ class Disk:
                 f"most {DISK_BYTES_MAX >> 40} TiB",
             )
         path = place.file("img")
-        with path.open("xb") as file:
-            file.truncate(size_bytes)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            os.ftruncate(fd, size_bytes)
+            os.fsync(fd)  # before the state says that it is so long
             DiskState(
                 disk_id=str(uuid.uuid4()), size_bytes=size_bytes, kind="raw", generation=0, tracked=False, needs_resync=None
             ).save(place.file("disk"))
         except BaseException:
             path.unlink()
             raise
+        finally:
+            os.close(fd)
 
     @staticmethod
     def make_top(place: DiskPlace, *, store: Path, position: int, size_bytes: int) -> None:
@@ -196,7 +199,6 @@ class Disk:
         except RigError as exc:
             if exc.code not in ("PowerLoss", "LogCorrupt"):
                 raise
-            self._rules.positions.advance(self._rules.positions.value + POWER_LOSS_JUMP)
             _log.warning("log_not_continued", disk=str(self.place), reason=exc.code, message=exc.message)
             self._set(tracked=False, needs_resync=exc.code)
             return
@@ -221,7 +223,7 @@ class Disk:
             return "LogCorrupt"
         if (found.disk_id, found.generation) != (self.state.disk_id, self.state.generation):
             return "LogCorrupt"  # a new log was being begun, and what the old file said last is not known
-        return found.reason
+        return found.reason if found.reason is None or found.whole else "PowerLoss"
 
     def _go_on_noting(self) -> None:
         """Of a disk whose log was given up earlier: note what changes; or that what has changed is not known."""
@@ -230,14 +232,17 @@ class Disk:
             found = dirty.read(path)
         except RigError as exc:
             _log.warning("changes_not_known", disk=str(self.place), reason=exc.code, message=exc.message)
-            known = False
-        else:
-            noted = (found.disk_id, found.generation, found.reason)
-            known = noted == (self.state.disk_id, self.state.generation, self.state.needs_resync)
-        if known:
-            go_on_noting(self.c, path)
-        else:  # a kill came when a new log was being begun
             self._set(needs_resync="LogCorrupt")
+            return
+        noted = (found.disk_id, found.generation, found.reason)
+        if noted != (self.state.disk_id, self.state.generation, self.state.needs_resync):
+            self._set(needs_resync="LogCorrupt")  # a kill came when a new log was being begun
+        elif not found.whole:
+            self._set(needs_resync="PowerLoss")
+        else:
+            dirty.begin_use(path, found)
+            go_on_noting(self.c, path)
+            self._noting = True
 
     def _reapply(self, found: Recovered) -> None:
         if found.disk_bytes > self.size_bytes:
@@ -320,6 +325,7 @@ class Disk:
             raise RigError("InvalidDiskSize", f"disk {self.place}: cannot grow: something lies behind it in its file")
         check(lib.sr_disk_resize(self.c, size_bytes))
         lib.sr_log_limit(self.c, self._rules.policy.kept_bytes_max(size_bytes))
+        self.layer.sync()  # the state must not say more than the file has after a power loss
         self._set(size_bytes=size_bytes)
 
     def released(self) -> None:
@@ -359,8 +365,13 @@ class Disk:
         self.note_given_up()
         if self._log is not None and not new_generation:
             return
+        with self._thread_lock:  # nobody tends the log that ends here
+            self._begin_generation()
+
+    def _begin_generation(self) -> None:
         generation = self.state.generation + 1
         numbers = [number for number, _ in find_segments(self.place.folder, self.place.name)]
+        next_number = max(numbers, default=0) + 1
         log = DiskLog(
             self.c,
             self.place.folder,
@@ -369,7 +380,7 @@ class Disk:
             generation=generation,
             disk_size_bytes=self.size_bytes,
             policy=self._rules.policy,
-            next_number=max(numbers, default=0) + 1,
+            next_number=next_number,
         )
         try:
             # First, so that no write is logged in a generation that the state does not know.
@@ -377,10 +388,11 @@ class Disk:
         except BaseException:
             log.discard()
             raise
+        self._log, self._noting = None, False
         try:
+            drop_unreadable(self.place.folder, self.place.name, below=next_number)
             log.start()
         except OSError:
-            self._log = None
             lib.sr_log_stop(self.c)
             self._set(tracked=False, needs_resync="LogFull")
             raise
@@ -388,10 +400,11 @@ class Disk:
 
     def stop_tracking(self) -> None:
         """Stop logging and delete the logs."""
-        lib.sr_log_stop(self.c)
-        self._log = None
-        self._set(tracked=False, needs_resync=None)
-        self._delete_segments()
+        with self._thread_lock:
+            self._set(tracked=False, needs_resync=None)  # before the first write that is not logged
+            lib.sr_log_stop(self.c)
+            self._log, self._noting = None, False
+            self._delete_segments()
 
     def tend(self) -> None:
         """What is due after an event: a switched segment's names, the next spare.  In any thread; may take milliseconds."""
@@ -405,7 +418,7 @@ class Disk:
         if self._log is None or (reason := self._log.given_up) is None:
             return
         _log.warning("log_given_up", disk=str(self.place), reason=reason, dirty_bytes=self.dirty_bytes)
-        self._log = None
+        self._log, self._noting = None, True
         self.place.file("spare").unlink(missing_ok=True)
         self._set(tracked=False, needs_resync=reason)
 
@@ -421,7 +434,7 @@ class Disk:
 
         ``NotTracked`` if that is not known: then it may be everything.
         """
-        if self._log is not None or self.state.needs_resync not in dirty.REASONS.values():
+        if not self._noting:
             raise RigError("NotTracked", f"disk {self.place}: it is not known what has changed since its logs ended")
         return dirty.read(self.place.file("dirty")).ranges
 
@@ -495,9 +508,9 @@ class Disk:
             raise RigError(
                 "InvalidDiskSize", f"{self.staging}: has {found} bytes; the disk has {self.size_bytes} and is never shrunk"
             )
-        lib.sr_log_stop(self.c)
-        self._log = None
         self._set(tracked=False, needs_resync="DiskReplaced")
+        lib.sr_log_stop(self.c)
+        self._log, self._noting = None, False
         self.staging.rename(self.place.file("img"))
         sync_folder(self.place.folder)
         self._delete_segments()
@@ -549,7 +562,8 @@ class Disk:
         )
 
     def close(self) -> None:
-        """Close in order: the disk, then its log's clean mark, durable."""
+        """Close in order: the disk, then its log's clean mark, durable.  Requests are refused (``EIO``) from now on."""
+        lib.sr_disk_end_requests(self.c)  # what is written after the mark would not be told by it
         self.note_given_up()
         self.end_snapshot()
         with self._thread_lock:
@@ -559,6 +573,9 @@ class Disk:
             else:
                 self.layer.sync()
         self._close_in_c()
+        if self._noting:
+            dirty.end_use(self.place.file("dirty"))
+            self._noting = False
 
     def abandon(self) -> None:
         """Let go of everything without a sync, as a kill would."""

@@ -5,9 +5,8 @@ The writer is in C (cext/log.c); here is what needs names: making, naming, trimm
 Fault contract
 --------------
 A record is in the current segment before its bytes reach the disk.  After a kill the segment's torn tail is cut and
-the last records are written to the disk again; the sequence goes on without a gap, in the same generation.  A
-closed segment is handed out only after it is on stable storage.  A segment from another boot that was not closed in
-order means power loss: the log is not continued (``PowerLoss``); rot is ``LogCorrupt``.
+the last records are written to the disk again; the sequence goes on without a gap, in the same generation
+(:mod:`blockfs.log_recovery`).  A closed segment is handed out only after it is on stable storage.
 
 The next segment stands ready as ``NAME.spare``, preallocated, without a header.  The writer in C switches to it when
 the current one is full, without waiting for anybody; :meth:`DiskLog.tend` then gives it its name, cuts what was
@@ -30,31 +29,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from blockfs import dirty
+from blockfs import boot, dirty
 from blockfs.changelog import (
     FLAG_CLEAN_CLOSE,
     HEADER_BYTES,
-    Record,
     RecordType,
     SegmentHeader,
-    SegmentReader,
-    current_boot_id,
     encode_header,
-    scan_tail,
 )
 from blockfs.control import SegmentInfo
 from blockfs.durable import sync_folder
-from blockfs.errors import RigError
-from blockfs.layers import merge_ranges
-from blockfs.position import PositionCounter
 from cext._core import ffi, lib
 
 SEGMENT_BYTES_MAX = 16 << 20
 SEGMENT_BYTES_MIN = 256 << 10
-DISK_BYTES_MAX = 64 << 40
-"""What the engine's maps are laid out for (cext/layers.c)."""
-REAPPLY_RECORDS = 256
-"""How many last records are written to the disk again after a kill; one would do, for records are written in order."""
 SEGMENTS_LISTED_MAX = 4096
 """Of one process; Python takes them over long before there are so many."""
 
@@ -111,31 +99,6 @@ class _Segment:
     durable: bool
 
 
-@dataclass(frozen=True, slots=True)
-class FoundSegment:
-    """A segment on disk, as far as it is good."""
-
-    number: int
-    path: Path
-    header: SegmentHeader
-    records: list[Record]
-    """The last of them, ``REAPPLY_RECORDS`` at most."""
-    changed: list[tuple[int, int]]
-    """(offset, length) of what its records change on the disk, merged."""
-    end: int
-    torn_bytes: int
-
-    @property
-    def next_seq(self) -> int:
-        """Sequence number of the record that comes next."""
-        return self.records[-1].seq + 1 if self.records else self.header.first_seq
-
-    @property
-    def clean(self) -> bool:
-        """Whether the disk was closed in order after it."""
-        return bool(self.records) and bool(self.records[-1].flags & FLAG_CLEAN_CLOSE)
-
-
 def segment_path(folder: Path, name: str, number: int) -> Path:
     """``NAME.000007.hrl``."""
     return folder / f"{name}.{number:06d}.hrl"
@@ -186,18 +149,17 @@ class DiskLog:
             generation=generation,
             stream="log",
             first_seq=next_seq,
-            boot_id=current_boot_id(),
+            boot_id=boot.current_boot_id(),
             created_ns=0,
             disk_size_bytes=disk_size_bytes,
         )
-        self._spare.unlink(missing_ok=True)
-        self._recycled.unlink(missing_ok=True)
+        self._first_number = next_number
         first = segment_path(folder, name, next_number)
         fds: list[int] = []
         try:
             fds.append(self._make_file(first))
-            dirty.make(self._dirty, disk_id=disk_id, generation=generation)
-            fds.append(dirty.open_for_writer(self._dirty))
+            dirty.make(self._fresh_dirty, disk_id=disk_id, generation=generation)
+            fds.append(dirty.open_for_writer(self._fresh_dirty))
             template = ffi.from_buffer(encode_header(header))
             setup = ffi.new("struct sr_log_setup *")
             setup.header, setup.number, setup.next_seq = ffi.cast("uint8_t *", template), next_number, next_seq
@@ -218,18 +180,26 @@ class DiskLog:
         self._first = first
 
     def start(self) -> None:
-        """Every write from now on is logged here, in place of an older log.  ``OSError`` leaves that one in use."""
+        """Every write from now on is logged here, in place of an older log; the disk's state must name this one already.
+
+        Nobody may tend the older log meanwhile: what its writer uses up to the last moment has the same names.
+        """
         try:
+            self._fresh_dirty.rename(self._dirty)
+            sync_folder(self.folder)
             check(lib.sr_log_start(self._disk, self._setup))
         except OSError:
             self.discard()
             raise
+        self._spare.unlink(missing_ok=True)
+        self._recycled.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Take back a log that was not started."""
         for fd in self._fds:
             os.close(fd)
         self._first.unlink()
+        self._fresh_dirty.unlink(missing_ok=True)
 
     @property
     def _spare(self) -> Path:
@@ -242,6 +212,10 @@ class DiskLog:
     @property
     def _dirty(self) -> Path:
         return self.folder / f"{self.name}.dirty"
+
+    @property
+    def _fresh_dirty(self) -> Path:
+        return self.folder / f".{self.name}.dirty.tmp"
 
     # --- what the writer knows ----------------------------------------------------------------------------------
 
@@ -386,6 +360,7 @@ class DiskLog:
                 return None
             os.pwrite(fd, bytes(HEADER_BYTES), 0)  # from here on it holds nothing
             os.posix_fallocate(fd, 0, self._segment_bytes + HEADER_BYTES)
+            os.fdatasync(fd)  # not even after a power loss: it may have ended with the mark of an orderly close
             self._recycled.rename(self._spare)
             sync_folder(self.folder)
         except BaseException:
@@ -422,15 +397,22 @@ class DiskLog:
     def applied(self, last_seq: int) -> None:
         """Let go of closed segments whose records the recovery side has all; one file is kept for the next spare."""
         self.settle()
-        gone = 0
+        gone, inherited = 0, False
         with self._lock:
             while self._kept and self._kept[0].last_seq <= last_seq:
                 kept = self._kept.pop(0)
                 gone += kept.size_bytes
+                if inherited and kept.number >= self._first_number:
+                    sync_folder(self.folder)
+                inherited = kept.number < self._first_number
                 if self._recycled.exists():
                     kept.path.unlink()
                 else:
                     kept.path.rename(self._recycled)
+            if inherited:
+                # It may end with the mark of an orderly close: after a power loss it must not be there again while what
+                # tells that the log went on after it is not.
+                sync_folder(self.folder)
         if gone:
             lib.sr_log_applied(self._disk, self.oldest_number, gone)
 
@@ -475,169 +457,3 @@ def check(result: int) -> None:
     """Raise what a function in C returned as an ``OSError``."""
     if result < 0:
         raise OSError(-result, os.strerror(-result))
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """What :func:`recover_log` found: segments that are kept, where the log goes on, what to write to the disk again."""
-
-    kept: list[KeptSegment]
-    changed: list[tuple[int, tuple[int, int]]]
-    """(number of the segment, (offset, length)) of what its records change."""
-    disk_bytes: int
-    """How large the disk is after all of it."""
-    next_number: int
-    next_seq: int
-    reapply: list[tuple[Record, bytes]]
-    torn_bytes: int
-
-    @property
-    def last_position(self) -> int:
-        """Of the newest record that is kept."""
-        return self.kept[-1].position if self.kept else 0
-
-
-def recover_log(
-    folder: Path, name: str, *, disk_id: str, generation: int, disk_size_bytes: int, positions: PositionCounter
-) -> Recovered:
-    """Read the log of a disk that was tracked when its server ended, however it ended, and cut its torn tail.
-
-    ``disk_size_bytes``: what the disk has; the log may say that it was about to grow.
-
-    Raises ``RigError``: ``PowerLoss`` (unsynced pages may be gone) or ``LogCorrupt`` (rot, missing segments): the log
-    cannot be continued and the disk needs a resync.
-    """
-    _adopt_spare(folder, name, disk_id, generation)
-    row = _Row(disk_id, generation, disk_size_bytes)
-    found = _read_segments(folder, name, row)
-    if not found:
-        raise RigError("LogCorrupt", f"{folder / name}: has no change log of generation {generation}")
-    last = found[-1]
-    if last.header.boot_id != current_boot_id() and not last.clean:
-        raise RigError(
-            "PowerLoss", f"{last.path}: was being written when boot {last.header.boot_id} ended; unsynced data may be gone"
-        )
-    with SegmentReader(last.path) as reader:
-        reapply = [(record, reader.payload(record)) for record in last.records]
-    kept = []
-    for segment in found:
-        if segment.records:
-            _cut_durably(segment.path, segment.end)
-            newest = segment.records[-1]
-            first_seq = segment.header.first_seq
-            kept.append(KeptSegment(segment.number, first_seq, newest.seq, newest.position, segment.end, segment.path))
-        else:
-            segment.path.unlink()
-    sync_folder(folder)
-    positions.advance(max((k.position for k in kept), default=0))
-    return Recovered(
-        kept=kept,
-        changed=[(segment.number, range_) for segment in found for range_ in segment.changed],
-        disk_bytes=row.disk_bytes,
-        # Segments of another generation may be there, too.
-        next_number=max([last.number, *(number for number, _ in find_segments(folder, name))]) + 1,
-        next_seq=last.next_seq,
-        reapply=reapply,
-        torn_bytes=last.torn_bytes,
-    )
-
-
-def _adopt_spare(folder: Path, name: str, disk_id: str, generation: int) -> None:
-    """A spare with a header is the newest segment: a kill came before it got its name.  One without holds nothing."""
-    spare = folder / f"{name}.spare"
-    if not spare.exists():
-        return
-    try:
-        with SegmentReader(spare) as reader:
-            header = reader.header
-    except RigError:
-        header = None
-    if header is None or (header.disk_id, header.generation) != (disk_id, generation):
-        spare.unlink()
-        return
-    numbers = [number for number, _ in find_segments(folder, name)]
-    spare.rename(segment_path(folder, name, max(numbers, default=0) + 1))
-
-
-class _Row:
-    """Checks that segments belong together, and that their records are of a disk of this size."""
-
-    def __init__(self, disk_id: str, generation: int, disk_bytes: int) -> None:
-        self.generation = generation
-        self.disk_bytes = disk_bytes
-        self._disk_id = disk_id
-        self._next_seq: int | None = None
-        self._position = 0
-
-    def take(self, path: Path, header: SegmentHeader, records: list[Record]) -> None:
-        """The next segment, and all its records; ``LogCorrupt``."""
-        if header.disk_id != self._disk_id or header.stream != "log":
-            raise RigError(
-                "LogCorrupt",
-                f"{path}: is the {header.stream} of disk {header.disk_id}; this is the log of {self._disk_id}",
-            )
-        if self._next_seq is not None and header.first_seq != self._next_seq:
-            raise RigError("LogCorrupt", f"{path}: begins with record {header.first_seq}; {self._next_seq} comes next")
-        for record in records:
-            if why := self._wrong(record):
-                raise RigError("LogCorrupt", f"{path}: change log is corrupt at record {record.seq}: {why}")
-        self._next_seq = header.first_seq + len(records)
-
-    def _wrong(self, record: Record) -> str | None:
-        if record.position < self._position:
-            return f"position {record.position} after {self._position}"
-        self._position = record.position
-        if record.type is RecordType.RESIZE:
-            if record.length % 512 or record.length > DISK_BYTES_MAX:
-                return f"RESIZE to {record.length} bytes; a disk has whole sectors, and at most {DISK_BYTES_MAX} bytes"
-            self.disk_bytes = max(self.disk_bytes, record.length)
-        elif record.type in _CHANGING and record.offset + record.length > self.disk_bytes:
-            return f"{record.type.name} of {record.length} bytes at {record.offset} on a disk of {self.disk_bytes}"
-        return None
-
-
-def _read_segments(folder: Path, name: str, row: _Row) -> list[FoundSegment]:
-    """The generation's segments, checked for belonging together.
-
-    The last may have a torn tail, and so may the one before it, whose preallocated end may not have been cut: the next
-    one's first sequence number tells that no record of it is missing.
-    """
-    found: list[FoundSegment] = []
-    paths = find_segments(folder, name)
-    for number, path in paths:
-        if number == paths[-1][0] and _holds_nothing(path):  # a kill while it was being made
-            path.unlink()
-            continue
-        with SegmentReader(path) as reader:
-            header = reader.header
-            if header.generation != row.generation:  # kept until the resync that replaces it is applied
-                continue
-            scan = scan_tail(reader)
-        row.take(path, header, scan.records)
-        changed = [(r.offset, r.length) for r in scan.records if r.type in _CHANGING]
-        found.append(
-            FoundSegment(
-                number, path, header, scan.records[-REAPPLY_RECORDS:], merge_ranges(changed), scan.end, scan.torn_bytes
-            )
-        )
-    return found
-
-
-_CHANGING = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
-
-
-def _holds_nothing(path: Path) -> bool:
-    """Whether a segment has no header: its file was made, and nothing written to it."""
-    with path.open("rb") as file:
-        head = file.read(HEADER_BYTES)
-    return len(head) < HEADER_BYTES or not any(head)
-
-
-def _cut_durably(path: Path, end: int) -> None:
-    """Cut a torn tail and make the segment durable: its writer may not have."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        os.ftruncate(fd, end)
-        os.fsync(fd)
-    finally:
-        os.close(fd)

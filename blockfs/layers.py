@@ -5,7 +5,8 @@ Fault contract
 ``RawLayer`` and ``ExtentLayer`` have no state but the bytes of their files.  ``TopLayer`` has a bitmap of the
 blocks that its file holds; data reaches the file before its bit is set, so a kill between the two leaves the
 block as it was before, and the disk's change log (which precedes both) writes it again.  After a power loss the two
-may disagree: the change log's boot id tells, and the disk is not taken for clean.
+may disagree, so what is synced has a bitmap of its own (:mod:`blockfs.present_map`): no block that was written to since
+loses what it held before.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from bisect import bisect_right
 from pathlib import Path
 from typing import Any, Protocol
 
+from blockfs import present_map
 from blockfs.errors import RigError
 from cext._core import ffi, lib
 
@@ -273,7 +275,7 @@ class TopLayer(_WritableCLayer):
     """
 
     def __init__(self, lower: Layer, path: Path) -> None:
-        fd = map_fd = -1
+        fd = map_fd = durable_fd = -1
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             size = os.fstat(fd).st_size
@@ -281,10 +283,10 @@ class TopLayer(_WritableCLayer):
                 size = lower.size_bytes
                 os.ftruncate(fd, size)
             _check_top(path, size, lower)
-            map_fd = os.open(path.with_name(path.name + ".present"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            super().__init__(_made(lib.sr_layer_top(lower.c, fd, map_fd, size)))
+            map_fd, durable_fd = present_map.open_maps(path)
+            super().__init__(_made(lib.sr_layer_top(lower.c, fd, map_fd, durable_fd, size)))
         except BaseException:
-            for opened in (fd, map_fd):
+            for opened in (fd, map_fd, durable_fd):
                 if opened >= 0:
                     os.close(opened)
             raise

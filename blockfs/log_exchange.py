@@ -12,13 +12,13 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from blockfs import boot
 from blockfs.changelog import (
     Record,
     RecordType,
     SegmentHeader,
     SegmentReader,
     SegmentWriter,
-    current_boot_id,
     decode_tag,
     encode_tag,
 )
@@ -213,7 +213,7 @@ class _Import:
                 generation=1,
                 stream="log",
                 first_seq=self._seq + 1,
-                boot_id=current_boot_id(),
+                boot_id=boot.current_boot_id(),
                 created_ns=self._now_ns,
                 disk_size_bytes=self._done.disk_size_bytes,
             ),

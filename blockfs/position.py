@@ -4,7 +4,8 @@ A write that is issued after another was acknowledged always has the higher posi
 records up to position P" is a consistent cut over every disk of the host.
 
 Fault contract: the counter lives in a memory-mapped file, so a kill loses nothing.  After a power loss the file may
-be old; :meth:`PositionCounter.advance` then jumps past everything that can have been drawn.
+be old, so in each boot the counter begins past everything that can have been drawn in the one before
+(``POWER_LOSS_JUMP``), and the file says so, durably, before the first position is drawn.  Layout: docs/formats/disk.md.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import uuid
 from pathlib import Path
 
+from blockfs import boot
+from blockfs.durable import sync_folder
 from cext._core import ffi, lib
 
 POWER_LOSS_JUMP = 1 << 40
 _U64 = struct.Struct("<Q")
+_FILE = struct.Struct("<Q16s")
+"""The newest position, and the boot in which it was drawn."""
 
 
 class PositionCounter:
@@ -27,7 +33,7 @@ class PositionCounter:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._map = mmap.mmap(-1, _U64.size) if path is None else _mapped(path)
+        self._map = mmap.mmap(-1, _FILE.size) if path is None else _mapped(path)
         self._buffer = ffi.from_buffer(self._map)
         self.address = ffi.cast("uint64_t *", self._buffer)
         """Where the disk engine draws from."""
@@ -55,13 +61,18 @@ class PositionCounter:
 def _mapped(path: Path) -> mmap.mmap:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        if os.fstat(fd).st_size < _U64.size:
-            os.ftruncate(fd, _U64.size)
-        return mmap.mmap(fd, _U64.size)
+        found = os.pread(fd, _FILE.size, 0)
+        value, drawn_in = _FILE.unpack(found.ljust(_FILE.size, b"\0"))
+        now = uuid.UUID(boot.current_boot_id()).bytes
+        if drawn_in != now:
+            os.pwrite(fd, _FILE.pack(value + POWER_LOSS_JUMP if found else 0, now), 0)
+            os.fsync(fd)
+            sync_folder(path.parent)
+        return mmap.mmap(fd, _FILE.size)
     finally:
         os.close(fd)
 
 
 def read_position(path: Path) -> int:
     """The newest position drawn by the host that owns the file."""
-    return int(_U64.unpack(path.read_bytes())[0])
+    return int(_U64.unpack_from(path.read_bytes())[0])

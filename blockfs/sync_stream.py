@@ -9,7 +9,8 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
-from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter, current_boot_id, encode_tag
+from blockfs import boot
+from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter, encode_tag
 from blockfs.durable import sync_folder
 from blockfs.part import SYNC_END, PartName, TagSeen
 
@@ -97,7 +98,7 @@ class SyncStream:
                     generation=self.generation,
                     stream="sync",
                     first_seq=self.next_part,
-                    boot_id=current_boot_id(),
+                    boot_id=boot.current_boot_id(),
                     created_ns=self.time_ns,
                     disk_size_bytes=self.disk_size_bytes,
                 ),

@@ -57,10 +57,17 @@ void sr_disk_put(struct sr_disk *disk)
 	free(disk);
 }
 
+void sr_disk_end_requests(struct sr_disk *disk)
+{
+	pthread_rwlock_wrlock(&disk->life);
+	disk->ended = 1;
+	pthread_rwlock_unlock(&disk->life);
+}
+
 void sr_disk_free(struct sr_disk *disk)
 {
 	pthread_rwlock_wrlock(&disk->life);
-	disk->freed = 1;
+	disk->ended = 1;
 	pthread_mutex_lock(&disk->lock);
 	sr_snapshot_end_locked(disk);
 	sr_log_stop_locked(disk);

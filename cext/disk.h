@@ -34,6 +34,9 @@ struct sr_disk;
  * outlive the disk. */
 struct sr_disk *sr_disk_new(struct sr_layer *layer, uint64_t *positions, int event_fd);
 
+/* Open handles give -EIO from now on; requests that run are waited for. */
+void sr_disk_end_requests(struct sr_disk *disk);
+
 /* Frees the disk and closes its log's descriptors without a sync.  Open handles give -EIO from now on. */
 void sr_disk_free(struct sr_disk *disk);
 
@@ -75,7 +78,8 @@ struct sr_log_setup {
 				    * log, `fd` is not touched, and the bitmap goes on being filled */
 };
 
-/* Log everything from now on, in place of a log that there is.  On an error all is as before, and nothing is owned. */
+/* Log everything from now on, in place of a log that there is.  The header of the first segment is on stable storage then.
+ * On an error all is as before, and nothing is owned. */
 int sr_log_start(struct sr_disk *disk, const struct sr_log_setup *setup);
 
 /* Stop logging; nothing is synced. */

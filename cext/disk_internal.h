@@ -1,4 +1,4 @@
-/* What the files of the disk engine share.  Locking: `life` (read: a request is running; write: the disk is being freed),
+/* What the files of the disk engine share.  Locking: `life` (read: a request is running; write: requests are being ended),
  * then `snapshot_life` or `syncing`, then `lock`; several disks' locks only by sr_snapshots_begin, which one thread calls. */
 #ifndef SITERIG_DISK_INTERNAL_H
 #define SITERIG_DISK_INTERNAL_H
@@ -39,7 +39,7 @@ struct snapshot;
 
 struct sr_disk {
 	pthread_rwlock_t life;
-	int freed;
+	int ended; /* no request begins any more */
 	int users; /* handles, and the owner: the memory goes with the last */
 	pthread_mutex_t syncing;
 	pthread_mutex_t lock; /* over log append and disk write, and all that follows */

@@ -128,7 +128,7 @@ static int begin(struct request *request, uint64_t name)
 		return -EBADF;
 	request->began_ns = sr_now_ns();
 	pthread_rwlock_rdlock(&request->handle->disk->life);
-	if (!request->handle->disk->freed)
+	if (!request->handle->disk->ended)
 		return 0;
 	pthread_rwlock_unlock(&request->handle->disk->life);
 	put(request->handle);

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -15,6 +16,7 @@
  * Only the part that the file has is ever touched. */
 #define DISK_BYTES_MAX (64ull << 40)
 #define MAP_BYTES_MAX (DISK_BYTES_MAX / SR_BLOCK_BYTES / 8)
+#define MAP_PAGE_BYTES 4096 /* of the present map: what the durable one is written in */
 
 enum kind { RAW, EXTENTS, TOP };
 
@@ -27,8 +29,10 @@ struct sr_layer {
 	size_t extent_count;
 	int *fds;
 	size_t fd_count;
-	int map_fd;
+	int map_fd, durable_fd;
 	uint8_t *map;
+	uint8_t *changed;       /* one bit a page of the map: it has bits that the durable one has not */
+	pthread_mutex_t syncing;
 };
 
 /* --- making and freeing -------------------------------------------------------------------------------------- */
@@ -80,26 +84,59 @@ static int64_t map_bytes(uint64_t disk_bytes)
 	return bytes ? (int64_t)bytes : 1;
 }
 
-/* With its blocks: a store to a mapped hole of a full file system would be a SIGBUS. */
-static int allocate_map(int map_fd, uint64_t disk_bytes)
+static uint64_t map_pages(uint64_t disk_bytes)
 {
-	return posix_fallocate(map_fd, 0, map_bytes(disk_bytes));
+	return ((uint64_t)map_bytes(disk_bytes) + MAP_PAGE_BYTES - 1) / MAP_PAGE_BYTES;
 }
 
-struct sr_layer *sr_layer_top(struct sr_layer *lower, int fd, int map_fd, uint64_t bytes)
+/* A kill may have come before what it set was on stable storage. */
+static int find_changed(struct sr_layer *layer)
+{
+	uint8_t durable[MAP_PAGE_BYTES];
+	for (uint64_t page = 0; page < map_pages(layer->bytes); page++) {
+		uint64_t at = page * MAP_PAGE_BYTES;
+		int rc = sr_io_read(layer->durable_fd, durable, MAP_PAGE_BYTES, (int64_t)(SR_DURABLE_HEADER_BYTES + at));
+		if (rc)
+			return rc;
+		if (memcmp(durable, layer->map + at, MAP_PAGE_BYTES) != 0)
+			layer->changed[page / 8] |= (uint8_t)(1u << (page % 8));
+	}
+	return 0;
+}
+
+/* With their blocks: a store to a mapped hole of a full file system would be a SIGBUS. */
+static int allocate_maps(int map_fd, int durable_fd, uint64_t disk_bytes)
+{
+	int rc = posix_fallocate(map_fd, 0, map_bytes(disk_bytes));
+	return rc ? rc : posix_fallocate(durable_fd, 0, SR_DURABLE_HEADER_BYTES + map_bytes(disk_bytes));
+}
+
+struct sr_layer *sr_layer_top(struct sr_layer *lower, int fd, int map_fd, int durable_fd, uint64_t bytes)
 {
 	struct sr_layer *layer = calloc(1, sizeof(*layer));
-	if (!layer)
-		return NULL;
-	if (bytes > DISK_BYTES_MAX || (errno = allocate_map(map_fd, bytes)) != 0)
+	uint8_t *changed = calloc(map_pages(DISK_BYTES_MAX) / 8 + 1, 1);
+	if (!layer || !changed || bytes > DISK_BYTES_MAX || (errno = allocate_maps(map_fd, durable_fd, bytes)) != 0)
 		goto fail;
 	void *map = mmap(NULL, MAP_BYTES_MAX, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, map_fd, 0);
 	if (map == MAP_FAILED)
 		goto fail;
+	*layer = (struct sr_layer){.kind = TOP,
+				   .bytes = bytes,
+				   .lower = lower,
+				   .fd = fd,
+				   .map_fd = map_fd,
+				   .durable_fd = durable_fd,
+				   .map = map,
+				   .changed = changed};
+	if ((errno = -find_changed(layer)) != 0) {
+		munmap(map, MAP_BYTES_MAX);
+		goto fail;
+	}
 	sr_io_expect_random(fd);
-	*layer = (struct sr_layer){.kind = TOP, .bytes = bytes, .lower = lower, .fd = fd, .map_fd = map_fd, .map = map};
+	pthread_mutex_init(&layer->syncing, NULL);
 	return layer;
 fail:
+	free(changed);
 	free(layer);
 	return NULL;
 }
@@ -114,6 +151,9 @@ void sr_layer_free(struct sr_layer *layer)
 	if (layer->kind == TOP) {
 		munmap(layer->map, MAP_BYTES_MAX);
 		close(layer->map_fd);
+		close(layer->durable_fd);
+		free(layer->changed);
+		pthread_mutex_destroy(&layer->syncing);
 	}
 	if (layer->fd >= 0)
 		close(layer->fd);
@@ -291,8 +331,13 @@ static int fill_edges(struct sr_layer *layer, uint64_t offset, uint64_t end)
 /* Only now, after the bytes: a kill between the two leaves the block as it was. */
 static void mark_present(struct sr_layer *layer, uint64_t offset, uint64_t end)
 {
-	for (uint64_t block = offset / SR_BLOCK_BYTES; block <= (end - 1) / SR_BLOCK_BYTES; block++)
+	for (uint64_t block = offset / SR_BLOCK_BYTES; block <= (end - 1) / SR_BLOCK_BYTES; block++) {
+		if (is_present(layer, block))
+			continue;
 		__atomic_fetch_or(&layer->map[block / 8], (uint8_t)(1u << (block % 8)), __ATOMIC_RELEASE);
+		uint64_t page = block / 8 / MAP_PAGE_BYTES;
+		__atomic_fetch_or(&layer->changed[page / 8], (uint8_t)(1u << (page % 8)), __ATOMIC_RELEASE);
+	}
 }
 
 int64_t sr_layer_write(struct sr_layer *layer, const void *buf, uint64_t bytes, uint64_t offset)
@@ -347,7 +392,7 @@ int sr_layer_resize(struct sr_layer *layer, uint64_t bytes)
 		return -EFBIG;
 	if (layer->kind == TOP && bytes < layer->bytes) /* what lies below would be there again when it grew back */
 		return -EINVAL;
-	int rc = layer->kind == TOP ? -allocate_map(layer->map_fd, bytes) : 0;
+	int rc = layer->kind == TOP ? -allocate_maps(layer->map_fd, layer->durable_fd, bytes) : 0;
 	if (rc == 0)
 		rc = sr_io_resize(layer->fd, (int64_t)bytes);
 	if (rc == 0)
@@ -361,14 +406,74 @@ void sr_layer_start_sync(struct sr_layer *layer)
 		sr_io_start_sync(layer->fd);
 }
 
+struct map_page {
+	struct map_page *next;
+	uint64_t number;
+	uint64_t bits[MAP_PAGE_BYTES / 8];
+};
+
+static void mark_changed(struct sr_layer *layer, const struct map_page *pages)
+{
+	for (; pages; pages = pages->next)
+		__atomic_fetch_or(&layer->changed[pages->number / 8], (uint8_t)(1u << (pages->number % 8)), __ATOMIC_RELEASE);
+}
+
+/* Copies of the pages that have changed; they count as unchanged from then on.  -ENOMEM: `taken` has some of them. */
+static int take_changed(struct sr_layer *layer, struct map_page **taken)
+{
+	for (uint64_t group = 0; group <= (map_pages(sr_layer_bytes(layer)) - 1) / 8; group++) {
+		uint8_t changed = __atomic_exchange_n(&layer->changed[group], 0, __ATOMIC_ACQ_REL);
+		for (unsigned bit = 0; bit < 8; bit++) {
+			if (!(changed >> bit & 1))
+				continue;
+			struct map_page *page = malloc(sizeof(*page));
+			if (!page) {
+				__atomic_fetch_or(&layer->changed[group], (uint8_t)(changed & ~((1u << bit) - 1)), __ATOMIC_RELEASE);
+				return -ENOMEM;
+			}
+			page->number = group * 8 + bit;
+			const uint64_t *bits = (const uint64_t *)(const void *)(layer->map + page->number * MAP_PAGE_BYTES);
+			for (size_t i = 0; i < MAP_PAGE_BYTES / sizeof(*bits); i++)
+				page->bits[i] = __atomic_load_n(&bits[i], __ATOMIC_ACQUIRE);
+			page->next = *taken;
+			*taken = page;
+		}
+	}
+	return 0;
+}
+
+/* The bits are taken first, then the bytes are synced, then those bits are written: none is durable before its bytes. */
+static int sync_top(struct sr_layer *layer)
+{
+	struct map_page *taken = NULL;
+
+	pthread_mutex_lock(&layer->syncing);
+	int rc = take_changed(layer, &taken);
+	if (rc == 0)
+		rc = sr_io_sync(layer->fd);
+	for (struct map_page *page = taken; page && rc == 0; page = page->next) {
+		int64_t at = (int64_t)(SR_DURABLE_HEADER_BYTES + page->number * MAP_PAGE_BYTES);
+		int64_t done = sr_io_write(layer->durable_fd, page->bits, MAP_PAGE_BYTES, at);
+		rc = done == MAP_PAGE_BYTES ? 0 : done < 0 ? (int)done : -ENOSPC;
+	}
+	if (rc == 0 && taken)
+		rc = sr_io_sync(layer->durable_fd);
+	if (rc)
+		mark_changed(layer, taken);
+	while (taken) {
+		struct map_page *next = taken->next;
+		free(taken);
+		taken = next;
+	}
+	pthread_mutex_unlock(&layer->syncing);
+	return rc;
+}
+
 int sr_layer_sync(struct sr_layer *layer)
 {
 	if (layer->kind == EXTENTS)
 		return 0;
-	int rc = sr_io_sync(layer->fd);
-	if (rc == 0 && layer->kind == TOP) /* the data first, then the map that says it is there */
-		rc = sr_io_sync(layer->map_fd);
-	return rc;
+	return layer->kind == TOP ? sync_top(layer) : sr_io_sync(layer->fd);
 }
 
 /* --- holes --------------------------------------------------------------------------------------------------- */

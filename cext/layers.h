@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { SR_BLOCK_BYTES = 4096, SR_ZEROS = -1, SR_BELOW = -2 };
+enum { SR_BLOCK_BYTES = 4096, SR_ZEROS = -1, SR_BELOW = -2, SR_DURABLE_HEADER_BYTES = 4096 };
 
 /* Bytes start .. end of the disk are found in file `source` (an index, or SR_ZEROS) at `source_offset`. */
 struct sr_extent {
@@ -28,8 +28,9 @@ struct sr_layer *sr_layer_raw(int fd, uint64_t bytes);
 struct sr_layer *sr_layer_extents(struct sr_layer *base, const struct sr_extent *extents, size_t count, const int *fds,
 				  size_t fd_count, uint64_t bytes);
 
-/* File `fd` takes the writes over `lower`; one bit a 4 KiB block in file `map_fd` tells which it holds.  Owns all. */
-struct sr_layer *sr_layer_top(struct sr_layer *lower, int fd, int map_fd, uint64_t bytes);
+/* File `fd` takes the writes over `lower`; one bit a 4 KiB block in file `map_fd` tells which it holds, and behind a header of
+ * SR_DURABLE_HEADER_BYTES in file `durable_fd`, which of them are on stable storage.  Owns all. */
+struct sr_layer *sr_layer_top(struct sr_layer *lower, int fd, int map_fd, int durable_fd, uint64_t bytes);
 
 void sr_layer_free(struct sr_layer *layer);
 

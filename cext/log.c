@@ -345,58 +345,65 @@ void sr_log_stop(struct sr_disk *disk)
 	pthread_mutex_unlock(&disk->lock);
 }
 
-/* The new log is whole before the old one is let go: an error leaves the old one in use. */
-static int start_locked(struct sr_disk *disk, const struct sr_log_setup *setup)
+static void free_new(struct log *log)
 {
-	struct log log = {.state = SR_LOGGED,
-			  .next_seq = setup->next_seq,
-			  .last_position = setup->last_position,
-			  .older_bytes = setup->kept_bytes,
-			  .oldest_number = setup->oldest_number,
-			  .segment_bytes = setup->segment_bytes,
-			  .kept_bytes_max = setup->kept_bytes_max,
-			  .full_gives_up = setup->full_gives_up,
-			  .spare_fd = -1,
-			  .dirty_fd = setup->dirty_fd};
-	int rc;
+	free(log->first);
+	free(log->touched);
+	munmap(log->dirty, DIRTY_FILE_BYTES_MAX);
+}
+
+/* The header is on stable storage before the first write is logged.  Else a power loss could leave writes of this log on the
+ * disk, and of the log only the one before, which may have ended in order. */
+static int make_log(const struct sr_log_setup *setup, struct log *log)
+{
+	*log = (struct log){.next_seq = setup->next_seq,
+			    .last_position = setup->last_position,
+			    .older_bytes = setup->kept_bytes,
+			    .oldest_number = setup->oldest_number,
+			    .segment_bytes = setup->segment_bytes,
+			    .kept_bytes_max = setup->kept_bytes_max,
+			    .full_gives_up = setup->full_gives_up,
+			    .spare_fd = -1,
+			    .dirty_fd = setup->dirty_fd};
 
 	void *dirty = mmap(NULL, DIRTY_FILE_BYTES_MAX, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
 			   setup->dirty_fd, 0);
 	if (dirty == MAP_FAILED)
 		return -errno;
-	log.dirty = dirty;
-	rc = grow_maps(&log, sr_disk_bytes(disk));
+	log->dirty = dirty;
+	log->state = dirty_state(log);
+	/* Without a segment it was to go on after it was given up, and it was not. */
+	int rc = log->state == SR_LOGGED && setup->fd < 0 ? -EINVAL : 0;
+	if (log->state == SR_LOGGED && rc == 0) {
+		memcpy(log->header, setup->header, sizeof(log->header));
+		log->first = log->current = new_segment(setup->fd, setup->number, setup->next_seq, setup->last_position);
+		rc = log->first ? write_header(log, setup->fd, setup->next_seq, &log->seed) : -ENOMEM;
+		if (rc == 0)
+			rc = sr_io_sync(setup->fd);
+	}
 	if (rc)
-		goto fail;
-	log.state = dirty_state(&log);
-	if (log.state == SR_LOGGED && setup->fd < 0) {
-		rc = -EINVAL; /* it was to go on after it was given up, and it was not */
-		goto fail;
-	}
-	if (log.state == SR_LOGGED) {
-		memcpy(log.header, setup->header, sizeof(log.header));
-		log.first = log.current = new_segment(setup->fd, setup->number, setup->next_seq, setup->last_position);
-		rc = log.first ? write_header(&log, setup->fd, setup->next_seq, &log.seed) : -ENOMEM;
-		if (rc)
-			goto fail;
-	}
-	sr_log_stop_locked(disk);
-	disk->log = log;
-	disk->changes++;
-	sr_raise_event(disk); /* it needs its first spare */
-	return 0;
-fail:
-	free(log.first);
-	free(log.touched);
-	munmap(dirty, DIRTY_FILE_BYTES_MAX);
+		free_new(log);
 	return rc;
 }
 
+/* The new log is whole before the old one is let go: an error leaves the old one in use. */
 int sr_log_start(struct sr_disk *disk, const struct sr_log_setup *setup)
 {
+	struct log log;
+	int rc = make_log(setup, &log);
+	if (rc)
+		return rc;
 	pthread_mutex_lock(&disk->lock);
-	int rc = start_locked(disk, setup);
+	rc = grow_maps(&log, sr_disk_bytes(disk));
+	if (rc == 0) {
+		sr_log_stop_locked(disk);
+		disk->log = log;
+		disk->changes++;
+		sr_raise_event(disk); /* it needs its first spare */
+	}
 	pthread_mutex_unlock(&disk->lock);
+	if (rc)
+		free_new(&log);
 	return rc;
 }
 

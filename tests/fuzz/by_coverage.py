@@ -17,7 +17,7 @@ from typing import Any
 
 atheris: Any = importlib.import_module("atheris")
 with atheris.instrument_imports(include=["blockfs", "zstandard"]):
-    from blockfs.changelog import current_boot_id
+    from blockfs.boot import current_boot_id
     from tests.fuzz import damage, disk_damage, disk_targets, log_targets, small_damage, small_targets
     from tests.fuzz import strict_log as log
     from tests.fuzz.damage import Choices

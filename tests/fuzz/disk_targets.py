@@ -8,10 +8,11 @@ from pathlib import Path
 
 from structlog.testing import capture_logs
 
-from blockfs.changelog import current_boot_id
+from blockfs.boot import current_boot_id
 from blockfs.disk import Disk, DiskPlace, DiskRules
-from blockfs.disk_log import REAPPLY_RECORDS, find_segments
+from blockfs.disk_log import find_segments
 from blockfs.errors import RigError
+from blockfs.log_recovery import REAPPLY_RECORDS
 from blockfs.position import PositionCounter
 from tests.fuzz import strict_log as log
 from tests.fuzz.damage import DISK_ID, GENERATION

@@ -89,7 +89,7 @@ def disk_state(pick: Choices) -> bytes:
 
 DIRTY_FIELDS = {
     "magic": (0, "8s"), "version": (8, "H"), "header_bytes": (10, "H"), "chunk_bytes": (12, "I"), "disk_id": (16, "16s"),
-    "generation": (32, "Q"), "zero_a": (40, "I"), "zero_b": (56, "I"), "crc": (60, "I"), "state": (64, "I"),
+    "generation": (32, "Q"), "boot_id": (40, "16s"), "zero_b": (56, "I"), "crc": (60, "I"), "state": (64, "I"),
     "zero_c": (68, "B"), "zero_d": (4095, "B"),
 }  # fmt: skip
 

@@ -115,6 +115,7 @@ REASONS = {0: None, 1: "LogOverflow", 2: "LogFull", 3: "SyncFailed", 4: "WriteFa
 class StrictDirty:
     disk_id: str
     generation: int
+    boot_id: str
     reason: str | None
     chunks: set[int]
 
@@ -130,12 +131,15 @@ def strict_dirty(raw: bytes) -> StrictDirty | None:
     good = (
         (version, header_bytes, chunk_bytes) == (1, 4096, 65536)
         and generation < 1 << 63
-        and not any(raw[40:60])
+        and not any(raw[56:60])
         and not any(raw[68:4096])
         and crc32c(raw[:60]) == crc
         and state in REASONS
     )
-    return StrictDirty(str(uuid.UUID(bytes=raw[16:32])), generation, REASONS[state], chunks) if good else None
+    if not good:
+        return None
+    disk_id, boot_id = (str(uuid.UUID(bytes=raw[at : at + 16])) for at in (16, 40))
+    return StrictDirty(disk_id, generation, boot_id, REASONS[state], chunks)
 
 
 def dirty_file(raw: bytes, folder: Path) -> str:
@@ -151,7 +155,8 @@ def dirty_file(raw: bytes, folder: Path) -> str:
         assert ("DirtyVersion" in error.code) == (raw[:8] == b"SRIGDRTY" and len(raw) >= 4096 and raw[8:10] != b"\1\0")
         return error.code
     assert want is not None, "taken for a good dirty file"
-    assert (got.disk_id, got.generation, got.reason) == (want.disk_id, want.generation, want.reason)
+    assert (got.disk_id, got.generation, got.boot_id) == (want.disk_id, want.generation, want.boot_id)
+    assert got.reason == want.reason
     assert {chunk for at, length in got.ranges for chunk in range(at // 65536, (at + length) // 65536)} == want.chunks
     assert all(at + length < after for (at, length), (after, _) in pairwise(got.ranges))
     return f"good, {want.reason}"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.changelog import SegmentReader, current_boot_id, scan_tail
+from blockfs.boot import current_boot_id
+from blockfs.changelog import SegmentReader, scan_tail
 from blockfs.dm_log_writes import DmLogReader
 from blockfs.errors import RigError
 from tests.fuzz import damage

@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter, current_boot_id
+from blockfs.boot import current_boot_id
+from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter
 from tests.fuzz import damage, disk_damage, disk_targets, log_targets
 from tests.fuzz import strict_log as log
 from tests.fuzz.run import fuzz

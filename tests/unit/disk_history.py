@@ -7,7 +7,8 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter, current_boot_id, encode_tag
+from blockfs.boot import current_boot_id
+from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter, encode_tag
 from blockfs.control import TagKind
 from blockfs.part import PartName, TagSeen
 from blockfs.part_codec import pack

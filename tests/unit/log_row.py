@@ -7,7 +7,8 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter, current_boot_id, encode_tag
+from blockfs.boot import current_boot_id
+from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter, encode_tag
 from blockfs.part import TagSeen
 
 DISK_ID = "6a83da7e-b542-496d-a113-08b9b71d9e21"

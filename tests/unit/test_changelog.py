@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from blockfs.boot import current_boot_id
 from blockfs.changelog import (
     HEADER_BYTES,
     RECORD_HEADER_BYTES,
@@ -17,7 +18,6 @@ from blockfs.changelog import (
     SegmentHeader,
     SegmentReader,
     SegmentWriter,
-    current_boot_id,
     decode_tag,
     encode_tag,
     scan_tail,

@@ -14,11 +14,11 @@ import pytest
 
 from blockfs.control import TagKind
 from blockfs.counters import LATENCY_BUCKETS, DiskCounters, percentile_us
-from blockfs.disk import DISK_BYTES_MAX
 from blockfs.disk_log import LogPolicy
 from blockfs.errors import RigError
 from blockfs.filesystem import DiskFileSystem
 from blockfs.host import DiskHost
+from blockfs.log_recovery import DISK_BYTES_MAX
 from cext._core import ffi, lib
 from tests.unit.io_faults import WRITE, failing
 from tests.unit.test_filesystem import NOBODY, inode_of

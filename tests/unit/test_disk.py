@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from blockfs import dirty, disk_log
+from blockfs import boot, dirty, disk_log
 from blockfs import snapshot as snapshot_module
 from blockfs.changelog import HEADER_BYTES, RecordType, SegmentReader, scan_tail
 from blockfs.dirty import CHUNK_BYTES
@@ -170,7 +170,7 @@ def test_power_loss_is_told_and_never_taken_for_clean(
     disk.start_tracking(new_generation=False)
     disk.write(0, b"x")
     before = positions.value
-    monkeypatch.setattr(disk_log, "current_boot_id", lambda: "00000000-0000-4000-8000-000000000000")
+    monkeypatch.setattr(boot, "current_boot_id", lambda: "00000000-0000-4000-8000-000000000000")
     disk = reopen(disk, positions)
     assert disk.state.needs_resync == "PowerLoss"
     assert positions.value > before + (1 << 39)
@@ -190,7 +190,7 @@ async def test_a_reboot_after_an_orderly_close_is_clean(
     disk.start_tracking(new_generation=False)
     disk.write(0, b"x")
     disk.close()
-    monkeypatch.setattr(disk_log, "current_boot_id", lambda: "00000000-0000-4000-8000-000000000000")
+    monkeypatch.setattr(boot, "current_boot_id", lambda: "00000000-0000-4000-8000-000000000000")
     again = Disk.open(disk.place, DiskRules(positions), None)
     assert (again.state.needs_resync, again.state.generation) == (None, 1)
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from blockfs.changelog import FLAG_CLEAN_CLOSE, HEADER_BYTES, RecordType, SegmentWriter, current_boot_id
+from blockfs.boot import current_boot_id
+from blockfs.changelog import FLAG_CLEAN_CLOSE, HEADER_BYTES, RecordType, SegmentWriter
 from blockfs.layers import RawLayer
 from siterig.cli import app
 from tests.unit.log_row import DISK_BYTES, DISK_ID, START, LogRow

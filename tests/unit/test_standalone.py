@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from blockfs import disk_log
+from blockfs import boot
 from blockfs.disk_log import find_segments
 from blockfs.disk_state import DiskState
 from blockfs.errors import RigError
@@ -126,7 +126,7 @@ async def test_a_record_that_did_not_reach_the_image_reaches_it_after_the_kill(m
 
 async def test_an_orderly_end_before_a_reboot_is_enough(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
     await mounts.written(b"one")
-    monkeypatch.setattr(disk_log, "current_boot_id", lambda: OTHER_BOOT)
+    monkeypatch.setattr(boot, "current_boot_id", lambda: OTHER_BOOT)
     alone = await mounts.written(b"two")
     assert (alone.discontinued, alone.disk.state.generation) == (None, 1)
 
@@ -227,7 +227,7 @@ async def test_after_power_loss_the_log_is_not_continued(mounts: Mounts, monkeyp
     alone.disk.write(0, b"one")
     position = alone.disk.log.last_position
     mounts.kill()
-    monkeypatch.setattr(disk_log, "current_boot_id", lambda: OTHER_BOOT)
+    monkeypatch.setattr(boot, "current_boot_id", lambda: OTHER_BOOT)
     alone = await mounts.open()
     assert alone.discontinued is not None
     assert "the machine stopped" in alone.discontinued.why

@@ -1,0 +1,80 @@
+"""Which blocks a top holds (``NAME.top.present``), and which of them surely (``NAME.top.durable``).
+
+Layout: docs/formats/disk.md.
+
+Fault contract
+--------------
+A block's bit is set in the first after its bytes were written, both in the page cache: so it is right after a kill.  After a
+power loss it may be on the disk while the bytes are not; then the second counts, which gets a bit only after a sync of
+the bytes.  It names the boot in which the first is right; what another boot finds in the first is thrown away.  A file that
+is damaged or missing is ``DiskCorrupt``.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import uuid
+from pathlib import Path
+
+from blockfs import boot
+from blockfs.durable import write_atomically
+from blockfs.errors import RigError
+from cext._core import lib
+from cext.hashing import crc32c
+
+FORMAT_VERSION = 1
+HEADER_BYTES: int = lib.SR_DURABLE_HEADER_BYTES
+
+_MAGIC = b"SRIGTOPM"
+_HEADER = struct.Struct("<8sHHI16s28x")  # then CRC32C
+_CRC = struct.Struct("<I")
+
+
+def open_maps(top: Path) -> tuple[int, int]:
+    """Descriptors of the two maps of file ``top``, the first as it is to be used in this boot."""
+    present, durable = top.with_name(top.name + ".present"), top.with_name(top.name + ".durable")
+    now = boot.current_boot_id()
+    if not durable.exists():
+        if present.exists() and any(present.read_bytes()):
+            raise RigError("DiskCorrupt", f"{durable}: is missing; {top} has blocks that only it can vouch for")
+        write_atomically(durable, _header(now))
+    map_fd = os.open(present, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    durable_fd = -1
+    try:
+        durable_fd = os.open(durable, os.O_RDWR | os.O_CLOEXEC)
+        if _boot_of(durable, durable_fd) != now:
+            os.ftruncate(map_fd, 0)
+            _copy(durable_fd, map_fd)
+            os.pwrite(durable_fd, _header(now), 0)  # only now that the first is what it says
+            os.fsync(durable_fd)
+    except BaseException:
+        for fd in (map_fd, durable_fd):
+            if fd >= 0:
+                os.close(fd)
+        raise
+    return map_fd, durable_fd
+
+
+def _copy(durable_fd: int, map_fd: int) -> None:
+    at = 0
+    while piece := os.pread(durable_fd, 1 << 20, HEADER_BYTES + at):
+        view = memoryview(piece)
+        while view:
+            done = os.pwrite(map_fd, view, at)
+            at, view = at + done, view[done:]
+
+
+def _header(boot_id: str) -> bytes:
+    raw = _HEADER.pack(_MAGIC, FORMAT_VERSION, HEADER_BYTES, lib.SR_BLOCK_BYTES, uuid.UUID(boot_id).bytes)
+    return (raw + _CRC.pack(crc32c(raw))).ljust(HEADER_BYTES, b"\0")
+
+
+def _boot_of(path: Path, fd: int) -> str:
+    raw = os.pread(fd, HEADER_BYTES, 0)
+    if len(raw) < HEADER_BYTES:
+        raise RigError("DiskCorrupt", f"{path}: has {len(raw)} bytes; its header has {HEADER_BYTES}")
+    booted = str(uuid.UUID(bytes=_HEADER.unpack_from(raw)[4]))
+    if raw != _header(booted):
+        raise RigError("DiskCorrupt", f"{path}: is not a map of durable blocks, format {FORMAT_VERSION}, or is damaged")
+    return booted

@@ -1,0 +1,208 @@
+"""What recovery may make of a state after a crash, and what not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from blockfs import dirty
+from blockfs.changelog import SegmentReader
+from blockfs.disk import Disk
+from blockfs.disk_log import find_segments
+from blockfs.disk_state import DiskState
+from blockfs.errors import RigError
+from blockfs.position import PositionCounter
+from tests.crash.lives import NAME, Known, World
+from tests.crash.recording import SECTOR_BYTES
+from tests.crash.states import State
+from tests.unit.disk_model import replay_files
+
+Crash = Literal["power loss", "kill"]
+_STEP_BYTES = 16 * SECTOR_BYTES
+
+
+class LieError(AssertionError):
+    """The disk says of itself what is not true, or has lost what it promised to keep."""
+
+
+def demand(true: bool, why: str) -> None:
+    """Anything else is a lie."""
+    if not true:
+        raise LieError(why)
+
+
+def judge(world: World, state: State, known: Known, crash: Crash) -> str:
+    """Recover the state in the world's folder; raises :class:`LieError` unless the outcome, which is returned, is true."""
+    world.put(state)
+    told = DiskState.load(world.place.file("disk"))
+    noted = _given_up(world, told)
+    try:
+        disk, positions = world.open()
+    except RigError as exc:
+        raise LieError(f"cannot be opened: {exc}") from exc
+    try:
+        return _Case(known, crash, told, noted, disk, positions).judge()
+    finally:
+        disk.abandon()
+        positions.close()
+
+
+def _given_up(world: World, told: DiskState) -> str | None:
+    """What the dirty file says, as far as it is the log's that the state names."""
+    try:
+        found = dirty.read(world.place.file("dirty"))
+    except RigError:
+        return None
+    return found.reason if (found.disk_id, found.generation) == (told.disk_id, told.generation) else None
+
+
+@dataclass
+class _Case:
+    """``told``: the state file; ``noted``: why the dirty file says that the log was given up; as the crash left them."""
+
+    known: Known
+    crash: Crash
+    told: DiskState
+    noted: str | None
+    disk: Disk
+    positions: PositionCounter
+
+    def judge(self) -> str:
+        """The outcome."""
+        disk, known, told = self.disk, self.known, self.told
+        self.content = disk.read(0, disk.size_bytes)
+        if self.crash == "kill":
+            self._check_bytes_after_kill()
+        else:
+            self._check_bytes_after_power_loss()
+        reason = disk.state.needs_resync
+        if disk.tracked:
+            outcome = "goes on"
+            self._check_log()
+        elif reason is not None:
+            outcome = reason
+            self._check_resync(reason)
+        else:
+            outcome = "not tracked"
+            demand(not told.tracked and (not known.tracked or known.turning), "tracking has ended without a word")
+        generation = disk.state.generation
+        disk.start_tracking(new_generation=False)
+        demand(disk.tracked and disk.state.needs_resync is None, "tracking cannot begin again")
+        demand(
+            disk.state.generation == generation + (outcome != "goes on"), f"generation {disk.state.generation} comes next"
+        )
+        demand(self.positions.draw() > known.position, f"position {self.positions.value} again; {known.position} was drawn")
+        return outcome
+
+    # --- the bytes ------------------------------------------------------------------------------------------------
+
+    def _check_bytes_after_kill(self) -> None:
+        content, known = self.content, self.known
+        possible = known.versions if known.phase == "opening" else known.possible
+        if content in possible:
+            return
+        logged = known.tracked and not known.faulty and self.noted is None
+        before = possible[0]
+        # Without a log nothing completes a write that was cut off; but what it did not reach is as before.
+        if (
+            logged
+            or len(content) != len(before)
+            or any(byte not in possible_bytes for byte, *possible_bytes in zip(content, *possible, strict=False))
+        ):
+            raise LieError(f"what was acknowledged is not there: {_difference(content, before)}")
+
+    def _check_bytes_after_power_loss(self) -> None:
+        content, unsure = self.content, self.known.unsure
+        demand(
+            any(len(content) == len(version) for version in unsure), f"the disk has {len(content)} bytes, which it never had"
+        )
+        sure = unsure[0].ljust(len(content), b"\0")
+        for start in range(0, len(content), _STEP_BYTES):
+            if content[start : start + _STEP_BYTES] == sure[start : start + _STEP_BYTES]:
+                continue
+            for at in range(start, min(start + _STEP_BYTES, len(content)), SECTOR_BYTES):
+                sector = _sector(content, at)
+                demand(
+                    sector == _sector(sure, at) or any(_sector(version, at) == sector for version in unsure),
+                    f"the sector at {at} is what it has not been since the last flush",
+                )
+
+    # --- the log --------------------------------------------------------------------------------------------------
+
+    def _check_log(self) -> None:
+        disk, known, told = self.disk, self.known, self.told
+        demand(self.noted is None, f"a log that was given up goes on ({self.noted})")
+        demand(disk.state.generation == told.generation, "another generation goes on")
+        if self.crash == "power loss":
+            demand(known.phase != "open", "a power loss passes for an orderly end")
+            demand(self.content in known.versions, "the disk is a mixture of what it was")
+        if known.turning:  # what the recovery side has of a log that begins or ends is not defined
+            return
+        demand(disk.state.generation == known.generation, "an older generation goes on")
+        if self.crash == "kill":
+            demand(known.next_seq <= disk.log.next_seq <= known.next_seq + 4, f"record {disk.log.next_seq} comes next")
+        self._check_replay()
+
+    def _check_replay(self) -> None:
+        """What the recovery side has, with what is kept of the log, is the disk."""
+        known, paths, first = self.known, [], None
+        for _, path in find_segments(self.disk.place.folder, NAME):
+            with SegmentReader(path) as reader:
+                if reader.header.generation == self.told.generation:
+                    paths.append(path)
+                    first = first or reader.header.first_seq
+        demand((first or 0) <= known.remote_seq + 1, f"records {known.remote_seq + 1} to {first} are gone")
+        replayed = replay_files(known.remote, paths)
+        if replayed != self.content:
+            raise LieError(f"the log does not give the disk: {_difference(replayed, self.content)}")
+
+    def _check_resync(self, reason: str) -> None:
+        known, told = self.known, self.told
+        demand(not (known.tracked and known.phase == "closed"), f"an orderly end passes for {reason}")
+        sure = self.crash == "kill" and not known.turning and not known.torn
+        if sure:
+            demand(not told.tracked or self.noted == reason, f"a kill passes for {reason}")
+        try:
+            ranges = self.disk.dirty_ranges()
+        except RigError as exc:
+            demand(exc.code == "NotTracked", str(exc))
+            demand(not sure or self.noted is None, "what has changed is not known any more after a kill")
+            return
+        if not known.turning:
+            copy = bytearray(known.remote.ljust(len(self.content), b"\0"))
+            for offset, length in ranges:
+                copy[offset : offset + length] = self.content[offset : offset + length]
+            if copy != self.content:
+                raise LieError(f"what has changed is not told: {_difference(bytes(copy), self.content)}; told is {ranges}")
+
+
+def judge_damaged(world: World, state: State, known: Known, damaged: str) -> str:
+    """Recover what a kill left, with file ``damaged`` not as it was; the outcome, or :class:`LieError` if it is none."""
+    world.put(state)
+    try:
+        disk, positions = world.open()
+    except RigError as exc:
+        demand(damaged in exc.message, f"{damaged} is damaged, but not named: {exc.message}")
+        return exc.code
+    try:
+        segments = [path.name for _, path in find_segments(world.folder, NAME)]
+        if disk.tracked and damaged in segments[:-2] and not known.turning:  # the last but one was the current
+            told = DiskState.load(world.place.file("disk"))
+            case = _Case(known, "kill", told, None, disk, positions)
+            case.content = disk.read(0, disk.size_bytes)
+            case._check_replay()
+        return disk.state.needs_resync or ("goes on" if disk.tracked else "not tracked")
+    finally:
+        disk.abandon()
+        positions.close()
+
+
+def _sector(data: bytes, at: int) -> bytes:
+    return data[at : at + SECTOR_BYTES]
+
+
+def _difference(found: bytes, expected: bytes) -> str:
+    if len(found) != len(expected):
+        return f"{len(found)} bytes, not {len(expected)}"
+    at = next((i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b), None)
+    return f"first at byte {at}"

@@ -1,0 +1,314 @@
+"""Lives of a disk: random operations between an opening and an end, recorded, with what is then known of the disk.
+
+A life ends by an orderly close, a kill or a power loss; the next begins with what that left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import random
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from blockfs.disk import Disk, DiskPlace, DiskRules
+from blockfs.layers import Layer, RawLayer
+from blockfs.part import TagSeen
+from blockfs.position import PositionCounter
+from cext._core import lib
+from tests.crash.recording import Recorder
+from tests.crash.states import DISK, LOG, State, group_of
+from tests.unit.disk_model import replay_files
+
+NAME = "os"
+DISK_BYTES = 192 << 10
+DISK_BYTES_MAX = 224 << 10
+Phase = Literal["opening", "open", "closing", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a disk at one moment.
+
+    ``versions``: the disk's bytes, oldest first; ``sure`` is the newest that is surely durable, ``acked`` the newest that is
+    acknowledged; behind it is at most one, of the operation that runs.  The list is shared, and grows.
+    ``remote``: what the recovery side has, which is the records up to ``remote_seq`` of generation ``generation``.
+    ``turning``: an operation runs that begins or ends tracking.  ``faulty``: one runs that fails on purpose.
+    ``torn``: the life began with what a power loss left.
+    """
+
+    phase: Phase
+    versions: list[bytes]
+    sure: int
+    acked: int
+    tracked: bool
+    generation: int
+    next_seq: int
+    remote: bytes
+    remote_seq: int
+    position: int
+    given_up: str | None = None
+    turning: bool = False
+    faulty: bool = False
+    torn: bool = False
+
+    @property
+    def possible(self) -> list[bytes]:
+        """What the disk may hold if everything that was issued is there: what is acknowledged, perhaps with what runs."""
+        return self.versions[self.acked : self.acked + (3 if self.faulty else 2)]
+
+    @property
+    def unsure(self) -> list[bytes]:
+        """All that may be there, for the older may have lived on in place of the newer."""
+        return self.versions[self.sure : self.acked] + self.possible
+
+
+class World:
+    """A disk in ``folder``, of kind ``raw`` or ``top`` (over ``below``, a file elsewhere)."""
+
+    def __init__(self, folder: Path, below: Path | None) -> None:
+        self.folder = folder
+        self.place = DiskPlace(folder, "", NAME)
+        self._below = below
+
+    def make(self) -> bytes:
+        """The files of a new disk; its bytes."""
+        if self._below is None:
+            Disk.make_raw(self.place, DISK_BYTES)
+            return bytes(DISK_BYTES)
+        start = self._below.read_bytes()
+        Disk.make_top(self.place, store=self._below, position=1, size_bytes=len(start))
+        return start
+
+    def open(self) -> tuple[Disk, PositionCounter]:
+        """As the server does."""
+        positions = PositionCounter(self.folder / "position")
+        try:
+            return Disk.open(self.place, DiskRules(positions), self._open_view), positions
+        except BaseException:
+            positions.close()
+            raise
+
+    @staticmethod
+    def _open_view(store: Path, _position: int) -> Layer:
+        return RawLayer(store)
+
+    def put(self, state: State) -> None:
+        """Make the folder what a crash left behind."""
+        for path in self.folder.iterdir():
+            path.unlink()
+        for name, data in state.items():
+            (self.folder / name).write_bytes(data)
+
+
+class Life:
+    """One life, from its opening on; ``recorder.events`` tells it afterwards."""
+
+    def __init__(self, world: World, known: Known, rng: random.Random) -> None:
+        self.recorder = Recorder(world.folder)
+        self._world = world
+        self._rng = rng
+        self._known = known
+        self._data = bytearray(known.versions[known.acked])
+        self._sync_failed = False
+
+    # --- running --------------------------------------------------------------------------------------------------
+
+    def run(self, operations: int) -> None:
+        """Open, operate, and perhaps close; then let go of all, as a kill would."""
+        with self.recorder.recording():
+            self._tell(phase="opening")
+            disk, positions = self._world.open()
+            try:
+                self._opened(disk, positions)
+                for _ in range(operations):
+                    self._operate(disk, positions)
+                if self._rng.random() < 0.4:
+                    self._close(disk, positions)
+                else:
+                    disk.abandon()
+            finally:
+                self.recorder.close()
+                disk.abandon()
+                if self._known.phase != "closed":
+                    positions.close()
+
+    def _tell(self, **changes: object) -> None:
+        self._known = replace(self._known, **changes)  # type: ignore[arg-type]
+        self.recorder.note(self._known)
+
+    def _opened(self, disk: Disk, positions: PositionCounter) -> None:
+        known = self._known
+        self._data[:] = disk.read(0, disk.size_bytes)
+        known.versions.append(bytes(self._data))
+        self._tell(
+            phase="open", acked=len(known.versions) - 1, tracked=disk.tracked, generation=disk.state.generation,
+            next_seq=disk.log.next_seq if disk.tracked else 0, given_up=disk.state.needs_resync, position=positions.value,
+            torn=False,
+        )  # fmt: skip
+
+    def _close(self, disk: Disk, positions: PositionCounter) -> None:
+        self._tell(phase="closing")
+        try:
+            disk.close()
+        except OSError:
+            assert self._sync_failed
+            return
+        positions.close()
+        self._tell(phase="closed", sure=self._known.acked)
+
+    # --- operations -----------------------------------------------------------------------------------------------
+
+    def _operate(self, disk: Disk, positions: PositionCounter) -> None:
+        steps: list[tuple[int, Callable[[Disk], None]]] = [
+            (40, self._write),
+            (6, self._zero),
+            (2, self._resize),
+            (12, self._flush),
+            (6, self._tend),
+            (6, self._cut),
+            (4, self._applied),
+            (2, self._snapshot),
+            (1, self._fail_write),
+            (1, self._fail_sync),
+            (2, self._stop_tracking),
+        ]
+        if not disk.tracked:
+            steps.append((30, self._start_tracking))
+        else:
+            steps.append((1, self._start_tracking))
+        (step,) = self._rng.choices([step for _, step in steps], [weight for weight, _ in steps])
+        step(disk)
+        given_up = disk.state.needs_resync if not disk.tracked else None
+        self._tell(
+            acked=len(self._known.versions) - 1,
+            tracked=disk.tracked,
+            given_up=given_up,
+            generation=disk.state.generation,
+            next_seq=disk.log.next_seq if disk.tracked else 0,
+            position=positions.value,
+            turning=False,
+            faulty=False,
+        )
+
+    def _will_be(self, change: Callable[[bytearray], None]) -> None:
+        """The operation that begins now makes the disk so."""
+        change(self._data)
+        self._known.versions.append(bytes(self._data))
+        self.recorder.note(self._known)
+
+    def _range(self) -> tuple[int, int]:
+        size, rng = len(self._data), self._rng
+        align = rng.choice([1, 512, 4096])
+        hot = rng.random() < 0.5
+        offset = rng.randrange(0, min(16_384, size) if hot else size) // align * align
+        length = max(rng.randrange(1, rng.choice([600, 9000])) // align * align, align if align > 1 else 1)
+        return offset, min(length, size - offset)
+
+    def _write(self, disk: Disk) -> None:
+        offset, length = self._range()
+        data = self._rng.randbytes(length)
+        self._will_be(lambda now: now.__setitem__(slice(offset, offset + length), data))
+        assert disk.write(offset, data) == length
+
+    def _zero(self, disk: Disk) -> None:
+        offset, length = self._range()
+        self._will_be(lambda now: now.__setitem__(slice(offset, offset + length), bytes(length)))
+        disk.zero(offset, length, discard=self._rng.random() < 0.5)
+
+    def _resize(self, disk: Disk) -> None:
+        grown = min(512 * self._rng.randrange(1, 20), DISK_BYTES_MAX - len(self._data))
+        if grown > 0:
+            self._will_be(lambda now: now.extend(bytes(grown)))
+            disk.resize(len(self._data))
+
+    def _flush(self, disk: Disk) -> None:
+        try:
+            disk._flush()
+        except OSError:  # no flush succeeds after one has failed
+            assert self._sync_failed
+        else:
+            assert not self._sync_failed
+            self._tell(sure=self._known.acked)
+
+    def _tend(self, disk: Disk) -> None:
+        disk.tend()
+
+    def _cut(self, disk: Disk) -> None:
+        if disk.tracked:
+            tag_id = str(uuid.UUID(int=self._rng.getrandbits(128)))
+            disk.tag(TagSeen(tag_id=tag_id, kind="CrashConsistent", name="test", position=1, time_ns=1))
+            if self._rng.random() < 0.5:
+                self._flush(disk)
+
+    def _applied(self, disk: Disk) -> None:
+        """The recovery side takes the oldest segments; only then the disk is told."""
+        segments = disk.segments()
+        if not segments:
+            return
+        taken = segments[: self._rng.randrange(len(segments)) + 1]
+        fresh = [segment for segment in taken if segment.last_seq > self._known.remote_seq]
+        remote = replay_files(self._known.remote, [Path(segment.path) for segment in fresh])
+        self._tell(remote=remote, remote_seq=max(self._known.remote_seq, taken[-1].last_seq))
+        disk.applied(disk.state.generation, taken[-1].last_seq)
+
+    def _snapshot(self, disk: Disk) -> None:
+        if disk.snapshot is not None:
+            disk.end_snapshot()
+        elif disk.tracked:
+            disk.begin_snapshot()
+
+    def _fail_write(self, disk: Disk) -> None:
+        """The host's disk is full, at once or on the way: log and disk say the same."""
+        offset, length = self._range()
+        data, before = self._rng.randbytes(length), bytes(self._data)
+        place = self._rng.choice([LOG, DISK])
+        taken = self._rng.choice([0, self._rng.randrange(length)])
+        self._will_be(lambda now: now.__setitem__(slice(offset, offset + length), data))
+        self._tell(faulty=True)
+
+        def full(operation: int, name: str, size: int) -> int:
+            if operation != lib.SR_IO_WRITE or group_of(name) != place:
+                return 0
+            return min(taken, size) or -errno.ENOSPC
+
+        self.recorder.verdict = full
+        done = 0
+        try:
+            with contextlib.suppress(OSError):
+                done = disk.write(offset, data)
+        finally:
+            self.recorder.verdict = None
+        self._data[:] = before
+        self._data[offset : offset + done] = data[:done]
+        self._known.versions.append(bytes(self._data))
+        self._tell(acked=len(self._known.versions) - 1)
+
+    def _fail_sync(self, disk: Disk) -> None:
+        place = self._rng.choice([LOG, DISK])
+        if not disk.tracked:
+            return
+        self._tell(faulty=True)
+        self.recorder.verdict = lambda operation, name, _size: (
+            -errno.EIO if operation == lib.SR_IO_SYNC and group_of(name) == place else 0
+        )
+        try:
+            disk._flush()
+        except OSError:
+            self._sync_failed = True
+        finally:
+            self.recorder.verdict = None
+
+    def _start_tracking(self, disk: Disk) -> None:
+        """With a copy of the disk brought to the recovery side as soon as the log runs."""
+        self._tell(turning=True)
+        disk.start_tracking(new_generation=True)
+        self._tell(remote=bytes(self._data), remote_seq=0)
+
+    def _stop_tracking(self, disk: Disk) -> None:
+        self._tell(turning=True)
+        disk.end_snapshot()
+        disk.stop_tracking()

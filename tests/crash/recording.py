@@ -1,0 +1,310 @@
+"""What a disk does to the files of its folder, call by call: the stuff of which states after a crash are made.
+
+The engine's system calls come through its hook (cext/io.h) with their bytes, those of Python through ``os``; what is stored
+through a memory map (:data:`MAPPED`) is noticed before the next call.  One thread, and one folder without folders in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from blockfs.position import PositionCounter
+from cext._core import ffi, lib
+
+SECTOR_BYTES = 512
+MAPPED = ("position", ".dirty", ".present")
+"""How the names of files end that are written through a memory map."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wrote:
+    """Bytes in a file; ``file`` is a number of the recording's own, which stays the file's when its name changes."""
+
+    file: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Zeroed:
+    """A hole was made."""
+
+    file: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """The file is so long now."""
+
+    file: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """All that was done to the file before is on stable storage; not its name."""
+
+    file: int
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A new file."""
+
+    name: str
+    file: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """In place of what had the new name."""
+
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unnamed:
+    """Deleted."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class NamesSynced:
+    """All names are on stable storage as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """The load says what is true from here on."""
+
+    fact: Any
+
+
+FileEvent = Wrote | Zeroed | Resized
+NameEvent = Named | Renamed | Unnamed
+Event = FileEvent | NameEvent | Synced | NamesSynced | Noted
+
+Verdict = Callable[[int, str, int], int]
+"""(operation, name of the file, bytes) -> what the engine's hook returns; nothing is recorded of what fails."""
+
+
+class Recorder:
+    """Records what is done in ``folder``.  ``start``: its files' names, numbers and bytes before."""
+
+    def __init__(self, folder: Path) -> None:
+        self.events: list[Event] = []
+        self.verdict: Verdict | None = None
+        self._folder = folder
+        self._inode = folder.stat().st_ino
+        self._files: dict[int, int] = {}  # by inode number
+        self._names: dict[int, str] = {}
+        self._mapped: dict[int, tuple[int, bytes]] = {}  # (descriptor, what it held)
+        self.start: dict[str, tuple[int, bytes]] = {}
+        for path in sorted(folder.iterdir()):
+            file = self._number(path.stat().st_ino)
+            self.start[path.name] = (file, path.read_bytes())
+            self._called(file, path.name)
+
+    def note(self, fact: object) -> None:
+        """Put a mark between the calls."""
+        self._look_at_maps()
+        self.events.append(Noted(fact))
+
+    def close(self) -> None:
+        """Look at memory maps no more."""
+        for fd, _ in self._mapped.values():
+            os.close(fd)
+        self._mapped.clear()
+
+    # --- what is which --------------------------------------------------------------------------------------------
+
+    def _number(self, inode: int) -> int:
+        self._files[inode] = number = len(self._names) + 1
+        self._names[number] = ""
+        return number
+
+    def _called(self, file: int, name: str) -> None:
+        self._names[file] = name
+        if name.endswith(MAPPED) and file not in self._mapped:
+            fd = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            self._mapped[file] = (fd, os.pread(fd, os.fstat(fd).st_size, 0))
+
+    def _file(self, fd: int) -> int | None:
+        return self._files.get(os.fstat(fd).st_ino)
+
+    def _named(self, path: Any) -> int | None:
+        return self._files.get(Path(path).stat().st_ino) if Path(path).parent == self._folder else None
+
+    def _look_at_maps(self) -> None:
+        for file, (fd, before) in self._mapped.items():
+            size = os.fstat(fd).st_size
+            now = os.pread(fd, size, 0)
+            if now == before:
+                continue
+            if len(now) != len(before):
+                self.events.append(Resized(file, size))
+            resized = before[:size].ljust(size, b"\0")
+            for at in range(0, size, SECTOR_BYTES):
+                sector = now[at : at + SECTOR_BYTES]
+                if sector != resized[at : at + SECTOR_BYTES]:
+                    self.events.append(Wrote(file, at, sector))
+            self._mapped[file] = (fd, now)
+
+    def _did(self, *events: Event) -> None:
+        self._look_at_maps()
+        self.events.extend(events)
+
+    # --- the engine's calls ---------------------------------------------------------------------------------------
+
+    def _engine(self, operation: int, fd: int, offset: int, size: int, *vectors: Any) -> int:
+        file = self._file(fd)
+        if operation == lib.SR_IO_READ or file is None:
+            return 0
+        verdict = self.verdict(operation, self._names[file], size) if self.verdict else 0
+        if verdict < 0:
+            return verdict
+        if operation == lib.SR_IO_WRITE:
+            iov, iovs = vectors
+            data = b"".join(bytes(ffi.buffer(iov[i].iov_base, iov[i].iov_len)) for i in range(iovs) if iov[i].iov_len)
+            self._did(Wrote(file, offset, data[:verdict] if verdict else data))
+        elif operation == lib.SR_IO_PUNCH:
+            self._did(Zeroed(file, offset, size))
+        elif operation == lib.SR_IO_RESIZE:
+            self._did(Resized(file, size))
+        else:
+            self._did(Synced(file))
+        return verdict
+
+    # --- Python's calls -------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record in here."""
+        hook = ffi.callback("sr_io_hook_fn", self._engine)
+        with contextlib.ExitStack() as stack:
+            for name in (
+                "open", "write", "pwrite", "ftruncate", "truncate", "posix_fallocate", "fsync", "fdatasync", "rename",
+                "replace", "unlink",
+            ):  # fmt: skip
+                stack.enter_context(mock.patch.object(os, name, getattr(self, f"_{name}")(getattr(os, name))))
+            stack.enter_context(mock.patch.object(PositionCounter, "close", self._position_closed(PositionCounter.close)))
+            lib.sr_io_set_hook(hook)
+            try:
+                yield
+            finally:
+                lib.sr_io_set_hook(ffi.NULL)
+
+    def _open(self, real: Any) -> Any:
+        def open_(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+            ours = Path(path).parent == self._folder
+            there = ours and os.path.lexists(path)
+            fd: int = real(path, flags, *args, **kwargs)
+            if ours and not there and flags & os.O_CREAT:
+                name = Path(path).name
+                file = self._number(os.fstat(fd).st_ino)
+                self._did(Named(name, file))
+                self._called(file, name)
+            elif there and flags & os.O_TRUNC:
+                self._did(Resized(self._files[os.fstat(fd).st_ino], 0))
+            return fd
+
+        return open_
+
+    def _write(self, real: Any) -> Any:
+        def write(fd: int, data: Any) -> int:
+            file = self._file(fd)
+            at = os.lseek(fd, 0, os.SEEK_CUR) if file is not None else 0
+            done: int = real(fd, data)
+            if file is not None:
+                self._did(Wrote(file, at, bytes(data[:done])))
+            return done
+
+        return write
+
+    def _pwrite(self, real: Any) -> Any:
+        def pwrite(fd: int, data: Any, offset: int) -> int:
+            done: int = real(fd, data, offset)
+            if (file := self._file(fd)) is not None:
+                self._did(Wrote(file, offset, bytes(data[:done])))
+            return done
+
+        return pwrite
+
+    def _ftruncate(self, real: Any) -> Any:
+        def ftruncate(fd: int, size: int) -> None:
+            real(fd, size)
+            if (file := self._file(fd)) is not None:
+                self._did(Resized(file, size))
+
+        return ftruncate
+
+    def _truncate(self, real: Any) -> Any:
+        def truncate(path: Any, size: int) -> None:
+            real(path, size)
+            if (file := self._named(path)) is not None:
+                self._did(Resized(file, size))
+
+        return truncate
+
+    def _posix_fallocate(self, real: Any) -> Any:
+        def posix_fallocate(fd: int, offset: int, length: int) -> None:
+            before = os.fstat(fd).st_size
+            real(fd, offset, length)
+            if (file := self._file(fd)) is not None and os.fstat(fd).st_size > before:
+                self._did(Resized(file, offset + length))
+
+        return posix_fallocate
+
+    def _fsync(self, real: Any) -> Any:
+        def fsync(fd: int) -> None:
+            real(fd)
+            found = os.fstat(fd)
+            if stat.S_ISDIR(found.st_mode):
+                if found.st_ino == self._inode:
+                    self._did(NamesSynced())
+            elif (file := self._file(fd)) is not None:
+                self._did(Synced(file))
+
+        return fsync
+
+    _fdatasync = _fsync
+
+    def _rename(self, real: Any) -> Any:
+        def rename(old: Any, new: Any) -> None:
+            file = self._named(old)
+            real(old, new)
+            if file is not None:
+                self._did(Renamed(Path(old).name, Path(new).name))
+                self._called(file, Path(new).name)
+
+        return rename
+
+    _replace = _rename
+
+    def _unlink(self, real: Any) -> Any:
+        def unlink(path: Any, **kwargs: Any) -> None:
+            real(path, **kwargs)
+            if Path(path).parent == self._folder:
+                self._did(Unnamed(Path(path).name))
+
+        return unlink
+
+    def _position_closed(self, real: Any) -> Any:
+        def close(counter: PositionCounter) -> None:
+            real(counter)
+            file = next((file for file in self._mapped if self._names[file] == "position"), None)
+            if file is not None:
+                self._did(Synced(file))
+
+        return close

@@ -1,0 +1,210 @@
+"""States that a power loss or a kill may leave behind, of disks with random lives: none passes for what it is not.
+
+``SITERIG_STATES`` (default 1500) sets how many states are recovered and judged, ``SITERIG_SEED`` replays a run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+import shutil
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import structlog
+
+from blockfs import boot, disk_log
+from blockfs.disk_state import DiskState
+from tests.crash.judging import Crash, judge, judge_damaged
+from tests.crash.lives import DISK_BYTES, Known, Life, World
+from tests.crash.recording import Event, Noted
+from tests.crash.states import DISK, LOG, MAPS, Crashing, State
+
+STATES = int(os.environ.get("SITERIG_STATES", "1500"))
+SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
+LIVES = 4
+MOMENTS = 10
+"""At so many moments of a life a crash is looked at."""
+SAMPLES = 6
+KILLS = 3
+EDGES = [frozenset(kept) for n in range(4) for kept in itertools.combinations((LOG, DISK, MAPS, "names"), n)]
+"""Of the log, the disk and so on each all or nothing."""
+SEGMENT_BYTES = 8 << 10
+OTHER_BOOT = str(uuid.UUID(int=1 << 100))
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """In memory, where there is such a folder: what is durable is up to us."""
+    memory = Path("/dev/shm")  # noqa: S108
+    made = Path(tempfile.mkdtemp(prefix="siterig-states-", dir=memory if os.access(memory, os.W_OK) else None))
+    yield made
+    shutil.rmtree(made)
+
+
+class History:
+    """Lives of one disk, and the crashes that each of them might have ended with."""
+
+    def __init__(self, folder: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rng = random.Random(f"{SEED}/{number}")
+        self.number = number
+        below = folder / "below" if number % 2 else None
+        if below is not None:
+            below.write_bytes(self.rng.randbytes(DISK_BYTES))
+        self.world, self.trial = (World(folder / name, below) for name in ("disk", "trial"))
+        for world in (self.world, self.trial):
+            world.folder.mkdir()
+        self.outcomes = Counter[str]()
+        self.states = 0
+        self._seen: set[tuple[Crash, int]] = set()
+        self._booted = 1
+        self._boot = ""
+        self._boots()
+        monkeypatch.setattr(boot, "current_boot_id", lambda: self._boot)
+
+    def _boots(self) -> None:
+        self._booted += 1
+        self._boot = str(uuid.UUID(int=self._booted))
+
+    def run(self) -> None:
+        """Some lives, each beginning with what the one before left."""
+        start = self.world.make()
+        known = Known(
+            "opening", [start], 0, 0, tracked=False, generation=0, next_seq=0, remote=start, remote_seq=0, position=0
+        )
+        for number in range(LIVES):
+            life = Life(self.world, known, self.rng)
+            life.run(self.rng.randrange(5, 60))
+            crashing = Crashing(life.recorder.start)
+            last = self._crash(crashing, life.recorder.events, number)
+            if last.turning:
+                return
+            known = self._next(crashing, last)
+
+    def _next(self, crashing: Crashing, last: Known) -> Known:
+        """How the life ends, and what the next one begins with."""
+        if last.phase == "closed":
+            if self.rng.random() < 0.5:
+                self._boots()
+            sure = [last.versions[last.acked]]
+            return replace(last, phase="opening", versions=sure, sure=0, acked=0)
+        if self.rng.random() < 0.5:
+            return replace(last, phase="opening")
+        state = crashing.sample(self.rng)
+        self.world.put(state)
+        told = DiskState.load(self.world.place.file("disk"))
+        self._boots()
+        return replace(
+            last, phase="opening", versions=[self._bytes_of(state)], sure=0, acked=0, torn=True, given_up=told.needs_resync
+        )
+
+    def _bytes_of(self, state: State) -> bytes:
+        """What the disk holds after a power loss; recovery leaves it so."""
+        self.trial.put(state)
+        here, self._boot = self._boot, OTHER_BOOT
+        disk, positions = self.trial.open()
+        self._boot = here
+        try:
+            return disk.read(0, disk.size_bytes)
+        finally:
+            disk.abandon()
+            positions.close()
+
+    def _crash(self, crashing: Crashing, events: list[Event], life: int) -> Known:
+        """At some moments, and at both sides of each sync; returns what is known at the end."""
+        moments = set(self.rng.sample(range(len(events)), min(MOMENTS, len(events))))
+        known: Known | None = None
+        for index, event in enumerate(events):
+            if known is not None and index in moments:
+                where = f"SITERIG_SEED={SEED}, disk {self.number}, life {life}, before event {index}: {event}"
+                for crash, state in self._states(crashing, event):
+                    self._judge(crash, state, known, where[:300])
+            crashing.take(event)
+            if isinstance(event, Noted):
+                known = event.fact
+        assert known is not None
+        return known
+
+    def _states(self, crashing: Crashing, event: Event) -> Iterator[tuple[Crash, State]]:
+        if crashing.loses:
+            for kept in EDGES:
+                yield "power loss", crashing.edge(kept)
+            for _ in range(SAMPLES):
+                yield "power loss", crashing.sample(self.rng)
+        for _ in range(KILLS):
+            yield "kill", crashing.killed(event, self.rng.random())
+
+    def _judge(self, crash: Crash, state: State, known: Known, where: str) -> None:
+        print_ = hash((crash, *sorted(state.items())))
+        if (crash, print_) in self._seen:
+            return
+        self._seen.add((crash, print_))
+        self.states += 1
+        here = self._boot
+        try:
+            if crash == "kill" and self.rng.random() < 0.3:
+                damaged, state = damage(state, self.rng)
+                crash_ = f"kill, then damage to {damaged}"
+                outcome = judge_damaged(self.trial, state, known, damaged)
+            else:
+                crash_ = crash
+                self._boot = here if crash == "kill" else OTHER_BOOT
+                outcome = judge(self.trial, state, known, crash)
+        except Exception as exc:
+            exc.add_note(f"{where}, {crash_}, {known.phase}")
+            raise
+        finally:
+            self._boot = here
+        self.outcomes[f"{crash_.partition(' to ')[0]}: {outcome}"] += 1
+
+
+def damage(state: State, rng: random.Random) -> tuple[str, State]:
+    """One file cut, overwritten or gone.
+
+    Not: what a disk holds, for that is the guest's business; and what has no checksum by design (docs/formats/disk.md).
+    """
+    name = rng.choice([name for name in state if not name.endswith((".img", ".top", ".present", "position"))])
+    data = bytearray(state[name])
+    summed = min(len(data), 60) if name.endswith((".dirty", ".durable")) else len(data)
+    at = rng.randrange(summed) if summed else 0
+    match rng.randrange(5):
+        case 0:
+            del data[at:]
+        case 1 if summed:
+            data[at] ^= 1 << rng.randrange(8)
+        case 2:
+            data[at : at + 512] = rng.randbytes(min(512, summed - at))
+        case 3:
+            data[at : at + 512] = bytes(min(512, summed - at))
+        case _ if not name.endswith(".disk"):
+            return name, {other: content for other, content in state.items() if other != name}
+    return name, state | {name: bytes(data)}
+
+
+def test_no_state_passes_for_what_it_is_not(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    print(f"SITERIG_STATES={STATES} SITERIG_SEED={SEED}")
+    monkeypatch.setattr(disk_log, "SEGMENT_BYTES_MIN", SEGMENT_BYTES)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    outcomes, states, histories = Counter[str](), 0, 0
+    began = time.monotonic()
+    while states < STATES:
+        place = folder / str(histories)
+        place.mkdir()
+        history = History(place, histories, monkeypatch)
+        history.run()
+        shutil.rmtree(place)
+        outcomes += history.outcomes
+        states += history.states
+        histories += 1
+    print(f"{states} states of {histories} disks in {time.monotonic() - began:.1f} s: {dict(outcomes.most_common())}")
+    assert outcomes["power loss: goes on"], "an orderly end was among them"
+    assert outcomes["power loss: PowerLoss"]
+    assert outcomes["kill: goes on"]
