@@ -24,7 +24,6 @@ import errno
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +36,7 @@ from blockfs import counters, dirty
 from blockfs.changelog import RecordType, encode_tag
 from blockfs.control import DiskInfo, SegmentInfo
 from blockfs.counters import DiskCounters
+from blockfs.disk_files import SECTOR_BYTES, DiskPlace
 from blockfs.disk_log import DiskLog, LogPolicy, check, find_segments, go_on_noting
 from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder
@@ -48,27 +48,10 @@ from blockfs.position import PositionCounter
 from blockfs.snapshot import STORE_SHARE_MAX, Snapshot, begin_snapshots
 from cext._core import ffi, lib
 
-SECTOR_BYTES = 512
 OpenView = Callable[[Path, int], Layer]
 """Opens managed disk ``store`` (a folder) as it was at a position, read-only."""
 
 _log = structlog.get_logger("blockfs.disk")
-
-
-@dataclass(frozen=True, slots=True)
-class DiskPlace:
-    """Whose disk it is (no VM's: ``vm`` is empty), and the folder that holds its files."""
-
-    folder: Path
-    vm: str
-    name: str
-
-    def file(self, suffix: str) -> Path:
-        """``NAME.suffix`` in the disk's folder."""
-        return self.folder / f"{self.name}.{suffix}"
-
-    def __str__(self) -> str:
-        return f"{self.vm}/{self.name}" if self.vm else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,44 +96,7 @@ class Disk:
             raise OSError(errno.EBADF, f"disk {self.place} is closed")
         return self._c
 
-    # --- making and opening -------------------------------------------------------------------------------------
-
-    @staticmethod
-    def make_raw(place: DiskPlace, size_bytes: int) -> None:
-        """The files of a new all-zero disk; nothing is left behind if it fails."""
-        if not 0 < size_bytes <= DISK_BYTES_MAX or size_bytes % SECTOR_BYTES:
-            raise RigError(
-                "InvalidDiskSize",
-                f"disk {place.name}: size is {size_bytes} bytes; it must be a positive multiple of {SECTOR_BYTES} and at "
-                f"most {DISK_BYTES_MAX >> 40} TiB",
-            )
-        path = place.file("img")
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(fd, size_bytes)
-            os.fsync(fd)  # before the state says that it is so long
-            DiskState(
-                disk_id=str(uuid.uuid4()), size_bytes=size_bytes, kind="raw", generation=0, tracked=False, needs_resync=None
-            ).save(place.file("disk"))
-        except BaseException:
-            path.unlink()
-            raise
-        finally:
-            os.close(fd)
-
-    @staticmethod
-    def make_top(place: DiskPlace, *, store: Path, position: int, size_bytes: int) -> None:
-        """The files of a new writable disk over managed disk ``store`` at ``position``, which has that size."""
-        DiskState(
-            disk_id=str(uuid.uuid4()),
-            size_bytes=size_bytes,
-            kind="top",
-            generation=0,
-            tracked=False,
-            needs_resync=None,
-            store=str(store),
-            position=position,
-        ).save(place.file("disk"))
+    # --- opening ------------------------------------------------------------------------------------------------
 
     @classmethod
     def open(cls, place: DiskPlace, rules: DiskRules, open_view: OpenView | None) -> Disk:

@@ -26,7 +26,8 @@ import trio
 
 from blockfs.control import CutInfo, DiskInfo, SegmentInfo, SnapshotDisk, SnapshotInfo, StagingInfo, TagKind
 from blockfs.counters import DiskCounters
-from blockfs.disk import Disk, DiskPlace, DiskRules, OpenView, begin_snapshots_of
+from blockfs.disk import Disk, DiskRules, OpenView, begin_snapshots_of
+from blockfs.disk_files import DiskPlace, make_raw, make_top
 from blockfs.disk_log import LogPolicy
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
@@ -166,7 +167,7 @@ class DiskHost:
         """See :class:`DiskHostControl`."""
         self._check_new(vm, name)
         try:
-            disk = self._add(vm, name, lambda place: Disk.make_raw(place, size_bytes), self._open_view)
+            disk = self._add(vm, name, lambda place: make_raw(place, size_bytes), self._open_view)
         except OSError as exc:
             raise _host_error(f"disk {vm}/{name} of {size_bytes} bytes", exc) from exc
         return disk.info(self.mountpoint)
@@ -184,7 +185,7 @@ class DiskHost:
             disk = self._add(
                 vm,
                 name,
-                lambda place: Disk.make_top(place, store=Path(store), position=position, size_bytes=view.size_bytes),
+                lambda place: make_top(place, store=Path(store), position=position, size_bytes=view.size_bytes),
                 lambda _store, _position: view,
             )
         except OSError as exc:

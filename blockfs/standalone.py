@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockfs.changelog import SegmentReader
-from blockfs.disk import Disk, DiskPlace, DiskRules
+from blockfs.disk import Disk, DiskRules
+from blockfs.disk_files import DiskPlace
 from blockfs.disk_log import LogPolicy, find_segments, segment_number
 from blockfs.disk_state import DiskState, ImageNote
 from blockfs.errors import RigError

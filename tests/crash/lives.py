@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from blockfs.disk import Disk, DiskPlace, DiskRules
+from blockfs.disk import Disk, DiskRules
+from blockfs.disk_files import DiskPlace, make_raw, make_top
 from blockfs.layers import Layer, RawLayer
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
@@ -77,10 +78,10 @@ class World:
     def make(self) -> bytes:
         """The files of a new disk; its bytes."""
         if self._below is None:
-            Disk.make_raw(self.place, DISK_BYTES)
+            make_raw(self.place, DISK_BYTES)
             return bytes(DISK_BYTES)
         start = self._below.read_bytes()
-        Disk.make_top(self.place, store=self._below, position=1, size_bytes=len(start))
+        make_top(self.place, store=self._below, position=1, size_bytes=len(start))
         return start
 
     def open(self) -> tuple[Disk, PositionCounter]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from structlog.testing import capture_logs
 
 from blockfs.boot import current_boot_id
-from blockfs.disk import Disk, DiskPlace, DiskRules
+from blockfs.disk import Disk, DiskRules
+from blockfs.disk_files import DiskPlace
 from blockfs.disk_log import find_segments
 from blockfs.errors import RigError
 from blockfs.log_recovery import REAPPLY_RECORDS

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockfs.changelog import HEADER_BYTES, RecordType, SegmentReader
-from blockfs.disk import Disk, DiskPlace, DiskRules
+from blockfs.disk import Disk, DiskRules
+from blockfs.disk_files import DiskPlace, make_raw
 from blockfs.errors import RigError
 from blockfs.layers import RawLayer
 from blockfs.log_replay import FileSummary, Replay, TornTail, check, in_order, open_image, verify
@@ -276,7 +277,7 @@ def test_the_log_of_a_tracked_disk_gives_the_disk_also_after_a_kill(tmp_path: Pa
     folder = tmp_path / "web01"
     folder.mkdir()
     place = DiskPlace(folder, "web01", "os")
-    Disk.make_raw(place, DISK_BYTES)
+    make_raw(place, DISK_BYTES)
     disk = Disk.open(place, DiskRules(positions), None)
     disk.write(0, START)
     disk.start_tracking(new_generation=False)

@@ -11,7 +11,8 @@ import pytest
 
 from azure_emu.applier import TAGS_IN_REPORT_MAX
 from azure_emu.managed_disk import ManagedDiskStore
-from blockfs.disk import Disk, DiskPlace, DiskRules
+from blockfs.disk import Disk, DiskRules
+from blockfs.disk_files import DiskPlace, make_raw
 from blockfs.disk_log import find_segments
 from blockfs.part import PartName, TagSeen
 from blockfs.position import PositionCounter
@@ -67,7 +68,7 @@ async def test_segments_that_are_kept_are_not_opened_when_others_are_applied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = DiskPlace(tmp_path, "web01", "os")
-    Disk.make_raw(place, 1 << 20)
+    make_raw(place, 1 << 20)
     disk = Disk.open(place, DiskRules(PositionCounter(tmp_path / "position")), None)
     disk.start_tracking(new_generation=False)
     disk.write(0, b"of the generation before")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.disk import Disk, DiskPlace, DiskRules
+from blockfs.disk import Disk, DiskRules
+from blockfs.disk_files import DiskPlace, make_raw
 from blockfs.position import PositionCounter
 from cext._core import ffi, lib
 from cext.pump import Pump, PumpOptions
@@ -240,7 +241,7 @@ def test_who_waits_for_a_barrier_keeps_nobody_else_waiting(rig: Rig, tmp_path: P
     disks = []
     for name in ("a", "b", "c"):
         place = DiskPlace(tmp_path, "web01", name)
-        Disk.make_raw(place, 1 << 20)
+        make_raw(place, 1 << 20)
         disks.append(Disk.open(place, DiskRules(positions), None))
     handles = [lib.sr_handle_open(disk.c, lib.SR_HANDLE_DISK, 1, ffi.NULL, -1, 0) for disk in disks]
     arrived, go_on = threading.Semaphore(0), threading.Event()

@@ -11,7 +11,8 @@ from typing import Any
 import pyfuse3
 import pytest
 
-from blockfs.disk import Disk, DiskPlace, DiskRules
+from blockfs.disk import Disk, DiskRules
+from blockfs.disk_files import DiskPlace, make_raw
 from blockfs.filesystem import DiskFileSystem
 from blockfs.host import DiskHost
 from blockfs.position import PositionCounter
@@ -25,7 +26,7 @@ NOBODY: Any = None
 def disk(tmp_path: Path) -> Iterator[Disk]:
     """A disk whose name has dots in it, as images' names have, tracked."""
     place = DiskPlace(tmp_path, "", "debian-12.5")
-    Disk.make_raw(place, SIZE)
+    make_raw(place, SIZE)
     positions = PositionCounter(tmp_path / "position")
     disk = Disk.open(place, DiskRules(positions), None)
     disk.start_tracking(new_generation=False)
