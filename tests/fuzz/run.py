@@ -1,6 +1,6 @@
 """Runs a property for a share of a budget of seconds, and prints the seed that replays it.
 
-``SITERIG_FUZZ_S``: the budget of all fuzzers together (16).  ``SITERIG_FUZZ_SEED``: of the first round.
+``SITERIG_FUZZ_S``: the budget of all fuzzers together (16).  ``SITERIG_SEED``: of the first round.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.fuzz.damage import Choices
 
 BUDGET_S = float(os.environ.get("SITERIG_FUZZ_S", "16"))
-FIRST_SEED = int(os.environ.get("SITERIG_FUZZ_SEED", random.SystemRandom().randrange(1 << 32)))
+FIRST_SEED = int(os.environ.get("SITERIG_SEED", random.SystemRandom().randrange(1 << 32)))
 ROUND_EXAMPLES = 100
 CHOICE_BYTES = 160
 
@@ -42,7 +42,7 @@ def fuzz(make: Callable[[Choices], T], target: Callable[[T, Path], str], *, shar
     end = time.monotonic() + BUDGET_S * share
     number = FIRST_SEED
     while True:
-        print(f"seed of this round: SITERIG_FUZZ_SEED={number}")  # shown where the round fails
+        print(f"seed of this round: SITERIG_SEED={number}")  # shown where the round fails
 
         @seed(number)
         @settings(

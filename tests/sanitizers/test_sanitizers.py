@@ -1,7 +1,7 @@
 """The C core under stress, built with sanitizers: no data race, no bad access, no undefined behaviour, no leak, and logs
 that say what the disks hold.
 
-``SITERIG_STRESS_S``: seconds for each program and sanitizer (6).  ``SITERIG_STRESS_SEED``: what the rounds choose; how
+``SITERIG_STRESS_S``: seconds for each program and sanitizer (6).  ``SITERIG_SEED``: what the rounds choose; how
 threads meet it does not tell, so a finding may take some tries.
 """
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.system
 HERE = Path(__file__).parent
 CEXT = HERE.parent.parent / "cext"
 SECONDS = os.environ.get("SITERIG_STRESS_S", "6")
-SEED = os.environ.get("SITERIG_STRESS_SEED", str(random.SystemRandom().randrange(1 << 32)))
+SEED = os.environ.get("SITERIG_SEED", str(random.SystemRandom().randrange(1 << 32)))
 PROGRAMS = {"stress": ("stress.c", "victim.c", "check.c", "common.c"), "pump_stress": ("pump_stress.c", "common.c")}
 SANITIZERS = {
     "thread": ["-fsanitize=thread"],
@@ -64,7 +64,7 @@ def test_no_report(name: str, core: tuple[list[str], Path], tmp_path: Path) -> N
     sources = [str(HERE / source) for source in PROGRAMS[name]]
     objects = [str(path) for path in folder.glob("*.o")]
     gcc(*flags, *sources, *objects, "-lcrypto", "-o", str(program), folder=tmp_path)
-    print(f"replay with SITERIG_STRESS_SEED={SEED}")
+    print(f"replay with SITERIG_SEED={SEED}")
     command = [*runner(), str(program), str(tmp_path), SECONDS, SEED]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, errors="replace", check=False)
     print(done.stdout)
