@@ -77,10 +77,10 @@ def _log_file(path: Path) -> LogFile:
         with SegmentReader(path) as reader:
             return LogFile(path, os.fstat(reader.fd).st_size, reader.header, None)
     except RigError as fault:
-        size = path.stat().st_size if path.is_file() else None
-        if size is not None and size < HEADER_BYTES and fault.code == "LogCorrupt":
-            return LogFile(path, size, None, None)
-        return LogFile(path, size or 0, None, fault)
+        if fault.code != "LogCorrupt":  # it may not even be there
+            return LogFile(path, 0, None, fault)
+        size = path.stat().st_size
+        return LogFile(path, size, None, None if size < HEADER_BYTES else fault)
     except OSError as exc:  # a folder opens, too
         return LogFile(path, 0, None, RigError("LogUnreadable", f"{path}: cannot be read: {exc.strerror}"))
 

@@ -355,8 +355,10 @@ def test_a_pass_tells_how_many_bytes_it_has_read(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_read_is_told_with_its_name(tmp_path: Path) -> None:
-    found = dict(verify([tmp_path / "none", tmp_path]))
+    long = tmp_path / ("x" * 256)
+    found = dict(verify([tmp_path / "none", tmp_path, long]))
     messages = {str(fault) for fault in found.values() if not isinstance(fault, FileSummary)}
     assert messages == {
         f"{tmp_path}/none: cannot be opened: No such file or directory", f"{tmp_path}: cannot be read: Is a directory",
+        f"{long}: cannot be opened: File name too long",
     }  # fmt: skip
