@@ -15,7 +15,7 @@ from blockfs.errors import RigError
 
 SOURCE_PREFIX = "siterig:"
 """How all our mounts begin in the table of mounts."""
-_DEAD = (errno.ENOTCONN, errno.EIO)
+_DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
 
 
 @dataclass(frozen=True, slots=True)
