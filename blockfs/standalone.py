@@ -201,10 +201,12 @@ def _open_tracked(image: Image, place: DiskPlace) -> StandAlone:
         state = state.model_copy(update={"size_bytes": image.size_bytes})
     state = state.model_copy(update={"image": ImageNote(file=image.path.name, closed=None)})
     state.save(place.file("disk"))
-    alone = StandAlone(image, place, state, PositionCounter(place.file("position")))
+    # What a log that was given up would go on to note, nobody here needs.
+    begun = state if state.tracked else state.model_copy(update={"needs_resync": None})
+    alone = StandAlone(image, place, begun, PositionCounter(place.file("position")))
     if alone.disk.tracked:
         return alone
-    reason = alone.disk.state.needs_resync
+    reason = state.needs_resync or alone.disk.state.needs_resync
     try:
         alone.disk.start_tracking(new_generation=True)
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from blockfs.image import Image, open_image
 from blockfs.standalone import KILL_GRACE_S, StandAlone, open_disk
 from blockfs.vhd import fixed_footer
 from tests.unit.disk_model import replay_files
+from tests.unit.io_faults import SYNC, failing
 
 SIZE = 1 << 20
 OTHER_BOOT = "00000000-0000-4000-8000-000000000000"
@@ -243,6 +245,40 @@ async def test_a_log_that_was_deleted_begins_anew(mounts: Mounts) -> None:
     alone = await mounts.written(b"two")
     assert alone.discontinued is not None
     assert alone.disk.state.generation == 2
+
+
+@pytest.mark.parametrize("delete", [False, True])
+async def test_a_log_that_was_given_up_begins_anew(mounts: Mounts, monkeypatch: pytest.MonkeyPatch, delete: bool) -> None:
+    alone = await mounts.open()
+    alone.disk.write(0, b"one")
+    with failing(SYNC, ".hrl", errno.EIO), pytest.raises(OSError, match="Input/output error"):
+        await alone.disk.flush()
+    assert not alone.disk.tracked
+    mounts.kill()
+    assert mounts.state.needs_resync == "SyncFailed"
+    if delete:
+        mounts.path.with_suffix(".dirty").unlink()
+    start = mounts.path.read_bytes()
+    alone = await mounts.written(b"two", at=100)
+    assert alone.discontinued is not None
+    assert (alone.discontinued.generation, alone.disk.state.generation) == (1, 2)
+    assert alone.discontinued.why == "the host could not make its bytes durable"
+    assert replay_files(start, alone.segments()) == mounts.path.read_bytes()
+
+
+async def test_an_end_that_fails_is_said_lets_go_and_notes_nothing(mounts: Mounts) -> None:
+    alone = await mounts.open()
+    alone.disk.write(0, b"one")
+    assert mounts.image is not None
+    with failing(SYNC, ".img", errno.EIO), pytest.raises(RigError) as failed:
+        alone.close()
+    mounts.image.close()
+    assert failed.value.code == "HostIoError"
+    assert failed.value.message == f"{mounts.path}: cannot be closed in order: Input/output error"
+    assert mounts.state.image is not None
+    assert mounts.state.image.closed is None
+    alone = await mounts.written(b"two")
+    assert alone.discontinued is not None
 
 
 async def test_a_mount_without_a_log_ends_the_log(mounts: Mounts) -> None:
