@@ -107,7 +107,8 @@ static struct sr_layer *make_layer(struct victim *victim)
 	struct sr_layer *lower = sr_layer_extents(sr_layer_raw(base, DISK_BYTES), extents, 4, &other, 1, DISK_BYTES);
 	CHECK(lower);
 	int top = file_of(victim, "top", DISK_BYTES, FD_DISK);
-	return sr_layer_top(lower, top, file_of(victim, "present", 0, FD_OTHER), DISK_BYTES);
+	int durable = file_of(victim, "durable", SR_DURABLE_HEADER_BYTES, FD_OTHER);
+	return sr_layer_top(lower, top, file_of(victim, "present", 0, FD_OTHER), durable, DISK_BYTES);
 }
 
 int segment_file(const struct victim *victim, int generation, uint64_t number)
