@@ -24,7 +24,7 @@ from blockfs.errors import RigError
 
 XFS_BYTES_MIN = 300 * 1024 * 1024
 _PACKAGES = {"mkfs.ext4": "e2fsprogs", "mkfs.xfs": "xfsprogs"}
-_DEAD = {errno.ENOTCONN, errno.EIO, errno.ENOENT, errno.ESTALE, errno.ECONNABORTED}
+_DEAD = {errno.ENOTCONN, errno.EIO, errno.ENOENT, errno.ESTALE, errno.ECONNABORTED, errno.ECANCELED}
 _DETACH_TIMEOUT_S = 10.0
 _STAT_TIMEOUT_S = 3.0
 _FREEZE_GRACE_S = 5.0
