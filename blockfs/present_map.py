@@ -43,7 +43,9 @@ def open_maps(top: Path) -> tuple[int, int]:
     durable_fd = -1
     try:
         durable_fd = os.open(durable, os.O_RDWR | os.O_CLOEXEC)
-        if _boot_of(durable, durable_fd) != now:
+        if _boot_of(durable, durable_fd) == now:
+            _check_all_there(present, map_fd, durable_fd)
+        else:
             os.ftruncate(map_fd, 0)
             _copy(durable_fd, map_fd)
             os.pwrite(durable_fd, _header(now), 0)  # only now that the first is what it says
@@ -54,6 +56,16 @@ def open_maps(top: Path) -> tuple[int, int]:
                 os.close(fd)
         raise
     return map_fd, durable_fd
+
+
+def _check_all_there(present: Path, map_fd: int, durable_fd: int) -> None:
+    """Bits are only ever set, and in the first map before they are in the second."""
+    at = 0
+    while piece := os.pread(durable_fd, 1 << 20, HEADER_BYTES + at):
+        there = int.from_bytes(os.pread(map_fd, len(piece), at).ljust(len(piece), b"\0"))
+        if int.from_bytes(piece) & ~there:
+            raise RigError("DiskCorrupt", f"{present}: has lost blocks that are on stable storage")
+        at += len(piece)
 
 
 def _copy(durable_fd: int, map_fd: int) -> None:

@@ -33,6 +33,7 @@ TARGETS: dict[str, Target] = {
     "dm_log": lambda raw, folder: small_targets.dm_log(small_damage.dm_log(Choices(raw)), folder),
     "disk_state": lambda raw, folder: small_targets.disk_state(small_damage.disk_state(Choices(raw)), folder),
     "dirty": lambda raw, folder: small_targets.dirty_file(small_damage.dirty_file(Choices(raw)), folder),
+    "top_maps": lambda raw, folder: small_targets.top_maps(small_damage.top_maps(Choices(raw), BOOT_ID), folder),
     "vhd": lambda raw, folder: small_targets.vhd(small_damage.vhd(Choices(raw)), folder),
     "segment-raw": lambda raw, folder: log_targets.segment(log.reseal(raw[1:]) if raw[:1] < b"\x80" else raw[1:], folder),
     "dm_log-raw": small_targets.dm_log,

@@ -116,6 +116,35 @@ def dirty_file(pick: Choices) -> bytes:
     return damage_bytes(raw, pick) if pick.once_in(4) else raw
 
 
+DURABLE_FIELDS = {
+    "magic": (0, "8s"), "version": (8, "H"), "header_bytes": (10, "H"), "block_bytes": (12, "I"), "boot_id": (16, "16s"),
+    "zero_a": (32, "I"), "crc": (60, "I"), "zero_b": (64, "I"), "zero_c": (4095, "B"),
+}  # fmt: skip
+
+
+def make_durable(boot_id: str, bits: bytes) -> bytes:
+    """A ``NAME.top.durable``."""
+    head = struct.pack("<8sHHI16s", b"SRIGTOPM", 1, 4096, 4096, uuid.UUID(boot_id).bytes)
+    return seal_dirty(head.ljust(4096, b"\0") + bits)
+
+
+def top_maps(pick: Choices, boot_id: str) -> dict[str, bytes]:
+    """The maps of a top, mostly damaged."""
+    bits = pick.bytes(4)
+    more = bytes(a | b for a, b in zip(bits, pick.bytes(4), strict=True))
+    durable = make_durable(pick.of([boot_id, DISK_ID]), bits)
+    if pick.once_in(2):
+        durable = poke(durable, DURABLE_FIELDS, pick)
+        durable = seal_dirty(durable) if pick.once_in(2) else durable
+    if pick.once_in(4):
+        durable = damage_bytes(durable, pick)
+    files = {"os.top.present": pick.of([more, more, bits, more[:3], b"", pick.bytes(4)]), "os.top.durable": durable}
+    for name in sorted(files):
+        if pick.once_in(8):
+            del files[name]
+    return files
+
+
 VHD_FIELDS = {
     "cookie": (0, "8s"), "features": (8, "I"), "version": (12, "I"), "data": (16, "Q"), "size": (48, "Q"), "type": (60, "I"),
     "checksum": (64, "I"), "saved": (84, "B"), "reserved": (511, "B"),

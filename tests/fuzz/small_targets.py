@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import uuid
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
-from blockfs import dirty
+from blockfs import dirty, present_map
+from blockfs.boot import current_boot_id
 from blockfs.disk_state import DiskState
 from blockfs.dm_log_writes import DmLogReader
 from blockfs.errors import RigError
@@ -160,6 +162,44 @@ def dirty_file(raw: bytes, folder: Path) -> str:
     assert {chunk for at, length in got.ranges for chunk in range(at // 65536, (at + length) // 65536)} == want.chunks
     assert all(at + length < after for (at, length), (after, _) in pairwise(got.ranges))
     return f"good, {want.reason}"
+
+
+# --- NAME.top.present, NAME.top.durable: docs/formats/disk.md ---------------------------------------------------------
+
+
+def durable_header(boot_id: str) -> bytes:
+    head = struct.pack("<8sHHI16s28x", b"SRIGTOPM", 1, 4096, 4096, uuid.UUID(boot_id).bytes)
+    return (head + struct.pack("<I", crc32c(head))).ljust(4096, b"\0")
+
+
+def top_maps(files: dict[str, bytes], folder: Path) -> str:
+    """``present_map.open_maps``; the files are ``os.top.present`` and ``os.top.durable``."""
+    for name, raw in files.items():
+        (folder / name).write_bytes(raw)
+    present, durable = files.get("os.top.present", b""), files.get("os.top.durable")
+    now = current_boot_id()
+    if durable is None:
+        want = None if any(present) else present
+    elif len(durable) < 4096 or durable[:4096] != durable_header(str(uuid.UUID(bytes=durable[16:32]))):
+        want = None
+    else:
+        want = durable[4096:]
+        if durable[:4096] == durable_header(now):  # then the first has all that the second has
+            kept = all(b & ~a == 0 for a, b in zip_longest(present, durable[4096:], fillvalue=0))
+            want = present if kept else None
+    try:
+        fds = present_map.open_maps(folder / "os.top")
+    except RigError as error:
+        assert want is None, error.message
+        assert_clear(error, {"DiskCorrupt"}, folder / "os.top.durable", folder / "os.top.present")
+        assert not present or (folder / "os.top.present").read_bytes() == present
+        return error.code
+    for fd in fds:
+        os.close(fd)
+    assert want is not None, "taken for good maps"
+    assert (folder / "os.top.present").read_bytes() == want
+    assert (folder / "os.top.durable").read_bytes()[:4096] == durable_header(now)
+    return "of this boot" if want is present else "of another boot"
 
 
 # --- fixed VHD: Virtual Hard Disk Image Format Specification 1.0 ------------------------------------------------------

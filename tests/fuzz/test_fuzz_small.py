@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from blockfs.boot import current_boot_id
 from tests.fuzz import small_damage, small_targets
 from tests.fuzz.run import fuzz
 
@@ -24,3 +25,9 @@ def test_dirty_file() -> None:
 def test_vhd_footer() -> None:
     seen = fuzz(small_damage.vhd, small_targets.vhd, share=0.05)
     assert {"good", "VhdCorrupt", "VhdUnsupported"} <= seen.keys()
+
+
+def test_maps_of_a_top() -> None:
+    boot_id = current_boot_id()
+    seen = fuzz(lambda pick: small_damage.top_maps(pick, boot_id), small_targets.top_maps, share=0.05)
+    assert {"of this boot", "of another boot", "DiskCorrupt"} <= seen.keys()

@@ -39,7 +39,7 @@ def check_ranges(data: bytes, ranges: list[tuple[int, int]]) -> None:
 def test_top_reads_as_a_byte_array_does(
     tmp_path: Path, ops: list[tuple[tuple[int, int], bool, int]], probe: tuple[int, int]
 ) -> None:
-    for name in ("top", "top.present"):
+    for name in ("top", "top.present", "top.durable"):
         (tmp_path / name).unlink(missing_ok=True)
     model = bytearray(base_file(tmp_path / "base"))
     top = TopLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
