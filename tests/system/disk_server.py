@@ -3,7 +3,7 @@
 ``python -m tests.system.disk_server ROOT MOUNT BYTES FRONT_END [UID]``: makes VM ``web01`` with tracked disks ``os`` and
 ``data`` of so many bytes if it is not there, prints ``ready``, then answers a line of JSON on stdin with one on stdout,
 until it ends or the mount is gone: ``["cut", {"vm": "web01", ...}]`` is :meth:`blockfs.control.DiskHostControl.cut`, and so
-on; also ``counters`` and ``stall`` of this module.  UID: an ordinary user to be.
+on; also ``stall`` of this module.  UID: an ordinary user to be.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pydantic_core import to_json
 
 from blockfs.host import DiskHost
 from blockfs.serving import serve
-from cext._core import ffi, lib
 from cext.pump import PumpOptions
 
 DISK_BYTES = 512 << 20
@@ -30,14 +29,6 @@ STALL_MAX_S = 60.0
 """Then a test that waits for it has failed."""
 FRONT_ENDS = {"pump": PumpOptions(over_io_uring=False), "io_uring": PumpOptions(over_io_uring=True), "pyfuse3": None}
 """Who answers the kernel's requests on disks."""
-
-
-def counters(host: DiskHost, name: str) -> dict[str, dict[str, int]]:
-    """Requests that a disk has had, and their bytes, by kind."""
-    found = ffi.new("struct sr_counters *")
-    lib.sr_disk_counters(host.vms["web01"][name].c, found)
-    kinds = ("read", "write", "flush", "discard", "seek")
-    return {kind: {"ops": found.ops[i], "bytes": found.bytes[i]} for i, kind in enumerate(kinds)}
 
 
 def stall() -> str:
@@ -49,8 +40,6 @@ def stall() -> str:
 
 async def answer(host: DiskHost, method: str, arguments: dict[str, Any]) -> object:
     """One line of stdin."""
-    if method == "counters":
-        return counters(host, **arguments)
     return stall() if method == "stall" else await getattr(host, method)(**arguments)
 
 

@@ -80,8 +80,8 @@ class DiskServer:
 
     def counters(self, name: str) -> dict[str, dict[str, int]]:
         """Requests that the disk has had (``ops``), and their ``bytes``, by kind."""
-        found: dict[str, dict[str, int]] = self.call("counters", name=name)
-        return found
+        requests = self.call("counters", vm=VM, disk=name)["requests"]
+        return {kind: {key: found[key] for key in ("ops", "bytes")} for kind, found in requests.items()}
 
     def stall(self) -> None:
         """From now on Python does nothing."""

@@ -51,7 +51,8 @@ def write(path: Path, offset: int, data: bytes, *, sync: bool = False) -> None:
 
 def test_the_mount_shows_disks_and_logs_and_refuses_what_they_are_not(server: DiskServer) -> None:
     folder = server.mountpoint / "web01"
-    assert names(folder) == ["data.000001.hrl", "data.img", "data.vhd", "os.000001.hrl", "os.img", "os.vhd"]
+    files = ("000001.hrl", "img", "stats", "vhd")
+    assert names(folder) == [f"{disk}.{suffix}" for disk in ("data", "os") for suffix in files]
     assert server.os_disk.stat().st_size == DISK_BYTES
     shown = (folder / "os.000001.hrl").read_bytes()
     assert len(shown) == HEADER_BYTES, "not what is preallocated behind the records"

@@ -101,7 +101,7 @@ async def gone(pid: int) -> None:
 
 
 def test_up_status_down_and_up_again_go_on_from_the_same_state(layout: Layout) -> None:
-    up = siterig(layout, "up")
+    up = siterig(layout, "up", "--log-share-max", "0.25")
     assert up.returncode == 0, up.stderr
     assert f"the rig is up: state in {layout.root}" in up.stdout
     made = siterig(layout, "vm", "create", "web01", "--disk", "os:8MiB", "--json")
@@ -109,6 +109,13 @@ def test_up_status_down_and_up_again_go_on_from_the_same_state(layout: Layout) -
     disk = Path(json.loads(made.stdout)["disks"][0]["path"])
     with disk.open("r+b") as file:
         file.write(b"kept")
+
+    (listed,) = json.loads(siterig(layout, "disk", "list", "--json").stdout)
+    assert (listed["side"], listed["name"], listed["log_bytes_max"]) == ("site", "os", 2 * MIB)
+    grown = siterig(layout, "disk", "resize", "web01/os", "16MiB", "--json")
+    assert (grown.returncode, disk.stat().st_size, json.loads(grown.stdout)["log_bytes_max"]) == (0, 16 * MIB, 4 * MIB)
+    counted = json.loads(siterig(layout, "disk", "stats", "web01/os", "--json").stdout)
+    assert counted["requests"]["write"]["bytes"] == 4
 
     again = siterig(layout, "up")
     assert again.returncode == 1
