@@ -1,9 +1,9 @@
 /* FUSE over io_uring, by the bare system calls.
  *
- * The kernel gives a request to an entry of the CPU it is made on, and an entry is served by the thread that registered it.
- * So that no request waits behind another's fsync, each CPU has some threads with a ring and one entry each, and gets more as
- * they are busy with what takes long.  An entry whose request went to Python is not back before Python answers: its thread
- * registers another one at once, so that any number of requests on names may wait and the disks go on.
+ * The kernel gives a request to a free entry of the CPU it is made on, and the entry is served by the thread that registered it: one
+ * a CPU, with a ring.  What can take long is done by other threads.  An entry whose request went to Python, or to one of those
+ * threads, is not free before the answer: there must always be some that are, for a request that found none would wait until
+ * another of the same CPU is answered, even if an entry is registered meanwhile.
  */
 #define _GNU_SOURCE
 #include "fuse_uring.h"
@@ -28,9 +28,10 @@
 #include "requests.h"
 
 enum {
-	RINGS_A_CPU = 2,
-	RINGS_A_CPU_MAX = 8,
-	SQ_ENTRIES = 16,
+	FREE_ENTRIES_MIN = 32,
+	SLOW_THREADS = 8,
+	SQ_ENTRIES = 32,
+	CQ_ENTRIES = 256, /* more may wait in the kernel */
 	SQE_BYTES = 128,
 	COMMAND_REGISTER = 1,
 	COMMAND_COMMIT_AND_FETCH = 2,
@@ -57,7 +58,8 @@ struct command {
 };
 
 struct entry {
-	struct entry *next, *next_answered;
+	struct ring *ring;
+	struct entry *next, *next_queued; /* of all; of those that were answered, or wait for a slow thread */
 	struct headers *headers;
 	char *payload;
 	size_t mapped_bytes;
@@ -68,14 +70,14 @@ struct entry {
 
 struct ring {
 	struct sr_uring *uring;
-	int number, cpu, fd, event_fd;
+	int number, fd, event_fd; /* number: of the CPU */
 	uint64_t event;
 	void *sq_map, *cq_map, *sqes;
 	size_t sq_bytes, cq_bytes;
 	struct io_uring_params params;
 	unsigned queued;      /* submissions that the kernel was not told of */
 	struct entry *entries;
-	int alive;            /* entries that the kernel has not given back for good */
+	int free, alive;      /* entries that wait for a request; that the kernel has not given back for good */
 	pthread_mutex_t lock; /* of `answered`, and of the entries' `asked` */
 	struct entry *answered;
 	atomic_bool started;
@@ -84,19 +86,16 @@ struct ring {
 	bool has_thread;
 };
 
-struct cpu {
-	atomic_int taking; /* rings that take requests, or are busy with a quick one */
-	int rings;         /* that there are; under `lock` */
-};
-
 struct sr_uring {
 	struct sr_uring_setup setup;
-	pthread_mutex_t lock; /* of the making of rings */
 	atomic_bool ending;
-	int cpus;
-	struct cpu *of_cpu;
-	int count;           /* of places: ring i is of CPU i % cpus */
-	struct ring rings[];
+	pthread_mutex_t lock; /* of the queue */
+	pthread_cond_t filled;
+	struct entry *first_slow, **last_slow;
+	pthread_t slow_threads[SLOW_THREADS];
+	int slow_thread_count;
+	int count;
+	struct ring rings[]; /* one a CPU */
 };
 
 static unsigned *at(void *map, unsigned offset)
@@ -155,7 +154,7 @@ static int queue_command(struct ring *ring, struct entry *entry, int command)
 		sqe->len = 2;
 	}
 	inner = (void *)((char *)sqe + offsetof(struct io_uring_sqe, cmd));
-	inner->queue = (uint16_t)ring->cpu;
+	inner->queue = (uint16_t)ring->number;
 	inner->commit_id = command == COMMAND_REGISTER ? 0 : entry->headers->entry.commit_id;
 	queue_sqe(ring);
 	return 0;
@@ -196,15 +195,32 @@ static int add_entry(struct ring *ring)
 	entry->payload = map + page;
 	entry->parts[0] = (struct iovec){entry->headers, sizeof(*entry->headers)};
 	entry->parts[1] = (struct iovec){entry->payload, ring->uring->setup.request_bytes_max};
+	entry->ring = ring;
 	pthread_mutex_lock(&ring->lock);
 	entry->next = ring->entries;
 	ring->entries = entry;
 	pthread_mutex_unlock(&ring->lock);
 	ring->alive++;
+	ring->free++;
 	return queue_command(ring, entry, COMMAND_REGISTER);
 }
 
-static int commit(struct ring *ring, struct entry *entry, uint64_t unique, int64_t answer)
+static int add_entries(struct ring *ring)
+{
+	int rc = 0;
+
+	while (ring->free < FREE_ENTRIES_MIN && !rc)
+		rc = add_entry(ring);
+	return rc;
+}
+
+static int commit(struct ring *ring, struct entry *entry)
+{
+	ring->free++;
+	return queue_command(ring, entry, COMMAND_COMMIT_AND_FETCH);
+}
+
+static void put_answer(struct entry *entry, uint64_t unique, int64_t answer)
 {
 	struct fuse_out_header out = {.unique = unique};
 
@@ -212,7 +228,24 @@ static int commit(struct ring *ring, struct entry *entry, uint64_t unique, int64
 	entry->headers->entry.payload_bytes = answer > 0 ? (uint32_t)answer : 0;
 	out.len = (uint32_t)sizeof(out) + entry->headers->entry.payload_bytes;
 	memcpy(entry->headers->in_out, &out, sizeof(out));
-	return queue_command(ring, entry, COMMAND_COMMIT_AND_FETCH);
+}
+
+static void wake(struct ring *ring)
+{
+	if (ring->event_fd >= 0)
+		eventfd_write(ring->event_fd, 1);
+}
+
+/* From another thread: the answer is in its place. */
+static void give_back(struct entry *entry)
+{
+	struct ring *ring = entry->ring;
+
+	pthread_mutex_lock(&ring->lock);
+	entry->next_queued = ring->answered;
+	ring->answered = entry;
+	pthread_mutex_unlock(&ring->lock);
+	wake(ring);
 }
 
 static int64_t pass_on(struct ring *ring, struct entry *entry, const struct fuse_in_header *in, size_t arg_bytes)
@@ -239,42 +272,81 @@ static int64_t pass_on(struct ring *ring, struct entry *entry, const struct fuse
 	return SR_NO_ANSWER;
 }
 
-static void open_another(struct sr_uring *uring, int cpu);
-
-static int64_t answer_request(struct ring *ring, const struct sr_request *request)
+static struct sr_request request_in(struct entry *entry)
 {
-	struct cpu *cpu = &ring->uring->of_cpu[ring->cpu];
-	int64_t answer;
+	return (struct sr_request){
+		.in = (const void *)entry->headers->in_out,
+		.arg = entry->headers->arg,
+		.data = entry->payload,
+		.data_bytes = entry->headers->entry.payload_bytes,
+		.data_room = entry->ring->uring->setup.request_bytes_max,
+	};
+}
 
-	if (!sr_request_is_slow(request->in))
-		return sr_request_answer(request);
-	if (atomic_fetch_sub(&cpu->taking, 1) == 1)
-		open_another(ring->uring, ring->cpu);
-	answer = sr_request_answer(request);
-	atomic_fetch_add(&cpu->taking, 1);
-	return answer;
+static void put_to_slow(struct entry *entry)
+{
+	struct sr_uring *uring = entry->ring->uring;
+
+	entry->next_queued = NULL;
+	pthread_mutex_lock(&uring->lock);
+	*uring->last_slow = entry;
+	uring->last_slow = &entry->next_queued;
+	pthread_cond_signal(&uring->filled);
+	pthread_mutex_unlock(&uring->lock);
+}
+
+static struct entry *next_slow(struct sr_uring *uring)
+{
+	struct entry *entry = NULL;
+
+	pthread_mutex_lock(&uring->lock);
+	while (!uring->first_slow && !atomic_load(&uring->ending))
+		pthread_cond_wait(&uring->filled, &uring->lock);
+	if (!atomic_load(&uring->ending)) {
+		entry = uring->first_slow;
+		uring->first_slow = entry->next_queued;
+		if (!uring->first_slow)
+			uring->last_slow = &uring->first_slow;
+	}
+	pthread_mutex_unlock(&uring->lock);
+	return entry;
+}
+
+static void *serve_slow(void *arg)
+{
+	struct sr_uring *uring = arg;
+	struct entry *entry;
+
+	pthread_setname_np(pthread_self(), "disk-slow");
+	while ((entry = next_slow(uring))) {
+		struct sr_request request = request_in(entry);
+		uint64_t unique = request.in->unique;
+
+		put_answer(entry, unique, sr_request_answer(&request));
+		give_back(entry);
+	}
+	return NULL;
 }
 
 static int handle(struct ring *ring, struct entry *entry)
 {
-	const struct fuse_in_header in = *(const struct fuse_in_header *)entry->headers->in_out;
-	const uint32_t payload_bytes = entry->headers->entry.payload_bytes;
-	struct sr_request request = {
-		.in = &in,
-		.arg = entry->headers->arg,
-		.data = entry->payload,
-		.data_bytes = payload_bytes,
-		.data_room = ring->uring->setup.request_bytes_max,
-	};
-	int64_t answer = answer_request(ring, &request);
+	struct sr_request request = request_in(entry);
+	const struct fuse_in_header in = *request.in;
+	int64_t answer = SR_NO_ANSWER;
 
+	ring->free--;
+	if (sr_request_is_slow(&in))
+		put_to_slow(entry);
+	else
+		answer = sr_request_answer(&request);
 	if (answer == SR_TO_NAMES)
-		answer = pass_on(ring, entry, &in, in.len - sizeof(in) - payload_bytes);
+		answer = pass_on(ring, entry, &in, in.len - sizeof(in) - request.data_bytes);
 	else
 		atomic_fetch_add_explicit(&ring->answered_count, 1, memory_order_relaxed);
 	if (answer == SR_NO_ANSWER)
-		return add_entry(ring);
-	return commit(ring, entry, in.unique, answer);
+		return add_entries(ring);
+	put_answer(entry, in.unique, answer);
+	return commit(ring, entry);
 }
 
 static int commit_answered(struct ring *ring)
@@ -286,8 +358,8 @@ static int commit_answered(struct ring *ring)
 	entry = ring->answered;
 	ring->answered = NULL;
 	pthread_mutex_unlock(&ring->lock);
-	for (; entry && !rc; entry = entry->next_answered)
-		rc = queue_command(ring, entry, COMMAND_COMMIT_AND_FETCH);
+	for (; entry && !rc; entry = entry->next_queued)
+		rc = commit(ring, entry);
 	return rc ? rc : queue_event(ring);
 }
 
@@ -305,6 +377,7 @@ static int complete(struct ring *ring, const struct io_uring_cqe *cqe)
 	if (cqe->res == -EAGAIN || cqe->res == -EINTR)
 		return queue_command(ring, entry, entry->command);
 	/* The mount is gone, or the kernel does not want the ring and goes on without it. */
+	ring->free--;
 	return --ring->alive > 0 ? 0 : -ENOTCONN;
 }
 
@@ -333,14 +406,13 @@ static void *serve(void *arg)
 
 	/* Whoever asks sleeps meanwhile: its own CPU is awake and has the bytes in its cache. */
 	CPU_ZERO(&cpus);
-	CPU_SET(ring->cpu, &cpus);
+	CPU_SET(ring->number, &cpus);
 	sched_setaffinity(0, sizeof(cpus), &cpus);
 	while (!atomic_load(&ring->started) && !atomic_load(&ring->uring->ending))
 		eventfd_read(ring->event_fd, &raised);
-	atomic_fetch_add(&ring->uring->of_cpu[ring->cpu].taking, 1);
 	if (!atomic_load(&ring->uring->ending) &&
 	    syscall(SYS_io_uring_register, ring->fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0) == 0 &&
-	    queue_event(ring) == 0 && add_entry(ring) == 0)
+	    queue_event(ring) == 0 && add_entries(ring) == 0)
 		take_requests(ring);
 	return NULL;
 }
@@ -353,7 +425,9 @@ static int open_ring(struct ring *ring)
 	ring->event_fd = eventfd(0, EFD_CLOEXEC);
 	if (ring->event_fd < 0)
 		return -errno;
-	ring->params.flags = IORING_SETUP_SQE128 | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER;
+	ring->params.flags = IORING_SETUP_SQE128 | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_R_DISABLED |
+			     IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_CQSIZE;
+	ring->params.cq_entries = CQ_ENTRIES;
 	ring->fd = (int)syscall(SYS_io_uring_setup, SQ_ENTRIES, &ring->params);
 	if (ring->fd < 0)
 		return -errno;
@@ -372,12 +446,6 @@ static int open_ring(struct ring *ring)
 	snprintf(name, sizeof(name), "disk-ring-%d", ring->number % 10000);
 	pthread_setname_np(ring->thread, name);
 	return 0;
-}
-
-static void wake(struct ring *ring)
-{
-	if (ring->event_fd >= 0)
-		eventfd_write(ring->event_fd, 1);
 }
 
 static void close_ring(struct ring *ring)
@@ -419,55 +487,44 @@ static int possible_cpus(void)
 	return got < 1 || first != 0 ? -ENOSYS : last + 1;
 }
 
-static int open_next(struct sr_uring *uring, int cpu, struct ring **out)
+static int open_all(struct sr_uring *uring)
 {
-	*out = &uring->rings[uring->of_cpu[cpu].rings++ * uring->cpus + cpu];
-	return open_ring(*out);
-}
+	int rc = 0;
 
-/* If it cannot be, requests wait for the rings that there are. */
-static void open_another(struct sr_uring *uring, int cpu)
-{
-	struct ring *ring;
-
-	pthread_mutex_lock(&uring->lock);
-	if (!atomic_load(&uring->ending) && uring->of_cpu[cpu].rings < RINGS_A_CPU_MAX && open_next(uring, cpu, &ring) == 0) {
-		atomic_store(&ring->started, true);
-		wake(ring);
+	for (int i = 0; i < uring->count && !rc; i++)
+		rc = open_ring(&uring->rings[i]);
+	for (int i = 0; i < SLOW_THREADS && !rc; i++) {
+		rc = -pthread_create(&uring->slow_threads[i], NULL, serve_slow, uring);
+		uring->slow_thread_count += !rc;
 	}
-	pthread_mutex_unlock(&uring->lock);
+	return rc;
 }
 
 int sr_uring_new(const struct sr_uring_setup *setup, struct sr_uring **out)
 {
 	struct sr_uring *uring;
-	struct ring *ring;
-	int cpus = possible_cpus(), count = cpus * RINGS_A_CPU_MAX, rc = 0;
+	int cpus = possible_cpus(), rc;
 
 	if (cpus < 0)
 		return cpus;
-	if (count > setup->rings_max)
+	if (cpus > setup->rings_max)
 		return -ENOSPC;
-	uring = calloc(1, sizeof(*uring) + (size_t)count * sizeof(uring->rings[0]));
+	uring = calloc(1, sizeof(*uring) + (size_t)cpus * sizeof(uring->rings[0]));
 	if (!uring)
 		return -ENOMEM;
-	uring->of_cpu = calloc((size_t)cpus, sizeof(uring->of_cpu[0]));
-	if (!uring->of_cpu) {
-		free(uring);
-		return -ENOMEM;
-	}
 	uring->setup = *setup;
-	uring->cpus = cpus;
-	uring->count = count;
+	uring->count = cpus;
+	uring->last_slow = &uring->first_slow;
 	pthread_mutex_init(&uring->lock, NULL);
-	for (int i = 0; i < count; i++) {
-		ring = &uring->rings[i];
-		*ring = (struct ring){.uring = uring, .number = i, .cpu = i % cpus, .fd = -1, .event_fd = -1};
+	pthread_cond_init(&uring->filled, NULL);
+	for (int i = 0; i < cpus; i++) {
+		struct ring *ring = &uring->rings[i];
+
+		*ring = (struct ring){.uring = uring, .number = i, .fd = -1, .event_fd = -1};
 		ring->sq_map = ring->cq_map = ring->sqes = MAP_FAILED;
 		pthread_mutex_init(&ring->lock, NULL);
 	}
-	for (int i = 0; i < cpus * RINGS_A_CPU && !rc; i++)
-		rc = open_next(uring, i % cpus, &ring);
+	rc = open_all(uring);
 	if (rc) {
 		sr_uring_free(uring);
 		return rc;
@@ -478,7 +535,7 @@ int sr_uring_new(const struct sr_uring_setup *setup, struct sr_uring **out)
 
 void sr_uring_start(struct sr_uring *uring)
 {
-	for (int i = 0; i < uring->cpus * RINGS_A_CPU; i++) {
+	for (int i = 0; i < uring->count; i++) {
 		atomic_store(&uring->rings[i].started, true);
 		wake(&uring->rings[i]);
 	}
@@ -502,11 +559,10 @@ void sr_uring_answer(struct sr_uring *uring, uint64_t number, const struct fuse_
 		memcpy(entry->headers->in_out, out, sizeof(*out));
 		memcpy(entry->payload, data, bytes);
 		entry->headers->entry.payload_bytes = (uint32_t)bytes;
-		entry->next_answered = ring->answered;
-		ring->answered = entry;
 	}
 	pthread_mutex_unlock(&ring->lock);
-	wake(ring);
+	if (entry)
+		give_back(entry);
 }
 
 void sr_uring_counters(struct sr_uring *uring, uint64_t *answered, uint64_t *forwarded)
@@ -521,13 +577,16 @@ void sr_uring_free(struct sr_uring *uring)
 {
 	pthread_mutex_lock(&uring->lock);
 	atomic_store(&uring->ending, true);
-	pthread_mutex_unlock(&uring->lock); /* from here on, no ring is made */
+	pthread_cond_broadcast(&uring->filled);
+	pthread_mutex_unlock(&uring->lock);
+	for (int i = 0; i < uring->slow_thread_count; i++)
+		pthread_join(uring->slow_threads[i], NULL);
 	for (int i = 0; i < uring->count; i++)
 		wake(&uring->rings[i]);
 	for (int i = 0; i < uring->count; i++)
 		close_ring(&uring->rings[i]);
+	pthread_cond_destroy(&uring->filled);
 	pthread_mutex_destroy(&uring->lock);
-	free(uring->of_cpu);
 	free(uring);
 }
 

@@ -147,7 +147,7 @@ def test_while_python_is_stalled_open_disks_are_read_written_synced_and_discarde
     """Also behind more waiting look-ups than there are threads, or entries in a ring."""
     folder = server.mountpoint / "web01"
     server.stall()
-    waiting = [threading.Thread(target=(folder / f"new{i}").exists) for i in range(32)]
+    waiting = [threading.Thread(target=(folder / f"new{i}").exists) for i in range(80)]
     for thread in waiting:
         thread.start()
     for i in range(20):
