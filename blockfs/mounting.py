@@ -20,7 +20,7 @@ from blockfs import hostmounts
 from blockfs.errors import RigError
 from cext import kernel
 
-_DEAD = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO}
+_DEAD = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, errno.EIO}
 _SUBTYPE = "siterig"
 _READ_AHEAD_KIB = 1024
 _MAX_RATIO_PERCENT = 100

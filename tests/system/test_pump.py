@@ -26,6 +26,7 @@ pytestmark = pytest.mark.system
 
 MIB = 1 << 20
 NOBODY = 65534
+DEAD = "not connected|Software caused connection abort|Operation canceled"  # the last over io_uring
 PUNCH_HOLE, KEEP_SIZE = 0x02, 0x01
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -203,9 +204,8 @@ def test_a_mount_that_is_taken_away_lazily_is_served_to_its_last_user(server: Di
 
 def test_an_orderly_end_does_not_wait_for_open_files_and_they_are_told(server: DiskServer, disk: int) -> None:
     server.stop()
-    with pytest.raises(OSError, match=r"not connected|Software caused connection abort|Operation canceled") as failed:
+    with pytest.raises(OSError, match=DEAD):
         os.pwrite(disk, aligned(b"x" * 4096), 0)
-    assert failed.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     assert not server.mountpoint.is_mount()
 
 
@@ -214,7 +214,7 @@ def test_kill_9_under_load_leaves_a_mount_that_the_next_start_clears(server: Dis
         os.pwrite(disk, aligned(b"x" * 4096), 0)
     os.fsync(disk)
     server.kill()
-    with pytest.raises(OSError, match=r"not connected|Software caused connection abort|Operation canceled"):
+    with pytest.raises(OSError, match=DEAD):
         os.pwrite(disk, aligned(b"y" * 4096), 0)
     with pytest.raises(OSError, match="Transport endpoint is not connected"):
         os.statvfs(server.mountpoint)
