@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,8 @@ from siterig.commands.options import Dir, Json, example, running
 from siterig.values import format_size, format_time, parse_disk_name, parse_size
 
 WATCH_S = 1.0
+SEEN_S_MAX = 5.0
+"""Five times what the kernel remembers at most (blockfs.filesystem.ATTRIBUTE_TIMEOUT_S)."""
 DiskName = Annotated[str, typer.Argument(metavar="VM/NAME", help="The disk, e.g. web01/os.")]
 OfSide = Annotated[Side | None, typer.Option("--side", help="Whose disk, if both sides have one of that name.")]
 
@@ -127,15 +130,24 @@ def resize(
         size_bytes = parse_size(size)
         where, host, info = await _find(folder, disk, side)
         info = await host.resize_disk(vm=info.vm, disk=info.name, size_bytes=size_bytes)
-        # A kernel before 6.17 lets a loop device see only what somebody has asked for since.
-        with contextlib.suppress(OSError):
-            await trio.to_thread.run_sync(os.stat, info.path)
+        await _until_seen(info)
         if as_json:
             show.print_json(_json(where, info))
         else:
             print(f"disk {info.vm}/{info.name} ({where}) has {format_size(info.size_bytes)}: {info.path}")
 
     exits.run(work)
+
+
+async def _until_seen(disk: DiskInfo) -> None:
+    """Until the file in the mount has the size: the kernel hears of it by another way than we do.
+
+    That somebody asks is needed, too: a kernel before 6.17 lets a loop device see only what was asked for.
+    """
+    with contextlib.suppress(OSError), trio.move_on_after(SEEN_S_MAX):
+        seen = partial(trio.to_thread.run_sync, os.stat, disk.path, abandon_on_cancel=True)
+        while (await seen()).st_size < disk.size_bytes:  # noqa: ASYNC110 (the kernel tells nobody)
+            await trio.sleep(0.01)
 
 
 # --- stats --------------------------------------------------------------------------------------------------------
