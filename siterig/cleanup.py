@@ -50,7 +50,7 @@ def _processes_of(layout: Layout) -> list[tuple[int, str]]:
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            words = (entry / "cmdline").read_text().split("\0") if entry.name.isdigit() else []
+            words = os.fsdecode((entry / "cmdline").read_bytes()).split("\0") if entry.name.isdigit() else []
         except OSError:
             continue  # it ended meanwhile
         role = str(layout.root) in words and any(word.startswith("siterig.roles.") for word in words)

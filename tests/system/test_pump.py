@@ -279,7 +279,7 @@ def test_an_ordinary_user_mounts_with_fusermount3_and_has_it_alone(nobodys: Disk
     assert (nobodys.root / "web01" / "os.img").read_bytes()[:MIB] == b"mine" * (MIB // 4)
     with pytest.raises(PermissionError):
         nobodys.os_disk.stat()
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    mounts = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines()
     assert [line for line in mounts if f" {nobodys.mountpoint} " in line and "nosuid,nodev" in line]
     nobodys.stop()
     assert not nobodys.mountpoint.is_mount()
