@@ -118,18 +118,19 @@ def open_for_writer(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
 
-def begin_use(path: Path, found: DirtyFile) -> None:
-    """Before a file that was ``found`` whole is written to again."""
-    _set_boot(path, found, boot.current_boot_id())
+def begin_use(path: Path) -> None:
+    """Before a file that is whole is written to again."""
+    _set_boot(path, boot.current_boot_id())
 
 
 def end_use(path: Path) -> None:
     """The disk was closed in order, and its bytes are durable: what is noted stands."""
-    _set_boot(path, read(path), boot.NIL)
+    _set_boot(path, boot.NIL)
 
 
-def _set_boot(path: Path, found: DirtyFile, boot_id: str) -> None:
+def _set_boot(path: Path, boot_id: str) -> None:
     """Durably, and after all else that was noted."""
+    found = read(path)
     fd = open_for_writer(path)
     try:
         os.fsync(fd)

@@ -6,7 +6,7 @@ here is what happens seldom: opening, recovery, tracking, tags, giving up.
 Fault contract
 --------------
 * A record is in the log before its bytes are on the disk; what a flush has returned for is on stable storage in both.
-* After kill -9 at any moment: the torn tail of the log is cut, the last records are written to the disk again, and
+* After kill -9 at any moment: the torn tail of the log is cut, the last record is written to the disk again, and
   the log goes on in the same generation.
 * After power loss, or rot in the log, or a failed fsync: the disk opens, tracking is off, ``needs_resync`` says why.
   After a failed fsync no flush succeeds any more until the disk is opened again: what was lost cannot be told.
@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
 import structlog
 import trio
@@ -109,27 +109,38 @@ class Disk:
         else:
             if open_view is None or state.store is None or state.position is None:
                 raise RigError("NotARecoveryHost", f"disk {place} lies over a managed disk; this host has none")
-            layer = TopLayer(open_view(Path(state.store), state.position), place.file("top"))
+            view = open_view(Path(state.store), state.position)
+            try:
+                layer = TopLayer(view, place.file("top"))
+            except BaseException:
+                view.close()
+                raise
         if (found := layer.size_bytes) < state.size_bytes:
             layer.close()
-            raise RigError("DiskCorrupt", f"disk {place}: file has {found} bytes; its state says {state.size_bytes}")
+            raise RigError(
+                "DiskCorrupt", f"disk {place}: {layer.path.name} has {found} bytes; its state says {state.size_bytes}"
+            )
         return cls.over(place, state=state, layer=layer, rules=rules)
 
     @classmethod
     def over(cls, place: DiskPlace, *, state: DiskState, layer: WritableLayer, rules: DiskRules) -> Disk:
         """A disk over an open layer, which it owns from now on; its log is recovered if it was tracked."""
         disk = cls(place, state=state, layer=layer, rules=rules)
-        if layer.size_bytes > state.size_bytes:  # a kill came between its growing and the note of it
-            disk._set(size_bytes=layer.size_bytes)
-        if state.tracked:
-            disk._recover()
-        if disk.state.needs_resync in dirty.REASONS.values():
-            disk._go_on_noting()
+        try:
+            if layer.size_bytes > state.size_bytes:  # a kill came between its growing and the note of it
+                disk._set(size_bytes=layer.size_bytes)
+            if state.tracked:
+                disk._recover()
+            if disk.state.needs_resync in dirty.REASONS.values():
+                disk._go_on_noting()
+        except BaseException:
+            disk.abandon()
+            raise
         return disk
 
     def _recover(self) -> None:
         """Go on with the log, or say why not."""
-        reason = self._given_up_earlier()
+        reason = self._noted_reason()
         if reason is not None:
             self._set(tracked=False, needs_resync=reason)
             return
@@ -148,61 +159,37 @@ class Disk:
             _log.warning("log_not_continued", disk=str(self.place), reason=exc.code, message=exc.message)
             self._set(tracked=False, needs_resync=exc.code)
             return
-        self._reapply(found)
+        found.complete(self.layer)
         self.layer.sync()
         log = self._make_log(found)
         log.start()
+        for path in found.empty:
+            path.unlink()
         for number, (offset, length) in found.changed:
             lib.sr_log_touch(self.c, number, offset, length)
         self._log = log
-        _log.info(
-            "log_continued", disk=str(self.place), next_seq=found.next_seq,
-            reapplied=len(found.reapply), torn_bytes=found.torn_bytes,
-        )  # fmt: skip
+        _log.info("log_continued", disk=str(self.place), next_seq=found.next_seq, torn_bytes=found.torn_bytes)
 
-    def _given_up_earlier(self) -> str | None:
-        """Whether the log had been given up when the server ended, which it may have had no time to note elsewhere."""
+    def _noted_reason(self) -> str | None:
+        """Why the log had been given up when the server ended; ``LogCorrupt``, ``PowerLoss`` if that cannot be told."""
         try:
             found = dirty.read(self.place.file("dirty"))
         except RigError as exc:
-            _log.warning("log_not_continued", disk=str(self.place), reason=exc.code, message=exc.message)
+            _log.warning("dirty_file_unusable", disk=str(self.place), reason=exc.code, message=exc.message)
             return "LogCorrupt"
         if (found.disk_id, found.generation) != (self.state.disk_id, self.state.generation):
-            return "LogCorrupt"  # a new log was being begun, and what the old file said last is not known
+            return "LogCorrupt"  # a kill came when a log was being begun: what was noted of the one before is not known
         return found.reason if found.reason is None or found.whole else "PowerLoss"
 
     def _go_on_noting(self) -> None:
         """Of a disk whose log was given up earlier: note what changes; or that what has changed is not known."""
-        path = self.place.file("dirty")
-        try:
-            found = dirty.read(path)
-        except RigError as exc:
-            _log.warning("changes_not_known", disk=str(self.place), reason=exc.code, message=exc.message)
-            self._set(needs_resync="LogCorrupt")
+        reason = self._noted_reason()
+        if reason != self.state.needs_resync:
+            self._set(needs_resync=reason if reason == "PowerLoss" else "LogCorrupt")
             return
-        noted = (found.disk_id, found.generation, found.reason)
-        if noted != (self.state.disk_id, self.state.generation, self.state.needs_resync):
-            self._set(needs_resync="LogCorrupt")  # a kill came when a new log was being begun
-        elif not found.whole:
-            self._set(needs_resync="PowerLoss")
-        else:
-            dirty.begin_use(path, found)
-            go_on_noting(self.c, path)
-            self._noting = True
-
-    def _reapply(self, found: Recovered) -> None:
-        if found.disk_bytes > self.size_bytes:
-            self.layer.resize(found.disk_bytes)
-        for record, payload in found.reapply:
-            match record.type:
-                case RecordType.WRITE:
-                    self.layer.pwrite(record.offset, payload)
-                case RecordType.ZERO | RecordType.DISCARD:
-                    self.layer.zero(record.offset, record.length)
-                case RecordType.RESIZE | RecordType.FLUSH | RecordType.TAG:
-                    pass
-                case _:
-                    assert_never(record.type)
+        dirty.begin_use(self.place.file("dirty"))
+        go_on_noting(self.c, self.place.file("dirty"))
+        self._noting = True
 
     def _make_log(self, found: Recovered) -> DiskLog:
         return DiskLog(

@@ -5,7 +5,7 @@ The writer is in C (cext/log.c); here is what needs names: making, naming, trimm
 Fault contract
 --------------
 A record is in the current segment before its bytes reach the disk.  After a kill the segment's torn tail is cut and
-the last records are written to the disk again; the sequence goes on without a gap, in the same generation
+the last record is written to the disk again; the sequence goes on without a gap, in the same generation
 (:mod:`blockfs.log_recovery`).  A closed segment is handed out only after it is on stable storage.
 
 The next segment stands ready as ``NAME.spare``, preallocated, without a header.  The writer in C switches to it when

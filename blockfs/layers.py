@@ -56,7 +56,12 @@ class Layer(Protocol):
 
 
 class WritableLayer(Layer, Protocol):
-    """A layer that takes writes, of one thread at a time; reads and :meth:`sync` may run beside them."""
+    """A layer that takes writes, of one thread at a time; reads and :meth:`sync` may run beside them.
+
+    ``path``: the file that takes them.
+    """
+
+    path: Path
 
     def pwrite(self, offset: int, data: bytes | memoryview) -> None:
         """Write all of ``data``."""
@@ -290,6 +295,7 @@ class TopLayer(_WritableCLayer):
                 if opened >= 0:
                     os.close(opened)
             raise
+        self.path = path
         lower.surrender()
 
 

@@ -2,7 +2,7 @@
 
 Fault contract
 --------------
-After a kill everything that was written is there: the torn tail is cut, and the last records are written to the disk again.
+After a kill everything that was written is there: the torn tail is cut, and the last record is written to the disk again.
 After a power loss any of what was not synced may be gone.  The header of the first segment that a server begins is
 durable before it logs anything; so if the newest segment is of another boot and does not end with the mark of an orderly
 close, power was lost: the log is not continued (``PowerLoss``).  Rot, and segments that are missing, are ``LogCorrupt``.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
 from blockfs import boot
 from blockfs.changelog import (
@@ -27,13 +28,11 @@ from blockfs.changelog import (
 from blockfs.disk_log import KeptSegment, find_segments, segment_path
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
-from blockfs.layers import merge_ranges
+from blockfs.layers import WritableLayer, merge_ranges
 from blockfs.position import PositionCounter
 
 DISK_BYTES_MAX = 64 << 40
 """What the engine's maps are laid out for (cext/layers.c)."""
-REAPPLY_RECORDS = 256
-"""How many last records are written to the disk again after a kill; one would do, for records are written in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +42,7 @@ class FoundSegment:
     number: int
     path: Path
     header: SegmentHeader
-    records: list[Record]
-    """The last of them, ``REAPPLY_RECORDS`` at most."""
+    newest: Record | None
     changed: list[tuple[int, int]]
     """(offset, length) of what its records change on the disk, merged."""
     end: int
@@ -53,32 +51,56 @@ class FoundSegment:
     @property
     def next_seq(self) -> int:
         """Sequence number of the record that comes next."""
-        return self.records[-1].seq + 1 if self.records else self.header.first_seq
+        return self.newest.seq + 1 if self.newest else self.header.first_seq
 
     @property
     def clean(self) -> bool:
         """Whether the disk was closed in order after it."""
-        return bool(self.records) and bool(self.records[-1].flags & FLAG_CLEAN_CLOSE)
+        return self.newest is not None and bool(self.newest.flags & FLAG_CLEAN_CLOSE)
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What :func:`recover_log` found: segments that are kept, where the log goes on, what to write to the disk again."""
+    """What :func:`recover_log` found: segments that are kept, where the log goes on, what to write to the disk again.
+
+    That is the newest record alone (``newest``): a change is logged only when the one before is on the disk.  To write
+    older ones again would put old bytes over newer ones for a moment, and after a power loss in it they would stay.
+    """
 
     kept: list[KeptSegment]
+    empty: list[Path]
+    """Segments without a record; to be deleted, but not before the next one tells that there is a log."""
     changed: list[tuple[int, tuple[int, int]]]
     """(number of the segment, (offset, length)) of what its records change."""
     disk_bytes: int
     """How large the disk is after all of it."""
     next_number: int
     next_seq: int
-    reapply: list[tuple[Record, bytes]]
+    newest: tuple[Record, bytes] | None
+    """With its payload."""
     torn_bytes: int
 
     @property
     def last_position(self) -> int:
         """Of the newest record that is kept."""
         return self.kept[-1].position if self.kept else 0
+
+    def complete(self, layer: WritableLayer) -> None:
+        """Complete what a kill may have cut off."""
+        if self.disk_bytes > layer.size_bytes:
+            layer.resize(self.disk_bytes)
+        if self.newest is None:
+            return
+        record, payload = self.newest
+        match record.type:
+            case RecordType.WRITE:
+                layer.pwrite(record.offset, payload)
+            case RecordType.ZERO | RecordType.DISCARD:
+                layer.zero(record.offset, record.length)
+            case RecordType.RESIZE | RecordType.FLUSH | RecordType.TAG:
+                pass
+            case _:
+                assert_never(record.type)
 
 
 def drop_unreadable(folder: Path, name: str, *, below: int) -> None:
@@ -116,27 +138,31 @@ def recover_log(
         raise RigError(
             "PowerLoss", f"{last.path}: was being written when boot {last.header.boot_id} ended; unsynced data may be gone"
         )
-    with SegmentReader(last.path) as reader:
-        reapply = [(record, reader.payload(record)) for record in last.records]
+    newest = None
+    if last.newest is not None:
+        with SegmentReader(last.path) as reader:
+            newest = (last.newest, reader.payload(last.newest))
     kept = []
     for segment in found:
-        if segment.records:
+        if segment.newest is not None:
             _cut_durably(segment.path, segment.end)
-            newest = segment.records[-1]
             first_seq = segment.header.first_seq
-            kept.append(KeptSegment(segment.number, first_seq, newest.seq, newest.position, segment.end, segment.path))
-        else:
-            segment.path.unlink()
+            kept.append(
+                KeptSegment(
+                    segment.number, first_seq, segment.newest.seq, segment.newest.position, segment.end, segment.path
+                )
+            )
     sync_folder(folder)
     positions.advance(max((k.position for k in kept), default=0))
     return Recovered(
         kept=kept,
+        empty=[segment.path for segment in found if segment.newest is None],
         changed=[(segment.number, range_) for segment in found for range_ in segment.changed],
         disk_bytes=row.disk_bytes,
         # Segments of another generation may be there, too.
         next_number=max([last.number, *(number for number, _ in find_segments(folder, name))]) + 1,
         next_seq=last.next_seq,
-        reapply=reapply,
+        newest=newest,
         torn_bytes=last.torn_bytes,
     )
 
@@ -216,7 +242,13 @@ def _read_segments(folder: Path, name: str, row: _Row) -> list[FoundSegment]:
         changed = [(r.offset, r.length) for r in scan.records if r.type in _CHANGING]
         found.append(
             FoundSegment(
-                number, path, header, scan.records[-REAPPLY_RECORDS:], merge_ranges(changed), scan.end, scan.torn_bytes
+                number,
+                path,
+                header,
+                scan.records[-1] if scan.records else None,
+                merge_ranges(changed),
+                scan.end,
+                scan.torn_bytes,
             )
         )
     return found

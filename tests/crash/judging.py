@@ -152,7 +152,7 @@ class _Case:
                     paths.append(path)
                     first = first or reader.header.first_seq
         demand((first or 0) <= known.remote_seq + 1, f"records {known.remote_seq + 1} to {first} are gone")
-        replayed = replay_files(known.remote, paths)
+        replayed = replay_files(known.remote, paths, after_seq=known.remote_seq)
         if replayed != self.content:
             raise LieError(f"the log does not give the disk: {_difference(replayed, self.content)}")
 

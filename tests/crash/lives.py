@@ -106,10 +106,10 @@ class World:
 
 
 class Life:
-    """One life, from its opening on; ``recorder.events`` tells it afterwards."""
+    """One life, from its opening on, told to a recorder that may know the ones before."""
 
-    def __init__(self, world: World, known: Known, rng: random.Random) -> None:
-        self.recorder = Recorder(world.folder)
+    def __init__(self, world: World, recorder: Recorder, known: Known, rng: random.Random) -> None:
+        self.recorder = recorder
         self._world = world
         self._rng = rng
         self._known = known
@@ -132,7 +132,6 @@ class Life:
                 else:
                     disk.abandon()
             finally:
-                self.recorder.close()
                 disk.abandon()
                 if self._known.phase != "closed":
                     positions.close()

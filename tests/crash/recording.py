@@ -155,7 +155,7 @@ class Recorder:
             if len(now) != len(before):
                 self.events.append(Resized(file, size))
             resized = before[:size].ljust(size, b"\0")
-            for at in range(0, size, SECTOR_BYTES):
+            for at in reversed(range(0, size, SECTOR_BYTES)):  # of a dirty file, the bitmap comes before the word
                 sector = now[at : at + SECTOR_BYTES]
                 if sector != resized[at : at + SECTOR_BYTES]:
                     self.events.append(Wrote(file, at, sector))

@@ -25,7 +25,7 @@ from blockfs import boot, disk_log
 from blockfs.disk_state import DiskState
 from tests.crash.judging import Crash, judge, judge_damaged
 from tests.crash.lives import DISK_BYTES, Known, Life, World
-from tests.crash.recording import Event, Noted
+from tests.crash.recording import Event, Noted, Recorder
 from tests.crash.states import DISK, LOG, MAPS, Crashing, State
 
 STATES = int(os.environ.get("SITERIG_STATES", "1500"))
@@ -65,14 +65,9 @@ class History:
         self.outcomes = Counter[str]()
         self.states = 0
         self._seen: set[tuple[Crash, int]] = set()
-        self._booted = 1
+        self._booted = 0
         self._boot = ""
-        self._boots()
         monkeypatch.setattr(boot, "current_boot_id", lambda: self._boot)
-
-    def _boots(self) -> None:
-        self._booted += 1
-        self._boot = str(uuid.UUID(int=self._booted))
 
     def run(self) -> None:
         """Some lives, each beginning with what the one before left."""
@@ -80,31 +75,35 @@ class History:
         known = Known(
             "opening", [start], 0, 0, tracked=False, generation=0, next_seq=0, remote=start, remote_seq=0, position=0
         )
+        recorder, crashing = self._boots()
         for number in range(LIVES):
-            life = Life(self.world, known, self.rng)
-            life.run(self.rng.randrange(5, 60))
-            crashing = Crashing(life.recorder.start)
-            last = self._crash(crashing, life.recorder.events, number)
+            begin = len(recorder.events)
+            Life(self.world, recorder, known, self.rng).run(self.rng.randrange(5, 60))
+            last = self._crash(crashing, recorder.events[begin:], number)
             if last.turning:
-                return
-            known = self._next(crashing, last)
+                break
+            if self.rng.random() < 0.5:  # in the same boot: a kill, or an orderly end
+                known = replace(last, phase="opening")
+                continue
+            recorder.close()
+            state = crashing.sample(self.rng)
+            known = self._after_power_loss(state, last)
+            self.world.put(state)
+            recorder, crashing = self._boots()
+        recorder.close()
 
-    def _next(self, crashing: Crashing, last: Known) -> Known:
-        """How the life ends, and what the next one begins with."""
+    def _boots(self) -> tuple[Recorder, Crashing]:
+        self._booted += 1
+        self._boot = str(uuid.UUID(int=self._booted))
+        recorder = Recorder(self.world.folder)
+        return recorder, Crashing(recorder.start)
+
+    def _after_power_loss(self, state: State, last: Known) -> Known:
+        versions = [self._bytes_of(state)]
         if last.phase == "closed":
-            if self.rng.random() < 0.5:
-                self._boots()
-            sure = [last.versions[last.acked]]
-            return replace(last, phase="opening", versions=sure, sure=0, acked=0)
-        if self.rng.random() < 0.5:
-            return replace(last, phase="opening")
-        state = crashing.sample(self.rng)
-        self.world.put(state)
-        told = DiskState.load(self.world.place.file("disk"))
-        self._boots()
-        return replace(
-            last, phase="opening", versions=[self._bytes_of(state)], sure=0, acked=0, torn=True, given_up=told.needs_resync
-        )
+            return replace(last, phase="opening", versions=versions, sure=0, acked=0)
+        given_up = DiskState.load(self.trial.place.file("disk")).needs_resync
+        return replace(last, phase="opening", versions=versions, sure=0, acked=0, torn=True, given_up=given_up)
 
     def _bytes_of(self, state: State) -> bytes:
         """What the disk holds after a power loss; recovery leaves it so."""

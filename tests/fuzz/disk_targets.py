@@ -13,7 +13,6 @@ from blockfs.disk import Disk, DiskRules
 from blockfs.disk_files import DiskPlace
 from blockfs.disk_log import find_segments
 from blockfs.errors import RigError
-from blockfs.log_recovery import REAPPLY_RECORDS
 from blockfs.position import PositionCounter
 from tests.fuzz import strict_log as log
 from tests.fuzz.damage import DISK_ID, GENERATION
@@ -102,7 +101,7 @@ def expected(files: dict[str, bytes]) -> Expected:
         return Expected("PowerLoss", [])
     image = b""
     if disk_bytes <= OPENED_BYTES_MAX:
-        image = log.replay(files["os.img"].ljust(disk_bytes, b"\0"), last.records[-REAPPLY_RECORDS:])
+        image = log.replay(files["os.img"].ljust(disk_bytes, b"\0"), last.records[-1:])
     return Expected(None, [record for one in found for record in one.records], image, disk_bytes)
 
 

@@ -15,13 +15,15 @@ def replay(start: bytes, disk: Disk, *, upto: int | None = None) -> bytes:
     return replay_files(start, [path for _, path in find_segments(disk.place.folder, disk.place.name)], upto=upto)
 
 
-def replay_files(start: bytes, paths: list[Path], *, upto: int | None = None) -> bytes:
-    """The same over given segments; the last may be still in use, with a preallocated end."""
+def replay_files(start: bytes, paths: list[Path], *, upto: int | None = None, after_seq: int = 0) -> bytes:
+    """The same over given segments; the last may be still in use, with a preallocated end.  ``start`` has the records up to
+    number ``after_seq``.
+    """
     data = bytearray(start)
     for path in paths:
         with SegmentReader(path) as reader:
             for record in scan_tail(reader).records if path == paths[-1] else reader.records():
-                if upto is None or record.position <= upto:
+                if (upto is None or record.position <= upto) and record.seq > after_seq:
                     _apply(data, record, reader)
     return bytes(data)
 

@@ -172,6 +172,7 @@ def test_power_loss_is_told_and_never_taken_for_clean(
     disk.write(0, b"x")
     before = positions.value
     monkeypatch.setattr(boot, "current_boot_id", lambda: "00000000-0000-4000-8000-000000000000")
+    positions = PositionCounter(tmp_path / "position")
     disk = reopen(disk, positions)
     assert disk.state.needs_resync == "PowerLoss"
     counter = PositionCounter(tmp_path / "position")
@@ -185,6 +186,8 @@ def test_power_loss_is_told_and_never_taken_for_clean(
     assert len(logs(disk)) == 2, "the old generation is kept until the resync is applied"
     disk.applied(2, 0)
     assert len(logs(disk)) == 1
+    disk.abandon()
+    positions.close()
 
 
 async def test_a_reboot_after_an_orderly_close_is_clean(
