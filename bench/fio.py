@@ -48,7 +48,7 @@ COLUMNS: dict[str, Column] = {
 
 def run(column: Column, disk: Path, *, seconds: float, launcher: list[str]) -> Figure:
     """Run one job on ``disk``; ``launcher`` is put before the command (to pin it)."""
-    length = [] if column.cold else ["--time_based", f"--runtime={seconds:g}"]
+    length = [] if column.cold else ["--time_based", f"--runtime={seconds * 1000:.0f}ms"]
     command = ["fio", "--name=job", f"--filename={disk}", f"--size={AREA_BYTES}", "--ioengine=psync", "--group_reporting"]
     command += ["--allow_file_create=0", "--output-format=json", *length, *column.arguments]
     done = subprocess.run([*launcher, *command], capture_output=True, text=True, check=False)

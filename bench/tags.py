@@ -68,7 +68,7 @@ class Found:
 
 async def _write(disks: list[Path], seconds: float) -> Writers:
     common = ["--ioengine=psync", "--rw=randwrite", "--bs=4k", "--direct=1", "--norandommap", f"--size={AREA_BYTES}"]
-    common += ["--group_reporting", "--time_based", f"--runtime={seconds:g}", "--percentile_list=50:99:99.9"]
+    common += ["--group_reporting", "--time_based", f"--runtime={seconds * 1000:.0f}ms", "--percentile_list=50:99:99.9"]
     jobs = [argument for disk in disks for argument in (f"--name={disk.stem}", f"--filename={disk}")]
     command = ["fio", "--output-format=json", "--allow_file_create=0", *common, *jobs]
     done = await trio.run_process(command, capture_stdout=True)
