@@ -42,7 +42,7 @@ from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.layers import Layer, RawLayer, TopLayer, WritableLayer
-from blockfs.log_recovery import DISK_BYTES_MAX, Recovered, drop_unreadable, recover_log
+from blockfs.log_recovery import DISK_BYTES_MAX, Recovered, recover_log
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from blockfs.snapshot import STORE_SHARE_MAX, Snapshot, begin_snapshots
@@ -150,6 +150,7 @@ class Disk:
                 self.place.name,
                 disk_id=self.state.disk_id,
                 generation=self.state.generation,
+                first_segment=self.state.first_segment,
                 disk_size_bytes=self.size_bytes,
                 positions=self._rules.positions,
             )
@@ -317,13 +318,12 @@ class Disk:
         )
         try:
             # First, so that no write is logged in a generation that the state does not know.
-            self._set(tracked=True, generation=generation, needs_resync=None)
+            self._set(tracked=True, generation=generation, first_segment=next_number, needs_resync=None)
         except BaseException:
             log.discard()
             raise
         self._log, self._noting = None, False
         try:
-            drop_unreadable(self.place.folder, self.place.name, below=next_number)
             log.start()
         except OSError:
             lib.sr_log_stop(self.c)

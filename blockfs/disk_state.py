@@ -42,8 +42,9 @@ class DiskState(WireModel):
     """What must be known of a disk before its bytes are touched.
 
     ``kind`` is ``raw`` (``NAME.img``) or ``top`` (``NAME.top`` over managed disk ``store`` at ``position``).
-    ``tracked``: writes are logged in generation ``generation``.  ``needs_resync``: None, or why the logs cannot be
-    vouched for.  ``image``: only of a disk by itself (:mod:`blockfs.standalone`).
+    ``tracked``: writes are logged in generation ``generation``, which begins with segment ``first_segment``.
+    ``needs_resync``: None, or why the logs cannot be vouched for.  ``image``: only of a disk by itself
+    (:mod:`blockfs.standalone`).
     """
 
     disk_id: str = Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
@@ -52,6 +53,7 @@ class DiskState(WireModel):
     generation: int = Field(ge=0, lt=1 << 63)
     tracked: bool
     needs_resync: str | None
+    first_segment: int = Field(default=1, ge=1, lt=1 << 63)
     store: str | None = None
     position: int | None = Field(default=None, ge=0, lt=1 << 63)
     image: ImageNote | None = None

@@ -103,34 +103,27 @@ class Recovered:
                 assert_never(record.type)
 
 
-def drop_unreadable(folder: Path, name: str, *, below: int) -> None:
-    """Delete segments with a number below ``below`` of which a power loss or rot has left nothing that can be read.
-
-    They are of older generations, and nothing in them could tell so any more.
-    """
-    for number, path in find_segments(folder, name):
-        if number >= below:
-            continue
-        try:
-            SegmentReader(path).close()
-        except RigError as exc:
-            if exc.code == "LogCorrupt":
-                path.unlink()
-
-
 def recover_log(
-    folder: Path, name: str, *, disk_id: str, generation: int, disk_size_bytes: int, positions: PositionCounter
+    folder: Path,
+    name: str,
+    *,
+    disk_id: str,
+    generation: int,
+    first_segment: int,
+    disk_size_bytes: int,
+    positions: PositionCounter,
 ) -> Recovered:
     """Read the log of a disk that was tracked when its server ended, however it ended, and cut its torn tail.
 
-    ``disk_size_bytes``: what the disk has; the log may say that it was about to grow.
+    ``first_segment``: number with which the generation began; older segments may be anything.  ``disk_size_bytes``: what the
+    disk has; the log may say that it was about to grow.
 
     Raises ``RigError``: ``PowerLoss`` (unsynced pages may be gone) or ``LogCorrupt`` (rot, missing segments): the log
     cannot be continued and the disk needs a resync.
     """
     _adopt_spare(folder, name, disk_id, generation)
     row = _Row(disk_id, generation, disk_size_bytes)
-    found = _read_segments(folder, name, row)
+    found = _read_segments(folder, name, first_segment, row)
     if not found:
         raise RigError("LogCorrupt", f"{folder / name}: has no change log of generation {generation}")
     last = found[-1]
@@ -221,14 +214,14 @@ class _Row:
         return None
 
 
-def _read_segments(folder: Path, name: str, row: _Row) -> list[FoundSegment]:
+def _read_segments(folder: Path, name: str, first_number: int, row: _Row) -> list[FoundSegment]:
     """The generation's segments, checked for belonging together.
 
     The last may have a torn tail, and so may the one before it, whose preallocated end may not have been cut: the next
     one's first sequence number tells that no record of it is missing.
     """
     found: list[FoundSegment] = []
-    paths = find_segments(folder, name)
+    paths = [(number, path) for number, path in find_segments(folder, name) if number >= first_number]
     for number, path in paths:
         if number == paths[-1][0] and _holds_nothing(path):  # a kill while it was being made
             path.unlink()

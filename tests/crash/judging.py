@@ -146,7 +146,9 @@ class _Case:
     def _check_replay(self) -> None:
         """What the recovery side has, with what is kept of the log, is the disk."""
         known, paths, first = self.known, [], None
-        for _, path in find_segments(self.disk.place.folder, NAME):
+        for number, path in find_segments(self.disk.place.folder, NAME):
+            if number < self.told.first_segment:
+                continue
             with SegmentReader(path) as reader:
                 if reader.header.generation == self.told.generation:
                     paths.append(path)

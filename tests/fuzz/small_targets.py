@@ -269,7 +269,7 @@ def _strict_state(raw: bytes) -> dict[str, object] | None:
         return None
     if crc != crc32c(json.dumps(body, sort_keys=True).encode()) or not isinstance(body, dict):
         return None
-    optional = {"store", "position", "image"}
+    optional = {"store", "position", "image", "first_segment"}
     keys = {"disk_id", "size_bytes", "kind", "generation", "tracked", "needs_resync", *optional}
     if not keys - optional <= body.keys() <= keys:
         return None
@@ -281,11 +281,13 @@ def _strict_state(raw: bytes) -> dict[str, object] | None:
         and body["kind"] in ("raw", "top")
         and over
         and _whole(body["generation"])
+        and _whole(body.get("first_segment", 1)) and body.get("first_segment", 1) > 0
         and type(body["tracked"]) is bool
         and (body["needs_resync"] is None or isinstance(body["needs_resync"], str))
         and _is_image_note(body.get("image"))
     )  # fmt: skip
-    return {**body, "store": store, "position": position, "image": body.get("image")} if good else None
+    absent: dict[str, object] = {"store": None, "position": None, "image": None, "first_segment": 1}
+    return absent | body if good else None
 
 
 def disk_state(raw: bytes, folder: Path) -> str:
