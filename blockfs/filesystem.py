@@ -122,7 +122,10 @@ class DiskFileSystem(pyfuse3.Operations):
             entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, 0  # as in /proc: there is no text before it is opened
         elif (found := self._log_of(node)) is not None:
             disk, number, path = found
-            entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.segment_bytes(number, path)
+            try:
+                entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.segment_bytes(number, path)
+            except FileNotFoundError as exc:  # applied and deleted just now
+                raise pyfuse3.FUSEError(errno.ENOENT) from exc
             entry.attr_timeout = 0  # it grows without the kernel's knowledge
         else:
             raise pyfuse3.FUSEError(errno.ENOENT)

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pyfuse3
 import pytest
 
+from blockfs.disk import Disk
 from blockfs.filesystem import DiskFileSystem
 from blockfs.host import DiskHost
 from tests.unit.io_faults import SYNC, WRITE, failing, io_verdict
@@ -119,3 +120,17 @@ async def test_what_is_not_the_disk_is_not_opened_for_writing(host: DiskHost, na
     with pytest.raises(pyfuse3.FUSEError) as failed:
         await opened(host, name, os.O_RDWR)
     assert failed.value.errno == errno.EACCES
+
+
+async def test_a_log_that_is_deleted_while_it_is_looked_at_is_not_there(
+    host: DiskHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, _ = await opened(host, "os.img", os.O_RDWR)
+
+    def gone(*_args: object) -> int:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(Disk, "segment_bytes", gone)
+    with pytest.raises(pyfuse3.FUSEError) as failed:
+        await inode_of(files, "web01", "os.000001.hrl")
+    assert failed.value.errno == errno.ENOENT
