@@ -261,6 +261,7 @@ static int64_t pass_on(struct ring *ring, struct entry *entry, const struct fuse
 	pthread_mutex_lock(&ring->lock);
 	entry->asked = in->unique;
 	pthread_mutex_unlock(&ring->lock);
+	atomic_fetch_add_explicit(&ring->forwarded_count, 1, memory_order_relaxed);
 	rc = sr_names_ask(setup->names, &head, parts, 2);
 	if (rc) {
 		pthread_mutex_lock(&ring->lock);
@@ -268,7 +269,6 @@ static int64_t pass_on(struct ring *ring, struct entry *entry, const struct fuse
 		pthread_mutex_unlock(&ring->lock);
 		return rc;
 	}
-	atomic_fetch_add_explicit(&ring->forwarded_count, 1, memory_order_relaxed);
 	return SR_NO_ANSWER;
 }
 

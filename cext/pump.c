@@ -99,8 +99,8 @@ static int64_t pass_on(struct worker *worker, const struct fuse_in_header *in, v
 	int rc;
 
 	head.unique |= (uint64_t)(worker - worker->pump->workers) << MARK_SHIFT;
-	rc = sr_names_ask(worker->pump->names, &head, &part, 1);
 	atomic_fetch_add_explicit(&worker->forwarded, 1, memory_order_relaxed);
+	rc = sr_names_ask(worker->pump->names, &head, &part, 1);
 	return rc == 0 || in->opcode == FUSE_FORGET || in->opcode == FUSE_BATCH_FORGET ? SR_NO_ANSWER : rc;
 }
 

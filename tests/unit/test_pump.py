@@ -273,6 +273,17 @@ def test_the_end_of_the_mount_is_told(rig: Rig) -> None:
     assert select.select([rig.pump.ended_fd], [], [], FILL_S)[0] == [rig.pump.ended_fd]
 
 
+def test_a_thread_that_gives_up_ends_it_all_and_says_why() -> None:
+    rig = Rig()
+    rig.ask(STATX, 4)
+    assert select.select([rig.kernel], [], [], FILL_S)[0] == [rig.kernel]
+    rig.kernel.close()  # with an answer unread: the other end is told that the connection was reset
+    assert select.select([rig.pump.ended_fd], [], [], FILL_S)[0] == [rig.pump.ended_fd]
+    with pytest.raises(ConnectionResetError):
+        rig.pump.stop()
+    rig.python.close()
+
+
 def test_it_can_be_stopped_while_the_kernel_asks_nothing_and_python_does_not_listen() -> None:
     rig = Rig()
     for i in range(3000):
