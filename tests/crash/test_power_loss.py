@@ -194,7 +194,8 @@ def test_no_state_passes_for_what_it_is_not(folder: Path, monkeypatch: pytest.Mo
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     outcomes, states, histories = Counter[str](), 0, 0
     began = time.monotonic()
-    while states < STATES:
+    needed = ("power loss: goes on", "power loss: PowerLoss", "kill: goes on")  # rare with some seeds, if states are few
+    while states < STATES or (states < 4 * STATES and not all(outcomes[outcome] for outcome in needed)):
         place = folder / str(histories)
         place.mkdir()
         history = History(place, histories, monkeypatch)
@@ -204,6 +205,4 @@ def test_no_state_passes_for_what_it_is_not(folder: Path, monkeypatch: pytest.Mo
         states += history.states
         histories += 1
     print(f"{states} states of {histories} disks in {time.monotonic() - began:.1f} s: {dict(outcomes.most_common())}")
-    assert outcomes["power loss: goes on"], "an orderly end was among them"
-    assert outcomes["power loss: PowerLoss"]
-    assert outcomes["kill: goes on"]
+    assert all(outcomes[outcome] for outcome in needed), outcomes
