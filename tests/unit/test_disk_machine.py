@@ -1,0 +1,192 @@
+"""Any sequence of operations on a disk beside a byte array that has the same done to it (hypothesis finds the sequence)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from blockfs.disk import Disk, DiskRules
+from blockfs.disk_files import DiskPlace, make_raw, make_top
+from blockfs.disk_log import LogPolicy
+from blockfs.layers import ExtentLayer, ExtentMap, Layer, RawLayer
+from blockfs.part import TagSeen
+from blockfs.position import PositionCounter
+from blockfs.snapshot import Snapshot
+from tests.unit.disk_model import replay
+
+SIZE = 300 * 1024 + 512
+"""Not a whole number of blocks, of snapshot chunks, nor of bits in a byte of a map."""
+GROWN_MAX = 2 * SIZE
+OFFSETS = st.integers(0, GROWN_MAX) | st.integers(0, GROWN_MAX // 4096).map(lambda block: block * 4096)
+LENGTHS = st.integers(0, 9000) | st.sampled_from([512, 4096, 65536, 100_000])
+
+
+class DiskMachine(RuleBasedStateMachine):
+    """``model`` is what the disk must read as, ``start`` what it was when the present generation of its log began."""
+
+    @initialize(over_a_view=st.booleans())
+    def make(self, over_a_view: bool) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="siterig-machine-"))
+        self.positions = PositionCounter(self.folder / "position")
+        # Kept whole: a log that is given up is not what this is about.
+        self.rules = DiskRules(self.positions, policy=LogPolicy(kept_share_max=None), snapshot_share_max=10.0)
+        self.place = DiskPlace(self.folder, "web01", "os")
+        self.fresh = itertools.count(1)
+        self.model = bytearray(SIZE)
+        if over_a_view:
+            (self.folder / "base").write_bytes(os.urandom(100_000))
+            (self.folder / "extents").write_bytes(os.urandom(50_000))
+            make_top(self.place, store=self.folder, position=1, size_bytes=SIZE)
+        else:
+            make_raw(self.place, SIZE)
+        self.disk = self.opened()
+        if over_a_view:
+            self.model[:100_000] = (self.folder / "base").read_bytes()
+            self.model[90_000:140_000] = (self.folder / "extents").read_bytes()
+            self.model[8192:9000] = bytes(808)
+        self.start = bytes(self.model)
+        self.disk.start_tracking(new_generation=False)
+        self.snapshot: tuple[Snapshot, bytes, int] | None = None
+
+    def view(self, store: Path, _position: int) -> Layer:
+        extents = ExtentMap()
+        extents.insert(90_000, 50_000, 0, 0)
+        extents.insert(8192, 808, -1, 0)
+        source = os.open(store / "extents", os.O_RDONLY | os.O_CLOEXEC)
+        return ExtentLayer(RawLayer(store / "base"), extents, [source], SIZE)
+
+    def opened(self) -> Disk:
+        return Disk.open(self.place, self.rules, self.view)
+
+    def teardown(self) -> None:
+        if hasattr(self, "disk"):
+            self.disk.abandon()
+            self.positions.close()
+            shutil.rmtree(self.folder)
+
+    # --- what changes the disk ----------------------------------------------------------------------------------
+
+    @rule(offset=OFFSETS, length=LENGTHS)
+    def write(self, offset: int, length: int) -> None:
+        data = (next(self.fresh).to_bytes(4, "little") * (length // 4 + 1))[:length]
+        if offset + length > len(self.model):
+            if length:
+                try:
+                    self.disk.write(offset, data)
+                except OSError:
+                    return
+                raise AssertionError("a write past the end was taken")
+            return
+        assert self.disk.write(offset, data) == length
+        self.model[offset : offset + length] = data
+
+    @rule(offset=OFFSETS, length=LENGTHS, discard=st.booleans())
+    def zero(self, offset: int, length: int, discard: bool) -> None:
+        self.disk.zero(offset, length, discard=discard)
+        inside = max(min(length, len(self.model) - offset), 0)
+        self.model[offset : offset + inside] = bytes(inside)
+
+    @precondition(lambda self: len(self.model) < GROWN_MAX - 200 * 512)
+    @rule(sectors=st.integers(0, 200))
+    def grow(self, sectors: int) -> None:
+        self.disk.resize(len(self.model) + sectors * 512)
+        self.model.extend(bytes(sectors * 512))
+
+    # --- what does not ------------------------------------------------------------------------------------------
+
+    @rule()
+    def flush(self) -> None:
+        self.disk._flush()
+
+    @rule()
+    def tend(self) -> None:
+        self.disk.tend()
+
+    @rule()
+    def tag(self) -> None:
+        position = self.positions.draw()
+        before = bytes(self.model)
+        self.disk.tag(TagSeen(tag_id="t", kind="CrashConsistent", name="n", position=position, time_ns=0))
+        assert replay(self.start, self.disk, upto=position) == before
+
+    @rule()
+    def apply_all(self) -> None:
+        """The recovery side has taken what is closed: the log begins behind it."""
+        segments = self.disk.segments()
+        if segments:
+            self.start = replay(self.start, self.disk, upto=segments[-1].complete_position)
+            self.disk.applied(self.disk.state.generation, segments[-1].last_seq)
+
+    @precondition(lambda self: self.snapshot is None)
+    @rule()
+    def begin_snapshot(self) -> None:
+        self.snapshot = (self.disk.begin_snapshot(), bytes(self.model), 0)
+
+    @precondition(lambda self: self.snapshot is not None)
+    @rule(upto=OFFSETS)
+    def read_and_release_snapshot(self, upto: int) -> None:
+        assert self.snapshot is not None
+        snapshot, was, released = self.snapshot
+        assert snapshot.pread(released, len(was) - released) == was[released:]
+        ranges = snapshot.data_ranges
+        holes = zip([0, *(at + length for at, length in ranges)], [*(at for at, _ in ranges), len(was)], strict=True)
+        assert not any(any(was[start:end]) for start, end in holes)
+        snapshot.release(upto)
+        self.snapshot = (snapshot, was, max(released, min(upto, len(was)) // 65536 * 65536))
+
+    @precondition(lambda self: self.snapshot is not None)
+    @rule()
+    def end_snapshot(self) -> None:
+        self.disk.end_snapshot()
+        self.snapshot = None
+
+    @rule(orderly=st.booleans())
+    def open_again(self, orderly: bool) -> None:
+        next_seq = self.disk.log.next_seq
+        if orderly:
+            self.disk.close()
+        else:
+            self.disk.abandon()
+        self.snapshot = None
+        self.disk = self.opened()
+        assert (self.disk.state.generation, self.disk.state.needs_resync) == (self.disk.state.generation, None)
+        assert self.disk.log.next_seq >= next_seq
+
+    @rule()
+    def begin_a_new_generation(self) -> None:
+        self.disk.start_tracking(new_generation=True)
+        self.disk.applied(self.disk.state.generation, 0)  # of the old one nothing is needed any more
+        self.start = bytes(self.model)
+
+    # --- what holds always --------------------------------------------------------------------------------------
+
+    @invariant()
+    def the_disk_reads_as_the_model(self) -> None:
+        if hasattr(self, "disk"):
+            assert self.disk.size_bytes == len(self.model)
+            assert self.disk.read(0, GROWN_MAX) == self.model
+
+    @invariant()
+    def replaying_the_log_gives_the_disk(self) -> None:
+        if hasattr(self, "disk"):
+            assert replay(self.start, self.disk) == self.model
+
+    @invariant()
+    def what_is_told_to_be_a_hole_is_zeros(self) -> None:
+        if hasattr(self, "disk"):
+            at = 0
+            for offset, length in self.disk.layer.data_ranges():
+                assert not any(self.model[at:offset])
+                at = offset + length
+            assert not any(self.model[at:])
+
+
+TestDiskMachine = DiskMachine.TestCase
+TestDiskMachine.settings = settings(max_examples=40, stateful_step_count=25)
