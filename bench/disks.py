@@ -6,9 +6,10 @@ Needs root, /dev/fuse, fio and, for the peer in C, gcc and Debian's source archi
 an idle core's wake-up costs more than the work, so figures differ threefold with what else the machine does.
 
 How: all subjects work on one and the same backing file.  For each subject, in each round, the host's cache of it is
-dropped; then 1 GiB is written to it *through the subject*, in direct writes of 1 MiB, and synced: so the host's cache is
-warm, and its pages are as this subject's way of writing makes them (their size is what a later small write costs most
-by).  Then the columns in turn, after a sync(2) each.  The order of subjects rotates from round to round.
+dropped; then 1 GiB is written to it *through the subject*, in direct writes of ``--fill-kib``, and synced: so the host's
+cache is warm, and its folios are as this subject's way of writing makes them.  What a later small write costs depends
+on their size most of all: with ``--fill-kib 64`` they are small for every subject, and only the rest is compared.
+Then the columns in turn, after a sync(2) each.  The order of subjects rotates from round to round.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ def _drop_cache(image: Path) -> None:
     os.close(fd)
 
 
-def _prewrite(disk: Path) -> None:
-    """Fill the area by direct writes of 1 MiB, and sync it."""
-    buffer = mmap.mmap(-1, 1 << 20)
+def _prewrite(disk: Path, piece_bytes: int) -> None:
+    """Fill the area by direct writes, and sync it."""
+    buffer = mmap.mmap(-1, piece_bytes)
     buffer[:] = os.urandom(len(buffer))
     fd = os.open(disk, os.O_RDWR | os.O_DIRECT)
     for offset in range(0, AREA_BYTES, len(buffer)):
@@ -70,16 +71,16 @@ def _prewrite(disk: Path) -> None:
     os.close(fd)
 
 
-def _measure(place: Place, start: Start, columns: list[str], seconds: float) -> dict[str, Figure]:
+def _measure(place: Place, start: Start, options: argparse.Namespace) -> dict[str, Figure]:
     found = {}
     with start(place) as disk:
         _drop_cache(place.image)
-        _prewrite(disk)
-        for name in columns:
+        _prewrite(disk, options.fill_kib << 10)
+        for name in options.columns:
             os.sync()
             if COLUMNS[name].cold:
                 _drop_cache(place.image)
-            found[name] = fio.run(COLUMNS[name], disk, seconds=seconds, launcher=place.launcher)
+            found[name] = fio.run(COLUMNS[name], disk, seconds=options.seconds, launcher=place.launcher)
     return found
 
 
@@ -92,7 +93,7 @@ def _run(options: argparse.Namespace, console: Console) -> targets.Values:
             turn = index % len(options.subjects)
             for subject in options.subjects[turn:] + options.subjects[:turn]:
                 console.print(f"round {index + 1}/{options.rounds}: {SUBJECTS[subject][0]}", style="dim")
-                for column, figure in _measure(place, SUBJECTS[subject][1], options.columns, options.seconds).items():
+                for column, figure in _measure(place, SUBJECTS[subject][1], options).items():
                     results[subject][column].append(figure)
     return results
 
@@ -171,6 +172,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--subjects", type=chosen(list(SUBJECTS)), default=_default_subjects(), help=",".join(SUBJECTS))
     parser.add_argument("--columns", type=chosen(list(COLUMNS)), default=list(COLUMNS), help=",".join(COLUMNS))
+    parser.add_argument(
+        "--fill-kib", type=int, choices=(4, 64, 1024), default=1024, help="size of the writes that fill the area"
+    )
     parser.add_argument("--pin", action="store_true", help="fio and the server on one core (a loop device's worker is not)")
     parser.add_argument("--cpu", type=int, default=max(os.sched_getaffinity(0)), help="which, with --pin")
     parser.add_argument("--folder", type=Path, help="where the disk and its log are; default: the temporary folder")
@@ -186,6 +190,7 @@ def main() -> None:
     about = {
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime(began)),
         "wake_ups": f"fio and server pinned to core {options.cpu}" if options.pin else "default, nothing pinned",
+        "fill_kib": options.fill_kib,
         "seconds": options.seconds,
         "rounds": options.rounds,
         "machine": _machine(),
@@ -194,7 +199,7 @@ def main() -> None:
     results = _run(options, console)
     verdicts = targets.judge(results)
     console.print(
-        f"wake-ups: {about['wake_ups']}; medians of {options.rounds} rounds; {about['machine']} {about['versions']}"
+        f"wake-ups: {about['wake_ups']}; filled by {options.fill_kib} KiB; {options.rounds} rounds; {about['machine']} {about['versions']}"
     )
     _print_table(console, results, options.columns, "naive" if "naive" in results else options.subjects[0])
     _print_verdicts(console, verdicts)
