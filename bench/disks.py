@@ -199,7 +199,8 @@ def main() -> None:
     results = _run(options, console)
     verdicts = targets.judge(results)
     console.print(
-        f"wake-ups: {about['wake_ups']}; filled by {options.fill_kib} KiB; {options.rounds} rounds; {about['machine']} {about['versions']}"
+        f"wake-ups: {about['wake_ups']}; filled by {options.fill_kib} KiB; {options.rounds} rounds; "
+        f"{about['machine']} {about['versions']}"
     )
     _print_table(console, results, options.columns, "naive" if "naive" in results else options.subjects[0])
     _print_verdicts(console, verdicts)
