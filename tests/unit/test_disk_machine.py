@@ -36,7 +36,7 @@ class DiskMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="siterig-machine-"))
         self.positions = PositionCounter(self.folder / "position")
         # Kept whole: a log that is given up is not what this is about.
-        self.rules = DiskRules(self.positions, policy=LogPolicy(kept_share_max=None), snapshot_share_max=10.0)
+        self.of_host = DiskRules(self.positions, policy=LogPolicy(kept_share_max=None), snapshot_share_max=10.0)
         self.place = DiskPlace(self.folder, "web01", "os")
         self.fresh = itertools.count(1)
         self.model = bytearray(SIZE)
@@ -63,7 +63,7 @@ class DiskMachine(RuleBasedStateMachine):
         return ExtentLayer(RawLayer(store / "base"), extents, [source], SIZE)
 
     def opened(self) -> Disk:
-        return Disk.open(self.place, self.rules, self.view)
+        return Disk.open(self.place, self.of_host, self.view)
 
     def teardown(self) -> None:
         if hasattr(self, "disk"):
