@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,6 +76,7 @@ class _Case:
             self._check_bytes_after_kill()
         else:
             self._check_bytes_after_power_loss()
+            self._check_flushed_log()
         reason = disk.state.needs_resync
         if disk.tracked:
             outcome = "goes on"
@@ -157,6 +159,22 @@ class _Case:
         replayed = replay_files(known.remote, paths, after_seq=known.remote_seq)
         if replayed != self.content:
             raise LieError(f"the log does not give the disk: {_difference(replayed, self.content)}")
+
+    def _check_flushed_log(self) -> None:
+        """What a flush has returned for is in the log, too, whatever else the power loss left of it."""
+        known = self.known
+        if not known.tracked or known.turning or known.given_up or self.noted or known.sure_seq <= known.remote_seq:
+            return
+        found = set[int]()
+        for path in self.disk.place.folder.glob(f"{NAME}.*"):
+            if path.suffix not in (".hrl", ".spare"):
+                continue
+            with contextlib.suppress(RigError), SegmentReader(path) as reader:
+                if reader.header.generation == known.generation:
+                    for record in reader.records():
+                        found.add(record.seq)
+        missing = set(range(known.remote_seq + 1, known.sure_seq + 1)) - found
+        demand(not missing, f"flushed records {sorted(missing)} are not in the log")
 
     def _check_resync(self, reason: str) -> None:
         known, told = self.known, self.told

@@ -37,6 +37,7 @@ class Known:
     ``versions``: the disk's bytes, oldest first; ``sure`` is the newest that is surely durable, ``acked`` the newest that is
     acknowledged; behind it is at most one, of the operation that runs.  The list is shared, and grows.
     ``remote``: what the recovery side has, which is the records up to ``remote_seq`` of generation ``generation``.
+    ``sure_seq``: the newest record of that generation that a flush has returned for.
     ``turning``: an operation runs that begins or ends tracking.  ``faulty``: one runs that fails on purpose.
     ``torn``: the life began with what a power loss left.
     """
@@ -51,6 +52,7 @@ class Known:
     remote: bytes
     remote_seq: int
     position: int
+    sure_seq: int = 0
     given_up: str | None = None
     turning: bool = False
     faulty: bool = False
@@ -232,7 +234,7 @@ class Life:
             assert self._sync_failed
         else:
             assert not self._sync_failed
-            self._tell(sure=self._known.acked)
+            self._tell(sure=self._known.acked, sure_seq=disk.log.last_seq if disk.tracked else 0)
 
     def _tend(self, disk: Disk) -> None:
         disk.tend()
@@ -306,7 +308,7 @@ class Life:
         """With a copy of the disk brought to the recovery side as soon as the log runs."""
         self._tell(turning=True)
         disk.start_tracking(new_generation=True)
-        self._tell(remote=bytes(self._data), remote_seq=0)
+        self._tell(remote=bytes(self._data), remote_seq=0, sure_seq=0)
 
     def _stop_tracking(self, disk: Disk) -> None:
         self._tell(turning=True)

@@ -161,9 +161,12 @@ class Recorder:
                     self.events.append(Wrote(file, at, sector))
             self._mapped[file] = (fd, now)
 
-    def _did(self, *events: Event) -> None:
+    def _did(self, event: Event) -> None:
+        if isinstance(event, Wrote | Resized) and event.file in self._mapped:  # not through the map
+            fd, _ = self._mapped[event.file]
+            self._mapped[event.file] = (fd, os.pread(fd, os.fstat(fd).st_size, 0))
         self._look_at_maps()
-        self.events.extend(events)
+        self.events.append(event)
 
     # --- the engine's calls ---------------------------------------------------------------------------------------
 

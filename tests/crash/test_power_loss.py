@@ -25,17 +25,17 @@ from blockfs import boot, disk_log
 from blockfs.disk_state import DiskState
 from tests.crash.judging import Crash, judge, judge_damaged
 from tests.crash.lives import DISK_BYTES, Known, Life, World
-from tests.crash.recording import Event, Noted, Recorder
+from tests.crash.recording import Event, NamesSynced, Noted, Recorder, Synced
 from tests.crash.states import DISK, LOG, MAPS, Crashing, State
 
 STATES = int(os.environ.get("SITERIG_STATES", "1500"))
 SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
 LIVES = 4
-MOMENTS = 10
+MOMENTS = 6
 """At so many moments of a life a crash is looked at."""
-SAMPLES = 6
-KILLS = 3
-EDGES = [frozenset(kept) for n in range(4) for kept in itertools.combinations((LOG, DISK, MAPS, "names"), n)]
+SAMPLES = 4
+KILLS = 2
+EDGES = [frozenset(kept) for n in range(5) for kept in itertools.combinations((LOG, DISK, MAPS, "names"), n)]
 """Of the log, the disk and so on each all or nothing."""
 SEGMENT_BYTES = 8 << 10
 OTHER_BOOT = str(uuid.UUID(int=1 << 100))
@@ -118,23 +118,29 @@ class History:
             positions.close()
 
     def _crash(self, crashing: Crashing, events: list[Event], life: int) -> Known:
-        """At some moments, and at both sides of each sync; returns what is known at the end."""
-        moments = set(self.rng.sample(range(len(events)), min(MOMENTS, len(events))))
+        """At some moments, mostly before something becomes durable, and at the end; returns what is known then."""
+        telling = [i for i, event in enumerate(events) if isinstance(event, Synced | NamesSynced)]
+        moments = {
+            len(events),
+            *self.rng.sample(range(len(events)), min(MOMENTS, len(events))),
+            *self.rng.sample(telling, min(MOMENTS, len(telling))),
+        }
         known: Known | None = None
-        for index, event in enumerate(events):
+        for index, event in enumerate([*events, Noted(None)]):
             if known is not None and index in moments:
                 where = f"SITERIG_SEED={SEED}, disk {self.number}, life {life}, before event {index}: {event}"
                 for crash, state in self._states(crashing, event):
                     self._judge(crash, state, known, where[:300])
-            crashing.take(event)
-            if isinstance(event, Noted):
-                known = event.fact
+            if index < len(events):
+                crashing.take(event)
+                if isinstance(event, Noted):
+                    known = event.fact
         assert known is not None
         return known
 
     def _states(self, crashing: Crashing, event: Event) -> Iterator[tuple[Crash, State]]:
         if crashing.loses:
-            for kept in EDGES:
+            for kept in EDGES if isinstance(event, Synced | NamesSynced) else ():
                 yield "power loss", crashing.edge(kept)
             for _ in range(SAMPLES):
                 yield "power loss", crashing.sample(self.rng)

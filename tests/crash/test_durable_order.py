@@ -1,0 +1,243 @@
+"""What must be on stable storage, or said, before what: orders that random states meet too seldom."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from blockfs import disk_log
+from blockfs.changelog import HEADER_BYTES
+from blockfs.disk import Disk, DiskRules
+from blockfs.disk_files import DiskPlace, make_raw
+from blockfs.disk_log import LogPolicy, find_segments
+from blockfs.disk_state import DiskState
+from blockfs.position import PositionCounter
+from cext._core import ffi, lib
+from tests.crash.recording import Event, NamesSynced, Recorder, Renamed, Synced, Unnamed, Wrote
+from tests.unit.disk_model import replay, replay_files
+from tests.unit.io_faults import WRITE, failing
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    monkeypatch.setattr(disk_log, "SEGMENT_BYTES_MIN", 8 << 10)
+    place = DiskPlace(tmp_path, "", "os")
+    make_raw(place, SIZE)
+    with contextlib.closing(PositionCounter(tmp_path / "position")) as positions:
+        disk = Disk.open(place, DiskRules(positions), None)
+        disk.start_tracking(new_generation=False)
+        yield disk
+        disk.abandon()
+
+
+def reopened(disk: Disk) -> Disk:
+    return Disk.open(disk.place, disk._rules, None)
+
+
+@pytest.fixture
+def unlimited(disk: Disk) -> Iterator[Disk]:
+    """Its log may be as long as it likes."""
+    disk.close()
+    disk._rules = replace(disk._rules, policy=LogPolicy(kept_share_max=None))
+    disk = reopened(disk)
+    yield disk
+    disk.abandon()
+
+
+@contextlib.contextmanager
+def recorded(disk: Disk) -> Iterator[list[Event]]:
+    recorder = Recorder(disk.place.folder)
+    with recorder.recording():
+        yield recorder.events
+    recorder.close()
+
+
+def index_of(events: list[Event], event: Event, after: int = 0) -> int:
+    return next(i for i, found in enumerate(events) if i >= after and found == event)
+
+
+def close_segment(disk: Disk) -> None:
+    disk.write(0, b"x" * 500)
+    disk.log.rotate()
+    disk._flush()
+
+
+def test_a_recycled_segment_durably_holds_nothing_before_it_is_the_spare(disk: Disk) -> None:
+    close_segment(disk)
+    disk.applied(1, disk.log.last_seq)
+    with recorded(disk) as events:
+        disk.log.provide_spare()
+    renamed = index_of(events, Renamed("os.recycled", "os.spare"))
+    (zeroed,) = (i for i, event in enumerate(events) if isinstance(event, Wrote) and event.data == bytes(HEADER_BYTES))
+    wrote = events[zeroed]
+    assert isinstance(wrote, Wrote)
+    assert zeroed < index_of(events, Synced(wrote.file)) < renamed < index_of(events, NamesSynced(), renamed)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_an_applied_segment_of_an_earlier_life_is_durably_gone_before_one_of_this_life(disk: Disk, at_once: bool) -> None:
+    """The earlier may end with the mark of an orderly close, and then be the newest that is there."""
+    close_segment(disk)
+    disk.close()
+    disk = reopened(disk)
+    earlier = disk.log.last_seq
+    close_segment(disk)
+    with recorded(disk) as events:
+        if not at_once:
+            disk.applied(1, earlier)
+        disk.applied(1, disk.log.last_seq)
+    gone = [i for i, event in enumerate(events) if isinstance(event, Renamed | Unnamed)]
+    assert len(gone) == 3, "two of the earlier life, one of this"
+    assert NamesSynced() in events[gone[1] : gone[2]]
+    disk.abandon()
+
+
+def test_what_was_noted_is_durable_before_the_mark_that_it_is(disk: Disk) -> None:
+    disk.write(0, bytes(SIZE // 2 + 1))
+    assert not disk.tracked
+    with recorded(disk) as events:
+        disk.close()
+    (mark,) = (event for event in events if isinstance(event, Wrote) and event.data.startswith(b"SRIGDRTY"))
+    of_the_file = [event for event in events if isinstance(event, Wrote | Synced) and event.file == mark.file]
+    assert of_the_file == [Synced(mark.file), mark, Synced(mark.file)]
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+def test_tracking_ends_in_the_state_before_a_write_is_not_logged(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(_state: DiskState, _path: Path) -> None:
+        disk.write(4096, b"in between")
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(DiskState, "save", killed)
+        disk.stop_tracking()
+    disk.abandon()
+    again = reopened(disk)
+    assert again.tracked
+    assert replay(bytes(SIZE), again) == again.read(0, SIZE)
+    again.abandon()
+
+
+@pytest.mark.parametrize("given_up", [True, False])
+def test_a_new_log_takes_nothing_from_the_old_one_before_the_state_names_it(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, given_up: bool
+) -> None:
+    """A kill finds what the old one's writer did until the last moment: a segment begun in the spare, a giving up."""
+
+    def killed(_state: DiskState, _path: Path) -> None:
+        disk.write(4096, b"in the spare")
+        if given_up:
+            disk.write(8192, bytes(SIZE // 2))
+        raise Killed
+
+    disk.log.provide_spare()
+    disk.write(0, bytes(SIZE // 16 + 1))
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(DiskState, "save", killed)
+        disk.start_tracking(new_generation=True)
+    disk.abandon()
+    again = reopened(disk)
+    assert (again.state.generation, again.state.needs_resync) == (1, "LogOverflow" if given_up else None)
+    if given_up:
+        assert again.dirty_ranges() == [(0, again.dirty_bytes)]
+        assert again.dirty_bytes > SIZE // 2
+    else:
+        assert replay(bytes(SIZE), again) == again.read(0, SIZE)
+    assert again.read(4096, 12) == b"in the spare"
+    again.abandon()
+
+
+def test_a_new_log_that_cannot_begin_is_no_log_that_was_given_up(disk: Disk) -> None:
+    with failing(WRITE, ".hrl", errno.ENOSPC), pytest.raises(OSError, match="No space left"):
+        disk.start_tracking(new_generation=True)
+    assert (disk.tracked, disk.state.needs_resync) == (False, "LogFull")
+    disk.abandon()
+    again = reopened(disk)
+    assert again.state.needs_resync == "LogCorrupt", "what has changed since the last log is not known"
+    again.write(0, b"goes on")
+    again.start_tracking(new_generation=False)
+    assert again.state.generation == disk.state.generation + 1
+    again.abandon()
+
+
+def test_new_logs_while_the_old_one_is_written_and_tended(unlimited: Disk) -> None:
+    """The last generation, with the disk as its snapshot had it, is the disk."""
+    disk = unlimited
+    handle = lib.sr_handle_open(disk.c, lib.SR_HANDLE_DISK, 1, ffi.NULL, -1, 0)
+    ended = threading.Event()
+    failed: list[BaseException] = []
+
+    def write() -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            data = number.to_bytes(8, "little") * 64
+            if lib.sr_handle_write(handle, data, len(data), number % 100 * 4096) != len(data):
+                failed.append(AssertionError("a write failed"))
+
+    def tend() -> None:
+        try:
+            while not ended.is_set():
+                disk.tend()
+        except BaseException as exc:
+            failed.append(exc)
+
+    threads = [threading.Thread(target=task) for task in (write, tend)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(25):
+            disk.start_tracking(new_generation=True)
+        snapshot = disk.begin_snapshot()
+        start = snapshot.pread(0, SIZE)
+        after = snapshot.first_seq - 1
+        disk.end_snapshot()
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+        lib.sr_handle_close(handle)
+    assert not failed
+    generation = disk.state.generation
+    disk.abandon()
+    again = reopened(disk)
+    assert (again.state.generation, again.state.needs_resync) == (generation, None)
+    again.segments()  # what the writer has just begun gets its name
+    logs = [path for number, path in find_segments(disk.place.folder, "os") if number >= again.state.first_segment]
+    assert replay_files(start, logs, after_seq=after) == again.read(0, SIZE)
+    again.abandon()
+
+
+def test_a_close_refuses_what_comes_after_it(unlimited: Disk) -> None:
+    """A write behind the mark of an orderly close would make it untrue."""
+    disk = unlimited
+    before = disk.log.next_seq
+    handle = lib.sr_handle_open(disk.c, lib.SR_HANDLE_DISK, 1, ffi.NULL, -1, 0)
+    results: list[int] = []
+
+    def write() -> None:
+        while not results or results[-1] > 0:
+            results.append(lib.sr_handle_write(handle, b"x" * 512, 512, 0))
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    while len(results) < 10:
+        pass
+    disk.close()
+    thread.join()
+    lib.sr_handle_close(handle)
+    assert results[-1] == -errno.EIO
+    again = reopened(disk)
+    assert again.log.next_seq == before + len(results) - 1 + 2, "the writes, a FLUSH, and the mark"
+    again.abandon()
