@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 SOURCES = (
     *("crc32c.c", "hasher.c", "kernel.c"),
     *("io.c", "layers.c", "log.c", "snapshot.c", "disk.c", "handles.c"),
-    *("requests.c", "names.c", "fuse_uring.c", "pump.c"),
+    *("requests.c", "names.c", "ring.c", "fuse_uring.c", "pump.c"),
 )
 
 

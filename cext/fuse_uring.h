@@ -20,6 +20,7 @@ struct sr_uring;
 struct sr_uring_setup {
 	int device_fd; /* /dev/fuse; the caller's, open until sr_uring_free */
 	uint32_t request_bytes_max;
+	int ended_fd;  /* an eventfd that is raised when a thread gave up */
 	struct sr_names *names;
 	int mark_shift;       /* requests for names carry `first_mark` + the ring's number in `unique` from this bit up */
 	uint64_t first_mark;
@@ -38,6 +39,9 @@ void sr_uring_answer(struct sr_uring *uring, uint64_t ring, const struct fuse_ou
 		     size_t bytes);
 
 void sr_uring_counters(struct sr_uring *uring, uint64_t *answered, uint64_t *forwarded);
+
+/* With which (-errno) a thread gave up, or 0. */
+int sr_uring_error(struct sr_uring *uring);
 
 /* End all threads; names must be closed.  What was not answered ends with the connection. */
 void sr_uring_free(struct sr_uring *uring);

@@ -194,6 +194,7 @@ static void new_rings(struct sr_pump *pump)
 	struct sr_uring_setup setup = {
 		.device_fd = pump->workers[0].fd,
 		.request_bytes_max = pump->request_bytes_max,
+		.ended_fd = pump->ended_fd,
 		.names = pump->names,
 		.mark_shift = MARK_SHIFT,
 		.first_mark = RINGS_FROM,
@@ -339,6 +340,8 @@ int sr_pump_stop(struct sr_pump *pump)
 {
 	int device_fd = pump->workers[0].fd, names_fd = pump->names_fd, error = atomic_load(&pump->error);
 
+	if (pump->uring && !error)
+		error = sr_uring_error(pump->uring);
 	release(pump);
 	close(names_fd);
 	close(device_fd);
