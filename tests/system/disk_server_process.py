@@ -57,10 +57,14 @@ class DiskServer:
 
     def start(self) -> None:
         """Returns when the mount answers."""
+        self.launch()
+        assert self._line() == "ready", "the disk server ended before it was ready"
+
+    def launch(self) -> None:
+        """Begin to start, and do not wait."""
         command = [sys.executable, "-m", "tests.system.disk_server", str(self.root), str(self.mountpoint)]
         options = [str(self.disk_bytes), self.front_end, *([] if self._uid is None else [str(self._uid)])]
         self._process = subprocess.Popen([*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self._line() == "ready", "the disk server ended before it was ready"
 
     def _line(self) -> str:
         assert self._process is not None
@@ -75,8 +79,12 @@ class DiskServer:
 
     def call(self, method: str, **arguments: object) -> Any:
         """Ask the disk host (:class:`blockfs.control.DiskHostControl`); its answer as of JSON."""
-        self._tell(json.dumps([method, arguments]))
+        self.ask(method, **arguments)
         return json.loads(self._line())
+
+    def ask(self, method: str, **arguments: object) -> None:
+        """The same, of a server that will not live to answer."""
+        self._tell(json.dumps([method, arguments]))
 
     def counters(self, name: str) -> dict[str, dict[str, int]]:
         """Requests that the disk has had (``ops``), and their ``bytes``, by kind."""
