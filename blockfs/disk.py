@@ -346,6 +346,16 @@ class Disk:
             if log is not None and self._c is not None:
                 log.tend()
 
+    async def make_ready_to_cut(self) -> None:
+        """A TAG begins a new segment; if none stands ready it is made in a thread, which may take long on a busy host."""
+        if not self.log.has_spare:
+            await trio.to_thread.run_sync(self._provide_spare)
+
+    def _provide_spare(self) -> None:
+        with self._thread_lock:
+            if self._log is not None and self._c is not None:
+                self._log.provide_spare()
+
     def note_given_up(self) -> None:
         """If the writer has given the log up, say so in the disk's state.  The dirty file has it already."""
         if self._log is None or (reason := self._log.given_up) is None:

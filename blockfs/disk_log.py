@@ -322,6 +322,11 @@ class DiskLog:
                     )
                     lib.sr_log_forget(self._disk, segment.number)
 
+    @property
+    def has_spare(self) -> bool:
+        """Whether a new segment can begin at once."""
+        return bool(self._info.has_spare)
+
     def provide_spare(self) -> None:
         """Put a spare segment at the writer's disposal, if it has none."""
         with self._spare_lock:

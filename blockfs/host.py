@@ -302,8 +302,11 @@ class DiskHost:
         those were drawn before, under the disk's lock.  No checkpoint between the look at the clock and the last TAG.
         """
         disks = self.disks(vm)
-        for disk in disks:
-            _ = disk.log  # NotTracked, before anything is tagged
+        try:
+            for disk in disks:
+                await disk.make_ready_to_cut()  # NotTracked, before anything is tagged
+        except OSError as exc:
+            raise _host_error(f"change log of VM {vm}", exc) from exc
         if not_after_ns is not None and time.monotonic_ns() > not_after_ns:
             raise RigError(
                 "FreezeTimedOut", f"VM {vm!r}: its guests were no longer surely frozen at the cut", recoverable=True
@@ -336,6 +339,8 @@ class DiskHost:
         disks = self.disks(vm)
         now = time.time_ns()
         try:
+            for disk in disks:
+                await disk.make_ready_to_cut()
             snapshots = begin_snapshots_of(disks)
         except OSError as exc:
             raise _host_error(f"snapshot of VM {vm}", exc) from exc

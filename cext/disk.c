@@ -14,12 +14,21 @@ uint64_t sr_now_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-void sr_raise_event(struct sr_disk *disk)
+static void raise_event(struct sr_disk *disk)
 {
 	uint64_t one = 1;
 	if (disk->event_fd >= 0 && write(disk->event_fd, &one, sizeof(one)) < 0) {
 		/* EAGAIN: it is raised already, as high as can be */
 	}
+}
+
+void sr_unlock(struct sr_disk *disk)
+{
+	int due = disk->event_due;
+	disk->event_due = 0;
+	pthread_mutex_unlock(&disk->lock);
+	if (due)
+		raise_event(disk);
 }
 
 struct sr_disk *sr_disk_new(struct sr_layer *layer, uint64_t *positions, int event_fd)
@@ -71,7 +80,7 @@ void sr_disk_free(struct sr_disk *disk)
 	pthread_mutex_lock(&disk->lock);
 	sr_snapshot_end_locked(disk);
 	sr_log_stop_locked(disk);
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 	pthread_rwlock_unlock(&disk->life);
 	sr_disk_put(disk);
 }
@@ -137,7 +146,7 @@ int64_t sr_disk_write(struct sr_disk *disk, const void *buf, uint64_t bytes, uin
 		done = -EFBIG;
 	else
 		done = write_locked(disk, buf, bytes, offset);
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 	return done;
 }
 
@@ -172,7 +181,7 @@ int sr_disk_zero(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes
 		if (bytes > 0)
 			rc = zero_locked(disk, type, offset, bytes);
 	}
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 	return rc;
 }
 
@@ -204,7 +213,7 @@ int sr_disk_resize(struct sr_disk *disk, uint64_t bytes)
 {
 	pthread_mutex_lock(&disk->lock);
 	int rc = resize_locked(disk, bytes);
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 	return rc;
 }
 
@@ -255,7 +264,7 @@ static int sync_pass(struct sr_disk *disk, int *more)
 	size_t count = hold_unsynced(disk, held, 0), closed = 0;
 	for (size_t i = 0; i < count; i++)
 		closed += held[i]->info.closed != 0; /* what is closed later has records that this pass may miss */
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 
 	if (count > 0)
 		sr_layer_start_sync(disk->layer); /* under way while the log is waited for */
@@ -268,7 +277,7 @@ static int sync_pass(struct sr_disk *disk, int *more)
 	if (rc == 0 && !*more)
 		disk->synced = upto;
 	note_synced(disk, held, count, closed, rc);
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 	return rc;
 }
 
@@ -281,11 +290,11 @@ int sr_log_sync_closed(struct sr_disk *disk)
 	do {
 		pthread_mutex_lock(&disk->lock);
 		count = hold_unsynced(disk, held, 1);
-		pthread_mutex_unlock(&disk->lock);
+		sr_unlock(disk);
 		rc = sync_held(held, count);
 		pthread_mutex_lock(&disk->lock);
 		note_synced(disk, held, count, count, rc);
-		pthread_mutex_unlock(&disk->lock);
+		sr_unlock(disk);
 	} while (rc == 0 && count == SYNCED_AT_ONCE);
 	return rc;
 }
@@ -301,7 +310,7 @@ int sr_disk_flush(struct sr_disk *disk)
 		disk->log.flush_due = 0;
 	}
 	uint64_t wanted = disk->changes;
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 
 	pthread_mutex_lock(&disk->syncing);
 	while (more && rc == 0) {
@@ -309,7 +318,7 @@ int sr_disk_flush(struct sr_disk *disk)
 		/* After a failed sync the kernel reports success, though pages are gone: from then on no flush succeeds. */
 		rc = disk->sync_error;
 		int done = disk->synced >= wanted; /* by somebody else's flush, while this one waited */
-		pthread_mutex_unlock(&disk->lock);
+		sr_unlock(disk);
 		if (rc || done)
 			break;
 		rc = sync_pass(disk, &more);

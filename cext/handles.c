@@ -194,7 +194,7 @@ static int64_t read_segment(struct handle *handle, char *buf, uint64_t bytes, ui
 {
 	pthread_mutex_lock(&handle->disk->lock);
 	uint64_t size = sr_log_end_of(handle->disk, handle->number);
-	pthread_mutex_unlock(&handle->disk->lock);
+	sr_unlock(handle->disk);
 	if (offset >= size)
 		return 0;
 	if (bytes > size - offset)

@@ -66,7 +66,7 @@ static int64_t write_all(int fd, const struct iovec *given, int iovs, int64_t by
 
 	memcpy(copy, given, sizeof(*given) * (size_t)iovs);
 	while (done < bytes) {
-		int64_t room = bytes - done < SR_IO_PIECE_BYTES ? bytes - done : SR_IO_PIECE_BYTES;
+		int64_t room = bytes - done;
 		int used = 0;
 		size_t cut = 0;
 		for (; used < iovs && room > 0; used++) { /* cut the last vector that is reached */
@@ -100,8 +100,23 @@ int64_t sr_io_writev(int fd, const struct iovec *iov, int iovs, int64_t offset)
 
 int64_t sr_io_write(int fd, const void *buf, int64_t bytes, int64_t offset)
 {
-	struct iovec iov = {.iov_base = (void *)buf, .iov_len = (size_t)bytes};
-	return bytes ? sr_io_writev(fd, &iov, 1, offset) : 0;
+	struct iovec whole = {.iov_base = (void *)buf, .iov_len = (size_t)bytes};
+	int64_t done = 0, verdict = bytes ? ask(SR_IO_WRITE, fd, offset, bytes, &whole, 1) : 0;
+
+	if (verdict < 0)
+		return verdict;
+	if (verdict > 0 && verdict < bytes)
+		bytes = verdict;
+	while (done < bytes) {
+		size_t piece = (size_t)(bytes - done < SR_IO_PIECE_BYTES ? bytes - done : SR_IO_PIECE_BYTES);
+		ssize_t n = pwrite(fd, (const char *)buf + done, piece, offset + done);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return done ? done : -errno;
+		done += n;
+	}
+	return done;
 }
 
 void sr_io_expect_random(int fd)

@@ -120,7 +120,7 @@ int sr_log_switch(struct sr_disk *disk)
 	log->current = fresh;
 	log->older_bytes += old->info.end;
 	disk->changes++; /* the closed segment is to be made durable by the next flush, even if nothing else is */
-	sr_raise_event(disk);
+	disk->event_due = 1;
 
 	uint64_t took = sr_now_ns() - began;
 	sr_add(&disk->counters.segments_switched, 1);
@@ -275,7 +275,7 @@ void sr_log_give_up(struct sr_disk *disk, int state)
 	__atomic_store_n((uint32_t *)(void *)(log->dirty + STATE_OFFSET), word, __ATOMIC_RELEASE);
 	log->state = state;
 	drop_segments(log);
-	sr_raise_event(disk);
+	disk->event_due = 1;
 }
 
 void sr_log_make_room(struct sr_disk *disk, uint64_t bytes)
@@ -342,7 +342,7 @@ void sr_log_stop(struct sr_disk *disk)
 {
 	pthread_mutex_lock(&disk->lock);
 	sr_log_stop_locked(disk);
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 }
 
 static void free_new(struct log *log)
@@ -399,9 +399,9 @@ int sr_log_start(struct sr_disk *disk, const struct sr_log_setup *setup)
 		sr_log_stop_locked(disk);
 		disk->log = log;
 		disk->changes++;
-		sr_raise_event(disk); /* it needs its first spare */
+		disk->event_due = 1; /* it needs its first spare */
 	}
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 	if (rc)
 		free_new(&log);
 	return rc;
@@ -413,7 +413,7 @@ int sr_log_give_spare(struct sr_disk *disk, int fd)
 	int taken = disk->log.state == SR_LOGGED && disk->log.spare_fd < 0;
 	if (taken)
 		disk->log.spare_fd = fd;
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 	return taken;
 }
 
@@ -442,7 +442,7 @@ int sr_log_append(struct sr_disk *disk, int type, int flags, const void *payload
 	uint64_t took = sr_now_ns() - began;
 	if (took > __atomic_load_n(&disk->counters.longest_append_ns, __ATOMIC_RELAXED))
 		__atomic_store_n(&disk->counters.longest_append_ns, took, __ATOMIC_RELAXED);
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 	return rc;
 }
 
@@ -457,7 +457,7 @@ int sr_log_rotate(struct sr_disk *disk)
 {
 	pthread_mutex_lock(&disk->lock);
 	int rc = sr_log_rotate_locked(disk);
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 	return rc;
 }
 
@@ -470,7 +470,7 @@ void sr_log_touch(struct sr_disk *disk, uint64_t number, uint64_t offset, uint64
 		for (uint64_t c = offset / SR_DIRTY_CHUNK_BYTES; c <= (offset + bytes - 1) / SR_DIRTY_CHUNK_BYTES; c++)
 			if (c < log->touched_count && log->touched[c] < (uint32_t)number)
 				log->touched[c] = (uint32_t)number;
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 }
 
 void sr_log_applied(struct sr_disk *disk, uint64_t oldest_number, uint64_t bytes)
@@ -478,14 +478,14 @@ void sr_log_applied(struct sr_disk *disk, uint64_t oldest_number, uint64_t bytes
 	pthread_mutex_lock(&disk->lock);
 	disk->log.oldest_number = oldest_number;
 	disk->log.older_bytes -= bytes;
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 }
 
 void sr_log_limit(struct sr_disk *disk, uint64_t kept_bytes_max)
 {
 	pthread_mutex_lock(&disk->lock);
 	disk->log.kept_bytes_max = kept_bytes_max;
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 }
 
 size_t sr_log_segments(struct sr_disk *disk, struct sr_segment_info *out, size_t max)
@@ -495,7 +495,7 @@ size_t sr_log_segments(struct sr_disk *disk, struct sr_segment_info *out, size_t
 	for (struct segment *s = disk->log.first; s; s = s->next, count++)
 		if (count < max)
 			out[count] = s->info;
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 	return count;
 }
 
@@ -512,7 +512,7 @@ void sr_log_forget(struct sr_disk *disk, uint64_t number)
 			break;
 		}
 	}
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 }
 
 uint64_t sr_log_end_of(struct sr_disk *disk, uint64_t number)
@@ -537,7 +537,7 @@ void sr_log_info(struct sr_disk *disk, struct sr_log_info *out)
 		for (uint64_t i = 0; i < (log->touched_count + 7) / 8; i++)
 			out->dirty_chunks += (uint64_t)__builtin_popcount(bits[i]);
 	}
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 }
 
 /* --- positions ----------------------------------------------------------------------------------------------- */

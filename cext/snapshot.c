@@ -148,7 +148,7 @@ void sr_snapshot_release(struct sr_disk *disk, uint64_t upto)
 		if (upto > snap->released)
 			__atomic_store_n(&snap->released, upto, __ATOMIC_RELEASE);
 	}
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 }
 
 void sr_snapshot_end_locked(struct sr_disk *disk)
@@ -165,7 +165,7 @@ void sr_snapshot_end(struct sr_disk *disk)
 	pthread_rwlock_wrlock(&disk->snapshot_life);
 	pthread_mutex_lock(&disk->lock);
 	sr_snapshot_end_locked(disk);
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 	pthread_rwlock_unlock(&disk->snapshot_life);
 }
 
@@ -214,7 +214,7 @@ uint64_t sr_snapshot_serial(struct sr_disk *disk)
 {
 	pthread_mutex_lock(&disk->lock);
 	uint64_t serial = disk->snapshot_serial;
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 	return serial;
 }
 
@@ -225,7 +225,7 @@ int64_t sr_snapshot_read_one(struct sr_disk *disk, uint64_t serial, void *buf, u
 	pthread_rwlock_rdlock(&disk->snapshot_life); /* from here on it does not give way to another */
 	pthread_mutex_lock(&disk->lock);
 	struct snapshot *snap = disk->snapshot_serial == serial ? disk->snapshot : NULL;
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 	if (!snap) {
 		done = -EIO;
 	} else if (offset < snap->bytes) {
@@ -251,5 +251,5 @@ void sr_snapshot_info(struct sr_disk *disk, struct sr_snapshot_info *out)
 						 .store_bytes_max = snap->store_bytes_max,
 						 .released = snap->released,
 						 .serial = disk->snapshot_serial};
-	pthread_mutex_unlock(&disk->lock);
+	sr_unlock(disk);
 }
