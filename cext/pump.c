@@ -29,7 +29,7 @@ enum {
 	 * which the kernel, counting from 0, does not reach. */
 	MARK_SHIFT = 52,
 	WORKERS_MAX = 64,
-	RESERVES = 6, /* workers that wait until others are busy with what takes long */
+	RESERVES = WORKERS_MAX - SR_PUMP_THREADS_MAX, /* workers that wait until others are busy with what takes long */
 	RINGS_FROM = WORKERS_MAX,
 	RINGS_MAX = 4000,
 };
@@ -47,6 +47,7 @@ struct worker {
 struct sr_pump {
 	int names_fd, ended_fd;
 	uint32_t request_bytes_max;
+	uint16_t queue;
 	struct sr_names *names;
 	struct sr_uring *uring;
 	int uring_error;
@@ -224,7 +225,7 @@ static int init(struct sr_pump *pump, int over_io_uring)
 		return rc;
 	if (over_io_uring && (arg->flags & FUSE_INIT_EXT) && ((uint64_t)arg->flags2 << 32 & SR_FUSE_OVER_IO_URING))
 		new_rings(pump);
-	answer = sr_request_init(arg, pump->request_bytes_max, pump->uring ? SR_FUSE_OVER_IO_URING : 0, &out);
+	answer = sr_request_init(arg, pump->request_bytes_max, pump->queue, pump->uring ? SR_FUSE_OVER_IO_URING : 0, &out);
 	reply(worker->fd, in, answer, &out);
 	if (answer < 0)
 		return (int)answer;
@@ -299,7 +300,7 @@ int sr_pump_start(const struct sr_pump_setup *setup, struct sr_pump **out)
 	sigset_t all, before;
 	int rc = 0;
 
-	if (setup->threads < 1 || setup->threads > WORKERS_MAX - RESERVES || setup->request_bytes_max < PAGE_BYTES ||
+	if (setup->threads < 1 || setup->threads > SR_PUMP_THREADS_MAX || setup->queue < 1 || setup->request_bytes_max < PAGE_BYTES ||
 	    setup->request_bytes_max % PAGE_BYTES)
 		return -EINVAL;
 	pump = calloc(1, sizeof(*pump) + (size_t)(setup->threads + RESERVES) * sizeof(pump->workers[0]));
@@ -308,6 +309,7 @@ int sr_pump_start(const struct sr_pump_setup *setup, struct sr_pump **out)
 	pump->names_fd = setup->names_fd;
 	pump->ended_fd = setup->ended_fd;
 	pump->request_bytes_max = setup->request_bytes_max;
+	pump->queue = setup->queue;
 	pump->wanted = setup->threads;
 	pump->count = setup->threads + RESERVES;
 	pthread_mutex_init(&pump->lock, NULL);

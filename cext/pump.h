@@ -10,12 +10,15 @@
 
 struct sr_pump;
 
+enum { SR_PUMP_THREADS_MAX = 58 };
+
 struct sr_pump_setup {
 	int device_fd; /* /dev/fuse, mounted; or a SOCK_SEQPACKET socket in its place, for one thread.  Owned */
 	int names_fd;  /* one end of the SOCK_SEQPACKET pair whose other end libfuse has.  Owned */
 	int ended_fd;  /* an eventfd that is raised when the mount is gone or a thread gave up; the caller's */
-	int threads;                /* that take requests; for each that waits for a disk, another takes its place */
+	int threads;                /* up to SR_PUMP_THREADS_MAX, that take requests; for each that waits for a disk, another takes its place */
 	uint32_t request_bytes_max; /* whole pages */
+	uint16_t queue;             /* requests that the kernel keeps under way on its own account, at least 1 */
 	int over_io_uring;          /* if the kernel offers it; the threads do the rest */
 };
 

@@ -9,6 +9,10 @@ from typing import Any
 from cext._core import ffi, lib
 
 
+THREADS_MAX: int = lib.SR_PUMP_THREADS_MAX
+QUEUE_MAX = (1 << 16) - 1
+
+
 @dataclass(frozen=True, slots=True)
 class PumpOptions:
     """How requests are taken from the kernel.
@@ -19,6 +23,9 @@ class PumpOptions:
     threads: int = field(default_factory=lambda: 2 if (os.cpu_count() or 1) <= 2 else 4)
     request_bytes_max: int = 1 << 20
     """What one read or write may carry: whole pages; more than 1 MiB only if ``fs.fuse.max_pages_limit`` was raised."""
+    queue: int = 64
+    """How many requests the kernel keeps under way on its own account: read-ahead, asynchronous direct I/O.  A reader or
+    writer that waits for its answer is not counted."""
     over_io_uring: bool = True
     """Where the kernel offers it (module parameter ``enable_uring`` of ``fuse``)."""
 
@@ -36,6 +43,7 @@ class Pump:
             "ended_fd": self.ended_fd,
             "threads": options.threads,
             "request_bytes_max": options.request_bytes_max,
+            "queue": options.queue,
             "over_io_uring": options.over_io_uring,
         }
         rc = lib.sr_pump_start(ffi.new("struct sr_pump_setup *", setup), pump)

@@ -10,9 +10,6 @@
 /* Newer than some systems' headers. */
 enum { OP_STATX = 52, OP_COPY_FILE_RANGE_64 = 53 };
 
-/* Requests the kernel keeps under way on its own account: read-ahead, asynchronous direct I/O. */
-enum { BACKGROUND_MAX = 64, CONGESTED_FROM = 48 };
-
 static int64_t answer_read(const struct sr_request *request)
 {
 	const struct fuse_read_in *arg = request->arg;
@@ -107,7 +104,7 @@ int64_t sr_request_answer(const struct sr_request *request)
 	return answer == -ENOSYS ? -EOPNOTSUPP : answer;
 }
 
-int64_t sr_request_init(const struct fuse_init_in *in, uint32_t request_bytes_max, uint64_t flags,
+int64_t sr_request_init(const struct fuse_init_in *in, uint32_t request_bytes_max, uint16_t queue, uint64_t flags,
 			struct fuse_init_out *out)
 {
 	/* No FUSE_AUTO_INVAL_DATA: it costs a GETATTR with every read after a write, and disks change only through the
@@ -128,8 +125,8 @@ int64_t sr_request_init(const struct fuse_init_in *in, uint32_t request_bytes_ma
 	out->max_readahead = UINT32_MAX; /* only the mount's bdi says how far (blockfs/mounting.py) */
 	out->flags = (uint32_t)(wanted & offered);
 	out->flags2 = (uint32_t)((wanted & offered) >> 32);
-	out->max_background = BACKGROUND_MAX;
-	out->congestion_threshold = CONGESTED_FROM;
+	out->max_background = queue;
+	out->congestion_threshold = (uint16_t)(queue - queue / 4); /* the kernel's own share */
 	out->max_write = request_bytes_max;
 	out->max_pages = (uint16_t)(request_bytes_max / 4096);
 	out->time_gran = 1;

@@ -29,9 +29,10 @@ bool sr_request_is_slow(const struct fuse_in_header *in);
 /* Do what the request asks.  Returns bytes of the answer in `data`, -errno as the answer, or an enum sr_answer. */
 int64_t sr_request_answer(const struct sr_request *request);
 
-/* The answer to FUSE_INIT, with requests of up to `request_bytes_max` (whole pages); `flags`: FUSE_... of its two flag
- * words to ask for beside the usual.  Returns bytes in `out`, or -EPROTO. */
-int64_t sr_request_init(const struct fuse_init_in *in, uint32_t request_bytes_max, uint64_t flags,
+/* The answer to FUSE_INIT, with requests of up to `request_bytes_max` (whole pages), `queue` of which the kernel keeps under
+ * way on its own account; `flags`: FUSE_... of its two flag words to ask for beside the usual.  Returns bytes in `out`,
+ * or -EPROTO. */
+int64_t sr_request_init(const struct fuse_init_in *in, uint32_t request_bytes_max, uint16_t queue, uint64_t flags,
 			struct fuse_init_out *out);
 
 #endif

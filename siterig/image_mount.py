@@ -19,6 +19,7 @@ from blockfs.errors import RigError
 from blockfs.image import Format, Image, mount_source, open_image
 from blockfs.standalone import Discontinued, StandAlone
 from siterig import mountpoint
+from siterig.front_end import FrontEnd
 
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -33,6 +34,7 @@ class Wanted:
     tracked: bool
     read_only: bool
     format: Format | None
+    front_end: FrontEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ async def expose(wanted: Wanted, *, ready: Callable[[Mounted], None], note: Call
         async with trio.open_nursery() as nursery:
             nursery.start_soon(end.listen, signals)
             async with _opened(wanted, note) as mounted:
-                await _serve(mounted, end, ready, note)
+                await _serve(mounted, wanted.front_end, end, ready, note)
             nursery.cancel_scope.cancel()
     if end.interrupted:
         raise KeyboardInterrupt
@@ -135,7 +137,9 @@ def _ended(image: Image, alone: StandAlone, log: Discontinued) -> str:
     return f"{text}; generation {state.generation} begins with the image as it is now" if state.tracked else text
 
 
-async def _serve(mounted: Mounted, end: _End, ready: Callable[[Mounted], None], note: Callable[[str], None]) -> None:
+async def _serve(
+    mounted: Mounted, front_end: FrontEnd, end: _End, ready: Callable[[Mounted], None], note: Callable[[str], None]
+) -> None:
     image, where = mounted.image, mounted.disk.parent
     for use in await hostmounts.loops(mounted.disk):
         note(f"{use.loop} lies on {mounted.disk} of an earlier mount, which is dead; detach it: losetup -d {use.loop}")
@@ -148,6 +152,7 @@ async def _serve(mounted: Mounted, end: _End, ready: Callable[[Mounted], None], 
                     where,
                     source=mount_source(image.path),
                     read_only=image.read_only,
+                    pump=front_end.pump,
                     task_status=task_status,
                 )
                 end.serving.cancel()

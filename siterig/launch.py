@@ -16,13 +16,13 @@ import trio
 from blockfs.errors import RigError
 from siterig import cleanup, services
 from siterig.layout import Layout, check_format, create
+from siterig.front_end import FrontEnd
 from siterig.limits import Limits
 from siterig.lock import take_lock
 from siterig.process import last_line
 from siterig.rpc_contract import check_socket_path
 
 END_TIMEOUT_S = 90.0
-PORTABLE_FUSE = "--portable-fuse"
 QUICK_RETRIES = "--quick-retries"
 UNTIL_EOF = "--until-eof"
 
@@ -61,7 +61,7 @@ async def up(
     *,
     until_eof: bool = False,
     quick_retries: bool = False,
-    portable_fuse: bool = False,
+    front_end: FrontEnd | None = None,
     limits: Limits | None = None,
     announce: Callable[[str, str], None] = lambda _role, _state: None,
 ) -> Launched:
@@ -69,7 +69,7 @@ async def up(
 
     ``announce(role, state)`` is called as roles get ready.  With ``until_eof`` the rig ends when this process does,
     however it ends.  ``quick_retries``: the agent tries again after seconds instead of minutes.
-    ``portable_fuse``: pyfuse3 alone answers the kernel, without threads in C.  ``limits``: of all disks, until it is down.
+    ``front_end``: how the disks are served, and ``limits`` of them all, until it is down.
     ``AlreadyUp``, ``StateVersion``, ``NotARig``, or what a role failed with.
     """
     check_socket_path(layout.socket("supervisor"))
@@ -77,8 +77,9 @@ async def up(
     create(layout)
     report_r, report_w = os.pipe2(os.O_CLOEXEC)
     try:
-        wanted = {UNTIL_EOF: until_eof, QUICK_RETRIES: quick_retries, PORTABLE_FUSE: portable_fuse}
-        options = [option for option, on in wanted.items() if on] + (limits or Limits()).words()
+        wanted = {UNTIL_EOF: until_eof, QUICK_RETRIES: quick_retries}
+        options = [option for option, on in wanted.items() if on]
+        options += [*(front_end or FrontEnd()).words(), *(limits or Limits()).words()]
         popen = _spawn(layout, report_w, options)
     except BaseException:
         os.close(report_r)

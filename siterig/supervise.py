@@ -17,9 +17,9 @@ import structlog
 import trio
 
 from blockfs.errors import RigError
-from siterig import cleanup, limits
+from siterig import cleanup, front_end, limits
 from siterig.failures import expected
-from siterig.launch import PORTABLE_FUSE, QUICK_RETRIES, UNTIL_EOF
+from siterig.launch import QUICK_RETRIES, UNTIL_EOF
 from siterig.layout import Layout, check_format, create
 from siterig.lock import take_lock
 from siterig.roles.entry import log_to_stderr
@@ -36,7 +36,7 @@ ROLES: dict[str, tuple[str, ...]] = {
 """Each role and those it needs to get ready; all else is waited for where it is asked for."""
 
 
-_HOST_OPTIONS = (PORTABLE_FUSE, *limits.OPTIONS)
+_HOST_OPTIONS = (*front_end.OPTIONS, *limits.OPTIONS)
 OPTIONS = {"site": _HOST_OPTIONS, "azure": _HOST_OPTIONS, "agent": (QUICK_RETRIES,)}
 """The rig's options that a role is told; each is one word, perhaps with a value behind ``=``."""
 

@@ -14,7 +14,8 @@ import typer
 from blockfs import vhd
 from blockfs.errors import RigError
 from siterig import exits, show
-from siterig.commands.options import example
+from siterig.commands.options import FuseQueue, FuseThreads, PortableFuse, example, front_end_of
+from siterig.front_end import FrontEnd
 from siterig.image_mount import Mounted, Wanted, expose
 from siterig.roles.entry import log_to_stderr
 from siterig.values import format_size
@@ -46,6 +47,9 @@ def mount(
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="The disk's; else the image's, without its suffix.")
     ] = None,
+    portable_fuse: PortableFuse = False,
+    fuse_threads: FuseThreads = str(FrontEnd().threads),
+    fuse_queue: FuseQueue = str(FrontEnd().queue),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line: mounted, unmounted.")] = False,
 ) -> None:
     """Expose an image as a disk, DIR/NAME.img, until it is unmounted.
@@ -62,6 +66,7 @@ def mount(
         wanted = Wanted(
             image=image, where=where, name=name, tracked=log, read_only=read_only,
             format=None if format_ is None else format_.value,
+            front_end=front_end_of(fuse_threads, fuse_queue, portable=portable_fuse),
         )  # fmt: skip
 
         def ready(mounted: Mounted) -> None:

@@ -10,7 +10,8 @@ import typer
 
 from azure_emu.vault.api import VaultApi
 from blockfs.errors import RigError
-from siterig import services
+from siterig import front_end, services
+from siterig.front_end import FrontEnd
 from siterig.layout import Layout, check_format, default_dir
 
 Dir = Annotated[
@@ -30,6 +31,23 @@ Point = Annotated[
     str,
     typer.Option("--point", metavar="POINT", help="latest, latest-processed, latest-app, or the id of a point."),
 ]
+
+PortableFuse = Annotated[
+    bool,
+    typer.Option(front_end.PORTABLE_OPTION, help="Serve disks without C threads: slower, should these fail here."),
+]
+FuseThreads = Annotated[
+    str, typer.Option(front_end.THREADS_OPTION, metavar="N", help="How many C threads take requests on disks.")
+]
+FuseQueue = Annotated[
+    str,
+    typer.Option(front_end.QUEUE_OPTION, metavar="N", help="How many requests the kernel may make ahead: read-ahead, async I/O."),
+]
+
+
+def front_end_of(threads: str, queue: str, *, portable: bool) -> FrontEnd:
+    """From what these options say; ``InvalidLimit``."""
+    return FrontEnd.parse({front_end.THREADS_OPTION: threads, front_end.QUEUE_OPTION: queue}, portable=portable)
 
 
 def example(text: str) -> str:

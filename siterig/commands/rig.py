@@ -16,8 +16,9 @@ from blockfs.errors import RigError
 from blockfs.snapshot import STORE_SHARE_MAX
 from siterig import doctor as checks
 from siterig import exits, launch, limits, services, show
-from siterig.commands.options import Dir, Json, example, running
+from siterig.commands.options import Dir, FuseQueue, FuseThreads, Json, PortableFuse, example, front_end_of, running
 from siterig.control import RigStatus
+from siterig.front_end import FrontEnd
 from siterig.layout import Layout
 
 WATCH_S = 1.0
@@ -61,10 +62,9 @@ def up(
         bool,
         typer.Option("--quick-retries", help="Failed replication is tried again after seconds, not minutes (rig only)."),
     ] = False,
-    portable_fuse: Annotated[
-        bool,
-        typer.Option("--portable-fuse", help="Serve the disks without C threads: slower, should these fail here."),
-    ] = False,
+    portable_fuse: PortableFuse = False,
+    fuse_threads: FuseThreads = str(FrontEnd().threads),
+    fuse_queue: FuseQueue = str(FrontEnd().queue),
     log_share_max: Annotated[
         str,
         typer.Option(limits.LOG_SHARE_OPTION, metavar="SHARE", help="A log longer than this share of its disk is given up."),
@@ -85,6 +85,7 @@ def up(
         layout = Layout.of(folder)
         said = zip(limits.OPTIONS, (log_share_max, when_log_full, snapshot_share_max), strict=True)
         allowed = limits.Limits.parse(dict(said))
+        front_end = front_end_of(fuse_threads, fuse_queue, portable=portable_fuse)
 
         def announce(role: str, state: str) -> None:
             show.err().print(f"{role}: {state}", markup=False)
@@ -93,7 +94,7 @@ def up(
             layout,
             until_eof=until_eof,
             quick_retries=quick_retries,
-            portable_fuse=portable_fuse,
+            front_end=front_end,
             limits=allowed,
             announce=announce,
         )

@@ -9,14 +9,14 @@ import trio
 
 from azure_emu.managed_disk import open_view
 from blockfs.host import DiskHost
-from siterig.launch import PORTABLE_FUSE
+from siterig.front_end import FrontEnd
 from siterig.layout import Layout
 from siterig.limits import Limits
 from siterig.roles.entry import main
 from siterig.roles.hosting import clear_stale, host_disks
 
 
-async def run(layout: Layout, *, limits: Limits, portable_fuse: bool, task_status: trio.TaskStatus[None]) -> None:
+async def run(layout: Layout, *, limits: Limits, front_end: FrontEnd, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.azure_mount)
     host = DiskHost(
@@ -26,8 +26,8 @@ async def run(layout: Layout, *, limits: Limits, portable_fuse: bool, task_statu
         policy=limits.log_policy,
         snapshot_share_max=limits.snapshot_share_max,
     )
-    await host_disks(host, layout.azure_mount, layout.socket("azure"), task_status, portable_fuse=portable_fuse)
+    await host_disks(host, layout.azure_mount, layout.socket("azure"), task_status, front_end=front_end)
 
 
 if __name__ == "__main__":
-    main(partial(run, limits=Limits.of_words(sys.argv), portable_fuse=PORTABLE_FUSE in sys.argv))
+    main(partial(run, limits=Limits.of_words(sys.argv), front_end=FrontEnd.of_words(sys.argv)))

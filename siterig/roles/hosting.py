@@ -11,20 +11,18 @@ from blockfs import serving
 from blockfs.control import DiskHostControl
 from blockfs.host import DiskHost
 from siterig import cleanup, rpc_server
+from siterig.front_end import FrontEnd
 
 
 async def host_disks(
-    host: DiskHost, mount: Path, socket: Path, task_status: trio.TaskStatus[None], *, portable_fuse: bool
+    host: DiskHost, mount: Path, socket: Path, task_status: trio.TaskStatus[None], *, front_end: FrontEnd
 ) -> None:
-    """Serve the host's disks as files below ``mount`` and its control on ``socket``, until cancelled or unmounted.
-
-    ``portable_fuse``: by pyfuse3 alone, without the pump.
-    """
+    """Serve the host's disks as files below ``mount`` and its control on ``socket``, until cancelled or unmounted."""
     try:
         async with trio.open_nursery() as nursery:
 
             async def serve_files(*, task_status: trio.TaskStatus[None]) -> None:
-                await serving.serve(host, mount, pump=None if portable_fuse else serving.PUMP, task_status=task_status)
+                await serving.serve(host, mount, pump=front_end.pump, task_status=task_status)
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve_files)

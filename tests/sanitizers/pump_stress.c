@@ -326,6 +326,7 @@ static void begin_mount(struct mount *mount)
 				      .names_fd = names[1],
 				      .ended_fd = mount->ended_fd,
 				      .threads = 1,
+				      .queue = 1,
 				      .request_bytes_max = REQUEST_BYTES_MAX};
 	CHECK(sr_pump_start(&setup, &mount->pump) == 0);
 	pthread_mutex_lock(&first->lock);

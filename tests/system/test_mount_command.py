@@ -30,18 +30,35 @@ AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-group
 Start = Callable[..., MountProcess]
 
 
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts mounts that are gone after the test."""
+@contextmanager
+def mounts(*common: str) -> Iterator[Start]:
+    """Starts mounts that are gone afterwards, each with these options too."""
     started: list[MountProcess] = []
 
     def start(*arguments: Any, **options: Any) -> MountProcess:
-        started.append(MountProcess(*arguments, **options))
+        started.append(MountProcess(*arguments, *common, **options))
         return started[-1]
 
-    yield start
-    for mount in started:
-        mount.clean_up()
+    try:
+        yield start
+    finally:
+        for mount in started:
+            mount.clean_up()
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts mounts as they are without options."""
+    with mounts() as start:
+        yield start
+
+
+@pytest.fixture(params=["pump", "one-thread", "pyfuse3"])
+def start_each(request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Starts mounts with each way to take the kernel's requests."""
+    options = {"pump": (), "one-thread": ("--fuse-threads=1", "--fuse-queue=1"), "pyfuse3": ("--portable-fuse",)}
+    with mounts(*options[request.param]) as start:
+        yield start
 
 
 @pytest.fixture
@@ -106,10 +123,10 @@ def loop_over(path: Path, *options: str) -> Iterator[str]:
 
 
 def test_a_file_system_on_a_tracked_image_survives_and_its_log_replays(
-    image: Path, where: Path, tmp_path: Path, start: Start
+    image: Path, where: Path, tmp_path: Path, start_each: Start
 ) -> None:
     before = copied(image)
-    mount = start(image, where, "--log")
+    mount = start_each(image, where, "--log")
     assert mount.mounted == {
         "image": str(image), "format": "raw", "size_bytes": SIZE, "read_only": False, "disk": str(where / "disk.img"),
         "vhd": str(where / "disk.vhd"),
@@ -196,12 +213,12 @@ def test_signals_unmount_in_order(image: Path, where: Path, start: Start, number
 
 @pytest.mark.parametrize("command", [["umount"], ["fusermount3", "-u"]], ids=lambda command: command[0])
 def test_an_unmount_from_outside_ends_it_in_order_and_it_can_be_mounted_again_at_once(
-    image: Path, where: Path, start: Start, command: list[str]
+    image: Path, where: Path, start_each: Start, command: list[str]
 ) -> None:
     before = copied(image)
     where.mkdir()
     for number in range(3):
-        mount = start(image, where, "--log")
+        mount = start_each(image, where, "--log")
         assert mount.mounted["log"]["generation"] == 1
         write(mount.disk, number * MIB, os.urandom(3 * MIB))
         subprocess.run([*command, where], check=True)
@@ -210,8 +227,8 @@ def test_an_unmount_from_outside_ends_it_in_order_and_it_can_be_mounted_again_at
     assert replayed(before, logs(image)) == image.read_bytes()
 
 
-def test_a_disk_in_use_is_not_torn_away_unless_asked_twice(image: Path, where: Path, start: Start) -> None:
-    mount = start(image, where, "--log")
+def test_a_disk_in_use_is_not_torn_away_unless_asked_twice(image: Path, where: Path, start_each: Start) -> None:
+    mount = start_each(image, where, "--log")
     with loop_over(mount.disk) as loop:
         mount.signal(signal.SIGINT)
         note = mount.note()
@@ -220,7 +237,7 @@ def test_a_disk_in_use_is_not_torn_away_unless_asked_twice(image: Path, where: P
         assert read(mount.disk, 0, 7) == b"goes on"
     mount.end()
     assert read(image, 0, 7) == b"goes on"
-    second = start(image, where, "--log")
+    second = start_each(image, where, "--log")
     fd = os.open(second.disk, os.O_RDONLY)
     second.signal(signal.SIGTERM)
     assert f"({os.getpid()})" in second.note()
@@ -231,19 +248,19 @@ def test_a_disk_in_use_is_not_torn_away_unless_asked_twice(image: Path, where: P
     assert (status, printed) == (1, [])
     assert stderr.splitlines()[-1].endswith("was torn away from who used it; the image and its log are closed (MountBusy)")
     assert not where.exists()
-    assert start(image, where, "--log").mounted["log"]["generation"] == 1
+    assert start_each(image, where, "--log").mounted["log"]["generation"] == 1
 
 
 # ---- kills
 
 
-def test_after_kills_it_goes_on_and_the_log_gives_the_image(image: Path, where: Path, start: Start) -> None:
+def test_after_kills_it_goes_on_and_the_log_gives_the_image(image: Path, where: Path, start_each: Start) -> None:
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     dice = random.Random(seed)
     before = copied(image)
     for _ in range(3):
-        mount = start(image, where, "--log")
+        mount = start_each(image, where, "--log")
         assert mount.mounted["log"]["generation"] == 1
         fd = os.open(mount.disk, os.O_RDWR)
         for _ in range(dice.randrange(200)):
@@ -254,7 +271,7 @@ def test_after_kills_it_goes_on_and_the_log_gives_the_image(image: Path, where: 
             os.close(fd)
         with pytest.raises(OSError, match=DEAD):
             names(where)
-    mount = start(image, where, "--log")
+    mount = start_each(image, where, "--log")
     mount.end()
     assert replayed(before, logs(image)) == image.read_bytes()
 
@@ -285,7 +302,7 @@ def test_a_dead_mount_of_ours_is_cleared_whatever_image_it_was(image: Path, wher
 
 
 def test_a_write_for_whose_log_there_is_no_room_fails_and_disk_and_log_stay_alike(
-    tmp_path: Path, where: Path, start: Start
+    tmp_path: Path, where: Path, start_each: Start
 ) -> None:
     folder = tmp_path / "small"
     folder.mkdir()
@@ -294,7 +311,7 @@ def test_a_write_for_whose_log_there_is_no_room_fails_and_disk_and_log_stay_alik
         image = folder / "disk.img"
         image.write_bytes(bytes(4 * MIB))
         before = copied(image)
-        mount = start(image, where, "--log")
+        mount = start_each(image, where, "--log")
         with pytest.raises(OSError, match="No space left on device"):
             for _ in range(4):
                 for at in range(0, 4 * MIB, MIB // 2):
@@ -305,7 +322,7 @@ def test_a_write_for_whose_log_there_is_no_room_fails_and_disk_and_log_stay_alik
         assert (status == 0 or "(DiskFull)" in stderr) is True, stderr
         assert image.read_bytes() == now
         subprocess.run(["mount", "-o", "remount,size=40M", folder], check=True)
-        again = start(image, where, "--log")
+        again = start_each(image, where, "--log")
         assert again.mounted["log"]["generation"] == 1
         write(again.disk, 100, b"room again")
         again.end()
@@ -313,6 +330,59 @@ def test_a_write_for_whose_log_there_is_no_room_fails_and_disk_and_log_stay_alik
     finally:
         subprocess.run(["umount", "-l", where], check=False, capture_output=True)
         subprocess.run(["umount", folder], check=True)
+
+
+def test_who_gave_its_log_up_says_so_at_its_end_and_begins_a_new_generation(
+    tmp_path: Path, where: Path, start_each: Start
+) -> None:
+    folder, backing = tmp_path / "host", tmp_path / "host.ext4"
+    folder.mkdir()
+    with backing.open("wb") as file:
+        file.truncate(64 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", backing], check=True)
+    subprocess.run(["mount", "-o", "loop", backing, folder], check=True)
+    try:
+        image = folder / "disk.img"
+        image.write_bytes(os.urandom(4 * MIB))
+        mount = start_each(image, where, "--log")
+        write(mount.disk, 0, b"logged")
+        subprocess.run(["chattr", "+i", image], check=True)
+        discard = subprocess.run(["fallocate", "--punch-hole", "-l", "1M", mount.disk], capture_output=True, check=False)
+        subprocess.run(["chattr", "-i", image], check=True)
+        assert discard.returncode != 0
+        write(mount.disk, MIB, b"not logged")
+        subprocess.run(["umount", where], check=True)
+        status, printed, stderr = mount.ended()
+        assert (status, printed) == (1, [])
+        assert stderr.splitlines()[-1] == (
+            f"siterig: error: {image}: its change log was given up (WriteFailed): the last writes are not in it (LogGivenUp)"
+        )
+        assert read(image, MIB, 10) == b"not logged"
+        again = start_each(image, where, "--log")
+        assert again.mounted["log"]["generation"] == 2
+        before = copied(image)
+        write(again.disk, 100, b"logged again")
+        again_files = again.end()["log"]["files"]
+        assert replayed(before, [path for path in logs(image) if str(path) in again_files]) == image.read_bytes()
+    finally:
+        subprocess.run(["umount", "-l", where], check=False, capture_output=True)
+        subprocess.run(["umount", folder], check=True)
+
+
+# ---- options
+
+
+@pytest.mark.parametrize(
+    ("option", "most"), [("--fuse-threads", 58), ("--fuse-queue", 65535)], ids=["threads", "queue"]
+)
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "", "65536", "9" * 5000])
+def test_threads_and_queue_have_their_limits(image: Path, where: Path, option: str, most: int, value: str) -> None:
+    refused = siterig("mount", image, "--mnt", where, option, value)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        f"siterig: error: {option} is {value!r}: it must be a whole number from 1 to {most} (InvalidLimit)\n"
+    )
+    assert not where.exists()
 
 
 # ---- names
@@ -469,15 +539,15 @@ def test_a_fixed_vhd_of_qemu_keeps_its_footer(image: Path, where: Path, tmp_path
     assert replayed(before, logs(path)) == path.read_bytes()
 
 
-def test_a_raw_image_grows_with_its_disk(image: Path, where: Path, start: Start) -> None:
+def test_a_raw_image_grows_with_its_disk(image: Path, where: Path, start_each: Start) -> None:
     before = copied(image)
-    mount = start(image, where, "--log")
+    mount = start_each(image, where, "--log")
     os.truncate(mount.disk, 2 * SIZE)
     write(mount.disk, 2 * SIZE - 3, b"end")
     mount.end()
     assert image.stat().st_size == 2 * SIZE
     assert replayed(before, logs(image)) == image.read_bytes()
-    assert start(image, where, "--log").mounted["log"]["generation"] == 1
+    assert start_each(image, where, "--log").mounted["log"]["generation"] == 1
 
 
 # ---- an ordinary user

@@ -17,8 +17,10 @@ from blockfs.counters import LATENCY_BUCKETS, DiskCounters
 from blockfs.disk_log import LogPolicy
 from blockfs.errors import RigError
 from blockfs.host import DiskHost
-from siterig import launch, limits
+from cext.pump import PumpOptions
+from siterig import front_end, launch, limits
 from siterig.commands import disks
+from siterig.front_end import FrontEnd
 from siterig.layout import Layout, create
 from siterig.limits import Limits
 from siterig.supervise import role_specs
@@ -286,19 +288,23 @@ def test_limits_reach_both_hosts_and_nobody_else(tmp_path: Path, monkeypatch: py
         raise RigError("Stopped", "far enough")
 
     monkeypatch.setattr(launch, "_spawn", spawn)
-    result = siterig("up", "--dir", str(tmp_path), "--log-share-max", "0.25", "--when-log-full", "bitmap")
+    limited = ("--log-share-max", "0.25", "--when-log-full", "bitmap", "--fuse-threads", "3", "--fuse-queue", "7")
+    result = siterig("up", "--dir", str(tmp_path), *limited, "--portable-fuse")
     assert result.stderr == "siterig: error: far enough (Stopped)\n"
     told = {spec.name: spec.command for spec in role_specs(Layout.of(tmp_path), ["--quick-retries", *spawned[0]])}
     for role in ("site", "azure"):
         found = Limits.of_words(told[role])
         assert found == Limits(log_share_max=0.25, when_log_full="bitmap", snapshot_share_max=0.5)
         assert found.log_policy == LogPolicy(kept_share_max=0.25, when_full="bitmap")
+        assert FrontEnd.of_words(told[role]) == FrontEnd(portable=True, threads=3, queue=7)
         assert "--quick-retries" not in told[role]
     for role in ("azurite", "vault", "applier", "agent"):
-        assert not [word for word in told[role] if word.partition("=")[0] in limits.OPTIONS]
+        assert not [word for word in told[role] if word.partition("=")[0] in (*limits.OPTIONS, *front_end.OPTIONS)]
     assert "--quick-retries" in told["agent"]
 
 
-def test_without_options_the_limits_are_the_engines() -> None:
+def test_without_options_limits_and_front_end_are_the_engines() -> None:
+    assert FrontEnd.of_words(FrontEnd().words()) == FrontEnd()
+    assert FrontEnd().pump == PumpOptions()
     assert Limits.of_words(Limits().words()) == Limits()
     assert Limits().log_policy == LogPolicy()
