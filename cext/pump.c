@@ -21,14 +21,12 @@
 #include "names.h"
 #include "requests.h"
 
-enum { OPENED_FOR_PARALLEL_WRITES = 1 << 6 }; /* FOPEN_PARALLEL_DIRECT_WRITES, newer than some systems' headers */
-
 enum {
 	PAGE_BYTES = 4096,
 	/* Before the data of a WRITE: so it begins on a page. */
 	HEADERS_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in),
 	/* An answer must go back the way the request came: its worker, or RINGS_FROM and the ring, is in the top bits of `unique`,
-	 * which the kernel, counting from 0, does not reach. */
+	 * which the kernel, counting from 0, does not reach (nor names.c, which has the bit below). */
 	MARK_SHIFT = 52,
 	WORKERS_MAX = 64,
 	RESERVES = WORKERS_MAX - SR_PUMP_THREADS_MAX, /* workers that wait until others are busy with what takes long */
@@ -79,13 +77,6 @@ static void reply(int fd, const struct fuse_in_header *in, int64_t answer, void 
 		;
 }
 
-/* libfuse does not know this flag.  No other answer from names has the length of one to OPEN. */
-static void allow_parallel_writes(struct fuse_open_out *opened, size_t bytes)
-{
-	if (bytes == sizeof(*opened) && (opened->open_flags & FOPEN_DIRECT_IO))
-		opened->open_flags |= OPENED_FOR_PARALLEL_WRITES;
-}
-
 static void reply_from_names(void *context, const struct fuse_out_header *out, size_t bytes)
 {
 	struct sr_pump *pump = context;
@@ -94,7 +85,6 @@ static void reply_from_names(void *context, const struct fuse_out_header *out, s
 	uint64_t worker = out->unique >> MARK_SHIFT;
 
 	head.unique &= (1ull << MARK_SHIFT) - 1;
-	allow_parallel_writes(parts[1].iov_base, parts[1].iov_len);
 	if (worker >= RINGS_FROM && pump->uring)
 		sr_uring_answer(pump->uring, worker - RINGS_FROM, &head, parts[1].iov_base, parts[1].iov_len);
 	if (worker >= (uint64_t)pump->count)
