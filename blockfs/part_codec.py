@@ -24,16 +24,20 @@ def pack(path: Path) -> bytes:
     return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(path.read_bytes())
 
 
-def unpack(part: PartName, data: bytes, into: Path) -> SegmentHeader:
-    """Decompress ``data`` to ``into``, make it durable, and check every record and that it is ``part``."""
+def decompress(part: PartName, data: bytes) -> bytes:
+    """The segment that ``data`` holds, of which nothing is known yet; ``PartCorrupt`` if it holds none."""
     try:
         size = zstandard.frame_content_size(data)
         if not 0 <= size <= UNPACKED_BYTES_MAX:
             raise _bad(part, f"says it holds {size} bytes; at most {UNPACKED_BYTES_MAX}")
-        raw = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+        return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as exc:
         raise _bad(part, f"is not sound zstd data: {exc}") from exc
-    write_synced(into, raw)
+
+
+def unpack(part: PartName, data: bytes, into: Path) -> SegmentHeader:
+    """Decompress ``data`` to ``into``, make it durable, and check every record and that it is ``part``."""
+    write_synced(into, decompress(part, data))
     try:
         return _verify(part, into)
     except BaseException:
