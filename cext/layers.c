@@ -21,7 +21,7 @@
 enum kind { RAW, EXTENTS, TOP };
 
 struct sr_layer {
-	enum kind kind;
+	enum kind kind;         /* atomic: a top becomes a raw file while readers load it */
 	uint64_t bytes;         /* atomic: resize stores it while readers load it */
 	struct sr_layer *lower; /* EXTENTS, TOP */
 	int fd;                 /* RAW, TOP */
@@ -33,7 +33,15 @@ struct sr_layer {
 	uint8_t *map;
 	uint8_t *changed;       /* one bit a page of the map: it has bits that the durable one has not */
 	pthread_mutex_t syncing;
+	pthread_rwlock_t shape; /* of what was made as a TOP; read: somebody looks at `map` and `lower` */
+	int has_locks;
+	uint64_t filled;        /* atomic: TOP: it holds all blocks below */
 };
+
+static enum kind kind_of(const struct sr_layer *layer)
+{
+	return __atomic_load_n(&layer->kind, __ATOMIC_ACQUIRE);
+}
 
 /* --- making and freeing -------------------------------------------------------------------------------------- */
 
@@ -133,12 +141,26 @@ struct sr_layer *sr_layer_top(struct sr_layer *lower, int fd, int map_fd, int du
 		goto fail;
 	}
 	sr_io_expect_random(fd);
+	pthread_rwlockattr_t in_turn; /* else readers without a pause would keep it from becoming a raw file for ever */
+	pthread_rwlockattr_init(&in_turn);
+	pthread_rwlockattr_setkind_np(&in_turn, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&layer->shape, &in_turn);
+	pthread_rwlockattr_destroy(&in_turn);
 	pthread_mutex_init(&layer->syncing, NULL);
+	layer->has_locks = 1;
 	return layer;
 fail:
 	free(changed);
 	free(layer);
 	return NULL;
+}
+
+static void free_maps(struct sr_layer *layer)
+{
+	munmap(layer->map, MAP_BYTES_MAX);
+	close(layer->map_fd);
+	close(layer->durable_fd);
+	free(layer->changed);
 }
 
 void sr_layer_free(struct sr_layer *layer)
@@ -148,12 +170,11 @@ void sr_layer_free(struct sr_layer *layer)
 	sr_layer_free(layer->lower);
 	for (size_t i = 0; i < layer->fd_count; i++)
 		close(layer->fds[i]);
-	if (layer->kind == TOP) {
-		munmap(layer->map, MAP_BYTES_MAX);
-		close(layer->map_fd);
-		close(layer->durable_fd);
-		free(layer->changed);
+	if (layer->kind == TOP)
+		free_maps(layer);
+	if (layer->has_locks) {
 		pthread_mutex_destroy(&layer->syncing);
+		pthread_rwlock_destroy(&layer->shape);
 	}
 	if (layer->fd >= 0)
 		close(layer->fd);
@@ -273,6 +294,12 @@ static int read_top(struct sr_layer *layer, char *buf, uint64_t bytes, uint64_t 
 {
 	uint64_t end = offset + bytes;
 	int rc = 0;
+
+	pthread_rwlock_rdlock(&layer->shape);
+	if (kind_of(layer) != TOP) {
+		pthread_rwlock_unlock(&layer->shape);
+		return sr_io_read(layer->fd, buf, (int64_t)bytes, (int64_t)offset);
+	}
 	while (offset < end && rc == 0) {
 		int present = is_present(layer, offset / SR_BLOCK_BYTES);
 		uint64_t stop = run_end(layer, offset, end, present);
@@ -283,12 +310,13 @@ static int read_top(struct sr_layer *layer, char *buf, uint64_t bytes, uint64_t 
 		buf += stop - offset;
 		offset = stop;
 	}
+	pthread_rwlock_unlock(&layer->shape);
 	return rc;
 }
 
 int sr_layer_read(struct sr_layer *layer, void *buf, uint64_t bytes, uint64_t offset)
 {
-	switch (layer->kind) {
+	switch (kind_of(layer)) {
 	case RAW:
 		return sr_io_read(layer->fd, buf, (int64_t)bytes, (int64_t)offset);
 	case EXTENTS:
@@ -402,7 +430,7 @@ int sr_layer_resize(struct sr_layer *layer, uint64_t bytes)
 
 void sr_layer_start_sync(struct sr_layer *layer)
 {
-	if (layer->kind != EXTENTS)
+	if (kind_of(layer) != EXTENTS)
 		sr_io_start_sync(layer->fd);
 }
 
@@ -448,7 +476,7 @@ static int sync_top(struct sr_layer *layer)
 	struct map_page *taken = NULL;
 
 	pthread_mutex_lock(&layer->syncing);
-	int rc = take_changed(layer, &taken);
+	int rc = kind_of(layer) == TOP ? take_changed(layer, &taken) : 0;
 	if (rc == 0)
 		rc = sr_io_sync(layer->fd);
 	for (struct map_page *page = taken; page && rc == 0; page = page->next) {
@@ -471,9 +499,9 @@ static int sync_top(struct sr_layer *layer)
 
 int sr_layer_sync(struct sr_layer *layer)
 {
-	if (layer->kind == EXTENTS)
+	if (kind_of(layer) == EXTENTS)
 		return 0;
-	return layer->kind == TOP ? sync_top(layer) : sr_io_sync(layer->fd);
+	return kind_of(layer) == TOP ? sync_top(layer) : sr_io_sync(layer->fd);
 }
 
 /* --- holes --------------------------------------------------------------------------------------------------- */
@@ -503,31 +531,50 @@ static int64_t seek_below(struct sr_layer *lower, uint64_t offset, uint64_t end,
 	return hole ? (int64_t)offset : (int64_t)end; /* past the lower layer: a hole */
 }
 
-static int64_t seek_in(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole)
+static int64_t seek_extents(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole)
 {
-	if (layer->kind == RAW)
-		return seek_file(layer->fd, offset, end, hole);
 	while (offset < end) {
-		uint64_t stop;
+		struct piece piece = extent_at(layer, offset, end);
 		int64_t found;
-		if (layer->kind == EXTENTS) {
-			struct piece piece = extent_at(layer, offset, end);
-			stop = piece.end;
-			if (piece.source == SR_BELOW)
-				found = seek_below(layer->lower, offset, stop, hole);
-			else
-				found = (piece.source == SR_ZEROS) == hole ? (int64_t)offset : (int64_t)stop;
-		} else {
-			int present = is_present(layer, offset / SR_BLOCK_BYTES);
-			stop = run_end(layer, offset, end, present);
-			found = present ? seek_file(layer->fd, offset, stop, hole)
+		if (piece.source == SR_BELOW)
+			found = seek_below(layer->lower, offset, piece.end, hole);
+		else
+			found = (piece.source == SR_ZEROS) == hole ? (int64_t)offset : (int64_t)piece.end;
+		if (found < 0 || (uint64_t)found < piece.end)
+			return found;
+		offset = piece.end;
+	}
+	return (int64_t)end;
+}
+
+static int64_t seek_top(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole)
+{
+	while (offset < end) {
+		int present = is_present(layer, offset / SR_BLOCK_BYTES);
+		uint64_t stop = run_end(layer, offset, end, present);
+		int64_t found = present ? seek_file(layer->fd, offset, stop, hole)
 					: seek_below(layer->lower, offset, stop, hole);
-		}
 		if (found < 0 || (uint64_t)found < stop)
 			return found;
 		offset = stop;
 	}
 	return (int64_t)end;
+}
+
+static int64_t seek_in(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole)
+{
+	enum kind kind = kind_of(layer);
+	if (kind == EXTENTS)
+		return seek_extents(layer, offset, end, hole);
+	if (kind == TOP) {
+		pthread_rwlock_rdlock(&layer->shape);
+		int is_top = kind_of(layer) == TOP;
+		int64_t found = is_top ? seek_top(layer, offset, end, hole) : 0;
+		pthread_rwlock_unlock(&layer->shape);
+		if (is_top)
+			return found;
+	}
+	return seek_file(layer->fd, offset, end, hole);
 }
 
 int64_t sr_layer_seek(struct sr_layer *layer, uint64_t offset, int whence)
@@ -541,4 +588,126 @@ int64_t sr_layer_seek(struct sr_layer *layer, uint64_t offset, int whence)
 	if (whence == SEEK_DATA && found == (int64_t)size)
 		return -ENXIO;
 	return found;
+}
+
+/* --- becoming a raw file ------------------------------------------------------------------------------------- */
+
+enum { HOLE_STEP_BYTES = 64 << 20 }; /* as much as can be marked within 0.1 ms or so */
+
+static uint64_t round_down(uint64_t offset)
+{
+	return offset / SR_BLOCK_BYTES * SR_BLOCK_BYTES;
+}
+
+static uint64_t smaller(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+/* The first run that the top lacks, of one kind below, and short enough for one step. */
+static int find_lacking(struct sr_layer *layer, struct sr_fill *fill)
+{
+	uint64_t size = sr_layer_bytes(layer), start = round_down(sr_layer_filled(layer));
+
+	if (start < size && is_present(layer, start / SR_BLOCK_BYTES))
+		start = run_end(layer, start, size, 1);
+	if (start >= size)
+		return 0;
+	uint64_t end = run_end(layer, start, smaller(size, start + HOLE_STEP_BYTES), 0);
+	int64_t found = seek_below(layer->lower, start, end, 0);
+	if (found < 0)
+		return (int)found;
+	if ((uint64_t)found == end || round_down((uint64_t)found) > start) {
+		*fill = (struct sr_fill){start, (uint64_t)found == end ? end : round_down((uint64_t)found), 0};
+		return 1;
+	}
+	end = smaller(end, start + SR_FILL_BYTES);
+	found = seek_below(layer->lower, (uint64_t)found, end, 1);
+	if (found < 0)
+		return (int)found;
+	*fill = (struct sr_fill){start, smaller(end, round_down((uint64_t)found + SR_BLOCK_BYTES - 1)), 1};
+	return 1;
+}
+
+int sr_layer_fill_find(struct sr_layer *layer, char *buf, struct sr_fill *fill)
+{
+	if (kind_of(layer) != TOP)
+		return 0;
+	pthread_rwlock_rdlock(&layer->shape);
+	int rc = find_lacking(layer, fill);
+	if (rc == 1 && fill->is_data) {
+		int failed = read_below(layer->lower, buf, fill->end - fill->start, fill->start);
+		rc = failed ? failed : 1;
+	}
+	pthread_rwlock_unlock(&layer->shape);
+	return rc;
+}
+
+/* Bytes of a block that it did not hold may be in its file all the same: of a write that broke off, or a power loss. */
+static int put_hole(struct sr_layer *layer, uint64_t start, uint64_t end)
+{
+	int64_t found = seek_file(layer->fd, start, end, 0);
+	int rc = found < 0 ? (int)found : 0;
+	if (rc == 0 && (uint64_t)found < end)
+		rc = sr_io_zero(layer->fd, (int64_t)start, (int64_t)(end - start));
+	if (rc == 0)
+		mark_present(layer, start, end);
+	return rc;
+}
+
+static int put_data(struct sr_layer *layer, const char *buf, uint64_t start, uint64_t end)
+{
+	int64_t done = sr_io_write(layer->fd, buf, (int64_t)(end - start), (int64_t)start);
+	if (done < 0)
+		return (int)done;
+	uint64_t upto = start + (uint64_t)done;
+	if (upto < end)
+		upto = round_down(upto);
+	if (upto > start)
+		mark_present(layer, start, upto);
+	return upto < end ? -ENOSPC : 0;
+}
+
+int sr_layer_fill_put(struct sr_layer *layer, const char *buf, const struct sr_fill *fill)
+{
+	for (uint64_t at = fill->start; at < fill->end;) {
+		int present = is_present(layer, at / SR_BLOCK_BYTES), rc = 0;
+		uint64_t stop = run_end(layer, at, fill->end, present);
+		if (!present)
+			rc = fill->is_data ? put_data(layer, buf + (at - fill->start), at, stop) : put_hole(layer, at, stop);
+		if (rc)
+			return rc;
+		at = stop;
+	}
+	__atomic_store_n(&layer->filled, fill->end, __ATOMIC_RELEASE);
+	return 0;
+}
+
+uint64_t sr_layer_filled(const struct sr_layer *layer)
+{
+	return __atomic_load_n(&layer->filled, __ATOMIC_ACQUIRE);
+}
+
+int sr_layer_is_full(struct sr_layer *layer)
+{
+	uint64_t start = round_down(sr_layer_filled(layer));
+	if (kind_of(layer) != TOP || start >= layer->bytes)
+		return 1;
+	return is_present(layer, start / SR_BLOCK_BYTES) && run_end(layer, start, layer->bytes, 1) == layer->bytes;
+}
+
+struct sr_layer *sr_layer_settle(struct sr_layer *layer)
+{
+	if (kind_of(layer) != TOP)
+		return NULL;
+	pthread_mutex_lock(&layer->syncing);
+	pthread_rwlock_wrlock(&layer->shape);
+	struct sr_layer *lower = layer->lower;
+	free_maps(layer);
+	layer->lower = NULL;
+	layer->map = layer->changed = NULL;
+	__atomic_store_n(&layer->kind, RAW, __ATOMIC_RELEASE);
+	pthread_rwlock_unlock(&layer->shape);
+	pthread_mutex_unlock(&layer->syncing);
+	return lower;
 }
