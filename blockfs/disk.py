@@ -439,24 +439,24 @@ class Disk:
             self._set(promoting=True)
 
     @property
-    def filled_bytes(self) -> int:
+    def own_bytes(self) -> int:
         """All below this offset is the disk's own."""
-        return int(lib.sr_disk_filled(self.c)) if isinstance(self.layer, TopLayer) else self.size_bytes
+        return int(lib.sr_disk_adopted(self.c)) if isinstance(self.layer, TopLayer) else self.size_bytes
 
-    def fill(self, bytes_max: int) -> bool:
+    def adopt(self, bytes_max: int) -> bool:
         """Copy about so much of what it lacks from below; whether it has all now.  In any thread, one at a time."""
         with self._thread_lock:
-            done = int(lib.sr_disk_fill(self.c, bytes_max))
+            done = int(lib.sr_disk_adopt(self.c, bytes_max))
         check(done)
         return done == 1
 
-    def sync_filled(self) -> None:
-        """What was filled is on stable storage; the log says nothing of it."""
+    def sync_adopted(self) -> None:
+        """What was adopted is on stable storage; the log says nothing of it."""
         with self._thread_lock:
             check(lib.sr_disk_sync(self.c))
 
     def note_raw(self) -> bool:
-        """What was filled and synced is a raw disk's file from the next start on; False: it has grown meanwhile."""
+        """What was adopted and synced is a raw disk's file from the next start on; False: it has grown meanwhile."""
         if not lib.sr_disk_is_full(self.c):
             return False
         self.state = make_raw_of_top(self.place, self.state)
@@ -466,7 +466,7 @@ class Disk:
         """After :meth:`note_raw`, in any thread: let go of the view; open handles go on."""
         with self._thread_lock:
             while (done := int(lib.sr_disk_settle(self.c))) == -errno.EAGAIN:  # it has grown, with zeros
-                check(lib.sr_disk_fill(self.c, DISK_BYTES_MAX))
+                check(lib.sr_disk_adopt(self.c, DISK_BYTES_MAX))
             check(done)
             self.layer = RawLayer.of_top(self.layer, self.place.file("img"))
         remove_maps(self.place)
@@ -508,7 +508,7 @@ class Disk:
         self.note_given_up()
         promotion = None
         if self.state.promoting:
-            promotion = PromotionInfo.of(self.filled_bytes, self.size_bytes, self.promotion_stopped_by)
+            promotion = PromotionInfo.of(self.own_bytes, self.size_bytes, self.promotion_stopped_by)
         return DiskInfo(
             vm=self.place.vm,
             name=self.place.name,

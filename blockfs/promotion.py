@@ -74,9 +74,9 @@ class Promoter:
 
     async def _promote(self, disk: Disk) -> None:
         try:
-            await self._fill(disk)
+            await self._adopt(disk)
             while not disk.note_raw():
-                await self._fill(disk)
+                await self._adopt(disk)
             await trio.to_thread.run_sync(disk.settle)
         except OSError as exc:
             if exc.errno == errno.EBADF:  # it was closed: its VM was removed
@@ -85,7 +85,7 @@ class Promoter:
         self._let_go(disk)
         _log.info("promoted", disk=str(disk.place), total_bytes=disk.size_bytes)
 
-    async def _fill(self, disk: Disk) -> None:
+    async def _adopt(self, disk: Disk) -> None:
         """Until it holds all, on stable storage."""
         unsynced, full = 0, False
         seen = requests_done(disk.c)
@@ -94,10 +94,10 @@ class Promoter:
             step_bytes = BUSY_STEP_BYTES if busy else STEP_BYTES
             _check_room(disk, step_bytes)
             began_s = trio.current_time()
-            full = await trio.to_thread.run_sync(disk.fill, step_bytes)
+            full = await trio.to_thread.run_sync(disk.adopt, step_bytes)
             unsynced += step_bytes
             if full or unsynced >= SYNC_BYTES:
-                await trio.to_thread.run_sync(disk.sync_filled)
+                await trio.to_thread.run_sync(disk.sync_adopted)
                 unsynced = 0
             if busy and not full:
                 await trio.sleep(max(PAUSE_S_MIN, BUSY_PAUSES * (trio.current_time() - began_s)))
@@ -121,6 +121,6 @@ def _stopped_by(disk: Disk, exc: OSError) -> RigError:
         return RigError("DiskFull", f"promotion of disk {disk.place}: {why}", recoverable=True)
     return RigError(
         "HostIoError",
-        f"promotion of disk {disk.place}: stopped at byte {disk.filled_bytes} of {disk.size_bytes}: {exc.strerror or exc}",
+        f"promotion of disk {disk.place}: stopped at byte {disk.own_bytes} of {disk.size_bytes}: {exc.strerror or exc}",
         recoverable=True,
     )

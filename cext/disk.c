@@ -342,33 +342,33 @@ int sr_disk_sync(struct sr_disk *disk)
 
 /* --- letting go of a view -------------------------------------------------------------------------------------- */
 
-int sr_disk_fill(struct sr_disk *disk, uint64_t bytes_max)
+int sr_disk_adopt(struct sr_disk *disk, uint64_t bytes_max)
 {
-	char *buf = malloc(SR_FILL_BYTES);
-	struct sr_fill fill;
+	char *buf = malloc(SR_ADOPT_BYTES);
+	struct sr_adoption run;
 	uint64_t done = 0;
 	int rc = buf ? 0 : -ENOMEM;
 
 	while (rc == 0 && done < bytes_max) {
-		rc = sr_layer_fill_find(disk->layer, buf, &fill); /* not under the lock: it may wait for the host's disk */
+		rc = sr_layer_adopt_find(disk->layer, buf, &run); /* not under the lock: it may wait for the host's disk */
 		if (rc <= 0) {
 			rc = rc == 0 ? 1 : rc;
 			break;
 		}
 		pthread_mutex_lock(&disk->lock);
 		disk->changes++;
-		rc = sr_layer_fill_put(disk->layer, buf, &fill);
+		rc = sr_layer_adopt_put(disk->layer, buf, &run);
 		sr_unlock(disk);
-		done += fill.is_data ? fill.end - fill.start : SR_FILL_BYTES / 4; /* a step over a hole is not for nothing */
+		done += run.is_data ? run.end - run.start : SR_ADOPT_BYTES / 4; /* a step over a hole is not for nothing */
 	}
 	sr_layer_start_sync(disk->layer); /* else the guest's next flush would wait for all of it */
 	free(buf);
 	return rc;
 }
 
-uint64_t sr_disk_filled(struct sr_disk *disk)
+uint64_t sr_disk_adopted(struct sr_disk *disk)
 {
-	return sr_layer_filled(disk->layer);
+	return sr_layer_adopted(disk->layer);
 }
 
 int sr_disk_is_full(struct sr_disk *disk)

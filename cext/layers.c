@@ -35,7 +35,7 @@ struct sr_layer {
 	pthread_mutex_t syncing;
 	pthread_rwlock_t shape; /* of what was made as a TOP; read: somebody looks at `map` and `lower` */
 	int has_locks;
-	uint64_t filled;        /* atomic: TOP: it holds all blocks below */
+	uint64_t adopted;       /* atomic: TOP: it holds all blocks below */
 };
 
 static enum kind kind_of(const struct sr_layer *layer)
@@ -605,9 +605,9 @@ static uint64_t smaller(uint64_t a, uint64_t b)
 }
 
 /* The first run that the top lacks, of one kind below, and short enough for one step. */
-static int find_lacking(struct sr_layer *layer, struct sr_fill *fill)
+static int find_lacking(struct sr_layer *layer, struct sr_adoption *run)
 {
-	uint64_t size = sr_layer_bytes(layer), start = round_down(sr_layer_filled(layer));
+	uint64_t size = sr_layer_bytes(layer), start = round_down(sr_layer_adopted(layer));
 
 	if (start < size && is_present(layer, start / SR_BLOCK_BYTES))
 		start = run_end(layer, start, size, 1);
@@ -618,25 +618,25 @@ static int find_lacking(struct sr_layer *layer, struct sr_fill *fill)
 	if (found < 0)
 		return (int)found;
 	if ((uint64_t)found == end || round_down((uint64_t)found) > start) {
-		*fill = (struct sr_fill){start, (uint64_t)found == end ? end : round_down((uint64_t)found), 0};
+		*run = (struct sr_adoption){start, (uint64_t)found == end ? end : round_down((uint64_t)found), 0};
 		return 1;
 	}
-	end = smaller(end, start + SR_FILL_BYTES);
+	end = smaller(end, start + SR_ADOPT_BYTES);
 	found = seek_below(layer->lower, (uint64_t)found, end, 1);
 	if (found < 0)
 		return (int)found;
-	*fill = (struct sr_fill){start, smaller(end, round_down((uint64_t)found + SR_BLOCK_BYTES - 1)), 1};
+	*run = (struct sr_adoption){start, smaller(end, round_down((uint64_t)found + SR_BLOCK_BYTES - 1)), 1};
 	return 1;
 }
 
-int sr_layer_fill_find(struct sr_layer *layer, char *buf, struct sr_fill *fill)
+int sr_layer_adopt_find(struct sr_layer *layer, char *buf, struct sr_adoption *run)
 {
 	if (kind_of(layer) != TOP)
 		return 0;
 	pthread_rwlock_rdlock(&layer->shape);
-	int rc = find_lacking(layer, fill);
-	if (rc == 1 && fill->is_data) {
-		int failed = read_below(layer->lower, buf, fill->end - fill->start, fill->start);
+	int rc = find_lacking(layer, run);
+	if (rc == 1 && run->is_data) {
+		int failed = read_below(layer->lower, buf, run->end - run->start, run->start);
 		rc = failed ? failed : 1;
 	}
 	pthread_rwlock_unlock(&layer->shape);
@@ -668,29 +668,29 @@ static int put_data(struct sr_layer *layer, const char *buf, uint64_t start, uin
 	return upto < end ? -ENOSPC : 0;
 }
 
-int sr_layer_fill_put(struct sr_layer *layer, const char *buf, const struct sr_fill *fill)
+int sr_layer_adopt_put(struct sr_layer *layer, const char *buf, const struct sr_adoption *run)
 {
-	for (uint64_t at = fill->start; at < fill->end;) {
+	for (uint64_t at = run->start; at < run->end;) {
 		int present = is_present(layer, at / SR_BLOCK_BYTES), rc = 0;
-		uint64_t stop = run_end(layer, at, fill->end, present);
+		uint64_t stop = run_end(layer, at, run->end, present);
 		if (!present)
-			rc = fill->is_data ? put_data(layer, buf + (at - fill->start), at, stop) : put_hole(layer, at, stop);
+			rc = run->is_data ? put_data(layer, buf + (at - run->start), at, stop) : put_hole(layer, at, stop);
 		if (rc)
 			return rc;
 		at = stop;
 	}
-	__atomic_store_n(&layer->filled, fill->end, __ATOMIC_RELEASE);
+	__atomic_store_n(&layer->adopted, run->end, __ATOMIC_RELEASE);
 	return 0;
 }
 
-uint64_t sr_layer_filled(const struct sr_layer *layer)
+uint64_t sr_layer_adopted(const struct sr_layer *layer)
 {
-	return __atomic_load_n(&layer->filled, __ATOMIC_ACQUIRE);
+	return __atomic_load_n(&layer->adopted, __ATOMIC_ACQUIRE);
 }
 
 int sr_layer_is_full(struct sr_layer *layer)
 {
-	uint64_t start = round_down(sr_layer_filled(layer));
+	uint64_t start = round_down(sr_layer_adopted(layer));
 	if (kind_of(layer) != TOP || start >= layer->bytes)
 		return 1;
 	return is_present(layer, start / SR_BLOCK_BYTES) && run_end(layer, start, layer->bytes, 1) == layer->bytes;

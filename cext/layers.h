@@ -9,7 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { SR_BLOCK_BYTES = 4096, SR_ZEROS = -1, SR_BELOW = -2, SR_DURABLE_HEADER_BYTES = 4096, SR_FILL_BYTES = 65536 };
+enum { SR_BLOCK_BYTES = 4096, SR_ZEROS = -1, SR_BELOW = -2, SR_DURABLE_HEADER_BYTES = 4096, SR_ADOPT_BYTES = 65536 };
 
 /* Bytes start .. end of the disk are found in file `source` (an index, or SR_ZEROS) at `source_offset`. */
 struct sr_extent {
@@ -56,17 +56,17 @@ int sr_layer_sync(struct sr_layer *layer);
 
 /* A top becomes a raw file in steps: find what it lacks and read that from below, beside all others (but one thread at a time);
  * then put it in, as a write.  What was written in between is left alone. */
-struct sr_fill {
+struct sr_adoption {
 	uint64_t start, end; /* of a run of blocks; the last one of a disk may be a part of a block */
 	int is_data;         /* or else a hole */
 };
 
-/* `buf` has SR_FILL_BYTES.  1: found; 0: it holds all blocks. */
-int sr_layer_fill_find(struct sr_layer *layer, char *buf, struct sr_fill *fill);
-int sr_layer_fill_put(struct sr_layer *layer, const char *buf, const struct sr_fill *fill);
+/* `buf` has SR_ADOPT_BYTES.  1: found; 0: it holds all blocks. */
+int sr_layer_adopt_find(struct sr_layer *layer, char *buf, struct sr_adoption *run);
+int sr_layer_adopt_put(struct sr_layer *layer, const char *buf, const struct sr_adoption *run);
 
 /* It holds all blocks below this offset; after a growth, all blocks. */
-uint64_t sr_layer_filled(const struct sr_layer *layer);
+uint64_t sr_layer_adopted(const struct sr_layer *layer);
 int sr_layer_is_full(struct sr_layer *layer);
 
 /* A full top is a raw file from now on; returns the layer below, to be freed.  Waits for reads that run; as a write. */

@@ -166,19 +166,19 @@ class DiskMachine(RuleBasedStateMachine):
         self.start = bytes(self.model)
 
     @rule()
-    def fill_a_step(self) -> None:
+    def adopt_a_step(self) -> None:
         """Promotion: no byte of the disk changes, and the log has nothing of it."""
         next_seq = self.disk.log.next_seq
         self.disk.begin_promotion()
-        self.disk.fill(1)
-        self.disk.sync_filled()
+        self.disk.adopt(1)
+        self.disk.sync_adopted()
         assert self.disk.log.next_seq == next_seq
 
     @rule(limit=st.integers(1, 5))
     def promote(self, limit: int) -> None:
         self.disk.begin_promotion()
-        if any(self.disk.fill(1) for _ in range(limit)):
-            self.disk.sync_filled()
+        if any(self.disk.adopt(1) for _ in range(limit)):
+            self.disk.sync_adopted()
             if self.disk.state.promoting and self.disk.note_raw():
                 self.disk.settle()
 
