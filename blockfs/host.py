@@ -33,6 +33,7 @@ from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
+from blockfs.promotion import Promoter
 from blockfs.snapshot import STORE_SHARE_MAX
 from blockfs.tree import ROOT, tend
 
@@ -73,6 +74,7 @@ class DiskHost:
         self.positions = PositionCounter(root / "position")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max)
+        self._promoter = Promoter(self._all_disks)
         self._tell_grown: Callable[[Disk], None] | None = None
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
@@ -96,7 +98,12 @@ class DiskHost:
 
     async def tend(self) -> None:
         """See :class:`blockfs.tree.DiskTree`."""
-        await tend(self._event_fd, lambda: [disk for disks in self.vms.values() for disk in disks.values()])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._promoter.run)
+            await tend(self._event_fd, self._all_disks)
+
+    def _all_disks(self) -> list[Disk]:
+        return [disk for disks in self.vms.values() for disk in disks.values()]
 
     def close(self) -> None:
         """Close all disks in order."""
@@ -155,7 +162,7 @@ class DiskHost:
         """See :class:`DiskHostControl`."""
         if vm is not None:
             return [disk.info(self.mountpoint) for disk in self.disks(vm)]
-        return [disk.info(self.mountpoint) for disks in self.vms.values() for disk in disks.values()]
+        return [disk.info(self.mountpoint) for disk in self._all_disks()]
 
     async def position(self) -> int:
         """See :class:`DiskHostControl`."""
@@ -243,6 +250,17 @@ class DiskHost:
         if not self.vms.get(place.vm):
             self.vms.pop(place.vm, None)
             place.folder.rmdir()
+
+    async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
+        """See :class:`DiskHostControl`."""
+        disks = self.disks(vm)
+        try:
+            for disk in disks:
+                disk.begin_promotion()
+        except OSError as exc:
+            raise _host_error(f"promotion of VM {vm}", exc) from exc
+        self._promoter.wake()
+        return [disk.info(self.mountpoint) for disk in disks]
 
     async def resize_disk(self, *, vm: str, disk: str, size_bytes: int) -> DiskInfo:
         """See :class:`DiskHostControl`."""

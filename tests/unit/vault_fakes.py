@@ -236,6 +236,10 @@ class FakeHost:
         self.world.opened_at[f"{vm}/{name}"] = position
         return disk
 
+    async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
+        await self.world.called("azure.promote_vm")
+        return list(self.world.azure[vm].values())
+
 
 @asynccontextmanager
 async def running(world: World, folder: Path) -> AsyncIterator[Vault]:
