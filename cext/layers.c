@@ -11,29 +11,13 @@
 #include <unistd.h>
 
 #include "io.h"
+#include "layers_internal.h"
 
 /* The present map is mapped once for the largest disk there can be, so that a growing disk never moves it under a reader.
  * Only the part that the file has is ever touched. */
 #define DISK_BYTES_MAX (64ull << 40)
 #define MAP_BYTES_MAX (DISK_BYTES_MAX / SR_BLOCK_BYTES / 8)
 #define MAP_PAGE_BYTES 4096 /* of the present map: what the durable one is written in */
-
-enum kind { RAW, EXTENTS, TOP };
-
-struct sr_layer {
-	enum kind kind;
-	uint64_t bytes;         /* atomic: resize stores it while readers load it */
-	struct sr_layer *lower; /* EXTENTS, TOP */
-	int fd;                 /* RAW, TOP */
-	struct sr_extent *extents;
-	size_t extent_count;
-	int *fds;
-	size_t fd_count;
-	int map_fd, durable_fd;
-	uint8_t *map;
-	uint8_t *changed;       /* one bit a page of the map: it has bits that the durable one has not */
-	pthread_mutex_t syncing;
-};
 
 /* --- making and freeing -------------------------------------------------------------------------------------- */
 
@@ -157,9 +141,15 @@ void sr_layer_free(struct sr_layer *layer)
 	}
 	if (layer->fd >= 0)
 		close(layer->fd);
+	sr_view_free(layer->view);
 	free(layer->extents);
 	free(layer->fds);
 	free(layer);
+}
+
+static int is_read_only(const struct sr_layer *layer)
+{
+	return layer->kind == EXTENTS || layer->kind == VIEW;
 }
 
 uint64_t sr_layer_bytes(const struct sr_layer *layer)
@@ -295,6 +285,8 @@ int sr_layer_read(struct sr_layer *layer, void *buf, uint64_t bytes, uint64_t of
 		return read_extents(layer, buf, bytes, offset);
 	case TOP:
 		return read_top(layer, buf, bytes, offset);
+	case VIEW:
+		return sr_view_read(layer->view, buf, bytes, offset);
 	}
 	return -EINVAL;
 }
@@ -342,7 +334,7 @@ static void mark_present(struct sr_layer *layer, uint64_t offset, uint64_t end)
 
 int64_t sr_layer_write(struct sr_layer *layer, const void *buf, uint64_t bytes, uint64_t offset)
 {
-	if (layer->kind == EXTENTS)
+	if (is_read_only(layer))
 		return -EROFS;
 	if (bytes == 0)
 		return 0;
@@ -369,7 +361,7 @@ int64_t sr_layer_write(struct sr_layer *layer, const void *buf, uint64_t bytes, 
 
 int sr_layer_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes)
 {
-	if (layer->kind == EXTENTS)
+	if (is_read_only(layer))
 		return -EROFS;
 	if (bytes == 0)
 		return 0;
@@ -386,7 +378,7 @@ int sr_layer_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes)
 
 int sr_layer_resize(struct sr_layer *layer, uint64_t bytes)
 {
-	if (layer->kind == EXTENTS)
+	if (is_read_only(layer))
 		return -EROFS;
 	if (bytes > DISK_BYTES_MAX)
 		return -EFBIG;
@@ -402,7 +394,7 @@ int sr_layer_resize(struct sr_layer *layer, uint64_t bytes)
 
 void sr_layer_start_sync(struct sr_layer *layer)
 {
-	if (layer->kind != EXTENTS)
+	if (!is_read_only(layer))
 		sr_io_start_sync(layer->fd);
 }
 
@@ -471,7 +463,7 @@ static int sync_top(struct sr_layer *layer)
 
 int sr_layer_sync(struct sr_layer *layer)
 {
-	if (layer->kind == EXTENTS)
+	if (is_read_only(layer))
 		return 0;
 	return layer->kind == TOP ? sync_top(layer) : sr_io_sync(layer->fd);
 }
@@ -507,6 +499,8 @@ static int64_t seek_in(struct sr_layer *layer, uint64_t offset, uint64_t end, in
 {
 	if (layer->kind == RAW)
 		return seek_file(layer->fd, offset, end, hole);
+	if (layer->kind == VIEW)
+		return sr_view_seek(layer->view, offset, end, hole);
 	while (offset < end) {
 		uint64_t stop;
 		int64_t found;
