@@ -178,6 +178,12 @@ def take_up(folder: Path, owner: Owner) -> None:
         os.fsync(base_fd)
 
 
+def check_intent(folder: Path) -> None:
+    """``StoreCorrupt`` if what was noted is not as it was written."""
+    with suppress(FileNotFoundError):
+        _decode_intent(folder / INTENT, (folder / INTENT).read_bytes(), Owner())
+
+
 def forget_intent(folder: Path) -> None:
     """What was noted is done."""
     with suppress(FileNotFoundError):

@@ -19,7 +19,7 @@ from pathlib import Path
 from azure_emu.frames import Frame, encode_header
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
-from blockfs.extents import GONE, ExtentMap
+from blockfs.extents import EXTENT_BYTES, GONE, ExtentMap
 from cext.hashing import crc32c
 
 CHECKPOINTS = "checkpoints"
@@ -58,6 +58,14 @@ def list_checkpoints(folder: Path) -> list[int]:
     with suppress(FileNotFoundError):
         names = [path.name for path in (folder / CHECKPOINTS).iterdir()]
     return sorted(int(m[1]) for m in map(_NAME.fullmatch, names) if m)
+
+
+def extent_count(folder: Path, frame: int) -> int:
+    """How many extents the checkpoint of ``frame`` has, about; 0 if there is none."""
+    try:
+        return checkpoint_path(folder, frame).stat().st_size // EXTENT_BYTES
+    except FileNotFoundError:
+        return 0
 
 
 def save(folder: Path, disk_id: str, frame: Frame, size_bytes: int, volumes: list[int], extents: ExtentMap) -> None:

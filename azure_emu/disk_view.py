@@ -84,12 +84,12 @@ class DiskMap:
     """Source: its volume, its table of checksums."""
 
 
-def build_map(folder: Path, history: History, upto: Upto | None, *, base: bool = True) -> DiskMap:
+def build_map(folder: Path, history: History, upto: Upto | None, *, base: bool = True, drop_bad: bool = False) -> DiskMap:
     """The disk's map; ``upto`` None: with all that was applied, even of an unfinished resync.
 
-    ``base`` False: only what is behind the base, without checkpoints.
+    ``base`` False: only what is behind the base, without checkpoints.  ``drop_bad``: checkpoints that are bad are removed.
     """
-    made = _from_checkpoint(folder, history, upto) if base else None
+    made = _from_checkpoint(folder, history, upto, drop_bad=drop_bad) if base else None
     if made is None:
         first, found = 0, DiskMap(ExtentMap(), history.size_at_floor, {}, {})
     else:
@@ -129,7 +129,7 @@ def _source_of(frame: Frame, index: FrameIndex, found: DiskMap) -> tuple[int, in
     return found.sources.setdefault(frame.volume, number), frame.pieces_at // 4
 
 
-def _from_checkpoint(folder: Path, history: History, upto: Upto | None) -> tuple[int, DiskMap] | None:
+def _from_checkpoint(folder: Path, history: History, upto: Upto | None, *, drop_bad: bool) -> tuple[int, DiskMap] | None:
     """The newest good checkpoint that is of nothing but what counts, and how many frames it has of those in the journal."""
     if not history.frames:
         return None
@@ -143,6 +143,8 @@ def _from_checkpoint(folder: Path, history: History, upto: Upto | None) -> tuple
             checkpoint = checkpoints.load(folder, history.disk_id, frame)
         except BadCheckpointError as exc:
             _log.warning("checkpoint_passed_over", store=str(folder), frame=number, reason=str(exc))
+            if drop_bad:
+                checkpoints.checkpoint_path(folder, number).unlink(missing_ok=True)
             continue
         except FileNotFoundError:
             continue
@@ -169,7 +171,7 @@ def view_of(folder: Path, found: DiskMap) -> ViewLayer:
     used = set(found.extents.used(len(volumes) + 1))
     sources: list[Source | None] = []
     try:
-        sources.append(_open_source(folder / BASE, sums=folder / SUMS) if 0 in used else None)
+        sources.append(base_source(folder) if 0 in used else None)
         for number in range(1, len(volumes) + 1):
             path = volume_path(folder, volumes[number])
             sources.append(_open_source(path, table=sums.get(number)) if number in used else None)
@@ -180,6 +182,11 @@ def view_of(folder: Path, found: DiskMap) -> ViewLayer:
                     os.close(fd)
         raise
     return ViewLayer(found.extents, sources, found.size_bytes)
+
+
+def base_source(folder: Path) -> Source:
+    """The base, as source 0 of a map."""
+    return _open_source(folder / BASE, sums=folder / SUMS)
 
 
 def _open_source(path: Path, *, sums: Path | None = None, table: bytes | None = None) -> Source:

@@ -123,6 +123,11 @@ class History:
         if progress.size_bytes:
             self.size_bytes = progress.size_bytes
 
+    def set_meta(self, meta: DiskMeta) -> None:
+        """The disk was larger when its copy began than when it was made."""
+        self._meta = meta
+        self.size_bytes = meta.size_bytes
+
     def progress_at(self, frame: int) -> Progress:
         """What ``progress`` is to say once everything up to frame ``frame`` is in the base."""
         reached = self.upto(frame)

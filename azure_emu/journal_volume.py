@@ -95,6 +95,8 @@ class JournalState:
     torn: Torn | None = None
     mended: list[tuple[Frame, int, str]] = field(default_factory=list)
     broken: RigError | None = None
+    broken_at: tuple[Path, int] | None = None
+    """File and byte of that."""
 
 
 def read_journal(folder: Path, disk_id: str, after: int) -> JournalState:
@@ -103,25 +105,27 @@ def read_journal(folder: Path, disk_id: str, after: int) -> JournalState:
     expected = after + 1
     volumes = list_volumes(folder)
     # a volume that was folded as a whole is about to be deleted
-    volumes = [v for v, following in zip(volumes, [*volumes[1:], expected + 1], strict=True) if following > expected]
+    volumes = [v for i, v in enumerate(volumes) if i + 1 == len(volumes) or volumes[i + 1] > expected]
     for place, volume in enumerate(volumes):
         last = place == len(volumes) - 1
         if volume > expected or (place > 0 and volume != expected):
+            path = volume_path(folder, volume)
+            state.broken_at = path, 0
             state.broken = store_corrupt(
-                volume_path(folder, volume), f"begins with frame {volume}; frame {expected} comes next, its volume is missing"
+                path, f"begins with frame {volume}; frame {expected} comes next, and its volume is missing"
             )
             break
         walk = _VolumeWalk(folder, volume, disk_id, state.frames[-1] if state.frames else None, newest=last)
         try:
             walk.run()
         except OSError as exc:
-            state.broken = store_corrupt(walk.path, f"cannot be read: {exc.strerror}")
-            break
+            walk.broken = store_corrupt(walk.path, f"cannot be read: {exc.strerror}")
         state.frames += [frame for frame in walk.frames if frame.number > after]
         state.mended += walk.mended
         state.broken = walk.broken
         state.torn = walk.torn
         if walk.broken:
+            state.broken_at = walk.path, walk.at
             break
         state.end = (volume, walk.at)
         expected = volume + len(walk.frames)

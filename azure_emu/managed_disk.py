@@ -31,7 +31,7 @@ import structlog
 from azure_emu import checkpoints
 from azure_emu.base import Owner, clear_base, create_base, forget_intent, take_up
 from azure_emu.disk_meta import DISK_META, PROGRESS, DiskMeta, Progress, read_meta, write_meta
-from azure_emu.disk_view import DiskMap, Upto, build_map, build_view, open_view
+from azure_emu.disk_view import DiskMap, base_source, build_map, build_view, open_view
 from azure_emu.fold import absorb_map, announce_fold, delete_folded, fill_base
 from azure_emu.history import History, Want
 from azure_emu.host_disk import host_disk_errors
@@ -228,9 +228,9 @@ class ManagedDiskStore:
         if want != "next":
             raise RigError("PartGap", f"part {part.blob()}: {self._history.expected()} comes next")
         segment, index = unpack_segment(part, data, self._history.size_bytes)
-        self._step("apply.unpacked")
         self._history.check_positions(part, index.first_position)
         with host_disk_errors(self.folder):
+            self._step("apply.unpacked")
             if self._history.seeded:
                 frame = self._writer.append(part, segment, index)
                 self._forget_latest()
@@ -261,7 +261,7 @@ class ManagedDiskStore:
             if size_bytes != self.created_size_bytes:  # larger: a smaller one was refused before
                 self._meta = self._meta.model_copy(update={"size_bytes": size_bytes})
                 write_meta(self.folder / DISK_META, self._meta)
-                self._history.grow_base(size_bytes)
+                self._history.set_meta(self._meta)
                 self._step("seed.grown")
             clear_base(self.folder, self.created_size_bytes)
             self._step("seed.cleared")
@@ -453,8 +453,6 @@ def _check_frames(loaded: Loaded) -> list[TagSeen]:
 
 def _seed_view(folder: Path, found: DiskMap, segment: bytes, index: PartIndex) -> ViewLayer:
     """A part, which is in no file yet, over the base."""
-    from azure_emu.disk_view import base_source
-
     fds = []
     for name, data in (("segment", segment), ("sums", index.pieces)):
         fds.append(os.memfd_create(name, os.MFD_CLOEXEC))

@@ -79,8 +79,10 @@ def _load(folder: Path) -> Loaded:
     journal = read_journal(folder, meta.disk_id, history.folded)
     for frame in journal.frames:
         if history.want(frame.part) != "next" or not history.seeded:
+            path = volume_path(folder, frame.volume)
+            journal.broken_at = path, frame.start
             journal.broken = store_corrupt(
-                volume_path(folder, frame.volume),
+                path,
                 f"byte {frame.start}: frame {frame.number} does not follow the one before: {history.expected()} comes next",
             )
             break
