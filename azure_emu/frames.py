@@ -40,8 +40,9 @@ _ALIGN = 8
 class Frame:
     """A frame's header, and where it lies: ``volume`` is the number of the volume's first frame, ``start`` a byte of it.
 
-    ``position``/``time_ns``: of the last record; ``first_time_ns``: of the first that changes the disk.  ``size_bytes_after``: the disk's size after it.  ``sync_end_seq``: the
-    sequence number that the part's ``sync-end`` tag names as the log's first, None if it has no such tag.
+    ``position``/``time_ns``: of the last record; ``first_time_ns``: of the first that changes the disk.
+    ``size_bytes_after``: the disk's size after it.  ``sync_end_seq``: the sequence number that the part's ``sync-end`` tag
+    names as the log's first, None if it has no such tag.
     """
 
     volume: int
@@ -183,7 +184,9 @@ def decode_header(raw: bytes, *, volume: int, disk_id: str, back: bool = False) 
         raise BadFrameError("no frame begins here")
     if crc32c(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0]:
         raise BadFrameError("frame header checksum does not match")
-    if (version, header_bytes, reserved, any(rest)) != (FRAME_VERSION, HEADER_BYTES, 0, False) or max(stream, has_sync_end) > 1:
+    if (version, header_bytes, reserved, any(rest)) != (FRAME_VERSION, HEADER_BYTES, 0, False) or max(
+        stream, has_sync_end
+    ) > 1:
         raise BadFrameError(f"frame header of version {version}, {header_bytes} bytes, or not zero where it must be")
     if (found := str(uuid.UUID(bytes=disk))) != disk_id:
         raise BadFrameError(f"frame is of disk {found}, not of {disk_id}")

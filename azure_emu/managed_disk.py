@@ -30,7 +30,7 @@ import structlog
 
 from azure_emu import checkpoints
 from azure_emu.base import Owner, clear_base, create_base, forget_intent, take_up
-from azure_emu.disk_meta import DISK_META, PROGRESS, DiskMeta, Progress, read_meta, write_meta
+from azure_emu.disk_meta import DISK_META, PROGRESS, DiskMeta, Progress, write_meta
 from azure_emu.disk_view import DiskMap, base_source, build_map, build_view, open_view
 from azure_emu.fold import absorb_map, announce_fold, delete_folded, fill_base
 from azure_emu.history import History, Want
@@ -133,9 +133,7 @@ class ManagedDiskStore:
         self._closed = False
         self._latest: tuple[Layer, list[tuple[int, int]]] | None = None
         last = self._history.folded + len(self._history.frames)
-        self._writer = JournalWriter(
-            self.folder, self.disk_id, self._history.size_bytes, loaded.journal, last, self._told
-        )
+        self._writer = JournalWriter(self.folder, self._history.size_bytes, loaded.journal, last, self._told)
 
     def _told(self, name: str) -> None:
         self._step(name)  # tests change it
@@ -402,9 +400,8 @@ class ManagedDiskStore:
             found = build_map(self.folder, history, None, drop_bad=True)
             if found.rebuilt:
                 return False
-            checkpoints.save(
-                self.folder, self.disk_id, frame, found.size_bytes, list(found.sources), found.extents
-            )
+            made = checkpoints.Checkpoint(frame.number, found.size_bytes, list(found.sources), found.extents)
+            checkpoints.save(self.folder, self.disk_id, frame, made)
             step("checkpoint.saved")
             return True
 

@@ -193,7 +193,9 @@ def _not_zero(folder: Path, fd: int, start: int, stop: int) -> Iterator[Damage]:
             data = os.pread(fd, length, at)
             if not is_zero(data):
                 byte = at + len(data) - len(data.lstrip(b"\0"))
-                yield Damage(path=str(folder / BASE), offset=byte, what="is not zero, though no data lies there", first_position=None)
+                yield Damage(
+                    path=str(folder / BASE), offset=byte, what="is not zero, though no data lies there", first_position=None
+                )
                 return
             at += length
 
@@ -275,10 +277,10 @@ def _bad_pieces(path: Path, frame: Frame, segment: bytes, index: bytes) -> Itera
     """Pieces of payloads that have a wrong checksum."""
     sums = memoryview(index)[frame.entries * ENTRY.size :].cast("I")
     view = memoryview(segment)
-    for position, _, offset, length, payload_at, piece, kind in ENTRY.iter_unpack(index[: frame.entries * ENTRY.size]):
+    for position, _, offset, length, payload_at, first_piece, kind in ENTRY.iter_unpack(index[: frame.entries * ENTRY.size]):
         if kind != RecordType.WRITE:
             continue
-        at = offset
+        at, piece = offset, first_piece
         while at < offset + length:
             stop = min(at - at % PIECE_BYTES + PIECE_BYTES, offset + length)
             place = payload_at + at - offset
@@ -286,7 +288,7 @@ def _bad_pieces(path: Path, frame: Frame, segment: bytes, index: bytes) -> Itera
                 damage = Damage(
                     path=str(path),
                     offset=frame.segment_at + place,
-                    what=f"wrong checksum of {stop - at} bytes that were written to byte {at} of the disk at position {position}",
+                    what=f"wrong checksum of {stop - at} bytes written to byte {at} of the disk at position {position}",
                     first_position=position,
                 )
                 yield _Hurt(damage, frame.number, [(at, stop)])
