@@ -1,9 +1,9 @@
 """Reads what a managed disk's folder says of itself: identity, progress, the headers of all frames; no data.
 
 Fault contract: a bad byte in ``disk.json`` or ``progress``, and a base of another length, are ``StoreCorrupt``: there is
-no history without them.  Where the chain of frames is broken, the history ends there, and every position behind it is refused by
-the name of what is bad.  Any process may read while the applier goes on, folds and deletes: what changes under the
-reader's hands is read again.
+no history without them.  Where the chain of frames is broken, the history ends there, and every position behind it is
+refused by the name of what is bad.  Any process may read while the applier goes on, folds and deletes: what changes
+under the reader's hands is read again.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +11,13 @@ import pytest
 from azure_emu import checkpoints
 from azure_emu.managed_disk import ManagedDiskStore, discard_leftovers, open_view, reset_disk
 from azure_emu.pins import pin, pins, unpin
-from tests.unit.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
+from tests.unit.disk_history import DISK_ID, SIZE_BYTES, Packed
 from tests.unit.test_managed_disk import apply, assert_same, new_store, site, whole
 
 Act = Callable[[ManagedDiskStore], object]
 
 
-class Killed(BaseException):  # noqa: N818  (it stands for kill -9)
+class Killed(BaseException):
     """Not an Exception: nothing that handles errors may handle it."""
 
 
@@ -82,7 +81,7 @@ def steps_of(tmp_path: Path, make: Callable[[], ManagedDiskStore], act: Act) -> 
     return names
 
 
-def survives(tmp_path: Path, life: Life, prepare: Act, act: Act, least: int, expected: set[str]) -> None:
+def survives(tmp_path: Path, life: Life, prepare: Act, act: Act, *, least: int, expected: set[str]) -> None:
     """Kill ``act`` after each of its steps; what is there afterwards is right, and it can be done again."""
     ready = tmp_path / "ready"
     store = new_store(tmp_path)
@@ -136,7 +135,7 @@ def test_a_kill_at_any_step_of_a_fold(tmp_path: Path, seed: int) -> None:
         "fold.announced", "base.announced", "base.noted", "base.copied", "base.synced", "base.concluded", "fold.mapped",
         "fold.counted", "fold.volume_deleted", "fold.done",
     }  # fmt: skip
-    survives(tmp_path, life, all_parts, fold, target, expected)
+    survives(tmp_path, life, all_parts, fold, least=target, expected=expected)
 
 
 def test_a_kill_at_any_step_of_applying_and_of_checkpoints_after_a_fold(tmp_path: Path) -> None:
@@ -157,7 +156,7 @@ def test_a_kill_at_any_step_of_applying_and_of_checkpoints_after_a_fold(tmp_path
     floor = store.floor
     store.delete()
     expected = {"append.written", "append.synced", "volume.made", "volume.synced", "checkpoint.saved"}
-    survives(tmp_path, life, most, rest, floor, expected)
+    survives(tmp_path, life, most, rest, least=floor, expected=expected)
 
 
 def test_a_seed_whose_blocks_are_torn_by_a_power_loss_is_done_again(tmp_path: Path) -> None:
@@ -227,7 +226,7 @@ def test_a_kill_at_any_step_of_a_reset_leaves_the_old_store_or_the_new(tmp_path:
         store.close()
         killed = True
         try:
-            reset_disk(store.folder, disk_id=DISK_ID, size_bytes=SIZE_BYTES, created_ns=2, step=step)
+            reset_disk(store.folder, created_ns=2, step=step)
             killed = False
         except Killed:
             pass
@@ -300,5 +299,3 @@ def test_a_fold_gives_space_back_and_keeps_everything_behind_it(tmp_path: Path) 
     life.disk.tag("later")
     apply(again, [life.disk.close_log()])
     assert_same(whole(again.view(life.disk.position)), bytes(life.disk.data), "what came after")
-    rng = random.Random(1)
-    assert rng
