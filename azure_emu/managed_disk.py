@@ -46,8 +46,8 @@ from blockfs.errors import RigError
 from blockfs.extents import ExtentMap
 from blockfs.layers import Layer, Source, ViewLayer
 from blockfs.part import PartName, TagSeen, Watermark
-from blockfs.part_codec import unpack_segment
-from blockfs.part_index import PartIndex
+from blockfs.part_codec import decompress
+from blockfs.part_index import PartIndex, index_segment
 from cext.hashing import TAG_BYTES, chunk_tag
 
 __all__ = ["ManagedDiskStore", "delete_disk", "discard_leftovers", "open_view", "reset_disk"]
@@ -253,7 +253,8 @@ class ManagedDiskStore:
             return self.watermark()
         if want != "next":
             raise RigError("PartGap", f"part {part.blob()}: {self._history.expected()} comes next")
-        segment, index = unpack_segment(part, data, self._history.size_bytes)
+        segment = decompress(part, data)
+        index = index_segment(segment, part, self._history.size_bytes)
         self._history.check_positions(part, index.first_position)
         with host_disk_errors(self.folder):
             self._step("apply.unpacked")
