@@ -77,7 +77,7 @@ class DiskHost:
         self.positions = PositionCounter(root / "position")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max)
-        self._promoter = Promoter(self._all_disks)
+        self._promoter = Promoter(self._all_disks, self._let_go)
         self._tell_grown: Callable[[Disk], None] | None = None
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
@@ -86,7 +86,7 @@ class DiskHost:
             if folder.is_dir():
                 self._load(folder)
         if views is not None:  # by name, for what a disk that cannot be opened lies on must not go either
-            names = {f"{vm}/{name}" for vm, disks in self.vms.items() for name in disks} | self.broken.keys()
+            names = {str(disk.place) for disk in self._all_disks() if disk.state.store is not None} | self.broken.keys()
             views.reconcile(HOLDER_KIND, {f"{HOLDER_KIND} {name}" for name in names})
 
     def _load(self, folder: Path) -> None:
@@ -315,8 +315,12 @@ class DiskHost:
         sync_folder(self.root)
         shutil.rmtree(doomed)
         for store, holder in stores:  # what a disk that could not be opened lay on is let go at the next start
-            if store is not None and self._views is not None:
-                self._views.let_go(Path(store), holder)
+            if store is not None:
+                self._let_go(Path(store), holder)
+
+    def _let_go(self, store: Path, holder: str) -> None:
+        if self._views is not None:
+            self._views.let_go(store, holder)
 
     # --- tracking -----------------------------------------------------------------------------------------------
 

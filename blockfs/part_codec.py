@@ -1,8 +1,7 @@
 """Packs a segment for the wire and unpacks it again, believing nothing.
 
 Fault contract: what :func:`unpack` leaves at its target is a durable, fully verified segment that is the part its
-name says; anything else raises ``RigError('PartCorrupt')`` and leaves nothing there.  :func:`unpack_segment` gives as much
-in memory.
+name says; anything else raises ``RigError('PartCorrupt')`` and leaves nothing there.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from blockfs.changelog import SegmentHeader, SegmentReader
 from blockfs.durable import write_synced
 from blockfs.errors import RigError
 from blockfs.part import PartName
-from blockfs.part_index import PartIndex, index_segment
 
 LEVEL = 3
 UNPACKED_BYTES_MAX = 1 << 30
@@ -45,12 +43,6 @@ def unpack(part: PartName, data: bytes, into: Path) -> SegmentHeader:
     except BaseException:
         into.unlink(missing_ok=True)
         raise
-
-
-def unpack_segment(part: PartName, data: bytes, disk_size_bytes: int) -> tuple[bytes, PartIndex]:
-    """The verified segment and what it holds; as :func:`index_segment`, which also says what the size is for."""
-    segment = decompress(part, data)
-    return segment, index_segment(segment, part, disk_size_bytes)
 
 
 def _verify(part: PartName, path: Path) -> SegmentHeader:

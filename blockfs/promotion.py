@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 import trio
@@ -40,10 +41,14 @@ RETRY_S = 15.0
 _log = structlog.get_logger("blockfs.promotion")
 
 
-class Promoter:
-    """Promotes the disks of a host, one after the other.  ``let_go`` is told of each that no longer needs its view."""
+LetGo = Callable[[Path, str], None]
+"""As :meth:`blockfs.views.Views.let_go`."""
 
-    def __init__(self, disks: Callable[[], list[Disk]], let_go: Callable[[Disk], None] = lambda _disk: None) -> None:
+
+class Promoter:
+    """Promotes the disks of a host, one after the other.  ``let_go``: for a holder that needs its managed disk no longer."""
+
+    def __init__(self, disks: Callable[[], list[Disk]], let_go: LetGo) -> None:
         self._disks = disks
         self._let_go = let_go
         self._wake = trio.Event()
@@ -73,6 +78,7 @@ class Promoter:
             disk.promotion_stopped_by = None
 
     async def _promote(self, disk: Disk) -> None:
+        store = disk.state.store
         try:
             await self._adopt(disk)
             while not disk.note_raw():
@@ -82,7 +88,8 @@ class Promoter:
             if exc.errno == errno.EBADF:  # it was closed: its VM was removed
                 return
             raise _stopped_by(disk, exc) from exc
-        self._let_go(disk)
+        if store is not None:
+            self._let_go(Path(store), disk.place.holder)
         _log.info("promoted", disk=str(disk.place), total_bytes=disk.size_bytes)
 
     async def _adopt(self, disk: Disk) -> None:

@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from hypothesis import settings
@@ -57,15 +58,22 @@ class DiskMachine(RuleBasedStateMachine):
         self.disk.start_tracking(new_generation=False)
         self.snapshot: tuple[Snapshot, bytes, int] | None = None
 
-    def view(self, store: Path, _position: int) -> Layer:
+    def open(self, store: Path, _position: int, _holder: str) -> Layer:
+        """As :class:`blockfs.views.Views`."""
         extents = ExtentMap()
         extents.add_base([(0, len(self.base))])
         self.volume.add_to(extents)
         extents.settle()
         return ViewLayer(extents, [base_source(store, self.base), self.volume.source(store)], SIZE)
 
+    def let_go(self, _store: Path, _holder: str) -> None:
+        pass
+
+    def reconcile(self, _kind: str, _holders: Collection[str]) -> None:
+        pass
+
     def opened(self) -> Disk:
-        return Disk.open(self.place, self.of_host, self.view)
+        return Disk.open(self.place, self.of_host, self)
 
     def teardown(self) -> None:
         if hasattr(self, "disk"):

@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,13 +46,26 @@ def make_store(store: Path) -> Path:
     return store
 
 
-def open_base(store: Path, _position: int) -> Layer:
-    return RawLayer(store / "base")
+class BaseViews:
+    """A plain file in place of a managed disk, held by whoever lies on it."""
+
+    def __init__(self) -> None:
+        self.held: set[str] = set()
+
+    def open(self, store: Path, _position: int, holder: str) -> Layer:
+        self.held.add(holder)
+        return RawLayer(store / "base")
+
+    def let_go(self, _store: Path, holder: str) -> None:
+        self.held.discard(holder)
+
+    def reconcile(self, _kind: str, holders: Collection[str]) -> None:
+        self.held &= set(holders)
 
 
-def open_host(tmp_path: Path) -> DiskHost:
+def open_host(tmp_path: Path, views: BaseViews | None = None) -> DiskHost:
     whole_log = LogPolicy(kept_share_max=None)
-    return DiskHost(tmp_path / "disks", tmp_path / "mnt", open_view=open_base, policy=whole_log)
+    return DiskHost(tmp_path / "disks", tmp_path / "mnt", views=views or BaseViews(), policy=whole_log)
 
 
 @pytest.fixture
@@ -110,6 +123,21 @@ async def test_a_promoted_disk_is_raw_and_needs_nothing_of_the_managed_disk(host
     again = open_host(tmp_path)
     assert whole(again.disk("web01", "os")) == expected == (host.root / "web01" / "os.img").read_bytes()
     again.abandon()
+
+
+async def test_a_promoted_disk_holds_its_managed_disk_no_longer_also_if_a_kill_came_between(tmp_path: Path) -> None:
+    views = BaseViews()
+    host = open_host(tmp_path, views)
+    await open_disk(host, make_store(tmp_path / "store"))
+    assert views.held == {"vm web01/os"}
+    await host.promote_vm(vm="web01")
+    assert views.held == {"vm web01/os"}
+    await promote(host)
+    assert views.held == set()
+    host.abandon()
+    views.held.add("vm web01/os")
+    open_host(tmp_path, views).abandon()
+    assert views.held == set()
 
 
 async def test_holes_below_stay_holes(host: DiskHost, tmp_path: Path) -> None:
