@@ -98,6 +98,21 @@ class RecoverySide(Protocol):
         """Keyed checksums (hex) of chunks of the latest applied state."""
         ...
 
+    async def retain(self, *, disk_id: str, position: int) -> None:
+        """Nothing before ``position`` is asked for any more: fold it away, when and as far as nothing has it open.
+
+        Returns at once; said again and again, and harmless.
+        """
+        ...
+
+    async def floor(self, *, disk_id: str) -> int:
+        """The oldest position that can be read; ``DiskNotFound``, ``InvalidPosition`` while there is none."""
+        ...
+
+    async def position_at(self, *, disk_id: str, time_ns: int) -> int:
+        """Of the last record whose time is not after ``time_ns``; ``InvalidPosition`` if that is below the floor."""
+        ...
+
     async def store_path(self, *, disk_id: str) -> str:
         """Folder of the managed disk (for the recovery host's ``open_point``); ``DiskNotFound``."""
         ...
