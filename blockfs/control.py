@@ -114,7 +114,7 @@ class RecoverySource(WireModel):
 
 
 class RecoveryDisk(WireModel):
-    """A disk of a mounted state: ``path`` is its file in the mount, ``vhd_path`` that of the same as a fixed VHD, or None."""
+    """A disk of a mounted state: ``path`` is its file in the mount, ``vhd_path`` that of the fixed VHD, if it can be one."""
 
     name: str
     disk_id: str
@@ -125,7 +125,7 @@ class RecoveryDisk(WireModel):
 
 
 class RecoveryInfo(WireModel):
-    """A VM's disks as they were at a position, mounted read-only.  ``broken``: None, or why they could not be opened again."""
+    """A VM's disks as they were at a position, read-only.  ``broken``: None, or why they could not be opened again."""
 
     vm: str
     name: str

@@ -161,9 +161,9 @@ class VaultApi(Protocol):
     Errors: ``VmNotFound``, ``VmExists``, ``InvalidState`` (names the state and which are allowed), ``NoSuchPoint``,
     ``JobInProgress``, ``InvalidPolicy``.
 
-    What is mounted is ``point``, the state at ``position``, or the one at ``time`` (RFC 3339), or ``LatestProcessed``; ``name``
-    is its folder's (default: the point's id, ``@POSITION``, or the time as it was given).  More errors: ``InvalidPosition``,
-    ``InvalidTime``, ``RecoveryExists``, ``RecoveryInUse``, ``NotMounted``.
+    What is mounted is ``point``, the state at ``position``, or the one at ``time`` (RFC 3339), or ``LatestProcessed``.
+    ``name`` is its folder's (default: the point's id, ``@POSITION``, or the time as it was given).  More errors:
+    ``InvalidPosition``, ``InvalidTime``, ``RecoveryExists``, ``RecoveryInUse``, ``NotMounted``.
     """
 
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> Vm: ...

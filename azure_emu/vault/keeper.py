@@ -1,7 +1,7 @@
 """Keeps to the policies: prunes recovery points, and tells the recovery side what need not be kept for them.
 
-Fault contract: points go in one transaction a VM.  What the recovery side is told follows from the points that are left and is
-told again in each round, so a kill or an unreachable role costs nothing but time.  The recovery side never gives up a
+Fault contract: points go in one transaction a VM.  What the recovery side is told follows from the points that are left and
+is told again in each round, so a kill or an unreachable role costs nothing but time.  The recovery side never gives up a
 position that something has open, whatever it is told.
 """
 

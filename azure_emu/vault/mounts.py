@@ -1,7 +1,7 @@
 """Mounted points: all disks of a VM as they were at one position, read-only, on the recovery side.
 
-A state has its row (schema.MountRow) before the recovery host is asked for it, and until it is gone there.  So each function may
-be run again after a kill, and retention knows what is in use without asking anybody.
+A state has its row (schema.MountRow) before the recovery host is asked for it, and until it is gone there.  So each
+function may be run again after a kill, and retention knows what is in use without asking anybody.
 """
 
 from __future__ import annotations

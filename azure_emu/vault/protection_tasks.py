@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import azure_vms, events, health, inventory, mounts, points
+from azure_emu.vault import azure_vms, disk_limits, events, health, inventory, mounts, points
 from azure_emu.vault.jobs import INFORMATION, SKIPPED, Outcome, Scenario, TaskKind, Work, went_on_without
 from azure_emu.vault.schema import CycleRow, DiskRow, ItemRow, JobRow
 from azure_emu.vault.states import TEST_NONE, State
@@ -35,9 +35,11 @@ def check_policy(interval_s: float, app_consistent_every_s: float | None) -> Non
 
 async def preflight(work: Work) -> Outcome | None:
     """The VM can be protected; its disks become the item's."""
-    await _adopt_disks(work, await work.services.site.check_vm(vm=work.vm))
+    disks = await work.services.site.check_vm(vm=work.vm)
+    await _adopt_disks(work, disks)
     interval_s = await work.change(lambda _session, item: item.interval_s)
-    return None if interval_s in OFFICIAL_INTERVALS_S else INFORMATION
+    plain = interval_s in OFFICIAL_INTERVALS_S and not disk_limits.remarks(work.vm, disks)
+    return None if plain else INFORMATION
 
 
 async def _adopt_disks(work: Work, disks: list[DiskInfo]) -> None:

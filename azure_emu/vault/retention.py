@@ -47,8 +47,8 @@ def check_hours(hours: int) -> None:
     if not HOURS_MIN <= hours <= HOURS_MAX:
         raise RigError(
             "InvalidPolicy",
-            f"recoveryPointHistoryDuration is {hours}; allowed: {HOURS_MIN} to {HOURS_MAX} hours, as the service keeps points of "
-            "a Hyper-V VM",
+            f"recoveryPointHistoryDuration is {hours}; allowed: {HOURS_MIN} to {HOURS_MAX} hours, as the service has it for "
+            "Hyper-V",
         )
 
 

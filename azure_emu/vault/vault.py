@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from azure_emu.ports import DiskSpec, Provider, RecoverySide
 from azure_emu.vault import (
     azure_vms,
+    disk_limits,
     events,
     failback_tasks,
     failover_tasks,
@@ -147,7 +148,8 @@ class Vault(Reports):
         """Start replicating a VM of the site."""
         protection_tasks.check_policy(interval_s, app_consistent_every_s)
         check_hours(history_hours)
-        await inventory.site_disks(self._services, vm)
+        disks = await inventory.site_disks(self._services, vm)
+        disk_limits.check(vm, disks)
 
         def begin(session: Session) -> Job:
             jobs.require_no_job(session, vm)
@@ -171,6 +173,10 @@ class Vault(Reports):
                 events.record(
                     session, vm=vm, code="RigOnlyPolicy", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns
                 )  # fmt: skip
+            for remark in disk_limits.remarks(vm, disks):
+                events.record(
+                    session, vm=vm, code="DiskSize", kind="VmReplication", severity="Warning", text=remark, now_ns=now_ns
+                )
             return jobs.to_wire(jobs.enqueue(session, protection_tasks.ENABLE, vm, {}, now_ns))
 
         return self._started(await self._services.store.transact(begin))
