@@ -68,7 +68,9 @@ def fill_base(folder: Path, history: History, note: FoldNote, step: Step) -> Non
     step("fold.mapped")
 
 
-def absorb_map(folder: Path, found: DiskMap, owner: Owner, step: Step, view_map: Callable[[DiskMap], ViewLayer] | None = None) -> None:
+def absorb_map(
+    folder: Path, found: DiskMap, owner: Owner, step: Step, view_map: Callable[[DiskMap], ViewLayer] | None = None
+) -> None:
     """Put all that ``found`` has (settled, without the base) into the base, and note in its map what holds data now."""
     blocks = found.extents.touched(BLOCK_BYTES)
     edges = _edges(found.extents.touched(), found.size_bytes)

@@ -183,7 +183,9 @@ def decode_header(raw: bytes, *, volume: int, disk_id: str, back: bool = False) 
         raise BadFrameError("no frame begins here")
     if crc32c(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0]:
         raise BadFrameError("frame header checksum does not match")
-    if (version, header_bytes, reserved, any(rest)) != (FRAME_VERSION, HEADER_BYTES, 0, False) or max(stream, has_sync_end) > 1:
+    if (version, header_bytes, reserved, any(rest)) != (FRAME_VERSION, HEADER_BYTES, 0, False) or max(
+        stream, has_sync_end
+    ) > 1:
         raise BadFrameError(f"frame header of version {version}, {header_bytes} bytes, or not zero where it must be")
     if (found := str(uuid.UUID(bytes=disk))) != disk_id:
         raise BadFrameError(f"frame is of disk {found}, not of {disk_id}")

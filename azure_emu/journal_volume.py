@@ -320,7 +320,9 @@ def mend(folder: Path, frame: Frame, size_bytes_before: int) -> None:
 class JournalWriter:
     """Appends frames.  One thread at a time."""
 
-    def __init__(self, folder: Path, disk_id: str, disk_size_bytes: int, state: JournalState, after: int, step: Step) -> None:
+    def __init__(
+        self, folder: Path, disk_id: str, disk_size_bytes: int, state: JournalState, after: int, step: Step
+    ) -> None:
         """``after``: number of the newest frame there is, or was folded."""
         self._folder = folder
         self._disk_id = disk_id

@@ -133,9 +133,7 @@ class ManagedDiskStore:
         self._closed = False
         self._latest: tuple[Layer, list[tuple[int, int]]] | None = None
         last = self._history.folded + len(self._history.frames)
-        self._writer = JournalWriter(
-            self.folder, self.disk_id, self._history.size_bytes, loaded.journal, last, self._told
-        )
+        self._writer = JournalWriter(self.folder, self.disk_id, self._history.size_bytes, loaded.journal, last, self._told)
 
     def _told(self, name: str) -> None:
         self._step(name)  # tests change it
@@ -402,9 +400,7 @@ class ManagedDiskStore:
             found = build_map(self.folder, history, None, drop_bad=True)
             if found.rebuilt:
                 return False
-            checkpoints.save(
-                self.folder, self.disk_id, frame, found.size_bytes, list(found.sources), found.extents
-            )
+            checkpoints.save(self.folder, self.disk_id, frame, found.size_bytes, list(found.sources), found.extents)
             step("checkpoint.saved")
             return True
 

@@ -193,7 +193,9 @@ def _not_zero(folder: Path, fd: int, start: int, stop: int) -> Iterator[Damage]:
             data = os.pread(fd, length, at)
             if not is_zero(data):
                 byte = at + len(data) - len(data.lstrip(b"\0"))
-                yield Damage(path=str(folder / BASE), offset=byte, what="is not zero, though no data lies there", first_position=None)
+                yield Damage(
+                    path=str(folder / BASE), offset=byte, what="is not zero, though no data lies there", first_position=None
+                )
                 return
             at += length
 

@@ -234,7 +234,9 @@ class HeldViews:
         self.held.discard((store, holder))
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
-        self.held = {(store, holder) for store, holder in self.held if not holder.startswith(f"{kind} ") or holder in holders}
+        self.held = {
+            (store, holder) for store, holder in self.held if not holder.startswith(f"{kind} ") or holder in holders
+        }
 
 
 class TestOpenPoint:
