@@ -21,7 +21,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from azure_emu.disk_journal import Want
+from azure_emu.history import Want
 from azure_emu.export import Exporter
 from azure_emu.managed_disk import ManagedDiskStore, delete_disk, discard_leftovers
 from azure_emu.part_cache import PartCache

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 
 from pydantic import ValidationError
+from typing_extensions import Buffer
 
 from blockfs.errors import RigError
 from blockfs.part import Stream, TagSeen
@@ -121,7 +122,8 @@ def encode_header(header: SegmentHeader) -> bytes:
     return raw + _CRC.pack(crc32c(raw))
 
 
-def _decode_header(path: Path, raw: bytes) -> SegmentHeader:
+def decode_header(path: Path | str, raw: bytes) -> SegmentHeader:
+    """The header in the first bytes of a segment, which errors call ``path``: ``LogCorrupt``, ``LogVersion``."""
     if len(raw) < HEADER_BYTES:
         raise _corrupt(path, 0, f"header has {len(raw)} bytes; it must have {HEADER_BYTES}")
     magic, version, header_bytes, stream, disk, generation, first_seq, boot, created, size = _HEADER.unpack_from(raw)
@@ -140,7 +142,7 @@ def _decode_header(path: Path, raw: bytes) -> SegmentHeader:
     )
 
 
-def _corrupt(path: Path, offset: int, why: str) -> RigError:
+def _corrupt(path: Path | str, offset: int, why: str) -> RigError:
     return RigError("LogCorrupt", f"{path}: change log is corrupt at byte {offset}: {why}")
 
 
@@ -184,7 +186,18 @@ class _Window:
             at = self.start + len(self._data) - len(wanted) + 1
 
 
-def _parse_record(window: _Window, at: int, seed: int, *, verify: bool) -> Record:
+class _Memory:
+    """The same of bytes that are all in memory."""
+
+    def __init__(self, data: Buffer) -> None:
+        self.view = memoryview(data).cast("B")
+        self.size = len(self.view)
+
+    def index_of(self, at: int, _length: int) -> int:
+        return at
+
+
+def _parse_record(window: _Window | _Memory, at: int, seed: int, *, verify: bool) -> Record:
     index = window.index_of(at, RECORD_HEADER_BYTES)
     head = window.view[index : index + RECORD_HEADER_BYTES]
     if len(head) < RECORD_HEADER_BYTES:
@@ -229,6 +242,26 @@ def _checked_type(kind: int, flags: int, length: int, payload: int, *, sealed: b
     return rtype
 
 
+def _next_record(window: _Window | _Memory, at: int, seed: int, seq: int, position: int, *, verify: bool) -> Record:
+    """The record of number ``seq``, whose position is not below ``position``."""
+    record = _parse_record(window, at, seed, verify=verify)
+    if record.seq != seq:
+        raise _BadRecordError(f"sequence number {record.seq}; {seq} comes next", sealed=verify)
+    if record.position < position:
+        raise _BadRecordError(f"position {record.position} after {position}", sealed=verify)
+    return record
+
+
+def bad_record(name: str, segment: Buffer, at: int, seq: int, position: int) -> RigError:
+    """What is wrong with the record at byte ``at`` of a segment in memory: :mod:`cext` tells where, not what."""
+    memory = _Memory(segment)
+    try:
+        _next_record(memory, at, _CRC.unpack_from(memory.view, HEADER_BYTES - 4)[0], seq, position, verify=True)
+    except _BadRecordError as bad:
+        return _corrupt(name, at, str(bad))
+    raise AssertionError(f"{name}: the record at byte {at} is sound")
+
+
 class SegmentReader:
     """Reads one segment, strictly: anything torn or wrong is ``RigError('LogCorrupt')``.
 
@@ -244,7 +277,7 @@ class SegmentReader:
             raise RigError("LogUnreadable", f"{path}: cannot be opened: {exc.strerror}") from exc
         try:
             head = os.pread(self.fd, HEADER_BYTES, 0)
-            self.header = _decode_header(path, head)
+            self.header = decode_header(path, head)
         except OSError as exc:  # a folder opens, too
             os.close(self.fd)
             raise RigError("LogUnreadable", f"{path}: cannot be read: {exc.strerror}") from exc
@@ -287,12 +320,7 @@ def _walk(reader: SegmentReader, *, verify: bool) -> Iterator[tuple[int, Record 
     at, seq, position = HEADER_BYTES, reader.header.first_record_seq, 0
     while at < window.size:
         try:
-            record = _parse_record(window, at, reader._seed, verify=verify)
-            if record.seq != seq:
-                why = f"sequence number {record.seq}; {seq} comes next"
-                raise _BadRecordError(why, sealed=verify)  # noqa: TRY301
-            if record.position < position:
-                raise _BadRecordError(f"position {record.position} after {position}", sealed=verify)  # noqa: TRY301
+            record = _next_record(window, at, reader._seed, seq, position, verify=verify)
         except _BadRecordError as bad:
             yield at, bad
             return

@@ -24,7 +24,6 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,15 +40,13 @@ from blockfs.disk_log import DiskLog, LogPolicy, check, find_segments, go_on_not
 from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
-from blockfs.layers import Layer, RawLayer, TopLayer, WritableLayer
+from blockfs.layers import RawLayer, TopLayer, WritableLayer
 from blockfs.log_recovery import DISK_BYTES_MAX, Recovered, recover_log
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from blockfs.snapshot import STORE_SHARE_MAX, Snapshot, begin_snapshots
+from blockfs.views import Views
 from cext._core import ffi, lib
-
-OpenView = Callable[[Path, int], Layer]
-"""Opens managed disk ``store`` (a folder) as it was at a position, read-only."""
 
 _log = structlog.get_logger("blockfs.disk")
 
@@ -66,6 +63,8 @@ class DiskRules:
     """How much of a disk's size its snapshot may take."""
     can_grow: bool = True
     """Not where something lies behind the disk in its file."""
+    read_only: bool = False
+    """Of a state of the past: nobody may open it to write."""
 
 
 class Disk:
@@ -100,7 +99,7 @@ class Disk:
     # --- opening ------------------------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, place: DiskPlace, rules: DiskRules, open_view: OpenView | None) -> Disk:
+    def open(cls, place: DiskPlace, rules: DiskRules, views: Views | None) -> Disk:
         """Open what is there; see :meth:`over`."""
         state = finish_promotion(place, DiskState.load(place.file("disk")))
         place.file("snapshot").unlink(missing_ok=True)
@@ -108,9 +107,9 @@ class Disk:
         if state.kind == "raw":
             layer = RawLayer(place.file("img"), writable=True)
         else:
-            if open_view is None or state.store is None or state.position is None:
+            if views is None or state.store is None or state.position is None:
                 raise RigError("NotARecoveryHost", f"disk {place} lies over a managed disk; this host has none")
-            view = open_view(Path(state.store), state.position)
+            view = views.open(Path(state.store), state.position, place.holder)
             try:
                 layer = TopLayer(view, place.file("top"))
             except BaseException:
@@ -221,10 +220,22 @@ class Disk:
         return self.layer.size_bytes
 
     @property
+    def read_only(self) -> bool:
+        """Nobody may open it to write."""
+        return self._rules.read_only
+
+    @property
     def stored_bytes(self) -> int:
-        """What the host's file system keeps for a raw disk; the size of one that lies over a managed disk."""
+        """What the host's file system keeps for a raw disk.
+
+        Of one that lies over a managed disk, whose stored bytes nobody has counted, at most this much: its size, or a sector
+        less if it has a hole.
+        """
         layer = self.layer
-        return os.fstat(layer.fileno()).st_blocks * 512 if isinstance(layer, RawLayer) else self.size_bytes
+        if isinstance(layer, RawLayer):
+            return os.fstat(layer.fileno()).st_blocks * 512
+        has_hole = lib.sr_disk_seek(self.c, 0, os.SEEK_HOLE) < self.size_bytes
+        return self.size_bytes - SECTOR_BYTES if has_hole else self.size_bytes
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes; fewer at the end of the disk."""

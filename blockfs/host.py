@@ -1,7 +1,7 @@
 """A disk host: all disks of all VMs of one side, and the control operations on them.
 
 Folder layout: ``root/VM/NAME.img`` (or ``.top``), ``.disk``, ``.NNNNNN.hrl``, ``.snapshot``, ``.staging``;
-``root/position`` is the position counter.
+``root/position`` is the position counter; ``root/recovery`` is of :mod:`blockfs.recoveries`, on a recovery host.
 
 Fault contract: a VM's folder is made under a dot name and renamed when its first disk is whole, and renamed to a dot
 name before it is deleted; dot names are swept away at start.  One process at a time has the root folder
@@ -24,18 +24,31 @@ from pathlib import Path
 import structlog
 import trio
 
-from blockfs.control import CutInfo, DiskInfo, SegmentInfo, SnapshotDisk, SnapshotInfo, StagingInfo, TagKind
+from blockfs.control import (
+    CutInfo,
+    DiskInfo,
+    RecoveryInfo,
+    RecoverySource,
+    SegmentInfo,
+    SnapshotDisk,
+    SnapshotInfo,
+    StagingInfo,
+    TagKind,
+)
 from blockfs.counters import DiskCounters
-from blockfs.disk import Disk, DiskRules, OpenView, begin_snapshots_of
-from blockfs.disk_files import DiskPlace, make_raw, make_top
+from blockfs.disk import Disk, DiskRules, begin_snapshots_of
+from blockfs.disk_files import HOLDER_KIND, DiskPlace, make_raw, make_top
 from blockfs.disk_log import LogPolicy
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
+from blockfs.layers import Layer
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from blockfs.promotion import Promoter
+from blockfs.recoveries import FOLDER, Recoveries
 from blockfs.snapshot import STORE_SHARE_MAX
 from blockfs.tree import ROOT, tend
+from blockfs.views import Views
 
 MakeFiles = Callable[[DiskPlace], None]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -62,26 +75,33 @@ class DiskHost:
         root: Path,
         mountpoint: Path,
         *,
-        open_view: OpenView | None = None,
+        views: Views | None = None,
         policy: LogPolicy | None = None,
         snapshot_share_max: float = STORE_SHARE_MAX,
     ) -> None:
         self.root = root
         self.mountpoint = mountpoint
-        self._open_view = open_view
+        self._views = views
+        self._opening: set[str] = set()
         root.mkdir(parents=True, exist_ok=True)
         self._lock_fd = _lock(root)
         self.positions = PositionCounter(root / "position")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max)
-        self._promoter = Promoter(self._all_disks)
+        self._promoter = Promoter(self._all_disks, self._let_go_of_view)
         self._tell_grown: Callable[[Disk], None] | None = None
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
         """Disks that could not be opened (``VM/NAME``), and why."""
         for folder in sorted(root.iterdir()):
-            if folder.is_dir():
+            if folder.is_dir() and folder.name != FOLDER:
                 self._load(folder)
+        self._recoveries = None
+        if views is not None:  # by name, for what a disk that cannot be opened lies on must not go either
+            names = {str(disk.place) for disk in self._all_disks() if disk.state.store is not None} | self.broken.keys()
+            views.reconcile(HOLDER_KIND, {f"{HOLDER_KIND} {name}" for name in names})
+            rules = DiskRules(self.positions, can_grow=False, read_only=True)
+            self._recoveries = Recoveries(root / FOLDER, mountpoint, views=views, rules=rules)
 
     def _load(self, folder: Path) -> None:
         if folder.name.startswith("."):  # half-made or half-deleted
@@ -91,7 +111,7 @@ class DiskHost:
         for state in sorted(folder.glob("*.disk")):
             place = DiskPlace(folder, folder.name, state.stem)
             try:
-                disks[state.stem] = Disk.open(place, self._rules, self._open_view)
+                disks[state.stem] = Disk.open(place, self._rules, self._views)
             except (RigError, OSError) as exc:
                 self.broken[str(place)] = str(exc)
                 _log.error("disk_not_opened", disk=str(place), error=str(exc))
@@ -102,6 +122,10 @@ class DiskHost:
             nursery.start_soon(self._promoter.run)
             await tend(self._event_fd, self._all_disks)
 
+    def _let_go_of_view(self, store: Path, place: DiskPlace) -> None:
+        if self._views is not None:
+            self._views.let_go(store, place.holder)
+
     def _all_disks(self) -> list[Disk]:
         return [disk for disks in self.vms.values() for disk in disks.values()]
 
@@ -110,6 +134,8 @@ class DiskHost:
         for disks in self.vms.values():
             for disk in disks.values():
                 disk.close()
+        if self._recoveries is not None:
+            self._recoveries.end()
         self.positions.close()
         self._release()
 
@@ -119,6 +145,8 @@ class DiskHost:
             for disk in disks.values():
                 disk.abandon()
         self.vms.clear()
+        if self._recoveries is not None:
+            self._recoveries.end()
         self._release()
 
     def _release(self) -> None:
@@ -129,13 +157,18 @@ class DiskHost:
 
     # --- finding ------------------------------------------------------------------------------------------------
 
-    def folders(self) -> Collection[str]:
-        """See :class:`blockfs.tree.DiskTree`: a folder a VM."""
-        return self.vms
+    def folders(self, within: str) -> Collection[str]:
+        """See :class:`blockfs.tree.DiskTree`: a folder a VM, and ``recovery``."""
+        found = list(self.vms) if within == ROOT else []
+        return found if self._recoveries is None else [*found, *self._recoveries.folders(within)]
 
     def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
         """See :class:`blockfs.tree.DiskTree`."""
-        return {} if folder == ROOT else self.vms.get(folder)
+        if folder == ROOT:
+            return {}
+        if folder in self.vms or self._recoveries is None:
+            return self.vms.get(folder)
+        return self._recoveries.disks_in(folder)
 
     def on_grown(self, tell: Callable[[Disk], None]) -> None:
         """See :class:`blockfs.tree.DiskTree`."""
@@ -174,30 +207,43 @@ class DiskHost:
         """See :class:`DiskHostControl`."""
         self._check_new(vm, name)
         try:
-            disk = self._add(vm, name, lambda place: make_raw(place, size_bytes), self._open_view)
+            disk = self._add(vm, name, lambda place: make_raw(place, size_bytes), None)
         except OSError as exc:
             raise _host_error(f"disk {vm}/{name} of {size_bytes} bytes", exc) from exc
         return disk.info(self.mountpoint)
 
     async def open_point(self, *, vm: str, name: str, disk_id: str, store: str, position: int) -> DiskInfo:
         """See :class:`DiskHostControl`."""
-        open_view = self._open_view
-        if open_view is None:
+        views = self._views
+        if views is None:
             raise RigError("NotARecoveryHost", f"cannot open managed disk {disk_id} here: this host serves a site")
         self._check_new(vm, name)
-        # In a thread: it reads the whole journal, and the disks that are served meanwhile must not wait for that.
-        view = await trio.to_thread.run_sync(open_view, Path(store), position)
+        place = DiskPlace(self.root / vm, vm, name)
+        self._opening.add(str(place))
         try:
-            self._check_new(vm, name)  # somebody else may have been quicker
+            # In a thread: it waits for the host's disk, and the disks that are served meanwhile must not.
+            view = await trio.to_thread.run_sync(views.open, Path(store), position, place.holder)
+            try:
+                disk = self._over_point(place, Path(store), position, view)
+            except BaseException:
+                views.let_go(Path(store), place.holder)
+                raise
+        finally:
+            self._opening.discard(str(place))
+        return disk.info(self.mountpoint)
+
+    def _over_point(self, place: DiskPlace, store: Path, position: int, view: Layer) -> Disk:
+        """A new tracked disk over a view, which is closed if that fails; then nothing is left of the disk."""
+        try:
             disk = self._add(
-                vm,
-                name,
-                lambda place: make_top(place, store=Path(store), position=position, size_bytes=view.size_bytes),
-                lambda _store, _position: view,
+                place.vm,
+                place.name,
+                lambda made: make_top(made, store=store, position=position, size_bytes=view.size_bytes),
+                _Opened(view),
             )
         except OSError as exc:
             view.close()
-            raise _host_error(f"disk {vm}/{name}", exc) from exc
+            raise _host_error(f"disk {place}", exc) from exc
         except BaseException:
             view.close()
             raise
@@ -205,18 +251,44 @@ class DiskHost:
             disk.start_tracking(new_generation=False)
         except OSError as exc:
             disk.abandon()
-            del self.vms[vm][name]
-            self._discard(disk.place)
-            raise _host_error(f"change log of disk {vm}/{name}", exc) from exc
-        return disk.info(self.mountpoint)
+            del self.vms[place.vm][place.name]
+            self._discard(place)
+            raise _host_error(f"change log of disk {place}", exc) from exc
+        return disk
+
+    async def open_recovery(self, *, vm: str, name: str, position: int, disks: list[RecoverySource]) -> RecoveryInfo:
+        """See :class:`DiskHostControl`."""
+        if self._recoveries is None:
+            raise RigError("NotARecoveryHost", f"cannot open a state of VM {vm} here: this host serves a site")
+        check_name("VM", vm)
+        for disk in disks:
+            check_name("disk", disk.name)
+        try:
+            return await self._recoveries.open(vm=vm, name=name, position=position, disks=disks)
+        except OSError as exc:
+            raise _host_error(f"{FOLDER}/{vm}/{name}", exc) from exc
+
+    async def close_recovery(self, *, vm: str, name: str) -> None:
+        """See :class:`DiskHostControl`."""
+        if self._recoveries is not None:
+            try:
+                await self._recoveries.close(vm=vm, name=name)
+            except OSError as exc:
+                raise _host_error(f"{FOLDER}/{vm}/{name}", exc) from exc
+
+    async def list_recoveries(self, *, vm: str | None = None) -> list[RecoveryInfo]:
+        """See :class:`DiskHostControl`."""
+        return [] if self._recoveries is None else self._recoveries.infos(vm)
 
     def _check_new(self, vm: str, name: str) -> None:
         check_name("VM", vm)
+        if vm == FOLDER:
+            raise RigError("InvalidName", f"VM is named {vm!r}: a recovery side's mount has its mounted points there")
         check_name("disk", name)
-        if name in self.vms.get(vm, {}) or f"{vm}/{name}" in self.broken:
+        if name in self.vms.get(vm, {}) or f"{vm}/{name}" in self.broken or f"{vm}/{name}" in self._opening:
             raise RigError("DiskExists", f"VM {vm!r} has a disk {name!r} already")
 
-    def _add(self, vm: str, name: str, make: MakeFiles, open_view: OpenView | None) -> Disk:
+    def _add(self, vm: str, name: str, make: MakeFiles, views: Views | None) -> Disk:
         """Make a disk's files in the VM's folder, which appears whole or not at all, and open it."""
         place = DiskPlace(self.root / vm, vm, name)
         if vm in self.vms:
@@ -236,7 +308,7 @@ class DiskHost:
                 raise
             sync_folder(self.root)
         try:
-            disk = Disk.open(place, self._rules, open_view)
+            disk = Disk.open(place, self._rules, views)
         except BaseException:
             self._discard(place)
             raise
@@ -286,6 +358,7 @@ class DiskHost:
             self.disks(vm)
         for disk in self.vms[vm].values():
             _check_idle(disk)
+        stores = [(disk.state.store, disk.place.holder) for disk in self.vms[vm].values()]
         for disk in self.vms.pop(vm).values():
             disk.abandon()
         for place in [place for place in self.broken if place.startswith(f"{vm}/")]:
@@ -294,6 +367,9 @@ class DiskHost:
         (self.root / vm).rename(doomed)
         sync_folder(self.root)
         shutil.rmtree(doomed)
+        for store, holder in stores:  # what a disk that could not be opened lay on is let go at the next start
+            if store is not None and self._views is not None:
+                self._views.let_go(Path(store), holder)
 
     # --- tracking -----------------------------------------------------------------------------------------------
 
@@ -413,6 +489,23 @@ class DiskHost:
             disk.replace()
             self._grown(disk)
         return [disk.info(self.mountpoint) for disk in disks]
+
+
+class _Opened:
+    """A view that is open, and held, already."""
+
+    def __init__(self, view: Layer) -> None:
+        self._view = view
+
+    def open(self, _store: Path, _position: int, _holder: str) -> Layer:
+        """The view."""
+        return self._view
+
+    def let_go(self, store: Path, holder: str) -> None:
+        """Whoever opened it does that."""
+
+    def reconcile(self, kind: str, holders: Collection[str]) -> None:
+        """Whoever opened it does that."""
 
 
 def _lock(root: Path) -> int:

@@ -14,11 +14,14 @@ from __future__ import annotations
 import errno
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from blockfs import present_map
 from blockfs.errors import RigError
+from blockfs.extents import ExtentMap as ViewMap
 from cext._core import ffi, lib
 
 ZEROS: int = lib.SR_ZEROS
@@ -283,6 +286,66 @@ class ExtentLayer(_CLayer):
         fds = ffi.new("int[]", sources)
         super().__init__(_made(lib.sr_layer_extents(base.c, table, len(extents), fds, len(sources), size_bytes)))
         base.surrender()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that extents of a view are of, and the CRC32C of its pieces: four bytes each from the start of ``sums_fd``.
+
+    ``sums_fd`` -1: of the file itself.  ``paired``: it is a base, with two sums a block (:mod:`blockfs.base_image`).
+    """
+
+    fd: int
+    sums_fd: int = -1
+    paired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ViewFault:
+    """A piece that a view did not serve: where it is on the disk, and where in which source.
+
+    ``error``: EIO if it has not the checksum ``expected`` (``found``: what it has), or cannot be read; ENODATA if it has none.
+    """
+
+    offset: int
+    source: int
+    source_offset: int
+    error: int
+    expected: int
+    found: int
+
+
+class ViewFaults:
+    """What a view did not serve; there is more to ask of it when the view was given to a top, or is closed."""
+
+    def __init__(self) -> None:
+        self.c = ffi.gc(_made(lib.sr_faults_new()), lib.sr_faults_put)
+
+    def seen(self) -> tuple[int, list[ViewFault]]:
+        """How many there were, and the last few, oldest first."""
+        last = ffi.new("struct sr_fault[]", lib.SR_FAULTS_KEPT)
+        count = int(lib.sr_faults_seen(self.c, last))
+        kept = ffi.unpack(last, min(count, lib.SR_FAULTS_KEPT))
+        return count, [ViewFault(f.offset, f.source, f.source_offset, f.error, f.expected, f.found) for f in kept]
+
+
+class ViewLayer(_CLayer):
+    """A disk as it was: the extents of a settled map over zeros, every byte checked when it is read.
+
+    Owns the descriptors of ``sources`` (None: the map has no extent of it), also if it cannot be made.  The map may be
+    changed afterwards.  A read that meets a wrong byte is ``EIO`` and is told of in ``faults``.
+    """
+
+    def __init__(self, extents: ViewMap, sources: Sequence[Source | None], size_bytes: int) -> None:
+        self.faults = ViewFaults()
+        rows = [(s.fd, s.sums_fd, s.paired) if s else (-1, -1, False) for s in sources]
+        table = ffi.new("struct sr_source[]", rows)
+        try:
+            super().__init__(_made(lib.sr_layer_view(extents.c, table, len(rows), size_bytes, self.faults.c)))
+        except BaseException:
+            for fd in (fd for row in rows for fd in row[:2] if fd >= 0):
+                os.close(fd)
+            raise
 
 
 class TopLayer(_WritableCLayer):

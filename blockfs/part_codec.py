@@ -1,7 +1,8 @@
 """Packs a segment for the wire and unpacks it again, believing nothing.
 
 Fault contract: what :func:`unpack` leaves at its target is a durable, fully verified segment that is the part its
-name says; anything else raises ``RigError('PartCorrupt')`` and leaves nothing there.
+name says; anything else raises ``RigError('PartCorrupt')`` and leaves nothing there.  :func:`unpack_segment` gives as much
+in memory.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from blockfs.changelog import SegmentHeader, SegmentReader
 from blockfs.durable import write_synced
 from blockfs.errors import RigError
 from blockfs.part import PartName
+from blockfs.part_index import PartIndex, index_segment
 
 LEVEL = 3
 UNPACKED_BYTES_MAX = 1 << 30
@@ -26,19 +28,28 @@ def pack(path: Path) -> bytes:
 
 def unpack(part: PartName, data: bytes, into: Path) -> SegmentHeader:
     """Decompress ``data`` to ``into``, make it durable, and check every record and that it is ``part``."""
-    try:
-        size = zstandard.frame_content_size(data)
-        if not 0 <= size <= UNPACKED_BYTES_MAX:
-            raise _bad(part, f"says it holds {size} bytes; at most {UNPACKED_BYTES_MAX}")
-        raw = zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
-    except zstandard.ZstdError as exc:
-        raise _bad(part, f"is not sound zstd data: {exc}") from exc
-    write_synced(into, raw)
+    write_synced(into, _decompressed(part, data))
     try:
         return _verify(part, into)
     except BaseException:
         into.unlink(missing_ok=True)
         raise
+
+
+def unpack_segment(part: PartName, data: bytes, disk_size_bytes: int) -> tuple[bytes, PartIndex]:
+    """The verified segment and what it holds; as :func:`index_segment`, which also says what the size is for."""
+    segment = _decompressed(part, data)
+    return segment, index_segment(segment, part, disk_size_bytes)
+
+
+def _decompressed(part: PartName, data: bytes) -> bytes:
+    try:
+        size = zstandard.frame_content_size(data)
+        if not 0 <= size <= UNPACKED_BYTES_MAX:
+            raise _bad(part, f"says it holds {size} bytes; at most {UNPACKED_BYTES_MAX}")
+        return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
+    except zstandard.ZstdError as exc:
+        raise _bad(part, f"is not sound zstd data: {exc}") from exc
 
 
 def _verify(part: PartName, path: Path) -> SegmentHeader:

@@ -13,8 +13,11 @@ HERE = Path(__file__).parent
 SOURCES = (
     *("crc32c.c", "hasher.c", "kernel.c"),
     *("io.c", "layers.c", "log.c", "snapshot.c", "disk.c", "handles.c"),
+    *("index.c", "extents.c", "view.c", "fill.c"),
     *("requests.c", "names.c", "ring.c", "fuse_uring.c", "pump.c"),
 )
+HEADERS = ("siterig.h", "io.h", "layers.h", "disk.h", "pump.h", "index.h", "extents.h", "view.h", "fill.h")
+"""In an order in which each knows the names of the ones before."""
 
 
 def declarations(header: str) -> str:
@@ -24,11 +27,11 @@ def declarations(header: str) -> str:
 
 ffibuilder = FFI()
 ffibuilder.cdef("struct iovec { void *iov_base; size_t iov_len; };")
-for header in ("siterig.h", "io.h", "layers.h", "disk.h", "pump.h"):
+for header in HEADERS:
     ffibuilder.cdef(declarations((HERE / header).read_text()))
 ffibuilder.set_source(
     "cext._core",
-    '#include "disk.h"\n#include "io.h"\n#include "pump.h"\n#include "siterig.h"',
+    "".join(f'#include "{header}"\n' for header in HEADERS),
     sources=[os.path.relpath(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],
     libraries=["crypto"],

@@ -22,26 +22,43 @@ static int64_t ask(int op, int fd, int64_t offset, int64_t bytes, const struct i
 	return hook ? hook(op, fd, offset, bytes, iov, iovs) : 0;
 }
 
-int sr_io_read(int fd, void *buf, int64_t bytes, int64_t offset)
+/* How many bytes the file has there, of so many; or -errno. */
+static int64_t read_there(int fd, char *buf, int64_t bytes, int64_t offset)
 {
 	int64_t got = 0;
 	int64_t verdict = ask(SR_IO_READ, fd, offset, bytes, NULL, 0);
 
 	if (verdict < 0)
-		return (int)verdict;
+		return verdict;
 	while (got < bytes) {
-		ssize_t n = pread(fd, (char *)buf + got, (size_t)(bytes - got), offset + got);
+		ssize_t n = pread(fd, buf + got, (size_t)(bytes - got), offset + got);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
 			return -errno;
-		if (n == 0) {
-			memset((char *)buf + got, 0, (size_t)(bytes - got));
-			return 0;
-		}
+		if (n == 0)
+			break;
 		got += n;
 	}
+	return got;
+}
+
+int sr_io_read(int fd, void *buf, int64_t bytes, int64_t offset)
+{
+	int64_t got = read_there(fd, buf, bytes, offset);
+	if (got < 0)
+		return (int)got;
+	if (got < bytes)
+		memset((char *)buf + got, 0, (size_t)(bytes - got));
 	return 0;
+}
+
+int sr_io_read_whole(int fd, void *buf, int64_t bytes, int64_t offset)
+{
+	int64_t got = read_there(fd, buf, bytes, offset);
+	if (got < 0)
+		return (int)got;
+	return got == bytes ? 0 : -EIO;
 }
 
 /* Take `done` bytes off the front of the vectors; returns how many vectors are left. */

@@ -18,6 +18,9 @@ void sr_io_set_hook(sr_io_hook_fn hook);
 /* Exactly `bytes`: what lies past the end of the file is zeros. */
 int sr_io_read(int fd, void *buf, int64_t bytes, int64_t offset);
 
+/* Exactly `bytes`: -EIO if the file ends before. */
+int sr_io_read_whole(int fd, void *buf, int64_t bytes, int64_t offset);
+
 /* All bytes, or as many as could be written before an error; -errno if none could.  In pieces of SR_IO_PIECE_BYTES: the page
  * cache of some file systems keeps what one call writes in one folio, and then each small write to a large folio walks
  * all of it (measured: 10 us and more instead of 2 for 4 KiB in a folio of 1 MiB; bench/RESULTS.md). */

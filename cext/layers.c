@@ -11,37 +11,13 @@
 #include <unistd.h>
 
 #include "io.h"
+#include "layers_internal.h"
 
 /* The present map is mapped once for the largest disk there can be, so that a growing disk never moves it under a reader.
  * Only the part that the file has is ever touched. */
 #define DISK_BYTES_MAX (64ull << 40)
 #define MAP_BYTES_MAX (DISK_BYTES_MAX / SR_BLOCK_BYTES / 8)
 #define MAP_PAGE_BYTES 4096 /* of the present map: what the durable one is written in */
-
-enum kind { RAW, EXTENTS, TOP };
-
-struct sr_layer {
-	enum kind kind;         /* atomic: a top becomes a raw file while readers load it */
-	uint64_t bytes;         /* atomic: resize stores it while readers load it */
-	struct sr_layer *lower; /* EXTENTS, TOP */
-	int fd;                 /* RAW, TOP */
-	struct sr_extent *extents;
-	size_t extent_count;
-	int *fds;
-	size_t fd_count;
-	int map_fd, durable_fd;
-	uint8_t *map;
-	uint8_t *changed;       /* one bit a page of the map: it has bits that the durable one has not */
-	pthread_mutex_t syncing;
-	pthread_rwlock_t shape; /* of what was made as a TOP; read: somebody looks at `map` and `lower` */
-	int has_locks;
-	uint64_t adopted;       /* atomic: TOP: it holds all blocks below */
-};
-
-static enum kind kind_of(const struct sr_layer *layer)
-{
-	return __atomic_load_n(&layer->kind, __ATOMIC_ACQUIRE);
-}
 
 /* --- making and freeing -------------------------------------------------------------------------------------- */
 
@@ -178,9 +154,16 @@ void sr_layer_free(struct sr_layer *layer)
 	}
 	if (layer->fd >= 0)
 		close(layer->fd);
+	sr_view_free(layer->view);
 	free(layer->extents);
 	free(layer->fds);
 	free(layer);
+}
+
+static int is_read_only(const struct sr_layer *layer)
+{
+	enum kind kind = kind_of(layer);
+	return kind == EXTENTS || kind == VIEW;
 }
 
 uint64_t sr_layer_bytes(const struct sr_layer *layer)
@@ -323,6 +306,8 @@ int sr_layer_read(struct sr_layer *layer, void *buf, uint64_t bytes, uint64_t of
 		return read_extents(layer, buf, bytes, offset);
 	case TOP:
 		return read_top(layer, buf, bytes, offset);
+	case VIEW:
+		return sr_view_read(layer->view, buf, bytes, offset);
 	}
 	return -EINVAL;
 }
@@ -370,7 +355,7 @@ static void mark_present(struct sr_layer *layer, uint64_t offset, uint64_t end)
 
 int64_t sr_layer_write(struct sr_layer *layer, const void *buf, uint64_t bytes, uint64_t offset)
 {
-	if (layer->kind == EXTENTS)
+	if (is_read_only(layer))
 		return -EROFS;
 	if (bytes == 0)
 		return 0;
@@ -397,7 +382,7 @@ int64_t sr_layer_write(struct sr_layer *layer, const void *buf, uint64_t bytes, 
 
 int sr_layer_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes)
 {
-	if (layer->kind == EXTENTS)
+	if (is_read_only(layer))
 		return -EROFS;
 	if (bytes == 0)
 		return 0;
@@ -414,7 +399,7 @@ int sr_layer_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes)
 
 int sr_layer_resize(struct sr_layer *layer, uint64_t bytes)
 {
-	if (layer->kind == EXTENTS)
+	if (is_read_only(layer))
 		return -EROFS;
 	if (bytes > DISK_BYTES_MAX)
 		return -EFBIG;
@@ -430,7 +415,7 @@ int sr_layer_resize(struct sr_layer *layer, uint64_t bytes)
 
 void sr_layer_start_sync(struct sr_layer *layer)
 {
-	if (kind_of(layer) != EXTENTS)
+	if (!is_read_only(layer))
 		sr_io_start_sync(layer->fd);
 }
 
@@ -499,7 +484,7 @@ static int sync_top(struct sr_layer *layer)
 
 int sr_layer_sync(struct sr_layer *layer)
 {
-	if (kind_of(layer) == EXTENTS)
+	if (is_read_only(layer))
 		return 0;
 	return kind_of(layer) == TOP ? sync_top(layer) : sr_io_sync(layer->fd);
 }
@@ -564,6 +549,8 @@ static int64_t seek_top(struct sr_layer *layer, uint64_t offset, uint64_t end, i
 static int64_t seek_in(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole)
 {
 	enum kind kind = kind_of(layer);
+	if (kind == VIEW)
+		return sr_view_seek(layer->view, offset, end, hole);
 	if (kind == EXTENTS)
 		return seek_extents(layer, offset, end, hole);
 	if (kind == TOP) {

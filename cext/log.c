@@ -9,22 +9,12 @@
 #include <unistd.h>
 
 #include "disk_internal.h"
+#include "record.h"
 #include "siterig.h"
 
-#define RECORD_MAGIC 0x52435253u
 #define DISK_BYTES_MAX (64ull << 40)
 #define DIRTY_FILE_BYTES_MAX (SR_DIRTY_HEADER_BYTES + DISK_BYTES_MAX / SR_DIRTY_CHUNK_BYTES / 8)
 #define STATE_OFFSET 64 /* of the state word in the dirty file; behind what its header's checksum covers */
-
-/* As it lies in the file, little endian: so is every machine that this runs on (crc32c.c). */
-struct record {
-	uint32_t magic;
-	uint8_t type, flags;
-	uint16_t header_bytes;
-	uint64_t seq, position, time_ns, offset, length;
-	uint32_t payload_bytes, zero0, zero1, crc;
-};
-_Static_assert(sizeof(struct record) == SR_RECORD_HEADER_BYTES, "layout of a record");
 
 static uint64_t chunks_of(uint64_t disk_bytes)
 {

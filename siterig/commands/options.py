@@ -41,7 +41,9 @@ FuseThreads = Annotated[
 ]
 FuseQueue = Annotated[
     str,
-    typer.Option(front_end.QUEUE_OPTION, metavar="N", help="How many requests the kernel may make ahead: read-ahead, async I/O."),
+    typer.Option(
+        front_end.QUEUE_OPTION, metavar="N", help="How many requests the kernel may make ahead: read-ahead, async I/O."
+    ),
 ]
 
 

@@ -372,9 +372,7 @@ def test_who_gave_its_log_up_says_so_at_its_end_and_begins_a_new_generation(
 # ---- options
 
 
-@pytest.mark.parametrize(
-    ("option", "most"), [("--fuse-threads", 58), ("--fuse-queue", 65535)], ids=["threads", "queue"]
-)
+@pytest.mark.parametrize(("option", "most"), [("--fuse-threads", 58), ("--fuse-queue", 65535)], ids=["threads", "queue"])
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "", "65536", "9" * 5000])
 def test_threads_and_queue_have_their_limits(image: Path, where: Path, option: str, most: int, value: str) -> None:
     refused = siterig("mount", image, "--mnt", where, option, value)

@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,13 +46,24 @@ def make_store(store: Path) -> Path:
     return store
 
 
-def open_base(store: Path, _position: int) -> Layer:
-    return RawLayer(store / "base")
+class Bases:
+    """Managed disks, and who holds them: as text in a file of the store, so that a kill does not let go."""
+
+    def open(self, store: Path, _position: int, holder: str) -> Layer:
+        (store / "holder").write_text(holder)
+        return RawLayer(store / "base")
+
+    def let_go(self, store: Path, holder: str) -> None:
+        if (store / "holder").exists() and (store / "holder").read_text() == holder:
+            (store / "holder").unlink()
+
+    def reconcile(self, _kind: str, holders: Collection[str]) -> None:
+        self.kept = set(holders)
 
 
 def open_host(tmp_path: Path) -> DiskHost:
     whole_log = LogPolicy(kept_share_max=None)
-    return DiskHost(tmp_path / "disks", tmp_path / "mnt", open_view=open_base, policy=whole_log)
+    return DiskHost(tmp_path / "disks", tmp_path / "mnt", views=Bases(), policy=whole_log)
 
 
 @pytest.fixture
@@ -95,7 +106,7 @@ async def test_a_promoted_disk_is_raw_and_needs_nothing_of_the_managed_disk(host
     log_before = disk.log.next_seq
     [info] = await host.promote_vm(vm="web01")
     assert (info.promotion is not None, disk.state.kind) == (True, "top")
-    await promote(host)
+    await promote(host, lambda disk: disk.promotion is None and not (tmp_path / "store" / "holder").exists())
     assert (disk.state.kind, disk.state.store, disk.state.position) == ("raw", None, None)
     assert (disk.log.next_seq, disk.state.needs_resync, disk.dirty_bytes) == (log_before, None, 0)
     assert names(host) == {"os.disk", "os.img"}
@@ -406,6 +417,8 @@ def check_and_finish(folder: Path, expected: bytes, *, power_loss: bool) -> None
     assert (whole(disk), (host.root / "web01" / "os.img").read_bytes()) == (expected, expected)
     host.abandon()
     again = open_host(folder)
+    assert isinstance(again._views, Bases)
+    assert again._views.kept == set(), "what a kill left held is let go at the next start"
     assert (again.broken, whole(again.disk("web01", "os"))) == ({}, expected)
     again.abandon()
 
@@ -426,8 +439,8 @@ def test_a_kill_before_each_step_loses_nothing(tmp_path: Path, monkeypatch: pyte
 
     steps = promote_counting(fresh("whole"), monkeypatch, None)
     assert len(steps) > 40
-    assert [step for step in steps if "rename" in step or "unlink" in step][-4:] == [
-        "rename os.top", "rename .os.disk.tmp", "unlink os.top.present", "unlink os.top.durable"
+    assert [step for step in steps if "rename" in step or "unlink" in step][-5:] == [
+        "rename os.top", "rename .os.disk.tmp", "unlink os.top.present", "unlink os.top.durable", "unlink holder"
     ]  # fmt: skip
     for kill_at, step in enumerate(steps):
         folder = fresh(str(kill_at))

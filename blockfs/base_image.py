@@ -1,0 +1,70 @@
+"""The base of a managed disk: a raw file, and a file with two checksums for each block of 4 KiB (cext/fill.c).
+
+Fault contract
+--------------
+``sums``: two little-endian u32 a block, the CRC32C of the block and of what it becomes; of all of a block, zeros past the end of
+the file included.  Blocks are changed by :func:`announce`, :func:`copy`, :func:`conclude`, in this order, the caller syncing
+what was written after each.  At any moment, and after a kill, a block has one of its two checksums; only those that a kill
+found in the midst of :func:`copy` may have neither, and have again once that was done anew.  Ranges are (offset, length) of whole
+blocks, in order.  Any of them may be cut by an ``OSError`` (disk full, ...) and done again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blockfs.extents import pack_ranges
+from blockfs.layers import Layer
+from cext._core import ffi, lib
+
+BLOCK_BYTES: int = lib.SR_BLOCK_BYTES
+PAIR_BYTES = 8
+
+Ranges = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class BadBlock:
+    """A block that has neither of its checksums."""
+
+    offset: int
+    right: int
+    becomes: int
+    found: int
+
+
+def announce(layer: Layer, sums_fd: int, ranges: Ranges) -> None:
+    """Step 1: the second checksum of each block becomes that of what ``layer`` reads there."""
+    _check(lib.sr_fill_announce(layer.c, sums_fd, *_packed(ranges)))
+
+
+def copy(layer: Layer, fd: int, ranges: Ranges) -> None:
+    """Step 2: each block becomes what ``layer`` reads there, one of zeros a hole; nothing past the end of ``layer``.
+
+    It also fills a file without sums: promotion.
+    """
+    _check(lib.sr_fill_copy(layer.c, fd, *_packed(ranges)))
+
+
+def conclude(sums_fd: int, ranges: Ranges) -> None:
+    """Step 3: the first checksum of each block becomes the second."""
+    _check(lib.sr_fill_conclude(sums_fd, *_packed(ranges)))
+
+
+def bad_blocks(fd: int, sums_fd: int, ranges: Ranges, most: int = 64) -> list[BadBlock]:
+    """The first blocks, at most so many, that have neither of their checksums.  A fold may run beside it."""
+    bad = ffi.new("struct sr_bad_block[]", most)
+    count = lib.sr_base_check(fd, sums_fd, *_packed(ranges), bad, most)
+    _check(count)
+    return [BadBlock(b.offset, b.right, b.becomes, b.found) for b in ffi.unpack(bad, count)]
+
+
+def _packed(ranges: Ranges) -> tuple[object, int]:
+    return ffi.from_buffer("uint64_t[]", pack_ranges(ranges)), len(ranges)
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
