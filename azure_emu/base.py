@@ -5,10 +5,11 @@ that hold data, for the rest reads as zeros.  Layout: docs/formats/managed-disk.
 
 Fault contract
 --------------
-:func:`absorb` makes blocks of the base what a view reads there, in steps that each are durable before the next: the sums of what
-blocks become, what those become of which only a part changes (``intent``), the blocks, the sums of what they are.  Killed anywhere, it is done again with the same view, to the same end; :func:`take_up` writes those
-noted blocks before, for such a block may be torn, and the view reads of it.  A block that the view cannot read gets sums
-that fit nothing, so that it stays unreadable: damage is carried over, never made good by a new checksum.
+:func:`absorb` makes blocks of the base what a view reads there, in steps that each are durable before the next: the
+sums of what blocks become; what those become of which only a part changes (``intent``); the blocks; the sums of what they
+are.  Killed anywhere, it is done again with the same view, to the same end; :func:`take_up` writes the noted blocks before,
+for such a block may be torn, and the view reads of it.  A block that the view cannot read gets sums that fit nothing, so
+that it stays unreadable: damage is carried over, never made good by a new checksum.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ _ROW = struct.Struct("<QQ")
 
 Step = Callable[[str], None]
 Ranges = list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """What changes (offset, length, multiples of a block), and the blocks of which only a part does."""
+
+    touched: Ranges
+    edges: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +135,13 @@ def unpack_map(rows: bytes) -> Ranges:
 # --- changing ---------------------------------------------------------------------------------------------------
 
 
-def absorb(folder: Path, view: Layer, touched: Ranges, edges: list[int], owner: Owner, step: Step) -> None:
-    """Make the blocks ``touched`` (offset, length, multiples of a block) of the base what ``view`` reads there.
+def absorb(folder: Path, view: Layer, blocks: Blocks, owner: Owner, step: Step) -> None:
+    """Make blocks of the base what ``view`` reads there.
 
-    ``edges``: blocks of which only a part changes.  The map of the base is left as it is, and so is the intent: the
+    The map of the base is left as it is, and so is the intent: the
     caller calls :func:`forget_intent` when nothing needs to be done again any more.
     """
+    touched, edges = blocks.touched, blocks.edges
     with _opened(folder) as (base_fd, sums_fd):
         bad: set[int] = set()
         try:

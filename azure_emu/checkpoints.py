@@ -68,9 +68,9 @@ def extent_count(folder: Path, frame: int) -> int:
         return 0
 
 
-def save(folder: Path, disk_id: str, frame: Frame, size_bytes: int, volumes: list[int], extents: ExtentMap) -> None:
-    """Write a checkpoint (``extents`` settled)."""
-    rows = extents.dump()
+def save(folder: Path, disk_id: str, frame: Frame, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint (its extents settled) of ``frame``."""
+    rows, volumes = checkpoint.extents.dump(), checkpoint.volumes
     table = struct.pack(f"<{len(volumes)}Q", *volumes)
     head = _HEADER.pack(
         _MAGIC,
@@ -80,7 +80,7 @@ def save(folder: Path, disk_id: str, frame: Frame, size_bytes: int, volumes: lis
         frame.number,
         crc32c(encode_header(frame)),
         0,
-        size_bytes,
+        checkpoint.size_bytes,
         len(rows),
         crc32c(rows, crc32c(table)),
     )

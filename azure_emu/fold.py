@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 from azure_emu import checkpoints
 from azure_emu.base import (
-    BLOCK_BYTES,
+    Blocks,
     Owner,
     Ranges,
     absorb,
@@ -33,6 +34,7 @@ from azure_emu.disk_view import DiskMap, build_map, view_of
 from azure_emu.history import History
 from azure_emu.journal_volume import JOURNAL, list_volumes, volume_path
 from azure_emu.pins import locked, pins
+from blockfs.base_image import BLOCK_BYTES
 from blockfs.durable import sync_folder
 from blockfs.layers import ViewLayer, merge_ranges
 
@@ -72,13 +74,12 @@ def absorb_map(
     folder: Path, found: DiskMap, owner: Owner, step: Step, view_map: Callable[[DiskMap], ViewLayer] | None = None
 ) -> None:
     """Put all that ``found`` has (settled, without the base) into the base, and note in its map what holds data now."""
-    blocks = found.extents.touched(BLOCK_BYTES)
-    edges = _edges(found.extents.touched(), found.size_bytes)
+    blocks = Blocks(found.extents.touched(BLOCK_BYTES), _edges(found.extents.touched(), found.size_bytes))
     found.extents.add_base(unpack_map(read_map(folder)))
     found.extents.settle()
     view = view_map(found) if view_map else view_of(folder, found)
     try:
-        absorb(folder, view, blocks, edges, owner, step)
+        absorb(folder, view, blocks, owner, step)
     finally:
         view.close()
     write_map(folder, _whole_blocks(found.extents.ranges()))
@@ -110,7 +111,7 @@ def delete_folded(folder: Path, folded: int, step: Step) -> None:
     The newest volume stays: it grows.
     """
     volumes = list_volumes(folder)
-    doomed = [volume for volume, following in zip(volumes, volumes[1:], strict=False) if following <= folded + 1]
+    doomed = [volume for volume, following in pairwise(volumes) if following <= folded + 1]
     for volume in doomed:
         volume_path(folder, volume).unlink()
         step("fold.volume_deleted")

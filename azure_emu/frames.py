@@ -40,8 +40,9 @@ _ALIGN = 8
 class Frame:
     """A frame's header, and where it lies: ``volume`` is the number of the volume's first frame, ``start`` a byte of it.
 
-    ``position``/``time_ns``: of the last record; ``first_time_ns``: of the first that changes the disk.  ``size_bytes_after``: the disk's size after it.  ``sync_end_seq``: the
-    sequence number that the part's ``sync-end`` tag names as the log's first, None if it has no such tag.
+    ``position``/``time_ns``: of the last record; ``first_time_ns``: of the first that changes the disk.
+    ``size_bytes_after``: the disk's size after it.  ``sync_end_seq``: the sequence number that the part's ``sync-end`` tag
+    names as the log's first, None if it has no such tag.
     """
 
     volume: int

@@ -61,7 +61,7 @@ def list_volumes(folder: Path) -> list[int]:
     """Numbers of the volumes, in order; ``StoreCorrupt`` if there is a stranger.  Dot files are ignored."""
     journal = folder / JOURNAL
     try:
-        names = [name for name in os.listdir(journal) if not name.startswith(".")]
+        names = [path.name for path in journal.iterdir() if not path.name.startswith(".")]
     except OSError as exc:
         raise store_corrupt(journal, f"cannot be read: {exc.strerror}") from exc
     volumes = []
@@ -320,12 +320,9 @@ def mend(folder: Path, frame: Frame, size_bytes_before: int) -> None:
 class JournalWriter:
     """Appends frames.  One thread at a time."""
 
-    def __init__(
-        self, folder: Path, disk_id: str, disk_size_bytes: int, state: JournalState, after: int, step: Step
-    ) -> None:
+    def __init__(self, folder: Path, disk_size_bytes: int, state: JournalState, after: int, step: Step) -> None:
         """``after``: number of the newest frame there is, or was folded."""
         self._folder = folder
-        self._disk_id = disk_id
         self._volume_bytes = max(VOLUME_BYTES, disk_size_bytes // _DISK_SHARE)
         self._step = step
         self._next = after + 1

@@ -36,17 +36,18 @@ from azure_emu.fold import absorb_map, announce_fold, delete_folded, fill_base
 from azure_emu.history import History, Want
 from azure_emu.host_disk import host_disk_errors
 from azure_emu.journal_volume import JOURNAL, JournalWriter, mend, read_index, read_tags
-from azure_emu.pins import LOCK, PINS
-from azure_emu.questions import Change, change_list, position_at
-from azure_emu.scrub import Damage, scrub
+from azure_emu.pins import LOCK, PINS, locked, pins
+from azure_emu.ports import Change, Damage
+from azure_emu.questions import change_list, position_at
+from azure_emu.scrub import scrub
 from azure_emu.store_history import Loaded, load_history
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.extents import ExtentMap
 from blockfs.layers import Layer, Source, ViewLayer
 from blockfs.part import PartName, TagSeen, Watermark
-from blockfs.part_codec import unpack_segment
-from blockfs.part_index import PartIndex
+from blockfs.part_codec import decompress
+from blockfs.part_index import PartIndex, index_segment
 from cext.hashing import TAG_BYTES, chunk_tag
 
 __all__ = ["ManagedDiskStore", "delete_disk", "discard_leftovers", "open_view", "reset_disk"]
@@ -88,21 +89,46 @@ def delete_disk(folder: Path, step: Step = _no_step) -> None:
             shutil.rmtree(gone)
 
 
-def reset_disk(folder: Path, *, disk_id: str, size_bytes: int, created_ns: int, step: Step = _no_step) -> ManagedDiskStore:
+def known_generation(folder: Path) -> int:
+    """The newest generation that a store, which may be damaged, has a part of; 0 if that cannot be told."""
+    try:
+        return load_history(folder).history.watermark().generation
+    except RigError:
+        return 0
+
+
+def reset_disk(folder: Path, *, created_ns: int, step: Step = _no_step) -> ManagedDiskStore:
     """Set a store aside that no part can be applied to any more, and begin an empty one in its place.
 
-    Its folder is ``.damaged-`` and its name from then on; one that was set aside earlier is removed.
+    Its folder is ``.damaged-`` and its name from then on; one that was set aside earlier is removed.  ``DiskPinned`` if
+    something lies on a position of it: that must be closed first, for the positions go.
     """
     aside = folder.with_name(_DAMAGED + folder.name)
     with host_disk_errors(folder):
-        shutil.rmtree(aside, ignore_errors=True)
-        _make(folder.with_name(_NEW + folder.name), disk_id, size_bytes, created_ns, step)
-        folder.rename(aside)
-        step("reset.aside")
-        folder.with_name(_NEW + folder.name).rename(folder)
-        step("reset.renamed")
-        sync_folder(folder.parent)
+        size_bytes = _size_of_damaged(folder)
+        with locked(folder):
+            for each in pins(folder):
+                raise RigError(
+                    "DiskPinned",
+                    f"{folder}: the managed disk is damaged and to be replicated anew, but position {each.position} of it "
+                    f"is held by {each.holder}: remove that first",
+                )
+            shutil.rmtree(aside, ignore_errors=True)
+            new = folder.with_name(_NEW + folder.name)
+            _make(new, folder.name, size_bytes, created_ns, step)
+            folder.rename(aside)
+            step("reset.aside")
+            new.rename(folder)
+            step("reset.renamed")
+            sync_folder(folder.parent)
     return ManagedDiskStore.open(folder, step=step)
+
+
+def _size_of_damaged(folder: Path) -> int:
+    """The least size that the disk had: it is as large as its first sync part says."""
+    with suppress(RigError):
+        return read_meta(folder / DISK_META, DiskMeta).size_bytes
+    return 512
 
 
 def _make(new: Path, disk_id: str, size_bytes: int, created_ns: int, step: Step) -> None:
@@ -132,8 +158,10 @@ class ManagedDiskStore:
         self._fold_lock = threading.Lock()
         self._closed = False
         self._latest: tuple[Layer, list[tuple[int, int]]] | None = None
+        self._since_checkpoint = self._extents = 0
+        self._look_for_checkpoint()
         last = self._history.folded + len(self._history.frames)
-        self._writer = JournalWriter(self.folder, self.disk_id, self._history.size_bytes, loaded.journal, last, self._told)
+        self._writer = JournalWriter(self.folder, self._history.size_bytes, loaded.journal, last, self._told)
 
     def _told(self, name: str) -> None:
         self._step(name)  # tests change it
@@ -225,7 +253,8 @@ class ManagedDiskStore:
             return self.watermark()
         if want != "next":
             raise RigError("PartGap", f"part {part.blob()}: {self._history.expected()} comes next")
-        segment, index = unpack_segment(part, data, self._history.size_bytes)
+        segment = decompress(part, data)
+        index = index_segment(segment, part, self._history.size_bytes)
         self._history.check_positions(part, index.first_position)
         with host_disk_errors(self.folder):
             self._step("apply.unpacked")
@@ -233,6 +262,7 @@ class ManagedDiskStore:
                 frame = self._writer.append(part, segment, index)
                 self._forget_latest()
                 with self._lock:
+                    self._since_checkpoint += frame.records
                     self._history.add(frame)
                     self._tags += filter(self._history.names_position, index.tags)
             else:
@@ -379,6 +409,7 @@ class ManagedDiskStore:
             self._progress, self._history = done, history
         step("fold.counted")
         delete_folded(self.folder, done.frame, step)
+        self._look_for_checkpoint()
 
     def _take_up(self) -> None:
         """Bring a fold that was cut to its end, and clear what one left that came to it."""
@@ -388,27 +419,35 @@ class ManagedDiskStore:
             else:
                 delete_folded(self.folder, self._history.folded, _no_step)
 
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether :meth:`checkpoint` would make one."""
+        return self._since_checkpoint > max(checkpoints.RECORDS_MIN, self._extents // 4)
+
     def checkpoint(self, step: Step | None = None) -> bool:
         """Make a checkpoint at the newest frame if it is due; whether one was made."""
         step = step or self._told
         with self._fold_lock, host_disk_errors(self.folder):
+            if self._closed or not self.checkpoint_due:
+                return False
             with self._lock:
                 history = self._history.upto(self._history.folded + len(self._history.frames))
-            if not history.frames or not self._is_due(history):
-                return False
-            frame = history.frames[-1]
             found = build_map(self.folder, history, None, drop_bad=True)
             if found.rebuilt:
                 return False
-            checkpoints.save(self.folder, self.disk_id, frame, found.size_bytes, list(found.sources), found.extents)
+            frame = history.frames[-1]
+            made = checkpoints.Checkpoint(frame.number, found.size_bytes, list(found.sources), found.extents)
+            checkpoints.save(self.folder, self.disk_id, frame, made)
             step("checkpoint.saved")
+            self._look_for_checkpoint()
             return True
 
-    def _is_due(self, history: History) -> bool:
-        newest = max(checkpoints.list_checkpoints(self.folder), default=0)
-        extents = checkpoints.extent_count(self.folder, newest)
-        records = sum(frame.records for frame in history.frames if frame.number > newest)
-        return records > max(checkpoints.RECORDS_MIN, extents // 4)
+    def _look_for_checkpoint(self) -> None:
+        """How many records came since the last one, and how many extents it has."""
+        with self._lock:
+            newest = max(checkpoints.list_checkpoints(self.folder), default=0)
+            self._extents = checkpoints.extent_count(self.folder, newest)
+            self._since_checkpoint = sum(frame.records for frame in self._history.frames if frame.number > newest)
 
     # --- end ----------------------------------------------------------------------------------------------------
 

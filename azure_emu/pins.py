@@ -21,23 +21,14 @@ from pathlib import Path
 
 from azure_emu.disk_meta import read_meta, write_meta
 from azure_emu.host_disk import host_disk_errors
+from azure_emu.ports import Pin
 from azure_emu.store_history import load_history
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
-from blockfs.wire import WireModel
 
 PINS = "pins"
 LOCK = "lock"
 _IDS = uuid.UUID("5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42")
-
-
-class Pin(WireModel):
-    """``holder`` has ``position`` open."""
-
-    pin_id: str
-    position: int
-    holder: str
-    created_ns: int
 
 
 @contextmanager

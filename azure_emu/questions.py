@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from pathlib import Path
 
+from azure_emu.base import BASE, SUMS
 from azure_emu.frames import ENTRY, Frame
-from azure_emu.journal_volume import read_index
-from azure_emu.store_history import Loaded
+from azure_emu.host_disk import host_disk_errors
+from azure_emu.journal_volume import JOURNAL, read_index
+from azure_emu.pins import pins
+from azure_emu.ports import Change, ChangeKind, DiskState
+from azure_emu.store_history import Loaded, load_history
 from blockfs.changelog import RecordType
 from blockfs.errors import RigError
-from blockfs.wire import WireModel
 
-ChangeKind = Literal["WRITE", "ZERO", "DISCARD", "RESIZE"]
 _KINDS: dict[int, ChangeKind] = {
     RecordType.WRITE: "WRITE",
     RecordType.ZERO: "ZERO",
     RecordType.DISCARD: "DISCARD",
     RecordType.RESIZE: "RESIZE",
 }
-
-
-class Change(WireModel):
-    """A record that changed a disk: a range of bytes, or (RESIZE) the new size as ``length``.
-
-    What a resync sent has the position of its snapshot: these changes are one step.
-    """
-
-    position: int
-    time_ns: int
-    kind: ChangeKind
-    offset: int
-    length: int
 
 
 def position_at(loaded: Loaded, time_ns: int) -> int:
@@ -89,3 +78,29 @@ def _changes(loaded: Loaded, after: int, upto: int) -> Iterator[Change]:
         for position, time_ns, offset, length, _, _, kind in ENTRY.iter_unpack(_entries(loaded, frame)):
             if after < position <= upto and position > contained:
                 yield Change(position=position, time_ns=time_ns, kind=_KINDS[kind], offset=offset, length=length)
+
+
+def disk_state(folder: Path, retain: int) -> DiskState:
+    """What there is of a managed disk; ``retain`` as the model has it."""
+    loaded = load_history(folder)
+    history = loaded.history
+    with host_disk_errors(folder):
+        journal = (folder / JOURNAL).iterdir()
+        return DiskState(
+            disk_id=history.disk_id,
+            size_bytes=history.size_bytes,
+            floor=history.floor,
+            floor_time_ns=history.floor_time_ns,
+            valid_ranges=[(first, last) for _, first, last in history.valid()],
+            retain=retain,
+            pins=pins(folder),
+            base_bytes=_used_bytes(folder / BASE) + _used_bytes(folder / SUMS),
+            journal_bytes=sum(_used_bytes(path) for path in journal),
+        )
+
+
+def _used_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:  # folded just now
+        return 0

@@ -21,13 +21,13 @@ from azure_emu.checkpoints import BadCheckpointError
 from azure_emu.disk_meta import DISK_META, PROGRESS, read_meta
 from azure_emu.frames import ENTRY, HEADER_BYTES, Frame, encode_header
 from azure_emu.journal_volume import JOURNAL, Torn, read_index, volume_path
-from azure_emu.pins import LOCK, PINS, Pin
+from azure_emu.pins import LOCK, PINS
+from azure_emu.ports import Damage, Pin
 from azure_emu.store_history import Loaded, load_history
 from blockfs.base_image import BLOCK_BYTES, bad_blocks
 from blockfs.changelog import RecordType
 from blockfs.errors import RigError
 from blockfs.part_index import PIECE_BYTES, index_segment
-from blockfs.wire import WireModel
 from cext.hashing import crc32c, is_zero
 
 Advance = Callable[[int], None]
@@ -37,20 +37,6 @@ _STEP_BLOCKS = 4096
 _KNOWN = {BASE, SUMS, MAP, INTENT, DISK_META, PROGRESS, LOCK, JOURNAL, PINS, checkpoints.CHECKPOINTS}
 _ZERO_SUM = crc32c(bytes(BLOCK_BYTES))
 _RANGES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
-
-
-class Damage(WireModel):
-    """Something in a managed disk's folder that is not as it was written.
-
-    Positions from ``first_position`` to ``last_position`` (None: and all later ones) are not whole; a read of what is
-    damaged fails there.  ``first_position`` None: every position is whole all the same.
-    """
-
-    path: str
-    offset: int
-    what: str
-    first_position: int | None
-    last_position: int | None = None
 
 
 @dataclass(slots=True)
@@ -277,10 +263,10 @@ def _bad_pieces(path: Path, frame: Frame, segment: bytes, index: bytes) -> Itera
     """Pieces of payloads that have a wrong checksum."""
     sums = memoryview(index)[frame.entries * ENTRY.size :].cast("I")
     view = memoryview(segment)
-    for position, _, offset, length, payload_at, piece, kind in ENTRY.iter_unpack(index[: frame.entries * ENTRY.size]):
+    for position, _, offset, length, payload_at, first_piece, kind in ENTRY.iter_unpack(index[: frame.entries * ENTRY.size]):
         if kind != RecordType.WRITE:
             continue
-        at = offset
+        at, piece = offset, first_piece
         while at < offset + length:
             stop = min(at - at % PIECE_BYTES + PIECE_BYTES, offset + length)
             place = payload_at + at - offset
@@ -288,7 +274,7 @@ def _bad_pieces(path: Path, frame: Frame, segment: bytes, index: bytes) -> Itera
                 damage = Damage(
                     path=str(path),
                     offset=frame.segment_at + place,
-                    what=f"wrong checksum of {stop - at} bytes that were written to byte {at} of the disk at position {position}",
+                    what=f"wrong checksum of {stop - at} bytes written to byte {at} of the disk at position {position}",
                     first_position=position,
                 )
                 yield _Hurt(damage, frame.number, [(at, stop)])

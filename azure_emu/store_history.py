@@ -1,14 +1,13 @@
 """Reads what a managed disk's folder says of itself: identity, progress, the headers of all frames; no data.
 
-Fault contract: a bad byte in ``disk.json`` or ``progress``, and a base of another length, are ``StoreCorrupt``: there is no
-history without them.  Where the chain of frames is broken, the history ends there, and every position behind it is refused by
-the name of what is bad.  Any process may read while the applier goes on, folds and deletes: what changes under the
-reader's hands is read again.
+Fault contract: a bad byte in ``disk.json`` or ``progress``, and a base of another length, are ``StoreCorrupt``: there is
+no history without them.  Where the chain of frames is broken, the history ends there, and every position behind it is
+refused by the name of what is bad.  Any process may read while the applier goes on, folds and deletes: what changes
+under the reader's hands is read again.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +95,7 @@ def _check_base(folder: Path, meta: DiskMeta, progress: Progress | None) -> None
     for path in (folder / BASE, folder / SUMS):
         if not path.is_file():
             raise store_corrupt(path, "is missing")
-    size = os.stat(folder / BASE).st_size
+    size = (folder / BASE).stat().st_size
     expected = (progress.size_bytes if progress else 0) or meta.size_bytes
     # A seed that begins, or a fold over a larger disk, may have been cut while it made the base another size
     if progress is None or (progress.fold is None and progress.sync_parts):

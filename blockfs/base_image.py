@@ -2,11 +2,12 @@
 
 Fault contract
 --------------
-``sums``: two little-endian u32 a block, the CRC32C of the block and of what it becomes; of all of a block, zeros past the end of
-the file included.  Blocks are changed by :func:`announce`, :func:`copy`, :func:`conclude`, in this order, the caller syncing
-what was written after each.  At any moment, and after a kill, a block has one of its two checksums; only those that a kill
-found in the midst of :func:`copy` may have neither, and have again once that was done anew.  Ranges are (offset, length) of whole
-blocks, in order.  Any of them may be cut by an ``OSError`` (disk full, ...) and done again.
+``sums`` has two little-endian u32 a block: the CRC32C of the block and of what it becomes, of all of a block, with the
+zeros past the end of the file.  Blocks are changed by :func:`announce`, :func:`copy` and :func:`conclude`, in this order,
+the caller syncing what was written after each.  At any moment, and after a kill, a block has one of its two checksums;
+only those that a kill found in the midst of :func:`copy` may have neither, and have again once that was done anew.
+Ranges are (offset, length) of whole blocks, in order.  Each step may be cut by an ``OSError`` (disk full, ...) and done
+again.
 """
 
 from __future__ import annotations

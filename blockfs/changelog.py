@@ -125,24 +125,25 @@ def encode_header(header: SegmentHeader) -> bytes:
 def decode_header(path: Path | str, raw: bytes) -> SegmentHeader:
     """The header in the first bytes of a segment, which errors call ``path``: ``LogCorrupt``, ``LogVersion``."""
     if len(raw) < HEADER_BYTES:
-        raise _corrupt(path, 0, f"header has {len(raw)} bytes; it must have {HEADER_BYTES}")
+        raise corrupt(path, 0, f"header has {len(raw)} bytes; it must have {HEADER_BYTES}")
     magic, version, header_bytes, stream, disk, generation, first_seq, boot, created, size = _HEADER.unpack_from(raw)
     if magic != _MAGIC:
-        raise _corrupt(path, 0, f"magic is {magic!r}; a change log begins with {_MAGIC!r}")
+        raise corrupt(path, 0, f"magic is {magic!r}; a change log begins with {_MAGIC!r}")
     if version != FORMAT_VERSION:
         raise RigError("LogVersion", f"{path}: change log format {version}; this siterig reads {FORMAT_VERSION}")
     if crc32c(raw[: HEADER_BYTES - 4]) != _CRC.unpack_from(raw, HEADER_BYTES - 4)[0]:
-        raise _corrupt(path, 0, "header checksum does not match")
+        raise corrupt(path, 0, "header checksum does not match")
     if header_bytes != HEADER_BYTES or stream not in _STREAMS or any(raw[13:16]) or any(raw[80:124]):
-        raise _corrupt(path, 0, f"header names {header_bytes} bytes and stream {stream}, or is not zero where it must be")
+        raise corrupt(path, 0, f"header names {header_bytes} bytes and stream {stream}, or is not zero where it must be")
     if not 1 <= first_seq <= _NUMBER_MAX or max(generation, size) > _NUMBER_MAX:
-        raise _corrupt(path, 0, f"header names generation {generation}, first record {first_seq} and {size} bytes")
+        raise corrupt(path, 0, f"header names generation {generation}, first record {first_seq} and {size} bytes")
     return SegmentHeader(
         str(uuid.UUID(bytes=disk)), generation, _STREAMS[stream], first_seq, str(uuid.UUID(bytes=boot)), created, size
     )
 
 
-def _corrupt(path: Path | str, offset: int, why: str) -> RigError:
+def corrupt(path: Path | str, offset: int, why: str) -> RigError:
+    """``LogCorrupt`` that names the byte."""
     return RigError("LogCorrupt", f"{path}: change log is corrupt at byte {offset}: {why}")
 
 
@@ -258,7 +259,7 @@ def bad_record(name: str, segment: Buffer, at: int, seq: int, position: int) -> 
     try:
         _next_record(memory, at, _CRC.unpack_from(memory.view, HEADER_BYTES - 4)[0], seq, position, verify=True)
     except _BadRecordError as bad:
-        return _corrupt(name, at, str(bad))
+        return corrupt(name, at, str(bad))
     raise AssertionError(f"{name}: the record at byte {at} is sound")
 
 
@@ -303,14 +304,14 @@ class SegmentReader:
         """
         for at, item in _walk(self, verify=verify):
             if isinstance(item, _BadRecordError):
-                raise _corrupt(self.path, at, str(item))
+                raise corrupt(self.path, at, str(item))
             yield item
 
     def payload(self, record: Record) -> bytes:
         """The bytes that a WRITE or TAG record carries."""
         data = os.pread(self.fd, record.payload_bytes, record.payload_offset)
         if len(data) != record.payload_bytes:
-            raise _corrupt(self.path, record.payload_offset, "payload is cut short")
+            raise corrupt(self.path, record.payload_offset, "payload is cut short")
         return data
 
 
@@ -345,9 +346,9 @@ def scan_tail(reader: SegmentReader) -> TailScan:
     for at, item in _walk(reader, verify=True):
         if isinstance(item, _BadRecordError):
             if item.sealed:
-                raise _corrupt(reader.path, at, str(item))
+                raise corrupt(reader.path, at, str(item))
             if _later_record(reader, at, reader.header.first_record_seq + len(records)):
-                raise _corrupt(reader.path, at, f"{item}, but good records follow")
+                raise corrupt(reader.path, at, f"{item}, but good records follow")
             break
         records.append(item)
         end = item.end
@@ -373,7 +374,7 @@ def _later_record(reader: SegmentReader, bad_at: int, seq: int) -> bool:
             continue
         searched += record_bytes
         if searched > _SEARCHED_TIMES_MAX * window.size:
-            raise _corrupt(reader.path, bad_at, "too much behind it looks like records to tell if one is good")
+            raise corrupt(reader.path, bad_at, "too much behind it looks like records to tell if one is good")
         try:
             _parse_record(window, at, reader._seed, verify=True)
         except _BadRecordError as bad:

@@ -110,7 +110,7 @@ class ExtentMap:
         return self._ranges(zeros=False, unit_bytes=1)
 
     def touched(self, unit_bytes: int = 1) -> list[tuple[int, int]]:
-        """(offset, length) of all extents (settled), also zeros: in order, joined, widened to multiples of ``unit_bytes``."""
+        """(offset, length) of all extents (settled), also zeros: in order, joined, widened to whole ``unit_bytes``."""
         return self._ranges(zeros=True, unit_bytes=unit_bytes)
 
     def _ranges(self, *, zeros: bool, unit_bytes: int) -> list[tuple[int, int]]:

@@ -304,7 +304,7 @@ class Source:
 class ViewFault:
     """A piece that a view did not serve: where it is on the disk, and where in which source.
 
-    ``error``: EIO if it has not the checksum ``expected`` (``found``: what it has), or cannot be read; ENODATA if it has none.
+    ``error``: EIO if its checksum is ``found`` and not ``expected``, or it cannot be read (both 0); ENODATA: it has none.
     """
 
     offset: int

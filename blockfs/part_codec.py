@@ -1,8 +1,7 @@
 """Packs a segment for the wire and unpacks it again, believing nothing.
 
 Fault contract: what :func:`unpack` leaves at its target is a durable, fully verified segment that is the part its
-name says; anything else raises ``RigError('PartCorrupt')`` and leaves nothing there.  :func:`unpack_segment` gives as much
-in memory.
+name says; anything else raises ``RigError('PartCorrupt')`` and leaves nothing there.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from blockfs.changelog import SegmentHeader, SegmentReader
 from blockfs.durable import write_synced
 from blockfs.errors import RigError
 from blockfs.part import PartName
-from blockfs.part_index import PartIndex, index_segment
 
 LEVEL = 3
 UNPACKED_BYTES_MAX = 1 << 30
@@ -26,23 +24,8 @@ def pack(path: Path) -> bytes:
     return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(path.read_bytes())
 
 
-def unpack(part: PartName, data: bytes, into: Path) -> SegmentHeader:
-    """Decompress ``data`` to ``into``, make it durable, and check every record and that it is ``part``."""
-    write_synced(into, _decompressed(part, data))
-    try:
-        return _verify(part, into)
-    except BaseException:
-        into.unlink(missing_ok=True)
-        raise
-
-
-def unpack_segment(part: PartName, data: bytes, disk_size_bytes: int) -> tuple[bytes, PartIndex]:
-    """The verified segment and what it holds; as :func:`index_segment`, which also says what the size is for."""
-    segment = _decompressed(part, data)
-    return segment, index_segment(segment, part, disk_size_bytes)
-
-
-def _decompressed(part: PartName, data: bytes) -> bytes:
+def decompress(part: PartName, data: bytes) -> bytes:
+    """The segment that ``data`` holds, of which nothing is known yet; ``PartCorrupt`` if it holds none."""
     try:
         size = zstandard.frame_content_size(data)
         if not 0 <= size <= UNPACKED_BYTES_MAX:
@@ -50,6 +33,16 @@ def _decompressed(part: PartName, data: bytes) -> bytes:
         return zstandard.ZstdDecompressor().decompress(data, allow_extra_data=False)
     except zstandard.ZstdError as exc:
         raise _bad(part, f"is not sound zstd data: {exc}") from exc
+
+
+def unpack(part: PartName, data: bytes, into: Path) -> SegmentHeader:
+    """Decompress ``data`` to ``into``, make it durable, and check every record and that it is ``part``."""
+    write_synced(into, decompress(part, data))
+    try:
+        return _verify(part, into)
+    except BaseException:
+        into.unlink(missing_ok=True)
+        raise
 
 
 def _verify(part: PartName, path: Path) -> SegmentHeader:

@@ -14,7 +14,7 @@ from typing import Any
 
 from typing_extensions import Buffer
 
-from blockfs.changelog import HEADER_BYTES, RecordType, SegmentHeader, bad_record, decode_header, decode_tag
+from blockfs.changelog import HEADER_BYTES, RecordType, SegmentHeader, bad_record, corrupt, decode_header, decode_tag
 from blockfs.errors import RigError
 from blockfs.part import SYNC_END, PartName, TagSeen
 from cext._core import ffi, lib
@@ -79,70 +79,18 @@ def index_segment(data: Buffer, part: PartName, disk_size_bytes: int) -> PartInd
     ``PartCorrupt``: not sound, or another part.  ``PartRefused``: sound, but it does not fit the disk.
     """
     view = memoryview(data).cast("B")
+    found = ffi.gc(ffi.new("struct sr_index *"), lib.sr_index_free)
     try:
         header = decode_header(part.blob(), bytes(view[:HEADER_BYTES]))
         # A sync stream brings the size of its snapshot; a log's size comes from its RESIZE records alone.
-        size = header.disk_size_bytes if part.stream == "sync" else disk_size_bytes
-        found = ffi.new("struct sr_index *")
-        try:
-            tags, sync_end_seq = _scan(found, view, part, header, size)
-            return _checked(found, part, header, disk_size_bytes, tags, sync_end_seq)
-        finally:
-            lib.sr_index_free(found)
+        _scan(found, view, part, header, header.disk_size_bytes if part.stream == "sync" else disk_size_bytes)
+        tags, sync_end_seq = _read_tags(found, view, part)
+        if found.is_bad:
+            raise bad_record(part.blob(), view, found.bad_at, found.next_seq, found.position)
+        _check_identity(found, part, header)
     except RigError as exc:
-        if exc.code == "PartRefused":
-            raise
         raise RigError("PartCorrupt", f"part {exc.message}") from exc
-
-
-def _scan(
-    found: Any, view: memoryview, part: PartName, header: SegmentHeader, size_bytes: int
-) -> tuple[tuple[TagSeen, ...], int | None]:
-    """Fill ``found``, and read the tags; what is wrong first in the segment is what is told."""
-    seed = _SEED.unpack_from(view, HEADER_BYTES - 4)[0]
-    result = lib.sr_index_segment(found, ffi.from_buffer(view), len(view), seed, header.first_record_seq, size_bytes)
-    if result not in (0, -errno.EBADMSG):
-        raise RigError("PartCorrupt", f"{part.blob()}: a segment of {len(view)} bytes cannot be read")
-    tags: list[TagSeen] = []
-    sync_end_seq = None
-    for place in ffi.unpack(found.tags, found.tag_count) if found.tag_count else ():
-        try:
-            tag = decode_tag(bytes(view[place.payload_at : place.payload_at + place.payload_bytes]))
-        except RigError as exc:
-            raise RigError("LogCorrupt", f"{part.blob()}: change log is corrupt at byte {place.at}: {exc.message}") from exc
-        if tag.name == SYNC_END and part.stream == "sync":
-            sync_end_seq = int(place.offset)
-        else:
-            tags.append(tag)
-    if result != 0:
-        raise bad_record(part.blob(), view, found.bad_at, found.next_seq, found.position)
-    return tuple(tags), sync_end_seq
-
-
-def _checked(
-    found: Any,
-    part: PartName,
-    header: SegmentHeader,
-    disk_size_bytes: int,
-    tags: tuple[TagSeen, ...],
-    sync_end_seq: int | None,
-) -> PartIndex:
-    last = found.next_seq - 1 if header.stream == "log" else header.first_seq
-    held = PartName(header.disk_id, header.generation, header.stream, header.first_seq, last)
-    if held != part:
-        raise RigError("PartCorrupt", f"{part.blob()}: holds {held.blob()}")
-    if part.stream == "sync" and header.disk_size_bytes < disk_size_bytes:
-        raise _refused(
-            part,
-            f"is of a disk of {header.disk_size_bytes} bytes; the managed disk has {disk_size_bytes} and cannot shrink",
-        )
-    record, size, to = found.refused_seq, found.refused_size, found.refused_to
-    if found.refusal == lib.SR_SHRINKS:
-        raise _refused(part, f"record {record} shrinks the disk from {size} to {to} bytes")
-    if found.refusal == lib.SR_BEYOND:
-        raise _refused(part, f"record {record} ends at byte {to} of a disk of {size}")
-    if found.records == 0:
-        raise _refused(part, "holds no record")
+    _check_fit(found, part, header, disk_size_bytes)
     return PartIndex(
         header=header,
         entries=_bytes(found.entries, found.entry_count * ENTRY_BYTES),
@@ -155,6 +103,53 @@ def _checked(
         sync_end_seq=sync_end_seq,
         tags=tags,
     )
+
+
+def _scan(found: Any, view: memoryview, part: PartName, header: SegmentHeader, size_bytes: int) -> None:
+    seed = _SEED.unpack_from(view, HEADER_BYTES - 4)[0]
+    result = lib.sr_index_segment(found, ffi.from_buffer(view), len(view), seed, header.first_record_seq, size_bytes)
+    if result == -errno.EFBIG:
+        raise RigError("LogCorrupt", f"{part.blob()}: has {len(view)} bytes; a segment has less than 4 GiB")
+    if result < 0:
+        raise MemoryError
+
+
+def _read_tags(found: Any, view: memoryview, part: PartName) -> tuple[tuple[TagSeen, ...], int | None]:
+    """Tags, and what ``sync-end`` says.  A bad one comes before what else is wrong."""
+    tags: list[TagSeen] = []
+    sync_end_seq = None
+    for place in ffi.unpack(found.tags, found.tag_count) if found.tag_count else ():
+        try:
+            tag = decode_tag(bytes(view[place.payload_at : place.payload_at + place.payload_bytes]))
+        except RigError as exc:
+            raise corrupt(part.blob(), place.at, exc.message) from exc
+        if tag.name == SYNC_END and part.stream == "sync":
+            sync_end_seq = int(place.offset)
+        else:
+            tags.append(tag)
+    return tuple(tags), sync_end_seq
+
+
+def _check_identity(found: Any, part: PartName, header: SegmentHeader) -> None:
+    last = found.next_seq - 1 if header.stream == "log" else header.first_seq
+    held = PartName(header.disk_id, header.generation, header.stream, header.first_seq, last)
+    if held != part:
+        raise RigError("LogMismatch", f"{part.blob()}: holds {held.blob()}")
+
+
+def _check_fit(found: Any, part: PartName, header: SegmentHeader, disk_size_bytes: int) -> None:
+    if part.stream == "sync" and header.disk_size_bytes < disk_size_bytes:
+        raise _refused(
+            part,
+            f"is of a disk of {header.disk_size_bytes} bytes; the managed disk has {disk_size_bytes} and cannot shrink",
+        )
+    record, size, to = found.refused_seq, found.refused_size, found.refused_to
+    if found.refusal == lib.SR_SHRINKS:
+        raise _refused(part, f"record {record} shrinks the disk from {size} to {to} bytes")
+    if found.refusal == lib.SR_BEYOND:
+        raise _refused(part, f"record {record} ends at byte {to} of a disk of {size}")
+    if found.records == 0:
+        raise _refused(part, "holds no record")
 
 
 def _bytes(array: Any, size: int) -> bytes:

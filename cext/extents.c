@@ -98,7 +98,8 @@ static struct rows *lay_over(const struct rows *top, const struct rows *bottom)
 
 /* --- changes in order ---------------------------------------------------------------------------------------- */
 
-/* By start, and those of one start by number; digits in which all are alike cost nothing.  Gives where the sorted ones are. */
+/* By start, and those of one start by number; digits in which all are alike cost nothing.  Gives where the sorted
+ * ones are. */
 static struct item *sort_items(struct item *items, struct item *other, size_t count)
 {
 	uint64_t differs = 0;

@@ -1,12 +1,12 @@
-/* The base of a managed disk: a file of which each block of SR_BLOCK_BYTES has a pair of CRC32C in a file of sums, that of the
- * block and that of what it becomes.  Past the end of either file are zeros; a block counts as whole.
+/* The base of a managed disk: a file of which each block of SR_BLOCK_BYTES has a pair of CRC32C in a file of sums,
+ * that of the block and that of what it becomes.  Past the end of either file are zeros; a block counts as whole.
  *
- * It is changed in three steps, with a sync of what was written after each: so at every moment, and after every kill, what
- * a block holds is one of the two; only a block that a kill found in the midst of step 2 may be neither, until
- * step 2 is done again.
+ * It is changed in three steps, with a sync of what was written after each: so at every moment, and after every
+ * kill, what a block holds is one of the two; only a block that a kill found in the midst of step 2 may be neither,
+ * until step 2 is done again.
  *
- * `ranges`: `count` pairs (offset, bytes) of whole blocks, in order.  Nothing is written past the end of the layer.  Functions
- * return 0, or -errno.
+ * `ranges`: `count` pairs (offset, bytes) of whole blocks, in order.  Nothing is written past the end of the layer.
+ * Functions return 0, or -errno.
  */
 #ifndef SITERIG_FILL_H
 #define SITERIG_FILL_H

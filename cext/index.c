@@ -93,7 +93,8 @@ static int add_entry(struct sr_index *index, const struct record *record, uint64
 	return record->type == SR_WRITE ? add_pieces(index, payload, record->offset, record->length) : 0;
 }
 
-/* The disk's size behind the record; the first one that does not fit is noted, and the rest is read on for what is not sound. */
+/* The disk's size behind the record; the first one that does not fit is noted, and the rest is read on for what is
+ * not sound. */
 static void follow_size(struct sr_index *index, const struct record *record)
 {
 	uint64_t end = record->type == SR_RESIZE ? record->length : record->offset + record->length;
@@ -121,34 +122,40 @@ static int add_record(struct sr_index *index, const struct record *record, uint6
 	return add_entry(index, record, at, payload);
 }
 
+/* Whether a sound record begins there. */
+static int parse(const uint8_t *raw, uint64_t bytes, uint32_t seed, struct record *record)
+{
+	if (bytes < sizeof(*record))
+		return 0;
+	memcpy(record, raw, sizeof(*record));
+	if (record->magic != RECORD_MAGIC || record->payload_bytes > SR_PAYLOAD_BYTES_MAX ||
+	    record->payload_bytes > bytes - sizeof(*record))
+		return 0;
+	uint32_t crc = sr_crc32c(seed, record, sizeof(*record) - sizeof(record->crc));
+	return sr_crc32c(crc, raw + sizeof(*record), record->payload_bytes) == record->crc && is_sound(record);
+}
+
 int sr_index_segment(struct sr_index *index, const void *data, size_t bytes, uint32_t seed, uint64_t first_seq,
 		     uint64_t size)
 {
 	const uint8_t *raw = data;
 	struct record record;
-	uint64_t at = SR_SEGMENT_HEADER_BYTES;
 
 	*index = (struct sr_index){.size_after = size, .next_seq = first_seq};
 	if (bytes > UINT32_MAX) /* or the numbers of its pieces would not fit */
 		return -EFBIG;
-	while (at < bytes) {
+	for (uint64_t at = SR_SEGMENT_HEADER_BYTES; at < bytes; at += sizeof(record) + record.payload_bytes) {
+		index->is_bad = 1;
 		index->bad_at = at;
-		if (bytes - at < sizeof(record))
-			return -EBADMSG;
-		memcpy(&record, raw + at, sizeof(record));
-		const uint8_t *payload = raw + at + sizeof(record);
-		if (record.magic != RECORD_MAGIC || record.payload_bytes > SR_PAYLOAD_BYTES_MAX ||
-		    record.payload_bytes > bytes - at - sizeof(record))
-			return -EBADMSG;
-		uint32_t crc = sr_crc32c(seed, &record, sizeof(record) - sizeof(record.crc));
-		if (sr_crc32c(crc, payload, record.payload_bytes) != record.crc || !is_sound(&record))
-			return -EBADMSG;
+		if (!parse(raw + at, bytes - at, seed, &record))
+			return 0;
 		int rc = record.type == SR_TAG ? add_tag(index, &record, at) : 0;
 		if (rc)
 			return rc;
 		if (record.seq != index->next_seq || record.position < index->position)
-			return -EBADMSG;
-		rc = add_record(index, &record, at, payload);
+			return 0;
+		index->is_bad = 0;
+		rc = add_record(index, &record, at, raw + at + sizeof(record));
 		if (rc)
 			return rc;
 		if (index->records++ == 0)
@@ -156,7 +163,6 @@ int sr_index_segment(struct sr_index *index, const void *data, size_t bytes, uin
 		index->position = record.position;
 		index->time_ns = record.time_ns;
 		index->next_seq++;
-		at += sizeof(record) + record.payload_bytes;
 	}
 	return 0;
 }

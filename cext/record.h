@@ -1,5 +1,5 @@
-/* A change log's record as it lies in the file (docs/formats/hrl.md): little endian, as is every machine that this runs on
- * (crc32c.c). */
+/* A change log's record as it lies in the file (docs/formats/hrl.md): little endian, as is every machine that this
+ * runs on (crc32c.c). */
 #ifndef SITERIG_RECORD_H
 #define SITERIG_RECORD_H
 

@@ -15,9 +15,9 @@
 #include "layers_internal.h"
 #include "siterig.h"
 
-/* How often a block of the base is read again that fits neither of its two checksums.  A fold that is writing it may be off the
- * processor in the midst of a page, so while the two differ there is time; else once more is enough, in case it was done
- * between the reading of the block and that of its checksums. */
+/* How often a block of the base is read again that fits neither of its two checksums.  A fold that is writing it may
+ * be off the processor in the midst of a page, so while the two differ there is time; else once more is enough, in
+ * case it was done between the reading of the block and that of its checksums. */
 #define TRIES_DURING_FOLD 200
 #define TRIES 4
 #define PAUSE_NS 1000000

@@ -13,15 +13,15 @@
 
 enum { SR_FAULTS_KEPT = 16 };
 
-/* A file that extents are of, and the CRC32C of its pieces: 4 bytes each from the start of file `sums_fd` (-1: of `fd`
- * itself).  `paired` (the base): two each, of which either may be right, for a fold may just be changing the piece; what lies
- * past the end of such a file is zeros.  `fd` -1: no extent is of it. */
+/* A file that extents are of, and the CRC32C of its pieces: 4 bytes each from the start of file `sums_fd` (-1: of
+ * `fd` itself).  `paired` (the base): two each, of which either may be right, for a fold may just be changing the
+ * piece; what lies past the end of such a file is zeros.  `fd` -1: no extent is of it. */
 struct sr_source {
 	int fd, sums_fd, paired;
 };
 
-/* A piece that was not served: where it is on the disk and in its source, and its checksums (of a pair the second), if they
- * are what is wrong.  `error`: EIO for that, ENODATA if it has no checksum, or what the host said. */
+/* A piece that was not served: where it is on the disk and in its source, and its checksums (of a pair the second),
+ * if they are what is wrong.  `error`: EIO for that, ENODATA if it has no checksum, or what the host said. */
 struct sr_fault {
 	uint64_t offset, source_offset;
 	int32_t source, error;

@@ -27,6 +27,7 @@ BOOT_ID = current_boot_id()
 Target = Callable[[bytes, Path], str]
 TARGETS: dict[str, Target] = {
     "segment": lambda raw, folder: log_targets.segment(damage.segment(Choices(raw), BOOT_ID), folder),
+    "index": lambda raw, folder: log_targets.index(damage.segment(Choices(raw), BOOT_ID), folder),
     "row": lambda raw, folder: log_targets.row(damage.row(Choices(raw), BOOT_ID), folder),
     "disk": lambda raw, folder: disk_targets.disk(disk_damage.folder(Choices(raw), BOOT_ID), folder),
     "part": lambda raw, folder: log_targets.part(*damage.part(Choices(raw), BOOT_ID), folder),

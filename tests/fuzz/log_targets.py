@@ -6,6 +6,7 @@ AssertionError where the two readers differ; what a reader raises beside ``RigEr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,10 @@ from blockfs.layers import RawLayer
 from blockfs.log_replay import CheckedLog, FileSummary, Replay, check, verify
 from blockfs.part import PartName
 from blockfs.part_codec import unpack
+from blockfs.part_index import Entry, decode_entries, index_segment
 from cext.hashing import crc32c
 from tests.fuzz import strict_log as log
-from tests.fuzz.damage import DISK_BYTES
+from tests.fuzz.damage import DISK_BYTES, DISK_ID, GENERATION
 
 LOG_CODES = {"LogCorrupt", "LogVersion", "LogGap", "LogMismatch"}
 IMAGE_BYTES_MAX = 1 << 20
@@ -229,6 +231,76 @@ def _strict_part(part: PartName, data: bytes) -> bytes | None:
     last = first if header.stream else first + len(found.records) - 1
     named = PartName(header.disk_id, header.generation, "sync" if header.stream else "log", first, last)
     return raw if not found.torn_bytes and named == part else None
+
+
+def index(raw: bytes, _folder: Path) -> str:
+    """``index_segment`` of a segment under the name that it should have, for a disk of ``DISK_BYTES``."""
+    try:
+        want = log.read_segment(raw)
+    except log.BadLogError:
+        return _refused_index(raw, PartName(DISK_ID, GENERATION, "log", 1, 1), {"PartCorrupt"}, None)
+    header = want.header
+    last = header.first_seq if header.stream else header.first_seq + len(want.records) - 1
+    name = PartName(header.disk_id, header.generation, "sync" if header.stream else "log", header.first_seq, last)
+    if want.torn_bytes:
+        return _refused_index(raw, name, {"PartCorrupt"}, f"at byte {want.end}:")
+    size = _size_behind(want)
+    if size is None:
+        return _refused_index(raw, name, {"PartRefused"}, None)
+    found = index_segment(raw, name, DISK_BYTES)
+    assert [
+        (entry.type, entry.position, entry.time_ns, entry.offset, entry.length) for entry in decode_entries(found.entries)
+    ] == [
+        (record.type, record.position, record.time_ns, record.offset, record.length)
+        for record in want.records
+        if record.type == log.RESIZE or (record.type in log.CHANGES and record.length)
+    ]
+    for entry in decode_entries(found.entries):
+        if entry.type == log.WRITE:
+            _assert_pieces(entry, raw, found.pieces)
+    assert (found.records, found.size_bytes_after) == (len(want.records), size)
+    assert (found.first_position, found.position) == (want.records[0].position, want.records[-1].position)
+    ends = [record.offset for record in want.records if record.type == log.TAG and header.stream and _is_sync_end(record)]
+    assert found.sync_end_seq == (ends[-1] if ends else None)
+    assert len(found.tags) == sum(record.type == log.TAG for record in want.records) - len(ends)
+    return "good"
+
+
+def _refused_index(raw: bytes, name: PartName, codes: set[str], says: str | None) -> str:
+    try:
+        index_segment(raw, name, DISK_BYTES)
+    except RigError as error:
+        assert_clear(error, codes, Path(name.blob()))
+        assert says is None or says in error.message, error.message
+        return error.code
+    raise AssertionError("taken for a good part")
+
+
+def _size_behind(segment: log.Segment) -> int | None:
+    """The disk's size behind it, None if it does not fit one of ``DISK_BYTES``."""
+    size = segment.header.disk_size_bytes if segment.header.stream else DISK_BYTES
+    if size < DISK_BYTES or not segment.records:
+        return None
+    for record in segment.records:
+        if record.type == log.RESIZE and record.length < size:
+            return None
+        if record.type in log.CHANGES and record.offset + record.length > size:
+            return None
+        size = record.length if record.type == log.RESIZE else size
+    return size
+
+
+def _is_sync_end(record: log.Record) -> bool:
+    return bool(json.loads(record.payload)["name"] == "sync-end")
+
+
+def _assert_pieces(entry: Entry, raw: bytes, pieces: bytes) -> None:
+    done, number = 0, entry.first_piece
+    while done < entry.length:
+        size = min(4096 - (entry.offset + done) % 4096, entry.length - done)
+        at = entry.payload_at + done
+        assert log.crc32c(raw[at : at + size]) == int.from_bytes(pieces[4 * number : 4 * number + 4], "little")
+        done, number = done + size, number + 1
 
 
 def part(name: PartName, data: bytes, folder: Path) -> str:

@@ -17,6 +17,7 @@ PAYLOAD_BYTES_MAX = 64 << 20
 MAGIC = b"SRIGHRL\0"
 RECORD_MAGIC = 0x52435253
 WRITE, ZERO, DISCARD, FLUSH, TAG, RESIZE = range(1, 7)
+CHANGES = (WRITE, ZERO, DISCARD)
 CLOSED = 1
 
 HEADER_FIELDS = {
@@ -249,7 +250,7 @@ def read_row(segments: list[Segment]) -> list[Record]:
                 raise BadLogError("LogCorrupt", "position")
             if record.type == RESIZE and record.length < size:
                 raise BadLogError("LogCorrupt", "shrinks")
-            if record.type in (WRITE, ZERO, DISCARD) and record.offset + record.length > size:
+            if record.type in CHANGES and record.offset + record.length > size:
                 raise BadLogError("LogCorrupt", "beyond the disk")
             size = record.length if record.type == RESIZE else size
             position = record.position

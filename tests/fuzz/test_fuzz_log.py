@@ -32,6 +32,11 @@ def test_segments() -> None:
     assert {"good", "torn", "rot", "LogCorrupt"} <= seen.keys()
 
 
+def test_indexes_of_segments() -> None:
+    seen = fuzz(lambda pick: damage.segment(pick, BOOT_ID), log_targets.index, share=0.1)
+    assert {"good", "PartCorrupt", "PartRefused"} <= seen.keys()
+
+
 def test_rows_of_segments() -> None:
     seen = fuzz(lambda pick: damage.row(pick, BOOT_ID), log_targets.row, share=0.2)
     assert {"good", "LogCorrupt", "LogGap"} <= seen.keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -88,7 +89,7 @@ def test_each_byte_is_where_it_was_written_last(
     volume = Volume.of(made)
     extents = ExtentMap()
     bounds = sorted({after, upto, *(cut for cut in cuts if after < cut < upto)}) if after < upto else []
-    for number, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for number, (low, high) in enumerate(pairwise(bounds)):
         volume.add_to(extents, after=low, upto=high)
         if number % 2:
             extents.settle()
@@ -206,9 +207,9 @@ def test_an_index_of_an_odd_length_is_refused(count: int) -> None:
 @pytest.mark.parametrize(
     ("kind", "offset", "length"),
     [
-        (RecordType.WRITE, 0, 0), (RecordType.ZERO, 0, 0), (RecordType.WRITE, (1 << 63) - 1, 1), (RecordType.ZERO, 1, (1 << 63) - 1),
-        (RecordType.DISCARD, (1 << 64) - 1, 2), (RecordType.FLUSH, 0, 1), (RecordType.TAG, 0, 1), (0, 0, 1), (7, 0, 1),
-        (RecordType.RESIZE, 0, 1 << 63),
+        (RecordType.WRITE, 0, 0), (RecordType.ZERO, 0, 0), (RecordType.WRITE, (1 << 63) - 1, 1),
+        (RecordType.ZERO, 1, (1 << 63) - 1), (RecordType.DISCARD, (1 << 64) - 1, 2), (RecordType.FLUSH, 0, 1),
+        (RecordType.TAG, 0, 1), (0, 0, 1), (7, 0, 1), (RecordType.RESIZE, 0, 1 << 63),
     ],
 )  # fmt: skip
 def test_an_entry_that_cannot_be_is_refused_and_adds_nothing(kind: int, offset: int, length: int) -> None:
@@ -240,18 +241,19 @@ GOOD = [(0, 4096, 64, 0, 1, 0, 0), (4096, 5000, 0, 0, -1, 0, 0), (5000, 6000, 90
 @pytest.mark.parametrize(
     ("index", "row"),
     [
-        (0, (0, 0, 64, 0, 1, 0, 0)), (0, (9, 8, 64, 0, 1, 0, 0)), (0, (0, 5000, 64, 0, 1, 0, 0)), (1, (4095, 5000, 0, 0, -1, 0, 0)),
+        (0, (0, 0, 64, 0, 1, 0, 0)), (0, (9, 8, 64, 0, 1, 0, 0)), (0, (0, 5000, 64, 0, 1, 0, 0)),
         (0, (0, 4096, 64, 0, 0, 0, 0)), (0, (0, 4096, 64, 0, 3, 0, 0)), (0, (0, 4096, 64, 0, -2, 0, 0)),
+        (0, (0, 4096, 64, 0, 1, 1, 0)), (0, (0, 4096, 64, 0, 1, 0, 1)), (1, (4095, 5000, 0, 0, -1, 0, 0)),
         (1, (4096, 5000, 1, 0, -1, 0, 0)), (1, (4096, 5000, 0, 1, -1, 0, 0)), (1, (4096, 5000, 0, 0, -1, 1, 0)),
-        (1, (4096, 5000, 0, 0, -1, 0, 1)), (0, (0, 4096, 64, 0, 1, 1, 0)), (0, (0, 4096, 64, 0, 1, 0, 1)),
-        (2, (5000, 6000, 9000, 7, 2, 905, 0)), (2, (5000, 6000, 9000, 7, 2, 0, 2193)), (2, (5000, 6000, 903, 7, 2, 904, 0)),
-        (2, (5000, 1 << 63, 9000, 7, 2, 0, 0)), (2, (5000, 6000, (1 << 63) - 999, 7, 2, 0, 0)), (2, (5000, 6000, 9000, 1 << 63, 2, 0, 0)),
+        (1, (4096, 5000, 0, 0, -1, 0, 1)), (2, (5000, 6000, 9000, 7, 2, 905, 0)), (2, (5000, 6000, 9000, 7, 2, 0, 2193)),
+        (2, (5000, 6000, 903, 7, 2, 904, 0)), (2, (5000, 1 << 63, 9000, 7, 2, 0, 0)),
+        (2, (5000, 6000, (1 << 63) - 999, 7, 2, 0, 0)), (2, (5000, 6000, 9000, 1 << 63, 2, 0, 0)),
     ],
 )  # fmt: skip
 def test_extents_that_cannot_be_are_refused_by_number(index: int, row: tuple[int, ...]) -> None:
-    rows = [*GOOD]
+    rows: list[tuple[int, ...]] = [*GOOD]
     assert len(ExtentMap.load(b"".join(ROW.pack(*one) for one in rows), 3)) == 3
-    rows[index] = row  # type: ignore[call-overload]
+    rows[index] = row
     with pytest.raises(RigError) as caught:
         ExtentMap.load(b"".join(ROW.pack(*one) for one in rows), 3)
     assert caught.value.code == "ExtentsCorrupt"

@@ -163,11 +163,13 @@ def test_a_wrong_bit_of_the_base_is_an_error_that_names_the_block(tmp_path: Path
     base = b"b" * DISK_BYTES
     volume = Volume.of([(True, 5000, 100)], base)
     view = view_of(tmp_path, volume, base)
-    good = (tmp_path / file).read_bytes()
-    at = 2 * BLOCK_BYTES - 1 if file == "base" else 8
-    for raw in (good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :],):
-        with (tmp_path / file).open("r+b") as opened:
-            opened.write(raw if file == "base" else raw[:8] + raw[8:12] * 2 + raw[16:])
+    with (tmp_path / file).open("r+b") as opened:
+        if file == "base":
+            opened.seek(2 * BLOCK_BYTES - 1)
+            opened.write(b"c")
+        else:
+            opened.seek(8)
+            opened.write(struct.pack("<II", 1, 2))
     fault = refused(view, BLOCK_BYTES, 10)
     assert (fault.offset, fault.source, fault.source_offset, fault.error) == (BLOCK_BYTES, 0, BLOCK_BYTES, errno.EIO)
     assert view.pread(5000, 100) == volume.states[-1][5000:5100]
@@ -262,13 +264,12 @@ def test_views_read_the_same_at_each_step_of_a_fold_below_them(tmp_path: Path, m
         assert target.pread(0, DISK_BYTES) == volume.states[upto]
         assert base_image.bad_blocks(fd, sums_fd, ranges) == []
 
-    for step in (
-        lambda: base_image.announce(target, sums_fd, ranges),
-        lambda: base_image.copy(target, fd, ranges),
-        lambda: base_image.conclude(sums_fd, ranges),
-    ):
-        step()
-        check()
+    base_image.announce(target, sums_fd, ranges)
+    check()
+    base_image.copy(target, fd, ranges)
+    check()
+    base_image.conclude(sums_fd, ranges)
+    check()
     folded = (tmp_path / "base").read_bytes()
     assert folded == volume.states[upto]
     sums = (tmp_path / "base.sums").read_bytes()

@@ -41,7 +41,7 @@ def cut_at_blocks(offset: int, data: bytes) -> list[bytes]:
 
 @dataclass
 class Volume:
-    """``records``: (offset, length, where its payload is, number of its first piece; None twice for zeros) by position from 1.
+    """``records``: by position from 1, (offset, length, where its payload is, number of its first piece; None twice: zeros).
 
     ``states``: the disk after each, from position 0.
     """
@@ -83,8 +83,8 @@ class Volume:
         return Source(os.open(folder / "volume", os.O_RDONLY), os.open(folder / "sums", os.O_RDONLY))
 
 
-def blocks_of(data: bytes) -> list[bytes]:
-    return [data[at : at + BLOCK_BYTES].ljust(BLOCK_BYTES, b"\0") for at in range(0, len(data), BLOCK_BYTES)]
+def blocks_of(data: bytes | bytearray) -> list[bytes]:
+    return [bytes(data[at : at + BLOCK_BYTES]).ljust(BLOCK_BYTES, b"\0") for at in range(0, len(data), BLOCK_BYTES)]
 
 
 def base_source(folder: Path, data: bytes) -> Source:
