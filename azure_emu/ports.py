@@ -11,11 +11,12 @@ from blockfs.wire import WireModel
 
 
 class DiskSpec(WireModel):
-    """A disk to create: ``filesystem`` None, ``ext4`` or ``xfs``."""
+    """A disk to create: ``filesystem`` None, ``ext4`` or ``xfs``; or with what is in ``image`` (an absolute path)."""
 
     name: str
     size_bytes: int
     filesystem: str | None = None
+    image: str | None = None
 
 
 ChangeKind = Literal["WRITE", "ZERO", "DISCARD", "RESIZE"]
@@ -154,6 +155,21 @@ class RecoverySide(Protocol):
 
     async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
         """Keyed checksums (hex) of chunks of the latest applied state."""
+        ...
+
+    async def retain(self, *, disk_id: str, position: int) -> None:
+        """Nothing before ``position`` is asked for any more: fold it away, when and as far as nothing has it open.
+
+        Returns at once; said again and again, and harmless.
+        """
+        ...
+
+    async def floor(self, *, disk_id: str) -> int:
+        """The oldest position that can be read; ``DiskNotFound``, ``InvalidPosition`` while there is none."""
+        ...
+
+    async def position_at(self, *, disk_id: str, time_ns: int) -> int:
+        """Of the last record whose time is not after ``time_ns``; ``InvalidPosition`` if that is below the floor."""
         ...
 
     async def store_path(self, *, disk_id: str) -> str:

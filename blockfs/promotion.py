@@ -25,6 +25,7 @@ import trio
 
 from blockfs.counters import requests_done
 from blockfs.disk import Disk
+from blockfs.disk_files import DiskPlace
 from blockfs.errors import RigError
 
 STEP_BYTES = 4 << 20
@@ -41,14 +42,10 @@ RETRY_S = 15.0
 _log = structlog.get_logger("blockfs.promotion")
 
 
-LetGo = Callable[[Path, str], None]
-"""As :meth:`blockfs.views.Views.let_go`."""
-
-
 class Promoter:
-    """Promotes the disks of a host, one after the other.  ``let_go``: for a holder that needs its managed disk no longer."""
+    """Promotes the disks of a host, one after the other; ``let_go`` is told of each that needs no managed disk any more."""
 
-    def __init__(self, disks: Callable[[], list[Disk]], let_go: LetGo) -> None:
+    def __init__(self, disks: Callable[[], list[Disk]], let_go: Callable[[Path, DiskPlace], None]) -> None:
         self._disks = disks
         self._let_go = let_go
         self._wake = trio.Event()
@@ -78,19 +75,19 @@ class Promoter:
             disk.promotion_stopped_by = None
 
     async def _promote(self, disk: Disk) -> None:
-        store = disk.state.store
+        store, total_bytes = Path(str(disk.state.store)), disk.state.size_bytes
         try:
             await self._adopt(disk)
             while not disk.note_raw():
                 await self._adopt(disk)
             await trio.to_thread.run_sync(disk.settle)
         except OSError as exc:
-            if exc.errno == errno.EBADF:  # it was closed: its VM was removed
+            if exc.errno != errno.EBADF:
+                raise _stopped_by(disk, exc) from exc
+            if disk.state.promoting:  # it was closed: its VM was removed
                 return
-            raise _stopped_by(disk, exc) from exc
-        if store is not None:
-            self._let_go(Path(store), disk.place.holder)
-        _log.info("promoted", disk=str(disk.place), total_bytes=disk.size_bytes)
+        await trio.to_thread.run_sync(self._let_go, store, disk.place)
+        _log.info("promoted", disk=str(disk.place), total_bytes=total_bytes)
 
     async def _adopt(self, disk: Disk) -> None:
         """Until it holds all, on stable storage."""

@@ -73,31 +73,31 @@ int sr_read_below(struct sr_layer *lower, char *buf, uint64_t bytes, uint64_t of
 
 int64_t sr_layer_write(struct sr_layer *layer, const void *buf, uint64_t bytes, uint64_t offset)
 {
-	if (layer->kind == VIEW)
+	if (kind_of(layer) == VIEW)
 		return -EROFS;
 	if (bytes == 0)
 		return 0;
-	if (layer->kind == TOP)
+	if (kind_of(layer) == TOP)
 		return sr_top_write(layer, buf, bytes, offset);
 	return sr_io_write(layer->fd, buf, (int64_t)bytes, (int64_t)offset);
 }
 
 int sr_layer_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes)
 {
-	if (layer->kind == VIEW)
+	if (kind_of(layer) == VIEW)
 		return -EROFS;
 	if (bytes == 0)
 		return 0;
-	return layer->kind == TOP ? sr_top_zero(layer, offset, bytes) : sr_io_zero(layer->fd, (int64_t)offset, (int64_t)bytes);
+	return kind_of(layer) == TOP ? sr_top_zero(layer, offset, bytes) : sr_io_zero(layer->fd, (int64_t)offset, (int64_t)bytes);
 }
 
 int sr_layer_resize(struct sr_layer *layer, uint64_t bytes)
 {
-	if (layer->kind == VIEW)
+	if (kind_of(layer) == VIEW)
 		return -EROFS;
 	if (bytes > DISK_BYTES_MAX)
 		return -EFBIG;
-	int rc = layer->kind == TOP ? sr_top_make_room(layer, bytes) : 0;
+	int rc = kind_of(layer) == TOP ? sr_top_make_room(layer, bytes) : 0;
 	if (rc == 0)
 		rc = sr_io_resize(layer->fd, (int64_t)bytes);
 	if (rc == 0)
@@ -107,13 +107,13 @@ int sr_layer_resize(struct sr_layer *layer, uint64_t bytes)
 
 void sr_layer_start_sync(struct sr_layer *layer)
 {
-	if (layer->kind != VIEW)
+	if (kind_of(layer) != VIEW)
 		sr_io_start_sync(layer->fd);
 }
 
 int sr_layer_sync(struct sr_layer *layer)
 {
-	if (layer->kind == VIEW)
+	if (kind_of(layer) == VIEW)
 		return 0;
 	return kind_of(layer) == TOP ? sr_top_sync(layer) : sr_io_sync(layer->fd);
 }
