@@ -16,16 +16,26 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import structlog
 import trio
 
-from azure_emu.disk_journal import Want
 from azure_emu.export import Exporter
-from azure_emu.managed_disk import ManagedDiskStore, delete_disk, discard_leftovers
+from azure_emu.history import Want
+from azure_emu.managed_disk import (
+    ManagedDiskStore,
+    delete_disk,
+    discard_leftovers,
+    known_generation,
+    reset_disk,
+)
 from azure_emu.part_cache import PartCache
-from azure_emu.ports import ApplierReports
+from azure_emu.ports import ApplierReports, Change, Damage, DiskState
+from azure_emu.questions import change_list, disk_state, position_at
+from azure_emu.scrub import scrub
+from azure_emu.store_history import load_history
 from blockfs.errors import RigError
 from blockfs.part import PartName, Watermark
 from cext.hashing import KEY_BYTES
@@ -34,6 +44,9 @@ RETRY_REFUSED_S = 30.0
 """After a refusal the disk is left alone for so long."""
 RETRY_RECOVERABLE_S = 5.0
 """The same where nothing is wrong with the part: the host's disk was full."""
+
+BEHIND_S = 10.0
+"""So long after a fold or a checkpoint the next is looked for: what cannot be folded now, for it is pinned, may be then."""
 
 CHECKSUMS_MAX = 1 << 16
 """Chunks in one question."""
@@ -56,6 +69,12 @@ class _Disk:
     refused: set[tuple[str, str]] = field(default_factory=set)
     """(code, message) of what the vault was told since the last success."""
     retry_at_s: float = 0.0
+    retain: int = 0
+    """The position up to which the journal is to be folded."""
+    behind: bool = False
+    """Whether a fold or a checkpoint is being made."""
+    behind_at_s: float = 0.0
+    """When that is tried again after it failed."""
 
 
 class Applier:
@@ -76,16 +95,41 @@ class Applier:
         await trio.to_thread.run_sync(discard_leftovers, self._folder)
         await trio.to_thread.run_sync(self._exporter.clear_spool)
         task_status.started()
-        while True:
-            try:
-                disk_ids = await self._reports.replicating_disks()
-            except RigError as exc:
-                self._ride_out(exc)
-            else:
-                async with trio.open_nursery() as nursery:
-                    for disk_id in disk_ids:
-                        nursery.start_soon(self._tend, disk_id)
-            await trio.sleep(poll_s)
+        async with trio.open_nursery() as behind:
+            while True:
+                try:
+                    disk_ids = await self._reports.replicating_disks()
+                except RigError as exc:
+                    self._ride_out(exc)
+                else:
+                    async with trio.open_nursery() as nursery:
+                        for disk_id in disk_ids:
+                            nursery.start_soon(self._tend, disk_id)
+                for disk in self._disks.values():
+                    if not disk.behind and trio.current_time() >= disk.behind_at_s and self._has_work_behind(disk):
+                        disk.behind = True
+                        behind.start_soon(self._work_behind, disk)
+                await trio.sleep(poll_s)
+
+    @staticmethod
+    def _has_work_behind(disk: _Disk) -> bool:
+        store = disk.store
+        return store is not None and (store.checkpoint_due or 0 < store.floor < disk.retain)
+
+    async def _work_behind(self, disk: _Disk) -> None:
+        """Fold and make checkpoints while parts go on being applied: neither takes the disk's lock."""
+        store = disk.store
+        try:
+            if store is not None:
+                await trio.to_thread.run_sync(store.checkpoint)
+                await trio.to_thread.run_sync(store.fold, disk.retain)
+            disk.behind_at_s = trio.current_time() + BEHIND_S
+        except RigError as exc:
+            disk.behind_at_s = trio.current_time() + (RETRY_RECOVERABLE_S if exc.recoverable else RETRY_REFUSED_S)
+            if exc.code != "DiskNotFound":
+                log.warning("fold or checkpoint failed", disk=disk.disk_id, code=exc.code, reason=exc.message)
+        finally:
+            disk.behind = False
 
     async def _tend(self, disk_id: str) -> None:
         """One round of :meth:`run` for one disk; nothing that is expected to fail ends the applier."""
@@ -129,7 +173,7 @@ class Applier:
 
     async def _apply_cached(self, disk: _Disk) -> None:
         """Apply whatever the cache account holds that comes next; the caller has the disk's lock."""
-        store = await self._open(disk)
+        store = await self._open_or_reset(disk)
         await self._report(disk, store)
         parts = await self._delete_applied(disk, store, await self._cache.list(disk.disk_id))
         try:
@@ -205,6 +249,26 @@ class Applier:
             disk.store = await trio.to_thread.run_sync(ManagedDiskStore.open, self._folder / disk.disk_id)
         return disk.store
 
+    async def _open_or_reset(self, disk: _Disk) -> ManagedDiskStore:
+        """Open the store; one that nothing can be applied to any more makes room when a resync begins.
+
+        ``DiskPinned`` if something lies on a position of it.
+        """
+        try:
+            return await self._open(disk)
+        except RigError as exc:
+            if exc.code != "StoreCorrupt":
+                raise
+            parts = await self._cache.list(disk.disk_id)
+            begun = max((part.generation for part in parts if (part.stream, part.first) == ("sync", 1)), default=0)
+            folder = self._folder / disk.disk_id
+            if begun <= await trio.to_thread.run_sync(known_generation, folder):
+                raise
+            log.warning("damaged store set aside", disk=disk.disk_id, reason=exc.message)
+            disk.store = await trio.to_thread.run_sync(partial(reset_disk, folder, created_ns=time.time_ns()))
+            disk.reported, disk.reported_tags = None, 0
+            return disk.store
+
     async def create_managed_disk(self, *, disk_id: str, size_bytes: int) -> None:
         """An empty managed disk; no-op if it is there (``DiskExists`` if smaller; ``InvalidDiskSize``, ``DiskFull``)."""
         disk, folder = self._disk(disk_id), self._folder / disk_id
@@ -232,8 +296,9 @@ class Applier:
         disk = self._disk(disk_id)
         async with disk.lock:
             if disk.store is not None:
-                disk.store.close()
+                await trio.to_thread.run_sync(disk.store.close)  # waits for a fold
                 disk.store = None
+            disk.retain = 0
             self._deleted.add(disk_id)
             await trio.to_thread.run_sync(delete_disk, self._folder / disk_id)
             for part in await self._cache.list(disk_id):
@@ -251,7 +316,7 @@ class Applier:
 
     async def _process_latest(self, disk: _Disk) -> None:
         async with disk.lock:
-            await self._open(disk)
+            await self._open_or_reset(disk)
             try:
                 await self._apply_cached(disk)
             except RigError as exc:
@@ -289,6 +354,32 @@ class Applier:
         if not folder.is_dir():
             raise RigError("DiskNotFound", f"{folder}: there is no managed disk")
         return str(folder)
+
+    async def retain(self, *, disk_id: str, position: int) -> None:
+        """See :class:`azure_emu.ports.RecoverySide`."""
+        disk = self._disk(disk_id)
+        if position > disk.retain:
+            disk.retain, disk.behind_at_s = position, 0.0
+
+    async def disk_state(self, *, disk_id: str) -> DiskState:
+        """See :class:`azure_emu.ports.RecoverySide`."""
+        disk = self._disk(disk_id)
+        return await trio.to_thread.run_sync(disk_state, self._folder / disk_id, disk.retain)
+
+    async def position_at(self, *, disk_id: str, time_ns: int) -> int:
+        """See :class:`azure_emu.ports.RecoverySide`."""
+        folder = self._folder / self._disk(disk_id).disk_id
+        return await trio.to_thread.run_sync(lambda: position_at(load_history(folder), time_ns))
+
+    async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
+        """See :class:`azure_emu.ports.RecoverySide`."""
+        folder = self._folder / self._disk(disk_id).disk_id
+        return await trio.to_thread.run_sync(lambda: change_list(load_history(folder), after, upto, limit))
+
+    async def scrub(self, *, disk_id: str) -> list[Damage]:
+        """See :class:`azure_emu.ports.RecoverySide`; a store that cannot be opened can be scrubbed."""
+        folder = self._folder / self._disk(disk_id).disk_id
+        return await trio.to_thread.run_sync(lambda: list(scrub(folder, lambda _bytes: None)))
 
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
         """Failback: put file ``source`` into the cache account as sync parts of ``source_id``; the number of parts."""

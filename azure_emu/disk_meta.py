@@ -1,4 +1,4 @@
-"""The small files of a managed disk: ``disk.json`` and ``progress``, JSON with a format version and a checksum.
+"""The small files of a managed disk (``disk.json``, ``progress``, pins): JSON with a format version and a checksum.
 
 Fault contract: a file is replaced atomically and durably, so a kill or a power loss leaves the old one or the new
 one.  Any changed byte is ``StoreCorrupt``, another format version ``StoreVersion``; both name the file.
@@ -17,7 +17,9 @@ from blockfs.errors import RigError
 from blockfs.wire import WireModel
 from cext.hashing import crc32c
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+DISK_META = "disk.json"
+PROGRESS = "progress"
 
 
 class DiskMeta(WireModel):
@@ -31,26 +33,41 @@ class DiskMeta(WireModel):
     created_ns: int
 
 
-class SeedProgress(WireModel):
-    """``progress``: what of the first generation's sync stream (initial replication) is durable in ``base.img``.
+class FoldNote(WireModel):
+    """A fold that is under way: ``base.img`` is becoming the disk as it was after frame ``frame``, at ``position``."""
 
-    ``position``, ``time_ns`` and ``first_seq`` (first sequence number of the log that is not in the snapshot) are 0
-    until ``complete``, which the stream's ``sync-end`` tag sets.  ``first_position`` is that of part 1: lower than
-    ``position`` if the copy was cut and went on with another snapshot.
+    frame: int
+    position: int
+
+
+class Progress(WireModel):
+    """``progress``: what ``base.img`` holds, which is everything up to the floor, and of what generation that is.
+
+    While the initial replication goes on: ``sync_parts`` of the generation's sync stream.  ``position``, ``time_ns`` and
+    ``first_seq`` (first sequence number of the log that is not in the snapshot) are 0 until ``complete``, which the
+    stream's ``sync-end`` tag sets.  ``first_position`` is that of part 1: lower than ``position`` if the copy was cut
+    and went on with another snapshot.  ``log_seq``, ``log_position`` and ``log_time_ns`` are of the last log record that was
+    folded into the base.
+
+    ``frame``: number of the last frame that was folded into the base.  ``floor``, ``floor_time_ns``: the oldest position
+    that can be read.  ``size_bytes``: of the disk there.  The last three are 0 before ``complete``.
     """
 
     generation: int
-    sync_parts: int
-    first_position: int
-    complete: bool
-    position: int
-    time_ns: int
-    first_seq: int
-
-    @classmethod
-    def begun(cls, generation: int) -> SeedProgress:
-        """No part of ``generation`` is in the base yet."""
-        return cls(generation=generation, sync_parts=0, first_position=0, complete=False, position=0, time_ns=0, first_seq=0)
+    sync_parts: int = 0
+    first_position: int = 0
+    complete: bool = False
+    position: int = 0
+    time_ns: int = 0
+    first_seq: int = 0
+    log_seq: int = 0
+    log_position: int = 0
+    log_time_ns: int = 0
+    frame: int = 0
+    floor: int = 0
+    floor_time_ns: int = 0
+    size_bytes: int = 0
+    fold: FoldNote | None = None
 
 
 M = TypeVar("M", bound=WireModel)

@@ -1,111 +1,209 @@
-"""A managed disk as it was at a position: a read-only layer of journal extents over the base.
+"""A managed disk as it was at a position: a read-only layer of extents of the base and of journal volumes.
 
 Fault contract
 --------------
-Building a view reads every journal record up to the position with its checksum; a changed byte, a missing or cut
-file is an error that names the file, and no view.  Once built, payloads are read from the segments without another
-checksum: what rots *while a view is open* is served as it is.  The base's bytes carry no checksum at all: only its
-length is checked.  A view holds its files open: it outlives the deletion of the disk, and it never writes, so it
-may be opened by any process while the applier goes on.
+A view is built from headers and indexes; each byte that is read through it is checked against the checksum of its
+piece, so a bad byte, whenever it became bad, is an error to whoever reads that piece, never data.  A view has its files
+open: it outlives folds (at positions that are not below the fold's target; pins see to that) and the deletion of the disk.
+It never writes, so any process may open one while the applier goes on.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-from azure_emu.disk_journal import History
-from azure_emu.disk_meta import DiskMeta, SeedProgress, read_meta, store_corrupt
-from blockfs.changelog import Record, RecordType, SegmentReader
+import structlog
+
+from azure_emu import checkpoints
+from azure_emu.base import BASE, SUMS, read_map, unpack_map
+from azure_emu.checkpoints import BadCheckpointError
+from azure_emu.disk_meta import store_corrupt
+from azure_emu.frames import Frame
+from azure_emu.history import Epoch, History
+from azure_emu.journal_volume import FrameIndex, list_volumes, read_index, volume_path
+from azure_emu.store_history import TRIES_MAX, load_history
 from blockfs.errors import RigError
-from blockfs.layers import ZEROS, ExtentLayer, ExtentMap, Layer, RawLayer
+from blockfs.extents import ExtentMap
+from blockfs.layers import Source, ViewLayer
 
-BASE = "base.img"
-DISK_META = "disk.json"
-PROGRESS = "progress"
-JOURNAL = "journal"
+_log = structlog.get_logger("azure_emu.disk_view")
 
 
-def open_view(store_folder: Path, position: int) -> Layer:
-    """The managed disk in ``store_folder`` as of ``position``, for a process that is not the applier.
+def open_view(store: Path, position: int) -> ViewLayer:
+    """The managed disk in ``store`` (a folder) as of ``position``.
 
-    ``DiskNotFound``, ``InvalidPosition`` (names the valid ranges), ``StoreCorrupt``, ``StoreVersion``, ``LogCorrupt``.
+    ``DiskNotFound``, ``InvalidPosition`` (names the valid ranges), ``StoreCorrupt``, ``StoreVersion``.
     """
-    history = load_history(store_folder)
-    return build_view(store_folder, history, position, verify=False)  # load_history just verified every byte
-
-
-def load_history(folder: Path) -> History:
-    """Read and verify a managed disk's folder, except for the bytes of the base."""
-    if not folder.is_dir():
-        raise RigError("DiskNotFound", f"{folder}: there is no managed disk")
-    meta = read_meta(folder / DISK_META, DiskMeta)
-    progress = folder / PROGRESS
-    seed = read_meta(progress, SeedProgress) if progress.exists() else None
-    base = folder / BASE
-    if not base.is_file():
-        raise store_corrupt(base, "is missing")
-    size = base.stat().st_size
-    # A seed that begins may have been cut while it cleared the base: its first part does that again
-    if (seed is None or seed.sync_parts) and size != meta.size_bytes:
-        raise store_corrupt(base, f"has {size} bytes; the disk was made with {meta.size_bytes}")
-    return History.load(folder / JOURNAL, meta, seed)
-
-
-def build_view(folder: Path, history: History, position: int | None, *, verify: bool) -> Layer:
-    """The state at ``position``; None: with all that was applied, even of an unfinished resync.
-
-    A generation's sync is made against everything applied before it, so earlier generations count as a whole.
-    """
-    if position is None and not history.seeded:
-        raise RigError("InvalidPosition", f"disk {history.disk_id} has no state: its initial replication is not complete")
-    epoch = None if position is None else history.epoch_of(position)
-    base = RawLayer(folder / BASE)
-    try:
-        extents = ExtentMap()
-        size = base.size_bytes
-        for index, file in enumerate(history.files):
-            if epoch is not None and file.part.generation > epoch.generation:
-                break
-            upto = position if epoch is not None and file.part.generation == epoch.generation else None
-            after = history.contained(file.part.generation) if file.part.stream == "log" else -1
-            with SegmentReader(file.path) as reader:
-                if file.part.stream == "sync":
-                    size = reader.header.disk_size_bytes
-                for record in reader.records(verify=verify):
-                    if record.position > after and (upto is None or record.position <= upto):
-                        size = _insert(extents, record, index, size)
-        return _with_sources(base, extents, [file.path for file in history.files], size)
-    except BaseException:
-        base.close()
-        raise
-
-
-def _insert(extents: ExtentMap, record: Record, index: int, size: int) -> int:
-    """Add a record of journal file ``index`` to the map; returns the disk's size after it."""
-    if record.type is RecordType.WRITE:
-        extents.insert(record.offset, record.length, index, record.payload_offset)
-    elif record.type in (RecordType.ZERO, RecordType.DISCARD):
-        extents.insert(record.offset, record.length, ZEROS, 0)
-    elif record.type is RecordType.RESIZE:
-        return record.length
-    return size
-
-
-def _with_sources(base: Layer, extents: ExtentMap, paths: list[Path], size: int) -> Layer:
-    """Open only the segments that the finished map still reads from: a long journal has more files than descriptors."""
-    indices: dict[int, int] = {}
-    needed = ExtentMap()
-    for offset, length, source, source_offset in extents.lookup(0, size):
-        if source is not None:
-            index = ZEROS if source == ZEROS else indices.setdefault(source, len(indices))
-            needed.insert(offset, length, index, source_offset)
-    fds: list[int] = []
-    for path in [paths[source] for source in indices]:
+    tries = TRIES_MAX
+    while True:
+        loaded = load_history(store)
+        epoch = loaded.epoch_of(position)
         try:
-            fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        except OSError as exc:
-            for fd in fds:
-                os.close(fd)
-            raise RigError("StoreIo", f"{path}: cannot be opened: {exc.strerror}", recoverable=True) from exc
-    return ExtentLayer(base, needed, fds, size)
+            return build_view(store, loaded.history, Upto(epoch, position))
+        except FileNotFoundError as exc:
+            tries -= 1
+            if tries == 0 or load_history(store).history.folded == loaded.history.folded:
+                raise store_corrupt(Path(exc.filename or store), "is missing") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Upto:
+    """Everything up to a position, of generations up to one: each sync was made against all that was applied before it."""
+
+    epoch: Epoch
+    position: int
+
+    def whole(self, frame: Frame) -> bool:
+        """Whether all of the frame counts."""
+        generation = frame.part.generation
+        return generation < self.epoch.generation or (
+            generation == self.epoch.generation and frame.position <= self.position
+        )
+
+    def some(self, frame: Frame) -> bool:
+        """Whether any of it does."""
+        generation = frame.part.generation
+        return generation < self.epoch.generation or (
+            generation == self.epoch.generation and frame.first_position <= self.position
+        )
+
+
+@dataclass(slots=True)
+class DiskMap:
+    """Where the bytes of a disk are (settled): ``sources`` are the volumes' numbers of source 1 and on.
+
+    ``rebuilt``: sources whose checksums had to be made anew, and those.
+    """
+
+    extents: ExtentMap
+    size_bytes: int
+    sources: dict[int, int]
+    rebuilt: dict[int, tuple[int, bytes]]
+    """Source: its volume, its table of checksums."""
+
+
+def build_map(folder: Path, history: History, upto: Upto | None, *, base: bool = True, drop_bad: bool = False) -> DiskMap:
+    """The disk's map; ``upto`` None: with all that was applied, even of an unfinished resync.
+
+    ``base`` False: only what is behind the base, without checkpoints.  ``drop_bad``: checkpoints that are bad are removed.
+    """
+    made = _from_checkpoint(folder, history, upto, drop_bad=drop_bad) if base else None
+    if made is None:
+        first, found = 0, DiskMap(ExtentMap(), history.size_at_floor, {}, {})
+    else:
+        first, found = made
+    for frame in history.frames[first:]:
+        if upto is not None and not upto.some(frame):
+            break
+        _add_frame(folder, history, frame, upto, found)
+    if base:
+        found.extents.add_base(unpack_map(read_map(folder)))
+    found.extents.settle()
+    return found
+
+
+def _add_frame(folder: Path, history: History, frame: Frame, upto: Upto | None, found: DiskMap) -> None:
+    index = read_index(folder, frame, history.size_before(frame))
+    source, piece_at = _source_of(frame, index, found)
+    grown = found.extents.add(
+        source,
+        index.entries,
+        segment_at=frame.segment_at,
+        piece_at=piece_at,
+        after=history.contained(frame.part.generation) if frame.part.stream == "log" else -1,
+        upto=None if upto is None or upto.whole(frame) else upto.position,
+    )
+    if upto is None or upto.whole(frame):
+        found.size_bytes = frame.size_bytes_after
+    elif grown:
+        found.size_bytes = grown
+
+
+def _source_of(frame: Frame, index: FrameIndex, found: DiskMap) -> tuple[int, int]:
+    number = len(found.sources) + len(found.rebuilt) + 1
+    if index.rebuilt:
+        found.rebuilt[number] = (frame.volume, index.pieces)
+        return number, 0
+    return found.sources.setdefault(frame.volume, number), frame.pieces_at // 4
+
+
+def _from_checkpoint(folder: Path, history: History, upto: Upto | None, *, drop_bad: bool) -> tuple[int, DiskMap] | None:
+    """The newest good checkpoint that is of nothing but what counts, and how many frames it has of those in the journal."""
+    if not history.frames:
+        return None
+    present: set[int] | None = None
+    for number in reversed(checkpoints.list_checkpoints(folder)):
+        place = number - history.folded - 1
+        if not 0 <= place < len(history.frames) or (upto is not None and not upto.whole(history.frames[place])):
+            continue
+        frame = history.frames[place]
+        try:
+            checkpoint = checkpoints.load(folder, history.disk_id, frame)
+        except BadCheckpointError as exc:
+            _log.warning("checkpoint_passed_over", store=str(folder), frame=number, reason=str(exc))
+            if drop_bad:
+                checkpoints.checkpoint_path(folder, number).unlink(missing_ok=True)
+            continue
+        except FileNotFoundError:
+            continue
+        if present is None:
+            present = set(list_volumes(folder))
+        sources: dict[int, int] = {}
+        checkpoints.retarget(checkpoint, sources, present)
+        return place + 1, DiskMap(checkpoint.extents, checkpoint.size_bytes, sources, {})
+    return None
+
+
+def build_view(folder: Path, history: History, upto: Upto | None) -> ViewLayer:
+    """The state at a position (or, None, with all that was applied); ``FileNotFoundError`` if a fold took a volume away."""
+    if upto is None and not history.seeded:
+        raise RigError("InvalidPosition", f"disk {history.disk_id} has no state: its initial replication is not complete")
+    return view_of(folder, build_map(folder, history, upto))
+
+
+def view_of(folder: Path, found: DiskMap) -> ViewLayer:
+    """Open what the map reads from, and no more: a long journal has more volumes than a process may have files."""
+    volumes = {source: volume for volume, source in found.sources.items()}
+    sums = {source: pieces for source, (_, pieces) in found.rebuilt.items()}
+    volumes.update({source: volume for source, (volume, _) in found.rebuilt.items()})
+    used = set(found.extents.used(len(volumes) + 1))
+    sources: list[Source | None] = []
+    try:
+        sources.append(base_source(folder) if 0 in used else None)
+        for number in range(1, len(volumes) + 1):
+            path = volume_path(folder, volumes[number])
+            sources.append(_open_source(path, table=sums.get(number)) if number in used else None)
+    except BaseException:
+        for source in filter(None, sources):
+            for fd in (source.fd, source.sums_fd):
+                if fd >= 0:
+                    os.close(fd)
+        raise
+    return ViewLayer(found.extents, sources, found.size_bytes)
+
+
+def base_source(folder: Path) -> Source:
+    """The base, as source 0 of a map."""
+    return _open_source(folder / BASE, sums=folder / SUMS)
+
+
+def _open_source(path: Path, *, sums: Path | None = None, table: bytes | None = None) -> Source:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        raise RigError("StoreIo", f"{path}: cannot be opened: {exc.strerror}", recoverable=True) from exc
+    sums_fd = -1
+    try:
+        if sums is not None:
+            sums_fd = os.open(sums, os.O_RDONLY | os.O_CLOEXEC)
+        elif table is not None:
+            sums_fd = os.memfd_create("sums", os.MFD_CLOEXEC)
+            os.pwrite(sums_fd, table, 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Source(fd=fd, sums_fd=sums_fd, paired=sums is not None)

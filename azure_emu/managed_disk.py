@@ -1,49 +1,62 @@
 """A managed disk's store: a base, a journal of applied parts, and what may be asked of them.
 
-A folder a disk: ``disk.json`` (identity), ``base.img`` (sparse raw file), ``progress`` (how much of the initial
-replication the base holds) and ``journal/`` (later parts, decompressed, as they came).  Format and order of
-application: docs/formats/managed-disk.md.
+A folder a disk; format, order of application and what is checked when: docs/formats/managed-disk.md.
 
 Fault contract
 --------------
-May break: the process, at any step; the power, at any step; the host's disk may be full.  Stays recoverable: all
-that :meth:`ManagedDiskStore.apply_part` returned for.  A part is fully verified (every record's checksum) before
-a byte of it counts; it counts from the moment its file has its name in the journal (or, for the seed, ``progress`` has
-been replaced after the base was synced), and both are made durable before ``apply_part`` returns.  Applying the
-same part again, after any of these, gives the same bytes.  The watermark is folded from the files on opening.
-Bit rot of ``disk.json``, ``progress`` and journal files is named on opening and again when a view is built, never
-served; the base has no checksums (its length is checked), and an open view does not verify what it reads.
-One process at a time has the store open for writing (the applier; the rig's lock sees to it); views may be opened by
-any process (:mod:`azure_emu.disk_view`).  A store is not safe for use by several threads at once.
+May break: the process, at any step; the power, at any step; the host's disk may be full; any byte may rot.  Stays
+recoverable: all that :meth:`ManagedDiskStore.apply_part` returned for.  A part is fully verified (every record's
+checksum) before a byte of it counts; it counts from the moment its frame is in the journal (or, for the seed, ``progress``
+has been replaced after the base was synced), and is durable before ``apply_part`` returns.  Applying the same part again,
+after any of these, gives the same bytes.  The watermark is folded from the frames' headers on opening.
+Rot is never served: every byte that is read through a view is checked (:mod:`azure_emu.disk_view`).  Rot of ``disk.json``
+or ``progress``, and rot of headers and indexes that cannot be made again, is named on opening.
+One process at a time has the store open for applying (the applier; the rig's lock sees to it); views and pins may be
+made by any process.  :meth:`ManagedDiskStore.fold`, :meth:`ManagedDiskStore.checkpoint` and the questions may run in
+threads of their own beside one that applies.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from azure_emu.disk_journal import History, JournalFile, SegmentSummary, Want, journal_name, summarize
-from azure_emu.disk_meta import DiskMeta, SeedProgress, read_meta, write_meta
-from azure_emu.disk_view import BASE, DISK_META, JOURNAL, PROGRESS, build_view, load_history, open_view
+import structlog
+
+from azure_emu import checkpoints
+from azure_emu.base import Owner, clear_base, create_base, forget_intent, take_up
+from azure_emu.disk_meta import DISK_META, PROGRESS, DiskMeta, Progress, read_meta, write_meta
+from azure_emu.disk_view import DiskMap, base_source, build_map, build_view, open_view
+from azure_emu.fold import absorb_map, announce_fold, delete_folded, fill_base
+from azure_emu.history import History, Want
 from azure_emu.host_disk import host_disk_errors
-from blockfs.changelog import RecordType, SegmentReader
+from azure_emu.journal_volume import JOURNAL, JournalWriter, mend, read_index, read_tags
+from azure_emu.pins import LOCK, PINS, locked, pins
+from azure_emu.ports import Change, Damage
+from azure_emu.questions import change_list, position_at
+from azure_emu.scrub import scrub
+from azure_emu.store_history import Loaded, load_history
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
-from blockfs.layers import Layer, RawLayer
+from blockfs.extents import ExtentMap
+from blockfs.layers import Layer, Source, ViewLayer
 from blockfs.part import PartName, TagSeen, Watermark
-from blockfs.part_codec import unpack
-from cext.hashing import TAG_BYTES, chunk_tag, chunk_tags_fd
+from blockfs.part_codec import decompress
+from blockfs.part_index import PartIndex, index_segment
+from cext.hashing import TAG_BYTES, chunk_tag
 
-__all__ = ["ManagedDiskStore", "delete_disk", "discard_leftovers", "open_view"]
+__all__ = ["ManagedDiskStore", "delete_disk", "discard_leftovers", "open_view", "reset_disk"]
 
 Step = Callable[[str], None]
 """Called with a step's name when it is done: where tests kill."""
 
-_INCOMING = ".incoming.hrl"
-_NEW, _DELETED = ".new-", ".deleted-"
+_NEW, _DELETED, _DAMAGED = ".new-", ".deleted-", ".damaged-"
+_log = structlog.get_logger("azure_emu.managed_disk")
 
 
 def _no_step(_name: str) -> None:
@@ -51,17 +64,24 @@ def _no_step(_name: str) -> None:
 
 
 def discard_leftovers(disks: Path) -> None:
-    """Remove what creations and deletions that were cut by a kill left in the folder of all managed disks."""
+    """Remove what creations and deletions that were cut by a kill left in the folder of all managed disks.
+
+    A damaged store that was being set aside, and has no other in its place, is put back.
+    """
     for path in disks.iterdir():
         if path.name.startswith((_NEW, _DELETED)):
             shutil.rmtree(path)
+    for path in disks.glob(f"{_DAMAGED}*"):
+        if not (whole := path.with_name(path.name.removeprefix(_DAMAGED))).exists():
+            path.rename(whole)
 
 
 def delete_disk(folder: Path, step: Step = _no_step) -> None:
-    """Remove the managed disk in ``folder``, sound or not; no-op if it is gone."""
+    """Remove the managed disk in ``folder``, sound or not, and what was set aside of it; no-op if it is gone."""
     gone = folder.with_name(_DELETED + folder.name)
     with host_disk_errors(folder):
         shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(folder.with_name(_DAMAGED + folder.name), ignore_errors=True)
         with suppress(FileNotFoundError):
             folder.rename(gone)
             step("delete.renamed")
@@ -69,15 +89,82 @@ def delete_disk(folder: Path, step: Step = _no_step) -> None:
             shutil.rmtree(gone)
 
 
+def known_generation(folder: Path) -> int:
+    """The newest generation that a store, which may be damaged, has a part of; 0 if that cannot be told."""
+    try:
+        return load_history(folder).history.watermark().generation
+    except RigError:
+        return 0
+
+
+def reset_disk(folder: Path, *, created_ns: int, step: Step = _no_step) -> ManagedDiskStore:
+    """Set a store aside that no part can be applied to any more, and begin an empty one in its place.
+
+    Its folder is ``.damaged-`` and its name from then on; one that was set aside earlier is removed.  ``DiskPinned`` if
+    something lies on a position of it: that must be closed first, for the positions go.
+    """
+    aside = folder.with_name(_DAMAGED + folder.name)
+    with host_disk_errors(folder):
+        size_bytes = _size_of_damaged(folder)
+        with locked(folder):
+            for each in pins(folder):
+                raise RigError(
+                    "DiskPinned",
+                    f"{folder}: the managed disk is damaged and to be replicated anew, but position {each.position} of it "
+                    f"is held by {each.holder}: remove that first",
+                )
+            shutil.rmtree(aside, ignore_errors=True)
+            new = folder.with_name(_NEW + folder.name)
+            _make(new, folder.name, size_bytes, created_ns, step)
+            folder.rename(aside)
+            step("reset.aside")
+            new.rename(folder)
+            step("reset.renamed")
+            sync_folder(folder.parent)
+    return ManagedDiskStore.open(folder, step=step)
+
+
+def _size_of_damaged(folder: Path) -> int:
+    """The least size that the disk had: it is as large as its first sync part says."""
+    with suppress(RigError):
+        return read_meta(folder / DISK_META, DiskMeta).size_bytes
+    return 512
+
+
+def _make(new: Path, disk_id: str, size_bytes: int, created_ns: int, step: Step) -> None:
+    """The folder of an empty disk, under a name that counts for nothing."""
+    shutil.rmtree(new, ignore_errors=True)
+    for name in (JOURNAL, checkpoints.CHECKPOINTS, PINS):
+        (new / name).mkdir(parents=True, mode=0o700)
+    (new / LOCK).touch(0o600)
+    step("create.folder")
+    create_base(new, size_bytes)
+    step("create.base")
+    write_meta(new / DISK_META, DiskMeta(disk_id=disk_id, size_bytes=size_bytes, created_ns=created_ns))
+    step("create.meta")
+
+
 class ManagedDiskStore:
     """One managed disk, opened for applying parts."""
 
-    def __init__(self, folder: Path, history: History, step: Step) -> None:
-        self.folder = folder
-        self._history = history
-        self._meta = read_meta(folder / DISK_META, DiskMeta)
+    def __init__(self, loaded: Loaded, tags: list[TagSeen], step: Step) -> None:
+        self.folder = loaded.folder
+        self._meta = loaded.meta
+        self._progress = loaded.progress
+        self._history = loaded.history
+        self._tags = tags
         self._step = step
+        self._lock = threading.Lock()  # of history and progress
+        self._fold_lock = threading.Lock()
+        self._closed = False
         self._latest: tuple[Layer, list[tuple[int, int]]] | None = None
+        self._since_checkpoint = self._extents = 0
+        self._look_for_checkpoint()
+        last = self._history.folded + len(self._history.frames)
+        self._writer = JournalWriter(self.folder, self._history.size_bytes, loaded.journal, last, self._told)
+
+    def _told(self, name: str) -> None:
+        self._step(name)  # tests change it
 
     @classmethod
     def create(
@@ -90,15 +177,7 @@ class ManagedDiskStore:
             raise RigError("DiskExists", f"{folder}: there is a managed disk already")
         new = folder.with_name(_NEW + folder.name)
         with host_disk_errors(folder):
-            shutil.rmtree(new, ignore_errors=True)
-            (new / JOURNAL).mkdir(parents=True, mode=0o700)
-            step("create.folder")
-            with (new / BASE).open("xb") as base:
-                base.truncate(size_bytes)
-                os.fsync(base.fileno())
-            step("create.base")
-            write_meta(new / DISK_META, DiskMeta(disk_id=disk_id, size_bytes=size_bytes, created_ns=created_ns))
-            step("create.meta")
+            _make(new, disk_id, size_bytes, created_ns, step)
             new.rename(folder)
             step("create.renamed")
             sync_folder(folder.parent)
@@ -106,12 +185,20 @@ class ManagedDiskStore:
 
     @classmethod
     def open(cls, folder: Path, *, step: Step = _no_step) -> ManagedDiskStore:
-        """Open and verify (``DiskNotFound``, ``StoreVersion``, ``StoreCorrupt``, ``LogCorrupt``)."""
+        """Open; headers and indexes are verified, and mended where that is possible; a fold that was cut is done.
+
+        ``DiskNotFound``, ``StoreVersion``, ``StoreCorrupt``, ``DiskFull`` (recoverable).
+        """
         with host_disk_errors(folder):
-            history = load_history(folder)
+            loaded = load_history(folder)
+            if loaded.journal.broken is not None:
+                raise loaded.journal.broken
+            tags = _check_frames(loaded)
             sync_folder(folder / JOURNAL)  # a kill between rename and sync: what is counted now must stay
             sync_folder(folder)
-        return cls(folder, history, step)
+            store = cls(loaded, tags, step)
+            store._take_up()
+        return store
 
     @property
     def disk_id(self) -> str:
@@ -120,20 +207,38 @@ class ManagedDiskStore:
 
     @property
     def created_size_bytes(self) -> int:
-        """The size of the base: that which it was made with, or which the disk had when it was first copied."""
+        """The size that the disk was made with, or had when it was first copied."""
         return self._meta.size_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """The disk's size now."""
+        return self._history.size_bytes
+
+    @property
+    def floor(self) -> int:
+        """The oldest position that can be read (0 before the initial replication is complete)."""
+        return self._history.floor
 
     def watermark(self) -> Watermark:
         """What is durably applied."""
-        return self._history.watermark()
+        with self._lock:
+            return self._history.watermark()
 
     def tags(self, first: int = 0) -> list[TagSeen]:
-        """Tags found in applied log parts, in order, from the ``first``-th on; the list only ever grows."""
-        return self._history.tags[first:]
+        """Tags found in applied log parts, in order, from the ``first``-th on; the list only ever grows while it is open."""
+        return self._tags[first:]
+
+    def valid_ranges(self) -> list[tuple[int, int]]:
+        """(first, last) positions that can be read, oldest first."""
+        with self._lock:
+            return [(first, last) for _, first, last in self._history.valid()]
 
     def want(self, part: PartName) -> Want:
         """Whether ``part`` is to be applied now (``next``), not needed any more (``applied``), ..."""
         return self._history.want(part)
+
+    # --- applying -----------------------------------------------------------------------------------------------
 
     def apply_part(self, part: PartName, data: bytes) -> Watermark:
         """Apply a packed part durably; the watermark afterwards.  An applied part changes nothing.
@@ -148,50 +253,29 @@ class ManagedDiskStore:
             return self.watermark()
         if want != "next":
             raise RigError("PartGap", f"part {part.blob()}: {self._history.expected()} comes next")
-        incoming = self.folder / JOURNAL / _INCOMING
+        segment = decompress(part, data)
+        index = index_segment(segment, part, self._history.size_bytes)
+        self._history.check_positions(part, index.first_position)
         with host_disk_errors(self.folder):
-            try:
-                unpack(part, data, incoming)
-                self._step("apply.unpacked")
-                summary = summarize(JournalFile(incoming, part), self._history.size_bytes, verify=False)
-                self._history.check_positions(summary)
-                if self._history.seeded:
-                    self._append(summary)
-                else:
-                    self._seed(summary)
-            finally:
-                with suppress(OSError):
-                    incoming.unlink(missing_ok=True)
+            self._step("apply.unpacked")
+            if self._history.seeded:
+                frame = self._writer.append(part, segment, index)
+                self._forget_latest()
+                with self._lock:
+                    self._since_checkpoint += frame.records
+                    self._history.add(frame)
+                    self._tags += filter(self._history.names_position, index.tags)
+            else:
+                self._seed(part, segment, index)
         return self.watermark()
 
-    def _append(self, summary: SegmentSummary) -> None:
-        """Move the verified, synced segment into the journal: from then on it counts."""
-        incoming, part = summary.file.path, summary.file.part
-        path = incoming.with_name(journal_name(part, incoming.stat().st_size))
-        incoming.rename(path)
-        self._step("append.renamed")
-        sync_folder(path.parent)
-        self._step("append.synced")
-        self._forget_latest()
-        self._history.add(
-            SegmentSummary(
-                file=JournalFile(path, part),
-                first_position=summary.first_position,
-                position=summary.position,
-                time_ns=summary.time_ns,
-                disk_size_bytes=summary.disk_size_bytes,
-                sync_end_seq=summary.sync_end_seq,
-                tags=summary.tags,
-            )
-        )
-
-    def _seed(self, summary: SegmentSummary) -> None:
-        """Write a part of the initial replication into the base, sync, then count it.
+    def _seed(self, part: PartName, segment: bytes, index: PartIndex) -> None:
+        """Put a part of the initial replication into the base, then count it.
 
         Part 1 begins with an empty base, whatever an earlier, unfinished generation left in it: no point of that one is
         valid, and an initial replication does not send zeros.  The disk may have grown since the managed disk was made.
         """
-        part, size_bytes = summary.file.part, summary.disk_size_bytes
+        size_bytes = index.size_bytes_after
         if part.first != 1 and size_bytes != self.created_size_bytes:
             raise RigError(
                 "PartRefused",
@@ -200,72 +284,172 @@ class ManagedDiskStore:
             )
         if part.first == 1:
             # Counted first: were the base cleared before, a kill would leave the old generation's count over nothing.
-            self._count_seed(SeedProgress.begun(part.generation))
+            self._count(Progress(generation=part.generation))
             self._step("seed.restarted")
             if size_bytes != self.created_size_bytes:  # larger: a smaller one was refused before
                 self._meta = self._meta.model_copy(update={"size_bytes": size_bytes})
                 write_meta(self.folder / DISK_META, self._meta)
-                self._history.size_bytes = size_bytes
+                self._history.set_meta(self._meta)
                 self._step("seed.grown")
-        base = RawLayer(self.folder / BASE, writable=True)
-        try:
-            if part.first == 1:
-                base.resize(0)
-                base.resize(self.created_size_bytes)
-                self._step("seed.cleared")
-            _copy_into(base, summary.file.path)
-            self._step("seed.written")
-            base.sync()
-            self._step("seed.synced")
-        finally:
-            base.close()
-        done = summary.sync_end_seq is not None
-        self._count_seed(
-            SeedProgress(
-                generation=part.generation,
-                sync_parts=part.last,
-                first_position=summary.first_position if part.first == 1 else self._history.epochs[0].first_position,
-                complete=done,
-                position=summary.position if done else 0,
-                time_ns=summary.time_ns if done else 0,
-                first_seq=summary.sync_end_seq or 0,
-            )
+            clear_base(self.folder, self.created_size_bytes)
+            self._step("seed.cleared")
+        owner = Owner(generation=part.generation, part=part.first)
+        take_up(self.folder, owner)
+        found = DiskMap(ExtentMap(), size_bytes, {}, {})
+        found.extents.add(1, index.entries, segment_at=0, piece_at=0)
+        found.extents.settle()
+        absorb_map(self.folder, found, owner, self._told, lambda found: _seed_view(self.folder, found, segment, index))
+        self._step("seed.mapped")
+        done = index.sync_end_seq is not None
+        first = part.first == 1
+        progress = Progress(
+            generation=part.generation,
+            sync_parts=part.last,
+            first_position=index.first_position if first else self._history.epochs[0].first_position,
+            complete=done,
+            position=index.position if done else 0,
+            time_ns=index.time_ns if done else 0,
+            first_seq=index.sync_end_seq or 0,
+            floor=index.position if done else 0,
+            floor_time_ns=index.time_ns if done else 0,
+            size_bytes=size_bytes if done else 0,
         )
+        self._count(progress)
         self._step("seed.counted")
+        forget_intent(self.folder)
 
-    def _count_seed(self, seed: SeedProgress) -> None:
-        write_meta(self.folder / PROGRESS, seed)
+    def _count(self, progress: Progress) -> None:
+        write_meta(self.folder / PROGRESS, progress)
         self._forget_latest()
-        self._history.set_seed(seed)
+        with self._lock:
+            self._progress = progress
+            self._history.set_progress(progress)
 
-    def view(self, position: int) -> Layer:
+    # --- reading ------------------------------------------------------------------------------------------------
+
+    def view(self, position: int) -> ViewLayer:
         """The disk as of ``position``, read-only; the caller closes it (``InvalidPosition``)."""
         with host_disk_errors(self.folder):
-            return build_view(self.folder, self._history, position, verify=True)
+            return open_view(self.folder, position)
 
-    def latest_view(self) -> Layer:
+    def latest_view(self) -> ViewLayer:
         """With everything that was applied, even of an unfinished resync; the caller closes it."""
         with host_disk_errors(self.folder):
-            return build_view(self.folder, self._history, None, verify=True)
+            while True:
+                with self._lock:
+                    history = self._history
+                try:
+                    return build_view(self.folder, history, None)
+                except FileNotFoundError:
+                    if history is self._history:  # else a fold took away what it had put into the base
+                        raise
 
     def checksums(self, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
         """Tags (:func:`cext.hashing.chunk_tag`) of ``count`` chunks of the latest state, for a resync to compare with.
 
-        While the initial replication is not complete, every tag says *zeros*: the next generation begins anew.
+        While the initial replication is not complete, every tag says *zeros*: the next generation begins anew.  A chunk
+        that cannot be read has a tag that nothing has, so that it is sent again.
         """
         if not self._history.seeded:
             return [bytes(TAG_BYTES)] * count
         with host_disk_errors(self.folder):
-            if not self._history.files:
-                base = RawLayer(self.folder / BASE)
-                try:
-                    return chunk_tags_fd(base.fileno(), key, chunk_bytes, first, count)
-                finally:
-                    base.close()
             if self._latest is None:
                 view = self.latest_view()
                 self._latest = (view, view.data_ranges())
             return list(_layer_tags(*self._latest, key, chunk_bytes, range(first, first + count)))
+
+    def position_at(self, time_ns: int) -> int:
+        """The last valid position whose record is not younger than ``time_ns``; ``InvalidPosition``."""
+        with host_disk_errors(self.folder):
+            return position_at(load_history(self.folder), time_ns)
+
+    def changes(self, after: int, upto: int, limit: int) -> list[Change]:
+        """The first ``limit`` changes of the disk with ``after < position <= upto``, in order."""
+        with host_disk_errors(self.folder):
+            return change_list(load_history(self.folder), after, upto, limit)
+
+    def scrub(self, progress: Callable[[int], None] = lambda _bytes: None) -> Iterator[Damage]:
+        """Read every byte of the store, and tell what is not as it was written; ``progress`` is told of bytes read."""
+        return scrub(self.folder, progress)
+
+    # --- folding and checkpoints --------------------------------------------------------------------------------
+
+    def fold(self, upto: int, step: Step | None = None) -> int:
+        """Put the journal up to ``upto``, or to what is pinned, into the base; the floor then.
+
+        In slices, each of which is a complete fold.  ``DiskFull`` (recoverable).
+        """
+        step = step or self._told
+        with self._fold_lock, host_disk_errors(self.folder):
+            while self._history.seeded and not self._closed and upto > self._history.floor and self._fold_slice(upto, step):
+                pass
+        return self.floor
+
+    def _fold_slice(self, upto: int, step: Step) -> bool:
+        progress = announce_fold(self.folder, self._history, upto, step)
+        if progress is None:
+            return False
+        self._finish_fold(progress, step)
+        return True
+
+    def _finish_fold(self, progress: Progress, step: Step) -> None:
+        if progress.fold is None:
+            return
+        with self._lock:
+            self._progress = progress
+            self._history.floor = progress.fold.position
+        fill_base(self.folder, self._history, progress.fold, step)
+        with self._lock:
+            done = self._history.progress_at(progress.fold.frame)
+            write_meta(self.folder / PROGRESS, done)
+            history = History(self._meta, done)
+            for frame in self._history.frames:
+                if frame.number > done.frame:
+                    history.add(frame)
+            self._progress, self._history = done, history
+        step("fold.counted")
+        delete_folded(self.folder, done.frame, step)
+        self._look_for_checkpoint()
+
+    def _take_up(self) -> None:
+        """Bring a fold that was cut to its end, and clear what one left that came to it."""
+        if self._progress is not None and self._history.seeded:
+            if self._progress.fold is not None:
+                self._finish_fold(self._progress, self._told)
+            else:
+                delete_folded(self.folder, self._history.folded, _no_step)
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether :meth:`checkpoint` would make one."""
+        return self._since_checkpoint > max(checkpoints.RECORDS_MIN, self._extents // 4)
+
+    def checkpoint(self, step: Step | None = None) -> bool:
+        """Make a checkpoint at the newest frame if it is due; whether one was made."""
+        step = step or self._told
+        with self._fold_lock, host_disk_errors(self.folder):
+            if self._closed or not self.checkpoint_due:
+                return False
+            with self._lock:
+                history = self._history.upto(self._history.folded + len(self._history.frames))
+            found = build_map(self.folder, history, None, drop_bad=True)
+            if found.rebuilt:
+                return False
+            frame = history.frames[-1]
+            made = checkpoints.Checkpoint(frame.number, found.size_bytes, list(found.sources), found.extents)
+            checkpoints.save(self.folder, self.disk_id, frame, made)
+            step("checkpoint.saved")
+            self._look_for_checkpoint()
+            return True
+
+    def _look_for_checkpoint(self) -> None:
+        """How many records came since the last one, and how many extents it has."""
+        with self._lock:
+            newest = max(checkpoints.list_checkpoints(self.folder), default=0)
+            self._extents = checkpoints.extent_count(self.folder, newest)
+            self._since_checkpoint = sum(frame.records for frame in self._history.frames if frame.number > newest)
+
+    # --- end ----------------------------------------------------------------------------------------------------
 
     def delete(self) -> None:
         """Remove the disk and everything in it.  Open views go on reading."""
@@ -273,8 +457,11 @@ class ManagedDiskStore:
         delete_disk(self.folder, self._step)
 
     def close(self) -> None:
-        """Let go of open files."""
-        self._forget_latest()
+        """Let go of open files; a fold that goes on ends with its slice."""
+        self._closed = True
+        with self._fold_lock:
+            self._forget_latest()
+            self._writer.close()
 
     def _forget_latest(self) -> None:
         if self._latest is not None:
@@ -282,14 +469,32 @@ class ManagedDiskStore:
             self._latest = None
 
 
-def _copy_into(base: RawLayer, segment: Path) -> None:
-    """Apply a segment's records, just verified, to the base."""
-    with SegmentReader(segment) as reader:
-        for record in reader.records(verify=False):
-            if record.type is RecordType.WRITE:
-                base.pwrite(record.offset, reader.payload(record))
-            elif record.type in (RecordType.ZERO, RecordType.DISCARD):
-                base.zero(record.offset, record.length)
+def _check_frames(loaded: Loaded) -> list[TagSeen]:
+    """Verify every frame's index, mend what can be; the tags."""
+    tags: list[TagSeen] = []
+    past = loaded.history.upto(loaded.history.folded)
+    bad_headers = {frame.number for frame, _, _ in loaded.journal.mended}
+    for frame in loaded.history.frames:
+        size_before = loaded.history.size_before(frame)
+        index = read_index(loaded.folder, frame, size_before)
+        found, rebuilt = read_tags(loaded.folder, frame, size_before)
+        if index.rebuilt or rebuilt or frame.number in bad_headers:
+            _log.warning("frame_mended", store=str(loaded.folder), volume=frame.volume, frame=frame.number)
+            mend(loaded.folder, frame, size_before)
+        past.add(frame)
+        tags += filter(past.names_position, found)
+    return tags
+
+
+def _seed_view(folder: Path, found: DiskMap, segment: bytes, index: PartIndex) -> ViewLayer:
+    """A part, which is in no file yet, over the base."""
+    fds = []
+    for name, data in (("segment", segment), ("sums", index.pieces)):
+        fds.append(os.memfd_create(name, os.MFD_CLOEXEC))
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fds[-1], view) :]
+    return ViewLayer(found.extents, [base_source(folder), Source(fd=fds[0], sums_fd=fds[1])], found.size_bytes)
 
 
 def _layer_tags(layer: Layer, ranges: list[tuple[int, int]], key: bytes, chunk_bytes: int, chunks: range) -> Iterator[bytes]:
@@ -301,6 +506,10 @@ def _layer_tags(layer: Layer, ranges: list[tuple[int, int]], key: bytes, chunk_b
             at += 1
         if at == len(ranges) or ranges[at][0] >= stop:
             yield bytes(TAG_BYTES)
-        else:
+            continue
+        try:
             data = layer.pread(start, min(stop, layer.size_bytes) - start)
+        except OSError:
+            yield secrets.token_bytes(TAG_BYTES)
+        else:
             yield chunk_tag(key, index, data.ljust(chunk_bytes, b"\0"))

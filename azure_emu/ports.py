@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from blockfs.control import CutInfo, DiskInfo, TagKind
 from blockfs.part import TagSeen, Watermark
@@ -16,6 +16,64 @@ class DiskSpec(WireModel):
     name: str
     size_bytes: int
     filesystem: str | None = None
+
+
+ChangeKind = Literal["WRITE", "ZERO", "DISCARD", "RESIZE"]
+
+
+class Change(WireModel):
+    """A record that changed a disk: a range of bytes, or (RESIZE) the new size as ``length``.
+
+    What a resync sent has the position of its snapshot: these changes are one step.
+    """
+
+    position: int
+    time_ns: int
+    kind: ChangeKind
+    offset: int
+    length: int
+
+
+class Damage(WireModel):
+    """Something in a managed disk's folder that is not as it was written.
+
+    Positions from ``first_position`` to ``last_position`` (None: and all later ones) are not whole; a read of what is
+    damaged fails there.  ``first_position`` None: every position is whole all the same.
+    """
+
+    path: str
+    offset: int
+    what: str
+    first_position: int | None
+    last_position: int | None = None
+
+
+class Pin(WireModel):
+    """``holder`` has ``position`` open."""
+
+    pin_id: str
+    position: int
+    holder: str
+    created_ns: int
+
+
+class DiskState(WireModel):
+    """A managed disk as it is now.
+
+    ``floor``: the oldest position that can be read (0: none can).  ``valid_ranges``: (first, last) positions that can be,
+    oldest first.  ``retain``: the position up to which the journal is being folded away, once nothing has an older one
+    pinned (0: that was not asked for).  ``base_bytes``, ``journal_bytes``: what they take of the host's disk.
+    """
+
+    disk_id: str
+    size_bytes: int
+    floor: int
+    floor_time_ns: int
+    valid_ranges: list[tuple[int, int]]
+    retain: int
+    pins: list[Pin]
+    base_bytes: int
+    journal_bytes: int
 
 
 class Provider(Protocol):
@@ -100,6 +158,29 @@ class RecoverySide(Protocol):
 
     async def store_path(self, *, disk_id: str) -> str:
         """Folder of the managed disk (for the recovery host's ``open_point``); ``DiskNotFound``."""
+        ...
+
+    async def retain(self, *, disk_id: str, position: int) -> None:
+        """Positions before this one are not needed any more: fold them away, behind the applier, as far as pins allow.
+
+        Not remembered after a restart: who asks does so now and then.  A lower position than before changes nothing.
+        """
+        ...
+
+    async def disk_state(self, *, disk_id: str) -> DiskState:
+        """Floor, valid positions, pins, space (``DiskNotFound``, ``StoreCorrupt``)."""
+        ...
+
+    async def position_at(self, *, disk_id: str, time_ns: int) -> int:
+        """The last position that can be read whose record was made at ``time_ns`` or before; ``InvalidPosition``."""
+        ...
+
+    async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
+        """The first ``limit`` changes of the disk with ``after < position <= upto``, in order (``InvalidPosition``)."""
+        ...
+
+    async def scrub(self, *, disk_id: str) -> list[Damage]:
+        """Read every byte of the disk's store; what is not as it was written.  It may be called while parts are applied."""
         ...
 
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:

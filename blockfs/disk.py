@@ -24,7 +24,6 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,15 +40,13 @@ from blockfs.disk_log import DiskLog, LogPolicy, check, find_segments, go_on_not
 from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
-from blockfs.layers import Layer, RawLayer, TopLayer, WritableLayer
+from blockfs.layers import RawLayer, TopLayer, WritableLayer
 from blockfs.log_recovery import DISK_BYTES_MAX, Recovered, recover_log
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from blockfs.snapshot import STORE_SHARE_MAX, Snapshot, begin_snapshots
+from blockfs.views import Views
 from cext._core import ffi, lib
-
-OpenView = Callable[[Path, int], Layer]
-"""Opens managed disk ``store`` (a folder) as it was at a position, read-only."""
 
 _log = structlog.get_logger("blockfs.disk")
 
@@ -99,7 +96,7 @@ class Disk:
     # --- opening ------------------------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, place: DiskPlace, rules: DiskRules, open_view: OpenView | None) -> Disk:
+    def open(cls, place: DiskPlace, rules: DiskRules, views: Views | None) -> Disk:
         """Open what is there; see :meth:`over`."""
         state = DiskState.load(place.file("disk"))
         place.file("snapshot").unlink(missing_ok=True)
@@ -107,9 +104,9 @@ class Disk:
         if state.kind == "raw":
             layer = RawLayer(place.file("img"), writable=True)
         else:
-            if open_view is None or state.store is None or state.position is None:
+            if views is None or state.store is None or state.position is None:
                 raise RigError("NotARecoveryHost", f"disk {place} lies over a managed disk; this host has none")
-            view = open_view(Path(state.store), state.position)
+            view = views.open(Path(state.store), state.position, place.holder)
             try:
                 layer = TopLayer(view, place.file("top"))
             except BaseException:

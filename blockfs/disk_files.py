@@ -15,6 +15,8 @@ from blockfs.errors import RigError
 from blockfs.log_recovery import DISK_BYTES_MAX
 
 SECTOR_BYTES = 512
+HOLDER_KIND = "vm"
+"""What a VM's disk is among the holders of managed disks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,11 @@ class DiskPlace:
     def file(self, suffix: str) -> Path:
         """``NAME.suffix`` in the disk's folder."""
         return self.folder / f"{self.name}.{suffix}"
+
+    @property
+    def holder(self) -> str:
+        """As what the disk holds a position of a managed disk (:mod:`blockfs.views`)."""
+        return f"{HOLDER_KIND} {self}"
 
     def __str__(self) -> str:
         return f"{self.vm}/{self.name}" if self.vm else self.name

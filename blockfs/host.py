@@ -26,15 +26,17 @@ import trio
 
 from blockfs.control import CutInfo, DiskInfo, SegmentInfo, SnapshotDisk, SnapshotInfo, StagingInfo, TagKind
 from blockfs.counters import DiskCounters
-from blockfs.disk import Disk, DiskRules, OpenView, begin_snapshots_of
-from blockfs.disk_files import DiskPlace, make_raw, make_top
+from blockfs.disk import Disk, DiskRules, begin_snapshots_of
+from blockfs.disk_files import HOLDER_KIND, DiskPlace, make_raw, make_top
 from blockfs.disk_log import LogPolicy
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
+from blockfs.layers import Layer
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from blockfs.snapshot import STORE_SHARE_MAX
 from blockfs.tree import ROOT, tend
+from blockfs.views import Views
 
 MakeFiles = Callable[[DiskPlace], None]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
@@ -61,13 +63,14 @@ class DiskHost:
         root: Path,
         mountpoint: Path,
         *,
-        open_view: OpenView | None = None,
+        views: Views | None = None,
         policy: LogPolicy | None = None,
         snapshot_share_max: float = STORE_SHARE_MAX,
     ) -> None:
         self.root = root
         self.mountpoint = mountpoint
-        self._open_view = open_view
+        self._views = views
+        self._opening: set[str] = set()
         root.mkdir(parents=True, exist_ok=True)
         self._lock_fd = _lock(root)
         self.positions = PositionCounter(root / "position")
@@ -80,6 +83,9 @@ class DiskHost:
         for folder in sorted(root.iterdir()):
             if folder.is_dir():
                 self._load(folder)
+        if views is not None:  # by name, for what a disk that cannot be opened lies on must not go either
+            names = {f"{vm}/{name}" for vm, disks in self.vms.items() for name in disks} | self.broken.keys()
+            views.reconcile(HOLDER_KIND, {f"{HOLDER_KIND} {name}" for name in names})
 
     def _load(self, folder: Path) -> None:
         if folder.name.startswith("."):  # half-made or half-deleted
@@ -89,7 +95,7 @@ class DiskHost:
         for state in sorted(folder.glob("*.disk")):
             place = DiskPlace(folder, folder.name, state.stem)
             try:
-                disks[state.stem] = Disk.open(place, self._rules, self._open_view)
+                disks[state.stem] = Disk.open(place, self._rules, self._views)
             except (RigError, OSError) as exc:
                 self.broken[str(place)] = str(exc)
                 _log.error("disk_not_opened", disk=str(place), error=str(exc))
@@ -167,30 +173,43 @@ class DiskHost:
         """See :class:`DiskHostControl`."""
         self._check_new(vm, name)
         try:
-            disk = self._add(vm, name, lambda place: make_raw(place, size_bytes), self._open_view)
+            disk = self._add(vm, name, lambda place: make_raw(place, size_bytes), None)
         except OSError as exc:
             raise _host_error(f"disk {vm}/{name} of {size_bytes} bytes", exc) from exc
         return disk.info(self.mountpoint)
 
     async def open_point(self, *, vm: str, name: str, disk_id: str, store: str, position: int) -> DiskInfo:
         """See :class:`DiskHostControl`."""
-        open_view = self._open_view
-        if open_view is None:
+        views = self._views
+        if views is None:
             raise RigError("NotARecoveryHost", f"cannot open managed disk {disk_id} here: this host serves a site")
         self._check_new(vm, name)
-        # In a thread: it reads the whole journal, and the disks that are served meanwhile must not wait for that.
-        view = await trio.to_thread.run_sync(open_view, Path(store), position)
+        place = DiskPlace(self.root / vm, vm, name)
+        self._opening.add(str(place))
         try:
-            self._check_new(vm, name)  # somebody else may have been quicker
+            # In a thread: it waits for the host's disk, and the disks that are served meanwhile must not.
+            view = await trio.to_thread.run_sync(views.open, Path(store), position, place.holder)
+            try:
+                disk = self._over_point(place, Path(store), position, view)
+            except BaseException:
+                views.let_go(Path(store), place.holder)
+                raise
+        finally:
+            self._opening.discard(str(place))
+        return disk.info(self.mountpoint)
+
+    def _over_point(self, place: DiskPlace, store: Path, position: int, view: Layer) -> Disk:
+        """A new tracked disk over a view, which is closed if that fails; then nothing is left of the disk."""
+        try:
             disk = self._add(
-                vm,
-                name,
-                lambda place: make_top(place, store=Path(store), position=position, size_bytes=view.size_bytes),
-                lambda _store, _position: view,
+                place.vm,
+                place.name,
+                lambda made: make_top(made, store=store, position=position, size_bytes=view.size_bytes),
+                _Opened(view),
             )
         except OSError as exc:
             view.close()
-            raise _host_error(f"disk {vm}/{name}", exc) from exc
+            raise _host_error(f"disk {place}", exc) from exc
         except BaseException:
             view.close()
             raise
@@ -198,18 +217,18 @@ class DiskHost:
             disk.start_tracking(new_generation=False)
         except OSError as exc:
             disk.abandon()
-            del self.vms[vm][name]
-            self._discard(disk.place)
-            raise _host_error(f"change log of disk {vm}/{name}", exc) from exc
-        return disk.info(self.mountpoint)
+            del self.vms[place.vm][place.name]
+            self._discard(place)
+            raise _host_error(f"change log of disk {place}", exc) from exc
+        return disk
 
     def _check_new(self, vm: str, name: str) -> None:
         check_name("VM", vm)
         check_name("disk", name)
-        if name in self.vms.get(vm, {}) or f"{vm}/{name}" in self.broken:
+        if name in self.vms.get(vm, {}) or f"{vm}/{name}" in self.broken or f"{vm}/{name}" in self._opening:
             raise RigError("DiskExists", f"VM {vm!r} has a disk {name!r} already")
 
-    def _add(self, vm: str, name: str, make: MakeFiles, open_view: OpenView | None) -> Disk:
+    def _add(self, vm: str, name: str, make: MakeFiles, views: Views | None) -> Disk:
         """Make a disk's files in the VM's folder, which appears whole or not at all, and open it."""
         place = DiskPlace(self.root / vm, vm, name)
         if vm in self.vms:
@@ -229,7 +248,7 @@ class DiskHost:
                 raise
             sync_folder(self.root)
         try:
-            disk = Disk.open(place, self._rules, open_view)
+            disk = Disk.open(place, self._rules, views)
         except BaseException:
             self._discard(place)
             raise
@@ -268,6 +287,7 @@ class DiskHost:
             self.disks(vm)
         for disk in self.vms[vm].values():
             _check_idle(disk)
+        stores = [(disk.state.store, disk.place.holder) for disk in self.vms[vm].values()]
         for disk in self.vms.pop(vm).values():
             disk.abandon()
         for place in [place for place in self.broken if place.startswith(f"{vm}/")]:
@@ -276,6 +296,9 @@ class DiskHost:
         (self.root / vm).rename(doomed)
         sync_folder(self.root)
         shutil.rmtree(doomed)
+        for store, holder in stores:  # what a disk that could not be opened lay on is let go at the next start
+            if store is not None and self._views is not None:
+                self._views.let_go(Path(store), holder)
 
     # --- tracking -----------------------------------------------------------------------------------------------
 
@@ -395,6 +418,23 @@ class DiskHost:
             disk.replace()
             self._grown(disk)
         return [disk.info(self.mountpoint) for disk in disks]
+
+
+class _Opened:
+    """A view that is open, and held, already."""
+
+    def __init__(self, view: Layer) -> None:
+        self._view = view
+
+    def open(self, _store: Path, _position: int, _holder: str) -> Layer:
+        """The view."""
+        return self._view
+
+    def let_go(self, store: Path, holder: str) -> None:
+        """Whoever opened it does that."""
+
+    def reconcile(self, kind: str, holders: Collection[str]) -> None:
+        """Whoever opened it does that."""
 
 
 def _lock(root: Path) -> int:

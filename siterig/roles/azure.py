@@ -7,7 +7,7 @@ from functools import partial
 
 import trio
 
-from azure_emu.managed_disk import open_view
+from azure_emu.store_views import StoreViews
 from blockfs.host import DiskHost
 from siterig.front_end import FrontEnd
 from siterig.layout import Layout
@@ -22,7 +22,7 @@ async def run(layout: Layout, *, limits: Limits, front_end: FrontEnd, task_statu
     host = DiskHost(
         layout.azure_vms,
         layout.azure_mount,
-        open_view=open_view,
+        views=StoreViews(layout.managed_disks),
         policy=limits.log_policy,
         snapshot_share_max=limits.snapshot_share_max,
     )

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -69,6 +69,19 @@ class Known:
         return self.versions[self.sure : self.acked] + self.possible
 
 
+class FileViews:
+    """A plain file in place of a managed disk."""
+
+    def open(self, store: Path, _position: int, _holder: str) -> Layer:
+        return RawLayer(store)
+
+    def let_go(self, store: Path, holder: str) -> None:
+        pass
+
+    def reconcile(self, kind: str, holders: Collection[str]) -> None:
+        pass
+
+
 class World:
     """A disk in ``folder``, of kind ``raw`` or ``top`` (over ``below``, a file elsewhere)."""
 
@@ -90,14 +103,10 @@ class World:
         """As the server does."""
         positions = PositionCounter(self.folder / "position")
         try:
-            return Disk.open(self.place, DiskRules(positions), self._open_view), positions
+            return Disk.open(self.place, DiskRules(positions), FileViews()), positions
         except BaseException:
             positions.close()
             raise
-
-    @staticmethod
-    def _open_view(store: Path, _position: int) -> Layer:
-        return RawLayer(store)
 
     def put(self, state: State) -> None:
         """Make the folder what a crash left behind."""

@@ -12,6 +12,7 @@ import trio.testing
 
 from azure_emu.applier import RETRY_REFUSED_S, Applier
 from azure_emu.managed_disk import open_view
+from azure_emu.pins import pin, unpin
 from azure_emu.ports import RecoverySide
 from blockfs.errors import RigError
 from blockfs.part import PartName, TagSeen, Watermark
@@ -435,3 +436,97 @@ async def test_a_source_that_cannot_be_exported_is_named(rig: Rig, tmp_path: Pat
     with pytest.raises(RigError) as caught:
         await rig.applier.export_disk(source=str(missing), source_id=EXPORT_ID, size_bytes=512)
     assert caught.value.message == f"{missing}: cannot be opened: No such file or directory"
+
+
+async def test_what_need_not_be_retained_is_folded_behind_the_applier(
+    rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
+) -> None:
+    rig.cache.hold([*rig.disk.sync(), *(rig.log(str(number)) for number in range(8))])
+    target = rig.disk.position
+    later = rig.log("later")
+    pinned = rig.disk.position
+    rig.cache.hold([later])
+    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    pin_id = pin(rig.disks / DISK_ID, pinned, "vm web01/os")
+    await nursery.start(rig.applier.run)
+    await rig.applier.retain(disk_id=DISK_ID, position=1 << 62)
+    while (state := await rig.applier.disk_state(disk_id=DISK_ID)).floor < pinned:
+        await rig.vault.wait_rounds(1)
+    assert state.valid_ranges == [(pinned, pinned)]
+    assert state.floor > target
+    assert [each.holder for each in state.pins] == ["vm web01/os"]
+    unpin(rig.disks / DISK_ID, pin_id)
+    rig.cache.hold([rig.log("last")])
+    while (await rig.applier.disk_state(disk_id=DISK_ID)).floor < rig.disk.position:
+        await rig.vault.wait_rounds(1)
+    assert rig.state(rig.disk.position) == rig.disk.data
+    assert await rig.applier.scrub(disk_id=DISK_ID) == []
+
+
+async def test_times_and_changes_can_be_asked_for(rig: Rig) -> None:
+    rig.cache.hold(rig.disk.sync())
+    snapshot = rig.disk.position
+    rig.disk.write(4096, b"one")
+    first = rig.disk.position
+    rig.disk.zero(0, 512)
+    second = rig.disk.position
+    rig.disk.resize(SIZE_BYTES + 4096)
+    third = rig.disk.position
+    rig.cache.hold([rig.disk.close_log()])
+    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    found = await rig.applier.changes(disk_id=DISK_ID, after=snapshot, upto=third, limit=9)
+    assert [(c.position, c.kind, c.offset, c.length) for c in found] == [
+        (first, "WRITE", 4096, 3),
+        (second, "ZERO", 0, 512),
+        (third, "RESIZE", 0, SIZE_BYTES + 4096),
+    ]
+    assert await rig.applier.changes(disk_id=DISK_ID, after=first, upto=third, limit=1) == found[1:2]
+    with pytest.raises(RigError, match=f"has no state at position {third + 1}: valid positions are {snapshot} to {third}"):
+        await rig.applier.changes(disk_id=DISK_ID, after=first, upto=third + 1, limit=1)
+    for time_ns, position in (
+        (snapshot * 10, snapshot), (first * 10 - 1, snapshot), (first * 10, first), (second * 10 + 5, second), (1 << 62, third),
+    ):  # fmt: skip
+        assert await rig.applier.position_at(disk_id=DISK_ID, time_ns=time_ns) == position
+    with pytest.raises(RigError) as caught:
+        await rig.applier.position_at(disk_id=DISK_ID, time_ns=5)
+    assert caught.value.message == (
+        f"disk {DISK_ID} has no state of 5 ns since 1970 or before: the oldest is position {snapshot}, of {snapshot * 10} ns"
+    )
+
+
+async def test_a_store_that_is_broken_makes_room_for_a_resync(rig: Rig) -> None:
+    rig.cache.hold([*rig.disk.sync(), rig.log("one"), rig.log("two")])
+    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    (volume,) = (rig.disks / DISK_ID / "journal").iterdir()
+    raw = bytearray(volume.read_bytes())
+    for magic in (b"SRIGFRM", b"SRIGFRE"):
+        raw[raw.index(magic)] ^= 1
+    volume.write_bytes(raw)
+    rig.restart()
+    with pytest.raises(RigError) as caught:
+        await rig.applier.process_latest(disk_ids=[DISK_ID])
+    assert caught.value.message == f"{volume}: managed disk is corrupt: byte 0: no frame begins here"
+    (damage,) = await rig.applier.scrub(disk_id=DISK_ID)
+    assert (damage.path, damage.offset) == (str(volume), 0)
+    rig.disk.new_generation()
+    first, *rest = rig.disk.sync()
+    rig.cache.hold([first])
+    store = rig.disks / DISK_ID
+    position = damage.first_position
+    assert position is not None
+    pin_id = pin(store, position - 1, "vm web01/os")
+    with pytest.raises(RigError) as caught:
+        await rig.applier.process_latest(disk_ids=[DISK_ID])
+    assert caught.value.message == (
+        f"{store}: the managed disk is damaged and to be replicated anew, but position {position - 1} of it is held by "
+        "vm web01/os: remove that first"
+    )
+    unpin(store, pin_id)
+    (mark,) = await rig.applier.process_latest(disk_ids=[DISK_ID])
+    assert (mark.generation, mark.sync_parts) == (2, 1)
+    rig.cache.hold(rest)
+    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    assert rig.state(rig.disk.position) == rig.disk.data
+    assert (rig.disks / f".damaged-{DISK_ID}").is_dir()
+    await rig.applier.delete_managed_disk(disk_id=DISK_ID)
+    assert list(rig.disks.iterdir()) == []

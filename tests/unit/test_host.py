@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -219,19 +219,54 @@ class TestReplace:
         again.abandon()
 
 
-class TestOpenPoint:
-    def view(self, store: Path, position: int) -> Layer:
+class HeldViews:
+    """Plain files in place of managed disks; who holds which."""
+
+    def __init__(self) -> None:
+        self.held: set[tuple[Path, str]] = set()
+
+    def open(self, store: Path, position: int, holder: str) -> Layer:
         assert position == 42
+        self.held.add((store, holder))
         return RawLayer(store / "base")
+
+    def let_go(self, store: Path, holder: str) -> None:
+        self.held.discard((store, holder))
+
+    def reconcile(self, kind: str, holders: Collection[str]) -> None:
+        self.held = {
+            (store, holder) for store, holder in self.held if not holder.startswith(f"{kind} ") or holder in holders
+        }
+
+
+class TestOpenPoint:
+    views = HeldViews()
+
+    async def test_what_a_vm_lies_on_is_held_as_long_as_its_disks_exist(self, tmp_path: Path) -> None:
+        (tmp_path / "base").write_bytes(bytes(SIZE))
+        views = HeldViews()
+        views.held |= {(tmp_path, "vm killed/os"), (tmp_path, "export 1")}
+        host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=views)
+        assert views.held == {(tmp_path, "export 1")}
+        for vm in ("web01", "web02"):
+            await host.open_point(vm=vm, name="os", disk_id="x", store=str(tmp_path), position=42)
+        host.abandon()
+        (tmp_path / "vms/web02/os.disk").write_text("rot")
+        host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=views)
+        both = {(tmp_path, "export 1"), (tmp_path, "vm web01/os"), (tmp_path, "vm web02/os")}
+        assert views.held == both
+        await host.remove_vm(vm="web01")
+        assert views.held == both - {(tmp_path, "vm web01/os")}
+        host.abandon()
 
     async def test_a_point_becomes_a_writable_tracked_disk_that_survives_a_kill(self, tmp_path: Path) -> None:
         (tmp_path / "base").write_bytes(b"point" + bytes(SIZE - 5))
-        host = DiskHost(tmp_path / "vms", tmp_path / "mnt", open_view=self.view)
+        host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=self.views)
         info = await host.open_point(vm="web01-test", name="os", disk_id="x", store=str(tmp_path), position=42)
         assert info.tracked
         host.disk("web01-test", "os").write(2, b"!!")
         host.abandon()
-        again = DiskHost(tmp_path / "vms", tmp_path / "mnt", open_view=self.view)
+        again = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=self.views)
         assert again.disk("web01-test", "os").read(0, 5) == b"po!!t"
         assert (tmp_path / "base").read_bytes()[:5] == b"point"
         again.abandon()
@@ -241,7 +276,7 @@ class TestOpenPoint:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
     ) -> None:
         (tmp_path / "base").write_bytes(bytes(SIZE))
-        host = DiskHost(tmp_path / "vms", tmp_path / "mnt", open_view=self.view)
+        host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=self.views)
 
         def full(*_args: object, **_kwargs: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -252,6 +287,7 @@ class TestOpenPoint:
             with pytest.raises(RigError, match="the host's disk is full"):
                 await host.open_point(vm="web01", name="os", disk_id="x", store=str(tmp_path), position=42)
         assert (host.vms, [path.name for path in host.root.iterdir()]) == ({}, ["position"])
+        assert self.views.held == set()
         await host.open_point(vm="web01", name="os", disk_id="x", store=str(tmp_path), position=42)
         host.abandon()
 

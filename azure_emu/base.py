@@ -1,0 +1,285 @@
+"""The base of a managed disk: ``base.img``, the checksums of its blocks, which of it is data, and how it is changed.
+
+``base.sums`` has two CRC32C for each block of 4 KiB, of what the block is and of what it becomes; ``base.map`` the ranges
+that hold data, for the rest reads as zeros.  Layout: docs/formats/managed-disk.md.
+
+Fault contract
+--------------
+:func:`absorb` makes blocks of the base what a view reads there, in steps that each are durable before the next: the
+sums of what blocks become; what those become of which only a part changes (``intent``); the blocks; the sums of what they
+are.  Killed anywhere, it is done again with the same view, to the same end; :func:`take_up` writes the noted blocks before,
+for such a block may be torn, and the view reads of it.  A block that the view cannot read gets sums that fit nothing, so
+that it stays unreadable: damage is carried over, never made good by a new checksum.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from azure_emu.disk_meta import store_corrupt
+from blockfs.base_image import BLOCK_BYTES, announce, conclude, copy
+from blockfs.durable import sync_folder, write_atomically
+from blockfs.extents import pack_ranges
+from blockfs.layers import Layer
+from cext.hashing import crc32c
+
+BASE = "base.img"
+SUMS = "base.sums"
+MAP = "base.map"
+INTENT = "intent"
+PAIR = struct.Struct("<II")
+
+_MAP_MAGIC = b"SRIGMAP\0"
+_INTENT_MAGIC = b"SRIGINT\0"
+_HEADER = struct.Struct("<8sIIQQQQ")  # magic, version, crc of the rest, count, three numbers of whose it is
+_VERSION = 2
+_ROW = struct.Struct("<QQ")
+
+Step = Callable[[str], None]
+Ranges = list[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """What changes (offset, length, multiples of a block), and the blocks of which only a part does."""
+
+    touched: Ranges
+    edges: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """On whose behalf the base is changed: a fold up to a frame, or part ``part`` of the seed of a generation."""
+
+    frame: int = 0
+    generation: int = 0
+    part: int = 0
+
+
+def create_base(folder: Path, size_bytes: int) -> None:
+    """An empty base, durable but for its names."""
+    for name, size in ((BASE, size_bytes), (SUMS, sums_bytes(size_bytes))):
+        with (folder / name).open("xb") as file:
+            file.truncate(size)
+            os.fsync(file.fileno())
+    write_map(folder, [])
+
+
+def clear_base(folder: Path, size_bytes: int) -> None:
+    """Make everything zeros, whatever was there; durable when it returns."""
+    write_map(folder, [])
+    with suppress(FileNotFoundError):
+        (folder / INTENT).unlink()
+    for name, size in ((BASE, size_bytes), (SUMS, sums_bytes(size_bytes))):
+        with (folder / name).open("r+b") as file:
+            file.truncate(0)
+            file.truncate(size)
+            os.fsync(file.fileno())
+
+
+def grow_base(folder: Path, size_bytes: int) -> None:
+    """Make the base as large as that, if it is not; durable when it returns."""
+    for name, size in ((BASE, size_bytes), (SUMS, sums_bytes(size_bytes))):
+        with (folder / name).open("r+b") as file:
+            if os.fstat(file.fileno()).st_size < size:
+                file.truncate(size)
+                os.fsync(file.fileno())
+
+
+def sums_bytes(size_bytes: int) -> int:
+    """Length of ``base.sums`` for a base of that size."""
+    return -(-size_bytes // BLOCK_BYTES) * PAIR.size
+
+
+# --- base.map ---------------------------------------------------------------------------------------------------
+
+
+def write_map(folder: Path, ranges: Ranges) -> None:
+    """Replace ``base.map`` durably."""
+    rows = bytes(pack_ranges(ranges))
+    head = _HEADER.pack(_MAP_MAGIC, _VERSION, crc32c(rows, len(ranges)), len(ranges), 0, 0, 0)
+    write_atomically(folder / MAP, head + rows)
+
+
+def read_map(folder: Path) -> bytes:
+    """Ranges of the base that hold data, packed as (offset, length); ``StoreCorrupt``."""
+    path = folder / MAP
+    try:
+        raw = path.read_bytes()
+    except OSError as exc:
+        raise store_corrupt(path, f"cannot be read: {exc.strerror}") from exc
+    if len(raw) < _HEADER.size:
+        raise store_corrupt(path, f"has {len(raw)} bytes; its header has {_HEADER.size}")
+    magic, version, crc, count, *reserved = _HEADER.unpack_from(raw)
+    rows = raw[_HEADER.size :]
+    if (magic, version, any(reserved)) != (_MAP_MAGIC, _VERSION, False):
+        raise store_corrupt(path, "is no map of a base, or of another version")
+    if len(rows) != count * _ROW.size:
+        raise store_corrupt(path, f"has {len(raw)} bytes; {count} ranges need {_HEADER.size + count * _ROW.size}")
+    if crc32c(rows, count) != crc:
+        raise store_corrupt(path, "checksum does not match")
+    return rows
+
+
+def unpack_map(rows: bytes) -> Ranges:
+    """As pairs."""
+    return list(_ROW.iter_unpack(rows))
+
+
+# --- changing ---------------------------------------------------------------------------------------------------
+
+
+def absorb(folder: Path, view: Layer, blocks: Blocks, owner: Owner, step: Step) -> None:
+    """Make blocks of the base what ``view`` reads there.
+
+    The map of the base is left as it is, and so is the intent: the
+    caller calls :func:`forget_intent` when nothing needs to be done again any more.
+    """
+    touched, edges = blocks.touched, blocks.edges
+    with _opened(folder) as (base_fd, sums_fd):
+        bad: set[int] = set()
+        try:
+            announce(view, sums_fd, touched)
+        except OSError as exc:
+            if exc.errno != errno.EIO:
+                raise
+            bad = _unreadable(view, touched)
+            touched, edges = _without(touched, bad), [offset for offset in edges if offset not in bad]
+            announce(view, sums_fd, touched)
+        os.fsync(sums_fd)
+        step("base.announced")
+        write_atomically(folder / INTENT, _encode_intent({offset: _block(view, offset) for offset in edges}, owner))
+        step("base.noted")
+        copy(view, base_fd, touched)
+        step("base.copied")
+        os.fsync(base_fd)
+        step("base.synced")
+        conclude(sums_fd, touched)
+        for offset in bad:
+            _spoil(base_fd, sums_fd, offset)
+        os.fsync(sums_fd)
+        step("base.concluded")
+
+
+def take_up(folder: Path, owner: Owner) -> None:
+    """Before :func:`absorb` is done again: blocks that a kill may have torn get what they were to become."""
+    try:
+        raw = (folder / INTENT).read_bytes()
+    except FileNotFoundError:
+        return
+    blocks = _decode_intent(folder / INTENT, raw, owner)
+    if not blocks:
+        return
+    with _opened(folder) as (base_fd, sums_fd):
+        end = os.fstat(base_fd).st_size
+        for offset, data in blocks.items():
+            at = offset // BLOCK_BYTES * PAIR.size
+            right, _ = PAIR.unpack(os.pread(sums_fd, PAIR.size, at).ljust(PAIR.size, b"\0"))
+            os.pwrite(sums_fd, PAIR.pack(right, crc32c(data)), at)
+        os.fsync(sums_fd)
+        for offset, data in blocks.items():
+            os.pwrite(base_fd, data[: end - offset], offset)
+        os.fsync(base_fd)
+
+
+def check_intent(folder: Path) -> None:
+    """``StoreCorrupt`` if what was noted is not as it was written."""
+    with suppress(FileNotFoundError):
+        _decode_intent(folder / INTENT, (folder / INTENT).read_bytes(), Owner())
+
+
+def forget_intent(folder: Path) -> None:
+    """What was noted is done."""
+    with suppress(FileNotFoundError):
+        (folder / INTENT).unlink()
+        sync_folder(folder)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[tuple[int, int]]:
+    base_fd = os.open(folder / BASE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        sums_fd = os.open(folder / SUMS, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            yield base_fd, sums_fd
+        finally:
+            os.close(sums_fd)
+    finally:
+        os.close(base_fd)
+
+
+def _block(view: Layer, offset: int) -> bytes:
+    return view.pread(offset, min(BLOCK_BYTES, view.size_bytes - offset)).ljust(BLOCK_BYTES, b"\0")
+
+
+_PROBE_BYTES = 4 << 20
+
+
+def _unreadable(view: Layer, touched: Ranges) -> set[int]:
+    """Blocks that cannot be read."""
+    bad: set[int] = set()
+    for offset, length in touched:
+        for start in range(offset, offset + length, _PROBE_BYTES):
+            stop = min(start + _PROBE_BYTES, offset + length, view.size_bytes)
+            try:
+                view.pread(start, stop - start)
+            except OSError:
+                for block in range(start, stop, BLOCK_BYTES):
+                    try:
+                        _block(view, block)
+                    except OSError:
+                        bad.add(block)
+    return bad
+
+
+def _without(touched: Ranges, bad: set[int]) -> Ranges:
+    if not bad:
+        return touched
+    left: Ranges = []
+    for offset, length in touched:
+        start = offset
+        for block in sorted(block for block in bad if offset <= block < offset + length):
+            if block > start:
+                left.append((start, block - start))
+            start = block + BLOCK_BYTES
+        if start < offset + length:
+            left.append((start, offset + length - start))
+    return left
+
+
+def _spoil(base_fd: int, sums_fd: int, offset: int) -> None:
+    """Give a block sums that it does not have."""
+    wrong = crc32c(os.pread(base_fd, BLOCK_BYTES, offset).ljust(BLOCK_BYTES, b"\0")) ^ 0xFFFFFFFF
+    os.pwrite(sums_fd, PAIR.pack(wrong, wrong), offset // BLOCK_BYTES * PAIR.size)
+
+
+def _encode_intent(blocks: dict[int, bytes], owner: Owner) -> bytes:
+    rows = b"".join(offset.to_bytes(8, "little") + data for offset, data in blocks.items())
+    mine = struct.pack("<QQQ", owner.frame, owner.generation, owner.part)
+    head = _HEADER.pack(
+        _INTENT_MAGIC, _VERSION, crc32c(rows, crc32c(mine)), len(blocks), owner.frame, owner.generation, owner.part
+    )
+    return head + rows
+
+
+def _decode_intent(path: Path, raw: bytes, owner: Owner) -> dict[int, bytes]:
+    """What is noted; nothing if it is of another owner: that one came to its end."""
+    if len(raw) < _HEADER.size:
+        raise store_corrupt(path, f"has {len(raw)} bytes; its header has {_HEADER.size}")
+    magic, version, crc, count, *whose = _HEADER.unpack_from(raw)
+    rows = raw[_HEADER.size :]
+    row_bytes = 8 + BLOCK_BYTES
+    sound = (magic, version, len(rows)) == (_INTENT_MAGIC, _VERSION, count * row_bytes)
+    if not sound or crc32c(rows, crc32c(struct.pack("<QQQ", *whose))) != crc:
+        raise store_corrupt(path, "checksum does not match")
+    if Owner(*whose) != owner:
+        return {}
+    return {
+        int.from_bytes(rows[at : at + 8], "little"): rows[at + 8 : at + row_bytes] for at in range(0, len(rows), row_bytes)
+    }

@@ -1,0 +1,407 @@
+"""The journal of a managed disk: volumes, each a row of frames (:mod:`azure_emu.frames`), the newest one growing.
+
+A volume's name is the number of its first frame.  It is closed when it is full and never changes from then on, but that
+a damaged header or index is written again as it was.
+
+Fault contract
+--------------
+A frame is written by one call at the end of the newest volume and counts once ``fdatasync`` has returned.  A kill can
+leave a frame that the file ends in; a power loss (the frame is of another boot) also one with wrong checksums: of the last
+frame alone, both are cut.  Whatever else does not check out is damage.  Headers are read by :func:`read_journal`, indexes
+by :meth:`Journal.index`; segments are not read, but for that of a last frame that another boot wrote.  A header that is
+bad is taken from its copy behind the frame, a bad index made anew from its segment; where neither is possible the chain of
+frames is broken: the frames before it are good, and :attr:`JournalState.broken` says why there are no more.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from azure_emu.disk_meta import store_corrupt
+from azure_emu.frames import (
+    BACK_MAGIC,
+    FRONT_MAGIC,
+    HEADER_BYTES,
+    BadFrameError,
+    Frame,
+    decode_header,
+    decode_tags,
+    encode_header,
+    encode_tags,
+    make_frame,
+)
+from blockfs.boot import current_boot_id
+from blockfs.durable import sync_folder
+from blockfs.errors import RigError
+from blockfs.part import PartName, TagSeen
+from blockfs.part_index import ENTRY_BYTES, PartIndex, index_segment
+from cext.hashing import crc32c
+
+JOURNAL = "journal"
+VOLUME_BYTES = 32 << 20
+"""A volume that has reached it is closed; of a large disk a 256th of its size, for each volume is an open file to a view."""
+_DISK_SHARE = 256
+_NAME = re.compile(r"(\d{12})\.journal")
+_IOV_MAX = 1000
+
+Step = Callable[[str], None]
+
+
+def volume_path(folder: Path, volume: int) -> Path:
+    """The file of the volume whose first frame has that number; ``folder`` is the store's."""
+    return folder / JOURNAL / f"{volume:012d}.journal"
+
+
+def list_volumes(folder: Path) -> list[int]:
+    """Numbers of the volumes, in order; ``StoreCorrupt`` if there is a stranger.  Dot files are ignored."""
+    journal = folder / JOURNAL
+    try:
+        names = [path.name for path in journal.iterdir() if not path.name.startswith(".")]
+    except OSError as exc:
+        raise store_corrupt(journal, f"cannot be read: {exc.strerror}") from exc
+    volumes = []
+    for name in names:
+        m = _NAME.fullmatch(name)
+        if m is None:
+            raise store_corrupt(journal / name, "is not a volume's name")
+        volumes.append(int(m[1]))
+    return sorted(volumes)
+
+
+@dataclass(frozen=True, slots=True)
+class Torn:
+    """Bytes behind the last frame of a volume that are of a frame which never counted."""
+
+    volume: int
+    end: int
+    bytes: int
+
+
+@dataclass(slots=True)
+class JournalState:
+    """What a journal holds from frame ``after`` + 1 on; ``earlier``: frames before, in volumes that are not deleted.
+
+    ``end``: number of the newest volume, and the byte behind its last frame.  ``mended``: frames whose header is bad and
+    was taken from its copy.  ``broken``: why no frame is known behind the last, though there may be some.
+    """
+
+    frames: list[Frame] = field(default_factory=list)
+    earlier: list[Frame] = field(default_factory=list)
+    end: tuple[int, int] | None = None
+    torn: Torn | None = None
+    mended: list[tuple[Frame, int, str]] = field(default_factory=list)
+    broken: RigError | None = None
+    broken_at: tuple[Path, int] | None = None
+    """File and byte of that."""
+
+
+def read_journal(folder: Path, disk_id: str, after: int) -> JournalState:
+    """Read the headers of all frames behind frame ``after``."""
+    state = JournalState()
+    expected = after + 1
+    volumes = list_volumes(folder)
+    # a volume that was folded as a whole is about to be deleted
+    volumes = [v for i, v in enumerate(volumes) if i + 1 == len(volumes) or volumes[i + 1] > expected]
+    for place, volume in enumerate(volumes):
+        last = place == len(volumes) - 1
+        if volume > expected or (place > 0 and volume != expected):
+            path, at = volume_path(folder, volume), 0
+            why = f"frame {expected} comes next, but it begins with frame {volume}"
+            if state.end is not None:  # it may have been longer
+                (before, at), following = state.end, path
+                path = volume_path(folder, before)
+                why = f"byte {at}: it ends before frame {expected}, but {following} begins with frame {volume}"
+            state.broken_at, state.broken = (path, at), store_corrupt(path, why)
+            break
+        walk = _VolumeWalk(folder, volume, disk_id, state.frames[-1] if state.frames else None, newest=last)
+        try:
+            walk.run()
+        except OSError as exc:
+            walk.broken = store_corrupt(walk.path, f"cannot be read: {exc.strerror}")
+        state.frames += [frame for frame in walk.frames if frame.number > after]
+        state.earlier += [frame for frame in walk.frames if frame.number <= after]
+        state.mended += walk.mended
+        state.broken = walk.broken
+        state.torn = walk.torn
+        if walk.broken:
+            state.broken_at = walk.path, walk.at
+            break
+        state.end = (volume, walk.at)
+        expected = volume + len(walk.frames)
+    return state
+
+
+class _VolumeWalk:
+    """Hops from header to header of one volume."""
+
+    def __init__(self, folder: Path, volume: int, disk_id: str, before: Frame | None, *, newest: bool) -> None:
+        self.path = volume_path(folder, volume)
+        self.frames: list[Frame] = []
+        self.mended: list[tuple[Frame, int, str]] = []
+        self.torn: Torn | None = None
+        self.broken: RigError | None = None
+        self.at = 0
+        self._folder = folder
+        self._volume = volume
+        self._disk_id = disk_id
+        self._before = before
+        self._newest = newest
+
+    def run(self) -> None:
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            while self.at < size and self._next(fd, size):
+                pass
+        finally:
+            os.close(fd)
+
+    def _next(self, fd: int, size: int) -> bool:
+        """One frame more; False if there is none."""
+        number = self._volume + len(self.frames)
+        raw = os.pread(fd, HEADER_BYTES, self.at)
+        if len(raw) < HEADER_BYTES:
+            return self._ends_early(size, f"{len(raw)} bytes of a frame header")
+        try:
+            frame = self._checked(decode_header(raw, volume=self._volume, disk_id=self._disk_id), number)
+        except BadFrameError as exc:
+            why = str(exc)
+            data = os.pread(fd, size - self.at, self.at)
+            found = self._from_copy(data, number)
+            if found is None:
+                return self._unreadable(data, size, why)
+            frame = found
+            self.mended.append((frame, self.at, why))
+        if frame.end > size:
+            return self._ends_early(size, f"{size - self.at} bytes of a frame of {frame.end - self.at}")
+        if self._newest and frame.end == size and frame.boot_id != current_boot_id() and not whole(fd, frame):
+            self.torn = Torn(self._volume, self.at, size - self.at)
+            return False
+        self.frames.append(frame)
+        self._before = frame
+        self.at = frame.end
+        return True
+
+    def _checked(self, frame: Frame, number: int) -> Frame:
+        if (frame.start, frame.number) != (self.at, number):
+            raise BadFrameError(f"holds frame {frame.number} of byte {frame.start}; frame {number} comes next")
+        return frame
+
+    def _ends_early(self, size: int, what: str) -> bool:
+        if self._newest:
+            self.torn = Torn(self._volume, self.at, size - self.at)
+        else:
+            self.broken = store_corrupt(self.path, f"byte {self.at}: the file ends after {what}")
+        return False
+
+    def _from_copy(self, data: bytes, number: int) -> Frame | None:
+        """The frame that begins with ``data``, by the copy of its header."""
+        at = 0
+        while (at := data.find(BACK_MAGIC, at + 1)) >= 0:
+            try:
+                raw = data[at : at + HEADER_BYTES]
+                frame = self._checked(decode_header(raw, volume=self._volume, disk_id=self._disk_id, back=True), number)
+            except BadFrameError:
+                continue
+            if frame.back_at == self.at + at:
+                return frame
+        return None
+
+    def _unreadable(self, data: bytes, size: int, why: str) -> bool:
+        """No frame here.  The torn end of another boot, if nothing says that there was one: or else rot."""
+        lost_power = self._before.boot_id != current_boot_id() if self._before else not any(data[:HEADER_BYTES])
+        if self._newest and lost_power and not self._later_frame(data):
+            self.torn = Torn(self._volume, self.at, size - self.at)
+        else:
+            self.broken = store_corrupt(self.path, f"byte {self.at}: {why}")
+        return False
+
+    def _later_frame(self, data: bytes) -> bool:
+        at = 0
+        while (at := data.find(FRONT_MAGIC, at + 1)) >= 0:
+            with suppress(BadFrameError):
+                frame = decode_header(data[at : at + HEADER_BYTES], volume=self._volume, disk_id=self._disk_id)
+                if frame.start == self.at + at:
+                    return True
+        return False
+
+
+def whole(fd: int, frame: Frame) -> bool:
+    """Whether every byte of a frame but its header, read before, is as it was written."""
+    return (
+        crc32c(os.pread(fd, frame.segment_bytes, frame.segment_at)) == frame.segment_crc
+        and crc32c(os.pread(fd, frame.index_bytes, frame.entries_at)) == frame.index_crc
+        and crc32c(os.pread(fd, frame.tags_bytes, frame.tags_at)) == frame.tags_crc
+        and os.pread(fd, HEADER_BYTES, frame.back_at) == encode_header(frame, back=True)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FrameIndex:
+    """Index of a frame: packed entries and piece checksums; ``rebuilt`` if they had to be made from the segment."""
+
+    entries: bytes
+    pieces: bytes
+    rebuilt: bool
+
+
+def read_index(folder: Path, frame: Frame, size_bytes_before: int) -> FrameIndex:
+    """The index of ``frame``; ``StoreCorrupt`` if it is bad and its segment is, too."""
+    path = volume_path(folder, frame.volume)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        raw = os.pread(fd, frame.index_bytes, frame.entries_at)
+        if crc32c(raw) == frame.index_crc and len(raw) == frame.index_bytes:
+            cut = frame.entries * ENTRY_BYTES
+            return FrameIndex(raw[:cut], raw[cut:], rebuilt=False)
+        found = _rebuilt(fd, frame, size_bytes_before)
+    finally:
+        os.close(fd)
+    if found is None or crc32c(found.pieces, crc32c(found.entries)) != frame.index_crc:
+        raise store_corrupt(
+            path, f"byte {frame.entries_at}: index of frame {frame.number} has a wrong checksum, and so has its segment"
+        )
+    return FrameIndex(found.entries, found.pieces, rebuilt=True)
+
+
+def read_tags(folder: Path, frame: Frame, size_bytes_before: int) -> tuple[tuple[TagSeen, ...], bool]:
+    """The tags of ``frame``, and whether they had to be made from its segment; ``StoreCorrupt`` if that is bad, too."""
+    if not frame.tags_bytes:
+        return (), False
+    path = volume_path(folder, frame.volume)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        raw = os.pread(fd, frame.tags_bytes, frame.tags_at)
+        if crc32c(raw) == frame.tags_crc:
+            with suppress(BadFrameError):
+                return decode_tags(raw), False
+        found = _rebuilt(fd, frame, size_bytes_before)
+    finally:
+        os.close(fd)
+    if found is None:
+        raise store_corrupt(path, f"byte {frame.tags_at}: tags of frame {frame.number} are bad, and so is its segment")
+    return found.tags, True
+
+
+def _rebuilt(fd: int, frame: Frame, size_bytes_before: int) -> PartIndex | None:
+    segment = os.pread(fd, frame.segment_bytes, frame.segment_at)
+    if crc32c(segment) != frame.segment_crc:
+        return None
+    try:
+        return index_segment(segment, frame.part, size_bytes_before)
+    except RigError:
+        return None
+
+
+def mend(folder: Path, frame: Frame, size_bytes_before: int) -> None:
+    """Write what can be made again of a frame over what is there, if that is not the same; the segment is left alone.
+
+    ``StoreCorrupt`` as :func:`read_index`.
+    """
+    index = read_index(folder, frame, size_bytes_before)
+    tags = encode_tags(read_tags(folder, frame, size_bytes_before)[0])
+    pieces = [
+        (frame.start, encode_header(frame)),
+        (frame.entries_at, index.entries + index.pieces),
+        (frame.tags_at, tags if crc32c(tags) == frame.tags_crc else b""),
+        (frame.back_at, encode_header(frame, back=True)),
+    ]
+    fd = os.open(volume_path(folder, frame.volume), os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for at, data in pieces:
+            if os.pread(fd, len(data), at) != data:
+                os.pwrite(fd, data, at)
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
+class JournalWriter:
+    """Appends frames.  One thread at a time."""
+
+    def __init__(self, folder: Path, disk_size_bytes: int, state: JournalState, after: int, step: Step) -> None:
+        """``after``: number of the newest frame there is, or was folded."""
+        self._folder = folder
+        self._volume_bytes = max(VOLUME_BYTES, disk_size_bytes // _DISK_SHARE)
+        self._step = step
+        self._next = after + 1
+        self._volume, self._end = state.end or (0, 0)
+        self._fd = -1
+        self._named = True
+        self._boot_id = current_boot_id()
+        if state.torn is not None:
+            self._cut(state.torn)
+
+    def _cut(self, torn: Torn) -> None:
+        """Take away what never counted; a later frame must not be taken for one that lies behind it."""
+        self._volume, self._end = torn.volume, torn.end
+        fd = os.open(volume_path(self._folder, torn.volume), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.ftruncate(fd, torn.end)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def append(self, part: PartName, segment: bytes, index: PartIndex) -> Frame:
+        """Write a frame durably; after an ``OSError`` the journal is as it was."""
+        self._ready()
+        frame, pieces = make_frame(
+            part, segment, index, volume=self._volume, start=self._end, number=self._next, boot_id=self._boot_id
+        )
+        try:
+            _write_all(self._fd, pieces, self._end)
+            self._step("append.written")
+            os.fdatasync(self._fd)
+            self._step("append.synced")
+        except OSError:
+            try:
+                os.ftruncate(self._fd, self._end)
+                os.fdatasync(self._fd)
+            except OSError:
+                self.close()  # the next append cuts it, or fails as well
+            raise
+        self._end = frame.end
+        self._next += 1
+        return frame
+
+    def _ready(self) -> None:
+        """The newest volume is open and ends with its last frame; or there is a new one."""
+        if not self._volume or self._end >= self._volume_bytes:
+            self.close()
+            self._volume, self._end, self._named = self._next, 0, False
+        if self._fd < 0:
+            self._fd = os.open(volume_path(self._folder, self._volume), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.fstat(self._fd).st_size != self._end:  # a frame that could neither be written nor taken back
+            os.ftruncate(self._fd, self._end)
+            os.fsync(self._fd)
+        if not self._named:
+            self._step("volume.made")
+            sync_folder(self._folder / JOURNAL)
+            self._named = True
+            self._step("volume.synced")
+
+    @property
+    def volume(self) -> int:
+        """Number of the volume that grows (0: there is none)."""
+        return self._volume
+
+    def close(self) -> None:
+        """Let go of the volume."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _write_all(fd: int, pieces: list[bytes], at: int) -> None:
+    """One call, as a rule; a short write is followed by the rest or by the error behind it."""
+    total = sum(map(len, pieces))
+    done = os.pwritev(fd, pieces[:_IOV_MAX], at)
+    if done < total:
+        rest = memoryview(b"".join(pieces))
+        while done < total:
+            done += os.pwrite(fd, rest[done:], at + done)

@@ -1,0 +1,107 @@
+"""Reads what a managed disk's folder says of itself: identity, progress, the headers of all frames; no data.
+
+Fault contract: a bad byte in ``disk.json`` or ``progress``, and a base of another length, are ``StoreCorrupt``: there is
+no history without them.  Where the chain of frames is broken, the history ends there, and every position behind it is
+refused by the name of what is bad.  Any process may read while the applier goes on, folds and deletes: what changes
+under the reader's hands is read again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from azure_emu.base import BASE, SUMS
+from azure_emu.disk_meta import DISK_META, PROGRESS, DiskMeta, Progress, read_meta, store_corrupt
+from azure_emu.history import Epoch, History
+from azure_emu.journal_volume import JournalState, list_volumes, read_journal, volume_path
+from blockfs.errors import RigError
+
+TRIES_MAX = 8
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A managed disk's folder, as it was at one moment."""
+
+    folder: Path
+    meta: DiskMeta
+    progress: Progress | None
+    history: History
+    journal: JournalState
+
+    def epoch_of(self, position: int) -> Epoch:
+        """The generation to read ``position`` from; ``InvalidPosition``, or what is broken before it."""
+        try:
+            return self.history.epoch_of(position)
+        except RigError:
+            broken = self.journal.broken
+            if broken is not None and position > self.history.watermark().complete_position:
+                raise broken from None
+            raise
+
+
+def load_history(folder: Path) -> Loaded:
+    """Read a managed disk's folder; ``DiskNotFound``, ``StoreCorrupt``, ``StoreVersion``.
+
+    While a fold is under way, positions below its target are not valid any more.
+    """
+    tries = TRIES_MAX
+    while True:
+        if not folder.is_dir():
+            raise RigError("DiskNotFound", f"{folder}: there is no managed disk")
+        before = _raw_progress(folder)
+        try:
+            loaded = _load(folder)
+        except (RigError, FileNotFoundError):
+            if _raw_progress(folder) == before or tries == 0:
+                raise
+        else:
+            if _raw_progress(folder) == before or tries == 0:
+                return loaded
+        tries -= 1
+
+
+def _raw_progress(folder: Path) -> bytes:
+    try:
+        return (folder / PROGRESS).read_bytes()
+    except OSError:
+        return b""
+
+
+def _load(folder: Path) -> Loaded:
+    meta = read_meta(folder / DISK_META, DiskMeta)
+    path = folder / PROGRESS
+    progress = read_meta(path, Progress) if path.exists() else None
+    if progress is None and list_volumes(folder):
+        raise store_corrupt(path, "is missing")
+    history = History(meta, progress)
+    _check_base(folder, meta, progress)
+    journal = read_journal(folder, meta.disk_id, history.folded)
+    for frame in journal.frames:
+        if history.want(frame.part) != "next" or not history.seeded:
+            path = volume_path(folder, frame.volume)
+            journal.broken_at = path, frame.start
+            journal.broken = store_corrupt(
+                path,
+                f"byte {frame.start}: frame {frame.number} does not follow the one before: {history.expected()} comes next",
+            )
+            break
+        history.add(frame)
+    if progress is not None and progress.fold is not None:
+        history.floor = progress.fold.position
+    return Loaded(folder, meta, progress, history, journal)
+
+
+def _check_base(folder: Path, meta: DiskMeta, progress: Progress | None) -> None:
+    for path in (folder / BASE, folder / SUMS):
+        if not path.is_file():
+            raise store_corrupt(path, "is missing")
+    size = (folder / BASE).stat().st_size
+    expected = (progress.size_bytes if progress else 0) or meta.size_bytes
+    # A seed that begins, or a fold over a larger disk, may have been cut while it made the base another size
+    if progress is None or (progress.fold is None and progress.sync_parts):
+        if size != expected:
+            raise store_corrupt(folder / BASE, f"has {size} bytes; the disk was made with {expected}")
+    elif progress.fold is not None and size < expected:
+        raise store_corrupt(folder / BASE, f"has {size} bytes; the disk has {expected}")

@@ -1,0 +1,32 @@
+"""Managed disks as a recovery side's disk host sees them: read-only, at a position, held while something lies on them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
+
+from blockfs.layers import Layer
+
+
+class Views(Protocol):
+    """Opens managed disks, and keeps the positions that are open from being folded away.
+
+    A holder is a text that says what lies on a position: a kind, a space, a name.
+    """
+
+    def open(self, store: Path, position: int, holder: str) -> Layer:
+        """Managed disk ``store`` (a folder) as it was at ``position``, read-only.
+
+        The position is durably held for ``holder`` before the call returns, and stays so until :meth:`let_go`, whatever
+        becomes of the layer or the process.  ``InvalidPosition``.
+        """
+        ...
+
+    def let_go(self, store: Path, holder: str) -> None:
+        """``holder`` holds nothing of ``store`` any more; no-op if it did not, or if the store is gone."""
+        ...
+
+    def reconcile(self, kind: str, holders: Collection[str]) -> None:
+        """Of this kind, only these hold anything: let go for all others, which a kill left behind."""
+        ...
