@@ -238,16 +238,16 @@ def _frame(loaded: Loaded, fd: int, path: Path, frame: Frame, hurt: list[_Hurt])
     raw = os.pread(fd, frame.index_bytes, frame.entries_at)
     index_good = crc32c(raw) == frame.index_crc
     if not index_good:
-        lost = None if segment_good else frame.first_position
+        lost = None if segment_good or frame.number <= loaded.history.folded else frame.first_position
         yield bad(frame.entries_at, "wrong checksum of the index", lost)
     if not segment_good:
         if index_good:
-            found = list(_bad_pieces(path, frame, segment, raw, loaded.history.floor))
+            found = list(_bad_pieces(path, frame, segment, raw, loaded.history.folded))
             hurt += found
             if not found:
                 yield _bad_record(loaded, path, frame, segment)
         else:
-            yield bad(frame.segment_at, "wrong checksum of the segment", frame.first_position)
+            yield bad(frame.segment_at, "wrong checksum of the segment", lost)
     tags = os.pread(fd, frame.tags_bytes, frame.tags_at)
     if crc32c(tags) != frame.tags_crc:
         yield bad(frame.tags_at, "wrong checksum of the tags")
@@ -261,8 +261,8 @@ def _frame(loaded: Loaded, fd: int, path: Path, frame: Frame, hurt: list[_Hurt])
             yield bad(start, "not zero where it must be: padding")
 
 
-def _bad_pieces(path: Path, frame: Frame, segment: bytes, index: bytes, floor: int) -> Iterator[_Hurt]:
-    """Pieces of payloads that have a wrong checksum; a checkpoint may lead to those of a frame that was folded."""
+def _bad_pieces(path: Path, frame: Frame, segment: bytes, index: bytes, folded: int) -> Iterator[_Hurt]:
+    """Pieces of payloads that have a wrong checksum; nothing needs those of a frame that was folded."""
     sums = memoryview(index)[frame.entries * ENTRY.size :].cast("I")
     view = memoryview(segment)
     for position, _, offset, length, payload_at, first_piece, kind in ENTRY.iter_unpack(index[: frame.entries * ENTRY.size]):
@@ -277,7 +277,7 @@ def _bad_pieces(path: Path, frame: Frame, segment: bytes, index: bytes, floor: i
                     path=str(path),
                     offset=frame.segment_at + place,
                     what=f"wrong checksum of {stop - at} bytes written to byte {at} of the disk at position {position}",
-                    first_position=max(position, floor),
+                    first_position=position if frame.number > folded else None,
                 )
                 yield _Hurt(damage, frame.number, [(at, stop)])
             at, piece = stop, piece + 1
@@ -322,7 +322,7 @@ def _checkpoints(loaded: Loaded, advance: Advance) -> Iterator[Damage]:
 def _until_written_over(loaded: Loaded, hurt: list[_Hurt]) -> Iterator[Damage]:
     """The damage, with the last position at which some of it shows."""
     history = loaded.history
-    open_hurt = list(hurt)
+    open_hurt = [each for each in hurt if each.damage.first_position is not None]
     last: dict[int, int] = {}
     for frame in history.frames:
         concerned = [each for each in open_hurt if each.frame < frame.number]
