@@ -358,7 +358,7 @@ class DiskHost:
             self.disks(vm)
         for disk in self.vms[vm].values():
             _check_idle(disk)
-        stores = [(disk.state.store, disk.place.holder) for disk in self.vms[vm].values()]
+        stores = [(disk.state.store, disk.place) for disk in self.vms[vm].values()]
         for disk in self.vms.pop(vm).values():
             disk.abandon()
         for place in [place for place in self.broken if place.startswith(f"{vm}/")]:
@@ -367,9 +367,9 @@ class DiskHost:
         (self.root / vm).rename(doomed)
         sync_folder(self.root)
         shutil.rmtree(doomed)
-        for store, holder in stores:  # what a disk that could not be opened lay on is let go at the next start
-            if store is not None and self._views is not None:
-                self._views.let_go(Path(store), holder)
+        for store, place in stores:  # what a disk that could not be opened lay on is let go at the next start
+            if store is not None:
+                self._let_go_of_view(Path(store), place)
 
     # --- tracking -----------------------------------------------------------------------------------------------
 

@@ -89,22 +89,11 @@ static struct sr_layer *make_layer(struct victim *victim)
 	int base = file_of(victim, "base", DISK_BYTES, FD_OTHER);
 	fill(victim->initial, DISK_BYTES);
 	CHECK(pwrite(base, victim->initial, DISK_BYTES, 0) == DISK_BYTES);
-	if (!the_round.over_extents) {
+	if (!the_round.over_another) {
 		fd_classes[base] = FD_DISK;
 		return sr_layer_raw(base, DISK_BYTES);
 	}
-	int other = file_of(victim, "other", DISK_BYTES, FD_OTHER);
-	uint8_t *data = malloc(DISK_BYTES);
-	CHECK(data);
-	fill(data, DISK_BYTES);
-	CHECK(pwrite(other, data, DISK_BYTES, 0) == DISK_BYTES);
-	struct sr_extent extents[] = {{5000, 70000, 123, 0}, {70000, 90001, 0, SR_ZEROS}, {300000, 300001, 7, 0},
-				      {500000, DISK_BYTES, 1000, 0}};
-	for (int i = 0; i < 4; i++)
-		for (uint64_t at = extents[i].start; at < extents[i].end; at++)
-			victim->initial[at] = extents[i].source == SR_ZEROS ? 0 : data[extents[i].source_offset + at - extents[i].start];
-	free(data);
-	struct sr_layer *lower = sr_layer_extents(sr_layer_raw(base, DISK_BYTES), extents, 4, &other, 1, DISK_BYTES);
+	struct sr_layer *lower = sr_layer_raw(base, DISK_BYTES);
 	CHECK(lower);
 	int top = file_of(victim, "top", DISK_BYTES, FD_DISK);
 	int durable = file_of(victim, "durable", SR_DURABLE_HEADER_BYTES, FD_OTHER);
