@@ -11,11 +11,12 @@ from blockfs.wire import WireModel
 
 
 class DiskSpec(WireModel):
-    """A disk to create: ``filesystem`` None, ``ext4`` or ``xfs``."""
+    """A disk to create: ``filesystem`` None, ``ext4`` or ``xfs``; or with what is in ``image`` (an absolute path)."""
 
     name: str
     size_bytes: int
     filesystem: str | None = None
+    image: str | None = None
 
 
 ChangeKind = Literal["WRITE", "ZERO", "DISCARD", "RESIZE"]

@@ -105,6 +105,35 @@ class StagingInfo(WireModel):
     size_bytes: int
 
 
+class RecoverySource(WireModel):
+    """A disk of a state to mount: managed disk ``disk_id`` in folder ``store`` becomes ``name``."""
+
+    name: str
+    disk_id: str
+    store: str
+
+
+class RecoveryDisk(WireModel):
+    """A disk of a mounted state: ``path`` is its file in the mount, ``vhd_path`` that of the fixed VHD, if it can be one."""
+
+    name: str
+    disk_id: str
+    size_bytes: int
+    path: str
+    vhd_path: str | None
+    open_handles: int
+
+
+class RecoveryInfo(WireModel):
+    """A VM's disks as they were at a position, read-only.  ``broken``: None, or why they could not be opened again."""
+
+    vm: str
+    name: str
+    position: int
+    disks: list[RecoveryDisk]
+    broken: str | None
+
+
 class DiskHostControl(Protocol):
     """What a disk host answers.  Errors: :class:`blockfs.errors.RigError` with the codes named."""
 
@@ -186,4 +215,20 @@ class DiskHostControl(Protocol):
         A new top (``vm``/``name``) is made over the read-only view; only a recovery-side host can do this
         (``NotARecoveryHost``).
         """
+        ...
+
+    async def open_recovery(self, *, vm: str, name: str, position: int, disks: list[RecoverySource]) -> RecoveryInfo:
+        """Serve managed disks as of ``position``, read-only, as ``recovery/VM/NAME``; no-op if it is there like that.
+
+        It holds on to its position, and is there again after a restart, until it is closed.  ``InvalidPosition``,
+        ``RecoveryExists``, ``NotARecoveryHost``, and what opening a view may raise.
+        """
+        ...
+
+    async def close_recovery(self, *, vm: str, name: str) -> None:
+        """Take it away; no-op if there is none (``RecoveryInUse``)."""
+        ...
+
+    async def list_recoveries(self, *, vm: str | None = None) -> list[RecoveryInfo]:
+        """All that are served, or those of one VM."""
         ...

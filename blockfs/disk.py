@@ -63,6 +63,8 @@ class DiskRules:
     """How much of a disk's size its snapshot may take."""
     can_grow: bool = True
     """Not where something lies behind the disk in its file."""
+    read_only: bool = False
+    """Of a state of the past: nobody may open it to write."""
 
 
 class Disk:
@@ -217,10 +219,22 @@ class Disk:
         return self.layer.size_bytes
 
     @property
+    def read_only(self) -> bool:
+        """Nobody may open it to write."""
+        return self._rules.read_only
+
+    @property
     def stored_bytes(self) -> int:
-        """What the host's file system keeps for a raw disk; the size of one that lies over a managed disk."""
+        """What the host's file system keeps for a raw disk.
+
+        Of one that lies over a managed disk, whose stored bytes nobody has counted, at most this much: its size, or a sector
+        less if it has a hole.
+        """
         layer = self.layer
-        return os.fstat(layer.fileno()).st_blocks * 512 if isinstance(layer, RawLayer) else self.size_bytes
+        if isinstance(layer, RawLayer):
+            return os.fstat(layer.fileno()).st_blocks * 512
+        has_hole = lib.sr_disk_seek(self.c, 0, os.SEEK_HOLE) < self.size_bytes
+        return self.size_bytes - SECTOR_BYTES if has_hole else self.size_bytes
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes; fewer at the end of the disk."""

@@ -31,10 +31,14 @@ _log = structlog.get_logger("blockfs.filesystem")
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """What an inode stands for: a folder (the mount's own is ``ROOT``), or a file in it."""
+    """What an inode stands for: a folder, by its path (the mount's own is ``ROOT``), or a file in it."""
 
     folder: str = ROOT
     file: str = ""
+
+    def parent(self) -> _Node:
+        """The folder that a folder is in; the mount's own is in itself."""
+        return _Node(self.folder.rpartition("/")[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +74,12 @@ class DiskFileSystem(pyfuse3.Operations):
         return inode
 
     def _child(self, folder: str, name: str) -> _Node:
-        return _Node(name) if folder == ROOT and name in self._tree.folders() else _Node(folder, name)
+        if name in self._tree.folders(folder):
+            return _Node(f"{folder}/{name}" if folder else name)
+        return _Node(folder, name)
 
     def _names(self, folder: str) -> list[str]:
-        names = list(self._tree.folders()) if folder == ROOT else []
+        names = list(self._tree.folders(folder))
         for disk in (self._tree.disks_in(folder) or {}).values():
             names.append(f"{disk.place.name}.img")
             if vhd.can_be_vhd(disk.size_bytes):
@@ -113,7 +119,8 @@ class DiskFileSystem(pyfuse3.Operations):
             return entry
         entry.st_nlink, stored_bytes = 1, None
         if (disk := self._disk_of(node, ".img")) is not None:
-            entry.st_mode, entry.st_size, stored_bytes = stat.S_IFREG | 0o600, disk.size_bytes, disk.stored_bytes
+            mode = 0o400 if disk.read_only else 0o600
+            entry.st_mode, entry.st_size, stored_bytes = stat.S_IFREG | mode, disk.size_bytes, disk.stored_bytes
         elif (disk := self._disk_of(node, ".vhd")) is not None and vhd.can_be_vhd(disk.size_bytes):
             entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.size_bytes + vhd.FOOTER_BYTES
         elif (disk := self._disk_of(node, ".snapshot")) is not None and disk.snapshot is not None:
@@ -140,7 +147,7 @@ class DiskFileSystem(pyfuse3.Operations):
         """Find a name in a folder."""
         parent, text = self._nodes[parent_inode], os.fsdecode(name)
         if text in (".", ".."):
-            return self._attributes(parent if text == "." else _Node())
+            return self._attributes(parent if text == "." else parent.parent())
         if parent.file:
             raise pyfuse3.FUSEError(errno.ENOTDIR)
         return self._attributes(self._child(parent.folder, text))
@@ -166,6 +173,8 @@ class DiskFileSystem(pyfuse3.Operations):
             disk = self._disk_of(node, ".img")
             if disk is None:
                 raise pyfuse3.FUSEError(errno.EPERM)
+            if disk.read_only:
+                raise pyfuse3.FUSEError(errno.EROFS)
             try:
                 disk.resize(attr.st_size)
             except RigError as exc:
@@ -215,6 +224,8 @@ class DiskFileSystem(pyfuse3.Operations):
     def _open(self, inode: pyfuse3.InodeT, flags: int) -> pyfuse3.FileInfo:
         node, writable = self._nodes[inode], flags & os.O_ACCMODE != os.O_RDONLY
         if (disk := self._disk_of(node, ".img")) is not None:
+            if writable and disk.read_only:
+                raise pyfuse3.FUSEError(errno.EROFS)
             return self._opened(disk, lib.SR_HANDLE_DISK, writable=writable)
         if writable:
             raise pyfuse3.FUSEError(errno.EACCES)
