@@ -13,7 +13,7 @@ import trio
 
 from blockfs import image_import, vhd
 from blockfs.errors import RigError
-from blockfs.sparse_copy import copy_sparse
+from blockfs.sparse_copy import SparseCopy
 from siterig import image_export
 from siterig.image_export import Format
 from siterig.values import is_import, parse_import
@@ -58,7 +58,8 @@ def qemu_img(*arguments: object) -> str:
 async def test_export_then_import_gives_the_same_bytes_and_qemu_agrees(tmp_path: Path, format_: Format) -> None:
     seed = random.randrange(1 << 32)
     disk = disk_bytes(tmp_path / "os.img", seed)
-    to, told = tmp_path / f"exported.{format_}", []
+    to = tmp_path / f"exported.{format_}"
+    told: list[int] = []
     source = as_vhd(disk) if format_ == "vhd" else disk
     await image_export.export(source, to, format_, force=False, advance=told.append)
     assert sum(told) == source.stat().st_size
@@ -166,7 +167,7 @@ async def test_a_source_that_cannot_be_read_is_named_with_the_byte(tmp_path: Pat
         target.open("wb") as file,
         pytest.raises(RigError, match=r"os\.img: cannot be read at byte \d+: Bad file descriptor"),
     ):
-        await copy_sparse(disk, fd, target, file.fileno(), SIZE, lambda _done: None)
+        await SparseCopy(disk, fd, target, file.fileno(), SIZE).run(lambda _done: None)
     os.close(fd)
 
 

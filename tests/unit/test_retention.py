@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.lowlevel
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 from trio.testing import MockClock
 
 from azure_emu.vault.keeper import ROUND_S
@@ -211,7 +211,7 @@ async def test_ten_thousand_points_are_listed_and_limited(tmp_path: Path) -> Non
 
         def fill(session):  # type: ignore[no-untyped-def]
             session.execute(
-                PointRow.__table__.insert(),
+                insert(PointRow),
                 [
                     {"tag_id": f"p{n}", "vm": "web01", "kind": "CrashConsistent", "name": "x", "position": 100 + n,
                      "time_ns": START_NS + n, "available": True}

@@ -12,7 +12,7 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from azure_emu.ports import DiskSpec, DiskState
+from azure_emu.ports import Change, Damage, DiskSpec, DiskState
 from azure_emu.vault.api import Job
 from azure_emu.vault.schema import JobRow
 from azure_emu.vault.vault import Vault
@@ -213,6 +213,14 @@ class FakeRecovery:
             disk_id=disk_id, size_bytes=1 << 30, floor=first, floor_time_ns=START_NS, valid_ranges=[(first, last)], retain=0,
             pins=[], base_bytes=0, journal_bytes=0,
         )  # fmt: skip
+
+    async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
+        await self.world.called("recovery.changes")
+        return []
+
+    async def scrub(self, *, disk_id: str) -> list[Damage]:
+        await self.world.called("recovery.scrub")
+        return []
 
     async def position_at(self, *, disk_id: str, time_ns: int) -> int:
         await self.world.called("recovery.position_at")
