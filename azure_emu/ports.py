@@ -165,10 +165,6 @@ class RecoverySide(Protocol):
         """Keyed checksums (hex) of chunks of the latest applied state."""
         ...
 
-    async def floor(self, *, disk_id: str) -> int:
-        """The oldest position that can be read; ``DiskNotFound``, ``InvalidPosition`` while there is none."""
-        ...
-
     async def store_path(self, *, disk_id: str) -> str:
         """Folder of the managed disk (for the recovery host's ``open_point``); ``DiskNotFound``."""
         ...
