@@ -35,6 +35,14 @@ class Change(WireModel):
     length: int
 
 
+class ChangeStep(WireModel):
+    """``count`` positions at which a disk changed, the last of them not after ``position``; of one it is that."""
+
+    position: int
+    time_ns: int
+    count: int
+
+
 class Damage(WireModel):
     """Something in a managed disk's folder that is not as it was written.
 
@@ -157,21 +165,6 @@ class RecoverySide(Protocol):
         """Keyed checksums (hex) of chunks of the latest applied state."""
         ...
 
-    async def retain(self, *, disk_id: str, position: int) -> None:
-        """Nothing before ``position`` is asked for any more: fold it away, when and as far as nothing has it open.
-
-        Returns at once; said again and again, and harmless.
-        """
-        ...
-
-    async def floor(self, *, disk_id: str) -> int:
-        """The oldest position that can be read; ``DiskNotFound``, ``InvalidPosition`` while there is none."""
-        ...
-
-    async def position_at(self, *, disk_id: str, time_ns: int) -> int:
-        """Of the last record whose time is not after ``time_ns``; ``InvalidPosition`` if that is below the floor."""
-        ...
-
     async def store_path(self, *, disk_id: str) -> str:
         """Folder of the managed disk (for the recovery host's ``open_point``); ``DiskNotFound``."""
         ...
@@ -193,6 +186,13 @@ class RecoverySide(Protocol):
 
     async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
         """The first ``limit`` changes of the disk with ``after < position <= upto``, in order (``InvalidPosition``)."""
+        ...
+
+    async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
+        """At which positions with ``after < position <= upto`` the disk changed (``InvalidPosition``).
+
+        Of very many, groups: at least two of at least two positions, so that whoever asks for less and less finds each.
+        """
         ...
 
     async def scrub(self, *, disk_id: str) -> list[Damage]:

@@ -240,8 +240,7 @@ class Disk:
     def read(self, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes; fewer at the end of the disk."""
         data = bytearray(length)
-        done = lib.sr_disk_read(self.c, ffi.from_buffer(data), length, offset)
-        check(done)
+        done = check(lib.sr_disk_read(self.c, ffi.from_buffer(data), length, offset))
         return bytes(data[:done])
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
@@ -457,9 +456,7 @@ class Disk:
     def adopt(self, bytes_max: int) -> bool:
         """Copy about so much of what it lacks from below; whether it has all now.  In any thread, one at a time."""
         with self._thread_lock:
-            done = int(lib.sr_disk_adopt(self.c, bytes_max))
-        check(done)
-        return done == 1
+            return check(lib.sr_disk_adopt(self.c, bytes_max)) == 1
 
     def sync_adopted(self) -> None:
         """What was adopted is on stable storage; the log says nothing of it."""

@@ -361,8 +361,8 @@ class DiskHost:
         stores = [(disk.state.store, disk.place) for disk in self.vms[vm].values()]
         for disk in self.vms.pop(vm).values():
             disk.abandon()
-        for place in [place for place in self.broken if place.startswith(f"{vm}/")]:
-            del self.broken[place]
+        for broken in [name for name in self.broken if name.startswith(f"{vm}/")]:
+            del self.broken[broken]
         doomed = self.root / f".gone-{uuid.uuid4()}"
         (self.root / vm).rename(doomed)
         sync_folder(self.root)

@@ -12,7 +12,7 @@ from blockfs import image, qemu_img, vhd
 from blockfs.disk_files import SECTOR_BYTES
 from blockfs.errors import RigError
 from blockfs.qemu_img import Advance
-from blockfs.sparse_copy import copy_sparse
+from blockfs.sparse_copy import SparseCopy
 
 _QEMU_NAMES = {"qcow2", "vhdx", "vmdk", "vpc"}
 
@@ -72,7 +72,7 @@ async def fill(path: Path, disk: Path, *, advance: Advance = lambda _bytes: None
         opened = await image.open_image(source.path, read_only=True)
         try:
             with disk.open("r+b", buffering=0) as target:
-                await copy_sparse(source.path, opened.fd, disk, target.fileno(), source.size_bytes, advance)
+                await SparseCopy(source.path, opened.fd, disk, target.fileno(), source.size_bytes).run(advance)
         finally:
             opened.close()
     else:

@@ -40,7 +40,7 @@ RELEASE_S = 2.0
 """The kernel tells of a file's last close a little after whoever closed it goes on."""
 
 _FORMAT = 1
-_NAME = re.compile(r"[A-Za-z0-9@][A-Za-z0-9@.+_-]{0,126}")
+_NAME = re.compile(r"[A-Za-z0-9@][A-Za-z0-9@.+_:-]{0,126}")
 _log = structlog.get_logger("blockfs.recoveries")
 
 
@@ -78,15 +78,9 @@ class Recoveries:
             views.reconcile(FOLDER, {_holder(mounted.note) for mounted in noted})
 
     def _reopen(self, path: Path) -> None:
-        try:
-            note = _Note.model_validate(json.loads(path.read_bytes()), strict=True)
-            if note.format != _FORMAT or path != self._file(note.vm, note.name):
-                raise ValueError("it is another version's, or another state's")
-        except (OSError, ValueError, RecursionError, ValidationError) as exc:
-            note = _Note(format=_FORMAT, vm=path.parent.name, name=path.stem, position=0, disks=[])
-            mounted = _Mounted(note, broken=f"{path}: cannot be read: {exc!r:.200}")
-        else:
-            mounted = _Mounted(note)
+        note, why = self._read(path)
+        mounted = _Mounted(note, broken=why)
+        if why is None:
             try:
                 mounted.disks = self._disks(note, self._opened(note))
             except (RigError, OSError) as exc:
@@ -94,6 +88,18 @@ class Recoveries:
         if mounted.broken is not None:
             _log.error("recovery_not_opened", vm=note.vm, name=note.name, error=mounted.broken)
         self._mounted.setdefault(note.vm, {})[note.name] = mounted
+
+    def _read(self, path: Path) -> tuple[_Note, str | None]:
+        """What a file says, or its name alone and why it says nothing."""
+        try:
+            note = _Note.model_validate(json.loads(path.read_bytes()), strict=True)
+        except (OSError, ValueError, RecursionError, ValidationError) as exc:
+            why = f"{path}: cannot be read: {exc!r:.200}"
+        else:
+            if note.format == _FORMAT and path == self._file(note.vm, note.name):
+                return note, None
+            why = f"{path}: is of format {note.format}, for {note.vm!r:.80}/{note.name!r:.140}; {_FORMAT} is read here"
+        return _Note(format=_FORMAT, vm=path.parent.name, name=path.stem, position=0, disks=[]), why
 
     def _file(self, vm: str, name: str) -> Path:
         return self._root / vm / f"{name}.json"
@@ -128,7 +134,7 @@ class Recoveries:
         if not _NAME.fullmatch(name):
             raise RigError(
                 "InvalidName",
-                f"recovery is named {name!r}; allowed are 1 to 127 letters, digits and '@.+_-', not '.+_-' first",
+                f"recovery is named {name!r}; allowed are 1 to 127 letters, digits and '@.+_:-', not '.+_:-' first",
             )
         there = self._mounted.get(vm, {}).get(name)
         if there is not None:
@@ -188,7 +194,7 @@ class Recoveries:
             # It is asked for no write: the rules say so to the file system, and no handle of it is writable.
             layer = cast("WritableLayer", view)
             disks[source.name] = Disk(
-                DiskPlace(self._root / note.vm / note.name, folder, source.name), state=state, layer=layer, rules=self._rules
+                DiskPlace(self._root / note.vm, folder, source.name), state=state, layer=layer, rules=self._rules
             )
         return disks
 

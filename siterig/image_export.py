@@ -17,7 +17,7 @@ from blockfs import qemu_img
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.qemu_img import Advance
-from blockfs.sparse_copy import copy_sparse
+from blockfs.sparse_copy import SparseCopy
 
 OWN_FORMATS = ("raw", "vhd")
 Format = Literal["raw", "vhd", "qcow2", "vhdx", "vmdk"]
@@ -55,7 +55,7 @@ async def _copy(source: Path, part: Path, advance: Advance) -> None:
     with source.open("rb", buffering=0) as reading, part.open("xb", buffering=0) as writing:
         size_bytes = os.fstat(reading.fileno()).st_size
         os.ftruncate(writing.fileno(), size_bytes)
-        await copy_sparse(source, reading.fileno(), part, writing.fileno(), size_bytes, advance)
+        await SparseCopy(source, reading.fileno(), part, writing.fileno(), size_bytes).run(advance)
 
 
 def _publish(part: Path, to: Path, force: bool) -> None:

@@ -31,15 +31,19 @@ def parse_time(text: str) -> int:
     """Nanoseconds since 1970 of a time in RFC 3339; ``InvalidTime``."""
     found = _TIME.fullmatch(text.strip())
     try:
-        if found is None:
-            raise ValueError
-        zone = "+00:00" if found[3] in "Zz" else found[3]
-        moment = datetime.fromisoformat(found[1].upper().replace(" ", "T") + zone).astimezone(UTC)
+        moment = _moment(found) if found is not None else None
     except (ValueError, OverflowError):
+        moment = None
+    if found is None or moment is None:
         raise RigError(
             "InvalidTime", f"time {text!r} is not understood: write RFC 3339, e.g. 2026-11-21T22:13:17Z or ...:17.25+01:00"
-        ) from None
+        )
     return int(moment.timestamp()) * 1_000_000_000 + int((found[2] or "0").ljust(9, "0"))
+
+
+def _moment(found: re.Match[str]) -> datetime:
+    zone = "+00:00" if found[3] in "Zz" else found[3]
+    return datetime.fromisoformat(found[1].upper().replace(" ", "T") + zone).astimezone(UTC)
 
 
 async def choose(
@@ -55,9 +59,10 @@ async def choose(
     if time is not None:
         return await _at_time(services, vm, time)
     if position is not None:
-        first, last = await _positions(services, vm)
-        if not first <= position <= last:
-            raise RigError("InvalidPosition", f"VM {vm!r}: position {position} cannot be read; allowed: {first} to {last}")
+        ranges, _ = await _readable(services, vm)
+        if not any(first <= position <= last for first, last in ranges):
+            allowed = ", ".join(f"{first} to {last}" for first, last in ranges) or "none yet"
+            raise RigError("InvalidPosition", f"VM {vm!r}: position {position} cannot be read; allowed: {allowed}")
         found = await services.store.transact(lambda session: _point_at(session, vm, position))
         return position, f"@{position}", found
     wanted = points.LATEST_PROCESSED if point is None else point
@@ -82,25 +87,27 @@ async def _latest(services: Services, vm: str) -> RecoveryPoint:
     )
 
 
-async def _positions(services: Services, vm: str) -> tuple[int, int]:
-    """The oldest and the newest position that every disk of the VM can be read at."""
+async def _readable(services: Services, vm: str) -> tuple[list[tuple[int, int]], int]:
+    """Ranges of positions at which every disk of the VM can be read, oldest first; the time of the oldest state."""
     disks = await services.store.transact(lambda session: _disks(session, vm))
-    floors = [await services.recovery.floor(disk_id=disk.disk_id) for disk in disks]
-    return max(floors, default=0), min((disk.complete_position for disk in disks), default=0)
+    states = [await services.recovery.disk_state(disk_id=disk.disk_id) for disk in disks]
+    ranges = states[0].valid_ranges if states else []
+    for state in states[1:]:
+        both = [(max(a, c), min(b, d)) for a, b in ranges for c, d in state.valid_ranges]
+        ranges = sorted((first, last) for first, last in both if first <= last)
+    return ranges, max((state.floor_time_ns for state in states), default=0)
 
 
 async def _at_time(services: Services, vm: str, text: str) -> tuple[int, str, RecoveryPoint | None]:
     """The cut over all disks after the last record of any of them that is not younger than the time."""
     time_ns = parse_time(text)
-
-    def look(session: Session) -> tuple[list[DiskRow], RecoveryPoint | None]:
-        return _disks(session, vm), points.oldest(session, vm)
-
-    disks, oldest = await services.store.transact(look)
+    disks = await services.store.transact(lambda session: _disks(session, vm))
+    ranges, oldest_ns = await _readable(services, vm)
     newest_ns = min((disk.complete_time_ns for disk in disks), default=0)
-    since = f"{oldest.recoveryPointTime} (the oldest point)" if oldest is not None else "the oldest record that is kept"
-    refused = RigError("InvalidTime", f"VM {vm!r}: time {text} cannot be read; allowed: {since} to {rfc3339(newest_ns)}")
-    if time_ns > newest_ns:
+    refused = RigError(
+        "InvalidTime", f"VM {vm!r}: time {text} cannot be read; allowed: {rfc3339(oldest_ns)} to {rfc3339(newest_ns)}"
+    )
+    if not oldest_ns <= time_ns <= newest_ns:
         raise refused
     try:
         found = [await services.recovery.position_at(disk_id=disk.disk_id, time_ns=time_ns) for disk in disks]
@@ -108,7 +115,11 @@ async def _at_time(services: Services, vm: str, text: str) -> tuple[int, str, Re
         if error.code != "InvalidPosition":
             raise
         raise refused from error
-    position = min(max(found, default=0), min((disk.complete_position for disk in disks), default=0))
+    # Where the states between two generations are not known, the last one before them is what there is of that time.
+    known = [min(max(found), last) for first, last in ranges if first <= max(found)]
+    if not known:
+        raise refused
+    position = max(known)
     point = await services.store.transact(lambda session: _point_at(session, vm, position))
     return position, _UNSAFE.sub("-", text.strip()), point
 

@@ -12,7 +12,7 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from azure_emu.ports import DiskSpec
+from azure_emu.ports import Change, ChangeStep, Damage, DiskSpec, DiskState
 from azure_emu.vault.api import Job
 from azure_emu.vault.schema import JobRow
 from azure_emu.vault.vault import Vault
@@ -42,7 +42,7 @@ class World:
         self.apply = True  # the applier works by itself
         self.vault: Vault | None = None
         self.retained: dict[str, int] = {}
-        self.floors: dict[str, int] = {}  # disk -> oldest position; 0 if not here
+        self.floors: dict[str, int] = {}  # disk -> oldest position; 1 if not here
         self.times: dict[str, dict[int, int]] = {}  # disk -> position -> time of the record there
         self.recoveries: dict[tuple[str, str], RecoveryInfo] = {}
 
@@ -206,9 +206,25 @@ class FakeRecovery:
         await self.world.called("recovery.retain")
         self.world.retained[disk_id] = position
 
-    async def floor(self, *, disk_id: str) -> int:
-        await self.world.called("recovery.floor")
-        return self.world.floors.get(disk_id, 0)
+    async def disk_state(self, *, disk_id: str) -> DiskState:
+        await self.world.called("recovery.disk_state")
+        first, last = self.world.floors.get(disk_id, 1), self.world.managed[disk_id].complete_position
+        return DiskState(
+            disk_id=disk_id, size_bytes=1 << 30, floor=first, floor_time_ns=START_NS, valid_ranges=[(first, last)], retain=0,
+            pins=[], base_bytes=0, journal_bytes=0,
+        )  # fmt: skip
+
+    async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
+        await self.world.called("recovery.changes")
+        return []
+
+    async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
+        await self.world.called("recovery.change_steps")
+        return []
+
+    async def scrub(self, *, disk_id: str) -> list[Damage]:
+        await self.world.called("recovery.scrub")
+        return []
 
     async def position_at(self, *, disk_id: str, time_ns: int) -> int:
         await self.world.called("recovery.position_at")
