@@ -59,6 +59,8 @@ int sr_disk_resize(struct sr_disk *disk, uint64_t bytes);
  * told what was lost: the log is given up (SR_SYNC_FAILED). */
 int sr_disk_flush(struct sr_disk *disk);
 
+/* Data and holes as file systems have them, in whole blocks: a state of the past knows them to the byte, and programs
+ * (qemu-img) that count in sectors would take a sector that has both for a hole. */
 int64_t sr_disk_seek(struct sr_disk *disk, uint64_t offset, int whence);
 uint64_t sr_disk_bytes(struct sr_disk *disk);
 
