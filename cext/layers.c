@@ -33,34 +33,6 @@ struct sr_layer *sr_layer_raw(int fd, uint64_t bytes)
 	return layer;
 }
 
-struct sr_layer *sr_layer_extents(struct sr_layer *base, const struct sr_extent *extents, size_t count, const int *fds,
-				  size_t fd_count, uint64_t bytes)
-{
-	struct sr_layer *layer = calloc(1, sizeof(*layer));
-	struct sr_extent *map = calloc(count ? count : 1, sizeof(*map));
-	int *sources = calloc(fd_count ? fd_count : 1, sizeof(*sources));
-
-	if (!layer || !map || !sources) {
-		free(layer);
-		free(map);
-		free(sources);
-		return NULL;
-	}
-	if (count)
-		memcpy(map, extents, count * sizeof(*map));
-	if (fd_count)
-		memcpy(sources, fds, fd_count * sizeof(*sources));
-	*layer = (struct sr_layer){.kind = EXTENTS,
-				   .bytes = bytes,
-				   .lower = base,
-				   .fd = -1,
-				   .extents = map,
-				   .extent_count = count,
-				   .fds = sources,
-				   .fd_count = fd_count};
-	return layer;
-}
-
 static int64_t map_bytes(uint64_t disk_bytes)
 {
 	uint64_t blocks = (disk_bytes + SR_BLOCK_BYTES - 1) / SR_BLOCK_BYTES;
@@ -130,8 +102,6 @@ void sr_layer_free(struct sr_layer *layer)
 	if (!layer)
 		return;
 	sr_layer_free(layer->lower);
-	for (size_t i = 0; i < layer->fd_count; i++)
-		close(layer->fds[i]);
 	if (layer->kind == TOP) {
 		munmap(layer->map, MAP_BYTES_MAX);
 		close(layer->map_fd);
@@ -142,14 +112,7 @@ void sr_layer_free(struct sr_layer *layer)
 	if (layer->fd >= 0)
 		close(layer->fd);
 	sr_view_free(layer->view);
-	free(layer->extents);
-	free(layer->fds);
 	free(layer);
-}
-
-static int is_read_only(const struct sr_layer *layer)
-{
-	return layer->kind == EXTENTS || layer->kind == VIEW;
 }
 
 uint64_t sr_layer_bytes(const struct sr_layer *layer)
@@ -158,32 +121,6 @@ uint64_t sr_layer_bytes(const struct sr_layer *layer)
 }
 
 /* --- where bytes are ----------------------------------------------------------------------------------------- */
-
-/* A run of a disk that is found in one place. */
-struct piece {
-	uint64_t end;     /* on the disk */
-	int32_t source;   /* index into fds, SR_ZEROS, or SR_BELOW: the lower layer */
-	uint64_t at;      /* offset in the source */
-};
-
-static struct piece extent_at(const struct sr_layer *layer, uint64_t offset, uint64_t end)
-{
-	size_t low = 0, high = layer->extent_count; /* the first extent that ends behind offset is in low .. high */
-	while (low < high) {
-		size_t middle = low + (high - low) / 2;
-		if (layer->extents[middle].end <= offset)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	if (low == layer->extent_count)
-		return (struct piece){end, SR_BELOW, offset};
-	const struct sr_extent *found = &layer->extents[low];
-	if (found->start > offset)
-		return (struct piece){found->start < end ? found->start : end, SR_BELOW, offset};
-	return (struct piece){found->end < end ? found->end : end, found->source,
-			      found->source_offset + (offset - found->start)};
-}
 
 static int is_present(const struct sr_layer *layer, uint64_t block)
 {
@@ -222,43 +159,6 @@ static int read_below(struct sr_layer *lower, char *buf, uint64_t bytes, uint64_
 	return rc;
 }
 
-/* A journal's bytes were checked when they were applied: if the file is shorter now, say so, and serve no zeros. */
-static int read_source(int fd, char *buf, uint64_t bytes, uint64_t at)
-{
-	while (bytes > 0) {
-		ssize_t n = pread(fd, buf, bytes, (off_t)at);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return -errno;
-		if (n == 0)
-			return -EIO;
-		buf += n;
-		at += (uint64_t)n;
-		bytes -= (uint64_t)n;
-	}
-	return 0;
-}
-
-static int read_extents(struct sr_layer *layer, char *buf, uint64_t bytes, uint64_t offset)
-{
-	uint64_t end = offset + bytes;
-	int rc = 0;
-	while (offset < end && rc == 0) {
-		struct piece piece = extent_at(layer, offset, end);
-		uint64_t n = piece.end - offset;
-		if (piece.source == SR_BELOW)
-			rc = read_below(layer->lower, buf, n, offset);
-		else if (piece.source == SR_ZEROS)
-			memset(buf, 0, n);
-		else
-			rc = read_source(layer->fds[piece.source], buf, n, piece.at);
-		buf += n;
-		offset = piece.end;
-	}
-	return rc;
-}
-
 static int read_top(struct sr_layer *layer, char *buf, uint64_t bytes, uint64_t offset)
 {
 	uint64_t end = offset + bytes;
@@ -281,8 +181,6 @@ int sr_layer_read(struct sr_layer *layer, void *buf, uint64_t bytes, uint64_t of
 	switch (layer->kind) {
 	case RAW:
 		return sr_io_read(layer->fd, buf, (int64_t)bytes, (int64_t)offset);
-	case EXTENTS:
-		return read_extents(layer, buf, bytes, offset);
 	case TOP:
 		return read_top(layer, buf, bytes, offset);
 	case VIEW:
@@ -334,7 +232,7 @@ static void mark_present(struct sr_layer *layer, uint64_t offset, uint64_t end)
 
 int64_t sr_layer_write(struct sr_layer *layer, const void *buf, uint64_t bytes, uint64_t offset)
 {
-	if (is_read_only(layer))
+	if (layer->kind == VIEW)
 		return -EROFS;
 	if (bytes == 0)
 		return 0;
@@ -361,7 +259,7 @@ int64_t sr_layer_write(struct sr_layer *layer, const void *buf, uint64_t bytes, 
 
 int sr_layer_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes)
 {
-	if (is_read_only(layer))
+	if (layer->kind == VIEW)
 		return -EROFS;
 	if (bytes == 0)
 		return 0;
@@ -378,7 +276,7 @@ int sr_layer_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes)
 
 int sr_layer_resize(struct sr_layer *layer, uint64_t bytes)
 {
-	if (is_read_only(layer))
+	if (layer->kind == VIEW)
 		return -EROFS;
 	if (bytes > DISK_BYTES_MAX)
 		return -EFBIG;
@@ -394,7 +292,7 @@ int sr_layer_resize(struct sr_layer *layer, uint64_t bytes)
 
 void sr_layer_start_sync(struct sr_layer *layer)
 {
-	if (!is_read_only(layer))
+	if (layer->kind != VIEW)
 		sr_io_start_sync(layer->fd);
 }
 
@@ -463,7 +361,7 @@ static int sync_top(struct sr_layer *layer)
 
 int sr_layer_sync(struct sr_layer *layer)
 {
-	if (is_read_only(layer))
+	if (layer->kind == VIEW)
 		return 0;
 	return layer->kind == TOP ? sync_top(layer) : sr_io_sync(layer->fd);
 }
@@ -502,21 +400,9 @@ static int64_t seek_in(struct sr_layer *layer, uint64_t offset, uint64_t end, in
 	if (layer->kind == VIEW)
 		return sr_view_seek(layer->view, offset, end, hole);
 	while (offset < end) {
-		uint64_t stop;
-		int64_t found;
-		if (layer->kind == EXTENTS) {
-			struct piece piece = extent_at(layer, offset, end);
-			stop = piece.end;
-			if (piece.source == SR_BELOW)
-				found = seek_below(layer->lower, offset, stop, hole);
-			else
-				found = (piece.source == SR_ZEROS) == hole ? (int64_t)offset : (int64_t)stop;
-		} else {
-			int present = is_present(layer, offset / SR_BLOCK_BYTES);
-			stop = run_end(layer, offset, end, present);
-			found = present ? seek_file(layer->fd, offset, stop, hole)
-					: seek_below(layer->lower, offset, stop, hole);
-		}
+		int present = is_present(layer, offset / SR_BLOCK_BYTES);
+		uint64_t stop = run_end(layer, offset, end, present);
+		int64_t found = present ? seek_file(layer->fd, offset, stop, hole) : seek_below(layer->lower, offset, stop, hole);
 		if (found < 0 || (uint64_t)found < stop)
 			return found;
 		offset = stop;

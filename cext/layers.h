@@ -1,4 +1,4 @@
-/* Layers of a disk: a raw file; extents of other files over a layer; a writable top over a layer.
+/* Layers of a disk: a raw file; a view of a managed disk (view.h); a writable top over either.
  *
  * Reads may run in any number of threads, beside one thread that writes, zeroes or resizes.
  * Functions return 0 (or bytes done), or -errno.
@@ -9,24 +9,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { SR_BLOCK_BYTES = 4096, SR_ZEROS = -1, SR_BELOW = -2, SR_DURABLE_HEADER_BYTES = 4096 };
-
-/* Bytes start .. end of the disk are found in file `source` (an index, or SR_ZEROS) at `source_offset`. */
-struct sr_extent {
-	uint64_t start, end;
-	uint64_t source_offset;
-	int32_t source;
-};
+enum { SR_BLOCK_BYTES = 4096, SR_DURABLE_HEADER_BYTES = 4096 };
 
 struct sr_layer;
 
 /* A raw file of which the first `bytes` are the disk.  The layer owns `fd`.  NULL: errno says why (all
  * constructors); nothing is owned then. */
 struct sr_layer *sr_layer_raw(int fd, uint64_t bytes);
-
-/* `extents` (sorted, without overlap; copied) over `base`.  Owns `base` and the `fd_count` descriptors. */
-struct sr_layer *sr_layer_extents(struct sr_layer *base, const struct sr_extent *extents, size_t count, const int *fds,
-				  size_t fd_count, uint64_t bytes);
 
 /* File `fd` takes the writes over `lower`; one bit a 4 KiB block in file `map_fd` tells which it holds, and behind a header of
  * SR_DURABLE_HEADER_BYTES in file `durable_fd`, which of them are on stable storage.  Owns all. */

@@ -6,17 +6,13 @@
 
 #include "layers.h"
 
-enum kind { RAW, EXTENTS, TOP, VIEW };
+enum kind { RAW, TOP, VIEW };
 
 struct sr_layer {
 	enum kind kind;
 	uint64_t bytes;         /* atomic: resize stores it while readers load it */
-	struct sr_layer *lower; /* EXTENTS, TOP */
+	struct sr_layer *lower; /* TOP */
 	int fd;                 /* RAW, TOP */
-	struct sr_extent *extents;
-	size_t extent_count;
-	int *fds;
-	size_t fd_count;
 	int map_fd, durable_fd;
 	uint8_t *map;
 	uint8_t *changed;       /* one bit a page of the map: it has bits that the durable one has not */

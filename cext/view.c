@@ -111,8 +111,8 @@ static int open_source(struct source *source, const struct sr_source *given)
 }
 
 /* A table that leads to within a step or two of each extent, where a search over all of them would wait for memory at
- * each step.  (Of so many places, measured: twice as many as extents and an eighth are both slower.)  Also looks whether
- * each extent is of a source that is there. */
+ * each step.  It has half as many places as there are extents: measured, twice as many and an eighth are both slower.
+ * Also looks whether each extent is of a source that is there. */
 static int make_firsts(struct view *view)
 {
 	const struct sr_extent_row *row = view->rows->row;

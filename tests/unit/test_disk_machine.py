@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import os
+import random
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from hypothesis import settings
@@ -15,17 +16,40 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from blockfs.disk import Disk, DiskRules
 from blockfs.disk_files import DiskPlace, make_raw, make_top
 from blockfs.disk_log import LogPolicy
-from blockfs.layers import ExtentLayer, ExtentMap, Layer, RawLayer
+from blockfs.extents import ExtentMap
+from blockfs.layers import Layer, ViewLayer
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from blockfs.snapshot import Snapshot
 from tests.unit.disk_model import replay
+from tests.unit.volume import Volume, base_source
 
 SIZE = 300 * 1024 + 512
 """Not a whole number of blocks, of snapshot chunks, nor of bits in a byte of a map."""
 GROWN_MAX = 2 * SIZE
 OFFSETS = st.integers(0, GROWN_MAX) | st.integers(0, GROWN_MAX // 4096).map(lambda block: block * 4096)
 LENGTHS = st.integers(0, 9000) | st.sampled_from([512, 4096, 65536, 100_000])
+
+
+class OneView:
+    """In place of managed disks: a view of a base shorter than the disk, of a write across its end, and of zeros."""
+
+    def __init__(self) -> None:
+        self.base = random.Random(5).randbytes(100_000)
+        self.volume = Volume.of([(True, 90_000, 50_000), (False, 8192, 808)], self.base.ljust(SIZE, b"\0"))
+
+    def open(self, store: Path, _position: int, _holder: str) -> Layer:
+        extents = ExtentMap()
+        extents.add_base([(0, len(self.base))])
+        self.volume.add_to(extents)
+        extents.settle()
+        return ViewLayer(extents, [base_source(store, self.base), self.volume.source(store)], SIZE)
+
+    def let_go(self, _store: Path, _holder: str) -> None:
+        """Nothing holds it."""
+
+    def reconcile(self, _kind: str, _holders: Collection[str]) -> None:
+        """Nothing holds it."""
 
 
 class DiskMachine(RuleBasedStateMachine):
@@ -39,31 +63,21 @@ class DiskMachine(RuleBasedStateMachine):
         self.of_host = DiskRules(self.positions, policy=LogPolicy(kept_share_max=None), snapshot_share_max=10.0)
         self.place = DiskPlace(self.folder, "web01", "os")
         self.fresh = itertools.count(1)
+        self.views: OneView | None = OneView() if over_a_view else None
         self.model = bytearray(SIZE)
         if over_a_view:
-            (self.folder / "base").write_bytes(os.urandom(100_000))
-            (self.folder / "extents").write_bytes(os.urandom(50_000))
             make_top(self.place, store=self.folder, position=1, size_bytes=SIZE)
         else:
             make_raw(self.place, SIZE)
         self.disk = self.opened()
-        if over_a_view:
-            self.model[:100_000] = (self.folder / "base").read_bytes()
-            self.model[90_000:140_000] = (self.folder / "extents").read_bytes()
-            self.model[8192:9000] = bytes(808)
+        if self.views is not None:
+            self.model[:] = self.views.volume.states[-1]
         self.start = bytes(self.model)
         self.disk.start_tracking(new_generation=False)
         self.snapshot: tuple[Snapshot, bytes, int] | None = None
 
-    def view(self, store: Path, _position: int) -> Layer:
-        extents = ExtentMap()
-        extents.insert(90_000, 50_000, 0, 0)
-        extents.insert(8192, 808, -1, 0)
-        source = os.open(store / "extents", os.O_RDONLY | os.O_CLOEXEC)
-        return ExtentLayer(RawLayer(store / "base"), extents, [source], SIZE)
-
     def opened(self) -> Disk:
-        return Disk.open(self.place, self.of_host, self.view)
+        return Disk.open(self.place, self.of_host, self.views)
 
     def teardown(self) -> None:
         if hasattr(self, "disk"):

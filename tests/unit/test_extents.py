@@ -140,9 +140,9 @@ def test_ranges_and_touched_name_just_those_bytes(made: list[Change], base: set[
     extents.add_base(base_ranges(base))
     extents.settle()
     want = owners(volume, base, 0, len(made))
-    for ranges, zeros in ((extents.ranges(), False), (extents.touched(), True)):
-        flags = [owner is not None and (zeros or volume_kind(volume, owner) != ZEROS) for owner in want]
-        assert_ranges(ranges, flags)
+    zeroed = {owner for owner in range(1, len(made) + 1) if volume_kind(volume, owner) == ZEROS}
+    assert_ranges(extents.ranges(), [owner is not None and owner not in zeroed for owner in want])
+    assert_ranges(extents.touched(), [owner is not None for owner in want])
     touched = {at // BLOCK_BYTES for at, owner in enumerate(want) if owner is not None}
     wide = [at // BLOCK_BYTES in touched for at in range(DISK_BYTES + BLOCK_BYTES - DISK_BYTES % BLOCK_BYTES)]
     assert_ranges(extents.touched(BLOCK_BYTES), wide)
@@ -176,6 +176,14 @@ def test_places_count_from_where_the_segment_and_its_pieces_begin() -> None:
     extents.settle()
     assert extents.extents() == [Extent(5000, 14_000, 1064, 500, 3, 0, 0)]
     assert extents.used(5) == [3]
+
+
+def test_a_base_that_grew_within_a_block_is_one_extent() -> None:
+    extents = ExtentMap()
+    for length, want in ((5000, Extent(0, 5000, 0, 0, BASE, 0, 3192)), (8192, Extent(0, 8192, 0, 0, BASE, 0, 0))):
+        extents.add_base([(0, length)])
+        extents.settle()
+        assert extents.extents() == [want]
 
 
 def test_sources_can_be_renumbered_and_left_out() -> None:
