@@ -11,11 +11,12 @@ from blockfs.wire import WireModel
 
 
 class DiskSpec(WireModel):
-    """A disk to create: ``filesystem`` None, ``ext4`` or ``xfs``."""
+    """A disk to create: ``filesystem`` None, ``ext4`` or ``xfs``; or with what is in ``image`` (an absolute path)."""
 
     name: str
     size_bytes: int
     filesystem: str | None = None
+    image: str | None = None
 
 
 ChangeKind = Literal["WRITE", "ZERO", "DISCARD", "RESIZE"]
@@ -32,6 +33,14 @@ class Change(WireModel):
     kind: ChangeKind
     offset: int
     length: int
+
+
+class ChangeStep(WireModel):
+    """``count`` positions at which a disk changed, the last of them not after ``position``; of one it is that."""
+
+    position: int
+    time_ns: int
+    count: int
 
 
 class Damage(WireModel):
@@ -177,6 +186,13 @@ class RecoverySide(Protocol):
 
     async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
         """The first ``limit`` changes of the disk with ``after < position <= upto``, in order (``InvalidPosition``)."""
+        ...
+
+    async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
+        """At which positions with ``after < position <= upto`` the disk changed (``InvalidPosition``).
+
+        Of very many, groups: at least two of at least two positions, so that whoever asks for less and less finds each.
+        """
         ...
 
     async def scrub(self, *, disk_id: str) -> list[Damage]:

@@ -31,18 +31,23 @@ _log = structlog.get_logger("blockfs.filesystem")
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """What an inode stands for: a folder (the mount's own is ``ROOT``), or a file in it."""
+    """What an inode stands for: a folder, by its path (the mount's own is ``ROOT``), or a file in it."""
 
     folder: str = ROOT
     file: str = ""
 
+    def parent(self) -> _Node:
+        """The folder that a folder is in; the mount's own is in itself."""
+        return _Node(self.folder.rpartition("/")[0])
+
 
 @dataclass(frozen=True, slots=True)
 class _Handle:
-    """An open file: the disk that it is of, or that its log is of."""
+    """An open file: the disk that it is, or that its log is of; ``uncached``: the kernel keeps nothing of it."""
 
     disk: Disk
-    writable: bool
+    is_disk: bool
+    uncached: bool
 
 
 class DiskFileSystem(pyfuse3.Operations):
@@ -70,10 +75,12 @@ class DiskFileSystem(pyfuse3.Operations):
         return inode
 
     def _child(self, folder: str, name: str) -> _Node:
-        return _Node(name) if folder == ROOT and name in self._tree.folders() else _Node(folder, name)
+        if name in self._tree.folders(folder):
+            return _Node(f"{folder}/{name}" if folder else name)
+        return _Node(folder, name)
 
     def _names(self, folder: str) -> list[str]:
-        names = list(self._tree.folders()) if folder == ROOT else []
+        names = list(self._tree.folders(folder))
         for disk in (self._tree.disks_in(folder) or {}).values():
             names.append(f"{disk.place.name}.img")
             if vhd.can_be_vhd(disk.size_bytes):
@@ -113,7 +120,8 @@ class DiskFileSystem(pyfuse3.Operations):
             return entry
         entry.st_nlink, stored_bytes = 1, None
         if (disk := self._disk_of(node, ".img")) is not None:
-            entry.st_mode, entry.st_size, stored_bytes = stat.S_IFREG | 0o600, disk.size_bytes, disk.stored_bytes
+            mode = 0o400 if disk.read_only else 0o600
+            entry.st_mode, entry.st_size, stored_bytes = stat.S_IFREG | mode, disk.size_bytes, disk.stored_bytes
         elif (disk := self._disk_of(node, ".vhd")) is not None and vhd.can_be_vhd(disk.size_bytes):
             entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.size_bytes + vhd.FOOTER_BYTES
         elif (disk := self._disk_of(node, ".snapshot")) is not None and disk.snapshot is not None:
@@ -140,7 +148,7 @@ class DiskFileSystem(pyfuse3.Operations):
         """Find a name in a folder."""
         parent, text = self._nodes[parent_inode], os.fsdecode(name)
         if text in (".", ".."):
-            return self._attributes(parent if text == "." else _Node())
+            return self._attributes(parent if text == "." else parent.parent())
         if parent.file:
             raise pyfuse3.FUSEError(errno.ENOTDIR)
         return self._attributes(self._child(parent.folder, text))
@@ -166,6 +174,8 @@ class DiskFileSystem(pyfuse3.Operations):
             disk = self._disk_of(node, ".img")
             if disk is None:
                 raise pyfuse3.FUSEError(errno.EPERM)
+            if disk.read_only:
+                raise pyfuse3.FUSEError(errno.EROFS)
             try:
                 disk.resize(attr.st_size)
             except RigError as exc:
@@ -215,7 +225,10 @@ class DiskFileSystem(pyfuse3.Operations):
     def _open(self, inode: pyfuse3.InodeT, flags: int) -> pyfuse3.FileInfo:
         node, writable = self._nodes[inode], flags & os.O_ACCMODE != os.O_RDONLY
         if (disk := self._disk_of(node, ".img")) is not None:
-            return self._opened(disk, lib.SR_HANDLE_DISK, writable=writable)
+            if writable and disk.read_only:
+                raise pyfuse3.FUSEError(errno.EROFS)
+            uncached = self._is_uncached(disk, direct=bool(flags & os.O_DIRECT))
+            return self._opened(disk, lib.SR_HANDLE_DISK, writable=writable, uncached=uncached)
         if writable:
             raise pyfuse3.FUSEError(errno.EACCES)
         if (disk := self._disk_of(node, ".vhd")) is not None and vhd.can_be_vhd(disk.size_bytes):
@@ -230,15 +243,33 @@ class DiskFileSystem(pyfuse3.Operations):
             return self._opened(disk, lib.SR_HANDLE_LOG, fd=os.open(path, os.O_RDONLY | os.O_CLOEXEC), number=number)
         raise pyfuse3.FUSEError(errno.ENOENT)
 
+    def _is_uncached(self, disk: Disk, *, direct: bool) -> bool:
+        """Whether the kernel is to cache nothing of a disk for one who opens it now, with ``O_DIRECT`` or without.
+
+        As whoever has it open already; else for ``O_DIRECT``, whose writes the kernel then sends side by side (the pump asks
+        for it), not one after the other.  Never both at once: such a write clears the cache before it is sent, not after, so
+        that one who reads meanwhile would be left with old bytes.
+        """
+        others = [handle.uncached for handle in self._handles.values() if handle.disk is disk and handle.is_disk]
+        return others[0] if others else direct
+
     def _opened(
-        self, disk: Disk, kind: int, *, writable: bool = False, footer: bytes = b"", fd: int = -1, number: int = 0
+        self,
+        disk: Disk,
+        kind: int,
+        *,
+        writable: bool = False,
+        uncached: bool = True,
+        footer: bytes = b"",
+        fd: int = -1,
+        number: int = 0,
     ) -> pyfuse3.FileInfo:
         handle = _open_handle(disk, kind, writable=writable, footer=footer, fd=fd, number=number)
-        self._handles[handle] = _Handle(disk, writable)
+        self._handles[handle] = _Handle(disk, kind == lib.SR_HANDLE_DISK, uncached)
         disk.handles += 1
         # What the kernel has cached may be of another disk: a VM that was removed and made again has the same inodes.
         # Only the disk is cached at all: the others have pages of their own, and change without the kernel's knowledge.
-        return pyfuse3.FileInfo(fh=handle, direct_io=kind != lib.SR_HANDLE_DISK, keep_cache=False)
+        return pyfuse3.FileInfo(fh=handle, direct_io=uncached, keep_cache=False)
 
     def _opened_text(self, disk: Disk, text: str) -> pyfuse3.FileInfo:
         fd = os.memfd_create("text", os.MFD_CLOEXEC)

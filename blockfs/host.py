@@ -1,7 +1,7 @@
 """A disk host: all disks of all VMs of one side, and the control operations on them.
 
 Folder layout: ``root/VM/NAME.img`` (or ``.top``), ``.disk``, ``.NNNNNN.hrl``, ``.snapshot``, ``.staging``;
-``root/position`` is the position counter.
+``root/position`` is the position counter; ``root/recovery`` is of :mod:`blockfs.recoveries`, on a recovery host.
 
 Fault contract: a VM's folder is made under a dot name and renamed when its first disk is whole, and renamed to a dot
 name before it is deleted; dot names are swept away at start.  One process at a time has the root folder
@@ -24,7 +24,17 @@ from pathlib import Path
 import structlog
 import trio
 
-from blockfs.control import CutInfo, DiskInfo, SegmentInfo, SnapshotDisk, SnapshotInfo, StagingInfo, TagKind
+from blockfs.control import (
+    CutInfo,
+    DiskInfo,
+    RecoveryInfo,
+    RecoverySource,
+    SegmentInfo,
+    SnapshotDisk,
+    SnapshotInfo,
+    StagingInfo,
+    TagKind,
+)
 from blockfs.counters import DiskCounters
 from blockfs.disk import Disk, DiskRules, begin_snapshots_of
 from blockfs.disk_files import HOLDER_KIND, DiskPlace, make_raw, make_top
@@ -34,6 +44,8 @@ from blockfs.errors import RigError
 from blockfs.layers import Layer
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
+from blockfs.promotion import Promoter
+from blockfs.recoveries import FOLDER, Recoveries
 from blockfs.snapshot import STORE_SHARE_MAX
 from blockfs.tree import ROOT, tend
 from blockfs.views import Views
@@ -76,16 +88,20 @@ class DiskHost:
         self.positions = PositionCounter(root / "position")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max)
+        self._promoter = Promoter(self._all_disks, self._let_go_of_view)
         self._tell_grown: Callable[[Disk], None] | None = None
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
         """Disks that could not be opened (``VM/NAME``), and why."""
         for folder in sorted(root.iterdir()):
-            if folder.is_dir():
+            if folder.is_dir() and folder.name != FOLDER:
                 self._load(folder)
+        self._recoveries = None
         if views is not None:  # by name, for what a disk that cannot be opened lies on must not go either
-            names = {f"{vm}/{name}" for vm, disks in self.vms.items() for name in disks} | self.broken.keys()
+            names = {str(disk.place) for disk in self._all_disks() if disk.state.store is not None} | self.broken.keys()
             views.reconcile(HOLDER_KIND, {f"{HOLDER_KIND} {name}" for name in names})
+            rules = DiskRules(self.positions, can_grow=False, read_only=True)
+            self._recoveries = Recoveries(root / FOLDER, mountpoint, views=views, rules=rules)
 
     def _load(self, folder: Path) -> None:
         if folder.name.startswith("."):  # half-made or half-deleted
@@ -102,13 +118,24 @@ class DiskHost:
 
     async def tend(self) -> None:
         """See :class:`blockfs.tree.DiskTree`."""
-        await tend(self._event_fd, lambda: [disk for disks in self.vms.values() for disk in disks.values()])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._promoter.run)
+            await tend(self._event_fd, self._all_disks)
+
+    def _let_go_of_view(self, store: Path, place: DiskPlace) -> None:
+        if self._views is not None:
+            self._views.let_go(store, place.holder)
+
+    def _all_disks(self) -> list[Disk]:
+        return [disk for disks in self.vms.values() for disk in disks.values()]
 
     def close(self) -> None:
         """Close all disks in order."""
         for disks in self.vms.values():
             for disk in disks.values():
                 disk.close()
+        if self._recoveries is not None:
+            self._recoveries.end()
         self.positions.close()
         self._release()
 
@@ -118,6 +145,8 @@ class DiskHost:
             for disk in disks.values():
                 disk.abandon()
         self.vms.clear()
+        if self._recoveries is not None:
+            self._recoveries.end()
         self._release()
 
     def _release(self) -> None:
@@ -128,13 +157,18 @@ class DiskHost:
 
     # --- finding ------------------------------------------------------------------------------------------------
 
-    def folders(self) -> Collection[str]:
-        """See :class:`blockfs.tree.DiskTree`: a folder a VM."""
-        return self.vms
+    def folders(self, within: str) -> Collection[str]:
+        """See :class:`blockfs.tree.DiskTree`: a folder a VM, and ``recovery``."""
+        found = list(self.vms) if within == ROOT else []
+        return found if self._recoveries is None else [*found, *self._recoveries.folders(within)]
 
     def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
         """See :class:`blockfs.tree.DiskTree`."""
-        return {} if folder == ROOT else self.vms.get(folder)
+        if folder == ROOT:
+            return {}
+        if folder in self.vms or self._recoveries is None:
+            return self.vms.get(folder)
+        return self._recoveries.disks_in(folder)
 
     def on_grown(self, tell: Callable[[Disk], None]) -> None:
         """See :class:`blockfs.tree.DiskTree`."""
@@ -161,7 +195,7 @@ class DiskHost:
         """See :class:`DiskHostControl`."""
         if vm is not None:
             return [disk.info(self.mountpoint) for disk in self.disks(vm)]
-        return [disk.info(self.mountpoint) for disks in self.vms.values() for disk in disks.values()]
+        return [disk.info(self.mountpoint) for disk in self._all_disks()]
 
     async def position(self) -> int:
         """See :class:`DiskHostControl`."""
@@ -222,8 +256,34 @@ class DiskHost:
             raise _host_error(f"change log of disk {place}", exc) from exc
         return disk
 
+    async def open_recovery(self, *, vm: str, name: str, position: int, disks: list[RecoverySource]) -> RecoveryInfo:
+        """See :class:`DiskHostControl`."""
+        if self._recoveries is None:
+            raise RigError("NotARecoveryHost", f"cannot open a state of VM {vm} here: this host serves a site")
+        check_name("VM", vm)
+        for disk in disks:
+            check_name("disk", disk.name)
+        try:
+            return await self._recoveries.open(vm=vm, name=name, position=position, disks=disks)
+        except OSError as exc:
+            raise _host_error(f"{FOLDER}/{vm}/{name}", exc) from exc
+
+    async def close_recovery(self, *, vm: str, name: str) -> None:
+        """See :class:`DiskHostControl`."""
+        if self._recoveries is not None:
+            try:
+                await self._recoveries.close(vm=vm, name=name)
+            except OSError as exc:
+                raise _host_error(f"{FOLDER}/{vm}/{name}", exc) from exc
+
+    async def list_recoveries(self, *, vm: str | None = None) -> list[RecoveryInfo]:
+        """See :class:`DiskHostControl`."""
+        return [] if self._recoveries is None else self._recoveries.infos(vm)
+
     def _check_new(self, vm: str, name: str) -> None:
         check_name("VM", vm)
+        if vm == FOLDER:
+            raise RigError("InvalidName", f"VM is named {vm!r}: a recovery side's mount has its mounted points there")
         check_name("disk", name)
         if name in self.vms.get(vm, {}) or f"{vm}/{name}" in self.broken or f"{vm}/{name}" in self._opening:
             raise RigError("DiskExists", f"VM {vm!r} has a disk {name!r} already")
@@ -263,6 +323,17 @@ class DiskHost:
             self.vms.pop(place.vm, None)
             place.folder.rmdir()
 
+    async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
+        """See :class:`DiskHostControl`."""
+        disks = self.disks(vm)
+        try:
+            for disk in disks:
+                disk.begin_promotion()
+        except OSError as exc:
+            raise _host_error(f"promotion of VM {vm}", exc) from exc
+        self._promoter.wake()
+        return [disk.info(self.mountpoint) for disk in disks]
+
     async def resize_disk(self, *, vm: str, disk: str, size_bytes: int) -> DiskInfo:
         """See :class:`DiskHostControl`."""
         target = self.disk(vm, disk)
@@ -287,18 +358,18 @@ class DiskHost:
             self.disks(vm)
         for disk in self.vms[vm].values():
             _check_idle(disk)
-        stores = [(disk.state.store, disk.place.holder) for disk in self.vms[vm].values()]
+        stores = [(disk.state.store, disk.place) for disk in self.vms[vm].values()]
         for disk in self.vms.pop(vm).values():
             disk.abandon()
-        for place in [place for place in self.broken if place.startswith(f"{vm}/")]:
-            del self.broken[place]
+        for broken in [name for name in self.broken if name.startswith(f"{vm}/")]:
+            del self.broken[broken]
         doomed = self.root / f".gone-{uuid.uuid4()}"
         (self.root / vm).rename(doomed)
         sync_folder(self.root)
         shutil.rmtree(doomed)
-        for store, holder in stores:  # what a disk that could not be opened lay on is let go at the next start
-            if store is not None and self._views is not None:
-                self._views.let_go(Path(store), holder)
+        for store, held_for in stores:  # what a disk that could not be opened lay on is let go at the next start
+            if store is not None:
+                self._let_go_of_view(Path(store), held_for)
 
     # --- tracking -----------------------------------------------------------------------------------------------
 

@@ -166,14 +166,18 @@ def _format(path: Path, wanted: Format | None) -> tuple[Format, int]:
     return "raw", size
 
 
+def other_format(head: bytes) -> str | None:
+    """qemu-img's name of the format that a file's first sector is of; None if it may be a raw disk's, or a VHD's."""
+    return next((name for at, magic, name in _MAGIC if head[at:].startswith(magic)), None)
+
+
 def _recognized(path: Path, head: bytes, tail: bytes) -> Format:
-    for at, magic, name in _MAGIC:
-        if head[at:].startswith(magic):
-            raise RigError(
-                "ImageUnusable",
-                f"{path}: is a {name} image; raw images and fixed VHDs are supported: qemu-img convert -f {name} -O raw "
-                "makes a raw image of it",
-            )
+    if (name := other_format(head)) is not None:
+        raise RigError(
+            "ImageUnusable",
+            f"{path}: is a {name} image; raw images and fixed VHDs are supported: qemu-img convert -f {name} -O raw "
+            "makes a raw image of it",
+        )
     named, looks = path.suffix.lower() == ".vhd", vhd.COOKIE in (head[:8], tail[:8], tail[1:9])
     if named and not looks:
         raise RigError(

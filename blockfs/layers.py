@@ -79,6 +79,10 @@ class WritableLayer(Layer, Protocol):
         """Make everything written so far durable."""
         ...
 
+    def fileno(self) -> int:
+        """The descriptor of that file."""
+        ...
+
 
 def merge_ranges(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Sort (offset, length) pairs and join those that touch or overlap."""
@@ -191,6 +195,14 @@ class RawLayer(_WritableCLayer):
             os.close(self._fd)
             raise
 
+    @classmethod
+    def of_top(cls, top: WritableLayer, path: Path) -> RawLayer:
+        """What ``top`` is in C after it let go of all that it lay over; its file is ``path`` now."""
+        raw = cls.__new__(cls)
+        raw.path, raw._fd = path, top.fileno()
+        _CLayer.__init__(raw, top.surrender())
+        return raw
+
     def fileno(self) -> int:
         """The file's descriptor."""
         return self._fd
@@ -279,7 +291,12 @@ class TopLayer(_WritableCLayer):
                     os.close(opened)
             raise
         self.path = path
+        self._fd = fd
         lower.surrender()
+
+    def fileno(self) -> int:
+        """The descriptor of the file that takes the writes."""
+        return self._fd
 
 
 def _check_top(path: Path, size: int, lower: Layer) -> None:

@@ -13,7 +13,7 @@ import trio
 from blockfs.disk import Disk
 
 ROOT = ""
-"""The mount's own folder."""
+"""Path of the mount's own folder."""
 
 _log = structlog.get_logger("blockfs.tree")
 
@@ -21,8 +21,9 @@ _log = structlog.get_logger("blockfs.tree")
 class DiskTree(Protocol):
     """Folders of disks, asked anew for each request: what is there may change from one to the next.
 
-    One level of folders below the mount's own, which may hold disks too.  A disk's files (``NAME.img`` and so on) follow
-    from its place and are the file system's business.  :class:`blockfs.host.DiskHost` has a folder a VM.
+    A folder is named by its path in the mount, without a slash at either end.  A disk's files (``NAME.img`` and so on)
+    follow from its place, whose ``vm`` is that path, and are the file system's business.  :class:`blockfs.host.DiskHost` has
+    a folder a VM, and one for each mounted recovery point.
     """
 
     @property
@@ -30,12 +31,12 @@ class DiskTree(Protocol):
         """A folder of the host's file system that the disks share; its free space is the mount's."""
         ...
 
-    def folders(self) -> Collection[str]:
-        """Names of the folders in the mount's own."""
+    def folders(self, within: str) -> Collection[str]:
+        """Names of the folders in a folder; ``ROOT`` is the mount's own."""
         ...
 
     def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
-        """The disks of a folder by name; ``ROOT`` is the mount's own; None: there is no such folder."""
+        """The disks of a folder by name; None: there is no such folder."""
         ...
 
     def on_grown(self, tell: Callable[[Disk], None]) -> None:
@@ -68,7 +69,7 @@ class SingleDisk:
         self._disk = disk
         self._event_fd = event_fd
 
-    def folders(self) -> Collection[str]:
+    def folders(self, within: str) -> Collection[str]:
         """None."""
         return ()
 

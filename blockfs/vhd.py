@@ -18,6 +18,8 @@ MIB = 1 << 20
 SIZE_BYTES_MAX = 2040 * (1 << 30)
 """Largest fixed VHD that the service and Hyper-V take."""
 
+WHY_NOT = f"a fixed VHD has whole MiB, and at most {SIZE_BYTES_MAX >> 30} GiB"
+
 COOKIE = b"conectix"
 """First bytes of a footer; a dynamic disk has a copy of it at its begin too."""
 

@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 SOURCES = (
     *("crc32c.c", "hasher.c", "kernel.c"),
-    *("io.c", "layers.c", "log.c", "snapshot.c", "disk.c", "handles.c"),
+    *("io.c", "layers.c", "top.c", "log.c", "snapshot.c", "disk.c", "handles.c"),
     *("index.c", "extents.c", "mapped.c", "view.c", "fill.c"),
     *("requests.c", "names.c", "ring.c", "fuse_uring.c", "pump.c"),
 )

@@ -35,7 +35,7 @@ _log = structlog.get_logger(__name__)
 
 
 class NewDisk(Protocol):
-    """A disk to create: ``filesystem`` None, ``ext4`` or ``xfs``."""
+    """A disk to create: ``filesystem`` None, ``ext4`` or ``xfs``; or with what is in ``image``."""
 
     @property
     def name(self) -> str: ...
@@ -43,6 +43,8 @@ class NewDisk(Protocol):
     def size_bytes(self) -> int: ...
     @property
     def filesystem(self) -> str | None: ...
+    @property
+    def image(self) -> str | None: ...
 
 
 class HyperVAgent:
@@ -100,6 +102,8 @@ class HyperVAgent:
         try:
             for disk in disks:
                 info = await self._links.host.create_disk(vm=vm, name=disk.name, size_bytes=disk.size_bytes)
+                if disk.image is not None:
+                    await self._links.guests.fill(Path(info.path), Path(disk.image))
                 if disk.filesystem is not None:
                     await self._links.guests.format(Path(info.path), disk.filesystem, disk.name)
             return await self._links.host.list_disks(vm=vm)

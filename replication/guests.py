@@ -9,7 +9,7 @@ from typing import Protocol
 
 import trio
 
-from blockfs import hostmounts
+from blockfs import hostmounts, image_import
 from blockfs.errors import RigError
 
 _ROOM_BYTES = 4 * 1024 * 1024
@@ -33,6 +33,10 @@ class Guests(Protocol):
 
     async def format(self, disk: Path, filesystem: str, label: str) -> None:
         """Make a file system on a disk."""
+        ...
+
+    async def fill(self, disk: Path, image: Path) -> None:
+        """Write what is in an image to a new disk."""
         ...
 
 
@@ -73,3 +77,7 @@ class HostGuests:
         finally:
             with trio.CancelScope(shield=True):
                 await hostmounts.detach(loop)
+
+    async def fill(self, disk: Path, image: Path) -> None:
+        """See :func:`blockfs.image_import.fill`."""
+        await image_import.fill(image, disk)

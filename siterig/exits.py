@@ -24,10 +24,11 @@ _STATUS = {
     ("AzuriteMissing", "FuseMissing", "NodeMissing", "NotPermitted", "ToolMissing"), ENVIRONMENT
 ) | dict.fromkeys(
     (
-        "BadRequest", "DiskExists", "DiskNotFound", "DiskTooSmall", "FolderUnusable", "ImageUnusable", "InvalidDisk",
-        "InvalidDiskSize", "InvalidLimit", "InvalidName", "InvalidPolicy", "JobNotFound", "LogExists", "LogUnaligned",
-        "LogUnreadable", "NoSuchPoint", "NoSuchRole", "NotARig", "PathTooLong", "StateVersion", "UnknownFilesystem",
-        "VhdCorrupt", "VhdUnsupported", "VmExists", "VmNotFound",
+        "BadRequest", "DiskExists", "DiskNotFound", "DiskSizeUnsupported", "DiskTooSmall", "FileExists", "FolderUnusable",
+        "ImageUnusable", "InvalidDisk", "InvalidDiskSize", "InvalidLimit", "InvalidName", "InvalidPolicy",
+        "InvalidPosition", "InvalidTime", "JobNotFound", "LogExists", "LogUnaligned", "LogUnreadable", "NoSuchPoint",
+        "NoSuchRole", "NotARig", "NotMounted", "PathTooLong", "StateVersion", "UnknownFilesystem", "VhdCorrupt",
+        "VhdUnsupported", "VmExists", "VmNotFound",
     ),
     BAD_INPUT,
 )  # fmt: skip

@@ -7,13 +7,15 @@ by line elsewhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import trio
 from pydantic import BaseModel
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -113,6 +115,20 @@ async def _progress(vault: VaultApi, vm: str) -> VmProgress | None:
         return await vault.progress(vm=vm)
     except RigError:
         return None  # a picture, not a result: the job says what matters
+
+
+@contextmanager
+def bar(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    console = err()
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total_bytes)
+
+        def advance(done_bytes: int) -> None:
+            progress.update(task, advance=done_bytes)
+
+        yield advance
 
 
 async def follow(vault: VaultApi, job: Job) -> Job:

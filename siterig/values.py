@@ -59,6 +59,24 @@ def parse_disk(text: str) -> DiskSpec:
     return DiskSpec(name=parts[0], size_bytes=parse_size(parts[1]), filesystem=filesystem)
 
 
+def is_import(text: str) -> bool:
+    """Whether a disk is written as ``NAME=IMAGE``."""
+    return "=" in text.partition(":")[0]
+
+
+def parse_import(text: str) -> tuple[str, str, int | None]:
+    """Name, path and size of ``NAME=IMAGE[:SIZE]``, where what is behind the last colon can be a size; ``InvalidDisk``."""
+    name, _, rest = text.partition("=")
+    path, colon, size = rest.rpartition(":")
+    found = _SIZE.fullmatch(size.strip())
+    sized = bool(colon and path and found is not None and found[2].upper() in _UNITS)
+    if not name or not rest:
+        raise RigError(
+            "InvalidDisk", f"disk {text!r} is not understood: write NAME=IMAGE or NAME=IMAGE:SIZE, e.g. os=web.vhdx"
+        )
+    return (name, path, parse_size(size)) if sized else (name, rest, None)
+
+
 def parse_disk_name(text: str) -> tuple[str, str]:
     """VM and name of disk ``VM/NAME``; ``InvalidDisk``."""
     vm, _, name = text.partition("/")

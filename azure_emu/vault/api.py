@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from azure_emu.ports import DiskSpec
+from azure_emu.vault.retention import HOURS_DEFAULT
 from blockfs.control import TagKind
 from blockfs.progress import VmProgress
 from blockfs.wire import WireModel
@@ -68,6 +69,31 @@ class RecoveryPoint(WireModel):
     time_ns: int
 
 
+class MountedDisk(WireModel):
+    """A disk of a mounted point: ``path`` reads as it was; ``vhd`` is the same as a fixed VHD (None: it cannot be one)."""
+
+    name: str
+    size_bytes: int
+    path: str
+    vhd: str | None
+
+
+class MountedPoint(WireModel):
+    """A VM's disks at one position, mounted read-only as ``name``.
+
+    ``recoveryPoint``: the point that is there, None between points.  ``time``: the time that was asked for, if one was.
+    ``broken``: None, or why there are no disks.
+    """
+
+    vm: str
+    name: str
+    position: int
+    time: str | None
+    recoveryPoint: RecoveryPoint | None
+    disks: list[MountedDisk]
+    broken: str | None
+
+
 class Job(WireModel):
     """A job as the service shows it.
 
@@ -104,6 +130,8 @@ class ProtectedItem(WireModel):
 
     name: str
     policy_interval_s: float
+    recoveryPointHistoryDuration: int
+    """Hours for which points are kept."""
     protectionState: str
     testFailoverState: str
     replicationHealth: Health
@@ -132,16 +160,33 @@ class VaultApi(Protocol):
     ``point`` is ``Latest``, ``LatestProcessed``, ``LatestApplicationConsistent`` or the id of a point.
     Errors: ``VmNotFound``, ``VmExists``, ``InvalidState`` (names the state and which are allowed), ``NoSuchPoint``,
     ``JobInProgress``, ``InvalidPolicy``.
+
+    What is mounted is ``point``, the state at ``position``, or the one at ``time`` (RFC 3339), or ``LatestProcessed``.
+    ``name`` is its folder's (default: the point's id, ``@POSITION``, or the time as it was given).  More errors:
+    ``InvalidPosition``, ``InvalidTime``, ``RecoveryExists``, ``RecoveryInUse``, ``NotMounted``.
     """
 
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> Vm: ...
     async def list_vms(self) -> list[Vm]: ...
-    async def enable_protection(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None = None) -> Job: ...
+    async def enable_protection(
+        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None = None, history_hours: int = HOURS_DEFAULT
+    ) -> Job: ...
     async def disable_protection(self, *, vm: str) -> Job: ...
     async def items(self) -> list[ProtectedItem]: ...
     async def progress(self, *, vm: str) -> VmProgress: ...
-    async def points(self, *, vm: str) -> list[RecoveryPoint]: ...
+    async def points(self, *, vm: str, limit: int | None = None) -> list[RecoveryPoint]: ...
     async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint: ...
+    async def mount_point(
+        self,
+        *,
+        vm: str,
+        point: str | None = None,
+        position: int | None = None,
+        time: str | None = None,
+        name: str | None = None,
+    ) -> MountedPoint: ...
+    async def unmount_point(self, *, vm: str, name: str) -> None: ...
+    async def mounted_points(self, *, vm: str) -> list[MountedPoint]: ...
     async def test_failover(self, *, vm: str, point: str) -> Job: ...
     async def cleanup_test_failover(self, *, vm: str) -> Job: ...
     async def unplanned_failover(self, *, vm: str, point: str, source_actions: bool = False) -> Job: ...

@@ -11,7 +11,7 @@ from typing import Literal
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from azure_emu.vault.api import Vm, VmDisk
+from azure_emu.vault.api import RecoveryPoint, Vm, VmDisk
 from azure_emu.vault.inventory import remember_vm
 from azure_emu.vault.schema import AzureVmRow, DiskRow, KnownDiskRow
 from azure_emu.vault.services import Services
@@ -31,8 +31,8 @@ async def disks_of(services: Services, name: str) -> list[DiskInfo]:
     return sorted((disk for disk in await services.azure.list_disks() if disk.vm == name), key=lambda disk: disk.name)
 
 
-async def claim(services: Services, owner: str, name: str, kind: Kind) -> None:
-    """Make the name ours; ``VmExists`` if somebody else's VM has it."""
+async def claim(services: Services, owner: str, name: str, kind: Kind, point_id: str) -> None:
+    """Make the name ours, and the point one that is in use; ``VmExists`` if somebody else's VM has the name."""
     there = await disks_of(services, name)
 
     def take(session: Session) -> None:
@@ -42,21 +42,23 @@ async def claim(services: Services, owner: str, name: str, kind: Kind) -> None:
         if row is not None and row.owner != owner:
             raise RigError("VmExists", f"the recovery side has a VM {name!r} already; it belongs to {row.owner!r}")
         if row is None:
-            session.add(AzureVmRow(name=name, owner=owner, kind=kind))
+            row = AzureVmRow(name=name, owner=owner, kind=kind)
+            session.add(row)
+        row.point_id = point_id
 
     await services.store.transact(take)
 
 
-async def open_at(services: Services, owner: str, name: str, kind: Kind, position: int) -> None:
+async def open_at(services: Services, owner: str, name: str, kind: Kind, point: RecoveryPoint) -> None:
     """Make VM ``name`` from all disks of ``owner`` at one position, in place of a former one of that name."""
-    await claim(services, owner, name, kind)
+    await claim(services, owner, name, kind, point.id)
     if await disks_of(services, name):
         await services.azure.remove_vm(vm=name)
     for disk in await services.store.transact(lambda session: _disks(session, owner)):
         store = await services.recovery.store_path(disk_id=disk.disk_id)
         # The new disk has an id of its own: its parts at failback must not be taken for those of the site's disk.
         await services.azure.open_point(
-            vm=name, name=disk.name, disk_id=str(uuid.uuid4()), store=store, position=position
+            vm=name, name=disk.name, disk_id=str(uuid.uuid4()), store=store, position=point.position
         )  # fmt: skip
 
 

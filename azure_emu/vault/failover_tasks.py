@@ -67,8 +67,8 @@ async def _process_latest(work: Work, newest: RecoveryPoint) -> RecoveryPoint:
     marks = await work.services.recovery.process_latest(disk_ids=disk_ids)
 
     def latest(session: Session, item: ItemRow) -> RecoveryPoint:
-        found = points.available(session, item.vm)  # processing may have brought newer ones
-        return points.latest_state(item, marks, points.to_wire(found[0]) if found else newest)
+        found = points.newest(session, item.vm)  # processing may have brought newer ones
+        return points.latest_state(item, marks, newest if found is None else found)
 
     return await work.change(latest)
 
@@ -101,7 +101,7 @@ def _held_point(work: Work) -> RecoveryPoint:
 async def prepare_test(work: Work) -> None:
     """The test VM's disks are open."""
     name = azure_vms.test_vm_name(work.vm)
-    await azure_vms.open_at(work.services, work.vm, name, "TestFailover", _held_point(work).position)
+    await azure_vms.open_at(work.services, work.vm, name, "TestFailover", _held_point(work))
 
     def completing(_session: Session, item: ItemRow) -> None:
         item.test_failover_state = TEST_COMPLETING
@@ -156,7 +156,7 @@ async def shutdown_source_if_possible(work: Work) -> Outcome | None:
 
 async def fail_over(work: Work) -> None:
     """The VM's disks are open on the recovery side, all at the point's position."""
-    await azure_vms.open_at(work.services, work.vm, work.vm, "Recovered", _held_point(work).position)
+    await azure_vms.open_at(work.services, work.vm, work.vm, "Recovered", _held_point(work))
 
 
 async def start_on_secondary(work: Work) -> None:
@@ -223,8 +223,12 @@ async def check_commit(work: Work) -> None:
     await azure_vms.verify(work.services, work.vm, work.vm, "Recovered")
 
 
-async def commit(_work: Work) -> None:
-    """Commit is a matter of the vault: it happens in the transaction that ends the job (:func:`_committed`)."""
+async def commit(work: Work) -> None:
+    """The VM's disks begin to become independent of the managed disks; that goes on behind the VM, after the job.
+
+    The rest is a matter of the vault: it happens in the transaction that ends the job (:func:`_committed`).
+    """
+    await work.services.azure.promote_vm(vm=work.vm)
 
 
 def _committed(session: Session, item: ItemRow, _job: JobRow) -> None:

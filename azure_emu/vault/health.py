@@ -146,6 +146,7 @@ def describe(session: Session, item: ItemRow, now_ns: int, *, unwritable: RigErr
     return ProtectedItem(
         name=item.vm,
         policy_interval_s=item.interval_s,
+        recoveryPointHistoryDuration=item.history_hours,
         protectionState=item.protection_state,
         testFailoverState=item.test_failover_state,
         replicationHealth=health,

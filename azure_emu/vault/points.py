@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-from sqlalchemy import delete, select
+from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
 from azure_emu.vault.api import RecoveryPoint
 from azure_emu.vault.clock import rfc3339
+from azure_emu.vault.retention import PointFacts
 from azure_emu.vault.schema import DiskRow, ItemRow, PointRow, TagSeenRow
 from blockfs.errors import RigError
 from blockfs.part import SYNC_END, TagSeen, Watermark
@@ -16,27 +17,65 @@ from blockfs.part import SYNC_END, TagSeen, Watermark
 LATEST = "Latest"
 LATEST_PROCESSED = "LatestProcessed"
 LATEST_APPLICATION_CONSISTENT = "LatestApplicationConsistent"
+_IDS_IN_QUERY = 500
+
+
+_COLUMNS = (PointRow.tag_id, PointRow.kind, PointRow.name, PointRow.position, PointRow.time_ns)
+
+
+def _wire(tag_id: str, kind: str, name: str, position: int, time_ns: int) -> RecoveryPoint:
+    return RecoveryPoint(
+        id=tag_id,
+        name=name,
+        recoveryPointType=cast("Literal['CrashConsistent', 'ApplicationConsistent']", kind),
+        recoveryPointTime=rfc3339(time_ns),
+        position=position,
+        time_ns=time_ns,
+    )
 
 
 def to_wire(row: PointRow) -> RecoveryPoint:
     """The point as the API shows it."""
-    return RecoveryPoint(
-        id=row.tag_id,
-        name=row.name,
-        recoveryPointType=cast("Literal['CrashConsistent', 'ApplicationConsistent']", row.kind),
-        recoveryPointTime=rfc3339(row.time_ns),
-        position=row.position,
-        time_ns=row.time_ns,
-    )
+    return _wire(row.tag_id, row.kind, row.name, row.position, row.time_ns)
 
 
-def available(session: Session, vm: str) -> list[PointRow]:
-    """Points whose tag was applied in every disk of the VM, newest first."""
-    return list(
-        session.scalars(
-            select(PointRow).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position.desc(), PointRow.tag_id)
-        )
-    )
+def _newest_first(vm: str) -> Select[str, str, str, int, int]:
+    return select(*_COLUMNS).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position.desc())
+
+
+def available(session: Session, vm: str, limit: int | None = None) -> list[RecoveryPoint]:
+    """Points whose tag was applied in every disk of the VM, newest first; at most ``limit``."""
+    return [_wire(row[0], row[1], row[2], row[3], row[4]) for row in session.execute(_newest_first(vm).limit(limit))]
+
+
+def newest(session: Session, vm: str, kind: str | None = None) -> RecoveryPoint | None:
+    """The newest available point, of a kind or of any; None: there is none."""
+    query = _newest_first(vm) if kind is None else _newest_first(vm).where(PointRow.kind == kind)
+    row = session.execute(query.limit(1)).first()
+    return None if row is None else _wire(row[0], row[1], row[2], row[3], row[4])
+
+
+def newest_at(session: Session, vm: str, time_ns: int) -> RecoveryPoint | None:
+    """The newest available point that is not younger than a time; None: there is none."""
+    row = session.execute(_newest_first(vm).where(PointRow.time_ns <= time_ns).limit(1)).first()
+    return None if row is None else _wire(row[0], row[1], row[2], row[3], row[4])
+
+
+def oldest(session: Session, vm: str) -> RecoveryPoint | None:
+    """The oldest available point; None: there is none."""
+    query = select(*_COLUMNS).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position)
+    row = session.execute(query.limit(1)).first()
+    return None if row is None else _wire(row[0], row[1], row[2], row[3], row[4])
+
+
+def facts(session: Session, vm: str) -> list[PointFacts]:
+    """What retention needs of every available point."""
+    query = select(PointRow.tag_id, PointRow.position, PointRow.time_ns, PointRow.kind)
+    rows = session.execute(query.where(PointRow.vm == vm, PointRow.available))
+    return [
+        PointFacts(id=tag_id, position=position, time_ns=time_ns, app_consistent=kind == "ApplicationConsistent")
+        for tag_id, position, time_ns, kind in rows
+    ]
 
 
 def find_available(session: Session, tag_id: str) -> PointRow | None:
@@ -48,11 +87,16 @@ def find_available(session: Session, tag_id: str) -> PointRow | None:
 def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagSeen]) -> list[PointRow]:
     """Note that these tags were applied in a disk; the points that became available by it.  Repeats change nothing."""
     fresh = []
+    known = newest(session, item.vm)
     for tag in tags:
         if tag.name == SYNC_END or tag.position <= item.points_after_position:
             continue  # the end of one disk's sync, or a late repeat from before a commit: no state of this protection
         point = session.get(PointRow, tag.tag_id)
         if point is None:
+            # Each disk's tags are reported in order, so all disks have told of this one before the newest point was made:
+            # this is the repeat that follows a restart, of a point that was pruned since.
+            if known is not None and tag.position <= known.position:
+                continue
             point = PointRow(
                 tag_id=tag.tag_id, vm=item.vm, kind=tag.kind, name=tag.name, position=tag.position, time_ns=tag.time_ns,
                 available=False,
@@ -74,26 +118,43 @@ def delete_all(session: Session, vm: str) -> None:
     session.execute(delete(PointRow).where(PointRow.vm == vm))
 
 
+def prune(session: Session, vm: str, ids: list[str]) -> None:
+    """Delete these points, and tags that never became one and never will: a newer point has become available."""
+    for first in range(0, len(ids), _IDS_IN_QUERY):
+        some = ids[first : first + _IDS_IN_QUERY]
+        session.execute(delete(TagSeenRow).where(TagSeenRow.tag_id.in_(some)))
+        session.execute(delete(PointRow).where(PointRow.tag_id.in_(some)))
+    last = newest(session, vm)
+    if last is not None:
+        lost = select(PointRow.tag_id).where(
+            PointRow.vm == vm, PointRow.available.is_(False), PointRow.position < last.position
+        )
+        session.execute(delete(TagSeenRow).where(TagSeenRow.tag_id.in_(lost)))
+        session.execute(delete(PointRow).where(PointRow.tag_id.in_(lost)))
+
+
 def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
     """The available point that ``choice`` names; ``NoSuchPoint`` says which there are.
 
     For ``Latest`` this is only the newest *named* point: see :func:`latest_state` for what else it may be.
     """
-    points = available(session, vm)
     if choice in (LATEST, LATEST_PROCESSED):
-        candidates = points
+        found = newest(session, vm)
     elif choice == LATEST_APPLICATION_CONSISTENT:
-        candidates = [point for point in points if point.kind == "ApplicationConsistent"]
+        found = newest(session, vm, "ApplicationConsistent")
     else:
-        candidates = [point for point in points if point.tag_id == choice]
-    if not candidates:
-        newest = f"the newest is {points[0].tag_id} ({points[0].kind})" if points else "it has none yet"
+        row = find_available(session, choice)
+        found = to_wire(row) if row is not None and row.vm == vm else None
+    if found is None:
+        last = newest(session, vm)
+        told = f"the newest is {last.id} ({last.recoveryPointType})" if last is not None else "it has none yet"
+        count = session.execute(select(func.count()).where(PointRow.vm == vm, PointRow.available)).scalar_one()
         raise RigError(
             "NoSuchPoint",
-            f"VM {vm!r} has no recovery point {choice!r}; {newest}; allowed: {LATEST}, {LATEST_PROCESSED}, "
-            f"{LATEST_APPLICATION_CONSISTENT}, or an id out of its {len(points)} points",
+            f"VM {vm!r} has no recovery point {choice!r}; {told}; allowed: {LATEST}, {LATEST_PROCESSED}, "
+            f"{LATEST_APPLICATION_CONSISTENT}, or an id out of its {count} points",
         )
-    return to_wire(candidates[0])
+    return found
 
 
 def latest_state(item: ItemRow, watermarks: list[Watermark], newest: RecoveryPoint) -> RecoveryPoint:

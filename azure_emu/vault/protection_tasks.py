@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import azure_vms, events, health, inventory, points
+from azure_emu.vault import azure_vms, disk_limits, events, health, inventory, mounts, points
 from azure_emu.vault.jobs import INFORMATION, SKIPPED, Outcome, Scenario, TaskKind, Work, went_on_without
 from azure_emu.vault.schema import CycleRow, DiskRow, ItemRow, JobRow
 from azure_emu.vault.states import TEST_NONE, State
@@ -35,9 +35,11 @@ def check_policy(interval_s: float, app_consistent_every_s: float | None) -> Non
 
 async def preflight(work: Work) -> Outcome | None:
     """The VM can be protected; its disks become the item's."""
-    await _adopt_disks(work, await work.services.site.check_vm(vm=work.vm))
+    disks = await work.services.site.check_vm(vm=work.vm)
+    await _adopt_disks(work, disks)
     interval_s = await work.change(lambda _session, item: item.interval_s)
-    return None if interval_s in OFFICIAL_INTERVALS_S else INFORMATION
+    plain = interval_s in OFFICIAL_INTERVALS_S and not disk_limits.remarks(work.vm, disks)
+    return None if plain else INFORMATION
 
 
 async def _adopt_disks(work: Work, disks: list[DiskInfo]) -> None:
@@ -135,7 +137,7 @@ async def first_point(work: Work) -> None:
 
     def begin(session: Session, item: ItemRow) -> bool:
         item.protected_since_ns = work.services.clock()
-        return bool(points.available(session, item.vm))
+        return points.newest(session, item.vm) is not None
 
     if not await work.change(begin):
         try:
@@ -147,7 +149,7 @@ async def first_point(work: Work) -> None:
 
     def there(session: Session) -> bool | None:
         raise_blocking_error(session, work.vm)
-        return bool(points.available(session, work.vm)) or None
+        return True if points.newest(session, work.vm) is not None else None
 
     await work.services.signals.wait_until(work.vm, there)
 
@@ -184,7 +186,8 @@ async def disable_at_site(work: Work) -> Outcome | None:
 
 
 async def disable_at_recovery(work: Work) -> None:
-    """Managed disks, leftovers of failovers that failed, and blobs in the cache account go."""
+    """Mounted points (``RecoveryInUse``), managed disks, leftovers of failovers that failed, and blobs in the cache go."""
+    await mounts.remove_all(work.services, work.vm)
     await azure_vms.remove(work.services, work.vm, azure_vms.test_vm_name(work.vm))
     await azure_vms.remove(work.services, work.vm, work.vm)
     for disk_id in await work.change(lambda _session, item: [disk.disk_id for disk in item.disks]):

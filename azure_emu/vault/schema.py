@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Integer, String, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever a table changes.  A database of another version is refused, not converted."""
 
 
@@ -38,6 +38,7 @@ class ItemRow(Base):
     vm: Mapped[str] = mapped_column(String, primary_key=True)  # the source VM's name; the failed-over VM's as well
     interval_s: Mapped[float] = mapped_column(Float)  # policy: seconds between delta cycles, 1 to 86400
     app_consistent_every_s: Mapped[float | None] = mapped_column(Float)  # policy; None: only on demand
+    history_hours: Mapped[int] = mapped_column(Integer)  # policy: recoveryPointHistoryDuration, see retention.py
     protection_state: Mapped[str] = mapped_column(String)  # a name of states.py; a passing state implies a job that is open
     test_failover_state: Mapped[str] = mapped_column(String)  # states.TEST_*; "None" (the text) when there is no test VM
     active_location: Mapped[str] = mapped_column(String)  # Primary | Recovery; changes at commit only
@@ -83,7 +84,7 @@ class PointRow(Base):
     __tablename__ = "point"
 
     tag_id: Mapped[str] = mapped_column(String, primary_key=True)  # the recovery point's id
-    vm: Mapped[str] = mapped_column(ForeignKey("item.vm", ondelete="CASCADE"), index=True)  # the item's vm
+    vm: Mapped[str] = mapped_column(ForeignKey("item.vm", ondelete="CASCADE"))  # the item's vm
     kind: Mapped[str] = mapped_column(String)  # CrashConsistent | ApplicationConsistent
     name: Mapped[str] = mapped_column(String)  # what the user or the cycle called it; not unique
     position: Mapped[int] = mapped_column(BigInteger)  # one position over all disks of the VM
@@ -91,6 +92,12 @@ class PointRow(Base):
     available: Mapped[bool] = mapped_column(Boolean)  # the tag was applied in every disk of the item; never goes back
 
     seen: Mapped[list[TagSeenRow]] = relationship(cascade="all, delete-orphan")
+
+    # Newest first, the first few, or the newest of a kind: all from the index, however many points there are.
+    __table_args__ = (
+        Index("point_newest", "vm", "available", "position"),
+        Index("point_kind", "vm", "available", "kind", "position"),
+    )
 
 
 class TagSeenRow(Base):
@@ -216,3 +223,20 @@ class AzureVmRow(Base):
     name: Mapped[str] = mapped_column(String, primary_key=True)  # as the API shows it
     owner: Mapped[str] = mapped_column(String, index=True)  # the item's vm
     kind: Mapped[str] = mapped_column(String)  # TestFailover | Recovered (the state that list_vms shows)
+    point_id: Mapped[str | None] = mapped_column(String)  # the recovery point that its disks lie over; None: no named one
+
+
+class MountRow(Base):
+    """A point, or a position between points, that is mounted read-only on the recovery side.
+
+    Written before the recovery host is asked to open it and deleted after it is closed there: so no point is ever pruned
+    that is mounted, and what a kill left half-way can be mounted, or unmounted, again.
+    """
+
+    __tablename__ = "mount"
+
+    vm: Mapped[str] = mapped_column(ForeignKey("item.vm", ondelete="CASCADE"), primary_key=True)  # the item's vm
+    name: Mapped[str] = mapped_column(String, primary_key=True)  # the folder's name below recovery/VM
+    position: Mapped[int] = mapped_column(BigInteger)  # of all disks of the VM
+    point_id: Mapped[str | None] = mapped_column(String)  # the recovery point at that position; None: between points
+    asked_time: Mapped[str | None] = mapped_column(String)  # the time that was asked for, as given; None: no time was

@@ -18,18 +18,22 @@ from sqlalchemy.orm import Session
 from azure_emu.ports import DiskSpec, Provider, RecoverySide
 from azure_emu.vault import (
     azure_vms,
+    disk_limits,
     events,
     failback_tasks,
     failover_tasks,
     health,
     inventory,
     jobs,
+    mounts,
     points,
     protection_tasks,
 )
-from azure_emu.vault.api import Event, Job, ProtectedItem, RecoveryPoint, Vm
+from azure_emu.vault.api import Event, Job, MountedPoint, ProtectedItem, RecoveryPoint, Vm
 from azure_emu.vault.clock import Clock
+from azure_emu.vault.keeper import Keeper
 from azure_emu.vault.reports import Reports
+from azure_emu.vault.retention import HOURS_DEFAULT, check_hours
 from azure_emu.vault.schema import ItemRow, JobRow
 from azure_emu.vault.services import Services, ShutDown
 from azure_emu.vault.signals import Signals
@@ -102,10 +106,15 @@ class Vault(Reports):
         )
         super().__init__(services)
         self._engine = jobs.JobEngine(services, _SCENARIOS)
+        self._keeper = Keeper(services)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Settle what a kill left, then run jobs until cancelled; operations may be asked for once it has started."""
         await self._engine.run(task_status)
+
+    async def keep_policies(self) -> None:
+        """Prune recovery points now and then, until cancelled."""
+        await self._keeper.run()
 
     def close(self) -> None:
         """Close the database; call it after :meth:`run` has ended."""
@@ -133,10 +142,14 @@ class Vault(Reports):
 
     # ---- protection
 
-    async def enable_protection(self, *, vm: str, interval_s: float, app_consistent_every_s: float | None = None) -> Job:
+    async def enable_protection(
+        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None = None, history_hours: int = HOURS_DEFAULT
+    ) -> Job:
         """Start replicating a VM of the site."""
         protection_tasks.check_policy(interval_s, app_consistent_every_s)
-        await inventory.site_disks(self._services, vm)
+        check_hours(history_hours)
+        disks = await inventory.site_disks(self._services, vm)
+        disk_limits.check(vm, disks)
 
         def begin(session: Session) -> Job:
             jobs.require_no_job(session, vm)
@@ -150,6 +163,7 @@ class Vault(Reports):
             else:
                 require(item, Operation.ENABLE)
             item.interval_s, item.app_consistent_every_s = interval_s, app_consistent_every_s
+            item.history_hours = history_hours
             item.suspended = False
             item.protection_state = State.ENABLING
             session.flush()
@@ -159,6 +173,10 @@ class Vault(Reports):
                 events.record(
                     session, vm=vm, code="RigOnlyPolicy", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns
                 )  # fmt: skip
+            for remark in disk_limits.remarks(vm, disks):
+                events.record(
+                    session, vm=vm, code="DiskSize", kind="VmReplication", severity="Warning", text=remark, now_ns=now_ns
+                )
             return jobs.to_wire(jobs.enqueue(session, protection_tasks.ENABLE, vm, {}, now_ns))
 
         return self._started(await self._services.store.transact(begin))
@@ -219,14 +237,34 @@ class Vault(Reports):
 
     # ---- recovery points
 
-    async def points(self, *, vm: str) -> list[RecoveryPoint]:
+    async def points(self, *, vm: str, limit: int | None = None) -> list[RecoveryPoint]:
         """Available recovery points, newest first."""
 
         def look(session: Session) -> list[RecoveryPoint]:
             find_item(session, vm)
-            return [points.to_wire(row) for row in points.available(session, vm)]
+            return points.available(session, vm, limit)
 
         return await self._services.store.transact(look)
+
+    async def mount_point(
+        self,
+        *,
+        vm: str,
+        point: str | None = None,
+        position: int | None = None,
+        time: str | None = None,
+        name: str | None = None,
+    ) -> MountedPoint:
+        """Serve a VM's disks as they were, read-only."""
+        return await mounts.mount(self._services, vm, point=point, position=position, time=time, name=name)
+
+    async def unmount_point(self, *, vm: str, name: str) -> None:
+        """Take a mounted point away."""
+        await mounts.unmount(self._services, vm, name)
+
+    async def mounted_points(self, *, vm: str) -> list[MountedPoint]:
+        """What of a VM is mounted."""
+        return await mounts.mounted(self._services, vm)
 
     async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
         """A recovery point of now; returns when it is available."""

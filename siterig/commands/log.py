@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from azure_emu.vault.clock import rfc3339
 from blockfs import hostmounts
 from blockfs.changelog import FLAG_CLEAN_CLOSE, Record, RecordType, SegmentReader, decode_tag
 from blockfs.errors import RigError
 from blockfs.log_exchange import export_log, import_log
-from blockfs.log_replay import Advance, CheckedLog, FileSummary, Replay, TornTail, check, in_order, open_image, verify
+from blockfs.log_replay import CheckedLog, FileSummary, Replay, TornTail, check, in_order, open_image, verify
 from siterig import exits, show
 from siterig.commands.options import example
 from siterig.values import format_size, parse_size
@@ -39,20 +38,6 @@ def register(app: typer.Typer) -> None:
 
 
 @contextmanager
-def _bar(what: str, total_bytes: int) -> Iterator[Advance]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    console = show.err()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total_bytes)
-
-        def advance(done_bytes: int) -> None:
-            progress.update(task, advance=done_bytes)
-
-        yield advance
-
-
-@contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """What the host refuses is told with the file it was for."""
     try:
@@ -65,7 +50,7 @@ def _writing(path: Path) -> Iterator[None]:
 def _checked(files: list[Path], upto: int | None = None) -> CheckedLog:
     """The log that the files are, with remarks about it."""
     total_bytes = sum(file.size_bytes for file in in_order(files))
-    with _bar("checking", total_bytes) as advance:
+    with show.bar("checking", total_bytes) as advance:
         log = check(files, upto=upto, advance=advance)
     if log.torn is not None:
         show.notice(f"{log.torn.path}: {_torn(log.torn)}, left out")
@@ -202,7 +187,7 @@ def replay_log(
         try:
             replay = Replay(log, onto)
             try:
-                with _writing(image), _bar("applying", log.log_bytes) as advance:
+                with _writing(image), show.bar("applying", log.log_bytes) as advance:
                     replay.run(advance)
             except BaseException:
                 show.err().print(_partial(image, replay), markup=False)
@@ -249,7 +234,7 @@ def export_dm(
 
     async def work() -> None:
         log = _checked(files)
-        with _writing(out), _bar("exporting", log.log_bytes) as advance:
+        with _writing(out), show.bar("exporting", log.log_bytes) as advance:
             done = export_log(log, out, base=base, advance=advance)
         if done.widened:
             show.notice(f"{done.widened} records were widened to whole sectors")
@@ -274,7 +259,7 @@ def import_dm(
             raise RigError("FolderUnusable", f"{target.parent}: is no folder; write --onto-log DIR/NAME")
         size_bytes = None if size is None else parse_size(size)
         total_bytes = source.stat().st_size if source.is_file() else 0
-        with _writing(target), _bar("importing", total_bytes) as advance:
+        with _writing(target), show.bar("importing", total_bytes) as advance:
             done = import_log(source, target.parent, target.name, size_bytes=size_bytes, advance=advance)
         if done.fua:
             show.notice(f"{done.fua} entries have the flag FUA, which a change log cannot tell: it is left out")

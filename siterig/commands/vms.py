@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from azure_emu.ports import DiskSpec
+from azure_emu.vault import disk_limits
+from azure_emu.vault.retention import HOURS_DEFAULT
+from blockfs import image_import
 from blockfs.control import TagKind
+from blockfs.errors import RigError
 from siterig import exits, show
 from siterig.commands.operations import job_status, run_job
 from siterig.commands.options import Dir, Json, VmName, example, vault
-from siterig.values import check_schedule, format_size, interval_notice, parse_disk
+from siterig.values import check_schedule, format_size, interval_notice, is_import, parse_disk, parse_import
 
 DEFAULT_INTERVAL_S = 300.0
 
@@ -34,14 +40,19 @@ def create(
     vm: VmName,
     disk: Annotated[
         list[str],
-        typer.Option("--disk", metavar="NAME:SIZE[:FS]", help="A disk; FS is ext4 or xfs, without it the disk is blank."),
+        typer.Option(
+            "--disk",
+            metavar="NAME:SIZE[:FS]|NAME=IMAGE[:SIZE]",
+            help="A disk; FS is ext4 or xfs, without it the disk is blank. Or one with what is in an image (raw, vhd, "
+            "qcow2, vhdx, vmdk); larger than that with SIZE.",
+        ),
     ],
     as_json: Json = False,
 ) -> None:
     """Create a source VM with its disks, which appear as files in the site's mount."""
 
     async def work() -> None:
-        specs = [parse_disk(text) for text in disk]
+        specs = [await _imported(text) if is_import(text) else parse_disk(text) for text in disk]
         made = await vault(folder).create_vm(vm=vm, disks=specs)
         if as_json:
             show.print_json(made)
@@ -50,6 +61,16 @@ def create(
             show.print_table(("disk", "size", "file"), rows, empty=f"{vm} has no disks")
 
     exits.run(work)
+
+
+async def _imported(text: str) -> DiskSpec:
+    name, path, size_bytes = parse_import(text)
+    source = await image_import.look_at(Path(path))
+    if size_bytes is not None and size_bytes < source.size_bytes:
+        raise RigError(
+            "DiskTooSmall", f"disk {name}: its size is {size_bytes} bytes; the disk in {path} has {source.size_bytes}"
+        )
+    return DiskSpec(name=name, size_bytes=size_bytes or source.size_bytes, image=str(source.path))
 
 
 def list_vms(folder: Dir, as_json: Json = False) -> None:
@@ -76,6 +97,9 @@ def protect(
         float | None,
         typer.Option("--app-consistent-every", metavar="SECONDS", help="Take application-consistent points by schedule."),
     ] = None,
+    history_hours: Annotated[
+        int, typer.Option("--retention", metavar="HOURS", help="For how long recovery points are kept: 1 to 24.")
+    ] = HOURS_DEFAULT,
     as_json: Json = False,
 ) -> None:
     """Enable replication of a VM, and wait until it is protected: initial replication, then the first recovery point."""
@@ -86,7 +110,12 @@ def protect(
         if text is not None:
             show.notice(text)
         api = vault(folder)
-        job = await api.enable_protection(vm=vm, interval_s=interval_s, app_consistent_every_s=app_every_s)
+        for disks in (v.disks for v in await api.list_vms() if (v.name, v.fabric) == (vm, "site")):
+            for remark in disk_limits.remarks(vm, disks):
+                show.notice(remark)
+        job = await api.enable_protection(
+            vm=vm, interval_s=interval_s, app_consistent_every_s=app_every_s, history_hours=history_hours
+        )
         job = await show.follow(api, job)
         finalize = None
         if job.state == "Succeeded":  # the vault begins the second job with the end of the first
@@ -109,11 +138,16 @@ def unprotect(folder: Dir, vm: VmName, as_json: Json = False) -> None:
     raise typer.Exit(exits.run(work))
 
 
-def points(folder: Dir, vm: VmName, as_json: Json = False) -> None:
-    """List a VM's recovery points, in the order the vault gives them."""
+def points(
+    folder: Dir,
+    vm: VmName,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the newest N.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List a VM's recovery points, newest first."""
 
     async def work() -> None:
-        found = await vault(folder).points(vm=vm)
+        found = await vault(folder).points(vm=vm, limit=limit)
         if as_json:
             show.print_json([show.point_json(point) for point in found])
         else:

@@ -27,6 +27,7 @@ async def run(layout: Layout, *, task_status: trio.TaskStatus[None]) -> None:
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(vault.run)
+            nursery.start_soon(vault.keep_policies)
             await nursery.start(rpc_server.serve, faces, layout.socket("vault"))
             task_status.started()
     finally:

@@ -255,6 +255,7 @@ class FakeGuests:
         self.refusal: RigError | None = None
         self.is_frozen = False
         self.formatted: list[tuple[str, str, str]] = []
+        self.filled: list[tuple[str, Path]] = []
         self.shut_down: list[str] = []
 
     async def mountpoints(self, disks: list[Path]) -> list[str]:
@@ -277,6 +278,11 @@ class FakeGuests:
         if self.refusal is not None:
             raise self.refusal
         self.formatted.append((disk.name, filesystem, label))
+
+    async def fill(self, disk: Path, image: Path) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.filled.append((disk.name, image))
 
 
 class HostSnapshot:

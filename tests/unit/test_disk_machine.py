@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import random
+import os
 import shutil
 import tempfile
 from collections.abc import Collection
@@ -31,27 +31,6 @@ OFFSETS = st.integers(0, GROWN_MAX) | st.integers(0, GROWN_MAX // 4096).map(lamb
 LENGTHS = st.integers(0, 9000) | st.sampled_from([512, 4096, 65536, 100_000])
 
 
-class OneView:
-    """In place of managed disks: a view of a base shorter than the disk, of a write across its end, and of zeros."""
-
-    def __init__(self) -> None:
-        self.base = random.Random(5).randbytes(100_000)
-        self.volume = Volume.of([(True, 90_000, 50_000), (False, 8192, 808)], self.base.ljust(SIZE, b"\0"))
-
-    def open(self, store: Path, _position: int, _holder: str) -> Layer:
-        extents = ExtentMap()
-        extents.add_base([(0, len(self.base))])
-        self.volume.add_to(extents)
-        extents.settle()
-        return ViewLayer(extents, [base_source(store, self.base), self.volume.source(store)], SIZE)
-
-    def let_go(self, _store: Path, _holder: str) -> None:
-        """Nothing holds it."""
-
-    def reconcile(self, _kind: str, _holders: Collection[str]) -> None:
-        """Nothing holds it."""
-
-
 class DiskMachine(RuleBasedStateMachine):
     """``model`` is what the disk must read as, ``start`` what it was when the present generation of its log began."""
 
@@ -63,21 +42,38 @@ class DiskMachine(RuleBasedStateMachine):
         self.of_host = DiskRules(self.positions, policy=LogPolicy(kept_share_max=None), snapshot_share_max=10.0)
         self.place = DiskPlace(self.folder, "web01", "os")
         self.fresh = itertools.count(1)
-        self.views: OneView | None = OneView() if over_a_view else None
         self.model = bytearray(SIZE)
         if over_a_view:
+            self.base = os.urandom(100_000)
+            self.volume = Volume(states=[self.base.ljust(SIZE, b"\0")])
+            self.volume.change(90_000, 50_000)
+            self.volume.change(8192, 808, is_write=False)
             make_top(self.place, store=self.folder, position=1, size_bytes=SIZE)
         else:
             make_raw(self.place, SIZE)
         self.disk = self.opened()
-        if self.views is not None:
-            self.model[:] = self.views.volume.states[-1]
+        if over_a_view:
+            self.model[:] = self.volume.states[-1]
         self.start = bytes(self.model)
         self.disk.start_tracking(new_generation=False)
         self.snapshot: tuple[Snapshot, bytes, int] | None = None
 
+    def open(self, store: Path, _position: int, _holder: str) -> Layer:
+        """As :class:`blockfs.views.Views`."""
+        extents = ExtentMap()
+        extents.add_base([(0, len(self.base))])
+        self.volume.add_to(extents)
+        extents.settle()
+        return ViewLayer(extents, [base_source(store, self.base), self.volume.source(store)], SIZE)
+
+    def let_go(self, _store: Path, _holder: str) -> None:
+        pass
+
+    def reconcile(self, _kind: str, _holders: Collection[str]) -> None:
+        pass
+
     def opened(self) -> Disk:
-        return Disk.open(self.place, self.of_host, self.views)
+        return Disk.open(self.place, self.of_host, self)
 
     def teardown(self) -> None:
         if hasattr(self, "disk"):
@@ -178,6 +174,23 @@ class DiskMachine(RuleBasedStateMachine):
         self.disk.start_tracking(new_generation=True)
         self.disk.applied(self.disk.state.generation, 0)  # of the old one nothing is needed any more
         self.start = bytes(self.model)
+
+    @rule()
+    def adopt_a_step(self) -> None:
+        """Promotion: no byte of the disk changes, and the log has nothing of it."""
+        next_seq = self.disk.log.next_seq
+        self.disk.begin_promotion()
+        self.disk.adopt(1)
+        self.disk.sync_adopted()
+        assert self.disk.log.next_seq == next_seq
+
+    @rule(limit=st.integers(1, 5))
+    def promote(self, limit: int) -> None:
+        self.disk.begin_promotion()
+        if any(self.disk.adopt(1) for _ in range(limit)):
+            self.disk.sync_adopted()
+            if self.disk.state.promoting and self.disk.note_raw():
+                self.disk.settle()
 
     # --- what holds always --------------------------------------------------------------------------------------
 

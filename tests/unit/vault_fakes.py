@@ -12,11 +12,11 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from azure_emu.ports import DiskSpec
+from azure_emu.ports import Change, ChangeStep, Damage, DiskSpec, DiskState
 from azure_emu.vault.api import Job
 from azure_emu.vault.schema import JobRow
 from azure_emu.vault.vault import Vault
-from blockfs.control import CutInfo, DiskInfo, TagKind
+from blockfs.control import CutInfo, DiskInfo, RecoveryDisk, RecoveryInfo, RecoverySource, TagKind
 from blockfs.errors import RigError
 from blockfs.part import TagSeen, Watermark
 from blockfs.progress import VmProgress
@@ -41,6 +41,10 @@ class World:
         self.held: dict[str, trio.Event] = {}  # call -> it waits for this
         self.apply = True  # the applier works by itself
         self.vault: Vault | None = None
+        self.retained: dict[str, int] = {}
+        self.floors: dict[str, int] = {}  # disk -> oldest position; 1 if not here
+        self.times: dict[str, dict[int, int]] = {}  # disk -> position -> time of the record there
+        self.recoveries: dict[tuple[str, str], RecoveryInfo] = {}
 
     async def called(self, name: str) -> None:
         self.calls.append(name)
@@ -198,6 +202,37 @@ class FakeRecovery:
         await self.world.called("recovery.checksums")
         return ["00" * 16] * count
 
+    async def retain(self, *, disk_id: str, position: int) -> None:
+        await self.world.called("recovery.retain")
+        self.world.retained[disk_id] = position
+
+    async def disk_state(self, *, disk_id: str) -> DiskState:
+        await self.world.called("recovery.disk_state")
+        first, last = self.world.floors.get(disk_id, 1), self.world.managed[disk_id].complete_position
+        return DiskState(
+            disk_id=disk_id, size_bytes=1 << 30, floor=first, floor_time_ns=START_NS, valid_ranges=[(first, last)], retain=0,
+            pins=[], base_bytes=0, journal_bytes=0,
+        )  # fmt: skip
+
+    async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
+        await self.world.called("recovery.changes")
+        return []
+
+    async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
+        await self.world.called("recovery.change_steps")
+        return []
+
+    async def scrub(self, *, disk_id: str) -> list[Damage]:
+        await self.world.called("recovery.scrub")
+        return []
+
+    async def position_at(self, *, disk_id: str, time_ns: int) -> int:
+        await self.world.called("recovery.position_at")
+        found = [position for position, at in self.world.times.get(disk_id, {}).items() if at <= time_ns]
+        if not found:
+            raise RigError("InvalidPosition", f"disk {disk_id} has no state at that time")
+        return max(found)
+
     async def store_path(self, *, disk_id: str) -> str:
         await self.world.called("recovery.store_path")
         return f"/managed/{disk_id}"
@@ -235,6 +270,30 @@ class FakeHost:
         self.world.azure[vm][name] = disk
         self.world.opened_at[f"{vm}/{name}"] = position
         return disk
+
+    async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
+        await self.world.called("azure.promote_vm")
+        return list(self.world.azure[vm].values())
+
+    async def open_recovery(self, *, vm: str, name: str, position: int, disks: list[RecoverySource]) -> RecoveryInfo:
+        await self.world.called("azure.open_recovery")
+        shown = [
+            RecoveryDisk(
+                name=disk.name, disk_id=disk.disk_id, size_bytes=1 << 30, path=f"/mnt/recovery/{vm}/{name}/{disk.name}.img",
+                vhd_path=None, open_handles=0,
+            )
+            for disk in disks
+        ]  # fmt: skip
+        self.world.recoveries[vm, name] = RecoveryInfo(vm=vm, name=name, position=position, disks=shown, broken=None)
+        return self.world.recoveries[vm, name]
+
+    async def close_recovery(self, *, vm: str, name: str) -> None:
+        await self.world.called("azure.close_recovery")
+        self.world.recoveries.pop((vm, name), None)
+
+    async def list_recoveries(self, *, vm: str | None = None) -> list[RecoveryInfo]:
+        await self.world.called("azure.list_recoveries")
+        return [info for info in self.world.recoveries.values() if vm in (None, info.vm)]
 
 
 @asynccontextmanager

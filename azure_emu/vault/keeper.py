@@ -1,0 +1,73 @@
+"""Keeps to the policies: prunes recovery points, and tells the recovery side what need not be kept for them.
+
+Fault contract: points go in one transaction a VM.  What the recovery side is told follows from the points that are left and
+is told again in each round, so a kill or an unreachable role costs nothing but time.  The recovery side never gives up a
+position that something has open, whatever it is told.
+"""
+
+from __future__ import annotations
+
+import structlog
+import trio
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from azure_emu.vault import jobs, points
+from azure_emu.vault.retention import Policy, expired
+from azure_emu.vault.schema import AzureVmRow, ItemRow, MountRow
+from azure_emu.vault.services import Services
+from azure_emu.vault.states import PRIMARY
+from blockfs.errors import RigError
+
+ROUND_S = 300.0
+"""As often as the service makes crash-consistent points."""
+
+_log = structlog.get_logger("azure_emu.vault.keeper")
+
+
+class Keeper:
+    """One vault's."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._told: set[str] = set()
+
+    async def run(self) -> None:
+        """A round now and then, until cancelled."""
+        while True:
+            try:
+                await self.round()
+            except RigError as error:  # the host's disk is full: points stay until there is room
+                self._tell_once(error)
+            await trio.sleep(ROUND_S)
+
+    async def round(self) -> None:
+        """Look after every item once."""
+        for vm in await self._services.store.transact(lambda session: list(session.scalars(select(ItemRow.vm)))):
+            kept = await self._services.store.transact(lambda session, vm=vm: self._prune(session, vm))  # type: ignore[misc]
+            for disk_id, position in kept.items():
+                try:
+                    await self._services.recovery.retain(disk_id=disk_id, position=position)
+                except RigError as error:
+                    self._tell_once(error)
+
+    def _prune(self, session: Session, vm: str) -> dict[str, int]:
+        """Delete what the policy says; the oldest position that the points left need, for each disk."""
+        item = session.get(ItemRow, vm)
+        # While a job runs it may have chosen a point; after a commit there is nothing to prune.
+        if item is None or item.active_location != PRIMARY or jobs.open_job(session, vm) is not None:
+            return {}
+        mounted = session.scalars(select(MountRow.point_id).where(MountRow.vm == vm))
+        in_vms = session.scalars(select(AzureVmRow.point_id).where(AzureVmRow.owner == vm))
+        in_use = {point_id for point_id in (*mounted, *in_vms) if point_id is not None}
+        ids = expired(points.facts(session, vm), self._services.clock(), Policy(item.history_hours), in_use)
+        if ids:
+            points.prune(session, vm, ids)
+            _log.info("points_pruned", vm=vm, points=len(ids))
+        oldest = points.oldest(session, vm)
+        return {} if oldest is None else {disk.disk_id: oldest.position for disk in item.disks}
+
+    def _tell_once(self, error: RigError) -> None:
+        if error.message not in self._told:
+            self._told.add(error.message)
+            _log.warning("retention_delayed", code=error.code, reason=error.message)

@@ -1,0 +1,241 @@
+"""Mounted points: all disks of a VM as they were at one position, read-only, on the recovery side.
+
+A state has its row (schema.MountRow) before the recovery host is asked for it, and until it is gone there.  So each
+function may be run again after a kill, and retention knows what is in use without asking anybody.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+import trio
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from azure_emu.vault import points
+from azure_emu.vault.api import MountedDisk, MountedPoint, RecoveryPoint
+from azure_emu.vault.clock import rfc3339
+from azure_emu.vault.schema import DiskRow, MountRow, PointRow
+from azure_emu.vault.services import Services
+from azure_emu.vault.store import find_item
+from blockfs.control import RecoveryInfo, RecoverySource
+from blockfs.errors import RigError
+
+CLEAN_UP_S = 10.0
+_UNSAFE = re.compile(r"[^A-Za-z0-9@.+_:-]")
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)")
+
+
+def parse_time(text: str) -> int:
+    """Nanoseconds since 1970 of a time in RFC 3339; ``InvalidTime``.
+
+    The end of the microsecond, unless nanoseconds are given: the times that are shown of points are cut there, and such a
+    time must mean that point.
+    """
+    found = _TIME.fullmatch(text.strip())
+    try:
+        moment = _moment(found) if found is not None else None
+    except (ValueError, OverflowError):
+        moment = None
+    if found is None or moment is None:
+        raise RigError(
+            "InvalidTime", f"time {text!r} is not understood: write RFC 3339, e.g. 2026-11-21T22:13:17Z or ...:17.25+01:00"
+        )
+    return int(moment.timestamp()) * 1_000_000_000 + int((found[2] or "0").ljust(6, "0").ljust(9, "9"))
+
+
+def _moment(found: re.Match[str]) -> datetime:
+    zone = "+00:00" if found[3] in "Zz" else found[3]
+    return datetime.fromisoformat(found[1].upper().replace(" ", "T") + zone).astimezone(UTC)
+
+
+async def choose(
+    services: Services, vm: str, *, point: str | None, position: int | None, time: str | None
+) -> tuple[int, str, RecoveryPoint | None]:
+    """Position, name for a folder, and the recovery point there if there is one.
+
+    At most one of the three may be given, without any it is ``LatestProcessed``.  ``BadRequest``, ``NoSuchPoint``,
+    ``InvalidPosition``, ``InvalidTime``.
+    """
+    if sum(choice is not None for choice in (point, position, time)) > 1:
+        raise RigError("BadRequest", "a point, a position and a time were given: one of them says what to open")
+    if time is not None:
+        return await _at_time(services, vm, time)
+    if position is not None:
+        ranges, _ = await _readable(services, vm)
+        if not any(first <= position <= last for first, last in ranges):
+            allowed = ", ".join(f"{first} to {last}" for first, last in ranges) or "none yet"
+            raise RigError("InvalidPosition", f"VM {vm!r}: position {position} cannot be read; allowed: {allowed}")
+        found = await services.store.transact(lambda session: _point_at(session, vm, position))
+        return position, f"@{position}", found
+    wanted = points.LATEST_PROCESSED if point is None else point
+    if wanted == points.LATEST:
+        found = await _latest(services, vm)
+        return found.position, f"@{found.position}" if found.id == points.LATEST else found.id, found
+    found = await services.store.transact(lambda session: (find_item(session, vm), points.resolve(session, vm, wanted))[1])
+    return found.position, found.id, found
+
+
+async def _latest(services: Services, vm: str) -> RecoveryPoint:
+    """As a failover to ``Latest`` would have it: what the cache account holds is applied first."""
+
+    def look(session: Session) -> tuple[RecoveryPoint, list[str]]:
+        item = find_item(session, vm)
+        return points.resolve(session, vm, points.LATEST), [disk.disk_id for disk in item.disks]
+
+    newest, disk_ids = await services.store.transact(look)
+    marks = await services.recovery.process_latest(disk_ids=disk_ids)
+    return await services.change_item(
+        vm, lambda session, item: points.latest_state(item, marks, points.newest(session, vm) or newest)
+    )
+
+
+async def _readable(services: Services, vm: str) -> tuple[list[tuple[int, int]], int]:
+    """Ranges of positions at which every disk of the VM can be read, oldest first; the time of the oldest state."""
+    disks = await services.store.transact(lambda session: _disks(session, vm))
+    states = [await services.recovery.disk_state(disk_id=disk.disk_id) for disk in disks]
+    ranges = states[0].valid_ranges if states else []
+    for state in states[1:]:
+        both = [(max(a, c), min(b, d)) for a, b in ranges for c, d in state.valid_ranges]
+        ranges = sorted((first, last) for first, last in both if first <= last)
+    return ranges, max((state.floor_time_ns for state in states), default=0)
+
+
+async def _at_time(services: Services, vm: str, text: str) -> tuple[int, str, RecoveryPoint | None]:
+    """The cut over all disks after the last record of any of them that is not younger than the time."""
+    time_ns = parse_time(text)
+    disks = await services.store.transact(lambda session: _disks(session, vm))
+    ranges, oldest_ns = await _readable(services, vm)
+    newest_ns = min((disk.complete_time_ns for disk in disks), default=0)
+    refused = RigError(
+        "InvalidTime", f"VM {vm!r}: time {text} cannot be read; allowed: {rfc3339(oldest_ns)} to {rfc3339(newest_ns)}"
+    )
+    if not oldest_ns <= time_ns or time_ns // 1000 > newest_ns // 1000:
+        raise refused
+    try:
+        found = [await services.recovery.position_at(disk_id=disk.disk_id, time_ns=time_ns) for disk in disks]
+    except RigError as error:
+        if error.code != "InvalidPosition":
+            raise
+        raise refused from error
+    # Where the states between two generations are not known, the last one before them is what there is of that time.
+    known = [min(max(found), last) for first, last in ranges if first <= max(found)]
+    if not known:
+        raise refused
+    point = await services.store.transact(lambda session: points.newest_at(session, vm, time_ns))
+    if point is not None and point.position >= max(known):  # a point is no change of a disk, but it has its time
+        return point.position, _UNSAFE.sub("-", text.strip()), point
+    return max(known), _UNSAFE.sub("-", text.strip()), None
+
+
+def _point_at(session: Session, vm: str, position: int) -> RecoveryPoint | None:
+    query = select(PointRow).where(PointRow.vm == vm, PointRow.available, PointRow.position == position)
+    row = session.scalars(query.limit(1)).first()
+    return None if row is None else points.to_wire(row)
+
+
+def _disks(session: Session, vm: str) -> list[DiskRow]:
+    find_item(session, vm)
+    return list(session.scalars(select(DiskRow).where(DiskRow.vm == vm).order_by(DiskRow.name)))
+
+
+async def mount(
+    services: Services, vm: str, *, point: str | None, position: int | None, time: str | None, name: str | None
+) -> MountedPoint:
+    """Open a state; the same one again is no error, another one under its name is (``RecoveryExists``)."""
+    at, default_name, found = await choose(services, vm, point=point, position=position, time=time)
+    wanted = MountRow(
+        vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id, asked_time=time
+    )
+
+    def note(session: Session) -> tuple[bool, list[DiskRow]]:
+        row = session.get(MountRow, (vm, wanted.name))
+        if row is not None and row.position != at:
+            raise RigError(
+                "RecoveryExists",
+                f"VM {vm!r}: {row.name} is mounted already, at position {row.position}, not {at}; unmount it first",
+            )
+        if row is None:
+            if found is not None and found.id != points.LATEST and points.find_available(session, found.id) is None:
+                raise RigError("NoSuchPoint", f"VM {vm!r}: recovery point {found.id} was pruned just now")
+            session.add(wanted)
+        return row is None, _disks(session, vm)
+
+    fresh, disks = await services.store.transact(note)
+    try:
+        sources = [
+            RecoverySource(
+                name=disk.name, disk_id=disk.disk_id, store=await services.recovery.store_path(disk_id=disk.disk_id)
+            )
+            for disk in disks
+        ]
+        info = await services.azure.open_recovery(vm=vm, name=wanted.name, position=at, disks=sources)
+    except BaseException:
+        if fresh:
+            with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_S):
+                await _close(services, vm, wanted.name)
+        raise
+    return _wire(wanted, found, info)
+
+
+async def unmount(services: Services, vm: str, name: str) -> None:
+    """Close a mounted state; ``NotMounted`` names those there are, ``RecoveryInUse``."""
+
+    def look(session: Session) -> None:
+        find_item(session, vm)
+        if session.get(MountRow, (vm, name)) is None:
+            there = session.scalars(select(MountRow.name).where(MountRow.vm == vm).order_by(MountRow.name))
+            raise RigError(
+                "NotMounted", f"VM {vm!r} has no mounted point {name!r}; mounted are: {', '.join(there) or 'none'}"
+            )
+
+    await services.store.transact(look)
+    await _close(services, vm, name)
+
+
+async def _close(services: Services, vm: str, name: str) -> None:
+    await services.azure.close_recovery(vm=vm, name=name)
+    await services.store.transact(
+        lambda session: session.execute(delete(MountRow).where(MountRow.vm == vm, MountRow.name == name))
+    )
+
+
+async def remove_all(services: Services, vm: str) -> None:
+    """Close all of a VM (``RecoveryInUse``)."""
+    names = await services.store.transact(
+        lambda session: list(session.scalars(select(MountRow.name).where(MountRow.vm == vm)))
+    )
+    for name in names:
+        await _close(services, vm, name)
+
+
+async def mounted(services: Services, vm: str) -> list[MountedPoint]:
+    """What of a VM is mounted, newest position first; each with its disks, or why it has none."""
+
+    def look(session: Session) -> list[tuple[MountRow, RecoveryPoint | None]]:
+        find_item(session, vm)
+        rows = session.scalars(select(MountRow).where(MountRow.vm == vm).order_by(MountRow.position.desc(), MountRow.name))
+        return [(row, None if row.point_id is None else _named(session, row.point_id)) for row in rows]
+
+    rows = await services.store.transact(look)
+    infos = {info.name: info for info in await services.azure.list_recoveries(vm=vm)} if rows else {}
+    return [_wire(row, point, infos.get(row.name)) for row, point in rows]
+
+
+def _named(session: Session, point_id: str) -> RecoveryPoint | None:
+    row = session.get(PointRow, point_id)
+    return None if row is None else points.to_wire(row)
+
+
+def _wire(row: MountRow, point: RecoveryPoint | None, info: RecoveryInfo | None) -> MountedPoint:
+    disks = [] if info is None else info.disks
+    return MountedPoint(
+        vm=row.vm,
+        name=row.name,
+        position=row.position,
+        time=row.asked_time,
+        recoveryPoint=point,
+        disks=[MountedDisk(name=d.name, size_bytes=d.size_bytes, path=d.path, vhd=d.vhd_path) for d in disks],
+        broken="the recovery host does not have it: unmount it" if info is None else info.broken,
+    )

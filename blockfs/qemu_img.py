@@ -1,0 +1,99 @@
+"""``qemu-img``: images in formats that are not ours to read or write."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from blockfs.errors import RigError
+
+PROGRAM, PACKAGE = "qemu-img", "qemu-utils"
+Advance = Callable[[int], None]
+"""Told how many bytes more are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What qemu-img says of an image."""
+
+    size_bytes: int
+    """Of the disk in it."""
+    backing: str | None
+    """Another file that it needs."""
+
+
+def require(what: str) -> None:
+    """``ToolMissing`` names the Debian package; ``what`` needs it."""
+    if shutil.which(PROGRAM) is None:
+        raise RigError(
+            "ToolMissing", f"{what} needs {PROGRAM}, which is not installed; on Debian: apt-get install {PACKAGE}"
+        )
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"LC_ALL": "C"}
+
+
+async def facts(path: Path, format_: str) -> ImageFacts:
+    """Of an image in qemu-img's format ``format_``, never guessed; ``ImageUnusable``, ``ToolMissing``."""
+    require(f"{path}: a {format_} image")
+    command = [PROGRAM, "info", "--output=json", "-f", format_, str(path)]
+    done = await trio.run_process(
+        command, capture_stdout=True, capture_stderr=True, check=False, env=_environment(), start_new_session=True
+    )
+    if done.returncode != 0:
+        raise RigError("ImageUnusable", f"{path}: {_reason(done.stderr)}")
+    found = json.loads(done.stdout)
+    data_file = (found.get("format-specific") or {}).get("data", {}).get("data-file")
+    return ImageFacts(size_bytes=found["virtual-size"], backing=found.get("backing-filename") or data_file)
+
+
+async def convert(
+    source: Path, target: Path, *, from_: str, to: str, size_bytes: int, advance: Advance, options: Sequence[str] = ()
+) -> None:
+    """Convert; ``ConvertFailed`` says why not.  Cancelled, it ends, and what it had written stays: whose it is cleans up.
+
+    ``size_bytes``: of the disk, for ``advance``.
+    """
+    require(f"format {to if to != 'raw' else from_}")
+    command = [PROGRAM, "convert", "-p", *options, "-f", from_, "-O", to, str(source), str(target)]
+    run = partial(trio.run_process, check=False, env=_environment(), start_new_session=True, capture_stderr=True)
+    told = 0
+    async with trio.open_nursery() as nursery:
+        result: list[subprocess.CompletedProcess[bytes]] = []
+
+        async def work(*, task_status: trio.TaskStatus[trio.Process] = trio.TASK_STATUS_IGNORED) -> None:
+            result.append(await run(command, stdout=subprocess.PIPE, task_status=task_status))
+
+        process = await nursery.start(work)
+        async for text in process.stdout:
+            done = _percent(text)
+            if done is not None and (upto := int(size_bytes * done / 100)) > told:
+                advance(upto - told)
+                told = upto
+    if result[0].returncode != 0:
+        raise RigError("ConvertFailed", f"{target}: {_reason(result[0].stderr)}")
+
+
+def _percent(text: bytes) -> float | None:
+    """The last of the lines ``    (12.50/100%)``, which end with a carriage return."""
+    for line in reversed(text.split(b"\r")):
+        number, slash, _ = line.strip().lstrip(b"(").partition(b"/")
+        if slash:
+            try:
+                return min(float(number), 100.0)
+            except ValueError:
+                return None
+    return None
+
+
+def _reason(stderr: bytes) -> str:
+    return " ".join(stderr.decode(errors="replace").split())[:500] or "it failed and said nothing"

@@ -1,0 +1,259 @@
+"""Recovery points that are mounted: read-only disks in ``recovery/VM/NAME`` of a recovery host's mount.
+
+Each mounted state is a small file, ``root/VM/NAME.json`` (disks, stores, position), so that it is there again after a
+restart of the host.
+
+Fault contract: the file comes first, then the views, which hold their positions; it goes last.  So a kill at any moment
+leaves a file that says what was meant: the next start opens it again, and :meth:`Recoveries.close` takes away what there is
+of it.  A state that cannot be opened again fails alone and says why; it can only be closed.  Nothing here ever writes to a
+managed disk.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import structlog
+import trio
+from pydantic import ValidationError
+
+from blockfs import vhd
+from blockfs.control import RecoveryDisk, RecoveryInfo, RecoverySource
+from blockfs.disk import Disk, DiskRules
+from blockfs.disk_files import DiskPlace
+from blockfs.disk_state import DiskState
+from blockfs.durable import sync_folder, write_atomically
+from blockfs.errors import RigError
+from blockfs.layers import Layer, WritableLayer
+from blockfs.views import Views
+from blockfs.wire import WireModel
+
+FOLDER = "recovery"
+"""Its name in the mount, beside the VMs' folders: no VM can have it."""
+
+RELEASE_S = 2.0
+"""The kernel tells of a file's last close a little after whoever closed it goes on."""
+
+_FORMAT = 1
+_NAME = re.compile(r"[A-Za-z0-9@][A-Za-z0-9@.+_:-]{0,126}")
+_log = structlog.get_logger("blockfs.recoveries")
+
+
+class _Note(WireModel):
+    """What a mounted state's file says."""
+
+    format: int
+    vm: str
+    name: str
+    position: int
+    disks: list[RecoverySource]
+
+
+@dataclass
+class _Mounted:
+    note: _Note
+    disks: dict[str, Disk] = field(default_factory=dict)
+    broken: str | None = None
+
+
+class Recoveries:
+    """The mounted states of one host.  ``root``: their files; ``where``: the mount.  One trio thread."""
+
+    def __init__(self, root: Path, where: Path, *, views: Views, rules: DiskRules) -> None:
+        self._root = root
+        self._where = where
+        self._views = views
+        self._rules = rules
+        self._mounted: dict[str, dict[str, _Mounted]] = {}
+        self._opening: set[tuple[str, str]] = set()
+        for path in sorted(root.glob("*/*.json")):
+            self._reopen(path)
+        noted = [mounted for states in self._mounted.values() for mounted in states.values()]
+        if all(mounted.note.disks for mounted in noted):  # else there are pins whose holder cannot be read
+            views.reconcile(FOLDER, {_holder(mounted.note) for mounted in noted})
+
+    def _reopen(self, path: Path) -> None:
+        note, why = self._read(path)
+        mounted = _Mounted(note, broken=why)
+        if why is None:
+            try:
+                mounted.disks = self._disks(note, self._opened(note))
+            except (RigError, OSError) as exc:
+                mounted.broken = str(exc)
+        if mounted.broken is not None:
+            _log.error("recovery_not_opened", vm=note.vm, name=note.name, error=mounted.broken)
+        self._mounted.setdefault(note.vm, {})[note.name] = mounted
+
+    def _read(self, path: Path) -> tuple[_Note, str | None]:
+        """What a file says, or its name alone and why it says nothing."""
+        try:
+            note = _Note.model_validate(json.loads(path.read_bytes()), strict=True)
+        except (OSError, ValueError, RecursionError, ValidationError) as exc:
+            why = f"{path}: cannot be read: {exc!r:.200}"
+        else:
+            if note.format == _FORMAT and path == self._file(note.vm, note.name):
+                return note, None
+            why = f"{path}: is of format {note.format}, for {note.vm!r:.80}/{note.name!r:.140}; {_FORMAT} is read here"
+        return _Note(format=_FORMAT, vm=path.parent.name, name=path.stem, position=0, disks=[]), why
+
+    def _file(self, vm: str, name: str) -> Path:
+        return self._root / vm / f"{name}.json"
+
+    # --- the tree -----------------------------------------------------------------------------------------------
+
+    def folders(self, within: str) -> Collection[str]:
+        """Names of the folders in a folder of the mount."""
+        if not within:
+            return (FOLDER,) if self._mounted else ()
+        first, _, vm = within.partition("/")
+        if first != FOLDER:
+            return ()
+        return list(self._mounted) if not vm else list(self._mounted.get(vm, ()))
+
+    def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
+        """The disks in a folder of the mount; None: there is no such folder."""
+        path = folder.split("/")
+        if path[0] != FOLDER or not self._mounted or len(path) > 3:
+            return None
+        if len(path) == 1:
+            return {}
+        states = self._mounted.get(path[1])
+        if states is None or len(path) == 2:
+            return None if states is None else {}
+        return states[path[2]].disks if path[2] in states else None
+
+    # --- open and close -----------------------------------------------------------------------------------------
+
+    async def open(self, *, vm: str, name: str, position: int, disks: list[RecoverySource]) -> RecoveryInfo:
+        """See :class:`blockfs.control.DiskHostControl`."""
+        if not _NAME.fullmatch(name):
+            raise RigError(
+                "InvalidName",
+                f"recovery is named {name!r}; allowed are 1 to 127 letters, digits and '@.+_:-', not '.+_:-' first",
+            )
+        there = self._mounted.get(vm, {}).get(name)
+        if there is not None:
+            if there.broken is None and (there.note.position, there.note.disks) == (position, disks):
+                return self._info(there)
+            why = f"cannot be opened: {there.broken}" if there.broken else f"is position {there.note.position}"
+            raise RigError("RecoveryExists", f"{FOLDER}/{vm}/{name} is there already and {why}; unmount it first")
+        if (vm, name) in self._opening:
+            raise RigError("RecoveryExists", f"{FOLDER}/{vm}/{name} is being opened", recoverable=True)
+        note = _Note(format=_FORMAT, vm=vm, name=name, position=position, disks=disks)
+        self._opening.add((vm, name))
+        try:
+            # In a thread: building a view may read much, and the disks that are served must not wait for that.
+            opened = await trio.to_thread.run_sync(self._begin, note)
+            mounted = _Mounted(note, opened)
+        finally:
+            self._opening.discard((vm, name))
+        self._mounted.setdefault(vm, {})[name] = mounted
+        return self._info(mounted)
+
+    def _begin(self, note: _Note) -> dict[str, Disk]:
+        path = self._file(note.vm, note.name)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        sync_folder(self._root.parent)
+        sync_folder(self._root)
+        try:
+            write_atomically(path, json.dumps(note.model_dump()).encode() + b"\n")
+            return self._disks(note, self._opened(note))
+        except BaseException:
+            self._forget(note)
+            raise
+
+    def _opened(self, note: _Note) -> list[Layer]:
+        """Every disk's view, or none."""
+        views: list[Layer] = []
+        try:
+            for disk in note.disks:
+                views.append(self._views.open(Path(disk.store), note.position, _holder(note)))
+        except BaseException:
+            for view in views:
+                view.close()
+            raise
+        return views
+
+    def _disks(self, note: _Note, views: list[Layer]) -> dict[str, Disk]:
+        folder = f"{FOLDER}/{note.vm}/{note.name}"
+        disks = {}
+        for source, view in zip(note.disks, views, strict=True):
+            state = DiskState(
+                disk_id=source.disk_id,
+                size_bytes=view.size_bytes,
+                kind="raw",
+                generation=0,
+                tracked=False,
+                needs_resync=None,
+            )
+            # It is asked for no write: the rules say so to the file system, and no handle of it is writable.
+            layer = cast("WritableLayer", view)
+            disks[source.name] = Disk(
+                DiskPlace(self._root / note.vm, folder, source.name), state=state, layer=layer, rules=self._rules
+            )
+        return disks
+
+    async def close(self, *, vm: str, name: str) -> None:
+        """See :class:`blockfs.control.DiskHostControl`."""
+        mounted = self._mounted.get(vm, {}).get(name)
+        if mounted is None:
+            return
+        with trio.move_on_after(RELEASE_S):
+            while any(disk.handles for disk in mounted.disks.values()):  # noqa: ASYNC110 (the kernel tells nobody)
+                await trio.sleep(0.01)
+        for disk in mounted.disks.values():
+            if disk.handles:
+                raise RigError("RecoveryInUse", f"{disk.place} is in use: it is open {disk.handles} times")
+        if self._mounted.get(vm, {}).pop(name, None) is None:
+            return  # somebody else was quicker
+        if not self._mounted[vm]:
+            del self._mounted[vm]
+        for disk in mounted.disks.values():
+            disk.abandon()
+        await trio.to_thread.run_sync(self._forget, mounted.note)
+
+    def _forget(self, note: _Note) -> None:
+        """Let go of the positions and take the file away, in this order: by the file it is known what is held."""
+        for disk in note.disks:
+            self._views.let_go(Path(disk.store), _holder(note))
+        path = self._file(note.vm, note.name)
+        path.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+    def infos(self, vm: str | None) -> list[RecoveryInfo]:
+        """All mounted states, or those of a VM."""
+        wanted = self._mounted if vm is None else {vm: self._mounted.get(vm, {})}
+        return [self._info(mounted) for states in wanted.values() for mounted in states.values()]
+
+    def _info(self, mounted: _Mounted) -> RecoveryInfo:
+        note = mounted.note
+        folder = self._where / FOLDER / note.vm / note.name
+        disks = [
+            RecoveryDisk(
+                name=name,
+                disk_id=disk.state.disk_id,
+                size_bytes=disk.size_bytes,
+                path=str(folder / f"{name}.img"),
+                vhd_path=str(folder / f"{name}.vhd") if vhd.can_be_vhd(disk.size_bytes) else None,
+                open_handles=disk.handles,
+            )
+            for name, disk in mounted.disks.items()
+        ]
+        return RecoveryInfo(vm=note.vm, name=note.name, position=note.position, disks=disks, broken=mounted.broken)
+
+    def end(self) -> None:
+        """Let go of all files; the states are there again at the next start."""
+        for states in self._mounted.values():
+            for mounted in states.values():
+                for disk in mounted.disks.values():
+                    disk.abandon()
+        self._mounted.clear()
+
+
+def _holder(note: _Note) -> str:
+    return f"{FOLDER} {note.vm}/{note.name}"

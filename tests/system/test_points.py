@@ -1,0 +1,191 @@
+"""Recovery points as files in a real mount: compared with copies of the disks taken at the tags."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from azure_emu.ports import DiskSpec
+from azure_emu.vault.api import MountedPoint, RecoveryPoint
+from blockfs.errors import RigError
+from siterig.testbed import Testbed
+from tests.system.needs import needs_program
+
+pytestmark = pytest.mark.system
+
+MIB = 1 << 20
+SIZES = {"os": 24 * MIB, "odd": 2 * MIB + 512}
+SITERIG = (sys.executable, "-m", "siterig")
+Images = dict[str, Path]
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of a short name: below it is a socket, and the kernel allows 107 bytes for its path."""
+    folder = tmp_path_factory.mktemp("p")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class Source:
+    """A protected VM whose disks are written to at random; copies of them."""
+
+    def __init__(self, testbed: Testbed, folder: Path) -> None:
+        seed = random.randrange(1 << 32)
+        print(f"seed {seed}")
+        self._rng = random.Random(seed)
+        self._testbed = testbed
+        self._folder = folder
+        self._disks: Images = {}
+
+    async def protect(self) -> None:
+        """Make the VM, and wait for its first point."""
+        vault = self._testbed.vault
+        specs = [DiskSpec(name=name, size_bytes=size) for name, size in SIZES.items()]
+        made = await vault.create_vm(vm="web01", disks=specs)
+        self._disks = {disk.name: Path(disk.path) for disk in made.disks}
+        await self.write()
+        await vault.enable_protection(vm="web01", interval_s=2)
+        with trio.fail_after(60):
+            while (await vault.items())[0].protectionState != "Protected":  # noqa: ASYNC110 (in another process)
+                await trio.sleep(0.1)
+
+    async def write(self) -> None:
+        """Writes that overlap, not so many that a log overflows; durable at the end."""
+        await trio.to_thread.run_sync(self._write)
+
+    def _write(self) -> None:
+        for path in self._disks.values():
+            fd = os.open(path, os.O_WRONLY)
+            size = os.fstat(fd).st_size
+            for _ in range(40):
+                at = self._rng.randrange(size)
+                os.pwrite(fd, self._rng.randbytes(min(self._rng.randrange(1, size // 200), size - at)), at)
+            os.fsync(fd)
+            os.close(fd)
+
+    async def copy(self, name: str) -> Images:
+        """The disks as they are now."""
+        made = {disk: self._folder / f"{name}-{disk}.img" for disk in self._disks}
+        for disk, path in self._disks.items():
+            await trio.to_thread.run_sync(shutil.copyfile, path, made[disk])
+        return made
+
+    async def point(self, name: str) -> tuple[Images, RecoveryPoint]:
+        """Write, copy, and take a point of the same state."""
+        await self.write()
+        copy = await self.copy(name)
+        return copy, await self._testbed.vault.create_point(vm="web01", kind="CrashConsistent", name=name)
+
+    async def position(self, name: str) -> tuple[Images, int]:
+        """Write, copy, and the position of the last write: there is no point."""
+        await self.write()
+        copy = await self.copy(name)
+        return copy, max(disk.last_position for disk in await self._testbed.site.list_disks(vm="web01"))
+
+
+@asynccontextmanager
+async def protected(folder: Path) -> AsyncIterator[tuple[Testbed, Source]]:
+    async with Testbed.up(folder / "rig") as testbed:
+        source = Source(testbed, folder)
+        await source.protect()
+        yield testbed, source
+
+
+async def same(copy: Images, mounted: MountedPoint) -> None:
+    """Byte by byte; names the first that differs."""
+    found = {disk.name: disk.path for disk in mounted.disks}
+    assert found.keys() == copy.keys()
+    for disk, path in copy.items():
+        done = await trio.run_process(["cmp", path, found[disk]], capture_stdout=True, capture_stderr=True, check=False)
+        assert done.returncode == 0, (mounted.name, done.stdout + done.stderr)
+
+
+async def run(*command: object) -> str:
+    """Standard output of a command that succeeds."""
+    words = [str(word) for word in command]
+    done = await trio.to_thread.run_sync(partial(subprocess.run, words, capture_output=True, text=True, check=False))
+    assert done.returncode == 0, (words, done.stdout, done.stderr)
+    return done.stdout
+
+
+async def siterig(testbed: Testbed, *arguments: object) -> str:
+    return await run(*SITERIG, *arguments, "--dir", testbed.layout.root)
+
+
+@needs_program("qemu-img")
+async def test_points_and_positions_of_one_vm_are_mounted_at_once_and_survive_a_kill(folder: Path) -> None:
+    async with protected(folder) as (testbed, source):
+        vault = testbed.vault
+        states: list[tuple[Images, MountedPoint]] = []
+        first, first_point = await source.point("first")
+        between, position = await source.position("between")
+        second, second_point = await source.point("second")
+        later, later_position = await source.position("later")
+        last = await vault.create_point(vm="web01", kind="CrashConsistent", name="last")
+        states.append((first, await vault.mount_point(vm="web01", point=first_point.id)))
+        states.append((between, await vault.mount_point(vm="web01", position=position)))
+        states.append((second, await vault.mount_point(vm="web01", time=second_point.recoveryPointTime)))
+        states.append((later, await vault.mount_point(vm="web01", position=later_position)))
+        states.append((later, await vault.mount_point(vm="web01", point="LatestProcessed", name="newest")))
+        assert (states[2][1].position, states[4][1].recoveryPoint) == (second_point.position, last)
+        await source.write()  # what goes on at the site changes nothing of them
+        for copy, mounted in states:
+            await same(copy, mounted)
+
+        images = {disk.name: disk for disk in states[1][1].disks}
+        assert images["odd"].vhd is None  # not whole MiB
+        vhd = images["os"].vhd
+        assert "Images are identical." in await run("qemu-img", "compare", "-f", "raw", "-F", "vpc", between["os"], vhd)
+        for refused in (lambda: os.open(images["os"].path, os.O_RDWR), lambda: os.truncate(images["os"].path, 4096)):
+            with pytest.raises(OSError, match="Read-only file system"):
+                await trio.to_thread.run_sync(refused)
+
+        await testbed.supervisor.kill_role(name="azure", hold=False)
+        with trio.fail_after(60):
+            while True:
+                try:
+                    if len(await testbed.azure.list_recoveries()) == len(states):
+                        break
+                except RigError:
+                    pass
+                await trio.sleep(0.1)
+        for copy, mounted in states:
+            await same(copy, mounted)
+        assert len(json.loads(await siterig(testbed, "point", "list", "web01", "--json"))["mounted"]) == len(states)
+        for _, mounted in states:
+            await siterig(testbed, "point", "unmount", "web01", mounted.name)
+        assert await vault.mounted_points(vm="web01") == []
+        assert not (testbed.layout.azure_mount / "recovery").exists()
+
+
+@needs_program("qemu-img")
+async def test_a_position_is_exported_and_becomes_another_vms_disk(folder: Path) -> None:
+    async with protected(folder) as (testbed, source):
+        copy, position = await source.position("between")
+        await testbed.vault.create_point(vm="web01", kind="CrashConsistent", name="last")
+        what = ("point", "export", "web01", "--disk", "os", "--position", position)
+        for format_, name in (("raw", "raw"), ("qcow2", "qcow2"), ("vhd", "vpc")):
+            to = folder / f"exported.{format_}"
+            await siterig(testbed, *what, "--format", format_, "--to", to)
+            assert "identical" in await run("qemu-img", "compare", "-f", "raw", "-F", name, copy["os"], to)
+        assert await testbed.vault.mounted_points(vm="web01") == []
+        made = await siterig(
+            testbed, "vm", "create", "copy", "--json",
+            "--disk", f"os={folder / 'exported.qcow2'}:32MiB", "--disk", f"data={folder / 'exported.vhd'}",
+        )  # fmt: skip
+        disks = {disk["name"]: Path(disk["path"]) for disk in json.loads(made)["disks"]}
+        expected = await trio.Path(copy["os"]).read_bytes()
+        assert await trio.Path(disks["os"]).read_bytes() == expected + bytes(8 * MIB)
+        assert await trio.Path(disks["data"]).read_bytes() == expected

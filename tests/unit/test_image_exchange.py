@@ -1,0 +1,201 @@
+"""Images of other formats: a disk exported and imported again is the same, byte for byte, and QEMU agrees."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+
+from blockfs import image_import, vhd
+from blockfs.errors import RigError
+from blockfs.sparse_copy import SparseCopy
+from siterig import image_export
+from siterig.image_export import Format
+from siterig.values import is_import, parse_import
+from tests.system.needs import needs_program
+
+MIB = 1 << 20
+SIZE = 24 * MIB
+FORMATS: tuple[Format, ...] = ("raw", "vhd", "qcow2", "vhdx", "vmdk")
+QEMU = {"raw": "raw", "vhd": "vpc", "qcow2": "qcow2", "vhdx": "vhdx", "vmdk": "vmdk"}
+
+
+def disk_bytes(path: Path, seed: int) -> Path:
+    """A sparse file of random pieces, the last sector among them."""
+    rng = random.Random(seed)
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+        for _ in range(20):
+            file.seek(rng.randrange(SIZE // 512 - 300) * 512)
+            file.write(rng.randbytes(rng.randrange(1, 300) * 512))
+        file.seek(SIZE - 512)
+        file.write(rng.randbytes(512))
+    return path
+
+
+def as_vhd(path: Path) -> Path:
+    """What a mount shows beside a disk: the same with a footer."""
+    made = path.with_suffix(".vhd")
+    shutil.copyfile(path, made)
+    with made.open("ab") as file:
+        file.write(vhd.fixed_footer(SIZE, "5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42"))
+    return made
+
+
+def qemu_img(*arguments: object) -> str:
+    done = subprocess.run(["qemu-img", *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_program("qemu-img")
+@pytest.mark.parametrize("format_", FORMATS)
+async def test_export_then_import_gives_the_same_bytes_and_qemu_agrees(tmp_path: Path, format_: Format) -> None:
+    seed = random.randrange(1 << 32)
+    disk = disk_bytes(tmp_path / "os.img", seed)
+    to = tmp_path / f"exported.{format_}"
+    told: list[int] = []
+    source = as_vhd(disk) if format_ == "vhd" else disk
+    await image_export.export(source, to, format_, force=False, advance=told.append)
+    assert sum(told) == source.stat().st_size
+    if format_ in ("qcow2", "vhdx", "vmdk"):
+        qemu_img("check", "-f", format_, to)
+    assert "Images are identical." in qemu_img("compare", "-f", "raw", "-F", QEMU[format_], disk, to)
+    if format_ == "raw":
+        assert to.stat().st_blocks < disk.stat().st_blocks + 64  # and what the host keeps of its own
+
+    looked = await image_import.look_at(to)
+    assert (looked.format, looked.size_bytes) == (format_, SIZE)
+    back = tmp_path / "back.img"
+    with back.open("wb") as file:
+        file.truncate(SIZE + MIB)  # a larger disk
+    await image_import.fill(to, back)
+    assert back.read_bytes() == disk.read_bytes() + bytes(MIB), f"seed {seed}"
+    assert back.stat().st_blocks * 512 < SIZE / 2, "what is a hole stays one"
+    assert sorted(path.suffix for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+@needs_program("qemu-img")
+async def test_a_dynamic_vhd_is_imported(tmp_path: Path) -> None:
+    disk, dynamic, back = disk_bytes(tmp_path / "os.img", 1), tmp_path / "dynamic.vhd", tmp_path / "back.img"
+    qemu_img("convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on", disk, dynamic)
+    looked = await image_import.look_at(dynamic)
+    assert (looked.format, looked.size_bytes) == ("vpc", SIZE)
+    with back.open("wb") as file:
+        file.truncate(SIZE)
+    await image_import.fill(dynamic, back)
+    assert back.read_bytes() == disk.read_bytes()
+
+
+@needs_program("qemu-img")
+async def test_an_image_that_needs_another_file_is_refused(tmp_path: Path) -> None:
+    base, top = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
+    qemu_img("create", "-q", "-f", "qcow2", base, SIZE)
+    qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
+    with pytest.raises(
+        RigError, match=r"top\.qcow2: needs another file, .*base\.qcow2: qemu-img convert makes one"
+    ) as failed:
+        await image_import.look_at(top)
+    assert failed.value.code == "ImageUnusable"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "words"),
+    [
+        ("x.img", b"x" * 1000, "InvalidDiskSize", "has 1000 bytes"),
+        ("x.vhd", b"x" * 1024, "VhdCorrupt", "is named as a VHD"),
+        ("x.vdi", bytes(64) + b"\x7f\x10\xda\xbe" + bytes(956), "ImageUnusable", "is a vdi image; raw, vhd, qcow2, vhdx"),
+        ("x.qcow2", b"QFI\xfb" + bytes(1020), "ImageUnusable", "x.qcow2: qemu-img: Could not open"),
+    ],
+)
+@needs_program("qemu-img")
+async def test_what_is_no_image_is_refused_in_one_line(
+    tmp_path: Path, name: str, content: bytes, code: str, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RigError) as failed:
+        await image_import.look_at(tmp_path / name)
+    assert failed.value.code == code
+    assert words in failed.value.message
+    assert "\n" not in failed.value.message
+
+
+async def test_an_image_larger_than_the_disk_is_refused_and_the_disk_untouched(tmp_path: Path) -> None:
+    image, disk = tmp_path / "image.img", tmp_path / "disk.img"
+    image.write_bytes(b"x" * 1024)
+    disk.write_bytes(bytes(512))
+    with pytest.raises(RigError, match=r"has 512 bytes; the disk in .*image\.img has 1024"):
+        await image_import.fill(image, disk)
+    assert disk.read_bytes() == bytes(512)
+
+
+async def test_an_export_replaces_nothing_unless_told_to(tmp_path: Path) -> None:
+    disk, to = disk_bytes(tmp_path / "os.img", 2), tmp_path / "out.img"
+    to.write_bytes(b"precious")
+    with pytest.raises(RigError) as failed:
+        image_export.check(to, "raw", force=False)
+    assert failed.value.code == "FileExists"
+    with pytest.raises(RigError, match=r"out\.img is there already: name another file, or replace it with --force"):
+        await image_export.export(disk, to, "raw", force=False, advance=lambda _done: None)
+    assert (to.read_bytes(), sorted(p.name for p in tmp_path.iterdir())) == (b"precious", ["os.img", "out.img"])
+    await image_export.export(disk, to, "raw", force=True, advance=lambda _done: None)
+    assert to.read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.parametrize("format_", ["raw", "qcow2"])
+@needs_program("qemu-img")
+async def test_an_export_that_is_cancelled_leaves_nothing(tmp_path: Path, format_: Format) -> None:
+    disk, to = disk_bytes(tmp_path / "os.img", 3), tmp_path / "out"
+    with trio.CancelScope() as scope:
+        await image_export.export(disk, to, format_, force=False, advance=lambda _done: scope.cancel())
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left == ["os.img"] or (
+        format_ == "qcow2" and sorted(left) == ["os.img", "out"]
+    )  # it was done at the first report
+
+
+async def test_a_source_that_cannot_be_read_is_named_with_the_byte(tmp_path: Path) -> None:
+    disk = disk_bytes(tmp_path / "os.img", 4)
+    fd = os.open(disk, os.O_WRONLY)  # not to be read
+    target = tmp_path / "target"
+    with (
+        target.open("wb") as file,
+        pytest.raises(RigError, match=r"os\.img: cannot be read at byte \d+: Bad file descriptor"),
+    ):
+        await SparseCopy(disk, fd, target, file.fileno(), SIZE).run(lambda _done: None)
+    os.close(fd)
+
+
+def test_without_qemu_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    image_export.check(tmp_path / "x.vhd", "vhd", force=False)
+    with pytest.raises(RigError) as failed:
+        image_export.check(tmp_path / "x.qcow2", "qcow2", force=False)
+    assert (failed.value.code, failed.value.message) == (
+        "ToolMissing",
+        "format qcow2 needs qemu-img, which is not installed; on Debian: apt-get install qemu-utils",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("os=web.vhdx", ("os", "web.vhdx", None)),
+        ("os=/a/b.img:2GiB", ("os", "/a/b.img", 2 << 30)),
+        ("os=/a:b/c.img", ("os", "/a:b/c.img", None)),
+    ],
+)
+def test_a_disk_of_an_image_is_name_equals_path_and_perhaps_a_size(text: str, expected: object) -> None:
+    assert is_import(text)
+    assert parse_import(text) == expected
+
+
+def test_a_blank_disk_is_no_import() -> None:
+    assert not is_import("os:1GiB:ext4")
+    with pytest.raises(RigError, match="write NAME=IMAGE or NAME=IMAGE:SIZE"):
+        parse_import("os=")

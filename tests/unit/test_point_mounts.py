@@ -1,0 +1,185 @@
+"""Mounting points, positions and times through the vault: what is chosen, what is refused, what a kill leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from azure_emu.ports import DiskSpec
+from azure_emu.vault.clock import rfc3339
+from azure_emu.vault.mounts import parse_time
+from azure_emu.vault.vault import Vault
+from blockfs.errors import RigError
+from tests.unit.vault_fakes import START_NS, World, ended, protected, running
+
+GIB = 1 << 30
+
+
+async def refused(vault: Vault, **choice: object) -> tuple[str, str]:
+    with pytest.raises(RigError) as caught:
+        await vault.mount_point(vm="web01", **choice)  # type: ignore[arg-type]
+    return caught.value.code, caught.value.message
+
+
+async def test_a_point_a_position_and_a_time_are_mounted_at_once_and_shown(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        point = await vault.create_point(vm="web01", kind="ApplicationConsistent", name="app")
+        for disk, at in zip(world.site["web01"].values(), (13, 17), strict=True):
+            world.times[disk.disk_id] = {10: START_NS, at: START_NS + at}
+        by_point = await vault.mount_point(vm="web01", point="LatestApplicationConsistent")
+        by_position = await vault.mount_point(vm="web01", position=15)
+        by_time = await vault.mount_point(vm="web01", time="2027-01-15T09:00:00.000000018+01:00")
+        assert (by_point.name, by_point.position, by_point.recoveryPoint) == (point.id, 20, point)
+        assert (by_position.name, by_position.position, by_position.recoveryPoint) == ("@15", 15, None)
+        assert (by_time.name, by_time.position) == ("2027-01-15T09:00:00.000000018+01:00", 17)  # the later of both disks
+        assert [disk.path for disk in by_position.disks] == [
+            "/mnt/recovery/web01/@15/data.img", "/mnt/recovery/web01/@15/os.img",
+        ]  # fmt: skip
+        assert [state.name for state in await vault.mounted_points(vm="web01")] == [point.id, by_time.name, "@15"]
+        assert await vault.mount_point(vm="web01", position=15) == by_position  # again is no error
+        await vault.unmount_point(vm="web01", name="@15")
+        assert await refused_unmount(vault, "@15") == (
+            "NotMounted",
+            f"VM 'web01' has no mounted point '@15'; mounted are: {', '.join(sorted([by_time.name, point.id]))}",
+        )
+        assert sorted(name for _, name in world.recoveries) == sorted([point.id, by_time.name])
+
+
+async def refused_unmount(vault: Vault, name: str) -> tuple[str, str]:
+    with pytest.raises(RigError) as caught:
+        await vault.unmount_point(vm="web01", name=name)
+    return caught.value.code, caught.value.message
+
+
+async def test_what_cannot_be_mounted_is_refused_with_what_can(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        for disk in world.site["web01"].values():
+            world.floors[disk.disk_id] = 4
+        assert await refused(vault, position=3) == (
+            "InvalidPosition", "VM 'web01': position 3 cannot be read; allowed: 4 to 10",
+        )  # fmt: skip
+        assert (await refused(vault, position=11))[0] == "InvalidPosition"
+        span = "allowed: 2027-01-15T08:00:00.000000Z to 2027-01-15T08:00:00.000000Z"
+        for time in ("2026-01-15T08:00:00Z", "2028-01-15T08:00:00Z"):
+            assert await refused(vault, time=time) == ("InvalidTime", f"VM 'web01': time {time} cannot be read; {span}")
+        for time in ("yesterday", "2026-11-21T22:13:17", "2026-13-21T22:13:17Z", "9999-12-31T23:59:59-23:59"):
+            assert await refused(vault, time=time) == (
+                "InvalidTime",
+                f"time '{time}' is not understood: write RFC 3339, e.g. 2026-11-21T22:13:17Z or ...:17.25+01:00",
+            )
+        assert (await refused(vault, point="nope"))[0] == "NoSuchPoint"
+        assert (await refused(vault, position=10, time="2027-01-15T08:00:00Z"))[0] == "BadRequest"
+        await vault.mount_point(vm="web01", position=10, name="mine")
+        assert await refused(vault, position=9, name="mine") == (
+            "RecoveryExists", "VM 'web01': mine is mounted already, at position 10, not 9; unmount it first",
+        )  # fmt: skip
+        assert list(world.recoveries) == [("web01", "mine")]
+
+
+def test_times_are_read_to_the_nanosecond() -> None:
+    assert parse_time("2027-01-15t09:30:00.000000001+01:30") == START_NS + 1
+    assert parse_time("2027-01-15 08:00:00.500000000z") == START_NS + 500_000_000
+
+
+def test_a_time_as_it_is_shown_means_the_point_it_is_shown_of() -> None:
+    assert parse_time("2027-01-15T08:00:00Z") == START_NS + 999
+    assert parse_time(rfc3339(START_NS + 123_456_789)) == START_NS + 123_456_999
+
+
+async def test_latest_first_applies_what_the_cache_holds_and_latest_processed_does_not(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        world.apply = False
+        await vault._services.site.replicate_now(vm="web01", kind="CrashConsistent", name="waiting")  # in the cache only
+        assert (await vault.mount_point(vm="web01", point="LatestProcessed")).position == 10
+        job = await ended(vault, await vault.test_failover(vm="web01", point="LatestProcessed"))
+        assert job.recoveryPoint is not None
+        assert job.recoveryPoint.position == 10
+        assert "recovery.process_latest" not in world.calls
+        latest = await vault.mount_point(vm="web01", point="Latest")
+        assert "recovery.process_latest" in world.calls
+        assert latest.position == 20
+        assert latest.recoveryPoint is not None
+        assert latest.recoveryPoint.name == "waiting"
+        assert (await vault.mount_point(vm="web01", point="LatestProcessed")).name == latest.name
+
+
+async def test_a_mount_that_fails_leaves_nothing_and_one_that_was_there_stays(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        broken = RigError("StoreCorrupt", "journal/00000001.journal: byte 17")
+        world.failing_once["azure.open_recovery"] = broken
+        assert (await refused(vault, position=10))[0] == "StoreCorrupt"
+        assert await vault.mounted_points(vm="web01") == []
+        await vault.mount_point(vm="web01", position=10)
+        world.failing_once["azure.open_recovery"] = broken
+        assert (await refused(vault, position=10))[0] == "StoreCorrupt"
+        assert [state.name for state in await vault.mounted_points(vm="web01")] == ["@10"]
+
+
+async def test_what_a_kill_left_half_mounted_is_shown_and_can_be_mounted_again_or_unmounted(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        for position in (8, 9):
+            await vault.mount_point(vm="web01", position=position)
+    world.recoveries.clear()  # killed before the host had opened them
+    async with running(world, tmp_path) as vault:
+        assert [state.broken for state in await vault.mounted_points(vm="web01")] == [
+            "the recovery host does not have it: unmount it"
+        ] * 2
+        assert (await vault.mount_point(vm="web01", position=8)).broken is None
+        await vault.unmount_point(vm="web01", name="@9")
+        assert [(state.name, state.broken) for state in await vault.mounted_points(vm="web01")] == [("@8", None)]
+
+
+async def test_giving_up_protection_unmounts_unless_something_uses_it(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.mount_point(vm="web01")
+        world.failing_once["azure.close_recovery"] = RigError("RecoveryInUse", "recovery/web01/x/os is in use")
+        job = await ended(vault, await vault.disable_protection(vm="web01"))
+        assert (job.state, job.errors[0].code) == ("Failed", "RecoveryInUse")
+        assert len(world.recoveries) == 1
+        job = await ended(vault, await vault.disable_protection(vm="web01"))
+        assert job.state == "Succeeded"
+        assert (world.recoveries, world.managed) == ({}, {})
+
+
+# --- sizes of disks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "message"),
+    [
+        ("data", 32_768, "disk 'data' of VM 'web01' has 32,768 GiB; a managed disk may have 32,767 GiB"),
+        ("os", 4_096, "disk 'os' of VM 'web01' has 4,096 GiB; the operating system's disk may have 4,095 GiB"),
+    ],
+)
+async def test_a_disk_that_is_too_large_for_the_service_is_refused(
+    tmp_path: Path, name: str, gib: int, message: str
+) -> None:
+    async with running(World(), tmp_path) as vault:
+        sizes = {"os": GIB, "data": GIB} | {name: gib * GIB}
+        await vault.create_vm(vm="web01", disks=[DiskSpec(name=n, size_bytes=size) for n, size in sizes.items()])
+        with pytest.raises(RigError) as caught:
+            await vault.enable_protection(vm="web01", interval_s=30)
+        assert (caught.value.code, caught.value.message) == ("DiskSizeUnsupported", message)
+        assert await vault.items() == []
+
+
+async def test_a_disk_that_is_not_whole_mib_is_replicated_and_said(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await vault.create_vm(vm="web01", disks=[DiskSpec(name="os", size_bytes=(1 << 20) + 512)])
+        job = await ended(vault, await vault.enable_protection(vm="web01", interval_s=30))
+        assert (job.state, job.stateDescription) == ("Succeeded", "CompletedWithInformation")
+        texts = [event.description for event in await vault.events()]
+        assert any(text.startswith("disk 'os' of VM 'web01' has 1049088 bytes, not whole MiB") for text in texts)

@@ -1,0 +1,226 @@
+"""Which recovery points go: the rules by themselves, and the vault that keeps to them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import trio
+import trio.lowlevel
+from sqlalchemy import func, insert, select
+from trio.testing import MockClock
+
+from azure_emu.vault.keeper import ROUND_S
+from azure_emu.vault.retention import HOUR_NS, PointFacts, Policy, check_hours, expired
+from azure_emu.vault.schema import PointRow, TagSeenRow
+from azure_emu.vault.vault import Vault
+from blockfs.control import CutInfo
+from blockfs.errors import RigError
+from tests.unit.vault_fakes import START_NS, World, ended, protected, running
+
+MINUTE_NS = HOUR_NS // 60
+DAY = Policy(24)
+NOON_NS = START_NS // HOUR_NS * HOUR_NS  # an hour's begin, UTC
+
+
+def point(number: int, time_ns: int, *, app: bool = False) -> PointFacts:
+    return PointFacts(id=f"p{number}", position=number, time_ns=time_ns, app_consistent=app)
+
+
+def kept(points: list[PointFacts], now_ns: int, policy: Policy = DAY, in_use: frozenset[str] = frozenset()) -> list[str]:
+    gone = expired(points, now_ns, policy, in_use)
+    return [p.id for p in points if p.id not in gone]
+
+
+def test_every_point_of_two_hours_is_kept_then_the_newest_of_each_hour() -> None:
+    points = [point(n, NOON_NS + n * 5 * MINUTE_NS) for n in range(12 * 4)]  # four hours, one each five minutes
+    now_ns = NOON_NS + 4 * HOUR_NS - 5 * MINUTE_NS  # at the newest
+    assert kept(points, now_ns) == ["p11", "p23", *(f"p{n}" for n in range(24, 48))]
+    later = point(48, now_ns + 10 * MINUTE_NS)  # p24 and p25 are over two hours old, and of one hour
+    assert kept([*points, later], later.time_ns) == ["p11", "p23", *(f"p{n}" for n in range(25, 49))]
+
+
+def test_of_an_hour_the_newest_application_consistent_point_is_kept() -> None:
+    points = [point(n, NOON_NS + n * 10 * MINUTE_NS, app=n in (1, 3)) for n in range(6)]
+    newest = point(9, NOON_NS + 9 * HOUR_NS)
+    assert kept([*points, newest], newest.time_ns) == ["p3", "p9"]
+
+
+def test_none_is_older_than_the_retention_but_the_newest_and_the_newest_application_consistent_one() -> None:
+    points = [point(1, NOON_NS, app=True), point(2, NOON_NS + HOUR_NS, app=True), point(3, NOON_NS + 2 * HOUR_NS)]
+    later = point(4, NOON_NS + 40 * HOUR_NS)
+    assert kept([*points, later], later.time_ns) == ["p2", "p4"]
+    assert kept([*points, later], later.time_ns, in_use=frozenset({"p1"})) == ["p1", "p2", "p4"]
+
+
+def test_nothing_goes_while_no_new_points_come() -> None:
+    points = [point(n, NOON_NS + n * HOUR_NS) for n in range(20)]
+    assert kept(points, NOON_NS + 500 * HOUR_NS) == [p.id for p in points]
+
+
+@pytest.mark.parametrize("skew_h", [-300, -30, 30, 300])
+def test_a_site_with_a_wrong_clock_keeps_the_same_points(skew_h: int) -> None:
+    points = [point(n, NOON_NS + n * 20 * MINUTE_NS) for n in range(100)]
+    now_ns = points[-1].time_ns
+    skewed = [point(p.position, p.time_ns + skew_h * HOUR_NS) for p in points]
+    if skew_h < 0:
+        assert kept(skewed, now_ns) == kept(points, now_ns)
+    else:  # from the future: nothing ages before its time comes
+        assert set(kept(skewed, now_ns)) >= set(kept(points, now_ns))
+
+
+def test_one_time_from_the_far_future_does_not_age_the_others() -> None:
+    points = [point(n, NOON_NS + n * HOUR_NS) for n in range(10)]
+    wild = point(10, NOON_NS + 10_000 * HOUR_NS)
+    assert kept([*points, wild], points[-1].time_ns) == [p.id for p in (*points, wild)]
+
+
+def test_pruning_again_and_again_ends_where_pruning_once_does() -> None:
+    seed = random.randrange(1 << 32)
+    rng = random.Random(seed)
+    times = sorted(rng.randrange(40 * HOUR_NS) for _ in range(600))
+    points = [point(n, NOON_NS + at, app=rng.random() < 0.05) for n, at in enumerate(times)]
+    left: list[PointFacts] = []
+    for p in points:
+        left.append(p)
+        gone = set(expired(left, p.time_ns, DAY))
+        left = [other for other in left if other.id not in gone]
+    assert [p.id for p in left] == kept(points, points[-1].time_ns), f"seed {seed}"
+
+
+def test_hours_out_of_range_are_named_with_what_is_allowed() -> None:
+    for hours in (0, 25, -1):
+        with pytest.raises(RigError) as caught:
+            check_hours(hours)
+        assert (caught.value.code, caught.value.message) == (
+            "InvalidPolicy",
+            f"recoveryPointHistoryDuration is {hours}; allowed: 1 to 24 hours, as the service has it for Hyper-V",
+        )
+
+
+# --- the vault ----------------------------------------------------------------------------------------------------
+
+
+async def cut(world: World, kind: str = "CrashConsistent") -> CutInfo:
+    """A delta cycle at the world's time, applied in every disk."""
+    world.position += 10
+    made = CutInfo(
+        vm="web01", tag_id=f"00000000-0000-4000-8000-{world.position:012}", kind=kind, name="cycle",  # type: ignore[arg-type]
+        position=world.position, time_ns=world.now_ns,
+    )  # fmt: skip
+    world.cached.append(("web01", made))
+    await world.apply_cached()
+    return made
+
+
+async def rows(vault: Vault) -> tuple[int, int]:
+    def look(session):  # type: ignore[no-untyped-def]
+        return tuple(
+            session.execute(select(func.count()).select_from(table)).scalar_one() for table in (PointRow, TagSeenRow)
+        )
+
+    return await vault._services.store.transact(look)
+
+
+async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_is_told(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        start_s = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(vault.keep_policies)
+            for number in range(72 * 4):  # a point each quarter of an hour, an application-consistent one each six hours
+                mock_clock.jump(ROUND_S * 3)
+                world.now_ns = START_NS + int((trio.current_time() - start_s) * 1e9)
+                await cut(world, "ApplicationConsistent" if number % 24 == 0 else "CrashConsistent")
+                await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert len(await vault.points(vm="web01")) < 60  # the rounds had been at work all the time
+        await vault._keeper.round()
+        points = await vault.points(vm="web01")
+        assert world.now_ns - points[-1].time_ns <= 24 * HOUR_NS
+        ages_h = [(world.now_ns - p.time_ns) / HOUR_NS for p in points]
+        assert len([age for age in ages_h if age < 2]) == 8
+        assert len([age for age in ages_h if age >= 2]) in (22, 23)
+        assert {p.position for p in points if p.recoveryPointType == "ApplicationConsistent"} == {
+            p.position for p in points if (p.position // 10 - 2) % 24 == 0
+        }
+        assert set(world.retained.values()) == {points[-1].position}
+        assert set(world.retained) == {disk.disk_id for disk in world.site["web01"].values()}
+        assert await rows(vault) == (len(points), 2 * len(points))
+
+
+async def test_pruned_points_do_not_come_back_when_an_applier_reports_anew(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        cuts = []
+        for _ in range(30):
+            world.now_ns += HOUR_NS // 2
+            cuts.append(await cut(world))
+        await vault._keeper.round()
+        before = await vault.points(vm="web01")
+        assert len(before) < 30
+        for made in cuts:  # the applier was killed: it reports all tags of the journal again
+            for disk in world.site["web01"].values():
+                await world.report(disk.disk_id, made)
+        assert await vault.points(vm="web01") == before
+
+
+async def test_points_in_use_are_kept_as_long_as_they_are(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        first, second, third = [point.id for point in (*await vault.points(vm="web01"),)] + [
+            (await cut(world)).tag_id for _ in range(2)
+        ]
+        await ended(vault, await vault.test_failover(vm="web01", point=second))
+        await vault.mount_point(vm="web01", point=third)
+        for _ in range(60):
+            world.now_ns += HOUR_NS
+            await cut(world)
+        await vault._keeper.round()
+        ids = [point.id for point in await vault.points(vm="web01")]
+        assert first not in ids
+        assert {second, third} <= set(ids)
+        assert set(world.retained.values()) == {20}  # the position of the older one
+        await ended(vault, await vault.cleanup_test_failover(vm="web01"))
+        await vault.unmount_point(vm="web01", name=third)
+        await vault._keeper.round()
+        assert not {second, third} & {point.id for point in await vault.points(vm="web01")}
+
+
+async def test_a_recovery_side_that_is_away_is_told_in_a_later_round(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        world.failing["recovery.retain"] = RigError("RoleUnavailable", "role applier cannot be reached", recoverable=True)
+        await vault._keeper.round()
+        assert world.retained == {}
+        world.mend()
+        await vault._keeper.round()
+        assert set(world.retained.values()) == {10}
+
+
+async def test_ten_thousand_points_are_listed_and_limited(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+
+        def fill(session):  # type: ignore[no-untyped-def]
+            session.execute(
+                insert(PointRow),
+                [
+                    {"tag_id": f"p{n}", "vm": "web01", "kind": "CrashConsistent", "name": "x", "position": 100 + n,
+                     "time_ns": START_NS + n, "available": True}
+                    for n in range(10_000)
+                ],
+            )  # fmt: skip
+
+        await vault._services.store.transact(fill)
+        began = trio.current_time()
+        assert len(await vault.points(vm="web01")) == 10_001
+        assert trio.current_time() - began < 5  # about 0.2 s on an idle machine
+        assert [point.id for point in await vault.points(vm="web01", limit=2)] == ["p9999", "p9998"]
