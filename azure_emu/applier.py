@@ -22,6 +22,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from azure_emu.change_steps import change_steps
 from azure_emu.export import Exporter
 from azure_emu.history import Want
 from azure_emu.managed_disk import (
@@ -32,7 +33,7 @@ from azure_emu.managed_disk import (
     reset_disk,
 )
 from azure_emu.part_cache import PartCache
-from azure_emu.ports import ApplierReports, Change, Damage, DiskState
+from azure_emu.ports import ApplierReports, Change, ChangeStep, Damage, DiskState
 from azure_emu.questions import change_list, disk_state, position_at
 from azure_emu.scrub import scrub
 from azure_emu.store_history import load_history
@@ -375,6 +376,11 @@ class Applier:
         """See :class:`azure_emu.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
         return await trio.to_thread.run_sync(lambda: change_list(load_history(folder), after, upto, limit))
+
+    async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
+        """See :class:`azure_emu.ports.RecoverySide`."""
+        folder = self._folder / self._disk(disk_id).disk_id
+        return await trio.to_thread.run_sync(lambda: change_steps(load_history(folder), after, upto))
 
     async def scrub(self, *, disk_id: str) -> list[Damage]:
         """See :class:`azure_emu.ports.RecoverySide`; a store that cannot be opened can be scrubbed."""

@@ -35,6 +35,14 @@ class Change(WireModel):
     length: int
 
 
+class ChangeStep(WireModel):
+    """``count`` positions at which a disk changed, the last of them not after ``position``; of one it is that."""
+
+    position: int
+    time_ns: int
+    count: int
+
+
 class Damage(WireModel):
     """Something in a managed disk's folder that is not as it was written.
 
@@ -178,6 +186,13 @@ class RecoverySide(Protocol):
 
     async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
         """The first ``limit`` changes of the disk with ``after < position <= upto``, in order (``InvalidPosition``)."""
+        ...
+
+    async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
+        """At which positions with ``after < position <= upto`` the disk changed (``InvalidPosition``).
+
+        Of very many, groups: at least two of at least two positions, so that whoever asks for less and less finds each.
+        """
         ...
 
     async def scrub(self, *, disk_id: str) -> list[Damage]:

@@ -9,9 +9,28 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from blockfs.counters import DiskCounters
+from blockfs.errors import RigError
 from blockfs.wire import WireModel
 
 TagKind = Literal["CrashConsistent", "ApplicationConsistent"]
+
+
+class PromotionInfo(WireModel):
+    """A disk that is made independent of the managed disk it lies over: all below ``done_bytes`` is its own.
+
+    ``error``: what stops it for the moment; it is tried again.
+    """
+
+    done_bytes: int
+    total_bytes: int
+    error_code: str | None
+    error: str | None
+
+    @classmethod
+    def of(cls, done_bytes: int, total_bytes: int, stopped_by: RigError | None) -> PromotionInfo:
+        """``stopped_by``: the error."""
+        code, message = (None, None) if stopped_by is None else (stopped_by.code, stopped_by.message)
+        return cls(done_bytes=done_bytes, total_bytes=total_bytes, error_code=code, error=message)
 
 
 class DiskInfo(WireModel):
@@ -22,7 +41,7 @@ class DiskInfo(WireModel):
     log's sequence numbers cannot be vouched for.  ``last_position`` is the position of the newest record.
     ``needs_resync`` is None or the reason (``PowerLoss``, ``LogOverflow``, ``DiskReplaced``, ...).  Past ``log_bytes_max``
     (None: no limit) of unsent log it is given up, and ``dirty_bytes`` counts what has changed since.  ``snapshot_bytes``
-    is what a snapshot's old chunks take, of ``snapshot_bytes_max`` at most.
+    is what a snapshot's old chunks take, of ``snapshot_bytes_max`` at most.  ``promotion``: None unless one is under way.
     """
 
     vm: str
@@ -43,6 +62,7 @@ class DiskInfo(WireModel):
     snapshot_bytes_max: int | None
     needs_resync: str | None
     open_handles: int
+    promotion: PromotionInfo | None = None
 
 
 class SegmentInfo(WireModel):
@@ -214,6 +234,13 @@ class DiskHostControl(Protocol):
 
         A new top (``vm``/``name``) is made over the read-only view; only a recovery-side host can do this
         (``NotARecoveryHost``).
+        """
+        ...
+
+    async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
+        """Make the VM's disks independent of the managed disks that they lie over, behind their guests (``VmNotFound``).
+
+        Returns at once; how far each disk is, is in its ``promotion``.  Of no effect on disks that lie over none.
         """
         ...
 

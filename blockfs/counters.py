@@ -107,6 +107,11 @@ def read(disk: Any) -> Any:
     return found
 
 
+def requests_done(disk: Any) -> int:
+    """Of a disk in C: of all kinds, since it was opened."""
+    return sum(read(disk).ops)
+
+
 def requests(found: Any) -> dict[RequestKind, RequestCounters]:
     """Of every kind of request."""
     return {kind: _requests(found, op) for kind, op in REQUEST_KINDS.items()}

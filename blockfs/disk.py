@@ -33,9 +33,9 @@ import trio
 
 from blockfs import counters, dirty
 from blockfs.changelog import RecordType, encode_tag
-from blockfs.control import DiskInfo, SegmentInfo
+from blockfs.control import DiskInfo, PromotionInfo, SegmentInfo
 from blockfs.counters import DiskCounters
-from blockfs.disk_files import SECTOR_BYTES, DiskPlace
+from blockfs.disk_files import SECTOR_BYTES, DiskPlace, finish_promotion, make_raw_of_top, remove_maps
 from blockfs.disk_log import DiskLog, LogPolicy, check, find_segments, go_on_noting
 from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder
@@ -75,6 +75,7 @@ class Disk:
         self.state = state
         self.handles = 0
         self.snapshot: Snapshot | None = None
+        self.promotion_stopped_by: RigError | None = None
         self.layer = layer
         self._rules = rules
         self._log: DiskLog | None = None
@@ -100,7 +101,7 @@ class Disk:
     @classmethod
     def open(cls, place: DiskPlace, rules: DiskRules, views: Views | None) -> Disk:
         """Open what is there; see :meth:`over`."""
-        state = DiskState.load(place.file("disk"))
+        state = finish_promotion(place, DiskState.load(place.file("disk")))
         place.file("snapshot").unlink(missing_ok=True)
         layer: WritableLayer
         if state.kind == "raw":
@@ -239,8 +240,7 @@ class Disk:
     def read(self, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes; fewer at the end of the disk."""
         data = bytearray(length)
-        done = lib.sr_disk_read(self.c, ffi.from_buffer(data), length, offset)
-        check(done)
+        done = check(lib.sr_disk_read(self.c, ffi.from_buffer(data), length, offset))
         return bytes(data[:done])
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
@@ -441,6 +441,44 @@ class Disk:
             self.snapshot.close()
             self.snapshot = None
 
+    # --- promotion (blockfs.promotion) --------------------------------------------------------------------------
+
+    def begin_promotion(self) -> None:
+        """From now on, and after the next start; of no effect on a raw disk."""
+        if self.state.kind == "top" and not self.state.promoting:
+            self._set(promoting=True)
+
+    @property
+    def own_bytes(self) -> int:
+        """All below this offset is the disk's own."""
+        return int(lib.sr_disk_adopted(self.c)) if isinstance(self.layer, TopLayer) else self.size_bytes
+
+    def adopt(self, bytes_max: int) -> bool:
+        """Copy about so much of what it lacks from below; whether it has all now.  In any thread, one at a time."""
+        with self._thread_lock:
+            return check(lib.sr_disk_adopt(self.c, bytes_max)) == 1
+
+    def sync_adopted(self) -> None:
+        """What was adopted is on stable storage; the log says nothing of it."""
+        with self._thread_lock:
+            check(lib.sr_disk_sync(self.c))
+
+    def note_raw(self) -> bool:
+        """What was adopted and synced is a raw disk's file from the next start on; False: it has grown meanwhile."""
+        if not lib.sr_disk_is_full(self.c):
+            return False
+        self.state = make_raw_of_top(self.place, self.state)
+        return True
+
+    def settle(self) -> None:
+        """After :meth:`note_raw`, in any thread: let go of the view; open handles go on."""
+        with self._thread_lock:
+            while (done := int(lib.sr_disk_settle(self.c))) == -errno.EAGAIN:  # it has grown, with zeros
+                check(lib.sr_disk_adopt(self.c, DISK_BYTES_MAX))
+            check(done)
+            self.layer = RawLayer.of_top(self.layer, self.place.file("img"))
+        remove_maps(self.place)
+
     # --- the end ------------------------------------------------------------------------------------------------
 
     @property
@@ -476,6 +514,9 @@ class Disk:
     def info(self, mountpoint: Path) -> DiskInfo:
         """What other roles may know."""
         self.note_given_up()
+        promotion = None
+        if self.state.promoting:
+            promotion = PromotionInfo.of(self.own_bytes, self.size_bytes, self.promotion_stopped_by)
         return DiskInfo(
             vm=self.place.vm,
             name=self.place.name,
@@ -495,6 +536,7 @@ class Disk:
             snapshot_bytes_max=self.snapshot.store_bytes_max if self.snapshot else None,
             needs_resync=self.state.needs_resync,
             open_handles=self.handles,
+            promotion=promotion,
         )
 
     def counters(self) -> DiskCounters:

@@ -1,6 +1,7 @@
 """The files of a disk: where they are, and how new ones are made.
 
-Fault contract: a disk's state names a size only after the disk's file durably has it.
+Fault contract: a disk's state names a size only after the disk's file durably has it.  A top that becomes a raw disk is
+renamed before its state says so, and its maps are removed after that: a start goes on from wherever a kill came.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockfs.disk_state import DiskState
+from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.log_recovery import DISK_BYTES_MAX
 
@@ -75,3 +77,35 @@ def make_top(place: DiskPlace, *, store: Path, position: int, size_bytes: int) -
         store=str(store),
         position=position,
     ).save(place.file("disk"))
+
+
+def make_raw_of_top(place: DiskPlace, state: DiskState) -> DiskState:
+    """A top whose file durably holds all blocks is a raw disk from the next start on; its new state, saved.
+
+    Called again, after an error, it goes on.
+    """
+    if place.file("top").exists():
+        place.file("top").rename(place.file("img"))
+    return _note_raw(place, state)
+
+
+def _note_raw(place: DiskPlace, state: DiskState) -> DiskState:
+    sync_folder(place.folder)  # the rename first
+    raw = state.model_copy(update={"kind": "raw", "store": None, "position": None, "promoting": False})
+    raw.save(place.file("disk"))
+    return raw
+
+
+def remove_maps(place: DiskPlace) -> None:
+    """What is left of a top that has become a raw disk."""
+    for suffix in ("top.present", "top.durable"):
+        place.file(suffix).unlink(missing_ok=True)
+
+
+def finish_promotion(place: DiskPlace, state: DiskState) -> DiskState:
+    """At start: if a kill came between the steps by which a top becomes a raw disk, take the rest of them."""
+    if state.kind == "top" and state.promoting and not place.file("top").exists() and place.file("img").exists():
+        state = _note_raw(place, state)
+    if state.kind == "raw":
+        remove_maps(place)
+    return state

@@ -458,7 +458,8 @@ def _open_elsewhere(fd: int) -> bool:
     return False
 
 
-def check(result: int) -> None:
-    """Raise what a function in C returned as an ``OSError``."""
+def check(result: int) -> int:
+    """What a function in C returned; raised as an ``OSError`` if it is an error."""
     if result < 0:
         raise OSError(-result, os.strerror(-result))
+    return result

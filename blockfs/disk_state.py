@@ -43,7 +43,8 @@ class DiskState(WireModel):
 
     ``kind`` is ``raw`` (``NAME.img``) or ``top`` (``NAME.top`` over managed disk ``store`` at ``position``).
     ``tracked``: writes are logged in generation ``generation``, which begins with segment ``first_segment``.
-    ``needs_resync``: None, or why the logs cannot be vouched for.  ``image``: only of a disk by itself
+    ``needs_resync``: None, or why the logs cannot be vouched for.  ``promoting``: of a top that is becoming a raw disk
+    (:mod:`blockfs.promotion`).  ``image``: only of a disk by itself
     (:mod:`blockfs.standalone`).
     """
 
@@ -53,6 +54,7 @@ class DiskState(WireModel):
     generation: int = Field(ge=0, lt=1 << 63)
     tracked: bool
     needs_resync: str | None
+    promoting: bool = False
     first_segment: int = Field(default=1, ge=1, lt=1 << 63)
     store: str | None = None
     position: int | None = Field(default=None, ge=0, lt=1 << 63)
@@ -63,6 +65,8 @@ class DiskState(WireModel):
         top = self.kind == "top"
         if (self.store is not None, self.position is not None) != (top, top):
             raise ValueError("store and position are of a disk of kind top, and only of that")
+        if self.promoting and not top:
+            raise ValueError("only a disk of kind top is promoted")
         return self
 
     def save(self, path: Path) -> None:

@@ -43,10 +43,11 @@ class _Node:
 
 @dataclass(frozen=True, slots=True)
 class _Handle:
-    """An open file: the disk that it is of, or that its log is of."""
+    """An open file: the disk that it is, or that its log is of; ``uncached``: the kernel keeps nothing of it."""
 
     disk: Disk
-    writable: bool
+    is_disk: bool
+    uncached: bool
 
 
 class DiskFileSystem(pyfuse3.Operations):
@@ -226,7 +227,8 @@ class DiskFileSystem(pyfuse3.Operations):
         if (disk := self._disk_of(node, ".img")) is not None:
             if writable and disk.read_only:
                 raise pyfuse3.FUSEError(errno.EROFS)
-            return self._opened(disk, lib.SR_HANDLE_DISK, writable=writable)
+            uncached = self._is_uncached(disk, direct=bool(flags & os.O_DIRECT))
+            return self._opened(disk, lib.SR_HANDLE_DISK, writable=writable, uncached=uncached)
         if writable:
             raise pyfuse3.FUSEError(errno.EACCES)
         if (disk := self._disk_of(node, ".vhd")) is not None and vhd.can_be_vhd(disk.size_bytes):
@@ -241,15 +243,33 @@ class DiskFileSystem(pyfuse3.Operations):
             return self._opened(disk, lib.SR_HANDLE_LOG, fd=os.open(path, os.O_RDONLY | os.O_CLOEXEC), number=number)
         raise pyfuse3.FUSEError(errno.ENOENT)
 
+    def _is_uncached(self, disk: Disk, *, direct: bool) -> bool:
+        """Whether the kernel is to cache nothing of a disk for one who opens it now, with ``O_DIRECT`` or without.
+
+        As whoever has it open already; else for ``O_DIRECT``, whose writes the kernel then sends side by side (the pump asks
+        for it), not one after the other.  Never both at once: such a write clears the cache before it is sent, not after, so
+        that one who reads meanwhile would be left with old bytes.
+        """
+        others = [handle.uncached for handle in self._handles.values() if handle.disk is disk and handle.is_disk]
+        return others[0] if others else direct
+
     def _opened(
-        self, disk: Disk, kind: int, *, writable: bool = False, footer: bytes = b"", fd: int = -1, number: int = 0
+        self,
+        disk: Disk,
+        kind: int,
+        *,
+        writable: bool = False,
+        uncached: bool = True,
+        footer: bytes = b"",
+        fd: int = -1,
+        number: int = 0,
     ) -> pyfuse3.FileInfo:
         handle = _open_handle(disk, kind, writable=writable, footer=footer, fd=fd, number=number)
-        self._handles[handle] = _Handle(disk, writable)
+        self._handles[handle] = _Handle(disk, kind == lib.SR_HANDLE_DISK, uncached)
         disk.handles += 1
         # What the kernel has cached may be of another disk: a VM that was removed and made again has the same inodes.
         # Only the disk is cached at all: the others have pages of their own, and change without the kernel's knowledge.
-        return pyfuse3.FileInfo(fh=handle, direct_io=kind != lib.SR_HANDLE_DISK, keep_cache=False)
+        return pyfuse3.FileInfo(fh=handle, direct_io=uncached, keep_cache=False)
 
     def _opened_text(self, disk: Disk, text: str) -> pyfuse3.FileInfo:
         fd = os.memfd_create("text", os.MFD_CLOEXEC)

@@ -44,6 +44,7 @@ from blockfs.errors import RigError
 from blockfs.layers import Layer
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
+from blockfs.promotion import Promoter
 from blockfs.recoveries import FOLDER, Recoveries
 from blockfs.snapshot import STORE_SHARE_MAX
 from blockfs.tree import ROOT, tend
@@ -87,6 +88,7 @@ class DiskHost:
         self.positions = PositionCounter(root / "position")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max)
+        self._promoter = Promoter(self._all_disks, self._let_go_of_view)
         self._tell_grown: Callable[[Disk], None] | None = None
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
@@ -96,7 +98,7 @@ class DiskHost:
                 self._load(folder)
         self._recoveries = None
         if views is not None:  # by name, for what a disk that cannot be opened lies on must not go either
-            names = {f"{vm}/{name}" for vm, disks in self.vms.items() for name in disks} | self.broken.keys()
+            names = {str(disk.place) for disk in self._all_disks() if disk.state.store is not None} | self.broken.keys()
             views.reconcile(HOLDER_KIND, {f"{HOLDER_KIND} {name}" for name in names})
             rules = DiskRules(self.positions, can_grow=False, read_only=True)
             self._recoveries = Recoveries(root / FOLDER, mountpoint, views=views, rules=rules)
@@ -116,7 +118,16 @@ class DiskHost:
 
     async def tend(self) -> None:
         """See :class:`blockfs.tree.DiskTree`."""
-        await tend(self._event_fd, lambda: [disk for disks in self.vms.values() for disk in disks.values()])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._promoter.run)
+            await tend(self._event_fd, self._all_disks)
+
+    def _let_go_of_view(self, store: Path, place: DiskPlace) -> None:
+        if self._views is not None:
+            self._views.let_go(store, place.holder)
+
+    def _all_disks(self) -> list[Disk]:
+        return [disk for disks in self.vms.values() for disk in disks.values()]
 
     def close(self) -> None:
         """Close all disks in order."""
@@ -184,7 +195,7 @@ class DiskHost:
         """See :class:`DiskHostControl`."""
         if vm is not None:
             return [disk.info(self.mountpoint) for disk in self.disks(vm)]
-        return [disk.info(self.mountpoint) for disks in self.vms.values() for disk in disks.values()]
+        return [disk.info(self.mountpoint) for disk in self._all_disks()]
 
     async def position(self) -> int:
         """See :class:`DiskHostControl`."""
@@ -312,6 +323,17 @@ class DiskHost:
             self.vms.pop(place.vm, None)
             place.folder.rmdir()
 
+    async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
+        """See :class:`DiskHostControl`."""
+        disks = self.disks(vm)
+        try:
+            for disk in disks:
+                disk.begin_promotion()
+        except OSError as exc:
+            raise _host_error(f"promotion of VM {vm}", exc) from exc
+        self._promoter.wake()
+        return [disk.info(self.mountpoint) for disk in disks]
+
     async def resize_disk(self, *, vm: str, disk: str, size_bytes: int) -> DiskInfo:
         """See :class:`DiskHostControl`."""
         target = self.disk(vm, disk)
@@ -336,18 +358,18 @@ class DiskHost:
             self.disks(vm)
         for disk in self.vms[vm].values():
             _check_idle(disk)
-        stores = [(disk.state.store, disk.place.holder) for disk in self.vms[vm].values()]
+        stores = [(disk.state.store, disk.place) for disk in self.vms[vm].values()]
         for disk in self.vms.pop(vm).values():
             disk.abandon()
-        for place in [place for place in self.broken if place.startswith(f"{vm}/")]:
-            del self.broken[place]
+        for broken in [name for name in self.broken if name.startswith(f"{vm}/")]:
+            del self.broken[broken]
         doomed = self.root / f".gone-{uuid.uuid4()}"
         (self.root / vm).rename(doomed)
         sync_folder(self.root)
         shutil.rmtree(doomed)
-        for store, holder in stores:  # what a disk that could not be opened lay on is let go at the next start
-            if store is not None and self._views is not None:
-                self._views.let_go(Path(store), holder)
+        for store, held_for in stores:  # what a disk that could not be opened lay on is let go at the next start
+            if store is not None:
+                self._let_go_of_view(Path(store), held_for)
 
     # --- tracking -----------------------------------------------------------------------------------------------
 

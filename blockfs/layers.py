@@ -1,8 +1,9 @@
-"""Layers of a disk: a raw file, extents of other files over it, a writable top over either.
+"""Layers of a disk: a raw file, a view of a managed disk, a writable top over either.
 
 Fault contract
 --------------
-``RawLayer`` and ``ExtentLayer`` have no state but the bytes of their files.  ``TopLayer`` has a bitmap of the
+``RawLayer`` has no state but the bytes of its file.  ``ViewLayer`` never changes; each byte that is read through it is
+checked, and one that is not as it was written is an ``OSError``, never served.  ``TopLayer`` has a bitmap of the
 blocks that its file holds; data reaches the file before its bit is set, so a kill between the two leaves the
 block as it was before, and the disk's change log (which precedes both) writes it again.  After a power loss the two
 may disagree, so what is synced has a bitmap of its own (:mod:`blockfs.present_map`): no block that was written to since
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,8 @@ from typing import Any, Protocol
 
 from blockfs import present_map
 from blockfs.errors import RigError
-from blockfs.extents import ExtentMap as ViewMap
+from blockfs.extents import ExtentMap
 from cext._core import ffi, lib
-
-ZEROS: int = lib.SR_ZEROS
-"""As a source of an extent: it reads as zeros."""
 
 
 class Layer(Protocol):
@@ -80,6 +77,10 @@ class WritableLayer(Layer, Protocol):
 
     def sync(self) -> None:
         """Make everything written so far durable."""
+        ...
+
+    def fileno(self) -> int:
+        """The descriptor of that file."""
         ...
 
 
@@ -194,86 +195,17 @@ class RawLayer(_WritableCLayer):
             os.close(self._fd)
             raise
 
+    @classmethod
+    def of_top(cls, top: WritableLayer, path: Path) -> RawLayer:
+        """What ``top`` is in C after it let go of all that it lay over; its file is ``path`` now."""
+        raw = cls.__new__(cls)
+        raw.path, raw._fd = path, top.fileno()
+        _CLayer.__init__(raw, top.surrender())
+        return raw
+
     def fileno(self) -> int:
         """The file's descriptor."""
         return self._fd
-
-
-class ExtentMap:
-    """Disk ranges, each read from somewhere: sorted, without overlap; the last insert wins."""
-
-    def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._extents: list[tuple[int, int, int, int]] = []  # (start, end, source, offset in source)
-
-    def __len__(self) -> int:
-        return len(self._extents)
-
-    def insert(self, offset: int, length: int, source: int, source_offset: int) -> None:
-        """The range now reads from ``source`` (an index, or ``ZEROS``) at ``source_offset``."""
-        if length == 0:
-            return
-        end = offset + length
-        first = bisect_right(self._starts, offset) - 1
-        if first < 0 or self._extents[first][1] <= offset:
-            first += 1
-        last = first
-        fresh: list[tuple[int, int, int, int]] = []
-        while last < len(self._extents) and self._extents[last][0] < end:
-            last += 1
-        if first < last:
-            start, _, src, at = self._extents[first]
-            if start < offset:
-                fresh.append((start, offset, src, at))
-        fresh.append((offset, end, source, source_offset))
-        if first < last:
-            start, stop, src, at = self._extents[last - 1]
-            if stop > end:
-                fresh.append((end, stop, src, at + end - start))
-        self._extents[first:last] = fresh
-        self._starts[first:last] = [extent[0] for extent in fresh]
-
-    def lookup(self, offset: int, length: int) -> list[tuple[int, int, int | None, int]]:
-        """Pieces (offset, length, source, offset in source) that cover the range; source None: not in the map."""
-        pieces: list[tuple[int, int, int | None, int]] = []
-        end = offset + length
-        at = offset
-        i = max(bisect_right(self._starts, offset) - 1, 0)
-        while at < end:
-            if i < len(self._extents) and self._extents[i][1] <= at:
-                i += 1
-                continue
-            if i == len(self._extents) or self._extents[i][0] >= end:
-                pieces.append((at, end - at, None, 0))
-                break
-            start, stop, source, source_offset = self._extents[i]
-            if start > at:
-                pieces.append((at, start - at, None, 0))
-                at = start
-            piece = min(stop, end) - at
-            pieces.append((at, piece, source, source_offset + at - start))
-            at += piece
-        return pieces
-
-    def extents(self) -> list[tuple[int, int, int, int]]:
-        """All extents as (start, end, source, offset in source)."""
-        return self._extents
-
-
-class ExtentLayer(_CLayer):
-    """A read-only view: extents of other files over a base.  Owns the base and the descriptors.
-
-    ``size_bytes`` is the disk's size at this point; the base may be smaller or larger.
-    """
-
-    def __init__(self, base: Layer, extents: ExtentMap, sources: list[int], size_bytes: int) -> None:
-        table = ffi.new("struct sr_extent[]", len(extents))
-        for i, (start, end, source, source_offset) in enumerate(extents.extents()):
-            row = table[i]
-            row.start, row.end, row.source, row.source_offset = start, end, source, source_offset
-        fds = ffi.new("int[]", sources)
-        super().__init__(_made(lib.sr_layer_extents(base.c, table, len(extents), fds, len(sources), size_bytes)))
-        base.surrender()
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +256,7 @@ class ViewLayer(_CLayer):
     changed afterwards.  A read that meets a wrong byte is ``EIO`` and is told of in ``faults``.
     """
 
-    def __init__(self, extents: ViewMap, sources: Sequence[Source | None], size_bytes: int) -> None:
+    def __init__(self, extents: ExtentMap, sources: Sequence[Source | None], size_bytes: int) -> None:
         self.faults = ViewFaults()
         rows = [(s.fd, s.sums_fd, s.paired) if s else (-1, -1, False) for s in sources]
         table = ffi.new("struct sr_source[]", rows)
@@ -359,7 +291,12 @@ class TopLayer(_WritableCLayer):
                     os.close(opened)
             raise
         self.path = path
+        self._fd = fd
         lower.surrender()
+
+    def fileno(self) -> int:
+        """The descriptor of the file that takes the writes."""
+        return self._fd
 
 
 def _check_top(path: Path, size: int, lower: Layer) -> None:

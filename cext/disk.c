@@ -322,18 +322,10 @@ int sr_log_sync_closed(struct sr_disk *disk)
 	return rc;
 }
 
-int sr_disk_flush(struct sr_disk *disk)
+/* Until so many of the changes are on stable storage. */
+static int sync_upto(struct sr_disk *disk, uint64_t wanted)
 {
 	int rc = 0, more = 1;
-
-	pthread_mutex_lock(&disk->lock);
-	/* A log that is full cannot take the mark; what was written is made durable all the same. */
-	if (disk->log.flush_due && sr_log_record(disk, SR_FLUSH, 0, 0, 0, NULL, 0, NULL) == 0) {
-		disk->changes++;
-		disk->log.flush_due = 0;
-	}
-	uint64_t wanted = disk->changes;
-	sr_unlock(disk);
 
 	pthread_mutex_lock(&disk->syncing);
 	while (more && rc == 0) {
@@ -348,6 +340,81 @@ int sr_disk_flush(struct sr_disk *disk)
 	}
 	pthread_mutex_unlock(&disk->syncing);
 	return rc;
+}
+
+int sr_disk_flush(struct sr_disk *disk)
+{
+	pthread_mutex_lock(&disk->lock);
+	/* A log that is full cannot take the mark; what was written is made durable all the same. */
+	if (disk->log.flush_due && sr_log_record(disk, SR_FLUSH, 0, 0, 0, NULL, 0, NULL) == 0) {
+		disk->changes++;
+		disk->log.flush_due = 0;
+	}
+	uint64_t wanted = disk->changes;
+	sr_unlock(disk);
+	return sync_upto(disk, wanted);
+}
+
+int sr_disk_sync(struct sr_disk *disk)
+{
+	pthread_mutex_lock(&disk->lock);
+	uint64_t wanted = disk->changes;
+	sr_unlock(disk);
+	return sync_upto(disk, wanted);
+}
+
+/* --- letting go of a view -------------------------------------------------------------------------------------- */
+
+int sr_disk_adopt(struct sr_disk *disk, uint64_t bytes_max)
+{
+	char *buf = malloc(SR_ADOPT_BYTES);
+	struct sr_adoption run;
+	uint64_t done = 0;
+	int rc = buf ? 0 : -ENOMEM;
+
+	while (rc == 0 && done < bytes_max) {
+		rc = sr_layer_adopt_find(disk->layer, buf, &run); /* not under the lock: it may wait for the host's disk */
+		if (rc <= 0) {
+			rc = rc == 0 ? 1 : rc;
+			break;
+		}
+		pthread_mutex_lock(&disk->lock);
+		disk->changes++;
+		rc = sr_layer_adopt_put(disk->layer, buf, &run);
+		sr_unlock(disk);
+		done += run.is_data ? run.end - run.start : SR_ADOPT_BYTES / 4; /* a step over a hole is not for nothing */
+	}
+	sr_layer_start_sync(disk->layer); /* else the guest's next flush would wait for all of it */
+	free(buf);
+	return rc;
+}
+
+uint64_t sr_disk_adopted(struct sr_disk *disk)
+{
+	return sr_layer_adopted(disk->layer);
+}
+
+int sr_disk_is_full(struct sr_disk *disk)
+{
+	pthread_mutex_lock(&disk->lock);
+	int full = sr_layer_is_full(disk->layer);
+	sr_unlock(disk);
+	return full;
+}
+
+int sr_disk_settle(struct sr_disk *disk)
+{
+	struct sr_layer *lower = NULL;
+
+	pthread_mutex_lock(&disk->syncing); /* no flush runs: writers would wait for it below */
+	pthread_mutex_lock(&disk->lock);
+	int full = sr_layer_is_full(disk->layer);
+	if (full)
+		lower = sr_layer_settle(disk->layer);
+	sr_unlock(disk);
+	pthread_mutex_unlock(&disk->syncing);
+	sr_layer_free(lower);
+	return full ? 0 : -EAGAIN;
 }
 
 void sr_disk_counters(struct sr_disk *disk, struct sr_counters *out)

@@ -59,6 +59,19 @@ int sr_disk_resize(struct sr_disk *disk, uint64_t bytes);
  * told what was lost: the log is given up (SR_SYNC_FAILED). */
 int sr_disk_flush(struct sr_disk *disk);
 
+/* A disk over a view takes for its own what it lacks of it: about `bytes_max` bytes in steps that hold the lock shortly.  No byte
+ * of the disk changes, so the log has nothing of it.  1: it holds all; 0: there is more; -ENOSPC: as far as it came.  One
+ * thread at a time. */
+int sr_disk_adopt(struct sr_disk *disk, uint64_t bytes_max);
+uint64_t sr_disk_adopted(struct sr_disk *disk); /* it holds all bytes below this offset */
+int sr_disk_is_full(struct sr_disk *disk);
+
+/* As sr_disk_flush, but what the guest did not ask for leaves no FLUSH record. */
+int sr_disk_sync(struct sr_disk *disk);
+
+/* A full one lets go of the view, and goes on as a raw file.  -EAGAIN: it is not full (it has grown). */
+int sr_disk_settle(struct sr_disk *disk);
+
 /* Data and holes as file systems have them, in whole blocks: a state of the past knows them to the byte, and programs
  * (qemu-img) that count in sectors would take a sector that has both for a hole. */
 int64_t sr_disk_seek(struct sr_disk *disk, uint64_t offset, int whence);

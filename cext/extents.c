@@ -1,8 +1,10 @@
+#define _GNU_SOURCE
 #include "extents.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "disk.h"
 #include "extents_internal.h"
@@ -10,6 +12,7 @@
 #define NUMBER_MAX ((1ull << 63) - 1)
 #define PENDING_MAX (1u << 20) /* a longer row is settled, unless there are as many extents */
 #define RADIX_BITS 11
+#define LARGE_PAGE_BYTES ((size_t)2 << 20)
 #define LOOK_AHEAD 16 /* what comes soon is fetched from memory before it is needed */
 
 /* Changes in the order in which they came: an extent each, with all of its pieces. */
@@ -25,13 +28,23 @@ struct item {
 	uint32_t number; /* of a pending change: a higher one is later */
 };
 
+void sr_expect_lookups(void *memory, size_t bytes)
+{
+	uintptr_t start = ((uintptr_t)memory + LARGE_PAGE_BYTES - 1) & ~(uintptr_t)(LARGE_PAGE_BYTES - 1);
+	uintptr_t end = ((uintptr_t)memory + bytes) & ~(uintptr_t)(LARGE_PAGE_BYTES - 1);
+	if (start < end)
+		(void)madvise((void *)start, end - start, MADV_HUGEPAGE); /* advice only */
+}
+
 /* --- rows ---------------------------------------------------------------------------------------------------- */
 
 static struct rows *new_rows(size_t room)
 {
-	struct rows *rows = malloc(sizeof(*rows) + room * sizeof(rows->row[0]));
+	size_t bytes = sizeof(struct rows) + room * sizeof(struct sr_extent_row);
+	struct rows *rows = malloc(bytes);
 	if (!rows)
 		return NULL;
+	sr_expect_lookups(rows, bytes);
 	rows->users = 1;
 	rows->count = 0;
 	return rows;
@@ -405,7 +418,7 @@ void sr_extents_used(const struct sr_extents *map, uint8_t *used, size_t count)
 	}
 }
 
-int sr_extents_retarget(struct sr_extents *map, const int32_t *becomes, size_t count)
+int sr_extents_retarget(struct sr_extents *map, const int32_t *becomes, const uint64_t *least, size_t count)
 {
 	struct rows *rows = new_rows(map->settled->count);
 	if (!rows)
@@ -417,7 +430,7 @@ int sr_extents_retarget(struct sr_extents *map, const int32_t *becomes, size_t c
 			return -EINVAL;
 		}
 		if (row.source > SR_SOURCE_BASE)
-			row.source = becomes[row.source];
+			row.source = row.source_offset < least[row.source] ? SR_SOURCE_GONE : becomes[row.source];
 		if (row.source != SR_SOURCE_GONE)
 			rows->row[rows->count++] = row;
 	}

@@ -14,6 +14,9 @@ struct rows {
 struct rows *sr_extents_share(struct sr_extents *map);
 void sr_rows_put(struct rows *rows);
 
+/* Of memory that was just allocated: in large pages each look into it is quicker, and so is touching it first. */
+void sr_expect_lookups(void *memory, size_t bytes);
+
 /* The part start .. end of an extent. */
 static inline struct sr_extent_row sr_extent_cut(const struct sr_extent_row *whole, uint64_t start, uint64_t end)
 {

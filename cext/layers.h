@@ -1,4 +1,4 @@
-/* Layers of a disk: a raw file; extents of other files over a layer; a writable top over a layer.
+/* Layers of a disk: a raw file; a writable top over a layer; and, read-only, a view of a managed disk (view.h).
  *
  * Reads may run in any number of threads, beside one thread that writes, zeroes or resizes.
  * Functions return 0 (or bytes done), or -errno.
@@ -9,24 +9,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { SR_BLOCK_BYTES = 4096, SR_ZEROS = -1, SR_BELOW = -2, SR_DURABLE_HEADER_BYTES = 4096 };
-
-/* Bytes start .. end of the disk are found in file `source` (an index, or SR_ZEROS) at `source_offset`. */
-struct sr_extent {
-	uint64_t start, end;
-	uint64_t source_offset;
-	int32_t source;
-};
+enum { SR_BLOCK_BYTES = 4096, SR_DURABLE_HEADER_BYTES = 4096, SR_ADOPT_BYTES = 65536 };
 
 struct sr_layer;
 
 /* A raw file of which the first `bytes` are the disk.  The layer owns `fd`.  NULL: errno says why (all
  * constructors); nothing is owned then. */
 struct sr_layer *sr_layer_raw(int fd, uint64_t bytes);
-
-/* `extents` (sorted, without overlap; copied) over `base`.  Owns `base` and the `fd_count` descriptors. */
-struct sr_layer *sr_layer_extents(struct sr_layer *base, const struct sr_extent *extents, size_t count, const int *fds,
-				  size_t fd_count, uint64_t bytes);
 
 /* File `fd` takes the writes over `lower`; one bit a 4 KiB block in file `map_fd` tells which it holds, and behind a header of
  * SR_DURABLE_HEADER_BYTES in file `durable_fd`, which of them are on stable storage.  Owns all. */
@@ -53,6 +42,24 @@ void sr_layer_start_sync(struct sr_layer *layer);
 
 /* Everything written so far is on stable storage. */
 int sr_layer_sync(struct sr_layer *layer);
+
+/* A top becomes a raw file in steps: find what it lacks and read that from below, beside all others (but one thread at a time);
+ * then put it in, as a write.  What was written in between is left alone. */
+struct sr_adoption {
+	uint64_t start, end; /* of a run of blocks; the last one of a disk may be a part of a block */
+	int is_data;         /* or else a hole */
+};
+
+/* `buf` has SR_ADOPT_BYTES.  1: found; 0: it holds all blocks. */
+int sr_layer_adopt_find(struct sr_layer *layer, char *buf, struct sr_adoption *run);
+int sr_layer_adopt_put(struct sr_layer *layer, const char *buf, const struct sr_adoption *run);
+
+/* It holds all blocks below this offset; after a growth, all blocks. */
+uint64_t sr_layer_adopted(const struct sr_layer *layer);
+int sr_layer_is_full(struct sr_layer *layer);
+
+/* A full top is a raw file from now on; returns the layer below, to be freed.  Waits for reads that run; as a write. */
+struct sr_layer *sr_layer_settle(struct sr_layer *layer);
 
 /* Offset of the next data (whence SEEK_DATA) or hole (SEEK_HOLE; the end of the disk counts as one) from `offset`;
  * -ENXIO as lseek(2). */

@@ -6,23 +6,46 @@
 
 #include "layers.h"
 
-enum kind { RAW, EXTENTS, TOP, VIEW };
+#define DISK_BYTES_MAX (64ull << 40)
+
+enum kind { RAW, TOP, VIEW };
 
 struct sr_layer {
-	enum kind kind;
+	enum kind kind;         /* atomic: a top becomes a raw file while readers load it */
 	uint64_t bytes;         /* atomic: resize stores it while readers load it */
-	struct sr_layer *lower; /* EXTENTS, TOP */
 	int fd;                 /* RAW, TOP */
-	struct sr_extent *extents;
-	size_t extent_count;
-	int *fds;
-	size_t fd_count;
+	struct view *view;      /* VIEW */
+
+	/* TOP, or made as one */
+	struct sr_layer *lower;
 	int map_fd, durable_fd;
 	uint8_t *map;
 	uint8_t *changed;       /* one bit a page of the map: it has bits that the durable one has not */
 	pthread_mutex_t syncing;
-	struct view *view;
+	pthread_rwlock_t shape; /* read: somebody looks at `map` and `lower` */
+	int has_locks;
+	uint64_t adopted;       /* atomic: it holds all blocks below */
 };
+
+static inline enum kind kind_of(const struct sr_layer *layer)
+{
+	return __atomic_load_n(&layer->kind, __ATOMIC_ACQUIRE);
+}
+
+/* Of a lower layer; past its end are zeros, which are a hole.  sr_seek_...: the first offset from `offset` on, and below `end`,
+ * that is data (or, `hole`, that is none); `end` if there is none. */
+int sr_read_below(struct sr_layer *lower, char *buf, uint64_t bytes, uint64_t offset);
+int64_t sr_seek_below(struct sr_layer *lower, uint64_t offset, uint64_t end, int hole);
+int64_t sr_seek_file(int fd, uint64_t offset, uint64_t end, int hole);
+
+/* cext/top.c */
+void sr_top_free_maps(struct sr_layer *layer);
+int sr_top_read(struct sr_layer *layer, char *buf, uint64_t bytes, uint64_t offset);
+int64_t sr_top_seek(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole);
+int64_t sr_top_write(struct sr_layer *layer, const void *buf, uint64_t bytes, uint64_t offset);
+int sr_top_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes);
+int sr_top_make_room(struct sr_layer *layer, uint64_t bytes);
+int sr_top_sync(struct sr_layer *layer);
 
 /* cext/view.c */
 int sr_view_read(struct view *view, char *buf, uint64_t bytes, uint64_t offset);

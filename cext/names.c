@@ -21,6 +21,9 @@ enum {
 };
 
 #define INIT_UNIQUE (~0ull)
+/* In `unique` of a request that opens something: only then is the answer one to OPEN. */
+#define OPEN_MARK (1ull << 51)
+#define OPENED_FOR_PARALLEL_WRITES (1u << 6) /* FOPEN_PARALLEL_DIRECT_WRITES, newer than some systems' headers */
 
 struct message {
 	struct message *next;
@@ -73,10 +76,19 @@ static void *send_requests(void *arg)
 	return NULL;
 }
 
+/* The kernel may send the writes of one who has opened a disk uncached side by side; libfuse cannot say so. */
+static void allow_parallel_writes(struct fuse_out_header *out, size_t bytes)
+{
+	struct fuse_open_out *opened = (void *)(out + 1);
+
+	if (out->error == 0 && bytes >= sizeof(*out) + sizeof(*opened) && (opened->open_flags & FOPEN_DIRECT_IO))
+		opened->open_flags |= OPENED_FOR_PARALLEL_WRITES;
+}
+
 static void *receive_answers(void *arg)
 {
 	struct sr_names *names = arg;
-	const struct fuse_out_header *out = (const void *)names->received;
+	struct fuse_out_header *out = (void *)names->received;
 	ssize_t got;
 
 	pthread_setname_np(pthread_self(), "from-names");
@@ -86,8 +98,13 @@ static void *receive_answers(void *arg)
 			continue;
 		if (got < (ssize_t)sizeof(*out)) /* hung up */
 			return NULL;
-		if (out->unique != INIT_UNIQUE)
-			names->answer(names->context, out, (size_t)got);
+		if (out->unique == INIT_UNIQUE)
+			continue;
+		if (out->unique & OPEN_MARK) {
+			out->unique &= ~OPEN_MARK;
+			allow_parallel_writes(out, (size_t)got);
+		}
+		names->answer(names->context, out, (size_t)got);
 	}
 }
 
@@ -141,6 +158,8 @@ static struct message *new_message(const struct fuse_in_header *in, size_t bytes
 		return NULL;
 	message->bytes = bytes;
 	head.len = (uint32_t)bytes;
+	if (in->opcode == FUSE_OPEN)
+		head.unique |= OPEN_MARK;
 	memcpy(message->data, &head, sizeof(head));
 	return message;
 }

@@ -26,7 +26,7 @@ enum {
 	/* Before the data of a WRITE: so it begins on a page. */
 	HEADERS_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in),
 	/* An answer must go back the way the request came: its worker, or RINGS_FROM and the ring, is in the top bits of `unique`,
-	 * which the kernel, counting from 0, does not reach. */
+	 * which the kernel, counting from 0, does not reach (nor names.c, which has the bit below). */
 	MARK_SHIFT = 52,
 	WORKERS_MAX = 64,
 	RESERVES = WORKERS_MAX - SR_PUMP_THREADS_MAX, /* workers that wait until others are busy with what takes long */

@@ -8,7 +8,6 @@ from typing import Any
 
 from cext._core import ffi, lib
 
-
 THREADS_MAX: int = lib.SR_PUMP_THREADS_MAX
 QUEUE_MAX = (1 << 16) - 1
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from siterig.commands import disks, drill, log, mount, operations, points, records, rig, vms
+from siterig.commands import bisect, disks, drill, log, mount, operations, points, records, rig, vms
 
 app = typer.Typer(
     name="siterig",
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for subject in (rig, vms, points, disks, operations, records, log, mount, drill):
+for subject in (rig, vms, points, bisect, disks, operations, records, log, mount, drill):
     subject.register(app)
 
 

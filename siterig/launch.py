@@ -15,8 +15,8 @@ import trio
 
 from blockfs.errors import RigError
 from siterig import cleanup, services
-from siterig.layout import Layout, check_format, create
 from siterig.front_end import FrontEnd
+from siterig.layout import Layout, check_format, create
 from siterig.limits import Limits
 from siterig.lock import take_lock
 from siterig.process import last_line

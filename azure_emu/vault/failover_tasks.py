@@ -223,8 +223,12 @@ async def check_commit(work: Work) -> None:
     await azure_vms.verify(work.services, work.vm, work.vm, "Recovered")
 
 
-async def commit(_work: Work) -> None:
-    """Commit is a matter of the vault: it happens in the transaction that ends the job (:func:`_committed`)."""
+async def commit(work: Work) -> None:
+    """The VM's disks begin to become independent of the managed disks; that goes on behind the VM, after the job.
+
+    The rest is a matter of the vault: it happens in the transaction that ends the job (:func:`_committed`).
+    """
+    await work.services.azure.promote_vm(vm=work.vm)
 
 
 def _committed(session: Session, item: ItemRow, _job: JobRow) -> None:

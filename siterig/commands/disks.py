@@ -15,7 +15,7 @@ from rich.live import Live
 
 from azure_emu.vault.api import Side
 from azure_emu.vault.clock import rfc3339
-from blockfs.control import DiskHostControl, DiskInfo
+from blockfs.control import DiskHostControl, DiskInfo, PromotionInfo
 from blockfs.counters import DiskCounters, RequestCounters
 from blockfs.errors import RigError
 from siterig import exits, services, show
@@ -67,7 +67,8 @@ def list_disks(folder: Dir, as_json: Json = False) -> None:
         if as_json:
             show.print_json([_json(side, disk) for side, disk in found])
         elif found or failure is None:
-            columns = ("disk", "side", "size", "tracked", "generation", "unsent log", "dirty", "snapshot", "needs resync")
+            columns = ("disk", "side", "size", "tracked", "generation", "unsent log", "dirty", "snapshot", "needs resync",
+                       "promotion")  # fmt: skip
             show.print_table(columns, [_row(side, disk) for side, disk in found], empty="no disks: siterig vm create")
         if failure is not None:
             raise failure
@@ -81,7 +82,15 @@ def _row(side: Side, disk: DiskInfo) -> tuple[object, ...]:
         f"{disk.vm}/{disk.name}", side, format_size(disk.size_bytes), "yes" if disk.tracked else "no", disk.generation,
         _share(disk.unsent_log_bytes, disk.log_bytes_max) if disk.tracked else "-",
         format_size(disk.dirty_bytes) if disk.dirty_bytes else "-", snapshot, disk.needs_resync or "-",
+        _promotion(disk.promotion),
     )  # fmt: skip
+
+
+def _promotion(found: PromotionInfo | None) -> str:
+    if found is None:
+        return "-"
+    done = f"{found.done_bytes * 100 // found.total_bytes} %"
+    return done if found.error_code is None else f"{done}, stopped: {found.error_code}"
 
 
 def _share(used_bytes: int, bytes_max: int | None) -> str:

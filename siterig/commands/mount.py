@@ -14,8 +14,7 @@ import typer
 from blockfs import vhd
 from blockfs.errors import RigError
 from siterig import exits, show
-from siterig.commands.options import FuseQueue, FuseThreads, PortableFuse, example, front_end_of
-from siterig.front_end import FrontEnd
+from siterig.commands.options import QUEUE, THREADS, FuseQueue, FuseThreads, PortableFuse, example, front_end_of
 from siterig.image_mount import Mounted, Wanted, expose
 from siterig.roles.entry import log_to_stderr
 from siterig.values import format_size
@@ -48,8 +47,8 @@ def mount(
         str | None, typer.Option("--name", metavar="NAME", help="The disk's; else the image's, without its suffix.")
     ] = None,
     portable_fuse: PortableFuse = False,
-    fuse_threads: FuseThreads = str(FrontEnd().threads),
-    fuse_queue: FuseQueue = str(FrontEnd().queue),
+    fuse_threads: FuseThreads = THREADS,
+    fuse_queue: FuseQueue = QUEUE,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line: mounted, unmounted.")] = False,
 ) -> None:
     """Expose an image as a disk, DIR/NAME.img, until it is unmounted.

@@ -32,6 +32,9 @@ Point = Annotated[
     typer.Option("--point", metavar="POINT", help="latest, latest-processed, latest-app, or the id of a point."),
 ]
 
+THREADS, QUEUE = str(FrontEnd().threads), str(FrontEnd().queue)
+"""As the front end has them where nothing is said."""
+
 PortableFuse = Annotated[
     bool,
     typer.Option(front_end.PORTABLE_OPTION, help="Serve disks without C threads: slower, should these fail here."),
@@ -41,7 +44,7 @@ FuseThreads = Annotated[
 ]
 FuseQueue = Annotated[
     str,
-    typer.Option(front_end.QUEUE_OPTION, metavar="N", help="How many requests the kernel may make ahead: read-ahead, async I/O."),
+    typer.Option(front_end.QUEUE_OPTION, metavar="N", help="How many requests the kernel may make ahead of its callers."),
 ]
 
 

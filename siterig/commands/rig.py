@@ -16,9 +16,19 @@ from blockfs.errors import RigError
 from blockfs.snapshot import STORE_SHARE_MAX
 from siterig import doctor as checks
 from siterig import exits, launch, limits, services, show
-from siterig.commands.options import Dir, FuseQueue, FuseThreads, Json, PortableFuse, example, front_end_of, running
+from siterig.commands.options import (
+    QUEUE,
+    THREADS,
+    Dir,
+    FuseQueue,
+    FuseThreads,
+    Json,
+    PortableFuse,
+    example,
+    front_end_of,
+    running,
+)
 from siterig.control import RigStatus
-from siterig.front_end import FrontEnd
 from siterig.layout import Layout
 
 WATCH_S = 1.0
@@ -63,8 +73,8 @@ def up(
         typer.Option("--quick-retries", help="Failed replication is tried again after seconds, not minutes (rig only)."),
     ] = False,
     portable_fuse: PortableFuse = False,
-    fuse_threads: FuseThreads = str(FrontEnd().threads),
-    fuse_queue: FuseQueue = str(FrontEnd().queue),
+    fuse_threads: FuseThreads = THREADS,
+    fuse_queue: FuseQueue = QUEUE,
     log_share_max: Annotated[
         str,
         typer.Option(limits.LOG_SHARE_OPTION, metavar="SHARE", help="A log longer than this share of its disk is given up."),

@@ -1,4 +1,4 @@
-/* Disks under stress: writers, readers, flushers, tags, snapshots, resizes, a keeper of segments, and faults at once.
+/* Disks under stress: writers, readers, flushers, tags, snapshots, resizes, promotion, a keeper of segments, faults at once.
  *
  * `stress FOLDER SECONDS SEED`: rounds of two disks with one counter of positions, until the time is over.  A round's
  * choices (layers, limits, faults) come from the seed and the round's number; how the threads meet does not.  At its
@@ -289,6 +289,26 @@ static void *take_snapshots(void *number)
 	return NULL;
 }
 
+/* Step by step, until nothing is left to be done: what a disk lay over is let go while the others go on. */
+static void *promote(void *number)
+{
+	seed_thread((uint64_t)(uintptr_t)number);
+	while (!the_round.stop) {
+		struct victim *victim = some_victim();
+		uint64_t before = sr_disk_adopted(victim->disk);
+		int rc = sr_disk_adopt(victim->disk, 1 + dice(3 * 65536));
+		CHECK(rc == 0 || rc == 1 || the_round.fault != NO_FAULT, "adopting returned %d", rc);
+		CHECK(sr_disk_adopted(victim->disk) >= before);
+		if (rc == 1) {
+			expect(sr_disk_sync(victim->disk), 0, "sync of what was adopted");
+			rc = sr_disk_settle(victim->disk);
+			CHECK(rc == 0 || rc == -EAGAIN, "settling returned %d", rc);
+		}
+		usleep((useconds_t)dice(8) * 1000);
+	}
+	return NULL;
+}
+
 /* Requests that go on while their disk is freed. */
 static void *request_to_the_end(void *number)
 {
@@ -353,10 +373,10 @@ static void free_while_used(void)
 static void run_round(const char *folder)
 {
 	static const work_fn work[] = {write_much, write_much, write_much, read_much,    read_much,
-				       tag_and_look, keep_segments, take_snapshots, resize_now_and_then};
+				       tag_and_look, keep_segments, take_snapshots, resize_now_and_then, promote};
 	seed_thread(0);
 	the_round.fault = (enum fault)((seed_given + round_number) % FAULTS);
-	the_round.over_extents = (int)dice(2);
+	the_round.over_view = (int)dice(2);
 	the_round.full_gives_up = (int)dice(2);
 	the_round.kept_bytes_max = dice(3) ? 0 : SEGMENT_BYTES * (8 + dice(80));
 	the_round.snapshot_bytes_max = dice(4) ? DISK_BYTES_MAX : DISK_BYTES / 4;
@@ -375,7 +395,7 @@ static void run_round(const char *folder)
 	the_round.faults_on = 0;
 	printf("round %" PRIu64 ": %s, faults %s, a full log is %s, limits: log %" PRIu64 ", snapshot %" PRIu64
 	       "; %" PRIu64 " requests\n",
-	       round_number, the_round.over_extents ? "top over extents" : "raw", fault_names[the_round.fault],
+	       round_number, the_round.over_view ? "top over a view" : "raw", fault_names[the_round.fault],
 	       the_round.full_gives_up ? "given up" : "refused", the_round.kept_bytes_max, the_round.snapshot_bytes_max,
 	       the_round.done);
 	for (int i = 0; i < VICTIMS; i++)

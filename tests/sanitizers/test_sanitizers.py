@@ -22,7 +22,11 @@ HERE = Path(__file__).parent
 CEXT = HERE.parent.parent / "cext"
 SECONDS = os.environ.get("SITERIG_STRESS_S", "6")
 SEED = os.environ.get("SITERIG_SEED", str(random.SystemRandom().randrange(1 << 32)))
-PROGRAMS = {"stress": ("stress.c", "victim.c", "check.c", "common.c"), "pump_stress": ("pump_stress.c", "common.c")}
+PROGRAMS = {
+    "stress": ("stress.c", "victim.c", "check.c", "common.c"),
+    "pump_stress": ("pump_stress.c", "common.c"),
+    "view_stress": ("view_stress.c", "common.c"),
+}
 SANITIZERS = {
     "thread": ["-fsanitize=thread"],
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],

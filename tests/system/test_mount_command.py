@@ -333,7 +333,7 @@ def test_a_write_for_whose_log_there_is_no_room_fails_and_disk_and_log_stay_alik
 
 
 def test_who_gave_its_log_up_says_so_at_its_end_and_begins_a_new_generation(
-    tmp_path: Path, where: Path, start_each: Start
+    tmp_path: Path, where: Path, start: Start
 ) -> None:
     folder, backing = tmp_path / "host", tmp_path / "host.ext4"
     folder.mkdir()
@@ -344,7 +344,7 @@ def test_who_gave_its_log_up_says_so_at_its_end_and_begins_a_new_generation(
     try:
         image = folder / "disk.img"
         image.write_bytes(os.urandom(4 * MIB))
-        mount = start_each(image, where, "--log")
+        mount = start(image, where, "--log")
         write(mount.disk, 0, b"logged")
         subprocess.run(["chattr", "+i", image], check=True)
         discard = subprocess.run(["fallocate", "--punch-hole", "-l", "1M", mount.disk], capture_output=True, check=False)
@@ -358,7 +358,7 @@ def test_who_gave_its_log_up_says_so_at_its_end_and_begins_a_new_generation(
             f"siterig: error: {image}: its change log was given up (WriteFailed): the last writes are not in it (LogGivenUp)"
         )
         assert read(image, MIB, 10) == b"not logged"
-        again = start_each(image, where, "--log")
+        again = start(image, where, "--log")
         assert again.mounted["log"]["generation"] == 2
         before = copied(image)
         write(again.disk, 100, b"logged again")
@@ -372,9 +372,7 @@ def test_who_gave_its_log_up_says_so_at_its_end_and_begins_a_new_generation(
 # ---- options
 
 
-@pytest.mark.parametrize(
-    ("option", "most"), [("--fuse-threads", 58), ("--fuse-queue", 65535)], ids=["threads", "queue"]
-)
+@pytest.mark.parametrize(("option", "most"), [("--fuse-threads", 58), ("--fuse-queue", 65535)], ids=["threads", "queue"])
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "", "65536", "9" * 5000])
 def test_threads_and_queue_have_their_limits(image: Path, where: Path, option: str, most: int, value: str) -> None:
     refused = siterig("mount", image, "--mnt", where, option, value)

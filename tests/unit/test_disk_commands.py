@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from azure_emu.vault.api import Side
-from blockfs.control import DiskInfo
+from blockfs.control import DiskInfo, PromotionInfo
 from blockfs.counters import LATENCY_BUCKETS, DiskCounters
 from blockfs.disk_log import LogPolicy
 from blockfs.errors import RigError
@@ -98,8 +98,8 @@ def test_list_shows_the_disks_of_both_sides_with_what_is_used_of_their_limits(ho
     assert head.split("  ")[0] == "disk"
     cells = [[cell.strip() for cell in row.split("  ") if cell.strip()] for row in rows]
     assert cells == [
-        ["web01/os", "site", "64 MiB", "yes", "1", "1 MiB of 32 MiB", "-", "-", "-"],
-        ["web01/data", "azure", "64 MiB", "no", "0", "-", "-", "-", "-"],
+        ["web01/os", "site", "64 MiB", "yes", "1", "1 MiB of 32 MiB", "-", "-", "-", "-"],
+        ["web01/data", "azure", "64 MiB", "no", "0", "-", "-", "-", "-", "-"],
     ]
 
 
@@ -108,7 +108,7 @@ def test_list_tells_what_needs_a_resync_and_how_much_changed(hosts: Hosts) -> No
     for at in range(33):
         disk.write(at * MIB, bytes(MIB))
     row = siterig("disk", "list").stdout.splitlines()[-1]
-    assert row.split()[-1] == "LogOverflow"
+    assert row.split()[-2:] == ["LogOverflow", "-"]
     assert "33 MiB" in row
 
 
@@ -117,6 +117,12 @@ def test_list_as_json_is_all_that_is_known_and_the_side(hosts: Hosts) -> None:
     (found,) = json.loads(siterig("disk", "list", "--json").stdout)
     assert found.pop("side") == "azure"
     assert DiskInfo.model_validate(found).size_bytes == 64 * MIB
+
+
+def test_list_tells_how_far_a_promotion_is_and_what_stops_it() -> None:
+    assert disks._promotion(None) == "-"
+    assert disks._promotion(PromotionInfo.of(70, 200, None)) == "35 %"
+    assert disks._promotion(PromotionInfo.of(70, 200, RigError("DiskFull", "..."))) == "35 %, stopped: DiskFull"
 
 
 @pytest.mark.parametrize("option", [(), ("--json",)])

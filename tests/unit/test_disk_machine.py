@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from hypothesis import settings
@@ -15,11 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from blockfs.disk import Disk, DiskRules
 from blockfs.disk_files import DiskPlace, make_raw, make_top
 from blockfs.disk_log import LogPolicy
-from blockfs.layers import ExtentLayer, ExtentMap, Layer, RawLayer
+from blockfs.extents import ExtentMap
+from blockfs.layers import Layer, ViewLayer
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from blockfs.snapshot import Snapshot
 from tests.unit.disk_model import replay
+from tests.unit.volume import Volume, base_source
 
 SIZE = 300 * 1024 + 512
 """Not a whole number of blocks, of snapshot chunks, nor of bits in a byte of a map."""
@@ -41,29 +44,36 @@ class DiskMachine(RuleBasedStateMachine):
         self.fresh = itertools.count(1)
         self.model = bytearray(SIZE)
         if over_a_view:
-            (self.folder / "base").write_bytes(os.urandom(100_000))
-            (self.folder / "extents").write_bytes(os.urandom(50_000))
+            self.base = os.urandom(100_000)
+            self.volume = Volume(states=[self.base.ljust(SIZE, b"\0")])
+            self.volume.change(90_000, 50_000)
+            self.volume.change(8192, 808, is_write=False)
             make_top(self.place, store=self.folder, position=1, size_bytes=SIZE)
         else:
             make_raw(self.place, SIZE)
         self.disk = self.opened()
         if over_a_view:
-            self.model[:100_000] = (self.folder / "base").read_bytes()
-            self.model[90_000:140_000] = (self.folder / "extents").read_bytes()
-            self.model[8192:9000] = bytes(808)
+            self.model[:] = self.volume.states[-1]
         self.start = bytes(self.model)
         self.disk.start_tracking(new_generation=False)
         self.snapshot: tuple[Snapshot, bytes, int] | None = None
 
-    def view(self, store: Path, _position: int) -> Layer:
+    def open(self, store: Path, _position: int, _holder: str) -> Layer:
+        """As :class:`blockfs.views.Views`."""
         extents = ExtentMap()
-        extents.insert(90_000, 50_000, 0, 0)
-        extents.insert(8192, 808, -1, 0)
-        source = os.open(store / "extents", os.O_RDONLY | os.O_CLOEXEC)
-        return ExtentLayer(RawLayer(store / "base"), extents, [source], SIZE)
+        extents.add_base([(0, len(self.base))])
+        self.volume.add_to(extents)
+        extents.settle()
+        return ViewLayer(extents, [base_source(store, self.base), self.volume.source(store)], SIZE)
+
+    def let_go(self, _store: Path, _holder: str) -> None:
+        pass
+
+    def reconcile(self, _kind: str, _holders: Collection[str]) -> None:
+        pass
 
     def opened(self) -> Disk:
-        return Disk.open(self.place, self.of_host, self.view)
+        return Disk.open(self.place, self.of_host, self)
 
     def teardown(self) -> None:
         if hasattr(self, "disk"):
@@ -164,6 +174,23 @@ class DiskMachine(RuleBasedStateMachine):
         self.disk.start_tracking(new_generation=True)
         self.disk.applied(self.disk.state.generation, 0)  # of the old one nothing is needed any more
         self.start = bytes(self.model)
+
+    @rule()
+    def adopt_a_step(self) -> None:
+        """Promotion: no byte of the disk changes, and the log has nothing of it."""
+        next_seq = self.disk.log.next_seq
+        self.disk.begin_promotion()
+        self.disk.adopt(1)
+        self.disk.sync_adopted()
+        assert self.disk.log.next_seq == next_seq
+
+    @rule(limit=st.integers(1, 5))
+    def promote(self, limit: int) -> None:
+        self.disk.begin_promotion()
+        if any(self.disk.adopt(1) for _ in range(limit)):
+            self.disk.sync_adopted()
+            if self.disk.state.promoting and self.disk.note_raw():
+                self.disk.settle()
 
     # --- what holds always --------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from blockfs.errors import RigError
-from blockfs.layers import ZEROS, ExtentLayer, ExtentMap, RawLayer, TopLayer, merge_ranges
+from blockfs.layers import RawLayer, TopLayer, merge_ranges
 
 SIZE = 40_000  # not a multiple of the block size on purpose
 spans = st.tuples(st.integers(0, SIZE - 1), st.integers(1, 9000)).map(lambda s: (s[0], min(s[1], SIZE - s[0])))
@@ -75,43 +74,6 @@ def test_a_top_smaller_than_what_it_lies_over_is_refused(tmp_path: Path) -> None
     (tmp_path / "top").write_bytes(bytes(10))
     with pytest.raises(RigError, match=f"top of 10 bytes over a disk of {SIZE}"):
         TopLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
-
-
-@any_tmp
-@given(st.lists(st.tuples(spans, st.booleans()), max_size=25), spans)
-def test_extents_read_as_a_byte_array_does(
-    tmp_path: Path, ops: list[tuple[tuple[int, int], bool]], probe: tuple[int, int]
-) -> None:
-    model = bytearray(base_file(tmp_path / "base"))
-    source = os.urandom(SIZE)
-    (tmp_path / "source").write_bytes(source)
-    extents = ExtentMap()
-    for (offset, length), zero in ops:
-        if zero:
-            extents.insert(offset, length, ZEROS, 0)
-            model[offset : offset + length] = bytes(length)
-        else:
-            at = (offset * 3) % (SIZE - length + 1)
-            extents.insert(offset, length, 0, at)
-            model[offset : offset + length] = source[at : at + length]
-    fd = os.open(tmp_path / "source", os.O_RDONLY)
-    layer = ExtentLayer(RawLayer(tmp_path / "base"), extents, [fd], SIZE)
-    assert layer.pread(*probe) == model[probe[0] : sum(probe)]
-    assert layer.pread(0, SIZE) == model
-    check_ranges(bytes(model), layer.data_ranges())
-    layer.close()
-
-
-def test_an_extent_whose_file_was_cut_is_an_error_not_zeros(tmp_path: Path) -> None:
-    base_file(tmp_path / "base")
-    (tmp_path / "source").write_bytes(b"x" * 100)
-    extents = ExtentMap()
-    extents.insert(0, 200, 0, 0)
-    fd = os.open(tmp_path / "source", os.O_RDONLY)
-    layer = ExtentLayer(RawLayer(tmp_path / "base"), extents, [fd], SIZE)
-    with pytest.raises(OSError, match="Input/output error"):
-        layer.pread(0, 200)
-    layer.close()
 
 
 def test_raw_zero_gives_space_back(tmp_path: Path) -> None:

@@ -200,6 +200,17 @@ def test_a_payload_or_a_table_that_is_too_short_is_an_error_not_zeros(tmp_path: 
     view.close()
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_table_that_is_cut_under_an_open_view_is_an_error_and_no_end_of_the_process(tmp_path: Path, paired: bool) -> None:
+    base = b"b" * DISK_BYTES
+    view = view_of(tmp_path, Volume.of([(True, 0, DISK_BYTES)]), None) if not paired else view_of(tmp_path, Volume(), base)
+    os.truncate(tmp_path / ("base.sums" if paired else "sums"), 0)
+    fault = refused(view, 5000, 10)
+    assert (fault.offset, fault.error, fault.expected) == (BLOCK_BYTES, errno.EIO, 0)
+    assert refused(view, 0, DISK_BYTES).error == errno.EIO
+    view.close()
+
+
 @pytest.mark.parametrize("file", ["base", "base.sums"])
 def test_a_wrong_bit_of_the_base_is_an_error_that_names_the_block(tmp_path: Path, file: str) -> None:
     base = b"b" * DISK_BYTES

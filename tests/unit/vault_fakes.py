@@ -12,7 +12,7 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from azure_emu.ports import Change, Damage, DiskSpec, DiskState
+from azure_emu.ports import Change, ChangeStep, Damage, DiskSpec, DiskState
 from azure_emu.vault.api import Job
 from azure_emu.vault.schema import JobRow
 from azure_emu.vault.vault import Vault
@@ -218,6 +218,10 @@ class FakeRecovery:
         await self.world.called("recovery.changes")
         return []
 
+    async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
+        await self.world.called("recovery.change_steps")
+        return []
+
     async def scrub(self, *, disk_id: str) -> list[Damage]:
         await self.world.called("recovery.scrub")
         return []
@@ -266,6 +270,10 @@ class FakeHost:
         self.world.azure[vm][name] = disk
         self.world.opened_at[f"{vm}/{name}"] = position
         return disk
+
+    async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
+        await self.world.called("azure.promote_vm")
+        return list(self.world.azure[vm].values())
 
     async def open_recovery(self, *, vm: str, name: str, position: int, disks: list[RecoverySource]) -> RecoveryInfo:
         await self.world.called("azure.open_recovery")

@@ -1,0 +1,190 @@
+"""What a managed disk costs: applying, mounting, folding; each beside the least that the host's file system needs for it.
+
+``python -m bench.stores [--records 1000000] [--rounds 3] [--folder DIR] [--json FILE]``; takes some GiB of disk.
+
+- *apply*: parts of 4096 writes of 4 KiB, packed as they come from the cache account, by the applier's call; beside it the
+  same bytes, unpacked, written to a file with an fdatasync after each part.  In turn, part by part.
+- *mount*: opening a view of a disk whose journal has so many records, at its newest position and at random ones, each in a
+  process that has not seen the disk before; how long, and how much memory it takes.
+- *fold*: half of the journal into the base; beside it as many bytes as changed, written to a new file in order, and synced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import zstandard
+from rich.console import Console
+from rich.table import Table
+
+from azure_emu.managed_disk import ManagedDiskStore
+from bench.site_history import BLOCK_BYTES, SiteHistory
+
+PART_WRITES = 4096
+DISK_BYTES = 2 << 30
+DATA_BYTES = DISK_BYTES
+"""All of it: where a fold writes, the file has blocks already."""
+OPENER = """
+import resource, sys, time
+from pathlib import Path
+from azure_emu.managed_disk import open_view
+def rss():
+    return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1])
+before, began = rss(), time.perf_counter()
+view = open_view(Path(sys.argv[1]), int(sys.argv[2]))
+took = time.perf_counter() - began
+view.pread(0, 4096)
+print(took * 1000, rss() - before)
+"""
+
+
+@dataclass
+class Found:
+    """Ratios are to the peer, beside which each was measured; ``*_mb_s``: 10^6 bytes a second."""
+
+    apply_mb_s: float = 0.0
+    apply_peer_mb_s: float = 0.0
+    apply_ratios: list[float] = field(default_factory=list)
+    mount_newest_ms: list[float] = field(default_factory=list)
+    mount_random_ms: list[float] = field(default_factory=list)
+    mount_kib: list[float] = field(default_factory=list)
+    fold_mb_s: float = 0.0
+    fold_peer_mb_s: float = 0.0
+
+
+def _apply(store: ManagedDiskStore, history: SiteHistory, options: argparse.Namespace, folder: Path, found: Found) -> None:
+    """Grow the journal; the peer is measured beside it, part by part."""
+    peer = os.open(folder / "peer", os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    at, ours_s, peer_s, total = 0, 0.0, 0.0, 0
+    per_round: list[tuple[float, float]] = []
+    parts = -(-options.records // PART_WRITES)
+    for number in range(parts):
+        part, data = history.log_part(PART_WRITES, within_bytes=DISK_BYTES)
+        raw = zstandard.ZstdDecompressor().decompress(data)
+
+        def ours(part: object = part, data: bytes = data) -> float:
+            began = time.perf_counter()
+            store.apply_part(part, data)  # type: ignore[arg-type]
+            return time.perf_counter() - began
+
+        def theirs(raw: bytes = raw) -> float:
+            nonlocal at
+            began = time.perf_counter()
+            os.pwrite(peer, raw, at)
+            os.fdatasync(peer)
+            at += len(raw)
+            return time.perf_counter() - began
+
+        if store.checkpoint_due:  # as the applier does behind itself
+            store.checkpoint()
+        took = (ours(), theirs()) if number % 2 else tuple(reversed((theirs(), ours())))
+        ours_s, peer_s, total = ours_s + took[0], peer_s + took[1], total + len(raw)
+        if (number + 1) % max(parts // options.rounds, 1) == 0:
+            per_round.append((ours_s, peer_s))
+    os.close(peer)
+    (folder / "peer").unlink()
+    steps = [(b[0] - a[0], b[1] - a[1]) for a, b in zip([(0.0, 0.0), *per_round], per_round, strict=False)]
+    found.apply_ratios = [theirs / ours for ours, theirs in steps]
+    found.apply_mb_s, found.apply_peer_mb_s = total / ours_s / 1e6, total / peer_s / 1e6
+
+
+def _mount(store: Path, position: int) -> tuple[float, float]:
+    command = [sys.executable, "-c", OPENER, str(store), str(position)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    took, kib = map(float, done.stdout.split())
+    return took, kib
+
+
+def _sequential_mb_s(path: Path, length: int) -> float:
+    data = os.urandom(1 << 20)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    began = time.perf_counter()
+    for offset in range(0, length, len(data)):
+        os.pwrite(fd, data, offset)
+    os.fdatasync(fd)
+    took = time.perf_counter() - began
+    os.close(fd)
+    path.unlink()
+    return length / took / 1e6
+
+
+def _run(options: argparse.Namespace, console: Console) -> Found:
+    found = Found()
+    history = SiteHistory(DISK_BYTES, options.seed)
+    with tempfile.TemporaryDirectory(prefix="siterig-bench-", dir=options.folder) as name:
+        folder = Path(name)
+        store = ManagedDiskStore.create(folder / "disk", disk_id=history.disk_id, size_bytes=DISK_BYTES, created_ns=1)
+        console.print("initial replication", style="dim")
+        for part, data in history.initial(DATA_BYTES):
+            store.apply_part(part, data)
+        first = history.position
+        console.print(f"a journal of {options.records:,} records", style="dim")
+        _apply(store, history, options, folder, found)
+        dice = random.Random(options.seed)  # noqa: S311
+        for _ in range(options.rounds):
+            took, kib = _mount(folder / "disk", history.position)
+            found.mount_newest_ms.append(took)
+            found.mount_kib.append(kib)
+            found.mount_random_ms.append(_mount(folder / "disk", dice.randrange(first, history.position))[0])
+        console.print("fold of half of it", style="dim")
+        half = first + (history.position - first) // 2
+        changed = (
+            len({change.offset for change in store.changes(after=first, upto=half, limit=options.records)}) * BLOCK_BYTES
+        )
+        os.sync()
+        began = time.perf_counter()
+        store.fold(half)
+        found.fold_mb_s = changed / (time.perf_counter() - began) / 1e6
+        os.sync()
+        found.fold_peer_mb_s = _sequential_mb_s(folder / "peer", changed)
+        store.close()
+    history.forget()
+    return found
+
+
+def _print(console: Console, found: Found) -> None:
+    table = Table("", "found", "beside it", "ratio", "target", "")
+
+    def row(what: str, mb_s: float, peer: float, least: float) -> None:
+        holds = "holds" if mb_s / peer >= least else "[bold]does not hold[/bold]"
+        table.add_row(what, f"{mb_s:,.0f} MB/s", f"{peer:,.0f} MB/s", f"{mb_s / peer:.2f}x", f"{least:g}x", holds)
+
+    row("apply, beside write + fdatasync", found.apply_mb_s, found.apply_peer_mb_s, 0.8)
+    row("fold, beside writing in order", found.fold_mb_s, found.fold_peer_mb_s, 0.5)
+    for what, times in (("mount, newest", found.mount_newest_ms), ("mount, at random", found.mount_random_ms)):
+        holds = "holds" if max(times) < 100 else "[bold]does not hold[/bold]"
+        spread = f"{min(times):.1f} to {max(times):.1f}"
+        table.add_row(what, f"{statistics.median(times):.1f} ms", "", spread, "100 ms", holds)
+    table.add_row("memory of a mount", f"{statistics.median(found.mount_kib) / 1024:.1f} MiB", "", "", "", "")
+    console.print(table)
+
+
+def main() -> None:
+    """Measure, print, and write the figures down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=1_000_000, help="in the journal")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="where the disk is; default: the temporary folder")
+    parser.add_argument("--json", type=Path, help="write all figures there")
+    options = parser.parse_args()
+    console = Console(width=160)
+    found = _run(options, console)
+    console.print(f"apply, of single rounds: {', '.join(f'{ratio:.2f}' for ratio in found.apply_ratios)}")
+    _print(console, found)
+    if options.json:
+        options.json.write_text(json.dumps(asdict(found), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
