@@ -56,7 +56,7 @@ class FakeVault:
     async def list_vms(self) -> list[Vm]:
         return [VM]
 
-    async def points(self, *, vm: str) -> list[RecoveryPoint]:
+    async def points(self, *, vm: str, limit: int | None = None) -> list[RecoveryPoint]:
         if vm != "web01":
             raise RigError("VmNotFound", f"there is no VM {vm!r};\nthere are: web01")
         return [
@@ -184,7 +184,11 @@ def test_a_job_that_failed_gives_its_errors_and_status_1(vault: FakeVault) -> No
         (["reprotect", "web01"], "reprotect", {}),
         (["resync", "web01"], "resync", {}),
         (["unprotect", "web01"], "disable_protection", {}),
-        (["protect", "web01", "--interval", "30"], "enable_protection", {"interval_s": 30, "app_consistent_every_s": None}),
+        (
+            ["protect", "web01", "--interval", "30", "--retention", "3"],
+            "enable_protection",
+            {"interval_s": 30, "app_consistent_every_s": None, "history_hours": 3},
+        ),
     ],
 )
 def test_an_operation_asks_the_vault(vault: FakeVault, arguments: list[str], call: str, keywords: dict[str, Any]) -> None:
