@@ -113,9 +113,13 @@ def load(folder: Path, disk_id: str, frame: Frame) -> Checkpoint:
     return Checkpoint(frame.number, size_bytes, volumes, extents)
 
 
-def retarget(checkpoint: Checkpoint, sources: dict[int, int], present: set[int]) -> None:
-    """Make its sources those of ``sources`` (volume to number), which grows; what was folded away shows the base."""
-    becomes = [0]
+def retarget(checkpoint: Checkpoint, sources: dict[int, int], present: dict[int, int]) -> None:
+    """Make its sources those of ``sources`` (volume to number), which grows; what was folded shows the base.
+
+    ``present``: volumes that are there, and the first byte of each that was not folded.
+    """
+    becomes, least = [0], [0]
     for volume in checkpoint.volumes:
         becomes.append(sources.setdefault(volume, len(sources) + 1) if volume in present else GONE)
-    checkpoint.extents.retarget(becomes)
+        least.append(present.get(volume, 0))
+    checkpoint.extents.retarget(becomes, least)

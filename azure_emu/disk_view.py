@@ -22,7 +22,7 @@ from azure_emu.checkpoints import BadCheckpointError
 from azure_emu.disk_meta import store_corrupt
 from azure_emu.frames import Frame
 from azure_emu.history import Epoch, History
-from azure_emu.journal_volume import FrameIndex, list_volumes, read_index, volume_path
+from azure_emu.journal_volume import FrameIndex, read_index, volume_path
 from azure_emu.store_history import TRIES_MAX, load_history
 from blockfs.errors import RigError
 from blockfs.extents import ExtentMap
@@ -133,7 +133,9 @@ def _from_checkpoint(folder: Path, history: History, upto: Upto | None, *, drop_
     """The newest good checkpoint that is of nothing but what counts, and how many frames it has of those in the journal."""
     if not history.frames:
         return None
-    present: set[int] | None = None
+    present: dict[int, int] = {}
+    for frame in history.frames:
+        present.setdefault(frame.volume, frame.start)
     for number in reversed(checkpoints.list_checkpoints(folder)):
         place = number - history.folded - 1
         if not 0 <= place < len(history.frames) or (upto is not None and not upto.whole(history.frames[place])):
@@ -148,8 +150,6 @@ def _from_checkpoint(folder: Path, history: History, upto: Upto | None, *, drop_
             continue
         except FileNotFoundError:
             continue
-        if present is None:
-            present = set(list_volumes(folder))
         sources: dict[int, int] = {}
         checkpoints.retarget(checkpoint, sources, present)
         return place + 1, DiskMap(checkpoint.extents, checkpoint.size_bytes, sources, {})

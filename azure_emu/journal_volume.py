@@ -84,13 +84,14 @@ class Torn:
 
 @dataclass(slots=True)
 class JournalState:
-    """What a journal holds from frame ``after`` + 1 on.
+    """What a journal holds from frame ``after`` + 1 on; ``earlier``: frames before, in volumes that are not deleted.
 
     ``end``: number of the newest volume, and the byte behind its last frame.  ``mended``: frames whose header is bad and
     was taken from its copy.  ``broken``: why no frame is known behind the last, though there may be some.
     """
 
     frames: list[Frame] = field(default_factory=list)
+    earlier: list[Frame] = field(default_factory=list)
     end: tuple[int, int] | None = None
     torn: Torn | None = None
     mended: list[tuple[Frame, int, str]] = field(default_factory=list)
@@ -109,11 +110,13 @@ def read_journal(folder: Path, disk_id: str, after: int) -> JournalState:
     for place, volume in enumerate(volumes):
         last = place == len(volumes) - 1
         if volume > expected or (place > 0 and volume != expected):
-            path = volume_path(folder, volume)
-            state.broken_at = path, 0
-            state.broken = store_corrupt(
-                path, f"begins with frame {volume}; frame {expected} comes next, and its volume is missing"
-            )
+            path, at = volume_path(folder, volume), 0
+            why = f"frame {expected} comes next, but it begins with frame {volume}"
+            if state.end is not None:  # it may have been longer
+                (before, at), following = state.end, path
+                path = volume_path(folder, before)
+                why = f"byte {at}: it ends before frame {expected}, but {following} begins with frame {volume}"
+            state.broken_at, state.broken = (path, at), store_corrupt(path, why)
             break
         walk = _VolumeWalk(folder, volume, disk_id, state.frames[-1] if state.frames else None, newest=last)
         try:
@@ -121,6 +124,7 @@ def read_journal(folder: Path, disk_id: str, after: int) -> JournalState:
         except OSError as exc:
             walk.broken = store_corrupt(walk.path, f"cannot be read: {exc.strerror}")
         state.frames += [frame for frame in walk.frames if frame.number > after]
+        state.earlier += [frame for frame in walk.frames if frame.number <= after]
         state.mended += walk.mended
         state.broken = walk.broken
         state.torn = walk.torn
@@ -265,23 +269,23 @@ def read_index(folder: Path, frame: Frame, size_bytes_before: int) -> FrameIndex
     return FrameIndex(found.entries, found.pieces, rebuilt=True)
 
 
-def read_tags(folder: Path, frame: Frame, size_bytes_before: int) -> tuple[TagSeen, ...]:
-    """The tags of ``frame``; made from its segment if they are bad, ``StoreCorrupt`` if that is, too."""
+def read_tags(folder: Path, frame: Frame, size_bytes_before: int) -> tuple[tuple[TagSeen, ...], bool]:
+    """The tags of ``frame``, and whether they had to be made from its segment; ``StoreCorrupt`` if that is bad, too."""
     if not frame.tags_bytes:
-        return ()
+        return (), False
     path = volume_path(folder, frame.volume)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         raw = os.pread(fd, frame.tags_bytes, frame.tags_at)
         if crc32c(raw) == frame.tags_crc:
             with suppress(BadFrameError):
-                return decode_tags(raw)
+                return decode_tags(raw), False
         found = _rebuilt(fd, frame, size_bytes_before)
     finally:
         os.close(fd)
     if found is None:
         raise store_corrupt(path, f"byte {frame.tags_at}: tags of frame {frame.number} are bad, and so is its segment")
-    return found.tags
+    return found.tags, True
 
 
 def _rebuilt(fd: int, frame: Frame, size_bytes_before: int) -> PartIndex | None:
@@ -300,7 +304,7 @@ def mend(folder: Path, frame: Frame, size_bytes_before: int) -> None:
     ``StoreCorrupt`` as :func:`read_index`.
     """
     index = read_index(folder, frame, size_bytes_before)
-    tags = encode_tags(read_tags(folder, frame, size_bytes_before))
+    tags = encode_tags(read_tags(folder, frame, size_bytes_before)[0])
     pieces = [
         (frame.start, encode_header(frame)),
         (frame.entries_at, index.entries + index.pieces),

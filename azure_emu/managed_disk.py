@@ -477,8 +477,8 @@ def _check_frames(loaded: Loaded) -> list[TagSeen]:
     for frame in loaded.history.frames:
         size_before = loaded.history.size_before(frame)
         index = read_index(loaded.folder, frame, size_before)
-        found = read_tags(loaded.folder, frame, size_before)
-        if index.rebuilt or frame.number in bad_headers:
+        found, rebuilt = read_tags(loaded.folder, frame, size_before)
+        if index.rebuilt or rebuilt or frame.number in bad_headers:
             _log.warning("frame_mended", store=str(loaded.folder), volume=frame.volume, frame=frame.number)
             mend(loaded.folder, frame, size_before)
         past.add(frame)

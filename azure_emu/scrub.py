@@ -33,6 +33,8 @@ from cext.hashing import crc32c, is_zero
 Advance = Callable[[int], None]
 """Told how many bytes were read since it was last told."""
 
+TORN_WAIT_S = 0.02
+"""A frame that is being written is longer when it is looked at again."""
 _STEP_BLOCKS = 4096
 _KNOWN = {BASE, SUMS, MAP, INTENT, DISK_META, PROGRESS, LOCK, JOURNAL, PINS, checkpoints.CHECKPOINTS}
 _ZERO_SUM = crc32c(bytes(BLOCK_BYTES))
@@ -191,7 +193,7 @@ def _not_zero(folder: Path, fd: int, start: int, stop: int) -> Iterator[Damage]:
 
 def _journal(loaded: Loaded, advance: Advance, hurt: list[_Hurt]) -> Iterator[Damage]:
     bad_headers = {frame.number: why for frame, _, why in loaded.journal.mended}
-    for frame in loaded.journal.frames:
+    for frame in loaded.journal.earlier + loaded.journal.frames:
         path = volume_path(loaded.folder, frame.volume)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -220,7 +222,7 @@ def _journal(loaded: Loaded, advance: Advance, hurt: list[_Hurt]) -> Iterator[Da
 def _still_torn(folder: Path, torn: Torn) -> Torn | None:
     """None if it was a frame that was just being written."""
     for _ in range(5):
-        time.sleep(0.02)
+        time.sleep(TORN_WAIT_S)
         now = load_history(folder).journal.torn
         if now != torn:
             return None
@@ -236,16 +238,16 @@ def _frame(loaded: Loaded, fd: int, path: Path, frame: Frame, hurt: list[_Hurt])
     raw = os.pread(fd, frame.index_bytes, frame.entries_at)
     index_good = crc32c(raw) == frame.index_crc
     if not index_good:
-        lost = None if segment_good else frame.first_position
+        lost = None if segment_good or frame.number <= loaded.history.folded else frame.first_position
         yield bad(frame.entries_at, "wrong checksum of the index", lost)
     if not segment_good:
         if index_good:
-            found = list(_bad_pieces(path, frame, segment, raw))
+            found = list(_bad_pieces(path, frame, segment, raw, loaded.history.folded))
             hurt += found
             if not found:
                 yield _bad_record(loaded, path, frame, segment)
         else:
-            yield bad(frame.segment_at, "wrong checksum of the segment", frame.first_position)
+            yield bad(frame.segment_at, "wrong checksum of the segment", lost)
     tags = os.pread(fd, frame.tags_bytes, frame.tags_at)
     if crc32c(tags) != frame.tags_crc:
         yield bad(frame.tags_at, "wrong checksum of the tags")
@@ -259,8 +261,8 @@ def _frame(loaded: Loaded, fd: int, path: Path, frame: Frame, hurt: list[_Hurt])
             yield bad(start, "not zero where it must be: padding")
 
 
-def _bad_pieces(path: Path, frame: Frame, segment: bytes, index: bytes) -> Iterator[_Hurt]:
-    """Pieces of payloads that have a wrong checksum."""
+def _bad_pieces(path: Path, frame: Frame, segment: bytes, index: bytes, folded: int) -> Iterator[_Hurt]:
+    """Pieces of payloads that have a wrong checksum; nothing needs those of a frame that was folded."""
     sums = memoryview(index)[frame.entries * ENTRY.size :].cast("I")
     view = memoryview(segment)
     for position, _, offset, length, payload_at, first_piece, kind in ENTRY.iter_unpack(index[: frame.entries * ENTRY.size]):
@@ -275,7 +277,7 @@ def _bad_pieces(path: Path, frame: Frame, segment: bytes, index: bytes) -> Itera
                     path=str(path),
                     offset=frame.segment_at + place,
                     what=f"wrong checksum of {stop - at} bytes written to byte {at} of the disk at position {position}",
-                    first_position=position,
+                    first_position=position if frame.number > folded else None,
                 )
                 yield _Hurt(damage, frame.number, [(at, stop)])
             at, piece = stop, piece + 1
@@ -320,11 +322,11 @@ def _checkpoints(loaded: Loaded, advance: Advance) -> Iterator[Damage]:
 def _until_written_over(loaded: Loaded, hurt: list[_Hurt]) -> Iterator[Damage]:
     """The damage, with the last position at which some of it shows."""
     history = loaded.history
-    open_hurt = list(hurt)
+    open_hurt = [each for each in hurt if each.damage.first_position is not None]
     last: dict[int, int] = {}
     for frame in history.frames:
         concerned = [each for each in open_hurt if each.frame < frame.number]
-        own = [each for each in open_hurt if each.frame == frame.number]
+        own = [each for each in open_hurt if each.frame == frame.number]  # records behind the one that is hurt
         if not concerned and not own:
             continue
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from azure_emu.base import BASE, SUMS
 from azure_emu.disk_meta import DISK_META, PROGRESS, DiskMeta, Progress, read_meta, store_corrupt
 from azure_emu.history import Epoch, History
-from azure_emu.journal_volume import JournalState, read_journal, volume_path
+from azure_emu.journal_volume import JournalState, list_volumes, read_journal, volume_path
 from blockfs.errors import RigError
 
 TRIES_MAX = 8
@@ -73,8 +73,10 @@ def _load(folder: Path) -> Loaded:
     meta = read_meta(folder / DISK_META, DiskMeta)
     path = folder / PROGRESS
     progress = read_meta(path, Progress) if path.exists() else None
-    _check_base(folder, meta, progress)
+    if progress is None and list_volumes(folder):
+        raise store_corrupt(path, "is missing")
     history = History(meta, progress)
+    _check_base(folder, meta, progress)
     journal = read_journal(folder, meta.disk_id, history.folded)
     for frame in journal.frames:
         if history.want(frame.part) != "next" or not history.seeded:

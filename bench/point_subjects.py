@@ -60,12 +60,13 @@ class Siterig:
         self._folder = folder
         self._data_bytes = data_bytes
         self._history = SiteHistory(size_bytes, seed=1)
-        store = folder / self._history.disk_id
+        store = folder / "stores" / self._history.disk_id
+        store.parent.mkdir()
         self._store = ManagedDiskStore.create(store, disk_id=self._history.disk_id, size_bytes=size_bytes, created_ns=1)
         for part, data in self._history.initial(data_bytes):
             self._store.apply_part(part, data)
         self._positions: list[int] = []
-        self._server = _PointServer(folder / "host", folder / "mnt")
+        self._server = PointServer(folder / "host", folder / "mnt", store.parent)
 
     def write(self, blocks: int) -> None:
         """See :class:`Subject`."""
@@ -99,14 +100,13 @@ class Siterig:
         self._history.forget()
 
 
-class _PointServer:
+class PointServer:
     """``python -m bench.point_server``: a disk host of the recovery side."""
 
-    def __init__(self, root: Path, mountpoint: Path) -> None:
-        command = [sys.executable, "-m", "bench.point_server", str(root), str(mountpoint)]
+    def __init__(self, root: Path, mountpoint: Path, stores: Path) -> None:
+        command = [sys.executable, "-m", "bench.point_server", str(root), str(mountpoint), str(stores)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._to, self._from = cast("IO[str]", self._process.stdin), cast("IO[str]", self._process.stdout)
-        self._mountpoint = mountpoint
         self._answer()
 
     def _answer(self) -> Any:
@@ -127,6 +127,10 @@ class _PointServer:
     def unmount(self, name: str) -> None:
         """Take it away."""
         self._ask("unmount", name)
+
+    def plain(self, size_bytes: int) -> Path:
+        """Make a raw disk; its file."""
+        return Path(self._ask("plain", size_bytes))
 
     def close(self) -> None:
         """End it."""

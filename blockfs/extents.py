@@ -99,11 +99,14 @@ class ExtentMap:
         lib.sr_extents_used(self._c, ffi.from_buffer(seen), sources)
         return [source for source, is_used in enumerate(seen) if is_used]
 
-    def retarget(self, becomes: Sequence[int]) -> None:
-        """Extents (settled) of source i are now of source ``becomes[i]``, or left out (``GONE``); the base stays 0."""
-        _check(
-            lib.sr_extents_retarget(self._c, ffi.new("int32_t[]", list(becomes)), len(becomes)), "the source of an extent"
-        )
+    def retarget(self, becomes: Sequence[int], least: Sequence[int] | None = None) -> None:
+        """Extents (settled) of source i are now of source ``becomes[i]``, or left out (``GONE``); the base stays 0.
+
+        ``least``: those before byte ``least[i]`` of source i are left out, too.
+        """
+        from_byte = ffi.new("uint64_t[]", list(least) if least else len(becomes))
+        new = ffi.new("int32_t[]", list(becomes))
+        _check(lib.sr_extents_retarget(self._c, new, from_byte, len(becomes)), "the source of an extent")
 
     def ranges(self) -> list[tuple[int, int]]:
         """(offset, length) of what is not zeros (settled): in order, joined."""

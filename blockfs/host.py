@@ -367,9 +367,9 @@ class DiskHost:
         (self.root / vm).rename(doomed)
         sync_folder(self.root)
         shutil.rmtree(doomed)
-        for store, place in stores:  # what a disk that could not be opened lay on is let go at the next start
+        for store, held_for in stores:  # what a disk that could not be opened lay on is let go at the next start
             if store is not None:
-                self._let_go_of_view(Path(store), place)
+                self._let_go_of_view(Path(store), held_for)
 
     # --- tracking -----------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 SOURCES = (
     *("crc32c.c", "hasher.c", "kernel.c"),
     *("io.c", "layers.c", "top.c", "log.c", "snapshot.c", "disk.c", "handles.c"),
-    *("index.c", "extents.c", "view.c", "fill.c"),
+    *("index.c", "extents.c", "mapped.c", "view.c", "fill.c"),
     *("requests.c", "names.c", "ring.c", "fuse_uring.c", "pump.c"),
 )
 HEADERS = ("siterig.h", "io.h", "layers.h", "disk.h", "pump.h", "index.h", "extents.h", "view.h", "fill.h")

@@ -103,9 +103,32 @@ int64_t sr_disk_read(struct sr_disk *disk, void *buf, uint64_t bytes, uint64_t o
 	return rc ? rc : (int64_t)bytes;
 }
 
+static uint64_t block_begin(uint64_t offset)
+{
+	return offset - offset % SR_BLOCK_BYTES;
+}
+
 int64_t sr_disk_seek(struct sr_disk *disk, uint64_t offset, int whence)
 {
-	return sr_layer_seek(disk->layer, offset, whence);
+	uint64_t size = sr_disk_bytes(disk);
+	int64_t found = sr_layer_seek(disk->layer, offset, whence);
+	if (found < 0)
+		return found;
+	if (whence == SEEK_DATA) {
+		uint64_t begin = block_begin((uint64_t)found);
+		return (int64_t)(begin > offset ? begin : offset);
+	}
+	for (;;) {
+		uint64_t hole = block_begin((uint64_t)found + SR_BLOCK_BYTES - 1);
+		if (hole >= size)
+			return (int64_t)size;
+		int64_t data = sr_layer_seek(disk->layer, hole, SEEK_DATA);
+		if (data == -ENXIO || (data >= 0 && block_begin((uint64_t)data) > hole))
+			return (int64_t)hole;
+		found = data < 0 ? data : sr_layer_seek(disk->layer, (uint64_t)data, SEEK_HOLE);
+		if (found < 0)
+			return found;
+	}
 }
 
 static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)

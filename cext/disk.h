@@ -72,6 +72,8 @@ int sr_disk_sync(struct sr_disk *disk);
 /* A full one lets go of the view, and goes on as a raw file.  -EAGAIN: it is not full (it has grown). */
 int sr_disk_settle(struct sr_disk *disk);
 
+/* Data and holes as file systems have them, in whole blocks: a state of the past knows them to the byte, and programs
+ * (qemu-img) that count in sectors would take a sector that has both for a hole. */
 int64_t sr_disk_seek(struct sr_disk *disk, uint64_t offset, int whence);
 uint64_t sr_disk_bytes(struct sr_disk *disk);
 

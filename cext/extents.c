@@ -418,7 +418,7 @@ void sr_extents_used(const struct sr_extents *map, uint8_t *used, size_t count)
 	}
 }
 
-int sr_extents_retarget(struct sr_extents *map, const int32_t *becomes, size_t count)
+int sr_extents_retarget(struct sr_extents *map, const int32_t *becomes, const uint64_t *least, size_t count)
 {
 	struct rows *rows = new_rows(map->settled->count);
 	if (!rows)
@@ -430,7 +430,7 @@ int sr_extents_retarget(struct sr_extents *map, const int32_t *becomes, size_t c
 			return -EINVAL;
 		}
 		if (row.source > SR_SOURCE_BASE)
-			row.source = becomes[row.source];
+			row.source = row.source_offset < least[row.source] ? SR_SOURCE_GONE : becomes[row.source];
 		if (row.source != SR_SOURCE_GONE)
 			rows->row[rows->count++] = row;
 	}

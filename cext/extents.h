@@ -52,9 +52,9 @@ const struct sr_extent_row *sr_extents_rows(const struct sr_extents *map);
 /* Sets used[i] to 1 if an extent is of source i, which is below `count`. */
 void sr_extents_used(const struct sr_extents *map, uint8_t *used, size_t count);
 
-/* Extents of source i become those of source `becomes[i]` (SR_SOURCE_GONE: they are left out). -EINVAL: one is not
- * below `count`. */
-int sr_extents_retarget(struct sr_extents *map, const int32_t *becomes, size_t count);
+/* Extents of source i become those of source `becomes[i]` (SR_SOURCE_GONE: they are left out), but for those before
+ * byte `least[i]` of it, which are left out.  -EINVAL: one is not below `count`. */
+int sr_extents_retarget(struct sr_extents *map, const int32_t *becomes, const uint64_t *least, size_t count);
 
 /* (offset, bytes) pairs into `pairs`, which has room for as many as there are extents; with or without zeros,
  * widened to multiples of `unit_bytes`, joined.  Gives how many. */

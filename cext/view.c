@@ -13,6 +13,7 @@
 #include "extents_internal.h"
 #include "io.h"
 #include "layers_internal.h"
+#include "mapped.h"
 #include "siterig.h"
 
 /* How often a block of the base is read again that fits neither of its two checksums.  A fold that is writing it may
@@ -110,8 +111,8 @@ static int open_source(struct source *source, const struct sr_source *given)
 }
 
 /* A table that leads to within a step or two of each extent, where a search over all of them would wait for memory at
- * each step.  (Of so many places, measured: twice as many as extents and an eighth are both slower.)  Also looks whether
- * each extent is of a source that is there. */
+ * each step.  It has half as many places as there are extents: measured, twice as many and an eighth are both slower.
+ * Also looks whether each extent is of a source that is there. */
 static int make_firsts(struct view *view)
 {
 	const struct sr_extent_row *row = view->rows->row;
@@ -163,6 +164,7 @@ struct sr_layer *sr_layer_view(struct sr_extents *map, const struct sr_source *s
 		free(view);
 		goto fail;
 	}
+	sr_mapped_prepare();
 	__atomic_add_fetch(&faults->users, 1, __ATOMIC_RELAXED);
 	*view = (struct view){.bytes = bytes,
 			      .rows = sr_extents_share(map),
@@ -222,7 +224,7 @@ static size_t find(const struct view *view, uint64_t offset)
 }
 
 struct sums {
-	int known;
+	int error; /* ENODATA: there are none */
 	uint32_t right, becomes; /* two only of a base */
 };
 
@@ -237,10 +239,16 @@ static const uint32_t *place_of_sums(const struct source *source, uint64_t piece
 static struct sums sums_of(const struct source *source, uint64_t piece)
 {
 	const uint32_t *at = place_of_sums(source, piece);
+	uint32_t pair[2] = {0};
 	if (!at)
-		return (struct sums){0};
-	uint32_t right = __atomic_load_n(at, __ATOMIC_RELAXED);
-	return (struct sums){1, right, source->paired ? __atomic_load_n(at + 1, __ATOMIC_RELAXED) : right};
+		return (struct sums){.error = ENODATA};
+	int rc = sr_mapped_load(at, source->paired ? 2 : 1, pair);
+	return (struct sums){-rc, pair[0], pair[source->paired ? 1 : 0]};
+}
+
+static int fits(const struct sums *sums, uint32_t found)
+{
+	return !sums->error && (found == sums->right || found == sums->becomes);
 }
 
 /* Where it is wrong, read a block of the base again, with its checksums: a fold may have been writing it. */
@@ -256,7 +264,7 @@ static int read_again(const struct source *source, char *buf, uint64_t bytes, ui
 			return rc;
 		*found = sr_crc32c(0, buf, bytes);
 		*sums = sums_of(source, piece);
-		if (*found == sums->right || *found == sums->becomes)
+		if (fits(sums, *found))
 			return 0;
 	}
 	return -EIO;
@@ -282,10 +290,12 @@ static int read_pieces(struct view *view, const struct sr_extent_row *row, char 
 		uint64_t next = from - from % SR_PIECE_BYTES + SR_PIECE_BYTES, bytes = (next < to ? next : to) - from;
 		uint32_t found = sr_crc32c(0, buf, bytes);
 		struct sums sums = sums_of(source, piece);
-		if (!sums.known || (found != sums.right && found != sums.becomes)) {
-			rc = sums.known && source->paired ? read_again(source, buf, bytes, at, piece, &sums, &found) : -EIO;
+		if (!fits(&sums, found)) {
+			rc = -EIO;
+			if (!sums.error && source->paired)
+				rc = read_again(source, buf, bytes, at, piece, &sums, &found);
 			if (rc) {
-				fault = (struct sr_fault){from, at, row->source, sums.known ? -rc : ENODATA, sums.becomes, found};
+				fault = (struct sr_fault){from, at, row->source, sums.error ? sums.error : -rc, sums.becomes, found};
 				note(view->faults, &fault);
 				return rc;
 			}

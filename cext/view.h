@@ -21,7 +21,8 @@ struct sr_source {
 };
 
 /* A piece that was not served: where it is on the disk and in its source, and its checksums (of a pair the second),
- * if they are what is wrong.  `error`: EIO for that, ENODATA if it has no checksum, or what the host said. */
+ * if they are what is wrong.  `error`: EIO for that, or if they cannot be read; ENODATA if there is none; or what
+ * the host said. */
 struct sr_fault {
 	uint64_t offset, source_offset;
 	int32_t source, error;
@@ -37,7 +38,7 @@ uint64_t sr_faults_seen(struct sr_faults *faults, struct sr_fault *last);
 
 /* The extents of the settled `map`, which may be changed or freed afterwards.  Owns the sources' `fd`s, and closes the
  * `sums_fd`s; if NULL (errno says why; EINVAL: an extent is of none of the sources) it owns nothing, and has closed
- * nothing.  A file of checksums must not be cut while it is mapped. */
+ * nothing. */
 struct sr_layer *sr_layer_view(struct sr_extents *map, const struct sr_source *sources, size_t count, uint64_t bytes,
 			       struct sr_faults *faults);
 

@@ -28,7 +28,11 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[
 
 
 def parse_time(text: str) -> int:
-    """Nanoseconds since 1970 of a time in RFC 3339; ``InvalidTime``."""
+    """Nanoseconds since 1970 of a time in RFC 3339; ``InvalidTime``.
+
+    The end of the microsecond, unless nanoseconds are given: the times that are shown of points are cut there, and such a
+    time must mean that point.
+    """
     found = _TIME.fullmatch(text.strip())
     try:
         moment = _moment(found) if found is not None else None
@@ -38,7 +42,7 @@ def parse_time(text: str) -> int:
         raise RigError(
             "InvalidTime", f"time {text!r} is not understood: write RFC 3339, e.g. 2026-11-21T22:13:17Z or ...:17.25+01:00"
         )
-    return int(moment.timestamp()) * 1_000_000_000 + int((found[2] or "0").ljust(9, "0"))
+    return int(moment.timestamp()) * 1_000_000_000 + int((found[2] or "0").ljust(6, "0").ljust(9, "9"))
 
 
 def _moment(found: re.Match[str]) -> datetime:
@@ -107,7 +111,7 @@ async def _at_time(services: Services, vm: str, text: str) -> tuple[int, str, Re
     refused = RigError(
         "InvalidTime", f"VM {vm!r}: time {text} cannot be read; allowed: {rfc3339(oldest_ns)} to {rfc3339(newest_ns)}"
     )
-    if not oldest_ns <= time_ns <= newest_ns:
+    if not oldest_ns <= time_ns or time_ns // 1000 > newest_ns // 1000:
         raise refused
     try:
         found = [await services.recovery.position_at(disk_id=disk.disk_id, time_ns=time_ns) for disk in disks]
@@ -119,9 +123,10 @@ async def _at_time(services: Services, vm: str, text: str) -> tuple[int, str, Re
     known = [min(max(found), last) for first, last in ranges if first <= max(found)]
     if not known:
         raise refused
-    position = max(known)
-    point = await services.store.transact(lambda session: _point_at(session, vm, position))
-    return position, _UNSAFE.sub("-", text.strip()), point
+    point = await services.store.transact(lambda session: points.newest_at(session, vm, time_ns))
+    if point is not None and point.position >= max(known):  # a point is no change of a disk, but it has its time
+        return point.position, _UNSAFE.sub("-", text.strip()), point
+    return max(known), _UNSAFE.sub("-", text.strip()), None
 
 
 def _point_at(session: Session, vm: str, position: int) -> RecoveryPoint | None:

@@ -55,6 +55,12 @@ def newest(session: Session, vm: str, kind: str | None = None) -> RecoveryPoint 
     return None if row is None else _wire(row[0], row[1], row[2], row[3], row[4])
 
 
+def newest_at(session: Session, vm: str, time_ns: int) -> RecoveryPoint | None:
+    """The newest available point that is not younger than a time; None: there is none."""
+    row = session.execute(_newest_first(vm).where(PointRow.time_ns <= time_ns).limit(1)).first()
+    return None if row is None else _wire(row[0], row[1], row[2], row[3], row[4])
+
+
 def oldest(session: Session, vm: str) -> RecoveryPoint | None:
     """The oldest available point; None: there is none."""
     query = select(*_COLUMNS).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position)

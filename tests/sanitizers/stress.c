@@ -376,7 +376,7 @@ static void run_round(const char *folder)
 				       tag_and_look, keep_segments, take_snapshots, resize_now_and_then, promote};
 	seed_thread(0);
 	the_round.fault = (enum fault)((seed_given + round_number) % FAULTS);
-	the_round.over_another = (int)dice(2);
+	the_round.over_view = (int)dice(2);
 	the_round.full_gives_up = (int)dice(2);
 	the_round.kept_bytes_max = dice(3) ? 0 : SEGMENT_BYTES * (8 + dice(80));
 	the_round.snapshot_bytes_max = dice(4) ? DISK_BYTES_MAX : DISK_BYTES / 4;
@@ -395,7 +395,7 @@ static void run_round(const char *folder)
 	the_round.faults_on = 0;
 	printf("round %" PRIu64 ": %s, faults %s, a full log is %s, limits: log %" PRIu64 ", snapshot %" PRIu64
 	       "; %" PRIu64 " requests\n",
-	       round_number, the_round.over_another ? "top over a raw file" : "raw", fault_names[the_round.fault],
+	       round_number, the_round.over_view ? "top over a view" : "raw", fault_names[the_round.fault],
 	       the_round.full_gives_up ? "given up" : "refused", the_round.kept_bytes_max, the_round.snapshot_bytes_max,
 	       the_round.done);
 	for (int i = 0; i < VICTIMS; i++)

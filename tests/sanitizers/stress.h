@@ -53,7 +53,7 @@ struct round {
 	uint64_t *positions;
 	int event_fd;
 	enum fault fault;
-	int over_another; /* the disks are tops over raw files; else raw */
+	int over_view; /* the disks are tops over a view; else raw */
 	int full_gives_up;
 	uint64_t kept_bytes_max, snapshot_bytes_max;
 	_Atomic int stop, stop_requests, faults_on;

@@ -11,7 +11,9 @@
 #include <unistd.h>
 
 #include "io.h"
+#include "siterig.h"
 #include "stress.h"
+#include "view.h"
 
 enum { FDS_MAX = 1024 };
 enum fd_class { FD_OTHER, FD_LOG, FD_DISK, FD_SNAPSHOT };
@@ -84,17 +86,69 @@ static void fill(uint8_t *data, uint64_t bytes)
 		data[at] = (uint8_t)(dice(8) ? 1 + dice(255) : 0);
 }
 
+static void add_sums(int sums, const uint8_t *data, uint64_t offset, uint64_t bytes, int times)
+{
+	while (bytes > 0) {
+		uint64_t piece = SR_PIECE_BYTES - offset % SR_PIECE_BYTES;
+		if (piece > bytes)
+			piece = bytes;
+		uint32_t sum = sr_crc32c(0, data, piece);
+		for (int i = 0; i < times; i++)
+			CHECK(write(sums, &sum, sizeof(sum)) == sizeof(sum));
+		data += piece;
+		offset += piece;
+		bytes -= piece;
+	}
+}
+
+/* Changes out of another file over the base, in `initial` as well. */
+static struct sr_layer *make_view(struct victim *victim, int base)
+{
+	static const struct sr_entry changes[] = {
+		{.offset = 5000, .length = 65000, .payload_at = 123, .type = SR_WRITE},
+		{.offset = 70000, .length = 20001, .type = SR_ZERO},
+		{.offset = 300000, .length = 1, .payload_at = 7, .type = SR_WRITE},
+		{.offset = 500000, .length = DISK_BYTES - 500000, .payload_at = 1000, .type = SR_WRITE},
+	};
+	struct sr_source sources[] = {{base, file_of(victim, "base.sums", 0, FD_OTHER), 1},
+				      {file_of(victim, "other", 0, FD_OTHER), file_of(victim, "other.sums", 0, FD_OTHER), 0}};
+	struct sr_faults *faults = sr_faults_new();
+	struct sr_extents *map = sr_extents_new();
+	uint8_t *data = malloc(DISK_BYTES);
+	CHECK(data && map && faults);
+	fill(data, DISK_BYTES);
+	CHECK(pwrite(sources[1].fd, data, DISK_BYTES, 0) == DISK_BYTES);
+	add_sums(sources[0].sums_fd, victim->initial, 0, DISK_BYTES, 2);
+	CHECK(sr_extents_add_base(map, (uint64_t[]){0, DISK_BYTES}, 1) == 0);
+	for (int i = 0; i < 4; i++) {
+		const struct sr_entry *change = &changes[i];
+		uint64_t piece = (uint64_t)lseek(sources[1].sums_fd, 0, SEEK_END) / sizeof(uint32_t);
+		CHECK(sr_extents_add(map, 1, change, 1, 0, piece, -1, UINT64_MAX) == 0);
+		memset(victim->initial + change->offset, 0, change->length);
+		if (change->type == SR_WRITE) {
+			memcpy(victim->initial + change->offset, data + change->payload_at, change->length);
+			add_sums(sources[1].sums_fd, data + change->payload_at, change->offset, change->length, 1);
+		}
+	}
+	CHECK(sr_extents_settle(map) == 0);
+	struct sr_layer *view = sr_layer_view(map, sources, 2, DISK_BYTES, faults);
+	sr_extents_free(map);
+	sr_faults_put(faults);
+	free(data);
+	CHECK(view);
+	return view;
+}
+
 static struct sr_layer *make_layer(struct victim *victim)
 {
 	int base = file_of(victim, "base", DISK_BYTES, FD_OTHER);
 	fill(victim->initial, DISK_BYTES);
 	CHECK(pwrite(base, victim->initial, DISK_BYTES, 0) == DISK_BYTES);
-	if (!the_round.over_another) {
+	if (!the_round.over_view) {
 		fd_classes[base] = FD_DISK;
 		return sr_layer_raw(base, DISK_BYTES);
 	}
-	struct sr_layer *lower = sr_layer_raw(base, DISK_BYTES);
-	CHECK(lower);
+	struct sr_layer *lower = make_view(victim, base);
 	int top = file_of(victim, "top", DISK_BYTES, FD_DISK);
 	int durable = file_of(victim, "durable", SR_DURABLE_HEADER_BYTES, FD_OTHER);
 	return sr_layer_top(lower, top, file_of(victim, "present", 0, FD_OTHER), durable, DISK_BYTES);

@@ -8,13 +8,16 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
 from azure_emu.ports import DiskSpec
+from azure_emu.vault.api import MountedPoint, RecoveryPoint
 from blockfs.errors import RigError
 from siterig.testbed import Testbed
 from tests.system.needs import needs_program
@@ -24,6 +27,7 @@ pytestmark = pytest.mark.system
 MIB = 1 << 20
 SIZES = {"os": 24 * MIB, "odd": 2 * MIB + 512}
 SITERIG = (sys.executable, "-m", "siterig")
+Images = dict[str, Path]
 
 
 @pytest.fixture
@@ -35,148 +39,153 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 class Source:
-    """The source VM's disks, written to at random; copies of them."""
+    """A protected VM whose disks are written to at random; copies of them."""
 
-    def __init__(self, folder: Path, disks: dict[str, Path], rng: random.Random) -> None:
+    def __init__(self, testbed: Testbed, folder: Path) -> None:
+        seed = random.randrange(1 << 32)
+        print(f"seed {seed}")
+        self._rng = random.Random(seed)
+        self._testbed = testbed
         self._folder = folder
-        self._disks = disks
-        self._rng = rng
+        self._disks: Images = {}
 
-    def write(self, times: int = 40) -> None:
-        """Writes that overlap, of any length, and holes punched; durable at the end."""
+    async def protect(self) -> None:
+        """Make the VM, and wait for its first point."""
+        vault = self._testbed.vault
+        specs = [DiskSpec(name=name, size_bytes=size) for name, size in SIZES.items()]
+        made = await vault.create_vm(vm="web01", disks=specs)
+        self._disks = {disk.name: Path(disk.path) for disk in made.disks}
+        await self.write()
+        await vault.enable_protection(vm="web01", interval_s=2)
+        with trio.fail_after(60):
+            while (await vault.items())[0].protectionState != "Protected":  # noqa: ASYNC110 (in another process)
+                await trio.sleep(0.1)
+
+    async def write(self) -> None:
+        """Writes that overlap, not so many that a log overflows; durable at the end."""
+        await trio.to_thread.run_sync(self._write)
+
+    def _write(self) -> None:
         for path in self._disks.values():
             fd = os.open(path, os.O_WRONLY)
             size = os.fstat(fd).st_size
-            for _ in range(times):
+            for _ in range(40):
                 at = self._rng.randrange(size)
-                os.pwrite(fd, self._rng.randbytes(min(self._rng.randrange(1, 60_000), size - at)), at)
+                os.pwrite(fd, self._rng.randbytes(min(self._rng.randrange(1, size // 200), size - at)), at)
             os.fsync(fd)
             os.close(fd)
 
-    def copy(self, name: str) -> dict[str, Path]:
+    async def copy(self, name: str) -> Images:
         """The disks as they are now."""
-        made = {}
+        made = {disk: self._folder / f"{name}-{disk}.img" for disk in self._disks}
         for disk, path in self._disks.items():
-            made[disk] = self._folder / f"{name}-{disk}.img"
-            shutil.copyfile(path, made[disk])
+            await trio.to_thread.run_sync(shutil.copyfile, path, made[disk])
         return made
 
+    async def point(self, name: str) -> tuple[Images, RecoveryPoint]:
+        """Write, copy, and take a point of the same state."""
+        await self.write()
+        copy = await self.copy(name)
+        return copy, await self._testbed.vault.create_point(vm="web01", kind="CrashConsistent", name=name)
 
-def compare(copy: dict[str, Path], mounted: dict[str, Path]) -> None:
+    async def position(self, name: str) -> tuple[Images, int]:
+        """Write, copy, and the position of the last write: there is no point."""
+        await self.write()
+        copy = await self.copy(name)
+        return copy, max(disk.last_position for disk in await self._testbed.site.list_disks(vm="web01"))
+
+
+@asynccontextmanager
+async def protected(folder: Path) -> AsyncIterator[tuple[Testbed, Source]]:
+    async with Testbed.up(folder / "rig") as testbed:
+        source = Source(testbed, folder)
+        await source.protect()
+        yield testbed, source
+
+
+async def same(copy: Images, mounted: MountedPoint) -> None:
     """Byte by byte; names the first that differs."""
-    assert copy.keys() == mounted.keys()
+    found = {disk.name: disk.path for disk in mounted.disks}
+    assert found.keys() == copy.keys()
     for disk, path in copy.items():
-        done = subprocess.run(["cmp", path, mounted[disk]], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        done = await trio.run_process(["cmp", path, found[disk]], capture_stdout=True, capture_stderr=True, check=False)
+        assert done.returncode == 0, (mounted.name, done.stdout + done.stderr)
 
 
-def siterig(testbed: Testbed, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*SITERIG, *arguments, "--dir", str(testbed.layout.root)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def qemu_img(*arguments: object) -> str:
-    done = subprocess.run(["qemu-img", *map(str, arguments)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+async def run(*command: object) -> str:
+    """Standard output of a command that succeeds."""
+    words = [str(word) for word in command]
+    done = await trio.to_thread.run_sync(partial(subprocess.run, words, capture_output=True, text=True, check=False))
+    assert done.returncode == 0, (words, done.stdout, done.stderr)
     return done.stdout
 
 
+async def siterig(testbed: Testbed, *arguments: object) -> str:
+    return await run(*SITERIG, *arguments, "--dir", testbed.layout.root)
+
+
 @needs_program("qemu-img")
-async def test_points_and_a_position_are_mounted_at_once_survive_a_restart_and_are_exported(folder: Path) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    async with Testbed.up(folder / "rig") as testbed:
+async def test_points_and_positions_of_one_vm_are_mounted_at_once_and_survive_a_kill(folder: Path) -> None:
+    async with protected(folder) as (testbed, source):
         vault = testbed.vault
-        vm = await vault.create_vm(vm="web01", disks=[DiskSpec(name=n, size_bytes=size) for n, size in SIZES.items()])
-        source = Source(folder, {disk.name: Path(disk.path) for disk in vm.disks}, random.Random(seed))
-        await trio.to_thread.run_sync(source.write)
-        job = await vault.enable_protection(vm="web01", interval_s=2)
-        while not await vault.points(vm="web01"):
-            await trio.sleep(0.1)
-            assert (await vault.job(name=job.name)).state != "Failed"
-
-        copies: dict[str, dict[str, Path]] = {}
-        positions: dict[str, int] = {}
-        points = []
-        for name in ("first", "second"):
-            await trio.to_thread.run_sync(source.write)
-            copies[name] = await trio.to_thread.run_sync(source.copy, name)
-            while not points or points[-1].name != name:
-                try:
-                    points.append(await vault.create_point(vm="web01", kind="CrashConsistent", name=name))
-                except RigError as error:
-                    assert error.code == "JobInProgress"  # the job that finalizes protection
-                    await trio.sleep(0.2)
-            positions[name] = points[-1].position
-            # Between the points: nothing but these writes happens to the disks, so the newest position is that of the last one.
-            await trio.to_thread.run_sync(source.write)
-            copies[f"after {name}"] = await trio.to_thread.run_sync(source.copy, f"after-{name}")
-            positions[f"after {name}"] = max(disk.last_position for disk in await testbed.site.list_disks(vm="web01"))
+        states: list[tuple[Images, MountedPoint]] = []
+        first, first_point = await source.point("first")
+        between, position = await source.position("between")
+        second, second_point = await source.point("second")
+        later, later_position = await source.position("later")
         last = await vault.create_point(vm="web01", kind="CrashConsistent", name="last")
+        states.append((first, await vault.mount_point(vm="web01", point=first_point.id)))
+        states.append((between, await vault.mount_point(vm="web01", position=position)))
+        states.append((second, await vault.mount_point(vm="web01", time=second_point.recoveryPointTime)))
+        states.append((later, await vault.mount_point(vm="web01", position=later_position)))
+        states.append((later, await vault.mount_point(vm="web01", point="LatestProcessed", name="newest")))
+        assert (states[2][1].position, states[4][1].recoveryPoint) == (second_point.position, last)
+        await source.write()  # what goes on at the site changes nothing of them
+        for copy, mounted in states:
+            await same(copy, mounted)
 
-        mounts = [
-            await vault.mount_point(vm="web01", point=points[0].id),
-            await vault.mount_point(vm="web01", position=positions["after first"]),
-            await vault.mount_point(vm="web01", point=points[1].id),
-            await vault.mount_point(vm="web01", position=positions["after second"]),
-        ]
-        order = ["first", "after first", "second", "after second"]
-        await trio.to_thread.run_sync(source.write)  # what goes on at the site changes nothing of them
-
-        async def all_as_they_were() -> None:
-            for name, mount in zip(order, mounts, strict=True):
-                images = {disk.name: Path(disk.path) for disk in mount.disks}
-                await trio.to_thread.run_sync(compare, copies[name], images)
-
-        await all_as_they_were()
-        os_disk = next(disk for disk in mounts[1].disks if disk.name == "os")
-        assert os_disk.vhd is not None
-        assert next(disk for disk in mounts[1].disks if disk.name == "odd").vhd is None
-        compared = await trio.to_thread.run_sync(
-            qemu_img, "compare", "-f", "raw", "-F", "vpc", copies["after first"]["os"], os_disk.vhd
-        )
-        assert "Images are identical." in compared
-        for refused in (lambda: os.open(os_disk.path, os.O_RDWR), lambda: os.truncate(os_disk.path, 4096)):
+        images = {disk.name: disk for disk in states[1][1].disks}
+        assert images["odd"].vhd is None  # not whole MiB
+        vhd = images["os"].vhd
+        assert "Images are identical." in await run("qemu-img", "compare", "-f", "raw", "-F", "vpc", between["os"], vhd)
+        for refused in (lambda: os.open(images["os"].path, os.O_RDWR), lambda: os.truncate(images["os"].path, 4096)):
             with pytest.raises(OSError, match="Read-only file system"):
                 await trio.to_thread.run_sync(refused)
 
         await testbed.supervisor.kill_role(name="azure", hold=False)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while True:
                 try:
-                    if len(await testbed.azure.list_recoveries()) == 4:
+                    if len(await testbed.azure.list_recoveries()) == len(states):
                         break
                 except RigError:
                     pass
                 await trio.sleep(0.1)
-        await all_as_they_were()
-
-        by_time = await vault.mount_point(vm="web01", time=last.recoveryPointTime)
-        assert by_time.position >= positions["after second"]
-
-        listed = await trio.to_thread.run_sync(siterig, testbed, "point", "list", "web01", "--json")
-        assert listed.returncode == 0, listed.stderr
-        assert len(json.loads(listed.stdout)["mounted"]) == 5
-        for format_ in ("raw", "qcow2", "vhd"):
-            to = folder / f"exported.{format_}"
-            done = await trio.to_thread.run_sync(
-                siterig, testbed, "point", "export", "web01", "--disk", "os", "--position", str(positions["after first"]),
-                "--format", format_, "--to", str(to),
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            name = {"vhd": "vpc"}.get(format_, format_)
-            qemu_img("compare", "-f", "raw", "-F", name, copies["after first"]["os"], to)
-        for mount in (*mounts, by_time):
-            done = await trio.to_thread.run_sync(siterig, testbed, "point", "unmount", "web01", mount.name)
-            assert done.returncode == 0, done.stderr
+        for copy, mounted in states:
+            await same(copy, mounted)
+        assert len(json.loads(await siterig(testbed, "point", "list", "web01", "--json"))["mounted"]) == len(states)
+        for _, mounted in states:
+            await siterig(testbed, "point", "unmount", "web01", mounted.name)
         assert await vault.mounted_points(vm="web01") == []
         assert not (testbed.layout.azure_mount / "recovery").exists()
 
-        made = await trio.to_thread.run_sync(
-            siterig, testbed, "vm", "create", "copy", "--disk", f"os={folder / 'exported.qcow2'}:32MiB", "--json"
+
+@needs_program("qemu-img")
+async def test_a_position_is_exported_and_becomes_another_vms_disk(folder: Path) -> None:
+    async with protected(folder) as (testbed, source):
+        copy, position = await source.position("between")
+        await testbed.vault.create_point(vm="web01", kind="CrashConsistent", name="last")
+        what = ("point", "export", "web01", "--disk", "os", "--position", position)
+        for format_, name in (("raw", "raw"), ("qcow2", "qcow2"), ("vhd", "vpc")):
+            to = folder / f"exported.{format_}"
+            await siterig(testbed, *what, "--format", format_, "--to", to)
+            assert "identical" in await run("qemu-img", "compare", "-f", "raw", "-F", name, copy["os"], to)
+        assert await testbed.vault.mounted_points(vm="web01") == []
+        made = await siterig(
+            testbed, "vm", "create", "copy", "--json",
+            "--disk", f"os={folder / 'exported.qcow2'}:32MiB", "--disk", f"data={folder / 'exported.vhd'}",
         )  # fmt: skip
-        assert made.returncode == 0, made.stderr
-        path = json.loads(made.stdout)["disks"][0]["path"]
-        with open(path, "rb") as file:  # noqa: ASYNC230 (a test of files)
-            data = file.read()
-        assert data == copies["after first"]["os"].read_bytes() + bytes(8 * MIB)
+        disks = {disk["name"]: Path(disk["path"]) for disk in json.loads(made)["disks"]}
+        expected = await trio.Path(copy["os"]).read_bytes()
+        assert await trio.Path(disks["os"]).read_bytes() == expected + bytes(8 * MIB)
+        assert await trio.Path(disks["data"]).read_bytes() == expected

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from azure_emu.ports import DiskSpec
+from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.mounts import parse_time
 from azure_emu.vault.vault import Vault
 from blockfs.errors import RigError
@@ -42,7 +43,7 @@ async def test_a_point_a_position_and_a_time_are_mounted_at_once_and_shown(tmp_p
         await vault.unmount_point(vm="web01", name="@15")
         assert await refused_unmount(vault, "@15") == (
             "NotMounted",
-            f"VM 'web01' has no mounted point '@15'; mounted are: {by_time.name}, {point.id}",
+            f"VM 'web01' has no mounted point '@15'; mounted are: {', '.join(sorted([by_time.name, point.id]))}",
         )
         assert sorted(name for _, name in world.recoveries) == sorted([point.id, by_time.name])
 
@@ -81,9 +82,13 @@ async def test_what_cannot_be_mounted_is_refused_with_what_can(tmp_path: Path) -
 
 
 def test_times_are_read_to_the_nanosecond() -> None:
-    assert parse_time("2027-01-15T08:00:00Z") == START_NS
     assert parse_time("2027-01-15t09:30:00.000000001+01:30") == START_NS + 1
-    assert parse_time("2027-01-15 08:00:00.5z") == START_NS + 500_000_000
+    assert parse_time("2027-01-15 08:00:00.500000000z") == START_NS + 500_000_000
+
+
+def test_a_time_as_it_is_shown_means_the_point_it_is_shown_of() -> None:
+    assert parse_time("2027-01-15T08:00:00Z") == START_NS + 999
+    assert parse_time(rfc3339(START_NS + 123_456_789)) == START_NS + 123_456_999
 
 
 async def test_latest_first_applies_what_the_cache_holds_and_latest_processed_does_not(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import random
 import struct
 import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,8 +16,13 @@ from hypothesis import strategies as st
 
 from blockfs import base_image
 from blockfs.base_image import BadBlock
+from blockfs.disk import Disk, DiskRules
+from blockfs.disk_files import DiskPlace
+from blockfs.disk_state import DiskState
 from blockfs.extents import ExtentMap
-from blockfs.layers import RawLayer, Source, TopLayer, ViewFault, ViewLayer
+from blockfs.layers import RawLayer, Source, TopLayer, ViewFault, ViewLayer, WritableLayer
+from blockfs.position import PositionCounter
+from cext._core import lib
 from cext.hashing import crc32c
 from tests.unit.volume import BLOCK_BYTES, DISK_BYTES, Change, Volume, base_source, blocks_of, changes
 
@@ -97,6 +103,42 @@ def test_data_ranges_are_those_of_the_map(tmp_path: Path) -> None:
     assert empty.pread(0, DISK_BYTES) == bytes(DISK_BYTES)
 
 
+@some
+@given(changes, st.integers(0, DISK_BYTES - 1))
+def test_a_disk_over_a_view_tells_of_data_and_holes_in_whole_blocks(tmp_path: Path, made: list[Change], probe: int) -> None:
+    """Programs that count in sectors, as qemu-img does, would take one that begins with a hole for a hole."""
+    view = view_of(tmp_path, Volume.of(made))
+    blocks = {at // BLOCK_BYTES for start, length in view.data_ranges() for at in range(start, start + length)}
+    positions = PositionCounter(tmp_path / "position")
+    state = DiskState(
+        disk_id="5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42", size_bytes=view.size_bytes, kind="raw", generation=0, tracked=False,
+        needs_resync=None,
+    )  # fmt: skip
+    rules = DiskRules(positions, can_grow=False, read_only=True)
+    disk = Disk(DiskPlace(tmp_path, "", "os"), state=state, layer=cast("WritableLayer", view), rules=rules)
+
+    def seek(offset: int, whence: int) -> int:
+        found = int(lib.sr_disk_seek(disk.c, offset, whence))
+        return DISK_BYTES if found == -errno.ENXIO else found
+
+    told: set[int] = set()
+    at = 0
+    while (start := seek(at, os.SEEK_DATA)) < DISK_BYTES:
+        at = seek(start, os.SEEK_HOLE)
+        assert at > start
+        assert start % BLOCK_BYTES == 0
+        assert at % BLOCK_BYTES == 0 or at == DISK_BYTES
+        told.update(range(start // BLOCK_BYTES, -(-at // BLOCK_BYTES)))
+    assert told == blocks
+    data = min((max(start, probe) for start, length in view.data_ranges() if start + length > probe), default=DISK_BYTES)
+    assert probe <= seek(probe, os.SEEK_DATA) <= data
+    hole = seek(probe, os.SEEK_HOLE)
+    assert set(range(probe // BLOCK_BYTES, -(-hole // BLOCK_BYTES))) <= blocks | {probe // BLOCK_BYTES}
+    assert hole == DISK_BYTES or (hole % BLOCK_BYTES == 0 and hole // BLOCK_BYTES not in blocks)
+    disk.abandon()
+    positions.close()
+
+
 @pytest.mark.parametrize("length", [9000, 4096, 100])
 def test_every_wrong_bit_of_a_payload_is_an_error_that_names_its_piece(tmp_path: Path, length: int) -> None:
     """Also where the bit itself is not asked for, and where a later write hides it."""
@@ -155,6 +197,17 @@ def test_a_payload_or_a_table_that_is_too_short_is_an_error_not_zeros(tmp_path: 
     del volume.sums[:]
     view = view_of(tmp_path, volume)
     assert refused(view, 0, 1).error == errno.ENODATA
+    view.close()
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_table_that_is_cut_under_an_open_view_is_an_error_and_no_end_of_the_process(tmp_path: Path, paired: bool) -> None:
+    base = b"b" * DISK_BYTES
+    view = view_of(tmp_path, Volume.of([(True, 0, DISK_BYTES)]), None) if not paired else view_of(tmp_path, Volume(), base)
+    os.truncate(tmp_path / ("base.sums" if paired else "sums"), 0)
+    fault = refused(view, 5000, 10)
+    assert (fault.offset, fault.error, fault.expected) == (BLOCK_BYTES, errno.EIO, 0)
+    assert refused(view, 0, DISK_BYTES).error == errno.EIO
     view.close()
 
 

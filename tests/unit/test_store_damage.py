@@ -1,0 +1,254 @@
+"""Damage anywhere in a managed disk's store is found, named and never served; a resync makes the disk whole again."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from azure_emu import checkpoints
+from azure_emu.managed_disk import ManagedDiskStore, open_view
+from azure_emu.pins import pin, unpin_holder
+from azure_emu.ports import Damage
+from azure_emu.scrub import scrub
+from blockfs.errors import RigError
+from cext.hashing import chunk_tag
+from tests.unit.disk_history import CHUNK_BYTES
+from tests.unit.test_managed_disk import KEY, apply, assert_same, new_store, whole
+from tests.unit.test_store_steps import Life
+
+BLOCK = 4096
+
+
+@pytest.fixture(autouse=True)
+def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 100_000)
+    monkeypatch.setattr("azure_emu.scrub.TORN_WAIT_S", 0.0)
+    monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
+
+
+class Store:
+    """A store with all kinds of files, closed, and what it holds."""
+
+    def __init__(self, tmp_path: Path, seed: int) -> None:
+        self.life = Life(tmp_path, seed)
+        self.rng = self.life.disk.rng
+        store = new_store(tmp_path)
+        for number, part in enumerate(self.life.parts):
+            store.apply_part(*part)
+            if number in (len(self.life.parts) - 9, len(self.life.parts) - 2):
+                store.checkpoint()
+        store.fold(self.life.valid[30])
+        self.folder = store.folder
+        self.floor, self.last = store.floor, store.watermark().complete_position
+        pin(self.folder, self.last, "vm web01/os")
+        valid = [position for position in sorted(set(self.life.valid)) if self.floor <= position <= self.last]
+        self.positions = [valid[0], *sorted(self.rng.sample(valid[1:-1], 4)), valid[-1]]
+        store.close()
+        assert [*ManagedDiskStore.open(self.folder).scrub()] == []
+
+    def files(self) -> list[Path]:
+        return sorted(path for path in self.folder.rglob("*") if path.is_file() and path.stat().st_size)
+
+    def check(self, what: str, names: Path) -> list[Damage]:
+        """Scrub names the file; every position reads as it was, or fails, and fails only where scrub says so."""
+        found = list(scrub(self.folder, lambda _bytes: None))
+        assert any(str(names) in f"{damage.path}: {damage.what}" for damage in found), f"{what}: scrub found {found}"
+        for position in self.positions:
+            told = [d for d in found if d.first_position is not None and self._covers(d, position)]
+            try:
+                view = open_view(self.folder, position)
+            except RigError as exc:
+                assert exc.code in ("StoreCorrupt", "InvalidPosition"), what
+                assert told or str(names) in exc.message, f"{what}: {exc.message}; scrub found {found}"
+                continue
+            state = self.life.disk.states[position]
+            assert view.size_bytes == len(state), what
+            for at in range(0, len(state), BLOCK):
+                length = min(BLOCK, len(state) - at)
+                try:
+                    data = view.pread(at, length)
+                except OSError as exc:
+                    assert exc.errno == errno.EIO, what
+                    assert told or self._only_cache(names), f"{what}: byte {at} of {position}; scrub found {found}"
+                else:
+                    assert_same(data, state[at : at + length], f"{what}, position {position}, block at {at}")
+            view.close()
+        return found
+
+    @staticmethod
+    def _covers(damage: Damage, position: int) -> bool:
+        first, last = damage.first_position, damage.last_position
+        return first is not None and first <= position and (last is None or position <= last)
+
+    @staticmethod
+    def _only_cache(names: Path) -> bool:
+        """The index of a frame that a checkpoint leads to is used as it is until the applier has mended it."""
+        return names.suffix == ".journal"
+
+
+def damaged(store: Store, change: Callable[[Path, bytes], Iterator[tuple[str, bytes]]]) -> Iterator[tuple[str, Path]]:
+    for path in store.files():
+        good = path.read_bytes()
+        for what, bad in change(path, good):
+            if bad != good:
+                path.write_bytes(bad)
+                yield f"{path.name}: {what}", path
+                path.write_bytes(good)
+
+
+def flips(rng: random.Random, count: int) -> Callable[[Path, bytes], Iterator[tuple[str, bytes]]]:
+    def change(path: Path, good: bytes) -> Iterator[tuple[str, bytes]]:
+        for at in sorted(rng.sample(range(len(good)), min(count, len(good)))):
+            if path.suffix in (".json", "") and good[at : at + 1].isspace():
+                continue  # between the words of JSON: says nothing
+            bad = bytearray(good)
+            bad[at] ^= 1 << rng.randrange(8)
+            yield f"bit of byte {at} of {len(good)}", bytes(bad)
+
+    return change
+
+
+def cuts(rng: random.Random) -> Callable[[Path, bytes], Iterator[tuple[str, bytes]]]:
+    def change(_path: Path, good: bytes) -> Iterator[tuple[str, bytes]]:
+        for length in (0, 1, rng.randrange(len(good)), len(good) - 1 - (good[-1:] == b"\n")):
+            yield f"cut to {length} of {len(good)} bytes", good[:length]
+
+    return change
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_flipped_bit_of_any_file_is_found_and_never_served(tmp_path: Path, seed: int) -> None:
+    print(f"replay with seed {seed}")
+    store = Store(tmp_path, seed)
+    for what, path in damaged(store, flips(store.rng, 30)):
+        store.check(what, path)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_file_that_is_cut_is_found_and_never_served(tmp_path: Path, seed: int) -> None:
+    print(f"replay with seed {seed}")
+    store = Store(tmp_path, seed)
+    newest = sorted((store.folder / "journal").iterdir())[-1]
+    for what, path in damaged(store, cuts(store.rng)):
+        if path == newest and path.stat().st_size == 0:
+            continue  # the newest frames are gone: that shows as a watermark that went back
+        store.check(what, path)
+
+
+def test_a_file_that_is_missing_is_found(tmp_path: Path) -> None:
+    store = Store(tmp_path, 3)
+    volumes = sorted((store.folder / "journal").iterdir())
+    for path in store.files():
+        good = path.read_bytes()
+        path.unlink()
+        names = path
+        if path.suffix == ".journal":
+            if path == volumes[-1]:
+                path.write_bytes(good)
+                continue  # a watermark that went back
+            names = volumes[volumes.index(path) + 1]
+        if path.parent.name not in ("pins", "checkpoints"):
+            store.check(f"{path.name} is missing", names)
+        path.write_bytes(good)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_resync_makes_a_damaged_disk_whole(tmp_path: Path, seed: int) -> None:
+    print(f"replay with seed {seed}")
+    made = Store(tmp_path, seed)
+    disk = made.life.disk
+    victims = [made.folder / "base.img", *sorted((made.folder / "journal").iterdir())]
+    for path in victims:
+        raw = bytearray(path.read_bytes())
+        for _ in range(3):
+            raw[made.rng.randrange(len(raw))] ^= 0x20
+        path.write_bytes(raw)
+    try:
+        store = ManagedDiskStore.open(made.folder)
+    except RigError as exc:
+        assert exc.code == "StoreCorrupt"
+        return  # three bits in one frame can break the chain: that is for a reset
+    size = len(disk.data)
+    disk.new_generation()
+    disk.scribble(2)
+    disk.close_log()
+    chunks = -(-size // CHUNK_BYTES)
+    tags = store.checksums(KEY, CHUNK_BYTES, 0, chunks)
+    ours = [bytes(disk.data[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES]).ljust(CHUNK_BYTES, b"\0") for i in range(chunks)]
+    against = bytearray(disk.data)
+    for i, (tag, chunk) in enumerate(zip(tags, ours, strict=True)):
+        if tag != chunk_tag(KEY, i, chunk):
+            against[i * CHUNK_BYTES] ^= 0xFF
+    apply(store, disk.sync(against=bytes(against)))
+    assert_same(whole(store.view(disk.position)), bytes(disk.data), "after the resync")
+    disk.scribble(5)
+    point = disk.tag("later").position
+    apply(store, [disk.close_log()])
+    for damage in store.scrub():
+        assert damage.first_position is None or damage.last_position is not None, damage
+    unpin_holder(made.folder, "vm web01/os")
+    store.fold(disk.position)
+    assert_same(whole(store.view(point)), disk.states[point], "folded")
+    assert {damage.first_position for damage in store.scrub()} <= {None}
+
+
+def test_damage_is_carried_into_the_base_and_not_made_good_by_a_fold(tmp_path: Path) -> None:
+    made = Store(tmp_path, 2)
+    (first, *_) = sorted((made.folder / "journal").iterdir())
+    store = ManagedDiskStore.open(made.folder)
+    frame = next(frame for frame in store._history.frames if frame.entries)
+    from azure_emu.frames import ENTRY
+
+    raw = bytearray(first.read_bytes())
+    for at in range(0, frame.entries * ENTRY.size, ENTRY.size):
+        _, _, _, length, payload_at, _, kind = ENTRY.unpack_from(raw, frame.entries_at + at)
+        if kind == 1:
+            raw[frame.segment_at + payload_at + length // 2] ^= 1
+    first.write_bytes(raw)
+    before = {damage.first_position for damage in store.scrub()}
+    assert before
+    target = made.positions[-1]
+    wrong = []
+    for at in range(0, len(made.life.disk.states[target]), BLOCK):
+        try:
+            store.view(target).pread(at, 1)
+        except OSError:
+            wrong.append(at)
+    store.fold(frame.position)
+    assert store.floor == frame.position
+    view = store.view(store.floor)
+    failed = 0
+    for at in range(0, view.size_bytes, BLOCK):
+        length = min(BLOCK, view.size_bytes - at)
+        try:
+            data = view.pread(at, length)
+        except OSError:
+            failed += 1
+        else:
+            assert_same(data, made.life.disk.states[store.floor][at : at + length], f"block at {at}")
+    assert failed
+    assert {d.path for d in store.scrub() if d.first_position is not None} == {str(made.folder / "base.img")}
+
+
+def test_what_can_be_made_again_is_mended_when_the_store_is_opened(tmp_path: Path) -> None:
+    made = Store(tmp_path, 1)
+    for path in sorted((made.folder / "journal").iterdir()):
+        good = path.read_bytes()
+        store = ManagedDiskStore.open(made.folder)
+        frames = [frame for frame in store._history.frames if str(frame.volume) in path.name.lstrip("0")]
+        store.close()
+        for frame in [frame for frame in frames if frame.entries and frame.tags_bytes][:2]:
+            for at in (frame.start + 3, frame.entries_at + 5, frame.tags_at + 2, frame.back_at + 7):
+                raw = bytearray(good)
+                raw[at] ^= 0x40
+                path.write_bytes(raw)
+                assert made.check(f"byte {at}", path)
+                again = ManagedDiskStore.open(made.folder)
+                again.close()
+                if at < frame.back_at:
+                    assert path.read_bytes() == good
+                path.write_bytes(good)
