@@ -24,7 +24,7 @@ _STATUS = {
     ("AzuriteMissing", "FuseMissing", "NodeMissing", "NotPermitted", "ToolMissing"), ENVIRONMENT
 ) | dict.fromkeys(
     (
-        "BadRequest", "DiskExists", "DiskNotFound", "DiskSizeUnsupported", "DiskTooSmall", "FileExists", "FolderUnusable",
+        "BadRequest", "CommandUnusable", "DiskExists", "DiskNotFound", "DiskSizeUnsupported", "DiskTooSmall", "FileExists", "FolderUnusable",
         "ImageUnusable", "InvalidDisk", "InvalidDiskSize", "InvalidLimit", "InvalidName", "InvalidPolicy",
         "InvalidPosition", "InvalidTime", "JobNotFound", "LogExists", "LogUnaligned", "LogUnreadable", "NoSuchPoint",
         "NoSuchRole", "NotARig", "NotMounted", "PathTooLong", "StateVersion", "UnknownFilesystem", "VhdCorrupt",
