@@ -22,7 +22,7 @@ from azure_emu.checkpoints import BadCheckpointError
 from azure_emu.disk_meta import store_corrupt
 from azure_emu.frames import Frame
 from azure_emu.history import Epoch, History
-from azure_emu.journal_volume import FrameIndex, read_index, volume_path
+from azure_emu.journal_volume import FrameIndex, index_in, volume_path
 from azure_emu.store_history import TRIES_MAX, load_history
 from blockfs.errors import RigError
 from blockfs.extents import ExtentMap
@@ -94,18 +94,27 @@ def build_map(folder: Path, history: History, upto: Upto | None, *, base: bool =
         first, found = 0, DiskMap(ExtentMap(), history.size_at_floor, {}, {})
     else:
         first, found = made
-    for frame in history.frames[first:]:
-        if upto is not None and not upto.some(frame):
-            break
-        _add_frame(folder, history, frame, upto, found)
+    volume, path, fd = 0, folder, -1
+    try:
+        for frame in history.frames[first:]:
+            if upto is not None and not upto.some(frame):
+                break
+            if frame.volume != volume:
+                if fd >= 0:
+                    os.close(fd)
+                volume, path, fd = frame.volume, volume_path(folder, frame.volume), -1
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            _add_frame(history, frame, index_in(fd, path, frame, history.size_before(frame)), upto, found)
+    finally:
+        if fd >= 0:
+            os.close(fd)
     if base:
         found.extents.add_base(unpack_map(read_map(folder)))
     found.extents.settle()
     return found
 
 
-def _add_frame(folder: Path, history: History, frame: Frame, upto: Upto | None, found: DiskMap) -> None:
-    index = read_index(folder, frame, history.size_before(frame))
+def _add_frame(history: History, frame: Frame, index: FrameIndex, upto: Upto | None, found: DiskMap) -> None:
     source, piece_at = _source_of(frame, index, found)
     grown = found.extents.add(
         source,
