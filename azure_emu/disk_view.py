@@ -23,7 +23,7 @@ from azure_emu.disk_meta import store_corrupt
 from azure_emu.frames import Frame
 from azure_emu.history import Epoch, History
 from azure_emu.journal_volume import FrameIndex, index_in, volume_path
-from azure_emu.store_history import TRIES_MAX, load_history
+from azure_emu.store_history import TRIES_MAX, floor_of, load_history
 from blockfs.errors import RigError
 from blockfs.extents import ExtentMap
 from blockfs.layers import Source, ViewLayer
@@ -32,7 +32,7 @@ _log = structlog.get_logger("azure_emu.disk_view")
 
 
 def open_view(store: Path, position: int) -> ViewLayer:
-    """The managed disk in ``store`` (a folder) as of ``position``.
+    """The managed disk in ``store`` (a folder) as of ``position``; pinned, or else good only until something folds past it.
 
     ``DiskNotFound``, ``InvalidPosition`` (names the valid ranges), ``StoreCorrupt``, ``StoreVersion``.
     """
@@ -41,11 +41,16 @@ def open_view(store: Path, position: int) -> ViewLayer:
         loaded = load_history(store)
         epoch = loaded.epoch_of(position)
         try:
-            return build_view(store, loaded.history, Upto(epoch, position))
+            view = build_view(store, loaded.history, Upto(epoch, position))
         except FileNotFoundError as exc:
             tries -= 1
             if tries == 0 or load_history(store).history.folded == loaded.history.folded:
                 raise store_corrupt(Path(exc.filename or store), "is missing") from exc
+            continue
+        if floor_of(store) > position:  # a fold came between, and what the view shows is neither then nor now
+            view.close()
+            continue
+        return view
 
 
 @dataclass(frozen=True, slots=True)
