@@ -131,8 +131,8 @@ class PlainRig:
         return [
             ProtectedItem(
                 name="web01", policy_interval_s=5, recoveryPointHistoryDuration=24, protectionState=self.state,
-                testFailoverState="None", replicationHealth="Normal", healthErrors=[], lastRpoInSeconds=1.0, activeLocation="Primary",
-                resynchronizationRequired=None,
+                testFailoverState="None", replicationHealth="Normal", healthErrors=[], lastRpoInSeconds=1.0,
+                activeLocation="Primary", resynchronizationRequired=None,
             )
         ]  # fmt: skip
 
