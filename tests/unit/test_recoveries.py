@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -89,6 +90,10 @@ async def test_several_states_of_one_disk_are_files_in_folders_of_their_own(
     assert image.st_mode & 0o777 == 0o400
     handle = (await files.open(image.st_ino, os.O_RDONLY, NOBODY)).fh
     assert await files.read(handle, 0, 3) == b"one"
+    await files.release(handle)
+    stats = await files.lookup(folder, b"os.stats", NOBODY)
+    handle = (await files.open(stats.st_ino, os.O_RDONLY, NOBODY)).fh
+    assert json.loads(await files.read(handle, 0, 1 << 16))["requests"]["read"]["ops"] == 1
     await files.release(handle)
     assert stores.held == {
         (disk, position, f"recovery web01/{name}")
