@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -16,8 +19,14 @@ from blockfs.errors import RigError
 from siterig.bisection import Step
 from siterig.values import parse_point
 
+LABEL = re.compile(r"bisect-\d{6}-(\d+)")
 _POSITION = re.compile(r"@?(\d+)")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ].*")
+
+
+def make_label() -> str:
+    """A name by which the states of this process's search are known."""
+    return f"bisect-{datetime.now(UTC):%H%M%S}-{os.getpid()}"
 
 
 class Change(Protocol):
@@ -81,13 +90,14 @@ class States(Protocol):
 
 
 class MountedStates:
-    """:class:`States` of a rig.  ``label`` tells the states of one search from those of others."""
+    """:class:`States` of a rig.  ``label`` (:func:`make_label`) tells the states of one search from those of others."""
 
     def __init__(self, vault: VaultApi, recovery: RecoverySide, azure: DiskHostControl, vm: str, label: str) -> None:
         self._vault, self._recovery, self._azure = vault, recovery, azure
         self._vm, self._label = vm, label
         self._disk_ids: dict[str, str] = {}
         self._opened = 0
+        self._swept = False
 
     async def open_point(self, text: str) -> State:
         """See :class:`States`."""
@@ -132,6 +142,8 @@ class MountedStates:
 
     async def writable(self, state: State) -> dict[str, Path]:
         """See :class:`States`: a VM of its own on the recovery side, whose disks lie over the state."""
+        if not self._swept:
+            await self._sweep()
         images = {}
         for name, disk_id in self._disk_ids.items():
             store = await self._recovery.store_path(disk_id=disk_id)
@@ -140,6 +152,15 @@ class MountedStates:
             )
             images[name] = Path(info.path)
         return images
+
+    async def _sweep(self) -> None:
+        """Copies of searches that were killed."""
+        for vm in {disk.vm for disk in await self._azure.list_disks()}:
+            found = LABEL.fullmatch(vm)
+            if found is not None and not Path(f"/proc/{found[1]}").exists():
+                with suppress(RigError):  # something has it open still
+                    await self._azure.remove_vm(vm=vm)
+        self._swept = True
 
     async def discard(self) -> None:
         """See :class:`States`."""

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 ROW_BYTES = 16
-ROWS_MAX = 16
+ROWS_MAX = 8
 LOOKED_BYTES_MAX = 16 << 20
 _PIECE_BYTES = 64 << 10
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -13,7 +11,7 @@ from azure_emu.vault.api import RecoveryPoint
 from azure_emu.vault.clock import rfc3339, rfc3339_or_none
 from siterig import exits, services, show
 from siterig.bisect_run import Bisection, ChangeSeen, Report, Trial, Wanted
-from siterig.bisect_states import MountedStates, State
+from siterig.bisect_states import MountedStates, State, make_label
 from siterig.commands.options import Dir, Json, VmName, example, running
 
 SHOWN_CHANGES_MAX = 10
@@ -57,7 +55,7 @@ def bisect(
             services.recovery_side(layout),
             services.azure(layout),
             vm,
-            f"bisect-{datetime.now(UTC):%H%M%S}-{os.getpid()}",
+            make_label(),
         )
         wanted = Wanted(good, bad, command, timeout_s, writable, keep, verbose)
         trials: list[Trial] = []

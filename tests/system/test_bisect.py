@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ import trio
 
 from azure_emu.ports import DiskSpec
 from azure_emu.vault.api import Job
+from blockfs import hostmounts
 from siterig.testbed import Testbed
 from tests.system.guest import FSCK, MKFS, loop_device, make_tree, mounted, run
 from tests.system.needs import needs_file_system
@@ -153,6 +155,38 @@ async def test_the_write_that_broke_a_file_system_is_named(folder: Path) -> None
         assert images[bad.position].read_bytes()[where : where + 4096] == bytes(range(256)) * 16
         for state in (good, bad):
             assert siterig(testbed, "point", "unmount", VM, state.name).returncode == 0
+
+
+async def test_a_search_that_is_interrupted_leaves_nothing_and_what_a_killed_one_left_goes(folder: Path) -> None:
+    async with Testbed.up(folder / "rig") as testbed:
+        vault = testbed.vault
+        vm = await vault.create_vm(vm=VM, disks=[DiskSpec(name="os", size_bytes=8 * MIB)])
+        await ended(testbed, await vault.enable_protection(vm=VM, interval_s=30))
+        first = await vault.create_point(vm=VM, kind="CrashConsistent", name="first")
+        write(Path(vm.disks[0].path), 0, b"EVIL")
+        await vault.create_point(vm=VM, kind="CrashConsistent", name="last")
+        command = [sys.executable, "-m", "siterig", "bisect", VM, "--dir", str(testbed.layout.root), "--good", first.id]
+        for number in (signal.SIGKILL, signal.SIGINT):
+            process = await trio.lowlevel.open_process(
+                [*command, "--writable", "--", "sh", "-c", "exec sleep 1000 < {os}"], stderr=subprocess.PIPE
+            )
+            with trio.fail_after(60):
+                while not (copies := [disk for disk in await testbed.azure.list_disks() if disk.open_handles]):  # noqa: ASYNC110
+                    await trio.sleep(0.05)
+            left = await vault.mounted_points(vm=VM)
+            process.send_signal(number)
+            status = await process.wait()
+            if number == signal.SIGKILL:
+                (use,) = await hostmounts.uses(Path(copies[0].path))
+                (sleeper,) = use.processes  # it is in a session of its own
+                os.kill(int(sleeper.split("(")[1].rstrip(")")), signal.SIGKILL)
+                assert len(left) == 2
+                for state in left:
+                    await vault.unmount_point(vm=VM, name=state.name)
+            else:
+                assert status == 130
+        assert [disk.vm for disk in await testbed.azure.list_disks()] == []
+        assert await vault.mounted_points(vm=VM) == []
 
 
 async def test_what_the_command_leaves_on_a_state_is_named(folder: Path) -> None:

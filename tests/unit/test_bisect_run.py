@@ -340,7 +340,7 @@ def test_the_first_rows_that_differ_are_shown_and_all_are_counted(tmp_path: Path
     found = hexdiff.compare(tmp_path / "a", tmp_path / "b", 12_345, 280_000)
     expected = [at for at in range(70_001, 290_000, 1009) if at < 12_345 + 280_000]
     assert (found.changed_bytes, found.changed_rows, found.looked_bytes) == (len(expected), len(expected), 280_000)
-    assert [row.offset for row in found.rows] == [at // 16 * 16 for at in expected[:16]]
+    assert [row.offset for row in found.rows] == [at // 16 * 16 for at in expected[:8]]
     assert found.rows[0].before == before[70_000:70_016]
 
 
