@@ -181,9 +181,10 @@ class Recoveries:
 
     def _begin(self, note: _Note) -> dict[str, Disk]:
         path = self._file(note.vm, note.name)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        sync_folder(self._root.parent)
-        sync_folder(self._root)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+            sync_folder(self._root)
+            sync_folder(self._root.parent)
         try:
             note.save(path)
             return self._disks(note, self._opened(note))
