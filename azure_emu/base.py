@@ -26,14 +26,17 @@ from azure_emu.disk_meta import store_corrupt
 from blockfs.base_image import BLOCK_BYTES, announce, conclude, copy
 from blockfs.durable import sync_folder, write_atomically
 from blockfs.extents import pack_ranges
-from blockfs.layers import Layer
-from cext.hashing import crc32c
+from blockfs.layers import Layer, merge_ranges
+from cext.hashing import crc32c, is_zero
 
 BASE = "base.img"
 SUMS = "base.sums"
 MAP = "base.map"
 INTENT = "intent"
 PAIR = struct.Struct("<II")
+_PROBE_BLOCKS = 1024
+_PROBE_BYTES = _PROBE_BLOCKS * BLOCK_BYTES
+_ZERO_SUM = crc32c(bytes(BLOCK_BYTES))
 
 _MAP_MAGIC = b"SRIGMAP\0"
 _INTENT_MAGIC = b"SRIGINT\0"
@@ -127,6 +130,27 @@ def read_map(folder: Path) -> bytes:
     return rows
 
 
+def rebuild_map(folder: Path) -> None:
+    """Make ``base.map`` anew: data is where a block is not zeros, or has sums that are not of zeros.
+
+    What is neither is left out, so that it reads as zeros; what only one of them says cannot be read.
+    """
+    ranges: Ranges = []
+    with _opened(folder) as (base_fd, sums_fd):
+        blocks = sums_bytes(os.fstat(base_fd).st_size) // PAIR.size
+        for first in range(0, blocks, _PROBE_BLOCKS):
+            count = min(_PROBE_BLOCKS, blocks - first)
+            sums = os.pread(sums_fd, count * PAIR.size, first * PAIR.size).ljust(count * PAIR.size, b"\0")
+            data = os.pread(base_fd, count * BLOCK_BYTES, first * BLOCK_BYTES)
+            if is_zero(sums) and is_zero(data):
+                continue
+            for i, (right, becomes) in enumerate(PAIR.iter_unpack(sums)):
+                block = data[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
+                if not {right, becomes} <= {0, _ZERO_SUM} or not is_zero(block):
+                    ranges.append(((first + i) * BLOCK_BYTES, BLOCK_BYTES))
+    write_map(folder, merge_ranges(ranges))
+
+
 def unpack_map(rows: bytes) -> Ranges:
     """As pairs."""
     return list(_ROW.iter_unpack(rows))
@@ -216,9 +240,6 @@ def _opened(folder: Path) -> Iterator[tuple[int, int]]:
 
 def _block(view: Layer, offset: int) -> bytes:
     return view.pread(offset, min(BLOCK_BYTES, view.size_bytes - offset)).ljust(BLOCK_BYTES, b"\0")
-
-
-_PROBE_BYTES = 4 << 20
 
 
 def _unreadable(view: Layer, touched: Ranges) -> set[int]:

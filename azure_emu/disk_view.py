@@ -206,4 +206,4 @@ def _open_source(path: Path, *, sums: Path | None = None, table: bytes | None = 
     except BaseException:
         os.close(fd)
         raise
-    return Source(fd=fd, sums_fd=sums_fd, paired=sums is not None)
+    return Source(fd=fd, sums_fd=sums_fd, paired=sums is not None, name=str(path))

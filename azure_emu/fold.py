@@ -74,8 +74,9 @@ def absorb_map(
     folder: Path, found: DiskMap, owner: Owner, step: Step, view_map: Callable[[DiskMap], ViewLayer] | None = None
 ) -> None:
     """Put all that ``found`` has (settled, without the base) into the base, and note in its map what holds data now."""
-    blocks = Blocks(found.extents.touched(BLOCK_BYTES), _edges(found.extents.touched(), found.size_bytes))
-    found.extents.add_base(unpack_map(read_map(folder)))
+    data = unpack_map(read_map(folder))
+    blocks = Blocks(found.extents.touched(BLOCK_BYTES), _edges(found.extents.touched(), data))
+    found.extents.add_base(data)
     found.extents.settle()
     view = view_map(found) if view_map else view_of(folder, found)
     try:
@@ -85,16 +86,24 @@ def absorb_map(
     write_map(folder, _whole_blocks(found.extents.ranges()))
 
 
-def _edges(touched: Ranges, size_bytes: int) -> list[int]:
-    """Blocks of which only a part is touched."""
-    found = set()
+def _edges(touched: Ranges, data: Ranges) -> list[int]:
+    """Blocks of the base's data of which only a part is touched; the rest of any other is zeros."""
+    cut = set()
     for offset, length in touched:
         end = offset + length
         if offset % BLOCK_BYTES:
-            found.add(offset - offset % BLOCK_BYTES)
-        if end % BLOCK_BYTES and end < size_bytes:
-            found.add(end - end % BLOCK_BYTES)
-    return sorted(found)
+            cut.add(offset - offset % BLOCK_BYTES)
+        if end % BLOCK_BYTES:
+            cut.add(end - end % BLOCK_BYTES)
+    found = []
+    following = iter(data)
+    offset, length = next(following, (0, 0))
+    for block in sorted(cut):
+        while length and offset + length <= block:
+            offset, length = next(following, (0, 0))
+        if length and offset <= block:
+            found.append(block)
+    return found
 
 
 def _whole_blocks(ranges: Ranges) -> Ranges:

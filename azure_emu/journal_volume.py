@@ -5,7 +5,7 @@ a damaged header or index is written again as it was.
 
 Fault contract
 --------------
-A frame is written by one call at the end of the newest volume and counts once ``fdatasync`` has returned.  A kill can
+A frame is written from start to end at the end of the newest volume and counts once ``fdatasync`` has returned.  A kill can
 leave a frame that the file ends in; a power loss (the frame is of another boot) also one with wrong checksums: of the last
 frame alone, both are cut.  Whatever else does not check out is damage.  Headers are read by :func:`read_journal`, indexes
 by :meth:`Journal.index`; segments are not read, but for that of a last frame that another boot wrote.  A header that is
@@ -40,6 +40,7 @@ from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.part import PartName, TagSeen
 from blockfs.part_index import ENTRY_BYTES, PartIndex, index_segment
+from cext._core import lib
 from cext.hashing import crc32c
 
 JOURNAL = "journal"
@@ -47,7 +48,7 @@ VOLUME_BYTES = 32 << 20
 """A volume that has reached it is closed; of a large disk a 256th of its size, for each volume is an open file to a view."""
 _DISK_SHARE = 256
 _NAME = re.compile(r"(\d{12})\.journal")
-_IOV_MAX = 1000
+_WRITE_BYTES = 1 << 20
 
 Step = Callable[[str], None]
 
@@ -398,10 +399,25 @@ class JournalWriter:
 
 
 def _write_all(fd: int, pieces: list[bytes], at: int) -> None:
-    """One call, as a rule; a short write is followed by the rest or by the error behind it."""
+    """In order, so that a kill leaves a frame that the file ends in; the host's disk works while the rest is copied."""
+    small: list[bytes | memoryview] = []
+    for piece in pieces:
+        view = memoryview(piece)
+        for start in range(0, len(view), _WRITE_BYTES):
+            small.append(view[start : start + _WRITE_BYTES])
+            if sum(map(len, small)) >= _WRITE_BYTES:
+                at += _pwritev(fd, small, at)
+                lib.sr_io_start_sync(fd)
+                small = []
+    _pwritev(fd, small, at)
+
+
+def _pwritev(fd: int, pieces: list[bytes | memoryview], at: int) -> int:
+    """All of it: a short write is followed by the rest, or by the error behind it."""
     total = sum(map(len, pieces))
-    done = os.pwritev(fd, pieces[:_IOV_MAX], at)
+    done = os.pwritev(fd, pieces, at)
     if done < total:
         rest = memoryview(b"".join(pieces))
         while done < total:
             done += os.pwrite(fd, rest[done:], at + done)
+    return total

@@ -29,7 +29,7 @@ from pathlib import Path
 import structlog
 
 from azure_emu import checkpoints
-from azure_emu.base import Owner, clear_base, create_base, forget_intent, take_up
+from azure_emu.base import Owner, clear_base, create_base, forget_intent, read_map, rebuild_map, take_up
 from azure_emu.disk_meta import DISK_META, PROGRESS, DiskMeta, Progress, read_meta, write_meta
 from azure_emu.disk_view import DiskMap, base_source, build_map, build_view, open_view
 from azure_emu.fold import absorb_map, announce_fold, delete_folded, fill_base
@@ -194,6 +194,7 @@ class ManagedDiskStore:
             if loaded.journal.broken is not None:
                 raise loaded.journal.broken
             tags = _check_frames(loaded)
+            _check_map(folder)
             sync_folder(folder / JOURNAL)  # a kill between rename and sync: what is counted now must stay
             sync_folder(folder)
             store = cls(loaded, tags, step)
@@ -484,6 +485,14 @@ def _check_frames(loaded: Loaded) -> list[TagSeen]:
         past.add(frame)
         tags += filter(past.names_position, found)
     return tags
+
+
+def _check_map(folder: Path) -> None:
+    try:
+        read_map(folder)
+    except RigError as exc:
+        _log.warning("map_of_the_base_made_again", store=str(folder), reason=exc.message)
+        rebuild_map(folder)
 
 
 def _seed_view(folder: Path, found: DiskMap, segment: bytes, index: PartIndex) -> ViewLayer:

@@ -67,19 +67,24 @@ def pins(store: Path) -> list[Pin]:
     """All pins, lowest position first; ``StoreCorrupt`` names one that cannot be read."""
     found = []
     with host_disk_errors(store):
-        for path in (store / PINS).glob("*.json"):
-            if not path.name.startswith("."):
-                try:
-                    found.append(read_meta(path, Pin))
-                except RigError:
-                    if path.exists():  # else it was let go just now
-                        raise
+        for path in _files(store):
+            try:
+                found.append(read_meta(path, Pin))
+            except RigError:
+                if path.exists():  # else it was let go just now
+                    raise
     return sorted(found, key=lambda pin: (pin.position, pin.pin_id))
 
 
 def unpin_holder(store: Path, holder: str) -> None:
-    """Let go of all that ``holder`` has of a store; no-op if there is none."""
-    if (store / PINS).is_dir():
-        for each in pins(store):
-            if each.holder == holder:
-                unpin(store, each.pin_id)
+    """Let go of all that ``holder`` has of a store; no-op if there is none.  A pin that cannot be read stays."""
+    with host_disk_errors(store):
+        for path in _files(store):
+            with suppress(RigError):
+                each = read_meta(path, Pin)
+                if each.holder == holder:
+                    unpin(store, each.pin_id)
+
+
+def _files(store: Path) -> list[Path]:
+    return [path for path in (store / PINS).glob("*.json") if not path.name.startswith(".")]

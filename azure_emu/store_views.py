@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+import trio
 
 from azure_emu.disk_view import open_view
 from azure_emu.pins import pin, pins, unpin, unpin_holder
 from blockfs.errors import RigError
-from blockfs.layers import Layer
+from blockfs.layers import Layer, ViewFaults
 
 _log = structlog.get_logger("azure_emu.store_views")
+
+
+WATCH_S = 1.0
+
+
+@dataclass(slots=True)
+class _Watched:
+    """A view that was opened, and how many of its faults were told."""
+
+    store: Path
+    position: int
+    holder: str
+    faults: ViewFaults
+    names: list[str]
+    told: int = 0
+
+    def tell(self) -> None:
+        count, last = self.faults.seen()
+        for fault in last[-(count - self.told) :] if count > self.told else ():
+            _log.error(
+                "damage_not_served",
+                file=self.names[fault.source],
+                byte=fault.source_offset,
+                disk=self.store.name,
+                disk_byte=fault.offset,
+                position=self.position,
+                holder=self.holder,
+                error=os.strerror(fault.error),
+            )
+        self.told = count
 
 
 class StoreViews:
@@ -20,21 +53,32 @@ class StoreViews:
 
     def __init__(self, disks: Path) -> None:
         self._disks = disks
+        self._watched: list[_Watched] = []
 
     def open(self, store: Path, position: int, holder: str) -> Layer:
         """Pin, then open; nothing stays pinned if that fails and was not before."""
         before = {each.pin_id for each in pins(store)} if store.is_dir() else set()
         pin_id = pin(store, position, holder)
         try:
-            return open_view(store, position)
+            view = open_view(store, position)
         except BaseException:
             if pin_id not in before:
                 unpin(store, pin_id)
             raise
+        self._watched.append(_Watched(store, position, holder, view.faults, view.source_names))
+        return view
 
     def let_go(self, store: Path, holder: str) -> None:
         """See :class:`blockfs.views.Views`."""
         unpin_holder(store, holder)
+        self._watched = [each for each in self._watched if (each.store, each.holder) != (store, holder)]
+
+    async def watch(self) -> None:
+        """Log what views did not serve, by file and byte, until cancelled: who reads is only told of an I/O error."""
+        while True:
+            await trio.sleep(WATCH_S)
+            for each in self._watched:
+                each.tell()
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
         """See :class:`blockfs.views.Views`; a store that cannot be read is left as it is."""

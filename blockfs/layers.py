@@ -213,11 +213,13 @@ class Source:
     """A file that extents of a view are of, and the CRC32C of its pieces: four bytes each from the start of ``sums_fd``.
 
     ``sums_fd`` -1: of the file itself.  ``paired``: it is a base, with two sums a block (:mod:`blockfs.base_image`).
+    ``name``: what people are told that it is.
     """
 
     fd: int
     sums_fd: int = -1
     paired: bool = False
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +260,7 @@ class ViewLayer(_CLayer):
 
     def __init__(self, extents: ExtentMap, sources: Sequence[Source | None], size_bytes: int) -> None:
         self.faults = ViewFaults()
+        self.source_names = [source.name if source else "" for source in sources]
         rows = [(s.fd, s.sums_fd, s.paired) if s else (-1, -1, False) for s in sources]
         table = ffi.new("struct sr_source[]", rows)
         try:

@@ -6,21 +6,23 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stddef.h>
+#include <ucontext.h>
 
 static _Thread_local sigjmp_buf *volatile way_out; /* while this thread loads */
 static struct sigaction others;
 
 static void on_bus_error(int number, siginfo_t *info, void *context)
 {
-	if (way_out)
+	if (way_out) { /* which does not pass where the signals that are held back meanwhile would be let through again */
+		pthread_sigmask(SIG_SETMASK, &((const ucontext_t *)context)->uc_sigmask, NULL);
 		siglongjmp(*way_out, 1);
+	}
 	sigaction(SIGBUS, &others, NULL); /* it comes again at once, to whom it was for before */
 }
 
-/* SA_NODEFER: the way out of the handler does not pass where the signal would be let through again. */
 static void take_over(void)
 {
-	struct sigaction ours = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK};
+	struct sigaction ours = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO | SA_ONSTACK};
 	sigemptyset(&ours.sa_mask);
 	sigaction(SIGBUS, &ours, &others);
 }

@@ -27,6 +27,7 @@ from siterig.values import format_size
 
 POLL_S = 0.25
 _WIDTH_IN_A_PIPE = 500
+_ROWS_DRAWN_MAX = 200
 _STYLES = {"Succeeded": "green", "Failed": "red", "InProgress": "yellow", "Critical": "red", "Warning": "yellow"}
 _STYLES |= {"Normal": "green", "ready": "green", "failed": "red", "restarting": "yellow", "held": "yellow"}
 
@@ -70,10 +71,21 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
     """The table, or what to say where it would have no row."""
-    if rows:
-        out().print(table(columns, rows))
+    console = out()
+    if not rows:
+        console.print(empty, markup=False)
+    elif console.is_terminal and len(rows) <= _ROWS_DRAWN_MAX:
+        console.print(table(columns, rows))
     else:
-        out().print(empty, markup=False)
+        print("\n".join(_plain_lines(columns, rows)))
+
+
+def _plain_lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
+    """As :func:`table`, a line a row, and without its colours: in a pipe, and where drawing would take seconds."""
+    cells = [list(columns), *([str(value) for value in row] for row in rows)]
+    widths = [max(len(row[n]) for row in cells) for n in range(len(columns))]
+    for row in cells:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def point_json(point: RecoveryPoint) -> dict[str, object]:

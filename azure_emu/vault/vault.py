@@ -29,12 +29,12 @@ from azure_emu.vault import (
     points,
     protection_tasks,
 )
-from azure_emu.vault.api import Event, Job, MountedPoint, ProtectedItem, RecoveryPoint, Vm
+from azure_emu.vault.api import Event, Job, ManagedDisk, MountedPoint, ProtectedItem, RecoveryPoint, Vm
 from azure_emu.vault.clock import Clock
 from azure_emu.vault.keeper import Keeper
 from azure_emu.vault.reports import Reports
 from azure_emu.vault.retention import HOURS_DEFAULT, check_hours
-from azure_emu.vault.schema import ItemRow, JobRow
+from azure_emu.vault.schema import DiskRow, ItemRow, JobRow
 from azure_emu.vault.services import Services, ShutDown
 from azure_emu.vault.signals import Signals
 from azure_emu.vault.states import (
@@ -234,6 +234,15 @@ class Vault(Reports):
                 DiskProgress(disk=disk["name"], done_bytes=done_bytes, total_bytes=disk["size_bytes"], sent_bytes=done_bytes)
             )  # fmt: skip
         return VmProgress(vm=vm, phase="Failback", disks=shown)
+
+    async def managed_disks(self) -> list[ManagedDisk]:
+        """Of all protected VMs."""
+
+        def look(session: Session) -> list[ManagedDisk]:
+            rows = session.scalars(select(DiskRow).order_by(DiskRow.vm, DiskRow.name))
+            return [ManagedDisk(vm=row.vm, name=row.name, disk_id=row.disk_id) for row in rows]
+
+        return await self._services.store.transact(look)
 
     # ---- recovery points
 

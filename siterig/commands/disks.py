@@ -20,6 +20,7 @@ from blockfs.counters import DiskCounters, RequestCounters
 from blockfs.errors import RigError
 from siterig import exits, services, show
 from siterig.commands.options import Dir, Json, example, running
+from siterig.commands.scrub import scrub
 from siterig.values import format_size, format_time, parse_disk_name, parse_size
 
 WATCH_S = 1.0
@@ -34,8 +35,9 @@ def register(app: typer.Typer) -> None:
     disk = typer.Typer(no_args_is_help=True)
     disk.command("list", epilog=example("siterig disk list --json"))(list_disks)
     disk.command("stats", epilog=example("siterig disk stats web01/os --watch"))(stats)
+    disk.command("scrub", epilog=example("siterig disk scrub web01"))(scrub)
     disk.command("resize", epilog=example("siterig disk resize web01/os 2GiB"))(resize)
-    app.add_typer(disk, name="disk", help="Look at virtual disks, and grow them.", epilog=example("siterig disk list"))
+    app.add_typer(disk, name="disk", help="Look at virtual disks, check and grow them.", epilog=example("siterig disk list"))
 
 
 def _hosts(folder: Path) -> dict[Side, DiskHostControl]:

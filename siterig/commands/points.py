@@ -63,7 +63,7 @@ def list_points(
         if as_json:
             show.print_json({"points": [show.point_json(point) for point in points], "mounted": mounted})
             return
-        rows = sorted((*map(_point_row, points), *_mount_rows(mounted, points)), key=lambda row: -row[0])
+        rows = _rows(points, mounted)
         columns = ("position", "id", "type", "time", "name", "mounted")
         show.print_table(columns, rows, empty=f"{vm} has no {'mounted' if only_mounted else 'recovery'} points")
         for state in mounted:
@@ -73,25 +73,24 @@ def list_points(
     exits.run(work)
 
 
-Row = tuple[int, str, str, str, str, str]
-
-
-def _point_row(point: RecoveryPoint) -> Row:
-    return (point.position, point.id, point.recoveryPointType, point.recoveryPointTime, point.name, "")
-
-
-def _mount_rows(mounted: list[MountedPoint], points: list[RecoveryPoint]) -> list[Row]:
-    """What is mounted, each a row of its own behind its point."""
-    named = {point.id for point in points}
-    rows = []
+def _rows(points: list[RecoveryPoint], mounted: list[MountedPoint]) -> list[tuple[object, ...]]:
+    """Newest first.  What is mounted is in its point's row; what is between points, or mounted twice, has its own."""
+    rows: list[tuple[int, list[object]]] = [
+        (p.position, [p.position, p.id, p.recoveryPointType, p.recoveryPointTime, p.name, ""]) for p in points
+    ]
+    of_point = {row[1]: row for _, row in rows}
     for state in mounted:
         point, where = state.recoveryPoint, f"recovery/{state.vm}/{state.name}"
         shown = where if state.broken is None else f"{where} (broken)"
-        if point is None or point.id in named:
-            rows.append((state.position, "", "", state.time or "", "", shown))
+        row = of_point.get(point.id) if point is not None else None
+        if row is not None and not row[5]:
+            row[5] = shown
+        elif point is not None and row is None:
+            kind, time = point.recoveryPointType, point.recoveryPointTime
+            rows.append((state.position, [state.position, point.id, kind, time, point.name, shown]))
         else:
-            rows.append((*_point_row(point)[:5], shown))
-    return rows
+            rows.append((state.position, [state.position, "", "", state.time or "", "", shown]))
+    return [tuple(row) for _, row in sorted(rows, key=lambda row: -row[0])]
 
 
 # --- mount and unmount --------------------------------------------------------------------------------------------
@@ -100,6 +99,7 @@ def _mount_rows(mounted: list[MountedPoint], points: list[RecoveryPoint]) -> lis
 def mount(
     folder: Dir,
     vm: VmName,
+    *,
     point: Chosen = None,
     position: Position = None,
     time: Time = None,
@@ -167,6 +167,7 @@ def _disk(made: MountedPoint, name: str | None) -> MountedDisk:
 def export(
     folder: Dir,
     vm: VmName,
+    *,
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The image to make: there whole, or not at all.")],
     disk: Annotated[
         str | None, typer.Option("--disk", metavar="NAME", help="Which disk; may be left out if it has one.")

@@ -90,6 +90,7 @@ def list_vms(folder: Dir, as_json: Json = False) -> None:
 def protect(
     folder: Dir,
     vm: VmName,
+    *,
     interval_s: Annotated[
         float, typer.Option("--interval", metavar="SECONDS", help="Replication interval: 30, 300 or 900; others: rig only.")
     ] = DEFAULT_INTERVAL_S,

@@ -19,14 +19,18 @@ from siterig.roles.hosting import clear_stale, host_disks
 async def run(layout: Layout, *, limits: Limits, front_end: FrontEnd, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.azure_mount)
+    views = StoreViews(layout.managed_disks)
     host = DiskHost(
         layout.azure_vms,
         layout.azure_mount,
-        views=StoreViews(layout.managed_disks),
+        views=views,
         policy=limits.log_policy,
         snapshot_share_max=limits.snapshot_share_max,
     )
-    await host_disks(host, layout.azure_mount, layout.socket("azure"), task_status, front_end=front_end)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(views.watch)
+        await host_disks(host, layout.azure_mount, layout.socket("azure"), task_status, front_end=front_end)
+        nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":

@@ -130,9 +130,9 @@ class PlainRig:
     async def items(self) -> list[ProtectedItem]:
         return [
             ProtectedItem(
-                name="web01", policy_interval_s=5, protectionState=self.state, testFailoverState="None",
-                replicationHealth="Normal", healthErrors=[], lastRpoInSeconds=1.0, activeLocation="Primary",
-                resynchronizationRequired=None,
+                name="web01", policy_interval_s=5, recoveryPointHistoryDuration=24, protectionState=self.state,
+                testFailoverState="None", replicationHealth="Normal", healthErrors=[], lastRpoInSeconds=1.0,
+                activeLocation="Primary", resynchronizationRequired=None,
             )
         ]  # fmt: skip
 

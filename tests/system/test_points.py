@@ -139,7 +139,8 @@ async def test_points_and_positions_of_one_vm_are_mounted_at_once_and_survive_a_
         states.append((second, await vault.mount_point(vm="web01", time=second_point.recoveryPointTime)))
         states.append((later, await vault.mount_point(vm="web01", position=later_position)))
         states.append((later, await vault.mount_point(vm="web01", point="LatestProcessed", name="newest")))
-        assert (states[2][1].position, states[4][1].recoveryPoint) == (second_point.position, last)
+        assert states[2][1].recoveryPoint == second_point
+        assert states[4][1].position >= last.position
         await source.write()  # what goes on at the site changes nothing of them
         for copy, mounted in states:
             await same(copy, mounted)

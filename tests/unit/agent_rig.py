@@ -320,6 +320,7 @@ class Disk:
     name: str
     size_bytes: int
     filesystem: str | None = None
+    image: str | None = None
 
 
 class Rig:

@@ -312,6 +312,8 @@ async def test_created_vm_has_formatted_disks_and_a_failed_one_leaves_nothing(ri
         disks = await agent.create_vm(vm="db01", disks=[Disk("os", 1 << 20, "ext4"), Disk("raw", 1 << 20)])
         assert [disk.name for disk in disks] == ["os", "raw"]
         assert rig.guests.formatted == [("os.img", "ext4", "os")]
+        await agent.create_vm(vm="db00", disks=[Disk("os", 1 << 20, image="/images/os.vhdx")])
+        assert rig.guests.filled == [("os.img", Path("/images/os.vhdx"))]
         with pytest.raises(RigError, match="VM 'db01' exists already on this host"):
             await agent.create_vm(vm="db01", disks=[Disk("os", 1 << 20)])
         with pytest.raises(RigError, match="size is 1000 bytes"):
@@ -319,7 +321,7 @@ async def test_created_vm_has_formatted_disks_and_a_failed_one_leaves_nothing(ri
         rig.guests.refusal = RigError("MkfsFailed", "no")
         with pytest.raises(RigError, match="no"):
             await agent.create_vm(vm="db03", disks=[Disk("os", 1 << 20, "xfs")])
-        assert {info.vm for info in await agent.list_vms()} == {VM, "db01"}
+        assert {info.vm for info in await agent.list_vms()} == {VM, "db00", "db01"}
         await agent.shutdown_vm(vm="db01")
         assert [Path(path).name for path in rig.guests.shut_down] == ["os.img", "raw.img"]
 

@@ -484,8 +484,12 @@ async def test_times_and_changes_can_be_asked_for(rig: Rig) -> None:
     with pytest.raises(RigError, match=f"has no state at position {third + 1}: valid positions are {snapshot} to {third}"):
         await rig.applier.changes(disk_id=DISK_ID, after=first, upto=third + 1, limit=1)
     for time_ns, position in (
-        (snapshot * 10, snapshot), (first * 10 - 1, snapshot), (first * 10, first), (second * 10 + 5, second), (1 << 62, third),
-    ):  # fmt: skip
+        (snapshot * 10, snapshot),
+        (first * 10 - 1, snapshot),
+        (first * 10, first),
+        (second * 10 + 5, second),
+        (1 << 62, third),
+    ):
         assert await rig.applier.position_at(disk_id=DISK_ID, time_ns=time_ns) == position
     with pytest.raises(RigError) as caught:
         await rig.applier.position_at(disk_id=DISK_ID, time_ns=5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from azure_emu.vault.api import Job, JobError, RecoveryPoint, Task, Vm, VmDisk
 from blockfs.errors import RigError
 from blockfs.progress import VmProgress
-from siterig import exits
+from siterig import exits, show
 from siterig.cli import app
 from siterig.layout import Layout, create
 
@@ -56,7 +57,7 @@ class FakeVault:
     async def list_vms(self) -> list[Vm]:
         return [VM]
 
-    async def points(self, *, vm: str) -> list[RecoveryPoint]:
+    async def points(self, *, vm: str, limit: int | None = None) -> list[RecoveryPoint]:
         if vm != "web01":
             raise RigError("VmNotFound", f"there is no VM {vm!r};\nthere are: web01")
         return [
@@ -184,7 +185,11 @@ def test_a_job_that_failed_gives_its_errors_and_status_1(vault: FakeVault) -> No
         (["reprotect", "web01"], "reprotect", {}),
         (["resync", "web01"], "resync", {}),
         (["unprotect", "web01"], "disable_protection", {}),
-        (["protect", "web01", "--interval", "30"], "enable_protection", {"interval_s": 30, "app_consistent_every_s": None}),
+        (
+            ["protect", "web01", "--interval", "30", "--retention", "3"],
+            "enable_protection",
+            {"interval_s": 30, "app_consistent_every_s": None, "history_hours": 3},
+        ),
     ],
 )
 def test_an_operation_asks_the_vault(vault: FakeVault, arguments: list[str], call: str, keywords: dict[str, Any]) -> None:
@@ -282,3 +287,13 @@ def test_a_bug_is_not_hidden(vault: FakeVault, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(FakeVault, "list_vms", broken)
     assert isinstance(siterig("vm", "list").exception, ZeroDivisionError)
+
+
+def test_a_long_table_in_a_pipe_has_a_line_a_row_and_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [(number, "[red]x[/red]", "") for number in range(10_000)]
+    began = time.perf_counter()
+    show.print_table(("position", "name", "mounted"), rows, empty="none")
+    assert time.perf_counter() - began < 2  # some 20 ms on an idle machine; five seconds if it is drawn
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["position  name          mounted", "0         [red]x[/red]"]
+    assert len(lines) == 10_001

@@ -178,6 +178,14 @@ def test_places_count_from_where_the_segment_and_its_pieces_begin() -> None:
     assert extents.used(5) == [3]
 
 
+def test_a_base_that_grew_within_a_block_is_one_extent() -> None:
+    extents = ExtentMap()
+    for length, want in ((5000, Extent(0, 5000, 0, 0, BASE, 0, 3192)), (8192, Extent(0, 8192, 0, 0, BASE, 0, 0))):
+        extents.add_base([(0, length)])
+        extents.settle()
+        assert extents.extents() == [want]
+
+
 def test_sources_can_be_renumbered_and_left_out() -> None:
     extents = ExtentMap()
     for source in (1, 2, 3):

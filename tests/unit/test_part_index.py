@@ -159,6 +159,21 @@ def test_a_bad_byte_anywhere_is_corrupt_and_named_as_the_other_reader_names_it(t
         assert caught.value.message == f"part {wanted.value.message.replace(str(path), part.blob())}"
 
 
+@pytest.mark.parametrize(
+    ("seq", "position", "why"),
+    [(3, 7, "sequence number 3; 2 comes next"), (1, 7, "sequence number 1; 2 comes next"), (2, 6, "position 6 after 7")],
+)
+def test_a_sealed_record_that_does_not_come_next_is_corrupt(seq: int, position: int, why: str) -> None:
+    head = log.make_header(disk_id=DISK_ID, first_seq=1, disk_size_bytes=4096, boot_id=DISK_ID)
+    seed: int = struct.unpack_from("<I", head, 124)[0]
+    raw = head + log.make_record(seed, log.FLUSH, seq=1, position=7)
+    raw += log.make_record(seed, log.FLUSH, seq=seq, position=position)
+    part = PartName(DISK_ID, 2, "log", 1, 2)
+    with pytest.raises(RigError) as caught:
+        index_segment(raw, part, 4096)
+    assert caught.value.message == f"part {part.blob()}: change log is corrupt at byte 192: {why}"
+
+
 def test_a_segment_cut_at_any_byte_is_corrupt(tmp_path: Path) -> None:
     disk = site(tmp_path)
     disk.write(0, b"x" * 100)

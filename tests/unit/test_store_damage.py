@@ -252,3 +252,16 @@ def test_what_can_be_made_again_is_mended_when_the_store_is_opened(tmp_path: Pat
                 if at < frame.back_at:
                     assert path.read_bytes() == good
                 path.write_bytes(good)
+
+
+def test_a_map_of_the_base_that_is_lost_is_made_again(tmp_path: Path) -> None:
+    made = Store(tmp_path, 1)
+    path = made.folder / "base.map"
+    good = path.read_bytes()
+    for bad in (good[:-1], good[:20], b"", good[:-3] + b"abc"):
+        path.write_bytes(bad)
+        made.check("the map", path)
+        ManagedDiskStore.open(made.folder).close()
+        for position in made.positions:
+            assert_same(whole(open_view(made.folder, position)), made.life.disk.states[position], f"position {position}")
+        assert [*scrub(made.folder, lambda _bytes: None)] == []

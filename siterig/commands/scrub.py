@@ -1,0 +1,142 @@
+"""Scrubbing managed disks: every byte of the recovery side's store is read and compared with its checksum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import trio
+import typer
+
+from azure_emu.ports import Damage
+from azure_emu.scrub import scrub as scrub_store
+from azure_emu.vault.api import ManagedDisk, RecoveryPoint, VaultApi
+from blockfs.errors import RigError
+from siterig import exits, show
+from siterig.commands.options import Dir, Json, running, vault
+from siterig.layout import Layout, check_format
+from siterig.values import format_size
+
+Which = Annotated[
+    list[str] | None, typer.Argument(metavar="[VM[/NAME]]...", help="Whose managed disks; without it, all there are.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class _Store:
+    """A managed disk's folder; ``disk`` None: the vault does not know it, or is not up."""
+
+    folder: Path
+    disk: ManagedDisk | None
+
+    @property
+    def title(self) -> str:
+        return self.folder.name if self.disk is None else f"{self.disk.vm}/{self.disk.name}"
+
+
+def scrub(folder: Dir, which: Which = None, as_json: Json = False) -> None:
+    """Read every byte of managed disks, and name what is not as it was written. Changes nothing.
+
+    The rig may be up or down; where it is down, a managed disk is called by its id.
+    """
+
+    async def work() -> int:
+        layout = Layout.of(folder)
+        check_format(layout)
+        api = _vault(folder)
+        stores = _chosen(await _stores(layout, api), which or [])
+        found = [(store, await trio.to_thread.run_sync(_scrub, store)) for store in stores]
+        points = await _points(api, [store for store, damages in found if damages])
+        if as_json:
+            show.print_json([_json(store, damages, points) for store, damages in found])
+        else:
+            for store, damages in found:
+                _print(store, damages, points)
+            if not found:
+                print("no managed disks: siterig protect")
+        return exits.FAILED if any(damages for _, damages in found) else exits.OK
+
+    raise typer.Exit(exits.run(work))
+
+
+def _vault(folder: Path) -> VaultApi | None:
+    try:
+        running(folder)
+    except RigError as error:
+        if error.code != "NotUp":
+            raise
+        return None
+    return vault(folder)
+
+
+async def _stores(layout: Layout, api: VaultApi | None) -> list[_Store]:
+    known = {} if api is None else {disk.disk_id: disk for disk in await api.managed_disks()}
+    folders = layout.managed_disks.iterdir() if layout.managed_disks.is_dir() else ()
+    stores = [_Store(path, known.get(path.name)) for path in folders if path.is_dir() and not path.name.startswith(".")]
+    return sorted(stores, key=lambda store: store.title)
+
+
+def _chosen(stores: list[_Store], which: list[str]) -> list[_Store]:
+    if not which:
+        return stores
+    for text in which:
+        if not any(_is(store, text) for store in stores):
+            there = ", ".join(store.title for store in stores) or "none"
+            raise RigError("DiskNotFound", f"there is no managed disk of {text!r}; there are: {there}")
+    return [store for store in stores if any(_is(store, text) for text in which)]
+
+
+def _is(store: _Store, text: str) -> bool:
+    return text in (store.title, store.title.partition("/")[0])
+
+
+def _scrub(store: _Store) -> list[Damage]:
+    total = sum(path.stat().st_blocks * 512 for path in store.folder.rglob("*") if path.is_file())
+    with show.bar(store.title, total) as advance:
+        return list(scrub_store(store.folder, advance))
+
+
+async def _points(api: VaultApi | None, stores: list[_Store]) -> dict[str, list[RecoveryPoint]]:
+    """Of each VM that has something damaged."""
+    vms = {store.disk.vm for store in stores if store.disk is not None}
+    return {} if api is None else {vm: await api.points(vm=vm) for vm in sorted(vms)}
+
+
+def _hurt(damage: Damage, store: _Store, points: dict[str, list[RecoveryPoint]]) -> list[RecoveryPoint]:
+    first, last = damage.first_position, damage.last_position
+    if first is None or store.disk is None:
+        return []
+    of_vm = points.get(store.disk.vm, [])
+    return [point for point in of_vm if first <= point.position and (last is None or point.position <= last)]
+
+
+def _json(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryPoint]]) -> dict[str, object]:
+    disk = store.disk
+    return {
+        "disk_id": store.folder.name,
+        "vm": None if disk is None else disk.vm,
+        "name": None if disk is None else disk.name,
+        "damages": [
+            {**damage.model_dump(), "points": [point.id for point in _hurt(damage, store, points)]} for damage in damages
+        ],
+    }
+
+
+def _print(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryPoint]]) -> None:
+    if not damages:
+        size = sum(path.stat().st_blocks * 512 for path in store.folder.rglob("*") if path.is_file())
+        print(f"{store.title}: as it was written, {format_size(size)}")
+        return
+    rows = []
+    for damage in damages:
+        whole = "-" if damage.first_position is None else f"from {damage.first_position}"
+        if damage.last_position is not None:
+            whole += f" to {damage.last_position}"
+        hurt = _hurt(damage, store, points)
+        file = Path(damage.path).relative_to(store.folder)
+        rows.append((file, damage.offset, damage.what, whole, len(hurt) if store.disk is not None else "?"))
+    print(f"{store.title}: {len(damages)} damaged, in {store.folder}")
+    show.print_table(("file", "byte", "what", "positions not whole", "points"), rows, empty="")
+    if store.disk is not None and any(damage.first_position is not None for damage in damages):
+        show.notice(f"siterig resync {store.disk.vm} sends again what cannot be read, as long as the source is there")

@@ -1,0 +1,87 @@
+"""What lies on a managed disk holds its position, and damage that is met there is told of by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import structlog.testing
+import trio
+import trio.testing
+
+from azure_emu.pins import pin, pins
+from azure_emu.store_views import WATCH_S, StoreViews
+from blockfs.errors import RigError
+from tests.unit.test_managed_disk import assert_same, seeded, whole
+
+
+def test_a_position_is_held_until_it_is_let_go_and_nothing_else_is(tmp_path: Path) -> None:
+    disk, store = seeded(tmp_path)
+    views = StoreViews(tmp_path)
+    view = views.open(store.folder, disk.position, "vm web01/os")
+    assert_same(whole(view), bytes(disk.data), "the view")
+    views.open(store.folder, disk.position, "vm web01/os").close()
+    views.open(store.folder, disk.position, "recovery web01/point").close()
+    for missing in (disk.position + 1, 1):
+        with pytest.raises(RigError, match=f"has no state at position {missing}"):
+            views.open(store.folder, missing, "vm web02/os")
+    assert {each.holder for each in pins(store.folder)} == {"vm web01/os", "recovery web01/point"}
+    views.let_go(store.folder, "vm web01/os")
+    views.let_go(tmp_path / "gone", "vm web01/os")
+    assert [each.holder for each in pins(store.folder)] == ["recovery web01/point"]
+
+
+def test_what_a_kill_left_is_let_go_of_that_kind_alone(tmp_path: Path) -> None:
+    disk, store = seeded(tmp_path)
+    for holder in ("vm web01/os", "vm web02/os", "vmware 1", "recovery web01/point"):
+        pin(store.folder, disk.position, holder)
+    (tmp_path / ".new-1").mkdir()
+    views = StoreViews(tmp_path)
+    views.reconcile("vm", {"vm web02/os"})
+    assert {each.holder for each in pins(store.folder)} == {"vm web02/os", "vmware 1", "recovery web01/point"}
+    bad = next((store.folder / "pins").iterdir())
+    bad.write_text("{}")
+    views.reconcile("vm", set())  # left as it is; the applier, and a scrub, name it
+    with pytest.raises(RigError, match="managed disk is corrupt"):
+        pins(store.folder)
+    left = {"vm web02/os", "vmware 1", "recovery web01/point"}
+    for holder in left:
+        views.let_go(store.folder, holder)
+    assert list((store.folder / "pins").iterdir()) == [bad]
+    StoreViews(tmp_path / "nothing").reconcile("vm", set())
+
+
+def test_a_view_that_cannot_be_opened_holds_nothing(tmp_path: Path) -> None:
+    disk, store = seeded(tmp_path)
+    (volume,) = (store.folder / "journal").iterdir()
+    raw = bytearray(volume.read_bytes())
+    frame = store._history.frames[0]
+    raw[frame.entries_at] ^= 1
+    raw[frame.segment_at + 200] ^= 1
+    volume.write_bytes(raw)
+    with pytest.raises(RigError, match="index of frame 1 has a wrong checksum, and so has its segment"):
+        StoreViews(tmp_path).open(store.folder, disk.position, "vm web01/os")
+    assert pins(store.folder) == []
+
+
+async def test_damage_that_a_reader_meets_is_logged_by_file_and_byte(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    disk, store = seeded(tmp_path)
+    views = StoreViews(tmp_path)
+    view = views.open(store.folder, disk.position, "vm web01/os")
+    ((at, _), *_) = view.data_ranges()
+    base = store.folder / "base.img"
+    raw = bytearray(base.read_bytes())
+    raw = bytearray(byte ^ 0xFF for byte in raw)
+    base.write_bytes(raw)
+    with structlog.testing.capture_logs() as logs:
+        nursery.start_soon(views.watch)
+        with pytest.raises(OSError, match="Input/output error"):
+            view.pread(0, view.size_bytes)
+        await trio.sleep(5 * WATCH_S)
+        nursery.cancel_scope.cancel()
+    (told,) = logs
+    assert (told["event"], told["file"], told["holder"]) == ("damage_not_served", str(base), "vm web01/os")
+    assert told["byte"] == told["disk_byte"] >= at
+    view.close()
