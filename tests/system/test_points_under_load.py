@@ -92,6 +92,11 @@ class Replica:
                     found, expected = view.pread(offset, STEP_BYTES), file.read(STEP_BYTES)
                     if found != expected:
                         first = next(i for i in range(STEP_BYTES) if found[i] != expected[i])
+                        at = offset + first
+                        import sys
+                        for c in self.store.changes(self.store.floor, position + 60, 1 << 20):
+                            if c.offset <= at < c.offset + c.length: print("CHANGE", c, file=sys.stderr)
+                        print("FLOOR", self.store.floor, self.store.valid_ranges(), file=sys.stderr)
                         pytest.fail(
                             f"SITERIG_SEED={SEED}: {self.name} at position {position}: byte {offset + first} is "
                             f"{found[first]:#04x}; in the copy of the source it is {expected[first]:#04x}"
