@@ -22,8 +22,8 @@ from azure_emu.checkpoints import BadCheckpointError
 from azure_emu.disk_meta import store_corrupt
 from azure_emu.frames import Frame
 from azure_emu.history import Epoch, History
-from azure_emu.journal_volume import FrameIndex, read_index, volume_path
-from azure_emu.store_history import TRIES_MAX, load_history
+from azure_emu.journal_volume import FrameIndex, index_in, volume_path
+from azure_emu.store_history import TRIES_MAX, floor_of, load_history
 from blockfs.errors import RigError
 from blockfs.extents import ExtentMap
 from blockfs.layers import Source, ViewLayer
@@ -32,7 +32,7 @@ _log = structlog.get_logger("azure_emu.disk_view")
 
 
 def open_view(store: Path, position: int) -> ViewLayer:
-    """The managed disk in ``store`` (a folder) as of ``position``.
+    """The managed disk in ``store`` (a folder) as of ``position``; pinned, or else good only until something folds past it.
 
     ``DiskNotFound``, ``InvalidPosition`` (names the valid ranges), ``StoreCorrupt``, ``StoreVersion``.
     """
@@ -41,11 +41,16 @@ def open_view(store: Path, position: int) -> ViewLayer:
         loaded = load_history(store)
         epoch = loaded.epoch_of(position)
         try:
-            return build_view(store, loaded.history, Upto(epoch, position))
+            view = build_view(store, loaded.history, Upto(epoch, position))
         except FileNotFoundError as exc:
             tries -= 1
             if tries == 0 or load_history(store).history.folded == loaded.history.folded:
                 raise store_corrupt(Path(exc.filename or store), "is missing") from exc
+            continue
+        if floor_of(store) > position:  # a fold came between, and what the view shows is neither then nor now
+            view.close()
+            continue
+        return view
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +99,27 @@ def build_map(folder: Path, history: History, upto: Upto | None, *, base: bool =
         first, found = 0, DiskMap(ExtentMap(), history.size_at_floor, {}, {})
     else:
         first, found = made
-    for frame in history.frames[first:]:
-        if upto is not None and not upto.some(frame):
-            break
-        _add_frame(folder, history, frame, upto, found)
+    volume, path, fd = 0, folder, -1
+    try:
+        for frame in history.frames[first:]:
+            if upto is not None and not upto.some(frame):
+                break
+            if frame.volume != volume:
+                if fd >= 0:
+                    os.close(fd)
+                volume, path, fd = frame.volume, volume_path(folder, frame.volume), -1
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            _add_frame(history, frame, index_in(fd, path, frame, history.size_before(frame)), upto, found)
+    finally:
+        if fd >= 0:
+            os.close(fd)
     if base:
         found.extents.add_base(unpack_map(read_map(folder)))
     found.extents.settle()
     return found
 
 
-def _add_frame(folder: Path, history: History, frame: Frame, upto: Upto | None, found: DiskMap) -> None:
-    index = read_index(folder, frame, history.size_before(frame))
+def _add_frame(history: History, frame: Frame, index: FrameIndex, upto: Upto | None, found: DiskMap) -> None:
     source, piece_at = _source_of(frame, index, found)
     grown = found.extents.add(
         source,

@@ -12,8 +12,7 @@ from __future__ import annotations
 import json
 import struct
 import uuid
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -36,20 +35,21 @@ _ALIGN = 8
 """Of what lies in a frame; piece checksums are found by their place in the volume divided by 4."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """A frame's header, and where it lies: ``volume`` is the number of the volume's first frame, ``start`` a byte of it.
 
     ``position``/``time_ns``: of the last record; ``first_time_ns``: of the first that changes the disk.
     ``size_bytes_after``: the disk's size after it.  ``sync_end_seq``: the sequence number that the part's ``sync-end`` tag
-    names as the log's first, None if it has no such tag.
+    names as the log's first, None if it has no such tag.  ``boot``: the kernel's boot id when it was written.
+
+    A tuple, for a journal has many thousands, and they are all read to open a view.
     """
 
     volume: int
     start: int
     number: int
     part: PartName
-    boot_id: str
+    boot: bytes
     first_position: int
     position: int
     first_time_ns: int
@@ -101,12 +101,24 @@ class Frame:
         return self.back_at + HEADER_BYTES
 
 
+class DiskName(NamedTuple):
+    """A disk's UUID, as text and as it lies in a header."""
+
+    disk_id: str
+    raw: bytes
+
+    @classmethod
+    def of(cls, disk_id: str) -> DiskName:
+        """The name of that disk."""
+        return cls(disk_id, uuid.UUID(disk_id).bytes)
+
+
 class BadFrameError(Exception):
     """Bytes that are no frame header; the text says why."""
 
 
 def make_frame(
-    part: PartName, segment: bytes, index: PartIndex, *, volume: int, start: int, number: int, boot_id: str
+    part: PartName, segment: bytes, index: PartIndex, *, volume: int, start: int, number: int, boot: bytes
 ) -> tuple[Frame, list[bytes]]:
     """The frame of a verified segment, and its bytes in pieces, to be written one behind the other."""
     tags = encode_tags(index.tags)
@@ -115,7 +127,7 @@ def make_frame(
         start=start,
         number=number,
         part=part,
-        boot_id=boot_id,
+        boot=boot,
         first_position=index.first_position,
         position=index.position,
         first_time_ns=ENTRY.unpack_from(index.entries)[1] if index.entries else index.time_ns,
@@ -149,7 +161,7 @@ def encode_header(frame: Frame, *, back: bool = False) -> bytes:
         frame.sync_end_seq is not None,
         0,
         uuid.UUID(part.disk_id).bytes,
-        uuid.UUID(frame.boot_id).bytes,
+        frame.boot,
         frame.number,
         frame.start,
         part.generation,
@@ -174,12 +186,12 @@ def encode_header(frame: Frame, *, back: bool = False) -> bytes:
     return raw + _CRC.pack(crc32c(raw))
 
 
-def decode_header(raw: bytes, *, volume: int, disk_id: str, back: bool = False) -> Frame:
+def decode_header(raw: bytes, *, volume: int, disk: DiskName, back: bool = False) -> Frame:
     """Read what :func:`encode_header` made; :class:`BadFrameError`."""
     if len(raw) != HEADER_BYTES:
         raise BadFrameError(f"frame header has {len(raw)} bytes; it must have {HEADER_BYTES}")
     fields: tuple[Any, ...] = _HEADER.unpack_from(raw)
-    magic, version, header_bytes, stream, has_sync_end, reserved, disk, boot, *numbers, rest = fields
+    magic, version, header_bytes, stream, has_sync_end, reserved, found, boot, *numbers, rest = fields
     if magic != (_BACK if back else _FRONT):
         raise BadFrameError("no frame begins here")
     if crc32c(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0]:
@@ -188,15 +200,15 @@ def decode_header(raw: bytes, *, volume: int, disk_id: str, back: bool = False) 
         stream, has_sync_end
     ) > 1:
         raise BadFrameError(f"frame header of version {version}, {header_bytes} bytes, or not zero where it must be")
-    if (found := str(uuid.UUID(bytes=disk))) != disk_id:
-        raise BadFrameError(f"frame is of disk {found}, not of {disk_id}")
+    if found != disk.raw:
+        raise BadFrameError(f"frame is of disk {uuid.UUID(bytes=found)}, not of {disk.disk_id}")
     if max(numbers) > _NUMBER_MAX:
         raise BadFrameError("frame header holds a number beyond any disk")
     number, start, generation, first, last, first_position, position, first_time, time_ns, size, sync_end = numbers[:11]
     return Frame(
         volume, start, number,
-        PartName(disk_id, generation, _STREAMS[stream], first, last),
-        str(uuid.UUID(bytes=boot)),
+        PartName(disk.disk_id, generation, _STREAMS[stream], first, last),
+        boot,
         first_position, position, first_time, time_ns, size,
         sync_end if has_sync_end else None,
         *numbers[11:],

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from azure_emu.frames import (
     FRONT_MAGIC,
     HEADER_BYTES,
     BadFrameError,
+    DiskName,
     Frame,
     decode_header,
     decode_tags,
@@ -51,6 +53,11 @@ _NAME = re.compile(r"(\d{12})\.journal")
 _WRITE_BYTES = 1 << 20
 
 Step = Callable[[str], None]
+
+
+def current_boot() -> bytes:
+    """The kernel's boot id, as it lies in a frame's header."""
+    return uuid.UUID(current_boot_id()).bytes
 
 
 def volume_path(folder: Path, volume: int) -> Path:
@@ -104,6 +111,7 @@ class JournalState:
 def read_journal(folder: Path, disk_id: str, after: int) -> JournalState:
     """Read the headers of all frames behind frame ``after``."""
     state = JournalState()
+    disk = DiskName.of(disk_id)
     expected = after + 1
     volumes = list_volumes(folder)
     # a volume that was folded as a whole is about to be deleted
@@ -119,7 +127,7 @@ def read_journal(folder: Path, disk_id: str, after: int) -> JournalState:
                 why = f"byte {at}: it ends before frame {expected}, but {following} begins with frame {volume}"
             state.broken_at, state.broken = (path, at), store_corrupt(path, why)
             break
-        walk = _VolumeWalk(folder, volume, disk_id, state.frames[-1] if state.frames else None, newest=last)
+        walk = _VolumeWalk(folder, volume, disk, state.frames[-1] if state.frames else None, newest=last)
         try:
             walk.run()
         except OSError as exc:
@@ -140,7 +148,7 @@ def read_journal(folder: Path, disk_id: str, after: int) -> JournalState:
 class _VolumeWalk:
     """Hops from header to header of one volume."""
 
-    def __init__(self, folder: Path, volume: int, disk_id: str, before: Frame | None, *, newest: bool) -> None:
+    def __init__(self, folder: Path, volume: int, disk: DiskName, before: Frame | None, *, newest: bool) -> None:
         self.path = volume_path(folder, volume)
         self.frames: list[Frame] = []
         self.mended: list[tuple[Frame, int, str]] = []
@@ -149,7 +157,7 @@ class _VolumeWalk:
         self.at = 0
         self._folder = folder
         self._volume = volume
-        self._disk_id = disk_id
+        self._disk = disk
         self._before = before
         self._newest = newest
 
@@ -169,7 +177,7 @@ class _VolumeWalk:
         if len(raw) < HEADER_BYTES:
             return self._ends_early(size, f"{len(raw)} bytes of a frame header")
         try:
-            frame = self._checked(decode_header(raw, volume=self._volume, disk_id=self._disk_id), number)
+            frame = self._checked(decode_header(raw, volume=self._volume, disk=self._disk), number)
         except BadFrameError as exc:
             why = str(exc)
             data = os.pread(fd, size - self.at, self.at)
@@ -178,14 +186,15 @@ class _VolumeWalk:
                 return self._unreadable(data, size, why)
             frame = found
             self.mended.append((frame, self.at, why))
-        if frame.end > size:
-            return self._ends_early(size, f"{size - self.at} bytes of a frame of {frame.end - self.at}")
-        if self._newest and frame.end == size and frame.boot_id != current_boot_id() and not whole(fd, frame):
+        end = frame.end
+        if end > size:
+            return self._ends_early(size, f"{size - self.at} bytes of a frame of {end - self.at}")
+        if self._newest and end == size and frame.boot != current_boot() and not whole(fd, frame):
             self.torn = Torn(self._volume, self.at, size - self.at)
             return False
         self.frames.append(frame)
         self._before = frame
-        self.at = frame.end
+        self.at = end
         return True
 
     def _checked(self, frame: Frame, number: int) -> Frame:
@@ -206,7 +215,7 @@ class _VolumeWalk:
         while (at := data.find(BACK_MAGIC, at + 1)) >= 0:
             try:
                 raw = data[at : at + HEADER_BYTES]
-                frame = self._checked(decode_header(raw, volume=self._volume, disk_id=self._disk_id, back=True), number)
+                frame = self._checked(decode_header(raw, volume=self._volume, disk=self._disk, back=True), number)
             except BadFrameError:
                 continue
             if frame.back_at == self.at + at:
@@ -215,7 +224,7 @@ class _VolumeWalk:
 
     def _unreadable(self, data: bytes, size: int, why: str) -> bool:
         """No frame here.  The torn end of another boot, if nothing says that there was one: or else rot."""
-        lost_power = self._before.boot_id != current_boot_id() if self._before else not any(data[:HEADER_BYTES])
+        lost_power = self._before.boot != current_boot() if self._before else not any(data[:HEADER_BYTES])
         if self._newest and lost_power and not self._later_frame(data):
             self.torn = Torn(self._volume, self.at, size - self.at)
         else:
@@ -226,7 +235,7 @@ class _VolumeWalk:
         at = 0
         while (at := data.find(FRONT_MAGIC, at + 1)) >= 0:
             with suppress(BadFrameError):
-                frame = decode_header(data[at : at + HEADER_BYTES], volume=self._volume, disk_id=self._disk_id)
+                frame = decode_header(data[at : at + HEADER_BYTES], volume=self._volume, disk=self._disk)
                 if frame.start == self.at + at:
                     return True
         return False
@@ -256,13 +265,18 @@ def read_index(folder: Path, frame: Frame, size_bytes_before: int) -> FrameIndex
     path = volume_path(folder, frame.volume)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        raw = os.pread(fd, frame.index_bytes, frame.entries_at)
-        if crc32c(raw) == frame.index_crc and len(raw) == frame.index_bytes:
-            cut = frame.entries * ENTRY_BYTES
-            return FrameIndex(raw[:cut], raw[cut:], rebuilt=False)
-        found = _rebuilt(fd, frame, size_bytes_before)
+        return index_in(fd, path, frame, size_bytes_before)
     finally:
         os.close(fd)
+
+
+def index_in(fd: int, path: Path, frame: Frame, size_bytes_before: int) -> FrameIndex:
+    """As :func:`read_index`, of an open volume."""
+    raw = os.pread(fd, frame.index_bytes, frame.entries_at)
+    if crc32c(raw) == frame.index_crc and len(raw) == frame.index_bytes:
+        cut = frame.entries * ENTRY_BYTES
+        return FrameIndex(raw[:cut], raw[cut:], rebuilt=False)
+    found = _rebuilt(fd, frame, size_bytes_before)
     if found is None or crc32c(found.pieces, crc32c(found.entries)) != frame.index_crc:
         raise store_corrupt(
             path, f"byte {frame.entries_at}: index of frame {frame.number} has a wrong checksum, and so has its segment"
@@ -334,7 +348,7 @@ class JournalWriter:
         self._volume, self._end = state.end or (0, 0)
         self._fd = -1
         self._named = True
-        self._boot_id = current_boot_id()
+        self._boot = current_boot()
         if state.torn is not None:
             self._cut(state.torn)
 
@@ -352,7 +366,7 @@ class JournalWriter:
         """Write a frame durably; after an ``OSError`` the journal is as it was."""
         self._ready()
         frame, pieces = make_frame(
-            part, segment, index, volume=self._volume, start=self._end, number=self._next, boot_id=self._boot_id
+            part, segment, index, volume=self._volume, start=self._end, number=self._next, boot=self._boot
         )
         try:
             _write_all(self._fd, pieces, self._end)

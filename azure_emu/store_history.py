@@ -62,6 +62,15 @@ def load_history(folder: Path) -> Loaded:
         tries -= 1
 
 
+def floor_of(folder: Path) -> int:
+    """The oldest position that can be opened now: the target of a fold that is under way, or the floor."""
+    try:
+        progress = read_meta(folder / PROGRESS, Progress)
+    except RigError:
+        return 0  # deleted, or not begun
+    return progress.fold.position if progress.fold else progress.floor
+
+
 def _raw_progress(folder: Path) -> bytes:
     try:
         return (folder / PROGRESS).read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import tempfile
@@ -38,6 +39,7 @@ class StoreMachine(RuleBasedStateMachine):
         for patch in self.patches:
             patch.start()
         self.kill_at = -1
+        self.fresh = itertools.count()
         self.views: list[tuple[Layer, int]] = []
         self.held: list[tuple[int, str]] = []
         self.snapshots: list[int] = []
@@ -166,7 +168,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(choice=st.integers(0, 1 << 16))
     def hold(self, choice: int) -> None:
         position = self.readable()[choice % len(self.readable())]
-        self.held.append((position, pin(self.store.folder, position, f"test {len(self.held)}")))
+        self.held.append((position, pin(self.store.folder, position, f"test {next(self.fresh)}")))
         self.views.append((open_view(self.store.folder, position), position))
 
     @precondition(lambda self: self.held)
