@@ -108,27 +108,38 @@ static uint64_t block_begin(uint64_t offset)
 	return offset - offset % SR_BLOCK_BYTES;
 }
 
-int64_t sr_disk_seek(struct sr_disk *disk, uint64_t offset, int whence)
+static int64_t seek_data(struct sr_disk *disk, uint64_t offset)
 {
-	uint64_t size = sr_disk_bytes(disk);
-	int64_t found = sr_layer_seek(disk->layer, offset, whence);
+	int64_t found = sr_layer_seek(disk->layer, offset, SEEK_DATA);
 	if (found < 0)
 		return found;
-	if (whence == SEEK_DATA) {
-		uint64_t begin = block_begin((uint64_t)found);
-		return (int64_t)(begin > offset ? begin : offset);
-	}
-	for (;;) {
-		uint64_t hole = block_begin((uint64_t)found + SR_BLOCK_BYTES - 1);
-		if (hole >= size)
-			return (int64_t)size;
-		int64_t data = sr_layer_seek(disk->layer, hole, SEEK_DATA);
-		if (data == -ENXIO || (data >= 0 && block_begin((uint64_t)data) > hole))
-			return (int64_t)hole;
-		found = data < 0 ? data : sr_layer_seek(disk->layer, (uint64_t)data, SEEK_HOLE);
+	uint64_t begin = block_begin((uint64_t)found);
+	return (int64_t)(begin > offset ? begin : offset);
+}
+
+static int64_t seek_hole(struct sr_disk *disk, uint64_t offset)
+{
+	uint64_t size = sr_disk_bytes(disk);
+	while (offset < size) {
+		uint64_t begin = block_begin(offset);
+		int64_t data = sr_layer_seek(disk->layer, begin, SEEK_DATA);
+		if (data == -ENXIO || (data >= 0 && block_begin((uint64_t)data) > begin))
+			return (int64_t)offset; /* nothing of its block is data */
+		int64_t found = data < 0 ? data : sr_layer_seek(disk->layer, (uint64_t)data, SEEK_HOLE);
 		if (found < 0)
 			return found;
+		offset = block_begin((uint64_t)found + SR_BLOCK_BYTES - 1);
 	}
+	return (int64_t)size;
+}
+
+int64_t sr_disk_seek(struct sr_disk *disk, uint64_t offset, int whence)
+{
+	if (offset >= sr_disk_bytes(disk))
+		return -ENXIO;
+	if (whence == SEEK_DATA)
+		return seek_data(disk, offset);
+	return whence == SEEK_HOLE ? seek_hole(disk, offset) : -EINVAL;
 }
 
 static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)

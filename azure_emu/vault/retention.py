@@ -63,8 +63,6 @@ def expired(points: Iterable[PointFacts], now_ns: int, policy: Policy, in_use: C
     kept.update([point.id for point in newest_first if point.app_consistent][:1])
     of_hour: dict[int, PointFacts] = {}
     for point in newest_first:
-        if point.time_ns < oldest_ns:
-            continue
         if point.time_ns > as_of_ns - EVERY_POINT_NS:
             kept.add(point.id)
             continue
@@ -72,5 +70,6 @@ def expired(points: Iterable[PointFacts], now_ns: int, policy: Policy, in_use: C
         best = of_hour.get(hour)
         if best is None or (point.app_consistent and not best.app_consistent):
             of_hour[hour] = point
-    kept.update(point.id for point in of_hour.values())
+    # Chosen out of the whole hour, as it was when the hour was thinned out; then it may have become too old.
+    kept.update(point.id for point in of_hour.values() if point.time_ns >= oldest_ns)
     return [point.id for point in newest_first if point.id not in kept]
