@@ -11,10 +11,7 @@ are served.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import re
 import shutil
 import time
 import uuid
@@ -41,6 +38,7 @@ from blockfs.disk_files import HOLDER_KIND, DiskPlace, make_raw, make_top
 from blockfs.disk_log import LogPolicy
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
+from blockfs.host_folder import check_name, host_error, lock_folder, told_of
 from blockfs.layers import Layer
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
@@ -48,20 +46,10 @@ from blockfs.promotion import Promoter
 from blockfs.recoveries import FOLDER, Recoveries
 from blockfs.snapshot import STORE_SHARE_MAX
 from blockfs.tree import ROOT, tend
-from blockfs.views import Views
+from blockfs.views import OpenedView, Views
 
 MakeFiles = Callable[[DiskPlace], None]
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _log = structlog.get_logger("blockfs.host")
-
-
-def check_name(what: str, name: str) -> None:
-    """``InvalidName`` unless ``name`` can be a file's name and nothing else."""
-    if not _NAME.fullmatch(name):
-        raise RigError(
-            "InvalidName",
-            f"{what} is named {name!r}; allowed are 1 to 63 letters, digits, '-' and '_', not '-' or '_' first",
-        )
 
 
 class DiskHost:
@@ -84,7 +72,7 @@ class DiskHost:
         self._views = views
         self._opening: set[str] = set()
         root.mkdir(parents=True, exist_ok=True)
-        self._lock_fd = _lock(root)
+        self._lock_fd = lock_folder(root)
         self.positions = PositionCounter(root / "position")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max)
@@ -206,10 +194,8 @@ class DiskHost:
     async def create_disk(self, *, vm: str, name: str, size_bytes: int) -> DiskInfo:
         """See :class:`DiskHostControl`."""
         self._check_new(vm, name)
-        try:
+        with told_of(f"disk {vm}/{name} of {size_bytes} bytes"):
             disk = self._add(vm, name, lambda place: make_raw(place, size_bytes), None)
-        except OSError as exc:
-            raise _host_error(f"disk {vm}/{name} of {size_bytes} bytes", exc) from exc
         return disk.info(self.mountpoint)
 
     async def open_point(self, *, vm: str, name: str, disk_id: str, store: str, position: int) -> DiskInfo:
@@ -239,11 +225,11 @@ class DiskHost:
                 place.vm,
                 place.name,
                 lambda made: make_top(made, store=store, position=position, size_bytes=view.size_bytes),
-                _Opened(view),
+                OpenedView(view),
             )
         except OSError as exc:
             view.close()
-            raise _host_error(f"disk {place}", exc) from exc
+            raise host_error(f"disk {place}", exc) from exc
         except BaseException:
             view.close()
             raise
@@ -253,7 +239,7 @@ class DiskHost:
             disk.abandon()
             del self.vms[place.vm][place.name]
             self._discard(place)
-            raise _host_error(f"change log of disk {place}", exc) from exc
+            raise host_error(f"change log of disk {place}", exc) from exc
         return disk
 
     async def open_recovery(self, *, vm: str, name: str, position: int, disks: list[RecoverySource]) -> RecoveryInfo:
@@ -263,18 +249,15 @@ class DiskHost:
         check_name("VM", vm)
         for disk in disks:
             check_name("disk", disk.name)
-        try:
-            return await self._recoveries.open(vm=vm, name=name, position=position, disks=disks)
-        except OSError as exc:
-            raise _host_error(f"{FOLDER}/{vm}/{name}", exc) from exc
+        with told_of(f"{FOLDER}/{vm}/{name}"):
+            info = await self._recoveries.open(vm=vm, name=name, position=position, disks=disks)
+        return info  # noqa: RET504 (a type checker does not know that told_of swallows nothing)
 
     async def close_recovery(self, *, vm: str, name: str) -> None:
         """See :class:`DiskHostControl`."""
         if self._recoveries is not None:
-            try:
+            with told_of(f"{FOLDER}/{vm}/{name}"):
                 await self._recoveries.close(vm=vm, name=name)
-            except OSError as exc:
-                raise _host_error(f"{FOLDER}/{vm}/{name}", exc) from exc
 
     async def list_recoveries(self, *, vm: str | None = None) -> list[RecoveryInfo]:
         """See :class:`DiskHostControl`."""
@@ -326,21 +309,17 @@ class DiskHost:
     async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
         """See :class:`DiskHostControl`."""
         disks = self.disks(vm)
-        try:
+        with told_of(f"promotion of VM {vm}"):
             for disk in disks:
                 disk.begin_promotion()
-        except OSError as exc:
-            raise _host_error(f"promotion of VM {vm}", exc) from exc
         self._promoter.wake()
         return [disk.info(self.mountpoint) for disk in disks]
 
     async def resize_disk(self, *, vm: str, disk: str, size_bytes: int) -> DiskInfo:
         """See :class:`DiskHostControl`."""
         target = self.disk(vm, disk)
-        try:
+        with told_of(f"disk {target.place} of {size_bytes} bytes"):
             target.resize(size_bytes)
-        except OSError as exc:
-            raise _host_error(f"disk {target.place} of {size_bytes} bytes", exc) from exc
         self._grown(target)
         return target.info(self.mountpoint)
 
@@ -376,11 +355,9 @@ class DiskHost:
     async def start_tracking(self, *, vm: str, new_generation: bool = False) -> list[DiskInfo]:
         """See :class:`DiskHostControl`."""
         disks = self.disks(vm)
-        try:
+        with told_of(f"change log of VM {vm}"):
             for disk in disks:
                 disk.start_tracking(new_generation=new_generation)
-        except OSError as exc:
-            raise _host_error(f"change log of VM {vm}", exc) from exc
         return [disk.info(self.mountpoint) for disk in disks]
 
     async def stop_tracking(self, *, vm: str) -> None:
@@ -396,23 +373,19 @@ class DiskHost:
         those were drawn before, under the disk's lock.  No checkpoint between the look at the clock and the last TAG.
         """
         disks = self.disks(vm)
-        try:
+        with told_of(f"change log of VM {vm}"):
             for disk in disks:
                 await disk.make_ready_to_cut()  # NotTracked, before anything is tagged
-        except OSError as exc:
-            raise _host_error(f"change log of VM {vm}", exc) from exc
         if not_after_ns is not None and time.monotonic_ns() > not_after_ns:
             raise RigError(
                 "FreezeTimedOut", f"VM {vm!r}: its guests were no longer surely frozen at the cut", recoverable=True
             )
         tag = TagSeen(tag_id=str(uuid.uuid4()), kind=kind, name=name, position=self.positions.draw(), time_ns=time.time_ns())
-        try:
+        with told_of(f"change log of VM {vm}"):
             for disk in disks:
                 disk.tag(tag)
             for disk in disks:
                 await disk.flush()
-        except OSError as exc:
-            raise _host_error(f"change log of VM {vm}", exc) from exc
         return CutInfo(vm=vm, tag_id=tag.tag_id, kind=kind, name=name, position=tag.position, time_ns=tag.time_ns)
 
     async def segments(self, *, vm: str) -> list[SegmentInfo]:
@@ -432,12 +405,10 @@ class DiskHost:
         """See :class:`DiskHostControl`."""
         disks = self.disks(vm)
         now = time.time_ns()
-        try:
+        with told_of(f"snapshot of VM {vm}"):
             for disk in disks:
                 await disk.make_ready_to_cut()
             snapshots = begin_snapshots_of(disks)
-        except OSError as exc:
-            raise _host_error(f"snapshot of VM {vm}", exc) from exc
         for disk in disks:
             await disk.flush()
         parts = [
@@ -472,11 +443,8 @@ class DiskHost:
         target = self.disk(vm, disk)
         _check_idle(target)
         size_bytes = max(size_bytes, target.size_bytes)
-        try:
-            with target.staging.open("wb") as file:
-                file.truncate(size_bytes)
-        except OSError as exc:
-            raise _host_error(f"staging file of disk {target.place}", exc) from exc
+        with told_of(f"staging file of disk {target.place}"), target.staging.open("wb") as file:
+            file.truncate(size_bytes)
         return StagingInfo(vm=vm, disk=disk, path=str(target.staging), size_bytes=size_bytes)
 
     async def commit_replace(self, *, vm: str) -> list[DiskInfo]:
@@ -491,43 +459,6 @@ class DiskHost:
         return [disk.info(self.mountpoint) for disk in disks]
 
 
-class _Opened:
-    """A view that is open, and held, already."""
-
-    def __init__(self, view: Layer) -> None:
-        self._view = view
-
-    def open(self, _store: Path, _position: int, _holder: str) -> Layer:
-        """The view."""
-        return self._view
-
-    def let_go(self, store: Path, holder: str) -> None:
-        """Whoever opened it does that."""
-
-    def reconcile(self, kind: str, holders: Collection[str]) -> None:
-        """Whoever opened it does that."""
-
-
-def _lock(root: Path) -> int:
-    """A descriptor that holds the folder for this process; a second server would cut the logs that the first one writes."""
-    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        os.close(fd)
-        raise RigError("AlreadyServed", f"{root}: its disks are served by another process") from exc
-    return fd
-
-
 def _check_idle(disk: Disk) -> None:
     if disk.handles:
         raise RigError("DiskInUse", f"disk {disk.place} is in use: it is open {disk.handles} times")
-
-
-def _host_error(what: str, exc: OSError) -> RigError:
-    """A host's file error, in the words of the user's thing that met it."""
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RigError("DiskFull", f"{what}: the host's disk is full", recoverable=True)
-    if exc.errno == errno.EFBIG:
-        return RigError("InvalidDiskSize", f"{what}: larger than the host's file system allows")
-    return RigError("HostIoError", f"{what}: {exc.strerror or exc}", recoverable=True)

@@ -20,7 +20,7 @@ from typing import cast
 
 import structlog
 import trio
-from pydantic import ValidationError
+from pydantic import Field
 
 from blockfs import vhd
 from blockfs.control import RecoveryDisk, RecoveryInfo, RecoverySource
@@ -32,6 +32,7 @@ from blockfs.errors import RigError
 from blockfs.layers import Layer, WritableLayer
 from blockfs.views import Views
 from blockfs.wire import WireModel
+from cext.hashing import crc32c
 
 FOLDER = "recovery"
 """Its name in the mount, beside the VMs' folders: no VM can have it."""
@@ -47,11 +48,34 @@ _log = structlog.get_logger("blockfs.recoveries")
 class _Note(WireModel):
     """What a mounted state's file says."""
 
-    format: int
     vm: str
     name: str
-    position: int
+    position: int = Field(ge=0, lt=1 << 63)
     disks: list[RecoverySource]
+
+    def save(self, path: Path) -> None:
+        """Write durably."""
+        body = self.model_dump()
+        write_atomically(path, json.dumps({"format": _FORMAT, "crc32c": _crc(body), "recovery": body}).encode() + b"\n")
+
+    @classmethod
+    def load(cls, path: Path) -> _Note:
+        """Read; ``RecoveryNoteCorrupt`` and ``StateVersion`` name the file."""
+        try:
+            raw = json.loads(path.read_bytes())
+            version, crc, body = raw.pop("format"), raw.pop("crc32c"), raw.pop("recovery")
+            if type(version) is not int or version != _FORMAT:
+                raise RigError("StateVersion", f"{path}: is of format {version!r:.50}; this siterig reads {_FORMAT}")
+            if type(crc) is int and crc == _crc(body) and not raw:
+                return cls.model_validate(body, strict=True)
+            why = "checksum does not match"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            why = f"{exc!r:.200}"
+        raise RigError("RecoveryNoteCorrupt", f"{path}: says not what is mounted: {why}")
+
+
+def _crc(body: object) -> int:
+    return crc32c(json.dumps(body, sort_keys=True).encode())
 
 
 @dataclass
@@ -92,14 +116,14 @@ class Recoveries:
     def _read(self, path: Path) -> tuple[_Note, str | None]:
         """What a file says, or its name alone and why it says nothing."""
         try:
-            note = _Note.model_validate(json.loads(path.read_bytes()), strict=True)
-        except (OSError, ValueError, RecursionError, ValidationError) as exc:
-            why = f"{path}: cannot be read: {exc!r:.200}"
+            note = _Note.load(path)
+        except RigError as exc:
+            why = exc.message
         else:
-            if note.format == _FORMAT and path == self._file(note.vm, note.name):
+            if path == self._file(note.vm, note.name):
                 return note, None
-            why = f"{path}: is of format {note.format}, for {note.vm!r:.80}/{note.name!r:.140}; {_FORMAT} is read here"
-        return _Note(format=_FORMAT, vm=path.parent.name, name=path.stem, position=0, disks=[]), why
+            why = f"{path}: is of {note.vm!r:.80}/{note.name!r:.140}"
+        return _Note(vm=path.parent.name, name=path.stem, position=0, disks=[]), why
 
     def _file(self, vm: str, name: str) -> Path:
         return self._root / vm / f"{name}.json"
@@ -144,7 +168,7 @@ class Recoveries:
             raise RigError("RecoveryExists", f"{FOLDER}/{vm}/{name} is there already and {why}; unmount it first")
         if (vm, name) in self._opening:
             raise RigError("RecoveryExists", f"{FOLDER}/{vm}/{name} is being opened", recoverable=True)
-        note = _Note(format=_FORMAT, vm=vm, name=name, position=position, disks=disks)
+        note = _Note(vm=vm, name=name, position=position, disks=disks)
         self._opening.add((vm, name))
         try:
             # In a thread: building a view may read much, and the disks that are served must not wait for that.
@@ -157,11 +181,12 @@ class Recoveries:
 
     def _begin(self, note: _Note) -> dict[str, Disk]:
         path = self._file(note.vm, note.name)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        sync_folder(self._root.parent)
-        sync_folder(self._root)
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+            sync_folder(self._root)
+            sync_folder(self._root.parent)
         try:
-            write_atomically(path, json.dumps(note.model_dump()).encode() + b"\n")
+            note.save(path)
             return self._disks(note, self._opened(note))
         except BaseException:
             self._forget(note)

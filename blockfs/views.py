@@ -30,3 +30,20 @@ class Views(Protocol):
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
         """Of this kind, only these hold anything: let go for all others, which a kill left behind."""
         ...
+
+
+class OpenedView:
+    """A view that is open, and held, already."""
+
+    def __init__(self, view: Layer) -> None:
+        self._view = view
+
+    def open(self, _store: Path, _position: int, _holder: str) -> Layer:
+        """The view."""
+        return self._view
+
+    def let_go(self, store: Path, holder: str) -> None:
+        """Whoever opened it does that."""
+
+    def reconcile(self, kind: str, holders: Collection[str]) -> None:
+        """Whoever opened it does that."""

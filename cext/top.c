@@ -17,6 +17,32 @@
 #define MAP_BYTES_MAX (DISK_BYTES_MAX / SR_BLOCK_BYTES / 8)
 #define MAP_PAGE_BYTES 4096 /* of the present map: what the durable one is written in */
 
+/* --- blocks -------------------------------------------------------------------------------------------------- */
+
+static int is_present(const struct sr_layer *layer, uint64_t block)
+{
+	return (__atomic_load_n(&layer->map[block / 8], __ATOMIC_ACQUIRE) >> (block % 8)) & 1;
+}
+
+/* The end of the run of blocks, from that of `offset`, that are alike. */
+static uint64_t run_end(const struct sr_layer *layer, uint64_t offset, uint64_t end, int present)
+{
+	const uint8_t all = present ? 0xff : 0;
+	uint64_t block = offset / SR_BLOCK_BYTES + 1, last = (end + SR_BLOCK_BYTES - 1) / SR_BLOCK_BYTES;
+
+	while (block < last) {
+		if (block % 8 == 0 && block + 8 <= last &&
+		    __atomic_load_n(&layer->map[block / 8], __ATOMIC_ACQUIRE) == all) {
+			block += 8;
+			continue;
+		}
+		if (is_present(layer, block) != present)
+			break;
+		block++;
+	}
+	return block * SR_BLOCK_BYTES < end ? block * SR_BLOCK_BYTES : end;
+}
+
 /* --- making and freeing -------------------------------------------------------------------------------------- */
 
 static int64_t map_bytes(uint64_t disk_bytes)
@@ -82,6 +108,8 @@ struct sr_layer *sr_layer_top(struct sr_layer *lower, int fd, int map_fd, int du
 	pthread_rwlockattr_destroy(&in_turn);
 	pthread_mutex_init(&layer->syncing, NULL);
 	layer->has_locks = 1;
+	if (bytes && is_present(layer, 0))
+		layer->adopted = run_end(layer, 0, bytes, 1); /* by an earlier process, or by writes */
 	return layer;
 fail:
 	free(changed);
@@ -95,32 +123,6 @@ void sr_top_free_maps(struct sr_layer *layer)
 	close(layer->map_fd);
 	close(layer->durable_fd);
 	free(layer->changed);
-}
-
-/* --- blocks -------------------------------------------------------------------------------------------------- */
-
-static int is_present(const struct sr_layer *layer, uint64_t block)
-{
-	return (__atomic_load_n(&layer->map[block / 8], __ATOMIC_ACQUIRE) >> (block % 8)) & 1;
-}
-
-/* The end of the run of blocks, from that of `offset`, that are alike. */
-static uint64_t run_end(const struct sr_layer *layer, uint64_t offset, uint64_t end, int present)
-{
-	const uint8_t all = present ? 0xff : 0;
-	uint64_t block = offset / SR_BLOCK_BYTES + 1, last = (end + SR_BLOCK_BYTES - 1) / SR_BLOCK_BYTES;
-
-	while (block < last) {
-		if (block % 8 == 0 && block + 8 <= last &&
-		    __atomic_load_n(&layer->map[block / 8], __ATOMIC_ACQUIRE) == all) {
-			block += 8;
-			continue;
-		}
-		if (is_present(layer, block) != present)
-			break;
-		block++;
-	}
-	return block * SR_BLOCK_BYTES < end ? block * SR_BLOCK_BYTES : end;
 }
 
 /* --- reading ------------------------------------------------------------------------------------------------- */

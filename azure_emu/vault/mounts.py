@@ -124,8 +124,8 @@ async def _at_time(services: Services, vm: str, text: str) -> tuple[int, str, Re
     if not known:
         raise refused
     point = await services.store.transact(lambda session: points.newest_at(session, vm, time_ns))
-    if point is not None and point.position >= max(known):  # a point is no change of a disk, but it has its time
-        return point.position, _UNSAFE.sub("-", text.strip()), point
+    if point is not None and any(max(first, *known) <= point.position <= last for first, last in ranges):
+        return point.position, _UNSAFE.sub("-", text.strip()), point  # it is no change of a disk, but it has its time
     return max(known), _UNSAFE.sub("-", text.strip()), None
 
 

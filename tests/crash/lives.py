@@ -187,6 +187,8 @@ class Life:
             (1, self._fail_sync),
             (2, self._stop_tracking),
         ]
+        if disk.state.kind == "top":
+            steps.append((8, self._promote))
         if not disk.tracked:
             steps.append((30, self._start_tracking))
         else:
@@ -312,6 +314,20 @@ class Life:
             self._sync_failed = True
         finally:
             self.recorder.verdict = None
+
+    def _promote(self, disk: Disk) -> None:
+        """Some steps of it, perhaps the last: no byte changes."""
+        disk.begin_promotion()
+        full = any(disk.adopt(1) for _ in range(self._rng.randrange(1, 5)))
+        if full or self._rng.random() < 0.5:
+            try:
+                disk.sync_adopted()
+            except OSError:  # as a flush
+                assert self._sync_failed
+                return
+            assert not self._sync_failed
+        if full and disk.note_raw():
+            disk.settle()
 
     def _start_tracking(self, disk: Disk) -> None:
         """With a copy of the disk brought to the recovery side as soon as the log runs."""

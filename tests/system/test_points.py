@@ -19,6 +19,7 @@ import trio
 from azure_emu.ports import DiskSpec
 from azure_emu.vault.api import MountedPoint, RecoveryPoint
 from blockfs.errors import RigError
+from siterig import services
 from siterig.testbed import Testbed
 from tests.system.needs import needs_program
 
@@ -112,6 +113,19 @@ async def same(copy: Images, mounted: MountedPoint) -> None:
         assert done.returncode == 0, (mounted.name, done.stdout + done.stderr)
 
 
+async def retain(testbed: Testbed, upto: int) -> None:
+    """Tell the recovery side what need not be kept, as the vault's retention does."""
+    for disk in await testbed.site.list_disks(vm="web01"):
+        await services.recovery_side(testbed.layout).retain(disk_id=disk.disk_id, position=upto)
+
+
+async def floors(testbed: Testbed) -> list[int]:
+    """The oldest position of each disk that can be read."""
+    recovery = services.recovery_side(testbed.layout)
+    disks = await testbed.site.list_disks(vm="web01")
+    return [(await recovery.disk_state(disk_id=disk.disk_id)).floor for disk in disks]
+
+
 async def run(*command: object) -> str:
     """Standard output of a command that succeeds."""
     words = [str(word) for word in command]
@@ -164,11 +178,22 @@ async def test_points_and_positions_of_one_vm_are_mounted_at_once_and_survive_a_
                 await trio.sleep(0.1)
         for copy, mounted in states:
             await same(copy, mounted)
+        await retain(testbed, second_point.position)
+        for copy, mounted in states:
+            await same(copy, mounted)
+        assert max(await floors(testbed)) <= first_point.position  # never past what is mounted
         assert len(json.loads(await siterig(testbed, "point", "list", "web01", "--json"))["mounted"]) == len(states)
         for _, mounted in states:
             await siterig(testbed, "point", "unmount", "web01", mounted.name)
         assert await vault.mounted_points(vm="web01") == []
         assert not (testbed.layout.azure_mount / "recovery").exists()
+        with trio.fail_after(30):
+            while min(await floors(testbed)) <= first_point.position:  # noqa: ASYNC110 (in another process)
+                await trio.sleep(0.1)
+        assert max(await floors(testbed)) <= second_point.position
+        with pytest.raises(RigError, match=f"position {first_point.position} cannot be read; allowed: "):
+            await vault.mount_point(vm="web01", position=first_point.position)
+        await same(second, await vault.mount_point(vm="web01", position=second_point.position))
 
 
 @needs_program("qemu-img")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from azure_emu.pins import pins
 from azure_emu.ports import DiskSpec
 from azure_emu.vault.api import Job
 from blockfs.control import DiskInfo
@@ -125,6 +126,8 @@ async def test_a_committed_disk_is_promoted_behind_its_guest_also_over_a_kill(
         assert (folder / "os.img").read_bytes() == model, "the raw file alone is the disk"
         assert not list(folder.glob("os.top*"))
         assert (folder / "os.img").stat().st_blocks * 512 < DISK_BYTES, "what was a hole below is one"
+        (replica,) = [item for item in (testbed.layout.managed_disks).iterdir() if (item / "disk.json").exists()]
+        assert pins(replica) == [], "nothing of the managed disk is held any more"
         # The way back is as it was.
         for step in (vault.failback, vault.commit_failover, vault.reprotect):
             await ended(testbed, await step(vm=VM))

@@ -463,6 +463,9 @@ async def test_promotion_goes_on_after_a_start(host: DiskHost, tmp_path: Path) -
     again = open_host(tmp_path)
     disk = again.disk("web01", "os")
     assert disk.state.promoting
+    found = (await again.list_disks())[0].promotion
+    assert found is not None
+    assert 1 << 20 <= found.done_bytes < SIZE
     await promote(again)
     assert (disk.state.kind, whole(disk)) == ("raw", content())
     again.abandon()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -90,6 +91,10 @@ async def test_several_states_of_one_disk_are_files_in_folders_of_their_own(
     handle = (await files.open(image.st_ino, os.O_RDONLY, NOBODY)).fh
     assert await files.read(handle, 0, 3) == b"one"
     await files.release(handle)
+    stats = await files.lookup(folder, b"os.stats", NOBODY)
+    handle = (await files.open(stats.st_ino, os.O_RDONLY, NOBODY)).fh
+    assert json.loads(await files.read(handle, 0, 1 << 16))["requests"]["read"]["ops"] == 1
+    await files.release(handle)
     assert stores.held == {
         (disk, position, f"recovery web01/{name}")
         for disk in ("os", "odd")
@@ -164,7 +169,13 @@ async def test_a_file_that_is_rotten_is_one_broken_state_and_holds_stay(stores: 
         await host.open_recovery(vm="web01", name=f"@{position}", position=position, disks=[disk])
     host.abandon()
     path = host.root / "recovery" / "web01" / "@1.json"
-    path.write_bytes(path.read_bytes()[:-5])
+    good = path.read_bytes()
+    for at in range(0, len(good) - 1, 7):  # one byte anywhere; never another state under that name
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        host = host_over(stores)
+        assert [i.name for i in await host.list_recoveries() if i.broken is None] == ["@2"], at
+        host.abandon()
+    path.write_bytes(good[:-5])
     host = host_over(stores)
     infos = {info.name: info for info in await host.list_recoveries()}
     assert infos["@2"].broken is None

@@ -1,0 +1,53 @@
+"""The folder of a disk host: who has it, what may be a name in it, and what its file system refuses."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from blockfs.errors import RigError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+
+def check_name(what: str, name: str) -> None:
+    """``InvalidName`` unless ``name`` can be a file's name and nothing else."""
+    if not _NAME.fullmatch(name):
+        raise RigError(
+            "InvalidName",
+            f"{what} is named {name!r}; allowed are 1 to 63 letters, digits, '-' and '_', not '-' or '_' first",
+        )
+
+
+def lock_folder(root: Path) -> int:
+    """A descriptor that holds the folder for this process; a second server would cut the logs that the first one writes."""
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        os.close(fd)
+        raise RigError("AlreadyServed", f"{root}: its disks are served by another process") from exc
+    return fd
+
+
+def host_error(what: str, exc: OSError) -> RigError:
+    """A host's file error, in the words of the user's thing that met it."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RigError("DiskFull", f"{what}: the host's disk is full", recoverable=True)
+    if exc.errno == errno.EFBIG:
+        return RigError("InvalidDiskSize", f"{what}: larger than the host's file system allows")
+    return RigError("HostIoError", f"{what}: {exc.strerror or exc}", recoverable=True)
+
+
+@contextmanager
+def told_of(what: str) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into :func:`host_error`."""
+    try:
+        yield
+    except OSError as exc:
+        raise host_error(what, exc) from exc

@@ -1,0 +1,160 @@
+"""Points that are taken while a disk is written to: what a managed disk gives of each is what a copy of the source was then.
+
+The copy is read from a snapshot of both disks at one position, while the writers go on; the managed disks get what the logs
+hold.  ``SITERIG_POINTS`` (default 6) are taken, ``SITERIG_SEED`` replays the writers' choices.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from azure_emu.managed_disk import ManagedDiskStore, open_view
+from blockfs.part import PartName
+from blockfs.part_codec import pack
+from blockfs.sync_stream import SyncStream
+from tests.system.disk_server_process import VM, DiskServer
+from tests.system.test_pump import punch
+
+pytestmark = pytest.mark.system
+
+POINTS = int(os.environ.get("SITERIG_POINTS", "6"))
+SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
+DISK_BYTES = 4 << 30
+"""Sparse; so large that the log of the time between two points stays below half of it."""
+AREA_BYTES = 24 << 20
+"""Written to again and again, so that writes meet; nothing else is."""
+NAMES = ("os", "data")
+STEP_BYTES = 1 << 20
+
+
+class Writer(threading.Thread):
+    """Writes of all sizes at any byte, some discards, until told to stop."""
+
+    def __init__(self, disk: Path, rng: random.Random, stop: threading.Event) -> None:
+        super().__init__()
+        self._disk, self._rng, self._stop_asked = disk, rng, stop
+        self.error: BaseException | None = None
+        self.done = 0
+
+    def run(self) -> None:
+        try:
+            with self._disk.open("r+b", buffering=0) as disk:
+                while not self._stop_asked.is_set():
+                    length = self._rng.choice((512, 4096, 4096, 4096, 65536, self._rng.randrange(1, 200_000)))
+                    offset = self._rng.randrange(AREA_BYTES - length)
+                    if self._rng.random() < 0.1:
+                        punch(disk.fileno(), offset, length)
+                    else:
+                        assert os.pwrite(disk.fileno(), self._rng.randbytes(length), offset) == length
+                    self.done += 1
+        except BaseException as exc:
+            self.error = exc
+
+
+class Replica:
+    """The managed disk of one of the server's disks."""
+
+    def __init__(self, server: DiskServer, name: str, folder: Path) -> None:
+        self._server, self.name = server, name
+        self._disk_id = next(d["disk_id"] for d in server.call("list_disks") if d["name"] == name)
+        self.folder = folder / self._disk_id
+        self.store = ManagedDiskStore.create(self.folder, disk_id=self._disk_id, size_bytes=DISK_BYTES, created_ns=1)
+        stream = SyncStream(
+            folder, disk_id=self._disk_id, generation=1, disk_size_bytes=DISK_BYTES, position=1, time_ns=1, first_seq=1
+        )
+        part, path = stream.finish()
+        self.store.apply_part(part, pack(path))
+
+    def apply_sent(self) -> None:
+        """All closed segments; the site forgets them then."""
+        for found in self._server.call("segments", vm=VM):
+            if found["disk_id"] != self._disk_id:
+                continue
+            part = PartName(self._disk_id, found["generation"], "log", found["first_seq"], found["last_seq"])
+            self.store.apply_part(part, pack(Path(found["path"])))
+            self._server.call("applied", disk_id=self._disk_id, generation=found["generation"], last_seq=found["last_seq"])
+
+    def compare(self, position: int, copy: Path) -> None:
+        """The state at ``position`` with a copy, byte for byte."""
+        view = open_view(self.folder, position)
+        try:
+            assert all(offset + length <= AREA_BYTES for offset, length in view.data_ranges())
+            with copy.open("rb") as file:
+                for offset in range(0, AREA_BYTES, STEP_BYTES):
+                    found, expected = view.pread(offset, STEP_BYTES), file.read(STEP_BYTES)
+                    if found != expected:
+                        first = next(i for i in range(STEP_BYTES) if found[i] != expected[i])
+                        at = offset + first
+                        import sys
+                        for c in self.store.changes(self.store.floor, position + 60, 1 << 20):
+                            if c.offset <= at < c.offset + c.length: print("CHANGE", c, file=sys.stderr)
+                        print("FLOOR", self.store.floor, self.store.valid_ranges(), file=sys.stderr)
+                        pytest.fail(
+                            f"SITERIG_SEED={SEED}: {self.name} at position {position}: byte {offset + first} is "
+                            f"{found[first]:#04x}; in the copy of the source it is {expected[first]:#04x}"
+                        )
+        finally:
+            view.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[DiskServer]:
+    server = DiskServer(tmp_path, disk_bytes=DISK_BYTES, front_end="pump")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.clean_up()
+        shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def copy_source(server: DiskServer, name: str, target: Path) -> None:
+    with (server.mountpoint / VM / f"{name}.snapshot").open("rb") as source, target.open("xb") as file:
+        for _ in range(0, AREA_BYTES, STEP_BYTES):
+            file.write(source.read(STEP_BYTES))
+
+
+def test_every_point_is_what_the_source_was(server: DiskServer, tmp_path: Path) -> None:
+    print(f"SITERIG_SEED={SEED}")
+    rng, stop = random.Random(SEED), threading.Event()
+    stores = tmp_path / "stores"
+    stores.mkdir()
+    replicas = [Replica(server, name, stores) for name in NAMES]
+    writers = [Writer(server.disk(name), random.Random(rng.random()), stop) for name in NAMES for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    points: list[int] = []
+    try:
+        for _ in range(POINTS):
+            position = server.call("begin_snapshot", vm=VM)["position"]
+            for name in NAMES:
+                copy_source(server, name, tmp_path / f"{name}-{position}")
+            server.call("end_snapshot", vm=VM)
+            points.append(position)
+            server.cut()
+            for replica in replicas:
+                replica.apply_sent()
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert [writer.error for writer in writers] == [None] * len(writers)
+    assert all(writer.done > POINTS for writer in writers)
+    server.cut()
+    for replica in replicas:
+        replica.apply_sent()
+        for position in points:
+            replica.compare(position, tmp_path / f"{replica.name}-{position}")
+        oldest = points[len(points) // 2]
+        assert replica.store.fold(oldest) <= oldest
+        for position in points[len(points) // 2 :]:
+            replica.compare(position, tmp_path / f"{replica.name}-{position}")
+        replica.store.close()

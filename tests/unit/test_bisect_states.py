@@ -1,0 +1,159 @@
+"""States of a rig as bisect opens them: what a user may call a point, disks in one order, what is left behind by whom."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from azure_emu.ports import Change, ChangeStep
+from azure_emu.vault.api import MountedDisk, MountedPoint
+from blockfs.control import DiskInfo, RecoveryDisk, RecoveryInfo
+from blockfs.errors import RigError
+from siterig.bisect_states import LABEL, MountedStates, make_label
+from siterig.bisection import Step
+
+
+class Rig:
+    """Vault, recovery side and recovery host in one; notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.unmounted: list[str] = []
+        self.broken: str | None = None
+        self.vms = {"web01": ["os"]}
+        self.opened: list[tuple[str, str, str, int]] = []
+        self.steps_of: dict[str, list[ChangeStep]] = {}
+        self.changes_of: dict[str, list[Change]] = {}
+        self.unmount_fails: RigError | None = None
+
+    async def mount_point(self, **wanted: Any) -> MountedPoint:
+        self.asked.append({name: value for name, value in wanted.items() if value is not None and name != "vm"})
+        disks = [MountedDisk(name=d, size_bytes=512, path=f"/m/{wanted['name']}/{d}.img", vhd=None) for d in ("data", "os")]
+        return MountedPoint(
+            vm="web01", name=wanted["name"], position=wanted["position"] or 7, time=None, recoveryPoint=None, disks=disks,
+            broken=self.broken,
+        )  # fmt: skip
+
+    async def unmount_point(self, *, vm: str, name: str) -> None:
+        if self.unmount_fails is not None:
+            raise self.unmount_fails
+        self.unmounted.append(name)
+
+    async def list_recoveries(self, *, vm: str) -> list[RecoveryInfo]:
+        def disk(name: str) -> RecoveryDisk:
+            return RecoveryDisk(name=name, disk_id=f"id-{name}", size_bytes=1, path="", vhd_path=None, open_handles=0)
+
+        return [
+            RecoveryInfo(vm=vm, name=asked["name"], position=1, disks=[disk("data"), disk("os")], broken=None)
+            for asked in self.asked
+        ]
+
+    async def store_path(self, *, disk_id: str) -> str:
+        return f"/store/{disk_id}"
+
+    async def open_point(self, *, vm: str, name: str, disk_id: str, store: str, position: int) -> DiskInfo:
+        self.opened.append((vm, name, store, position))
+        self.vms.setdefault(vm, []).append(name)
+        return disk_info(vm, name)
+
+    async def list_disks(self) -> list[DiskInfo]:
+        return [disk_info(vm, name) for vm, names in self.vms.items() for name in names]
+
+    async def remove_vm(self, *, vm: str) -> None:
+        del self.vms[vm]
+
+    async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
+        return [step for step in self.steps_of[disk_id] if after < step.position <= upto]
+
+    async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
+        return [change for change in self.changes_of[disk_id] if after < change.position <= upto][:limit]
+
+
+def disk_info(vm: str, name: str) -> DiskInfo:
+    return DiskInfo(
+        vm=vm, name=name, disk_id="d", size_bytes=512, path=f"/w/{vm}/{name}.img", folder="", tracked=True, generation=1,
+        last_seq=0, last_position=0, unsent_log_bytes=0, log_bytes_max=None, dirty_bytes=0, snapshot=False, snapshot_bytes=0,
+        snapshot_bytes_max=None, needs_resync=None, open_handles=0,
+    )  # fmt: skip
+
+
+def states_of(rig: Any, label: str = "bisect-1") -> MountedStates:
+    return MountedStates(rig, rig, rig, "web01", label)
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("@4711", {"position": 4711}),
+        ("4711", {"position": 4711}),
+        ("2026-11-21T22:13:17Z", {"time": "2026-11-21T22:13:17Z"}),
+        ("2026-11-21 22:13:17.5+01:00", {"time": "2026-11-21 22:13:17.5+01:00"}),
+        ("latest-app", {"point": "LatestApplicationConsistent"}),
+        ("e33bb917-81ef-4bbb-b853-4ee72d1fafee", {"point": "e33bb917-81ef-4bbb-b853-4ee72d1fafee"}),
+        ("20261121-4bbb", {"point": "20261121-4bbb"}),
+    ],
+)
+async def test_a_point_is_an_id_a_position_or_a_time(text: str, asked: dict[str, object]) -> None:
+    rig = Rig()
+    state = await states_of(rig).open_point(text)
+    assert rig.asked == [asked | {"name": "bisect-1-1"}]
+    assert {name: str(path) for name, path in state.images.items()} == {
+        "data": "/m/bisect-1-1/data.img", "os": "/m/bisect-1-1/os.img"
+    }  # fmt: skip
+
+
+async def test_each_state_has_a_name_and_is_closed_by_it() -> None:
+    rig = Rig()
+    states = states_of(rig)
+    first, second = await states.open(5, 50), await states.open(6, 60)
+    assert (first.position, first.time_ns, second.name) == (5, 50, "bisect-1-2")
+    await states.close(second)
+    assert rig.unmounted == ["bisect-1-2"]
+    rig.unmount_fails = RigError("RecoveryInUse", "recovery/web01/bisect-1-1/os is in use: it is open 1 times")
+    with pytest.raises(RigError, match="it is open 1 times"):
+        await states.close(first)
+    rig.broken = "its base has rotted"
+    with pytest.raises(RigError, match="position 9 cannot be opened: its base has rotted") as failed:
+        await states.open(9, None)
+    assert failed.value.code == "InvalidPosition"
+
+
+async def test_the_disks_changes_come_in_one_order() -> None:
+    rig = Rig()
+    rig.steps_of = {
+        "id-data": [ChangeStep(position=at, time_ns=at * 10, count=1) for at in (3, 8, 9)],
+        "id-os": [ChangeStep(position=6, time_ns=60, count=2), ChangeStep(position=9, time_ns=90, count=1)],
+    }
+    rig.changes_of = {
+        "id-data": [Change(position=8, time_ns=80, kind="WRITE", offset=0, length=1)],
+        "id-os": [Change(position=at, time_ns=at * 10, kind="ZERO", offset=0, length=1) for at in (5, 6)],
+    }
+    states = states_of(rig)
+    await states.open(1, None)
+    assert await states.steps(3, 9) == [Step(6, 60, 2), Step(8, 80, 1), Step(9, 90, 1)]
+    assert [(disk, change.position) for disk, change in await states.changes(1, 9)] == [("os", 5), ("os", 6), ("data", 8)]
+
+
+async def test_copies_are_a_vm_of_their_own_and_those_of_dead_searches_go_first() -> None:
+    rig = Rig()
+    alive, dead = f"bisect-101010-{os.getpid()}", "bisect-101010-4194305"  # more than there can be
+    rig.vms |= {alive: ["os"], dead: ["os"], "bisect-x": ["os"]}
+    states = states_of(rig, "bisect-202020-1")
+    state = await states.open(5, 50)
+    images = await states.writable(state)
+    assert {name: str(path) for name, path in images.items()} == {
+        "data": "/w/bisect-202020-1/data.img", "os": "/w/bisect-202020-1/os.img"
+    }  # fmt: skip
+    assert rig.opened == [("bisect-202020-1", name, f"/store/id-{name}", 5) for name in ("data", "os")]
+    assert set(rig.vms) == {"web01", alive, "bisect-x", "bisect-202020-1"}
+    await states.discard()
+    await states.discard()
+    assert set(rig.vms) == {"web01", alive, "bisect-x"}
+
+
+def test_a_label_names_its_process() -> None:
+    found = LABEL.fullmatch(make_label())
+    assert found is not None
+    assert int(found[1]) == os.getpid()

@@ -1,0 +1,115 @@
+"""``siterig disk scrub``: over stores of a rig that is down, and with what the vault knows of them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from azure_emu.managed_disk import ManagedDiskStore
+from azure_emu.vault.api import ManagedDisk, RecoveryPoint
+from siterig.commands import scrub
+from siterig.layout import Layout, create
+from tests.unit.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
+from tests.unit.test_cli import siterig
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Path:
+    layout = Layout.of(tmp_path / "rig")
+    create(layout)
+    return layout.root
+
+
+def make_store(rig: Path) -> tuple[Path, SiteDisk, int]:
+    """A store with a point in it, the source, and the point's position."""
+    folder = Layout(rig).managed_disks
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = rig / "scratch-of-test"
+    scratch.mkdir()
+    disk = SiteDisk(scratch, random.Random(5))
+    store = ManagedDiskStore.create(folder / DISK_ID, disk_id=DISK_ID, size_bytes=SIZE_BYTES, created_ns=1)
+    for part, data in disk.sync():
+        store.apply_part(part, data)
+    disk.write(8192, b"payload!" * 512)
+    position = disk.tag("point").position
+    store.apply_part(*disk.close_log())
+    store.close()
+    return folder / DISK_ID, disk, position
+
+
+def damage_payload(store: Path) -> tuple[Path, int]:
+    [volume] = (store / "journal").iterdir()
+    at = volume.read_bytes().index(b"payload!")
+    with volume.open("r+b") as file:
+        file.seek(at)
+        file.write(b"P")
+    return volume, at
+
+
+class Vault:
+    """What is asked of the vault."""
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+
+    async def managed_disks(self) -> list[ManagedDisk]:
+        return [ManagedDisk(vm="web01", name="os", disk_id=DISK_ID)]
+
+    async def points(self, *, vm: str) -> list[RecoveryPoint]:
+        assert vm == "web01"
+        return [
+            RecoveryPoint(
+                id=f"p{position}", name="n", recoveryPointType="CrashConsistent", recoveryPointTime="t", position=position,
+                time_ns=1,
+            )
+            for position in (self.position, self.position - 5)
+        ]  # fmt: skip
+
+
+def test_of_a_rig_that_is_down_sound_stores_are_called_by_their_ids(rig: Path) -> None:
+    make_store(rig)
+    result = siterig("disk", "scrub", "--dir", str(rig))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"{DISK_ID}: as it was written, ")
+
+
+def test_where_there_are_none_it_says_so(rig: Path) -> None:
+    result = siterig("disk", "scrub", "--dir", str(rig))
+    assert (result.exit_code, result.stdout) == (0, "no managed disks: siterig protect\n")
+
+
+def test_damage_is_named_with_the_points_that_are_not_whole(rig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _, position = make_store(rig)
+    volume, at = damage_payload(store)
+    monkeypatch.setattr(scrub, "_vault", lambda _folder: Vault(position))
+    result = siterig("disk", "scrub", "web01", "--dir", str(rig), "--json")
+    assert result.exit_code == 1
+    [found] = json.loads(result.stdout)
+    assert (found["vm"], found["name"], found["disk_id"]) == ("web01", "os", DISK_ID)
+    assert [damage["path"] for damage in found["damages"]] == [str(volume)]
+    [damage] = found["damages"]
+    assert damage["offset"] <= at < damage["offset"] + 4096
+    assert damage["points"] == [f"p{position}"]
+    text = siterig("disk", "scrub", "web01/os", "--dir", str(rig))
+    assert text.exit_code == 1
+    assert f"web01/os: 1 damaged, in {store}\n" in text.stdout
+    assert f"from {damage['first_position']}" in text.stdout
+    assert "siterig resync web01 sends again what cannot be read" in text.stderr
+    sound = siterig("disk", "scrub", "--dir", str(rig))
+    assert sound.exit_code == 1, "and without names, all are looked at"
+
+
+def test_a_disk_that_is_not_there_is_an_error_that_names_those_that_are(rig: Path) -> None:
+    make_store(rig)
+    result = siterig("disk", "scrub", "web02", "--dir", str(rig))
+    assert result.exit_code == 2
+    assert result.stderr == (f"siterig: error: there is no managed disk of 'web02'; there are: {DISK_ID} (DiskNotFound)\n")
+
+
+def test_a_folder_that_is_no_rig_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    result = siterig("disk", "scrub", "--dir", str(tmp_path))
+    assert result.exit_code != 0
