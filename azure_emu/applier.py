@@ -123,7 +123,8 @@ class Applier:
         try:
             if store is not None:
                 await trio.to_thread.run_sync(store.checkpoint)
-                await trio.to_thread.run_sync(store.fold, disk.retain)
+                while await trio.to_thread.run_sync(store.fold_some, disk.retain):
+                    pass  # who ends the applier waits for no more than this
             disk.behind_at_s = trio.current_time() + BEHIND_S
         except RigError as exc:
             disk.behind_at_s = trio.current_time() + (RETRY_RECOVERABLE_S if exc.recoverable else RETRY_REFUSED_S)

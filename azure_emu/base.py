@@ -77,22 +77,27 @@ def create_base(folder: Path, size_bytes: int) -> None:
 def clear_base(folder: Path, size_bytes: int) -> None:
     """Make everything zeros, whatever was there; durable when it returns."""
     write_map(folder, [])
-    with suppress(FileNotFoundError):
-        (folder / INTENT).unlink()
+    forget_intent(folder)
     for name, size in ((BASE, size_bytes), (SUMS, sums_bytes(size_bytes))):
-        with (folder / name).open("r+b") as file:
-            file.truncate(0)
-            file.truncate(size)
-            os.fsync(file.fileno())
+        fd = os.open(folder / name, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.ftruncate(fd, 0)
+            os.ftruncate(fd, size)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def grow_base(folder: Path, size_bytes: int) -> None:
     """Make the base as large as that, if it is not; durable when it returns."""
     for name, size in ((BASE, size_bytes), (SUMS, sums_bytes(size_bytes))):
-        with (folder / name).open("r+b") as file:
-            if os.fstat(file.fileno()).st_size < size:
-                file.truncate(size)
-                os.fsync(file.fileno())
+        fd = os.open(folder / name, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if os.fstat(fd).st_size < size:
+                os.ftruncate(fd, size)
+                os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def sums_bytes(size_bytes: int) -> int:

@@ -378,19 +378,22 @@ class ManagedDiskStore:
     def fold(self, upto: int, step: Step | None = None) -> int:
         """Put the journal up to ``upto``, or to what is pinned, into the base; the floor then.
 
-        In slices, each of which is a complete fold.  ``DiskFull`` (recoverable).
+        ``DiskFull`` (recoverable), ``StoreCorrupt`` (a pin cannot be read).
         """
-        step = step or self._told
-        with self._fold_lock, host_disk_errors(self.folder):
-            while self._history.seeded and not self._closed and upto > self._history.floor and self._fold_slice(upto, step):
-                pass
+        while self.fold_some(upto, step):
+            pass
         return self.floor
 
-    def _fold_slice(self, upto: int, step: Step) -> bool:
-        progress = announce_fold(self.folder, self._history, upto, step)
-        if progress is None:
-            return False
-        self._finish_fold(progress, step)
+    def fold_some(self, upto: int, step: Step | None = None) -> bool:
+        """As much of that as is folded at a time, which is a complete fold; whether there was any."""
+        step = step or self._told
+        with self._fold_lock, host_disk_errors(self.folder):
+            if self._closed or not self._history.seeded or upto <= self._history.floor:
+                return False
+            progress = announce_fold(self.folder, self._history, upto, step)
+            if progress is None:
+                return False
+            self._finish_fold(progress, step)
         return True
 
     def _finish_fold(self, progress: Progress, step: Step) -> None:

@@ -112,7 +112,13 @@ def _base(loaded: Loaded, advance: Advance, hurt: list[_Hurt]) -> Iterator[Damag
         size = os.fstat(base.fileno()).st_size
         if (found := os.fstat(sums.fileno()).st_size) != sums_bytes(size):
             what = f"has {found} bytes; a base of {size} bytes needs {sums_bytes(size)}"
-            yield Damage(path=str(folder / SUMS), offset=min(found, sums_bytes(size)), what=what, first_position=None)
+            lost = any(offset + length > found // PAIR.size * BLOCK_BYTES for offset, length in ranges)
+            yield Damage(
+                path=str(folder / SUMS),
+                offset=min(found, sums_bytes(size)),
+                what=what,
+                first_position=history.floor if lost else None,
+            )
         for offset, length in _pieces(ranges):
             for bad in bad_blocks(base.fileno(), sums.fileno(), [(offset, length)], most=length // BLOCK_BYTES):
                 hurt.append(_hurt_block(loaded, bad.offset, bad.right, bad.found))

@@ -197,7 +197,7 @@ class Recorder:
         hook = ffi.callback("sr_io_hook_fn", self._engine)
         with contextlib.ExitStack() as stack:
             for name in (
-                "open", "write", "pwrite", "ftruncate", "truncate", "posix_fallocate", "fsync", "fdatasync", "rename",
+                "open", "write", "pwrite", "pwritev", "ftruncate", "truncate", "posix_fallocate", "fsync", "fdatasync", "rename",
                 "replace", "unlink",
             ):  # fmt: skip
                 stack.enter_context(mock.patch.object(os, name, getattr(self, f"_{name}")(getattr(os, name))))
@@ -243,6 +243,15 @@ class Recorder:
             return done
 
         return pwrite
+
+    def _pwritev(self, real: Any) -> Any:
+        def pwritev(fd: int, pieces: Any, offset: int) -> int:
+            done: int = real(fd, pieces, offset)
+            if (file := self._file(fd)) is not None:
+                self._did(Wrote(file, offset, b"".join(map(bytes, pieces))[:done]))
+            return done
+
+        return pwritev
 
     def _ftruncate(self, real: Any) -> Any:
         def ftruncate(fd: int, size: int) -> None:
