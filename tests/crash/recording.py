@@ -197,8 +197,8 @@ class Recorder:
         hook = ffi.callback("sr_io_hook_fn", self._engine)
         with contextlib.ExitStack() as stack:
             for name in (
-                "open", "write", "pwrite", "pwritev", "ftruncate", "truncate", "posix_fallocate", "fsync", "fdatasync", "rename",
-                "replace", "unlink",
+                "open", "write", "pwrite", "pwritev", "ftruncate", "truncate", "posix_fallocate", "fsync", "fdatasync",
+                "rename", "replace", "unlink",
             ):  # fmt: skip
                 stack.enter_context(mock.patch.object(os, name, getattr(self, f"_{name}")(getattr(os, name))))
             stack.enter_context(mock.patch.object(PositionCounter, "close", self._position_closed(PositionCounter.close)))

@@ -146,9 +146,7 @@ def put(folder: Path, states: dict[str, State]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_state_that_a_power_loss_may_leave_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
+def test_every_state_that_a_power_loss_may_leave_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     print(f"replay with seed {seed}")
     monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 60_000)
     monkeypatch.setattr("azure_emu.history.SLICE_BYTES", 80_000)
