@@ -388,9 +388,11 @@ class ManagedDiskStore:
         """As much of that as is folded at a time, which is a complete fold; whether there was any."""
         step = step or self._told
         with self._fold_lock, host_disk_errors(self.folder):
-            if self._closed or not self._history.seeded or upto <= self._history.floor:
+            if self._closed or not self._history.seeded:
                 return False
-            progress = announce_fold(self.folder, self._history, upto, step)
+            progress = self._progress
+            if progress is None or progress.fold is None:  # else one that failed comes first: its blocks may be torn
+                progress = announce_fold(self.folder, self._history, upto, step) if upto > self._history.floor else None
             if progress is None:
                 return False
             self._finish_fold(progress, step)
