@@ -255,19 +255,23 @@ class ManagedDiskStore:
         if want != "next":
             raise RigError("PartGap", f"part {part.blob()}: {self._history.expected()} comes next")
         segment = decompress(part, data)
-        index = index_segment(segment, part, self._history.size_bytes)
-        self._history.check_positions(part, index.first_position)
+
+        def verify() -> PartIndex:
+            index = index_segment(segment, part, self._history.size_bytes)
+            self._history.check_positions(part, index.first_position)
+            return index
+
         with host_disk_errors(self.folder):
             self._step("apply.unpacked")
             if self._history.seeded:
-                frame = self._writer.append(part, segment, index)
+                frame, index = self._writer.append(part, segment, verify)
                 self._forget_latest()
                 with self._lock:
                     self._since_checkpoint += frame.records
                     self._history.add(frame)
                     self._tags += filter(self._history.names_position, index.tags)
             else:
-                self._seed(part, segment, index)
+                self._seed(part, segment, verify())
         return self.watermark()
 
     def _seed(self, part: PartName, segment: bytes, index: PartIndex) -> None:

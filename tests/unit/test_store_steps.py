@@ -158,7 +158,15 @@ def test_a_kill_at_any_step_of_applying_and_of_checkpoints_after_a_fold(tmp_path
     most(store)
     floor = store.floor
     store.delete()
-    expected = {"append.written", "append.synced", "volume.made", "volume.synced", "checkpoint.saved"}
+    expected = {
+        "append.begun",
+        "append.followed",
+        "append.written",
+        "append.synced",
+        "volume.made",
+        "volume.synced",
+        "checkpoint.saved",
+    }
     survives(tmp_path, life, most, rest, least=floor, expected=expected)
 
 
