@@ -5,12 +5,13 @@ a damaged header or index is written again as it was.
 
 Fault contract
 --------------
-A frame is written from start to end at the end of the newest volume and counts once ``fdatasync`` has returned.  A kill can
-leave a frame that the file ends in; a power loss (the frame is of another boot) also one with wrong checksums: of the last
-frame alone, both are cut.  Whatever else does not check out is damage.  Headers are read by :func:`read_journal`, indexes
-by :meth:`Journal.index`; segments are not read, but for that of a last frame that another boot wrote.  A header that is
-bad is taken from its copy behind the frame, a bad index made anew from its segment; where neither is possible the chain of
-frames is broken: the frames before it are good, and :attr:`JournalState.broken` says why there are no more.
+A frame is written at the end of the newest volume, its header last, and counts once ``fdatasync`` has returned.  A kill
+can leave a frame that the file ends in, or that has zeros in place of its header; a power loss (the frame is of another
+boot) also one with wrong checksums: of the last frame alone, all of these are cut.  Whatever else does not check out is
+damage.  Headers are read by :func:`read_journal`, indexes by :func:`read_index`; segments are not read, but for that of a
+last frame that another boot wrote.  A header that is bad is taken from its copy behind the frame, a bad index made anew
+from its segment; where neither is possible the chain of frames is broken: the frames before it are good, and
+:attr:`JournalState.broken` says why there are no more.
 """
 
 from __future__ import annotations
@@ -223,9 +224,9 @@ class _VolumeWalk:
         return None
 
     def _unreadable(self, data: bytes, size: int, why: str) -> bool:
-        """No frame here.  The torn end of another boot, if nothing says that there was one: or else rot."""
-        lost_power = self._before.boot != current_boot() if self._before else not any(data[:HEADER_BYTES])
-        if self._newest and lost_power and not self._later_frame(data):
+        """No frame here.  It never had a header, or lost it with the power, if nothing says otherwise; or else it is rot."""
+        torn = not any(data[:HEADER_BYTES]) or (self._before is not None and self._before.boot != current_boot())
+        if self._newest and torn and not self._later_frame(data):
             self.torn = Torn(self._volume, self.at, size - self.at)
         else:
             self.broken = store_corrupt(self.path, f"byte {self.at}: {why}")
@@ -362,18 +363,26 @@ class JournalWriter:
         finally:
             os.close(fd)
 
-    def append(self, part: PartName, segment: bytes, index: PartIndex) -> Frame:
-        """Write a frame durably; after an ``OSError`` the journal is as it was."""
+    def append(self, part: PartName, segment: bytes, verify: Callable[[], PartIndex]) -> tuple[Frame, PartIndex]:
+        """Write a frame durably; after an ``OSError``, or a ``RigError`` of ``verify``, the journal is as it was.
+
+        ``verify`` is called while the host's disk takes up the segment: without its header that counts for nothing.
+        """
         self._ready()
-        frame, pieces = make_frame(
-            part, segment, index, volume=self._volume, start=self._end, number=self._next, boot=self._boot
-        )
         try:
-            _write_all(self._fd, pieces, self._end)
+            _write_all(self._fd, [segment], self._end + HEADER_BYTES)
+            self._step("append.begun")
+            index = verify()
+            frame, (header, _, *rest) = make_frame(
+                part, segment, index, volume=self._volume, start=self._end, number=self._next, boot=self._boot
+            )
+            _write_all(self._fd, rest, frame.segment_at + frame.segment_bytes)
+            self._step("append.followed")
+            os.pwrite(self._fd, header, frame.start)
             self._step("append.written")
             os.fdatasync(self._fd)
             self._step("append.synced")
-        except OSError:
+        except (OSError, RigError):
             try:
                 os.ftruncate(self._fd, self._end)
                 os.fdatasync(self._fd)
@@ -382,7 +391,7 @@ class JournalWriter:
             raise
         self._end = frame.end
         self._next += 1
-        return frame
+        return frame, index
 
     def _ready(self) -> None:
         """The newest volume is open and ends with its last frame; or there is a new one."""

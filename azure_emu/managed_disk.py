@@ -255,19 +255,23 @@ class ManagedDiskStore:
         if want != "next":
             raise RigError("PartGap", f"part {part.blob()}: {self._history.expected()} comes next")
         segment = decompress(part, data)
-        index = index_segment(segment, part, self._history.size_bytes)
-        self._history.check_positions(part, index.first_position)
+
+        def verify() -> PartIndex:
+            index = index_segment(segment, part, self._history.size_bytes)
+            self._history.check_positions(part, index.first_position)
+            return index
+
         with host_disk_errors(self.folder):
             self._step("apply.unpacked")
             if self._history.seeded:
-                frame = self._writer.append(part, segment, index)
+                frame, index = self._writer.append(part, segment, verify)
                 self._forget_latest()
                 with self._lock:
                     self._since_checkpoint += frame.records
                     self._history.add(frame)
                     self._tags += filter(self._history.names_position, index.tags)
             else:
-                self._seed(part, segment, index)
+                self._seed(part, segment, verify())
         return self.watermark()
 
     def _seed(self, part: PartName, segment: bytes, index: PartIndex) -> None:
@@ -388,9 +392,11 @@ class ManagedDiskStore:
         """As much of that as is folded at a time, which is a complete fold; whether there was any."""
         step = step or self._told
         with self._fold_lock, host_disk_errors(self.folder):
-            if self._closed or not self._history.seeded or upto <= self._history.floor:
+            if self._closed or not self._history.seeded:
                 return False
-            progress = announce_fold(self.folder, self._history, upto, step)
+            progress = self._progress
+            if progress is None or progress.fold is None:  # else one that failed comes first: its blocks may be torn
+                progress = announce_fold(self.folder, self._history, upto, step) if upto > self._history.floor else None
             if progress is None:
                 return False
             self._finish_fold(progress, step)

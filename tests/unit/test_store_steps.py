@@ -158,7 +158,15 @@ def test_a_kill_at_any_step_of_applying_and_of_checkpoints_after_a_fold(tmp_path
     most(store)
     floor = store.floor
     store.delete()
-    expected = {"append.written", "append.synced", "volume.made", "volume.synced", "checkpoint.saved"}
+    expected = {
+        "append.begun",
+        "append.followed",
+        "append.written",
+        "append.synced",
+        "volume.made",
+        "volume.synced",
+        "checkpoint.saved",
+    }
     survives(tmp_path, life, most, rest, least=floor, expected=expected)
 
 
@@ -386,3 +394,28 @@ def test_a_view_that_a_fold_overtakes_while_it_is_opened_is_refused(tmp_path: Pa
     monkeypatch.setattr(disk_view, "build_view", overtaken)
     with pytest.raises(RigError, match=f"has no state at position {early}: valid positions are "):
         open_view(store.folder, early)
+
+
+def test_a_fold_that_failed_at_any_step_is_done_first_when_the_next_is_asked_for(tmp_path: Path) -> None:
+    life = Life(tmp_path, 7)
+    store = new_store(tmp_path)
+    apply(store, life.parts)
+    seen: set[str] = set()
+
+    def step(name: str) -> None:
+        if name not in seen:
+            seen.add(name)
+            raise OSError(28, "No space left on device")
+
+    for upto in life.valid[20::6]:
+        while True:
+            try:
+                store.fold(upto, step)
+            except RigError as exc:
+                assert (exc.code, exc.recoverable) == ("DiskFull", True)
+                position = life.valid[-1]
+                assert_same(whole(store.view(position)), life.disk.states[position], "while a fold has failed")
+            else:
+                break
+        life.check(store, f"folded up to {upto}", max(upto, store.floor))
+    assert {"fold.announced", "base.copied", "fold.counted", "fold.volume_deleted"} <= seen
