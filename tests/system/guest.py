@@ -29,6 +29,16 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
+def write_durably(path: Path, offset: int, data: bytes) -> None:
+    """Write, and fsync."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        assert os.pwrite(fd, data, offset) == len(data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 @contextlib.contextmanager
 def loop_device(disk: Path, *, direct_io: bool) -> Iterator[Path]:
     """A loop device on a disk."""

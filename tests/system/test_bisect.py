@@ -19,10 +19,10 @@ import pytest
 import trio
 
 from azure_emu.ports import DiskSpec
-from azure_emu.vault.api import Job
 from blockfs import hostmounts
 from siterig.testbed import Testbed
-from tests.system.guest import FSCK, MKFS, loop_device, make_tree, mounted, run
+from tests.system.guest import FSCK, MKFS, loop_device, make_tree, mounted, run, write_durably
+from tests.system.jobs import ended
 from tests.system.needs import needs_file_system
 
 pytestmark = [pytest.mark.system, needs_file_system("ext4")]
@@ -51,30 +51,11 @@ def siterig(testbed: Testbed, *arguments: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
-def write(path: Path, offset: int, data: bytes) -> None:
-    """Durably."""
-    fd = os.open(path, os.O_RDWR)
-    try:
-        assert os.pwrite(fd, data, offset) == len(data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def inode_table(image: Path) -> int:
     """Offset of the block with the root directory's inode."""
     found = re.search(r"located at block (\d+)", run("debugfs", "-R", "imap <2>", image))
     assert found is not None
     return int(found[1]) * 4096
-
-
-async def ended(testbed: Testbed, job: Job) -> None:
-    while job.endTime is None:
-        await trio.sleep(0.1)
-        job = await testbed.vault.job(name=job.name)
-    assert job.state == "Succeeded", job
-    if job.scenarioName == "EnableDr":
-        await ended(testbed, next(j for j in await testbed.vault.jobs() if j.scenarioName == "FinalizeProtection"))
 
 
 def use(image: Path, folder: Path, rng: random.Random) -> None:
@@ -115,9 +96,9 @@ async def test_the_write_that_broke_a_file_system_is_named(folder: Path) -> None
         old = bytearray(64 * MIB)
         old[:] = paths["os"].read_bytes()
         for number in range(40):
-            write(paths["data"], number * 8192, rng.randbytes(5000))
+            write_durably(paths["data"], number * 8192, rng.randbytes(5000))
             if number == 23:
-                write(paths["os"], where, bytes(range(256)) * 16)
+                write_durably(paths["os"], where, bytes(range(256)) * 16)
         last = await vault.create_point(vm=VM, kind="CrashConsistent", name="last")
 
         # Read-only, between two points at which the file system was not mounted.
@@ -163,7 +144,7 @@ async def test_a_search_that_is_interrupted_leaves_nothing_and_what_a_killed_one
         vm = await vault.create_vm(vm=VM, disks=[DiskSpec(name="os", size_bytes=8 * MIB)])
         await ended(testbed, await vault.enable_protection(vm=VM, interval_s=30))
         first = await vault.create_point(vm=VM, kind="CrashConsistent", name="first")
-        write(Path(vm.disks[0].path), 0, b"EVIL")
+        write_durably(Path(vm.disks[0].path), 0, b"EVIL")
         await vault.create_point(vm=VM, kind="CrashConsistent", name="last")
         command = [sys.executable, "-m", "siterig", "bisect", VM, "--dir", str(testbed.layout.root), "--good", first.id]
         for number in (signal.SIGKILL, signal.SIGINT):
@@ -195,7 +176,7 @@ async def test_what_the_command_leaves_on_a_state_is_named(folder: Path) -> None
         vm = await vault.create_vm(vm=VM, disks=[DiskSpec(name="os", size_bytes=8 * MIB)])
         await ended(testbed, await vault.enable_protection(vm=VM, interval_s=30))
         first = await vault.create_point(vm=VM, kind="CrashConsistent", name="first")
-        write(Path(vm.disks[0].path), 0, b"EVIL")
+        write_durably(Path(vm.disks[0].path), 0, b"EVIL")
         await vault.create_point(vm=VM, kind="CrashConsistent", name="last")
         script = "losetup --find --read-only {os}"
         done = siterig(testbed, "bisect", VM, "--good", first.id, "--", "sh", "-c", script)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from azure_emu.ports import DiskSpec
 from azure_emu.vault.api import Job
@@ -21,7 +20,8 @@ from siterig.testbed import Testbed
 from tests.system.conftest import StartServer
 from tests.system.disk_server_process import VM, DiskServer
 from tests.system.followed_disk import FollowedDisk
-from tests.system.guest import FSCK, MKFS, loop_device, make_tree, mounted, run, tree
+from tests.system.guest import FSCK, MKFS, loop_device, make_tree, mounted, run, tree, write_durably
+from tests.system.jobs import ended
 from tests.system.needs import needs_file_system
 
 pytestmark = pytest.mark.system
@@ -157,28 +157,6 @@ def test_an_open_file_sees_the_new_end_and_a_kill_keeps_it(start_server: StartSe
 # --- a rig --------------------------------------------------------------------------------------------------------
 
 
-async def ended(testbed: Testbed, job: Job) -> Job:
-    """It, when it has succeeded; and with an enabling the job that follows it."""
-    while job.endTime is None:
-        await trio.sleep(0.1)
-        job = await testbed.vault.job(name=job.name)
-    assert job.state == "Succeeded", job
-    if job.scenarioName == "EnableDr":
-        finalize = next(j for j in await testbed.vault.jobs() if j.scenarioName == "FinalizeProtection")
-        return await ended(testbed, finalize)
-    return job
-
-
-def write(path: Path, offset: int, data: bytes) -> None:
-    """Durably."""
-    fd = os.open(path, os.O_RDWR)
-    try:
-        assert os.pwrite(fd, data, offset) == len(data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def disk_of(job: Job) -> Path:
     """The only disk of the VM that a failover made."""
     assert job.result is not None
@@ -193,14 +171,14 @@ async def test_a_protected_disk_grows_fails_over_as_large_as_it_was_and_comes_ba
         vault, site = testbed.vault, testbed.site
         vm = await vault.create_vm(vm=VM, disks=[DiskSpec(name="os", size_bytes=8 * MIB)])
         image = Path(vm.disks[0].path)
-        write(image, 4 * MIB, b"first")
+        write_durably(image, 4 * MIB, b"first")
         await ended(testbed, await vault.enable_protection(vm=VM, interval_s=30))
         small = await vault.create_point(vm=VM, kind="CrashConsistent", name="small")
         small_bytes = image.read_bytes()
 
         grown = await site.resize_disk(vm=VM, disk="os", size_bytes=16 * MIB)
         assert (grown.needs_resync, grown.generation) == (None, 1)
-        write(image, 16 * MIB - 4, b"grew")
+        write_durably(image, 16 * MIB - 4, b"grew")
         large_bytes = image.read_bytes()
         large = await vault.create_point(vm=VM, kind="CrashConsistent", name="large")
         for point, expected in ((small, small_bytes), (large, large_bytes)):
@@ -214,7 +192,7 @@ async def test_a_protected_disk_grows_fails_over_as_large_as_it_was_and_comes_ba
         job = await ended(testbed, await vault.unplanned_failover(vm=VM, point=small.id))
         assert disk_of(job).read_bytes() == small_bytes
         await ended(testbed, await vault.commit_failover(vm=VM))
-        write(disk_of(job), 0, b"recovered")
+        write_durably(disk_of(job), 0, b"recovered")
         expected = b"recovered" + small_bytes[9:] + bytes(8 * MIB)
         for step in (vault.failback, vault.commit_failover, vault.reprotect):
             await ended(testbed, await step(vm=VM))
@@ -225,7 +203,7 @@ async def test_a_protected_disk_grows_fails_over_as_large_as_it_was_and_comes_ba
         assert disk_of(job).read_bytes() == expected
         await ended(testbed, await vault.commit_failover(vm=VM))
         await testbed.azure.resize_disk(vm=VM, disk="os", size_bytes=24 * MIB)
-        write(disk_of(job), 24 * MIB - 4, b"more")
+        write_durably(disk_of(job), 24 * MIB - 4, b"more")
         for step in (vault.failback, vault.commit_failover, vault.reprotect):
             await ended(testbed, await step(vm=VM))
         expected += bytes(8 * MIB - 4) + b"more"

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.system.guest import write_durably
 from tests.system.mount_process import ROOT, MountProcess, siterig
 
 pytestmark = pytest.mark.system
@@ -73,15 +74,6 @@ def image(tmp_path: Path) -> Path:
 @pytest.fixture
 def where(tmp_path: Path) -> Path:
     return tmp_path / "mnt"
-
-
-def write(path: Path, offset: int, data: bytes) -> None:
-    fd = os.open(path, os.O_RDWR)
-    try:
-        assert os.pwrite(fd, data, offset) == len(data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def read(path: Path, offset: int, length: int) -> bytes:
@@ -164,7 +156,7 @@ def test_a_file_system_on_a_tracked_image_survives_and_its_log_replays(
 def test_an_untracked_image_has_nothing_beside_it(image: Path, where: Path, start: Start) -> None:
     mount = start(image, where)
     assert mount.mounted["log"] is None
-    write(mount.disk, 1000, b"here")
+    write_durably(mount.disk, 1000, b"here")
     assert names(where) == ["disk.img", "disk.stats", "disk.vhd"]
     mount.end()
     assert names(image.parent) == ["disk.img"]
@@ -201,7 +193,7 @@ def test_text_for_people_says_where_the_disk_is_and_how_it_ends(image: Path, whe
 def test_signals_unmount_in_order(image: Path, where: Path, start: Start, number: signal.Signals) -> None:
     where.mkdir()
     mount = start(image, where, "--log")
-    write(mount.disk, 0, b"last")
+    write_durably(mount.disk, 0, b"last")
     mount.signal(number)
     status, printed, stderr = mount.ended()
     assert (status, list(printed[0])) == (0, ["unmounted"]), stderr
@@ -220,7 +212,7 @@ def test_an_unmount_from_outside_ends_it_in_order_and_it_can_be_mounted_again_at
     for number in range(3):
         mount = start_each(image, where, "--log")
         assert mount.mounted["log"]["generation"] == 1
-        write(mount.disk, number * MIB, os.urandom(3 * MIB))
+        write_durably(mount.disk, number * MIB, os.urandom(3 * MIB))
         subprocess.run([*command, where], check=True)
     status, printed, stderr = mount.ended()
     assert (status, list(printed[0])) == (0, ["unmounted"]), stderr
@@ -233,7 +225,7 @@ def test_a_disk_in_use_is_not_torn_away_unless_asked_twice(image: Path, where: P
         mount.signal(signal.SIGINT)
         note = mount.note()
         assert note.startswith(f"siterig: note: {where} is in use by {loop}; end that first"), note
-        write(Path(loop), 0, b"goes on".ljust(512))
+        write_durably(Path(loop), 0, b"goes on".ljust(512))
         assert read(mount.disk, 0, 7) == b"goes on"
     mount.end()
     assert read(image, 0, 7) == b"goes on"
@@ -315,7 +307,7 @@ def test_a_write_for_whose_log_there_is_no_room_fails_and_disk_and_log_stay_alik
         with pytest.raises(OSError, match="No space left on device"):
             for _ in range(4):
                 for at in range(0, 4 * MIB, MIB // 2):
-                    write(mount.disk, at, os.urandom(MIB // 2))
+                    write_durably(mount.disk, at, os.urandom(MIB // 2))
         now = mount.disk.read_bytes()
         subprocess.run(["umount", where], check=True)
         status, _, stderr = mount.ended()
@@ -324,7 +316,7 @@ def test_a_write_for_whose_log_there_is_no_room_fails_and_disk_and_log_stay_alik
         subprocess.run(["mount", "-o", "remount,size=40M", folder], check=True)
         again = start_each(image, where, "--log")
         assert again.mounted["log"]["generation"] == 1
-        write(again.disk, 100, b"room again")
+        write_durably(again.disk, 100, b"room again")
         again.end()
         assert replayed(before, logs(image)) == image.read_bytes()
     finally:
@@ -345,12 +337,12 @@ def test_who_gave_its_log_up_says_so_at_its_end_and_begins_a_new_generation(
         image = folder / "disk.img"
         image.write_bytes(os.urandom(4 * MIB))
         mount = start(image, where, "--log")
-        write(mount.disk, 0, b"logged")
+        write_durably(mount.disk, 0, b"logged")
         subprocess.run(["chattr", "+i", image], check=True)
         discard = subprocess.run(["fallocate", "--punch-hole", "-l", "1M", mount.disk], capture_output=True, check=False)
         subprocess.run(["chattr", "-i", image], check=True)
         assert discard.returncode != 0
-        write(mount.disk, MIB, b"not logged")
+        write_durably(mount.disk, MIB, b"not logged")
         subprocess.run(["umount", where], check=True)
         status, printed, stderr = mount.ended()
         assert (status, printed) == (1, [])
@@ -361,7 +353,7 @@ def test_who_gave_its_log_up_says_so_at_its_end_and_begins_a_new_generation(
         again = start(image, where, "--log")
         assert again.mounted["log"]["generation"] == 2
         before = copied(image)
-        write(again.disk, 100, b"logged again")
+        write_durably(again.disk, 100, b"logged again")
         again_files = again.end()["log"]["files"]
         assert replayed(before, [path for path in logs(image) if str(path) in again_files]) == image.read_bytes()
     finally:
@@ -416,10 +408,10 @@ def test_any_name_can_be_an_images(tmp_path: Path, start: Start) -> None:
 def test_an_image_changed_in_between_begins_a_new_generation_and_both_replay(image: Path, where: Path, start: Start) -> None:
     first_start = copied(image)
     mount = start(image, where, "--log")
-    write(mount.disk, 0, b"one")
+    write_durably(mount.disk, 0, b"one")
     mount.end()
     first_end, first_logs = image.read_bytes(), logs(image)
-    write(image, 100, b"somebody else")
+    write_durably(image, 100, b"somebody else")
     second_start = copied_as(image, "second-start")
     mount = start(image, where, "--log")
     assert mount.note() == (
@@ -427,7 +419,7 @@ def test_an_image_changed_in_between_begins_a_new_generation_and_both_replay(ima
         "last mounted; generation 2 begins with the image as it is now\n"
     )
     assert mount.mounted["log"]["generation"] == 2
-    write(mount.disk, 50, b"two")
+    write_durably(mount.disk, 50, b"two")
     mount.end()
     second_logs = [path for path in logs(image) if path not in first_logs]
     assert replayed(first_start, first_logs) == first_end
@@ -446,7 +438,7 @@ def test_one_image_is_mounted_once(image: Path, where: Path, tmp_path: Path, sta
         assert second.stderr.startswith(f"siterig: error: {image}: is in use by ")
         assert second.stderr.endswith(f"({mount.process.pid}) (mounted at {where}) (ImageBusy)\n")
         assert not (tmp_path / "second").exists()
-    write(mount.disk, 0, b"undisturbed")
+    write_durably(mount.disk, 0, b"undisturbed")
     mount.end()
 
 
@@ -454,8 +446,8 @@ def test_two_images_are_mounted_side_by_side(image: Path, where: Path, tmp_path:
     other = image.with_name("other.img")
     shutil.copy(image, other)
     first, second = start(image, where, "--log"), start(other, tmp_path / "second", "--log")
-    write(first.disk, 0, b"first")
-    write(second.disk, 0, b"second")
+    write_durably(first.disk, 0, b"first")
+    write_durably(second.disk, 0, b"second")
     first.end()
     second.end()
     assert (read(image, 0, 6), read(other, 0, 6)) == (b"first\0", b"second")
@@ -481,7 +473,7 @@ def test_an_image_on_a_loop_device_is_refused(image: Path, where: Path) -> None:
 
 
 def test_a_read_only_disk_takes_no_write(image: Path, where: Path, start: Start) -> None:
-    write(image, 0, b"kept")
+    write_durably(image, 0, b"kept")
     mount = start(image, where, "--read-only")
     assert mount.mounted["read_only"] is True
     with pytest.raises(OSError, match="Read-only file system") as failed:
@@ -524,9 +516,9 @@ def test_a_fixed_vhd_of_qemu_keeps_its_footer(image: Path, where: Path, tmp_path
     mount = start(path, where, "--log")
     assert (mount.mounted["format"], mount.mounted["size_bytes"]) == ("vhd", 16 * MIB)
     assert mount.disk.stat().st_size == 16 * MIB
-    write(mount.disk, 16 * MIB - 5, b"bytes")
+    write_durably(mount.disk, 16 * MIB - 5, b"bytes")
     with pytest.raises(OSError, match="File too large"):
-        write(mount.disk, 16 * MIB, b"behind")
+        write_durably(mount.disk, 16 * MIB, b"behind")
     with pytest.raises(OSError, match="Invalid argument"):
         os.truncate(mount.disk, 17 * MIB)
     mount.end()
@@ -541,7 +533,7 @@ def test_a_raw_image_grows_with_its_disk(image: Path, where: Path, start_each: S
     before = copied(image)
     mount = start_each(image, where, "--log")
     os.truncate(mount.disk, 2 * SIZE)
-    write(mount.disk, 2 * SIZE - 3, b"end")
+    write_durably(mount.disk, 2 * SIZE - 3, b"end")
     mount.end()
     assert image.stat().st_size == 2 * SIZE
     assert replayed(before, logs(image)) == image.read_bytes()

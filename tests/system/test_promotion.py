@@ -14,9 +14,9 @@ import trio
 
 from azure_emu.pins import pins
 from azure_emu.ports import DiskSpec
-from azure_emu.vault.api import Job
 from blockfs.control import DiskInfo
 from siterig.testbed import Testbed
+from tests.system.jobs import ended
 
 pytestmark = pytest.mark.system
 
@@ -70,17 +70,6 @@ def write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-async def ended(testbed: Testbed, job: Job) -> Job:
-    """It, when it has succeeded; and with an enabling the job that follows it."""
-    while job.endTime is None:
-        await trio.sleep(0.1)
-        job = await testbed.vault.job(name=job.name)
-    assert job.state == "Succeeded", job
-    if job.scenarioName == "EnableDr":
-        return await ended(testbed, next(j for j in await testbed.vault.jobs() if j.scenarioName == "FinalizeProtection"))
-    return job
 
 
 async def disk_when(testbed: Testbed, wanted: Callable[[DiskInfo], bool]) -> DiskInfo:

@@ -1,0 +1,19 @@
+"""Jobs of a rig in the same process, to their end."""
+
+from __future__ import annotations
+
+import trio
+
+from azure_emu.vault.api import Job
+from siterig.testbed import Testbed
+
+
+async def ended(testbed: Testbed, job: Job) -> Job:
+    """It, when it has succeeded; and with an enabling the job that follows it."""
+    while job.endTime is None:
+        await trio.sleep(0.1)
+        job = await testbed.vault.job(name=job.name)
+    assert job.state == "Succeeded", job
+    if job.scenarioName == "EnableDr":
+        return await ended(testbed, next(j for j in await testbed.vault.jobs() if j.scenarioName == "FinalizeProtection"))
+    return job
