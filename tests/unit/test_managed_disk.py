@@ -438,7 +438,8 @@ def test_the_steps_of_a_kill_test_are_all_there(tmp_path: Path) -> None:
     store.delete()
     assert set(names) == {
         "create.folder", "create.base", "create.meta", "create.renamed",
-        "apply.unpacked", "volume.made", "volume.synced", "append.begun", "append.followed", "append.written", "append.synced",
+        "apply.unpacked", "volume.made", "volume.synced",
+        "append.begun", "append.followed", "append.written", "append.synced",
         "seed.restarted", "seed.grown", "seed.cleared", "seed.mapped", "seed.counted",
         "base.announced", "base.noted", "base.copied", "base.synced", "base.concluded",
         "delete.renamed",
