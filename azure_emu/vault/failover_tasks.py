@@ -57,6 +57,8 @@ async def suspend_replication(work: Work) -> None:
 
 
 async def _resolve_choice(work: Work) -> RecoveryPoint:
+    if (between := work.memory["between"]) is not None:
+        return RecoveryPoint.model_validate(between)
     choice = work.memory["choice"]
     return await work.change(lambda session, item: points.resolve(session, item.vm, choice))
 

@@ -24,6 +24,7 @@ from blockfs.errors import RigError
 
 CLEAN_UP_S = 10.0
 _UNSAFE = re.compile(r"[^A-Za-z0-9@.+_:-]")
+_POSITION = re.compile(r"@(\d{1,19})")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)")
 
 
@@ -75,6 +76,37 @@ async def choose(
         return found.position, f"@{found.position}" if found.id == points.LATEST else found.id, found
     found = await services.store.transact(lambda session: (find_item(session, vm), points.resolve(session, vm, wanted))[1])
     return found.position, found.id, found
+
+
+async def between_points(services: Services, vm: str, choice: str) -> RecoveryPoint | None:
+    """The state that ``@POSITION`` or a time means, as a point of its own if there is none; None: ``choice`` is neither.
+
+    Errors as :func:`choose`.
+    """
+    if (wanted := _POSITION.fullmatch(choice)) is not None:
+        position, _, found = await choose(services, vm, point=None, position=int(wanted[1]), time=None)
+    elif _TIME.fullmatch(choice.strip()) is not None:
+        position, _, found = await choose(services, vm, point=None, position=None, time=choice)
+    else:
+        return None
+    if found is not None:
+        return found
+    time_ns = await _time_of(services, vm, position)
+    return RecoveryPoint(
+        id=f"@{position}", name=choice, recoveryPointType="CrashConsistent", recoveryPointTime=rfc3339(time_ns),
+        position=position, time_ns=time_ns,
+    )  # fmt: skip
+
+
+async def _time_of(services: Services, vm: str, position: int) -> int:
+    """Of the last change of any of the VM's disks up to a valid position; of the oldest state if there is none."""
+    ranges, oldest_ns = await _readable(services, vm)
+    first = max(first for first, last in ranges if first <= position <= last)
+    times = [oldest_ns]
+    for disk in await services.store.transact(lambda session: _disks(session, vm)):
+        steps = await services.recovery.change_steps(disk_id=disk.disk_id, after=first, upto=position)
+        times += [step.time_ns for step in steps[-1:]]
+    return max(times)
 
 
 async def _latest(services: Services, vm: str) -> RecoveryPoint:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
@@ -155,6 +156,23 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
             f"{LATEST_APPLICATION_CONSISTENT}, or an id out of its {count} points",
         )
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a failover is to be made from: ``choice`` as :func:`resolve` has it, or a state ``between`` points."""
+
+    vm: str
+    choice: str
+    between: RecoveryPoint | None
+
+    def check(self, session: Session) -> bool:
+        """``NoSuchPoint`` if it means no point (any more)."""
+        return self.between is not None or bool(resolve(session, self.vm, self.choice))
+
+    def memory(self) -> dict[str, Any]:
+        """For the job."""
+        return {"choice": self.choice, "between": None if self.between is None else self.between.model_dump()}
 
 
 def latest_state(item: ItemRow, watermarks: list[Watermark], newest: RecoveryPoint) -> RecoveryPoint:

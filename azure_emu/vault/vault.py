@@ -299,13 +299,17 @@ class Vault(Reports):
 
     async def test_failover(self, *, vm: str, point: str) -> Job:
         """Make ``VM-test`` from a recovery point; replication goes on."""
+        chosen = await self._chosen(vm, point)
 
         def prepare(session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
-            points.resolve(session, vm, point)
+            chosen.check(session)
             item.test_failover_state = TEST_INITIATED
-            return failover_tasks.TEST, {"choice": point}
+            return failover_tasks.TEST, chosen.memory()
 
         return await self._begin(vm, Operation.TEST, prepare)
+
+    async def _chosen(self, vm: str, choice: str) -> points.Chosen:
+        return points.Chosen(vm, choice, await mounts.between_points(self._services, vm, choice))
 
     async def cleanup_test_failover(self, *, vm: str) -> Job:
         """Remove ``VM-test``."""
@@ -318,14 +322,15 @@ class Vault(Reports):
 
     async def unplanned_failover(self, *, vm: str, point: str, source_actions: bool = False) -> Job:
         """Fail over without needing the site; until commit, again, to change the recovery point."""
+        chosen = await self._chosen(vm, point)
 
         def prepare(session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
-            points.resolve(session, vm, point)
+            chosen.check(session)
             change = item.protection_state in _COMMIT_PENDING
             item.protection_state = State.CHANGE_POINT if change else State.UNPLANNED
-            return failover_tasks.UNPLANNED, {"choice": point, "source_actions": source_actions, "change": change}
+            return failover_tasks.UNPLANNED, chosen.memory() | {"source_actions": source_actions, "change": change}
 
-        await self._stop(vm, _STOPPED_BY_UNPLANNED, lambda session, _item: bool(points.resolve(session, vm, point)))
+        await self._stop(vm, _STOPPED_BY_UNPLANNED, lambda session, _item: chosen.check(session))
         return await self._begin(vm, Operation.UNPLANNED, prepare)
 
     async def planned_failover(self, *, vm: str) -> Job:
