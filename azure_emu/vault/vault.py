@@ -32,6 +32,7 @@ from azure_emu.vault import (
 from azure_emu.vault.api import Event, Job, ManagedDisk, MountedPoint, ProtectedItem, RecoveryPoint, Vm
 from azure_emu.vault.clock import Clock
 from azure_emu.vault.keeper import Keeper
+from azure_emu.vault.points import Chosen
 from azure_emu.vault.reports import Reports
 from azure_emu.vault.retention import HOURS_DEFAULT, check_hours
 from azure_emu.vault.schema import DiskRow, ItemRow, JobRow
@@ -308,8 +309,8 @@ class Vault(Reports):
 
         return await self._begin(vm, Operation.TEST, prepare)
 
-    async def _chosen(self, vm: str, choice: str) -> points.Chosen:
-        return points.Chosen(vm, choice, await mounts.between_points(self._services, vm, choice))
+    async def _chosen(self, vm: str, choice: str) -> Chosen:
+        return Chosen(vm, choice, await mounts.between_points(self._services, vm, choice))
 
     async def cleanup_test_failover(self, *, vm: str) -> Job:
         """Remove ``VM-test``."""
