@@ -56,11 +56,15 @@ async def choose(
 ) -> tuple[int, str, RecoveryPoint | None]:
     """Position, name for a folder, and the recovery point there if there is one.
 
-    At most one of the three may be given, without any it is ``LatestProcessed``.  ``BadRequest``, ``NoSuchPoint``,
-    ``InvalidPosition``, ``InvalidTime``.
+    At most one of the three may be given, without any it is ``LatestProcessed``; ``point`` may also be ``@POSITION`` or a
+    time.  ``BadRequest``, ``NoSuchPoint``, ``InvalidPosition``, ``InvalidTime``.
     """
     if sum(choice is not None for choice in (point, position, time)) > 1:
         raise RigError("BadRequest", "a point, a position and a time were given: one of them says what to open")
+    if point is not None and (wanted_position := _POSITION.fullmatch(point)) is not None:
+        position = int(wanted_position[1])
+    elif point is not None and _TIME.fullmatch(point.strip()) is not None:
+        time = point
     if time is not None:
         return await _at_time(services, vm, time)
     if position is not None:
@@ -83,12 +87,9 @@ async def between_points(services: Services, vm: str, choice: str) -> RecoveryPo
 
     Errors as :func:`choose`.
     """
-    if (wanted := _POSITION.fullmatch(choice)) is not None:
-        position, _, found = await choose(services, vm, point=None, position=int(wanted[1]), time=None)
-    elif _TIME.fullmatch(choice.strip()) is not None:
-        position, _, found = await choose(services, vm, point=None, position=None, time=choice)
-    else:
+    if _POSITION.fullmatch(choice) is None and _TIME.fullmatch(choice.strip()) is None:
         return None
+    position, _, found = await choose(services, vm, point=choice, position=None, time=None)
     if found is not None:
         return found
     time_ns = await _time_of(services, vm, position)

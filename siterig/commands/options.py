@@ -29,7 +29,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON (the contract is 
 VmName = Annotated[str, typer.Argument(metavar="VM", help="Name of the VM.")]
 Point = Annotated[
     str,
-    typer.Option("--point", metavar="POINT", help="latest, latest-processed, latest-app, or the id of a point."),
+    typer.Option(
+        "--point", metavar="POINT", help="latest, latest-processed, latest-app, the id of a point, @POSITION, or a time."
+    ),
 ]
 
 THREADS, QUEUE = str(FrontEnd().threads), str(FrontEnd().queue)

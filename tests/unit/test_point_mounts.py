@@ -183,3 +183,31 @@ async def test_a_disk_that_is_not_whole_mib_is_replicated_and_said(tmp_path: Pat
         assert (job.state, job.stateDescription) == ("Succeeded", "CompletedWithInformation")
         texts = [event.description for event in await vault.events()]
         assert any(text.startswith("disk 'os' of VM 'web01' has 1049088 bytes, not whole MiB") for text in texts)
+
+
+async def test_a_vm_can_be_made_from_a_state_between_points(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        point = await vault.create_point(vm="web01", kind="CrashConsistent", name="later")
+        for disk in world.site["web01"].values():
+            world.times[disk.disk_id] = {10: START_NS, 15: START_NS + 15}
+        for choice, position, name in (
+            ("@15", 15, "@15"),
+            ("2027-01-15T08:00:00.000000015Z", 15, "@15"),
+            (f"@{point.position}", point.position, point.id),
+        ):
+            job = await ended(vault, await vault.test_failover(vm="web01", point=choice))
+            assert (job.state, job.errors) == ("Succeeded", [])
+            assert job.recoveryPoint is not None
+            assert (job.recoveryPoint.position, job.recoveryPoint.id) == (position, name)
+            assert world.opened_at == {"web01-test/os": position, "web01-test/data": position}
+            await ended(vault, await vault.cleanup_test_failover(vm="web01"))
+            world.opened_at.clear()
+        with pytest.raises(RigError, match=r"position 9999 cannot be read; allowed: 1\d* to \d+") as caught:
+            await vault.test_failover(vm="web01", point="@9999")
+        assert caught.value.code == "InvalidPosition"
+        with pytest.raises(RigError, match="time 1999-01-01T00:00:00Z cannot be read") as caught:
+            await vault.unplanned_failover(vm="web01", point="1999-01-01T00:00:00Z")
+        assert caught.value.code == "InvalidTime"
+        assert [item.testFailoverState for item in await vault.items()] == ["None"]

@@ -220,7 +220,8 @@ class FakeRecovery:
 
     async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
         await self.world.called("recovery.change_steps")
-        return []
+        times = self.world.times.get(disk_id, {})
+        return [ChangeStep(position=at, time_ns=times[at], count=1) for at in sorted(times) if after < at <= upto]
 
     async def scrub(self, *, disk_id: str) -> list[Damage]:
         await self.world.called("recovery.scrub")
