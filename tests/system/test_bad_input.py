@@ -250,7 +250,7 @@ def test_a_vault_of_another_version_ends_up(down: Rig) -> None:
     assert status == 2
     assert stderr.splitlines()[-1] == (
         f"siterig: error: role vault did not start: the vault's database sqlite:///{down.layout.vault_db} has format "
-        "version 99; this program reads and writes only version 1 (StateVersion)"
+        "version 99; this program reads and writes only version 2 (StateVersion)"
     )
     assert down.run("status").returncode == 3
 
