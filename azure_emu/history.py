@@ -12,12 +12,17 @@ from typing import Literal
 
 from azure_emu.disk_meta import DiskMeta, Progress
 from azure_emu.frames import Frame
+from blockfs.changelog import RECORD_HEADER_BYTES
 from blockfs.errors import RigError
 from blockfs.part import PartName, TagSeen, Watermark
+from blockfs.part_index import PIECE_BYTES
 
-SLICE_BYTES = 256 << 20
-SLICE_ENTRIES = 1 << 16
-"""What one fold takes at a time: more would need more memory, and keep what waits for its end waiting."""
+SLICE_BYTES = 1 << 30
+SLICE_ENTRIES = 1 << 20
+SLICE_CUT_BLOCKS = 1 << 15
+"""What one fold takes at a time.  The more, the more writes of the same blocks become one, and the fewer the syncs; but more
+would need more memory (most of all blocks that change in part: they are kept whole), and keep what waits for its end waiting.
+"""
 
 Want = Literal["next", "applied", "later", "conflict"]
 """What a part is to a disk: to be applied now, no longer needed, to be kept for later, or never applicable."""
@@ -88,6 +93,12 @@ class Epoch:
         if part.last < self.next_log_seq:
             return "applied"
         return "next" if part.first == self.next_log_seq else "conflict"
+
+
+def _cut_blocks_max(frame: Frame) -> int:
+    """How many blocks a frame may change in part: a write that has more pieces than its bytes fill has cut ones."""
+    whole = (frame.segment_bytes - RECORD_HEADER_BYTES * frame.records) // PIECE_BYTES
+    return 2 * (max(0, frame.pieces - whole) + max(0, frame.entries - frame.pieces))
 
 
 class History:
@@ -171,15 +182,17 @@ class History:
     def fold_target(self, position: int) -> int:
         """The frame to fold up to next: at its end the disk is known, at a position no higher than ``position``.
 
-        The newest such frame within ``SLICE_BYTES`` and ``SLICE_ENTRIES``, or else the first; ``folded`` if there is none.
+        The newest such frame within the limits of a slice, or else the first; ``folded`` if there is none.
         """
         past = self.upto(self.folded)
-        best, some_bytes, entries = self.folded, 0, 0
+        best, some_bytes, entries, cut_blocks = self.folded, 0, 0, 0
         for frame in self.frames:
             past.add(frame)
             some_bytes += frame.segment_bytes
             entries += frame.entries
-            if best > self.folded and (some_bytes > SLICE_BYTES or entries > SLICE_ENTRIES):
+            cut_blocks += _cut_blocks_max(frame)
+            is_full = some_bytes > SLICE_BYTES or entries > SLICE_ENTRIES or cut_blocks > SLICE_CUT_BLOCKS
+            if best > self.folded and is_full:
                 break
             complete = past.epochs[-1].complete
             if complete is not None:

@@ -6,6 +6,8 @@
   same bytes, unpacked, written to a file with an fdatasync after each part.  In turn, part by part.
 - *mount*: opening a view of a disk whose journal has so many records, at its newest position and at random ones, each in a
   process that has not seen the disk before; how long, and how much memory it takes.
+- *read*: 4 KiB at random places, directly, one reader and four, of the newest position through a recovery mount; beside it a
+  raw disk of the same host, as large and as full, not tracked.  In turn.
 - *fold*: half of the journal into the base; beside it as many bytes as changed, written to a new file in order, and synced.
 """
 
@@ -28,6 +30,9 @@ from rich.console import Console
 from rich.table import Table
 
 from azure_emu.managed_disk import ManagedDiskStore
+from bench import fio
+from bench.fio import COLUMNS
+from bench.point_subjects import PointServer
 from bench.site_history import BLOCK_BYTES, SiteHistory
 
 PART_WRITES = 4096
@@ -58,6 +63,8 @@ class Found:
     mount_newest_ms: list[float] = field(default_factory=list)
     mount_random_ms: list[float] = field(default_factory=list)
     mount_kib: list[float] = field(default_factory=list)
+    read_iops: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """By column: of the point, of the raw disk."""
     fold_mb_s: float = 0.0
     fold_peer_mb_s: float = 0.0
 
@@ -105,6 +112,24 @@ def _mount(store: Path, position: int) -> tuple[float, float]:
     return took, kib
 
 
+def _read(store: ManagedDiskStore, history: SiteHistory, folder: Path, options: argparse.Namespace, found: Found) -> None:
+    server = PointServer(folder / "host", folder / "mnt", folder)
+    plain = server.plain(DISK_BYTES)
+    point = server.mount("p", store.folder, history.disk_id, history.position)
+    with plain.open("r+b", buffering=0) as disk:
+        for _ in range(DISK_BYTES >> 20):
+            disk.write(os.urandom(1 << 20))
+        os.fsync(disk.fileno())
+    for number in range(options.rounds):
+        for name in ("randread", "randread4"):
+            pair = {}
+            for path in (point, plain) if number % 2 else (plain, point):
+                pair[path] = fio.run(COLUMNS[name], path, seconds=options.seconds, launcher=[]).value
+            found.read_iops.setdefault(name, []).append((pair[point], pair[plain]))
+    server.unmount("p")
+    server.close()
+
+
 def _sequential_mb_s(path: Path, length: int) -> float:
     data = os.urandom(1 << 20)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -136,6 +161,8 @@ def _run(options: argparse.Namespace, console: Console) -> Found:
             found.mount_newest_ms.append(took)
             found.mount_kib.append(kib)
             found.mount_random_ms.append(_mount(folder / "disk", dice.randrange(first, history.position))[0])
+        console.print("reading", style="dim")
+        _read(store, history, folder, options, found)
         console.print("fold of half of it", style="dim")
         half = first + (history.position - first) // 2
         changed = (
@@ -160,6 +187,13 @@ def _print(console: Console, found: Found) -> None:
         table.add_row(what, f"{mb_s:,.0f} MB/s", f"{peer:,.0f} MB/s", f"{mb_s / peer:.2f}x", f"{least:g}x", holds)
 
     row("apply, beside write + fdatasync", found.apply_mb_s, found.apply_peer_mb_s, 0.8)
+    for name, pairs in found.read_iops.items():
+        ours, plain = (statistics.median(values) for values in zip(*pairs, strict=True))
+        ratio = statistics.median(a / b for a, b in pairs)
+        holds = "holds" if ratio >= 0.7 else "[bold]does not hold[/bold]"
+        table.add_row(
+            f"{COLUMNS[name].title}, a point", f"{ours:,.0f} IOPS", f"{plain:,.0f} IOPS", f"{ratio:.2f}x", "0.7x", holds
+        )
     row("fold, beside writing in order", found.fold_mb_s, found.fold_peer_mb_s, 0.5)
     for what, times in (("mount, newest", found.mount_newest_ms), ("mount, at random", found.mount_random_ms)):
         holds = "holds" if max(times) < 100 else "[bold]does not hold[/bold]"
@@ -174,6 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=1_000_000, help="in the journal")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of reading, for each figure")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="where the disk is; default: the temporary folder")
     parser.add_argument("--json", type=Path, help="write all figures there")
