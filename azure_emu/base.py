@@ -43,6 +43,7 @@ _INTENT_MAGIC = b"SRIGINT\0"
 _HEADER = struct.Struct("<8sIIQQQQ")  # magic, version, crc of the rest, count, three numbers of whose it is
 _VERSION = 2
 _ROW = struct.Struct("<QQ")
+_END_MAX = (1 << 63) - 1
 
 Step = Callable[[str], None]
 Ranges = list[tuple[int, int]]
@@ -132,6 +133,11 @@ def read_map(folder: Path) -> bytes:
         raise store_corrupt(path, f"has {len(raw)} bytes; {count} ranges need {_HEADER.size + count * _ROW.size}")
     if crc32c(rows, count) != crc:
         raise store_corrupt(path, "checksum does not match")
+    end = 0
+    for offset, length in _ROW.iter_unpack(rows):
+        if offset < end or not length or (offset | length) % BLOCK_BYTES or offset + length > _END_MAX:
+            raise store_corrupt(path, f"{length} bytes at byte {offset} are no range behind byte {end}")
+        end = offset + length
     return rows
 
 
@@ -207,6 +213,8 @@ def take_up(folder: Path, owner: Owner) -> None:
         return
     with _opened(folder) as (base_fd, sums_fd):
         end = os.fstat(base_fd).st_size
+        if max(blocks) >= end:
+            raise store_corrupt(folder / INTENT, f"has the block at byte {max(blocks)}; the base has {end} bytes")
         for offset, data in blocks.items():
             at = offset // BLOCK_BYTES * PAIR.size
             right, _ = PAIR.unpack(os.pread(sums_fd, PAIR.size, at).ljust(PAIR.size, b"\0"))
@@ -304,8 +312,9 @@ def _decode_intent(path: Path, raw: bytes, owner: Owner) -> dict[int, bytes]:
     sound = (magic, version, len(rows)) == (_INTENT_MAGIC, _VERSION, count * row_bytes)
     if not sound or crc32c(rows, crc32c(struct.pack("<QQQ", *whose))) != crc:
         raise store_corrupt(path, "checksum does not match")
-    if Owner(*whose) != owner:
-        return {}
-    return {
+    blocks = {
         int.from_bytes(rows[at : at + 8], "little"): rows[at + 8 : at + row_bytes] for at in range(0, len(rows), row_bytes)
     }
+    if len(blocks) < count or any(offset % BLOCK_BYTES for offset in blocks):
+        raise store_corrupt(path, "has blocks that cannot be: one is there twice, or begins within another")
+    return blocks if Owner(*whose) == owner else {}

@@ -106,6 +106,12 @@ def load(folder: Path, disk_id: str, frame: Frame) -> Checkpoint:
     if crc32c(raw[begin:]) != crc:
         raise BadCheckpointError("checksum of its extents does not match")
     volumes = list(struct.unpack_from(f"<{volume_count}Q", raw, begin))
+    if (
+        size_bytes != frame.size_bytes_after
+        or len({*volumes}) < volume_count
+        or not all(0 < v <= frame.volume for v in volumes)
+    ):
+        raise BadCheckpointError("is of a disk or of volumes that cannot be those of its frame")
     try:
         extents = ExtentMap.load(raw[rows_at:], volume_count + 1)
     except RigError as exc:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
-from blockfs.wire import WireModel
+from blockfs.wire import UUID_PATTERN, WireModel
 from cext.hashing import crc32c
 
 FORMAT_VERSION = 2
 DISK_META = "disk.json"
 PROGRESS = "progress"
+
+
+Whole = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class DiskMeta(WireModel):
@@ -28,16 +31,16 @@ class DiskMeta(WireModel):
     ``size_bytes`` is the size of ``base.img``.
     """
 
-    disk_id: str
-    size_bytes: int
-    created_ns: int
+    disk_id: str = Field(pattern=UUID_PATTERN)
+    size_bytes: int = Field(gt=0, multiple_of=512, lt=1 << 63)
+    created_ns: Whole
 
 
 class FoldNote(WireModel):
     """A fold that is under way: ``base.img`` is becoming the disk as it was after frame ``frame``, at ``position``."""
 
-    frame: int
-    position: int
+    frame: Whole
+    position: Whole
 
 
 class Progress(WireModel):
@@ -53,21 +56,28 @@ class Progress(WireModel):
     that can be read.  ``size_bytes``: of the disk there.  The last three are 0 before ``complete``.
     """
 
-    generation: int
-    sync_parts: int = 0
-    first_position: int = 0
+    generation: Whole
+    sync_parts: Whole = 0
+    first_position: Whole = 0
     complete: bool = False
-    position: int = 0
-    time_ns: int = 0
-    first_seq: int = 0
-    log_seq: int = 0
-    log_position: int = 0
-    log_time_ns: int = 0
-    frame: int = 0
-    floor: int = 0
-    floor_time_ns: int = 0
-    size_bytes: int = 0
+    position: Whole = 0
+    time_ns: Whole = 0
+    first_seq: Whole = 0
+    log_seq: Whole = 0
+    log_position: Whole = 0
+    log_time_ns: Whole = 0
+    frame: Whole = 0
+    floor: Whole = 0
+    floor_time_ns: Whole = 0
+    size_bytes: Whole = 0
     fold: FoldNote | None = None
+
+    @model_validator(mode="after")
+    def _is_of_a_copy_or_of_a_disk(self) -> Progress:
+        before = {"generation", "sync_parts", "first_position"}
+        if not self.complete and any(self.model_dump(exclude=before).values()):
+            raise ValueError("tells of a state of the disk, but the initial replication is not complete")
+        return self
 
 
 M = TypeVar("M", bound=WireModel)
@@ -86,21 +96,24 @@ def read_meta(path: Path, kind: type[M]) -> M:
         fields = json.loads(path.read_bytes())
     except OSError as exc:
         raise store_corrupt(path, f"cannot be read: {exc.strerror}") from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise store_corrupt(path, "is not JSON") from exc
     if not isinstance(fields, dict):
         raise store_corrupt(path, "is not a JSON object")
     checksum = fields.pop("crc32c", None)
     if checksum != _checksum(fields):
-        raise store_corrupt(path, f"checksum is {checksum!r}; the content's is {_checksum(fields)!r}")
+        raise store_corrupt(path, f"checksum is {checksum!r:.50}; the content's is {_checksum(fields)!r}")
     version = fields.pop("format", None)
-    if version != FORMAT_VERSION:
-        raise RigError("StoreVersion", f"{path}: managed disk format {version}; this siterig reads {FORMAT_VERSION}")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise RigError("StoreVersion", f"{path}: managed disk format {version!r:.50}; this siterig reads {FORMAT_VERSION}")
+    if missing := kind.model_fields.keys() - fields.keys():
+        raise store_corrupt(path, f"{min(missing)} is missing")
     try:
-        return kind.model_validate(fields)
+        return kind.model_validate(fields, strict=True)
     except ValidationError as exc:
         first = exc.errors()[0]
-        raise store_corrupt(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from exc
+        where = ".".join(map(repr, first["loc"]))[:100]  # of an unknown key, too
+        raise store_corrupt(path, f"{where}: {first['msg']!r:.200}") from exc
 
 
 def store_corrupt(path: Path, why: str) -> RigError:

@@ -221,16 +221,22 @@ class History:
 
     def check_positions(self, part: PartName, first_position: int) -> None:
         """Positions never go back: or a view at an old position would hold newer records.  ``PositionRegressed``."""
-        if part.stream == "log":
-            reached = self.epochs[-1].log_position
-        else:
-            earlier = [epoch.complete for epoch in self.epochs if epoch.generation < part.generation]
-            reached = max((complete[0] for complete in earlier if complete), default=0)
-        if first_position < reached:
+        if first_position < (reached := self._reached(part)):
             raise RigError(
                 "PositionRegressed",
                 f"part {part.blob()}: begins at position {first_position}; disk {self.disk_id} is at {reached} already",
             )
+
+    def _reached(self, part: PartName) -> int:
+        """The position that a part does not go behind."""
+        if part.stream == "log":
+            return self.epochs[-1].log_position
+        earlier = [epoch.complete for epoch in self.epochs if epoch.generation < part.generation]
+        return max((complete[0] for complete in earlier if complete), default=0)
+
+    def goes_back(self, frame: Frame) -> bool:
+        """Whether positions go back in the frame of a wanted part: no part was applied that does that."""
+        return not self._reached(frame.part) <= frame.first_position <= frame.position
 
     def add(self, frame: Frame) -> None:
         """``frame``, whose part was wanted next, is durable in the journal."""

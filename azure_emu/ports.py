@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+from pydantic import Field
+
 from blockfs.control import CutInfo, DiskInfo, TagKind
 from blockfs.part import TagSeen, Watermark
 from blockfs.progress import VmProgress
-from blockfs.wire import WireModel
+from blockfs.wire import UUID_PATTERN, WireModel
 
 
 class DiskSpec(WireModel):
@@ -60,10 +62,10 @@ class Damage(WireModel):
 class Pin(WireModel):
     """``holder`` has ``position`` open."""
 
-    pin_id: str
-    position: int
+    pin_id: str = Field(pattern=UUID_PATTERN)
+    position: int = Field(ge=0, lt=1 << 63)
     holder: str
-    created_ns: int
+    created_ns: int = Field(ge=0, lt=1 << 63)
 
 
 class DiskState(WireModel):

@@ -88,7 +88,7 @@ def _load(folder: Path) -> Loaded:
     _check_base(folder, meta, progress)
     journal = read_journal(folder, meta.disk_id, history.folded)
     for frame in journal.frames:
-        if history.want(frame.part) != "next" or not history.seeded:
+        if not history.seeded or history.want(frame.part) != "next" or history.goes_back(frame):
             path = volume_path(folder, frame.volume)
             journal.broken_at = path, frame.start
             journal.broken = store_corrupt(

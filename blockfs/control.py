@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+from pydantic import Field
+
 from blockfs.counters import DiskCounters
 from blockfs.errors import RigError
-from blockfs.wire import WireModel
+from blockfs.wire import UUID_PATTERN, WireModel
 
 TagKind = Literal["CrashConsistent", "ApplicationConsistent"]
 
@@ -128,9 +130,9 @@ class StagingInfo(WireModel):
 class RecoverySource(WireModel):
     """A disk of a state to mount: managed disk ``disk_id`` in folder ``store`` becomes ``name``."""
 
-    name: str
-    disk_id: str
-    store: str
+    name: str = Field(pattern=r"^[^\x00-\x1f\x7f/]+$")
+    disk_id: str = Field(pattern=UUID_PATTERN)
+    store: str = Field(pattern=r"^[^\x00-\x1f\x7f]+$")
 
 
 class RecoveryDisk(WireModel):

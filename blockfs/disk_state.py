@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
-from blockfs.wire import WireModel
+from blockfs.wire import UUID_PATTERN, WireModel
 from cext.hashing import crc32c
 
 FORMAT_VERSION = 1
@@ -48,7 +48,7 @@ class DiskState(WireModel):
     (:mod:`blockfs.standalone`).
     """
 
-    disk_id: str = Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+    disk_id: str = Field(pattern=UUID_PATTERN)
     size_bytes: int = Field(gt=0, multiple_of=512, lt=1 << 63)
     kind: Literal["raw", "top"]
     generation: int = Field(ge=0, lt=1 << 63)

@@ -20,7 +20,7 @@ from typing import cast
 
 import structlog
 import trio
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from blockfs import vhd
 from blockfs.control import RecoveryDisk, RecoveryInfo, RecoverySource
@@ -69,6 +69,9 @@ class _Note(WireModel):
             if type(crc) is int and crc == _crc(body) and not raw:
                 return cls.model_validate(body, strict=True)
             why = "checksum does not match"
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            why = f"{'.'.join(map(repr, first['loc'])):.100}: {first['msg']!r:.200}"
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             why = f"{exc!r:.200}"
         raise RigError("RecoveryNoteCorrupt", f"{path}: says not what is mounted: {why}")

@@ -62,6 +62,8 @@ def disk_state(pick: Choices) -> bytes:
         "position": 77 if top else None,
     }  # fmt: skip
     if pick.once_in(3):
+        body["promoting"] = top or pick.once_in(2)
+    if pick.once_in(3):
         closed = {"size_bytes": 65536, "mtime_ns": 5, "ctime_ns": 6}
         body["image"] = {"file": "os.raw", "closed": pick.of([None, closed, {**closed, "size_bytes": pick.of(VALUES)}])}
     changes: list[Callable[[], object]] = [

@@ -269,24 +269,26 @@ def _strict_state(raw: bytes) -> dict[str, object] | None:
         return None
     if crc != crc32c(json.dumps(body, sort_keys=True).encode()) or not isinstance(body, dict):
         return None
-    optional = {"store", "position", "image", "first_segment"}
+    optional = {"store", "position", "promoting", "image", "first_segment"}
     keys = {"disk_id", "size_bytes", "kind", "generation", "tracked", "needs_resync", *optional}
     if not keys - optional <= body.keys() <= keys:
         return None
     store, position = body.get("store"), body.get("position")
     over = isinstance(store, str) and _whole(position) if body["kind"] == "top" else (store, position) == (None, None)
+    promoting = body.get("promoting", False)
     good = (
         _is_uuid(body["disk_id"])
         and _whole(body["size_bytes"]) and body["size_bytes"] > 0 and body["size_bytes"] % 512 == 0
         and body["kind"] in ("raw", "top")
         and over
+        and type(promoting) is bool and (not promoting or body["kind"] == "top")
         and _whole(body["generation"])
         and _whole(body.get("first_segment", 1)) and body.get("first_segment", 1) > 0
         and type(body["tracked"]) is bool
         and (body["needs_resync"] is None or isinstance(body["needs_resync"], str))
         and _is_image_note(body.get("image"))
     )  # fmt: skip
-    absent: dict[str, object] = {"store": None, "position": None, "image": None, "first_segment": 1}
+    absent: dict[str, object] = {"store": None, "position": None, "promoting": False, "image": None, "first_segment": 1}
     return absent | body if good else None
 
 

@@ -1,0 +1,460 @@
+"""Readers of a managed disk's files, and of the note of a mounted recovery, each beside the strict one of its page."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import uuid
+from collections.abc import Collection
+from pathlib import Path
+
+from structlog.testing import capture_logs
+
+from azure_emu import checkpoints
+from azure_emu.base import Owner, read_map, take_up, unpack_map
+from azure_emu.checkpoints import BadCheckpointError
+from azure_emu.disk_meta import DiskMeta, Progress, read_meta
+from azure_emu.managed_disk import ManagedDiskStore, open_view
+from azure_emu.ports import Pin
+from azure_emu.store_history import load_history
+from azure_emu.store_views import StoreViews
+from blockfs.boot import current_boot_id
+from blockfs.disk import DiskRules
+from blockfs.errors import RigError
+from blockfs.layers import Layer, RawLayer
+from blockfs.position import PositionCounter
+from blockfs.recoveries import Recoveries
+from blockfs.wire import WireModel
+from tests.fuzz import strict_store as strict
+from tests.fuzz.log_targets import assert_clear
+from tests.fuzz.store_damage import Good, volumes_of
+from tests.fuzz.strict_log import RESIZE, crc32c
+from tests.fuzz.strict_store import BLOCK, ENTRY, BadStoreError, Frame, Picture
+
+VIEW_BYTES_MAX = 1 << 20
+"""Larger disks are not compared byte by byte."""
+REFUSED = {"StoreCorrupt", "InvalidPosition"}
+
+# --- disk.json, progress, pins --------------------------------------------------------------------------------------
+
+KINDS: dict[str, type[WireModel]] = {"disk.json": DiskMeta, "progress": Progress, "pin": Pin}
+
+
+def meta(kind: str, raw: bytes, folder: Path) -> str:
+    """``read_meta``."""
+    path = folder / kind
+    path.write_bytes(raw)
+    try:
+        want = strict.meta(raw, kind)
+    except BadStoreError:
+        want = None
+    try:
+        got = read_meta(path, KINDS[kind])
+    except RigError as error:
+        assert want is None, error.message
+        assert_clear(error, {"StoreCorrupt", "StoreVersion"}, path)
+        return error.code
+    assert want is not None, "taken for good"
+    assert got.model_dump() == want
+    return f"good {kind}"
+
+
+# --- recovery/VM/NAME.json: docs/formats/disk.md ----------------------------------------------------------------------
+
+
+def _is_text(value: str) -> bool:
+    return bool(value) and not any("\ud800" <= char < "\ue000" or char < " " or char == "\x7f" for char in value)
+
+
+def _strict_note(raw: bytes) -> list[dict[str, str]] | None:
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict) or document.keys() != {"format", "crc32c", "recovery"}:
+        return None
+    body, crc, version = document["recovery"], document["crc32c"], document["format"]
+    if type(version) is not int or version != 1 or type(crc) is not int:
+        return None
+    if crc != crc32c(json.dumps(body, sort_keys=True).encode()) or not isinstance(body, dict):
+        return None
+    if body.keys() != {"vm", "name", "position", "disks"} or (body["vm"], body["name"]) != ("web01", "now"):
+        return None
+    disks = body["disks"]
+    if not strict.whole(body["position"]) or not isinstance(disks, list):
+        return None
+    for each in disks:
+        if not isinstance(each, dict) or each.keys() != {"name", "disk_id", "store"}:
+            return None
+        if not all(isinstance(value, str) for value in each.values()) or not strict.is_uuid(each["disk_id"]):
+            return None
+        if not _is_text(each["store"]) or not _is_text(each["name"]) or "/" in each["name"]:
+            return None
+    return disks
+
+
+class _Views:
+    """A managed disk ``good``; all others are looked for as a recovery side does it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.held: Collection[str] | None = None
+        self._folder = folder
+        (folder / "image").write_bytes(bytes(4096))
+        self._real = StoreViews(folder / "disks")
+
+    def open(self, store: Path, position: int, holder: str) -> Layer:
+        if store != Path("good"):
+            return self._real.open(store, position, holder)
+        return RawLayer(self._folder / "image", writable=False)
+
+    def let_go(self, store: Path, holder: str) -> None:
+        self._real.let_go(store, holder)
+
+    def reconcile(self, kind: str, holders: Collection[str]) -> None:
+        self.held = holders
+
+
+def note(raw: bytes, folder: Path) -> str:
+    """``Recoveries``, which opens what is noted: a file that cannot be read is one broken state that holds what it held."""
+    path = folder / "recovery" / "web01" / "now.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(raw)
+    want, views, positions = _strict_note(raw), _Views(folder), PositionCounter(None)
+    try:
+        with capture_logs():
+            recoveries = Recoveries(folder / "recovery", folder / "mount", views=views, rules=DiskRules(positions))
+        (info,) = recoveries.infos(None)
+        recoveries.end()
+    finally:
+        positions.close()
+    assert (info.vm, info.name) == ("web01", "now")
+    assert info.broken is None or info.broken.isprintable(), info.broken
+    if want is None:
+        assert info.broken is not None, "taken for good"
+        assert str(path) in info.broken, info.broken
+        assert len(info.broken) < 1000
+        assert views.held is None, "what it held would be let go"
+        return "not read"
+    if all(disk["store"] == "good" for disk in want) and len({disk["name"] for disk in want}) == len(want):
+        assert info.broken is None, info.broken
+        assert [(disk.name, disk.disk_id) for disk in info.disks] == [(disk["name"], disk["disk_id"]) for disk in want]
+        return "good"
+    return "good, not opened" if info.broken else "good, opened"
+
+
+# --- base.map, intent -----------------------------------------------------------------------------------------------
+
+
+def base_map(raw: bytes, folder: Path) -> str:
+    """``read_map``."""
+    path = folder / "base.map"
+    path.write_bytes(raw)
+    try:
+        want = strict.base_map(raw)
+    except BadStoreError:
+        want = None
+    try:
+        got = unpack_map(read_map(folder))
+    except RigError as error:
+        assert want is None, error.message
+        assert_clear(error, {"StoreCorrupt"}, path)
+        return error.code
+    assert want is not None, "taken for good"
+    assert got == want
+    return "good"
+
+
+def intent(raw: bytes, folder: Path) -> str:
+    """``take_up`` of the fold up to frame 3."""
+    path, before = folder / "intent", bytes(range(256)) * 128
+    before = before[:-512]
+    (folder / "base.img").write_bytes(before)
+    (folder / "base.sums").write_bytes(bytes(64))
+    path.write_bytes(raw)
+    try:
+        whose, want = strict.intent(raw)
+        if whose == (3, 0, 0) and any(offset >= len(before) for offset in want):
+            raise BadStoreError("beyond the base")
+    except BadStoreError:
+        whose, want = None, {}
+    try:
+        take_up(folder, Owner(frame=3))
+    except RigError as error:
+        assert whose is None, error.message
+        assert_clear(error, {"StoreCorrupt"}, path)
+        assert (folder / "base.img").read_bytes() == before
+        return error.code
+    assert whose is not None, "taken for good"
+    if whose != (3, 0, 0):
+        want = {}
+    expected = bytearray(before)
+    for offset, data in want.items():
+        expected[offset : offset + BLOCK] = data[: len(before) - offset]
+        assert (folder / "base.sums").read_bytes()[offset // 512 + 4 :][:4] == struct.pack("<I", crc32c(data))
+    assert (folder / "base.img").read_bytes() == expected
+    return "good" if want else "nothing to do"
+
+
+# --- the journal ----------------------------------------------------------------------------------------------------
+
+
+def _write(files: dict[str, bytes], folder: Path) -> Path:
+    store = folder / str(uuid.UUID(int=7))
+    for name, raw in {"lock": b"", **files}.items():
+        path = store / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(raw)
+    for name in ("pins", "checkpoints", "journal"):
+        (store / name).mkdir(exist_ok=True)
+    return store
+
+
+class _Expected:
+    """Frames in order of application, and their indexes: None if one cannot be made again."""
+
+    def __init__(self, good: Good, files: dict[str, bytes]) -> None:
+        self.files, self.volumes, self.good = files, volumes_of(files), good
+        self.progress = strict.meta(files["progress"], "progress")
+        self.journal = strict.journal(self.volumes, good.disk_id, uuid.UUID(current_boot_id()).bytes)
+        was = volumes_of(good.files)
+        self._was = {frame.number: frame for frame in strict.journal(was, good.disk_id, bytes(16)).frames}
+        self._was_volumes = was
+        self.frames: list[Frame] = []
+        self.another_generation = False
+        seq, position = int(str(self.progress["first_seq"])), 0
+        for frame in self.journal.frames:
+            if frame.generation > 1 and frame.stream == 1 and frame.seqs == (1, 1):
+                self.another_generation = True  # what follows is of a resync: not compared
+                return
+            first, last = frame.positions
+            in_order = frame.seqs[0] == seq <= frame.seqs[1] and position <= first <= last
+            if frame.generation != 1 or frame.stream != 0 or not in_order:
+                self.journal.stop, self.journal.at = "broken", (frame.volume, frame.start)
+                return
+            seq, position = frame.seqs[1] + 1, last
+            self.frames.append(frame)
+
+    def index(self, frame: Frame) -> bytes | None:
+        """Entries (the checksums are read where they lie); None: it has to be refused."""
+        raw = self.volumes[frame.volume]
+        index = raw[slice(*frame.index)]
+        if crc32c(index) == frame.crcs[1]:
+            return index[: frame.pieces_at - frame.index[0]]
+        return None
+
+    def rebuilt(self, frame: Frame) -> bytes | None:
+        """The index that was there, if the segment is as it was and the header says that index."""
+        was = self._was.get(frame.number)
+        if was is None:
+            return None
+        old = self._was_volumes[was.volume]
+        same = self.volumes[frame.volume][slice(*frame.segment)] == old[slice(*was.segment)]
+        index = old[slice(*was.index)]
+        if same and frame.crcs[:2] == was.crcs[:2] == (was.crcs[0], crc32c(index)):
+            return index
+        return None
+
+    def base(self, size: int) -> Picture:
+        picture = Picture(size)
+        picture.base(strict.base_map(self.files["base.map"]), self.files["base.img"], self.files["base.sums"])
+        return picture
+
+    @property
+    def valid(self) -> tuple[int, int]:
+        snapshot = int(str(self.progress["position"]))
+        last = self.frames[-1].positions[1] if self.frames else 0
+        return snapshot, max(last, snapshot)
+
+
+def _picture(want: _Expected, position: int) -> tuple[Picture | None, bool]:
+    """The disk at a position (None: it has to be refused); whether it may be refused, for an entry makes no sense."""
+    size, odd = int(str(want.progress["size_bytes"])), False
+    rows: list[tuple[Frame, bytes, tuple[int, ...]]] = []
+    for frame in want.frames:
+        if frame.positions[0] > position:
+            break
+        entries, volume, whole = want.index(frame), want.volumes[frame.volume], frame.positions[1] <= position
+        if entries is None:
+            index = want.rebuilt(frame)
+            if index is None:
+                return None, True
+            entries = index[: frame.pieces_at - frame.index[0]]
+            volume = volume[: frame.index[0]] + index + volume[frame.index[1] :]
+        if whole:
+            size = frame.size_after
+        for row in ENTRY.iter_unpack(entries):
+            odd |= strict.odd(row, frame)
+            if int(str(want.progress["first_position"])) < row[0] <= (strict.NUMBER_MAX if whole else position):
+                rows.append((frame, volume, row))
+                if row[6] == RESIZE and not whole:
+                    size = row[3]
+    if size > VIEW_BYTES_MAX:
+        return Picture(0), True
+    picture = want.base(size)
+    for frame, volume, row in rows:
+        picture.entry(volume, frame, row)
+    return picture, odd
+
+
+def _compare(view: Layer, picture: Picture) -> None:
+    """Every block is as it has to be, or fails just where a visible piece is not what its checksum says."""
+    assert view.size_bytes == len(picture.data)
+    for at in range(0, len(picture.data), BLOCK):
+        length = min(BLOCK, len(picture.data) - at)
+        try:
+            data = view.pread(at, length)
+        except OSError:
+            assert any(picture.bad[at : at + length]), f"block at {at} can be read"
+        else:
+            assert not any(picture.bad[at : at + length]), f"block at {at} was served"
+            assert data == picture.data[at : at + length], f"block at {at}"
+
+
+def _views(store: Path, want: _Expected) -> bool:
+    """All positions at frames' ends and one within each; whether one of them was refused."""
+    refused = False
+    asked = {want.valid[0]}
+    for frame in want.frames:
+        asked |= {frame.positions[1], sum(frame.positions) // 2}
+    for position in sorted(asked):
+        picture, may = _picture(want, position)
+        try:
+            view = open_view(store, position)
+        except RigError as error:
+            assert picture is None or may or not want.valid[0] <= position <= want.valid[1], error.message
+            assert_clear(error, REFUSED, store, Path(want.good.disk_id))
+            refused = True
+            continue
+        try:
+            assert picture is not None, f"position {position} was opened"
+            assert want.valid[0] <= position <= want.valid[1]
+            if picture.data:
+                _compare(view, picture)
+        finally:
+            view.close()
+    return refused
+
+
+def store(good: Good, files: dict[str, bytes], folder: Path) -> str:
+    """``load_history``, ``open_view`` at all positions, ``ManagedDiskStore.open``, and all positions once more."""
+    path, want = _write(files, folder), _Expected(good, files)
+    with capture_logs():
+        loaded = load_history(path)
+        found = [(frame.volume, frame.start, frame.number) for frame in loaded.history.frames]
+        expected = [(frame.volume, frame.start, frame.number) for frame in want.frames]
+        if want.another_generation:
+            assert found[: len(expected)] == expected
+            return "another generation"
+        assert found == expected
+        state = "broken" if loaded.journal.broken else "torn" if loaded.journal.torn else "end"
+        assert state == want.journal.stop, (state, want.journal.stop, loaded.journal.broken)
+        refused = _views(path, want)
+        try:
+            opened = ManagedDiskStore.open(path)
+        except RigError as error:
+            indexes = [want.index(frame) or want.rebuilt(frame) for frame in want.frames]
+            tags = [_tags_sound(want, frame) for frame in want.frames]
+            assert state == "broken" or None in indexes or not all(tags), error.message
+            assert_clear(error, {"StoreCorrupt"}, path)
+            return f"{state}, not opened"
+        assert state != "broken"
+        opened.close()
+        volume, end = want.journal.at
+        if volume:
+            assert (path / f"journal/{volume:012d}.journal").stat().st_size == end
+        assert not load_history(path).journal.mended
+        assert _views(path, want) == refused
+    return f"{state}, opened{', some refused' if refused else ''}"
+
+
+def _tags_sound(want: _Expected, frame: Frame) -> bool:
+    raw = want.volumes[frame.volume][slice(*frame.tags)]
+    return crc32c(raw) == frame.crcs[2] and raw[:1] in (b"", b"[") and raw[:2] != b"[["
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def _strict_checkpoint(raw: bytes, disk_id: str, frame: Frame) -> tuple[list[int], list[tuple[int, ...]]] | None:
+    if len(raw) < 72 or crc32c(raw[:68]) != struct.unpack_from("<I", raw, 68)[0]:
+        return None
+    magic, version, volumes, disk, number, crc, zero, size, count, rest = struct.unpack_from("<8sII16sQIIQQI", raw)
+    rows_at = 72 + 8 * volumes
+    good = (
+        (magic, version, disk, zero) == (b"SRIGCKP\0", 2, uuid.UUID(disk_id).bytes, 0)
+        and (number, crc) == (frame.number, crc32c(frame.raw)) and size == frame.size_after
+        and len(raw) == rows_at + count and count % 40 == 0 and crc32c(raw[72:]) == rest
+    )  # fmt: skip
+    if not good:
+        return None
+    named = list(struct.unpack_from(f"<{volumes}Q", raw, 72))
+    if len(set(named)) != len(named) or any(not 0 < each <= frame.volume for each in named):
+        return None
+    rows, end = list(struct.iter_unpack("<QQQQiHH", raw[rows_at:])), 0
+    for start, stop, offset, piece, source, before, after in rows:
+        if not end <= start < stop <= strict.NUMBER_MAX or not -1 <= source <= volumes or source == 0:
+            return None
+        if source == -1 and (offset, piece, before, after) != (0, 0, 0, 0):
+            return None
+        beyond = offset + stop - start > strict.NUMBER_MAX or piece > strict.NUMBER_MAX
+        if beyond or before > min(offset, start % BLOCK) or after > -stop % BLOCK:
+            return None
+        end = stop
+    return named, rows
+
+
+def _lay(picture: Picture, volumes: dict[int, bytes], named: list[int], rows: list[tuple[int, ...]]) -> None:
+    for start, stop, offset, piece, source, before, after in rows:
+        if source == -1:
+            picture.put(start, bytes(max(0, min(stop, len(picture.data)) - start)))
+            continue
+        volume = volumes.get(named[source - 1])
+        if volume is None:
+            continue  # it was folded: the base shows
+        at, number = start, piece
+        while at < min(stop, len(picture.data)):
+            end = min(at - at % BLOCK + BLOCK, stop)
+            first, last = at - (before if at == start else 0), end + (after if end == stop else 0)
+            data = volume[max(0, offset + first - start) : offset + last - start]
+            fits = len(data) == last - first and volume[4 * number : 4 * number + 4] == struct.pack("<I", crc32c(data))
+            picture.put(at, data[at - first :][: end - at].ljust(end - at, b"\0"), bad=not fits)
+            at, number = end, number + 1
+
+
+def checkpoint(good: Good, files: dict[str, bytes], folder: Path) -> str:
+    """``checkpoints.load`` of each, and views behind them: one that is bad is as if it were not there."""
+    path, want = _write(files, folder), _Expected(good, files)
+    outcome = set()
+    sound: dict[int, tuple[list[int], list[tuple[int, ...]]]] = {}
+    with capture_logs():
+        loaded = load_history(path)
+        for number in checkpoints.list_checkpoints(path):
+            frame = want.frames[number - 1]
+            strictly = _strict_checkpoint(files[f"checkpoints/{number:012d}.extents"], good.disk_id, frame)
+            try:
+                checkpoints.load(path, good.disk_id, loaded.history.frames[number - 1])
+            except BadCheckpointError as bad:
+                assert strictly is None, str(bad)
+                assert str(bad).isprintable()
+                outcome.add("passed over")
+            else:
+                assert strictly is not None, "taken for good"
+                sound[number] = strictly
+                outcome.add("good")
+        for frame in want.frames:
+            position = frame.positions[1]
+            newest = max((number for number in sound if number <= frame.number), default=0)
+            picture = want.base(frame.size_after)
+            if newest:
+                _lay(picture, want.volumes, *sound[newest])
+            for each in want.frames[newest : frame.number]:
+                for row in ENTRY.iter_unpack(want.index(each) or b""):
+                    picture.entry(want.volumes[each.volume], each, row)
+            view = open_view(path, position)
+            try:
+                _compare(view, picture)
+            finally:
+                view.close()
+    assert os.path.lexists(path)
+    return " and ".join(sorted(outcome))

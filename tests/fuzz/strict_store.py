@@ -1,0 +1,324 @@
+"""A second reader of a managed disk's files, written from docs/formats/managed-disk.md alone: slow, whole files in memory.
+
+It shares no code with ``azure_emu``.  :class:`BadStoreError`: what the page does not allow.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import uuid
+from dataclasses import dataclass, field
+
+from tests.fuzz.strict_log import DISCARD, RESIZE, WRITE, ZERO, crc32c
+
+HEADER_BYTES = 192
+ENTRY = struct.Struct("<QQQQQII")
+BLOCK = 4096
+NUMBER_MAX = (1 << 63) - 1
+FRONT, BACK = b"SRIGFRM\0", b"SRIGFRE\0"
+
+
+class BadStoreError(Exception):
+    """The text says why."""
+
+
+def _need(good: object, why: str) -> None:
+    if not good:
+        raise BadStoreError(why)
+
+
+# --- disk.json, progress, pins --------------------------------------------------------------------------------------
+
+NUMBERS_BEFORE = ("generation", "sync_parts", "first_position")
+NUMBERS_BEHIND = (
+    "position", "time_ns", "first_seq", "log_seq", "log_position", "log_time_ns", "frame", "floor", "floor_time_ns",
+    "size_bytes",
+)  # fmt: skip
+
+
+def whole(value: object) -> bool:
+    return type(value) is int and 0 <= value <= NUMBER_MAX
+
+
+def is_uuid(value: object) -> bool:
+    try:
+        return isinstance(value, str) and str(uuid.UUID(value)) == value
+    except ValueError:
+        return False
+
+
+def meta(raw: bytes, kind: str) -> dict[str, object]:
+    """The keys of a ``disk.json``, ``progress`` or ``pin`` without ``format`` and ``crc32c``."""
+    try:
+        body = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise BadStoreError("no JSON") from None
+    _need(isinstance(body, dict), "no object")
+    crc = body.pop("crc32c", None)
+    _need(crc == f"{crc32c(json.dumps(body, sort_keys=True).encode()):08x}", "checksum")
+    version = body.pop("format", None)
+    _need(type(version) is int and version == 2, "version")
+    match kind:
+        case "disk.json":
+            _need(body.keys() == {"disk_id", "size_bytes", "created_ns"}, "keys")
+            _need(is_uuid(body["disk_id"]) and whole(body["size_bytes"]) and whole(body["created_ns"]), "a value")
+            _need(body["size_bytes"] and body["size_bytes"] % 512 == 0, "size")
+        case "progress":
+            numbers = {*NUMBERS_BEFORE, *NUMBERS_BEHIND}
+            _need(body.keys() == {*numbers, "complete", "fold"}, "keys")
+            _need(all(whole(body[key]) for key in numbers) and type(body["complete"]) is bool, "a value")
+            fold = body["fold"]
+            if fold is not None:
+                _need(isinstance(fold, dict) and fold.keys() == {"frame", "position"}, "fold")
+                _need(all(map(whole, fold.values())), "fold")
+            _need(body["complete"] or (fold is None and not any(body[key] for key in NUMBERS_BEHIND)), "not complete")
+        case _:
+            _need(body.keys() == {"pin_id", "position", "holder", "created_ns"}, "keys")
+            _need(whole(body["position"]) and whole(body["created_ns"]), "a value")
+            _need(is_uuid(body["pin_id"]) and isinstance(body["holder"], str), "a value")
+    return dict(body)
+
+
+# --- base.map, intent -----------------------------------------------------------------------------------------------
+
+
+def _map_header(raw: bytes, magic: bytes) -> tuple[int, int, tuple[int, ...]]:
+    _need(len(raw) >= 48, "header")
+    found, version, crc, count, *three = struct.unpack_from("<8sIIQQQQ", raw)
+    _need((found, version) == (magic, 2), "magic, version")
+    return crc, count, tuple(three)
+
+
+def base_map(raw: bytes) -> list[tuple[int, int]]:
+    crc, count, three = _map_header(raw, b"SRIGMAP\0")
+    _need(not any(three) and len(raw) == 48 + 16 * count, "length")
+    _need(crc32c(raw[48:], count) == crc, "checksum")
+    end, rows = 0, list(struct.iter_unpack("<QQ", raw[48:]))
+    for offset, length in rows:
+        _need(offset >= end and length and offset % BLOCK == length % BLOCK == 0, "order, multiples")
+        end = offset + length
+    _need(end <= NUMBER_MAX, "beyond any disk")
+    return rows
+
+
+def intent(raw: bytes) -> tuple[tuple[int, ...], dict[int, bytes]]:
+    crc, count, three = _map_header(raw, b"SRIGINT\0")
+    _need(len(raw) == 48 + (8 + BLOCK) * count, "length")
+    _need(crc32c(raw[48:], crc32c(struct.pack("<QQQ", *three))) == crc, "checksum")
+    blocks = {
+        int.from_bytes(raw[at : at + 8], "little"): raw[at + 8 : at + 8 + BLOCK]
+        for at in range(48, len(raw), 8 + BLOCK)
+    }  # fmt: skip
+    _need(len(blocks) == count and all(offset % BLOCK == 0 for offset in blocks), "blocks")
+    return three, blocks
+
+
+# --- volumes --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frame:
+    volume: int
+    start: int
+    raw: bytes
+    """Its header; the magic is that of the front."""
+
+    def _at(self, at: int, form: str) -> int:
+        (number,) = struct.unpack_from("<" + form, self.raw, at)
+        return int(number)
+
+    @property
+    def boot(self) -> bytes:
+        return self.raw[32:48]
+
+    @property
+    def stream(self) -> int:
+        return self._at(12, "B")
+
+    @property
+    def number(self) -> int:
+        return self._at(48, "Q")
+
+    @property
+    def generation(self) -> int:
+        return self._at(64, "Q")
+
+    @property
+    def seqs(self) -> tuple[int, int]:
+        return self._at(72, "Q"), self._at(80, "Q")
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        return self._at(88, "Q"), self._at(96, "Q")
+
+    @property
+    def size_after(self) -> int:
+        return self._at(120, "Q")
+
+    @property
+    def segment(self) -> tuple[int, int]:
+        """First byte and the one behind."""
+        return self.start + HEADER_BYTES, self.start + HEADER_BYTES + self._at(136, "Q")
+
+    @property
+    def index(self) -> tuple[int, int]:
+        at = -(-self.segment[1] // 8) * 8
+        return at, at + self._at(144, "I") * ENTRY.size + self._at(148, "I") * 4
+
+    @property
+    def pieces_at(self) -> int:
+        return self.index[0] + self._at(144, "I") * ENTRY.size
+
+    @property
+    def tags(self) -> tuple[int, int]:
+        return self.index[1], self.index[1] + self._at(152, "I")
+
+    @property
+    def end(self) -> int:
+        return -(-self.tags[1] // 8) * 8 + HEADER_BYTES
+
+    @property
+    def crcs(self) -> tuple[int, int, int]:
+        return self._at(160, "I"), self._at(164, "I"), self._at(168, "I")
+
+    def whole(self, volume: bytes) -> bool:
+        """Whether all but the header in front is as it was written."""
+        places = (self.segment, self.index, self.tags)
+        back = volume[self.end - HEADER_BYTES : self.end]
+        return (
+            tuple(crc32c(volume[start:stop]) for start, stop in places) == self.crcs
+            and header(back, self.raw[16:32], BACK) == self.raw
+        )
+
+
+def header(raw: bytes, disk: bytes, magic: bytes = FRONT) -> bytes | None:
+    """A frame header with the magic of the front; None if it is none of that disk."""
+    if len(raw) != HEADER_BYTES or raw[:8] != magic or crc32c(raw[:188]) != struct.unpack_from("<I", raw, 188)[0]:
+        return None
+    good = (
+        raw[8:12] == struct.pack("<HH", 2, HEADER_BYTES) and max(raw[12:14]) <= 1 and not any(raw[14:16])
+        and raw[16:32] == disk and max(struct.unpack_from("<12Q", raw, 48)) <= NUMBER_MAX and not any(raw[172:188])
+    )  # fmt: skip
+    if not good:
+        return None
+    front = FRONT + raw[8:188]
+    return front + struct.pack("<I", crc32c(front))
+
+
+@dataclass
+class Journal:
+    """Frames that count; ``stop``: ``end``, ``torn`` or ``broken``, and where."""
+
+    frames: list[Frame] = field(default_factory=list)
+    stop: str = "end"
+    at: tuple[int, int] = (0, 0)
+
+
+def _frame_at(volume: int, raw: bytes, at: int, number: int, disk: bytes) -> Frame | None:
+    """By its header, or else the copy behind it."""
+    found = header(raw[at : at + HEADER_BYTES], disk)
+    if found is not None:
+        frame = Frame(volume, at, found)
+        if (frame.number, struct.unpack_from("<Q", found, 56)[0]) == (number, at):
+            return frame
+    place = at
+    while (place := raw.find(BACK, place + 1)) >= 0:
+        found = header(raw[place : place + HEADER_BYTES], disk, BACK)
+        if found is not None:
+            frame = Frame(volume, at, found)
+            if (frame.number, struct.unpack_from("<Q", found, 56)[0], frame.end) == (number, at, place + HEADER_BYTES):
+                return frame
+    return None
+
+
+def _later_frame(raw: bytes, at: int, disk: bytes) -> bool:
+    while (at := raw.find(FRONT, at + 1)) >= 0:
+        found = header(raw[at : at + HEADER_BYTES], disk)
+        if found is not None and struct.unpack_from("<Q", found, 56)[0] == at:
+            return True
+    return False
+
+
+def _stop(raw: bytes, at: int, before: Frame | None, disk: bytes, boot: bytes) -> str:
+    """What no frame begins with, at the end of the newest volume."""
+    if len(raw) - at < HEADER_BYTES:
+        return "torn"
+    lost = not any(raw[at : at + HEADER_BYTES]) or (before is not None and before.boot != boot)
+    return "torn" if lost and not _later_frame(raw, at, disk) else "broken"
+
+
+def journal(volumes: dict[int, bytes], disk_id: str, boot: bytes) -> Journal:
+    """All frames from number 1 on, without their order of application."""
+    disk, found, expected = uuid.UUID(disk_id).bytes, Journal(), 1
+    for volume, raw in sorted(volumes.items()):
+        if volume != expected:
+            found.stop = "broken"
+            return found
+        newest, at = volume == max(volumes), 0
+        while at < len(raw):
+            found.at = volume, at
+            frame = _frame_at(volume, raw, at, expected, disk) if len(raw) - at >= HEADER_BYTES else None
+            if frame is None:
+                found.stop = _stop(raw, at, found.frames[-1] if found.frames else None, disk, boot) if newest else "broken"
+                return found
+            if frame.end > len(raw):
+                found.stop = "torn" if newest else "broken"
+                return found
+            if newest and frame.end == len(raw) and frame.boot != boot and not frame.whole(raw):
+                found.stop = "torn"
+                return found
+            found.frames.append(frame)
+            at, expected = frame.end, expected + 1
+        found.at = volume, at
+    return found
+
+
+# --- what a position reads as ---------------------------------------------------------------------------------------
+
+
+class Picture:
+    """A disk's bytes, and which of them cannot be read, for their piece is not what its checksum says."""
+
+    def __init__(self, size: int) -> None:
+        self.data, self.bad = bytearray(size), bytearray(size)
+
+    def put(self, at: int, data: bytes, *, bad: bool = False) -> None:
+        end = min(len(self.data), at + len(data))
+        if at < end:
+            self.data[at:end] = data[: end - at]
+            self.bad[at:end] = bytes([bad]) * (end - at)
+
+    def base(self, ranges: list[tuple[int, int]], img: bytes, sums: bytes) -> None:
+        for offset, length in ranges:
+            for at in range(offset, min(offset + length, len(self.data)), BLOCK):
+                block = img[at : at + BLOCK].ljust(BLOCK, b"\0")
+                pair = struct.unpack("<II", sums[at // BLOCK * 8 : at // BLOCK * 8 + 8].ljust(8, b"\0"))
+                self.put(at, block, bad=crc32c(block) not in pair)
+
+    def entry(self, volume: bytes, frame: Frame, row: tuple[int, ...]) -> None:
+        _, _, offset, length, payload_at, piece, kind = row
+        if kind in (ZERO, DISCARD):
+            self.put(offset, bytes(max(0, min(length, len(self.data) - offset))))
+        elif kind == WRITE:
+            at = offset
+            while at < min(offset + length, len(self.data)):
+                stop = min(at - at % BLOCK + BLOCK, offset + length)
+                place = frame.segment[0] + payload_at + at - offset
+                data = volume[place : place + stop - at]
+                crc = volume[frame.pieces_at + 4 * piece : frame.pieces_at + 4 * piece + 4]
+                fits = len(data) == stop - at and crc == struct.pack("<I", crc32c(data))
+                self.put(at, data.ljust(stop - at, b"\0"), bad=not fits)
+                at, piece = stop, piece + 1
+
+
+def odd(row: tuple[int, ...], frame: Frame) -> bool:
+    """An entry that no record makes."""
+    position, _, offset, length, payload_at, _, kind = row
+    return (
+        kind not in (WRITE, ZERO, DISCARD, RESIZE)
+        or not frame.positions[0] <= position <= frame.positions[1]
+        or not length
+        or max(offset + length, position) > NUMBER_MAX
+        or (kind == WRITE and payload_at + length > frame.segment[1] - frame.segment[0])
+    )

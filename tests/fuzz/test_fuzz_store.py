@@ -1,0 +1,36 @@
+"""Damaged files of a managed disk: one clear error, or what the page says; never a byte that is not as it was written."""
+
+from __future__ import annotations
+
+from tests.fuzz import store_damage, store_targets
+from tests.fuzz.run import fuzz
+
+
+def test_meta() -> None:
+    seen = fuzz(store_damage.meta, lambda made, folder: store_targets.meta(*made, folder), share=0.06)
+    assert {"good disk.json", "good progress", "good pin", "StoreCorrupt", "StoreVersion"} <= seen.keys()
+
+
+def test_notes_of_mounted_recoveries() -> None:
+    seen = fuzz(store_damage.note, store_targets.note, share=0.06)
+    assert {"good", "not read"} <= seen.keys()
+
+
+def test_maps_of_the_base() -> None:
+    seen = fuzz(store_damage.base_map, store_targets.base_map, share=0.05)
+    assert {"good", "StoreCorrupt"} <= seen.keys()
+
+
+def test_intents() -> None:
+    seen = fuzz(store_damage.intent, store_targets.intent, share=0.05)
+    assert {"good", "nothing to do", "StoreCorrupt"} <= seen.keys()
+
+
+def test_journals() -> None:
+    seen = fuzz(store_damage.store, lambda made, folder: store_targets.store(*made, folder), share=0.25)
+    assert {"end, opened", "broken, not opened"} <= seen.keys()
+
+
+def test_checkpoints() -> None:
+    seen = fuzz(store_damage.checkpoint, lambda made, folder: store_targets.checkpoint(*made, folder), share=0.15)
+    assert {"good", "good and passed over"} <= seen.keys()
