@@ -17,12 +17,11 @@ from blockfs.errors import RigError
 from blockfs.part import PartName, TagSeen, Watermark
 from blockfs.part_index import PIECE_BYTES
 
-SLICE_BYTES = 1 << 30
+SLICE_BYTES = 2 << 30
 SLICE_ENTRIES = 1 << 20
 SLICE_CUT_BLOCKS = 1 << 15
-"""What one fold takes at a time.  The more, the more writes of the same blocks become one, and the fewer the syncs; but more
-would need more memory (most of all blocks that change in part: they are kept whole), and keep what waits for its end waiting.
-"""
+"""What one fold takes at a time.  The more, the more writes of a block become one, and the fewer the syncs; but more would
+need more memory (most of all blocks that change in part: they are kept whole), and keep what waits for its end waiting."""
 
 Want = Literal["next", "applied", "later", "conflict"]
 """What a part is to a disk: to be applied now, no longer needed, to be kept for later, or never applicable."""
