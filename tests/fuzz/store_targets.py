@@ -29,8 +29,8 @@ from blockfs.wire import WireModel
 from tests.fuzz import strict_store as strict
 from tests.fuzz.log_targets import assert_clear
 from tests.fuzz.store_damage import Good, volumes_of
-from tests.fuzz.strict_log import RESIZE, crc32c
-from tests.fuzz.strict_store import BLOCK, ENTRY, BadStoreError, Frame, Picture, need
+from tests.fuzz.strict_log import RESIZE
+from tests.fuzz.strict_store import BLOCK, ENTRY, BadStoreError, Frame, Picture, crc32c, need
 
 VIEW_BYTES_MAX = 1 << 20
 """Larger disks are not compared byte by byte."""
@@ -250,6 +250,9 @@ class _Expected:
         old = self._was_volumes[was.volume]
         same = self.volumes[frame.volume][slice(*frame.segment)] == old[slice(*was.segment)]
         index = old[slice(*was.index)]
+        same = same and [at - frame.start for at in (*frame.index, frame.pieces_at)] == [
+            at - was.start for at in (*was.index, was.pieces_at)
+        ]
         if same and frame.crcs[:2] == was.crcs[:2] == (was.crcs[0], crc32c(index)):
             return index
         return None
