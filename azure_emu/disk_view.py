@@ -109,7 +109,11 @@ def build_map(folder: Path, history: History, upto: Upto | None, *, base: bool =
                     os.close(fd)
                 volume, path, fd = frame.volume, volume_path(folder, frame.volume), -1
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            _add_frame(path, history, frame, index_in(fd, path, frame, history.size_before(frame)), upto, found)
+            index = index_in(fd, path, frame, history.size_before(frame))
+            try:
+                _add_frame(history, frame, index, upto, found)
+            except RigError as exc:
+                raise store_corrupt(path, f"byte {frame.entries_at}: index of frame {frame.number}: {exc.message}") from exc
     finally:
         if fd >= 0:
             os.close(fd)
@@ -119,19 +123,16 @@ def build_map(folder: Path, history: History, upto: Upto | None, *, base: bool =
     return found
 
 
-def _add_frame(path: Path, history: History, frame: Frame, index: FrameIndex, upto: Upto | None, found: DiskMap) -> None:
+def _add_frame(history: History, frame: Frame, index: FrameIndex, upto: Upto | None, found: DiskMap) -> None:
     source, piece_at = _source_of(frame, index, found)
-    try:
-        grown = found.extents.add(
-            source,
-            index.entries,
-            segment_at=frame.segment_at,
-            piece_at=piece_at,
-            after=history.contained(frame.part.generation) if frame.part.stream == "log" else -1,
-            upto=None if upto is None or upto.whole(frame) else upto.position,
-        )
-    except RigError as exc:
-        raise store_corrupt(path, f"byte {frame.entries_at}: index of frame {frame.number}: {exc.message}") from exc
+    grown = found.extents.add(
+        source,
+        index.entries,
+        segment_at=frame.segment_at,
+        piece_at=piece_at,
+        after=history.contained(frame.part.generation) if frame.part.stream == "log" else -1,
+        upto=None if upto is None or upto.whole(frame) else upto.position,
+    )
     if upto is None or upto.whole(frame):
         found.size_bytes = frame.size_bytes_after
     elif grown:

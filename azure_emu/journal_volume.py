@@ -29,6 +29,7 @@ from azure_emu.frames import (
     BACK_MAGIC,
     FRONT_MAGIC,
     HEADER_BYTES,
+    PIECE_CRC_BYTES,
     BadFrameError,
     DiskName,
     Frame,
@@ -278,11 +279,18 @@ def index_in(fd: int, path: Path, frame: Frame, size_bytes_before: int) -> Frame
         cut = frame.entries * ENTRY_BYTES
         return FrameIndex(raw[:cut], raw[cut:], rebuilt=False)
     found = _rebuilt(fd, frame, size_bytes_before)
-    if found is None or crc32c(found.pieces, crc32c(found.entries)) != frame.index_crc:
+    if found is None or not _is_index_of(frame, found):
         raise store_corrupt(
             path, f"byte {frame.entries_at}: index of frame {frame.number} has a wrong checksum, and so has its segment"
         )
     return FrameIndex(found.entries, found.pieces, rebuilt=True)
+
+
+def _is_index_of(frame: Frame, made: PartIndex) -> bool:
+    lengths = (len(made.entries), len(made.pieces))
+    return lengths == (frame.entries * ENTRY_BYTES, frame.pieces * PIECE_CRC_BYTES) and (
+        crc32c(made.pieces, crc32c(made.entries)) == frame.index_crc
+    )
 
 
 def read_tags(folder: Path, frame: Frame, size_bytes_before: int) -> tuple[tuple[TagSeen, ...], bool]:

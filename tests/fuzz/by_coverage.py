@@ -16,9 +16,18 @@ from pathlib import Path
 from typing import Any
 
 atheris: Any = importlib.import_module("atheris")
-with atheris.instrument_imports(include=["blockfs", "zstandard"]):
+with atheris.instrument_imports(include=["azure_emu", "blockfs", "zstandard"]):
     from blockfs.boot import current_boot_id
-    from tests.fuzz import damage, disk_damage, disk_targets, log_targets, small_damage, small_targets
+    from tests.fuzz import (
+        damage,
+        disk_damage,
+        disk_targets,
+        log_targets,
+        small_damage,
+        small_targets,
+        store_damage,
+        store_targets,
+    )
     from tests.fuzz import strict_log as log
     from tests.fuzz.damage import Choices
     from tests.fuzz.run import scratch
@@ -36,6 +45,12 @@ TARGETS: dict[str, Target] = {
     "dirty": lambda raw, folder: small_targets.dirty_file(small_damage.dirty_file(Choices(raw)), folder),
     "top_maps": lambda raw, folder: small_targets.top_maps(small_damage.top_maps(Choices(raw), BOOT_ID), folder),
     "vhd": lambda raw, folder: small_targets.vhd(small_damage.vhd(Choices(raw)), folder),
+    "meta": lambda raw, folder: store_targets.meta(*store_damage.meta(Choices(raw)), folder),
+    "note": lambda raw, folder: store_targets.note(store_damage.note(Choices(raw)), folder),
+    "base_map": lambda raw, folder: store_targets.base_map(store_damage.base_map(Choices(raw)), folder),
+    "intent": lambda raw, folder: store_targets.intent(store_damage.intent(Choices(raw)), folder),
+    "journal": lambda raw, folder: store_targets.store(*store_damage.store(Choices(raw)), folder),
+    "checkpoint": lambda raw, folder: store_targets.checkpoint(*store_damage.checkpoint(Choices(raw)), folder),
     "segment-raw": lambda raw, folder: log_targets.segment(log.reseal(raw[1:]) if raw[:1] < b"\x80" else raw[1:], folder),
     "dm_log-raw": small_targets.dm_log,
     "disk_state-raw": small_targets.disk_state,

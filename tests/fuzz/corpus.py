@@ -1,7 +1,8 @@
 """Inputs that once were, or nearly were, misread; every run reads them again.
 
 ``corpus/TARGET/NAME`` is the file itself; for rows of segments, and for a disk, a folder of them (what is not there of a
-disk is made: zeros, and good files beside them); for a part its blob's name in a first line.  Segments of a disk were begun
+disk is made: zeros, and good files beside them); for a part its blob's name in a first line; for a journal a folder of
+its volumes; for one of a managed disk's small files its kind before a comma.  Segments of a disk were begun
 in a boot that is over, and are closed in order, unless it is about just that.
 """
 
@@ -11,7 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from blockfs.part import PartName
-from tests.fuzz import damage, disk_damage, disk_targets, log_targets, small_damage, small_targets
+from tests.fuzz import (
+    damage,
+    disk_damage,
+    disk_targets,
+    log_targets,
+    small_damage,
+    small_targets,
+    store_damage,
+    store_targets,
+)
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -29,6 +39,17 @@ def disk(case: Path, folder: Path) -> str:
 def part(case: Path, folder: Path) -> str:
     name, _, data = case.read_bytes().partition(b"\n")
     return log_targets.part(PartName.parse(name.decode()), data, folder)
+
+
+def meta(case: Path, folder: Path) -> str:
+    kind = case.name.partition(",")[0]
+    return store_targets.meta(kind, case.read_bytes(), folder)
+
+
+def journal(case: Path, folder: Path) -> str:
+    good = store_damage.good_store(0)
+    files = {name: raw for name, raw in good.files.items() if not name.startswith(("journal/", "checkpoints/"))}
+    return store_targets.store(good, files | {f"journal/{file.name}": file.read_bytes() for file in case.iterdir()}, folder)
 
 
 def _file(target: Callable[[bytes, Path], str]) -> Callable[[Path, Path], str]:
@@ -50,4 +71,9 @@ TARGETS: dict[str, Callable[[Path, Path], str]] = {
     "disk_state": _file(small_targets.disk_state),
     "dirty": _file(small_targets.dirty_file),
     "vhd": _file(small_targets.vhd),
+    "meta": meta,
+    "note": _file(store_targets.note),
+    "base_map": _file(store_targets.base_map),
+    "intent": _file(store_targets.intent),
+    "journal": journal,
 }

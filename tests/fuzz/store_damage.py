@@ -18,8 +18,7 @@ from azure_emu import checkpoints
 from azure_emu.managed_disk import ManagedDiskStore
 from tests.fuzz.damage import DISK_ID, OTHER_ID, Choices, damage_bytes, poke
 from tests.fuzz.small_damage import VALUES
-from tests.fuzz.strict_log import crc32c
-from tests.fuzz.strict_store import BACK, ENTRY, FRONT, HEADER_BYTES, Frame, journal
+from tests.fuzz.strict_store import BACK, ENTRY, FRONT, HEADER_BYTES, Frame, crc32c, journal
 from tests.unit.disk_history import SiteDisk
 
 SIZE_BYTES = 32 * 1024

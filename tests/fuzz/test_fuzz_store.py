@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+from pathlib import Path
+
+import pytest
+
 from tests.fuzz import store_damage, store_targets
 from tests.fuzz.run import fuzz
 
@@ -34,3 +39,16 @@ def test_journals() -> None:
 def test_checkpoints() -> None:
     seen = fuzz(store_damage.checkpoint, lambda made, folder: store_targets.checkpoint(*made, folder), share=0.15)
     assert {"good", "good and passed over"} <= seen.keys()
+
+
+@pytest.mark.parametrize(
+    ("at", "number"),
+    [(48, 1 << 40), (72, 0), (72, 1 << 40), (72, (1 << 64) - 1)],
+    ids=["size", "none", "newer", "no-number"],
+)
+def test_a_checkpoint_that_says_what_cannot_be_is_passed_over(at: int, number: int, tmp_path: Path) -> None:
+    good = store_damage.good_store(0)
+    name = max(name for name in good.files if name.startswith("checkpoints/"))
+    raw = good.files[name]
+    bad = store_damage.seal_checkpoint(raw[:at] + struct.pack("<Q", number) + raw[at + 8 :])
+    assert store_targets.checkpoint(good, good.files | {name: bad}, tmp_path) == "good and passed over"
