@@ -257,6 +257,10 @@ class _Expected:
             return index
         return None
 
+    def tags_before(self, frame: Frame) -> bytes | None:
+        was = self._was.get(frame.number)
+        return None if was is None else self._was_volumes[was.volume][slice(*was.tags)]
+
     @property
     def says_otherwise(self) -> bool:
         """Whether a header tells of its part what its segment may not: then the index is not made again from that."""
@@ -384,8 +388,8 @@ def store(good: Good, files: dict[str, bytes], folder: Path) -> str:
 
 
 def _tags_sound(want: _Expected, frame: Frame) -> bool:
-    raw = want.volumes[frame.volume][slice(*frame.tags)]
-    return crc32c(raw) == frame.crcs[2] and raw[:1] in (b"", b"[") and raw[:2] != b"[["
+    """As they were written; others may have to be made again, which may not be possible."""
+    return want.volumes[frame.volume][slice(*frame.tags)] == want.tags_before(frame) and not want.says_otherwise
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------
