@@ -71,9 +71,12 @@ class Owner:
 def create_base(folder: Path, size_bytes: int) -> None:
     """An empty base, durable but for its names."""
     for name, size in ((BASE, size_bytes), (SUMS, sums_bytes(size_bytes))):
-        with (folder / name).open("xb") as file:
-            file.truncate(size)
-            os.fsync(file.fileno())
+        fd = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, size)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
     write_map(folder, [])
 
 

@@ -134,8 +134,9 @@ def _size_of_damaged(folder: Path) -> int:
 def _make(new: Path, disk_id: str, size_bytes: int, created_ns: int, step: Step) -> None:
     """The folder of an empty disk, under a name that counts for nothing."""
     shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True, mode=0o700)
     for name in (JOURNAL, checkpoints.CHECKPOINTS, PINS):
-        (new / name).mkdir(parents=True, mode=0o700)
+        (new / name).mkdir(mode=0o700)
     (new / LOCK).touch(0o600)
     step("create.folder")
     create_base(new, size_bytes)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from azure_emu.managed_disk import ManagedDiskStore, discard_leftovers, open_view
+from azure_emu.pins import pin
 from blockfs.changelog import RecordType
 from blockfs.errors import RigError
 from blockfs.layers import Layer
@@ -590,3 +591,17 @@ def test_what_cannot_be_a_disk_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RigError) as caught:
         open_view(tmp_path / "nothing", 1)
     assert caught.value.code == "DiskNotFound"
+
+
+def test_what_a_managed_disk_holds_is_for_its_owner_alone(tmp_path: Path) -> None:
+    disk, store = SiteDisk(tmp_path, random.Random(3)), new_store(tmp_path)
+    apply(store, disk.sync())
+    for _ in range(3):
+        disk.scribble(20)
+        apply(store, [disk.close_log()])
+    pin(store.folder, disk.position, "vm web01/os")
+    store.fold(store.floor + 40)
+    store.checkpoint()
+    store.close()
+    for path in [store.folder, *store.folder.rglob("*")]:
+        assert path.stat().st_mode & 0o077 == 0, path
