@@ -300,7 +300,7 @@ def _picture(want: _Expected, position: int) -> tuple[Picture | None, bool]:
             size = frame.size_after
         for row in ENTRY.iter_unpack(entries):
             odd |= strict.odd(row, frame)
-            if int(str(want.progress["first_position"])) < row[0] <= (strict.NUMBER_MAX if whole else position):
+            if int(str(want.progress["first_position"])) < row[0] <= (1 << 64 if whole else position):
                 rows.append((frame, volume, row))
                 if row[6] == RESIZE and not whole:
                     size = row[3]
