@@ -128,7 +128,8 @@ static int64_t seek_hole(struct sr_disk *disk, uint64_t offset)
 		int64_t found = data < 0 ? data : sr_layer_seek(disk->layer, (uint64_t)data, SEEK_HOLE);
 		if (found < 0)
 			return found;
-		offset = block_begin((uint64_t)found + SR_BLOCK_BYTES - 1);
+		uint64_t next = block_begin((uint64_t)found + SR_BLOCK_BYTES - 1);
+		offset = next > begin ? next : begin + SR_BLOCK_BYTES; /* it may have become a hole in between */
 	}
 	return (int64_t)size;
 }
