@@ -384,15 +384,15 @@ static void run_round(const char *folder)
 		make_victim(&the_round.victims[i], folder, i);
 		start_log(&the_round.victims[i]);
 	}
-	the_round.faults_on = the_round.fault != NO_FAULT;
 	the_round.done = 0;
 	for (int generation = 1; generation <= GENERATIONS; generation++) {
+		the_round.faults_on = the_round.fault != NO_FAULT;
 		run_threads(work, sizeof(work) / sizeof(work[0]), 150);
+		the_round.faults_on = 0; /* a log that could not be begun would be none to look at */
 		if (generation < GENERATIONS)
 			for (int i = 0; i < VICTIMS; i++)
 				start_log(&the_round.victims[i]);
 	}
-	the_round.faults_on = 0;
 	printf("round %" PRIu64 ": %s, faults %s, a full log is %s, limits: log %" PRIu64 ", snapshot %" PRIu64
 	       "; %" PRIu64 " requests\n",
 	       round_number, the_round.over_view ? "top over a view" : "raw", fault_names[the_round.fault],
