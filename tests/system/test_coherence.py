@@ -5,11 +5,11 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.system.conftest import StartServer
+from tests.system.disk_server import DISK_BYTES
 from tests.system.disk_server_process import DiskServer
 
 pytestmark = pytest.mark.system
@@ -21,13 +21,8 @@ MODES = {"direct": os.O_RDWR | os.O_DIRECT, "buffered": os.O_RDWR}
 
 
 @pytest.fixture
-def server(tmp_path: Path, front_end: str) -> Iterator[DiskServer]:
-    server = DiskServer(tmp_path, front_end=front_end)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.clean_up()
+def server(start_server: StartServer) -> DiskServer:
+    return start_server(DISK_BYTES)
 
 
 def page(number: int) -> mmap.mmap:
