@@ -25,7 +25,8 @@ KERNELS = 1 << 51
 """Of ``unique`` only what is below is the kernel's: above is by whom it came, and that may be any thread."""
 LOOKUP, FORGET, GETATTR, READ, WRITE, FSYNC, FLUSH, INIT, READDIR, INTERRUPT = 1, 2, 3, 15, 16, 20, 25, 26, 28, 36
 IOCTL, POLL, BATCH_FORGET, FALLOCATE, READDIRPLUS, LSEEK, COPY_FILE_RANGE, STATX = 39, 40, 42, 43, 44, 46, 47, 52
-GETXATTR, MKNOD = 22, 8
+GETXATTR, MKNOD, OPEN = 22, 8, 14
+FOPEN_DIRECT_IO, FOPEN_PARALLEL_DIRECT_WRITES = 1 << 0, 1 << 6
 REQUEST_BYTES_MAX = 1 << 20
 NO_HANDLE = (1 << 62) | 0xFFFFFFF
 ASYNC_READ, AUTO_INVAL_DATA, READDIRPLUS_FLAG, ASYNC_DIO, WRITEBACK_CACHE = 1 << 0, 1 << 12, 1 << 13, 1 << 15, 1 << 16
@@ -139,6 +140,20 @@ def test_names_go_to_python_and_the_answers_back_as_they_are(rig: Rig) -> None:
     assert rig.answered() == Message(0, 6, b"attributes")
     assert rig.answered() == Message(-errno.ENOENT, 4, b"")
     assert rig.pump.counters() == {"answered": 0, "forwarded": 2}
+
+
+@pytest.mark.parametrize(
+    ("opcode", "error", "uncached", "parallel"),
+    [(OPEN, 0, True, True), (OPEN, 0, False, False), (OPEN, -errno.EACCES, True, False), (GETATTR, 0, True, False)],
+)
+def test_only_who_has_a_disk_open_uncached_writes_side_by_side(
+    rig: Rig, opcode: int, error: int, uncached: bool, parallel: bool
+) -> None:
+    flags = FOPEN_DIRECT_IO if uncached else 0
+    rig.ask(opcode, 4, bytes(8))
+    rig.answer(rig.asked().unique, struct.pack("<QII", 77, flags, 0), error)
+    expected = struct.pack("<QII", 77, flags | (FOPEN_PARALLEL_DIRECT_WRITES if parallel else 0), 0)
+    assert rig.answered() == Message(error, 4, expected)
 
 
 @pytest.mark.parametrize(
