@@ -134,3 +134,17 @@ async def test_a_log_that_is_deleted_while_it_is_looked_at_is_not_there(
     with pytest.raises(pyfuse3.FUSEError) as failed:
         await inode_of(files, "web01", "os.000001.hrl")
     assert failed.value.errno == errno.ENOENT
+
+
+async def test_all_who_have_a_disk_open_have_it_open_in_the_first_ones_way(host: DiskHost) -> None:
+    """Or a direct write could leave old bytes in the cache of one who reads through it."""
+    await host.create_disk(vm="web01", name="os", size_bytes=SIZE)
+    files = DiskFileSystem(host)
+    disk, vhd = await inode_of(files, "web01", "os.img"), await inode_of(files, "web01", "os.vhd")
+    direct, buffered = os.O_RDWR | os.O_DIRECT, os.O_RDWR
+    for first, second, uncached in ((direct, buffered, True), (buffered, direct, False), (direct, direct, True)):
+        beside = await files.open(vhd, os.O_RDONLY, NOBODY)  # has pages of its own, so it decides nothing
+        infos = [await files.open(disk, flags, NOBODY) for flags in (first, second)]
+        assert [info.direct_io for info in infos] == [uncached, uncached]
+        for info in (*infos, beside):
+            await files.release(info.fh)
