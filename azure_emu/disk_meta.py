@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from blockfs.boot import NIL
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
 from blockfs.wire import UUID_PATTERN, WireModel
@@ -43,6 +44,20 @@ class FoldNote(WireModel):
     position: Whole
 
 
+class OpenNote(WireModel):
+    """The first opening for applying in a boot: every frame up to ``frame`` counts, and what was torn behind it is cut.
+
+    So in ``boot`` a frame can have been torn by a kill, but not by a power loss.
+    """
+
+    boot: str = Field(pattern=UUID_PATTERN)
+    frame: Whole
+
+
+NOT_OPENED = OpenNote(boot=NIL, frame=0)
+"""Nothing is known of any frame."""
+
+
 class Progress(WireModel):
     """``progress``: what ``base.img`` holds, which is everything up to the floor, and of what generation that is.
 
@@ -53,7 +68,8 @@ class Progress(WireModel):
     folded into the base.
 
     ``frame``: number of the last frame that was folded into the base.  ``floor``, ``floor_time_ns``: the oldest position
-    that can be read.  ``size_bytes``: of the disk there.  The last three are 0 before ``complete``.
+    that can be read.  ``size_bytes``: of the disk there.  The last three are 0 before ``complete``.  ``opened`` is of the
+    process that wrote it.
     """
 
     generation: Whole
@@ -71,10 +87,11 @@ class Progress(WireModel):
     floor_time_ns: Whole = 0
     size_bytes: Whole = 0
     fold: FoldNote | None = None
+    opened: OpenNote = NOT_OPENED
 
     @model_validator(mode="after")
     def _is_of_a_copy_or_of_a_disk(self) -> Progress:
-        before = {"generation", "sync_parts", "first_position"}
+        before = {"generation", "sync_parts", "first_position", "opened"}
         if not self.complete and any(self.model_dump(exclude=before).values()):
             raise ValueError("tells of a state of the disk, but the initial replication is not complete")
         return self

@@ -30,17 +30,18 @@ import structlog
 
 from azure_emu import checkpoints
 from azure_emu.base import Owner, clear_base, create_base, forget_intent, read_map, rebuild_map, take_up
-from azure_emu.disk_meta import DISK_META, PROGRESS, DiskMeta, Progress, read_meta, write_meta
+from azure_emu.disk_meta import DISK_META, PROGRESS, DiskMeta, OpenNote, Progress, read_meta, write_meta
 from azure_emu.disk_view import DiskMap, base_source, build_map, build_view, open_view
 from azure_emu.fold import absorb_map, announce_fold, delete_folded, fill_base
 from azure_emu.history import History, Want
 from azure_emu.host_disk import host_disk_errors
-from azure_emu.journal_volume import JOURNAL, JournalWriter, mend, read_index, read_tags
+from azure_emu.journal_volume import JOURNAL, JournalWriter, make_durable, mend, read_index, read_tags
 from azure_emu.pins import LOCK, PINS, locked, pins
 from azure_emu.ports import Change, Damage
 from azure_emu.questions import change_list, position_at
 from azure_emu.scrub import scrub
 from azure_emu.store_history import Loaded, load_history
+from blockfs import boot
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.extents import ExtentMap
@@ -152,6 +153,7 @@ class ManagedDiskStore:
         self.folder = loaded.folder
         self._meta = loaded.meta
         self._progress = loaded.progress
+        self._opened = loaded.progress.opened if loaded.progress else OpenNote(boot=boot.current_boot_id(), frame=0)
         self._history = loaded.history
         self._tags = tags
         self._step = step
@@ -196,8 +198,8 @@ class ManagedDiskStore:
                 raise loaded.journal.broken
             tags = _check_frames(loaded)
             _check_map(folder)
-            sync_folder(folder / JOURNAL)  # a kill between rename and sync: what is counted now must stay
-            sync_folder(folder)
+            sync_folder(folder)  # a kill between rename and sync: what is counted now must stay
+            _note_opening(loaded)
             store = cls(loaded, tags, step)
             store._take_up()
         return store
@@ -325,11 +327,15 @@ class ManagedDiskStore:
         forget_intent(self.folder)
 
     def _count(self, progress: Progress) -> None:
+        progress = self._noting_opening(progress)
         write_meta(self.folder / PROGRESS, progress)
         self._forget_latest()
         with self._lock:
             self._progress = progress
             self._history.set_progress(progress)
+
+    def _noting_opening(self, progress: Progress) -> Progress:
+        return progress.model_copy(update={"opened": self._opened})
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -411,7 +417,7 @@ class ManagedDiskStore:
             self._history.floor = progress.fold.position
         fill_base(self.folder, self._history, progress.fold, step)
         with self._lock:
-            done = self._history.progress_at(progress.fold.frame)
+            done = self._noting_opening(self._history.progress_at(progress.fold.frame))
             write_meta(self.folder / PROGRESS, done)
             history = History(self._meta, done)
             for frame in self._history.frames:
@@ -495,6 +501,24 @@ def _check_frames(loaded: Loaded) -> list[TagSeen]:
         past.add(frame)
         tags += filter(past.names_position, found)
     return tags
+
+
+def _note_opening(loaded: Loaded) -> None:
+    """In the first opening of a boot, note that all frames count which are there now: from now on a bad one is rot."""
+    progress, now = loaded.progress, boot.current_boot_id()
+    if progress is None or progress.opened.boot == now:
+        make_durable(loaded.folder, loaded.journal)
+        return
+    frames = loaded.history.frames
+    last = loaded.history.folded + len(frames)
+    if loaded.journal.torn is not None:  # what is before it counts at once, but until it is cut it is of the boot before
+        note = OpenNote(boot=progress.opened.boot, frame=last)
+        write_meta(loaded.folder / PROGRESS, progress.model_copy(update={"opened": note}))
+    make_durable(loaded.folder, loaded.journal)
+    if frames:  # of which only the segment was looked at
+        mend(loaded.folder, frames[-1], loaded.history.size_before(frames[-1]))
+    loaded.progress = progress.model_copy(update={"opened": OpenNote(boot=now, frame=last)})
+    write_meta(loaded.folder / PROGRESS, loaded.progress)
 
 
 def _check_map(folder: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from azure_emu.base import BASE, SUMS
-from azure_emu.disk_meta import DISK_META, PROGRESS, DiskMeta, Progress, read_meta, store_corrupt
+from azure_emu.disk_meta import DISK_META, NOT_OPENED, PROGRESS, DiskMeta, Progress, read_meta, store_corrupt
 from azure_emu.history import Epoch, History
 from azure_emu.journal_volume import JournalState, list_volumes, read_journal, volume_path
 from blockfs.errors import RigError
@@ -86,7 +86,7 @@ def _load(folder: Path) -> Loaded:
         raise store_corrupt(path, "is missing")
     history = History(meta, progress)
     _check_base(folder, meta, progress)
-    journal = read_journal(folder, meta.disk_id, history.folded)
+    journal = read_journal(folder, meta.disk_id, history.folded, progress.opened if progress else NOT_OPENED)
     for frame in journal.frames:
         if not history.seeded or history.want(frame.part) != "next" or history.goes_back(frame):
             path = volume_path(folder, frame.volume)
