@@ -36,7 +36,7 @@ from azure_emu.part_cache import PartCache
 from azure_emu.ports import ApplierReports, Change, ChangeStep, Damage, DiskState
 from azure_emu.questions import change_list, disk_state, position_at
 from azure_emu.scrub import scrub
-from azure_emu.store_history import load_history
+from azure_emu.store_history import ask
 from blockfs.errors import RigError
 from blockfs.part import PartName, Watermark
 from cext.hashing import KEY_BYTES
@@ -48,6 +48,9 @@ RETRY_RECOVERABLE_S = 5.0
 
 BEHIND_S = 10.0
 """So long after a fold or a checkpoint the next is looked for: what cannot be folded now, for it is pinned, may be then."""
+
+DAMAGE_LOOKS, DAMAGE_LOOK_S = 3, 1.0
+"""How often, and how far apart, damage must be met again before a store is set aside for it."""
 
 CHECKSUMS_MAX = 1 << 16
 """Chunks in one question."""
@@ -266,6 +269,13 @@ class Applier:
             folder = self._folder / disk.disk_id
             if begun <= await trio.to_thread.run_sync(known_generation, folder):
                 raise
+            for _ in range(DAMAGE_LOOKS):  # all its positions are at stake: it must be no error of the moment
+                await trio.sleep(DAMAGE_LOOK_S)
+                try:
+                    return await self._open(disk)
+                except RigError as again:
+                    if (again.code, again.message) != (exc.code, exc.message):
+                        raise
             log.warning("damaged store set aside", disk=disk.disk_id, reason=exc.message)
             disk.store = await trio.to_thread.run_sync(partial(reset_disk, folder, created_ns=time.time_ns()))
             disk.reported, disk.reported_tags = None, 0
@@ -371,17 +381,17 @@ class Applier:
     async def position_at(self, *, disk_id: str, time_ns: int) -> int:
         """See :class:`azure_emu.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
-        return await trio.to_thread.run_sync(lambda: position_at(load_history(folder), time_ns))
+        return await trio.to_thread.run_sync(ask, folder, lambda loaded: position_at(loaded, time_ns))
 
     async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
         """See :class:`azure_emu.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
-        return await trio.to_thread.run_sync(lambda: change_list(load_history(folder), after, upto, limit))
+        return await trio.to_thread.run_sync(ask, folder, lambda loaded: change_list(loaded, after, upto, limit))
 
     async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
         """See :class:`azure_emu.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
-        return await trio.to_thread.run_sync(lambda: change_steps(load_history(folder), after, upto))
+        return await trio.to_thread.run_sync(ask, folder, lambda loaded: change_steps(loaded, after, upto))
 
     async def scrub(self, *, disk_id: str) -> list[Damage]:
         """See :class:`azure_emu.ports.RecoverySide`; a store that cannot be opened can be scrubbed."""

@@ -335,6 +335,20 @@ def test_a_part_whose_positions_go_back_is_refused(tmp_path: Path) -> None:
     assert caught.value.message == f"part {part.blob()}: begins at position 18; disk {DISK_ID} is at {reached} already"
 
 
+def test_positions_do_not_go_back_from_one_sync_part_to_the_next(tmp_path: Path) -> None:
+    disk, store = seeded(tmp_path)
+    disk.new_generation()
+    first, *_ = disk.sync(against=bytes(SIZE_BYTES))
+    store.apply_part(*first)
+    reached, disk.position = disk.position, disk.position - 2
+    part, data = disk.sync(against=bytes(disk.data), first_part=2, first_seq=disk.seq + 1)[0]
+    with pytest.raises(RigError) as caught:
+        store.apply_part(part, data)
+    assert caught.value.message == (
+        f"part {part.blob()}: begins at position {reached - 1}; disk {DISK_ID} is at {reached} already"
+    )
+
+
 def test_a_record_beyond_the_disk_is_refused(tmp_path: Path) -> None:
     disk, store = seeded(tmp_path)
     disk.note(RecordType.ZERO, SIZE_BYTES - 512, 1024)

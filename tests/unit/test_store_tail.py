@@ -184,6 +184,14 @@ def test_frames_of_this_boot_behind_those_of_another_are_not_taken_for_torn(tail
     assert tail.open().watermark().complete_position == tail.before.position
 
 
+def test_frames_that_were_folded_are_not_to_go_missing_either(tail: Tail) -> None:
+    store = tail.open()
+    store.fold(tail.last.position)
+    store.close()
+    tail.path.write_bytes(tail.good[: tail.last.start])
+    assert tail.refused() == f"byte {tail.last.start}: it ends before frame {tail.last.number}, which was there"
+
+
 @pytest.mark.parametrize("killed_before", [1, 2])
 def test_a_kill_while_a_torn_frame_is_cut_leaves_it_to_the_next_opening(
     tail: Tail, monkeypatch: pytest.MonkeyPatch, killed_before: int
