@@ -223,10 +223,9 @@ class Vault(Reports):
         return await self._services.store.transact(look)
 
     async def progress(self, *, vm: str) -> VmProgress:
-        """What the site's agent does for a VM, or how far a failback is."""
+        """What the site's agent does for a VM (protected or not), or how far a failback is."""
 
         def downloading(session: Session) -> list[dict[str, Any]] | None:
-            find_item(session, vm)
             job = jobs.open_job(session, vm)
             return None if job is None or job.key != failback_tasks.FAILBACK.key else job.memory.get("disks", [])
 

@@ -46,7 +46,7 @@ def scrub(folder: Dir, which: Which = None, as_json: Json = False) -> None:
         check_format(layout)
         api = _vault(folder)
         stores = _chosen(await _stores(layout, api), which or [])
-        found = [(store, await trio.to_thread.run_sync(_scrub, store)) for store in stores]
+        found = [(store, await _scrub(store)) for store in stores]
         points = await _points(api, [store for store, damages in found if damages])
         if as_json:
             show.print_json([_json(store, damages, points) for store, damages in found])
@@ -91,10 +91,11 @@ def _is(store: _Store, text: str) -> bool:
     return text in (store.title, store.title.partition("/")[0])
 
 
-def _scrub(store: _Store) -> list[Damage]:
+async def _scrub(store: _Store) -> list[Damage]:
     total = sum(path.stat().st_blocks * 512 for path in store.folder.rglob("*") if path.is_file())
     with show.bar(store.title, total) as advance:
-        return list(scrub_store(store.folder, advance))
+        # Ctrl-C does not wait for its end: it changes nothing.
+        return await trio.to_thread.run_sync(lambda: list(scrub_store(store.folder, advance)), abandon_on_cancel=True)
 
 
 async def _points(api: VaultApi | None, stores: list[_Store]) -> dict[str, list[RecoveryPoint]]:

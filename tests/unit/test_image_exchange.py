@@ -77,7 +77,7 @@ async def test_export_then_import_gives_the_same_bytes_and_qemu_agrees(tmp_path:
     back = tmp_path / "back.img"
     with back.open("wb") as file:
         file.truncate(SIZE + MIB)  # a larger disk
-    await image_import.fill(to, back)
+    await image_import.fill(to, back, advance=lambda _done: None)
     assert back.read_bytes() == disk.read_bytes() + bytes(MIB), f"seed {seed}"
     assert back.stat().st_blocks * 512 < SIZE / 2, "what is a hole stays one"
     assert sorted(path.suffix for path in tmp_path.iterdir() if path.name.startswith(".")) == []
@@ -91,7 +91,7 @@ async def test_a_dynamic_vhd_is_imported(tmp_path: Path) -> None:
     assert (looked.format, looked.size_bytes) == ("vpc", SIZE)
     with back.open("wb") as file:
         file.truncate(SIZE)
-    await image_import.fill(dynamic, back)
+    await image_import.fill(dynamic, back, advance=lambda _done: None)
     assert back.read_bytes() == disk.read_bytes()
 
 
@@ -133,7 +133,7 @@ async def test_an_image_larger_than_the_disk_is_refused_and_the_disk_untouched(t
     image.write_bytes(b"x" * 1024)
     disk.write_bytes(bytes(512))
     with pytest.raises(RigError, match=r"has 512 bytes; the disk in .*image\.img has 1024"):
-        await image_import.fill(image, disk)
+        await image_import.fill(image, disk, advance=lambda _done: None)
     assert disk.read_bytes() == bytes(512)
 
 
