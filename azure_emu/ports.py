@@ -167,8 +167,8 @@ class RecoverySide(Protocol):
         """Keyed checksums (hex) of chunks of the latest applied state."""
         ...
 
-    async def store_path(self, *, disk_id: str) -> str:
-        """Folder of the managed disk (for the recovery host's ``open_point``); ``DiskNotFound``."""
+    async def store_paths(self, *, disk_ids: list[str]) -> list[str]:
+        """Folders of managed disks (for the recovery host's ``open_point``); ``DiskNotFound``."""
         ...
 
     async def retain(self, *, disk_id: str, position: int) -> None:

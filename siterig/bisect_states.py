@@ -160,8 +160,8 @@ class MountedStates:
         if not self._swept:
             await self._sweep()
         images = {}
-        for name, disk_id in self._disk_ids.items():
-            store = await self._recovery.store_path(disk_id=disk_id)
+        stores = await self._recovery.store_paths(disk_ids=list(self._disk_ids.values()))
+        for name, store in zip(self._disk_ids, stores, strict=True):
             info = await self._azure.open_point(
                 vm=self._label, name=name, disk_id=str(uuid.uuid4()), store=store, position=state.position
             )

@@ -209,12 +209,7 @@ async def mount(
 
     fresh, disks = await services.store.transact(note)
     try:
-        sources = [
-            RecoverySource(
-                name=disk.name, disk_id=disk.disk_id, store=await services.recovery.store_path(disk_id=disk.disk_id)
-            )
-            for disk in disks
-        ]
+        sources = await _sources(services, disks)
         info = await services.azure.open_recovery(vm=vm, name=wanted.name, position=at, disks=sources)
     except BaseException:
         if fresh:
@@ -222,6 +217,13 @@ async def mount(
                 await close(services, vm, wanted.name)
         raise
     return _wire(wanted, found, info)
+
+
+async def _sources(services: Services, disks: list[DiskRow]) -> list[RecoverySource]:
+    paths = await services.recovery.store_paths(disk_ids=[disk.disk_id for disk in disks])
+    return [
+        RecoverySource(name=disk.name, disk_id=disk.disk_id, store=path) for disk, path in zip(disks, paths, strict=True)
+    ]
 
 
 async def unmount(services: Services, vm: str, name: str) -> None:

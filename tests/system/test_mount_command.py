@@ -548,7 +548,7 @@ def home() -> Iterator[Path]:
     """A folder of an ordinary user's."""
     with tempfile.TemporaryDirectory(prefix="siterig-user-") as folder:
         os.chown(folder, NOBODY, NOBODY)
-        probe = [*AS_NOBODY, sys.executable, "-c", "import siterig.cli"]
+        probe = [*AS_NOBODY, sys.executable, "-c", "import siterig.commands.mount"]
         if subprocess.run(probe, cwd=ROOT, capture_output=True, check=False).returncode != 0:
             pytest.skip("an ordinary user cannot run this Python")
         yield Path(folder)

@@ -329,16 +329,16 @@ async def test_a_disk_is_made_once_found_and_deleted_with_its_blobs(rig: Rig) ->
     with pytest.raises(RigError) as caught:
         await side.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES * 2)
     assert caught.value.message == f"managed disk {DISK_ID} is there with {SIZE_BYTES} bytes, not {SIZE_BYTES * 2}"
-    assert await side.store_path(disk_id=DISK_ID) == str(rig.disks / DISK_ID)
+    assert await side.store_paths(disk_ids=[DISK_ID]) == [str(rig.disks / DISK_ID)]
     rig.cache.hold(rig.disk.sync())
     for _ in range(2):
         await side.delete_managed_disk(disk_id=DISK_ID)
     assert rig.cache.blobs == {}
     with pytest.raises(RigError) as caught:
-        await side.store_path(disk_id=DISK_ID)
+        await side.store_paths(disk_ids=[DISK_ID])
     assert caught.value.code == "DiskNotFound"
     with pytest.raises(RigError, match="is not a lower-case UUID"):
-        await side.store_path(disk_id="../../etc")
+        await side.store_paths(disk_ids=[DISK_ID, "../../etc"])
 
 
 async def test_a_damaged_store_is_reported_and_can_be_deleted(

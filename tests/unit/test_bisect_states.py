@@ -51,8 +51,8 @@ class Rig:
             for asked in self.asked
         ]
 
-    async def store_path(self, *, disk_id: str) -> str:
-        return f"/store/{disk_id}"
+    async def store_paths(self, *, disk_ids: list[str]) -> list[str]:
+        return [f"/store/{disk_id}" for disk_id in disk_ids]
 
     async def open_point(self, *, vm: str, name: str, disk_id: str, store: str, position: int) -> DiskInfo:
         self.opened.append((vm, name, store, position))

@@ -20,7 +20,7 @@ from azure_emu.vault.api import Job, JobError, RecoveryPoint, Task, Vm, VmDisk
 from blockfs.errors import RigError
 from blockfs.progress import DiskProgress, VmProgress
 from siterig import exits, show
-from siterig.cli import app
+from siterig.cli import SUBJECTS, program
 from siterig.layout import Layout, create
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -99,7 +99,7 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVault
 
 
 def siterig(*arguments: str) -> Any:
-    return CliRunner().invoke(app, list(arguments))
+    return CliRunner().invoke(program(arguments), list(arguments))
 
 
 def commands(command: Any, path: tuple[str, ...] = ("siterig",)) -> Iterator[tuple[str, Any]]:
@@ -116,7 +116,7 @@ def test_protect_succeeds_only_if_protection_was_finalized(vault: FakeVault) -> 
     assert (result.exit_code, "siterig: error: no point came (VaultStopped)" in result.stderr) == (1, True)
 
 
-ALL = dict(commands(typer.main.get_command(app)))
+ALL = dict(commands(typer.main.get_command(program())))
 
 
 @pytest.mark.parametrize("path", ALL)
@@ -271,6 +271,15 @@ def test_a_folder_that_is_no_rigs_is_not_touched(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert result.stderr.endswith("name an empty or a new folder with --dir (NotARig)\n")
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_a_command_loads_its_own_module_and_no_other(subject: str) -> None:
+    for word in SUBJECTS[subject]:
+        named = typer.main.get_command(program([word, "--json"]))
+        assert set(getattr(named, "commands")) == set(SUBJECTS[subject]), word  # noqa: B009 (typer hides its type)
+    wrong = typer.main.get_command(program(["wrong"]))
+    assert set(SUBJECTS[subject]) < set(getattr(wrong, "commands"))  # noqa: B009
 
 
 def test_ctrl_c_is_status_130(vault: FakeVault, monkeypatch: pytest.MonkeyPatch) -> None:

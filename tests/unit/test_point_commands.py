@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from azure_emu.vault.api import MountedDisk, MountedPoint, RecoveryPoint
 from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
-from siterig.cli import app
+from siterig.cli import program
 from siterig.layout import Layout, create
 
 MIB = 1 << 20
@@ -89,7 +89,7 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVault
 
 
 def siterig(*arguments: str) -> Any:
-    return CliRunner().invoke(app, list(arguments))
+    return CliRunner().invoke(program(arguments), list(arguments))
 
 
 def test_mount_asks_for_what_was_said_and_shows_the_files(vault: FakeVault) -> None:

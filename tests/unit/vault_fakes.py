@@ -234,9 +234,9 @@ class FakeRecovery:
             raise RigError("InvalidPosition", f"disk {disk_id} has no state at that time")
         return max(found)
 
-    async def store_path(self, *, disk_id: str) -> str:
-        await self.world.called("recovery.store_path")
-        return f"/managed/{disk_id}"
+    async def store_paths(self, *, disk_ids: list[str]) -> list[str]:
+        await self.world.called("recovery.store_paths")
+        return [f"/managed/{disk_id}" for disk_id in disk_ids]
 
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
         await self.world.called("recovery.export_disk")
