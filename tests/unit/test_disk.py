@@ -17,6 +17,7 @@ from blockfs.dirty import CHUNK_BYTES
 from blockfs.disk import Disk, DiskRules
 from blockfs.disk_files import DiskPlace, make_raw
 from blockfs.disk_log import LogPolicy, find_segments
+from blockfs.disk_report import describe
 from blockfs.errors import RigError
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
@@ -298,7 +299,7 @@ def test_past_half_the_disk_in_unsent_log_the_log_is_given_up_and_no_dirty_chunk
     disk._flush()
     disk.applied(1, disk.log.last_seq)
     changed: set[int] = set()
-    while disk.info(Path()).tracked:
+    while describe(disk, Path()).tracked:
         offset = rng.randrange(SIZE - 9000)
         data = rng.randbytes(rng.randrange(1, 9000))
         disk.write(offset, data)
@@ -324,7 +325,7 @@ def test_zeroing_that_fails_ends_the_log_for_it_cannot_be_told_what_is_there(dis
     disk.write(0, b"x" * 5000)
     with failing(PUNCH, ".img", errno.EIO), pytest.raises(OSError, match="Input/output error"):
         disk.zero(0, 4096)
-    assert disk.info(Path()).needs_resync == "WriteFailed"
+    assert describe(disk, Path()).needs_resync == "WriteFailed"
     assert disk.dirty_ranges() == [(0, CHUNK_BYTES)]
     assert reopen(disk, positions).state.needs_resync == "WriteFailed"
 
@@ -439,7 +440,7 @@ async def test_after_a_failed_fsync_no_flush_succeeds_until_the_disk_is_opened_a
     disk.write(0, b"y")
     with pytest.raises(OSError, match="Input/output error"):
         await disk.flush()
-    assert disk.info(Path()).needs_resync == "SyncFailed"
+    assert describe(disk, Path()).needs_resync == "SyncFailed"
     assert disk.dirty_ranges() == [(0, SIZE)], "the kernel does not say which pages were lost"
     disk = reopen(disk, positions)
     assert disk.state.needs_resync == "SyncFailed"
