@@ -389,6 +389,18 @@ class Applier:
         folder = self._folder / self._disk(disk_id).disk_id
         return await trio.to_thread.run_sync(lambda: list(scrub(folder, lambda _bytes: None)))
 
+    async def repair(self, *, disk_id: str) -> None:
+        """See :class:`azure_emu.ports.RecoverySide`: it is what opening does.  What could not be opened again stays open."""
+        disk = self._disk(disk_id)
+        async with disk.lock:
+            loaded = await trio.to_thread.run_sync(load_history, self._folder / disk_id)
+            if loaded.journal.broken is not None:
+                raise loaded.journal.broken
+            if disk.store is not None:
+                await trio.to_thread.run_sync(disk.store.close)  # waits for a fold
+                disk.store, disk.reported, disk.reported_tags = None, None, 0
+            await self._open(disk)
+
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
         """Failback: put file ``source`` into the cache account as sync parts of ``source_id``; the number of parts."""
         self._disk(source_id)

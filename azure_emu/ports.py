@@ -201,6 +201,13 @@ class RecoverySide(Protocol):
         """Read every byte of the disk's store; what is not as it was written.  It may be called while parts are applied."""
         ...
 
+    async def repair(self, *, disk_id: str) -> None:
+        """Write again what of the store can be made from the rest of it: headers, indexes, tags, the base's map.
+
+        ``DiskNotFound``; ``StoreCorrupt``: something is damaged that nothing can be applied over.
+        """
+        ...
+
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
         """Failback: put file ``source`` into the cache account as sync parts of ``source_id`` (generation 1).
 

@@ -227,6 +227,9 @@ class FakeRecovery:
         await self.world.called("recovery.scrub")
         return []
 
+    async def repair(self, *, disk_id: str) -> None:
+        await self.world.called("recovery.repair")
+
     async def position_at(self, *, disk_id: str, time_ns: int) -> int:
         await self.world.called("recovery.position_at")
         found = [position for position, at in self.world.times.get(disk_id, {}).items() if at <= time_ns]
