@@ -360,12 +360,13 @@ class Applier:
             tags = await trio.to_thread.run_sync(store.checksums, key, chunk_bytes, first, count)
         return [tag.hex() for tag in tags]
 
-    async def store_path(self, *, disk_id: str) -> str:
-        """Folder of the managed disk (for the recovery host's ``open_point``); ``DiskNotFound``."""
-        folder = self._folder / self._disk(disk_id).disk_id
-        if not folder.is_dir():
-            raise RigError("DiskNotFound", f"{folder}: there is no managed disk")
-        return str(folder)
+    async def store_paths(self, *, disk_ids: list[str]) -> list[str]:
+        """Folders of managed disks (for the recovery host's ``open_point``); ``DiskNotFound``."""
+        folders = [self._folder / self._disk(disk_id).disk_id for disk_id in disk_ids]
+        for folder in folders:
+            if not folder.is_dir():
+                raise RigError("DiskNotFound", f"{folder}: there is no managed disk")
+        return [str(folder) for folder in folders]
 
     async def retain(self, *, disk_id: str, position: int) -> None:
         """See :class:`azure_emu.ports.RecoverySide`."""
@@ -397,6 +398,18 @@ class Applier:
         """See :class:`azure_emu.ports.RecoverySide`; a store that cannot be opened can be scrubbed."""
         folder = self._folder / self._disk(disk_id).disk_id
         return await trio.to_thread.run_sync(lambda: list(scrub(folder, lambda _bytes: None)))
+
+    async def repair(self, *, disk_id: str) -> None:
+        """See :class:`azure_emu.ports.RecoverySide`: it is what opening does.  What could not be opened again stays open."""
+        disk = self._disk(disk_id)
+        async with disk.lock:
+            loaded = await trio.to_thread.run_sync(load_history, self._folder / disk_id)
+            if loaded.journal.broken is not None:
+                raise loaded.journal.broken
+            if disk.store is not None:
+                await trio.to_thread.run_sync(disk.store.close)  # waits for a fold
+                disk.store, disk.reported, disk.reported_tags = None, None, 0
+            await self._open(disk)
 
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
         """Failback: put file ``source`` into the cache account as sync parts of ``source_id``; the number of parts."""
