@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +14,7 @@ import trio
 from azure_emu.ports import Provider
 from azure_emu.vault.api import Job
 from blockfs.errors import RigError
-from siterig import rpc_server, services
+from siterig import cleanup, rpc_server, services
 from siterig.front_end import FrontEnd
 from siterig.layout import Layout, create
 from siterig.limits import Limits
@@ -28,7 +27,7 @@ ROLES = ("azure", "applier", "vault")
 PATIENCE_S = 60.0
 UNEXPECTED = (
     "Traceback", "apply failed", "fold or checkpoint failed", "damage_not_served", "recovery_not_opened", "disk_not_opened",
-    "pins_not_reconciled", "frame_mended", "map_of_the_base_made_again", "damaged store", "retention_delayed",
+    "pins_not_reconciled", "map_of_the_base_made_again", "damaged store", "retention_delayed",
 )  # fmt: skip
 """What no role's log may say, however it was killed."""
 _HOST_OPTIONS = [*FrontEnd().words(), *Limits(log_share_max=1.0, when_log_full="bitmap").words()]
@@ -163,4 +162,4 @@ async def recovery_side(folder: Path, rng: random.Random) -> AsyncIterator[Rig]:
     finally:
         with trio.CancelScope(shield=True):
             await rig.kill(*[role for role in ROLES if role in rig._children])
-            subprocess.run(["umount", "-l", str(rig.layout.azure_mount)], check=False, capture_output=True)
+            await cleanup.unmount_stale(rig.layout.azure_mount)

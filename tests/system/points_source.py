@@ -15,7 +15,6 @@ from azure_emu.ports import DiskSpec, RecoverySide
 from azure_emu.vault.retention import HOUR_NS
 from blockfs.control import CutInfo, DiskInfo, TagKind
 from blockfs.errors import RigError
-from blockfs.part import PartName
 from blockfs.progress import VmProgress
 from cext.hashing import KEY_BYTES, chunk_tag
 from replication.ports import VaultLink
@@ -104,9 +103,11 @@ class Point:
 
 
 class Source:
-    """Implements :class:`azure_emu.ports.Provider` as far as it is needed: the driver of the test works in place of agents."""
+    """Implements :class:`azure_emu.ports.Provider` as far as it is needed: the test works in place of the site's agents."""
 
-    def __init__(self, folder: Path, rng: random.Random, cache: FolderCache, recovery: RecoverySide, vault: VaultLink) -> None:
+    def __init__(
+        self, folder: Path, rng: random.Random, cache: FolderCache, recovery: RecoverySide, vault: VaultLink
+    ) -> None:
         self.rng = rng
         self._cache, self._recovery, self._vault = cache, recovery, vault
         self.disks: dict[str, SourceDisk] = {}
@@ -305,15 +306,15 @@ def kept(points: list[Point], now: int, hours: int, in_use: set[str]) -> list[Po
     newest = max(points, key=lambda point: point.position)
     newest_app = max((point for point in points if point.app), key=lambda point: point.position, default=None)
     as_of = min(now, newest.position)
-    found = []
-    for point in points:
-        peers = [other for other in points if other.position // HOUR == point.position // HOUR]
-        peers = [other for other in peers if other.position <= as_of - 2 * HOUR]
+
+    def stays(point: Point) -> bool:
         if point in (newest, newest_app) or point.tag_id in in_use or point.position > as_of - 2 * HOUR:
-            found.append(point)
-        elif point.position >= as_of - hours * HOUR and point == max(peers, key=lambda p: (p.app, p.position)):
-            found.append(point)
-    return found
+            return True
+        old = [other for other in points if other.position <= as_of - 2 * HOUR]
+        peers = [other for other in old if other.position // HOUR == point.position // HOUR]
+        return point.position >= as_of - hours * HOUR and point == max(peers, key=lambda p: (p.app, p.position))
+
+    return [point for point in points if stays(point)]
 
 
 def same(found: bytes, want: bytes, what: str) -> None:
@@ -322,5 +323,3 @@ def same(found: bytes, want: bytes, what: str) -> None:
     if found != want:
         at = next(i for i, (a, b) in enumerate(zip(found, want, strict=True)) if a != b)
         raise AssertionError(f"{what}: first wrong byte at offset {at}: {found[at]:#x}, not {want[at]:#x}")
-
-

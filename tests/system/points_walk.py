@@ -1,4 +1,4 @@
-"""A random walk through what can be done to the past of a VM, beside byte arrays: see :mod:`tests.system.test_points_model`."""
+"""A random walk through what is done to the past of a VM, beside byte arrays; for :mod:`tests.system.test_points_model`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+import pytest
 import trio
 
-from azure_emu.vault.api import Job
+from azure_emu.vault.api import Job, MountedPoint
 from blockfs.control import TagKind
 from blockfs.errors import RigError
 from tests.system.points_rig import PATIENCE_S, ROLES, Rig
 from tests.system.points_source import HOUR, NS, VM, Images, Point, kept, same
 
 TEST_VM = f"{VM}-test"
+T = TypeVar("T")
 
 
 @dataclass
@@ -88,11 +91,12 @@ class Machine:
 
 
 class Walk:
-    """One VM's life; every choice is from ``rng``."""
+    """One VM's life; every choice is from the source's generator."""
 
-    def __init__(self, rig: Rig, rng: random.Random, say: Callable[[str], None]) -> None:
-        self._rig, self._source, self._rng, self._say = rig, rig.source, rng, say
-        self._hours = rng.randrange(1, 5)
+    def __init__(self, rig: Rig, seed: int, say: Callable[[str], None]) -> None:
+        self._rig, self._source, self._rng, self._say = rig, rig.source, rig.source.rng, say
+        self._seed = seed
+        self._hours = self._rng.randrange(1, 5)
         self._mounted: dict[str, Mounted] = {}
         self._machines: dict[str, Machine] = {}
         self._pruned: set[str] = set()
@@ -106,9 +110,14 @@ class Walk:
     def _points(self) -> list[Point]:
         return [point for point in self._source.points() if point.tag_id not in self._pruned]
 
+    def _held(self) -> list[int]:
+        """Positions that something is open at, lowest first."""
+        return sorted(
+            [*(each.position for each in self._mounted.values()), *(vm.position for vm in self._machines.values())]
+        )
+
     def _lowest_held(self) -> int:
-        held = [each.position for each in (*self._mounted.values(), *self._machines.values())]
-        return min(held, default=1 << 62)
+        return min(self._held(), default=1 << 62)
 
     def _floor(self) -> int:
         """Nothing is folded beyond this."""
@@ -136,8 +145,7 @@ class Walk:
             assert state is not None
             what = f"{name}: told to retain {self._retain}, held is {self._lowest_held()}"
             assert state.floor == expected, f"{what}: the floor is {state.floor}, not {expected}"
-            held = sorted(each.position for each in (*self._mounted.values(), *self._machines.values()))
-            assert sorted(pin.position for pin in state.pins) == held, what
+            assert sorted(pin.position for pin in state.pins) == self._held(), what
             disk.forget_before(state.floor)
 
     async def _check_open(self) -> None:
@@ -214,9 +222,11 @@ class Walk:
         """A point, a position or a time, as a user says it; the position that it means."""
         position = self._position()
         points = self._points()
-        match self._rng.randrange(6):
+        match self._rng.randrange(7):
             case 0:
                 return "LatestProcessed", max(points, key=lambda p: p.position).position
+            case 6 if any(point.app for point in points):
+                return "LatestApplicationConsistent", max(point.position for point in points if point.app)
             case 1 | 2:
                 point = self._rng.choice(points)
                 return point.tag_id, point.position
@@ -239,7 +249,7 @@ class Walk:
         await self._rig.settled()
         choice, position = self._choice()
         images = self._source.images(position)
-        await self._source.deliver(self._disk(), 3)
+        await self._more_comes(choice)
         self._names += 1
         name = self._rng.choice((None, f"state-{self._names % 3}"))
         try:
@@ -249,13 +259,21 @@ class Walk:
             if not taken:
                 raise
             return
-        assert found.broken is None
         assert found.position <= position
+        self._say(f"mounted {found.name} at {found.position} for {choice}")
+        self._take(found, images)
+        await self._check_open()
+
+    def _take(self, found: MountedPoint, images: Images) -> None:
+        assert found.broken is None
         point = None if found.recoveryPoint is None else found.recoveryPoint.id
         paths = {disk.name: Path(disk.path) for disk in found.disks}
-        self._say(f"mounted {found.name} at {found.position} for {choice}")
         self._mounted[found.name] = Mounted(found.name, found.position, images, point, paths)
-        await self._check_open()
+
+    async def _more_comes(self, choice: str) -> None:
+        """Meanwhile; but not what would change what is chosen."""
+        if not choice.startswith("Latest"):
+            await self._source.deliver(self._disk(), 3)
 
     async def mount_refused(self) -> None:
         """What cannot be read is refused, and leaves nothing."""
@@ -300,7 +318,7 @@ class Walk:
         choice, position = self._choice()
         images = self._source.images(position)
         job = await self._rig.vault.test_failover(vm=VM, point=choice)
-        await self._source.deliver(self._disk(), 3)
+        await self._more_comes(choice)
         self._machines[TEST_VM] = self._made(await self._rig.ended(job), images)
         self._say(f"test VM at {self._machines[TEST_VM].position} for {choice}")
         await self._check_open()
@@ -366,7 +384,7 @@ class Walk:
         await self._check_points()
         await self._rig.policies()
         points = self._points()
-        in_use = {each.point for each in (*self._mounted.values(), *self._machines.values()) if each.point}
+        in_use = {each.point for each in self._mounted.values() if each.point} | {vm.point for vm in self._machines.values()}
         left = kept(points, self._source.position, self._hours, in_use)
         gone = {point.tag_id for point in points} - {point.tag_id for point in left}
         self._pruned |= gone
@@ -376,6 +394,9 @@ class Walk:
         await self._check_floors()
         await self._check_open()
 
+    def _some_roles(self) -> list[str]:
+        return self._rng.sample(ROLES, self._rng.randrange(1, len(ROLES) + 1))
+
     async def _kill(self, roles: list[str]) -> None:
         self._say(f"kill {', '.join(roles)}")
         await self._rig.kill(*roles)
@@ -384,17 +405,128 @@ class Walk:
             for vm, machine in self._machines.items():
                 for name, written in machine.disks.items():
                     await _reading(partial(written.after_kill, f"{vm} after a kill: {name}"))
+
+    async def _check_all(self) -> None:
+        """What was promised is there, and nothing else."""
         found = await self._rig.there(lambda: self._rig.vault.mounted_points(vm=VM))
         assert {each.name: (each.position, each.broken) for each in found} == {
             each.name: (each.position, None) for each in self._mounted.values()
         }
         await self._rig.settled()
+        await self._check_points()
         await self._check_open()
+        for disk in self._source.disks.values():
+            state = await self._rig.there(lambda disk=disk: self._rig.recovery.disk_state(disk_id=disk.site.disk_id))  # type: ignore[misc]
+            assert sorted(pin.position for pin in state.pins) == self._held()
 
     async def kill(self) -> None:
         """Some of the processes, and everything is there again."""
-        await self._kill(self._rng.sample(ROLES, self._rng.randrange(1, len(ROLES) + 1)))
-        await self._check_points()
+        await self._kill(self._some_roles())
+        await self._check_all()
+
+    async def _cut(self, call: Callable[[], Awaitable[T]]) -> T | None:
+        """Some of the processes are killed while they do something; what came of it, if it can be known."""
+        result: T | None = None
+
+        async def attempt() -> None:
+            nonlocal result
+            try:
+                result = await call()
+            except RigError as error:
+                self._say(f"cut: {error}")
+                if not error.recoverable:
+                    raise
+
+        roles, delay_s = self._some_roles(), self._rng.choice((0.0, 0.003, 0.01, 0.02, 0.05, 0.1))
+        with trio.fail_after(PATIENCE_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(attempt)
+                await trio.sleep(delay_s)
+                await self._kill(roles)
+        return result
+
+    async def _again(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Until it is done: whatever was cut can be done again."""
+        with trio.fail_after(PATIENCE_S):
+            while True:
+                try:
+                    return await call()
+                except RigError as error:
+                    if not error.recoverable:
+                        raise
+                await trio.sleep(0.02)
+
+    async def mount_cut(self) -> None:
+        """Mounted again, it is there; taken away again, it is gone."""
+        await self._rig.settled()
+        position = self._position()
+        images = self._source.images(position)
+
+        def mount() -> Awaitable[MountedPoint]:
+            return self._rig.vault.mount_point(vm=VM, position=position, name="cut")
+
+        await self._cut(mount)
+        self._take(await self._again(mount), images)
+        await self._check_all()
+        await self._cut(lambda: self._rig.vault.unmount_point(vm=VM, name="cut"))
+        del self._mounted["cut"]
+        try:
+            await self._again(lambda: self._rig.vault.unmount_point(vm=VM, name="cut"))
+        except RigError as error:
+            assert error.code == "NotMounted"
+        await self._check_all()
+
+    async def test_failover_cut(self) -> None:
+        """It is there as a whole, or failed and can be cleaned up; the cleanup comes to its end whatever is killed."""
+        if TEST_VM in self._machines:
+            return
+        await self._rig.settled()
+        position = self._position()
+        images = self._source.images(position)
+        await self._cut(lambda: self._rig.vault.test_failover(vm=VM, point=f"@{position}"))
+        job = await self._last_job("TestFailover")
+        if job is not None and job.state == "Succeeded":
+            self._machines[TEST_VM] = self._made(job, images)
+            await self._check_all()
+        (item,) = await self._rig.vault.items()
+        self._machines.pop(TEST_VM, None)
+        if item.testFailoverState != "None":
+            await self._cut(lambda: self._rig.vault.cleanup_test_failover(vm=VM))
+            job = await self._last_job("TestFailoverCleanup")
+            (item,) = await self._rig.vault.items()
+            if item.testFailoverState != "None":  # it was not asked for in time
+                job = await self._rig.ended(await self._rig.vault.cleanup_test_failover(vm=VM))
+            assert job is not None
+            assert job.state == "Succeeded", job
+        await self._check_all()
+
+    async def _last_job(self, scenario: str) -> Job | None:
+        """The end of the newest job, if it is one of these."""
+        newest = (await self._rig.vault.jobs())[0]
+        return await self._rig.ended(newest) if newest.scenarioName == scenario else None
+
+    async def resync_cut(self) -> None:
+        """It comes to its end."""
+        if self._failed_over:
+            return
+        await self._rig.settled()
+        await self._cut(lambda: self._rig.vault.resync(vm=VM))
+        job = await self._last_job("RepairVMReplication")
+        assert job is None or job.state == "Succeeded", job
+        await self._check_all()
+
+    async def in_use(self) -> None:
+        """What is open is not taken away."""
+        for name, each in list(self._mounted.items())[:1]:
+            with each.paths["os"].open("rb"):
+                with pytest.raises(RigError) as caught:
+                    await self._rig.vault.unmount_point(vm=VM, name=name)
+                assert caught.value.code == "RecoveryInUse"
+        if TEST_VM in self._machines:
+            with self._machines[TEST_VM].disks["os"].path.open("rb"):
+                job = await self._rig.ended(await self._rig.vault.cleanup_test_failover(vm=VM))
+                assert [error.code for error in job.errors] == ["DiskInUse"]
+        await self._check_open()
 
     async def kill_in_the_midst(self) -> None:
         """The applier, at some step of applying or folding."""
@@ -421,15 +553,16 @@ class Walk:
         await self._rig.settled()
         await self._check_points()
 
-    async def step(self) -> None:
-        """Any of them."""
+    async def step(self, number: int) -> None:
+        """Any of them; the choice does not hang on how an earlier one went."""
+        self._rng.seed(f"{self._seed} {number}")
         often = (self.write, self.write, self.close_log, self.tag, self.deliver, self.deliver, self.mount, self.use)
         seldom = (
             self.grow, self.deliver_all, self.create_point, self.resync, self.mount_refused, self.unmount, self.unmount,
             self.scrub, self.test_failover, self.test_failover, self.clean_up, self.age, self.age, self.retain, self.kill,
-            self.kill_in_the_midst,
+            self.kill_in_the_midst, self.mount_cut, self.test_failover_cut, self.resync_cut, self.in_use,
         )  # fmt: skip
-        act = self._rng.choice((*often, *often, *seldom))
+        act = self._rng.choice((*often, *often, *often, *seldom))
         self._say(act.__name__)
         await act()
 

@@ -35,11 +35,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("seed", range(SEED, SEED + WALKS))
 async def test_every_state_that_is_promised_is_there_and_reads_as_the_disk_was(folder: Path, seed: int) -> None:
     print(f"SITERIG_SEED={seed} SITERIG_WALKS=1 SITERIG_STEPS={STEPS}")
-    rng = random.Random(seed)
-    async with recovery_side(folder / "rig", rng) as rig:
-        walk = Walk(rig, rng, print)
+    async with recovery_side(folder / "rig", random.Random(seed)) as rig:
+        walk = Walk(rig, seed, print)
         await walk.begin()
-        for _ in range(STEPS):
-            await walk.step()
+        for number in range(STEPS):
+            await walk.step(number)
         await walk.end()
-        assert rig.unexpected() == []
+        if unexpected := rig.unexpected():
+            pytest.fail("\n".join(unexpected))
