@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import trio
 
-from azure_emu.ports import Provider
+from azure_emu.ports import DiskState, Provider
 from azure_emu.vault.api import Job
 from blockfs.errors import RigError
 from siterig import cleanup, rpc_server, services
@@ -130,6 +130,21 @@ class Rig:
                 found = {m.disk_id: (m.generation, m.sync_parts, m.sync_complete, m.log_seq) for m in marks}
                 await trio.sleep(0.01)
         assert found == expected, f"applied is {found}, not {expected}"
+
+    async def folded(self, upto: int) -> list[DiskState]:
+        """Each disk's state when the journal is folded up to a position, as far as a fold may go."""
+        found = []
+        for disk in self.source.disks.values():
+            floor = max(end for end in disk.floors() if end <= upto)
+            with trio.fail_after(PATIENCE_S):
+                while True:
+                    state = await self.there(lambda disk=disk: self.recovery.disk_state(disk_id=disk.site.disk_id))  # type: ignore[misc]
+                    if state.floor >= floor:
+                        break
+                    await trio.sleep(0.01)
+            assert state.floor == floor, f"{disk.site.disk_id}: the floor is {state.floor}, not {floor}"
+            found.append(state)
+        return found
 
     async def protect(self, hours: int) -> None:
         """Until there is the first point."""

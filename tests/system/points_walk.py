@@ -135,17 +135,10 @@ class Walk:
 
     async def _check_floors(self) -> None:
         """What was given up is folded in the end, and nothing else."""
-        for name, disk in self._source.disks.items():
-            expected = max((end for end in disk.floors() if end <= self._floor()), default=disk.floors()[0])
-            state = None
-            with trio.move_on_after(PATIENCE_S):
-                while state is None or state.floor < expected:
-                    state = await self._rig.there(lambda disk=disk: self._rig.recovery.disk_state(disk_id=disk.site.disk_id))  # type: ignore[misc]
-                    await trio.sleep(0.01)
-            assert state is not None
-            what = f"{name}: told to retain {self._retain}, held is {self._lowest_held()}"
-            assert state.floor == expected, f"{what}: the floor is {state.floor}, not {expected}"
-            assert sorted(pin.position for pin in state.pins) == self._held(), what
+        self._say(f"retain {self._retain}, held {self._lowest_held()}")
+        states = await self._rig.folded(max(self._floor(), *(disk.floors()[0] for disk in self._source.disks.values())))
+        for disk, state in zip(self._source.disks.values(), states, strict=True):
+            assert sorted(pin.position for pin in state.pins) == self._held()
             disk.forget_before(state.floor)
 
     async def _check_open(self) -> None:
@@ -389,7 +382,7 @@ class Walk:
         gone = {point.tag_id for point in points} - {point.tag_id for point in left}
         self._pruned |= gone
         self._retain = max(self._retain, min(point.position for point in left))
-        self._say(f"{len(gone)} of {len(points)} points pruned; retain {self._retain}, held {self._lowest_held()}")
+        self._say(f"{len(gone)} of {len(points)} points pruned")
         await self._check_points()
         await self._check_floors()
         await self._check_open()
