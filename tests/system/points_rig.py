@@ -27,7 +27,7 @@ ROLES = ("azure", "applier", "vault")
 PATIENCE_S = 60.0
 UNEXPECTED = (
     "Traceback", "apply failed", "fold or checkpoint failed", "damage_not_served", "recovery_not_opened", "disk_not_opened",
-    "pins_not_reconciled", "map_of_the_base_made_again", "damaged store", "retention_delayed",
+    "pins_not_reconciled", "map_of_the_base_made_again", "damaged store",
 )  # fmt: skip
 """What no role's log may say, however it was killed."""
 _HOST_OPTIONS = [*FrontEnd().words(), *Limits(log_share_max=1.0, when_log_full="bitmap").words()]
@@ -132,7 +132,10 @@ class Rig:
         assert found == expected, f"applied is {found}, not {expected}"
 
     async def folded(self, upto: int) -> list[DiskState]:
-        """Each disk's state when the journal is folded up to a position, as far as a fold may go."""
+        """Each disk's state when the journal is folded up to a position, as far as a fold may go.
+
+        An applier that was killed has forgotten what it was told: the policies are looked after again, as time goes by.
+        """
         found = []
         for disk in self.source.disks.values():
             floor = max(end for end in disk.floors() if end <= upto)
@@ -141,7 +144,8 @@ class Rig:
                     state = await self.there(lambda disk=disk: self.recovery.disk_state(disk_id=disk.site.disk_id))  # type: ignore[misc]
                     if state.floor >= floor:
                         break
-                    await trio.sleep(0.01)
+                    await trio.sleep(0.05)
+                    await self.there(self.policies)
             assert state.floor == floor, f"{disk.site.disk_id}: the floor is {state.floor}, not {floor}"
             found.append(state)
         return found
