@@ -221,7 +221,7 @@ class Walk:
             case 6 if any(point.app for point in points):
                 return "LatestApplicationConsistent", max(point.position for point in points if point.app)
             case 1 | 2:
-                point = self._rng.choice(points)
+                point = min(self._rng.choices(points, k=2), key=lambda point: point.position)  # old ones go first
                 return point.tag_id, point.position
             case 3:
                 seconds, rest = divmod(position * NS, 1_000_000_000)
@@ -552,8 +552,9 @@ class Walk:
         often = (self.write, self.write, self.close_log, self.tag, self.deliver, self.deliver, self.mount, self.use)
         seldom = (
             self.grow, self.deliver_all, self.create_point, self.resync, self.mount_refused, self.unmount, self.unmount,
-            self.scrub, self.test_failover, self.test_failover, self.clean_up, self.age, self.age, self.retain, self.kill,
-            self.kill_in_the_midst, self.mount_cut, self.test_failover_cut, self.resync_cut, self.in_use,
+            self.scrub, self.test_failover, self.test_failover, self.clean_up, self.kill,
+            self.age, self.age, self.age, self.age, self.kill_in_the_midst, self.mount_cut, self.test_failover_cut,
+            self.resync_cut, self.in_use,
         )  # fmt: skip
         act = self._rng.choice((*often, *often, *often, *seldom))
         self._say(act.__name__)
