@@ -77,24 +77,24 @@ class Rig:
             await child.kill()
             await child.close()
 
-    async def arm(self, steps: int) -> None:
-        """The applier is killed after so many steps from now on."""
+    @asynccontextmanager
+    async def armed(self, steps: int) -> AsyncIterator[None]:
+        """The applier is killed after so many steps, if the block takes as many, and started again at once."""
         await self._fuse.arm(steps=steps)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._start_when_it_ends)
+            yield
+            nursery.cancel_scope.cancel()
+        try:
+            await self._fuse.arm(steps=-1)
+        except RigError:  # it ran out of them only now
+            await self._start_when_it_ends()
 
-    async def applier_again(self) -> None:
-        """Start it again if it ran out of its steps; it has no steps to run out of then."""
-        child = self._children["applier"]
-        with trio.move_on_after(0.3) as patience:
-            await child.wait()
-        if patience.cancelled_caught:
-            try:
-                await self._fuse.arm(steps=-1)
-            except RigError:
-                await child.wait()
-            else:
-                return
-        await self.kill("applier")
-        await self.start("applier")
+    async def _start_when_it_ends(self) -> None:
+        await self._children["applier"].wait()
+        with trio.CancelScope(shield=True):
+            await self.kill("applier")
+            await self.start("applier")
 
     async def policies(self) -> None:
         """A round of the vault's policies, now."""

@@ -215,15 +215,15 @@ class Walk:
         """A point, a position or a time, as a user says it; the position that it means."""
         position = self._position()
         points = self._points()
-        match self._rng.randrange(7):
+        match self._rng.randrange(8):
             case 0:
                 return "LatestProcessed", max(points, key=lambda p: p.position).position
-            case 6 if any(point.app for point in points):
+            case 3 if any(point.app for point in points):
                 return "LatestApplicationConsistent", max(point.position for point in points if point.app)
             case 1 | 2:
                 point = min(self._rng.choices(points, k=2), key=lambda point: point.position)  # old ones go first
                 return point.tag_id, point.position
-            case 3:
+            case 4 | 5:
                 seconds, rest = divmod(position * NS, 1_000_000_000)
                 return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z", position
             case _:
@@ -234,8 +234,9 @@ class Walk:
         gaps = [(a[1] + 1, b[0] - 1) for a, b in zip(self._source.valid(), self._source.valid()[1:], strict=False)]
         gaps = [(max(a, self._floor()), b) for a, b in gaps if b >= max(a, self._floor())]
         if gaps and self._rng.random() < 0.7:
-            return self._rng.randint(*self._rng.choice(gaps))
-        return self._source.position + 1 + self._rng.randrange(1000)
+            first, last = self._rng.choice(gaps)
+            return self._rng.choice((first, last, self._rng.randint(first, last)))
+        return max(last for _, last in self._source.valid()) + 1 + self._rng.randrange(1000)
 
     async def mount(self) -> None:
         """Read-only, while more parts come."""
@@ -526,17 +527,8 @@ class Walk:
         act: Callable[[], Awaitable[None]] = self._rng.choice((self.age, self.deliver_all, self.retain))
         steps = self._rng.randrange(60)
         self._say(f"kill after {steps} steps of {act.__name__}")
-        await self._rig.arm(steps)
-        async with trio.open_nursery() as nursery:
-            ended = trio.Event()
-
-            async def keep_up() -> None:
-                while not ended.is_set():
-                    await self._rig.applier_again()
-
-            nursery.start_soon(keep_up)
+        async with self._rig.armed(steps):
             await act()
-            ended.set()
         await self._check_open()
 
     # --- the walk -----------------------------------------------------------------------------------------------
@@ -549,7 +541,7 @@ class Walk:
     async def step(self, number: int) -> None:
         """Any of them; the choice does not hang on how an earlier one went."""
         self._rng.seed(f"{self._seed} {number}")
-        often = (self.write, self.write, self.close_log, self.tag, self.deliver, self.deliver, self.mount, self.use)
+        often = (self.write, self.close_log, self.tag, self.deliver, self.deliver, self.mount, self.mount, self.use)
         seldom = (
             self.grow, self.deliver_all, self.create_point, self.resync, self.mount_refused, self.unmount, self.unmount,
             self.scrub, self.test_failover, self.test_failover, self.clean_up, self.kill,

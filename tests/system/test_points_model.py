@@ -1,7 +1,7 @@
 """The whole way through the past, beside byte arrays: parts, points, mounts, failovers, retention, resyncs and kills.
 
 Vault, applier and disk host are processes of their own over real managed disks and a real mount; the walk is a random one,
-of ``SITERIG_STEPS`` steps (default 30) in each of ``SITERIG_WALKS`` (default 2); ``SITERIG_SEED`` begins with the same.
+of ``SITERIG_STEPS`` steps (default 25) in each of ``SITERIG_WALKS`` (default 2); ``SITERIG_SEED`` begins with the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.system.points_walk import Walk
 pytestmark = pytest.mark.system
 
 WALKS = int(os.environ.get("SITERIG_WALKS", "2"))
-STEPS = int(os.environ.get("SITERIG_STEPS", "30"))
+STEPS = int(os.environ.get("SITERIG_STEPS", "25"))
 SEED = int(os.environ.get("SITERIG_SEED", "20261122"))
 
 
