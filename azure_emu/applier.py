@@ -34,9 +34,8 @@ from azure_emu.managed_disk import (
 )
 from azure_emu.part_cache import PartCache
 from azure_emu.ports import ApplierReports, Change, ChangeStep, Damage, DiskState
-from azure_emu.questions import change_list, disk_state, position_at
+from azure_emu.questions import ask, change_list, disk_state, position_at
 from azure_emu.scrub import scrub
-from azure_emu.store_history import load_history
 from blockfs.errors import RigError
 from blockfs.part import PartName, Watermark
 from cext.hashing import KEY_BYTES
@@ -371,17 +370,17 @@ class Applier:
     async def position_at(self, *, disk_id: str, time_ns: int) -> int:
         """See :class:`azure_emu.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
-        return await trio.to_thread.run_sync(lambda: position_at(load_history(folder), time_ns))
+        return await trio.to_thread.run_sync(lambda: ask(folder, lambda loaded: position_at(loaded, time_ns)))
 
     async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
         """See :class:`azure_emu.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
-        return await trio.to_thread.run_sync(lambda: change_list(load_history(folder), after, upto, limit))
+        return await trio.to_thread.run_sync(lambda: ask(folder, lambda loaded: change_list(loaded, after, upto, limit)))
 
     async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
         """See :class:`azure_emu.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
-        return await trio.to_thread.run_sync(lambda: change_steps(load_history(folder), after, upto))
+        return await trio.to_thread.run_sync(lambda: ask(folder, lambda loaded: change_steps(loaded, after, upto)))
 
     async def scrub(self, *, disk_id: str) -> list[Damage]:
         """See :class:`azure_emu.ports.RecoverySide`; a store that cannot be opened can be scrubbed."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from azure_emu.base import BASE, SUMS
+from azure_emu.disk_meta import store_corrupt
 from azure_emu.frames import ENTRY, Frame
 from azure_emu.host_disk import host_disk_errors
 from azure_emu.journal_volume import JOURNAL, read_index
 from azure_emu.pins import pins
 from azure_emu.ports import Change, ChangeKind, DiskState
-from azure_emu.store_history import Loaded, load_history
+from azure_emu.store_history import TRIES_MAX, Loaded, load_history
 from blockfs.changelog import RecordType
 from blockfs.errors import RigError
+
+T = TypeVar("T")
 
 _KINDS: dict[int, ChangeKind] = {
     RecordType.WRITE: "WRITE",
@@ -21,6 +25,22 @@ _KINDS: dict[int, ChangeKind] = {
     RecordType.DISCARD: "DISCARD",
     RecordType.RESIZE: "RESIZE",
 }
+
+
+def ask(folder: Path, question: Callable[[Loaded], T]) -> T:
+    """What ``question`` says of the managed disk in ``folder``; asked anew if a fold took away what it was reading.
+
+    ``DiskNotFound``, ``StoreCorrupt``, ``StoreVersion``, and what the question raises.
+    """
+    tries = TRIES_MAX
+    while True:
+        loaded = load_history(folder)
+        try:
+            return question(loaded)
+        except FileNotFoundError as exc:
+            tries -= 1
+            if tries == 0 or load_history(folder).history.folded == loaded.history.folded:
+                raise store_corrupt(Path(exc.filename or folder), "is missing") from exc
 
 
 def position_at(loaded: Loaded, time_ns: int) -> int:
