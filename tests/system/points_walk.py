@@ -385,7 +385,8 @@ class Walk:
         self._retain = max(self._retain, min(point.position for point in left))
         self._say(f"{len(gone)} of {len(points)} points pruned")
         await self._check_points()
-        await self._check_floors()
+        if self._rng.random() < 0.5:  # or else the fold goes on behind what comes next
+            await self._check_floors()
         await self._check_open()
 
     def _some_roles(self) -> list[str]:
@@ -566,6 +567,7 @@ class Walk:
                 await self.unmount()
             await self.clean_up()
             await self.age()
+            await self._check_floors()
         await self.scrub()
 
 
