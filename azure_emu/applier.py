@@ -36,7 +36,7 @@ from azure_emu.part_cache import PartCache
 from azure_emu.ports import ApplierReports, Change, ChangeStep, Damage, DiskState
 from azure_emu.questions import change_list, disk_state, position_at
 from azure_emu.scrub import scrub
-from azure_emu.store_history import ask
+from azure_emu.store_history import ask, load_history
 from blockfs.errors import RigError
 from blockfs.part import PartName, Watermark
 from cext.hashing import KEY_BYTES

@@ -69,10 +69,7 @@ async def choose(
     if time is not None:
         return await _at_time(services, vm, time)
     if position is not None:
-        ranges, _ = await _readable(services, vm)
-        if not any(first <= position <= last for first, last in ranges):
-            allowed = ", ".join(f"{first} to {last}" for first, last in ranges) or "none yet"
-            raise RigError("InvalidPosition", f"VM {vm!r}: position {position} cannot be read; allowed: {allowed}")
+        _range_of(vm, position, (await _readable(services, vm))[0])
         found = await services.store.transact(lambda session: _point_at(session, vm, position))
         return position, f"@{position}", found
     wanted = points.LATEST_PROCESSED if point is None else point
@@ -103,12 +100,26 @@ async def between_points(services: Services, vm: str, choice: str) -> RecoveryPo
 async def _time_of(services: Services, vm: str, position: int) -> int:
     """Of the last change of any of the VM's disks up to a valid position; of the oldest state if there is none."""
     ranges, oldest_ns = await _readable(services, vm)
-    first = max(first for first, last in ranges if first <= position <= last)
+    first, _ = _range_of(vm, position, ranges)
     times = [oldest_ns]
     for disk in await services.store.transact(lambda session: _disks(session, vm)):
-        steps = await services.recovery.change_steps(disk_id=disk.disk_id, after=first, upto=position)
+        try:
+            steps = await services.recovery.change_steps(disk_id=disk.disk_id, after=first, upto=position)
+        except RigError as error:
+            if error.code != "InvalidPosition" or (await _readable(services, vm))[0] == ranges:
+                raise
+            return await _time_of(services, vm, position)  # the oldest state was folded away meanwhile
         times += [step.time_ns for step in steps[-1:]]
     return max(times)
+
+
+def _range_of(vm: str, position: int, ranges: list[tuple[int, int]]) -> tuple[int, int]:
+    """The newest that a position is in; ``InvalidPosition``."""
+    found = [(first, last) for first, last in ranges if first <= position <= last]
+    if not found:
+        allowed = ", ".join(f"{first} to {last}" for first, last in ranges) or "none yet"
+        raise RigError("InvalidPosition", f"VM {vm!r}: position {position} cannot be read; allowed: {allowed}")
+    return max(found)
 
 
 async def _latest(services: Services, vm: str) -> RecoveryPoint:

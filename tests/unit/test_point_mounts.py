@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu.ports import DiskSpec
+from azure_emu.ports import ChangeStep, DiskSpec
 from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.mounts import parse_time
 from azure_emu.vault.vault import Vault
 from blockfs.errors import RigError
-from tests.unit.vault_fakes import START_NS, World, ended, protected, running
+from tests.unit.vault_fakes import START_NS, FakeRecovery, World, ended, protected, running
 
 GIB = 1 << 30
 
@@ -211,3 +211,42 @@ async def test_a_vm_can_be_made_from_a_state_between_points(tmp_path: Path) -> N
             await vault.unplanned_failover(vm="web01", point="1999-01-01T00:00:00Z")
         assert caught.value.code == "InvalidTime"
         assert [item.testFailoverState for item in await vault.items()] == ["None"]
+
+
+async def test_a_failover_to_a_position_while_the_oldest_state_is_folded_away_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        asked = []
+
+        async def change_steps(_self: FakeRecovery, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
+            asked.append(after)
+            if len(asked) == 1:  # of the floor as it was
+                world.floors = dict.fromkeys(world.managed, 4)
+                raise RigError("InvalidPosition", f"disk {disk_id} has no state at position {after}")
+            return [ChangeStep(position=upto, time_ns=START_NS + upto, count=1)]
+
+        monkeypatch.setattr(FakeRecovery, "change_steps", change_steps)
+        job = await ended(vault, await vault.test_failover(vm="web01", point="@7"))
+        assert (job.state, asked) == ("Succeeded", [1, 4, 4])
+        assert job.recoveryPoint is not None
+        assert (job.recoveryPoint.position, job.recoveryPoint.time_ns) == (7, START_NS + 7)
+
+
+async def test_a_failover_to_a_position_that_is_folded_away_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+
+        async def change_steps(_self: FakeRecovery, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
+            world.floors = dict.fromkeys(world.managed, 8)
+            raise RigError("InvalidPosition", f"disk {disk_id} has no state at position {after} or {upto}")
+
+        monkeypatch.setattr(FakeRecovery, "change_steps", change_steps)
+        with pytest.raises(RigError) as caught:
+            await vault.test_failover(vm="web01", point="@7")
+        assert caught.value.message == "VM 'web01': position 7 cannot be read; allowed: 8 to 10"

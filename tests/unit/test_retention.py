@@ -196,6 +196,23 @@ async def test_points_in_use_are_kept_as_long_as_they_are(tmp_path: Path) -> Non
         assert not {second, third} & {point.id for point in await vault.points(vm="web01")}
 
 
+async def test_a_vm_between_points_keeps_no_point_and_retention_goes_on(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await cut(world)
+        job = await ended(vault, await vault.test_failover(vm="web01", point="@15"))
+        assert (job.state, set(world.opened_at.values())) == ("Succeeded", {15})
+        for _ in range(60):
+            world.now_ns += HOUR_NS
+            await cut(world)
+        await vault._keeper.round()
+        points = await vault.points(vm="web01")
+        assert points[-1].position > 300  # neither of the two around the VM's position is left
+        assert set(world.retained.values()) == {points[-1].position}  # the VM's pins hold the rest: the vault need not know
+        assert [disk.name for disk in world.azure["web01-test"].values()] == ["data", "os"]
+
+
 async def test_a_recovery_side_that_is_away_is_told_in_a_later_round(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:

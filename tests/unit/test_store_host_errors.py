@@ -15,7 +15,6 @@ from azure_emu.applier import DAMAGE_LOOKS, Applier
 from azure_emu.disk_meta import PROGRESS
 from azure_emu.disk_view import build_view
 from azure_emu.managed_disk import ManagedDiskStore, open_view, reset_disk
-from azure_emu.questions import position_at
 from blockfs.changelog import RecordType
 from blockfs.errors import RigError
 from blockfs.part import PartName, TagSeen, Watermark
@@ -238,24 +237,6 @@ def test_a_time_is_not_answered_with_a_younger_state_while_a_fold_is_under_way(t
 
     store.fold(disk.position - 5, step)
     assert answers == ["InvalidPosition"]
-
-
-def test_a_question_that_a_fold_overtakes_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 20_000)
-    disk, store = grown(tmp_path, parts=8)
-    last = disk.position
-    with mock.patch("azure_emu.managed_disk.position_at") as asked:
-
-        def overtaken(loaded: object, time_ns: int) -> int:
-            if asked.call_count == 1:
-                store.fold(last)
-            return position_at(loaded, time_ns)  # type: ignore[arg-type]
-
-        asked.side_effect = overtaken
-        middle = store._history.frames[3].position - 1
-        with pytest.raises(RigError) as caught:
-            store.position_at(middle * 10)
-        assert (caught.value.code, asked.call_count) == ("InvalidPosition", 2)
 
 
 def test_a_view_that_a_reset_overtakes_is_refused(tmp_path: Path) -> None:
