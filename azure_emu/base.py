@@ -116,7 +116,7 @@ def sums_bytes(size_bytes: int) -> int:
 
 def write_map(folder: Path, ranges: Ranges) -> None:
     """Replace ``base.map`` durably."""
-    rows = bytes(pack_ranges(ranges))
+    rows = pack_ranges(ranges)
     head = _HEADER.pack(_MAP_MAGIC, _VERSION, crc32c(rows, len(ranges)), len(ranges), 0, 0, 0)
     write_atomically(folder / MAP, head + rows)
 

@@ -13,8 +13,12 @@ again.
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from blockfs.extents import pack_ranges
 from blockfs.layers import Layer
@@ -22,6 +26,7 @@ from cext._core import ffi, lib
 
 BLOCK_BYTES: int = lib.SR_BLOCK_BYTES
 PAIR_BYTES = 8
+PART_BYTES = int(os.environ.get("PB", 32)) << 20
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -44,9 +49,26 @@ def announce(layer: Layer, sums_fd: int, ranges: Ranges) -> None:
 def copy(layer: Layer, fd: int, ranges: Ranges) -> None:
     """Step 2: each block becomes what ``layer`` reads there, one of zeros a hole; nothing past the end of ``layer``.
 
-    It also fills a file without sums: promotion.
+    It also fills a file without sums: promotion.  What is much is on its way to the medium while the rest is copied.
     """
-    _check(lib.sr_fill_copy(layer.c, fd, *_packed(ranges)))
+    parts = _in_parts(ranges)
+    with ThreadPoolExecutor(1) if len(parts) > 1 else nullcontext() as pool:
+        under_way: Future[None] | None = None
+        for part in parts:
+            _check(lib.sr_fill_copy(layer.c, fd, *_packed(part)))
+            if pool and (under_way is None or under_way.done()):
+                if under_way:
+                    under_way.result()
+                under_way = pool.submit(os.fdatasync, fd)
+        if under_way:
+            under_way.result()
+
+
+def _in_parts(ranges: Ranges) -> list[Ranges]:
+    """Ranges one behind the other, of about as many bytes each."""
+    ends = list(accumulate((length for _, length in ranges), initial=0))
+    cuts = [bisect_left(ends, at) for at in range(0, ends[-1], PART_BYTES)] + [len(ranges)]
+    return [ranges[a:b] for a, b in pairwise(cuts)]
 
 
 def conclude(sums_fd: int, ranges: Ranges) -> None:

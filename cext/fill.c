@@ -83,21 +83,31 @@ static uint32_t sum_of(const struct run *run, uint64_t block)
 
 /* --- steps --------------------------------------------------------------------------------------------------- */
 
+static int read_blocks(struct run *run, uint64_t first, uint64_t stop)
+{
+	const uint64_t at = first * SR_BLOCK_BYTES;
+	return sr_layer_read(run->from, run->data + at, stop * SR_BLOCK_BYTES - at, run->offset + at);
+}
+
 static int announce(struct run *run)
 {
-	int rc = sr_layer_read(run->from, run->data, run->blocks * SR_BLOCK_BYTES, run->offset);
-	if (rc == 0)
-		rc = read_sums(run);
-	if (rc)
-		return rc;
-	for (uint64_t i = 0; i < run->blocks; i++)
-		run->sums[i].becomes = sum_of(run, i);
-	return write_sums(run);
+	int rc = read_sums(run);
+	for (uint64_t i = 0; i < run->blocks && rc == 0; i++) {
+		uint64_t stop = i; /* the first block that needs no reading */
+		while (stop < run->blocks &&
+		       !sr_layer_known_sum(run->from, run->offset + stop * SR_BLOCK_BYTES, &run->sums[stop].becomes))
+			stop++;
+		if (stop > i)
+			rc = read_blocks(run, i, stop);
+		for (; i < stop && rc == 0; i++)
+			run->sums[i].becomes = sum_of(run, i);
+	}
+	return rc ? rc : write_sums(run);
 }
 
 static int copy(struct run *run)
 {
-	int rc = sr_layer_read(run->from, run->data, run->blocks * SR_BLOCK_BYTES, run->offset);
+	int rc = read_blocks(run, 0, run->blocks);
 	uint64_t size = sr_layer_bytes(run->from), inside = size > run->offset ? size - run->offset : 0;
 	uint64_t end = run->blocks * SR_BLOCK_BYTES < inside ? run->blocks * SR_BLOCK_BYTES : inside;
 
