@@ -186,30 +186,35 @@ def absorb(folder: Path, view: Layer, blocks: Blocks, owner: Owner, step: Step) 
     The map of the base is left as it is, and so is the intent: the
     caller calls :func:`forget_intent` when nothing needs to be done again any more.
     """
-    touched, edges = blocks.touched, blocks.edges
     with _opened(folder) as (base_fd, sums_fd):
-        bad: set[int] = set()
-        try:
-            announce(view, sums_fd, touched)
-        except OSError as exc:
-            if exc.errno != errno.EIO:
-                raise
-            bad = _unreadable(view, touched)
-            touched, edges = _without(touched, bad), [offset for offset in edges if offset not in bad]
-            announce(view, sums_fd, touched)
-        os.fsync(sums_fd)
+        left, bad = _as_far_as_readable(lambda ranges: announce(view, sums_fd, ranges), view, blocks)
+        os.fdatasync(sums_fd)
         step("base.announced")
-        write_atomically(folder / INTENT, _encode_intent({offset: _block(view, offset) for offset in edges}, owner))
+        write_atomically(folder / INTENT, _encode_intent({offset: _block(view, offset) for offset in left.edges}, owner))
         step("base.noted")
-        copy(view, base_fd, touched)
+        left, worse = _as_far_as_readable(lambda ranges: copy(view, base_fd, ranges), view, left)
         step("base.copied")
-        os.fsync(base_fd)
+        os.fdatasync(base_fd)
         step("base.synced")
-        conclude(sums_fd, touched)
-        for offset in bad:
+        conclude(sums_fd, left.touched)
+        for offset in bad | worse:
             _spoil(base_fd, sums_fd, offset)
-        os.fsync(sums_fd)
+        os.fdatasync(sums_fd)
         step("base.concluded")
+
+
+def _as_far_as_readable(act: Callable[[Ranges], None], view: Layer, blocks: Blocks) -> tuple[Blocks, set[int]]:
+    """Do it to all blocks; or, if ``view`` cannot read some, anew to the others.  Those it was done to, and the bad ones."""
+    try:
+        act(blocks.touched)
+    except OSError as exc:
+        if exc.errno != errno.EIO:
+            raise
+        bad = _unreadable(view, blocks.touched)
+        blocks = Blocks(_without(blocks.touched, bad), [offset for offset in blocks.edges if offset not in bad])
+        act(blocks.touched)
+        return blocks, bad
+    return blocks, set()
 
 
 def take_up(folder: Path, owner: Owner) -> None:
@@ -283,8 +288,6 @@ def _unreadable(view: Layer, touched: Ranges) -> set[int]:
 
 
 def _without(touched: Ranges, bad: set[int]) -> Ranges:
-    if not bad:
-        return touched
     left: Ranges = []
     for offset, length in touched:
         start = offset
