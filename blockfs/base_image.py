@@ -15,10 +15,10 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from threading import Lock
 
 from blockfs.extents import pack_ranges
 from blockfs.layers import Layer
@@ -27,6 +27,7 @@ from cext._core import ffi, lib
 BLOCK_BYTES: int = lib.SR_BLOCK_BYTES
 PAIR_BYTES = 8
 PART_BYTES = int(os.environ.get("PB", 32)) << 20
+THREADS = int(os.environ.get("TH", 3))
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -49,19 +50,23 @@ def announce(layer: Layer, sums_fd: int, ranges: Ranges) -> None:
 def copy(layer: Layer, fd: int, ranges: Ranges) -> None:
     """Step 2: each block becomes what ``layer`` reads there, one of zeros a hole; nothing past the end of ``layer``.
 
-    It also fills a file without sums: promotion.  What is much is on its way to the medium while the rest is copied.
+    It also fills a file without sums: promotion.  What is much is copied by several threads, of which one at a time sees to
+    it that what is copied is on its way to the medium.
     """
     parts = _in_parts(ranges)
-    with ThreadPoolExecutor(1) if len(parts) > 1 else nullcontext() as pool:
-        under_way: Future[None] | None = None
-        for part in parts:
-            _check(lib.sr_fill_copy(layer.c, fd, *_packed(part)))
-            if pool and (under_way is None or under_way.done()):
-                if under_way:
-                    under_way.result()
-                under_way = pool.submit(os.fdatasync, fd)
-        if under_way:
-            under_way.result()
+    syncing = Lock()
+
+    def copy_part(part: Ranges) -> None:
+        _check(lib.sr_fill_copy(layer.c, fd, *_packed(part)))
+        if len(parts) > 1 and syncing.acquire(blocking=False):
+            try:
+                os.fdatasync(fd)
+            finally:
+                syncing.release()
+
+    with ThreadPoolExecutor(min(THREADS, len(parts) or 1)) as pool:
+        for _ in pool.map(copy_part, parts):  # the first error ends it
+            pass
 
 
 def _in_parts(ranges: Ranges) -> list[Ranges]:
