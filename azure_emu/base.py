@@ -8,8 +8,9 @@ Fault contract
 :func:`absorb` makes blocks of the base what a view reads there, in steps that each are durable before the next: the
 sums of what blocks become; what those become of which only a part changes (``intent``); the blocks; the sums of what they
 are.  Killed anywhere, it is done again with the same view, to the same end; :func:`take_up` writes the noted blocks before,
-for such a block may be torn, and the view reads of it.  A block that the view cannot read gets sums that fit nothing, so
-that it stays unreadable: damage is carried over, never made good by a new checksum.
+for such a block may be torn, and the view reads of it.  A block that the view cannot read, which may show only when it is
+to be written, gets sums that fit nothing, so that it stays unreadable: damage is carried over, never made good by a new
+checksum.  Until those are durable it is as it was, and nobody is sent to it: that is for ``progress`` to do, afterwards.
 """
 
 from __future__ import annotations
