@@ -94,6 +94,19 @@ def test_a_piece_that_is_covered_in_part_is_not_taken_for_the_block(tmp_path: Pa
     layer.close()
 
 
+def test_a_block_of_the_base_is_read_for_either_of_its_checksums_may_be_right(tmp_path: Path) -> None:
+    base = start_bytes(1)
+    layer = view_of(tmp_path, Volume(), base)
+    want = [crc32c(block) for block in blocks_of(base)]
+    (tmp_path / "base.sums").write_bytes(b"".join(struct.pack("<II", 1, sum_) for sum_ in want))
+    fd, sums_fd = open_base(tmp_path)
+    base_image.announce(layer, sums_fd, WHOLE)
+    assert [becomes for _, becomes in pairs_of(tmp_path)] == want
+    layer.close()
+    os.close(fd)
+    os.close(sums_fd)
+
+
 def test_a_rotten_piece_that_is_a_block_is_met_when_it_is_copied(tmp_path: Path) -> None:
     base = start_bytes(1)
     volume = Volume.of([(True, BLOCK_BYTES, 4 * BLOCK_BYTES)], base)
