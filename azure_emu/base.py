@@ -283,7 +283,9 @@ def _unreadable(view: Layer, touched: Ranges) -> set[int]:
                 for block in range(start, stop, BLOCK_BYTES):
                     try:
                         _block(view, block)
-                    except OSError:
+                    except OSError as exc:
+                        if exc.errno != errno.EIO:
+                            raise
                         bad.add(block)
     return bad
 
