@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ from functools import reduce
 from operator import add, le, or_
 from pathlib import Path
 
-from azure_emu.disk_meta import store_corrupt
+from azure_emu.disk_meta import cannot_be_read, store_corrupt
 from blockfs.base_image import BLOCK_BYTES, announce, conclude, copy
 from blockfs.durable import sync_folder, write_atomically
+from blockfs.errors import RigError
 from blockfs.extents import pack_ranges
 from blockfs.layers import Layer, merge_ranges
+from blockfs.part import PartName
 from cext.hashing import crc32c, is_zero
 
 BASE = "base.img"
@@ -107,6 +110,20 @@ def grow_base(folder: Path, size_bytes: int) -> None:
             os.close(fd)
 
 
+def check_size(folder: Path, size_bytes: int, part: PartName) -> None:
+    """``PartRefused`` if the host's file system does not take a base that large, as it is to become by ``part``."""
+    with tempfile.TemporaryFile(dir=folder, prefix=".size-") as probe:
+        try:
+            os.ftruncate(probe.fileno(), size_bytes)
+        except OSError as exc:
+            if exc.errno not in (errno.EFBIG, errno.EINVAL):
+                raise
+            raise RigError(
+                "PartRefused",
+                f"part {part.blob()}: the disk grows to {size_bytes} bytes; there are no such files where {folder} is",
+            ) from exc
+
+
 def sums_bytes(size_bytes: int) -> int:
     """Length of ``base.sums`` for a base of that size."""
     return -(-size_bytes // BLOCK_BYTES) * PAIR.size
@@ -128,7 +145,7 @@ def read_map(folder: Path) -> bytes:
     try:
         raw = path.read_bytes()
     except OSError as exc:
-        raise store_corrupt(path, f"cannot be read: {exc.strerror}") from exc
+        raise cannot_be_read(path, exc) from exc
     if len(raw) < _HEADER.size:
         raise store_corrupt(path, f"has {len(raw)} bytes; its header has {_HEADER.size}")
     magic, version, crc, count, *reserved = _HEADER.unpack_from(raw)

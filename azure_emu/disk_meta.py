@@ -12,6 +12,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from azure_emu.host_disk import is_of_content
+from blockfs.boot import NIL
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
 from blockfs.wire import UUID_PATTERN, WireModel
@@ -43,6 +45,20 @@ class FoldNote(WireModel):
     position: Whole
 
 
+class OpenNote(WireModel):
+    """The first opening for applying in a boot: every frame up to ``frame`` counts, and what was torn behind it is cut.
+
+    So in ``boot`` a frame can have been torn by a kill, but not by a power loss.
+    """
+
+    boot: str = Field(pattern=UUID_PATTERN)
+    frame: Whole
+
+
+NOT_OPENED = OpenNote(boot=NIL, frame=0)
+"""Nothing is known of any frame."""
+
+
 class Progress(WireModel):
     """``progress``: what ``base.img`` holds, which is everything up to the floor, and of what generation that is.
 
@@ -53,7 +69,8 @@ class Progress(WireModel):
     folded into the base.
 
     ``frame``: number of the last frame that was folded into the base.  ``floor``, ``floor_time_ns``: the oldest position
-    that can be read.  ``size_bytes``: of the disk there.  The last three are 0 before ``complete``.
+    that can be read.  ``size_bytes``: of the disk there.  The last three are 0 before ``complete``.  ``opened`` is of the
+    process that wrote it.
     """
 
     generation: Whole
@@ -71,10 +88,11 @@ class Progress(WireModel):
     floor_time_ns: Whole = 0
     size_bytes: Whole = 0
     fold: FoldNote | None = None
+    opened: OpenNote = NOT_OPENED
 
     @model_validator(mode="after")
     def _is_of_a_copy_or_of_a_disk(self) -> Progress:
-        before = {"generation", "sync_parts", "first_position"}
+        before = {"generation", "sync_parts", "first_position", "opened"}
         if not self.complete and any(self.model_dump(exclude=before).values()):
             raise ValueError("tells of a state of the disk, but the initial replication is not complete")
         return self
@@ -91,11 +109,11 @@ def write_meta(path: Path, model: WireModel) -> None:
 
 
 def read_meta(path: Path, kind: type[M]) -> M:
-    """Read what :func:`write_meta` wrote: ``StoreCorrupt`` or ``StoreVersion`` if it is anything else."""
+    """Read what :func:`write_meta` wrote: ``StoreCorrupt`` or ``StoreVersion`` if it is anything else; ``StoreIo``."""
     try:
         fields = json.loads(path.read_bytes())
     except OSError as exc:
-        raise store_corrupt(path, f"cannot be read: {exc.strerror}") from exc
+        raise cannot_be_read(path, exc) from exc
     except (ValueError, RecursionError) as exc:
         raise store_corrupt(path, "is not JSON") from exc
     if not isinstance(fields, dict):
@@ -119,6 +137,13 @@ def read_meta(path: Path, kind: type[M]) -> M:
 def store_corrupt(path: Path, why: str) -> RigError:
     """The error for anything in a managed disk's folder that is not as it was written."""
     return RigError("StoreCorrupt", f"{path}: managed disk is corrupt: {why}")
+
+
+def cannot_be_read(path: Path, exc: OSError) -> RigError:
+    """``StoreCorrupt``, or ``StoreIo`` (recoverable) if that says nothing of the file."""
+    if is_of_content(exc):
+        return store_corrupt(path, f"cannot be read: {exc.strerror}")
+    return RigError("StoreIo", f"{path}: cannot be read: {exc.strerror}", recoverable=True)
 
 
 def _checksum(fields: dict[str, Any]) -> str:

@@ -21,11 +21,11 @@ from blockfs.part_index import ENTRY_BYTES, PartIndex
 from cext.hashing import crc32c
 
 FRAME_VERSION = 2
-HEADER_BYTES = 192
+HEADER_BYTES = 176
 PIECE_CRC_BYTES = 4
 
 _FRONT, _BACK = b"SRIGFRM\0", b"SRIGFRE\0"
-_HEADER = struct.Struct("<8sHHBBH16s16s12Q7I16s")
+_HEADER = struct.Struct("<8sHHBBH16s12Q7I16s")
 _CRC = struct.Struct("<I")
 ENTRY = struct.Struct("<QQQQQII")
 """Of an index: position, time_ns, offset, length, payload_at (in the segment), first_piece, type of the record."""
@@ -40,7 +40,7 @@ class Frame(NamedTuple):
 
     ``position``/``time_ns``: of the last record; ``first_time_ns``: of the first that changes the disk.
     ``size_bytes_after``: the disk's size after it.  ``sync_end_seq``: the sequence number that the part's ``sync-end`` tag
-    names as the log's first, None if it has no such tag.  ``boot``: the kernel's boot id when it was written.
+    names as the log's first, None if it has no such tag.
 
     A tuple, for a journal has many thousands, and they are all read to open a view.
     """
@@ -49,7 +49,6 @@ class Frame(NamedTuple):
     start: int
     number: int
     part: PartName
-    boot: bytes
     first_position: int
     position: int
     first_time_ns: int
@@ -118,7 +117,7 @@ class BadFrameError(Exception):
 
 
 def make_frame(
-    part: PartName, segment: bytes, index: PartIndex, *, volume: int, start: int, number: int, boot: bytes
+    part: PartName, segment: bytes, index: PartIndex, *, volume: int, start: int, number: int
 ) -> tuple[Frame, list[bytes]]:
     """The frame of a verified segment, and its bytes in pieces, to be written one behind the other."""
     tags = encode_tags(index.tags)
@@ -127,7 +126,6 @@ def make_frame(
         start=start,
         number=number,
         part=part,
-        boot=boot,
         first_position=index.first_position,
         position=index.position,
         first_time_ns=ENTRY.unpack_from(index.entries)[1] if index.entries else index.time_ns,
@@ -161,7 +159,6 @@ def encode_header(frame: Frame, *, back: bool = False) -> bytes:
         frame.sync_end_seq is not None,
         0,
         uuid.UUID(part.disk_id).bytes,
-        frame.boot,
         frame.number,
         frame.start,
         part.generation,
@@ -191,7 +188,7 @@ def decode_header(raw: bytes, *, volume: int, disk: DiskName, back: bool = False
     if len(raw) != HEADER_BYTES:
         raise BadFrameError(f"frame header has {len(raw)} bytes; it must have {HEADER_BYTES}")
     fields: tuple[Any, ...] = _HEADER.unpack_from(raw)
-    magic, version, header_bytes, stream, has_sync_end, reserved, found, boot, *numbers, rest = fields
+    magic, version, header_bytes, stream, has_sync_end, reserved, found, *numbers, rest = fields
     if magic != (_BACK if back else _FRONT):
         raise BadFrameError("no frame begins here")
     if crc32c(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0]:
@@ -205,10 +202,11 @@ def decode_header(raw: bytes, *, volume: int, disk: DiskName, back: bool = False
     if max(numbers) > _NUMBER_MAX:
         raise BadFrameError("frame header holds a number beyond any disk")
     number, start, generation, first, last, first_position, position, first_time, time_ns, size, sync_end = numbers[:11]
+    if sync_end and not has_sync_end:
+        raise BadFrameError("frame header says what follows a sync-end tag that it does not have")
     return Frame(
         volume, start, number,
         PartName(disk.disk_id, generation, _STREAMS[stream], first, last),
-        boot,
         first_position, position, first_time, time_ns, size,
         sync_end if has_sync_end else None,
         *numbers[11:],

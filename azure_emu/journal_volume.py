@@ -6,11 +6,12 @@ a damaged header or index is written again as it was.
 Fault contract
 --------------
 A frame is written at the end of the newest volume, its header last, and counts once ``fdatasync`` has returned.  A kill
-can leave a frame that the file ends in, or that has zeros in place of its header; a power loss (the frame is of another
-boot) also one with wrong checksums: of the last frame alone, all of these are cut.  Whatever else does not check out is
-damage.  Headers are read by :func:`read_journal`, indexes by :func:`read_index`; segments are not read, but for that of a
-last frame that another boot wrote.  A header that is bad is taken from its copy behind the frame, a bad index made anew
-from its segment; where neither is possible the chain of frames is broken: the frames before it are good, and
+can leave a frame that the file ends in, or that has zeros in place of its header; a power loss also one with a wrong
+checksum of its header or its segment: of the last frame alone, all of these are cut, but never of one that is known to
+count (:class:`azure_emu.disk_meta.OpenNote`).  Whatever else does not check out is damage.  Headers are read by
+:func:`read_journal`, indexes by :func:`read_index`; segments are not read, but for that of the last frame after a power
+loss.  A header that is bad is taken from its copy behind the frame, a bad index made anew from its segment; where neither
+is possible, or a frame that counts is not there, the chain of frames is broken: the frames before it are good, and
 :attr:`JournalState.broken` says why there are no more.
 """
 
@@ -18,13 +19,12 @@ from __future__ import annotations
 
 import os
 import re
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from azure_emu.disk_meta import store_corrupt
+from azure_emu.disk_meta import OpenNote, cannot_be_read, store_corrupt
 from azure_emu.frames import (
     BACK_MAGIC,
     FRONT_MAGIC,
@@ -39,7 +39,8 @@ from azure_emu.frames import (
     encode_tags,
     make_frame,
 )
-from blockfs.boot import current_boot_id
+from azure_emu.host_disk import pread_past_bad_sectors
+from blockfs import boot
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.part import PartName, TagSeen
@@ -57,11 +58,6 @@ _WRITE_BYTES = 1 << 20
 Step = Callable[[str], None]
 
 
-def current_boot() -> bytes:
-    """The kernel's boot id, as it lies in a frame's header."""
-    return uuid.UUID(current_boot_id()).bytes
-
-
 def volume_path(folder: Path, volume: int) -> Path:
     """The file of the volume whose first frame has that number; ``folder`` is the store's."""
     return folder / JOURNAL / f"{volume:012d}.journal"
@@ -73,7 +69,7 @@ def list_volumes(folder: Path) -> list[int]:
     try:
         names = [path.name for path in journal.iterdir() if not path.name.startswith(".")]
     except OSError as exc:
-        raise store_corrupt(journal, f"cannot be read: {exc.strerror}") from exc
+        raise cannot_be_read(journal, exc) from exc
     volumes = []
     for name in names:
         m = _NAME.fullmatch(name)
@@ -110,10 +106,12 @@ class JournalState:
     """File and byte of that."""
 
 
-def read_journal(folder: Path, disk_id: str, after: int) -> JournalState:
-    """Read the headers of all frames behind frame ``after``."""
+def read_journal(folder: Path, disk_id: str, after: int, opened: OpenNote) -> JournalState:
+    """Read the headers of all frames behind frame ``after``, which is in the base.  ``StoreIo`` (recoverable)."""
     state = JournalState()
     disk = DiskName.of(disk_id)
+    counted = max(after, opened.frame)
+    tail = Tail(counted=counted, power_lost=opened.boot != boot.current_boot_id())
     expected = after + 1
     volumes = list_volumes(folder)
     # a volume that was folded as a whole is about to be deleted
@@ -129,11 +127,13 @@ def read_journal(folder: Path, disk_id: str, after: int) -> JournalState:
                 why = f"byte {at}: it ends before frame {expected}, but {following} begins with frame {volume}"
             state.broken_at, state.broken = (path, at), store_corrupt(path, why)
             break
-        walk = _VolumeWalk(folder, volume, disk, state.frames[-1] if state.frames else None, newest=last)
+        walk = _VolumeWalk(folder, volume, disk, tail if last else None)
         try:
             walk.run()
         except OSError as exc:
-            walk.broken = store_corrupt(walk.path, f"cannot be read: {exc.strerror}")
+            walk.broken = cannot_be_read(walk.path, exc)
+            if walk.broken.recoverable:  # it says nothing of the journal
+                raise walk.broken from exc
         state.frames += [frame for frame in walk.frames if frame.number > after]
         state.earlier += [frame for frame in walk.frames if frame.number <= after]
         state.mended += walk.mended
@@ -144,13 +144,28 @@ def read_journal(folder: Path, disk_id: str, after: int) -> JournalState:
             break
         state.end = (volume, walk.at)
         expected = volume + len(walk.frames)
+    if state.broken is None and expected <= counted:
+        volume, at = state.end or (expected, 0)
+        path = volume_path(folder, volume)
+        state.broken_at = path, at
+        state.broken = store_corrupt(path, f"byte {at}: it ends before frame {expected}, which was there")
     return state
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What is known of the end of the newest volume: frames up to ``counted`` are there, whatever they look like now."""
+
+    counted: int
+    power_lost: bool
+    """Since the last writer."""
 
 
 class _VolumeWalk:
     """Hops from header to header of one volume."""
 
-    def __init__(self, folder: Path, volume: int, disk: DiskName, before: Frame | None, *, newest: bool) -> None:
+    def __init__(self, folder: Path, volume: int, disk: DiskName, tail: Tail | None) -> None:
+        """``tail``: of the newest volume alone."""
         self.path = volume_path(folder, volume)
         self.frames: list[Frame] = []
         self.mended: list[tuple[Frame, int, str]] = []
@@ -160,8 +175,7 @@ class _VolumeWalk:
         self._folder = folder
         self._volume = volume
         self._disk = disk
-        self._before = before
-        self._newest = newest
+        self._tail = tail
 
     def run(self) -> None:
         fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -175,27 +189,26 @@ class _VolumeWalk:
     def _next(self, fd: int, size: int) -> bool:
         """One frame more; False if there is none."""
         number = self._volume + len(self.frames)
-        raw = os.pread(fd, HEADER_BYTES, self.at)
+        raw = pread_past_bad_sectors(fd, HEADER_BYTES, self.at)
         if len(raw) < HEADER_BYTES:
-            return self._ends_early(size, f"{len(raw)} bytes of a frame header")
+            return self._ends_early(number, size, f"{len(raw)} bytes of a frame header")
         try:
             frame = self._checked(decode_header(raw, volume=self._volume, disk=self._disk), number)
         except BadFrameError as exc:
             why = str(exc)
-            data = os.pread(fd, size - self.at, self.at)
+            data = pread_past_bad_sectors(fd, size - self.at, self.at)
             found = self._from_copy(data, number)
             if found is None:
-                return self._unreadable(data, size, why)
+                return self._unreadable(number, data, size, why)
             frame = found
             self.mended.append((frame, self.at, why))
         end = frame.end
         if end > size:
-            return self._ends_early(size, f"{size - self.at} bytes of a frame of {end - self.at}")
-        if self._newest and end == size and frame.boot != current_boot() and not whole(fd, frame):
+            return self._ends_early(number, size, f"{size - self.at} bytes of a frame of {end - self.at}")
+        if end == size and self._may_be_torn(number, power=True) and not _segment_is_whole(fd, frame):
             self.torn = Torn(self._volume, self.at, size - self.at)
             return False
         self.frames.append(frame)
-        self._before = frame
         self.at = end
         return True
 
@@ -204,8 +217,13 @@ class _VolumeWalk:
             raise BadFrameError(f"holds frame {frame.number} of byte {frame.start}; frame {number} comes next")
         return frame
 
-    def _ends_early(self, size: int, what: str) -> bool:
-        if self._newest:
+    def _may_be_torn(self, number: int, *, power: bool = False) -> bool:
+        """Whether frame ``number``, if it is the last, may never have counted; ``power``: it looks as after a power loss."""
+        tail = self._tail
+        return tail is not None and number > tail.counted and (tail.power_lost or not power)
+
+    def _ends_early(self, number: int, size: int, what: str) -> bool:
+        if self._may_be_torn(number):
             self.torn = Torn(self._volume, self.at, size - self.at)
         else:
             self.broken = store_corrupt(self.path, f"byte {self.at}: the file ends after {what}")
@@ -224,10 +242,9 @@ class _VolumeWalk:
                 return frame
         return None
 
-    def _unreadable(self, data: bytes, size: int, why: str) -> bool:
+    def _unreadable(self, number: int, data: bytes, size: int, why: str) -> bool:
         """No frame here.  It never had a header, or lost it with the power, if nothing says otherwise; or else it is rot."""
-        torn = not any(data[:HEADER_BYTES]) or (self._before is not None and self._before.boot != current_boot())
-        if self._newest and torn and not self._later_frame(data):
+        if self._may_be_torn(number, power=any(data[:HEADER_BYTES])) and not self._later_frame(data):
             self.torn = Torn(self._volume, self.at, size - self.at)
         else:
             self.broken = store_corrupt(self.path, f"byte {self.at}: {why}")
@@ -243,14 +260,9 @@ class _VolumeWalk:
         return False
 
 
-def whole(fd: int, frame: Frame) -> bool:
-    """Whether every byte of a frame but its header, read before, is as it was written."""
-    return (
-        crc32c(os.pread(fd, frame.segment_bytes, frame.segment_at)) == frame.segment_crc
-        and crc32c(os.pread(fd, frame.index_bytes, frame.entries_at)) == frame.index_crc
-        and crc32c(os.pread(fd, frame.tags_bytes, frame.tags_at)) == frame.tags_crc
-        and os.pread(fd, HEADER_BYTES, frame.back_at) == encode_header(frame, back=True)
-    )
+def _segment_is_whole(fd: int, frame: Frame) -> bool:
+    """What is behind it can be made again from it."""
+    return crc32c(pread_past_bad_sectors(fd, frame.segment_bytes, frame.segment_at)) == frame.segment_crc
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +286,7 @@ def read_index(folder: Path, frame: Frame, size_bytes_before: int) -> FrameIndex
 
 def index_in(fd: int, path: Path, frame: Frame, size_bytes_before: int) -> FrameIndex:
     """As :func:`read_index`, of an open volume."""
-    raw = os.pread(fd, frame.index_bytes, frame.entries_at)
+    raw = pread_past_bad_sectors(fd, frame.index_bytes, frame.entries_at)
     if crc32c(raw) == frame.index_crc and len(raw) == frame.index_bytes:
         cut = frame.entries * ENTRY_BYTES
         return FrameIndex(raw[:cut], raw[cut:], rebuilt=False)
@@ -300,7 +312,7 @@ def read_tags(folder: Path, frame: Frame, size_bytes_before: int) -> tuple[tuple
     path = volume_path(folder, frame.volume)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        raw = os.pread(fd, frame.tags_bytes, frame.tags_at)
+        raw = pread_past_bad_sectors(fd, frame.tags_bytes, frame.tags_at)
         if crc32c(raw) == frame.tags_crc:
             with suppress(BadFrameError):
                 return decode_tags(raw), False
@@ -313,7 +325,7 @@ def read_tags(folder: Path, frame: Frame, size_bytes_before: int) -> tuple[tuple
 
 
 def _rebuilt(fd: int, frame: Frame, size_bytes_before: int) -> PartIndex | None:
-    segment = os.pread(fd, frame.segment_bytes, frame.segment_at)
+    segment = pread_past_bad_sectors(fd, frame.segment_bytes, frame.segment_at)
     if crc32c(segment) != frame.segment_crc:
         return None
     try:
@@ -338,11 +350,28 @@ def mend(folder: Path, frame: Frame, size_bytes_before: int) -> None:
     fd = os.open(volume_path(folder, frame.volume), os.O_RDWR | os.O_CLOEXEC)
     try:
         for at, data in pieces:
-            if os.pread(fd, len(data), at) != data:
+            if pread_past_bad_sectors(fd, len(data), at) != data:
                 os.pwrite(fd, data, at)
         os.fdatasync(fd)
     finally:
         os.close(fd)
+
+
+def make_durable(folder: Path, state: JournalState) -> None:
+    """Take away what is torn, and see to it that what counts by being there will be there after a power loss, too.
+
+    A kill may have come before the sync behind a write; and a later frame must not be taken for a part of what was torn.
+    """
+    if state.end is not None:
+        volume, end = state.end
+        fd = os.open(volume_path(folder, volume), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if state.torn is not None:
+                os.ftruncate(fd, end)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    sync_folder(folder / JOURNAL)
 
 
 class JournalWriter:
@@ -357,19 +386,6 @@ class JournalWriter:
         self._volume, self._end = state.end or (0, 0)
         self._fd = -1
         self._named = True
-        self._boot = current_boot()
-        if state.torn is not None:
-            self._cut(state.torn)
-
-    def _cut(self, torn: Torn) -> None:
-        """Take away what never counted; a later frame must not be taken for one that lies behind it."""
-        self._volume, self._end = torn.volume, torn.end
-        fd = os.open(volume_path(self._folder, torn.volume), os.O_RDWR | os.O_CLOEXEC)
-        try:
-            os.ftruncate(fd, torn.end)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def append(self, part: PartName, segment: bytes, verify: Callable[[], PartIndex]) -> tuple[Frame, PartIndex]:
         """Write a frame durably; after an ``OSError``, or a ``RigError`` of ``verify``, the journal is as it was.
@@ -382,7 +398,7 @@ class JournalWriter:
             self._step("append.begun")
             index = verify()
             frame, (header, _, *rest) = make_frame(
-                part, segment, index, volume=self._volume, start=self._end, number=self._next, boot=self._boot
+                part, segment, index, volume=self._volume, start=self._end, number=self._next
             )
             _write_all(self._fd, rest, frame.segment_at + frame.segment_bytes)
             self._step("append.followed")

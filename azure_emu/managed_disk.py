@@ -29,18 +29,19 @@ from pathlib import Path
 import structlog
 
 from azure_emu import checkpoints
-from azure_emu.base import Owner, clear_base, create_base, forget_intent, read_map, rebuild_map, take_up
-from azure_emu.disk_meta import DISK_META, PROGRESS, DiskMeta, Progress, read_meta, write_meta
+from azure_emu.base import Owner, check_size, clear_base, create_base, forget_intent, read_map, rebuild_map, take_up
+from azure_emu.disk_meta import DISK_META, PROGRESS, DiskMeta, OpenNote, Progress, read_meta, write_meta
 from azure_emu.disk_view import DiskMap, base_source, build_map, build_view, open_view
 from azure_emu.fold import absorb_map, announce_fold, delete_folded, fill_base
 from azure_emu.history import History, Want
 from azure_emu.host_disk import host_disk_errors
-from azure_emu.journal_volume import JOURNAL, JournalWriter, mend, read_index, read_tags
+from azure_emu.journal_volume import JOURNAL, JournalWriter, make_durable, mend, read_index, read_tags
 from azure_emu.pins import LOCK, PINS, locked, pins
 from azure_emu.ports import Change, Damage
 from azure_emu.questions import change_list, position_at
 from azure_emu.scrub import scrub
-from azure_emu.store_history import Loaded, load_history
+from azure_emu.store_history import Loaded, ask, load_history
+from blockfs import boot
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.extents import ExtentMap
@@ -90,10 +91,12 @@ def delete_disk(folder: Path, step: Step = _no_step) -> None:
 
 
 def known_generation(folder: Path) -> int:
-    """The newest generation that a store, which may be damaged, has a part of; 0 if that cannot be told."""
+    """The newest generation that a store, which may be damaged, has a part of; 0 if that cannot be told.  ``StoreIo``."""
     try:
         return load_history(folder).history.watermark().generation
-    except RigError:
+    except RigError as exc:
+        if exc.recoverable:
+            raise
         return 0
 
 
@@ -152,6 +155,7 @@ class ManagedDiskStore:
         self.folder = loaded.folder
         self._meta = loaded.meta
         self._progress = loaded.progress
+        self._opened = loaded.progress.opened if loaded.progress else OpenNote(boot=boot.current_boot_id(), frame=0)
         self._history = loaded.history
         self._tags = tags
         self._step = step
@@ -196,8 +200,8 @@ class ManagedDiskStore:
                 raise loaded.journal.broken
             tags = _check_frames(loaded)
             _check_map(folder)
-            sync_folder(folder / JOURNAL)  # a kill between rename and sync: what is counted now must stay
-            sync_folder(folder)
+            sync_folder(folder)  # a kill between rename and sync: what is counted now must stay
+            _note_opening(loaded)
             store = cls(loaded, tags, step)
             store._take_up()
         return store
@@ -260,6 +264,8 @@ class ManagedDiskStore:
         def verify() -> PartIndex:
             index = index_segment(segment, part, self._history.size_bytes)
             self._history.check_positions(part, index.first_position)
+            if index.size_bytes_after > self._history.size_bytes:
+                check_size(self.folder, index.size_bytes_after, part)
             return index
 
         with host_disk_errors(self.folder):
@@ -282,6 +288,8 @@ class ManagedDiskStore:
         valid, and an initial replication does not send zeros.  The disk may have grown since the managed disk was made.
         """
         size_bytes = index.size_bytes_after
+        if size_bytes > self.created_size_bytes:
+            check_size(self.folder, size_bytes, part)
         if part.first != 1 and size_bytes != self.created_size_bytes:
             raise RigError(
                 "PartRefused",
@@ -325,11 +333,15 @@ class ManagedDiskStore:
         forget_intent(self.folder)
 
     def _count(self, progress: Progress) -> None:
+        progress = self._noting_opening(progress)
         write_meta(self.folder / PROGRESS, progress)
         self._forget_latest()
         with self._lock:
             self._progress = progress
             self._history.set_progress(progress)
+
+    def _noting_opening(self, progress: Progress) -> Progress:
+        return progress.model_copy(update={"opened": self._opened})
 
     # --- reading ------------------------------------------------------------------------------------------------
 
@@ -366,13 +378,11 @@ class ManagedDiskStore:
 
     def position_at(self, time_ns: int) -> int:
         """The last valid position whose record is not younger than ``time_ns``; ``InvalidPosition``."""
-        with host_disk_errors(self.folder):
-            return position_at(load_history(self.folder), time_ns)
+        return ask(self.folder, lambda loaded: position_at(loaded, time_ns))
 
     def changes(self, after: int, upto: int, limit: int) -> list[Change]:
         """The first ``limit`` changes of the disk with ``after < position <= upto``, in order."""
-        with host_disk_errors(self.folder):
-            return change_list(load_history(self.folder), after, upto, limit)
+        return ask(self.folder, lambda loaded: change_list(loaded, after, upto, limit))
 
     def scrub(self, progress: Callable[[int], None] = lambda _bytes: None) -> Iterator[Damage]:
         """Read every byte of the store, and tell what is not as it was written; ``progress`` is told of bytes read."""
@@ -408,10 +418,10 @@ class ManagedDiskStore:
             return
         with self._lock:
             self._progress = progress
-            self._history.floor = progress.fold.position
+            self._history.begin_fold(progress.fold)
         fill_base(self.folder, self._history, progress.fold, step)
         with self._lock:
-            done = self._history.progress_at(progress.fold.frame)
+            done = self._noting_opening(self._history.progress_at(progress.fold.frame))
             write_meta(self.folder / PROGRESS, done)
             history = History(self._meta, done)
             for frame in self._history.frames:
@@ -423,12 +433,19 @@ class ManagedDiskStore:
         self._look_for_checkpoint()
 
     def _take_up(self) -> None:
-        """Bring a fold that was cut to its end, and clear what one left that came to it."""
-        if self._progress is not None and self._history.seeded:
+        """Bring a fold that was cut to its end, and clear what one left that came to it.
+
+        If that cannot be done now, parts can be applied all the same, and the next fold begins with it.
+        """
+        if self._progress is None or not self._history.seeded:
+            return
+        try:
             if self._progress.fold is not None:
                 self._finish_fold(self._progress, self._told)
             else:
                 delete_folded(self.folder, self._history.folded, _no_step)
+        except OSError as exc:
+            _log.warning("fold_not_finished", store=str(self.folder), reason=str(exc))
 
     @property
     def checkpoint_due(self) -> bool:
@@ -497,10 +514,30 @@ def _check_frames(loaded: Loaded) -> list[TagSeen]:
     return tags
 
 
+def _note_opening(loaded: Loaded) -> None:
+    """In the first opening of a boot, note that all frames count which are there now: from now on a bad one is rot."""
+    progress, now = loaded.progress, boot.current_boot_id()
+    if progress is None or progress.opened.boot == now:
+        make_durable(loaded.folder, loaded.journal)
+        return
+    frames = loaded.history.frames
+    last = loaded.history.folded + len(frames)
+    if loaded.journal.torn is not None:  # what is before it counts at once, but until it is cut it is of the boot before
+        note = OpenNote(boot=progress.opened.boot, frame=last)
+        write_meta(loaded.folder / PROGRESS, progress.model_copy(update={"opened": note}))
+    make_durable(loaded.folder, loaded.journal)
+    if frames:  # of which only the segment was looked at
+        mend(loaded.folder, frames[-1], loaded.history.size_before(frames[-1]))
+    loaded.progress = progress.model_copy(update={"opened": OpenNote(boot=now, frame=last)})
+    write_meta(loaded.folder / PROGRESS, loaded.progress)
+
+
 def _check_map(folder: Path) -> None:
     try:
         read_map(folder)
     except RigError as exc:
+        if exc.recoverable:
+            raise
         _log.warning("map_of_the_base_made_again", store=str(folder), reason=exc.message)
         rebuild_map(folder)
 

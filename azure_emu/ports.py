@@ -167,8 +167,8 @@ class RecoverySide(Protocol):
         """Keyed checksums (hex) of chunks of the latest applied state."""
         ...
 
-    async def store_path(self, *, disk_id: str) -> str:
-        """Folder of the managed disk (for the recovery host's ``open_point``); ``DiskNotFound``."""
+    async def store_paths(self, *, disk_ids: list[str]) -> list[str]:
+        """Folders of managed disks (for the recovery host's ``open_point``); ``DiskNotFound``."""
         ...
 
     async def retain(self, *, disk_id: str, position: int) -> None:
@@ -199,6 +199,13 @@ class RecoverySide(Protocol):
 
     async def scrub(self, *, disk_id: str) -> list[Damage]:
         """Read every byte of the disk's store; what is not as it was written.  It may be called while parts are applied."""
+        ...
+
+    async def repair(self, *, disk_id: str) -> None:
+        """Write again what of the store can be made from the rest of it: headers, indexes, tags, the base's map.
+
+        ``DiskNotFound``; ``StoreCorrupt``: something is damaged that nothing can be applied over.
+        """
         ...
 
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:

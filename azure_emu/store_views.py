@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ class StoreViews:
     def __init__(self, disks: Path) -> None:
         self._disks = disks
         self._watched: list[_Watched] = []
+        self._changing = threading.Lock()
 
     def open(self, store: Path, position: int, holder: str) -> Layer:
         """Pin, then open; nothing stays pinned if that fails and was not before."""
@@ -65,13 +67,16 @@ class StoreViews:
             if pin_id not in before:
                 unpin(store, pin_id)
             raise
-        self._watched.append(_Watched(store, position, holder, view.faults, view.source_names))
+        watched = _Watched(store, position, holder, view.faults, view.source_names)
+        with self._changing:
+            self._watched.append(watched)
         return view
 
     def let_go(self, store: Path, holder: str) -> None:
         """See :class:`blockfs.views.Views`."""
         unpin_holder(store, holder)
-        self._watched = [each for each in self._watched if (each.store, each.holder) != (store, holder)]
+        with self._changing:
+            self._watched = [each for each in self._watched if (each.store, each.holder) != (store, holder)]
 
     async def watch(self) -> None:
         """Log what views did not serve, by file and byte, until cancelled: who reads is only told of an I/O error."""

@@ -36,6 +36,7 @@ from blockfs.counters import DiskCounters
 from blockfs.disk import Disk, DiskRules, begin_snapshots_of
 from blockfs.disk_files import HOLDER_KIND, DiskPlace, make_raw, make_top
 from blockfs.disk_log import LogPolicy
+from blockfs.disk_report import count, describe
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.host_folder import check_name, host_error, lock_folder, told_of
@@ -182,8 +183,8 @@ class DiskHost:
     async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
         """See :class:`DiskHostControl`."""
         if vm is not None:
-            return [disk.info(self.mountpoint) for disk in self.disks(vm)]
-        return [disk.info(self.mountpoint) for disk in self._all_disks()]
+            return [describe(disk, self.mountpoint) for disk in self.disks(vm)]
+        return [describe(disk, self.mountpoint) for disk in self._all_disks()]
 
     async def position(self) -> int:
         """See :class:`DiskHostControl`."""
@@ -196,7 +197,7 @@ class DiskHost:
         self._check_new(vm, name)
         with told_of(f"disk {vm}/{name} of {size_bytes} bytes"):
             disk = self._add(vm, name, lambda place: make_raw(place, size_bytes), None)
-        return disk.info(self.mountpoint)
+        return describe(disk, self.mountpoint)
 
     async def open_point(self, *, vm: str, name: str, disk_id: str, store: str, position: int) -> DiskInfo:
         """See :class:`DiskHostControl`."""
@@ -216,7 +217,7 @@ class DiskHost:
                 raise
         finally:
             self._opening.discard(str(place))
-        return disk.info(self.mountpoint)
+        return describe(disk, self.mountpoint)
 
     def _over_point(self, place: DiskPlace, store: Path, position: int, view: Layer) -> Disk:
         """A new tracked disk over a view, which is closed if that fails; then nothing is left of the disk."""
@@ -313,7 +314,7 @@ class DiskHost:
             for disk in disks:
                 disk.begin_promotion()
         self._promoter.wake()
-        return [disk.info(self.mountpoint) for disk in disks]
+        return [describe(disk, self.mountpoint) for disk in disks]
 
     async def resize_disk(self, *, vm: str, disk: str, size_bytes: int) -> DiskInfo:
         """See :class:`DiskHostControl`."""
@@ -321,7 +322,7 @@ class DiskHost:
         with told_of(f"disk {target.place} of {size_bytes} bytes"):
             target.resize(size_bytes)
         self._grown(target)
-        return target.info(self.mountpoint)
+        return describe(target, self.mountpoint)
 
     def _grown(self, disk: Disk) -> None:
         if self._tell_grown is not None:
@@ -329,7 +330,7 @@ class DiskHost:
 
     async def counters(self, *, vm: str, disk: str) -> DiskCounters:
         """See :class:`DiskHostControl`."""
-        return self.disk(vm, disk).counters()
+        return count(self.disk(vm, disk))
 
     async def remove_vm(self, *, vm: str) -> None:
         """See :class:`DiskHostControl`."""
@@ -358,7 +359,7 @@ class DiskHost:
         with told_of(f"change log of VM {vm}"):
             for disk in disks:
                 disk.start_tracking(new_generation=new_generation)
-        return [disk.info(self.mountpoint) for disk in disks]
+        return [describe(disk, self.mountpoint) for disk in disks]
 
     async def stop_tracking(self, *, vm: str) -> None:
         """See :class:`DiskHostControl`."""
@@ -456,7 +457,7 @@ class DiskHost:
         for disk in staged:
             disk.replace()
             self._grown(disk)
-        return [disk.info(self.mountpoint) for disk in disks]
+        return [describe(disk, self.mountpoint) for disk in disks]
 
 
 def _check_idle(disk: Disk) -> None:

@@ -62,7 +62,7 @@ def _other_format(path: Path) -> str | None:
     return image.other_format(head)
 
 
-async def fill(path: Path, disk: Path, *, advance: Advance = lambda _bytes: None) -> None:
+async def fill(path: Path, disk: Path, *, advance: Advance) -> None:
     """Write an image's disk to ``disk``, a file of zeros that is as large or larger; durable on return."""
     source = await look_at(path)
     size_bytes = disk.stat().st_size

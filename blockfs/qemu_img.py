@@ -6,10 +6,11 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import IO
 
 import trio
 
@@ -65,22 +66,46 @@ async def convert(
     """
     require(f"format {to if to != 'raw' else from_}")
     command = [PROGRAM, "convert", "-p", *options, "-f", from_, "-O", to, str(source), str(target)]
-    run = partial(trio.run_process, check=False, env=_environment(), start_new_session=True, capture_stderr=True)
     told = 0
-    async with trio.open_nursery() as nursery:
-        result: list[subprocess.CompletedProcess[bytes]] = []
+    with tempfile.TemporaryFile() as errors:
+        process, output = _start(command, errors)
+        try:
+            async with output:
+                async for text in output:
+                    done = _percent(bytes(text))
+                    if done is not None and (upto := int(size_bytes * done / 100)) > told:
+                        advance(upto - told)
+                        told = upto
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            with trio.CancelScope(shield=True):
+                status = await trio.to_thread.run_sync(process.wait)
+        errors.seek(0)
+        if status != 0:
+            raise RigError("ConvertFailed", f"{target}: {_reason(errors.read())}")
 
-        async def work(*, task_status: trio.TaskStatus[trio.Process] = trio.TASK_STATUS_IGNORED) -> None:
-            result.append(await run(command, stdout=subprocess.PIPE, task_status=task_status))
 
-        process = await nursery.start(work)
-        async for text in process.stdout:
-            done = _percent(text)
-            if done is not None and (upto := int(size_bytes * done / 100)) > told:
-                advance(upto - told)
-                told = upto
-    if result[0].returncode != 0:
-        raise RigError("ConvertFailed", f"{target}: {_reason(result[0].stderr)}")
+def _start(command: Sequence[str], errors: IO[bytes]) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream]:
+    """It dies with this process, however that ends: nobody else would stop its writing.  What it prints can be read."""
+    readable, writable = os.pipe()
+    try:
+        # Not trio.run_process: it forks in a worker thread, and a parent-death signal fires when the forking *thread* ends.
+        process = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", "--", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=writable,
+            stderr=errors,
+            env=_environment(),
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(readable)
+        raise
+    finally:
+        os.close(writable)
+    return process, trio.lowlevel.FdStream(readable)
 
 
 def _percent(text: bytes) -> float | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -39,6 +40,9 @@ FOLDER = "recovery"
 
 RELEASE_S = 2.0
 """The kernel tells of a file's last close a little after whoever closed it goes on."""
+
+OPENED_AT_ONCE = 8
+"""Disks of a state: the durability of their pins is one wait of the host's disk, not one for each."""
 
 _FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9@][A-Za-z0-9@.+_:-]{0,126}")
@@ -196,16 +200,16 @@ class Recoveries:
             raise
 
     def _opened(self, note: _Note) -> list[Layer]:
-        """Every disk's view, or none."""
-        views: list[Layer] = []
+        """Every disk's view, or none; side by side, for most of the time the host's disk is waited for."""
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            opening = [pool.submit(self._views.open, Path(disk.store), note.position, _holder(note)) for disk in note.disks]
         try:
-            for disk in note.disks:
-                views.append(self._views.open(Path(disk.store), note.position, _holder(note)))
+            return [view.result() for view in opening]
         except BaseException:
-            for view in views:
-                view.close()
+            for view in opening:
+                if view.exception() is None:
+                    view.result().close()
             raise
-        return views
 
     def _disks(self, note: _Note, views: list[Layer]) -> dict[str, Disk]:
         folder = f"{FOLDER}/{note.vm}/{note.name}"
@@ -247,8 +251,10 @@ class Recoveries:
 
     def _forget(self, note: _Note) -> None:
         """Let go of the positions and take the file away, in this order: by the file it is known what is held."""
-        for disk in note.disks:
-            self._views.let_go(Path(disk.store), _holder(note))
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            letting_go = [pool.submit(self._views.let_go, Path(disk.store), _holder(note)) for disk in note.disks]
+        for each in letting_go:
+            each.result()
         path = self._file(note.vm, note.name)
         path.unlink(missing_ok=True)
         sync_folder(path.parent)

@@ -7,7 +7,7 @@ by line elsewhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from azure_emu.vault.api import Job, RecoveryPoint, VaultApi
+from azure_emu.ports import DiskSpec
+from azure_emu.vault.api import Job, RecoveryPoint, VaultApi, Vm
 from blockfs.errors import RigError
 from blockfs.progress import VmProgress
 from siterig.values import format_size
@@ -141,6 +142,30 @@ def bar(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
             progress.update(task, advance=done_bytes)
 
         yield advance
+
+
+async def while_imported(vault: VaultApi, vm: str, disks: Sequence[DiskSpec], make: Callable[[], Awaitable[Vm]]) -> Vm:
+    """Make a VM, with a progress bar of the images that its disks are filled from."""
+    total_bytes = sum(disk.size_bytes for disk in disks if disk.image is not None)
+    if not total_bytes or not err().is_terminal:
+        return await make()
+    with bar(f"{vm}: import", total_bytes) as advance:
+
+        async def watch() -> None:
+            shown_bytes = 0
+            while True:
+                await trio.sleep(POLL_S)
+                progress = await _progress(vault, vm)
+                done_bytes = sum(disk.done_bytes for disk in progress.disks) if progress is not None else 0
+                if done_bytes > shown_bytes:
+                    advance(done_bytes - shown_bytes)
+                    shown_bytes = done_bytes
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            made = await make()
+            nursery.cancel_scope.cancel()
+    return made
 
 
 async def follow(vault: VaultApi, job: Job) -> Job:

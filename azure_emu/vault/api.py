@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from azure_emu.ports import DiskSpec
 from azure_emu.vault.retention import HOURS_DEFAULT
 from blockfs.control import TagKind
+from blockfs.host_process import HostProcess
 from blockfs.progress import VmProgress
 from blockfs.wire import WireModel
 
@@ -170,7 +171,8 @@ class VaultApi(Protocol):
     ``JobInProgress``, ``InvalidPolicy``.
 
     What is mounted is ``point``, the state at ``position``, or the one at ``time`` (RFC 3339), or ``LatestProcessed``.
-    ``name`` is its folder's (default: the point's id, ``@POSITION``, or the time as it was given).  More errors:
+    ``name`` is its folder's (default: the point's id, ``@POSITION``, or the time as it was given).  It is unmounted when
+    ``process`` has ended, if one is given, as soon as nothing has it open.  More errors:
     ``InvalidPosition``, ``InvalidTime``, ``RecoveryExists``, ``RecoveryInUse``, ``NotMounted``.
     """
 
@@ -192,6 +194,7 @@ class VaultApi(Protocol):
         position: int | None = None,
         time: str | None = None,
         name: str | None = None,
+        process: HostProcess | None = None,
     ) -> MountedPoint: ...
     async def unmount_point(self, *, vm: str, name: str) -> None: ...
     async def mounted_points(self, *, vm: str) -> list[MountedPoint]: ...

@@ -21,6 +21,7 @@ from azure_emu.vault.services import Services
 from azure_emu.vault.store import find_item
 from blockfs.control import RecoveryInfo, RecoverySource
 from blockfs.errors import RigError
+from blockfs.host_process import HostProcess
 
 CLEAN_UP_S = 10.0
 _UNSAFE = re.compile(r"[^A-Za-z0-9@.+_:-]")
@@ -174,13 +175,24 @@ def _disks(session: Session, vm: str) -> list[DiskRow]:
 
 
 async def mount(
-    services: Services, vm: str, *, point: str | None, position: int | None, time: str | None, name: str | None
+    services: Services,
+    vm: str,
+    *,
+    point: str | None,
+    position: int | None,
+    time: str | None,
+    name: str | None,
+    process: HostProcess | None,
 ) -> MountedPoint:
-    """Open a state; the same one again is no error, another one under its name is (``RecoveryExists``)."""
+    """Open a state; the same one again is no error, another one under its name is (``RecoveryExists``).
+
+    ``process``: noted as the one that it is for (see lent.py), if it was not mounted before.
+    """
     at, default_name, found = await choose(services, vm, point=point, position=position, time=time)
     wanted = MountRow(
-        vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id, asked_time=time
-    )
+        vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id, asked_time=time,
+        process_id=None if process is None else process.pid, process_started=None if process is None else process.started,
+    )  # fmt: skip
 
     def note(session: Session) -> tuple[bool, list[DiskRow]]:
         row = session.get(MountRow, (vm, wanted.name))
@@ -197,19 +209,21 @@ async def mount(
 
     fresh, disks = await services.store.transact(note)
     try:
-        sources = [
-            RecoverySource(
-                name=disk.name, disk_id=disk.disk_id, store=await services.recovery.store_path(disk_id=disk.disk_id)
-            )
-            for disk in disks
-        ]
+        sources = await _sources(services, disks)
         info = await services.azure.open_recovery(vm=vm, name=wanted.name, position=at, disks=sources)
     except BaseException:
         if fresh:
             with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_S):
-                await _close(services, vm, wanted.name)
+                await close(services, vm, wanted.name)
         raise
     return _wire(wanted, found, info)
+
+
+async def _sources(services: Services, disks: list[DiskRow]) -> list[RecoverySource]:
+    paths = await services.recovery.store_paths(disk_ids=[disk.disk_id for disk in disks])
+    return [
+        RecoverySource(name=disk.name, disk_id=disk.disk_id, store=path) for disk, path in zip(disks, paths, strict=True)
+    ]
 
 
 async def unmount(services: Services, vm: str, name: str) -> None:
@@ -224,10 +238,11 @@ async def unmount(services: Services, vm: str, name: str) -> None:
             )
 
     await services.store.transact(look)
-    await _close(services, vm, name)
+    await close(services, vm, name)
 
 
-async def _close(services: Services, vm: str, name: str) -> None:
+async def close(services: Services, vm: str, name: str) -> None:
+    """Close a state on the recovery host (``RecoveryInUse``), and forget it; no-op if it is gone."""
     await services.azure.close_recovery(vm=vm, name=name)
     await services.store.transact(
         lambda session: session.execute(delete(MountRow).where(MountRow.vm == vm, MountRow.name == name))
@@ -240,7 +255,7 @@ async def remove_all(services: Services, vm: str) -> None:
         lambda session: list(session.scalars(select(MountRow.name).where(MountRow.vm == vm)))
     )
     for name in names:
-        await _close(services, vm, name)
+        await close(services, vm, name)
 
 
 async def mounted(services: Services, vm: str) -> list[MountedPoint]:

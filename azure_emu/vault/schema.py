@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever a table changes.  A database of another version is refused, not converted."""
 
 
@@ -240,3 +240,5 @@ class MountRow(Base):
     position: Mapped[int] = mapped_column(BigInteger)  # of all disks of the VM
     point_id: Mapped[str | None] = mapped_column(String)  # the recovery point at that position; None: between points
     asked_time: Mapped[str | None] = mapped_column(String)  # the time that was asked for, as given; None: no time was
+    process_id: Mapped[int | None] = mapped_column(BigInteger)  # it goes with this process of the host; None: it stays
+    process_started: Mapped[int | None] = mapped_column(BigInteger)  # clock ticks from the boot to that process's start

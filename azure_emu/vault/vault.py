@@ -32,6 +32,7 @@ from azure_emu.vault import (
 from azure_emu.vault.api import Event, Job, ManagedDisk, MountedPoint, ProtectedItem, RecoveryPoint, Vm
 from azure_emu.vault.clock import Clock
 from azure_emu.vault.keeper import Keeper
+from azure_emu.vault.lent import Lent
 from azure_emu.vault.points import Chosen
 from azure_emu.vault.reports import Reports
 from azure_emu.vault.retention import HOURS_DEFAULT, check_hours
@@ -52,6 +53,7 @@ from azure_emu.vault.states import (
 from azure_emu.vault.store import Store, find_item
 from blockfs.control import DiskHostControl, TagKind
 from blockfs.errors import RigError
+from blockfs.host_process import HostProcess
 from blockfs.progress import DiskProgress, VmProgress
 
 _SCENARIOS = (
@@ -108,10 +110,13 @@ class Vault(Reports):
         super().__init__(services)
         self._engine = jobs.JobEngine(services, _SCENARIOS)
         self._keeper = Keeper(services)
+        self._lent = Lent(services)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Settle what a kill left, then run jobs until cancelled; operations may be asked for once it has started."""
-        await self._engine.run(task_status)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._lent.run)
+            await self._engine.run(task_status)
 
     async def keep_policies(self) -> None:
         """Prune recovery points now and then, until cancelled."""
@@ -218,10 +223,9 @@ class Vault(Reports):
         return await self._services.store.transact(look)
 
     async def progress(self, *, vm: str) -> VmProgress:
-        """What the site's agent does for a VM, or how far a failback is."""
+        """What the site's agent does for a VM (protected or not), or how far a failback is."""
 
         def downloading(session: Session) -> list[dict[str, Any]] | None:
-            find_item(session, vm)
             job = jobs.open_job(session, vm)
             return None if job is None or job.key != failback_tasks.FAILBACK.key else job.memory.get("disks", [])
 
@@ -264,9 +268,16 @@ class Vault(Reports):
         position: int | None = None,
         time: str | None = None,
         name: str | None = None,
+        process: HostProcess | None = None,
     ) -> MountedPoint:
         """Serve a VM's disks as they were, read-only."""
-        return await mounts.mount(self._services, vm, point=point, position=position, time=time, name=name)
+        try:
+            return await mounts.mount(
+                self._services, vm, point=point, position=position, time=time, name=name, process=process
+            )
+        finally:
+            if process is not None:
+                self._lent.watch(process)
 
     async def unmount_point(self, *, vm: str, name: str) -> None:
         """Take a mounted point away."""

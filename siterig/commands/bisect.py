@@ -9,6 +9,7 @@ import typer
 
 from azure_emu.vault.api import RecoveryPoint
 from azure_emu.vault.clock import rfc3339, rfc3339_or_none
+from blockfs.host_process import HostProcess
 from siterig import exits, services, show
 from siterig.bisect_run import Bisection, ChangeSeen, Report, Trial, Wanted
 from siterig.bisect_states import MountedStates, State, make_label
@@ -56,6 +57,7 @@ def bisect(
             services.azure(layout),
             vm,
             make_label(),
+            process=None if keep else HostProcess.own(),
         )
         wanted = Wanted(good, bad, command, timeout_s, writable, keep, verbose)
         trials: list[Trial] = []

@@ -14,6 +14,7 @@ import typer
 from azure_emu.vault.api import MountedDisk, MountedPoint, RecoveryPoint, VaultApi
 from blockfs import vhd
 from blockfs.errors import RigError
+from blockfs.host_process import HostProcess
 from siterig import exits, image_export, show
 from siterig.commands.options import Dir, Json, VmName, example, vault
 from siterig.values import format_size, parse_point
@@ -140,10 +141,15 @@ def unmount(
 async def _mounted(
     api: VaultApi, vm: str, *, point: str | None, position: int | None, time: str | None
 ) -> AsyncIterator[MountedPoint]:
-    """A state that is mounted for the time of the block, under a name of its own."""
+    """A state that is mounted for the time of the block, under a name of its own; gone with this process at the latest."""
     name = f"export-{uuid.uuid4().hex[:12]}"
     made = await api.mount_point(
-        vm=vm, point=None if point is None else parse_point(point), position=position, time=time, name=name
+        vm=vm,
+        point=None if point is None else parse_point(point),
+        position=position,
+        time=time,
+        name=name,
+        process=HostProcess.own(),
     )
     try:
         yield made

@@ -9,11 +9,11 @@ from typing import Annotated
 import trio
 import typer
 
-from azure_emu.ports import Damage
+from azure_emu.ports import Damage, RecoverySide
 from azure_emu.scrub import scrub as scrub_store
 from azure_emu.vault.api import ManagedDisk, RecoveryPoint, VaultApi
 from blockfs.errors import RigError
-from siterig import exits, show
+from siterig import exits, services, show
 from siterig.commands.options import Dir, Json, running, vault
 from siterig.layout import Layout, check_format
 from siterig.values import format_size
@@ -35,24 +35,36 @@ class _Store:
         return self.folder.name if self.disk is None else f"{self.disk.vm}/{self.disk.name}"
 
 
-def scrub(folder: Dir, which: Which = None, as_json: Json = False) -> None:
-    """Read every byte of managed disks, and name what is not as it was written. Changes nothing.
+def scrub(
+    folder: Dir,
+    which: Which = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write again what can be made from the rest; the rig must be up.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every byte of managed disks, and name what is not as it was written. Changes nothing, unless told to.
 
     The rig may be up or down; where it is down, a managed disk is called by its id.
     """
 
     async def work() -> int:
-        layout = Layout.of(folder)
+        layout = running(folder) if repair else Layout.of(folder)
         check_format(layout)
         api = _vault(folder)
         stores = _chosen(await _stores(layout, api), which or [])
-        found = [(store, await trio.to_thread.run_sync(_scrub, store)) for store in stores]
+        found = [(store, await _scrub(store)) for store in stores]
+        if repair:
+            recovery = services.recovery_side(layout)
+            found = [(store, await _repair(recovery, store, damages) if damages else []) for store, damages in found]
         points = await _points(api, [store for store, damages in found if damages])
         if as_json:
             show.print_json([_json(store, damages, points) for store, damages in found])
         else:
             for store, damages in found:
                 _print(store, damages, points)
+            if not repair and any(damages for _, damages in found):
+                show.notice("siterig disk scrub --repair writes again what can be made from the rest of a managed disk")
             if not found:
                 print("no managed disks: siterig protect")
         return exits.FAILED if any(damages for _, damages in found) else exits.OK
@@ -91,10 +103,23 @@ def _is(store: _Store, text: str) -> bool:
     return text in (store.title, store.title.partition("/")[0])
 
 
-def _scrub(store: _Store) -> list[Damage]:
+async def _scrub(store: _Store) -> list[Damage]:
     total = sum(path.stat().st_blocks * 512 for path in store.folder.rglob("*") if path.is_file())
     with show.bar(store.title, total) as advance:
-        return list(scrub_store(store.folder, advance))
+        # Ctrl-C does not wait for its end: it changes nothing.
+        return await trio.to_thread.run_sync(lambda: list(scrub_store(store.folder, advance)), abandon_on_cancel=True)
+
+
+async def _repair(recovery: RecoverySide, store: _Store, damages: list[Damage]) -> list[Damage]:
+    """What is damaged still."""
+    try:
+        await recovery.repair(disk_id=store.folder.name)
+    except RigError as error:
+        show.notice(f"{store.title}: nothing can be repaired: {error.message} ({error.code})")
+        return damages
+    left = await _scrub(store)
+    show.notice(f"{store.title}: {max(len(damages) - len(left), 0)} of {len(damages)} repaired")
+    return left
 
 
 async def _points(api: VaultApi | None, stores: list[_Store]) -> dict[str, list[RecoveryPoint]]:

@@ -53,7 +53,8 @@ def create(
 
     async def work() -> None:
         specs = [await _imported(text) if is_import(text) else parse_disk(text) for text in disk]
-        made = await vault(folder).create_vm(vm=vm, disks=specs)
+        api = vault(folder)
+        made = await show.while_imported(api, vm, specs, lambda: api.create_vm(vm=vm, disks=specs))
         if as_json:
             show.print_json(made)
         else:

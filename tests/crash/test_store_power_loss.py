@@ -19,6 +19,7 @@ from tests.crash.recording import Event, Noted, Recorder
 from tests.crash.states import Crashing, State
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
 from tests.unit.test_managed_disk import assert_same, whole
+from tests.unit.test_store_steps import Killed
 
 FOLDERS = ("journal", "checkpoints", "pins", "")
 STATES = int(os.environ.get("SITERIG_STORE_STATES", "150"))
@@ -72,7 +73,7 @@ class _Top(Recorder):
 
 
 class Story:
-    """A source's parts, and a store to which they are applied, with folds, pins and checkpoints between."""
+    """A source's parts, and a store to which they are applied, with folds, pins, checkpoints and kills between."""
 
     def __init__(self, tmp_path: Path, seed: int) -> None:
         self.rng = random.Random(seed)
@@ -99,6 +100,9 @@ class Story:
         with recorder.recording():
             held: list[tuple[str, int]] = []
             for part in self.parts:
+                if self.rng.random() < 0.5:
+                    store = self._killed(store, part)
+                    recorder.note(applied=store.watermark().complete_position)
                 store.apply_part(*part)
                 recorder.note(applied=store.watermark().complete_position)
                 store.checkpoint()
@@ -115,6 +119,22 @@ class Story:
                     recorder.note(pinned=held[-1][1] if held else 0)
             store.close()
         return recorder
+
+    def _killed(self, store: ManagedDiskStore, part: Packed) -> ManagedDiskStore:
+        """The process ends at some step of a part; the next one takes it up, in the same boot."""
+        left = self.rng.randrange(1, 8)
+
+        def step(_name: str) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+
+        store._step = step
+        with contextlib.suppress(Killed):
+            store.apply_part(*part)
+        store.close()
+        return ManagedDiskStore.open(self.folder)
 
     def check(self, folder: Path, facts: dict[str, int], what: str) -> None:
         store = ManagedDiskStore.open(folder)
@@ -155,7 +175,7 @@ def test_every_state_that_a_power_loss_may_leave_goes_on(tmp_path: Path, monkeyp
     story = Story(tmp_path, seed)
     recorder = story.play()
     rng = random.Random(seed)
-    monkeypatch.setattr("azure_emu.journal_volume.current_boot", lambda: uuid.UUID(int=7).bytes)
+    monkeypatch.setattr("blockfs.boot.current_boot_id", lambda: str(uuid.UUID(int=7)))
     crashing = {name: Crashing(recorder.starts[name]) for name in FOLDERS}
     moments = set(rng.sample(range(len(recorder.line)), min(STATES // 3, len(recorder.line))))
     facts: dict[str, int] = {}

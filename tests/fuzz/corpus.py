@@ -2,8 +2,8 @@
 
 ``corpus/TARGET/NAME`` is the file itself; for rows of segments, and for a disk, a folder of them (what is not there of a
 disk is made: zeros, and good files beside them); for a part its blob's name in a first line; for a journal a folder of
-its volumes; for one of a managed disk's small files its kind before a comma.  Segments of a disk were begun
-in a boot that is over, and are closed in order, unless it is about just that.
+its volumes, perhaps with a ``progress``; for one of a managed disk's small files its kind before a comma.  Segments of a
+disk were begun in a boot that is over, and are closed in order, unless it is about just that.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def meta(case: Path, folder: Path) -> str:
 def journal(case: Path, folder: Path) -> str:
     good = store_damage.good_store(0)
     files = {name: raw for name, raw in good.files.items() if not name.startswith(("journal/", "checkpoints/"))}
-    return store_targets.store(good, files | {f"journal/{file.name}": file.read_bytes() for file in case.iterdir()}, folder)
+    for file in case.iterdir():
+        files[file.name if file.name == "progress" else f"journal/{file.name}"] = file.read_bytes()
+    return store_targets.store(good, files, folder)
 
 
 def _file(target: Callable[[bytes, Path], str]) -> Callable[[Path, Path], str]:

@@ -16,6 +16,7 @@ from unittest import mock
 
 from azure_emu import checkpoints
 from azure_emu.managed_disk import ManagedDiskStore
+from blockfs.boot import current_boot_id
 from tests.fuzz.damage import DISK_ID, OTHER_ID, Choices, damage_bytes, poke
 from tests.fuzz.small_damage import VALUES
 from tests.fuzz.strict_store import BACK, ENTRY, FRONT, HEADER_BYTES, Frame, crc32c, journal
@@ -72,6 +73,7 @@ def meta(pick: Choices) -> tuple[str, bytes]:
                 "frame": 2, "floor": 70, "floor_time_ns": 700, "size_bytes": 65536,
             }  # fmt: skip
             body |= done if body["complete"] else dict.fromkeys(done, 0)
+            body["opened"] = _changed({"boot": OTHER_ID, "frame": pick.below(4)}, pick)
             if pick.once_in(3):
                 body["fold"] = _changed({"frame": 4, "position": 90}, pick)
         case _:
@@ -195,11 +197,11 @@ def volumes_of(files: dict[str, bytes]) -> dict[int, bytes]:
 
 HEADER_FIELDS = {
     "magic": (0, "8s"), "version": (8, "H"), "header_bytes": (10, "H"), "stream": (12, "B"), "sync_end": (13, "B"),
-    "zero_a": (14, "H"), "disk_id": (16, "16s"), "boot_id": (32, "16s"), "number": (48, "Q"), "start": (56, "Q"),
-    "generation": (64, "Q"), "first": (72, "Q"), "last": (80, "Q"), "first_position": (88, "Q"), "position": (96, "Q"),
-    "first_time": (104, "Q"), "time": (112, "Q"), "size": (120, "Q"), "sync_end_seq": (128, "Q"), "segment": (136, "Q"),
-    "entries": (144, "I"), "pieces": (148, "I"), "tags": (152, "I"), "records": (156, "I"), "segment_crc": (160, "I"),
-    "index_crc": (164, "I"), "tags_crc": (168, "I"), "zero_b": (172, "I"), "zero_c": (184, "I"), "crc": (188, "I"),
+    "zero_a": (14, "H"), "disk_id": (16, "16s"), "number": (32, "Q"), "start": (40, "Q"),
+    "generation": (48, "Q"), "first": (56, "Q"), "last": (64, "Q"), "first_position": (72, "Q"), "position": (80, "Q"),
+    "first_time": (88, "Q"), "time": (96, "Q"), "size": (104, "Q"), "sync_end_seq": (112, "Q"), "segment": (120, "Q"),
+    "entries": (128, "I"), "pieces": (132, "I"), "tags": (136, "I"), "records": (140, "I"), "segment_crc": (144, "I"),
+    "index_crc": (148, "I"), "tags_crc": (152, "I"), "zero_b": (156, "I"), "zero_c": (168, "I"), "crc": (172, "I"),
 }  # fmt: skip
 ENTRY_FIELDS = {
     "position": (0, "Q"), "time": (8, "Q"), "offset": (16, "Q"), "length": (24, "Q"), "payload_at": (32, "Q"),
@@ -208,7 +210,7 @@ ENTRY_FIELDS = {
 
 
 def _seal_header(raw: bytes, magic: bytes) -> bytes:
-    raw = magic + raw[8:188]
+    raw = magic + raw[8:172]
     return raw + struct.pack("<I", crc32c(raw))
 
 
@@ -227,7 +229,7 @@ def _pieces_of(frame: Frame, volume: bytes) -> Pieces:
 def _seal_frame(pieces: Pieces) -> None:
     """Checksums are those of what is there; the copy is the header's."""
     crcs = struct.pack("<III", crc32c(pieces[1]), crc32c(pieces[3] + pieces[4]), crc32c(pieces[5]))
-    head = pieces[0][:160] + crcs + pieces[0][172:]
+    head = pieces[0][:144] + crcs + pieces[0][156:]
     pieces[0], pieces[7] = _seal_header(head, FRONT), _seal_header(head, BACK)
 
 
@@ -239,7 +241,7 @@ def _flip(raw: bytes, pick: Choices) -> bytes:
 
 
 def _damage_frame(pieces: Pieces, pick: Choices) -> None:
-    match pick.of(["header", "header", "copy", "both", "segment", "entry", "entry", "piece", "tags", "zeros", "boot"]):
+    match pick.of(["header", "header", "copy", "both", "segment", "entry", "entry", "piece", "tags", "zeros"]):
         case "header":
             pieces[0] = poke(pieces[0], HEADER_FIELDS, pick)
         case "copy":
@@ -258,11 +260,8 @@ def _damage_frame(pieces: Pieces, pick: Choices) -> None:
             pieces[4] = _flip(pieces[4], pick)
         case "tags":
             pieces[5] = pick.of([_flip(pieces[5], pick), b"[" * len(pieces[5]), b"\x80" * len(pieces[5])])
-        case "zeros":
-            pieces[0], pieces[7] = bytes(HEADER_BYTES), pick.of([pieces[7], bytes(HEADER_BYTES)])
         case _:
-            pieces[0] = pieces[0][:32] + bytes(range(16)) + pieces[0][48:]
-            _seal_frame(pieces)
+            pieces[0], pieces[7] = bytes(HEADER_BYTES), pick.of([pieces[7], bytes(HEADER_BYTES)])
 
 
 def store(pick: Choices) -> tuple[Good, dict[str, bytes]]:
@@ -270,14 +269,12 @@ def store(pick: Choices) -> tuple[Good, dict[str, bytes]]:
     good = good_store(pick.below(STORES))
     files = {name: raw for name, raw in good.files.items() if not name.startswith("checkpoints/")}
     volumes = volumes_of(files)
-    boot = next(raw for _, raw in sorted(volumes.items()))[32:48]
-    frames = [
-        (frame.volume, _pieces_of(frame, volumes[frame.volume])) for frame in journal(volumes, good.disk_id, boot).frames
-    ]
-    if pick.once_in(4):  # all of another boot
-        for _, pieces in frames:
-            pieces[0] = pieces[0][:32] + bytes(range(16)) + pieces[0][48:]
-            _seal_frame(pieces)
+    frames = [(frame.volume, _pieces_of(frame, volumes[frame.volume])) for frame in journal(volumes, good.disk_id).frames]
+    if pick.once_in(2):
+        note = {"boot": pick.of([OTHER_ID, current_boot_id()]), "frame": pick.of([0, 0, pick.below(len(frames) + 2)])}
+        body = {**json.loads(files["progress"]), "opened": note}
+        del body["crc32c"]
+        files["progress"] = seal_meta(body)
     for _ in range(pick.of([0, 1, 1, 2, 2, 3])):
         _, pieces = pick.of(frames)
         _damage_frame(pieces, pick)

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from azure_emu import checkpoints
 from azure_emu.base import Owner, read_map, take_up, unpack_map
 from azure_emu.checkpoints import BadCheckpointError
-from azure_emu.disk_meta import DiskMeta, Progress, read_meta
+from azure_emu.disk_meta import PROGRESS, DiskMeta, Progress, read_meta
 from azure_emu.managed_disk import ManagedDiskStore, open_view
 from azure_emu.ports import Pin
 from azure_emu.store_history import load_history
@@ -215,9 +215,12 @@ class _Expected:
     def __init__(self, good: Good, files: dict[str, bytes]) -> None:
         self.files, self.volumes, self.good = files, volumes_of(files), good
         self.progress = strict.meta(files["progress"], "progress")
-        self.journal = strict.journal(self.volumes, good.disk_id, uuid.UUID(current_boot_id()).bytes)
+        opened = self.progress["opened"]
+        assert isinstance(opened, dict)
+        power_lost = opened["boot"] != current_boot_id()
+        self.journal = strict.journal(self.volumes, good.disk_id, counted=opened["frame"], power_lost=power_lost)
         was = volumes_of(good.files)
-        self._was = {frame.number: frame for frame in strict.journal(was, good.disk_id, bytes(16)).frames}
+        self._was = {frame.number: frame for frame in strict.journal(was, good.disk_id).frames}
         self._was_volumes = was
         self.frames: list[Frame] = []
         self.another_generation = False
@@ -265,7 +268,7 @@ class _Expected:
     def says_otherwise(self) -> bool:
         """Whether a header tells of its part what its segment may not: then the index is not made again from that."""
         return any(
-            frame.number not in self._was or frame.raw[64:136] != self._was[frame.number].raw[64:136]
+            frame.number not in self._was or frame.raw[48:120] != self._was[frame.number].raw[48:120]
             for frame in self.frames
         )
 
@@ -383,10 +386,11 @@ def store(good: Good, files: dict[str, bytes], folder: Path) -> str:
         if volume:
             assert (path / f"journal/{volume:012d}.journal").stat().st_size == end
         assert not load_history(path).journal.mended
-        again = _Expected(good, files | {str(each.relative_to(path)): each.read_bytes() for each in path.glob("journal/*")})
-        for frame in want.frames[len(again.frames) :]:  # the last now, it looks as if it had been torn
-            assert not frame.whole(want.volumes[frame.volume])
-        assert _views(path, again) == refused or len(again.frames) < len(want.frames)
+        now = [path / PROGRESS, *path.glob("journal/*")]
+        again = _Expected(good, files | {str(each.relative_to(path)): each.read_bytes() for each in now})
+        assert [frame.raw for frame in again.frames] == [frame.raw for frame in want.frames]
+        assert again.progress["opened"]["boot"] == current_boot_id()  # type: ignore[index]
+        assert _views(path, again) == refused
     return f"{state}, opened{', some refused' if refused else ''}"
 
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from tests.fuzz import strict_log
 from tests.fuzz.strict_log import DISCARD, RESIZE, WRITE, ZERO
 
-HEADER_BYTES = 192
+HEADER_BYTES = 176
 ENTRY = struct.Struct("<QQQQQII")
 BLOCK = 4096
 NUMBER_MAX = (1 << 63) - 1
@@ -71,12 +71,15 @@ def meta(raw: bytes, kind: str) -> dict[str, object]:
             need(body["size_bytes"] and body["size_bytes"] % 512 == 0, "size")
         case "progress":
             numbers = {*NUMBERS_BEFORE, *NUMBERS_BEHIND}
-            need(body.keys() == {*numbers, "complete", "fold"}, "keys")
+            need(body.keys() == {*numbers, "complete", "fold", "opened"}, "keys")
             need(all(whole(body[key]) for key in numbers) and type(body["complete"]) is bool, "a value")
             fold = body["fold"]
             if fold is not None:
                 need(isinstance(fold, dict) and fold.keys() == {"frame", "position"}, "fold")
                 need(all(map(whole, fold.values())), "fold")
+            opened = body["opened"]
+            need(isinstance(opened, dict) and opened.keys() == {"boot", "frame"}, "opened")
+            need(is_uuid(opened["boot"]) and whole(opened["frame"]), "opened")
             need(body["complete"] or (fold is None and not any(body[key] for key in NUMBERS_BEHIND)), "not complete")
         case _:
             need(body.keys() == {"pin_id", "position", "holder", "created_ns"}, "keys")
@@ -134,50 +137,46 @@ class Frame:
         return int(number)
 
     @property
-    def boot(self) -> bytes:
-        return self.raw[32:48]
-
-    @property
     def stream(self) -> int:
         return self._at(12, "B")
 
     @property
     def number(self) -> int:
-        return self._at(48, "Q")
+        return self._at(32, "Q")
 
     @property
     def generation(self) -> int:
-        return self._at(64, "Q")
+        return self._at(48, "Q")
 
     @property
     def seqs(self) -> tuple[int, int]:
-        return self._at(72, "Q"), self._at(80, "Q")
+        return self._at(56, "Q"), self._at(64, "Q")
 
     @property
     def positions(self) -> tuple[int, int]:
-        return self._at(88, "Q"), self._at(96, "Q")
+        return self._at(72, "Q"), self._at(80, "Q")
 
     @property
     def size_after(self) -> int:
-        return self._at(120, "Q")
+        return self._at(104, "Q")
 
     @property
     def segment(self) -> tuple[int, int]:
         """First byte and the one behind."""
-        return self.start + HEADER_BYTES, self.start + HEADER_BYTES + self._at(136, "Q")
+        return self.start + HEADER_BYTES, self.start + HEADER_BYTES + self._at(120, "Q")
 
     @property
     def index(self) -> tuple[int, int]:
         at = -(-self.segment[1] // 8) * 8
-        return at, at + self._at(144, "I") * ENTRY.size + self._at(148, "I") * 4
+        return at, at + self._at(128, "I") * ENTRY.size + self._at(132, "I") * 4
 
     @property
     def pieces_at(self) -> int:
-        return self.index[0] + self._at(144, "I") * ENTRY.size
+        return self.index[0] + self._at(128, "I") * ENTRY.size
 
     @property
     def tags(self) -> tuple[int, int]:
-        return self.index[1], self.index[1] + self._at(152, "I")
+        return self.index[1], self.index[1] + self._at(136, "I")
 
     @property
     def end(self) -> int:
@@ -185,29 +184,21 @@ class Frame:
 
     @property
     def crcs(self) -> tuple[int, int, int]:
-        return self._at(160, "I"), self._at(164, "I"), self._at(168, "I")
-
-    def whole(self, volume: bytes) -> bool:
-        """Whether all but the header in front is as it was written."""
-        places = (self.segment, self.index, self.tags)
-        back = volume[self.end - HEADER_BYTES : self.end]
-        return (
-            tuple(crc32c(volume[start:stop]) for start, stop in places) == self.crcs
-            and header(back, self.raw[16:32], BACK) == self.raw
-        )
+        return self._at(144, "I"), self._at(148, "I"), self._at(152, "I")
 
 
 def header(raw: bytes, disk: bytes, magic: bytes = FRONT) -> bytes | None:
     """A frame header with the magic of the front; None if it is none of that disk."""
-    if len(raw) != HEADER_BYTES or raw[:8] != magic or crc32c(raw[:188]) != struct.unpack_from("<I", raw, 188)[0]:
+    if len(raw) != HEADER_BYTES or raw[:8] != magic or crc32c(raw[:172]) != struct.unpack_from("<I", raw, 172)[0]:
         return None
     good = (
         raw[8:12] == struct.pack("<HH", 2, HEADER_BYTES) and max(raw[12:14]) <= 1 and not any(raw[14:16])
-        and raw[16:32] == disk and max(struct.unpack_from("<12Q", raw, 48)) <= NUMBER_MAX and not any(raw[172:188])
+        and raw[16:32] == disk and max(struct.unpack_from("<12Q", raw, 32)) <= NUMBER_MAX and not any(raw[156:172])
+        and (raw[13] or not any(raw[112:120]))
     )  # fmt: skip
     if not good:
         return None
-    front = FRONT + raw[8:188]
+    front = FRONT + raw[8:172]
     return front + struct.pack("<I", crc32c(front))
 
 
@@ -225,14 +216,14 @@ def _frame_at(volume: int, raw: bytes, at: int, number: int, disk: bytes) -> Fra
     found = header(raw[at : at + HEADER_BYTES], disk)
     if found is not None:
         frame = Frame(volume, at, found)
-        if (frame.number, struct.unpack_from("<Q", found, 56)[0]) == (number, at):
+        if (frame.number, struct.unpack_from("<Q", found, 40)[0]) == (number, at):
             return frame
     place = at
     while (place := raw.find(BACK, place + 1)) >= 0:
         found = header(raw[place : place + HEADER_BYTES], disk, BACK)
         if found is not None:
             frame = Frame(volume, at, found)
-            if (frame.number, struct.unpack_from("<Q", found, 56)[0], frame.end) == (number, at, place + HEADER_BYTES):
+            if (frame.number, struct.unpack_from("<Q", found, 40)[0], frame.end) == (number, at, place + HEADER_BYTES):
                 return frame
     return None
 
@@ -240,21 +231,28 @@ def _frame_at(volume: int, raw: bytes, at: int, number: int, disk: bytes) -> Fra
 def _later_frame(raw: bytes, at: int, disk: bytes) -> bool:
     while (at := raw.find(FRONT, at + 1)) >= 0:
         found = header(raw[at : at + HEADER_BYTES], disk)
-        if found is not None and struct.unpack_from("<Q", found, 56)[0] == at:
+        if found is not None and struct.unpack_from("<Q", found, 40)[0] == at:
             return True
     return False
 
 
-def _stop(raw: bytes, at: int, before: Frame | None, disk: bytes, boot: bytes) -> str:
+def _stop(raw: bytes, at: int, disk: bytes, *, power_lost: bool) -> str:
     """What no frame begins with, at the end of the newest volume."""
     if len(raw) - at < HEADER_BYTES:
         return "torn"
-    lost = not any(raw[at : at + HEADER_BYTES]) or (before is not None and before.boot != boot)
+    lost = not any(raw[at : at + HEADER_BYTES]) or power_lost
     return "torn" if lost and not _later_frame(raw, at, disk) else "broken"
 
 
-def journal(volumes: dict[int, bytes], disk_id: str, boot: bytes) -> Journal:
-    """All frames from number 1 on, without their order of application."""
+def journal(volumes: dict[int, bytes], disk_id: str, *, counted: int = 0, power_lost: bool = False) -> Journal:
+    """All frames from number 1 on, without their order of application; up to ``counted`` they are there."""
+    found = _journal(volumes, disk_id, counted, power_lost=power_lost)
+    if len(found.frames) < counted:
+        found.stop = "broken"
+    return found
+
+
+def _journal(volumes: dict[int, bytes], disk_id: str, counted: int, *, power_lost: bool) -> Journal:
     disk, found, expected = uuid.UUID(disk_id).bytes, Journal(), 1
     for volume, raw in sorted(volumes.items()):
         if volume != expected:
@@ -265,12 +263,13 @@ def journal(volumes: dict[int, bytes], disk_id: str, boot: bytes) -> Journal:
             found.at = volume, at
             frame = _frame_at(volume, raw, at, expected, disk) if len(raw) - at >= HEADER_BYTES else None
             if frame is None:
-                found.stop = _stop(raw, at, found.frames[-1] if found.frames else None, disk, boot) if newest else "broken"
+                found.stop = _stop(raw, at, disk, power_lost=power_lost) if newest else "broken"
                 return found
             if frame.end > len(raw):
                 found.stop = "torn" if newest else "broken"
                 return found
-            if newest and frame.end == len(raw) and frame.boot != boot and not frame.whole(raw):
+            tearable = newest and frame.end == len(raw) and power_lost and expected > counted
+            if tearable and crc32c(raw[slice(*frame.segment)]) != frame.crcs[0]:
                 found.stop = "torn"
                 return found
             found.frames.append(frame)

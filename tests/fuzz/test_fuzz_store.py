@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 
@@ -32,9 +31,6 @@ def test_intents() -> None:
     assert {"good", "nothing to do", "StoreCorrupt"} <= seen.keys()
 
 
-@pytest.mark.skipif(
-    "SITERIG_FUZZ_S" not in os.environ, reason="SITERIG_SEED=2414328572: reader and page differ on which frames count"
-)
 def test_journals() -> None:
     seen = fuzz(store_damage.store, lambda made, folder: store_targets.store(*made, folder), share=0.25)
     assert {"end, opened", "broken, not opened"} <= seen.keys()

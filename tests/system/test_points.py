@@ -215,3 +215,29 @@ async def test_a_position_is_exported_and_becomes_another_vms_disk(folder: Path)
         expected = await trio.Path(copy["os"]).read_bytes()
         assert await trio.Path(disks["os"]).read_bytes() == expected + bytes(8 * MIB)
         assert await trio.Path(disks["data"]).read_bytes() == expected
+
+
+async def test_an_export_that_is_killed_leaves_nothing_mounted_and_no_file(folder: Path) -> None:
+    async with protected(folder) as (testbed, _source):
+        target, programs = folder / "images", folder / "programs"
+        target.mkdir()
+        programs.mkdir()
+        fake = programs / "qemu-img"  # has its input open, and goes on for ever
+        fake.write_text(f'#!/bin/bash\nexec 3<"${{@: -2:1}}" || exit\ntouch {programs}/reads\nexec sleep 1000\n')
+        fake.chmod(0o755)
+        environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+        what = ("point", "export", "web01", "--disk", "os", "--format", "qcow2", "--to", str(target / "os.qcow2"))
+        words = [*SITERIG, *what, "--dir", str(testbed.layout.root)]
+        exporter = await trio.lowlevel.open_process(words, env=environment)
+        with trio.fail_after(60):
+            while not (programs / "reads").exists():  # noqa: ASYNC110 (in another process)
+                await trio.sleep(0.05)
+            [state] = await testbed.vault.mounted_points(vm="web01")
+            assert state.name.startswith("export-")
+            exporter.kill()
+            await exporter.wait()
+        with trio.fail_after(60):
+            while await testbed.vault.mounted_points(vm="web01"):  # noqa: ASYNC110 (in another process)
+                await trio.sleep(0.05)
+        assert await testbed.azure.list_recoveries() == []
+        assert list(target.iterdir()) == []

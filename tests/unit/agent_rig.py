@@ -22,6 +22,7 @@ from blockfs.errors import RigError
 from blockfs.host import DiskHost
 from blockfs.part import SYNC_END, PartName, Watermark
 from blockfs.part_codec import unpack
+from blockfs.sparse_copy import Advance
 from cext.hashing import chunk_tag
 from replication.agent import HyperVAgent
 
@@ -256,6 +257,8 @@ class FakeGuests:
         self.is_frozen = False
         self.formatted: list[tuple[str, str, str]] = []
         self.filled: list[tuple[str, Path]] = []
+        self.may_fill = trio.Event()
+        self.may_fill.set()
         self.shut_down: list[str] = []
 
     async def mountpoints(self, disks: list[Path]) -> list[str]:
@@ -279,9 +282,11 @@ class FakeGuests:
             raise self.refusal
         self.formatted.append((disk.name, filesystem, label))
 
-    async def fill(self, disk: Path, image: Path) -> None:
+    async def fill(self, disk: Path, image: Path, advance: Advance) -> None:
         if self.refusal is not None:
             raise self.refusal
+        advance(4096)
+        await self.may_fill.wait()
         self.filled.append((disk.name, image))
 
 

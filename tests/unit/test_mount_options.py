@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from blockfs.errors import RigError
 from blockfs.vhd import fixed_footer
 from siterig import mountpoint
-from siterig.cli import app
+from siterig.cli import program
 from siterig.mountpoint import Mountpoint, prepare
 
 MIB = 1 << 20
@@ -109,7 +109,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     monkeypatch.setattr(mountpoint, "check_fuse", lambda: None)
     command = arguments(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    refused = CliRunner().invoke(app, ["mount", *map(str, command)])
+    refused = CliRunner().invoke(program(["mount"]), ["mount", *map(str, command)])
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert len(refused.stderr.splitlines()) == 1
     assert refused.stderr.startswith("siterig: error: ")

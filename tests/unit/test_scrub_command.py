@@ -10,6 +10,7 @@ import pytest
 
 from azure_emu.managed_disk import ManagedDiskStore
 from azure_emu.vault.api import ManagedDisk, RecoveryPoint
+from blockfs.errors import RigError
 from siterig.commands import scrub
 from siterig.layout import Layout, create
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
@@ -100,6 +101,44 @@ def test_damage_is_named_with_the_points_that_are_not_whole(rig: Path, monkeypat
     assert "siterig resync web01 sends again what cannot be read" in text.stderr
     sound = siterig("disk", "scrub", "--dir", str(rig))
     assert sound.exit_code == 1, "and without names, all are looked at"
+
+
+class Recovery:
+    """A recovery side that mends one byte, or says why not."""
+
+    def __init__(self, volume: Path, at: int, byte: bytes) -> None:
+        self.volume, self.at, self.byte = volume, at, byte
+        self.refusal: RigError | None = None
+
+    async def repair(self, *, disk_id: str) -> None:
+        assert disk_id == DISK_ID
+        if self.refusal is not None:
+            raise self.refusal
+        with self.volume.open("r+b") as file:
+            file.seek(self.at)
+            file.write(self.byte)
+
+
+def test_a_repair_tells_what_is_left(rig: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _, position = make_store(rig)
+    volume, at = damage_payload(store)
+    recovery = Recovery(volume, at, b"p")
+    recovery.refusal = RigError("StoreCorrupt", "byte 0: no frame begins here")
+    monkeypatch.setattr(scrub, "_vault", lambda _folder: Vault(position))
+    monkeypatch.setattr("siterig.services.recovery_side", lambda _layout: recovery)
+    refused = siterig("disk", "scrub", "--repair", "--dir", str(rig))
+    assert (refused.exit_code, refused.stderr) == (
+        3, f"siterig: error: the rig in {rig} is not up: start it with siterig up (NotUp)\n",
+    )  # fmt: skip
+    monkeypatch.setattr(scrub, "running", Layout)
+    kept = siterig("disk", "scrub", "--repair", "--dir", str(rig))
+    assert kept.exit_code == 1
+    assert "web01/os: nothing can be repaired: byte 0: no frame begins here (StoreCorrupt)" in kept.stderr
+    assert "--repair writes again" in siterig("disk", "scrub", "--dir", str(rig)).stderr
+    recovery.refusal = None
+    mended = siterig("disk", "scrub", "--repair", "--dir", str(rig))
+    assert (mended.exit_code, mended.stderr) == (0, "siterig: note: web01/os: 1 of 1 repaired\n")
+    assert mended.stdout.startswith("web01/os: as it was written, ")
 
 
 def test_a_disk_that_is_not_there_is_an_error_that_names_those_that_are(rig: Path) -> None:

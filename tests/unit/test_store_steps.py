@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from azure_emu import checkpoints, disk_view
-from azure_emu.frames import Frame
 from azure_emu.managed_disk import ManagedDiskStore, discard_leftovers, open_view, reset_disk
 from azure_emu.pins import pin, pins, unpin
 from blockfs.errors import RigError
@@ -345,73 +344,6 @@ def test_a_fold_gives_space_back_and_keeps_everything_behind_it(tmp_path: Path) 
     life.disk.tag("later")
     apply(again, [life.disk.close_log()])
     assert_same(whole(again.view(life.disk.position)), bytes(life.disk.data), "what came after")
-
-
-def other_boot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("azure_emu.journal_volume.current_boot", lambda: bytes(range(16)))
-
-
-def last_frame(tmp_path: Path) -> tuple[Life, Path, Frame, bytes]:
-    """A store whose last part is the last of a life: its newest volume, and where the frame is in that."""
-    life = Life(tmp_path, 6)
-    store = new_store(tmp_path)
-    apply(store, life.parts)
-    frame = store._history.frames[-1]
-    store.close()
-    path = sorted((store.folder / "journal").iterdir())[-1]
-    return life, path, frame, path.read_bytes()
-
-
-def test_a_frame_that_a_kill_cut_never_counted(tmp_path: Path) -> None:
-    life, path, frame, good = last_frame(tmp_path)
-    folder = tmp_path / DISK_ID
-    cuts = [frame.start + 1, frame.segment_at - 1, frame.segment_at, frame.entries_at + 3, frame.back_at, frame.end - 1]
-    for length in cuts:
-        path.write_bytes(good[:length])
-        before = [position for position in sorted(set(life.valid)) if position < frame.first_position]
-        assert_same(whole(open_view(folder, before[-1])), life.disk.states[before[-1]], f"cut to {length}")
-        store = ManagedDiskStore.open(folder)
-        assert path.stat().st_size == frame.start
-        assert store.want(life.parts[-1][0]) == "next"
-        apply(store, life.parts[-1:])
-        assert path.read_bytes() == good
-        store.close()
-
-
-def test_a_last_frame_of_another_boot_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    life, path, frame, good = last_frame(tmp_path)
-    folder = tmp_path / DISK_ID
-    other_boot(monkeypatch)
-    assert ManagedDiskStore.open(folder).watermark().complete_position == frame.position
-    for at in (frame.start + 9, frame.segment_at + 300, frame.entries_at + 1, frame.tags_at + 1, frame.back_at + 20):
-        bad = bytearray(good)
-        for behind in (frame.back_at + 20, at) if at == frame.start + 9 else (at,):
-            bad[behind] ^= 1
-        path.write_bytes(bad)
-        store = ManagedDiskStore.open(folder)
-        assert path.stat().st_size == frame.start, at
-        assert store.watermark().complete_position < frame.position
-        store.close()
-    path.write_bytes(good[: frame.start] + bytes(len(good) - frame.start))
-    assert ManagedDiskStore.open(folder).want(life.parts[-1][0]) == "next"
-
-
-def test_what_another_boot_wrote_before_its_last_frame_is_rot_and_not_torn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 1 << 30)
-    _, path, frame, good = last_frame(tmp_path)
-    other_boot(monkeypatch)
-    bad = bytearray(good)
-    first_back = bad.index(b"SRIGFRE")
-    assert first_back < frame.start
-    bad[0] ^= 1
-    bad[first_back] ^= 1
-    path.write_bytes(bad)
-    with pytest.raises(RigError) as caught:
-        ManagedDiskStore.open(tmp_path / DISK_ID)
-    assert caught.value.message == f"{path}: managed disk is corrupt: byte 0: no frame begins here"
-    assert path.read_bytes() == bad
 
 
 def test_a_view_that_a_fold_overtakes_while_it_is_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

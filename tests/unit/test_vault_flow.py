@@ -286,6 +286,13 @@ async def test_failback_refuses_a_disk_in_use_by_name(tmp_path: Path, monkeypatc
         assert order[0] == f"shut_down {len(world.site['web01'])} disks", "first shut down, then download"
 
 
+async def test_how_far_an_import_is_can_be_asked_of_a_vm_that_is_not_protected(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        assert (await vault.progress(vm="new")).phase is None
+        assert world.calls == ["site.progress"]
+
+
 async def test_failback_of_a_disk_written_meanwhile_never_replaces_the_site(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -403,7 +410,7 @@ async def test_a_bug_in_a_task_fails_its_job_only(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        world.failing["recovery.store_path"] = ZeroDivisionError("oops")  # type: ignore[assignment]
+        world.failing["recovery.store_paths"] = ZeroDivisionError("oops")  # type: ignore[assignment]
         job = await ended(vault, await vault.test_failover(vm="web01", point="Latest"))
         assert (job.errors[0].code, job.errors[0].message) == (
             "InternalError",

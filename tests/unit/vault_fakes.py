@@ -227,6 +227,9 @@ class FakeRecovery:
         await self.world.called("recovery.scrub")
         return []
 
+    async def repair(self, *, disk_id: str) -> None:
+        await self.world.called("recovery.repair")
+
     async def position_at(self, *, disk_id: str, time_ns: int) -> int:
         await self.world.called("recovery.position_at")
         found = [position for position, at in self.world.times.get(disk_id, {}).items() if at <= time_ns]
@@ -234,9 +237,9 @@ class FakeRecovery:
             raise RigError("InvalidPosition", f"disk {disk_id} has no state at that time")
         return max(found)
 
-    async def store_path(self, *, disk_id: str) -> str:
-        await self.world.called("recovery.store_path")
-        return f"/managed/{disk_id}"
+    async def store_paths(self, *, disk_ids: list[str]) -> list[str]:
+        await self.world.called("recovery.store_paths")
+        return [f"/managed/{disk_id}" for disk_id in disk_ids]
 
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
         await self.world.called("recovery.export_disk")
