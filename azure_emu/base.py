@@ -8,8 +8,9 @@ Fault contract
 :func:`absorb` makes blocks of the base what a view reads there, in steps that each are durable before the next: the
 sums of what blocks become; what those become of which only a part changes (``intent``); the blocks; the sums of what they
 are.  Killed anywhere, it is done again with the same view, to the same end; :func:`take_up` writes the noted blocks before,
-for such a block may be torn, and the view reads of it.  A block that the view cannot read gets sums that fit nothing, so
-that it stays unreadable: damage is carried over, never made good by a new checksum.
+for such a block may be torn, and the view reads of it.  A block that the view cannot read, which may show only when it is
+to be written, gets sums that fit nothing, so that it stays unreadable: damage is carried over, never made good by a new
+checksum.  Until those are durable it is as it was, and nobody is sent to it: that is for ``progress`` to do, afterwards.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def sums_bytes(size_bytes: int) -> int:
 
 def write_map(folder: Path, ranges: Ranges) -> None:
     """Replace ``base.map`` durably."""
-    rows = bytes(pack_ranges(ranges))
+    rows = pack_ranges(ranges)
     head = _HEADER.pack(_MAP_MAGIC, _VERSION, crc32c(rows, len(ranges)), len(ranges), 0, 0, 0)
     write_atomically(folder / MAP, head + rows)
 
@@ -203,30 +204,35 @@ def absorb(folder: Path, view: Layer, blocks: Blocks, owner: Owner, step: Step) 
     The map of the base is left as it is, and so is the intent: the
     caller calls :func:`forget_intent` when nothing needs to be done again any more.
     """
-    touched, edges = blocks.touched, blocks.edges
     with _opened(folder) as (base_fd, sums_fd):
-        bad: set[int] = set()
-        try:
-            announce(view, sums_fd, touched)
-        except OSError as exc:
-            if exc.errno != errno.EIO:
-                raise
-            bad = _unreadable(view, touched)
-            touched, edges = _without(touched, bad), [offset for offset in edges if offset not in bad]
-            announce(view, sums_fd, touched)
-        os.fsync(sums_fd)
+        left, bad = _as_far_as_readable(lambda ranges: announce(view, sums_fd, ranges), view, blocks)
+        os.fdatasync(sums_fd)
         step("base.announced")
-        write_atomically(folder / INTENT, _encode_intent({offset: _block(view, offset) for offset in edges}, owner))
+        write_atomically(folder / INTENT, _encode_intent({offset: _block(view, offset) for offset in left.edges}, owner))
         step("base.noted")
-        copy(view, base_fd, touched)
+        left, worse = _as_far_as_readable(lambda ranges: copy(view, base_fd, ranges), view, left)
         step("base.copied")
-        os.fsync(base_fd)
+        os.fdatasync(base_fd)
         step("base.synced")
-        conclude(sums_fd, touched)
-        for offset in bad:
+        conclude(sums_fd, left.touched)
+        for offset in bad | worse:
             _spoil(base_fd, sums_fd, offset)
-        os.fsync(sums_fd)
+        os.fdatasync(sums_fd)
         step("base.concluded")
+
+
+def _as_far_as_readable(act: Callable[[Ranges], None], view: Layer, blocks: Blocks) -> tuple[Blocks, set[int]]:
+    """Do it to all blocks; or, if ``view`` cannot read some, anew to the others.  Those it was done to, and the bad ones."""
+    try:
+        act(blocks.touched)
+    except OSError as exc:
+        if exc.errno != errno.EIO:
+            raise
+        bad = _unreadable(view, blocks.touched)
+        blocks = Blocks(_without(blocks.touched, bad), [offset for offset in blocks.edges if offset not in bad])
+        act(blocks.touched)
+        return blocks, bad
+    return blocks, set()
 
 
 def take_up(folder: Path, owner: Owner) -> None:
@@ -294,14 +300,14 @@ def _unreadable(view: Layer, touched: Ranges) -> set[int]:
                 for block in range(start, stop, BLOCK_BYTES):
                     try:
                         _block(view, block)
-                    except OSError:
+                    except OSError as exc:
+                        if exc.errno != errno.EIO:
+                            raise
                         bad.add(block)
     return bad
 
 
 def _without(touched: Ranges, bad: set[int]) -> Ranges:
-    if not bad:
-        return touched
     left: Ranges = []
     for offset, length in touched:
         start = offset
