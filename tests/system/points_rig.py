@@ -26,7 +26,7 @@ from tests.system.points_source import NS, VM, Source
 ROLES = ("azure", "applier", "vault")
 PATIENCE_S = 60.0
 UNEXPECTED = (
-    "a call failed by a bug", "job_crashed", "apply failed", "fold or checkpoint failed", "damage_not_served",
+    "Traceback", "a call failed by a bug", "job_crashed", "apply failed", "fold or checkpoint failed", "damage_not_served",
     "recovery_not_opened", "disk_not_opened", "pins_not_reconciled", "map_of_the_base_made_again", "damaged store",
 )  # fmt: skip
 """What no role's log may say, however it was killed."""
