@@ -188,8 +188,7 @@ def _what_is_hurt(folder: Path, advance: Advance, loaded: Loaded, frames: list[F
             bad_map = [_file("map", folder / MAP, _why(exc), loaded.history.floor)]
         wanted = hurt.ranges() if hurt.is_all else None
         advance = _nothing
-        folded_away = not _follow(loaded, hurt, frames)
-        if not (hurt or bad_map) or (not folded_away and load_history(folder).progress == loaded.progress):
+        if _follow(loaded, hurt, frames) and (not (hurt or bad_map) or load_history(folder).progress == loaded.progress):
             break
     yield from bad_map
     for frame in frames:
@@ -247,7 +246,7 @@ def _follow(loaded: Loaded, hurt: Hurt, hurt_frames: list[Frame]) -> bool:
             piece = next(pieces, None)
         except FileNotFoundError:
             return False
-        except RigError:
+        except (RigError, OSError):
             break  # nothing behind it can be read
         contained = history.contained(frame.part.generation) if frame.part.stream == "log" else -1
         for record, (position, _, offset, length, _, _, kind) in enumerate(ENTRY.iter_unpack(entries)):

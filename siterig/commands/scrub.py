@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Annotated
 
 import trio
@@ -46,7 +48,8 @@ def scrub(folder: Dir, which: Which = None, as_json: Json = False) -> None:
         check_format(layout)
         api = _vault(folder)
         stores = _chosen(await _stores(layout, api), which or [])
-        found = [(store, await trio.to_thread.run_sync(_scrub, store)) for store in stores]
+        scrubbed = [(store, await trio.to_thread.run_sync(_scrub, store)) for store in stores]
+        found = [(store, damages) for store, damages in scrubbed if damages is not None]
         points = await _points(api, [store for store, damages in found if damages])
         if as_json:
             show.print_json([_json(store, damages, points) for store, damages in found])
@@ -91,10 +94,25 @@ def _is(store: _Store, text: str) -> bool:
     return text in (store.title, store.title.partition("/")[0])
 
 
-def _scrub(store: _Store) -> list[Damage]:
-    total = sum(path.stat().st_blocks * 512 for path in store.folder.rglob("*") if path.is_file())
-    with show.bar(store.title, total) as advance:
-        return list(scrub_store(store.folder, advance))
+def _scrub(store: _Store) -> list[Damage] | None:
+    """None: it was deleted meanwhile."""
+    with show.bar(store.title, _used_bytes(store.folder)) as advance:
+        try:
+            return list(scrub_store(store.folder, advance))
+        except RigError as error:
+            if error.code != "DiskNotFound":
+                raise
+            return None
+
+
+def _used_bytes(folder: Path) -> int:
+    """Of all its files; those that a fold deletes meanwhile do not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            total += status.st_blocks * 512 if S_ISREG(status.st_mode) else 0
+    return total
 
 
 async def _points(api: VaultApi | None, stores: list[_Store]) -> dict[str, list[RecoveryPoint]]:
@@ -125,8 +143,7 @@ def _json(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryP
 
 def _print(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryPoint]]) -> None:
     if not damages:
-        size = sum(path.stat().st_blocks * 512 for path in store.folder.rglob("*") if path.is_file())
-        print(f"{store.title}: as it was written, {format_size(size)}")
+        print(f"{store.title}: as it was written, {format_size(_used_bytes(store.folder))}")
         return
     rows = []
     for damage in damages:
