@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -147,7 +147,9 @@ async def test_a_handler_is_cancelled_when_its_client_goes(depot: Served) -> Non
 
 async def test_a_client_that_goes_while_it_asks_is_no_error() -> None:
     app = rpc_server.application({"Depot": (Depot, RealDepot())})
-    told = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+    told: Iterator[MutableMapping[str, Any]] = iter(
+        [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    )
     answers: list[MutableMapping[str, Any]] = []
 
     async def receive() -> MutableMapping[str, Any]:
