@@ -52,11 +52,10 @@ def scrub_journal(loaded: Loaded, advance: Callable[[int], None], hurt: list[Fra
         except FileNotFoundError:
             continue  # folded meanwhile; had it been missing before, the chain would be broken there
         try:
-            if frame.number in bad_headers:
-                yield (
-                    "header",
-                    Damage(path=str(path), offset=frame.start, what=bad_headers[frame.number], first_position=None),
-                )
+            head = _read(fd, frame.start, HEADER_BYTES)
+            if head.unread or head.data != encode_header(frame):  # else it was just being written
+                why = "cannot read the header" if head.unread else bad_headers.get(frame.number, "wrong header")
+                yield "header", Damage(path=str(path), offset=frame.start, what=why, first_position=None)
             yield from _frame(loaded, fd, path, frame, hurt)
         finally:
             os.close(fd)
@@ -67,9 +66,11 @@ def scrub_journal(loaded: Loaded, advance: Callable[[int], None], hurt: list[Fra
 def _end(loaded: Loaded) -> Iterator[Found]:
     journal, first = loaded.journal, loaded.history.watermark().complete_position + 1
     if journal.broken is not None and journal.broken_at is not None:
-        path, offset = journal.broken_at
-        what = journal.broken.message.partition("managed disk is corrupt: ")[2]
-        yield "chain", Damage(path=str(path), offset=offset, what=what, first_position=first)
+        again = load_history(loaded.folder).journal.broken  # unless it was a frame that was just being written
+        if again is not None and again.message == journal.broken.message:
+            path, offset = journal.broken_at
+            what = again.message.partition("managed disk is corrupt: ")[2]
+            yield "chain", Damage(path=str(path), offset=offset, what=what, first_position=first)
     if journal.torn is not None and (torn := _still_torn(loaded.folder, journal.torn)) is not None:
         path = volume_path(loaded.folder, torn.volume)
         what = f"{torn.bytes} bytes of a frame that is cut; it never counted, or its end was lost"

@@ -267,6 +267,32 @@ def test_a_frame_that_takes_long_to_be_written_is_no_damage(tmp_path: Path, monk
     assert [damage.path for damage in found_in(store.folder)] == [str(path)]
 
 
+@pytest.mark.parametrize("there", ["all", "header and segment"])
+def test_a_frame_that_is_written_while_its_header_is_looked_at_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    _, store = seeded(tmp_path)
+    frame = store._history.frames[-1]
+    path = volume_of(store, frame)
+    good = path.read_bytes()
+    path.write_bytes(good if there == "all" else good[: frame.entries_at])
+    pread, looks = os.pread, 0
+
+    def beside(fd: int, size: int, at: int) -> bytes:
+        nonlocal looks
+        found = pread(fd, size, at)
+        if at != frame.start or str(path) != str(Path(f"/proc/self/fd/{fd}").readlink()):
+            return found
+        looks += 1
+        if looks == 2:
+            path.write_bytes(good)
+        return bytes(size) if looks == 1 else found
+
+    monkeypatch.setattr(os, "pread", beside)
+    assert found_in(store.folder) == []
+    assert looks > 1
+
+
 @pytest.mark.parametrize("how", ["deleted", "set aside"])
 def test_a_disk_that_is_deleted_meanwhile_is_gone_and_not_damaged(tmp_path: Path, how: str) -> None:
     _, store = filled(tmp_path, parts=3)
