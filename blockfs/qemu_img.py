@@ -17,6 +17,7 @@ import trio
 from blockfs.errors import RigError
 
 PROGRAM, PACKAGE = "qemu-img", "qemu-utils"
+_CHECK_LEAKS = 3
 Advance = Callable[[int], None]
 """Told how many bytes more are done."""
 
@@ -45,16 +46,39 @@ def _environment() -> dict[str, str]:
 
 async def facts(path: Path, format_: str) -> ImageFacts:
     """Of an image in qemu-img's format ``format_``, never guessed; ``ImageUnusable``, ``ToolMissing``."""
-    require(f"{path}: a {format_} image")
-    command = [PROGRAM, "info", "--output=json", "-f", format_, str(path)]
-    done = await trio.run_process(
-        command, capture_stdout=True, capture_stderr=True, check=False, env=_environment(), start_new_session=True
-    )
+    done = await _run(path, format_, "info", "--output=json")
     if done.returncode != 0:
         raise RigError("ImageUnusable", f"{path}: {_reason(done.stderr)}")
     found = json.loads(done.stdout)
-    data_file = (found.get("format-specific") or {}).get("data", {}).get("data-file")
-    return ImageFacts(size_bytes=found["virtual-size"], backing=found.get("backing-filename") or data_file)
+    data = (found.get("format-specific") or {}).get("data", {})
+    extents = [extent["filename"] for extent in data.get("extents", ()) if extent["filename"] != str(path)]
+    return ImageFacts(
+        size_bytes=found["virtual-size"],
+        backing=found.get("backing-filename") or data.get("data-file") or next(iter(extents), None),
+    )
+
+
+async def check(path: Path, format_: str) -> None:
+    """``ImageUnusable`` unless all that the image tells of is in it; space that it lost is no harm.
+
+    ``convert`` does not look: it takes zeros for what a file that was cut off has no more.
+    """
+    done = await _run(path, format_, "check")
+    if done.returncode not in (0, _CHECK_LEAKS):
+        said = (done.stderr.strip() or done.stdout.strip()).partition(b"\n")[0]
+        raise RigError("ImageUnusable", f"{path}: is damaged, or was cut off: qemu-img check says {_reason(said)!r}")
+
+
+async def _run(path: Path, format_: str, command: str, *options: str) -> subprocess.CompletedProcess[bytes]:
+    require(f"{path}: a {format_} image")
+    return await trio.run_process(
+        [PROGRAM, command, *options, "-f", format_, str(path)],
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+        env=_environment(),
+        start_new_session=True,
+    )
 
 
 async def convert(
