@@ -77,6 +77,10 @@ async def export(source: Path, to: Path, format_: Format, *, force: bool, advanc
         else:
             await _convert(source, part, format_, advance)
         await trio.to_thread.run_sync(part.publish, force)
+    except RigError as error:
+        if error.code != "ReadFailed":
+            raise
+        raise RigError(error.code, f"{part.to}: was not made: {error.message}") from error
     finally:
         part.close()
 
