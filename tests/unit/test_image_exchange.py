@@ -25,6 +25,7 @@ from tests.system.needs import needs_program
 MIB = 1 << 20
 SIZE = 24 * MIB
 FORMATS: tuple[Format, ...] = ("raw", "vhd", "qcow2", "vhdx", "vmdk")
+FOOTER = vhd.fixed_footer(MIB, "5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42")
 QEMU = {"raw": "raw", "vhd": "vpc", "qcow2": "qcow2", "vhdx": "vhdx", "vmdk": "vmdk"}
 
 
@@ -111,7 +112,8 @@ async def test_an_image_that_needs_another_file_is_refused(tmp_path: Path) -> No
     ("name", "content", "code", "words"),
     [
         ("x.img", b"x" * 1000, "InvalidDiskSize", "has 1000 bytes"),
-        ("x.vhd", b"x" * 1024, "VhdCorrupt", "is named as a VHD"),
+        ("x.vhd", b"x" * 1024, "VhdCorrupt", "is named as a VHD, but its last 512 bytes are no VHD footer; if it is a raw"),
+        ("x", bytes(MIB) + FOOTER, "ImageUnusable", "if it is one, name it *.vhd; if every byte is the disk's, it is raw"),
         ("x.vdi", bytes(64) + b"\x7f\x10\xda\xbe" + bytes(956), "ImageUnusable", "is a vdi image; raw, vhd, qcow2, vhdx"),
         ("x.qcow2", b"QFI\xfb" + bytes(1020), "ImageUnusable", "x.qcow2: qemu-img: Could not open"),
     ],
@@ -126,6 +128,19 @@ async def test_what_is_no_image_is_refused_in_one_line(
     assert failed.value.code == code
     assert words in failed.value.message
     assert "\n" not in failed.value.message
+
+
+@needs_program("qemu-img")
+async def test_what_is_said_of_an_image_that_may_be_a_vhd_helps(tmp_path: Path) -> None:
+    image, as_vhd_, as_qcow2 = tmp_path / "x", tmp_path / "x.vhd", tmp_path / "x.qcow2"
+    image.write_bytes(bytes(MIB) + FOOTER)
+    as_vhd_.symlink_to("x")
+    with pytest.raises(RigError, match=r"x: ends with a VHD footer"):  # links are no names
+        await image_import.look_at(as_vhd_)
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", image, as_qcow2)
+    assert (await image_import.look_at(as_qcow2)).size_bytes == MIB + 512
+    image.rename(as_vhd_)
+    assert (await image_import.look_at(as_vhd_)).size_bytes == MIB
 
 
 async def test_an_image_larger_than_the_disk_is_refused_and_the_disk_untouched(tmp_path: Path) -> None:
