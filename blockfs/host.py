@@ -47,6 +47,7 @@ from blockfs.promotion import Promoter
 from blockfs.recoveries import FOLDER, Recoveries
 from blockfs.snapshot import STORE_SHARE_MAX
 from blockfs.tree import ROOT, tend
+from blockfs.turns import Turns
 from blockfs.views import OpenedView, Views
 
 MakeFiles = Callable[[DiskPlace], None]
@@ -72,12 +73,13 @@ class DiskHost:
         self.mountpoint = mountpoint
         self._views = views
         self._opening: set[str] = set()
+        self._turns = Turns()  # at a disk's place, while what it lies on is held or let go
         root.mkdir(parents=True, exist_ok=True)
         self._lock_fd = lock_folder(root)
         self.positions = PositionCounter(root / "position")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max)
-        self._promoter = Promoter(self._all_disks, self._let_go_of_view)
+        self._promoter = Promoter(self._all_disks, self._let_go_of_view, self._turns)
         self._tell_grown: Callable[[Disk], None] | None = None
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
@@ -208,13 +210,14 @@ class DiskHost:
         place = DiskPlace(self.root / vm, vm, name)
         self._opening.add(str(place))
         try:
-            # In a thread: it waits for the host's disk, and the disks that are served meanwhile must not.
-            view = await trio.to_thread.run_sync(views.open, Path(store), position, place.holder)
-            try:
-                disk = self._over_point(place, Path(store), position, view)
-            except BaseException:
-                views.let_go(Path(store), place.holder)
-                raise
+            async with self._turns.at(str(place)):
+                # In a thread: it waits for the host's disk, and the disks that are served meanwhile must not.
+                view = await trio.to_thread.run_sync(views.open, Path(store), position, place.holder)
+                try:
+                    disk = self._over_point(place, Path(store), position, view)
+                except BaseException:
+                    views.let_go(Path(store), place.holder)
+                    raise
         finally:
             self._opening.discard(str(place))
         return describe(disk, self.mountpoint)

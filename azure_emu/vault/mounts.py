@@ -1,7 +1,8 @@
 """Mounted points: all disks of a VM as they were at one position, read-only, on the recovery side.
 
 A state has its row (schema.MountRow) before the recovery host is asked for it, and until it is gone there.  So each
-function may be run again after a kill, and retention knows what is in use without asking anybody.
+function may be run again after a kill, and retention knows what is in use without asking anybody.  Of those who mount and
+unmount one name, each waits for the one before.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from azure_emu.vault.api import MountedDisk, MountedPoint, RecoveryPoint
 from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.schema import DiskRow, MountRow, PointRow
 from azure_emu.vault.services import Services
+from azure_emu.vault.states import State
 from azure_emu.vault.store import find_item
 from blockfs.control import RecoveryInfo, RecoverySource
 from blockfs.errors import RigError
@@ -206,6 +208,9 @@ async def mount(
     )  # fmt: skip
 
     def note(session: Session) -> tuple[bool, list[DiskRow]]:
+        state = find_item(session, vm).protection_state
+        if state == State.DISABLING:  # its mounts are being taken away: one that came late would stay
+            raise RigError("InvalidState", f"a point of VM {vm!r} cannot be mounted: protectionState is {state}")
         row = session.get(MountRow, (vm, wanted.name))
         if row is not None and row.position != at:
             raise RigError(
@@ -218,15 +223,16 @@ async def mount(
             session.add(wanted)
         return row is None, _disks(session, vm)
 
-    fresh, disks = await services.store.transact(note)
-    try:
-        sources = await _sources(services, disks)
-        info = await services.azure.open_recovery(vm=vm, name=wanted.name, position=at, disks=sources)
-    except BaseException:
-        if fresh:
-            with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_S):
-                await close(services, vm, wanted.name)
-        raise
+    async with services.mounting.at(f"{vm}/{wanted.name}"):
+        fresh, disks = await services.store.transact(note)
+        try:
+            sources = await _sources(services, disks)
+            info = await services.azure.open_recovery(vm=vm, name=wanted.name, position=at, disks=sources)
+        except BaseException:
+            if fresh:
+                with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_S):
+                    await _close(services, vm, wanted.name)
+            raise
     return _wire(wanted, found, info)
 
 
@@ -248,12 +254,18 @@ async def unmount(services: Services, vm: str, name: str) -> None:
                 "NotMounted", f"VM {vm!r} has no mounted point {name!r}; mounted are: {', '.join(there) or 'none'}"
             )
 
-    await services.store.transact(look)
-    await close(services, vm, name)
+    async with services.mounting.at(f"{vm}/{name}"):
+        await services.store.transact(look)
+        await _close(services, vm, name)
 
 
 async def close(services: Services, vm: str, name: str) -> None:
     """Close a state on the recovery host (``RecoveryInUse``), and forget it; no-op if it is gone."""
+    async with services.mounting.at(f"{vm}/{name}"):
+        await _close(services, vm, name)
+
+
+async def _close(services: Services, vm: str, name: str) -> None:
     await services.azure.close_recovery(vm=vm, name=name)
     await services.store.transact(
         lambda session: session.execute(delete(MountRow).where(MountRow.vm == vm, MountRow.name == name))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
 from azure_emu.ports import ChangeStep, DiskSpec
 from azure_emu.vault.clock import rfc3339
@@ -138,6 +141,72 @@ async def test_what_a_kill_left_half_mounted_is_shown_and_can_be_mounted_again_o
         assert (await vault.mount_point(vm="web01", position=8)).broken is None
         await vault.unmount_point(vm="web01", name="@9")
         assert [(state.name, state.broken) for state in await vault.mounted_points(vm="web01")] == [("@8", None)]
+
+
+async def reach(world: World, call: str) -> None:
+    """Until somebody is held in this call."""
+    while call not in world.calls:
+        await trio.lowlevel.checkpoint()
+    await wait_all_tasks_blocked()
+
+
+async def begun(nursery: trio.Nursery, call: Callable[[], Awaitable[object]]) -> None:
+    """Started, and ended unless it waits for another."""
+    ended = trio.Event()
+
+    async def run() -> None:
+        await call()
+        ended.set()
+
+    nursery.start_soon(run)
+    with trio.move_on_after(0.3):
+        await ended.wait()
+
+
+async def test_what_is_being_mounted_is_unmounted_when_it_is_there(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        opening = world.held["azure.open_recovery"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: vault.mount_point(vm="web01", position=10))
+            await reach(world, "azure.open_recovery")
+            await begun(nursery, lambda: vault.unmount_point(vm="web01", name="@10"))
+            opening.set()
+        assert (await vault.mounted_points(vm="web01"), world.recoveries) == ([], {})
+
+
+async def test_a_mount_that_fails_takes_nothing_from_the_next_of_its_name(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        opening = world.held["azure.open_recovery"] = trio.Event()
+
+        async def fail() -> None:
+            assert (await refused(vault, position=10))[0] == "StoreCorrupt"
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            await reach(world, "azure.open_recovery")
+            del world.held["azure.open_recovery"]
+            await begun(nursery, lambda: vault.mount_point(vm="web01", position=10))
+            world.failing_once["azure.open_recovery"] = RigError("StoreCorrupt", "journal/00000001.journal: byte 17")
+            opening.set()
+        assert [(state.name, state.broken) for state in await vault.mounted_points(vm="web01")] == [("@10", None)]
+
+
+async def test_nothing_is_mounted_while_protection_is_given_up(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        deleting = world.held["recovery.delete_managed_disk"] = trio.Event()
+        job = await vault.disable_protection(vm="web01")
+        await reach(world, "recovery.delete_managed_disk")
+        assert await refused(vault, position=10) == (
+            "InvalidState", "a point of VM 'web01' cannot be mounted: protectionState is DisablingProtection",
+        )  # fmt: skip
+        deleting.set()
+        assert ((await ended(vault, job)).state, world.recoveries) == ("Succeeded", {})
 
 
 async def test_giving_up_protection_unmounts_unless_something_uses_it(tmp_path: Path) -> None:
