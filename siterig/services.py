@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from azure_emu.ports import ApplierReports, Provider, RecoverySide
+from azure_emu.ports import ApplierReports, DamageReports, Provider, RecoverySide
 from azure_emu.vault.api import VaultApi
 from blockfs.control import DiskHostControl
 from replication.ports import VaultLink
@@ -26,6 +26,11 @@ def vault_link(layout: Layout) -> VaultLink:
 def applier_reports(layout: Layout) -> ApplierReports:
     """The vault as the applier sees it."""
     return proxy(ApplierReports, layout.socket("vault"))  # type: ignore[type-abstract]
+
+
+def damage_reports(layout: Layout) -> DamageReports:
+    """The vault as who reads managed disks sees it."""
+    return proxy(DamageReports, layout.socket("vault"))  # type: ignore[type-abstract]
 
 
 def site(layout: Layout) -> DiskHostControl:

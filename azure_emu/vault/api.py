@@ -91,7 +91,7 @@ class MountedPoint(WireModel):
     """A VM's disks at one position, mounted read-only as ``name``.
 
     ``recoveryPoint``: the point that is there, None between points.  ``time``: the time that was asked for, if one was.
-    ``broken``: None, or why there are no disks.
+    ``broken``: None, or why there are no disks.  ``damage``: None, or what is known not to be readable of it.
     """
 
     vm: str
@@ -101,6 +101,7 @@ class MountedPoint(WireModel):
     recoveryPoint: RecoveryPoint | None
     disks: list[MountedDisk]
     broken: str | None
+    damage: str | None = None
 
 
 class Job(WireModel):

@@ -14,7 +14,7 @@ import trio
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import points
+from azure_emu.vault import damage, points
 from azure_emu.vault.api import MountedDisk, MountedPoint, RecoveryPoint
 from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.schema import DiskRow, MountRow, PointRow
@@ -233,7 +233,8 @@ async def mount(
                 with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_S):
                     await _close(services, vm, wanted.name)
             raise
-    return _wire(wanted, found, info)
+    known = await services.store.transact(lambda session: damage.warning_at(session, vm, at))
+    return _wire(wanted, found, info, known)
 
 
 async def _sources(services: Services, disks: list[DiskRow]) -> list[RecoverySource]:
@@ -284,14 +285,21 @@ async def remove_all(services: Services, vm: str) -> None:
 async def mounted(services: Services, vm: str) -> list[MountedPoint]:
     """What of a VM is mounted, newest position first; each with its disks, or why it has none."""
 
-    def look(session: Session) -> list[tuple[MountRow, RecoveryPoint | None]]:
+    def look(session: Session) -> list[tuple[MountRow, RecoveryPoint | None, RigError | None]]:
         find_item(session, vm)
         rows = session.scalars(select(MountRow).where(MountRow.vm == vm).order_by(MountRow.position.desc(), MountRow.name))
-        return [(row, None if row.point_id is None else _named(session, row.point_id)) for row in rows]
+        return [
+            (
+                row,
+                None if row.point_id is None else _named(session, row.point_id),
+                damage.warning_at(session, vm, row.position),
+            )
+            for row in rows
+        ]
 
     rows = await services.store.transact(look)
     infos = {info.name: info for info in await services.azure.list_recoveries(vm=vm)} if rows else {}
-    return [_wire(row, point, infos.get(row.name)) for row, point in rows]
+    return [_wire(row, point, infos.get(row.name), known) for row, point, known in rows]
 
 
 def _named(session: Session, point_id: str) -> RecoveryPoint | None:
@@ -299,7 +307,9 @@ def _named(session: Session, point_id: str) -> RecoveryPoint | None:
     return None if row is None else points.to_wire(row)
 
 
-def _wire(row: MountRow, point: RecoveryPoint | None, info: RecoveryInfo | None) -> MountedPoint:
+def _wire(
+    row: MountRow, point: RecoveryPoint | None, info: RecoveryInfo | None, known_damage: RigError | None
+) -> MountedPoint:
     disks = [] if info is None else info.disks
     return MountedPoint(
         vm=row.vm,
@@ -309,4 +319,5 @@ def _wire(row: MountRow, point: RecoveryPoint | None, info: RecoveryInfo | None)
         recoveryPoint=point,
         disks=[MountedDisk(name=d.name, size_bytes=d.size_bytes, path=d.path, vhd=d.vhd_path) for d in disks],
         broken="the recovery host does not have it: unmount it" if info is None else info.broken,
+        damage=None if known_damage is None else known_damage.message,
     )

@@ -86,7 +86,7 @@ Prepare = Callable[[Session, ItemRow], tuple[jobs.Scenario, dict[str, Any]]]
 
 
 class Vault(Reports):
-    """Implements azure_emu.vault.api.VaultApi, azure_emu.ports.ApplierReports, and replication's VaultLink.
+    """Implements azure_emu.vault.api.VaultApi, azure_emu.ports' ApplierReports and DamageReports, replication's VaultLink.
 
     ``url``: the database (SQLAlchemy).  ``azure_host``: the disk host of the recovery side.  ``shut_down``: unmounts
     and detaches what uses disk files of this host (:func:`blockfs.hostmounts.shutdown`).  ``clock``: wall time, ns.

@@ -68,8 +68,8 @@ def list_points(
         columns = ("position", "id", "type", "time", "name", "mounted")
         show.print_table(columns, rows, empty=f"{vm} has no {'mounted' if only_mounted else 'recovery'} points")
         for state in mounted:
-            if state.broken is not None:
-                show.notice(f"recovery/{vm}/{state.name}: {state.broken}")
+            for remark in filter(None, (state.broken, state.damage)):
+                show.notice(f"recovery/{vm}/{state.name}: {remark}")
 
     exits.run(work)
 
@@ -117,8 +117,14 @@ def mount(
         else:
             rows = [(made.name, made.position, d.name, format_size(d.size_bytes), d.path) for d in made.disks]
             show.print_table(("mounted", "position", "disk", "size", "file"), rows, empty=f"{vm} has no disks")
+        _tell_damage(made)
 
     exits.run(work)
+
+
+def _tell_damage(made: MountedPoint) -> None:
+    if made.damage is not None:
+        show.notice(made.damage)
 
 
 def unmount(
@@ -190,6 +196,7 @@ def export(
     async def work() -> None:
         image_export.check(to, format_, force=force)
         async with _mounted(vault(folder), vm, point=point, position=position, time=time) as made:
+            _tell_damage(made)
             source = _disk(made, disk)
             path = source.vhd if format_ == "vhd" else source.path
             if path is None:
