@@ -66,8 +66,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     for column in columns:
         result.add_column(column, overflow="fold")
     for row in rows:
-        result.add_row(*(Text(str(value), style=_STYLES.get(str(value), "")) for value in row))
+        result.add_row(*(Text(_cell(value), style=_STYLES.get(str(value), "")) for value in row))
     return result
+
+
+def _cell(value: object) -> str:
+    """A name may say anything, but must not draw on the terminal or begin a line."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
@@ -83,7 +88,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
 
 def _plain_lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
     """As :func:`table`, a line a row, and without its colours: in a pipe, and where drawing would take seconds."""
-    cells = [list(columns), *([str(value) for value in row] for row in rows)]
+    cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[n]) for row in cells) for n in range(len(columns))]
     for row in cells:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -167,7 +167,8 @@ class Event(WireModel):
 class VaultApi(Protocol):
     """Operations; each that starts a job returns it at once: poll :meth:`job` until ``endTime`` is set.
 
-    ``point`` is ``Latest``, ``LatestProcessed``, ``LatestApplicationConsistent`` or the id of a point.
+    ``point`` is ``Latest``, ``LatestProcessed``, ``LatestApplicationConsistent``, or the id of a point or a name that only
+    one has.  What a user names a point has 1 to 100 printable characters (``InvalidName``).
     Errors: ``VmNotFound``, ``VmExists``, ``InvalidState`` (names the state and which are allowed), ``NoSuchPoint``,
     ``JobInProgress``, ``InvalidPolicy``.
 

@@ -19,7 +19,7 @@ from azure_emu.vault.api import MountedDisk, MountedPoint, RecoveryPoint
 from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.schema import DiskRow, MountRow, PointRow
 from azure_emu.vault.services import Services
-from azure_emu.vault.states import State
+from azure_emu.vault.states import RECOVERY, State
 from azure_emu.vault.store import find_item
 from blockfs.control import RecoveryInfo, RecoverySource
 from blockfs.errors import RigError
@@ -78,8 +78,25 @@ async def choose(
     if wanted == points.LATEST:
         found = await _latest(services, vm)
         return found.position, f"@{found.position}" if found.id == points.LATEST else found.id, found
-    found = await services.store.transact(lambda session: (find_item(session, vm), points.resolve(session, vm, wanted))[1])
+    found = await _resolve(services, vm, wanted)
     return found.position, found.id, found
+
+
+async def _resolve(services: Services, vm: str, wanted: str) -> RecoveryPoint:
+    def look(session: Session) -> tuple[bool, RecoveryPoint | RigError]:
+        gone = find_item(session, vm).active_location == RECOVERY
+        try:
+            return gone, points.resolve(session, vm, wanted)
+        except RigError as error:
+            return gone, error
+
+    gone, found = await services.store.transact(look)
+    if isinstance(found, RecoveryPoint):
+        return found
+    if gone:
+        spans = " and ".join(f"{first} to {last}" for first, last in (await _readable(services, vm))[0]) or "none"
+        raise RigError("NoSuchPoint", f"VM {vm!r}: points were deleted by the commit; positions {spans} can be read")
+    raise found
 
 
 async def between_points(services: Services, vm: str, choice: str) -> RecoveryPoint | None:
@@ -127,11 +144,8 @@ def _range_of(vm: str, position: int, ranges: list[tuple[int, int]]) -> tuple[in
 async def _latest(services: Services, vm: str) -> RecoveryPoint:
     """As a failover to ``Latest`` would have it: what the cache account holds is applied first."""
 
-    def look(session: Session) -> tuple[RecoveryPoint, list[str]]:
-        item = find_item(session, vm)
-        return points.resolve(session, vm, points.LATEST), [disk.disk_id for disk in item.disks]
-
-    newest, disk_ids = await services.store.transact(look)
+    newest = await _resolve(services, vm, points.LATEST)
+    disk_ids = [disk.disk_id for disk in await services.store.transact(lambda session: _disks(session, vm))]
     marks = await services.recovery.process_latest(disk_ids=disk_ids)
     return await services.change_item(
         vm, lambda session, item: points.latest_state(item, marks, points.newest(session, vm) or newest)

@@ -18,6 +18,9 @@ from blockfs.part import SYNC_END, TagSeen, Watermark
 LATEST = "Latest"
 LATEST_PROCESSED = "LatestProcessed"
 LATEST_APPLICATION_CONSISTENT = "LatestApplicationConsistent"
+_WORDS = {LATEST: "latest", LATEST_PROCESSED: "latest-processed", LATEST_APPLICATION_CONSISTENT: "latest-app"}
+"""What means another point as time goes by, and how the command line says it."""
+NAME_CHARS_MAX = 100
 _IDS_IN_QUERY = 500
 
 
@@ -33,6 +36,15 @@ def _wire(tag_id: str, kind: str, name: str, position: int, time_ns: int) -> Rec
         position=position,
         time_ns=time_ns,
     )
+
+
+def check_name(name: str) -> None:
+    """``InvalidName`` unless it can be told in a line."""
+    if not (name.isprintable() and 0 < len(name) <= NAME_CHARS_MAX):
+        shown = ascii(name[: 2 * NAME_CHARS_MAX])
+        raise RigError(
+            "InvalidName", f"point is named {shown}; allowed are 1 to {NAME_CHARS_MAX} printable characters, spaces included"
+        )
 
 
 def to_wire(row: PointRow) -> RecoveryPoint:
@@ -135,7 +147,7 @@ def prune(session: Session, vm: str, ids: list[str]) -> None:
 
 
 def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
-    """The available point that ``choice`` names; ``NoSuchPoint`` says which there are.
+    """The available point that ``choice`` means, an id or a name that only one has; ``NoSuchPoint`` says which there are.
 
     For ``Latest`` this is only the newest *named* point: see :func:`latest_state` for what else it may be.
     """
@@ -145,17 +157,30 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
         found = newest(session, vm, "ApplicationConsistent")
     else:
         row = find_available(session, choice)
-        found = to_wire(row) if row is not None and row.vm == vm else None
+        found = to_wire(row) if row is not None and row.vm == vm else _named(session, vm, choice)
     if found is None:
         last = newest(session, vm)
         told = f"the newest is {last.id} ({last.recoveryPointType})" if last is not None else "it has none yet"
         count = session.execute(select(func.count()).where(PointRow.vm == vm, PointRow.available)).scalar_one()
         raise RigError(
             "NoSuchPoint",
-            f"VM {vm!r} has no recovery point {choice!r}; {told}; allowed: {LATEST}, {LATEST_PROCESSED}, "
-            f"{LATEST_APPLICATION_CONSISTENT}, or an id out of its {count} points",
+            f"VM {vm!r} has no recovery point {_WORDS.get(choice, choice)!r}; {told}; allowed: {_allowed(count)}",
         )
     return found
+
+
+def _named(session: Session, vm: str, name: str) -> RecoveryPoint | None:
+    rows = session.execute(_newest_first(vm).where(PointRow.name == name)).all()
+    if len(rows) > 1:
+        raise RigError(
+            "NoSuchPoint",
+            f"VM {vm!r} has {len(rows)} recovery points named {name!r}, the newest is {rows[0][0]}: say which by its id",
+        )
+    return _wire(rows[0][0], rows[0][1], rows[0][2], rows[0][3], rows[0][4]) if rows else None
+
+
+def _allowed(count: int) -> str:
+    return f"{', '.join(_WORDS.values())}, the id or the name of one of its {count} points, @POSITION, or a time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +195,12 @@ class Chosen:
         """``NoSuchPoint`` if it means no point (any more)."""
         return self.between is not None or bool(resolve(session, self.vm, self.choice))
 
-    def memory(self) -> dict[str, Any]:
-        """For the job."""
-        return {"choice": self.choice, "between": None if self.between is None else self.between.model_dump()}
+    def memory(self, session: Session) -> dict[str, Any]:
+        """For the job, with a point's id, whatever gets its name meanwhile; ``NoSuchPoint``."""
+        if self.between is not None:
+            return {"choice": self.choice, "between": self.between.model_dump()}
+        point = resolve(session, self.vm, self.choice)
+        return {"choice": self.choice if self.choice in _WORDS else point.id, "between": None}
 
 
 def latest_state(item: ItemRow, watermarks: list[Watermark], newest: RecoveryPoint) -> RecoveryPoint:

@@ -289,6 +289,7 @@ class Vault(Reports):
 
     async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
         """A recovery point of now; returns when it is available."""
+        points.check_name(name)
 
         def look(session: Session) -> None:
             item = find_item(session, vm)
@@ -314,9 +315,9 @@ class Vault(Reports):
         chosen = await self._chosen(vm, point)
 
         def prepare(session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
-            chosen.check(session)
+            memory = chosen.memory(session)
             item.test_failover_state = TEST_INITIATED
-            return failover_tasks.TEST, chosen.memory()
+            return failover_tasks.TEST, memory
 
         return await self._begin(vm, Operation.TEST, prepare)
 
@@ -337,10 +338,10 @@ class Vault(Reports):
         chosen = await self._chosen(vm, point)
 
         def prepare(session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
-            chosen.check(session)
+            memory = chosen.memory(session)
             change = item.protection_state in _COMMIT_PENDING
             item.protection_state = State.CHANGE_POINT if change else State.UNPLANNED
-            return failover_tasks.UNPLANNED, chosen.memory() | {"source_actions": source_actions, "change": change}
+            return failover_tasks.UNPLANNED, memory | {"source_actions": source_actions, "change": change}
 
         await self._stop(vm, _STOPPED_BY_UNPLANNED, lambda session, _item: chosen.check(session))
         return await self._begin(vm, Operation.UNPLANNED, prepare)

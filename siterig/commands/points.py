@@ -23,7 +23,9 @@ CLEAN_UP_S = 15.0
 
 Chosen = Annotated[
     str | None,
-    typer.Option("--point", metavar="POINT", help="latest, latest-processed (default), latest-app, or the id of a point."),
+    typer.Option(
+        "--point", metavar="POINT", help="latest, latest-processed (default), latest-app, or the id or name of a point."
+    ),
 ]
 Position = Annotated[
     int | None, typer.Option("--position", metavar="N", help="Any position, also between points: all writes up to it.")
