@@ -102,6 +102,7 @@ def point_json(point: RecoveryPoint) -> dict[str, object]:
         "type": point.recoveryPointType,
         "time": point.recoveryPointTime,
         "position": point.position,
+        "downgradedBecause": point.downgradedBecause,
     }
 
 

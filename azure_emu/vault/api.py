@@ -60,7 +60,10 @@ class JobError(WireModel):
 
 
 class RecoveryPoint(WireModel):
-    """A recovery point: one position over all disks of the VM."""
+    """A recovery point: one position over all disks of the VM.
+
+    ``downgradedBecause``: why it is crash-consistent, if an application-consistent one was asked for.
+    """
 
     id: str
     name: str
@@ -68,6 +71,7 @@ class RecoveryPoint(WireModel):
     recoveryPointTime: str
     position: int
     time_ns: int
+    downgradedBecause: str | None = None
 
 
 class ManagedDisk(WireModel):

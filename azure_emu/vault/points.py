@@ -23,11 +23,13 @@ _WORDS = {LATEST: "latest", LATEST_PROCESSED: "latest-processed", LATEST_APPLICA
 NAME_CHARS_MAX = 100
 _IDS_IN_QUERY = 500
 
+_COLUMNS = (PointRow.tag_id, PointRow.kind, PointRow.name, PointRow.position, PointRow.time_ns, PointRow.downgraded_because)
+_Facts = tuple[str, str, str, int, int, str | None]
+"""Of :data:`_COLUMNS`."""
 
-_COLUMNS = (PointRow.tag_id, PointRow.kind, PointRow.name, PointRow.position, PointRow.time_ns)
 
-
-def _wire(tag_id: str, kind: str, name: str, position: int, time_ns: int) -> RecoveryPoint:
+def _wire(facts: _Facts) -> RecoveryPoint:
+    tag_id, kind, name, position, time_ns, downgraded_because = facts
     return RecoveryPoint(
         id=tag_id,
         name=name,
@@ -35,6 +37,7 @@ def _wire(tag_id: str, kind: str, name: str, position: int, time_ns: int) -> Rec
         recoveryPointTime=rfc3339(time_ns),
         position=position,
         time_ns=time_ns,
+        downgradedBecause=downgraded_because,
     )
 
 
@@ -49,36 +52,36 @@ def check_name(name: str) -> None:
 
 def to_wire(row: PointRow) -> RecoveryPoint:
     """The point as the API shows it."""
-    return _wire(row.tag_id, row.kind, row.name, row.position, row.time_ns)
+    return _wire((row.tag_id, row.kind, row.name, row.position, row.time_ns, row.downgraded_because))
 
 
-def _newest_first(vm: str) -> Select[str, str, str, int, int]:
+def _newest_first(vm: str) -> Select[str, str, str, int, int, str | None]:
     return select(*_COLUMNS).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position.desc())
 
 
 def available(session: Session, vm: str, limit: int | None = None) -> list[RecoveryPoint]:
     """Points whose tag was applied in every disk of the VM, newest first; at most ``limit``."""
-    return [_wire(row[0], row[1], row[2], row[3], row[4]) for row in session.execute(_newest_first(vm).limit(limit))]
+    return [_wire(row) for row in session.execute(_newest_first(vm).limit(limit))]
 
 
 def newest(session: Session, vm: str, kind: str | None = None) -> RecoveryPoint | None:
     """The newest available point, of a kind or of any; None: there is none."""
     query = _newest_first(vm) if kind is None else _newest_first(vm).where(PointRow.kind == kind)
     row = session.execute(query.limit(1)).first()
-    return None if row is None else _wire(row[0], row[1], row[2], row[3], row[4])
+    return None if row is None else _wire(row)
 
 
 def newest_at(session: Session, vm: str, time_ns: int) -> RecoveryPoint | None:
     """The newest available point that is not younger than a time; None: there is none."""
     row = session.execute(_newest_first(vm).where(PointRow.time_ns <= time_ns).limit(1)).first()
-    return None if row is None else _wire(row[0], row[1], row[2], row[3], row[4])
+    return None if row is None else _wire(row)
 
 
 def oldest(session: Session, vm: str) -> RecoveryPoint | None:
     """The oldest available point; None: there is none."""
     query = select(*_COLUMNS).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position)
     row = session.execute(query.limit(1)).first()
-    return None if row is None else _wire(row[0], row[1], row[2], row[3], row[4])
+    return None if row is None else _wire(row)
 
 
 def facts(session: Session, vm: str) -> list[PointFacts]:
@@ -102,19 +105,11 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
     fresh = []
     known = newest(session, item.vm)
     for tag in tags:
-        if tag.name == SYNC_END or tag.position <= item.points_after_position:
-            continue  # the end of one disk's sync, or a late repeat from before a commit: no state of this protection
-        point = session.get(PointRow, tag.tag_id)
+        if tag.name == SYNC_END:
+            continue
+        point = _row_of(session, item, tag, known)
         if point is None:
-            # Each disk's tags are reported in order, so all disks have told of this one before the newest point was made:
-            # this is the repeat that follows a restart, of a point that was pruned since.
-            if known is not None and tag.position <= known.position:
-                continue
-            point = PointRow(
-                tag_id=tag.tag_id, vm=item.vm, kind=tag.kind, name=tag.name, position=tag.position, time_ns=tag.time_ns,
-                available=False,
-            )  # fmt: skip
-            session.add(point)
+            continue
         if disk_id not in {seen.disk_id for seen in point.seen}:
             point.seen.append(TagSeenRow(tag_id=tag.tag_id, disk_id=disk_id))
         if not point.available and {seen.disk_id for seen in point.seen} >= {disk.disk_id for disk in item.disks}:
@@ -122,6 +117,29 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
             fresh.append(point)
     session.flush()
     return fresh
+
+
+def _row_of(session: Session, item: ItemRow, tag: TagSeen, known: RecoveryPoint | None) -> PointRow | None:
+    """The tag's row, made if need be; None if it is no state of this protection, or not any more.  ``known``: the newest."""
+    if tag.position <= item.points_after_position:
+        return None  # a late repeat from before a commit
+    point = session.get(PointRow, tag.tag_id)
+    # Each disk's tags are reported in order, so all disks have told of this one before the newest point was made: without
+    # a row this is the repeat that follows a restart, of a point that was pruned since.
+    if point is None and (known is None or tag.position > known.position):
+        point = PointRow(
+            tag_id=tag.tag_id, vm=item.vm, kind=tag.kind, name=tag.name, position=tag.position, time_ns=tag.time_ns,
+            available=False,
+        )  # fmt: skip
+        session.add(point)
+    return point
+
+
+def note_downgrade(session: Session, item: ItemRow, tag: TagSeen, because: str) -> None:
+    """Keep why a point is crash-consistent only, whether its tag was applied before this or comes later."""
+    point = _row_of(session, item, tag, newest(session, item.vm))
+    if point is not None:
+        point.downgraded_because = because
 
 
 def delete_all(session: Session, vm: str) -> None:
@@ -176,7 +194,7 @@ def _named(session: Session, vm: str, name: str) -> RecoveryPoint | None:
             "NoSuchPoint",
             f"VM {vm!r} has {len(rows)} recovery points named {name!r}, the newest is {rows[0][0]}: say which by its id",
         )
-    return _wire(rows[0][0], rows[0][1], rows[0][2], rows[0][3], rows[0][4]) if rows else None
+    return _wire(rows[0]) if rows else None
 
 
 def _allowed(count: int) -> str:

@@ -125,9 +125,22 @@ class Reports:
 
         return await self._services.store.transact(look)
 
-    async def point_sent(self, *, vm: str, tag_id: str, kind: TagKind, name: str, position: int, time_ns: int) -> None:
-        """All data up to ``position`` and its tags are in the cache account: the RPO is met."""
-        del tag_id, kind, name  # the point itself is made of the tags that the applier sees
+    async def point_sent(
+        self,
+        *,
+        vm: str,
+        tag_id: str,
+        kind: TagKind,
+        name: str,
+        position: int,
+        time_ns: int,
+        downgraded_because: str | None = None,
+    ) -> None:
+        """All data up to ``position`` and its tags are in the cache account: the RPO is met.
+
+        The point itself is made of the tags that the applier sees, which do not tell why it was downgraded.
+        """
+        tag = TagSeen(tag_id=tag_id, kind=kind, name=name, position=position, time_ns=time_ns)
 
         def note(session: Session) -> str | None:
             item = session.get(ItemRow, vm)
@@ -135,6 +148,8 @@ class Reports:
                 return None
             if position > item.sent_position:
                 item.sent_position, item.sent_time_ns = position, time_ns
+            if downgraded_because is not None:
+                points.note_downgrade(session, item, tag, downgraded_because)
             health.cycle_done(session, vm, self._services.clock())
             return vm
 

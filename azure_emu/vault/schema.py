@@ -103,6 +103,9 @@ class PointRow(Base):
     name: Mapped[str] = mapped_column(String)  # what the user or the cycle called it; not unique
     position: Mapped[int] = mapped_column(BigInteger)  # one position over all disks of the VM
     time_ns: Mapped[int] = mapped_column(BigInteger)  # by the site's clock
+    downgraded_because: Mapped[str | None] = mapped_column(Text)
+    # downgraded_because: why it is crash-consistent though more was asked for; None: it is as asked, or the agent was
+    # killed before it could tell.  The tag does not have it.
     available: Mapped[bool] = mapped_column(Boolean)  # the tag was applied in every disk of the item; never goes back
 
     seen: Mapped[list[TagSeenRow]] = relationship(cascade="all, delete-orphan")

@@ -304,7 +304,10 @@ class Vault(Reports):
             point = points.find_available(session, cut.tag_id)
             if point is None:
                 protection_tasks.raise_blocking_error(session, vm)
-            return None if point is None else points.to_wire(point)
+            if point is None:
+                return None
+            point.downgraded_because = cut.downgraded_because  # the agent tells it, too, but may not get through
+            return points.to_wire(point)
 
         return await self._services.signals.wait_until(vm, there)
 

@@ -153,8 +153,12 @@ def points(
         if as_json:
             show.print_json([show.point_json(point) for point in found])
         else:
-            rows = [(p.id, p.recoveryPointType, p.recoveryPointTime, p.position, p.name) for p in found]
-            show.print_table(("id", "type", "time", "position", "name"), rows, empty=f"{vm} has no recovery points yet")
+            columns = ["id", "type", "time", "position", "name"]
+            rows: list[list[object]] = [[p.id, p.recoveryPointType, p.recoveryPointTime, p.position, p.name] for p in found]
+            if any(p.downgradedBecause for p in found):
+                columns.append("not application-consistent because")
+                rows = [[*row, p.downgradedBecause or ""] for row, p in zip(rows, found, strict=True)]
+            show.print_table(columns, rows, empty=f"{vm} has no recovery points yet")
 
     exits.run(work)
 
@@ -177,5 +181,7 @@ def take_point(
             show.print_json(show.point_json(point))
         else:
             print(f"{point.recoveryPointType} point {point.id} at position {point.position}")
+        if point.downgradedBecause is not None:
+            show.notice(f"the point is not application-consistent: {point.downgradedBecause}")
 
     exits.run(work)
