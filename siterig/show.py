@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from azure_emu.ports import DiskSpec
-from azure_emu.vault.api import Job, RecoveryPoint, VaultApi, Vm
+from azure_emu.vault.api import Job, MountedPoint, RecoveryPoint, VaultApi, Vm
 from blockfs.errors import RigError
 from blockfs.progress import VmProgress
 from siterig.values import format_size
@@ -104,6 +104,12 @@ def point_json(point: RecoveryPoint) -> dict[str, object]:
         "position": point.position,
         "downgradedBecause": point.downgradedBecause,
     }
+
+
+def mounted_json(state: MountedPoint) -> dict[str, object]:
+    """What is mounted, as ``point mount --json`` shows it."""
+    point = state.recoveryPoint
+    return {**state.model_dump(mode="json"), "recoveryPoint": None if point is None else point_json(point)}
 
 
 def _bars(progress: VmProgress | None) -> Iterable[RenderableType]:

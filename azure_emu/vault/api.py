@@ -94,7 +94,8 @@ class MountedDisk(WireModel):
 class MountedPoint(WireModel):
     """A VM's disks at one position, mounted read-only as ``name``.
 
-    ``recoveryPoint``: the point that is there, None between points.  ``time``: the time that was asked for, if one was.
+    ``recoveryPoint``: the point that is there, None between points.  ``time``: the time that was asked for, in UTC, if one
+    was.
     ``broken``: None, or why there are no disks.  ``damage``: None, or what is known not to be readable of it.
     """
 
@@ -177,7 +178,7 @@ class VaultApi(Protocol):
     ``JobInProgress``, ``InvalidPolicy``.
 
     What is mounted is ``point``, the state at ``position``, or the one at ``time`` (RFC 3339), or ``LatestProcessed``.
-    ``name`` is its folder's (default: the point's id, ``@POSITION``, or the time as it was given).  It is unmounted when
+    ``name`` is its folder's (default: the point's id, ``@POSITION``, or the time in UTC).  It is unmounted when
     ``process`` has ended, if one is given, as soon as nothing has it open.  More errors:
     ``InvalidPosition``, ``InvalidTime``, ``RecoveryExists``, ``RecoveryInUse``, ``NotMounted``.
     """

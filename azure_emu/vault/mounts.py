@@ -8,6 +8,8 @@ unmount one name, each waits for the one before.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import trio
@@ -26,7 +28,6 @@ from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
 
 CLEAN_UP_S = 10.0
-_UNSAFE = re.compile(r"[^A-Za-z0-9@.+_:-]")
 _POSITION = re.compile(r"@(\d{1,19})")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)")
 
@@ -47,6 +48,14 @@ def parse_time(text: str) -> int:
             "InvalidTime", f"time {text!r} is not understood: write RFC 3339, e.g. 2026-11-21T22:13:17Z or ...:17.25+01:00"
         )
     return int(moment.timestamp()) * 1_000_000_000 + int((found[2] or "0").ljust(6, "0").ljust(9, "9"))
+
+
+def time_name(time_ns: int) -> str:
+    """The one name of a time, however it was written: RFC 3339 in UTC, in which :func:`parse_time` reads it again."""
+    second, _, micros = rfc3339(time_ns)[:-1].partition(".")
+    rest_ns = f"{time_ns % 1000:03}"
+    fraction = micros.rstrip("0") if rest_ns == "999" else micros + rest_ns
+    return f"{second}.{fraction}Z" if fraction else f"{second}Z"
 
 
 def _moment(found: re.Match[str]) -> datetime:
@@ -186,8 +195,8 @@ async def _at_time(services: Services, vm: str, text: str) -> tuple[int, str, Re
         raise refused
     point = await services.store.transact(lambda session: points.newest_at(session, vm, time_ns))
     if point is not None and any(max(first, *known) <= point.position <= last for first, last in ranges):
-        return point.position, _UNSAFE.sub("-", text.strip()), point  # it is no change of a disk, but it has its time
-    return max(known), _UNSAFE.sub("-", text.strip()), None
+        return point.position, time_name(time_ns), point  # it is no change of a disk, but it has its time
+    return max(known), time_name(time_ns), None
 
 
 def _point_at(session: Session, vm: str, position: int) -> RecoveryPoint | None:
@@ -217,7 +226,8 @@ async def mount(
     """
     at, default_name, found = await choose(services, vm, point=point, position=position, time=time)
     wanted = MountRow(
-        vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id, asked_time=time,
+        vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id,
+        asked_time=default_name if _TIME.fullmatch(default_name) else None,
         process_id=None if process is None else process.pid, process_started=None if process is None else process.started,
     )  # fmt: skip
 
@@ -259,19 +269,36 @@ async def _sources(services: Services, disks: list[DiskRow]) -> list[RecoverySou
 
 
 async def unmount(services: Services, vm: str, name: str) -> None:
-    """Close a mounted state; ``NotMounted`` names those there are, ``RecoveryInUse``."""
+    """Close a mounted state; ``NotMounted`` names those there are, ``RecoveryInUse``.
 
-    def look(session: Session) -> None:
+    ``name`` is its folder's, or what :func:`mount` would give that name: a time or a position however it is written, or
+    the name of a point.
+    """
+
+    def look(session: Session) -> str:
         find_item(session, vm)
-        if session.get(MountRow, (vm, name)) is None:
-            there = session.scalars(select(MountRow.name).where(MountRow.vm == vm).order_by(MountRow.name))
-            raise RigError(
-                "NotMounted", f"VM {vm!r} has no mounted point {name!r}; mounted are: {', '.join(there) or 'none'}"
-            )
+        there = list(session.scalars(select(MountRow.name).where(MountRow.vm == vm).order_by(MountRow.name)))
+        for known in (name, *_default_names(session, vm, name)):
+            if known in there:
+                return known
+        raise RigError("NotMounted", f"VM {vm!r} has no mounted point {name!r}; mounted are: {', '.join(there) or 'none'}")
 
-    async with services.mounting.at(f"{vm}/{name}"):
-        await services.store.transact(look)
-        await _close(services, vm, name)
+    while True:
+        known = await services.store.transact(look)
+        async with services.mounting.at(f"{vm}/{known}"):
+            if await services.store.transact(look) == known:  # it may have been unmounted while it was waited for
+                await _close(services, vm, known)
+                return
+
+
+def _default_names(session: Session, vm: str, text: str) -> Iterator[str]:
+    with suppress(RigError):
+        if (position := _POSITION.fullmatch(text)) is not None:
+            yield f"@{int(position[1])}"
+        elif _TIME.fullmatch(text.strip()) is not None:
+            yield time_name(parse_time(text))
+        else:
+            yield points.resolve(session, vm, text).id
 
 
 async def close(services: Services, vm: str, name: str) -> None:

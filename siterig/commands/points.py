@@ -64,7 +64,12 @@ def list_points(
         mounted = await api.mounted_points(vm=vm)
         points = [] if only_mounted else await api.points(vm=vm, limit=limit)
         if as_json:
-            show.print_json({"points": [show.point_json(point) for point in points], "mounted": mounted})
+            show.print_json(
+                {
+                    "points": [show.point_json(point) for point in points],
+                    "mounted": [show.mounted_json(state) for state in mounted],
+                }
+            )
             return
         rows = _rows(points, mounted)
         columns = ("position", "id", "type", "time", "name", "mounted")
@@ -115,7 +120,7 @@ def mount(
             vm=vm, point=None if point is None else parse_point(point), position=position, time=time
         )
         if as_json:
-            show.print_json(made)
+            show.print_json(show.mounted_json(made))
         else:
             rows = [(made.name, made.position, d.name, format_size(d.size_bytes), d.path) for d in made.disks]
             show.print_table(("mounted", "position", "disk", "size", "file"), rows, empty=f"{vm} has no disks")
@@ -209,7 +214,8 @@ def export(
                 await image_export.export(Path(path), to, format_, force=force, advance=advance)
         size_bytes = to.stat().st_size
         if as_json:
-            fields = {"vm": vm, "disk": source.name, "position": made.position, "recoveryPoint": made.recoveryPoint}
+            there = show.mounted_json(made)["recoveryPoint"]
+            fields = {"vm": vm, "disk": source.name, "position": made.position, "recoveryPoint": there}
             show.print_json({**fields, "file": str(to), "format": format_, "file_bytes": size_bytes})
         else:
             print(f"{to}: {vm}/{source.name} at position {made.position}, {format_}, {format_size(size_bytes)}")
