@@ -36,6 +36,7 @@ from azure_emu.vault.lent import Lent
 from azure_emu.vault.points import Chosen
 from azure_emu.vault.reports import Reports
 from azure_emu.vault.retention import HOURS_DEFAULT, check_hours
+from azure_emu.vault.retention import remark as history_remark
 from azure_emu.vault.schema import DiskRow, ItemRow, JobRow
 from azure_emu.vault.services import Services, ShutDown
 from azure_emu.vault.signals import Signals
@@ -176,6 +177,12 @@ class Vault(Reports):
             now_ns = self._services.clock()
             if interval_s not in protection_tasks.OFFICIAL_INTERVALS_S:
                 text = f"interval_s {interval_s:g} of VM {vm!r} is rig-only: the service has 30, 300 and 900"
+                events.record(
+                    session, vm=vm, code="RigOnlyPolicy", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns
+                )  # fmt: skip
+            retention = history_remark(history_hours)
+            if retention is not None:
+                text = f"VM {vm!r}: {retention}"
                 events.record(
                     session, vm=vm, code="RigOnlyPolicy", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns
                 )  # fmt: skip
