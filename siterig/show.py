@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from azure_emu.ports import DiskSpec
-from azure_emu.vault.api import Job, MountedPoint, RecoveryPoint, VaultApi, Vm
+from azure_emu.vault.api import Job, MountedPoint, RecoveryPoint, Task, VaultApi, Vm
 from blockfs.errors import RigError
 from blockfs.progress import VmProgress
 from siterig.values import format_size
@@ -126,6 +126,11 @@ def _bars(progress: VmProgress | None) -> Iterable[RenderableType]:
         yield Text(f"  {progress.detail}")
 
 
+def task_state(task: Task) -> str:
+    """For people: the service calls a task that had nothing to do ``Other``, and says so beside it."""
+    return task.stateDescription or task.state if task.state == "Other" else task.state
+
+
 def _drawn(job: Job, progress: VmProgress | None) -> RenderableType:
     head = Text(f"{job.friendlyName} {job.targetObjectName}: ").append(job.state, _STYLES.get(job.state, ""))
     marks = {"Succeeded": "✓", "Failed": "✗", "InProgress": "…", "Other": "-"}
@@ -197,7 +202,9 @@ async def follow(vault: VaultApi, job: Job) -> Job:
         for task in job.tasks:
             if told.get(task.name) != task.state and task.state != "NotStarted":
                 told[task.name] = task.state
-                console.print(f"{job.friendlyName} {job.targetObjectName}: {task.friendlyName}: {task.state}", markup=False)
+                console.print(
+                    f"{job.friendlyName} {job.targetObjectName}: {task.friendlyName}: {task_state(task)}", markup=False
+                )
         if job.endTime is not None:
             console.print(f"{job.friendlyName} {job.targetObjectName}: {job.state}", markup=False)
             return job

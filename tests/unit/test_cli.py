@@ -211,6 +211,17 @@ def test_a_retention_of_the_rig_only_is_noticed(vault: FakeVault) -> None:
     assert vault.asked[0][1]["history_hours"] == 72
 
 
+def test_a_task_that_had_nothing_to_do_is_skipped(vault: FakeVault) -> None:
+    task = Task(
+        name="T", friendlyName="Synchronizing", state="Other", stateDescription="Skipped", startTime=None, endTime=None
+    )
+    vault.ends_as = vault.ends_as.model_copy(update={"tasks": [task]})
+    followed = siterig("failover", "test", "web01")
+    assert any(line.endswith("Synchronizing: Skipped") for line in followed.stderr.splitlines())
+    assert siterig("jobs", "j1").stdout.splitlines()[-1].split() == ["Synchronizing", "T", "Skipped", "-", "-"]
+    assert '"state": "Other"' in siterig("jobs", "j1", "--json").stdout, "by its official name"
+
+
 def test_points_are_given_by_the_contract(vault: FakeVault) -> None:
     result = siterig("points", "web01", "--json")
     assert json.loads(result.stdout) == [
