@@ -221,6 +221,18 @@ class RecoverySide(Protocol):
         ...
 
 
+class DamageReports(Protocol):
+    """What the vault is told of damage in managed disks.  Of a disk that it does not know it takes no notice."""
+
+    async def damage_met(self, *, disk_id: str, path: str, offset: int, position: int) -> None:
+        """A read of the state at ``position`` failed for what is in byte ``offset`` of a file.  Repeats are harmless."""
+        ...
+
+    async def scrubbed(self, *, disk_id: str, damages: list[Damage]) -> None:
+        """A scrub of the whole disk has found this: it takes the place of all that was known."""
+        ...
+
+
 class ApplierReports(Protocol):
     """What the applier tells the vault."""
 

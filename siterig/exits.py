@@ -12,6 +12,7 @@ import typer
 
 from blockfs.errors import RigError
 from siterig.failures import expected
+from siterig.rpc_client import TELL_WAITS
 
 T = TypeVar("T")
 
@@ -46,6 +47,7 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
     """
 
     async def main() -> T:
+        TELL_WAITS.set(lambda text: print(f"siterig: note: {text}", file=sys.stderr, flush=True))
         return await work()
 
     _listen()

@@ -85,6 +85,15 @@ def parse_disk_name(text: str) -> tuple[str, str]:
     return vm, name
 
 
+def check_file_name(what: str, name: str) -> None:
+    """``InvalidName`` unless a file can be named so, and people be told of it in a line."""
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
+        raise RigError(
+            "InvalidName",
+            f"{what} is named {name!r}: it must be a file's name, without a folder, of printable characters",
+        )
+
+
 def format_time(microseconds: float | None) -> str:
     """A duration for people: ``85 us``, ``1.2 ms``, ``3 s``; ``-`` for None."""
     if microseconds is None:
@@ -97,7 +106,7 @@ def format_time(microseconds: float | None) -> str:
 
 
 def parse_point(text: str) -> str:
-    """The vault's word for ``latest``, ``latest-processed`` or ``latest-app``; else a point's id, as it is."""
+    """The vault's word for ``latest``, ``latest-processed`` or ``latest-app``; else a point's id or name, as it is."""
     return POINT_CHOICES.get(text.lower(), text)
 
 

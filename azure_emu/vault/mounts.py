@@ -8,25 +8,26 @@ unmount one name, each waits for the one before.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import trio
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import points
+from azure_emu.vault import damage, points
 from azure_emu.vault.api import MountedDisk, MountedPoint, RecoveryPoint
 from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.schema import DiskRow, MountRow, PointRow
 from azure_emu.vault.services import Services
-from azure_emu.vault.states import State
+from azure_emu.vault.states import RECOVERY, State
 from azure_emu.vault.store import find_item
 from blockfs.control import RecoveryInfo, RecoverySource
 from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
 
 CLEAN_UP_S = 10.0
-_UNSAFE = re.compile(r"[^A-Za-z0-9@.+_:-]")
 _POSITION = re.compile(r"@(\d{1,19})")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)")
 
@@ -47,6 +48,14 @@ def parse_time(text: str) -> int:
             "InvalidTime", f"time {text!r} is not understood: write RFC 3339, e.g. 2026-11-21T22:13:17Z or ...:17.25+01:00"
         )
     return int(moment.timestamp()) * 1_000_000_000 + int((found[2] or "0").ljust(6, "0").ljust(9, "9"))
+
+
+def time_name(time_ns: int) -> str:
+    """The one name of a time, however it was written: RFC 3339 in UTC, in which :func:`parse_time` reads it again."""
+    second, _, micros = rfc3339(time_ns)[:-1].partition(".")
+    rest_ns = f"{time_ns % 1000:03}"
+    fraction = micros.rstrip("0") if rest_ns == "999" else micros + rest_ns
+    return f"{second}.{fraction}Z" if fraction else f"{second}Z"
 
 
 def _moment(found: re.Match[str]) -> datetime:
@@ -78,8 +87,25 @@ async def choose(
     if wanted == points.LATEST:
         found = await _latest(services, vm)
         return found.position, f"@{found.position}" if found.id == points.LATEST else found.id, found
-    found = await services.store.transact(lambda session: (find_item(session, vm), points.resolve(session, vm, wanted))[1])
+    found = await _resolve(services, vm, wanted)
     return found.position, found.id, found
+
+
+async def _resolve(services: Services, vm: str, wanted: str) -> RecoveryPoint:
+    def look(session: Session) -> tuple[bool, RecoveryPoint | RigError]:
+        gone = find_item(session, vm).active_location == RECOVERY
+        try:
+            return gone, points.resolve(session, vm, wanted)
+        except RigError as error:
+            return gone, error
+
+    gone, found = await services.store.transact(look)
+    if isinstance(found, RecoveryPoint):
+        return found
+    if gone:
+        spans = " and ".join(f"{first} to {last}" for first, last in (await _readable(services, vm))[0]) or "none"
+        raise RigError("NoSuchPoint", f"VM {vm!r}: points were deleted by the commit; positions {spans} can be read")
+    raise found
 
 
 async def between_points(services: Services, vm: str, choice: str) -> RecoveryPoint | None:
@@ -127,11 +153,8 @@ def _range_of(vm: str, position: int, ranges: list[tuple[int, int]]) -> tuple[in
 async def _latest(services: Services, vm: str) -> RecoveryPoint:
     """As a failover to ``Latest`` would have it: what the cache account holds is applied first."""
 
-    def look(session: Session) -> tuple[RecoveryPoint, list[str]]:
-        item = find_item(session, vm)
-        return points.resolve(session, vm, points.LATEST), [disk.disk_id for disk in item.disks]
-
-    newest, disk_ids = await services.store.transact(look)
+    newest = await _resolve(services, vm, points.LATEST)
+    disk_ids = [disk.disk_id for disk in await services.store.transact(lambda session: _disks(session, vm))]
     marks = await services.recovery.process_latest(disk_ids=disk_ids)
     return await services.change_item(
         vm, lambda session, item: points.latest_state(item, marks, points.newest(session, vm) or newest)
@@ -172,8 +195,8 @@ async def _at_time(services: Services, vm: str, text: str) -> tuple[int, str, Re
         raise refused
     point = await services.store.transact(lambda session: points.newest_at(session, vm, time_ns))
     if point is not None and any(max(first, *known) <= point.position <= last for first, last in ranges):
-        return point.position, _UNSAFE.sub("-", text.strip()), point  # it is no change of a disk, but it has its time
-    return max(known), _UNSAFE.sub("-", text.strip()), None
+        return point.position, time_name(time_ns), point  # it is no change of a disk, but it has its time
+    return max(known), time_name(time_ns), None
 
 
 def _point_at(session: Session, vm: str, position: int) -> RecoveryPoint | None:
@@ -203,7 +226,8 @@ async def mount(
     """
     at, default_name, found = await choose(services, vm, point=point, position=position, time=time)
     wanted = MountRow(
-        vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id, asked_time=time,
+        vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id,
+        asked_time=default_name if _TIME.fullmatch(default_name) else None,
         process_id=None if process is None else process.pid, process_started=None if process is None else process.started,
     )  # fmt: skip
 
@@ -233,7 +257,8 @@ async def mount(
                 with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_S):
                     await _close(services, vm, wanted.name)
             raise
-    return _wire(wanted, found, info)
+    known = await services.store.transact(lambda session: damage.warning_at(session, vm, at))
+    return _wire(wanted, found, info, known)
 
 
 async def _sources(services: Services, disks: list[DiskRow]) -> list[RecoverySource]:
@@ -244,19 +269,36 @@ async def _sources(services: Services, disks: list[DiskRow]) -> list[RecoverySou
 
 
 async def unmount(services: Services, vm: str, name: str) -> None:
-    """Close a mounted state; ``NotMounted`` names those there are, ``RecoveryInUse``."""
+    """Close a mounted state; ``NotMounted`` names those there are, ``RecoveryInUse``.
 
-    def look(session: Session) -> None:
+    ``name`` is its folder's, or what :func:`mount` would give that name: a time or a position however it is written, or
+    the name of a point.
+    """
+
+    def look(session: Session) -> str:
         find_item(session, vm)
-        if session.get(MountRow, (vm, name)) is None:
-            there = session.scalars(select(MountRow.name).where(MountRow.vm == vm).order_by(MountRow.name))
-            raise RigError(
-                "NotMounted", f"VM {vm!r} has no mounted point {name!r}; mounted are: {', '.join(there) or 'none'}"
-            )
+        there = list(session.scalars(select(MountRow.name).where(MountRow.vm == vm).order_by(MountRow.name)))
+        for known in (name, *_default_names(session, vm, name)):
+            if known in there:
+                return known
+        raise RigError("NotMounted", f"VM {vm!r} has no mounted point {name!r}; mounted are: {', '.join(there) or 'none'}")
 
-    async with services.mounting.at(f"{vm}/{name}"):
-        await services.store.transact(look)
-        await _close(services, vm, name)
+    while True:
+        known = await services.store.transact(look)
+        async with services.mounting.at(f"{vm}/{known}"):
+            if await services.store.transact(look) == known:  # it may have been unmounted while it was waited for
+                await _close(services, vm, known)
+                return
+
+
+def _default_names(session: Session, vm: str, text: str) -> Iterator[str]:
+    with suppress(RigError):
+        if (position := _POSITION.fullmatch(text)) is not None:
+            yield f"@{int(position[1])}"
+        elif _TIME.fullmatch(text.strip()) is not None:
+            yield time_name(parse_time(text))
+        else:
+            yield points.resolve(session, vm, text).id
 
 
 async def close(services: Services, vm: str, name: str) -> None:
@@ -284,14 +326,21 @@ async def remove_all(services: Services, vm: str) -> None:
 async def mounted(services: Services, vm: str) -> list[MountedPoint]:
     """What of a VM is mounted, newest position first; each with its disks, or why it has none."""
 
-    def look(session: Session) -> list[tuple[MountRow, RecoveryPoint | None]]:
+    def look(session: Session) -> list[tuple[MountRow, RecoveryPoint | None, RigError | None]]:
         find_item(session, vm)
         rows = session.scalars(select(MountRow).where(MountRow.vm == vm).order_by(MountRow.position.desc(), MountRow.name))
-        return [(row, None if row.point_id is None else _named(session, row.point_id)) for row in rows]
+        return [
+            (
+                row,
+                None if row.point_id is None else _named(session, row.point_id),
+                damage.warning_at(session, vm, row.position),
+            )
+            for row in rows
+        ]
 
     rows = await services.store.transact(look)
     infos = {info.name: info for info in await services.azure.list_recoveries(vm=vm)} if rows else {}
-    return [_wire(row, point, infos.get(row.name)) for row, point in rows]
+    return [_wire(row, point, infos.get(row.name), known) for row, point, known in rows]
 
 
 def _named(session: Session, point_id: str) -> RecoveryPoint | None:
@@ -299,7 +348,9 @@ def _named(session: Session, point_id: str) -> RecoveryPoint | None:
     return None if row is None else points.to_wire(row)
 
 
-def _wire(row: MountRow, point: RecoveryPoint | None, info: RecoveryInfo | None) -> MountedPoint:
+def _wire(
+    row: MountRow, point: RecoveryPoint | None, info: RecoveryInfo | None, known_damage: RigError | None
+) -> MountedPoint:
     disks = [] if info is None else info.disks
     return MountedPoint(
         vm=row.vm,
@@ -309,4 +360,5 @@ def _wire(row: MountRow, point: RecoveryPoint | None, info: RecoveryInfo | None)
         recoveryPoint=point,
         disks=[MountedDisk(name=d.name, size_bytes=d.size_bytes, path=d.path, vhd=d.vhd_path) for d in disks],
         broken="the recovery host does not have it: unmount it" if info is None else info.broken,
+        damage=None if known_damage is None else known_damage.message,
     )

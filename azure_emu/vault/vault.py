@@ -36,6 +36,7 @@ from azure_emu.vault.lent import Lent
 from azure_emu.vault.points import Chosen
 from azure_emu.vault.reports import Reports
 from azure_emu.vault.retention import HOURS_DEFAULT, check_hours
+from azure_emu.vault.retention import remark as history_remark
 from azure_emu.vault.schema import DiskRow, ItemRow, JobRow
 from azure_emu.vault.services import Services, ShutDown
 from azure_emu.vault.signals import Signals
@@ -86,7 +87,7 @@ Prepare = Callable[[Session, ItemRow], tuple[jobs.Scenario, dict[str, Any]]]
 
 
 class Vault(Reports):
-    """Implements azure_emu.vault.api.VaultApi, azure_emu.ports.ApplierReports, and replication's VaultLink.
+    """Implements azure_emu.vault.api.VaultApi, azure_emu.ports' ApplierReports and DamageReports, replication's VaultLink.
 
     ``url``: the database (SQLAlchemy).  ``azure_host``: the disk host of the recovery side.  ``shut_down``: unmounts
     and detaches what uses disk files of this host (:func:`blockfs.hostmounts.shutdown`).  ``clock``: wall time, ns.
@@ -176,6 +177,12 @@ class Vault(Reports):
             now_ns = self._services.clock()
             if interval_s not in protection_tasks.OFFICIAL_INTERVALS_S:
                 text = f"interval_s {interval_s:g} of VM {vm!r} is rig-only: the service has 30, 300 and 900"
+                events.record(
+                    session, vm=vm, code="RigOnlyPolicy", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns
+                )  # fmt: skip
+            retention = history_remark(history_hours)
+            if retention is not None:
+                text = f"VM {vm!r}: {retention}"
                 events.record(
                     session, vm=vm, code="RigOnlyPolicy", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns
                 )  # fmt: skip
@@ -289,6 +296,7 @@ class Vault(Reports):
 
     async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
         """A recovery point of now; returns when it is available."""
+        points.check_name(name)
 
         def look(session: Session) -> None:
             item = find_item(session, vm)
@@ -303,7 +311,10 @@ class Vault(Reports):
             point = points.find_available(session, cut.tag_id)
             if point is None:
                 protection_tasks.raise_blocking_error(session, vm)
-            return None if point is None else points.to_wire(point)
+            if point is None:
+                return None
+            point.downgraded_because = cut.downgraded_because  # the agent tells it, too, but may not get through
+            return points.to_wire(point)
 
         return await self._services.signals.wait_until(vm, there)
 
@@ -314,9 +325,9 @@ class Vault(Reports):
         chosen = await self._chosen(vm, point)
 
         def prepare(session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
-            chosen.check(session)
+            memory = chosen.memory(session)
             item.test_failover_state = TEST_INITIATED
-            return failover_tasks.TEST, chosen.memory()
+            return failover_tasks.TEST, memory
 
         return await self._begin(vm, Operation.TEST, prepare)
 
@@ -337,10 +348,10 @@ class Vault(Reports):
         chosen = await self._chosen(vm, point)
 
         def prepare(session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
-            chosen.check(session)
+            memory = chosen.memory(session)
             change = item.protection_state in _COMMIT_PENDING
             item.protection_state = State.CHANGE_POINT if change else State.UNPLANNED
-            return failover_tasks.UNPLANNED, chosen.memory() | {"source_actions": source_actions, "change": change}
+            return failover_tasks.UNPLANNED, memory | {"source_actions": source_actions, "change": change}
 
         await self._stop(vm, _STOPPED_BY_UNPLANNED, lambda session, _item: chosen.check(session))
         return await self._begin(vm, Operation.UNPLANNED, prepare)

@@ -31,7 +31,7 @@ def bisect(
         list[str], typer.Argument(metavar="CMD...", help="Behind --: the check. {NAME} is the image of disk NAME.")
     ],
     good: Annotated[
-        str, typer.Option("--good", metavar="POINT", help="Where it passes: a point's id, @POSITION or a time.")
+        str, typer.Option("--good", metavar="POINT", help="Where it passes: a point's id or name, @POSITION or a time.")
     ],
     bad: Annotated[str, typer.Option("--bad", metavar="POINT", help="Where it fails.")] = "latest-processed",
     timeout_s: Annotated[

@@ -11,7 +11,7 @@ from typing import Annotated
 import trio
 import typer
 
-from azure_emu.ports import Damage, RecoverySide
+from azure_emu.ports import Damage, DamageReports, RecoverySide
 from azure_emu.scrub import scrub as scrub_store
 from azure_emu.vault.api import ManagedDisk, RecoveryPoint, VaultApi
 from blockfs.errors import RigError
@@ -60,6 +60,8 @@ def scrub(
         if repair:
             recovery = services.recovery_side(layout)
             found = [(store, await _repair(recovery, store, damages) if damages else []) for store, damages in found]
+        if api is not None:
+            await _tell(services.damage_reports(layout), found)
         points = await _points(api, [store for store, damages in found if damages])
         if as_json:
             show.print_json([_json(store, damages, points) for store, damages in found])
@@ -140,6 +142,16 @@ def _used_bytes(folder: Path) -> int:
     return total
 
 
+async def _tell(reports: DamageReports, found: list[tuple[_Store, list[Damage]]]) -> None:
+    """The vault keeps it, for the health of the VMs."""
+    try:
+        for store, damages in found:
+            if store.disk is not None:
+                await reports.scrubbed(disk_id=store.disk.disk_id, damages=damages)
+    except RigError as error:
+        show.notice(f"the vault was not told: {error.message} ({error.code})")
+
+
 async def _points(api: VaultApi | None, stores: list[_Store]) -> dict[str, list[RecoveryPoint]]:
     """Of each VM that has something damaged."""
     vms = {store.disk.vm for store in stores if store.disk is not None}
@@ -180,5 +192,8 @@ def _print(store: _Store, damages: list[Damage], points: dict[str, list[Recovery
         rows.append((file, damage.offset, damage.what, whole, len(hurt) if store.disk is not None else "?"))
     print(f"{store.title}: {len(damages)} damaged, in {store.folder}")
     show.print_table(("file", "byte", "what", "positions not whole", "points"), rows, empty="")
-    if store.disk is not None and any(damage.first_position is not None for damage in damages):
+    hurting = [damage for damage in damages if damage.first_position is not None]
+    if store.disk is not None and any(damage.last_position is None for damage in hurting):
         show.notice(f"siterig resync {store.disk.vm} sends again what cannot be read, as long as the source is there")
+    elif hurting:
+        show.notice(f"{store.title}: older points only; it goes when retention folds them")

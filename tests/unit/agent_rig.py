@@ -194,6 +194,8 @@ class MemoryVault:
         self.errors: list[tuple[float, str, int, float | None]] = []
         self.recovered: list[float] = []
         self.points: list[int] = []
+        self.names: list[str] = []
+        self.downgraded: dict[int, str] = {}
         self.resyncs: list[str] = []
 
     def _check(self) -> None:
@@ -220,9 +222,22 @@ class MemoryVault:
         self._check()
         return self.allowed
 
-    async def point_sent(self, *, vm: str, tag_id: str, kind: TagKind, name: str, position: int, time_ns: int) -> None:
+    async def point_sent(
+        self,
+        *,
+        vm: str,
+        tag_id: str,
+        kind: TagKind,
+        name: str,
+        position: int,
+        time_ns: int,
+        downgraded_because: str | None = None,
+    ) -> None:
         self._check()
         self.points.append(position)
+        self.names.append(name)
+        if downgraded_because is not None:
+            self.downgraded[position] = downgraded_because
 
     async def replication_error(
         self, *, vm: str, code: str, message: str, recoverable: bool, attempt: int, next_try_s: float | None

@@ -275,7 +275,8 @@ async def test_application_consistent_point_is_cut_while_the_guest_is_frozen(rig
         assert (cut.kind, frozen_at_cut, rig.guests.is_frozen) == ("ApplicationConsistent", [True], False)
         rig.guests.mounted = []
         cut = await rig.cycle(agent, "ApplicationConsistent")
-        assert (cut.kind, cut.name) == ("CrashConsistent", "test (no mounted file system: crash-consistent)")
+        assert (cut.kind, cut.name, cut.downgraded_because) == ("CrashConsistent", "test", "no mounted file system")
+        assert rig.vault.downgraded == {cut.position: "no mounted file system"}
 
 
 async def test_application_consistent_points_keep_their_schedule_over_a_restart(rig: Rig, autojump_clock: MockClock) -> None:
@@ -305,6 +306,8 @@ async def test_guest_that_cannot_be_frozen_gets_a_crash_consistent_point_by_sche
         await trio.sleep(300)
         assert len(rig.vault.points) >= 10
         assert rig.vault.errors == []
+        assert set(rig.vault.names) == {"scheduled"}
+        assert set(rig.vault.downgraded.values()) == {"cannot freeze /mnt/a (FreezeFailed)"}
         with pytest.raises(RigError, match="cannot freeze /mnt/a"):
             await rig.cycle(agent, "ApplicationConsistent")
 

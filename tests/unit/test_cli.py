@@ -205,9 +205,28 @@ def test_an_interval_of_the_rig_only_is_noticed(vault: FakeVault) -> None:
     assert vault.asked[0][1]["interval_s"] == 5
 
 
+def test_a_retention_of_the_rig_only_is_noticed(vault: FakeVault) -> None:
+    result = siterig("protect", "web01", "--interval", "30", "--retention", "72")
+    assert result.stderr.startswith("siterig: note: retention 72 h: a Hyper-V policy of the service has at most 24 h; ")
+    assert vault.asked[0][1]["history_hours"] == 72
+
+
+def test_a_task_that_had_nothing_to_do_is_skipped(vault: FakeVault) -> None:
+    task = Task(
+        name="T", friendlyName="Synchronizing", state="Other", stateDescription="Skipped", startTime=None, endTime=None
+    )
+    vault.ends_as = vault.ends_as.model_copy(update={"tasks": [task]})
+    followed = siterig("failover", "test", "web01")
+    assert any(line.endswith("Synchronizing: Skipped") for line in followed.stderr.splitlines())
+    assert siterig("jobs", "j1").stdout.splitlines()[-1].split() == ["Synchronizing", "T", "Skipped", "-", "-"]
+    assert '"state": "Other"' in siterig("jobs", "j1", "--json").stdout, "by its official name"
+
+
 def test_points_are_given_by_the_contract(vault: FakeVault) -> None:
     result = siterig("points", "web01", "--json")
-    assert json.loads(result.stdout) == [{"id": "p1", "name": "n", "type": "CrashConsistent", "time": "t", "position": 9}]
+    assert json.loads(result.stdout) == [
+        {"id": "p1", "name": "n", "type": "CrashConsistent", "time": "t", "position": 9, "downgradedBecause": None}
+    ]
 
 
 def test_vms_are_given_by_the_contract(vault: FakeVault) -> None:

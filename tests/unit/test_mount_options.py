@@ -75,6 +75,10 @@ def name_with_a_folder(folder: Path) -> list[object]:
     return [good(folder), "--mnt", folder / "m", "--name", "a/b"]
 
 
+def name_of_two_lines(folder: Path) -> list[object]:
+    return [good(folder), "--mnt", folder / "m", "--name", "a\nb"]
+
+
 def foreign_log(folder: Path) -> list[object]:
     (folder / "good.000001.hrl").write_bytes(b"precious")
     return [good(folder), "--mnt", folder / "m", "--log"]
@@ -97,6 +101,7 @@ MISTAKES: list[tuple[Callable[[Path], list[object]], str, str]] = [
     (below_a_file, "good.img/m: ", "FolderUnusable"),
     (log_and_read_only, "--log and --read-only", "BadRequest"),
     (name_with_a_folder, "disk is named 'a/b'", "InvalidName"),
+    (name_of_two_lines, r"disk is named 'a\nb': it must be a file's name, without a folder, of printable", "InvalidName"),
     (foreign_log, "good.000001.hrl: is there, but no good.disk", "LogExists"),
     (name_too_long, "cannot hold the change log of good.img: File name too long", "FolderUnusable"),
 ]

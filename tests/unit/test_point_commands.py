@@ -127,6 +127,7 @@ def test_list_shows_what_is_mounted_with_its_point_or_between_points(vault: Fake
     listed = json.loads(siterig("point", "list", "web01", "--limit", "1", "--json").stdout)
     assert [p["id"] for p in listed["points"]] == ["p30"]
     assert [state["name"] for state in listed["mounted"]] == ["@30", "@17"]
+    assert [state["recoveryPoint"] for state in listed["mounted"]] == [listed["points"][0], None], "points have one shape"
 
 
 def test_an_unknown_name_is_told_with_status_2(vault: FakeVault) -> None:

@@ -10,8 +10,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from azure_emu.ports import ChangeStep, DiskSpec
+from azure_emu.vault.api import MountedPoint
 from azure_emu.vault.clock import rfc3339
-from azure_emu.vault.mounts import parse_time
+from azure_emu.vault.mounts import parse_time, time_name
 from azure_emu.vault.vault import Vault
 from blockfs.errors import RigError
 from tests.unit.vault_fakes import START_NS, FakeRecovery, World, ended, protected, running
@@ -37,7 +38,7 @@ async def test_a_point_a_position_and_a_time_are_mounted_at_once_and_shown(tmp_p
         by_time = await vault.mount_point(vm="web01", time="2027-01-15T09:00:00.000000018+01:00")
         assert (by_point.name, by_point.position, by_point.recoveryPoint) == (point.id, 20, point)
         assert (by_position.name, by_position.position, by_position.recoveryPoint) == ("@15", 15, None)
-        assert (by_time.name, by_time.position) == ("2027-01-15T09:00:00.000000018+01:00", 17)  # the later of both disks
+        assert (by_time.name, by_time.position) == ("2027-01-15T08:00:00.000000018Z", 17)  # the later of both disks
         assert [disk.path for disk in by_position.disks] == [
             "/mnt/recovery/web01/@15/data.img", "/mnt/recovery/web01/@15/os.img",
         ]  # fmt: skip
@@ -55,6 +56,67 @@ async def refused_unmount(vault: Vault, name: str) -> tuple[str, str]:
     with pytest.raises(RigError) as caught:
         await vault.unmount_point(vm="web01", name=name)
     return caught.value.code, caught.value.message
+
+
+async def test_a_time_is_one_mount_however_it_is_written_and_is_unmounted_as_it_was_given(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        for disk in world.site["web01"].values():
+            world.times[disk.disk_id] = {10: START_NS}
+        spellings = ["2027-01-15 08:00:00Z", "2027-01-15T09:00:00+01:00", "2027-01-15T08:00:00.000z"]
+        made = [await vault.mount_point(vm="web01", time=text) for text in spellings]
+        assert {(state.name, state.time) for state in made} == {("2027-01-15T08:00:00Z", "2027-01-15T08:00:00Z")}
+        assert len(world.recoveries) == 1
+        for text in spellings:
+            await vault.mount_point(vm="web01", point=text)
+            await vault.unmount_point(vm="web01", name=text)
+        assert world.recoveries == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("2027-01-15 09:00:00.500+01:00", "2027-01-15T08:00:00.5Z"),
+        ("2027-01-15T08:00:00.000000Z", "2027-01-15T08:00:00Z"),
+        ("2027-01-15T08:00:00.000000000Z", "2027-01-15T08:00:00.000000000Z"),
+        ("2027-01-15T08:00:00.0000001Z", "2027-01-15T08:00:00.000000199Z"),
+        ("1969-12-31T23:59:59.25Z", "1969-12-31T23:59:59.25Z"),
+    ],
+)
+def test_a_time_has_one_name_which_means_it(text: str, name: str) -> None:
+    assert time_name(parse_time(text)) == name
+    assert parse_time(name) == parse_time(text)
+
+
+async def test_a_position_and_a_point_are_unmounted_by_whatever_they_were_mounted_by(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        await vault.create_point(vm="web01", kind="CrashConsistent", name="mine")
+        for text in ("@0015", "mine"):
+            await vault.mount_point(vm="web01", point=text)
+            await vault.unmount_point(vm="web01", name=text)
+        assert await vault.mounted_points(vm="web01") == []
+
+
+async def test_of_two_who_mount_the_same_at_once_the_second_waits_and_has_it_too(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        opening = world.held["azure.open_recovery"] = trio.Event()
+        made: list[MountedPoint] = []
+
+        async def mount() -> None:
+            made.append(await vault.mount_point(vm="web01", point="LatestProcessed"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount)
+            await reach(world, "azure.open_recovery")
+            await begun(nursery, mount)
+            assert world.calls.count("azure.open_recovery") == 1, "the host is not asked for what it is opening"
+            opening.set()
+        assert made[0] == made[1]
+        assert [state.name for state in await vault.mounted_points(vm="web01")] == [made[0].name]
 
 
 async def test_what_cannot_be_mounted_is_refused_with_what_can(tmp_path: Path) -> None:

@@ -372,8 +372,8 @@ async def test_no_such_point_names_what_there_is(tmp_path: Path) -> None:
             await vault.unplanned_failover(vm="web01", point="LatestApplicationConsistent")
         assert (caught.value.code, caught.value.message) == (
             "NoSuchPoint",
-            f"VM 'web01' has no recovery point 'LatestApplicationConsistent'; the newest is {point.id} (CrashConsistent); "
-            "allowed: Latest, LatestProcessed, LatestApplicationConsistent, or an id out of its 1 points",
+            f"VM 'web01' has no recovery point 'latest-app'; the newest is {point.id} (CrashConsistent); allowed: latest, "
+            "latest-processed, latest-app, the id or the name of one of its 1 points, @POSITION, or a time",
         )
         assert (await vault.items())[0].protectionState == "Protected"
 

@@ -39,6 +39,7 @@ class World:
         self.failing: dict[str, RigError] = {}  # call -> what it raises, until removed
         self.failing_once: dict[str, RigError] = {}
         self.held: dict[str, trio.Event] = {}  # call -> it waits for this
+        self.downgrading: str | None = None  # why no point is application-consistent
         self.apply = True  # the applier works by itself
         self.vault: Vault | None = None
         self.retained: dict[str, int] = {}
@@ -152,8 +153,12 @@ class FakeProvider:
         time_ns = START_NS + world.position
         cut = CutInfo(vm=vm, tag_id=str(uuid.uuid4()), kind=kind, name=name, position=world.position, time_ns=time_ns)
         world.cached.append((vm, cut))
+        if world.downgrading is not None:
+            cut = cut.model_copy(update={"kind": "CrashConsistent", "downgraded_because": world.downgrading})
+            world.cached[-1] = (vm, cut)
         await world.vault.point_sent(
-            vm=vm, tag_id=cut.tag_id, kind=kind, name=name, position=cut.position, time_ns=time_ns
+            vm=vm, tag_id=cut.tag_id, kind=cut.kind, name=name, position=cut.position, time_ns=time_ns,
+            downgraded_because=cut.downgraded_because,
         )  # fmt: skip
         if world.apply:
             await world.apply_cached()
