@@ -28,6 +28,8 @@ pytestmark = pytest.mark.system
 MIB = 1 << 20
 SIZES = {"os": 24 * MIB, "odd": 2 * MIB + 512}
 SITERIG = (sys.executable, "-m", "siterig")
+QEMU_NAMES = {"raw": "raw", "vhd": "vpc", "qcow2": "qcow2", "vhdx": "vhdx", "vmdk": "vmdk"}
+"""Formats of an export, and what they are called by ``qemu-img``."""
 Images = dict[str, Path]
 
 
@@ -75,6 +77,17 @@ class Source:
                 os.pwrite(fd, self._rng.randbytes(min(self._rng.randrange(1, size // 200), size - at)), at)
             os.fsync(fd)
             os.close(fd)
+
+    async def write_at(self, disk: str, offset: int, data: bytes) -> None:
+        """One write, durable."""
+
+        def write() -> None:
+            fd = os.open(self._disks[disk], os.O_WRONLY)
+            assert os.pwrite(fd, data, offset) == len(data)
+            os.fsync(fd)
+            os.close(fd)
+
+        await trio.to_thread.run_sync(write)
 
     async def copy(self, name: str) -> Images:
         """The disks as they are now."""
@@ -197,24 +210,26 @@ async def test_points_and_positions_of_one_vm_are_mounted_at_once_and_survive_a_
 
 
 @needs_program("qemu-img")
-async def test_a_position_is_exported_and_becomes_another_vms_disk(folder: Path) -> None:
+async def test_a_position_is_exported_in_every_format_and_becomes_another_vms_disks(folder: Path) -> None:
     async with protected(folder) as (testbed, source):
         copy, position = await source.position("between")
         await testbed.vault.create_point(vm="web01", kind="CrashConsistent", name="last")
         what = ("point", "export", "web01", "--disk", "os", "--position", position)
-        for format_, name in (("raw", "raw"), ("qcow2", "qcow2"), ("vhd", "vpc")):
-            to = folder / f"exported.{format_}"
-            await siterig(testbed, *what, "--format", format_, "--to", to)
-            assert "identical" in await run("qemu-img", "compare", "-f", "raw", "-F", name, copy["os"], to)
+        images = {format_: folder / f"exported.{format_}" for format_ in QEMU_NAMES}
+        for format_, name in QEMU_NAMES.items():
+            await siterig(testbed, *what, "--format", format_, "--to", images[format_])
+            if format_ in ("qcow2", "vhdx", "vmdk"):
+                assert "No errors were found" in await run("qemu-img", "check", "-f", name, images[format_])
+            assert "identical" in await run("qemu-img", "compare", "-f", "raw", "-F", name, copy["os"], images[format_])
         assert await testbed.vault.mounted_points(vm="web01") == []
-        made = await siterig(
-            testbed, "vm", "create", "copy", "--json",
-            "--disk", f"os={folder / 'exported.qcow2'}:32MiB", "--disk", f"data={folder / 'exported.vhd'}",
-        )  # fmt: skip
+        given = [word for format_, image in images.items() for word in ("--disk", f"{format_}={image}")]
+        larger = f"larger={images['qcow2']}:32MiB"
+        made = await siterig(testbed, "vm", "create", "copy", "--json", *given, "--disk", larger)
         disks = {disk["name"]: Path(disk["path"]) for disk in json.loads(made)["disks"]}
         expected = await trio.Path(copy["os"]).read_bytes()
-        assert await trio.Path(disks["os"]).read_bytes() == expected + bytes(8 * MIB)
-        assert await trio.Path(disks["data"]).read_bytes() == expected
+        for format_ in QEMU_NAMES:
+            assert await trio.Path(disks[format_]).read_bytes() == expected, format_
+        assert await trio.Path(disks["larger"]).read_bytes() == expected + bytes(8 * MIB)
 
 
 async def test_an_export_that_is_killed_leaves_nothing_mounted_and_no_file(folder: Path) -> None:
