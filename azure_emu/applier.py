@@ -36,7 +36,7 @@ from azure_emu.part_cache import PartCache
 from azure_emu.ports import ApplierReports, Change, ChangeStep, Damage, DiskState
 from azure_emu.questions import change_list, disk_state, position_at
 from azure_emu.scrub import scrub
-from azure_emu.store_history import load_history
+from azure_emu.store_history import ask, load_history
 from blockfs.errors import RigError
 from blockfs.part import PartName, Watermark
 from cext.hashing import KEY_BYTES
@@ -48,6 +48,9 @@ RETRY_RECOVERABLE_S = 5.0
 
 BEHIND_S = 10.0
 """So long after a fold or a checkpoint the next is looked for: what cannot be folded now, for it is pinned, may be then."""
+
+DAMAGE_LOOKS, DAMAGE_LOOK_S = 3, 1.0
+"""How often, and how far apart, damage must be met again before a store is set aside for it."""
 
 CHECKSUMS_MAX = 1 << 16
 """Chunks in one question."""
@@ -247,6 +250,7 @@ class Applier:
         return self._disks.setdefault(disk_id, _Disk(disk_id))
 
     async def _open(self, disk: _Disk) -> ManagedDiskStore:
+        """The caller has the disk's lock: there is one writer."""
         if disk.store is None:
             disk.store = await trio.to_thread.run_sync(ManagedDiskStore.open, self._folder / disk.disk_id)
         return disk.store
@@ -266,6 +270,13 @@ class Applier:
             folder = self._folder / disk.disk_id
             if begun <= await trio.to_thread.run_sync(known_generation, folder):
                 raise
+            for _ in range(DAMAGE_LOOKS):  # all its positions are at stake: it must be no error of the moment
+                await trio.sleep(DAMAGE_LOOK_S)
+                try:
+                    return await self._open(disk)
+                except RigError as again:
+                    if (again.code, again.message) != (exc.code, exc.message):
+                        raise
             log.warning("damaged store set aside", disk=disk.disk_id, reason=exc.message)
             disk.store = await trio.to_thread.run_sync(partial(reset_disk, folder, created_ns=time.time_ns()))
             disk.reported, disk.reported_tags = None, 0
@@ -314,7 +325,11 @@ class Applier:
         """
         disks = [self._disk(disk_id) for disk_id in disk_ids]
         await _together([lambda disk=disk: self._process_latest(disk) for disk in disks])  # type: ignore[misc]
-        return [(await self._open(disk)).watermark() for disk in disks]
+        return [await self._watermark(disk) for disk in disks]
+
+    async def _watermark(self, disk: _Disk) -> Watermark:
+        async with disk.lock:
+            return (await self._open(disk)).watermark()
 
     async def _process_latest(self, disk: _Disk) -> None:
         async with disk.lock:
@@ -350,12 +365,13 @@ class Applier:
             tags = await trio.to_thread.run_sync(store.checksums, key, chunk_bytes, first, count)
         return [tag.hex() for tag in tags]
 
-    async def store_path(self, *, disk_id: str) -> str:
-        """Folder of the managed disk (for the recovery host's ``open_point``); ``DiskNotFound``."""
-        folder = self._folder / self._disk(disk_id).disk_id
-        if not folder.is_dir():
-            raise RigError("DiskNotFound", f"{folder}: there is no managed disk")
-        return str(folder)
+    async def store_paths(self, *, disk_ids: list[str]) -> list[str]:
+        """Folders of managed disks (for the recovery host's ``open_point``); ``DiskNotFound``."""
+        folders = [self._folder / self._disk(disk_id).disk_id for disk_id in disk_ids]
+        for folder in folders:
+            if not folder.is_dir():
+                raise RigError("DiskNotFound", f"{folder}: there is no managed disk")
+        return [str(folder) for folder in folders]
 
     async def retain(self, *, disk_id: str, position: int) -> None:
         """See :class:`azure_emu.ports.RecoverySide`."""
@@ -371,22 +387,34 @@ class Applier:
     async def position_at(self, *, disk_id: str, time_ns: int) -> int:
         """See :class:`azure_emu.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
-        return await trio.to_thread.run_sync(lambda: position_at(load_history(folder), time_ns))
+        return await trio.to_thread.run_sync(ask, folder, lambda loaded: position_at(loaded, time_ns))
 
     async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
         """See :class:`azure_emu.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
-        return await trio.to_thread.run_sync(lambda: change_list(load_history(folder), after, upto, limit))
+        return await trio.to_thread.run_sync(ask, folder, lambda loaded: change_list(loaded, after, upto, limit))
 
     async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
         """See :class:`azure_emu.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
-        return await trio.to_thread.run_sync(lambda: change_steps(load_history(folder), after, upto))
+        return await trio.to_thread.run_sync(ask, folder, lambda loaded: change_steps(loaded, after, upto))
 
     async def scrub(self, *, disk_id: str) -> list[Damage]:
         """See :class:`azure_emu.ports.RecoverySide`; a store that cannot be opened can be scrubbed."""
         folder = self._folder / self._disk(disk_id).disk_id
         return await trio.to_thread.run_sync(lambda: list(scrub(folder, lambda _bytes: None)))
+
+    async def repair(self, *, disk_id: str) -> None:
+        """See :class:`azure_emu.ports.RecoverySide`: it is what opening does.  What could not be opened again stays open."""
+        disk = self._disk(disk_id)
+        async with disk.lock:
+            loaded = await trio.to_thread.run_sync(load_history, self._folder / disk_id)
+            if loaded.journal.broken is not None:
+                raise loaded.journal.broken
+            if disk.store is not None:
+                await trio.to_thread.run_sync(disk.store.close)  # waits for a fold
+                disk.store, disk.reported, disk.reported_tags = None, None, 0
+            await self._open(disk)
 
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
         """Failback: put file ``source`` into the cache account as sync parts of ``source_id``; the number of parts."""

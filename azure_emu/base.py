@@ -8,8 +8,9 @@ Fault contract
 :func:`absorb` makes blocks of the base what a view reads there, in steps that each are durable before the next: the
 sums of what blocks become; what those become of which only a part changes (``intent``); the blocks; the sums of what they
 are.  Killed anywhere, it is done again with the same view, to the same end; :func:`take_up` writes the noted blocks before,
-for such a block may be torn, and the view reads of it.  A block that the view cannot read gets sums that fit nothing, so
-that it stays unreadable: damage is carried over, never made good by a new checksum.
+for such a block may be torn, and the view reads of it.  A block that the view cannot read, which may show only when it is
+to be written, gets sums that fit nothing, so that it stays unreadable: damage is carried over, never made good by a new
+checksum.  Until those are durable it is as it was, and nobody is sent to it: that is for ``progress`` to do, afterwards.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,11 +27,13 @@ from functools import reduce
 from operator import add, le, or_
 from pathlib import Path
 
-from azure_emu.disk_meta import store_corrupt
+from azure_emu.disk_meta import cannot_be_read, store_corrupt
 from blockfs.base_image import BLOCK_BYTES, announce, conclude, copy
 from blockfs.durable import sync_folder, write_atomically
+from blockfs.errors import RigError
 from blockfs.extents import pack_ranges
 from blockfs.layers import Layer, merge_ranges
+from blockfs.part import PartName
 from cext.hashing import crc32c, is_zero
 
 BASE = "base.img"
@@ -36,6 +41,8 @@ SUMS = "base.sums"
 MAP = "base.map"
 INTENT = "intent"
 PAIR = struct.Struct("<II")
+BAD_LOOKS, BAD_LOOK_S = 2, 1.0
+"""How often, and how far apart, a block is read again before it is given up."""
 _PROBE_BLOCKS = 1024
 _PROBE_BYTES = _PROBE_BLOCKS * BLOCK_BYTES
 _ZERO_SUM = crc32c(bytes(BLOCK_BYTES))
@@ -106,6 +113,20 @@ def grow_base(folder: Path, size_bytes: int) -> None:
             os.close(fd)
 
 
+def check_size(folder: Path, size_bytes: int, part: PartName) -> None:
+    """``PartRefused`` if the host's file system does not take a base that large, as it is to become by ``part``."""
+    with tempfile.TemporaryFile(dir=folder, prefix=".size-") as probe:
+        try:
+            os.ftruncate(probe.fileno(), size_bytes)
+        except OSError as exc:
+            if exc.errno not in (errno.EFBIG, errno.EINVAL):
+                raise
+            raise RigError(
+                "PartRefused",
+                f"part {part.blob()}: the disk grows to {size_bytes} bytes; there are no such files where {folder} is",
+            ) from exc
+
+
 def sums_bytes(size_bytes: int) -> int:
     """Length of ``base.sums`` for a base of that size."""
     return -(-size_bytes // BLOCK_BYTES) * PAIR.size
@@ -116,7 +137,7 @@ def sums_bytes(size_bytes: int) -> int:
 
 def write_map(folder: Path, ranges: Ranges) -> None:
     """Replace ``base.map`` durably."""
-    rows = bytes(pack_ranges(ranges))
+    rows = pack_ranges(ranges)
     head = _HEADER.pack(_MAP_MAGIC, _VERSION, crc32c(rows, len(ranges)), len(ranges), 0, 0, 0)
     write_atomically(folder / MAP, head + rows)
 
@@ -127,7 +148,7 @@ def read_map(folder: Path) -> bytes:
     try:
         raw = path.read_bytes()
     except OSError as exc:
-        raise store_corrupt(path, f"cannot be read: {exc.strerror}") from exc
+        raise cannot_be_read(path, exc) from exc
     if len(raw) < _HEADER.size:
         raise store_corrupt(path, f"has {len(raw)} bytes; its header has {_HEADER.size}")
     magic, version, crc, count, *reserved = _HEADER.unpack_from(raw)
@@ -186,30 +207,35 @@ def absorb(folder: Path, view: Layer, blocks: Blocks, owner: Owner, step: Step) 
     The map of the base is left as it is, and so is the intent: the
     caller calls :func:`forget_intent` when nothing needs to be done again any more.
     """
-    touched, edges = blocks.touched, blocks.edges
     with _opened(folder) as (base_fd, sums_fd):
-        bad: set[int] = set()
-        try:
-            announce(view, sums_fd, touched)
-        except OSError as exc:
-            if exc.errno != errno.EIO:
-                raise
-            bad = _unreadable(view, touched)
-            touched, edges = _without(touched, bad), [offset for offset in edges if offset not in bad]
-            announce(view, sums_fd, touched)
-        os.fsync(sums_fd)
+        left, bad = _as_far_as_readable(lambda ranges: announce(view, sums_fd, ranges), view, blocks)
+        os.fdatasync(sums_fd)
         step("base.announced")
-        write_atomically(folder / INTENT, _encode_intent({offset: _block(view, offset) for offset in edges}, owner))
+        write_atomically(folder / INTENT, _encode_intent({offset: _block(view, offset) for offset in left.edges}, owner))
         step("base.noted")
-        copy(view, base_fd, touched)
+        left, worse = _as_far_as_readable(lambda ranges: copy(view, base_fd, ranges), view, left)
         step("base.copied")
-        os.fsync(base_fd)
+        os.fdatasync(base_fd)
         step("base.synced")
-        conclude(sums_fd, touched)
-        for offset in bad:
+        conclude(sums_fd, left.touched)
+        for offset in bad | worse:
             _spoil(base_fd, sums_fd, offset)
-        os.fsync(sums_fd)
+        os.fdatasync(sums_fd)
         step("base.concluded")
+
+
+def _as_far_as_readable(act: Callable[[Ranges], None], view: Layer, blocks: Blocks) -> tuple[Blocks, set[int]]:
+    """Do it to all blocks; or, if ``view`` cannot read some, anew to the others.  Those it was done to, and the bad ones."""
+    try:
+        act(blocks.touched)
+    except OSError as exc:
+        if exc.errno != errno.EIO:
+            raise
+        bad = _unreadable(view, blocks.touched)
+        blocks = Blocks(_without(blocks.touched, bad), [offset for offset in blocks.edges if offset not in bad])
+        act(blocks.touched)
+        return blocks, bad
+    return blocks, set()
 
 
 def take_up(folder: Path, owner: Owner) -> None:
@@ -266,7 +292,16 @@ def _block(view: Layer, offset: int) -> bytes:
 
 
 def _unreadable(view: Layer, touched: Ranges) -> set[int]:
-    """Blocks that cannot be read."""
+    """Blocks that cannot be read, however often: what holds them is deleted after the fold."""
+    bad = _unreadable_now(view, touched)
+    for _ in range(BAD_LOOKS):
+        if bad:
+            time.sleep(BAD_LOOK_S)
+            bad &= _unreadable_now(view, [(block, BLOCK_BYTES) for block in sorted(bad)])
+    return bad
+
+
+def _unreadable_now(view: Layer, touched: Ranges) -> set[int]:
     bad: set[int] = set()
     for offset, length in touched:
         for start in range(offset, offset + length, _PROBE_BYTES):
@@ -277,14 +312,14 @@ def _unreadable(view: Layer, touched: Ranges) -> set[int]:
                 for block in range(start, stop, BLOCK_BYTES):
                     try:
                         _block(view, block)
-                    except OSError:
+                    except OSError as exc:
+                        if exc.errno != errno.EIO:
+                            raise
                         bad.add(block)
     return bad
 
 
 def _without(touched: Ranges, bad: set[int]) -> Ranges:
-    if not bad:
-        return touched
     left: Ranges = []
     for offset, length in touched:
         start = offset

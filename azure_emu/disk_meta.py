@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
+from azure_emu.host_disk import is_of_content
 from blockfs.boot import NIL
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
@@ -108,11 +109,11 @@ def write_meta(path: Path, model: WireModel) -> None:
 
 
 def read_meta(path: Path, kind: type[M]) -> M:
-    """Read what :func:`write_meta` wrote: ``StoreCorrupt`` or ``StoreVersion`` if it is anything else."""
+    """Read what :func:`write_meta` wrote: ``StoreCorrupt`` or ``StoreVersion`` if it is anything else; ``StoreIo``."""
     try:
         fields = json.loads(path.read_bytes())
     except OSError as exc:
-        raise store_corrupt(path, f"cannot be read: {exc.strerror}") from exc
+        raise cannot_be_read(path, exc) from exc
     except (ValueError, RecursionError) as exc:
         raise store_corrupt(path, "is not JSON") from exc
     if not isinstance(fields, dict):
@@ -136,6 +137,13 @@ def read_meta(path: Path, kind: type[M]) -> M:
 def store_corrupt(path: Path, why: str) -> RigError:
     """The error for anything in a managed disk's folder that is not as it was written."""
     return RigError("StoreCorrupt", f"{path}: managed disk is corrupt: {why}")
+
+
+def cannot_be_read(path: Path, exc: OSError) -> RigError:
+    """``StoreCorrupt``, or ``StoreIo`` (recoverable) if that says nothing of the file."""
+    if is_of_content(exc):
+        return store_corrupt(path, f"cannot be read: {exc.strerror}")
+    return RigError("StoreIo", f"{path}: cannot be read: {exc.strerror}", recoverable=True)
 
 
 def _checksum(fields: dict[str, Any]) -> str:

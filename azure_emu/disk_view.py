@@ -23,7 +23,7 @@ from azure_emu.disk_meta import store_corrupt
 from azure_emu.frames import Frame
 from azure_emu.history import Epoch, History
 from azure_emu.journal_volume import FrameIndex, index_in, volume_path
-from azure_emu.store_history import TRIES_MAX, floor_of, load_history
+from azure_emu.store_history import ask, floor_of
 from blockfs.errors import RigError
 from blockfs.extents import ExtentMap
 from blockfs.layers import Source, ViewLayer
@@ -36,21 +36,12 @@ def open_view(store: Path, position: int) -> ViewLayer:
 
     ``DiskNotFound``, ``InvalidPosition`` (names the valid ranges), ``StoreCorrupt``, ``StoreVersion``.
     """
-    tries = TRIES_MAX
     while True:
-        loaded = load_history(store)
-        epoch = loaded.epoch_of(position)
-        try:
-            view = build_view(store, loaded.history, Upto(epoch, position))
-        except FileNotFoundError as exc:
-            tries -= 1
-            if tries == 0 or load_history(store).history.folded == loaded.history.folded:
-                raise store_corrupt(Path(exc.filename or store), "is missing") from exc
-            continue
-        if floor_of(store) > position:  # a fold came between, and what the view shows is neither then nor now
-            view.close()
-            continue
-        return view
+        view = ask(store, lambda loaded: build_view(store, loaded.history, Upto(loaded.epoch_of(position), position)))
+        floor = floor_of(store)
+        if floor is not None and floor <= position:
+            return view
+        view.close()  # a fold came between, or a disk begun anew, and what the view shows is neither then nor now
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ change, or is a block of which either checksum is right.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +40,8 @@ from blockfs.durable import sync_folder
 from blockfs.layers import ViewLayer, merge_ranges
 
 Step = Callable[[str], None]
+DELETERS = 4
+"""Threads."""
 
 
 def announce_fold(folder: Path, history: History, upto: int, step: Step) -> Progress | None:
@@ -117,13 +120,14 @@ def _whole_blocks(ranges: Ranges) -> Ranges:
 def delete_folded(folder: Path, folded: int, step: Step) -> None:
     """Remove the volumes and checkpoints that are of nothing behind frame ``folded``, and what a fold noted.
 
-    The newest volume stays: it grows.
+    The newest volume stays: it grows.  Several are deleted at a time, for some hosts wait for their medium at each; which of
+    them a kill leaves does not matter, for that they are done with shows from the one behind them.
     """
     volumes = list_volumes(folder)
     doomed = [volume for volume, following in pairwise(volumes) if following <= folded + 1]
-    for volume in doomed:
-        volume_path(folder, volume).unlink()
-        step("fold.volume_deleted")
+    with ThreadPoolExecutor(DELETERS) as pool:
+        for _ in pool.map(lambda volume: volume_path(folder, volume).unlink(), doomed):
+            step("fold.volume_deleted")
     if doomed:
         sync_folder(folder / JOURNAL)
     for number in checkpoints.list_checkpoints(folder):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from azure_emu.disk_meta import DiskMeta, Progress
+from azure_emu.disk_meta import DiskMeta, FoldNote, Progress
 from azure_emu.frames import Frame
 from blockfs.changelog import RECORD_HEADER_BYTES
 from blockfs.errors import RigError
@@ -33,13 +33,15 @@ class Epoch:
 
     ``first_seq`` None: its sync is not complete.  ``first_position``: of the first sync part.  ``snapshot_position``: of the
     ``sync-end`` tag.  A copy that was cut goes on with a later snapshot, while the log still begins after the first:
-    then the two differ, and the log must have reached the last snapshot before any position is valid.
+    then the two differ, and the log must have reached the last snapshot before any position is valid.  ``sync_position``: of
+    the last sync part (of those in the base: the first).
     """
 
     generation: int
     sync_parts: int = 0
     first_seq: int | None = None
     first_position: int = 0
+    sync_position: int = 0
     snapshot_position: int = 0
     snapshot_time_ns: int = 0
     log_seq: int = 0
@@ -54,6 +56,7 @@ class Epoch:
             sync_parts=progress.sync_parts,
             first_seq=progress.first_seq if progress.complete else None,
             first_position=progress.first_position,
+            sync_position=progress.first_position,
             snapshot_position=progress.position,
             snapshot_time_ns=progress.time_ns,
             log_seq=progress.log_seq,
@@ -132,6 +135,10 @@ class History:
         self.floor, self.floor_time_ns = progress.floor, progress.floor_time_ns
         if progress.size_bytes:
             self.size_bytes = progress.size_bytes
+
+    def begin_fold(self, fold: FoldNote) -> None:
+        """Positions below the fold's target cannot be read any more."""
+        self.floor, self.floor_time_ns = fold.position, self.progress_at(fold.frame).floor_time_ns
 
     def set_meta(self, meta: DiskMeta) -> None:
         """The disk was larger when its copy began than when it was made."""
@@ -228,8 +235,11 @@ class History:
 
     def _reached(self, part: PartName) -> int:
         """The position that a part does not go behind."""
+        epoch = self.epochs[-1] if self.epochs else Epoch(0)
         if part.stream == "log":
-            return self.epochs[-1].log_position
+            return epoch.log_position
+        if part.generation == epoch.generation:
+            return epoch.sync_position
         earlier = [epoch.complete for epoch in self.epochs if epoch.generation < part.generation]
         return max((complete[0] for complete in earlier if complete), default=0)
 
@@ -247,7 +257,7 @@ class History:
             epoch.log_seq = part.last
             epoch.log_position, epoch.log_time_ns = frame.position, frame.time_ns
         else:
-            epoch.sync_parts = part.last
+            epoch.sync_parts, epoch.sync_position = part.last, frame.position
             if frame.sync_end_seq is not None:
                 epoch.first_seq = frame.sync_end_seq
                 epoch.snapshot_position, epoch.snapshot_time_ns = frame.position, frame.time_ns

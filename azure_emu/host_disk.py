@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +11,49 @@ from pathlib import Path
 from blockfs.errors import RigError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_OF_CONTENT = (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EUCLEAN, errno.EBADMSG)
+"""What a read of something damaged or lost answers; any other error is of the moment: of memory, open files, rights."""
+_SECTOR_BYTES = 4096
+_UNREADABLE = b"\xff"
 
 
 @contextmanager
 def host_disk_errors(folder: Path) -> Iterator[None]:
-    """Turn an ``OSError`` into ``DiskFull`` (recoverable) or ``StoreIo``; ``folder`` is named if the error names no file."""
+    """Turn an ``OSError`` into ``DiskFull`` (recoverable) or ``StoreIo``; ``folder`` is named if the error names no file.
+
+    ``StoreIo`` is recoverable if it says nothing of what is stored.
+    """
     try:
         yield
     except OSError as exc:
         where = exc.filename or folder
         if exc.errno in _FULL:
             raise RigError("DiskFull", f"{where}: no space left on the host's disk", recoverable=True) from exc
-        raise RigError("StoreIo", f"{where}: {exc.strerror}") from exc
+        raise RigError("StoreIo", f"{where}: {exc.strerror}", recoverable=not is_of_content(exc)) from exc
+
+
+def is_of_content(exc: OSError) -> bool:
+    """Whether a read failed for what is to be read, not for want of something at this moment."""
+    return exc.errno in _OF_CONTENT
+
+
+def pread_past_bad_sectors(fd: int, length: int, offset: int) -> bytes:
+    """As ``os.pread``; what the host's disk cannot read comes as bytes of ones, which no checksum of ours is right for."""
+    try:
+        return os.pread(fd, length, offset)
+    except OSError as exc:
+        if exc.errno != errno.EIO:
+            raise
+    found = []
+    end = min(offset + length, os.fstat(fd).st_size)
+    while offset < end:
+        some = min(_SECTOR_BYTES - offset % _SECTOR_BYTES, end - offset)
+        try:
+            data = os.pread(fd, some, offset)
+        except OSError as exc:
+            if exc.errno != errno.EIO:
+                raise
+            data = b""
+        found.append(data.ljust(some, _UNREADABLE))
+        offset += some
+    return b"".join(found)

@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from azure_emu.disk_meta import OpenNote, store_corrupt
+from azure_emu.disk_meta import OpenNote, cannot_be_read, store_corrupt
 from azure_emu.frames import (
     BACK_MAGIC,
     FRONT_MAGIC,
@@ -39,6 +39,7 @@ from azure_emu.frames import (
     encode_tags,
     make_frame,
 )
+from azure_emu.host_disk import pread_past_bad_sectors
 from blockfs import boot
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
@@ -53,6 +54,8 @@ VOLUME_BYTES = 32 << 20
 _DISK_SHARE = 256
 _NAME = re.compile(r"(\d{12})\.journal")
 _WRITE_BYTES = 1 << 20
+NEVER_WRITTEN = "its header was never written"
+"""Why a frame is known by its copy alone that a kill left so: all else of it was there before."""
 
 Step = Callable[[str], None]
 
@@ -68,7 +71,7 @@ def list_volumes(folder: Path) -> list[int]:
     try:
         names = [path.name for path in journal.iterdir() if not path.name.startswith(".")]
     except OSError as exc:
-        raise store_corrupt(journal, f"cannot be read: {exc.strerror}") from exc
+        raise cannot_be_read(journal, exc) from exc
     volumes = []
     for name in names:
         m = _NAME.fullmatch(name)
@@ -106,10 +109,11 @@ class JournalState:
 
 
 def read_journal(folder: Path, disk_id: str, after: int, opened: OpenNote) -> JournalState:
-    """Read the headers of all frames behind frame ``after``."""
+    """Read the headers of all frames behind frame ``after``, which is in the base.  ``StoreIo`` (recoverable)."""
     state = JournalState()
     disk = DiskName.of(disk_id)
-    tail = Tail(counted=opened.frame, power_lost=opened.boot != boot.current_boot_id())
+    counted = max(after, opened.frame)
+    tail = Tail(counted=counted, power_lost=opened.boot != boot.current_boot_id())
     expected = after + 1
     volumes = list_volumes(folder)
     # a volume that was folded as a whole is about to be deleted
@@ -129,7 +133,9 @@ def read_journal(folder: Path, disk_id: str, after: int, opened: OpenNote) -> Jo
         try:
             walk.run()
         except OSError as exc:
-            walk.broken = store_corrupt(walk.path, f"cannot be read: {exc.strerror}")
+            walk.broken = cannot_be_read(walk.path, exc)
+            if walk.broken.recoverable:  # it says nothing of the journal
+                raise walk.broken from exc
         state.frames += [frame for frame in walk.frames if frame.number > after]
         state.earlier += [frame for frame in walk.frames if frame.number <= after]
         state.mended += walk.mended
@@ -140,7 +146,7 @@ def read_journal(folder: Path, disk_id: str, after: int, opened: OpenNote) -> Jo
             break
         state.end = (volume, walk.at)
         expected = volume + len(walk.frames)
-    if state.broken is None and expected <= opened.frame:
+    if state.broken is None and expected <= counted:
         volume, at = state.end or (expected, 0)
         path = volume_path(folder, volume)
         state.broken_at = path, at
@@ -185,19 +191,19 @@ class _VolumeWalk:
     def _next(self, fd: int, size: int) -> bool:
         """One frame more; False if there is none."""
         number = self._volume + len(self.frames)
-        raw = os.pread(fd, HEADER_BYTES, self.at)
+        raw = pread_past_bad_sectors(fd, HEADER_BYTES, self.at)
         if len(raw) < HEADER_BYTES:
             return self._ends_early(number, size, f"{len(raw)} bytes of a frame header")
         try:
             frame = self._checked(decode_header(raw, volume=self._volume, disk=self._disk), number)
         except BadFrameError as exc:
             why = str(exc)
-            data = os.pread(fd, size - self.at, self.at)
+            data = pread_past_bad_sectors(fd, size - self.at, self.at)
             found = self._from_copy(data, number)
             if found is None:
                 return self._unreadable(number, data, size, why)
             frame = found
-            self.mended.append((frame, self.at, why))
+            self.mended.append((frame, self.at, why if any(raw) else NEVER_WRITTEN))
         end = frame.end
         if end > size:
             return self._ends_early(number, size, f"{size - self.at} bytes of a frame of {end - self.at}")
@@ -258,7 +264,7 @@ class _VolumeWalk:
 
 def _segment_is_whole(fd: int, frame: Frame) -> bool:
     """What is behind it can be made again from it."""
-    return crc32c(os.pread(fd, frame.segment_bytes, frame.segment_at)) == frame.segment_crc
+    return crc32c(pread_past_bad_sectors(fd, frame.segment_bytes, frame.segment_at)) == frame.segment_crc
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +288,7 @@ def read_index(folder: Path, frame: Frame, size_bytes_before: int) -> FrameIndex
 
 def index_in(fd: int, path: Path, frame: Frame, size_bytes_before: int) -> FrameIndex:
     """As :func:`read_index`, of an open volume."""
-    raw = os.pread(fd, frame.index_bytes, frame.entries_at)
+    raw = pread_past_bad_sectors(fd, frame.index_bytes, frame.entries_at)
     if crc32c(raw) == frame.index_crc and len(raw) == frame.index_bytes:
         cut = frame.entries * ENTRY_BYTES
         return FrameIndex(raw[:cut], raw[cut:], rebuilt=False)
@@ -308,7 +314,7 @@ def read_tags(folder: Path, frame: Frame, size_bytes_before: int) -> tuple[tuple
     path = volume_path(folder, frame.volume)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        raw = os.pread(fd, frame.tags_bytes, frame.tags_at)
+        raw = pread_past_bad_sectors(fd, frame.tags_bytes, frame.tags_at)
         if crc32c(raw) == frame.tags_crc:
             with suppress(BadFrameError):
                 return decode_tags(raw), False
@@ -321,7 +327,7 @@ def read_tags(folder: Path, frame: Frame, size_bytes_before: int) -> tuple[tuple
 
 
 def _rebuilt(fd: int, frame: Frame, size_bytes_before: int) -> PartIndex | None:
-    segment = os.pread(fd, frame.segment_bytes, frame.segment_at)
+    segment = pread_past_bad_sectors(fd, frame.segment_bytes, frame.segment_at)
     if crc32c(segment) != frame.segment_crc:
         return None
     try:
@@ -346,7 +352,7 @@ def mend(folder: Path, frame: Frame, size_bytes_before: int) -> None:
     fd = os.open(volume_path(folder, frame.volume), os.O_RDWR | os.O_CLOEXEC)
     try:
         for at, data in pieces:
-            if os.pread(fd, len(data), at) != data:
+            if pread_past_bad_sectors(fd, len(data), at) != data:
                 os.pwrite(fd, data, at)
         os.fdatasync(fd)
     finally:

@@ -29,18 +29,18 @@ from pathlib import Path
 import structlog
 
 from azure_emu import checkpoints
-from azure_emu.base import Owner, clear_base, create_base, forget_intent, read_map, rebuild_map, take_up
+from azure_emu.base import Owner, check_size, clear_base, create_base, forget_intent, read_map, rebuild_map, take_up
 from azure_emu.disk_meta import DISK_META, PROGRESS, DiskMeta, OpenNote, Progress, read_meta, write_meta
 from azure_emu.disk_view import DiskMap, base_source, build_map, build_view, open_view
 from azure_emu.fold import absorb_map, announce_fold, delete_folded, fill_base
 from azure_emu.history import History, Want
 from azure_emu.host_disk import host_disk_errors
-from azure_emu.journal_volume import JOURNAL, JournalWriter, make_durable, mend, read_index, read_tags
+from azure_emu.journal_volume import JOURNAL, NEVER_WRITTEN, JournalWriter, make_durable, mend, read_index, read_tags
 from azure_emu.pins import LOCK, PINS, locked, pins
 from azure_emu.ports import Change, Damage
 from azure_emu.questions import change_list, position_at
 from azure_emu.scrub import scrub
-from azure_emu.store_history import Loaded, load_history
+from azure_emu.store_history import Loaded, ask, load_history
 from blockfs import boot
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
@@ -91,10 +91,12 @@ def delete_disk(folder: Path, step: Step = _no_step) -> None:
 
 
 def known_generation(folder: Path) -> int:
-    """The newest generation that a store, which may be damaged, has a part of; 0 if that cannot be told."""
+    """The newest generation that a store, which may be damaged, has a part of; 0 if that cannot be told.  ``StoreIo``."""
     try:
         return load_history(folder).history.watermark().generation
-    except RigError:
+    except RigError as exc:
+        if exc.recoverable:
+            raise
         return 0
 
 
@@ -262,6 +264,8 @@ class ManagedDiskStore:
         def verify() -> PartIndex:
             index = index_segment(segment, part, self._history.size_bytes)
             self._history.check_positions(part, index.first_position)
+            if index.size_bytes_after > self._history.size_bytes:
+                check_size(self.folder, index.size_bytes_after, part)
             return index
 
         with host_disk_errors(self.folder):
@@ -284,6 +288,8 @@ class ManagedDiskStore:
         valid, and an initial replication does not send zeros.  The disk may have grown since the managed disk was made.
         """
         size_bytes = index.size_bytes_after
+        if size_bytes > self.created_size_bytes:
+            check_size(self.folder, size_bytes, part)
         if part.first != 1 and size_bytes != self.created_size_bytes:
             raise RigError(
                 "PartRefused",
@@ -372,13 +378,11 @@ class ManagedDiskStore:
 
     def position_at(self, time_ns: int) -> int:
         """The last valid position whose record is not younger than ``time_ns``; ``InvalidPosition``."""
-        with host_disk_errors(self.folder):
-            return position_at(load_history(self.folder), time_ns)
+        return ask(self.folder, lambda loaded: position_at(loaded, time_ns))
 
     def changes(self, after: int, upto: int, limit: int) -> list[Change]:
         """The first ``limit`` changes of the disk with ``after < position <= upto``, in order."""
-        with host_disk_errors(self.folder):
-            return change_list(load_history(self.folder), after, upto, limit)
+        return ask(self.folder, lambda loaded: change_list(loaded, after, upto, limit))
 
     def scrub(self, progress: Callable[[int], None] = lambda _bytes: None) -> Iterator[Damage]:
         """Read every byte of the store, and tell what is not as it was written; ``progress`` is told of bytes read."""
@@ -414,7 +418,7 @@ class ManagedDiskStore:
             return
         with self._lock:
             self._progress = progress
-            self._history.floor = progress.fold.position
+            self._history.begin_fold(progress.fold)
         fill_base(self.folder, self._history, progress.fold, step)
         with self._lock:
             done = self._noting_opening(self._history.progress_at(progress.fold.frame))
@@ -429,12 +433,19 @@ class ManagedDiskStore:
         self._look_for_checkpoint()
 
     def _take_up(self) -> None:
-        """Bring a fold that was cut to its end, and clear what one left that came to it."""
-        if self._progress is not None and self._history.seeded:
+        """Bring a fold that was cut to its end, and clear what one left that came to it.
+
+        If that cannot be done now, parts can be applied all the same, and the next fold begins with it.
+        """
+        if self._progress is None or not self._history.seeded:
+            return
+        try:
             if self._progress.fold is not None:
                 self._finish_fold(self._progress, self._told)
             else:
                 delete_folded(self.folder, self._history.folded, _no_step)
+        except OSError as exc:
+            _log.warning("fold_not_finished", store=str(self.folder), reason=str(exc))
 
     @property
     def checkpoint_due(self) -> bool:
@@ -490,13 +501,14 @@ def _check_frames(loaded: Loaded) -> list[TagSeen]:
     """Verify every frame's index, mend what can be; the tags."""
     tags: list[TagSeen] = []
     past = loaded.history.upto(loaded.history.folded)
-    bad_headers = {frame.number for frame, _, _ in loaded.journal.mended}
+    bad_headers = {frame.number: why for frame, _, why in loaded.journal.mended}
     for frame in loaded.history.frames:
         size_before = loaded.history.size_before(frame)
         index = read_index(loaded.folder, frame, size_before)
         found, rebuilt = read_tags(loaded.folder, frame, size_before)
         if index.rebuilt or rebuilt or frame.number in bad_headers:
-            _log.warning("frame_mended", store=str(loaded.folder), volume=frame.volume, frame=frame.number)
+            note = _log.info if bad_headers.get(frame.number) == NEVER_WRITTEN else _log.warning
+            note("frame_mended", store=str(loaded.folder), volume=frame.volume, frame=frame.number)
             mend(loaded.folder, frame, size_before)
         past.add(frame)
         tags += filter(past.names_position, found)
@@ -525,6 +537,8 @@ def _check_map(folder: Path) -> None:
     try:
         read_map(folder)
     except RigError as exc:
+        if exc.recoverable:
+            raise
         _log.warning("map_of_the_base_made_again", store=str(folder), reason=exc.message)
         rebuild_map(folder)
 

@@ -49,7 +49,8 @@ class Damage(WireModel):
     """Something in a managed disk's folder that is not as it was written.
 
     Positions from ``first_position`` to ``last_position`` (None: and all later ones) are not whole; a read of what is
-    damaged fails there.  ``first_position`` None: every position is whole all the same.
+    damaged fails there.  ``first_position`` None: every position is whole all the same.  Of very many of a kind, all behind
+    the first hundred are one, at the first of them: then some of the positions may be whole.
     """
 
     path: str
@@ -167,8 +168,8 @@ class RecoverySide(Protocol):
         """Keyed checksums (hex) of chunks of the latest applied state."""
         ...
 
-    async def store_path(self, *, disk_id: str) -> str:
-        """Folder of the managed disk (for the recovery host's ``open_point``); ``DiskNotFound``."""
+    async def store_paths(self, *, disk_ids: list[str]) -> list[str]:
+        """Folders of managed disks (for the recovery host's ``open_point``); ``DiskNotFound``."""
         ...
 
     async def retain(self, *, disk_id: str, position: int) -> None:
@@ -201,6 +202,13 @@ class RecoverySide(Protocol):
         """Read every byte of the disk's store; what is not as it was written.  It may be called while parts are applied."""
         ...
 
+    async def repair(self, *, disk_id: str) -> None:
+        """Write again what of the store can be made from the rest of it: headers, indexes, tags, the base's map.
+
+        ``DiskNotFound``; ``StoreCorrupt``: something is damaged that nothing can be applied over.
+        """
+        ...
+
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
         """Failback: put file ``source`` into the cache account as sync parts of ``source_id`` (generation 1).
 
@@ -210,6 +218,18 @@ class RecoverySide(Protocol):
 
     async def export_progress(self, *, source_id: str) -> int:
         """Bytes of the source that were looked at so far (0 if unknown)."""
+        ...
+
+
+class DamageReports(Protocol):
+    """What the vault is told of damage in managed disks.  Of a disk that it does not know it takes no notice."""
+
+    async def damage_met(self, *, disk_id: str, path: str, offset: int, position: int) -> None:
+        """A read of the state at ``position`` failed for what is in byte ``offset`` of a file.  Repeats are harmless."""
+        ...
+
+    async def scrubbed(self, *, disk_id: str, damages: list[Damage]) -> None:
+        """A scrub of the whole disk has found this: it takes the place of all that was known."""
         ...
 
 

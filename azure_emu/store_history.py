@@ -8,16 +8,20 @@ under the reader's hands is read again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from azure_emu.base import BASE, SUMS
 from azure_emu.disk_meta import DISK_META, NOT_OPENED, PROGRESS, DiskMeta, Progress, read_meta, store_corrupt
 from azure_emu.history import Epoch, History
+from azure_emu.host_disk import host_disk_errors
 from azure_emu.journal_volume import JournalState, list_volumes, read_journal, volume_path
 from blockfs.errors import RigError
 
 TRIES_MAX = 8
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -62,13 +66,26 @@ def load_history(folder: Path) -> Loaded:
         tries -= 1
 
 
-def floor_of(folder: Path) -> int:
-    """The oldest position that can be opened now: the target of a fold that is under way, or the floor."""
-    try:
-        progress = read_meta(folder / PROGRESS, Progress)
-    except RigError:
-        return 0  # deleted, or not begun
+def floor_of(folder: Path) -> int | None:
+    """The oldest position that can be opened now: the target of a fold that is under way, or the floor; None: not any."""
+    if not _raw_progress(folder):
+        return None  # deleted, or begun anew
+    progress = read_meta(folder / PROGRESS, Progress)
     return progress.fold.position if progress.fold else progress.floor
+
+
+def ask(folder: Path, question: Callable[[Loaded], T]) -> T:
+    """What ``question`` answers; it is asked again if a fold took away what it was reading.  As :func:`load_history`."""
+    tries = TRIES_MAX
+    with host_disk_errors(folder):
+        while True:
+            loaded = load_history(folder)
+            try:
+                return question(loaded)
+            except FileNotFoundError as exc:
+                tries -= 1
+                if tries == 0 or load_history(folder).history.folded == loaded.history.folded:
+                    raise store_corrupt(Path(exc.filename or folder), "is missing") from exc
 
 
 def _raw_progress(folder: Path) -> bytes:
@@ -98,7 +115,7 @@ def _load(folder: Path) -> Loaded:
             break
         history.add(frame)
     if progress is not None and progress.fold is not None:
-        history.floor = progress.fold.position
+        history.begin_fold(progress.fold)
     return Loaded(folder, meta, progress, history, journal)
 
 

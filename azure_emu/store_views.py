@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import trio
 
 from azure_emu.disk_view import open_view
 from azure_emu.pins import pin, pins, unpin, unpin_holder
+from azure_emu.ports import DamageReports
 from blockfs.errors import RigError
 from blockfs.layers import Layer, ViewFaults
 
@@ -19,6 +21,18 @@ _log = structlog.get_logger("azure_emu.store_views")
 
 
 WATCH_S = 1.0
+UNREPORTED_MAX = 1000
+"""So many are kept for a vault that does not answer; a scrub knows better."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Met:
+    """Damage that a read met: byte ``offset`` of a file of a managed disk's, in its state at ``position``."""
+
+    disk_id: str
+    path: str
+    offset: int
+    position: int
 
 
 @dataclass(slots=True)
@@ -32,8 +46,10 @@ class _Watched:
     names: list[str]
     told: int = 0
 
-    def tell(self) -> None:
+    def tell(self) -> list[_Met]:
+        """Log what is new; the same for a report."""
         count, last = self.faults.seen()
+        met = []
         for fault in last[-(count - self.told) :] if count > self.told else ():
             _log.error(
                 "damage_not_served",
@@ -45,7 +61,9 @@ class _Watched:
                 holder=self.holder,
                 error=os.strerror(fault.error),
             )
+            met.append(_Met(self.store.name, self.names[fault.source], fault.source_offset, self.position))
         self.told = count
+        return met
 
 
 class StoreViews:
@@ -54,6 +72,8 @@ class StoreViews:
     def __init__(self, disks: Path) -> None:
         self._disks = disks
         self._watched: list[_Watched] = []
+        self._unreported: dict[_Met, None] = {}
+        self._changing = threading.Lock()
 
     def open(self, store: Path, position: int, holder: str) -> Layer:
         """Pin, then open; nothing stays pinned if that fails and was not before."""
@@ -65,20 +85,43 @@ class StoreViews:
             if pin_id not in before:
                 unpin(store, pin_id)
             raise
-        self._watched.append(_Watched(store, position, holder, view.faults, view.source_names))
+        watched = _Watched(store, position, holder, view.faults, view.source_names)
+        with self._changing:
+            self._watched.append(watched)
         return view
 
     def let_go(self, store: Path, holder: str) -> None:
         """See :class:`blockfs.views.Views`."""
         unpin_holder(store, holder)
-        self._watched = [each for each in self._watched if (each.store, each.holder) != (store, holder)]
+        with self._changing:
+            for each in self._watched:
+                if (each.store, each.holder) == (store, holder):
+                    self._note(each)
+            self._watched = [each for each in self._watched if (each.store, each.holder) != (store, holder)]
 
-    async def watch(self) -> None:
-        """Log what views did not serve, by file and byte, until cancelled: who reads is only told of an I/O error."""
+    def _note(self, watched: _Watched) -> None:
+        for met in watched.tell():
+            if len(self._unreported) < UNREPORTED_MAX:
+                self._unreported[met] = None
+
+    async def watch(self, reports: DamageReports) -> None:
+        """Log and report what views did not serve, by file and byte, until cancelled: a reader is told of an I/O error only.
+
+        What cannot be reported is kept, and tried again.
+        """
         while True:
             await trio.sleep(WATCH_S)
-            for each in self._watched:
-                each.tell()
+            with self._changing:
+                for each in self._watched:
+                    self._note(each)
+                waiting = list(self._unreported)
+            try:
+                for met in waiting:
+                    await reports.damage_met(disk_id=met.disk_id, path=met.path, offset=met.offset, position=met.position)
+                    with self._changing:
+                        del self._unreported[met]
+            except RigError as exc:
+                _log.info("damage_not_reported_yet", code=exc.code, reason=exc.message)
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
         """See :class:`blockfs.views.Views`; a store that cannot be read is left as it is."""

@@ -218,8 +218,10 @@ def _parse_record(window: _Window | _Memory, at: int, seed: int, *, verify: bool
             raise _BadRecordError("record checksum does not match")
     if header_bytes != RECORD_HEADER_BYTES or reserved:
         raise _BadRecordError(f"record header of {header_bytes} bytes, or not zero where it must be", sealed=verify)
-    if max(seq, position, offset + length) > _NUMBER_MAX:
-        raise _BadRecordError(f"record {seq}, position {position}, range {offset}+{length}: beyond any disk", sealed=verify)
+    if max(seq, position, time_ns, offset + length) > _NUMBER_MAX:
+        raise _BadRecordError(
+            f"record {seq}, position {position}, time {time_ns}, range {offset}+{length}: beyond any disk", sealed=verify
+        )
     rtype = _checked_type(kind, flags, length, payload, sealed=verify)
     if verify and rtype is RecordType.TAG:
         try:

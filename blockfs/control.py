@@ -85,7 +85,10 @@ class SegmentInfo(WireModel):
 
 
 class CutInfo(WireModel):
-    """A consistent cut over all disks of a VM: exactly the records with a position up to ``position``."""
+    """A consistent cut over all disks of a VM: exactly the records with a position up to ``position``.
+
+    ``downgraded_because``: why it is crash-consistent though more was asked for; no part of the tag.
+    """
 
     vm: str
     tag_id: str
@@ -93,6 +96,7 @@ class CutInfo(WireModel):
     name: str
     position: int
     time_ns: int
+    downgraded_because: str | None = None
 
 
 class SnapshotDisk(WireModel):

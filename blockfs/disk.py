@@ -1,7 +1,8 @@
 """One virtual disk: a writable layer, its change log, perhaps a snapshot.
 
 The bytes go through C (cext/disk.c), those of the mount's requests and of :meth:`Disk.read` and :meth:`Disk.write` alike;
-here is what happens seldom: opening, recovery, tracking, tags, giving up.
+here is what happens seldom: opening, recovery, tracking, tags, giving up.  What others are told of a disk is in
+:mod:`blockfs.disk_report`.
 
 Fault contract
 --------------
@@ -31,10 +32,9 @@ from typing import Any
 import structlog
 import trio
 
-from blockfs import counters, dirty
+from blockfs import dirty
 from blockfs.changelog import RecordType, encode_tag
-from blockfs.control import DiskInfo, PromotionInfo, SegmentInfo
-from blockfs.counters import DiskCounters
+from blockfs.control import SegmentInfo
 from blockfs.disk_files import SECTOR_BYTES, DiskPlace, finish_promotion, make_raw_of_top, remove_maps
 from blockfs.disk_log import DiskLog, LogPolicy, check, find_segments, go_on_noting
 from blockfs.disk_state import DiskState
@@ -87,7 +87,7 @@ class Disk:
         self._c = lib.sr_disk_new(self.layer.c, self._rules.positions.address, self._rules.event_fd)
         if self._c == ffi.NULL:
             raise MemoryError
-        self._counted_since_ns = time.time_ns()
+        self.counted_since_ns = time.time_ns()
 
     @property
     def c(self) -> Any:
@@ -377,6 +377,11 @@ class Disk:
         self._set(tracked=False, needs_resync=reason)
 
     @property
+    def log_bytes_max(self) -> int | None:
+        """How much of the log may be kept before it is given up; None: there is no limit."""
+        return self._rules.policy.kept_bytes_max(self.size_bytes) or None
+
+    @property
     def dirty_bytes(self) -> int:
         """How much has changed, in whole chunks, that no log tells; 0 while there is a log."""
         info = ffi.new("struct sr_log_info *")
@@ -510,52 +515,6 @@ class Disk:
         self.layer = fresh
         self._open_in_c()
         self._set(size_bytes=fresh.size_bytes)  # not before: the old bytes may be fewer
-
-    def info(self, mountpoint: Path) -> DiskInfo:
-        """What other roles may know."""
-        self.note_given_up()
-        promotion = None
-        if self.state.promoting:
-            promotion = PromotionInfo.of(self.own_bytes, self.size_bytes, self.promotion_stopped_by)
-        return DiskInfo(
-            vm=self.place.vm,
-            name=self.place.name,
-            disk_id=self.state.disk_id,
-            size_bytes=self.size_bytes,
-            path=str(mountpoint / self.place.vm / f"{self.place.name}.img"),
-            folder=str(self.place.folder),
-            tracked=self.tracked,
-            generation=self.state.generation,
-            last_seq=self._log.last_seq if self._log else 0,
-            last_position=self._log.last_position if self._log else 0,
-            unsent_log_bytes=self._log.unsent_bytes if self._log else 0,
-            log_bytes_max=self._rules.policy.kept_bytes_max(self.size_bytes) or None,
-            dirty_bytes=self.dirty_bytes,
-            snapshot=self.snapshot is not None,
-            snapshot_bytes=self.snapshot.store_bytes if self.snapshot else 0,
-            snapshot_bytes_max=self.snapshot.store_bytes_max if self.snapshot else None,
-            needs_resync=self.state.needs_resync,
-            open_handles=self.handles,
-            promotion=promotion,
-        )
-
-    def counters(self) -> DiskCounters:
-        """What it has done since it was opened; stops nothing."""
-        info, found = self.info(Path()), counters.read(self.c)
-        return DiskCounters(
-            vm=info.vm,
-            name=info.name,
-            since_ns=self._counted_since_ns,
-            requests=counters.requests(found),
-            log=counters.log(found, kept_bytes=info.unsent_log_bytes, kept_bytes_max=info.log_bytes_max),
-            size_bytes=info.size_bytes,
-            tracked=info.tracked,
-            generation=info.generation,
-            needs_resync=info.needs_resync,
-            dirty_bytes=info.dirty_bytes,
-            snapshot_bytes=info.snapshot_bytes,
-            snapshot_bytes_max=info.snapshot_bytes_max,
-        )
 
     def close(self) -> None:
         """Close in order: the disk, then its log's clean mark, durable.  Requests are refused (``EIO``) from now on."""

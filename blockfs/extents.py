@@ -11,6 +11,7 @@ import errno
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from typing_extensions import Buffer
@@ -149,12 +150,9 @@ class ExtentMap:
         return made
 
 
-def pack_ranges(ranges: Sequence[tuple[int, int]]) -> bytearray:
+def pack_ranges(ranges: Sequence[tuple[int, int]]) -> bytes:
     """(offset, length) pairs as functions in C take them."""
-    packed = bytearray(len(ranges) * _PAIR.size)
-    for i, (offset, length) in enumerate(ranges):
-        _PAIR.pack_into(packed, i * _PAIR.size, offset, length)
-    return packed
+    return struct.pack(f"<{2 * len(ranges)}Q", *chain.from_iterable(ranges))
 
 
 def _made(pointer: Any) -> Any:

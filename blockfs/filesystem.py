@@ -18,7 +18,7 @@ import pyfuse3
 import structlog
 import trio
 
-from blockfs import counters, vhd
+from blockfs import counters, disk_report, vhd
 from blockfs.disk import Disk
 from blockfs.disk_log import find_segments, segment_number
 from blockfs.errors import RigError
@@ -237,7 +237,7 @@ class DiskFileSystem(pyfuse3.Operations):
         if (disk := self._disk_of(node, ".snapshot")) is not None and disk.snapshot is not None:
             return self._opened(disk, lib.SR_HANDLE_SNAPSHOT)
         if (disk := self._disk_of(node, ".stats")) is not None:
-            return self._opened_text(disk, counters.as_text(disk.counters()))
+            return self._opened_text(disk, counters.as_text(disk_report.count(disk)))
         if (found := self._log_of(node)) is not None:
             disk, number, path = found
             return self._opened(disk, lib.SR_HANDLE_LOG, fd=os.open(path, os.O_RDONLY | os.O_CLOEXEC), number=number)

@@ -36,6 +36,7 @@ from blockfs.counters import DiskCounters
 from blockfs.disk import Disk, DiskRules, begin_snapshots_of
 from blockfs.disk_files import HOLDER_KIND, DiskPlace, make_raw, make_top
 from blockfs.disk_log import LogPolicy
+from blockfs.disk_report import count, describe
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.host_folder import check_name, host_error, lock_folder, told_of
@@ -46,6 +47,7 @@ from blockfs.promotion import Promoter
 from blockfs.recoveries import FOLDER, Recoveries
 from blockfs.snapshot import STORE_SHARE_MAX
 from blockfs.tree import ROOT, tend
+from blockfs.turns import Turns
 from blockfs.views import OpenedView, Views
 
 MakeFiles = Callable[[DiskPlace], None]
@@ -71,12 +73,13 @@ class DiskHost:
         self.mountpoint = mountpoint
         self._views = views
         self._opening: set[str] = set()
+        self._turns = Turns()  # at a disk's place, while what it lies on is held or let go
         root.mkdir(parents=True, exist_ok=True)
         self._lock_fd = lock_folder(root)
         self.positions = PositionCounter(root / "position")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max)
-        self._promoter = Promoter(self._all_disks, self._let_go_of_view)
+        self._promoter = Promoter(self._all_disks, self._let_go_of_view, self._turns)
         self._tell_grown: Callable[[Disk], None] | None = None
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
@@ -182,8 +185,8 @@ class DiskHost:
     async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
         """See :class:`DiskHostControl`."""
         if vm is not None:
-            return [disk.info(self.mountpoint) for disk in self.disks(vm)]
-        return [disk.info(self.mountpoint) for disk in self._all_disks()]
+            return [describe(disk, self.mountpoint) for disk in self.disks(vm)]
+        return [describe(disk, self.mountpoint) for disk in self._all_disks()]
 
     async def position(self) -> int:
         """See :class:`DiskHostControl`."""
@@ -196,7 +199,7 @@ class DiskHost:
         self._check_new(vm, name)
         with told_of(f"disk {vm}/{name} of {size_bytes} bytes"):
             disk = self._add(vm, name, lambda place: make_raw(place, size_bytes), None)
-        return disk.info(self.mountpoint)
+        return describe(disk, self.mountpoint)
 
     async def open_point(self, *, vm: str, name: str, disk_id: str, store: str, position: int) -> DiskInfo:
         """See :class:`DiskHostControl`."""
@@ -207,16 +210,17 @@ class DiskHost:
         place = DiskPlace(self.root / vm, vm, name)
         self._opening.add(str(place))
         try:
-            # In a thread: it waits for the host's disk, and the disks that are served meanwhile must not.
-            view = await trio.to_thread.run_sync(views.open, Path(store), position, place.holder)
-            try:
-                disk = self._over_point(place, Path(store), position, view)
-            except BaseException:
-                views.let_go(Path(store), place.holder)
-                raise
+            async with self._turns.at(str(place)):
+                # In a thread: it waits for the host's disk, and the disks that are served meanwhile must not.
+                view = await trio.to_thread.run_sync(views.open, Path(store), position, place.holder)
+                try:
+                    disk = self._over_point(place, Path(store), position, view)
+                except BaseException:
+                    views.let_go(Path(store), place.holder)
+                    raise
         finally:
             self._opening.discard(str(place))
-        return disk.info(self.mountpoint)
+        return describe(disk, self.mountpoint)
 
     def _over_point(self, place: DiskPlace, store: Path, position: int, view: Layer) -> Disk:
         """A new tracked disk over a view, which is closed if that fails; then nothing is left of the disk."""
@@ -313,7 +317,7 @@ class DiskHost:
             for disk in disks:
                 disk.begin_promotion()
         self._promoter.wake()
-        return [disk.info(self.mountpoint) for disk in disks]
+        return [describe(disk, self.mountpoint) for disk in disks]
 
     async def resize_disk(self, *, vm: str, disk: str, size_bytes: int) -> DiskInfo:
         """See :class:`DiskHostControl`."""
@@ -321,7 +325,7 @@ class DiskHost:
         with told_of(f"disk {target.place} of {size_bytes} bytes"):
             target.resize(size_bytes)
         self._grown(target)
-        return target.info(self.mountpoint)
+        return describe(target, self.mountpoint)
 
     def _grown(self, disk: Disk) -> None:
         if self._tell_grown is not None:
@@ -329,7 +333,7 @@ class DiskHost:
 
     async def counters(self, *, vm: str, disk: str) -> DiskCounters:
         """See :class:`DiskHostControl`."""
-        return self.disk(vm, disk).counters()
+        return count(self.disk(vm, disk))
 
     async def remove_vm(self, *, vm: str) -> None:
         """See :class:`DiskHostControl`."""
@@ -358,7 +362,7 @@ class DiskHost:
         with told_of(f"change log of VM {vm}"):
             for disk in disks:
                 disk.start_tracking(new_generation=new_generation)
-        return [disk.info(self.mountpoint) for disk in disks]
+        return [describe(disk, self.mountpoint) for disk in disks]
 
     async def stop_tracking(self, *, vm: str) -> None:
         """See :class:`DiskHostControl`."""
@@ -456,7 +460,7 @@ class DiskHost:
         for disk in staged:
             disk.replace()
             self._grown(disk)
-        return [disk.info(self.mountpoint) for disk in disks]
+        return [describe(disk, self.mountpoint) for disk in disks]
 
 
 def _check_idle(disk: Disk) -> None:

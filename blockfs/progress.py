@@ -6,7 +6,7 @@ from typing import Literal
 
 from blockfs.wire import WireModel
 
-Phase = Literal["InitialReplication", "Resynchronization", "DeltaReplication", "Failback"]
+Phase = Literal["InitialReplication", "Resynchronization", "DeltaReplication", "Failback", "Import"]
 
 
 class DiskProgress(WireModel):
@@ -20,7 +20,7 @@ class DiskProgress(WireModel):
 
 
 class VmProgress(WireModel):
-    """What the agent does for a VM at the moment, for progress bars."""
+    """What the agent does for a VM at the moment, for progress bars; the VM may be one that is just being made."""
 
     vm: str
     phase: Phase | None

@@ -27,6 +27,7 @@ from blockfs.counters import requests_done
 from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace
 from blockfs.errors import RigError
+from blockfs.turns import Turns
 
 STEP_BYTES = 4 << 20
 BUSY_STEP_BYTES = 512 << 10
@@ -43,11 +44,16 @@ _log = structlog.get_logger("blockfs.promotion")
 
 
 class Promoter:
-    """Promotes the disks of a host, one after the other; ``let_go`` is told of each that needs no managed disk any more."""
+    """Promotes the disks of a host, one after the other; ``let_go`` is told of each that needs no managed disk any more.
 
-    def __init__(self, disks: Callable[[], list[Disk]], let_go: Callable[[Path, DiskPlace], None]) -> None:
+    It has the disk's turn at its place meanwhile: what is held, and the maps, are known by the place, and were the disk
+    removed, another that lies there could lose its own.
+    """
+
+    def __init__(self, disks: Callable[[], list[Disk]], let_go: Callable[[Path, DiskPlace], None], turns: Turns) -> None:
         self._disks = disks
         self._let_go = let_go
+        self._turns = turns
         self._wake = trio.Event()
 
     def wake(self) -> None:
@@ -66,7 +72,8 @@ class Promoter:
 
     async def _attempt(self, disk: Disk) -> None:
         try:
-            await self._promote(disk)
+            async with self._turns.at(str(disk.place)):
+                await self._promote(disk)
         except RigError as error:
             if disk.promotion_stopped_by is None or disk.promotion_stopped_by.message != error.message:
                 _log.warning("promotion_stopped", disk=str(disk.place), reason=error.code, message=error.message)

@@ -5,8 +5,9 @@ restart of the host.
 
 Fault contract: the file comes first, then the views, which hold their positions; it goes last.  So a kill at any moment
 leaves a file that says what was meant: the next start opens it again, and :meth:`Recoveries.close` takes away what there is
-of it.  A state that cannot be opened again fails alone and says why; it can only be closed.  Nothing here ever writes to a
-managed disk.
+of it.  A state that cannot be opened again fails alone and says why; it can only be closed.  So does one of which something
+could not be taken away.  Positions are held by name: of those who open and close one name, each waits until the one before
+has held, or let go of, all.  Nothing here ever writes to a managed disk.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -30,6 +32,7 @@ from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder, write_atomically
 from blockfs.errors import RigError
 from blockfs.layers import Layer, WritableLayer
+from blockfs.turns import Turns
 from blockfs.views import Views
 from blockfs.wire import WireModel
 from cext.hashing import crc32c
@@ -39,6 +42,9 @@ FOLDER = "recovery"
 
 RELEASE_S = 2.0
 """The kernel tells of a file's last close a little after whoever closed it goes on."""
+
+OPENED_AT_ONCE = 8
+"""Disks of a state: the durability of their pins is one wait of the host's disk, not one for each."""
 
 _FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9@][A-Za-z0-9@.+_:-]{0,126}")
@@ -97,7 +103,7 @@ class Recoveries:
         self._views = views
         self._rules = rules
         self._mounted: dict[str, dict[str, _Mounted]] = {}
-        self._opening: set[tuple[str, str]] = set()
+        self._turns = Turns()
         for path in sorted(root.glob("*/*.json")):
             self._reopen(path)
         noted = [mounted for states in self._mounted.values() for mounted in states.values()]
@@ -163,49 +169,43 @@ class Recoveries:
                 "InvalidName",
                 f"recovery is named {name!r}; allowed are 1 to 127 letters, digits and '@.+_:-', not '.+_:-' first",
             )
-        there = self._mounted.get(vm, {}).get(name)
-        if there is not None:
-            if there.broken is None and (there.note.position, there.note.disks) == (position, disks):
-                return self._info(there)
-            why = f"cannot be opened: {there.broken}" if there.broken else f"is position {there.note.position}"
-            raise RigError("RecoveryExists", f"{FOLDER}/{vm}/{name} is there already and {why}; unmount it first")
-        if (vm, name) in self._opening:
-            raise RigError("RecoveryExists", f"{FOLDER}/{vm}/{name} is being opened", recoverable=True)
-        note = _Note(vm=vm, name=name, position=position, disks=disks)
-        self._opening.add((vm, name))
-        try:
-            # In a thread: building a view may read much, and the disks that are served must not wait for that.
-            opened = await trio.to_thread.run_sync(self._begin, note)
-            mounted = _Mounted(note, opened)
-        finally:
-            self._opening.discard((vm, name))
-        self._mounted.setdefault(vm, {})[name] = mounted
-        return self._info(mounted)
+        async with self._turns.at(f"{vm}/{name}"):
+            there = self._mounted.get(vm, {}).get(name)
+            if there is not None:
+                if there.broken is None and (there.note.position, there.note.disks) == (position, disks):
+                    return self._info(there)
+                why = f"cannot be opened: {there.broken}" if there.broken else f"is position {there.note.position}"
+                raise RigError("RecoveryExists", f"{FOLDER}/{vm}/{name} is there already and {why}; unmount it first")
+            note = _Note(vm=vm, name=name, position=position, disks=disks)
+            mounted = self._mounted.setdefault(vm, {})[name] = _Mounted(note, broken="it is not wholly open")
+            try:
+                # In a thread: building a view may read much, and the disks that are served must not wait for that.
+                mounted.disks = await trio.to_thread.run_sync(self._begin, note)
+            except BaseException:
+                await self._forget(mounted)
+                raise
+            mounted.broken = None
+            return self._info(mounted)
 
     def _begin(self, note: _Note) -> dict[str, Disk]:
         path = self._file(note.vm, note.name)
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-            sync_folder(self._root)
-            sync_folder(self._root.parent)
-        try:
-            note.save(path)
-            return self._disks(note, self._opened(note))
-        except BaseException:
-            self._forget(note)
-            raise
+        path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        sync_folder(self._root)  # even if the folder was there: a kill may have come before that
+        sync_folder(self._root.parent)
+        note.save(path)
+        return self._disks(note, self._opened(note))
 
     def _opened(self, note: _Note) -> list[Layer]:
-        """Every disk's view, or none."""
-        views: list[Layer] = []
+        """Every disk's view, or none; side by side, for most of the time the host's disk is waited for."""
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            opening = [pool.submit(self._views.open, Path(disk.store), note.position, _holder(note)) for disk in note.disks]
         try:
-            for disk in note.disks:
-                views.append(self._views.open(Path(disk.store), note.position, _holder(note)))
+            return [view.result() for view in opening]
         except BaseException:
-            for view in views:
-                view.close()
+            for view in opening:
+                if view.exception() is None:
+                    view.result().close()
             raise
-        return views
 
     def _disks(self, note: _Note, views: list[Layer]) -> dict[str, Disk]:
         folder = f"{FOLDER}/{note.vm}/{note.name}"
@@ -228,30 +228,40 @@ class Recoveries:
 
     async def close(self, *, vm: str, name: str) -> None:
         """See :class:`blockfs.control.DiskHostControl`."""
-        mounted = self._mounted.get(vm, {}).get(name)
-        if mounted is None:
-            return
-        with trio.move_on_after(RELEASE_S):
-            while any(disk.handles for disk in mounted.disks.values()):  # noqa: ASYNC110 (the kernel tells nobody)
-                await trio.sleep(0.01)
-        for disk in mounted.disks.values():
-            if disk.handles:
-                raise RigError("RecoveryInUse", f"{disk.place} is in use: it is open {disk.handles} times")
-        if self._mounted.get(vm, {}).pop(name, None) is None:
-            return  # somebody else was quicker
-        if not self._mounted[vm]:
-            del self._mounted[vm]
-        for disk in mounted.disks.values():
-            disk.abandon()
-        await trio.to_thread.run_sync(self._forget, mounted.note)
+        async with self._turns.at(f"{vm}/{name}"):
+            mounted = self._mounted.get(vm, {}).get(name)
+            if mounted is None:
+                return
+            with trio.move_on_after(RELEASE_S):
+                while any(disk.handles for disk in mounted.disks.values()):  # noqa: ASYNC110 (the kernel tells nobody)
+                    await trio.sleep(0.01)
+            for disk in mounted.disks.values():
+                if disk.handles:
+                    raise RigError("RecoveryInUse", f"{disk.place} is in use: it is open {disk.handles} times")
+            for disk in mounted.disks.values():
+                disk.abandon()
+            mounted.disks, mounted.broken = {}, "it was not wholly unmounted"
+            await self._forget(mounted)
 
-    def _forget(self, note: _Note) -> None:
+    async def _forget(self, mounted: _Mounted) -> None:
+        """What has no disks any more is gone when nothing is left of it; until then it can be closed again."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._let_go, mounted.note)
+        states = self._mounted[mounted.note.vm]
+        del states[mounted.note.name]
+        if not states:
+            del self._mounted[mounted.note.vm]
+
+    def _let_go(self, note: _Note) -> None:
         """Let go of the positions and take the file away, in this order: by the file it is known what is held."""
-        for disk in note.disks:
-            self._views.let_go(Path(disk.store), _holder(note))
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            letting_go = [pool.submit(self._views.let_go, Path(disk.store), _holder(note)) for disk in note.disks]
+        for each in letting_go:
+            each.result()
         path = self._file(note.vm, note.name)
-        path.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        if path.parent.is_dir():  # else there was no room for it
+            path.unlink(missing_ok=True)
+            sync_folder(path.parent)
 
     def infos(self, vm: str | None) -> list[RecoveryInfo]:
         """All mounted states, or those of a VM."""

@@ -12,7 +12,7 @@ from blockfs.layers import Layer
 class Views(Protocol):
     """Opens managed disks, and keeps the positions that are open from being folded away.
 
-    A holder is a text that says what lies on a position: a kind, a space, a name.
+    A holder is a text that says what lies on a position: a kind, a space, a name.  Any thread may call.
     """
 
     def open(self, store: Path, position: int, holder: str) -> Layer:

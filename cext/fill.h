@@ -6,7 +6,8 @@
  * until step 2 is done again.
  *
  * `ranges`: `count` pairs (offset, bytes) of whole blocks, in order.  Nothing is written past the end of the layer.
- * Functions return 0, or -errno.
+ * Functions return 0, or -errno; after an error, a step is done again as a whole.  One thread changes the sums;
+ * several may run step 2 at the same time, each for ranges of its own that lie behind those of the one before.
  */
 #ifndef SITERIG_FILL_H
 #define SITERIG_FILL_H
@@ -16,10 +17,12 @@
 
 #include "layers.h"
 
-/* 1: the second sum of each block := that of what `from` reads there. */
+/* 1: the second sum of each block := that of what `from` reads there.  Reads only blocks of which it is not known. */
 int sr_fill_announce(struct sr_layer *from, int sums_fd, const uint64_t *ranges, size_t count);
 
-/* 2: each block := what `from` reads there; one of zeros becomes a hole.  Also to fill a file without sums. */
+/* 2: each block := what `from` reads there; one of zeros becomes a hole.  Also to fill a file without sums.  Up to two
+ * blocks between two ranges, if the host has them in memory and they are no zeros, are written again as they are: the
+ * medium gets fewer and longer writes, and what a power loss tears of them is the same on both sides. */
 int sr_fill_copy(struct sr_layer *from, int fd, const uint64_t *ranges, size_t count);
 
 /* 3: the first sum of each block := the second. */

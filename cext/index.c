@@ -26,8 +26,8 @@ static int is_sound(const struct record *record)
 {
 	if (record->header_bytes != SR_RECORD_HEADER_BYTES || record->zero0 || record->zero1)
 		return 0;
-	if (record->seq > NUMBER_MAX || record->position > NUMBER_MAX || record->offset > NUMBER_MAX ||
-	    record->length > NUMBER_MAX - record->offset)
+	if (record->seq > NUMBER_MAX || record->position > NUMBER_MAX || record->time_ns > NUMBER_MAX ||
+	    record->offset > NUMBER_MAX || record->length > NUMBER_MAX - record->offset)
 		return 0;
 	if (record->flags && (record->type != SR_FLUSH || record->flags != FLAG_CLEAN_CLOSE))
 		return 0;

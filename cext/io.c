@@ -61,6 +61,12 @@ int sr_io_read_whole(int fd, void *buf, int64_t bytes, int64_t offset)
 	return got == bytes ? 0 : -EIO;
 }
 
+int sr_io_read_cached(int fd, void *buf, int64_t bytes, int64_t offset)
+{
+	struct iovec whole = {.iov_base = buf, .iov_len = (size_t)bytes};
+	return ask(SR_IO_READ, fd, offset, bytes, NULL, 0) == 0 && preadv2(fd, &whole, 1, offset, RWF_NOWAIT) == bytes;
+}
+
 /* Take `done` bytes off the front of the vectors; returns how many vectors are left. */
 static int advance(struct iovec **iov, int iovs, size_t done)
 {

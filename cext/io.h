@@ -21,6 +21,9 @@ int sr_io_read(int fd, void *buf, int64_t bytes, int64_t offset);
 /* Exactly `bytes`: -EIO if the file ends before. */
 int sr_io_read_whole(int fd, void *buf, int64_t bytes, int64_t offset);
 
+/* The same, but only what the host has in memory: 1, or 0 if it has not all of it. */
+int sr_io_read_cached(int fd, void *buf, int64_t bytes, int64_t offset);
+
 /* All bytes, or as many as could be written before an error; -errno if none could.  In pieces of SR_IO_PIECE_BYTES: the page
  * cache of some file systems keeps what one call writes in one folio, and then each small write to a large folio walks
  * all of it (measured: 10 us and more instead of 2 for 4 KiB in a folio of 1 MiB; bench/RESULTS.md). */

@@ -58,6 +58,11 @@ int sr_layer_read(struct sr_layer *layer, void *buf, uint64_t bytes, uint64_t of
 	return -EINVAL;
 }
 
+int sr_layer_known_sum(struct sr_layer *layer, uint64_t offset, uint32_t *sum)
+{
+	return kind_of(layer) == VIEW && sr_view_known_sum(layer->view, offset, sum);
+}
+
 /* What lies past the end of the lower layer is zeros. */
 int sr_read_below(struct sr_layer *lower, char *buf, uint64_t bytes, uint64_t offset)
 {

@@ -28,6 +28,10 @@ uint64_t sr_layer_bytes(const struct sr_layer *layer);
 /* Exactly `bytes` bytes; zeros past the end of the layer. */
 int sr_layer_read(struct sr_layer *layer, void *buf, uint64_t bytes, uint64_t offset);
 
+/* 1 if the CRC32C of the block of SR_BLOCK_BYTES at `offset` is known without reading it, else 0.  A block counts as
+ * whole: past the end are zeros. */
+int sr_layer_known_sum(struct sr_layer *layer, uint64_t offset, uint32_t *sum);
+
 /* Bytes written, which are fewer than `bytes` only if an error stopped the rest. */
 int64_t sr_layer_write(struct sr_layer *layer, const void *buf, uint64_t bytes, uint64_t offset);
 

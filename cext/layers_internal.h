@@ -50,6 +50,7 @@ int sr_top_sync(struct sr_layer *layer);
 /* cext/view.c */
 int sr_view_read(struct view *view, char *buf, uint64_t bytes, uint64_t offset);
 int64_t sr_view_seek(const struct view *view, uint64_t offset, uint64_t end, int hole);
+int sr_view_known_sum(const struct view *view, uint64_t offset, uint32_t *sum);
 void sr_view_free(struct view *view);
 
 #endif

@@ -294,10 +294,24 @@ static void release(struct sr_pump *pump)
 	free(pump);
 }
 
+/* Signals are the Python thread's, for threads that are started from here on; but not those of which a thread is the cause.
+ * One that came while it is held back would end the process: so of a SIGBUS mapped.c could not make an error of one read. */
+static void hold_back_signals(sigset_t *before)
+{
+	sigset_t held;
+
+	sigfillset(&held);
+	sigdelset(&held, SIGBUS);
+	sigdelset(&held, SIGSEGV);
+	sigdelset(&held, SIGFPE);
+	sigdelset(&held, SIGILL);
+	pthread_sigmask(SIG_SETMASK, &held, before);
+}
+
 int sr_pump_start(const struct sr_pump_setup *setup, struct sr_pump **out)
 {
 	struct sr_pump *pump;
-	sigset_t all, before;
+	sigset_t before;
 	int rc = 0;
 
 	if (setup->threads < 1 || setup->threads > SR_PUMP_THREADS_MAX || setup->queue < 1 || setup->request_bytes_max < PAGE_BYTES ||
@@ -318,9 +332,7 @@ int sr_pump_start(const struct sr_pump_setup *setup, struct sr_pump **out)
 		pump->workers[i] = (struct worker){.pump = pump, .fd = -1};
 	for (int i = 0; i < pump->count && !rc; i++)
 		rc = open_worker(&pump->workers[i], setup->device_fd);
-	/* Signals are the Python thread's. */
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
+	hold_back_signals(&before);
 	if (!rc) {
 		pump->names = sr_names_new(setup->names_fd, reply_from_names, pump);
 		rc = pump->names ? 0 : -ENOMEM;

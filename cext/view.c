@@ -360,6 +360,28 @@ int sr_view_read(struct view *view, char *buf, uint64_t bytes, uint64_t offset)
 	return rc;
 }
 
+/* Of zeros, and of a piece that is a whole block: its checksum is that of the block. */
+int sr_view_known_sum(const struct view *view, uint64_t offset, uint32_t *sum)
+{
+	static const char zeros[SR_BLOCK_BYTES];
+	const struct sr_extent_row *row = &view->rows->row[find(view, offset)];
+	const struct sr_extent_row *last = view->rows->row + view->rows->count;
+	const uint64_t end = offset + SR_BLOCK_BYTES;
+
+	if (row < last && row->start < end) {
+		if (row->start > offset || row->end < end)
+			return 0;
+		if (row->source != SR_SOURCE_ZEROS) {
+			const struct source *source = &view->sources[row->source];
+			uint64_t piece = row->first_piece + offset / SR_PIECE_BYTES - row->start / SR_PIECE_BYTES;
+			const uint32_t *at = source->paired || end > view->bytes ? NULL : place_of_sums(source, piece);
+			return at && sr_mapped_load(at, 1, sum) == 0;
+		}
+	}
+	*sum = sr_crc32c(0, zeros, sizeof(zeros));
+	return 1;
+}
+
 int64_t sr_view_seek(const struct view *view, uint64_t offset, uint64_t end, int hole)
 {
 	const struct sr_extent_row *row = &view->rows->row[find(view, offset)];

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -83,6 +84,7 @@ class HyperVAgent:
             wall_ns=wall_ns,
         )
         self._replicas: dict[str, Replica] = {}
+        self._making: dict[str, Board] = {}
         self._failbacks: dict[tuple[str, str], Board] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -97,13 +99,24 @@ class HyperVAgent:
 
     async def create_vm(self, *, vm: str, disks: Sequence[NewDisk]) -> list[DiskInfo]:
         """New VM with (optionally formatted) disks.  ``VmExists``; on failure nothing is left."""
-        if await self._disks_or_none(vm):
-            raise RigError("VmExists", f"VM {vm!r} exists already on this host")
+        if vm in self._making:
+            raise RigError("VmExists", f"VM {vm!r} is just being made on this host")
+        board = self._making[vm] = Board(vm)
+        try:
+            if await self._disks_or_none(vm):
+                raise RigError("VmExists", f"VM {vm!r} exists already on this host")
+            board.begin("Import", [(disk.name, 0, disk.size_bytes) for disk in disks if disk.image is not None])
+            return await self._make(vm, disks, board)
+        finally:
+            del self._making[vm]
+
+    async def _make(self, vm: str, disks: Sequence[NewDisk], board: Board) -> list[DiskInfo]:
         try:
             for disk in disks:
                 info = await self._links.host.create_disk(vm=vm, name=disk.name, size_bytes=disk.size_bytes)
                 if disk.image is not None:
-                    await self._links.guests.fill(Path(info.path), Path(disk.image))
+                    await self._links.guests.fill(Path(info.path), Path(disk.image), partial(board.more, disk.name))
+                    board.done(disk.name, disk.size_bytes)  # it may be larger than the image
                 if disk.filesystem is not None:
                     await self._links.guests.format(Path(info.path), disk.filesystem, disk.name)
             return await self._links.host.list_disks(vm=vm)
@@ -151,6 +164,8 @@ class HyperVAgent:
             return VmProgress(vm=vm, phase="Failback", disks=disks)
         if vm in self._replicas:
             return self._replicas[vm].progress()
+        if vm in self._making:
+            return self._making[vm].show()
         return VmProgress(vm=vm, phase=None, disks=[])
 
     async def replicate_now(self, *, vm: str, kind: TagKind, name: str) -> CutInfo:

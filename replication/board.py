@@ -26,6 +26,10 @@ class Board:
         """The disk is looked at up to here."""
         self._disks[disk][0] = done_bytes
 
+    def more(self, disk: str, more_bytes: int) -> None:
+        """So much more of the disk is looked at."""
+        self._disks[disk][0] += more_bytes
+
     def sent(self, disk: str, more_bytes: int) -> None:
         """That much more went over the wire."""
         if disk in self._disks:

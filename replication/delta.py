@@ -38,8 +38,11 @@ class DeltaCycle:
         self._board = board
         self._unsent: list[CutInfo] = []
 
-    async def run(self, kind: TagKind, name: str) -> CutInfo:
-        """Returns when data and tag are in the cache account.  ``ResyncNeeded`` if the log broke."""
+    async def run(self, kind: TagKind, name: str, *, downgraded_because: str | None = None) -> CutInfo:
+        """Returns when data and tag are in the cache account.  ``ResyncNeeded`` if the log broke.
+
+        ``downgraded_because``: why it is not application-consistent, though that was asked for first.
+        """
         self._board.begin("DeltaReplication", [])
         try:
             await check_vouched_for(self._links, self._vm)
@@ -47,6 +50,8 @@ class DeltaCycle:
                 # After a failure: first see that anything gets through, before more points are cut.
                 await self._send()
             cut = await self._cut(kind, name)
+            if downgraded_because is not None:
+                cut = cut.model_copy(update={"downgraded_because": downgraded_because})
             self._unsent.append(cut)
             await self._send()
         finally:
@@ -71,9 +76,8 @@ class DeltaCycle:
         if not mountpoints:
             # Nobody to ask for consistency: the disks are as a crash would leave them, so that is what it is.
             _log.warning("no mounted file system: a crash-consistent point instead", vm=self._vm, name=name)
-            return await self._links.host.cut(
-                vm=self._vm, kind="CrashConsistent", name=f"{name} (no mounted file system: crash-consistent)"
-            )
+            cut = await self._links.host.cut(vm=self._vm, kind="CrashConsistent", name=name)
+            return cut.model_copy(update={"downgraded_because": "no mounted file system"})
         # Taken before the freezer starts its own clock: what is cut by then was cut while they were frozen, whatever
         # happens after the cut.  A tag that claimed more could not be taken back.
         thaws_ns = time.monotonic_ns() + int(FREEZE_S_MAX * 1e9)
@@ -88,4 +92,4 @@ class DeltaCycle:
             if exc.code not in ("FreezeFailed", "FreezeTimedOut"):
                 raise
             _log.warning("no application-consistent point", vm=self._vm, code=exc.code, message=exc.message)
-            return await self.run("CrashConsistent", f"scheduled (not application-consistent: {exc.code})")
+            return await self.run("CrashConsistent", "scheduled", downgraded_because=f"{exc.message} ({exc.code})")

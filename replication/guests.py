@@ -11,6 +11,7 @@ import trio
 
 from blockfs import hostmounts, image_import
 from blockfs.errors import RigError
+from blockfs.sparse_copy import Advance
 
 _ROOM_BYTES = 4 * 1024 * 1024
 """A file system that could not be made with less than this left on the host was refused for want of room."""
@@ -35,8 +36,8 @@ class Guests(Protocol):
         """Make a file system on a disk."""
         ...
 
-    async def fill(self, disk: Path, image: Path) -> None:
-        """Write what is in an image to a new disk."""
+    async def fill(self, disk: Path, image: Path, advance: Advance) -> None:
+        """Write what is in an image to a new disk; ``advance`` is told how many bytes more are done."""
         ...
 
 
@@ -78,6 +79,6 @@ class HostGuests:
             with trio.CancelScope(shield=True):
                 await hostmounts.detach(loop)
 
-    async def fill(self, disk: Path, image: Path) -> None:
+    async def fill(self, disk: Path, image: Path, advance: Advance) -> None:
         """See :func:`blockfs.image_import.fill`."""
-        await image_import.fill(image, disk)
+        await image_import.fill(image, disk, advance=advance)

@@ -46,8 +46,21 @@ class VaultLink(Protocol):
         """
         ...
 
-    async def point_sent(self, *, vm: str, tag_id: str, kind: TagKind, name: str, position: int, time_ns: int) -> None:
-        """All data up to ``position`` and its tags are in the cache account (this is when the RPO is met)."""
+    async def point_sent(
+        self,
+        *,
+        vm: str,
+        tag_id: str,
+        kind: TagKind,
+        name: str,
+        position: int,
+        time_ns: int,
+        downgraded_because: str | None = None,
+    ) -> None:
+        """All data up to ``position`` and its tags are in the cache account (this is when the RPO is met).
+
+        ``downgraded_because``: why it is crash-consistent, if it was to be application-consistent.
+        """
         ...
 
     async def replication_error(

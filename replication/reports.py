@@ -66,6 +66,7 @@ class Reports:
             name=cut.name,
             position=cut.position,
             time_ns=cut.time_ns,
+            downgraded_because=cut.downgraded_because,
         )
         await self._tell(cut.tag_id, call)
 

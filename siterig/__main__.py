@@ -14,7 +14,9 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes, and is printed as it is
     try:
-        from siterig.cli import app  # noqa: PLC0415
+        from siterig.cli import program  # noqa: PLC0415
+
+        app = program(sys.argv[1:])
     except KeyboardInterrupt:
         print("siterig: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

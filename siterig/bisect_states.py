@@ -16,6 +16,7 @@ from azure_emu.vault.api import RecoveryPoint, VaultApi
 from blockfs import hostmounts
 from blockfs.control import DiskHostControl
 from blockfs.errors import RigError
+from blockfs.host_process import HostProcess
 from siterig.bisection import Step
 from siterig.values import parse_point
 
@@ -90,11 +91,23 @@ class States(Protocol):
 
 
 class MountedStates:
-    """:class:`States` of a rig.  ``label`` (:func:`make_label`) tells the states of one search from those of others."""
+    """:class:`States` of a rig.  ``label`` (:func:`make_label`) tells the states of one search from those of others.
 
-    def __init__(self, vault: VaultApi, recovery: RecoverySide, azure: DiskHostControl, vm: str, label: str) -> None:
+    They are gone with ``process`` at the latest; None: those that are not closed stay.
+    """
+
+    def __init__(
+        self,
+        vault: VaultApi,
+        recovery: RecoverySide,
+        azure: DiskHostControl,
+        vm: str,
+        label: str,
+        *,
+        process: HostProcess | None,
+    ) -> None:
         self._vault, self._recovery, self._azure = vault, recovery, azure
-        self._vm, self._label = vm, label
+        self._vm, self._label, self._process = vm, label, process
         self._disk_ids: dict[str, str] = {}
         self._opened = 0
         self._swept = False
@@ -116,7 +129,9 @@ class MountedStates:
     ) -> State:
         self._opened += 1
         name = f"{self._label}-{self._opened}"
-        found = await self._vault.mount_point(vm=self._vm, point=point, position=position, time=time, name=name)
+        found = await self._vault.mount_point(
+            vm=self._vm, point=point, position=position, time=time, name=name, process=self._process
+        )
         if found.broken is not None:
             raise RigError("InvalidPosition", f"VM {self._vm!r}: position {found.position} cannot be opened: {found.broken}")
         if not self._disk_ids:
@@ -145,8 +160,8 @@ class MountedStates:
         if not self._swept:
             await self._sweep()
         images = {}
-        for name, disk_id in self._disk_ids.items():
-            store = await self._recovery.store_path(disk_id=disk_id)
+        stores = await self._recovery.store_paths(disk_ids=list(self._disk_ids.values()))
+        for name, store in zip(self._disk_ids, stores, strict=True):
             info = await self._azure.open_point(
                 vm=self._label, name=name, disk_id=str(uuid.uuid4()), store=store, position=state.position
             )

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from siterig.commands import bisect, disks, drill, log, mount, operations, points, records, rig, vms
+SUBJECTS = {
+    "rig": ("doctor", "up", "down", "status"),
+    "vms": ("vm", "protect", "unprotect", "points", "take-point"),
+    "points": ("point",),
+    "bisect": ("bisect",),
+    "disks": ("disk",),
+    "operations": ("failover", "cleanup", "commit", "failback", "reprotect", "resync"),
+    "records": ("jobs", "events"),
+    "log": ("log",),
+    "mount": ("mount",),
+    "drill": ("drill",),
+}
+"""The modules of ``siterig.commands``, and the first words of their commands, as help shows them."""
 
-app = typer.Typer(
-    name="siterig",
-    help="A test rig for site recovery: virtual disks, replication, failover and failback on one Linux machine.",
-    epilog="Example: siterig drill",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for subject in (rig, vms, points, bisect, disks, operations, records, log, mount, drill):
-    subject.register(app)
+
+def program(words: Sequence[str] = ()) -> typer.Typer:
+    """The commands that ``words`` need: to load all of them takes longer than most of them do."""
+    app = typer.Typer(
+        name="siterig",
+        help="A test rig for site recovery: virtual disks, change logs, replication, failover and failback on one Linux "
+        "machine.",
+        epilog="Example: siterig drill",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for subject in [name for name, first in SUBJECTS.items() if words and words[0] in first] or SUBJECTS:
+        importlib.import_module(f"siterig.commands.{subject}").register(app)
+    app.callback()(_global)
+    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -27,7 +47,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _global(
     *,
     version: Annotated[

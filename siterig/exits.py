@@ -12,6 +12,7 @@ import typer
 
 from blockfs.errors import RigError
 from siterig.failures import expected
+from siterig.rpc_client import TELL_WAITS
 
 T = TypeVar("T")
 
@@ -46,10 +47,10 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
     """
 
     async def main() -> T:
+        TELL_WAITS.set(lambda text: print(f"siterig: note: {text}", file=sys.stderr, flush=True))
         return await work()
 
-    for number in (signal.SIGTERM, signal.SIGHUP):  # an end from outside, or a closed terminal, cleans up as Ctrl-C does
-        signal.signal(number, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
+    _listen()
     try:
         return trio.run(main)
     except BaseException as error:
@@ -61,6 +62,15 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
             raise
         print(f"siterig: error: {' '.join(failure.message.split())} ({failure.code})", file=sys.stderr)
         raise typer.Exit(status_of(failure)) from None
+
+
+def _listen() -> None:
+    """An end from outside, or a closed terminal (unless under nohup), cleans up as Ctrl-C does."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # behind a script's "&": SIGTERM would say nothing either
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
 
 
 def interrupted(error: BaseException) -> bool:

@@ -1,21 +1,26 @@
 """A disk of a mounted point as an image file, in any of the formats people ask for.
 
-Fault contract: the image is written under a hidden name beside its own, made durable, and then named: it is there whole or
-not at all.  An error or Ctrl-C takes the hidden file away; only a kill leaves it (``.NAME.XXXXXXXX.part``).
+Fault contract: the image is written without a name, made durable, and then named: it is there whole or not at all, and an
+end of any kind (an error, Ctrl-C, a kill, power) leaves nothing.  Where the file system has no files without names (NFS and
+FAT, say), it is hidden (``.NAME.XXXXXXXX.part``) meanwhile: an error or Ctrl-C takes that away; a kill leaves it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import trio
 
 from blockfs import qemu_img
-from blockfs.durable import sync_folder
+from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
+from blockfs.host_folder import told_of
 from blockfs.qemu_img import Advance
 from blockfs.sparse_copy import SparseCopy
 
@@ -24,53 +29,126 @@ Format = Literal["raw", "vhd", "qcow2", "vhdx", "vmdk"]
 
 
 def check(to: Path, format_: Format, *, force: bool) -> None:
-    """What can be told before anything is mounted: ``FileExists``, ``BadRequest``, ``ToolMissing``."""
-    if to.is_dir() or not to.parent.is_dir():
-        raise RigError("BadRequest", f"{to}: is a folder, or in a folder that is not there; name the image file to make")
-    if to.exists() and not force:
-        raise _exists(to)
+    """What can be told before anything is mounted: ``FileExists``, ``BadRequest``, ``HostIoError``, ``ToolMissing``."""
+    if str(to) == "-":
+        raise RigError("BadRequest", f"{to}: an image is not written to standard output; name a file")
+    with told_of(str(to)):
+        there = _there(to, Path.stat)
+        folder = Path(os.path.realpath(to)).parent
+        if there is None and not folder.is_dir():
+            raise RigError("BadRequest", f"{to}: is in a folder that is not there; name the image file to make")
+    if there is not None and (there.code != "FileExists" or not force):
+        raise there
     if format_ not in OWN_FORMATS:
         qemu_img.require(f"format {format_}")
 
 
-def _exists(to: Path) -> RigError:
-    return RigError("FileExists", f"{to} is there already: name another file, or replace it with --force")
+_KINDS = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFBLK: "device",
+    stat.S_IFCHR: "device",
+    stat.S_IFIFO: "FIFO",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFLNK: "symbolic link",
+}
+
+
+def _there(to: Path, look: Callable[[Path], os.stat_result]) -> RigError | None:
+    """What is to be said of what has that name: ``FileExists`` of a file, else ``BadRequest``; None: nothing has it."""
+    try:
+        mode = look(to).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISREG(mode):
+        return RigError("FileExists", f"{to} is there already: name another file, or replace it with --force")
+    return RigError("BadRequest", f"{to}: is a {_KINDS[stat.S_IFMT(mode)]}; name a file")
 
 
 async def export(source: Path, to: Path, format_: Format, *, force: bool, advance: Advance) -> None:
-    """Write the disk in ``source`` (for ``vhd`` the one with a footer) to ``to``."""
-    part = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}.part")
+    """Write the disk in ``source`` (for ``vhd`` the one with a footer) to ``to``; a symbolic link stays one.
+
+    ``FileExists``; ``BadRequest``: there is something that is no file; ``DiskFull``, ``HostIoError``, ``ReadFailed``,
+    ``ConvertFailed``; ``InvalidDiskSize``: too large for the file system.
+    """
+    part = _Part(to)
     try:
         if format_ in OWN_FORMATS:
             await _copy(source, part, advance)
         else:
-            size_bytes = source.stat().st_size
-            await qemu_img.convert(source, part, from_="raw", to=format_, size_bytes=size_bytes, advance=advance)
-        await trio.to_thread.run_sync(_publish, part, to, force)
+            await _convert(source, part, format_, advance)
+        await trio.to_thread.run_sync(part.publish, force)
+    except RigError as error:
+        if error.code != "ReadFailed":
+            raise
+        raise RigError(error.code, f"{part.to}: was not made: {error.message}") from error
     finally:
-        part.unlink(missing_ok=True)
+        part.close()
 
 
-async def _copy(source: Path, part: Path, advance: Advance) -> None:
-    with source.open("rb", buffering=0) as reading, part.open("xb", buffering=0) as writing:
+async def _copy(source: Path, part: _Part, advance: Advance) -> None:
+    with source.open("rb", buffering=0) as reading:
         size_bytes = os.fstat(reading.fileno()).st_size
-        os.ftruncate(writing.fileno(), size_bytes)
-        await SparseCopy(source, reading.fileno(), part, writing.fileno(), size_bytes).run(advance)
+        with told_of(str(part.to)):
+            os.ftruncate(part.fd, size_bytes)
+        await SparseCopy(source, reading.fileno(), part.to, part.fd, size_bytes).run(advance)
 
 
-def _publish(part: Path, to: Path, force: bool) -> None:
-    fd = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+async def _convert(source: Path, part: _Part, format_: Format, advance: Advance) -> None:
+    size_bytes = source.stat().st_size
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    if force:
-        part.rename(to)
-    else:
+        await qemu_img.convert(source, part.path, from_="raw", to=format_, size_bytes=size_bytes, advance=advance)
+    except RigError as error:
+        raise RigError(error.code, error.message.replace(str(part.path), str(part.to))) from error
+
+
+class _Part:
+    """The image ``to`` before it has that name.  ``path``: how another program gets at it."""
+
+    def __init__(self, to: Path) -> None:
+        self.to = to = Path(os.path.realpath(to))
+        self._hidden = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}.part")
+        with told_of(str(to)):
+            try:
+                self.fd = os.open(to.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
+                self.path = Path(f"/proc/{os.getpid()}/fd/{self.fd}")
+            except OSError as exc:
+                if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+                    raise
+                self.fd = os.open(self._hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+                self.path = self._hidden
+
+    def publish(self, force: bool) -> None:
+        """Make it durable and name it; ``FileExists`` unless a file that is there is to be replaced, ``BadRequest``."""
+        with told_of(str(self.to)):
+            os.fsync(self.fd)
+            if force:
+                if self.path != self._hidden:
+                    self._link(self._hidden)
+                there = _there(self.to, Path.lstat)
+                if there is not None and there.code != "FileExists":
+                    raise there
+                self._hidden.rename(self.to)
+            else:
+                self._name()
+            sync_folder(self.to.parent)
+
+    def _name(self) -> None:
         try:
-            os.link(part, to)  # unlike a rename, it replaces nothing that came meanwhile
-        except FileExistsError:
-            raise _exists(to) from None
-        except PermissionError:  # a file system without hard links
-            part.rename(to)
-    sync_folder(to.parent)
+            try:
+                self._link(self.to)  # unlike a rename, it replaces nothing that came meanwhile
+            except PermissionError:  # a file system without hard links
+                rename_new(self._hidden, self.to)
+        except FileExistsError as error:
+            raise _there(self.to, Path.lstat) or error from None
+
+    def _link(self, to: Path) -> None:
+        folder = os.open(to.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:  # with a folder it is linkat, which follows the path to a file without a name
+            os.link(self.path, to.name, dst_dir_fd=folder, follow_symlinks=True)
+        finally:
+            os.close(folder)
+
+    def close(self) -> None:
+        """Let go; what has not been published is gone."""
+        os.close(self.fd)
+        self._hidden.unlink(missing_ok=True)

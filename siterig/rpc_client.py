@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import httpx
+import trio
 
 from blockfs.errors import RigError
 from siterig.rpc_contract import ErrorBody, Method, method_names
 
 T = TypeVar("T")
 
+WAIT_TOLD_S = 5.0
+TELL_WAITS: ContextVar[Callable[[str], None] | None] = ContextVar("TELL_WAITS", default=None)
+"""Who is told that an answer is waited for, once for each call, after ``WAIT_TOLD_S``; None: nobody."""
+
 
 class _Proxy:
     """Turns attribute access into remote methods; see :func:`proxy`."""
 
-    def __init__(self, protocol: type, socket: Path, service: str) -> None:
+    def __init__(self, protocol: type, socket: Path, service: str, deadlines: Mapping[str, float]) -> None:
         self._protocol = protocol
+        self._deadlines = deadlines
         self._names = method_names(protocol)
         self._methods: dict[str, Method] = {}
         self._socket = socket
@@ -43,24 +51,43 @@ class _Proxy:
 
     async def _post(self, method: Method, arguments: dict[str, Any]) -> Any:
         body = method.arguments.dump_json(cast(Any, arguments), warnings="error")
-        try:
-            answer = await self._client.post(f"/{self._service}/{method.name}", content=body)
-        except httpx.TransportError as error:
-            raise RigError(
-                "RoleUnavailable",
-                f"{self._service}.{method.name}: nobody answers at {self._socket}: {error or type(error).__name__}",
-                recoverable=True,
-            ) from error
+        what, limit_s = f"{self._service}.{method.name}", self._deadlines.get(method.name, math.inf)
+        answer: httpx.Response | httpx.TransportError | None = None
+        with trio.move_on_after(limit_s):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tell_of_wait)
+                try:
+                    answer = await self._client.post(f"/{self._service}/{method.name}", content=body)
+                except httpx.TransportError as error:
+                    answer = error
+                nursery.cancel_scope.cancel()
+        if answer is None:
+            message = f"{what}: the {self._role} did not answer within {limit_s:g} s"
+            raise RigError("RoleUnavailable", message, recoverable=True)
+        if isinstance(answer, httpx.TransportError):
+            message = f"{what}: nobody answers at {self._socket}: {answer or type(answer).__name__}"
+            raise RigError("RoleUnavailable", message, recoverable=True) from answer
         if answer.status_code == 200:
             return method.result.validate_json(answer.content)
         failure: ErrorBody = answer.json()["error"]
         raise RigError(failure["code"], failure["message"], recoverable=failure["recoverable"])
 
+    @property
+    def _role(self) -> str:
+        return self._socket.stem
 
-def proxy(protocol: type[T], socket: Path, *, service: str | None = None) -> T:
+    async def _tell_of_wait(self) -> None:
+        tell = TELL_WAITS.get()
+        if tell is not None:
+            await trio.sleep(WAIT_TOLD_S)
+            tell(f"waiting for the {self._role} ...")
+
+
+def proxy(protocol: type[T], socket: Path, *, service: str | None = None, deadlines: Mapping[str, float] | None = None) -> T:
     """An object that implements ``protocol`` by calling ``service`` (default: the Protocol's name) on ``socket``.
 
-    A call may take as long as it takes; cancelling it cancels the work at the other side.  ``RoleUnavailable``
-    (recoverable) if nobody listens or the connection is lost, in which case the call may or may not have been done.
+    A call may take as long as it takes, unless ``deadlines`` has seconds for its method; cancelling it cancels the work at
+    the other side.  ``RoleUnavailable`` (recoverable) if nobody listens, the connection is lost or the deadline has passed,
+    in which cases the call may or may not have been done.
     """
-    return cast(T, _Proxy(protocol, socket, service or protocol.__name__))
+    return cast(T, _Proxy(protocol, socket, service or protocol.__name__, deadlines or {}))

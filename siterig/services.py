@@ -1,8 +1,12 @@
-"""Which service answers where: the one list of the roles' sockets and the Protocols on them."""
+"""Which service answers where: the one list of the roles' sockets and the Protocols on them.
+
+A role that hangs must not hang the others: what a role answers out of what it has, has a deadline.  What may rightly take
+long (whatever copies, reads a disk, waits for a job or for a freeze) has none, for nobody can tell it from one that hangs.
+"""
 
 from __future__ import annotations
 
-from azure_emu.ports import ApplierReports, Provider, RecoverySide
+from azure_emu.ports import ApplierReports, DamageReports, Provider, RecoverySide
 from azure_emu.vault.api import VaultApi
 from blockfs.control import DiskHostControl
 from replication.ports import VaultLink
@@ -10,44 +14,71 @@ from siterig.control import SupervisorControl
 from siterig.layout import Layout
 from siterig.rpc_client import proxy
 
+ANSWER_S = 20.0
+"""For what a role answers by itself; hosts under load have taken seconds."""
+ASKING_S = 2 * ANSWER_S
+"""For what it asks another role for first, so that the one that hangs is named."""
+ASKING_BOTH_S = 5 * ANSWER_S
+"""For what the vault asks both sides for, one after the other."""
+
+_VAULT = dict.fromkeys(("items", "points", "managed_disks", "jobs", "job", "events"), ANSWER_S) | {
+    "mounted_points": ASKING_S,
+    "progress": ASKING_S,
+    "list_vms": ASKING_BOTH_S,
+}
+_VAULT_LINK = dict.fromkeys(
+    ("watermarks", "may_replicate", "point_sent", "replication_error", "replication_recovered", "resync_required"), ANSWER_S
+)
+_APPLIER_REPORTS = dict.fromkeys(("applied", "apply_failed", "replicating_disks"), ANSWER_S)
+_DAMAGE_REPORTS = dict.fromkeys(("damage_met", "scrubbed"), ANSWER_S)
+_HOST = dict.fromkeys(("list_disks", "position", "counters", "segments", "list_recoveries"), ANSWER_S)
+_PROVIDER = {"progress": ANSWER_S, "list_vms": ASKING_S}
+_RECOVERY_SIDE = dict.fromkeys(("store_paths", "retain", "disk_state", "position_at", "export_progress"), ANSWER_S)
+_SUPERVISOR = {"status": ANSWER_S}
+
 # mypy wants a concrete class where a Protocol's class object is the point: hence the ignores, all of them here.
 
 
 def vault(layout: Layout) -> VaultApi:
     """The vault's operations."""
-    return proxy(VaultApi, layout.socket("vault"))  # type: ignore[type-abstract]
+    return proxy(VaultApi, layout.socket("vault"), deadlines=_VAULT)  # type: ignore[type-abstract]
 
 
 def vault_link(layout: Layout) -> VaultLink:
     """The vault as the site's agent sees it."""
-    return proxy(VaultLink, layout.socket("vault"))  # type: ignore[type-abstract]
+    return proxy(VaultLink, layout.socket("vault"), deadlines=_VAULT_LINK)  # type: ignore[type-abstract]
 
 
 def applier_reports(layout: Layout) -> ApplierReports:
     """The vault as the applier sees it."""
-    return proxy(ApplierReports, layout.socket("vault"))  # type: ignore[type-abstract]
+    return proxy(ApplierReports, layout.socket("vault"), deadlines=_APPLIER_REPORTS)  # type: ignore[type-abstract]
+
+
+def damage_reports(layout: Layout) -> DamageReports:
+    """The vault as who reads managed disks sees it."""
+    return proxy(DamageReports, layout.socket("vault"), deadlines=_DAMAGE_REPORTS)  # type: ignore[type-abstract]
 
 
 def site(layout: Layout) -> DiskHostControl:
     """The disk host that serves the source VMs."""
-    return proxy(DiskHostControl, layout.socket("site"))  # type: ignore[type-abstract]
+    return proxy(DiskHostControl, layout.socket("site"), deadlines=_HOST)  # type: ignore[type-abstract]
 
 
 def azure(layout: Layout) -> DiskHostControl:
     """The disk host that serves the failed-over VMs."""
-    return proxy(DiskHostControl, layout.socket("azure"))  # type: ignore[type-abstract]
+    return proxy(DiskHostControl, layout.socket("azure"), deadlines=_HOST)  # type: ignore[type-abstract]
 
 
 def provider(layout: Layout) -> Provider:
     """The provider and agent on the Hyper-V host."""
-    return proxy(Provider, layout.socket("agent"))  # type: ignore[type-abstract]
+    return proxy(Provider, layout.socket("agent"), deadlines=_PROVIDER)  # type: ignore[type-abstract]
 
 
 def recovery_side(layout: Layout) -> RecoverySide:
     """The applier with its managed disks."""
-    return proxy(RecoverySide, layout.socket("applier"))  # type: ignore[type-abstract]
+    return proxy(RecoverySide, layout.socket("applier"), deadlines=_RECOVERY_SIDE)  # type: ignore[type-abstract]
 
 
 def supervisor(layout: Layout) -> SupervisorControl:
     """The supervisor of the rig's processes."""
-    return proxy(SupervisorControl, layout.socket("supervisor"))  # type: ignore[type-abstract]
+    return proxy(SupervisorControl, layout.socket("supervisor"), deadlines=_SUPERVISOR)  # type: ignore[type-abstract]

@@ -7,7 +7,7 @@ by line elsewhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from azure_emu.vault.api import Job, RecoveryPoint, VaultApi
+from azure_emu.ports import DiskSpec
+from azure_emu.vault.api import Job, MountedPoint, RecoveryPoint, Task, VaultApi, Vm
 from blockfs.errors import RigError
 from blockfs.progress import VmProgress
 from siterig.values import format_size
@@ -65,8 +66,13 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     for column in columns:
         result.add_column(column, overflow="fold")
     for row in rows:
-        result.add_row(*(Text(str(value), style=_STYLES.get(str(value), "")) for value in row))
+        result.add_row(*(Text(_cell(value), style=_STYLES.get(str(value), "")) for value in row))
     return result
+
+
+def _cell(value: object) -> str:
+    """A name may say anything, but must not draw on the terminal or begin a line."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
@@ -82,7 +88,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
 
 def _plain_lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
     """As :func:`table`, a line a row, and without its colours: in a pipe, and where drawing would take seconds."""
-    cells = [list(columns), *([str(value) for value in row] for row in rows)]
+    cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[n]) for row in cells) for n in range(len(columns))]
     for row in cells:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -96,7 +102,14 @@ def point_json(point: RecoveryPoint) -> dict[str, object]:
         "type": point.recoveryPointType,
         "time": point.recoveryPointTime,
         "position": point.position,
+        "downgradedBecause": point.downgradedBecause,
     }
+
+
+def mounted_json(state: MountedPoint) -> dict[str, object]:
+    """What is mounted, as ``point mount --json`` shows it."""
+    point = state.recoveryPoint
+    return {**state.model_dump(mode="json"), "recoveryPoint": None if point is None else point_json(point)}
 
 
 def _bars(progress: VmProgress | None) -> Iterable[RenderableType]:
@@ -111,6 +124,11 @@ def _bars(progress: VmProgress | None) -> Iterable[RenderableType]:
         yield grid
     if progress.detail:
         yield Text(f"  {progress.detail}")
+
+
+def task_state(task: Task) -> str:
+    """For people: the service calls a task that had nothing to do ``Other``, and says so beside it."""
+    return task.stateDescription or task.state if task.state == "Other" else task.state
 
 
 def _drawn(job: Job, progress: VmProgress | None) -> RenderableType:
@@ -143,6 +161,30 @@ def bar(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
         yield advance
 
 
+async def while_imported(vault: VaultApi, vm: str, disks: Sequence[DiskSpec], make: Callable[[], Awaitable[Vm]]) -> Vm:
+    """Make a VM, with a progress bar of the images that its disks are filled from."""
+    total_bytes = sum(disk.size_bytes for disk in disks if disk.image is not None)
+    if not total_bytes or not err().is_terminal:
+        return await make()
+    with bar(f"{vm}: import", total_bytes) as advance:
+
+        async def watch() -> None:
+            shown_bytes = 0
+            while True:
+                await trio.sleep(POLL_S)
+                progress = await _progress(vault, vm)
+                done_bytes = sum(disk.done_bytes for disk in progress.disks) if progress is not None else 0
+                if done_bytes > shown_bytes:
+                    advance(done_bytes - shown_bytes)
+                    shown_bytes = done_bytes
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            made = await make()
+            nursery.cancel_scope.cancel()
+    return made
+
+
 async def follow(vault: VaultApi, job: Job) -> Job:
     """Show a job until it has ended; its last state."""
     console = err()
@@ -160,7 +202,9 @@ async def follow(vault: VaultApi, job: Job) -> Job:
         for task in job.tasks:
             if told.get(task.name) != task.state and task.state != "NotStarted":
                 told[task.name] = task.state
-                console.print(f"{job.friendlyName} {job.targetObjectName}: {task.friendlyName}: {task.state}", markup=False)
+                console.print(
+                    f"{job.friendlyName} {job.targetObjectName}: {task.friendlyName}: {task_state(task)}", markup=False
+                )
         if job.endTime is not None:
             console.print(f"{job.friendlyName} {job.targetObjectName}: {job.state}", markup=False)
             return job

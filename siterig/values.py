@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from fractions import Fraction
 
 from azure_emu.ports import DiskSpec
 from blockfs.errors import RigError
@@ -27,11 +28,10 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None or match[2].upper() not in _UNITS:
         raise RigError("InvalidDiskSize", f"size {text!r} is not understood: write a number and KiB, MiB, GiB or TiB")
-    size_bytes = float(match[1]) * _UNITS[match[2].upper()] if "." in match[1] else int(match[1]) * _UNITS[match[2].upper()]
+    size_bytes = Fraction(match[1]) * _UNITS[match[2].upper()]
     if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
-        raise RigError(
-            "InvalidDiskSize", f"size {text!r} is {size_bytes:g} bytes: it must be a positive multiple of {SECTOR_BYTES}"
-        )
+        shown = f"{size_bytes} bytes" if size_bytes.denominator == 1 else "no whole number of bytes"
+        raise RigError("InvalidDiskSize", f"size {text!r} is {shown}: it must be a positive multiple of {SECTOR_BYTES}")
     return int(size_bytes)
 
 
@@ -85,6 +85,15 @@ def parse_disk_name(text: str) -> tuple[str, str]:
     return vm, name
 
 
+def check_file_name(what: str, name: str) -> None:
+    """``InvalidName`` unless a file can be named so, and people be told of it in a line."""
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
+        raise RigError(
+            "InvalidName",
+            f"{what} is named {name!r}: it must be a file's name, without a folder, of printable characters",
+        )
+
+
 def format_time(microseconds: float | None) -> str:
     """A duration for people: ``85 us``, ``1.2 ms``, ``3 s``; ``-`` for None."""
     if microseconds is None:
@@ -97,7 +106,7 @@ def format_time(microseconds: float | None) -> str:
 
 
 def parse_point(text: str) -> str:
-    """The vault's word for ``latest``, ``latest-processed`` or ``latest-app``; else a point's id, as it is."""
+    """The vault's word for ``latest``, ``latest-processed`` or ``latest-app``; else a point's id or name, as it is."""
     return POINT_CHOICES.get(text.lower(), text)
 
 

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 from azure_emu.ports import DiskSpec
 from azure_emu.vault.retention import HOURS_DEFAULT
 from blockfs.control import TagKind
+from blockfs.host_process import HostProcess
 from blockfs.progress import VmProgress
 from blockfs.wire import WireModel
 
@@ -59,7 +60,10 @@ class JobError(WireModel):
 
 
 class RecoveryPoint(WireModel):
-    """A recovery point: one position over all disks of the VM."""
+    """A recovery point: one position over all disks of the VM.
+
+    ``downgradedBecause``: why it is crash-consistent, if an application-consistent one was asked for.
+    """
 
     id: str
     name: str
@@ -67,6 +71,7 @@ class RecoveryPoint(WireModel):
     recoveryPointTime: str
     position: int
     time_ns: int
+    downgradedBecause: str | None = None
 
 
 class ManagedDisk(WireModel):
@@ -89,8 +94,9 @@ class MountedDisk(WireModel):
 class MountedPoint(WireModel):
     """A VM's disks at one position, mounted read-only as ``name``.
 
-    ``recoveryPoint``: the point that is there, None between points.  ``time``: the time that was asked for, if one was.
-    ``broken``: None, or why there are no disks.
+    ``recoveryPoint``: the point that is there, None between points.  ``time``: the time that was asked for, in UTC, if one
+    was.
+    ``broken``: None, or why there are no disks.  ``damage``: None, or what is known not to be readable of it.
     """
 
     vm: str
@@ -100,6 +106,7 @@ class MountedPoint(WireModel):
     recoveryPoint: RecoveryPoint | None
     disks: list[MountedDisk]
     broken: str | None
+    damage: str | None = None
 
 
 class Job(WireModel):
@@ -165,12 +172,14 @@ class Event(WireModel):
 class VaultApi(Protocol):
     """Operations; each that starts a job returns it at once: poll :meth:`job` until ``endTime`` is set.
 
-    ``point`` is ``Latest``, ``LatestProcessed``, ``LatestApplicationConsistent`` or the id of a point.
+    ``point`` is ``Latest``, ``LatestProcessed``, ``LatestApplicationConsistent``, or the id of a point or a name that only
+    one has.  What a user names a point has 1 to 100 printable characters (``InvalidName``).
     Errors: ``VmNotFound``, ``VmExists``, ``InvalidState`` (names the state and which are allowed), ``NoSuchPoint``,
     ``JobInProgress``, ``InvalidPolicy``.
 
     What is mounted is ``point``, the state at ``position``, or the one at ``time`` (RFC 3339), or ``LatestProcessed``.
-    ``name`` is its folder's (default: the point's id, ``@POSITION``, or the time as it was given).  More errors:
+    ``name`` is its folder's (default: the point's id, ``@POSITION``, or the time in UTC).  It is unmounted when
+    ``process`` has ended, if one is given, as soon as nothing has it open.  More errors:
     ``InvalidPosition``, ``InvalidTime``, ``RecoveryExists``, ``RecoveryInUse``, ``NotMounted``.
     """
 
@@ -192,6 +201,7 @@ class VaultApi(Protocol):
         position: int | None = None,
         time: str | None = None,
         name: str | None = None,
+        process: HostProcess | None = None,
     ) -> MountedPoint: ...
     async def unmount_point(self, *, vm: str, name: str) -> None: ...
     async def mounted_points(self, *, vm: str) -> list[MountedPoint]: ...

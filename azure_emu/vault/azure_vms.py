@@ -54,8 +54,9 @@ async def open_at(services: Services, owner: str, name: str, kind: Kind, point: 
     await claim(services, owner, name, kind, point.id)
     if await disks_of(services, name):
         await services.azure.remove_vm(vm=name)
-    for disk in await services.store.transact(lambda session: _disks(session, owner)):
-        store = await services.recovery.store_path(disk_id=disk.disk_id)
+    disks = await services.store.transact(lambda session: _disks(session, owner))
+    stores = await services.recovery.store_paths(disk_ids=[disk.disk_id for disk in disks])
+    for disk, store in zip(disks, stores, strict=True):
         # The new disk has an id of its own: its parts at failback must not be taken for those of the site's disk.
         await services.azure.open_point(
             vm=name, name=disk.name, disk_id=str(uuid.uuid4()), store=store, position=point.position

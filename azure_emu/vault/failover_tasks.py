@@ -9,10 +9,10 @@ import trio
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import azure_vms, health, inventory, points
+from azure_emu.vault import azure_vms, damage, health, inventory, points
 from azure_emu.vault.api import RecoveryPoint
 from azure_emu.vault.clock import rfc3339
-from azure_emu.vault.jobs import SKIPPED, Outcome, Scenario, TaskKind, Work, went_on_without
+from azure_emu.vault.jobs import SKIPPED, Outcome, Scenario, TaskKind, Work, went_on_without, with_warning
 from azure_emu.vault.schema import CycleRow, ItemRow, JobRow
 from azure_emu.vault.states import (
     RECOVERY,
@@ -97,18 +97,25 @@ def _held_point(work: Work) -> RecoveryPoint:
     return RecoveryPoint.model_validate(work.memory["point"])
 
 
+async def _damage_of(work: Work, point: RecoveryPoint) -> Outcome | None:
+    """A damaged state is better than none: it is used, and said to be damaged."""
+    known = await work.change(lambda session, item: damage.warning_at(session, item.vm, point.position))
+    return None if known is None else with_warning(known)
+
+
 # ---- test failover
 
 
-async def prepare_test(work: Work) -> None:
+async def prepare_test(work: Work) -> Outcome | None:
     """The test VM's disks are open."""
-    name = azure_vms.test_vm_name(work.vm)
-    await azure_vms.open_at(work.services, work.vm, name, "TestFailover", _held_point(work))
+    name, point = azure_vms.test_vm_name(work.vm), _held_point(work)
+    await azure_vms.open_at(work.services, work.vm, name, "TestFailover", point)
 
     def completing(_session: Session, item: ItemRow) -> None:
         item.test_failover_state = TEST_COMPLETING
 
     await work.change(completing)
+    return await _damage_of(work, point)
 
 
 async def boot_test(work: Work) -> None:
@@ -156,9 +163,11 @@ async def shutdown_source_if_possible(work: Work) -> Outcome | None:
     return outcome
 
 
-async def fail_over(work: Work) -> None:
+async def fail_over(work: Work) -> Outcome | None:
     """The VM's disks are open on the recovery side, all at the point's position."""
-    await azure_vms.open_at(work.services, work.vm, work.vm, "Recovered", _held_point(work))
+    point = _held_point(work)
+    await azure_vms.open_at(work.services, work.vm, work.vm, "Recovered", point)
+    return await _damage_of(work, point)
 
 
 async def start_on_secondary(work: Work) -> None:

@@ -1,7 +1,8 @@
 """replicationHealth, its reasons, and the RPO of an item.
 
 Warning: 20 % of the last hour's cycles were missed, or a log has been unsent for over an hour, or a resynchronization
-is due, or a recoverable error is being retried.  Critical: an error that will not be retried by itself.
+is due, or a recoverable error is being retried, or states of the past are damaged.  Critical: an error that will not be
+retried by itself, or damage of the newest state.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
+from azure_emu.vault import damage
 from azure_emu.vault.api import Health, HealthError, ProtectedItem
 from azure_emu.vault.clock import rfc3339_or_none
 from azure_emu.vault.schema import CycleRow, HealthErrorRow, ItemRow
@@ -91,8 +93,9 @@ def _missed_ratio(session: Session, item: ItemRow, now_ns: int) -> float:
 
 
 def _derived(session: Session, item: ItemRow, now_ns: int) -> list[HealthError]:
-    """Warnings that follow from the item's figures rather than from a report."""
+    """What follows from the item's figures and its disks' damage rather than from a report of replication."""
     found: list[tuple[str, str]] = []
+    damaged = damage.of_vm(session, item.vm)
     if item.resync_reason is not None:
         found.append(("ResynchronizationRequired", f"VM {item.vm!r} is marked for resynchronization: {item.resync_reason}"))
     if item.protection_state in _CYCLING and not item.suspended:
@@ -106,6 +109,11 @@ def _derived(session: Session, item: ItemRow, now_ns: int) -> list[HealthError]:
     return [
         HealthError(errorCode=code, summaryMessage=text, recoverable=True, attempt=0, nextTryTime=None)
         for code, text in found
+    ] + [
+        HealthError(
+            errorCode=damage.CODE, summaryMessage=each.text, recoverable=not each.critical, attempt=0, nextTryTime=None
+        )
+        for each in damaged
     ]
 
 

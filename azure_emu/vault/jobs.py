@@ -51,6 +51,11 @@ SKIPPED = Outcome("Other", "Skipped")
 INFORMATION = Outcome("Succeeded", "CompletedWithInformation")
 
 
+def with_warning(warning: RigError) -> Outcome:
+    """The task did what it is for, and there is something to be told."""
+    return Outcome("Succeeded", "CompletedWithInformation", warning)
+
+
 def went_on_without(error: RigError) -> Outcome:
     """The task failed, and the scenario goes on all the same."""
     return Outcome("Failed", None, error)

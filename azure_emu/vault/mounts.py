@@ -1,29 +1,33 @@
 """Mounted points: all disks of a VM as they were at one position, read-only, on the recovery side.
 
 A state has its row (schema.MountRow) before the recovery host is asked for it, and until it is gone there.  So each
-function may be run again after a kill, and retention knows what is in use without asking anybody.
+function may be run again after a kill, and retention knows what is in use without asking anybody.  Of those who mount and
+unmount one name, each waits for the one before.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import trio
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import points
+from azure_emu.vault import damage, points
 from azure_emu.vault.api import MountedDisk, MountedPoint, RecoveryPoint
 from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.schema import DiskRow, MountRow, PointRow
 from azure_emu.vault.services import Services
+from azure_emu.vault.states import RECOVERY, State
 from azure_emu.vault.store import find_item
 from blockfs.control import RecoveryInfo, RecoverySource
 from blockfs.errors import RigError
+from blockfs.host_process import HostProcess
 
 CLEAN_UP_S = 10.0
-_UNSAFE = re.compile(r"[^A-Za-z0-9@.+_:-]")
 _POSITION = re.compile(r"@(\d{1,19})")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)")
 
@@ -44,6 +48,14 @@ def parse_time(text: str) -> int:
             "InvalidTime", f"time {text!r} is not understood: write RFC 3339, e.g. 2026-11-21T22:13:17Z or ...:17.25+01:00"
         )
     return int(moment.timestamp()) * 1_000_000_000 + int((found[2] or "0").ljust(6, "0").ljust(9, "9"))
+
+
+def time_name(time_ns: int) -> str:
+    """The one name of a time, however it was written: RFC 3339 in UTC, in which :func:`parse_time` reads it again."""
+    second, _, micros = rfc3339(time_ns)[:-1].partition(".")
+    rest_ns = f"{time_ns % 1000:03}"
+    fraction = micros.rstrip("0") if rest_ns == "999" else micros + rest_ns
+    return f"{second}.{fraction}Z" if fraction else f"{second}Z"
 
 
 def _moment(found: re.Match[str]) -> datetime:
@@ -68,18 +80,32 @@ async def choose(
     if time is not None:
         return await _at_time(services, vm, time)
     if position is not None:
-        ranges, _ = await _readable(services, vm)
-        if not any(first <= position <= last for first, last in ranges):
-            allowed = ", ".join(f"{first} to {last}" for first, last in ranges) or "none yet"
-            raise RigError("InvalidPosition", f"VM {vm!r}: position {position} cannot be read; allowed: {allowed}")
+        _range_of(vm, position, (await _readable(services, vm))[0])
         found = await services.store.transact(lambda session: _point_at(session, vm, position))
         return position, f"@{position}", found
     wanted = points.LATEST_PROCESSED if point is None else point
     if wanted == points.LATEST:
         found = await _latest(services, vm)
         return found.position, f"@{found.position}" if found.id == points.LATEST else found.id, found
-    found = await services.store.transact(lambda session: (find_item(session, vm), points.resolve(session, vm, wanted))[1])
+    found = await _resolve(services, vm, wanted)
     return found.position, found.id, found
+
+
+async def _resolve(services: Services, vm: str, wanted: str) -> RecoveryPoint:
+    def look(session: Session) -> tuple[bool, RecoveryPoint | RigError]:
+        gone = find_item(session, vm).active_location == RECOVERY
+        try:
+            return gone, points.resolve(session, vm, wanted)
+        except RigError as error:
+            return gone, error
+
+    gone, found = await services.store.transact(look)
+    if isinstance(found, RecoveryPoint):
+        return found
+    if gone:
+        spans = " and ".join(f"{first} to {last}" for first, last in (await _readable(services, vm))[0]) or "none"
+        raise RigError("NoSuchPoint", f"VM {vm!r}: points were deleted by the commit; positions {spans} can be read")
+    raise found
 
 
 async def between_points(services: Services, vm: str, choice: str) -> RecoveryPoint | None:
@@ -102,22 +128,33 @@ async def between_points(services: Services, vm: str, choice: str) -> RecoveryPo
 async def _time_of(services: Services, vm: str, position: int) -> int:
     """Of the last change of any of the VM's disks up to a valid position; of the oldest state if there is none."""
     ranges, oldest_ns = await _readable(services, vm)
-    first = max(first for first, last in ranges if first <= position <= last)
+    first, _ = _range_of(vm, position, ranges)
     times = [oldest_ns]
     for disk in await services.store.transact(lambda session: _disks(session, vm)):
-        steps = await services.recovery.change_steps(disk_id=disk.disk_id, after=first, upto=position)
+        try:
+            steps = await services.recovery.change_steps(disk_id=disk.disk_id, after=first, upto=position)
+        except RigError as error:
+            if error.code != "InvalidPosition" or (await _readable(services, vm))[0] == ranges:
+                raise
+            return await _time_of(services, vm, position)  # the oldest state was folded away meanwhile
         times += [step.time_ns for step in steps[-1:]]
     return max(times)
+
+
+def _range_of(vm: str, position: int, ranges: list[tuple[int, int]]) -> tuple[int, int]:
+    """The newest that a position is in; ``InvalidPosition``."""
+    found = [(first, last) for first, last in ranges if first <= position <= last]
+    if not found:
+        allowed = ", ".join(f"{first} to {last}" for first, last in ranges) or "none yet"
+        raise RigError("InvalidPosition", f"VM {vm!r}: position {position} cannot be read; allowed: {allowed}")
+    return max(found)
 
 
 async def _latest(services: Services, vm: str) -> RecoveryPoint:
     """As a failover to ``Latest`` would have it: what the cache account holds is applied first."""
 
-    def look(session: Session) -> tuple[RecoveryPoint, list[str]]:
-        item = find_item(session, vm)
-        return points.resolve(session, vm, points.LATEST), [disk.disk_id for disk in item.disks]
-
-    newest, disk_ids = await services.store.transact(look)
+    newest = await _resolve(services, vm, points.LATEST)
+    disk_ids = [disk.disk_id for disk in await services.store.transact(lambda session: _disks(session, vm))]
     marks = await services.recovery.process_latest(disk_ids=disk_ids)
     return await services.change_item(
         vm, lambda session, item: points.latest_state(item, marks, points.newest(session, vm) or newest)
@@ -158,8 +195,8 @@ async def _at_time(services: Services, vm: str, text: str) -> tuple[int, str, Re
         raise refused
     point = await services.store.transact(lambda session: points.newest_at(session, vm, time_ns))
     if point is not None and any(max(first, *known) <= point.position <= last for first, last in ranges):
-        return point.position, _UNSAFE.sub("-", text.strip()), point  # it is no change of a disk, but it has its time
-    return max(known), _UNSAFE.sub("-", text.strip()), None
+        return point.position, time_name(time_ns), point  # it is no change of a disk, but it has its time
+    return max(known), time_name(time_ns), None
 
 
 def _point_at(session: Session, vm: str, position: int) -> RecoveryPoint | None:
@@ -174,15 +211,30 @@ def _disks(session: Session, vm: str) -> list[DiskRow]:
 
 
 async def mount(
-    services: Services, vm: str, *, point: str | None, position: int | None, time: str | None, name: str | None
+    services: Services,
+    vm: str,
+    *,
+    point: str | None,
+    position: int | None,
+    time: str | None,
+    name: str | None,
+    process: HostProcess | None,
 ) -> MountedPoint:
-    """Open a state; the same one again is no error, another one under its name is (``RecoveryExists``)."""
+    """Open a state; the same one again is no error, another one under its name is (``RecoveryExists``).
+
+    ``process``: noted as the one that it is for (see lent.py), if it was not mounted before.
+    """
     at, default_name, found = await choose(services, vm, point=point, position=position, time=time)
     wanted = MountRow(
-        vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id, asked_time=time
-    )
+        vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id,
+        asked_time=default_name if _TIME.fullmatch(default_name) else None,
+        process_id=None if process is None else process.pid, process_started=None if process is None else process.started,
+    )  # fmt: skip
 
     def note(session: Session) -> tuple[bool, list[DiskRow]]:
+        state = find_item(session, vm).protection_state
+        if state == State.DISABLING:  # its mounts are being taken away: one that came late would stay
+            raise RigError("InvalidState", f"a point of VM {vm!r} cannot be mounted: protectionState is {state}")
         row = session.get(MountRow, (vm, wanted.name))
         if row is not None and row.position != at:
             raise RigError(
@@ -195,36 +247,64 @@ async def mount(
             session.add(wanted)
         return row is None, _disks(session, vm)
 
-    fresh, disks = await services.store.transact(note)
-    try:
-        sources = [
-            RecoverySource(
-                name=disk.name, disk_id=disk.disk_id, store=await services.recovery.store_path(disk_id=disk.disk_id)
-            )
-            for disk in disks
-        ]
-        info = await services.azure.open_recovery(vm=vm, name=wanted.name, position=at, disks=sources)
-    except BaseException:
-        if fresh:
-            with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_S):
-                await _close(services, vm, wanted.name)
-        raise
-    return _wire(wanted, found, info)
+    async with services.mounting.at(f"{vm}/{wanted.name}"):
+        fresh, disks = await services.store.transact(note)
+        try:
+            sources = await _sources(services, disks)
+            info = await services.azure.open_recovery(vm=vm, name=wanted.name, position=at, disks=sources)
+        except BaseException:
+            if fresh:
+                with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_S):
+                    await _close(services, vm, wanted.name)
+            raise
+    known = await services.store.transact(lambda session: damage.warning_at(session, vm, at))
+    return _wire(wanted, found, info, known)
+
+
+async def _sources(services: Services, disks: list[DiskRow]) -> list[RecoverySource]:
+    paths = await services.recovery.store_paths(disk_ids=[disk.disk_id for disk in disks])
+    return [
+        RecoverySource(name=disk.name, disk_id=disk.disk_id, store=path) for disk, path in zip(disks, paths, strict=True)
+    ]
 
 
 async def unmount(services: Services, vm: str, name: str) -> None:
-    """Close a mounted state; ``NotMounted`` names those there are, ``RecoveryInUse``."""
+    """Close a mounted state; ``NotMounted`` names those there are, ``RecoveryInUse``.
 
-    def look(session: Session) -> None:
+    ``name`` is its folder's, or what :func:`mount` would give that name: a time or a position however it is written, or
+    the name of a point.
+    """
+
+    def look(session: Session) -> str:
         find_item(session, vm)
-        if session.get(MountRow, (vm, name)) is None:
-            there = session.scalars(select(MountRow.name).where(MountRow.vm == vm).order_by(MountRow.name))
-            raise RigError(
-                "NotMounted", f"VM {vm!r} has no mounted point {name!r}; mounted are: {', '.join(there) or 'none'}"
-            )
+        there = list(session.scalars(select(MountRow.name).where(MountRow.vm == vm).order_by(MountRow.name)))
+        for known in (name, *_default_names(session, vm, name)):
+            if known in there:
+                return known
+        raise RigError("NotMounted", f"VM {vm!r} has no mounted point {name!r}; mounted are: {', '.join(there) or 'none'}")
 
-    await services.store.transact(look)
-    await _close(services, vm, name)
+    while True:
+        known = await services.store.transact(look)
+        async with services.mounting.at(f"{vm}/{known}"):
+            if await services.store.transact(look) == known:  # it may have been unmounted while it was waited for
+                await _close(services, vm, known)
+                return
+
+
+def _default_names(session: Session, vm: str, text: str) -> Iterator[str]:
+    with suppress(RigError):
+        if (position := _POSITION.fullmatch(text)) is not None:
+            yield f"@{int(position[1])}"
+        elif _TIME.fullmatch(text.strip()) is not None:
+            yield time_name(parse_time(text))
+        else:
+            yield points.resolve(session, vm, text).id
+
+
+async def close(services: Services, vm: str, name: str) -> None:
+    """Close a state on the recovery host (``RecoveryInUse``), and forget it; no-op if it is gone."""
+    async with services.mounting.at(f"{vm}/{name}"):
+        await _close(services, vm, name)
 
 
 async def _close(services: Services, vm: str, name: str) -> None:
@@ -240,20 +320,27 @@ async def remove_all(services: Services, vm: str) -> None:
         lambda session: list(session.scalars(select(MountRow.name).where(MountRow.vm == vm)))
     )
     for name in names:
-        await _close(services, vm, name)
+        await close(services, vm, name)
 
 
 async def mounted(services: Services, vm: str) -> list[MountedPoint]:
     """What of a VM is mounted, newest position first; each with its disks, or why it has none."""
 
-    def look(session: Session) -> list[tuple[MountRow, RecoveryPoint | None]]:
+    def look(session: Session) -> list[tuple[MountRow, RecoveryPoint | None, RigError | None]]:
         find_item(session, vm)
         rows = session.scalars(select(MountRow).where(MountRow.vm == vm).order_by(MountRow.position.desc(), MountRow.name))
-        return [(row, None if row.point_id is None else _named(session, row.point_id)) for row in rows]
+        return [
+            (
+                row,
+                None if row.point_id is None else _named(session, row.point_id),
+                damage.warning_at(session, vm, row.position),
+            )
+            for row in rows
+        ]
 
     rows = await services.store.transact(look)
     infos = {info.name: info for info in await services.azure.list_recoveries(vm=vm)} if rows else {}
-    return [_wire(row, point, infos.get(row.name)) for row, point in rows]
+    return [_wire(row, point, infos.get(row.name), known) for row, point, known in rows]
 
 
 def _named(session: Session, point_id: str) -> RecoveryPoint | None:
@@ -261,7 +348,9 @@ def _named(session: Session, point_id: str) -> RecoveryPoint | None:
     return None if row is None else points.to_wire(row)
 
 
-def _wire(row: MountRow, point: RecoveryPoint | None, info: RecoveryInfo | None) -> MountedPoint:
+def _wire(
+    row: MountRow, point: RecoveryPoint | None, info: RecoveryInfo | None, known_damage: RigError | None
+) -> MountedPoint:
     disks = [] if info is None else info.disks
     return MountedPoint(
         vm=row.vm,
@@ -271,4 +360,5 @@ def _wire(row: MountRow, point: RecoveryPoint | None, info: RecoveryInfo | None)
         recoveryPoint=point,
         disks=[MountedDisk(name=d.name, size_bytes=d.size_bytes, path=d.path, vhd=d.vhd_path) for d in disks],
         broken="the recovery host does not have it: unmount it" if info is None else info.broken,
+        damage=None if known_damage is None else known_damage.message,
     )

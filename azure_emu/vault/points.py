@@ -18,13 +18,18 @@ from blockfs.part import SYNC_END, TagSeen, Watermark
 LATEST = "Latest"
 LATEST_PROCESSED = "LatestProcessed"
 LATEST_APPLICATION_CONSISTENT = "LatestApplicationConsistent"
+_WORDS = {LATEST: "latest", LATEST_PROCESSED: "latest-processed", LATEST_APPLICATION_CONSISTENT: "latest-app"}
+"""What means another point as time goes by, and how the command line says it."""
+NAME_CHARS_MAX = 100
 _IDS_IN_QUERY = 500
 
+_COLUMNS = (PointRow.tag_id, PointRow.kind, PointRow.name, PointRow.position, PointRow.time_ns, PointRow.downgraded_because)
+_Facts = tuple[str, str, str, int, int, str | None]
+"""Of :data:`_COLUMNS`."""
 
-_COLUMNS = (PointRow.tag_id, PointRow.kind, PointRow.name, PointRow.position, PointRow.time_ns)
 
-
-def _wire(tag_id: str, kind: str, name: str, position: int, time_ns: int) -> RecoveryPoint:
+def _wire(facts: _Facts) -> RecoveryPoint:
+    tag_id, kind, name, position, time_ns, downgraded_because = facts
     return RecoveryPoint(
         id=tag_id,
         name=name,
@@ -32,41 +37,51 @@ def _wire(tag_id: str, kind: str, name: str, position: int, time_ns: int) -> Rec
         recoveryPointTime=rfc3339(time_ns),
         position=position,
         time_ns=time_ns,
+        downgradedBecause=downgraded_because,
     )
+
+
+def check_name(name: str) -> None:
+    """``InvalidName`` unless it can be told in a line."""
+    if not (name.isprintable() and 0 < len(name) <= NAME_CHARS_MAX):
+        shown = ascii(name[: 2 * NAME_CHARS_MAX])
+        raise RigError(
+            "InvalidName", f"point is named {shown}; allowed are 1 to {NAME_CHARS_MAX} printable characters, spaces included"
+        )
 
 
 def to_wire(row: PointRow) -> RecoveryPoint:
     """The point as the API shows it."""
-    return _wire(row.tag_id, row.kind, row.name, row.position, row.time_ns)
+    return _wire((row.tag_id, row.kind, row.name, row.position, row.time_ns, row.downgraded_because))
 
 
-def _newest_first(vm: str) -> Select[str, str, str, int, int]:
+def _newest_first(vm: str) -> Select[str, str, str, int, int, str | None]:
     return select(*_COLUMNS).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position.desc())
 
 
 def available(session: Session, vm: str, limit: int | None = None) -> list[RecoveryPoint]:
     """Points whose tag was applied in every disk of the VM, newest first; at most ``limit``."""
-    return [_wire(row[0], row[1], row[2], row[3], row[4]) for row in session.execute(_newest_first(vm).limit(limit))]
+    return [_wire(row) for row in session.execute(_newest_first(vm).limit(limit))]
 
 
 def newest(session: Session, vm: str, kind: str | None = None) -> RecoveryPoint | None:
     """The newest available point, of a kind or of any; None: there is none."""
     query = _newest_first(vm) if kind is None else _newest_first(vm).where(PointRow.kind == kind)
     row = session.execute(query.limit(1)).first()
-    return None if row is None else _wire(row[0], row[1], row[2], row[3], row[4])
+    return None if row is None else _wire(row)
 
 
 def newest_at(session: Session, vm: str, time_ns: int) -> RecoveryPoint | None:
     """The newest available point that is not younger than a time; None: there is none."""
     row = session.execute(_newest_first(vm).where(PointRow.time_ns <= time_ns).limit(1)).first()
-    return None if row is None else _wire(row[0], row[1], row[2], row[3], row[4])
+    return None if row is None else _wire(row)
 
 
 def oldest(session: Session, vm: str) -> RecoveryPoint | None:
     """The oldest available point; None: there is none."""
     query = select(*_COLUMNS).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position)
     row = session.execute(query.limit(1)).first()
-    return None if row is None else _wire(row[0], row[1], row[2], row[3], row[4])
+    return None if row is None else _wire(row)
 
 
 def facts(session: Session, vm: str) -> list[PointFacts]:
@@ -90,19 +105,11 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
     fresh = []
     known = newest(session, item.vm)
     for tag in tags:
-        if tag.name == SYNC_END or tag.position <= item.points_after_position:
-            continue  # the end of one disk's sync, or a late repeat from before a commit: no state of this protection
-        point = session.get(PointRow, tag.tag_id)
+        if tag.name == SYNC_END:
+            continue
+        point = _row_of(session, item, tag, known)
         if point is None:
-            # Each disk's tags are reported in order, so all disks have told of this one before the newest point was made:
-            # this is the repeat that follows a restart, of a point that was pruned since.
-            if known is not None and tag.position <= known.position:
-                continue
-            point = PointRow(
-                tag_id=tag.tag_id, vm=item.vm, kind=tag.kind, name=tag.name, position=tag.position, time_ns=tag.time_ns,
-                available=False,
-            )  # fmt: skip
-            session.add(point)
+            continue
         if disk_id not in {seen.disk_id for seen in point.seen}:
             point.seen.append(TagSeenRow(tag_id=tag.tag_id, disk_id=disk_id))
         if not point.available and {seen.disk_id for seen in point.seen} >= {disk.disk_id for disk in item.disks}:
@@ -110,6 +117,29 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
             fresh.append(point)
     session.flush()
     return fresh
+
+
+def _row_of(session: Session, item: ItemRow, tag: TagSeen, known: RecoveryPoint | None) -> PointRow | None:
+    """The tag's row, made if need be; None if it is no state of this protection, or not any more.  ``known``: the newest."""
+    if tag.position <= item.points_after_position:
+        return None  # a late repeat from before a commit
+    point = session.get(PointRow, tag.tag_id)
+    # Each disk's tags are reported in order, so all disks have told of this one before the newest point was made: without
+    # a row this is the repeat that follows a restart, of a point that was pruned since.
+    if point is None and (known is None or tag.position > known.position):
+        point = PointRow(
+            tag_id=tag.tag_id, vm=item.vm, kind=tag.kind, name=tag.name, position=tag.position, time_ns=tag.time_ns,
+            available=False,
+        )  # fmt: skip
+        session.add(point)
+    return point
+
+
+def note_downgrade(session: Session, item: ItemRow, tag: TagSeen, because: str) -> None:
+    """Keep why a point is crash-consistent only, whether its tag was applied before this or comes later."""
+    point = _row_of(session, item, tag, newest(session, item.vm))
+    if point is not None:
+        point.downgraded_because = because
 
 
 def delete_all(session: Session, vm: str) -> None:
@@ -135,7 +165,7 @@ def prune(session: Session, vm: str, ids: list[str]) -> None:
 
 
 def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
-    """The available point that ``choice`` names; ``NoSuchPoint`` says which there are.
+    """The available point that ``choice`` means, an id or a name that only one has; ``NoSuchPoint`` says which there are.
 
     For ``Latest`` this is only the newest *named* point: see :func:`latest_state` for what else it may be.
     """
@@ -145,17 +175,30 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
         found = newest(session, vm, "ApplicationConsistent")
     else:
         row = find_available(session, choice)
-        found = to_wire(row) if row is not None and row.vm == vm else None
+        found = to_wire(row) if row is not None and row.vm == vm else _named(session, vm, choice)
     if found is None:
         last = newest(session, vm)
         told = f"the newest is {last.id} ({last.recoveryPointType})" if last is not None else "it has none yet"
         count = session.execute(select(func.count()).where(PointRow.vm == vm, PointRow.available)).scalar_one()
         raise RigError(
             "NoSuchPoint",
-            f"VM {vm!r} has no recovery point {choice!r}; {told}; allowed: {LATEST}, {LATEST_PROCESSED}, "
-            f"{LATEST_APPLICATION_CONSISTENT}, or an id out of its {count} points",
+            f"VM {vm!r} has no recovery point {_WORDS.get(choice, choice)!r}; {told}; allowed: {_allowed(count)}",
         )
     return found
+
+
+def _named(session: Session, vm: str, name: str) -> RecoveryPoint | None:
+    rows = session.execute(_newest_first(vm).where(PointRow.name == name)).all()
+    if len(rows) > 1:
+        raise RigError(
+            "NoSuchPoint",
+            f"VM {vm!r} has {len(rows)} recovery points named {name!r}, the newest is {rows[0][0]}: say which by its id",
+        )
+    return _wire(rows[0]) if rows else None
+
+
+def _allowed(count: int) -> str:
+    return f"{', '.join(_WORDS.values())}, the id or the name of one of its {count} points, @POSITION, or a time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +213,12 @@ class Chosen:
         """``NoSuchPoint`` if it means no point (any more)."""
         return self.between is not None or bool(resolve(session, self.vm, self.choice))
 
-    def memory(self) -> dict[str, Any]:
-        """For the job."""
-        return {"choice": self.choice, "between": None if self.between is None else self.between.model_dump()}
+    def memory(self, session: Session) -> dict[str, Any]:
+        """For the job, with a point's id, whatever gets its name meanwhile; ``NoSuchPoint``."""
+        if self.between is not None:
+            return {"choice": self.choice, "between": self.between.model_dump()}
+        point = resolve(session, self.vm, self.choice)
+        return {"choice": self.choice if self.choice in _WORDS else point.id, "between": None}
 
 
 def latest_state(item: ItemRow, watermarks: list[Watermark], newest: RecoveryPoint) -> RecoveryPoint:

@@ -1,4 +1,5 @@
-"""What the other roles tell the vault: the applier (ApplierReports) and the site's agent (replication's VaultLink).
+"""What the vault is told: by the applier (ApplierReports), by who reads managed disks (DamageReports), and by the site's
+agent (replication's VaultLink).
 
 Reports are facts about the past and may be late, repeated, or about a VM that is no longer protected: each is then
 ignored quietly, for nobody could do anything about an error.  Each is one transaction.
@@ -11,7 +12,8 @@ from typing import Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import events, health, points
+from azure_emu.ports import Damage
+from azure_emu.vault import damage, events, health, points
 from azure_emu.vault.schema import DiskRow, ItemRow
 from azure_emu.vault.services import Services
 from azure_emu.vault.states import PRIMARY, State
@@ -71,6 +73,35 @@ class Reports:
 
         return await self._services.store.transact(look)
 
+    # ---- DamageReports
+
+    async def damage_met(self, *, disk_id: str, path: str, offset: int, position: int) -> None:
+        """See azure_emu.ports.DamageReports."""
+
+        def note(session: Session) -> None:
+            disk = session.get(DiskRow, disk_id)
+            if disk is not None and damage.note_read(session, disk_id, path, offset, position):
+                text = f"a read of position {position} of {disk.vm}/{disk.name} failed: {path} is damaged at byte {offset}"
+                self._event(session, disk.vm, damage.CODE, "Warning", text)
+
+        await self._services.store.transact(note)
+
+    async def scrubbed(self, *, disk_id: str, damages: list[Damage]) -> None:
+        """See azure_emu.ports.DamageReports."""
+
+        def note(session: Session) -> None:
+            disk = session.get(DiskRow, disk_id)
+            if disk is None or not damage.note_scrub(session, disk_id, damages):
+                return
+            if damages:
+                known = damage.of_disk(session, disk)
+                self._event(session, disk.vm, damage.CODE, known.severity, known.text)
+            else:
+                text = f"the managed disk of {disk.vm}/{disk.name} is as it was written again"
+                self._event(session, disk.vm, "ManagedDiskWhole", "OK", text)
+
+        await self._services.store.transact(note)
+
     # ---- VaultLink
 
     async def may_replicate(self, *, vm: str) -> bool:
@@ -94,9 +125,22 @@ class Reports:
 
         return await self._services.store.transact(look)
 
-    async def point_sent(self, *, vm: str, tag_id: str, kind: TagKind, name: str, position: int, time_ns: int) -> None:
-        """All data up to ``position`` and its tags are in the cache account: the RPO is met."""
-        del tag_id, kind, name  # the point itself is made of the tags that the applier sees
+    async def point_sent(
+        self,
+        *,
+        vm: str,
+        tag_id: str,
+        kind: TagKind,
+        name: str,
+        position: int,
+        time_ns: int,
+        downgraded_because: str | None = None,
+    ) -> None:
+        """All data up to ``position`` and its tags are in the cache account: the RPO is met.
+
+        The point itself is made of the tags that the applier sees, which do not tell why it was downgraded.
+        """
+        tag = TagSeen(tag_id=tag_id, kind=kind, name=name, position=position, time_ns=time_ns)
 
         def note(session: Session) -> str | None:
             item = session.get(ItemRow, vm)
@@ -104,6 +148,8 @@ class Reports:
                 return None
             if position > item.sent_position:
                 item.sent_position, item.sent_time_ns = position, time_ns
+            if downgraded_because is not None:
+                points.note_downgrade(session, item, tag, downgraded_because)
             health.cycle_done(session, vm, self._services.clock())
             return vm
 

@@ -1,7 +1,7 @@
 """Which recovery points may go: a pure function of the points, the time and the policy.
 
 The service's rules (ASR.md 2): every point of the last two hours, then one an hour, none older than the retention; and
-old points live on while no new ones come, for then nothing replaces them.
+old points live on while no new ones come, for then nothing replaces them.  How it does that is not told; these are ours:
 
 * Ages are counted back from the newest point, or from now if that is earlier.  So nothing ages while no points come; a site
   whose clock is behind the vault's loses nothing by that, and one wild time stamp from the future does not age the rest.
@@ -21,8 +21,9 @@ from blockfs.errors import RigError
 HOUR_NS = 3_600_000_000_000
 EVERY_POINT_NS = 2 * HOUR_NS
 HOURS_DEFAULT = 24
-HOURS_MIN, HOURS_MAX = 1, 24
-"""Of a Hyper-V policy (``recoveryPointHistoryDuration``)."""
+HOURS_MIN, HOURS_MAX = 1, 15 * 24
+HOURS_HYPER_V = 24
+"""The most that a Hyper-V policy of the service has (``recoveryPointHistoryDuration``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,19 @@ def check_hours(hours: int) -> None:
     if not HOURS_MIN <= hours <= HOURS_MAX:
         raise RigError(
             "InvalidPolicy",
-            f"recoveryPointHistoryDuration is {hours}; allowed: {HOURS_MIN} to {HOURS_MAX} hours, as the service has it for "
-            "Hyper-V",
+            f"recoveryPointHistoryDuration is {hours}; allowed: {HOURS_MIN} to {HOURS_MAX} hours (of a Hyper-V policy "
+            f"of the service {HOURS_HYPER_V} at most)",
         )
+
+
+def remark(hours: int) -> str | None:
+    """What to say of a retention that is allowed here, but not in a Hyper-V policy of the service; else None."""
+    if not HOURS_HYPER_V < hours <= HOURS_MAX:
+        return None
+    return (
+        f"retention {hours} h: a Hyper-V policy of the service has at most {HOURS_HYPER_V} h; VMware's have 72 h with "
+        "standard disks, and 15 days when modernized"
+    )
 
 
 def expired(points: Iterable[PointFacts], now_ns: int, policy: Policy, in_use: Collection[str] = ()) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 4
 """Raised whenever a table changes.  A database of another version is refused, not converted."""
 
 
@@ -78,6 +78,20 @@ class DiskRow(Base):
     complete_time_ns: Mapped[int] = mapped_column(BigInteger)  # time of that record by the site's clock; 0: none
 
 
+class DamageRow(Base):
+    """What is known to be damaged in a managed disk; rows go when a scrub finds the disk without it, or with the disk."""
+
+    __tablename__ = "damage"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)  # order of insertion
+    disk_id: Mapped[str] = mapped_column(ForeignKey("disk.disk_id", ondelete="CASCADE"), index=True)  # the managed disk
+    first_position: Mapped[int | None] = mapped_column(BigInteger)  # the first that is not whole; None: all are
+    last_position: Mapped[int | None] = mapped_column(BigInteger)  # the last that is not whole; None: and all later ones
+    by_read: Mapped[bool] = mapped_column(Boolean)  # a read of this one position met it; of others nothing is known
+    places: Mapped[int] = mapped_column(Integer)  # how many places make these positions not whole
+    example: Mapped[str] = mapped_column(Text)  # one of them: file, byte, what it is
+
+
 class PointRow(Base):
     """A tag on its way to being a recovery point, and then that point."""
 
@@ -89,6 +103,9 @@ class PointRow(Base):
     name: Mapped[str] = mapped_column(String)  # what the user or the cycle called it; not unique
     position: Mapped[int] = mapped_column(BigInteger)  # one position over all disks of the VM
     time_ns: Mapped[int] = mapped_column(BigInteger)  # by the site's clock
+    downgraded_because: Mapped[str | None] = mapped_column(Text)
+    # downgraded_because: why it is crash-consistent though more was asked for; None: it is as asked, or the agent was
+    # killed before it could tell.  The tag does not have it.
     available: Mapped[bool] = mapped_column(Boolean)  # the tag was applied in every disk of the item; never goes back
 
     seen: Mapped[list[TagSeenRow]] = relationship(cascade="all, delete-orphan")
@@ -240,3 +257,5 @@ class MountRow(Base):
     position: Mapped[int] = mapped_column(BigInteger)  # of all disks of the VM
     point_id: Mapped[str | None] = mapped_column(String)  # the recovery point at that position; None: between points
     asked_time: Mapped[str | None] = mapped_column(String)  # the time that was asked for, as given; None: no time was
+    process_id: Mapped[int | None] = mapped_column(BigInteger)  # it goes with this process of the host; None: it stays
+    process_started: Mapped[int | None] = mapped_column(BigInteger)  # clock ticks from the boot to that process's start

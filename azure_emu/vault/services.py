@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from azure_emu.vault.schema import ItemRow
 from azure_emu.vault.signals import Signals
 from azure_emu.vault.store import Store, find_item
 from blockfs.control import DiskHostControl
+from blockfs.turns import Turns
 
 T = TypeVar("T")
 ShutDown = Callable[[list[Path]], Awaitable[None]]
@@ -24,7 +25,8 @@ ShutDown = Callable[[list[Path]], Awaitable[None]]
 class Services:
     """``site``: the Provider on the Hyper-V host; ``azure``: the disk host of the recovery side.
 
-    ``shut_down`` unmounts and detaches everything that uses these disk files (``VmBusy``).
+    ``shut_down`` unmounts and detaches everything that uses these disk files (``VmBusy``).  ``mounting``: at ``VM/NAME``
+    of a mounted point, whose row and what the recovery host has change together.
     """
 
     store: Store
@@ -34,6 +36,7 @@ class Services:
     recovery: RecoverySide
     azure: DiskHostControl
     shut_down: ShutDown
+    mounting: Turns = field(default_factory=Turns)
 
     async def change_item(self, vm: str, change: Callable[[Session, ItemRow], T]) -> T:
         """Change an item in one transaction (``VmNotFound``), then wake who waits for the VM."""

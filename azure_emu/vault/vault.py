@@ -32,9 +32,11 @@ from azure_emu.vault import (
 from azure_emu.vault.api import Event, Job, ManagedDisk, MountedPoint, ProtectedItem, RecoveryPoint, Vm
 from azure_emu.vault.clock import Clock
 from azure_emu.vault.keeper import Keeper
+from azure_emu.vault.lent import Lent
 from azure_emu.vault.points import Chosen
 from azure_emu.vault.reports import Reports
 from azure_emu.vault.retention import HOURS_DEFAULT, check_hours
+from azure_emu.vault.retention import remark as history_remark
 from azure_emu.vault.schema import DiskRow, ItemRow, JobRow
 from azure_emu.vault.services import Services, ShutDown
 from azure_emu.vault.signals import Signals
@@ -52,6 +54,7 @@ from azure_emu.vault.states import (
 from azure_emu.vault.store import Store, find_item
 from blockfs.control import DiskHostControl, TagKind
 from blockfs.errors import RigError
+from blockfs.host_process import HostProcess
 from blockfs.progress import DiskProgress, VmProgress
 
 _SCENARIOS = (
@@ -84,7 +87,7 @@ Prepare = Callable[[Session, ItemRow], tuple[jobs.Scenario, dict[str, Any]]]
 
 
 class Vault(Reports):
-    """Implements azure_emu.vault.api.VaultApi, azure_emu.ports.ApplierReports, and replication's VaultLink.
+    """Implements azure_emu.vault.api.VaultApi, azure_emu.ports' ApplierReports and DamageReports, replication's VaultLink.
 
     ``url``: the database (SQLAlchemy).  ``azure_host``: the disk host of the recovery side.  ``shut_down``: unmounts
     and detaches what uses disk files of this host (:func:`blockfs.hostmounts.shutdown`).  ``clock``: wall time, ns.
@@ -108,10 +111,13 @@ class Vault(Reports):
         super().__init__(services)
         self._engine = jobs.JobEngine(services, _SCENARIOS)
         self._keeper = Keeper(services)
+        self._lent = Lent(services)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Settle what a kill left, then run jobs until cancelled; operations may be asked for once it has started."""
-        await self._engine.run(task_status)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._lent.run)
+            await self._engine.run(task_status)
 
     async def keep_policies(self) -> None:
         """Prune recovery points now and then, until cancelled."""
@@ -174,6 +180,12 @@ class Vault(Reports):
                 events.record(
                     session, vm=vm, code="RigOnlyPolicy", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns
                 )  # fmt: skip
+            retention = history_remark(history_hours)
+            if retention is not None:
+                text = f"VM {vm!r}: {retention}"
+                events.record(
+                    session, vm=vm, code="RigOnlyPolicy", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns
+                )  # fmt: skip
             for remark in disk_limits.remarks(vm, disks):
                 events.record(
                     session, vm=vm, code="DiskSize", kind="VmReplication", severity="Warning", text=remark, now_ns=now_ns
@@ -218,10 +230,9 @@ class Vault(Reports):
         return await self._services.store.transact(look)
 
     async def progress(self, *, vm: str) -> VmProgress:
-        """What the site's agent does for a VM, or how far a failback is."""
+        """What the site's agent does for a VM (protected or not), or how far a failback is."""
 
         def downloading(session: Session) -> list[dict[str, Any]] | None:
-            find_item(session, vm)
             job = jobs.open_job(session, vm)
             return None if job is None or job.key != failback_tasks.FAILBACK.key else job.memory.get("disks", [])
 
@@ -264,9 +275,16 @@ class Vault(Reports):
         position: int | None = None,
         time: str | None = None,
         name: str | None = None,
+        process: HostProcess | None = None,
     ) -> MountedPoint:
         """Serve a VM's disks as they were, read-only."""
-        return await mounts.mount(self._services, vm, point=point, position=position, time=time, name=name)
+        try:
+            return await mounts.mount(
+                self._services, vm, point=point, position=position, time=time, name=name, process=process
+            )
+        finally:
+            if process is not None:
+                self._lent.watch(process)
 
     async def unmount_point(self, *, vm: str, name: str) -> None:
         """Take a mounted point away."""
@@ -278,6 +296,7 @@ class Vault(Reports):
 
     async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
         """A recovery point of now; returns when it is available."""
+        points.check_name(name)
 
         def look(session: Session) -> None:
             item = find_item(session, vm)
@@ -292,7 +311,10 @@ class Vault(Reports):
             point = points.find_available(session, cut.tag_id)
             if point is None:
                 protection_tasks.raise_blocking_error(session, vm)
-            return None if point is None else points.to_wire(point)
+            if point is None:
+                return None
+            point.downgraded_because = cut.downgraded_because  # the agent tells it, too, but may not get through
+            return points.to_wire(point)
 
         return await self._services.signals.wait_until(vm, there)
 
@@ -303,9 +325,9 @@ class Vault(Reports):
         chosen = await self._chosen(vm, point)
 
         def prepare(session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
-            chosen.check(session)
+            memory = chosen.memory(session)
             item.test_failover_state = TEST_INITIATED
-            return failover_tasks.TEST, chosen.memory()
+            return failover_tasks.TEST, memory
 
         return await self._begin(vm, Operation.TEST, prepare)
 
@@ -326,10 +348,10 @@ class Vault(Reports):
         chosen = await self._chosen(vm, point)
 
         def prepare(session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
-            chosen.check(session)
+            memory = chosen.memory(session)
             change = item.protection_state in _COMMIT_PENDING
             item.protection_state = State.CHANGE_POINT if change else State.UNPLANNED
-            return failover_tasks.UNPLANNED, chosen.memory() | {"source_actions": source_actions, "change": change}
+            return failover_tasks.UNPLANNED, memory | {"source_actions": source_actions, "change": change}
 
         await self._stop(vm, _STOPPED_BY_UNPLANNED, lambda session, _item: chosen.check(session))
         return await self._begin(vm, Operation.UNPLANNED, prepare)

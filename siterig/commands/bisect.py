@@ -9,6 +9,7 @@ import typer
 
 from azure_emu.vault.api import RecoveryPoint
 from azure_emu.vault.clock import rfc3339, rfc3339_or_none
+from blockfs.host_process import HostProcess
 from siterig import exits, services, show
 from siterig.bisect_run import Bisection, ChangeSeen, Report, Trial, Wanted
 from siterig.bisect_states import MountedStates, State, make_label
@@ -30,7 +31,7 @@ def bisect(
         list[str], typer.Argument(metavar="CMD...", help="Behind --: the check. {NAME} is the image of disk NAME.")
     ],
     good: Annotated[
-        str, typer.Option("--good", metavar="POINT", help="Where it passes: a point's id, @POSITION or a time.")
+        str, typer.Option("--good", metavar="POINT", help="Where it passes: a point's id or name, @POSITION or a time.")
     ],
     bad: Annotated[str, typer.Option("--bad", metavar="POINT", help="Where it fails.")] = "latest-processed",
     timeout_s: Annotated[
@@ -56,6 +57,7 @@ def bisect(
             services.azure(layout),
             vm,
             make_label(),
+            process=None if keep else HostProcess.own(),
         )
         wanted = Wanted(good, bad, command, timeout_s, writable, keep, verbose)
         trials: list[Trial] = []

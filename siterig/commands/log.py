@@ -20,7 +20,7 @@ from blockfs.log_exchange import export_log, import_log
 from blockfs.log_replay import CheckedLog, FileSummary, Replay, TornTail, check, in_order, open_image, verify
 from siterig import exits, show
 from siterig.commands.options import example
-from siterig.values import format_size, parse_size
+from siterig.values import check_file_name, format_size, parse_size
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Segments (.hrl), in any order.")]
 Kind = Enum("Kind", {kind.name: kind.name.lower() for kind in RecordType}, type=str)  # type: ignore[misc]
@@ -257,6 +257,7 @@ def import_dm(
     async def work() -> None:
         if not target.name or not target.parent.is_dir():
             raise RigError("FolderUnusable", f"{target.parent}: is no folder; write --onto-log DIR/NAME")
+        check_file_name("log", target.name)
         size_bytes = None if size is None else parse_size(size)
         total_bytes = source.stat().st_size if source.is_file() else 0
         with _writing(target), show.bar("importing", total_bytes) as advance:

@@ -17,7 +17,7 @@ from siterig import exits, show
 from siterig.commands.options import QUEUE, THREADS, FuseQueue, FuseThreads, PortableFuse, example, front_end_of
 from siterig.image_mount import Mounted, Wanted, expose
 from siterig.roles.entry import log_to_stderr
-from siterig.values import format_size
+from siterig.values import check_file_name, format_size
 
 
 class Format(StrEnum):
@@ -59,8 +59,8 @@ def mount(
     async def work() -> None:
         if log and read_only:
             raise RigError("BadRequest", "--log and --read-only: where nothing is written, there is nothing to log")
-        if name is not None and (name in ("", ".", "..") or "/" in name):
-            raise RigError("InvalidName", f"disk is named {name!r}: it must be a file's name, without a folder")
+        if name is not None:
+            check_file_name("disk", name)
         log_to_stderr(logging.WARNING)
         wanted = Wanted(
             image=image, where=where, name=name, tracked=log, read_only=read_only,

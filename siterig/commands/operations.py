@@ -44,8 +44,10 @@ async def run_job(api: VaultApi, job: Job, *, as_json: bool, with_vm: bool = Fal
 
 
 def job_status(job: Job) -> int:
-    """The exit status for a job that has ended; prints its errors if it failed."""
+    """The exit status for a job that has ended; prints its errors, which of one that succeeded are remarks."""
     if job.state == "Succeeded":
+        for error in job.errors:
+            show.notice(f"{error.message} ({error.code})")
         return exits.OK
     for error in job.errors:
         show.err().print(f"siterig: error: {error.message} ({error.code})", markup=False, soft_wrap=True)

@@ -30,7 +30,9 @@ VmName = Annotated[str, typer.Argument(metavar="VM", help="Name of the VM.")]
 Point = Annotated[
     str,
     typer.Option(
-        "--point", metavar="POINT", help="latest, latest-processed, latest-app, the id of a point, @POSITION, or a time."
+        "--point",
+        metavar="POINT",
+        help="latest, latest-processed, latest-app, the id or name of a point, @POSITION, or a time.",
     ),
 ]
 

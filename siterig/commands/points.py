@@ -14,6 +14,7 @@ import typer
 from azure_emu.vault.api import MountedDisk, MountedPoint, RecoveryPoint, VaultApi
 from blockfs import vhd
 from blockfs.errors import RigError
+from blockfs.host_process import HostProcess
 from siterig import exits, image_export, show
 from siterig.commands.options import Dir, Json, VmName, example, vault
 from siterig.values import format_size, parse_point
@@ -22,7 +23,9 @@ CLEAN_UP_S = 15.0
 
 Chosen = Annotated[
     str | None,
-    typer.Option("--point", metavar="POINT", help="latest, latest-processed (default), latest-app, or the id of a point."),
+    typer.Option(
+        "--point", metavar="POINT", help="latest, latest-processed (default), latest-app, or the id or name of a point."
+    ),
 ]
 Position = Annotated[
     int | None, typer.Option("--position", metavar="N", help="Any position, also between points: all writes up to it.")
@@ -61,14 +64,19 @@ def list_points(
         mounted = await api.mounted_points(vm=vm)
         points = [] if only_mounted else await api.points(vm=vm, limit=limit)
         if as_json:
-            show.print_json({"points": [show.point_json(point) for point in points], "mounted": mounted})
+            show.print_json(
+                {
+                    "points": [show.point_json(point) for point in points],
+                    "mounted": [show.mounted_json(state) for state in mounted],
+                }
+            )
             return
         rows = _rows(points, mounted)
         columns = ("position", "id", "type", "time", "name", "mounted")
         show.print_table(columns, rows, empty=f"{vm} has no {'mounted' if only_mounted else 'recovery'} points")
         for state in mounted:
-            if state.broken is not None:
-                show.notice(f"recovery/{vm}/{state.name}: {state.broken}")
+            for remark in filter(None, (state.broken, state.damage)):
+                show.notice(f"recovery/{vm}/{state.name}: {remark}")
 
     exits.run(work)
 
@@ -112,12 +120,18 @@ def mount(
             vm=vm, point=None if point is None else parse_point(point), position=position, time=time
         )
         if as_json:
-            show.print_json(made)
+            show.print_json(show.mounted_json(made))
         else:
             rows = [(made.name, made.position, d.name, format_size(d.size_bytes), d.path) for d in made.disks]
             show.print_table(("mounted", "position", "disk", "size", "file"), rows, empty=f"{vm} has no disks")
+        _tell_damage(made)
 
     exits.run(work)
+
+
+def _tell_damage(made: MountedPoint) -> None:
+    if made.damage is not None:
+        show.notice(made.damage)
 
 
 def unmount(
@@ -140,10 +154,15 @@ def unmount(
 async def _mounted(
     api: VaultApi, vm: str, *, point: str | None, position: int | None, time: str | None
 ) -> AsyncIterator[MountedPoint]:
-    """A state that is mounted for the time of the block, under a name of its own."""
+    """A state that is mounted for the time of the block, under a name of its own; gone with this process at the latest."""
     name = f"export-{uuid.uuid4().hex[:12]}"
     made = await api.mount_point(
-        vm=vm, point=None if point is None else parse_point(point), position=position, time=time, name=name
+        vm=vm,
+        point=None if point is None else parse_point(point),
+        position=position,
+        time=time,
+        name=name,
+        process=HostProcess.own(),
     )
     try:
         yield made
@@ -184,6 +203,7 @@ def export(
     async def work() -> None:
         image_export.check(to, format_, force=force)
         async with _mounted(vault(folder), vm, point=point, position=position, time=time) as made:
+            _tell_damage(made)
             source = _disk(made, disk)
             path = source.vhd if format_ == "vhd" else source.path
             if path is None:
@@ -194,7 +214,8 @@ def export(
                 await image_export.export(Path(path), to, format_, force=force, advance=advance)
         size_bytes = to.stat().st_size
         if as_json:
-            fields = {"vm": vm, "disk": source.name, "position": made.position, "recoveryPoint": made.recoveryPoint}
+            there = show.mounted_json(made)["recoveryPoint"]
+            fields = {"vm": vm, "disk": source.name, "position": made.position, "recoveryPoint": there}
             show.print_json({**fields, "file": str(to), "format": format_, "file_bytes": size_bytes})
         else:
             print(f"{to}: {vm}/{source.name} at position {made.position}, {format_}, {format_size(size_bytes)}")

@@ -40,7 +40,7 @@ def jobs(
             show.print_json(job)
             return
         show.out().print(f"{job.friendlyName} {job.targetObjectName}: {job.state}", markup=False)
-        tasks = [(t.friendlyName, t.name, t.state, t.startTime or "-", t.endTime or "-") for t in job.tasks]
+        tasks = [(t.friendlyName, t.name, show.task_state(t), t.startTime or "-", t.endTime or "-") for t in job.tasks]
         show.print_table(("task", "name", "state", "start", "end"), tasks, empty="no tasks")
         for error in job.errors:
             show.out().print(f"{error.message} ({error.code})", markup=False)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Annotated
 
 import trio
 import typer
 
-from azure_emu.ports import Damage
+from azure_emu.ports import Damage, DamageReports, RecoverySide
 from azure_emu.scrub import scrub as scrub_store
 from azure_emu.vault.api import ManagedDisk, RecoveryPoint, VaultApi
 from blockfs.errors import RigError
-from siterig import exits, show
+from siterig import exits, services, show
 from siterig.commands.options import Dir, Json, running, vault
 from siterig.layout import Layout, check_format
 from siterig.values import format_size
@@ -35,24 +37,39 @@ class _Store:
         return self.folder.name if self.disk is None else f"{self.disk.vm}/{self.disk.name}"
 
 
-def scrub(folder: Dir, which: Which = None, as_json: Json = False) -> None:
-    """Read every byte of managed disks, and name what is not as it was written. Changes nothing.
+def scrub(
+    folder: Dir,
+    which: Which = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write again what can be made from the rest; the rig must be up.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every byte of managed disks, and name what is not as it was written. Changes nothing, unless told to.
 
     The rig may be up or down; where it is down, a managed disk is called by its id.
     """
 
     async def work() -> int:
-        layout = Layout.of(folder)
+        layout = running(folder) if repair else Layout.of(folder)
         check_format(layout)
         api = _vault(folder)
         stores = _chosen(await _stores(layout, api), which or [])
-        found = [(store, await trio.to_thread.run_sync(_scrub, store)) for store in stores]
+        scrubbed = [(store, await _scrub(store)) for store in stores]
+        found = [(store, damages) for store, damages in scrubbed if damages is not None]
+        if repair:
+            recovery = services.recovery_side(layout)
+            found = [(store, await _repair(recovery, store, damages) if damages else []) for store, damages in found]
+        if api is not None:
+            await _tell(services.damage_reports(layout), found)
         points = await _points(api, [store for store, damages in found if damages])
         if as_json:
             show.print_json([_json(store, damages, points) for store, damages in found])
         else:
             for store, damages in found:
                 _print(store, damages, points)
+            if not repair and any(damages for _, damages in found):
+                show.notice("siterig disk scrub --repair writes again what can be made from the rest of a managed disk")
             if not found:
                 print("no managed disks: siterig protect")
         return exits.FAILED if any(damages for _, damages in found) else exits.OK
@@ -91,10 +108,48 @@ def _is(store: _Store, text: str) -> bool:
     return text in (store.title, store.title.partition("/")[0])
 
 
-def _scrub(store: _Store) -> list[Damage]:
-    total = sum(path.stat().st_blocks * 512 for path in store.folder.rglob("*") if path.is_file())
-    with show.bar(store.title, total) as advance:
-        return list(scrub_store(store.folder, advance))
+async def _scrub(store: _Store) -> list[Damage] | None:
+    """None: it was deleted meanwhile."""
+    with show.bar(store.title, _used_bytes(store.folder)) as advance:
+        try:
+            # Ctrl-C does not wait for its end: it changes nothing.
+            return await trio.to_thread.run_sync(lambda: list(scrub_store(store.folder, advance)), abandon_on_cancel=True)
+        except RigError as error:
+            if error.code != "DiskNotFound":
+                raise
+            return None
+
+
+async def _repair(recovery: RecoverySide, store: _Store, damages: list[Damage]) -> list[Damage]:
+    """What is damaged still."""
+    try:
+        await recovery.repair(disk_id=store.folder.name)
+    except RigError as error:
+        show.notice(f"{store.title}: nothing can be repaired: {error.message} ({error.code})")
+        return damages
+    left = await _scrub(store) or []
+    show.notice(f"{store.title}: {max(len(damages) - len(left), 0)} of {len(damages)} repaired")
+    return left
+
+
+def _used_bytes(folder: Path) -> int:
+    """Of all its files; those that a fold deletes meanwhile do not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            total += status.st_blocks * 512 if S_ISREG(status.st_mode) else 0
+    return total
+
+
+async def _tell(reports: DamageReports, found: list[tuple[_Store, list[Damage]]]) -> None:
+    """The vault keeps it, for the health of the VMs."""
+    try:
+        for store, damages in found:
+            if store.disk is not None:
+                await reports.scrubbed(disk_id=store.disk.disk_id, damages=damages)
+    except RigError as error:
+        show.notice(f"the vault was not told: {error.message} ({error.code})")
 
 
 async def _points(api: VaultApi | None, stores: list[_Store]) -> dict[str, list[RecoveryPoint]]:
@@ -125,8 +180,7 @@ def _json(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryP
 
 def _print(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryPoint]]) -> None:
     if not damages:
-        size = sum(path.stat().st_blocks * 512 for path in store.folder.rglob("*") if path.is_file())
-        print(f"{store.title}: as it was written, {format_size(size)}")
+        print(f"{store.title}: as it was written, {format_size(_used_bytes(store.folder))}")
         return
     rows = []
     for damage in damages:
@@ -138,5 +192,8 @@ def _print(store: _Store, damages: list[Damage], points: dict[str, list[Recovery
         rows.append((file, damage.offset, damage.what, whole, len(hurt) if store.disk is not None else "?"))
     print(f"{store.title}: {len(damages)} damaged, in {store.folder}")
     show.print_table(("file", "byte", "what", "positions not whole", "points"), rows, empty="")
-    if store.disk is not None and any(damage.first_position is not None for damage in damages):
+    hurting = [damage for damage in damages if damage.first_position is not None]
+    if store.disk is not None and any(damage.last_position is None for damage in hurting):
         show.notice(f"siterig resync {store.disk.vm} sends again what cannot be read, as long as the source is there")
+    elif hurting:
+        show.notice(f"{store.title}: older points only; it goes when retention folds them")

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from azure_emu.ports import DiskSpec
-from azure_emu.vault import disk_limits
-from azure_emu.vault.retention import HOURS_DEFAULT
+from azure_emu.vault import disk_limits, retention
 from blockfs import image_import
 from blockfs.control import TagKind
 from blockfs.errors import RigError
@@ -53,7 +52,8 @@ def create(
 
     async def work() -> None:
         specs = [await _imported(text) if is_import(text) else parse_disk(text) for text in disk]
-        made = await vault(folder).create_vm(vm=vm, disks=specs)
+        api = vault(folder)
+        made = await show.while_imported(api, vm, specs, lambda: api.create_vm(vm=vm, disks=specs))
         if as_json:
             show.print_json(made)
         else:
@@ -99,16 +99,18 @@ def protect(
         typer.Option("--app-consistent-every", metavar="SECONDS", help="Take application-consistent points by schedule."),
     ] = None,
     history_hours: Annotated[
-        int, typer.Option("--retention", metavar="HOURS", help="For how long recovery points are kept: 1 to 24.")
-    ] = HOURS_DEFAULT,
+        int,
+        typer.Option(
+            "--retention", metavar="HOURS", help="For how long recovery points are kept: 1 to 24; up to 360: rig only."
+        ),
+    ] = retention.HOURS_DEFAULT,
     as_json: Json = False,
 ) -> None:
     """Enable replication of a VM, and wait until it is protected: initial replication, then the first recovery point."""
 
     async def work() -> int:
         check_schedule(app_every_s)
-        text = interval_notice(interval_s)
-        if text is not None:
+        for text in filter(None, (interval_notice(interval_s), retention.remark(history_hours))):
             show.notice(text)
         api = vault(folder)
         for disks in (v.disks for v in await api.list_vms() if (v.name, v.fabric) == (vm, "site")):
@@ -152,8 +154,12 @@ def points(
         if as_json:
             show.print_json([show.point_json(point) for point in found])
         else:
-            rows = [(p.id, p.recoveryPointType, p.recoveryPointTime, p.position, p.name) for p in found]
-            show.print_table(("id", "type", "time", "position", "name"), rows, empty=f"{vm} has no recovery points yet")
+            columns = ["id", "type", "time", "position", "name"]
+            rows: list[list[object]] = [[p.id, p.recoveryPointType, p.recoveryPointTime, p.position, p.name] for p in found]
+            if any(p.downgradedBecause for p in found):
+                columns.append("not application-consistent because")
+                rows = [[*row, p.downgradedBecause or ""] for row, p in zip(rows, found, strict=True)]
+            show.print_table(columns, rows, empty=f"{vm} has no recovery points yet")
 
     exits.run(work)
 
@@ -176,5 +182,7 @@ def take_point(
             show.print_json(show.point_json(point))
         else:
             print(f"{point.recoveryPointType} point {point.id} at position {point.position}")
+        if point.downgradedBecause is not None:
+            show.notice(f"the point is not application-consistent: {point.downgradedBecause}")
 
     exits.run(work)

@@ -9,6 +9,7 @@ import trio
 
 from azure_emu.store_views import StoreViews
 from blockfs.host import DiskHost
+from siterig import services
 from siterig.front_end import FrontEnd
 from siterig.layout import Layout
 from siterig.limits import Limits
@@ -28,7 +29,7 @@ async def run(layout: Layout, *, limits: Limits, front_end: FrontEnd, task_statu
         snapshot_share_max=limits.snapshot_share_max,
     )
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(views.watch)
+        nursery.start_soon(views.watch, services.damage_reports(layout))
         await host_disks(host, layout.azure_mount, layout.socket("azure"), task_status, front_end=front_end)
         nursery.cancel_scope.cancel()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from azure_emu.ports import ApplierReports
+from azure_emu.ports import ApplierReports, DamageReports
 from azure_emu.vault.api import VaultApi
 from azure_emu.vault.vault import Vault
 from blockfs import hostmounts
@@ -23,7 +23,12 @@ async def run(layout: Layout, *, task_status: trio.TaskStatus[None]) -> None:
         azure_host=services.azure(layout),
         shut_down=hostmounts.shutdown,
     )
-    faces = {"VaultApi": (VaultApi, vault), "VaultLink": (VaultLink, vault), "ApplierReports": (ApplierReports, vault)}
+    faces = {
+        "VaultApi": (VaultApi, vault),
+        "VaultLink": (VaultLink, vault),
+        "ApplierReports": (ApplierReports, vault),
+        "DamageReports": (DamageReports, vault),
+    }
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(vault.run)

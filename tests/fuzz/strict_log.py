@@ -182,6 +182,7 @@ def read_record(raw: bytes, at: int, seed: int) -> Record | None:
         and values["zero_a"] == values["zero_b"] == 0
         and values["seq"] < 1 << 63
         and values["position"] < 1 << 63
+        and values["time_ns"] < 1 << 63
         and values["offset"] + values["length"] < 1 << 63
         and _makes_sense(values["type"], values["flags"], values["length"], payload)
     )
@@ -301,9 +302,11 @@ def make_record(
     length: int = 0,
     payload: bytes = b"",
     flags: int = 0,
+    time_ns: int | None = None,
 ) -> bytes:
+    when = seq * 10 if time_ns is None else time_ns
     raw = struct.pack(
-        "<IBBHQQQQQIII", RECORD_MAGIC, kind, flags, RECORD_BYTES, seq, position, seq * 10, offset, length, len(payload), 0, 0
+        "<IBBHQQQQQIII", RECORD_MAGIC, kind, flags, RECORD_BYTES, seq, position, when, offset, length, len(payload), 0, 0
     )
     return raw + struct.pack("<I", crc32c(payload, crc32c(raw, seed))) + payload
 

@@ -151,6 +151,32 @@ static void *reader(void *number)
 	return NULL;
 }
 
+struct copying {
+	struct sr_layer *from;
+	const uint64_t *ranges;
+	size_t count;
+	int rc;
+};
+
+static void *copy_some(void *given)
+{
+	struct copying *copying = given;
+	copying->rc = sr_fill_copy(copying->from, test.base, copying->ranges, copying->count);
+	return NULL;
+}
+
+/* By two threads. */
+static int copy(struct sr_layer *from, const uint64_t *ranges, size_t count)
+{
+	size_t half = dice(count + 1);
+	struct copying first = {from, ranges, half, 0}, second = {from, ranges + 2 * half, count - half, 0};
+	pthread_t other;
+	CHECK(pthread_create(&other, NULL, copy_some, &first) == 0);
+	copy_some(&second);
+	pthread_join(other, NULL);
+	return first.rc ? first.rc : second.rc;
+}
+
 /* Whether it could be done: not if what it reads is damaged. */
 static int fold(uint64_t from, uint64_t to)
 {
@@ -169,7 +195,10 @@ static int fold(uint64_t from, uint64_t to)
 	CHECK(rc == 0 || (rc == -EIO && test.damaged), "%d", rc);
 	if (rc == 0) {
 		CHECK(sr_base_check(test.base, test.base_sums, ranges, (size_t)count, bad, 1) == 0);
-		CHECK(sr_fill_copy(target, test.base, ranges, (size_t)count) == 0);
+		rc = copy(target, ranges, (size_t)count);
+		CHECK(rc == 0 || (rc == -EIO && test.damaged), "%d", rc);
+	}
+	if (rc == 0) {
 		CHECK(sr_base_check(test.base, test.base_sums, ranges, (size_t)count, bad, 1) == 0);
 		CHECK(sr_fill_conclude(test.base_sums, ranges, (size_t)count) == 0);
 		CHECK(sr_base_check(test.base, test.base_sums, ranges, (size_t)count, bad, 1) == 0);

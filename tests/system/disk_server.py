@@ -3,7 +3,8 @@
 ``python -m tests.system.disk_server ROOT MOUNT BYTES FRONT_END [UID]``: makes VM ``web01`` with tracked disks ``os`` and
 ``data`` of so many bytes if it is not there, prints ``ready``, then answers a line of JSON on stdin with one on stdout,
 until it ends or the mount is gone: ``["cut", {"vm": "web01", ...}]`` is :meth:`blockfs.control.DiskHostControl.cut`, and so
-on; also ``stall`` and ``remember`` of this module.  UID: an ordinary user to be.
+on; also ``stall`` and ``remember`` of this module.  UID: an ordinary user to be.  Managed disks are in ``managed`` beside
+the mount.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import structlog
 import trio
 from pydantic_core import to_json
 
+from azure_emu.store_views import StoreViews
 from blockfs import filesystem
+from blockfs.control import RecoverySource
 from blockfs.host import DiskHost
 from blockfs.serving import serve
 from cext.pump import PumpOptions
@@ -47,6 +50,8 @@ def remember() -> str:
 
 async def answer(host: DiskHost, method: str, arguments: dict[str, Any]) -> object:
     """One line of stdin."""
+    if method == "open_recovery":
+        arguments["disks"] = [RecoverySource(**source) for source in arguments["disks"]]
     ours = {"stall": stall, "remember": remember}
     return ours[method]() if method in ours else await getattr(host, method)(**arguments)
 
@@ -63,7 +68,7 @@ async def lines(stream: trio.lowlevel.FdStream) -> AsyncIterator[bytes]:
 async def main(root: Path, mountpoint: Path, disk_bytes: int, front_end: str) -> None:
     """Serve until stdin ends or the mount is gone."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for answers
-    host = DiskHost(root, mountpoint)
+    host = DiskHost(root, mountpoint, views=StoreViews(mountpoint.parent / "managed"))
     if "web01" not in host.vms:
         for name in ("os", "data"):
             await host.create_disk(vm="web01", name=name, size_bytes=disk_bytes)

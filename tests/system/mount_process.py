@@ -1,13 +1,15 @@
-"""Starts, ends and cleans up after ``siterig mount``."""
+"""Starts, ends and cleans up after ``siterig mount``; looks at what it leaves."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +87,41 @@ def siterig(*arguments: object) -> subprocess.CompletedProcess[str]:
         stdin=subprocess.DEVNULL,
         timeout=PATIENCE_S,
     )
+
+
+Start = Callable[..., MountProcess]
+
+
+@contextmanager
+def mounts(*common: str) -> Iterator[Start]:
+    """Starts mounts that are gone afterwards, each with these options too."""
+    started: list[MountProcess] = []
+
+    def start(*arguments: Any, **options: Any) -> MountProcess:
+        started.append(MountProcess(*arguments, *common, **options))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for mount in started:
+            mount.clean_up()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def logs(image: Path) -> list[Path]:
+    return sorted(image.parent.glob("*.hrl"))
+
+
+def copied_as(path: Path, name: str) -> Path:
+    return Path(shutil.copy(path, path.with_name(name)))
+
+
+def replayed(start: Path, segments: list[Path]) -> bytes:
+    """What a copy of the start image is after ``siterig log replay``."""
+    done = siterig("log", "replay", *segments, "--onto", start)
+    assert done.returncode == 0, done.stderr
+    return start.read_bytes()

@@ -9,42 +9,20 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.system.guest import write_durably
-from tests.system.mount_process import ROOT, MountProcess, siterig
+from tests.system.mount_process import ROOT, Start, copied_as, logs, mounts, names, replayed, siterig
 
 pytestmark = pytest.mark.system
 
 MIB = 1 << 20
 SIZE = 64 * MIB
-NOBODY = 65534
 DEAD = "Transport endpoint is not connected|Software caused connection abort|Operation canceled"  # the last over io_uring
-AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-
-Start = Callable[..., MountProcess]
-
-
-@contextmanager
-def mounts(*common: str) -> Iterator[Start]:
-    """Starts mounts that are gone afterwards, each with these options too."""
-    started: list[MountProcess] = []
-
-    def start(*arguments: Any, **options: Any) -> MountProcess:
-        started.append(MountProcess(*arguments, *common, **options))
-        return started[-1]
-
-    try:
-        yield start
-    finally:
-        for mount in started:
-            mount.clean_up()
 
 
 @pytest.fixture
@@ -82,23 +60,8 @@ def read(path: Path, offset: int, length: int) -> bytes:
         return file.read(length)
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def logs(image: Path) -> list[Path]:
-    return sorted(image.parent.glob("*.hrl"))
-
-
 def copied(path: Path) -> Path:
     return Path(shutil.copy(path, path.parent.parent / f"{path.name}.copy"))
-
-
-def replayed(start: Path, segments: list[Path]) -> bytes:
-    """What a copy of the start image is after ``siterig log replay``."""
-    done = siterig("log", "replay", *segments, "--onto", start)
-    assert done.returncode == 0, done.stderr
-    return start.read_bytes()
 
 
 @contextmanager
@@ -426,10 +389,6 @@ def test_an_image_changed_in_between_begins_a_new_generation_and_both_replay(ima
     assert replayed(second_start, second_logs) == image.read_bytes()
 
 
-def copied_as(path: Path, name: str) -> Path:
-    return Path(shutil.copy(path, path.with_name(name)))
-
-
 def test_one_image_is_mounted_once(image: Path, where: Path, tmp_path: Path, start: Start) -> None:
     mount = start(image, where)
     for options in ([], ["--log"], ["--read-only"]):
@@ -538,79 +497,3 @@ def test_a_raw_image_grows_with_its_disk(image: Path, where: Path, start_each: S
     assert image.stat().st_size == 2 * SIZE
     assert replayed(before, logs(image)) == image.read_bytes()
     assert start_each(image, where, "--log").mounted["log"]["generation"] == 1
-
-
-# ---- an ordinary user
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A folder of an ordinary user's."""
-    with tempfile.TemporaryDirectory(prefix="siterig-user-") as folder:
-        os.chown(folder, NOBODY, NOBODY)
-        probe = [*AS_NOBODY, sys.executable, "-c", "import siterig.cli"]
-        if subprocess.run(probe, cwd=ROOT, capture_output=True, check=False).returncode != 0:
-            pytest.skip("an ordinary user cannot run this Python")
-        yield Path(folder)
-
-
-def test_an_ordinary_user_can_mount_write_and_go_on(home: Path, start: Start) -> None:
-    image, where = home / "disk.img", home / "mnt"
-    image.write_bytes(bytes(MIB))
-    os.chown(image, NOBODY, NOBODY)
-    before = copied_as(image, "before")
-    as_user = {"prefix": AS_NOBODY, "environment": {"HOME": str(home)}}
-    mount = start(image, where, "--log", **as_user)
-
-    def user(*command: str) -> str:
-        done = subprocess.run([*AS_NOBODY, *command], check=True, capture_output=True, text=True)
-        return done.stdout
-
-    user("dd", "if=/dev/urandom", f"of={mount.disk}", "bs=64k", "count=4", "seek=3", "conv=notrunc,fsync")
-    with pytest.raises(PermissionError):
-        names(where)  # nobody else gets in, not even root
-    user("fusermount3", "-u", str(where))
-    status, _, stderr = mount.ended()
-    assert status == 0, stderr
-    mount = start(image, where, "--log", **as_user)
-    assert mount.mounted["log"]["generation"] == 1
-    user("dd", "if=/dev/urandom", f"of={mount.disk}", "bs=64k", "count=1", "conv=notrunc")
-    mount.kill()
-    mount = start(image, where, "--log", **as_user)
-    assert user("ls", str(where)).split()[-3:] == ["disk.img", "disk.stats", "disk.vhd"]
-    mount.end()
-    assert {path.stat().st_uid for path in logs(image)} == {NOBODY}
-    assert replayed(before, logs(image)) == image.read_bytes()
-
-
-def test_an_ordinary_user_is_told_what_is_not_theirs(home: Path) -> None:
-    foreign, own = home / "foreign.img", home / "own.img"
-    for path in (foreign, own):
-        path.write_bytes(bytes(MIB))
-    os.chown(own, NOBODY, NOBODY)
-    foreign.chmod(0o644)
-
-    def refused(*arguments: object) -> tuple[int, str]:
-        done = subprocess.run(
-            [*AS_NOBODY, sys.executable, "-m", "siterig", "mount", *map(str, arguments)],
-            capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"HOME": str(home)},
-        )  # fmt: skip
-        return done.returncode, done.stderr
-
-    assert refused(foreign, "--mnt", home / "m") == (
-        2,
-        f"siterig: error: {foreign}: cannot be opened: Permission denied; it can be mounted read-only (ImageUnusable)\n",
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o755)
-        status, stderr = refused(own, "--mnt", folder)
-        assert (status, "may mount on it" in stderr) == (2, True), stderr
-        status, stderr = refused(own, "--mnt", Path(folder) / "made")
-        assert (status, "cannot be made: Permission denied" in stderr) == (2, True), stderr
-    home.chmod(0o755)
-    os.chown(home, 0, 0)
-    (home / "m").mkdir()
-    os.chown(home / "m", NOBODY, NOBODY)
-    assert refused(own, "--mnt", home / "m", "--log") == (
-        2, f"siterig: error: {home}: cannot hold the change log of own.img: Permission denied (FolderUnusable)\n",
-    )  # fmt: skip

@@ -230,3 +230,83 @@ async def test_a_position_is_exported_in_every_format_and_becomes_another_vms_di
         for format_ in QEMU_NAMES:
             assert await trio.Path(disks[format_]).read_bytes() == expected, format_
         assert await trio.Path(disks["larger"]).read_bytes() == expected + bytes(8 * MIB)
+
+
+async def test_an_export_that_is_killed_leaves_nothing_mounted_and_no_file(folder: Path) -> None:
+    async with protected(folder) as (testbed, _source):
+        target, programs = folder / "images", folder / "programs"
+        target.mkdir()
+        programs.mkdir()
+        fake = programs / "qemu-img"  # has its input open, and goes on for ever
+        fake.write_text(f'#!/bin/bash\nexec 3<"${{@: -2:1}}" || exit\ntouch {programs}/reads\nexec sleep 1000\n')
+        fake.chmod(0o755)
+        environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+        what = ("point", "export", "web01", "--disk", "os", "--format", "qcow2", "--to", str(target / "os.qcow2"))
+        words = [*SITERIG, *what, "--dir", str(testbed.layout.root)]
+        exporter = await trio.lowlevel.open_process(words, env=environment)
+        with trio.fail_after(60):
+            while not (programs / "reads").exists():  # noqa: ASYNC110 (in another process)
+                await trio.sleep(0.05)
+            [state] = await testbed.vault.mounted_points(vm="web01")
+            assert state.name.startswith("export-")
+            exporter.kill()
+            await exporter.wait()
+        with trio.fail_after(60):
+            while await testbed.vault.mounted_points(vm="web01"):  # noqa: ASYNC110 (in another process)
+                await trio.sleep(0.05)
+        assert await testbed.azure.list_recoveries() == []
+        assert list(target.iterdir()) == []
+
+
+def spoil(folder: Path, piece: bytes) -> None:
+    """Change a byte of that piece, wherever it is stored."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        with path.open("r+b") as file:
+            found = file.read().find(piece)
+            if found >= 0:
+                file.seek(found + len(piece) // 2)
+                file.write(bytes([piece[len(piece) // 2] ^ 0xFF]))
+                return
+    raise AssertionError("it is nowhere")
+
+
+@pytest.fixture
+def full(folder: Path) -> Iterator[Path]:
+    """A folder on a file system of its own with a room of 256 KiB."""
+    path = folder / "full"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "siterig-test", path], check=True)
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+@needs_program("qemu-img")
+async def test_an_export_fails_in_the_same_way_whatever_the_format(folder: Path, full: Path) -> None:
+    async with protected(folder) as (testbed, source):
+        copy, point = await source.point("last")
+        disk = await trio.Path(copy["os"]).read_bytes()
+        at = next(at for at in range(SIZES["os"] // 2, len(disk), 4096) if disk[at : at + 512].count(0) < 32)
+
+        async def refused(format_: str, to: Path) -> str:
+            what = ["point", "export", "web01", "--disk", "os", "--point", point.id, "--format", format_, "--to", str(to)]
+            words = [*SITERIG, *what, "--dir", str(testbed.layout.root)]
+            done = await trio.run_process(words, capture_stdout=True, capture_stderr=True, check=False)
+            assert (done.returncode, done.stdout) == (1, b"")
+            assert list(to.parent.iterdir()) == []
+            return done.stderr.decode()
+
+        for format_ in ("raw", "vhd", "qcow2", "vhdx", "vmdk"):
+            said = await refused(format_, full / "x")
+            assert said.startswith(f"siterig: error: {full / 'x'}: "), format_
+            assert said.endswith(" (DiskFull)\n"), format_
+        await trio.to_thread.run_sync(spoil, testbed.layout.managed_disks, disk[at : at + 512])
+        (folder / "out").mkdir()
+        found: dict[str, int] = {}
+        for format_ in ("raw", "vhd", "qcow2", "vhdx", "vmdk"):
+            to = folder / "out" / f"x.{format_}"
+            said = await refused(format_, to)
+            assert said.startswith(f"siterig: error: {to}: was not made: "), format_
+            assert said.endswith(": Input/output error (ReadFailed)\n"), format_
+            found[format_] = int(said.partition("at byte ")[2].partition(":")[0])
+        assert len(set(found.values())) == 1, (at, found)
+        assert at - 65536 < found["raw"] <= at

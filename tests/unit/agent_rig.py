@@ -22,6 +22,7 @@ from blockfs.errors import RigError
 from blockfs.host import DiskHost
 from blockfs.part import SYNC_END, PartName, Watermark
 from blockfs.part_codec import unpack
+from blockfs.sparse_copy import Advance
 from cext.hashing import chunk_tag
 from replication.agent import HyperVAgent
 
@@ -193,6 +194,8 @@ class MemoryVault:
         self.errors: list[tuple[float, str, int, float | None]] = []
         self.recovered: list[float] = []
         self.points: list[int] = []
+        self.names: list[str] = []
+        self.downgraded: dict[int, str] = {}
         self.resyncs: list[str] = []
 
     def _check(self) -> None:
@@ -219,9 +222,22 @@ class MemoryVault:
         self._check()
         return self.allowed
 
-    async def point_sent(self, *, vm: str, tag_id: str, kind: TagKind, name: str, position: int, time_ns: int) -> None:
+    async def point_sent(
+        self,
+        *,
+        vm: str,
+        tag_id: str,
+        kind: TagKind,
+        name: str,
+        position: int,
+        time_ns: int,
+        downgraded_because: str | None = None,
+    ) -> None:
         self._check()
         self.points.append(position)
+        self.names.append(name)
+        if downgraded_because is not None:
+            self.downgraded[position] = downgraded_because
 
     async def replication_error(
         self, *, vm: str, code: str, message: str, recoverable: bool, attempt: int, next_try_s: float | None
@@ -256,6 +272,8 @@ class FakeGuests:
         self.is_frozen = False
         self.formatted: list[tuple[str, str, str]] = []
         self.filled: list[tuple[str, Path]] = []
+        self.may_fill = trio.Event()
+        self.may_fill.set()
         self.shut_down: list[str] = []
 
     async def mountpoints(self, disks: list[Path]) -> list[str]:
@@ -279,9 +297,11 @@ class FakeGuests:
             raise self.refusal
         self.formatted.append((disk.name, filesystem, label))
 
-    async def fill(self, disk: Path, image: Path) -> None:
+    async def fill(self, disk: Path, image: Path, advance: Advance) -> None:
         if self.refusal is not None:
             raise self.refusal
+        advance(4096)
+        await self.may_fill.wait()
         self.filled.append((disk.name, image))
 
 

@@ -71,9 +71,10 @@ class SiteDisk:
                 case _:
                     self.write(offset, self.rng.randbytes(length))
 
-    def tag(self, name: str, kind: TagKind = "CrashConsistent") -> TagSeen:
-        """Tag the present state."""
-        tag = TagSeen(tag_id=str(uuid.UUID(int=self.rng.getrandbits(128))), kind=kind, name=name, position=0, time_ns=0)
+    def tag(self, name: str, kind: TagKind = "CrashConsistent", tag_id: str | None = None) -> TagSeen:
+        """Tag the present state; ``tag_id``: of a tag that other disks have as well."""
+        tag_id = tag_id or str(uuid.UUID(int=self.rng.getrandbits(128)))
+        tag = TagSeen(tag_id=tag_id, kind=kind, name=name, position=0, time_ns=0)
         tag = tag.model_copy(update={"position": self.position + 1, "time_ns": (self.position + 1) * 10})
         self.put_tag(tag)
         return tag

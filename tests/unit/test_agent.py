@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from blockfs.errors import RigError
@@ -273,7 +275,8 @@ async def test_application_consistent_point_is_cut_while_the_guest_is_frozen(rig
         assert (cut.kind, frozen_at_cut, rig.guests.is_frozen) == ("ApplicationConsistent", [True], False)
         rig.guests.mounted = []
         cut = await rig.cycle(agent, "ApplicationConsistent")
-        assert (cut.kind, cut.name) == ("CrashConsistent", "test (no mounted file system: crash-consistent)")
+        assert (cut.kind, cut.name, cut.downgraded_because) == ("CrashConsistent", "test", "no mounted file system")
+        assert rig.vault.downgraded == {cut.position: "no mounted file system"}
 
 
 async def test_application_consistent_points_keep_their_schedule_over_a_restart(rig: Rig, autojump_clock: MockClock) -> None:
@@ -303,6 +306,8 @@ async def test_guest_that_cannot_be_frozen_gets_a_crash_consistent_point_by_sche
         await trio.sleep(300)
         assert len(rig.vault.points) >= 10
         assert rig.vault.errors == []
+        assert set(rig.vault.names) == {"scheduled"}
+        assert set(rig.vault.downgraded.values()) == {"cannot freeze /mnt/a (FreezeFailed)"}
         with pytest.raises(RigError, match="cannot freeze /mnt/a"):
             await rig.cycle(agent, "ApplicationConsistent")
 
@@ -324,6 +329,25 @@ async def test_created_vm_has_formatted_disks_and_a_failed_one_leaves_nothing(ri
         assert {info.vm for info in await agent.list_vms()} == {VM, "db00", "db01"}
         await agent.shutdown_vm(vm="db01")
         assert [Path(path).name for path in rig.guests.shut_down] == ["os.img", "raw.img"]
+
+
+async def test_how_far_an_import_is_can_be_asked_and_the_same_vm_is_not_made_twice_at_once(
+    rig: Rig, autojump_clock: MockClock
+) -> None:
+    async with rig.agent() as agent, trio.open_nursery() as nursery:
+        rig.guests.may_fill = trio.Event()
+        disks = [Disk("os", 1 << 20, image="/images/os.vhdx"), Disk("raw", 1 << 20)]
+        nursery.start_soon(partial(agent.create_vm, vm="db00", disks=disks))
+        await trio.testing.wait_all_tasks_blocked()
+        progress = await agent.progress(vm="db00")
+        assert progress.phase == "Import"
+        assert [(disk.disk, disk.done_bytes, disk.total_bytes) for disk in progress.disks] == [("os", 4096, 1 << 20)]
+        with pytest.raises(RigError, match="VM 'db00' is just being made on this host"):
+            await agent.create_vm(vm="db00", disks=disks)
+        rig.guests.may_fill.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await agent.progress(vm="db00")).phase is None
+        assert [disk.name for disk in await agent.list_vms() if disk.vm == "db00"] == ["os", "raw"]
 
 
 async def test_check_refuses_a_vm_whose_snapshot_may_not_fit(

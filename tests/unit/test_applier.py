@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from azure_emu.applier import RETRY_REFUSED_S, Applier
-from azure_emu.managed_disk import open_view
+from azure_emu.managed_disk import ManagedDiskStore, open_view
 from azure_emu.pins import pin, unpin
 from azure_emu.ports import RecoverySide
 from blockfs.errors import RigError
@@ -329,16 +331,53 @@ async def test_a_disk_is_made_once_found_and_deleted_with_its_blobs(rig: Rig) ->
     with pytest.raises(RigError) as caught:
         await side.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES * 2)
     assert caught.value.message == f"managed disk {DISK_ID} is there with {SIZE_BYTES} bytes, not {SIZE_BYTES * 2}"
-    assert await side.store_path(disk_id=DISK_ID) == str(rig.disks / DISK_ID)
+    assert await side.store_paths(disk_ids=[DISK_ID]) == [str(rig.disks / DISK_ID)]
     rig.cache.hold(rig.disk.sync())
     for _ in range(2):
         await side.delete_managed_disk(disk_id=DISK_ID)
     assert rig.cache.blobs == {}
     with pytest.raises(RigError) as caught:
-        await side.store_path(disk_id=DISK_ID)
+        await side.store_paths(disk_ids=[DISK_ID])
     assert caught.value.code == "DiskNotFound"
     with pytest.raises(RigError, match="is not a lower-case UUID"):
-        await side.store_path(disk_id="../../etc")
+        await side.store_paths(disk_ids=[DISK_ID, "../../etc"])
+
+
+async def test_a_disk_that_is_made_anew_has_one_writer(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    applier, create, store_open = rig.applier, ManagedDiskStore.create, ManagedDiskStore.open
+    for disk_id in (DISK_ID, EXPORT_ID):
+        await applier.create_managed_disk(disk_id=disk_id, size_bytes=SIZE_BYTES)
+    listing, made, go_on, opened = trio.Event(), threading.Event(), threading.Event(), threading.Event()
+
+    async def slow_list(disk_id: str) -> Parts:
+        if disk_id == EXPORT_ID:
+            await listing.wait()
+        return []
+
+    def slow_create(folder: Path, **options: Any) -> ManagedDiskStore:
+        store = create(folder, **options)
+        opened.clear()  # it did that itself
+        made.set()
+        assert go_on.wait(30)
+        return store
+
+    def noted_open(folder: Path, **options: Any) -> ManagedDiskStore:
+        opened.set()
+        return store_open(folder, **options)
+
+    monkeypatch.setattr(rig.cache, "list", slow_list)
+    monkeypatch.setattr(ManagedDiskStore, "create", slow_create)
+    monkeypatch.setattr(ManagedDiskStore, "open", noted_open)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: applier.process_latest(disk_ids=[DISK_ID, EXPORT_ID]))
+        await trio.testing.wait_all_tasks_blocked()  # the first is ready, the second waits
+        await applier.delete_managed_disk(disk_id=DISK_ID)
+        nursery.start_soon(lambda: applier.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES))
+        await trio.to_thread.run_sync(made.wait, 10)
+        listing.set()
+        await trio.to_thread.run_sync(opened.wait, 0.2)
+        go_on.set()
+    assert not opened.is_set()
 
 
 async def test_a_damaged_store_is_reported_and_can_be_deleted(
@@ -534,3 +573,42 @@ async def test_a_store_that_is_broken_makes_room_for_a_resync(rig: Rig) -> None:
     assert (rig.disks / f".damaged-{DISK_ID}").is_dir()
     await rig.applier.delete_managed_disk(disk_id=DISK_ID)
     assert list(rig.disks.iterdir()) == []
+
+
+def flip_in_header(volume: Path, magic: bytes) -> None:
+    raw = bytearray(volume.read_bytes())
+    raw[raw.index(magic) + 20] ^= 1
+    volume.write_bytes(raw)
+
+
+async def test_a_repair_writes_again_what_can_be_made_and_everything_goes_on(
+    rig: Rig, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rig.cache.hold([*rig.disk.sync(), rig.log("one")])
+    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    (volume,) = (rig.disks / DISK_ID / "journal").iterdir()
+    good = volume.read_bytes()
+    flip_in_header(volume, b"SRIGFRM")
+    assert len(await rig.applier.scrub(disk_id=DISK_ID)) == 1
+    for _ in range(2):  # again is no error
+        await rig.applier.repair(disk_id=DISK_ID)
+        assert volume.read_bytes() == good
+        assert await rig.applier.scrub(disk_id=DISK_ID) == []
+    rig.cache.hold([rig.log("two")])
+    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    assert rig.state(rig.disk.position) == rig.disk.data
+
+
+async def test_where_nothing_could_be_applied_after_a_repair_the_store_is_left_as_it_is(rig: Rig) -> None:
+    rig.cache.hold([*rig.disk.sync(), rig.log("one")])
+    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    (volume,) = (rig.disks / DISK_ID / "journal").iterdir()
+    for magic in (b"SRIGFRM", b"SRIGFRE"):
+        flip_in_header(volume, magic)
+    bad = volume.read_bytes()
+    with pytest.raises(RigError, match="managed disk is corrupt: byte 0: frame header checksum does not match"):
+        await rig.applier.repair(disk_id=DISK_ID)
+    assert volume.read_bytes() == bad
+    rig.cache.hold([rig.log("two")])
+    (mark,) = await rig.applier.process_latest(disk_ids=[DISK_ID])
+    assert mark.complete_position == rig.disk.position, "who has it open goes on"

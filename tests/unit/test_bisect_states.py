@@ -11,6 +11,7 @@ from azure_emu.ports import Change, ChangeStep
 from azure_emu.vault.api import MountedDisk, MountedPoint
 from blockfs.control import DiskInfo, RecoveryDisk, RecoveryInfo
 from blockfs.errors import RigError
+from blockfs.host_process import HostProcess
 from siterig.bisect_states import LABEL, MountedStates, make_label
 from siterig.bisection import Step
 
@@ -50,8 +51,8 @@ class Rig:
             for asked in self.asked
         ]
 
-    async def store_path(self, *, disk_id: str) -> str:
-        return f"/store/{disk_id}"
+    async def store_paths(self, *, disk_ids: list[str]) -> list[str]:
+        return [f"/store/{disk_id}" for disk_id in disk_ids]
 
     async def open_point(self, *, vm: str, name: str, disk_id: str, store: str, position: int) -> DiskInfo:
         self.opened.append((vm, name, store, position))
@@ -79,8 +80,8 @@ def disk_info(vm: str, name: str) -> DiskInfo:
     )  # fmt: skip
 
 
-def states_of(rig: Any, label: str = "bisect-1") -> MountedStates:
-    return MountedStates(rig, rig, rig, "web01", label)
+def states_of(rig: Any, label: str = "bisect-1", process: HostProcess | None = None) -> MountedStates:
+    return MountedStates(rig, rig, rig, "web01", label, process=process)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,12 @@ async def test_a_point_is_an_id_a_position_or_a_time(text: str, asked: dict[str,
     assert {name: str(path) for name, path in state.images.items()} == {
         "data": "/m/bisect-1-1/data.img", "os": "/m/bisect-1-1/os.img"
     }  # fmt: skip
+
+
+async def test_states_are_lent_to_the_process_that_is_said() -> None:
+    rig = Rig()
+    await states_of(rig, process=HostProcess(pid=7, started=1)).open(5, 50)
+    assert rig.asked == [{"position": 5, "name": "bisect-1-1", "process": HostProcess(pid=7, started=1)}]
 
 
 async def test_each_state_has_a_name_and_is_closed_by_it() -> None:

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from azure_emu.vault.api import Job, JobError, RecoveryPoint, Task, Vm, VmDisk
 from blockfs.errors import RigError
-from blockfs.progress import VmProgress
+from blockfs.progress import DiskProgress, VmProgress
 from siterig import exits, show
-from siterig.cli import app
+from siterig.cli import SUBJECTS, program
 from siterig.layout import Layout, create
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -97,7 +99,7 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVault
 
 
 def siterig(*arguments: str) -> Any:
-    return CliRunner().invoke(app, list(arguments))
+    return CliRunner().invoke(program(arguments), list(arguments))
 
 
 def commands(command: Any, path: tuple[str, ...] = ("siterig",)) -> Iterator[tuple[str, Any]]:
@@ -114,7 +116,7 @@ def test_protect_succeeds_only_if_protection_was_finalized(vault: FakeVault) -> 
     assert (result.exit_code, "siterig: error: no point came (VaultStopped)" in result.stderr) == (1, True)
 
 
-ALL = dict(commands(typer.main.get_command(app)))
+ALL = dict(commands(typer.main.get_command(program())))
 
 
 @pytest.mark.parametrize("path", ALL)
@@ -203,9 +205,28 @@ def test_an_interval_of_the_rig_only_is_noticed(vault: FakeVault) -> None:
     assert vault.asked[0][1]["interval_s"] == 5
 
 
+def test_a_retention_of_the_rig_only_is_noticed(vault: FakeVault) -> None:
+    result = siterig("protect", "web01", "--interval", "30", "--retention", "72")
+    assert result.stderr.startswith("siterig: note: retention 72 h: a Hyper-V policy of the service has at most 24 h; ")
+    assert vault.asked[0][1]["history_hours"] == 72
+
+
+def test_a_task_that_had_nothing_to_do_is_skipped(vault: FakeVault) -> None:
+    task = Task(
+        name="T", friendlyName="Synchronizing", state="Other", stateDescription="Skipped", startTime=None, endTime=None
+    )
+    vault.ends_as = vault.ends_as.model_copy(update={"tasks": [task]})
+    followed = siterig("failover", "test", "web01")
+    assert any(line.endswith("Synchronizing: Skipped") for line in followed.stderr.splitlines())
+    assert siterig("jobs", "j1").stdout.splitlines()[-1].split() == ["Synchronizing", "T", "Skipped", "-", "-"]
+    assert '"state": "Other"' in siterig("jobs", "j1", "--json").stdout, "by its official name"
+
+
 def test_points_are_given_by_the_contract(vault: FakeVault) -> None:
     result = siterig("points", "web01", "--json")
-    assert json.loads(result.stdout) == [{"id": "p1", "name": "n", "type": "CrashConsistent", "time": "t", "position": 9}]
+    assert json.loads(result.stdout) == [
+        {"id": "p1", "name": "n", "type": "CrashConsistent", "time": "t", "position": 9, "downgradedBecause": None}
+    ]
 
 
 def test_vms_are_given_by_the_contract(vault: FakeVault) -> None:
@@ -271,6 +292,15 @@ def test_a_folder_that_is_no_rigs_is_not_touched(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_a_command_loads_its_own_module_and_no_other(subject: str) -> None:
+    for word in SUBJECTS[subject]:
+        named = typer.main.get_command(program([word, "--json"]))
+        assert set(getattr(named, "commands")) == set(SUBJECTS[subject]), word  # noqa: B009 (typer hides its type)
+    wrong = typer.main.get_command(program(["wrong"]))
+    assert set(SUBJECTS[subject]) < set(getattr(wrong, "commands"))  # noqa: B009
+
+
 def test_ctrl_c_is_status_130(vault: FakeVault, monkeypatch: pytest.MonkeyPatch) -> None:
     async def interrupted(self: FakeVault) -> list[Vm]:
         raise KeyboardInterrupt
@@ -287,6 +317,44 @@ def test_a_bug_is_not_hidden(vault: FakeVault, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(FakeVault, "list_vms", broken)
     assert isinstance(siterig("vm", "list").exception, ZeroDivisionError)
+
+
+class ImportingVault(FakeVault):
+    """A VM is made when it was asked often enough how far that is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.progress_asked = 0
+
+    async def progress(self, *, vm: str) -> VmProgress:
+        self.progress_asked += 1
+        done = DiskProgress(disk="os", done_bytes=self.progress_asked << 20, total_bytes=4 << 20, sent_bytes=0)
+        return VmProgress(vm=vm, phase="Import", disks=[done])
+
+    async def create_vm(self, **_arguments: Any) -> Vm:
+        with trio.move_on_after(0.5):
+            while self.progress_asked < 3:
+                await trio.lowlevel.checkpoint()
+        return VM
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_an_import_shows_how_far_it_is_on_a_terminal_only(
+    vault: FakeVault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, more: tuple[str, ...]
+) -> None:
+    importing = ImportingVault()
+    monkeypatch.setattr("siterig.services.vault", lambda _layout: importing)
+    monkeypatch.setattr(show, "POLL_S", 0.001)
+    monkeypatch.setattr(show, "err", lambda: Console(stderr=True, force_terminal=terminal))
+    image = tmp_path / "os.img"
+    image.write_bytes(bytes(4096))
+    result = siterig("vm", "create", "web01", "--disk", f"os={image}:4MiB", "--disk", "data:1GiB", *more)
+    assert result.exit_code == 0, result.stderr
+    assert ("web01: import" in result.stderr, "3.0/4.0 MiB" in result.stderr) == (terminal, terminal)
+    assert (importing.progress_asked > 0) == terminal
+    if more:
+        assert json.loads(result.stdout)["name"] == VM.name
 
 
 def test_a_long_table_in_a_pipe_has_a_line_a_row_and_is_quick(capsys: pytest.CaptureFixture[str]) -> None:

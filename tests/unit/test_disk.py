@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,18 @@ import pytest
 
 from blockfs import boot, dirty, disk_log
 from blockfs import snapshot as snapshot_module
-from blockfs.changelog import HEADER_BYTES, RecordType, SegmentReader, scan_tail
+from blockfs.changelog import HEADER_BYTES, SegmentReader
 from blockfs.dirty import CHUNK_BYTES
 from blockfs.disk import Disk, DiskRules
 from blockfs.disk_files import DiskPlace, make_raw
 from blockfs.disk_log import LogPolicy, find_segments
+from blockfs.disk_report import describe
 from blockfs.errors import RigError
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from cext._core import lib
 from tests.unit.disk_model import replay
-from tests.unit.io_faults import PUNCH, SYNC, WRITE, failing, io_verdict
+from tests.unit.io_faults import PUNCH, WRITE, failing
 
 SIZE = 1 << 20
 
@@ -298,7 +299,7 @@ def test_past_half_the_disk_in_unsent_log_the_log_is_given_up_and_no_dirty_chunk
     disk._flush()
     disk.applied(1, disk.log.last_seq)
     changed: set[int] = set()
-    while disk.info(Path()).tracked:
+    while describe(disk, Path()).tracked:
         offset = rng.randrange(SIZE - 9000)
         data = rng.randbytes(rng.randrange(1, 9000))
         disk.write(offset, data)
@@ -324,7 +325,7 @@ def test_zeroing_that_fails_ends_the_log_for_it_cannot_be_told_what_is_there(dis
     disk.write(0, b"x" * 5000)
     with failing(PUNCH, ".img", errno.EIO), pytest.raises(OSError, match="Input/output error"):
         disk.zero(0, 4096)
-    assert disk.info(Path()).needs_resync == "WriteFailed"
+    assert describe(disk, Path()).needs_resync == "WriteFailed"
     assert disk.dirty_ranges() == [(0, CHUNK_BYTES)]
     assert reopen(disk, positions).state.needs_resync == "WriteFailed"
 
@@ -362,129 +363,6 @@ def test_a_kill_between_growing_and_the_note_of_it_is_no_harm(disk: Disk, positi
     disk = Disk.open(disk.place, DiskRules(positions), None)
     assert (disk.size_bytes, disk.state.size_bytes) == (2 * SIZE, 2 * SIZE)
     assert replay(bytes(SIZE), disk) == contents(disk)
-
-
-@pytest.fixture
-def synced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Files and folders in the order in which they were made durable."""
-    import os
-
-    names: list[str] = []
-    for name in ("fsync", "fdatasync"):
-        real = getattr(os, name)
-
-        def recording(fd: int, real: Callable[[int], None] = real) -> None:
-            names.append(str(Path(f"/proc/self/fd/{fd}").readlink()))
-            real(fd)
-
-        monkeypatch.setattr(os, name, recording)
-
-    def engine(operation: int, path: str, _offset: int, _size: int) -> int:
-        if operation == SYNC:
-            names.append(path)
-        return 0
-
-    with io_verdict(engine):
-        yield names
-
-
-async def test_a_flush_makes_all_segments_durable_then_the_disk(disk: Disk, synced: list[str]) -> None:
-    disk.start_tracking(new_generation=False)
-    disk.write(0, b"a")
-    disk.log.rotate()
-    disk.write(0, b"b")
-    synced.clear()
-    await disk.flush()
-    assert synced == [str(path) for path in [*logs(disk), disk.place.file("img")]]
-    synced.clear()
-    disk.write(0, b"c")
-    await disk.flush()
-    assert synced == [str(path) for path in (logs(disk)[-1], disk.place.file("img"))]
-    synced.clear()
-    await disk.flush()
-    assert synced == [], "nothing was written since"
-
-
-async def test_the_first_flush_of_a_process_syncs_what_an_earlier_one_wrote(disk: Disk, synced: list[str]) -> None:
-    await disk.flush()
-    assert synced == [str(disk.place.file("img"))]
-
-
-async def test_segments_have_durable_names_before_they_take_records(disk: Disk, synced: list[str]) -> None:
-    disk.start_tracking(new_generation=False)
-    assert str(disk.place.folder) in synced
-    synced.clear()
-    disk.log.provide_spare()
-    assert synced == [str(disk.place.folder)]
-
-
-async def test_a_flush_is_written_down_once_for_what_came_before_it(disk: Disk) -> None:
-    disk.start_tracking(new_generation=False)
-    disk.write(0, b"x")
-    await disk.flush()
-    await disk.flush()
-    assert disk.log.last_seq == 2
-    with SegmentReader(logs(disk)[0]) as reader:
-        assert [record.type for record in scan_tail(reader).records] == [RecordType.WRITE, RecordType.FLUSH]
-
-
-@pytest.mark.parametrize("broken", [".img", ".hrl"])
-async def test_after_a_failed_fsync_no_flush_succeeds_until_the_disk_is_opened_again(
-    disk: Disk, positions: PositionCounter, broken: str
-) -> None:
-    disk.start_tracking(new_generation=False)
-    disk.write(0, b"x")
-    with failing(SYNC, broken, errno.EIO), pytest.raises(OSError, match="Input/output error"):
-        await disk.flush()
-    disk.write(0, b"y")
-    with pytest.raises(OSError, match="Input/output error"):
-        await disk.flush()
-    assert disk.info(Path()).needs_resync == "SyncFailed"
-    assert disk.dirty_ranges() == [(0, SIZE)], "the kernel does not say which pages were lost"
-    disk = reopen(disk, positions)
-    assert disk.state.needs_resync == "SyncFailed"
-    await disk.flush()
-
-
-async def test_segments_are_handed_out_only_after_a_sync_and_deleted_when_applied(disk: Disk) -> None:
-    disk.start_tracking(new_generation=False)
-    disk.write(0, b"a")
-    disk.tag(TagSeen(tag_id="t", kind="CrashConsistent", name="n", position=disk.log.last_position + 5, time_ns=0))
-    assert disk.segments() == []
-    tagged = disk.log.last_position
-    await disk.flush()
-    (segment,) = disk.segments()
-    assert (segment.first_seq, segment.last_seq, segment.complete_position) == (1, 2, tagged)
-    disk.applied(1, 1)
-    assert len(disk.segments()) == 1
-    disk.applied(1, 2)
-    assert disk.segments() == []
-    assert not Path(segment.path).exists()
-
-
-def test_what_is_closed_is_handed_out_even_if_the_guest_never_asks_for_a_sync(disk: Disk, synced: list[str]) -> None:
-    disk.start_tracking(new_generation=False)
-    disk.log.provide_spare()
-    for at in range(0, 300 << 10, 4096):
-        disk.write(at, b"x" * 4096)
-    assert disk.segments() == []
-    synced.clear()
-    disk.tend()
-    (segment,) = disk.segments()
-    assert segment.path in synced
-
-
-async def test_word_of_another_generation_deletes_nothing_of_this_one(disk: Disk) -> None:
-    disk.start_tracking(new_generation=False)
-    disk.start_tracking(new_generation=True)
-    disk.write(0, b"not applied anywhere")
-    disk.log.rotate()
-    await disk.flush()
-    kept = logs(disk)
-    for other in (1, 3):
-        disk.applied(other, 1000)
-    assert logs(disk) == kept
-    assert len(disk.segments()) == 1
 
 
 @pytest.mark.parametrize("seed", range(5))

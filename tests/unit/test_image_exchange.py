@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,7 @@ from tests.system.needs import needs_program
 MIB = 1 << 20
 SIZE = 24 * MIB
 FORMATS: tuple[Format, ...] = ("raw", "vhd", "qcow2", "vhdx", "vmdk")
+FOOTER = vhd.fixed_footer(MIB, "5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42")
 QEMU = {"raw": "raw", "vhd": "vpc", "qcow2": "qcow2", "vhdx": "vhdx", "vmdk": "vmdk"}
 
 
@@ -75,7 +79,7 @@ async def test_export_then_import_gives_the_same_bytes_and_qemu_agrees(tmp_path:
     back = tmp_path / "back.img"
     with back.open("wb") as file:
         file.truncate(SIZE + MIB)  # a larger disk
-    await image_import.fill(to, back)
+    await image_import.fill(to, back, advance=lambda _done: None)
     assert back.read_bytes() == disk.read_bytes() + bytes(MIB), f"seed {seed}"
     assert back.stat().st_blocks * 512 < SIZE / 2, "what is a hole stays one"
     assert sorted(path.suffix for path in tmp_path.iterdir() if path.name.startswith(".")) == []
@@ -89,7 +93,7 @@ async def test_a_dynamic_vhd_is_imported(tmp_path: Path) -> None:
     assert (looked.format, looked.size_bytes) == ("vpc", SIZE)
     with back.open("wb") as file:
         file.truncate(SIZE)
-    await image_import.fill(dynamic, back)
+    await image_import.fill(dynamic, back, advance=lambda _done: None)
     assert back.read_bytes() == disk.read_bytes()
 
 
@@ -109,7 +113,8 @@ async def test_an_image_that_needs_another_file_is_refused(tmp_path: Path) -> No
     ("name", "content", "code", "words"),
     [
         ("x.img", b"x" * 1000, "InvalidDiskSize", "has 1000 bytes"),
-        ("x.vhd", b"x" * 1024, "VhdCorrupt", "is named as a VHD"),
+        ("x.vhd", b"x" * 1024, "VhdCorrupt", "is named as a VHD, but its last 512 bytes are no VHD footer; if it is a raw"),
+        ("x", bytes(MIB) + FOOTER, "ImageUnusable", "if it is one, name it *.vhd; if every byte is the disk's, it is raw"),
         ("x.vdi", bytes(64) + b"\x7f\x10\xda\xbe" + bytes(956), "ImageUnusable", "is a vdi image; raw, vhd, qcow2, vhdx"),
         ("x.qcow2", b"QFI\xfb" + bytes(1020), "ImageUnusable", "x.qcow2: qemu-img: Could not open"),
     ],
@@ -126,12 +131,25 @@ async def test_what_is_no_image_is_refused_in_one_line(
     assert "\n" not in failed.value.message
 
 
+@needs_program("qemu-img")
+async def test_what_is_said_of_an_image_that_may_be_a_vhd_helps(tmp_path: Path) -> None:
+    image, as_vhd_, as_qcow2 = tmp_path / "x", tmp_path / "x.vhd", tmp_path / "x.qcow2"
+    image.write_bytes(bytes(MIB) + FOOTER)
+    as_vhd_.symlink_to("x")
+    with pytest.raises(RigError, match=r"x: ends with a VHD footer"):  # links are no names
+        await image_import.look_at(as_vhd_)
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", image, as_qcow2)
+    assert (await image_import.look_at(as_qcow2)).size_bytes == MIB + 512
+    image.rename(as_vhd_)
+    assert (await image_import.look_at(as_vhd_)).size_bytes == MIB
+
+
 async def test_an_image_larger_than_the_disk_is_refused_and_the_disk_untouched(tmp_path: Path) -> None:
     image, disk = tmp_path / "image.img", tmp_path / "disk.img"
     image.write_bytes(b"x" * 1024)
     disk.write_bytes(bytes(512))
     with pytest.raises(RigError, match=r"has 512 bytes; the disk in .*image\.img has 1024"):
-        await image_import.fill(image, disk)
+        await image_import.fill(image, disk, advance=lambda _done: None)
     assert disk.read_bytes() == bytes(512)
 
 
@@ -182,6 +200,90 @@ async def test_a_conversion_that_is_cancelled_ends_its_process_and_leaves_nothin
     assert seen == [(SIZE // 2, [".img", ".part"])]
     assert [path.name for path in folder.iterdir()] == ["os.img"]
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def make_hanging_qemu_img(folder: Path) -> Path:
+    """A folder with a ``qemu-img`` that has its input open, says that half is done, and goes on for ever."""
+    folder.mkdir()
+    program = folder / "qemu-img"
+    program.write_text(
+        "#!/bin/bash\n"
+        'exec 3<"${@: -2:1}" 4>"${@: -1}"\n'
+        f"echo $$ >{folder}/pid.new && mv {folder}/pid.new {folder}/pid\n"
+        "printf '    (50.00/100%%)\\r'\n"
+        "exec sleep 1000\n"
+    )
+    program.chmod(0o755)
+    return folder
+
+
+KILLED = """
+import os, sys, trio
+from pathlib import Path
+from siterig import image_export
+source, to, format_, force = sys.argv[1:]
+kill = lambda _done: os.kill(os.getpid(), 9)
+trio.run(lambda: image_export.export(Path(source), Path(to), format_, force=bool(force), advance=kill))
+"""
+
+
+@pytest.mark.parametrize("force", ["", "force"])
+@pytest.mark.parametrize("format_", ["raw", "qcow2"])
+async def test_an_export_that_is_killed_leaves_nothing_and_nobody_that_writes_on(
+    tmp_path: Path, format_: Format, force: str
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    disk = disk_bytes(folder / "os.img", 5)
+    programs = make_hanging_qemu_img(tmp_path / "programs")
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    command = [sys.executable, "-c", KILLED, str(disk), str(folder / "out"), format_, force]
+    done = await trio.run_process(command, check=False, env=os.environ | {"PATH": path}, capture_stderr=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert [path.name for path in folder.iterdir()] == ["os.img"]
+    if format_ == "qcow2":
+        pid = int((programs / "pid").read_text())
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            with trio.fail_after(30):
+                await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            os.close(pidfd)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+@pytest.mark.parametrize("format_", ["raw", "qcow2"])
+@needs_program("qemu-img")
+async def test_without_files_that_have_no_name_the_image_is_hidden_until_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: Format, cancelled: bool
+) -> None:
+    def without(path: Path, flags: int, *more: int) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return opened(path, flags, *more)
+
+    opened = os.open
+    monkeypatch.setattr("siterig.image_export.os.open", without)
+    disk, to = disk_bytes(tmp_path / "os.img", 6), tmp_path / "out"
+    seen: list[list[str]] = []
+    with trio.CancelScope() as scope:
+
+        def advance(_done: int) -> None:
+            seen.append([path.name for path in tmp_path.iterdir() if path.suffix == ".part"])
+            if cancelled:
+                scope.cancel()
+
+        await image_export.export(disk, to, format_, force=False, advance=advance)
+    assert len(seen[0]) == 1
+    assert seen[0][0].startswith(".out.")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["os.img", "out"] or (cancelled and left == ["os.img"])
+    if not cancelled:
+        assert "Images are identical." in qemu_img("compare", "-f", "raw", "-F", QEMU[format_], disk, to)
 
 
 async def test_a_source_that_cannot_be_read_is_named_with_the_byte(tmp_path: Path) -> None:

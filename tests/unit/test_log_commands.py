@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from blockfs.boot import current_boot_id
 from blockfs.changelog import FLAG_CLEAN_CLOSE, HEADER_BYTES, RecordType, SegmentWriter
 from blockfs.layers import RawLayer
-from siterig.cli import app
+from siterig.cli import program
 from tests.unit.log_row import DISK_BYTES, DISK_ID, START, LogRow
 
 
@@ -31,7 +31,7 @@ def row(tmp_path: Path) -> LogRow:
 
 
 def siterig(*arguments: object) -> Any:
-    return CliRunner().invoke(app, ["log", *map(str, arguments)])
+    return CliRunner().invoke(program(["log"]), ["log", *map(str, arguments)])
 
 
 def flip(path: Path, at: int) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from blockfs.errors import RigError
 from blockfs.vhd import fixed_footer
 from siterig import mountpoint
-from siterig.cli import app
+from siterig.cli import program
 from siterig.mountpoint import Mountpoint, prepare
 
 MIB = 1 << 20
@@ -75,6 +75,10 @@ def name_with_a_folder(folder: Path) -> list[object]:
     return [good(folder), "--mnt", folder / "m", "--name", "a/b"]
 
 
+def name_of_two_lines(folder: Path) -> list[object]:
+    return [good(folder), "--mnt", folder / "m", "--name", "a\nb"]
+
+
 def foreign_log(folder: Path) -> list[object]:
     (folder / "good.000001.hrl").write_bytes(b"precious")
     return [good(folder), "--mnt", folder / "m", "--log"]
@@ -97,6 +101,7 @@ MISTAKES: list[tuple[Callable[[Path], list[object]], str, str]] = [
     (below_a_file, "good.img/m: ", "FolderUnusable"),
     (log_and_read_only, "--log and --read-only", "BadRequest"),
     (name_with_a_folder, "disk is named 'a/b'", "InvalidName"),
+    (name_of_two_lines, r"disk is named 'a\nb': it must be a file's name, without a folder, of printable", "InvalidName"),
     (foreign_log, "good.000001.hrl: is there, but no good.disk", "LogExists"),
     (name_too_long, "cannot hold the change log of good.img: File name too long", "FolderUnusable"),
 ]
@@ -109,7 +114,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     monkeypatch.setattr(mountpoint, "check_fuse", lambda: None)
     command = arguments(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    refused = CliRunner().invoke(app, ["mount", *map(str, command)])
+    refused = CliRunner().invoke(program(["mount"]), ["mount", *map(str, command)])
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert len(refused.stderr.splitlines()) == 1
     assert refused.stderr.startswith("siterig: error: ")

@@ -174,6 +174,19 @@ def test_a_sealed_record_that_does_not_come_next_is_corrupt(seq: int, position: 
     assert caught.value.message == f"part {part.blob()}: change log is corrupt at byte 192: {why}"
 
 
+def test_a_time_that_no_frame_can_hold_is_corrupt() -> None:
+    head = log.make_header(disk_id=DISK_ID, first_seq=1, disk_size_bytes=4096, boot_id=DISK_ID)
+    seed: int = struct.unpack_from("<I", head, 124)[0]
+    part = PartName(DISK_ID, 2, "log", 1, 1)
+    late = (1 << 63) - 1
+    found = index_segment(head + log.make_record(seed, log.FLUSH, seq=1, position=7, time_ns=late), part, 4096)
+    assert found.time_ns == late
+    with pytest.raises(RigError) as caught:
+        index_segment(head + log.make_record(seed, log.FLUSH, seq=1, position=7, time_ns=late + 1), part, 4096)
+    assert caught.value.code == "PartCorrupt"
+    assert f"time {late + 1}, range 0+0: beyond any disk" in caught.value.message
+
+
 def test_a_segment_cut_at_any_byte_is_corrupt(tmp_path: Path) -> None:
     disk = site(tmp_path)
     disk.write(0, b"x" * 100)

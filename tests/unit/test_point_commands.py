@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from azure_emu.vault.api import MountedDisk, MountedPoint, RecoveryPoint
 from blockfs.errors import RigError
-from siterig.cli import app
+from blockfs.host_process import HostProcess
+from siterig.cli import program
 from siterig.layout import Layout, create
 
 MIB = 1 << 20
@@ -34,6 +35,7 @@ class FakeVault:
         self.folder = folder
         self.mounted: dict[str, MountedPoint] = {}
         self.asked: list[dict[str, Any]] = []
+        self.lent_to: list[HostProcess | None] = []
         self.unmounted: list[str] = []
         self.sizes = {"os": MIB, "odd": 512}
 
@@ -43,8 +45,11 @@ class FakeVault:
     async def mounted_points(self, *, vm: str) -> list[MountedPoint]:
         return sorted(self.mounted.values(), key=lambda state: -state.position)
 
-    async def mount_point(self, *, vm: str, name: str | None = None, **choice: Any) -> MountedPoint:
+    async def mount_point(
+        self, *, vm: str, name: str | None = None, process: HostProcess | None = None, **choice: Any
+    ) -> MountedPoint:
         self.asked.append(choice)
+        self.lent_to.append(process)
         position = choice["position"] or 30
         disks = []
         for disk, size_bytes in self.sizes.items():
@@ -84,7 +89,7 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVault
 
 
 def siterig(*arguments: str) -> Any:
-    return CliRunner().invoke(app, list(arguments))
+    return CliRunner().invoke(program(arguments), list(arguments))
 
 
 def test_mount_asks_for_what_was_said_and_shows_the_files(vault: FakeVault) -> None:
@@ -95,6 +100,7 @@ def test_mount_asks_for_what_was_said_and_shows_the_files(vault: FakeVault) -> N
     ]  # fmt: skip
     siterig("point", "mount", "web01", "--point", "latest-app")
     siterig("point", "mount", "web01", "--time", "2026-11-21T22:13:17Z")
+    assert vault.lent_to == [None] * 3, "they stay until they are unmounted"
     assert vault.asked == [
         {"point": None, "position": 17, "time": None},
         {"point": "LatestApplicationConsistent", "position": None, "time": None},
@@ -121,6 +127,7 @@ def test_list_shows_what_is_mounted_with_its_point_or_between_points(vault: Fake
     listed = json.loads(siterig("point", "list", "web01", "--limit", "1", "--json").stdout)
     assert [p["id"] for p in listed["points"]] == ["p30"]
     assert [state["name"] for state in listed["mounted"]] == ["@30", "@17"]
+    assert [state["recoveryPoint"] for state in listed["mounted"]] == [listed["points"][0], None], "points have one shape"
 
 
 def test_an_unknown_name_is_told_with_status_2(vault: FakeVault) -> None:
@@ -140,7 +147,7 @@ def test_export_writes_the_image_and_unmounts(vault: FakeVault, tmp_path: Path, 
     shown = json.loads(result.stdout)
     assert (shown["disk"], shown["position"], shown["file_bytes"]) == ("os", 17, to.stat().st_size)
     assert to.read_bytes() == (vault.folder / ("os.img" if format_ == "raw" else "os.vhd")).read_bytes()
-    assert vault.mounted == {}
+    assert (vault.mounted, vault.lent_to) == ({}, [HostProcess.own()])
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

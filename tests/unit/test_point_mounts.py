@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
-from azure_emu.ports import DiskSpec
+from azure_emu.ports import ChangeStep, DiskSpec
+from azure_emu.vault.api import MountedPoint
 from azure_emu.vault.clock import rfc3339
-from azure_emu.vault.mounts import parse_time
+from azure_emu.vault.mounts import parse_time, time_name
 from azure_emu.vault.vault import Vault
 from blockfs.errors import RigError
-from tests.unit.vault_fakes import START_NS, World, ended, protected, running
+from tests.unit.vault_fakes import START_NS, FakeRecovery, World, ended, protected, running
 
 GIB = 1 << 30
 
@@ -34,7 +38,7 @@ async def test_a_point_a_position_and_a_time_are_mounted_at_once_and_shown(tmp_p
         by_time = await vault.mount_point(vm="web01", time="2027-01-15T09:00:00.000000018+01:00")
         assert (by_point.name, by_point.position, by_point.recoveryPoint) == (point.id, 20, point)
         assert (by_position.name, by_position.position, by_position.recoveryPoint) == ("@15", 15, None)
-        assert (by_time.name, by_time.position) == ("2027-01-15T09:00:00.000000018+01:00", 17)  # the later of both disks
+        assert (by_time.name, by_time.position) == ("2027-01-15T08:00:00.000000018Z", 17)  # the later of both disks
         assert [disk.path for disk in by_position.disks] == [
             "/mnt/recovery/web01/@15/data.img", "/mnt/recovery/web01/@15/os.img",
         ]  # fmt: skip
@@ -52,6 +56,67 @@ async def refused_unmount(vault: Vault, name: str) -> tuple[str, str]:
     with pytest.raises(RigError) as caught:
         await vault.unmount_point(vm="web01", name=name)
     return caught.value.code, caught.value.message
+
+
+async def test_a_time_is_one_mount_however_it_is_written_and_is_unmounted_as_it_was_given(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        for disk in world.site["web01"].values():
+            world.times[disk.disk_id] = {10: START_NS}
+        spellings = ["2027-01-15 08:00:00Z", "2027-01-15T09:00:00+01:00", "2027-01-15T08:00:00.000z"]
+        made = [await vault.mount_point(vm="web01", time=text) for text in spellings]
+        assert {(state.name, state.time) for state in made} == {("2027-01-15T08:00:00Z", "2027-01-15T08:00:00Z")}
+        assert len(world.recoveries) == 1
+        for text in spellings:
+            await vault.mount_point(vm="web01", point=text)
+            await vault.unmount_point(vm="web01", name=text)
+        assert world.recoveries == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("2027-01-15 09:00:00.500+01:00", "2027-01-15T08:00:00.5Z"),
+        ("2027-01-15T08:00:00.000000Z", "2027-01-15T08:00:00Z"),
+        ("2027-01-15T08:00:00.000000000Z", "2027-01-15T08:00:00.000000000Z"),
+        ("2027-01-15T08:00:00.0000001Z", "2027-01-15T08:00:00.000000199Z"),
+        ("1969-12-31T23:59:59.25Z", "1969-12-31T23:59:59.25Z"),
+    ],
+)
+def test_a_time_has_one_name_which_means_it(text: str, name: str) -> None:
+    assert time_name(parse_time(text)) == name
+    assert parse_time(name) == parse_time(text)
+
+
+async def test_a_position_and_a_point_are_unmounted_by_whatever_they_were_mounted_by(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        await vault.create_point(vm="web01", kind="CrashConsistent", name="mine")
+        for text in ("@0015", "mine"):
+            await vault.mount_point(vm="web01", point=text)
+            await vault.unmount_point(vm="web01", name=text)
+        assert await vault.mounted_points(vm="web01") == []
+
+
+async def test_of_two_who_mount_the_same_at_once_the_second_waits_and_has_it_too(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        opening = world.held["azure.open_recovery"] = trio.Event()
+        made: list[MountedPoint] = []
+
+        async def mount() -> None:
+            made.append(await vault.mount_point(vm="web01", point="LatestProcessed"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount)
+            await reach(world, "azure.open_recovery")
+            await begun(nursery, mount)
+            assert world.calls.count("azure.open_recovery") == 1, "the host is not asked for what it is opening"
+            opening.set()
+        assert made[0] == made[1]
+        assert [state.name for state in await vault.mounted_points(vm="web01")] == [made[0].name]
 
 
 async def test_what_cannot_be_mounted_is_refused_with_what_can(tmp_path: Path) -> None:
@@ -140,6 +205,72 @@ async def test_what_a_kill_left_half_mounted_is_shown_and_can_be_mounted_again_o
         assert [(state.name, state.broken) for state in await vault.mounted_points(vm="web01")] == [("@8", None)]
 
 
+async def reach(world: World, call: str) -> None:
+    """Until somebody is held in this call."""
+    while call not in world.calls:
+        await trio.lowlevel.checkpoint()
+    await wait_all_tasks_blocked()
+
+
+async def begun(nursery: trio.Nursery, call: Callable[[], Awaitable[object]]) -> None:
+    """Started, and ended unless it waits for another."""
+    ended = trio.Event()
+
+    async def run() -> None:
+        await call()
+        ended.set()
+
+    nursery.start_soon(run)
+    with trio.move_on_after(0.3):
+        await ended.wait()
+
+
+async def test_what_is_being_mounted_is_unmounted_when_it_is_there(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        opening = world.held["azure.open_recovery"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: vault.mount_point(vm="web01", position=10))
+            await reach(world, "azure.open_recovery")
+            await begun(nursery, lambda: vault.unmount_point(vm="web01", name="@10"))
+            opening.set()
+        assert (await vault.mounted_points(vm="web01"), world.recoveries) == ([], {})
+
+
+async def test_a_mount_that_fails_takes_nothing_from_the_next_of_its_name(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        opening = world.held["azure.open_recovery"] = trio.Event()
+
+        async def fail() -> None:
+            assert (await refused(vault, position=10))[0] == "StoreCorrupt"
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            await reach(world, "azure.open_recovery")
+            del world.held["azure.open_recovery"]
+            await begun(nursery, lambda: vault.mount_point(vm="web01", position=10))
+            world.failing_once["azure.open_recovery"] = RigError("StoreCorrupt", "journal/00000001.journal: byte 17")
+            opening.set()
+        assert [(state.name, state.broken) for state in await vault.mounted_points(vm="web01")] == [("@10", None)]
+
+
+async def test_nothing_is_mounted_while_protection_is_given_up(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        deleting = world.held["recovery.delete_managed_disk"] = trio.Event()
+        job = await vault.disable_protection(vm="web01")
+        await reach(world, "recovery.delete_managed_disk")
+        assert await refused(vault, position=10) == (
+            "InvalidState", "a point of VM 'web01' cannot be mounted: protectionState is DisablingProtection",
+        )  # fmt: skip
+        deleting.set()
+        assert ((await ended(vault, job)).state, world.recoveries) == ("Succeeded", {})
+
+
 async def test_giving_up_protection_unmounts_unless_something_uses_it(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -211,3 +342,42 @@ async def test_a_vm_can_be_made_from_a_state_between_points(tmp_path: Path) -> N
             await vault.unplanned_failover(vm="web01", point="1999-01-01T00:00:00Z")
         assert caught.value.code == "InvalidTime"
         assert [item.testFailoverState for item in await vault.items()] == ["None"]
+
+
+async def test_a_failover_to_a_position_while_the_oldest_state_is_folded_away_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        asked = []
+
+        async def change_steps(_self: FakeRecovery, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
+            asked.append(after)
+            if len(asked) == 1:  # of the floor as it was
+                world.floors = dict.fromkeys(world.managed, 4)
+                raise RigError("InvalidPosition", f"disk {disk_id} has no state at position {after}")
+            return [ChangeStep(position=upto, time_ns=START_NS + upto, count=1)]
+
+        monkeypatch.setattr(FakeRecovery, "change_steps", change_steps)
+        job = await ended(vault, await vault.test_failover(vm="web01", point="@7"))
+        assert (job.state, asked) == ("Succeeded", [1, 4, 4])
+        assert job.recoveryPoint is not None
+        assert (job.recoveryPoint.position, job.recoveryPoint.time_ns) == (7, START_NS + 7)
+
+
+async def test_a_failover_to_a_position_that_is_folded_away_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+
+        async def change_steps(_self: FakeRecovery, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
+            world.floors = dict.fromkeys(world.managed, 8)
+            raise RigError("InvalidPosition", f"disk {disk_id} has no state at position {after} or {upto}")
+
+        monkeypatch.setattr(FakeRecovery, "change_steps", change_steps)
+        with pytest.raises(RigError) as caught:
+            await vault.test_failover(vm="web01", point="@7")
+        assert caught.value.message == "VM 'web01': position 7 cannot be read; allowed: 8 to 10"

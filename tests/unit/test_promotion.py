@@ -271,6 +271,33 @@ async def test_the_vm_may_be_removed_meanwhile(host: DiskHost, tmp_path: Path) -
 # --- what stops it ------------------------------------------------------------------------------------------------
 
 
+async def test_a_disk_in_the_place_of_one_that_is_let_go_keeps_what_it_lies_on(host: DiskHost, tmp_path: Path) -> None:
+    store = make_store(tmp_path / "store")
+    await open_disk(host, store)
+    letting_go, opened = threading.Event(), threading.Event()
+
+    class Slow(Bases):
+        def open(self, store: Path, position: int, holder: str) -> Layer:
+            view = super().open(store, position, holder)
+            opened.set()
+            return view
+
+        def let_go(self, store: Path, holder: str) -> None:
+            letting_go.set()
+            opened.wait(0.3)  # it does not come to that
+            super().let_go(store, holder)
+
+    host._views = Slow()
+    await host.promote_vm(vm="web01")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(host.tend)
+        await trio.to_thread.run_sync(letting_go.wait)
+        await host.remove_vm(vm="web01")
+        disk = await open_disk(host, store)
+        nursery.cancel_scope.cancel()
+    assert (store / "holder").read_text() == disk.place.holder
+
+
 async def test_a_full_disk_stops_it_and_it_goes_on_when_there_is_room(
     host: DiskHost, tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Collection
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,8 @@ from typing import Any, cast
 
 import pyfuse3
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
 from blockfs.control import RecoverySource
 from blockfs.errors import RigError
@@ -29,6 +32,10 @@ class Stores:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.held: set[tuple[str, int, str]] = set()
+        self.slow_at = ""  # which of its methods waits for `go_on`
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.opened = threading.Event()
+        self.failing: list[OSError] = []  # of the next calls of let_go
 
     def make(self, disk: str, **states: bytes) -> RecoverySource:
         store = self.folder / disk
@@ -40,10 +47,20 @@ class Stores:
     def open(self, store: Path, position: int, holder: str) -> Layer:
         if not (store / str(position)).exists():
             raise RigError("InvalidPosition", f"{store.name}: position {position} is not valid")
+        self._wait("open")
         self.held.add((store.name, position, holder))
+        self.opened.set()
         return RawLayer(store / str(position))
 
+    def _wait(self, method: str) -> None:
+        if self.slow_at == method:
+            self.begun.set()
+            assert self.go_on.wait(30)
+
     def let_go(self, store: Path, holder: str) -> None:
+        self._wait("let_go")
+        if self.failing:
+            raise self.failing.pop()
         self.held = {each for each in self.held if (each[0], each[2]) != (store.name, holder)}
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
@@ -209,6 +226,81 @@ async def test_a_state_in_use_is_not_closed(stores: Stores, monkeypatch: pytest.
     )
     disks["os"].handles -= 1
     await host.close_recovery(vm="web01", name="@1")
+    host.close()
+
+
+async def test_the_folders_of_a_note_are_durable_even_if_a_kill_had_made_them(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = stores.make("os", p1=bytes(512))
+    host = host_over(stores)
+    (host.root / "recovery" / "web01").mkdir(parents=True)
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def record(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", record)
+    await host.open_recovery(vm="web01", name="@1", position=1, disks=[disk])
+    assert {host.root, host.root / "recovery", host.root / "recovery" / "web01"} <= set(synced)
+    host.close()
+
+
+async def test_a_name_is_opened_again_only_when_all_that_was_held_by_it_is_let_go(stores: Stores) -> None:
+    disk = stores.make("os", p1=bytes(512), p2=bytes(512))
+    host = host_over(stores)
+    await host.open_recovery(vm="web01", name="@", position=1, disks=[disk])
+    stores.opened.clear()
+    stores.slow_at = "let_go"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: host.close_recovery(vm="web01", name="@"))
+        await trio.to_thread.run_sync(stores.begun.wait)
+        nursery.start_soon(lambda: host.open_recovery(vm="web01", name="@", position=2, disks=[disk]))
+        await trio.to_thread.run_sync(stores.opened.wait, 0.2)  # it does not come to that
+        stores.go_on.set()
+    assert stores.held == {("os", 2, "recovery web01/@")}
+    host.abandon()
+    host = host_over(stores)
+    assert [(info.position, info.broken) for info in await host.list_recoveries()] == [(2, None)]
+    host.close()
+
+
+async def test_what_is_being_opened_is_closed_when_it_is_open(stores: Stores) -> None:
+    disk = stores.make("os", p1=bytes(512))
+    host = host_over(stores)
+    stores.slow_at = "open"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: host.open_recovery(vm="web01", name="@1", position=1, disks=[disk]))
+        await trio.to_thread.run_sync(stores.begun.wait)
+        (info,) = await host.list_recoveries()
+        assert info.broken == "it is not wholly open"
+        nursery.start_soon(lambda: host.close_recovery(vm="web01", name="@1"))
+        await wait_all_tasks_blocked()
+        stores.go_on.set()
+    assert (await host.list_recoveries(), stores.held, list(host.root.glob("recovery/*/*"))) == ([], set(), [])
+    host.close()
+
+
+async def test_what_cannot_be_let_go_of_stays_in_the_list_until_it_is(stores: Stores) -> None:
+    disk = stores.make("os", p1=bytes(512))
+    host = host_over(stores)
+    await host.open_recovery(vm="web01", name="@1", position=1, disks=[disk])
+    stores.failing = [OSError(errno.EIO, "Input/output error")]
+    with pytest.raises(RigError, match="Input/output error"):
+        await host.close_recovery(vm="web01", name="@1")
+    (info,) = await host.list_recoveries()
+    assert (info.disks, info.broken, len(stores.held)) == ([], "it was not wholly unmounted", 1)
+    await host.close_recovery(vm="web01", name="@1")
+    assert (await host.list_recoveries(), stores.held, list(host.root.glob("recovery/*/*"))) == ([], set(), [])
+    bad = stores.make("bad")
+    stores.failing = [OSError(errno.EIO, "Input/output error")]
+    with pytest.raises(RigError, match="Input/output error"):  # neither opened nor given up
+        await host.open_recovery(vm="web01", name="@1", position=1, disks=[disk, bad])
+    assert [(info.name, info.broken) for info in await host.list_recoveries()] == [("@1", "it is not wholly open")]
+    await host.close_recovery(vm="web01", name="@1")
+    assert (await host.list_recoveries(), stores.held, list(host.root.glob("recovery/*/*"))) == ([], set(), [])
     host.close()
 
 

@@ -11,7 +11,8 @@ import trio.lowlevel
 from sqlalchemy import func, insert, select
 from trio.testing import MockClock
 
-from azure_emu.vault.retention import HOUR_NS, PointFacts, Policy, check_hours, expired
+from azure_emu.ports import DiskSpec
+from azure_emu.vault.retention import HOUR_NS, PointFacts, Policy, check_hours, expired, remark
 from azure_emu.vault.schema import PointRow, TagSeenRow
 from azure_emu.vault.vault import Vault
 from blockfs.control import CutInfo
@@ -89,13 +90,42 @@ def test_pruning_again_and_again_ends_where_pruning_once_does() -> None:
         assert [p.id for p in left] == kept(points, points[-1].time_ns), f"seed {seed}"
 
 
+@pytest.mark.parametrize("hours", [1, 24, 72, 360])
+def test_of_twenty_days_the_retention_is_kept_hour_by_hour(hours: int) -> None:
+    points = [
+        point(n, NOON_NS + n * 30 * MINUTE_NS) for n in range(1001)
+    ]  # two an hour; the newest 500 hours after the first
+    of_hours = [f"p{n}" for n in range(2 * (500 - hours) + 1, 996, 2)]
+    of_two_hours = [f"p{n}" for n in range(997, 1001)]
+    at_two_hours = ["p996"] if hours > 1 else []
+    assert kept(points, points[-1].time_ns, Policy(hours)) == [*of_hours, *at_two_hours, *of_two_hours]
+
+
+async def test_a_retention_that_hyper_v_does_not_have_is_kept_to_and_said(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await vault.create_vm(vm="web01", disks=[DiskSpec(name="os", size_bytes=1 << 30)])
+        job = await ended(vault, await vault.enable_protection(vm="web01", interval_s=30, history_hours=72))
+        assert job.state == "Succeeded"
+        (item,) = await vault.items()
+        assert item.recoveryPointHistoryDuration == 72
+        assert [(event.eventCode, event.description) for event in await vault.events() if event.severity == "Warning"] == [
+            (
+                "RigOnlyPolicy",
+                "VM 'web01': retention 72 h: a Hyper-V policy of the service has at most 24 h; VMware's have 72 h with "
+                "standard disks, and 15 days when modernized",
+            )
+        ]
+    assert [hours for hours in (1, 24, 25, 360, 361) if remark(hours) is not None] == [25, 360]
+
+
 def test_hours_out_of_range_are_named_with_what_is_allowed() -> None:
-    for hours in (0, 25, -1):
+    for hours in (0, 361, -1):
         with pytest.raises(RigError) as caught:
             check_hours(hours)
         assert (caught.value.code, caught.value.message) == (
             "InvalidPolicy",
-            f"recoveryPointHistoryDuration is {hours}; allowed: 1 to 24 hours, as the service has it for Hyper-V",
+            f"recoveryPointHistoryDuration is {hours}; allowed: 1 to 360 hours (of a Hyper-V policy of the service 24 at "
+            "most)",
         )
 
 
@@ -194,6 +224,23 @@ async def test_points_in_use_are_kept_as_long_as_they_are(tmp_path: Path) -> Non
         await vault.unmount_point(vm="web01", name=third)
         await vault._keeper.round()
         assert not {second, third} & {point.id for point in await vault.points(vm="web01")}
+
+
+async def test_a_vm_between_points_keeps_no_point_and_retention_goes_on(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await cut(world)
+        job = await ended(vault, await vault.test_failover(vm="web01", point="@15"))
+        assert (job.state, set(world.opened_at.values())) == ("Succeeded", {15})
+        for _ in range(60):
+            world.now_ns += HOUR_NS
+            await cut(world)
+        await vault._keeper.round()
+        points = await vault.points(vm="web01")
+        assert points[-1].position > 300  # neither of the two around the VM's position is left
+        assert set(world.retained.values()) == {points[-1].position}  # the VM's pins hold the rest: the vault need not know
+        assert [disk.name for disk in world.azure["web01-test"].values()] == ["data", "os"]
 
 
 async def test_a_recovery_side_that_is_away_is_told_in_a_later_round(tmp_path: Path) -> None:

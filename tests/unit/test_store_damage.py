@@ -28,7 +28,8 @@ BLOCK = 4096
 @pytest.fixture(autouse=True)
 def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 100_000)
-    monkeypatch.setattr("azure_emu.scrub.TORN_WAIT_S", 0.0)
+    monkeypatch.setattr("azure_emu.scrub_journal.TORN_WAIT_S", 0.0)
+    monkeypatch.setattr("azure_emu.base.BAD_LOOK_S", 0.0)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
 
 

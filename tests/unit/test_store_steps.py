@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,40 @@ def test_a_kill_at_any_step_of_a_fold(tmp_path: Path, seed: int) -> None:
         "fold.counted", "fold.volume_deleted", "fold.done",
     }  # fmt: skip
     survives(tmp_path, life, all_parts, fold, least=target, expected=expected)
+
+
+def test_whichever_of_the_folded_volumes_a_kill_leaves_count_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 30_000)
+    monkeypatch.setattr("azure_emu.history.SLICE_BYTES", 1 << 30)
+    life = Life(tmp_path, 2)
+    store = new_store(tmp_path)
+    apply(store, life.parts)
+
+    def step(name: str) -> None:
+        if name == "fold.counted":
+            raise Killed
+
+    with pytest.raises(Killed):
+        store.fold(life.valid[-15], step)
+    folded = store._history.folded
+    volumes = sorted((store.folder / "journal").iterdir())
+    doomed = [path for path, following in pairwise(volumes) if int(following.stem) <= folded + 1]
+    assert len(doomed) >= 3
+    ready = tmp_path / "ready"
+    store.folder.rename(ready)
+    for left in (set(doomed[::2]), set(doomed[1::2]), {doomed[0]}, {doomed[-1]}):
+        shutil.rmtree(store.folder, ignore_errors=True)
+        shutil.copytree(ready, store.folder)
+        for path in set(doomed) - left:
+            path.unlink()
+        what = f"with {sorted(path.stem for path in left)} of {[path.stem for path in volumes]}"
+        assert_same(whole(open_view(store.folder, life.valid[-1])), life.disk.states[life.valid[-1]], what)
+        again = ManagedDiskStore.open(store.folder)
+        assert not any(path.exists() for path in doomed), what
+        life.check(again, what, life.valid[-15])
+        again.close()
 
 
 def test_a_kill_at_any_step_of_applying_and_of_checkpoints_after_a_fold(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from azure_emu.disk_meta import PROGRESS, Progress, read_meta, write_meta
-from azure_emu.frames import Frame
+from azure_emu.frames import HEADER_BYTES, Frame
 from azure_emu.managed_disk import ManagedDiskStore, open_view
 from blockfs import boot
 from blockfs.errors import RigError
@@ -121,6 +122,18 @@ def test_a_last_frame_whose_segment_outlived_a_power_loss_counts_and_is_mended(t
         store.close()
 
 
+def test_a_last_frame_that_a_kill_left_without_its_header_gets_it_and_is_no_damage(tail: Tail) -> None:
+    for header, level in ((bytes(HEADER_BYTES), "info"), (b"x" * HEADER_BYTES, "warning")):
+        start = tail.last.start
+        tail.path.write_bytes(tail.good[:start] + header + tail.good[start + HEADER_BYTES :])
+        with capture_logs() as logs:
+            store = ManagedDiskStore.open(tail.folder)
+        assert store.watermark().complete_position == tail.last.position
+        assert tail.path.read_bytes() == tail.good
+        assert [(line["event"], line["log_level"]) for line in logs] == [("frame_mended", level)]
+        store.close()
+
+
 def test_in_the_boot_in_which_it_was_written_a_bad_last_frame_is_rot(tail: Tail) -> None:
     tail.hurt_headers(tail.last)
     assert tail.refused() == f"byte {tail.last.start}: frame header checksum does not match"
@@ -182,6 +195,14 @@ def test_frames_of_this_boot_behind_those_of_another_are_not_taken_for_torn(tail
     assert tail.refused() == f"byte {tail.last.start}: frame header checksum does not match"
     tail.reboot(2)  # now the power may have been lost while it was written
     assert tail.open().watermark().complete_position == tail.before.position
+
+
+def test_frames_that_were_folded_are_not_to_go_missing_either(tail: Tail) -> None:
+    store = tail.open()
+    store.fold(tail.last.position)
+    store.close()
+    tail.path.write_bytes(tail.good[: tail.last.start])
+    assert tail.refused() == f"byte {tail.last.start}: it ends before frame {tail.last.number}, which was there"
 
 
 @pytest.mark.parametrize("killed_before", [1, 2])

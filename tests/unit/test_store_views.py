@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from azure_emu.pins import pin, pins
+from azure_emu.ports import Damage
 from azure_emu.store_views import WATCH_S, StoreViews
 from blockfs.errors import RigError
 from tests.unit.test_managed_disk import assert_same, seeded, whole
@@ -64,6 +65,43 @@ def test_a_view_that_cannot_be_opened_holds_nothing(tmp_path: Path) -> None:
     assert pins(store.folder) == []
 
 
+class Reports:
+    """A vault that does not answer the first time."""
+
+    def __init__(self) -> None:
+        self.away = 1
+        self.met: list[tuple[str, str, int, int]] = []
+
+    async def damage_met(self, *, disk_id: str, path: str, offset: int, position: int) -> None:
+        self.away -= 1
+        if self.away >= 0:
+            raise RigError("RoleUnavailable", "nobody answers", recoverable=True)
+        self.met.append((disk_id, path, offset, position))
+
+    async def scrubbed(self, *, disk_id: str, damages: list[Damage]) -> None:
+        raise NotImplementedError
+
+
+async def test_damage_that_a_reader_meets_is_reported_also_if_the_state_is_closed_at_once(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    disk, store = seeded(tmp_path)
+    views, reports = StoreViews(tmp_path), Reports()
+    view = views.open(store.folder, disk.position, "mount web01/x")
+    base = store.folder / "base.img"
+    base.write_bytes(bytes(byte ^ 0xFF for byte in base.read_bytes()))
+    nursery.start_soon(views.watch, reports)
+    with structlog.testing.capture_logs():
+        with pytest.raises(OSError, match="Input/output error"):
+            view.pread(0, view.size_bytes)
+        view.close()
+        views.let_go(store.folder, "mount web01/x")
+        await trio.sleep(5 * WATCH_S)
+    nursery.cancel_scope.cancel()
+    [(told_disk, path, _, position)] = reports.met
+    assert (told_disk, path, position) == (store.folder.name, str(base), disk.position)
+
+
 async def test_damage_that_a_reader_meets_is_logged_by_file_and_byte(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
@@ -72,16 +110,18 @@ async def test_damage_that_a_reader_meets_is_logged_by_file_and_byte(
     view = views.open(store.folder, disk.position, "vm web01/os")
     ((at, _), *_) = view.data_ranges()
     base = store.folder / "base.img"
+    reports = Reports()
     raw = bytearray(base.read_bytes())
     raw = bytearray(byte ^ 0xFF for byte in raw)
     base.write_bytes(raw)
     with structlog.testing.capture_logs() as logs:
-        nursery.start_soon(views.watch)
+        nursery.start_soon(views.watch, reports)
         with pytest.raises(OSError, match="Input/output error"):
             view.pread(0, view.size_bytes)
         await trio.sleep(5 * WATCH_S)
         nursery.cancel_scope.cancel()
-    (told,) = logs
+    told, waits = logs
+    assert (waits["event"], len(reports.met)) == ("damage_not_reported_yet", 1)
     assert (told["event"], told["file"], told["holder"]) == ("damage_not_served", str(base), "vm web01/os")
     assert told["byte"] == told["disk_byte"] >= at
     view.close()

@@ -286,6 +286,13 @@ async def test_failback_refuses_a_disk_in_use_by_name(tmp_path: Path, monkeypatc
         assert order[0] == f"shut_down {len(world.site['web01'])} disks", "first shut down, then download"
 
 
+async def test_how_far_an_import_is_can_be_asked_of_a_vm_that_is_not_protected(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        assert (await vault.progress(vm="new")).phase is None
+        assert world.calls == ["site.progress"]
+
+
 async def test_failback_of_a_disk_written_meanwhile_never_replaces_the_site(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
@@ -365,8 +372,8 @@ async def test_no_such_point_names_what_there_is(tmp_path: Path) -> None:
             await vault.unplanned_failover(vm="web01", point="LatestApplicationConsistent")
         assert (caught.value.code, caught.value.message) == (
             "NoSuchPoint",
-            f"VM 'web01' has no recovery point 'LatestApplicationConsistent'; the newest is {point.id} (CrashConsistent); "
-            "allowed: Latest, LatestProcessed, LatestApplicationConsistent, or an id out of its 1 points",
+            f"VM 'web01' has no recovery point 'latest-app'; the newest is {point.id} (CrashConsistent); allowed: latest, "
+            "latest-processed, latest-app, the id or the name of one of its 1 points, @POSITION, or a time",
         )
         assert (await vault.items())[0].protectionState == "Protected"
 
@@ -403,7 +410,7 @@ async def test_a_bug_in_a_task_fails_its_job_only(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        world.failing["recovery.store_path"] = ZeroDivisionError("oops")  # type: ignore[assignment]
+        world.failing["recovery.store_paths"] = ZeroDivisionError("oops")  # type: ignore[assignment]
         job = await ended(vault, await vault.test_failover(vm="web01", point="Latest"))
         assert (job.errors[0].code, job.errors[0].message) == (
             "InternalError",

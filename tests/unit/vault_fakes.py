@@ -39,6 +39,7 @@ class World:
         self.failing: dict[str, RigError] = {}  # call -> what it raises, until removed
         self.failing_once: dict[str, RigError] = {}
         self.held: dict[str, trio.Event] = {}  # call -> it waits for this
+        self.downgrading: str | None = None  # why no point is application-consistent
         self.apply = True  # the applier works by itself
         self.vault: Vault | None = None
         self.retained: dict[str, int] = {}
@@ -152,8 +153,12 @@ class FakeProvider:
         time_ns = START_NS + world.position
         cut = CutInfo(vm=vm, tag_id=str(uuid.uuid4()), kind=kind, name=name, position=world.position, time_ns=time_ns)
         world.cached.append((vm, cut))
+        if world.downgrading is not None:
+            cut = cut.model_copy(update={"kind": "CrashConsistent", "downgraded_because": world.downgrading})
+            world.cached[-1] = (vm, cut)
         await world.vault.point_sent(
-            vm=vm, tag_id=cut.tag_id, kind=kind, name=name, position=cut.position, time_ns=time_ns
+            vm=vm, tag_id=cut.tag_id, kind=cut.kind, name=name, position=cut.position, time_ns=time_ns,
+            downgraded_because=cut.downgraded_because,
         )  # fmt: skip
         if world.apply:
             await world.apply_cached()
@@ -227,6 +232,9 @@ class FakeRecovery:
         await self.world.called("recovery.scrub")
         return []
 
+    async def repair(self, *, disk_id: str) -> None:
+        await self.world.called("recovery.repair")
+
     async def position_at(self, *, disk_id: str, time_ns: int) -> int:
         await self.world.called("recovery.position_at")
         found = [position for position, at in self.world.times.get(disk_id, {}).items() if at <= time_ns]
@@ -234,9 +242,9 @@ class FakeRecovery:
             raise RigError("InvalidPosition", f"disk {disk_id} has no state at that time")
         return max(found)
 
-    async def store_path(self, *, disk_id: str) -> str:
-        await self.world.called("recovery.store_path")
-        return f"/managed/{disk_id}"
+    async def store_paths(self, *, disk_ids: list[str]) -> list[str]:
+        await self.world.called("recovery.store_paths")
+        return [f"/managed/{disk_id}" for disk_id in disk_ids]
 
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
         await self.world.called("recovery.export_disk")
