@@ -250,6 +250,7 @@ class Applier:
         return self._disks.setdefault(disk_id, _Disk(disk_id))
 
     async def _open(self, disk: _Disk) -> ManagedDiskStore:
+        """The caller has the disk's lock: there is one writer."""
         if disk.store is None:
             disk.store = await trio.to_thread.run_sync(ManagedDiskStore.open, self._folder / disk.disk_id)
         return disk.store
@@ -324,7 +325,11 @@ class Applier:
         """
         disks = [self._disk(disk_id) for disk_id in disk_ids]
         await _together([lambda disk=disk: self._process_latest(disk) for disk in disks])  # type: ignore[misc]
-        return [(await self._open(disk)).watermark() for disk in disks]
+        return [await self._watermark(disk) for disk in disks]
+
+    async def _watermark(self, disk: _Disk) -> Watermark:
+        async with disk.lock:
+            return (await self._open(disk)).watermark()
 
     async def _process_latest(self, disk: _Disk) -> None:
         async with disk.lock:

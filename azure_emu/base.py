@@ -19,6 +19,7 @@ import errno
 import os
 import struct
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ SUMS = "base.sums"
 MAP = "base.map"
 INTENT = "intent"
 PAIR = struct.Struct("<II")
+BAD_LOOKS, BAD_LOOK_S = 2, 1.0
+"""How often, and how far apart, a block is read again before it is given up."""
 _PROBE_BLOCKS = 1024
 _PROBE_BYTES = _PROBE_BLOCKS * BLOCK_BYTES
 _ZERO_SUM = crc32c(bytes(BLOCK_BYTES))
@@ -289,7 +292,16 @@ def _block(view: Layer, offset: int) -> bytes:
 
 
 def _unreadable(view: Layer, touched: Ranges) -> set[int]:
-    """Blocks that cannot be read."""
+    """Blocks that cannot be read, however often: what holds them is deleted after the fold."""
+    bad = _unreadable_now(view, touched)
+    for _ in range(BAD_LOOKS):
+        if bad:
+            time.sleep(BAD_LOOK_S)
+            bad &= _unreadable_now(view, [(block, BLOCK_BYTES) for block in sorted(bad)])
+    return bad
+
+
+def _unreadable_now(view: Layer, touched: Ranges) -> set[int]:
     bad: set[int] = set()
     for offset, length in touched:
         for start in range(offset, offset + length, _PROBE_BYTES):

@@ -54,6 +54,8 @@ VOLUME_BYTES = 32 << 20
 _DISK_SHARE = 256
 _NAME = re.compile(r"(\d{12})\.journal")
 _WRITE_BYTES = 1 << 20
+NEVER_WRITTEN = "its header was never written"
+"""Why a frame is known by its copy alone that a kill left so: all else of it was there before."""
 
 Step = Callable[[str], None]
 
@@ -201,7 +203,7 @@ class _VolumeWalk:
             if found is None:
                 return self._unreadable(number, data, size, why)
             frame = found
-            self.mended.append((frame, self.at, why))
+            self.mended.append((frame, self.at, why if any(raw) else NEVER_WRITTEN))
         end = frame.end
         if end > size:
             return self._ends_early(number, size, f"{size - self.at} bytes of a frame of {end - self.at}")

@@ -35,7 +35,7 @@ from azure_emu.disk_view import DiskMap, base_source, build_map, build_view, ope
 from azure_emu.fold import absorb_map, announce_fold, delete_folded, fill_base
 from azure_emu.history import History, Want
 from azure_emu.host_disk import host_disk_errors
-from azure_emu.journal_volume import JOURNAL, JournalWriter, make_durable, mend, read_index, read_tags
+from azure_emu.journal_volume import JOURNAL, NEVER_WRITTEN, JournalWriter, make_durable, mend, read_index, read_tags
 from azure_emu.pins import LOCK, PINS, locked, pins
 from azure_emu.ports import Change, Damage
 from azure_emu.questions import change_list, position_at
@@ -501,13 +501,14 @@ def _check_frames(loaded: Loaded) -> list[TagSeen]:
     """Verify every frame's index, mend what can be; the tags."""
     tags: list[TagSeen] = []
     past = loaded.history.upto(loaded.history.folded)
-    bad_headers = {frame.number for frame, _, _ in loaded.journal.mended}
+    bad_headers = {frame.number: why for frame, _, why in loaded.journal.mended}
     for frame in loaded.history.frames:
         size_before = loaded.history.size_before(frame)
         index = read_index(loaded.folder, frame, size_before)
         found, rebuilt = read_tags(loaded.folder, frame, size_before)
         if index.rebuilt or rebuilt or frame.number in bad_headers:
-            _log.warning("frame_mended", store=str(loaded.folder), volume=frame.volume, frame=frame.number)
+            note = _log.info if bad_headers.get(frame.number) == NEVER_WRITTEN else _log.warning
+            note("frame_mended", store=str(loaded.folder), volume=frame.volume, frame=frame.number)
             mend(loaded.folder, frame, size_before)
         past.add(frame)
         tags += filter(past.names_position, found)

@@ -51,7 +51,9 @@ def pin(store: Path, position: int, holder: str) -> str:
     with host_disk_errors(store), locked(store):
         load_history(store).epoch_of(position)
         path = store / PINS / f"{pin_id}.json"
-        if not path.exists():
+        if path.exists():
+            sync_folder(path.parent)  # a kill may have come before that
+        else:
             write_meta(path, Pin(pin_id=pin_id, position=position, holder=holder, created_ns=time.time_ns()))
     return pin_id
 
@@ -59,7 +61,7 @@ def pin(store: Path, position: int, holder: str) -> str:
 def unpin(store: Path, pin_id: str) -> None:
     """Let go; no-op if the pin, or the store, is gone."""
     with host_disk_errors(store), suppress(FileNotFoundError):
-        (store / PINS / f"{pin_id}.json").unlink()
+        (store / PINS / f"{pin_id}.json").unlink(missing_ok=True)
         sync_folder(store / PINS)
 
 

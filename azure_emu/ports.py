@@ -49,7 +49,8 @@ class Damage(WireModel):
     """Something in a managed disk's folder that is not as it was written.
 
     Positions from ``first_position`` to ``last_position`` (None: and all later ones) are not whole; a read of what is
-    damaged fails there.  ``first_position`` None: every position is whole all the same.
+    damaged fails there.  ``first_position`` None: every position is whole all the same.  Of very many of a kind, all behind
+    the first hundred are one, at the first of them: then some of the positions may be whole.
     """
 
     path: str

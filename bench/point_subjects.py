@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -180,7 +181,7 @@ class QcowChain:
             ["qemu-nbd", "--read-only", "--persistent", "--shared=8", "-f", "qcow2", "-k", str(path), str(self._file(index))]
         )
         try:
-            _connect(path, server)
+            _read_first_by_nbd(path, server)
             took = time.perf_counter() - began
             yield Opened(("--ioengine=nbd", f"--uri=nbd+unix:///?socket={path}"), took)
         finally:
@@ -249,13 +250,28 @@ def _read_first(path: Path) -> None:
         file.read(BLOCK_BYTES)
 
 
-def _connect(path: Path, server: subprocess.Popen[bytes]) -> None:
-    """Until it listens and has said who it is."""
+def _read_first_by_nbd(path: Path, server: subprocess.Popen[bytes]) -> None:
+    """As soon as it listens (the NBD project's doc/proto.md: fixed newstyle, the default export)."""
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline and server.poll() is None:
-        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(str(path))
-            probe.recv(1)
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError), socket.socket(socket.AF_UNIX) as peer:
+            peer.connect(str(path))
+            _received(peer, 8 + 8 + 2)  # two magic numbers, flags
+            fixed_newstyle_without_zeros, export_name = 3, 1
+            peer.sendall(struct.pack(">I8sII", fixed_newstyle_without_zeros, b"IHAVEOPT", export_name, 0))
+            _received(peer, 8 + 2)  # size, flags
+            peer.sendall(struct.pack(">IHHQQI", 0x25609513, 0, 0, 0, 0, BLOCK_BYTES))
+            _received(peer, 4 + 4 + 8 + BLOCK_BYTES)
             return
         time.sleep(0.0005)
     raise SystemExit(f"qemu-nbd does not answer (exit status {server.poll()})")
+
+
+def _received(peer: socket.socket, count: int) -> bytes:
+    found = b""
+    while len(found) < count:
+        some = peer.recv(count - len(found))
+        if not some:
+            raise SystemExit("qemu-nbd ended the connection")
+        found += some
+    return found

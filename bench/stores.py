@@ -2,12 +2,14 @@
 
 ``python -m bench.stores [--records 1000000] [--rounds 3] [--folder DIR] [--json FILE]``; takes some GiB of disk.
 
-- *apply*: parts of 4096 writes of 4 KiB, packed as they come from the cache account, by the applier's call; beside it the
-  same bytes, unpacked, written to a file with an fdatasync after each part.  In turn, part by part.
+- *apply*: parts of 4096 writes of 4 KiB, packed as they come from the cache account, by the applier's call, with the
+  checkpoints that are due; beside it the same bytes, unpacked, written to a file with an fdatasync after each part.  In
+  turn, part by part.
 - *mount*: opening a view of a disk whose journal has so many records, at its newest position and at random ones, each in a
-  process that has not seen the disk before; how long, and how much memory it takes.
+  process that has not seen the disk before.
+- *memory* of such a view: of an empty disk and one eight times as large, with a hundredth of the records and with all.
 - *read*: 4 KiB at random places, directly, one reader and four, of the newest position through a recovery mount; beside it a
-  raw disk of the same host, as large and as full, not tracked.  In turn.
+  raw disk of the same host, as large and as full, not tracked.  In turn; the ratio is the median of those of the rounds.
 - *fold*: half of the journal into the base; beside it as many bytes as changed, written to a new file in order, and synced.
 """
 
@@ -17,6 +19,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,7 +32,9 @@ import zstandard
 from rich.console import Console
 from rich.table import Table
 
+from azure_emu.disk_view import build_map
 from azure_emu.managed_disk import ManagedDiskStore
+from azure_emu.store_history import load_history
 from bench import fio
 from bench.fio import COLUMNS
 from bench.point_subjects import PointServer
@@ -62,7 +67,8 @@ class Found:
     apply_ratios: list[float] = field(default_factory=list)
     mount_newest_ms: list[float] = field(default_factory=list)
     mount_random_ms: list[float] = field(default_factory=list)
-    mount_kib: list[float] = field(default_factory=list)
+    memory: list[tuple[int, int, int, float]] = field(default_factory=list)
+    """Bytes of the disk, records, extents, KiB of the view."""
     read_iops: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     """By column: of the point, of the raw disk."""
     fold_mb_s: float = 0.0
@@ -82,6 +88,7 @@ def _apply(store: ManagedDiskStore, history: SiteHistory, options: argparse.Name
         def ours(part: object = part, data: bytes = data) -> float:
             began = time.perf_counter()
             store.apply_part(part, data)  # type: ignore[arg-type]
+            store.checkpoint()  # as the applier does behind itself, if it is due
             return time.perf_counter() - began
 
         def theirs(raw: bytes = raw) -> float:
@@ -92,8 +99,6 @@ def _apply(store: ManagedDiskStore, history: SiteHistory, options: argparse.Name
             at += len(raw)
             return time.perf_counter() - began
 
-        if store.checkpoint_due:  # as the applier does behind itself
-            store.checkpoint()
         took = (ours(), theirs()) if number % 2 else tuple(reversed((theirs(), ours())))
         ours_s, peer_s, total = ours_s + took[0], peer_s + took[1], total + len(raw)
         if (number + 1) % max(parts // options.rounds, 1) == 0:
@@ -120,7 +125,7 @@ def _read(store: ManagedDiskStore, history: SiteHistory, folder: Path, options: 
         for _ in range(DISK_BYTES >> 20):
             disk.write(os.urandom(1 << 20))
         os.fsync(disk.fileno())
-    for number in range(options.rounds):
+    for number in range(options.read_rounds):
         for name in ("randread", "randread4"):
             pair = {}
             for path in (point, plain) if number % 2 else (plain, point):
@@ -128,6 +133,26 @@ def _read(store: ManagedDiskStore, history: SiteHistory, folder: Path, options: 
             found.read_iops.setdefault(name, []).append((pair[point], pair[plain]))
     server.unmount("p")
     server.close()
+
+
+def _memory(options: argparse.Namespace, folder: Path, found: Found) -> None:
+    """Each figure is of a store of its own, whose disk is empty before."""
+    for size_bytes in (DISK_BYTES, 8 * DISK_BYTES):
+        for records in (options.records // 100, options.records):
+            history = SiteHistory(size_bytes, options.seed)
+            where = folder / "memory"
+            store = ManagedDiskStore.create(where, disk_id=history.disk_id, size_bytes=size_bytes, created_ns=1)
+            for part, data in history.initial(0):
+                store.apply_part(part, data)
+            for _ in range(0, records, PART_WRITES):
+                store.apply_part(*history.log_part(PART_WRITES))
+                store.checkpoint()
+            store.close()
+            history.forget()
+            _, kib = _mount(where, history.position)
+            extents = len(build_map(where, load_history(where).history, None).extents)
+            found.memory.append((size_bytes, history.seq, extents, kib))
+            shutil.rmtree(where)
 
 
 def _sequential_mb_s(path: Path, length: int) -> float:
@@ -157,9 +182,7 @@ def _run(options: argparse.Namespace, console: Console) -> Found:
         _apply(store, history, options, folder, found)
         dice = random.Random(options.seed)  # noqa: S311
         for _ in range(options.rounds):
-            took, kib = _mount(folder / "disk", history.position)
-            found.mount_newest_ms.append(took)
-            found.mount_kib.append(kib)
+            found.mount_newest_ms.append(_mount(folder / "disk", history.position)[0])
             found.mount_random_ms.append(_mount(folder / "disk", dice.randrange(first, history.position))[0])
         console.print("reading", style="dim")
         _read(store, history, folder, options, found)
@@ -175,7 +198,10 @@ def _run(options: argparse.Namespace, console: Console) -> Found:
         os.sync()
         found.fold_peer_mb_s = _sequential_mb_s(folder / "peer", changed)
         store.close()
-    history.forget()
+        history.forget()
+        shutil.rmtree(folder / "disk")
+        console.print("memory", style="dim")
+        _memory(options, folder, found)
     return found
 
 
@@ -189,17 +215,21 @@ def _print(console: Console, found: Found) -> None:
     row("apply, beside write + fdatasync", found.apply_mb_s, found.apply_peer_mb_s, 0.8)
     for name, pairs in found.read_iops.items():
         ours, plain = (statistics.median(values) for values in zip(*pairs, strict=True))
-        ratio = statistics.median(a / b for a, b in pairs)
+        ratios = [a / b for a, b in pairs]
+        ratio = statistics.median(ratios)
         holds = "holds" if ratio >= 0.7 else "[bold]does not hold[/bold]"
         table.add_row(
-            f"{COLUMNS[name].title}, a point", f"{ours:,.0f} IOPS", f"{plain:,.0f} IOPS", f"{ratio:.2f}x", "0.7x", holds
-        )
+            f"{COLUMNS[name].title}, a point", f"{ours:,.0f} IOPS", f"{plain:,.0f} IOPS",
+            f"{ratio:.2f}x ({min(ratios):.2f} to {max(ratios):.2f})", "0.7x", holds,
+        )  # fmt: skip
     row("fold, beside writing in order", found.fold_mb_s, found.fold_peer_mb_s, 0.5)
     for what, times in (("mount, newest", found.mount_newest_ms), ("mount, at random", found.mount_random_ms)):
         holds = "holds" if max(times) < 100 else "[bold]does not hold[/bold]"
         spread = f"{min(times):.1f} to {max(times):.1f}"
         table.add_row(what, f"{statistics.median(times):.1f} ms", "", spread, "100 ms", holds)
-    table.add_row("memory of a mount", f"{statistics.median(found.mount_kib) / 1024:.1f} MiB", "", "", "", "")
+    for size_bytes, records, extents, kib in found.memory:
+        what = f"memory of a view, {size_bytes >> 30} GiB, {records:,} records"
+        table.add_row(what, f"{kib / 1024:.1f} MiB", "", f"{kib * 1024 / extents:.0f} bytes an extent", "", "")
     console.print(table)
 
 
@@ -208,6 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=1_000_000, help="in the journal")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--read-rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="of reading, for each figure")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="where the disk is; default: the temporary folder")

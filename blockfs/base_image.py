@@ -55,8 +55,8 @@ def announce(layer: Layer, sums_fd: int, ranges: Ranges) -> None:
 def copy(layer: Layer, fd: int, ranges: Ranges) -> None:
     """Step 2: each block becomes what ``layer`` reads there, one of zeros a hole; nothing past the end of ``layer``.
 
-    It also fills a file without sums: promotion.  Much is copied by several threads, and on its way to the medium while
-    the rest is copied.
+    Nobody else may write to the file: a block or two between two ranges are written again as they are.  Much is copied by
+    several threads, and on its way to the medium while the rest is copied.
     """
     parts = _in_parts(ranges)
     syncing = Lock()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_RENAME_NOREPLACE = 1
 
 
 def sync_folder(folder: Path) -> None:
@@ -33,3 +37,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     write_synced(tmp, data)
     tmp.rename(path)
     sync_folder(path.parent)
+
+
+def rename_new(path: Path, to: Path) -> None:
+    """Rename, if nothing has the new name (``FileExistsError``); durable with :func:`sync_folder`."""
+    if _libc.renameat2(-1, os.fsencode(path.absolute()), -1, os.fsencode(to.absolute()), _RENAME_NOREPLACE) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(to))

@@ -182,15 +182,15 @@ def _recognized(path: Path, head: bytes, tail: bytes) -> Format:
     if named and not looks:
         raise RigError(
             "VhdCorrupt",
-            f"{path}: is named as a VHD, but its last {vhd.FOOTER_BYTES} bytes are no VHD footer; if it is a raw image, say "
-            "so (format raw), or rename it",
+            f"{path}: is named as a VHD, but its last {vhd.FOOTER_BYTES} bytes are no VHD footer; if it is a raw image, "
+            "name it otherwise",
         )
     if looks and not named:
         vhd.read_footer(path)
         # Not guessed: a guest can write what looks like a footer to the end of its raw disk.
         raise RigError(
             "ImageUnusable",
-            f"{path}: ends with a VHD footer, but is not named as a VHD: say whether it is one (format vhd), or a raw image "
-            "whose every byte is the disk's (format raw)",
+            f"{path}: ends with a VHD footer, but is not named as a VHD: if it is one, name it *.vhd; if every byte is the "
+            "disk's, it is raw: mount it with --format raw, or import what qemu-img convert -f raw -O qcow2 makes of it",
         )
     return "vhd" if named else "raw"

@@ -15,6 +15,7 @@ from blockfs.qemu_img import Advance
 from blockfs.sparse_copy import SparseCopy
 
 _QEMU_NAMES = {"qcow2", "vhdx", "vmdk", "vpc"}
+_CHECKED = _QEMU_NAMES - {"vpc"}  # of which qemu-img sees that it was cut off when it opens it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ async def look_at(path: Path) -> Source:
         raise RigError(
             "InvalidDiskSize", f"{path}: is a disk of {found.size_bytes} bytes; it must be a multiple of {SECTOR_BYTES}"
         )
+    if other in _CHECKED:
+        await qemu_img.check(path, other)
     return Source(path, other, found.size_bytes)
 
 

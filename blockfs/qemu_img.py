@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -15,8 +17,15 @@ from typing import IO
 import trio
 
 from blockfs.errors import RigError
+from blockfs.host_folder import host_error
+from blockfs.sparse_copy import find_unreadable, unreadable
 
 PROGRAM, PACKAGE = "qemu-img", "qemu-utils"
+_CHECK_LEAKS = 3
+_READING = re.compile(r"error while reading at byte (\d+): (.*)")
+_WRITING = "error while writing at byte"
+_ROOM_BYTES = 1 << 20  # with less the target's file system is full
+_OF_THE_TARGET = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 Advance = Callable[[int], None]
 """Told how many bytes more are done."""
 
@@ -45,24 +54,48 @@ def _environment() -> dict[str, str]:
 
 async def facts(path: Path, format_: str) -> ImageFacts:
     """Of an image in qemu-img's format ``format_``, never guessed; ``ImageUnusable``, ``ToolMissing``."""
-    require(f"{path}: a {format_} image")
-    command = [PROGRAM, "info", "--output=json", "-f", format_, str(path)]
-    done = await trio.run_process(
-        command, capture_stdout=True, capture_stderr=True, check=False, env=_environment(), start_new_session=True
-    )
+    done = await _run(path, format_, "info", "--output=json")
     if done.returncode != 0:
         raise RigError("ImageUnusable", f"{path}: {_reason(done.stderr)}")
     found = json.loads(done.stdout)
-    data_file = (found.get("format-specific") or {}).get("data", {}).get("data-file")
-    return ImageFacts(size_bytes=found["virtual-size"], backing=found.get("backing-filename") or data_file)
+    data = (found.get("format-specific") or {}).get("data", {})
+    extents = [extent["filename"] for extent in data.get("extents", ()) if extent["filename"] != str(path)]
+    return ImageFacts(
+        size_bytes=found["virtual-size"],
+        backing=found.get("backing-filename") or data.get("data-file") or next(iter(extents), None),
+    )
+
+
+async def check(path: Path, format_: str) -> None:
+    """``ImageUnusable`` unless all that the image tells of is in it; space that it lost is no harm.
+
+    ``convert`` does not look: it takes zeros for what a file that was cut off has no more.
+    """
+    done = await _run(path, format_, "check")
+    if done.returncode not in (0, _CHECK_LEAKS):
+        said = (done.stderr.strip() or done.stdout.strip()).partition(b"\n")[0]
+        raise RigError("ImageUnusable", f"{path}: is damaged, or was cut off: qemu-img check says {_reason(said)!r}")
+
+
+async def _run(path: Path, format_: str, command: str, *options: str) -> subprocess.CompletedProcess[bytes]:
+    require(f"{path}: a {format_} image")
+    return await trio.run_process(
+        [PROGRAM, command, *options, "-f", format_, str(path)],
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+        env=_environment(),
+        start_new_session=True,
+    )
 
 
 async def convert(
     source: Path, target: Path, *, from_: str, to: str, size_bytes: int, advance: Advance, options: Sequence[str] = ()
 ) -> None:
-    """Convert; ``ConvertFailed`` says why not.  Cancelled, it ends, and what it had written stays: whose it is cleans up.
+    """Convert.  Cancelled, it ends, and what it had written stays: whose it is cleans up.
 
-    ``size_bytes``: of the disk, for ``advance``.
+    ``size_bytes``: of the disk, for ``advance``.  ``ReadFailed`` names the source and the byte of its disk; ``DiskFull``,
+    ``InvalidDiskSize``, ``HostIoError`` the target; ``ConvertFailed``: anything else.
     """
     require(f"format {to if to != 'raw' else from_}")
     command = [PROGRAM, "convert", "-p", *options, "-f", from_, "-O", to, str(source), str(target)]
@@ -84,7 +117,23 @@ async def convert(
                 status = await trio.to_thread.run_sync(process.wait)
         errors.seek(0)
         if status != 0:
-            raise RigError("ConvertFailed", f"{target}: {_reason(errors.read())}")
+            raise await trio.to_thread.run_sync(_why, source, target, from_, errors.read())
+
+
+def _why(source: Path, target: Path, from_: str, stderr: bytes) -> RigError:
+    text = stderr.decode(errors="replace")
+    found = min(((int(at), why) for at, why in _READING.findall(text)), default=None)
+    if found is not None:
+        at, why = found  # where a piece of up to 2 MiB begins
+        exact = find_unreadable(source, at) if from_ == "raw" else None
+        return exact or unreadable(source, at, why)
+    of_target = next((number for number in _OF_THE_TARGET if os.strerror(number) in text), None)
+    if of_target is None and _WRITING in text:  # of a VMDK some errors become "Invalid argument"
+        room = os.statvfs(target)
+        of_target = errno.ENOSPC if room.f_bavail * room.f_frsize < _ROOM_BYTES else None
+    if of_target is not None:
+        return host_error(str(target), OSError(of_target, os.strerror(of_target)))
+    return RigError("ConvertFailed", f"{target}: {_reason(stderr)}")
 
 
 def _start(command: Sequence[str], errors: IO[bytes]) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream]:

@@ -189,10 +189,9 @@ class Recoveries:
 
     def _begin(self, note: _Note) -> dict[str, Disk]:
         path = self._file(note.vm, note.name)
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-            sync_folder(self._root)
-            sync_folder(self._root.parent)
+        path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        sync_folder(self._root)  # even if the folder was there: a kill may have come before that
+        sync_folder(self._root.parent)
         note.save(path)
         return self._disks(note, self._opened(note))
 

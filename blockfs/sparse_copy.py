@@ -13,11 +13,30 @@ import trio
 from blockfs.errors import RigError
 
 STEP_BYTES = 8 << 20
+BLOCK_BYTES = 4096
 ZEROS = bytes(64 << 10)
 """So much of zeros is not written."""
 
 Advance = Callable[[int], None]
 """Told how many bytes more are done, holes included."""
+
+
+def unreadable(source: Path, at: int, why: str) -> RigError:
+    """``ReadFailed``, with the byte at which it could not be read."""
+    return RigError("ReadFailed", f"{source}: cannot be read at byte {at}: {why}")
+
+
+def find_unreadable(source: Path, at: int) -> RigError | None:
+    """:func:`unreadable` of the first such block among the ``STEP_BYTES`` from ``at`` on, if there is one."""
+    block = at - at % BLOCK_BYTES
+    try:
+        with source.open("rb", buffering=0) as file:
+            while block < at + STEP_BYTES:
+                os.pread(file.fileno(), BLOCK_BYTES, block)
+                block += BLOCK_BYTES
+    except OSError as exc:
+        return unreadable(source, block, str(exc.strerror))
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +75,7 @@ class SparseCopy:
             stop = min(os.lseek(self.source_fd, start, os.SEEK_HOLE), start + STEP_BYTES, self.size_bytes)
             data = os.pread(self.source_fd, stop - start, start)
         except OSError as exc:
-            raise RigError("ReadFailed", f"{self.source}: cannot be read at byte {at}: {exc.strerror}") from exc
+            raise find_unreadable(self.source, at) or unreadable(self.source, at, str(exc.strerror)) from exc
         if not data:
             raise RigError("ReadFailed", f"{self.source}: ends at byte {at}; it was to have {self.size_bytes}")
         try:

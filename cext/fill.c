@@ -198,7 +198,7 @@ static int is_bad(struct run *run, uint64_t block, uint32_t *found, int *rc)
 			return 0;
 		if (tries == (pair->right == pair->becomes ? 2 : TRIES))
 			return 1;
-		if (tries > 0)
+		if (tries > 0 && pair->right != pair->becomes) /* else nothing is going on: there may be millions of them */
 			nanosleep(&pause, NULL);
 		*rc = sr_io_read(run->fd, data, SR_BLOCK_BYTES, at);
 		if (*rc == 0)

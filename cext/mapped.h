@@ -8,7 +8,7 @@
 /* Once, before the first load. */
 void sr_mapped_prepare(void);
 
-/* 0, or -EIO if they cannot be read. */
+/* 0, or -EIO if they cannot be read.  The calling thread does not hold SIGBUS back. */
 int sr_mapped_load(const uint32_t *at, int count, uint32_t *values);
 
 #endif

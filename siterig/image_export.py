@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import trio
 
 from blockfs import qemu_img
-from blockfs.durable import sync_folder
+from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
 from blockfs.host_folder import told_of
 from blockfs.qemu_img import Advance
@@ -27,24 +29,46 @@ Format = Literal["raw", "vhd", "qcow2", "vhdx", "vmdk"]
 
 
 def check(to: Path, format_: Format, *, force: bool) -> None:
-    """What can be told before anything is mounted: ``FileExists``, ``BadRequest``, ``ToolMissing``."""
-    if to.is_dir() or not to.parent.is_dir():
-        raise RigError("BadRequest", f"{to}: is a folder, or in a folder that is not there; name the image file to make")
-    if to.exists() and not force:
-        raise _exists(to)
+    """What can be told before anything is mounted: ``FileExists``, ``BadRequest``, ``HostIoError``, ``ToolMissing``."""
+    if str(to) == "-":
+        raise RigError("BadRequest", f"{to}: an image is not written to standard output; name a file")
+    with told_of(str(to)):
+        there = _there(to, Path.stat)
+        folder = Path(os.path.realpath(to)).parent
+        if there is None and not folder.is_dir():
+            raise RigError("BadRequest", f"{to}: is in a folder that is not there; name the image file to make")
+    if there is not None and (there.code != "FileExists" or not force):
+        raise there
     if format_ not in OWN_FORMATS:
         qemu_img.require(f"format {format_}")
 
 
-def _exists(to: Path) -> RigError:
-    return RigError("FileExists", f"{to} is there already: name another file, or replace it with --force")
+_KINDS = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFBLK: "device",
+    stat.S_IFCHR: "device",
+    stat.S_IFIFO: "FIFO",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFLNK: "symbolic link",
+}
+
+
+def _there(to: Path, look: Callable[[Path], os.stat_result]) -> RigError | None:
+    """What is to be said of what has that name: ``FileExists`` of a file, else ``BadRequest``; None: nothing has it."""
+    try:
+        mode = look(to).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if stat.S_ISREG(mode):
+        return RigError("FileExists", f"{to} is there already: name another file, or replace it with --force")
+    return RigError("BadRequest", f"{to}: is a {_KINDS[stat.S_IFMT(mode)]}; name a file")
 
 
 async def export(source: Path, to: Path, format_: Format, *, force: bool, advance: Advance) -> None:
-    """Write the disk in ``source`` (for ``vhd`` the one with a footer) to ``to``.
+    """Write the disk in ``source`` (for ``vhd`` the one with a footer) to ``to``; a symbolic link stays one.
 
-    ``FileExists``, ``DiskFull``, ``HostIoError``, ``ReadFailed``, ``ConvertFailed``; ``InvalidDiskSize``: too large for the
-    file system.
+    ``FileExists``; ``BadRequest``: there is something that is no file; ``DiskFull``, ``HostIoError``, ``ReadFailed``,
+    ``ConvertFailed``; ``InvalidDiskSize``: too large for the file system.
     """
     part = _Part(to)
     try:
@@ -53,6 +77,10 @@ async def export(source: Path, to: Path, format_: Format, *, force: bool, advanc
         else:
             await _convert(source, part, format_, advance)
         await trio.to_thread.run_sync(part.publish, force)
+    except RigError as error:
+        if error.code != "ReadFailed":
+            raise
+        raise RigError(error.code, f"{part.to}: was not made: {error.message}") from error
     finally:
         part.close()
 
@@ -77,7 +105,7 @@ class _Part:
     """The image ``to`` before it has that name.  ``path``: how another program gets at it."""
 
     def __init__(self, to: Path) -> None:
-        self.to = to
+        self.to = to = Path(os.path.realpath(to))
         self._hidden = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}.part")
         with told_of(str(to)):
             try:
@@ -90,12 +118,15 @@ class _Part:
                 self.path = self._hidden
 
     def publish(self, force: bool) -> None:
-        """Make it durable and name it; ``FileExists`` unless what is there is to be replaced."""
+        """Make it durable and name it; ``FileExists`` unless a file that is there is to be replaced, ``BadRequest``."""
         with told_of(str(self.to)):
             os.fsync(self.fd)
             if force:
                 if self.path != self._hidden:
                     self._link(self._hidden)
+                there = _there(self.to, Path.lstat)
+                if there is not None and there.code != "FileExists":
+                    raise there
                 self._hidden.rename(self.to)
             else:
                 self._name()
@@ -103,11 +134,12 @@ class _Part:
 
     def _name(self) -> None:
         try:
-            self._link(self.to)  # unlike a rename, it replaces nothing that came meanwhile
-        except FileExistsError:
-            raise _exists(self.to) from None
-        except PermissionError:  # a file system without hard links
-            self._hidden.rename(self.to)
+            try:
+                self._link(self.to)  # unlike a rename, it replaces nothing that came meanwhile
+            except PermissionError:  # a file system without hard links
+                rename_new(self._hidden, self.to)
+        except FileExistsError as error:
+            raise _there(self.to, Path.lstat) or error from None
 
     def _link(self, to: Path) -> None:
         folder = os.open(to.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -12,7 +12,7 @@ from hypercorn.config import Config
 from hypercorn.trio import serve as hypercorn_serve
 from pydantic import ValidationError
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -68,8 +68,11 @@ def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
         known, service = table[name]
         if wanted not in known:
             return _refuse(404, "BadRequest", f"unknown method {where!r}; {name} has: {', '.join(known)}")
-        body = await request.body()
         response: Response = Response(status_code=499)
+        try:
+            body = await request.body()
+        except ClientDisconnect:  # killed while it asked: nothing was begun, and nobody waits for an answer
+            return response
 
         async def cancel_when_the_client_goes() -> None:
             while (await request.receive())["type"] != "http.disconnect":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from fractions import Fraction
 
 from azure_emu.ports import DiskSpec
 from blockfs.errors import RigError
@@ -27,11 +28,10 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None or match[2].upper() not in _UNITS:
         raise RigError("InvalidDiskSize", f"size {text!r} is not understood: write a number and KiB, MiB, GiB or TiB")
-    size_bytes = float(match[1]) * _UNITS[match[2].upper()] if "." in match[1] else int(match[1]) * _UNITS[match[2].upper()]
+    size_bytes = Fraction(match[1]) * _UNITS[match[2].upper()]
     if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
-        raise RigError(
-            "InvalidDiskSize", f"size {text!r} is {size_bytes:g} bytes: it must be a positive multiple of {SECTOR_BYTES}"
-        )
+        shown = f"{size_bytes} bytes" if size_bytes.denominator == 1 else "no whole number of bytes"
+        raise RigError("InvalidDiskSize", f"size {text!r} is {shown}: it must be a positive multiple of {SECTOR_BYTES}")
     return int(size_bytes)
 
 

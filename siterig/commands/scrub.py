@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Annotated
 
 import trio
@@ -53,7 +55,8 @@ def scrub(
         check_format(layout)
         api = _vault(folder)
         stores = _chosen(await _stores(layout, api), which or [])
-        found = [(store, await _scrub(store)) for store in stores]
+        scrubbed = [(store, await _scrub(store)) for store in stores]
+        found = [(store, damages) for store, damages in scrubbed if damages is not None]
         if repair:
             recovery = services.recovery_side(layout)
             found = [(store, await _repair(recovery, store, damages) if damages else []) for store, damages in found]
@@ -105,11 +108,16 @@ def _is(store: _Store, text: str) -> bool:
     return text in (store.title, store.title.partition("/")[0])
 
 
-async def _scrub(store: _Store) -> list[Damage]:
-    total = sum(path.stat().st_blocks * 512 for path in store.folder.rglob("*") if path.is_file())
-    with show.bar(store.title, total) as advance:
-        # Ctrl-C does not wait for its end: it changes nothing.
-        return await trio.to_thread.run_sync(lambda: list(scrub_store(store.folder, advance)), abandon_on_cancel=True)
+async def _scrub(store: _Store) -> list[Damage] | None:
+    """None: it was deleted meanwhile."""
+    with show.bar(store.title, _used_bytes(store.folder)) as advance:
+        try:
+            # Ctrl-C does not wait for its end: it changes nothing.
+            return await trio.to_thread.run_sync(lambda: list(scrub_store(store.folder, advance)), abandon_on_cancel=True)
+        except RigError as error:
+            if error.code != "DiskNotFound":
+                raise
+            return None
 
 
 async def _repair(recovery: RecoverySide, store: _Store, damages: list[Damage]) -> list[Damage]:
@@ -119,9 +127,19 @@ async def _repair(recovery: RecoverySide, store: _Store, damages: list[Damage]) 
     except RigError as error:
         show.notice(f"{store.title}: nothing can be repaired: {error.message} ({error.code})")
         return damages
-    left = await _scrub(store)
+    left = await _scrub(store) or []
     show.notice(f"{store.title}: {max(len(damages) - len(left), 0)} of {len(damages)} repaired")
     return left
+
+
+def _used_bytes(folder: Path) -> int:
+    """Of all its files; those that a fold deletes meanwhile do not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            total += status.st_blocks * 512 if S_ISREG(status.st_mode) else 0
+    return total
 
 
 async def _tell(reports: DamageReports, found: list[tuple[_Store, list[Damage]]]) -> None:
@@ -162,8 +180,7 @@ def _json(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryP
 
 def _print(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryPoint]]) -> None:
     if not damages:
-        size = sum(path.stat().st_blocks * 512 for path in store.folder.rglob("*") if path.is_file())
-        print(f"{store.title}: as it was written, {format_size(size)}")
+        print(f"{store.title}: as it was written, {format_size(_used_bytes(store.folder))}")
         return
     rows = []
     for damage in damages:

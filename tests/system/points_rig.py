@@ -26,8 +26,8 @@ from tests.system.points_source import NS, VM, Source
 ROLES = ("azure", "applier", "vault")
 PATIENCE_S = 60.0
 UNEXPECTED = (
-    "Traceback", "apply failed", "fold or checkpoint failed", "damage_not_served", "recovery_not_opened", "disk_not_opened",
-    "pins_not_reconciled", "map_of_the_base_made_again", "damaged store",
+    "Traceback", "a call failed by a bug", "job_crashed", "apply failed", "fold or checkpoint failed", "damage_not_served",
+    "recovery_not_opened", "disk_not_opened", "pins_not_reconciled", "map_of_the_base_made_again", "damaged store",
 )  # fmt: skip
 """What no role's log may say, however it was killed."""
 _HOST_OPTIONS = [*FrontEnd().words(), *Limits(log_share_max=1.0, when_log_full="bitmap").words()]
@@ -159,11 +159,13 @@ class Rig:
                 await trio.sleep(0.02)
 
     def unexpected(self) -> list[str]:
-        """Lines of the roles' logs that must not be there."""
+        """Lines of the roles' logs that must not be there, with what follows them."""
         found = []
         for role in ROLES:
             lines = self.layout.log(role).read_text().splitlines()
-            found += [f"{role}: {line}" for line in lines if any(word in line for word in UNEXPECTED)]
+            for at, line in enumerate(lines):
+                if any(word in line for word in UNEXPECTED):
+                    found.append(f"{role}: " + "\n".join(lines[max(at - 2, 0) : at + 60]))
         return found
 
 

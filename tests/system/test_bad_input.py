@@ -27,6 +27,7 @@ import trio
 from blockfs import hostmounts
 from siterig import cleanup, launch, layout
 from siterig.layout import Layout
+from tests.system.needs import needs_program
 
 pytestmark = pytest.mark.system
 
@@ -202,6 +203,30 @@ def test_an_unknown_vm_cannot_be_protected(rig: Rig) -> None:
 def test_a_disk_that_cannot_be_leaves_no_vm(rig: Rig, disk: str, line: str) -> None:
     assert rig.refused("vm", "create", "odd", "--disk", "good:1MiB", "--disk", disk) == (2, f"siterig: error: {line}\n")
     assert "odd" not in {vm["name"] for vm in json.loads(rig.good("vm", "list", "--json"))}
+
+
+@needs_program("qemu-img")
+@pytest.mark.parametrize(
+    ("name", "options", "code"),
+    [
+        ("x.img", ["-O", "raw"], "InvalidDiskSize"),
+        ("fixed.vhd", ["-O", "vpc", "-o", "subformat=fixed,force_size=on"], "VhdCorrupt"),
+        ("dynamic.vhd", ["-O", "vpc", "-o", "force_size=on"], "ImageUnusable"),
+        ("x.qcow2", ["-O", "qcow2"], "ImageUnusable"),
+        ("x.vhdx", ["-O", "vhdx"], "ImageUnusable"),
+        ("x.vmdk", ["-O", "vmdk"], "ImageUnusable"),
+    ],
+)
+def test_an_image_that_was_cut_off_leaves_no_vm(rig: Rig, tmp_path: Path, name: str, options: list[str], code: str) -> None:
+    disk, image = tmp_path / "disk.img", tmp_path / name
+    disk.write_bytes(os.urandom(4 * MIB))
+    subprocess.run(["qemu-img", "convert", "-f", "raw", *options, disk, image], check=True)
+    os.truncate(image, image.stat().st_size * 2 // 3 | 1)
+    status, stderr = rig.refused("vm", "create", "cut", "--disk", f"os={image}")
+    assert status == 2
+    assert re.fullmatch(rf"siterig: error: {re.escape(str(image))}: .* \({code}\)\n", stderr)
+    assert "cut" not in {vm["name"] for vm in json.loads(rig.good("vm", "list", "--json"))}
+    assert not (rig.layout.site_disks / "cut").exists()
 
 
 def test_a_disk_too_small_for_its_file_system_is_named_by_its_file(rig: Rig) -> None:

@@ -28,6 +28,8 @@ pytestmark = pytest.mark.system
 MIB = 1 << 20
 SIZES = {"os": 24 * MIB, "odd": 2 * MIB + 512}
 SITERIG = (sys.executable, "-m", "siterig")
+QEMU_NAMES = {"raw": "raw", "vhd": "vpc", "qcow2": "qcow2", "vhdx": "vhdx", "vmdk": "vmdk"}
+"""Formats of an export, and what they are called by ``qemu-img``."""
 Images = dict[str, Path]
 
 
@@ -75,6 +77,17 @@ class Source:
                 os.pwrite(fd, self._rng.randbytes(min(self._rng.randrange(1, size // 200), size - at)), at)
             os.fsync(fd)
             os.close(fd)
+
+    async def write_at(self, disk: str, offset: int, data: bytes) -> None:
+        """One write, durable."""
+
+        def write() -> None:
+            fd = os.open(self._disks[disk], os.O_WRONLY)
+            assert os.pwrite(fd, data, offset) == len(data)
+            os.fsync(fd)
+            os.close(fd)
+
+        await trio.to_thread.run_sync(write)
 
     async def copy(self, name: str) -> Images:
         """The disks as they are now."""
@@ -197,24 +210,26 @@ async def test_points_and_positions_of_one_vm_are_mounted_at_once_and_survive_a_
 
 
 @needs_program("qemu-img")
-async def test_a_position_is_exported_and_becomes_another_vms_disk(folder: Path) -> None:
+async def test_a_position_is_exported_in_every_format_and_becomes_another_vms_disks(folder: Path) -> None:
     async with protected(folder) as (testbed, source):
         copy, position = await source.position("between")
         await testbed.vault.create_point(vm="web01", kind="CrashConsistent", name="last")
         what = ("point", "export", "web01", "--disk", "os", "--position", position)
-        for format_, name in (("raw", "raw"), ("qcow2", "qcow2"), ("vhd", "vpc")):
-            to = folder / f"exported.{format_}"
-            await siterig(testbed, *what, "--format", format_, "--to", to)
-            assert "identical" in await run("qemu-img", "compare", "-f", "raw", "-F", name, copy["os"], to)
+        images = {format_: folder / f"exported.{format_}" for format_ in QEMU_NAMES}
+        for format_, name in QEMU_NAMES.items():
+            await siterig(testbed, *what, "--format", format_, "--to", images[format_])
+            if format_ in ("qcow2", "vhdx", "vmdk"):
+                assert "No errors were found" in await run("qemu-img", "check", "-f", name, images[format_])
+            assert "identical" in await run("qemu-img", "compare", "-f", "raw", "-F", name, copy["os"], images[format_])
         assert await testbed.vault.mounted_points(vm="web01") == []
-        made = await siterig(
-            testbed, "vm", "create", "copy", "--json",
-            "--disk", f"os={folder / 'exported.qcow2'}:32MiB", "--disk", f"data={folder / 'exported.vhd'}",
-        )  # fmt: skip
+        given = [word for format_, image in images.items() for word in ("--disk", f"{format_}={image}")]
+        larger = f"larger={images['qcow2']}:32MiB"
+        made = await siterig(testbed, "vm", "create", "copy", "--json", *given, "--disk", larger)
         disks = {disk["name"]: Path(disk["path"]) for disk in json.loads(made)["disks"]}
         expected = await trio.Path(copy["os"]).read_bytes()
-        assert await trio.Path(disks["os"]).read_bytes() == expected + bytes(8 * MIB)
-        assert await trio.Path(disks["data"]).read_bytes() == expected
+        for format_ in QEMU_NAMES:
+            assert await trio.Path(disks[format_]).read_bytes() == expected, format_
+        assert await trio.Path(disks["larger"]).read_bytes() == expected + bytes(8 * MIB)
 
 
 async def test_an_export_that_is_killed_leaves_nothing_mounted_and_no_file(folder: Path) -> None:
@@ -241,3 +256,57 @@ async def test_an_export_that_is_killed_leaves_nothing_mounted_and_no_file(folde
                 await trio.sleep(0.05)
         assert await testbed.azure.list_recoveries() == []
         assert list(target.iterdir()) == []
+
+
+def spoil(folder: Path, piece: bytes) -> None:
+    """Change a byte of that piece, wherever it is stored."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        with path.open("r+b") as file:
+            found = file.read().find(piece)
+            if found >= 0:
+                file.seek(found + len(piece) // 2)
+                file.write(bytes([piece[len(piece) // 2] ^ 0xFF]))
+                return
+    raise AssertionError("it is nowhere")
+
+
+@pytest.fixture
+def full(folder: Path) -> Iterator[Path]:
+    """A folder on a file system of its own with a room of 256 KiB."""
+    path = folder / "full"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "siterig-test", path], check=True)
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+@needs_program("qemu-img")
+async def test_an_export_fails_in_the_same_way_whatever_the_format(folder: Path, full: Path) -> None:
+    async with protected(folder) as (testbed, source):
+        copy, point = await source.point("last")
+        disk = await trio.Path(copy["os"]).read_bytes()
+        at = next(at for at in range(SIZES["os"] // 2, len(disk), 4096) if disk[at : at + 512].count(0) < 32)
+
+        async def refused(format_: str, to: Path) -> str:
+            what = ["point", "export", "web01", "--disk", "os", "--point", point.id, "--format", format_, "--to", str(to)]
+            words = [*SITERIG, *what, "--dir", str(testbed.layout.root)]
+            done = await trio.run_process(words, capture_stdout=True, capture_stderr=True, check=False)
+            assert (done.returncode, done.stdout) == (1, b"")
+            assert list(to.parent.iterdir()) == []
+            return done.stderr.decode()
+
+        for format_ in ("raw", "vhd", "qcow2", "vhdx", "vmdk"):
+            said = await refused(format_, full / "x")
+            assert said.startswith(f"siterig: error: {full / 'x'}: "), format_
+            assert said.endswith(" (DiskFull)\n"), format_
+        await trio.to_thread.run_sync(spoil, testbed.layout.managed_disks, disk[at : at + 512])
+        (folder / "out").mkdir()
+        found: dict[str, int] = {}
+        for format_ in ("raw", "vhd", "qcow2", "vhdx", "vmdk"):
+            to = folder / "out" / f"x.{format_}"
+            said = await refused(format_, to)
+            assert said.startswith(f"siterig: error: {to}: was not made: "), format_
+            assert said.endswith(": Input/output error (ReadFailed)\n"), format_
+            found[format_] = int(said.partition("at byte ")[2].partition(":")[0])
+        assert len(set(found.values())) == 1, (at, found)
+        assert at - 65536 < found["raw"] <= at

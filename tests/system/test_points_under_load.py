@@ -1,7 +1,8 @@
 """Points that are taken while a disk is written to: what a managed disk gives of each is what a copy of the source was then.
 
-The copy is read from a snapshot of both disks at one position, while the writers go on; the managed disks get what the logs
-hold.  ``SITERIG_POINTS`` (default 6) are taken, ``SITERIG_SEED`` replays the writers' choices.
+The copy is read from a snapshot of both disks at one position, while the writers go on and one disk grows; the managed disks
+get what the logs hold.  Points by their tags, in a rig and through its mount, test_mounted_under_load.py has.
+``SITERIG_POINTS`` (default 6) are taken, ``SITERIG_SEED`` replays the writers' choices.
 """
 
 from __future__ import annotations
@@ -31,17 +32,29 @@ SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
 DISK_BYTES = 4 << 30
 """Sparse; so large that the log of the time between two points stays below half of it."""
 AREA_BYTES = 24 << 20
-"""Written to again and again, so that writes meet; nothing else is."""
+"""Written to again and again, so that writes meet; nothing else is, but"""
+GROWN_BYTES = DISK_BYTES + (16 << 20)
+GROWN_AREA = (DISK_BYTES - (4 << 20), 12 << 20)
+"""of ``os``, when it has grown (offset, length)."""
 NAMES = ("os", "data")
 STEP_BYTES = 1 << 20
+
+
+def areas_of(size_bytes: int) -> list[tuple[int, int]]:
+    """What is written to of a disk of that size."""
+    return [(0, AREA_BYTES), *([GROWN_AREA] if size_bytes > DISK_BYTES else [])]
+
+
+def steps(size_bytes: int) -> list[int]:
+    return [at for start, length in areas_of(size_bytes) for at in range(start, start + length, STEP_BYTES)]
 
 
 class Writer(threading.Thread):
     """Writes of all sizes at any byte, some discards, until told to stop."""
 
-    def __init__(self, disk: Path, rng: random.Random, stop: threading.Event) -> None:
+    def __init__(self, disk: Path, area: tuple[int, int], rng: random.Random, stop: threading.Event) -> None:
         super().__init__()
-        self._disk, self._rng, self._stop_asked = disk, rng, stop
+        self._disk, self._area, self._rng, self._stop_asked = disk, area, rng, stop
         self.error: BaseException | None = None
         self.done = 0
 
@@ -50,7 +63,7 @@ class Writer(threading.Thread):
             with self._disk.open("r+b", buffering=0) as disk:
                 while not self._stop_asked.is_set():
                     length = self._rng.choice((512, 4096, 4096, 4096, 65536, self._rng.randrange(1, 200_000)))
-                    offset = self._rng.randrange(AREA_BYTES - length)
+                    offset = self._area[0] + self._rng.randrange(self._area[1] - length)
                     if self._rng.random() < 0.1:
                         punch(disk.fileno(), offset, length)
                     else:
@@ -91,13 +104,16 @@ class Replica:
             self._server.call("applied", disk_id=self._disk_id, generation=found["generation"], last_seq=found["last_seq"])
 
     def compare(self, position: int, copy: Path) -> None:
-        """The state at ``position`` with a copy, byte for byte."""
+        """The state at ``position`` with a copy, byte for byte; outside of what was written there is nothing."""
         view = open_view(self.folder, position)
         try:
-            assert all(offset + length <= AREA_BYTES for offset, length in view.data_ranges())
+            assert view.size_bytes == copy.stat().st_size
+            areas = areas_of(view.size_bytes)
+            for offset, length in view.data_ranges():
+                assert any(start <= offset and offset + length <= start + area for start, area in areas)
             with copy.open("rb") as file:
-                for offset in range(0, AREA_BYTES, STEP_BYTES):
-                    found, expected = view.pread(offset, STEP_BYTES), file.read(STEP_BYTES)
+                for offset in steps(view.size_bytes):
+                    found, expected = view.pread(offset, STEP_BYTES), os.pread(file.fileno(), STEP_BYTES, offset)
                     if found != expected:
                         first = next(i for i in range(STEP_BYTES) if found[i] != expected[i])
                         pytest.fail(
@@ -120,9 +136,12 @@ def server(tmp_path: Path) -> Iterator[DiskServer]:
 
 
 def copy_source(server: DiskServer, name: str, target: Path) -> None:
+    """What is written to, of the size that the disk has in the snapshot."""
     with (server.mountpoint / VM / f"{name}.snapshot").open("rb") as source, target.open("xb") as file:
-        for _ in range(0, AREA_BYTES, STEP_BYTES):
-            file.write(source.read(STEP_BYTES))
+        size = os.fstat(source.fileno()).st_size
+        file.truncate(size)
+        for offset in steps(size):
+            os.pwrite(file.fileno(), os.pread(source.fileno(), STEP_BYTES, offset), offset)
 
 
 def test_every_point_is_what_the_source_was(server: DiskServer, tmp_path: Path) -> None:
@@ -133,12 +152,18 @@ def test_every_point_is_what_the_source_was(server: DiskServer, tmp_path: Path) 
     empty = server.call("begin_snapshot", vm=VM)
     server.call("end_snapshot", vm=VM)
     replicas = [Replica(server, name, stores, empty) for name in NAMES]
-    writers = [Writer(server.disk(name), random.Random(rng.random()), stop) for name in NAMES for _ in range(2)]
+    writers = [
+        Writer(server.disk(name), (0, AREA_BYTES), random.Random(rng.random()), stop) for name in NAMES for _ in range(2)
+    ]
     for writer in writers:
         writer.start()
     points: list[int] = []
     try:
-        for _ in range(POINTS):
+        for number in range(POINTS):
+            if number == POINTS // 3:
+                server.call("resize_disk", vm=VM, disk="os", size_bytes=GROWN_BYTES)
+                writers.append(Writer(server.disk("os"), GROWN_AREA, random.Random(rng.random()), stop))
+                writers[-1].start()
             position = server.call("begin_snapshot", vm=VM)["position"]
             for name in NAMES:
                 copy_source(server, name, tmp_path / f"{name}-{position}")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from azure_emu.applier import RETRY_REFUSED_S, Applier
-from azure_emu.managed_disk import open_view
+from azure_emu.managed_disk import ManagedDiskStore, open_view
 from azure_emu.pins import pin, unpin
 from azure_emu.ports import RecoverySide
 from blockfs.errors import RigError
@@ -339,6 +341,43 @@ async def test_a_disk_is_made_once_found_and_deleted_with_its_blobs(rig: Rig) ->
     assert caught.value.code == "DiskNotFound"
     with pytest.raises(RigError, match="is not a lower-case UUID"):
         await side.store_paths(disk_ids=[DISK_ID, "../../etc"])
+
+
+async def test_a_disk_that_is_made_anew_has_one_writer(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    applier, create, store_open = rig.applier, ManagedDiskStore.create, ManagedDiskStore.open
+    for disk_id in (DISK_ID, EXPORT_ID):
+        await applier.create_managed_disk(disk_id=disk_id, size_bytes=SIZE_BYTES)
+    listing, made, go_on, opened = trio.Event(), threading.Event(), threading.Event(), threading.Event()
+
+    async def slow_list(disk_id: str) -> Parts:
+        if disk_id == EXPORT_ID:
+            await listing.wait()
+        return []
+
+    def slow_create(folder: Path, **options: Any) -> ManagedDiskStore:
+        store = create(folder, **options)
+        opened.clear()  # it did that itself
+        made.set()
+        assert go_on.wait(30)
+        return store
+
+    def noted_open(folder: Path, **options: Any) -> ManagedDiskStore:
+        opened.set()
+        return store_open(folder, **options)
+
+    monkeypatch.setattr(rig.cache, "list", slow_list)
+    monkeypatch.setattr(ManagedDiskStore, "create", slow_create)
+    monkeypatch.setattr(ManagedDiskStore, "open", noted_open)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: applier.process_latest(disk_ids=[DISK_ID, EXPORT_ID]))
+        await trio.testing.wait_all_tasks_blocked()  # the first is ready, the second waits
+        await applier.delete_managed_disk(disk_id=DISK_ID)
+        nursery.start_soon(lambda: applier.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES))
+        await trio.to_thread.run_sync(made.wait, 10)
+        listing.set()
+        await trio.to_thread.run_sync(opened.wait, 0.2)
+        go_on.set()
+    assert not opened.is_set()
 
 
 async def test_a_damaged_store_is_reported_and_can_be_deleted(

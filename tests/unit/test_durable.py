@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.durable import sync_folder, write_atomically, write_synced
+from blockfs.durable import rename_new, sync_folder, write_atomically, write_synced
 
 
 @pytest.fixture
@@ -58,3 +58,13 @@ def test_a_failed_replacement_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         sync_folder(tmp_path / "gone")
+
+
+def test_a_new_name_takes_nobody_elses(tmp_path: Path) -> None:
+    (tmp_path / "hidden").write_bytes(b"new")
+    (tmp_path / "taken").write_bytes(b"old")
+    with pytest.raises(FileExistsError, match="taken"):
+        rename_new(tmp_path / "hidden", tmp_path / "taken")
+    rename_new(tmp_path / "hidden", tmp_path / "free")
+    assert ((tmp_path / "taken").read_bytes(), (tmp_path / "free").read_bytes()) == (b"old", b"new")
+    assert not (tmp_path / "hidden").exists()

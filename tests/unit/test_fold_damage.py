@@ -15,12 +15,21 @@ from azure_emu import base
 from azure_emu.managed_disk import ManagedDiskStore, open_view
 from blockfs.layers import Layer
 from tests.unit.disk_history import SIZE_BYTES, SiteDisk
+from tests.unit.io_faults import READ, io_verdict
 from tests.unit.test_managed_disk import apply, assert_same, new_store
 from tests.unit.test_store_steps import Killed
 
 BLOCK = 4096
 WHOLE, PART = 4, 20
 """Blocks that the log writes to: in the midst of a write of three; a part of it."""
+
+
+@pytest.fixture(autouse=True)
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """No time passes between one look at a bad block and the next; how often it should have."""
+    slept: list[float] = []
+    monkeypatch.setattr("azure_emu.base.time.sleep", slept.append)
+    return slept
 
 
 class Rotten:
@@ -155,6 +164,21 @@ def test_a_kill_at_any_step_of_a_fold_of_a_bad_payload_makes_it_no_good(tmp_path
         if not killed:
             break
     assert kill_at > 8
+
+
+def test_a_payload_that_cannot_be_read_for_a_moment_is_not_given_up(tmp_path: Path, looks: list[float]) -> None:
+    made = Rotten(tmp_path, set())
+
+    def trouble(operation: int, path: str, _offset: int, _size: int) -> int:
+        return -errno.EIO if operation == READ and path.endswith(".journal") and not looks else 0
+
+    store = ManagedDiskStore.open(made.folder)
+    with io_verdict(trouble):
+        store.fold(made.target)
+    assert looks == [base.BAD_LOOK_S]
+    made.check_all("folded")
+    assert list(store.scrub()) == []
+    store.close()
 
 
 def test_a_block_that_a_fold_left_unreadable_is_whole_when_it_is_written_over(tmp_path: Path) -> None:

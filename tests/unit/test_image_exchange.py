@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from blockfs import image_import, vhd
+from blockfs import qemu_img as qemu_img_of_ours
 from blockfs.errors import RigError
 from blockfs.sparse_copy import SparseCopy
 from siterig import image_export
@@ -25,6 +26,7 @@ from tests.system.needs import needs_program
 MIB = 1 << 20
 SIZE = 24 * MIB
 FORMATS: tuple[Format, ...] = ("raw", "vhd", "qcow2", "vhdx", "vmdk")
+FOOTER = vhd.fixed_footer(MIB, "5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42")
 QEMU = {"raw": "raw", "vhd": "vpc", "qcow2": "qcow2", "vhdx": "vhdx", "vmdk": "vmdk"}
 
 
@@ -111,7 +113,8 @@ async def test_an_image_that_needs_another_file_is_refused(tmp_path: Path) -> No
     ("name", "content", "code", "words"),
     [
         ("x.img", b"x" * 1000, "InvalidDiskSize", "has 1000 bytes"),
-        ("x.vhd", b"x" * 1024, "VhdCorrupt", "is named as a VHD"),
+        ("x.vhd", b"x" * 1024, "VhdCorrupt", "is named as a VHD, but its last 512 bytes are no VHD footer; if it is a raw"),
+        ("x", bytes(MIB) + FOOTER, "ImageUnusable", "if it is one, name it *.vhd; if every byte is the disk's, it is raw"),
         ("x.vdi", bytes(64) + b"\x7f\x10\xda\xbe" + bytes(956), "ImageUnusable", "is a vdi image; raw, vhd, qcow2, vhdx"),
         ("x.qcow2", b"QFI\xfb" + bytes(1020), "ImageUnusable", "x.qcow2: qemu-img: Could not open"),
     ],
@@ -126,6 +129,19 @@ async def test_what_is_no_image_is_refused_in_one_line(
     assert failed.value.code == code
     assert words in failed.value.message
     assert "\n" not in failed.value.message
+
+
+@needs_program("qemu-img")
+async def test_what_is_said_of_an_image_that_may_be_a_vhd_helps(tmp_path: Path) -> None:
+    image, as_vhd_, as_qcow2 = tmp_path / "x", tmp_path / "x.vhd", tmp_path / "x.qcow2"
+    image.write_bytes(bytes(MIB) + FOOTER)
+    as_vhd_.symlink_to("x")
+    with pytest.raises(RigError, match=r"x: ends with a VHD footer"):  # links are no names
+        await image_import.look_at(as_vhd_)
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", image, as_qcow2)
+    assert (await image_import.look_at(as_qcow2)).size_bytes == MIB + 512
+    image.rename(as_vhd_)
+    assert (await image_import.look_at(as_vhd_)).size_bytes == MIB
 
 
 async def test_an_image_larger_than_the_disk_is_refused_and_the_disk_untouched(tmp_path: Path) -> None:
@@ -150,16 +166,40 @@ async def test_an_export_replaces_nothing_unless_told_to(tmp_path: Path) -> None
     assert to.read_bytes() == disk.read_bytes()
 
 
-@pytest.mark.parametrize("format_", ["raw", "qcow2"])
-@needs_program("qemu-img")
-async def test_an_export_that_is_cancelled_leaves_nothing(tmp_path: Path, format_: Format) -> None:
+async def test_an_export_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
     disk, to = disk_bytes(tmp_path / "os.img", 3), tmp_path / "out"
     with trio.CancelScope() as scope:
-        await image_export.export(disk, to, format_, force=False, advance=lambda _done: scope.cancel())
-    left = [path.name for path in tmp_path.iterdir()]
-    assert left == ["os.img"] or (
-        format_ == "qcow2" and sorted(left) == ["os.img", "out"]
-    )  # it was done at the first report
+        await image_export.export(disk, to, "raw", force=False, advance=lambda _done: scope.cancel())
+    assert scope.cancelled_caught
+    assert [path.name for path in tmp_path.iterdir()] == ["os.img"]
+
+
+async def test_a_conversion_that_is_cancelled_ends_its_process_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversion that never ends, so that it is cancelled in the midst of it."""
+    programs, folder = tmp_path / "bin", tmp_path / "images"
+    programs.mkdir()
+    folder.mkdir()
+    program = programs / qemu_img_of_ours.PROGRAM
+    program.write_text(
+        f"#!/bin/sh\necho $$ > {tmp_path}/pid\nfor target; do :; done\n"
+        "printf half > \"$target\"\nprintf '    (50.00/100%%)\\r'\nexec sleep 600\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    disk, seen = disk_bytes(folder / "os.img", 3), []
+
+    def half_way(done: int) -> None:
+        seen.append((done, sorted(path.suffix for path in folder.iterdir())))
+        scope.cancel()
+
+    with trio.CancelScope() as scope:
+        await image_export.export(disk, folder / "out", "qcow2", force=False, advance=half_way)
+    assert scope.cancelled_caught
+    assert seen == [(SIZE // 2, [".img", ".part"])]
+    assert [path.name for path in folder.iterdir()] == ["os.img"]
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
 
 
 def make_hanging_qemu_img(folder: Path) -> Path:

@@ -229,6 +229,25 @@ async def test_a_state_in_use_is_not_closed(stores: Stores, monkeypatch: pytest.
     host.close()
 
 
+async def test_the_folders_of_a_note_are_durable_even_if_a_kill_had_made_them(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = stores.make("os", p1=bytes(512))
+    host = host_over(stores)
+    (host.root / "recovery" / "web01").mkdir(parents=True)
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def record(fd: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", record)
+    await host.open_recovery(vm="web01", name="@1", position=1, disks=[disk])
+    assert {host.root, host.root / "recovery", host.root / "recovery" / "web01"} <= set(synced)
+    host.close()
+
+
 async def test_a_name_is_opened_again_only_when_all_that_was_held_by_it_is_let_go(stores: Stores) -> None:
     disk = stores.make("os", p1=bytes(512), p2=bytes(512))
     host = host_over(stores)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import httpx
 import pytest
@@ -143,6 +143,24 @@ async def test_a_handler_is_cancelled_when_its_client_goes(depot: Served) -> Non
         nursery.cancel_scope.cancel()
     with trio.fail_after(5):
         await depot.real.cancelled.wait()
+
+
+async def test_a_client_that_goes_while_it_asks_is_no_error() -> None:
+    app = rpc_server.application({"Depot": (Depot, RealDepot())})
+    told: Iterator[MutableMapping[str, Any]] = iter(
+        [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    )
+    answers: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        return next(told)
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        answers.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/Depot/count", "headers": [], "query_string": b""}
+    await app(scope, receive, send)
+    assert answers[0]["status"] == 499
 
 
 async def test_nobody_listening_is_a_recoverable_error(tmp_path: Path) -> None:

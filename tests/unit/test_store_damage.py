@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from azure_emu import checkpoints
-from azure_emu.managed_disk import ManagedDiskStore, open_view
+from azure_emu.frames import ENTRY, HEADER_BYTES
+from azure_emu.journal_volume import volume_path
+from azure_emu.managed_disk import ManagedDiskStore, open_view, reset_disk
 from azure_emu.pins import pin, unpin_holder
 from azure_emu.ports import Damage
 from azure_emu.scrub import scrub
@@ -26,7 +28,8 @@ BLOCK = 4096
 @pytest.fixture(autouse=True)
 def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 100_000)
-    monkeypatch.setattr("azure_emu.scrub.TORN_WAIT_S", 0.0)
+    monkeypatch.setattr("azure_emu.scrub_journal.TORN_WAIT_S", 0.0)
+    monkeypatch.setattr("azure_emu.base.BAD_LOOK_S", 0.0)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
 
 
@@ -47,14 +50,20 @@ class Store:
         pin(self.folder, self.last, "vm web01/os")
         valid = [position for position in sorted(set(self.life.valid)) if self.floor <= position <= self.last]
         self.positions = [valid[0], *sorted(self.rng.sample(valid[1:-1], 4)), valid[-1]]
+        self.sums = [
+            (volume_path(self.folder, frame.volume), frame.pieces_at, frame.tags_at) for frame in store._history.frames
+        ]
         store.close()
         assert [*ManagedDiskStore.open(self.folder).scrub()] == []
 
     def files(self) -> list[Path]:
         return sorted(path for path in self.folder.rglob("*") if path.is_file() and path.stat().st_size)
 
-    def check(self, what: str, names: Path) -> list[Damage]:
-        """Scrub names the file; every position reads as it was, or fails, and fails only where scrub says so."""
+    def check(self, what: str, names: Path, byte: int | None = None) -> list[Damage]:
+        """Scrub names the file; every position reads as it was, or fails, and fails only where scrub says so.
+
+        ``byte``: the only one that is damaged, so what fails is at most one block.
+        """
         found = list(scrub(self.folder, lambda _bytes: None))
         assert any(str(names) in f"{damage.path}: {damage.what}" for damage in found), f"{what}: scrub found {found}"
         for position in self.positions:
@@ -67,16 +76,19 @@ class Store:
                 continue
             state = self.life.disk.states[position]
             assert view.size_bytes == len(state), what
+            failed = []
             for at in range(0, len(state), BLOCK):
                 length = min(BLOCK, len(state) - at)
                 try:
                     data = view.pread(at, length)
                 except OSError as exc:
                     assert exc.errno == errno.EIO, what
-                    assert told or self._only_cache(names), f"{what}: byte {at} of {position}; scrub found {found}"
+                    assert told or self._is_sum(names, byte), f"{what}: byte {at} of {position}; scrub found {found}"
+                    failed.append(at)
                 else:
                     assert_same(data, state[at : at + length], f"{what}, position {position}, block at {at}")
             view.close()
+            assert byte is None or len(failed) <= 1, f"{what}: blocks {failed} of {position}"
         return found
 
     @staticmethod
@@ -84,38 +96,42 @@ class Store:
         first, last = damage.first_position, damage.last_position
         return first is not None and first <= position and (last is None or position <= last)
 
-    @staticmethod
-    def _only_cache(names: Path) -> bool:
-        """The index of a frame that a checkpoint leads to is used as it is until the applier has mended it."""
-        return names.suffix == ".journal"
+    def _is_sum(self, path: Path, byte: int | None) -> bool:
+        """Whether it is in a piece's checksum: of frames that a checkpoint leads to, these are used as they are until the
+        applier has mended them, and they are no data: no position is lost with them."""
+        return byte is not None and any(path == volume and start <= byte < stop for volume, start, stop in self.sums)
 
 
-def damaged(store: Store, change: Callable[[Path, bytes], Iterator[tuple[str, bytes]]]) -> Iterator[tuple[str, Path]]:
+Bad = tuple[str, int | None, bytes]
+"""What it is, the byte that was changed if it is but one, and the file's bytes."""
+
+
+def damaged(store: Store, change: Callable[[Path, bytes], Iterator[Bad]]) -> Iterator[tuple[str, Path, int | None]]:
     for path in store.files():
         good = path.read_bytes()
-        for what, bad in change(path, good):
+        for what, byte, bad in change(path, good):
             if bad != good:
                 path.write_bytes(bad)
-                yield f"{path.name}: {what}", path
+                yield f"{path.name}: {what}", path, byte
                 path.write_bytes(good)
 
 
-def flips(rng: random.Random, count: int) -> Callable[[Path, bytes], Iterator[tuple[str, bytes]]]:
-    def change(path: Path, good: bytes) -> Iterator[tuple[str, bytes]]:
+def flips(rng: random.Random, count: int) -> Callable[[Path, bytes], Iterator[Bad]]:
+    def change(path: Path, good: bytes) -> Iterator[Bad]:
         for at in sorted(rng.sample(range(len(good)), min(count, len(good)))):
             if path.suffix in (".json", "") and good[at : at + 1].isspace():
                 continue  # between the words of JSON: says nothing
             bad = bytearray(good)
             bad[at] ^= 1 << rng.randrange(8)
-            yield f"bit of byte {at} of {len(good)}", bytes(bad)
+            yield f"bit of byte {at} of {len(good)}", at, bytes(bad)
 
     return change
 
 
-def cuts(rng: random.Random) -> Callable[[Path, bytes], Iterator[tuple[str, bytes]]]:
-    def change(_path: Path, good: bytes) -> Iterator[tuple[str, bytes]]:
+def cuts(rng: random.Random) -> Callable[[Path, bytes], Iterator[Bad]]:
+    def change(_path: Path, good: bytes) -> Iterator[Bad]:
         for length in (0, 1, rng.randrange(len(good)), len(good) - 1 - (good[-1:] == b"\n")):
-            yield f"cut to {length} of {len(good)} bytes", good[:length]
+            yield f"cut to {length} of {len(good)} bytes", None, good[:length]
 
     return change
 
@@ -124,8 +140,8 @@ def cuts(rng: random.Random) -> Callable[[Path, bytes], Iterator[tuple[str, byte
 def test_a_flipped_bit_of_any_file_is_found_and_never_served(tmp_path: Path, seed: int) -> None:
     print(f"replay with seed {seed}")
     store = Store(tmp_path, seed)
-    for what, path in damaged(store, flips(store.rng, 30)):
-        store.check(what, path)
+    for what, path, byte in damaged(store, flips(store.rng, 30)):
+        store.check(what, path, byte)
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -133,7 +149,7 @@ def test_a_file_that_is_cut_is_found_and_never_served(tmp_path: Path, seed: int)
     print(f"replay with seed {seed}")
     store = Store(tmp_path, seed)
     newest = sorted((store.folder / "journal").iterdir())[-1]
-    for what, path in damaged(store, cuts(store.rng)):
+    for what, path, _ in damaged(store, cuts(store.rng)):
         if path == newest and path.stat().st_size == 0:
             continue  # the newest frames are gone: that shows as a watermark that went back
         store.check(what, path)
@@ -156,22 +172,49 @@ def test_a_file_that_is_missing_is_found(tmp_path: Path) -> None:
         path.write_bytes(good)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_a_resync_makes_a_damaged_disk_whole(tmp_path: Path, seed: int) -> None:
-    print(f"replay with seed {seed}")
-    made = Store(tmp_path, seed)
-    disk = made.life.disk
-    victims = [made.folder / "base.img", *sorted((made.folder / "journal").iterdir())]
-    for path in victims:
+def spoil(made: Store) -> None:
+    """Bits in every file that holds data."""
+    for path in [made.folder / "base.img", *sorted((made.folder / "journal").iterdir())]:
         raw = bytearray(path.read_bytes())
         for _ in range(3):
             raw[made.rng.randrange(len(raw))] ^= 0x20
         path.write_bytes(raw)
+
+
+def break_chain(made: Store) -> None:
+    """A header and its copy."""
+    store = ManagedDiskStore.open(made.folder)
+    frame = made.rng.choice(store._history.frames[:-1])
+    store.close()
+    path = volume_path(made.folder, frame.volume)
+    raw = bytearray(path.read_bytes())
+    for at in (frame.start, frame.back_at):
+        raw[at + made.rng.randrange(HEADER_BYTES)] ^= 0x20
+    path.write_bytes(raw)
+
+
+def opened_or_reset(made: Store) -> ManagedDiskStore:
+    """As the applier does it when the first part of a resync has come: what nothing can be applied to is set aside."""
     try:
-        store = ManagedDiskStore.open(made.folder)
+        return ManagedDiskStore.open(made.folder)
     except RigError as exc:
         assert exc.code == "StoreCorrupt"
-        return  # three bits in one frame can break the chain: that is for a reset
+    with pytest.raises(RigError, match=f"position {made.last} of it is held by vm web01/os: remove that first"):
+        reset_disk(made.folder, created_ns=2)
+    unpin_holder(made.folder, "vm web01/os")
+    store = reset_disk(made.folder, created_ns=2)
+    assert made.folder.with_name(f".damaged-{made.folder.name}").is_dir()
+    return store
+
+
+@pytest.mark.parametrize("harm", [spoil, break_chain])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_resync_makes_a_damaged_disk_whole(tmp_path: Path, seed: int, harm: Callable[[Store], None]) -> None:
+    print(f"replay with seed {seed}")
+    made = Store(tmp_path, seed)
+    disk = made.life.disk
+    harm(made)
+    store = opened_or_reset(made)  # three bits in one frame can break the chain, too
     size = len(disk.data)
     disk.new_generation()
     disk.scribble(2)
@@ -201,8 +244,6 @@ def test_damage_is_carried_into_the_base_and_not_made_good_by_a_fold(tmp_path: P
     (first, *_) = sorted((made.folder / "journal").iterdir())
     store = ManagedDiskStore.open(made.folder)
     frame = next(frame for frame in store._history.frames if frame.entries)
-    from azure_emu.frames import ENTRY
-
     raw = bytearray(first.read_bytes())
     for at in range(0, frame.entries * ENTRY.size, ENTRY.size):
         _, _, _, length, payload_at, _, kind = ENTRY.unpack_from(raw, frame.entries_at + at)
@@ -246,7 +287,7 @@ def test_what_can_be_made_again_is_mended_when_the_store_is_opened(tmp_path: Pat
                 raw = bytearray(good)
                 raw[at] ^= 0x40
                 path.write_bytes(raw)
-                assert made.check(f"byte {at}", path)
+                assert made.check(f"byte {at}", path, at)
                 again = ManagedDiskStore.open(made.folder)
                 again.close()
                 if at < frame.back_at:

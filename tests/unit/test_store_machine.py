@@ -64,22 +64,28 @@ class StoreMachine(RuleBasedStateMachine):
             if self.kill_at < 0:
                 raise Killed
 
-    def reopen(self) -> None:
-        self.kill_at = -1
+    def reopen(self, kill_at: int = -1) -> None:
+        """What opens it may be killed, too."""
         discard_leftovers(self.folder)
-        self.store = ManagedDiskStore.open(self.folder / DISK_ID, step=self.step)
+        for self.kill_at in (kill_at, -1):
+            try:
+                self.store = ManagedDiskStore.open(self.folder / DISK_ID, step=self.step)
+            except Killed:
+                continue
+            break
+        self.kill_at = -1
 
-    def attempt(self, act: object, kill_at: int) -> None:
-        """Do it, or be killed after some step; then the store is opened again."""
-        self.kill_at = kill_at
+    def attempt(self, act: object, kills: tuple[int, int]) -> None:
+        """Do it, or be killed after some step; then the store is opened again, perhaps after another kill."""
+        self.kill_at, in_opening = kills
         try:
             act()  # type: ignore[operator]
         except Killed:
-            self.reopen()
+            self.reopen(in_opening)
         finally:
             self.kill_at = -1
 
-    kills = st.one_of(st.just(-1), st.integers(0, 12))
+    kills = st.tuples(*[st.one_of(st.just(-1), st.integers(0, 12))] * 2)
 
     # --- the source ---------------------------------------------------------------------------------------------
 
@@ -131,29 +137,29 @@ class StoreMachine(RuleBasedStateMachine):
     # --- the store ----------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.todo)
-    @rule(count=st.integers(1, 8), kill_at=kills)
-    def apply(self, count: int, kill_at: int) -> None:
+    @rule(count=st.integers(1, 8), kills=kills)
+    def apply(self, count: int, kills: tuple[int, int]) -> None:
         def act() -> None:
             for part in self.todo[:count]:
                 self.store.apply_part(*part)
 
-        self.attempt(act, kill_at)
+        self.attempt(act, kills)
         self.todo = [part for part in self.todo if self.store.want(part[0]) != "applied"]
 
-    @rule(back=st.integers(0, 40), kill_at=kills)
-    def fold(self, back: int, kill_at: int) -> None:
+    @rule(back=st.integers(0, 40), kills=kills)
+    def fold(self, back: int, kills: tuple[int, int]) -> None:
         upto = self.store.watermark().complete_position - back
         before = self.store.floor
-        self.attempt(lambda: self.store.fold(upto), kill_at)
+        self.attempt(lambda: self.store.fold(upto), kills)
         assert self.store.floor >= before
         assert self.store.floor <= max(upto, before)
         assert all(self.store.floor <= position for position, _ in self.held)
         if self.store.floor:
             self.valid.add(self.store.floor)
 
-    @rule(kill_at=kills)
-    def checkpoint(self, kill_at: int) -> None:
-        self.attempt(self.store.checkpoint, kill_at)
+    @rule(kills=kills)
+    def checkpoint(self, kills: tuple[int, int]) -> None:
+        self.attempt(self.store.checkpoint, kills)
 
     @rule()
     def kill(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 from collections.abc import Callable
 from itertools import pairwise
@@ -30,6 +32,13 @@ def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 100_000)
     monkeypatch.setattr("azure_emu.history.SLICE_BYTES", 150_000)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
+    forget_syncs(monkeypatch)
+
+
+def forget_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill leaves what was written, synced or not; what a power loss leaves, tests/crash/test_store_power_loss.py has."""
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, lambda _fd: None)
 
 
 class Life:
@@ -74,6 +83,18 @@ class Life:
         assert list(store.scrub()) == [], what
 
 
+def killer(kill_at: int) -> Callable[[str], None]:
+    """For a store to tell its steps to."""
+    left = [kill_at]
+
+    def step(_name: str) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+
+    return step
+
+
 def steps_of(tmp_path: Path, make: Callable[[], ManagedDiskStore], act: Act) -> list[str]:
     """All steps of ``act``; the store is as ``make`` leaves it, in a copy."""
     names: list[str] = []
@@ -85,7 +106,10 @@ def steps_of(tmp_path: Path, make: Callable[[], ManagedDiskStore], act: Act) -> 
 
 
 def survives(tmp_path: Path, life: Life, prepare: Act, act: Act, *, least: int, expected: set[str]) -> None:
-    """Kill ``act`` after each of its steps; what is there afterwards is right, and it can be done again."""
+    """Kill ``act`` after each of its steps; what is there afterwards is right, and it can be done again.
+
+    What opens the store then is killed as well: after its first step, then after its second, until it has no more.
+    """
     ready = tmp_path / "ready"
     store = new_store(tmp_path)
     prepare(store)
@@ -101,19 +125,19 @@ def survives(tmp_path: Path, life: Life, prepare: Act, act: Act, *, least: int, 
     names = steps_of(tmp_path, opened, act)
     assert expected <= set(names)
     for kill_at in range(len(names)):
-        store, left = opened(), [kill_at]
+        store = opened()
         mark = store.watermark().complete_position
-
-        def step(_name: str, left: list[int] = left) -> None:
-            left[0] -= 1
-            if left[0] < 0:
-                raise Killed
-
         what = f"killed after step {kill_at} ({names[kill_at]})"
-        store._step = step
+        store._step = killer(kill_at)
         with pytest.raises(Killed):
             act(store)
-        again = ManagedDiskStore.open(folder)
+        for step in itertools.count():
+            try:
+                again = ManagedDiskStore.open(folder, step=killer(step))
+            except Killed:
+                continue
+            break
+        again._step = lambda _name: None
         assert again.watermark().complete_position >= mark, what
         life.check(again, what, least)
         act(again)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from azure_emu.disk_meta import PROGRESS, Progress, read_meta, write_meta
-from azure_emu.frames import Frame
+from azure_emu.frames import HEADER_BYTES, Frame
 from azure_emu.managed_disk import ManagedDiskStore, open_view
 from blockfs import boot
 from blockfs.errors import RigError
@@ -118,6 +119,18 @@ def test_a_last_frame_whose_segment_outlived_a_power_loss_counts_and_is_mended(t
         store = tail.open()
         assert store.watermark().complete_position == last.position, at
         assert tail.path.read_bytes() == tail.good, at
+        store.close()
+
+
+def test_a_last_frame_that_a_kill_left_without_its_header_gets_it_and_is_no_damage(tail: Tail) -> None:
+    for header, level in ((bytes(HEADER_BYTES), "info"), (b"x" * HEADER_BYTES, "warning")):
+        start = tail.last.start
+        tail.path.write_bytes(tail.good[:start] + header + tail.good[start + HEADER_BYTES :])
+        with capture_logs() as logs:
+            store = ManagedDiskStore.open(tail.folder)
+        assert store.watermark().complete_position == tail.last.position
+        assert tail.path.read_bytes() == tail.good
+        assert [(line["event"], line["log_level"]) for line in logs] == [("frame_mended", level)]
         store.close()
 
 
