@@ -116,7 +116,8 @@ def _describe(disk: DiskRow, rows: list[DamageRow]) -> DiskDamage:
     lasting = [row for row in hurting if row.last_position is None]
     scrubbed = [row for row in hurting if not row.by_read]
     places = sum(row.places for row in rows)
-    head = f"the managed disk of {disk.vm}/{disk.name} is damaged in {places} places, one of them {rows[0].example}: "
+    where = "one place" if places == 1 else f"{places} places"
+    head = f"the managed disk of {disk.vm}/{disk.name} is damaged in {where} ({rows[0].example}): "
     if lasting:
         first = min(row.first_position or 0 for row in lasting)
         rest = f"states from position {first} on are not whole; a resync sends it again, and a scrub sees that it is gone"

@@ -26,7 +26,7 @@ def disk_id(world: World) -> str:
     return world.site["web01"]["os"].disk_id
 
 
-HEAD = "the managed disk of web01/os is damaged in 1 places, one of them /m/d/base.img: byte 4096: rotten: "
+HEAD = "the managed disk of web01/os is damaged in one place (/m/d/base.img: byte 4096: rotten): "
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ async def test_what_reads_meet_is_told_once_a_position_and_a_scrub_knows_better(
         item = await only_item(vault)
         assert item.replicationHealth == "Warning"
         assert item.healthErrors[0].summaryMessage == (
-            "the managed disk of web01/os is damaged in 2 places, one of them /m/d/base.img: byte 4096: a read of position "
+            "the managed disk of web01/os is damaged in 2 places (/m/d/base.img: byte 4096): a read of position "
             "7 met it; a scrub tells which states are not whole"
         )
         told = [event.description for event in await vault.events() if event.eventCode == "ManagedDiskDamaged"]
