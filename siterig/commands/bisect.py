@@ -57,7 +57,8 @@ def bisect(
             services.azure(layout),
             vm,
             make_label(),
-            process=None if keep else HostProcess.own(),
+            process=HostProcess.own(),
+            keep=keep,
         )
         wanted = Wanted(good, bad, command, timeout_s, writable, keep, verbose)
         trials: list[Trial] = []

@@ -27,7 +27,7 @@ async def test_a_database_of_another_version_is_refused_and_untouched(tmp_path: 
         Store(f"sqlite:///{path}")
     assert (caught.value.code, caught.value.message) == (
         "StateVersion",
-        f"the vault's database sqlite:///{path} has format version 7; this program reads and writes only version 3",
+        f"the vault's database sqlite:///{path} has format version 7; this program reads and writes only version 4",
     )
     assert path.read_bytes() == before
 
