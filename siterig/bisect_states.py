@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,9 +16,6 @@ from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
 from siterig.bisection import Step
 from siterig.values import parse_point
-
-_POSITION = re.compile(r"@?(\d+)")
-_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ].*")
 
 
 def make_label() -> str:
@@ -55,7 +51,7 @@ class States(Protocol):
     """Opens states of one VM, and knows what changed between them."""
 
     async def open_point(self, text: str) -> State:
-        """What a user calls a point: the id of one, ``@POSITION``, or a time."""
+        """What a user calls a point: ``latest`` and the like, the id of one, ``@POSITION``, or a time."""
         ...
 
     async def open(self, position: int, time_ns: int | None) -> State:
@@ -112,23 +108,17 @@ class MountedStates:
 
     async def open_point(self, text: str) -> State:
         """See :class:`States`."""
-        if found := _POSITION.fullmatch(text):
-            return await self._mount(None, position=int(found[1]))
-        if _TIME.fullmatch(text):
-            return await self._mount(None, time=text)
         return await self._mount(None, point=parse_point(text))
 
     async def open(self, position: int, time_ns: int | None) -> State:
         """See :class:`States`."""
         return await self._mount(time_ns, position=position)
 
-    async def _mount(
-        self, time_ns: int | None, *, point: str | None = None, position: int | None = None, time: str | None = None
-    ) -> State:
+    async def _mount(self, time_ns: int | None, *, point: str | None = None, position: int | None = None) -> State:
         self._opened += 1
         name = f"{self._label}-{self._opened}"
         found = await self._vault.mount_point(
-            vm=self._vm, point=point, position=position, time=time, name=name, process=None if self._keep else self._process
+            vm=self._vm, point=point, position=position, name=name, process=None if self._keep else self._process
         )
         if found.broken is not None:
             raise RigError("InvalidPosition", f"VM {self._vm!r}: position {found.position} cannot be opened: {found.broken}")

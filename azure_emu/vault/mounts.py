@@ -26,6 +26,7 @@ from blockfs.host_process import HostProcess
 CLEAN_UP_S = 10.0
 _UNSAFE = re.compile(r"[^A-Za-z0-9@.+_:-]")
 _POSITION = re.compile(r"@(\d{1,19})")
+_LIKE_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]")  # no id of a point is
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)")
 
 
@@ -52,6 +53,10 @@ def _moment(found: re.Match[str]) -> datetime:
     return datetime.fromisoformat(found[1].upper().replace(" ", "T") + zone).astimezone(UTC)
 
 
+def _is_time(point: str) -> bool:
+    return _LIKE_TIME.match(point.strip()) is not None
+
+
 async def choose(
     services: Services, vm: str, *, point: str | None, position: int | None, time: str | None
 ) -> tuple[int, str, RecoveryPoint | None]:
@@ -64,7 +69,7 @@ async def choose(
         raise RigError("BadRequest", "a point, a position and a time were given: one of them says what to open")
     if point is not None and (wanted_position := _POSITION.fullmatch(point)) is not None:
         position = int(wanted_position[1])
-    elif point is not None and _TIME.fullmatch(point.strip()) is not None:
+    elif point is not None and _is_time(point):
         time = point
     if time is not None:
         return await _at_time(services, vm, time)
@@ -85,7 +90,7 @@ async def between_points(services: Services, vm: str, choice: str) -> RecoveryPo
 
     Errors as :func:`choose`.
     """
-    if _POSITION.fullmatch(choice) is None and _TIME.fullmatch(choice.strip()) is None:
+    if _POSITION.fullmatch(choice) is None and not _is_time(choice):
         return None
     position, _, found = await choose(services, vm, point=choice, position=None, time=None)
     if found is not None:
@@ -201,7 +206,8 @@ async def mount(
     """
     at, default_name, found = await choose(services, vm, point=point, position=position, time=time)
     wanted = MountRow(
-        vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id, asked_time=time,
+        vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id,
+        asked_time=point if point is not None and _is_time(point) else time,
         process_id=None if process is None else process.pid, process_started=None if process is None else process.started,
     )  # fmt: skip
 

@@ -153,7 +153,7 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
         raise RigError(
             "NoSuchPoint",
             f"VM {vm!r} has no recovery point {choice!r}; {told}; allowed: {LATEST}, {LATEST_PROCESSED}, "
-            f"{LATEST_APPLICATION_CONSISTENT}, or an id out of its {count} points",
+            f"{LATEST_APPLICATION_CONSISTENT}, @POSITION, a time, or an id out of its {count} points",
         )
     return found
 

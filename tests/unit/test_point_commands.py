@@ -189,4 +189,4 @@ def test_a_file_that_is_there_is_refused_before_anything_is_mounted(vault: FakeV
     assert "is there already: name another file, or replace it with --force (FileExists)" in result.stderr
     assert (vault.asked, (tmp_path / "out").read_bytes()) == ([], b"precious")
     nowhere = siterig("point", "export", "web01", "--to", str(tmp_path / "no" / "out"))
-    assert "is a folder, or in a folder that is not there" in nowhere.stderr
+    assert "is in a folder that is not there" in nowhere.stderr

@@ -373,7 +373,7 @@ async def test_no_such_point_names_what_there_is(tmp_path: Path) -> None:
         assert (caught.value.code, caught.value.message) == (
             "NoSuchPoint",
             f"VM 'web01' has no recovery point 'LatestApplicationConsistent'; the newest is {point.id} (CrashConsistent); "
-            "allowed: Latest, LatestProcessed, LatestApplicationConsistent, or an id out of its 1 points",
+            "allowed: Latest, LatestProcessed, LatestApplicationConsistent, @POSITION, a time, or an id out of its 1 points",
         )
         assert (await vault.items())[0].protectionState == "Protected"
 
