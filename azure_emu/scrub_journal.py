@@ -52,7 +52,7 @@ def scrub_journal(loaded: Loaded, advance: Callable[[int], None], hurt: list[Fra
         except FileNotFoundError:
             continue  # folded meanwhile; had it been missing before, the chain would be broken there
         try:
-            head = _read(fd, frame.start, HEADER_BYTES)
+            head = _header(fd, frame, is_last=frame in loaded.journal.frames[-1:])
             if head.unread or head.data != encode_header(frame):  # else it was just being written
                 why = "cannot read the header" if head.unread else bad_headers.get(frame.number, "wrong header")
                 yield "header", Damage(path=str(path), offset=frame.start, what=why, first_position=None)
@@ -61,6 +61,17 @@ def scrub_journal(loaded: Loaded, advance: Callable[[int], None], hurt: list[Fra
             os.close(fd)
         advance(frame.end - frame.start)
     yield from _end(loaded)
+
+
+def _header(fd: int, frame: Frame, *, is_last: bool) -> _Bytes:
+    """That of the last frame is written after all else of it: what is zeros may just be being written."""
+    head = _read(fd, frame.start, HEADER_BYTES)
+    for look in range(_TORN_LOOKS if is_last else 0):
+        if head.unread or any(head.data):
+            break
+        time.sleep(TORN_WAIT_S * 2**look)
+        head = _read(fd, frame.start, HEADER_BYTES)
+    return head
 
 
 def _end(loaded: Loaded) -> Iterator[Found]:

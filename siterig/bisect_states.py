@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import uuid
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +16,6 @@ from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
 from siterig.bisection import Step
 from siterig.values import parse_point
-
-LABEL = re.compile(r"bisect-\d{6}-(\d+)")
-_POSITION = re.compile(r"@?(\d+)")
-_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ].*")
 
 
 def make_label() -> str:
@@ -58,7 +51,7 @@ class States(Protocol):
     """Opens states of one VM, and knows what changed between them."""
 
     async def open_point(self, text: str) -> State:
-        """What a user calls a point: the id of one, ``@POSITION``, or a time."""
+        """What a user calls a point: ``latest`` and the like, the id of one, ``@POSITION``, or a time."""
         ...
 
     async def open(self, position: int, time_ns: int | None) -> State:
@@ -93,7 +86,7 @@ class States(Protocol):
 class MountedStates:
     """:class:`States` of a rig.  ``label`` (:func:`make_label`) tells the states of one search from those of others.
 
-    They are gone with ``process`` at the latest; None: those that are not closed stay.
+    They and the copies are gone with ``process`` at the latest; ``keep``: states that are not closed stay.
     """
 
     def __init__(
@@ -104,33 +97,28 @@ class MountedStates:
         vm: str,
         label: str,
         *,
-        process: HostProcess | None,
+        process: HostProcess,
+        keep: bool,
     ) -> None:
         self._vault, self._recovery, self._azure = vault, recovery, azure
-        self._vm, self._label, self._process = vm, label, process
+        self._vm, self._label, self._process, self._keep = vm, label, process, keep
         self._disk_ids: dict[str, str] = {}
         self._opened = 0
-        self._swept = False
+        self._copy: dict[str, Path] = {}
 
     async def open_point(self, text: str) -> State:
         """See :class:`States`."""
-        if found := _POSITION.fullmatch(text):
-            return await self._mount(None, position=int(found[1]))
-        if _TIME.fullmatch(text):
-            return await self._mount(None, time=text)
         return await self._mount(None, point=parse_point(text))
 
     async def open(self, position: int, time_ns: int | None) -> State:
         """See :class:`States`."""
         return await self._mount(time_ns, position=position)
 
-    async def _mount(
-        self, time_ns: int | None, *, point: str | None = None, position: int | None = None, time: str | None = None
-    ) -> State:
+    async def _mount(self, time_ns: int | None, *, point: str | None = None, position: int | None = None) -> State:
         self._opened += 1
         name = f"{self._label}-{self._opened}"
         found = await self._vault.mount_point(
-            vm=self._vm, point=point, position=position, time=time, name=name, process=self._process
+            vm=self._vm, point=point, position=position, name=name, process=None if self._keep else self._process
         )
         if found.broken is not None:
             raise RigError("InvalidPosition", f"VM {self._vm!r}: position {found.position} cannot be opened: {found.broken}")
@@ -157,37 +145,19 @@ class MountedStates:
 
     async def writable(self, state: State) -> dict[str, Path]:
         """See :class:`States`: a VM of its own on the recovery side, whose disks lie over the state."""
-        if not self._swept:
-            await self._sweep()
-        images = {}
-        stores = await self._recovery.store_paths(disk_ids=list(self._disk_ids.values()))
-        for name, store in zip(self._disk_ids, stores, strict=True):
-            info = await self._azure.open_point(
-                vm=self._label, name=name, disk_id=str(uuid.uuid4()), store=store, position=state.position
-            )
-            images[name] = Path(info.path)
-        return images
-
-    async def _sweep(self) -> None:
-        """Copies of searches that were killed."""
-        for vm in {disk.vm for disk in await self._azure.list_disks()}:
-            found = LABEL.fullmatch(vm)
-            if found is not None and not Path(f"/proc/{found[1]}").exists():
-                with suppress(RigError):  # something has it open still
-                    await self._azure.remove_vm(vm=vm)
-        self._swept = True
+        made = await self._vault.open_copy(vm=self._vm, name=self._label, position=state.position, process=self._process)
+        self._copy = {disk.name: Path(disk.path) for disk in made.disks}
+        return self._copy
 
     async def discard(self) -> None:
         """See :class:`States`."""
-        disks = [disk for disk in await self._azure.list_disks() if disk.vm == self._label]
-        if not disks:
-            return
         try:
-            await self._azure.remove_vm(vm=self._label)
+            await self._vault.remove_copy(vm=self._vm, name=self._label)
         except RigError as error:
             if error.code != "DiskInUse":
                 raise
-            raise await left_behind({disk.name: Path(disk.path) for disk in disks}, error) from error
+            raise await left_behind(self._copy, error) from error
+        self._copy = {}
 
     async def steps(self, after: int, upto: int) -> list[Step]:
         """See :class:`States`: the disks' positions in one order."""

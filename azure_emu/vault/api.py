@@ -32,7 +32,7 @@ class Vm(WireModel):
     """A virtual machine on either side.
 
     ``fabric``: ``site`` or ``azure``.  ``state``: what the VM's replication is doing, as ``protectionState``
-    (``Unprotected`` if it is not protected), or ``TestFailover`` / ``Recovered`` for a VM on the azure side.
+    (``Unprotected`` if it is not protected), or ``TestFailover`` / ``Recovered`` / ``Copy`` for a VM on the azure side.
     """
 
     name: str
@@ -179,7 +179,8 @@ class VaultApi(Protocol):
 
     What is mounted is ``point``, the state at ``position``, or the one at ``time`` (RFC 3339), or ``LatestProcessed``.
     ``name`` is its folder's (default: the point's id, ``@POSITION``, or the time in UTC).  It is unmounted when
-    ``process`` has ended, if one is given, as soon as nothing has it open.  More errors:
+    ``process`` has ended, if one is given, as soon as nothing has it open.  A copy is a VM ``name`` of the azure side, whose
+    disks lie over those of ``vm`` at ``position``; it goes in the same way (``DiskInUse``).  More errors:
     ``InvalidPosition``, ``InvalidTime``, ``RecoveryExists``, ``RecoveryInUse``, ``NotMounted``.
     """
 
@@ -205,6 +206,8 @@ class VaultApi(Protocol):
     ) -> MountedPoint: ...
     async def unmount_point(self, *, vm: str, name: str) -> None: ...
     async def mounted_points(self, *, vm: str) -> list[MountedPoint]: ...
+    async def open_copy(self, *, vm: str, name: str, position: int, process: HostProcess) -> Vm: ...
+    async def remove_copy(self, *, vm: str, name: str) -> None: ...
     async def managed_disks(self) -> list[ManagedDisk]: ...
     async def test_failover(self, *, vm: str, point: str) -> Job: ...
     async def cleanup_test_failover(self, *, vm: str) -> Job: ...

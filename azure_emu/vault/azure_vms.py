@@ -15,10 +15,12 @@ from azure_emu.vault.api import RecoveryPoint, Vm, VmDisk
 from azure_emu.vault.inventory import remember_vm
 from azure_emu.vault.schema import AzureVmRow, DiskRow, KnownDiskRow
 from azure_emu.vault.services import Services
+from azure_emu.vault.store import find_item
 from blockfs.control import DiskInfo
 from blockfs.errors import RigError
+from blockfs.host_process import HostProcess
 
-Kind = Literal["TestFailover", "Recovered"]
+Kind = Literal["TestFailover", "Recovered", "Copy"]
 
 
 def test_vm_name(vm: str) -> str:
@@ -31,27 +33,46 @@ async def disks_of(services: Services, name: str) -> list[DiskInfo]:
     return sorted((disk for disk in await services.azure.list_disks() if disk.vm == name), key=lambda disk: disk.name)
 
 
-async def claim(services: Services, owner: str, name: str, kind: Kind, point_id: str) -> None:
-    """Make the name ours, and the point one that is in use; ``VmExists`` if somebody else's VM has the name."""
+async def claim(
+    services: Services, owner: str, name: str, kind: Kind, *, point_id: str | None = None, process: HostProcess | None = None
+) -> None:
+    """Make the name ours, and the point one that is in use; ``VmExists`` if somebody else's VM has the name.
+
+    ``process``: noted as the one that a copy is for (see lent.py).
+    """
     there = await disks_of(services, name)
 
     def take(session: Session) -> None:
+        find_item(session, owner)
         row = session.get(AzureVmRow, name)
         if row is None and there:
             raise RigError("VmExists", f"the recovery side has a VM {name!r} already that no failover of {owner!r} made")
-        if row is not None and row.owner != owner:
+        if row is not None and (row.owner, row.kind) != (owner, kind):
             raise RigError("VmExists", f"the recovery side has a VM {name!r} already; it belongs to {row.owner!r}")
         if row is None:
             row = AzureVmRow(name=name, owner=owner, kind=kind)
             session.add(row)
         row.point_id = point_id
+        if process is not None:
+            row.process_id, row.process_started = process.pid, process.started
 
     await services.store.transact(take)
 
 
 async def open_at(services: Services, owner: str, name: str, kind: Kind, point: RecoveryPoint) -> None:
     """Make VM ``name`` from all disks of ``owner`` at one position, in place of a former one of that name."""
-    await claim(services, owner, name, kind, point.id)
+    await claim(services, owner, name, kind, point_id=point.id)
+    await _open_disks(services, owner, name, point.position)
+
+
+async def open_copy(services: Services, owner: str, name: str, position: int, process: HostProcess) -> Vm:
+    """Make VM ``name`` from all disks of ``owner`` at a position, in place of a former one, until the process ends."""
+    await claim(services, owner, name, "Copy", process=process)
+    await _open_disks(services, owner, name, position)
+    return await verify(services, owner, name, "Copy")
+
+
+async def _open_disks(services: Services, owner: str, name: str, position: int) -> None:
     if await disks_of(services, name):
         await services.azure.remove_vm(vm=name)
     disks = await services.store.transact(lambda session: _disks(session, owner))
@@ -59,7 +80,7 @@ async def open_at(services: Services, owner: str, name: str, kind: Kind, point: 
     for disk, store in zip(disks, stores, strict=True):
         # The new disk has an id of its own: its parts at failback must not be taken for those of the site's disk.
         await services.azure.open_point(
-            vm=name, name=disk.name, disk_id=str(uuid.uuid4()), store=store, position=point.position
+            vm=name, name=disk.name, disk_id=str(uuid.uuid4()), store=store, position=position
         )  # fmt: skip
 
 
@@ -92,6 +113,23 @@ async def remove(services: Services, owner: str, name: str) -> None:
         session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == "azure", KnownDiskRow.vm == name))
 
     await services.store.transact(forget)
+
+
+async def remove_copy(services: Services, owner: str, name: str) -> None:
+    """Remove a copy (``DiskInUse``); no-op if there is none of that name."""
+    if name in await services.store.transact(lambda session: _copies(session, owner)):
+        await remove(services, owner, name)
+
+
+async def remove_copies(services: Services, owner: str) -> None:
+    """Remove all copies of a VM (``DiskInUse``)."""
+    for name in await services.store.transact(lambda session: _copies(session, owner)):
+        await remove(services, owner, name)
+
+
+def _copies(session: Session, owner: str) -> list[str]:
+    query = select(AzureVmRow.name).where(AzureVmRow.owner == owner, AzureVmRow.kind == "Copy")
+    return list(session.scalars(query.order_by(AzureVmRow.name)))
 
 
 def to_vm_disk(disk: DiskInfo) -> VmDisk:

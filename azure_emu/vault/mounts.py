@@ -29,6 +29,7 @@ from blockfs.host_process import HostProcess
 
 CLEAN_UP_S = 10.0
 _POSITION = re.compile(r"@(\d{1,19})")
+_LIKE_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]")  # no id of a point is
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)")
 
 
@@ -63,6 +64,10 @@ def _moment(found: re.Match[str]) -> datetime:
     return datetime.fromisoformat(found[1].upper().replace(" ", "T") + zone).astimezone(UTC)
 
 
+def _is_time(point: str) -> bool:
+    return _LIKE_TIME.match(point.strip()) is not None
+
+
 async def choose(
     services: Services, vm: str, *, point: str | None, position: int | None, time: str | None
 ) -> tuple[int, str, RecoveryPoint | None]:
@@ -75,7 +80,7 @@ async def choose(
         raise RigError("BadRequest", "a point, a position and a time were given: one of them says what to open")
     if point is not None and (wanted_position := _POSITION.fullmatch(point)) is not None:
         position = int(wanted_position[1])
-    elif point is not None and _TIME.fullmatch(point.strip()) is not None:
+    elif point is not None and _is_time(point):
         time = point
     if time is not None:
         return await _at_time(services, vm, time)
@@ -113,7 +118,7 @@ async def between_points(services: Services, vm: str, choice: str) -> RecoveryPo
 
     Errors as :func:`choose`.
     """
-    if _POSITION.fullmatch(choice) is None and _TIME.fullmatch(choice.strip()) is None:
+    if _POSITION.fullmatch(choice) is None and not _is_time(choice):
         return None
     position, _, found = await choose(services, vm, point=choice, position=None, time=None)
     if found is not None:

@@ -186,8 +186,9 @@ async def disable_at_site(work: Work) -> Outcome | None:
 
 
 async def disable_at_recovery(work: Work) -> None:
-    """Mounted points (``RecoveryInUse``), managed disks, leftovers of failovers that failed, and blobs in the cache go."""
+    """Mounted points (``RecoveryInUse``), copies (``DiskInUse``), leftovers of failovers, managed disks and blobs go."""
     await mounts.remove_all(work.services, work.vm)
+    await azure_vms.remove_copies(work.services, work.vm)
     await azure_vms.remove(work.services, work.vm, azure_vms.test_vm_name(work.vm))
     await azure_vms.remove(work.services, work.vm, work.vm)
     for disk_id in await work.change(lambda _session, item: [disk.disk_id for disk in item.disks]):

@@ -239,8 +239,10 @@ class AzureVmRow(Base):
 
     name: Mapped[str] = mapped_column(String, primary_key=True)  # as the API shows it
     owner: Mapped[str] = mapped_column(String, index=True)  # the item's vm
-    kind: Mapped[str] = mapped_column(String)  # TestFailover | Recovered (the state that list_vms shows)
+    kind: Mapped[str] = mapped_column(String)  # TestFailover | Recovered | Copy (the state that list_vms shows)
     point_id: Mapped[str | None] = mapped_column(String)  # the recovery point that its disks lie over; None: no named one
+    process_id: Mapped[int | None] = mapped_column(BigInteger)  # of a Copy: it goes with this process of the host; else None
+    process_started: Mapped[int | None] = mapped_column(BigInteger)  # clock ticks from the boot to that process's start
 
 
 class MountRow(Base):

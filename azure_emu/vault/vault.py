@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import trio
@@ -278,13 +279,10 @@ class Vault(Reports):
         process: HostProcess | None = None,
     ) -> MountedPoint:
         """Serve a VM's disks as they were, read-only."""
-        try:
+        async with nullcontext() if process is None else self._lent.lending(process):
             return await mounts.mount(
                 self._services, vm, point=point, position=position, time=time, name=name, process=process
             )
-        finally:
-            if process is not None:
-                self._lent.watch(process)
 
     async def unmount_point(self, *, vm: str, name: str) -> None:
         """Take a mounted point away."""
@@ -293,6 +291,15 @@ class Vault(Reports):
     async def mounted_points(self, *, vm: str) -> list[MountedPoint]:
         """What of a VM is mounted."""
         return await mounts.mounted(self._services, vm)
+
+    async def open_copy(self, *, vm: str, name: str, position: int, process: HostProcess) -> Vm:
+        """Serve a VM's disks as they were, to be written to."""
+        async with self._lent.lending(process):
+            return await azure_vms.open_copy(self._services, vm, name, position, process)
+
+    async def remove_copy(self, *, vm: str, name: str) -> None:
+        """Take a copy away."""
+        await azure_vms.remove_copy(self._services, vm, name)
 
     async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
         """A recovery point of now; returns when it is available."""

@@ -13,7 +13,7 @@ from blockfs.host_process import HostProcess
 from siterig import exits, services, show
 from siterig.bisect_run import Bisection, ChangeSeen, Report, Trial, Wanted
 from siterig.bisect_states import MountedStates, State, make_label
-from siterig.commands.options import Dir, Json, VmName, example, running
+from siterig.commands.options import POINTS, Dir, Json, VmName, example, running
 
 SHOWN_CHANGES_MAX = 10
 
@@ -30,10 +30,8 @@ def bisect(
     command: Annotated[
         list[str], typer.Argument(metavar="CMD...", help="Behind --: the check. {NAME} is the image of disk NAME.")
     ],
-    good: Annotated[
-        str, typer.Option("--good", metavar="POINT", help="Where it passes: a point's id or name, @POSITION or a time.")
-    ],
-    bad: Annotated[str, typer.Option("--bad", metavar="POINT", help="Where it fails.")] = "latest-processed",
+    good: Annotated[str, typer.Option("--good", metavar="POINT", help=f"Where it passes: {POINTS}.")],
+    bad: Annotated[str, typer.Option("--bad", metavar="POINT", help="Where it fails; as --good.")] = "latest-processed",
     timeout_s: Annotated[
         float | None, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="A run that takes longer has failed.")
     ] = None,
@@ -57,7 +55,8 @@ def bisect(
             services.azure(layout),
             vm,
             make_label(),
-            process=None if keep else HostProcess.own(),
+            process=HostProcess.own(),
+            keep=keep,
         )
         wanted = Wanted(good, bad, command, timeout_s, writable, keep, verbose)
         trials: list[Trial] = []

@@ -27,14 +27,9 @@ Dir = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON (the contract is in docs/cli.md).")]
 VmName = Annotated[str, typer.Argument(metavar="VM", help="Name of the VM.")]
-Point = Annotated[
-    str,
-    typer.Option(
-        "--point",
-        metavar="POINT",
-        help="latest, latest-processed, latest-app, the id or name of a point, @POSITION, or a time.",
-    ),
-]
+POINTS = "latest, latest-processed, latest-app, the id or name of a point, @POSITION, or a time (RFC 3339)"
+"""What may be written for a state, wherever one is chosen."""
+Point = Annotated[str, typer.Option("--point", metavar="POINT", help=f"{POINTS}.")]
 
 THREADS, QUEUE = str(FrontEnd().threads), str(FrontEnd().queue)
 """As the front end has them where nothing is said."""

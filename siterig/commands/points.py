@@ -16,17 +16,12 @@ from blockfs import vhd
 from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
 from siterig import exits, image_export, show
-from siterig.commands.options import Dir, Json, VmName, example, vault
+from siterig.commands.options import POINTS, Dir, Json, VmName, example, vault
 from siterig.values import format_size, parse_point
 
 CLEAN_UP_S = 15.0
 
-Chosen = Annotated[
-    str | None,
-    typer.Option(
-        "--point", metavar="POINT", help="latest, latest-processed (default), latest-app, or the id or name of a point."
-    ),
-]
+Chosen = Annotated[str | None, typer.Option("--point", metavar="POINT", help=f"{POINTS}.", show_default="latest-processed")]
 Position = Annotated[
     int | None, typer.Option("--position", metavar="N", help="Any position, also between points: all writes up to it.")
 ]

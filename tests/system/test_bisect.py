@@ -162,18 +162,13 @@ async def test_a_search_that_is_interrupted_leaves_nothing_and_what_a_killed_one
                 (sleeper,) = use.processes  # it is in a session of its own
                 os.kill(int(sleeper.split("(")[1].rstrip(")")), signal.SIGKILL)
                 assert len(left) == 2
-                await none_mounted(testbed)
+                with trio.fail_after(60):
+                    while await testbed.azure.list_disks() or await vault.mounted_points(vm=VM):  # noqa: ASYNC110
+                        await trio.sleep(0.05)
             else:
                 assert status == 130
         assert [disk.vm for disk in await testbed.azure.list_disks()] == []
         assert await vault.mounted_points(vm=VM) == []
-
-
-async def none_mounted(testbed: Testbed) -> None:
-    """Once the vault has taken back what was lent to a process that has ended."""
-    with trio.fail_after(60):
-        while await testbed.vault.mounted_points(vm=VM):  # noqa: ASYNC110 (in another process)
-            await trio.sleep(0.05)
 
 
 async def test_what_the_command_leaves_on_a_state_is_named(folder: Path) -> None:
@@ -194,4 +189,6 @@ async def test_what_the_command_leaves_on_a_state_is_named(folder: Path) -> None
         finally:
             for line in loops:
                 run("losetup", "--detach", line.split()[0])
-        await none_mounted(testbed)
+        with trio.fail_after(60):
+            while await vault.mounted_points(vm=VM):  # noqa: ASYNC110 (in another process)
+                await trio.sleep(0.05)

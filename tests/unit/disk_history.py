@@ -76,10 +76,14 @@ class SiteDisk:
         tag_id = tag_id or str(uuid.UUID(int=self.rng.getrandbits(128)))
         tag = TagSeen(tag_id=tag_id, kind=kind, name=name, position=0, time_ns=0)
         tag = tag.model_copy(update={"position": self.position + 1, "time_ns": (self.position + 1) * 10})
-        self.position += 1
+        self.put_tag(tag)
+        return tag
+
+    def put_tag(self, tag: TagSeen) -> None:
+        """Log this one, whose position is behind all that was noted."""
+        self.position = tag.position
         self._notes.append((RecordType.TAG, 0, 0, encode_tag(tag), self.position))
         self.states[self.position] = bytes(self.data)
-        return tag
 
     def close_log(self) -> Packed:
         """A log part of all that was noted since the last."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 
 from azure_emu.ports import Change, ChangeStep
-from azure_emu.vault.api import MountedDisk, MountedPoint
-from blockfs.control import DiskInfo, RecoveryDisk, RecoveryInfo
+from azure_emu.vault.api import MountedDisk, MountedPoint, Vm, VmDisk
+from blockfs.control import RecoveryDisk, RecoveryInfo
 from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
-from siterig.bisect_states import LABEL, MountedStates, make_label
+from siterig.bisect_states import MountedStates
 from siterig.bisection import Step
 
 
@@ -23,8 +22,8 @@ class Rig:
         self.asked: list[dict[str, Any]] = []
         self.unmounted: list[str] = []
         self.broken: str | None = None
-        self.vms = {"web01": ["os"]}
-        self.opened: list[tuple[str, str, str, int]] = []
+        self.copies: dict[str, tuple[int, HostProcess]] = {}
+        self.remove_fails: RigError | None = None
         self.steps_of: dict[str, list[ChangeStep]] = {}
         self.changes_of: dict[str, list[Change]] = {}
         self.unmount_fails: RigError | None = None
@@ -51,19 +50,17 @@ class Rig:
             for asked in self.asked
         ]
 
-    async def store_paths(self, *, disk_ids: list[str]) -> list[str]:
-        return [f"/store/{disk_id}" for disk_id in disk_ids]
+    async def open_copy(self, *, vm: str, name: str, position: int, process: HostProcess) -> Vm:
+        assert vm == "web01"
+        self.copies[name] = (position, process)
+        disks = [VmDisk(name=disk, size_bytes=512, path=f"/w/{name}/{disk}.img") for disk in ("data", "os")]
+        return Vm(name=name, fabric="azure", state="Copy", disks=disks)
 
-    async def open_point(self, *, vm: str, name: str, disk_id: str, store: str, position: int) -> DiskInfo:
-        self.opened.append((vm, name, store, position))
-        self.vms.setdefault(vm, []).append(name)
-        return disk_info(vm, name)
-
-    async def list_disks(self) -> list[DiskInfo]:
-        return [disk_info(vm, name) for vm, names in self.vms.items() for name in names]
-
-    async def remove_vm(self, *, vm: str) -> None:
-        del self.vms[vm]
+    async def remove_copy(self, *, vm: str, name: str) -> None:
+        assert vm == "web01"
+        if self.remove_fails is not None:
+            raise self.remove_fails
+        self.copies.pop(name, None)
 
     async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
         return [step for step in self.steps_of[disk_id] if after < step.position <= upto]
@@ -72,31 +69,23 @@ class Rig:
         return [change for change in self.changes_of[disk_id] if after < change.position <= upto][:limit]
 
 
-def disk_info(vm: str, name: str) -> DiskInfo:
-    return DiskInfo(
-        vm=vm, name=name, disk_id="d", size_bytes=512, path=f"/w/{vm}/{name}.img", folder="", tracked=True, generation=1,
-        last_seq=0, last_position=0, unsent_log_bytes=0, log_bytes_max=None, dirty_bytes=0, snapshot=False, snapshot_bytes=0,
-        snapshot_bytes_max=None, needs_resync=None, open_handles=0,
-    )  # fmt: skip
+PROCESS = HostProcess(pid=7, started=1)
 
 
-def states_of(rig: Any, label: str = "bisect-1", process: HostProcess | None = None) -> MountedStates:
-    return MountedStates(rig, rig, rig, "web01", label, process=process)
+def states_of(rig: Any, *, keep: bool = True) -> MountedStates:
+    return MountedStates(rig, rig, rig, "web01", "bisect-1", process=PROCESS, keep=keep)
 
 
 @pytest.mark.parametrize(
     ("text", "asked"),
     [
-        ("@4711", {"position": 4711}),
-        ("4711", {"position": 4711}),
-        ("2026-11-21T22:13:17Z", {"time": "2026-11-21T22:13:17Z"}),
-        ("2026-11-21 22:13:17.5+01:00", {"time": "2026-11-21 22:13:17.5+01:00"}),
+        ("@4711", {"point": "@4711"}),
+        ("2026-11-21 22:13:17.5+01:00", {"point": "2026-11-21 22:13:17.5+01:00"}),
         ("latest-app", {"point": "LatestApplicationConsistent"}),
         ("e33bb917-81ef-4bbb-b853-4ee72d1fafee", {"point": "e33bb917-81ef-4bbb-b853-4ee72d1fafee"}),
-        ("20261121-4bbb", {"point": "20261121-4bbb"}),
     ],
 )
-async def test_a_point_is_an_id_a_position_or_a_time(text: str, asked: dict[str, object]) -> None:
+async def test_a_point_is_what_it_is_of_the_other_commands(text: str, asked: dict[str, object]) -> None:
     rig = Rig()
     state = await states_of(rig).open_point(text)
     assert rig.asked == [asked | {"name": "bisect-1-1"}]
@@ -107,8 +96,8 @@ async def test_a_point_is_an_id_a_position_or_a_time(text: str, asked: dict[str,
 
 async def test_states_are_lent_to_the_process_that_is_said() -> None:
     rig = Rig()
-    await states_of(rig, process=HostProcess(pid=7, started=1)).open(5, 50)
-    assert rig.asked == [{"position": 5, "name": "bisect-1-1", "process": HostProcess(pid=7, started=1)}]
+    await states_of(rig, keep=False).open(5, 50)
+    assert rig.asked == [{"position": 5, "name": "bisect-1-1", "process": PROCESS}]
 
 
 async def test_each_state_has_a_name_and_is_closed_by_it() -> None:
@@ -143,24 +132,17 @@ async def test_the_disks_changes_come_in_one_order() -> None:
     assert [(disk, change.position) for disk, change in await states.changes(1, 9)] == [("os", 5), ("os", 6), ("data", 8)]
 
 
-async def test_copies_are_a_vm_of_their_own_and_those_of_dead_searches_go_first() -> None:
+@pytest.mark.parametrize("keep", [False, True])
+async def test_a_copy_is_a_vm_that_is_lent_to_the_process_whatever_is_kept(keep: bool) -> None:
     rig = Rig()
-    alive, dead = f"bisect-101010-{os.getpid()}", "bisect-101010-4194305"  # more than there can be
-    rig.vms |= {alive: ["os"], dead: ["os"], "bisect-x": ["os"]}
-    states = states_of(rig, "bisect-202020-1")
-    state = await states.open(5, 50)
-    images = await states.writable(state)
-    assert {name: str(path) for name, path in images.items()} == {
-        "data": "/w/bisect-202020-1/data.img", "os": "/w/bisect-202020-1/os.img"
-    }  # fmt: skip
-    assert rig.opened == [("bisect-202020-1", name, f"/store/id-{name}", 5) for name in ("data", "os")]
-    assert set(rig.vms) == {"web01", alive, "bisect-x", "bisect-202020-1"}
+    states = states_of(rig, keep=keep)
+    images = await states.writable(await states.open(5, 50))
+    assert {name: str(path) for name, path in images.items()} == {"data": "/w/bisect-1/data.img", "os": "/w/bisect-1/os.img"}
+    assert rig.copies == {"bisect-1": (5, PROCESS)}
+    rig.remove_fails = RigError("DiskInUse", "VM 'bisect-1': disk os is open")
+    with pytest.raises(RigError, match="disk os is open"):
+        await states.discard()
+    rig.remove_fails = None
     await states.discard()
+    assert rig.copies == {}
     await states.discard()
-    assert set(rig.vms) == {"web01", alive, "bisect-x"}
-
-
-def test_a_label_names_its_process() -> None:
-    found = LABEL.fullmatch(make_label())
-    assert found is not None
-    assert int(found[1]) == os.getpid()

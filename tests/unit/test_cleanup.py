@@ -12,10 +12,16 @@ from siterig.layout import Layout
 
 def test_a_process_whose_arguments_are_no_text_hides_nothing(tmp_path: Path) -> None:
     layout = Layout.of(tmp_path / "rig")
-    wait = "import sys; sys.stdin.read()"
-    strange = subprocess.Popen([sys.executable, "-c", wait, b"\xff"], stdin=subprocess.PIPE)
-    ours = subprocess.Popen([sys.executable, "-c", wait, "siterig.roles.site", str(layout.root)], stdin=subprocess.PIPE)
+    wait = "import sys; print(flush=True); sys.stdin.read()"
+    words: tuple[list[str | bytes], ...] = ([b"\xff"], ["siterig.roles.site", str(layout.root)])
+    strange, ours = (
+        subprocess.Popen([sys.executable, "-c", wait, *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for more in words
+    )
     try:
+        for process in (strange, ours):  # it has its arguments
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"\n"
         assert [pid for pid, _ in cleanup._processes_of(layout)] == [ours.pid]
     finally:
         strange.communicate()

@@ -148,6 +148,22 @@ def test_every_command_and_option_is_documented(path: str) -> None:
             assert f"`{parameter.opts[0]}" in sections[path], parameter.opts
 
 
+@pytest.mark.parametrize(
+    ("path", "option"),
+    [
+        ("siterig point mount", "--point"),
+        ("siterig point export", "--point"),
+        ("siterig failover test", "--point"),
+        ("siterig failover unplanned", "--point"),
+        ("siterig bisect", "--good"),
+    ],
+)
+def test_every_command_says_the_same_of_what_a_point_may_be(path: str, option: str) -> None:
+    (found,) = [parameter for parameter in ALL[path].params if option in parameter.opts]
+    words = "latest, latest-processed, latest-app, the id of a point, @POSITION, or a time (RFC 3339)."
+    assert str(found.help).endswith(words)
+
+
 def test_every_exit_status_and_its_codes_are_documented() -> None:
     text = DOCS.read_text()
     for code, status in exits._STATUS.items():

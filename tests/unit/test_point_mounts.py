@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -50,6 +51,29 @@ async def test_a_point_a_position_and_a_time_are_mounted_at_once_and_shown(tmp_p
             f"VM 'web01' has no mounted point '@15'; mounted are: {', '.join(sorted([by_time.name, point.id]))}",
         )
         assert sorted(name for _, name in world.recoveries) == sorted([point.id, by_time.name])
+
+
+@pytest.mark.parametrize(
+    ("point", "same"),
+    [("@15", {"position": 15}), ("2027-01-15T08:00:00.000000017Z", {"time": "2027-01-15T08:00:00.000000017Z"})],
+)
+async def test_a_position_or_a_time_may_be_written_as_a_point(tmp_path: Path, point: str, same: dict[str, Any]) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.create_point(vm="web01", kind="CrashConsistent", name="later")
+        for disk in world.site["web01"].values():
+            world.times[disk.disk_id] = {10: START_NS, 17: START_NS + 17}
+        made = await vault.mount_point(vm="web01", point=point)
+        assert made.position in (15, 17)
+        await vault.unmount_point(vm="web01", name=made.name)
+        assert await vault.mount_point(vm="web01", **same) == made
+
+
+async def refused_failover(vault: Vault, point: str) -> tuple[str, str]:
+    with pytest.raises(RigError) as caught:
+        await vault.test_failover(vm="web01", point=point)
+    return caught.value.code, caught.value.message
 
 
 async def refused_unmount(vault: Vault, name: str) -> tuple[str, str]:
@@ -137,7 +161,14 @@ async def test_what_cannot_be_mounted_is_refused_with_what_can(tmp_path: Path) -
                 "InvalidTime",
                 f"time '{time}' is not understood: write RFC 3339, e.g. 2026-11-21T22:13:17Z or ...:17.25+01:00",
             )
-        assert (await refused(vault, point="nope"))[0] == "NoSuchPoint"
+        for time in ("2026-11-21T22:13:17", "2026-13-21 22:13:17Z"):
+            for refusal in (refused(vault, point=time), refused_failover(vault, time)):
+                code, message = await refusal
+                assert (code, message.partition(":")[0]) == ("InvalidTime", f"time '{time[:13]}")
+        for refusal in (refused(vault, point="nope"), refused_failover(vault, "nope")):
+            code, message = await refusal
+            assert code == "NoSuchPoint"
+            assert message.endswith("LatestApplicationConsistent, @POSITION, a time, or an id out of its 1 points")
         assert (await refused(vault, position=10, time="2027-01-15T08:00:00Z"))[0] == "BadRequest"
         await vault.mount_point(vm="web01", position=10, name="mine")
         assert await refused(vault, position=9, name="mine") == (

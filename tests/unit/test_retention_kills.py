@@ -128,6 +128,8 @@ async def check_and_finish(world: TellingWorld, what: str) -> set[str]:
         for cut in world.cuts:  # the applier tells anew of what is in its journals
             for disk_id in sorted(disks[cut.vm]) if cut.tag_id not in world.kept[cut.vm] else ():
                 await world.report(disk_id, cut)
+        for vm in pruned:
+            assert (await world.listed(vault, vm)).keys() == world.kept[vm], f"{what}: pruned points come back"
         await vault._keeper.round()
         for vm in VMS:
             listed = await world.listed(vault, vm)

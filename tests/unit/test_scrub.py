@@ -267,6 +267,19 @@ def test_a_frame_that_takes_long_to_be_written_is_no_damage(tmp_path: Path, monk
     assert [damage.path for damage in found_in(store.folder)] == [str(path)]
 
 
+def test_a_last_frame_that_has_no_header_yet_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, store = seeded(tmp_path)
+    frame = store._history.frames[-1]
+    path = volume_of(store, frame)
+    good = path.read_bytes()
+    path.write_bytes(good[: frame.start] + bytes(frame.segment_at - frame.start) + good[frame.segment_at :])
+    monkeypatch.setattr("azure_emu.scrub_journal.time.sleep", lambda _seconds: path.write_bytes(good))
+    assert found_in(store.folder) == []
+    path.write_bytes(good[: frame.start] + bytes(frame.segment_at - frame.start) + good[frame.segment_at :])
+    monkeypatch.setattr("azure_emu.scrub_journal.time.sleep", lambda _seconds: None)
+    assert [damage.offset for damage in found_in(store.folder)] == [frame.start]
+
+
 @pytest.mark.parametrize("there", ["all", "header and segment"])
 def test_a_frame_that_is_written_while_its_header_is_looked_at_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str

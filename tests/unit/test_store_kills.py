@@ -62,8 +62,7 @@ class Scene:
             if store.floor <= position <= mark.complete_position:
                 state = self.life.disk.states[position]
                 assert_same(whole(open_view(store.folder, position)), state, f"{what}, position {position}")
-        if mark.sync_complete:
-            assert list(store.scrub()) == [], what
+        assert list(store.scrub()) == [], what
         return mark
 
 

@@ -12,7 +12,7 @@ from azure_emu.vault import failback_tasks
 from azure_emu.vault.api import Job, VaultApi
 from blockfs.errors import RigError
 from replication.ports import VaultLink
-from tests.unit.vault_fakes import START_NS, FakeProvider, World, ended, idle, protected, running
+from tests.unit.vault_fakes import START_NS, World, ended, idle, protected, running
 
 
 def task_states(job: Job) -> list[tuple[str, str, str | None]]:
@@ -376,34 +376,6 @@ async def test_no_such_point_names_what_there_is(tmp_path: Path) -> None:
             "latest-processed, latest-app, the id or the name of one of its 1 points, @POSITION, or a time",
         )
         assert (await vault.items())[0].protectionState == "Protected"
-
-
-async def test_latest_applies_the_parts_that_wait_in_the_cache_account_and_latest_processed_leaves_them(
-    tmp_path: Path,
-) -> None:
-    world = World()
-    async with running(world, tmp_path) as vault:
-        await protected(vault)
-        (processed,) = await vault.points(vm="web01")
-        world.apply = False
-        cut = await FakeProvider(world).replicate_now(vm="web01", kind="CrashConsistent", name="waits")
-        waiting = list(world.cached)
-        assert waiting == [("web01", cut)]
-        opened = ("web01-test/data", "web01-test/os")
-        for choice, position, left in (
-            ("LatestProcessed", processed.position, waiting),
-            ("LatestProcessed", processed.position, waiting),
-            ("Latest", cut.position, []),
-            ("LatestProcessed", cut.position, []),
-        ):
-            world.calls.clear()
-            job = await ended(vault, await vault.test_failover(vm="web01", point=choice))
-            assert job.state == "Succeeded"
-            assert {world.opened_at[name] for name in opened} == {position}, choice
-            assert world.cached == left, choice
-            assert ("recovery.process_latest" in world.calls) == (choice == "Latest")
-            assert len(await vault.points(vm="web01")) == (1 if left else 2)
-            await ended(vault, await vault.cleanup_test_failover(vm="web01"))
 
 
 async def test_somebody_elses_vm_of_that_name_is_never_replaced(tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""``Latest`` and ``LatestProcessed`` on the very same parts, which wait in the cache account: real applier, real stores."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from pathlib import Path
+
+import pytest
+
+from azure_emu.applier import Applier
+from azure_emu.managed_disk import open_view
+from azure_emu.ports import DiskSpec
+from blockfs.control import CutInfo, TagKind
+from blockfs.part import TagSeen, Watermark
+from tests.unit import vault_fakes
+from tests.unit.disk_history import SIZE_BYTES, SiteDisk
+from tests.unit.test_applier import FakeCache
+from tests.unit.vault_fakes import START_NS, FakeProvider, World, ended, idle, running
+
+
+class Waiting(World):
+    """Its parts wait in a cache account: nobody looks after the applier's disks, so only who asks has them applied."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.cache = FakeCache()
+        self.disks: dict[str, SiteDisk] = {}
+
+    async def synced(self, vm: str) -> None:
+        """The initial replication is uploaded, and applied."""
+        for name, disk in self.site[vm].items():
+            folder = self.folder / name
+            folder.mkdir()
+            made = SiteDisk(folder, random.Random(name), disk_id=disk.disk_id)
+            made.scribble(5)
+            made.close_log()
+            self.cache.hold(made.sync())
+            self.disks[name] = made
+        self.position = max(disk.position for disk in self.disks.values())
+        await self.process()
+
+    async def process(self) -> None:
+        """As the applier would by itself."""
+        assert self.vault is not None
+        await self.vault._services.recovery.process_latest(disk_ids=[disk.disk_id for disk in self.disks.values()])
+
+    def opened(self) -> dict[str, bytes]:
+        """What the VM of a test failover shows."""
+        found = {}
+        for name, disk in self.disks.items():
+            view = open_view(self.folder / "disks" / disk.disk_id, self.opened_at[f"web01-test/{name}"])
+            found[name] = view.pread(0, view.size_bytes)
+            view.close()
+        return found
+
+
+class Reports:
+    """The vault, which is made after the applier."""
+
+    def __init__(self, world: Waiting) -> None:
+        self._world = world
+
+    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> None:
+        assert self._world.vault is not None
+        await self._world.vault.applied(watermark=watermark, tags=tags)
+
+    async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
+        raise AssertionError(message)
+
+    async def replicating_disks(self) -> list[str]:
+        raise AssertionError("nobody looks after the disks")
+
+
+class Provider(FakeProvider):
+    """A cycle: writes, a tag in all disks, their parts in the cache account."""
+
+    world: Waiting
+
+    async def replicate_now(self, *, vm: str, kind: TagKind, name: str) -> CutInfo:
+        world = self.world
+        assert world.vault is not None
+        for disk in world.disks.values():
+            disk.scribble(6)
+        world.position = max(disk.position for disk in world.disks.values()) + 1
+        tag = TagSeen(
+            tag_id=str(uuid.uuid4()), kind=kind, name=name, position=world.position, time_ns=START_NS + world.position
+        )
+        for disk in world.disks.values():
+            disk.put_tag(tag)
+            world.cache.hold([disk.close_log()])
+        cut = CutInfo(vm=vm, **tag.model_dump())
+        await world.vault.point_sent(**cut.model_dump())
+        if world.apply:
+            await world.process()
+        return cut
+
+
+async def test_latest_applies_what_waits_in_the_cache_account_and_latest_processed_leaves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = Waiting(tmp_path)
+    monkeypatch.setattr(vault_fakes, "FakeProvider", Provider)
+    monkeypatch.setattr(vault_fakes, "FakeRecovery", lambda world: Applier(tmp_path / "disks", world.cache, Reports(world)))
+    async with running(world, tmp_path) as vault:
+        await vault.create_vm(vm="web01", disks=[DiskSpec(name=name, size_bytes=SIZE_BYTES) for name in ("data", "os")])
+        await vault.enable_protection(vm="web01", interval_s=30)
+        await idle(vault)
+        (first,) = await vault.points(vm="web01")
+        before = {name: bytes(disk.data) for name, disk in world.disks.items()}
+        assert world.cache.blobs == {}
+
+        world.apply = False
+        cut = await vault._services.site.replicate_now(vm="web01", kind="CrashConsistent", name="waits")
+        after = {name: bytes(disk.data) for name, disk in world.disks.items()}
+        waiting = dict(world.cache.blobs)
+        assert len(waiting) == 2
+        for choice, position, shown, left in (
+            ("LatestProcessed", first.position, before, waiting),
+            ("LatestProcessed", first.position, before, waiting),
+            ("Latest", cut.position, after, {}),
+            ("LatestProcessed", cut.position, after, {}),
+        ):
+            assert (await ended(vault, await vault.test_failover(vm="web01", point=choice))).state == "Succeeded"
+            assert set(world.opened_at.values()) == {position}, choice
+            assert world.opened() == shown, choice
+            assert world.cache.blobs == left, choice
+            assert len(await vault.points(vm="web01")) == (1 if left else 2)
+            await ended(vault, await vault.cleanup_test_failover(vm="web01"))
