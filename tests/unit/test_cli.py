@@ -160,7 +160,7 @@ def test_every_command_and_option_is_documented(path: str) -> None:
 )
 def test_every_command_says_the_same_of_what_a_point_may_be(path: str, option: str) -> None:
     (found,) = [parameter for parameter in ALL[path].params if option in parameter.opts]
-    words = "latest, latest-processed, latest-app, the id of a point, @POSITION, or a time (RFC 3339)."
+    words = "latest, latest-processed, latest-app, the id or name of a point, @POSITION, or a time (RFC 3339)."
     assert str(found.help).endswith(words)
 
 

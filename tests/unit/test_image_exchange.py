@@ -191,13 +191,13 @@ async def test_a_conversion_that_is_cancelled_ends_its_process_and_leaves_nothin
     disk, seen = disk_bytes(folder / "os.img", 3), []
 
     def half_way(done: int) -> None:
-        seen.append((done, sorted(path.suffix for path in folder.iterdir())))
+        seen.append(done)
         scope.cancel()
 
     with trio.CancelScope() as scope:
         await image_export.export(disk, folder / "out", "qcow2", force=False, advance=half_way)
     assert scope.cancelled_caught
-    assert seen == [(SIZE // 2, [".img", ".part"])]
+    assert seen == [SIZE // 2]
     assert [path.name for path in folder.iterdir()] == ["os.img"]
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
 

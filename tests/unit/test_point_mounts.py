@@ -168,7 +168,7 @@ async def test_what_cannot_be_mounted_is_refused_with_what_can(tmp_path: Path) -
         for refusal in (refused(vault, point="nope"), refused_failover(vault, "nope")):
             code, message = await refusal
             assert code == "NoSuchPoint"
-            assert message.endswith("LatestApplicationConsistent, @POSITION, a time, or an id out of its 1 points")
+            assert message.endswith("latest-app, the id or the name of one of its 1 points, @POSITION, or a time")
         assert (await refused(vault, position=10, time="2027-01-15T08:00:00Z"))[0] == "BadRequest"
         await vault.mount_point(vm="web01", position=10, name="mine")
         assert await refused(vault, position=9, name="mine") == (
