@@ -412,3 +412,17 @@ async def test_a_failover_to_a_position_that_is_folded_away_meanwhile_is_refused
         with pytest.raises(RigError) as caught:
             await vault.test_failover(vm="web01", point="@7")
         assert caught.value.message == "VM 'web01': position 7 cannot be read; allowed: 8 to 10"
+
+
+async def test_of_two_who_unmount_the_same_at_once_neither_fails(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.mount_point(vm="web01", position=10)
+        closing = world.held["azure.close_recovery"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: vault.unmount_point(vm="web01", name="@10"))
+            await reach(world, "azure.close_recovery")
+            await begun(nursery, lambda: vault.unmount_point(vm="web01", name="@10"))
+            closing.set()
+        assert (await vault.mounted_points(vm="web01"), world.recoveries) == ([], {})
