@@ -199,6 +199,8 @@ class _VolumeWalk:
         except BadFrameError as exc:
             why = str(exc)
             data = pread_past_bad_sectors(fd, size - self.at, self.at)
+            if data[:HEADER_BYTES] != raw:  # it is being written just now
+                return True
             found = self._from_copy(data, number)
             if found is None:
                 return self._unreadable(number, data, size, why)

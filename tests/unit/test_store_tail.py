@@ -9,7 +9,9 @@ from structlog.testing import capture_logs
 
 from azure_emu.disk_meta import PROGRESS, Progress, read_meta, write_meta
 from azure_emu.frames import HEADER_BYTES, Frame
+from azure_emu.host_disk import pread_past_bad_sectors
 from azure_emu.managed_disk import ManagedDiskStore, open_view
+from azure_emu.store_history import load_history
 from blockfs import boot
 from blockfs.errors import RigError
 from tests.unit.disk_history import DISK_ID
@@ -132,6 +134,21 @@ def test_a_last_frame_that_a_kill_left_without_its_header_gets_it_and_is_no_dama
         assert tail.path.read_bytes() == tail.good
         assert [(line["event"], line["log_level"]) for line in logs] == [("frame_mended", level)]
         store.close()
+
+
+def test_a_header_that_is_written_while_it_is_looked_at_is_no_damage(tail: Tail, monkeypatch: pytest.MonkeyPatch) -> None:
+    early = [True]
+
+    def pread(fd: int, length: int, offset: int) -> bytes:
+        if (length, offset) == (HEADER_BYTES, tail.last.start) and early:
+            early.clear()
+            return bytes(HEADER_BYTES)
+        return pread_past_bad_sectors(fd, length, offset)
+
+    monkeypatch.setattr("azure_emu.journal_volume.pread_past_bad_sectors", pread)
+    loaded = load_history(tail.folder)
+    assert (loaded.journal.mended, loaded.journal.broken, early) == ([], None, [])
+    assert loaded.history.watermark().complete_position == tail.last.position
 
 
 def test_in_the_boot_in_which_it_was_written_a_bad_last_frame_is_rot(tail: Tail) -> None:
