@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 import trio
 
+from azure_emu.vault.schema import FORMAT_VERSION
 from blockfs import hostmounts
 from siterig import cleanup, launch, layout
 from siterig.layout import Layout
@@ -275,7 +276,7 @@ def test_a_vault_of_another_version_ends_up(down: Rig) -> None:
     assert status == 2
     assert stderr.splitlines()[-1] == (
         f"siterig: error: role vault did not start: the vault's database sqlite:///{down.layout.vault_db} has format "
-        "version 99; this program reads and writes only version 2 (StateVersion)"
+        f"version 99; this program reads and writes only version {FORMAT_VERSION} (StateVersion)"
     )
     assert down.run("status").returncode == 3
 
