@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from pathlib import Path
 
 from azure_emu.ports import DiskSpec
 from blockfs.errors import RigError
@@ -68,13 +69,21 @@ def parse_import(text: str) -> tuple[str, str, int | None]:
     """Name, path and size of ``NAME=IMAGE[:SIZE]``, where what is behind the last colon can be a size; ``InvalidDisk``."""
     name, _, rest = text.partition("=")
     path, colon, size = rest.rpartition(":")
-    found = _SIZE.fullmatch(size.strip())
-    sized = bool(colon and path and found is not None and found[2].upper() in _UNITS)
+    sized = bool(colon and path) and _is_size(size)
     if not name or not rest:
         raise RigError(
             "InvalidDisk", f"disk {text!r} is not understood: write NAME=IMAGE or NAME=IMAGE:SIZE, e.g. os=web.vhdx"
         )
+    if _is_size(rest) and not Path(rest).exists():
+        raise RigError(
+            "InvalidDisk", f"disk {text!r}: there is no image {rest!r}; an empty disk of that size is {name}:{rest}"
+        )
     return (name, path, parse_size(size)) if sized else (name, rest, None)
+
+
+def _is_size(text: str) -> bool:
+    found = _SIZE.fullmatch(text.strip())
+    return found is not None and found[2].upper() in _UNITS
 
 
 def parse_disk_name(text: str) -> tuple[str, str]:
