@@ -326,3 +326,12 @@ def test_a_blank_disk_is_no_import() -> None:
     assert not is_import("os:1GiB:ext4")
     with pytest.raises(RigError, match="write NAME=IMAGE or NAME=IMAGE:SIZE"):
         parse_import("os=")
+
+
+def test_a_size_in_the_place_of_an_image_is_told_from_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RigError) as caught:
+        parse_import("os=64MiB")
+    assert caught.value.message == "disk 'os=64MiB': there is no image '64MiB'; an empty disk of that size is os:64MiB"
+    Path("64MiB").touch()
+    assert parse_import("os=64MiB") == ("os", "64MiB", None)
