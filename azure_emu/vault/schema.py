@@ -14,8 +14,8 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-FORMAT_VERSION = 4
-"""Raised whenever a table changes.  A database of another version is refused, not converted."""
+FORMAT_VERSION = 5
+"""Raised whenever a table changes in a release.  A database of an older version is migrated (migrations/)."""
 
 
 class Base(DeclarativeBase):
@@ -23,11 +23,11 @@ class Base(DeclarativeBase):
 
 
 class FormatRow(Base):
-    """Exactly one row, written when the database is made."""
+    """Exactly one row.  Alembic's own table ``alembic_version`` has the same number as text."""
 
     __tablename__ = "format"
 
-    version: Mapped[int] = mapped_column(Integer, primary_key=True)  # FORMAT_VERSION of the program that made it
+    version: Mapped[int] = mapped_column(Integer, primary_key=True)  # FORMAT_VERSION of the program that made or migrated it
 
 
 class ItemRow(Base):

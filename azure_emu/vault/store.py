@@ -1,4 +1,4 @@
-"""The database connection and its transactions.
+"""The database connection, its transactions, and what happens to a database of an older version.
 
 Every transaction runs in a worker thread, because a commit waits for the disk (synchronous=FULL: milliseconds to
 tens of them), and one at a time: the limiter has one token.  So a function given to :meth:`Store.transact` sees and
@@ -8,25 +8,35 @@ two calls anything may have changed.  A transaction that has begun is not abando
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
+import structlog
 import trio
-from sqlalchemy import Engine, create_engine, event, inspect, select
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
+from azure_emu.vault import migrations
 from azure_emu.vault.schema import FORMAT_VERSION, Base, FormatRow, ItemRow
+from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 
 T = TypeVar("T")
+_log = structlog.get_logger()
 
 
 class Store:
     """One database.  ``url`` is SQLAlchemy's, e.g. ``sqlite:////path/vault.db`` or ``postgresql+psycopg://...``.
 
-    Errors: ``StateVersion`` (made by another version), ``StateUnreadable`` (no database, or it cannot be opened).
+    A database of an older version is migrated (migrations/), after a copy of it was written to ``vault.db.version-N``.
+    Errors: ``StateVersion`` (the version is newer, or too old), ``StateUnreadable`` (this is no database, or it cannot be
+    opened or migrated), ``DiskFull`` (recoverable: no room to migrate).  After an error the database is as it was.
     """
 
     def __init__(self, url: str) -> None:
@@ -37,14 +47,25 @@ class Store:
         if self._engine.dialect.name == "sqlite":
             _configure_sqlite(self._engine)
         try:
-            self._open()
-        except (DBAPIError, self._engine.dialect.loaded_dbapi.Error) as error:
-            self.close()
-            reason = error.orig if isinstance(error, DBAPIError) else error
-            raise RigError("StateUnreadable", f"the vault's database {self._name()} cannot be opened: {reason}") from error
+            with self._explained():
+                self._open()
         except BaseException:
             self.close()
             raise
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of the database and the file system as ``StateUnreadable`` or ``DiskFull``."""
+        try:
+            yield
+        except (DBAPIError, self._engine.dialect.loaded_dbapi.Error, OSError) as error:
+            reason = error.orig if isinstance(error, DBAPIError) else error
+            if _is_full(reason):
+                raise self._disk_full() from error
+            raise RigError("StateUnreadable", f"the vault's database {self._name()} cannot be opened: {reason}") from error
+
+    def _disk_full(self) -> RigError:
+        return RigError("DiskFull", f"the vault's database {self._name()}: the host's disk is full", recoverable=True)
 
     def _name(self) -> str:
         return self._engine.url.render_as_string(hide_password=True)
@@ -54,14 +75,30 @@ class Store:
             if not inspect(session.connection()).has_table(FormatRow.__tablename__):
                 Base.metadata.create_all(session.connection())
                 session.add(FormatRow(version=FORMAT_VERSION))
+                migrations.stamp_newest(session.connection())
                 return
             version = session.scalars(select(FormatRow.version)).one()
-        if version != FORMAT_VERSION:
+        if not migrations.OLDEST_VERSION <= version <= FORMAT_VERSION:
             raise RigError(
                 "StateVersion",
-                f"the vault's database {self._name()} has format version {version}; this program reads and writes only "
-                f"version {FORMAT_VERSION}",
+                f"the vault's database {self._name()} has format version {version}; this program reads versions "
+                f"{migrations.OLDEST_VERSION} to {FORMAT_VERSION}: use the siterig that made it",
             )
+        if version < FORMAT_VERSION:
+            self._migrate(version)
+
+    def _migrate(self, version: int) -> None:
+        with self._engine.connect() as connection:
+            try:
+                _switch_foreign_keys_off(connection)
+                with connection.begin():  # nothing can write from here on, so that the copy is what is migrated
+                    if self._engine.url.database and self._engine.dialect.name == "sqlite":
+                        _copy_database(Path(self._engine.url.database), version)
+                    migrations.upgrade(connection, FORMAT_VERSION)
+                    _check_references(connection)
+            finally:
+                connection.invalidate()  # the next connection has foreign keys again
+        _log.info("vault_database_migrated", database=self._name(), before=version, after=FORMAT_VERSION)
 
     def close(self) -> None:
         """Close all connections."""
@@ -80,11 +117,9 @@ class Store:
                     result = work(session)
                     wrote = _changes(session) != before
             except OperationalError as error:
-                if not _is_full(error):
+                if not _is_full(error.orig):
                     raise
-                self.full = RigError(
-                    "DiskFull", f"the vault's database {self._name()}: the host's disk is full", recoverable=True
-                )
+                self.full = self._disk_full()
                 raise self.full from error
             if wrote:
                 self.full = None
@@ -93,10 +128,45 @@ class Store:
         return await trio.to_thread.run_sync(run, limiter=self._limiter)
 
 
-def _is_full(error: OperationalError) -> bool:
-    code = getattr(error.orig, "sqlite_errorcode", None)
+def _is_full(error: BaseException | None) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    code = getattr(error, "sqlite_errorcode", None)
     # The second: where SQLite makes the index of its log longer.
     return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
+def _switch_foreign_keys_off(connection: Connection) -> None:
+    """For this connection; SQLite ignores it within a transaction, and SQLAlchemy would begin one."""
+    raw = connection.connection.dbapi_connection
+    if connection.dialect.name == "sqlite" and raw is not None:
+        raw.cursor().execute("PRAGMA foreign_keys = OFF")
+
+
+def _check_references(connection: Connection) -> None:
+    if connection.dialect.name != "sqlite":
+        return
+    dangling = connection.execute(text("PRAGMA foreign_key_check")).all()
+    if dangling:
+        raise RigError("StateUnreadable", f"the vault's database: rows without what they refer to: {dangling[:3]}")
+
+
+def _copy_database(database: Path, version: int) -> None:
+    """Write ``NAME.version-N`` beside a database that nothing writes to meanwhile; it is durable, and complete or absent."""
+    copy = database.with_name(f"{database.name}.version-{version}")
+    unfinished = database.with_name(f"{copy.name}.new")
+    unfinished.unlink(missing_ok=True)
+    os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    with (
+        contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as source,
+        contextlib.closing(sqlite3.connect(unfinished)) as target,
+    ):
+        source.backup(target)
+        target.execute("PRAGMA journal_mode = DELETE")  # one file, without a write-ahead log beside it
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    unfinished.rename(copy)
+    sync_folder(copy.parent)
 
 
 def _changes(session: Session) -> int:

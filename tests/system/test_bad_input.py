@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 import trio
 
+from azure_emu.vault.migrations import OLDEST_VERSION
 from azure_emu.vault.schema import FORMAT_VERSION
 from blockfs import hostmounts
 from siterig import cleanup, launch, layout
@@ -276,7 +277,8 @@ def test_a_vault_of_another_version_ends_up(down: Rig) -> None:
     assert status == 2
     assert stderr.splitlines()[-1] == (
         f"siterig: error: role vault did not start: the vault's database sqlite:///{down.layout.vault_db} has format "
-        f"version 99; this program reads and writes only version {FORMAT_VERSION} (StateVersion)"
+        f"version 99; this program reads versions {OLDEST_VERSION} to {FORMAT_VERSION}: use the siterig that made it "
+        "(StateVersion)"
     )
     assert down.run("status").returncode == 3
 

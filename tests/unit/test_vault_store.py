@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,22 +12,6 @@ from sqlalchemy.orm import Session
 from azure_emu.vault.schema import Base, EventRow
 from azure_emu.vault.store import Store
 from blockfs.errors import RigError
-
-
-async def test_a_database_of_another_version_is_refused_and_untouched(tmp_path: Path) -> None:
-    path = tmp_path / "vault.db"
-    Store(f"sqlite:///{path}").close()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("UPDATE format SET version = 7")
-        connection.commit()
-    before = path.read_bytes()
-    with pytest.raises(RigError) as caught:
-        Store(f"sqlite:///{path}")
-    assert (caught.value.code, caught.value.message) == (
-        "StateVersion",
-        f"the vault's database sqlite:///{path} has format version 7; this program reads and writes only version 4",
-    )
-    assert path.read_bytes() == before
 
 
 async def test_a_file_that_is_no_database_is_refused_in_one_line(tmp_path: Path) -> None:
