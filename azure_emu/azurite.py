@@ -32,6 +32,7 @@ HOST = "127.0.0.1"
 NODE_MAJOR_MIN = 20
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
+CHECK_TIMEOUT_S = 1.0
 BINARY_VARIABLE = "SITERIG_AZURITE"
 
 _READY = re.compile(r"successfully listens on http://[^:]+:(\d+)")
@@ -120,6 +121,20 @@ class AzuriteProcess:
         await _drain(self._output, self._tail)
         how = _how_it_ended(await _wait(self._child))
         return RigError("AzuriteDied", f"Azurite (process {self.pid}) {how}; its last output: {_quote(self._tail)}")
+
+    async def check(self, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
+        """``AzuriteSilent`` if it does not answer a request at once; any answer will do."""
+        why = f"no answer within {timeout_s:g} s"
+        with trio.move_on_after(timeout_s):
+            try:
+                async with await trio.open_tcp_stream(HOST, self.port) as stream:
+                    await stream.send_all(b"HEAD / HTTP/1.0\r\n\r\n")
+                    if await stream.receive_some(1):
+                        return
+                    why = "it closed the connection"
+            except (OSError, trio.BrokenResourceError) as error:
+                why = str(error)
+        raise RigError("AzuriteSilent", f"Azurite (process {self.pid}) does not answer: {why}", recoverable=True)
 
     async def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """SIGTERM (it saves its metadata), after ``timeout_s`` SIGKILL.  No-op if it is gone; not cut by cancellation."""

@@ -9,6 +9,7 @@ from pydantic import Field
 from blockfs.control import CutInfo, DiskInfo, TagKind
 from blockfs.part import TagSeen, Watermark
 from blockfs.progress import VmProgress
+from blockfs.waits import Wait
 from blockfs.wire import UUID_PATTERN, WireModel
 
 
@@ -246,4 +247,33 @@ class ApplierReports(Protocol):
 
     async def replicating_disks(self) -> list[str]:
         """Ids of the managed disks that the applier is to look after."""
+        ...
+
+
+RoleState = Literal["waiting", "starting", "ready", "hung", "restarting", "held", "failed", "stopped"]
+
+
+class RoleStatus(WireModel):
+    """One role's process, as its supervisor sees it.
+
+    ``hung``: the process is there, but does not answer.  ``restarting``: it ended, and is started again.  ``held``: killed
+    on purpose and kept down.  ``failed``: it ended too often and is not started again.
+    ``restarts`` counts the times it ended by itself; ``detail`` says why it is not ready (the last line of its log).
+    ``since_ns``: begin of the state, wall clock.  ``waits``: what the role waits for, as it reported last.
+    """
+
+    name: str
+    state: RoleState
+    pid: int | None
+    restarts: int
+    detail: str
+    since_ns: int
+    waits: list[Wait]
+
+
+class RoleReports(Protocol):
+    """What the supervisor tells the vault about the rig's roles."""
+
+    async def report_roles(self, *, roles: list[RoleStatus]) -> None:
+        """The state of every role now: sent at once when a state changes, and every few seconds."""
         ...

@@ -1,26 +1,11 @@
-"""What a rig's supervisor answers: the state of the roles, and means to kill and start them."""
+"""The supervisor's calls: the state of the roles, and means to kill and start them."""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
+from azure_emu.ports import RoleStatus
 from blockfs.wire import WireModel
-
-RoleState = Literal["waiting", "starting", "ready", "restarting", "held", "failed", "stopped"]
-
-
-class RoleStatus(WireModel):
-    """One role's process.
-
-    ``held``: killed on purpose and kept down.  ``failed``: it died too often and is not started again.
-    ``restarts`` counts the times it died by itself; ``detail`` says why it is not ready (the last line of its log).
-    """
-
-    name: str
-    state: RoleState
-    pid: int | None
-    restarts: int
-    detail: str
 
 
 class RigStatus(WireModel):

@@ -1,9 +1,16 @@
-"""One child process that says when it is ready, and dies with its parent."""
+"""One child process that reports when it is ready, answers health checks, and dies with its parent.
+
+The channel between both is a pair of sockets made before the child starts.  So a health check needs no file descriptor,
+no listening socket and no free place in a queue of the child: it is answered also when all these are used up.
+Parent to child: one empty line, the question.  Child to parent: one line of JSON each, first :class:`Readiness`, then a
+:class:`HealthAnswer` for each question.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,19 +19,29 @@ import trio
 from pydantic import BaseModel, ValidationError
 
 from blockfs.errors import RigError
+from blockfs.waits import Wait
 from siterig.cleanup import python_environment
 
 READY_TIMEOUT_S = 60.0
 TERM_TIMEOUT_S = 10.0
+LINE_BYTES_MAX = 1 << 20
+"""Of what a child writes to the channel."""
 _LOG_TAIL_BYTES = 4096
 
 
 class Readiness(BaseModel):
-    """What a child writes, once and as one line of JSON, to the pipe it was given: ready, or why not."""
+    """A child's first line on the channel: it is ready, or why it is not."""
 
     code: str | None = None
     message: str = ""
     recoverable: bool = False
+
+
+class HealthAnswer(BaseModel):
+    """A child's answer to a health check: what it waits for, and why what it serves does not answer (None: it does)."""
+
+    waits: list[Wait] = []
+    problem: str | None = None
 
 
 def last_line(log: Path) -> str:
@@ -54,49 +71,82 @@ class Child:
     def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
         self.name = name
         self._log = log
-        ready_r, ready_w = os.pipe2(os.O_CLOEXEC)
+        ours, theirs = socket.socketpair()
         try:
             with log.open("ab") as output:
                 # Its own session: a Ctrl-C at the terminal is for the supervisor to handle, in order.
                 self._popen = subprocess.Popen(
-                    [*command, str(ready_w), str(os.getpid())],
+                    [*command, str(theirs.fileno()), str(os.getpid())],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    pass_fds=[ready_w],
+                    pass_fds=[theirs.fileno()],
                     start_new_session=True,
                     env=python_environment(),
                 )
         except BaseException:
-            os.close(ready_r)
+            ours.close()
             raise
         finally:
-            os.close(ready_w)
-        self._ready = trio.lowlevel.FdStream(ready_r)
+            theirs.close()
+        self._channel = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        self._received = b""
+        self._asking = trio.Lock()
+        self._asked = False
+        """A question was sent and not answered yet: another one would only fill the channel."""
         self.pid = self._popen.pid
         self._pidfd = os.pidfd_open(self.pid)
 
     async def ready(self) -> None:
-        """Wait until it says so; else an error with its reason, or with how it ended and its log's last line."""
-        line = b""
-        async with self._ready:
-            with trio.move_on_after(READY_TIMEOUT_S) as patience:
-                while not line.endswith(b"\n"):
-                    data = await self._ready.receive_some()
-                    if not data:
-                        break
-                    line += data
+        """Wait until it reports so; else an error with its reason, or with how it ended and its log's last line."""
+        line: bytes | None = None
+        with trio.move_on_after(READY_TIMEOUT_S) as patience:
+            line = await self._line()
         if patience.cancelled_caught:
             raise RigError(
                 "RoleFailed", f"role {self.name} was not ready after {READY_TIMEOUT_S:g} s: {last_line(self._log)}"
             )
         try:
-            said = Readiness.model_validate_json(line)
+            said = Readiness.model_validate_json(line or b"")
         except ValidationError:
             ending = _ending(await self.wait())
             raise RigError("RoleFailed", f"role {self.name} did not start ({ending}): {last_line(self._log)}") from None
         if said.code is not None:
             raise RigError(said.code, f"role {self.name} did not start: {said.message}", recoverable=said.recoverable)
+
+    async def health(self) -> HealthAnswer:
+        """Ask how it is; waits for as long as it does not answer, so give it a deadline.  A child that ends never answers.
+
+        It may be cancelled at any time: the answer is then taken by the next call.
+        """
+        async with self._asking:
+            if not self._asked:
+                self._asked = True
+                try:
+                    await self._channel.send_all(b"\n")
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    await trio.sleep_forever()
+            line = await self._line()
+            if line is None:
+                await trio.sleep_forever()
+            self._asked = False
+        try:
+            return HealthAnswer.model_validate_json(line or b"")
+        except ValidationError:
+            return HealthAnswer(problem="its answer to the health check cannot be read")
+
+    async def _line(self) -> bytes | None:
+        """The next line that it wrote; None if it closed the channel."""
+        while b"\n" not in self._received:
+            try:
+                data = await self._channel.receive_some()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return None
+            if not data or len(self._received) > LINE_BYTES_MAX:
+                return None
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
+        return line
 
     async def wait(self) -> int:
         """Wait for its end; the return code as of ``subprocess``."""
@@ -130,7 +180,7 @@ class Child:
 
     async def close(self) -> None:
         """Give back the descriptors; the process has ended."""
-        await self._ready.aclose()
+        await self._channel.aclose()
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1

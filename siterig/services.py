@@ -6,7 +6,7 @@ long (whatever copies, reads a disk, waits for a job or for a freeze) has none, 
 
 from __future__ import annotations
 
-from azure_emu.ports import ApplierReports, DamageReports, Provider, RecoverySide
+from azure_emu.ports import ApplierReports, DamageReports, Provider, RecoverySide, RoleReports
 from azure_emu.vault.api import VaultApi
 from blockfs.control import DiskHostControl
 from replication.ports import VaultLink
@@ -16,6 +16,8 @@ from siterig.rpc_client import proxy
 
 ANSWER_S = 20.0
 """For what a role answers by itself; hosts under load have taken seconds."""
+REPORT_S = 5.0
+"""For what passes between the supervisor and the vault or a user: it works on nothing else."""
 ASKING_S = 2 * ANSWER_S
 """For what it asks another role for first, so that the one that hangs is named."""
 ASKING_BOTH_S = 5 * ANSWER_S
@@ -31,10 +33,11 @@ _VAULT_LINK = dict.fromkeys(
 )
 _APPLIER_REPORTS = dict.fromkeys(("applied", "apply_failed", "replicating_disks"), ANSWER_S)
 _DAMAGE_REPORTS = dict.fromkeys(("damage_met", "scrubbed"), ANSWER_S)
+_ROLE_REPORTS = {"report_roles": REPORT_S}
 _HOST = dict.fromkeys(("list_disks", "position", "counters", "segments", "list_recoveries"), ANSWER_S)
 _PROVIDER = {"progress": ANSWER_S, "list_vms": ASKING_S}
 _RECOVERY_SIDE = dict.fromkeys(("store_paths", "retain", "disk_state", "position_at", "export_progress"), ANSWER_S)
-_SUPERVISOR = {"status": ANSWER_S}
+_SUPERVISOR = {"status": REPORT_S}
 
 # mypy wants a concrete class where a Protocol's class object is the point: hence the ignores, all of them here.
 
@@ -57,6 +60,11 @@ def applier_reports(layout: Layout) -> ApplierReports:
 def damage_reports(layout: Layout) -> DamageReports:
     """The vault as who reads managed disks sees it."""
     return proxy(DamageReports, layout.socket("vault"), deadlines=_DAMAGE_REPORTS)  # type: ignore[type-abstract]
+
+
+def role_reports(layout: Layout) -> RoleReports:
+    """The vault as the supervisor sees it."""
+    return proxy(RoleReports, layout.socket("vault"), deadlines=_ROLE_REPORTS)  # type: ignore[type-abstract]
 
 
 def site(layout: Layout) -> DiskHostControl:

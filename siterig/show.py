@@ -7,6 +7,7 @@ by line elsewhere.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +31,7 @@ POLL_S = 0.25
 _WIDTH_IN_A_PIPE = 500
 _ROWS_DRAWN_MAX = 200
 _STYLES = {"Succeeded": "green", "Failed": "red", "InProgress": "yellow", "Critical": "red", "Warning": "yellow"}
-_STYLES |= {"Normal": "green", "ready": "green", "failed": "red", "restarting": "yellow", "held": "yellow"}
+_STYLES |= {"Normal": "green", "ready": "green", "failed": "red", "restarting": "yellow", "held": "yellow", "hung": "red"}
 
 
 def out() -> Console:
@@ -68,6 +69,16 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     for row in rows:
         result.add_row(*(Text(_cell(value), style=_STYLES.get(str(value), "")) for value in row))
     return result
+
+
+def age(since_ns: int) -> str:
+    """How long ago a wall-clock time was, in two units at most: ``3 s``, ``2 min 5 s``, ``4 h 10 min``."""
+    seconds = max(0, (time.time_ns() - since_ns) // 1_000_000_000)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
 def _cell(value: object) -> str:

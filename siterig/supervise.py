@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from blockfs.errors import RigError
-from siterig import cleanup, front_end, limits
+from siterig import cleanup, front_end, limits, services
 from siterig.failures import expected
 from siterig.launch import QUICK_RETRIES, UNTIL_EOF
 from siterig.layout import Layout, check_format, create
@@ -49,7 +49,10 @@ def role_specs(layout: Layout, options: list[str]) -> list[RoleSpec]:
     def told(role: str) -> list[str]:
         return [option for option in options if option.partition("=")[0] in OPTIONS.get(role, ())]
 
-    return [RoleSpec(name, (*command, f"siterig.roles.{name}", root, *told(name)), needs) for name, needs in ROLES.items()]
+    return [
+        RoleSpec(name, (*command, f"siterig.roles.{name}", root, *told(name)), needs, answers_checks=True)
+        for name, needs in ROLES.items()
+    ]
 
 
 async def _end_at_eof(cancel: Callable[[], None]) -> None:
@@ -68,7 +71,13 @@ async def _end_on_signal(cancel: Callable[[], None], *, task_status: trio.TaskSt
 
 async def _supervise(layout: Layout, tell: Callable[[dict[str, object]], None], options: list[str]) -> None:
     specs = role_specs(layout, options)
-    supervisor = Supervisor(layout, specs, announce=lambda role, state: tell({"role": role, "state": state}))
+    vault = services.role_reports(layout)
+    supervisor = Supervisor(
+        layout,
+        specs,
+        announce=lambda role, state: tell({"role": role, "state": state}),
+        report=lambda roles: vault.report_roles(roles=roles),
+    )
     for line in await cleanup.clear(layout):
         structlog.get_logger().info("found from an earlier run", did=line)
     async with trio.open_nursery() as nursery:

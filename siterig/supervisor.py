@@ -9,22 +9,33 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
 
 import structlog
 import trio
 
+from azure_emu.ports import RoleState, RoleStatus
 from blockfs.errors import RigError
+from blockfs.waits import Wait
 from siterig import cleanup, rpc_server
-from siterig.control import RigStatus, RoleState, RoleStatus, SupervisorControl
+from siterig.control import RigStatus, SupervisorControl
 from siterig.layout import Layout
 from siterig.process import Child
 
 DEATHS_MAX = 5
 DEATHS_WINDOW_S = 60.0
 BACKOFF_FIRST_S = 0.2
+CHECK_EVERY_S = 2.0
+ANSWER_S = 2.0
+"""A role that does not answer two health checks in a row within this time each is hung."""
+STATUS_ANSWER_S = 1.5
+"""``status`` asks every role again, and calls one hung that does not answer within this time."""
+REPORT_EVERY_S = 3.0
 
 _log = structlog.get_logger(__name__)
 
@@ -37,6 +48,8 @@ class RoleSpec:
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
     """Roles that must be ready before this one is started for the first time."""
+    answers_checks: bool = False
+    """Whether it answers health checks (:mod:`siterig.process`)."""
 
 
 @dataclass
@@ -44,10 +57,18 @@ class _Role:
     """A role as it is now.  Only the role's own keeper task changes ``child``; all else may change the rest."""
 
     spec: RoleSpec
+    wall_ns: Callable[[], int]
+    tell: Callable[[], None]
+    """Called after each change of the state or the waits."""
     state: RoleState = "waiting"
+    since_ns: int = 0
     child: Child | None = None
     restarts: int = 0
     detail: str = ""
+    waits: list[Wait] = field(default_factory=list)
+    unanswered: int = 0
+    """Health checks in a row that it did not answer; the first of them was sent at ``silent_ns``."""
+    silent_ns: int = 0
     hold: bool = False
     killed: bool = False
     """The supervisor killed it on purpose: that death does not count."""
@@ -55,28 +76,76 @@ class _Role:
     changed: trio.Event = field(default_factory=trio.Event)
     wake: trio.Event = field(default_factory=trio.Event)
 
-    def enter(self, state: RoleState, detail: str = "") -> None:
+    def __post_init__(self) -> None:
+        self.since_ns = self.wall_ns()
+
+    def enter(self, state: RoleState, detail: str = "", *, since_ns: int | None = None) -> None:
+        if state != self.state:
+            self.since_ns = self.wall_ns() if since_ns is None else since_ns
         self.state, self.detail = state, detail
+        if state not in ("ready", "hung"):
+            self.waits, self.unanswered = [], 0
+        self._tell()
+
+    def _tell(self) -> None:
         self.changed.set()
         self.changed = trio.Event()
+        self.tell()
+
+    def answered(self, waits: list[Wait]) -> None:
+        self.unanswered = 0
+        if self.state == "hung":
+            self.waits = waits
+            self.enter("ready")
+        elif self.waits != waits:
+            self.waits = waits
+            self._tell()
+
+    def did_not_answer(self, asked_ns: int, problem: str | None, *, times: int) -> None:
+        if not self.unanswered:
+            self.silent_ns = asked_ns
+        self.unanswered += times
+        if self.unanswered >= 2:
+            at = datetime.fromtimestamp(self.silent_ns / 1e9, UTC)
+            self.enter("hung", problem or f"has not answered since {at:%H:%M:%S} UTC", since_ns=self.silent_ns)
 
     async def settled(self, *states: RoleState) -> None:
         while self.state not in states:
             await self.changed.wait()
 
     def status(self) -> RoleStatus:
-        pid = self.child.pid if self.child else None
-        return RoleStatus(name=self.spec.name, state=self.state, pid=pid, restarts=self.restarts, detail=self.detail)
+        return RoleStatus(
+            name=self.spec.name,
+            state=self.state,
+            pid=self.child.pid if self.child else None,
+            restarts=self.restarts,
+            detail=self.detail,
+            since_ns=self.since_ns,
+            waits=self.waits,
+        )
 
 
 class Supervisor(SupervisorControl):
-    """Implements :class:`SupervisorControl`; ``announce(role, state)`` is told what happens during the start."""
+    """Implements :class:`SupervisorControl`.
+
+    ``announce(role, state)`` is called for each step of the start.  ``report(roles)`` sends the states of all roles to the
+    vault; one that fails or takes too long is followed by the next.
+    """
 
     def __init__(
-        self, layout: Layout, specs: Sequence[RoleSpec], *, announce: Callable[[str, str], None] = lambda _role, _state: None
+        self,
+        layout: Layout,
+        specs: Sequence[RoleSpec],
+        *,
+        announce: Callable[[str, str], None] = lambda _role, _state: None,
+        report: Callable[[list[RoleStatus]], Awaitable[None]] | None = None,
+        wall_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._layout = layout
-        self._roles = {spec.name: _Role(spec) for spec in specs}
+        self._wall_ns = wall_ns
+        self._report = report
+        self._news = trio.Event()
+        self._roles = {spec.name: _Role(spec, wall_ns, self._tell_of_news) for spec in specs}
         self._announce = announce
         self._keepers = trio.CancelScope()
         self._keepers_gone = trio.Event()
@@ -109,6 +178,43 @@ class Supervisor(SupervisorControl):
             async with trio.open_nursery() as nursery:
                 for role in self._roles.values():
                     nursery.start_soon(self._keep, role)
+                    if role.spec.answers_checks:
+                        nursery.start_soon(self._check_often, role)
+                if self._report is not None:
+                    nursery.start_soon(self._report_often, self._report)
+
+    async def _check_often(self, role: _Role) -> None:
+        while True:
+            await trio.sleep(CHECK_EVERY_S)
+            await self._check(role, ANSWER_S)
+
+    async def _check(self, role: _Role, limit_s: float, *, times: int = 1) -> None:
+        """One health check of a role that runs; one that is not answered in time counts ``times`` times."""
+        child, asked_ns = role.child, self._wall_ns()
+        if child is None or role.state not in ("ready", "hung"):
+            return
+        answer = None
+        with trio.move_on_after(limit_s):
+            answer = await child.health()
+        if role.child is not child or role.state not in ("ready", "hung"):
+            return  # it ended meanwhile
+        if answer is None or answer.problem is not None:
+            role.did_not_answer(asked_ns, None if answer is None else answer.problem, times=times)
+        else:
+            role.answered(answer.waits)
+
+    def _tell_of_news(self) -> None:
+        self._news.set()
+
+    async def _report_often(self, report: Callable[[list[RoleStatus]], Awaitable[None]]) -> None:
+        while True:
+            self._news = trio.Event()
+            try:
+                await report([role.status() for role in self._roles.values()])
+            except RigError as error:
+                _log.debug("the vault did not take the states of the roles", reason=error.message)
+            with trio.move_on_after(REPORT_EVERY_S):
+                await self._news.wait()
 
     async def _first_start(self, role: _Role) -> None:
         for need in role.spec.needs:
@@ -179,7 +285,11 @@ class Supervisor(SupervisorControl):
         return self._roles[name]
 
     async def status(self) -> RigStatus:
-        """How every role is."""
+        """The state of every role; one that does not answer now is called hung."""
+        async with trio.open_nursery() as nursery:
+            for role in self._roles.values():
+                if role.spec.answers_checks:
+                    nursery.start_soon(partial(self._check, role, STATUS_ANSWER_S, times=2))
         roles = [role.status() for role in self._roles.values()]
         return RigStatus(folder=str(self._layout.root), pid=os.getpid(), roles=roles)
 

@@ -1,5 +1,5 @@
-"""What the vault is told: by the applier (ApplierReports), by who reads managed disks (DamageReports), and by the site's
-agent (replication's VaultLink).
+"""The reports to the vault: by the applier (ApplierReports), by every reader of managed disks (DamageReports), by the
+supervisor (RoleReports), and by the site's agent (replication's VaultLink).
 
 Reports are facts about the past and may be late, repeated, or about a VM that is no longer protected: each is then
 ignored quietly, for nobody could do anything about an error.  Each is one transaction.
@@ -12,7 +12,7 @@ from typing import Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from azure_emu.ports import Damage
+from azure_emu.ports import Damage, RoleStatus
 from azure_emu.vault import damage, events, health, points
 from azure_emu.vault.schema import DiskRow, ItemRow
 from azure_emu.vault.services import Services
@@ -72,6 +72,12 @@ class Reports:
             return list(session.scalars(query.order_by(DiskRow.disk_id)))
 
         return await self._services.store.transact(look)
+
+    # ---- RoleReports
+
+    async def report_roles(self, *, roles: list[RoleStatus]) -> None:
+        """See azure_emu.ports.RoleReports."""
+        self._services.roles.update(roles, self._services.clock())
 
     # ---- DamageReports
 

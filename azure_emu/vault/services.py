@@ -11,11 +11,13 @@ from sqlalchemy.orm import Session
 
 from azure_emu.ports import Provider, RecoverySide
 from azure_emu.vault.clock import Clock
+from azure_emu.vault.roles import Roles
 from azure_emu.vault.schema import ItemRow
 from azure_emu.vault.signals import Signals
 from azure_emu.vault.store import Store, find_item
 from blockfs.control import DiskHostControl
 from blockfs.turns import Turns
+from blockfs.waits import Waits
 
 T = TypeVar("T")
 ShutDown = Callable[[list[Path]], Awaitable[None]]
@@ -27,6 +29,7 @@ class Services:
 
     ``shut_down`` unmounts and detaches everything that uses these disk files (``VmBusy``).  ``mounting``: at ``VM/NAME``
     of a mounted point, whose row and what the recovery host has change together.
+    ``roles``: the states of the rig's roles.  ``waits``: what the vault itself waits for.
     """
 
     store: Store
@@ -37,6 +40,8 @@ class Services:
     azure: DiskHostControl
     shut_down: ShutDown
     mounting: Turns = field(default_factory=Turns)
+    roles: Roles = field(default_factory=Roles)
+    waits: Waits = field(default_factory=Waits)
 
     async def change_item(self, vm: str, change: Callable[[Session, ItemRow], T]) -> T:
         """Change an item in one transaction (``VmNotFound``), then wake who waits for the VM."""

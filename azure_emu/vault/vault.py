@@ -57,6 +57,7 @@ from blockfs.control import DiskHostControl, TagKind
 from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
 from blockfs.progress import DiskProgress, VmProgress
+from blockfs.waits import Waits
 
 _SCENARIOS = (
     protection_tasks.ENABLE,
@@ -88,10 +89,12 @@ Prepare = Callable[[Session, ItemRow], tuple[jobs.Scenario, dict[str, Any]]]
 
 
 class Vault(Reports):
-    """Implements azure_emu.vault.api.VaultApi, azure_emu.ports' ApplierReports and DamageReports, replication's VaultLink.
+    """Implements azure_emu.vault.api.VaultApi, azure_emu.ports' ApplierReports, DamageReports and RoleReports, and
+    replication's VaultLink.
 
     ``url``: the database (SQLAlchemy).  ``azure_host``: the disk host of the recovery side.  ``shut_down``: unmounts
     and detaches what uses disk files of this host (:func:`blockfs.hostmounts.shutdown`).  ``clock``: wall time, ns.
+    ``waits``: where the vault registers what it waits for.
     Errors of the constructor: ``StateVersion``, ``StateUnreadable``.
     """
 
@@ -104,11 +107,13 @@ class Vault(Reports):
         azure_host: DiskHostControl,
         shut_down: ShutDown,
         clock: Clock = time.time_ns,
+        waits: Waits | None = None,
     ) -> None:
         store = Store(url)
         services = Services(
-            store, Signals(store), clock, site=provider, recovery=recovery, azure=azure_host, shut_down=shut_down
-        )
+            store, Signals(store), clock, site=provider, recovery=recovery, azure=azure_host, shut_down=shut_down,
+            waits=waits or Waits(clock),
+        )  # fmt: skip
         super().__init__(services)
         self._engine = jobs.JobEngine(services, _SCENARIOS)
         self._keeper = Keeper(services)

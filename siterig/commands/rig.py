@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
 
 import trio
 import typer
@@ -32,6 +33,8 @@ from siterig.control import RigStatus
 from siterig.layout import Layout
 
 WATCH_S = 1.0
+VAULT_ANSWER_S = 1.5
+"""For each list of the vault: the state of the roles does not wait for it."""
 
 
 def register(app: typer.Typer) -> None:
@@ -140,6 +143,13 @@ def _drawn(rig: RigStatus, vms: list[Vm], items: list[ProtectedItem]) -> Rendera
         "",
         show.table(("role", "state", "pid", "restarts", "detail"), roles),
     ]
+    waits = [
+        (role.name, wait.vm or "-", wait.disk or "-", show.age(wait.since_ns), f"{wait.reason} ({wait.code})")
+        for role in rig.roles
+        for wait in role.waits
+    ]
+    if waits:
+        parts += ["", show.table(("waiting", "VM", "disk", "for", "reason"), waits)]
     if vms:
         parts += ["", show.table(("VM", "fabric", "state"), [(vm.name, vm.fabric, vm.state) for vm in vms])]
     if items:
@@ -157,10 +167,48 @@ def _drawn(rig: RigStatus, vms: list[Vm], items: list[ProtectedItem]) -> Rendera
 async def _vault_state(layout: Layout) -> tuple[list[Vm], list[ProtectedItem], str | None]:
     """The vault's lists, or why there are none: the status of the roles is wanted most when one is missing."""
     vault = services.vault(layout)
-    try:
-        return await vault.list_vms(), await vault.items(), None
-    except RigError as error:
-        return [], [], f"{error.message} ({error.code})"
+    vms: list[Vm] = []
+    items: list[ProtectedItem] = []
+    problems: list[str] = []
+
+    async def look(what: str, fill: Callable[[], Awaitable[None]]) -> None:
+        problem = f"the vault did not give the list of {what} within {VAULT_ANSWER_S:g} s (RoleUnavailable)"
+        with trio.move_on_after(VAULT_ANSWER_S):
+            try:
+                await fill()
+            except RigError as error:
+                problem = f"{error.message} ({error.code})"
+            else:
+                return
+        problems.append(problem)
+
+    async def list_vms() -> None:
+        vms.extend(await vault.list_vms())
+
+    async def list_items() -> None:
+        items.extend(await vault.items())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look, "VMs", list_vms)
+        nursery.start_soon(look, "protected items", list_items)
+    return vms, items, problems[0] if problems else None
+
+
+async def _look(layout: Layout) -> tuple[RigStatus, list[Vm], list[ProtectedItem], str | None]:
+    """All that ``status`` shows, asked for at the same time: a role that hangs must not delay the rest."""
+    found: dict[str, Any] = {}
+
+    async def ask_supervisor() -> None:
+        found["rig"] = await services.supervisor(layout).status()
+
+    async def ask_vault() -> None:
+        found["vault"] = await _vault_state(layout)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask_supervisor)
+        nursery.start_soon(ask_vault)
+    vms, items, problem = found["vault"]
+    return found["rig"], vms, items, problem
 
 
 def status(
@@ -168,13 +216,11 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Draw again every second, until Ctrl-C.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show the rig's roles, VMs and protected items; exit status 1 if a role is not ready."""
+    """Show the rig's roles, VMs and protected items; exit status 1 if a role is not ready or does not answer."""
 
     async def work() -> bool:
         layout = running(folder)
-        supervisor = services.supervisor(layout)
-        rig = await supervisor.status()
-        vms, items, problem = await _vault_state(layout)
+        rig, vms, items, problem = await _look(layout)
         if as_json:
             show.print_json({**rig.model_dump(), "vms": vms, "items": items})
         elif watch:
@@ -182,13 +228,12 @@ def status(
                 while True:
                     live.update(_drawn(rig, vms, items), refresh=True)
                     await trio.sleep(WATCH_S)
-                    rig = await supervisor.status()
-                    vms, items, problem = await _vault_state(layout)
+                    rig, vms, items, problem = await _look(layout)
         else:
             show.out().print(_drawn(rig, vms, items))
         if problem is not None:
             show.notice(problem)
-        return all(role.state == "ready" for role in rig.roles)
+        return problem is None and all(role.state == "ready" for role in rig.roles)
 
     if not exits.run(work):
         raise typer.Exit(exits.FAILED)

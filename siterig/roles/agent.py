@@ -15,14 +15,18 @@ from replication.retry import OFFICIAL_DELAYS_S
 from siterig import rpc_server, services
 from siterig.launch import QUICK_RETRIES
 from siterig.layout import Layout
-from siterig.roles.entry import main
+from siterig.roles.entry import Health, main
 
 QUICK_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 10.0)
 """For a rig whose replication interval is shorter than any official one."""
 
 
 async def run(
-    layout: Layout, *, retry_delays_s: tuple[float, ...] = OFFICIAL_DELAYS_S, task_status: trio.TaskStatus[None]
+    layout: Layout,
+    *,
+    retry_delays_s: tuple[float, ...] = OFFICIAL_DELAYS_S,
+    health: Health,
+    task_status: trio.TaskStatus[None],
 ) -> None:
     """Serve until cancelled."""
     cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys))

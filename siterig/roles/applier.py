@@ -10,10 +10,10 @@ from azure_emu.cache_account import BlobCacheAccount
 from azure_emu.ports import RecoverySide
 from siterig import rpc_server, services
 from siterig.layout import Layout
-from siterig.roles.entry import main
+from siterig.roles.entry import Health, main
 
 
-async def run(layout: Layout, *, task_status: trio.TaskStatus[None]) -> None:
+async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
     cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys))
     applier = Applier(layout.managed_disks, cache, services.applier_reports(layout))

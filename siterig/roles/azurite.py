@@ -7,13 +7,14 @@ import trio
 from azure_emu.azurite import run_azurite
 from azure_emu.cache_account import BlobCacheAccount
 from siterig.layout import Layout
-from siterig.roles.entry import main
+from siterig.roles.entry import Health, main
 
 
-async def run(layout: Layout, *, task_status: trio.TaskStatus[None]) -> None:
+async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled; ready means that the container for replication is there."""
     async with trio.open_nursery() as nursery:
         azurite = await nursery.start(run_azurite, layout.azurite, layout.keys)
+        health.probe = azurite.check
         cache = BlobCacheAccount(azurite.connection_string)
         try:
             await cache.ensure_container()

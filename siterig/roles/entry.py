@@ -1,4 +1,4 @@
-"""What every role's process does around its work: die with its parent, report readiness, end on SIGTERM."""
+"""The frame of every role's process: die with the parent, report readiness, answer health checks, end on SIGTERM."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TextIO, cast
 
@@ -17,17 +19,47 @@ import structlog
 import trio
 
 from blockfs.errors import RigError
+from blockfs.waits import RoleHealth, Wait, Waits
 from siterig.failures import expected
 from siterig.layout import Layout
-from siterig.process import Readiness
+from siterig.process import HealthAnswer, Readiness
 
 _PR_SET_PDEATHSIG = 1
+
+
+class Health:
+    """A role's health (:class:`blockfs.waits.RoleHealth`): the waits that it registers, and what its frame finds.
+
+    ``probe``: asks what the role serves, if that is a process of its own; ``RigError`` if it does not answer.
+    """
+
+    def __init__(self) -> None:
+        self.waits = Waits()
+        self.probe: Callable[[], Awaitable[None]] | None = None
+
+    async def report(self) -> list[Wait]:
+        """See :class:`blockfs.waits.RoleHealth`."""
+        if self.probe is not None:
+            await self.probe()
+        self._look_for_descriptors()
+        return self.waits.list()
+
+    def _look_for_descriptors(self) -> None:
+        try:
+            os.close(os.dup(2))
+        except OSError as error:
+            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            self.waits.set(
+                "descriptors", "DescriptorsExhausted", f"all {soft} file descriptors are in use ({error.strerror})"
+            )
+        else:
+            self.waits.clear("descriptors")
 
 
 class RoleWork(Protocol):
     """A role: runs until cancelled; ``started`` means that it answers calls."""
 
-    async def __call__(self, layout: Layout, *, task_status: trio.TaskStatus[None]) -> None: ...
+    async def __call__(self, layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None: ...
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -68,8 +100,9 @@ def log_to_stderr(level: int = logging.NOTSET) -> None:
     )
 
 
-async def until_told(work: RoleWork, layout: Layout, report_fd: int) -> None:
-    """Run ``work`` until SIGTERM or SIGINT, and report its readiness."""
+async def until_told(work: RoleWork, layout: Layout, channel_fd: int) -> None:
+    """Run ``work`` until SIGTERM or SIGINT; report its readiness, then answer health checks."""
+    health = Health()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
 
@@ -78,31 +111,44 @@ async def until_told(work: RoleWork, layout: Layout, report_fd: int) -> None:
                     nursery.cancel_scope.cancel()
 
             nursery.start_soon(end_on_signal)
-            await nursery.start(work, layout)
-            report(report_fd, Readiness())
+            await nursery.start(partial(work, layout, health=health))
+            report(channel_fd, Readiness())
+            await answer_checks(health, channel_fd)
+
+
+async def answer_checks(health: RoleHealth, channel_fd: int) -> None:
+    """Answer the parent's health checks (:mod:`siterig.process`) until cancelled; closes the channel then."""
+    async with trio.lowlevel.FdStream(channel_fd) as channel:
+        async for questions in channel:
+            for _ in range(questions.count(b"\n")):
+                try:
+                    answer = HealthAnswer(waits=await health.report())
+                except RigError as error:
+                    answer = HealthAnswer(problem=error.message)
+                await channel.send_all(answer.model_dump_json().encode() + b"\n")
+        await trio.sleep_forever()  # the parent has gone, and this process ends with it
 
 
 def report(fd: int, readiness: Readiness) -> None:
-    """Tell the parent; it reads one line only."""
+    """Write the first line to the parent."""
     os.write(fd, readiness.model_dump_json().encode() + b"\n")
-    os.close(fd)
 
 
 def main(work: RoleWork) -> None:
-    """``python -m siterig.roles.NAME DIR [OPTION] READY_FD PARENT_PID``."""
-    folder, ready_fd, parent_pid = Path(sys.argv[1]), int(sys.argv[-2]), int(sys.argv[-1])
+    """``python -m siterig.roles.NAME DIR [OPTION] CHANNEL_FD PARENT_PID``."""
+    folder, channel_fd, parent_pid = Path(sys.argv[1]), int(sys.argv[-2]), int(sys.argv[-1])
     die_with_parent(parent_pid)
     allow_many_files()
-    os.set_inheritable(ready_fd, False)
+    os.set_inheritable(channel_fd, False)
     log_to_stderr()
     try:
-        trio.run(until_told, work, Layout(folder), ready_fd)
+        trio.run(until_told, work, Layout(folder), channel_fd)
     except (RigError, ExceptionGroup) as error:
         failure = expected(error)
         if failure is None:
             raise
         structlog.get_logger().error(failure.message, code=failure.code)
-        # If it had been ready before, the descriptor is closed.
+        # If it had been ready before, the channel is closed.
         with contextlib.suppress(OSError):
-            report(ready_fd, Readiness(code=failure.code, message=failure.message, recoverable=failure.recoverable))
+            report(channel_fd, Readiness(code=failure.code, message=failure.message, recoverable=failure.recoverable))
         sys.exit(1)

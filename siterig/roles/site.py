@@ -11,11 +11,13 @@ from blockfs.host import DiskHost
 from siterig.front_end import FrontEnd
 from siterig.layout import Layout
 from siterig.limits import Limits
-from siterig.roles.entry import main
+from siterig.roles.entry import Health, main
 from siterig.roles.hosting import clear_stale, host_disks
 
 
-async def run(layout: Layout, *, limits: Limits, front_end: FrontEnd, task_status: trio.TaskStatus[None]) -> None:
+async def run(
+    layout: Layout, *, limits: Limits, front_end: FrontEnd, health: Health, task_status: trio.TaskStatus[None]
+) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.site_mount)
     host = DiskHost(

@@ -26,7 +26,7 @@ from blockfs.part import PartName
 from replication.ports import VaultLink
 from siterig import rpc_server, services
 from siterig.layout import Layout
-from siterig.roles.entry import main
+from siterig.roles.entry import Health, main
 
 
 class FolderCache:
@@ -115,7 +115,7 @@ def _small() -> None:
     checkpoints.RECORDS_MIN = 5
 
 
-async def run_applier(layout: Layout, *, task_status: trio.TaskStatus[None]) -> None:
+async def run_applier(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """As :func:`siterig.roles.applier.run`."""
     _small()
     work = applier.Applier(layout.managed_disks, cache_of(layout), services.applier_reports(layout))
@@ -126,7 +126,7 @@ async def run_applier(layout: Layout, *, task_status: trio.TaskStatus[None]) -> 
         task_status.started()
 
 
-async def run_vault(layout: Layout, *, task_status: trio.TaskStatus[None]) -> None:
+async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """As :func:`siterig.roles.vault.run`."""
     clock = clock_of(layout)
     vault = Vault(
@@ -136,6 +136,7 @@ async def run_vault(layout: Layout, *, task_status: trio.TaskStatus[None]) -> No
         azure_host=services.azure(layout),
         shut_down=hostmounts.shutdown,
         clock=lambda: int(clock.read_text()),
+        waits=health.waits,
     )
     faces = {
         "VaultApi": (VaultApi, vault),

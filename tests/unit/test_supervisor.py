@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
+from azure_emu.ports import RoleStatus
 from blockfs.errors import RigError
+from blockfs.waits import Wait
 from siterig import supervisor as supervisor_module
-from siterig.control import RoleStatus
 from siterig.failures import expected
 from siterig.layout import Layout, create
 from siterig.supervisor import RoleSpec, Supervisor
@@ -24,6 +26,14 @@ SERVE = READY + "os.write(fd, b'{}\\n'); signal.pause()"
 STUBBORN = READY + "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(fd, b'{}\\n')\nwhile True: signal.pause()"
 BREAK = "print('first'); print('disk on fire'); print(); raise SystemExit(3)"
 REFUSE = READY + 'os.write(fd, b\'{"code": "PortTaken", "message": "port 7 is taken"}\\n\')'
+ANSWER = """import os, signal, sys, time
+fd = int(sys.argv[1])
+os.write(fd, b'{}\\n')
+wait = '{"vm": "web01", "disk": null, "code": "DiskFull", "reason": "no room", "since_ns": 7}'
+while os.read(fd, 1):
+    os.write(fd, ('{"waits": [%s]}\\n' % wait).encode())
+"""
+GRUMBLE = ANSWER.replace('{"waits": [%s]}\\n\' % wait)', '{"problem": "node is silent"}\\n\')')
 END_SOON = READY + "os.write(fd, b'{}\\n'); print('had enough'); raise SystemExit(4)"
 
 
@@ -31,10 +41,22 @@ def role(name: str, program: str, *needs: str) -> RoleSpec:
     return RoleSpec(name, (sys.executable, "-S", "-c", program), needs)
 
 
+def checked(name: str, program: str) -> RoleSpec:
+    return RoleSpec(name, (sys.executable, "-S", "-c", program), answers_checks=True)
+
+
+@pytest.fixture
+def quick_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "CHECK_EVERY_S", 0.02)
+    monkeypatch.setattr(supervisor_module, "REPORT_EVERY_S", 0.02)
+
+
 @asynccontextmanager
-async def running(layout: Layout, *specs: RoleSpec) -> AsyncIterator[Supervisor]:
+async def running(
+    layout: Layout, *specs: RoleSpec, report: Callable[[list[RoleStatus]], Awaitable[None]] | None = None
+) -> AsyncIterator[Supervisor]:
     create(layout)
-    supervisor = Supervisor(layout, specs)
+    supervisor = Supervisor(layout, specs, report=report)
     async with trio.open_nursery() as nursery:
         await nursery.start(supervisor.run)
         yield supervisor
@@ -174,6 +196,90 @@ async def test_a_role_that_never_gets_ready_is_given_up(layout: Layout, monkeypa
     with failing("RoleFailed", "role a was not ready after 1 s: hm"):
         async with running(layout, role("a", "import signal; print('hm', flush=True); signal.pause()")):
             pytest.fail("must not get here")
+
+
+@pytest.mark.usefixtures("quick_checks")
+async def test_a_role_reports_its_waits(layout: Layout) -> None:
+    async with running(layout, checked("a", ANSWER)) as supervisor:
+        found = await until(supervisor, "a", lambda role: bool(role.waits))
+    assert (found.state, found.waits) == (
+        "ready", [Wait(vm="web01", disk=None, code="DiskFull", reason="no room", since_ns=7)]
+    )  # fmt: skip
+
+
+async def test_status_calls_a_stopped_role_hung_at_once_and_ready_when_it_answers_again(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "STATUS_ANSWER_S", 0.2)
+    async with running(layout, checked("a", ANSWER), checked("b", ANSWER)) as supervisor:
+        before = await status(supervisor, "a")
+        assert before.pid is not None
+        os.kill(before.pid, signal.SIGSTOP)
+        hung = await status(supervisor, "a")
+        assert (hung.state, hung.pid, hung.restarts) == ("hung", before.pid, 0)
+        assert re.fullmatch(r"has not answered since \d\d:\d\d:\d\d UTC", hung.detail)
+        assert hung.since_ns > before.since_ns
+        assert (await status(supervisor, "b")).state == "ready"
+        os.kill(before.pid, signal.SIGCONT)
+        again = await until(supervisor, "a", lambda role: role.state == "ready")
+        assert (again.pid, again.detail) == (before.pid, "")
+
+
+@pytest.mark.usefixtures("quick_checks")
+async def test_a_stopped_role_is_found_and_reported_without_anybody_asking(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "ANSWER_S", 0.2)
+    seen: dict[str, str] = {}
+    hung = trio.Event()
+
+    async def report(roles: list[RoleStatus]) -> None:
+        seen.update({role.name: role.state for role in roles})
+        if seen["a"] == "hung":
+            hung.set()
+
+    async with running(layout, checked("a", ANSWER), checked("b", ANSWER), report=report) as supervisor:
+        pid = (await status(supervisor, "a")).pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        with trio.fail_after(20):
+            await hung.wait()
+    assert seen == {"a": "hung", "b": "ready"}
+
+
+async def test_a_role_whose_own_server_is_silent_is_hung_and_names_it(layout: Layout) -> None:
+    async with running(layout, checked("a", GRUMBLE)) as supervisor:
+        found = await status(supervisor, "a")
+    assert (found.state, found.detail) == ("hung", "node is silent")
+
+
+@pytest.mark.usefixtures("quick_checks")
+async def test_a_vault_that_takes_no_report_is_told_again(layout: Layout) -> None:
+    reports = 0
+    twice = trio.Event()
+
+    async def report(_roles: list[RoleStatus]) -> None:
+        nonlocal reports
+        reports += 1
+        if reports == 2:
+            twice.set()
+        raise RigError("RoleUnavailable", "nobody answers", recoverable=True)
+
+    async with running(layout, role("a", SERVE), report=report):
+        with trio.fail_after(20):
+            await twice.wait()
+
+
+async def test_a_hung_role_can_be_killed_and_comes_back(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "STATUS_ANSWER_S", 0.2)
+    async with running(layout, checked("a", ANSWER)) as supervisor:
+        before = await status(supervisor, "a")
+        assert before.pid is not None
+        os.kill(before.pid, signal.SIGSTOP)
+        assert (await status(supervisor, "a")).state == "hung"
+        await supervisor.kill_role(name="a")
+        again = await until(supervisor, "a", lambda role: role.state == "ready")
+        assert again.pid != before.pid
 
 
 async def test_a_role_dies_with_its_parent(layout: Layout) -> None:
