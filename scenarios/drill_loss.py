@@ -30,7 +30,7 @@ async def lose_site(run: DrillRun) -> None:
     job = await run.finish(await run.rig.vault.unplanned_failover(vm=run.settings.vm, point="Latest"))
     recovered = _made(job)
     position = _position(job)
-    run.say(f"VM {recovered.name} on {recovered.fabric}, from position {position}")
+    run.say(f"VM {recovered.name} on {recovered.side}, from position {position}")
     guest = await run.attach(recovered, "recovered")
     verdict = await check_vm(guest, run.manifests, run.acks("site"), position)
     rto_s = run.now() - ordered
@@ -66,8 +66,8 @@ def _made(job: Job) -> Vm:
 
 
 def _position(job: Job) -> int:
-    if job.recoveryPoint is not None:
-        return job.recoveryPoint.position
+    if job.recovery_point is not None:
+        return job.recovery_point.position
     raise RigError("NoSuchPoint", f"job {job.scenarioName} of {job.targetObjectName} does not tell the point that it took")
 
 
@@ -107,10 +107,10 @@ async def fail_back(run: DrillRun) -> None:
 
 
 async def _source(run: DrillRun, job: Job) -> Vm:
-    if job.result is not None and job.result.fabric == "site":
+    if job.result is not None and job.result.side == "site":
         return job.result
     for vm in await run.rig.vault.list_vms():
-        if vm.name == run.settings.vm and vm.fabric == "site":
+        if vm.name == run.settings.vm and vm.side == "site":
             return vm
     raise RigError("VmNotFound", f"vm {run.settings.vm!r} is not at the site after its failback")
 

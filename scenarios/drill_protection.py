@@ -149,7 +149,7 @@ async def replicate(run: DrillRun) -> None:
 
     await run.until("two crash-consistent points", two_points)
     for point in seen:
-        run.say(f"point {point.recoveryPointType} at position {point.position}")
+        run.say(f"point {point.type} at position {point.position}")
     await _check_transit(run)
     before = _acknowledged(run)
     point = await run.rig.vault.create_point(
@@ -157,7 +157,7 @@ async def replicate(run: DrillRun) -> None:
     )
     run.check(
         "application-consistent point by freeze and thaw of both file systems",
-        point.recoveryPointType == "ApplicationConsistent",
+        point.type == "ApplicationConsistent",
         f"point {point.name} at position {point.position}",
     )
     await run.load_goes_on()
@@ -174,14 +174,14 @@ async def _points(run: DrillRun) -> list[RecoveryPoint]:
 
 async def test_failover(run: DrillRun) -> None:
     """Fail over the newest application-consistent point into a test VM, check it, take it away."""
-    points = [point for point in await _points(run) if point.recoveryPointType == "ApplicationConsistent"]
+    points = [point for point in await _points(run) if point.type == "ApplicationConsistent"]
     if not points:
         raise RigError("NoSuchPoint", f"{run.settings.vm} has no application-consistent point")
     point, before = points[-1], _acknowledged(run)
     job = await run.finish(await run.rig.vault.test_failover(vm=run.settings.vm, point=point.id))
     if job.result is None:
         raise RigError("JobFailed", f"job {job.scenarioName} names no VM that it made")
-    run.say(f"VM {job.result.name} on {job.result.fabric}, from position {point.position}")
+    run.say(f"VM {job.result.name} on {job.result.side}, from position {point.position}")
     guest = await run.attach(job.result, "test")
     verdict = await check_vm(guest, run.manifests, run.acks("site"), point.position)
     run.findings(verdict.findings)

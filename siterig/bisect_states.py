@@ -125,7 +125,7 @@ class MountedStates:
         if not self._disk_ids:
             (info,) = [info for info in await self._azure.list_recoveries(vm=self._vm) if info.name == name]
             self._disk_ids = {disk.name: disk.disk_id for disk in info.disks}
-        there = found.recoveryPoint
+        there = found.recovery_point
         return State(
             name=name,
             position=found.position,

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from azure_emu.ports import DiskSpec
-from azure_emu.vault.api import Job, MountedPoint, RecoveryPoint, Task, VaultApi, Vm
+from azure_emu.vault.api import Job, Task, VaultApi, Vm
 from blockfs.errors import RigError
 from blockfs.progress import VmProgress
 from siterig.values import format_size
@@ -103,24 +103,6 @@ def _plain_lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> It
     widths = [max(len(row[n]) for row in cells) for n in range(len(columns))]
     for row in cells:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def point_json(point: RecoveryPoint) -> dict[str, object]:
-    """A recovery point as ``points --json`` shows it."""
-    return {
-        "id": point.id,
-        "name": point.name,
-        "type": point.recoveryPointType,
-        "time": point.recoveryPointTime,
-        "position": point.position,
-        "downgradedBecause": point.downgradedBecause,
-    }
-
-
-def mounted_json(state: MountedPoint) -> dict[str, object]:
-    """What is mounted, as ``point mount --json`` shows it."""
-    point = state.recoveryPoint
-    return {**state.model_dump(mode="json"), "recoveryPoint": None if point is None else point_json(point)}
 
 
 def _bars(progress: VmProgress | None) -> Iterable[RenderableType]:

@@ -1,12 +1,15 @@
 """The vault's public face: resources with the service's official names, and the operations on them.
 
 The command line, and later the portal and the SDK endpoint, are faces of ``VaultApi``.  The JSON forms of the
-models are the documented ``--json`` contract (docs/cli.md).
+models are the documented ``--json`` contract (docs/cli.md): a property of the service keeps its official name
+(``protectionState``), a property of the rig is in snake_case, and a VM is always named by ``vm``.
 """
 
 from __future__ import annotations
 
 from typing import Literal, Protocol
+
+from pydantic import Field
 
 from azure_emu.ports import DiskSpec
 from azure_emu.vault.retention import HOURS_DEFAULT
@@ -31,12 +34,12 @@ class VmDisk(WireModel):
 class Vm(WireModel):
     """A virtual machine on either side.
 
-    ``fabric``: ``site`` or ``azure``.  ``state``: what the VM's replication is doing, as ``protectionState``
-    (``Unprotected`` if it is not protected), or ``TestFailover`` / ``Recovered`` / ``Copy`` for a VM on the azure side.
+    ``state``: the VM's ``protectionState`` (``Unprotected`` without protection), or ``TestFailover``, ``Recovered`` or
+    ``Copy`` for a VM on the azure side.
     """
 
-    name: str
-    fabric: Side
+    name: str = Field(serialization_alias="vm", validation_alias="vm")
+    side: Side
     state: str
     disks: list[VmDisk]
 
@@ -62,16 +65,17 @@ class JobError(WireModel):
 class RecoveryPoint(WireModel):
     """A recovery point: one position over all disks of the VM.
 
-    ``downgradedBecause``: why it is crash-consistent, if an application-consistent one was asked for.
+    This is the one JSON form of a point, wherever a point is sent or printed.  ``time`` is ``time_ns`` as RFC 3339, UTC.
+    ``downgraded_because``: why the point is crash-consistent although an application-consistent one was requested.
     """
 
     id: str
     name: str
-    recoveryPointType: Literal["CrashConsistent", "ApplicationConsistent"]
-    recoveryPointTime: str
-    position: int
+    type: Literal["CrashConsistent", "ApplicationConsistent"]
+    time: str
     time_ns: int
-    downgradedBecause: str | None = None
+    position: int
+    downgraded_because: str | None = None
 
 
 class ManagedDisk(WireModel):
@@ -94,8 +98,8 @@ class MountedDisk(WireModel):
 class MountedPoint(WireModel):
     """A VM's disks at one position, mounted read-only as ``name``.
 
-    ``recoveryPoint``: the point that is there, None between points.  ``time``: the time that was asked for, in UTC, if one
-    was.
+    ``recovery_point``: the point at that position, None between points.  ``time``: the time that was requested, in UTC,
+    if one was.
     ``broken``: None, or why there are no disks.  ``damage``: None, or what is known not to be readable of it.
     """
 
@@ -103,7 +107,7 @@ class MountedPoint(WireModel):
     name: str
     position: int
     time: str | None
-    recoveryPoint: RecoveryPoint | None
+    recovery_point: RecoveryPoint | None
     disks: list[MountedDisk]
     broken: str | None
     damage: str | None = None
@@ -112,8 +116,8 @@ class MountedPoint(WireModel):
 class Job(WireModel):
     """A job as the service shows it.
 
-    The rig's additions: ``result`` is the VM that a failover made, ``recoveryPoint`` the point that it was made from (also
-    for ``Latest``); None for every other job.
+    The rig's additions: ``vm`` is the VM's name; ``result`` is the VM that a failover made and ``recovery_point`` the point
+    that it was made from (also for ``Latest``), both None for every other job.
     """
 
     name: str
@@ -122,12 +126,13 @@ class Job(WireModel):
     state: JobState
     stateDescription: str | None
     targetObjectName: str
+    vm: str
     startTime: str | None
     endTime: str | None
     tasks: list[Task]
     errors: list[JobError]
     result: Vm | None = None
-    recoveryPoint: RecoveryPoint | None = None
+    recovery_point: RecoveryPoint | None = None
 
 
 class HealthError(WireModel):
@@ -141,9 +146,9 @@ class HealthError(WireModel):
 
 
 class ProtectedItem(WireModel):
-    """ReplicationProtectedItem, reduced to what the rig keeps."""
+    """ReplicationProtectedItem, reduced to what the rig keeps; ``name`` is the VM's."""
 
-    name: str
+    name: str = Field(serialization_alias="vm", validation_alias="vm")
     policy_interval_s: float
     recoveryPointHistoryDuration: int
     """Hours for which points are kept."""

@@ -91,7 +91,7 @@ async def verify(services: Services, owner: str, name: str, state: Kind) -> Vm:
     lacking = sorted(expected - {disk.name for disk in there})
     if lacking:
         raise RigError("VmIncomplete", f"VM {name!r} on the recovery side lacks disks {', '.join(lacking)}; fail over again")
-    vm = Vm(name=name, fabric="azure", state=state, disks=[to_vm_disk(disk) for disk in there])
+    vm = Vm(name=name, side="azure", state=state, disks=[to_vm_disk(disk) for disk in there])
     await services.store.transact(lambda session: remember_vm(session, vm))
     return vm
 

@@ -105,7 +105,7 @@ async def _site_vm(work: Work) -> Vm:
     disks = await inventory.site_disks(work.services, work.vm)
     vm = Vm(
         name=work.vm,
-        fabric="site",
+        side="site",
         state=State.PLANNED_DONE,
         disks=[azure_vms.to_vm_disk(disk) for disk in disks],
     )

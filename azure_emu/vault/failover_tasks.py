@@ -212,8 +212,8 @@ async def synchronize_all(work: Work) -> None:
     point = RecoveryPoint(
         id=cut.tag_id,
         name=cut.name,
-        recoveryPointType="CrashConsistent",
-        recoveryPointTime=rfc3339(cut.time_ns),
+        type="CrashConsistent",
+        time=rfc3339(cut.time_ns),
         position=cut.position,
         time_ns=cut.time_ns,
     )

@@ -18,9 +18,9 @@ UNPROTECTED = "Unprotected"
 
 def remember_vm(session: Session, vm: Vm) -> None:
     """Replace what is known of one VM's disks."""
-    session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == vm.fabric, KnownDiskRow.vm == vm.name))
+    session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == vm.side, KnownDiskRow.vm == vm.name))
     for disk in vm.disks:
-        session.add(KnownDiskRow(fabric=vm.fabric, vm=vm.name, name=disk.name, size_bytes=disk.size_bytes, path=disk.path))
+        session.add(KnownDiskRow(fabric=vm.side, vm=vm.name, name=disk.name, size_bytes=disk.size_bytes, path=disk.path))
 
 
 def _remember_fabric(session: Session, fabric: Side, disks: Iterable[DiskInfo]) -> None:
@@ -41,7 +41,7 @@ def _known(session: Session, fabric: Side) -> list[Vm]:
     else:
         states = {row.name: row.kind for row in session.scalars(select(AzureVmRow))}
         default = "Recovered"
-    return [Vm(name=name, fabric=fabric, state=states.get(name, default), disks=own) for name, own in disks.items()]
+    return [Vm(name=name, side=fabric, state=states.get(name, default), disks=own) for name, own in disks.items()]
 
 
 async def list_fabric(services: Services, fabric: Side) -> list[Vm]:

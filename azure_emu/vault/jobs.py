@@ -351,6 +351,7 @@ def to_wire(job: JobRow) -> Job:
         state=cast("JobState", job.state),
         stateDescription=job.state_description,
         targetObjectName=job.vm,
+        vm=job.vm,
         startTime=rfc3339_or_none(job.start_ns),
         endTime=rfc3339_or_none(job.end_ns),
         tasks=[
@@ -366,5 +367,5 @@ def to_wire(job: JobRow) -> Job:
         ],
         errors=[JobError(code=error.code, message=error.message) for error in job.errors],
         result=None if job.result_vm is None else Vm.model_validate(job.result_vm),
-        recoveryPoint=None if job.result_point is None else RecoveryPoint.model_validate(job.result_point),
+        recovery_point=None if job.result_point is None else RecoveryPoint.model_validate(job.result_point),
     )

@@ -125,7 +125,7 @@ async def between_points(services: Services, vm: str, choice: str) -> RecoveryPo
         return found
     time_ns = await _time_of(services, vm, position)
     return RecoveryPoint(
-        id=f"@{position}", name=choice, recoveryPointType="CrashConsistent", recoveryPointTime=rfc3339(time_ns),
+        id=f"@{position}", name=choice, type="CrashConsistent", time=rfc3339(time_ns),
         position=position, time_ns=time_ns,
     )  # fmt: skip
 
@@ -358,7 +358,7 @@ def _wire(
         name=row.name,
         position=row.position,
         time=row.asked_time,
-        recoveryPoint=point,
+        recovery_point=point,
         disks=[MountedDisk(name=d.name, size_bytes=d.size_bytes, path=d.path, vhd=d.vhd_path) for d in disks],
         broken="the recovery host does not have it: unmount it" if info is None else info.broken,
         damage=None if known_damage is None else known_damage.message,

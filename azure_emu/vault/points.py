@@ -33,11 +33,11 @@ def _wire(facts: _Facts) -> RecoveryPoint:
     return RecoveryPoint(
         id=tag_id,
         name=name,
-        recoveryPointType=cast("Literal['CrashConsistent', 'ApplicationConsistent']", kind),
-        recoveryPointTime=rfc3339(time_ns),
+        type=cast("Literal['CrashConsistent', 'ApplicationConsistent']", kind),
+        time=rfc3339(time_ns),
         position=position,
         time_ns=time_ns,
-        downgradedBecause=downgraded_because,
+        downgraded_because=downgraded_because,
     )
 
 
@@ -178,7 +178,7 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
         found = to_wire(row) if row is not None and row.vm == vm else _named(session, vm, choice)
     if found is None:
         last = newest(session, vm)
-        told = f"the newest is {last.id} ({last.recoveryPointType})" if last is not None else "it has none yet"
+        told = f"the newest is {last.id} ({last.type})" if last is not None else "it has none yet"
         count = session.execute(select(func.count()).where(PointRow.vm == vm, PointRow.available)).scalar_one()
         raise RigError(
             "NoSuchPoint",
@@ -238,8 +238,8 @@ def latest_state(item: ItemRow, watermarks: list[Watermark], newest: RecoveryPoi
     return RecoveryPoint(
         id=LATEST,
         name=LATEST,
-        recoveryPointType="CrashConsistent",
-        recoveryPointTime=rfc3339(least.complete_time_ns),
+        type="CrashConsistent",
+        time=rfc3339(least.complete_time_ns),
         position=least.complete_position,
         time_ns=least.complete_time_ns,
     )

@@ -139,7 +139,7 @@ class Vault(Reports):
         """A new source VM at the site."""
         made = await self._services.site.create_vm(vm=vm, disks=disks)
         made_vm = Vm(
-            name=vm, fabric="site", state=inventory.UNPROTECTED, disks=[azure_vms.to_vm_disk(disk) for disk in made]
+            name=vm, side="site", state=inventory.UNPROTECTED, disks=[azure_vms.to_vm_disk(disk) for disk in made]
         )  # fmt: skip
         try:
             await self._services.store.transact(lambda session: inventory.remember_vm(session, made_vm))

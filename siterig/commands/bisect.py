@@ -123,7 +123,7 @@ def _named(state: State) -> str:
 def _point_text(point: RecoveryPoint | None) -> str:
     if point is None:
         return "-"
-    return f"{point.id}, {point.name or point.recoveryPointType}, {point.recoveryPointTime}, position {point.position}"
+    return f"{point.id}, {point.name or point.type}, {point.time}, position {point.position}"
 
 
 def _change_lines(seen: ChangeSeen) -> list[str]:
@@ -152,8 +152,8 @@ def _json(vm: str, report: Report, trials: list[Trial], *, keep: bool) -> dict[s
         "undecided": [step.position for step in report.undecided],
         "changes": [_change_json(seen) for seen in report.changes],
         "all_changes": report.all_changes,
-        "point_before": None if report.point_before is None else show.point_json(report.point_before),
-        "point_after": None if report.point_after is None else show.point_json(report.point_after),
+        "point_before": report.point_before,
+        "point_after": report.point_after,
         "trials": [_trial_json(trial) for trial in trials],
     }
 

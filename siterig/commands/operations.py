@@ -32,11 +32,11 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=example("siterig resync web01"))(resync)
 
 
-async def run_job(api: VaultApi, job: Job, *, as_json: bool, with_vm: bool = False) -> int:
+async def run_job(api: VaultApi, job: Job, *, as_json: bool) -> int:
     """Follow a job to its end and print what came of it; the exit status."""
     job = await show.follow(api, job)
     if as_json:
-        show.print_json({"vm": job.result, "job": job} if with_vm else {"job": job})
+        show.print_json({"job": job})
     elif job.state == "Succeeded" and job.result is not None:
         rows = [(job.result.name, d.name, format_size(d.size_bytes), d.path) for d in job.result.disks]
         show.print_table(("VM", "disk", "size", "file"), rows, empty=f"{job.result.name} has no disks")
@@ -54,17 +54,17 @@ def job_status(job: Job) -> int:
     return exits.FAILED
 
 
-def _operate(folder: Path, start: Callable[[VaultApi], Awaitable[Job]], *, as_json: bool, with_vm: bool = False) -> None:
+def _operate(folder: Path, start: Callable[[VaultApi], Awaitable[Job]], *, as_json: bool) -> None:
     async def work() -> int:
         api = vault(folder)
-        return await run_job(api, await start(api), as_json=as_json, with_vm=with_vm)
+        return await run_job(api, await start(api), as_json=as_json)
 
     raise typer.Exit(exits.run(work))
 
 
 def failover_test(folder: Dir, vm: VmName, point: Point = "latest-processed", as_json: Json = False) -> None:
     """Make VM-test from a recovery point; the source goes on. End it with siterig cleanup."""
-    _operate(folder, lambda api: api.test_failover(vm=vm, point=parse_point(point)), as_json=as_json, with_vm=True)
+    _operate(folder, lambda api: api.test_failover(vm=vm, point=parse_point(point)), as_json=as_json)
 
 
 def failover_unplanned(
@@ -81,13 +81,12 @@ def failover_unplanned(
         folder,
         lambda api: api.unplanned_failover(vm=vm, point=parse_point(point), source_actions=source_actions),
         as_json=as_json,
-        with_vm=True,
     )
 
 
 def failover_planned(folder: Dir, vm: VmName, as_json: Json = False) -> None:
     """Shut the source down, send the rest, and go over without loss."""
-    _operate(folder, lambda api: api.planned_failover(vm=vm), as_json=as_json, with_vm=True)
+    _operate(folder, lambda api: api.planned_failover(vm=vm), as_json=as_json)
 
 
 def cleanup(folder: Dir, vm: VmName, as_json: Json = False) -> None:
@@ -102,7 +101,7 @@ def commit(folder: Dir, vm: VmName, as_json: Json = False) -> None:
 
 def failback(folder: Dir, vm: VmName, as_json: Json = False) -> None:
     """Bring a committed VM back to the site: its disks are downloaded there."""
-    _operate(folder, lambda api: api.failback(vm=vm), as_json=as_json, with_vm=True)
+    _operate(folder, lambda api: api.failback(vm=vm), as_json=as_json)
 
 
 def reprotect(folder: Dir, vm: VmName, as_json: Json = False) -> None:

@@ -59,12 +59,7 @@ def list_points(
         mounted = await api.mounted_points(vm=vm)
         points = [] if only_mounted else await api.points(vm=vm, limit=limit)
         if as_json:
-            show.print_json(
-                {
-                    "points": [show.point_json(point) for point in points],
-                    "mounted": [show.mounted_json(state) for state in mounted],
-                }
-            )
+            show.print_json({"points": points, "mounted": mounted})
             return
         rows = _rows(points, mounted)
         columns = ("position", "id", "type", "time", "name", "mounted")
@@ -78,18 +73,16 @@ def list_points(
 
 def _rows(points: list[RecoveryPoint], mounted: list[MountedPoint]) -> list[tuple[object, ...]]:
     """Newest first.  What is mounted is in its point's row; what is between points, or mounted twice, has its own."""
-    rows: list[tuple[int, list[object]]] = [
-        (p.position, [p.position, p.id, p.recoveryPointType, p.recoveryPointTime, p.name, ""]) for p in points
-    ]
+    rows: list[tuple[int, list[object]]] = [(p.position, [p.position, p.id, p.type, p.time, p.name, ""]) for p in points]
     of_point = {row[1]: row for _, row in rows}
     for state in mounted:
-        point, where = state.recoveryPoint, f"recovery/{state.vm}/{state.name}"
+        point, where = state.recovery_point, f"recovery/{state.vm}/{state.name}"
         shown = where if state.broken is None else f"{where} (broken)"
         row = of_point.get(point.id) if point is not None else None
         if row is not None and not row[5]:
             row[5] = shown
         elif point is not None and row is None:
-            kind, time = point.recoveryPointType, point.recoveryPointTime
+            kind, time = point.type, point.time
             rows.append((state.position, [state.position, point.id, kind, time, point.name, shown]))
         else:
             rows.append((state.position, [state.position, "", "", state.time or "", "", shown]))
@@ -115,7 +108,7 @@ def mount(
             vm=vm, point=None if point is None else parse_point(point), position=position, time=time
         )
         if as_json:
-            show.print_json(show.mounted_json(made))
+            show.print_json(made)
         else:
             rows = [(made.name, made.position, d.name, format_size(d.size_bytes), d.path) for d in made.disks]
             show.print_table(("mounted", "position", "disk", "size", "file"), rows, empty=f"{vm} has no disks")
@@ -209,8 +202,7 @@ def export(
                 await image_export.export(Path(path), to, format_, force=force, advance=advance)
         size_bytes = to.stat().st_size
         if as_json:
-            there = show.mounted_json(made)["recoveryPoint"]
-            fields = {"vm": vm, "disk": source.name, "position": made.position, "recoveryPoint": there}
+            fields = {"vm": vm, "disk": source.name, "position": made.position, "recovery_point": made.recovery_point}
             show.print_json({**fields, "file": str(to), "format": format_, "file_bytes": size_bytes})
         else:
             print(f"{to}: {vm}/{source.name} at position {made.position}, {format_}, {format_size(size_bytes)}")

@@ -151,7 +151,7 @@ def _drawn(rig: RigStatus, vms: list[Vm], items: list[ProtectedItem]) -> Rendera
     if waits:
         parts += ["", show.table(("waiting", "VM", "disk", "for", "reason"), waits)]
     if vms:
-        parts += ["", show.table(("VM", "fabric", "state"), [(vm.name, vm.fabric, vm.state) for vm in vms])]
+        parts += ["", show.table(("VM", "side", "state"), [(vm.name, vm.side, vm.state) for vm in vms])]
     if items:
         rows = []
         for item in items:

@@ -81,8 +81,8 @@ def list_vms(folder: Dir, as_json: Json = False) -> None:
         if as_json:
             show.print_json(vms)
         else:
-            rows = [(v.name, v.fabric, v.state, d.name, format_size(d.size_bytes), d.path) for v in vms for d in v.disks]
-            show.print_table(("VM", "fabric", "state", "disk", "size", "file"), rows, empty="no VMs: siterig vm create")
+            rows = [(v.name, v.side, v.state, d.name, format_size(d.size_bytes), d.path) for v in vms for d in v.disks]
+            show.print_table(("VM", "side", "state", "disk", "size", "file"), rows, empty="no VMs: siterig vm create")
 
     exits.run(work)
 
@@ -113,7 +113,7 @@ def protect(
         for text in filter(None, (interval_notice(interval_s), retention.remark(history_hours))):
             show.notice(text)
         api = vault(folder)
-        for disks in (v.disks for v in await api.list_vms() if (v.name, v.fabric) == (vm, "site")):
+        for disks in (v.disks for v in await api.list_vms() if (v.name, v.side) == (vm, "site")):
             for remark in disk_limits.remarks(vm, disks):
                 show.notice(remark)
         job = await api.enable_protection(
@@ -125,7 +125,7 @@ def protect(
             jobs = [j for j in await api.jobs() if j.scenarioName == FINALIZE_SCENARIO and j.targetObjectName == vm]
             finalize = await show.follow(api, jobs[0])
         if as_json:
-            show.print_json({"job": job, "finalizeJob": finalize})
+            show.print_json({"job": job, "finalize_job": finalize})
         return job_status(finalize or job)
 
     raise typer.Exit(exits.run(work))
@@ -152,13 +152,13 @@ def points(
     async def work() -> None:
         found = await vault(folder).points(vm=vm, limit=limit)
         if as_json:
-            show.print_json([show.point_json(point) for point in found])
+            show.print_json(found)
         else:
             columns = ["id", "type", "time", "position", "name"]
-            rows: list[list[object]] = [[p.id, p.recoveryPointType, p.recoveryPointTime, p.position, p.name] for p in found]
-            if any(p.downgradedBecause for p in found):
+            rows: list[list[object]] = [[p.id, p.type, p.time, p.position, p.name] for p in found]
+            if any(p.downgraded_because for p in found):
                 columns.append("not application-consistent because")
-                rows = [[*row, p.downgradedBecause or ""] for row, p in zip(rows, found, strict=True)]
+                rows = [[*row, p.downgraded_because or ""] for row, p in zip(rows, found, strict=True)]
             show.print_table(columns, rows, empty=f"{vm} has no recovery points yet")
 
     exits.run(work)
@@ -179,10 +179,10 @@ def take_point(
         kind: TagKind = "ApplicationConsistent" if app_consistent else "CrashConsistent"
         point = await vault(folder).create_point(vm=vm, kind=kind, name=name)
         if as_json:
-            show.print_json(show.point_json(point))
+            show.print_json(point)
         else:
-            print(f"{point.recoveryPointType} point {point.id} at position {point.position}")
-        if point.downgradedBecause is not None:
-            show.notice(f"the point is not application-consistent: {point.downgradedBecause}")
+            print(f"{point.type} point {point.id} at position {point.position}")
+        if point.downgraded_because is not None:
+            show.notice(f"the point is not application-consistent: {point.downgraded_because}")
 
     exits.run(work)

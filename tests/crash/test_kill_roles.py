@@ -199,8 +199,8 @@ async def fail_over_whatever_happens(run: Run) -> None:
     job = await run.finished(newest)
     if job.scenarioName == "TestFailover" and job.state == "Succeeded":
         assert job.result is not None
-        assert job.recoveryPoint is not None
-        await trio.to_thread.run_sync(check_images, run, job.result, job.recoveryPoint.position)
+        assert job.recovery_point is not None
+        await trio.to_thread.run_sync(check_images, run, job.result, job.recovery_point.position)
     run.tests[f"{job.scenarioName} {job.state} {' '.join(error.code for error in job.errors)}".strip()] += 1
     while (await run.item()).testFailoverState != "None":
         with suppress(RigError):
@@ -238,8 +238,8 @@ def check_images(run: Run, vm: Vm, position: int) -> None:
 async def check_point(run: Run, point: str) -> None:
     job = await run.succeeded(await run.rig.vault.test_failover(vm=VM, point=point))
     assert job.result is not None
-    assert job.recoveryPoint is not None
-    await trio.to_thread.run_sync(check_images, run, job.result, job.recoveryPoint.position)
+    assert job.recovery_point is not None
+    await trio.to_thread.run_sync(check_images, run, job.result, job.recovery_point.position)
     await run.succeeded(await run.rig.vault.cleanup_test_failover(vm=VM))
 
 
@@ -276,8 +276,8 @@ async def test_any_role_can_be_killed_at_any_moment(tmp_path: Path) -> None:
         await run.rig.kill_site()
         job = await run.succeeded(await run.rig.vault.unplanned_failover(vm=VM, point="Latest"))
         assert job.result is not None
-        assert job.recoveryPoint is not None
-        await trio.to_thread.run_sync(check_images, run, job.result, job.recoveryPoint.position)
+        assert job.recovery_point is not None
+        await trio.to_thread.run_sync(check_images, run, job.result, job.recovery_point.position)
 
 
 async def test_what_a_killed_azurite_forgets_is_sent_again(tmp_path: Path) -> None:

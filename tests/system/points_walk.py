@@ -129,7 +129,7 @@ class Walk:
     async def _check_points(self) -> None:
         found = await self._rig.there(lambda: self._rig.vault.points(vm=VM))
         expected = sorted(self._points(), key=lambda point: -point.position)
-        assert [(p.id, p.position, p.recoveryPointType == "ApplicationConsistent") for p in found] == [
+        assert [(p.id, p.position, p.type == "ApplicationConsistent") for p in found] == [
             (point.tag_id, point.position, point.app) for point in expected
         ]
 
@@ -260,7 +260,7 @@ class Walk:
 
     def _take(self, found: MountedPoint, images: Images) -> None:
         assert found.broken is None
-        point = None if found.recoveryPoint is None else found.recoveryPoint.id
+        point = None if found.recovery_point is None else found.recovery_point.id
         paths = {disk.name: Path(disk.path) for disk in found.disks}
         self._mounted[found.name] = Mounted(found.name, found.position, images, point, paths)
 
@@ -299,10 +299,10 @@ class Walk:
     def _made(self, job: Job, images: Images) -> Machine:
         assert job.state == "Succeeded", job
         assert job.result is not None
-        assert job.recoveryPoint is not None
+        assert job.recovery_point is not None
         disks = {disk.name: Written(Path(disk.path), bytearray(images[disk.name])) for disk in job.result.disks}
         assert disks.keys() == images.keys()
-        return Machine(job.recoveryPoint.position, job.recoveryPoint.id, disks)
+        return Machine(job.recovery_point.position, job.recovery_point.id, disks)
 
     async def test_failover(self) -> None:
         """A VM over a point, a position or a time; parts go on coming."""

@@ -65,7 +65,7 @@ class Rig:
     def item(self, vm: str) -> dict[str, Any]:
         """A protected item, as ``status --json`` gives it."""
         items = json.loads(self.good("status", "--json"))["items"]
-        return next(item for item in items if item["name"] == vm)
+        return next(item for item in items if item["vm"] == vm)
 
     def end(self) -> None:
         """Whatever a test left: processes, mounts, loop devices."""
@@ -166,7 +166,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def path_of(vm: str, made: dict[str, Any]) -> str:
-    assert made["name"] == vm
+    assert made["vm"] == vm
     return str(made["disks"][0]["path"])
 
 
@@ -204,7 +204,7 @@ def test_an_unknown_vm_cannot_be_protected(rig: Rig) -> None:
 )
 def test_a_disk_that_cannot_be_leaves_no_vm(rig: Rig, disk: str, line: str) -> None:
     assert rig.refused("vm", "create", "odd", "--disk", "good:1MiB", "--disk", disk) == (2, f"siterig: error: {line}\n")
-    assert "odd" not in {vm["name"] for vm in json.loads(rig.good("vm", "list", "--json"))}
+    assert "odd" not in {vm["vm"] for vm in json.loads(rig.good("vm", "list", "--json"))}
 
 
 @needs_program("qemu-img")
@@ -227,7 +227,7 @@ def test_an_image_that_was_cut_off_leaves_no_vm(rig: Rig, tmp_path: Path, name: 
     status, stderr = rig.refused("vm", "create", "cut", "--disk", f"os={image}")
     assert status == 2
     assert re.fullmatch(rf"siterig: error: {re.escape(str(image))}: .* \({code}\)\n", stderr)
-    assert "cut" not in {vm["name"] for vm in json.loads(rig.good("vm", "list", "--json"))}
+    assert "cut" not in {vm["vm"] for vm in json.loads(rig.good("vm", "list", "--json"))}
     assert not (rig.layout.site_disks / "cut").exists()
 
 
@@ -328,7 +328,7 @@ def test_on_a_full_disk_a_vm_is_not_half_made(rig: Rig, full: Callable[[], None]
     status, stderr = rig.refused("vm", "create", "full", "--disk", "a:64MiB:ext4", "--disk", "b:64MiB:ext4")
     assert status == 1
     assert FULL.fullmatch(stderr), stderr
-    assert "full" not in {vm["name"] for vm in json.loads(rig.good("vm", "list", "--json"))}
+    assert "full" not in {vm["vm"] for vm in json.loads(rig.good("vm", "list", "--json"))}
     assert not (rig.layout.site_disks / "full").exists()
 
 
@@ -389,7 +389,7 @@ def test_a_disk_that_fills_up_under_load_is_told_to_guest_and_user_and_nothing_i
             lambda: "DiskFull" not in {e["errorCode"] for e in rig.item("busy")["healthErrors"]}, "health without DiskFull"
         )
     assert rig.item("busy")["resynchronizationRequired"] is None
-    recovered = json.loads(rig.good("failover", "test", "busy", "--point", "latest", "--json"))["vm"]
+    recovered = json.loads(rig.good("failover", "test", "busy", "--point", "latest", "--json"))["job"]["result"]
     with mounted(path_of("busy-test", recovered), tmp_path / "recovered") as copy:
         assert (copy / "before").read_bytes() == before
         assert (copy / "after").read_bytes() == after

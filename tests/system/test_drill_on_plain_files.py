@@ -63,12 +63,12 @@ class PlainRig:
             file.write(struct.pack("<Q", value))
         return int(value)
 
-    def _vm(self, name: str, fabric: Any, folder: str) -> Vm:
+    def _vm(self, name: str, side: Any, folder: str) -> Vm:
         disks = [
             VmDisk(name=disk.stem, size_bytes=disk.stat().st_size, path=str(disk))
             for disk in sorted((self.root / folder).glob("*.img"), reverse=True)
         ]
-        self.vms[folder] = Vm(name=name, fabric=fabric, state="", disks=disks)
+        self.vms[folder] = Vm(name=name, side=side, state="", disks=disks)
         return self.vms[folder]
 
     def _mounts(self) -> list[str]:
@@ -92,8 +92,8 @@ class PlainRig:
     def _job(self, scenario: str, vm: Vm | None = None, point: RecoveryPoint | None = None) -> Job:
         job = Job(
             name=f"job-{len(self.job_list)}", scenarioName=scenario, friendlyName=scenario, state="Succeeded",
-            stateDescription="Completed", targetObjectName="web01", startTime=NOW, endTime=NOW, tasks=[], errors=[],
-            result=vm, recoveryPoint=point,
+            stateDescription="Completed", targetObjectName="web01", vm="web01", startTime=NOW, endTime=NOW, tasks=[],
+            errors=[], result=vm, recovery_point=point,
         )  # fmt: skip
         self.job_list.append(job)
         return job
@@ -121,7 +121,7 @@ class PlainRig:
         number = len(self.point_list) + 1
         position = await self._copy(f"point-{number}-{len(self.job_list)}")
         point = RecoveryPoint(
-            id=f"point-{number}-{len(self.job_list)}", name=name, recoveryPointType=kind, recoveryPointTime=NOW,
+            id=f"point-{number}-{len(self.job_list)}", name=name, type=kind, time=NOW,
             position=position, time_ns=number,
         )  # fmt: skip
         self.point_list.append(point)
@@ -170,9 +170,7 @@ class PlainRig:
         if self.lost:
             raise RigError("RigDown", "the rig is gone")
         position = await self._copy("latest")
-        self._latest = RecoveryPoint(
-            id="latest", name="", recoveryPointType="CrashConsistent", recoveryPointTime=NOW, position=position, time_ns=99
-        )
+        self._latest = RecoveryPoint(id="latest", name="", type="CrashConsistent", time=NOW, position=position, time_ns=99)
         for mount in self._mounts():
             fd = os.open(mount, os.O_RDONLY)
             try:

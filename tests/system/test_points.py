@@ -163,10 +163,10 @@ async def test_points_and_positions_of_one_vm_are_mounted_at_once_and_survive_a_
         last = await vault.create_point(vm="web01", kind="CrashConsistent", name="last")
         states.append((first, await vault.mount_point(vm="web01", point=first_point.id)))
         states.append((between, await vault.mount_point(vm="web01", position=position)))
-        states.append((second, await vault.mount_point(vm="web01", time=second_point.recoveryPointTime)))
+        states.append((second, await vault.mount_point(vm="web01", time=second_point.time)))
         states.append((later, await vault.mount_point(vm="web01", position=later_position)))
         states.append((later, await vault.mount_point(vm="web01", point="LatestProcessed", name="newest")))
-        assert states[2][1].recoveryPoint == second_point
+        assert states[2][1].recovery_point == second_point
         assert states[4][1].position >= last.position
         await source.write()  # what goes on at the site changes nothing of them
         for copy, mounted in states:

@@ -53,7 +53,7 @@ async def an_hour(rig: Rig) -> None:
 async def failed_over(rig: Rig, position: int) -> dict[str, Path]:
     """The disks of a test failover's VM over a position."""
     job = await rig.ended(await rig.vault.test_failover(vm=VM, point=f"@{position}"))
-    assert (job.state, job.recoveryPoint and job.recoveryPoint.position) == ("Succeeded", position)
+    assert (job.state, job.recovery_point and job.recovery_point.position) == ("Succeeded", position)
     assert job.result is not None
     return {disk.name: Path(disk.path) for disk in job.result.disks}
 

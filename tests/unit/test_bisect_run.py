@@ -114,7 +114,7 @@ class FileStates:
 
 def point(position: int) -> RecoveryPoint:
     return RecoveryPoint(
-        id=f"id-{position}", name="", recoveryPointType="CrashConsistent", recoveryPointTime=rfc3339(position),
+        id=f"id-{position}", name="", type="CrashConsistent", time=rfc3339(position),
         position=position, time_ns=position,
     )  # fmt: skip
 

@@ -32,7 +32,7 @@ class Rig:
         self.asked.append({name: value for name, value in wanted.items() if value is not None and name != "vm"})
         disks = [MountedDisk(name=d, size_bytes=512, path=f"/m/{wanted['name']}/{d}.img", vhd=None) for d in ("data", "os")]
         return MountedPoint(
-            vm="web01", name=wanted["name"], position=wanted["position"] or 7, time=None, recoveryPoint=None, disks=disks,
+            vm="web01", name=wanted["name"], position=wanted["position"] or 7, time=None, recovery_point=None, disks=disks,
             broken=self.broken,
         )  # fmt: skip
 
@@ -54,7 +54,7 @@ class Rig:
         assert vm == "web01"
         self.copies[name] = (position, process)
         disks = [VmDisk(name=disk, size_bytes=512, path=f"/w/{name}/{disk}.img") for disk in ("data", "os")]
-        return Vm(name=name, fabric="azure", state="Copy", disks=disks)
+        return Vm(name=name, side="azure", state="Copy", disks=disks)
 
     async def remove_copy(self, *, vm: str, name: str) -> None:
         assert vm == "web01"

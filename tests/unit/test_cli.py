@@ -24,9 +24,10 @@ from siterig.cli import SUBJECTS, program
 from siterig.layout import Layout, create
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
-VM = Vm(
-    name="web01-test", fabric="azure", state="TestFailover", disks=[VmDisk(name="os", size_bytes=2**30, path="/r/os.img")]
-)
+VM = Vm(name="web01-test", side="azure", state="TestFailover", disks=[VmDisk(name="os", size_bytes=2**30, path="/r/os.img")])
+POINT_JSON = {
+    "id": "p1", "name": "n", "type": "CrashConsistent", "time": "t", "time_ns": 1, "position": 9, "downgraded_because": None
+}  # fmt: skip
 
 
 def job(state: str, *, result: Vm | None = None, errors: tuple[JobError, ...] = ()) -> Job:
@@ -38,7 +39,7 @@ def job(state: str, *, result: Vm | None = None, errors: tuple[JobError, ...] = 
     return Job.model_validate(
         {
             "name": "j1", "scenarioName": "TestFailover", "friendlyName": "Test failover", "state": state,
-            "stateDescription": None, "targetObjectName": "web01", "startTime": "t0",
+            "stateDescription": None, "targetObjectName": "web01", "vm": "web01", "startTime": "t0",
             "endTime": "t1" if ended else None, "tasks": [Task.model_validate(task)], "errors": list(errors),
             "result": result,
         }
@@ -63,9 +64,7 @@ class FakeVault:
         if vm != "web01":
             raise RigError("VmNotFound", f"there is no VM {vm!r};\nthere are: web01")
         return [
-            RecoveryPoint(
-                id="p1", name="n", recoveryPointType="CrashConsistent", recoveryPointTime="t", position=9, time_ns=1
-            )
+            RecoveryPoint(id="p1", name="n", type="CrashConsistent", time="t", position=9, time_ns=1)
         ]  # fmt: skip
 
     async def progress(self, *, vm: str) -> VmProgress:
@@ -175,7 +174,7 @@ def test_a_failover_waits_and_gives_the_vm_and_the_job(vault: FakeVault) -> None
     assert result.exit_code == 0
     assert vault.asked == [("test_failover", {"vm": "web01", "point": "LatestApplicationConsistent"})]
     printed = json.loads(result.stdout)
-    assert printed["vm"]["disks"] == [{"name": "os", "size_bytes": 2**30, "path": "/r/os.img"}]
+    assert printed["job"]["result"]["disks"] == [{"name": "os", "size_bytes": 2**30, "path": "/r/os.img"}]
     assert printed["job"]["scenarioName"] == "TestFailover"
     assert result.stderr.splitlines() == [
         "Test failover web01: Failing over: InProgress",
@@ -188,7 +187,7 @@ def test_a_job_that_failed_gives_its_errors_and_status_1(vault: FakeVault) -> No
     vault.ends_as = job("Failed", errors=(JobError(code="NoSpace", message="disk is full"),))
     result = siterig("failover", "unplanned", "web01", "--json")
     assert result.exit_code == 1
-    assert json.loads(result.stdout)["vm"] is None
+    assert json.loads(result.stdout)["job"]["result"] is None
     assert result.stderr.splitlines()[-1] == "siterig: error: disk is full (NoSpace)"
 
 
@@ -240,16 +239,14 @@ def test_a_task_that_had_nothing_to_do_is_skipped(vault: FakeVault) -> None:
 
 def test_points_are_given_by_the_contract(vault: FakeVault) -> None:
     result = siterig("points", "web01", "--json")
-    assert json.loads(result.stdout) == [
-        {"id": "p1", "name": "n", "type": "CrashConsistent", "time": "t", "position": 9, "downgradedBecause": None}
-    ]
+    assert json.loads(result.stdout) == [POINT_JSON]
 
 
 def test_vms_are_given_by_the_contract(vault: FakeVault) -> None:
     result = siterig("vm", "list", "--json")
     assert json.loads(result.stdout) == [
         {
-            "name": "web01-test", "fabric": "azure", "state": "TestFailover",
+            "vm": "web01-test", "side": "azure", "state": "TestFailover",
             "disks": [{"name": "os", "size_bytes": 2**30, "path": "/r/os.img"}],
         }
     ]  # fmt: skip
@@ -370,7 +367,7 @@ def test_an_import_shows_how_far_it_is_on_a_terminal_only(
     assert ("web01: import" in result.stderr, "3.0/4.0 MiB" in result.stderr) == (terminal, terminal)
     assert (importing.progress_asked > 0) == terminal
     if more:
-        assert json.loads(result.stdout)["name"] == VM.name
+        assert json.loads(result.stdout)["vm"] == VM.name
 
 
 def test_a_long_table_in_a_pipe_has_a_line_a_row_and_is_quick(capsys: pytest.CaptureFixture[str]) -> None:

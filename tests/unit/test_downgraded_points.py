@@ -20,8 +20,8 @@ async def test_a_point_tells_why_it_is_not_application_consistent_and_keeps_its_
         await protected(vault)
         world.downgrading = WHY
         point = await vault.create_point(vm="web01", kind="ApplicationConsistent", name="app1")
-        assert (point.name, point.recoveryPointType, point.downgradedBecause) == ("app1", "CrashConsistent", WHY)
-        assert [found.downgradedBecause for found in await vault.points(vm="web01")] == [WHY, None]
+        assert (point.name, point.type, point.downgraded_because) == ("app1", "CrashConsistent", WHY)
+        assert [found.downgraded_because for found in await vault.points(vm="web01")] == [WHY, None]
 
 
 @pytest.mark.parametrize("applied_first", [True, False])
@@ -44,7 +44,7 @@ async def test_a_scheduled_one_does_whether_it_was_applied_before_or_after_the_a
             assert len(await vault.points(vm="web01")) == 1, "its tag was not applied yet"
             await world.apply_cached()
         newest, _ = await vault.points(vm="web01")
-        assert (newest.id, newest.name, newest.downgradedBecause) == (cut.tag_id, "scheduled", WHY)
+        assert (newest.id, newest.name, newest.downgraded_because) == (cut.tag_id, "scheduled", WHY)
         # A point that a newer one has passed by cannot come any more.
         await vault.point_sent(
             vm="web01", tag_id="late", kind=cut.kind, name="x", position=cut.position - 1, time_ns=START_NS,
@@ -55,8 +55,8 @@ async def test_a_scheduled_one_does_whether_it_was_applied_before_or_after_the_a
 
 def test_take_point_says_on_stderr_that_it_was_downgraded(monkeypatch: pytest.MonkeyPatch) -> None:
     made = RecoveryPoint(
-        id="p1", name="app1", recoveryPointType="CrashConsistent", recoveryPointTime="t", position=3, time_ns=1,
-        downgradedBecause=WHY,
+        id="p1", name="app1", type="CrashConsistent", time="t", position=3, time_ns=1,
+        downgraded_because=WHY,
     )  # fmt: skip
 
     class Vault:
@@ -64,12 +64,12 @@ def test_take_point_says_on_stderr_that_it_was_downgraded(monkeypatch: pytest.Mo
             return made
 
         async def points(self, **_arguments: object) -> list[RecoveryPoint]:
-            return [made, made.model_copy(update={"downgradedBecause": None})]
+            return [made, made.model_copy(update={"downgraded_because": None})]
 
     monkeypatch.setattr(vms, "vault", lambda _folder: Vault())
     result = siterig("take-point", "web01", "--app-consistent", "--name", "app1")
     assert (result.exit_code, result.stdout) == (0, "CrashConsistent point p1 at position 3\n")
     assert result.stderr == f"siterig: note: the point is not application-consistent: {WHY}\n"
-    assert '"downgradedBecause": "no mounted file system"' in siterig("take-point", "web01", "--json").stdout
+    assert '"downgraded_because": "no mounted file system"' in siterig("take-point", "web01", "--json").stdout
     head, first, second = siterig("points", "web01").stdout.splitlines()
     assert (head.endswith("not application-consistent because"), first.endswith(WHY), second.endswith("app1")) == (True,) * 3

@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 def point(number: int) -> RecoveryPoint:
     return RecoveryPoint(
-        id=f"p{number}", name="scheduled", recoveryPointType="CrashConsistent", recoveryPointTime=f"t{number}",
+        id=f"p{number}", name="scheduled", type="CrashConsistent", time=f"t{number}",
         position=number, time_ns=number,
     )  # fmt: skip
 
@@ -61,7 +61,7 @@ class FakeVault:
             disks.append(MountedDisk(name=disk, size_bytes=size_bytes, path=str(path), vhd=str(vhd) if whole else None))
         made = MountedPoint(
             vm=vm, name=name or f"@{position}", position=position, time=choice["time"],
-            recoveryPoint=point(30) if position == 30 else None, disks=disks, broken=None,
+            recovery_point=point(30) if position == 30 else None, disks=disks, broken=None,
         )  # fmt: skip
         self.mounted[made.name] = made
         return made
@@ -107,7 +107,7 @@ def test_mount_asks_for_what_was_said_and_shows_the_files(vault: FakeVault) -> N
         {"point": None, "position": None, "time": "2026-11-21T22:13:17Z"},
     ]
     shown = json.loads(siterig("point", "mount", "web01", "--position", "30", "--json").stdout)
-    assert (shown["name"], shown["recoveryPoint"]["id"], shown["disks"][1]["vhd"]) == ("@30", "p30", None)
+    assert (shown["name"], shown["recovery_point"]["id"], shown["disks"][1]["vhd"]) == ("@30", "p30", None)
 
 
 def test_list_shows_what_is_mounted_with_its_point_or_between_points(vault: FakeVault) -> None:
@@ -127,7 +127,7 @@ def test_list_shows_what_is_mounted_with_its_point_or_between_points(vault: Fake
     listed = json.loads(siterig("point", "list", "web01", "--limit", "1", "--json").stdout)
     assert [p["id"] for p in listed["points"]] == ["p30"]
     assert [state["name"] for state in listed["mounted"]] == ["@30", "@17"]
-    assert [state["recoveryPoint"] for state in listed["mounted"]] == [listed["points"][0], None], "points have one shape"
+    assert [state["recovery_point"] for state in listed["mounted"]] == [listed["points"][0], None], "points have one shape"
 
 
 def test_an_unknown_name_is_told_with_status_2(vault: FakeVault) -> None:

@@ -37,8 +37,8 @@ async def test_a_point_a_position_and_a_time_are_mounted_at_once_and_shown(tmp_p
         by_point = await vault.mount_point(vm="web01", point="LatestApplicationConsistent")
         by_position = await vault.mount_point(vm="web01", position=15)
         by_time = await vault.mount_point(vm="web01", time="2027-01-15T09:00:00.000000018+01:00")
-        assert (by_point.name, by_point.position, by_point.recoveryPoint) == (point.id, 20, point)
-        assert (by_position.name, by_position.position, by_position.recoveryPoint) == ("@15", 15, None)
+        assert (by_point.name, by_point.position, by_point.recovery_point) == (point.id, 20, point)
+        assert (by_position.name, by_position.position, by_position.recovery_point) == ("@15", 15, None)
         assert (by_time.name, by_time.position) == ("2027-01-15T08:00:00.000000018Z", 17)  # the later of both disks
         assert [disk.path for disk in by_position.disks] == [
             "/mnt/recovery/web01/@15/data.img", "/mnt/recovery/web01/@15/os.img",
@@ -195,14 +195,14 @@ async def test_latest_first_applies_what_the_cache_holds_and_latest_processed_do
         await vault._services.site.replicate_now(vm="web01", kind="CrashConsistent", name="waiting")  # in the cache only
         assert (await vault.mount_point(vm="web01", point="LatestProcessed")).position == 10
         job = await ended(vault, await vault.test_failover(vm="web01", point="LatestProcessed"))
-        assert job.recoveryPoint is not None
-        assert job.recoveryPoint.position == 10
+        assert job.recovery_point is not None
+        assert job.recovery_point.position == 10
         assert "recovery.process_latest" not in world.calls
         latest = await vault.mount_point(vm="web01", point="Latest")
         assert "recovery.process_latest" in world.calls
         assert latest.position == 20
-        assert latest.recoveryPoint is not None
-        assert latest.recoveryPoint.name == "waiting"
+        assert latest.recovery_point is not None
+        assert latest.recovery_point.name == "waiting"
         assert (await vault.mount_point(vm="web01", point="LatestProcessed")).name == latest.name
 
 
@@ -361,8 +361,8 @@ async def test_a_vm_can_be_made_from_a_state_between_points(tmp_path: Path) -> N
         ):
             job = await ended(vault, await vault.test_failover(vm="web01", point=choice))
             assert (job.state, job.errors) == ("Succeeded", [])
-            assert job.recoveryPoint is not None
-            assert (job.recoveryPoint.position, job.recoveryPoint.id) == (position, name)
+            assert job.recovery_point is not None
+            assert (job.recovery_point.position, job.recovery_point.id) == (position, name)
             assert world.opened_at == {"web01-test/os": position, "web01-test/data": position}
             await ended(vault, await vault.cleanup_test_failover(vm="web01"))
             world.opened_at.clear()
@@ -393,8 +393,8 @@ async def test_a_failover_to_a_position_while_the_oldest_state_is_folded_away_go
         monkeypatch.setattr(FakeRecovery, "change_steps", change_steps)
         job = await ended(vault, await vault.test_failover(vm="web01", point="@7"))
         assert (job.state, asked) == ("Succeeded", [1, 4, 4])
-        assert job.recoveryPoint is not None
-        assert (job.recoveryPoint.position, job.recoveryPoint.time_ns) == (7, START_NS + 7)
+        assert job.recovery_point is not None
+        assert (job.recovery_point.position, job.recovery_point.time_ns) == (7, START_NS + 7)
 
 
 async def test_a_failover_to_a_position_that_is_folded_away_meanwhile_is_refused(

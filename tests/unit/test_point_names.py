@@ -35,13 +35,13 @@ async def test_a_point_is_found_by_its_name_if_no_other_has_it(tmp_path: Path) -
         await protected(vault)
         point = await vault.create_point(vm="web01", kind="CrashConsistent", name="my point")
         mounted = await vault.mount_point(vm="web01", point="my point")
-        assert (mounted.name, mounted.recoveryPoint) == (point.id, point)
+        assert (mounted.name, mounted.recovery_point) == (point.id, point)
         job = await vault.test_failover(vm="web01", point="my point")
         choice = await vault._services.store.transact(
             lambda session: session.scalars(select(JobRow.memory).where(JobRow.name == job.name)).one()["choice"]
         )
         assert choice == point.id, "another may get that name meanwhile"
-        assert (await ended(vault, job)).recoveryPoint == point
+        assert (await ended(vault, job)).recovery_point == point
         newer = await vault.create_point(vm="web01", kind="CrashConsistent", name="my point")
         with pytest.raises(RigError) as caught:
             await vault.mount_point(vm="web01", point="my point")

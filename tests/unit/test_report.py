@@ -27,7 +27,8 @@ def result(*, failed: bool = False, error: str | None = None) -> DrillResult:
     )
     job = Job(
         name="j1", scenarioName="UnplannedFailover", friendlyName="Failover", state="Failed", stateDescription=None,
-        targetObjectName=EVIL, startTime=stamp, endTime=stamp, tasks=[task], errors=[JobError(code="Bad", message=EVIL)],
+        targetObjectName=EVIL, vm=EVIL, startTime=stamp, endTime=stamp, tasks=[task],
+        errors=[JobError(code="Bad", message=EVIL)],
     )  # fmt: skip
     return DrillResult(
         ok=not failed and error is None,

@@ -178,7 +178,7 @@ async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_is_tol
         assert max(ages_h) <= 24
         assert len([age for age in ages_h if age < 2]) == 8
         assert len([age for age in ages_h if age >= 2]) in (22, 23)
-        assert {p.id for p in points if p.recoveryPointType == "ApplicationConsistent"} == {
+        assert {p.id for p in points if p.type == "ApplicationConsistent"} == {
             tag_id for tag_id, at_ns in app_ns.items() if world.now_ns - at_ns <= 24 * HOUR_NS
         }
         assert set(world.retained.values()) == {points[-1].position}

@@ -68,7 +68,7 @@ class Vault:
         assert vm == "web01"
         return [
             RecoveryPoint(
-                id=f"p{position}", name="n", recoveryPointType="CrashConsistent", recoveryPointTime="t", position=position,
+                id=f"p{position}", name="n", type="CrashConsistent", time="t", position=position,
                 time_ns=1,
             )
             for position in (self.position, self.position - 5)

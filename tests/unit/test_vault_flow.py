@@ -43,7 +43,7 @@ async def test_protection_has_the_official_jobs_and_tasks(tmp_path: Path) -> Non
         assert (finalize.friendlyName, finalize.state) == ("Finalize protection on the virtual machine", "Succeeded")
         assert enable.startTime == "2027-01-15T08:00:00.000000Z"
         (point,) = await vault.points(vm="web01")
-        assert (point.name, point.recoveryPointType, point.position) == ("first", "CrashConsistent", 10)
+        assert (point.name, point.type, point.position) == ("first", "CrashConsistent", 10)
         assert await vault.may_replicate(vm="web01")
 
 
@@ -104,7 +104,7 @@ async def test_a_point_is_available_only_when_every_disk_has_its_tag(tmp_path: P
             assert len(await vault.points(vm="web01")) == 1
             assert not made
             await world.report(second.disk_id, cut)
-        assert (made[0].id, made[0].name, made[0].recoveryPointType) == (cut.tag_id, "app", "ApplicationConsistent")
+        assert (made[0].id, made[0].name, made[0].type) == (cut.tag_id, "app", "ApplicationConsistent")
         assert [point.name for point in await vault.points(vm="web01")] == ["app", "first"]
 
 
@@ -122,12 +122,12 @@ async def test_test_failover_makes_a_second_vm_and_cleanup_removes_it(tmp_path: 
             ("BootTestProtectedEntitiesTask", "Succeeded", "Completed"),
         ]
         assert job.result is not None
-        assert (job.result.name, job.result.fabric, job.result.state) == ("web01-test", "azure", "TestFailover")
+        assert (job.result.name, job.result.side, job.result.state) == ("web01-test", "azure", "TestFailover")
         assert [disk.path for disk in job.result.disks] == ["/mnt/web01-test/data.img", "/mnt/web01-test/os.img"]
-        assert job.recoveryPoint == point
+        assert job.recovery_point == point
         assert set(world.opened_at.values()) == {point.position}
         assert await state_of(world) == ("Protected", "Primary", "Completed")
-        assert ("web01-test", "azure", "TestFailover") in [(v.name, v.fabric, v.state) for v in await vault.list_vms()]
+        assert ("web01-test", "azure", "TestFailover") in [(v.name, v.side, v.state) for v in await vault.list_vms()]
         await ended(vault, await vault.cleanup_test_failover(vm="web01"))
         assert await state_of(world) == ("Protected", "Primary", "None")
         assert world.azure == {}
@@ -145,8 +145,8 @@ async def test_the_whole_way_there_and_back(tmp_path: Path) -> None:
         job = await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest", source_actions=True))
         assert task_states(job)[1] == ("ShutdownVmOnPrimaryForUFO", "Failed", None)
         assert (job.state, job.stateDescription) == ("Succeeded", "CompletedWithInformation")
-        assert job.recoveryPoint is not None
-        assert job.recoveryPoint.position == 110
+        assert job.recovery_point is not None
+        assert job.recovery_point.position == 110
         assert job.result is not None
         assert job.result.state == "Recovered"
         assert set(world.opened_at.values()) == {110}
@@ -170,7 +170,7 @@ async def test_the_whole_way_there_and_back(tmp_path: Path) -> None:
         job = await ended(vault, await vault.failback(vm="web01"))
         assert (job.state, job.scenarioName) == ("Succeeded", "PlannedFailover")
         assert job.result is not None
-        assert job.result.fabric == "site"
+        assert job.result.side == "site"
         assert await state_of(world) == ("PlannedFailoverCompleted", "Recovery", "None")
         assert "web01" in world.azure
         await ended(vault, await vault.commit_failover(vm="web01"))
@@ -218,8 +218,8 @@ async def test_planned_failover_does_not_run_if_the_vm_is_not_shut_down(tmp_path
         world.mend()
         job = await ended(vault, await vault.planned_failover(vm="web01"))
         assert job.state == "Succeeded"
-        assert job.recoveryPoint is not None
-        assert job.recoveryPoint.position == world.position
+        assert job.recovery_point is not None
+        assert job.recovery_point.position == world.position
         assert not await vault.may_replicate(vm="web01")
 
 
@@ -323,8 +323,8 @@ async def test_latest_during_a_due_resync_is_the_newest_named_point(tmp_path: Pa
         await vault.resync_required(vm="web01", reason="PowerLoss")
         job = await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest"))
         assert set(world.opened_at.values()) == {10}
-        assert job.recoveryPoint is not None
-        assert job.recoveryPoint.name == "first"
+        assert job.recovery_point is not None
+        assert job.recovery_point.name == "first"
 
 
 async def test_resync_clears_its_mark_but_not_one_that_came_meanwhile(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ async def test_the_vms_of_a_lost_site_are_listed_as_last_seen(tmp_path: Path) ->
         before = await vault.list_vms()
         world.lose_site()
         assert await vault.list_vms() == before
-        assert [(vm.name, vm.fabric, vm.state) for vm in before] == [("web01", "site", "Protected")]
+        assert [(vm.name, vm.side, vm.state) for vm in before] == [("web01", "site", "Protected")]
 
 
 async def test_a_bug_in_a_task_fails_its_job_only(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from contextlib import closing
@@ -17,6 +18,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, MetaData, Table, create_engine, select
 
 from azure_emu.vault import migrations
+from azure_emu.vault.api import RecoveryPoint, Vm
 from azure_emu.vault.schema import FORMAT_VERSION, Base
 from azure_emu.vault.store import Store
 from blockfs.errors import RigError
@@ -100,6 +102,22 @@ def test_a_migration_keeps_every_row_and_value(tmp_path: Path) -> None:
     for table, old in before.items():
         new = rows(path, table)
         assert [{key: row[key] for key in old[0]} for row in new] == old, table
+
+
+def test_the_results_of_earlier_jobs_can_be_read(tmp_path: Path) -> None:
+    path = of_version_4(tmp_path)
+    vm = {"name": "web01-test", "fabric": "azure", "state": "TestFailover", "disks": []}
+    point = {
+        "id": "p1", "name": "first", "recoveryPointType": "CrashConsistent", "recoveryPointTime": "2027-01-15T08:00:00Z",
+        "position": 7, "time_ns": 1800000000000000000, "downgradedBecause": None,
+    }  # fmt: skip
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE job SET result_vm = ?, result_point = ?", (json.dumps(vm), json.dumps(point)))
+    opened(path)
+    ((found_vm, found_point),) = query(path, "SELECT result_vm, result_point FROM job")
+    assert Vm.model_validate_json(found_vm) == Vm(name="web01-test", side="azure", state="TestFailover", disks=[])
+    read = RecoveryPoint.model_validate_json(found_point)
+    assert (read.id, read.type, read.time, read.position) == ("p1", "CrashConsistent", "2027-01-15T08:00:00Z", 7)
 
 
 def test_a_copy_of_the_old_database_is_kept(tmp_path: Path) -> None:
