@@ -87,6 +87,7 @@ class Disk:
         self._c = lib.sr_disk_new(self.layer.c, self._rules.positions.address, self._rules.event_fd)
         if self._c == ffi.NULL:
             raise MemoryError
+        lib.sr_disk_allow_growth(self._c, self.growth_step_bytes)
         self.counted_since_ns = time.time_ns()
 
     @property
@@ -244,15 +245,15 @@ class Disk:
         return bytes(data[:done])
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
-        """Log, then write; returns how many bytes, fewer only if the host's disk became full on the way.
+        """Log, then write; returns the number of bytes written.
 
-        ``OSError`` (``EFBIG`` past the end, ``ENOSPC``, ...) leaves log and disk as they were.
+        It is smaller than ``len(data)`` if the rest lies past the end of the disk, or if the host's disk became full on the
+        way.  ``OSError`` leaves log and disk as they were (``ENOSPC``: all of it lies past the end, or the host's disk is
+        full).
         """
-        done = int(lib.sr_disk_write(self.c, ffi.from_buffer(data), len(data), offset))
-        if done == -errno.EFBIG:
-            raise OSError(errno.EFBIG, f"write of {len(data)} bytes at {offset} passes the end of disk {self.place}")
-        check(done)
-        return done
+        if data and offset >= self.size_bytes:
+            raise OSError(errno.ENOSPC, f"write of {len(data)} bytes at {offset} is past the end of disk {self.place}")
+        return check(int(lib.sr_disk_write(self.c, ffi.from_buffer(data), len(data), offset)))
 
     def zero(self, offset: int, length: int, *, discard: bool = False) -> None:
         """Make the range read as zeros; what lies past the end is left out."""
@@ -269,6 +270,17 @@ class Disk:
         if not self._rules.can_grow:
             raise RigError("InvalidDiskSize", f"disk {self.place}: cannot grow: something lies behind it in its file")
         check(lib.sr_disk_resize(self.c, size_bytes))
+        self._note_growth()
+
+    @property
+    def growth_step_bytes(self) -> int:
+        """The disk's size can become any larger multiple of this; 0: it cannot grow."""
+        return SECTOR_BYTES if self._rules.can_grow and not self.read_only else 0
+
+    def _note_growth(self) -> None:
+        size_bytes = self.size_bytes
+        if size_bytes == self.state.size_bytes:
+            return
         lib.sr_log_limit(self.c, self._rules.policy.kept_bytes_max(size_bytes))
         self.layer.sync()  # the state must not say more than the file has after a power loss
         self._set(size_bytes=size_bytes)
@@ -366,6 +378,12 @@ class Disk:
         with self._thread_lock:
             if self._log is not None and self._c is not None:
                 self._log.provide_spare()
+
+    def note_events(self) -> None:
+        """Note in the state what requests have done to the disk: they made it grow, or the log was abandoned."""
+        if self._c is not None:
+            self._note_growth()
+            self.note_given_up()
 
     def note_given_up(self) -> None:
         """If the writer has given the log up, say so in the disk's state.  The dirty file has it already."""
@@ -519,7 +537,7 @@ class Disk:
     def close(self) -> None:
         """Close in order: the disk, then its log's clean mark, durable.  Requests are refused (``EIO``) from now on."""
         lib.sr_disk_end_requests(self.c)  # what is written after the mark would not be told by it
-        self.note_given_up()
+        self.note_events()
         self.end_snapshot()
         with self._thread_lock:
             if self._log is not None:

@@ -180,7 +180,7 @@ class DiskFileSystem(pyfuse3.Operations):
                 disk.resize(attr.st_size)
             except RigError as exc:
                 _log.info("not_resized", disk=str(disk.place), message=exc.message)
-                raise pyfuse3.FUSEError(errno.EPERM if attr.st_size < entry.st_size else errno.EINVAL) from exc
+                raise pyfuse3.FUSEError(_why_not_resized(disk, attr.st_size)) from exc
             except OSError as exc:
                 raise pyfuse3.FUSEError(exc.errno or errno.EIO) from exc
             return self._attributes(node)
@@ -325,6 +325,14 @@ def _open_handle(
             os.close(fd)
         raise pyfuse3.FUSEError(-handle)
     return pyfuse3.FileHandleT(handle)
+
+
+def _why_not_resized(disk: Disk, size_bytes: int) -> int:
+    """The errno, which is that of a refused ``fallocate`` (cext/disk.h, sr_disk_reach)."""
+    if size_bytes < disk.size_bytes:
+        return errno.EPERM
+    step_bytes = disk.growth_step_bytes
+    return errno.EINVAL if step_bytes and size_bytes % step_bytes else errno.EFBIG
 
 
 def _answer(result: int) -> int:

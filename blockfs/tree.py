@@ -54,8 +54,8 @@ async def tend(event_fd: int, disks: Callable[[], list[Disk]]) -> None:
         await trio.lowlevel.wait_readable(event_fd)
         os.eventfd_read(event_fd)
         for disk in disks():
-            disk.note_given_up()
             try:
+                disk.note_events()
                 await trio.to_thread.run_sync(disk.tend)
             except OSError as exc:  # no spare: the current segment goes on growing, as long as there is room at all
                 _log.warning("log_not_tended", disk=str(disk.place), error=exc.strerror)

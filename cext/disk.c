@@ -177,10 +177,10 @@ int64_t sr_disk_write(struct sr_disk *disk, const void *buf, uint64_t bytes, uin
 		return 0;
 	pthread_mutex_lock(&disk->lock);
 	uint64_t size = sr_disk_bytes(disk);
-	if (offset > size || bytes > size - offset)
-		done = -EFBIG;
+	if (offset >= size)
+		done = -ENOSPC;
 	else
-		done = write_locked(disk, buf, bytes, offset);
+		done = write_locked(disk, buf, bytes < size - offset ? bytes : size - offset, offset);
 	sr_unlock(disk);
 	return done;
 }
@@ -248,6 +248,31 @@ int sr_disk_resize(struct sr_disk *disk, uint64_t bytes)
 {
 	pthread_mutex_lock(&disk->lock);
 	int rc = resize_locked(disk, bytes);
+	sr_unlock(disk);
+	return rc;
+}
+
+void sr_disk_allow_growth(struct sr_disk *disk, uint64_t step_bytes)
+{
+	pthread_mutex_lock(&disk->lock);
+	disk->growth_step_bytes = step_bytes;
+	sr_unlock(disk);
+}
+
+int sr_disk_reach(struct sr_disk *disk, uint64_t bytes)
+{
+	int rc = 0;
+
+	pthread_mutex_lock(&disk->lock);
+	if (bytes > sr_disk_bytes(disk)) {
+		uint64_t step = disk->growth_step_bytes;
+
+		if (step == 0)
+			rc = -EFBIG;
+		else
+			rc = bytes % step ? -EINVAL : resize_locked(disk, bytes);
+		disk->event_due |= rc == 0; /* the disk's state does not have the new size yet */
+	}
 	sr_unlock(disk);
 	return rc;
 }

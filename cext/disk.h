@@ -45,8 +45,9 @@ void sr_disk_free(struct sr_disk *disk);
 /* Up to `bytes` bytes; fewer at the end of the disk. */
 int64_t sr_disk_read(struct sr_disk *disk, void *buf, uint64_t bytes, uint64_t offset);
 
-/* Log, then write.  Returns bytes written: fewer than `bytes` only if the host's disk became full on the way, and then
- * the log says just as many.  An error leaves log and disk as they were. */
+/* Log, then write.  Returns bytes written: fewer than `bytes` if the rest lies past the end of the disk, or if the host's disk
+ * became full on the way.  The log has exactly the bytes that were written.  -ENOSPC: all of them lie past the end, or the
+ * host's disk is full.  An error leaves log and disk as they were. */
 int64_t sr_disk_write(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset);
 
 /* `type`: SR_ZERO or SR_DISCARD.  What lies past the end is left out. */
@@ -54,6 +55,13 @@ int sr_disk_zero(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes
 
 /* Grow; -EINVAL if smaller. */
 int sr_disk_resize(struct sr_disk *disk, uint64_t bytes);
+
+/* By which sizes requests may grow the disk: multiples of `step_bytes`; 0, the default: by none. */
+void sr_disk_allow_growth(struct sr_disk *disk, uint64_t step_bytes);
+
+/* Grow the disk if it has fewer than `bytes` bytes, and raise the event: Python then notes the new size in the disk's state.
+ * -EFBIG: it cannot grow, or not so far; -EINVAL: `bytes` is not a multiple of the step. */
+int sr_disk_reach(struct sr_disk *disk, uint64_t bytes);
 
 /* What was written before the call is on stable storage, in the log and on the disk.  An error means that it cannot be
  * told what was lost: the log is given up (SR_SYNC_FAILED). */
@@ -197,7 +205,9 @@ void sr_handle_close(uint64_t handle);
 int64_t sr_handle_read(uint64_t handle, void *buf, uint64_t bytes, uint64_t offset);
 int64_t sr_handle_write(uint64_t handle, const void *buf, uint64_t bytes, uint64_t offset);
 int sr_handle_flush(uint64_t handle);
-/* `mode` as fallocate(2): PUNCH_HOLE|KEEP_SIZE is a discard, ZERO_RANGE (|KEEP_SIZE) zeroes; else -EOPNOTSUPP. */
+/* `mode` as fallocate(2).  PUNCH_HOLE|KEEP_SIZE is a discard, ZERO_RANGE (|KEEP_SIZE) zeroes; these two are counted.  0 and
+ * KEEP_SIZE change no byte and reserve no space.  Without KEEP_SIZE the disk grows to the end of the range
+ * (sr_disk_reach).  All others: -EOPNOTSUPP. */
 int sr_handle_fallocate(uint64_t handle, int mode, uint64_t offset, uint64_t bytes);
 int64_t sr_handle_seek(uint64_t handle, uint64_t offset, int whence);
 

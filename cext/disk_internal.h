@@ -53,6 +53,7 @@ struct sr_disk {
 	uint64_t changes, synced; /* how many changes there were, and how many of them are on stable storage */
 	int sync_error;
 	int event_due;
+	uint64_t growth_step_bytes; /* see sr_disk_allow_growth */
 	struct sr_counters counters;
 };
 

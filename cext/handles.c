@@ -155,6 +155,12 @@ static void count(struct request *request, int op, int64_t result, uint64_t byte
 		sr_add(&counters->bytes[op], bytes);
 }
 
+static void finish(struct request *request)
+{
+	pthread_rwlock_unlock(&request->handle->disk->life);
+	put(request->handle);
+}
+
 /* Its `result`, which concerned so many bytes. */
 static int64_t end(struct request *request, int op, int64_t result, uint64_t bytes)
 {
@@ -162,8 +168,7 @@ static int64_t end(struct request *request, int op, int64_t result, uint64_t byt
 
 	if (kind == SR_HANDLE_DISK || kind == SR_HANDLE_VHD)
 		count(request, op, result, bytes);
-	pthread_rwlock_unlock(&request->handle->disk->life);
-	put(request->handle);
+	finish(request);
 	return result;
 }
 
@@ -249,20 +254,25 @@ int sr_handle_flush(uint64_t name)
 	return (int)end(&request, SR_COUNT_FLUSH, rc, 0);
 }
 
-static int zero(struct handle *handle, int mode, uint64_t offset, uint64_t bytes)
+static int allocate(struct handle *handle, int mode, uint64_t offset, uint64_t bytes)
 {
-	uint64_t size = sr_disk_bytes(handle->disk);
+	int rc = 0;
+
 	if (handle->kind != SR_HANDLE_DISK)
 		return -EOPNOTSUPP;
 	if (!handle->writable)
 		return -EBADF;
 	if (mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE))
 		return sr_disk_zero(handle->disk, SR_DISCARD, offset, bytes);
-	if (mode == (FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE))
-		return sr_disk_zero(handle->disk, SR_ZERO, offset, bytes);
-	if (mode == FALLOC_FL_ZERO_RANGE)
-		return offset + bytes > size ? -EFBIG : sr_disk_zero(handle->disk, SR_ZERO, offset, bytes);
-	return -EOPNOTSUPP;
+	if (mode & ~(FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE))
+		return -EOPNOTSUPP;
+	if (offset + bytes < offset)
+		return -EFBIG;
+	if (!(mode & FALLOC_FL_KEEP_SIZE))
+		rc = sr_disk_reach(handle->disk, offset + bytes);
+	if (rc == 0 && (mode & FALLOC_FL_ZERO_RANGE))
+		rc = sr_disk_zero(handle->disk, SR_ZERO, offset, bytes);
+	return rc;
 }
 
 int sr_handle_fallocate(uint64_t name, int mode, uint64_t offset, uint64_t bytes)
@@ -271,8 +281,11 @@ int sr_handle_fallocate(uint64_t name, int mode, uint64_t offset, uint64_t bytes
 	int rc = begin(&request, name);
 	if (rc)
 		return rc;
-	rc = zero(request.handle, mode, offset, bytes);
-	return (int)end(&request, SR_COUNT_DISCARD, rc, bytes);
+	rc = allocate(request.handle, mode, offset, bytes);
+	if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
+		return (int)end(&request, SR_COUNT_DISCARD, rc, bytes);
+	finish(&request);
+	return rc;
 }
 
 /* Of a VHD, whose footer is data; the other kinds count as data throughout. */

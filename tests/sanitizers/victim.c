@@ -218,6 +218,7 @@ void make_victim(struct victim *victim, const char *folder, int number)
 	CHECK(victim->layer);
 	victim->disk = sr_disk_new(victim->layer, the_round.positions, the_round.event_fd);
 	CHECK(victim->disk);
+	sr_disk_allow_growth(victim->disk, 512);
 }
 
 int snapshot_file(const struct victim *victim)

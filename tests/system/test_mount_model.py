@@ -43,8 +43,11 @@ class Mounted:
         inside = max(min(length, len(self.bytes) - offset), 0)
         match call:
             case "write" if inside:
-                assert os.pwrite(self.fd, bytes([value]) * inside, BASE + offset) == inside
+                assert os.pwrite(self.fd, bytes([value]) * length, BASE + offset) == inside
                 self.bytes[offset : offset + inside] = bytes([value]) * inside
+            case "write":
+                with pytest.raises(OSError, match="No space left on device"):
+                    os.pwrite(self.fd, bytes([value]) * length, BASE + offset)
             case "discard" | "zero" if inside:
                 mode = (PUNCH_HOLE if call == "discard" else ZERO_RANGE) | KEEP_SIZE
                 error = fallocate(self.fd, mode, BASE + offset, inside)
@@ -55,7 +58,10 @@ class Mounted:
                     self.bytes[offset : offset + inside] = bytes(inside)
             case "grow":
                 size = min(len(self.bytes) + value * 512, GROWN_MAX)
-                os.ftruncate(self.fd, BASE + size)
+                if self.front_end == "pyfuse3" or offset % 2:
+                    os.ftruncate(self.fd, BASE + size)
+                else:
+                    assert fallocate(self.fd, 0, BASE, size) == 0
                 self.bytes.extend(bytes(size - len(self.bytes)))
             case "fsync":
                 os.fsync(self.fd)

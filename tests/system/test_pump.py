@@ -27,7 +27,7 @@ pytestmark = pytest.mark.system
 MIB = 1 << 20
 NOBODY = 65534
 DEAD = "not connected|Software caused connection abort|Operation canceled"  # the last over io_uring
-PUNCH_HOLE, KEEP_SIZE = 0x02, 0x01
+PUNCH_HOLE, KEEP_SIZE, COLLAPSE_RANGE = 0x02, 0x01, 0x08
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -173,7 +173,7 @@ def test_a_file_without_holes_does_not_turn_them_off_for_the_disks(server: DiskS
             os.lseek(log.fileno(), 0, os.SEEK_DATA)
         assert failed.value.errno == errno.EOPNOTSUPP
     with pytest.raises(OSError, match="Operation not supported"):
-        fallocate(disk, 0, 0, 4096)
+        fallocate(disk, COLLAPSE_RANGE, 0, 4096)
     os.pwrite(disk, aligned(b"x" * 4096), 8 * MIB)
     assert os.lseek(disk, 0, os.SEEK_DATA) == 8 * MIB
     punch(disk, 8 * MIB, 4096)

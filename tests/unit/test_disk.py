@@ -76,11 +76,20 @@ def test_size_must_be_a_multiple_of_a_sector_and_leaves_nothing(tmp_path: Path) 
 
 def test_a_write_past_the_end_is_refused_and_changes_nothing(disk: Disk) -> None:
     disk.start_tracking(new_generation=False)
-    with pytest.raises(OSError, match="passes the end of disk web01/os") as failed:
-        disk.write(SIZE - 3, b"four")
-    assert failed.value.errno == errno.EFBIG
+    for offset in (SIZE, SIZE + 1, 2**63 - 8):
+        with pytest.raises(OSError, match=f"write of 4 bytes at {offset} is past the end of disk web01/os") as failed:
+            disk.write(offset, b"four")
+        assert failed.value.errno == errno.ENOSPC
     assert disk.log.last_seq == 0
     assert contents(disk) == bytes(SIZE)
+
+
+def test_a_write_across_the_end_is_done_and_logged_as_far_as_it_fits(disk: Disk) -> None:
+    disk.start_tracking(new_generation=False)
+    assert disk.write(SIZE - 3, b"four") == 3
+    assert contents(disk) == bytes(SIZE - 3) + b"fou"
+    assert (disk.log.last_seq, disk.size_bytes) == (1, SIZE)
+    assert replay(bytes(SIZE), disk) == contents(disk)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -21,6 +21,7 @@ from blockfs.layers import Layer, ViewLayer
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from blockfs.snapshot import Snapshot
+from cext._core import lib
 from tests.unit.disk_model import replay
 from tests.unit.volume import Volume, base_source
 
@@ -86,16 +87,15 @@ class DiskMachine(RuleBasedStateMachine):
     @rule(offset=OFFSETS, length=LENGTHS)
     def write(self, offset: int, length: int) -> None:
         data = (next(self.fresh).to_bytes(4, "little") * (length // 4 + 1))[:length]
-        if offset + length > len(self.model):
-            if length:
-                try:
-                    self.disk.write(offset, data)
-                except OSError:
-                    return
-                raise AssertionError("a write past the end was taken")
-            return
-        assert self.disk.write(offset, data) == length
-        self.model[offset : offset + length] = data
+        inside = min(length, len(self.model) - offset)
+        if length and inside <= 0:
+            try:
+                self.disk.write(offset, data)
+            except OSError:
+                return
+            raise AssertionError("a write past the end was taken")
+        assert self.disk.write(offset, data) == max(inside, 0)
+        self.model[offset : offset + inside] = data[:inside]
 
     @rule(offset=OFFSETS, length=LENGTHS, discard=st.booleans())
     def zero(self, offset: int, length: int, discard: bool) -> None:
@@ -104,10 +104,19 @@ class DiskMachine(RuleBasedStateMachine):
         self.model[offset : offset + inside] = bytes(inside)
 
     @precondition(lambda self: len(self.model) < GROWN_MAX - 200 * 512)
-    @rule(sectors=st.integers(0, 200))
-    def grow(self, sectors: int) -> None:
-        self.disk.resize(len(self.model) + sectors * 512)
+    @rule(sectors=st.integers(0, 200), by_request=st.booleans())
+    def grow(self, sectors: int, by_request: bool) -> None:
+        size_bytes = len(self.model) + sectors * 512
+        if by_request:
+            assert lib.sr_disk_reach(self.disk.c, size_bytes) == 0
+        else:
+            self.disk.resize(size_bytes)
         self.model.extend(bytes(sectors * 512))
+
+    @rule()
+    def note_events(self) -> None:
+        self.disk.note_events()
+        assert self.disk.state.size_bytes == len(self.model)
 
     # --- what does not ------------------------------------------------------------------------------------------
 
