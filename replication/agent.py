@@ -5,7 +5,6 @@ It implements ``azure_emu.ports.Provider`` structurally: this side of the house 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Protocol
 import structlog
 import trio
 
+from blockfs.clock import Clock
 from blockfs.control import CutInfo, DiskHostControl, DiskInfo, TagKind
 from blockfs.errors import RigError
 from blockfs.progress import VmProgress
@@ -58,7 +58,7 @@ class HyperVAgent:
         cache: CacheAccount,
         vault: VaultLink,
         folder: Path,
-        wall_ns: Callable[[], int] = time.time_ns,
+        clock: Clock | None = None,
         retry_delays_s: tuple[float, ...] = OFFICIAL_DELAYS_S,
         guests: Guests | None = None,
         open_snapshot: Callable[[Path], SnapshotFile] = MountedSnapshot,
@@ -81,7 +81,7 @@ class HyperVAgent:
             spool=spool,
             uploads=trio.CapacityLimiter(UPLOADS_IN_FLIGHT),
             retry=RetryTable(retry_delays_s),
-            wall_ns=wall_ns,
+            clock=clock or Clock(),
         )
         self._replicas: dict[str, Replica] = {}
         self._making: dict[str, Board] = {}

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import structlog
+import trio
 
 from blockfs.control import CutInfo, TagKind
 from blockfs.errors import RigError
@@ -36,7 +37,7 @@ class DeltaCycle:
         self._outbox = outbox
         self._reports = reports
         self._board = board
-        self._unsent: list[CutInfo] = []
+        self._unsent: list[tuple[CutInfo, float]] = []  # with the time of the cut on trio's clock
 
     async def run(self, kind: TagKind, name: str, *, downgraded_because: str | None = None) -> CutInfo:
         """Returns when data and tag are in the cache account.  ``ResyncNeeded`` if the log broke.
@@ -49,23 +50,24 @@ class DeltaCycle:
             if self._unsent:
                 # After a failure: first see that anything gets through, before more points are cut.
                 await self._send()
+            cut_at = trio.current_time()
             cut = await self._cut(kind, name)
             if downgraded_because is not None:
                 cut = cut.model_copy(update={"downgraded_because": downgraded_because})
-            self._unsent.append(cut)
+            self._unsent.append((cut, cut_at))
             await self._send()
         finally:
             self._board.end()
         if cut.kind == "ApplicationConsistent":
-            self._links.book.update(self._vm, app_point_ns=self._links.wall_ns())
+            self._links.book.update(self._vm, app_point=self._links.clock.read())
         return cut
 
     async def _send(self) -> None:
         await self._outbox.send(self._links.book.get(self._vm).disks)
         while self._unsent:
-            cut = self._unsent[0]
-            await self._reports.point_sent(cut)
-            self._unsent.remove(cut)
+            cut, cut_at = self._unsent[0]
+            await self._reports.point_sent(cut, cut_at)
+            self._unsent.remove((cut, cut_at))
             _log.info("point sent", vm=self._vm, kind=cut.kind, name=cut.name, position=cut.position)
 
     async def _cut(self, kind: TagKind, name: str) -> CutInfo:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import trio
 
+from blockfs.clock import Clock
 from blockfs.control import DiskHostControl
 from replication.guests import Guests
 from replication.ports import CacheAccount, VaultLink
@@ -21,7 +22,7 @@ class Links:
     """The agent's surroundings.
 
     ``spool``: one folder a disk for sync parts that are not applied yet.  ``uploads``: how many uploads of this
-    host may be in flight.  ``wall_ns``: wall clock, only for what must outlive a restart.
+    host may be in flight.  ``clock``: only for what must outlive a restart.
     """
 
     host: DiskHostControl
@@ -33,4 +34,4 @@ class Links:
     spool: Path
     uploads: trio.CapacityLimiter
     retry: RetryTable
-    wall_ns: Callable[[], int]
+    clock: Clock

@@ -56,10 +56,12 @@ class VaultLink(Protocol):
         position: int,
         time_ns: int,
         downgraded_because: str | None = None,
+        age_s: float = 0.0,
     ) -> None:
         """All data up to ``position`` and its tags are in the cache account (this is when the RPO is met).
 
-        ``downgraded_because``: why it is crash-consistent, if it was to be application-consistent.
+        ``downgraded_because``: why it is crash-consistent, if it was to be application-consistent.  ``age_s``: seconds since
+        the cut by a monotonic clock; ``time_ns`` is wall time, which may have been set since.
         """
         ...
 

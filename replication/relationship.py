@@ -7,17 +7,20 @@ It is written in the event loop, not in a thread, so that between a decision and
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from blockfs.clock import ClockReading
 from blockfs.control import SnapshotDisk
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
 from blockfs.wire import WireModel
 
-FORMAT = 1
+FORMAT = 2
+"""Format 1 had the wall time of the last application-consistent point; it is read, and that schedule begins again."""
 Phase = Literal["created", "initial", "resync", "delta", "resync-required", "suspended"]
 
 
@@ -55,7 +58,7 @@ class Relationship(WireModel):
 
     ``phase``: ``created`` (nothing sent yet), ``initial``, ``resync``, ``delta`` (cycles), ``resync-required`` (no
     cycles until a resync; ``resync_reason``; ``resync_reported``: the vault knows), ``suspended`` (failed over).
-    ``app_point_ns``: wall-clock time of the last application-consistent point.
+    ``app_point``: the host's clocks at the last application-consistent point; None: none since the schedule began.
     """
 
     vm: str
@@ -65,7 +68,7 @@ class Relationship(WireModel):
     disks: list[DiskSync] = Field(default_factory=list)
     resync_reason: str | None = None
     resync_reported: bool = False
-    app_point_ns: int | None = None
+    app_point: ClockReading | None = None
 
 
 class ReceivedDisk(WireModel):
@@ -83,6 +86,19 @@ class _Book(WireModel):
     received: list[ReceivedDisk]
 
 
+class _Format(BaseModel):
+    format: int
+
+
+def _from_format_1(data: bytes) -> dict[str, Any]:
+    book: dict[str, Any] = json.loads(data)
+    relationships = book.get("relationships")
+    for record in relationships if isinstance(relationships, list) else []:
+        if isinstance(record, dict):
+            record.pop("app_point_ns", None)
+    return book
+
+
 class RelationshipBook:
     """The file and its content in memory; each change is durable when the method returns."""
 
@@ -95,13 +111,15 @@ class RelationshipBook:
             self._load()
 
     def _load(self) -> None:
+        data = self._path.read_bytes()
         try:
-            book = _Book.model_validate_json(self._path.read_bytes())
+            found = _Format.model_validate_json(data).format
+            if found not in (1, FORMAT):
+                raise RigError("AgentStateUnreadable", f"{self._path}: format {found}; this siterig reads 1 and {FORMAT}")
+            book = _Book.model_validate(_from_format_1(data)) if found == 1 else _Book.model_validate_json(data)
         except ValidationError as exc:
             why = exc.errors()[0]["msg"]
             raise RigError("AgentStateUnreadable", f"{self._path}: is not an agent's state: {why}") from exc
-        if book.format != FORMAT:
-            raise RigError("AgentStateUnreadable", f"{self._path}: format {book.format}; this siterig reads {FORMAT}")
         self._relationships = {item.vm: item for item in book.relationships}
         self._received = book.received
 

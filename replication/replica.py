@@ -13,6 +13,7 @@ from typing import TypeVar
 import structlog
 import trio
 
+from blockfs.clock import SECOND_NS
 from blockfs.control import CutInfo, TagKind
 from blockfs.errors import RigError
 from blockfs.progress import VmProgress
@@ -248,15 +249,16 @@ class Replica:
             next_at = begun + record.interval_s
 
     def _first_app_point(self) -> float:
-        """On trio's clock; the wall clock only says what is left of a period that a restart has cut."""
+        """On trio's clock; the host's clocks only say what is left of a period that a restart interrupted."""
         record = self._record
         every = record.app_consistent_every_s
         if every is None:
             return float("inf")
-        if record.app_point_ns is None:
-            self._links.book.update(self.vm, app_point_ns=self._links.wall_ns())
+        now = self._links.clock.read()
+        if record.app_point is None:
+            self._links.book.update(self.vm, app_point=now)
             return trio.current_time() + every
-        left = every - (self._links.wall_ns() - record.app_point_ns) / 1e9
+        left = every - record.app_point.elapsed_ns(now) / SECOND_NS
         return trio.current_time() + min(every, max(0.0, left))
 
     def _require_resync(self, reason: str) -> None:

@@ -56,18 +56,21 @@ class Reports:
         _log.info("replication recovered", vm=self._vm)
         await self._tell("recovered", partial(self._vault.replication_recovered, vm=self._vm))
 
-    async def point_sent(self, cut: CutInfo) -> None:
-        """A point's data and tags are in the cache account."""
-        call = partial(
-            self._vault.point_sent,
-            vm=self._vm,
-            tag_id=cut.tag_id,
-            kind=cut.kind,
-            name=cut.name,
-            position=cut.position,
-            time_ns=cut.time_ns,
-            downgraded_because=cut.downgraded_because,
-        )
+    async def point_sent(self, cut: CutInfo, cut_at: float) -> None:
+        """A point's data and tags are in the cache account; ``cut_at`` on trio's clock."""
+
+        async def call() -> None:
+            await self._vault.point_sent(
+                vm=self._vm,
+                tag_id=cut.tag_id,
+                kind=cut.kind,
+                name=cut.name,
+                position=cut.position,
+                time_ns=cut.time_ns,
+                downgraded_because=cut.downgraded_because,
+                age_s=trio.current_time() - cut_at,
+            )
+
         await self._tell(cut.tag_id, call)
 
     async def wait(self, seconds: float) -> None:

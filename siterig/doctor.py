@@ -38,6 +38,7 @@ TEST_PROGRAMS = {
     "fio": "fio",
     "mkfs.btrfs": "btrfs-progs",
     "qemu-img": "qemu-utils",
+    "faketime": "faketime",
     "initdb": "postgresql",
 }
 """The same for the project's own tests; a rig needs none of it."""

@@ -1,12 +1,8 @@
-"""Wall time as the vault keeps and shows it."""
+"""Wall time as the vault shows it; nothing is decided by it (blockfs.clock)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
-
-Clock = Callable[[], int]
-"""Nanoseconds since the epoch."""
 
 
 def rfc3339(time_ns: int) -> str:

@@ -12,7 +12,7 @@ from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.schema import EventRow
 
 Severity = Literal["OK", "Warning", "Critical"]
-EventType = Literal["JobStatus", "VmHealth", "VmReplication"]
+EventType = Literal["JobStatus", "ServerHealth", "VmHealth", "VmReplication"]
 
 
 def record(session: Session, *, vm: str, code: str, kind: EventType, severity: Severity, text: str, now_ns: int) -> None:

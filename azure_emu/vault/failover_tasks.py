@@ -249,7 +249,8 @@ def _committed(session: Session, item: ItemRow, _job: JobRow) -> None:
     health.clear_errors(session, item.vm, None)
     session.execute(delete(CycleRow).where(CycleRow.vm == item.vm))
     item.resync_reason = None
-    item.sent_position, item.sent_time_ns, item.protected_since_ns = 0, None, None
+    item.sent_position, item.sent_time_ns, item.sent_elapsed_ns = 0, None, None
+    item.protected_since_elapsed_ns = None
     item.active_location = RECOVERY
     item.protection_state = State.COMMITTED
 

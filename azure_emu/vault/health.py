@@ -15,9 +15,9 @@ from azure_emu.vault.api import Health, HealthError, ProtectedItem
 from azure_emu.vault.clock import rfc3339_or_none
 from azure_emu.vault.schema import CycleRow, HealthErrorRow, ItemRow
 from azure_emu.vault.states import State
+from blockfs.clock import SECOND_NS
 from blockfs.errors import RigError
 
-SECOND_NS = 1_000_000_000
 WINDOW_S = 3600.0
 """Cycles are counted over this time at most."""
 MISSED_RATIO_WARNING = 0.2
@@ -73,37 +73,38 @@ def blocking_error(session: Session, vm: str) -> HealthErrorRow | None:
     return session.scalars(query.order_by(HealthErrorRow.id)).first()
 
 
-def cycle_done(session: Session, vm: str, now_ns: int) -> None:
-    """Count a cycle that reached the cache account; forget those out of the window."""
-    session.add(CycleRow(vm=vm, at_ns=now_ns))
-    session.execute(delete(CycleRow).where(CycleRow.vm == vm, CycleRow.at_ns < now_ns - int(WINDOW_S * SECOND_NS)))
+def cycle_done(session: Session, vm: str, elapsed_ns: int) -> None:
+    """Count a cycle that reached the cache account; forget those out of the window.  ``elapsed_ns``: the rig's clock."""
+    session.add(CycleRow(vm=vm, elapsed_ns=elapsed_ns))
+    outdated = CycleRow.elapsed_ns < elapsed_ns - int(WINDOW_S * SECOND_NS)
+    session.execute(delete(CycleRow).where(CycleRow.vm == vm, outdated))
 
 
-def _missed_ratio(session: Session, item: ItemRow, now_ns: int) -> float:
-    if item.protected_since_ns is None:
+def _missed_ratio(session: Session, item: ItemRow, elapsed_ns: int) -> float:
+    if item.protected_since_elapsed_ns is None:
         return 0.0
-    start_ns = max(item.protected_since_ns, now_ns - int(WINDOW_S * SECOND_NS))
-    expected = int((now_ns - start_ns) / SECOND_NS / item.interval_s)
+    start_ns = max(item.protected_since_elapsed_ns, elapsed_ns - int(WINDOW_S * SECOND_NS))
+    expected = int((elapsed_ns - start_ns) / SECOND_NS / item.interval_s)
     if expected < CYCLES_MIN:
         return 0.0
     done = session.scalars(
-        select(func.count()).select_from(CycleRow).where(CycleRow.vm == item.vm, CycleRow.at_ns >= start_ns)
+        select(func.count()).select_from(CycleRow).where(CycleRow.vm == item.vm, CycleRow.elapsed_ns >= start_ns)
     ).one()
     return max(0, expected - done) / expected
 
 
-def _derived(session: Session, item: ItemRow, now_ns: int) -> list[HealthError]:
+def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthError]:
     """What follows from the item's figures and its disks' damage rather than from a report of replication."""
     found: list[tuple[str, str]] = []
     damaged = damage.of_vm(session, item.vm)
     if item.resync_reason is not None:
         found.append(("ResynchronizationRequired", f"VM {item.vm!r} is marked for resynchronization: {item.resync_reason}"))
     if item.protection_state in _CYCLING and not item.suspended:
-        missed = _missed_ratio(session, item, now_ns)
+        missed = _missed_ratio(session, item, elapsed_ns)
         if missed >= MISSED_RATIO_WARNING:
             text = f"{missed:.0%} of the replication cycles of the last hour were missed (limit {MISSED_RATIO_WARNING:.0%})"
             found.append(("ReplicationCyclesMissed", text))
-        rpo_s = rpo(item, now_ns)
+        rpo_s = rpo(item, elapsed_ns)
         if rpo_s is not None and rpo_s > UNSENT_S_MAX:
             found.append(("LogUnsent", f"the log has been unsent for {rpo_s:.0f} s (limit {UNSENT_S_MAX:.0f} s)"))
     return [
@@ -117,15 +118,18 @@ def _derived(session: Session, item: ItemRow, now_ns: int) -> list[HealthError]:
     ]
 
 
-def rpo(item: ItemRow, now_ns: int) -> float | None:
-    """Seconds since the newest state that is in the cache with its tag; never negative, whatever the site's clock says."""
-    if item.sent_time_ns is None:
+def rpo(item: ItemRow, elapsed_ns: int) -> float | None:
+    """Seconds since the newest state that is in the cache with its tag, by the rig's clock; None: there is none."""
+    if item.sent_elapsed_ns is None:
         return None
-    return max(0.0, (now_ns - item.sent_time_ns) / SECOND_NS)
+    return max(0.0, (elapsed_ns - item.sent_elapsed_ns) / SECOND_NS)
 
 
-def describe(session: Session, item: ItemRow, now_ns: int, *, unwritable: RigError | None = None) -> ProtectedItem:
-    """The item as the API shows it; ``unwritable``: why the vault cannot record what is reported of it."""
+def describe(session: Session, item: ItemRow, elapsed_ns: int, *, unwritable: RigError | None = None) -> ProtectedItem:
+    """The item as the API shows it.
+
+    ``elapsed_ns``: the rig's clock.  ``unwritable``: why the vault cannot record what is reported of the item.
+    """
     reported = [
         HealthError(
             errorCode=row.code,
@@ -136,7 +140,7 @@ def describe(session: Session, item: ItemRow, now_ns: int, *, unwritable: RigErr
         )
         for row in item.health_errors
     ]
-    errors = reported + _derived(session, item, now_ns)
+    errors = reported + _derived(session, item, elapsed_ns)
     if unwritable is not None:
         errors.insert(
             0,
@@ -159,7 +163,7 @@ def describe(session: Session, item: ItemRow, now_ns: int, *, unwritable: RigErr
         testFailoverState=item.test_failover_state,
         replicationHealth=health,
         healthErrors=errors,
-        lastRpoInSeconds=rpo(item, now_ns),
+        lastRpoInSeconds=rpo(item, elapsed_ns),
         activeLocation="Recovery" if item.active_location == "Recovery" else "Primary",
         resynchronizationRequired=item.resync_reason,
     )

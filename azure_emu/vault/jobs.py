@@ -220,7 +220,7 @@ class JobEngine:
         follow_on = None
         for ordinal in range(first, len(scenario.tasks)):
             kind = scenario.tasks[ordinal]
-            await self._transact(name, lambda _session, job, n=ordinal: self._begin_task(job.tasks[n]))  # type: ignore[misc]
+            await self._transact(name, lambda _session, job, n=ordinal: self._begin_task(job, n))  # type: ignore[misc]
             try:
                 outcome = await self._run_body(kind, work)
             except RigError as error:
@@ -289,14 +289,20 @@ class JobEngine:
         first = next(task.ordinal for task in job.tasks if task.end_ns is None)
         return self._scenarios[job.key], job.vm, dict(job.memory), first
 
-    def _begin_task(self, task: TaskRow) -> None:
+    def _begin_task(self, job: JobRow, ordinal: int) -> None:
+        task = job.tasks[ordinal]
         task.state = "InProgress"
-        task.start_ns = task.start_ns or self._services.clock()
+        task.start_ns = task.start_ns or self._now_ns(job)
+
+    def _now_ns(self, job: JobRow) -> int:
+        """Wall time, but not before anything else of the job: a clock that was set back must not disorder its tasks."""
+        known = [time_ns for task in job.tasks for time_ns in (task.start_ns, task.end_ns) if time_ns is not None]
+        return max([self._services.clock.wall_ns(), job.start_ns, *known])
 
     def _end_task(self, job: JobRow, ordinal: int, outcome: Outcome | None, work: Work) -> None:
         task = job.tasks[ordinal]
         how = outcome or Outcome("Succeeded", "Completed")
-        task.state, task.state_description, task.end_ns = how.state, how.description, self._services.clock()
+        task.state, task.state_description, task.end_ns = how.state, how.description, self._now_ns(job)
         if how.error is not None:
             job.errors.append(JobErrorRow(code=how.error.code, message=how.error.message))
         job.memory = dict(work.memory)
@@ -304,7 +310,7 @@ class JobEngine:
         job.result_point = work.result_point.model_dump() if work.result_point else job.result_point
 
     def _end_well(self, session: Session, scenario: Scenario, job: JobRow) -> str | None:
-        now_ns = self._services.clock()
+        now_ns = self._now_ns(job)
         told = {(task.state, task.state_description) for task in job.tasks}
         plain = told <= {("Succeeded", "Completed"), ("Other", "Skipped")}
         job.state, job.end_ns = "Succeeded", now_ns
@@ -326,7 +332,7 @@ class JobEngine:
         await self._transact(name, lambda session, job: self._end_badly(session, job, "Failed", error))
 
     def _end_badly(self, session: Session, job: JobRow, state: Literal["Failed", "Cancelled"], error: RigError) -> None:
-        now_ns = self._services.clock()
+        now_ns = self._now_ns(job)
         for task in job.tasks:
             if task.state == "InProgress":
                 task.state, task.end_ns = state, now_ns

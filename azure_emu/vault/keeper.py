@@ -12,7 +12,7 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import jobs, points
+from azure_emu.vault import events, jobs, points, rig_clock
 from azure_emu.vault.retention import Policy, expired
 from azure_emu.vault.schema import AzureVmRow, ItemRow, MountRow
 from azure_emu.vault.services import Services
@@ -42,7 +42,8 @@ class Keeper:
             await trio.sleep(ROUND_S)
 
     async def round(self) -> None:
-        """Look after every item once."""
+        """Advance the rig's clock, and look after every item once."""
+        await self._services.store.transact(lambda session: rig_clock.advance(session, self._services.clock))
         for vm in await self._services.store.transact(lambda session: list(session.scalars(select(ItemRow.vm)))):
             kept = await self._services.store.transact(lambda session, vm=vm: self._prune(session, vm))  # type: ignore[misc]
             for disk_id, position in kept.items():
@@ -60,12 +61,22 @@ class Keeper:
         mounted = session.scalars(select(MountRow.point_id).where(MountRow.vm == vm))
         in_vms = session.scalars(select(AzureVmRow.point_id).where(AzureVmRow.owner == vm))
         in_use = {point_id for point_id in (*mounted, *in_vms) if point_id is not None}
-        ids = expired(points.facts(session, vm), self._services.clock(), Policy(item.history_hours), in_use)
+        ids = expired(points.facts(session, vm), Policy(item.history_hours), in_use)
         if ids:
             points.prune(session, vm, ids)
+            self._record_pruning(session, item, len(ids))
             _log.info("points_pruned", vm=vm, points=len(ids))
         oldest = points.oldest(session, vm)
         return {} if oldest is None else {disk.disk_id: oldest.position for disk in item.disks}
+
+    def _record_pruning(self, session: Session, item: ItemRow, count: int) -> None:
+        oldest = points.oldest(session, item.vm)
+        left = "" if oldest is None else f"; the oldest left is of {oldest.time}"
+        events.record(
+            session, vm=item.vm, code="RecoveryPointsPruned", kind="VmReplication", severity="OK",
+            text=f"{count} recovery points of VM {item.vm!r} were pruned: retention {item.history_hours} h{left}",
+            now_ns=self._services.clock.wall_ns(),
+        )  # fmt: skip
 
     def _tell_once(self, error: RigError) -> None:
         if error.message not in self._told:

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 from sqlalchemy import Select, delete, func, select
 from sqlalchemy.orm import Session
 
+from azure_emu.vault import rig_clock
 from azure_emu.vault.api import RecoveryPoint
 from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.retention import PointFacts
@@ -86,11 +87,11 @@ def oldest(session: Session, vm: str) -> RecoveryPoint | None:
 
 def facts(session: Session, vm: str) -> list[PointFacts]:
     """What retention needs of every available point."""
-    query = select(PointRow.tag_id, PointRow.position, PointRow.time_ns, PointRow.kind)
+    query = select(PointRow.tag_id, PointRow.position, PointRow.elapsed_ns, PointRow.kind)
     rows = session.execute(query.where(PointRow.vm == vm, PointRow.available))
     return [
-        PointFacts(id=tag_id, position=position, time_ns=time_ns, app_consistent=kind == "ApplicationConsistent")
-        for tag_id, position, time_ns, kind in rows
+        PointFacts(id=tag_id, position=position, elapsed_ns=elapsed_ns, app_consistent=kind == "ApplicationConsistent")
+        for tag_id, position, elapsed_ns, kind in rows
     ]
 
 
@@ -100,14 +101,17 @@ def find_available(session: Session, tag_id: str) -> PointRow | None:
     return row if row is not None and row.available else None
 
 
-def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagSeen]) -> list[PointRow]:
-    """Note that these tags were applied in a disk; the points that became available by it.  Repeats change nothing."""
+def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagSeen], elapsed_ns: int) -> list[PointRow]:
+    """Note that these tags were applied in a disk; the points that became available by it.  Repeats change nothing.
+
+    ``elapsed_ns``: the rig's clock.
+    """
     fresh = []
     known = newest(session, item.vm)
     for tag in tags:
         if tag.name == SYNC_END:
             continue
-        point = _row_of(session, item, tag, known)
+        point = _row_of(session, item, tag, known, elapsed_ns)
         if point is None:
             continue
         if disk_id not in {seen.disk_id for seen in point.seen}:
@@ -119,7 +123,7 @@ def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagS
     return fresh
 
 
-def _row_of(session: Session, item: ItemRow, tag: TagSeen, known: RecoveryPoint | None) -> PointRow | None:
+def _row_of(session: Session, item: ItemRow, tag: TagSeen, known: RecoveryPoint | None, elapsed_ns: int) -> PointRow | None:
     """The tag's row, made if need be; None if it is no state of this protection, or not any more.  ``known``: the newest."""
     if tag.position <= item.points_after_position:
         return None  # a late repeat from before a commit
@@ -129,15 +133,38 @@ def _row_of(session: Session, item: ItemRow, tag: TagSeen, known: RecoveryPoint 
     if point is None and (known is None or tag.position > known.position):
         point = PointRow(
             tag_id=tag.tag_id, vm=item.vm, kind=tag.kind, name=tag.name, position=tag.position, time_ns=tag.time_ns,
-            available=False,
+            available=False, elapsed_ns=_elapsed_at(session, item, tag, elapsed_ns),
         )  # fmt: skip
         session.add(point)
+        session.flush()  # the next tag's place in time is looked up behind this one
     return point
 
 
-def note_downgrade(session: Session, item: ItemRow, tag: TagSeen, because: str) -> None:
+def _elapsed_at(session: Session, item: ItemRow, tag: TagSeen, elapsed_ns: int) -> int:
+    """The rig's clock at a tag of which only the site's wall time is known."""
+    upto_ns = elapsed_ns
+    if item.sent_elapsed_ns is not None and tag.position <= item.sent_position:
+        upto_ns = item.sent_elapsed_ns
+        if tag.position == item.sent_position:
+            return upto_ns
+    before = max(
+        filter(None, (_last_before(session, item.vm, tag.position, available=it) for it in (True, False))), default=None
+    )
+    return rig_clock.place(None if before is None else before[1:], tag.time_ns, upto_ns)
+
+
+def _last_before(session: Session, vm: str, position: int, *, available: bool) -> tuple[int, int, int] | None:
+    """Position, ``elapsed_ns`` and ``time_ns``; by availability, for then the index finds it."""
+    query = select(PointRow.position, PointRow.elapsed_ns, PointRow.time_ns).where(
+        PointRow.vm == vm, PointRow.available.is_(available), PointRow.position < position
+    )
+    row = session.execute(query.order_by(PointRow.position.desc()).limit(1)).first()
+    return None if row is None else (row[0], row[1], row[2])
+
+
+def note_downgrade(session: Session, item: ItemRow, tag: TagSeen, because: str, elapsed_ns: int) -> None:
     """Keep why a point is crash-consistent only, whether its tag was applied before this or comes later."""
-    point = _row_of(session, item, tag, newest(session, item.vm))
+    point = _row_of(session, item, tag, newest(session, item.vm), elapsed_ns)
     if point is not None:
         point.downgraded_because = because
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import azure_vms, disk_limits, events, health, inventory, mounts, points
+from azure_emu.vault import azure_vms, disk_limits, events, health, inventory, mounts, points, rig_clock
 from azure_emu.vault.jobs import INFORMATION, SKIPPED, Outcome, Scenario, TaskKind, Work, went_on_without
 from azure_emu.vault.schema import CycleRow, DiskRow, ItemRow, JobRow
 from azure_emu.vault.states import TEST_NONE, State
@@ -136,7 +136,7 @@ async def first_point(work: Work) -> None:
     """A recovery point is available.  One is asked for at once: the policy's interval may be long."""
 
     def begin(session: Session, item: ItemRow) -> bool:
-        item.protected_since_ns = work.services.clock()
+        item.protected_since_elapsed_ns = rig_clock.elapsed_ns(session, work.services.clock)
         return points.newest(session, item.vm) is not None
 
     if not await work.change(begin):
@@ -174,6 +174,9 @@ async def repair(work: Work) -> None:
     await azure_vms.remove(work.services, work.vm, work.vm)
     await enable_relationship(work)
     await synchronize(work)
+    work.memory["synchronized_elapsed_ns"] = await work.change(
+        lambda session, _item: rig_clock.elapsed_ns(session, work.services.clock)
+    )
 
 
 async def disable_at_site(work: Work) -> Outcome | None:
@@ -224,7 +227,7 @@ def _repaired(session: Session, item: ItemRow, job: JobRow) -> None:
     if item.protection_state != State.PROTECTED:
         _protected(session, item, job)
     # Cycles that could not run during the resync were not missed.
-    item.protected_since_ns = job.end_ns
+    item.protected_since_elapsed_ns = job.memory["synchronized_elapsed_ns"]
     session.query(CycleRow).filter(CycleRow.vm == item.vm).delete()
 
 

@@ -13,10 +13,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from azure_emu.ports import Damage, RoleStatus
-from azure_emu.vault import damage, events, health, points
+from azure_emu.vault import damage, events, health, points, rig_clock
 from azure_emu.vault.schema import DiskRow, ItemRow
 from azure_emu.vault.services import Services
 from azure_emu.vault.states import PRIMARY, State
+from blockfs.clock import SECOND_NS
 from blockfs.control import TagKind
 from blockfs.part import TagSeen, Watermark
 
@@ -43,7 +44,7 @@ class Reports:
             points.take_watermark(disk, watermark)
             health.clear_errors(session, item.vm, health.apply_source(disk.disk_id))
             if item.active_location == PRIMARY:
-                points.register_tags(session, item, disk.disk_id, tags)
+                points.register_tags(session, item, disk.disk_id, tags, self._elapsed_ns(session))
             return item.vm
 
         self._wake(await self._services.store.transact(note))
@@ -77,7 +78,7 @@ class Reports:
 
     async def report_roles(self, *, roles: list[RoleStatus]) -> None:
         """See azure_emu.ports.RoleReports."""
-        self._services.roles.update(roles, self._services.clock())
+        self._services.roles.update(roles, self._services.clock.wall_ns())
 
     # ---- DamageReports
 
@@ -141,8 +142,9 @@ class Reports:
         position: int,
         time_ns: int,
         downgraded_because: str | None = None,
+        age_s: float = 0.0,
     ) -> None:
-        """All data up to ``position`` and its tags are in the cache account: the RPO is met.
+        """All data up to ``position`` and its tags are in the cache account: the RPO is met.  It was cut ``age_s`` ago.
 
         The point itself is made of the tags that the applier sees, which do not tell why it was downgraded.
         """
@@ -152,11 +154,13 @@ class Reports:
             item = session.get(ItemRow, vm)
             if item is None or item.active_location != PRIMARY:
                 return None
+            elapsed_ns = rig_clock.advance(session, self._services.clock)
             if position > item.sent_position:
                 item.sent_position, item.sent_time_ns = position, time_ns
+                item.sent_elapsed_ns = max(item.sent_elapsed_ns or 0, elapsed_ns - int(max(0.0, age_s) * SECOND_NS))
             if downgraded_because is not None:
-                points.note_downgrade(session, item, tag, downgraded_because)
-            health.cycle_done(session, vm, self._services.clock())
+                points.note_downgrade(session, item, tag, downgraded_because, elapsed_ns)
+            health.cycle_done(session, vm, elapsed_ns)
             return vm
 
         self._wake(await self._services.store.transact(note))
@@ -170,7 +174,7 @@ class Reports:
             if session.get(ItemRow, vm) is None:
                 return None
             retried = recoverable and next_try_s is not None
-            next_try_ns = None if next_try_s is None else self._services.clock() + int(next_try_s * health.SECOND_NS)
+            next_try_ns = None if next_try_s is None else self._services.clock.wall_ns() + int(next_try_s * SECOND_NS)
             news = health.set_error(
                 session, vm=vm, code=code, message=message, recoverable=retried, attempt=attempt, next_try_ns=next_try_ns
             )
@@ -213,11 +217,14 @@ class Reports:
 
     # ---- helpers
 
+    def _elapsed_ns(self, session: Session) -> int:
+        return rig_clock.elapsed_ns(session, self._services.clock)
+
     def _wake(self, vm: str | None) -> None:
         if vm is not None:
             self._services.signals.notify(vm)
 
     def _event(self, session: Session, vm: str, code: str, severity: events.Severity, text: str) -> None:
         events.record(
-            session, vm=vm, code=code, kind="VmHealth", severity=severity, text=text, now_ns=self._services.clock()
+            session, vm=vm, code=code, kind="VmHealth", severity=severity, text=text, now_ns=self._services.clock.wall_ns()
         )  # fmt: skip

@@ -3,13 +3,14 @@
 Fault contract.  The process may be killed between any two statements, and the machine may lose power: what a
 committed transaction wrote is there afterwards (SQLite: WAL, synchronous=FULL), what an uncommitted one wrote is not.
 Each transition of an item, with its job, task, points and event, is one transaction, so that no state is ever seen half
-made.  Times are nanoseconds since the epoch, UTC, by the injected wall clock unless a column says otherwise.
+made.  Times are nanoseconds since the epoch, UTC, by the injected wall clock unless a column says otherwise; they are only
+shown.  What decides is ``elapsed_ns``: nanoseconds by the rig's clock (rig_clock.py).
 Positions are the site host's (blockfs.control); 0 means "none yet".
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import JSON, BigInteger, Boolean, Float, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
@@ -28,6 +29,19 @@ class FormatRow(Base):
     __tablename__ = "format"
 
     version: Mapped[int] = mapped_column(Integer, primary_key=True)  # FORMAT_VERSION of the program that made or migrated it
+
+
+class RigClockRow(Base):
+    """The rig's clock at the last reading of the host's clocks (rig_clock.py); at most one row."""
+
+    __tablename__ = "rig_clock"
+    ONLY: ClassVar[int] = 1
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)  # ONLY
+    elapsed_ns: Mapped[int] = mapped_column(BigInteger)  # elapsed time that counts, since the vault was made; never falls
+    boot_id: Mapped[str] = mapped_column(String)  # the kernel's boot in which the clocks were read
+    boottime_ns: Mapped[int] = mapped_column(BigInteger)  # CLOCK_BOOTTIME then
+    wall_ns: Mapped[int] = mapped_column(BigInteger)  # the wall clock then
 
 
 class ItemRow(Base):
@@ -50,10 +64,12 @@ class ItemRow(Base):
     # resync_marks: how often resync_reason was set.  A resync clears the reason only if this did not grow meanwhile.
     sent_position: Mapped[int] = mapped_column(BigInteger)  # newest position that is in the cache with its tag; 0: none
     sent_time_ns: Mapped[int | None] = mapped_column(BigInteger)  # that tag's time by the *site's* clock; None: none yet
+    sent_elapsed_ns: Mapped[int | None] = mapped_column(BigInteger)  # the rig's clock at that tag; None: none yet.  RPO
     points_after_position: Mapped[int] = mapped_column(BigInteger)
     # points_after_position: tags up to it make no point: they belong to a protection that a commit ended; 0 before that
-    protected_since_ns: Mapped[int | None] = mapped_column(BigInteger)
-    # protected_since_ns: when delta cycles were last (re)started; None before.  Missed cycles count from here.
+    protected_since_elapsed_ns: Mapped[int | None] = mapped_column(BigInteger)
+    # protected_since_elapsed_ns: the rig's clock when delta cycles were last (re)started; None before.  Missed cycles count
+    # from here.
 
     disks: Mapped[list[DiskRow]] = relationship(cascade="all, delete-orphan", order_by="DiskRow.name")
     points: Mapped[list[PointRow]] = relationship(cascade="all, delete-orphan", order_by="PointRow.position.desc()")
@@ -103,6 +119,8 @@ class PointRow(Base):
     name: Mapped[str] = mapped_column(String)  # what the user or the cycle called it; not unique
     position: Mapped[int] = mapped_column(BigInteger)  # one position over all disks of the VM
     time_ns: Mapped[int] = mapped_column(BigInteger)  # by the site's clock
+    elapsed_ns: Mapped[int] = mapped_column(BigInteger)
+    # elapsed_ns: the rig's clock at the tag; never falls from a point to the next.  Negative: from before there was one
     downgraded_because: Mapped[str | None] = mapped_column(Text)
     # downgraded_because: why it is crash-consistent though more was asked for; None: it is as asked, or the agent was
     # killed before it could tell.  The tag does not have it.
@@ -134,7 +152,7 @@ class CycleRow(Base):
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)  # order of insertion
     vm: Mapped[str] = mapped_column(ForeignKey("item.vm", ondelete="CASCADE"), index=True)  # the item's vm
-    at_ns: Mapped[int] = mapped_column(BigInteger)  # when the vault heard of it, by the vault's clock (no skew)
+    elapsed_ns: Mapped[int] = mapped_column(BigInteger)  # the rig's clock when it was reported to the vault
 
 
 class HealthErrorRow(Base):
@@ -209,10 +227,10 @@ class EventRow(Base):
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)  # order of occurrence
     code: Mapped[str] = mapped_column(String)  # eventCode
-    type: Mapped[str] = mapped_column(String)  # eventType: VmHealth, JobStatus, VmReplication
+    type: Mapped[str] = mapped_column(String)  # eventType: VmHealth, JobStatus, VmReplication, ServerHealth
     severity: Mapped[str] = mapped_column(String)  # OK | Warning | Critical
     at_ns: Mapped[int] = mapped_column(BigInteger)  # when it happened
-    affected_object: Mapped[str] = mapped_column(String)  # the VM
+    affected_object: Mapped[str] = mapped_column(String)  # the VM; rig_clock.RIG if the event concerns no single VM
     description: Mapped[str] = mapped_column(Text)  # what a user reads
 
 

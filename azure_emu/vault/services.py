@@ -10,11 +10,11 @@ from typing import TypeVar
 from sqlalchemy.orm import Session
 
 from azure_emu.ports import Provider, RecoverySide
-from azure_emu.vault.clock import Clock
 from azure_emu.vault.roles import Roles
 from azure_emu.vault.schema import ItemRow
 from azure_emu.vault.signals import Signals
 from azure_emu.vault.store import Store, find_item
+from blockfs.clock import Clock
 from blockfs.control import DiskHostControl
 from blockfs.turns import Turns
 from blockfs.waits import Waits

@@ -7,9 +7,8 @@ job and the other ``JobInProgress`` or ``InvalidState``.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import trio
@@ -29,9 +28,9 @@ from azure_emu.vault import (
     mounts,
     points,
     protection_tasks,
+    rig_clock,
 )
 from azure_emu.vault.api import Event, Job, ManagedDisk, MountedPoint, ProtectedItem, RecoveryPoint, Vm
-from azure_emu.vault.clock import Clock
 from azure_emu.vault.keeper import Keeper
 from azure_emu.vault.lent import Lent
 from azure_emu.vault.points import Chosen
@@ -53,6 +52,7 @@ from azure_emu.vault.states import (
     require,
 )
 from azure_emu.vault.store import Store, find_item
+from blockfs.clock import Clock
 from blockfs.control import DiskHostControl, TagKind
 from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
@@ -93,7 +93,7 @@ class Vault(Reports):
     replication's VaultLink.
 
     ``url``: the database (SQLAlchemy).  ``azure_host``: the disk host of the recovery side.  ``shut_down``: unmounts
-    and detaches what uses disk files of this host (:func:`blockfs.hostmounts.shutdown`).  ``clock``: wall time, ns.
+    and detaches what uses disk files of this host (:func:`blockfs.hostmounts.shutdown`).  ``clock``: default this host's.
     ``waits``: where the vault registers what it waits for.
     Errors of the constructor: ``StateVersion``, ``StateUnreadable``.
     """
@@ -106,13 +106,14 @@ class Vault(Reports):
         recovery: RecoverySide,
         azure_host: DiskHostControl,
         shut_down: ShutDown,
-        clock: Clock = time.time_ns,
+        clock: Clock | None = None,
         waits: Waits | None = None,
     ) -> None:
         store = Store(url)
+        clock = clock or Clock()
         services = Services(
             store, Signals(store), clock, site=provider, recovery=recovery, azure=azure_host, shut_down=shut_down,
-            waits=waits or Waits(clock),
+            waits=waits or Waits(clock.wall_ns),
         )  # fmt: skip
         super().__init__(services)
         self._engine = jobs.JobEngine(services, _SCENARIOS)
@@ -121,6 +122,8 @@ class Vault(Reports):
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Settle what a kill left, then run jobs until cancelled; operations may be asked for once it has started."""
+        with suppress(RigError):  # the host's disk is full: the clock is read again when there is room
+            await self._services.store.transact(lambda session: rig_clock.advance(session, self._services.clock))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._lent.run)
             await self._engine.run(task_status)
@@ -180,7 +183,7 @@ class Vault(Reports):
             item.suspended = False
             item.protection_state = State.ENABLING
             session.flush()
-            now_ns = self._services.clock()
+            now_ns = self._services.clock.wall_ns()
             if interval_s not in protection_tasks.OFFICIAL_INTERVALS_S:
                 text = f"interval_s {interval_s:g} of VM {vm!r} is rig-only: the service has 30, 300 and 900"
                 events.record(
@@ -229,9 +232,9 @@ class Vault(Reports):
         """All protected items, by name."""
 
         def look(session: Session) -> list[ProtectedItem]:
-            now_ns, full = self._services.clock(), self._services.store.full
+            elapsed_ns, full = rig_clock.elapsed_ns(session, self._services.clock), self._services.store.full
             items = session.scalars(select(ItemRow).order_by(ItemRow.vm))
-            return [health.describe(session, item, now_ns, unwritable=full) for item in items]
+            return [health.describe(session, item, elapsed_ns, unwritable=full) for item in items]
 
         return await self._services.store.transact(look)
 
@@ -431,7 +434,7 @@ class Vault(Reports):
             jobs.require_no_job(session, vm)
             require(item, operation)
             scenario, memory = prepare(session, item)
-            return jobs.to_wire(jobs.enqueue(session, scenario, vm, memory, self._services.clock()))
+            return jobs.to_wire(jobs.enqueue(session, scenario, vm, memory, self._services.clock.wall_ns()))
 
         return self._started(await self._services.store.transact(begin))
 

@@ -21,6 +21,7 @@ from azure_emu.ports import ApplierReports, RecoverySide
 from azure_emu.vault.api import VaultApi
 from azure_emu.vault.vault import Vault
 from blockfs import hostmounts
+from blockfs.clock import Clock
 from blockfs.errors import RigError
 from blockfs.part import PartName
 from replication.ports import VaultLink
@@ -135,7 +136,7 @@ async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskSta
         recovery=services.recovery_side(layout),
         azure_host=services.azure(layout),
         shut_down=hostmounts.shutdown,
-        clock=lambda: int(clock.read_text()),
+        clock=Clock(wall_ns=lambda: int(clock.read_text()), boottime_ns=lambda: int(clock.read_text())),
         waits=health.waits,
     )
     faces = {

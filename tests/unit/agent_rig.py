@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import random
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import pytest
 import trio
 
 from blockfs.changelog import RecordType, SegmentReader, decode_tag
+from blockfs.clock import Clock
 from blockfs.control import CutInfo, TagKind
 from blockfs.errors import RigError
 from blockfs.host import DiskHost
@@ -195,6 +197,7 @@ class MemoryVault:
         self.recovered: list[float] = []
         self.points: list[int] = []
         self.names: list[str] = []
+        self.ages_s: list[float] = []
         self.downgraded: dict[int, str] = {}
         self.resyncs: list[str] = []
 
@@ -232,9 +235,11 @@ class MemoryVault:
         position: int,
         time_ns: int,
         downgraded_because: str | None = None,
+        age_s: float = 0.0,
     ) -> None:
         self._check()
         self.points.append(position)
+        self.ages_s.append(age_s)
         self.names.append(name)
         if downgraded_because is not None:
             self.downgraded[position] = downgraded_because
@@ -360,6 +365,8 @@ class Rig:
         self.retry_delays_s: tuple[float, ...] = (1.0,)
         self.interval_s = 30.0
         self.app_consistent_every_s: float | None = None
+        self.wall_ahead_ns = 0
+        self.boot_id = str(uuid.uuid4())
         self.host = self._open_host()
 
     def _open_host(self) -> DiskHost:
@@ -411,7 +418,11 @@ class Rig:
             cache=cast(Any, Wired(self.wire, lambda: self.cache)),
             vault=cast(Any, Wired(self.wire, lambda: self.vault)),
             folder=self.folder / "agent",
-            wall_ns=lambda: int(trio.current_time() * 1e9),
+            clock=Clock(
+                wall_ns=lambda: int(trio.current_time() * 1e9) + self.wall_ahead_ns,
+                boottime_ns=lambda: int(trio.current_time() * 1e9),
+                boot_id=self.boot_id,
+            ),
             retry_delays_s=self.retry_delays_s,
             guests=self.guests,
             open_snapshot=lambda path: HostSnapshot(lambda: self.host, path),

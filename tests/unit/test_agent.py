@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,74 @@ async def test_application_consistent_points_keep_their_schedule_over_a_restart(
         assert [round((at - begun) / 60) for at in cuts] == [60]
 
 
+@pytest.mark.parametrize("set_by_h", [-50, -1, 1, 50])
+async def test_a_clock_that_is_set_moves_no_application_consistent_point(
+    rig: Rig, autojump_clock: MockClock, set_by_h: int
+) -> None:
+    cuts: list[float] = []
+    rig.guests.mounted = ["/mnt/a"]
+    rig.wire.before = lambda name: cuts.append(trio.current_time()) if name == "cut" and rig.guests.is_frozen else None
+    rig.app_consistent_every_s = 3600
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        begun = trio.current_time()
+        await trio.sleep(1800)
+    rig.wall_ahead_ns = set_by_h * 3600 * 10**9
+    async with rig.agent():
+        await trio.sleep(1850)
+        assert [round((at - begun) / 60) for at in cuts] == [60]
+
+
+async def test_a_restart_of_the_host_with_another_time_delays_an_application_consistent_point_by_no_more_than_its_period(
+    rig: Rig, autojump_clock: MockClock
+) -> None:
+    cuts: list[float] = []
+    rig.guests.mounted = ["/mnt/a"]
+    rig.wire.before = lambda name: cuts.append(trio.current_time()) if name == "cut" and rig.guests.is_frozen else None
+    rig.app_consistent_every_s = 3600
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(1800)
+    rig.wall_ahead_ns, rig.boot_id = -50 * 3600 * 10**9, str(uuid.uuid4())
+    async with rig.agent():
+        begun = trio.current_time()
+        await trio.sleep(3700)
+        assert [round((at - begun) / 60) for at in cuts] == [60]
+
+
+async def test_the_age_of_a_point_that_reaches_the_account_late_is_reported(rig: Rig, autojump_clock: MockClock) -> None:
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        rig.interval_s = 10_000
+        await trio.sleep(1)
+        rig.write()
+        rig.cache.trouble = RigError("CacheUnreachable", "no route", recoverable=True)
+        with pytest.raises(RigError):
+            await rig.cycle(agent)
+        begun = trio.current_time()
+        await trio.sleep(25)
+        rig.cache.trouble = None
+        await rig.cycle(agent)
+        assert rig.vault.ages_s[-2:] == [pytest.approx(trio.current_time() - begun), pytest.approx(0)]
+
+
+async def test_a_book_of_format_1_is_read(rig: Rig, autojump_clock: MockClock) -> None:
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+    path = rig.folder / "agent" / "relationships.json"
+    book = json.loads(path.read_text())
+    book["format"] = 1
+    for record in book["relationships"]:
+        del record["app_point"]
+        record["app_point_ns"] = 17
+    path.write_text(json.dumps(book))
+    async with rig.agent() as agent:
+        await trio.sleep(1)
+        await rig.cycle(agent)
+        await agent.suspend(vm=VM)
+    assert json.loads(path.read_text())["format"] == 2
+
+
 async def test_guest_that_cannot_be_frozen_gets_a_crash_consistent_point_by_schedule(
     rig: Rig, autojump_clock: MockClock
 ) -> None:
@@ -370,7 +439,7 @@ async def test_check_refuses_a_vm_whose_snapshot_may_not_fit(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (json.dumps({"format": 2, "relationships": [], "received": []}), "format 2; this siterig reads 1"),
+        (json.dumps({"format": 3, "relationships": [], "received": []}), "format 3; this siterig reads 1 and 2"),
         ("{", "is not an agent's state"),
     ],
 )

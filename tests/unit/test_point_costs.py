@@ -165,7 +165,7 @@ async def test_a_point_costs_the_vault_the_same_after_any_number_of_points(tmp_p
                 ids = [(n, f"00000000-0000-4000-9000-{n:012}") for n in range(first, count)]
                 rows = [
                     {"tag_id": tag_id, "vm": "web01", "kind": "CrashConsistent", "name": "x", "position": 100 + n,
-                     "time_ns": START_NS + n, "available": True}
+                     "time_ns": START_NS + n, "elapsed_ns": n, "available": True}
                     for n, tag_id in ids
                 ]  # fmt: skip
                 session.execute(insert(PointRow), rows)

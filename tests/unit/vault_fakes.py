@@ -16,6 +16,7 @@ from azure_emu.ports import Change, ChangeStep, Damage, DiskSpec, DiskState
 from azure_emu.vault.api import Job
 from azure_emu.vault.schema import JobRow
 from azure_emu.vault.vault import Vault
+from blockfs.clock import Clock
 from blockfs.control import CutInfo, DiskInfo, RecoveryDisk, RecoveryInfo, RecoverySource, TagKind
 from blockfs.errors import RigError
 from blockfs.part import TagSeen, Watermark
@@ -24,11 +25,34 @@ from blockfs.progress import VmProgress
 START_NS = 1_800_000_000_000_000_000
 
 
+class SettableClock:
+    """The host's clocks: time passes, or somebody sets the wall clock, or the host restarts."""
+
+    def __init__(self) -> None:
+        self.wall_ns = START_NS
+        self.boottime_ns = 1_000_000_000_000
+        self.boot_id = str(uuid.uuid4())
+
+    def passes(self, ns: int) -> None:
+        assert ns >= 0
+        self.wall_ns += ns
+        self.boottime_ns += ns
+
+    def is_set(self, by_ns: int) -> None:
+        self.wall_ns += by_ns
+
+    def restarts(self, after_ns: int) -> None:
+        """The host boots again; its wall clock says that this took so long."""
+        self.wall_ns += after_ns
+        self.boottime_ns = 20_000_000_000
+        self.boot_id = str(uuid.uuid4())
+
+
 class World:
     """The site, the recovery side and the recovery host, as far as the vault can see them."""
 
     def __init__(self) -> None:
-        self.now_ns = START_NS
+        self.clock = SettableClock()
         self.position = 0
         self.site: dict[str, dict[str, DiskInfo]] = {}
         self.azure: dict[str, dict[str, DiskInfo]] = {}
@@ -46,6 +70,16 @@ class World:
         self.floors: dict[str, int] = {}  # disk -> oldest position; 1 if not here
         self.times: dict[str, dict[int, int]] = {}  # disk -> position -> time of the record there
         self.recoveries: dict[tuple[str, str], RecoveryInfo] = {}
+
+    @property
+    def now_ns(self) -> int:
+        """Wall time."""
+        return self.clock.wall_ns
+
+    @now_ns.setter
+    def now_ns(self, wall_ns: int) -> None:
+        """Time passes until then."""
+        self.clock.passes(wall_ns - self.clock.wall_ns)
 
     async def called(self, name: str) -> None:
         self.calls.append(name)
@@ -315,7 +349,7 @@ async def running(world: World, folder: Path) -> AsyncIterator[Vault]:
         recovery=FakeRecovery(world),
         azure_host=host,
         shut_down=world.shut_down,
-        clock=lambda: world.now_ns,
+        clock=Clock(wall_ns=lambda: world.now_ns, boottime_ns=lambda: world.clock.boottime_ns, boot_id=world.clock.boot_id),
     )
     world.vault = vault
     try:

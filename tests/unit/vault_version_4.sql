@@ -177,6 +177,8 @@ INSERT INTO disk VALUES ('22222222-2222-4222-8222-222222222222', 'web01', 'os', 
 INSERT INTO point VALUES ('aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa', 'web01', 'CrashConsistent', 'first', 300, 1800000030000000000, NULL, 1);
 INSERT INTO point VALUES ('bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb', 'web01', 'CrashConsistent', 'cycle', 600, 1800000060000000000, 'no agent in the guest', 1);
 INSERT INTO point VALUES ('cccccccc-cccc-4ccc-8ccc-cccccccccccc', 'web01', 'ApplicationConsistent', 'cycle', 900, 1800000090000000000, NULL, 0);
+INSERT INTO point VALUES ('dddddddd-dddd-4ddd-8ddd-dddddddddddd', 'web01', 'CrashConsistent', 'two days before', 100, 1799827240000000000, NULL, 1);
+INSERT INTO point VALUES ('eeeeeeee-eeee-4eee-8eee-eeeeeeeeeeee', 'web01', 'CrashConsistent', 'clock ahead', 200, 1800000040000000000, NULL, 1);
 INSERT INTO cycle VALUES (1, 'web01', 1800000061000000000);
 INSERT INTO health_error VALUES (1, 'web01', 'replication', 'CacheUnreachable', 'the cache account cannot be reached', 1, 2, 1800000095000000000);
 INSERT INTO task VALUES (1, 0, 'EnableProtectionTask', 'Enabling replication', 'Succeeded', 'Completed', 1800000000000000000, 1800000005000000000);

@@ -1,0 +1,70 @@
+"""The clocks of a host: what counts as elapsed, within a boot and between boots, and what is reported as a jump."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+import pytest
+
+from azure_emu.vault.rig_clock import place
+from blockfs.clock import SECOND_NS, Clock, ClockReading
+
+HOUR_NS = 3600 * SECOND_NS
+BOOT = str(uuid.uuid4())
+
+
+def at(boottime_ns: int, wall_ns: int, boot_id: str = BOOT) -> ClockReading:
+    return ClockReading(boot_id=boot_id, boottime_ns=boottime_ns, wall_ns=wall_ns)
+
+
+@pytest.mark.parametrize("wall_step_ns", [-(10**18), -HOUR_NS, 0, HOUR_NS, 10**18])
+def test_within_a_boot_the_wall_clock_is_ignored(wall_step_ns: int) -> None:
+    before = at(5 * HOUR_NS, 10**18)
+    assert before.elapsed_ns(at(8 * HOUR_NS, 10**18 + wall_step_ns)) == 3 * HOUR_NS
+
+
+@pytest.mark.parametrize(
+    ("step_ns", "counted_ns"),
+    [
+        (0, 0),
+        (HOUR_NS // 2, HOUR_NS // 2),
+        (HOUR_NS, HOUR_NS),
+        (HOUR_NS + 1, 0),
+        (1000 * HOUR_NS, 0),
+        (-1, 0),
+        (-1000 * HOUR_NS, 0),
+    ],
+)
+def test_between_boots_an_hour_counts_at_most_and_a_larger_step_counts_as_zero(step_ns: int, counted_ns: int) -> None:
+    before, after = at(5 * HOUR_NS, 10**18), at(SECOND_NS, 10**18 + step_ns, str(uuid.uuid4()))
+    assert before.elapsed_ns(after) == counted_ns
+    assert before.jump_ns(after) == (0 if counted_ns == step_ns or abs(step_ns) < SECOND_NS else step_ns - counted_ns)
+
+
+@pytest.mark.parametrize(
+    ("elapsed_s", "wall_s", "jump_s"),
+    [(100, 100, 0), (100, 104, 0), (100, 110, 10), (100, 90, -10), (100_000, 100_099, 0), (100_000, 100_200, 200)],
+)
+def test_a_jump_is_what_no_drift_of_a_clock_explains(elapsed_s: int, wall_s: int, jump_s: int) -> None:
+    before = at(0, 10**18)
+    assert before.jump_ns(at(elapsed_s * SECOND_NS, 10**18 + wall_s * SECOND_NS)) == jump_s * SECOND_NS
+
+
+def test_the_hosts_own_clock_reads_boottime() -> None:
+    first, second = Clock().read(), Clock().read()
+    assert first.boot_id == second.boot_id
+    assert 0 <= first.elapsed_ns(second) < 60 * SECOND_NS
+    assert abs(first.boottime_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) < 60 * SECOND_NS
+
+
+@pytest.mark.parametrize(
+    ("time_ns", "placed_ns"),
+    [(1_000_000 + 30, 130), (1_000_000 + 10**18, 150), (1_000_000 - 10**18, 100), (1_000_000, 100)],
+)
+def test_a_wall_time_only_places_a_point_between_the_one_before_and_now(time_ns: int, placed_ns: int) -> None:
+    assert place((100, 1_000_000), time_ns, upto_ns=150) == placed_ns
+
+
+def test_a_point_without_one_before_it_is_of_now() -> None:
+    assert place(None, 10**18, upto_ns=150) == 150
