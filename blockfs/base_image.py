@@ -23,6 +23,7 @@ from threading import Lock
 
 from blockfs.extents import pack_ranges
 from blockfs.layers import Layer
+from blockfs.os_errors import raised_by_c
 from cext._core import ffi, lib
 
 BLOCK_BYTES: int = lib.SR_BLOCK_BYTES
@@ -109,4 +110,4 @@ def _packed(ranges: Ranges) -> tuple[object, int]:
 
 def _check(result: int) -> None:
     if result < 0:
-        raise OSError(-result, os.strerror(-result))
+        raise raised_by_c(result)

@@ -27,7 +27,9 @@ from types import TracebackType
 from pydantic import ValidationError
 from typing_extensions import Buffer
 
+from blockfs import safe_files
 from blockfs.errors import RigError
+from blockfs.os_errors import naming, reason
 from blockfs.part import Stream, TagSeen
 from cext.hashing import crc32c
 
@@ -274,16 +276,15 @@ class SegmentReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            # A named pipe must not be waited for.
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self.fd = safe_files.open_named(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe must not be waited for
         except OSError as exc:
-            raise RigError("LogUnreadable", f"{path}: cannot be opened: {exc.strerror}") from exc
+            raise RigError("LogUnreadable", f"{path}: cannot be opened: {reason(exc, path)}") from exc
         try:
             head = os.pread(self.fd, HEADER_BYTES, 0)
             self.header = decode_header(path, head)
         except OSError as exc:  # a folder opens, too
             os.close(self.fd)
-            raise RigError("LogUnreadable", f"{path}: cannot be read: {exc.strerror}") from exc
+            raise RigError("LogUnreadable", f"{path}: cannot be read: {reason(exc, path)}") from exc
         except BaseException:
             os.close(self.fd)
             raise
@@ -401,9 +402,10 @@ class SegmentWriter:
     def create(cls, path: Path, header: SegmentHeader) -> SegmentWriter:
         """Make the file (which must not exist) and write its header."""
         raw = encode_header(header)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = safe_files.create_file(path)
         try:
-            os.pwrite(fd, raw, 0)
+            with naming(path):
+                os.pwrite(fd, raw, 0)
         except BaseException:
             os.close(fd)
             path.unlink()
@@ -432,11 +434,12 @@ class SegmentWriter:
         crc = crc32c(payload, crc32c(head, self._seed))
         at = self.end
         try:
-            done = os.pwritev(self.fd, [head, _CRC.pack(crc), payload], at)
-            if done < RECORD_HEADER_BYTES + size:  # rare: a short write, then usually the error behind it
-                rest = memoryview(b"".join((head, _CRC.pack(crc), payload)))
-                while done < len(rest):
-                    done += os.pwrite(self.fd, rest[done:], at + done)
+            with naming(self.path):
+                done = os.pwritev(self.fd, [head, _CRC.pack(crc), payload], at)
+                if done < RECORD_HEADER_BYTES + size:  # rare: a short write, then usually the error behind it
+                    rest = memoryview(b"".join((head, _CRC.pack(crc), payload)))
+                    while done < len(rest):
+                        done += os.pwrite(self.fd, rest[done:], at + done)
         except OSError:
             self.cut(at)
             raise
@@ -445,12 +448,14 @@ class SegmentWriter:
 
     def cut(self, end: int) -> None:
         """Take back everything from file offset ``end``."""
-        os.ftruncate(self.fd, end)
+        with naming(self.path):
+            os.ftruncate(self.fd, end)
         self.end = end
 
     def sync(self) -> None:
         """Make all records durable."""
-        os.fdatasync(self.fd)
+        with naming(self.path):
+            os.fdatasync(self.fd)
 
     def close(self) -> None:
         """Close the file (no sync)."""

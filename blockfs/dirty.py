@@ -16,9 +16,10 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockfs import boot
+from blockfs import boot, safe_files
 from blockfs.durable import write_synced
 from blockfs.errors import RigError
+from blockfs.os_errors import naming, reason
 from cext._core import lib
 from cext.hashing import crc32c
 
@@ -72,9 +73,10 @@ def _header(disk_id: str, generation: int, boot_id: str) -> bytes:
 def read(path: Path) -> DirtyFile:
     """Read one; ``DirtyCorrupt`` (a missing file too) or ``DirtyVersion`` names it."""
     try:
-        data = path.read_bytes()
+        with os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb") as file:
+            data = file.read()
     except OSError as exc:
-        raise RigError("DirtyCorrupt", f"{path}: cannot be read: {exc.strerror}") from exc
+        raise RigError("DirtyCorrupt", f"{path}: cannot be read: {reason(exc, path)}") from exc
     if len(data) < HEADER_BYTES:
         raise RigError("DirtyCorrupt", f"{path}: has {len(data)} bytes; its header has {HEADER_BYTES}")
     magic, version, header_bytes, chunk_bytes, disk, generation, booted = _HEADER.unpack_from(data)
@@ -115,7 +117,7 @@ def _ranges(bits: bytes) -> list[tuple[int, int]]:
 
 def open_for_writer(path: Path) -> int:
     """A descriptor for the writer in C, which maps the file."""
-    return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    return safe_files.open_file(path, os.O_RDWR)
 
 
 def begin_use(path: Path) -> None:
@@ -133,8 +135,9 @@ def _set_boot(path: Path, boot_id: str) -> None:
     found = read(path)
     fd = open_for_writer(path)
     try:
-        os.fsync(fd)
-        os.pwrite(fd, _header(found.disk_id, found.generation, boot_id), 0)
-        os.fsync(fd)
+        with naming(path):
+            os.fsync(fd)
+            os.pwrite(fd, _header(found.disk_id, found.generation, boot_id), 0)
+            os.fsync(fd)
     finally:
         os.close(fd)

@@ -11,10 +11,12 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+from blockfs import safe_files
 from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.log_recovery import DISK_BYTES_MAX
+from blockfs.os_errors import naming
 
 SECTOR_BYTES = 512
 HOLDER_KIND = "vm"
@@ -51,10 +53,11 @@ def make_raw(place: DiskPlace, size_bytes: int) -> None:
             f"most {DISK_BYTES_MAX >> 40} TiB",
         )
     path = place.file("img")
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = safe_files.create_file(path, os.O_WRONLY)
     try:
-        os.ftruncate(fd, size_bytes)
-        os.fsync(fd)  # before the state says that it is so long
+        with naming(path):
+            os.ftruncate(fd, size_bytes)
+            os.fsync(fd)  # before the state says that it is so long
         DiskState(
             disk_id=str(uuid.uuid4()), size_bytes=size_bytes, kind="raw", generation=0, tracked=False, needs_resync=None
         ).save(place.file("disk"))

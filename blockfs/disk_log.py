@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from blockfs import boot, dirty
+from blockfs import boot, dirty, safe_files
 from blockfs.changelog import (
     FLAG_CLEAN_CLOSE,
     HEADER_BYTES,
@@ -39,6 +39,8 @@ from blockfs.changelog import (
 )
 from blockfs.control import SegmentInfo
 from blockfs.durable import sync_folder
+from blockfs.os_errors import naming, raised_by_c
+from blockfs.safe_files import temporary_name
 from cext._core import ffi, lib
 
 SEGMENT_BYTES_MAX = 16 << 20
@@ -153,10 +155,15 @@ class DiskLog:
             created_ns=0,
             disk_size_bytes=disk_size_bytes,
         )
-        self._first_number = next_number
+        self._first_number = self._named_number = next_number
+        self._fresh_dirty = folder / temporary_name(f"{name}.dirty")
         first = segment_path(folder, name, next_number)
         fds: list[int] = []
         try:
+            with safe_files.held(folder) as held:
+                for own in (self._dirty, self._spare, self._recycled):
+                    held.check_free(own.name)
+                held.remove_leftovers(self._dirty.name)
             fds.append(self._make_file(first))
             dirty.make(self._fresh_dirty, disk_id=disk_id, generation=generation)
             fds.append(dirty.open_for_writer(self._fresh_dirty))
@@ -174,7 +181,9 @@ class DiskLog:
         except BaseException:
             for fd in fds:
                 os.close(fd)
-            first.unlink(missing_ok=True)
+            if fds:
+                first.unlink(missing_ok=True)
+            self._fresh_dirty.unlink(missing_ok=True)
             raise
         self._fds = fds
         self._first = first
@@ -185,10 +194,10 @@ class DiskLog:
         Nobody may tend the older log meanwhile: what its writer uses up to the last moment has the same names.
         """
         try:
-            self._fresh_dirty.rename(self._dirty)
+            safe_files.rename(self._fresh_dirty, self._dirty)
             sync_folder(self.folder)
             check(lib.sr_log_start(self._disk, self._setup))
-        except OSError:
+        except BaseException:
             self.discard()
             raise
         self._spare.unlink(missing_ok=True)
@@ -212,10 +221,6 @@ class DiskLog:
     @property
     def _dirty(self) -> Path:
         return self.folder / f"{self.name}.dirty"
-
-    @property
-    def _fresh_dirty(self) -> Path:
-        return self.folder / f".{self.name}.dirty.tmp"
 
     # --- what the writer knows ----------------------------------------------------------------------------------
 
@@ -304,15 +309,18 @@ class DiskLog:
             segments = self._segments()
             if not segments:
                 return
-            current = segment_path(self.folder, self.name, segments[-1].number)
-            if not current.exists():
-                self._spare.rename(current)
+            if segments[-1].number > self._named_number:
+                current = segment_path(self.folder, self.name, segments[-1].number)
+                if os.path.lexists(current):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(current))
+                safe_files.rename(self._spare, current)
+                self._named_number = segments[-1].number
             for segment in segments:
                 if not segment.closed:
                     continue
                 path = segment_path(self.folder, self.name, segment.number)
                 if segment.number not in self._trimmed:
-                    os.truncate(path, segment.end)
+                    _cut(path, segment.end)
                     self._trimmed.add(segment.number)
                 if segment.durable:
                     self._kept.append(
@@ -341,9 +349,10 @@ class DiskLog:
 
     def _make_file(self, path: Path) -> int:
         """A preallocated file with a durable name; nothing is left if it cannot be made."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = safe_files.create_file(path)
         try:
-            os.posix_fallocate(fd, 0, self._segment_bytes + HEADER_BYTES)
+            with naming(path):
+                os.posix_fallocate(fd, 0, self._segment_bytes + HEADER_BYTES)
             sync_folder(self.folder)
         except BaseException:
             os.close(fd)
@@ -357,16 +366,17 @@ class DiskLog:
         """
         if not self._recycled.exists():
             return None
-        fd = os.open(self._recycled, os.O_RDWR | os.O_CLOEXEC)
+        fd = safe_files.open_file(self._recycled, os.O_RDWR)
         try:
             if _open_elsewhere(fd):
                 os.close(fd)
                 self._recycled.unlink()
                 return None
-            os.pwrite(fd, bytes(HEADER_BYTES), 0)  # from here on it holds nothing
-            os.posix_fallocate(fd, 0, self._segment_bytes + HEADER_BYTES)
-            os.fdatasync(fd)  # not even after a power loss: it may have ended with the mark of an orderly close
-            self._recycled.rename(self._spare)
+            with naming(self._recycled):
+                os.pwrite(fd, bytes(HEADER_BYTES), 0)  # from here on it holds nothing
+                os.posix_fallocate(fd, 0, self._segment_bytes + HEADER_BYTES)
+                os.fdatasync(fd)  # not even after a power loss: it may have ended with the mark of an orderly close
+            safe_files.rename(self._recycled, self._spare)
             sync_folder(self.folder)
         except BaseException:
             os.close(fd)
@@ -413,7 +423,7 @@ class DiskLog:
                 if self._recycled.exists():
                     kept.path.unlink()
                 else:
-                    kept.path.rename(self._recycled)
+                    safe_files.rename(kept.path, self._recycled)
             if inherited:
                 # It may end with the mark of an orderly close: after a power loss it must not be there again while what
                 # tells that the log went on after it is not.
@@ -431,10 +441,20 @@ class DiskLog:
         self.settle()
         with self._lock:
             current = self._segments()[-1]
-            os.truncate(segment_path(self.folder, self.name, current.number), current.end)
+            _cut(segment_path(self.folder, self.name, current.number), current.end)
         self._spare.unlink(missing_ok=True)
         self._recycled.unlink(missing_ok=True)
         sync_folder(self.folder)
+
+
+def _cut(path: Path, end: int) -> None:
+    """Cut a segment to its length."""
+    fd = safe_files.open_file(path, os.O_WRONLY)
+    try:
+        with naming(path):
+            os.ftruncate(fd, end)
+    finally:
+        os.close(fd)
 
 
 def go_on_noting(disk: Any, path: Path) -> None:
@@ -461,5 +481,5 @@ def _open_elsewhere(fd: int) -> bool:
 def check(result: int) -> int:
     """What a function in C returned; raised as an ``OSError`` if it is an error."""
     if result < 0:
-        raise OSError(-result, os.strerror(-result))
+        raise raised_by_c(result)
     return result

@@ -7,17 +7,20 @@ another disk.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from blockfs import safe_files
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
 from blockfs.wire import UUID_PATTERN, WireModel
 from cext.hashing import crc32c
 
 FORMAT_VERSION = 1
+_BYTES_MAX = 65536
 
 
 class ImageStamp(WireModel):
@@ -77,8 +80,10 @@ class DiskState(WireModel):
     @classmethod
     def load(cls, path: Path) -> DiskState:
         """Read; ``RigError('DiskStateCorrupt' | 'StateVersion')`` names the file."""
+        with os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb") as file:
+            data = file.read(_BYTES_MAX + 1)
         try:
-            raw = json.loads(path.read_bytes())
+            raw = json.loads(data)
             version, crc, body = raw.pop("format"), raw.pop("crc32c"), raw.pop("disk")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise RigError("DiskStateCorrupt", f"{path}: is not a disk state file: {exc!r:.200}") from exc

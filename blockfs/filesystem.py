@@ -18,7 +18,7 @@ import pyfuse3
 import structlog
 import trio
 
-from blockfs import counters, disk_report, vhd
+from blockfs import counters, disk_report, safe_files, vhd
 from blockfs.disk import Disk
 from blockfs.disk_log import find_segments, segment_number
 from blockfs.errors import RigError
@@ -240,7 +240,7 @@ class DiskFileSystem(pyfuse3.Operations):
             return self._opened_text(disk, counters.as_text(disk_report.count(disk)))
         if (found := self._log_of(node)) is not None:
             disk, number, path = found
-            return self._opened(disk, lib.SR_HANDLE_LOG, fd=os.open(path, os.O_RDONLY | os.O_CLOEXEC), number=number)
+            return self._opened(disk, lib.SR_HANDLE_LOG, fd=safe_files.open_file(path, os.O_RDONLY), number=number)
         raise pyfuse3.FUSEError(errno.ENOENT)
 
     def _is_uncached(self, disk: Disk, *, direct: bool) -> bool:

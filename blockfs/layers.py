@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from blockfs import present_map
+from blockfs import present_map, safe_files
 from blockfs.errors import RigError
 from blockfs.extents import ExtentMap
+from blockfs.os_errors import raised_by_c
 from cext._core import ffi, lib
 
 
@@ -172,22 +173,25 @@ class _WritableCLayer(_CLayer):
 
 def _check(result: int) -> None:
     if result < 0:
-        raise OSError(-result, os.strerror(-result))
+        raise raised_by_c(result)
 
 
 def _made(layer: Any) -> Any:
     """What a constructor in C returned; ``OSError`` if it could not."""
     if layer == ffi.NULL:
-        raise OSError(ffi.errno, os.strerror(ffi.errno))
+        raise raised_by_c(-ffi.errno)
     return layer
 
 
 class RawLayer(_WritableCLayer):
-    """A raw (sparse) file, of which the first ``size_bytes`` are the disk (default: all)."""
+    """A raw (sparse) file, of which the first ``size_bytes`` are the disk (default: all).
 
-    def __init__(self, path: Path, *, writable: bool = False, size_bytes: int | None = None) -> None:
+    ``fd``: a descriptor of the file, which the layer owns from now on; without it the file is opened by its path.
+    """
+
+    def __init__(self, path: Path, *, writable: bool = False, size_bytes: int | None = None, fd: int | None = None) -> None:
         self.path = path
-        self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+        self._fd = safe_files.open_named(path, os.O_RDWR if writable else os.O_RDONLY) if fd is None else fd
         try:
             size = os.fstat(self._fd).st_size if size_bytes is None else size_bytes
             super().__init__(_made(lib.sr_layer_raw(self._fd, size)))
@@ -280,7 +284,7 @@ class TopLayer(_WritableCLayer):
     def __init__(self, lower: Layer, path: Path) -> None:
         fd = map_fd = durable_fd = -1
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = safe_files.open_file(path, os.O_RDWR | os.O_CREAT)
             size = os.fstat(fd).st_size
             if size == 0:
                 size = lower.size_bytes

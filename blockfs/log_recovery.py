@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-from blockfs import boot
+from blockfs import boot, safe_files
 from blockfs.changelog import (
     FLAG_CLEAN_CLOSE,
     HEADER_BYTES,
@@ -29,6 +29,7 @@ from blockfs.disk_log import KeptSegment, find_segments, segment_path
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.layers import WritableLayer, merge_ranges
+from blockfs.os_errors import naming
 from blockfs.position import PositionCounter
 
 DISK_BYTES_MAX = 64 << 40
@@ -174,7 +175,7 @@ def _adopt_spare(folder: Path, name: str, disk_id: str, generation: int) -> None
         spare.unlink()
         return
     numbers = [number for number, _ in find_segments(folder, name)]
-    spare.rename(segment_path(folder, name, max(numbers, default=0) + 1))
+    safe_files.rename(spare, segment_path(folder, name, max(numbers, default=0) + 1))
 
 
 class _Row:
@@ -252,16 +253,17 @@ _CHANGING = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 
 def _holds_nothing(path: Path) -> bool:
     """Whether a segment has no header: its file was made, and nothing written to it."""
-    with path.open("rb") as file:
+    with os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb") as file:
         head = file.read(HEADER_BYTES)
     return len(head) < HEADER_BYTES or not any(head)
 
 
 def _cut_durably(path: Path, end: int) -> None:
     """Cut a torn tail and make the segment durable: its writer may not have."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    fd = safe_files.open_file(path, os.O_RDWR)
     try:
-        os.ftruncate(fd, end)
-        os.fsync(fd)
+        with naming(path):
+            os.ftruncate(fd, end)
+            os.fsync(fd)
     finally:
         os.close(fd)

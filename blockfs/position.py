@@ -16,8 +16,9 @@ import struct
 import uuid
 from pathlib import Path
 
-from blockfs import boot
+from blockfs import boot, safe_files
 from blockfs.durable import sync_folder
+from blockfs.os_errors import naming
 from cext._core import ffi, lib
 
 POWER_LOSS_JUMP = 1 << 40
@@ -59,14 +60,15 @@ class PositionCounter:
 
 
 def _mapped(path: Path) -> mmap.mmap:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = safe_files.open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         found = os.pread(fd, _FILE.size, 0)
         value, drawn_in = _FILE.unpack(found.ljust(_FILE.size, b"\0"))
         now = uuid.UUID(boot.current_boot_id()).bytes
         if drawn_in != now:
-            os.pwrite(fd, _FILE.pack(value + POWER_LOSS_JUMP if found else 0, now), 0)
-            os.fsync(fd)
+            with naming(path):
+                os.pwrite(fd, _FILE.pack(value + POWER_LOSS_JUMP if found else 0, now), 0)
+                os.fsync(fd)
             sync_folder(path.parent)
         return mmap.mmap(fd, _FILE.size)
     finally:

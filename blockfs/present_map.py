@@ -17,7 +17,7 @@ import struct
 import uuid
 from pathlib import Path
 
-from blockfs import boot
+from blockfs import boot, safe_files
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
 from cext._core import lib
@@ -39,10 +39,10 @@ def open_maps(top: Path) -> tuple[int, int]:
         if present.exists() and any(present.read_bytes()):
             raise RigError("DiskCorrupt", f"{durable}: is missing; {top} has blocks that only it can vouch for")
         write_atomically(durable, _header(now))
-    map_fd = os.open(present, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    map_fd = safe_files.open_file(present, os.O_RDWR | os.O_CREAT)
     durable_fd = -1
     try:
-        durable_fd = os.open(durable, os.O_RDWR | os.O_CLOEXEC)
+        durable_fd = safe_files.open_file(durable, os.O_RDWR)
         if _boot_of(durable, durable_fd) == now:
             _check_all_there(present, map_fd, durable_fd)
         else:

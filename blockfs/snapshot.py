@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from blockfs import safe_files
 from blockfs.disk_log import DiskLog, check
 from blockfs.errors import RigError
 from blockfs.layers import Layer, RawLayer, merge_ranges
@@ -124,7 +125,7 @@ def begin_snapshots(disks: Sequence[Snapshotted]) -> list[Snapshot]:
     fds: list[int] = []
     first_seqs, position = ffi.new("uint64_t[]", len(disks)), ffi.new("uint64_t *")
     try:
-        fds += [os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600) for path in paths]
+        fds += [safe_files.open_file(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) for path in paths]
         limits = [disk.snapshot_bytes_max for disk in disks]
         while (
             rc := lib.sr_snapshots_begin([disk.c for disk in disks], fds, limits, len(disks), first_seqs, position)

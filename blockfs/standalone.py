@@ -40,7 +40,6 @@ from blockfs.tree import SingleDisk
 
 KILL_GRACE_S = 10.0
 """A write reaches the log at once before it reaches the image; so long it may be held up in between (a busy host disk)."""
-_STATE_BYTES_MAX = 65536
 _OWN_FILES = ("disk", "position", "dirty", "spare", "recycled")
 # Nobody sends this log away and deletes it: it is as long as it is, and a write that it has no room for is refused.
 _POLICY = LogPolicy(kept_share_max=None, when_full="refuse")
@@ -78,7 +77,8 @@ class StandAlone:
         self._positions = positions
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
-            layer = RawLayer(image.path, writable=not image.read_only, size_bytes=image.size_bytes)
+            # Not by its name again: that may be another file's by now.
+            layer = RawLayer(image.path, size_bytes=image.size_bytes, fd=os.dup(image.fd))
             # A VHD's footer lies behind its disk.
             rules = DiskRules(positions, self._event_fd, _POLICY, can_grow=image.format == "raw")
             self.disk = Disk.over(place, state=state, layer=layer, rules=rules)
@@ -166,11 +166,10 @@ def _end_log(image: Image, place: DiskPlace) -> Discontinued | None:
 
 def _found_state(image: Image, place: DiskPlace) -> DiskState | None:
     path = place.file("disk")
-    if not path.exists():
+    try:
+        state = DiskState.load(path)
+    except FileNotFoundError:
         return None
-    if not path.is_file() or path.stat().st_size > _STATE_BYTES_MAX:
-        raise RigError("DiskStateCorrupt", f"{path}: is not a disk state file; give the disk another name")
-    state = DiskState.load(path)
     if state.image is None:
         raise RigError(
             "ImageUnusable", f"{image.path}: is a disk of a rig ({path.name} says so); it can be mounted read-only"
@@ -221,7 +220,7 @@ def _refuse_foreign_files(place: DiskPlace) -> None:
     """Without a state, files with the names of ours are somebody else's, and not to be written over."""
     ours = [place.file(suffix) for suffix in _OWN_FILES] + [path for _, path in find_segments(place.folder, place.name)]
     for path in ours:
-        if path.exists():
+        if os.path.lexists(path):
             raise RigError(
                 "LogExists",
                 f"{path}: is there, but no {place.file('disk').name} that says whose it is; move it away, or give the disk "

@@ -16,6 +16,21 @@ void sr_io_set_hook(sr_io_hook_fn hook)
 	__atomic_store_n(&io_hook, hook, __ATOMIC_RELEASE);
 }
 
+/* The last failure of a call in this thread: only for the text of the error, which Python makes in the same thread. */
+static __thread int failed_fd = -1, failed_with;
+
+static int64_t failed(int fd, int64_t rc)
+{
+	failed_fd = fd;
+	failed_with = (int)-rc;
+	return rc;
+}
+
+int sr_io_failed_fd(int error)
+{
+	return failed_with == error ? failed_fd : -1;
+}
+
 static int64_t ask(int op, int fd, int64_t offset, int64_t bytes, const struct iovec *iov, int iovs)
 {
 	sr_io_hook_fn hook = __atomic_load_n(&io_hook, __ATOMIC_ACQUIRE);
@@ -29,13 +44,13 @@ static int64_t read_there(int fd, char *buf, int64_t bytes, int64_t offset)
 	int64_t verdict = ask(SR_IO_READ, fd, offset, bytes, NULL, 0);
 
 	if (verdict < 0)
-		return verdict;
+		return failed(fd, verdict);
 	while (got < bytes) {
 		ssize_t n = pread(fd, buf + got, (size_t)(bytes - got), offset + got);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
-			return -errno;
+			return failed(fd, -errno);
 		if (n == 0)
 			break;
 		got += n;
@@ -58,7 +73,7 @@ int sr_io_read_whole(int fd, void *buf, int64_t bytes, int64_t offset)
 	int64_t got = read_there(fd, buf, bytes, offset);
 	if (got < 0)
 		return (int)got;
-	return got == bytes ? 0 : -EIO;
+	return got == bytes ? 0 : (int)failed(fd, -EIO);
 }
 
 int sr_io_read_cached(int fd, void *buf, int64_t bytes, int64_t offset)
@@ -102,8 +117,10 @@ static int64_t write_all(int fd, const struct iovec *given, int iovs, int64_t by
 		iov[used - 1].iov_len = cut;
 		if (n < 0 && errno == EINTR)
 			continue;
-		if (n < 0)
-			return done ? done : -errno;
+		if (n < 0) {
+			int64_t rc = failed(fd, -errno);
+			return done ? done : rc;
+		}
 		done += n;
 		iovs = advance(&iov, iovs, (size_t)n);
 	}
@@ -117,7 +134,7 @@ int64_t sr_io_writev(int fd, const struct iovec *iov, int iovs, int64_t offset)
 		bytes += (int64_t)iov[i].iov_len;
 	int64_t verdict = ask(SR_IO_WRITE, fd, offset, bytes, iov, iovs);
 	if (verdict < 0)
-		return verdict;
+		return failed(fd, verdict);
 	return write_all(fd, iov, iovs, verdict > 0 && verdict < bytes ? verdict : bytes, offset);
 }
 
@@ -127,7 +144,7 @@ int64_t sr_io_write(int fd, const void *buf, int64_t bytes, int64_t offset)
 	int64_t done = 0, verdict = bytes ? ask(SR_IO_WRITE, fd, offset, bytes, &whole, 1) : 0;
 
 	if (verdict < 0)
-		return verdict;
+		return failed(fd, verdict);
 	if (verdict > 0 && verdict < bytes)
 		bytes = verdict;
 	while (done < bytes) {
@@ -135,8 +152,10 @@ int64_t sr_io_write(int fd, const void *buf, int64_t bytes, int64_t offset)
 		ssize_t n = pwrite(fd, (const char *)buf + done, piece, offset + done);
 		if (n < 0 && errno == EINTR)
 			continue;
-		if (n < 0)
-			return done ? done : -errno;
+		if (n < 0) {
+			int64_t rc = failed(fd, -errno);
+			return done ? done : rc;
+		}
 		done += n;
 	}
 	return done;
@@ -156,10 +175,10 @@ int sr_io_sync(int fd)
 {
 	int64_t verdict = ask(SR_IO_SYNC, fd, 0, 0, NULL, 0);
 	if (verdict < 0)
-		return (int)verdict;
+		return (int)failed(fd, verdict);
 	while (fdatasync(fd) != 0)
 		if (errno != EINTR)
-			return -errno;
+			return (int)failed(fd, -errno);
 	return 0;
 }
 
@@ -167,10 +186,10 @@ int sr_io_resize(int fd, int64_t bytes)
 {
 	int64_t verdict = ask(SR_IO_RESIZE, fd, 0, bytes, NULL, 0);
 	if (verdict < 0)
-		return (int)verdict;
+		return (int)failed(fd, verdict);
 	while (ftruncate(fd, bytes) != 0)
 		if (errno != EINTR)
-			return -errno;
+			return (int)failed(fd, -errno);
 	return 0;
 }
 
@@ -196,13 +215,13 @@ int sr_io_zero(int fd, int64_t offset, int64_t bytes)
 		return 0;
 	int64_t verdict = ask(SR_IO_PUNCH, fd, offset, bytes, NULL, 0);
 	if (verdict < 0)
-		return (int)verdict;
+		return (int)failed(fd, verdict);
 	for (;;) {
 		if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes) == 0)
 			return 0;
 		if (errno == EOPNOTSUPP)
 			return write_zeros(fd, offset, bytes);
 		if (errno != EINTR)
-			return -errno;
+			return (int)failed(fd, -errno);
 	}
 }

@@ -15,6 +15,9 @@ enum sr_io_op { SR_IO_READ, SR_IO_WRITE, SR_IO_SYNC, SR_IO_PUNCH, SR_IO_RESIZE }
 typedef int64_t (*sr_io_hook_fn)(int op, int fd, int64_t offset, int64_t bytes, const struct iovec *iov, int iovs);
 void sr_io_set_hook(sr_io_hook_fn hook);
 
+/* The descriptor whose call failed last in this thread, if it failed with `error` (a positive errno); else -1. */
+int sr_io_failed_fd(int error);
+
 /* Exactly `bytes`: what lies past the end of the file is zeros. */
 int sr_io_read(int fd, void *buf, int64_t bytes, int64_t offset);
 

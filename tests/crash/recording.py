@@ -143,8 +143,14 @@ class Recorder:
     def _file(self, fd: int) -> int | None:
         return self._files.get(os.fstat(fd).st_ino)
 
-    def _named(self, path: Any) -> int | None:
-        return self._files.get(Path(path).stat().st_ino) if Path(path).parent == self._folder else None
+    def _is_ours(self, path: Any, dir_fd: int | None = None) -> bool:
+        """Whether a file is in the folder, by its path or by its name below a descriptor of the folder."""
+        if dir_fd is None:
+            return Path(path).parent == self._folder
+        return path not in (".", "..") and os.fstat(dir_fd).st_ino == self._inode
+
+    def _named(self, path: Any, dir_fd: int | None = None) -> int | None:
+        return self._files.get((self._folder / Path(path).name).stat().st_ino) if self._is_ours(path, dir_fd) else None
 
     def _look_at_maps(self) -> None:
         for file, (fd, before) in self._mapped.items():
@@ -210,11 +216,11 @@ class Recorder:
 
     def _open(self, real: Any) -> Any:
         def open_(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
-            ours = Path(path).parent == self._folder
-            there = ours and os.path.lexists(path)
+            ours = self._is_ours(path, kwargs.get("dir_fd"))
+            name = Path(path).name
+            there = ours and os.path.lexists(self._folder / name)
             fd: int = real(path, flags, *args, **kwargs)
             if ours and not there and flags & os.O_CREAT:
-                name = Path(path).name
                 file = self._number(os.fstat(fd).st_ino)
                 self._did(Named(name, file))
                 self._called(file, name)
@@ -293,9 +299,9 @@ class Recorder:
     _fdatasync = _fsync
 
     def _rename(self, real: Any) -> Any:
-        def rename(old: Any, new: Any) -> None:
-            file = self._named(old)
-            real(old, new)
+        def rename(old: Any, new: Any, **folders: int) -> None:
+            file = self._named(old, folders.get("src_dir_fd"))
+            real(old, new, **folders)
             if file is not None:
                 self._did(Renamed(Path(old).name, Path(new).name))
                 self._called(file, Path(new).name)
@@ -307,7 +313,7 @@ class Recorder:
     def _unlink(self, real: Any) -> Any:
         def unlink(path: Any, **kwargs: Any) -> None:
             real(path, **kwargs)
-            if Path(path).parent == self._folder:
+            if self._is_ours(path, kwargs.get("dir_fd")):
                 self._did(Unnamed(Path(path).name))
 
         return unlink

@@ -28,6 +28,7 @@ from tests.crash.recording import (
     Wrote,
     Zeroed,
 )
+from tests.unit.process_kills import without_token
 
 State = dict[str, bytes]
 """The folder: what is in each file."""
@@ -40,7 +41,7 @@ def group_of(name: str) -> str:
         return LOG
     if name.endswith((".img", ".top", ".durable")):
         return DISK
-    return MAPS if name.removesuffix(".tmp").endswith(MAPPED) else STATE
+    return MAPS if without_token(name).removesuffix(".tmp").endswith(MAPPED) else STATE
 
 
 @dataclass

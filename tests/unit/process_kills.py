@@ -6,6 +6,7 @@ What it had written stays, synced or not: what a power loss takes, tests/crash d
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -112,7 +113,12 @@ class _Calls:
 
 
 def _name(what: Any) -> str:
-    return Path(f"/proc/self/fd/{what}").readlink().name if isinstance(what, int) else Path(what).name
+    return without_token(Path(f"/proc/self/fd/{what}").readlink().name if isinstance(what, int) else Path(what).name)
+
+
+def without_token(name: str) -> str:
+    """``.os.disk.tmp`` of a temporary file's name, which is another one each time."""
+    return re.sub(r"\.[0-9a-f]{16}\.tmp$", ".tmp", name)
 
 
 def calls_of(folder: Path, begin: Begin) -> list[str]:

@@ -8,24 +8,26 @@ from pathlib import Path
 import pytest
 
 from blockfs.durable import rename_new, sync_folder, write_atomically, write_synced
+from blockfs.safe_files import temporary_name
+from tests.unit.process_kills import without_token
 
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """fsyncs (by the name that the descriptor has at that moment) and renames, in order."""
     done: list[str] = []
-    fsync, rename = os.fsync, Path.rename
+    fsync, rename = os.fsync, os.rename
 
     def recording_fsync(fd: int) -> None:
-        done.append(f"fsync {Path(f'/proc/self/fd/{fd}').readlink().name}")
+        done.append(f"fsync {without_token(Path(f'/proc/self/fd/{fd}').readlink().name)}")
         fsync(fd)
 
-    def recording_rename(path: Path, target: Path) -> Path:
-        done.append(f"rename {path.name} {target.name}")
-        return rename(path, target)
+    def recording_rename(old: str, new: str, **folders: int) -> None:
+        done.append(f"rename {without_token(old)} {new}")
+        rename(old, new, **folders)
 
     monkeypatch.setattr(os, "fsync", recording_fsync)
-    monkeypatch.setattr(Path, "rename", recording_rename)
+    monkeypatch.setattr(os, "rename", recording_rename)
     return done
 
 
@@ -52,7 +54,15 @@ def test_a_failed_replacement_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(OSError, match="Input/output error"):
         write_atomically(tmp_path / "state", b"new")
-    assert (tmp_path / "state").read_bytes() == b"old"
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"state": b"old"}
+
+
+def test_a_replacement_removes_what_a_kill_left_of_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+    others = [".state.tmp", f".other.{'0' * 16}.tmp", f".state.{'0' * 15}.tmp", f"state.{'0' * 16}.tmp"]
+    for name in [*others, temporary_name("state"), temporary_name("state")]:
+        (tmp_path / name).write_bytes(b"")
+    write_atomically(tmp_path / "state", b"new")
+    assert {path.name for path in tmp_path.iterdir()} == {"state", *others}
 
 
 def test_a_folder_that_is_gone_is_an_error(tmp_path: Path) -> None:

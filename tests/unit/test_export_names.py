@@ -122,10 +122,10 @@ def test_an_image_does_not_go_to_standard_output(force: bool) -> None:
 async def test_without_hard_links_a_file_that_came_meanwhile_stays(
     tmp_path: Path, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_unnamed(path: Path, flags: int, *more: int) -> int:
+    def no_unnamed(path: Path, flags: int, *more: int, **folder: int) -> int:
         if flags & os.O_TMPFILE == os.O_TMPFILE:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        return opened(path, flags, *more)
+        return opened(path, flags, *more, **folder)
 
     def no_links(*_paths: object, **_options: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))

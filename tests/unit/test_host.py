@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import time
 from collections.abc import Collection, Iterator
@@ -201,16 +202,16 @@ class TestReplace:
         self, host: DiskHost, monkeypatch: pytest.MonkeyPatch, renames: int, marked: str | None
     ) -> None:
         await self.staged(host, b"n" * SIZE)
-        real, left = Path.rename, [renames]
+        real, left = os.rename, [renames]
 
-        def killed(path: Path, target: Path) -> Path:
+        def killed(path: str, target: str, **folders: int) -> None:
             if left[0] == 0:
                 raise KeyboardInterrupt
             left[0] -= 1
-            return real(path, target)
+            real(path, target, **folders)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "rename", killed)
+            patch.setattr(os, "rename", killed)
             with pytest.raises(KeyboardInterrupt):
                 await host.commit_replace(vm="web01")
         again = restart(host)

@@ -91,7 +91,7 @@ async def test_segments_that_are_kept_are_not_opened_when_others_are_applied(
     assert [number for number, _ in find_segments(tmp_path, "os")] == [3, 4, 5]
     disk.applied(2, last_seq=3)
     assert [number for number, _ in find_segments(tmp_path, "os")] == [5]
-    assert opened == []
+    assert not [path for path in opened if path.endswith(".hrl")]
     disk.close()
 
 

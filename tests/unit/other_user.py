@@ -1,0 +1,31 @@
+"""A second user, in whose name a test makes files; only root can."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+UID = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files that belong to another user")
+
+
+def folder_of_other_user(path: Path) -> Path:
+    """A new folder that belongs to the other user."""
+    path.mkdir(mode=0o755)
+    os.chown(path, UID, UID)
+    return path
+
+
+def file_of_other_user(path: Path, data: bytes) -> Path:
+    """A new file that belongs to the other user."""
+    path.write_bytes(data)
+    os.chown(path, UID, UID)
+    return path
+
+
+def link_of_other_user(path: Path, target: Path) -> None:
+    """A symbolic link that the other user made."""
+    path.symlink_to(target)
+    os.lchown(path, UID, UID)
