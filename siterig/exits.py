@@ -25,11 +25,11 @@ _STATUS = {
     ("AzuriteMissing", "FuseMissing", "NodeMissing", "NotPermitted", "ToolMissing"), ENVIRONMENT
 ) | dict.fromkeys(
     (
-        "BadRequest", "CommandUnusable", "DiskExists", "DiskNotFound", "DiskSizeUnsupported", "DiskTooSmall", "FileExists",
-        "FolderUnusable", "ImageUnusable", "InvalidDisk", "InvalidDiskSize", "InvalidLimit", "InvalidName", "InvalidPolicy",
-        "InvalidPosition", "InvalidTime", "JobNotFound", "LogExists", "LogUnaligned", "LogUnreadable", "NoSuchPoint",
-        "NoSuchRole", "NotARig", "NotMounted", "PathTooLong", "StateVersion", "UnknownFilesystem", "VhdCorrupt",
-        "VhdUnsupported", "VmExists", "VmNotFound",
+        "BadRequest", "CommandUnusable", "DiskExists", "DiskNotFound", "DiskSizeUnsupported", "DiskTooSmall",
+        "FileExists", "FolderUnusable", "ForeignFile", "ImageUnusable", "InvalidDisk", "InvalidDiskSize",
+        "InvalidLimit", "InvalidName", "InvalidPolicy", "InvalidPosition", "InvalidTime", "JobNotFound", "LogExists",
+        "LogUnaligned", "LogUnreadable", "NoSuchPoint", "NoSuchRole", "NotARig", "NotMounted", "PathTooLong",
+        "StateVersion", "UnknownFilesystem", "VhdCorrupt", "VhdUnsupported", "VmExists", "VmNotFound",
     ),
     BAD_INPUT,
 )  # fmt: skip
