@@ -29,6 +29,7 @@ from azure_emu.vault import (
     points,
     protection_tasks,
     rig_clock,
+    selectors,
 )
 from azure_emu.vault.api import Event, Job, ManagedDisk, MountedPoint, ProtectedItem, RecoveryPoint, Vm
 from azure_emu.vault.keeper import Keeper
@@ -140,6 +141,7 @@ class Vault(Reports):
 
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> Vm:
         """A new source VM at the site."""
+        azure_vms.check_vm_name(vm)
         made = await self._services.site.create_vm(vm=vm, disks=disks)
         made_vm = Vm(
             name=vm, side="site", state=inventory.UNPROTECTED, disks=[azure_vms.to_vm_disk(disk) for disk in made]
@@ -311,7 +313,7 @@ class Vault(Reports):
 
     async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
         """A recovery point of now; returns when it is available."""
-        points.check_name(name)
+        selectors.check_name(name)
 
         def look(session: Session) -> None:
             item = find_item(session, vm)
