@@ -51,7 +51,7 @@ class _Proxy:
 
     async def _post(self, method: Method, arguments: dict[str, Any]) -> Any:
         body = method.arguments.dump_json(cast(Any, arguments), warnings="error")
-        what, limit_s = f"{self._service}.{method.name}", self._deadlines.get(method.name, math.inf)
+        limit_s = self._deadlines.get(method.name, math.inf)
         answer: httpx.Response | httpx.TransportError | None = None
         with trio.move_on_after(limit_s):
             async with trio.open_nursery() as nursery:
@@ -62,10 +62,10 @@ class _Proxy:
                     answer = error
                 nursery.cancel_scope.cancel()
         if answer is None:
-            message = f"{what}: the {self._role} did not answer within {limit_s:g} s"
+            message = f"the {self._role} did not answer within {limit_s:g} s"
             raise RigError("RoleUnavailable", message, recoverable=True)
         if isinstance(answer, httpx.TransportError):
-            message = f"{what}: nobody answers at {self._socket}: {answer or type(answer).__name__}"
+            message = f"the {self._role} does not answer at {self._socket}: {answer or type(answer).__name__}"
             raise RigError("RoleUnavailable", message, recoverable=True) from answer
         if answer.status_code == 200:
             return method.result.validate_json(answer.content)

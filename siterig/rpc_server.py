@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from blockfs.printable import valid_unicode
 from siterig.failures import expected
 from siterig.rpc_contract import ErrorBody, Method, check_socket_path, methods
 
@@ -36,7 +37,8 @@ def _explain(where: str, method: Method, error: ValidationError) -> str:
 
 
 def _refuse(status: int, code: str, message: str, *, recoverable: bool = False) -> JSONResponse:
-    error: ErrorBody = {"code": code, "message": message, "recoverable": recoverable}
+    # UTF-8 cannot carry a byte of a file name that is not UTF-8.
+    error: ErrorBody = {"code": code, "message": valid_unicode(message), "recoverable": recoverable}
     return JSONResponse({"error": error}, status_code=status)
 
 
