@@ -21,6 +21,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from blockfs import safe_files
 from blockfs.control import (
     CutInfo,
     DiskInfo,
@@ -74,7 +75,7 @@ class DiskHost:
         self._views = views
         self._opening: set[str] = set()
         self._turns = Turns()  # at a disk's place, while what it lies on is held or let go
-        root.mkdir(parents=True, exist_ok=True)
+        safe_files.make_folder(root, parents=True)
         self._lock_fd = lock_folder(root)
         self.positions = PositionCounter(root / "position")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -286,7 +287,7 @@ class DiskHost:
                 raise
         else:
             fresh = self.root / f".new-{vm}"
-            fresh.mkdir(mode=0o700)
+            safe_files.make_folder(fresh)
             try:
                 make(DiskPlace(fresh, vm, name))
                 fresh.rename(place.folder)

@@ -24,7 +24,7 @@ import structlog
 import trio
 from pydantic import Field, ValidationError
 
-from blockfs import vhd
+from blockfs import safe_files, vhd
 from blockfs.control import RecoveryDisk, RecoveryInfo, RecoverySource
 from blockfs.disk import Disk, DiskRules
 from blockfs.disk_files import DiskPlace
@@ -189,7 +189,7 @@ class Recoveries:
 
     def _begin(self, note: _Note) -> dict[str, Disk]:
         path = self._file(note.vm, note.name)
-        path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        safe_files.make_folder(path.parent, parents=True)
         sync_folder(self._root)  # even if the folder was there: a kill may have come before that
         sync_folder(self._root.parent)
         note.save(path)

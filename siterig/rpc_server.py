@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from blockfs import safe_files
 from blockfs.printable import valid_unicode
 from siterig.failures import expected
 from siterig.rpc_contract import ErrorBody, Method, check_socket_path, methods
@@ -94,7 +95,7 @@ def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
 
 
 def _make_room(socket: Path) -> None:
-    socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    safe_files.make_folder(socket.parent, parents=True)
     socket.parent.chmod(0o700)
     _remove(socket)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog=example("siterig drill --report /var/tmp/report"))(drill)
+    app.command(epilog=example("siterig drill --report ~/report"))(drill)
 
 
 def drill(

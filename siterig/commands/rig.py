@@ -40,7 +40,7 @@ VAULT_ANSWER_S = 1.5
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     app.command(epilog=example("siterig doctor"))(doctor)
-    app.command(epilog=example("siterig up --dir /var/tmp/rig"))(up)
+    app.command(epilog=example("siterig up --dir ~/rig"))(up)
     app.command(epilog=example("siterig down"))(down)
     app.command(epilog=example("siterig status --watch"))(status)
 

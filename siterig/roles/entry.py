@@ -22,7 +22,7 @@ from blockfs.errors import RigError
 from blockfs.printable import printable
 from blockfs.waits import RoleHealth, Wait, Waits
 from siterig.failures import expected
-from siterig.layout import Layout
+from siterig.layout import PRIVATE_UMASK, Layout
 from siterig.process import HealthAnswer, Readiness
 
 _PR_SET_PDEATHSIG = 1
@@ -147,6 +147,7 @@ def main(work: RoleWork) -> None:
     die_with_parent(parent_pid)
     allow_many_files()
     os.set_inheritable(channel_fd, False)
+    os.umask(PRIVATE_UMASK)
     log_to_stderr()
     try:
         trio.run(until_told, work, Layout(folder), channel_fd)
