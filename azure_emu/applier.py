@@ -37,7 +37,6 @@ from azure_emu.ports import ApplierReports, Change, ChangeStep, Damage, DiskStat
 from azure_emu.questions import change_list, disk_state, position_at
 from azure_emu.scrub import scrub
 from azure_emu.store_history import ask, load_history
-from blockfs import safe_files
 from blockfs.errors import RigError
 from blockfs.part import PartName, Watermark
 from cext.hashing import KEY_BYTES
@@ -96,7 +95,7 @@ class Applier:
 
     async def run(self, *, poll_s: float = 0.5, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look after the vault's replicating disks until cancelled; started when leftovers of a kill are gone."""
-        safe_files.make_folder(self._folder, parents=True)
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         await trio.to_thread.run_sync(discard_leftovers, self._folder)
         await trio.to_thread.run_sync(self._exporter.clear_spool)
         task_status.started()
@@ -297,7 +296,7 @@ class Applier:
                 return
 
             def create() -> ManagedDiskStore:
-                safe_files.make_folder(self._folder, parents=True)
+                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 return ManagedDiskStore.create(folder, disk_id=disk_id, size_bytes=size_bytes, created_ns=time.time_ns())
 
             disk.store = await trio.to_thread.run_sync(create)

@@ -125,8 +125,12 @@ class Provider(Protocol):
         """For progress bars; phase None when idle."""
         ...
 
-    async def replicate_now(self, *, vm: str, kind: TagKind, name: str) -> CutInfo:
-        """One delta cycle out of turn; returns when data and tag are in the cache account."""
+    async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
+        """One delta cycle out of turn; returns when data and tag are in the cache account.
+
+        A call that failed after its cut may be repeated with the same ``request_id``: that cut is sent then, and no second
+        one is made.  It is remembered until the agent ends.
+        """
         ...
 
     async def shutdown_vm(self, *, vm: str) -> None:

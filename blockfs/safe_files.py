@@ -286,8 +286,8 @@ def rename(path: Path, to: Path) -> None:
         folder.rename(path.name, to.name)
 
 
-def locate(path: Path) -> int:
-    """An ``O_PATH`` descriptor of a file that the user named; it may be anybody's and of any type.
+def open_named(path: Path, flags: int) -> int:
+    """A descriptor of a file that the user named.  It may be anybody's and of any type; use ``O_NONBLOCK`` for pipes.
 
     ``ForeignFile``: another user's link is on the way, or the file is a hard link that another user may have made to a file
     that is not that user's own.  ``OSError``.
@@ -299,23 +299,14 @@ def locate(path: Path) -> int:
                 if folder.others is not None and found.st_uid != os.fstat(folder.fd).st_uid:
                     names = f"has {found.st_nlink} names (hard links), in a folder that {folder.others}"
                     raise _foreign(walk.path, names, "name it by the one in its owner's folder")
-        return os.dup(walk.fd)
-
-
-def open_named(path: Path, flags: int) -> int:
-    """A descriptor of the file that :func:`locate` finds, and of no other; use ``O_NONBLOCK`` for named pipes."""
-    located = locate(path)
-    try:
-        with naming(path):
-            return os.open(f"/proc/self/fd/{located}", flags | os.O_CLOEXEC)
-    finally:
-        os.close(located)
+        with naming(path):  # this opens the very file that was looked at
+            return os.open(f"/proc/self/fd/{walk.fd}", flags | os.O_CLOEXEC)
 
 
 def make_folder(path: Path, *, mode: int = FOLDER_MODE, parents: bool = False) -> None:
     """Make a folder, with that mode whatever the umask is; no error if there is one already.
 
-    ``parents``: those that are missing too.  ``ForeignFile``, ``OSError`` (``NotADirectoryError``: something else is there).
+    ``parents``: those that are missing too.  ``ForeignFile``, ``OSError``.
     """
     if parents and not path.parent.exists():
         make_folder(path.parent, mode=mode, parents=True)
@@ -323,8 +314,8 @@ def make_folder(path: Path, *, mode: int = FOLDER_MODE, parents: bool = False) -
         try:
             os.mkdir(path.name, mode, dir_fd=folder.fd)
         except FileExistsError:
-            # Not asked of the folder itself: the server of a mount there may be dead.
-            os.close(os.open(path.name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder.fd))
+            if not path.is_dir():
+                raise
             return
         made = os.open(path.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder.fd)
         try:

@@ -6,7 +6,6 @@ It implements ``azure_emu.ports.Provider`` structurally: this side of the house 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +13,6 @@ from typing import Protocol
 import structlog
 import trio
 
-from blockfs import safe_files
 from blockfs.clock import Clock
 from blockfs.control import CutInfo, DiskHostControl, DiskInfo, TagKind
 from blockfs.errors import RigError
@@ -32,6 +30,7 @@ from replication.snapshots import MountedSnapshot, SnapshotFile
 
 UPLOADS_IN_FLIGHT = 2
 _CLEAN_UP_S = 30.0
+_TAKE_BACK_AGAIN_S = 0.5
 
 _log = structlog.get_logger(__name__)
 
@@ -69,9 +68,9 @@ class HyperVAgent:
         ``retry_delays_s``: the official table, or a shorter one for a drill whose interval is below 30 s
         (docs/retries.md).
         """
-        safe_files.make_folder(folder, parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         spool = folder / "spool"
-        safe_files.make_folder(spool)
+        spool.mkdir(exist_ok=True)
         self._links = Links(
             host=host,
             cache=cache,
@@ -122,9 +121,21 @@ class HyperVAgent:
                     await self._links.guests.format(Path(info.path), disk.filesystem, disk.name)
             return await self._links.host.list_disks(vm=vm)
         except BaseException:
-            with trio.CancelScope(shield=True), trio.move_on_after(_CLEAN_UP_S), suppress(RigError):
-                await self._links.host.remove_vm(vm=vm)
+            with trio.CancelScope(shield=True), trio.move_on_after(_CLEAN_UP_S):
+                await self._take_back(vm)
             raise
+
+    async def _take_back(self, vm: str) -> None:
+        """Remove what was made of a VM, as soon as the disk host is there to do it."""
+        while True:
+            try:
+                await self._links.host.remove_vm(vm=vm)
+            except RigError as error:
+                if error.code != "RoleUnavailable":
+                    return
+            else:
+                return
+            await trio.sleep(_TAKE_BACK_AGAIN_S)
 
     async def list_vms(self) -> list[DiskInfo]:
         """Every disk of every VM on this host."""
@@ -169,9 +180,9 @@ class HyperVAgent:
             return self._making[vm].show()
         return VmProgress(vm=vm, phase=None, disks=[])
 
-    async def replicate_now(self, *, vm: str, kind: TagKind, name: str) -> CutInfo:
+    async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
         """One delta cycle out of turn; ``InvalidState`` unless the VM is in delta replication."""
-        return await self._replica(vm).replicate_now(kind, name)
+        return await self._replica(vm).replicate_now(kind, name, request_id)
 
     async def shutdown_vm(self, *, vm: str) -> None:
         """Unmount and detach everything on this host that uses the VM's disks (``VmBusy``)."""

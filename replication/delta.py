@@ -20,6 +20,7 @@ from replication.outbox import Outbox
 from replication.reports import Reports
 
 FREEZE_S_MAX = 10.0
+REQUESTS_REMEMBERED_MAX = 100
 
 _log = structlog.get_logger(__name__)
 
@@ -38,11 +39,15 @@ class DeltaCycle:
         self._reports = reports
         self._board = board
         self._unsent: list[tuple[CutInfo, float]] = []  # with the time of the cut on trio's clock
+        self._requested: dict[str, CutInfo] = {}
 
-    async def run(self, kind: TagKind, name: str, *, downgraded_because: str | None = None) -> CutInfo:
+    async def run(
+        self, kind: TagKind, name: str, *, downgraded_because: str | None = None, request_id: str | None = None
+    ) -> CutInfo:
         """Returns when data and tag are in the cache account.  ``ResyncNeeded`` if the log broke.
 
-        ``downgraded_because``: why it is not application-consistent, though that was asked for first.
+        ``downgraded_because``: why it is not application-consistent, though that was requested first.
+        ``request_id``: if a cut was made for this request before, it is sent, and no other one is made.
         """
         self._board.begin("DeltaReplication", [])
         try:
@@ -50,11 +55,17 @@ class DeltaCycle:
             if self._unsent:
                 # After a failure: first see that anything gets through, before more points are cut.
                 await self._send()
+            if request_id is not None and request_id in self._requested:
+                return self._requested[request_id]  # it was among the unsent
             cut_at = trio.current_time()
             cut = await self._cut(kind, name)
             if downgraded_because is not None:
                 cut = cut.model_copy(update={"downgraded_because": downgraded_because})
             self._unsent.append((cut, cut_at))
+            if request_id is not None:
+                self._requested[request_id] = cut
+                while len(self._requested) > REQUESTS_REMEMBERED_MAX:
+                    del self._requested[next(iter(self._requested))]
             await self._send()
         finally:
             self._board.end()

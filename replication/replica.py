@@ -125,7 +125,7 @@ class Replica:
         elif record.phase == "delta":
             self._activity.cancel()
 
-    async def replicate_now(self, kind: TagKind, name: str) -> CutInfo:
+    async def replicate_now(self, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
         """One cycle out of turn, without retry; its success also ends a Critical state."""
         self._check_in_delta()
         with trio.CancelScope() as scope:
@@ -133,7 +133,7 @@ class Replica:
                 self._check_in_delta()
                 self._manual = scope
                 try:
-                    cut = await self._cycle.run(kind, name)
+                    cut = await self._cycle.run(kind, name, request_id=request_id)
                 except OSError as exc:
                     raise as_rig_error(exc) from exc
                 except ResyncNeeded as exc:

@@ -6,20 +6,19 @@ import io
 import sys
 
 INTERRUPTED = 130
-"""The same as in siterig.exits, whose imports are part of what takes the moment."""
+"""As siterig.exits has it, whose imports are part of what takes the moment."""
 
 
 def main() -> None:
-    """Load the commands, and run the requested one."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal may know fewer characters than a name has
+    """Load the commands, and run the one that is asked for."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes, and is printed as it is
     try:
         from siterig.cli import program  # noqa: PLC0415
 
         app = program(sys.argv[1:])
     except KeyboardInterrupt:
-        sys.stderr.write("siterig: interrupted\n")
+        print("siterig: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     app()
 

@@ -23,6 +23,10 @@ class SupervisorControl(Protocol):
         """How every role is."""
         ...
 
+    async def settled(self, *, name: str) -> RoleStatus:
+        """Wait until the role is neither starting nor about to be started; its state then."""
+        ...
+
     async def stop_all(self) -> list[str]:
         """Release the guests' mounts and loop devices, end all roles, then the supervisor.  Says what was done.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -10,27 +11,23 @@ import trio
 import typer
 
 from blockfs.errors import RigError
-from siterig import show
 from siterig.failures import expected
-from siterig.rpc_client import TELL_WAITS
+from siterig.role_guide import RoleGuide
+from siterig.rpc_client import GUIDE
 
 T = TypeVar("T")
 
 OK, FAILED, BAD_INPUT, NOT_UP, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
-_STATUS = {
-    "RoleUnavailable": NOT_UP,
-    "NotUp": NOT_UP,
-} | dict.fromkeys(
+_STATUS = dict.fromkeys(("NotUp", "RoleFailed", "RoleHeld", "RoleHung", "RoleUnavailable"), NOT_UP) | dict.fromkeys(
     ("AzuriteMissing", "FuseMissing", "NodeMissing", "NotPermitted", "ToolMissing"), ENVIRONMENT
 ) | dict.fromkeys(
     (
-        "AmbiguousId", "BadRequest", "CommandUnusable", "DiskExists", "DiskNotFound", "DiskSizeUnsupported",
-        "DiskTooSmall", "FileExists", "FolderUnusable", "ForeignFile", "ImageUnusable", "InvalidDisk",
-        "InvalidDiskSize", "InvalidLimit", "InvalidName", "InvalidPolicy", "InvalidPosition", "InvalidTime",
-        "JobNotFound", "LogExists", "LogUnaligned", "LogUnreadable", "NoSuchPoint", "NoSuchRole", "NotARig",
-        "NotMounted", "PathTooLong", "StateVersion", "UnknownFilesystem", "Usage", "VhdCorrupt", "VhdUnsupported",
-        "VmExists", "VmNotFound",
+        "BadRequest", "CommandUnusable", "DiskExists", "DiskNotFound", "DiskSizeUnsupported", "DiskTooSmall",
+        "FileExists", "FolderUnusable", "ForeignFile", "ImageUnusable", "InvalidDisk", "InvalidDiskSize",
+        "InvalidLimit", "InvalidName", "InvalidPolicy", "InvalidPosition", "InvalidTime", "JobNotFound", "LogExists",
+        "LogUnaligned", "LogUnreadable", "NoSuchPoint", "NoSuchRole", "NoSuchSite", "NotARig", "NotMounted", "PathTooLong",
+        "StateVersion", "UnknownFilesystem", "VhdCorrupt", "VhdUnsupported", "VmExists", "VmNotFound",
     ),
     BAD_INPUT,
 )  # fmt: skip
@@ -48,7 +45,7 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
     """
 
     async def main() -> T:
-        TELL_WAITS.set(show.notice)
+        GUIDE.set(lambda sockets: RoleGuide(sockets, _note))
         return await work()
 
     _listen()
@@ -56,13 +53,17 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
         return trio.run(main)
     except BaseException as error:
         if interrupted(error):
-            show.interrupted()
+            print("siterig: interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         failure = expected(error)
         if failure is None:
             raise
-        show.error(failure)
+        print(f"siterig: error: {' '.join(failure.message.split())} ({failure.code})", file=sys.stderr)
         raise typer.Exit(status_of(failure)) from None
+
+
+def _note(text: str) -> None:
+    print(f"siterig: note: {text}", file=sys.stderr, flush=True)
 
 
 def _listen() -> None:

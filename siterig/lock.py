@@ -5,14 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 
-from blockfs import safe_files
 from blockfs.errors import RigError
 from siterig.layout import Layout
 
 
 def take_lock(layout: Layout) -> int:
     """Lock the rig for this process, for as long as the descriptor is open; ``AlreadyUp`` names who holds it."""
-    fd = safe_files.open_file(layout.lock, os.O_RDWR | os.O_CREAT)
+    fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

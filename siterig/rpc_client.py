@@ -6,25 +6,43 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import httpx
 import trio
 
 from blockfs.errors import RigError
-from siterig.rpc_contract import ErrorBody, Method, method_names
+from siterig.rpc_contract import Method, error_of, method_names
 
 T = TypeVar("T")
 
 WAIT_TOLD_S = 5.0
-TELL_WAITS: ContextVar[Callable[[str], None] | None] = ContextVar("TELL_WAITS", default=None)
-"""Who is told that an answer is waited for, once for each call, after ``WAIT_TOLD_S``; None: nobody."""
+
+
+class Guide(Protocol):
+    """What a process does while a role does not answer its calls; a command has one, the roles have none."""
+
+    async def tell(self, role: str) -> None:
+        """An answer of the role is waited for since ``WAIT_TOLD_S``."""
+        ...
+
+    async def back(self, role: str, error: RigError, *, again: bool) -> None:
+        """Wait until a role that could not be reached is back; ``error``, or a better one, if it does not come back.
+
+        ``again`` False: the call must not be repeated, so this always raises.
+        """
+        ...
+
+
+GUIDE: ContextVar[Callable[[Path], Guide] | None] = ContextVar("GUIDE", default=None)
+"""Makes the guide for a folder of sockets; None: calls fail at once, and nobody is told of a wait."""
 
 
 class _Proxy:
     """Turns attribute access into remote methods; see :func:`proxy`."""
 
-    def __init__(self, protocol: type, socket: Path, service: str, deadlines: Mapping[str, float]) -> None:
+    def __init__(self, protocol: type, socket: Path, service: str, deadlines: Mapping[str, float], *, guided: bool) -> None:
+        self._guided = guided
         self._protocol = protocol
         self._deadlines = deadlines
         self._names = method_names(protocol)
@@ -51,43 +69,68 @@ class _Proxy:
 
     async def _post(self, method: Method, arguments: dict[str, Any]) -> Any:
         body = method.arguments.dump_json(cast(Any, arguments), warnings="error")
-        limit_s = self._deadlines.get(method.name, math.inf)
+        make_guide = GUIDE.get() if self._guided else None
+        guide = None if make_guide is None else make_guide(self._socket.parent)
+        while True:
+            answer = await self._ask(method, body, guide)
+            if isinstance(answer, httpx.Response):
+                break
+            if guide is None:
+                raise answer
+            # What a role answers out of what it has changes nothing: that may be asked a second time in any case.
+            again = not answer.uncertain or method.name in self._deadlines
+            await guide.back(self._role, answer, again=again)
+        if answer.status_code == 200:
+            return method.result.validate_json(answer.content)
+        raise error_of(answer.json()["error"])
+
+    async def _ask(self, method: Method, body: bytes, guide: Guide | None) -> httpx.Response | RigError:
+        """Call once; the answer, or why there is none."""
+        what, limit_s = f"{self._service}.{method.name}", self._deadlines.get(method.name, math.inf)
         answer: httpx.Response | httpx.TransportError | None = None
         with trio.move_on_after(limit_s):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._tell_of_wait)
+                if guide is not None:
+                    nursery.start_soon(self._tell_of_wait, guide)
                 try:
                     answer = await self._client.post(f"/{self._service}/{method.name}", content=body)
                 except httpx.TransportError as error:
                     answer = error
                 nursery.cancel_scope.cancel()
+        if isinstance(answer, httpx.Response):
+            return answer
+        uncertain = not isinstance(answer, httpx.ConnectError)
         if answer is None:
-            message = f"the {self._role} did not answer within {limit_s:g} s"
-            raise RigError("RoleUnavailable", message, recoverable=True)
-        if isinstance(answer, httpx.TransportError):
-            message = f"the {self._role} does not answer at {self._socket}: {answer or type(answer).__name__}"
-            raise RigError("RoleUnavailable", message, recoverable=True) from answer
-        if answer.status_code == 200:
-            return method.result.validate_json(answer.content)
-        failure: ErrorBody = answer.json()["error"]
-        raise RigError(failure["code"], failure["message"], recoverable=failure["recoverable"])
+            message = f"{what}: the {self._role} did not answer within {limit_s:g} s"
+        else:
+            message = f"{what}: nobody answers at {self._socket}: {answer or type(answer).__name__}"
+        failure = RigError("RoleUnavailable", message, recoverable=True, role=self._role, uncertain=uncertain)
+        failure.__cause__ = answer
+        return failure
 
     @property
     def _role(self) -> str:
         return self._socket.stem
 
-    async def _tell_of_wait(self) -> None:
-        tell = TELL_WAITS.get()
-        if tell is not None:
-            await trio.sleep(WAIT_TOLD_S)
-            tell(f"waiting for the {self._role} ...")
+    async def _tell_of_wait(self, guide: Guide) -> None:
+        await trio.sleep(WAIT_TOLD_S)
+        await guide.tell(self._role)
 
 
-def proxy(protocol: type[T], socket: Path, *, service: str | None = None, deadlines: Mapping[str, float] | None = None) -> T:
+def proxy(
+    protocol: type[T],
+    socket: Path,
+    *,
+    service: str | None = None,
+    deadlines: Mapping[str, float] | None = None,
+    guided: bool = True,
+) -> T:
     """An object that implements ``protocol`` by calling ``service`` (default: the Protocol's name) on ``socket``.
 
     A call may take as long as it takes, unless ``deadlines`` has seconds for its method; cancelling it cancels the work at
-    the other side.  ``RoleUnavailable`` (recoverable) if nobody listens, the connection is lost or the deadline has passed,
-    in which cases the call may or may not have been done.
+    the other side.  ``RoleUnavailable`` (recoverable, with the role) if nobody listens, or the connection is lost or the
+    deadline has passed: then it is ``uncertain`` whether the call was done.  Where there is a ``GUIDE``, a role that the
+    supervisor is about to have back is waited for instead, unless that is uncertain and a second call could do harm;
+    ``guided`` False does without.
     """
-    return cast(T, _Proxy(protocol, socket, service or protocol.__name__, deadlines or {}))
+    return cast(T, _Proxy(protocol, socket, service or protocol.__name__, deadlines or {}, guided=guided))

@@ -33,6 +33,29 @@ class ErrorBody(TypedDict):
     code: str
     message: str
     recoverable: bool
+    role: NotRequired[str | None]
+    uncertain: NotRequired[bool]
+
+
+def error_body(error: RigError) -> ErrorBody:
+    """An expected failure as it crosses to the caller; :func:`error_of` reads it."""
+    body: ErrorBody = {"code": error.code, "message": error.message, "recoverable": error.recoverable}
+    if error.role is not None:
+        body |= {"role": error.role}
+    if error.uncertain:
+        body |= {"uncertain": True}
+    return body
+
+
+def error_of(body: ErrorBody) -> RigError:
+    """The failure that a service answered with."""
+    return RigError(
+        body["code"],
+        body["message"],
+        recoverable=body["recoverable"],
+        role=body.get("role"),
+        uncertain=body.get("uncertain", False),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from blockfs import safe_files
-from blockfs.printable import valid_unicode
+from blockfs.errors import RigError
 from siterig.failures import expected
-from siterig.rpc_contract import ErrorBody, Method, check_socket_path, methods
+from siterig.rpc_contract import ErrorBody, Method, check_socket_path, error_body, methods
 
 _log = structlog.get_logger(__name__)
 
@@ -37,9 +36,11 @@ def _explain(where: str, method: Method, error: ValidationError) -> str:
     return f"{where}: argument {key!r} = {problem['input']!r}: {problem['msg']}"
 
 
-def _refuse(status: int, code: str, message: str, *, recoverable: bool = False) -> JSONResponse:
-    # UTF-8 cannot carry a byte of a file name that is not UTF-8.
-    error: ErrorBody = {"code": code, "message": valid_unicode(message), "recoverable": recoverable}
+def _refuse(status: int, code: str, message: str) -> JSONResponse:
+    return _answer(status, error_body(RigError(code, message)))
+
+
+def _answer(status: int, error: ErrorBody) -> JSONResponse:
     return JSONResponse({"error": error}, status_code=status)
 
 
@@ -56,7 +57,7 @@ async def _call(where: str, method: Method, service: object, body: bytes) -> Res
         if failure is None:
             _log.exception("a call failed by a bug", call=where)
             return _refuse(500, "InternalError", f"{where}: {type(error).__name__}; the traceback is in the role's log")
-        return _refuse(409, failure.code, failure.message, recoverable=failure.recoverable)
+        return _answer(409, error_body(failure))
 
 
 def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
@@ -95,7 +96,7 @@ def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
 
 
 def _make_room(socket: Path) -> None:
-    safe_files.make_folder(socket.parent, parents=True)
+    socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     socket.parent.chmod(0o700)
     _remove(socket)
 

@@ -267,17 +267,18 @@ class Supervisor(SupervisorControl):
         while role.deaths and role.deaths[0] < trio.current_time() - DEATHS_WINDOW_S:
             role.deaths.popleft()
         role.wake = trio.Event()
-        if role.hold:
-            role.enter("held", "killed on purpose")
-            await role.wake.wait()
-        elif len(role.deaths) >= DEATHS_MAX:
+        if len(role.deaths) >= DEATHS_MAX and not role.hold:
             role.enter("failed", f"ended {DEATHS_MAX} times within {DEATHS_WINDOW_S:g} s; last: {reason}")
             await role.wake.wait()
-        else:
+        elif not role.hold:
             role.enter("restarting", reason)
             if role.deaths:
                 with trio.move_on_after(BACKOFF_FIRST_S * 2 ** (len(role.deaths) - 1)):
                     await role.wake.wait()
+        while role.hold:
+            role.wake = trio.Event()
+            role.enter("held", "killed on purpose")
+            await role.wake.wait()
 
     def _role(self, name: str) -> _Role:
         if name not in self._roles:
@@ -293,6 +294,12 @@ class Supervisor(SupervisorControl):
         roles = [role.status() for role in self._roles.values()]
         return RigStatus(folder=str(self._layout.root), pid=os.getpid(), roles=roles)
 
+    async def settled(self, *, name: str) -> RoleStatus:
+        """Wait until the role is neither starting nor about to be started."""
+        role = self._role(name)
+        await role.settled("ready", "hung", "held", "failed", "stopped")
+        return role.status()
+
     async def kill_role(self, *, name: str, hold: bool = False) -> RoleStatus:
         """SIGKILL, whatever it is doing."""
         role = self._role(name)
@@ -303,6 +310,9 @@ class Supervisor(SupervisorControl):
             child.send(signal.SIGKILL)
             while role.child is child:
                 await role.changed.wait()
+        elif hold and role.state in ("restarting", "failed"):
+            role.wake.set()  # it is down already: its keeper holds it instead of starting it
+            await role.settled("held")
         return role.status()
 
     async def start_role(self, *, name: str) -> RoleStatus:

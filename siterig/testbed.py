@@ -8,12 +8,9 @@ from pathlib import Path
 
 from azure_emu.vault.api import VaultApi
 from blockfs.control import DiskHostControl
-from siterig import launch, services
+from siterig import launch, services, sites
 from siterig.control import SupervisorControl
 from siterig.layout import Layout
-
-_SITE_ROLES = ("site", "agent")
-"""What is lost with the site; in the order of their start."""
 
 
 class Testbed:
@@ -62,10 +59,8 @@ class Testbed:
 
     async def kill_site(self) -> None:
         """SIGKILL the disk host first, in mid-load, then the agent; both stay down."""
-        for name in _SITE_ROLES:
-            await self.supervisor.kill_role(name=name, hold=True)
+        await sites.lose(self.supervisor)
 
     async def restart_site(self) -> None:
         """Start them again; returns when they answer."""
-        for name in _SITE_ROLES:
-            await self.supervisor.start_role(name=name)
+        await sites.restore(self.supervisor)

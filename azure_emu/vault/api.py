@@ -45,7 +45,10 @@ class Vm(WireModel):
 
 
 class Task(WireModel):
-    """A task of a job (official names, ASR task types).  Times are RFC 3339 UTC."""
+    """A task of a job (official names, ASR task types).  Times are RFC 3339 UTC.
+
+    The rig's addition: ``waiting_for`` is why a task in progress waits (a role is away, say); None if it does not.
+    """
 
     name: str
     friendlyName: str
@@ -53,6 +56,7 @@ class Task(WireModel):
     stateDescription: str | None
     startTime: str | None
     endTime: str | None
+    waiting_for: str | None = None
 
 
 class JobError(WireModel):

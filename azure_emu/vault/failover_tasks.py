@@ -9,11 +9,12 @@ import trio
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import azure_vms, damage, health, inventory, points, selectors
+from azure_emu.vault import azure_vms, damage, health, inventory, points
 from azure_emu.vault.api import RecoveryPoint
 from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.jobs import SKIPPED, Outcome, Scenario, TaskKind, Work, went_on_without, with_warning
 from azure_emu.vault.schema import CycleRow, ItemRow, JobRow
+from azure_emu.vault.services import Services
 from azure_emu.vault.states import (
     RECOVERY,
     TEST_CLEANUP_COMPLETING,
@@ -31,11 +32,13 @@ SITE_ANSWER_S = 30.0
 """In an unplanned failover the site may hang rather than be gone: how long each call to it may take."""
 
 
-async def _from_site(call: Callable[[], Awaitable[object]], what: str, limit_s: float = SITE_ANSWER_S) -> RigError | None:
-    """Ask a site that may be lost; the reason if it did not do it."""
+async def _from_site(
+    services: Services, call: Callable[[], Awaitable[object]], what: str, limit_s: float = SITE_ANSWER_S
+) -> RigError | None:
+    """Ask a site that may be lost; the reason if it did not do it.  A role that is just started again is waited for."""
     try:
         with trio.fail_after(limit_s):
-            await call()
+            await services.roles.patiently(call, because=lambda _reason: None, lost_is_final=True, limit_s=limit_s)
     except RigError as error:
         reason = error
     except trio.TooSlowError:
@@ -53,7 +56,7 @@ async def suspend_replication(work: Work) -> None:
         item.suspended = True
 
     await work.change(suspend)
-    await _from_site(lambda: work.services.site.suspend(vm=work.vm), "suspend replication")
+    await _from_site(work.services, lambda: work.services.site.suspend(vm=work.vm), "suspend replication")
 
 
 async def _resolve_choice(work: Work) -> RecoveryPoint:
@@ -82,7 +85,7 @@ async def choose_point(work: Work) -> None:
 
 async def synchronize_latest(work: Work) -> Outcome | None:
     """For ``Latest`` only: what is in the cache account is applied first."""
-    if work.memory["choice"] != selectors.LATEST:
+    if work.memory["choice"] != points.LATEST:
         return SKIPPED
     await _hold_point(work, await _process_latest(work, _held_point(work)))
     return None
@@ -151,13 +154,15 @@ async def shutdown_source_if_possible(work: Work) -> Outcome | None:
     site, vm = work.services.site, work.vm
     outcome: Outcome | None = SKIPPED
     if work.memory["source_actions"]:
-        failure = await _from_site(lambda: site.shutdown_vm(vm=vm), "shut the VM down")
+        failure = await _from_site(work.services, lambda: site.shutdown_vm(vm=vm), "shut the VM down")
         outcome = None if failure is None else went_on_without(failure)
-        if failure is None and work.memory["choice"] == selectors.LATEST:
+        if failure is None and work.memory["choice"] == points.LATEST:
             # With the VM down, one more cycle makes the failover lose nothing.
             last = await _from_site(
-                lambda: site.replicate_now(vm=vm, kind="CrashConsistent", name="last"), "send the last changes"
-            )  # fmt: skip
+                work.services,
+                lambda: site.replicate_now(vm=vm, kind="CrashConsistent", name="last"),
+                "send the last changes",
+            )
             outcome = None if last is None else went_on_without(last)
     await suspend_replication(work)
     return outcome
@@ -208,6 +213,7 @@ async def synchronize_all(work: Work) -> None:
                 "NotSynchronized",
                 f"disk {mark.disk_id} of VM {work.vm!r} is applied up to position {mark.complete_position}; a planned "
                 f"failover needs position {cut.position}, the last before the shutdown",
+                recoverable=True,  # an account that was killed forgets blobs, which the site then sends again
             )
     point = RecoveryPoint(
         id=cut.tag_id,

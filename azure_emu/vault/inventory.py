@@ -46,6 +46,9 @@ def _known(session: Session, fabric: Side) -> list[Vm]:
 
 async def list_fabric(services: Services, fabric: Side) -> list[Vm]:
     """All VMs of a fabric; as last seen if its role cannot be reached, or if there is no room to write what it says."""
+    roles = ("agent", "site") if fabric == "site" else ("azure",)
+    if any(services.roles.trouble(role) is not None for role in roles):  # one that hangs would hold up who asks
+        return await services.store.transact(lambda session: _known(session, fabric))
     try:
         disks = await (services.site.list_vms() if fabric == "site" else services.azure.list_disks())
         await services.store.transact(lambda session: _remember_fabric(session, fabric, disks))

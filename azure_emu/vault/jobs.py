@@ -11,6 +11,7 @@ the job (:func:`enqueue`); the transactions are serial (store.py).
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -31,11 +32,10 @@ from blockfs.errors import RigError
 T = TypeVar("T")
 _log = structlog.get_logger()
 
-ROLE_WAIT_S = 120.0
-"""How long a task waits for a role that cannot be reached: a killed one is started again by the supervisor."""
 ROOM_RETRY_S = 1.0
 """How soon a job that waits for room on the host's disk looks again."""
-_ROLE_DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+NOTICED_S = 5.0
+"""A role that is away for so long while a task runs is shown as what the task waits for."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,11 @@ class Work:
 
 @dataclass(frozen=True)
 class TaskKind:
-    """A task type.  ``waits_for_roles``: an unreachable role is waited for, and the body run again."""
+    """A task type.  A role that is away is waited for, and the body run again.
+
+    ``waits_for_roles`` False: only a role that the supervisor is about to have back is waited for; the loss of a role is an
+    answer to what the task asks.
+    """
 
     name: str
     friendly_name: str
@@ -146,6 +150,10 @@ def enqueue(session: Session, scenario: Scenario, vm: str, memory: dict[str, Any
 class _Running:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     ended: trio.Event = field(default_factory=trio.Event)
+    vm: str = ""
+    in_body: bool = False
+    """A task's body runs, and is not about to be run again."""
+    waits_for: RigError | None = None
 
 
 class JobEngine:
@@ -162,12 +170,18 @@ class JobEngine:
         async with trio.open_nursery() as nursery:
             for name in await self._services.store.transact(self._settle):
                 self._spawn(nursery, name)
+            nursery.start_soon(self._watch_roles)
             self._nursery = nursery
             task_status.started()
             try:
                 await trio.sleep_forever()
             finally:
                 self._nursery = None
+
+    def waiting_for(self, name: str) -> str | None:
+        """Why the running task of a job waits; None if it does not."""
+        running = self._running.get(name)
+        return None if running is None or running.waits_for is None else running.waits_for.message
 
     def start(self, name: str) -> None:
         """Run a job that was enqueued and committed."""
@@ -222,7 +236,7 @@ class JobEngine:
             kind = scenario.tasks[ordinal]
             await self._transact(name, lambda _session, job, n=ordinal: self._begin_task(job, n))  # type: ignore[misc]
             try:
-                outcome = await self._run_body(kind, work)
+                outcome = await self._run_body(name, kind, work)
             except RigError as error:
                 await self._fail(name, error)
                 return None
@@ -242,26 +256,42 @@ class JobEngine:
             )  # fmt: skip
         return follow_on
 
-    async def _run_body(self, kind: TaskKind, work: Work) -> Outcome | None:
-        """Run a task's body; while a role cannot be reached, again and again for ROLE_WAIT_S."""
-        gone_since: float | None = None
-        attempt = 0
+    async def _run_body(self, name: str, kind: TaskKind, work: Work) -> Outcome | None:
+        """Run a task's body, perhaps several times (:meth:`Roles.patiently`)."""
+        running = self._running[name]
+
+        def because(reason: RigError) -> None:
+            running.in_body = False
+            self._show_wait(name, work.vm, reason)
+
+        async def body() -> Outcome | None:
+            running.in_body = True
+            return await kind.body(work)
+
+        running.vm = work.vm
+        try:
+            return await self._services.roles.patiently(body, because=because, lost_is_final=not kind.waits_for_roles)
+        finally:
+            running.in_body = False
+            self._show_wait(name, work.vm, None)
+
+    def _show_wait(self, name: str, vm: str, reason: RigError | None) -> None:
+        """Show the reason in the job's task and among the vault's waits; None: it waits for nothing."""
+        self._running[name].waits_for = reason
+        if reason is None:
+            self._services.waits.clear(f"job {name}", vm=vm)
+        else:
+            self._services.waits.set(f"job {name}", reason.code, reason.message, vm=vm)
+
+    async def _watch_roles(self) -> None:
+        """Show in every job that runs what is wrong with the roles: a call to one that hangs may never come back."""
+        roles = self._services.roles
         while True:
-            began = trio.current_time()
-            try:
-                return await kind.body(work)
-            except RigError as error:
-                if error.code != "RoleUnavailable" or not kind.waits_for_roles:
-                    raise
-                now = trio.current_time()
-                if gone_since is None or now - began > _ROLE_DELAYS_S[-1]:
-                    gone_since, attempt = now, 0  # the role had been there for a while: a new absence
-                if now - gone_since >= ROLE_WAIT_S:
-                    raise
-                delay_s = _ROLE_DELAYS_S[min(attempt, len(_ROLE_DELAYS_S) - 1)]
-                attempt += 1
-                _log.info("role_awaited", vm=work.vm, task=kind.name, reason=error.message, next_try_s=delay_s)
-                await trio.sleep(delay_s)
+            await roles.wait_for_change(NOTICED_S if roles.is_any_away() else math.inf)
+            reason = roles.lasting_trouble(NOTICED_S)
+            for name, running in self._running.items():
+                if running.in_body:
+                    self._show_wait(name, running.vm, reason)
 
     async def _transact(self, name: str, work: Callable[[Session, JobRow], T]) -> T:
         vm = ""
@@ -348,8 +378,8 @@ class JobEngine:
         )
 
 
-def to_wire(job: JobRow) -> Job:
-    """The job as the API shows it."""
+def to_wire(job: JobRow, waiting_for: str | None = None) -> Job:
+    """The job as the API shows it; ``waiting_for``: why the task in progress waits."""
     return Job(
         name=job.name,
         scenarioName=job.scenario,
@@ -368,6 +398,7 @@ def to_wire(job: JobRow) -> Job:
                 stateDescription=task.state_description,
                 startTime=rfc3339_or_none(task.start_ns),
                 endTime=rfc3339_or_none(task.end_ns),
+                waiting_for=waiting_for if task.state == "InProgress" else None,
             )
             for task in job.tasks
         ],

@@ -13,10 +13,15 @@ from azure_emu.vault.api import RecoveryPoint
 from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.retention import PointFacts
 from azure_emu.vault.schema import DiskRow, ItemRow, PointRow, TagSeenRow
-from azure_emu.vault.selectors import LATEST, LATEST_APPLICATION_CONSISTENT, LATEST_PROCESSED, WORDS, parse
 from blockfs.errors import RigError
 from blockfs.part import SYNC_END, TagSeen, Watermark
 
+LATEST = "Latest"
+LATEST_PROCESSED = "LatestProcessed"
+LATEST_APPLICATION_CONSISTENT = "LatestApplicationConsistent"
+_WORDS = {LATEST: "latest", LATEST_PROCESSED: "latest-processed", LATEST_APPLICATION_CONSISTENT: "latest-app"}
+"""What means another point as time goes by, and how the command line says it."""
+NAME_CHARS_MAX = 100
 _IDS_IN_QUERY = 500
 
 _COLUMNS = (PointRow.tag_id, PointRow.kind, PointRow.name, PointRow.position, PointRow.time_ns, PointRow.downgraded_because)
@@ -35,6 +40,15 @@ def _wire(facts: _Facts) -> RecoveryPoint:
         time_ns=time_ns,
         downgraded_because=downgraded_because,
     )
+
+
+def check_name(name: str) -> None:
+    """``InvalidName`` unless it can be told in a line."""
+    if not (name.isprintable() and 0 < len(name) <= NAME_CHARS_MAX):
+        shown = ascii(name[: 2 * NAME_CHARS_MAX])
+        raise RigError(
+            "InvalidName", f"point is named {shown}; allowed are 1 to {NAME_CHARS_MAX} printable characters, spaces included"
+        )
 
 
 def to_wire(row: PointRow) -> RecoveryPoint:
@@ -182,13 +196,12 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
 
     For ``Latest`` this is only the newest *named* point: see :func:`latest_state` for what else it may be.
     """
-    selector = parse(choice)
-    if selector.text in (LATEST, LATEST_PROCESSED):
+    if choice in (LATEST, LATEST_PROCESSED):
         found = newest(session, vm)
-    elif selector.text == LATEST_APPLICATION_CONSISTENT:
+    elif choice == LATEST_APPLICATION_CONSISTENT:
         found = newest(session, vm, "ApplicationConsistent")
     else:
-        row = find_available(session, selector.text)
+        row = find_available(session, choice)
         found = to_wire(row) if row is not None and row.vm == vm else _named(session, vm, choice)
     if found is None:
         last = newest(session, vm)
@@ -196,7 +209,7 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
         count = session.execute(select(func.count()).where(PointRow.vm == vm, PointRow.available)).scalar_one()
         raise RigError(
             "NoSuchPoint",
-            f"VM {vm!r} has no recovery point {WORDS.get(selector.text, choice)!r}; {told}; allowed: {_allowed(count)}",
+            f"VM {vm!r} has no recovery point {_WORDS.get(choice, choice)!r}; {told}; allowed: {_allowed(count)}",
         )
     return found
 
@@ -212,7 +225,7 @@ def _named(session: Session, vm: str, name: str) -> RecoveryPoint | None:
 
 
 def _allowed(count: int) -> str:
-    return f"{', '.join(WORDS.values())}, the id or the name of one of its {count} points, @POSITION, or a time"
+    return f"{', '.join(_WORDS.values())}, the id or the name of one of its {count} points, @POSITION, or a time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +245,7 @@ class Chosen:
         if self.between is not None:
             return {"choice": self.choice, "between": self.between.model_dump()}
         point = resolve(session, self.vm, self.choice)
-        selector = parse(self.choice)
-        return {"choice": selector.text if selector.kind == "word" else point.id, "between": None}
+        return {"choice": self.choice if self.choice in _WORDS else point.id, "between": None}
 
 
 def latest_state(item: ItemRow, watermarks: list[Watermark], newest: RecoveryPoint) -> RecoveryPoint:

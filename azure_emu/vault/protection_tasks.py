@@ -117,6 +117,7 @@ async def _wait_synced(work: Work, generations: dict[str, int]) -> None:
     """Until every disk's sync of at least this generation is applied; an error that nobody retries ends the wait."""
 
     def synced(session: Session) -> bool | None:
+        work.services.roles.require("agent", "azurite", "applier")
         raise_blocking_error(session, work.vm)
         item = find_item(session, work.vm)
         done = all(disk.sync_complete and disk.generation >= generations.get(disk.disk_id, 0) for disk in item.disks)
@@ -143,11 +144,12 @@ async def first_point(work: Work) -> None:
         try:
             await work.services.site.replicate_now(vm=work.vm, kind="CrashConsistent", name="first")
         except RigError as error:
-            if error.code == "RoleUnavailable" or not error.recoverable:
+            if work.services.roles.blame(error) is not None or not error.recoverable:
                 raise
             # The agent tries again by its retry table; the next cycle's point will do as well.
 
     def there(session: Session) -> bool | None:
+        work.services.roles.require("agent", "azurite", "applier")
         raise_blocking_error(session, work.vm)
         return True if points.newest(session, work.vm) is not None else None
 

@@ -78,7 +78,8 @@ class Reports:
 
     async def report_roles(self, *, roles: list[RoleStatus]) -> None:
         """See azure_emu.ports.RoleReports."""
-        self._services.roles.update(roles, self._services.clock.wall_ns())
+        if self._services.roles.update(roles, self._services.clock.wall_ns()):
+            self._services.signals.notify_all()
 
     # ---- DamageReports
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,3 +49,11 @@ class Services:
         result = await self.store.transact(lambda session: change(session, find_item(session, vm)))
         self.signals.notify(vm)
         return result
+
+    async def patiently(
+        self, what: str, vm: str, work: Callable[[], Awaitable[T]], *, repeatable: bool = True, lost_is_final: bool = True
+    ) -> T:
+        """Do ``work`` for an operation that is no job, with the waits of :meth:`Roles.patiently` among the vault's."""
+        place = f"{what} {uuid.uuid4()}"  # the same may be asked for by two callers
+        with self.waits.waiting(place, vm=vm) as because:
+            return await self.roles.patiently(work, because=because, repeatable=repeatable, lost_is_final=lost_is_final)

@@ -30,6 +30,11 @@ class Signals:
         if event is not None:
             event.set()
 
+    def notify_all(self) -> None:
+        """Wake every waiter: the state of a role changed, which concerns all VMs."""
+        for vm in list(self._events):
+            self.notify(vm)
+
     async def wait_until(self, vm: str, check: Callable[[Session], T | None]) -> T:
         """The first result of ``check`` that is not None; it is asked at once and after each change."""
         while True:

@@ -7,6 +7,7 @@ job and the other ``JobInProgress`` or ``InvalidState``.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -29,7 +30,6 @@ from azure_emu.vault import (
     points,
     protection_tasks,
     rig_clock,
-    selectors,
 )
 from azure_emu.vault.api import Event, Job, ManagedDisk, MountedPoint, ProtectedItem, RecoveryPoint, Vm
 from azure_emu.vault.keeper import Keeper
@@ -54,7 +54,7 @@ from azure_emu.vault.states import (
 )
 from azure_emu.vault.store import Store, find_item
 from blockfs.clock import Clock
-from blockfs.control import DiskHostControl, TagKind
+from blockfs.control import CutInfo, DiskHostControl, TagKind
 from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
 from blockfs.progress import DiskProgress, VmProgress
@@ -141,8 +141,9 @@ class Vault(Reports):
 
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> Vm:
         """A new source VM at the site."""
-        azure_vms.check_vm_name(vm)
-        made = await self._services.site.create_vm(vm=vm, disks=disks)
+        made = await self._services.patiently(
+            "create VM", vm, lambda: self._services.site.create_vm(vm=vm, disks=disks), repeatable=False
+        )
         made_vm = Vm(
             name=vm, side="site", state=inventory.UNPROTECTED, disks=[azure_vms.to_vm_disk(disk) for disk in made]
         )  # fmt: skip
@@ -166,7 +167,7 @@ class Vault(Reports):
         """Start replicating a VM of the site."""
         protection_tasks.check_policy(interval_s, app_consistent_every_s)
         check_hours(history_hours)
-        disks = await inventory.site_disks(self._services, vm)
+        disks = await self._services.patiently("protect", vm, lambda: inventory.site_disks(self._services, vm))
         disk_limits.check(vm, disks)
 
         def begin(session: Session) -> Job:
@@ -290,13 +291,17 @@ class Vault(Reports):
     ) -> MountedPoint:
         """Serve a VM's disks as they were, read-only."""
         async with nullcontext() if process is None else self._lent.lending(process):
-            return await mounts.mount(
-                self._services, vm, point=point, position=position, time=time, name=name, process=process
+            return await self._services.patiently(
+                "mount point",
+                vm,
+                lambda: mounts.mount(
+                    self._services, vm, point=point, position=position, time=time, name=name, process=process
+                ),
             )
 
     async def unmount_point(self, *, vm: str, name: str) -> None:
         """Take a mounted point away."""
-        await mounts.unmount(self._services, vm, name)
+        await self._services.patiently("unmount point", vm, lambda: mounts.unmount(self._services, vm, name))
 
     async def mounted_points(self, *, vm: str) -> list[MountedPoint]:
         """What of a VM is mounted."""
@@ -305,15 +310,17 @@ class Vault(Reports):
     async def open_copy(self, *, vm: str, name: str, position: int, process: HostProcess) -> Vm:
         """Serve a VM's disks as they were, to be written to."""
         async with self._lent.lending(process):
-            return await azure_vms.open_copy(self._services, vm, name, position, process)
+            return await self._services.patiently(
+                "open copy", vm, lambda: azure_vms.open_copy(self._services, vm, name, position, process)
+            )
 
     async def remove_copy(self, *, vm: str, name: str) -> None:
         """Take a copy away."""
-        await azure_vms.remove_copy(self._services, vm, name)
+        await self._services.patiently("remove copy", vm, lambda: azure_vms.remove_copy(self._services, vm, name))
 
     async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
         """A recovery point of now; returns when it is available."""
-        selectors.check_name(name)
+        points.check_name(name)
 
         def look(session: Session) -> None:
             item = find_item(session, vm)
@@ -321,12 +328,13 @@ class Vault(Reports):
             require(item, Operation.CREATE_POINT)
 
         await self._services.store.transact(look)
-        cut = await self._services.site.replicate_now(vm=vm, kind=kind, name=name)
+        cut = await self._cut_point(vm, kind, name)
 
         def there(session: Session) -> RecoveryPoint | None:
             find_item(session, vm)
             point = points.find_available(session, cut.tag_id)
             if point is None:
+                self._services.roles.require("agent", "azurite", "applier")
                 protection_tasks.raise_blocking_error(session, vm)
             if point is None:
                 return None
@@ -334,6 +342,22 @@ class Vault(Reports):
             return points.to_wire(point)
 
         return await self._services.signals.wait_until(vm, there)
+
+    async def _cut_point(self, vm: str, kind: TagKind, name: str) -> CutInfo:
+        """One cut, whatever is away meanwhile: two points of one name could not be told apart."""
+        request_id = str(uuid.uuid4())
+        try:
+            return await self._services.patiently(
+                "take point",
+                vm,
+                lambda: self._services.site.replicate_now(vm=vm, kind=kind, name=name, request_id=request_id),
+                repeatable=False,
+            )
+        except RigError as error:
+            if not error.uncertain:
+                raise
+            text = f"{error.message}; it is not known whether the recovery point was taken: see siterig points {vm}"
+            raise RigError(error.code, text, recoverable=True, role=error.role, uncertain=True) from error
 
     # ---- failover
 
@@ -349,7 +373,10 @@ class Vault(Reports):
         return await self._begin(vm, Operation.TEST, prepare)
 
     async def _chosen(self, vm: str, choice: str) -> Chosen:
-        return Chosen(vm, choice, await mounts.between_points(self._services, vm, choice))
+        between = await self._services.patiently(
+            "choose point", vm, lambda: mounts.between_points(self._services, vm, choice)
+        )
+        return Chosen(vm, choice, between)
 
     async def cleanup_test_failover(self, *, vm: str) -> Job:
         """Remove ``VM-test``."""
@@ -409,7 +436,7 @@ class Vault(Reports):
         """All jobs, newest first."""
 
         def look(session: Session) -> list[Job]:
-            return [jobs.to_wire(row) for row in session.scalars(select(JobRow).order_by(JobRow.id.desc()))]
+            return [self._job_to_wire(row) for row in session.scalars(select(JobRow).order_by(JobRow.id.desc()))]
 
         return await self._services.store.transact(look)
 
@@ -420,9 +447,12 @@ class Vault(Reports):
             row = session.scalars(select(JobRow).where(JobRow.name == name)).one_or_none()
             if row is None:
                 raise RigError("JobNotFound", f"there is no job {name!r}; see the list of jobs for their names")
-            return jobs.to_wire(row)
+            return self._job_to_wire(row)
 
         return await self._services.store.transact(look)
+
+    def _job_to_wire(self, row: JobRow) -> Job:
+        return jobs.to_wire(row, self._engine.waiting_for(row.name))
 
     async def events(self) -> list[Event]:
         """All events, newest first."""

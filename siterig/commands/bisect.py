@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -62,7 +63,7 @@ def bisect(
 
         def tell(trial: Trial) -> None:
             trials.append(trial)
-            show.progress(_trial_line(len(trials), trial))
+            show.err().print(_trial_line(len(trials), trial), markup=False)
 
         report = await Bisection(states, wanted, tell, show.notice).run()
         if as_json:
@@ -87,27 +88,32 @@ def _trial_line(number: int, trial: Trial) -> str:
 def _print(report: Report, *, verbose: bool, keep: bool) -> None:
     if not verbose and report.failing.output:
         lost = report.failing.output_bytes - len(report.failing.output)
-        show.progress(f"--- output of CMD when it failed last{f', without the first {lost} bytes' if lost else ''}:")
-        show.foreign(report.failing.output)
-        show.progress("---")
+        sys.stderr.write(f"--- what CMD printed when it failed last{f', but for the first {lost} bytes' if lost else ''}:\n")
+        sys.stderr.flush()
+        sys.stderr.buffer.write(report.failing.output.rstrip(b"\n") + b"\n---\n")
+        sys.stderr.flush()
+    out = show.out()
     good, bad = report.good, report.bad
     if report.undecided:
-        show.line(f"CMD was skipped at {len(report.undecided)} positions: the first bad one is one of these, or the last")
-    show.line(f"first bad position: {_named(bad)}")
-    show.line(f"last good position: {_named(good)}")
+        out.print(
+            f"CMD was skipped at {len(report.undecided)} positions: the first bad one is one of these, or the last",
+            markup=False,
+        )
+    out.print(f"first bad position: {_named(bad)}", markup=False)
+    out.print(f"last good position: {_named(good)}", markup=False)
     for label, point in (("point before", report.point_before), ("point after", report.point_after)):
-        show.line(f"{label}: {_point_text(point)}")
+        out.print(f"{label + ':':20}{_point_text(point)}", markup=False)
     for seen in report.changes[:SHOWN_CHANGES_MAX]:
-        show.print_lines(["", *_change_lines(seen)])
+        out.print("")
+        for line in _change_lines(seen):
+            out.print(line, markup=False)
     more = len(report.changes) - SHOWN_CHANGES_MAX
     if more > 0:
-        text = f"and {more}{'' if report.all_changes else ' or more'} other changes (--json has them)"
-        show.print_lines(["", text])
+        out.print(f"\nand {more}{'' if report.all_changes else ' or more'} other changes (--json has them)", markup=False)
     if keep:
-        mounted = f"mounted: {bad.name} (bad), {good.name} (good); siterig point unmount VM NAME ends that"
-        show.print_lines(["", mounted])
+        out.print(f"\nmounted: {bad.name} (bad), {good.name} (good); siterig point unmount VM NAME ends that", markup=False)
         for name in sorted(bad.images):
-            show.print_lines([f"  {bad.images[name]}", f"  {good.images[name]}"])
+            out.print(f"  {bad.images[name]}\n  {good.images[name]}", markup=False)
 
 
 def _named(state: State) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from enum import StrEnum
 from pathlib import Path
@@ -13,9 +14,9 @@ import typer
 from blockfs import vhd
 from blockfs.errors import RigError
 from siterig import exits, show
-from siterig.commands.options import QUEUE, THREADS, FuseQueue, FuseThreads, JsonLines, PortableFuse, example, front_end_of
+from siterig.commands.options import QUEUE, THREADS, FuseQueue, FuseThreads, PortableFuse, example, front_end_of
 from siterig.image_mount import Mounted, Wanted, expose
-from siterig.log_notes import log_as_notes
+from siterig.roles.entry import log_to_stderr
 from siterig.values import check_file_name, format_size
 
 
@@ -48,7 +49,7 @@ def mount(
     portable_fuse: PortableFuse = False,
     fuse_threads: FuseThreads = THREADS,
     fuse_queue: FuseQueue = QUEUE,
-    as_json: JsonLines = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line: mounted, unmounted.")] = False,
 ) -> None:
     """Expose an image as a disk, DIR/NAME.img, until it is unmounted.
 
@@ -60,7 +61,7 @@ def mount(
             raise RigError("BadRequest", "--log and --read-only: where nothing is written, there is nothing to log")
         if name is not None:
             check_file_name("disk", name)
-        log_as_notes(logging.WARNING)
+        log_to_stderr(logging.WARNING)
         wanted = Wanted(
             image=image, where=where, name=name, tracked=log, read_only=read_only,
             format=None if format_ is None else format_.value,
@@ -69,18 +70,23 @@ def mount(
 
         def ready(mounted: Mounted) -> None:
             if as_json:
-                show.print_json_line({"mounted": _mounted_json(mounted)})
+                print(json.dumps({"mounted": _mounted_json(mounted)}), flush=True)
             else:
                 _print_mounted(mounted)
 
-        mounted = await expose(wanted, ready=ready, note=show.notice)
+        mounted = await expose(wanted, ready=ready, note=_note)
         with contextlib.suppress(BrokenPipeError):  # a script may have read the first line only
             if as_json:
-                show.print_json_line({"unmounted": _unmounted_json(mounted)})
+                print(json.dumps({"unmounted": _unmounted_json(mounted)}), flush=True)
             else:
                 _print_unmounted(mounted)
 
     exits.run(work)
+
+
+def _note(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be closed: that must not end a mount in use
+        show.notice(text)
 
 
 def _vhd(mounted: Mounted) -> Path | None:
@@ -91,20 +97,20 @@ def _print_mounted(mounted: Mounted) -> None:
     image, state, where = mounted.image, mounted.alone.disk.state, mounted.disk.parent
     kind = "fixed VHD" if image.format == "vhd" else "raw"
     can = ", read-only" if image.read_only else ""
-    show.line(f"mounted {image.path} ({kind}, {format_size(image.size_bytes)}{can}) as {mounted.disk}")
+    print(f"mounted {image.path} ({kind}, {format_size(image.size_bytes)}{can}) as {mounted.disk}", flush=True)
     if (as_vhd := _vhd(mounted)) is not None:
-        show.line(f"  as a fixed VHD, read-only: {as_vhd}")
+        print(f"  as a fixed VHD, read-only: {as_vhd}", flush=True)
     if state.tracked:
-        show.line(f"  every write is logged, generation {state.generation}: {mounted.alone.segments()[-1]}, ...")
-    show.notice(f"Ctrl-C or umount {where} ends it")
+        print(f"  every write is logged, generation {state.generation}: {mounted.alone.segments()[-1]}, ...", flush=True)
+    _note(f"Ctrl-C or umount {where} ends it")
 
 
 def _print_unmounted(mounted: Mounted) -> None:
-    show.line(f"unmounted {mounted.disk.parent}")
+    print(f"unmounted {mounted.disk.parent}", flush=True)
     state, segments = mounted.alone.disk.state, mounted.alone.segments()
     if segments:
         row = str(segments[0]) if len(segments) == 1 else f"{segments[0]} to {segments[-1].name}"
-        show.line(f"  the log of generation {state.generation}: {row}")
+        print(f"  the log of generation {state.generation}: {row}", flush=True)
 
 
 def _mounted_json(mounted: Mounted) -> dict[str, object]:

@@ -15,7 +15,6 @@ from blockfs.errors import RigError
 from siterig import exits, show
 from siterig.commands.operations import job_status, run_job
 from siterig.commands.options import Dir, Json, VmName, example, vault
-from siterig.follow import follow, while_imported
 from siterig.values import check_schedule, format_size, interval_notice, is_import, parse_disk, parse_import
 
 DEFAULT_INTERVAL_S = 300.0
@@ -54,7 +53,7 @@ def create(
     async def work() -> None:
         specs = [await _imported(text) if is_import(text) else parse_disk(text) for text in disk]
         api = vault(folder)
-        made = await while_imported(api, vm, specs, lambda: api.create_vm(vm=vm, disks=specs))
+        made = await show.while_imported(api, vm, specs, lambda: api.create_vm(vm=vm, disks=specs))
         if as_json:
             show.print_json(made)
         else:
@@ -120,11 +119,11 @@ def protect(
         job = await api.enable_protection(
             vm=vm, interval_s=interval_s, app_consistent_every_s=app_every_s, history_hours=history_hours
         )
-        job = await follow(api, job)
+        job = await show.follow(api, job)
         finalize = None
         if job.state == "Succeeded":  # the vault begins the second job with the end of the first
             jobs = [j for j in await api.jobs() if j.scenarioName == FINALIZE_SCENARIO and j.targetObjectName == vm]
-            finalize = await follow(api, jobs[0])
+            finalize = await show.follow(api, jobs[0])
         if as_json:
             show.print_json({"job": job, "finalize_job": finalize})
         return job_status(finalize or job)
@@ -182,7 +181,7 @@ def take_point(
         if as_json:
             show.print_json(point)
         else:
-            show.line(f"{point.type} point {point.id} at position {point.position}")
+            print(f"{point.type} point {point.id} at position {point.position}")
         if point.downgraded_because is not None:
             show.notice(f"the point is not application-consistent: {point.downgraded_because}")
 

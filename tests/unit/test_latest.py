@@ -78,7 +78,7 @@ class Provider(FakeProvider):
 
     world: Waiting
 
-    async def replicate_now(self, *, vm: str, kind: TagKind, name: str) -> CutInfo:
+    async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
         world = self.world
         assert world.vault is not None
         for disk in world.disks.values():

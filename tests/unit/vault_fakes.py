@@ -179,7 +179,7 @@ class FakeProvider:
         await self.world.called("site.progress")
         return VmProgress(vm=vm, phase=None, disks=[])
 
-    async def replicate_now(self, *, vm: str, kind: TagKind, name: str) -> CutInfo:
+    async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
         await self.world.called("site.replicate_now")
         world = self.world
         assert world.vault is not None
