@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from blockfs.errors import RigError
+from blockfs.file_limit import too_large
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
@@ -40,7 +41,7 @@ def host_error(what: str, exc: OSError) -> RigError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return RigError("DiskFull", f"{what}: the host's disk is full", recoverable=True)
     if exc.errno == errno.EFBIG:
-        return RigError("InvalidDiskSize", f"{what}: larger than the host's file system allows")
+        return too_large(what)
     return RigError("HostIoError", f"{what}: {exc.strerror or exc}", recoverable=True)
 
 

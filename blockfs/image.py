@@ -10,41 +10,60 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 import struct
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import trio
 
-from blockfs import hostmounts, vhd
+from blockfs import block_device, hostmounts, image_kind, user_files, vhd
 from blockfs.disk_state import ImageStamp
 from blockfs.errors import RigError
+from blockfs.file_limit import check_file_limit
+from blockfs.image_bytes import ImageBytes
+from blockfs.image_kind import Contents
 
 SECTOR_BYTES = 512
 LOCK_PATIENCE_S = 3.0
 """An unmounted image is locked until its log is closed: who mounts it again at once waits so long."""
+WANTED = "an image is a file that holds the bytes of a disk, or a block device"
 Format = Literal["raw", "vhd"]
 
-_MAGIC = (
-    (0, b"QFI\xfb", "qcow2"),
-    (0, b"QED\0", "qed"),
-    (0, b"vhdxfile", "vhdx"),
-    (0, b"KDMV", "vmdk"),
-    (0, b"# Disk DescriptorFile", "vmdk"),
-    (0, b"WithoutFreeSpace", "parallels"),
-    (0, b"WithouFreSpacExt", "parallels"),
-    (64, b"\x7f\x10\xda\xbe", "vdi"),
-)
-"""Offset, bytes there, and qemu-img's name of formats that are no raw disk."""
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length (0: all), pid
 _QEMU_WRITES, _QEMU_BEARS_NO_WRITER = 101, 201  # bytes that QEMU read-locks while it does (block/file-posix.c)
 
 
 @dataclass(frozen=True, slots=True)
+class LockedFile:
+    """An image's file, open and locked; of any format.  ``path`` is absolute and free of symbolic links.
+
+    ``size_bytes``: of the file or block device.  ``read_only``: as was asked for, or because its file system is.
+    """
+
+    path: Path
+    fd: int
+    size_bytes: int
+    is_device: bool
+    read_only: bool
+
+    def contents(self) -> Contents:
+        """Its first and last bytes, read now."""
+        return Contents.of(self.fd, self.size_bytes)
+
+    def bytes(self) -> ImageBytes:
+        """For readers of headers."""
+        return ImageBytes(self.path, self.fd, self.size_bytes)
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self.fd)
+
+
+@dataclass(frozen=True, slots=True)
 class Image:
-    """An image that is open and locked.
+    """An image that is open and locked, and can be exposed as a disk.
 
     ``path`` is absolute and free of symbolic links.  ``size_bytes`` is the disk's; a VHD's footer lies behind it.
     ``read_only``: as was asked for, or because its file system is.
@@ -55,6 +74,7 @@ class Image:
     size_bytes: int
     read_only: bool
     fd: int
+    is_device: bool = False
 
     def stamp(self) -> ImageStamp:
         """What its file's inode says now."""
@@ -62,47 +82,57 @@ class Image:
         return ImageStamp(size_bytes=found.st_size, mtime_ns=found.st_mtime_ns, ctime_ns=found.st_ctime_ns)
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         os.close(self.fd)
 
 
 async def open_image(path: Path, *, format_: Format | None = None, read_only: bool = False) -> Image:
-    """Open and lock an image; its format is told by its name and contents unless given.
+    """Open and lock an image; its format follows from its name and contents unless given.
 
-    ``ImageUnusable``, ``InvalidDiskSize``, ``VhdCorrupt``, ``VhdUnsupported``: it is none that can be exposed as a disk.
+    ``ImageUnusable``, ``InvalidDiskSize``, ``VhdCorrupt``, ``VhdUnsupported``: it cannot be exposed as a disk.
     ``ImageBusy``: somebody else has it.
     """
+    file = await open_locked(path, read_only=read_only)
+    try:
+        found, size_bytes = await trio.to_thread.run_sync(_exposed_as, file, format_, abandon_on_cancel=True)
+        if not file.read_only:
+            check_file_limit(str(file.path), file.size_bytes, is_device=file.is_device)
+    except BaseException:
+        file.close()
+        raise
+    return Image(file.path, found, size_bytes, file.read_only, file.fd, file.is_device)
+
+
+async def open_locked(path: Path, *, read_only: bool) -> LockedFile:
+    """Open and lock the file of an image of any format; ``ImageUnusable``, ``ImageBusy``.
+
+    Cancelled, it ends at once, also while the file system does not answer.
+    """
     # In threads: the path may lead into a file system that another process like this one serves.
-    real = Path(await trio.to_thread.run_sync(os.path.realpath, path))
-    fd, read_only = await trio.to_thread.run_sync(_opened, real, read_only)
+    real = Path(await trio.to_thread.run_sync(os.path.realpath, path, abandon_on_cancel=True))
+    fd, read_only = await _opened(real, read_only)
     try:
         await _lock(real, fd, shared=read_only)
         await _refuse_loops(real)
-        found, size_bytes = await trio.to_thread.run_sync(_format, real, format_)
+        return LockedFile(real, fd, block_device.size_bytes(fd), block_device.is_block_device(fd), read_only)
     except BaseException:
         os.close(fd)
         raise
-    return Image(real, found, size_bytes, read_only, fd)
 
 
-def _opened(path: Path, read_only: bool) -> tuple[int, bool]:
-    """A descriptor, and whether it is read-only; never opens what is no file (a pipe would wait for its other end)."""
+async def _opened(path: Path, read_only: bool) -> tuple[int, bool]:
+    """A descriptor, and whether it is read-only."""
+    open_ = partial(user_files.open_file, path, code="ImageUnusable", wanted=WANTED, devices=True)
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a folder" if stat.S_ISDIR(mode) else "a device" if stat.S_ISBLK(mode) else "no regular file"
-            raise RigError("ImageUnusable", f"{path}: is {kind}; an image is a file that holds the bytes of a disk")
-        try:
-            return os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC), read_only
-        except OSError as exc:
-            if read_only or exc.errno != errno.EROFS:
-                raise
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC), True
-    except FileNotFoundError:
-        raise RigError("ImageUnusable", f"{path}: is not there") from None
-    except OSError as exc:
-        hint = "" if read_only or not os.access(path, os.R_OK) else "; it can be mounted read-only"
-        raise RigError("ImageUnusable", f"{path}: cannot be opened: {exc.strerror}{hint}") from exc
+        return await user_files.open_in_thread(partial(open_, os.O_RDONLY if read_only else os.O_RDWR)), read_only
+    except RigError as error:
+        found = user_files.refused_with(error)
+        if read_only or found is None:
+            raise
+        if found == errno.EROFS:
+            return await user_files.open_in_thread(partial(open_, os.O_RDONLY)), True
+        hint = "; it can be mounted read-only" if os.access(path, os.R_OK) else ""
+        raise RigError(error.code, f"{error.message}{hint}") from error
 
 
 async def _lock(path: Path, fd: int, *, shared: bool) -> None:
@@ -147,50 +177,26 @@ def mounted_at(path: Path) -> str | None:
     return next((point for _, source, point in hostmounts.mounts() if source == mount_source(path)), None)
 
 
-def _format(path: Path, wanted: Format | None) -> tuple[Format, int]:
+def _exposed_as(file: LockedFile, wanted: Format | None) -> tuple[Format, int]:
     """The format, and the disk's size."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(SECTOR_BYTES)
-        file.seek(max(size - vhd.FOOTER_BYTES, 0))
-        tail = file.read(vhd.FOOTER_BYTES)
-    if wanted is None:
-        wanted = _recognized(path, head, tail)
-    if wanted == "vhd":
-        return "vhd", vhd.read_footer(path)
-    if size == 0 or size % SECTOR_BYTES:
+    found = wanted or image_kind.guess(file.path, file.contents(), is_device=file.is_device)
+    if found == "vhd":
+        return "vhd", vhd.read_fixed(file.bytes())
+    if found != "raw":
+        raise RigError(
+            "ImageUnusable",
+            f"{file.path}: is a {found} image; raw images and fixed VHDs are supported: qemu-img convert -f {found} -O raw "
+            f"makes a raw image of it; if it is one, {image_kind.OVERRIDE}",
+        )
+    check_raw_size(file)
+    return "raw", file.size_bytes
+
+
+def check_raw_size(file: LockedFile, sector_bytes: int = SECTOR_BYTES) -> None:
+    """``InvalidDiskSize`` unless the file has whole sectors."""
+    if file.size_bytes == 0 or file.size_bytes % sector_bytes:
         raise RigError(
             "InvalidDiskSize",
-            f"{path}: has {size} bytes; a raw image has a positive multiple of {SECTOR_BYTES}, the size of a sector",
+            f"{file.path}: has {file.size_bytes} bytes; a raw image has a positive multiple of {sector_bytes}, the size of "
+            "a sector",
         )
-    return "raw", size
-
-
-def other_format(head: bytes) -> str | None:
-    """qemu-img's name of the format that a file's first sector is of; None if it may be a raw disk's, or a VHD's."""
-    return next((name for at, magic, name in _MAGIC if head[at:].startswith(magic)), None)
-
-
-def _recognized(path: Path, head: bytes, tail: bytes) -> Format:
-    if (name := other_format(head)) is not None:
-        raise RigError(
-            "ImageUnusable",
-            f"{path}: is a {name} image; raw images and fixed VHDs are supported: qemu-img convert -f {name} -O raw "
-            "makes a raw image of it",
-        )
-    named, looks = path.suffix.lower() == ".vhd", vhd.COOKIE in (head[:8], tail[:8], tail[1:9])
-    if named and not looks:
-        raise RigError(
-            "VhdCorrupt",
-            f"{path}: is named as a VHD, but its last {vhd.FOOTER_BYTES} bytes are no VHD footer; if it is a raw image, "
-            "name it otherwise",
-        )
-    if looks and not named:
-        vhd.read_footer(path)
-        # Not guessed: a guest can write what looks like a footer to the end of its raw disk.
-        raise RigError(
-            "ImageUnusable",
-            f"{path}: ends with a VHD footer, but is not named as a VHD: if it is one, name it *.vhd; if every byte is the "
-            "disk's, it is raw: mount it with --format raw, or import what qemu-img convert -f raw -O qcow2 makes of it",
-        )
-    return "vhd" if named else "raw"

@@ -1,4 +1,8 @@
-"""``qemu-img``: images in formats that are not ours to read or write."""
+"""``qemu-img``: images in formats that are not ours to read or write.
+
+Fault contract: an image is given as a descriptor and a format, never as a name or a guess; files that it names itself (a
+backing file, extents, an external data file) are not opened (:mod:`blockfs.helper_process`, and ``backing`` is null).
+"""
 
 from __future__ import annotations
 
@@ -7,154 +11,145 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-import trio
-
+from blockfs import block_device, helper_process
 from blockfs.errors import RigError
+from blockfs.helper_process import Limits, Outcome
 from blockfs.host_folder import host_error
 from blockfs.sparse_copy import find_unreadable, unreadable
 
 PROGRAM, PACKAGE = "qemu-img", "qemu-utils"
-_CHECK_LEAKS = 3
+_CHECK_LEAKS, _CHECK_UNSUPPORTED = 3, 63
 _READING = re.compile(r"error while reading at byte (\d+): (.*)")
 _WRITING = "error while writing at byte"
 _ROOM_BYTES = 1 << 20  # with less the target's file system is full
 _OF_THE_TARGET = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_WITH_BACKING = ("qcow2", "qcow", "qed", "vmdk")
+_CPU_S, _CPU_BYTES_PER_S = 300, 8 << 20  # a program that needs more for a disk than this computes for ever
+_LOOK_LIMITS = Limits(cpu_s=_CPU_S, file_bytes=1 << 20)
 Advance = Callable[[int], None]
-"""Told how many bytes more are done."""
+"""Called with the number of bytes that were done since the last call."""
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFacts:
-    """What qemu-img says of an image."""
+class OpenImage:
+    """An image that is open for reading; ``path`` is for messages, ``format`` qemu-img's name of it."""
 
-    size_bytes: int
-    """Of the disk in it."""
-    backing: str | None
-    """Another file that it needs."""
+    path: Path
+    fd: int
+    format: str
+
+    def node(self) -> str:
+        """The file name by which qemu-img gets the descriptor and nothing else."""
+        driver = "host_device" if block_device.is_block_device(self.fd) else "file"
+        node: dict[str, object] = {
+            "driver": self.format,
+            "file": {"driver": driver, "filename": f"/dev/fd/{self.fd}", "locking": "off"},  # it is locked by us
+        }
+        if self.format in _WITH_BACKING:
+            node["backing"] = None
+        return "json:" + json.dumps(node)
+
+    def named(self, text: str) -> str:
+        """A message with the image's name in it."""
+        return text.replace(self.node(), str(self.path)).replace(f"/dev/fd/{self.fd}", str(self.path))
 
 
-def require(what: str) -> None:
-    """``ToolMissing`` names the Debian package; ``what`` needs it."""
-    if shutil.which(PROGRAM) is None:
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A file that is open for writing; ``path`` is for messages."""
+
+    path: Path
+    fd: int
+
+
+def require(what: str) -> str:
+    """The program's path; ``ToolMissing`` names the Debian package that ``what`` needs."""
+    found = shutil.which(PROGRAM)
+    if found is None:
         raise RigError(
             "ToolMissing", f"{what} needs {PROGRAM}, which is not installed; on Debian: apt-get install {PACKAGE}"
         )
+    return str(Path(found).absolute())
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {"LC_ALL": "C"}
+async def disk_bytes(image: OpenImage) -> int:
+    """The size of the disk in an image; ``ImageUnusable``, ``ToolMissing``."""
+    done = await _look(image, "info", "--output=json")
+    if done.status != 0:
+        raise RigError("ImageUnusable", f"{image.path}: {_reason(image.named(_text(done)))}")
+    try:
+        return int(json.loads(done.out)["virtual-size"])
+    except (ValueError, KeyError, TypeError) as exc:
+        raise RigError("ImageUnusable", f"{image.path}: qemu-img info does not name the disk's size: {exc!r:.100}") from exc
 
 
-async def facts(path: Path, format_: str) -> ImageFacts:
-    """Of an image in qemu-img's format ``format_``, never guessed; ``ImageUnusable``, ``ToolMissing``."""
-    done = await _run(path, format_, "info", "--output=json")
-    if done.returncode != 0:
-        raise RigError("ImageUnusable", f"{path}: {_reason(done.stderr)}")
-    found = json.loads(done.stdout)
-    data = (found.get("format-specific") or {}).get("data", {})
-    extents = [extent["filename"] for extent in data.get("extents", ()) if extent["filename"] != str(path)]
-    return ImageFacts(
-        size_bytes=found["virtual-size"],
-        backing=found.get("backing-filename") or data.get("data-file") or next(iter(extents), None),
-    )
+async def check(image: OpenImage) -> None:
+    """``ImageUnusable`` unless all that the image refers to is in it; space that it lost is no harm.
 
-
-async def check(path: Path, format_: str) -> None:
-    """``ImageUnusable`` unless all that the image tells of is in it; space that it lost is no harm.
-
-    ``convert`` does not look: it takes zeros for what a file that was cut off has no more.
+    ``convert`` does not look: it takes zeros for what a truncated file lacks.
     """
-    done = await _run(path, format_, "check")
-    if done.returncode not in (0, _CHECK_LEAKS):
-        said = (done.stderr.strip() or done.stdout.strip()).partition(b"\n")[0]
-        raise RigError("ImageUnusable", f"{path}: is damaged, or was cut off: qemu-img check says {_reason(said)!r}")
+    done = await _look(image, "check")
+    if done.status not in (0, _CHECK_LEAKS, _CHECK_UNSUPPORTED):
+        said = image.named(_text(done).strip() or done.out.decode(errors="replace").strip()).partition("\n")[0]
+        raise RigError("ImageUnusable", f"{image.path}: is damaged, or was cut off: qemu-img check says {_reason(said)!r}")
 
 
-async def _run(path: Path, format_: str, command: str, *options: str) -> subprocess.CompletedProcess[bytes]:
-    require(f"{path}: a {format_} image")
-    return await trio.run_process(
-        [PROGRAM, command, *options, "-f", format_, str(path)],
-        capture_stdout=True,
-        capture_stderr=True,
-        check=False,
-        env=_environment(),
-        start_new_session=True,
-    )
+async def _look(image: OpenImage, command: str, *options: str) -> Outcome:
+    program = require(f"{image.path}: a {image.format} image")
+    return await helper_process.run([program, command, *options, image.node()], limits=_LOOK_LIMITS, reads=[image.fd])
 
 
 async def convert(
-    source: Path, target: Path, *, from_: str, to: str, size_bytes: int, advance: Advance, options: Sequence[str] = ()
+    source: OpenImage, target: Target, *, to: str, size_bytes: int, advance: Advance, options: Sequence[str] = ()
 ) -> None:
-    """Convert.  Cancelled, it ends, and what it had written stays: whose it is cleans up.
+    """Convert.  Cancelled, it ends, and what it had written stays: the owner of the target cleans up.
 
-    ``size_bytes``: of the disk, for ``advance``.  ``ReadFailed`` names the source and the byte of its disk; ``DiskFull``,
+    ``size_bytes``: of the disk.  ``ReadFailed`` names the source and the byte of its disk; ``DiskFull``,
     ``InvalidDiskSize``, ``HostIoError`` the target; ``ConvertFailed``: anything else.
     """
-    require(f"format {to if to != 'raw' else from_}")
-    command = [PROGRAM, "convert", "-p", *options, "-f", from_, "-O", to, str(source), str(target)]
-    told = 0
-    with tempfile.TemporaryFile() as errors:
-        process, output = _start(command, errors)
-        try:
-            async with output:
-                async for text in output:
-                    done = _percent(bytes(text))
-                    if done is not None and (upto := int(size_bytes * done / 100)) > told:
-                        advance(upto - told)
-                        told = upto
-        except BaseException:
-            process.kill()
-            raise
-        finally:
-            with trio.CancelScope(shield=True):
-                status = await trio.to_thread.run_sync(process.wait)
-        errors.seek(0)
-        if status != 0:
-            raise await trio.to_thread.run_sync(_why, source, target, from_, errors.read())
+    program = require(f"format {to if to != 'raw' else source.format}")
+    done = 0
+
+    def on_output(text: bytes) -> None:
+        nonlocal done
+        percent = _percent(text)
+        if percent is not None and (upto := int(size_bytes * percent / 100)) > done:
+            advance(upto - done)
+            done = upto
+
+    outcome = await helper_process.run(
+        [program, "convert", "-p", *options, "-O", to, source.node(), f"/dev/fd/{target.fd}"],
+        limits=Limits(
+            cpu_s=_CPU_S + size_bytes // _CPU_BYTES_PER_S,
+            file_bytes=size_bytes + size_bytes // 8 + (64 << 20),  # with the tables of a container
+        ),
+        reads=[source.fd],
+        writes=[target.fd],
+        on_output=on_output,
+    )
+    if outcome.status != 0:
+        raise _why(source, target, outcome)
 
 
-def _why(source: Path, target: Path, from_: str, stderr: bytes) -> RigError:
-    text = stderr.decode(errors="replace")
+def _why(source: OpenImage, target: Target, outcome: Outcome) -> RigError:
+    text = _text(outcome)
     found = min(((int(at), why) for at, why in _READING.findall(text)), default=None)
     if found is not None:
         at, why = found  # where a piece of up to 2 MiB begins
-        exact = find_unreadable(source, at) if from_ == "raw" else None
-        return exact or unreadable(source, at, why)
+        exact = find_unreadable(source.path, source.fd, at) if source.format == "raw" else None
+        return exact or unreadable(source.path, at, why)
     of_target = next((number for number in _OF_THE_TARGET if os.strerror(number) in text), None)
     if of_target is None and _WRITING in text:  # of a VMDK some errors become "Invalid argument"
-        room = os.statvfs(target)
+        room = os.fstatvfs(target.fd)
         of_target = errno.ENOSPC if room.f_bavail * room.f_frsize < _ROOM_BYTES else None
     if of_target is not None:
-        return host_error(str(target), OSError(of_target, os.strerror(of_target)))
-    return RigError("ConvertFailed", f"{target}: {_reason(stderr)}")
-
-
-def _start(command: Sequence[str], errors: IO[bytes]) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream]:
-    """It dies with this process, however that ends: nobody else would stop its writing.  What it prints can be read."""
-    readable, writable = os.pipe()
-    try:
-        # Not trio.run_process: it forks in a worker thread, and a parent-death signal fires when the forking *thread* ends.
-        process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "--", *command],
-            stdin=subprocess.DEVNULL,
-            stdout=writable,
-            stderr=errors,
-            env=_environment(),
-            start_new_session=True,
-        )
-    except BaseException:
-        os.close(readable)
-        raise
-    finally:
-        os.close(writable)
-    return process, trio.lowlevel.FdStream(readable)
+        return host_error(str(target.path), OSError(of_target, os.strerror(of_target)))
+    named = source.named(text).replace(f"/dev/fd/{target.fd}", str(target.path))
+    return RigError("ConvertFailed", f"{target.path}: {_reason(named)}")
 
 
 def _percent(text: bytes) -> float | None:
@@ -169,5 +164,11 @@ def _percent(text: bytes) -> float | None:
     return None
 
 
-def _reason(stderr: bytes) -> str:
-    return " ".join(stderr.decode(errors="replace").split())[:500] or "it failed and said nothing"
+def _text(outcome: Outcome) -> str:
+    if outcome.stopped is not None:
+        return f"{PROGRAM} was stopped: {outcome.stopped}"
+    return outcome.err.decode(errors="replace")
+
+
+def _reason(text: str) -> str:
+    return " ".join(text.split())[:500] or "it failed and said nothing"

@@ -12,6 +12,7 @@ import uuid
 from pathlib import Path
 
 from blockfs.errors import RigError
+from blockfs.image_bytes import ImageBytes
 
 FOOTER_BYTES = 512
 MIB = 1 << 20
@@ -32,6 +33,11 @@ _CONVERT = "qemu-img convert -f vpc -O raw makes a raw image of it"
 _CREATOR = b"win "
 _FOOTER = struct.Struct(">8sIIQI4sI4sQQHBBII16sB427x")
 _CHECKSUM_AT = 64
+_DYNAMIC_COOKIE = b"cxsparse"
+_DYNAMIC_HEADER = struct.Struct(">8sQQIIII")  # cookie, next header, block table, version, entries, block size, checksum
+_PARENT_NAME_AT, _PARENT_NAME_BYTES = 64, 512
+_NO_BLOCK = 0xFFFF_FFFF
+_BLOCK_BYTES_MAX = 256 << 20
 
 
 def can_be_vhd(size_bytes: int) -> bool:
@@ -68,15 +74,20 @@ def _checksum(footer: bytes) -> int:
 
 
 def read_footer(path: Path) -> int:
-    """Size in bytes of the disk in the fixed VHD ``path``: all of the file but the footer, which is checked.
-
-    ``VhdCorrupt``: there is no footer, or what it says is not so.  ``VhdUnsupported``: it is another kind of VHD.
-    """
+    """:func:`read_fixed` of a file that is opened for it."""
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(len(COOKIE))
-        file.seek(max(size - FOOTER_BYTES, 0))
-        tail = file.read(FOOTER_BYTES)
+        return read_fixed(ImageBytes(path, file.fileno(), os.fstat(file.fileno()).st_size))
+
+
+def read_fixed(file: ImageBytes) -> int:
+    """Size in bytes of the disk in a fixed VHD: all of the file but the footer, which is checked.
+
+    ``VhdCorrupt``: there is no footer, or it contradicts the file.  ``VhdUnsupported``: it is another kind of VHD.
+    """
+    path = file.path
+    head = file.read(0, min(len(COOKIE), file.size_bytes))
+    tail_bytes = min(file.size_bytes, FOOTER_BYTES)
+    tail = file.read(file.size_bytes - tail_bytes, tail_bytes)
     if tail[-_OLD_FOOTER_BYTES:].startswith(COOKIE):
         raise RigError(
             "VhdUnsupported",
@@ -89,10 +100,21 @@ def read_footer(path: Path) -> int:
                 "VhdCorrupt", f"{path}: begins as a dynamic VHD does, but no footer is at its end: it was cut off"
             )
         raise RigError("VhdCorrupt", f"{path}: its last {FOOTER_BYTES} bytes are no VHD footer; a raw image has none")
-    return _checked(path, tail, size - FOOTER_BYTES)
+    kind, size = _checked(path, tail)
+    if kind != _FIXED:
+        names = {_DYNAMIC: "a dynamic VHD", _DIFFERENCING: "a differencing VHD, which needs its parent"}
+        found = names.get(kind, f"a VHD of type {kind}")
+        raise RigError("VhdUnsupported", f"{path}: is {found}; only fixed ones (type {_FIXED}) are supported; {_CONVERT}")
+    if size != file.size_bytes - FOOTER_BYTES:
+        raise RigError(
+            "VhdCorrupt",
+            f"{path}: the VHD footer names a disk of {size} bytes; {file.size_bytes - FOOTER_BYTES} bytes are before it",
+        )
+    return size
 
 
-def _checked(path: Path, footer: bytes, disk_bytes: int) -> int:
+def _checked(path: Path, footer: bytes) -> tuple[int, int]:
+    """The type of disk and its size."""
     _, _, version, _, _, _, _, _, _, size, _, _, _, kind, checksum, _, _ = _FOOTER.unpack(footer)
     if checksum != _checksum(footer):
         raise RigError(
@@ -103,15 +125,29 @@ def _checked(path: Path, footer: bytes, disk_bytes: int) -> int:
         raise RigError(
             "VhdUnsupported", f"{path}: VHD format version {version >> 16}.{version & 0xFFFF}; 1.0 is supported"
         )  # fmt: skip
-    if kind != _FIXED:
-        names = {_DYNAMIC: "a dynamic VHD", _DIFFERENCING: "a differencing VHD, which needs its parent"}
-        found = names.get(kind, f"a VHD of type {kind}")
-        raise RigError("VhdUnsupported", f"{path}: is {found}; only fixed ones (type {_FIXED}) are supported; {_CONVERT}")
-    if size != disk_bytes:
-        raise RigError(
-            "VhdCorrupt", f"{path}: the VHD footer tells of a disk of {size} bytes; {disk_bytes} bytes are before it"
-        )  # fmt: skip
-    return disk_bytes
+    return kind, size
+
+
+def check_dynamic(file: ImageBytes) -> None:
+    """Refuse a VHD with a footer at its beginning that cannot be read by itself.
+
+    ``ImageUnusable``: it is a differencing one (its parent is named), or does not hold a block whole.  ``VhdCorrupt``.
+    """
+    kind, _ = _checked(file.path, file.read(0, FOOTER_BYTES))
+    at = int.from_bytes(file.read(16, 8), "big")
+    cookie, _, table_at, _, entries, block_bytes, *_ = _DYNAMIC_HEADER.unpack(file.read(at, _DYNAMIC_HEADER.size))
+    if cookie != _DYNAMIC_COOKIE:
+        raise RigError("VhdCorrupt", f"{file.path}: the header of the dynamic VHD is damaged")
+    if kind == _DIFFERENCING:
+        name = file.read(at + _PARENT_NAME_AT, _PARENT_NAME_BYTES).decode("utf-16-be", "replace").partition("\0")[0]
+        raise file.error_needs(f"its parent {name or '(no name is in it)'}")
+    if entries > SIZE_BYTES_MAX // (MIB // 2) or not 0 < block_bytes <= _BLOCK_BYTES_MAX:
+        raise RigError("VhdCorrupt", f"{file.path}: the dynamic VHD has {entries} blocks of {block_bytes} bytes")
+    bitmap_bytes = -(-block_bytes // 512 // 8 // 512) * 512
+    blocks = (entry for (entry,) in struct.iter_unpack(">I", file.read(table_at, entries * 4)))
+    end = max((entry * 512 + bitmap_bytes + block_bytes for entry in blocks if entry != _NO_BLOCK), default=0)
+    if end > file.size_bytes:
+        raise file.error(f"is truncated: its last block ends at byte {end}; the file has {file.size_bytes}")
 
 
 def geometry(sectors: int) -> tuple[int, int, int]:

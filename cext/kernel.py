@@ -16,6 +16,11 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
     _check(lib.sr_punch_hole(fd, offset, length))
 
 
+def zero_range(fd: int, offset: int, length: int) -> None:
+    """Make a range of a file or block device read as zeros: a hole, or zeros written where it has none.  Raises OSError."""
+    _check(lib.sr_io_zero(fd, offset, length))
+
+
 def set_io_flusher() -> None:
     """Mark this process as one that memory reclaim must not wait for (it serves disks); needs CAP_SYS_RESOURCE.
 

@@ -94,11 +94,10 @@ async def _copy(source: Path, part: _Part, advance: Advance) -> None:
 
 
 async def _convert(source: Path, part: _Part, format_: Format, advance: Advance) -> None:
-    size_bytes = source.stat().st_size
-    try:
-        await qemu_img.convert(source, part.path, from_="raw", to=format_, size_bytes=size_bytes, advance=advance)
-    except RigError as error:
-        raise RigError(error.code, error.message.replace(str(part.path), str(part.to))) from error
+    with source.open("rb", buffering=0) as reading:
+        opened = qemu_img.OpenImage(source, reading.fileno(), "raw")
+        size_bytes = os.fstat(reading.fileno()).st_size
+        await qemu_img.convert(opened, qemu_img.Target(part.to, part.fd), to=format_, size_bytes=size_bytes, advance=advance)
 
 
 class _Part:

@@ -79,7 +79,7 @@ async def test_an_error_that_hides_a_full_disk_is_told_as_one(
 ) -> None:
     says("qemu-img: error while writing at byte 774144: Invalid argument")
     full = os.statvfs_result((4096, 4096, 100, 3, 3, 10, 10, 10, 0, 255))
-    monkeypatch.setattr(os, "statvfs", lambda _path: full)
+    monkeypatch.setattr(os, "fstatvfs", lambda _fd: full)
     assert await failure(tmp_path) == ("DiskFull", "x.qcow2: the host's disk is full")
 
 

@@ -56,13 +56,11 @@ def cut(path: Path) -> None:
         ("dynamic.vhd", ["-O", "vpc", "-o", "force_size=on"]),
     ],
 )
-async def test_an_image_that_was_cut_off_is_refused_with_what_qemu_says(
-    tmp_path: Path, disk: Path, name: str, options: list[str]
-) -> None:
+async def test_an_image_that_was_cut_off_is_refused(tmp_path: Path, disk: Path, name: str, options: list[str]) -> None:
     image = converted(disk, tmp_path / name, *options)
     assert (await image_import.look_at(image)).size_bytes == SIZE
     cut(image)
-    with pytest.raises(RigError, match=rf"{name}: .*qemu-img") as failed:
+    with pytest.raises(RigError, match=rf"{name}: .*(cut off|truncated|Could not open)") as failed:
         await image_import.look_at(image)
     assert failed.value.code == "ImageUnusable"
     assert "\n" not in failed.value.message
