@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 from pydantic import Field
 
 from blockfs.control import CutInfo, DiskInfo, TagKind
+from blockfs.image_kind import Format
 from blockfs.part import TagSeen, Watermark
 from blockfs.progress import VmProgress
 from blockfs.waits import Wait
@@ -14,12 +15,16 @@ from blockfs.wire import UUID_PATTERN, WireModel
 
 
 class DiskSpec(WireModel):
-    """A disk to create: ``filesystem`` None, ``ext4`` or ``xfs``; or with what is in ``image`` (an absolute path)."""
+    """A disk to create: ``filesystem`` None, ``ext4`` or ``xfs``; or with what is in ``image`` (an absolute path).
+
+    ``image_format``: of the image; None: it is recognized.
+    """
 
     name: str
     size_bytes: int
     filesystem: str | None = None
     image: str | None = None
+    image_format: Format | None = None
 
 
 ChangeKind = Literal["WRITE", "ZERO", "DISCARD", "RESIZE"]

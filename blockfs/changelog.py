@@ -31,6 +31,7 @@ from blockfs import safe_files
 from blockfs.errors import RigError
 from blockfs.os_errors import naming, reason
 from blockfs.part import Stream, TagSeen
+from blockfs.user_files import open_file
 from cext.hashing import crc32c
 
 FORMAT_VERSION = 1
@@ -275,14 +276,11 @@ class SegmentReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self.fd = safe_files.open_named(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe must not be waited for
-        except OSError as exc:
-            raise RigError("LogUnreadable", f"{path}: cannot be opened: {reason(exc, path)}") from exc
+        self.fd = open_file(path, os.O_RDONLY, code="LogUnreadable", wanted="a change log is a file")
         try:
             head = os.pread(self.fd, HEADER_BYTES, 0)
             self.header = decode_header(path, head)
-        except OSError as exc:  # a folder opens, too
+        except OSError as exc:
             os.close(self.fd)
             raise RigError("LogUnreadable", f"{path}: cannot be read: {reason(exc, path)}") from exc
         except BaseException:

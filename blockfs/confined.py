@@ -45,11 +45,18 @@ def _rights(version: int) -> tuple[int, bytes]:
     return rights, struct.pack("=QQ", rights, _TCP) if version >= 4 else struct.pack("=Q", rights)
 
 
+def landlock_version() -> int:
+    """Of this kernel; 0: it has none, or it is turned off."""
+    try:
+        return _syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG)
+    except OSError:
+        return 0
+
+
 def restrict(reads: Iterable[int], writes: Iterable[int], folders: Iterable[str]) -> bool:
     """Allow this process the descriptors and folders alone; False: this kernel cannot."""
-    try:
-        version = _syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG)
-    except OSError:
+    version = landlock_version()
+    if version == 0:
         return False
     rights, attributes = _rights(version)
     ruleset = _syscall(_CREATE_RULESET, attributes, len(attributes), 0)

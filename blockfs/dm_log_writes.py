@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import Path
 
+from blockfs import block_device
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
+from blockfs.user_files import open_file
 
 MAGIC = 0x6A736677736872
 VERSION = 1
@@ -74,15 +76,12 @@ class DmLogReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        wanted = "a log is a file or a block device"
+        self._fd = open_file(path, os.O_RDONLY, code="LogUnreadable", wanted=wanted, devices=True)
         try:
-            # A named pipe must not be waited for.
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as exc:
-            raise RigError("LogUnreadable", f"{path}: cannot be opened: {exc.strerror}") from exc
-        try:
-            self._size = os.lseek(self._fd, 0, os.SEEK_END)  # a block device's, too
+            self._size = block_device.size_bytes(self._fd)
             self._read_super()
-        except OSError as exc:  # a folder opens, too
+        except OSError as exc:
             os.close(self._fd)
             raise RigError("LogUnreadable", f"{path}: cannot be read: {exc.strerror}") from exc
         except BaseException:

@@ -18,17 +18,16 @@ from typing import Literal
 
 import trio
 
-from blockfs import block_device, hostmounts, image_kind, user_files, vhd
+from blockfs import block_device, hostmounts, image_kind, safe_files, user_files, vhd
 from blockfs.disk_state import ImageStamp
 from blockfs.errors import RigError
 from blockfs.file_limit import check_file_limit
 from blockfs.image_bytes import ImageBytes
-from blockfs.image_kind import Contents
+from blockfs.image_kind import WANTED, Contents
 
 SECTOR_BYTES = 512
 LOCK_PATIENCE_S = 3.0
 """An unmounted image is locked until its log is closed: who mounts it again at once waits so long."""
-WANTED = "an image is a file that holds the bytes of a disk, or a block device"
 Format = Literal["raw", "vhd"]
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length (0: all), pid
@@ -109,7 +108,7 @@ async def open_locked(path: Path, *, read_only: bool) -> LockedFile:
     Cancelled, it ends at once, also while the file system does not answer.
     """
     # In threads: the path may lead into a file system that another process like this one serves.
-    real = Path(await trio.to_thread.run_sync(os.path.realpath, path, abandon_on_cancel=True))
+    real = await trio.to_thread.run_sync(_resolved, path, abandon_on_cancel=True)
     fd, read_only = await _opened(real, read_only)
     try:
         await _lock(real, fd, shared=read_only)
@@ -120,16 +119,22 @@ async def open_locked(path: Path, *, read_only: bool) -> LockedFile:
         raise
 
 
+def _resolved(path: Path) -> Path:
+    try:
+        return safe_files.resolve(path)
+    except OSError as exc:
+        raise user_files.NotOpenedError("ImageUnusable", path, exc) from exc
+
+
 async def _opened(path: Path, read_only: bool) -> tuple[int, bool]:
     """A descriptor, and whether it is read-only."""
     open_ = partial(user_files.open_file, path, code="ImageUnusable", wanted=WANTED, devices=True)
     try:
         return await user_files.open_in_thread(partial(open_, os.O_RDONLY if read_only else os.O_RDWR)), read_only
-    except RigError as error:
-        found = user_files.refused_with(error)
-        if read_only or found is None:
+    except user_files.NotOpenedError as error:
+        if read_only:
             raise
-        if found == errno.EROFS:
+        if error.errno == errno.EROFS:
             return await user_files.open_in_thread(partial(open_, os.O_RDONLY)), True
         hint = "; it can be mounted read-only" if os.access(path, os.R_OK) else ""
         raise RigError(error.code, f"{error.message}{hint}") from error

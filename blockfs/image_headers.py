@@ -22,6 +22,7 @@ from blockfs.image_kind import Format
 
 SECTOR_BYTES = 512
 _NAME_BYTES_MAX = 1023
+_DISK_BYTES_MAX = 64 << 40
 _DESCRIPTOR_BYTES_MAX = 1 << 20
 _QCOW2 = struct.Struct(">4sIQIIQIIQQIIQ")
 _QCOW2_V3 = struct.Struct(">QQQII")
@@ -87,13 +88,31 @@ def _qcow2_data_file(file: ImageBytes, at: int) -> str:
 
 
 def _qcow(file: ImageBytes) -> HeaderFacts:
-    magic, version, backing_at, backing_bytes, _, size, _, _, _, crypt, _ = _QCOW1.unpack(file.read(0, _QCOW1.size))
+    fields = _QCOW1.unpack(file.read(0, _QCOW1.size))
+    magic, version, backing_at, backing_bytes, _, size, cluster_bits, table_bits, _, crypt, top_at = fields
     if magic != b"QFI\xfb" or version != 1:
         raise file.error("is no qcow image of version 1")
     _refuse_encrypted(file, "qcow", crypt)
     if backing_at:
         raise file.error_needs(_name(file, backing_at, backing_bytes))
+    if not (9 <= cluster_bits <= 16 and 6 <= table_bits <= 13 and 0 < size <= _DISK_BYTES_MAX):
+        raise file.error(f"is damaged: clusters of 2^{cluster_bits} bytes, tables of 2^{table_bits}, a disk of {size} bytes")
+    _qcow_is_whole(file, top_at, ((size - 1) >> (cluster_bits + table_bits)) + 1, cluster_bits, table_bits)
     return HeaderFacts(size)
+
+
+def _qcow_is_whole(file: ImageBytes, top_at: int, tables: int, cluster_bits: int, table_bits: int) -> None:
+    """qemu-img check does not know this format, and convert takes zeros for clusters behind the end of the file."""
+    for (at,) in struct.iter_unpack(">Q", file.read(top_at, tables * 8)):
+        if not at:
+            continue
+        for (entry,) in struct.iter_unpack(">Q", file.read(at, 8 << table_bits)):
+            if entry >> 63:  # compressed: so many bytes of it
+                end = (entry & ((1 << (63 - cluster_bits)) - 1)) + (entry >> (63 - cluster_bits) & ((1 << cluster_bits) - 1))
+            else:
+                end = entry + (1 << cluster_bits) if entry else 0
+            if end > file.size_bytes:
+                raise file.error(f"is truncated: a cluster ends at byte {end}; the file has {file.size_bytes}")
 
 
 def _refuse_encrypted(file: ImageBytes, name: str, method: int) -> None:
@@ -142,11 +161,6 @@ def _vmdk(file: ImageBytes) -> HeaderFacts:
         _, version, _, _, _, at, sectors = _VMDK_SPARSE.unpack(file.read(0, _VMDK_SPARSE.size))
         if version not in (1, 2, 3):
             raise file.error(f"has VMDK version {version}; 1 to 3 are supported")
-        if not at or not sectors:
-            raise file.error(
-                "is one extent of a split VMDK and needs the other files: qemu-img convert -O qcow2, given "
-                "the descriptor (the small .vmdk beside this file), makes one image of all"
-            )
         _vmdk_descriptor(file, file.read(at * 512, min(sectors * 512, _DESCRIPTOR_BYTES_MAX)))
     elif magic == b"COWD":
         raise file.error(
@@ -162,11 +176,16 @@ def _vmdk(file: ImageBytes) -> HeaderFacts:
 def _vmdk_descriptor(file: ImageBytes, raw: bytes, *, text: bool = False) -> None:
     said = raw.partition(b"\0")[0].decode(errors="replace")
     keys = {key.lower(): value for key, value in _KEY.findall(said)}
+    kind = keys.get("createtype", "")
+    if not text and not kind:
+        raise file.error(
+            "is one extent of a split VMDK and needs the other files: qemu-img convert -O qcow2, given the descriptor (the "
+            "small .vmdk beside this file), makes one image of all"
+        )
     if keys.get("parentcid", "ffffffff").lower() != "ffffffff":
         raise file.error_needs(f"its parent {keys.get('parentfilenamehint') or '(no name is in it)'}")
-    extents = [name for _, name in _EXTENT.findall(said) if name]
-    kind = keys.get("createtype", "")
     if text or kind.lower() not in _ALONE:
+        extents = [name for _, name in _EXTENT.findall(said) if name]
         raise file.error_needs(", ".join(extents[:4]) or f"the device of a VMDK of type {kind or 'unknown'}")
 
 

@@ -16,6 +16,8 @@ Format = Literal["raw", "vhd", "vhdx", "qcow2", "qcow", "vmdk", "vdi", "qed", "p
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 HEAD_BYTES = 512
+WANTED = "an image is a file that holds the bytes of a disk, or a block device"
+"""Ends the message about a file of another type."""
 OVERRIDE = "--format raw takes every byte as the disk's"
 """Ends a message about contents that could also be those of a raw disk."""
 

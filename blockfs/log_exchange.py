@@ -11,6 +11,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from blockfs import boot
 from blockfs.changelog import (
@@ -49,17 +50,24 @@ class Exported:
     resizes: int = 0
 
 
-def export_log(log: CheckedLog, out: Path, *, base: Path | None = None, advance: Advance | None = None) -> Exported:
+def export_log(
+    log: CheckedLog,
+    out: Path,
+    *,
+    base: Path | None = None,
+    format_: Literal["raw", "vhd"] | None = None,
+    advance: Advance | None = None,
+) -> Exported:
     """Write ``out``.
 
     ``base``: an image of the disk before the log, only read; needed where records do not fill whole sectors.
-    ``LogUnaligned``, ``LogExists``, ``MarkInvalid``, ``ImageUnusable``, ``InvalidDiskSize``; ``OSError`` of ``out`` goes on.
-    Nothing is left behind then.
+    ``format_``: of it. ``LogUnaligned``, ``LogExists``, ``MarkInvalid``, ``ImageUnusable``, ``InvalidDiskSize``;
+    ``OSError`` of ``out`` goes on. Nothing is left behind then.
     """
     writer = DmLogWriter(out)
     try:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.state.") as folder:
-            state = _state(log, base, Path(folder))
+            state = _state(log, base, format_, Path(folder))
             try:
                 done = _Export(log, writer, state).run(advance)
             finally:
@@ -72,10 +80,10 @@ def export_log(log: CheckedLog, out: Path, *, base: Path | None = None, advance:
     return done
 
 
-def _state(log: CheckedLog, base: Path | None, folder: Path) -> TopLayer | None:
+def _state(log: CheckedLog, base: Path | None, format_: Literal["raw", "vhd"] | None, folder: Path) -> TopLayer | None:
     if base is None:
         return None
-    return TopLayer(open_image(base, log, writable=False), folder / "disk")
+    return TopLayer(open_image(base, log, writable=False, format_=format_), folder / "disk")
 
 
 class _Export:

@@ -18,10 +18,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import assert_never
+from typing import Literal, assert_never
 
+from blockfs import block_device, image_kind, user_files, vhd
 from blockfs.changelog import HEADER_BYTES, Record, RecordType, SegmentHeader, SegmentReader, scan_tail
 from blockfs.errors import RigError
+from blockfs.file_limit import check_file_limit
+from blockfs.image_bytes import ImageBytes
+from blockfs.image_kind import WANTED, Contents
 from blockfs.layers import RawLayer, WritableLayer
 
 Advance = Callable[[int], None]
@@ -299,19 +303,37 @@ def check(paths: list[Path], *, upto: int | None = None, advance: Advance | None
     return CheckedLog(summaries, before, row.size_bytes)
 
 
-def open_image(path: Path, log: CheckedLog, *, writable: bool) -> RawLayer:
-    """Open the image of the disk that a log is of; ``ImageUnusable``, ``InvalidDiskSize`` (it may be larger)."""
-    if not path.is_file():
-        raise RigError("ImageUnusable", f"{path}: is {'no regular file' if path.exists() else 'not there'}")
+def open_image(path: Path, log: CheckedLog, *, writable: bool, format_: Literal["raw", "vhd"] | None = None) -> RawLayer:
+    """Open the image of the disk that a log is of: a raw image (it may be larger), a fixed VHD, or a block device.
+
+    ``ImageUnusable``, ``ImageBusy``, ``VhdCorrupt``; ``InvalidDiskSize``: it is too small, or would have to grow and cannot.
+    """
+    flags = os.O_RDWR if writable else os.O_RDONLY
+    fd = user_files.open_file(path, flags, code="ImageUnusable", wanted=WANTED, devices=True)
     try:
-        image = RawLayer(path, writable=writable)
-    except OSError as exc:
-        raise RigError("ImageUnusable", f"{path}: cannot be opened: {exc.strerror}") from exc
-    size = image.size_bytes
+        return RawLayer(path, size_bytes=_disk_bytes(path, fd, log, writable=writable, format_=format_), fd=fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _disk_bytes(path: Path, fd: int, log: CheckedLog, *, writable: bool, format_: Literal["raw", "vhd"] | None) -> int:
+    """The size of the disk in an image, which must be one that the log can be applied to."""
+    is_device, size = block_device.is_block_device(fd), block_device.size_bytes(fd)
+    found = format_ or image_kind.guess(path, Contents.of(fd, size), is_device=is_device)
+    if found not in ("raw", "vhd"):
+        raise RigError(
+            "ImageUnusable", f"{path}: is a {found} image; a log is of a raw disk: if it is one, {image_kind.OVERRIDE}"
+        )
+    if found == "vhd":
+        size = vhd.read_fixed(ImageBytes(path, fd, size))
     if size < log.size_bytes_before:
-        image.close()
         raise RigError("InvalidDiskSize", f"{path}: has {size} bytes; the log is of a disk of {log.size_bytes_before} bytes")
-    return image
+    if writable and size < log.size_bytes_after:
+        if found == "vhd" or is_device:
+            raise RigError("InvalidDiskSize", f"{path}: has {size} bytes, and cannot grow to {log.size_bytes_after}")
+        check_file_limit(str(path), log.size_bytes_after)
+    return size
 
 
 class Replay:

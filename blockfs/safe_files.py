@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,14 +286,17 @@ def rename(path: Path, to: Path) -> None:
         folder.rename(path.name, to.name)
 
 
-def open_named(path: Path, flags: int) -> int:
+def open_named(path: Path, flags: int, *, check: Callable[[os.stat_result], int] | None = None) -> int:
     """A descriptor of a file that the user named.  It may be anybody's and of any type; use ``O_NONBLOCK`` for pipes.
 
+    ``check`` sees the type of the file before it is opened: it refuses it by an error, or returns more flags.
     ``ForeignFile``: another user's link is on the way, or the file is a hard link that another user may have made to a file
     that is not that user's own.  ``OSError``.
     """
     with _walked(path) as walk:
         found = os.fstat(walk.fd)
+        if check is not None:
+            flags |= check(found)
         if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
             with held(walk.path.parent) as folder:
                 if folder.others is not None and found.st_uid != os.fstat(folder.fd).st_uid:

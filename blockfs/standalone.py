@@ -79,8 +79,9 @@ class StandAlone:
         try:
             # Not by its name again: that may be another file's by now.
             layer = RawLayer(image.path, size_bytes=image.size_bytes, fd=os.dup(image.fd))
-            # A VHD's footer lies behind its disk.
-            rules = DiskRules(positions, self._event_fd, _POLICY, can_grow=image.format == "raw")
+            # A VHD's footer lies behind its disk, and a device has the size that it has.
+            can_grow = image.format == "raw" and not image.is_device
+            rules = DiskRules(positions, self._event_fd, _POLICY, can_grow=can_grow)
             self.disk = Disk.over(place, state=state, layer=layer, rules=rules)
         except BaseException:
             self._close_own()
@@ -184,6 +185,11 @@ def _found_state(image: Image, place: DiskPlace) -> DiskState | None:
 def _open_tracked(image: Image, place: DiskPlace) -> StandAlone:
     if image.read_only:
         raise RigError("ImageUnusable", f"{image.path}: can only be read, so there is nothing to log")
+    if image.is_device:
+        raise RigError(
+            "ImageUnusable",
+            f"{image.path}: is a block device, beside which no change log can be kept; mount it without --log",
+        )
     found = _found_state(image, place)
     why = None
     if found is None:

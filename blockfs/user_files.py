@@ -1,9 +1,10 @@
 """Files that a user names: opened only after their type is known, and never waited for.
 
-Fault contract: a name is resolved once, to a descriptor (``O_PATH``) whose type is looked at; the file that is opened for
-reading or writing is that one, whatever has the name by then.  Opening a FIFO, a socket or a character device could wait
-for ever or start something (a tape, a watchdog): none is opened.  A block device is opened exclusively: one that is
-mounted, used as swap or held by another program is refused, and cannot be mounted as long as it is open here.
+Fault contract: a name is resolved once (:func:`blockfs.safe_files.open_named`), to a descriptor whose type is looked at;
+the file that is opened for reading or writing is that one, whatever has the name by then.  Opening a FIFO, a socket or a
+character device could wait for ever or start something (a tape, a watchdog): none is opened.  A block device is opened
+exclusively: one that is mounted, used as swap or held by another program is refused, and cannot be mounted as long as it
+is open here.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pathlib import Path
 
 import trio
 
-from blockfs import block_device
+from blockfs import block_device, safe_files
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 
 _NOT_OPENED = {
     stat.S_IFDIR: "is a folder",
@@ -33,42 +35,39 @@ _NOT_OPENED = {
 def open_file(path: Path, flags: int, *, code: str, wanted: str, devices: bool = False) -> int:
     """A descriptor of a regular file or, with ``devices``, of a block device.
 
-    ``flags``: as of open(2); nothing is created.  ``code``: of the error if the file is missing, is of another type
-    or cannot be opened; ``wanted`` ends its message ("an image is a file that holds the bytes of a disk").
-    ``ImageBusy``: the block device is in use.
+    ``flags``: as of open(2); nothing is created.  ``code``: of the error if the file is missing, is of another type or
+    cannot be opened; ``wanted`` ends its message ("an image is a file that holds the bytes of a disk").  ``ImageBusy``:
+    the block device is in use.  ``ForeignFile``: see :func:`blockfs.safe_files.open_named`.
     """
+    device = 0
+
+    def check(found: os.stat_result) -> int:
+        nonlocal device
+        kind = stat.S_IFMT(found.st_mode)
+        if kind == stat.S_IFBLK and devices:
+            device = found.st_rdev
+            return os.O_EXCL
+        if kind != stat.S_IFREG:
+            raise RigError(code, f"{path}: {_NOT_OPENED.get(kind, 'is no regular file')}; {wanted}")
+        return 0
+
     try:
-        found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        return safe_files.open_named(path, flags | os.O_NOCTTY, check=check)
     except FileNotFoundError:
         raise RigError(code, f"{path}: is not there") from None
     except OSError as exc:
-        raise RigError(code, f"{path}: cannot be opened: {exc.strerror}") from exc
-    try:
-        kind = stat.S_IFMT(os.fstat(found).st_mode)
-        if kind != stat.S_IFREG and not (devices and kind == stat.S_IFBLK):
-            raise RigError(code, f"{path}: {_NOT_OPENED.get(kind, 'is no regular file')}; {wanted}")
-        exclusive = os.O_EXCL if kind == stat.S_IFBLK else 0
-        return os.open(f"/proc/self/fd/{found}", flags | exclusive | os.O_CLOEXEC | os.O_NOCTTY)
-    except OSError as exc:
-        if exc.errno == errno.EBUSY:
-            holders = block_device.holders(os.fstat(found).st_rdev)
+        if exc.errno == errno.EBUSY and device:
+            holders = block_device.holders(device)
             raise RigError("ImageBusy", f"{path}: is in use: {', '.join(holders) or 'another program has it'}") from exc
-        raise _NotOpenedError(code, path, exc) from exc
-    finally:
-        os.close(found)
+        raise NotOpenedError(code, path, exc) from exc
 
 
-class _NotOpenedError(RigError):
-    """``errno``: why the host did not open the file."""
+class NotOpenedError(RigError):
+    """The host did not open a file; ``errno`` says why."""
 
     def __init__(self, code: str, path: Path, exc: OSError) -> None:
-        super().__init__(code, f"{path}: cannot be opened: {exc.strerror}")
+        super().__init__(code, f"{path}: cannot be opened: {reason(exc, path)}")
         self.errno = exc.errno
-
-
-def refused_with(error: RigError) -> int | None:
-    """The ``errno`` with which the host refused to open a file; None if it is another error."""
-    return error.errno if isinstance(error, _NotOpenedError) else None
 
 
 async def open_in_thread(open_: Callable[[], int]) -> int:

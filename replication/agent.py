@@ -16,6 +16,7 @@ import trio
 from blockfs.clock import Clock
 from blockfs.control import CutInfo, DiskHostControl, DiskInfo, TagKind
 from blockfs.errors import RigError
+from blockfs.image_kind import Format
 from blockfs.progress import VmProgress
 from replication import failback
 from replication.board import Board
@@ -46,6 +47,8 @@ class NewDisk(Protocol):
     def filesystem(self) -> str | None: ...
     @property
     def image(self) -> str | None: ...
+    @property
+    def image_format(self) -> Format | None: ...
 
 
 class HyperVAgent:
@@ -115,7 +118,8 @@ class HyperVAgent:
             for disk in disks:
                 info = await self._links.host.create_disk(vm=vm, name=disk.name, size_bytes=disk.size_bytes)
                 if disk.image is not None:
-                    await self._links.guests.fill(Path(info.path), Path(disk.image), partial(board.more, disk.name))
+                    more = partial(board.more, disk.name)
+                    await self._links.guests.fill(Path(info.path), Path(disk.image), more, format_=disk.image_format)
                     board.done(disk.name, disk.size_bytes)  # it may be larger than the image
                 if disk.filesystem is not None:
                     await self._links.guests.format(Path(info.path), disk.filesystem, disk.name)

@@ -11,6 +11,7 @@ import trio
 
 from blockfs import hostmounts, image_import
 from blockfs.errors import RigError
+from blockfs.image_kind import Format
 from blockfs.sparse_copy import Advance
 
 _ROOM_BYTES = 4 * 1024 * 1024
@@ -36,8 +37,8 @@ class Guests(Protocol):
         """Make a file system on a disk."""
         ...
 
-    async def fill(self, disk: Path, image: Path, advance: Advance) -> None:
-        """Write what is in an image to a new disk; ``advance`` is told how many bytes more are done."""
+    async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: Format | None = None) -> None:
+        """Write the contents of an image to a new disk; ``format_``: of the image, None: it is recognized."""
         ...
 
 
@@ -79,6 +80,6 @@ class HostGuests:
             with trio.CancelScope(shield=True):
                 await hostmounts.detach(loop)
 
-    async def fill(self, disk: Path, image: Path, advance: Advance) -> None:
+    async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: Format | None = None) -> None:
         """See :func:`blockfs.image_import.fill`."""
-        await image_import.fill(image, disk, advance=advance)
+        await image_import.fill(image, disk, advance=advance, format_=format_)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -66,19 +67,46 @@ def is_import(text: str) -> bool:
 
 
 def parse_import(text: str) -> tuple[str, str, int | None]:
-    """Name, path and size of ``NAME=IMAGE[:SIZE]``, where what is behind the last colon can be a size; ``InvalidDisk``."""
+    """Name, path and size of ``NAME=IMAGE[:SIZE]``; ``InvalidDisk``.
+
+    A file whose name ends like a size (``x:1GiB``) is the image as it is written.  If a file without that end exists too, a
+    colon behind the name ("x:1GiB:") says that no size follows.
+    """
     name, _, rest = text.partition("=")
-    path, colon, size = rest.rpartition(":")
-    sized = bool(colon and path) and _is_size(size)
-    if not name or not rest:
+    if not name or not rest.rstrip(":"):
         raise RigError(
             "InvalidDisk", f"disk {text!r} is not understood: write NAME=IMAGE or NAME=IMAGE:SIZE, e.g. os=web.vhdx"
         )
+    path, colon, size = rest.rpartition(":")
+    if colon and path and not size and not Path(rest).exists():
+        return name, path, None
+    if colon and path and _is_size(size):
+        if not Path(rest).exists():
+            return name, path, parse_size(size)
+        if Path(path).exists():
+            raise RigError(
+                "InvalidDisk",
+                f"disk {text!r}: there is an image {path!r} and an image {rest!r}; write {text}: for the second one, or "
+                "another unit for the size of the first one",
+            )
     if _is_size(rest) and not Path(rest).exists():
         raise RigError(
             "InvalidDisk", f"disk {text!r}: there is no image {rest!r}; an empty disk of that size is {name}:{rest}"
         )
-    return (name, path, parse_size(size)) if sized else (name, rest, None)
+    return name, rest, None
+
+
+def parse_of_disks(option: str, texts: Sequence[str], allowed: Sequence[str], disks: Sequence[str]) -> dict[str, str]:
+    """The value of each disk of an option that is written as ``VALUE`` (of all disks) or ``NAME=VALUE``; ``InvalidDisk``."""
+    found: dict[str, str] = {}
+    for text in sorted(texts, key=lambda text: "=" in text):
+        name, equals, value = text.rpartition("=")
+        if value not in allowed:
+            raise RigError("InvalidDisk", f"{option} {text!r}: {value!r} is not one of {', '.join(allowed)}")
+        if equals and name not in disks:
+            raise RigError("InvalidDisk", f"{option} {text!r}: there is no --disk {name!r}; there are: {', '.join(disks)}")
+        found |= {name: value} if equals else dict.fromkeys(disks, value)
+    return found
 
 
 def _is_size(text: str) -> bool:

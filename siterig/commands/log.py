@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from azure_emu.vault.clock import rfc3339
 from blockfs import hostmounts
 from blockfs.changelog import FLAG_CLEAN_CLOSE, Record, RecordType, SegmentReader, decode_tag
 from blockfs.errors import RigError
+from blockfs.file_limit import too_large
 from blockfs.log_exchange import export_log, import_log
 from blockfs.log_replay import CheckedLog, FileSummary, Replay, TornTail, check, in_order, open_image, verify
 from siterig import exits, show
@@ -23,6 +24,9 @@ from siterig.commands.options import example
 from siterig.values import check_file_name, format_size, parse_size
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Segments (.hrl), in any order.")]
+ImageFormat = Annotated[
+    Literal["raw", "vhd"] | None, typer.Option("--format", help="Of IMAGE; without it contents and name decide.")
+]
 Kind = Enum("Kind", {kind.name: kind.name.lower() for kind in RecordType}, type=str)  # type: ignore[misc]
 
 
@@ -43,6 +47,8 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
+        if exc.errno == errno.EFBIG:
+            raise too_large(str(path)) from exc
         code = "DiskFull" if exc.errno in (errno.ENOSPC, errno.EDQUOT) else "IoFailed"
         raise RigError(code, f"{path}: cannot be written: {exc.strerror}") from exc
 
@@ -173,17 +179,23 @@ def _contents(found: FileSummary) -> str:
 
 def replay_log(
     files: Files,
-    image: Annotated[Path, typer.Option("--onto", metavar="IMAGE", help="Raw image: the disk as it was before the log.")],
+    image: Annotated[
+        Path,
+        typer.Option(
+            "--onto", metavar="IMAGE", help="The disk as it was before the log: a raw image, a VHD, a block device."
+        ),
+    ],
     upto: Annotated[
         int | None, typer.Option("--upto", metavar="POSITION", min=0, help="Leave out records behind this position.")
     ] = None,
+    format_: ImageFormat = None,
 ) -> None:
-    """Apply a log to a raw image. Everything is checked before the image is touched."""
+    """Apply a log to an image. Everything is checked before the image is touched."""
 
     async def work() -> None:
         await _refuse_in_use(image)
         log = _checked(files, upto)
-        onto = open_image(image, log, writable=True)
+        onto = open_image(image, log, writable=True, format_=format_)
         try:
             replay = Replay(log, onto)
             try:
@@ -229,13 +241,14 @@ def export_dm(
         Path | None,
         typer.Option("--base", metavar="IMAGE", help="The disk as it was before the log, for records of part of a sector."),
     ] = None,
+    format_: ImageFormat = None,
 ) -> None:
     """Write a log in the format of the Linux device mapper's log-writes target."""
 
     async def work() -> None:
         log = _checked(files)
         with _writing(out), show.bar("exporting", log.log_bytes) as advance:
-            done = export_log(log, out, base=base, advance=advance)
+            done = export_log(log, out, base=base, format_=format_, advance=advance)
         if done.widened:
             show.notice(f"{done.widened} records were widened to whole sectors")
         if done.resizes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -12,10 +12,19 @@ from azure_emu.vault import disk_limits, retention
 from blockfs import image_import
 from blockfs.control import TagKind
 from blockfs.errors import RigError
+from blockfs.image_kind import FORMATS, Format
 from siterig import exits, show
 from siterig.commands.operations import job_status, run_job
 from siterig.commands.options import Dir, Json, VmName, example, vault
-from siterig.values import check_schedule, format_size, interval_notice, is_import, parse_disk, parse_import
+from siterig.values import (
+    check_schedule,
+    format_size,
+    interval_notice,
+    is_import,
+    parse_disk,
+    parse_import,
+    parse_of_disks,
+)
 
 DEFAULT_INTERVAL_S = 300.0
 
@@ -42,16 +51,25 @@ def create(
         typer.Option(
             "--disk",
             metavar="NAME:SIZE[:FS]|NAME=IMAGE[:SIZE]",
-            help="A disk; FS is ext4 or xfs, without it the disk is blank. Or one with what is in an image (raw, vhd, "
-            "qcow2, vhdx, vmdk); larger than that with SIZE.",
+            help="A disk; FS is ext4 or xfs, without it the disk is blank. Or one with the contents of an image file or "
+            "block device; larger than that with SIZE.",
         ),
     ],
+    *,
+    format_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            metavar="[NAME=]FORMAT",
+            help=f"Of the images, or of disk NAME's: {', '.join(FORMATS)}; without it contents and name decide.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Create a source VM with its disks, which appear as files in the site's mount."""
 
     async def work() -> None:
-        specs = [await _imported(text) if is_import(text) else parse_disk(text) for text in disk]
+        specs = await _specs(disk, format_ or [])
         api = vault(folder)
         made = await show.while_imported(api, vm, specs, lambda: api.create_vm(vm=vm, disks=specs))
         if as_json:
@@ -63,14 +81,25 @@ def create(
     exits.run(work)
 
 
-async def _imported(text: str) -> DiskSpec:
+async def _specs(disks: list[str], formats: list[str]) -> list[DiskSpec]:
+    """The disks to create, in their order; images are looked at."""
+    names = [text.partition("=")[0] for text in disks if is_import(text)]
+    format_of = cast("dict[str, Format]", parse_of_disks("--format", formats, FORMATS, names))
+    return [await _imported(text, format_of) if is_import(text) else parse_disk(text) for text in disks]
+
+
+async def _imported(text: str, format_of: dict[str, Format]) -> DiskSpec:
     name, path, size_bytes = parse_import(text)
-    source = await image_import.look_at(Path(path))
+    source = await image_import.look_at(Path(path), format_of.get(name))
     if size_bytes is not None and size_bytes < source.size_bytes:
         raise RigError(
             "DiskTooSmall", f"disk {name}: its size is {size_bytes} bytes; the disk in {path} has {source.size_bytes}"
         )
-    return DiskSpec(name=name, size_bytes=size_bytes or source.size_bytes, image=str(source.path))
+    if source.remark is not None:
+        show.notice(source.remark)
+    return DiskSpec(
+        name=name, size_bytes=size_bytes or source.size_bytes, image=str(source.path), image_format=source.format
+    )
 
 
 def list_vms(folder: Dir, as_json: Json = False) -> None:

@@ -22,6 +22,7 @@ from blockfs.clock import Clock
 from blockfs.control import CutInfo, TagKind
 from blockfs.errors import RigError
 from blockfs.host import DiskHost
+from blockfs.image_kind import Format
 from blockfs.part import SYNC_END, PartName, Watermark
 from blockfs.part_codec import unpack
 from blockfs.sparse_copy import Advance
@@ -302,7 +303,7 @@ class FakeGuests:
             raise self.refusal
         self.formatted.append((disk.name, filesystem, label))
 
-    async def fill(self, disk: Path, image: Path, advance: Advance) -> None:
+    async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: Format | None = None) -> None:
         if self.refusal is not None:
             raise self.refusal
         advance(4096)
@@ -346,6 +347,7 @@ class Disk:
     size_bytes: int
     filesystem: str | None = None
     image: str | None = None
+    image_format: Format | None = None
 
 
 class Rig:

@@ -235,7 +235,7 @@ def test_import_refuses_what_is_no_log_and_where_nothing_can_be_made(row: LogRow
     assert "a dm-log-writes log begins with 0x6a736677736872 (DmLogCorrupt)" in result.stderr
     result = siterig("import", tmp_path, "--onto-log", tmp_path / "back")
     assert (result.exit_code, result.stderr) == (
-        2, f"siterig: error: {tmp_path}: cannot be read: Is a directory (LogUnreadable)\n",
+        2, f"siterig: error: {tmp_path}: is a folder; a log is a file or a block device (LogUnreadable)\n",
     )  # fmt: skip
     result = siterig("import", row.paths[0], "--onto-log", tmp_path / "none" / "back")
     assert (result.exit_code, result.stderr) == (

@@ -215,7 +215,7 @@ def test_an_image_that_is_too_small_or_no_file_is_refused(tmp_path: Path) -> Non
     image = tmp_path / "image"
     with pytest.raises(RigError, match="image: is not there"):
         open_image(image, log, writable=True)
-    with pytest.raises(RigError, match="is no regular file"):
+    with pytest.raises(RigError, match="is a folder; an image is a file that holds the bytes of a disk, or a block device"):
         open_image(tmp_path, log, writable=True)
     image.write_bytes(START[:-1])
     with pytest.raises(RigError) as failed:
@@ -359,6 +359,6 @@ def test_what_cannot_be_read_is_told_with_its_name(tmp_path: Path) -> None:
     found = dict(verify([tmp_path / "none", tmp_path, long]))
     messages = {str(fault) for fault in found.values() if not isinstance(fault, FileSummary)}
     assert messages == {
-        f"{tmp_path}/none: cannot be opened: No such file or directory", f"{tmp_path}: cannot be read: Is a directory",
+        f"{tmp_path}/none: is not there", f"{tmp_path}: is a folder; a change log is a file",
         f"{long}: cannot be opened: File name too long",
     }  # fmt: skip

@@ -1,0 +1,170 @@
+"""Files that a user names are opened only after their type is known, and never waited for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from blockfs import image_import
+from blockfs.changelog import SegmentReader
+from blockfs.dm_log_writes import DmLogReader
+from blockfs.errors import RigError
+from blockfs.image import open_image
+from blockfs.log_replay import CheckedLog
+from blockfs.log_replay import open_image as open_replay_target
+from blockfs.user_files import open_file, open_in_thread
+
+BOUND_S = 30
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def sock(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.path.relpath(path))
+
+
+def character_device(path: Path) -> None:
+    """Of its own: nothing is behind its number."""
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(60, 200))  # "local/experimental use"
+    except PermissionError:
+        pytest.skip("only root makes device nodes")
+
+
+KINDS = pytest.mark.parametrize(
+    ("make", "kind"), [(fifo, "a FIFO"), (sock, "a socket"), (character_device, "a character device")]
+)
+
+
+def as_image(path: Path) -> None:
+    trio.run(open_image, path)
+
+
+def as_import(path: Path) -> None:
+    trio.run(image_import.look_at, path)
+
+
+def as_import_of_a_given_format(path: Path) -> None:
+    trio.run(image_import.look_at, path, "qcow2")
+
+
+def as_replay_target(path: Path) -> None:
+    open_replay_target(path, CheckedLog([], 0, 0), writable=True)
+
+
+def as_segment(path: Path) -> None:
+    SegmentReader(path)
+
+
+def as_dm_log(path: Path) -> None:
+    DmLogReader(path)
+
+
+@pytest.mark.parametrize(
+    ("open_", "code"),
+    [
+        (as_image, "ImageUnusable"),
+        (as_import, "ImageUnusable"),
+        (as_import_of_a_given_format, "ImageUnusable"),
+        (as_replay_target, "ImageUnusable"),
+        (as_segment, "LogUnreadable"),
+        (as_dm_log, "LogUnreadable"),
+    ],
+)
+@KINDS
+def test_what_is_neither_a_file_nor_a_block_device_is_refused_by_its_type(
+    tmp_path: Path, make: Callable[[Path], None], kind: str, open_: Callable[[Path], None], code: str
+) -> None:
+    path = tmp_path / "named"
+    make(path)
+    link = tmp_path / "link"
+    link.symlink_to("named")
+    for name in (path, link):
+        with pytest.raises(RigError) as failed:
+            open_(name)
+        assert failed.value.code == code
+        assert f"is no regular file, but {kind}; " in failed.value.message
+
+
+def test_the_file_that_is_opened_is_the_one_whose_type_was_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Swapped for a FIFO after the look, the file is still opened, and nothing waits."""
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"the disk")
+    look = os.fstat
+
+    def swap(fd: int) -> os.stat_result:
+        found = look(fd)
+        if not (tmp_path / "gone").exists():
+            path.rename(tmp_path / "gone")
+            os.mkfifo(path)
+        return found
+
+    monkeypatch.setattr(os, "fstat", swap)
+    fd = open_file(path, os.O_RDONLY, code="ImageUnusable", wanted="")
+    assert os.read(fd, 8) == b"the disk"
+    os.close(fd)
+
+
+WAITS = """
+import os, sys
+from siterig import exits
+from blockfs.user_files import open_in_thread
+
+async def work():
+    print("waits", flush=True)
+    await open_in_thread(lambda: os.open(sys.argv[1], os.O_RDONLY))
+
+exits.run(work)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_command_that_waits_for_open_ends_with_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITS, tmp_path / "fifo"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waits\n"
+        process.send_signal(number)
+        try:
+            _, said = process.communicate(timeout=BOUND_S)
+        finally:
+            process.kill()
+    assert b"siterig: interrupted" in said
+
+
+async def test_a_descriptor_that_is_opened_after_the_call_was_cancelled_is_closed() -> None:
+    reader, writer = os.pipe()
+    may_open = threading.Event()
+    try:
+        with trio.CancelScope() as scope:
+
+            def open_() -> int:
+                trio.from_thread.run_sync(scope.cancel)
+                may_open.wait(BOUND_S)
+                return writer
+
+            await open_in_thread(open_)
+        assert scope.cancelled_caught
+    finally:
+        may_open.set()
+    with trio.fail_after(BOUND_S):
+        await trio.lowlevel.wait_readable(reader)  # its other end was closed
+    assert os.read(reader, 1) == b""
+    os.close(reader)
