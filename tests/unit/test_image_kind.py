@@ -62,7 +62,7 @@ async def test_an_archive_or_an_encrypted_disk_is_refused_by_name_with_its_comma
     path.write_bytes(content + bytes(-len(content) % 512) if "DMG" not in title else content)  # whole sectors, as a raw disk
     for read in (image_import.look_at, open_image):
         with pytest.raises(RigError) as failed:
-            await read(path)  # type: ignore[operator]
+            await read(path)
         assert failed.value.code == "ImageUnusable"
         assert failed.value.message.startswith(f"{path}: is {title}, not a disk: ")
         assert command in failed.value.message

@@ -109,7 +109,7 @@ def test_the_file_that_is_opened_is_the_one_whose_type_was_looked_at(
 
     def swap(fd: int) -> os.stat_result:
         found = look(fd)
-        if not (tmp_path / "gone").exists():
+        if stat.S_ISREG(found.st_mode) and not (tmp_path / "gone").exists():
             path.rename(tmp_path / "gone")
             os.mkfifo(path)
         return found
