@@ -250,9 +250,12 @@ class DiskHostControl(Protocol):
         """
         ...
 
-    async def open_recovery(self, *, vm: str, name: str, position: int, disks: list[RecoverySource]) -> RecoveryInfo:
+    async def open_recovery(
+        self, *, vm: str, name: str, position: int, disks: list[RecoverySource], time_ns: int | None = None
+    ) -> RecoveryInfo:
         """Serve managed disks as of ``position``, read-only, as ``recovery/VM/NAME``; no-op if it is there like that.
 
+        ``time_ns``: of that state, Unix time; its files have it.  None: they have the time of this call.
         It holds on to its position, and is there again after a restart, until it is closed.  ``InvalidPosition``,
         ``RecoveryExists``, ``NotARecoveryHost``, and what opening a view may raise.
         """

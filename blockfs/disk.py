@@ -37,9 +37,10 @@ from blockfs.changelog import RecordType, encode_tag
 from blockfs.control import SegmentInfo
 from blockfs.disk_files import SECTOR_BYTES, DiskPlace, finish_promotion, make_raw_of_top, remove_maps
 from blockfs.disk_log import DiskLog, LogPolicy, check, find_segments, go_on_noting
-from blockfs.disk_state import DiskState
+from blockfs.disk_state import DiskState, ShownAttributes
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
+from blockfs.file_attributes import DiskAttributes, PastState
 from blockfs.layers import RawLayer, TopLayer, WritableLayer
 from blockfs.log_recovery import DISK_BYTES_MAX, Recovered, recover_log
 from blockfs.part import TagSeen
@@ -68,15 +69,18 @@ class DiskRules:
 
 
 class Disk:
-    """See the module.  ``handles`` counts who has it open through the mount."""
+    """See the module.  ``handles`` counts who has it open through the mount.  ``past``: it is a state of the past."""
 
-    def __init__(self, place: DiskPlace, *, state: DiskState, layer: WritableLayer, rules: DiskRules) -> None:
+    def __init__(
+        self, place: DiskPlace, *, state: DiskState, layer: WritableLayer, rules: DiskRules, past: PastState | None = None
+    ) -> None:
         self.place = place
         self.state = state
         self.handles = 0
         self.snapshot: Snapshot | None = None
         self.promotion_stopped_by: RigError | None = None
         self.layer = layer
+        self.attributes = DiskAttributes(self, past)
         self._rules = rules
         self._log: DiskLog | None = None
         self._noting = False  # the log was given up, and the dirty file has all that changed since
@@ -160,6 +164,8 @@ class Disk:
                 raise
             _log.warning("log_not_continued", disk=str(self.place), reason=exc.code, message=exc.message)
             self._set(tracked=False, needs_resync=exc.code)
+            if exc.code == "PowerLoss":
+                self.attributes.mark_changed()
             return
         found.complete(self.layer)
         self.layer.sync()
@@ -212,6 +218,10 @@ class Disk:
         state = self.state.model_copy(update=changes)
         state.save(self.place.file("disk"))
         self.state = state
+
+    def note_shown(self, shown: ShownAttributes) -> None:
+        """Keep attributes that programs have set."""
+        self._set(shown=shown)
 
     # --- bytes --------------------------------------------------------------------------------------------------
 
@@ -538,6 +548,7 @@ class Disk:
         """Close in order: the disk, then its log's clean mark, durable.  Requests are refused (``EIO``) from now on."""
         lib.sr_disk_end_requests(self.c)  # what is written after the mark would not be told by it
         self.note_events()
+        self.attributes.settle()
         self.end_snapshot()
         with self._thread_lock:
             if self._log is not None:

@@ -41,6 +41,29 @@ class ImageNote(WireModel):
     closed: ImageStamp | None
 
 
+class TouchedTimes(WireModel):
+    """Times that a program has set (``touch``), in nanoseconds since 1970.
+
+    They hold until the disk changes: as long as its file on the host was last written at ``file_mtime_ns``.
+    """
+
+    atime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
+    mtime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
+    file_mtime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
+
+
+class ShownAttributes(WireModel):
+    """Attributes of a disk's file in the mount that programs have set; None: as if nobody had.
+
+    ``mode``: the nine permission bits.
+    """
+
+    mode: int | None = Field(default=None, ge=0, le=0o777)
+    uid: int | None = Field(default=None, ge=0, lt=1 << 32)
+    gid: int | None = Field(default=None, ge=0, lt=1 << 32)
+    touched: TouchedTimes | None = None
+
+
 class DiskState(WireModel):
     """What must be known of a disk before its bytes are touched.
 
@@ -48,7 +71,8 @@ class DiskState(WireModel):
     ``tracked``: writes are logged in generation ``generation``, which begins with segment ``first_segment``.
     ``needs_resync``: None, or why the logs cannot be vouched for.  ``promoting``: of a top that is becoming a raw disk
     (:mod:`blockfs.promotion`).  ``image``: only of a disk by itself
-    (:mod:`blockfs.standalone`).
+    (:mod:`blockfs.standalone`).  ``shown``: what ``chmod``, ``chown`` and ``touch`` have set
+    (:mod:`blockfs.file_attributes`).
     """
 
     disk_id: str = Field(pattern=UUID_PATTERN)
@@ -62,6 +86,12 @@ class DiskState(WireModel):
     store: str | None = None
     position: int | None = Field(default=None, ge=0, lt=1 << 63)
     image: ImageNote | None = None
+    shown: ShownAttributes = ShownAttributes()
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the state, and so the disk's id, outlives this process."""
+        return True
 
     @model_validator(mode="after")
     def _lies_over_something(self) -> DiskState:

@@ -8,9 +8,13 @@ there is no pump, the methods below.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import os
 import stat
+import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +23,20 @@ import structlog
 import trio
 
 from blockfs import counters, disk_report, safe_files, vhd
+from blockfs.counters import DiskCounters
 from blockfs.disk import Disk
 from blockfs.disk_log import find_segments, segment_number
 from blockfs.errors import RigError
+from blockfs.file_attributes import READ_ONLY_MODE, FileTimes, WantedAttributes
 from blockfs.tree import ROOT, DiskTree
 from cext._core import ffi, lib
 
-ATTRIBUTE_TIMEOUT_S = 1.0
+ATTRIBUTE_TIMEOUT_S = 0.0
+"""The kernel asks for attributes whenever a program does: it does not know of all changes."""
+ENTRY_TIMEOUT_S = 1.0
+"""How long the kernel believes that a name leads to the file that it led to."""
+INODES = 1 << 52
+"""Inode numbers are below this, which every program and JSON can hold."""
 _log = structlog.get_logger("blockfs.filesystem")
 
 
@@ -51,7 +62,10 @@ class _Handle:
 
 
 class DiskFileSystem(pyfuse3.Operations):
-    """The names and attributes of a :class:`DiskTree`'s disks.  Inodes are handed out once and never used again."""
+    """The names and attributes of a :class:`DiskTree`'s disks.
+
+    A file's inode number hangs on its path and its disk: a disk in the place of another has another one.
+    """
 
     supports_dot_lookup = True
     enable_writeback_cache = False  # it reorders and merges the guest's writes before they are logged
@@ -60,19 +74,25 @@ class DiskFileSystem(pyfuse3.Operations):
         super().__init__()
         self._tree = tree
         self._nodes: dict[int, _Node] = {pyfuse3.ROOT_INODE: _Node()}
-        self._inodes: dict[_Node, int] = {_Node(): pyfuse3.ROOT_INODE}
+        self._inodes: dict[_Node, tuple[str, int]] = {_Node(): ("", pyfuse3.ROOT_INODE)}
+        self._stats_times: weakref.WeakKeyDictionary[Disk, tuple[DiskCounters, int]] = weakref.WeakKeyDictionary()
         self._handles: dict[int, _Handle] = {}
         tree.on_grown(self._forget_size)
 
     # --- names --------------------------------------------------------------------------------------------------
 
-    def _inode(self, node: _Node) -> int:
-        inode = self._inodes.get(node)
-        if inode is None:
-            inode = pyfuse3.InodeT(pyfuse3.ROOT_INODE + len(self._nodes))
-            self._inodes[node] = inode
-            self._nodes[inode] = node
-        return inode
+    def _inode(self, node: _Node, identity: str = "") -> int:
+        """The same after each start; another one for another disk of the same name (``identity``)."""
+        known = self._inodes.get(node)
+        if known is not None and known[0] == identity:
+            return known[1]
+        name = os.fsencode(f"{node.folder}\0{node.file}\0{identity}")
+        number = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") % INODES
+        while number <= pyfuse3.ROOT_INODE or self._nodes.get(number, node) != node:
+            number = (number + 1) % INODES
+        self._inodes[node] = (identity, number)
+        self._nodes[number] = node
+        return number
 
     def _child(self, folder: str, name: str) -> _Node:
         if name in self._tree.folders(folder):
@@ -111,36 +131,58 @@ class DiskFileSystem(pyfuse3.Operations):
         entry = pyfuse3.EntryAttributes()
         entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
         entry.st_blksize = 4096
-        entry.entry_timeout = entry.attr_timeout = ATTRIBUTE_TIMEOUT_S
+        entry.st_nlink = 1
+        entry.entry_timeout = ENTRY_TIMEOUT_S
+        entry.attr_timeout = ATTRIBUTE_TIMEOUT_S
         if not node.file:
-            if self._tree.disks_in(node.folder) is None:
-                raise pyfuse3.FUSEError(errno.ENOENT)
-            entry.st_mode, entry.st_nlink = stat.S_IFDIR | 0o700, 2
-            entry.st_ino = self._inode(node)
-            return entry
-        entry.st_nlink, stored_bytes = 1, None
-        if (disk := self._disk_of(node, ".img")) is not None:
-            mode = 0o400 if disk.read_only else 0o600
-            entry.st_mode, entry.st_size, stored_bytes = stat.S_IFREG | mode, disk.size_bytes, disk.stored_bytes
-        elif (disk := self._disk_of(node, ".vhd")) is not None and vhd.can_be_vhd(disk.size_bytes):
-            entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.size_bytes + vhd.FOOTER_BYTES
+            self._describe_folder(node, entry)
+        elif (disk := self._disk_of(node, ".img")) is not None:
+            entry.st_size, entry.st_mode = disk.size_bytes, stat.S_IFREG | disk.attributes.mode
+            entry.st_uid, entry.st_gid = disk.attributes.owner
+            _set_times(entry, disk.attributes.times)
+            entry.st_ino = self._inode(node, disk.attributes.identity)
+            # Programs that copy sparsely look for holes only where fewer blocks are stored than the size would take.
+            entry.st_blocks = -(-disk.stored_bytes // 512)
+        else:
+            self._describe_made(node, entry)
+        return entry
+
+    def _describe_folder(self, node: _Node, entry: pyfuse3.EntryAttributes) -> None:
+        if self._tree.disks_in(node.folder) is None:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        entry.st_mode, entry.st_nlink = stat.S_IFDIR | 0o700, 2
+        with contextlib.suppress(FileNotFoundError):  # its last name goes just now
+            _set_times(entry, _times_of(self._tree.kept_in(node.folder).stat()))
+        entry.st_ino = self._inode(node)
+
+    def _describe_made(self, node: _Node, entry: pyfuse3.EntryAttributes) -> None:
+        """What is made of a disk, and can only be read."""
+        if (disk := self._disk_of(node, ".vhd")) is not None and vhd.can_be_vhd(disk.size_bytes):
+            size_bytes, times = disk.size_bytes + vhd.FOOTER_BYTES, disk.attributes.times
         elif (disk := self._disk_of(node, ".snapshot")) is not None and disk.snapshot is not None:
-            entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.snapshot.size_bytes
-        elif self._disk_of(node, ".stats") is not None:
-            entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, 0  # as in /proc: there is no text before it is opened
+            size_bytes, times = disk.snapshot.size_bytes, FileTimes.at(disk.snapshot.begun_ns)
+        elif (disk := self._disk_of(node, ".stats")) is not None:
+            size_bytes, times = 0, self._times_of_stats(disk)  # as in /proc: there is no text before it is opened
         elif (found := self._log_of(node)) is not None:
             disk, number, path = found
             try:
-                entry.st_mode, entry.st_size = stat.S_IFREG | 0o400, disk.segment_bytes(number, path)
+                size_bytes, times = disk.segment_bytes(number, path), _times_of(path.stat())
             except FileNotFoundError as exc:  # applied and deleted just now
                 raise pyfuse3.FUSEError(errno.ENOENT) from exc
-            entry.attr_timeout = 0  # it grows without the kernel's knowledge
         else:
             raise pyfuse3.FUSEError(errno.ENOENT)
-        entry.st_ino = self._inode(node)  # only now: names that are not there must not fill the memory
-        # Programs that copy sparsely look for holes only where fewer blocks are stored than the size would take.
-        entry.st_blocks = -(-(entry.st_size if stored_bytes is None else stored_bytes) // 512)
-        return entry
+        entry.st_size, entry.st_mode = size_bytes, stat.S_IFREG | READ_ONLY_MODE
+        entry.st_blocks = -(-size_bytes // 512)
+        _set_times(entry, times)
+        entry.st_ino = self._inode(node, disk.attributes.identity)
+
+    def _times_of_stats(self, disk: Disk) -> FileTimes:
+        """When the counters were last found to differ from what they were before."""
+        found = disk_report.count(disk)
+        before = self._stats_times.get(disk)
+        if before is None or before[0] != found:
+            before = self._stats_times[disk] = (found, time.time_ns())
+        return FileTimes.at(before[1])
 
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
@@ -165,26 +207,26 @@ class DiskFileSystem(pyfuse3.Operations):
         fh: pyfuse3.FileHandleT | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        """A disk can be grown; times are taken and forgotten; mode and owner cannot be changed from here (``EPERM``)."""
+        """A disk can be grown, and its mode, owner and times be set; nothing else can be changed (``EPERM``, ``EROFS``)."""
         node = self._nodes[inode]
         entry = self._attributes(node)
-        if fields.update_mode or fields.update_uid or fields.update_gid:
+        disk = self._disk_of(node, ".img")
+        if disk is None:
             raise pyfuse3.FUSEError(errno.EPERM)
-        if fields.update_size and attr.st_size != entry.st_size:
-            disk = self._disk_of(node, ".img")
-            if disk is None:
-                raise pyfuse3.FUSEError(errno.EPERM)
-            if disk.read_only:
-                raise pyfuse3.FUSEError(errno.EROFS)
-            try:
+        if disk.read_only:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        wanted = _wanted(attr, fields)
+        try:
+            if fields.update_size and attr.st_size != entry.st_size:
                 disk.resize(attr.st_size)
-            except RigError as exc:
-                _log.info("not_resized", disk=str(disk.place), message=exc.message)
-                raise pyfuse3.FUSEError(_why_not_resized(disk, attr.st_size)) from exc
-            except OSError as exc:
-                raise pyfuse3.FUSEError(exc.errno or errno.EIO) from exc
-            return self._attributes(node)
-        return entry
+            elif not wanted.nothing:
+                disk.attributes.change(wanted)
+        except RigError as exc:
+            _log.info("not_resized", disk=str(disk.place), message=exc.message)
+            raise pyfuse3.FUSEError(_why_not_resized(disk, attr.st_size)) from exc
+        except OSError as exc:
+            raise pyfuse3.FUSEError(exc.errno or errno.EIO) from exc
+        return self._attributes(node)
 
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
         """A folder's handle is its inode."""
@@ -306,12 +348,12 @@ class DiskFileSystem(pyfuse3.Operations):
     def _forget_size(self, disk: Disk) -> None:
         """Let the kernel ask anew.  This cannot block: it keeps no data for the file system to write first."""
         for suffix in ("img", "vhd"):
-            inode = self._inodes.get(_Node(disk.place.vm, f"{disk.place.name}.{suffix}"))
-            if inode is None:
+            known = self._inodes.get(_Node(disk.place.vm, f"{disk.place.name}.{suffix}"))
+            if known is None:
                 continue
             try:
-                pyfuse3.invalidate_inode(pyfuse3.InodeT(inode), attr_only=True)
-            except OSError as exc:  # it has forgotten the inode altogether; or it asks again after ATTRIBUTE_TIMEOUT_S
+                pyfuse3.invalidate_inode(pyfuse3.InodeT(known[1]), attr_only=True)
+            except OSError as exc:  # it has forgotten the inode altogether; or it asks again when somebody wants the size
                 _log.debug("size_not_forgotten", disk=str(disk.place), error=exc.strerror)
 
 
@@ -325,6 +367,28 @@ def _open_handle(
             os.close(fd)
         raise pyfuse3.FUSEError(-handle)
     return pyfuse3.FileHandleT(handle)
+
+
+def _wanted(attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> WantedAttributes:
+    """``EPERM`` for mode bits that no disk has: set-user-ID, set-group-ID, sticky."""
+    mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
+    if mode is not None and mode & ~0o777:
+        raise pyfuse3.FUSEError(errno.EPERM)
+    return WantedAttributes(
+        mode=mode,
+        uid=attr.st_uid if fields.update_uid else None,
+        gid=attr.st_gid if fields.update_gid else None,
+        atime_ns=attr.st_atime_ns if fields.update_atime else None,
+        mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+    )
+
+
+def _times_of(found: os.stat_result) -> FileTimes:
+    return FileTimes(found.st_mtime_ns, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _set_times(entry: pyfuse3.EntryAttributes, times: FileTimes) -> None:
+    entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns = times.atime_ns, times.mtime_ns, times.ctime_ns
 
 
 def _why_not_resized(disk: Disk, size_bytes: int) -> int:

@@ -161,6 +161,12 @@ class DiskHost:
             return self.vms.get(folder)
         return self._recoveries.disks_in(folder)
 
+    def kept_in(self, folder: str) -> Path:
+        """See :class:`blockfs.tree.DiskTree`."""
+        if folder in self.vms or self._recoveries is None or folder == ROOT:
+            return self.root / folder
+        return self._recoveries.kept_in(folder)
+
     def on_grown(self, tell: Callable[[Disk], None]) -> None:
         """See :class:`blockfs.tree.DiskTree`."""
         self._tell_grown = tell
@@ -246,7 +252,9 @@ class DiskHost:
             raise host_error(f"change log of disk {place}", exc) from exc
         return disk
 
-    async def open_recovery(self, *, vm: str, name: str, position: int, disks: list[RecoverySource]) -> RecoveryInfo:
+    async def open_recovery(
+        self, *, vm: str, name: str, position: int, disks: list[RecoverySource], time_ns: int | None = None
+    ) -> RecoveryInfo:
         """See :class:`DiskHostControl`."""
         if self._recoveries is None:
             raise RigError("NotARecoveryHost", f"cannot open a state of VM {vm} here: this host serves a site")
@@ -254,7 +262,7 @@ class DiskHost:
         for disk in disks:
             check_name("disk", disk.name)
         with told_of(f"{FOLDER}/{vm}/{name}"):
-            info = await self._recoveries.open(vm=vm, name=name, position=position, disks=disks)
+            info = await self._recoveries.open(vm=vm, name=name, position=position, disks=disks, time_ns=time_ns)
         return info  # noqa: RET504 (a type checker does not know that told_of swallows nothing)
 
     async def close_recovery(self, *, vm: str, name: str) -> None:

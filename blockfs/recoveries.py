@@ -31,6 +31,7 @@ from blockfs.disk_files import DiskPlace
 from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder, write_atomically
 from blockfs.errors import RigError
+from blockfs.file_attributes import PastState
 from blockfs.layers import Layer, WritableLayer
 from blockfs.turns import Turns
 from blockfs.views import Views
@@ -58,6 +59,7 @@ class _Note(WireModel):
     name: str
     position: int = Field(ge=0, lt=1 << 63)
     disks: list[RecoverySource]
+    time_ns: int | None = Field(default=None, ge=0, lt=1 << 63)
 
     def save(self, path: Path) -> None:
         """Write durably."""
@@ -160,9 +162,17 @@ class Recoveries:
             return None if states is None else {}
         return states[path[2]].disks if path[2] in states else None
 
+    def kept_in(self, folder: str) -> Path:
+        """The file or folder on the host that changes whenever a name in a folder of the mount comes or goes."""
+        _, _, path = folder.partition("/")
+        vm, _, name = path.partition("/")
+        return self._file(vm, name) if name else self._root / vm
+
     # --- open and close -----------------------------------------------------------------------------------------
 
-    async def open(self, *, vm: str, name: str, position: int, disks: list[RecoverySource]) -> RecoveryInfo:
+    async def open(
+        self, *, vm: str, name: str, position: int, disks: list[RecoverySource], time_ns: int | None = None
+    ) -> RecoveryInfo:
         """See :class:`blockfs.control.DiskHostControl`."""
         if not _NAME.fullmatch(name):
             raise RigError(
@@ -176,7 +186,7 @@ class Recoveries:
                     return self._info(there)
                 why = f"cannot be opened: {there.broken}" if there.broken else f"is position {there.note.position}"
                 raise RigError("RecoveryExists", f"{FOLDER}/{vm}/{name} is there already and {why}; unmount it first")
-            note = _Note(vm=vm, name=name, position=position, disks=disks)
+            note = _Note(vm=vm, name=name, position=position, disks=disks, time_ns=time_ns)
             mounted = self._mounted.setdefault(vm, {})[name] = _Mounted(note, broken="it is not wholly open")
             try:
                 # In a thread: building a view may read much, and the disks that are served must not wait for that.
@@ -209,6 +219,9 @@ class Recoveries:
 
     def _disks(self, note: _Note, views: list[Layer]) -> dict[str, Disk]:
         folder = f"{FOLDER}/{note.vm}/{note.name}"
+        # The time of a state that nobody has named is when it was mounted: no two look alike.
+        time_ns = self._file(note.vm, note.name).stat().st_mtime_ns if note.time_ns is None else note.time_ns
+        past = PastState(note.position, time_ns)
         disks = {}
         for source, view in zip(note.disks, views, strict=True):
             state = DiskState(
@@ -222,7 +235,7 @@ class Recoveries:
             # It is asked for no write: the rules say so to the file system, and no handle of it is writable.
             layer = cast("WritableLayer", view)
             disks[source.name] = Disk(
-                DiskPlace(self._root / note.vm, folder, source.name), state=state, layer=layer, rules=self._rules
+                DiskPlace(self._root / note.vm, folder, source.name), state=state, layer=layer, rules=self._rules, past=past
             )
         return disks
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,6 +61,8 @@ class Snapshot:
         """First sequence number of the log that is not in the snapshot."""
         self.position = position
         """The snapshot holds exactly the records up to this position."""
+        self.begun_ns = time.time_ns()
+        """When it was taken; Unix time."""
         self._disk = disk
         self._path = path
         self.size_bytes = int(self._info.bytes)

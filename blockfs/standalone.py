@@ -56,6 +56,11 @@ _WHY = {
 class _Volatile(DiskState):
     """The state of a disk that leaves nothing behind."""
 
+    @property
+    def lasts(self) -> bool:
+        """Not at all."""
+        return False
+
     def save(self, path: Path) -> None:
         """Nothing is written."""
 

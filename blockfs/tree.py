@@ -39,6 +39,10 @@ class DiskTree(Protocol):
         """The disks of a folder by name; None: there is no such folder."""
         ...
 
+    def kept_in(self, folder: str) -> Path:
+        """The file or folder on the host that changes whenever a name in a folder of the mount comes or goes."""
+        ...
+
     def on_grown(self, tell: Callable[[Disk], None]) -> None:
         """Call ``tell`` with each disk that has grown by another way than the mount, whose kernel does not know it."""
         ...
@@ -76,6 +80,10 @@ class SingleDisk:
     def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
         """The disk, in the mount's own folder."""
         return {self._disk.place.name: self._disk} if folder == ROOT else None
+
+    def kept_in(self, folder: str) -> Path:
+        """The folder of the disk's files."""
+        return self.root
 
     def on_grown(self, tell: Callable[[Disk], None]) -> None:
         """Nobody else can make it grow."""

@@ -155,6 +155,8 @@ static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t byte
 		return rc;
 	disk->changes++;
 	done = sr_layer_write(disk->layer, buf, bytes, offset);
+	if (done > 0)
+		sr_add(&disk->modifications, 1);
 	if (done == (int64_t)bytes)
 		return done;
 	if (done > 0) {
@@ -196,6 +198,7 @@ static int zero_locked(struct sr_disk *disk, int type, uint64_t offset, uint64_t
 		return rc;
 	disk->changes++;
 	rc = sr_layer_zero(disk->layer, offset, bytes);
+	sr_add(&disk->modifications, 1); /* a part of it may have been done */
 	if (rc == 0)
 		return 0;
 	/* How much of it reads as zeros now cannot be told. */
@@ -237,11 +240,18 @@ static int resize_locked(struct sr_disk *disk, uint64_t bytes)
 		return rc;
 	disk->changes++;
 	rc = sr_layer_resize(disk->layer, bytes);
-	if (rc)
+	if (rc) {
 		sr_log_revoke(disk, &mark);
-	else
+	} else {
 		sr_log_grown(disk, bytes);
+		sr_add(&disk->modifications, 1);
+	}
 	return rc;
+}
+
+uint64_t sr_disk_modifications(const struct sr_disk *disk)
+{
+	return __atomic_load_n(&disk->modifications, __ATOMIC_ACQUIRE);
 }
 
 int sr_disk_resize(struct sr_disk *disk, uint64_t bytes)

@@ -56,6 +56,10 @@ int sr_disk_zero(struct sr_disk *disk, int type, uint64_t offset, uint64_t bytes
 /* Grow; -EINVAL if smaller. */
 int sr_disk_resize(struct sr_disk *disk, uint64_t bytes);
 
+/* How often the bytes or the size of the disk have changed since it was opened.  A change counts when it is done and not
+ * before: who finds the same number twice has missed no change that was done by the first time. */
+uint64_t sr_disk_modifications(const struct sr_disk *disk);
+
 /* By which sizes requests may grow the disk: multiples of `step_bytes`; 0, the default: by none. */
 void sr_disk_allow_growth(struct sr_disk *disk, uint64_t step_bytes);
 

@@ -54,6 +54,7 @@ struct sr_disk {
 	int sync_error;
 	int event_due;
 	uint64_t growth_step_bytes; /* see sr_disk_allow_growth */
+	uint64_t modifications;     /* atomic: see sr_disk_modifications */
 	struct sr_counters counters;
 };
 

@@ -230,6 +230,7 @@ async def mount(
     ``process``: noted as the one that it is for (see lent.py), if it was not mounted before.
     """
     at, default_name, found = await choose(services, vm, point=point, position=position, time=time)
+    time_ns = found.time_ns if found is not None else await _time_of(services, vm, at)
     wanted = MountRow(
         vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id,
         asked_time=default_name if _TIME.fullmatch(default_name) else None,
@@ -256,7 +257,7 @@ async def mount(
         fresh, disks = await services.store.transact(note)
         try:
             sources = await _sources(services, disks)
-            info = await services.azure.open_recovery(vm=vm, name=wanted.name, position=at, disks=sources)
+            info = await services.azure.open_recovery(vm=vm, name=wanted.name, position=at, disks=sources, time_ns=time_ns)
         except BaseException:
             if fresh:
                 with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_S):

@@ -25,7 +25,7 @@ from siterig.values import format_size, format_time, parse_disk_name, parse_size
 
 WATCH_S = 1.0
 SEEN_S_MAX = 5.0
-"""Five times what the kernel remembers at most (blockfs.filesystem.ATTRIBUTE_TIMEOUT_S)."""
+"""How long to wait at most until the mount shows the new size, which it does at once."""
 DiskName = Annotated[str, typer.Argument(metavar="VM/NAME", help="The disk, e.g. web01/os.")]
 OfSide = Annotated[Side | None, typer.Option("--side", help="Whose disk, if both sides have one of that name.")]
 

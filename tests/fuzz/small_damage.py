@@ -66,6 +66,10 @@ def disk_state(pick: Choices) -> bytes:
     if pick.once_in(3):
         closed = {"size_bytes": 65536, "mtime_ns": 5, "ctime_ns": 6}
         body["image"] = {"file": "os.raw", "closed": pick.of([None, closed, {**closed, "size_bytes": pick.of(VALUES)}])}
+    if pick.once_in(3):
+        touched = {"atime_ns": 1, "mtime_ns": -2, "file_mtime_ns": pick.of([3, *VALUES])}
+        shown = {"mode": 0o640, "uid": 0, "gid": 5, "touched": pick.of([None, touched])}
+        body["shown"] = pick.of([shown, {}, {"mode": 0o1777}, {**shown, pick.of(sorted(shown)): pick.of(VALUES)}])
     changes: list[Callable[[], object]] = [
         lambda: None,
         lambda: body.update({pick.of(sorted(body)): pick.of(VALUES)}),

@@ -257,6 +257,29 @@ def _is_image_note(note: object) -> bool:
     return isinstance(stamp, dict) and stamp.keys() == times and all(type(value) is int for value in stamp.values())
 
 
+def _number(value: object) -> bool:
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
+
+
+def _shown(shown: object) -> dict[str, object] | None:
+    """With null for what is absent; None: it is none."""
+    absent: dict[str, object] = {"mode": None, "uid": None, "gid": None, "touched": None}
+    if not isinstance(shown, dict) or not shown.keys() <= absent.keys():
+        return None
+    whole = absent | shown
+    limits = {"mode": 0o777, "uid": (1 << 32) - 1, "gid": (1 << 32) - 1}
+    for key, most in limits.items():
+        value = whole[key]
+        if value is not None and not (type(value) is int and 0 <= value <= most):
+            return None
+    touched = whole["touched"]
+    if touched is not None:
+        times = {"atime_ns", "mtime_ns", "file_mtime_ns"}
+        if not isinstance(touched, dict) or touched.keys() != times or not all(map(_number, touched.values())):
+            return None
+    return whole
+
+
 def _strict_state(raw: bytes) -> dict[str, object] | None:
     try:
         document = json.loads(raw, parse_constant=lambda _: None)
@@ -269,7 +292,7 @@ def _strict_state(raw: bytes) -> dict[str, object] | None:
         return None
     if crc != crc32c(json.dumps(body, sort_keys=True).encode()) or not isinstance(body, dict):
         return None
-    optional = {"store", "position", "promoting", "image", "first_segment"}
+    optional = {"store", "position", "promoting", "image", "first_segment", "shown"}
     keys = {"disk_id", "size_bytes", "kind", "generation", "tracked", "needs_resync", *optional}
     if not keys - optional <= body.keys() <= keys:
         return None
@@ -287,9 +310,10 @@ def _strict_state(raw: bytes) -> dict[str, object] | None:
         and type(body["tracked"]) is bool
         and (body["needs_resync"] is None or isinstance(body["needs_resync"], str))
         and _is_image_note(body.get("image"))
+        and _shown(body.get("shown", {})) is not None
     )  # fmt: skip
     absent: dict[str, object] = {"store": None, "position": None, "promoting": False, "image": None, "first_segment": 1}
-    return absent | body if good else None
+    return absent | body | {"shown": _shown(body.get("shown", {}))} if good else None
 
 
 def disk_state(raw: bytes, folder: Path) -> str:

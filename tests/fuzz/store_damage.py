@@ -98,7 +98,10 @@ def note(pick: Choices) -> bytes:
     ][: pick.below(3)]
     if sources and pick.once_in(2):
         _changed(sources[0], pick)
-    body = _changed({"vm": "web01", "name": "now", "position": 77, "disks": sources}, pick)
+    made: dict[str, object] = {"vm": "web01", "name": "now", "position": 77, "disks": sources}
+    if pick.once_in(2):
+        made["time_ns"] = pick.of([None, 5])
+    body = _changed(made, pick)
     return _damage_json(seal_note(body, version=pick.of(NUMBERS) if pick.once_in(8) else 1), pick)
 
 

@@ -80,7 +80,9 @@ def _strict_note(raw: bytes) -> list[dict[str, str]]:
     body, crc, version = document["recovery"], document["crc32c"], document["format"]
     need(type(version) is int and version == 1, "version")
     need(type(crc) is int and crc == crc32c(json.dumps(body, sort_keys=True).encode()), "checksum")
-    need(isinstance(body, dict) and body.keys() == {"vm", "name", "position", "disks"}, "keys")
+    keys = {"vm", "name", "position", "disks"}
+    need(isinstance(body, dict) and keys <= body.keys() <= keys | {"time_ns"}, "keys")
+    need(body.get("time_ns") is None or strict.whole(body["time_ns"]), "time")
     need((body["vm"], body["name"]) == ("web01", "now"), "of another file")
     need(strict.whole(body["position"]) and isinstance(body["disks"], list), "position, disks")
     for each in body["disks"]:

@@ -318,7 +318,9 @@ class FakeHost:
         await self.world.called("azure.promote_vm")
         return list(self.world.azure[vm].values())
 
-    async def open_recovery(self, *, vm: str, name: str, position: int, disks: list[RecoverySource]) -> RecoveryInfo:
+    async def open_recovery(
+        self, *, vm: str, name: str, position: int, disks: list[RecoverySource], time_ns: int | None = None
+    ) -> RecoveryInfo:
         await self.world.called("azure.open_recovery")
         shown = [
             RecoveryDisk(
