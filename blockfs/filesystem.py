@@ -222,8 +222,9 @@ class DiskFileSystem(pyfuse3.Operations):
             elif not wanted.nothing:
                 disk.attributes.change(wanted)
         except RigError as exc:
-            _log.info("not_resized", disk=str(disk.place), message=exc.message)
-            raise pyfuse3.FUSEError(_why_not_resized(disk, attr.st_size)) from exc
+            _log.info("attributes_not_set", disk=str(disk.place), code=exc.code, message=exc.message)
+            refused = exc.code == "InvalidDiskSize"
+            raise pyfuse3.FUSEError(_why_not_resized(disk, attr.st_size) if refused else errno.EIO) from exc
         except OSError as exc:
             raise pyfuse3.FUSEError(exc.errno or errno.EIO) from exc
         return self._attributes(node)
