@@ -113,7 +113,7 @@ def test_programs_set_times_owner_and_mode_of_a_disk_and_of_nothing_else(start_s
     write(server.os_disk)
     assert server.os_disk.stat().st_mtime_ns > 1_700_000_000 * 10**9
     for refused in refusals(server):
-        with pytest.raises(AssertionError, match="Operation not permitted|Permission denied"):
+        with pytest.raises(AssertionError, match=r"Operation not permitted|Permission denied"):
             run(*refused)
 
 
