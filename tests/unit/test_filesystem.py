@@ -22,7 +22,9 @@ NOBODY: Any = None
 """The request's context; the mount is private, so nothing asks for it."""
 RESIZE = cast(
     pyfuse3.SetattrFields,
-    SimpleNamespace(update_size=True, update_mode=False, update_uid=False, update_gid=False),
+    SimpleNamespace(
+        update_size=True, update_mode=False, update_uid=False, update_gid=False, update_atime=False, update_mtime=False
+    ),
 )
 
 
