@@ -7,8 +7,10 @@ from pathlib import Path
 
 NIL = "00000000-0000-0000-0000-000000000000"
 """No boot's."""
+SOURCE = Path("/proc/sys/kernel/random/boot_id")
+"""The kernel's file that tells it."""
 
 
 def current_boot_id() -> str:
     """Random, of this boot, as text."""
-    return str(uuid.UUID(Path("/proc/sys/kernel/random/boot_id").read_text().strip()))
+    return str(uuid.UUID(SOURCE.read_text().strip()))

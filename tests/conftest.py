@@ -3,13 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import structlog
 from hypothesis import settings
 
+from blockfs import boot
+
 settings.register_profile("siterig", deadline=None)
 settings.load_profile("siterig")
+
+
+BOOT_ID = "0b5e55ed-0000-4000-8000-000000000001"
+"""The boot in which tests run, whatever machine they run on."""
+
+
+@pytest.fixture(scope="session")
+def boot_id_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the kernel's."""
+    path = tmp_path_factory.mktemp("boot") / "boot_id"
+    path.write_text(f"{BOOT_ID}\n")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def boot_id(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, boot_id_file: Path) -> None:
+    """Not the machine's; only tests with processes of their own see that, as those do."""
+    if request.node.get_closest_marker("system") is None:
+        monkeypatch.setattr(boot, "SOURCE", boot_id_file)
 
 
 @pytest.fixture(autouse=True)

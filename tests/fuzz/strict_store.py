@@ -10,6 +10,7 @@ import struct
 import uuid
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 
 from tests.fuzz import strict_log
 from tests.fuzz.strict_log import DISCARD, RESIZE, WRITE, ZERO
@@ -276,6 +277,36 @@ def _journal(volumes: dict[int, bytes], disk_id: str, counted: int, *, power_los
             at, expected = frame.end, expected + 1
         found.at = volume, at
     return found
+
+
+def made_index(volume: bytes, frame: Frame) -> bytes | None:
+    """The index of a frame, made from its segment alone; None if that is bad, or not what the frame's header is about."""
+    raw = volume[slice(*frame.segment)]
+    if crc32c(raw) != frame.crcs[0]:
+        return None
+    try:
+        segment = strict_log.read_segment(raw)
+    except strict_log.BadLogError:
+        return None
+    head, count = segment.header, len(segment.records)
+    seqs = (head.first_seq, head.first_seq if head.stream else head.first_seq + count - 1)
+    if segment.torn_bytes or (head.stream, head.generation, *seqs) != (frame.stream, frame.generation, *frame.seqs):
+        return None
+    entries, sums = b"", b""
+    for record in segment.records:
+        payload_at = first_piece = 0
+        if record.type == WRITE:
+            payload_at, first_piece = record.end - record.length, len(sums) // 4
+            cuts = [0, *range(BLOCK - record.offset % BLOCK, record.length, BLOCK), record.length]
+            pieces = [record.payload[start:stop] for start, stop in pairwise(cuts)]
+            sums += b"".join(struct.pack("<I", crc32c(piece)) for piece in pieces if piece)
+        if record.type == RESIZE or (record.type in strict_log.CHANGES and record.length):
+            entries += ENTRY.pack(
+                record.position, record.time_ns, record.offset, record.length, payload_at, first_piece, record.type
+            )
+    index = entries + sums
+    lengths = (frame.pieces_at - frame.index[0], frame.index[1] - frame.pieces_at)
+    return index if (len(entries), len(sums)) == lengths and crc32c(index) == frame.crcs[1] else None
 
 
 # --- what a position reads as ---------------------------------------------------------------------------------------

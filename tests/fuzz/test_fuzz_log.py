@@ -11,16 +11,14 @@ from tests.fuzz import damage, disk_damage, disk_targets, log_targets
 from tests.fuzz import strict_log as log
 from tests.fuzz.run import fuzz
 
-BOOT_ID = current_boot_id()
-
 
 def test_the_two_ways_to_write_a_segment_give_the_same_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    writer = SegmentWriter.create(path, SegmentHeader(damage.DISK_ID, 2, "log", 7, BOOT_ID, 1, 4096))
+    writer = SegmentWriter.create(path, SegmentHeader(damage.DISK_ID, 2, "log", 7, current_boot_id(), 1, 4096))
     writer.append(RecordType.WRITE, seq=7, position=9, time_ns=70, offset=512, length=3, payload=b"abc")
     writer.append(RecordType.FLUSH, seq=8, position=10, time_ns=80, flags=1)
     writer.close()
-    head = log.make_header(disk_id=damage.DISK_ID, first_seq=7, disk_size_bytes=4096, boot_id=BOOT_ID)
+    head = log.make_header(disk_id=damage.DISK_ID, first_seq=7, disk_size_bytes=4096, boot_id=current_boot_id())
     seed: int = struct.unpack_from("<I", head, 124)[0]
     ours = head + log.make_record(seed, log.WRITE, seq=7, position=9, offset=512, length=3, payload=b"abc")
     ours += log.make_record(seed, log.FLUSH, seq=8, position=10, flags=1)
@@ -28,25 +26,27 @@ def test_the_two_ways_to_write_a_segment_give_the_same_bytes(tmp_path: Path) -> 
 
 
 def test_segments() -> None:
-    seen = fuzz(lambda pick: damage.segment(pick, BOOT_ID), log_targets.segment, share=0.2)
+    seen = fuzz(lambda pick: damage.segment(pick, current_boot_id()), log_targets.segment, share=0.2)
     assert {"good", "torn", "rot", "LogCorrupt"} <= seen.keys()
 
 
 def test_indexes_of_segments() -> None:
-    seen = fuzz(lambda pick: damage.segment(pick, BOOT_ID), log_targets.index, share=0.1)
+    seen = fuzz(lambda pick: damage.segment(pick, current_boot_id()), log_targets.index, share=0.1)
     assert {"good", "PartCorrupt", "PartRefused"} <= seen.keys()
 
 
 def test_rows_of_segments() -> None:
-    seen = fuzz(lambda pick: damage.row(pick, BOOT_ID), log_targets.row, share=0.2)
+    seen = fuzz(lambda pick: damage.row(pick, current_boot_id()), log_targets.row, share=0.2)
     assert {"good", "LogCorrupt", "LogGap"} <= seen.keys()
 
 
 def test_parts() -> None:
-    seen = fuzz(lambda pick: damage.part(pick, BOOT_ID), lambda part, folder: log_targets.part(*part, folder), share=0.1)
+    seen = fuzz(
+        lambda pick: damage.part(pick, current_boot_id()), lambda part, folder: log_targets.part(*part, folder), share=0.1
+    )
     assert {"good", "PartCorrupt"} <= seen.keys()
 
 
 def test_folders_of_a_disk() -> None:
-    seen = fuzz(lambda pick: disk_damage.folder(pick, BOOT_ID), disk_targets.disk, share=0.2)
+    seen = fuzz(lambda pick: disk_damage.folder(pick, current_boot_id()), disk_targets.disk, share=0.2)
     assert {"good", "LogCorrupt", "PowerLoss", "LogOverflow"} <= seen.keys()
