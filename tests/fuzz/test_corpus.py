@@ -69,5 +69,5 @@ def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "os.000001.hrl"
     os.mkfifo(path)
     for read in (SegmentReader, DmLogReader):
-        with pytest.raises(RigError, match="cannot be read: Illegal seek"):
+        with pytest.raises(RigError, match="is no regular file, but a FIFO"):
             read(path)
