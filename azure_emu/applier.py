@@ -37,6 +37,7 @@ from azure_emu.ports import ApplierReports, Change, ChangeStep, Damage, DiskStat
 from azure_emu.questions import change_list, disk_state, position_at
 from azure_emu.scrub import scrub
 from azure_emu.store_history import ask, load_history
+from blockfs import safe_files
 from blockfs.errors import RigError
 from blockfs.part import PartName, Watermark
 from cext.hashing import KEY_BYTES
@@ -95,7 +96,7 @@ class Applier:
 
     async def run(self, *, poll_s: float = 0.5, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Look after the vault's replicating disks until cancelled; started when leftovers of a kill are gone."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        safe_files.make_folder(self._folder, parents=True)
         await trio.to_thread.run_sync(discard_leftovers, self._folder)
         await trio.to_thread.run_sync(self._exporter.clear_spool)
         task_status.started()
@@ -296,7 +297,7 @@ class Applier:
                 return
 
             def create() -> ManagedDiskStore:
-                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                safe_files.make_folder(self._folder, parents=True)
                 return ManagedDiskStore.create(folder, disk_id=disk_id, size_bytes=size_bytes, created_ns=time.time_ns())
 
             disk.store = await trio.to_thread.run_sync(create)

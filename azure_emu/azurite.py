@@ -25,6 +25,7 @@ from pathlib import Path
 
 import trio
 
+from blockfs import safe_files
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
 
@@ -39,6 +40,8 @@ _READY = re.compile(r"successfully listens on http://[^:]+:(\d+)")
 _TAIL_LINES = 12
 
 log = logging.getLogger(__name__)
+
+_KEY_FILE_BYTES_MAX = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +66,11 @@ def load_or_create_account(keys_folder: Path) -> StorageAccount:
     """
     path = keys_folder / "account.key"
     if not path.exists():
-        keys_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        safe_files.make_folder(keys_folder, parents=True)
         key = base64.b64encode(secrets.token_bytes(64)).decode()
         write_atomically(path, f"siterig{secrets.token_hex(4)}:{key}\n".encode())
-    name, _, key = path.read_text().strip().partition(":")
+    with os.fdopen(safe_files.open_file(path, os.O_RDONLY)) as file:
+        name, _, key = file.read(_KEY_FILE_BYTES_MAX).strip().partition(":")
     if not re.fullmatch(r"[a-z0-9]{3,24}", name) or not re.fullmatch(r"[A-Za-z0-9+/]{32,}={0,2}", key):
         raise RigError(
             "BadAccountKey",
@@ -307,7 +311,7 @@ def _stored_port(folder: Path) -> int | None:
 
 def _prepare(folder: Path, port: int) -> int:
     """Make the folder; the port asked for, else the stored one, else 0 (then the kernel gives a free one)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    safe_files.make_folder(folder, parents=True)
     return port or _stored_port(folder) or 0
 
 

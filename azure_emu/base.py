@@ -28,6 +28,7 @@ from operator import add, le, or_
 from pathlib import Path
 
 from azure_emu.disk_meta import cannot_be_read, store_corrupt
+from blockfs import safe_files
 from blockfs.base_image import BLOCK_BYTES, announce, conclude, copy
 from blockfs.durable import sync_folder, write_atomically
 from blockfs.errors import RigError
@@ -78,7 +79,7 @@ class Owner:
 def create_base(folder: Path, size_bytes: int) -> None:
     """An empty base, durable but for its names."""
     for name, size in ((BASE, size_bytes), (SUMS, sums_bytes(size_bytes))):
-        fd = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = safe_files.create_file(folder / name)
         try:
             os.ftruncate(fd, size)
             os.fsync(fd)

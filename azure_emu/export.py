@@ -16,6 +16,7 @@ import trio
 
 from azure_emu.host_disk import host_disk_errors
 from azure_emu.part_cache import PartCache
+from blockfs import safe_files
 from blockfs.errors import RigError
 from blockfs.part import PartName
 from blockfs.part_codec import pack
@@ -68,7 +69,7 @@ class Exporter:
     async def _export(self, source: Path, folder: Path, source_id: str, size_bytes: int) -> int:
         with host_disk_errors(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True, mode=0o700)
+            safe_files.make_folder(folder, parents=True)
         reader = await trio.to_thread.run_sync(_SourceReader, source, folder, source_id, size_bytes)
         failures: list[RigError] = []
         slots = trio.Semaphore(UPLOADS_MAX)

@@ -40,7 +40,7 @@ from azure_emu.frames import (
     make_frame,
 )
 from azure_emu.host_disk import pread_past_bad_sectors
-from blockfs import boot
+from blockfs import boot, safe_files
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.part import PartName, TagSeen
@@ -427,7 +427,7 @@ class JournalWriter:
             self.close()
             self._volume, self._end, self._named = self._next, 0, False
         if self._fd < 0:
-            self._fd = os.open(volume_path(self._folder, self._volume), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = safe_files.open_file(volume_path(self._folder, self._volume), os.O_RDWR | os.O_CREAT)
         if os.fstat(self._fd).st_size != self._end:  # a frame that could neither be written nor taken back
             os.ftruncate(self._fd, self._end)
             os.fsync(self._fd)

@@ -41,7 +41,7 @@ from azure_emu.ports import Change, Damage
 from azure_emu.questions import change_list, position_at
 from azure_emu.scrub import scrub
 from azure_emu.store_history import Loaded, ask, load_history
-from blockfs import boot
+from blockfs import boot, safe_files
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.extents import ExtentMap
@@ -137,10 +137,10 @@ def _size_of_damaged(folder: Path) -> int:
 def _make(new: Path, disk_id: str, size_bytes: int, created_ns: int, step: Step) -> None:
     """The folder of an empty disk, under a name that counts for nothing."""
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True, mode=0o700)
+    safe_files.make_folder(new, parents=True)
     for name in (JOURNAL, checkpoints.CHECKPOINTS, PINS):
-        (new / name).mkdir(mode=0o700)
-    (new / LOCK).touch(0o600)
+        safe_files.make_folder(new / name)
+    os.close(safe_files.create_file(new / LOCK))
     step("create.folder")
     create_base(new, size_bytes)
     step("create.base")

@@ -21,6 +21,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from blockfs import safe_files
 from blockfs.control import (
     CutInfo,
     DiskInfo,
@@ -39,12 +40,12 @@ from blockfs.disk_log import LogPolicy
 from blockfs.disk_report import count, describe
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
-from blockfs.host_folder import check_name, host_error, lock_folder, told_of
+from blockfs.host_folder import RECOVERY_FOLDER, check_name, host_error, lock_folder, told_of
 from blockfs.layers import Layer
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from blockfs.promotion import Promoter
-from blockfs.recoveries import FOLDER, Recoveries
+from blockfs.recoveries import Recoveries
 from blockfs.snapshot import STORE_SHARE_MAX
 from blockfs.tree import ROOT, tend
 from blockfs.turns import Turns
@@ -74,7 +75,7 @@ class DiskHost:
         self._views = views
         self._opening: set[str] = set()
         self._turns = Turns()  # at a disk's place, while what it lies on is held or let go
-        root.mkdir(parents=True, exist_ok=True)
+        safe_files.make_folder(root, parents=True)
         self._lock_fd = lock_folder(root)
         self.positions = PositionCounter(root / "position")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -85,14 +86,14 @@ class DiskHost:
         self.broken: dict[str, str] = {}
         """Disks that could not be opened (``VM/NAME``), and why."""
         for folder in sorted(root.iterdir()):
-            if folder.is_dir() and folder.name != FOLDER:
+            if folder.is_dir() and folder.name != RECOVERY_FOLDER:
                 self._load(folder)
         self._recoveries = None
         if views is not None:  # by name, for what a disk that cannot be opened lies on must not go either
             names = {str(disk.place) for disk in self._all_disks() if disk.state.store is not None} | self.broken.keys()
             views.reconcile(HOLDER_KIND, {f"{HOLDER_KIND} {name}" for name in names})
             rules = DiskRules(self.positions, can_grow=False, read_only=True)
-            self._recoveries = Recoveries(root / FOLDER, mountpoint, views=views, rules=rules)
+            self._recoveries = Recoveries(root / RECOVERY_FOLDER, mountpoint, views=views, rules=rules)
 
     def _load(self, folder: Path) -> None:
         if folder.name.startswith("."):  # half-made or half-deleted
@@ -261,14 +262,14 @@ class DiskHost:
         check_name("VM", vm)
         for disk in disks:
             check_name("disk", disk.name)
-        with told_of(f"{FOLDER}/{vm}/{name}"):
+        with told_of(f"{RECOVERY_FOLDER}/{vm}/{name}"):
             info = await self._recoveries.open(vm=vm, name=name, position=position, disks=disks, time_ns=time_ns)
         return info  # noqa: RET504 (a type checker does not know that told_of swallows nothing)
 
     async def close_recovery(self, *, vm: str, name: str) -> None:
         """See :class:`DiskHostControl`."""
         if self._recoveries is not None:
-            with told_of(f"{FOLDER}/{vm}/{name}"):
+            with told_of(f"{RECOVERY_FOLDER}/{vm}/{name}"):
                 await self._recoveries.close(vm=vm, name=name)
 
     async def list_recoveries(self, *, vm: str | None = None) -> list[RecoveryInfo]:
@@ -277,7 +278,7 @@ class DiskHost:
 
     def _check_new(self, vm: str, name: str) -> None:
         check_name("VM", vm)
-        if vm == FOLDER:
+        if vm == RECOVERY_FOLDER:
             raise RigError("InvalidName", f"VM is named {vm!r}: a recovery side's mount has its mounted points there")
         check_name("disk", name)
         if name in self.vms.get(vm, {}) or f"{vm}/{name}" in self.broken or f"{vm}/{name}" in self._opening:
@@ -294,7 +295,7 @@ class DiskHost:
                 raise
         else:
             fresh = self.root / f".new-{vm}"
-            fresh.mkdir(mode=0o700)
+            safe_files.make_folder(fresh)
             try:
                 make(DiskPlace(fresh, vm, name))
                 fresh.rename(place.folder)

@@ -13,7 +13,10 @@ from pathlib import Path
 from blockfs.errors import RigError
 from blockfs.file_limit import too_large
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+NAME_CHARS_MAX = 63
+RECOVERY_FOLDER = "recovery"
+"""Name of the mounted points' folder in a recovery side's mount, beside the VMs' folders: no VM can have it."""
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{NAME_CHARS_MAX - 1}}}")
 
 
 def check_name(what: str, name: str) -> None:

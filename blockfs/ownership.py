@@ -89,7 +89,11 @@ def check_own_below(root: Path, what: str, *, but: Collection[Path] = ()) -> Non
     """The same of all that is in a folder, without the folders ``but`` (mounts); ``root`` itself is to be checked before."""
     pending = [root]
     while pending:
-        for path in list(pending.pop().iterdir()):
+        try:
+            inside = list(pending.pop().iterdir())
+        except FileNotFoundError:  # it was removed meanwhile
+            continue
+        for path in inside:
             if path in but:
                 continue
             try:

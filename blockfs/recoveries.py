@@ -24,7 +24,7 @@ import structlog
 import trio
 from pydantic import Field, ValidationError
 
-from blockfs import vhd
+from blockfs import safe_files, vhd
 from blockfs.control import RecoveryDisk, RecoveryInfo, RecoverySource
 from blockfs.disk import Disk, DiskRules
 from blockfs.disk_files import DiskPlace
@@ -32,14 +32,12 @@ from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder, write_atomically
 from blockfs.errors import RigError
 from blockfs.file_attributes import PastState
+from blockfs.host_folder import RECOVERY_FOLDER
 from blockfs.layers import Layer, WritableLayer
 from blockfs.turns import Turns
 from blockfs.views import Views
 from blockfs.wire import WireModel
 from cext.hashing import crc32c
-
-FOLDER = "recovery"
-"""Its name in the mount, beside the VMs' folders: no VM can have it."""
 
 RELEASE_S = 2.0
 """The kernel tells of a file's last close a little after whoever closed it goes on."""
@@ -110,7 +108,7 @@ class Recoveries:
             self._reopen(path)
         noted = [mounted for states in self._mounted.values() for mounted in states.values()]
         if all(mounted.note.disks for mounted in noted):  # else there are pins whose holder cannot be read
-            views.reconcile(FOLDER, {_holder(mounted.note) for mounted in noted})
+            views.reconcile(RECOVERY_FOLDER, {_holder(mounted.note) for mounted in noted})
 
     def _reopen(self, path: Path) -> None:
         note, why = self._read(path)
@@ -144,16 +142,16 @@ class Recoveries:
     def folders(self, within: str) -> Collection[str]:
         """Names of the folders in a folder of the mount."""
         if not within:
-            return (FOLDER,) if self._mounted else ()
+            return (RECOVERY_FOLDER,) if self._mounted else ()
         first, _, vm = within.partition("/")
-        if first != FOLDER:
+        if first != RECOVERY_FOLDER:
             return ()
         return list(self._mounted) if not vm else list(self._mounted.get(vm, ()))
 
     def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
         """The disks in a folder of the mount; None: there is no such folder."""
         path = folder.split("/")
-        if path[0] != FOLDER or not self._mounted or len(path) > 3:
+        if path[0] != RECOVERY_FOLDER or not self._mounted or len(path) > 3:
             return None
         if len(path) == 1:
             return {}
@@ -185,7 +183,9 @@ class Recoveries:
                 if there.broken is None and (there.note.position, there.note.disks) == (position, disks):
                     return self._info(there)
                 why = f"cannot be opened: {there.broken}" if there.broken else f"is position {there.note.position}"
-                raise RigError("RecoveryExists", f"{FOLDER}/{vm}/{name} is there already and {why}; unmount it first")
+                raise RigError(
+                    "RecoveryExists", f"{RECOVERY_FOLDER}/{vm}/{name} is there already and {why}; unmount it first"
+                )
             note = _Note(vm=vm, name=name, position=position, disks=disks, time_ns=time_ns)
             mounted = self._mounted.setdefault(vm, {})[name] = _Mounted(note, broken="it is not wholly open")
             try:
@@ -199,7 +199,7 @@ class Recoveries:
 
     def _begin(self, note: _Note) -> dict[str, Disk]:
         path = self._file(note.vm, note.name)
-        path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        safe_files.make_folder(path.parent, parents=True)
         sync_folder(self._root)  # even if the folder was there: a kill may have come before that
         sync_folder(self._root.parent)
         note.save(path)
@@ -218,7 +218,7 @@ class Recoveries:
             raise
 
     def _disks(self, note: _Note, views: list[Layer]) -> dict[str, Disk]:
-        folder = f"{FOLDER}/{note.vm}/{note.name}"
+        folder = f"{RECOVERY_FOLDER}/{note.vm}/{note.name}"
         # The time of a state that nobody has named is when it was mounted: no two look alike.
         time_ns = self._file(note.vm, note.name).stat().st_mtime_ns if note.time_ns is None else note.time_ns
         past = PastState(note.position, time_ns)
@@ -283,7 +283,7 @@ class Recoveries:
 
     def _info(self, mounted: _Mounted) -> RecoveryInfo:
         note = mounted.note
-        folder = self._where / FOLDER / note.vm / note.name
+        folder = self._where / RECOVERY_FOLDER / note.vm / note.name
         disks = [
             RecoveryDisk(
                 name=name,
@@ -307,4 +307,4 @@ class Recoveries:
 
 
 def _holder(note: _Note) -> str:
-    return f"{FOLDER} {note.vm}/{note.name}"
+    return f"{RECOVERY_FOLDER} {note.vm}/{note.name}"

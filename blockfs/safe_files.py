@@ -286,30 +286,41 @@ def rename(path: Path, to: Path) -> None:
         folder.rename(path.name, to.name)
 
 
-def open_named(path: Path, flags: int, *, check: Callable[[os.stat_result], int] | None = None) -> int:
-    """A descriptor of a file that the user named.  It may be anybody's and of any type; use ``O_NONBLOCK`` for pipes.
+def locate(path: Path) -> int:
+    """An ``O_PATH`` descriptor of a file that the user named; it may be anybody's and of any type.
 
-    ``check`` sees the type of the file before it is opened: it refuses it by an error, or returns more flags.
     ``ForeignFile``: another user's link is on the way, or the file is a hard link that another user may have made to a file
     that is not that user's own.  ``OSError``.
     """
     with _walked(path) as walk:
         found = os.fstat(walk.fd)
-        if check is not None:
-            flags |= check(found)
         if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
             with held(walk.path.parent) as folder:
                 if folder.others is not None and found.st_uid != os.fstat(folder.fd).st_uid:
                     names = f"has {found.st_nlink} names (hard links), in a folder that {folder.others}"
                     raise _foreign(walk.path, names, "name it by the one in its owner's folder")
-        with naming(path):  # this opens the very file that was looked at
-            return os.open(f"/proc/self/fd/{walk.fd}", flags | os.O_CLOEXEC)
+        return os.dup(walk.fd)
+
+
+def open_named(path: Path, flags: int, *, check: Callable[[os.stat_result], int] | None = None) -> int:
+    """A descriptor of the file that :func:`locate` finds, and of no other; use ``O_NONBLOCK`` for named pipes.
+
+    ``check`` sees the type of the file before it is opened: it refuses it by an error, or returns more flags.
+    """
+    located = locate(path)
+    try:
+        if check is not None:
+            flags |= check(os.fstat(located))
+        with naming(path):
+            return os.open(f"/proc/self/fd/{located}", flags | os.O_CLOEXEC)
+    finally:
+        os.close(located)
 
 
 def make_folder(path: Path, *, mode: int = FOLDER_MODE, parents: bool = False) -> None:
     """Make a folder, with that mode whatever the umask is; no error if there is one already.
 
-    ``parents``: those that are missing too.  ``ForeignFile``, ``OSError``.
+    ``parents``: those that are missing too.  ``ForeignFile``, ``OSError`` (``NotADirectoryError``: something else is there).
     """
     if parents and not path.parent.exists():
         make_folder(path.parent, mode=mode, parents=True)
@@ -317,8 +328,8 @@ def make_folder(path: Path, *, mode: int = FOLDER_MODE, parents: bool = False) -
         try:
             os.mkdir(path.name, mode, dir_fd=folder.fd)
         except FileExistsError:
-            if not path.is_dir():
-                raise
+            # Not asked of the folder itself: the server of a mount there may be dead.
+            os.close(os.open(path.name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder.fd))
             return
         made = os.open(path.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder.fd)
         try:

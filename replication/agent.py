@@ -13,6 +13,7 @@ from typing import Protocol
 import structlog
 import trio
 
+from blockfs import safe_files
 from blockfs.clock import Clock
 from blockfs.control import CutInfo, DiskHostControl, DiskInfo, TagKind
 from blockfs.errors import RigError
@@ -71,9 +72,9 @@ class HyperVAgent:
         ``retry_delays_s``: the official table, or a shorter one for a drill whose interval is below 30 s
         (docs/retries.md).
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        safe_files.make_folder(folder, parents=True)
         spool = folder / "spool"
-        spool.mkdir(exist_ok=True)
+        safe_files.make_folder(spool)
         self._links = Links(
             host=host,
             cache=cache,

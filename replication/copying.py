@@ -24,6 +24,7 @@ from pathlib import Path
 
 import trio
 
+from blockfs import safe_files
 from blockfs.control import SnapshotDisk, SnapshotInfo
 from blockfs.durable import sync_folder
 from blockfs.part import PartName
@@ -148,7 +149,7 @@ def spool_folder(spool: Path, disk_id: str) -> Path:
     """A disk's folder in the spool, made durable if it is new."""
     folder = spool / disk_id
     if not folder.exists():
-        folder.mkdir(parents=True)
+        safe_files.make_folder(folder, parents=True)
         sync_folder(spool)
     return folder
 

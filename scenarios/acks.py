@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from blockfs import safe_files
 from blockfs.errors import RigError
 
 _BODY = struct.Struct("<QQQQ")
@@ -47,7 +48,7 @@ class AckWriter:
     """Appends to an acknowledgement file; a torn tail that an earlier writer left is cut first."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._fd = safe_files.open_file(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         os.ftruncate(self._fd, len(read_acks(path)) * RECORD_BYTES)
 
     def append(self, ack: Ack) -> None:

@@ -16,8 +16,8 @@ from scenarios.corpus import Manifest
 from scenarios.finding import Finding
 from scenarios.guest import Guest
 from scenarios.ledger_process import LedgerProcess
-from scenarios.narrator import Narrator, Update
-from scenarios.ports import Rig
+from scenarios.narrator import Narrator
+from scenarios.ports import Rig, Update
 from scenarios.results import Check, Measures, RpoSample, TimelineEvent
 
 MIB = 1024 * 1024

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 from azure_emu.vault.api import VaultApi
 from blockfs.control import DiskHostControl
+
+Update = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all), from any thread."""
+
+
+class Screen(Protocol):
+    """Where a drill reports to people.  Every text is escaped by it."""
+
+    def line(self, *parts: str | tuple[str, str]) -> None:
+        """One line, of texts and of (text, style): ``bold``, ``dim``, ``red``, ``green``, ``cyan``."""
+        ...
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A table."""
+        ...
+
+    def bar(self, title: str) -> AbstractContextManager[Update]:
+        """A bar for work in bytes, on a terminal only.  A total of 0 is not known yet."""
+        ...
 
 
 class Rig(Protocol):

@@ -5,12 +5,9 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape as escape_markup
-from rich.table import Table
-
 from azure_emu.vault.api import Job
 from blockfs.errors import RigError
+from scenarios.ports import Screen
 from scenarios.report_charts import rpo_chart, timeline_chart
 from scenarios.report_style import STYLE
 from scenarios.results import Check, DrillResult, TimelineEvent
@@ -33,21 +30,18 @@ def write_report(folder: Path, result: DrillResult) -> list[Path]:
     return [folder / name for name in texts]
 
 
-def print_summary(console: Console, result: DrillResult) -> None:
+def print_summary(screen: Screen, result: DrillResult) -> None:
     """The table at the end: checks by step, failures with their evidence, the measured figures, the verdict."""
-    table = Table(title="Checks", title_justify="left", title_style="bold")
-    table.add_column("step")
-    table.add_column("held", justify="right")
-    table.add_column("failed", justify="right")
+    rows = []
     for step in result.steps:
         checks = [check for check in result.checks if check.step == step]
         failed = sum(not check.ok for check in checks)
-        table.add_row(step, str(len(checks) - failed), f"[red]{failed}[/]" if failed else "0")
-    console.print(table)
+        rows.append((step, len(checks) - failed, failed))
+    screen.table(("step", "held", "failed"), rows)
     for check in failed_checks(result):
-        console.print(f"[red]✗[/] {escape_markup(f'{check.step}: {check.name} - {check.evidence}')}", soft_wrap=True)
-    console.print(", ".join(f"{name} {value}" for name, value in figures(result)))
-    console.print(f"[bold {'green' if result.ok else 'red'}]{escape_markup(verdict(result))}[/]", soft_wrap=True)
+        screen.line(("✗", "red"), f" {check.step}: {check.name} - {check.evidence}")
+    screen.line(", ".join(f"{name} {value}" for name, value in figures(result)))
+    screen.line((verdict(result), "bold green" if result.ok else "bold red"))
 
 
 def failed_checks(result: DrillResult) -> list[Check]:

@@ -6,19 +6,20 @@ import io
 import sys
 
 INTERRUPTED = 130
-"""As siterig.exits has it, whose imports are part of what takes the moment."""
+"""The same as in siterig.exits, whose imports are part of what takes the moment."""
 
 
 def main() -> None:
-    """Load the commands, and run the one that is asked for."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes, and is printed as it is
+    """Load the commands, and run the requested one."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal may know fewer characters than a name has
     try:
         from siterig.cli import program  # noqa: PLC0415
 
         app = program(sys.argv[1:])
     except KeyboardInterrupt:
-        print("siterig: interrupted", file=sys.stderr)
+        sys.stderr.write("siterig: interrupted\n")
         sys.exit(INTERRUPTED)
     app()
 

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Collection, Mapping
@@ -17,6 +16,7 @@ from typing import IO
 import trio
 
 from blockfs.errors import RigError
+from siterig import show
 from siterig.bisection import Verdict
 
 SKIP_STATUS = 125
@@ -84,9 +84,8 @@ class CheckCommand:
             output_bytes = output.seek(0, os.SEEK_END)
             output.seek(max(0, output_bytes - OUTPUT_BYTES_MAX))
             kept = output.read()
-        if self._echo:
-            sys.stderr.buffer.write(kept)
-            sys.stderr.flush()
+        if self._echo and kept:
+            show.foreign(kept)
         if status is not None and (status < 0 or status >= DIED_STATUS_MIN):
             how = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
             raise RigError(

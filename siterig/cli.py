@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer._click.exceptions import ClickException, NoArgsIsHelpError
+from typer.core import TyperGroup
+
+from siterig import exits, show
 
 SUBJECTS = {
     "rig": ("doctor", "up", "down", "status"),
@@ -25,15 +30,38 @@ SUBJECTS = {
 """The modules of ``siterig.commands``, and the first words of their commands, as help shows them."""
 
 
+class _Program(TyperGroup):
+    """All commands: a command line that cannot be read is reported like every other error."""
+
+    def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> Any:
+        """Run the command of ``args`` (default: this process's) and exit."""
+        words = list(sys.argv[1:] if args is None else args)
+        try:
+            sys.exit(super().main(words, prog_name="siterig", standalone_mode=False) or exits.OK)
+        except NoArgsIsHelpError as error:
+            show.help_text(error.format_message())
+        except ClickException as error:
+            show.set_json("--json" in words[: words.index("--") if "--" in words else None])
+            context = getattr(error, "ctx", None)
+            show.usage_error(error.format_message(), "" if context is None else context.get_usage())
+        except typer.Abort:
+            show.interrupted()
+            sys.exit(exits.INTERRUPTED)
+        sys.exit(exits.BAD_INPUT)
+
+
 def program(words: Sequence[str] = ()) -> typer.Typer:
     """The commands that ``words`` need: to load all of them takes longer than most of them do."""
     app = typer.Typer(
         name="siterig",
+        cls=_Program,
         help="A test rig for site recovery: virtual disks, change logs, replication, failover and failback on one Linux "
         "machine.",
         epilog="Example: siterig drill",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        add_completion=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     for subject in [name for name, first in SUBJECTS.items() if words and words[0] in first] or SUBJECTS:
@@ -44,7 +72,7 @@ def program(words: Sequence[str] = ()) -> typer.Typer:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"siterig {importlib.metadata.version('siterig')}")
+        show.line(f"siterig {importlib.metadata.version('siterig')}")
         raise typer.Exit
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ import trio
 import typer
 
 from blockfs.errors import RigError
+from siterig import show
 from siterig.failures import expected
 from siterig.role_guide import RoleGuide
 from siterig.rpc_client import GUIDE
@@ -23,11 +23,12 @@ _STATUS = dict.fromkeys(("NotUp", "RoleFailed", "RoleHeld", "RoleHung", "RoleUna
     ("AzuriteMissing", "FuseMissing", "NodeMissing", "NotPermitted", "ToolMissing"), ENVIRONMENT
 ) | dict.fromkeys(
     (
-        "BadRequest", "CommandUnusable", "DiskExists", "DiskNotFound", "DiskSizeUnsupported", "DiskTooSmall",
-        "FileExists", "FolderUnusable", "ForeignFile", "ImageUnusable", "InvalidDisk", "InvalidDiskSize",
-        "InvalidLimit", "InvalidName", "InvalidPolicy", "InvalidPosition", "InvalidTime", "JobNotFound", "LogExists",
-        "LogUnaligned", "LogUnreadable", "NoSuchPoint", "NoSuchRole", "NoSuchSite", "NotARig", "NotMounted", "PathTooLong",
-        "StateVersion", "UnknownFilesystem", "VhdCorrupt", "VhdUnsupported", "VmExists", "VmNotFound",
+        "AmbiguousId", "BadRequest", "CommandUnusable", "DiskExists", "DiskNotFound", "DiskSizeUnsupported",
+        "DiskTooSmall", "FileExists", "FolderUnusable", "ForeignFile", "ImageUnusable", "InvalidDisk",
+        "InvalidDiskSize", "InvalidLimit", "InvalidName", "InvalidPolicy", "InvalidPosition", "InvalidTime",
+        "JobNotFound", "LogExists", "LogUnaligned", "LogUnreadable", "NoSuchPoint", "NoSuchRole", "NoSuchSite",
+        "NotARig", "NotMounted", "PathTooLong", "StateVersion", "UnknownFilesystem", "Usage", "VhdCorrupt",
+        "VhdUnsupported", "VmExists", "VmNotFound",
     ),
     BAD_INPUT,
 )  # fmt: skip
@@ -45,7 +46,7 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
     """
 
     async def main() -> T:
-        GUIDE.set(lambda sockets: RoleGuide(sockets, _note))
+        GUIDE.set(lambda sockets: RoleGuide(sockets, show.notice))
         return await work()
 
     _listen()
@@ -53,17 +54,13 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
         return trio.run(main)
     except BaseException as error:
         if interrupted(error):
-            print("siterig: interrupted", file=sys.stderr)
+            show.interrupted()
             raise typer.Exit(INTERRUPTED) from None
         failure = expected(error)
         if failure is None:
             raise
-        print(f"siterig: error: {' '.join(failure.message.split())} ({failure.code})", file=sys.stderr)
+        show.error(failure)
         raise typer.Exit(status_of(failure)) from None
-
-
-def _note(text: str) -> None:
-    print(f"siterig: note: {text}", file=sys.stderr, flush=True)
 
 
 def _listen() -> None:

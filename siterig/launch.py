@@ -19,7 +19,7 @@ from siterig.front_end import FrontEnd
 from siterig.layout import Layout, check_format, create
 from siterig.limits import Limits
 from siterig.lock import take_lock
-from siterig.process import last_line
+from siterig.process import last_line, open_log
 from siterig.rpc_contract import check_socket_path
 
 END_TIMEOUT_S = 90.0
@@ -43,7 +43,7 @@ class Launched:
 
 
 def _spawn(layout: Layout, report_fd: int, options: list[str]) -> subprocess.Popen[bytes]:
-    with layout.log("supervisor").open("ab") as log:
+    with open_log(layout.log("supervisor")) as log:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "siterig.supervise", str(layout.root), *options, str(report_fd)],
             stdin=subprocess.PIPE if UNTIL_EOF in options else subprocess.DEVNULL,

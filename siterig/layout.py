@@ -6,18 +6,26 @@ The folder is the rig: whoever has it can start, look at and end the rig, so it 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from blockfs import safe_files
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
+from blockfs.os_errors import FULL, reason
+from blockfs.ownership import check_own, check_own_below
+from blockfs.safe_files import FOLDER_MODE
 
+_WHAT = "a rig's state folder"
 FORMAT = 1
 """Version of the folder's contents; another version is refused, never guessed at."""
+
+
+PRIVATE_UMASK = 0o077
+"""Of all processes of a rig: what they make, and what Node makes, is for this user alone."""
 
 
 def default_dir() -> Path:
@@ -34,8 +42,14 @@ class Layout:
 
     @classmethod
     def of(cls, folder: Path) -> Layout:
-        """The layout below ``folder``, which need not exist yet."""
-        return cls(Path(os.path.realpath(folder.expanduser())))
+        """The layout below ``folder``, which need not exist yet.
+
+        ``FolderUnusable``; ``ForeignFile``: another user's symbolic link is on the way.
+        """
+        try:
+            return cls(safe_files.resolve(folder.expanduser()))
+        except OSError as error:
+            raise RigError("FolderUnusable", f"folder {folder} cannot hold a rig: {reason(error)}") from error
 
     @property
     def state(self) -> Path:
@@ -109,10 +123,20 @@ class Layout:
 def check_format(layout: Layout) -> None:
     """``StateVersion`` if the folder was made by another version, ``NotARig`` if it holds something else.
 
-    ``FolderUnusable`` if it cannot be read.
+    ``FolderUnusable`` if it cannot be read, or if another user can change it or what matters in it: the sockets, the keys.
     """
     with _usable(layout):
+        _check_owner(layout)
         _check_format(layout)
+
+
+def _check_owner(layout: Layout) -> None:
+    check_own(layout.root, _WHAT)
+    if not layout.root.is_dir():
+        return
+    for folder in (layout.root, layout.socket("").parent, layout.keys):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            check_own(path, _WHAT)
 
 
 @contextlib.contextmanager
@@ -121,13 +145,9 @@ def _usable(layout: Layout) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RigError(
-                "DiskFull", f"the rig's folder {layout.root}: the host's disk is full", recoverable=True
-            ) from error
-        raise RigError(
-            "FolderUnusable", f"folder {layout.root} cannot hold a rig: {error.strerror} ({error.filename})"
-        ) from error
+        if error.errno in FULL:
+            raise RigError("DiskFull", f"the rig's folder {layout.root}: {reason(error)}", recoverable=True) from error
+        raise RigError("FolderUnusable", f"folder {layout.root} cannot hold a rig: {reason(error)}") from error
 
 
 def _check_format(layout: Layout) -> None:
@@ -151,17 +171,19 @@ def _check_format(layout: Layout) -> None:
 
 
 def create(layout: Layout) -> None:
-    """Make the folders of a rig where they are missing; call :func:`check_format` before.
+    """Make the folders of a rig where they are missing; call :func:`check_format` before.  All are for this user alone.
 
-    ``DiskFull``, ``FolderUnusable``.
+    ``DiskFull``; ``FolderUnusable``, also if another user can change anything in the folder.
     """
     with _usable(layout):
+        if layout.root.is_dir():
+            check_own_below(layout.root, _WHAT, but=(layout.site_mount, layout.azure_mount))
         _create(layout)
 
 
 def _create(layout: Layout) -> None:
-    layout.root.mkdir(parents=True, exist_ok=True)
-    layout.root.chmod(0o700)
+    safe_files.make_folder(layout.root, parents=True)
+    layout.root.chmod(FOLDER_MODE)
     if not layout.state.exists():
         write_atomically(layout.state, json.dumps({"format": FORMAT}).encode() + b"\n")
     for folder in (
@@ -177,7 +199,4 @@ def _create(layout: Layout) -> None:
         layout.agent,
         layout.scratch,
     ):
-        folder.parent.mkdir(exist_ok=True)
-        # Not mkdir(exist_ok=True): that asks the folder itself, and the server of a stale mount is dead.
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
+        safe_files.make_folder(folder, parents=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 
+from blockfs import safe_files
 from blockfs.errors import RigError
 from siterig.layout import Layout
 
 
 def take_lock(layout: Layout) -> int:
     """Lock the rig for this process, for as long as the descriptor is open; ``AlreadyUp`` names who holds it."""
-    fd = os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = safe_files.open_file(layout.lock, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

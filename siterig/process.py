@@ -14,10 +14,12 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import trio
 from pydantic import BaseModel, ValidationError
 
+from blockfs import safe_files
 from blockfs.errors import RigError
 from blockfs.waits import Wait
 from siterig.cleanup import python_environment
@@ -42,6 +44,11 @@ class HealthAnswer(BaseModel):
 
     waits: list[Wait] = []
     problem: str | None = None
+
+
+def open_log(log: Path) -> BinaryIO:
+    """Open a log to append to it; it is made if it is missing, for this user alone."""
+    return os.fdopen(safe_files.open_file(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
 
 
 def last_line(log: Path) -> str:
@@ -73,7 +80,7 @@ class Child:
         self._log = log
         ours, theirs = socket.socketpair()
         try:
-            with log.open("ab") as output:
+            with open_log(log) as output:
                 # Its own session: a Ctrl-C at the terminal is for the supervisor to handle, in order.
                 self._popen = subprocess.Popen(
                     [*command, str(theirs.fileno()), str(os.getpid())],

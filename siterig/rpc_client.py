@@ -86,7 +86,7 @@ class _Proxy:
 
     async def _ask(self, method: Method, body: bytes, guide: Guide | None) -> httpx.Response | RigError:
         """Call once; the answer, or why there is none."""
-        what, limit_s = f"{self._service}.{method.name}", self._deadlines.get(method.name, math.inf)
+        limit_s = self._deadlines.get(method.name, math.inf)
         answer: httpx.Response | httpx.TransportError | None = None
         with trio.move_on_after(limit_s):
             async with trio.open_nursery() as nursery:
@@ -101,9 +101,9 @@ class _Proxy:
             return answer
         uncertain = not isinstance(answer, httpx.ConnectError)
         if answer is None:
-            message = f"{what}: the {self._role} did not answer within {limit_s:g} s"
+            message = f"the {self._role} did not answer within {limit_s:g} s"
         else:
-            message = f"{what}: nobody answers at {self._socket}: {answer or type(answer).__name__}"
+            message = f"the {self._role} does not answer at {self._socket}: {answer or type(answer).__name__}"
         failure = RigError("RoleUnavailable", message, recoverable=True, role=self._role, uncertain=uncertain)
         failure.__cause__ = answer
         return failure

@@ -16,7 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from blockfs import safe_files
 from blockfs.errors import RigError
+from blockfs.printable import valid_unicode
 from siterig.failures import expected
 from siterig.rpc_contract import ErrorBody, Method, check_socket_path, error_body, methods
 
@@ -41,6 +43,8 @@ def _refuse(status: int, code: str, message: str) -> JSONResponse:
 
 
 def _answer(status: int, error: ErrorBody) -> JSONResponse:
+    # UTF-8 cannot carry a byte of a file name that is not UTF-8.
+    error["message"] = valid_unicode(error["message"])
     return JSONResponse({"error": error}, status_code=status)
 
 
@@ -96,7 +100,7 @@ def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
 
 
 def _make_room(socket: Path) -> None:
-    socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    safe_files.make_folder(socket.parent, parents=True)
     socket.parent.chmod(0o700)
     _remove(socket)
 

@@ -1,74 +1,229 @@
-"""What commands print: tables and progress for people, JSON for scripts.
+"""The one way to standard output and standard error: everything that siterig prints passes through this module.
 
-Results go to stdout, everything on the way there to stderr; a job's tasks are drawn live on a terminal and told line
-by line elsewhere.
+Results go to stdout; progress, notes and errors go to stderr.  Each text is escaped (:mod:`blockfs.printable`), so that
+a name or a message of another program cannot draw on the terminal or begin a line of its own.  With ``--json`` stdout has
+JSON, and each line on stderr is a JSON object: ``{"progress": TEXT}``, ``{"note": TEXT}`` or ``{"error": {...}}``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
-import trio
 from pydantic import BaseModel
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
-from azure_emu.ports import DiskSpec
-from azure_emu.vault.api import Job, Task, VaultApi, Vm
 from blockfs.errors import RigError
-from blockfs.progress import VmProgress
-from siterig.values import format_size
+from blockfs.printable import printable, printable_lines, valid_unicode
+from siterig import tables
+from siterig.tables import Line, Part
 
-POLL_S = 0.25
-_WIDTH_IN_A_PIPE = 500
-_ROWS_DRAWN_MAX = 200
-_STYLES = {"Succeeded": "green", "Failed": "red", "InProgress": "yellow", "Critical": "red", "Warning": "yellow"}
-_STYLES |= {"Normal": "green", "ready": "green", "failed": "red", "restarting": "yellow", "held": "yellow", "hung": "red"}
+if TYPE_CHECKING:
+    from rich.console import Console
 
-
-def out() -> Console:
-    """For results.  In a pipe or a file a table is as wide as it needs to be: a line is a row."""
-    console = Console(highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=_WIDTH_IN_A_PIPE)
+_CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+_ROWS_FITTED_MAX = 1000
+"""A longer table is printed as it is in a pipe: its lines are for searching, not for looking at."""
+_json_mode = False
 
 
-def err() -> Console:
-    """For notices and progress."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+def set_json(wanted: bool) -> bool:
+    """Whether this command was given ``--json``: then notes and errors are JSON, too."""
+    global _json_mode  # noqa: PLW0603 (one command a process)
+    _json_mode = wanted
+    return wanted
+
+
+# --- terminals ----------------------------------------------------------------------------------------------------
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether lines may be drawn again on ``stream`` and tables fitted to its width."""
+    try:
+        return stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def may_draw(stream: TextIO) -> bool:
+    """Whether ``stream`` is a terminal that can move its cursor."""
+    return is_terminal(stream) and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+def has_colour(stream: TextIO) -> bool:
+    """``NO_COLOR`` forbids colours, ``FORCE_COLOR`` demands them; otherwise only a terminal has them."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or may_draw(stream)
+
+
+def _columns() -> int:
+    return max(shutil.get_terminal_size().columns, 20)
+
+
+def _console(stream: TextIO) -> Console:
+    """For a terminal on which :func:`may_draw` allows to draw the same lines again."""
+    from rich.console import Console  # noqa: PLC0415 (it takes longer to load than most commands to run)
+
+    colours: Literal["auto"] | None = "auto" if has_colour(stream) else None
+    return Console(file=stream, force_terminal=True, highlight=False, markup=False, color_system=colours)
+
+
+def _text(line: Line, stream: TextIO) -> str:
+    parts: list[Part] = [line] if isinstance(line, str) else line
+    colour = has_colour(stream)
+    return "".join(printable(part) if isinstance(part, str) else _styled(*part, colour=colour) for part in parts)
+
+
+def _styled(text: str, style: str, *, colour: bool) -> str:
+    if (text, style) == tables.TAB:
+        return text
+    codes = ";".join(_CODES[word] for word in style.split()) if colour else ""
+    return f"\x1b[{codes}m{printable(text)}\x1b[0m" if codes and text else printable(text)
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+def line(*parts: Part) -> None:
+    """One line of a result, written at once."""
+    print_lines([list(parts)])
+
+
+def print_lines(lines: Iterable[Line]) -> None:
+    """Lines of a result."""
+    text = "".join(f"{_text(each, sys.stdout)}\n" for each in lines)
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def print_json(value: object) -> None:
     """One JSON document; models as their fields."""
+    sys.stdout.write(json_text(value, indent=2) + "\n")
 
-    def plain(item: object) -> Any:
-        if isinstance(item, BaseModel):
-            return item.model_dump(mode="json")
-        raise TypeError(f"{type(item).__name__} has no JSON form")
 
-    print(json.dumps(value, default=plain, indent=2))
+def print_json_line(value: object) -> None:
+    """One JSON document of several, in one line, written at once."""
+    sys.stdout.write(json_text(value) + "\n")
+    sys.stdout.flush()
+
+
+def json_text(value: object, *, indent: int | None = None) -> str:
+    r"""JSON in ASCII; a byte of a file name that is not UTF-8 is written as ``\xff``, which no JSON string can hold."""
+    return json.dumps(_plain(value), indent=indent)
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, BaseModel):
+        return _plain(dict(value.model_dump()))
+    if isinstance(value, dict):
+        return {valid_unicode(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return valid_unicode(value)
+    if value is None or isinstance(value, int | float):
+        return value
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+    """The table, or ``empty`` if it has no row (in a pipe: nothing)."""
+    if rows:
+        print_lines(table(columns, rows))
+    elif is_terminal(sys.stdout):
+        line(empty)
+    else:
+        notice(empty)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[Line]:
+    """The lines of a table on stdout: fitted to a terminal, or separated by tabs."""
+    if is_terminal(sys.stdout) and len(rows) <= _ROWS_FITTED_MAX:
+        return tables.fitted(columns, rows, _columns())
+    return list(tables.piped(columns, rows))
+
+
+def row(cells: Sequence[object], widths: Sequence[int]) -> None:
+    """One row of a table whose rows are not known yet: at least so wide on a terminal (negative: to the left)."""
+    if is_terminal(sys.stdout):
+        print_lines([tables.aligned(cells, widths)])
+    else:
+        print_lines(list(tables.piped_rows([cells])))
+
+
+def detail(name: str, text: str) -> list[Line]:
+    """The lines that say more about one row of a table, to be printed below it."""
+    if not is_terminal(sys.stdout):
+        return [f"{name}: {text}"]
+    first, *more = tables.wrapped(f"{name}: {text}", _columns() - 2, "  ")
+    return [f"  {each}" for each in (first, *more)]
+
+
+# --- on the way there ---------------------------------------------------------------------------------------------
+
+
+def progress(text: str) -> None:
+    """A step on the way to the result."""
+    _say("progress", text, text)
 
 
 def notice(text: str) -> None:
-    """A remark that is no result."""
-    err().print(f"siterig: note: {text}", markup=False, soft_wrap=True)
+    """A remark that is not a result."""
+    _say("note", text, f"siterig: note: {text}")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A plain table; values with a meaning (states) are coloured."""
-    result = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        result.add_column(column, overflow="fold")
-    for row in rows:
-        result.add_row(*(Text(_cell(value), style=_STYLES.get(str(value), "")) for value in row))
-    return result
+def error(failure: RigError) -> None:
+    """Why the command failed.  The exit status is the caller's business."""
+    text = " ".join(failure.message.split())
+    _say("error", error_json(failure), f"siterig: error: {text} ({failure.code})")
+
+
+def error_json(failure: RigError) -> dict[str, object]:
+    """The one JSON form of an error."""
+    return {"code": failure.code, "message": failure.message, "recoverable": failure.recoverable}
+
+
+def interrupted() -> None:
+    """The command was ended by a signal."""
+    _say("error", error_json(RigError("Interrupted", "interrupted", recoverable=True)), "siterig: interrupted")
+
+
+def usage_error(message: str, usage: str) -> None:
+    """The command line could not be read; ``usage`` is shown before the error, its line breaks kept."""
+    if usage and not _json_mode:
+        help_text(usage)
+    error(RigError("Usage", message))
+
+
+def help_text(text: str) -> None:
+    """The help of a group of commands that was called without one."""
+    _to_stderr(printable_lines(text))
+
+
+def foreign(output: bytes) -> None:
+    """What another program printed, on stderr: its line breaks stay, all else is escaped."""
+    text = output.decode(errors="surrogateescape").rstrip("\n")
+    if _json_mode:
+        _say("output", text, "")
+    else:
+        _to_stderr(printable_lines(text))
+
+
+def _say(kind: str, value: object, text: str) -> None:
+    _to_stderr(json_text({kind: value}) if _json_mode else printable(text))
+
+
+def _to_stderr(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # the terminal may be closed: that must not end a command at work
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def age(since_ns: int) -> str:
@@ -81,132 +236,68 @@ def age(since_ns: int) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-def _cell(value: object) -> str:
-    """A name may say anything, but must not draw on the terminal or begin a line."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
+# --- drawn on a terminal ------------------------------------------------------------------------------------------
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
-    """The table, or what to say where it would have no row."""
-    console = out()
-    if not rows:
-        console.print(empty, markup=False)
-    elif console.is_terminal and len(rows) <= _ROWS_DRAWN_MAX:
-        console.print(table(columns, rows))
-    else:
-        print("\n".join(_plain_lines(columns, rows)))
+class Drawing:
+    """Lines that are drawn again and again in one place of a terminal; elsewhere they are printed each time."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._live: Any = None
+
+    def __enter__(self) -> Drawing:
+        if may_draw(self._stream):
+            from rich.live import Live  # noqa: PLC0415
+
+            self._live = Live(console=_console(self._stream), auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def draw(self, lines: Iterable[Line]) -> None:
+        """Show these lines in place of the ones before."""
+        texts = [_text(each, self._stream) for each in lines]
+        if self._live is None:
+            self._stream.write("".join(f"{text}\n" for text in [*texts, ""]))
+            self._stream.flush()
+            return
+        from rich.text import Text  # noqa: PLC0415
+
+        self._live.update(Text.from_ansi("\n".join(texts)), refresh=True)
 
 
-def _plain_lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
-    """As :func:`table`, a line a row, and without its colours: in a pipe, and where drawing would take seconds."""
-    cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(row[n]) for row in cells) for n in range(len(columns))]
-    for row in cells:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+class Advance(Protocol):
+    """``done_bytes`` were done since the last call; ``total_bytes`` if that is known only now."""
+
+    def __call__(self, done_bytes: int, total_bytes: int | None = None) -> None: ...
 
 
-def _bars(progress: VmProgress | None) -> Iterable[RenderableType]:
-    if progress is None or progress.phase is None:
-        return
-    for disk in progress.disks:
-        grid = Table.grid(padding=(0, 1))
-        done, total = disk.done_bytes, max(disk.total_bytes, 1)
-        label = f"  {progress.phase}  {disk.disk}"
-        figures = f"{format_size(done)} of {format_size(disk.total_bytes)}, {format_size(disk.sent_bytes)} sent"
-        grid.add_row(label, ProgressBar(total=total, completed=done, width=30), figures)
-        yield grid
-    if progress.detail:
-        yield Text(f"  {progress.detail}")
-
-
-def task_state(task: Task) -> str:
-    """For people: the service calls a task that had nothing to do ``Other``, and says so beside it."""
-    return task.stateDescription or task.state if task.state == "Other" else task.state
-
-
-def _drawn(job: Job, progress: VmProgress | None) -> RenderableType:
-    head = Text(f"{job.friendlyName} {job.targetObjectName}: ").append(job.state, _STYLES.get(job.state, ""))
-    marks = {"Succeeded": "✓", "Failed": "✗", "InProgress": "…", "Other": "-"}
-    tasks = [
-        Text(f"  {marks.get(task.state, ' ')} {task.friendlyName}", style=_STYLES.get(task.state, "")) for task in job.tasks
-    ]
-    waits = [Text(f"    waiting: {_cell(task.waiting_for)}") for task in job.tasks if task.waiting_for is not None]
-    return Group(head, *tasks, *waits, *_bars(progress))
-
-
-async def _progress(vault: VaultApi, vm: str) -> VmProgress | None:
-    try:
-        return await vault.progress(vm=vm)
-    except RigError:
-        return None  # a picture, not a result: the job says what matters
+def _not_drawn(done_bytes: int, total_bytes: int | None = None) -> None:
+    """No terminal, no bar."""
 
 
 @contextmanager
-def bar(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, nothing elsewhere."""
-    console = err()
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total_bytes)
+def bar(what: str, total_bytes: int | None) -> Iterator[Advance]:
+    """A progress bar on a terminal's stderr, nothing elsewhere."""
+    if not may_draw(sys.stderr):
+        yield _not_drawn
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
-        def advance(done_bytes: int) -> None:
-            progress.update(task, advance=done_bytes)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_console(sys.stderr), transient=True) as drawn:
+        task = drawn.add_task(printable(what), total=total_bytes)
+
+        def advance(done_bytes: int, total_bytes: int | None = None) -> None:
+            drawn.update(task, advance=done_bytes, total=total_bytes)
 
         yield advance
-
-
-async def while_imported(vault: VaultApi, vm: str, disks: Sequence[DiskSpec], make: Callable[[], Awaitable[Vm]]) -> Vm:
-    """Make a VM, with a progress bar of the images that its disks are filled from."""
-    total_bytes = sum(disk.size_bytes for disk in disks if disk.image is not None)
-    if not total_bytes or not err().is_terminal:
-        return await make()
-    with bar(f"{vm}: import", total_bytes) as advance:
-
-        async def watch() -> None:
-            shown_bytes = 0
-            while True:
-                await trio.sleep(POLL_S)
-                progress = await _progress(vault, vm)
-                done_bytes = sum(disk.done_bytes for disk in progress.disks) if progress is not None else 0
-                if done_bytes > shown_bytes:
-                    advance(done_bytes - shown_bytes)
-                    shown_bytes = done_bytes
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch)
-            made = await make()
-            nursery.cancel_scope.cancel()
-    return made
-
-
-async def follow(vault: VaultApi, job: Job) -> Job:
-    """Show a job until it has ended; its last state."""
-    console = err()
-    if console.is_terminal:
-        with Live(console=console, auto_refresh=False) as live:
-            while True:
-                progress = await _progress(vault, job.targetObjectName) if job.endTime is None else None
-                live.update(_drawn(job, progress), refresh=True)
-                if job.endTime is not None:
-                    return job
-                await trio.sleep(POLL_S)
-                job = await vault.job(name=job.name)
-    told: dict[str, str] = {}
-    told_wait: str | None = None
-    while True:
-        for task in job.tasks:
-            if task.waiting_for not in (None, told_wait):
-                told_wait = task.waiting_for
-                console.print(
-                    f"{job.friendlyName} {job.targetObjectName}: {task.friendlyName}: waiting: {told_wait}", markup=False
-                )
-            if told.get(task.name) != task.state and task.state != "NotStarted":
-                told[task.name] = task.state
-                console.print(
-                    f"{job.friendlyName} {job.targetObjectName}: {task.friendlyName}: {task_state(task)}", markup=False
-                )
-        if job.endTime is not None:
-            console.print(f"{job.friendlyName} {job.targetObjectName}: {job.state}", markup=False)
-            return job
-        await trio.sleep(POLL_S)
-        job = await vault.job(name=job.name)

@@ -20,7 +20,7 @@ from blockfs.errors import RigError
 from siterig import cleanup, front_end, limits, services
 from siterig.failures import expected
 from siterig.launch import QUICK_RETRIES, UNTIL_EOF
-from siterig.layout import Layout, check_format, create
+from siterig.layout import PRIVATE_UMASK, Layout, check_format, create
 from siterig.lock import take_lock
 from siterig.roles.entry import log_to_stderr
 from siterig.supervisor import RoleSpec, Supervisor
@@ -97,6 +97,7 @@ def main() -> None:
     """Lock, clear what a killed rig left behind, and supervise."""
     layout, options, report_fd = Layout(Path(sys.argv[1])), sys.argv[2:-1], int(sys.argv[-1])
     os.set_inheritable(report_fd, False)
+    os.umask(PRIVATE_UMASK)
     log_to_stderr()
 
     def tell(what: dict[str, object]) -> None:

@@ -9,16 +9,12 @@ from fractions import Fraction
 from pathlib import Path
 
 from azure_emu.ports import DiskSpec
+from azure_emu.vault import selectors
 from blockfs.errors import RigError
 
 SECTOR_BYTES = 512
 OFFICIAL_INTERVALS_S = (30.0, 300.0, 900.0)
 FILESYSTEMS = ("ext4", "xfs")
-POINT_CHOICES = {
-    "latest": "Latest",
-    "latest-processed": "LatestProcessed",
-    "latest-app": "LatestApplicationConsistent",
-}
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -143,8 +139,9 @@ def format_time(microseconds: float | None) -> str:
 
 
 def parse_point(text: str) -> str:
-    """The vault's word for ``latest``, ``latest-processed`` or ``latest-app``; else a point's id or name, as it is."""
-    return POINT_CHOICES.get(text.lower(), text)
+    """The vault's word for ``latest``, ``latest-processed`` or ``latest-app``; else the text as it is."""
+    selector = selectors.parse(text)
+    return selector.text if selector.kind == "word" else text
 
 
 def _not_a_time(option: str, seconds: float) -> RigError:

@@ -18,6 +18,7 @@ from azure_emu.vault.services import Services
 from azure_emu.vault.store import find_item
 from blockfs.control import DiskInfo
 from blockfs.errors import RigError
+from blockfs.host_folder import NAME_CHARS_MAX, RECOVERY_FOLDER, check_name
 from blockfs.host_process import HostProcess
 
 Kind = Literal["TestFailover", "Recovered", "Copy"]
@@ -26,6 +27,20 @@ Kind = Literal["TestFailover", "Recovered", "Copy"]
 def test_vm_name(vm: str) -> str:
     """Name of the VM that a test failover of ``vm`` makes."""
     return f"{vm}-test"
+
+
+def check_vm_name(vm: str) -> None:
+    """``InvalidName`` unless a VM can have the name on both sides, and its test VM can have its own."""
+    check_name("VM", vm)
+    if vm == RECOVERY_FOLDER:
+        raise RigError("InvalidName", f"VM is named {vm!r}: a recovery side's mount has its mounted points there")
+    longest = NAME_CHARS_MAX - len(test_vm_name(""))
+    if len(vm) > longest:
+        raise RigError(
+            "InvalidName",
+            f"VM is named {vm!r}, {len(vm)} characters; allowed are {longest}, for its test VM is named "
+            f"{test_vm_name('VM')}",
+        )
 
 
 async def disks_of(services: Services, name: str) -> list[DiskInfo]:

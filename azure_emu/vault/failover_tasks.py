@@ -9,7 +9,7 @@ import trio
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import azure_vms, damage, health, inventory, points
+from azure_emu.vault import azure_vms, damage, health, inventory, points, selectors
 from azure_emu.vault.api import RecoveryPoint
 from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.jobs import SKIPPED, Outcome, Scenario, TaskKind, Work, went_on_without, with_warning
@@ -85,7 +85,7 @@ async def choose_point(work: Work) -> None:
 
 async def synchronize_latest(work: Work) -> Outcome | None:
     """For ``Latest`` only: what is in the cache account is applied first."""
-    if work.memory["choice"] != points.LATEST:
+    if work.memory["choice"] != selectors.LATEST:
         return SKIPPED
     await _hold_point(work, await _process_latest(work, _held_point(work)))
     return None
@@ -156,7 +156,7 @@ async def shutdown_source_if_possible(work: Work) -> Outcome | None:
     if work.memory["source_actions"]:
         failure = await _from_site(work.services, lambda: site.shutdown_vm(vm=vm), "shut the VM down")
         outcome = None if failure is None else went_on_without(failure)
-        if failure is None and work.memory["choice"] == points.LATEST:
+        if failure is None and work.memory["choice"] == selectors.LATEST:
             # With the VM down, one more cycle makes the failover lose nothing.
             last = await _from_site(
                 work.services,

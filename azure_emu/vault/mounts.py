@@ -16,7 +16,7 @@ import trio
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import damage, points
+from azure_emu.vault import damage, points, selectors
 from azure_emu.vault.api import MountedDisk, MountedPoint, RecoveryPoint
 from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.schema import DiskRow, MountRow, PointRow
@@ -28,8 +28,6 @@ from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
 
 CLEAN_UP_S = 10.0
-_POSITION = re.compile(r"@(\d{1,19})")
-_LIKE_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]")  # no id of a point is
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)")
 
 
@@ -64,10 +62,6 @@ def _moment(found: re.Match[str]) -> datetime:
     return datetime.fromisoformat(found[1].upper().replace(" ", "T") + zone).astimezone(UTC)
 
 
-def _is_time(point: str) -> bool:
-    return _LIKE_TIME.match(point.strip()) is not None
-
-
 async def choose(
     services: Services, vm: str, *, point: str | None, position: int | None, time: str | None
 ) -> tuple[int, str, RecoveryPoint | None]:
@@ -78,21 +72,21 @@ async def choose(
     """
     if sum(choice is not None for choice in (point, position, time)) > 1:
         raise RigError("BadRequest", "a point, a position and a time were given: one of them says what to open")
-    if point is not None and (wanted_position := _POSITION.fullmatch(point)) is not None:
-        position = int(wanted_position[1])
-    elif point is not None and _is_time(point):
-        time = point
+    selector = selectors.parse(selectors.LATEST_PROCESSED if point is None else point)
+    if selector.kind == "position":
+        position = int(selector.text)
+    elif selector.kind == "time":
+        time = selector.text
     if time is not None:
         return await _at_time(services, vm, time)
     if position is not None:
         _range_of(vm, position, (await _readable(services, vm))[0])
         found = await services.store.transact(lambda session: _point_at(session, vm, position))
         return position, f"@{position}", found
-    wanted = points.LATEST_PROCESSED if point is None else point
-    if wanted == points.LATEST:
+    if selector.text == selectors.LATEST:
         found = await _latest(services, vm)
-        return found.position, f"@{found.position}" if found.id == points.LATEST else found.id, found
-    found = await _resolve(services, vm, wanted)
+        return found.position, f"@{found.position}" if found.id == selectors.LATEST else found.id, found
+    found = await _resolve(services, vm, selector.text)
     return found.position, found.id, found
 
 
@@ -118,7 +112,7 @@ async def between_points(services: Services, vm: str, choice: str) -> RecoveryPo
 
     Errors as :func:`choose`.
     """
-    if _POSITION.fullmatch(choice) is None and not _is_time(choice):
+    if selectors.parse(choice).kind not in ("position", "time"):
         return None
     position, _, found = await choose(services, vm, point=choice, position=None, time=None)
     if found is not None:
@@ -158,7 +152,7 @@ def _range_of(vm: str, position: int, ranges: list[tuple[int, int]]) -> tuple[in
 async def _latest(services: Services, vm: str) -> RecoveryPoint:
     """As a failover to ``Latest`` would have it: what the cache account holds is applied first."""
 
-    newest = await _resolve(services, vm, points.LATEST)
+    newest = await _resolve(services, vm, selectors.LATEST)
     disk_ids = [disk.disk_id for disk in await services.store.transact(lambda session: _disks(session, vm))]
     marks = await services.recovery.process_latest(disk_ids=disk_ids)
     return await services.change_item(
@@ -248,7 +242,7 @@ async def mount(
                 f"VM {vm!r}: {row.name} is mounted already, at position {row.position}, not {at}; unmount it first",
             )
         if row is None:
-            if found is not None and found.id != points.LATEST and points.find_available(session, found.id) is None:
+            if found is not None and found.id != selectors.LATEST and points.find_available(session, found.id) is None:
                 raise RigError("NoSuchPoint", f"VM {vm!r}: recovery point {found.id} was pruned just now")
             session.add(wanted)
         return row is None, _disks(session, vm)
@@ -295,8 +289,8 @@ async def unmount(services: Services, vm: str, name: str) -> None:
 
 def _default_names(session: Session, vm: str, text: str) -> Iterator[str]:
     with suppress(RigError):
-        if (position := _POSITION.fullmatch(text)) is not None:
-            yield f"@{int(position[1])}"
+        if (selector := selectors.parse(text)).kind == "position":
+            yield f"@{int(selector.text)}"
         elif _TIME.fullmatch(text.strip()) is not None:
             yield time_name(parse_time(text))
         else:

@@ -13,15 +13,10 @@ from azure_emu.vault.api import RecoveryPoint
 from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.retention import PointFacts
 from azure_emu.vault.schema import DiskRow, ItemRow, PointRow, TagSeenRow
+from azure_emu.vault.selectors import LATEST, LATEST_APPLICATION_CONSISTENT, LATEST_PROCESSED, WORDS, parse
 from blockfs.errors import RigError
 from blockfs.part import SYNC_END, TagSeen, Watermark
 
-LATEST = "Latest"
-LATEST_PROCESSED = "LatestProcessed"
-LATEST_APPLICATION_CONSISTENT = "LatestApplicationConsistent"
-_WORDS = {LATEST: "latest", LATEST_PROCESSED: "latest-processed", LATEST_APPLICATION_CONSISTENT: "latest-app"}
-"""What means another point as time goes by, and how the command line says it."""
-NAME_CHARS_MAX = 100
 _IDS_IN_QUERY = 500
 
 _COLUMNS = (PointRow.tag_id, PointRow.kind, PointRow.name, PointRow.position, PointRow.time_ns, PointRow.downgraded_because)
@@ -40,15 +35,6 @@ def _wire(facts: _Facts) -> RecoveryPoint:
         time_ns=time_ns,
         downgraded_because=downgraded_because,
     )
-
-
-def check_name(name: str) -> None:
-    """``InvalidName`` unless it can be told in a line."""
-    if not (name.isprintable() and 0 < len(name) <= NAME_CHARS_MAX):
-        shown = ascii(name[: 2 * NAME_CHARS_MAX])
-        raise RigError(
-            "InvalidName", f"point is named {shown}; allowed are 1 to {NAME_CHARS_MAX} printable characters, spaces included"
-        )
 
 
 def to_wire(row: PointRow) -> RecoveryPoint:
@@ -196,12 +182,13 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
 
     For ``Latest`` this is only the newest *named* point: see :func:`latest_state` for what else it may be.
     """
-    if choice in (LATEST, LATEST_PROCESSED):
+    selector = parse(choice)
+    if selector.text in (LATEST, LATEST_PROCESSED):
         found = newest(session, vm)
-    elif choice == LATEST_APPLICATION_CONSISTENT:
+    elif selector.text == LATEST_APPLICATION_CONSISTENT:
         found = newest(session, vm, "ApplicationConsistent")
     else:
-        row = find_available(session, choice)
+        row = find_available(session, selector.text)
         found = to_wire(row) if row is not None and row.vm == vm else _named(session, vm, choice)
     if found is None:
         last = newest(session, vm)
@@ -209,7 +196,7 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
         count = session.execute(select(func.count()).where(PointRow.vm == vm, PointRow.available)).scalar_one()
         raise RigError(
             "NoSuchPoint",
-            f"VM {vm!r} has no recovery point {_WORDS.get(choice, choice)!r}; {told}; allowed: {_allowed(count)}",
+            f"VM {vm!r} has no recovery point {WORDS.get(selector.text, choice)!r}; {told}; allowed: {_allowed(count)}",
         )
     return found
 
@@ -225,7 +212,7 @@ def _named(session: Session, vm: str, name: str) -> RecoveryPoint | None:
 
 
 def _allowed(count: int) -> str:
-    return f"{', '.join(_WORDS.values())}, the id or the name of one of its {count} points, @POSITION, or a time"
+    return f"{', '.join(WORDS.values())}, the id or the name of one of its {count} points, @POSITION, or a time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +232,8 @@ class Chosen:
         if self.between is not None:
             return {"choice": self.choice, "between": self.between.model_dump()}
         point = resolve(session, self.vm, self.choice)
-        return {"choice": self.choice if self.choice in _WORDS else point.id, "between": None}
+        selector = parse(self.choice)
+        return {"choice": selector.text if selector.kind == "word" else point.id, "between": None}
 
 
 def latest_state(item: ItemRow, watermarks: list[Watermark], newest: RecoveryPoint) -> RecoveryPoint:

@@ -58,6 +58,22 @@ class Operation(StrEnum):
     REPROTECT = "reprotect"
     RESYNC = "resync"
 
+    @property
+    def command(self) -> str:
+        """The words for it on the command line, which errors use."""
+        return _COMMANDS.get(self, self.value)
+
+
+_COMMANDS = {
+    Operation.ENABLE: "protect",
+    Operation.DISABLE: "unprotect",
+    Operation.CREATE_POINT: "take-point",
+    Operation.TEST: "failover test",
+    Operation.CLEANUP: "cleanup",
+    Operation.UNPLANNED: "failover unplanned",
+    Operation.PLANNED: "failover planned",
+    Operation.COMMIT: "commit",
+}
 
 PRIMARY = "Primary"
 RECOVERY = "Recovery"
@@ -121,6 +137,7 @@ def require(item: ItemRow, operation: Operation) -> None:
         return
     raise RigError(
         "InvalidState",
-        f"{operation} of VM {item.vm!r} is not possible: protectionState is {item.protection_state}, activeLocation "
-        f"{item.active_location}, testFailoverState {item.test_failover_state}; allowed now: {', '.join(now) or 'nothing'}",
+        f"{operation.command} of VM {item.vm!r} is not possible: protectionState is {item.protection_state}, activeLocation "
+        f"{item.active_location}, testFailoverState {item.test_failover_state}; allowed now: "
+        f"{', '.join(each.command for each in now) or 'nothing'}",
     )

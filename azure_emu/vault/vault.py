@@ -30,6 +30,7 @@ from azure_emu.vault import (
     points,
     protection_tasks,
     rig_clock,
+    selectors,
 )
 from azure_emu.vault.api import Event, Job, ManagedDisk, MountedPoint, ProtectedItem, RecoveryPoint, Vm
 from azure_emu.vault.keeper import Keeper
@@ -141,6 +142,7 @@ class Vault(Reports):
 
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> Vm:
         """A new source VM at the site."""
+        azure_vms.check_vm_name(vm)
         made = await self._services.patiently(
             "create VM", vm, lambda: self._services.site.create_vm(vm=vm, disks=disks), repeatable=False
         )
@@ -320,7 +322,7 @@ class Vault(Reports):
 
     async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
         """A recovery point of now; returns when it is available."""
-        points.check_name(name)
+        selectors.check_name(name)
 
         def look(session: Session) -> None:
             item = find_item(session, vm)

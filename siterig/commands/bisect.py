@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -63,7 +62,7 @@ def bisect(
 
         def tell(trial: Trial) -> None:
             trials.append(trial)
-            show.err().print(_trial_line(len(trials), trial), markup=False)
+            show.progress(_trial_line(len(trials), trial))
 
         report = await Bisection(states, wanted, tell, show.notice).run()
         if as_json:
@@ -88,32 +87,27 @@ def _trial_line(number: int, trial: Trial) -> str:
 def _print(report: Report, *, verbose: bool, keep: bool) -> None:
     if not verbose and report.failing.output:
         lost = report.failing.output_bytes - len(report.failing.output)
-        sys.stderr.write(f"--- what CMD printed when it failed last{f', but for the first {lost} bytes' if lost else ''}:\n")
-        sys.stderr.flush()
-        sys.stderr.buffer.write(report.failing.output.rstrip(b"\n") + b"\n---\n")
-        sys.stderr.flush()
-    out = show.out()
+        show.progress(f"--- output of CMD when it failed last{f', without the first {lost} bytes' if lost else ''}:")
+        show.foreign(report.failing.output)
+        show.progress("---")
     good, bad = report.good, report.bad
     if report.undecided:
-        out.print(
-            f"CMD was skipped at {len(report.undecided)} positions: the first bad one is one of these, or the last",
-            markup=False,
-        )
-    out.print(f"first bad position: {_named(bad)}", markup=False)
-    out.print(f"last good position: {_named(good)}", markup=False)
+        show.line(f"CMD was skipped at {len(report.undecided)} positions: the first bad one is one of these, or the last")
+    show.line(f"first bad position: {_named(bad)}")
+    show.line(f"last good position: {_named(good)}")
     for label, point in (("point before", report.point_before), ("point after", report.point_after)):
-        out.print(f"{label + ':':20}{_point_text(point)}", markup=False)
+        show.line(f"{label}: {_point_text(point)}")
     for seen in report.changes[:SHOWN_CHANGES_MAX]:
-        out.print("")
-        for line in _change_lines(seen):
-            out.print(line, markup=False)
+        show.print_lines(["", *_change_lines(seen)])
     more = len(report.changes) - SHOWN_CHANGES_MAX
     if more > 0:
-        out.print(f"\nand {more}{'' if report.all_changes else ' or more'} other changes (--json has them)", markup=False)
+        text = f"and {more}{'' if report.all_changes else ' or more'} other changes (--json has them)"
+        show.print_lines(["", text])
     if keep:
-        out.print(f"\nmounted: {bad.name} (bad), {good.name} (good); siterig point unmount VM NAME ends that", markup=False)
+        mounted = f"mounted: {bad.name} (bad), {good.name} (good); siterig point unmount VM NAME ends that"
+        show.print_lines(["", mounted])
         for name in sorted(bad.images):
-            out.print(f"  {bad.images[name]}\n  {good.images[name]}", markup=False)
+            show.print_lines([f"  {bad.images[name]}", f"  {good.images[name]}"])
 
 
 def _named(state: State) -> str:

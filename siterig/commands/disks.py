@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import trio
 import typer
-from rich.console import Group, RenderableType
-from rich.live import Live
 
 from azure_emu.vault.api import Side
 from azure_emu.vault.clock import rfc3339
@@ -21,6 +20,7 @@ from blockfs.errors import RigError
 from siterig import exits, services, show
 from siterig.commands.options import Dir, Json, example, running
 from siterig.commands.scrub import scrub
+from siterig.tables import Line
 from siterig.values import format_size, format_time, parse_disk_name, parse_size
 
 WATCH_S = 1.0
@@ -145,7 +145,7 @@ def resize(
         if as_json:
             show.print_json(_json(where, info))
         else:
-            print(f"disk {info.vm}/{info.name} ({where}) has {format_size(info.size_bytes)}: {info.path}")
+            show.line(f"disk {info.vm}/{info.name} ({where}) has {format_size(info.size_bytes)}: {info.path}")
 
     exits.run(work)
 
@@ -182,19 +182,20 @@ def stats(
         if as_json:
             show.print_json({"side": where, **found.model_dump(mode="json")})
         elif not watch:
-            show.out().print(_drawn(where, found))
+            show.print_lines(_drawn(where, found))
         else:
-            with Live(_drawn(where, found), console=show.out(), auto_refresh=False) as live:
+            with show.Drawing(sys.stdout) as drawing:
+                drawing.draw(_drawn(where, found))
                 while True:
                     await trio.sleep(WATCH_S)
                     before, since_s = found, asked_s
                     found, asked_s = await host.counters(vm=info.vm, disk=info.name), trio.current_time()
-                    live.update(_drawn(where, found, before=before, passed_s=asked_s - since_s), refresh=True)
+                    drawing.draw(_drawn(where, found, before=before, passed_s=asked_s - since_s))
 
     exits.run(work)
 
 
-def _drawn(side: Side, disk: DiskCounters, *, before: DiskCounters | None = None, passed_s: float = 1.0) -> RenderableType:
+def _drawn(side: Side, disk: DiskCounters, *, before: DiskCounters | None = None, passed_s: float = 1.0) -> list[Line]:
     """``before``: what was found ``passed_s`` earlier; with it there are rates."""
     if before is not None and before.since_ns != disk.since_ns:
         before = None  # its server was started again, and counts anew
@@ -205,14 +206,14 @@ def _drawn(side: Side, disk: DiskCounters, *, before: DiskCounters | None = None
         columns += ["ops/s", "bytes/s"]
         for row, (kind, request) in zip(rows, disk.requests.items(), strict=True):
             row.extend(_rates(request, before.requests[kind], passed_s))
-    return Group(
+    return [
         f"disk {disk.vm}/{disk.name} ({side}): {format_size(disk.size_bytes)}, {logged}",
         f"counted since {rfc3339(disk.since_ns)}",
         "",
-        show.table(columns, rows),
+        *show.table(columns, rows),
         "",
-        *(f"{what:15}{value}" for what, value in _state(disk)),
-    )
+        *show.table(("figure", "value"), _state(disk)),
+    ]
 
 
 def _rates(now: RequestCounters, before: RequestCounters, passed_s: float) -> tuple[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,8 +15,9 @@ import typer
 
 from blockfs.errors import RigError
 from siterig import doctor, exits, launch, show
-from siterig.commands.options import Dir, example
+from siterig.commands.options import Dir, Json, example
 from siterig.layout import Layout
+from siterig.tables import Part
 from siterig.testbed import Testbed
 from siterig.values import format_size, interval_notice, parse_size
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog=example("siterig drill --report /var/tmp/report"))(drill)
+    app.command(epilog=example("siterig drill --report ~/report"))(drill)
 
 
 def drill(
@@ -42,6 +45,7 @@ def drill(
         str, typer.Option("--corpus", metavar="SIZE", help="So much of this machine's files goes onto the disks.")
     ] = "200MiB",
     interval_s: Annotated[float, typer.Option("--interval", metavar="SECONDS", help="Replication interval.")] = 5.0,
+    as_json: Json = False,
 ) -> None:
     """Run the whole way once: protect a VM under load, lose the site, recover, fail back; exit 0 only if all held.
 
@@ -55,7 +59,7 @@ def drill(
         name = f"{folder.name}-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
         fresh = Layout.of(folder.with_name(name))
         try:
-            return await _drill(fresh, settings, report, keep=keep)
+            return await _drill(fresh, settings, report, keep=keep, as_json=as_json)
         except BaseException as error:
             if exits.interrupted(error):
                 shutil.rmtree(fresh.root, ignore_errors=True)
@@ -86,30 +90,63 @@ def _settings(*, os_size: str, data_size: str, corpus: str, interval_s: float) -
     return settings
 
 
+class _Screen:
+    """The drill's narration: on stdout, or with --json on stderr."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+
+    def line(self, *parts: Part) -> None:
+        """See :class:`scenarios.ports.Screen`."""
+        if not self._as_json:
+            show.line(*parts)
+        elif text := "".join(part if isinstance(part, str) else part[0] for part in parts).strip():
+            show.progress(text)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """See :class:`scenarios.ports.Screen`."""
+        if not self._as_json:
+            show.print_table(columns, rows, empty="no steps")
+
+    @contextmanager
+    def bar(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """See :class:`scenarios.ports.Screen`."""
+        with show.bar(title, None) as advance:
+            shown_bytes = 0
+
+            def update(done_bytes: int, total_bytes: int) -> None:
+                nonlocal shown_bytes
+                advance(done_bytes - shown_bytes, total_bytes or None)
+                shown_bytes = done_bytes
+
+            yield update
+
+
 async def _machine_is_fit(layout: Layout, narrator: Narrator, steps: int) -> bool:
     narrator.step(1, steps, "Check the machine")
     found = await trio.to_thread.run_sync(doctor.checks, layout.root)
     for check in found:
         mark = "ok" if check.ok else "MISSING"
-        show.out().print(f"  {mark:8}{check.name}: {check.found}{'' if check.ok else f'; {check.remedy}'}", markup=False)
+        text = f"  {mark:8}{check.name}: {check.found}{'' if check.ok else f'; {check.remedy}'}"
+        narrator.screen.line(text)
     return all(check.ok for check in found)
 
 
-async def _drill(layout: Layout, settings: DrillSettings, report: Path | None, *, keep: bool) -> bool:
+async def _drill(layout: Layout, settings: DrillSettings, report: Path | None, *, keep: bool, as_json: bool) -> bool:
     # Here, for the plots' library takes longer to load than most commands to run.
     from scenarios.drill import STEP_COUNT, run_drill  # noqa: PLC0415
     from scenarios.narrator import Narrator  # noqa: PLC0415
     from scenarios.report import print_summary, write_report  # noqa: PLC0415
 
-    console = show.out()
-    narrator = Narrator(console)
+    screen = _Screen(as_json=as_json)
+    narrator = Narrator(screen)
     if not await _machine_is_fit(layout, narrator, STEP_COUNT):
         raise typer.Exit(exits.ENVIRONMENT)
     narrator.step(2, STEP_COUNT, "Start the rig")
 
     def announce(role: str, state: str) -> None:
         if state == "ready":
-            console.print(f"  {role} is ready", markup=False)
+            screen.line(f"  {role} is ready")
 
     # A rig that is kept must outlive this process; any other ends with it, however it ends.
     launched = await launch.up(layout, until_eof=not keep, quick_retries=True, announce=announce)
@@ -117,19 +154,21 @@ async def _drill(layout: Layout, settings: DrillSettings, report: Path | None, *
     try:
         result = await run_drill(Testbed(layout), settings, narrator)
         narrator.step(STEP_COUNT, STEP_COUNT, "Report")
-        print_summary(console, result)
+        print_summary(screen, result)
         if report is not None:
             for path in await trio.to_thread.run_sync(write_report, report, result):
-                console.print(f"written: {path}", markup=False)
+                screen.line(f"written: {path}")
+        if as_json:
+            show.print_json(result)
         kept = keep
     finally:
         if not kept:
             await launched.end()
     if kept:
-        console.print(f"\nThe rig is up: look at it with  siterig status --dir {layout.root}", markup=False)
-        console.print(f"End it with  siterig down --dir {layout.root}", markup=False)
+        screen.line(f"The rig is up: look at it with  siterig status --dir {layout.root}")
+        screen.line(f"End it with  siterig down --dir {layout.root}")
     elif result.ok:
         await trio.to_thread.run_sync(shutil.rmtree, layout.root)
     else:
-        console.print(f"\nThe rig's logs are in {layout.log('').parent}; remove the folder when done", markup=False)
+        screen.line(f"The rig's logs are in {layout.log('').parent}; remove the folder when done")
     return result.ok

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -20,7 +19,7 @@ from blockfs.file_limit import too_large
 from blockfs.log_exchange import export_log, import_log
 from blockfs.log_replay import CheckedLog, FileSummary, Replay, TornTail, check, in_order, open_image, verify
 from siterig import exits, show
-from siterig.commands.options import example
+from siterig.commands.options import Json, JsonLines, example
 from siterig.values import check_file_name, format_size, parse_size
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Segments (.hrl), in any order.")]
@@ -78,7 +77,7 @@ def show_log(
     files: Files,
     kinds: Annotated[list[Kind] | None, typer.Option("--type", help="Only records of this type; may be repeated.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many records.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document a line.")] = False,
+    as_json: JsonLines = False,
 ) -> None:
     """Show each segment's header and its records."""
 
@@ -116,13 +115,13 @@ def _print_header(reader: SegmentReader, *, as_json: bool) -> None:
             "first_seq": header.first_seq, "boot_id": header.boot_id, "created": rfc3339(header.created_ns),
             "disk_size_bytes": header.disk_size_bytes,
         }  # fmt: skip
-        print(json.dumps({"segment": fields}))
+        show.print_json_line({"segment": fields})
         return
-    print(
+    show.line(
         f"{reader.path}: disk {header.disk_id} ({format_size(header.disk_size_bytes)}), generation {header.generation}, "
         f"{header.stream} from {header.first_seq}, begun {rfc3339(header.created_ns)} in boot {header.boot_id}"
     )
-    print(f"{'seq':>10} {'position':>12} {'time':27} {'type':8}{'offset':>16} {'length':>12}")
+    _print_row("seq", "position", "time", "type", "offset", "length", "tag")
 
 
 def _print_record(reader: SegmentReader, record: Record, *, as_json: bool) -> None:
@@ -137,35 +136,49 @@ def _print_record(reader: SegmentReader, record: Record, *, as_json: bool) -> No
             fields["tag"] = {"id": tag.tag_id, "name": tag.name, "kind": tag.kind}
         if record.type is RecordType.FLUSH:
             fields["closed"] = clean
-        print(json.dumps({"record": fields}))
+        show.print_json_line({"record": fields})
         return
-    # A name is whatever was typed: it must not move the terminal's cursor.
-    note = f"{tag.name!r} {tag.kind}" if tag is not None else "closed in order" if clean else ""
-    print(
-        f"{record.seq:>10} {record.position:>12} {rfc3339(record.time_ns):27} {record.type.name:8}{record.offset:>16} "
-        f"{record.length:>12} {note}".rstrip()
-    )
+    note = f"{tag.name} {tag.kind}" if tag is not None else "closed in order" if clean else ""
+    when = rfc3339(record.time_ns)
+    _print_row(record.seq, record.position, when, record.type.name, record.offset, record.length, note)
+
+
+def _print_row(*cells: object) -> None:
+    """A record is printed as soon as it is read, so the widths of its columns are fixed."""
+    show.row(cells, (8, 10, -20, -8, 14, 9, -1))
 
 
 # --- verify and replay --------------------------------------------------------------------------------------------
 
 
-def verify_log(files: Files) -> None:
+def verify_log(files: Files, as_json: JsonLines = False) -> None:
     """Check segments: each record, and that the files are one log without a gap. Exit status 1 if not."""
 
     async def work() -> bool:
         good = True
         for path, found in verify(files):
-            if isinstance(found, RigError):
-                good = False
-                print(f"{' '.join(found.message.split())} ({found.code})", flush=True)
-                continue
-            torn = f"; {_torn(found)}" if found.torn_bytes else ""
-            print(f"{path}: ok: {_contents(found)}{torn}", flush=True)
+            good = good and not isinstance(found, RigError)
+            if as_json:
+                show.print_json_line(_verified_json(path, found))
+            elif isinstance(found, RigError):
+                show.line(f"{' '.join(found.message.split())} ({found.code})")
+            else:
+                torn = f"; {_torn(found)}" if found.torn_bytes else ""
+                show.line(f"{path}: ok: {_contents(found)}{torn}")
         return good
 
     if not exits.run(work):
         raise typer.Exit(exits.FAILED)
+
+
+def _verified_json(path: Path, found: FileSummary | RigError) -> dict[str, object]:
+    if isinstance(found, RigError):
+        return {"file": str(path), "ok": False, "error": show.error_json(found)}
+    return {
+        "file": str(path), "ok": True, "records": found.records, "first_seq": found.first_seq, "last_seq": found.last_seq,
+        "first_position": found.first_position, "last_position": found.last_position,
+        "written_bytes": found.written_bytes, "torn_bytes": found.torn_bytes,
+    }  # fmt: skip
 
 
 def _contents(found: FileSummary) -> str:
@@ -189,6 +202,7 @@ def replay_log(
         int | None, typer.Option("--upto", metavar="POSITION", min=0, help="Leave out records behind this position.")
     ] = None,
     format_: ImageFormat = None,
+    as_json: Json = False,
 ) -> None:
     """Apply a log to an image. Everything is checked before the image is touched."""
 
@@ -202,11 +216,14 @@ def replay_log(
                 with _writing(image), show.bar("applying", log.log_bytes) as advance:
                     replay.run(advance)
             except BaseException:
-                show.err().print(_partial(image, replay), markup=False)
+                show.notice(_partial(image, replay))
                 raise
         finally:
             onto.close()
-        print(f"{image}: {_applied(log, replay)}")
+        if as_json:
+            show.print_json(_applied_json(image, log, replay))
+        else:
+            show.line(f"{image}: {_applied(log, replay)}")
 
     exits.run(work)
 
@@ -220,7 +237,7 @@ async def _refuse_in_use(image: Path) -> None:
 def _partial(image: Path, replay: Replay) -> str:
     last = replay.last
     upto = "nothing of the log" if last is None else f"the log up to record {last.seq}, position {last.position}"
-    return f"siterig: {image} is partial: it holds {upto}, and perhaps part of what follows; the same replay completes it"
+    return f"{image} is partial: it holds {upto}, and perhaps part of what follows; the same replay completes it"
 
 
 def _applied(log: CheckedLog, replay: Replay) -> str:
@@ -229,6 +246,17 @@ def _applied(log: CheckedLog, replay: Replay) -> str:
         return "nothing to apply"
     counts = ", ".join(f"{replay.counts[kind]} {kind.name}" for kind in RecordType if replay.counts[kind])
     return f"applied records {log.first_seq} to {last.seq}, up to position {last.position}: {counts}"
+
+
+def _applied_json(image: Path, log: CheckedLog, replay: Replay) -> dict[str, object]:
+    last = replay.last
+    return {
+        "image": str(image),
+        "first_seq": None if last is None else log.first_seq,
+        "last_seq": None if last is None else last.seq,
+        "position": None if last is None else last.position,
+        "records": {kind.name: replay.counts[kind] for kind in RecordType if replay.counts[kind]},
+    }
 
 
 # --- dm-log-writes ------------------------------------------------------------------------------------------------
@@ -242,6 +270,7 @@ def export_dm(
         typer.Option("--base", metavar="IMAGE", help="The disk as it was before the log, for records of part of a sector."),
     ] = None,
     format_: ImageFormat = None,
+    as_json: Json = False,
 ) -> None:
     """Write a log in the format of the Linux device mapper's log-writes target."""
 
@@ -253,7 +282,11 @@ def export_dm(
             show.notice(f"{done.widened} records were widened to whole sectors")
         if done.resizes:
             show.notice(f"RESIZE has no counterpart ({done.resizes} left out): replay onto an image of the disk's last size")
-        print(f"{out}: records: {done.records}; entries: {done.entries}; disk: {done.disk_size_bytes} bytes")
+        if as_json:
+            counts = {"records": done.records, "entries": done.entries, "widened": done.widened, "resizes": done.resizes}
+            show.print_json({"file": str(out), **counts, "disk_size_bytes": done.disk_size_bytes})
+        else:
+            show.line(f"{out}: records: {done.records}; entries: {done.entries}; disk: {done.disk_size_bytes} bytes")
 
     exits.run(work)
 
@@ -264,6 +297,7 @@ def import_dm(
     size: Annotated[
         str | None, typer.Option("--size", metavar="SIZE", help="The disk's; else as far as the log goes.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Make change log segments from a log in the format of the Linux device mapper's log-writes target."""
 
@@ -277,8 +311,12 @@ def import_dm(
             done = import_log(source, target.parent, target.name, size_bytes=size_bytes, advance=advance)
         if done.fua:
             show.notice(f"{done.fua} entries have the flag FUA, which a change log cannot tell: it is left out")
+        if as_json:
+            fields = {"files": [str(path) for path in done.paths], "disk_id": done.disk_id, "entries": done.entries}
+            show.print_json({**fields, "records": done.records, "disk_size_bytes": done.disk_size_bytes})
+            return
         row = done.paths[0] if len(done.paths) == 1 else f"{done.paths[0]} to {done.paths[-1].name}"
-        print(
+        show.line(
             f"{row}: entries: {done.entries}; records: {done.records}; disk: {done.disk_size_bytes} bytes, "
             f"new id {done.disk_id}"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from enum import StrEnum
 from pathlib import Path
@@ -14,9 +13,9 @@ import typer
 from blockfs import vhd
 from blockfs.errors import RigError
 from siterig import exits, show
-from siterig.commands.options import QUEUE, THREADS, FuseQueue, FuseThreads, PortableFuse, example, front_end_of
+from siterig.commands.options import QUEUE, THREADS, FuseQueue, FuseThreads, JsonLines, PortableFuse, example, front_end_of
 from siterig.image_mount import Mounted, Wanted, expose
-from siterig.roles.entry import log_to_stderr
+from siterig.log_notes import log_as_notes
 from siterig.values import check_file_name, format_size
 
 
@@ -49,7 +48,7 @@ def mount(
     portable_fuse: PortableFuse = False,
     fuse_threads: FuseThreads = THREADS,
     fuse_queue: FuseQueue = QUEUE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document a line: mounted, unmounted.")] = False,
+    as_json: JsonLines = False,
 ) -> None:
     """Expose an image as a disk, DIR/NAME.img, until it is unmounted.
 
@@ -61,7 +60,7 @@ def mount(
             raise RigError("BadRequest", "--log and --read-only: where nothing is written, there is nothing to log")
         if name is not None:
             check_file_name("disk", name)
-        log_to_stderr(logging.WARNING)
+        log_as_notes(logging.WARNING)
         wanted = Wanted(
             image=image, where=where, name=name, tracked=log, read_only=read_only,
             format=None if format_ is None else format_.value,
@@ -70,23 +69,18 @@ def mount(
 
         def ready(mounted: Mounted) -> None:
             if as_json:
-                print(json.dumps({"mounted": _mounted_json(mounted)}), flush=True)
+                show.print_json_line({"mounted": _mounted_json(mounted)})
             else:
                 _print_mounted(mounted)
 
-        mounted = await expose(wanted, ready=ready, note=_note)
+        mounted = await expose(wanted, ready=ready, note=show.notice)
         with contextlib.suppress(BrokenPipeError):  # a script may have read the first line only
             if as_json:
-                print(json.dumps({"unmounted": _unmounted_json(mounted)}), flush=True)
+                show.print_json_line({"unmounted": _unmounted_json(mounted)})
             else:
                 _print_unmounted(mounted)
 
     exits.run(work)
-
-
-def _note(text: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal may be closed: that must not end a mount in use
-        show.notice(text)
 
 
 def _vhd(mounted: Mounted) -> Path | None:
@@ -97,20 +91,20 @@ def _print_mounted(mounted: Mounted) -> None:
     image, state, where = mounted.image, mounted.alone.disk.state, mounted.disk.parent
     kind = "fixed VHD" if image.format == "vhd" else "raw"
     can = ", read-only" if image.read_only else ""
-    print(f"mounted {image.path} ({kind}, {format_size(image.size_bytes)}{can}) as {mounted.disk}", flush=True)
+    show.line(f"mounted {image.path} ({kind}, {format_size(image.size_bytes)}{can}) as {mounted.disk}")
     if (as_vhd := _vhd(mounted)) is not None:
-        print(f"  as a fixed VHD, read-only: {as_vhd}", flush=True)
+        show.line(f"  as a fixed VHD, read-only: {as_vhd}")
     if state.tracked:
-        print(f"  every write is logged, generation {state.generation}: {mounted.alone.segments()[-1]}, ...", flush=True)
-    _note(f"Ctrl-C or umount {where} ends it")
+        show.line(f"  every write is logged, generation {state.generation}: {mounted.alone.segments()[-1]}, ...")
+    show.notice(f"Ctrl-C or umount {where} ends it")
 
 
 def _print_unmounted(mounted: Mounted) -> None:
-    print(f"unmounted {mounted.disk.parent}", flush=True)
+    show.line(f"unmounted {mounted.disk.parent}")
     state, segments = mounted.alone.disk.state, mounted.alone.segments()
     if segments:
         row = str(segments[0]) if len(segments) == 1 else f"{segments[0]} to {segments[-1].name}"
-        print(f"  the log of generation {state.generation}: {row}", flush=True)
+        show.line(f"  the log of generation {state.generation}: {row}")
 
 
 def _mounted_json(mounted: Mounted) -> dict[str, object]:

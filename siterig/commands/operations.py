@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from azure_emu.vault.api import Job, VaultApi
+from blockfs.errors import RigError
 from siterig import exits, show
 from siterig.commands.options import Dir, Json, Point, VmName, example, vault
+from siterig.follow import follow
 from siterig.values import format_size, parse_point
 
 
@@ -34,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 async def run_job(api: VaultApi, job: Job, *, as_json: bool) -> int:
     """Follow a job to its end and print what came of it; the exit status."""
-    job = await show.follow(api, job)
+    job = await follow(api, job)
     if as_json:
         show.print_json({"job": job})
     elif job.state == "Succeeded" and job.result is not None:
@@ -50,7 +52,7 @@ def job_status(job: Job) -> int:
             show.notice(f"{error.message} ({error.code})")
         return exits.OK
     for error in job.errors:
-        show.err().print(f"siterig: error: {error.message} ({error.code})", markup=False, soft_wrap=True)
+        show.error(RigError(error.code, error.message))
     return exits.FAILED
 
 

@@ -10,7 +10,7 @@ import typer
 
 from azure_emu.vault.api import VaultApi
 from blockfs.errors import RigError
-from siterig import front_end, services
+from siterig import front_end, services, show
 from siterig.front_end import FrontEnd
 from siterig.layout import Layout, check_format, default_dir
 
@@ -25,7 +25,14 @@ Dir = Annotated[
         help="Folder that holds the rig's state.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON (the contract is in docs/cli.md).")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", is_eager=True, callback=show.set_json, help="Print JSON (the contract is in docs/cli.md)."),
+]
+JsonLines = Annotated[
+    bool,
+    typer.Option("--json", is_eager=True, callback=show.set_json, help="Print one JSON document a line (docs/cli.md)."),
+]
 VmName = Annotated[str, typer.Argument(metavar="VM", help="Name of the VM.")]
 POINTS = "latest, latest-processed, latest-app, the id or name of a point, @POSITION, or a time (RFC 3339)"
 """What may be written for a state, wherever one is chosen."""

@@ -126,11 +126,14 @@ def unmount(
     folder: Dir,
     vm: VmName,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Its folder's name: a point's id, @POSITION, or a time.")],
+    as_json: Json = False,
 ) -> None:
     """Take a mounted point away."""
 
     async def work() -> None:
         await vault(folder).unmount_point(vm=vm, name=name)
+        if as_json:
+            show.print_json({"vm": vm, "name": name})
 
     exits.run(work)
 
@@ -205,6 +208,6 @@ def export(
             fields = {"vm": vm, "disk": source.name, "position": made.position, "recovery_point": made.recovery_point}
             show.print_json({**fields, "file": str(to), "format": format_, "file_bytes": size_bytes})
         else:
-            print(f"{to}: {vm}/{source.name} at position {made.position}, {format_}, {format_size(size_bytes)}")
+            show.line(f"{to}: {vm}/{source.name} at position {made.position}, {format_}, {format_size(size_bytes)}")
 
     exits.run(work)

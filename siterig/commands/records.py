@@ -8,6 +8,8 @@ import typer
 
 from siterig import exits, show
 from siterig.commands.options import Dir, Json, example, vault
+from siterig.follow import task_state
+from siterig.tables import style_of
 
 
 def register(app: typer.Typer) -> None:
@@ -39,11 +41,11 @@ def jobs(
         if as_json:
             show.print_json(job)
             return
-        show.out().print(f"{job.friendlyName} {job.targetObjectName}: {job.state}", markup=False)
-        tasks = [(t.friendlyName, t.name, show.task_state(t), t.startTime or "-", t.endTime or "-") for t in job.tasks]
+        show.line(f"{job.friendlyName} {job.targetObjectName}: ", (job.state, style_of(job.state)))
+        tasks = [(t.friendlyName, t.name, task_state(t), t.startTime or "-", t.endTime or "-") for t in job.tasks]
         show.print_table(("task", "name", "state", "start", "end"), tasks, empty="no tasks")
         for error in job.errors:
-            show.out().print(f"{error.message} ({error.code})", markup=False)
+            show.line(f"{error.message} ({error.code})")
 
     exits.run(work)
 

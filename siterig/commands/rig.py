@@ -8,13 +8,12 @@ from typing import Annotated, Any
 
 import trio
 import typer
-from rich.console import Group, RenderableType
-from rich.live import Live
 
 from azure_emu.vault.api import ProtectedItem, Vm
 from blockfs.disk_log import KEPT_SHARE_MAX, WhenFull
 from blockfs.errors import RigError
 from blockfs.snapshot import STORE_SHARE_MAX
+from blockfs.waits import Wait
 from siterig import doctor as checks
 from siterig import exits, launch, limits, services, show, sites
 from siterig.commands.options import (
@@ -31,6 +30,7 @@ from siterig.commands.options import (
 )
 from siterig.control import RigStatus
 from siterig.layout import Layout
+from siterig.tables import Line
 
 WATCH_S = 1.0
 VAULT_ANSWER_S = 1.5
@@ -40,7 +40,7 @@ VAULT_ANSWER_S = 1.5
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     app.command(epilog=example("siterig doctor"))(doctor)
-    app.command(epilog=example("siterig up --dir /var/tmp/rig"))(up)
+    app.command(epilog=example("siterig up --dir ~/rig"))(up)
     app.command(epilog=example("siterig down"))(down)
     app.command(epilog=example("siterig status --watch"))(status)
 
@@ -61,7 +61,7 @@ def doctor(
             show.print_json(rows)
         else:
             marks = [("ok" if c.ok else "MISSING", c.name, c.found if c.ok else f"{c.found}; {c.remedy}") for c in found]
-            show.print_table(("", "check", "found"), marks, empty="nothing to check")
+            show.print_table(("state", "check", "found"), marks, empty="nothing to check")
         return all(check.ok for check in found)
 
     if not exits.run(work):
@@ -91,6 +91,7 @@ def up(
         typer.Option(limits.SNAPSHOT_SHARE_OPTION, metavar="SHARE", help="A snapshot may take this share of its disk."),
     ] = str(STORE_SHARE_MAX),
     until_eof: Annotated[bool, typer.Option("--until-eof", hidden=True, help="End the rig when stdin closes.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Start the rig, and return when every role is ready."""
 
@@ -101,7 +102,7 @@ def up(
         front_end = front_end_of(fuse_threads, fuse_queue, portable=portable_fuse)
 
         def announce(role: str, state: str) -> None:
-            show.err().print(f"{role}: {state}", markup=False)
+            show.progress(f"{role}: {state}")
 
         launched = await launch.up(
             layout,
@@ -111,7 +112,10 @@ def up(
             limits=allowed,
             announce=announce,
         )
-        print(f"the rig is up: state in {layout.root}, source disks in {layout.site_mount}", flush=True)
+        if as_json:
+            show.print_json_line({"folder": str(layout.root), "source_disks": str(layout.site_mount)})
+        else:
+            show.line(f"the rig is up: state in {layout.root}, source disks in {layout.site_mount}")
         if until_eof:
             try:
                 await trio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
@@ -121,7 +125,7 @@ def up(
     exits.run(work)
 
 
-def down(folder: Dir) -> None:
+def down(folder: Dir, as_json: Json = False) -> None:
     """End the rig and give back its mounts and loop devices, also those left behind by a kill.
 
     The state stays: siterig up goes on from it.
@@ -129,40 +133,54 @@ def down(folder: Dir) -> None:
 
     async def work() -> None:
         layout = Layout.of(folder)
-        for line in await launch.down(layout):
-            show.err().print(line, markup=False, soft_wrap=True)
-        print(f"the rig in {layout.root} is down")
+        done = await launch.down(layout)
+        if as_json:
+            show.print_json({"folder": str(layout.root), "done": done})
+            return
+        for text in done:
+            show.progress(text)
+        show.line(f"the rig in {layout.root} is down")
 
     exits.run(work)
 
 
-def _drawn(rig: RigStatus, vms: list[Vm], items: list[ProtectedItem]) -> RenderableType:
-    roles = [(r.name, r.state, r.pid or "-", r.restarts, r.detail) for r in rig.roles]
-    parts: list[RenderableType] = [
-        f"rig in {rig.folder}, supervisor {rig.pid}",
-        "",
-        show.table(("role", "state", "pid", "restarts", "detail"), roles),
-    ]
-    parts += [f"site {name} is lost: siterig site restore {name} brings it back" for name in sites.lost(rig.roles)]
-    waits = [
-        (role.name, wait.vm or "-", wait.disk or "-", show.age(wait.since_ns), f"{wait.reason} ({wait.code})")
-        for role in rig.roles
-        for wait in role.waits
-    ]
-    if waits:
-        parts += ["", show.table(("waiting", "VM", "disk", "for", "reason"), waits)]
+def _drawn(rig: RigStatus, vms: list[Vm], items: list[ProtectedItem]) -> list[Line]:
+    """Narrow tables, and below each a line for everything that needs words: why a role is not ready, what a VM lacks."""
+    lines: list[Line] = [f"rig in {rig.folder}, supervisor {rig.pid}", ""]
+    lines += show.table(
+        ("role", "state", "pid", "restarts"), [(r.name, r.state, r.pid or "-", r.restarts) for r in rig.roles]
+    )
+    lines += [f"site {name} is lost: siterig site restore {name} brings it back" for name in sites.lost(rig.roles)]
+    for role in rig.roles:
+        if role.detail:
+            lines += show.detail(role.name, role.detail)
+        for wait in role.waits:
+            lines += show.detail(role.name, _wait_text(wait))
     if vms:
-        parts += ["", show.table(("VM", "side", "state"), [(vm.name, vm.side, vm.state) for vm in vms])]
+        lines += ["", *show.table(("VM", "side", "state"), [(vm.name, vm.side, vm.state) for vm in vms])]
     if items:
-        rows = []
+        columns = ("protected", "state", "health", "RPO", "active")
+        lines += ["", *show.table(columns, [_item_row(item) for item in items])]
         for item in items:
-            rpo = "-" if item.lastRpoInSeconds is None else f"{item.lastRpoInSeconds:.0f} s"
-            errors = "; ".join(f"{e.summaryMessage} ({e.errorCode})" for e in item.healthErrors)
-            resync = f"resync required: {item.resynchronizationRequired}" if item.resynchronizationRequired else ""
-            note = "; ".join(filter(None, (resync, errors)))
-            rows.append((item.name, item.protectionState, item.replicationHealth, rpo, item.activeLocation, note))
-        parts += ["", show.table(("protected", "state", "health", "RPO", "active", "note"), rows)]
-    return Group(*parts)
+            for problem in _problems(item):
+                lines += show.detail(item.name, problem)
+    return lines
+
+
+def _wait_text(wait: Wait) -> str:
+    disk = "" if wait.disk is None else f"/{wait.disk}"
+    of = "" if wait.vm is None else f" ({wait.vm}{disk})"
+    return f"waiting for {show.age(wait.since_ns)}{of}: {wait.reason} ({wait.code})"
+
+
+def _item_row(item: ProtectedItem) -> tuple[str, ...]:
+    rpo = "-" if item.lastRpoInSeconds is None else f"{item.lastRpoInSeconds:.0f} s"
+    return (item.name, item.protectionState, item.replicationHealth, rpo, item.activeLocation)
+
+
+def _problems(item: ProtectedItem) -> list[str]:
+    resync = [f"resync required: {item.resynchronizationRequired}"] if item.resynchronizationRequired else []
+    return resync + [f"{error.summaryMessage} ({error.errorCode})" for error in item.healthErrors]
 
 
 async def _vault_state(layout: Layout) -> tuple[list[Vm], list[ProtectedItem], str | None]:
@@ -225,13 +243,13 @@ def status(
         if as_json:
             show.print_json({**rig.model_dump(), "vms": vms, "items": items})
         elif watch:
-            with Live(console=show.out(), auto_refresh=False, screen=False) as live:
+            with show.Drawing(sys.stdout) as drawing:
                 while True:
-                    live.update(_drawn(rig, vms, items), refresh=True)
+                    drawing.draw(_drawn(rig, vms, items))
                     await trio.sleep(WATCH_S)
                     rig, vms, items, problem = await _look(layout)
         else:
-            show.out().print(_drawn(rig, vms, items))
+            show.print_lines(_drawn(rig, vms, items))
         if problem is not None:
             show.notice(problem)
         return problem is None and all(role.state == "ready" for role in rig.roles)

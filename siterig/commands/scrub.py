@@ -71,7 +71,7 @@ def scrub(
             if not repair and any(damages for _, damages in found):
                 show.notice("siterig disk scrub --repair writes again what can be made from the rest of a managed disk")
             if not found:
-                print("no managed disks: siterig protect")
+                show.line("no managed disks: siterig protect")
         return exits.FAILED if any(damages for _, damages in found) else exits.OK
 
     raise typer.Exit(exits.run(work))
@@ -180,7 +180,7 @@ def _json(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryP
 
 def _print(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryPoint]]) -> None:
     if not damages:
-        print(f"{store.title}: as it was written, {format_size(_used_bytes(store.folder))}")
+        show.line(f"{store.title}: as it was written, {format_size(_used_bytes(store.folder))}")
         return
     rows = []
     for damage in damages:
@@ -190,7 +190,7 @@ def _print(store: _Store, damages: list[Damage], points: dict[str, list[Recovery
         hurt = _hurt(damage, store, points)
         file = Path(damage.path).relative_to(store.folder)
         rows.append((file, damage.offset, damage.what, whole, len(hurt) if store.disk is not None else "?"))
-    print(f"{store.title}: {len(damages)} damaged, in {store.folder}")
+    show.line(f"{store.title}: {len(damages)} damaged, in {store.folder}")
     show.print_table(("file", "byte", "what", "positions not whole", "points"), rows, empty="")
     hurting = [damage for damage in damages if damage.first_position is not None]
     if store.disk is not None and any(damage.last_position is None for damage in hurting):

@@ -16,6 +16,7 @@ from blockfs.image_kind import FORMATS, Format
 from siterig import exits, show
 from siterig.commands.operations import job_status, run_job
 from siterig.commands.options import Dir, Json, VmName, example, vault
+from siterig.follow import follow, while_imported
 from siterig.values import (
     check_schedule,
     format_size,
@@ -71,7 +72,7 @@ def create(
     async def work() -> None:
         specs = await _specs(disk, format_ or [])
         api = vault(folder)
-        made = await show.while_imported(api, vm, specs, lambda: api.create_vm(vm=vm, disks=specs))
+        made = await while_imported(api, vm, specs, lambda: api.create_vm(vm=vm, disks=specs))
         if as_json:
             show.print_json(made)
         else:
@@ -148,11 +149,11 @@ def protect(
         job = await api.enable_protection(
             vm=vm, interval_s=interval_s, app_consistent_every_s=app_every_s, history_hours=history_hours
         )
-        job = await show.follow(api, job)
+        job = await follow(api, job)
         finalize = None
         if job.state == "Succeeded":  # the vault begins the second job with the end of the first
             jobs = [j for j in await api.jobs() if j.scenarioName == FINALIZE_SCENARIO and j.targetObjectName == vm]
-            finalize = await show.follow(api, jobs[0])
+            finalize = await follow(api, jobs[0])
         if as_json:
             show.print_json({"job": job, "finalize_job": finalize})
         return job_status(finalize or job)
@@ -210,7 +211,7 @@ def take_point(
         if as_json:
             show.print_json(point)
         else:
-            print(f"{point.type} point {point.id} at position {point.position}")
+            show.line(f"{point.type} point {point.id} at position {point.position}")
         if point.downgraded_because is not None:
             show.notice(f"the point is not application-consistent: {point.downgraded_because}")
 

@@ -19,9 +19,10 @@ import structlog
 import trio
 
 from blockfs.errors import RigError
+from blockfs.printable import printable
 from blockfs.waits import RoleHealth, Wait, Waits
 from siterig.failures import expected
-from siterig.layout import Layout
+from siterig.layout import PRIVATE_UMASK, Layout
 from siterig.process import HealthAnswer, Readiness
 
 _PR_SET_PDEATHSIG = 1
@@ -86,6 +87,11 @@ def allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _escaped(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Names and messages from outside cannot begin a line of their own in the log, or draw on a terminal that shows it."""
+    return {key: printable(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
 def log_to_stderr(level: int = logging.NOTSET) -> None:
     """Structured log lines of a level and above on stderr, which the supervisor appends to the role's log."""
     structlog.configure(
@@ -94,6 +100,7 @@ def log_to_stderr(level: int = logging.NOTSET) -> None:
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _escaped,
             structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
         ],
         logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _LogFile())),
@@ -140,6 +147,7 @@ def main(work: RoleWork) -> None:
     die_with_parent(parent_pid)
     allow_many_files()
     os.set_inheritable(channel_fd, False)
+    os.umask(PRIVATE_UMASK)
     log_to_stderr()
     try:
         trio.run(until_told, work, Layout(folder), channel_fd)

@@ -6,7 +6,6 @@ So the drill is tested without the engine, and with an engine that lies: each li
 from __future__ import annotations
 
 import fcntl
-import io
 import os
 import shutil
 import struct
@@ -17,7 +16,6 @@ from typing import Any
 
 import pytest
 import trio
-from rich.console import Console
 
 from azure_emu.vault.api import Job, ProtectedItem, RecoveryPoint, Vm, VmDisk
 from blockfs import hostmounts
@@ -27,6 +25,7 @@ from scenarios.drill import run_drill
 from scenarios.drill_run import DrillSettings
 from scenarios.narrator import Narrator
 from scenarios.results import DrillResult
+from tests.unit.screens import TextScreen
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")]
 MIB = 1024 * 1024
@@ -208,7 +207,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[PlainRig]:
 
 
 async def drill(rig: PlainRig) -> DrillResult:
-    result = await run_drill(rig, SETTINGS, Narrator(Console(file=io.StringIO(), width=200)))
+    result = await run_drill(rig, SETTINGS, Narrator(TextScreen()))
     assert [use.loop for use in hostmounts._loop_uses() if use.disk.startswith(str(rig.root))] == []
     return result
 
@@ -269,6 +268,6 @@ async def test_an_error_ends_the_drill_with_a_result_and_nothing_left(rig: Plain
 
 async def test_cancelling_in_mid_load_leaves_nothing(rig: PlainRig) -> None:
     with trio.move_on_after(3) as scope:
-        await run_drill(rig, SETTINGS, Narrator(Console(file=io.StringIO())))
+        await run_drill(rig, SETTINGS, Narrator(TextScreen()))
     assert scope.cancelled_caught
     assert [use.loop for use in hostmounts._loop_uses() if use.disk.startswith(str(rig.root))] == []

@@ -369,14 +369,14 @@ async def test_the_report_in_words_and_in_json(states: FileStates, capsys: pytes
     command._print(report, verbose=False, keep=False)
     sys.stdout.flush()
     printed = capsys.readouterr()
-    assert printed.err == "--- what CMD printed when it failed last:\nlooking\n---\n"
+    assert printed.err == "--- output of CMD when it failed last:\nlooking\n---\n"
     evil = states.evil
     before = evil.position - 1
     assert printed.out.splitlines() == [
         f"first bad position: {evil.position} ({rfc3339(evil.position * 10**9)})",
         f"last good position: {report.good.position} ({rfc3339(report.good.position * 10**9)})",
-        f"point before:       id-{before}, CrashConsistent, {rfc3339(before)}, position {before}",
-        "point after:        -",
+        f"point before: id-{before}, CrashConsistent, {rfc3339(before)}, position {before}",
+        "point after: -",
         "",
         f"WRITE on disk {evil.disk}: 4 bytes at 65520 (0xfff0)",
         "  changed 4 bytes; before (-) and after (+):",

@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 import trio
 import typer
-from rich.console import Console
 from typer.testing import CliRunner
 
 from azure_emu.vault.api import Job, JobError, RecoveryPoint, Task, Vm, VmDisk
 from blockfs.errors import RigError
 from blockfs.progress import DiskProgress, VmProgress
-from siterig import exits, show
+from siterig import exits, follow, show
 from siterig.cli import SUBJECTS, program
 from siterig.layout import Layout, create
 
@@ -176,10 +175,10 @@ def test_a_failover_waits_and_gives_the_vm_and_the_job(vault: FakeVault) -> None
     printed = json.loads(result.stdout)
     assert printed["job"]["result"]["disks"] == [{"name": "os", "size_bytes": 2**30, "path": "/r/os.img"}]
     assert printed["job"]["scenarioName"] == "TestFailover"
-    assert result.stderr.splitlines() == [
-        "Test failover web01: Failing over: InProgress",
-        "Test failover web01: Failing over: Succeeded",
-        "Test failover web01: Succeeded",
+    assert [json.loads(line) for line in result.stderr.splitlines()] == [
+        {"progress": "Test failover web01: Failing over: InProgress"},
+        {"progress": "Test failover web01: Failing over: Succeeded"},
+        {"progress": "Test failover web01: Succeeded"},
     ]
 
 
@@ -188,7 +187,11 @@ def test_a_job_that_failed_gives_its_errors_and_status_1(vault: FakeVault) -> No
     result = siterig("failover", "unplanned", "web01", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["job"]["result"] is None
-    assert result.stderr.splitlines()[-1] == "siterig: error: disk is full (NoSpace)"
+    assert json.loads(result.stderr.splitlines()[-1]) == {
+        "error": {"code": "NoSpace", "message": "disk is full", "recoverable": False}
+    }
+    told = siterig("failover", "unplanned", "web01").stderr
+    assert told.splitlines()[-1] == "siterig: error: disk is full (NoSpace)"
 
 
 @pytest.mark.parametrize(
@@ -358,8 +361,10 @@ def test_an_import_shows_how_far_it_is_on_a_terminal_only(
 ) -> None:
     importing = ImportingVault()
     monkeypatch.setattr("siterig.services.vault", lambda _layout: importing)
-    monkeypatch.setattr(show, "POLL_S", 0.001)
-    monkeypatch.setattr(show, "err", lambda: Console(stderr=True, force_terminal=terminal))
+    monkeypatch.setattr(follow, "POLL_S", 0.001)
+    monkeypatch.setattr(show, "is_terminal", lambda _stream: terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
     image = tmp_path / "os.img"
     image.write_bytes(bytes(4096))
     result = siterig("vm", "create", "web01", "--disk", f"os={image}:4MiB", "--disk", "data:1GiB", *more)
@@ -371,10 +376,10 @@ def test_an_import_shows_how_far_it_is_on_a_terminal_only(
 
 
 def test_a_long_table_in_a_pipe_has_a_line_a_row_and_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [(number, "[red]x[/red]", "") for number in range(10_000)]
+    rows = [(number, "[red]x\t\x1b[/red]", "") for number in range(10_000)]
     began = time.perf_counter()
     show.print_table(("position", "name", "mounted"), rows, empty="none")
     assert time.perf_counter() - began < 2  # some 20 ms on an idle machine; five seconds if it is drawn
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["position  name          mounted", "0         [red]x[/red]"]
+    assert lines[:2] == ["position\tname\tmounted", "0\t[red]x\\t\\x1b[/red]\t-"]
     assert len(lines) == 10_001

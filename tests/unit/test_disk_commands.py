@@ -86,7 +86,7 @@ def error(result: Any) -> tuple[int, str]:
 
 
 def test_no_disks_are_said(hosts: Hosts) -> None:
-    assert siterig("disk", "list").stdout == "no disks: siterig vm create\n"
+    assert siterig("disk", "list").stderr == "siterig: note: no disks: siterig vm create\n"
     assert json.loads(siterig("disk", "list", "--json").stdout) == []
 
 
@@ -95,9 +95,8 @@ def test_list_shows_the_disks_of_both_sides_with_what_is_used_of_their_limits(ho
     disk.write(0, bytes(MIB))
     hosts.make("azure", "data", tracked=False)
     head, *rows = siterig("disk", "list").stdout.splitlines()
-    assert head.split("  ")[0] == "disk"
-    cells = [[cell.strip() for cell in row.split("  ") if cell.strip()] for row in rows]
-    assert cells == [
+    assert head.split("\t")[0] == "disk"
+    assert [row.split("\t") for row in rows] == [
         ["web01/os", "site", "64 MiB", "yes", "1", "1 MiB of 32 MiB", "-", "-", "-", "-"],
         ["web01/data", "azure", "64 MiB", "no", "0", "-", "-", "-", "-", "-"],
     ]
@@ -108,7 +107,7 @@ def test_list_tells_what_needs_a_resync_and_how_much_changed(hosts: Hosts) -> No
     for at in range(33):
         disk.write(at * MIB, bytes(MIB))
     row = siterig("disk", "list").stdout.splitlines()[-1]
-    assert row.split()[-2:] == ["LogOverflow", "-"]
+    assert row.split("\t")[-2:] == ["LogOverflow", "-"]
     assert "33 MiB" in row
 
 
@@ -132,7 +131,11 @@ def test_a_side_that_is_lost_hides_nothing_of_the_other(hosts: Hosts, option: tu
     result = siterig("disk", "list", *option)
     assert result.exit_code == 3
     assert "azure" in result.stdout
-    assert result.stderr == "siterig: error: nobody answers for site (RoleUnavailable)\n"
+    if option:
+        body = {"code": "RoleUnavailable", "message": "nobody answers for site", "recoverable": True}
+        assert json.loads(result.stderr) == {"error": body}
+    else:
+        assert result.stderr == "siterig: error: nobody answers for site (RoleUnavailable)\n"
 
 
 # --- which disk ---------------------------------------------------------------------------------------------------
@@ -210,11 +213,11 @@ def test_stats_shows_requests_and_the_state_of_log_and_snapshot(hosts: Hosts) ->
     lines = siterig("disk", "stats", "web01/os").stdout.splitlines()
     assert lines[0] == "disk web01/os (site): 64 MiB, generation 1"
     assert lines[1].startswith("counted since 2")
-    assert lines[3].split() == ["requests", "ops", "bytes", "errors", "p50", "p99", "longest"]
+    assert lines[3].split("\t") == ["requests", "ops", "bytes", "errors", "p50", "p99", "longest"]
     assert [line.split()[0] for line in lines[4:9]] == ["read", "write", "flush", "discard", "seek"]
-    assert "log written    1 MiB in 1 records" in lines
-    assert "log kept       1 MiB of 32 MiB" in lines
-    assert lines[-2:] == ["dirty          -", "snapshot       -"]
+    assert "log written\t1 MiB in 1 records" in lines
+    assert "log kept\t1 MiB of 32 MiB" in lines
+    assert lines[-2:] == ["dirty\t-", "snapshot\t-"]
 
 
 def test_stats_as_json_is_what_the_host_tells_and_the_side(hosts: Hosts) -> None:
@@ -234,10 +237,10 @@ def test_rates_are_what_was_done_in_between_and_none_after_a_restart(hosts: Host
     write = before.requests["write"].model_copy(update={"ops": 300, "bytes": 3 * MIB})
     after = before.model_copy(update={"requests": {**before.requests, "write": write}})
     assert disks._rates(after.requests["write"], before.requests["write"], 3.0) == ("100", "1 MiB")
-    drawn: Any = disks._drawn("site", after, before=before, passed_s=3.0)
-    assert [column.header for column in drawn.renderables[3].columns][-2:] == ["ops/s", "bytes/s"]
-    anew: Any = disks._drawn("site", after.model_copy(update={"since_ns": before.since_ns + 1}), before=before, passed_s=3.0)
-    assert [column.header for column in anew.renderables[3].columns][-1] == "longest"
+    drawn = disks._drawn("site", after, before=before, passed_s=3.0)
+    assert drawn[3][-3::2] == ["ops/s", "bytes/s"]
+    restarted = after.model_copy(update={"since_ns": before.since_ns + 1})
+    assert disks._drawn("site", restarted, before=before, passed_s=3.0)[3][-1] == "longest"
 
 
 def test_json_is_printed_once(hosts: Hosts) -> None:

@@ -95,8 +95,8 @@ def siterig(*arguments: str) -> Any:
 def test_mount_asks_for_what_was_said_and_shows_the_files(vault: FakeVault) -> None:
     result = siterig("point", "mount", "web01", "--position", "17")
     assert result.exit_code == 0, result.stderr
-    assert [line.split()[:4] for line in result.stdout.splitlines()] == [
-        ["mounted", "position", "disk", "size"], ["@17", "17", "os", "1"], ["@17", "17", "odd", "512"],
+    assert [line.split("\t")[:3] for line in result.stdout.splitlines()] == [
+        ["mounted", "position", "disk"], ["@17", "17", "os"], ["@17", "17", "odd"],
     ]  # fmt: skip
     siterig("point", "mount", "web01", "--point", "latest-app")
     siterig("point", "mount", "web01", "--time", "2026-11-21T22:13:17Z")
@@ -116,10 +116,10 @@ def test_list_shows_what_is_mounted_with_its_point_or_between_points(vault: Fake
     siterig("point", "mount", "web01", "--time", "2026-11-21T22:13:17Z")  # the fake's is at 30, too
     vault.mounted["@17"] = vault.mounted["@17"].model_copy(update={"broken": "its managed disk is gone", "disks": []})
     result = siterig("point", "list", "web01")
-    assert [line.split() for line in result.stdout.splitlines()[1:]] == [
+    assert [line.split("\t") for line in result.stdout.splitlines()[1:]] == [
         ["30", "p30", "CrashConsistent", "t30", "scheduled", "recovery/web01/@30"],
-        ["17", "recovery/web01/@17", "(broken)"],
-        ["10", "p10", "CrashConsistent", "t10", "scheduled"],
+        ["17", "-", "-", "-", "-", "recovery/web01/@17 (broken)"],
+        ["10", "p10", "CrashConsistent", "t10", "scheduled", "-"],
     ]
     assert result.stderr == "siterig: note: recovery/web01/@17: its managed disk is gone\n"
     only = siterig("point", "list", "web01", "--mounted").stdout.splitlines()[1:]

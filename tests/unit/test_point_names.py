@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from azure_emu.ports import DiskSpec
 from azure_emu.vault.schema import JobRow
 from blockfs.errors import RigError
 from siterig.show import print_table
+from siterig.values import parse_point
 from tests.unit.vault_fakes import World, ended, protected, running
 
 
@@ -21,6 +23,70 @@ async def test_a_point_is_not_named_so_that_a_line_cannot_tell_it(tmp_path: Path
             await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
         assert (caught.value.code, caught.value.message.isprintable()) == ("InvalidName", True)
         assert (await vault.create_point(vm="web01", kind="CrashConsistent", name="vor dem Öffnen")).name == "vor dem Öffnen"
+
+
+RESERVED = [
+    "latest", "Latest", "LATEST", "latest-processed", "LatestProcessed", "latest_processed", "latest-app", "Latest-App",
+    "LatestApplicationConsistent", "latest-application-consistent", "latest app", "@5", "@0", "@", "@five",
+    "@99999999999999999999",     "2026-11-21T22:13:17Z", "2026-11-21 22:13:17+01:00", "2026-11-21t", "2026-11-21T25:99:99Z",
+    "2b4ddfef-d68f-4a11-8a22-0123456789ab", "2B4DDFEF-D68F-4A11-8A22-0123456789AB", "-x", "--point", " before", "after ",
+]  # fmt: skip
+SELECTABLE = ["5", "before the upgrade", "2026-11-21", "latest-backup", "a@5", "2b4ddfef", "x-", "vor dem Öffnen", "None"]
+
+
+@pytest.mark.parametrize("name", RESERVED)
+async def test_a_name_that_no_command_could_select_is_refused(tmp_path: Path, name: str) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        with pytest.raises(RigError, match="could not be selected by that name: reserved are latest, ") as caught:
+            await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
+        assert caught.value.code == "InvalidName"
+
+
+@pytest.mark.parametrize("name", SELECTABLE)
+async def test_every_other_name_selects_its_point(tmp_path: Path, name: str) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        point = await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
+        await vault.create_point(vm="web01", kind="CrashConsistent", name="another")
+        assert (await vault.mount_point(vm="web01", point=parse_point(name))).recovery_point == point
+        job = await ended(vault, await vault.test_failover(vm="web01", point=parse_point(name)))
+        assert job.recovery_point == point
+
+
+@pytest.mark.parametrize("text", ["LATEST", "latest", "Latest", "latest-processed", "Latest_Processed"])
+async def test_a_word_is_understood_in_any_spelling(tmp_path: Path, text: str) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        newest = (await vault.points(vm="web01"))[0]
+        assert (await vault.mount_point(vm="web01", point=text)).recovery_point == newest
+
+
+async def test_an_id_is_understood_in_capitals(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        point = (await vault.points(vm="web01"))[-1]
+        assert (await vault.mount_point(vm="web01", point=point.id.upper())).recovery_point == point
+
+
+@pytest.mark.parametrize(
+    ("vm", "why"),
+    [
+        ("recovery", "a recovery side's mount has its mounted points there"),
+        ("v" * 59, "59 characters; allowed are 58, for its test VM is named VM-test"),
+        ("-x", "allowed are 1 to 63 letters"),
+        ("a/b", "allowed are 1 to 63 letters"),
+        ("", "allowed are 1 to 63 letters"),
+    ],
+)
+async def test_a_vm_name_that_the_other_side_could_not_have_is_refused_before_anything_is_made(
+    tmp_path: Path, vm: str, why: str
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        with pytest.raises(RigError, match=why) as caught:
+            await vault.create_vm(vm=vm, disks=[DiskSpec(name="os", size_bytes=1 << 20)])
+        assert (caught.value.code, world.calls) == ("InvalidName", [])
 
 
 def test_a_table_tells_a_name_in_its_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:

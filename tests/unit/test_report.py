@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from html.parser import HTMLParser
@@ -10,12 +9,12 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from rich.console import Console
 
 from azure_emu.vault.api import Job, JobError, Task
 from blockfs.errors import RigError
 from scenarios.report import print_summary, verdict, write_report
 from scenarios.results import Check, DrillResult, Measures, RpoSample, TimelineEvent
+from tests.unit.screens import TextScreen
 
 EVIL = "<script>alert('x')</script> & \"q\""
 
@@ -123,9 +122,9 @@ def test_the_verdict_is_one_sentence(made: DrillResult, sentence: str) -> None:
 
 
 def test_the_summary_shows_failed_checks_with_evidence_and_the_figures() -> None:
-    out = io.StringIO()
-    print_summary(Console(file=out, width=100), result(failed=True))
-    text = out.getvalue()
+    screen = TextScreen()
+    print_summary(screen, result(failed=True))
+    text = "\n".join(screen.lines)
     assert f"✗ loss: ledger - {EVIL}" in text
     assert "RPO 2.2 s, transactions lost 7, RTO 8.0 s, failback -, whole drill 60.0 s" in text
     assert "1 of 2 checks failed" in text

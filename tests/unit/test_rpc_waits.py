@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,9 +38,10 @@ def test_a_command_tells_whom_it_waits_for_and_gives_up(hung: Layout, monkeypatc
     monkeypatch.setitem(services._VAULT, "points", 0.3)
     result = siterig("points", "web01", "--json", "--dir", str(hung.root))
     assert (result.exit_code, result.stdout) == (3, "")
-    assert result.stderr.splitlines() == [
-        "siterig: note: waiting for the vault ...",
-        "siterig: error: VaultApi.points: the vault did not answer within 0.3 s (RoleUnavailable)",
+    told = "the vault did not answer within 0.3 s"
+    assert [json.loads(line) for line in result.stderr.splitlines()] == [
+        {"note": "waiting for the vault ..."},
+        {"error": {"code": "RoleUnavailable", "message": told, "recoverable": True}},
     ]
 
 

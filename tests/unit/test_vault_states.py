@@ -50,8 +50,8 @@ def test_every_refusal_names_the_state_and_what_is_allowed(state: State, locatio
             require(row, operation)
         assert caught.value.code == "InvalidState"
         assert caught.value.message == (
-            f"{operation} of VM 'web01' is not possible: protectionState is {state}, activeLocation {location}, "
-            f"testFailoverState None; allowed now: {', '.join(now)}"
+            f"{operation.command} of VM 'web01' is not possible: protectionState is {state}, activeLocation {location}, "
+            f"testFailoverState None; allowed now: {', '.join(each.command for each in now)}"
         )
 
 
@@ -68,9 +68,8 @@ def test_a_second_test_failover_is_refused_while_one_is_there() -> None:
     with pytest.raises(RigError) as caught:
         require(item(State.PROTECTED, PRIMARY, TEST_COMPLETED), Operation.TEST)
     assert caught.value.message == (
-        "test_failover of VM 'web01' is not possible: protectionState is Protected, activeLocation Primary, "
-        "testFailoverState Completed; allowed now: create_point, cleanup_test_failover, unplanned_failover, "
-        "planned_failover, resync"
+        "failover test of VM 'web01' is not possible: protectionState is Protected, activeLocation Primary, "
+        "testFailoverState Completed; allowed now: take-point, cleanup, failover unplanned, failover planned, resync"
     )
 
 

@@ -1,0 +1,26 @@
+"""A screen for narrators that keeps what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from scenarios.ports import Update
+
+
+class TextScreen:
+    """Lines without styles in ``lines``; what bars were told in ``bars``."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.bars: list[tuple[str, int, int]] = []
+
+    def line(self, *parts: str | tuple[str, str]) -> None:
+        self.lines.append("".join(part if isinstance(part, str) else part[0] for part in parts))
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        self.lines += ["\t".join(map(str, row)) for row in (columns, *rows)]
+
+    @contextmanager
+    def bar(self, title: str) -> Iterator[Update]:
+        yield lambda done_bytes, total_bytes: self.bars.append((title, done_bytes, total_bytes))

@@ -1,0 +1,111 @@
+"""Tables fit a terminal without breaking an id, a time or a word, and are one line a row elsewhere."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockfs.printable import printable
+from blockfs.short_ids import shortened
+from siterig import tables
+from siterig.tables import Line
+
+POINTS = ("id", "type", "time", "position", "name")
+IDS = ("0d2c7d1e-9f1b-4f3a-8a41-0f6f4c8f2b11", "0d2c7d1e-1111-4f3a-8a41-0f6f4c8f2b12")
+ROWS = [
+    (IDS[0], "ApplicationConsistent", "2026-11-21T22:13:17.123456Z", 4711, "before the upgrade"),
+    (IDS[1], "CrashConsistent", "2026-11-21T22:13:47.000001Z", 12, "scheduled"),
+]
+
+
+def text_of(line: Line) -> str:
+    return line if isinstance(line, str) else "".join(part if isinstance(part, str) else part[0] for part in line)
+
+
+def fitted(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> list[str]:
+    return [text_of(line) for line in tables.fitted(columns, rows, width)]
+
+
+def piped(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    return [text_of(line) for line in tables.piped(columns, rows)]
+
+
+def test_a_table_that_fits_is_whole_and_aligned() -> None:
+    assert fitted(("VM", "state"), [("web01", "Protected"), ("db", "-")], 80) == [
+        "VM     state", "web01  Protected", "db     -",
+    ]  # fmt: skip
+
+
+def test_points_fit_80_columns_with_short_ids_that_tell_them_apart() -> None:
+    lines = fitted(POINTS, ROWS, 80)
+    assert max(map(len, lines)) <= 80
+    assert lines == [
+        "id          type                   time                  position  name",
+        "0d2c7d1e-9  ApplicationConsistent  2026-11-21T22:13:17Z  4711      before the",
+        " " * 67 + "upgrade",
+        "0d2c7d1e-1  CrashConsistent        2026-11-21T22:13:47Z  12        scheduled",
+    ]
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 60, 80, 120, 200])
+def test_no_id_time_or_word_is_broken_at_any_width(width: int) -> None:
+    lines = fitted(POINTS, ROWS, width)
+    words = " ".join(lines).split()
+    for word in ("ApplicationConsistent", "CrashConsistent", "4711", "before", "upgrade", "scheduled"):
+        assert word in words, lines
+    assert sum(word.startswith("2026-11-21T22:13:") and word.endswith("Z") for word in words) == 2
+    assert sum(word.startswith("0d2c7d1e-") for word in words) == 2
+    longest = max(map(len, words))
+    assert max(map(len, lines)) <= max(width, longest + 2 * len(tables.INDENT))
+
+
+def test_40_columns_have_a_line_for_each_value() -> None:
+    assert fitted(POINTS, ROWS[1:], 40) == [
+        "id: 0d2c7d1e", "type: CrashConsistent", "time: 2026-11-21T22:13:47Z", "position: 12", "name: scheduled",
+    ]  # fmt: skip
+
+
+def test_a_long_path_moves_below_its_row_and_only_there() -> None:
+    path = "/root/.local/state/siterig/site/mnt/web01/a-disk-with-a-long-name.img"
+    lines = fitted(("VM", "side", "file"), [("web01", "site", path), ("db", "site", "/short")], 60)
+    assert lines == ["VM     side  file", "web01  site", "  file:", f"    {path}", "db     site  /short"]
+
+
+def test_words_of_the_last_column_are_wrapped_below_each_other() -> None:
+    assert fitted(("check", "found"), [("space", "12 GiB at /rig, of which 10 are wanted by a drill")], 40) == [
+        "check  found", "space  12 GiB at /rig, of which 10 are", "       wanted by a drill",
+    ]  # fmt: skip
+
+
+def test_in_a_pipe_a_row_is_a_line_of_whole_values_without_padding() -> None:
+    lines = piped(POINTS, ROWS)
+    assert lines[0] == "\t".join(POINTS)
+    assert lines[1].split("\t") == [str(value) for value in ROWS[0]]
+    assert not any("  " in line for line in lines)
+
+
+def test_an_empty_value_is_a_dash_and_a_tab_in_a_value_is_no_separator() -> None:
+    assert piped(("a", "b"), [("", "x\ty\nz\x1b[31m\u202e\udcff")]) == ["a\tb", "-\tx\\ty\\nz\\x1b[31m\\u202e\\xff"]
+
+
+@given(st.lists(st.lists(st.text(max_size=50), min_size=3, max_size=3), min_size=1, max_size=5), st.integers(20, 120))
+def test_whatever_is_in_a_table_is_in_its_lines_and_every_line_is_printable(rows: list[list[str]], width: int) -> None:
+    lines = fitted(("one", "two", "three"), rows, width)
+    assert all(line.isprintable() for line in lines)
+    shown = re.sub(r"\s+", "", "".join(lines))
+    for row in rows:
+        for cell in row:
+            assert re.sub(r"\s+", "", printable(cell)) in shown
+
+
+def test_ids_are_shortened_to_what_tells_them_apart() -> None:
+    names = [str(uuid.UUID(int=number << 92)) for number in range(300)]
+    short = shortened(names)
+    assert len(set(short.values())) == len(names)
+    for name, prefix in short.items():
+        assert [other for other in names if other.startswith(prefix)] == [name]
