@@ -30,15 +30,14 @@ def shortened(ids: Iterable[str]) -> dict[str, str]:
 
 
 def find(what: str, text: str, ids: Iterable[str]) -> str | None:
-    """The only id that begins with ``text``; None if there is none, or if ``text`` is not the beginning of an id.
+    """The only id that begins with ``text``, in any case; None if there is none, or if ``text`` cannot be the beginning.
 
     Raises ``AmbiguousId``, which lists the candidates, if there are several.
     """
-    if _PREFIX.fullmatch(text) is None:
+    beginning = text.lower()
+    if _PREFIX.fullmatch(beginning) is None:
         return None
-    found = sorted(name for name in set(ids) if name == text or (UUID.fullmatch(name) and name.startswith(text)))
-    if text in found:
-        return text
+    found = sorted(name for name in set(ids) if UUID.fullmatch(name) and name.startswith(beginning))
     if len(found) > 1:
         shown = ", ".join(found[:_CANDIDATES_MAX])
         more = f" and {len(found) - _CANDIDATES_MAX} more" if len(found) > _CANDIDATES_MAX else ""

@@ -23,6 +23,7 @@ from azure_emu.vault.schema import DiskRow, MountRow, PointRow
 from azure_emu.vault.services import Services
 from azure_emu.vault.states import RECOVERY, State
 from azure_emu.vault.store import find_item
+from blockfs import short_ids
 from blockfs.control import RecoveryInfo, RecoverySource
 from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
@@ -272,7 +273,7 @@ async def unmount(services: Services, vm: str, name: str) -> None:
     """Close a mounted state; ``NotMounted`` names those there are, ``RecoveryInUse``.
 
     ``name`` is its folder's, or what :func:`mount` would give that name: a time or a position however it is written, or
-    the name of a point.
+    the name of a point.  The beginning of a folder's name that is an id will do (``AmbiguousId``).
     """
 
     def look(session: Session) -> str:
@@ -281,6 +282,8 @@ async def unmount(services: Services, vm: str, name: str) -> None:
         for known in (name, *_default_names(session, vm, name)):
             if known in there:
                 return known
+        if (begun := short_ids.find("mounted point", name, there)) is not None:
+            return begun
         raise RigError("NotMounted", f"VM {vm!r} has no mounted point {name!r}; mounted are: {', '.join(there) or 'none'}")
 
     # Somebody who has the turn before may unmount it, too: then it is closed twice, which is no error.

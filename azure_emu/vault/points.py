@@ -14,6 +14,7 @@ from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.retention import PointFacts
 from azure_emu.vault.schema import DiskRow, ItemRow, PointRow, TagSeenRow
 from azure_emu.vault.selectors import LATEST, LATEST_APPLICATION_CONSISTENT, LATEST_PROCESSED, WORDS, parse
+from blockfs import short_ids
 from blockfs.errors import RigError
 from blockfs.part import SYNC_END, TagSeen, Watermark
 
@@ -178,9 +179,10 @@ def prune(session: Session, vm: str, ids: list[str]) -> None:
 
 
 def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
-    """The available point that ``choice`` means, an id or a name that only one has; ``NoSuchPoint`` says which there are.
+    """The available point that ``choice`` means: an id, a name that only one has, or the beginning of one id.
 
-    For ``Latest`` this is only the newest *named* point: see :func:`latest_state` for what else it may be.
+    ``NoSuchPoint`` says which there are; ``AmbiguousId``.  For ``Latest`` this is only the newest *named* point: see
+    :func:`latest_state` for what else it may be.
     """
     selector = parse(choice)
     if selector.text in (LATEST, LATEST_PROCESSED):
@@ -190,6 +192,7 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
     else:
         row = find_available(session, selector.text)
         found = to_wire(row) if row is not None and row.vm == vm else _named(session, vm, choice)
+        found = found or _begun(session, vm, choice)
     if found is None:
         last = newest(session, vm)
         told = f"the newest is {last.id} ({last.type})" if last is not None else "it has none yet"
@@ -209,6 +212,13 @@ def _named(session: Session, vm: str, name: str) -> RecoveryPoint | None:
             f"VM {vm!r} has {len(rows)} recovery points named {name!r}, the newest is {rows[0][0]}: say which by its id",
         )
     return _wire(rows[0]) if rows else None
+
+
+def _begun(session: Session, vm: str, beginning: str) -> RecoveryPoint | None:
+    ids = session.scalars(select(PointRow.tag_id).where(PointRow.vm == vm, PointRow.available))
+    found = short_ids.find("point", beginning, ids)
+    row = None if found is None else find_available(session, found)
+    return None if row is None else to_wire(row)
 
 
 def _allowed(count: int) -> str:

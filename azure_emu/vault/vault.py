@@ -54,6 +54,7 @@ from azure_emu.vault.states import (
     require,
 )
 from azure_emu.vault.store import Store, find_item
+from blockfs import short_ids
 from blockfs.clock import Clock
 from blockfs.control import CutInfo, DiskHostControl, TagKind
 from blockfs.errors import RigError
@@ -443,10 +444,11 @@ class Vault(Reports):
         return await self._services.store.transact(look)
 
     async def job(self, *, name: str) -> Job:
-        """One job; ``JobNotFound``."""
+        """The job of this name, or whose name alone begins so; ``JobNotFound``, ``AmbiguousId``."""
 
         def look(session: Session) -> Job:
-            row = session.scalars(select(JobRow).where(JobRow.name == name)).one_or_none()
+            known = short_ids.find("job", name, session.scalars(select(JobRow.name)))
+            row = session.scalars(select(JobRow).where(JobRow.name == known)).one_or_none()
             if row is None:
                 raise RigError("JobNotFound", f"there is no job {name!r}; see the list of jobs for their names")
             return self._job_to_wire(row)

@@ -14,6 +14,7 @@ import typer
 from azure_emu.ports import Damage, DamageReports, RecoverySide
 from azure_emu.scrub import scrub as scrub_store
 from azure_emu.vault.api import ManagedDisk, RecoveryPoint, VaultApi
+from blockfs import short_ids
 from blockfs.errors import RigError
 from siterig import exits, services, show
 from siterig.commands.options import Dir, Json, running, vault
@@ -97,15 +98,16 @@ async def _stores(layout: Layout, api: VaultApi | None) -> list[_Store]:
 def _chosen(stores: list[_Store], which: list[str]) -> list[_Store]:
     if not which:
         return stores
+    ids = [store.folder.name for store in stores]
+    chosen: set[str] = set()
     for text in which:
-        if not any(_is(store, text) for store in stores):
+        named = {store.folder.name for store in stores if text in (store.title, store.title.partition("/")[0])}
+        begun = None if named else short_ids.find("managed disk", text, ids)
+        if not named and begun is None:
             there = ", ".join(store.title for store in stores) or "none"
             raise RigError("DiskNotFound", f"there is no managed disk of {text!r}; there are: {there}")
-    return [store for store in stores if any(_is(store, text) for text in which)]
-
-
-def _is(store: _Store, text: str) -> bool:
-    return text in (store.title, store.title.partition("/")[0])
+        chosen |= named or {str(begun)}
+    return [store for store in stores if store.folder.name in chosen]
 
 
 async def _scrub(store: _Store) -> list[Damage] | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from azure_emu.ports import DiskSpec
 from azure_emu.vault.schema import JobRow
@@ -60,6 +61,39 @@ async def test_a_word_is_understood_in_any_spelling(tmp_path: Path, text: str) -
         await protected(vault)
         newest = (await vault.points(vm="web01"))[0]
         assert (await vault.mount_point(vm="web01", point=text)).recovery_point == newest
+
+
+async def test_the_beginning_of_an_id_selects_its_point_unless_a_point_has_that_name(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        point = (await vault.points(vm="web01"))[0]
+        short = point.id[:8]
+        mounted = await vault.mount_point(vm="web01", point=short)
+        assert (mounted.recovery_point, mounted.name) == (point, point.id)
+        await vault.unmount_point(vm="web01", name=short)
+        assert await vault.mounted_points(vm="web01") == []
+        job = await ended(vault, await vault.test_failover(vm="web01", point=short))
+        assert job.recovery_point == point
+        assert (await vault.job(name=job.name[:8])).name == job.name
+        named = await vault.create_point(vm="web01", kind="CrashConsistent", name=short)
+        assert (await vault.mount_point(vm="web01", point=short)).recovery_point == named
+
+
+async def test_the_beginning_of_several_ids_is_an_error_that_lists_them(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        names = [(await ended(vault, await vault.resync(vm="web01"))).name for _ in range(2)]
+        twins = [f"abcdabcd{name[8:]}" for name in names]
+
+        def rename(session: Session) -> None:
+            for name, twin in zip(names, twins, strict=True):
+                session.execute(update(JobRow).where(JobRow.name == name).values(name=twin))
+
+        await vault._services.store.transact(rename)
+        with pytest.raises(RigError) as caught:
+            await vault.job(name="abcd")
+        assert caught.value.code == "AmbiguousId"
+        assert all(twin in caught.value.message for twin in twins)
 
 
 async def test_an_id_is_understood_in_capitals(tmp_path: Path) -> None:

@@ -92,6 +92,13 @@ def test_of_a_rig_that_is_down_sound_stores_are_called_by_their_ids(rig: Path) -
     assert result.stdout.startswith(f"{DISK_ID}: as it was written, ")
 
 
+def test_the_beginning_of_an_id_is_enough(rig: Path) -> None:
+    make_store(rig)
+    result = siterig("disk", "scrub", DISK_ID[:8], "--dir", str(rig))
+    assert result.stdout.startswith(f"{DISK_ID}: as it was written, ")
+    assert siterig("disk", "scrub", DISK_ID[:8] + "-ffff", "--dir", str(rig)).exit_code == 2
+
+
 def test_where_there_are_none_it_says_so(rig: Path) -> None:
     result = siterig("disk", "scrub", "--dir", str(rig))
     assert (result.exit_code, result.stdout) == (0, "no managed disks: siterig protect\n")
