@@ -13,11 +13,9 @@ import logging
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,16 +23,15 @@ from pathlib import Path
 
 import trio
 
+from azure_emu.azurite_files import find_node, find_script
 from blockfs import safe_files
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
 
 HOST = "127.0.0.1"
-NODE_MAJOR_MIN = 20
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 10.0
 CHECK_TIMEOUT_S = 1.0
-BINARY_VARIABLE = "SITERIG_AZURITE"
 
 _READY = re.compile(r"successfully listens on http://[^:]+:(\d+)")
 _TAIL_LINES = 12
@@ -199,40 +196,6 @@ def find_azurite() -> list[str]:
     """The command line (Node and Azurite's script) without arguments.  Errors: ``AzuriteMissing``, ``NodeMissing``."""
     script = find_script()
     return [find_node(), str(script)]
-
-
-def find_script() -> Path:
-    """Azurite's script: named by ``SITERIG_AZURITE``, else the checkout's, else on ``PATH``; ``AzuriteMissing``."""
-    named = os.environ.get(BINARY_VARIABLE)
-    if named is not None:
-        if not Path(named).is_file():
-            raise RigError(
-                "AzuriteMissing", f"{BINARY_VARIABLE} names {named}, which is no file: name Azurite's azurite-blob script"
-            )
-        return Path(named)
-    beside = Path(__file__).resolve().parent.parent / "node_modules" / ".bin" / "azurite-blob"
-    if beside.is_file():
-        return beside
-    on_path = shutil.which("azurite-blob")
-    if on_path is None:
-        raise RigError(
-            "AzuriteMissing",
-            f"Azurite is not installed: no {beside} and no azurite-blob on PATH;"
-            f" run ./rig in a checkout, or npm install -g azurite, or name it in {BINARY_VARIABLE}",
-        )
-    return Path(on_path)
-
-
-def find_node() -> str:
-    """Path of the Node to run: the one ``./rig`` put beside this Python, else the one on ``PATH``; ``NodeMissing``."""
-    ours = Path(sys.executable).parent / "node"
-    node = str(ours) if os.access(ours, os.X_OK) else shutil.which("node")
-    if node is None:
-        raise RigError(
-            "NodeMissing",
-            f"Azurite needs Node.js {NODE_MAJOR_MIN} or newer and no node is on PATH: run ./rig, or install it",
-        )
-    return node
 
 
 def _arguments(folder: Path, port: int) -> list[str]:

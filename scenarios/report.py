@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from html import escape
 from pathlib import Path
 
 from azure_emu.vault.api import Job
 from blockfs.errors import RigError
+from blockfs.json_text import json_text
+from blockfs.printable import printable
 from scenarios.ports import Screen
 from scenarios.report_charts import rpo_chart, timeline_chart
 from scenarios.report_style import STYLE
 from scenarios.results import Check, DrillResult, TimelineEvent
+
+
+def _html(text: str) -> str:
+    """Text from outside: no markup, and no character that hides or reorders what follows."""
+    return escape(printable(text))
+
 
 _MARKS = {True: ('<span class="good">&#10003;</span>', "held"), False: ('<span class="bad">&#10007;</span>', "failed")}
 
@@ -20,7 +29,7 @@ def write_report(folder: Path, result: DrillResult) -> list[Path]:
 
     The folder is made; ``ReportUnwritable`` names it and the reason.
     """
-    texts = {"report.json": result.model_dump_json(indent=2) + "\n", "report.html": render_html(result)}
+    texts = {"report.json": json_text(result, indent=2) + "\n", "report.html": render_html(result)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -79,21 +88,21 @@ def render_html(result: DrillResult) -> str:
     """The page; everything that came from outside is escaped."""
     state = "good" if result.ok else "bad"
     tiles = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in figures(result)
+        f'<div class="tile"><b>{_html(value)}</b><span>{_html(name)}</span></div>' for name, value in figures(result)
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Drill of {escape(result.vm)}: {"passed" if result.ok else "failed"}</title>
+<title>Drill of {_html(result.vm)}: {"passed" if result.ok else "failed"}</title>
 <style>{STYLE}</style>
 </head>
 <body>
 <header class="{state}">
-<h1>Site recovery drill of {escape(result.vm)}</h1>
-<p class="verdict">{escape(verdict(result))}</p>
-<p>{escape(result.started)}, replication interval {result.interval_s:g} s</p>
+<h1>Site recovery drill of {_html(result.vm)}</h1>
+<p class="verdict">{_html(verdict(result))}</p>
+<p>{_html(result.started)}, replication interval {result.interval_s:g} s</p>
 </header>
 <main>
 <section class="tiles">{tiles}</section>
@@ -102,16 +111,48 @@ def render_html(result: DrillResult) -> str:
 <section><h2>RPO over time</h2><figure>{rpo_chart(result)}</figure></section>
 <section><h2>Checks</h2>{"".join(_step_checks(step, result.checks) for step in result.steps)}</section>
 <section><h2>Jobs</h2>{_jobs(result.jobs)}</section>
+<section><h2>What was tested</h2>{_tested(result)}</section>
 </main>
 </body>
 </html>
 """
 
 
+def _tested(result: DrillResult) -> str:
+    rows = "".join(
+        f'<tr><th>{_html(name)}</th><td class="evidence">{_html(value)}</td></tr>' for name, value in tested(result)
+    )
+    return f'<div class="wide"><table class="facts">{rows}</table></div>'
+
+
+def tested(result: DrillResult) -> list[tuple[str, str]]:
+    """Versions, machine, sizes and command line, ready to print."""
+    about = result.tested
+    if about is None:
+        return [("siterig", "not recorded")]
+    host = about.host
+    return [
+        ("siterig", f"{about.version}, commit {about.commit or 'unknown'}"),
+        ("command line", shlex.join(about.command_line)),
+        ("disks", f"os {_gib(about.os_bytes)}, data {_gib(about.data_bytes)}, with files of {_gib(about.corpus_bytes)}"),
+        ("replication interval", f"{result.interval_s:g} s"),
+        ("Python", about.python),
+        ("Azurite", about.azurite or "unknown"),
+        ("system", f"{host.system or 'unknown'}, Linux {host.kernel}"),
+        ("CPUs", f"{host.cpus}, {host.cpu_model or 'unknown model'}"),
+        ("memory", _gib(host.memory_bytes)),
+        ("file system", host.file_system or "unknown"),
+    ]
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 30):.3g} GiB"
+
+
 def _events(events: list[TimelineEvent]) -> str:
     rows = "".join(
-        f'<tr class="{event.severity}"><td class="number">{event.at_s:.1f} s</td><td>{escape(event.step)}</td>'
-        f"<td>{escape(event.text)}</td></tr>"
+        f'<tr class="{event.severity}"><td class="number">{event.at_s:.1f} s</td><td>{_html(event.step)}</td>'
+        f"<td>{_html(event.text)}</td></tr>"
         for event in events
     )
     return f'<div class="wide"><table><tr><th>at</th><th>step</th><th>what happened</th></tr>{rows}</table></div>'
@@ -120,22 +161,22 @@ def _events(events: list[TimelineEvent]) -> str:
 def _step_checks(step: str, checks: list[Check]) -> str:
     mine = [check for check in checks if check.step == step]
     if not mine:
-        return f'<h3>{escape(step)}</h3><p class="none">No check in this step, or it was not reached.</p>'
+        return f'<h3>{_html(step)}</h3><p class="none">No check in this step, or it was not reached.</p>'
     rows = "".join(
         f'<tr class="{"" if check.ok else "failed"}"><td title="{_MARKS[check.ok][1]}">{_MARKS[check.ok][0]}</td>'
-        f'<td>{escape(check.name)}</td><td class="evidence">{escape(check.evidence)}</td></tr>'
+        f'<td>{_html(check.name)}</td><td class="evidence">{_html(check.evidence)}</td></tr>'
         for check in mine
     )
-    return f'<h3>{escape(step)}</h3><div class="wide"><table class="checks">{rows}</table></div>'
+    return f'<h3>{_html(step)}</h3><div class="wide"><table class="checks">{rows}</table></div>'
 
 
 def _jobs(jobs: list[Job]) -> str:
     rows = "".join(
-        f"<tr><td>{escape(job.friendlyName)}</td><td>{escape(job.targetObjectName)}</td>"
-        f'<td class="{"bad" if job.state == "Failed" else ""}">{escape(job.state)}</td>'
-        f"<td>{escape(job.startTime or '')}</td><td>{escape(job.endTime or '')}</td>"
-        f"<td>{'<br>'.join(f'{escape(task.name)} {escape(task.state)}' for task in job.tasks)}"
-        f"{''.join(f'<br><b>{escape(error.code)}</b>: {escape(error.message)}' for error in job.errors)}</td></tr>"
+        f"<tr><td>{_html(job.friendlyName)}</td><td>{_html(job.targetObjectName)}</td>"
+        f'<td class="{"bad" if job.state == "Failed" else ""}">{_html(job.state)}</td>'
+        f'<td class="number">{_html(job.startTime or "")}</td><td class="number">{_html(job.endTime or "")}</td>'
+        f"<td>{'<br>'.join(f'{_html(task.name)} {_html(task.state)}' for task in job.tasks)}"
+        f"{''.join(f'<br><b>{_html(error.code)}</b>: {_html(error.message)}' for error in job.errors)}</td></tr>"
         for job in jobs
     )
     head = "<tr><th>job</th><th>of</th><th>state</th><th>start</th><th>end</th><th>tasks</th></tr>"

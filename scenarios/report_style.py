@@ -38,6 +38,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .75rem .3rem 0; border-top: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; border: 0; }
 tr.failed td { background: color-mix(in srgb, var(--bad) 12%, transparent); }
+.facts th { width: 12rem; border-top: 1px solid var(--line); }
 .checks td:first-child { width: 1.5rem; }
 .checks td:nth-child(2) { width: 38%; }
 .evidence { font-family: ui-monospace, monospace; font-size: .82rem; color: var(--soft); overflow-wrap: anywhere; }

@@ -49,6 +49,34 @@ class Measures(WireModel):
     failback_s: float | None = None
 
 
+class Host(WireModel):
+    """The machine that a drill ran on; None for what it does not tell.  ``file_system``: the one of the rig's folder."""
+
+    system: str | None
+    kernel: str
+    cpus: int
+    cpu_model: str | None
+    memory_bytes: int
+    file_system: str | None
+
+
+class Setup(WireModel):
+    """What a drill has tested.  ``commit`` ends with ``-dirty`` if the code had changes; None: it is not known.
+
+    The sizes are those of the disks ``os`` and ``data`` and of the files that were copied to them.
+    """
+
+    version: str
+    commit: str | None
+    python: str
+    azurite: str | None
+    host: Host
+    command_line: list[str]
+    os_bytes: int
+    data_bytes: int
+    corpus_bytes: int
+
+
 class DrillResult(WireModel):
     """All of it.  ``ok`` only if the drill came to its end and every check held; ``error`` is what stopped it."""
 
@@ -65,3 +93,4 @@ class DrillResult(WireModel):
     rpo: list[RpoSample]
     measures: Measures
     jobs: list[Job]
+    tested: Setup | None = None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 
 INTERRUPTED = 130
-"""The same as in siterig.exits, whose imports are part of what takes the moment."""
+"""The same as in siterig.statuses, whose package is part of what takes the moment."""
 
 
 def main() -> None:
@@ -15,13 +16,22 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may know fewer characters than a name has
     try:
-        from siterig.cli import program  # noqa: PLC0415
-
-        app = program(sys.argv[1:])
+        app = _load(sys.argv[1:])
     except KeyboardInterrupt:
         sys.stderr.write("siterig: interrupted\n")
         sys.exit(INTERRUPTED)
     app()
+
+
+def _load(words: list[str]) -> Callable[[], object]:
+    # --version is answered without what parses options: that takes longer to load than all the rest.
+    if "--version" in words and set(words) <= {"--version", "--json"}:
+        from siterig.provenance import print_versions  # noqa: PLC0415
+
+        return lambda: print_versions(as_json="--json" in words)
+    from siterig.cli import program  # noqa: PLC0415
+
+    return program(words)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -12,7 +11,7 @@ import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError
 from typer.core import TyperGroup
 
-from siterig import exits, show
+from siterig import provenance, show, statuses
 
 SUBJECTS = {
     "rig": ("doctor", "up", "down", "status"),
@@ -37,7 +36,7 @@ class _Program(TyperGroup):
         """Run the command of ``args`` (default: this process's) and exit."""
         words = list(sys.argv[1:] if args is None else args)
         try:
-            sys.exit(super().main(words, prog_name="siterig", standalone_mode=False) or exits.OK)
+            sys.exit(super().main(words, prog_name="siterig", standalone_mode=False) or statuses.OK)
         except NoArgsIsHelpError as error:
             show.help_text(error.format_message())
         except ClickException as error:
@@ -46,8 +45,8 @@ class _Program(TyperGroup):
             show.usage_error(error.format_message(), "" if context is None else context.get_usage())
         except typer.Abort:
             show.interrupted()
-            sys.exit(exits.INTERRUPTED)
-        sys.exit(exits.BAD_INPUT)
+            sys.exit(statuses.INTERRUPTED)
+        sys.exit(statuses.BAD_INPUT)
 
 
 def program(words: Sequence[str] = ()) -> typer.Typer:
@@ -59,27 +58,36 @@ def program(words: Sequence[str] = ()) -> typer.Typer:
         "machine.",
         epilog="Example: siterig drill",
         no_args_is_help=True,
+        invoke_without_command=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         add_completion=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for subject in [name for name, first in SUBJECTS.items() if words and words[0] in first] or SUBJECTS:
+    for subject in _subjects(words):
         importlib.import_module(f"siterig.commands.{subject}").register(app)
     app.callback()(_global)
     return app
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        show.line(f"siterig {importlib.metadata.version('siterig')}")
-        raise typer.Exit
+def _subjects(words: Sequence[str]) -> Sequence[str]:
+    return [name for name, first in SUBJECTS.items() if words and words[0] in first] or list(SUBJECTS)
 
 
 def _global(
+    context: typer.Context,
     *,
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", help="Print the versions of siterig, Python, the kernel and Azurite."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", is_eager=True, callback=show.set_json, help="With --version: print JSON.")
     ] = False,
 ) -> None:
     """Options of the program itself."""
+    if version:
+        provenance.print_versions(as_json=as_json)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        context.fail("Missing command.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import platform
 import re
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from azure_emu.azurite import NODE_MAJOR_MIN, find_node, find_script
+from azure_emu.azurite_files import NODE_MAJOR_MIN, find_node, find_script, version_of
 from blockfs.errors import RigError
 
 FREE_BYTES_MIN = 6 << 30
@@ -145,11 +144,7 @@ class ThisMachine:
     def azurite(self) -> tuple[str, str]:
         """See :class:`Machine`."""
         script = find_script()
-        for folder in script.resolve().parents:
-            package = folder / "package.json"
-            if package.is_file() and (about := json.loads(package.read_text())).get("name") == "azurite":
-                return str(script), str(about["version"])
-        return str(script), "unknown version"
+        return str(script), version_of(script) or "unknown version"
 
     def kernel_filesystems(self) -> frozenset[str]:
         """See :class:`Machine`."""

@@ -1,4 +1,4 @@
-"""Exit statuses of the command line: stable, documented in docs/cli.md."""
+"""How a command ends: its exit status, and what it reports of a failure."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from siterig import show
 from siterig.failures import expected
 from siterig.role_guide import RoleGuide
 from siterig.rpc_client import GUIDE
+from siterig.statuses import BAD_INPUT, ENVIRONMENT, FAILED, INTERRUPTED, NOT_UP, OK
+
+__all__ = ["BAD_INPUT", "ENVIRONMENT", "FAILED", "INTERRUPTED", "NOT_UP", "OK", "interrupted", "run", "status_of"]
 
 T = TypeVar("T")
-
-OK, FAILED, BAD_INPUT, NOT_UP, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 _STATUS = dict.fromkeys(("NotUp", "RoleFailed", "RoleHeld", "RoleHung", "RoleUnavailable"), NOT_UP) | dict.fromkeys(
     ("AzuriteMissing", "FuseMissing", "NodeMissing", "NotPermitted", "ToolMissing"), ENVIRONMENT

@@ -8,7 +8,6 @@ JSON, and each line on stderr is a JSON object: ``{"progress": TEXT}``, ``{"note
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -17,10 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
-from pydantic import BaseModel
-
 from blockfs.errors import RigError
-from blockfs.printable import printable, printable_lines, valid_unicode
+from blockfs.json_text import json_text
+from blockfs.printable import printable, printable_lines
 from siterig import tables
 from siterig.tables import Line, Part
 
@@ -112,25 +110,6 @@ def print_json_line(value: object) -> None:
     """One JSON document of several, in one line, written at once."""
     sys.stdout.write(json_text(value) + "\n")
     sys.stdout.flush()
-
-
-def json_text(value: object, *, indent: int | None = None) -> str:
-    r"""JSON in ASCII; a byte of a file name that is not UTF-8 is written as ``\xff``, which no JSON string can hold."""
-    return json.dumps(_plain(value), indent=indent)
-
-
-def _plain(value: object) -> Any:
-    if isinstance(value, BaseModel):
-        return _plain(dict(value.model_dump()))
-    if isinstance(value, dict):
-        return {valid_unicode(str(key)): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, str):
-        return valid_unicode(value)
-    if value is None or isinstance(value, int | float):
-        return value
-    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:

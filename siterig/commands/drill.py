@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ import trio
 import typer
 
 from blockfs.errors import RigError
-from siterig import doctor, exits, launch, show
+from siterig import doctor, exits, launch, provenance, show
 from siterig.commands.options import Dir, Json, example
 from siterig.layout import Layout
 from siterig.tables import Part
@@ -24,6 +25,7 @@ from siterig.values import format_size, interval_notice, parse_size
 if TYPE_CHECKING:
     from scenarios.drill_run import DrillSettings
     from scenarios.narrator import Narrator
+    from scenarios.results import Setup
 
 
 def register(app: typer.Typer) -> None:
@@ -132,6 +134,23 @@ async def _machine_is_fit(layout: Layout, narrator: Narrator, steps: int) -> boo
     return all(check.ok for check in found)
 
 
+def _tested(layout: Layout, settings: DrillSettings) -> Setup:
+    from scenarios.results import Host, Setup  # noqa: PLC0415 (as below)
+
+    found = provenance.versions()
+    return Setup(
+        version=found["version"] or "",
+        commit=found["commit"],
+        python=found["python"] or "",
+        azurite=found["azurite"],
+        host=Host.model_validate({**provenance.host(layout.root), "kernel": found["kernel"]}),
+        command_line=["siterig", *sys.argv[1:]],
+        os_bytes=settings.os_bytes,
+        data_bytes=settings.data_bytes,
+        corpus_bytes=settings.corpus_bytes,
+    )
+
+
 async def _drill(layout: Layout, settings: DrillSettings, report: Path | None, *, keep: bool, as_json: bool) -> bool:
     # Here, for the plots' library takes longer to load than most commands to run.
     from scenarios.drill import STEP_COUNT, run_drill  # noqa: PLC0415
@@ -153,6 +172,8 @@ async def _drill(layout: Layout, settings: DrillSettings, report: Path | None, *
     kept = False
     try:
         result = await run_drill(Testbed(layout), settings, narrator)
+        tested = await trio.to_thread.run_sync(_tested, layout, settings)
+        result = result.model_copy(update={"tested": tested})
         narrator.step(STEP_COUNT, STEP_COUNT, "Report")
         print_summary(screen, result)
         if report is not None:

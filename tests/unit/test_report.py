@@ -13,7 +13,7 @@ import pytest
 from azure_emu.vault.api import Job, JobError, Task
 from blockfs.errors import RigError
 from scenarios.report import print_summary, verdict, write_report
-from scenarios.results import Check, DrillResult, Measures, RpoSample, TimelineEvent
+from scenarios.results import Check, DrillResult, Host, Measures, RpoSample, Setup, TimelineEvent
 from tests.unit.screens import TextScreen
 
 EVIL = "<script>alert('x')</script> & \"q\""
@@ -47,6 +47,17 @@ def result(*, failed: bool = False, error: str | None = None) -> DrillResult:
             TimelineEvent(at_s=40.0, step="loss", text="THE SITE IS LOST", severity="bad"),
         ],
         rpo=[RpoSample(at_s=float(i), rpo_s=None if i < 3 else i % 6) for i in range(50)],
+        tested=Setup(
+            version="0.1.0",
+            commit=None,
+            python="3.11.7",
+            azurite="3.37.0",
+            command_line=["siterig", "drill", EVIL],
+            os_bytes=1 << 30,
+            data_bytes=3 << 29,
+            corpus_bytes=200 << 20,
+            host=Host(system="Debian", kernel="6.1", cpus=2, cpu_model=EVIL, memory_bytes=8 << 30, file_system="ext4"),
+        ),
         measures=Measures(rpo_s=2.25, rpo_transactions=7, rto_s=8.0),
         jobs=[job],
     )
@@ -119,6 +130,24 @@ def test_a_drill_that_ended_before_its_first_event_still_has_a_report(tmp_path: 
 )
 def test_the_verdict_is_one_sentence(made: DrillResult, sentence: str) -> None:
     assert verdict(made) == sentence
+
+
+def test_the_page_says_what_was_tested(tmp_path: Path) -> None:
+    text = page(tmp_path, result())
+    for shown in (
+        "0.1.0, commit unknown",
+        "siterig drill &#x27;",
+        "os 1 GiB, data 1.5 GiB, with files of 0.195 GiB",
+        "3.37.0",
+    ):
+        assert shown in text
+    assert "Debian, Linux 6.1" in text
+
+
+def test_a_name_with_control_characters_is_escaped_in_the_page_and_valid_in_json(tmp_path: Path) -> None:
+    made = result().model_copy(update={"vm": "a\u202eb\x1b\udcff"})
+    assert r"a\u202eb\x1b\xff" in page(tmp_path, made)
+    assert json.loads((tmp_path / "report.json").read_text())["vm"] == "a\u202eb\x1b\\xff"
 
 
 def test_the_summary_shows_failed_checks_with_evidence_and_the_figures() -> None:
