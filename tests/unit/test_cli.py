@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +22,7 @@ from typer.testing import CliRunner
 from azure_emu.vault.api import Job, JobError, RecoveryPoint, Task, Vm, VmDisk
 from blockfs.errors import RigError
 from blockfs.progress import DiskProgress, VmProgress
-from siterig import exits, follow, show
+from siterig import exits, follow, provenance, show
 from siterig.cli import SUBJECTS, program
 from siterig.layout import Layout, create
 
@@ -383,3 +387,31 @@ def test_a_long_table_in_a_pipe_has_a_line_a_row_and_is_quick(capsys: pytest.Cap
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["position\tname\tmounted", "0\t[red]x\\t\\x1b[/red]\t-"]
     assert len(lines) == 10_001
+
+
+def test_the_version_names_commit_python_kernel_and_azurite(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = json.loads(siterig("--version", "--json").stdout)
+    assert list(found) == ["version", "commit", "python", "kernel", "azurite"]
+    assert (found["python"], found["kernel"]) == (platform.python_version(), platform.release())
+    monkeypatch.setattr(provenance, "versions", lambda: dict.fromkeys(found))
+    assert siterig("--version").stdout.splitlines() == [
+        "siterig unknown, commit unknown", "Python unknown, Linux unknown, Azurite unknown",
+    ]  # fmt: skip
+
+
+def test_the_version_is_answered_without_loading_the_commands() -> None:
+    program = "import sys; sys.argv = ['siterig', '--version']; import siterig.__main__ as m; m.main(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("siterig ")
+    assert not {"typer", "trio", "pydantic", "httpx", "siterig.commands"} & set(done.stdout.split())
+
+
+def test_the_commit_of_an_installed_package_is_what_pip_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recorded: dict[str, str | None] = {"direct_url.json": None}
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr("importlib.metadata.distribution", lambda _name: SimpleNamespace(read_text=recorded.get))
+    assert provenance.commit() is None
+    recorded["direct_url.json"] = json.dumps({"url": "https://host/x", "vcs_info": {"vcs": "git", "commit_id": "abc"}})
+    assert provenance.commit() == "abc"
+    (tmp_path / ".git").touch()
+    assert provenance.commit() is None, "a broken checkout has no commit"
