@@ -23,7 +23,9 @@ from blockfs.os_errors import naming, reason
 from cext._core import lib
 from cext.hashing import crc32c
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_OLD_VERSION = 1
+"""Without the newest segment and the time of the last change."""
 CHUNK_BYTES: int = lib.SR_DIRTY_CHUNK_BYTES
 HEADER_BYTES: int = lib.SR_DIRTY_HEADER_BYTES
 REASONS: dict[int, str] = {
@@ -31,13 +33,14 @@ REASONS: dict[int, str] = {
     lib.SR_LOG_FULL: "LogFull",
     lib.SR_SYNC_FAILED: "SyncFailed",
     lib.SR_WRITE_FAILED: "WriteFailed",
+    lib.SR_IMAGE_CHANGED: "ImageChanged",
 }
 """Why a log was given up, by the state word."""
 
 _MAGIC = b"SRIGDRTY"
 _HEADER = struct.Struct("<8sHHI16sQ16s4x")  # then CRC32C
 _CRC = struct.Struct("<I")
-_STATE = struct.Struct("<I")
+_STATE = struct.Struct("<I4xQQ")  # then the newest segment's number, and when the disk's file was last changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class DirtyFile:
     """``reason``: why the log was given up, None if it was not.  ``ranges``: (offset, length) of changed chunks, merged.
 
     ``boot_id``: of the boot in which it is written to; ``boot.NIL`` if the disk was closed in order since.
+    ``newest_segment``: number of the log's newest segment; ``mtime_ns``: when the disk's file was last changed, as of the
+    last sync; both 0 if that was not noted.
     """
 
     disk_id: str
@@ -52,6 +57,8 @@ class DirtyFile:
     boot_id: str
     reason: str | None
     ranges: list[tuple[int, int]]
+    newest_segment: int = 0
+    mtime_ns: int = 0
 
     @property
     def whole(self) -> bool:
@@ -82,14 +89,17 @@ def read(path: Path) -> DirtyFile:
     magic, version, header_bytes, chunk_bytes, disk, generation, booted = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise RigError("DirtyCorrupt", f"{path}: magic is {magic!r}; a dirty file begins with {_MAGIC!r}")
-    if version != FORMAT_VERSION:
-        raise RigError("DirtyVersion", f"{path}: dirty file format {version}; this siterig reads {FORMAT_VERSION}")
+    if version not in (_OLD_VERSION, FORMAT_VERSION):
+        raise RigError(
+            "DirtyVersion", f"{path}: dirty file format {version}; this siterig reads {_OLD_VERSION} and {FORMAT_VERSION}"
+        )
     if crc32c(data[: _HEADER.size]) != _CRC.unpack_from(data, _HEADER.size)[0]:
         raise RigError("DirtyCorrupt", f"{path}: header checksum does not match")
-    (state,) = _STATE.unpack_from(data, _HEADER.size + _CRC.size)
+    state, newest_segment, mtime_ns = _STATE.unpack_from(data, _HEADER.size + _CRC.size)
     if (header_bytes, chunk_bytes) != (HEADER_BYTES, CHUNK_BYTES) or (state != lib.SR_LOGGED and state not in REASONS):
         raise RigError("DirtyCorrupt", f"{path}: names {header_bytes} header bytes, chunks of {chunk_bytes}, state {state}")
-    if any(data[56:60]) or any(data[68:HEADER_BYTES]) or generation >= 1 << 63:
+    zeros = any(data[56:60]) or any(data[68:72]) or any(data[88:HEADER_BYTES])
+    if zeros or (version == _OLD_VERSION and (newest_segment or mtime_ns)) or generation >= 1 << 63:
         raise RigError("DirtyCorrupt", f"{path}: names generation {generation}, or is not zero where it must be")
     return DirtyFile(
         disk_id=str(uuid.UUID(bytes=disk)),
@@ -97,6 +107,8 @@ def read(path: Path) -> DirtyFile:
         boot_id=str(uuid.UUID(bytes=booted)),
         reason=REASONS.get(state),
         ranges=_ranges(data[HEADER_BYTES:]),
+        newest_segment=newest_segment,
+        mtime_ns=mtime_ns,
     )
 
 

@@ -14,6 +14,9 @@ Fault contract
 * A log that becomes too long (or full, by policy) is given up for a bitmap of what changed, in one step under the
   disk's lock; the mark is in the dirty file before the first write that is not logged (:mod:`blockfs.dirty`).
 * A failed write (disk full, ...) leaves log and disk as they were, or alike as far as it came.
+* A change of the disk's files by another program is noticed at the next opening (:mod:`blockfs.disk_identity`), or while the
+  disk is open (:mod:`blockfs.own_file`, :mod:`blockfs.file_watch`): the log is abandoned (``ImageChanged``).  Bytes that the
+  file has lost are never read as zeros; once they are lost, or the file has no name, no write or flush succeeds (``EIO``).
 * The logs of a generation that cannot go on are kept until the resync that replaces it has been applied.
 
 Bytes: any thread.  The rest: the trio thread, but for :meth:`Disk.tend`.
@@ -21,51 +24,36 @@ Bytes: any thread.  The rest: the trio thread, but for :meth:`Disk.tend`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import structlog
 import trio
 
-from blockfs import dirty
+from blockfs import dirty, disk_identity
 from blockfs.changelog import RecordType, encode_tag
 from blockfs.control import SegmentInfo
-from blockfs.disk_files import SECTOR_BYTES, DiskPlace, finish_promotion, make_raw_of_top, remove_maps
-from blockfs.disk_log import DiskLog, LogPolicy, check, find_segments, go_on_noting
-from blockfs.disk_state import DiskState, ShownAttributes
+from blockfs.disk_files import SECTOR_BYTES, DiskPlace, finish_promotion, make_raw_of_top, open_layer, remove_maps
+from blockfs.disk_guard import DiskGuard
+from blockfs.disk_log import DiskLog, check, find_segments, go_on_noting
+from blockfs.disk_rules import DiskRules
+from blockfs.disk_state import ClosedNote, DiskState, FileStamp, LogExtent, ShownAttributes
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.file_attributes import DiskAttributes, PastState
 from blockfs.layers import RawLayer, TopLayer, WritableLayer
 from blockfs.log_recovery import DISK_BYTES_MAX, Recovered, recover_log
 from blockfs.part import TagSeen
-from blockfs.position import PositionCounter
-from blockfs.snapshot import STORE_SHARE_MAX, Snapshot, begin_snapshots
+from blockfs.snapshot import Snapshot, begin_snapshots
 from blockfs.views import Views
 from cext._core import ffi, lib
 
 _log = structlog.get_logger("blockfs.disk")
-
-
-@dataclass(frozen=True, slots=True)
-class DiskRules:
-    """What the disks of a host have in common: the counter of positions, who is told of events, how much they may keep."""
-
-    positions: PositionCounter
-    event_fd: int = -1
-    """An eventfd, raised when :meth:`Disk.tend` has something to do; -1: nobody waits."""
-    policy: LogPolicy = field(default_factory=LogPolicy)
-    snapshot_share_max: float = STORE_SHARE_MAX
-    """How much of a disk's size its snapshot may take."""
-    can_grow: bool = True
-    """Not where something lies behind the disk in its file."""
-    read_only: bool = False
-    """Of a state of the past: nobody may open it to write."""
 
 
 class Disk:
@@ -79,8 +67,10 @@ class Disk:
         self.handles = 0
         self.snapshot: Snapshot | None = None
         self.promotion_stopped_by: RigError | None = None
+        self.guard: DiskGuard | None = None  # of a state of the past there is none
         self.layer = layer
         self.attributes = DiskAttributes(self, past)
+        self._known: list[FileStamp] = []  # of the orderly end before
         self._rules = rules
         self._log: DiskLog | None = None
         self._noting = False  # the log was given up, and the dirty file has all that changed since
@@ -108,44 +98,45 @@ class Disk:
         """Open what is there; see :meth:`over`."""
         state = finish_promotion(place, DiskState.load(place.file("disk")))
         place.file("snapshot").unlink(missing_ok=True)
-        layer: WritableLayer
-        if state.kind == "raw":
-            layer = RawLayer(place.file("img"), writable=True)
-        else:
-            if views is None or state.store is None or state.position is None:
-                raise RigError("NotARecoveryHost", f"disk {place} lies over a managed disk; this host has none")
-            view = views.open(Path(state.store), state.position, place.holder)
-            try:
-                layer = TopLayer(view, place.file("top"))
-            except BaseException:
-                view.close()
-                raise
-        if (found := layer.size_bytes) < state.size_bytes:
-            layer.close()
-            raise RigError(
-                "DiskCorrupt", f"disk {place}: {layer.path.name} has {found} bytes; its state says {state.size_bytes}"
-            )
-        return cls.over(place, state=state, layer=layer, rules=rules)
+        disk_identity.check_files_there(place, state)
+        found = disk_identity.identify(place, state)
+        state = found.state
+        if found.why is not None:
+            _log.error("disk_changed_by_another", disk=str(place), what=found.why)
+        layer = open_layer(place, state, views)
+        return cls.over(place, state=state, layer=layer, rules=rules, closed=found.closed)
 
     @classmethod
-    def over(cls, place: DiskPlace, *, state: DiskState, layer: WritableLayer, rules: DiskRules) -> Disk:
-        """A disk over an open layer, which it owns from now on; its log is recovered if it was tracked."""
+    def over(
+        cls, place: DiskPlace, *, state: DiskState, layer: WritableLayer, rules: DiskRules, closed: ClosedNote | None
+    ) -> Disk:
+        """A disk over an open layer, which it owns from now on; its log is recovered if it was tracked.
+
+        ``closed``: what was noted when it was last closed in order, and taken back.
+        """
         disk = cls(place, state=state, layer=layer, rules=rules)
         try:
+            if closed is not None:
+                disk._known = closed.files
             if layer.size_bytes > state.size_bytes:  # a kill came between its growing and the note of it
                 disk._set(size_bytes=layer.size_bytes)
             if state.tracked:
-                disk._recover()
+                disk._recover(closed.log if closed is not None else None)
             if disk.state.needs_resync in dirty.REASONS.values():
                 disk._go_on_noting()
+            disk._guard_files()
         except BaseException:
             disk.abandon()
             raise
         return disk
 
-    def _recover(self) -> None:
-        """Go on with the log, or say why not."""
-        reason = self._noted_reason()
+    def _guard_files(self) -> None:
+        files, fd = disk_identity.own_files(self.place, self.state), self.layer.fileno()
+        self.guard = DiskGuard(self.c, self.place, files=files, fd=fd, rules=self._rules, ended=self.note_given_up)
+
+    def _recover(self, closed: LogExtent | None) -> None:
+        """Continue the log, or note why that is not possible.  ``closed``: what it had when it was closed in order."""
+        reason = disk_identity.noted_reason(self.place, self.state)
         if reason is not None:
             self._set(tracked=False, needs_resync=reason)
             return
@@ -158,6 +149,8 @@ class Disk:
                 first_segment=self.state.first_segment,
                 disk_size_bytes=self.size_bytes,
                 positions=self._rules.positions,
+                closed=closed,
+                newest_segment=disk_identity.newest_segment(self.place),
             )
         except RigError as exc:
             if exc.code not in ("PowerLoss", "LogCorrupt"):
@@ -176,22 +169,20 @@ class Disk:
         for number, (offset, length) in found.changed:
             lib.sr_log_touch(self.c, number, offset, length)
         self._log = log
+        self._note_opened()
         _log.info("log_continued", disk=str(self.place), next_seq=found.next_seq, torn_bytes=found.torn_bytes)
 
-    def _noted_reason(self) -> str | None:
-        """Why the log had been given up when the server ended; ``LogCorrupt``, ``PowerLoss`` if that cannot be told."""
+    def _note_opened(self) -> None:
         try:
-            found = dirty.read(self.place.file("dirty"))
-        except RigError as exc:
-            _log.warning("dirty_file_unusable", disk=str(self.place), reason=exc.code, message=exc.message)
-            return "LogCorrupt"
-        if (found.disk_id, found.generation) != (self.state.disk_id, self.state.generation):
-            return "LogCorrupt"  # a kill came when a log was being begun: what was noted of the one before is not known
-        return found.reason if found.reason is None or found.whole else "PowerLoss"
+            self._set(opened=disk_identity.opened_note(self.place, self.layer.fileno()))
+        except OSError as exc:  # after a kill one look less is possible
+            _log.warning("opening_not_noted", disk=str(self.place), error=exc.strerror)
 
     def _go_on_noting(self) -> None:
         """Of a disk whose log was given up earlier: note what changes; or that what has changed is not known."""
-        reason = self._noted_reason()
+        reason = disk_identity.noted_reason(self.place, self.state)
+        if reason is None and self.state.needs_resync == "ImageChanged":
+            return  # found when it was opened: what others have changed is in no bitmap
         if reason != self.state.needs_resync:
             self._set(needs_resync=reason if reason == "PowerLoss" else "LogCorrupt")
             return
@@ -229,6 +220,11 @@ class Disk:
     def size_bytes(self) -> int:
         """The disk's size."""
         return self.layer.size_bytes
+
+    @property
+    def file_trouble(self) -> str | None:
+        """What another program has done to its files; None: nothing that is known."""
+        return self.guard.trouble if self.guard is not None else None
 
     @property
     def read_only(self) -> bool:
@@ -351,7 +347,7 @@ class Disk:
         )
         try:
             # First, so that no write is logged in a generation that the state does not know.
-            self._set(tracked=True, generation=generation, first_segment=next_number, needs_resync=None)
+            self._set(tracked=True, generation=generation, first_segment=next_number, needs_resync=None, opened=None)
         except BaseException:
             log.discard()
             raise
@@ -363,6 +359,7 @@ class Disk:
             self._set(tracked=False, needs_resync="LogFull")
             raise
         self._log = log
+        self._note_opened()
 
     def stop_tracking(self) -> None:
         """Stop logging and delete the logs."""
@@ -501,6 +498,8 @@ class Disk:
         if not lib.sr_disk_is_full(self.c):
             return False
         self.state = make_raw_of_top(self.place, self.state)
+        if self.guard is not None:
+            self.guard.files.renamed(self.place.file("img"))
         return True
 
     def settle(self) -> None:
@@ -542,21 +541,29 @@ class Disk:
         self._close_in_c()
         self.layer = fresh
         self._open_in_c()
+        self._guard_files()
         self._set(size_bytes=fresh.size_bytes)  # not before: the old bytes may be fewer
 
     def close(self) -> None:
         """Close in order: the disk, then its log's clean mark, durable.  Requests are refused (``EIO``) from now on."""
         lib.sr_disk_end_requests(self.c)  # what is written after the mark would not be told by it
-        self.note_events()
-        self.attributes.settle()
+        if self.guard is None or self.guard.check_files() is None:
+            self.note_events()
+            self.attributes.settle()
         self.end_snapshot()
+        closed = None
         with self._thread_lock:
             if self._log is not None:
                 self._log.close_clean()
-                self._log = None
-            else:
+                closed, self._log = self._log.extent, None
+            elif self.file_trouble is None:
                 self.layer.sync()
+            else:
+                with contextlib.suppress(OSError):  # what it was for may be lost
+                    self.layer.sync()
         self._close_in_c()
+        if closed is not None:
+            self._set(closed=disk_identity.closed_note(self.place, self.state, closed, self._known, self._rules.digests))
         if self._noting:
             dirty.end_use(self.place.file("dirty"))
             self._noting = False
@@ -571,6 +578,8 @@ class Disk:
         """Ends requests that still run, and closes all files."""
         with self._thread_lock:
             if self._c is not None:
+                if self.guard is not None:
+                    self.guard.close()
                 lib.sr_disk_free(self._c)
                 self._c = None
                 self.layer.close()

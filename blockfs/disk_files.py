@@ -15,8 +15,10 @@ from blockfs import safe_files
 from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
+from blockfs.layers import RawLayer, TopLayer, WritableLayer
 from blockfs.log_recovery import DISK_BYTES_MAX
 from blockfs.os_errors import naming
+from blockfs.views import Views
 
 SECTOR_BYTES = 512
 HOLDER_KIND = "vm"
@@ -94,7 +96,11 @@ def make_raw_of_top(place: DiskPlace, state: DiskState) -> DiskState:
 
 def _note_raw(place: DiskPlace, state: DiskState) -> DiskState:
     sync_folder(place.folder)  # the rename first
-    raw = state.model_copy(update={"kind": "raw", "store": None, "position": None, "promoting": False})
+    # What was copied last is in no log: after a kill its time must not pass for another's write.
+    opened = state.opened
+    if opened is not None:
+        opened = opened.model_copy(update={"mtime_ns": place.file("img").stat().st_mtime_ns})
+    raw = state.model_copy(update={"kind": "raw", "store": None, "position": None, "promoting": False, "opened": opened})
     raw.save(place.file("disk"))
     return raw
 
@@ -112,3 +118,30 @@ def finish_promotion(place: DiskPlace, state: DiskState) -> DiskState:
     if state.kind == "raw":
         remove_maps(place)
     return state
+
+
+def _whole_sectors(path: Path) -> int:
+    """How many bytes of a raw disk's file are whole sectors: another program may have made it longer."""
+    return path.stat().st_size // SECTOR_BYTES * SECTOR_BYTES
+
+
+def open_layer(place: DiskPlace, state: DiskState, views: Views | None) -> WritableLayer:
+    """The bytes of a disk with that state; ``DiskCorrupt``, ``NotARecoveryHost``."""
+    layer: WritableLayer
+    if state.kind == "raw":
+        layer = RawLayer(place.file("img"), writable=True, size_bytes=_whole_sectors(place.file("img")))
+    else:
+        if views is None or state.store is None or state.position is None:
+            raise RigError("NotARecoveryHost", f"disk {place} lies over a managed disk; this host has none")
+        view = views.open(Path(state.store), state.position, place.holder)
+        try:
+            layer = TopLayer(view, place.file("top"))
+        except BaseException:
+            view.close()
+            raise
+    if (found := layer.size_bytes) < state.size_bytes:
+        layer.close()
+        raise RigError(
+            "DiskCorrupt", f"disk {place}: {layer.path.name} has {found} bytes; its state says {state.size_bytes}"
+        )
+    return layer

@@ -38,6 +38,7 @@ from blockfs.changelog import (
     encode_header,
 )
 from blockfs.control import SegmentInfo
+from blockfs.disk_state import LogExtent
 from blockfs.durable import sync_folder
 from blockfs.os_errors import naming, raised_by_c
 from blockfs.safe_files import temporary_name
@@ -401,6 +402,14 @@ class DiskLog:
             )
             for k in kept
         ]
+
+    @property
+    def extent(self) -> LogExtent:
+        """The records of all segments that are kept, the current one too."""
+        self.settle()
+        with self._lock:
+            first_seq = self._kept[0].first_seq if self._kept else self._segments()[0].first_seq
+            return LogExtent(first_seq=first_seq, next_seq=self.next_seq)
 
     @property
     def oldest_number(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -19,26 +19,51 @@ from blockfs.errors import RigError
 from blockfs.wire import UUID_PATTERN, WireModel
 from cext.hashing import crc32c
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_OLD_VERSION = 1
 _BYTES_MAX = 65536
 
-
-class ImageStamp(WireModel):
-    """What tells that nobody wrote to an image: its file's size and times (nanoseconds since 1970)."""
-
-    size_bytes: int
-    mtime_ns: int
-    ctime_ns: int
+_Whole = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
-class ImageNote(WireModel):
-    """The image that a disk by itself lies on: the file's name, and its stamp when the disk was last closed in order.
+class FileStamp(WireModel):
+    """One of a disk's files, as it was at one moment.  Times in nanoseconds since 1970.
 
-    ``closed`` is None while the disk is open, and after a kill.
+    ``inode`` is None if it is not known (state files of format 1).  ``digest``: of the file's bytes, None if there are too
+    many of them (:mod:`blockfs.file_stamps`).
     """
 
     file: str
-    closed: ImageStamp | None
+    size_bytes: _Whole
+    mtime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
+    ctime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
+    inode: _Whole | None
+    digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
+
+
+class LogExtent(WireModel):
+    """Which records the kept segments of a disk's log have: from ``first_seq`` to the one before ``next_seq``."""
+
+    first_seq: _Whole
+    next_seq: _Whole
+
+
+class ClosedNote(WireModel):
+    """A tracked disk as it was closed in order: its files, and its log (None: state files of format 1)."""
+
+    files: list[FileStamp]
+    log: LogExtent | None
+
+
+class OpenedNote(WireModel):
+    """Where the inodes of a tracked disk's own file and of its dirty file are, since it was opened.
+
+    ``mtime_ns``: when its own file was last changed by something that the log has nothing of (promotion), or 0.
+    """
+
+    inode: _Whole
+    dirty_inode: _Whole
+    mtime_ns: int = Field(default=0, ge=-(1 << 63), lt=1 << 63)
 
 
 class TouchedTimes(WireModel):
@@ -70,9 +95,9 @@ class DiskState(WireModel):
     ``kind`` is ``raw`` (``NAME.img``) or ``top`` (``NAME.top`` over managed disk ``store`` at ``position``).
     ``tracked``: writes are logged in generation ``generation``, which begins with segment ``first_segment``.
     ``needs_resync``: None, or why the logs cannot be vouched for.  ``promoting``: of a top that is becoming a raw disk
-    (:mod:`blockfs.promotion`).  ``image``: only of a disk by itself
-    (:mod:`blockfs.standalone`).  ``shown``: what ``chmod``, ``chown`` and ``touch`` have set
-    (:mod:`blockfs.file_attributes`).
+    (:mod:`blockfs.promotion`).  ``image``: name of the file, only of a disk by itself (:mod:`blockfs.standalone`).
+    ``closed``: None while the disk is open, and after a kill.  ``opened``: None if it was not tracked then.  ``shown``: what
+    ``chmod``, ``chown`` and ``touch`` have set (:mod:`blockfs.file_attributes`).
     """
 
     disk_id: str = Field(pattern=UUID_PATTERN)
@@ -85,7 +110,9 @@ class DiskState(WireModel):
     first_segment: int = Field(default=1, ge=1, lt=1 << 63)
     store: str | None = None
     position: int | None = Field(default=None, ge=0, lt=1 << 63)
-    image: ImageNote | None = None
+    image: str | None = None
+    closed: ClosedNote | None = None
+    opened: OpenedNote | None = None
     shown: ShownAttributes = ShownAttributes()
 
     @property
@@ -117,16 +144,45 @@ class DiskState(WireModel):
             version, crc, body = raw.pop("format"), raw.pop("crc32c"), raw.pop("disk")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise RigError("DiskStateCorrupt", f"{path}: is not a disk state file: {exc!r:.200}") from exc
-        if type(version) is not int or version != FORMAT_VERSION:
-            raise RigError("StateVersion", f"{path}: disk state format {version!r:.50}; this siterig reads {FORMAT_VERSION}")
+        if type(version) is not int or version not in (_OLD_VERSION, FORMAT_VERSION):
+            raise RigError(
+                "StateVersion",
+                f"{path}: disk state format {version!r:.50}; this siterig reads {_OLD_VERSION} and {FORMAT_VERSION}",
+            )
         if type(crc) is not int or crc != _crc(body) or raw:
             raise RigError("DiskStateCorrupt", f"{path}: checksum does not match")
         try:
+            if version == _OLD_VERSION:
+                if isinstance(body, dict) and not body.keys().isdisjoint({"closed", "opened"}):
+                    raise RigError("DiskStateCorrupt", f"{path}: has keys that format {_OLD_VERSION} has not")
+                body = _migrated(body)
             return cls.model_validate(body, strict=True)
         except ValidationError as exc:
             first = exc.errors()[0]
             where = ".".join(map(repr, first["loc"]))[:100]  # of an unknown key, too
             raise RigError("DiskStateCorrupt", f"{path}: {where}: {first['msg']!r:.200}") from exc
+
+
+class _OldStamp(WireModel):
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class _OldImage(WireModel):
+    file: str
+    closed: _OldStamp | None
+
+
+def _migrated(body: object) -> object:
+    """Format 2 of format 1, in which only an image by itself had a note of what it was when it was closed."""
+    if not isinstance(body, dict) or body.get("image") is None:
+        return body
+    image = _OldImage.model_validate(body["image"], strict=True)
+    if image.closed is None:
+        return body | {"image": image.file}
+    stamp = {"file": image.file, "inode": None, **image.closed.model_dump()}
+    return body | {"image": image.file, "closed": {"files": [stamp], "log": None}}
 
 
 def _crc(body: object) -> int:

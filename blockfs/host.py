@@ -34,12 +34,14 @@ from blockfs.control import (
     TagKind,
 )
 from blockfs.counters import DiskCounters
-from blockfs.disk import Disk, DiskRules, begin_snapshots_of
+from blockfs.disk import Disk, begin_snapshots_of
 from blockfs.disk_files import HOLDER_KIND, DiskPlace, make_raw, make_top
 from blockfs.disk_log import LogPolicy
 from blockfs.disk_report import count, describe
+from blockfs.disk_rules import DiskRules
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
+from blockfs.file_watch import FileWatch
 from blockfs.host_folder import RECOVERY_FOLDER, check_name, host_error, lock_folder, told_of
 from blockfs.layers import Layer
 from blockfs.part import TagSeen
@@ -79,7 +81,8 @@ class DiskHost:
         self._lock_fd = lock_folder(root)
         self.positions = PositionCounter(root / "position")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max)
+        self._watch = FileWatch()
+        self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max, watch=self._watch)
         self._promoter = Promoter(self._all_disks, self._let_go_of_view, self._turns)
         self._tell_grown: Callable[[Disk], None] | None = None
         self.vms: dict[str, dict[str, Disk]] = {}
@@ -112,7 +115,7 @@ class DiskHost:
         """See :class:`blockfs.tree.DiskTree`."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._promoter.run)
-            await tend(self._event_fd, self._all_disks)
+            await tend(self._event_fd, self._watch, self._all_disks)
 
     def _let_go_of_view(self, store: Path, place: DiskPlace) -> None:
         if self._views is not None:
@@ -125,7 +128,11 @@ class DiskHost:
         """Close all disks in order."""
         for disks in self.vms.values():
             for disk in disks.values():
-                disk.close()
+                try:
+                    disk.close()
+                except OSError as exc:  # the others are to be closed in order all the same
+                    disk.abandon()
+                    _log.error("disk_not_closed_in_order", disk=str(disk.place), error=exc.strerror)
         if self._recoveries is not None:
             self._recoveries.end()
         self.positions.close()
@@ -142,6 +149,7 @@ class DiskHost:
         self._release()
 
     def _release(self) -> None:
+        self._watch.close()
         for fd in (self._event_fd, self._lock_fd):
             if fd >= 0:
                 os.close(fd)

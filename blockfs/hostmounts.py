@@ -7,9 +7,11 @@ is right after any kill, and also for loop devices and mounts that a user made b
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -28,6 +30,7 @@ _DEAD = {errno.ENOTCONN, errno.EIO, errno.ENOENT, errno.ESTALE, errno.ECONNABORT
 _DETACH_TIMEOUT_S = 10.0
 _STAT_TIMEOUT_S = 3.0
 _FREEZE_GRACE_S = 5.0
+_LOOP_GET_STATUS64, _LOOP_INFO64_BYTES = 0x4C05, 232  # <linux/loop.h>
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,55 @@ async def loops(disk: Path) -> list[DiskUse]:
     """Loop devices over the disk file, with their mounts."""
     wanted = await _resolved(disk)
     return [use for use in _loop_uses() if use.disk == wanted]
+
+
+async def loops_on(identity: tuple[int, int], path: str) -> list[str]:
+    """Loop devices that can write to the file with that device and inode: it is ``path``, or has another name as well.
+
+    No file system is asked but the one that the file is on.
+    """
+    return await trio.to_thread.run_sync(_loops_on, identity, path, abandon_on_cancel=True)
+
+
+def loop_text(loop: str, path: Path | str) -> str:
+    """A user is to know that a loop device is attached to a file that only this program may change."""
+    return f"loop device {loop} is attached to {path}, and can change it unseen; detach it: losetup -d {loop}"
+
+
+def _loops_on(identity: tuple[int, int], path: str) -> list[str]:
+    number = f"{os.major(identity[0])}:{os.minor(identity[0])}"
+    mounted = mounts()
+    found = []
+    for entry in sorted(Path("/sys/block").glob("loop*"), key=lambda path: int(path.name[4:])):
+        backing = _backing_file(entry.name)
+        if backing is None or _text(entry / "ro") == "1":
+            continue
+        loop = f"/dev/{entry.name}"
+        if backing == path or (_mounted_device(mounted, backing) == number and _loop_identity(loop) == identity):
+            found.append(loop)
+    return found
+
+
+def _mounted_device(mounted: list[tuple[str, str, str]], path: str) -> str | None:
+    """Number of the device whose mount a path leads into, by the names alone."""
+    around = [(len(point), number) for number, _, point in mounted if path.startswith(point.rstrip("/") + "/")]
+    return max(around)[1] if around else None
+
+
+def _loop_identity(loop: str) -> tuple[int, int] | None:
+    """Device and inode of the file that a loop device is attached to; None if that may not be asked."""
+    try:
+        fd = os.open(loop, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        status = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_BYTES))
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    device, inode = struct.unpack_from("=QQ", status)
+    return device, inode
 
 
 async def processes_at(where: Path) -> list[str]:

@@ -19,7 +19,6 @@ from typing import Literal
 import trio
 
 from blockfs import block_device, hostmounts, image_kind, safe_files, user_files, vhd
-from blockfs.disk_state import ImageStamp
 from blockfs.errors import RigError
 from blockfs.file_limit import check_file_limit
 from blockfs.image_bytes import ImageBytes
@@ -75,11 +74,6 @@ class Image:
     fd: int
     is_device: bool = False
 
-    def stamp(self) -> ImageStamp:
-        """What its file's inode says now."""
-        found = os.fstat(self.fd)
-        return ImageStamp(size_bytes=found.st_size, mtime_ns=found.st_mtime_ns, ctime_ns=found.st_ctime_ns)
-
     def close(self) -> None:
         """Release the lock."""
         os.close(self.fd)
@@ -112,7 +106,7 @@ async def open_locked(path: Path, *, read_only: bool) -> LockedFile:
     fd, read_only = await _opened(real, read_only)
     try:
         await _lock(real, fd, shared=read_only)
-        await _refuse_loops(real)
+        await _refuse_loops(real, fd)
         return LockedFile(real, fd, block_device.size_bytes(fd), block_device.is_block_device(fd), read_only)
     except BaseException:
         os.close(fd)
@@ -161,9 +155,12 @@ async def _lock(path: Path, fd: int, *, shared: bool) -> None:
     raise RigError("ImageBusy", f"{path}: is in use by {', '.join(holders) or 'another process'}{at}")
 
 
-async def _refuse_loops(path: Path) -> None:
+async def _refuse_loops(path: Path, fd: int) -> None:
     for use in await hostmounts.loops(path):
         raise RigError("ImageBusy", f"{path}: is in use by {', '.join(filter(None, (use.loop, *use.mountpoints)))}")
+    found = os.fstat(fd)
+    for loop in await hostmounts.loops_on((found.st_dev, found.st_ino), str(path)):
+        raise RigError("ImageBusy", f"{path}: is in use by {loop}, under another name")
 
 
 def _would_block(fd: int, byte: int) -> bool:

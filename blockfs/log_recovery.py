@@ -26,6 +26,7 @@ from blockfs.changelog import (
     scan_tail,
 )
 from blockfs.disk_log import KeptSegment, find_segments, segment_path
+from blockfs.disk_state import LogExtent
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.layers import WritableLayer, merge_ranges
@@ -113,11 +114,14 @@ def recover_log(
     first_segment: int,
     disk_size_bytes: int,
     positions: PositionCounter,
+    closed: LogExtent | None = None,
+    newest_segment: int = 0,
 ) -> Recovered:
     """Read the log of a disk that was tracked when its server ended, however it ended, and cut its torn tail.
 
     ``first_segment``: number with which the generation began; older segments may be anything.  ``disk_size_bytes``: what the
-    disk has; the log may say that it was about to grow.
+    disk has; the log may say that it was about to grow.  ``closed``: what its kept segments had when it was closed in order.
+    ``newest_segment``: number of one that was begun (0: not known).
 
     Raises ``RigError``: ``PowerLoss`` (unsynced pages may be gone) or ``LogCorrupt`` (rot, missing segments): the log
     cannot be continued and the disk needs a resync.
@@ -132,6 +136,7 @@ def recover_log(
         raise RigError(
             "PowerLoss", f"{last.path}: was being written when boot {last.header.boot_id} ended; unsynced data may be gone"
         )
+    _check_none_missing(folder / name, found, closed, newest_segment)
     newest = None
     if last.newest is not None:
         with SegmentReader(last.path) as reader:
@@ -159,6 +164,19 @@ def recover_log(
         newest=newest,
         torn_bytes=last.torn_bytes,
     )
+
+
+def _check_none_missing(path: Path, found: list[FoundSegment], closed: LogExtent | None, newest_segment: int) -> None:
+    """Segments at either end that are gone leave no gap."""
+    last = found[-1]
+    if last.number < newest_segment:
+        raise RigError("LogCorrupt", f"{path}: segment {newest_segment} of the change log is missing")
+    if closed is not None and (found[0].header.first_seq, last.next_seq) != (closed.first_seq, closed.next_seq):
+        raise RigError(
+            "LogCorrupt",
+            f"{path}: the change log has records {found[0].header.first_seq} to {last.next_seq - 1}; it had "
+            f"{closed.first_seq} to {closed.next_seq - 1} when the disk was closed: segments are missing, or were replaced",
+        )
 
 
 def _adopt_spare(folder: Path, name: str, disk_id: str, generation: int) -> None:

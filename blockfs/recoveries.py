@@ -26,8 +26,9 @@ from pydantic import Field, ValidationError
 
 from blockfs import safe_files, vhd
 from blockfs.control import RecoveryDisk, RecoveryInfo, RecoverySource
-from blockfs.disk import Disk, DiskRules
+from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace
+from blockfs.disk_rules import DiskRules
 from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder, write_atomically
 from blockfs.errors import RigError

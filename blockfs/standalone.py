@@ -7,14 +7,14 @@ Fault contract
 --------------
 The disk's own contract is :mod:`blockfs.disk`'s.  Here is decided whether the log that is found may go on:
 
-* closed in order, and the image's size and times are still those noted then: the log goes on in its generation;
-* killed: it goes on too, unless the image was written to after the log was (:data:`KILL_GRACE_S`);
+* closed in order, and the image is still the one that was noted then (:mod:`blockfs.disk_identity`): the log continues in
+  its generation;
+* killed: it continues too, unless the image was written to after the log was;
 * anything else (power loss, rot, an image changed or mounted untracked meanwhile): replaying the log would not give the
   image.  It is kept as it is; a new generation begins with the image as it is now.
 
-The note of an orderly end is taken back, durably, before the image is opened for writing, and made again only after log
-and image are durable: a kill at any moment leaves a state that says "not closed", never a note of what the image no
-longer is.
+A change of the image by another program while it is mounted is reported at the end at the latest (``ImageChanged``), if it
+can be noticed (:mod:`blockfs.own_file`, :mod:`blockfs.file_watch`); the log of that generation does not continue.
 """
 
 from __future__ import annotations
@@ -23,23 +23,32 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import trio
+
+from blockfs import hostmounts
 from blockfs.changelog import SegmentReader
-from blockfs.disk import Disk, DiskRules
+from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace
+from blockfs.disk_guard import DiskGuard
+from blockfs.disk_identity import identify
 from blockfs.disk_log import LogPolicy, find_segments, segment_number
-from blockfs.disk_state import DiskState, ImageNote
+from blockfs.disk_rules import DiskRules
+from blockfs.disk_state import ClosedNote, DiskState
 from blockfs.errors import RigError
+from blockfs.file_watch import FileWatch
 from blockfs.image import Image
 from blockfs.layers import RawLayer
 from blockfs.position import PositionCounter
 from blockfs.tree import SingleDisk
 
-KILL_GRACE_S = 10.0
-"""A write reaches the log at once before it reaches the image; so long it may be held up in between (a busy host disk)."""
+LOOK_S_MAX = 5.0
+"""A look at loop devices and at the image's name waits for no file system longer."""
+Note = Callable[[str], None]
+"""Told what a user should know at once."""
 _OWN_FILES = ("disk", "position", "dirty", "spare", "recycled")
 # Nobody sends this log away and deletes it: it is as long as it is, and a write that it has no room for is refused.
 _POLICY = LogPolicy(kept_share_max=None, when_full="refuse")
@@ -51,6 +60,10 @@ _WHY = {
     "SyncFailed": "the host could not make its bytes durable",
     "WriteFailed": "the host failed to write the image",
 }
+
+
+def _unheard(_text: str) -> None:
+    pass
 
 
 class _Volatile(DiskState):
@@ -76,39 +89,77 @@ class Discontinued:
 class StandAlone:
     """The disk of a locked image.  ``discontinued``: the log before, if it ended with this opening."""
 
-    def __init__(self, image: Image, place: DiskPlace, state: DiskState, positions: PositionCounter) -> None:
+    def __init__(
+        self,
+        image: Image,
+        place: DiskPlace,
+        state: DiskState,
+        positions: PositionCounter,
+        *,
+        tracked: bool,
+        note: Note,
+        closed: ClosedNote | None = None,
+    ) -> None:
         self.discontinued: Discontinued | None = None
+        self._tracked = tracked
+        self._note = note
         self._image = image
         self._positions = positions
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._watch = FileWatch()
         try:
             # Not by its name again: that may be another file's by now.
             layer = RawLayer(image.path, size_bytes=image.size_bytes, fd=os.dup(image.fd))
             # A VHD's footer lies behind its disk, and a device has the size that it has.
             can_grow = image.format == "raw" and not image.is_device
-            rules = DiskRules(positions, self._event_fd, _POLICY, can_grow=can_grow)
-            self.disk = Disk.over(place, state=state, layer=layer, rules=rules)
+            rules = DiskRules(
+                positions, self._event_fd, _POLICY, can_grow=can_grow, watch=self._watch,
+                tell_changed=lambda _place, what: note(what),
+            )  # fmt: skip
+            self.disk = Disk.over(place, state=state, layer=layer, rules=rules, closed=closed)
         except BaseException:
             self._close_own()
             raise
-        self.tree = SingleDisk(self.disk, self._event_fd)
+        self.tree = SingleDisk(self.disk, self._event_fd, self._watch)
+
+    @property
+    def _guard(self) -> DiskGuard:
+        if (guard := self.disk.guard) is None:
+            raise AssertionError("a disk that lies on a file has a guard")
+        return guard
 
     def segments(self) -> list[Path]:
         """The files of the current log, oldest first; empty if the disk is not tracked."""
         place, state = self.disk.place, self.disk.state
         return _segments(place, state.generation) if state.tracked else []
 
+    async def look_at_the_end(self) -> None:
+        """Find what can only be found by a look: a loop device that is attached to the image, and where a moved image is."""
+        found = os.fstat(self._image.fd)
+        identity = (found.st_dev, found.st_ino)
+        with trio.CancelScope(shield=True), trio.move_on_after(LOOK_S_MAX):
+            for loop in await hostmounts.loops_on(identity, str(self._image.path)):
+                self._guard.changed_by_another(hostmounts.loop_text(loop, self._image.path))
+            if self._guard.check_files() is None and await trio.to_thread.run_sync(_identity, self._image.path) != identity:
+                where = Path(f"/proc/self/fd/{self._image.fd}").readlink()
+                self._note(f"{self._image.path} is not where it was: its folder was moved, or unmounted; it is {where} now")
+
     def close(self) -> None:
-        """Close in order, and note what the image is then.  ``DiskFull``, ``HostIoError``: that cannot be done."""
+        """Close in order, and note what the image is then.  ``DiskFull``, ``HostIoError``: that cannot be done.
+
+        ``ImageChanged``: another program has changed the image, or taken it away, while it was open.
+        """
         try:
             with _told(f"{self._image.path}: cannot be closed in order", "HostIoError"):
                 self.disk.close()
-                if self.disk.state.tracked:
-                    os.fsync(self._image.fd)  # its times too
-                    note = ImageNote(file=self._image.path.name, closed=self._image.stamp())
-                    self.disk.state.model_copy(update={"image": note}).save(self.disk.place.file("disk"))
+        except RigError:
+            if self.disk.file_trouble is None:
+                raise
         finally:
             self.abandon()
+        if (trouble := self.disk.file_trouble) is not None:
+            log = "; its change log does not tell that" if self._tracked else ""
+            raise RigError("ImageChanged", f"{trouble}{log}")
 
     def abandon(self) -> None:
         """Let go of everything as a kill would."""
@@ -117,11 +168,16 @@ class StandAlone:
 
     def _close_own(self) -> None:
         self._positions.close()
-        os.close(self._event_fd)
+        self._watch.close()
+        if self._event_fd >= 0:
+            os.close(self._event_fd)
+            self._event_fd = -1
 
 
-def open_disk(image: Image, name: str, *, tracked: bool) -> StandAlone:
+def open_disk(image: Image, name: str, *, tracked: bool, note: Note = _unheard) -> StandAlone:
     """Open an image as disk ``name``; the caller gives the image back after it has closed the disk.
+
+    ``note``: told at once what another program does to the image.
 
     ``ImageUnusable``: it is a rig's, can only be read, or has the name of one of the disk's other files.  ``LogExists``: the
     files beside it are another disk's.  ``DiskStateCorrupt``, ``StateVersion``: they are unreadable.  ``FolderUnusable``,
@@ -133,7 +189,7 @@ def open_disk(image: Image, name: str, *, tracked: bool) -> StandAlone:
             "ImageUnusable", f"{image.path}: has the name that a file beside disk {name!r} has: give the disk another name"
         )
     with _told(f"{place.folder}: cannot hold the change log of {image.path.name}", "FolderUnusable"):
-        return _open_tracked(image, place) if tracked else _open_untracked(image, place)
+        return _open_tracked(image, place, note) if tracked else _open_untracked(image, place, note)
 
 
 @contextlib.contextmanager
@@ -146,12 +202,12 @@ def _told(what: str, code: str) -> Iterator[None]:
         raise RigError(code, f"{what}: {exc.strerror}", recoverable=code == "DiskFull") from exc
 
 
-def _open_untracked(image: Image, place: DiskPlace) -> StandAlone:
+def _open_untracked(image: Image, place: DiskPlace, note: Note) -> StandAlone:
     ended = None if image.read_only else _end_log(image, place)
     state = _Volatile(
         disk_id=str(uuid.uuid4()), size_bytes=image.size_bytes, kind="raw", generation=0, tracked=False, needs_resync=None
     )
-    alone = StandAlone(image, place, state, PositionCounter(None))
+    alone = StandAlone(image, place, state, PositionCounter(None), tracked=False, note=note)
     alone.discontinued = ended
     return alone
 
@@ -180,14 +236,14 @@ def _found_state(image: Image, place: DiskPlace) -> DiskState | None:
         raise RigError(
             "ImageUnusable", f"{image.path}: is a disk of a rig ({path.name} says so); it can be mounted read-only"
         )
-    if state.image.file != image.path.name:
+    if state.image != image.path.name:
         raise RigError(
-            "LogExists", f"{path}: belongs to image {state.image.file}; give the disk of {image.path.name} another name"
+            "LogExists", f"{path}: belongs to image {state.image}; give the disk of {image.path.name} another name"
         )  # fmt: skip
     return state
 
 
-def _open_tracked(image: Image, place: DiskPlace) -> StandAlone:
+def _open_tracked(image: Image, place: DiskPlace, note: Note) -> StandAlone:
     if image.read_only:
         raise RigError("ImageUnusable", f"{image.path}: can only be read, so there is nothing to log")
     if image.is_device:
@@ -196,7 +252,7 @@ def _open_tracked(image: Image, place: DiskPlace) -> StandAlone:
             f"{image.path}: is a block device, beside which no change log can be kept; mount it without --log",
         )
     found = _found_state(image, place)
-    why = None
+    why = closed = None
     if found is None:
         _refuse_foreign_files(place)
         state = DiskState(
@@ -204,16 +260,19 @@ def _open_tracked(image: Image, place: DiskPlace) -> StandAlone:
             needs_resync=None,
         )  # fmt: skip
     else:
-        state = found
-        if found.tracked and (why := _changed(found, image, place)) is not None:
+        identified = identify(place, found)
+        state, closed, why = identified.state, identified.closed, identified.why
+        if state.tracked and image.size_bytes < state.size_bytes:  # after a kill, the log may tell of a growth
+            why = f"the disk had {state.size_bytes} bytes, and has {image.size_bytes}"
             state = state.model_copy(update={"tracked": False, "needs_resync": "ImageChanged"})
     if not state.tracked:
         state = state.model_copy(update={"size_bytes": image.size_bytes})
-    state = state.model_copy(update={"image": ImageNote(file=image.path.name, closed=None)})
+    state = state.model_copy(update={"image": image.path.name})
     state.save(place.file("disk"))
     # What a log that was given up would go on to note, nobody here needs.
     begun = state if state.tracked else state.model_copy(update={"needs_resync": None})
-    alone = StandAlone(image, place, begun, PositionCounter(place.file("position")))
+    positions = PositionCounter(place.file("position"))
+    alone = StandAlone(image, place, begun, positions, tracked=True, note=note, closed=closed)
     if alone.disk.tracked:
         return alone
     reason = state.needs_resync or alone.disk.state.needs_resync
@@ -239,6 +298,14 @@ def _refuse_foreign_files(place: DiskPlace) -> None:
             )
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _segments(place: DiskPlace, generation: int) -> list[Path]:
     found = []
     for _, path in find_segments(place.folder, place.name):
@@ -246,28 +313,3 @@ def _segments(place: DiskPlace, generation: int) -> list[Path]:
             if reader.header.generation == generation:
                 found.append(path)
     return found
-
-
-def _changed(state: DiskState, image: Image, place: DiskPlace) -> str | None:
-    """Why an image is not what its log makes of it; None if it is."""
-    closed, now = state.image.closed if state.image else None, image.stamp()
-    if closed is None:  # killed: the log may tell of a growth that the state does not
-        return _changed_after_kill(state, image, place)
-    if image.size_bytes != state.size_bytes:
-        return f"the disk had {state.size_bytes} bytes, and has {image.size_bytes}"
-    if (closed.size_bytes, closed.mtime_ns) != (now.size_bytes, now.mtime_ns):
-        return "the image was written to, or replaced, since it was last mounted"
-    if closed != now:
-        return "the image's file was replaced, or its owner, rights or name were changed, since it was last mounted"
-    return None
-
-
-def _changed_after_kill(state: DiskState, image: Image, place: DiskPlace) -> str | None:
-    if image.size_bytes < state.size_bytes:
-        return f"the disk had {state.size_bytes} bytes, and has {image.size_bytes}"
-    logs = [path for _, path in find_segments(place.folder, place.name)]
-    spare = place.file("spare")  # the newest segment, if it was killed before it got its name
-    logged_ns = max((path.stat().st_mtime_ns for path in [*logs, spare] if path.exists()), default=0)
-    if logged_ns and image.stamp().mtime_ns > logged_ns + KILL_GRACE_S * 1e9:
-        return "the image was written to after the process that logged it was killed"
-    return None

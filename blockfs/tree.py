@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from blockfs.disk import Disk
+from blockfs.file_watch import FileWatch
 
 ROOT = ""
 """Path of the mount's own folder."""
@@ -52,12 +53,21 @@ class DiskTree(Protocol):
         ...
 
 
-async def tend(event_fd: int, disks: Callable[[], list[Disk]]) -> None:
-    """:meth:`Disk.tend` for all disks whenever ``event_fd`` is raised, until cancelled."""
+async def tend(event_fd: int, watch: FileWatch | None, disks: Callable[[], list[Disk]]) -> None:
+    """:meth:`Disk.tend` for all disks whenever ``event_fd`` is raised, and what ``watch`` notices, until cancelled."""
+    async with trio.open_nursery() as nursery:
+        if watch is not None:
+            nursery.start_soon(watch.run)
+        await _tend(event_fd, disks)
+
+
+async def _tend(event_fd: int, disks: Callable[[], list[Disk]]) -> None:
     while True:
         await trio.lowlevel.wait_readable(event_fd)
         os.eventfd_read(event_fd)
         for disk in disks():
+            if disk.guard is not None:
+                disk.guard.look_again()
             try:
                 disk.note_events()
                 await trio.to_thread.run_sync(disk.tend)
@@ -66,12 +76,13 @@ async def tend(event_fd: int, disks: Callable[[], list[Disk]]) -> None:
 
 
 class SingleDisk:
-    """One disk in the mount's own folder, and no other.  ``event_fd``: the one that the disk was opened with."""
+    """One disk in the mount's own folder, and no other.  ``event_fd``, ``watch``: those that the disk was opened with."""
 
-    def __init__(self, disk: Disk, event_fd: int) -> None:
+    def __init__(self, disk: Disk, event_fd: int, watch: FileWatch | None = None) -> None:
         self.root = disk.place.folder
         self._disk = disk
         self._event_fd = event_fd
+        self._watch = watch
 
     def folders(self, within: str) -> Collection[str]:
         """None."""
@@ -90,4 +101,4 @@ class SingleDisk:
 
     async def tend(self) -> None:
         """See :class:`DiskTree`."""
-        await tend(self._event_fd, lambda: [self._disk])
+        await tend(self._event_fd, self._watch, lambda: [self._disk])

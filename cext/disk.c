@@ -85,6 +85,54 @@ void sr_disk_free(struct sr_disk *disk)
 	sr_disk_put(disk);
 }
 
+/* --- the file is another --------------------------------------------------------------------------------------- */
+
+int64_t sr_note_changed(struct sr_disk *disk, int64_t result)
+{
+	if (result != -ESTALE)
+		return result;
+	__atomic_store_n(&disk->file_changed, 1, __ATOMIC_RELEASE);
+	sr_log_give_up(disk, SR_IMAGE_CHANGED);
+	disk->event_due = 1;
+	return -EIO;
+}
+
+int64_t sr_noted(struct sr_disk *disk, int64_t result)
+{
+	if (result != -ESTALE)
+		return result;
+	pthread_mutex_lock(&disk->lock);
+	result = sr_note_changed(disk, result);
+	sr_unlock(disk);
+	return result;
+}
+
+void sr_disk_note_changed(struct sr_disk *disk)
+{
+	(void)sr_noted(disk, -ESTALE);
+}
+
+int sr_disk_file_changed(struct sr_disk *disk)
+{
+	return __atomic_load_n(&disk->file_changed, __ATOMIC_ACQUIRE);
+}
+
+int64_t sr_disk_excess_bytes(struct sr_disk *disk)
+{
+	pthread_mutex_lock(&disk->lock); /* no resize is half-way */
+	int64_t excess = sr_layer_excess_bytes(disk->layer);
+	sr_unlock(disk);
+	return excess;
+}
+
+uint64_t sr_disk_changes(struct sr_disk *disk)
+{
+	pthread_mutex_lock(&disk->lock);
+	uint64_t changes = disk->changes;
+	sr_unlock(disk);
+	return changes;
+}
+
 /* --- bytes --------------------------------------------------------------------------------------------------- */
 
 uint64_t sr_disk_bytes(struct sr_disk *disk)
@@ -99,7 +147,7 @@ int64_t sr_disk_read(struct sr_disk *disk, void *buf, uint64_t bytes, uint64_t o
 		return 0;
 	if (bytes > size - offset)
 		bytes = size - offset;
-	int rc = sr_layer_read(disk->layer, buf, bytes, offset);
+	int64_t rc = sr_noted(disk, sr_layer_read(disk->layer, buf, bytes, offset));
 	return rc ? rc : (int64_t)bytes;
 }
 
@@ -139,8 +187,8 @@ int64_t sr_disk_seek(struct sr_disk *disk, uint64_t offset, int whence)
 	if (offset >= sr_disk_bytes(disk))
 		return -ENXIO;
 	if (whence == SEEK_DATA)
-		return seek_data(disk, offset);
-	return whence == SEEK_HOLE ? seek_hole(disk, offset) : -EINVAL;
+		return sr_noted(disk, seek_data(disk, offset));
+	return whence == SEEK_HOLE ? sr_noted(disk, seek_hole(disk, offset)) : -EINVAL;
 }
 
 static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)
@@ -167,7 +215,7 @@ static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t byte
 		return rc;
 	}
 	sr_log_revoke(disk, &mark);
-	return done ? done : -EIO;
+	return done ? sr_note_changed(disk, done) : -EIO;
 }
 
 int64_t sr_disk_write(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)
@@ -201,6 +249,7 @@ static int zero_locked(struct sr_disk *disk, int type, uint64_t offset, uint64_t
 	sr_add(&disk->modifications, 1); /* a part of it may have been done */
 	if (rc == 0)
 		return 0;
+	rc = (int)sr_note_changed(disk, rc);
 	/* How much of it reads as zeros now cannot be told. */
 	sr_log_give_up(disk, SR_WRITE_FAILED);
 	return rc;
@@ -246,7 +295,7 @@ static int resize_locked(struct sr_disk *disk, uint64_t bytes)
 		sr_log_grown(disk, bytes);
 		sr_add(&disk->modifications, 1);
 	}
-	return rc;
+	return (int)sr_note_changed(disk, rc);
 }
 
 uint64_t sr_disk_modifications(const struct sr_disk *disk)
@@ -317,7 +366,7 @@ static void note_synced(struct sr_disk *disk, struct segment **held, size_t coun
 	for (size_t i = 0; i < closed && rc == 0; i++)
 		held[i]->info.durable = 1;
 	if (rc) {
-		disk->sync_error = rc;
+		disk->sync_error = (int)sr_note_changed(disk, rc);
 		sr_log_give_up(disk, SR_SYNC_FAILED);
 	}
 	for (size_t i = 0; i < count; i++)
@@ -341,14 +390,17 @@ static int sync_pass(struct sr_disk *disk, int *more)
 	int rc = sync_held(held, count);
 	if (rc == 0)
 		rc = sr_layer_sync(disk->layer);
+	uint64_t mtime_ns = rc == 0 ? sr_layer_mtime_ns(disk->layer) : 0;
 
 	pthread_mutex_lock(&disk->lock);
 	*more = rc == 0 && count == SYNCED_AT_ONCE;
 	if (rc == 0 && !*more)
 		disk->synced = upto;
+	if (rc == 0)
+		sr_log_note_mtime(disk, mtime_ns);
 	note_synced(disk, held, count, closed, rc);
 	sr_unlock(disk);
-	return rc;
+	return rc == -ESTALE ? -EIO : rc;
 }
 
 int sr_log_sync_closed(struct sr_disk *disk)
@@ -427,7 +479,7 @@ int sr_disk_adopt(struct sr_disk *disk, uint64_t bytes_max)
 		}
 		pthread_mutex_lock(&disk->lock);
 		disk->changes++;
-		rc = sr_layer_adopt_put(disk->layer, buf, &run);
+		rc = (int)sr_note_changed(disk, sr_layer_adopt_put(disk->layer, buf, &run));
 		sr_unlock(disk);
 		done += run.is_data ? run.end - run.start : SR_ADOPT_BYTES / 4; /* a step over a hole is not for nothing */
 	}

@@ -20,7 +20,8 @@ enum { SR_PAYLOAD_BYTES_MAX = 64 << 20 }; /* of a record, and so of a write */
 enum { SR_SEGMENT_HEADER_BYTES = 128, SR_RECORD_HEADER_BYTES = 64, SR_DIRTY_HEADER_BYTES = 4096, SR_DIRTY_CHUNK_BYTES = 65536 };
 
 /* Whether a disk is logged, and if no longer, why; kept in the dirty file, so that it outlives a kill. */
-enum sr_log_state { SR_UNLOGGED = -1, SR_LOGGED = 0, SR_LOG_OVERFLOW = 1, SR_LOG_FULL = 2, SR_SYNC_FAILED = 3, SR_WRITE_FAILED = 4 };
+enum sr_log_state { SR_UNLOGGED = -1, SR_LOGGED = 0, SR_LOG_OVERFLOW = 1, SR_LOG_FULL = 2, SR_SYNC_FAILED = 3, SR_WRITE_FAILED = 4,
+		    SR_IMAGE_CHANGED = 5 };
 
 /* The counter from which every record of every disk of a host draws its position. */
 uint64_t sr_position_draw(uint64_t *positions);
@@ -39,6 +40,17 @@ void sr_disk_end_requests(struct sr_disk *disk);
 
 /* Frees the disk and closes its log's descriptors without a sync.  Open handles give -EIO from now on. */
 void sr_disk_free(struct sr_disk *disk);
+
+/* Somebody else has changed the disk's file: its log is given up (SR_IMAGE_CHANGED).  The disk notes by itself that its file
+ * was cut, or has no name any more; whatever meets that gives -EIO. */
+void sr_disk_note_changed(struct sr_disk *disk);
+int sr_disk_file_changed(struct sr_disk *disk);
+
+/* How many more bytes its file has than the disk (negative: it was cut), or 0 if that cannot be told. */
+int64_t sr_disk_excess_bytes(struct sr_disk *disk);
+
+/* How many changes there were.  No write is under way when they are counted. */
+uint64_t sr_disk_changes(struct sr_disk *disk);
 
 /* --- bytes --------------------------------------------------------------------------------------------------- */
 

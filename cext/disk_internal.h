@@ -52,6 +52,7 @@ struct sr_disk {
 	uint64_t snapshot_serial;
 	uint64_t changes, synced; /* how many changes there were, and how many of them are on stable storage */
 	int sync_error;
+	int file_changed; /* by somebody else: see sr_note_changed */
 	int event_due;
 	uint64_t growth_step_bytes; /* see sr_disk_allow_growth */
 	uint64_t modifications;     /* atomic: see sr_disk_modifications */
@@ -90,9 +91,17 @@ void sr_log_grown(struct sr_disk *disk, uint64_t disk_bytes);
 void sr_log_mark_dirty(struct sr_disk *disk, uint64_t offset, uint64_t bytes);
 void sr_log_release(struct sr_disk *disk, struct segment *segment);
 void sr_log_stop_locked(struct sr_disk *disk);
+/* When the disk's file was last changed, as of a sync: after a kill, a later time that no record explains is another's. */
+void sr_log_note_mtime(struct sr_disk *disk, uint64_t mtime_ns);
 uint64_t sr_log_end_of(struct sr_disk *disk, uint64_t number);
 void sr_snapshot_keep(struct sr_disk *disk, uint64_t offset, uint64_t bytes);
 void sr_snapshot_end_locked(struct sr_disk *disk);
+
+/* What a layer returned, for a guest.  -ESTALE (its file was cut, or has no name any more) is noted, ends the log
+ * (SR_IMAGE_CHANGED), and becomes -EIO. */
+int64_t sr_note_changed(struct sr_disk *disk, int64_t result);
+/* The same without disk->lock. */
+int64_t sr_noted(struct sr_disk *disk, int64_t result);
 
 /* The number of the newest snapshot; and up to `bytes` bytes of the one of that number, -EIO if it is no more. */
 uint64_t sr_snapshot_serial(struct sr_disk *disk);

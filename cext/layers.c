@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "io.h"
@@ -43,13 +44,62 @@ uint64_t sr_layer_bytes(const struct sr_layer *layer)
 	return __atomic_load_n(&layer->bytes, __ATOMIC_ACQUIRE);
 }
 
+/* --- the file ------------------------------------------------------------------------------------------------ */
+
+static int check_file(const struct sr_layer *layer, int needs_name)
+{
+	struct stat found;
+	uint64_t bytes = sr_layer_bytes(layer); /* before the look: it never grows before its file */
+
+	if (fstat(layer->fd, &found) != 0)
+		return -errno;
+	if (!S_ISREG(found.st_mode)) /* a block device has no size here, and keeps it */
+		return 0;
+	return (uint64_t)found.st_size < bytes || (needs_name && found.st_nlink == 0) ? -ESTALE : 0;
+}
+
+int sr_layer_check_file(const struct sr_layer *layer)
+{
+	return kind_of(layer) == VIEW ? 0 : check_file(layer, 1);
+}
+
+int64_t sr_layer_excess_bytes(const struct sr_layer *layer)
+{
+	struct stat found;
+
+	if (kind_of(layer) == VIEW || fstat(layer->fd, &found) != 0 || !S_ISREG(found.st_mode))
+		return 0;
+	return found.st_size - (int64_t)sr_layer_bytes(layer);
+}
+
+uint64_t sr_layer_mtime_ns(const struct sr_layer *layer)
+{
+	struct stat found;
+
+	if (kind_of(layer) == VIEW || fstat(layer->fd, &found) != 0)
+		return 0;
+	return (uint64_t)found.st_mtim.tv_sec * 1000000000u + (uint64_t)found.st_mtim.tv_nsec;
+}
+
 /* --- reading ------------------------------------------------------------------------------------------------- */
+
+/* The file has the whole layer: we made it so long.  Where it ends earlier now, somebody else has cut it. */
+int sr_read_file(const struct sr_layer *layer, char *buf, uint64_t bytes, uint64_t offset)
+{
+	uint64_t size = sr_layer_bytes(layer);
+	uint64_t inside = offset >= size ? 0 : (bytes < size - offset ? bytes : size - offset);
+	int rc = inside ? sr_io_read_whole(layer->fd, buf, (int64_t)inside, (int64_t)offset) : 0;
+
+	if (rc == 0 && inside < bytes)
+		memset(buf + inside, 0, bytes - inside);
+	return rc == -EIO && check_file(layer, 0) == -ESTALE ? -ESTALE : rc;
+}
 
 int sr_layer_read(struct sr_layer *layer, void *buf, uint64_t bytes, uint64_t offset)
 {
 	switch (kind_of(layer)) {
 	case RAW:
-		return sr_io_read(layer->fd, buf, (int64_t)bytes, (int64_t)offset);
+		return sr_read_file(layer, buf, bytes, offset);
 	case TOP:
 		return sr_top_read(layer, buf, bytes, offset);
 	case VIEW:
@@ -82,6 +132,9 @@ int64_t sr_layer_write(struct sr_layer *layer, const void *buf, uint64_t bytes, 
 		return -EROFS;
 	if (bytes == 0)
 		return 0;
+	int rc = sr_layer_check_file(layer);
+	if (rc)
+		return rc;
 	if (kind_of(layer) == TOP)
 		return sr_top_write(layer, buf, bytes, offset);
 	return sr_io_write(layer->fd, buf, (int64_t)bytes, (int64_t)offset);
@@ -93,6 +146,9 @@ int sr_layer_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes)
 		return -EROFS;
 	if (bytes == 0)
 		return 0;
+	int rc = sr_layer_check_file(layer);
+	if (rc)
+		return rc;
 	return kind_of(layer) == TOP ? sr_top_zero(layer, offset, bytes) : sr_io_zero(layer->fd, (int64_t)offset, (int64_t)bytes);
 }
 
@@ -102,7 +158,9 @@ int sr_layer_resize(struct sr_layer *layer, uint64_t bytes)
 		return -EROFS;
 	if (bytes > DISK_BYTES_MAX)
 		return -EFBIG;
-	int rc = kind_of(layer) == TOP ? sr_top_make_room(layer, bytes) : 0;
+	int rc = sr_layer_check_file(layer);
+	if (rc == 0 && kind_of(layer) == TOP)
+		rc = sr_top_make_room(layer, bytes);
 	if (rc == 0)
 		rc = sr_io_resize(layer->fd, (int64_t)bytes);
 	if (rc == 0)
@@ -120,19 +178,28 @@ int sr_layer_sync(struct sr_layer *layer)
 {
 	if (kind_of(layer) == VIEW)
 		return 0;
+	int rc = sr_layer_check_file(layer);
+	if (rc)
+		return rc;
 	return kind_of(layer) == TOP ? sr_top_sync(layer) : sr_io_sync(layer->fd);
 }
 
 /* --- holes --------------------------------------------------------------------------------------------------- */
 
-/* The first offset from `offset` on, and below `end`, that is data (or, `hole`, that is none); `end` if there is none. */
-int64_t sr_seek_file(int fd, uint64_t offset, uint64_t end, int hole)
+/* The first offset from `offset` on, and below `end`, that is data (or, `hole`, that is none); `end` if there is none.
+ * The end of the file may look like a hole: it is none if the layer goes on behind it (-ESTALE). */
+int64_t sr_seek_file(const struct sr_layer *layer, uint64_t offset, uint64_t end, int hole)
 {
-	off_t found = lseek(fd, (off_t)offset, hole ? SEEK_HOLE : SEEK_DATA);
-	if (found < 0 && errno == ENXIO) /* past the file's end: a hole */
-		return hole ? (int64_t)offset : (int64_t)end;
-	if (found < 0)
+	off_t found = lseek(layer->fd, (off_t)offset, hole ? SEEK_HOLE : SEEK_DATA);
+	if (found < 0 && errno != ENXIO)
 		return -errno;
+	if (found < 0 || (hole && (uint64_t)found < end)) {
+		int rc = check_file(layer, 0);
+		if (rc)
+			return rc;
+	}
+	if (found < 0)
+		return hole ? (int64_t)offset : (int64_t)end;
 	return (uint64_t)found < end ? (int64_t)found : (int64_t)end;
 }
 
@@ -140,7 +207,7 @@ static int64_t seek_in(struct sr_layer *layer, uint64_t offset, uint64_t end, in
 {
 	switch (kind_of(layer)) {
 	case RAW:
-		return sr_seek_file(layer->fd, offset, end, hole);
+		return sr_seek_file(layer, offset, end, hole);
 	case TOP:
 		return sr_top_seek(layer, offset, end, hole);
 	case VIEW:

@@ -25,12 +25,22 @@ void sr_layer_free(struct sr_layer *layer);
 
 uint64_t sr_layer_bytes(const struct sr_layer *layer);
 
-/* Exactly `bytes` bytes; zeros past the end of the layer. */
+/* Exactly `bytes` bytes within the layer; what lies past its end is zeros.  -ESTALE: the layer's file has lost that part. */
 int sr_layer_read(struct sr_layer *layer, void *buf, uint64_t bytes, uint64_t offset);
 
 /* 1 if the CRC32C of the block of SR_BLOCK_BYTES at `offset` is known without reading it, else 0.  A block counts as
  * whole: past the end are zeros. */
 int sr_layer_known_sum(struct sr_layer *layer, uint64_t offset, uint32_t *sum);
+
+/* 0, or -ESTALE: the file that takes the writes was cut short, or no name is left for it, so what is written would be lost.
+ * All functions that change or sync a layer check this first: a write behind a cut would make a hole of what was lost. */
+int sr_layer_check_file(const struct sr_layer *layer);
+
+/* How many more bytes that file has than the layer; 0 if that cannot be told.  Not beside a resize. */
+int64_t sr_layer_excess_bytes(const struct sr_layer *layer);
+
+/* When the file that takes the writes was last changed, in ns since 1970; 0 if that cannot be told. */
+uint64_t sr_layer_mtime_ns(const struct sr_layer *layer);
 
 /* Bytes written, which are fewer than `bytes` only if an error stopped the rest. */
 int64_t sr_layer_write(struct sr_layer *layer, const void *buf, uint64_t bytes, uint64_t offset);

@@ -36,7 +36,10 @@ static inline enum kind kind_of(const struct sr_layer *layer)
  * that is data (or, `hole`, that is none); `end` if there is none. */
 int sr_read_below(struct sr_layer *lower, char *buf, uint64_t bytes, uint64_t offset);
 int64_t sr_seek_below(struct sr_layer *lower, uint64_t offset, uint64_t end, int hole);
-int64_t sr_seek_file(int fd, uint64_t offset, uint64_t end, int hole);
+int64_t sr_seek_file(const struct sr_layer *layer, uint64_t offset, uint64_t end, int hole);
+
+/* Of the layer's own file; past the layer's end are zeros.  -ESTALE: see sr_layer_read. */
+int sr_read_file(const struct sr_layer *layer, char *buf, uint64_t bytes, uint64_t offset);
 
 /* cext/top.c */
 void sr_top_free_maps(struct sr_layer *layer);

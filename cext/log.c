@@ -14,7 +14,11 @@
 
 #define DISK_BYTES_MAX (64ull << 40)
 #define DIRTY_FILE_BYTES_MAX (SR_DIRTY_HEADER_BYTES + DISK_BYTES_MAX / SR_DIRTY_CHUNK_BYTES / 8)
-#define STATE_OFFSET 64 /* of the state word in the dirty file; behind what its header's checksum covers */
+/* In the dirty file, behind what its header's checksum covers: the state word; the number of the newest segment that has a
+ * header; when the disk's file was last changed, as of the last sync. */
+#define STATE_OFFSET 64
+#define NEWEST_OFFSET 72
+#define MTIME_OFFSET 80
 
 static uint64_t chunks_of(uint64_t disk_bytes)
 {
@@ -56,6 +60,18 @@ static int write_header(struct log *log, int fd, uint64_t first_seq, uint32_t *s
 	if (done < 0)
 		return (int)done;
 	return done == SR_SEGMENT_HEADER_BYTES ? 0 : -ENOSPC;
+}
+
+/* After its header: a kill leaves a number that is there.  Without it nothing would tell that the newest one was deleted. */
+static void note_newest(struct log *log)
+{
+	__atomic_store_n((uint64_t *)(void *)(log->dirty + NEWEST_OFFSET), log->current->info.number, __ATOMIC_RELEASE);
+}
+
+void sr_log_note_mtime(struct sr_disk *disk, uint64_t mtime_ns)
+{
+	if (disk->log.dirty && mtime_ns)
+		__atomic_store_n((uint64_t *)(void *)(disk->log.dirty + MTIME_OFFSET), mtime_ns, __ATOMIC_RELEASE);
 }
 
 static void free_segment(struct segment *segment)
@@ -109,6 +125,7 @@ int sr_log_switch(struct sr_disk *disk)
 	old->next = fresh;
 	log->current = fresh;
 	log->older_bytes += old->info.end;
+	note_newest(log);
 	disk->changes++; /* the closed segment is to be made durable by the next flush, even if nothing else is */
 	disk->event_due = 1;
 
@@ -218,7 +235,7 @@ int sr_log_shorten(struct sr_disk *disk, const struct mark *mark, const void *pa
 	if (log->state != SR_LOGGED)
 		return 0;
 	struct segment *current = log->current;
-	int rc = sr_io_read(current->fd, &record, sizeof(record), (int64_t)mark->at);
+	int rc = sr_io_read_whole(current->fd, &record, sizeof(record), (int64_t)mark->at);
 	if (rc)
 		return rc;
 	record.length = record.payload_bytes = bytes;
@@ -255,7 +272,8 @@ void sr_log_give_up(struct sr_disk *disk, int state)
 
 	if (log->state != SR_LOGGED)
 		return;
-	if (state == SR_SYNC_FAILED) /* which pages are lost the kernel does not say; they may be older than the log */
+	/* Which pages are lost the kernel does not say, nor what somebody else wrote; they may be older than the log. */
+	if (state == SR_SYNC_FAILED || state == SR_IMAGE_CHANGED)
 		sr_log_mark_dirty(disk, 0, sr_disk_bytes(disk));
 	for (uint64_t c = 0; c < log->touched_count; c++)
 		if (log->touched[c] && log->touched[c] >= (uint32_t)log->oldest_number)
@@ -388,6 +406,9 @@ int sr_log_start(struct sr_disk *disk, const struct sr_log_setup *setup)
 	if (rc == 0) {
 		sr_log_stop_locked(disk);
 		disk->log = log;
+		if (log.current)
+			note_newest(&disk->log);
+		sr_log_note_mtime(disk, sr_layer_mtime_ns(disk->layer));
 		disk->changes++;
 		disk->event_due = 1; /* it needs its first spare */
 	}

@@ -29,7 +29,7 @@ static int keep_chunk(struct sr_disk *disk, struct snapshot *snap, uint64_t chun
 
 	if (snap->store_bytes + bytes > snap->store_bytes_max)
 		return -ENOSPC;
-	int rc = sr_layer_read(disk->layer, snap->chunk, bytes, start);
+	int rc = (int)sr_note_changed(disk, sr_layer_read(disk->layer, snap->chunk, bytes, start));
 	if (rc)
 		return rc;
 	int64_t done = sr_io_write(snap->fd, snap->chunk, (int64_t)bytes, (int64_t)start);
@@ -173,12 +173,12 @@ static int read_piece(struct sr_disk *disk, struct snapshot *snap, char *buf, ui
 {
 	uint64_t chunk = offset / CHUNK_BYTES;
 	if (!is_preserved(snap, chunk)) {
-		int rc = sr_layer_read(disk->layer, buf, bytes, offset);
+		int rc = (int)sr_noted(disk, sr_layer_read(disk->layer, buf, bytes, offset));
 		/* A write may have come between: then it has kept the old bytes before it changed any. */
 		if (rc || !is_preserved(snap, chunk))
 			return rc;
 	}
-	return sr_io_read(snap->fd, buf, (int64_t)bytes, (int64_t)offset);
+	return sr_io_read_whole(snap->fd, buf, (int64_t)bytes, (int64_t)offset);
 }
 
 static int read_snapshot(struct sr_disk *disk, struct snapshot *snap, char *buf, uint64_t bytes, uint64_t offset)

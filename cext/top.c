@@ -135,13 +135,13 @@ int sr_top_read(struct sr_layer *layer, char *buf, uint64_t bytes, uint64_t offs
 	pthread_rwlock_rdlock(&layer->shape);
 	if (kind_of(layer) != TOP) {
 		pthread_rwlock_unlock(&layer->shape);
-		return sr_io_read(layer->fd, buf, (int64_t)bytes, (int64_t)offset);
+		return sr_read_file(layer, buf, bytes, offset);
 	}
 	while (offset < end && rc == 0) {
 		int present = is_present(layer, offset / SR_BLOCK_BYTES);
 		uint64_t stop = run_end(layer, offset, end, present);
 		if (present)
-			rc = sr_io_read(layer->fd, buf, (int64_t)(stop - offset), (int64_t)offset);
+			rc = sr_read_file(layer, buf, stop - offset, offset);
 		else
 			rc = sr_read_below(layer->lower, buf, stop - offset, offset);
 		buf += stop - offset;
@@ -156,7 +156,7 @@ static int64_t seek_blocks(struct sr_layer *layer, uint64_t offset, uint64_t end
 	while (offset < end) {
 		int present = is_present(layer, offset / SR_BLOCK_BYTES);
 		uint64_t stop = run_end(layer, offset, end, present);
-		int64_t found = present ? sr_seek_file(layer->fd, offset, stop, hole)
+		int64_t found = present ? sr_seek_file(layer, offset, stop, hole)
 					: sr_seek_below(layer->lower, offset, stop, hole);
 		if (found < 0 || (uint64_t)found < stop)
 			return found;
@@ -169,7 +169,7 @@ int64_t sr_top_seek(struct sr_layer *layer, uint64_t offset, uint64_t end, int h
 {
 	pthread_rwlock_rdlock(&layer->shape);
 	int64_t found = kind_of(layer) == TOP ? seek_blocks(layer, offset, end, hole)
-					      : sr_seek_file(layer->fd, offset, end, hole);
+					      : sr_seek_file(layer, offset, end, hole);
 	pthread_rwlock_unlock(&layer->shape);
 	return found;
 }
@@ -374,7 +374,7 @@ int sr_layer_adopt_find(struct sr_layer *layer, char *buf, struct sr_adoption *r
 /* Bytes of a block that it did not hold may be in its file all the same: of a write that broke off, or a power loss. */
 static int put_hole(struct sr_layer *layer, uint64_t start, uint64_t end)
 {
-	int64_t found = sr_seek_file(layer->fd, start, end, 0);
+	int64_t found = sr_seek_file(layer, start, end, 0);
 	int rc = found < 0 ? (int)found : 0;
 	if (rc == 0 && (uint64_t)found < end)
 		rc = sr_io_zero(layer->fd, (int64_t)start, (int64_t)(end - start));
@@ -398,6 +398,9 @@ static int put_data(struct sr_layer *layer, const char *buf, uint64_t start, uin
 
 int sr_layer_adopt_put(struct sr_layer *layer, const char *buf, const struct sr_adoption *run)
 {
+	int whole = sr_layer_check_file(layer);
+	if (whole)
+		return whole;
 	for (uint64_t at = run->start; at < run->end;) {
 		int present = is_present(layer, at / SR_BLOCK_BYTES), rc = 0;
 		uint64_t stop = run_end(layer, at, run->end, present);

@@ -50,6 +50,7 @@ async def expose(wanted: Wanted, *, ready: Callable[[Mounted], None], note: Call
     """Mount, call ``ready``, and serve until unmounted.  Then the image and its log are closed and durable.
 
     ``note`` is told what a user should know meanwhile.  ``KeyboardInterrupt``: an end was asked for before it was mounted.
+    ``ImageChanged``: another program has changed the image meanwhile, or taken it away.
     ``MountBusy``: it was asked for twice, and the mount torn away from its users.  ``LogGivenUp``: the log ends before the
     writes did.
     """
@@ -118,12 +119,13 @@ async def _opened(wanted: Wanted, note: Callable[[str], None]) -> AsyncIterator[
             note(f"{image.path} lies on a read-only file system: the disk can only be read")
         where = mountpoint.prepare(wanted.where)
         try:
-            alone = standalone.open_disk(image, wanted.name or image.path.stem, tracked=wanted.tracked)
+            alone = standalone.open_disk(image, wanted.name or image.path.stem, tracked=wanted.tracked, note=note)
             try:
                 if alone.discontinued is not None:
                     note(_ended(image, alone, alone.discontinued))
                 yield Mounted(image, alone, where.path / f"{alone.disk.place.name}.img")
             finally:
+                await alone.look_at_the_end()
                 alone.close()
         finally:
             where.give_back()

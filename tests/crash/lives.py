@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from blockfs.disk import Disk, DiskRules
+from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace, make_raw, make_top
+from blockfs.disk_rules import DiskRules
 from blockfs.layers import Layer, RawLayer
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter

@@ -13,9 +13,10 @@ import pytest
 
 from blockfs import disk_log
 from blockfs.changelog import HEADER_BYTES
-from blockfs.disk import Disk, DiskRules
+from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace, make_raw
 from blockfs.disk_log import LogPolicy, find_segments
+from blockfs.disk_rules import DiskRules
 from blockfs.disk_state import DiskState
 from blockfs.position import PositionCounter
 from cext._core import ffi, lib

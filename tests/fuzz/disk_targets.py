@@ -9,9 +9,10 @@ from pathlib import Path
 from structlog.testing import capture_logs
 
 from blockfs.boot import current_boot_id
-from blockfs.disk import Disk, DiskRules
+from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace
 from blockfs.disk_log import find_segments
+from blockfs.disk_rules import DiskRules
 from blockfs.errors import RigError
 from blockfs.position import PositionCounter
 from tests.fuzz import strict_log as log

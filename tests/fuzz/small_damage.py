@@ -63,9 +63,17 @@ def disk_state(pick: Choices) -> bytes:
     }  # fmt: skip
     if pick.once_in(3):
         body["promoting"] = top or pick.once_in(2)
+    version = pick.of([1, 2, 2])
+    closed: dict[str, Any] = {"size_bytes": 65536, "mtime_ns": 5, "ctime_ns": 6}
+    if pick.once_in(2):
+        closed[pick.of(sorted(closed))] = pick.of(VALUES)
     if pick.once_in(3):
-        closed = {"size_bytes": 65536, "mtime_ns": 5, "ctime_ns": 6}
-        body["image"] = {"file": "os.raw", "closed": pick.of([None, closed, {**closed, "size_bytes": pick.of(VALUES)}])}
+        body["image"] = {"file": "os.raw", "closed": pick.of([None, closed])} if version == 1 else "os.raw"
+    if version == 2 and pick.once_in(2):
+        stamp = {"file": "os.img", "inode": pick.of([None, 7]), "digest": pick.of([None, "0" * 32, "0" * 31]), **closed}
+        body["closed"] = {"files": [stamp], "log": pick.of([None, {"first_seq": 1, "next_seq": 9}, {"first_seq": 1}])}
+    if version == 2 and pick.once_in(3):
+        body["opened"] = {"inode": 7, "dirty_inode": 8, "mtime_ns": pick.of([0, 5, "5"])}
     if pick.once_in(3):
         touched = {"atime_ns": 1, "mtime_ns": -2, "file_mtime_ns": pick.of([3, *VALUES])}
         shown = {"mode": 0o640, "uid": 0, "gid": 5, "touched": pick.of([None, touched])}
@@ -79,7 +87,7 @@ def disk_state(pick: Choices) -> bytes:
     for _ in range(pick.below(3)):
         if body:
             pick.of(changes)()
-    raw = seal_state(pick.of(VALUES) if pick.once_in(16) else body, version=pick.of(VALUES) if pick.once_in(8) else 1)
+    raw = seal_state(pick.of(VALUES) if pick.once_in(16) else body, version=pick.of(VALUES) if pick.once_in(8) else version)
     match pick.below(8):
         case 1 | 2:
             return damage_bytes(raw, pick)
@@ -96,7 +104,7 @@ def disk_state(pick: Choices) -> bytes:
 DIRTY_FIELDS = {
     "magic": (0, "8s"), "version": (8, "H"), "header_bytes": (10, "H"), "chunk_bytes": (12, "I"), "disk_id": (16, "16s"),
     "generation": (32, "Q"), "boot_id": (40, "16s"), "zero_b": (56, "I"), "crc": (60, "I"), "state": (64, "I"),
-    "zero_c": (68, "B"), "zero_d": (4095, "B"),
+    "zero_c": (68, "B"), "newest": (72, "Q"), "mtime": (80, "Q"), "zero_d": (88, "B"), "zero_e": (4095, "B"),
 }  # fmt: skip
 
 
@@ -105,16 +113,17 @@ def seal_dirty(raw: bytes) -> bytes:
     return raw[:60] + struct.pack("<I", crc32c(raw[:60])) + raw[64:]
 
 
-def make_dirty(disk_id: str, generation: int, *, state: int = 0, bits: bytes = b"") -> bytes:
+def make_dirty(disk_id: str, generation: int, *, version: int = 2, state: int = 0, bits: bytes = b"") -> bytes:
     """A ``NAME.dirty``."""
-    head = struct.pack("<8sHHI16sQ28xI", b"SRIGDRTY", 1, 4096, 65536, uuid.UUID(disk_id).bytes, generation, state)
+    head = struct.pack("<8sHHI16sQ28xI", b"SRIGDRTY", version, 4096, 65536, uuid.UUID(disk_id).bytes, generation, state)
     head = head[:60] + bytes(4) + struct.pack("<I", state)
     return seal_dirty(head.ljust(4096, b"\0") + bits)
 
 
 def dirty_file(pick: Choices) -> bytes:
     """A ``NAME.dirty``, mostly damaged."""
-    raw = make_dirty(DISK_ID, 3, state=pick.of([0, 1, 2, 3, 4, 5]), bits=pick.bytes(pick.below(4)))
+    version = pick.of([1, 2])
+    raw = make_dirty(DISK_ID, 3, version=version, state=pick.of([0, 1, 2, 3, 4, 5, 6]), bits=pick.bytes(pick.below(4)))
     if pick.once_in(2):
         raw = poke(raw, DIRTY_FIELDS, pick)
     if pick.once_in(2):

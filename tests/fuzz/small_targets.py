@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import re
 import struct
 import uuid
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 from pathlib import Path
+from typing import Any
 
 from blockfs import dirty, present_map
 from blockfs.boot import current_boot_id
@@ -110,7 +114,7 @@ def dm_log(raw: bytes, folder: Path) -> str:
 
 # --- NAME.dirty: docs/formats/dirty.md ------------------------------------------------------------------------------
 
-REASONS = {0: None, 1: "LogOverflow", 2: "LogFull", 3: "SyncFailed", 4: "WriteFailed"}
+REASONS = {0: None, 1: "LogOverflow", 2: "LogFull", 3: "SyncFailed", 4: "WriteFailed", 5: "ImageChanged"}
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,8 @@ class StrictDirty:
     boot_id: str
     reason: str | None
     chunks: set[int]
+    newest_segment: int
+    mtime_ns: int
 
 
 def strict_dirty(raw: bytes) -> StrictDirty | None:
@@ -128,20 +134,23 @@ def strict_dirty(raw: bytes) -> StrictDirty | None:
         return None
     version, header_bytes, chunk_bytes = struct.unpack_from("<HHI", raw, 8)
     (generation,) = struct.unpack_from("<Q", raw, 32)
-    crc, state = struct.unpack_from("<II", raw, 60)
+    crc, state, zero, newest_segment, mtime_ns = struct.unpack_from("<IIIQQ", raw, 60)
     chunks = {byte * 8 + bit for byte, bits in enumerate(raw[4096:]) for bit in range(8) if bits >> bit & 1}
     good = (
-        (version, header_bytes, chunk_bytes) == (1, 4096, 65536)
+        version in (1, 2)
+        and (header_bytes, chunk_bytes) == (4096, 65536)
+        and (version == 2 or (newest_segment, mtime_ns) == (0, 0))
+        and zero == 0
         and generation < 1 << 63
         and not any(raw[56:60])
-        and not any(raw[68:4096])
+        and not any(raw[88:4096])
         and crc32c(raw[:60]) == crc
         and state in REASONS
     )
     if not good:
         return None
     disk_id, boot_id = (str(uuid.UUID(bytes=raw[at : at + 16])) for at in (16, 40))
-    return StrictDirty(disk_id, generation, boot_id, REASONS[state], chunks)
+    return StrictDirty(disk_id, generation, boot_id, REASONS[state], chunks, newest_segment, mtime_ns)
 
 
 def dirty_file(raw: bytes, folder: Path) -> str:
@@ -154,11 +163,13 @@ def dirty_file(raw: bytes, folder: Path) -> str:
     except RigError as error:
         assert want is None, error.message
         assert_clear(error, {"DirtyCorrupt", "DirtyVersion"}, path)
-        assert ("DirtyVersion" in error.code) == (raw[:8] == b"SRIGDRTY" and len(raw) >= 4096 and raw[8:10] != b"\1\0")
+        assert ("DirtyVersion" in error.code) == (
+            raw[:8] == b"SRIGDRTY" and len(raw) >= 4096 and raw[8:10] not in (b"\1\0", b"\2\0")
+        )
         return error.code
     assert want is not None, "taken for a good dirty file"
     assert (got.disk_id, got.generation, got.boot_id) == (want.disk_id, want.generation, want.boot_id)
-    assert got.reason == want.reason
+    assert (got.reason, got.newest_segment, got.mtime_ns) == (want.reason, want.newest_segment, want.mtime_ns)
     assert {chunk for at, length in got.ranges for chunk in range(at // 65536, (at + length) // 65536)} == want.chunks
     assert all(at + length < after for (at, length), (after, _) in pairwise(got.ranges))
     return f"good, {want.reason}"
@@ -245,16 +256,11 @@ def _is_uuid(value: object) -> bool:
         return False
 
 
-def _is_image_note(note: object) -> bool:
-    if note is None:
-        return True
-    if not isinstance(note, dict) or note.keys() != {"file", "closed"} or not isinstance(note["file"], str):
+def _has(value: object, keys: Mapping[str, Callable[[Any], bool]], optional: Collection[str] = ()) -> bool:
+    """Whether it is an object with these keys, and right values."""
+    if not isinstance(value, dict) or not keys.keys() - optional <= value.keys() <= keys.keys():
         return False
-    stamp = note["closed"]
-    if stamp is None:
-        return True
-    times = {"size_bytes", "mtime_ns", "ctime_ns"}
-    return isinstance(stamp, dict) and stamp.keys() == times and all(type(value) is int for value in stamp.values())
+    return all(right(value[key]) for key, right in keys.items() if key in value)
 
 
 def _number(value: object) -> bool:
@@ -280,19 +286,84 @@ def _shown(shown: object) -> dict[str, object] | None:
     return whole
 
 
-def _strict_state(raw: bytes) -> dict[str, object] | None:
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_digest(value: object) -> bool:
+    return value is None or (isinstance(value, str) and re.fullmatch(r"[0-9a-f]{32}", value) is not None)
+
+
+def _is_stamp(value: object) -> bool:
+    keys = {
+        "file": _is_text, "size_bytes": _whole, "mtime_ns": _number, "ctime_ns": _number,
+        "inode": lambda inode: inode is None or _whole(inode), "digest": _is_digest,
+    }  # fmt: skip
+    return _has(value, keys, {"digest"})
+
+
+def _is_closed(value: object) -> bool:
+    log = {"first_seq": _whole, "next_seq": _whole}
+    return _has(
+        value,
+        {
+            "files": lambda files: isinstance(files, list) and all(map(_is_stamp, files)),
+            "log": lambda extent: extent is None or _has(extent, log),
+        },
+    )
+
+
+def _is_opened(value: object) -> bool:
+    return _has(value, {"inode": _whole, "dirty_inode": _whole, "mtime_ns": _number}, {"mtime_ns"})
+
+
+def _format_2(body: dict[str, Any]) -> dict[str, Any] | None:
+    """What format 1 says, in format 2."""
+    if not body.keys().isdisjoint({"closed", "opened"}):
+        return None
+    note = body.get("image")
+    if note is None:
+        return body
+    if not _has(note, {"file": _is_text, "closed": lambda _: True}):
+        return None
+    assert isinstance(note, dict)
+    if note["closed"] is None:
+        return body | {"image": note["file"]}
+    if not _has(note["closed"], {"size_bytes": _whole, "mtime_ns": _number, "ctime_ns": _number}):
+        return None
+    stamp = {"file": note["file"], "inode": None, **note["closed"]}
+    return body | {"image": note["file"], "closed": {"files": [stamp], "log": None}}
+
+
+def _body(raw: bytes) -> dict[str, Any] | None:
+    """The description of the disk, in format 2, if the checksum is right."""
     try:
         document = json.loads(raw, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(document, dict) or document.keys() != {"format", "crc32c", "disk"}:
+    if not _has(document, {"format": _is_whole_number, "crc32c": _is_whole_number, "disk": _is_object}):
         return None
-    body, crc = document["disk"], document["crc32c"]
-    if type(document["format"]) is not int or document["format"] != 1 or type(crc) is not int:
+    body, version = document["disk"], document["format"]
+    if document["crc32c"] != crc32c(json.dumps(body, sort_keys=True).encode()):
         return None
-    if crc != crc32c(json.dumps(body, sort_keys=True).encode()) or not isinstance(body, dict):
+    if version == 1:
+        return _format_2(body)
+    return dict(body) if version == 2 else None
+
+
+def _is_whole_number(value: object) -> bool:
+    return type(value) is int
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _strict_state(raw: bytes) -> dict[str, Any] | None:
+    body = _body(raw)
+    if body is None:
         return None
-    optional = {"store", "position", "promoting", "image", "first_segment", "shown"}
+    optional = {"store", "position", "promoting", "image", "first_segment", "closed", "opened", "shown"}
     keys = {"disk_id", "size_bytes", "kind", "generation", "tracked", "needs_resync", *optional}
     if not keys - optional <= body.keys() <= keys:
         return None
@@ -309,11 +380,23 @@ def _strict_state(raw: bytes) -> dict[str, object] | None:
         and _whole(body.get("first_segment", 1)) and body.get("first_segment", 1) > 0
         and type(body["tracked"]) is bool
         and (body["needs_resync"] is None or isinstance(body["needs_resync"], str))
-        and _is_image_note(body.get("image"))
+        and (body.get("image") is None or isinstance(body["image"], str))
+        and (body.get("closed") is None or _is_closed(body["closed"]))
         and _shown(body.get("shown", {})) is not None
+        and (body.get("opened") is None or _is_opened(body["opened"]))
     )  # fmt: skip
-    absent: dict[str, object] = {"store": None, "position": None, "promoting": False, "image": None, "first_segment": 1}
-    return absent | body | {"shown": _shown(body.get("shown", {}))} if good else None
+    if not good:
+        return None
+    absent: dict[str, Any] = {
+        "store": None, "position": None, "promoting": False, "image": None, "first_segment": 1,
+        "closed": None, "opened": None,
+    }  # fmt: skip
+    whole = copy.deepcopy(absent | body | {"shown": _shown(body.get("shown", {}))})
+    for stamp in whole["closed"]["files"] if whole["closed"] else []:
+        stamp.setdefault("digest", None)
+    if whole["opened"]:
+        whole["opened"].setdefault("mtime_ns", 0)
+    return whole
 
 
 def disk_state(raw: bytes, folder: Path) -> str:

@@ -20,7 +20,7 @@ from azure_emu.ports import Pin
 from azure_emu.store_history import load_history
 from azure_emu.store_views import StoreViews
 from blockfs.boot import current_boot_id
-from blockfs.disk import DiskRules
+from blockfs.disk_rules import DiskRules
 from blockfs.errors import RigError
 from blockfs.layers import Layer, RawLayer
 from blockfs.position import PositionCounter

@@ -14,10 +14,11 @@ from blockfs import boot, dirty, disk_log
 from blockfs import snapshot as snapshot_module
 from blockfs.changelog import HEADER_BYTES, SegmentReader
 from blockfs.dirty import CHUNK_BYTES
-from blockfs.disk import Disk, DiskRules
+from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace, make_raw
 from blockfs.disk_log import LogPolicy, find_segments
 from blockfs.disk_report import describe
+from blockfs.disk_rules import DiskRules
 from blockfs.errors import RigError
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
@@ -124,11 +125,13 @@ def test_a_kill_at_any_byte_of_the_last_record_loses_only_what_was_not_acknowled
     disk.write(100, b"last" * 20)
     longer = logs(disk)[-1].read_bytes()[: end_of_log(disk)]
     last = len(longer) - len(whole)
+    dirty_file = disk.place.file("dirty").read_bytes()
     for torn in range(0, last + 1, 7):
         disk.abandon()
         for path in logs(disk)[1:]:
             path.unlink()
         logs(disk)[0].write_bytes(longer[: len(whole) + torn])
+        disk.place.file("dirty").write_bytes(dirty_file)
         with (disk.place.file("img")).open("r+b") as image:  # the bytes may or may not have reached the disk
             image.write(acknowledged)
         disk = Disk.open(disk.place, DiskRules(positions), None)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from blockfs.disk import Disk, DiskRules
+from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace, make_raw
+from blockfs.disk_rules import DiskRules
 from blockfs.log_recovery import DISK_BYTES_MAX
 from blockfs.position import PositionCounter
 from blockfs.tree import SingleDisk

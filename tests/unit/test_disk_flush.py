@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from blockfs.changelog import RecordType, SegmentReader, scan_tail
-from blockfs.disk import Disk, DiskRules
+from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace, make_raw
 from blockfs.disk_report import describe
+from blockfs.disk_rules import DiskRules
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from tests.unit.io_faults import SYNC, failing, io_verdict

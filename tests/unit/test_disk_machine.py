@@ -13,9 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from blockfs.disk import Disk, DiskRules
+from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace, make_raw, make_top
 from blockfs.disk_log import LogPolicy
+from blockfs.disk_rules import DiskRules
 from blockfs.extents import ExtentMap
 from blockfs.layers import Layer, ViewLayer
 from blockfs.part import TagSeen

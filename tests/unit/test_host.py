@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from blockfs import disk as disk_module
+from blockfs import disk_files as disk_module
 from blockfs.disk import Disk
 from blockfs.disk_state import DiskState
 from blockfs.errors import RigError

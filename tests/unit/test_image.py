@@ -227,13 +227,3 @@ async def test_a_refused_image_is_not_left_locked(path: Path) -> None:
     assert (await refused(path))[0] == "InvalidDiskSize"
     path.write_bytes(bytes(SIZE))
     (await open_image(path)).close()
-
-
-async def test_the_stamp_tells_a_write(path: Path) -> None:
-    image = await open_image(path)
-    before = image.stamp()
-    assert image.stamp() == before
-    with path.open("r+b") as file:
-        file.truncate(2 * SIZE)
-    assert image.stamp() != before
-    image.close()

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockfs.changelog import HEADER_BYTES, RecordType, SegmentReader
-from blockfs.disk import Disk, DiskRules
+from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace, make_raw
+from blockfs.disk_rules import DiskRules
 from blockfs.errors import RigError
 from blockfs.layers import RawLayer
 from blockfs.log_replay import FileSummary, Replay, TornTail, check, in_order, open_image, verify

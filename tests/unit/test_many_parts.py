@@ -11,9 +11,10 @@ import pytest
 
 from azure_emu.applier import TAGS_IN_REPORT_MAX
 from azure_emu.managed_disk import ManagedDiskStore
-from blockfs.disk import Disk, DiskRules
+from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace, make_raw
 from blockfs.disk_log import find_segments
+from blockfs.disk_rules import DiskRules
 from blockfs.part import PartName, TagSeen
 from blockfs.position import PositionCounter
 from siterig.roles.entry import allow_many_files

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.disk import Disk, DiskRules
+from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace, make_raw
+from blockfs.disk_rules import DiskRules
 from blockfs.position import PositionCounter
 from cext._core import ffi, lib
 from cext.pump import Pump, PumpOptions

@@ -12,12 +12,13 @@ import pytest
 import trio
 import trio.testing
 
-from blockfs import boot
+from blockfs import boot, file_stamps
 from blockfs.disk_log import find_segments
 from blockfs.disk_state import DiskState
 from blockfs.errors import RigError
+from blockfs.file_stamps import KILL_GRACE_S
 from blockfs.image import Image, open_image
-from blockfs.standalone import KILL_GRACE_S, StandAlone, open_disk
+from blockfs.standalone import StandAlone, open_disk
 from blockfs.vhd import fixed_footer
 from tests.unit.disk_model import replay_files
 from tests.unit.io_faults import SYNC, failing
@@ -185,11 +186,63 @@ def shrink(path: Path) -> None:
 
 CHANGES: dict[Callable[[Path], None], str] = {
     write_to: "was written to, or replaced",
-    write_unseen: "file was replaced, or its owner, rights or name were changed",
-    replace: "file was replaced, or its owner, rights or name were changed",
-    grow: "the disk had 1048576 bytes, and has 2097152",
-    shrink: "the disk had 1048576 bytes, and has 524288",
+    write_unseen: "was written to, or replaced",
+    grow: "disk.img had 1048576 bytes, and has 2097152",
+    shrink: "disk.img had 1048576 bytes, and has 524288",
 }
+
+
+def touch(path: Path) -> None:
+    path.touch()
+
+
+def change_rights(path: Path) -> None:
+    path.chmod(0o640)
+
+
+def link(path: Path) -> None:
+    path.with_name("other").hardlink_to(path)
+
+
+def copy_anew(path: Path) -> None:
+    """With the time of the copy."""
+    shutil.copy(path, path.with_name("copy"))
+    path.with_name("copy").rename(path)
+
+
+def write_the_same(path: Path) -> None:
+    path.write_bytes(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    "deed", [touch, change_rights, link, replace, copy_anew, write_the_same], ids=lambda deed: deed.__name__
+)
+async def test_what_leaves_the_bytes_of_an_image_alone_does_not_end_its_log(
+    mounts: Mounts, deed: Callable[[Path], None]
+) -> None:
+    await mounts.written(b"one")
+    deed(mounts.path)
+    alone = await mounts.written(b"two", at=1000)
+    assert (alone.discontinued, alone.disk.state.generation) == (None, 1)
+    assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
+
+
+async def test_an_image_with_too_much_data_for_a_digest_is_known_by_its_times(
+    mounts: Mounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_stamps, "DIGEST_BYTES_MAX", 4096)
+    mounts.path.write_bytes(os.urandom(SIZE))
+    await mounts.written(b"one")
+    replace(mounts.path)  # a copy that kept the time of the last write
+    assert (await mounts.written(b"two")).discontinued is None
+    change_rights(mounts.path)
+    alone = await mounts.written(b"three")
+    assert alone.discontinued is not None
+    assert "was replaced, or its owner, rights or name were changed" in alone.discontinued.why
+    touch(mounts.path)
+    alone = await mounts.written(b"four")
+    assert alone.discontinued is not None
+    assert "was written to, or replaced" in alone.discontinued.why
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -275,8 +328,7 @@ async def test_an_end_that_fails_is_said_lets_go_and_notes_nothing(mounts: Mount
     mounts.image.close()
     assert failed.value.code == "HostIoError"
     assert failed.value.message == f"{mounts.path}: cannot be closed in order: Input/output error"
-    assert mounts.state.image is not None
-    assert mounts.state.image.closed is None
+    assert mounts.state.closed is None
     alone = await mounts.written(b"two")
     assert alone.discontinued is not None
 

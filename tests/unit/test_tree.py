@@ -11,8 +11,9 @@ from typing import Any
 import pyfuse3
 import pytest
 
-from blockfs.disk import Disk, DiskRules
+from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace, make_raw
+from blockfs.disk_rules import DiskRules
 from blockfs.filesystem import DiskFileSystem
 from blockfs.host import DiskHost
 from blockfs.position import PositionCounter

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from blockfs import base_image
 from blockfs.base_image import BadBlock
-from blockfs.disk import Disk, DiskRules
+from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace
+from blockfs.disk_rules import DiskRules
 from blockfs.disk_state import DiskState
 from blockfs.extents import ExtentMap
 from blockfs.layers import RawLayer, Source, TopLayer, ViewFault, ViewLayer, WritableLayer

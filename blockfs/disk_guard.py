@@ -1,0 +1,71 @@
+"""What other programs do to the files of one open disk: found, and noted where the disk's log no longer has all changes.
+
+Fault contract: nothing is stored here.  The mark that ends the log is in the dirty file, and so outlives a kill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from blockfs.disk_files import DiskPlace
+from blockfs.disk_rules import DiskRules
+from blockfs.own_file import OwnFiles
+from cext._core import lib
+
+
+class DiskGuard:
+    """Implements :class:`blockfs.file_watch.Watched` for the disk in C ``disk``.  One trio thread.
+
+    ``ended``: called when the log was ended by a change.
+    """
+
+    def __init__(
+        self, disk: Any, place: DiskPlace, *, files: list[Path], fd: int, rules: DiskRules, ended: Callable[[], None]
+    ) -> None:
+        """``files``: the one that takes the writes, open as ``fd``, and its maps."""
+        self.trouble: str | None = None
+        """What another program has done to the files; None: nothing that is known."""
+        self.files = OwnFiles(files[0], fd, files[1:])
+        self._disk = disk
+        self._place = place
+        self._rules = rules
+        self._ended = ended
+        if rules.watch is not None:
+            rules.watch.add(fd, str(files[0]), self)
+
+    def check_files(self) -> str | None:
+        """Find and note what has become of the files; None: they are as they were."""
+        if self._disk is not None:
+            excess_bytes = int(lib.sr_disk_excess_bytes(self._disk))
+            # Something may rightly lie behind a disk that cannot grow.
+            trouble = self.files.trouble(excess_bytes if self._rules.can_grow else min(excess_bytes, 0))
+            if trouble is not None:
+                self.changed_by_another(trouble)
+        return self.trouble
+
+    def look_again(self) -> None:
+        """If a request met that the file was cut, or has no name any more: find what has become of it."""
+        if self.trouble is None and lib.sr_disk_file_changed(self._disk) and self.check_files() is None:
+            self.changed_by_another(f"{self.files.path} was cut by another program, or had no name, for a while")
+
+    def changed_by_another(self, what: str) -> None:
+        """Another program has changed what the disk holds, or may have: its log does not have that."""
+        if self.trouble is None and self._disk is not None:
+            self.trouble = what
+            lib.sr_disk_note_changed(self._disk)
+            self._ended()
+            self._rules.tell_changed(self._place, what)
+
+    @property
+    def changes(self) -> int:
+        """How often the disk was changed since it was opened; no change is under way when this is counted."""
+        return int(lib.sr_disk_changes(self._disk))
+
+    def close(self) -> None:
+        """Before the disk in C is freed."""
+        if self._rules.watch is not None:
+            self._rules.watch.remove(self)
+        self.files.close()
+        self._disk = None

@@ -1,0 +1,44 @@
+"""What the disks of one process have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from blockfs.disk_files import DiskPlace
+from blockfs.disk_log import LogPolicy
+from blockfs.file_stamps import DigestBudget
+from blockfs.file_watch import FileWatch
+from blockfs.position import PositionCounter
+from blockfs.snapshot import STORE_SHARE_MAX
+
+_log = structlog.get_logger("blockfs.disk")
+
+
+def log_changed(place: DiskPlace, what: str) -> None:
+    """Another program has changed a disk."""
+    _log.error("disk_changed_by_another", disk=str(place), what=what)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRules:
+    """What the disks of a host have in common: the counter of positions, who is told of events, how much they may keep."""
+
+    positions: PositionCounter
+    event_fd: int = -1
+    """An eventfd, raised when :meth:`Disk.tend` has something to do; -1: nobody waits."""
+    policy: LogPolicy = field(default_factory=LogPolicy)
+    snapshot_share_max: float = STORE_SHARE_MAX
+    """How much of a disk's size its snapshot may take."""
+    can_grow: bool = True
+    """Not where something lies behind the disk in its file."""
+    read_only: bool = False
+    """Of a state of the past: nobody may open it to write."""
+    watch: FileWatch | None = None
+    """Tells the disks what others do to their files."""
+    tell_changed: Callable[[DiskPlace, str], None] = log_changed
+    """Told at once what another program has done to a disk's files."""
+    digests: DigestBudget = field(default_factory=DigestBudget)
+    """What the disks may read when they are closed, so that a copy of them is known again."""

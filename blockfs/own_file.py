@@ -1,0 +1,77 @@
+"""Whether files that are open are still those that their names lead to, and whole.
+
+A name and a descriptor are not the same thing: the file may be deleted or replaced under the name, renamed, or cut, and what
+goes to the descriptor is then lost with it, or is found elsewhere.  A folder that is renamed, or unmounted lazily, changes
+nothing: names are looked up in the folder's own descriptor.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class OwnFiles:
+    """The file that takes a disk's writes, open as ``fd`` (the caller's), and its maps, all in one folder."""
+
+    def __init__(self, path: Path, fd: int, maps: Sequence[Path] = ()) -> None:
+        self.path = path
+        self._fd = fd
+        self._folder_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._maps = {path.name: self._named(path.name) for path in maps}
+        except BaseException:
+            self.close()
+            raise
+
+    def renamed(self, path: Path) -> None:
+        """The file has another name in the same folder from now on, and no maps."""
+        self.path, self._maps = path, {}
+
+    def trouble(self, excess_bytes: int) -> str | None:
+        """What has become of the files; None: nothing.
+
+        ``excess_bytes``: how many more bytes the first has than it is to have (negative: fewer).
+        """
+        held = os.fstat(self._fd)
+        if (became := self._became(self.path.name, _identity(held))) is not None:
+            if held.st_nlink == 0:
+                return f"{self.path} {became} while its disk was open: what was written since is lost"
+            return f"{self.path} {became} while its disk was open: what was written since is in {self.where}"
+        if excess_bytes < 0:
+            return f"{self.path} was cut by another program: the last {-excess_bytes} bytes of its disk are lost"
+        if excess_bytes > 0:
+            return f"{self.path} was made longer by another program, by {excess_bytes} bytes"
+        for name, identity in self._maps.items():
+            if (became := self._became(name, identity)) is not None:
+                return f"{self.path.with_name(name)} {became} while its disk was open"
+        return None
+
+    @property
+    def where(self) -> Path:
+        """Where the first file is now, as far as the kernel knows."""
+        found = Path(f"/proc/self/fd/{self._fd}").readlink()
+        return Path("a file with another name (a hard link)") if found.name.endswith(" (deleted)") else found
+
+    def close(self) -> None:
+        """Close the folder's descriptor."""
+        if self._folder_fd >= 0:
+            os.close(self._folder_fd)
+            self._folder_fd = -1
+
+    def _became(self, name: str, identity: tuple[int, int] | None) -> str | None:
+        now = self._named(name)
+        if now == identity:
+            return None
+        return "was deleted, or renamed," if now is None else "was replaced by another file"
+
+    def _named(self, name: str) -> tuple[int, int] | None:
+        try:
+            return _identity(os.stat(name, dir_fd=self._folder_fd, follow_symlinks=False))
+        except FileNotFoundError:
+            return None
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino

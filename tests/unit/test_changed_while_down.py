@@ -1,0 +1,347 @@
+"""A tracked disk whose files another program changed between two openings needs a resync; one that is the same does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from blockfs import boot, dirty
+from blockfs.disk import Disk
+from blockfs.disk_files import DiskPlace, make_raw, make_top
+from blockfs.disk_log import LogPolicy, find_segments
+from blockfs.disk_rules import DiskRules
+from blockfs.disk_state import DiskState
+from blockfs.errors import RigError
+from blockfs.file_stamps import KILL_GRACE_S
+from blockfs.host import DiskHost
+from blockfs.part import TagSeen
+from blockfs.position import PositionCounter
+from tests.crash.lives import FileViews
+from tests.fuzz.small_damage import seal_dirty, seal_state
+
+SIZE = 1 << 20
+OTHER_BOOT = "00000000-0000-4000-8000-000000000000"
+
+
+class Lives:
+    """One disk in a folder of its own, opened again and again."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        folder.mkdir()
+        self.root = folder
+        self.below = folder.parent / "below"
+        self.place = DiskPlace(folder, "", "os")
+        if kind == "raw":
+            make_raw(self.place, SIZE)
+        else:
+            self.below.write_bytes(os.urandom(SIZE))
+            make_top(self.place, store=self.below, position=1, size_bytes=SIZE)
+        self.life(lambda disk: disk.start_tracking(new_generation=True))
+        self.life(lambda disk: disk.write(4096, os.urandom(100_000)))
+
+    @property
+    def file(self) -> Path:
+        return self.place.file(DiskState.load(self.place.file("disk")).kind.replace("raw", "img"))
+
+    def open(self) -> tuple[Disk, PositionCounter]:
+        positions = PositionCounter(self.place.folder / "position")
+        return Disk.open(self.place, DiskRules(positions, policy=LogPolicy(kept_share_max=None)), FileViews()), positions
+
+    def life(self, work: Callable[[Disk], object] = lambda _disk: None, *, killed: bool = False) -> str | None:
+        """``needs_resync`` after the opening."""
+        disk, positions = self.open()
+        found = disk.state.needs_resync
+        work(disk)
+        (disk.abandon if killed else disk.close)()
+        positions.close()
+        return found
+
+
+@pytest.fixture(params=["raw", "top"])
+def lives(request: pytest.FixtureRequest, tmp_path: Path) -> Lives:
+    return Lives(tmp_path / "web01", str(request.param))
+
+
+def edit(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(5000)
+        file.write(b"OFFLINE-EDIT")
+
+
+def edit_unseen(path: Path) -> None:
+    found = path.stat()
+    edit(path)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def replace_by_another(path: Path) -> None:
+    shutil.copy2(path, path.with_name("copy"))
+    edit_unseen(path.with_name("copy"))
+    path.with_name("copy").rename(path)
+
+
+def zero_it(path: Path) -> None:
+    os.truncate(path, 0)
+    os.truncate(path, SIZE)
+
+
+def grow(path: Path) -> None:
+    os.truncate(path, 2 * SIZE)
+
+
+@pytest.mark.parametrize("deed", [edit, edit_unseen, replace_by_another, zero_it, grow], ids=lambda deed: deed.__name__)
+def test_a_disk_that_was_changed_while_it_was_down_needs_a_resync(lives: Lives, deed: Callable[[Path], None]) -> None:
+    deed(lives.file)
+    assert lives.life() == "ImageChanged"
+    assert lives.life() == "ImageChanged", "until the resync"
+    lives.life(lambda disk: disk.start_tracking(new_generation=True))
+    assert lives.life() is None
+
+
+def test_a_disk_that_was_made_longer_by_a_part_of_a_sector_can_be_opened_again_and_again(lives: Lives) -> None:
+    if lives.file.suffix == ".top":
+        return
+    os.truncate(lives.file, SIZE + 1000)
+    assert lives.life(lambda disk: disk.read(0, 512)) == "ImageChanged"
+    assert lives.life() == "ImageChanged"
+
+
+@pytest.mark.parametrize("suffix", ["top.present", "top.durable"])
+def test_a_map_that_was_changed_while_the_disk_was_down_is_not_passed_over(tmp_path: Path, suffix: str) -> None:
+    lives = Lives(tmp_path / "web01", "top")
+    path = lives.place.file(suffix)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 0xFF
+    path.write_bytes(data)
+    try:
+        assert lives.life() == "ImageChanged"
+    except RigError as error:
+        assert error.code == "DiskCorrupt"
+
+
+@pytest.mark.parametrize("suffix", ["top", "top.present", "top.durable"])
+@pytest.mark.parametrize("deed", [Path.unlink, lambda path: os.truncate(path, 0)], ids=["unlink", "empty"])
+def test_a_file_of_a_top_that_is_gone_is_not_made_new_and_empty(
+    tmp_path: Path, suffix: str, deed: Callable[[Path], None]
+) -> None:
+    lives = Lives(tmp_path / "web01", "top")
+    deed(lives.place.file(suffix))
+    with pytest.raises(RigError, match=rf"os\.{suffix}") as failed:
+        lives.open()
+    assert failed.value.code == "DiskCorrupt"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_promoted_disk_that_was_changed_while_it_was_down_needs_a_resync(tmp_path: Path, killed: bool) -> None:
+    lives = Lives(tmp_path / "web01", "top")
+
+    def promote(disk: Disk) -> None:
+        disk.begin_promotion()
+        while not disk.adopt(SIZE):
+            pass
+        disk.sync_adopted()
+        assert disk.note_raw()
+        disk.settle()
+
+    lives.life(promote, killed=killed)
+    assert lives.life(killed=killed) is None
+    edit(lives.place.file("img"))
+    make_younger(lives.place.file("img"))
+    assert lives.life() == "ImageChanged"
+
+
+# ---- the same disk
+
+
+def touch(path: Path) -> None:
+    path.touch()
+
+
+def change_rights(path: Path) -> None:
+    path.chmod(0o640)
+
+
+def read_it(path: Path) -> None:
+    path.read_bytes()
+
+
+def copy_anew(path: Path) -> None:
+    shutil.copy(path, path.with_name("copy"))
+    path.with_name("copy").rename(path)
+
+
+def nothing(_path: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize("deed", [nothing, touch, change_rights, read_it, copy_anew], ids=lambda deed: deed.__name__)
+def test_a_disk_whose_bytes_are_the_same_continues_its_log(
+    lives: Lives, deed: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deed(lives.file)
+    assert lives.life(lambda disk: disk.write(0, b"x")) is None
+    monkeypatch.setattr(boot, "current_boot_id", lambda: OTHER_BOOT)
+    deed(lives.file)
+    assert lives.life() is None, "after a reboot, too"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("keep_times", [False, True])
+def test_a_whole_folder_that_was_copied_is_the_same(lives: Lives, keep_times: bool, killed: bool) -> None:
+    lives.life(lambda disk: disk.write(0, b"x"), killed=killed)
+    copy = shutil.copytree(
+        lives.root, lives.root.with_name("copy"), copy_function=shutil.copy2 if keep_times else shutil.copy
+    )
+    lives.place = DiskPlace(copy, "", "os")
+    assert lives.life(lambda disk: disk.write(0, b"y")) is None
+    assert lives.life() is None
+
+
+def test_a_folder_that_was_moved_is_the_same(lives: Lives) -> None:
+    lives.place = DiskPlace(lives.root.rename(lives.root.with_name("moved")), "", "os")
+    assert lives.life() is None
+
+
+def test_a_disk_without_a_log_may_be_changed_by_anybody(lives: Lives) -> None:
+    lives.life(lambda disk: disk.stop_tracking())
+    edit(lives.file)
+    assert lives.life() is None
+
+
+# ---- after a kill
+
+
+def make_younger(path: Path, by_s: float = KILL_GRACE_S + 60) -> None:
+    when_ns = path.stat().st_mtime_ns + int(by_s * 1e9)
+    os.utime(path, ns=(when_ns, when_ns))
+
+
+def test_no_number_of_kills_needs_a_resync(lives: Lives) -> None:
+    for _ in range(8):
+        assert lives.life(lambda disk: disk.write(512, os.urandom(512)), killed=True) is None
+    assert lives.life() is None
+
+
+def test_a_disk_that_was_changed_long_after_a_kill_needs_a_resync(lives: Lives) -> None:
+    lives.life(lambda disk: disk.write(0, b"x"), killed=True)
+    edit(lives.file)
+    make_younger(lives.file)
+    assert lives.life() == "ImageChanged"
+
+
+def test_a_disk_that_was_replaced_after_a_kill_needs_a_resync(lives: Lives) -> None:
+    lives.life(lambda disk: disk.write(0, b"x"), killed=True)
+    replace_by_another(lives.file)
+    assert lives.life() == "ImageChanged"
+
+
+def test_a_clock_that_was_set_back_before_a_kill_is_no_change(lives: Lives) -> None:
+    def flush_then(disk: Disk) -> None:
+        disk.write(0, b"x")
+        make_younger(lives.file, 3600)  # as if the clock had been an hour ahead when this was written
+        disk._flush()
+
+    lives.life(flush_then, killed=True)
+    assert lives.life() is None
+
+
+def test_a_promotion_that_goes_on_longer_than_the_guest_writes_is_no_change(tmp_path: Path) -> None:
+    lives = Lives(tmp_path / "web01", "top")
+
+    def some(disk: Disk) -> None:
+        disk.begin_promotion()
+        disk.adopt(1)
+
+    lives.life(some, killed=True)
+    make_younger(lives.file)
+    assert lives.life(killed=True) is None
+
+    def rest(disk: Disk) -> None:
+        while not disk.adopt(SIZE):
+            pass
+        disk.sync_adopted()
+        make_younger(lives.file)
+        assert disk.note_raw()
+
+    lives.life(rest, killed=True)
+    assert lives.life() is None
+
+
+# ---- the log
+
+
+def segments(lives: Lives) -> list[Path]:
+    return [path for _, path in find_segments(lives.place.folder, "os")]
+
+
+def tagged(disk: Disk) -> None:
+    """Some segments."""
+    for number in range(3):
+        disk.write(number * 4096, b"w" * 4096)
+        disk.tend()
+        disk.tag(TagSeen(tag_id=OTHER_BOOT, kind="CrashConsistent", name="t", position=1, time_ns=1))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("which", [0, 1, -1])
+def test_a_segment_that_was_deleted_while_the_disk_was_down_is_missed(lives: Lives, which: int, killed: bool) -> None:
+    lives.life(tagged, killed=killed)
+    if killed and which == 0:
+        return  # nothing tells how far the log had been applied; the agent knows what it needs (LogGap)
+    segments(lives)[which].unlink()
+    assert lives.life() == "LogCorrupt"
+
+
+def test_a_segment_that_was_replaced_by_an_older_copy_is_noticed(lives: Lives) -> None:
+    newest = segments(lives)[-1]
+    older = newest.read_bytes()
+    with newest.open("r+b") as file:
+        file.truncate(len(older) - 64)  # as it was before the mark of the orderly end
+    assert lives.life() == "LogCorrupt"
+
+
+# ---- formats of before
+
+
+def test_a_state_and_a_dirty_file_of_before_are_read_and_say_nothing_of_the_files(lives: Lives) -> None:
+    path = lives.place.file("disk")
+    state = DiskState.load(path)
+    body = state.model_dump(exclude={"closed", "opened"})
+    path.write_bytes(seal_state(body, version=1))
+    raw = bytearray(lives.place.file("dirty").read_bytes())
+    raw[8:10], raw[68:4096] = b"\1\0", bytes(4028)
+    lives.place.file("dirty").write_bytes(seal_dirty(bytes(raw)))
+    assert dirty.read(lives.place.file("dirty")).newest_segment == 0
+    assert lives.life() is None
+    assert DiskState.load(path).closed is not None
+
+
+# ---- a host
+
+
+async def test_a_host_lists_a_disk_that_was_changed_while_it_was_down(tmp_path: Path) -> None:
+    host = DiskHost(tmp_path / "disks", tmp_path / "mnt")
+    for name in ("a", "b"):
+        await host.create_disk(vm="web01", name=name, size_bytes=SIZE)
+    await host.start_tracking(vm="web01")
+    host.disk("web01", "b").write(0, b"x")
+    host.close()
+    edit(tmp_path / "disks/web01/a.img")
+    host = DiskHost(tmp_path / "disks", tmp_path / "mnt")
+    assert {info.name: info.needs_resync for info in await host.list_disks()} == {"a": "ImageChanged", "b": None}
+    host.close()
+
+
+async def test_a_disk_that_cannot_be_closed_in_order_does_not_keep_others_from_it(tmp_path: Path) -> None:
+    host = DiskHost(tmp_path / "disks", tmp_path / "mnt")
+    for name in ("a", "b"):
+        await host.create_disk(vm="web01", name=name, size_bytes=SIZE)
+    await host.start_tracking(vm="web01")
+    (tmp_path / "disks/web01/a.img").unlink()
+    host.close()
+    assert DiskState.load(tmp_path / "disks/web01/a.disk").needs_resync == "ImageChanged"
+    assert DiskState.load(tmp_path / "disks/web01/b.disk").closed is not None

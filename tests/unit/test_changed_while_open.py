@@ -1,0 +1,382 @@
+"""What other programs do to the file of an open disk: no lost byte is read as zero, and it is noticed at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from blockfs import file_watch
+from blockfs.disk import Disk
+from blockfs.disk_files import DiskPlace, make_raw, make_top
+from blockfs.disk_log import LogPolicy
+from blockfs.disk_rules import DiskRules
+from blockfs.disk_state import DiskState
+from blockfs.errors import RigError
+from blockfs.file_watch import FileWatch
+from blockfs.image import Image, open_image
+from blockfs.position import PositionCounter
+from blockfs.standalone import StandAlone, open_disk
+from cext._core import lib
+from tests.crash.lives import FileViews
+
+SIZE = 1 << 20
+
+
+class Opened:
+    """A tracked disk, and what was told of it at once."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.told: list[str] = []
+        self.watch = FileWatch()
+        self.positions = PositionCounter(folder / "position")
+        self.place = DiskPlace(folder, "", "os")
+        if kind == "raw":
+            make_raw(self.place, SIZE)
+        else:
+            (folder / "below").write_bytes(os.urandom(SIZE))
+            make_top(self.place, store=folder / "below", position=1, size_bytes=SIZE)
+        rules = DiskRules(
+            self.positions, policy=LogPolicy(kept_share_max=None), watch=self.watch,
+            tell_changed=lambda _place, what: self.told.append(what),
+        )  # fmt: skip
+        self.disk = Disk.open(self.place, rules, FileViews())
+        self.disk.start_tracking(new_generation=False)
+        self.path = self.disk.layer.path
+        self.disk.write(0, os.urandom(SIZE))
+        self.look()
+
+    def look(self) -> None:
+        """At all that the kernel has reported."""
+        self.watch.take_events()
+        self.watch.take_writes()
+
+    def refuses(self, work: Callable[[], object]) -> bool:
+        with pytest.raises(OSError, match="Input/output error") as failed:
+            work()
+        return failed.value.errno == errno.EIO
+
+
+@pytest.fixture(params=["raw", "top"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
+    opened = Opened(tmp_path, str(request.param))
+    yield opened
+    opened.disk.abandon()
+    opened.watch.close()
+    opened.positions.close()
+
+
+# ---- bytes that are lost
+
+
+def test_bytes_that_were_cut_off_are_never_read_as_zeros(opened: Opened) -> None:
+    whole = opened.disk.read(0, SIZE)
+    os.truncate(opened.path, SIZE // 2)
+    assert opened.refuses(lambda: opened.disk.read(SIZE // 2, 512))
+    assert opened.refuses(lambda: opened.disk.read(SIZE // 2 - 512, 1024)), "the end of the file is in its middle"
+    assert opened.disk.read(0, SIZE // 2) == whole[: SIZE // 2]
+    assert opened.refuses(lambda: lib_seek(opened.disk, SIZE // 2, os.SEEK_DATA)), "a copy would skip it as a hole"
+    assert opened.refuses(lambda: lib_seek(opened.disk, 0, os.SEEK_HOLE))
+
+
+def lib_seek(disk: Disk, offset: int, whence: int) -> int:
+    found = int(lib.sr_disk_seek(disk.c, offset, whence))
+    if found < 0:
+        raise OSError(-found, os.strerror(-found))
+    return found
+
+
+def test_no_write_behind_a_cut_makes_a_hole_of_what_was_lost(opened: Opened) -> None:
+    os.truncate(opened.path, SIZE // 4)
+    assert opened.refuses(lambda: opened.disk.write(SIZE - 512, b"x" * 512))
+    assert opened.refuses(lambda: opened.disk.zero(SIZE - 8192, 8192))
+    assert opened.path.stat().st_size == SIZE // 4
+    assert opened.refuses(lambda: opened.disk.read(SIZE // 2, 512))
+    assert opened.refuses(opened.disk._flush)
+
+
+def test_a_snapshot_does_not_tell_zeros_for_what_was_cut_off(opened: Opened) -> None:
+    opened.disk.tend()
+    snapshot = opened.disk.begin_snapshot()
+    os.truncate(opened.path, SIZE // 2)
+    with pytest.raises(RigError, match="byte 524288 cannot be read"):
+        snapshot.pread(SIZE // 2, 4096)
+
+
+def test_what_is_written_after_the_file_is_gone_is_refused(opened: Opened) -> None:
+    opened.path.unlink()
+    assert opened.refuses(lambda: opened.disk.write(0, b"lost"))
+    assert opened.refuses(opened.disk._flush)
+    assert len(opened.disk.read(0, SIZE)) == SIZE, "what is there can still be saved"
+
+
+@pytest.mark.parametrize("deed", ["cut", "unlink"])
+def test_the_first_request_that_meets_it_ends_the_log(opened: Opened, deed: str) -> None:
+    if deed == "cut":
+        os.truncate(opened.path, 0)
+        assert opened.refuses(lambda: opened.disk.read(0, 512))
+    else:
+        opened.path.unlink()
+        assert opened.refuses(opened.disk._flush)
+    opened.disk.note_events()
+    assert (opened.disk.tracked, opened.disk.state.needs_resync) == (False, "ImageChanged")
+    assert opened.disk.dirty_bytes == SIZE, "it may be everything"
+
+
+# ---- noticed at once
+
+
+def replace(path: Path) -> None:
+    shutil.copy2(path, path.with_name("copy"))
+    path.with_name("copy").rename(path)
+
+
+def unlink_and_make_anew(path: Path) -> None:
+    path.unlink()
+    path.write_bytes(bytes(SIZE))
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 512)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def grow(path: Path) -> None:
+    os.truncate(path, 2 * SIZE)
+
+
+def cut_and_make_long_again(path: Path) -> None:
+    os.truncate(path, 0)
+    os.truncate(path, SIZE)
+
+
+def write(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"somebody else")
+
+
+def write_unseen(path: Path) -> None:
+    found = path.stat()
+    write(path)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def rename(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+
+
+def unlink_a_hard_link(path: Path) -> None:
+    path.with_name("other").hardlink_to(path)
+    path.unlink()
+
+
+DEEDS: dict[Callable[[Path], None], str] = {
+    Path.unlink: "was deleted, or renamed, while its disk was open: what was written since is lost",
+    replace: "was replaced by another file while its disk was open: what was written since is lost",
+    unlink_and_make_anew: "was replaced by another file while its disk was open: what was written since is lost",
+    cut: "was cut by another program: the last 1048064 bytes of its disk are lost",
+    empty: "was cut by another program: the last 1048576 bytes of its disk are lost",
+    grow: "was made longer by another program, by 1048576 bytes",
+    cut_and_make_long_again: "was written to by another program",
+    write: "by another program",
+    write_unseen: "by another program",
+    rename: "elsewhere",
+    unlink_a_hard_link: "a file with another name (a hard link)",
+}
+
+
+@pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.__name__)
+def test_what_another_program_does_to_the_file_is_noticed_at_once(opened: Opened, deed: Callable[[Path], None]) -> None:
+    deed(opened.path)
+    opened.look()
+    assert DEEDS[deed] in opened.told[0]
+    assert (len(opened.told), opened.disk.state.needs_resync) == (1, "ImageChanged")
+    assert DiskState.load(opened.place.file("disk")).needs_resync == "ImageChanged"
+
+
+@pytest.mark.parametrize("suffix", ["top.present", "top.durable"])
+def test_a_map_that_is_replaced_is_noticed_at_the_end(opened: Opened, suffix: str) -> None:
+    path = opened.place.file(suffix)
+    if not path.exists():
+        return
+    replace(path)
+    opened.disk.close()
+    assert f"os.{suffix} was replaced by another file" in opened.told[0]
+
+
+def read_it(path: Path) -> None:
+    path.read_bytes()
+
+
+def change_rights(path: Path) -> None:
+    path.chmod(0o640)
+
+
+def touch(path: Path) -> None:
+    path.touch()
+
+
+def link(path: Path) -> None:
+    path.with_name("other").hardlink_to(path)
+    path.with_name("other").unlink()
+
+
+@pytest.mark.parametrize("deed", [read_it, change_rights, touch, link], ids=lambda deed: deed.__name__)
+def test_what_changes_no_byte_is_no_change(opened: Opened, deed: Callable[[Path], None]) -> None:
+    deed(opened.path)
+    opened.look()
+    opened.disk.write(0, b"more")
+    opened.look()
+    opened.disk._flush()
+    opened.disk.close()
+    assert (opened.told, opened.disk.state.needs_resync) == ([], None)
+
+
+def test_the_disks_own_changes_are_not_taken_for_anothers(opened: Opened) -> None:
+    for number in range(50):
+        opened.disk.write(number * 700, b"x" * 600)
+        opened.disk.zero(number * 900, 100, discard=True)
+        if number % 7 == 0:
+            opened.disk.resize(opened.disk.size_bytes + 512)
+        if number % 5 == 0:
+            opened.disk._flush()
+        if number % 3 == 0:
+            opened.look()
+    opened.look()
+    opened.disk.close()
+    assert (opened.told, opened.disk.state.needs_resync) == ([], None)
+
+
+def test_a_folder_that_is_renamed_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    opened = Opened(tmp_path / "a", "raw")
+    (tmp_path / "a").rename(tmp_path / "b")
+    opened.look()
+    assert opened.disk.guard is not None
+    assert opened.disk.guard.check_files() is None
+    opened.disk.abandon()
+    opened.watch.close()
+    opened.positions.close()
+
+
+def test_a_promotion_is_no_change(tmp_path: Path) -> None:
+    opened = Opened(tmp_path, "top")
+    opened.disk.begin_promotion()
+    while not opened.disk.adopt(1 << 16):
+        opened.look()
+    opened.disk.sync_adopted()
+    assert opened.disk.note_raw()
+    opened.look()
+    opened.disk.settle()
+    opened.disk.write(0, b"after")
+    opened.look()
+    opened.disk.close()
+    assert (opened.told, opened.disk.state.needs_resync) == ([], None)
+    opened.watch.close()
+    opened.positions.close()
+
+
+# ---- an image by itself
+
+
+class Mounted:
+    def __init__(self, image: Image, alone: StandAlone, told: list[str]) -> None:
+        self.image, self.alone, self.told = image, alone, told
+
+    async def end(self) -> str | None:
+        """What the end says, None: nothing."""
+        try:
+            await self.alone.look_at_the_end()
+            self.alone.close()
+        except RigError as error:
+            assert error.code == "ImageChanged"
+            return error.message
+        finally:
+            self.image.close()
+        return None
+
+
+async def mount(path: Path, *, tracked: bool) -> Mounted:
+    told: list[str] = []
+    image = await open_image(path)
+    return Mounted(image, open_disk(image, path.stem, tracked=tracked, note=told.append), told)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "images" / "disk.img"
+    path.parent.mkdir()
+    path.write_bytes(bytes(SIZE))
+    return path
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.__name__)
+async def test_the_end_of_a_mount_says_what_was_done_to_its_image(
+    image: Path, deed: Callable[[Path], None], tracked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_watch, "LOOK_S", 0.01)
+    mounted = await mount(image, tracked=tracked)
+    mounted.alone.disk.write(0, b"guest")
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mounted.alone.tree.tend)
+            await trio.testing.wait_all_tasks_blocked()
+            mounted.alone._watch.take_writes()
+            deed(image)
+            while not mounted.told:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    said = await mounted.end()
+    assert said is not None
+    assert said.startswith(mounted.told[0])
+    assert ("change log" in said) == tracked
+    if tracked:
+        assert DiskState.load(image.with_suffix(".disk")).needs_resync == "ImageChanged"
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+async def test_without_inotify_the_end_finds_another_file(
+    image: Path, tracked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_flags: int) -> int:
+        return -1
+
+    monkeypatch.setattr(file_watch._libc, "inotify_init1", none_left)
+    mounted = await mount(image, tracked=tracked)
+    replace(image)
+    said = await mounted.end()
+    assert said is not None
+    assert "was replaced by another file" in said
+
+
+async def test_an_image_whose_folder_was_renamed_is_said_to_be_elsewhere_and_no_more(image: Path) -> None:
+    mounted = await mount(image, tracked=False)
+    mounted.alone.disk.write(0, b"guest")
+    image.parent.rename(image.parent.with_name("moved"))
+    assert await mounted.end() is None
+    moved = image.parent.with_name("moved") / image.name
+    assert mounted.told == [f"{image} is not where it was: its folder was moved, or unmounted; it is {moved} now"]
+    assert moved.read_bytes()[:5] == b"guest"
+
+
+async def test_what_an_image_went_through_does_not_end_the_log_of_the_next_mount(image: Path) -> None:
+    mounted = await mount(image, tracked=True)
+    write(image)
+    mounted.alone._watch.take_events()
+    assert await mounted.end() is not None
+    again = await mount(image, tracked=True)
+    assert again.alone.discontinued is not None
+    assert (again.alone.discontinued.why, again.alone.disk.state.generation) == (
+        "the image was changed by something else",
+        2,
+    )
+    assert await again.end() is None
