@@ -233,14 +233,13 @@ class Disk:
 
     @property
     def stored_bytes(self) -> int:
-        """What the host's file system keeps for a raw disk.
+        """Space that the disk's bytes take on the host.
 
-        Of one that lies over a managed disk, whose stored bytes nobody has counted, at most this much: its size, or a sector
-        less if it has a hole.
+        Of a disk over a managed disk it may be too high, but is always less than its size if the disk has a hole.
         """
-        layer = self.layer
-        if isinstance(layer, RawLayer):
-            return os.fstat(layer.fileno()).st_blocks * 512
+        stored_bytes = self.layer.stored_bytes
+        if stored_bytes < self.size_bytes or isinstance(self.layer, RawLayer):
+            return stored_bytes
         has_hole = lib.sr_disk_seek(self.c, 0, os.SEEK_HOLE) < self.size_bytes
         return self.size_bytes - SECTOR_BYTES if has_hole else self.size_bytes
 

@@ -51,7 +51,7 @@ from blockfs.recoveries import Recoveries
 from blockfs.snapshot import STORE_SHARE_MAX
 from blockfs.tree import ROOT, tend
 from blockfs.turns import Turns
-from blockfs.views import OpenedView, Views
+from blockfs.views import OpenedView, Views, open_counted
 
 MakeFiles = Callable[[DiskPlace], None]
 _log = structlog.get_logger("blockfs.host")
@@ -227,7 +227,7 @@ class DiskHost:
         try:
             async with self._turns.at(str(place)):
                 # In a thread: it waits for the host's disk, and the disks that are served meanwhile must not.
-                view = await trio.to_thread.run_sync(views.open, Path(store), position, place.holder)
+                view = await trio.to_thread.run_sync(open_counted, views, Path(store), position, place.holder)
                 try:
                     disk = self._over_point(place, Path(store), position, view)
                 except BaseException:

@@ -34,6 +34,11 @@ class Layer(Protocol):
         """The disk's size."""
         ...
 
+    @property
+    def stored_bytes(self) -> int:
+        """At most so much space is taken by what it holds; less than its size if it has holes, but for a few blocks."""
+        ...
+
     def pread(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes; the caller keeps within the disk."""
         ...
@@ -207,6 +212,11 @@ class RawLayer(_WritableCLayer):
         _CLayer.__init__(raw, top.surrender())
         return raw
 
+    @property
+    def stored_bytes(self) -> int:
+        """What the host's file system keeps of the file."""
+        return os.fstat(self._fd).st_blocks * 512
+
     def fileno(self) -> int:
         """The file's descriptor."""
         return self._fd
@@ -273,6 +283,16 @@ class ViewLayer(_CLayer):
             for fd in (fd for row in rows for fd in row[:2] if fd >= 0):
                 os.close(fd)
             raise
+        self._stored_bytes: int | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """What is not a hole; it never changes, and is counted when it is asked for first, range by range."""
+        if self._stored_bytes is None:
+            found = int(lib.sr_layer_data_bytes(self.c))
+            _check(found)
+            self._stored_bytes = found
+        return self._stored_bytes
 
 
 class TopLayer(_WritableCLayer):
@@ -299,7 +319,13 @@ class TopLayer(_WritableCLayer):
             raise
         self.path = path
         self._fd = fd
+        self._below_bytes = lower.stored_bytes
         lower.surrender()
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the file takes, and what the lower layer has, though some of it may be written over."""
+        return os.fstat(self._fd).st_blocks * 512 + self._below_bytes
 
     def fileno(self) -> int:
         """The descriptor of the file that takes the writes."""

@@ -36,7 +36,7 @@ from blockfs.file_attributes import PastState
 from blockfs.host_folder import RECOVERY_FOLDER
 from blockfs.layers import Layer, WritableLayer
 from blockfs.turns import Turns
-from blockfs.views import Views
+from blockfs.views import Views, open_counted
 from blockfs.wire import WireModel
 from cext.hashing import crc32c
 
@@ -116,7 +116,7 @@ class Recoveries:
         mounted = _Mounted(note, broken=why)
         if why is None:
             try:
-                mounted.disks = self._disks(note, self._opened(note))
+                mounted.disks = self._disks(note)
             except (RigError, OSError) as exc:
                 mounted.broken = str(exc)
         if mounted.broken is not None:
@@ -204,12 +204,14 @@ class Recoveries:
         sync_folder(self._root)  # even if the folder was there: a kill may have come before that
         sync_folder(self._root.parent)
         note.save(path)
-        return self._disks(note, self._opened(note))
+        return self._disks(note)
 
     def _opened(self, note: _Note) -> list[Layer]:
         """Every disk's view, or none; side by side, for most of the time the host's disk is waited for."""
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            opening = [pool.submit(self._views.open, Path(disk.store), note.position, _holder(note)) for disk in note.disks]
+            opening = [
+                pool.submit(open_counted, self._views, Path(disk.store), note.position, _holder(note)) for disk in note.disks
+            ]
         try:
             return [view.result() for view in opening]
         except BaseException:
@@ -218,13 +220,13 @@ class Recoveries:
                     view.result().close()
             raise
 
-    def _disks(self, note: _Note, views: list[Layer]) -> dict[str, Disk]:
+    def _disks(self, note: _Note) -> dict[str, Disk]:
         folder = f"{RECOVERY_FOLDER}/{note.vm}/{note.name}"
         # The time of a state that nobody has named is when it was mounted: no two look alike.
         time_ns = self._file(note.vm, note.name).stat().st_mtime_ns if note.time_ns is None else note.time_ns
         past = PastState(note.position, time_ns)
         disks = {}
-        for source, view in zip(note.disks, views, strict=True):
+        for source, view in zip(note.disks, self._opened(note), strict=True):
             state = DiskState(
                 disk_id=source.disk_id,
                 size_bytes=view.size_bytes,

@@ -32,6 +32,17 @@ class Views(Protocol):
         ...
 
 
+def open_counted(views: Views, store: Path, position: int, holder: str) -> Layer:
+    """:meth:`Views.open`, and count what the view stores, which takes long if it has very many ranges of data."""
+    view = views.open(store, position, holder)
+    try:
+        _ = view.stored_bytes
+    except BaseException:
+        view.close()
+        raise
+    return view
+
+
 class OpenedView:
     """A view that is open, and held, already."""
 

@@ -191,6 +191,12 @@ int64_t sr_disk_seek(struct sr_disk *disk, uint64_t offset, int whence)
 	return whence == SEEK_HOLE ? sr_noted(disk, seek_hole(disk, offset)) : -EINVAL;
 }
 
+/* With disk->lock held, which keeps others from counting: so no locked addition is needed. */
+static void modified(struct sr_disk *disk)
+{
+	__atomic_store_n(&disk->modifications, disk->modifications + 1, __ATOMIC_RELEASE);
+}
+
 static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t bytes, uint64_t offset)
 {
 	struct mark mark;
@@ -204,7 +210,7 @@ static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t byte
 	disk->changes++;
 	done = sr_layer_write(disk->layer, buf, bytes, offset);
 	if (done > 0)
-		sr_add(&disk->modifications, 1);
+		modified(disk);
 	if (done == (int64_t)bytes)
 		return done;
 	if (done > 0) {
@@ -246,7 +252,7 @@ static int zero_locked(struct sr_disk *disk, int type, uint64_t offset, uint64_t
 		return rc;
 	disk->changes++;
 	rc = sr_layer_zero(disk->layer, offset, bytes);
-	sr_add(&disk->modifications, 1); /* a part of it may have been done */
+	modified(disk); /* a part of it may have been done */
 	if (rc == 0)
 		return 0;
 	rc = (int)sr_note_changed(disk, rc);
@@ -293,7 +299,7 @@ static int resize_locked(struct sr_disk *disk, uint64_t bytes)
 		sr_log_revoke(disk, &mark);
 	} else {
 		sr_log_grown(disk, bytes);
-		sr_add(&disk->modifications, 1);
+		modified(disk);
 	}
 	return (int)sr_note_changed(disk, rc);
 }

@@ -240,3 +240,16 @@ int64_t sr_layer_seek(struct sr_layer *layer, uint64_t offset, int whence)
 		return -ENXIO;
 	return found;
 }
+
+int64_t sr_layer_data_bytes(struct sr_layer *layer)
+{
+	int64_t bytes = 0, end = 0, start;
+
+	while ((start = sr_layer_seek(layer, (uint64_t)end, SEEK_DATA)) >= 0) {
+		end = sr_layer_seek(layer, (uint64_t)start, SEEK_HOLE);
+		if (end <= start)
+			return end < 0 ? end : bytes; /* it became a hole in between */
+		bytes += end - start;
+	}
+	return start == -ENXIO ? bytes : start;
+}

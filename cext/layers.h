@@ -79,4 +79,7 @@ struct sr_layer *sr_layer_settle(struct sr_layer *layer);
  * -ENXIO as lseek(2). */
 int64_t sr_layer_seek(struct sr_layer *layer, uint64_t offset, int whence);
 
+/* How many bytes are not in holes; -errno.  It looks at each range of data. */
+int64_t sr_layer_data_bytes(struct sr_layer *layer);
+
 #endif

@@ -429,3 +429,29 @@ def test_readers_beside_folds_never_see_a_wrong_byte_nor_an_error(tmp_path: Path
         thread.join()
     assert wrong == []
     latest.close()
+
+
+@some
+@given(changes, st.integers(0, 1000))
+def test_what_a_state_stores_is_its_data_and_a_disk_over_it_adds_what_it_has_of_its_own(
+    tmp_path_factory: pytest.TempPathFactory, made: list[Change], seed: int
+) -> None:
+    """Programs that copy sparsely, and those that sum up space, go by it."""
+    folder = tmp_path_factory.mktemp("stored")
+    view = view_of(folder, Volume.of(made, start_bytes(seed)), start_bytes(seed))
+    data_bytes = sum(length for _, length in view.data_ranges())
+    assert view.stored_bytes == data_bytes
+    top = TopLayer(view, folder / "os.top")
+    state = DiskState(
+        disk_id="6f1c2f5e-8a51-4d10-9a7e-0d6f5f3c2b1a", size_bytes=DISK_BYTES, kind="raw", generation=0, tracked=False,
+        needs_resync=None,
+    )  # fmt: skip
+    positions = PositionCounter(None)
+    disk = Disk(DiskPlace(folder, "web01", "os"), state=state, layer=top, rules=DiskRules(positions))
+    assert disk.stored_bytes <= DISK_BYTES
+    assert (disk.stored_bytes < DISK_BYTES) == (lib.sr_disk_seek(disk.c, 0, os.SEEK_HOLE) < DISK_BYTES)
+    disk.write(0, b"x" * BLOCK_BYTES)
+    assert os.fstat(top.fileno()).st_blocks * 512 >= BLOCK_BYTES
+    assert disk.stored_bytes >= min(BLOCK_BYTES, DISK_BYTES - 512)
+    disk.abandon()
+    positions.close()
