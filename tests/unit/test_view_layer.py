@@ -449,7 +449,8 @@ def test_what_a_state_stores_is_its_data_and_a_disk_over_it_adds_what_it_has_of_
     positions = PositionCounter(None)
     disk = Disk(DiskPlace(folder, "web01", "os"), state=state, layer=top, rules=DiskRules(positions))
     assert disk.stored_bytes <= DISK_BYTES
-    assert (disk.stored_bytes < DISK_BYTES) == (lib.sr_disk_seek(disk.c, 0, os.SEEK_HOLE) < DISK_BYTES)
+    if lib.sr_disk_seek(disk.c, 0, os.SEEK_HOLE) < DISK_BYTES:
+        assert disk.stored_bytes < DISK_BYTES, "else nobody looks for the hole"
     disk.write(0, b"x" * BLOCK_BYTES)
     assert os.fstat(top.fileno()).st_blocks * 512 >= BLOCK_BYTES
     assert disk.stored_bytes >= min(BLOCK_BYTES, DISK_BYTES - 512)
