@@ -21,6 +21,9 @@ FREE_BYTES_MIN = 6 << 30
 KERNEL_MIN = (5, 10)
 PYTHON_MIN = (3, 11)
 CAP_SYS_ADMIN = 21
+UNFIT = "MachineUnfit"
+UP_BYTES_MIN = 256 << 20
+"""A rig without VMs: logs, the cache account, the vault's database, and room to act."""
 
 _PROGRAMS = {
     "losetup": "mount",
@@ -54,6 +57,8 @@ class Check:
     ok: bool
     found: str
     remedy: str
+    code: str = UNFIT
+    """Of the error, where a rig is refused for it."""
 
 
 class Machine(Protocol):
@@ -173,7 +178,18 @@ class ThisMachine:
         return platform.python_version()
 
 
-def checks(state_dir: Path, machine: Machine | None = None) -> list[Check]:
+def require_fit(state_dir: Path, machine: Machine | None = None) -> None:
+    """Raise if this machine cannot run a rig with its state in ``state_dir``: the code of the first lack, the text of all.
+
+    Less free space than a drill needs is enough.  Changes nothing.
+    """
+    lacks = [check for check in checks(state_dir, machine, free_bytes_min=UP_BYTES_MIN) if not check.ok]
+    if lacks:
+        text = "; ".join(f"{check.name}: {check.found} (remedy: {check.remedy})" for check in lacks)
+        raise RigError(lacks[0].code, f"this machine cannot run a rig: {text}")
+
+
+def checks(state_dir: Path, machine: Machine | None = None, *, free_bytes_min: int = FREE_BYTES_MIN) -> list[Check]:
     """Check everything that a rig with its state in ``state_dir`` needs; never raises, changes nothing."""
     machine = machine or ThisMachine()
     return [
@@ -185,7 +201,7 @@ def checks(state_dir: Path, machine: Machine | None = None) -> list[Check]:
         *(_program(machine, name, package) for name, package in _PROGRAMS.items()),
         _node(machine),
         _azurite(machine),
-        _free_space(machine, state_dir),
+        _free_space(machine, state_dir, free_bytes_min),
         _release("kernel", machine.kernel(), KERNEL_MIN, "boot a newer kernel"),
         _release("python", machine.python(), PYTHON_MIN, "install a newer Python, remove .venv and run ./rig again"),
     ]
@@ -203,18 +219,18 @@ def test_checks(machine: Machine | None = None) -> list[Check]:
 def _rights(machine: Machine) -> Check:
     ok = bool(machine.capabilities() >> CAP_SYS_ADMIN & 1)
     found = "CAP_SYS_ADMIN" if ok else "no CAP_SYS_ADMIN, which mounting and loop devices need"
-    return Check("rights", ok, found, "run it as root (sudo), or in a container that is privileged")
+    return Check("rights", ok, found, "run it as root (sudo), or in a container that is privileged", "NotPermitted")
 
 
 def _fuse(machine: Machine) -> Check:
     error = machine.open_error("/dev/fuse")
     remedy = "modprobe fuse; in a container: pass --device /dev/fuse; as a user: ask for access to it"
-    return Check("/dev/fuse", error is None, error or "can be opened", remedy)
+    return Check("/dev/fuse", error is None, error or "can be opened", remedy, "FuseMissing")
 
 
 def _fusermount(machine: Machine) -> Check:
     path = machine.program("fusermount3")
-    return Check("fusermount3", path is not None, path or "not found", "apt-get install fuse3")
+    return Check("fusermount3", path is not None, path or "not found", "apt-get install fuse3", "ToolMissing")
 
 
 def _loop(machine: Machine) -> Check:
@@ -233,7 +249,7 @@ def _filesystems(machine: Machine, name: str, needed: tuple[str, ...]) -> Check:
 
 def _program(machine: Machine, name: str, package: str) -> Check:
     path = machine.program(name)
-    return Check(name, path is not None, path or "not found", f"apt-get install {package}")
+    return Check(name, path is not None, path or "not found", f"apt-get install {package}", "ToolMissing")
 
 
 def _node(machine: Machine) -> Check:
@@ -241,14 +257,13 @@ def _node(machine: Machine) -> Check:
     try:
         path, version = machine.node()
     except RigError:
-        return Check("node", False, "not found", remedy)
+        return Check("node", False, "not found", remedy, "NodeMissing")
     except (OSError, subprocess.SubprocessError) as e:
-        return Check("node", False, f"does not run: {e}", remedy)
+        return Check("node", False, f"does not run: {e}", remedy, "NodeMissing")
     major = re.match(r"v(\d+)\.", version)
     ok = major is not None and int(major[1]) >= NODE_MAJOR_MIN
-    return Check(
-        "node", ok, f"{version or 'no version'} at {path}" + ("" if ok else f", too old (at least {NODE_MAJOR_MIN})"), remedy
-    )
+    found = f"{version or 'no version'} at {path}" + ("" if ok else f", too old (at least {NODE_MAJOR_MIN})")
+    return Check("node", ok, found, remedy, "NodeMissing")
 
 
 def _azurite(machine: Machine) -> Check:
@@ -256,20 +271,21 @@ def _azurite(machine: Machine) -> Check:
     try:
         path, version = machine.azurite()
     except RigError as e:
-        return Check("azurite", False, e.message.partition(":")[0], remedy)
+        return Check("azurite", False, e.message.partition(":")[0], remedy, "AzuriteMissing")
     return Check("azurite", True, f"{version} at {path}", remedy)
 
 
-def _free_space(machine: Machine, state_dir: Path) -> Check:
+def _free_space(machine: Machine, state_dir: Path, bytes_min: int) -> Check:
     there = state_dir.absolute()
     while not os.path.lexists(there):
         there = there.parent
-    remedy = f"a drill needs {FREE_BYTES_MIN >> 30} GiB: free some, or name a folder on a larger file system with --dir"
+    what = f"a drill needs {bytes_min >> 30} GiB" if bytes_min >= 1 << 30 else f"a rig needs {bytes_min >> 20} MiB"
+    remedy = f"{what}: free some, or name a folder on a larger file system with --dir"
     try:
         free = machine.free_bytes(there)
     except OSError as e:
         return Check("free space", False, f"{there}: {e.strerror}", remedy)
-    return Check("free space", free >= FREE_BYTES_MIN, f"{free * 10 // (1 << 30) / 10} GiB at {there}", remedy)
+    return Check("free space", free >= bytes_min, f"{free * 10 // (1 << 30) / 10} GiB at {there}", remedy)
 
 
 def _release(name: str, found: str, least: tuple[int, int], remedy: str) -> Check:

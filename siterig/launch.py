@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 import trio
 
+from azure_emu.ports import RoleStatus
+from azure_emu.vault.roles import trouble
 from blockfs.errors import RigError
-from siterig import cleanup, services
+from siterig import cleanup, doctor, services
 from siterig.front_end import FrontEnd
-from siterig.layout import Layout, check_format, create
+from siterig.layout import Layout, check_format, create, restore_state
 from siterig.limits import Limits
-from siterig.lock import take_lock
+from siterig.lock import ENDING, already_up, is_locked, take_ending, take_lock
 from siterig.process import last_line, open_log
 from siterig.rpc_contract import check_socket_path
 
@@ -70,10 +72,14 @@ async def up(
     ``announce(role, state)`` is called as roles get ready.  With ``until_eof`` the rig ends when this process does,
     however it ends.  ``quick_retries``: the agent tries again after seconds instead of minutes.
     ``front_end``: how the disks are served, and ``limits`` of them all, until it is down.
-    ``AlreadyUp``, ``StateVersion``, ``NotARig``, or what a role failed with.
+    ``AlreadyUp``, ``StateVersion``, ``NotARig``, or what a role failed with.  What this machine lacks is found before
+    anything is made or started (:func:`siterig.doctor.require_fit`).
     """
     check_socket_path(layout.socket("supervisor"))
     check_format(layout)
+    if is_up(layout) and not is_locked(layout.lock, ENDING):
+        raise await _already_up(layout)
+    await trio.to_thread.run_sync(doctor.require_fit, layout.root)
     create(layout)
     report_r, report_w = os.pipe2(os.O_CLOEXEC)
     try:
@@ -96,6 +102,16 @@ async def up(
     return launched
 
 
+async def _already_up(layout: Layout) -> RigError:
+    """``AlreadyUp``, with what is wrong with the roles of the rig that is up."""
+    error = already_up(layout.lock)
+    roles: list[RoleStatus] = []
+    with contextlib.suppress(RigError):
+        roles = (await services.supervisor(layout).status()).roles
+    troubles = [found.message for found in map(trouble, roles) if found is not None]
+    return RigError(error.code, "; ".join([error.message, *troubles]))
+
+
 async def _await_up(layout: Layout, reports: trio.lowlevel.FdStream, announce: Callable[[str, str], None]) -> None:
     pending = b""
     async for data in reports:
@@ -111,14 +127,8 @@ async def _await_up(layout: Layout, reports: trio.lowlevel.FdStream, announce: C
 
 
 def is_up(layout: Layout) -> bool:
-    """Whether a supervisor holds the rig's lock."""
-    if not layout.lock.exists():
-        return False
-    try:
-        os.close(take_lock(layout))
-    except RigError:
-        return True
-    return False
+    """Whether a supervisor holds the rig's lock.  To look is in nobody's way."""
+    return is_locked(layout.lock)
 
 
 def _terminate(layout: Layout) -> None:
@@ -132,22 +142,27 @@ async def down(layout: Layout) -> list[str]:
 
     ``VmBusy``: a guest's mount is in use, the rig stays up.  A rig that is down already is fine.
     """
+    restored = restore_state(layout)
     check_format(layout)
     if not layout.state.exists():
         return []
-    done: list[str] = []
-    if is_up(layout):
-        try:
-            done += await services.supervisor(layout).stop_all()
-        except RigError as error:
-            if error.code != "RoleUnavailable":
-                raise
-            _terminate(layout)
-    with trio.move_on_after(END_TIMEOUT_S):
-        while is_up(layout):  # noqa: ASYNC110 (waiting for a lock of another process cannot be awaited)
-            await trio.sleep(0.05)
-    lock = take_lock(layout)
+    done = [] if restored is None else [restored]
+    ending = await trio.to_thread.run_sync(take_ending, layout.lock)
     try:
-        return done + await cleanup.clear(layout)
+        if is_up(layout):
+            try:
+                done += await services.supervisor(layout).stop_all()
+            except RigError as error:
+                if error.code != "RoleUnavailable":
+                    raise
+                _terminate(layout)
+        with trio.move_on_after(END_TIMEOUT_S):
+            while is_up(layout):  # noqa: ASYNC110 (waiting for a lock of another process cannot be awaited)
+                await trio.sleep(0.05)
+        lock = take_lock(layout.lock, waits=False)
+        try:
+            return done + await cleanup.clear(layout)
+        finally:
+            os.close(lock)
     finally:
-        os.close(lock)
+        os.close(ending)

@@ -18,6 +18,7 @@ from blockfs.errors import RigError
 from blockfs.os_errors import FULL, reason
 from blockfs.ownership import check_own, check_own_below
 from blockfs.safe_files import FOLDER_MODE
+from siterig.lock import is_locked
 
 _WHAT = "a rig's state folder"
 FORMAT = 1
@@ -58,7 +59,7 @@ class Layout:
 
     @property
     def lock(self) -> Path:
-        """Locked (flock) by the supervisor for as long as it lives; holds its process id."""
+        """Locked by the supervisor for as long as it lives (:mod:`siterig.lock`); holds its process id."""
         return self.root / "lock"
 
     def socket(self, role: str) -> Path:
@@ -155,7 +156,9 @@ def _check_format(layout: Layout) -> None:
     try:
         found = json.loads(layout.state.read_text())["format"]
     except FileNotFoundError:
-        # A lock alone is a rig whose first start was cut off.
+        # A lock alone is a rig whose first start was cut off; one that is held is a rig whose state.json was removed.
+        if is_locked(layout.lock):
+            return
         if root.is_dir() and {entry.name for entry in root.iterdir()} - {layout.lock.name}:
             raise RigError(
                 "NotARig", f"folder {root} is not empty and has no state.json: name an empty or a new folder with --dir"
@@ -168,6 +171,23 @@ def _check_format(layout: Layout) -> None:
             "StateVersion",
             f"{root} has state format {found!r}, this siterig understands {FORMAT}: use the siterig that made it",
         )
+
+
+def restore_state(layout: Layout) -> str | None:
+    """Write ``state.json`` again where it was removed from a rig's folder; what was done, or None."""
+    with _usable(layout):
+        if layout.state.exists() or not layout.root.is_dir():
+            return None
+        _check_owner(layout)
+        was_up = layout.lock.is_file() and layout.lock.stat().st_size > 0 and layout.socket("").parent.is_dir()
+        if not was_up and not is_locked(layout.lock):
+            return None
+        _write_state(layout)
+        return f"{layout.state} was missing and was written again"
+
+
+def _write_state(layout: Layout) -> None:
+    write_atomically(layout.state, json.dumps({"format": FORMAT}).encode() + b"\n")
 
 
 def create(layout: Layout) -> None:
@@ -185,7 +205,7 @@ def _create(layout: Layout) -> None:
     safe_files.make_folder(layout.root, parents=True)
     layout.root.chmod(FOLDER_MODE)
     if not layout.state.exists():
-        write_atomically(layout.state, json.dumps({"format": FORMAT}).encode() + b"\n")
+        _write_state(layout)
     for folder in (
         layout.socket("").parent,
         layout.log("").parent,

@@ -107,7 +107,7 @@ def main() -> None:
 
     try:
         check_format(layout)
-        take_lock(layout)  # held to the very end: whoever gets it next finds no process of ours
+        take_lock(layout.lock)  # held to the very end: whoever gets it next finds no process of ours
         create(layout)
         trio.run(_supervise, layout, tell, options)
     except (RigError, ExceptionGroup) as error:

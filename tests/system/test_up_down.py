@@ -234,12 +234,46 @@ async def test_the_site_can_be_killed_and_comes_back_with_its_disks(layout: Layo
         assert read_position(testbed.site_position) == await testbed.site.position()
 
 
-def test_a_missing_azurite_is_one_line_and_nothing_is_left(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_azurite_is_one_line_before_anything_is_started_and_nothing_is_left(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SITERIG_AZURITE", "/nonexistent/azurite-blob")
     result = siterig(layout, "up")
     assert result.returncode == 4
-    assert result.stderr.splitlines()[-1] == (
-        "siterig: error: role azurite did not start: SITERIG_AZURITE names /nonexistent/azurite-blob, which is no file: "
-        "name Azurite's azurite-blob script (AzuriteMissing)"
-    )
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("siterig: error: this machine cannot run a rig: azurite: ")
+    assert line.endswith("(AzuriteMissing)")
+    assert not layout.root.exists()
     assert traces(layout) == []
+
+
+def test_a_rig_whose_state_file_was_removed_can_be_looked_at_and_taken_down(layout: Layout) -> None:
+    assert siterig(layout, "up").returncode == 0
+    layout.state.unlink()
+    status = siterig(layout, "status")
+    assert status.returncode == 0, status.stderr
+    down = siterig(layout, "down")
+    assert down.returncode == 0, down.stderr
+    assert f"{layout.state} was missing and was written again" in down.stderr
+    assert traces(layout) == []
+    assert siterig(layout, "up").returncode == 0
+
+
+def test_a_lost_site_stays_down_until_it_is_restored(layout: Layout) -> None:
+    assert siterig(layout, "up").returncode == 0
+    lost = siterig(layout, "site", "lose", "--json")
+    assert {role["name"]: role["state"] for role in json.loads(lost.stdout)} == {"site": "held", "agent": "held"}
+    status = siterig(layout, "status")
+    assert status.returncode == 1
+    assert "site site is lost: siterig site restore site brings it back" in status.stdout
+    refused = siterig(layout, "up")
+    assert refused.returncode == 1
+    assert "role agent is down on purpose; start it with siterig role restart agent (AlreadyUp)" in refused.stderr
+    assert siterig(layout, "disk", "list").returncode == 3
+    assert siterig(layout, "site", "restore").returncode == 0
+    assert siterig(layout, "role", "list").returncode == 0
+    pids = {role["name"]: role["pid"] for role in json.loads(siterig(layout, "role", "list", "--json").stdout)}
+    again = json.loads(siterig(layout, "role", "restart", "agent", "--json").stdout)
+    assert [(role["name"], role["state"]) for role in again] == [("agent", "ready")]
+    assert again[0]["pid"] != pids["agent"]
+    assert siterig(layout, "site", "lose", "moon").returncode == 2

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from blockfs.errors import RigError
-from siterig import doctor
-from siterig.doctor import CAP_SYS_ADMIN, FREE_BYTES_MIN, Check, ThisMachine, checks
+from siterig import doctor, exits
+from siterig.doctor import CAP_SYS_ADMIN, FREE_BYTES_MIN, UP_BYTES_MIN, Check, ThisMachine, checks, require_fit
 
 
 @dataclass
@@ -170,3 +170,37 @@ def test_version_of_azurite_is_read_from_its_package(tmp_path: Path, monkeypatch
     script.write_text("")
     monkeypatch.setenv("SITERIG_AZURITE", str(script))
     assert ThisMachine().azurite() == (str(script), "9.8.7")
+
+
+@pytest.mark.parametrize(
+    ("machine", "code", "text"),
+    [
+        (Fake(caps=0), "NotPermitted", "rights: no CAP_SYS_ADMIN, which mounting and loop devices need"),
+        (Fake(device_errors={"/dev/fuse": "No such file"}), "FuseMissing", "/dev/fuse: No such file (remedy: modprobe fuse"),
+        (Fake(absent={"mount"}), "ToolMissing", "mount: not found (remedy: apt-get install mount)"),
+        (Fake(absent={"fusermount3"}), "ToolMissing", "fusermount3: not found (remedy: apt-get install fuse3)"),
+        (Fake(node_answer=RigError("NodeMissing", "none")), "NodeMissing", "node: not found (remedy: run ./rig"),
+        (Fake(node_answer=("/usr/bin/node", "v18.0.0")), "NodeMissing", "too old (at least 20)"),
+        (Fake(azurite_answer=RigError("AzuriteMissing", "not there: x")), "AzuriteMissing", "azurite: not there (remedy:"),
+        (Fake(loop_error=OSError(errno.ENOENT, "No such file")), "MachineUnfit", "loop devices: /dev/loop-control"),
+        (Fake(free=UP_BYTES_MIN - 1), "MachineUnfit", "(remedy: a rig needs 256 MiB: free some"),
+        (Fake(release="4.19.0"), "MachineUnfit", "kernel: 4.19.0, too old"),
+    ],
+)  # fmt: skip
+def test_a_rig_is_refused_for_what_the_machine_lacks_with_the_remedy(
+    tmp_path: Path, machine: Fake, code: str, text: str
+) -> None:
+    with pytest.raises(RigError) as caught:
+        require_fit(tmp_path / "rig", machine)
+    assert caught.value.code == code
+    assert caught.value.message.startswith("this machine cannot run a rig: ")
+    assert text in caught.value.message
+    assert exits.status_of(caught.value) == exits.ENVIRONMENT
+    assert not (tmp_path / "rig").exists()
+
+
+def test_all_lacks_are_named_at_once_and_a_rig_needs_less_space_than_a_drill(tmp_path: Path) -> None:
+    with pytest.raises(RigError) as caught:
+        require_fit(tmp_path, Fake(caps=0, absent={"losetup", "mkfs.xfs"}))
+    assert [name for name in ("rights: ", "losetup: ", "mkfs.xfs: ") if name not in caught.value.message] == []
+    require_fit(tmp_path, Fake(free=UP_BYTES_MIN))

@@ -42,7 +42,7 @@ def test_everything_in_a_new_state_folder_is_for_its_owner_alone_whatever_the_um
         layout = Layout.of(tmp_path / "above" / "rig")
         create(layout)
         load_or_create_account(layout.keys)
-        os.close(take_lock(layout))
+        os.close(take_lock(layout.lock))
         open_log(layout.log("vault")).close()
 
         async def serve() -> None:
