@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -24,6 +25,10 @@ def main() -> None:
 
 
 def _load(words: list[str]) -> Callable[[], object]:
+    if shell := os.environ.get("_SITERIG_COMPLETE"):
+        from siterig.completion import answer  # noqa: PLC0415
+
+        return lambda: answer(shell, words)
     # --version is answered without what parses options: that takes longer to load than all the rest.
     if "--version" in words and set(words) <= {"--version", "--json"}:
         from siterig.provenance import print_versions  # noqa: PLC0415

@@ -25,6 +25,7 @@ SUBJECTS = {
     "log": ("log",),
     "mount": ("mount",),
     "drill": ("drill",),
+    "shells": ("completion",),
 }
 """The modules of ``siterig.commands``, and the first words of their commands, as help shows them."""
 

@@ -9,7 +9,7 @@ import typer
 from azure_emu.vault.api import RecoveryPoint
 from azure_emu.vault.clock import rfc3339, rfc3339_or_none
 from blockfs.host_process import HostProcess
-from siterig import exits, services, show
+from siterig import completion, exits, services, show
 from siterig.bisect_run import Bisection, ChangeSeen, Report, Trial, Wanted
 from siterig.bisect_states import MountedStates, State, make_label
 from siterig.commands.options import POINTS, Dir, Json, VmName, example, running
@@ -29,8 +29,12 @@ def bisect(
     command: Annotated[
         list[str], typer.Argument(metavar="CMD...", help="Behind --: the check. {NAME} is the image of disk NAME.")
     ],
-    good: Annotated[str, typer.Option("--good", metavar="POINT", help=f"Where it passes: {POINTS}.")],
-    bad: Annotated[str, typer.Option("--bad", metavar="POINT", help="Where it fails; as --good.")] = "latest-processed",
+    good: Annotated[
+        str, typer.Option("--good", metavar="POINT", help=f"Where it passes: {POINTS}.", autocompletion=completion.points)
+    ],
+    bad: Annotated[
+        str, typer.Option("--bad", metavar="POINT", help="Where it fails; as --good.", autocompletion=completion.points)
+    ] = "latest-processed",
     timeout_s: Annotated[
         float | None, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="A run that takes longer has failed.")
     ] = None,

@@ -17,7 +17,7 @@ from azure_emu.vault.clock import rfc3339
 from blockfs.control import DiskHostControl, DiskInfo, PromotionInfo
 from blockfs.counters import DiskCounters, RequestCounters
 from blockfs.errors import RigError
-from siterig import exits, services, show
+from siterig import completion, exits, services, show
 from siterig.commands.options import Dir, Json, example, running
 from siterig.commands.scrub import scrub
 from siterig.tables import Line
@@ -26,7 +26,9 @@ from siterig.values import format_size, format_time, parse_disk_name, parse_size
 WATCH_S = 1.0
 SEEN_S_MAX = 5.0
 """How long to wait at most until the mount shows the new size, which it does at once."""
-DiskName = Annotated[str, typer.Argument(metavar="VM/NAME", help="The disk, e.g. web01/os.")]
+DiskName = Annotated[
+    str, typer.Argument(metavar="VM/NAME", help="The disk, e.g. web01/os.", autocompletion=completion.disks)
+]
 OfSide = Annotated[Side | None, typer.Option("--side", help="Whose disk, if both sides have one of that name.")]
 
 

@@ -10,7 +10,7 @@ import typer
 
 from azure_emu.vault.api import VaultApi
 from blockfs.errors import RigError
-from siterig import front_end, services, show
+from siterig import completion, front_end, services, show
 from siterig.front_end import FrontEnd
 from siterig.layout import Layout, check_format, default_dir
 
@@ -33,10 +33,10 @@ JsonLines = Annotated[
     bool,
     typer.Option("--json", is_eager=True, callback=show.set_json, help="Print one JSON document a line (docs/cli.md)."),
 ]
-VmName = Annotated[str, typer.Argument(metavar="VM", help="Name of the VM.")]
+VmName = Annotated[str, typer.Argument(metavar="VM", help="Name of the VM.", autocompletion=completion.vms)]
 POINTS = "latest, latest-processed, latest-app, the id or name of a point, @POSITION, or a time (RFC 3339)"
 """What may be written for a state, wherever one is chosen."""
-Point = Annotated[str, typer.Option("--point", metavar="POINT", help=f"{POINTS}.")]
+Point = Annotated[str, typer.Option("--point", metavar="POINT", help=f"{POINTS}.", autocompletion=completion.points)]
 
 THREADS, QUEUE = str(FrontEnd().threads), str(FrontEnd().queue)
 """As the front end has them where nothing is said."""

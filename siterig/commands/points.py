@@ -15,13 +15,18 @@ from azure_emu.vault.api import MountedDisk, MountedPoint, RecoveryPoint, VaultA
 from blockfs import vhd
 from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
-from siterig import exits, image_export, show
+from siterig import completion, exits, image_export, show
 from siterig.commands.options import POINTS, Dir, Json, VmName, example, vault
 from siterig.values import format_size, parse_point
 
 CLEAN_UP_S = 15.0
 
-Chosen = Annotated[str | None, typer.Option("--point", metavar="POINT", help=f"{POINTS}.", show_default="latest-processed")]
+Chosen = Annotated[
+    str | None,
+    typer.Option(
+        "--point", metavar="POINT", help=f"{POINTS}.", show_default="latest-processed", autocompletion=completion.points
+    ),
+]
 Position = Annotated[
     int | None, typer.Option("--position", metavar="N", help="Any position, also between points: all writes up to it.")
 ]
@@ -125,7 +130,12 @@ def _tell_damage(made: MountedPoint) -> None:
 def unmount(
     folder: Dir,
     vm: VmName,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its folder's name: a point's id, @POSITION, or a time.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="Its folder's name: a point's id, @POSITION, or a time.", autocompletion=completion.mounted
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """Take a mounted point away."""
@@ -180,7 +190,13 @@ def export(
     *,
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The image to make: there whole, or not at all.")],
     disk: Annotated[
-        str | None, typer.Option("--disk", metavar="NAME", help="Which disk; may be left out if it has one.")
+        str | None,
+        typer.Option(
+            "--disk",
+            metavar="NAME",
+            help="Which disk; may be left out if it has one.",
+            autocompletion=completion.disks_of_vm,
+        ),
     ] = None,
     format_: Annotated[image_export.Format, typer.Option("--format", help="Of the image; vhd is the fixed one.")] = "raw",
     point: Chosen = None,

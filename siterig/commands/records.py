@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from siterig import exits, show
+from siterig import completion, exits, show
 from siterig.commands.options import Dir, Json, example, vault
 from siterig.follow import task_state
 from siterig.tables import style_of
@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 def jobs(
     folder: Dir,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show one job with its tasks.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show one job with its tasks.", autocompletion=completion.jobs)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the vault's jobs, or show one with its tasks and errors."""

@@ -7,10 +7,13 @@ from typing import Annotated
 import typer
 
 from azure_emu.ports import RoleStatus
-from siterig import exits, services, show, sites
+from siterig import completion, exits, services, show, sites
 from siterig.commands.options import Dir, Json, example, running
 
-RoleName = Annotated[str, typer.Argument(metavar="ROLE", help="Name of the role, e.g. agent: siterig role list.")]
+RoleName = Annotated[
+    str,
+    typer.Argument(metavar="ROLE", help="Name of the role, e.g. agent: siterig role list.", autocompletion=completion.roles),
+]
 SiteName = Annotated[str, typer.Argument(metavar="[SITE]", help=f"Name of the site: {', '.join(sites.ROLES_OF_SITE)}.")]
 
 

@@ -16,13 +16,18 @@ from azure_emu.scrub import scrub as scrub_store
 from azure_emu.vault.api import ManagedDisk, RecoveryPoint, VaultApi
 from blockfs import short_ids
 from blockfs.errors import RigError
-from siterig import exits, services, show
+from siterig import completion, exits, services, show
 from siterig.commands.options import Dir, Json, running, vault
 from siterig.layout import Layout, check_format
 from siterig.values import format_size
 
 Which = Annotated[
-    list[str] | None, typer.Argument(metavar="[VM[/NAME]]...", help="Whose managed disks; without it, all there are.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[VM[/NAME]]...",
+        help="Whose managed disks; without it, all there are.",
+        autocompletion=completion.vms_and_disks,
+    ),
 ]
 
 

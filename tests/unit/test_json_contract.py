@@ -76,6 +76,7 @@ COMMANDS = {
     "role kill": "agent",
     "site lose": "",
     "site restore": "",
+    "completion": "bash",
 }
 """Every command with what it needs; a new command gets a line here, and its keys a place in docs/cli.md."""
 
