@@ -5,9 +5,10 @@ Fault contract
 A blob is deleted only after its part is durable in the managed disk *and* the vault has been told; killed between any
 two of these steps, the applier does the rest again on its next start, to the same end.  On start everything reached
 is reported again, for the vault may have missed it.  An unreachable cache account or vault is waited out.  A part
-that is refused (corrupt, gap, ...) stays where it is, is reported once, and is tried again now and then: it may be
-replaced.  What is applied of a generation ends when the first sync part of a later one is there, for that sync was
-made against the state before.
+that cannot be used (unreadable, corrupt, ...) stays where it is and is reported once; the site is asked to send it again,
+and it is tried again now and then.  A blob that is no part, or a bad part of a later generation, is skipped and reported.
+What is applied of a generation ends when the first sync part of a later one is there, for that sync was made against the
+state before.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 import structlog
 import trio
 
+from azure_emu.account_watch import SEEN_EVERY_S, AccountWatch, BadPartError
+from azure_emu.bad_parts import QUICK_FOR_S, REPAIRABLE
 from azure_emu.change_steps import change_steps
 from azure_emu.export import Exporter
 from azure_emu.history import Want
@@ -39,13 +42,19 @@ from azure_emu.scrub import scrub
 from azure_emu.store_history import ask, load_history
 from blockfs import safe_files
 from blockfs.errors import RigError
-from blockfs.part import PartName, Watermark
+from blockfs.part import Listing, PartName, Watermark
+from blockfs.part_codec import decompress
+from blockfs.waits import Waits
 from cext.hashing import KEY_BYTES
 
 RETRY_REFUSED_S = 30.0
 """After a refusal the disk is left alone for so long."""
 RETRY_RECOVERABLE_S = 5.0
 """The same where nothing is wrong with the part: the host's disk was full."""
+REPAIR_WAIT_S = 45.0
+"""``process_latest`` waits for a bad part that has been known for less than this; else its disk ends before it."""
+
+REPAIR_LOOK_S = 2.0
 
 BEHIND_S = 10.0
 """So long after a fold or a checkpoint the next is looked for: what cannot be folded now, for it is pinned, may be then."""
@@ -67,12 +76,13 @@ class _Disk:
     """What the applier knows of a disk; everything but ``refused`` is touched under ``lock`` alone."""
 
     disk_id: str
+    watch: AccountWatch
     lock: trio.Lock = field(default_factory=trio.Lock)
     store: ManagedDiskStore | None = None
     reported: Watermark | None = None
     reported_tags: int = 0
-    refused: set[tuple[str, str]] = field(default_factory=set)
-    """(code, message) of what the vault was told since the last success."""
+    refused: set[tuple[str, str, bool]] = field(default_factory=set)
+    """(code, message, recoverable) of what was reported to the vault since the last success."""
     retry_at_s: float = 0.0
     retain: int = 0
     """The position up to which the journal is to be folded."""
@@ -80,15 +90,19 @@ class _Disk:
     """Whether a fold or a checkpoint is being made."""
     behind_at_s: float = 0.0
     """When that is tried again after it failed."""
+    tended: bool = False
+    """Whether a task tends it beside the rounds."""
 
 
 class Applier:
     """Implements :class:`azure_emu.ports.RecoverySide` over ``disks``, one folder a managed disk."""
 
-    def __init__(self, disks: Path, cache: PartCache, reports: ApplierReports) -> None:
+    def __init__(self, disks: Path, cache: PartCache, reports: ApplierReports, waits: Waits | None = None) -> None:
+        """``waits``: where the applier registers what it waits for."""
         self._folder = disks
         self._cache = cache
         self._reports = reports
+        self._waits = waits or Waits()
         self._disks: dict[str, _Disk] = {}
         self._exporter = Exporter(disks / ".export", cache)
         self._trouble: str | None = None
@@ -105,16 +119,30 @@ class Applier:
                 try:
                     disk_ids = await self._reports.replicating_disks()
                 except RigError as exc:
+                    self._waits.set("vault", exc.code, exc.message)
                     self._ride_out(exc)
                 else:
+                    self._waits.clear("vault")
+                    self._forget_waits(disk_ids)
                     async with trio.open_nursery() as nursery:
                         for disk_id in disk_ids:
-                            nursery.start_soon(self._tend, disk_id)
+                            disk = self._known(disk_id)
+                            if not disk.watch.bad:
+                                nursery.start_soon(self._tend, disk)
+                            elif not disk.tended:  # a part that cannot be read takes seconds: the others do not wait for it
+                                disk.tended = True
+                                behind.start_soon(self._tend_beside, disk)
                 for disk in self._disks.values():
                     if not disk.behind and trio.current_time() >= disk.behind_at_s and self._has_work_behind(disk):
                         disk.behind = True
                         behind.start_soon(self._work_behind, disk)
                 await trio.sleep(poll_s)
+
+    def _forget_waits(self, disk_ids: list[str]) -> None:
+        """A disk that is not to be looked after any more waits for nothing."""
+        for disk_id in self._disks.keys() - set(disk_ids):
+            for place in ("apply", "report", "fold"):
+                self._waits.clear(place, disk=disk_id)
 
     @staticmethod
     def _has_work_behind(disk: _Disk) -> bool:
@@ -130,26 +158,35 @@ class Applier:
                 while await trio.to_thread.run_sync(store.fold_some, disk.retain):
                     pass  # who ends the applier waits for no more than this
             disk.behind_at_s = trio.current_time() + BEHIND_S
+            self._waits.clear("fold", disk=disk.disk_id)
         except RigError as exc:
             disk.behind_at_s = trio.current_time() + (RETRY_RECOVERABLE_S if exc.recoverable else RETRY_REFUSED_S)
             if exc.code != "DiskNotFound":
+                self._waits.set("fold", exc.code, exc.message, disk=disk.disk_id)
                 log.warning("fold or checkpoint failed", disk=disk.disk_id, code=exc.code, reason=exc.message)
         finally:
             disk.behind = False
 
-    async def _tend(self, disk_id: str) -> None:
+    async def _tend_beside(self, disk: _Disk) -> None:
+        try:
+            await self._tend(disk)
+        finally:
+            disk.tended = False
+
+    async def _tend(self, disk: _Disk) -> None:
         """One round of :meth:`run` for one disk; nothing that is expected to fail ends the applier."""
-        disk = self._disks.setdefault(disk_id, _Disk(disk_id))
         if trio.current_time() < disk.retry_at_s:
             return
         try:
             async with disk.lock:
                 await self._apply_cached(disk)
         except RigError as exc:
+            if exc.code == "DiskNotFound" and disk.disk_id in self._deleted:
+                self._waits.clear("apply", disk=disk.disk_id)  # deleted between the vault's answer and now
+                return
+            self._waits.set("apply", exc.code, exc.message, disk=disk.disk_id)
             if exc.code == "CacheUnreachable":
                 self._ride_out(exc)
-            elif exc.code == "DiskNotFound" and disk_id in self._deleted:
-                pass  # deleted between the vault's answer and now
             else:
                 await self._refuse(disk, exc)
         else:
@@ -162,15 +199,23 @@ class Applier:
             log.warning("waiting for a peer", code=exc.code, reason=exc.message)
 
     async def _refuse(self, disk: _Disk, exc: RigError) -> None:
-        """Tell the vault, once, and leave the disk alone for a while."""
-        disk.retry_at_s = trio.current_time() + (RETRY_RECOVERABLE_S if exc.recoverable else RETRY_REFUSED_S)
-        key = (exc.code, exc.message)
+        """Report to the vault, once, and leave the disk alone for a while."""
+        now_s = trio.current_time()
+        disk.retry_at_s = now_s + (RETRY_RECOVERABLE_S if exc.recoverable else RETRY_REFUSED_S)
+        if isinstance(exc, BadPartError):
+            disk.retry_at_s = now_s + disk.watch.bad.retry_s(exc.part, now_s)
+            if not disk.watch.bad.is_certain(exc.part):
+                return
+        recoverable = exc.recoverable
+        if isinstance(exc, BadPartError):  # its repair is under way; one that takes long is an administrator's
+            recoverable = disk.watch.bad.age_s(exc.part, now_s) < QUICK_FOR_S
+        key = (exc.code, exc.message, recoverable)
         if key in disk.refused:
             return
         log.error("apply failed", disk=disk.disk_id, code=exc.code, reason=exc.message)
         try:
             await self._reports.apply_failed(
-                disk_id=disk.disk_id, code=exc.code, message=exc.message, recoverable=exc.recoverable
+                disk_id=disk.disk_id, code=exc.code, message=exc.message, recoverable=recoverable
             )
         except RigError as report_exc:
             self._ride_out(report_exc)
@@ -181,38 +226,75 @@ class Applier:
         """Apply whatever the cache account holds that comes next; the caller has the disk's lock."""
         store = await self._open_or_reset(disk)
         await self._report(disk, store)
-        parts = await self._delete_applied(disk, store, await self._cache.list(disk.disk_id))
-        try:
-            current, ended = _in_order(parts)
-            current = await self._apply_wanted(disk, store, current, "next")
-            # A conflict is tried so that it is refused, and reported, by name.
-            current = await self._apply_wanted(disk, store, current, "conflict")
-            await self._delete_applied(disk, store, ended + current)
-        except RigError as exc:
-            if exc.code != "PartNotFound":
-                raise
-            return  # the account forgot what it had listed (a killed Azurite does): the site sends it again
+        listing = await self._cache.list(disk.disk_id)
+        disk.watch.bad.keep_only(listing.sizes)
+        parts = await self._delete_applied(disk, store, listing.parts)
+        await self._look_at_unbegun(disk, store, parts, listing)
+        current, ended = _in_order(disk.watch.candidates(store, parts))
+        current = await self._apply_wanted(disk, store, current, "next", listing)
+        # A conflict is tried so that it is refused, and reported, by name.
+        current = await self._apply_wanted(disk, store, current, "conflict", listing)
+        current = await self._delete_applied(disk, store, ended + current)
+        await disk.watch.seen(store, listing)
+        missing = await disk.watch.missing(store, current)
+        if missing is None:
+            self._waits.clear("apply", disk=disk.disk_id)
+        else:
+            self._waits.set("apply", missing.code, missing.message, disk=disk.disk_id)
         if disk.refused:  # what was refused is gone: say so by a report, even if nothing new was applied
             disk.refused.clear()
             disk.reported = None
             await self._report(disk, store)
         disk.retry_at_s = 0.0
 
-    async def _apply_wanted(self, disk: _Disk, store: ManagedDiskStore, parts: list[PartName], want: Want) -> list[PartName]:
+    async def _look_at_unbegun(self, disk: _Disk, store: ManagedDiskStore, parts: list[PartName], listing: Listing) -> None:
+        """A later generation ends this one even if its part 1 is not there yet, but not if its first part is no part."""
+        part = disk.watch.unbegun(store, parts)
+        if part is None:
+            return
+        try:
+            data = await self._cache.get(part)
+            await trio.to_thread.run_sync(decompress, part, data)
+        except RigError as exc:
+            if exc.code not in REPAIRABLE:
+                raise
+            await disk.watch.failed(store, part, exc, _in_order(listing.parts)[0])
+        else:
+            disk.watch.sound.add(part)
+
+    async def _apply_wanted(
+        self, disk: _Disk, store: ManagedDiskStore, parts: list[PartName], want: Want, listing: Listing
+    ) -> list[PartName]:
         """Apply each part that is what is wanted when it is its turn; those that were not.
 
-        One walk, however many there are: in their order, a part is met after those that it needs.
+        One walk, however many there are: in their order, a part is met after those that it needs.  A bad one is passed
+        over, for the part that is wanted may be there under another name; if it is not, the bad one's error is raised.
         """
-        left = []
+        left, failed = [], []
         for part in parts:
             if store.want(part) != want:
                 left.append(part)
                 continue
-            data = await self._cache.get(part)
-            await trio.to_thread.run_sync(store.apply_part, part, data)
+            try:
+                data = await self._cache.get(part)
+                await trio.to_thread.run_sync(store.apply_part, part, data)
+            except RigError as exc:
+                if exc.code not in REPAIRABLE:
+                    raise
+                bad = await disk.watch.failed(store, part, exc, _in_order(listing.parts)[0])
+                if bad is not None:
+                    failed.append(bad)
+                left.append(part)
+                continue
+            disk.watch.bad.forget(part)
             disk.refused.clear()
             await self._report(disk, store)
             await self._delete_applied(disk, store, [part])
+            await disk.watch.seen(store, listing, every_s=SEEN_EVERY_S)
+        still = [bad for bad in failed if store.want(bad.part) == want]
+        if still:
+            await disk.watch.seen(store, listing)
+            raise still[0]
         return left
 
     async def _report(self, disk: _Disk, store: ManagedDiskStore) -> None:
@@ -223,8 +305,10 @@ class Applier:
             try:
                 await self._reports.applied(watermark=watermark, tags=some)
             except RigError as exc:
+                self._waits.set("report", exc.code, exc.message, disk=disk.disk_id)
                 self._ride_out(exc)
                 return
+            self._waits.clear("report", disk=disk.disk_id)
             disk.reported = watermark
             disk.reported_tags += len(some)
 
@@ -236,6 +320,7 @@ class Applier:
         for part in parts:
             if store.want(part) == "applied":
                 await self._cache.delete(part)
+                disk.watch.bad.forget(part)
             else:
                 left.append(part)
         return left
@@ -248,7 +333,12 @@ class Applier:
             sound = False
         if not sound:
             raise RigError("InvalidDiskId", f"disk id {disk_id!r} is not a lower-case UUID")
-        return self._disks.setdefault(disk_id, _Disk(disk_id))
+        return self._known(disk_id)
+
+    def _known(self, disk_id: str) -> _Disk:
+        if disk_id not in self._disks:
+            self._disks[disk_id] = _Disk(disk_id, AccountWatch(disk_id, self._reports, self._waits))
+        return self._disks[disk_id]
 
     async def _open(self, disk: _Disk) -> ManagedDiskStore:
         """The caller has the disk's lock: there is one writer."""
@@ -266,7 +356,7 @@ class Applier:
         except RigError as exc:
             if exc.code != "StoreCorrupt":
                 raise
-            parts = await self._cache.list(disk.disk_id)
+            parts = (await self._cache.list(disk.disk_id)).parts
             begun = max((part.generation for part in parts if (part.stream, part.first) == ("sync", 1)), default=0)
             folder = self._folder / disk.disk_id
             if begun <= await trio.to_thread.run_sync(known_generation, folder):
@@ -315,14 +405,15 @@ class Applier:
             disk.retain = 0
             self._deleted.add(disk_id)
             await trio.to_thread.run_sync(delete_disk, self._folder / disk_id)
-            for part in await self._cache.list(disk_id):
+            for part in (await self._cache.list(disk_id)).parts:
                 await self._cache.delete(part)
 
     async def process_latest(self, *, disk_ids: list[str]) -> list[Watermark]:
         """Apply all that the cache account holds for these disks, now; the watermarks afterwards.
 
-        A refused part is reported to the vault and ends its disk there; what may pass (``CacheUnreachable``,
-        ``DiskFull``) and a disk that cannot be opened (``DiskNotFound``, ``StoreCorrupt``) is raised.
+        A bad part is waited for until it was sent again, for ``REPAIR_WAIT_S`` at most; then its disk ends before it, and
+        the vault knows of it.  A failure that may pass (``CacheUnreachable``, ``DiskFull``) and a disk that cannot be
+        opened (``DiskNotFound``, ``StoreCorrupt``) are raised.
         """
         disks = [self._disk(disk_id) for disk_id in disk_ids]
         await _together([lambda disk=disk: self._process_latest(disk) for disk in disks])  # type: ignore[misc]
@@ -333,14 +424,29 @@ class Applier:
             return (await self._open(disk)).watermark()
 
     async def _process_latest(self, disk: _Disk) -> None:
+        try:
+            while (bad := await self._apply_now(disk)) is not None:
+                if disk.watch.bad.age_s(bad.part, trio.current_time()) >= REPAIR_WAIT_S:
+                    return
+                self._waits.set("latest", bad.code, bad.message, disk=disk.disk_id)
+                await trio.sleep(REPAIR_LOOK_S)
+        finally:
+            self._waits.clear("latest", disk=disk.disk_id)
+
+    async def _apply_now(self, disk: _Disk) -> BadPartError | None:
+        """Apply the disk's parts; the one that cannot be used, if there is one.  It and a refusal are reported."""
         async with disk.lock:
             await self._open_or_reset(disk)
             try:
                 await self._apply_cached(disk)
+            except BadPartError as exc:
+                await self._refuse(disk, exc)
+                return exc
             except RigError as exc:
                 if exc.recoverable:
                     raise
                 await self._refuse(disk, exc)
+        return None
 
     async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
         """Keyed checksums (hex) of chunks of the latest applied state.

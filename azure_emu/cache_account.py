@@ -28,7 +28,8 @@ from azure.core.exceptions import (
 from azure.storage.blob import BlobServiceClient
 
 from blockfs.errors import RigError
-from blockfs.part import PartName
+from blockfs.part import Listing, PartName
+from blockfs.part_codec import BLOB_BYTES_MAX
 
 CONTAINER = "asr-cache"
 IN_FLIGHT_MAX = 2
@@ -36,6 +37,8 @@ IN_FLIGHT_MAX = 2
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0
 """Between two packets of an answer, not for the whole of it."""
+GET_TIMEOUT_S = 20.0
+"""The same for a part's bytes: a blob that cannot be read is to be repaired within a minute."""
 SINGLE_PUT_BYTES_MAX = 256 << 20
 """Above it the SDK sends blocks and commits them under the same condition."""
 
@@ -44,7 +47,7 @@ _TRANSIENT_CODES = frozenset({"ContainerBeingDeleted", "OperationTimedOut"})
 _ALREADY_THERE = frozenset({"BlobAlreadyExists", "ConditionNotMet"})  # to a put, and to the commit of a put in blocks
 _T = TypeVar("_T")
 
-logging.getLogger("azure").setLevel(logging.WARNING)  # it logs every request at INFO
+logging.getLogger("azure").setLevel(logging.ERROR)  # it logs every request at INFO, and a body that ends early at WARNING
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each refused connection, which our error says
 
 
@@ -58,6 +61,8 @@ class BlobCacheAccount:
     def __init__(self, connection_string: str, *, in_flight_max: int = IN_FLIGHT_MAX) -> None:
         """``RigError('BadConnectionString')`` if the SDK cannot read it; it is not contacted before the first call."""
         self._limiter = trio.CapacityLimiter(in_flight_max)
+        self._suspects = trio.CapacityLimiter(1)
+        self._unreadable: set[PartName] = set()
         fields = _fields(connection_string)
         try:
             if not (fields.get("AccountKey") or fields.get("SharedAccessSignature")):  # the SDK would go on anonymously
@@ -94,12 +99,12 @@ class BlobCacheAccount:
 
         await self._call(f"delete container {CONTAINER}", work)
 
-    async def put(self, part: PartName, data: bytes) -> bool:
-        """Upload once; False if the blob was already there: that is success too."""
+    async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
+        """Upload once; False if the blob was already there: that is success too.  ``replace``: put it in any case."""
 
         def upload() -> bool:
             try:
-                self._container.upload_blob(part.blob(), data, overwrite=False)
+                self._container.upload_blob(part.blob(), data, overwrite=replace)
             except HttpResponseError as e:
                 if _error_code(e) not in _ALREADY_THERE:
                     raise
@@ -108,25 +113,54 @@ class BlobCacheAccount:
 
         return await self._call(f"put {part.blob()}", lambda: self._in_container(upload))
 
-    async def list(self, disk_id: str) -> list[PartName]:
-        """Parts of one disk, sorted; ``BadPartName`` if there is a blob that is none of ours."""
+    async def list(self, disk_id: str) -> Listing:
+        """The blobs of one disk; those that are no parts are named, and stop nothing."""
 
-        def names() -> list[str]:
-            return list(self._container.list_blob_names(name_starts_with=f"{disk_id}/"))
+        def blobs() -> list[tuple[str, int]]:
+            found = self._container.list_blobs(name_starts_with=f"{disk_id}/")
+            return [(blob.name, int(blob.size or 0)) for blob in found]
 
-        found = await self._call(f"list {disk_id}/", lambda: self._in_container(names))
-        return sorted(PartName.parse(name) for name in found)
+        return Listing.of(disk_id, await self._call(f"list {disk_id}/", lambda: self._in_container(blobs)))
 
     async def get(self, part: PartName) -> bytes:
-        """The blob's bytes; ``PartNotFound`` if it is not there."""
+        """The blob's bytes; ``PartNotFound`` if it is not there, ``PartCorrupt`` if it is too long for a part.
+
+        ``PartUnreadable`` (recoverable): this one blob cannot be read while the account answers.  Parts of which that is
+        known are read one at a time, so that they do not hold up the others.
+        """
 
         def download() -> bytes:
             try:
-                return self._container.download_blob(part.blob()).readall()
+                blob = self._container.download_blob(part.blob(), read_timeout=GET_TIMEOUT_S)
+                if blob.size > BLOB_BYTES_MAX:
+                    raise RigError(
+                        "PartCorrupt", f"part {part.blob()}: blob of {blob.size} bytes; a part has at most {BLOB_BYTES_MAX}"
+                    )
+                return blob.readall()
             except ResourceNotFoundError:
                 raise RigError("PartNotFound", f"{part.blob()} is not in container {CONTAINER} of {self._where}") from None
 
-        return await self._call(f"get {part.blob()}", download)
+        try:
+            data = await self._call(f"get {part.blob()}", download, self._suspects if part in self._unreadable else None)
+        except RigError as exc:
+            if exc.code in ("PartNotFound", "PartCorrupt", "CacheAuthentication") or not await self._answers():
+                raise
+            self._unreadable.add(part)
+            raise RigError(
+                "PartUnreadable",
+                f"part {part.blob()} cannot be read, while the account answers otherwise: {exc.message}",
+                recoverable=True,
+            ) from exc
+        self._unreadable.discard(part)
+        return data
+
+    async def _answers(self) -> bool:
+        """Whether the account answers a question that needs no part's bytes."""
+        try:
+            await self._call(f"look at container {CONTAINER}", self._container.get_container_properties)
+        except RigError:
+            return False
+        return True
 
     async def delete(self, part: PartName) -> None:
         """Remove; no-op if it is gone already."""
@@ -138,6 +172,7 @@ class BlobCacheAccount:
                 return
 
         await self._call(f"delete {part.blob()}", work)
+        self._unreadable.discard(part)
 
     def close(self) -> None:
         """Close the connections."""
@@ -160,9 +195,9 @@ class BlobCacheAccount:
         self._create_container()
         return work()
 
-    async def _call(self, what: str, work: Callable[[], _T]) -> _T:
+    async def _call(self, what: str, work: Callable[[], _T], limiter: trio.CapacityLimiter | None = None) -> _T:
         try:
-            return await trio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=True)
+            return await trio.to_thread.run_sync(work, limiter=limiter or self._limiter, abandon_on_cancel=True)
         except AzureError as e:
             raise classified(e, what=what, where=self._where) from e
 

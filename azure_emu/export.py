@@ -61,7 +61,7 @@ class Exporter:
                 parts = await self._export(source, folder, source_id, size_bytes)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-            for part in await self._cache.list(source_id):
+            for part in (await self._cache.list(source_id)).parts:
                 if part.generation == GENERATION and part.stream == "sync" and part.last > parts:
                     await self._cache.delete(part)
             return parts
@@ -105,9 +105,17 @@ class Exporter:
         with host_disk_errors(path):
             data = await trio.to_thread.run_sync(pack, path)
             path.unlink()  # made again should the upload fail
-        if not await self._cache.put(part, data) and await self._cache.get(part) != data:
-            await self._cache.delete(part)
-            await self._cache.put(part, data)
+        if not await self._cache.put(part, data) and not await self._holds(part, data):
+            await self._cache.put(part, data, replace=True)
+
+    async def _holds(self, part: PartName, data: bytes) -> bool:
+        """Whether the part that is in the cache account already is this one; one that cannot be read is not."""
+        try:
+            return await self._cache.get(part) == data
+        except RigError as exc:
+            if exc.code not in ("PartUnreadable", "PartNotFound", "PartCorrupt"):
+                raise
+            return False
 
 
 class _SourceReader:

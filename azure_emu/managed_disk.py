@@ -240,6 +240,10 @@ class ManagedDiskStore:
         with self._lock:
             return [(first, last) for _, first, last in self._history.valid()]
 
+    def expected(self) -> str:
+        """The part that comes next, in words."""
+        return self._history.expected()
+
     def want(self, part: PartName) -> Want:
         """Whether ``part`` is to be applied now (``next``), not needed any more (``applied``), ..."""
         return self._history.want(part)

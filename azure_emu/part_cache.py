@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from blockfs.part import PartName
+from blockfs.part import Listing, PartName
 
 
 class PartCache(Protocol):
@@ -14,16 +14,16 @@ class PartCache(Protocol):
     ``CacheError`` (not).
     """
 
-    async def put(self, part: PartName, data: bytes) -> bool:
-        """Upload once; False if the blob was there already, whatever it holds."""
+    async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
+        """Upload once; False if the blob was there already, whatever it holds.  ``replace``: put it in any case."""
         ...
 
-    async def list(self, disk_id: str) -> list[PartName]:
-        """Parts of one disk."""
+    async def list(self, disk_id: str) -> Listing:
+        """The blobs of one disk."""
         ...
 
     async def get(self, part: PartName) -> bytes:
-        """The blob's bytes (``PartNotFound``)."""
+        """The blob's bytes (``PartNotFound``; ``PartUnreadable``, recoverable: this one cannot be read; ``PartCorrupt``)."""
         ...
 
     async def delete(self, part: PartName) -> None:

@@ -126,6 +126,14 @@ class Provider(Protocol):
         """New generation; send the chunks whose checksums differ; returns when every part is in the cache account."""
         ...
 
+    async def send_again(self, *, vm: str, parts: list[str]) -> None:
+        """The recovery side cannot use these parts (names of blobs) in the cache account: replace each.
+
+        Then everything else that is missing in the account is sent as well.  A part that the host has not got (any more)
+        marks the VM for a resync.  The cache account's errors: then nothing is changed, and the call can be repeated.
+        """
+        ...
+
     async def progress(self, *, vm: str) -> VmProgress:
         """For progress bars; phase None when idle."""
         ...
@@ -243,6 +251,13 @@ class DamageReports(Protocol):
         ...
 
 
+class SkippedBlob(WireModel):
+    """A blob under a disk's prefix in the cache account that is passed over."""
+
+    name: str
+    reason: str
+
+
 class ApplierReports(Protocol):
     """What the applier tells the vault."""
 
@@ -256,6 +271,22 @@ class ApplierReports(Protocol):
 
     async def replicating_disks(self) -> list[str]:
         """Ids of the managed disks that the applier is to look after."""
+        ...
+
+    async def account_seen(
+        self, *, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int
+    ) -> None:
+        """The disk's blobs in the cache account: bytes that are not applied yet, and blobs that are passed over.
+
+        ``skipped``: the first few of ``skipped_count``.
+        """
+        ...
+
+    async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
+        """These parts (names of blobs) are in the cache account and cannot be used: the site is to send them again.
+
+        Nothing is named if the part that comes next is not in the account at all.  Returns at once.
+        """
         ...
 
 

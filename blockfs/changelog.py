@@ -47,6 +47,8 @@ _RECORD_MAGIC_BYTES = _RECORD_MAGIC.to_bytes(4, "little")
 _HEADER = struct.Struct("<8sHHB3x16sQQ16sQQ44x")  # then CRC32C
 _RECORD = struct.Struct("<IBBHQQQQQIQ")  # then CRC32C
 _CRC = struct.Struct("<I")
+_CLAIM = struct.Struct("<I44xI")
+"""Of a record's header: its magic number, and the bytes of its payload."""
 _NUMBER_MAX = (1 << 63) - 1
 """Of sequence numbers, positions, generations and bytes on a disk: what a signed number of 64 bits holds."""
 _WINDOW_BYTES = 4 << 20
@@ -256,6 +258,12 @@ def _next_record(window: _Window | _Memory, at: int, seed: int, seq: int, positi
     if record.position < position:
         raise _BadRecordError(f"position {record.position} after {position}", sealed=verify)
     return record
+
+
+def claimed_payload_bytes(segment: memoryview, at: int) -> int | None:
+    """Bytes of the payload that the record header at byte ``at`` claims, unverified; None if no record begins there."""
+    magic, payload = _CLAIM.unpack_from(segment, at)
+    return payload if magic == _RECORD_MAGIC and payload <= PAYLOAD_BYTES_MAX else None
 
 
 def bad_record(name: str, segment: Buffer, at: int, seq: int, position: int) -> RigError:

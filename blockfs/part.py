@@ -8,6 +8,7 @@ a ``sync-end`` tag) and ``log`` (records by sequence number).  Log parts are app
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +21,7 @@ from blockfs.wire import WireModel
 Stream = Literal["sync", "log"]
 SYNC_END = "sync-end"
 
+_NUMBER_MAX = (1 << 63) - 1
 _NAME = re.compile(r"([0-9a-f-]{36})/(\d{8})/(sync|log)/(\d{20})-(\d{20})\.hrl\.zst")
 
 
@@ -44,7 +46,42 @@ class PartName:
         if m is None:
             raise RigError("BadPartName", f"blob {blob!r} is not a replication part: DISK/GENERATION/STREAM/A-B.hrl.zst")
         stream: Stream = "sync" if m[3] == "sync" else "log"
-        return cls(m[1], int(m[2]), stream, int(m[4]), int(m[5]))
+        part = cls(m[1], int(m[2]), stream, int(m[4]), int(m[5]))
+        if not 1 <= part.first <= part.last <= _NUMBER_MAX or (stream == "sync" and part.first != part.last):
+            raise RigError("BadPartName", f"blob {blob!r} is not a replication part: numbers {part.first} to {part.last}")
+        return part
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A disk's blobs in the cache account.
+
+    ``sizes``: bytes of each part, in order.  ``foreign``: names of blobs that are no parts of this disk; they stay where
+    they are and stop nothing.
+    """
+
+    sizes: dict[PartName, int]
+    foreign: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, disk_id: str, blobs: Iterable[tuple[str, int]]) -> Listing:
+        """From names and sizes in bytes."""
+        sizes, foreign = {}, []
+        for name, size_bytes in blobs:
+            try:
+                part = PartName.parse(name)
+            except RigError:
+                part = None
+            if part is None or part.disk_id != disk_id:
+                foreign.append(name)
+            else:
+                sizes[part] = size_bytes
+        return cls(dict(sorted(sizes.items())), tuple(sorted(foreign)))
+
+    @property
+    def parts(self) -> list[PartName]:
+        """The parts, in order."""
+        return list(self.sizes)
 
 
 class TagSeen(WireModel):

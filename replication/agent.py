@@ -18,7 +18,9 @@ from blockfs.clock import Clock
 from blockfs.control import CutInfo, DiskHostControl, DiskInfo, TagKind
 from blockfs.errors import RigError
 from blockfs.image_kind import Format
+from blockfs.part import PartName
 from blockfs.progress import VmProgress
+from blockfs.waits import Waits
 from replication import failback
 from replication.board import Board
 from replication.guests import Guests, HostGuests
@@ -66,6 +68,7 @@ class HyperVAgent:
         retry_delays_s: tuple[float, ...] = OFFICIAL_DELAYS_S,
         guests: Guests | None = None,
         open_snapshot: Callable[[Path], SnapshotFile] = MountedSnapshot,
+        waits: Waits | None = None,
     ) -> None:
         """``folder``: the agent's state (``AgentStateUnreadable``) and spool.
 
@@ -86,6 +89,7 @@ class HyperVAgent:
             uploads=trio.CapacityLimiter(UPLOADS_IN_FLIGHT),
             retry=RetryTable(retry_delays_s),
             clock=clock or Clock(),
+            waits=waits or Waits(),
         )
         self._replicas: dict[str, Replica] = {}
         self._making: dict[str, Board] = {}
@@ -172,6 +176,14 @@ class HyperVAgent:
     async def resync(self, *, vm: str) -> None:
         """New generation; returns when the differing chunks are in the cache account.  Cycles start afterwards."""
         await self._replica(vm).copy("resync")
+
+    async def send_again(self, *, vm: str, parts: list[str]) -> None:
+        """Replace these parts (names of blobs) in the cache account, and send what is missing there.
+
+        A part that this host has not got (any more) marks the VM for a resync.  Names of nothing that the VM has sent are
+        passed over.  Raises the cache account's errors.
+        """
+        await self._replica(vm).send_again(PartName.parse(name) for name in parts)
 
     async def progress(self, *, vm: str) -> VmProgress:
         """For progress bars; phase None when idle."""

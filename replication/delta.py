@@ -77,7 +77,7 @@ class DeltaCycle:
         await self._outbox.send(self._links.book.get(self._vm).disks)
         while self._unsent:
             cut, cut_at = self._unsent[0]
-            await self._reports.point_sent(cut, cut_at)
+            await self._reports.point_sent(cut, cut_at, self._outbox.waiting_bytes)
             self._unsent.remove((cut, cut_at))
             _log.info("point sent", vm=self._vm, kind=cut.kind, name=cut.name, position=cut.position)
 

@@ -30,6 +30,8 @@ from replication.relationship import ReceivedDisk
 from replication.retry import as_rig_error, one_failure
 
 EXPORT_GENERATION = 1
+UNREADABLE_LOOKS, LOOK_AGAIN_S = 2, 3.0
+"""How often, and how far apart, a part is looked at before it is called unreadable."""
 
 T = TypeVar("T")
 
@@ -39,17 +41,20 @@ _log = structlog.get_logger(__name__)
 async def receive_disk(
     links: Links, board: Board, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int
 ) -> None:
-    """Durable on return.  Waits where the cache account cannot be reached; ``PartNotFound``, ``PartCorrupt``."""
+    """Durable on return.  Waits where the cache account cannot be reached.
+
+    ``PartNotFound``, ``PartUnreadable``, ``PartCorrupt``: the recovery side has to put that part again.
+    """
     names = [PartName(source_id, EXPORT_GENERATION, "sync", number, number) for number in range(1, parts + 1)]
     board.begin("Failback", [(disk, 0, size_bytes)])
     try:
         if not _is_here(links, vm, disk, source_id):
             staging = await links.host.begin_replace(vm=vm, disk=disk, size_bytes=size_bytes)
-            await _assemble(links, board, names, disk, staging=Path(staging.path), size_bytes=size_bytes)
+            await _assemble(links, board, names, vm, disk, staging=Path(staging.path), size_bytes=size_bytes)
             links.book.add_received(ReceivedDisk(vm=vm, disk=disk, source_id=source_id, path=staging.path))
             _log.info("disk received", vm=vm, disk=disk, parts=parts)
         for name in names:
-            await _patiently(links, partial(links.cache.delete, name))
+            await _patiently(links, vm, disk, partial(links.cache.delete, name))
     except OSError as exc:
         raise as_rig_error(exc) from exc
     finally:
@@ -71,7 +76,9 @@ def _is_here(links: Links, vm: str, disk: str, source_id: str) -> bool:
     return False
 
 
-async def _assemble(links: Links, board: Board, names: list[PartName], disk: str, *, staging: Path, size_bytes: int) -> None:
+async def _assemble(
+    links: Links, board: Board, names: list[PartName], vm: str, disk: str, *, staging: Path, size_bytes: int
+) -> None:
     # One part is downloaded while the one before it is applied.
     send, receive = trio.open_memory_channel[tuple[PartName, bytes]](1)
     target = await trio.to_thread.run_sync(lambda: RawLayer(staging, writable=True))
@@ -80,7 +87,7 @@ async def _assemble(links: Links, board: Board, names: list[PartName], disk: str
     async def download() -> None:
         async with send:
             for name in names:
-                data = await _patiently(links, partial(links.cache.get, name))
+                data = await _patiently(links, vm, disk, partial(links.cache.get, name))
                 board.sent(disk, len(data))
                 await send.send((name, data))
 
@@ -135,16 +142,22 @@ def _make_durable(target: RawLayer) -> None:
     sync_folder(target.path.parent)
 
 
-async def _patiently(links: Links, call: Callable[[], Awaitable[T]]) -> T:
-    """Repeat while the failure is one that may pass, by the retry table."""
-    attempt = 0
-    while True:
-        try:
-            return await call()
-        except RigError as exc:
-            if not exc.recoverable:
-                raise
-            attempt += 1
-            delay_s = links.retry.delay_s(attempt)
-            _log.warning("failback waits", code=exc.code, message=exc.message, attempt=attempt, next_try_s=delay_s)
-            await trio.sleep(delay_s)
+async def _patiently(links: Links, vm: str, disk: str, call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat while the failure is one that may pass, by the retry table.
+
+    A part that cannot be read a second time while the account answers is raised: the recovery side puts it again.
+    """
+    attempt = unreadable = 0
+    with links.waits.waiting("failback", vm=vm, disk=disk) as because:
+        while True:
+            try:
+                return await call()
+            except RigError as exc:
+                unreadable += exc.code == "PartUnreadable"
+                if not exc.recoverable or unreadable >= UNREADABLE_LOOKS:
+                    raise
+                attempt += 1
+                because(exc)
+                delay_s = LOOK_AGAIN_S if exc.code == "PartUnreadable" else links.retry.delay_s(attempt)
+                _log.warning("failback waits", code=exc.code, message=exc.message, attempt=attempt, next_try_s=delay_s)
+                await trio.sleep(delay_s)

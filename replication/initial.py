@@ -34,7 +34,7 @@ async def replicate_initially(links: Links, vm: str, outbox: Outbox, board: Boar
     board.begin("InitialReplication", [(disk.name, disk.next_offset, disk.size_bytes) for disk in disks])
     _log.info("initial replication", vm=vm, position=snapshot.position, disks=[disk.name for disk in disks])
     done = {disk.disk_id for disk in disks if disk.done}
-    async with pumping(outbox, sync_states(links, vm)) as pump:
+    async with pumping(outbox, sync_states(links, vm), links.waits, vm) as pump:
         for disk in snapshot.disks:
             if disk.disk_id in done:
                 continue
@@ -52,7 +52,7 @@ async def _check_untouched(links: Links, vm: str, infos: list[DiskInfo]) -> None
     marks = {mark.disk_id: mark for mark in await links.vault.watermarks(vm=vm)}
     for info in infos:
         mark = marks.get(info.disk_id)
-        if (mark is not None and (mark.sync_parts or mark.log_seq)) or await links.cache.list(info.disk_id):
+        if (mark is not None and (mark.sync_parts or mark.log_seq)) or (await links.cache.list(info.disk_id)).parts:
             raise ResyncNeeded("DiskReplicatedBefore")
 
 

@@ -10,6 +10,7 @@ import trio
 
 from blockfs.clock import Clock
 from blockfs.control import DiskHostControl
+from blockfs.waits import Waits
 from replication.guests import Guests
 from replication.ports import CacheAccount, VaultLink
 from replication.relationship import RelationshipBook
@@ -22,7 +23,7 @@ class Links:
     """The agent's surroundings.
 
     ``spool``: one folder a disk for sync parts that are not applied yet.  ``uploads``: how many uploads of this
-    host may be in flight.  ``clock``: only for what must outlive a restart.
+    host may be in flight.  ``clock``: only for what must outlive a restart.  ``waits``: of the role.
     """
 
     host: DiskHostControl
@@ -35,3 +36,4 @@ class Links:
     uploads: trio.CapacityLimiter
     retry: RetryTable
     clock: Clock
+    waits: Waits

@@ -23,7 +23,7 @@ import trio
 from blockfs.control import SegmentInfo
 from blockfs.errors import RigError
 from blockfs.part import PartName, Watermark
-from blockfs.part_codec import pack
+from blockfs.part_codec import pack, verify
 from replication.board import Board
 from replication.links import Links
 from replication.relationship import DiskSync
@@ -57,7 +57,12 @@ class Outbox:
         self._board = board
         self._passing = trio.Lock()
         self._marks: dict[str, Watermark] = {}
-        self._put: set[PartName] = set()
+        self._put: dict[PartName, int] = {}
+        """Bytes of each part that was put and whose source is still kept."""
+        self.waiting_bytes: dict[str, int] = {}
+        """By disk id: bytes in the account that were not applied at the last pass."""
+        self._lost: dict[PartName, str] = {}
+        """Parts that are needed and nobody has, with the reason for a resync."""
 
     def watermark(self, disk_id: str) -> Watermark | None:
         """What the last pass saw."""
@@ -75,17 +80,24 @@ class Outbox:
         async with self._passing:
             # The order matters: the applier reports a part before it deletes the blob.  Listed first, a part that
             # is in neither list is really missing.
-            listed: set[PartName] = set()
+            listed: dict[PartName, int] = {}
             for disk in disks:
-                listed.update(await self._links.cache.list(disk.disk_id))
+                listed.update((await self._links.cache.list(disk.disk_id)).sizes)
             fresh = await self._refresh()
             segments = await self._links.host.segments(vm=self._vm)
             segments = await self._give_up_applied(disks, segments)
             missing: list[tuple[PartName, Path, str]] = []
             for disk in disks:
                 own = [segment for segment in segments if segment.disk_id == disk.disk_id]
-                missing += self._missing(disk, own, listed, fresh=fresh)
+                missing += self._missing(disk, own, set(listed), fresh=fresh)
             await self._put_all(missing)
+            there = listed | {part: self._put[part] for part, _, _ in missing}
+            self.waiting_bytes = {
+                disk.disk_id: sum(
+                    size for part, size in there.items() if part.disk_id == disk.disk_id and self._is_needed(disk, part)
+                )
+                for disk in disks
+            }
 
     async def _refresh(self) -> bool:
         try:
@@ -94,10 +106,69 @@ class Outbox:
             if not exc.recoverable:
                 raise
             # Data does not wait for the vault: without new watermarks nothing is given up, that is all.
+            self._links.waits.set("watermarks", exc.code, exc.message, vm=self._vm)
             _log.warning("no watermarks", vm=self._vm, code=exc.code, message=exc.message)
             return False
+        self._links.waits.clear("watermarks", vm=self._vm)
         self._marks = {mark.disk_id: mark for mark in marks}
         return True
+
+    async def replace(self, disks: Sequence[DiskSync], parts: Sequence[PartName]) -> None:
+        """Put these parts over blobs that the recovery side cannot use.
+
+        A part that is needed and is not at hand, or not sound here either, is lost: the next pass raises ``ResyncNeeded``.
+        One that none of the disks has sent is somebody else's, and is left alone.
+        """
+        async with self._passing:
+            if not await self._refresh():
+                return  # asked again, when the vault answers
+            segments = await self._links.host.segments(vm=self._vm)
+            last_seqs = {info.disk_id: info.last_seq for info in await self._links.host.list_disks(vm=self._vm)}
+            by_id = {disk.disk_id: disk for disk in disks}
+            sources: list[tuple[PartName, Path, str]] = []
+            for part in parts:
+                disk = by_id.get(part.disk_id)
+                if disk is None or part.generation != disk.generation or not self._is_needed(disk, part):
+                    continue
+                found = self._source(part, segments)
+                if found is None and self._was_sent(disk, part, segments, last_seqs.get(part.disk_id, 0)):
+                    self._lost[part] = "SyncPartLost" if part.stream == "sync" else "LogGap"
+                elif found is not None and not await trio.to_thread.run_sync(_is_sound, part, found):
+                    self._lost[part] = "SyncPartLost" if part.stream == "sync" else "LogCorrupt"
+                elif found is not None:
+                    sources.append((part, found, disk.name))
+            _log.warning("sending parts again", vm=self._vm, parts=len(sources), lost=len(self._lost))
+            await self._put_all(sources, replace=True)
+
+    def _source(self, part: PartName, segments: list[SegmentInfo]) -> Path | None:
+        if part.stream == "sync":
+            spool = spooled(self._links.spool / part.disk_id)
+            return next(
+                (item.path for item in spool if (item.generation, item.number) == (part.generation, part.first)), None
+            )
+        for segment in segments:
+            named = PartName(segment.disk_id, segment.generation, "log", segment.first_seq, segment.last_seq)
+            if named == part:
+                return Path(segment.path)
+        return None
+
+    def _is_needed(self, disk: DiskSync, part: PartName) -> bool:
+        """Whether the recovery side has not applied a part of the disk's generation yet."""
+        mark = self._marks.get(disk.disk_id)
+        if mark is None or mark.generation < part.generation:
+            return True
+        if mark.generation > part.generation:
+            return False
+        return part.first > mark.sync_parts if part.stream == "sync" else part.last > mark.log_seq
+
+    @staticmethod
+    def _was_sent(disk: DiskSync, part: PartName, segments: list[SegmentInfo], last_seq: int) -> bool:
+        """Whether a part that is not at hand can have been one of the disk's: no other part has its numbers."""
+        if part.stream == "sync":
+            return part.first <= disk.parts
+        mine = [item for item in segments if (item.disk_id, item.generation) == (part.disk_id, part.generation)]
+        overlaps = any(item.first_seq <= part.last and part.first <= item.last_seq for item in mine)
+        return disk.first_seq <= part.last <= last_seq and not overlaps
 
     async def _give_up_applied(self, disks: Sequence[DiskSync], segments: list[SegmentInfo]) -> list[SegmentInfo]:
         """Delete what is applied; the segments that are left."""
@@ -151,7 +222,8 @@ class Outbox:
             (PartName(disk.disk_id, disk.generation, "log", item.first_seq, item.last_seq), Path(item.path), disk.name)
             for item in log
         ]
-        self._put &= {part for part, _, _ in parts} | {part for part in self._put if part.disk_id != disk.disk_id}
+        at_hand = {part for part, _, _ in parts}
+        self._put = {part: size for part, size in self._put.items() if part in at_hand or part.disk_id != disk.disk_id}
         # Without fresh watermarks a part that was put and is not listed may well be applied already.
         return [item for item in parts if item[0] not in listed and (fresh or item[0] not in self._put)]
 
@@ -164,6 +236,15 @@ class Outbox:
         listed: set[PartName],
     ) -> None:
         """What the recovery side needs next must be at hand or in the cache account."""
+        self._lost = {
+            part: why
+            for part, why in self._lost.items()
+            if part.disk_id != disk.disk_id or part.generation == disk.generation
+        }
+        for part, why in self._lost.items():
+            if (part.disk_id, part.generation) == (disk.disk_id, disk.generation) and self._is_needed(disk, part):
+                _log.error("part is lost", vm=self._vm, disk=disk.name, part=part.blob(), reason=why)
+                raise ResyncNeeded(why)
         own = [part for part in listed if part.disk_id == disk.disk_id and part.generation == disk.generation]
         in_cache = {part.first for part in own if part.stream == "sync"}
         applied_parts = current.sync_parts if current is not None else 0
@@ -177,19 +258,38 @@ class Outbox:
             _log.error("log is not contiguous", vm=self._vm, disk=disk.name, generation=disk.generation, needed_seq=needed)
             raise ResyncNeeded("LogGap")
 
-    async def _put_all(self, parts: list[tuple[PartName, Path, str]]) -> None:
+    async def _put_all(self, parts: list[tuple[PartName, Path, str]], *, replace: bool = False) -> None:
+        """Put all; if the account refuses one, the others are put all the same before that is raised."""
         queue = deque(parts)
+        refused: list[RigError] = []
+
+        async def put(part: PartName, path: Path, disk: str) -> None:
+            async with self._links.uploads:
+                data = await trio.to_thread.run_sync(pack, path)
+                if await self._links.cache.put(part, data, replace=replace):
+                    self._board.sent(disk, len(data))
+            self._put[part] = len(data)
 
         async def worker() -> None:
             while queue:
-                part, path, disk = queue.popleft()
-                async with self._links.uploads:
-                    data = await trio.to_thread.run_sync(pack, path)
-                    if await self._links.cache.put(part, data):
-                        self._board.sent(disk, len(data))
-                self._put.add(part)
+                try:
+                    await put(*queue.popleft())
+                except RigError as exc:
+                    if exc.recoverable or exc.code == "CacheAuthentication":  # not of this part alone
+                        raise
+                    refused.append(exc)
 
         with one_failure():
             async with trio.open_nursery() as nursery:
                 for _ in range(min(len(parts), int(self._links.uploads.total_tokens))):
                     nursery.start_soon(worker)
+        if refused:
+            raise refused[0]
+
+
+def _is_sound(part: PartName, path: Path) -> bool:
+    try:
+        verify(part, path)
+    except RigError:
+        return False
+    return True

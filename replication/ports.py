@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from blockfs.control import TagKind
-from blockfs.part import PartName, Watermark
+from blockfs.part import Listing, PartName, Watermark
 
 
 class CacheAccount(Protocol):
@@ -15,16 +15,19 @@ class CacheAccount(Protocol):
     ``CacheAuthentication`` / ``CacheForbidden`` (not), ``CacheError`` (the service said no: not).
     """
 
-    async def put(self, part: PartName, data: bytes) -> bool:
-        """Upload once (``If-None-Match: *``).  False if the blob was already there: that is success too."""
+    async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
+        """Upload once (``If-None-Match: *``).  False if the blob was already there: that is success too.
+
+        ``replace``: put it in any case (the blob that is there cannot be read).
+        """
         ...
 
-    async def list(self, disk_id: str) -> list[PartName]:
-        """Parts of one disk, sorted.  Blobs with foreign names are an error (``BadPartName``)."""
+    async def list(self, disk_id: str) -> Listing:
+        """The blobs of one disk; foreign ones are named, and stop nothing."""
         ...
 
     async def get(self, part: PartName) -> bytes:
-        """The blob's bytes; ``PartNotFound`` if it is not there."""
+        """The blob's bytes (``PartNotFound``; ``PartUnreadable``, recoverable: this one cannot be read; ``PartCorrupt``)."""
         ...
 
     async def delete(self, part: PartName) -> None:
@@ -57,11 +60,13 @@ class VaultLink(Protocol):
         time_ns: int,
         downgraded_because: str | None = None,
         age_s: float = 0.0,
+        waiting_bytes: dict[str, int] | None = None,
     ) -> None:
         """All data up to ``position`` and its tags are in the cache account (this is when the RPO is met).
 
         ``downgraded_because``: why it is crash-consistent, if it was to be application-consistent.  ``age_s``: seconds since
-        the cut by a monotonic clock; ``time_ns`` is wall time, which may have been set since.
+        the cut by a monotonic clock; ``time_ns`` is wall time, which may have been set since.  ``waiting_bytes``: the bytes
+        in the account that were not applied when it was sent, by disk id.
         """
         ...
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from blockfs.waits import Waits
 from replication.outbox import Outbox
 from replication.relationship import DiskSync
 from replication.retry import one_failure
@@ -20,8 +21,10 @@ SPOOLED_PARTS_MAX = 16
 class Pump:
     """Pass after pass of the outbox.  Waiting for a slow recovery side is a wait for the next pass, never an error."""
 
-    def __init__(self, outbox: Outbox, disks: Callable[[], Sequence[DiskSync]]) -> None:
+    def __init__(self, outbox: Outbox, disks: Callable[[], Sequence[DiskSync]], waits: Waits, vm: str) -> None:
         self._outbox = outbox
+        self._waits = waits
+        self._vm = vm
         self._disks = disks
         self._kicked = trio.Event()
         self._passed = trio.Event()
@@ -46,12 +49,19 @@ class Pump:
 
     async def room(self) -> None:
         """Wait until another part may be spooled."""
-        await self.until(lambda: self._outbox.spooled_parts(self._disks()) < SPOOLED_PARTS_MAX)
+        why = f"{SPOOLED_PARTS_MAX} parts are sent and not applied yet"
+        await self.until(lambda: self._outbox.spooled_parts(self._disks()) < SPOOLED_PARTS_MAX, why)
 
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait, pass by pass."""
-        while not condition():
-            await self._passed.wait()
+    async def until(self, condition: Callable[[], bool], why: str | None = None) -> None:
+        """Wait, pass by pass; ``why``: for what the recovery side is waited for."""
+        try:
+            while not condition():
+                if why is not None:
+                    self._waits.set("recovery side", "RecoverySideBehind", why, vm=self._vm)
+                await self._passed.wait()
+        finally:
+            if why is not None:
+                self._waits.clear("recovery side", vm=self._vm)
 
     async def all_sent(self) -> None:
         """Wait for a whole pass that begins now: then all that is there now is in the cache account."""
@@ -61,11 +71,11 @@ class Pump:
 
 
 @asynccontextmanager
-async def pumping(outbox: Outbox, disks: Callable[[], Sequence[DiskSync]]) -> AsyncIterator[Pump]:
+async def pumping(outbox: Outbox, disks: Callable[[], Sequence[DiskSync]], waits: Waits, vm: str) -> AsyncIterator[Pump]:
     """A pump for the time of the block; at its regular end everything is in the cache account."""
     with one_failure():
         async with trio.open_nursery() as nursery:
-            pump = Pump(outbox, disks)
+            pump = Pump(outbox, disks, waits, vm)
             nursery.start_soon(pump.run)
             yield pump
             await pump.all_sent()

@@ -7,7 +7,7 @@ still the one that it worked for (:meth:`_finish`), with no checkpoint in betwee
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 import structlog
@@ -16,6 +16,7 @@ import trio
 from blockfs.clock import SECOND_NS
 from blockfs.control import CutInfo, TagKind
 from blockfs.errors import RigError
+from blockfs.part import PartName
 from blockfs.progress import VmProgress
 from replication.board import Board
 from replication.delta import DeltaCycle
@@ -30,6 +31,8 @@ from replication.retry import ResyncNeeded, as_rig_error
 T = TypeVar("T")
 
 _ASK_AGAIN_S = 1.0
+_PLACES = ("retry", "vault", "watermarks")
+"""Where a VM's replication waits for longer than a block of code."""
 
 _log = structlog.get_logger(__name__)
 
@@ -61,7 +64,7 @@ class Replica:
         self._links = links
         self._ask_first = resumed
         self._board = Board(vm)
-        self._reports = Reports(links.vault, vm)
+        self._reports = Reports(links, vm)
         self._outbox = Outbox(links, vm, self._board)
         self._cycle = DeltaCycle(links, vm, self._outbox, self._reports, self._board)
         self._working = trio.Lock()
@@ -87,6 +90,8 @@ class Replica:
                         await self._act(phase)
         finally:
             self._outcome.settle(RigError("Interrupted", f"the replication of VM {self.vm!r} was removed"))
+            for place in _PLACES:
+                self._links.waits.clear(place, vm=self.vm)
             self._ended.set()
 
     async def stop(self) -> None:
@@ -146,6 +151,16 @@ class Replica:
             return cut
         raise RigError("Interrupted", f"the cycle of VM {self.vm!r} was interrupted by another order")
 
+    async def send_again(self, parts: Iterable[PartName]) -> None:
+        """Replace parts that the recovery side cannot use, and send what is missing; beside whatever runs."""
+        try:
+            await self._outbox.replace(self._record.disks, list(parts))
+            await self._outbox.send(self._record.disks)
+        except OSError as exc:
+            raise as_rig_error(exc) from exc
+        except ResyncNeeded as exc:
+            self._require_resync(exc.reason)  # an initial replication or a resync meets it in its next pass
+
     def _check_in_delta(self) -> None:
         phase = self._record.phase
         if phase != "delta":
@@ -162,6 +177,7 @@ class Replica:
         self._ask_first = False
         self._critical = False
         self._failures = 0
+        self._links.waits.clear("retry", vm=self.vm)
         self._activity.cancel()
         self._manual.cancel()
         _log.info("ordered", vm=self.vm, phase=phase)
@@ -191,16 +207,18 @@ class Replica:
 
     async def _resume(self) -> None:
         """After a restart: wait for the roles that start beside this one, and ask the vault."""
-        while True:
-            try:
-                allowed = await self._links.vault.may_replicate(vm=self.vm)
-                if allowed:
-                    await self._links.host.position()
-                break
-            except RigError as exc:
-                # Whatever it is: without leave from the vault nothing is replicated.
-                _log.warning("waiting to resume", vm=self.vm, code=exc.code, message=exc.message)
-            await trio.sleep(_ASK_AGAIN_S)
+        with self._links.waits.waiting("resume", vm=self.vm) as because:
+            while True:
+                try:
+                    allowed = await self._links.vault.may_replicate(vm=self.vm)
+                    if allowed:
+                        await self._links.host.position()
+                    break
+                except RigError as exc:
+                    # Any error: without leave from the vault nothing is replicated.
+                    because(exc)
+                    _log.warning("waiting to resume", vm=self.vm, code=exc.code, message=exc.message)
+                await trio.sleep(_ASK_AGAIN_S)
         self._ask_first = False
         if not allowed:
             self._finish(self._record.phase, "suspended")
@@ -269,14 +287,16 @@ class Replica:
 
     async def _report_resync(self) -> None:
         record = self._record
-        while not record.resync_reported:
-            try:
-                await self._links.vault.resync_required(vm=self.vm, reason=record.resync_reason or "")
-            except RigError as exc:
-                _log.warning("the vault was not told", vm=self.vm, report="resync", code=exc.code, message=exc.message)
-                await trio.sleep(_ASK_AGAIN_S)
-                continue
-            record = self._links.book.update(self.vm, resync_reported=True)
+        with self._links.waits.waiting("report resync", vm=self.vm) as because:
+            while not record.resync_reported:
+                try:
+                    await self._links.vault.resync_required(vm=self.vm, reason=record.resync_reason or "")
+                except RigError as exc:
+                    because(exc)
+                    _log.warning("not reported", vm=self.vm, report="resync", code=exc.code, message=exc.message)
+                    await trio.sleep(_ASK_AGAIN_S)
+                    continue
+                record = self._links.book.update(self.vm, resync_reported=True)
 
     async def _until_success(self, work: Callable[[], Awaitable[T]]) -> T:
         """Repeat by the retry table.  What cannot pass by itself: Critical, until somebody orders something."""
@@ -290,6 +310,7 @@ class Replica:
                 await self._succeeded()
                 return result
             self._failures += 1
+            self._links.waits.set("retry", error.code, error.message, vm=self.vm)
             delay_s = self._links.retry.delay_s(self._failures) if error.recoverable else None
             if delay_s is None:
                 self._critical = True
@@ -301,6 +322,7 @@ class Replica:
             await self._reports.wait(delay_s)
 
     async def _succeeded(self) -> None:
+        self._links.waits.clear("retry", vm=self.vm)
         if self._failures:
             self._failures = 0
             await self._reports.recovered()

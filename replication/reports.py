@@ -10,7 +10,7 @@ import trio
 
 from blockfs.control import CutInfo
 from blockfs.errors import RigError
-from replication.ports import VaultLink
+from replication.links import Links
 
 FLUSH_EVERY_S = 5.0
 
@@ -24,8 +24,9 @@ class Reports:
     next cycle.  A newer report of the same kind takes the place of one that was not told yet.
     """
 
-    def __init__(self, vault: VaultLink, vm: str) -> None:
-        self._vault = vault
+    def __init__(self, links: Links, vm: str) -> None:
+        self._vault = links.vault
+        self._waits = links.waits
         self._vm = vm
         self._unsent: dict[str, Callable[[], Awaitable[None]]] = {}
         self._telling = trio.Lock()
@@ -56,8 +57,11 @@ class Reports:
         _log.info("replication recovered", vm=self._vm)
         await self._tell("recovered", partial(self._vault.replication_recovered, vm=self._vm))
 
-    async def point_sent(self, cut: CutInfo, cut_at: float) -> None:
-        """A point's data and tags are in the cache account; ``cut_at`` on trio's clock."""
+    async def point_sent(self, cut: CutInfo, cut_at: float, waiting_bytes: dict[str, int]) -> None:
+        """A point's data and tags are in the cache account; ``cut_at`` on trio's clock.
+
+        ``waiting_bytes``: by disk id, the bytes in the account that are not applied.
+        """
 
         async def call() -> None:
             await self._vault.point_sent(
@@ -69,6 +73,7 @@ class Reports:
                 time_ns=cut.time_ns,
                 downgraded_because=cut.downgraded_because,
                 age_s=trio.current_time() - cut_at,
+                waiting_bytes=waiting_bytes,
             )
 
         await self._tell(cut.tag_id, call)
@@ -93,8 +98,10 @@ class Reports:
                 try:
                     await call()
                 except RigError as exc:
-                    _log.warning("the vault was not told", vm=self._vm, report=key, code=exc.code, message=exc.message)
+                    _log.warning("not reported", vm=self._vm, report=key, code=exc.code, message=exc.message)
                     if exc.recoverable:
+                        self._waits.set("vault", exc.code, exc.message, vm=self._vm)
                         return
                 if self._unsent.get(key) is call:
                     del self._unsent[key]
+            self._waits.clear("vault", vm=self._vm)

@@ -46,7 +46,7 @@ async def resynchronize(links: Links, vm: str, outbox: Outbox, board: Board) -> 
     links.book.update(vm, disks=disks)
     board.begin("Resynchronization", [(disk.name, 0, disk.size_bytes) for disk in disks])
     _log.info("resynchronization", vm=vm, position=snapshot.position, generations=[disk.generation for disk in disks])
-    async with pumping(outbox, sync_states(links, vm)) as pump, AsyncExitStack() as open_disks:
+    async with pumping(outbox, sync_states(links, vm), links.waits, vm) as pump, AsyncExitStack() as open_disks:
         copies = [
             await open_disks.enter_async_context(copying(links, snapshot, disk, pump, board)) for disk in snapshot.disks
         ]
@@ -80,7 +80,7 @@ async def _taken_up(pump: Pump, outbox: Outbox, copies: list[DiskCopy]) -> None:
         marks = [(outbox.watermark(copy.disk.disk_id), copy.disk.generation) for copy in copies]
         return all(mark is not None and mark.generation == generation and mark.sync_parts for mark, generation in marks)
 
-    await pump.until(all_taken_up)
+    await pump.until(all_taken_up, "the new generation is not taken up yet")
 
 
 async def _send_differences(links: Links, copy: DiskCopy, board: Board) -> None:

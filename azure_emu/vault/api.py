@@ -162,6 +162,12 @@ class ProtectedItem(WireModel):
     healthErrors: list[HealthError]
     lastRpoInSeconds: float | None
     """Seconds between now and the newest state whose data and tag are in the cache account."""
+    appliedLagInSeconds: float | None
+    """Seconds by which the state that all managed disks have is older than that one; 0: it is applied."""
+    newestPointAgeInSeconds: float | None
+    """Seconds between now and the newest recovery point."""
+    unappliedBytes: int | None
+    """Bytes in the cache account that are not applied yet; None: nothing was reported since the vault started."""
     activeLocation: Literal["Primary", "Recovery"]
     resynchronizationRequired: str | None
     """The reason, or None."""

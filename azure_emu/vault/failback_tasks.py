@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import structlog
 import trio
 from sqlalchemy.orm import Session
 
@@ -21,6 +22,11 @@ from blockfs.control import DiskInfo
 from blockfs.errors import RigError
 
 _CLOSE_TIMEOUT_S = 5.0
+EXPORTS_MAX = 3
+"""How often a disk is exported before a part that the account loses each time ends the job."""
+_LOST_IN_THE_ACCOUNT = frozenset({"PartNotFound", "PartUnreadable", "PartCorrupt"})
+
+_log = structlog.get_logger(__name__)
 
 
 async def preflight(work: Work) -> None:
@@ -79,14 +85,26 @@ async def _require_unchanged(work: Work) -> None:
 
 
 async def download(work: Work) -> None:
-    """Every disk is complete in a staging file at the site."""
+    """Every disk is complete in a staging file at the site.
+
+    A part that the account has lost or spoilt is put again: an export keeps what is in the account and is as it must be.
+    """
     disks: list[dict[str, Any]] = work.memory["disks"]
     for disk in disks:
         source_id, size_bytes = disk["disk_id"], disk["size_bytes"]
-        parts = await work.services.recovery.export_disk(source=disk["path"], source_id=source_id, size_bytes=size_bytes)
-        await work.services.site.receive_disk(
-            vm=work.vm, disk=disk["name"], source_id=source_id, size_bytes=size_bytes, parts=parts
-        )  # fmt: skip
+        for attempt in range(1, EXPORTS_MAX + 1):
+            parts = await work.services.recovery.export_disk(
+                source=disk["path"], source_id=source_id, size_bytes=size_bytes
+            )  # fmt: skip
+            try:
+                await work.services.site.receive_disk(
+                    vm=work.vm, disk=disk["name"], source_id=source_id, size_bytes=size_bytes, parts=parts
+                )  # fmt: skip
+                break
+            except RigError as error:
+                if error.code not in _LOST_IN_THE_ACCOUNT or attempt == EXPORTS_MAX:
+                    raise
+                _log.warning("exporting again", vm=work.vm, disk=disk["name"], code=error.code, reason=error.message)
     await _require_unchanged(work)
 
 

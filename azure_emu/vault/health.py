@@ -1,8 +1,8 @@
-"""replicationHealth, its reasons, and the RPO of an item.
+"""replicationHealth, its reasons, and the RPO and the applied lag of an item.
 
 Warning: 20 % of the last hour's cycles were missed, or a log has been unsent for over an hour, or a resynchronization
-is due, or a recoverable error is being retried, or states of the past are damaged.  Critical: an error that will not be
-retried by itself, or damage of the newest state.
+is due, or a recoverable error is being retried, or something stands still (:mod:`azure_emu.vault.standstill`), or states of
+the past are damaged.  Critical: an error that will not be retried by itself, or damage of the newest state.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import damage
+from azure_emu.vault import damage, points
 from azure_emu.vault.api import Health, HealthError, ProtectedItem
+from azure_emu.vault.applied_lag import AppliedLag
 from azure_emu.vault.clock import rfc3339_or_none
 from azure_emu.vault.schema import CycleRow, HealthErrorRow, ItemRow
-from azure_emu.vault.states import State
+from azure_emu.vault.states import PRIMARY, State
 from blockfs.clock import SECOND_NS
 from blockfs.errors import RigError
 
@@ -29,6 +30,8 @@ CYCLES_MIN = 5
 _CYCLING = {State.PROTECTED, State.PLANNED_FAILED}
 
 _REPLICATION = "replication"
+WATCH = "watch:"
+"""Sources that begin with this are kept by :mod:`azure_emu.vault.standstill` alone."""
 
 
 def apply_source(disk_id: str) -> str:
@@ -59,9 +62,10 @@ def set_error(
 
 
 def clear_errors(session: Session, vm: str, source: str | None = _REPLICATION) -> bool:
-    """Remove the source's error, or every one of the VM (None); True if there was one."""
+    """Remove the source's error, or every one that was reported of the VM (None); True if there was one."""
     query = select(HealthErrorRow).where(HealthErrorRow.vm == vm)
-    rows = session.scalars(query if source is None else query.where(HealthErrorRow.source == source)).all()
+    chosen = HealthErrorRow.source.not_like(f"{WATCH}%") if source is None else HealthErrorRow.source == source
+    rows = session.scalars(query.where(chosen)).all()
     for row in rows:
         session.delete(row)
     return bool(rows)
@@ -70,6 +74,7 @@ def clear_errors(session: Session, vm: str, source: str | None = _REPLICATION) -
 def blocking_error(session: Session, vm: str) -> HealthErrorRow | None:
     """An error for which replication waits for an administrator."""
     query = select(HealthErrorRow).where(HealthErrorRow.vm == vm, HealthErrorRow.recoverable.is_(False))
+    query = query.where(HealthErrorRow.source.not_like(f"{WATCH}%"))
     return session.scalars(query.order_by(HealthErrorRow.id)).first()
 
 
@@ -99,7 +104,7 @@ def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthErr
     damaged = damage.of_vm(session, item.vm)
     if item.resync_reason is not None:
         found.append(("ResynchronizationRequired", f"VM {item.vm!r} is marked for resynchronization: {item.resync_reason}"))
-    if item.protection_state in _CYCLING and not item.suspended:
+    if is_cycling(item):
         missed = _missed_ratio(session, item, elapsed_ns)
         if missed >= MISSED_RATIO_WARNING:
             text = f"{missed:.0%} of the replication cycles of the last hour were missed (limit {MISSED_RATIO_WARNING:.0%})"
@@ -118,6 +123,32 @@ def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthErr
     ]
 
 
+def is_cycling(item: ItemRow) -> bool:
+    """Whether the agent replicates the item cycle by cycle."""
+    return item.protection_state in _CYCLING and not item.suspended
+
+
+def applied_position(item: ItemRow) -> int:
+    """The position up to which every disk is applied; 0: there is none."""
+    return min((disk.complete_position for disk in item.disks), default=0)
+
+
+def applied_lag(item: ItemRow) -> float | None:
+    """Seconds by which the applied state is older than the newest one that was sent; None: nothing was sent yet."""
+    if item.sent_time_ns is None or item.active_location != PRIMARY:
+        return None
+    if applied_position(item) >= item.sent_position:
+        return 0.0
+    applied_ns = min((disk.complete_time_ns for disk in item.disks), default=0)
+    return max(0.0, (item.sent_time_ns - applied_ns) / SECOND_NS)
+
+
+def newest_point_age(session: Session, item: ItemRow, elapsed_ns: int) -> float | None:
+    """Seconds since the state of the newest recovery point, by the rig's clock; None: there is none."""
+    newest = points.newest_elapsed_ns(session, item.vm)
+    return None if newest is None else max(0.0, (elapsed_ns - newest) / SECOND_NS)
+
+
 def rpo(item: ItemRow, elapsed_ns: int) -> float | None:
     """Seconds since the newest state that is in the cache with its tag, by the rig's clock; None: there is none."""
     if item.sent_elapsed_ns is None:
@@ -125,7 +156,9 @@ def rpo(item: ItemRow, elapsed_ns: int) -> float | None:
     return max(0.0, (elapsed_ns - item.sent_elapsed_ns) / SECOND_NS)
 
 
-def describe(session: Session, item: ItemRow, elapsed_ns: int, *, unwritable: RigError | None = None) -> ProtectedItem:
+def describe(
+    session: Session, item: ItemRow, elapsed_ns: int, lag: AppliedLag, *, unwritable: RigError | None = None
+) -> ProtectedItem:
     """The item as the API shows it.
 
     ``elapsed_ns``: the rig's clock.  ``unwritable``: why the vault cannot record what is reported of the item.
@@ -164,6 +197,9 @@ def describe(session: Session, item: ItemRow, elapsed_ns: int, *, unwritable: Ri
         replicationHealth=health,
         healthErrors=errors,
         lastRpoInSeconds=rpo(item, elapsed_ns),
+        appliedLagInSeconds=applied_lag(item),
+        newestPointAgeInSeconds=newest_point_age(session, item, elapsed_ns),
+        unappliedBytes=lag.waiting_bytes([disk.disk_id for disk in item.disks]),
         activeLocation="Recovery" if item.active_location == "Recovery" else "Primary",
         resynchronizationRequired=item.resync_reason,
     )

@@ -38,7 +38,10 @@ class Keeper:
             try:
                 await self.round()
             except RigError as error:  # the host's disk is full: points stay until there is room
+                self._services.waits.set("retention", error.code, error.message)
                 self._tell_once(error)
+            else:
+                self._services.waits.clear("retention")
             await trio.sleep(ROUND_S)
 
     async def round(self) -> None:
@@ -50,7 +53,10 @@ class Keeper:
                 try:
                     await self._services.recovery.retain(disk_id=disk_id, position=position)
                 except RigError as error:
+                    self._services.waits.set("retention", error.code, error.message, vm=vm, disk=disk_id)
                     self._tell_once(error)
+                else:
+                    self._services.waits.clear("retention", vm=vm, disk=disk_id)
 
     def _prune(self, session: Session, vm: str) -> dict[str, int]:
         """Delete what the policy says; the oldest position that the points left need, for each disk."""

@@ -65,6 +65,12 @@ def newest_at(session: Session, vm: str, time_ns: int) -> RecoveryPoint | None:
     return None if row is None else _wire(row)
 
 
+def newest_elapsed_ns(session: Session, vm: str) -> int | None:
+    """The rig's clock at the newest available point; None: there is none."""
+    query = select(PointRow.elapsed_ns).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position.desc())
+    return session.execute(query.limit(1)).scalar()
+
+
 def oldest(session: Session, vm: str) -> RecoveryPoint | None:
     """The oldest available point; None: there is none."""
     query = select(*_COLUMNS).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position)

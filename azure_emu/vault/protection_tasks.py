@@ -123,7 +123,8 @@ async def _wait_synced(work: Work, generations: dict[str, int]) -> None:
         done = all(disk.sync_complete and disk.generation >= generations.get(disk.disk_id, 0) for disk in item.disks)
         return done or None
 
-    await work.services.signals.wait_until(work.vm, synced)
+    with work.services.awaiting_apply(work.vm, f"the copy of VM {work.vm!r} is sent and not applied yet"):
+        await work.services.signals.wait_until(work.vm, synced)
 
 
 def raise_blocking_error(session: Session, vm: str) -> None:
@@ -153,7 +154,8 @@ async def first_point(work: Work) -> None:
         raise_blocking_error(session, work.vm)
         return True if points.newest(session, work.vm) is not None else None
 
-    await work.services.signals.wait_until(work.vm, there)
+    with work.services.awaiting_apply(work.vm, f"the first recovery point of VM {work.vm!r} is not applied yet"):
+        await work.services.signals.wait_until(work.vm, there)
 
 
 async def update_dra_state(_work: Work) -> None:

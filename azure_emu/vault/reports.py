@@ -7,13 +7,15 @@ ignored quietly, for nobody could do anything about an error.  Each is one trans
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from azure_emu.ports import Damage, RoleStatus
+from azure_emu.ports import Damage, RoleStatus, SkippedBlob
 from azure_emu.vault import damage, events, health, points, rig_clock
+from azure_emu.vault.repairs import Repairs
 from azure_emu.vault.schema import DiskRow, ItemRow
 from azure_emu.vault.services import Services
 from azure_emu.vault.states import PRIMARY, State
@@ -25,29 +27,44 @@ from blockfs.part import TagSeen, Watermark
 _NO_MANAGED_DISKS = {State.ENABLING, State.ENABLING_FAILED, State.DISABLING, State.DISABLING_FAILED}
 
 
+@dataclass(frozen=True, slots=True)
+class _Applied:
+    """A report of the applier was taken: up to ``position`` every disk is applied; ``moved``: it was news."""
+
+    vm: str
+    position: int
+    moved: bool
+
+
 class Reports:
     """Mixed into :class:`azure_emu.vault.vault.Vault`, which is what the roles are given."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._repairs = Repairs(services)
 
     # ---- ApplierReports
 
     async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> None:
         """See azure_emu.ports.ApplierReports."""
 
-        def note(session: Session) -> str | None:
+        def note(session: Session) -> _Applied | None:
             disk = session.get(DiskRow, watermark.disk_id)
             if disk is None:
                 return None
             item = session.get_one(ItemRow, disk.vm)
-            points.take_watermark(disk, watermark)
-            health.clear_errors(session, item.vm, health.apply_source(disk.disk_id))
+            moved = points.take_watermark(disk, watermark)
+            if health.clear_errors(session, item.vm, health.apply_source(disk.disk_id)):
+                text = f"disk {disk.name!r} of VM {item.vm!r} is applied again"
+                self._event(session, item.vm, "ApplyRecovered", "OK", text)
             if item.active_location == PRIMARY:
                 points.register_tags(session, item, disk.disk_id, tags, self._elapsed_ns(session))
-            return item.vm
+            return _Applied(item.vm, health.applied_position(item), moved=moved)
 
-        self._wake(await self._services.store.transact(note))
+        done = await self._services.store.transact(note)
+        if done is not None:
+            self._services.lag.applied(done.vm, done.position, moved=done.moved)
+            self._wake(done.vm)
 
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
         """See azure_emu.ports.ApplierReports."""
@@ -73,6 +90,16 @@ class Reports:
             return list(session.scalars(query.order_by(DiskRow.disk_id)))
 
         return await self._services.store.transact(look)
+
+    async def account_seen(
+        self, *, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int
+    ) -> None:
+        """See azure_emu.ports.ApplierReports."""
+        self._services.lag.account(disk_id, waiting_bytes, skipped, skipped_count)
+
+    async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
+        """See azure_emu.ports.ApplierReports."""
+        await self._repairs.ask_for(disk_id, parts)
 
     # ---- RoleReports
 
@@ -144,6 +171,7 @@ class Reports:
         time_ns: int,
         downgraded_because: str | None = None,
         age_s: float = 0.0,
+        waiting_bytes: dict[str, int] | None = None,
     ) -> None:
         """All data up to ``position`` and its tags are in the cache account: the RPO is met.  It was cut ``age_s`` ago.
 
@@ -164,7 +192,11 @@ class Reports:
             health.cycle_done(session, vm, elapsed_ns)
             return vm
 
-        self._wake(await self._services.store.transact(note))
+        known = await self._services.store.transact(note)
+        if known is not None:
+            self._services.lag.sent(vm, position)
+            self._services.lag.put(waiting_bytes or {})
+        self._wake(known)
 
     async def replication_error(
         self, *, vm: str, code: str, message: str, recoverable: bool, attempt: int, next_try_s: float | None

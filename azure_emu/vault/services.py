@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +12,7 @@ from typing import TypeVar
 from sqlalchemy.orm import Session
 
 from azure_emu.ports import Provider, RecoverySide
+from azure_emu.vault.applied_lag import AppliedLag
 from azure_emu.vault.roles import Roles
 from azure_emu.vault.schema import ItemRow
 from azure_emu.vault.signals import Signals
@@ -30,7 +32,8 @@ class Services:
 
     ``shut_down`` unmounts and detaches everything that uses these disk files (``VmBusy``).  ``mounting``: at ``VM/NAME``
     of a mounted point, whose row and what the recovery host has change together.
-    ``roles``: the states of the rig's roles.  ``waits``: what the vault itself waits for.
+    ``roles``: the states of the rig's roles.  ``lag``: what was sent and is not applied.
+    ``waits``: what the vault itself waits for.
     """
 
     store: Store
@@ -43,6 +46,20 @@ class Services:
     mounting: Turns = field(default_factory=Turns)
     roles: Roles = field(default_factory=Roles)
     waits: Waits = field(default_factory=Waits)
+    lag: AppliedLag = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lag", AppliedLag(self.clock))
+
+    @contextmanager
+    def awaiting_apply(self, vm: str, why: str) -> Iterator[None]:
+        """Register that the vault waits for the recovery side to apply what was sent."""
+        place = f"apply {why}"
+        self.waits.set(place, "AwaitingApply", why, vm=vm)
+        try:
+            yield
+        finally:
+            self.waits.clear(place, vm=vm)
 
     async def change_item(self, vm: str, change: Callable[[Session, ItemRow], T]) -> T:
         """Change an item in one transaction (``VmNotFound``), then wake who waits for the VM."""

@@ -42,6 +42,7 @@ from azure_emu.vault.retention import remark as history_remark
 from azure_emu.vault.schema import DiskRow, ItemRow, JobRow
 from azure_emu.vault.services import Services, ShutDown
 from azure_emu.vault.signals import Signals
+from azure_emu.vault.standstill import StandstillWatch
 from azure_emu.vault.states import (
     PRIMARY,
     RECOVERY,
@@ -122,6 +123,7 @@ class Vault(Reports):
         self._engine = jobs.JobEngine(services, _SCENARIOS)
         self._keeper = Keeper(services)
         self._lent = Lent(services)
+        self._watch = StandstillWatch(services, self._repairs)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Settle what a kill left, then run jobs until cancelled; operations may be asked for once it has started."""
@@ -129,7 +131,12 @@ class Vault(Reports):
             await self._services.store.transact(lambda session: rig_clock.advance(session, self._services.clock))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._lent.run)
+            nursery.start_soon(self._repairs.run)
             await self._engine.run(task_status)
+
+    async def watch_standstill(self) -> None:
+        """Notice waits, roles and data that stand still, until cancelled."""
+        await self._watch.run()
 
     async def keep_policies(self) -> None:
         """Prune recovery points now and then, until cancelled."""
@@ -240,7 +247,7 @@ class Vault(Reports):
         def look(session: Session) -> list[ProtectedItem]:
             elapsed_ns, full = rig_clock.elapsed_ns(session, self._services.clock), self._services.store.full
             items = session.scalars(select(ItemRow).order_by(ItemRow.vm))
-            return [health.describe(session, item, elapsed_ns, unwritable=full) for item in items]
+            return [health.describe(session, item, elapsed_ns, self._services.lag, unwritable=full) for item in items]
 
         return await self._services.store.transact(look)
 
@@ -344,7 +351,8 @@ class Vault(Reports):
             point.downgraded_because = cut.downgraded_because  # the agent tells it, too, but may not get through
             return points.to_wire(point)
 
-        return await self._services.signals.wait_until(vm, there)
+        with self._services.awaiting_apply(vm, f"recovery point {name!r} of VM {vm!r} is sent and not applied yet"):
+            return await self._services.signals.wait_until(vm, there)
 
     async def _cut_point(self, vm: str, kind: TagKind, name: str) -> CutInfo:
         """One cut, whatever is away meanwhile: two points of one name could not be told apart."""

@@ -159,7 +159,7 @@ def _drawn(rig: RigStatus, vms: list[Vm], items: list[ProtectedItem]) -> list[Li
     if vms:
         lines += ["", *show.table(("VM", "side", "state"), [(vm.name, vm.side, vm.state) for vm in vms])]
     if items:
-        columns = ("protected", "state", "health", "RPO", "active")
+        columns = ("protected", "state", "health", "RPO", "applied", "point", "active")
         lines += ["", *show.table(columns, [_item_row(item) for item in items])]
         for item in items:
             for problem in _problems(item):
@@ -174,8 +174,9 @@ def _wait_text(wait: Wait) -> str:
 
 
 def _item_row(item: ProtectedItem) -> tuple[str, ...]:
-    rpo = "-" if item.lastRpoInSeconds is None else f"{item.lastRpoInSeconds:.0f} s"
-    return (item.name, item.protectionState, item.replicationHealth, rpo, item.activeLocation)
+    times = (item.lastRpoInSeconds, item.appliedLagInSeconds, item.newestPointAgeInSeconds)
+    shown = ("-" if seconds is None else f"{seconds:.0f} s" for seconds in times)
+    return (item.name, item.protectionState, item.replicationHealth, *shown, item.activeLocation)
 
 
 def _problems(item: ProtectedItem) -> list[str]:

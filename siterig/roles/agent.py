@@ -36,6 +36,7 @@ async def run(
         vault=services.vault_link(layout),
         folder=layout.agent,
         retry_delays_s=retry_delays_s,
+        waits=health.waits,
     )
     try:
         async with trio.open_nursery() as nursery:

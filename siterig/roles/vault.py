@@ -35,6 +35,7 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
         async with trio.open_nursery() as nursery:
             await nursery.start(vault.run)
             nursery.start_soon(vault.keep_policies)
+            nursery.start_soon(vault.watch_standstill)
             await nursery.start(rpc_server.serve, faces, layout.socket("vault"))
             task_status.started()
     finally:

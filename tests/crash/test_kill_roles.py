@@ -289,7 +289,7 @@ async def test_what_a_killed_azurite_forgets_is_sent_again(tmp_path: Path) -> No
         try:
 
             async def parts() -> set[PartName]:
-                found = [await run.insist(lambda: cache.list(disk_id)) for disk_id in ids]  # noqa: B023
+                found = [(await run.insist(lambda: cache.list(disk_id))).parts for disk_id in ids]  # noqa: B023
                 return {part for some in found for part in some}
 
             await run.rig.supervisor.kill_role(name="applier", hold=True)

@@ -213,7 +213,7 @@ def _strict_part(part: PartName, data: bytes) -> bytes | None:
     """The segment in a part: one whole zstd frame that tells its size, with the segment that the part is named after."""
     if data[:4] != b"\x28\xb5\x2f\xfd":
         return None
-    frame = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
+    frame = zstandard.ZstdDecompressor(max_window_size=8 << 20).decompressobj()
     try:
         size = zstandard.frame_content_size(data)
         if size < 0 or size > 1 << 30:

@@ -23,7 +23,7 @@ from azure_emu.vault.vault import Vault
 from blockfs import hostmounts
 from blockfs.clock import Clock
 from blockfs.errors import RigError
-from blockfs.part import PartName
+from blockfs.part import Listing, PartName
 from replication.ports import VaultLink
 from siterig import rpc_server, services
 from siterig.layout import Layout
@@ -36,7 +36,7 @@ class FolderCache:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    async def put(self, part: PartName, data: bytes) -> bool:
+    async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
         path = self._folder / part.blob()
         path.parent.mkdir(parents=True, exist_ok=True)
         hidden = path.with_name(f".{path.name}")
@@ -44,9 +44,9 @@ class FolderCache:
         hidden.rename(path)
         return True
 
-    async def list(self, disk_id: str) -> list[PartName]:
+    async def list(self, disk_id: str) -> Listing:
         found = (self._folder / disk_id).glob("*/*/[0-9]*")
-        return sorted(PartName.parse(str(path.relative_to(self._folder))) for path in found)
+        return Listing.of(disk_id, [(str(path.relative_to(self._folder)), path.stat().st_size) for path in found])
 
     async def get(self, part: PartName) -> bytes:
         try:

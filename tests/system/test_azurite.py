@@ -59,11 +59,11 @@ async def test_cache_account_puts_once_lists_gets_and_deletes(tmp_path: Path) ->
         assert await cache.put(PART, b"first") is True
         assert await cache.put(PART, b"second") is False
         assert await cache.put(OTHER_DISK, b"other") is True
-        assert await cache.list(PART.disk_id) == [PART]
+        assert (await cache.list(PART.disk_id)).parts == [PART]
         assert await cache.get(PART) == b"first"
         await cache.delete(PART)
         await cache.delete(PART)
-        assert await cache.list(PART.disk_id) == []
+        assert (await cache.list(PART.disk_id)).parts == []
         with pytest.raises(RigError, match="is not in container asr-cache") as caught:
             await cache.get(PART)
         assert caught.value.code == "PartNotFound"
@@ -71,7 +71,7 @@ async def test_cache_account_puts_once_lists_gets_and_deletes(tmp_path: Path) ->
 
 async def test_container_that_azurite_forgot_is_made_again(tmp_path: Path) -> None:
     async with running(tmp_path) as started, cache_of(started) as cache:
-        assert await cache.list(PART.disk_id) == []
+        assert (await cache.list(PART.disk_id)).parts == []
         await cache.delete_container()
         assert await cache.put(PART, b"data") is True
         assert await cache.get(PART) == b"data"

@@ -131,6 +131,7 @@ class PlainRig:
             ProtectedItem(
                 name="web01", policy_interval_s=5, recoveryPointHistoryDuration=24, protectionState=self.state,
                 testFailoverState="None", replicationHealth="Normal", healthErrors=[], lastRpoInSeconds=1.0,
+                appliedLagInSeconds=0.0, newestPointAgeInSeconds=1.0, unappliedBytes=0,
                 activeLocation="Primary", resynchronizationRequired=None,
             )
         ]  # fmt: skip

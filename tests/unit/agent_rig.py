@@ -23,9 +23,10 @@ from blockfs.control import CutInfo, TagKind
 from blockfs.errors import RigError
 from blockfs.host import DiskHost
 from blockfs.image_kind import Format
-from blockfs.part import SYNC_END, PartName, Watermark
+from blockfs.part import SYNC_END, Listing, PartName, Watermark
 from blockfs.part_codec import unpack
 from blockfs.sparse_copy import Advance
+from blockfs.waits import Waits
 from cext.hashing import chunk_tag
 from replication.agent import HyperVAgent
 
@@ -86,20 +87,27 @@ class MemoryCache:
     def __init__(self) -> None:
         self.blobs: dict[PartName, bytes] = {}
         self.puts: list[PartName] = []
+        self.foreign: list[str] = []
+        self.refused: dict[PartName, RigError] = {}
         self.trouble: RigError | None = None
 
     def _check(self) -> None:
         if self.trouble is not None:
             raise self.trouble
 
-    async def put(self, part: PartName, data: bytes) -> bool:
+    async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
         self._check()
+        if part in self.refused:
+            raise self.refused[part]
         self.puts.append(part)
+        if replace:
+            self.blobs[part] = data
         return self.blobs.setdefault(part, data) is data
 
-    async def list(self, disk_id: str) -> list[PartName]:
+    async def list(self, disk_id: str) -> Listing:
         self._check()
-        return sorted(part for part in self.blobs if part.disk_id == disk_id)
+        blobs = [(part.blob(), len(data)) for part, data in self.blobs.items() if part.disk_id == disk_id]
+        return Listing.of(disk_id, blobs + [(name, 9) for name in self.foreign])
 
     async def get(self, part: PartName) -> bytes:
         self._check()
@@ -201,6 +209,7 @@ class MemoryVault:
         self.ages_s: list[float] = []
         self.downgraded: dict[int, str] = {}
         self.resyncs: list[str] = []
+        self.waiting: dict[str, int] = {}
 
     def _check(self) -> None:
         if self.trouble is not None:
@@ -237,8 +246,10 @@ class MemoryVault:
         time_ns: int,
         downgraded_because: str | None = None,
         age_s: float = 0.0,
+        waiting_bytes: dict[str, int] | None = None,
     ) -> None:
         self._check()
+        self.waiting = waiting_bytes or {}
         self.points.append(position)
         self.ages_s.append(age_s)
         self.names.append(name)
@@ -362,6 +373,7 @@ class Rig:
         self.recovery = Recovery(self.cache, folder)
         self.vault = MemoryVault(self.recovery)
         self.guests = FakeGuests()
+        self.waits = Waits()
         self.random = random.Random(7)
         self.history: list[tuple[int, str, int, bytes]] = []
         self.retry_delays_s: tuple[float, ...] = (1.0,)
@@ -428,6 +440,7 @@ class Rig:
             retry_delays_s=self.retry_delays_s,
             guests=self.guests,
             open_snapshot=lambda path: HostSnapshot(lambda: self.host, path),
+            waits=self.waits,
         )
 
     @asynccontextmanager

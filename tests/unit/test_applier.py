@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,137 +11,18 @@ import pytest
 import trio
 import trio.testing
 
-from azure_emu.applier import RETRY_REFUSED_S, Applier
+from azure_emu.applier import RETRY_REFUSED_S
 from azure_emu.managed_disk import ManagedDiskStore, open_view
 from azure_emu.pins import pin, unpin
 from azure_emu.ports import RecoverySide
 from blockfs.errors import RigError
-from blockfs.part import PartName, TagSeen, Watermark
+from blockfs.part import Listing, PartName
 from cext.hashing import chunk_tag
-from tests.unit.disk_history import CHUNK_BYTES, DISK_ID, SIZE_BYTES, Packed, SiteDisk
+from tests.unit.applier_rig import Rig
+from tests.unit.disk_history import CHUNK_BYTES, DISK_ID, SIZE_BYTES
 
 KEY = bytes(range(32))
-Parts = list[PartName]
 EXPORT_ID = "0b6f3a52-63f4-4c2f-8f0e-6f8b1c9d0e1f"
-
-
-class FakeCache:
-    """A cache account in memory; ``failure`` is raised by every call while it is set."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[PartName, bytes] = {}
-        self.failure: RigError | None = None
-        self.deleted: Parts = []
-        self.gets: Parts = []
-        self.forgotten: set[PartName] = set()
-
-    def _check(self) -> None:
-        if self.failure:
-            raise self.failure
-
-    async def put(self, part: PartName, data: bytes) -> bool:
-        await trio.lowlevel.checkpoint()
-        self._check()
-        return self.blobs.setdefault(part, data) is data
-
-    async def list(self, disk_id: str) -> Parts:
-        await trio.lowlevel.checkpoint()
-        self._check()
-        return sorted(part for part in self.blobs if part.disk_id == disk_id)
-
-    async def get(self, part: PartName) -> bytes:
-        await trio.lowlevel.checkpoint()
-        self._check()
-        self.gets.append(part)
-        if part in self.forgotten:
-            raise RigError("PartNotFound", f"{part.blob()} is not there")
-        return self.blobs[part]
-
-    async def delete(self, part: PartName) -> None:
-        await trio.lowlevel.checkpoint()
-        self._check()
-        if self.blobs.pop(part, None) is not None:
-            self.deleted.append(part)
-
-    def hold(self, parts: Sequence[Packed]) -> None:
-        self.blobs.update(parts)
-
-
-class FakeVault:
-    """Collects reports; deaf (raising) while ``failure`` is set."""
-
-    def __init__(self, cache: FakeCache) -> None:
-        self.cache = cache
-        self.disks = [DISK_ID]
-        self.failure: RigError | None = None
-        self.marks: list[Watermark] = []
-        self.tags: list[TagSeen] = []
-        self.failed: list[tuple[str, str]] = []
-        self.blobs_at_report: list[int] = []
-        self.rounds = 0
-        self.changed = trio.Event()
-
-    def _wake(self) -> None:
-        self.changed.set()
-        self.changed = trio.Event()
-
-    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> None:
-        if self.failure:
-            raise self.failure
-        self.marks.append(watermark)
-        self.tags += tags
-        self.blobs_at_report.append(len(self.cache.blobs))
-        self._wake()
-
-    async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
-        assert disk_id == DISK_ID
-        self.failed.append((code, message))
-        self._wake()
-
-    async def replicating_disks(self) -> list[str]:
-        self.rounds += 1
-        self._wake()
-        return self.disks
-
-    async def wait_rounds(self, count: int) -> None:
-        """Until ``count`` rounds that began from now on are over (threads do not stop a mock clock: count rounds)."""
-        until = self.rounds + count + 1
-        while self.rounds < until:
-            await self.changed.wait()
-
-    async def wait_failed(self) -> None:
-        while not self.failed:
-            await self.changed.wait()
-
-    async def wait_position(self, position: int) -> None:
-        while not self.marks or self.marks[-1].complete_position < position:
-            await self.changed.wait()
-
-
-class Rig:
-    def __init__(self, tmp_path: Path) -> None:
-        (tmp_path / "site").mkdir()
-        self.disk = SiteDisk(tmp_path / "site", random.Random(3))
-        self.disks = tmp_path / "disks"
-        self.cache = FakeCache()
-        self.vault = FakeVault(self.cache)
-        self.applier = Applier(self.disks, self.cache, self.vault)
-
-    def restart(self) -> None:
-        self.vault = FakeVault(self.cache)
-        self.applier = Applier(self.disks, self.cache, self.vault)
-
-    def log(self, name: str) -> Packed:
-        self.disk.scribble(5)
-        self.disk.tag(name)
-        return self.disk.close_log()
-
-    def state(self, position: int) -> bytes:
-        view = open_view(self.disks / DISK_ID, position)
-        try:
-            return view.pread(0, view.size_bytes)
-        finally:
-            view.close()
 
 
 @pytest.fixture
@@ -187,17 +67,21 @@ async def test_a_missing_part_is_waited_for(rig: Rig, nursery: trio.Nursery, fas
     assert rig.vault.failed == []
 
 
-async def test_a_part_that_the_account_forgot_is_waited_for(
+async def test_a_part_that_the_account_lists_and_has_not_got_is_asked_for_and_applied_when_it_comes(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     parts = [*rig.disk.sync(), rig.log("one")]
     rig.cache.hold(parts)
     rig.cache.forgotten.add(parts[1][0])
     await nursery.start(rig.applier.run)
-    await rig.vault.wait_rounds(3)
+    await rig.vault.wait_asked()
+    assert rig.vault.asked[0][1] == [part.blob() for part, _ in parts[1:]]
+    await rig.vault.wait_failed()
     rig.cache.forgotten.clear()
     await rig.vault.wait_position(rig.disk.position)
-    assert rig.vault.failed == []
+    await rig.vault.wait_rounds(2)
+    assert [code for code, _ in rig.vault.failed] == ["PartNotFound"]
+    assert rig.waits.list() == []
 
 
 async def test_an_unreachable_cache_is_ridden_out(
@@ -349,10 +233,10 @@ async def test_a_disk_that_is_made_anew_has_one_writer(rig: Rig, monkeypatch: py
         await applier.create_managed_disk(disk_id=disk_id, size_bytes=SIZE_BYTES)
     listing, made, go_on, opened = trio.Event(), threading.Event(), threading.Event(), threading.Event()
 
-    async def slow_list(disk_id: str) -> Parts:
+    async def slow_list(disk_id: str) -> Listing:
         if disk_id == EXPORT_ID:
             await listing.wait()
-        return []
+        return Listing({})
 
     def slow_create(folder: Path, **options: Any) -> ManagedDiskStore:
         store = create(folder, **options)
@@ -412,7 +296,7 @@ async def test_a_trouble_that_is_over_is_followed_by_a_report(
 
 async def import_export(rig: Rig, tmp_path: Path, count: int, size_bytes: int) -> bytes:
     """Bring an exported disk back as the site would: by applying its parts."""
-    parts = await rig.cache.list(EXPORT_ID)
+    parts = (await rig.cache.list(EXPORT_ID)).parts
     assert len(parts) == count
     back = Rig(tmp_path / "back")
     back.cache.blobs = dict(rig.cache.blobs)

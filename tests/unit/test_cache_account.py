@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import re
+import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import trio
+import trio.testing
 from azure.core.exceptions import (
     AzureError,
     ClientAuthenticationError,
     HttpResponseError,
+    IncompleteReadError,
     ResourceExistsError,
     ResourceNotFoundError,
     ServiceRequestError,
@@ -102,16 +105,94 @@ async def test_put_makes_a_container_that_vanished_and_tries_once_more(cache: Bl
         await cache.put(PART, b"x")
 
 
-async def test_list_is_sorted_and_refuses_foreign_names(cache: BlobCacheAccount) -> None:
+async def test_list_is_sorted_and_names_what_is_no_part(cache: BlobCacheAccount) -> None:
     later = PartName(PART.disk_id, 1, "sync", 10, 10)
     container: Any = cache._container
-    container.list_blob_names.return_value = [later.blob(), PART.blob()]
-    assert await cache.list(PART.disk_id) == [PART, later]
-    container.list_blob_names.assert_called_once_with(name_starts_with=f"{PART.disk_id}/")
-    container.list_blob_names.return_value = [f"{PART.disk_id}/notes.txt"]
-    with pytest.raises(RigError, match=re.escape("notes.txt")) as caught:
-        await cache.list(PART.disk_id)
-    assert caught.value.code == "BadPartName"
+    foreign = [
+        f"{PART.disk_id}/notes.txt",
+        PartName(PART.disk_id, 1, "sync", 3, 4).blob(),
+        PartName(PART.disk_id, 1, "log", 9, 8).blob(),
+        PartName(PART.disk_id, 1, "log", 0, 8).blob(),
+        PartName(PART.disk_id, 1, "log", 1, 10**20 - 1).blob(),
+    ]
+    names = [later.blob(), *foreign, PART.blob()]
+    container.list_blobs.return_value = [SimpleNamespace(name=name, size=7) for name in names]
+    found = await cache.list(PART.disk_id)
+    container.list_blobs.assert_called_once_with(name_starts_with=f"{PART.disk_id}/")
+    assert (found.parts, found.sizes[later], list(found.foreign)) == ([PART, later], 7, sorted(foreign))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        IncompleteReadError("the body ends early"),
+        ServiceResponseTimeoutError("late"),
+        answer(500, "InternalError"),
+        answer(403, "AuthorizationFailure"),
+        answer(413, "RequestBodyTooLarge"),
+    ],
+)
+async def test_one_blob_that_cannot_be_read_is_told_from_an_account_that_is_away(
+    cache: BlobCacheAccount, error: AzureError
+) -> None:
+    container: Any = cache._container
+    container.download_blob.side_effect = error
+    with pytest.raises(RigError) as caught:
+        await cache.get(PART)
+    assert (caught.value.code, caught.value.recoverable) == ("PartUnreadable", True)
+    assert PART.blob() in caught.value.message
+    container.get_container_properties.side_effect = ServiceRequestError("refused")
+    with pytest.raises(RigError) as caught:
+        await cache.get(PART)
+    assert caught.value.code == classified(error, what="", where="").code
+
+
+async def test_a_blob_that_is_too_long_for_a_part_is_not_downloaded(cache: BlobCacheAccount) -> None:
+    container: Any = cache._container
+    container.download_blob.return_value = blob = Mock(size=2 << 30)
+    with pytest.raises(RigError, match="blob of 2147483648 bytes; a part has at most") as caught:
+        await cache.get(PART)
+    assert caught.value.code == "PartCorrupt"
+    blob.readall.assert_not_called()
+
+
+async def test_a_part_that_cannot_be_read_does_not_hold_up_others(cache: BlobCacheAccount) -> None:
+    """Three bad ones are read again and again; a good one is read meanwhile, though only two requests are in flight."""
+    container: Any = cache._container
+    bad = [PartName(PART.disk_id, 1, "sync", number, number) for number in (11, 12, 13)]
+    stuck, names = threading.Event(), {part.blob() for part in bad}
+
+    def download(name: str, **_options: object) -> Mock:
+        if name in names and container.download_blob.call_count > len(bad):
+            stuck.wait(60)
+        if name in names:
+            raise IncompleteReadError("the body ends early")
+        return Mock(size=4, readall=lambda: b"good")
+
+    container.download_blob.side_effect = download
+    for part in bad:
+        with pytest.raises(RigError):
+            await cache.get(part)
+    try:
+        async with trio.open_nursery() as nursery:
+
+            async def again(part: PartName) -> None:
+                with pytest.raises(RigError):
+                    await cache.get(part)
+
+            for part in bad:
+                nursery.start_soon(again, part)
+            await trio.testing.wait_all_tasks_blocked()
+            assert await cache.get(PART) == b"good"
+            stuck.set()
+    finally:
+        stuck.set()
+
+
+async def test_a_replacement_is_put_over_what_is_there(cache: BlobCacheAccount) -> None:
+    container: Any = cache._container
+    assert await cache.put(PART, b"x", replace=True)
+    container.upload_blob.assert_called_once_with(PART.blob(), b"x", overwrite=True)
 
 
 async def test_missing_part_is_an_error_to_get_and_nothing_to_delete(cache: BlobCacheAccount) -> None:

@@ -10,12 +10,12 @@ import pytest
 
 from azure_emu.applier import Applier
 from azure_emu.managed_disk import open_view
-from azure_emu.ports import DiskSpec
+from azure_emu.ports import DiskSpec, SkippedBlob
 from blockfs.control import CutInfo, TagKind
 from blockfs.part import TagSeen, Watermark
 from tests.unit import vault_fakes
+from tests.unit.applier_rig import FakeCache
 from tests.unit.disk_history import SIZE_BYTES, SiteDisk
-from tests.unit.test_applier import FakeCache
 from tests.unit.vault_fakes import START_NS, FakeProvider, World, ended, idle, running
 
 
@@ -68,6 +68,17 @@ class Reports:
 
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
         raise AssertionError(message)
+
+    async def account_seen(
+        self, *, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int
+    ) -> None:
+        assert self._world.vault is not None
+        await self._world.vault.account_seen(
+            disk_id=disk_id, waiting_bytes=waiting_bytes, skipped=skipped, skipped_count=skipped_count
+        )
+
+    async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
+        raise AssertionError(parts)
 
     async def replicating_disks(self) -> list[str]:
         raise AssertionError("nobody looks after the disks")

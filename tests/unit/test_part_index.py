@@ -136,7 +136,11 @@ def test_a_part_under_another_name_is_corrupt(tmp_path: Path) -> None:
     part, data = disk.close_log()
     other = PartName(DISK_ID, 2, "log", part.first, part.last)
     error = refused((other, data))
-    assert (error.code, error.message) == ("PartCorrupt", f"part {other.blob()}: holds {part.blob()}")
+    held = f"holds {DISK_ID}/00000001/log/, from number {part.first} on"
+    assert (error.code, error.message) == ("PartCorrupt", f"part {other.blob()}: {held}")
+    longer = PartName(DISK_ID, 1, "log", part.first, part.last + 1)
+    error = refused((longer, data))
+    assert (error.code, error.message) == ("PartCorrupt", f"part {longer.blob()}: holds {part.blob()}")
 
 
 def test_a_bad_byte_anywhere_is_corrupt_and_named_as_the_other_reader_names_it(tmp_path: Path) -> None:

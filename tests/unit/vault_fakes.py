@@ -67,6 +67,7 @@ class World:
         self.apply = True  # the applier works by itself
         self.vault: Vault | None = None
         self.retained: dict[str, int] = {}
+        self.asked_again: list[tuple[str, list[str]]] = []
         self.floors: dict[str, int] = {}  # disk -> oldest position; 1 if not here
         self.times: dict[str, dict[int, int]] = {}  # disk -> position -> time of the record there
         self.recoveries: dict[tuple[str, str], RecoveryInfo] = {}
@@ -174,6 +175,10 @@ class FakeProvider:
             disks[name] = disk.model_copy(update={"generation": disk.generation + 1})
         if self.world.apply:
             await self.world.synced(vm)
+
+    async def send_again(self, *, vm: str, parts: list[str]) -> None:
+        await self.world.called("site.send_again")
+        self.world.asked_again.append((vm, parts))
 
     async def progress(self, *, vm: str) -> VmProgress:
         await self.world.called("site.progress")
@@ -381,10 +386,12 @@ async def idle(vault: Vault) -> None:
             await ended(vault, job)
 
 
-async def protected(vault: Vault, vm: str = "web01", disks: tuple[str, ...] = ("data", "os")) -> None:
+async def protected(
+    vault: Vault, vm: str = "web01", disks: tuple[str, ...] = ("data", "os"), *, interval_s: float = 30
+) -> None:
     """A VM that is made and protected."""
     await vault.create_vm(vm=vm, disks=[DiskSpec(name=name, size_bytes=1 << 30) for name in disks])
-    await vault.enable_protection(vm=vm, interval_s=30)
+    await vault.enable_protection(vm=vm, interval_s=interval_s)
     await idle(vault)
     (item,) = await vault.items()
     assert item.protectionState == "Protected"

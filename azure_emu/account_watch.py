@@ -1,0 +1,141 @@
+"""The applier's view of one disk's blobs in the cache account, and what it reports of them: bytes that wait, blobs that are
+passed over, parts that cannot be used and are to be sent again.
+
+None of these reports is needed for applying: one that does not get through is made again later.
+"""
+
+from __future__ import annotations
+
+import math
+
+import structlog
+import trio
+
+from azure_emu.bad_parts import SLOW_LOOK_S, BadParts
+from azure_emu.managed_disk import ManagedDiskStore
+from azure_emu.ports import ApplierReports, SkippedBlob
+from blockfs.errors import RigError
+from blockfs.part import Listing, PartName
+from blockfs.waits import Waits
+
+SEEN_EVERY_S = 5.0
+"""The bytes that wait are reported when they change, but while parts are applied no more often than this."""
+SKIPPED_REPORTED_MAX = 20
+
+log = structlog.get_logger(__name__)
+
+
+class BadPartError(RigError):
+    """A part that cannot be used, and why."""
+
+    def __init__(self, part: PartName, error: RigError) -> None:
+        super().__init__(error.code, error.message, recoverable=error.recoverable)
+        self.part = part
+
+
+class AccountWatch:
+    """Of one disk; used under the disk's lock."""
+
+    def __init__(self, disk_id: str, reports: ApplierReports, waits: Waits) -> None:
+        self.bad = BadParts()
+        self.sound: set[PartName] = set()
+        """Parts that were looked at before it is their turn, and are what their names say."""
+        self._disk_id = disk_id
+        self._reports = reports
+        self._waits = waits
+        self._seen: tuple[int, tuple[SkippedBlob, ...]] | None = None
+        self._seen_at_s = -math.inf
+        self._aside_at_s = 0.0
+
+    def candidates(self, store: ManagedDiskStore, parts: list[PartName]) -> list[PartName]:
+        """The parts without those that are passed over, which are tried now and then all the same."""
+        if trio.current_time() >= self._aside_at_s:
+            return parts
+        return [part for part in parts if not self.is_aside(store, part)]
+
+    def is_aside(self, store: ManagedDiskStore, part: PartName) -> bool:
+        """Whether a part is passed over: it is bad, and of a later generation than all that the disk was given.
+
+        The disk continues with its own generation: the bad one may be nobody's; if it is the site's it is sent again.
+        """
+        return 0 < store.watermark().generation < part.generation and self.bad.reason(part) is not None
+
+    def unbegun(self, store: ManagedDiskStore, parts: list[PartName]) -> PartName | None:
+        """The first sync part of the newest later generation, if it is not part 1 and nothing is known of it."""
+        generation = store.watermark().generation
+        later = [part for part in parts if part.stream == "sync" and part.generation > generation > 0]
+        if not later:
+            return None
+        first = min(part for part in later if part.generation == later[-1].generation)
+        known = first.first == 1 or first in self.sound or self.bad.reason(first) is not None
+        return None if known else first
+
+    async def failed(
+        self, store: ManagedDiskStore, part: PartName, error: RigError, in_order: list[PartName]
+    ) -> BadPartError | None:
+        """A part was tried and cannot be used: have it sent again, if it is time to.  None: it is passed over.
+
+        ``in_order``: the parts in the account in the order of their application.
+        """
+        self.bad.note(part, error, trio.current_time())
+        wanted = self.bad.to_ask(part, in_order, trio.current_time())
+        if wanted and await self._send_again(wanted):
+            self.bad.asked(part, trio.current_time())
+        if self.is_aside(store, part):
+            self._aside_at_s = trio.current_time() + SLOW_LOOK_S
+            return None
+        return BadPartError(part, error)
+
+    async def missing(self, store: ManagedDiskStore, left: list[PartName]) -> RigError | None:
+        """``PartMissing``: the next part is not in the account while later ones are.  After a while the site is asked."""
+        mark = store.watermark()
+        behind = [
+            part
+            for part in left
+            if part.generation == mark.generation
+            and store.want(part) == "later"
+            and (part.stream == "sync" or mark.sync_complete)
+        ]
+        if not behind:
+            self.bad.nothing_missing()
+            return None
+        error = RigError("PartMissing", f"{store.expected()} is not in the cache account, but {len(behind)} later parts are")
+        if self.bad.missing(error, trio.current_time()):
+            await self._send_again([])
+        return error
+
+    async def seen(self, store: ManagedDiskStore, listing: Listing, *, every_s: float = 0.0) -> None:
+        """Report the bytes that wait and the blobs that are passed over, if that is news."""
+        if trio.current_time() < self._seen_at_s + every_s:
+            return
+        waiting = sum(size for part, size in listing.sizes.items() if store.want(part) != "applied")
+        skipped = [SkippedBlob(name=name, reason="not the name of a replication part") for name in listing.foreign]
+        skipped += [
+            SkippedBlob(name=part.blob(), reason=self.bad.reason(part) or "")
+            for part in listing.sizes
+            if self.is_aside(store, part)
+        ]
+        seen = (waiting, tuple(skipped[:SKIPPED_REPORTED_MAX]))
+        if seen == self._seen and trio.current_time() < self._seen_at_s + SEEN_EVERY_S:
+            return
+        try:
+            await self._reports.account_seen(
+                disk_id=self._disk_id, waiting_bytes=waiting, skipped=list(seen[1]), skipped_count=len(skipped)
+            )
+        except RigError as exc:
+            self._not_reported(exc)
+        else:
+            self._seen, self._seen_at_s = seen, trio.current_time()
+
+    async def _send_again(self, parts: list[PartName]) -> bool:
+        names = [part.blob() for part in parts]
+        log.warning("asking the site for parts again", disk=self._disk_id, first=names[:1], count=len(names))
+        try:
+            await self._reports.send_again(disk_id=self._disk_id, parts=names)
+        except RigError as exc:
+            self._not_reported(exc)
+            return False
+        return True
+
+    def _not_reported(self, exc: RigError) -> None:
+        self._waits.set("report", exc.code, exc.message, disk=self._disk_id)

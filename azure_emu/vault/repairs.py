@@ -1,0 +1,69 @@
+"""Asks the site to send parts again that the recovery side cannot use.  In memory: the applier asks again."""
+
+from __future__ import annotations
+
+import structlog
+import trio
+
+from azure_emu.vault.schema import DiskRow
+from azure_emu.vault.services import Services
+from blockfs.errors import RigError
+
+ANSWER_S = 60.0
+"""A site that takes longer is asked again by the next request; what it had begun it finishes."""
+PARTS_MAX = 1000
+"""Parts of a VM that wait to be asked for."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Repairs:
+    """One vault's."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._wanted: dict[str, dict[str, None]] = {}
+        self._asking: set[str] = set()
+        self._news = trio.Event()
+
+    async def ask_for(self, disk_id: str, parts: list[str]) -> None:
+        """Parts of a managed disk are to be sent again; ignored for a disk that no item has.  Returns at once."""
+        row = await self._services.store.transact(lambda session: session.get(DiskRow, disk_id))
+        if row is not None:
+            self.ask(row.vm, parts)
+
+    def ask(self, vm: str, parts: list[str]) -> None:
+        """The same for a VM; without parts it is to look for what is missing in the account."""
+        wanted = self._wanted.setdefault(vm, {})
+        for part in parts[: max(0, PARTS_MAX - len(wanted))]:
+            wanted[part] = None
+        self._news.set()
+
+    async def run(self) -> None:
+        """Until cancelled; one request a VM at a time."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._news = trio.Event()
+                for vm in [vm for vm in self._wanted if vm not in self._asking]:
+                    self._asking.add(vm)
+                    nursery.start_soon(self._ask_site, vm, list(self._wanted.pop(vm)))
+                await self._news.wait()
+
+    async def _ask_site(self, vm: str, parts: list[str]) -> None:
+        error: RigError | None = None
+        try:
+            with trio.move_on_after(ANSWER_S) as scope:
+                await self._services.site.send_again(vm=vm, parts=parts)
+            if scope.cancelled_caught:
+                error = RigError("RoleUnavailable", f"the site did not send parts again within {ANSWER_S:g} s")
+        except RigError as exc:
+            error = exc
+        finally:
+            self._asking.discard(vm)
+            self._news.set()
+        if error is None:
+            self._services.waits.clear("repair", vm=vm)
+        else:
+            _log.warning("parts are not sent again", vm=vm, code=error.code, reason=error.message)
+            message = f"{len(parts)} parts are to be sent again, and the site did not: {error.message}"
+            self._services.waits.set("repair", error.code, message, vm=vm)
