@@ -52,8 +52,10 @@ def write_atomically(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
         try:
             _write_synced(folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=mode), path.with_name(name), data)
             folder.rename(name, path.name)
-        except BaseException:
+        except BaseException as exc:
             folder.unlink(name, missing_ok=True)
+            if isinstance(exc, OSError):  # the temporary name says nothing to anybody
+                exc.filename, exc.filename2 = str(path), None
             raise
         folder.sync()
 

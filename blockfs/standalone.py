@@ -20,7 +20,6 @@ can be noticed (:mod:`blockfs.own_file`, :mod:`blockfs.file_watch`); the log of 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -42,6 +41,7 @@ from blockfs.errors import RigError
 from blockfs.file_watch import FileWatch
 from blockfs.image import Image
 from blockfs.layers import RawLayer
+from blockfs.os_errors import FULL, reason
 from blockfs.position import PositionCounter
 from blockfs.tree import SingleDisk
 
@@ -87,7 +87,10 @@ class Discontinued:
 
 
 class StandAlone:
-    """The disk of a locked image.  ``discontinued``: the log before, if it ended with this opening."""
+    """The disk of a locked image.  ``discontinued``: the log before, if it ended with this opening.
+
+    ``before``: the state that was noted beside the image before this opening; None if there was none.
+    """
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class StandAlone:
         self.discontinued: Discontinued | None = None
         self._tracked = tracked
         self._note = note
+        self.before: DiskState | None = None
         self._image = image
         self._positions = positions
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -161,8 +165,19 @@ class StandAlone:
             log = "; its change log does not tell that" if self._tracked else ""
             raise RigError("ImageChanged", f"{trouble}{log}")
 
+    def withdraw(self) -> None:
+        """Close a disk that nobody could use, for its mount failed: beside the image is then what was there before."""
+        if self.before is None and self.disk.state.tracked:
+            self.abandon()
+            _remove_files(self.disk.place)
+        elif self.before is not None and not self.disk.state.tracked:
+            self.abandon()
+            self.before.save(self.disk.place.file("disk"))
+        else:
+            self.close()
+
     def abandon(self) -> None:
-        """Let go of everything as a kill would."""
+        """Release everything as a kill would."""
         self.disk.abandon()
         self._close_own()
 
@@ -194,36 +209,36 @@ def open_disk(image: Image, name: str, *, tracked: bool, note: Note = _unheard) 
 
 @contextlib.contextmanager
 def _told(what: str, code: str) -> Iterator[None]:
-    """What the host refuses is told with what it was for."""
+    """An ``OSError`` of the block is reported with the file that it is about, and what that was needed for."""
     try:
         yield
     except OSError as exc:
-        code = "DiskFull" if exc.errno in (errno.ENOSPC, errno.EDQUOT) else code
-        raise RigError(code, f"{what}: {exc.strerror}", recoverable=code == "DiskFull") from exc
+        code = "DiskFull" if exc.errno in FULL else code
+        raise RigError(code, f"{what}: {reason(exc, what)}", recoverable=code == "DiskFull") from exc
 
 
 def _open_untracked(image: Image, place: DiskPlace, note: Note) -> StandAlone:
-    ended = None if image.read_only else _end_log(image, place)
+    before, ended = (None, None) if image.read_only else _end_log(image, place)
     state = _Volatile(
         disk_id=str(uuid.uuid4()), size_bytes=image.size_bytes, kind="raw", generation=0, tracked=False, needs_resync=None
     )
     alone = StandAlone(image, place, state, PositionCounter(None), tracked=False, note=note)
-    alone.discontinued = ended
+    alone.before, alone.discontinued = before, ended
     return alone
 
 
-def _end_log(image: Image, place: DiskPlace) -> Discontinued | None:
-    """Note that what is written from now on is not in the image's log."""
+def _end_log(image: Image, place: DiskPlace) -> tuple[DiskState | None, Discontinued | None]:
+    """Note that what is written from now on is not in the image's log; the state before, and the log that ends."""
     try:
         state = _found_state(image, place)
     except RigError as exc:
         if exc.code != "DiskStateCorrupt":
             raise
-        return None  # anybody's file; if it was ours, it cannot go on anyway
+        return None, None  # anybody's file; if it was ours, it cannot go on anyway
     if state is None or not state.tracked:
-        return None
+        return None, None
     state.model_copy(update={"tracked": False, "needs_resync": "NotLogged"}).save(place.file("disk"))
-    return Discontinued(state.generation, "this mount does not log what is written")
+    return state, Discontinued(state.generation, "this mount does not log what is written")
 
 
 def _found_state(image: Image, place: DiskPlace) -> DiskState | None:
@@ -252,9 +267,27 @@ def _open_tracked(image: Image, place: DiskPlace, note: Note) -> StandAlone:
             f"{image.path}: is a block device, beside which no change log can be kept; mount it without --log",
         )
     found = _found_state(image, place)
+    if found is not None:
+        return _begin_tracked(image, place, found, note)
+    _refuse_foreign_files(place)
+    try:
+        return _begin_tracked(image, place, None, note)
+    except BaseException:
+        _remove_files(place)
+        raise
+
+
+def _remove_files(place: DiskPlace) -> None:
+    """Take away all that this process made beside an image; nothing was there before."""
+    for path in [place.file(suffix) for suffix in _OWN_FILES] + [
+        path for _, path in find_segments(place.folder, place.name)
+    ]:
+        path.unlink(missing_ok=True)
+
+
+def _begin_tracked(image: Image, place: DiskPlace, found: DiskState | None, note: Note) -> StandAlone:
     why = closed = None
     if found is None:
-        _refuse_foreign_files(place)
         state = DiskState(
             disk_id=str(uuid.uuid4()), size_bytes=image.size_bytes, kind="raw", generation=0, tracked=False,
             needs_resync=None,
@@ -273,6 +306,7 @@ def _open_tracked(image: Image, place: DiskPlace, note: Note) -> StandAlone:
     begun = state if state.tracked else state.model_copy(update={"needs_resync": None})
     positions = PositionCounter(place.file("position"))
     alone = StandAlone(image, place, begun, positions, tracked=True, note=note, closed=closed)
+    alone.before = found
     if alone.disk.tracked:
         return alone
     reason = state.needs_resync or alone.disk.state.needs_resync

@@ -11,7 +11,9 @@ import structlog
 import trio
 
 from blockfs.disk import Disk
+from blockfs.errors import RigError
 from blockfs.file_watch import FileWatch
+from blockfs.os_errors import reason
 
 ROOT = ""
 """Path of the mount's own folder."""
@@ -71,8 +73,10 @@ async def _tend(event_fd: int, disks: Callable[[], list[Disk]]) -> None:
             try:
                 disk.note_events()
                 await trio.to_thread.run_sync(disk.tend)
-            except OSError as exc:  # no spare: the current segment goes on growing, as long as there is room at all
-                _log.warning("log_not_tended", disk=str(disk.place), error=exc.strerror)
+            except (OSError, RigError) as exc:
+                # No spare: the current segment goes on growing, as long as there is room at all.
+                error = reason(exc) if isinstance(exc, OSError) else exc.message
+                _log.warning("log_not_tended", disk=str(disk.place), error=error)
 
 
 class SingleDisk:

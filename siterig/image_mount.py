@@ -59,7 +59,7 @@ async def expose(wanted: Wanted, *, ready: Callable[[Mounted], None], note: Call
     with trio.open_signal_receiver(*END_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(end.listen, signals)
-            async with _opened(wanted, note) as mounted:
+            async with _opened(wanted, end, note) as mounted:
                 await _serve(mounted, wanted.front_end, end, ready, note)
             nursery.cancel_scope.cancel()
     if end.interrupted:
@@ -111,8 +111,8 @@ class _End:
 
 
 @asynccontextmanager
-async def _opened(wanted: Wanted, note: Callable[[str], None]) -> AsyncIterator[Mounted]:
-    """The image's disk and the folder to mount on; given back in order."""
+async def _opened(wanted: Wanted, end: _End, note: Callable[[str], None]) -> AsyncIterator[Mounted]:
+    """The image's disk and the folder to mount on; given back in order.  A failed mount leaves nothing behind."""
     image = await open_image(wanted.image, format_=wanted.format, read_only=wanted.read_only)
     try:
         if image.read_only and not wanted.read_only:
@@ -125,8 +125,11 @@ async def _opened(wanted: Wanted, note: Callable[[str], None]) -> AsyncIterator[
                     note(_ended(image, alone, alone.discontinued))
                 yield Mounted(image, alone, where.path / f"{alone.disk.place.name}.img")
             finally:
-                await alone.look_at_the_end()
-                alone.close()
+                if end.mounted is None:
+                    alone.withdraw()
+                else:
+                    await alone.look_at_the_end()
+                    alone.close()
         finally:
             where.give_back()
     finally:
