@@ -27,6 +27,7 @@ from azure_emu.azurite_files import find_node, find_script
 from blockfs import safe_files
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
@@ -220,7 +221,7 @@ def _spawn(command: list[str], account: StorageAccount) -> tuple[subprocess.Pope
         )
     except OSError as e:
         os.close(readable)
-        raise RigError("AzuriteMissing", f"cannot start {command[0]} through setpriv (util-linux): {e.strerror}") from e
+        raise RigError("AzuriteMissing", f"cannot start {command[0]} through setpriv (util-linux): {reason(e)}") from e
     finally:
         os.close(writable)
     return child, trio.lowlevel.FdStream(readable)

@@ -16,6 +16,7 @@ from azure_emu.host_disk import is_of_content
 from blockfs.boot import NIL
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 from blockfs.wire import UUID_PATTERN, WireModel
 from cext.hashing import crc32c
 
@@ -142,8 +143,8 @@ def store_corrupt(path: Path, why: str) -> RigError:
 def cannot_be_read(path: Path, exc: OSError) -> RigError:
     """``StoreCorrupt``, or ``StoreIo`` (recoverable) if that says nothing of the file."""
     if is_of_content(exc):
-        return store_corrupt(path, f"cannot be read: {exc.strerror}")
-    return RigError("StoreIo", f"{path}: cannot be read: {exc.strerror}", recoverable=True)
+        return store_corrupt(path, f"cannot be read: {reason(exc)}")
+    return RigError("StoreIo", f"{path}: cannot be read: {reason(exc, path)}", recoverable=True)
 
 
 def _checksum(fields: dict[str, Any]) -> str:

@@ -27,6 +27,7 @@ from azure_emu.store_history import ask, floor_of
 from blockfs.errors import RigError
 from blockfs.extents import ExtentMap
 from blockfs.layers import Source, ViewLayer
+from blockfs.os_errors import reason
 
 _log = structlog.get_logger("azure_emu.disk_view")
 
@@ -204,7 +205,7 @@ def _open_source(path: Path, *, sums: Path | None = None, table: bytes | None = 
     except FileNotFoundError:
         raise
     except OSError as exc:
-        raise RigError("StoreIo", f"{path}: cannot be opened: {exc.strerror}", recoverable=True) from exc
+        raise RigError("StoreIo", f"{path}: cannot be opened: {reason(exc, path)}", recoverable=True) from exc
     sums_fd = -1
     try:
         if sums is not None:

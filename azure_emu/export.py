@@ -18,6 +18,7 @@ from azure_emu.host_disk import host_disk_errors
 from azure_emu.part_cache import PartCache
 from blockfs import safe_files
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 from blockfs.part import PartName
 from blockfs.part_codec import pack
 from blockfs.sync_stream import SyncStream
@@ -130,7 +131,7 @@ class _SourceReader:
         try:
             self._fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as exc:
-            raise RigError("SourceUnreadable", f"{source}: cannot be opened: {exc.strerror}") from exc
+            raise RigError("SourceUnreadable", f"{source}: cannot be opened: {reason(exc, source)}") from exc
         size = os.lseek(self._fd, 0, os.SEEK_END)
         if size < size_bytes:
             os.close(self._fd)
@@ -168,7 +169,7 @@ class _SourceReader:
             try:
                 piece = os.pread(self._fd, end - at, at)
             except OSError as exc:
-                raise RigError("SourceUnreadable", f"{self.source}: at byte {at}: {exc.strerror}") from exc
+                raise RigError("SourceUnreadable", f"{self.source}: at byte {at}: {reason(exc, self.source)}") from exc
             if not piece:
                 raise RigError("SourceTooSmall", f"{self.source}: ends at byte {at}; the disk has {self.size_bytes}")
             pieces.append(piece)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from blockfs.errors import RigError
+from blockfs.os_errors import FULL, files_of, reason
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _OF_CONTENT = (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EUCLEAN, errno.EBADMSG)
 """What a read of something damaged or lost answers; any other error is of the moment: of memory, open files, rights."""
 _SECTOR_BYTES = 4096
@@ -26,10 +26,10 @@ def host_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        where = exc.filename or folder
-        if exc.errno in _FULL:
+        where = " to ".join(files_of(exc)) or folder
+        if exc.errno in FULL:
             raise RigError("DiskFull", f"{where}: no space left on the host's disk", recoverable=True) from exc
-        raise RigError("StoreIo", f"{where}: {exc.strerror}", recoverable=not is_of_content(exc)) from exc
+        raise RigError("StoreIo", f"{where}: {reason(exc, where)}", recoverable=not is_of_content(exc)) from exc
 
 
 def is_of_content(exc: OSError) -> bool:

@@ -30,6 +30,7 @@ from azure_emu.store_history import TRIES_MAX, Loaded, load_history
 from blockfs.base_image import BLOCK_BYTES
 from blockfs.changelog import RecordType
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 
 Advance = Callable[[int], None]
 """Told how many bytes were read since it was last told."""
@@ -111,7 +112,7 @@ def _readable(found: Iterator[Found], first_position: int | None = None) -> Iter
     except OSError as exc:
         if exc.errno != errno.EIO or exc.filename is None:
             raise
-        yield _file("unreadable", Path(exc.filename), f"cannot be read: {exc.strerror}", first_position)
+        yield _file("unreadable", Path(exc.filename), f"cannot be read: {reason(exc)}", first_position)
 
 
 def _file(kind: str, path: Path, what: str, first_position: int | None = None) -> Found:
@@ -143,7 +144,7 @@ def _small_files(folder: Path) -> Iterator[Found]:
     except RigError as exc:
         yield _file("intent", folder / INTENT, _why(exc))
     except OSError as exc:
-        yield _file("intent", folder / INTENT, f"cannot be read: {exc.strerror}")
+        yield _file("intent", folder / INTENT, f"cannot be read: {reason(exc)}")
 
 
 def _checkpoints(loaded: Loaded, advance: Advance) -> Iterator[Found]:
@@ -161,7 +162,7 @@ def _checkpoints(loaded: Loaded, advance: Advance) -> Iterator[Found]:
             except OSError as exc:
                 if exc.errno != errno.EIO:
                     raise
-                yield _file("checkpoint", path, f"cannot be read: {exc.strerror}; nothing needs it")
+                yield _file("checkpoint", path, f"cannot be read: {reason(exc)}; nothing needs it")
             else:
                 advance(path.stat().st_size)
 

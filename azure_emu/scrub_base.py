@@ -21,6 +21,7 @@ from azure_emu.hurt import Found
 from azure_emu.ports import Damage
 from blockfs.base_image import BLOCK_BYTES, bad_blocks
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 from cext.hashing import crc32c, is_zero
 
 _STEP_BYTES = 4096 * BLOCK_BYTES
@@ -195,7 +196,7 @@ def _sums_at_rest(path: Path, fd: int, start: int, stop: int, *, is_data: bool) 
         if exc.errno != errno.EIO:
             raise
         if not is_data:  # else its blocks cannot be read
-            yield _harmless("sums", path, at, f"cannot read checksums of blocks that hold no data: {exc.strerror}")
+            yield _harmless("sums", path, at, f"cannot read checksums of blocks that hold no data: {reason(exc)}")
         return
     if not is_data and is_zero(raw):
         return
@@ -217,7 +218,7 @@ def _not_zero(path: Path, fd: int, start: int, stop: int) -> Iterator[Found]:
             data = os.pread(fd, min(stop - at, 1 << 20), at) if at < stop else b""
         except OSError as exc:
             if exc.errno == errno.EIO:
-                yield _harmless("zeros", path, at, f"cannot be read, though no data lies there: {exc.strerror}")
+                yield _harmless("zeros", path, at, f"cannot be read, though no data lies there: {reason(exc)}")
             elif exc.errno != errno.ENXIO:  # no more data
                 raise
             return

@@ -23,6 +23,7 @@ from pathlib import Path
 from blockfs import block_device
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 from blockfs.user_files import open_file
 
 MAGIC = 0x6A736677736872
@@ -83,7 +84,7 @@ class DmLogReader:
             self._read_super()
         except OSError as exc:
             os.close(self._fd)
-            raise RigError("LogUnreadable", f"{path}: cannot be read: {exc.strerror}") from exc
+            raise RigError("LogUnreadable", f"{path}: cannot be read: {reason(exc, path)}") from exc
         except BaseException:
             os.close(self._fd)
             raise
@@ -185,7 +186,7 @@ class DmLogWriter:
         try:
             self._fd = os.open(self._tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except OSError as exc:
-            raise RigError("LogUnwritable", f"{path}: cannot be made: {exc.strerror}") from exc
+            raise RigError("LogUnwritable", f"{path}: cannot be made: {reason(exc, path)}") from exc
 
     def _entry(self, flags: int, offset: int, length: int, data: bytes = b"", mark: bytes = b"") -> None:
         # A write of zeros has a hole for data: the file grows by ftruncate.

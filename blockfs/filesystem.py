@@ -28,6 +28,7 @@ from blockfs.disk import Disk
 from blockfs.disk_log import find_segments, segment_number
 from blockfs.errors import RigError
 from blockfs.file_attributes import READ_ONLY_MODE, FileTimes, WantedAttributes
+from blockfs.os_errors import reason
 from blockfs.tree import ROOT, DiskTree
 from cext._core import ffi, lib
 
@@ -355,7 +356,7 @@ class DiskFileSystem(pyfuse3.Operations):
             try:
                 pyfuse3.invalidate_inode(pyfuse3.InodeT(known[1]), attr_only=True)
             except OSError as exc:  # it has forgotten the inode altogether; or it asks again when somebody wants the size
-                _log.debug("size_not_forgotten", disk=str(disk.place), error=exc.strerror)
+                _log.debug("size_not_forgotten", disk=str(disk.place), error=reason(exc))
 
 
 def _open_handle(

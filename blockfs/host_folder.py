@@ -12,6 +12,7 @@ from pathlib import Path
 
 from blockfs.errors import RigError
 from blockfs.file_limit import too_large
+from blockfs.os_errors import FULL, in_brackets, reason
 
 NAME_CHARS_MAX = 63
 RECOVERY_FOLDER = "recovery"
@@ -41,11 +42,11 @@ def lock_folder(root: Path) -> int:
 
 def host_error(what: str, exc: OSError) -> RigError:
     """A host's file error, in the words of the user's thing that met it."""
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RigError("DiskFull", f"{what}: the host's disk is full", recoverable=True)
+    if exc.errno in FULL:
+        return RigError("DiskFull", f"{what}: the host's disk is full{in_brackets(exc, what)}", recoverable=True)
     if exc.errno == errno.EFBIG:
         return too_large(what)
-    return RigError("HostIoError", f"{what}: {exc.strerror or exc}", recoverable=True)
+    return RigError("HostIoError", f"{what}: {reason(exc, what)}", recoverable=True)
 
 
 @contextmanager

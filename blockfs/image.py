@@ -23,6 +23,7 @@ from blockfs.errors import RigError
 from blockfs.file_limit import check_file_limit
 from blockfs.image_bytes import ImageBytes
 from blockfs.image_kind import WANTED, Contents
+from blockfs.os_errors import reason
 
 SECTOR_BYTES = 512
 LOCK_PATIENCE_S = 3.0
@@ -143,7 +144,7 @@ async def _lock(path: Path, fd: int, *, shared: bool) -> None:
             return
     except OSError as exc:
         if exc.errno not in (errno.EAGAIN, errno.EACCES):
-            raise RigError("ImageUnusable", f"{path}: cannot be locked: {exc.strerror}") from exc
+            raise RigError("ImageUnusable", f"{path}: cannot be locked: {reason(exc, path)}") from exc
     where = mounted_at(path)
     if where is None:
         with trio.move_on_after(LOCK_PATIENCE_S):

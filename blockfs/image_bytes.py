@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 
 
 class ImageBytes:
@@ -19,7 +20,7 @@ class ImageBytes:
         try:
             data = os.pread(self.fd, length, at) if 0 <= at < 1 << 62 else b""
         except OSError as exc:
-            raise self.error(f"cannot be read at byte {at}: {exc.strerror}") from exc
+            raise self.error(f"cannot be read at byte {at}: {reason(exc)}") from exc
         if len(data) < length:
             raise self.error(f"is truncated: its header needs bytes {at} to {at + length}; the file has {self.size_bytes}")
         return data

@@ -27,6 +27,7 @@ from blockfs.file_limit import check_file_limit
 from blockfs.image_bytes import ImageBytes
 from blockfs.image_kind import WANTED, Contents
 from blockfs.layers import RawLayer, WritableLayer
+from blockfs.os_errors import reason
 
 Advance = Callable[[int], None]
 """Told now and then how many bytes of log were read since it was last told."""
@@ -86,7 +87,7 @@ def _log_file(path: Path) -> LogFile:
         size = path.stat().st_size
         return LogFile(path, size, None, None if size < HEADER_BYTES else fault)
     except OSError as exc:  # a folder opens, too
-        return LogFile(path, 0, None, RigError("LogUnreadable", f"{path}: cannot be read: {exc.strerror}"))
+        return LogFile(path, 0, None, RigError("LogUnreadable", f"{path}: cannot be read: {reason(exc, path)}"))
 
 
 def in_order(paths: list[Path]) -> list[LogFile]:

@@ -18,6 +18,7 @@ import structlog
 
 from blockfs import hostmounts
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 from cext import kernel
 
 _DEAD = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, errno.EIO}
@@ -78,14 +79,14 @@ def mount(mountpoint: Path, how: How) -> Mount:
     try:
         mode = path.stat().st_mode
     except OSError as exc:
-        raise RigError("MountFailed", f"{path}: cannot be mounted on: {exc.strerror}") from exc
+        raise RigError("MountFailed", f"{path}: cannot be mounted on: {reason(exc, path)}") from exc
     if not stat.S_ISDIR(mode):
         raise RigError("MountFailed", f"{path}: cannot be mounted on: it is not a folder")
     try:
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as exc:
         raise RigError(
-            "MountFailed", f"{path}: cannot be mounted: /dev/fuse: {exc.strerror} (is the kernel module 'fuse' loaded?)"
+            "MountFailed", f"{path}: cannot be mounted: /dev/fuse: {reason(exc, path)} (is the kernel module 'fuse' loaded?)"
         ) from exc
     options = f"fd={fd},rootmode={stat.S_IFMT(mode):o},user_id={os.getuid()},group_id={os.getgid()},default_permissions"
     try:
@@ -93,7 +94,7 @@ def mount(mountpoint: Path, how: How) -> Mount:
     except OSError as exc:
         os.close(fd)
         if exc.errno != errno.EPERM:
-            raise RigError("MountFailed", f"{path}: cannot be mounted: {exc.strerror}") from exc
+            raise RigError("MountFailed", f"{path}: cannot be mounted: {reason(exc, path)}") from exc
         fd = _mount_by_helper(path, how)
     device = _device_at(path)
     if device is None:
@@ -177,4 +178,4 @@ def tune(mount: Mount) -> None:
         try:
             (settings / name).write_text(str(value))
         except OSError as exc:
-            _log.info("not_tuned", setting=name, mountpoint=str(mount.path), reason=exc.strerror)
+            _log.info("not_tuned", setting=name, mountpoint=str(mount.path), reason=reason(exc))

@@ -49,11 +49,13 @@ def reason(exc: OSError, about: object = "") -> str:
 
     ``No space left on device (/srv/os.000002.hrl)``, ``No such file or directory (/srv/os.spare to /srv/os.000002.hrl)``.
     """
-    cause = exc.strerror or str(exc) or type(exc).__name__
+    return (exc.strerror or str(exc) or type(exc).__name__) + in_brackets(exc, about)
+
+
+def in_brackets(exc: OSError, about: object = "") -> str:
+    """`` (FILE)`` or `` (FILE to FILE)``; empty if there is none that the text ``about`` does not name."""
     files = files_of(exc)
-    if not files or all(_names(str(about), file) for file in files):
-        return cause
-    return f"{cause} ({' to '.join(files)})"
+    return "" if all(_names(str(about), file) for file in files) else f" ({' to '.join(files)})"
 
 
 def _names(text: str, file: str) -> bool:

@@ -27,6 +27,7 @@ from blockfs.counters import requests_done
 from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 from blockfs.turns import Turns
 
 STEP_BYTES = 4 << 20
@@ -132,6 +133,6 @@ def _stopped_by(disk: Disk, exc: OSError) -> RigError:
         return RigError("DiskFull", f"promotion of disk {disk.place}: {why}", recoverable=True)
     return RigError(
         "HostIoError",
-        f"promotion of disk {disk.place}: stopped at byte {disk.own_bytes} of {disk.size_bytes}: {exc.strerror or exc}",
+        f"promotion of disk {disk.place}: stopped at byte {disk.own_bytes} of {disk.size_bytes}: {reason(exc, disk.place)}",
         recoverable=True,
     )

@@ -19,6 +19,7 @@ import trio
 from blockfs import mounting
 from blockfs.errors import RigError
 from blockfs.filesystem import DiskFileSystem
+from blockfs.os_errors import reason
 from blockfs.tree import DiskTree
 from cext.kernel import set_io_flusher
 from cext.pump import Pump, PumpOptions
@@ -46,13 +47,15 @@ async def serve(
     try:
         mountpoint.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise RigError("MountFailed", f"{mountpoint}: cannot be made a folder to mount on: {exc.strerror}") from exc
+        raise RigError(
+            "MountFailed", f"{mountpoint}: cannot be made a folder to mount on: {reason(exc, mountpoint)}"
+        ) from exc
     if mountpoint.is_mount():
         raise RigError("MountFailed", f"{mountpoint}: something is mounted here already")
     try:
         set_io_flusher()  # before any thread is started: they inherit it
     except OSError as exc:  # only the superuser may; others cannot put a loop device on the mount either
-        _log.info("not_an_io_flusher", reason=exc.strerror)
+        _log.info("not_an_io_flusher", reason=reason(exc))
     how = mounting.How(source, read_only=read_only)
     if pump is None:
         await _serve_by_pyfuse3(tree, mountpoint, how, task_status)
@@ -119,7 +122,7 @@ def _start_pump(tree: DiskTree, mount: mounting.Mount, options: PumpOptions) -> 
             pump = Pump(mount.device_fd, ours.fileno(), options)
         except OSError as exc:
             pyfuse3.close(unmount=False)
-            raise RigError("MountFailed", f"{mount.path}: cannot be served: {exc.strerror}") from exc
+            raise RigError("MountFailed", f"{mount.path}: cannot be served: {reason(exc, mount.path)}") from exc
         ours.detach()
     return pump
 
@@ -128,7 +131,7 @@ def _log_way(pump: Pump, mount: mounting.Mount) -> None:
     try:
         way = "io_uring" if pump.over_io_uring() else "/dev/fuse"
     except OSError as exc:
-        _log.warning("no_io_uring", mountpoint=str(mount.path), reason=exc.strerror)
+        _log.warning("no_io_uring", mountpoint=str(mount.path), reason=reason(exc))
         way = "/dev/fuse"
     _log.info("mounted", mountpoint=str(mount.path), requests_over=way)
 
@@ -137,7 +140,9 @@ def _stop(pump: Pump, mount: mounting.Mount) -> None:
     try:
         pump.stop()
     except OSError as exc:
-        raise RigError("MountLost", f"{mount.path}: requests could not be taken from the kernel: {exc.strerror}") from exc
+        raise RigError(
+            "MountLost", f"{mount.path}: requests could not be taken from the kernel: {reason(exc, mount.path)}"
+        ) from exc
 
 
 async def _answer_names(names: trio.CancelScope, whole: trio.CancelScope) -> None:

@@ -14,6 +14,7 @@ import trio
 
 from blockfs.errors import RigError
 from blockfs.file_limit import too_large
+from blockfs.os_errors import reason
 from cext.kernel import zero_range
 
 STEP_BYTES = 8 << 20
@@ -39,7 +40,7 @@ def find_unreadable(source: Path, fd: int, at: int) -> RigError | None:
             os.pread(fd, BLOCK_BYTES, block)
             block += BLOCK_BYTES
     except OSError as exc:
-        return unreadable(source, block, str(exc.strerror))
+        return unreadable(source, block, reason(exc, source))
     return None
 
 
@@ -86,7 +87,9 @@ class SparseCopy:
             stop = min(seek(self.source_fd, at, os.SEEK_HOLE, self.size_bytes), at + STEP_BYTES)
             data = os.pread(self.source_fd, stop - at, at)
         except OSError as exc:
-            raise find_unreadable(self.source, self.source_fd, at) or unreadable(self.source, at, str(exc.strerror)) from exc
+            raise find_unreadable(self.source, self.source_fd, at) or unreadable(
+                self.source, at, reason(exc, self.source)
+            ) from exc
         if not data:
             raise RigError("ReadFailed", f"{self.source}: ends at byte {at}; it was to have {self.size_bytes}")
         return data, at
@@ -118,7 +121,7 @@ def _writing(target: Path) -> Iterator[None]:
             raise RigError("DiskFull", f"{target}: no space left on its disk", recoverable=True) from exc
         if exc.errno == errno.EFBIG:
             raise too_large(str(target)) from exc
-        raise RigError("HostIoError", f"{target}: cannot be written: {exc.strerror}") from exc
+        raise RigError("HostIoError", f"{target}: cannot be written: {reason(exc, target)}") from exc
 
 
 def write_data(target: Path, fd: int, data: bytes, at: int, *, target_is_zero: bool = True) -> None:

@@ -67,16 +67,21 @@ async def _tend(event_fd: int, disks: Callable[[], list[Disk]]) -> None:
     while True:
         await trio.lowlevel.wait_readable(event_fd)
         os.eventfd_read(event_fd)
-        for disk in disks():
-            if disk.guard is not None:
-                disk.guard.look_again()
-            try:
-                disk.note_events()
-                await trio.to_thread.run_sync(disk.tend)
-            except (OSError, RigError) as exc:
-                # No spare: the current segment goes on growing, as long as there is room at all.
-                error = reason(exc) if isinstance(exc, OSError) else exc.message
-                _log.warning("log_not_tended", disk=str(disk.place), error=error)
+        await tend_once(disks())
+
+
+async def tend_once(disks: list[Disk]) -> None:
+    """:meth:`Disk.tend` for each; what fails is logged, and tried again at the next event."""
+    for disk in disks:
+        if disk.guard is not None:
+            disk.guard.look_again()
+        try:
+            disk.note_events()
+            await trio.to_thread.run_sync(disk.tend)
+        except (OSError, RigError) as exc:
+            # No spare: the current segment grows on, as long as there is room at all.
+            error = reason(exc) if isinstance(exc, OSError) else exc.message
+            _log.warning("log_not_tended", disk=str(disk.place), error=error)
 
 
 class SingleDisk:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from blockfs.control import DiskInfo
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 
 
 def check_space(vm: str, disks: list[DiskInfo]) -> None:
@@ -25,7 +26,7 @@ def check_space(vm: str, disks: list[DiskInfo]) -> None:
             base_stat = base.stat()
             space = os.statvfs(disk.folder)
         except OSError as exc:
-            raise RigError("DiskUnhealthy", f"disk {disk.name!r} of VM {vm!r}: {base}: {exc.strerror}") from exc
+            raise RigError("DiskUnhealthy", f"disk {disk.name!r} of VM {vm!r}: {base}: {reason(exc, base)}") from exc
         free_by_device[base_stat.st_dev] = (space.f_bavail * space.f_frsize, disk.folder)
         needed_by_device[base_stat.st_dev] = needed_by_device.get(base_stat.st_dev, 0) + base_stat.st_blocks * 512
     for device, needed in needed_by_device.items():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import trio
 
 from blockfs.errors import RigError
+from blockfs.os_errors import files_of, reason
 
 OFFICIAL_DELAYS_S = (60.0, 120.0, 240.0, 480.0, 600.0, 1800.0)
 """Back-off of 1, 2, 4, 8 and 10 minutes, then every 30 minutes (the last one repeats)."""
@@ -57,7 +58,8 @@ def as_rig_error(exc: RigError | OSError) -> RigError:
     if isinstance(exc, RigError):
         return exc
     code = _RECOVERABLE_ERRNO.get(exc.errno or 0)
-    return RigError(code or "HostIoError", f"{exc.filename or 'host'}: {exc.strerror or exc}", recoverable=code is not None)
+    where = " to ".join(files_of(exc)) or "host"
+    return RigError(code or "HostIoError", f"{where}: {reason(exc, where)}", recoverable=code is not None)
 
 
 @contextmanager

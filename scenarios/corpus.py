@@ -12,6 +12,7 @@ from pathlib import Path
 import trio
 
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 
 SOURCES = (Path("/usr/bin"), Path("/usr/lib"), Path("/usr/share"))
 FILE_BYTES_MAX = 16 * 1024 * 1024
@@ -111,7 +112,7 @@ def _verify(manifest: Manifest, root: Path) -> list[str]:
             with (root / name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            problems.append(f"{name}: {error.strerror}")
+            problems.append(f"{name}: {reason(error, name)}")
             continue
         if found != wanted:
             problems.append(f"{name}: content differs")

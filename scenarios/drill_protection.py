@@ -10,6 +10,7 @@ import trio
 from azure_emu.ports import DiskSpec
 from azure_emu.vault.api import Job, RecoveryPoint
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 from scenarios import corpus
 from scenarios.checks import check_vm
 from scenarios.drill_run import FILESYSTEMS, MIB, DrillRun
@@ -118,7 +119,7 @@ def _check_logs(run: DrillRun, logs: list[Path]) -> None:
         try:
             path.open("r+b").close()
         except OSError as error:
-            refused.append(f"{path.name}: {error.strerror}")
+            refused.append(f"{path.name}: {reason(error, path.name)}")
     run.check("change logs are read-only", len(refused) == len(logs) > 0, f"to write was refused: {'; '.join(refused)}")
 
 

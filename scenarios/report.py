@@ -9,6 +9,7 @@ from pathlib import Path
 from azure_emu.vault.api import Job
 from blockfs.errors import RigError
 from blockfs.json_text import json_text
+from blockfs.os_errors import reason
 from blockfs.printable import printable
 from scenarios.ports import Screen
 from scenarios.report_charts import rpo_chart, timeline_chart
@@ -35,7 +36,7 @@ def write_report(folder: Path, result: DrillResult) -> list[Path]:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise RigError("ReportUnwritable", f"report folder {folder} cannot be written: {error.strerror}") from error
+        raise RigError("ReportUnwritable", f"report folder {folder} cannot be written: {reason(error, folder)}") from error
     return [folder / name for name in texts]
 
 

@@ -9,6 +9,7 @@ import trio
 
 from azure_emu.vault.api import RecoveryPoint
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 from siterig import hexdiff
 from siterig.bisect_states import CHANGES_MAX, Change, State, States, check_given_back
 from siterig.bisection import Step, Verdict, search, trials_left
@@ -217,7 +218,7 @@ class Bisection:
         try:
             return await trio.to_thread.run_sync(hexdiff.compare, before, after, offset, length)
         except OSError as exc:
-            raise RigError("HostIoError", f"{after} cannot be compared with {before}: {exc.strerror}") from exc
+            raise RigError("HostIoError", f"{after} cannot be compared with {before}: {reason(exc, after)}") from exc
 
 
 def _closing(states: States, state: State) -> Callable[[], Awaitable[None]]:

@@ -16,6 +16,7 @@ from typing import IO
 import trio
 
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 from siterig import show
 from siterig.bisection import Verdict
 
@@ -100,7 +101,7 @@ class CheckCommand:
                 words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
         except OSError as exc:
-            raise RigError("CommandUnusable", f"CMD: {words[0]} cannot be run: {exc.strerror}") from exc
+            raise RigError("CommandUnusable", f"CMD: {words[0]} cannot be run: {reason(exc)}") from exc
         try:
             with trio.move_on_after(float("inf") if self._timeout_s is None else self._timeout_s):
                 return await process.wait()

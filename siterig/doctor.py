@@ -15,6 +15,7 @@ from typing import Protocol
 
 from azure_emu.azurite_files import NODE_MAJOR_MIN, find_node, find_script, version_of
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 
 FREE_BYTES_MIN = 6 << 30
 """A drill at its widest: two disks, their logs, spool, cache account, managed disks and a recovered VM."""
@@ -238,7 +239,7 @@ def _loop(machine: Machine) -> Check:
     try:
         return Check("loop devices", True, f"{machine.free_loop()} is free", remedy)
     except OSError as e:
-        return Check("loop devices", False, f"/dev/loop-control: {e.strerror}", remedy)
+        return Check("loop devices", False, f"/dev/loop-control: {reason(e)}", remedy)
 
 
 def _filesystems(machine: Machine, name: str, needed: tuple[str, ...]) -> Check:
@@ -284,7 +285,7 @@ def _free_space(machine: Machine, state_dir: Path, bytes_min: int) -> Check:
     try:
         free = machine.free_bytes(there)
     except OSError as e:
-        return Check("free space", False, f"{there}: {e.strerror}", remedy)
+        return Check("free space", False, f"{there}: {reason(e, there)}", remedy)
     return Check("free space", free >= bytes_min, f"{free * 10 // (1 << 30) / 10} GiB at {there}", remedy)
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import trio
 
-from blockfs import hostmounts
+from blockfs import hostmounts, safe_files
 from blockfs.errors import RigError
+from blockfs.os_errors import reason
 
 SOURCE_PREFIX = "siterig:"
 """How all our mounts begin in the table of mounts."""
@@ -41,7 +42,9 @@ def check_fuse() -> None:
     except FileNotFoundError:
         raise RigError("FuseMissing", "/dev/fuse is not there: modprobe fuse; in a container: --device /dev/fuse") from None
     except OSError as exc:
-        raise RigError("NotPermitted", f"/dev/fuse cannot be opened: {exc.strerror}: ask for access to it") from exc
+        raise RigError(
+            "NotPermitted", f"/dev/fuse cannot be opened: {reason(exc, '/dev/fuse')}: ask for access to it"
+        ) from exc
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise RigError(
             "FuseMissing",
@@ -54,14 +57,17 @@ def prepare(where: Path) -> Mountpoint:
 
     ``FolderUnusable``: it cannot be mounted on.  ``MountFailed``: something is mounted there.
     """
-    path = Path(os.path.realpath(where))
+    try:
+        path = safe_files.resolve(where)
+    except OSError as exc:
+        raise _unusable(where, reason(exc, where)) from exc
     try:
         os.statvfs(path)  # stat could be answered from the kernel's cache, also for a dead mount
     except FileNotFoundError:
         return _make(path)
     except OSError as exc:
         if exc.errno not in _DEAD:
-            raise _unusable(path, exc.strerror) from exc
+            raise _unusable(path, reason(exc, path)) from exc
         source = _mounted(path)
         if source is None or not source.startswith(SOURCE_PREFIX):
             raise _unusable(path, f"a dead mount of {source} is in the way: umount it first") from exc
@@ -74,7 +80,7 @@ def prepare(where: Path) -> Mountpoint:
     try:
         entry = next(path.iterdir(), None)
     except OSError as exc:
-        raise _unusable(path, exc.strerror) from exc
+        raise _unusable(path, reason(exc, path)) from exc
     if entry is not None:
         raise _unusable(path, f"is not empty ({entry.name!r} is in it), and a mount would hide what is there")
     if not os.access(path, os.W_OK):
@@ -84,10 +90,10 @@ def prepare(where: Path) -> Mountpoint:
 
 def _make(path: Path) -> Mountpoint:
     try:
-        path.mkdir(mode=0o700)
+        safe_files.make_folder(path)
     except OSError as exc:
-        reason = f"its parent {path.parent} is not there" if exc.errno == errno.ENOENT else exc.strerror
-        raise _unusable(path, f"cannot be made: {reason}") from exc
+        why = f"its parent {path.parent} is not there" if exc.errno == errno.ENOENT else reason(exc, path)
+        raise _unusable(path, f"cannot be made: {why}") from exc
     return Mountpoint(path, made=True)
 
 

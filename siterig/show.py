@@ -160,8 +160,8 @@ def notice(text: str) -> None:
 
 def error(failure: RigError) -> None:
     """Why the command failed.  The exit status is the caller's business."""
-    text = " ".join(failure.message.split())
-    _say("error", error_json(failure), f"siterig: error: {text} ({failure.code})")
+    text = f"siterig: error: {' '.join(failure.message.split())} ({failure.code})"
+    _say("error", error_json(failure), text, text=text)
 
 
 def error_json(failure: RigError) -> dict[str, object]:
@@ -195,8 +195,8 @@ def foreign(output: bytes) -> None:
         _to_stderr(printable_lines(text))
 
 
-def _say(kind: str, value: object, text: str) -> None:
-    _to_stderr(json_text({kind: value}) if _json_mode else printable(text))
+def _say(kind: str, value: object, shown: str, **more: str) -> None:
+    _to_stderr(json_text({kind: value, **more}) if _json_mode else printable(shown))
 
 
 def _to_stderr(text: str) -> None:

@@ -18,6 +18,7 @@ from blockfs.errors import RigError
 from blockfs.file_limit import too_large
 from blockfs.log_exchange import export_log, import_log
 from blockfs.log_replay import CheckedLog, FileSummary, Replay, TornTail, check, in_order, open_image, verify
+from blockfs.os_errors import reason
 from siterig import exits, show
 from siterig.commands.options import Json, JsonLines, example
 from siterig.values import check_file_name, format_size, parse_size
@@ -49,7 +50,7 @@ def _writing(path: Path) -> Iterator[None]:
         if exc.errno == errno.EFBIG:
             raise too_large(str(path)) from exc
         code = "DiskFull" if exc.errno in (errno.ENOSPC, errno.EDQUOT) else "IoFailed"
-        raise RigError(code, f"{path}: cannot be written: {exc.strerror}") from exc
+        raise RigError(code, f"{path}: cannot be written: {reason(exc, path)}") from exc
 
 
 def _checked(files: list[Path], upto: int | None = None) -> CheckedLog:

@@ -192,7 +192,8 @@ def test_a_job_that_failed_gives_its_errors_and_status_1(vault: FakeVault) -> No
     assert result.exit_code == 1
     assert json.loads(result.stdout)["job"]["result"] is None
     assert json.loads(result.stderr.splitlines()[-1]) == {
-        "error": {"code": "NoSpace", "message": "disk is full", "recoverable": False}
+        "error": {"code": "NoSpace", "message": "disk is full", "recoverable": False},
+        "text": "siterig: error: disk is full (NoSpace)",
     }
     told = siterig("failover", "unplanned", "web01").stderr
     assert told.splitlines()[-1] == "siterig: error: disk is full (NoSpace)"

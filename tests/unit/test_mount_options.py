@@ -93,7 +93,7 @@ MISTAKES: list[tuple[Callable[[Path], list[object]], str, str]] = [
     (a_folder, ": is a folder; an image is a file", "ImageUnusable"),
     (odd_size, "odd.img: has 1000 bytes", "InvalidDiskSize"),
     (vhd_without_footer, "raw.vhd: is named as a VHD, but", "VhdCorrupt"),
-    (damaged_vhd, "bad.vhd: the VHD footer tells of a disk of 2097152 bytes; 1048576 bytes are before it", "VhdCorrupt"),
+    (damaged_vhd, "bad.vhd: the VHD footer names a disk of 2097152 bytes; 1048576 bytes are before it", "VhdCorrupt"),
     (qcow2, "a.img: is a qcow2 image", "ImageUnusable"),
     (not_empty, ": is not empty ('good.img' is in it)", "FolderUnusable"),
     (no_parent, "a/b: cannot be made: its parent", "FolderUnusable"),
