@@ -48,6 +48,7 @@ from blockfs.errors import RigError
 from blockfs.file_attributes import DiskAttributes, PastState
 from blockfs.layers import RawLayer, TopLayer, WritableLayer
 from blockfs.log_recovery import DISK_BYTES_MAX, Recovered, recover_log
+from blockfs.os_errors import reason
 from blockfs.part import TagSeen
 from blockfs.snapshot import Snapshot, begin_snapshots
 from blockfs.views import Views
@@ -176,7 +177,7 @@ class Disk:
         try:
             self._set(opened=disk_identity.opened_note(self.place, self.layer.fileno()))
         except OSError as exc:  # after a kill one look less is possible
-            _log.warning("opening_not_noted", disk=str(self.place), error=exc.strerror)
+            _log.warning("opening_not_noted", disk=str(self.place), error=reason(exc))
 
     def _go_on_noting(self) -> None:
         """Of a disk whose log was given up earlier: note what changes; or that what has changed is not known."""

@@ -22,6 +22,7 @@ import structlog
 import trio
 
 from blockfs import hostmounts
+from blockfs.os_errors import reason
 
 IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_OPEN, IN_MOVE_SELF = 0x2, 0x4, 0x8, 0x20, 0x800
 IN_Q_OVERFLOW, IN_IGNORED = 0x4000, 0x8000
@@ -74,7 +75,7 @@ class FileWatch:
                 self._fds.append(_checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)))
         except OSError as exc:
             self.close()
-            _log.warning("files_not_watched", error=exc.strerror)
+            _log.warning("files_not_watched", error=reason(exc))
 
     def add(self, fd: int, path: str, disk: Watched) -> None:
         """Watch the file that is open as ``fd``; the disk has written all that it wrote before through it."""
@@ -90,7 +91,7 @@ class FileWatch:
             )
             writes = _checked(_libc.inotify_add_watch(self._fds[1], name, IN_MODIFY))
         except OSError as exc:
-            _log.warning("file_not_watched", file=path, error=exc.strerror)
+            _log.warning("file_not_watched", file=path, error=reason(exc))
             return
         self._files[events] = self._written[writes] = _File(disk, path, (found.st_dev, found.st_ino), disk.changes)
 

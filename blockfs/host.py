@@ -44,6 +44,7 @@ from blockfs.errors import RigError
 from blockfs.file_watch import FileWatch
 from blockfs.host_folder import RECOVERY_FOLDER, check_name, host_error, lock_folder, told_of
 from blockfs.layers import Layer
+from blockfs.os_errors import reason
 from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from blockfs.promotion import Promoter
@@ -132,7 +133,7 @@ class DiskHost:
                     disk.close()
                 except OSError as exc:  # the others are to be closed in order all the same
                     disk.abandon()
-                    _log.error("disk_not_closed_in_order", disk=str(disk.place), error=exc.strerror)
+                    _log.error("disk_not_closed_in_order", disk=str(disk.place), error=reason(exc))
         if self._recoveries is not None:
             self._recoveries.end()
         self.positions.close()
