@@ -3,6 +3,10 @@
 Fault contract: the image is written without a name, made durable, and then named: it is there whole or not at all, and an
 end of any kind (an error, Ctrl-C, a kill, power) leaves nothing.  Where the file system has no files without names (NFS and
 FAT, say), it is hidden (``.NAME.XXXXXXXX.part``) meanwhile: an error or Ctrl-C takes that away; a kill leaves it.
+
+A block device is written in place, opened exclusively: one that is mounted, used as swap or held by another program is
+refused.  An export that ends early leaves it partly written, which the error says; what lies behind the end of the disk
+is not touched.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from typing import Literal
 
 import trio
 
-from blockfs import qemu_img
+from blockfs import block_device, qemu_img, user_files
 from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
 from blockfs.host_folder import told_of
@@ -29,7 +33,7 @@ Format = Literal["raw", "vhd", "qcow2", "vhdx", "vmdk"]
 
 
 def check(to: Path, format_: Format, *, force: bool) -> None:
-    """What can be told before anything is mounted: ``FileExists``, ``BadRequest``, ``HostIoError``, ``ToolMissing``."""
+    """Refuse all that can be known beforehand: ``FileExists``, ``BadRequest``, ``ImageBusy``, ``HostIoError``, ``ToolMissing``."""
     if str(to) == "-":
         raise RigError("BadRequest", f"{to}: an image is not written to standard output; name a file")
     with told_of(str(to)):
@@ -39,13 +43,16 @@ def check(to: Path, format_: Format, *, force: bool) -> None:
             raise RigError("BadRequest", f"{to}: is in a folder that is not there; name the image file to make")
     if there is not None and (there.code != "FileExists" or not force):
         raise there
+    if _is_device(to):
+        if format_ != "raw":
+            raise RigError("BadRequest", f"{to}: is a block device, which takes format raw and not {format_}")
+        os.close(_open_device(to))
     if format_ not in OWN_FORMATS:
         qemu_img.require(f"format {format_}")
 
 
 _KINDS = {
     stat.S_IFDIR: "folder",
-    stat.S_IFBLK: "device",
     stat.S_IFCHR: "device",
     stat.S_IFIFO: "FIFO",
     stat.S_IFSOCK: "socket",
@@ -61,6 +68,8 @@ def _there(to: Path, look: Callable[[Path], os.stat_result]) -> RigError | None:
         return None
     if stat.S_ISREG(mode):
         return RigError("FileExists", f"{to} is there already: name another file, or replace it with --force")
+    if stat.S_ISBLK(mode):
+        return RigError("FileExists", f"{to} is a block device: --force overwrites its contents")
     return RigError("BadRequest", f"{to}: is a {_KINDS[stat.S_IFMT(mode)]}; name a file")
 
 
@@ -70,6 +79,11 @@ async def export(source: Path, to: Path, format_: Format, *, force: bool, advanc
     ``FileExists``; ``BadRequest``: there is something that is no file; ``DiskFull``, ``HostIoError``, ``ReadFailed``,
     ``ConvertFailed``; ``InvalidDiskSize``: too large for the file system.
     """
+    if _is_device(to):
+        if not force:
+            raise RigError("FileExists", f"{to} is a block device: --force overwrites its contents")
+        await _write_device(source, to, advance)
+        return
     part = _Part(to)
     try:
         if format_ in OWN_FORMATS:
@@ -83,6 +97,37 @@ async def export(source: Path, to: Path, format_: Format, *, force: bool, advanc
         raise RigError(error.code, f"{part.to}: was not made: {error.message}") from error
     finally:
         part.close()
+
+
+def _is_device(to: Path) -> bool:
+    try:
+        return stat.S_ISBLK(to.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _open_device(to: Path) -> int:
+    """For writing, and for nobody else meanwhile."""
+    return user_files.open_file(to, os.O_RDWR, code="BadRequest", wanted="name a file or a block device", devices=True)
+
+
+async def _write_device(source: Path, to: Path, advance: Advance) -> None:
+    """``InvalidDiskSize`` if the device is smaller than the disk; then nothing is written."""
+    target = _open_device(to)
+    try:
+        with source.open("rb", buffering=0) as reading:
+            size_bytes, room_bytes = os.fstat(reading.fileno()).st_size, block_device.size_bytes(target)
+            if room_bytes < size_bytes:
+                raise RigError("InvalidDiskSize", f"{to}: has {room_bytes} bytes; the disk has {size_bytes}")
+            try:
+                copy = SparseCopy(source, reading.fileno(), to, target, size_bytes, target_is_zero=False)
+                await copy.run(advance)
+                with told_of(str(to)):
+                    await trio.to_thread.run_sync(os.fsync, target)
+            except RigError as error:
+                raise RigError(error.code, f"{to}: is partly overwritten: {error.message}") from error
+    finally:
+        os.close(target)
 
 
 async def _copy(source: Path, part: _Part, advance: Advance) -> None:

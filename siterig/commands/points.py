@@ -188,7 +188,9 @@ def export(
     folder: Dir,
     vm: VmName,
     *,
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The image to make: there whole, or not at all.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="FILE", help="The image to make: there whole, or not at all; or a block device.")
+    ],
     disk: Annotated[
         str | None,
         typer.Option(
@@ -202,7 +204,9 @@ def export(
     point: Chosen = None,
     position: Position = None,
     time: Time = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace FILE if it is there, or overwrite a block device.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a VM's disk, as it was, to an image file."""
@@ -219,7 +223,7 @@ def export(
                 )
             with show.bar(f"{vm}/{source.name} at {made.position}", source.size_bytes) as advance:
                 await image_export.export(Path(path), to, format_, force=force, advance=advance)
-        size_bytes = to.stat().st_size
+        size_bytes = source.size_bytes if to.is_block_device() else to.stat().st_size
         if as_json:
             fields = {"vm": vm, "disk": source.name, "position": made.position, "recovery_point": made.recovery_point}
             show.print_json({**fields, "file": str(to), "format": format_, "file_bytes": size_bytes})
