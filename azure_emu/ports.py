@@ -10,6 +10,7 @@ from blockfs.control import CutInfo, DiskInfo, TagKind
 from blockfs.image_kind import Format
 from blockfs.part import TagSeen, Watermark
 from blockfs.progress import VmProgress
+from blockfs.sector_size import SectorBytes
 from blockfs.waits import Wait
 from blockfs.wire import UUID_PATTERN, WireModel
 
@@ -17,7 +18,8 @@ from blockfs.wire import UUID_PATTERN, WireModel
 class DiskSpec(WireModel):
     """A disk to create: ``filesystem`` None, ``ext4`` or ``xfs``; or with what is in ``image`` (an absolute path).
 
-    ``image_format``: of the image; None: it is recognized.
+    ``image_format``: of the image; None: it is recognized.  ``sector_bytes``: the logical sector size that the disk
+    declares.
     """
 
     name: str
@@ -25,6 +27,7 @@ class DiskSpec(WireModel):
     filesystem: str | None = None
     image: str | None = None
     image_format: Format | None = None
+    sector_bytes: SectorBytes = 512
 
 
 ChangeKind = Literal["WRITE", "ZERO", "DISCARD", "RESIZE"]

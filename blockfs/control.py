@@ -12,6 +12,7 @@ from pydantic import Field
 
 from blockfs.counters import DiskCounters
 from blockfs.errors import RigError
+from blockfs.sector_size import SectorBytes
 from blockfs.wire import UUID_PATTERN, WireModel
 
 TagKind = Literal["CrashConsistent", "ApplicationConsistent"]
@@ -44,6 +45,7 @@ class DiskInfo(WireModel):
     ``needs_resync`` is None or the reason (``PowerLoss``, ``LogOverflow``, ``DiskReplaced``, ...).  Past ``log_bytes_max``
     (None: no limit) of unsent log it is given up, and ``dirty_bytes`` counts what has changed since.  ``snapshot_bytes``
     is what a snapshot's old chunks take, of ``snapshot_bytes_max`` at most.  ``promotion``: None unless one is under way.
+    ``sector_bytes``: the logical sector size that the disk declares.
     """
 
     vm: str
@@ -65,6 +67,7 @@ class DiskInfo(WireModel):
     needs_resync: str | None
     open_handles: int
     promotion: PromotionInfo | None = None
+    sector_bytes: SectorBytes = 512
 
 
 class SegmentInfo(WireModel):
@@ -137,6 +140,7 @@ class RecoverySource(WireModel):
     name: str = Field(pattern=r"^[^\x00-\x1f\x7f/]+$")
     disk_id: str = Field(pattern=UUID_PATTERN)
     store: str = Field(pattern=r"^[^\x00-\x1f\x7f]+$")
+    sector_bytes: SectorBytes = 512
 
 
 class RecoveryDisk(WireModel):
@@ -148,6 +152,7 @@ class RecoveryDisk(WireModel):
     path: str
     vhd_path: str | None
     open_handles: int
+    sector_bytes: SectorBytes = 512
 
 
 class RecoveryInfo(WireModel):
@@ -171,8 +176,11 @@ class DiskHostControl(Protocol):
         """The newest position drawn by this host."""
         ...
 
-    async def create_disk(self, *, vm: str, name: str, size_bytes: int) -> DiskInfo:
-        """A new, all-zero disk (``DiskExists``, ``InvalidDiskSize``, ``InvalidName``, ``DiskFull``)."""
+    async def create_disk(self, *, vm: str, name: str, size_bytes: int, sector_bytes: SectorBytes = 512) -> DiskInfo:
+        """A new, all-zero disk that declares sectors of ``sector_bytes``.
+
+        ``DiskExists``, ``InvalidDiskSize``, ``InvalidName``, ``DiskFull``.
+        """
         ...
 
     async def resize_disk(self, *, vm: str, disk: str, size_bytes: int) -> DiskInfo:
@@ -235,7 +243,9 @@ class DiskHostControl(Protocol):
         """Put all staged disks of the VM in place: new generation, tracking off, old logs gone."""
         ...
 
-    async def open_point(self, *, vm: str, name: str, disk_id: str, store: str, position: int) -> DiskInfo:
+    async def open_point(
+        self, *, vm: str, name: str, disk_id: str, store: str, position: int, sector_bytes: SectorBytes = 512
+    ) -> DiskInfo:
         """Serve managed disk ``store`` (folder) as of ``position`` as a writable, tracked disk of VM ``vm``.
 
         A new top (``vm``/``name``) is made over the read-only view; only a recovery-side host can do this

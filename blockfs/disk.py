@@ -267,11 +267,11 @@ class Disk:
 
     def resize(self, size_bytes: int) -> None:
         """Grow the disk; ``InvalidDiskSize`` to shrink it, or for a part of a sector."""
-        if not self.size_bytes <= size_bytes <= DISK_BYTES_MAX or size_bytes % SECTOR_BYTES:
+        if not self.size_bytes <= size_bytes <= DISK_BYTES_MAX or size_bytes % self.state.sector_bytes:
             raise RigError(
                 "InvalidDiskSize",
-                f"disk {self.place}: new size is {size_bytes} bytes; it must be a multiple of {SECTOR_BYTES}, at least "
-                f"{self.size_bytes} (a disk is never shrunk) and at most {DISK_BYTES_MAX >> 40} TiB",
+                f"disk {self.place}: new size is {size_bytes} bytes; it must be a multiple of {self.state.sector_bytes}, "
+                f"at least {self.size_bytes} (a disk is never shrunk) and at most {DISK_BYTES_MAX >> 40} TiB",
             )
         if not self._rules.can_grow:
             raise RigError("InvalidDiskSize", f"disk {self.place}: cannot grow: something lies behind it in its file")
@@ -281,7 +281,7 @@ class Disk:
     @property
     def growth_step_bytes(self) -> int:
         """The disk's size can become any larger multiple of this; 0: it cannot grow."""
-        return SECTOR_BYTES if self._rules.can_grow and not self.read_only else 0
+        return self.state.sector_bytes if self._rules.can_grow and not self.read_only else 0
 
     def _note_growth(self) -> None:
         size_bytes = self.size_bytes

@@ -18,6 +18,7 @@ from blockfs.errors import RigError
 from blockfs.layers import RawLayer, TopLayer, WritableLayer
 from blockfs.log_recovery import DISK_BYTES_MAX
 from blockfs.os_errors import naming
+from blockfs.sector_size import SectorBytes
 from blockfs.views import Views
 
 SECTOR_BYTES = 512
@@ -46,12 +47,12 @@ class DiskPlace:
         return f"{self.vm}/{self.name}" if self.vm else self.name
 
 
-def make_raw(place: DiskPlace, size_bytes: int) -> None:
+def make_raw(place: DiskPlace, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
     """The files of a new all-zero disk; nothing is left behind if it fails."""
-    if not 0 < size_bytes <= DISK_BYTES_MAX or size_bytes % SECTOR_BYTES:
+    if not 0 < size_bytes <= DISK_BYTES_MAX or size_bytes % sector_bytes:
         raise RigError(
             "InvalidDiskSize",
-            f"disk {place.name}: size is {size_bytes} bytes; it must be a positive multiple of {SECTOR_BYTES} and at "
+            f"disk {place.name}: size is {size_bytes} bytes; it must be a positive multiple of {sector_bytes} and at "
             f"most {DISK_BYTES_MAX >> 40} TiB",
         )
     path = place.file("img")
@@ -61,7 +62,13 @@ def make_raw(place: DiskPlace, size_bytes: int) -> None:
             os.ftruncate(fd, size_bytes)
             os.fsync(fd)  # before the state says that it is so long
         DiskState(
-            disk_id=str(uuid.uuid4()), size_bytes=size_bytes, kind="raw", generation=0, tracked=False, needs_resync=None
+            disk_id=str(uuid.uuid4()),
+            size_bytes=size_bytes,
+            kind="raw",
+            generation=0,
+            tracked=False,
+            needs_resync=None,
+            sector_bytes=sector_bytes,
         ).save(place.file("disk"))
     except BaseException:
         path.unlink()
@@ -70,7 +77,7 @@ def make_raw(place: DiskPlace, size_bytes: int) -> None:
         os.close(fd)
 
 
-def make_top(place: DiskPlace, *, store: Path, position: int, size_bytes: int) -> None:
+def make_top(place: DiskPlace, *, store: Path, position: int, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
     """The files of a new writable disk over managed disk ``store`` at ``position``, which has that size."""
     DiskState(
         disk_id=str(uuid.uuid4()),
@@ -81,6 +88,7 @@ def make_top(place: DiskPlace, *, store: Path, position: int, size_bytes: int) -
         needs_resync=None,
         store=str(store),
         position=position,
+        sector_bytes=sector_bytes,
     ).save(place.file("disk"))
 
 

@@ -36,6 +36,7 @@ def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
         needs_resync=disk.state.needs_resync,
         open_handles=disk.handles,
         promotion=promotion,
+        sector_bytes=disk.state.sector_bytes,
     )
 
 

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from blockfs import safe_files
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
+from blockfs.sector_size import SectorBytes
 from blockfs.wire import UUID_PATTERN, WireModel
 from cext.hashing import crc32c
 
@@ -97,7 +98,8 @@ class DiskState(WireModel):
     ``needs_resync``: None, or why the logs cannot be vouched for.  ``promoting``: of a top that is becoming a raw disk
     (:mod:`blockfs.promotion`).  ``image``: name of the file, only of a disk by itself (:mod:`blockfs.standalone`).
     ``closed``: None while the disk is open, and after a kill.  ``opened``: None if it was not tracked then.  ``shown``: what
-    ``chmod``, ``chown`` and ``touch`` have set (:mod:`blockfs.file_attributes`).
+    ``chmod``, ``chown`` and ``touch`` have set (:mod:`blockfs.file_attributes`).  ``sector_bytes``: the logical sector
+    size that the disk declares.
     """
 
     disk_id: str = Field(pattern=UUID_PATTERN)
@@ -114,6 +116,7 @@ class DiskState(WireModel):
     closed: ClosedNote | None = None
     opened: OpenedNote | None = None
     shown: ShownAttributes = ShownAttributes()
+    sector_bytes: SectorBytes = 512
 
     @property
     def lasts(self) -> bool:

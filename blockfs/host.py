@@ -49,6 +49,7 @@ from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from blockfs.promotion import Promoter
 from blockfs.recoveries import Recoveries
+from blockfs.sector_size import SectorBytes
 from blockfs.snapshot import STORE_SHARE_MAX
 from blockfs.tree import ROOT, tend
 from blockfs.turns import Turns
@@ -210,14 +211,16 @@ class DiskHost:
 
     # --- disks --------------------------------------------------------------------------------------------------
 
-    async def create_disk(self, *, vm: str, name: str, size_bytes: int) -> DiskInfo:
+    async def create_disk(self, *, vm: str, name: str, size_bytes: int, sector_bytes: SectorBytes = 512) -> DiskInfo:
         """See :class:`DiskHostControl`."""
         self._check_new(vm, name)
         with told_of(f"disk {vm}/{name} of {size_bytes} bytes"):
-            disk = self._add(vm, name, lambda place: make_raw(place, size_bytes), None)
+            disk = self._add(vm, name, lambda place: make_raw(place, size_bytes, sector_bytes), None)
         return describe(disk, self.mountpoint)
 
-    async def open_point(self, *, vm: str, name: str, disk_id: str, store: str, position: int) -> DiskInfo:
+    async def open_point(
+        self, *, vm: str, name: str, disk_id: str, store: str, position: int, sector_bytes: SectorBytes = 512
+    ) -> DiskInfo:
         """See :class:`DiskHostControl`."""
         views = self._views
         if views is None:
@@ -230,7 +233,7 @@ class DiskHost:
                 # In a thread: it waits for the host's disk, and the disks that are served meanwhile must not.
                 view = await trio.to_thread.run_sync(open_counted, views, Path(store), position, place.holder)
                 try:
-                    disk = self._over_point(place, Path(store), position, view)
+                    disk = self._over_point(place, Path(store), position, view, sector_bytes)
                 except BaseException:
                     views.let_go(Path(store), place.holder)
                     raise
@@ -238,13 +241,15 @@ class DiskHost:
             self._opening.discard(str(place))
         return describe(disk, self.mountpoint)
 
-    def _over_point(self, place: DiskPlace, store: Path, position: int, view: Layer) -> Disk:
+    def _over_point(self, place: DiskPlace, store: Path, position: int, view: Layer, sector_bytes: SectorBytes) -> Disk:
         """A new tracked disk over a view, which is closed if that fails; then nothing is left of the disk."""
         try:
             disk = self._add(
                 place.vm,
                 place.name,
-                lambda made: make_top(made, store=store, position=position, size_bytes=view.size_bytes),
+                lambda made: make_top(
+                    made, store=store, position=position, size_bytes=view.size_bytes, sector_bytes=sector_bytes
+                ),
                 OpenedView(view),
             )
         except OSError as exc:

@@ -77,13 +77,15 @@ def _reason(result: _Result) -> str:
     return result.err or result.out or f"exit status {result.returncode}"
 
 
-async def attach(disk: Path, *, read_only: bool = False) -> str:
+async def attach(disk: Path, *, read_only: bool = False, sector_bytes: int = 512) -> str:
     """Make a loop device over a disk file and return its name (``/dev/loopN``); ``AttachFailed``.
+
+    ``sector_bytes``: the logical sector size that it declares to its guests.
 
     Direct I/O is on where the backing file allows it, so that no page is cached twice and what the guest
     flushed is not waiting in the loop device's own cache.
     """
-    base = ["losetup", "--find", "--show", *(["--read-only"] if read_only else [])]
+    base = ["losetup", "--find", "--show", "--sector-size", str(sector_bytes), *(["--read-only"] if read_only else [])]
     result = await _run(*base, "--direct-io=on", str(disk))
     if not result.out.startswith("/dev/"):
         result = await _run(*base, str(disk))

@@ -23,7 +23,6 @@ from blockfs.qemu_img import Advance, OpenImage
 from blockfs.sparse_copy import STEP_BYTES, SparseCopy, write_data
 
 SECTOR_BYTES = 512
-SECTOR_SIZES = (512, 4096)
 _QEMU_NAMES: dict[Format, str] = {"vhd": "vpc"}
 _CHECKED = ("qcow2", "vhdx", "vmdk", "vdi", "qed", "parallels")  # what qemu-img check knows
 

@@ -46,7 +46,8 @@ RELEASE_S = 2.0
 OPENED_AT_ONCE = 8
 """Disks of a state: the durability of their pins is one wait of the host's disk, not one for each."""
 
-_FORMAT = 1
+_FORMAT = 2
+_OLD_FORMAT = 1  # without sector sizes
 _NAME = re.compile(r"[A-Za-z0-9@][A-Za-z0-9@.+_:-]{0,126}")
 _log = structlog.get_logger("blockfs.recoveries")
 
@@ -71,8 +72,11 @@ class _Note(WireModel):
         try:
             raw = json.loads(path.read_bytes())
             version, crc, body = raw.pop("format"), raw.pop("crc32c"), raw.pop("recovery")
-            if type(version) is not int or version != _FORMAT:
-                raise RigError("StateVersion", f"{path}: is of format {version!r:.50}; this siterig reads {_FORMAT}")
+            if type(version) is not int or version not in (_OLD_FORMAT, _FORMAT):
+                raise RigError(
+                    "StateVersion",
+                    f"{path}: is of format {version!r:.50}; this siterig reads {_OLD_FORMAT} and {_FORMAT}",
+                )
             if type(crc) is int and crc == _crc(body) and not raw:
                 return cls.model_validate(body, strict=True)
             why = "checksum does not match"
@@ -234,6 +238,7 @@ class Recoveries:
                 generation=0,
                 tracked=False,
                 needs_resync=None,
+                sector_bytes=source.sector_bytes,
             )
             # It is asked for no write: the rules say so to the file system, and no handle of it is writable.
             layer = cast("WritableLayer", view)
@@ -295,6 +300,7 @@ class Recoveries:
                 path=str(folder / f"{name}.img"),
                 vhd_path=str(folder / f"{name}.vhd") if vhd.can_be_vhd(disk.size_bytes) else None,
                 open_handles=disk.handles,
+                sector_bytes=disk.state.sector_bytes,
             )
             for name, disk in mounted.disks.items()
         ]

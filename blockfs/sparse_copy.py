@@ -85,19 +85,27 @@ class SparseCopy:
             if start > at:
                 return None, start
             stop = min(seek(self.source_fd, at, os.SEEK_HOLE, self.size_bytes), at + STEP_BYTES)
-            data = os.pread(self.source_fd, stop - at, at)
         except OSError as exc:
             raise find_unreadable(self.source, self.source_fd, at) or unreadable(
                 self.source, at, reason(exc, self.source)
             ) from exc
-        if not data:
-            raise RigError("ReadFailed", f"{self.source}: ends at byte {at}; it was to have {self.size_bytes}")
-        return data, at
+        return read_data(self.source, self.source_fd, at, stop - at), at
 
     def _zero(self, at: int, end: int) -> int:
         with _writing(self.target):
             zero_range(self.target_fd, at, end - at)
         return end
+
+
+def read_data(source: Path, fd: int, at: int, length: int) -> bytes:
+    """Up to ``length`` bytes, at least one; ``ReadFailed`` names the first byte that cannot be read."""
+    try:
+        data = os.pread(fd, length, at)
+    except OSError as exc:
+        raise find_unreadable(source, fd, at) or unreadable(source, at, reason(exc, source)) from exc
+    if not data:
+        raise RigError("ReadFailed", f"{source}: ends at byte {at}, before the end of its disk")
+    return data
 
 
 def seek(fd: int, at: int, whence: int, end: int) -> int:

@@ -20,6 +20,7 @@ from blockfs.errors import RigError
 from blockfs.image_kind import Format
 from blockfs.part import PartName
 from blockfs.progress import VmProgress
+from blockfs.sector_size import SectorBytes
 from blockfs.waits import Waits
 from replication import failback
 from replication.board import Board
@@ -52,6 +53,8 @@ class NewDisk(Protocol):
     def image(self) -> str | None: ...
     @property
     def image_format(self) -> Format | None: ...
+    @property
+    def sector_bytes(self) -> SectorBytes: ...
 
 
 class HyperVAgent:
@@ -121,13 +124,17 @@ class HyperVAgent:
     async def _make(self, vm: str, disks: Sequence[NewDisk], board: Board) -> list[DiskInfo]:
         try:
             for disk in disks:
-                info = await self._links.host.create_disk(vm=vm, name=disk.name, size_bytes=disk.size_bytes)
+                info = await self._links.host.create_disk(
+                    vm=vm, name=disk.name, size_bytes=disk.size_bytes, sector_bytes=disk.sector_bytes
+                )
                 if disk.image is not None:
                     more = partial(board.more, disk.name)
                     await self._links.guests.fill(Path(info.path), Path(disk.image), more, format_=disk.image_format)
                     board.done(disk.name, disk.size_bytes)  # it may be larger than the image
                 if disk.filesystem is not None:
-                    await self._links.guests.format(Path(info.path), disk.filesystem, disk.name)
+                    await self._links.guests.format(
+                        Path(info.path), disk.filesystem, disk.name, sector_bytes=disk.sector_bytes
+                    )
             return await self._links.host.list_disks(vm=vm)
         except BaseException:
             with trio.CancelScope(shield=True), trio.move_on_after(_CLEAN_UP_S):

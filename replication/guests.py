@@ -33,8 +33,8 @@ class Guests(Protocol):
         """Unmount and detach all (``VmBusy``)."""
         ...
 
-    async def format(self, disk: Path, filesystem: str, label: str) -> None:
-        """Make a file system on a disk."""
+    async def format(self, disk: Path, filesystem: str, label: str, *, sector_bytes: int = 512) -> None:
+        """Make a file system on a disk with sectors of that size."""
         ...
 
     async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: Format | None = None) -> None:
@@ -63,9 +63,9 @@ class HostGuests:
         """See :func:`blockfs.hostmounts.shutdown`."""
         await hostmounts.shutdown(disks)
 
-    async def format(self, disk: Path, filesystem: str, label: str) -> None:
+    async def format(self, disk: Path, filesystem: str, label: str, *, sector_bytes: int = 512) -> None:
         """Attach, make the file system, detach."""
-        loop = await hostmounts.attach(disk)
+        loop = await hostmounts.attach(disk, sector_bytes=sector_bytes)
         try:
             await hostmounts.mkfs(loop, filesystem, label)
         except RigError as error:

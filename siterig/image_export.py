@@ -26,14 +26,16 @@ from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
 from blockfs.host_folder import told_of
 from blockfs.qemu_img import Advance
+from blockfs.sector_size import SECTOR_BYTES_DEFAULT
 from blockfs.sparse_copy import SparseCopy
+from blockfs.vhdx_writer import VhdxWriter
 
 OWN_FORMATS = ("raw", "vhd")
 Format = Literal["raw", "vhd", "qcow2", "vhdx", "vmdk"]
 
 
 def check(to: Path, format_: Format, *, force: bool) -> None:
-    """Refuse all that can be known beforehand: ``FileExists``, ``BadRequest``, ``ImageBusy``, ``HostIoError``, ``ToolMissing``."""
+    """Refuse what cannot be written: ``FileExists``, ``BadRequest``, ``ImageBusy``, ``HostIoError``, ``ToolMissing``."""
     if str(to) == "-":
         raise RigError("BadRequest", f"{to}: an image is not written to standard output; name a file")
     with told_of(str(to)):
@@ -73,7 +75,9 @@ def _there(to: Path, look: Callable[[Path], os.stat_result]) -> RigError | None:
     return RigError("BadRequest", f"{to}: is a {_KINDS[stat.S_IFMT(mode)]}; name a file")
 
 
-async def export(source: Path, to: Path, format_: Format, *, force: bool, advance: Advance) -> None:
+async def export(
+    source: Path, to: Path, format_: Format, *, force: bool, advance: Advance, sector_bytes: int = SECTOR_BYTES_DEFAULT
+) -> None:
     """Write the disk in ``source`` (for ``vhd`` the one with a footer) to ``to``; a symbolic link stays one.
 
     ``FileExists``; ``BadRequest``: there is something that is no file; ``DiskFull``, ``HostIoError``, ``ReadFailed``,
@@ -89,7 +93,7 @@ async def export(source: Path, to: Path, format_: Format, *, force: bool, advanc
         if format_ in OWN_FORMATS:
             await _copy(source, part, advance)
         else:
-            await _convert(source, part, format_, advance)
+            await _convert(source, part, format_, advance, sector_bytes)
         await trio.to_thread.run_sync(part.publish, force)
     except RigError as error:
         if error.code != "ReadFailed":
@@ -138,10 +142,13 @@ async def _copy(source: Path, part: _Part, advance: Advance) -> None:
         await SparseCopy(source, reading.fileno(), part.to, part.fd, size_bytes).run(advance)
 
 
-async def _convert(source: Path, part: _Part, format_: Format, advance: Advance) -> None:
+async def _convert(source: Path, part: _Part, format_: Format, advance: Advance, sector_bytes: int) -> None:
     with source.open("rb", buffering=0) as reading:
         opened = qemu_img.OpenImage(source, reading.fileno(), "raw")
         size_bytes = os.fstat(reading.fileno()).st_size
+        if format_ == "vhdx" and sector_bytes != SECTOR_BYTES_DEFAULT:
+            await VhdxWriter(source, reading.fileno(), part.to, part.fd, size_bytes, sector_bytes).run(advance)
+            return
         await qemu_img.convert(opened, qemu_img.Target(part.to, part.fd), to=format_, size_bytes=size_bytes, advance=advance)
 
 

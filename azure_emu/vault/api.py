@@ -16,6 +16,7 @@ from azure_emu.vault.retention import HOURS_DEFAULT
 from blockfs.control import TagKind
 from blockfs.host_process import HostProcess
 from blockfs.progress import VmProgress
+from blockfs.sector_size import SectorBytes
 from blockfs.wire import WireModel
 
 JobState = Literal["NotStarted", "InProgress", "Succeeded", "Failed", "Cancelled", "Suspended", "Other"]
@@ -24,11 +25,15 @@ Side = Literal["site", "azure"]
 
 
 class VmDisk(WireModel):
-    """A disk of a VM; ``path`` is its file, usable with losetup, mkfs, qemu, ..."""
+    """A disk of a VM; ``path`` is its file, usable with losetup, mkfs, qemu, ...
+
+    ``sector_bytes``: the logical sector size that it declares.
+    """
 
     name: str
     size_bytes: int
     path: str
+    sector_bytes: SectorBytes = 512
 
 
 class Vm(WireModel):
@@ -97,6 +102,7 @@ class MountedDisk(WireModel):
     size_bytes: int
     path: str
     vhd: str | None
+    sector_bytes: SectorBytes = 512
 
 
 class MountedPoint(WireModel):

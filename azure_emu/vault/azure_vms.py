@@ -20,6 +20,7 @@ from blockfs.control import DiskInfo
 from blockfs.errors import RigError
 from blockfs.host_folder import NAME_CHARS_MAX, RECOVERY_FOLDER, check_name
 from blockfs.host_process import HostProcess
+from blockfs.sector_size import known_size
 
 Kind = Literal["TestFailover", "Recovered", "Copy"]
 
@@ -95,7 +96,8 @@ async def _open_disks(services: Services, owner: str, name: str, position: int) 
     for disk, store in zip(disks, stores, strict=True):
         # The new disk has an id of its own: its parts at failback must not be taken for those of the site's disk.
         await services.azure.open_point(
-            vm=name, name=disk.name, disk_id=str(uuid.uuid4()), store=store, position=position
+            vm=name, name=disk.name, disk_id=str(uuid.uuid4()), store=store, position=position,
+            sector_bytes=known_size(disk.sector_bytes),
         )  # fmt: skip
 
 
@@ -149,7 +151,7 @@ def _copies(session: Session, owner: str) -> list[str]:
 
 def to_vm_disk(disk: DiskInfo) -> VmDisk:
     """The disk as the API shows it."""
-    return VmDisk(name=disk.name, size_bytes=disk.size_bytes, path=disk.path)
+    return VmDisk(name=disk.name, size_bytes=disk.size_bytes, path=disk.path, sector_bytes=disk.sector_bytes)
 
 
 def _disks(session: Session, owner: str) -> list[DiskRow]:

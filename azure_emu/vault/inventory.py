@@ -12,6 +12,7 @@ from azure_emu.vault.schema import AzureVmRow, ItemRow, KnownDiskRow
 from azure_emu.vault.services import Services
 from blockfs.control import DiskInfo
 from blockfs.errors import RigError
+from blockfs.sector_size import known_size
 
 UNPROTECTED = "Unprotected"
 
@@ -20,13 +21,19 @@ def remember_vm(session: Session, vm: Vm) -> None:
     """Replace what is known of one VM's disks."""
     session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == vm.side, KnownDiskRow.vm == vm.name))
     for disk in vm.disks:
-        session.add(KnownDiskRow(fabric=vm.side, vm=vm.name, name=disk.name, size_bytes=disk.size_bytes, path=disk.path))
+        session.add(_row(vm.side, vm.name, disk))
+
+
+def _row(fabric: Side, vm: str, disk: VmDisk | DiskInfo) -> KnownDiskRow:
+    return KnownDiskRow(
+        fabric=fabric, vm=vm, name=disk.name, size_bytes=disk.size_bytes, path=disk.path, sector_bytes=disk.sector_bytes
+    )
 
 
 def _remember_fabric(session: Session, fabric: Side, disks: Iterable[DiskInfo]) -> None:
     session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == fabric))
     for disk in disks:
-        session.add(KnownDiskRow(fabric=fabric, vm=disk.vm, name=disk.name, size_bytes=disk.size_bytes, path=disk.path))
+        session.add(_row(fabric, disk.vm, disk))
 
 
 def _known(session: Session, fabric: Side) -> list[Vm]:
@@ -34,7 +41,8 @@ def _known(session: Session, fabric: Side) -> list[Vm]:
     disks: dict[str, list[VmDisk]] = {}
     query = select(KnownDiskRow).where(KnownDiskRow.fabric == fabric).order_by(KnownDiskRow.vm, KnownDiskRow.name)
     for row in session.scalars(query):
-        disks.setdefault(row.vm, []).append(VmDisk(name=row.name, size_bytes=row.size_bytes, path=row.path))
+        found = VmDisk(name=row.name, size_bytes=row.size_bytes, path=row.path, sector_bytes=known_size(row.sector_bytes))
+        disks.setdefault(row.vm, []).append(found)
     if fabric == "site":
         states = {item.vm: item.protection_state for item in session.scalars(select(ItemRow))}
         default = UNPROTECTED

@@ -27,6 +27,7 @@ from blockfs import short_ids
 from blockfs.control import RecoveryInfo, RecoverySource
 from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
+from blockfs.sector_size import known_size
 
 CLEAN_UP_S = 10.0
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)")
@@ -265,7 +266,8 @@ async def mount(
 async def _sources(services: Services, disks: list[DiskRow]) -> list[RecoverySource]:
     paths = await services.recovery.store_paths(disk_ids=[disk.disk_id for disk in disks])
     return [
-        RecoverySource(name=disk.name, disk_id=disk.disk_id, store=path) for disk, path in zip(disks, paths, strict=True)
+        RecoverySource(name=disk.name, disk_id=disk.disk_id, store=path, sector_bytes=known_size(disk.sector_bytes))
+        for disk, path in zip(disks, paths, strict=True)
     ]
 
 
@@ -357,7 +359,16 @@ def _wire(
         position=row.position,
         time=row.asked_time,
         recovery_point=point,
-        disks=[MountedDisk(name=d.name, size_bytes=d.size_bytes, path=d.path, vhd=d.vhd_path) for d in disks],
+        disks=[
+            MountedDisk(
+                name=disk.name,
+                size_bytes=disk.size_bytes,
+                path=disk.path,
+                vhd=disk.vhd_path,
+                sector_bytes=disk.sector_bytes,
+            )
+            for disk in disks
+        ],
         broken="the recovery host does not have it: unmount it" if info is None else info.broken,
         damage=None if known_damage is None else known_damage.message,
     )

@@ -53,6 +53,7 @@ async def _adopt_disks(work: Work, disks: list[DiskInfo]) -> None:
                     DiskRow(
                         disk_id=disk.disk_id, name=disk.name, size_bytes=disk.size_bytes, generation=0, sync_parts=0,
                         sync_complete=False, log_seq=0, complete_position=0, complete_time_ns=0,
+                        sector_bytes=disk.sector_bytes,
                     )
                 )  # fmt: skip
         session.flush()

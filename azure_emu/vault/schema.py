@@ -92,6 +92,7 @@ class DiskRow(Base):
     log_seq: Mapped[int] = mapped_column(BigInteger)  # last sequence number applied; 0: none
     complete_position: Mapped[int] = mapped_column(BigInteger)  # all records up to it are applied; 0: none
     complete_time_ns: Mapped[int] = mapped_column(BigInteger)  # time of that record by the site's clock; 0: none
+    sector_bytes: Mapped[int] = mapped_column(Integer, default=512)  # 512 or 4096: the sector size that the disk declares
 
 
 class DamageRow(Base):
@@ -245,6 +246,7 @@ class KnownDiskRow(Base):
     name: Mapped[str] = mapped_column(String, primary_key=True)  # the disk's name, unique within the VM
     size_bytes: Mapped[int] = mapped_column(BigInteger)  # bytes; a multiple of 512
     path: Mapped[str] = mapped_column(String)  # the disk's file in the fabric's mount
+    sector_bytes: Mapped[int] = mapped_column(Integer, default=512)  # 512 or 4096: the sector size that the disk declares
 
 
 class AzureVmRow(Base):

@@ -15,6 +15,7 @@ from azure_emu.vault.api import MountedDisk, MountedPoint, RecoveryPoint, VaultA
 from blockfs import vhd
 from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
+from blockfs.sector_size import SECTOR_BYTES_DEFAULT
 from siterig import completion, exits, image_export, show
 from siterig.commands.options import POINTS, Dir, Json, VmName, example, vault
 from siterig.values import format_size, parse_point
@@ -221,8 +222,15 @@ def export(
                 raise RigError(
                     "InvalidDiskSize", f"{vm}/{source.name} has {source.size_bytes} bytes: {vhd.WHY_NOT}; export it as vhdx"
                 )
+            if source.sector_bytes != SECTOR_BYTES_DEFAULT and format_ != "vhdx":
+                show.notice(
+                    f"disk {vm}/{source.name} declares sectors of {source.sector_bytes} bytes, which format {format_} "
+                    f"cannot express: give --sector-size {source.sector_bytes} when it is imported, or export it as vhdx"
+                )
             with show.bar(f"{vm}/{source.name} at {made.position}", source.size_bytes) as advance:
-                await image_export.export(Path(path), to, format_, force=force, advance=advance)
+                await image_export.export(
+                    Path(path), to, format_, force=force, advance=advance, sector_bytes=source.sector_bytes
+                )
         size_bytes = source.size_bytes if to.is_block_device() else to.stat().st_size
         if as_json:
             fields = {"vm": vm, "disk": source.name, "position": made.position, "recovery_point": made.recovery_point}

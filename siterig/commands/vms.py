@@ -13,6 +13,7 @@ from blockfs import image_import
 from blockfs.control import TagKind
 from blockfs.errors import RigError
 from blockfs.image_kind import FORMATS, Format
+from blockfs.sector_size import SECTOR_SIZES, check_sectors, known_size
 from siterig import exits, show
 from siterig.commands.operations import job_status, run_job
 from siterig.commands.options import Dir, Json, VmName, example, vault
@@ -65,12 +66,20 @@ def create(
             help=f"Of the images, or of disk NAME's: {', '.join(FORMATS)}; without it contents and name decide.",
         ),
     ] = None,
+    sector_size: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sector-size",
+            metavar="[NAME=]512|4096",
+            help="The logical sector size that the disks declare, or disk NAME does; without it that of the image, or 512.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Create a source VM with its disks, which appear as files in the site's mount."""
 
     async def work() -> None:
-        specs = await _specs(disk, format_ or [])
+        specs = await _specs(disk, format_ or [], sector_size or [])
         api = vault(folder)
         made = await while_imported(api, vm, specs, lambda: api.create_vm(vm=vm, disks=specs))
         if as_json:
@@ -82,8 +91,21 @@ def create(
     exits.run(work)
 
 
-async def _specs(disks: list[str], formats: list[str]) -> list[DiskSpec]:
+async def _specs(disks: list[str], formats: list[str], sector_sizes: list[str]) -> list[DiskSpec]:
     """The disks to create, in their order; images are looked at."""
+    specs = await _disks(disks, formats)
+    wanted = parse_of_disks(
+        "--sector-size", sector_sizes, [str(size) for size in SECTOR_SIZES], [spec.name for spec in specs]
+    )
+    specs = [
+        spec.model_copy(update={"sector_bytes": int(wanted[spec.name])}) if spec.name in wanted else spec for spec in specs
+    ]
+    for spec in specs:
+        check_sectors(f"disk {spec.name}", spec.size_bytes, spec.sector_bytes)
+    return specs
+
+
+async def _disks(disks: list[str], formats: list[str]) -> list[DiskSpec]:
     names = [text.partition("=")[0] for text in disks if is_import(text)]
     format_of = cast("dict[str, Format]", parse_of_disks("--format", formats, FORMATS, names))
     return [await _imported(text, format_of) if is_import(text) else parse_disk(text) for text in disks]
@@ -99,7 +121,11 @@ async def _imported(text: str, format_of: dict[str, Format]) -> DiskSpec:
     if source.remark is not None:
         show.notice(source.remark)
     return DiskSpec(
-        name=name, size_bytes=size_bytes or source.size_bytes, image=str(source.path), image_format=source.format
+        name=name,
+        size_bytes=size_bytes or source.size_bytes,
+        image=str(source.path),
+        image_format=source.format,
+        sector_bytes=known_size(source.sector_bytes),
     )
 
 

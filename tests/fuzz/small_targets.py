@@ -363,7 +363,7 @@ def _strict_state(raw: bytes) -> dict[str, Any] | None:
     body = _body(raw)
     if body is None:
         return None
-    optional = {"store", "position", "promoting", "image", "first_segment", "closed", "opened", "shown"}
+    optional = {"store", "position", "promoting", "image", "first_segment", "closed", "opened", "shown", "sector_bytes"}
     keys = {"disk_id", "size_bytes", "kind", "generation", "tracked", "needs_resync", *optional}
     if not keys - optional <= body.keys() <= keys:
         return None
@@ -384,12 +384,13 @@ def _strict_state(raw: bytes) -> dict[str, Any] | None:
         and (body.get("closed") is None or _is_closed(body["closed"]))
         and _shown(body.get("shown", {})) is not None
         and (body.get("opened") is None or _is_opened(body["opened"]))
+        and type(body.get("sector_bytes", 512)) is int and body.get("sector_bytes", 512) in (512, 4096)
     )  # fmt: skip
     if not good:
         return None
     absent: dict[str, Any] = {
         "store": None, "position": None, "promoting": False, "image": None, "first_segment": 1,
-        "closed": None, "opened": None,
+        "closed": None, "opened": None, "sector_bytes": 512,
     }  # fmt: skip
     whole = copy.deepcopy(absent | body | {"shown": _shown(body.get("shown", {}))})
     for stamp in whole["closed"]["files"] if whole["closed"] else []:

@@ -78,7 +78,7 @@ def _strict_note(raw: bytes) -> list[dict[str, str]]:
         raise BadStoreError("no JSON") from None
     need(isinstance(document, dict) and document.keys() == {"format", "crc32c", "recovery"}, "keys")
     body, crc, version = document["recovery"], document["crc32c"], document["format"]
-    need(type(version) is int and version == 1, "version")
+    need(type(version) is int and version in (1, 2), "version")
     need(type(crc) is int and crc == crc32c(json.dumps(body, sort_keys=True).encode()), "checksum")
     keys = {"vm", "name", "position", "disks"}
     need(isinstance(body, dict) and keys <= body.keys() <= keys | {"time_ns"}, "keys")
@@ -86,7 +86,8 @@ def _strict_note(raw: bytes) -> list[dict[str, str]]:
     need((body["vm"], body["name"]) == ("web01", "now"), "of another file")
     need(strict.whole(body["position"]) and isinstance(body["disks"], list), "position, disks")
     for each in body["disks"]:
-        need(isinstance(each, dict) and each.keys() == {"name", "disk_id", "store"}, "keys of a disk")
+        need(isinstance(each, dict) and each.keys() - {"sector_bytes"} == {"name", "disk_id", "store"}, "keys of a disk")
+        need(type(each.get("sector_bytes", 512)) is int and each.get("sector_bytes", 512) in (512, 4096), "sector size")
         need(strict.is_uuid(each["disk_id"]) and _is_text(each["store"]), "a disk")
         need(_is_text(each["name"]) and "/" not in each["name"], "a disk's name")
     return list(body["disks"])

@@ -25,6 +25,7 @@ from blockfs.host import DiskHost
 from blockfs.image_kind import Format
 from blockfs.part import SYNC_END, Listing, PartName, Watermark
 from blockfs.part_codec import unpack
+from blockfs.sector_size import SectorBytes
 from blockfs.sparse_copy import Advance
 from blockfs.waits import Waits
 from cext.hashing import chunk_tag
@@ -309,7 +310,7 @@ class FakeGuests:
     async def shutdown(self, disks: list[Path]) -> None:
         self.shut_down = [str(disk) for disk in disks]
 
-    async def format(self, disk: Path, filesystem: str, label: str) -> None:
+    async def format(self, disk: Path, filesystem: str, label: str, *, sector_bytes: int = 512) -> None:
         if self.refusal is not None:
             raise self.refusal
         self.formatted.append((disk.name, filesystem, label))
@@ -359,6 +360,7 @@ class Disk:
     filesystem: str | None = None
     image: str | None = None
     image_format: Format | None = None
+    sector_bytes: SectorBytes = 512
 
 
 class Rig:

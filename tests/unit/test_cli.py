@@ -177,7 +177,9 @@ def test_a_failover_waits_and_gives_the_vm_and_the_job(vault: FakeVault) -> None
     assert result.exit_code == 0
     assert vault.asked == [("test_failover", {"vm": "web01", "point": "LatestApplicationConsistent"})]
     printed = json.loads(result.stdout)
-    assert printed["job"]["result"]["disks"] == [{"name": "os", "size_bytes": 2**30, "path": "/r/os.img"}]
+    assert printed["job"]["result"]["disks"] == [
+        {"name": "os", "size_bytes": 2**30, "path": "/r/os.img", "sector_bytes": 512}
+    ]
     assert printed["job"]["scenarioName"] == "TestFailover"
     assert [json.loads(line) for line in result.stderr.splitlines()] == [
         {"progress": "Test failover web01: Failing over: InProgress"},
@@ -255,7 +257,7 @@ def test_vms_are_given_by_the_contract(vault: FakeVault) -> None:
     assert json.loads(result.stdout) == [
         {
             "vm": "web01-test", "side": "azure", "state": "TestFailover",
-            "disks": [{"name": "os", "size_bytes": 2**30, "path": "/r/os.img"}],
+            "disks": [{"name": "os", "size_bytes": 2**30, "path": "/r/os.img", "sector_bytes": 512}],
         }
     ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import time
@@ -18,6 +19,7 @@ from blockfs.errors import RigError
 from blockfs.host import DiskHost
 from blockfs.layers import Layer, RawLayer
 from blockfs.position import read_position
+from cext.hashing import crc32c
 from tests.unit.disk_model import replay
 
 SIZE = 256 << 10
@@ -47,6 +49,30 @@ async def test_disks_are_found_again_after_a_kill(host: DiskHost) -> None:
     again = await restart(host).list_disks()
     assert [(d.vm, d.name, d.disk_id, d.tracked) for d in again] == [(d.vm, d.name, d.disk_id, d.tracked) for d in before]
     assert again[0].path == str(host.mountpoint / "web01" / "a.img")
+
+
+async def test_a_disk_keeps_the_sector_size_that_it_declares(host: DiskHost) -> None:
+    made = await host.create_disk(vm="web01", name="os", size_bytes=SIZE, sector_bytes=4096)
+    assert made.sector_bytes == 4096
+    again = restart(host)
+    (found,) = await again.list_disks()
+    assert found.sector_bytes == 4096
+    with pytest.raises(RigError, match="it must be a multiple of 4096, at least"):
+        await again.resize_disk(vm="web01", disk="os", size_bytes=SIZE + 512)
+    assert (await again.resize_disk(vm="web01", disk="os", size_bytes=SIZE + 4096)).size_bytes == SIZE + 4096
+    with pytest.raises(RigError, match="it must be a positive multiple of 4096"):
+        await again.create_disk(vm="web01", name="data", size_bytes=SIZE + 512, sector_bytes=4096)
+    again.abandon()
+
+
+def test_a_state_file_of_format_1_is_of_a_disk_with_sectors_of_512_bytes(tmp_path: Path) -> None:
+    body = {
+        "disk_id": "5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42", "size_bytes": 4096, "kind": "raw", "generation": 0,
+        "tracked": False, "needs_resync": None,
+    }  # fmt: skip
+    crc = crc32c(json.dumps(body, sort_keys=True).encode())
+    (tmp_path / "os.disk").write_text(json.dumps({"format": 1, "crc32c": crc, "disk": body}))
+    assert DiskState.load(tmp_path / "os.disk").sector_bytes == 512
 
 
 @pytest.mark.parametrize("name", ["", "../x", ".hidden", "a/b", "-x", "a" * 64, "a.b"])

@@ -430,3 +430,18 @@ async def test_rpo_is_the_time_that_passed_whatever_the_clock_is_set_to(tmp_path
         world.clock.is_set(set_by_s * 1_000_000_000)
         world.clock.passes(4_000_000_000)
         assert (await vault.items())[0].lastRpoInSeconds == pytest.approx(7.0)
+
+
+async def test_the_sector_size_of_a_disk_goes_with_it_to_points_and_recovered_vms(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        disks = [DiskSpec(name="os", size_bytes=1 << 30), DiskSpec(name="data", size_bytes=1 << 30, sector_bytes=4096)]
+        made = await vault.create_vm(vm="web01", disks=disks)
+        assert {disk.name: disk.sector_bytes for disk in made.disks} == {"os": 512, "data": 4096}
+        await ended(vault, await vault.enable_protection(vm="web01", interval_s=300))
+        await idle(vault)
+        mounted = await vault.mount_point(vm="web01", point="LatestProcessed")
+        assert {disk.name: disk.sector_bytes for disk in mounted.disks} == {"os": 512, "data": 4096}
+        await ended(vault, await vault.test_failover(vm="web01", point="LatestProcessed"))
+        (recovered,) = [vm for vm in await vault.list_vms() if vm.side == "azure"]
+        assert {disk.name: disk.sector_bytes for disk in recovered.disks} == {"os": 512, "data": 4096}

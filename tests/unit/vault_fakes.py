@@ -21,6 +21,7 @@ from blockfs.control import CutInfo, DiskInfo, RecoveryDisk, RecoveryInfo, Recov
 from blockfs.errors import RigError
 from blockfs.part import TagSeen, Watermark
 from blockfs.progress import VmProgress
+from blockfs.sector_size import SectorBytes
 
 START_NS = 1_800_000_000_000_000_000
 
@@ -146,7 +147,10 @@ class FakeProvider:
 
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> list[DiskInfo]:
         await self.world.called("site.create_vm")
-        self.world.site[vm] = {disk.name: self.world.disk(vm, disk.name, disk.size_bytes) for disk in disks}
+        self.world.site[vm] = {
+            disk.name: self.world.disk(vm, disk.name, disk.size_bytes).model_copy(update={"sector_bytes": disk.sector_bytes})
+            for disk in disks
+        }
         return list(self.world.site[vm].values())
 
     async def list_vms(self) -> list[DiskInfo]:
@@ -311,9 +315,11 @@ class FakeHost:
             raise RigError("DiskInUse", f"a disk of VM {vm!r} is open")
         del self.world.azure[vm]
 
-    async def open_point(self, *, vm: str, name: str, disk_id: str, store: str, position: int) -> DiskInfo:
+    async def open_point(
+        self, *, vm: str, name: str, disk_id: str, store: str, position: int, sector_bytes: SectorBytes = 512
+    ) -> DiskInfo:
         await self.world.called("azure.open_point")
-        disk = self.world.disk(vm, name, 1 << 30, disk_id)
+        disk = self.world.disk(vm, name, 1 << 30, disk_id).model_copy(update={"sector_bytes": sector_bytes})
         assert name not in self.world.azure.setdefault(vm, {})
         self.world.azure[vm][name] = disk
         self.world.opened_at[f"{vm}/{name}"] = position
@@ -330,7 +336,7 @@ class FakeHost:
         shown = [
             RecoveryDisk(
                 name=disk.name, disk_id=disk.disk_id, size_bytes=1 << 30, path=f"/mnt/recovery/{vm}/{name}/{disk.name}.img",
-                vhd_path=None, open_handles=0,
+                vhd_path=None, open_handles=0, sector_bytes=disk.sector_bytes,
             )
             for disk in disks
         ]  # fmt: skip

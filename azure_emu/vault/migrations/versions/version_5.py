@@ -1,4 +1,4 @@
-"""Schema version 5: the rig's clock decides instead of wall time; the JSON keys of job results."""
+"""Schema version 5: the rig's clock decides instead of wall time; the JSON keys of job results; sector sizes of disks."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def upgrade() -> None:
     _add_rig_clock()
     _place_points()
     _restart_health_windows()
+    _add_sector_sizes()
 
 
 def _rename_keys_of_job_results() -> None:
@@ -89,3 +90,12 @@ def _restart_health_windows() -> None:
     with op.batch_alter_table("cycle") as batch:
         batch.add_column(sa.Column("elapsed_ns", sa.BigInteger, nullable=False))
         batch.drop_column("at_ns")
+
+
+def _add_sector_sizes() -> None:
+    """All disks had sectors of 512 bytes."""
+    for table in ("disk", "known_disk"):
+        with op.batch_alter_table(table) as batch:
+            batch.add_column(sa.Column("sector_bytes", sa.Integer, nullable=False, server_default="512"))
+        with op.batch_alter_table(table) as batch:
+            batch.alter_column("sector_bytes", server_default=None)
