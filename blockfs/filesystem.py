@@ -142,8 +142,7 @@ class DiskFileSystem(pyfuse3.Operations):
             entry.st_uid, entry.st_gid = disk.attributes.owner
             _set_times(entry, disk.attributes.times)
             entry.st_ino = self._inode(node, disk.attributes.identity)
-            # Programs that copy sparsely look for holes only where fewer blocks are stored than the size would take.
-            entry.st_blocks = -(-disk.stored_bytes // 512)
+            entry.st_blocks = _blocks(disk.stored_bytes)
         else:
             self._describe_made(node, entry)
         return entry
@@ -158,8 +157,10 @@ class DiskFileSystem(pyfuse3.Operations):
 
     def _describe_made(self, node: _Node, entry: pyfuse3.EntryAttributes) -> None:
         """What is made of a disk, and can only be read."""
+        stored_bytes = None
         if (disk := self._disk_of(node, ".vhd")) is not None and vhd.can_be_vhd(disk.size_bytes):
             size_bytes, times = disk.size_bytes + vhd.FOOTER_BYTES, disk.attributes.times
+            stored_bytes = disk.stored_bytes + vhd.FOOTER_BYTES
         elif (disk := self._disk_of(node, ".snapshot")) is not None and disk.snapshot is not None:
             size_bytes, times = disk.snapshot.size_bytes, FileTimes.at(disk.snapshot.begun_ns)
         elif (disk := self._disk_of(node, ".stats")) is not None:
@@ -173,7 +174,7 @@ class DiskFileSystem(pyfuse3.Operations):
         else:
             raise pyfuse3.FUSEError(errno.ENOENT)
         entry.st_size, entry.st_mode = size_bytes, stat.S_IFREG | READ_ONLY_MODE
-        entry.st_blocks = -(-size_bytes // 512)
+        entry.st_blocks = _blocks(size_bytes if stored_bytes is None else stored_bytes)
         _set_times(entry, times)
         entry.st_ino = self._inode(node, disk.attributes.identity)
 
@@ -383,6 +384,11 @@ def _wanted(attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> Wan
         atime_ns=attr.st_atime_ns if fields.update_atime else None,
         mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
     )
+
+
+def _blocks(stored_bytes: int) -> int:
+    """Programs that copy sparsely look for holes only where fewer blocks are stored than the size would take."""
+    return -(-stored_bytes // 512)
 
 
 def _times_of(found: os.stat_result) -> FileTimes:

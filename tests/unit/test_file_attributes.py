@@ -233,6 +233,14 @@ async def test_a_folder_has_the_time_when_a_name_in_it_came_or_went(mounted: Mou
     assert (await mounted.stat(".")).st_mtime_ns >= root.st_mtime_ns
 
 
+async def test_space_that_is_shown_is_what_the_disk_takes_on_the_host(mounted: Mounted) -> None:
+    assert ((await mounted.stat()).st_blocks, (await mounted.stat("web01/os.vhd")).st_blocks) == (0, 1)
+    mounted.disk.write(SIZE // 2, b"x" * 65536)
+    stored = mounted.backing.stat().st_blocks
+    assert 128 <= stored < SIZE // 512
+    assert ((await mounted.stat()).st_blocks, (await mounted.stat("web01/os.vhd")).st_blocks) == (stored, stored + 1)
+
+
 async def test_the_kernel_keeps_no_attributes_that_can_change_without_it(mounted: Mounted) -> None:
     mounted.disk.start_tracking(new_generation=False)
     for name in ("os.img", "os.vhd", "os.stats", "os.000001.hrl"):
