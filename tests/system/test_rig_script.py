@@ -6,7 +6,10 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +21,8 @@ RIG = Path(__file__).resolve().parents[2] / "rig"
 
 PYTHON = """#!/bin/bash
 case "$*" in
--) echo "$0" ;;
+"- "*) echo "$0" ;;
+"-c "*) ;;
 "-m venv "*)
     mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "#!$3/bin/python" >"$3/bin/pip"
     echo venv >>"$CALLS" ;;
@@ -285,3 +289,104 @@ def test_postgresql_comes_without_a_database_and_its_configuration_stays_as_it_w
         "rig:     (postgresql for the tests: only its programs, no database is made and no server is started)",
     ]
     assert (Path(f"{checkout.calls_file}.apt").read_text(), done.stdout) == ("create_main_cluster = false\n", "")
+
+
+# ---- a checkout that somebody else set up
+
+
+AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can run the script as another user")
+
+
+@pytest.fixture
+def shared(checkout: Checkout) -> Iterator[Checkout]:
+    """A checkout that root has set up, where every user can reach it."""
+    with tempfile.TemporaryDirectory(prefix="siterig-checkout-") as folder:
+        Path(folder).chmod(0o755)
+        there = Checkout(Path(folder) / "siterig", Path(folder) / "stubs", Path(folder) / "calls")
+        shutil.copytree(checkout.root, there.root)
+        shutil.copytree(checkout.stubs, there.stubs)
+        assert there.run("status").returncode == 0
+        there.calls()
+        yield there
+
+
+def as_nobody(checkout: Checkout, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    environment = checkout.environment(**extra)
+    del environment["HOME"]
+    return subprocess.run(
+        [*AS_NOBODY, str(checkout.root / "rig"), *arguments],
+        cwd="/", env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@needs_root
+def test_another_user_runs_what_is_set_up_and_changes_nothing(shared: Checkout) -> None:
+    result = as_nobody(shared, "mount", "--help")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "siterig in /: mount --help\n", "")
+    assert shared.calls() == []
+
+
+@needs_root
+@pytest.mark.parametrize("changed", [".venv/.rig-stamp", ".venv/.rig-build-stamp"])
+def test_another_user_gets_one_line_if_the_checkout_is_not_up_to_date(shared: Checkout, changed: str) -> None:
+    (shared.root / changed).unlink()
+    result = as_nobody(shared, "mount", "--help")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"rig: the checkout {shared.root} is not set up, or not up to date, and nobody cannot write to it: "
+        f"run {shared.root}/rig --version once as root\n"
+    )
+    assert shared.calls() == []
+
+
+@needs_root
+def test_another_user_cannot_run_the_tests_and_is_told_so(shared: Checkout) -> None:
+    result = as_nobody(shared, "test")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(
+        f"rig: the tests write to the checkout {shared.root}, and nobody cannot: run them as root"
+    )
+
+
+@needs_root
+def test_another_python_of_the_same_version_runs_the_code_where_that_of_the_environment_is_out_of_reach(
+    shared: Checkout,
+) -> None:
+    (shared.root / ".venv/bin/python").chmod(0o700)
+    version = ".".join(map(str, sys.version_info[:2]))
+    (shared.root / f".venv/lib/python{version}/site-packages").mkdir(parents=True, exist_ok=True)
+    other = shared.stubs / f"python{version}"
+    other.write_text(f'#!/bin/bash\n[ "$1" = -c ] && {{ echo {version}; exit; }}\necho "python: $PYTHONPATH: ${{*: -2}}"\n')
+    other.chmod(0o755)
+    result = as_nobody(shared, "mount", "--help")
+    site = shared.root / f".venv/lib/python{version}/site-packages"
+    assert (result.returncode, result.stdout) == (0, f"python: {shared.root}:{site}: mount --help\n"), result.stderr
+
+
+@needs_root
+def test_without_any_python_in_reach_one_line_tells_what_to_do(shared: Checkout) -> None:
+    (shared.root / ".venv/bin/python").chmod(0o700)
+    (shared.root / ".venv/lib/python3.99/site-packages").mkdir(parents=True)
+    result = as_nobody(shared, "mount", "--help")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(
+        f"rig: the Python of {shared.root}/.venv cannot be run by nobody, and there is no other Python"
+    )
+    assert len(result.stderr.splitlines()) == 1
+
+
+@needs_root
+def test_this_checkout_can_be_used_by_another_user() -> None:
+    result = subprocess.run(
+        [*AS_NOBODY, "env", "-i", "PATH=/usr/bin:/bin", str(RIG), "mount", "--help"],
+        cwd="/", capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    if result.returncode != 0 and not _reachable(RIG):
+        pytest.skip(f"{RIG} lies where other users cannot reach it")
+    assert result.returncode == 0, result.stderr
+    assert "Usage: siterig mount" in result.stdout
+
+
+def _reachable(path: Path) -> bool:
+    return all(above.stat().st_mode & 0o001 for above in path.parents)
