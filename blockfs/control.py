@@ -46,6 +46,8 @@ class DiskInfo(WireModel):
     (None: no limit) of unsent log it is given up, and ``dirty_bytes`` counts what has changed since.  ``snapshot_bytes``
     is what a snapshot's old chunks take, of ``snapshot_bytes_max`` at most.  ``promotion``: None unless one is under way.
     ``sector_bytes``: the logical sector size that the disk declares.
+    ``opening`` is another each time the host opens the disk; ``opened_seq`` is the newest record that its log had then, None
+    if the generation was begun since.
     """
 
     vm: str
@@ -68,6 +70,8 @@ class DiskInfo(WireModel):
     open_handles: int
     promotion: PromotionInfo | None = None
     sector_bytes: SectorBytes = 512
+    opening: str = ""
+    opened_seq: int | None = None
 
 
 class SegmentInfo(WireModel):
@@ -195,8 +199,14 @@ class DiskHostControl(Protocol):
         """Delete a VM's disks, logs and folder (``VmNotFound``, ``DiskInUse``)."""
         ...
 
-    async def start_tracking(self, *, vm: str, new_generation: bool = False) -> list[DiskInfo]:
-        """Log every write from now on; no-op where already on, unless a new generation is asked for."""
+    async def start_tracking(
+        self, *, vm: str, new_generation: bool = False, after: dict[str, int] | None = None, after_position: int = 0
+    ) -> list[DiskInfo]:
+        """Log every write from now on; no-op where already on, unless a new generation is asked for.
+
+        A new generation comes after that of ``after`` (by disk id), and positions after ``after_position``: the disks may
+        have been restored from an older copy.
+        """
         ...
 
     async def stop_tracking(self, *, vm: str) -> None:

@@ -29,6 +29,7 @@ import errno
 import os
 import threading
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,8 @@ class Disk:
         self.place = place
         self.state = state
         self.handles = 0
+        self.opening = str(uuid.uuid4())  # with the next: see blockfs.control.DiskInfo
+        self.opened_seq: int | None = None
         self.snapshot: Snapshot | None = None
         self.promotion_stopped_by: RigError | None = None
         self.guard: DiskGuard | None = None  # of a state of the past there is none
@@ -161,6 +164,7 @@ class Disk:
             if exc.code == "PowerLoss":
                 self.attributes.mark_changed()
             return
+        self.opened_seq = found.next_seq - 1
         found.complete(self.layer)
         self.layer.sync()
         log = self._make_log(found)
@@ -323,16 +327,16 @@ class Disk:
         self.note_given_up()
         return self._log is not None
 
-    def start_tracking(self, *, new_generation: bool) -> None:
-        """Log every write from now on, in a new generation unless the log goes on already."""
+    def start_tracking(self, *, new_generation: bool, after: int = 0) -> None:
+        """Log every write from now on, in a new generation (later than ``after``) unless the log continues already."""
         self.note_given_up()
         if self._log is not None and not new_generation:
             return
         with self._thread_lock:  # nobody tends the log that ends here
-            self._begin_generation()
+            self._begin_generation(after)
 
-    def _begin_generation(self) -> None:
-        generation = self.state.generation + 1
+    def _begin_generation(self, after: int) -> None:
+        generation = max(self.state.generation, after) + 1
         numbers = [number for number, _ in find_segments(self.place.folder, self.place.name)]
         next_number = max(numbers, default=0) + 1
         log = DiskLog(
@@ -351,7 +355,7 @@ class Disk:
         except BaseException:
             log.discard()
             raise
-        self._log, self._noting = None, False
+        self._log, self._noting, self.opened_seq = None, False, None
         try:
             log.start()
         except OSError:

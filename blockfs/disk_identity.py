@@ -42,9 +42,7 @@ def check_files_there(place: DiskPlace, state: DiskState) -> None:
     if state.kind == "raw" or (state.closed is None and _noted_by_killed(place) is None):
         return  # a raw disk's file is never made new; a top's are at the first opening, and may be lost with the power
     map_bytes = -(-state.size_bytes // lib.SR_BLOCK_BYTES // 8)
-    for path, wanted in zip(
-        own_files(place, state), (state.size_bytes, map_bytes, lib.SR_DURABLE_HEADER_BYTES + map_bytes), strict=True
-    ):
+    for path, wanted in zip(own_files(place, state), (state.size_bytes, map_bytes, 0), strict=True):
         if not path.exists():
             raise RigError("DiskCorrupt", f"{path}: is missing; disk {place} has blocks in it")
         if (found := path.stat().st_size) < wanted:

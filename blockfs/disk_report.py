@@ -37,6 +37,8 @@ def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
         open_handles=disk.handles,
         promotion=promotion,
         sector_bytes=disk.state.sector_bytes,
+        opening=disk.opening,
+        opened_seq=disk.opened_seq,
     )
 
 

@@ -379,12 +379,16 @@ class DiskHost:
 
     # --- tracking -----------------------------------------------------------------------------------------------
 
-    async def start_tracking(self, *, vm: str, new_generation: bool = False) -> list[DiskInfo]:
+    async def start_tracking(
+        self, *, vm: str, new_generation: bool = False, after: dict[str, int] | None = None, after_position: int = 0
+    ) -> list[DiskInfo]:
         """See :class:`DiskHostControl`."""
         disks = self.disks(vm)
+        generations = after or {}
+        self.positions.advance(after_position)
         with told_of(f"change log of VM {vm}"):
             for disk in disks:
-                disk.start_tracking(new_generation=new_generation)
+                disk.start_tracking(new_generation=new_generation, after=generations.get(disk.state.disk_id, 0))
         return [describe(disk, self.mountpoint) for disk in disks]
 
     async def stop_tracking(self, *, vm: str) -> None:

@@ -13,7 +13,7 @@ again, and after a kill nothing has to be restored.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from blockfs.control import SegmentInfo
 from blockfs.errors import RigError
 from blockfs.part import PartName, Watermark
 from blockfs.part_codec import pack, verify
+from replication import openings
 from replication.board import Board
 from replication.links import Links
 from replication.relationship import DiskSync
@@ -84,6 +85,7 @@ class Outbox:
             for disk in disks:
                 listed.update((await self._links.cache.list(disk.disk_id)).sizes)
             fresh = await self._refresh()
+            await self._take_up_openings(disks, listed, fresh=fresh)
             segments = await self._links.host.segments(vm=self._vm)
             segments = await self._give_up_applied(disks, segments)
             missing: list[tuple[PartName, Path, str]] = []
@@ -98,6 +100,16 @@ class Outbox:
                 )
                 for disk in disks
             }
+
+    async def _take_up_openings(self, disks: Sequence[DiskSync], listed: Collection[PartName], *, fresh: bool) -> None:
+        """Before anything of a disk that was opened anew is sent: it must not be older than what was sent of it."""
+        opened = openings.unknown(disks, await self._links.host.list_disks(vm=self._vm))
+        if not opened:
+            return
+        if not fresh:
+            marks = await self._links.vault.watermarks(vm=self._vm)
+            self._marks = {mark.disk_id: mark for mark in marks}
+        openings.take_up(self._links, self._vm, opened, self._marks, listed)
 
     async def _refresh(self) -> bool:
         try:

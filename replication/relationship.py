@@ -30,6 +30,7 @@ class DiskSync(WireModel):
     ``first_seq``: first sequence number that is not in the *first* snapshot of this generation: the log is sent
     from there.  ``parts``: sync parts that are durable in the spool or applied.  ``next_offset``: bytes of the
     disk below it are in those parts.  ``done``: the last of them carries the ``sync-end`` tag.
+    ``opening``: that of the disk (``DiskInfo.opening``) of which parts may have been sent (:mod:`replication.openings`).
     """
 
     disk_id: str
@@ -40,6 +41,7 @@ class DiskSync(WireModel):
     parts: int = 0
     next_offset: int = 0
     done: bool = False
+    opening: str = ""
 
     @classmethod
     def begun(cls, disk: SnapshotDisk) -> DiskSync:

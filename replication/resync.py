@@ -39,7 +39,7 @@ async def resynchronize(links: Links, vm: str, outbox: Outbox, board: Board) -> 
     ``ResyncNeeded`` if the log broke meanwhile.
     """
     await links.host.end_snapshot(vm=vm)
-    await links.host.start_tracking(vm=vm, new_generation=True)
+    await _begin_generation(links, vm)
     snapshot = await fresh_snapshot(links, vm)
     await _check_newest(links, vm, snapshot)
     disks = [DiskSync.begun(disk) for disk in snapshot.disks]
@@ -61,6 +61,17 @@ async def resynchronize(links: Links, vm: str, outbox: Outbox, board: Board) -> 
         board.detail = "waiting for the last parts to reach the cache account"
     await check_vouched_for(links, vm)
     await links.host.end_snapshot(vm=vm)
+
+
+async def _begin_generation(links: Links, vm: str) -> None:
+    """Later than what the recovery side has or is on its way: the site's disks may have been restored from an older copy."""
+    marks = await links.vault.watermarks(vm=vm)
+    taken = {mark.disk_id: mark.generation for mark in marks}
+    for mark in marks:
+        sent = [part.generation for part in (await links.cache.list(mark.disk_id)).parts]
+        taken[mark.disk_id] = max([mark.generation, *sent])
+    position = max((mark.complete_position for mark in marks), default=0)
+    await links.host.start_tracking(vm=vm, new_generation=True, after=taken, after_position=position)
 
 
 async def _check_newest(links: Links, vm: str, snapshot: SnapshotInfo) -> None:
