@@ -560,10 +560,8 @@ class Disk:
             if self._log is not None:
                 self._log.close_clean()
                 closed, self._log = self._log.extent, None
-            elif self.file_trouble is None:
-                self.layer.sync()
             else:
-                with contextlib.suppress(OSError):  # what it was for may be lost
+                with contextlib.suppress(*([OSError] if self.file_trouble else [])):  # what it is for may be lost
                     self.layer.sync()
         self._close_in_c()
         if closed is not None:

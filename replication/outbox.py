@@ -134,8 +134,11 @@ class Outbox:
         async with self._passing:
             if not await self._refresh():
                 return  # asked again, when the vault answers
+            infos = await self._links.host.list_disks(vm=self._vm)
+            if openings.unknown(disks, infos):
+                return  # asked again, when the next pass has compared them with what was sent
             segments = await self._links.host.segments(vm=self._vm)
-            last_seqs = {info.disk_id: info.last_seq for info in await self._links.host.list_disks(vm=self._vm)}
+            last_seqs = {info.disk_id: info.last_seq for info in infos}
             by_id = {disk.disk_id: disk for disk in disks}
             sources: list[tuple[PartName, Path, str]] = []
             for part in parts:
