@@ -36,6 +36,7 @@ CHECK_TIMEOUT_S = 1.0
 
 _READY = re.compile(r"successfully listens on http://[^:]+:(\d+)")
 _TAIL_LINES = 12
+_LINE_BYTES_MAX = 65536
 
 log = logging.getLogger(__name__)
 
@@ -234,6 +235,7 @@ async def _drain(
     rest = b""
     while chunk := await output.receive_some(65536):
         *lines, rest = (rest + chunk).split(b"\n")
+        rest = rest[-_LINE_BYTES_MAX:]
         for line in filter(None, (raw.decode(errors="replace").strip() for raw in lines)):
             tail.append(line)
             if until is not None and (found := until.search(line)):

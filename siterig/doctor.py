@@ -7,6 +7,7 @@ import fcntl
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -16,12 +17,14 @@ from typing import Protocol
 from azure_emu.azurite_files import NODE_MAJOR_MIN, find_node, find_script, version_of
 from blockfs.errors import RigError
 from blockfs.os_errors import reason
+from siterig.process_setup import FILES_MIN
 
 FREE_BYTES_MIN = 6 << 30
 """A drill at its widest: two disks, their logs, spool, cache account, managed disks and a recovered VM."""
 KERNEL_MIN = (5, 10)
 PYTHON_MIN = (3, 11)
 CAP_SYS_ADMIN = 21
+CAP_SYS_RESOURCE = 24
 UNFIT = "MachineUnfit"
 UP_BYTES_MIN = 256 << 20
 """A rig without VMs: logs, the cache account, the vault's database, and room to act."""
@@ -97,6 +100,10 @@ class Machine(Protocol):
         """This process's effective capabilities, a bit mask."""
         ...
 
+    def files_max(self) -> int:
+        """How many files a process may open at most (the hard limit)."""
+        ...
+
     def kernel(self) -> str:
         """The kernel's release."""
         ...
@@ -170,6 +177,10 @@ class ThisMachine:
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
         return int(line.split()[1], 16)
 
+    def files_max(self) -> int:
+        """See :class:`Machine`."""
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
     def kernel(self) -> str:
         """See :class:`Machine`."""
         return platform.release()
@@ -202,6 +213,7 @@ def checks(state_dir: Path, machine: Machine | None = None, *, free_bytes_min: i
         *(_program(machine, name, package) for name, package in _PROGRAMS.items()),
         _node(machine),
         _azurite(machine),
+        _open_files(machine),
         _free_space(machine, state_dir, free_bytes_min),
         _release("kernel", machine.kernel(), KERNEL_MIN, "boot a newer kernel"),
         _release("python", machine.python(), PYTHON_MIN, "install a newer Python, remove .venv and run ./rig again"),
@@ -274,6 +286,14 @@ def _azurite(machine: Machine) -> Check:
     except RigError as e:
         return Check("azurite", False, e.message.partition(":")[0], remedy, "AzuriteMissing")
     return Check("azurite", True, f"{version} at {path}", remedy)
+
+
+def _open_files(machine: Machine) -> Check:
+    may_raise = bool(machine.capabilities() >> CAP_SYS_RESOURCE & 1)
+    count = machine.files_max()
+    found = f"{count}, which the rig may raise" if may_raise else str(count)
+    remedy = f"raise the hard limit of open files to {FILES_MIN} or more (ulimit -Hn)"
+    return Check("open files", may_raise or count >= FILES_MIN, found, remedy, "TooFewFiles")
 
 
 def _free_space(machine: Machine, state_dir: Path, bytes_min: int) -> Check:

@@ -21,7 +21,8 @@ __all__ = ["BAD_INPUT", "ENVIRONMENT", "FAILED", "INTERRUPTED", "NOT_UP", "OK", 
 T = TypeVar("T")
 
 _STATUS = dict.fromkeys(("NotUp", "RoleFailed", "RoleHeld", "RoleHung", "RoleUnavailable"), NOT_UP) | dict.fromkeys(
-    ("AzuriteMissing", "FuseMissing", "MachineUnfit", "NodeMissing", "NotPermitted", "ToolMissing"), ENVIRONMENT
+    ("AzuriteMissing", "FuseMissing", "MachineUnfit", "NodeMissing", "NotPermitted", "TooFewFiles", "ToolMissing"),
+    ENVIRONMENT,
 ) | dict.fromkeys(
     (
         "AmbiguousId", "BadRequest", "CommandUnusable", "DiskExists", "DiskNotFound", "DiskSizeUnsupported",

@@ -8,6 +8,7 @@ Parent to child: one empty line, the question.  Child to parent: one line of JSO
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from blockfs import safe_files
 from blockfs.errors import RigError
 from blockfs.waits import Wait
 from siterig.cleanup import python_environment
+from siterig.process_log import former_log
 
 READY_TIMEOUT_S = 60.0
 TERM_TIMEOUT_S = 10.0
@@ -52,15 +54,20 @@ def open_log(log: Path) -> BinaryIO:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not blank; empty if there is none."""
-    try:
-        with log.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(0, end - _LOG_TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    """The last line of a log that is not blank, also if the log was just rotated; empty if there is none."""
+    for file in (log, former_log(log)):
+        with contextlib.suppress(FileNotFoundError):
+            for line in reversed(_tail(file)):
+                if line.strip():
+                    return line.strip()
+    return ""
+
+
+def _tail(log: Path) -> list[str]:
+    with log.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - _LOG_TAIL_BYTES))
+        return file.read().decode(errors="replace").splitlines()
 
 
 def _ending(returncode: int) -> str:

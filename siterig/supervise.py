@@ -22,7 +22,8 @@ from siterig.failures import expected
 from siterig.launch import QUICK_RETRIES, UNTIL_EOF
 from siterig.layout import PRIVATE_UMASK, Layout, check_format, create
 from siterig.lock import take_lock
-from siterig.roles.entry import log_to_stderr
+from siterig.process_log import log_to_stderr
+from siterig.process_setup import allow_many_files, forbid_core_dumps
 from siterig.supervisor import RoleSpec, Supervisor
 
 ROLES: dict[str, tuple[str, ...]] = {
@@ -98,7 +99,7 @@ def main() -> None:
     layout, options, report_fd = Layout(Path(sys.argv[1])), sys.argv[2:-1], int(sys.argv[-1])
     os.set_inheritable(report_fd, False)
     os.umask(PRIVATE_UMASK)
-    log_to_stderr()
+    log_to_stderr(layout.log("").parent)
 
     def tell(what: dict[str, object]) -> None:
         # Who started us may have gone; the rig is up nevertheless.
@@ -106,6 +107,8 @@ def main() -> None:
             os.write(report_fd, json.dumps(what).encode() + b"\n")
 
     try:
+        allow_many_files()
+        forbid_core_dumps(holds_keys=False)
         check_format(layout)
         take_lock(layout.lock)  # held to the very end: whoever gets it next finds no process of ours
         create(layout)

@@ -48,4 +48,4 @@ async def run(
 
 
 if __name__ == "__main__":
-    main(partial(run, retry_delays_s=QUICK_DELAYS_S) if QUICK_RETRIES in sys.argv else run)
+    main(partial(run, retry_delays_s=QUICK_DELAYS_S) if QUICK_RETRIES in sys.argv else run, holds_keys=True)

@@ -24,4 +24,4 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, holds_keys=True)

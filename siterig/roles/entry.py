@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import io
-import logging
 import os
 import resource
 import signal
@@ -13,19 +10,18 @@ import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TextIO, cast
+from typing import Protocol
 
 import structlog
 import trio
 
 from blockfs.errors import RigError
-from blockfs.printable import printable
 from blockfs.waits import RoleHealth, Wait, Waits
 from siterig.failures import expected
 from siterig.layout import PRIVATE_UMASK, Layout
 from siterig.process import HealthAnswer, Readiness
-
-_PR_SET_PDEATHSIG = 1
+from siterig.process_log import log_to_stderr
+from siterig.process_setup import allow_many_files, die_with_parent, forbid_core_dumps
 
 
 class Health:
@@ -63,50 +59,6 @@ class RoleWork(Protocol):
     async def __call__(self, layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None: ...
 
 
-def die_with_parent(parent_pid: int) -> None:
-    """SIGKILL for this process when its parent ends, however that comes about."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent_pid:  # it ended before the call
-        os._exit(1)
-
-
-class _LogFile(io.TextIOBase):
-    """Standard error without a buffer.  A line for which the disk has no room is dropped: it must not end a role."""
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            os.write(2, text.encode(errors="backslashreplace"))
-        return len(text)
-
-
-def allow_many_files() -> None:
-    """Raise the soft limit of open files to the hard one: a view of a long journal holds many segments open."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _escaped(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Names and messages from outside cannot begin a line of their own in the log, or draw on a terminal that shows it."""
-    return {key: printable(value) if isinstance(value, str) else value for key, value in event.items()}
-
-
-def log_to_stderr(level: int = logging.NOTSET) -> None:
-    """Structured log lines of a level and above on stderr, which the supervisor appends to the role's log."""
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _escaped,
-            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", _LogFile())),
-    )
-
-
 async def until_told(work: RoleWork, layout: Layout, channel_fd: int) -> None:
     """Run ``work`` until SIGTERM or SIGINT; report its readiness, then answer health checks."""
     health = Health()
@@ -141,16 +93,18 @@ def report(fd: int, readiness: Readiness) -> None:
     os.write(fd, readiness.model_dump_json().encode() + b"\n")
 
 
-def main(work: RoleWork) -> None:
-    """``python -m siterig.roles.NAME DIR [OPTION] CHANNEL_FD PARENT_PID``."""
+def main(work: RoleWork, *, holds_keys: bool = False) -> None:
+    """``python -m siterig.roles.NAME DIR [OPTION] CHANNEL_FD PARENT_PID``; ``holds_keys``: it has a secret in its memory."""
     folder, channel_fd, parent_pid = Path(sys.argv[1]), int(sys.argv[-2]), int(sys.argv[-1])
     die_with_parent(parent_pid)
-    allow_many_files()
+    forbid_core_dumps(holds_keys=holds_keys)
     os.set_inheritable(channel_fd, False)
     os.umask(PRIVATE_UMASK)
-    log_to_stderr()
+    layout = Layout(folder)
+    log_to_stderr(layout.log("").parent)
     try:
-        trio.run(until_told, work, Layout(folder), channel_fd)
+        allow_many_files()
+        trio.run(until_told, work, layout, channel_fd)
     except (RigError, ExceptionGroup) as error:
         failure = expected(error)
         if failure is None:

@@ -12,7 +12,16 @@ import pytest
 
 from blockfs.errors import RigError
 from siterig import doctor, exits
-from siterig.doctor import CAP_SYS_ADMIN, FREE_BYTES_MIN, UP_BYTES_MIN, Check, ThisMachine, checks, require_fit
+from siterig.doctor import (
+    CAP_SYS_ADMIN,
+    CAP_SYS_RESOURCE,
+    FREE_BYTES_MIN,
+    UP_BYTES_MIN,
+    Check,
+    ThisMachine,
+    checks,
+    require_fit,
+)
 
 
 @dataclass
@@ -29,6 +38,7 @@ class Fake:
     caps: int = 1 << CAP_SYS_ADMIN
     release: str = "6.1.0-31-amd64"
     python_release: str = "3.11.2"
+    files: int = 1024
     asked: list[Path] = field(default_factory=list)
 
     def open_error(self, path: str) -> str | None:
@@ -63,6 +73,9 @@ class Fake:
 
     def capabilities(self) -> int:
         return self.caps
+
+    def files_max(self) -> int:
+        return self.files
 
     def kernel(self) -> str:
         return self.release
@@ -184,6 +197,7 @@ def test_version_of_azurite_is_read_from_its_package(tmp_path: Path, monkeypatch
         (Fake(azurite_answer=RigError("AzuriteMissing", "not there: x")), "AzuriteMissing", "azurite: not there (remedy:"),
         (Fake(loop_error=OSError(errno.ENOENT, "No such file")), "MachineUnfit", "loop devices: /dev/loop-control"),
         (Fake(free=UP_BYTES_MIN - 1), "MachineUnfit", "(remedy: a rig needs 256 MiB: free some"),
+        (Fake(files=63), "TooFewFiles", "open files: 63 (remedy: raise the hard limit of open files to 64"),
         (Fake(release="4.19.0"), "MachineUnfit", "kernel: 4.19.0, too old"),
     ],
 )  # fmt: skip
@@ -204,3 +218,7 @@ def test_all_lacks_are_named_at_once_and_a_rig_needs_less_space_than_a_drill(tmp
         require_fit(tmp_path, Fake(caps=0, absent={"losetup", "mkfs.xfs"}))
     assert [name for name in ("rights: ", "losetup: ", "mkfs.xfs: ") if name not in caught.value.message] == []
     require_fit(tmp_path, Fake(free=UP_BYTES_MIN))
+
+
+def test_a_low_limit_of_open_files_is_no_lack_where_it_may_be_raised(tmp_path: Path) -> None:
+    require_fit(tmp_path, Fake(files=63, caps=1 << CAP_SYS_ADMIN | 1 << CAP_SYS_RESOURCE))

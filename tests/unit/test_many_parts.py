@@ -17,7 +17,7 @@ from blockfs.disk_log import find_segments
 from blockfs.disk_rules import DiskRules
 from blockfs.part import PartName, TagSeen
 from blockfs.position import PositionCounter
-from siterig.roles.entry import allow_many_files
+from siterig.process_setup import allow_many_files
 from tests.unit.applier_rig import Rig
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES
 

@@ -284,7 +284,7 @@ async def test_a_hung_role_can_be_killed_and_comes_back(layout: Layout, monkeypa
 
 async def test_a_role_dies_with_its_parent(layout: Layout) -> None:
     """The parent is a program of its own, and is shot; the role's pid comes over a pipe that ends with the role."""
-    child = "import sys; from siterig.roles.entry import die_with_parent; die_with_parent(int(sys.argv[1])); print('in')"
+    child = "import sys; from siterig.process_setup import die_with_parent; die_with_parent(int(sys.argv[1])); print('in')"
     child += "\nsys.stdout.flush(); import signal; signal.pause()"
     parent = f"import os, subprocess, sys, signal; subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid())])"
     parent += "; signal.pause()"
