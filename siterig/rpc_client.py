@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import httpx
 import trio
+from pydantic_core import PydanticSerializationError
 
 from blockfs.errors import RigError
 from siterig.rpc_contract import Method, error_of, method_names
@@ -17,6 +19,7 @@ from siterig.rpc_contract import Method, error_of, method_names
 T = TypeVar("T")
 
 WAIT_TOLD_S = 5.0
+_NOT_UTF8 = re.compile(r"\\udc[89a-f][0-9a-f]")
 
 
 class Guide(Protocol):
@@ -36,6 +39,19 @@ class Guide(Protocol):
 
 GUIDE: ContextVar[Callable[[Path], Guide] | None] = ContextVar("GUIDE", default=None)
 """Makes the guide for a folder of sockets; None: calls fail at once, and nobody is told of a wait."""
+
+
+def _body(method: Method, arguments: dict[str, Any]) -> bytes:
+    """``InvalidName`` for a name or a path with bytes that are not UTF-8: JSON cannot carry it to a role."""
+    try:
+        return method.arguments.dump_json(cast(Any, arguments), warnings="error")
+    except PydanticSerializationError as error:
+        for name, value in arguments.items():
+            shown = ascii(value)
+            if _NOT_UTF8.search(shown):
+                message = f"{name} is {shown}, with bytes that are not UTF-8: a rig cannot take such a name or path"
+                raise RigError("InvalidName", message) from error
+        raise
 
 
 class _Proxy:
@@ -68,7 +84,7 @@ class _Proxy:
         return remote
 
     async def _post(self, method: Method, arguments: dict[str, Any]) -> Any:
-        body = method.arguments.dump_json(cast(Any, arguments), warnings="error")
+        body = _body(method, arguments)
         make_guide = GUIDE.get() if self._guided else None
         guide = None if make_guide is None else make_guide(self._socket.parent)
         while True:

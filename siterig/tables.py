@@ -2,7 +2,8 @@
 
 On a terminal no id, time or word is broken.  A table that is too wide is made narrower in this order: times lose their
 fraction of a second; ids (UUIDs) are shortened to the first characters that tell them apart; the last column is wrapped
-between words; other wide columns move to lines of their own below their row; in the end each value has its own line.
+between words; columns without any value are left out; columns move from the right to a line below their row; in the end
+each value has its own line.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ TAB: Part = ("\t", "tab")
 """The only character that is printed without being printable."""
 INDENT = "  "
 TAIL_CHARS_MIN = 24
-"""The last column is not wrapped to less, unless all its values are shorter: then to half of this."""
-_MOVED_CHARS_MIN = 16
-"""A column with a longer value may move below its row."""
+"""The last column may be wrapped to this, or to its longest word if that is shorter."""
 _TIME = re.compile(r"(?<!\S)(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.\d+(Z|[+-]\d\d:\d\d)(?!\S)")
 _STYLES = {"Succeeded": "green", "Failed": "red", "InProgress": "yellow", "Critical": "red", "Warning": "yellow"}
 _STYLES |= {"Normal": "green", "ready": "green", "failed": "red", "restarting": "yellow", "held": "yellow", "hung": "red"}
@@ -62,13 +61,14 @@ def fitted(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int)
         texts = [[_TIME.sub(r"\1\2", cell) for cell in row] for row in texts]
     if not _fits(columns, texts, width):
         texts = _with_short_ids(texts)
-    below: list[int] = []  # columns that moved below their row
+    if not _fits(columns, texts, width):
+        columns, texts = _without(columns, texts, [n for n in range(1, len(columns)) if all(row[n] == "-" for row in texts)])
+    below: list[int] = []  # columns that moved below their row, the last one first
     while not _fits(*_without(columns, texts, below), width, wrap_last=True):
-        wide = [n for n in range(1, len(columns)) if max(len(row[n]) for row in texts) > _MOVED_CHARS_MIN and n not in below]
-        if not wide or len(below) == len(columns) - 1:
+        below.insert(0, len(columns) - 1 - len(below))
+        if 2 * len(below) > len(columns):
             return _blocks(columns, texts, width)
-        below.append(wide[-1])
-    return _in_columns(columns, texts, sorted(below), width)
+    return _in_columns(columns, texts, below, width)
 
 
 def wrapped(text: str, width: int, indent: str = "") -> list[str]:
@@ -105,10 +105,11 @@ def _widths(columns: Sequence[str], texts: Cells) -> list[int]:
 
 
 def _fits(columns: Sequence[str], texts: Cells, width: int, *, wrap_last: bool = False) -> bool:
-    """``wrap_last``: the values of the last column may be wrapped, or moved below their row."""
+    """``wrap_last``: the values of the last column may be wrapped, or moved below their row if a word is very long."""
     *widths, last = _widths(columns, texts)
     if wrap_last:
-        last = min(last, TAIL_CHARS_MIN if last > TAIL_CHARS_MIN else TAIL_CHARS_MIN // 2)
+        words = max(len(word) for row in texts for word in row[-1].split(" "))
+        last = min(last, TAIL_CHARS_MIN, max(words, TAIL_CHARS_MIN // 2))
     return sum(widths) + last + 2 * (len(columns) - 1) <= width
 
 
@@ -128,8 +129,8 @@ def _in_columns(columns: Sequence[str], texts: Cells, below: Sequence[int], widt
         else:
             padded[-1] = first
         lines += [_joined(padded, GAP), *(" " * left + text for text in more)]
-        for text in moved:
-            lines += [INDENT + each for each in wrapped(text, width - len(INDENT), INDENT)]
+        if moved:
+            lines += [INDENT + each for each in wrapped("; ".join(moved), width - len(INDENT), INDENT)]
     return lines
 
 

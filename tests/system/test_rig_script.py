@@ -130,6 +130,20 @@ def test_first_run_says_what_it_installs_and_second_run_skips_it(checkout: Check
     assert checkout.calls() == []
 
 
+def test_a_path_that_would_draw_on_the_terminal_is_printed_harmlessly(checkout: Checkout) -> None:
+    checkout.root = checkout.root.rename(checkout.root.with_name("a\x1b[31m\ncheckout\u009b1m"))
+    said = checkout.run("vm", "list").stderr
+    assert "into " in said
+    assert all(line.startswith("rig: ") and line.isascii() and line.isprintable() for line in said.splitlines())
+
+
+def test_completion_is_answered_without_a_set_up(checkout: Checkout) -> None:
+    done = checkout.run("vm", "", _SITERIG_COMPLETE="zsh")
+    assert (done.returncode, done.stdout, done.stderr, checkout.calls()) == (0, "", "", [])
+    checkout.run("status")
+    assert checkout.run("vm", "", _SITERIG_COMPLETE="zsh").stdout == f"siterig in {checkout.root}: vm \n"
+
+
 def test_environment_that_is_made_anew_gets_back_all_that_was_in_it(checkout: Checkout) -> None:
     checkout.stub("node", "#!/bin/sh\necho v18.19.0\n")
     checkout.run("status")

@@ -41,7 +41,10 @@ def test_a_command_tells_whom_it_waits_for_and_gives_up(hung: Layout, monkeypatc
     told = "the vault did not answer within 0.3 s"
     assert [json.loads(line) for line in result.stderr.splitlines()] == [
         {"note": "waiting for the vault ..."},
-        {"error": {"code": "RoleUnavailable", "message": told, "recoverable": True}},
+        {
+            "error": {"code": "RoleUnavailable", "message": told, "recoverable": True},
+            "text": f"siterig: error: {told} (RoleUnavailable)",
+        },
     ]
 
 
@@ -70,3 +73,11 @@ def test_every_deadline_is_of_a_method_that_there_is(tmp_path: Path) -> None:
         deadlines = made._deadlines  # type: ignore[union-attr]
         assert deadlines
         assert set(deadlines) <= set(method_names(made._protocol))  # type: ignore[union-attr]
+
+
+def test_a_name_that_is_not_utf_8_is_refused_by_name(hung: Layout) -> None:
+    result = siterig("points", "web\udcff", "--dir", str(hung.root))
+    assert (result.exit_code, result.stderr) == (
+        2, "siterig: error: vm is 'web\\udcff', with bytes that are not UTF-8: a rig cannot take such a name or path "
+        "(InvalidName)\n",
+    )  # fmt: skip
