@@ -54,6 +54,7 @@ from blockfs.snapshot import STORE_SHARE_MAX
 from blockfs.tree import ROOT, tend
 from blockfs.turns import Turns
 from blockfs.views import OpenedView, Views, open_counted
+from blockfs.waits import Waits
 
 MakeFiles = Callable[[DiskPlace], None]
 _log = structlog.get_logger("blockfs.host")
@@ -73,7 +74,9 @@ class DiskHost:
         views: Views | None = None,
         policy: LogPolicy | None = None,
         snapshot_share_max: float = STORE_SHARE_MAX,
+        waits: Waits | None = None,
     ) -> None:
+        """``waits``: where the host registers what it waits for."""
         self.root = root
         self.mountpoint = mountpoint
         self._views = views
@@ -85,7 +88,7 @@ class DiskHost:
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._watch = FileWatch()
         self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max, watch=self._watch)
-        self._promoter = Promoter(self._all_disks, self._let_go_of_view, self._turns)
+        self._promoter = Promoter(self._all_disks, self._let_go_of_view, self._turns, waits)
         self._tell_grown: Callable[[Disk], None] | None = None
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}

@@ -29,6 +29,7 @@ from blockfs.disk_files import DiskPlace
 from blockfs.errors import RigError
 from blockfs.os_errors import reason
 from blockfs.turns import Turns
+from blockfs.waits import Waits
 
 STEP_BYTES = 4 << 20
 BUSY_STEP_BYTES = 512 << 10
@@ -51,10 +52,19 @@ class Promoter:
     removed, another that lies there could lose its own.
     """
 
-    def __init__(self, disks: Callable[[], list[Disk]], let_go: Callable[[Path, DiskPlace], None], turns: Turns) -> None:
+    def __init__(
+        self,
+        disks: Callable[[], list[Disk]],
+        let_go: Callable[[Path, DiskPlace], None],
+        turns: Turns,
+        waits: Waits | None = None,
+    ) -> None:
+        """``waits``: where a promotion that is stopped is registered."""
         self._disks = disks
         self._let_go = let_go
         self._turns = turns
+        self._waits = waits or Waits()
+        self._stopped: set[tuple[str, str]] = set()
         self._wake = trio.Event()
 
     def wake(self) -> None:
@@ -65,11 +75,18 @@ class Promoter:
         """Until cancelled."""
         while True:
             self._wake = trio.Event()
+            self._forget_removed()
             for disk in self._disks():
                 if disk.state.promoting:
                     await self._attempt(disk)
             with trio.move_on_after(RETRY_S if any(disk.state.promoting for disk in self._disks()) else float("inf")):
                 await self._wake.wait()
+
+    def _forget_removed(self) -> None:
+        """A disk that was removed waits for nothing."""
+        for vm, name in self._stopped - {(disk.place.vm, disk.place.name) for disk in self._disks()}:
+            self._waits.clear("promotion", vm=vm, disk=name)
+            self._stopped.discard((vm, name))
 
     async def _attempt(self, disk: Disk) -> None:
         try:
@@ -79,8 +96,11 @@ class Promoter:
             if disk.promotion_stopped_by is None or disk.promotion_stopped_by.message != error.message:
                 _log.warning("promotion_stopped", disk=str(disk.place), reason=error.code, message=error.message)
             disk.promotion_stopped_by = error
+            self._stopped.add((disk.place.vm, disk.place.name))
+            self._waits.set("promotion", error.code, error.message, vm=disk.place.vm, disk=disk.place.name)
         else:
             disk.promotion_stopped_by = None
+            self._waits.clear("promotion", vm=disk.place.vm, disk=disk.place.name)
 
     async def _promote(self, disk: Disk) -> None:
         store, total_bytes = Path(str(disk.state.store)), disk.state.size_bytes

@@ -12,6 +12,7 @@ again, and after a kill nothing has to be restored.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from replication.links import Links
 from replication.relationship import DiskSync
 from replication.retry import ResyncNeeded, one_failure
 
+_SPOOLED_NAME = re.compile(r"(\d{8,})-(\d{8,})\.sync\.hrl")
+
 _log = structlog.get_logger(__name__)
 
 
@@ -41,12 +44,9 @@ class _Spooled:
 
 
 def spooled(folder: Path) -> list[_Spooled]:
-    """Finished sync parts in a disk's spool folder, in order."""
-    found = []
-    for path in folder.glob("*.sync.hrl"):
-        generation, _, number = path.name.removesuffix(".sync.hrl").partition("-")
-        found.append(_Spooled(int(generation), int(number), path))
-    return sorted(found)
+    """Finished sync parts in a disk's spool folder, in order; other files count for nothing."""
+    names = ((_SPOOLED_NAME.fullmatch(path.name), path) for path in folder.glob("*.sync.hrl"))
+    return sorted(_Spooled(int(name[1]), int(name[2]), path) for name, path in names if name is not None)
 
 
 class Outbox:

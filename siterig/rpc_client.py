@@ -18,6 +18,8 @@ from siterig.rpc_contract import Method, error_of, method_names
 
 T = TypeVar("T")
 
+ANSWER_BYTES_MAX = 256 << 20
+"""A list of a million recovery points; no role has a longer answer."""
 WAIT_TOLD_S = 5.0
 _NOT_UTF8 = re.compile(r"\\udc[89a-f][0-9a-f]")
 
@@ -100,21 +102,33 @@ class _Proxy:
             return method.result.validate_json(answer.content)
         raise error_of(answer.json()["error"])
 
+    async def _answer_to(self, path: str, body: bytes) -> httpx.Response:
+        async with self._client.stream("POST", path, content=body) as answer:
+            size_bytes = int(answer.headers.get("content-length", 0))  # which every answer of rpc_server has
+            if size_bytes > ANSWER_BYTES_MAX:
+                raise RigError(
+                    "BadAnswer", f"the {self._role} answers with {size_bytes} bytes; at most {ANSWER_BYTES_MAX} are read"
+                )
+            await answer.aread()
+            return answer
+
     async def _ask(self, method: Method, body: bytes, guide: Guide | None) -> httpx.Response | RigError:
         """Call once; the answer, or why there is none."""
         limit_s = self._deadlines.get(method.name, math.inf)
-        answer: httpx.Response | httpx.TransportError | None = None
+        answer: httpx.Response | httpx.TransportError | RigError | None = None
         with trio.move_on_after(limit_s):
             async with trio.open_nursery() as nursery:
                 if guide is not None:
                     nursery.start_soon(self._tell_of_wait, guide)
                 try:
-                    answer = await self._client.post(f"/{self._service}/{method.name}", content=body)
-                except httpx.TransportError as error:
+                    answer = await self._answer_to(f"/{self._service}/{method.name}", body)
+                except (httpx.TransportError, RigError) as error:
                     answer = error
                 nursery.cancel_scope.cancel()
         if isinstance(answer, httpx.Response):
             return answer
+        if isinstance(answer, RigError):
+            raise answer
         uncertain = not isinstance(answer, httpx.ConnectError)
         if answer is None:
             message = f"the {self._role} did not answer within {limit_s:g} s"

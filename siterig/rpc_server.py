@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,9 @@ from blockfs.errors import RigError
 from blockfs.printable import valid_unicode
 from siterig.failures import expected
 from siterig.rpc_contract import ErrorBody, Method, check_socket_path, error_body, methods
+
+REQUEST_BYTES_MAX = 16 << 20
+"""The longest request is a report of damage or tags: some hundred kilobytes."""
 
 _log = structlog.get_logger(__name__)
 
@@ -46,6 +50,17 @@ def _answer(status: int, error: ErrorBody) -> JSONResponse:
     # UTF-8 cannot carry a byte of a file name that is not UTF-8.
     error["message"] = valid_unicode(error["message"])
     return JSONResponse({"error": error}, status_code=status)
+
+
+async def _body(request: Request) -> bytes:
+    """All of the request's body; ``BadRequest`` as soon as it is longer than any caller's."""
+    body = bytearray()
+    async with aclosing(request.stream()) as pieces:
+        async for piece in pieces:
+            body += piece
+            if len(body) > REQUEST_BYTES_MAX:
+                raise RigError("BadRequest", f"the body is longer than {REQUEST_BYTES_MAX} bytes")
+    return bytes(body)
 
 
 async def _call(where: str, method: Method, service: object, body: bytes) -> Response:
@@ -78,7 +93,9 @@ def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
             return _refuse(404, "BadRequest", f"unknown method {where!r}; {name} has: {', '.join(known)}")
         response: Response = Response(status_code=499)
         try:
-            body = await request.body()
+            body = await _body(request)
+        except RigError as error:
+            return _refuse(413, error.code, f"{where}: {error.message}")
         except ClientDisconnect:  # killed while it asked: nothing was begun, and nobody waits for an answer
             return response
 

@@ -84,11 +84,15 @@ async def choose_point(work: Work) -> None:
 
 
 async def synchronize_latest(work: Work) -> Outcome | None:
-    """For ``Latest`` only: what is in the cache account is applied first."""
+    """For ``Latest`` only: what is in the cache account is applied first.  A part that cannot be used ends it early."""
     if work.memory["choice"] != selectors.LATEST:
         return SKIPPED
     await _hold_point(work, await _process_latest(work, _held_point(work)))
-    return None
+    left = await work.change(lambda session, item: health.apply_error(session, item.vm))
+    if left is None:
+        return None
+    text = f"VM {work.vm!r}: this state is not the newest that was sent, for a part cannot be applied: {left.message}"
+    return with_warning(RigError("LatestIncomplete", text))
 
 
 async def _hold_point(work: Work, point: RecoveryPoint) -> None:

@@ -78,6 +78,12 @@ def blocking_error(session: Session, vm: str) -> HealthErrorRow | None:
     return session.scalars(query.order_by(HealthErrorRow.id)).first()
 
 
+def apply_error(session: Session, vm: str) -> HealthErrorRow | None:
+    """An error with applying parts of one of the VM's disks."""
+    query = select(HealthErrorRow).where(HealthErrorRow.vm == vm, HealthErrorRow.source.like(f"{apply_source('')}%"))
+    return session.scalars(query.order_by(HealthErrorRow.id)).first()
+
+
 def cycle_done(session: Session, vm: str, elapsed_ns: int) -> None:
     """Count a cycle that reached the cache account; forget those out of the window.  ``elapsed_ns``: the rig's clock."""
     session.add(CycleRow(vm=vm, elapsed_ns=elapsed_ns))

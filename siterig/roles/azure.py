@@ -29,6 +29,7 @@ async def run(
         views=views,
         policy=limits.log_policy,
         snapshot_share_max=limits.snapshot_share_max,
+        waits=health.waits,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(views.watch, services.damage_reports(layout))

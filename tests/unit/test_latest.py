@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from azure_emu import applier
 from azure_emu.applier import Applier
 from azure_emu.managed_disk import open_view
 from azure_emu.ports import DiskSpec, SkippedBlob
@@ -27,6 +28,7 @@ class Waiting(World):
         self.folder = folder
         self.cache = FakeCache()
         self.disks: dict[str, SiteDisk] = {}
+        self.asked: list[str] = []
 
     async def synced(self, vm: str) -> None:
         """The initial replication is uploaded, and applied."""
@@ -67,7 +69,8 @@ class Reports:
         await self._world.vault.applied(watermark=watermark, tags=tags)
 
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
-        raise AssertionError(message)
+        assert self._world.vault is not None
+        await self._world.vault.apply_failed(disk_id=disk_id, code=code, message=message, recoverable=recoverable)
 
     async def account_seen(
         self, *, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int
@@ -78,7 +81,7 @@ class Reports:
         )
 
     async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
-        raise AssertionError(parts)
+        self._world.asked += parts
 
     async def replicating_disks(self) -> list[str]:
         raise AssertionError("nobody looks after the disks")
@@ -139,3 +142,28 @@ async def test_latest_applies_what_waits_in_the_cache_account_and_latest_process
             assert world.cache.blobs == left, choice
             assert len(await vault.points(vm="web01")) == (1 if left else 2)
             await ended(vault, await vault.cleanup_test_failover(vm="web01"))
+
+
+async def test_latest_takes_what_can_be_applied_and_says_that_it_is_not_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = Waiting(tmp_path)
+    monkeypatch.setattr(applier, "REPAIR_WAIT_S", 0.0)
+    monkeypatch.setattr(vault_fakes, "FakeProvider", Provider)
+    monkeypatch.setattr(vault_fakes, "FakeRecovery", lambda world: Applier(tmp_path / "disks", world.cache, Reports(world)))
+    async with running(world, tmp_path) as vault:
+        await vault.create_vm(vm="web01", disks=[DiskSpec(name=name, size_bytes=SIZE_BYTES) for name in ("data", "os")])
+        await vault.enable_protection(vm="web01", interval_s=30)
+        await idle(vault)
+        (first,) = await vault.points(vm="web01")
+        world.apply = False
+        await vault._services.site.replicate_now(vm="web01", kind="CrashConsistent", name="lost")
+        part = min(world.cache.blobs)
+        world.cache.blobs[part] = b"spoilt"
+        job = await ended(vault, await vault.test_failover(vm="web01", point="Latest"))
+        assert (job.state, job.stateDescription) == ("Succeeded", "CompletedWithInformation")
+        assert [error.code for error in job.errors] == ["LatestIncomplete"]
+        assert part.blob() in job.errors[0].message
+        assert job.recovery_point is not None
+        assert job.recovery_point.position == first.position
+        assert part.blob() in world.asked

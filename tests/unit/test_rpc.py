@@ -102,6 +102,26 @@ async def test_a_rig_error_is_raised_again_at_the_caller(depot: Served, method: 
     assert (caught.value.code, caught.value.message, caught.value.recoverable) == ("VmNotFound", "no VM 'web01'", True)
 
 
+async def test_a_request_that_is_too_long_is_refused(depot: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_server, "REQUEST_BYTES_MAX", 1000)
+    transport = httpx.AsyncHTTPTransport(uds=str(depot.socket))
+    async with httpx.AsyncClient(transport=transport, base_url="http://rig") as client:
+        answer = await client.post("/Depot/count", content=b" " * 1001)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (
+            413,
+            "Depot.count: the body is longer than 1000 bytes",
+        )
+        assert (await client.post("/Depot/count", content=b"{}" + b" " * 998)).status_code == 200
+
+
+async def test_an_answer_that_is_too_long_is_not_read(depot: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_client, "ANSWER_BYTES_MAX", 100)
+    assert await depot.remote.count() == 7
+    with pytest.raises(RigError, match=r"the depot answers with \d+ bytes; at most 100 are read") as caught:
+        await depot.remote.store(box=Box(name="x" * 200, weights=[]))
+    assert caught.value.code == "BadAnswer"
+
+
 async def test_a_bug_tells_the_caller_no_detail(depot: Served) -> None:
     with pytest.raises(RigError) as caught:
         await depot.remote.crash()

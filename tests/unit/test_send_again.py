@@ -191,6 +191,16 @@ async def test_a_part_that_the_account_refuses_does_not_keep_the_others_back(
         assert {part: rig.cache.blobs[part] for part in good} == good
 
 
+async def test_a_foreign_file_in_the_spool_stops_nothing(waiting: Rig, autojump_clock: MockClock) -> None:
+    rig = waiting
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        for folder in (rig.folder / "agent" / "spool").iterdir():
+            (folder / "notes.sync.hrl").write_bytes(b"somebody's")
+        await rig.cycle(agent)
+        assert rig.vault.errors == []
+
+
 async def test_without_a_name_everything_that_is_missing_is_sent(waiting: Rig, autojump_clock: MockClock) -> None:
     rig = waiting
     rig.interval_s = 900.0
