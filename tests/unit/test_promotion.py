@@ -351,7 +351,9 @@ async def test_a_managed_disk_that_cannot_be_read_stops_it_and_serves_what_it_ca
         info = await promote(host, lambda disk: disk.promotion is not None and disk.promotion.error is not None)
     assert info.promotion is not None
     assert info.promotion.error_code == "HostIoError"
-    assert info.promotion.error == (f"promotion of disk web01/os: stopped at byte 131072 of {SIZE}: Input/output error")
+    assert info.promotion.error == (
+        f"promotion of disk web01/os: stopped at byte 131072 of {SIZE}: Input/output error ({store / 'base'})"
+    )
     host._promoter.wake()
     await promote(host)
     assert whole(disk) == content()
