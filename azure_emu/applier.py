@@ -81,6 +81,8 @@ class _Disk:
     store: ManagedDiskStore | None = None
     reported: Watermark | None = None
     reported_tags: int = 0
+    later: Watermark | None = None
+    """What the vault knows to have been applied, if that is more than the store has: only a resync helps."""
     refused: set[tuple[str, str, bool]] = field(default_factory=set)
     """(code, message, recoverable) of what was reported to the vault since the last success."""
     retry_at_s: float = 0.0
@@ -228,6 +230,9 @@ class Applier:
         await self._report(disk, store)
         listing = await self._cache.list(disk.disk_id)
         disk.watch.bad.keep_only(listing.sizes)
+        if disk.later is not None and all(part.generation <= disk.later.generation for part in listing.parts):
+            await self._reports.store_older(watermark=store.watermark())
+            raise _older(disk.disk_id, store.watermark(), disk.later)
         parts = await self._delete_applied(disk, store, listing.parts)
         await self._look_at_unbegun(disk, store, parts, listing)
         current, ended = _in_order(disk.watch.candidates(store, parts))
@@ -303,12 +308,14 @@ class Applier:
         while disk.reported != watermark or tags:
             some, tags = tags[:TAGS_IN_REPORT_MAX], tags[TAGS_IN_REPORT_MAX:]
             try:
-                await self._reports.applied(watermark=watermark, tags=some)
+                disk.later = await self._reports.applied(watermark=watermark, tags=some)
             except RigError as exc:
                 self._waits.set("report", exc.code, exc.message, disk=disk.disk_id)
                 self._ride_out(exc)
                 return
             self._waits.clear("report", disk=disk.disk_id)
+            if disk.later is not None:
+                return  # no blob is deleted, for it may be needed
             disk.reported = watermark
             disk.reported_tags += len(some)
 
@@ -531,6 +538,14 @@ class Applier:
     async def export_progress(self, *, source_id: str) -> int:
         """Bytes of the source that were looked at so far (0 if unknown)."""
         return self._exporter.progress(source_id)
+
+
+def _older(disk_id: str, has: Watermark, had: Watermark) -> RigError:
+    return RigError(
+        "ManagedDiskOlder",
+        f"managed disk {disk_id} is older than what was applied to it: it ends at position {has.complete_position}, and had "
+        f"{had.complete_position}; resynchronize the VM",
+    )
 
 
 def _in_order(parts: list[PartName]) -> tuple[list[PartName], list[PartName]]:

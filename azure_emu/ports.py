@@ -264,8 +264,15 @@ class SkippedBlob(WireModel):
 class ApplierReports(Protocol):
     """What the applier tells the vault."""
 
-    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> None:
-        """Durably applied; ``tags`` are new since the last report (repeats are harmless)."""
+    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
+        """Durably applied; ``tags`` are new since the last report (repeats are harmless).
+
+        Returns the watermark that the vault knows, if it is a later one.
+        """
+        ...
+
+    async def store_older(self, *, watermark: Watermark) -> None:
+        """The store has only this, and had more: its folder was restored from an older copy, or has lost frames."""
         ...
 
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:

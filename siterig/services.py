@@ -31,7 +31,9 @@ _VAULT = dict.fromkeys(("items", "points", "managed_disks", "jobs", "job", "even
 _VAULT_LINK = dict.fromkeys(
     ("watermarks", "may_replicate", "point_sent", "replication_error", "replication_recovered", "resync_required"), ANSWER_S
 )
-_APPLIER_REPORTS = dict.fromkeys(("applied", "apply_failed", "replicating_disks", "account_seen", "send_again"), ANSWER_S)
+_APPLIER_REPORTS = dict.fromkeys(
+    ("applied", "store_older", "apply_failed", "replicating_disks", "account_seen", "send_again"), ANSWER_S
+)
 _DAMAGE_REPORTS = dict.fromkeys(("damage_met", "scrubbed"), ANSWER_S)
 _ROLE_REPORTS = {"report_roles": REPORT_S}
 _HOST = dict.fromkeys(("list_disks", "position", "counters", "segments", "list_recoveries"), ANSWER_S)

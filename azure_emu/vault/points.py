@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from azure_emu.vault import rig_clock
@@ -160,6 +160,12 @@ def note_downgrade(session: Session, item: ItemRow, tag: TagSeen, because: str, 
     point = _row_of(session, item, tag, newest(session, item.vm), elapsed_ns)
     if point is not None:
         point.downgraded_because = because
+
+
+def hide_after(session: Session, vm: str, position: int) -> None:
+    """Points after a position cannot be opened: the managed disk has lost them."""
+    lost = update(PointRow).where(PointRow.vm == vm, PointRow.position > position, PointRow.available)
+    session.execute(lost.values(available=False))
 
 
 def delete_all(session: Session, vm: str) -> None:

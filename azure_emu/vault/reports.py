@@ -27,6 +27,9 @@ from blockfs.part import TagSeen, Watermark
 _NO_MANAGED_DISKS = {State.ENABLING, State.ENABLING_FAILED, State.DISABLING, State.DISABLING_FAILED}
 
 
+STORE_OLDER = "ManagedDiskOlder"
+
+
 @dataclass(frozen=True, slots=True)
 class _Applied:
     """A report of the applier was taken: up to ``position`` every disk is applied; ``moved``: it was news."""
@@ -34,6 +37,8 @@ class _Applied:
     vm: str
     position: int
     moved: bool
+    later: Watermark | None
+    """What is known already, if that is more."""
 
 
 class Reports:
@@ -45,7 +50,7 @@ class Reports:
 
     # ---- ApplierReports
 
-    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> None:
+    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
         """See azure_emu.ports.ApplierReports."""
 
         def note(session: Session) -> _Applied | None:
@@ -54,17 +59,42 @@ class Reports:
                 return None
             item = session.get_one(ItemRow, disk.vm)
             moved = points.take_watermark(disk, watermark)
-            if health.clear_errors(session, item.vm, health.apply_source(disk.disk_id)):
+            later = None if moved else points.stored_watermark(disk)
+            if later is None and health.clear_errors(session, item.vm, health.apply_source(disk.disk_id)):
                 text = f"disk {disk.name!r} of VM {item.vm!r} is applied again"
                 self._event(session, item.vm, "ApplyRecovered", "OK", text)
             if item.active_location == PRIMARY:
                 points.register_tags(session, item, disk.disk_id, tags, self._elapsed_ns(session))
-            return _Applied(item.vm, health.applied_position(item), moved=moved)
+            return _Applied(item.vm, health.applied_position(item), moved=moved, later=later)
 
         done = await self._services.store.transact(note)
-        if done is not None:
-            self._services.lag.applied(done.vm, done.position, moved=done.moved)
-            self._wake(done.vm)
+        if done is None:
+            return None
+        self._services.lag.applied(done.vm, done.position, moved=done.moved)
+        self._wake(done.vm)
+        return done.later
+
+    async def store_older(self, *, watermark: Watermark) -> None:
+        """See azure_emu.ports.ApplierReports.  Points that the store has not got (any more) are no longer available."""
+
+        def note(session: Session) -> str | None:
+            disk = session.get(DiskRow, watermark.disk_id)
+            if disk is None or points.take_watermark(disk, watermark):
+                return None
+            item = session.get_one(ItemRow, disk.vm)
+            text = (
+                f"the managed disk of {disk.vm}/{disk.name} is older than what was applied to it: it ends at position "
+                f"{watermark.complete_position}, and had {disk.complete_position}; resynchronize the VM"
+            )
+            source = health.apply_source(disk.disk_id)
+            if health.set_error(session, vm=disk.vm, code=STORE_OLDER, message=text, recoverable=False, source=source):
+                self._event(session, disk.vm, STORE_OLDER, "Critical", text)
+            points.hide_after(session, disk.vm, watermark.complete_position)
+            if item.active_location == PRIMARY and item.resync_reason is None:
+                self._mark_for_resync(session, item, STORE_OLDER)
+            return disk.vm
+
+        self._wake(await self._services.store.transact(note))
 
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
         """See azure_emu.ports.ApplierReports."""
@@ -234,10 +264,7 @@ class Reports:
             item = session.get(ItemRow, vm)
             if item is None or item.active_location != PRIMARY:
                 return None
-            if item.resync_reason != reason:
-                self._event(session, vm, "ResynchronizationRequired", "Warning", f"VM {vm!r} needs a resync: {reason}")
-            item.resync_reason = reason
-            item.resync_marks += 1
+            self._mark_for_resync(session, item, reason)
             return vm
 
         self._wake(await self._services.store.transact(note))
@@ -256,6 +283,14 @@ class Reports:
     def _wake(self, vm: str | None) -> None:
         if vm is not None:
             self._services.signals.notify(vm)
+
+    def _mark_for_resync(self, session: Session, item: ItemRow, reason: str) -> None:
+        if item.resync_reason != reason:
+            self._event(
+                session, item.vm, "ResynchronizationRequired", "Warning", f"VM {item.vm!r} needs a resync: {reason}"
+            )  # fmt: skip
+        item.resync_reason = reason
+        item.resync_marks += 1
 
     def _event(self, session: Session, vm: str, code: str, severity: events.Severity, text: str) -> None:
         events.record(

@@ -77,6 +77,8 @@ class FakeVault:
         self.failure: RigError | None = None
         self.away: RigError | None = None
         self.marks: list[Watermark] = []
+        self.later: Watermark | None = None
+        self.older: list[Watermark] = []
         self.tags: list[TagSeen] = []
         self.failed: list[tuple[str, str]] = []
         self.blobs_at_report: list[int] = []
@@ -89,13 +91,17 @@ class FakeVault:
         self.changed.set()
         self.changed = trio.Event()
 
-    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> None:
+    async def store_older(self, *, watermark: Watermark) -> None:
+        self.older.append(watermark)
+
+    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
         if self.failure:
             raise self.failure
         self.marks.append(watermark)
         self.tags += tags
         self.blobs_at_report.append(len(self.cache.blobs))
         self._wake()
+        return self.later if self.later is not None and self.later.generation >= watermark.generation else None
 
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
         assert disk_id == DISK_ID

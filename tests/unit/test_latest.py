@@ -64,9 +64,12 @@ class Reports:
     def __init__(self, world: Waiting) -> None:
         self._world = world
 
-    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> None:
+    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
         assert self._world.vault is not None
-        await self._world.vault.applied(watermark=watermark, tags=tags)
+        return await self._world.vault.applied(watermark=watermark, tags=tags)
+
+    async def store_older(self, *, watermark: Watermark) -> None:
+        raise AssertionError(watermark)
 
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
         assert self._world.vault is not None

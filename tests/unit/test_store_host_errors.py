@@ -113,8 +113,11 @@ class Cache:
 class Reports:
     """A vault that takes everything."""
 
-    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> None:
-        pass
+    async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
+        return None
+
+    async def store_older(self, *, watermark: Watermark) -> None:
+        pytest.fail("the store is as it was")
 
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
         pytest.fail(f"{code}: {message}")
