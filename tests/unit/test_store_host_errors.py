@@ -15,9 +15,10 @@ from azure_emu.applier import DAMAGE_LOOKS, Applier
 from azure_emu.disk_meta import PROGRESS
 from azure_emu.disk_view import build_view
 from azure_emu.managed_disk import ManagedDiskStore, open_view, reset_disk
+from azure_emu.ports import SkippedBlob
 from blockfs.changelog import RecordType
 from blockfs.errors import RigError
-from blockfs.part import PartName, TagSeen, Watermark
+from blockfs.part import Listing, PartName, TagSeen, Watermark
 from tests.unit.disk_history import DISK_ID, Packed, SiteDisk
 from tests.unit.io_faults import READ, io_verdict
 from tests.unit.test_managed_disk import apply, assert_same, new_store, site, whole
@@ -100,8 +101,8 @@ class Cache:
     def __init__(self, parts: list[Packed]) -> None:
         self.parts = dict(parts)
 
-    async def list(self, disk_id: str) -> list[PartName]:
-        return list(self.parts)
+    async def list(self, disk_id: str) -> Listing:
+        return Listing.of(disk_id, [(part.blob(), len(data)) for part, data in self.parts.items()])
 
     async def get(self, part: PartName) -> bytes:
         return self.parts[part]
@@ -121,6 +122,14 @@ class Reports:
 
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
         pytest.fail(f"{code}: {message}")
+
+    async def account_seen(
+        self, *, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int
+    ) -> None:
+        assert skipped_count == 0
+
+    async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
+        """Nobody can."""
 
     async def replicating_disks(self) -> list[str]:
         return [DISK_ID]
