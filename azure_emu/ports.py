@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from blockfs.control import CutInfo, DiskInfo, TagKind
+from blockfs.control import BackingImage, CutInfo, DiskInfo, TagKind
 from blockfs.image_kind import Format
 from blockfs.part import TagSeen, Watermark
 from blockfs.progress import VmProgress
@@ -20,6 +20,7 @@ class DiskSpec(WireModel):
 
     ``image_format``: of the image; None: it is recognized.  ``sector_bytes``: the logical sector size that the disk
     declares.
+    ``backing``: an image that a thin disk is made over, used in place.
     """
 
     name: str
@@ -28,6 +29,7 @@ class DiskSpec(WireModel):
     image: str | None = None
     image_format: Format | None = None
     sector_bytes: SectorBytes = 512
+    backing: BackingImage | None = None
 
 
 ChangeKind = Literal["WRITE", "ZERO", "DISCARD", "RESIZE"]

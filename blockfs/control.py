@@ -45,7 +45,8 @@ class DiskInfo(WireModel):
     ``needs_resync`` is None or the reason (``PowerLoss``, ``LogOverflow``, ``DiskReplaced``, ...).  Past ``log_bytes_max``
     (None: no limit) of unsent log it is given up, and ``dirty_bytes`` counts what has changed since.  ``snapshot_bytes``
     is what a snapshot's old chunks take, of ``snapshot_bytes_max`` at most.  ``promotion``: None unless one is under way.
-    ``sector_bytes``: the logical sector size that the disk declares.
+    ``sector_bytes``: the logical sector size that the disk declares.  ``parent``: the image that a thin disk lies over;
+    ``broken_chain``: None, or why that is missing or not what it was (``BrokenVhdChain``).
     ``opening`` is another each time the host opens the disk; ``opened_seq`` is the newest record that its log had then, None
     if the generation was begun since.
     """
@@ -72,6 +73,8 @@ class DiskInfo(WireModel):
     sector_bytes: SectorBytes = 512
     opening: str = ""
     opened_seq: int | None = None
+    parent: str | None = None
+    broken_chain: str | None = None
 
 
 class SegmentInfo(WireModel):
@@ -138,6 +141,13 @@ class StagingInfo(WireModel):
     size_bytes: int
 
 
+class BackingImage(WireModel):
+    """An image that a thin disk is made over: an absolute path without links, and whether a VHD's footer lies at its end."""
+
+    path: str = Field(pattern=r"^/[^\x00]+$")
+    format: Literal["raw", "vhd"]
+
+
 class RecoverySource(WireModel):
     """A disk of a state to mount: managed disk ``disk_id`` in folder ``store`` becomes ``name``."""
 
@@ -180,10 +190,18 @@ class DiskHostControl(Protocol):
         """The newest position drawn by this host."""
         ...
 
-    async def create_disk(self, *, vm: str, name: str, size_bytes: int, sector_bytes: SectorBytes = 512) -> DiskInfo:
-        """A new, all-zero disk that declares sectors of ``sector_bytes``.
+    async def create_disk(
+        self,
+        *,
+        vm: str,
+        name: str,
+        size_bytes: int,
+        sector_bytes: SectorBytes = 512,
+        backing: BackingImage | None = None,
+    ) -> DiskInfo:
+        """A new disk that declares sectors of ``sector_bytes``: all zeros, or thin over an image, which is never written to.
 
-        ``DiskExists``, ``InvalidDiskSize``, ``InvalidName``, ``DiskFull``.
+        ``DiskExists``, ``InvalidDiskSize``, ``InvalidName``, ``DiskFull``; ``ImageUnusable``, ``ImageBusy``, ``VhdCorrupt``.
         """
         ...
 

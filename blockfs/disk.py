@@ -50,6 +50,7 @@ from blockfs.file_attributes import DiskAttributes, PastState
 from blockfs.layers import RawLayer, TopLayer, WritableLayer
 from blockfs.log_recovery import DISK_BYTES_MAX, Recovered, recover_log
 from blockfs.os_errors import reason
+from blockfs.parent_image import why_broken
 from blockfs.part import TagSeen
 from blockfs.snapshot import Snapshot, begin_snapshots
 from blockfs.views import Views
@@ -230,6 +231,14 @@ class Disk:
     def file_trouble(self) -> str | None:
         """What another program has done to its files; None: nothing that is known."""
         return self.guard.trouble if self.guard is not None else None
+
+    @property
+    def broken_chain(self) -> str | None:
+        """Why the parent of a thin disk is not what it was (``BrokenVhdChain``); None: it is, or the disk has none."""
+        parent, layer = self.state.parent, self.layer
+        if parent is None or not isinstance(layer, TopLayer) or layer.lower_fd is None:
+            return None
+        return why_broken(parent, layer.lower_fd)
 
     @property
     def read_only(self) -> bool:
@@ -478,8 +487,8 @@ class Disk:
     # --- promotion (blockfs.promotion) --------------------------------------------------------------------------
 
     def begin_promotion(self) -> None:
-        """From now on, and after the next start; of no effect on a raw disk."""
-        if self.state.kind == "top" and not self.state.promoting:
+        """From now on, and after the next start; of no effect on a disk that lies over no managed disk."""
+        if self.state.store is not None and not self.state.promoting:
             self._set(promoting=True)
 
     @property
@@ -545,8 +554,11 @@ class Disk:
         self._close_in_c()
         self.layer = fresh
         self._open_in_c()
+        # Not before: the old bytes may be fewer, and a thin disk's lie over its parent.
+        self._set(size_bytes=fresh.size_bytes, kind="raw", parent=None)
         self._guard_files()
-        self._set(size_bytes=fresh.size_bytes)  # not before: the old bytes may be fewer
+        self.place.file("top").unlink(missing_ok=True)
+        remove_maps(self.place)
 
     def close(self) -> None:
         """Close in order: the disk, then its log's clean mark, durable.  Requests are refused (``EIO``) from now on."""

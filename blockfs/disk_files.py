@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockfs import safe_files
-from blockfs.disk_state import DiskState
+from blockfs.disk_state import DiskState, ParentNote
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
-from blockfs.layers import RawLayer, TopLayer, WritableLayer
+from blockfs.layers import Layer, RawLayer, TopLayer, WritableLayer
 from blockfs.log_recovery import DISK_BYTES_MAX
 from blockfs.os_errors import naming
+from blockfs.parent_image import open_parent
 from blockfs.sector_size import SectorBytes
 from blockfs.views import Views
 
@@ -92,6 +93,34 @@ def make_top(place: DiskPlace, *, store: Path, position: int, size_bytes: int, s
     ).save(place.file("disk"))
 
 
+def make_overlay(place: DiskPlace, parent: ParentNote, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
+    """The files of a new thin disk over an image."""
+    if not parent.size_bytes <= size_bytes <= DISK_BYTES_MAX or size_bytes % sector_bytes:
+        raise RigError(
+            "InvalidDiskSize",
+            f"disk {place.name}: size is {size_bytes} bytes; it must be a multiple of {sector_bytes}, at least the "
+            f"{parent.size_bytes} of its parent and at most {DISK_BYTES_MAX >> 40} TiB",
+        )
+    path = place.file("top")
+    fd = safe_files.create_file(path)
+    try:
+        with naming(path):
+            os.ftruncate(fd, size_bytes)
+            os.fsync(fd)  # before the state says that it is so long
+    finally:
+        os.close(fd)
+    DiskState(
+        disk_id=str(uuid.uuid4()),
+        size_bytes=size_bytes,
+        kind="top",
+        generation=0,
+        tracked=False,
+        needs_resync=None,
+        sector_bytes=sector_bytes,
+        parent=parent,
+    ).save(place.file("disk"))
+
+
 def make_raw_of_top(place: DiskPlace, state: DiskState) -> DiskState:
     """A top whose file durably holds all blocks is a raw disk from the next start on; its new state, saved.
 
@@ -133,19 +162,25 @@ def _whole_sectors(path: Path) -> int:
     return path.stat().st_size // SECTOR_BYTES * SECTOR_BYTES
 
 
+def _open_below(place: DiskPlace, state: DiskState, views: Views | None) -> Layer:
+    if state.parent is not None:
+        return open_parent(state.parent)
+    if views is None or state.store is None or state.position is None:
+        raise RigError("NotARecoveryHost", f"disk {place} lies over a managed disk; this host has none")
+    return views.open(Path(state.store), state.position, place.holder)
+
+
 def open_layer(place: DiskPlace, state: DiskState, views: Views | None) -> WritableLayer:
-    """The bytes of a disk with that state; ``DiskCorrupt``, ``NotARecoveryHost``."""
+    """The bytes of a disk with that state; ``DiskCorrupt``, ``NotARecoveryHost``, ``BrokenVhdChain``."""
     layer: WritableLayer
     if state.kind == "raw":
         layer = RawLayer(place.file("img"), writable=True, size_bytes=_whole_sectors(place.file("img")))
     else:
-        if views is None or state.store is None or state.position is None:
-            raise RigError("NotARecoveryHost", f"disk {place} lies over a managed disk; this host has none")
-        view = views.open(Path(state.store), state.position, place.holder)
+        below = _open_below(place, state, views)
         try:
-            layer = TopLayer(view, place.file("top"))
+            layer = TopLayer(below, place.file("top"))
         except BaseException:
-            view.close()
+            below.close()
             raise
     if (found := layer.size_bytes) < state.size_bytes:
         layer.close()

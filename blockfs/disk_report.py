@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from blockfs import counters
+from blockfs import counters, parent_image
 from blockfs.control import DiskInfo, PromotionInfo
 from blockfs.counters import DiskCounters
 from blockfs.disk import Disk
+from blockfs.disk_files import DiskPlace
+from blockfs.disk_state import DiskState
 
 
 def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
@@ -39,6 +41,8 @@ def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
         sector_bytes=disk.state.sector_bytes,
         opening=disk.opening,
         opened_seq=disk.opened_seq,
+        parent=disk.state.parent.path if disk.state.parent is not None else None,
+        broken_chain=disk.broken_chain,
     )
 
 
@@ -58,4 +62,31 @@ def count(disk: Disk) -> DiskCounters:
         dirty_bytes=info.dirty_bytes,
         snapshot_bytes=info.snapshot_bytes,
         snapshot_bytes_max=info.snapshot_bytes_max,
+    )
+
+
+def describe_broken(place: DiskPlace, state: DiskState, why: str, mountpoint: Path) -> DiskInfo:
+    """A thin disk that is not served because its parent is missing or not what it was."""
+    return DiskInfo(
+        vm=place.vm,
+        name=place.name,
+        disk_id=state.disk_id,
+        size_bytes=state.size_bytes,
+        path=str(mountpoint / place.vm / f"{place.name}.img"),
+        folder=str(place.folder),
+        tracked=False,
+        generation=state.generation,
+        last_seq=0,
+        last_position=0,
+        unsent_log_bytes=0,
+        log_bytes_max=None,
+        dirty_bytes=0,
+        snapshot=False,
+        snapshot_bytes=0,
+        snapshot_bytes_max=None,
+        needs_resync=parent_image.CODE,
+        open_handles=0,
+        sector_bytes=state.sector_bytes,
+        parent=state.parent.path if state.parent is not None else None,
+        broken_chain=why,
     )

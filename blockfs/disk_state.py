@@ -56,6 +56,19 @@ class ClosedNote(WireModel):
     log: LogExtent | None
 
 
+class ParentNote(WireModel):
+    """The image that a thin disk lies over (:mod:`blockfs.parent_image`), as it was when the disk was made.
+
+    ``size_bytes``: of the disk in it; ``file_bytes``: of the file.  ``digest``: of samples of its bytes.
+    """
+
+    path: str
+    size_bytes: int = Field(gt=0, multiple_of=512, lt=1 << 63)
+    file_bytes: _Whole
+    mtime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
+    digest: str = Field(pattern=r"^[0-9a-f]{32}$")
+
+
 class OpenedNote(WireModel):
     """Where the inodes of a tracked disk's own file and of its dirty file are, since it was opened.
 
@@ -93,7 +106,8 @@ class ShownAttributes(WireModel):
 class DiskState(WireModel):
     """What must be known of a disk before its bytes are touched.
 
-    ``kind`` is ``raw`` (``NAME.img``) or ``top`` (``NAME.top`` over managed disk ``store`` at ``position``).
+    ``kind`` is ``raw`` (``NAME.img``) or ``top`` (``NAME.top`` over managed disk ``store`` at ``position``, or over
+    image ``parent``).
     ``tracked``: writes are logged in generation ``generation``, which begins with segment ``first_segment``.
     ``needs_resync``: None, or why the logs cannot be vouched for.  ``promoting``: of a top that is becoming a raw disk
     (:mod:`blockfs.promotion`).  ``image``: name of the file, only of a disk by itself (:mod:`blockfs.standalone`).
@@ -117,6 +131,7 @@ class DiskState(WireModel):
     opened: OpenedNote | None = None
     shown: ShownAttributes = ShownAttributes()
     sector_bytes: SectorBytes = 512
+    parent: ParentNote | None = None
 
     @property
     def lasts(self) -> bool:
@@ -125,11 +140,13 @@ class DiskState(WireModel):
 
     @model_validator(mode="after")
     def _lies_over_something(self) -> DiskState:
-        top = self.kind == "top"
-        if (self.store is not None, self.position is not None) != (top, top):
-            raise ValueError("store and position are of a disk of kind top, and only of that")
-        if self.promoting and not top:
-            raise ValueError("only a disk of kind top is promoted")
+        over_store = self.kind == "top" and self.parent is None
+        if (self.store is not None, self.position is not None) != (over_store, over_store):
+            raise ValueError("store and position are of a disk of kind top without a parent, and only of that")
+        if self.parent is not None and self.kind != "top":
+            raise ValueError("only a disk of kind top has a parent")
+        if self.promoting and not over_store:
+            raise ValueError("only a disk over a managed disk is promoted")
         return self
 
     def save(self, path: Path) -> None:

@@ -21,8 +21,9 @@ from pathlib import Path
 import structlog
 import trio
 
-from blockfs import safe_files
+from blockfs import parent_image, safe_files
 from blockfs.control import (
+    BackingImage,
     CutInfo,
     DiskInfo,
     RecoveryInfo,
@@ -35,10 +36,11 @@ from blockfs.control import (
 )
 from blockfs.counters import DiskCounters
 from blockfs.disk import Disk, begin_snapshots_of
-from blockfs.disk_files import HOLDER_KIND, DiskPlace, make_raw, make_top
+from blockfs.disk_files import HOLDER_KIND, DiskPlace, make_overlay, make_raw, make_top
 from blockfs.disk_log import LogPolicy
-from blockfs.disk_report import count, describe
+from blockfs.disk_report import count, describe, describe_broken
 from blockfs.disk_rules import DiskRules
+from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.file_watch import FileWatch
@@ -93,6 +95,7 @@ class DiskHost:
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
         """Disks that could not be opened (``VM/NAME``), and why."""
+        self._broken_chains: dict[str, DiskInfo] = {}
         for folder in sorted(root.iterdir()):
             if folder.is_dir() and folder.name != RECOVERY_FOLDER:
                 self._load(folder)
@@ -114,6 +117,9 @@ class DiskHost:
                 disks[state.stem] = Disk.open(place, self._rules, self._views)
             except (RigError, OSError) as exc:
                 self.broken[str(place)] = str(exc)
+                if isinstance(exc, RigError) and exc.code == parent_image.CODE:
+                    described = describe_broken(place, DiskState.load(place.file("disk")), exc.message, self.mountpoint)
+                    self._broken_chains[str(place)] = described
                 _log.error("disk_not_opened", disk=str(place), error=str(exc))
 
     async def tend(self) -> None:
@@ -192,8 +198,17 @@ class DiskHost:
             raise RigError("VmNotFound", f"there is no VM {vm!r} here; there are: {known}")
         for place, why in self.broken.items():
             if place.startswith(f"{vm}/"):
-                raise RigError("DiskCorrupt", f"disk {place} cannot be opened: {why}")
+                code = parent_image.CODE if place in self._broken_chains else "DiskCorrupt"
+                raise RigError(code, f"disk {place} cannot be opened: {why}")
         return list(self.vms[vm].values())
+
+    def _whole_disks(self, vm: str) -> list[Disk]:
+        """:meth:`disks`; ``BrokenVhdChain`` if the parent of one was changed since it was opened."""
+        found = self.disks(vm)
+        for disk in found:
+            if (why := disk.broken_chain) is not None:
+                raise RigError(parent_image.CODE, f"disk {disk.place}: {why}")
+        return found
 
     def disk(self, vm: str, name: str) -> Disk:
         """One disk; ``VmNotFound``, ``DiskNotFound``."""
@@ -206,7 +221,8 @@ class DiskHost:
         """See :class:`DiskHostControl`."""
         if vm is not None:
             return [describe(disk, self.mountpoint) for disk in self.disks(vm)]
-        return [describe(disk, self.mountpoint) for disk in self._all_disks()]
+        served = [describe(disk, self.mountpoint) for disk in self._all_disks()]
+        return [*served, *self._broken_chains.values()]
 
     async def position(self) -> int:
         """See :class:`DiskHostControl`."""
@@ -214,11 +230,33 @@ class DiskHost:
 
     # --- disks --------------------------------------------------------------------------------------------------
 
-    async def create_disk(self, *, vm: str, name: str, size_bytes: int, sector_bytes: SectorBytes = 512) -> DiskInfo:
+    async def create_disk(
+        self,
+        *,
+        vm: str,
+        name: str,
+        size_bytes: int,
+        sector_bytes: SectorBytes = 512,
+        backing: BackingImage | None = None,
+    ) -> DiskInfo:
         """See :class:`DiskHostControl`."""
         self._check_new(vm, name)
+        if backing is not None:
+            return await self._create_thin(vm, name, size_bytes, sector_bytes, backing)
         with told_of(f"disk {vm}/{name} of {size_bytes} bytes"):
             disk = self._add(vm, name, lambda place: make_raw(place, size_bytes, sector_bytes), None)
+        return describe(disk, self.mountpoint)
+
+    async def _create_thin(
+        self, vm: str, name: str, size_bytes: int, sector_bytes: SectorBytes, backing: BackingImage
+    ) -> DiskInfo:
+        if Path(backing.path).is_relative_to(self.mountpoint):
+            raise RigError("ImageUnusable", f"{backing.path}: is in the mount of this host, which cannot lie over itself")
+        # In a thread: the image's file system may be slow, and the disks that are served meanwhile must not wait.
+        parent = await trio.to_thread.run_sync(parent_image.describe_parent, backing)
+        self._check_new(vm, name)  # again: another call may have been faster
+        with told_of(f"disk {vm}/{name} of {size_bytes} bytes"):
+            disk = self._add(vm, name, lambda place: make_overlay(place, parent, size_bytes, sector_bytes), None)
         return describe(disk, self.mountpoint)
 
     async def open_point(
@@ -372,6 +410,7 @@ class DiskHost:
             disk.abandon()
         for broken in [name for name in self.broken if name.startswith(f"{vm}/")]:
             del self.broken[broken]
+            self._broken_chains.pop(broken, None)
         doomed = self.root / f".gone-{uuid.uuid4()}"
         (self.root / vm).rename(doomed)
         sync_folder(self.root)
@@ -386,7 +425,7 @@ class DiskHost:
         self, *, vm: str, new_generation: bool = False, after: dict[str, int] | None = None, after_position: int = 0
     ) -> list[DiskInfo]:
         """See :class:`DiskHostControl`."""
-        disks = self.disks(vm)
+        disks = self._whole_disks(vm)
         generations = after or {}
         self.positions.advance(after_position)
         with told_of(f"change log of VM {vm}"):
@@ -406,7 +445,7 @@ class DiskHost:
         The tag's position is drawn once; each disk's TAG record comes after all of its records up to that position, for
         those were drawn before, under the disk's lock.  No checkpoint between the look at the clock and the last TAG.
         """
-        disks = self.disks(vm)
+        disks = self._whole_disks(vm)
         with told_of(f"change log of VM {vm}"):
             for disk in disks:
                 await disk.make_ready_to_cut()  # NotTracked, before anything is tagged
@@ -437,7 +476,7 @@ class DiskHost:
 
     async def begin_snapshot(self, *, vm: str) -> SnapshotInfo:
         """See :class:`DiskHostControl`."""
-        disks = self.disks(vm)
+        disks = self._whole_disks(vm)
         now = time.time_ns()
         with told_of(f"snapshot of VM {vm}"):
             for disk in disks:

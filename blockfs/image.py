@@ -135,16 +135,29 @@ async def _opened(path: Path, read_only: bool) -> tuple[int, bool]:
         raise RigError(error.code, f"{error.message}{hint}") from error
 
 
-async def _lock(path: Path, fd: int, *, shared: bool) -> None:
+def _wanted_lock(*, shared: bool) -> bytes:
     kind, start, length = (fcntl.F_RDLCK, _QEMU_BEARS_NO_WRITER, 1) if shared else (fcntl.F_WRLCK, 0, 0)
-    wanted = _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
+    return _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
+
+
+def try_lock(path: Path, fd: int, *, shared: bool) -> bool:
+    """Lock an image without waiting; ``shared``: against writers only.  False: somebody else has it.
+
+    ``ImageUnusable``: the file system has no locks.
+    """
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, wanted)
-        if not shared or not _would_block(fd, _QEMU_WRITES):
-            return
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _wanted_lock(shared=shared))
+        return not shared or not _would_block(fd, _QEMU_WRITES)
     except OSError as exc:
         if exc.errno not in (errno.EAGAIN, errno.EACCES):
             raise RigError("ImageUnusable", f"{path}: cannot be locked: {reason(exc, path)}") from exc
+        return False
+
+
+async def _lock(path: Path, fd: int, *, shared: bool) -> None:
+    if try_lock(path, fd, shared=shared):
+        return
+    wanted = _wanted_lock(shared=shared)
     where = mounted_at(path)
     if where is None:
         with trio.move_on_after(LOCK_PATIENCE_S):

@@ -298,7 +298,8 @@ class ViewLayer(_CLayer):
 class TopLayer(_WritableCLayer):
     """A sparse file that takes the writes over a read-only lower layer, with a bitmap of the blocks it holds.
 
-    ``path`` is the file, ``path`` + ``.present`` the bitmap: one bit a 4 KiB block.  Owns the lower layer.
+    ``path`` is the file, ``path`` + ``.present`` the bitmap: one bit a 4 KiB block.  Owns the lower layer,
+    of which ``lower_fd`` is the descriptor if it is a raw file.
     """
 
     def __init__(self, lower: Layer, path: Path) -> None:
@@ -320,6 +321,7 @@ class TopLayer(_WritableCLayer):
         self.path = path
         self._fd = fd
         self._below_bytes = lower.stored_bytes
+        self.lower_fd = lower.fileno() if isinstance(lower, RawLayer) else None
         lower.surrender()
 
     @property

@@ -15,7 +15,7 @@ import trio
 
 from blockfs import safe_files
 from blockfs.clock import Clock
-from blockfs.control import CutInfo, DiskHostControl, DiskInfo, TagKind
+from blockfs.control import BackingImage, CutInfo, DiskHostControl, DiskInfo, TagKind
 from blockfs.errors import RigError
 from blockfs.image_kind import Format
 from blockfs.part import PartName
@@ -55,6 +55,8 @@ class NewDisk(Protocol):
     def image_format(self) -> Format | None: ...
     @property
     def sector_bytes(self) -> SectorBytes: ...
+    @property
+    def backing(self) -> BackingImage | None: ...
 
 
 class HyperVAgent:
@@ -125,7 +127,7 @@ class HyperVAgent:
         try:
             for disk in disks:
                 info = await self._links.host.create_disk(
-                    vm=vm, name=disk.name, size_bytes=disk.size_bytes, sector_bytes=disk.sector_bytes
+                    vm=vm, name=disk.name, size_bytes=disk.size_bytes, sector_bytes=disk.sector_bytes, backing=disk.backing
                 )
                 if disk.image is not None:
                     more = partial(board.more, disk.name)

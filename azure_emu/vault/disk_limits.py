@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from blockfs.control import DiskInfo
 from blockfs.errors import RigError
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -61,3 +62,10 @@ def remarks(vm: str, disks: Sequence[SizedDisk]) -> list[str]:
                 f"system's disk of more than {OS_GIB_MAX_GENERATION_1:,} GiB of generation 2 VMs only"
             )
     return found
+
+
+def check_chains(disks: Sequence[DiskInfo]) -> None:
+    """``BrokenVhdChain`` if the parent of a thin disk is missing or not what it was."""
+    for disk in disks:
+        if disk.broken_chain is not None:
+            raise RigError("BrokenVhdChain", f"disk {disk.vm}/{disk.name}: {disk.broken_chain}")

@@ -179,6 +179,7 @@ class Vault(Reports):
         check_hours(history_hours)
         disks = await self._services.patiently("protect", vm, lambda: inventory.site_disks(self._services, vm))
         disk_limits.check(vm, disks)
+        disk_limits.check_chains(disks)
 
         def begin(session: Session) -> Job:
             jobs.require_no_job(session, vm)

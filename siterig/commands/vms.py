@@ -10,8 +10,9 @@ import typer
 from azure_emu.ports import DiskSpec
 from azure_emu.vault import disk_limits, retention
 from blockfs import image_import
-from blockfs.control import TagKind
+from blockfs.control import BackingImage, TagKind
 from blockfs.errors import RigError
+from blockfs.image import open_image
 from blockfs.image_kind import FORMATS, Format
 from blockfs.sector_size import SECTOR_SIZES, check_sectors, known_size
 from siterig import exits, show
@@ -74,12 +75,20 @@ def create(
             help="The logical sector size that the disks declare, or disk NAME does; without it that of the image, or 512.",
         ),
     ] = None,
+    backing: Annotated[
+        bool,
+        typer.Option(
+            "--backing",
+            help="Do not copy the images: each disk is thin over its image (raw, or a fixed VHD), which is used in place, "
+            "never written to, and must stay as it is.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Create a source VM with its disks, which appear as files in the site's mount."""
 
     async def work() -> None:
-        specs = await _specs(disk, format_ or [], sector_size or [])
+        specs = await _specs(disk, format_ or [], sector_size or [], backing=backing)
         api = vault(folder)
         made = await while_imported(api, vm, specs, lambda: api.create_vm(vm=vm, disks=specs))
         if as_json:
@@ -91,9 +100,9 @@ def create(
     exits.run(work)
 
 
-async def _specs(disks: list[str], formats: list[str], sector_sizes: list[str]) -> list[DiskSpec]:
+async def _specs(disks: list[str], formats: list[str], sector_sizes: list[str], *, backing: bool) -> list[DiskSpec]:
     """The disks to create, in their order; images are looked at."""
-    specs = await _disks(disks, formats)
+    specs = await _disks(disks, formats, backing=backing)
     wanted = parse_of_disks(
         "--sector-size", sector_sizes, [str(size) for size in SECTOR_SIZES], [spec.name for spec in specs]
     )
@@ -105,10 +114,26 @@ async def _specs(disks: list[str], formats: list[str], sector_sizes: list[str]) 
     return specs
 
 
-async def _disks(disks: list[str], formats: list[str]) -> list[DiskSpec]:
+async def _disks(disks: list[str], formats: list[str], *, backing: bool) -> list[DiskSpec]:
     names = [text.partition("=")[0] for text in disks if is_import(text)]
     format_of = cast("dict[str, Format]", parse_of_disks("--format", formats, FORMATS, names))
-    return [await _imported(text, format_of) if is_import(text) else parse_disk(text) for text in disks]
+    if backing and not names:
+        raise RigError("BadRequest", "--backing: no disk is made of an image; write --disk NAME=IMAGE")
+    make = _thin if backing else _imported
+    return [await make(text, format_of) if is_import(text) else parse_disk(text) for text in disks]
+
+
+async def _thin(text: str, format_of: dict[str, Format]) -> DiskSpec:
+    name, path, size_bytes = parse_import(text)
+    wanted = format_of.get(name)
+    if wanted not in (None, "raw", "vhd"):
+        raise RigError("ImageUnusable", f"{path}: --backing needs a raw image or a fixed VHD, not format {wanted}")
+    found = await open_image(Path(path), format_=wanted, read_only=True)
+    found.close()
+    if found.is_device:
+        raise RigError("ImageUnusable", f"{path}: is a block device; --backing needs a file, whose changes can be noticed")
+    backing = BackingImage(path=str(found.path), format=found.format)
+    return DiskSpec(name=name, size_bytes=size_bytes or found.size_bytes, backing=backing)
 
 
 async def _imported(text: str, format_of: dict[str, Format]) -> DiskSpec:

@@ -351,6 +351,20 @@ def _body(raw: bytes) -> dict[str, Any] | None:
     return dict(body) if version == 2 else None
 
 
+def _is_parent(parent: object) -> bool:
+    """The image that a thin disk lies over."""
+    if not isinstance(parent, dict) or parent.keys() != {"path", "size_bytes", "file_bytes", "mtime_ns", "digest"}:
+        return False
+    size, mtime, digest = parent["size_bytes"], parent["mtime_ns"], parent["digest"]
+    return (
+        isinstance(parent["path"], str)
+        and _whole(size) and size > 0 and size % 512 == 0
+        and _whole(parent["file_bytes"])
+        and type(mtime) is int and -(1 << 63) <= mtime < 1 << 63
+        and isinstance(digest, str) and re.fullmatch("[0-9a-f]{32}", digest) is not None
+    )  # fmt: skip
+
+
 def _is_whole_number(value: object) -> bool:
     return type(value) is int
 
@@ -363,19 +377,31 @@ def _strict_state(raw: bytes) -> dict[str, Any] | None:
     body = _body(raw)
     if body is None:
         return None
-    optional = {"store", "position", "promoting", "image", "first_segment", "closed", "opened", "shown", "sector_bytes"}
+    optional = {
+        "store",
+        "position",
+        "promoting",
+        "image",
+        "first_segment",
+        "closed",
+        "opened",
+        "shown",
+        "sector_bytes",
+        "parent",
+    }
     keys = {"disk_id", "size_bytes", "kind", "generation", "tracked", "needs_resync", *optional}
     if not keys - optional <= body.keys() <= keys:
         return None
     store, position = body.get("store"), body.get("position")
-    over = isinstance(store, str) and _whole(position) if body["kind"] == "top" else (store, position) == (None, None)
+    over_store = body["kind"] == "top" and body.get("parent") is None
+    over = isinstance(store, str) and _whole(position) if over_store else (store, position) == (None, None)
     promoting = body.get("promoting", False)
     good = (
         _is_uuid(body["disk_id"])
         and _whole(body["size_bytes"]) and body["size_bytes"] > 0 and body["size_bytes"] % 512 == 0
         and body["kind"] in ("raw", "top")
         and over
-        and type(promoting) is bool and (not promoting or body["kind"] == "top")
+        and type(promoting) is bool and (not promoting or over_store)
         and _whole(body["generation"])
         and _whole(body.get("first_segment", 1)) and body.get("first_segment", 1) > 0
         and type(body["tracked"]) is bool
@@ -385,12 +411,13 @@ def _strict_state(raw: bytes) -> dict[str, Any] | None:
         and _shown(body.get("shown", {})) is not None
         and (body.get("opened") is None or _is_opened(body["opened"]))
         and type(body.get("sector_bytes", 512)) is int and body.get("sector_bytes", 512) in (512, 4096)
+        and (body.get("parent") is None or (_is_parent(body["parent"]) and body["kind"] == "top"))
     )  # fmt: skip
     if not good:
         return None
     absent: dict[str, Any] = {
         "store": None, "position": None, "promoting": False, "image": None, "first_segment": 1,
-        "closed": None, "opened": None, "sector_bytes": 512,
+        "closed": None, "opened": None, "sector_bytes": 512, "parent": None,
     }  # fmt: skip
     whole = copy.deepcopy(absent | body | {"shown": _shown(body.get("shown", {}))})
     for stamp in whole["closed"]["files"] if whole["closed"] else []:

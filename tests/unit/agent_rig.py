@@ -19,7 +19,7 @@ import trio
 
 from blockfs.changelog import RecordType, SegmentReader, decode_tag
 from blockfs.clock import Clock
-from blockfs.control import CutInfo, TagKind
+from blockfs.control import BackingImage, CutInfo, TagKind
 from blockfs.errors import RigError
 from blockfs.host import DiskHost
 from blockfs.image_kind import Format
@@ -361,6 +361,7 @@ class Disk:
     image: str | None = None
     image_format: Format | None = None
     sector_bytes: SectorBytes = 512
+    backing: BackingImage | None = None
 
 
 class Rig:
