@@ -50,7 +50,6 @@ from blockfs.file_attributes import DiskAttributes, PastState
 from blockfs.layers import RawLayer, TopLayer, WritableLayer
 from blockfs.log_recovery import DISK_BYTES_MAX, Recovered, recover_log
 from blockfs.os_errors import reason
-from blockfs.parent_image import why_broken
 from blockfs.part import TagSeen
 from blockfs.snapshot import Snapshot, begin_snapshots
 from blockfs.views import Views
@@ -231,14 +230,6 @@ class Disk:
     def file_trouble(self) -> str | None:
         """What another program has done to its files; None: nothing that is known."""
         return self.guard.trouble if self.guard is not None else None
-
-    @property
-    def broken_chain(self) -> str | None:
-        """Why the parent of a thin disk is not what it was (``BrokenVhdChain``); None: it is, or the disk has none."""
-        parent, layer = self.state.parent, self.layer
-        if parent is None or not isinstance(layer, TopLayer) or layer.lower_fd is None:
-            return None
-        return why_broken(parent, layer.lower_fd)
 
     @property
     def read_only(self) -> bool:

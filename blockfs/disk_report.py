@@ -42,7 +42,7 @@ def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
         opening=disk.opening,
         opened_seq=disk.opened_seq,
         parent=disk.state.parent.path if disk.state.parent is not None else None,
-        broken_chain=disk.broken_chain,
+        broken_chain=parent_image.broken_chain(disk.state, disk.layer),
     )
 
 

@@ -206,7 +206,7 @@ class DiskHost:
         """:meth:`disks`; ``BrokenVhdChain`` if the parent of one was changed since it was opened."""
         found = self.disks(vm)
         for disk in found:
-            if (why := disk.broken_chain) is not None:
+            if (why := parent_image.broken_chain(disk.state, disk.layer)) is not None:
                 raise RigError(parent_image.CODE, f"disk {disk.place}: {why}")
         return found
 

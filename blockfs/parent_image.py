@@ -14,11 +14,11 @@ from pathlib import Path
 
 from blockfs import image, user_files, vhd
 from blockfs.control import BackingImage
-from blockfs.disk_state import ParentNote
+from blockfs.disk_state import DiskState, ParentNote
 from blockfs.errors import RigError
 from blockfs.image_bytes import ImageBytes
 from blockfs.image_kind import WANTED
-from blockfs.layers import RawLayer
+from blockfs.layers import Layer, RawLayer, TopLayer
 
 CODE = "BrokenVhdChain"
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -67,6 +67,13 @@ def _check(note: ParentNote, fd: int) -> None:
         why = f"{note.path}: was changed, though its size and the time of its last write are the same: {_REMEDY}"
     if why is not None:
         raise RigError(CODE, why)
+
+
+def broken_chain(state: DiskState, layer: Layer) -> str | None:
+    """Why the parent of an open thin disk is not what it was (``BrokenVhdChain``); None: it is, or the disk has none."""
+    if state.parent is None or not isinstance(layer, TopLayer) or layer.lower_fd is None:
+        return None
+    return why_broken(state.parent, layer.lower_fd)
 
 
 def why_broken(note: ParentNote, fd: int) -> str | None:
