@@ -39,7 +39,15 @@ import trio
 from blockfs import dirty, disk_identity
 from blockfs.changelog import RecordType, encode_tag
 from blockfs.control import SegmentInfo
-from blockfs.disk_files import SECTOR_BYTES, DiskPlace, finish_promotion, make_raw_of_top, open_layer, remove_maps
+from blockfs.disk_files import (
+    SECTOR_BYTES,
+    DiskPlace,
+    finish_promotion,
+    make_raw_of_top,
+    open_layer,
+    remove_maps,
+    remove_top,
+)
 from blockfs.disk_guard import DiskGuard
 from blockfs.disk_log import DiskLog, check, find_segments, go_on_noting
 from blockfs.disk_rules import DiskRules
@@ -545,11 +553,9 @@ class Disk:
         self._close_in_c()
         self.layer = fresh
         self._open_in_c()
-        # Not before: the old bytes may be fewer, and a thin disk's lie over its parent.
-        self._set(size_bytes=fresh.size_bytes, kind="raw", parent=None)
+        self._set(size_bytes=fresh.size_bytes, kind="raw", parent=None)  # not before: the old bytes may be fewer
         self._guard_files()
-        self.place.file("top").unlink(missing_ok=True)
-        remove_maps(self.place)
+        remove_top(self.place)
 
     def close(self) -> None:
         """Close in order: the disk, then its log's clean mark, durable.  Requests are refused (``EIO``) from now on."""

@@ -148,6 +148,12 @@ def remove_maps(place: DiskPlace) -> None:
         place.file(suffix).unlink(missing_ok=True)
 
 
+def remove_top(place: DiskPlace) -> None:
+    """The files of a thin disk in whose place a raw one was put."""
+    place.file("top").unlink(missing_ok=True)
+    remove_maps(place)
+
+
 def finish_promotion(place: DiskPlace, state: DiskState) -> DiskState:
     """At start: if a kill came between the steps by which a top becomes a raw disk, take the rest of them."""
     if state.kind == "top" and state.promoting and not place.file("top").exists() and place.file("img").exists():
