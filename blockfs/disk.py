@@ -39,15 +39,7 @@ import trio
 from blockfs import dirty, disk_identity
 from blockfs.changelog import RecordType, encode_tag
 from blockfs.control import SegmentInfo
-from blockfs.disk_files import (
-    SECTOR_BYTES,
-    DiskPlace,
-    finish_promotion,
-    make_raw_of_top,
-    open_layer,
-    remove_maps,
-    remove_top,
-)
+from blockfs.disk_files import DiskPlace, finish_promotion, make_raw_of_top, open_layer, remove_maps, remove_top
 from blockfs.disk_guard import DiskGuard
 from blockfs.disk_log import DiskLog, check, find_segments, go_on_noting
 from blockfs.disk_rules import DiskRules
@@ -254,7 +246,7 @@ class Disk:
         if stored_bytes < self.size_bytes or isinstance(self.layer, RawLayer):
             return stored_bytes
         has_hole = lib.sr_disk_seek(self.c, 0, os.SEEK_HOLE) < self.size_bytes
-        return self.size_bytes - SECTOR_BYTES if has_hole else self.size_bytes
+        return self.size_bytes - self.state.sector_bytes if has_hole else self.size_bytes
 
     def read(self, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes; fewer at the end of the disk."""
