@@ -16,7 +16,7 @@ def log_as_notes(level: int) -> None:
 
 
 def _report(_logger: object, _method: str, event: structlog.typing.EventDict) -> str:
-    text = str(event.pop("event"))
+    text = str(event.pop("event")).replace("_", " ")
     traceback = event.pop("exception", None)
     details = ", ".join(f"{key} {value}" for key, value in event.items())
     show.notice(f"{text} ({details})" if details else text)

@@ -152,7 +152,7 @@ class HealthError(WireModel):
     summaryMessage: str
     recoverable: bool
     attempt: int
-    nextTryTime: str | None
+    next_try_time: str | None
 
 
 class ProtectedItem(WireModel):
@@ -168,11 +168,11 @@ class ProtectedItem(WireModel):
     healthErrors: list[HealthError]
     lastRpoInSeconds: float | None
     """Seconds between now and the newest state whose data and tag are in the cache account."""
-    appliedLagInSeconds: float | None
+    applied_lag_s: float | None
     """Seconds by which the state that all managed disks have is older than that one; 0: it is applied."""
-    newestPointAgeInSeconds: float | None
+    newest_point_age_s: float | None
     """Seconds between now and the newest recovery point."""
-    unappliedBytes: int | None
+    unapplied_bytes: int | None
     """Bytes in the cache account that are not applied yet; None: nothing was reported since the vault started."""
     activeLocation: Literal["Primary", "Recovery"]
     resynchronizationRequired: str | None

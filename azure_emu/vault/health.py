@@ -119,11 +119,11 @@ def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthErr
         if rpo_s is not None and rpo_s > UNSENT_S_MAX:
             found.append(("LogUnsent", f"the log has been unsent for {rpo_s:.0f} s (limit {UNSENT_S_MAX:.0f} s)"))
     return [
-        HealthError(errorCode=code, summaryMessage=text, recoverable=True, attempt=0, nextTryTime=None)
+        HealthError(errorCode=code, summaryMessage=text, recoverable=True, attempt=0, next_try_time=None)
         for code, text in found
     ] + [
         HealthError(
-            errorCode=damage.CODE, summaryMessage=each.text, recoverable=not each.critical, attempt=0, nextTryTime=None
+            errorCode=damage.CODE, summaryMessage=each.text, recoverable=not each.critical, attempt=0, next_try_time=None
         )
         for each in damaged
     ]
@@ -175,7 +175,7 @@ def describe(
             summaryMessage=row.message,
             recoverable=row.recoverable,
             attempt=row.attempt,
-            nextTryTime=rfc3339_or_none(row.next_try_ns),
+            next_try_time=rfc3339_or_none(row.next_try_ns),
         )
         for row in item.health_errors
     ]
@@ -184,7 +184,7 @@ def describe(
         errors.insert(
             0,
             HealthError(
-                errorCode=unwritable.code, summaryMessage=unwritable.message, recoverable=True, attempt=1, nextTryTime=None
+                errorCode=unwritable.code, summaryMessage=unwritable.message, recoverable=True, attempt=1, next_try_time=None
             ),
         )
     health: Health = "Normal"
@@ -203,9 +203,9 @@ def describe(
         replicationHealth=health,
         healthErrors=errors,
         lastRpoInSeconds=rpo(item, elapsed_ns),
-        appliedLagInSeconds=applied_lag(item),
-        newestPointAgeInSeconds=newest_point_age(session, item, elapsed_ns),
-        unappliedBytes=lag.waiting_bytes([disk.disk_id for disk in item.disks]),
+        applied_lag_s=applied_lag(item),
+        newest_point_age_s=newest_point_age(session, item, elapsed_ns),
+        unapplied_bytes=lag.waiting_bytes([disk.disk_id for disk in item.disks]),
         activeLocation="Recovery" if item.active_location == "Recovery" else "Primary",
         resynchronizationRequired=item.resync_reason,
     )

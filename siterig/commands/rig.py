@@ -174,7 +174,7 @@ def _wait_text(wait: Wait) -> str:
 
 
 def _item_row(item: ProtectedItem) -> tuple[str, ...]:
-    times = (item.lastRpoInSeconds, item.appliedLagInSeconds, item.newestPointAgeInSeconds)
+    times = (item.lastRpoInSeconds, item.applied_lag_s, item.newest_point_age_s)
     shown = ("-" if seconds is None else f"{seconds:.0f} s" for seconds in times)
     return (item.name, item.protectionState, item.replicationHealth, *shown, item.activeLocation)
 

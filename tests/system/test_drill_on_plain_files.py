@@ -131,7 +131,7 @@ class PlainRig:
             ProtectedItem(
                 name="web01", policy_interval_s=5, recoveryPointHistoryDuration=24, protectionState=self.state,
                 testFailoverState="None", replicationHealth="Normal", healthErrors=[], lastRpoInSeconds=1.0,
-                appliedLagInSeconds=0.0, newestPointAgeInSeconds=1.0, unappliedBytes=0,
+                applied_lag_s=0.0, newest_point_age_s=1.0, unapplied_bytes=0,
                 activeLocation="Primary", resynchronizationRequired=None,
             )
         ]  # fmt: skip

@@ -84,12 +84,12 @@ async def test_lost_data_and_a_stopped_applier_and_a_stray_blob(tmp_path: Path) 
             async def noticed() -> bool:
                 item = await item_of(rig)
                 codes = {error.errorCode for error in item.healthErrors}
-                return item.replicationHealth != "Normal" and "RoleHung" in codes and (item.unappliedBytes or 0) > 2 << 20
+                return item.replicationHealth != "Normal" and "RoleHung" in codes and (item.unapplied_bytes or 0) > 2 << 20
 
             await until("an applier that stands still", noticed)
             item = await item_of(rig)
-            assert item.appliedLagInSeconds is not None
-            assert item.appliedLagInSeconds > 0
+            assert item.applied_lag_s is not None
+            assert item.applied_lag_s > 0
 
             for extent in (rig.layout.azurite / "__blobstorage__").iterdir():
                 extent.unlink()

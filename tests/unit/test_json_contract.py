@@ -17,22 +17,30 @@ from typer.testing import CliRunner
 
 import scenarios.drill
 from azure_emu.ports import Change, DamageReports, RecoverySide
-from azure_emu.vault.api import Event, HealthError, Job, JobError, ProtectedItem, RecoveryPoint, Task, VaultApi, Vm
+from azure_emu.vault.api import HealthError, Job, ProtectedItem, RecoveryPoint, VaultApi, Vm
 from blockfs.control import DiskHostControl, DiskInfo
+from blockfs.waits import Wait
 from scenarios.results import DrillResult
 from siterig import show
 from siterig.bisect_run import Bisection, ChangeSeen, Report
 from siterig.bisect_states import State
 from siterig.cli import program
 from siterig.commands import drill, mount
-from siterig.control import SupervisorControl
+from siterig.commands import rig as rig_command
+from siterig.control import RigStatus, SupervisorControl
 from siterig.layout import Layout, create
 from tests.unit.log_row import START, LogRow
 from tests.unit.samples import Canned, sample
+from tests.unit.test_tables import text_of
 
 DOCS = Path(__file__).parents[2] / "docs"
-SERVICE_MODELS = (Job, Task, JobError, Event, ProtectedItem, HealthError)
-"""Only these have properties of the service, which keep their official names."""
+OFFICIAL = {
+    "scenarioName", "friendlyName", "stateDescription", "targetObjectName", "startTime", "endTime",
+    "recoveryPointHistoryDuration", "protectionState", "testFailoverState", "replicationHealth", "healthErrors",
+    "lastRpoInSeconds", "activeLocation", "resynchronizationRequired", "errorCode", "summaryMessage", "eventCode",
+    "eventType", "timeOfOccurrence", "affectedObject",
+}  # fmt: skip
+"""Properties of the service, which keep their names; every other property is the rig's own and in snake_case."""
 
 COMMANDS = {
     "doctor": "",
@@ -195,10 +203,6 @@ def documents(text: str) -> list[Any]:
         return [json.loads(line) for line in text.splitlines()]
 
 
-def official() -> set[str]:
-    return {field for model in SERVICE_MODELS for field in model.model_fields}
-
-
 def test_the_list_above_has_every_command() -> None:
     assert set(COMMANDS) == set(ALL)
 
@@ -219,7 +223,7 @@ def test_the_json_of_a_command_is_valid_in_one_style_and_documented(path: str, w
     found = [key for document in documents(result.stdout) for key in keys(document)]
     text = "".join((DOCS / name).read_text() for name in ("cli.md", "drill.md", "mount.md"))
     for key in found:
-        assert key in official() or re.fullmatch(r"[a-z][a-z0-9_]*|[A-Z]+", key), f"{key}: not in snake_case"
+        assert key in OFFICIAL or re.fullmatch(r"[a-z][a-z0-9_]*|[A-Z]+", key), f"{key}: not in snake_case"
         documented = re.search(rf"[\"`]{re.escape(key)}[\"`:]", text) is not None
         assert documented or key.isupper(), f"{key} is not documented"
     for line in result.stderr.splitlines():
@@ -265,6 +269,24 @@ def objects(value: object) -> Iterator[dict[str, Any]]:
         yield value
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from objects(inner)
+
+
+def test_status_fits_80_columns_with_every_problem_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show, "is_terminal", lambda _stream: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    reason = "the managed disk of web01/data was not written to for four minutes, and the cache account grows"
+    error = sample(HealthError).model_copy(update={"summaryMessage": reason, "errorCode": "ApplyStalled"})
+    item = sample(ProtectedItem).model_copy(
+        update={"protectionState": "UnplannedFailoverCompleted", "activeLocation": "Recovery", "healthErrors": [error] * 2}
+    )
+    wait = sample(Wait).model_copy(update={"reason": reason, "since_ns": 1})
+    status = sample(RigStatus)
+    status = status.model_copy(update={"roles": [status.roles[0].model_copy(update={"waits": [wait] * 2, "state": "hung"})]})
+    lines = [text_of(line) for line in rig_command._drawn(status, [sample(Vm)], [item])]
+    assert max(map(len, lines)) <= 80
+    words = " ".join(" ".join(lines).split())
+    assert words.count(f"{reason} (ApplyStalled)") == 2
+    assert words.count(reason) == 4
 
 
 def test_the_sample_of_a_vm_is_what_a_vm_is() -> None:

@@ -132,14 +132,14 @@ async def test_lag_bytes_and_age_are_shown(tmp_path: Path) -> None:
     async with watched(tmp_path) as it:
         disk_id = it.world.site["web01"]["os"].disk_id
         (item,) = await it.vault.items()
-        assert item.appliedLagInSeconds == 0.0
+        assert item.applied_lag_s == 0.0
         it.world.clock.passes(40 * SECOND_NS)
         await it.cycle(apply=False)
         await it.vault.account_seen(disk_id=disk_id, waiting_bytes=7000, skipped=[], skipped_count=0)
         (item,) = await it.vault.items()
-        assert (item.appliedLagInSeconds, item.unappliedBytes) == (41.0, 7000)
-        assert item.newestPointAgeInSeconds is not None
-        assert item.newestPointAgeInSeconds >= 40
+        assert (item.applied_lag_s, item.unapplied_bytes) == (41.0, 7000)
+        assert item.newest_point_age_s is not None
+        assert item.newest_point_age_s >= 40
 
 
 async def test_no_new_point_for_three_intervals_and_a_minute_is_an_error(tmp_path: Path) -> None:

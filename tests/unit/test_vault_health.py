@@ -62,7 +62,7 @@ async def test_a_recoverable_error_warns_until_replication_recovers(tmp_path: Pa
         item = await only_item(vault)
         assert item.replicationHealth == "Warning"
         (error,) = item.healthErrors
-        assert (error.attempt, error.nextTryTime) == (2, "2027-01-15T08:01:00.000000Z")
+        assert (error.attempt, error.next_try_time) == (2, "2027-01-15T08:01:00.000000Z")
         await vault.replication_recovered(vm="web01")
         assert (await only_item(vault)).replicationHealth == "Normal"
         codes = [event.eventCode for event in await vault.events() if event.eventType == "VmHealth"]
