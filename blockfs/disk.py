@@ -71,6 +71,7 @@ class Disk:
         self.opened_seq: int | None = None
         self.snapshot: Snapshot | None = None
         self.promotion_stopped_by: RigError | None = None
+        self.not_continued: RigError | None = None
         self.guard: DiskGuard | None = None  # of a state of the past there is none
         self.layer = layer
         self.attributes = DiskAttributes(self, past)
@@ -159,7 +160,8 @@ class Disk:
         except RigError as exc:
             if exc.code not in ("PowerLoss", "LogCorrupt"):
                 raise
-            _log.warning("log_not_continued", disk=str(self.place), reason=exc.code, message=exc.message)
+            _log.info("log_not_continued", disk=str(self.place), reason=exc.code, message=exc.message)
+            self.not_continued = exc
             self._set(tracked=False, needs_resync=exc.code)
             if exc.code == "PowerLoss":
                 self.attributes.mark_changed()

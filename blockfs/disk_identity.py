@@ -69,7 +69,7 @@ def noted_reason(place: DiskPlace, state: DiskState) -> str | None:
     try:
         found = dirty.read(place.file("dirty"))
     except RigError as exc:
-        _log.warning("dirty_file_unusable", disk=str(place), reason=exc.code, message=exc.message)
+        _log.info("dirty_file_unusable", disk=str(place), reason=exc.code, message=exc.message)
         return "LogCorrupt"
     if (found.disk_id, found.generation) != (state.disk_id, state.generation):
         return "LogCorrupt"  # a kill came when a log was begun: what was noted of the one before is not known

@@ -130,7 +130,7 @@ def recover_log(
     row = _Row(disk_id, generation, disk_size_bytes)
     found = _read_segments(folder, name, first_segment, row)
     if not found:
-        raise RigError("LogCorrupt", f"{folder / name}: has no change log of generation {generation}")
+        raise RigError("LogCorrupt", f"{folder}: all segments ({name}.NNNNNN.hrl) of generation {generation} are missing")
     last = found[-1]
     if last.header.boot_id != boot.current_boot_id() and not last.clean:
         raise RigError(
@@ -214,7 +214,10 @@ class _Row:
                 f"{path}: is the {header.stream} of disk {header.disk_id}; this is the log of {self._disk_id}",
             )
         if self._next_seq is not None and header.first_seq != self._next_seq:
-            raise RigError("LogCorrupt", f"{path}: begins with record {header.first_seq}; {self._next_seq} comes next")
+            due = f"{self._next_seq} comes next"
+            if header.first_seq > self._next_seq:
+                due = f"the segment with record {self._next_seq} is missing"
+            raise RigError("LogCorrupt", f"{path}: begins with record {header.first_seq}; {due}")
         for record in records:
             if why := self._wrong(record):
                 raise RigError("LogCorrupt", f"{path}: change log is corrupt at record {record.seq}: {why}")

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, assert_never
 
-from blockfs import block_device, image_kind, user_files, vhd
+from blockfs import block_device, image_kind, safe_files, user_files, vhd
 from blockfs.changelog import HEADER_BYTES, Record, RecordType, SegmentHeader, SegmentReader, scan_tail
 from blockfs.errors import RigError
 from blockfs.file_limit import check_file_limit
@@ -28,10 +28,12 @@ from blockfs.image_bytes import ImageBytes
 from blockfs.image_kind import WANTED, Contents
 from blockfs.layers import RawLayer, WritableLayer
 from blockfs.os_errors import reason
+from cext.hashing import is_zero
 
 Advance = Callable[[int], None]
 """Told now and then how many bytes of log were read since it was last told."""
 ADVANCE_STEP_BYTES = 1 << 20
+_STEP_BYTES = 1 << 20
 _RANGE_TYPES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 
 
@@ -39,8 +41,8 @@ _RANGE_TYPES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 class LogFile:
     """A file that was named as a segment.
 
-    ``header`` is None if it has none that can be read, and ``fault`` says why; a file shorter than a header, as a kill
-    leaves it where a segment was being made, has neither.
+    ``header`` is None if it has none that can be read, and ``fault`` is why.  A file without a header, as a kill leaves it
+    where a segment was being made (shorter than a header, or preallocated), has neither.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class LogFile:
 class FileSummary:
     """What a good segment holds; ``torn_bytes`` of a record that was being written lie behind byte ``end``.
 
+    ``room_bytes``: preallocated and not written to yet, at the end of the file, where the next records go.
     ``cut``: it was read only up to a position, and there are records behind it.
     """
 
@@ -65,6 +68,7 @@ class FileSummary:
     last_position: int = 0
     end: int = 0
     torn_bytes: int = 0
+    room_bytes: int = 0
     cut: bool = False
 
     def count(self, record: Record) -> None:
@@ -85,9 +89,29 @@ def _log_file(path: Path) -> LogFile:
         if fault.code != "LogCorrupt":  # it may not even be there
             return LogFile(path, 0, None, fault)
         size = path.stat().st_size
-        return LogFile(path, size, None, None if size < HEADER_BYTES else fault)
+        return LogFile(path, size, None, None if size < HEADER_BYTES or _begins_with_zeros(path) else fault)
     except OSError as exc:  # a folder opens, too
         return LogFile(path, 0, None, RigError("LogUnreadable", f"{path}: cannot be read: {reason(exc, path)}"))
+
+
+def _begins_with_zeros(path: Path) -> bool:
+    fd = safe_files.open_named(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return is_zero(os.pread(fd, HEADER_BYTES, 0))
+    finally:
+        os.close(fd)
+
+
+def _room_bytes(fd: int, start: int, end: int) -> int:
+    """How many zeros a file ends with, looked for from ``end`` back to ``start``."""
+    at = end
+    while at > start:
+        step = min(_STEP_BYTES, at - start)
+        data = os.pread(fd, step, at - step)
+        if not is_zero(data):
+            return end - at + len(data) - len(data.rstrip(b"\0"))
+        at -= step
+    return end - start
 
 
 def in_order(paths: list[Path]) -> list[LogFile]:
@@ -116,11 +140,14 @@ def in_order(paths: list[Path]) -> list[LogFile]:
 
 
 class TornTail:
-    """The good records of one segment; after the last of them ``torn_bytes`` tells how many bytes of no record follow."""
+    """The good records of one segment; after the last of them it is known what follows.
+
+    ``torn_bytes`` of a record that was being written, then ``room_bytes`` of zeros that were preallocated.
+    """
 
     def __init__(self, reader: SegmentReader) -> None:
         self._reader = reader
-        self.torn_bytes = 0
+        self.torn_bytes = self.room_bytes = 0
 
     def records(self) -> Iterator[Record]:
         """All good records.  ``LogCorrupt`` if a good one lies behind a bad one."""
@@ -132,7 +159,9 @@ class TornTail:
         except RigError:
             scan = scan_tail(self._reader)
             yield from scan.records[seen:]  # whole by now: the log is being written
-            self.torn_bytes = scan.torn_bytes
+            end = scan.end + scan.torn_bytes
+            self.room_bytes = _room_bytes(self._reader.fd, scan.end, end)
+            self.torn_bytes = scan.torn_bytes - self.room_bytes
 
 
 class _Row:
@@ -165,9 +194,10 @@ class _Row:
             )
         if self._next is not None and header.first_seq != self._next:
             what = "record" if header.stream == "log" else "part"
-            raise RigError(
-                "LogGap", f"{file.path}: begins with {what} {header.first_seq}; {what} {self._next} comes next"
-            )  # fmt: skip
+            why = f"{what} {self._next} comes next"
+            if header.first_seq > self._next:
+                why = f"the segment with {what} {self._next} is missing"
+            raise RigError("LogGap", f"{file.path}: begins with {what} {header.first_seq}; {why}")  # fmt: skip
         self._next = header.first_seq if header.stream == "log" else header.first_seq + 1
         self.size_bytes = max(self.size_bytes, header.disk_size_bytes)
 
@@ -206,7 +236,7 @@ def _summarize(
     row.begin(file)
     summary = FileSummary(file.path, end=HEADER_BYTES if file.header else 0)
     if file.header is None:
-        summary.torn_bytes = file.size_bytes
+        summary.torn_bytes, summary.room_bytes = _without_header(file)
     else:
         with SegmentReader(file.path) as reader:
             tail = TornTail(reader)
@@ -216,7 +246,7 @@ def _summarize(
                     return summary
                 row.take(file, record)
                 summary.count(record)
-            summary.torn_bytes = tail.torn_bytes
+            summary.torn_bytes, summary.room_bytes = tail.torn_bytes, tail.room_bytes
     if follower is not None and (summary.torn_bytes or file.header is None):
         raise RigError(
             "LogCorrupt",
@@ -224,6 +254,16 @@ def _summarize(
             "follows it",
         )
     return summary
+
+
+def _without_header(file: LogFile) -> tuple[int, int]:
+    """Torn bytes and preallocated ones of a file in which no segment was begun."""
+    fd = safe_files.open_named(file.path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        room_bytes = _room_bytes(fd, 0, file.size_bytes)
+    finally:
+        os.close(fd)
+    return file.size_bytes - room_bytes, room_bytes
 
 
 def _told(records: Iterator[Record], advance: Advance | None) -> Iterator[Record]:

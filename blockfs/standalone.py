@@ -54,7 +54,7 @@ _OWN_FILES = ("disk", "position", "dirty", "spare", "recycled")
 _POLICY = LogPolicy(kept_share_max=None, when_full="refuse")
 _WHY = {
     "ImageChanged": "the image was changed by something else",
-    "LogCorrupt": "it is damaged, or not there any more",
+    "LogCorrupt": "its file NAME.dirty is damaged or missing",
     "NotLogged": "the image was mounted without a log since",
     "PowerLoss": "the machine stopped while the image was mounted, and what was not flushed may be gone",
     "SyncFailed": "the host could not make its bytes durable",
@@ -316,8 +316,15 @@ def _begin_tracked(image: Image, place: DiskPlace, found: DiskState | None, note
         alone.abandon()
         raise
     if reason is not None:
-        alone.discontinued = Discontinued(state.generation, why or _WHY.get(reason, reason))
+        alone.discontinued = Discontinued(state.generation, why or _why(alone.disk, reason))
     return alone
+
+
+def _why(disk: Disk, reason: str) -> str:
+    """Why a log does not continue."""
+    if disk.not_continued is not None and reason == "LogCorrupt":
+        return disk.not_continued.message
+    return _WHY.get(reason, reason)
 
 
 def _refuse_foreign_files(place: DiskPlace) -> None:

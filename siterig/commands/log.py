@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -59,7 +60,7 @@ def _checked(files: list[Path], upto: int | None = None) -> CheckedLog:
     with show.bar("checking", total_bytes) as advance:
         log = check(files, upto=upto, advance=advance)
     if log.torn is not None:
-        show.notice(f"{log.torn.path}: {_torn(log.torn)}, left out")
+        show.notice(f"{log.torn.path}: {', '.join(_tail(log.torn))}, left out")
     if log.first_seq > 1:
         show.notice(f"the log begins with record {log.first_seq}: the image must be the disk as it was before that")
     if upto is not None and not log.files[-1].cut:
@@ -67,8 +68,14 @@ def _checked(files: list[Path], upto: int | None = None) -> CheckedLog:
     return log
 
 
-def _torn(summary: FileSummary) -> str:
-    return f"torn tail of {summary.torn_bytes} bytes at byte {summary.end}"
+def _tail(found: FileSummary) -> list[str]:
+    """What lies behind the last record of a segment."""
+    tail = []
+    if found.torn_bytes:
+        tail.append(f"torn tail of {found.torn_bytes} bytes at byte {found.end}")
+    if found.room_bytes:
+        tail.append(f"{format_size(found.room_bytes)} preallocated at its end")
+    return tail
 
 
 # --- show ---------------------------------------------------------------------------------------------------------
@@ -89,7 +96,7 @@ def show_log(
             if file.fault is not None:
                 raise file.fault
             if file.header is None:
-                show.notice(f"{file.path}: torn tail of {file.size_bytes} bytes at byte 0")
+                show.notice(f"{file.path}: holds no segment yet, only what is being made ({file.size_bytes} bytes)")
                 continue
             with SegmentReader(file.path) as reader:
                 _print_header(reader, as_json=as_json)
@@ -101,9 +108,8 @@ def show_log(
                         _print_record(reader, record, as_json=as_json)
                         left = None if left is None else left - 1
                 if tail.torn_bytes:
-                    show.notice(
-                        f"{file.path}: torn tail of {tail.torn_bytes} bytes at byte {file.size_bytes - tail.torn_bytes}"
-                    )
+                    end = file.size_bytes - tail.torn_bytes - tail.room_bytes
+                    show.notice(f"{file.path}: torn tail of {tail.torn_bytes} bytes at byte {end}")
 
     exits.run(work)
 
@@ -156,20 +162,61 @@ def verify_log(files: Files, as_json: JsonLines = False) -> None:
     """Check segments: each record, and that the files are one log without a gap. Exit status 1 if not."""
 
     async def work() -> bool:
-        good = True
+        total = _Total()
         for path, found in verify(files):
-            good = good and not isinstance(found, RigError)
+            total.add(found)
             if as_json:
                 show.print_json_line(_verified_json(path, found))
             elif isinstance(found, RigError):
                 show.line(f"{' '.join(found.message.split())} ({found.code})")
             else:
-                torn = f"; {_torn(found)}" if found.torn_bytes else ""
-                show.line(f"{path}: ok: {_contents(found)}{torn}")
-        return good
+                show.line("; ".join([f"{path}: ok: {_contents(found)}", *_tail(found)]))
+        if as_json:
+            show.print_json_line({"total": asdict(total)})
+        else:
+            show.line(total.text)
+        return total.bad_files == 0
 
     if not exits.run(work):
         raise typer.Exit(exits.FAILED)
+
+
+@dataclass
+class _Total:
+    """Of all files that were checked; positions of the good ones (0: there is no record)."""
+
+    files: int = 0
+    bad_files: int = 0
+    records: int = 0
+    first_position: int = 0
+    last_position: int = 0
+    written_bytes: int = 0
+    torn_bytes: int = 0
+    preallocated_bytes: int = 0
+
+    def add(self, found: FileSummary | RigError) -> None:
+        """One file more."""
+        self.files += 1
+        if isinstance(found, RigError):
+            self.bad_files += 1
+            return
+        if found.records:
+            self.first_position = self.first_position or found.first_position
+            self.last_position = max(self.last_position, found.last_position)
+        self.records += found.records
+        self.written_bytes += found.written_bytes
+        self.torn_bytes += found.torn_bytes
+        self.preallocated_bytes += found.room_bytes
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        bad = f", {self.bad_files} of them bad" if self.bad_files else ", all ok"
+        held = f"{self.records} records"
+        if self.records:
+            held += f", positions {self.first_position} to {self.last_position}"
+        torn = f", torn tail of {self.torn_bytes} bytes" if self.torn_bytes else ""
+        return f"total: {self.files} files{bad}: {held}, {format_size(self.written_bytes)} written{torn}"
 
 
 def _verified_json(path: Path, found: FileSummary | RigError) -> dict[str, object]:
@@ -178,7 +225,7 @@ def _verified_json(path: Path, found: FileSummary | RigError) -> dict[str, objec
     return {
         "file": str(path), "ok": True, "records": found.records, "first_seq": found.first_seq, "last_seq": found.last_seq,
         "first_position": found.first_position, "last_position": found.last_position,
-        "written_bytes": found.written_bytes, "torn_bytes": found.torn_bytes,
+        "written_bytes": found.written_bytes, "torn_bytes": found.torn_bytes, "preallocated_bytes": found.room_bytes,
     }  # fmt: skip
 
 

@@ -99,12 +99,21 @@ def _print_mounted(mounted: Mounted) -> None:
     show.notice(f"Ctrl-C or umount {where} ends it")
 
 
+def _bytes(segments: list[Path]) -> int:
+    total = 0
+    for path in segments:
+        with contextlib.suppress(FileNotFoundError):  # deleted by somebody meanwhile
+            total += path.stat().st_size
+    return total
+
+
 def _print_unmounted(mounted: Mounted) -> None:
     show.line(f"unmounted {mounted.disk.parent}")
     state, segments = mounted.alone.disk.state, mounted.alone.segments()
     if segments:
-        row = str(segments[0]) if len(segments) == 1 else f"{segments[0]} to {segments[-1].name}"
-        show.line(f"  the log of generation {state.generation}: {row}")
+        size = format_size(_bytes(segments))
+        row = str(segments[0]) if len(segments) == 1 else f"{segments[0]} to {segments[-1].name}, {len(segments)} segments"
+        show.line(f"  the log of generation {state.generation}: {row}, {size}")
 
 
 def _mounted_json(mounted: Mounted) -> dict[str, object]:
@@ -123,5 +132,9 @@ def _log_json(mounted: Mounted) -> dict[str, object] | None:
     state = mounted.alone.disk.state
     if not state.tracked:
         return None
-    files = [str(path) for path in mounted.alone.segments()]
-    return {"disk_id": state.disk_id, "generation": state.generation, "files": files}
+    segments = mounted.alone.segments()
+    return {
+        "disk_id": state.disk_id, "generation": state.generation, "segments": len(segments),
+        "first": str(segments[0]) if segments else None, "last": str(segments[-1]) if segments else None,
+        "bytes": _bytes(segments),
+    }  # fmt: skip

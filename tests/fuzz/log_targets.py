@@ -150,12 +150,12 @@ def _ordered(files: list[bytes]) -> list[log.Segment | log.BadLogError]:
 def _strict_row(files: list[bytes]) -> list[log.Record] | None:
     """The records of a good row; None if it is none."""
     segments = _ordered(files)
-    stubs = sum(len(raw) < log.HEADER_BYTES for raw in files)
+    stubs = sum(len(raw) < log.HEADER_BYTES or not any(raw[: log.HEADER_BYTES]) for raw in files)
     bad = sum(isinstance(one, log.BadLogError) for one in segments)
     if bad > stubs or stubs > 1 or stubs == len(files):
         return None
     good = [one for one in segments if isinstance(one, log.Segment)]
-    if stubs and good[-1].torn_bytes:
+    if stubs and good[-1].torn:
         return None
     try:
         return log.read_row(good)

@@ -203,6 +203,8 @@ class Segment:
     end: int
     bytes: int
     rot: bool
+    torn: bool
+    """Behind the good records lies more than preallocated zeros."""
 
     @property
     def torn_bytes(self) -> int:
@@ -217,7 +219,7 @@ def read_segment(raw: bytes) -> Segment:
         records.append(record)
         at, seq, position = record.end, seq + 1, record.position
     rot = sealed_record(raw, at, header.crc) is not None or _later_record(raw, at, seq, header.crc)
-    return Segment(header, records, at, len(raw), rot)
+    return Segment(header, records, at, len(raw), rot, any(raw[at:]))
 
 
 def _later_record(raw: bytes, at: int, seq: int, seed: int) -> bool:
@@ -243,7 +245,7 @@ def read_row(segments: list[Segment]) -> list[Record]:
             raise BadLogError("LogMismatch", "of another log")
         if header.first_seq != seq:
             raise BadLogError("LogGap", "gap")
-        if segment.rot or (segment.torn_bytes and segment is not segments[-1]):
+        if segment.rot or (segment.torn and segment is not segments[-1]):
             raise BadLogError("LogCorrupt", "rot, or torn but not the last")
         size = max(size, header.disk_size_bytes)
         for record in segment.records:

@@ -98,7 +98,53 @@ def test_verify_gives_a_line_a_file(row: LogRow) -> None:
     assert result.stdout.splitlines() == [
         f"{row.paths[0]}: ok: records 1 to 2, positions 43 to 46, 512 B written",
         f"{row.paths[1]}: ok: records 3 to 4, positions 49 to 52, 24 B written",
+        "total: 2 files, all ok: 4 records, positions 43 to 52, 536 B written",
     ]
+
+
+def test_verify_names_preallocated_room_as_what_it_is(row: LogRow) -> None:
+    """The newest segment of a log in use, the one before it until it is cut, and one in which nothing was begun."""
+    for path in row.paths:
+        path.write_bytes(path.read_bytes() + bytes(3 << 20))
+    fresh = row.paths[1].with_name("os.000003.hrl")
+    fresh.write_bytes(bytes(1 << 20))
+    result = siterig("verify", *row.paths, fresh)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        f"{row.paths[0]}: ok: records 1 to 2, positions 43 to 46, 512 B written; 3 MiB preallocated at its end",
+        f"{row.paths[1]}: ok: records 3 to 4, positions 49 to 52, 24 B written; 3 MiB preallocated at its end",
+        f"{fresh}: ok: no records; 1 MiB preallocated at its end",
+        "total: 3 files, all ok: 4 records, positions 43 to 52, 536 B written",
+    ]
+    documents = [json.loads(line) for line in siterig("verify", *row.paths, fresh, "--json").stdout.splitlines()]
+    assert [document.get("preallocated_bytes") for document in documents] == [3 << 20, 3 << 20, 1 << 20, None]
+    assert documents[-1] == {
+        "total": {
+            "files": 3, "bad_files": 0, "records": 4, "first_position": 43, "last_position": 52, "written_bytes": 536,
+            "torn_bytes": 0, "preallocated_bytes": 7 << 20,
+        }
+    }  # fmt: skip
+
+
+def test_verify_tells_a_torn_record_from_the_room_behind_it(row: LogRow) -> None:
+    last = row.paths[1]
+    end = last.stat().st_size
+    last.write_bytes(last.read_bytes() + b"torn" + bytes(2 << 20))
+    lines = siterig("verify", *row.paths).stdout.splitlines()
+    assert lines[1].endswith(f"24 B written; torn tail of 4 bytes at byte {end}; 2 MiB preallocated at its end")
+    assert lines[2].endswith("536 B written, torn tail of 4 bytes")
+
+
+def test_verify_names_a_missing_segment_once(row: LogRow) -> None:
+    row.rotate()
+    row.write(0, b"x" * 8)
+    row.close()
+    result = siterig("verify", row.paths[0], row.paths[2])
+    assert result.exit_code == 1
+    assert [line for line in result.stdout.splitlines() if "is missing (" in line] == [
+        f"{row.paths[2]}: begins with record 5; the segment with record 3 is missing (LogGap)"
+    ]
+    assert result.stdout.splitlines()[-1].startswith("total: 2 files, 1 of them bad: ")
 
 
 def test_verify_says_what_is_wrong_and_fails(row: LogRow) -> None:
@@ -114,6 +160,7 @@ def test_verify_says_what_is_wrong_and_fails(row: LogRow) -> None:
         "(LogCorrupt)",
         f"{row.paths[1]}: ok: records 3 to 4, positions 49 to 52, 24 B written",
         f"{last}: ok: no records; torn tail of 4 bytes at byte 128",
+        "total: 3 files, 1 of them bad: 2 records, positions 49 to 52, 24 B written, torn tail of 4 bytes",
     ]
 
 

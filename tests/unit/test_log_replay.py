@@ -109,7 +109,7 @@ def test_a_missing_segment_is_a_gap(tmp_path: Path) -> None:
     with pytest.raises(RigError) as failed:
         check([row.paths[2], row.paths[0]])
     assert (failed.value.code, failed.value.message) == (
-        "LogGap", f"{row.paths[2]}: begins with record 5; record 3 comes next",
+        "LogGap", f"{row.paths[2]}: begins with record 5; the segment with record 3 is missing",
     )  # fmt: skip
     assert faults([row.paths[0], row.paths[2]]) == [None, "LogGap"]
 

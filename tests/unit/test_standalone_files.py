@@ -161,6 +161,29 @@ async def test_a_log_whose_files_were_deleted_under_it_is_named_at_the_end(ours:
     )
 
 
+async def test_a_log_whose_segments_were_deleted_between_two_mounts_is_named_once(ours: Opened) -> None:
+    await whole_mount(ours)
+    for path in ours.folder.glob("*.hrl"):
+        path.unlink()
+    with structlog.testing.capture_logs() as logs:
+        alone = await ours.open()
+    assert alone.discontinued is not None
+    assert alone.discontinued.why == f"{ours.folder}: all segments (d.NNNNNN.hrl) of generation 1 are missing"
+    assert [entry for entry in logs if entry["log_level"] != "info"] == []
+    alone.close()
+    ours.release()
+
+
+async def test_a_log_whose_dirty_file_was_deleted_is_said_to_lack_it(ours: Opened) -> None:
+    await whole_mount(ours)
+    (ours.folder / "d.dirty").unlink()
+    alone = await ours.open()
+    assert alone.discontinued is not None
+    assert alone.discontinued.why == "its file NAME.dirty is damaged or missing"
+    alone.close()
+    ours.release()
+
+
 async def test_an_error_while_the_log_is_tended_names_its_file_and_the_disk_stays_in_use(
     ours: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
