@@ -147,16 +147,11 @@ class Disk:
             return
         try:
             found = recover_log(
-                self.place.folder,
-                self.place.name,
-                disk_id=self.state.disk_id,
-                generation=self.state.generation,
-                first_segment=self.state.first_segment,
-                disk_size_bytes=self.size_bytes,
-                positions=self._rules.positions,
-                closed=closed,
+                self.place.folder, self.place.name, disk_id=self.state.disk_id, generation=self.state.generation,
+                first_segment=self.state.first_segment, disk_size_bytes=self.size_bytes,
+                positions=self._rules.positions, closed=closed,
                 newest_segment=disk_identity.newest_segment(self.place),
-            )
+            )  # fmt: skip
         except RigError as exc:
             if exc.code not in ("PowerLoss", "LogCorrupt"):
                 raise
