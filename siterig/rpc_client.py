@@ -21,6 +21,8 @@ T = TypeVar("T")
 ANSWER_BYTES_MAX = 256 << 20
 """A list of a million recovery points; no role has a longer answer."""
 WAIT_TOLD_S = 5.0
+AGAIN_S = 120.0
+"""For so long a call is repeated while a role that it needs is away."""
 _NOT_UTF8 = re.compile(r"\\udc[89a-f][0-9a-f]")
 
 
@@ -89,18 +91,19 @@ class _Proxy:
         body = _body(method, arguments)
         make_guide = GUIDE.get() if self._guided else None
         guide = None if make_guide is None else make_guide(self._socket.parent)
+        deadline = trio.current_time() + AGAIN_S
         while True:
             answer = await self._ask(method, body, guide)
-            if isinstance(answer, httpx.Response):
-                break
-            if guide is None:
-                raise answer
-            # What a role answers out of what it has changes nothing: that may be asked a second time in any case.
-            again = not answer.uncertain or method.name in self._deadlines
-            await guide.back(self._role, answer, again=again)
-        if answer.status_code == 200:
-            return method.result.validate_json(answer.content)
-        raise error_of(answer.json()["error"])
+            if isinstance(answer, httpx.Response) and answer.status_code == 200:
+                return method.result.validate_json(answer.content)
+            failure = error_of(answer.json()["error"]) if isinstance(answer, httpx.Response) else answer
+            if guide is None or failure.role is None or trio.current_time() > deadline:
+                raise failure
+            # What a role answers out of what it has changes nothing: that may be asked a second time in any case.  An
+            # answer that another role was away comes after the operation has done what it could about that.
+            harmless = method.name in self._deadlines
+            answered = isinstance(answer, httpx.Response)
+            await guide.back(failure.role, failure, again=harmless or not (failure.uncertain or answered))
 
     async def _answer_to(self, path: str, body: bytes) -> httpx.Response:
         async with self._client.stream("POST", path, content=body) as answer:

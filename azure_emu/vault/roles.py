@@ -43,7 +43,8 @@ def trouble(role: RoleStatus) -> RigError | None:
             "RoleFailed", f"role {name} failed and is not started again{why}; start it with {restart}", role=name
         )
     if role.state == "held":
-        return RigError("RoleHeld", f"role {name} is down on purpose; start it with {restart}", role=name)
+        text = f"role {name} is down on purpose; start it with {restart}, or a lost site with siterig site restore"
+        return RigError("RoleHeld", text, role=name)
     if role.state == "hung":
         text = f"role {name} is hung{why}; if it does not recover: {restart}"
         return RigError("RoleHung", text, recoverable=True, role=name)

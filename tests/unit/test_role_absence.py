@@ -140,8 +140,10 @@ async def test_a_planned_failover_of_a_lost_site_fails_at_once_and_says_how_to_g
         job = await ended(vault, await vault.planned_failover(vm="web01"))
         (error,) = job.errors
         assert (error.code, error.message) == (
-            "RoleHeld", "role agent is down on purpose; start it with siterig role restart agent"
-        )  # fmt: skip
+            "RoleHeld",
+            "role agent is down on purpose; start it with siterig role restart agent, "
+            "or a lost site with siterig site restore",
+        )
 
 
 async def test_a_source_that_is_just_started_again_is_still_shut_down_by_an_unplanned_failover(tmp_path: Path) -> None:
