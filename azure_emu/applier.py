@@ -26,7 +26,7 @@ import trio
 from azure_emu.account_watch import SEEN_EVERY_S, AccountWatch, BadPartError
 from azure_emu.bad_parts import QUICK_FOR_S, REPAIRABLE
 from azure_emu.change_steps import change_steps
-from azure_emu.export import Exporter
+from azure_emu.export import Exporter, data_bytes
 from azure_emu.history import Want
 from azure_emu.managed_disk import (
     ManagedDiskStore,
@@ -534,6 +534,10 @@ class Applier:
         """Failback: put file ``source`` into the cache account as sync parts of ``source_id``; the number of parts."""
         self._disk(source_id)
         return await self._exporter.export(source=Path(source), source_id=source_id, size_bytes=size_bytes)
+
+    async def data_bytes(self, *, source: str) -> int:
+        """See :class:`azure_emu.ports.RecoverySide`."""
+        return await trio.to_thread.run_sync(data_bytes, Path(source))
 
     async def export_progress(self, *, source_id: str) -> int:
         """Bytes of the source that were looked at so far (0 if unknown)."""

@@ -7,6 +7,7 @@ error, makes the same parts again and keeps each that is already there *with the
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections import defaultdict
@@ -117,6 +118,28 @@ class Exporter:
             if exc.code not in ("PartUnreadable", "PartNotFound", "PartCorrupt"):
                 raise
             return False
+
+
+def data_bytes(source: Path) -> int:
+    """Bytes of a file that are not holes; ``SourceUnreadable``."""
+    try:
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise RigError("SourceUnreadable", f"{source}: cannot be opened: {exc.strerror}") from exc
+    try:
+        size, at, found = os.lseek(fd, 0, os.SEEK_END), 0, 0
+        while at < size:
+            try:
+                begin = os.lseek(fd, at, os.SEEK_DATA)
+            except OSError as exc:
+                if exc.errno == errno.ENXIO:
+                    break
+                raise RigError("SourceUnreadable", f"{source}: at byte {at}: {exc.strerror}") from exc
+            at = os.lseek(fd, begin, os.SEEK_HOLE)
+            found += at - begin
+        return found
+    finally:
+        os.close(fd)
 
 
 class _SourceReader:

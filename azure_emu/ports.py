@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 from pydantic import Field
 
 from blockfs.control import BackingImage, CutInfo, DiskInfo, TagKind
+from blockfs.control import CutInfo, DiskInfo, DownloadedDisk, SourceUse, TagKind
 from blockfs.image_kind import Format
 from blockfs.part import TagSeen, Watermark
 from blockfs.progress import VmProgress
@@ -151,6 +152,10 @@ class Provider(Protocol):
         """
         ...
 
+    async def check_shutdown(self, *, vm: str) -> None:
+        """What :meth:`shutdown_vm` would be refused for (``VmBusy``), as far as it can be known; changes nothing."""
+        ...
+
     async def shutdown_vm(self, *, vm: str) -> None:
         """Unmount and detach everything on this host that uses the VM's disks (``VmBusy`` names what holds them)."""
         ...
@@ -163,12 +168,20 @@ class Provider(Protocol):
         """Forget the VM: stop tracking, delete logs.  Idempotent."""
         ...
 
+    async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
+        """How the VM's disks were used after position ``after``, when it was failed over (``VmNotFound``)."""
+        ...
+
+    async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
+        """These can replace the VM's disks: ``VmNotFound``, ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``."""
+        ...
+
     async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
         """Failback: download ``parts`` sync parts of ``source_id`` (generation 1) into a staging disk; durable on return."""
         ...
 
-    async def commit_failback(self, *, vm: str) -> list[DiskInfo]:
-        """Put the staged disks in place of the old ones."""
+    async def commit_failback(self, *, vm: str, keep: list[str]) -> list[DiskInfo]:
+        """Put the staged disks in place of the old ones; of the disks ``keep`` the old one stays as an image file."""
         ...
 
 
@@ -237,6 +250,10 @@ class RecoverySide(Protocol):
 
         Returns the number of parts.  Zeros are skipped.  Parts already there are kept (resumes after a kill).
         """
+        ...
+
+    async def data_bytes(self, *, source: str) -> int:
+        """Bytes of a file that are not holes (``SourceUnreadable``): the most that an export of it sends."""
         ...
 
     async def export_progress(self, *, source_id: str) -> int:

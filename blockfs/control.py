@@ -36,6 +36,16 @@ class PromotionInfo(WireModel):
         return cls(done_bytes=done_bytes, total_bytes=total_bytes, error_code=code, error=message)
 
 
+class KeptImage(WireModel):
+    """An old disk that a failback replaced and kept, as a raw image file at ``path`` on the host."""
+
+    file: str
+    path: str
+    disk: str
+    size_bytes: int
+    allocated_bytes: int
+
+
 class DiskInfo(WireModel):
     """One virtual disk.
 
@@ -75,6 +85,28 @@ class DiskInfo(WireModel):
     opened_seq: int | None = None
     parent: str | None = None
     broken_chain: str | None = None
+    kept: list[KeptImage] = Field(default_factory=list)
+    """Old disks in whose place a failback put this one, oldest first; their space is given back by ``delete_kept``."""
+
+
+class DownloadedDisk(WireModel):
+    """A disk that a failback is to bring to the site; ``data_bytes``: what of it is not known to be zeros."""
+
+    name: str
+    size_bytes: int
+    data_bytes: int
+
+
+class SourceUse(WireModel):
+    """How a disk at the site was used after a failover.
+
+    ``written_bytes``: bytes that were written or zeroed after the failover's point, so that they are at the site only; None:
+    the log does not tell.  ``open_handles``: how often it is open now.
+    """
+
+    name: str
+    written_bytes: int | None
+    open_handles: int
 
 
 class SegmentInfo(WireModel):
@@ -267,8 +299,23 @@ class DiskHostControl(Protocol):
         """
         ...
 
-    async def commit_replace(self, *, vm: str) -> list[DiskInfo]:
-        """Put all staged disks of the VM in place: new generation, tracking off, old logs gone."""
+    async def commit_replace(self, *, vm: str, keep: list[str]) -> list[DiskInfo]:
+        """Put all staged disks of the VM in place: new generation, tracking off, old logs gone.
+
+        Of the disks ``keep``, the old one stays as an image file (``DiskInfo.kept``).
+        """
+        ...
+
+    async def delete_kept(self, *, vm: str, file: str) -> None:
+        """Delete an old disk that was kept (``VmNotFound``, ``KeptImageNotFound``)."""
+        ...
+
+    async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
+        """How the VM's disks were used after a position (``VmNotFound``)."""
+        ...
+
+    async def check_replace(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
+        """The VM's disks can be replaced: ``VmNotFound``, ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``."""
         ...
 
     async def open_point(

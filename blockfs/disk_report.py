@@ -10,6 +10,7 @@ from blockfs.counters import DiskCounters
 from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace
 from blockfs.disk_state import DiskState
+from blockfs.replacing import kept_images
 
 
 def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
@@ -43,6 +44,7 @@ def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
         opened_seq=disk.opened_seq,
         parent=disk.state.parent.path if disk.state.parent is not None else None,
         broken_chain=parent_image.broken_chain(disk.state, disk.layer),
+        kept=kept_images(disk.place.folder, disk.place.name),
     )
 
 

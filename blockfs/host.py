@@ -1,6 +1,6 @@
 """A disk host: all disks of all VMs of one side, and the control operations on them.
 
-Folder layout: ``root/VM/NAME.img`` (or ``.top``), ``.disk``, ``.NNNNNN.hrl``, ``.snapshot``, ``.staging``;
+Folder layout: ``root/VM/NAME.img`` (or ``.top``), ``.disk``, ``.NNNNNN.hrl``, ``.snapshot``, ``.staging``, ``kept/``;
 ``root/position`` is the position counter; ``root/recovery`` is of :mod:`blockfs.recoveries`, on a recovery host.
 
 Fault contract: a VM's folder is made under a dot name and renamed when its first disk is whole, and renamed to a dot
@@ -22,15 +22,18 @@ import structlog
 import trio
 
 from blockfs import parent_image, safe_files
+from blockfs import replacing, safe_files
 from blockfs.control import (
     BackingImage,
     CutInfo,
     DiskInfo,
+    DownloadedDisk,
     RecoveryInfo,
     RecoverySource,
     SegmentInfo,
     SnapshotDisk,
     SnapshotInfo,
+    SourceUse,
     StagingInfo,
     TagKind,
 )
@@ -51,6 +54,7 @@ from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from blockfs.promotion import Promoter
 from blockfs.recoveries import Recoveries
+from blockfs.replacing import check_idle
 from blockfs.sector_size import SectorBytes
 from blockfs.snapshot import STORE_SHARE_MAX
 from blockfs.tree import ROOT, tend
@@ -404,7 +408,7 @@ class DiskHost:
         if vm not in self.vms:
             self.disks(vm)
         for disk in self.vms[vm].values():
-            _check_idle(disk)
+            check_idle(disk)
         stores = [(disk.state.store, disk.place) for disk in self.vms[vm].values()]
         for disk in self.vms.pop(vm).values():
             disk.abandon()
@@ -514,24 +518,38 @@ class DiskHost:
     async def begin_replace(self, *, vm: str, disk: str, size_bytes: int) -> StagingInfo:
         """See :class:`DiskHostControl`."""
         target = self.disk(vm, disk)
-        _check_idle(target)
+        check_idle(target)
         size_bytes = max(size_bytes, target.size_bytes)
         with told_of(f"staging file of disk {target.place}"), target.staging.open("wb") as file:
             file.truncate(size_bytes)
         return StagingInfo(vm=vm, disk=disk, path=str(target.staging), size_bytes=size_bytes)
 
-    async def commit_replace(self, *, vm: str) -> list[DiskInfo]:
+    async def commit_replace(self, *, vm: str, keep: list[str]) -> list[DiskInfo]:
         """See :class:`DiskHostControl`."""
         disks = self.disks(vm)
         staged = [disk for disk in disks if disk.staging.exists()]
         for disk in staged:
-            _check_idle(disk)
-        for disk in staged:
-            disk.replace()
-            self._grown(disk)
+            check_idle(disk)
+        with told_of(f"disks of VM {vm} that come back"):
+            for disk in staged:
+                if disk.place.name in keep:
+                    disk.replace(before=replacing.keep_image)
+                else:
+                    disk.replace()
+                self._grown(disk)
         return [describe(disk, self.mountpoint) for disk in disks]
 
+    async def check_replace(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
+        """See :class:`DiskHostControl`."""
+        with told_of(f"disks of VM {vm}"):
+            replacing.check_replace(vm, {disk.place.name: disk for disk in self.disks(vm)}, disks)
 
-def _check_idle(disk: Disk) -> None:
-    if disk.handles:
-        raise RigError("DiskInUse", f"disk {disk.place} is in use: it is open {disk.handles} times")
+    async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
+        """See :class:`DiskHostControl`."""
+        return [await trio.to_thread.run_sync(replacing.source_use, disk, after) for disk in self.disks(vm)]
+
+    async def delete_kept(self, *, vm: str, file: str) -> None:
+        """See :class:`DiskHostControl`."""
+        self.disks(vm)
+        with told_of(f"kept image {file} of VM {vm}"):
+            replacing.delete_kept(vm, self.root / vm, file)

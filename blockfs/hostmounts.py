@@ -237,6 +237,20 @@ async def shutdown(disks: list[Path]) -> None:
             raise RigError("VmBusy", f"disk {disk} is open in {_named(list(use.processes)) or use.loop}", recoverable=True)
 
 
+async def check_shutdown(disks: list[Path]) -> None:
+    """``VmBusy`` if a process has a disk, or a file on it, open, so that :func:`shutdown` would fail; changes nothing."""
+    for disk in disks:
+        for use in await uses(disk):
+            busy = [*use.processes, *[name for where in use.mountpoints for name in await processes_at(Path(where))]]
+            if busy:
+                where = ", ".join(use.mountpoints) or use.loop or "directly"
+                raise RigError(
+                    "VmBusy",
+                    f"disk {disk} is in use ({where}) by {_named(busy)}; end these processes first",
+                    recoverable=True,
+                )
+
+
 async def release_below(prefix: Path) -> list[str]:
     """Unmount and detach every loop device whose backing file lies below ``prefix``; says what was done.
 

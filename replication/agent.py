@@ -16,6 +16,7 @@ import trio
 from blockfs import safe_files
 from blockfs.clock import Clock
 from blockfs.control import BackingImage, CutInfo, DiskHostControl, DiskInfo, TagKind
+from blockfs.control import CutInfo, DiskHostControl, DiskInfo, DownloadedDisk, SourceUse, TagKind
 from blockfs.errors import RigError
 from blockfs.image_kind import Format
 from blockfs.part import PartName
@@ -215,6 +216,19 @@ class HyperVAgent:
         disks = await self._links.host.list_disks(vm=vm)
         await self._links.guests.shutdown([Path(disk.path) for disk in disks])
 
+    async def check_shutdown(self, *, vm: str) -> None:
+        """``VmBusy`` if it is known that :meth:`shutdown_vm` would be refused; changes nothing."""
+        disks = await self._links.host.list_disks(vm=vm)
+        await self._links.guests.check_shutdown([Path(disk.path) for disk in disks])
+
+    async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
+        """How the VM's disks were used after a position."""
+        return await self._links.host.source_use(vm=vm, after=after)
+
+    async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
+        """``VmNotFound``, ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``."""
+        await self._links.host.check_replace(vm=vm, disks=disks)
+
     async def suspend(self, *, vm: str) -> None:
         """No more cycles for this VM; none runs on return.  Tracking stays as it is."""
         if vm in self._replicas:
@@ -249,9 +263,9 @@ class HyperVAgent:
         finally:
             self._failbacks.pop((vm, disk), None)
 
-    async def commit_failback(self, *, vm: str) -> list[DiskInfo]:
-        """Put the staged disks in place of the old ones."""
-        return await failback.commit_failback(self._links, vm=vm)
+    async def commit_failback(self, *, vm: str, keep: list[str]) -> list[DiskInfo]:
+        """Put the staged disks in place of the old ones; of the disks ``keep`` the old one stays as an image file."""
+        return await failback.commit_failback(self._links, vm=vm, keep=keep)
 
     def _start(self, vm: str, *, resumed: bool) -> None:
         if self._nursery is None:

@@ -61,9 +61,9 @@ async def receive_disk(
         board.end()
 
 
-async def commit_failback(links: Links, *, vm: str) -> list[DiskInfo]:
-    """Put the staged disks in place."""
-    disks = await links.host.commit_replace(vm=vm)
+async def commit_failback(links: Links, *, vm: str, keep: list[str]) -> list[DiskInfo]:
+    """Put the staged disks in place; of the disks ``keep`` the old one stays as an image file."""
+    disks = await links.host.commit_replace(vm=vm, keep=keep)
     links.book.clear_received(vm)
     return disks
 

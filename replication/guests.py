@@ -29,6 +29,10 @@ class Guests(Protocol):
         """Freeze all (``FreezeFailed``); thaw at the end.  ``FreezeTimedOut``: they were thawed too early."""
         ...
 
+    async def check_shutdown(self, disks: list[Path]) -> None:
+        """``VmBusy`` if it is known that :meth:`shutdown` would be refused."""
+        ...
+
     async def shutdown(self, disks: list[Path]) -> None:
         """Unmount and detach all (``VmBusy``)."""
         ...
@@ -58,6 +62,10 @@ class HostGuests:
     def frozen(self, mountpoints: list[str], *, timeout_s: float) -> AbstractAsyncContextManager[None]:
         """See :func:`blockfs.hostmounts.frozen`."""
         return hostmounts.frozen(mountpoints, timeout_s=timeout_s)
+
+    async def check_shutdown(self, disks: list[Path]) -> None:
+        """See :func:`blockfs.hostmounts.check_shutdown`."""
+        await hostmounts.check_shutdown(disks)
 
     async def shutdown(self, disks: list[Path]) -> None:
         """See :func:`blockfs.hostmounts.shutdown`."""

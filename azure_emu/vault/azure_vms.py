@@ -60,11 +60,7 @@ async def claim(
 
     def take(session: Session) -> None:
         find_item(session, owner)
-        row = session.get(AzureVmRow, name)
-        if row is None and there:
-            raise RigError("VmExists", f"the recovery side has a VM {name!r} already that no failover of {owner!r} made")
-        if row is not None and (row.owner, row.kind) != (owner, kind):
-            raise RigError("VmExists", f"the recovery side has a VM {name!r} already; it belongs to {row.owner!r}")
+        row = require_ours(session, owner, name, kind, there=bool(there))
         if row is None:
             row = AzureVmRow(name=name, owner=owner, kind=kind)
             session.add(row)
@@ -73,6 +69,19 @@ async def claim(
             row.process_id, row.process_started = process.pid, process.started
 
     await services.store.transact(take)
+
+
+def require_ours(session: Session, owner: str, name: str, kind: Kind, *, there: bool) -> AzureVmRow | None:
+    """The row of a VM that may be made, or made again; ``VmExists`` if somebody else's VM has the name.
+
+    ``there``: whether the recovery side has disks of that name.
+    """
+    row = session.get(AzureVmRow, name)
+    if row is None and there:
+        raise RigError("VmExists", f"the recovery side has a VM {name!r} already that no failover of {owner!r} made")
+    if row is not None and (row.owner, row.kind) != (owner, kind):
+        raise RigError("VmExists", f"the recovery side has a VM {name!r} already; it belongs to {row.owner!r}")
+    return row
 
 
 async def open_at(services: Services, owner: str, name: str, kind: Kind, point: RecoveryPoint) -> None:
@@ -89,10 +98,10 @@ async def open_copy(services: Services, owner: str, name: str, position: int, pr
 
 
 async def _open_disks(services: Services, owner: str, name: str, position: int) -> None:
+    disks = await services.store.transact(lambda session: disk_rows(session, owner))
+    stores = await services.recovery.store_paths(disk_ids=[disk.disk_id for disk in disks])
     if await disks_of(services, name):
         await services.azure.remove_vm(vm=name)
-    disks = await services.store.transact(lambda session: _disks(session, owner))
-    stores = await services.recovery.store_paths(disk_ids=[disk.disk_id for disk in disks])
     for disk, store in zip(disks, stores, strict=True):
         # The new disk has an id of its own: its parts at failback must not be taken for those of the site's disk.
         await services.azure.open_point(
@@ -103,7 +112,7 @@ async def _open_disks(services: Services, owner: str, name: str, position: int) 
 
 async def verify(services: Services, owner: str, name: str, state: Kind) -> Vm:
     """The VM with all its disks; ``VmIncomplete`` names what is missing."""
-    expected = {disk.name for disk in await services.store.transact(lambda session: _disks(session, owner))}
+    expected = {disk.name for disk in await services.store.transact(lambda session: disk_rows(session, owner))}
     there = await disks_of(services, name)
     lacking = sorted(expected - {disk.name for disk in there})
     if lacking:
@@ -149,10 +158,16 @@ def _copies(session: Session, owner: str) -> list[str]:
     return list(session.scalars(query.order_by(AzureVmRow.name)))
 
 
+def names_of(session: Session, owner: str) -> list[str]:
+    """All VMs of the recovery side that belong to an item."""
+    return list(session.scalars(select(AzureVmRow.name).where(AzureVmRow.owner == owner).order_by(AzureVmRow.name)))
+
+
 def to_vm_disk(disk: DiskInfo) -> VmDisk:
     """The disk as the API shows it."""
     return VmDisk(name=disk.name, size_bytes=disk.size_bytes, path=disk.path, sector_bytes=disk.sector_bytes)
 
 
-def _disks(session: Session, owner: str) -> list[DiskRow]:
+def disk_rows(session: Session, owner: str) -> list[DiskRow]:
+    """The disks of a protected VM, by name."""
     return list(session.scalars(select(DiskRow).where(DiskRow.vm == owner).order_by(DiskRow.name)))

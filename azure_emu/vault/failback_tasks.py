@@ -11,11 +11,12 @@ from typing import Any
 
 import structlog
 import trio
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import azure_vms, inventory
+from azure_emu.vault import azure_vms, inventory, preflight, source_watch
 from azure_emu.vault.api import Vm
-from azure_emu.vault.jobs import Scenario, TaskKind, Work
+from azure_emu.vault.jobs import Outcome, Scenario, TaskKind, Work, with_warning
 from azure_emu.vault.schema import ItemRow, JobRow
 from azure_emu.vault.states import PRIMARY, State
 from blockfs.control import DiskInfo
@@ -29,11 +30,21 @@ _LOST_IN_THE_ACCOUNT = frozenset({"PartNotFound", "PartUnreadable", "PartCorrupt
 _log = structlog.get_logger(__name__)
 
 
-async def preflight(work: Work) -> None:
-    """The Azure VM is whole, and the site is there.  What an earlier failback left in the cache account goes."""
-    await azure_vms.verify(work.services, work.vm, work.vm, "Recovered")
-    await inventory.list_fabric(work.services, "site")
+async def check_failback(work: Work) -> Outcome | None:
+    """The Azure VM is whole, and can take the place of the site's disks.  What an earlier failback left in the account goes.
+
+    Disks of the site that were written to after the failover are named, and will be kept as image files.
+    """
+    await preflight.can_fail_back(work.services, work.vm)
     await _delete_exports(work, [disk.disk_id for disk in await azure_vms.disks_of(work.services, work.vm)])
+    changed = await source_watch.changed_disks(work.services, work.vm)
+    work.memory["keep"] = [use.name for use in changed]
+    if not changed:
+        return None
+    text = (
+        f"VM {work.vm!r}: {source_watch.describe(changed)}; a failback replaces these disks, and keeps the old ones as files"
+    )
+    return with_warning(RigError("SourceChanged", text))
 
 
 async def _delete_exports(work: Work, disk_ids: list[str]) -> None:
@@ -108,10 +119,17 @@ async def download(work: Work) -> None:
     await _require_unchanged(work)
 
 
-async def replace_site_disks(work: Work) -> None:
+async def replace_site_disks(work: Work) -> Outcome | None:
     """The downloaded disks are the site's disks.  The Azure VM stays until commit."""
     await _require_unchanged(work)
-    await work.services.site.commit_failback(vm=work.vm)
+    changed = await source_watch.changed_disks(work.services, work.vm)
+    keep = sorted({*work.memory["keep"], *(use.name for use in changed)})
+    disks = await work.services.site.commit_failback(vm=work.vm, keep=keep)
+    kept = [disk.kept[-1].path for disk in disks if disk.name in keep and disk.kept]
+    if not kept:
+        return None
+    text = f"VM {work.vm!r}: old disks are kept as {', '.join(kept)}, until siterig disk kept delete removes them"
+    return with_warning(RigError("SourceKept", text))
 
 
 async def start_at_site(work: Work) -> None:
@@ -132,11 +150,26 @@ async def _site_vm(work: Work) -> Vm:
 
 
 async def check_commit(work: Work) -> None:
-    """The VM at the site is there, and nothing uses the Azure VM, which is about to be deleted."""
+    """The VM at the site is there, and nothing uses the Azure VM, or wrote to it since its download: it is to be deleted."""
     await _site_vm(work)
     disks = await azure_vms.disks_of(work.services, work.vm)
     _require_unused(work.vm, disks)
+    downloaded = await work.services.store.transact(lambda session: _downloaded(session, work.vm))
+    for disk in disks:
+        if downloaded.get(disk.disk_id, disk.last_seq) != disk.last_seq:
+            raise RigError(
+                "VmChanged",
+                f"disk {disk.name!r} of Azure VM {work.vm!r} was written to after it was downloaded, and a commit would "
+                "delete what was written: fail back again (siterig failback)",
+            )
     work.memory["exports"] = [disk.disk_id for disk in disks]
+
+
+def _downloaded(session: Session, vm: str) -> dict[str, int]:
+    """Log sequence number of each Azure disk when the last failback that succeeded downloaded it, by disk id."""
+    query = select(JobRow.memory).where(JobRow.vm == vm, JobRow.key == FAILBACK.key, JobRow.state == "Succeeded")
+    memory = session.scalars(query.order_by(JobRow.id.desc()).limit(1)).first()
+    return {} if memory is None else {disk["disk_id"]: disk["last_seq"] for disk in memory.get("disks", [])}
 
 
 async def commit(work: Work) -> None:
@@ -147,6 +180,7 @@ async def commit(work: Work) -> None:
 
 def _failed_back(_session: Session, item: ItemRow, _job: JobRow) -> None:
     item.protection_state = State.PLANNED_DONE
+    item.failover_position = None
 
 
 def _failback_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
@@ -167,7 +201,7 @@ FAILBACK = Scenario(
     name="PlannedFailover",
     friendly_name="Planned failover",
     tasks=(
-        TaskKind("PlannedFailoverPreflightChecksTask", "Checking prerequisites for failover", preflight),
+        TaskKind("PlannedFailoverPreflightChecksTask", "Checking prerequisites for failover", check_failback),
         TaskKind("ShutdownVmOnPrimary", "Shutting down the Azure virtual machine", shutdown_azure_vm),
         TaskKind("PrepareForFailoverTask", "Downloading the disks", download),
         TaskKind("FailoverTask", "Failing over to the site", replace_site_disks),

@@ -9,7 +9,7 @@ import trio
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import azure_vms, damage, health, inventory, points, selectors
+from azure_emu.vault import azure_vms, damage, health, inventory, points, preflight, selectors
 from azure_emu.vault.api import RecoveryPoint
 from azure_emu.vault.clock import rfc3339
 from azure_emu.vault.jobs import SKIPPED, Outcome, Scenario, TaskKind, Work, went_on_without, with_warning
@@ -78,9 +78,18 @@ async def _process_latest(work: Work, newest: RecoveryPoint) -> RecoveryPoint:
     return await work.change(latest)
 
 
-async def choose_point(work: Work) -> None:
-    """The recovery point is there."""
+async def check_test(work: Work) -> None:
+    """The recovery point can be read, and a test VM can be made from it."""
     await _hold_point(work, await _resolve_choice(work))
+    await preflight.can_make(work.services, work.vm, azure_vms.test_vm_name(work.vm), "TestFailover")
+    await preflight.can_read(work.services, work.vm, _held_point(work).position)
+
+
+async def check_unplanned(work: Work) -> None:
+    """The recovery point can be read, and the VM can be made from it, in place of one made from another point."""
+    await _hold_point(work, await _resolve_choice(work))
+    await preflight.can_make(work.services, work.vm, work.vm, "Recovered")
+    await preflight.can_read(work.services, work.vm, _held_point(work).position)
 
 
 async def synchronize_latest(work: Work) -> Outcome | None:
@@ -130,8 +139,10 @@ async def boot_test(work: Work) -> None:
     work.result_vm = await azure_vms.verify(work.services, work.vm, azure_vms.test_vm_name(work.vm), "TestFailover")
 
 
-async def check_cleanup(_work: Work) -> None:
-    """Nothing beyond what the state has told already: the official task is there to be seen."""
+async def check_cleanup(work: Work) -> None:
+    """Nothing uses the test VM's disks (``DiskInUse``)."""
+    name = azure_vms.test_vm_name(work.vm)
+    preflight.require_idle(await azure_vms.disks_of(work.services, name), f"VM {name!r} at the recovery side")
 
 
 async def end_test(work: Work) -> None:
@@ -152,7 +163,10 @@ async def cleanup_test(work: Work) -> None:
 
 
 async def shutdown_source_if_possible(work: Work) -> Outcome | None:
-    """Shut the source down if asked to; a failure does not stop the failover.  Then no more cycles."""
+    """Shut the source down if asked to; a failure does not stop the failover.
+
+    Replication continues until the VM is there: nothing is lost if the failover fails.
+    """
     if work.memory["change"]:
         return SKIPPED  # the source was dealt with by the failover whose point is changed
     site, vm = work.services.site, work.vm
@@ -168,27 +182,37 @@ async def shutdown_source_if_possible(work: Work) -> Outcome | None:
                 "send the last changes",
             )
             outcome = None if last is None else went_on_without(last)
-    await suspend_replication(work)
     return outcome
 
 
 async def fail_over(work: Work) -> Outcome | None:
     """The VM's disks are open on the recovery side, all at the point's position."""
     point = _held_point(work)
+    written = [disk for disk in await azure_vms.disks_of(work.services, work.vm) if disk.last_seq]
     await azure_vms.open_at(work.services, work.vm, work.vm, "Recovered", point)
+    if work.memory.get("change") and written:
+        names = ", ".join(disk.name for disk in written)
+        return with_warning(
+            RigError(
+                "RecoveredVmReplaced",
+                f"VM {work.vm!r} was made from another point before; what was written to it since is gone: disks {names}",
+            )
+        )
     return await _damage_of(work, point)
 
 
 async def start_on_secondary(work: Work) -> None:
-    """The VM is there with all its disks."""
+    """The VM is there with all its disks; only then is replication suspended, so that a failure before it stops no cycle."""
     work.result_vm = await azure_vms.verify(work.services, work.vm, work.vm, "Recovered")
+    if not work.memory.get("change"):
+        await suspend_replication(work)
 
 
 # ---- planned failover to Azure
 
 
 async def planned_preflight(work: Work) -> None:
-    """The site is there, and its logs can be vouched for: otherwise zero loss cannot be promised."""
+    """The site is there, and its logs can be vouched for: otherwise zero loss cannot be promised.  The VM can be made."""
     await inventory.site_disks(work.services, work.vm)
 
     def why_not(_session: Session, item: ItemRow) -> str | None:
@@ -200,6 +224,11 @@ async def planned_preflight(work: Work) -> None:
             "ResynchronizationRequired",
             f"VM {work.vm!r} has to be resynchronized before a planned failover: {reason}",
         )
+    await preflight.can_make(work.services, work.vm, work.vm, "Recovered")
+    newest = await work.change(lambda session, item: points.newest(session, item.vm))
+    if newest is not None:
+        await preflight.can_read(work.services, work.vm, newest.position)
+    await work.services.site.check_shutdown(vm=work.vm)
 
 
 async def shutdown_source(work: Work) -> None:
@@ -228,12 +257,6 @@ async def synchronize_all(work: Work) -> None:
         time_ns=cut.time_ns,
     )
     await _hold_point(work, point)
-
-
-async def start_planned(work: Work) -> None:
-    """As :func:`start_on_secondary`; only then is replication suspended, so that a failure before it stops no cycle."""
-    await start_on_secondary(work)
-    await suspend_replication(work)
 
 
 # ---- commit
@@ -279,7 +302,17 @@ def _test_to(state: str) -> Callable[[Session, ItemRow, JobRow], None]:
     return change
 
 
+def _failed_over(item: ItemRow, job: JobRow) -> None:
+    item.failover_position = RecoveryPoint.model_validate(job.memory["point"]).position
+
+
+def _planned_done(_session: Session, item: ItemRow, job: JobRow) -> None:
+    item.protection_state = State.PLANNED_DONE
+    _failed_over(item, job)
+
+
 def _unplanned_done(_session: Session, item: ItemRow, job: JobRow) -> None:
+    _failed_over(item, job)
     item.protection_state = State.CHANGE_POINT_DONE if job.memory["change"] else State.UNPLANNED_DONE
 
 
@@ -292,7 +325,7 @@ TEST = Scenario(
     name="TestFailover",
     friendly_name="Test failover",
     tasks=(
-        TaskKind("TestFailoverPreflightChecksTask", "Checking prerequisites for test failover", choose_point),
+        TaskKind("TestFailoverPreflightChecksTask", "Checking prerequisites for test failover", check_test),
         TaskKind("BeginTestFailoverTask", "Synchronizing the latest changes", synchronize_latest),
         TaskKind("PrepareTestProtectedEntitiesTask", "Creating the test virtual machine", prepare_test),
         TaskKind("BootTestProtectedEntitiesTask", "Starting the test virtual machine", boot_test),
@@ -320,7 +353,7 @@ UNPLANNED = Scenario(
     name="UnplannedFailover",
     friendly_name="Failover",
     tasks=(
-        TaskKind("UnplannedFailoverPreflightChecksTask", "Checking prerequisites for failover", choose_point),
+        TaskKind("UnplannedFailoverPreflightChecksTask", "Checking prerequisites for failover", check_unplanned),
         TaskKind(
             "ShutdownVmOnPrimaryForUFO",
             "Shutting down the virtual machine",
@@ -349,9 +382,9 @@ PLANNED = Scenario(
         TaskKind("ShutdownVmOnPrimary", "Shutting down the virtual machine", shutdown_source, waits_for_roles=False),
         TaskKind("PrepareForFailoverTask", "Synchronizing the latest changes", synchronize_all),
         TaskKind("FailoverTask", "Failing over", fail_over),
-        TaskKind("StartVmOnSecondary", "Starting the replica virtual machine", start_planned),
+        TaskKind("StartVmOnSecondary", "Starting the replica virtual machine", start_on_secondary),
     ),
-    succeeded=_to(State.PLANNED_DONE),
+    succeeded=_planned_done,
     failed=_to(State.PLANNED_FAILED),
     resumed=False,
 )

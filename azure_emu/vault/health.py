@@ -7,6 +7,8 @@ the past are damaged.  Critical: an error that will not be retried by itself, or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
@@ -27,7 +29,7 @@ CYCLES_MIN = 5
 """Fewer expected cycles than this say nothing about a ratio."""
 
 # Only in these states does the agent replicate cycle by cycle, so only in them can it miss one.
-_CYCLING = {State.PROTECTED, State.PLANNED_FAILED}
+_CYCLING = {State.PROTECTED, State.PLANNED_FAILED, State.UNPLANNED_FAILED}
 
 _REPLICATION = "replication"
 WATCH = "watch:"
@@ -163,11 +165,18 @@ def rpo(item: ItemRow, elapsed_ns: int) -> float | None:
 
 
 def describe(
-    session: Session, item: ItemRow, elapsed_ns: int, lag: AppliedLag, *, unwritable: RigError | None = None
+    session: Session,
+    item: ItemRow,
+    elapsed_ns: int,
+    lag: AppliedLag,
+    *,
+    unwritable: RigError | None = None,
+    observed: Sequence[HealthError] = (),
 ) -> ProtectedItem:
     """The item as the API shows it.
 
     ``elapsed_ns``: the rig's clock.  ``unwritable``: why the vault cannot record what is reported of the item.
+    ``observed``: what else is known of it now.
     """
     reported = [
         HealthError(
@@ -179,7 +188,7 @@ def describe(
         )
         for row in item.health_errors
     ]
-    errors = reported + _derived(session, item, elapsed_ns)
+    errors = [*reported, *_derived(session, item, elapsed_ns), *observed]
     if unwritable is not None:
         errors.insert(
             0,

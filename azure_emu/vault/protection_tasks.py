@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import azure_vms, disk_limits, events, health, inventory, mounts, points, rig_clock
+from azure_emu.vault import azure_vms, disk_limits, events, health, inventory, mounts, points, preflight, rig_clock
 from azure_emu.vault.jobs import INFORMATION, SKIPPED, Outcome, Scenario, TaskKind, Work, went_on_without
 from azure_emu.vault.schema import CycleRow, DiskRow, ItemRow, JobRow
 from azure_emu.vault.states import TEST_NONE, State
@@ -33,9 +33,11 @@ def check_policy(interval_s: float, app_consistent_every_s: float | None) -> Non
         )
 
 
-async def preflight(work: Work) -> Outcome | None:
+async def check_enable(work: Work) -> Outcome | None:
     """The VM can be protected; its disks become the item's."""
     disks = await work.services.site.check_vm(vm=work.vm)
+    await preflight.can_make(work.services, work.vm, work.vm, "Recovered")
+    await preflight.can_make(work.services, work.vm, azure_vms.test_vm_name(work.vm), "TestFailover")
     await _adopt_disks(work, disks)
     interval_s = await work.change(lambda _session, item: item.interval_s)
     plain = interval_s in OFFICIAL_INTERVALS_S and not disk_limits.remarks(work.vm, disks)
@@ -72,7 +74,9 @@ async def create_target(work: Work) -> None:
 
 async def create_target_again(work: Work) -> None:
     """As :func:`create_target`, for the disks that the site has now (a failback may have brought new ones)."""
-    await _adopt_disks(work, await inventory.site_disks(work.services, work.vm))
+    disks = await work.services.site.check_vm(vm=work.vm)
+    await preflight.can_remove_all(work.services, work.vm)
+    await _adopt_disks(work, disks)
     await create_target(work)
 
 
@@ -176,6 +180,9 @@ async def repair(work: Work) -> None:
         return item.resync_marks
 
     work.memory["resync_marks"] = await work.change(look)
+    await work.services.site.check_vm(vm=work.vm)
+    leftover = await azure_vms.disks_of(work.services, work.vm)
+    preflight.require_idle(leftover, f"VM {work.vm!r} at the recovery side")
     await azure_vms.remove(work.services, work.vm, work.vm)
     await enable_relationship(work)
     await synchronize(work)
@@ -185,7 +192,11 @@ async def repair(work: Work) -> None:
 
 
 async def disable_at_site(work: Work) -> Outcome | None:
-    """The site forgets the VM.  A site that is lost cannot: it will be told when it asks (may_replicate)."""
+    """The site forgets the VM.  A site that is lost cannot: it will be told when it asks (may_replicate).
+
+    Before that: nothing uses what will be removed at the recovery side.
+    """
+    await preflight.can_remove_all(work.services, work.vm)
     try:
         await work.services.site.remove_relationship(vm=work.vm)
     except RigError as error:
@@ -215,6 +226,7 @@ def _enabling_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
 
 def _protected(session: Session, item: ItemRow, job: JobRow) -> None:
     item.protection_state = State.PROTECTED
+    item.failover_position = None
     text = f"VM {item.vm!r} is protected"
     events.record(
         session, vm=item.vm, code="VmProtected", kind="VmReplication", severity="OK", text=text, now_ns=job.end_ns or 0
@@ -261,7 +273,7 @@ ENABLE = Scenario(
     name="EnableDr",
     friendly_name="Enable replication",
     tasks=(
-        TaskKind("EnableProtectionPreflightChecksTask", "Checking prerequisites for enabling protection", preflight),
+        TaskKind("EnableProtectionPreflightChecksTask", "Checking prerequisites for enabling protection", check_enable),
         TaskKind("CreateProtectionTargetTask", "Creating the replication target", create_target),
         TaskKind("EnableProtectionTask", "Enabling replication", enable_relationship),
         TaskKind("StartInitialReplicationTask", "Starting initial replication", start_initial_replication),

@@ -67,6 +67,9 @@ class ItemRow(Base):
     sent_elapsed_ns: Mapped[int | None] = mapped_column(BigInteger)  # the rig's clock at that tag; None: none yet.  RPO
     points_after_position: Mapped[int] = mapped_column(BigInteger)
     # points_after_position: tags up to it make no point: they belong to a protection that a commit ended; 0 before that
+    failover_position: Mapped[int | None] = mapped_column(BigInteger)
+    # failover_position: the position that the VM was failed over at, until it is back at the site; None: it is there.  What
+    # is written at the site after it is lost by a failback
     protected_since_elapsed_ns: Mapped[int | None] = mapped_column(BigInteger)
     # protected_since_elapsed_ns: the rig's clock when delta cycles were last (re)started; None before.  Missed cycles count
     # from here.

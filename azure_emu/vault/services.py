@@ -24,13 +24,19 @@ from blockfs.waits import Waits
 
 T = TypeVar("T")
 ShutDown = Callable[[list[Path]], Awaitable[None]]
+"""Of these disk files."""
+
+
+async def no_check(_disks: list[Path]) -> None:
+    """For a vault whose VMs are not on this host."""
 
 
 @dataclass(frozen=True)
 class Services:
     """``site``: the Provider on the Hyper-V host; ``azure``: the disk host of the recovery side.
 
-    ``shut_down`` unmounts and detaches everything that uses these disk files (``VmBusy``).  ``mounting``: at ``VM/NAME``
+    ``shut_down`` unmounts and detaches everything that uses these disk files (``VmBusy``); ``check_shut_down``
+    raises what it would be refused for.  ``mounting``: at ``VM/NAME``
     of a mounted point, whose row and what the recovery host has change together.
     ``roles``: the states of the rig's roles.  ``lag``: what was sent and is not applied.
     ``waits``: what the vault itself waits for.
@@ -43,6 +49,7 @@ class Services:
     recovery: RecoverySide
     azure: DiskHostControl
     shut_down: ShutDown
+    check_shut_down: ShutDown = no_check
     mounting: Turns = field(default_factory=Turns)
     roles: Roles = field(default_factory=Roles)
     waits: Waits = field(default_factory=Waits)

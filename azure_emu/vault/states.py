@@ -106,8 +106,8 @@ _ALLOWED: dict[tuple[State, str], set[Operation]] = {
     (State.PLANNED_FAILED, RECOVERY): {_O.FAILBACK},
     # The Azure VM is whole until commit deletes it, so a failback may be done again.
     (State.PLANNED_DONE, RECOVERY): {_O.COMMIT, _O.FAILBACK},
-    # Commit of a failback may have deleted the Azure VM already: only forward.
-    (State.COMMIT_TO_PRIMARY_FAILED, RECOVERY): {_O.COMMIT},
+    # Commit of a failback may have deleted the Azure VM already: then the failback's prerequisites check tells.
+    (State.COMMIT_TO_PRIMARY_FAILED, RECOVERY): {_O.COMMIT, _O.FAILBACK},
     (State.COMMITTED, PRIMARY): {_O.REPROTECT, _O.DISABLE},
     (State.REPROTECT_FAILED, PRIMARY): {_O.REPROTECT, _O.DISABLE},
     (State.DISABLING_FAILED, PRIMARY): {_O.DISABLE},

@@ -28,6 +28,7 @@ from azure_emu.vault import (
     jobs,
     mounts,
     points,
+    preflight,
     protection_tasks,
     rig_clock,
     selectors,
@@ -40,8 +41,9 @@ from azure_emu.vault.reports import Reports
 from azure_emu.vault.retention import HOURS_DEFAULT, check_hours
 from azure_emu.vault.retention import remark as history_remark
 from azure_emu.vault.schema import DiskRow, ItemRow, JobRow
-from azure_emu.vault.services import Services, ShutDown
+from azure_emu.vault.services import Services, ShutDown, no_check
 from azure_emu.vault.signals import Signals
+from azure_emu.vault.source_watch import SourceWatch
 from azure_emu.vault.standstill import StandstillWatch
 from azure_emu.vault.states import (
     PRIMARY,
@@ -110,6 +112,7 @@ class Vault(Reports):
         recovery: RecoverySide,
         azure_host: DiskHostControl,
         shut_down: ShutDown,
+        check_shut_down: ShutDown | None = None,
         clock: Clock | None = None,
         waits: Waits | None = None,
     ) -> None:
@@ -118,10 +121,12 @@ class Vault(Reports):
         services = Services(
             store, Signals(store), clock, site=provider, recovery=recovery, azure=azure_host, shut_down=shut_down,
             waits=waits or Waits(clock.wall_ns),
+            check_shut_down=check_shut_down or no_check,
         )  # fmt: skip
         super().__init__(services)
         self._engine = jobs.JobEngine(services, _SCENARIOS)
         self._keeper = Keeper(services)
+        self._sources = SourceWatch(services)
         self._lent = Lent(services)
         self._watch = StandstillWatch(services, self._repairs)
 
@@ -139,8 +144,10 @@ class Vault(Reports):
         await self._watch.run()
 
     async def keep_policies(self) -> None:
-        """Prune recovery points now and then, until cancelled."""
-        await self._keeper.run()
+        """Prune recovery points now and then, and watch the sites of failed-over VMs, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._sources.run)
+            await self._keeper.run()
 
     def close(self) -> None:
         """Close the database; call it after :meth:`run` has ended."""
@@ -225,6 +232,11 @@ class Vault(Reports):
             item.suspended = True
             return protection_tasks.DISABLE, {}
 
+        try:
+            await preflight.can_remove_all(self._services, vm)
+        except RigError as error:
+            if error.code != "RoleUnavailable":  # then the job waits for the role, and checks this
+                raise
         # A test VM forbids it: then nothing is stopped either.
         await self._stop(vm, _STOPPED_BY_DISABLE, lambda _session, item: item.test_failover_state != TEST_COMPLETED)
         return await self._begin(vm, Operation.DISABLE, prepare)
@@ -248,7 +260,17 @@ class Vault(Reports):
         def look(session: Session) -> list[ProtectedItem]:
             elapsed_ns, full = rig_clock.elapsed_ns(session, self._services.clock), self._services.store.full
             items = session.scalars(select(ItemRow).order_by(ItemRow.vm))
-            return [health.describe(session, item, elapsed_ns, self._services.lag, unwritable=full) for item in items]
+            return [
+                health.describe(
+                    session,
+                    item,
+                    elapsed_ns,
+                    self._services.lag,
+                    unwritable=full,
+                    observed=self._sources.health_errors(item.vm),
+                )
+                for item in items
+            ]
 
         return await self._services.store.transact(look)
 

@@ -18,6 +18,7 @@ from blockfs.control import DiskHostControl, DiskInfo, PromotionInfo
 from blockfs.counters import DiskCounters, RequestCounters
 from blockfs.errors import RigError
 from siterig import completion, exits, services, show
+from siterig.commands import kept
 from siterig.commands.options import Dir, Json, example, running
 from siterig.commands.scrub import scrub
 from siterig.tables import Line
@@ -39,6 +40,7 @@ def register(app: typer.Typer) -> None:
     disk.command("stats", epilog=example("siterig disk stats web01/os --watch"))(stats)
     disk.command("scrub", epilog=example("siterig disk scrub web01"))(scrub)
     disk.command("resize", epilog=example("siterig disk resize web01/os 2GiB"))(resize)
+    kept.register(disk)
     app.add_typer(disk, name="disk", help="Look at virtual disks, check and grow them.", epilog=example("siterig disk list"))
 
 

@@ -22,6 +22,7 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
         recovery=services.recovery_side(layout),
         azure_host=services.azure(layout),
         shut_down=hostmounts.shutdown,
+        check_shut_down=hostmounts.check_shutdown,
         waits=health.waits,
     )
     faces = {

@@ -307,6 +307,9 @@ class FakeGuests:
         finally:
             self.is_frozen = False
 
+    async def check_shutdown(self, disks: list[Path]) -> None:
+        pass
+
     async def shutdown(self, disks: list[Path]) -> None:
         self.shut_down = [str(disk) for disk in disks]
 

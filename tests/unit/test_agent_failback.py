@@ -71,7 +71,7 @@ async def test_disk_comes_back_byte_for_byte_and_its_blobs_go(rig: Rig, autojump
     assert rig.cache.blobs == {}
     assert rig.host.disk(VM, "os").read(SIZE // 2, 3000) == b"old" * 1000, "untouched until the commit"
     async with rig.agent() as agent:
-        await agent.commit_failback(vm=VM)
+        await agent.commit_failback(vm=VM, keep=[])
     assert rig.host.disk(VM, "os").read(0, SIZE) == bytes(export.data)
 
 
@@ -80,7 +80,7 @@ async def test_a_site_disk_that_has_grown_since_stays_as_large(rig: Rig, autojum
     await rig.grow("os", SIZE)
     await receive(rig, export)
     async with rig.agent() as agent:
-        await agent.commit_failback(vm=VM)
+        await agent.commit_failback(vm=VM, keep=[])
     assert rig.host.disk(VM, "os").read(0, 2 * SIZE) == bytes(export.data) + bytes(SIZE)
 
 

@@ -191,7 +191,7 @@ class TestReplace:
 
     async def test_what_came_back_takes_the_place_of_the_old_disk(self, host: DiskHost) -> None:
         await self.staged(host, b"new" * (SIZE // 3) + b"!")
-        infos = await host.commit_replace(vm="web01")
+        infos = await host.commit_replace(vm="web01", keep=[])
         assert {(d.tracked, d.needs_resync) for d in infos} == {(False, "DiskReplaced")}
         assert host.disk("web01", "a").read(0, 3) == b"new"
         assert restart(host).disk("web01", "a").read(0, 3) == b"new"
@@ -200,7 +200,7 @@ class TestReplace:
         await two_disks(host)
         staging = await host.begin_replace(vm="web01", disk="a", size_bytes=2 * SIZE)
         Path(staging.path).write_bytes(b"new" + bytes(2 * SIZE - 6) + b"end")
-        infos = await host.commit_replace(vm="web01")
+        infos = await host.commit_replace(vm="web01", keep=[])
         assert [d.size_bytes for d in infos] == [2 * SIZE, SIZE]
         disk = restart(host).disk("web01", "a")
         assert (disk.state.size_bytes, disk.read(2 * SIZE - 3, 9)) == (2 * SIZE, b"end")
@@ -210,7 +210,7 @@ class TestReplace:
         await host.resize_disk(vm="web01", disk="a", size_bytes=2 * SIZE)
         staging = await host.begin_replace(vm="web01", disk="a", size_bytes=SIZE)
         assert (staging.size_bytes, Path(staging.path).stat().st_size) == (2 * SIZE, 2 * SIZE)
-        infos = await host.commit_replace(vm="web01")
+        infos = await host.commit_replace(vm="web01", keep=[])
         assert infos[0].size_bytes == 2 * SIZE
 
     async def test_a_staged_disk_that_was_cut_short_is_refused(self, host: DiskHost) -> None:
@@ -221,7 +221,7 @@ class TestReplace:
         staging = await host.begin_replace(vm="web01", disk="a", size_bytes=SIZE)
         Path(staging.path).write_bytes(b"short")
         with pytest.raises(RigError, match=f"has 5 bytes; the disk has {SIZE}"):
-            await host.commit_replace(vm="web01")
+            await host.commit_replace(vm="web01", keep=[])
 
     @pytest.mark.parametrize(("renames", "marked"), [(0, None), (1, "DiskReplaced")])
     async def test_a_kill_half_way_keeps_the_old_bytes_and_never_the_new_ones_with_the_old_log(
@@ -239,7 +239,7 @@ class TestReplace:
         with monkeypatch.context() as patch:
             patch.setattr(os, "rename", killed)
             with pytest.raises(KeyboardInterrupt):
-                await host.commit_replace(vm="web01")
+                await host.commit_replace(vm="web01", keep=[])
         again = restart(host)
         disk = again.disk("web01", "a")
         assert (disk.read(0, 3), disk.state.needs_resync) == (b"old", marked)

@@ -17,7 +17,17 @@ from azure_emu.vault.api import Job
 from azure_emu.vault.schema import JobRow
 from azure_emu.vault.vault import Vault
 from blockfs.clock import Clock
-from blockfs.control import CutInfo, DiskInfo, RecoveryDisk, RecoveryInfo, RecoverySource, TagKind
+from blockfs.control import (
+    CutInfo,
+    DiskInfo,
+    DownloadedDisk,
+    KeptImage,
+    RecoveryDisk,
+    RecoveryInfo,
+    RecoverySource,
+    SourceUse,
+    TagKind,
+)
 from blockfs.errors import RigError
 from blockfs.part import TagSeen, Watermark
 from blockfs.progress import VmProgress
@@ -71,6 +81,8 @@ class World:
         self.asked_again: list[tuple[str, list[str]]] = []
         self.floors: dict[str, int] = {}  # disk -> oldest position; 1 if not here
         self.times: dict[str, dict[int, int]] = {}  # disk -> position -> time of the record there
+        self.written_bytes: dict[str, int | None] = {}  # disk -> bytes written at the site after a failover
+        self.asked_after: list[int] = []
         self.recoveries: dict[tuple[str, str], RecoveryInfo] = {}
 
     @property
@@ -93,6 +105,9 @@ class World:
                 error = failures[name]
                 self.failing_once.pop(name, None)
                 raise error
+
+    async def check_shut_down(self, disks: list[Path]) -> None:
+        await self.called("check_shut_down")
 
     async def shut_down(self, disks: list[Path]) -> None:
         await self.called(f"shut_down {len(disks)} disks")
@@ -219,11 +234,27 @@ class FakeProvider:
     async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
         await self.world.called("site.receive_disk")
 
-    async def commit_failback(self, *, vm: str) -> list[DiskInfo]:
+    async def check_shutdown(self, *, vm: str) -> None:
+        await self.world.called("site.check_shutdown")
+
+    async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
+        await self.world.called("site.source_use")
+        self.world.asked_after.append(after)
+        return [
+            SourceUse(name=name, written_bytes=self.world.written_bytes.get(name, 0), open_handles=disk.open_handles)
+            for name, disk in self.world.site[vm].items()
+        ]
+
+    async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
+        await self.world.called("site.check_failback")
+
+    async def commit_failback(self, *, vm: str, keep: list[str]) -> list[DiskInfo]:
         await self.world.called("site.commit_failback")
         disks = self.world.site[vm]
         for name, disk in disks.items():
-            disks[name] = disk.model_copy(update={"generation": disk.generation + 1})
+            kept = [KeptImage(file=f"{name}-1.img", path=f"/kept/{name}-1.img", disk=name, size_bytes=1, allocated_bytes=1)]
+            old = [*disk.kept, *(kept if name in keep else [])]
+            disks[name] = disk.model_copy(update={"generation": disk.generation + 1, "kept": old})
         return list(disks.values())
 
 
@@ -294,6 +325,10 @@ class FakeRecovery:
         assert source_id not in self.world.managed
         return 3
 
+    async def data_bytes(self, *, source: str) -> int:
+        await self.world.called("recovery.data_bytes")
+        return 4096
+
     async def export_progress(self, *, source_id: str) -> int:
         await self.world.called("recovery.export_progress")
         return 512
@@ -362,6 +397,7 @@ async def running(world: World, folder: Path) -> AsyncIterator[Vault]:
         recovery=FakeRecovery(world),
         azure_host=host,
         shut_down=world.shut_down,
+        check_shut_down=world.check_shut_down,
         clock=Clock(wall_ns=lambda: world.now_ns, boottime_ns=lambda: world.clock.boottime_ns, boot_id=world.clock.boot_id),
     )
     world.vault = vault

@@ -23,6 +23,7 @@ def upgrade() -> None:
     _rename_keys_of_job_results()
     _add_rig_clock()
     _place_points()
+    _add_failover_position()
     _restart_health_windows()
     _add_sector_sizes()
 
@@ -72,6 +73,12 @@ def _place_points() -> None:
             connection.execute(sa.update(point).where(point.c.tag_id == row.tag_id).values(elapsed_ns=elapsed_ns))
     with op.batch_alter_table("point") as batch:
         batch.alter_column("elapsed_ns", server_default=None)
+
+
+def _add_failover_position() -> None:
+    """Unknown for a VM that is failed over now: a failback then keeps its old disks, whatever was written to them."""
+    with op.batch_alter_table("item") as batch:
+        batch.add_column(sa.Column("failover_position", sa.BigInteger))
 
 
 def _restart_health_windows() -> None:

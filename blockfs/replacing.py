@@ -1,0 +1,115 @@
+"""Disks that a failback replaces: what was written to them since the failover, and the old ones that are kept.
+
+Fault contract: an old disk that is to be kept has its second name, durably, before the new one takes its place.  A kill in
+between leaves both names; the next failback then keeps the disk under one more.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+from blockfs.changelog import RecordType, SegmentReader
+from blockfs.control import DownloadedDisk, KeptImage, SourceUse
+from blockfs.disk import Disk
+from blockfs.disk_files import DiskPlace
+from blockfs.durable import rename_new, sync_folder
+from blockfs.errors import RigError
+
+KEPT_FOLDER = "kept"
+"""In a VM's folder."""
+_KEPT = re.compile(r"(?P<disk>.+)-\d{8}T\d{6}Z(-\d+)?\.img")
+_CHANGES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
+
+
+def keep_image(place: DiskPlace) -> None:
+    """Give the disk's file a second name, ``kept/NAME-TIME.img``."""
+    folder = place.folder / KEPT_FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    link = folder / f".{place.name}.new"
+    link.unlink(missing_ok=True)
+    os.link(place.file("img"), link)
+    stem = f"{place.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    number = 1
+    while True:
+        try:
+            rename_new(link, folder / (f"{stem}.img" if number == 1 else f"{stem}-{number}.img"))
+            break
+        except FileExistsError:
+            number += 1
+    sync_folder(folder)
+    sync_folder(place.folder)
+
+
+def kept_images(folder: Path, disk: str | None = None) -> list[KeptImage]:
+    """Kept images of a VM whose folder this is, or of one of its disks; oldest first."""
+    found = []
+    for path in sorted((folder / KEPT_FOLDER).glob("*.img")):
+        name = _KEPT.fullmatch(path.name)
+        if name is not None and disk in (None, name["disk"]):
+            status = path.lstat()
+            found.append(
+                KeptImage(
+                    file=path.name, path=str(path), disk=name["disk"], size_bytes=status.st_size,
+                    allocated_bytes=status.st_blocks * 512,
+                )
+            )  # fmt: skip
+    return found
+
+
+def delete_kept(vm: str, folder: Path, file: str) -> None:
+    """``KeptImageNotFound`` names those there are."""
+    known = {image.file: Path(image.path) for image in kept_images(folder)}
+    if file not in known:
+        raise RigError("KeptImageNotFound", f"VM {vm!r} has no kept image {file!r}; it has: {', '.join(known) or 'none'}")
+    known[file].unlink()
+    sync_folder(folder / KEPT_FOLDER)
+
+
+def check_replace(vm: str, disks: dict[str, Disk], coming: list[DownloadedDisk]) -> None:
+    """The disks can be replaced: ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace`` (both copies need room for a while)."""
+    for item in coming:
+        disk = disks.get(item.name)
+        if disk is None:
+            raise RigError("DiskNotFound", f"VM {vm!r} has no disk {item.name!r} to be replaced; it has: {', '.join(disks)}")
+        check_idle(disk)
+    needed = sum(item.data_bytes for item in coming)
+    for folder in {disk.place.folder for disk in disks.values()}:
+        space = os.statvfs(folder)
+        free = space.f_bavail * space.f_frsize
+        if free < needed:
+            raise RigError(
+                "NotEnoughSpace",
+                f"VM {vm!r}: {free} bytes are free at {folder}; its disks that come back need {needed}, beside the old ones",
+                recoverable=True,
+            )
+
+
+def check_idle(disk: Disk) -> None:
+    """``DiskInUse``."""
+    if disk.handles:
+        raise RigError("DiskInUse", f"disk {disk.place} is in use: it is open {disk.handles} times")
+
+
+def source_use(disk: Disk, after: int) -> SourceUse:
+    """How a disk was used after a position; reads its log, so it is for a thread."""
+    return SourceUse(name=disk.place.name, written_bytes=_written_bytes(disk, after), open_handles=disk.handles)
+
+
+def _written_bytes(disk: Disk, after: int) -> int | None:
+    if not disk.tracked or disk.state.needs_resync is not None:
+        return disk.dirty_bytes or None
+    if disk.log.last_position <= after:
+        return 0
+    written = 0
+    for path in sorted(disk.place.folder.glob(f"{disk.place.name}.*.hrl")):
+        try:
+            with SegmentReader(path) as segment:
+                for record in segment.records(verify=False):
+                    if record.position > after and record.type in _CHANGES:
+                        written += record.length
+        except RigError:
+            continue  # the end of the newest is being written, or the segment was deleted meanwhile
+    return min(written, disk.size_bytes)
