@@ -111,6 +111,18 @@ class Provider(Protocol):
         """Every disk of every source VM."""
         ...
 
+    async def check_delete(self, *, vm: str) -> None:
+        """The VM can be deleted: ``VmNotFound``, ``DiskInUse``, ``InvalidState`` (it has kept images)."""
+        ...
+
+    async def delete_vm(self, *, vm: str) -> None:
+        """Forget the VM, and delete its disks and logs (``VmNotFound``, ``DiskInUse``)."""
+        ...
+
+    async def rename_vm(self, *, vm: str, name: str) -> None:
+        """Rename the VM with its relationship; no-op if that was done (``VmNotFound``, ``VmExists``, ``DiskInUse``)."""
+        ...
+
     async def check_vm(self, *, vm: str) -> list[DiskInfo]:
         """Prerequisites for protection: VM found, disks healthy, enough free space for snapshot and logs."""
         ...

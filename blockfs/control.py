@@ -249,6 +249,13 @@ class DiskHostControl(Protocol):
         """Delete a VM's disks, logs and folder (``VmNotFound``, ``DiskInUse``)."""
         ...
 
+    async def rename_vm(self, *, vm: str, name: str) -> None:
+        """Rename a VM whose disks are not open; no-op if that was done.
+
+        ``VmNotFound``, ``VmExists``, ``InvalidName``, ``DiskInUse``, ``VmBusy`` (a promotion is under way).
+        """
+        ...
+
     async def start_tracking(
         self, *, vm: str, new_generation: bool = False, after: dict[str, int] | None = None, after_position: int = 0
     ) -> list[DiskInfo]:

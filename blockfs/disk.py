@@ -30,7 +30,6 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -520,8 +519,8 @@ class Disk:
         """Where a disk that comes back from the recovery side is assembled."""
         return self.place.file("staging")
 
-    def replace(self, before: Callable[[DiskPlace], None] = lambda _place: None) -> None:
-        """Put the staged file in place: new contents, tracking off.  ``before``: called just before the old one goes.
+    def replace(self) -> None:
+        """Put the staged file in place: new contents, tracking off.
 
         The state goes first: a kill between the two leaves the old bytes marked for resync, never the new bytes
         with the old log.
@@ -537,7 +536,6 @@ class Disk:
         self._set(tracked=False, needs_resync="DiskReplaced")
         lib.sr_log_stop(self.c)
         self._log, self._noting = None, False
-        before(self.place)
         self.staging.rename(self.place.file("img"))
         sync_folder(self.place.folder)
         self._delete_segments()

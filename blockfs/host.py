@@ -45,6 +45,7 @@ from blockfs.disk_report import count, describe, describe_broken
 from blockfs.disk_rules import DiskRules
 from blockfs.disk_state import DiskState
 from blockfs.durable import sync_folder
+from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
 from blockfs.file_watch import FileWatch
 from blockfs.host_folder import RECOVERY_FOLDER, check_name, host_error, lock_folder, told_of
@@ -335,10 +336,13 @@ class DiskHost:
         """See :class:`DiskHostControl`."""
         return [] if self._recoveries is None else self._recoveries.infos(vm)
 
-    def _check_new(self, vm: str, name: str) -> None:
+    def _check_vm_name(self, vm: str) -> None:
         check_name("VM", vm)
         if vm == RECOVERY_FOLDER:
             raise RigError("InvalidName", f"VM is named {vm!r}: a recovery side's mount has its mounted points there")
+
+    def _check_new(self, vm: str, name: str) -> None:
+        self._check_vm_name(vm)
         check_name("disk", name)
         if name in self.vms.get(vm, {}) or f"{vm}/{name}" in self.broken or f"{vm}/{name}" in self._opening:
             raise RigError("DiskExists", f"VM {vm!r} has a disk {name!r} already")
@@ -422,6 +426,33 @@ class DiskHost:
         for store, held_for in stores:  # what a disk that could not be opened lay on is let go at the next start
             if store is not None:
                 self._let_go_of_view(Path(store), held_for)
+
+    async def rename_vm(self, *, vm: str, name: str) -> None:
+        """See :class:`DiskHostControl`.  The folder's name is the VM's: a kill leaves the old one or the new one."""
+        if vm not in self.vms and name in self.vms:
+            return
+        disks = self.disks(vm)
+        self._check_vm_name(name)
+        if name in self.vms:
+            raise RigError("VmExists", f"VM {vm!r} cannot be renamed: there is a VM {name!r} already")
+        for disk in disks:
+            check_idle(disk)
+            if disk.state.promoting:
+                raise RigError(
+                    "VmBusy", f"disk {disk.place} is becoming independent (promotion): wait for its end", recoverable=True
+                )
+        for disk in disks:
+            disk.close()
+        del self.vms[vm]
+        try:
+            with told_of(f"folder of VM {vm}"):
+                rename_new(self.root / vm, self.root / name)
+                sync_folder(self.root)
+        finally:
+            self._load(self.root / (name if (self.root / name).exists() else vm))
+        for disk in disks:
+            if disk.state.store is not None:
+                self._let_go_of_view(Path(disk.state.store), disk.place)
 
     # --- tracking -----------------------------------------------------------------------------------------------
 
@@ -533,9 +564,8 @@ class DiskHost:
         with told_of(f"disks of VM {vm} that come back"):
             for disk in staged:
                 if disk.place.name in keep:
-                    disk.replace(before=replacing.keep_image)
-                else:
-                    disk.replace()
+                    replacing.keep_image(disk.place)
+                disk.replace()
                 self._grown(disk)
         return [describe(disk, self.mountpoint) for disk in disks]
 

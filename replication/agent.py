@@ -160,6 +160,63 @@ class HyperVAgent:
         """Every disk of every VM on this host."""
         return await self._links.host.list_disks()
 
+    async def check_delete(self, *, vm: str) -> None:
+        """The VM can be deleted; one whose disks cannot be opened can, too."""
+        self._require_made(vm)
+        try:
+            disks = await self._links.host.list_disks(vm=vm)
+        except RigError as exc:
+            if exc.code != "DiskCorrupt":
+                raise
+            return
+        for disk in disks:
+            if disk.open_handles:
+                raise RigError(
+                    "DiskInUse", f"disk {vm}/{disk.name} is in use: {disk.path} is open {disk.open_handles} times"
+                )
+            if disk.kept:
+                raise RigError(
+                    "InvalidState",
+                    f"VM {vm!r} cannot be deleted: {disk.kept[0].path} was kept by a failback; siterig disk kept delete "
+                    f"{vm} {disk.kept[0].file} deletes it",
+                )
+
+    async def delete_vm(self, *, vm: str) -> None:
+        """Forget the VM, and delete its disks and logs."""
+        self._require_made(vm)
+        replica = self._replicas.pop(vm, None)
+        if replica is not None:
+            await replica.stop()
+        try:
+            await self._links.host.remove_vm(vm=vm)
+        except RigError as exc:
+            if exc.code == "VmNotFound":
+                self._forget(vm)
+            raise
+        else:
+            self._forget(vm)
+        finally:
+            if self._links.book.find(vm) is not None:
+                self._start(vm, resumed=True)
+
+    async def rename_vm(self, *, vm: str, name: str) -> None:
+        """Rename the VM with its relationship; no-op if that was done."""
+        self._require_made(vm)
+        replica = self._replicas.pop(vm, None)
+        if replica is not None:
+            await replica.stop()
+        try:
+            await self._links.host.rename_vm(vm=vm, name=name)
+            self._links.book.rename(vm, name)
+        finally:
+            for known in (vm, name):
+                if self._links.book.find(known) is not None and known not in self._replicas:
+                    self._start(known, resumed=True)
+
+    def _require_made(self, vm: str) -> None:
+        if vm in self._making:
+            raise RigError("VmBusy", f"VM {vm!r} is just being made on this host", recoverable=True)
+
     async def check_vm(self, *, vm: str) -> list[DiskInfo]:
         """Prerequisites: ``VmNotFound``, ``DiskUnhealthy``, ``NotEnoughSpace``."""
         disks = await self._links.host.list_disks(vm=vm)
@@ -247,8 +304,13 @@ class HyperVAgent:
             if replica is not None:
                 self._start(vm, resumed=True)
             raise
+        self._forget(vm)
+
+    def _forget(self, vm: str) -> None:
+        """The relationship, what came back of the VM, and its spool."""
         record = self._links.book.find(vm)
         self._links.book.remove(vm)
+        self._links.book.clear_received(vm)
         for disk in record.disks if record is not None else []:
             for path in (self._links.spool / disk.disk_id).glob("*"):
                 path.unlink(missing_ok=True)

@@ -164,6 +164,14 @@ class RelationshipBook:
         if self._relationships.pop(vm, None) is not None:
             self._write()
 
+    def rename(self, vm: str, name: str) -> None:
+        """Move a relationship to a VM's new name; no-op if there is none.  What came back of it is to be fetched again."""
+        record = self._relationships.pop(vm, None)
+        self._received = [item for item in self._received if item.vm != vm]
+        if record is not None:
+            self._relationships[name] = record.model_copy(update={"vm": name})
+        self._write()
+
     def received(self, vm: str) -> list[ReceivedDisk]:
         """Disks of a VM that came back and wait for the commit."""
         return [item for item in self._received if item.vm == vm]

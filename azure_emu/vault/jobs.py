@@ -95,7 +95,8 @@ class Scenario:
     """A job type.  ``key`` is ours and unique; ``name`` is the official scenarioName.
 
     ``succeeded`` and ``failed`` change the item inside the transaction that ends the job.  ``succeeded`` may return the
-    key of a scenario that starts by itself then, for the same VM.  ``resumed``: after a kill the job goes on with the
+    key of a scenario that starts by itself then, for the same VM.  ``without_item`` takes the place of ``succeeded`` in a
+    job of a VM that need not be protected.  ``resumed``: after a kill the job goes on with the
     first task that had not ended; otherwise it fails and names that task.
     """
 
@@ -103,9 +104,10 @@ class Scenario:
     name: str
     friendly_name: str
     tasks: tuple[TaskKind, ...]
-    succeeded: Callable[[Session, ItemRow, JobRow], str | None]
-    failed: Callable[[Session, ItemRow, JobRow], None]
     resumed: bool
+    succeeded: Callable[[Session, ItemRow, JobRow], str | None] = lambda _session, _item, _job: None
+    failed: Callable[[Session, ItemRow, JobRow], None] = lambda _session, _item, _job: None
+    without_item: Callable[[Session, JobRow], None] | None = None
 
 
 def open_job(session: Session, vm: str) -> JobRow | None:
@@ -345,10 +347,14 @@ class JobEngine:
         plain = told <= {("Succeeded", "Completed"), ("Other", "Skipped")}
         job.state, job.end_ns = "Succeeded", now_ns
         job.state_description = "Completed" if plain else "CompletedWithInformation"
-        item = session.get(ItemRow, job.vm)
-        if item is None:
-            raise RuntimeError(f"job {job.name} lost its item {job.vm}")
-        follow_on = scenario.succeeded(session, item, job)
+        if scenario.without_item is not None:
+            follow_on = None
+            scenario.without_item(session, job)
+        else:
+            item = session.get(ItemRow, job.vm)
+            if item is None:
+                raise RuntimeError(f"job {job.name} lost its item {job.vm}")
+            follow_on = scenario.succeeded(session, item, job)
         session.flush()
         text = f"{job.friendly_name} of VM {job.vm!r}: {job.state_description}"
         events.record(

@@ -27,7 +27,6 @@ def require_idle(disks: list[DiskInfo], what: str) -> None:
                 "DiskInUse",
                 f"disk {disk.name!r} of {what} is in use: {disk.path} is open {disk.open_handles} times; unmount it and "
                 "detach its loop devices",
-                recoverable=True,
             )
 
 

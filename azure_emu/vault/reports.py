@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from azure_emu.ports import Damage, RoleStatus, SkippedBlob
-from azure_emu.vault import damage, events, health, points, rig_clock
+from azure_emu.vault import damage, events, health, points, rig_clock, vm_tasks
 from azure_emu.vault.repairs import Repairs
 from azure_emu.vault.schema import DiskRow, ItemRow
 from azure_emu.vault.services import Services
@@ -176,7 +176,7 @@ class Reports:
         """
 
         def look(session: Session) -> bool:
-            item = session.get(ItemRow, vm)
+            item = self._item(session, vm)
             return item is not None and not item.suspended
 
         return await self._services.store.transact(look)
@@ -185,7 +185,8 @@ class Reports:
         """The durable progress of the VM's disks; nothing for a VM that is not protected."""
 
         def look(session: Session) -> list[Watermark]:
-            rows = session.scalars(select(DiskRow).where(DiskRow.vm == vm).order_by(DiskRow.name))
+            known_as = vm_tasks.name_in_vault(session, vm)
+            rows = session.scalars(select(DiskRow).where(DiskRow.vm == known_as).order_by(DiskRow.name))
             return [points.stored_watermark(row) for row in rows]
 
         return await self._services.store.transact(look)
@@ -210,7 +211,7 @@ class Reports:
         tag = TagSeen(tag_id=tag_id, kind=kind, name=name, position=position, time_ns=time_ns)
 
         def note(session: Session) -> str | None:
-            item = session.get(ItemRow, vm)
+            item = self._item(session, vm)
             if item is None or item.active_location != PRIMARY:
                 return None
             elapsed_ns = rig_clock.advance(session, self._services.clock)
@@ -219,8 +220,8 @@ class Reports:
                 item.sent_elapsed_ns = max(item.sent_elapsed_ns or 0, elapsed_ns - int(max(0.0, age_s) * SECOND_NS))
             if downgraded_because is not None:
                 points.note_downgrade(session, item, tag, downgraded_because, elapsed_ns)
-            health.cycle_done(session, vm, elapsed_ns)
-            return vm
+            health.cycle_done(session, item.vm, elapsed_ns)
+            return item.vm
 
         known = await self._services.store.transact(note)
         if known is not None:
@@ -261,10 +262,14 @@ class Reports:
         """Mark the VM for resynchronization."""
 
         def note(session: Session) -> str | None:
-            item = session.get(ItemRow, vm)
+            item = self._item(session, vm)
             if item is None or item.active_location != PRIMARY:
                 return None
             self._mark_for_resync(session, item, reason)
+            if item.resync_reason != reason:
+                self._event(session, item.vm, "ResynchronizationRequired", "Warning", f"VM {vm!r} needs a resync: {reason}")
+            item.resync_reason = reason
+            item.resync_marks += 1
             return vm
 
         self._wake(await self._services.store.transact(note))
@@ -276,6 +281,10 @@ class Reports:
         )
 
     # ---- helpers
+
+    def _item(self, session: Session, vm: str) -> ItemRow | None:
+        """The item of a VM as the site calls it, which may be a name that the vault is about to take over."""
+        return session.get(ItemRow, vm_tasks.name_in_vault(session, vm))
 
     def _elapsed_ns(self, session: Session) -> int:
         return rig_clock.elapsed_ns(session, self._services.clock)

@@ -32,8 +32,9 @@ from azure_emu.vault import (
     protection_tasks,
     rig_clock,
     selectors,
+    vm_tasks,
 )
-from azure_emu.vault.api import Event, Job, ManagedDisk, MountedPoint, ProtectedItem, RecoveryPoint, Vm
+from azure_emu.vault.api import Event, Job, ManagedDisk, MountedPoint, ProtectedItem, RecoveryPoint, Side, Vm
 from azure_emu.vault.keeper import Keeper
 from azure_emu.vault.lent import Lent
 from azure_emu.vault.points import Chosen
@@ -78,6 +79,8 @@ _SCENARIOS = (
     failover_tasks.COMMIT,
     failback_tasks.FAILBACK,
     failback_tasks.COMMIT,
+    vm_tasks.DELETE,
+    vm_tasks.RENAME,
 )
 # Jobs that wait for replication, perhaps for ever.  Giving up protection stops any of them; and when the site is lost in
 # the middle of a resync, the points from before it are what is left.
@@ -176,6 +179,43 @@ class Vault(Reports):
         """VMs of both sides; those of a side that cannot be reached are as last seen."""
         return await inventory.list_fabric(self._services, "site") + await inventory.list_fabric(self._services, "azure")
 
+    async def delete_vm(self, *, vm: str, side: Side | None = None) -> Job:
+        """Delete an unprotected VM of one side; ``BadRequest`` if both have one and none is named."""
+        if side is None:
+            sides = await vm_tasks.sides_of(self._services, vm)
+            if not sides:
+                known = ", ".join(sorted({found.name for found in await self.list_vms()})) or "none"
+                raise RigError(
+                    "VmNotFound",
+                    f"there is no VM {vm!r}; VMs: {known}; of one whose disks cannot be opened, say on which side it is",
+                )
+            if len(sides) > 1:
+                raise RigError(
+                    "BadRequest", f"both sides have a VM {vm!r}: say which side's is to be deleted, site or azure"
+                )
+            (side,) = sides
+
+        def begin(session: Session) -> Job:
+            vm_tasks.require_deletable(session, vm, side)
+            memory = vm_tasks.memory_of_delete(side)
+            return jobs.to_wire(jobs.enqueue(session, vm_tasks.DELETE, vm, memory, self._services.clock.wall_ns()))
+
+        return self._started(await self._services.store.transact(begin))
+
+    async def rename_vm(self, *, vm: str, name: str) -> Job:
+        """Rename a VM on both sides, with everything that refers to it."""
+        azure_vms.check_vm_name(name)
+        sides = await vm_tasks.sides_of(self._services, vm)
+
+        def begin(session: Session) -> Job:
+            if not sides and session.get(ItemRow, vm) is None:
+                raise RigError("VmNotFound", f"there is no VM {vm!r}")
+            vm_tasks.require_renamable(session, vm, name)
+            memory = vm_tasks.memory_of_rename(name)
+            return jobs.to_wire(jobs.enqueue(session, vm_tasks.RENAME, vm, memory, self._services.clock.wall_ns()))
+
+        return self._started(await self._services.store.transact(begin))
+
     # ---- protection
 
     async def enable_protection(
@@ -235,8 +275,8 @@ class Vault(Reports):
         try:
             await preflight.can_remove_all(self._services, vm)
         except RigError as error:
-            if error.code != "RoleUnavailable":  # then the job waits for the role, and checks this
-                raise
+            if self._services.roles.blame(error) is None:
+                raise  # else a role is away: the job waits for it, and checks this
         # A test VM forbids it: then nothing is stopped either.
         await self._stop(vm, _STOPPED_BY_DISABLE, lambda _session, item: item.test_failover_state != TEST_COMPLETED)
         return await self._begin(vm, Operation.DISABLE, prepare)

@@ -253,7 +253,7 @@ async def test_the_kernel_keeps_no_attributes_that_can_change_without_it(mounted
 async def test_a_disk_that_was_put_in_the_place_of_another_is_another_file(mounted: Mounted) -> None:
     before = await mounted.stat()
     await mounted.host.begin_replace(vm="web01", disk="os", size_bytes=SIZE)
-    await mounted.host.commit_replace(vm="web01")
+    await mounted.host.commit_replace(vm="web01", keep=[])
     after = await mounted.stat()
     assert after.st_ino != before.st_ino
     assert after.st_ctime_ns > before.st_ctime_ns
@@ -367,7 +367,7 @@ async def test_mode_and_owner_that_a_program_sets_stay(mounted: Mounted, orderly
     assert mounted.backing.stat().st_mode & 0o777 == 0o600, "the file on the host stays its owner's alone"
     assert (mounted.backing.stat().st_uid, mounted.backing.stat().st_gid) == (os.getuid(), os.getgid())
     await mounted.host.begin_replace(vm="web01", disk="os", size_bytes=SIZE)
-    await mounted.host.commit_replace(vm="web01")
+    await mounted.host.commit_replace(vm="web01", keep=[])
     replaced = await mounted.stat()
     assert (replaced.st_mode & 0o7777, replaced.st_gid) == (0o660, 1234)
 

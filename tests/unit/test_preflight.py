@@ -138,8 +138,8 @@ ROWS = [
      "NotEnoughSpace"),
     ("resync: no room", nothing, failing("site.check_vm", NO_ROOM), lambda vault: vault.resync(vm="web01"),
      "NotEnoughSpace"),
-    ("cleanup: test VM in use", with_test_vm, open_at_azure("web01-test"), lambda vault: vault.cleanup_test_failover(vm="web01"),
-     "DiskInUse"),
+    ("cleanup: test VM in use", with_test_vm, open_at_azure("web01-test"),
+     lambda vault: vault.cleanup_test_failover(vm="web01"), "DiskInUse"),
 ]  # fmt: skip
 
 

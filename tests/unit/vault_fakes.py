@@ -112,6 +112,10 @@ class World:
     async def shut_down(self, disks: list[Path]) -> None:
         await self.called(f"shut_down {len(disks)} disks")
 
+    def rename(self, side: dict[str, dict[str, DiskInfo]], vm: str, name: str) -> None:
+        if vm in side:
+            side[name] = {disk.name: disk.model_copy(update={"vm": name}) for disk in side.pop(vm).values()}
+
     def lose_site(self) -> None:
         error = RigError("RoleUnavailable", "role site cannot be reached", recoverable=True)
         for name in vars(FakeProvider):
@@ -171,6 +175,20 @@ class FakeProvider:
     async def list_vms(self) -> list[DiskInfo]:
         await self.world.called("site.list_vms")
         return [disk for disks in self.world.site.values() for disk in disks.values()]
+
+    async def check_delete(self, *, vm: str) -> None:
+        await self.world.called("site.check_delete")
+        if vm not in self.world.site:
+            raise RigError("VmNotFound", f"there is no VM {vm!r} here")
+
+    async def delete_vm(self, *, vm: str) -> None:
+        await self.world.called("site.delete_vm")
+        if self.world.site.pop(vm, None) is None:
+            raise RigError("VmNotFound", f"there is no VM {vm!r} here")
+
+    async def rename_vm(self, *, vm: str, name: str) -> None:
+        await self.world.called("site.rename_vm")
+        self.world.rename(self.world.site, vm, name)
 
     async def check_vm(self, *, vm: str) -> list[DiskInfo]:
         await self.world.called("site.check_vm")
@@ -359,6 +377,10 @@ class FakeHost:
         self.world.azure[vm][name] = disk
         self.world.opened_at[f"{vm}/{name}"] = position
         return disk
+
+    async def rename_vm(self, *, vm: str, name: str) -> None:
+        await self.world.called("azure.rename_vm")
+        self.world.rename(self.world.azure, vm, name)
 
     async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
         await self.world.called("azure.promote_vm")
