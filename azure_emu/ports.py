@@ -6,8 +6,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 
-from blockfs.control import BackingImage, CutInfo, DiskInfo, TagKind
-from blockfs.control import CutInfo, DiskInfo, DownloadedDisk, SourceUse, TagKind
+from blockfs.control import BackingImage, CutInfo, DiskInfo, DownloadedDisk, SourceUse, TagKind
 from blockfs.image_kind import Format
 from blockfs.part import TagSeen, Watermark
 from blockfs.progress import VmProgress

@@ -21,8 +21,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from blockfs import parent_image, safe_files
-from blockfs import replacing, safe_files
+from blockfs import parent_image, replacing, safe_files
 from blockfs.control import (
     BackingImage,
     CutInfo,
@@ -44,7 +43,6 @@ from blockfs.disk_log import LogPolicy
 from blockfs.disk_report import count, describe, describe_broken
 from blockfs.disk_rules import DiskRules
 from blockfs.disk_state import DiskState
-from blockfs.durable import sync_folder
 from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
 from blockfs.file_watch import FileWatch
@@ -559,12 +557,14 @@ class DiskHost:
         """See :class:`DiskHostControl`."""
         disks = self.disks(vm)
         staged = [disk for disk in disks if disk.staging.exists()]
-        for disk in staged:
-            check_idle(disk)
         with told_of(f"disks of VM {vm} that come back"):
             for disk in staged:
+                check_idle(disk)
                 if disk.place.name in keep:
-                    replacing.keep_image(disk.place)
+                    await trio.to_thread.run_sync(replacing.keep_image, disk)
+            for disk in staged:
+                check_idle(disk)
+            for disk in staged:
                 disk.replace()
                 self._grown(disk)
         return [describe(disk, self.mountpoint) for disk in disks]

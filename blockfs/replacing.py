@@ -11,26 +11,32 @@ import re
 import time
 from pathlib import Path
 
+from blockfs import safe_files
 from blockfs.changelog import RecordType, SegmentReader
 from blockfs.control import DownloadedDisk, KeptImage, SourceUse
 from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace
 from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
+from cext.hashing import is_zero
 
 KEPT_FOLDER = "kept"
 """In a VM's folder."""
 _KEPT = re.compile(r"(?P<disk>.+)-\d{8}T\d{6}Z(-\d+)?\.img")
+_COPY_BYTES = 1 << 20
 _CHANGES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 
 
-def keep_image(place: DiskPlace) -> None:
-    """Give the disk's file a second name, ``kept/NAME-TIME.img``."""
+def keep_image(disk: Disk) -> None:
+    """Keep a disk as ``kept/NAME-TIME.img``: its file gets a second name, or a thin disk is copied; for a thread."""
+    place = disk.place
     folder = place.folder / KEPT_FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     link = folder / f".{place.name}.new"
     link.unlink(missing_ok=True)
-    os.link(place.file("img"), link)
+    if disk.state.kind == "raw":
+        os.link(place.file("img"), link)
+    else:
+        _copy(disk, link)
     stem = f"{place.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     number = 1
     while True:
@@ -41,6 +47,19 @@ def keep_image(place: DiskPlace) -> None:
             number += 1
     sync_folder(folder)
     sync_folder(place.folder)
+
+
+def _copy(disk: Disk, target: Path) -> None:
+    """All bytes of a disk that lies over another image, in a sparse file; durable but for its name."""
+    with os.fdopen(safe_files.create_file(target, os.O_WRONLY), "wb") as file:
+        file.truncate(disk.size_bytes)
+        for offset in range(0, disk.size_bytes, _COPY_BYTES):
+            data = disk.read(offset, min(_COPY_BYTES, disk.size_bytes - offset))
+            if not is_zero(data):
+                file.seek(offset)
+                file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def kept_images(folder: Path, disk: str | None = None) -> list[KeptImage]:

@@ -15,8 +15,7 @@ import trio
 
 from blockfs import safe_files
 from blockfs.clock import Clock
-from blockfs.control import BackingImage, CutInfo, DiskHostControl, DiskInfo, TagKind
-from blockfs.control import CutInfo, DiskHostControl, DiskInfo, DownloadedDisk, SourceUse, TagKind
+from blockfs.control import BackingImage, CutInfo, DiskHostControl, DiskInfo, DownloadedDisk, SourceUse, TagKind
 from blockfs.errors import RigError
 from blockfs.image_kind import Format
 from blockfs.part import PartName

@@ -266,10 +266,6 @@ class Reports:
             if item is None or item.active_location != PRIMARY:
                 return None
             self._mark_for_resync(session, item, reason)
-            if item.resync_reason != reason:
-                self._event(session, item.vm, "ResynchronizationRequired", "Warning", f"VM {vm!r} needs a resync: {reason}")
-            item.resync_reason = reason
-            item.resync_marks += 1
             return vm
 
         self._wake(await self._services.store.transact(note))

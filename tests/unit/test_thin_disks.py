@@ -187,11 +187,23 @@ async def test_what_cannot_be_a_parent_is_refused_and_leaves_nothing(
     assert [path.name for path in host.root.iterdir() if path.is_dir()] == []
 
 
+async def test_a_thin_disk_that_is_replaced_is_kept_with_the_bytes_of_its_parent(host: DiskHost, parent: Path) -> None:
+    await thin(host, parent)
+    host.disk("web01", "os").write(0, b"own")
+    before = host.disk("web01", "os").read(0, SIZE)
+    staging = await host.begin_replace(vm="web01", disk="os", size_bytes=SIZE)
+    Path(staging.path).write_bytes(b"\5" * SIZE)
+    (info,) = await host.commit_replace(vm="web01", keep=["os"])
+    assert Path(info.kept[0].path).read_bytes() == before
+    assert (before[:3], host.disk("web01", "os").read(0, 3)) == (b"own", b"\5\5\5")
+    host.abandon()
+
+
 async def test_a_thin_disk_that_comes_back_from_the_recovery_side_is_a_whole_one(host: DiskHost, parent: Path) -> None:
     await thin(host, parent)
     staging = await host.begin_replace(vm="web01", disk="os", size_bytes=SIZE)
     Path(staging.path).write_bytes(b"\5" * SIZE)
-    (info,) = await host.commit_replace(vm="web01")
+    (info,) = await host.commit_replace(vm="web01", keep=[])
     assert (info.parent, info.needs_resync) == (None, "DiskReplaced")
     parent.unlink()
     again = restart(host)
