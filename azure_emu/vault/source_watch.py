@@ -76,7 +76,7 @@ class SourceWatch:
         if used is None:
             return []
         text = f"VM {vm!r} was failed over, but {describe(used)}; a failback replaces this, and keeps the old disks as files"
-        return [HealthError(errorCode=CODE, summaryMessage=text, recoverable=True, attempt=0, nextTryTime=None)]
+        return [HealthError(errorCode=CODE, summaryMessage=text, recoverable=True, attempt=0, next_try_time=None)]
 
     async def _record(self, vm: str, used: list[SourceUse]) -> None:
         text = f"VM {vm!r} was failed over, but {describe(used)}"
