@@ -275,6 +275,10 @@ class RecoverySide(Protocol):
 class DamageReports(Protocol):
     """What the vault is told of damage in managed disks.  Of a disk that it does not know it takes no notice."""
 
+    async def vm_disk_changed(self, *, vm: str, disk: str, what: str) -> None:
+        """Another program has changed a disk of a VM on the recovery side, or it cannot be opened.  Repeats are harmless."""
+        ...
+
     async def damage_met(self, *, disk_id: str, path: str, offset: int, position: int) -> None:
         """A read of the state at ``position`` failed for what is in byte ``offset`` of a file.  Repeats are harmless."""
         ...

@@ -107,7 +107,7 @@ class Disk:
         found = disk_identity.identify(place, state)
         state = found.state
         if found.why is not None:
-            _log.error("disk_changed_by_another", disk=str(place), what=found.why)
+            rules.tell_changed(place, found.why)
         layer = open_layer(place, state, views)
         return cls.over(place, state=state, layer=layer, rules=rules, closed=found.closed)
 

@@ -14,6 +14,7 @@ import errno
 import os
 import stat
 import struct
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,10 +23,10 @@ import structlog
 import trio
 
 from blockfs import hostmounts
-from blockfs.os_errors import reason
 
 IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_OPEN, IN_MOVE_SELF = 0x2, 0x4, 0x8, 0x20, 0x800
 IN_Q_OVERFLOW, IN_IGNORED = 0x4000, 0x8000
+_WATCHED = IN_MODIFY | IN_ATTRIB | IN_CLOSE_WRITE | IN_OPEN | IN_MOVE_SELF
 LOOK_S = 1.0
 """Between two looks at who wrote; a loop device is attached so long after its file was opened at the latest."""
 
@@ -58,7 +59,7 @@ class _File:
     path: str
     identity: tuple[int, int]
     counted: int
-    """The disk's changes when what the kernel had told was taken last."""
+    """The disk's changes just before the look before."""
     touched: bool = False
     """Its times or rights were set since another program closed it last."""
 
@@ -67,105 +68,86 @@ class FileWatch:
     """The files of one process's disks.  One trio thread.  Without inotify (none is free) it notices nothing."""
 
     def __init__(self) -> None:
-        self._fds: list[int] = []
+        self._fd = -1
+        self._give_back: weakref.finalize[[int], FileWatch] | None = None
+        self._begun = trio.Event()
         self._files: dict[int, _File] = {}
-        self._written: dict[int, _File] = {}
-        try:
-            for _ in range(2):
-                self._fds.append(_checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)))
-        except OSError as exc:
-            self.close()
-            _log.warning("files_not_watched", error=reason(exc))
 
     def add(self, fd: int, path: str, disk: Watched) -> None:
         """Watch the file that is open as ``fd``; the disk has written all that it wrote before through it."""
-        if not self._fds:
-            return
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):  # a block device is opened by all kinds of programs
             return
-        name = os.fsencode(f"/proc/self/fd/{fd}")
         try:
-            events = _checked(
-                _libc.inotify_add_watch(self._fds[0], name, IN_ATTRIB | IN_CLOSE_WRITE | IN_OPEN | IN_MOVE_SELF)
-            )
-            writes = _checked(_libc.inotify_add_watch(self._fds[1], name, IN_MODIFY))
+            if self._fd < 0:  # there are few of them on a host
+                self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+                self._give_back = weakref.finalize(self, os.close, self._fd)  # a user has only so many (128)
+                self._begun.set()
+            name = os.fsencode(f"/proc/self/fd/{fd}")
+            number = _checked(_libc.inotify_add_watch(self._fd, name, _WATCHED))
         except OSError as exc:
-            _log.warning("file_not_watched", file=path, error=reason(exc))
+            _log.warning("file_not_watched", file=path, error=exc.strerror)
             return
-        self._files[events] = self._written[writes] = _File(disk, path, (found.st_dev, found.st_ino), disk.changes)
+        self._files[number] = _File(disk, path, (found.st_dev, found.st_ino), disk.changes)
+
+    @property
+    def watches(self) -> bool:
+        """Whether anything is watched."""
+        return bool(self._files)
 
     def remove(self, disk: Watched) -> None:
         """Watch the disk's files no more."""
-        for fd, files in zip(self._fds, (self._files, self._written), strict=False):
-            for number in [number for number, file in files.items() if file.disk is disk]:
-                del files[number]
-                _libc.inotify_rm_watch(fd, number)
+        for number in [number for number, file in self._files.items() if file.disk is disk]:
+            del self._files[number]
+            _libc.inotify_rm_watch(self._fd, number)
 
     def close(self) -> None:
-        """Give the descriptors back."""
-        for fd in self._fds:
-            os.close(fd)
-        self._fds, self._files, self._written = [], {}, {}
+        """Give the descriptor back."""
+        if self._give_back is not None:
+            self._give_back()
+        self._fd, self._files, self._give_back = -1, {}, None
 
     async def run(self) -> None:
         """Until cancelled."""
-        if not self._fds:
-            await trio.sleep_forever()
+        await self._begun.wait()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._take_writes)
             while True:
-                await trio.lowlevel.wait_readable(self._fds[0])
-                opened = self.take_events()
+                await trio.lowlevel.wait_readable(self._fd)
+                opened = self.look()
                 if opened:
                     nursery.start_soon(self._look_for_loops, opened)
+                await trio.sleep(LOOK_S)  # the disks' own writes are reported, too
 
-    def take_events(self) -> list[_File]:
+    def look(self) -> list[_File]:
         """Act on all that other programs did so far; the files that one has opened."""
-        opened: dict[_File, None] = {}
-        for number, mask in _read(self._fds[0]):
-            numbers = list(self._files) if mask & IN_Q_OVERFLOW else [number]
-            for file in [self._files[number] for number in numbers if number in self._files]:
-                if mask & IN_OPEN:
-                    opened[file] = None
-                if mask & IN_ATTRIB:
-                    file.touched = True
-                if not mask & IN_OPEN and file.disk.check_files() is None and mask & IN_CLOSE_WRITE:
-                    self._closed(file)
-        return list(opened)
-
-    def _closed(self, file: _File) -> None:
-        """Another program had it open for writing.  One that only set its times has written nothing."""
-        wrote = file in self.take_writes()
-        if wrote or not file.touched:
-            file.disk.changed_by_another(f"{file.path} was opened for writing by another program, and may have been changed")
-        file.touched = False
-
-    async def _take_writes(self) -> None:
-        """Not at once for each write: that there are some is told again and again."""
-        while True:
-            await trio.lowlevel.wait_readable(self._fds[1])
-            self.take_writes()
-            await trio.sleep(LOOK_S)
-
-    def take_writes(self) -> set[_File]:
-        """Take all reports of writes, and act on those of files whose disk made none; the files that were reported."""
-        before = {file: file.disk.changes for file in self._written.values()}
-        told: set[_File] = set()
-        for number, mask in _read(self._fds[1]):
+        before = {file: file.disk.changes for file in self._files.values()}
+        masks: dict[_File, int] = {}
+        for number, mask in _read(self._fd) if self._fd >= 0 else ():
             if mask & IN_Q_OVERFLOW:
-                told.update(before)
+                masks = dict.fromkeys(before, IN_MODIFY | IN_ATTRIB)
                 before = dict.fromkeys(before, -1)  # it cannot be told who wrote
-            elif number in self._written:
-                told.add(self._written[number])
+            elif number in self._files:
+                file = self._files[number]
+                masks[file] = masks.get(file, 0) | mask
+        for file, mask in masks.items():
+            if mask != IN_OPEN and file.disk.check_files() is None:
+                self._judge(file, mask)
         for file, changes in before.items():
-            if file in told and file.disk.changes == file.counted and file.disk.check_files() is None:
-                file.disk.changed_by_another(f"{file.path} was written to by another program")
             file.counted = changes
-        return told
+        return [file for file, mask in masks.items() if mask & IN_OPEN]
+
+    @staticmethod
+    def _judge(file: _File, mask: int) -> None:
+        file.touched = file.touched or bool(mask & IN_ATTRIB)
+        if mask & IN_MODIFY and file.disk.changes == file.counted:
+            file.disk.changed_by_another(f"{file.path} was written to by another program")
+        elif mask & IN_CLOSE_WRITE and (mask & IN_MODIFY or not file.touched):  # who only sets its times writes nothing
+            file.disk.changed_by_another(f"{file.path} was opened for writing by another program, and may have been changed")
+        if mask & IN_CLOSE_WRITE:
+            file.touched = False
 
     async def _look_for_loops(self, files: list[_File]) -> None:
-        await trio.sleep(LOOK_S)  # whoever attaches one opens the file first
+        await trio.sleep(LOOK_S)  # a program that attaches one opens the file first
         for file in files:
             for loop in await hostmounts.loops_on(file.identity, file.path):
                 file.disk.changed_by_another(hostmounts.loop_text(loop, file.path))

@@ -41,7 +41,7 @@ from blockfs.disk import Disk, begin_snapshots_of
 from blockfs.disk_files import HOLDER_KIND, DiskPlace, make_overlay, make_raw, make_top
 from blockfs.disk_log import LogPolicy
 from blockfs.disk_report import count, describe, describe_broken
-from blockfs.disk_rules import DiskRules
+from blockfs.disk_rules import DiskRules, log_changed
 from blockfs.disk_state import DiskState
 from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
@@ -80,8 +80,12 @@ class DiskHost:
         policy: LogPolicy | None = None,
         snapshot_share_max: float = STORE_SHARE_MAX,
         waits: Waits | None = None,
+        tell_changed: Callable[[DiskPlace, str], None] = log_changed,
     ) -> None:
-        """``waits``: where the host registers what it waits for."""
+        """``waits``: where the host registers what it waits for.
+
+        ``tell_changed``: told of disks that another program has changed, and of those that cannot be opened.
+        """
         self.root = root
         self.mountpoint = mountpoint
         self._views = views
@@ -92,7 +96,11 @@ class DiskHost:
         self.positions = PositionCounter(root / "position")
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._watch = FileWatch()
-        self._rules = DiskRules(self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max, watch=self._watch)
+        self._tell_changed = tell_changed
+        self._rules = DiskRules(
+            self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max, watch=self._watch,
+            tell_changed=tell_changed,
+        )  # fmt: skip
         self._promoter = Promoter(self._all_disks, self._let_go_of_view, self._turns, waits)
         self._tell_grown: Callable[[Disk], None] | None = None
         self.vms: dict[str, dict[str, Disk]] = {}
@@ -124,6 +132,7 @@ class DiskHost:
                     described = describe_broken(place, DiskState.load(place.file("disk")), exc.message, self.mountpoint)
                     self._broken_chains[str(place)] = described
                 _log.error("disk_not_opened", disk=str(place), error=str(exc))
+                self._tell_changed(place, f"cannot be opened: {exc}")
 
     async def tend(self) -> None:
         """See :class:`blockfs.tree.DiskTree`."""

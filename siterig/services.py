@@ -34,7 +34,7 @@ _VAULT_LINK = dict.fromkeys(
 _APPLIER_REPORTS = dict.fromkeys(
     ("applied", "store_older", "apply_failed", "replicating_disks", "account_seen", "send_again"), ANSWER_S
 )
-_DAMAGE_REPORTS = dict.fromkeys(("damage_met", "scrubbed"), ANSWER_S)
+_DAMAGE_REPORTS = dict.fromkeys(("damage_met", "scrubbed", "vm_disk_changed"), ANSWER_S)
 _ROLE_REPORTS = {"report_roles": REPORT_S}
 _HOST = dict.fromkeys(("list_disks", "position", "counters", "segments", "list_recoveries"), ANSWER_S)
 _PROVIDER = {"progress": ANSWER_S, "list_vms": ASKING_S}

@@ -11,6 +11,7 @@ from typing import Literal
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
+from azure_emu.vault import health
 from azure_emu.vault.api import RecoveryPoint, Vm, VmDisk
 from azure_emu.vault.inventory import remember_vm
 from azure_emu.vault.schema import AzureVmRow, DiskRow, KnownDiskRow
@@ -102,6 +103,7 @@ async def _open_disks(services: Services, owner: str, name: str, position: int) 
     stores = await services.recovery.store_paths(disk_ids=[disk.disk_id for disk in disks])
     if await disks_of(services, name):
         await services.azure.remove_vm(vm=name)
+        await services.store.transact(lambda session: health.forget_vm_disks(session, owner, name))
     for disk, store in zip(disks, stores, strict=True):
         # The new disk has an id of its own: its parts at failback must not be taken for those of the site's disk.
         await services.azure.open_point(
@@ -135,6 +137,7 @@ async def remove(services: Services, owner: str, name: str) -> None:
         await services.azure.remove_vm(vm=name)
 
     def forget(session: Session) -> None:
+        health.forget_vm_disks(session, owner, name)
         session.execute(delete(AzureVmRow).where(AzureVmRow.name == name))
         session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == "azure", KnownDiskRow.vm == name))
 

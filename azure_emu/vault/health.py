@@ -41,6 +41,17 @@ def apply_source(disk_id: str) -> str:
     return f"apply:{disk_id}"
 
 
+def vm_disk_source(vm: str, disk: str) -> str:
+    """The source of an error with a disk of a VM on the recovery side."""
+    return f"vm-disk:{vm}/{disk}"
+
+
+def forget_vm_disks(session: Session, owner: str, vm: str) -> None:
+    """A VM on the recovery side is gone, or has other disks."""
+    of_vm = HealthErrorRow.source.startswith(vm_disk_source(vm, ""), autoescape=True)
+    session.execute(delete(HealthErrorRow).where(HealthErrorRow.vm == owner, of_vm))
+
+
 def set_error(
     session: Session,
     *,

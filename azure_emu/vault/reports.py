@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from azure_emu.ports import Damage, RoleStatus, SkippedBlob
 from azure_emu.vault import damage, events, health, points, rig_clock, vm_tasks
 from azure_emu.vault.repairs import Repairs
-from azure_emu.vault.schema import DiskRow, ItemRow
+from azure_emu.vault.schema import AzureVmRow, DiskRow, ItemRow
 from azure_emu.vault.services import Services
 from azure_emu.vault.states import PRIMARY, State
 from blockfs.clock import SECOND_NS
@@ -28,6 +28,7 @@ _NO_MANAGED_DISKS = {State.ENABLING, State.ENABLING_FAILED, State.DISABLING, Sta
 
 
 STORE_OLDER = "ManagedDiskOlder"
+VM_DISK_CHANGED = "ImageChanged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,23 @@ class Reports:
             self._services.signals.notify_all()
 
     # ---- DamageReports
+
+    async def vm_disk_changed(self, *, vm: str, disk: str, what: str) -> None:
+        """See azure_emu.ports.DamageReports.  It is a warning of the VM's owner until the VM is removed."""
+
+        def note(session: Session) -> str | None:
+            row = session.get(AzureVmRow, vm)
+            if row is None or session.get(ItemRow, row.owner) is None:
+                return None
+            text = f"disk {disk!r} of VM {vm!r} on the recovery side: {what}"
+            source = health.vm_disk_source(vm, disk)
+            if health.set_error(
+                session, vm=row.owner, code=VM_DISK_CHANGED, message=text, recoverable=True, source=source
+            ):  # fmt: skip
+                self._event(session, row.owner, VM_DISK_CHANGED, "Warning", text)
+            return row.owner
+
+        self._wake(await self._services.store.transact(note))
 
     async def damage_met(self, *, disk_id: str, path: str, offset: int, position: int) -> None:
         """See azure_emu.ports.DamageReports."""

@@ -7,6 +7,7 @@ from functools import partial
 
 import trio
 
+from azure_emu.changed_vm_disks import ChangedVmDisks
 from azure_emu.store_views import StoreViews
 from blockfs.host import DiskHost
 from siterig import services
@@ -22,7 +23,7 @@ async def run(
 ) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.azure_mount)
-    views = StoreViews(layout.managed_disks)
+    views, changed = StoreViews(layout.managed_disks), ChangedVmDisks()
     host = DiskHost(
         layout.azure_vms,
         layout.azure_mount,
@@ -30,9 +31,11 @@ async def run(
         policy=limits.log_policy,
         snapshot_share_max=limits.snapshot_share_max,
         waits=health.waits,
+        tell_changed=changed.note,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(views.watch, services.damage_reports(layout))
+        nursery.start_soon(changed.report, services.damage_reports(layout))
         await host_disks(host, layout.azure_mount, layout.socket("azure"), task_status, front_end=front_end)
         nursery.cancel_scope.cancel()
 

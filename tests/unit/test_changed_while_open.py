@@ -53,13 +53,36 @@ class Opened:
 
     def look(self) -> None:
         """At all that the kernel has reported."""
-        self.watch.take_events()
-        self.watch.take_writes()
+        self.watch.look()
 
     def refuses(self, work: Callable[[], object]) -> bool:
         with pytest.raises(OSError, match="Input/output error") as failed:
             work()
         return failed.value.errno == errno.EIO
+
+
+@pytest.fixture(scope="module", autouse=True)
+def inotify() -> None:
+    """Other programs of this user may have taken all instances."""
+    watch = FileWatch()
+    with Path(__file__).open("rb") as file:
+        watch.add(file.fileno(), __file__, Idle())
+    taken = watch.watches
+    watch.close()
+    if not taken:
+        pytest.skip("no inotify instance is free (/proc/sys/fs/inotify/max_user_instances)")
+
+
+class Idle:
+    """A disk that is never changed."""
+
+    changes = 0
+
+    def check_files(self) -> str | None:
+        return None
+
+    def changed_by_another(self, what: str) -> None:
+        raise AssertionError(what)
 
 
 @pytest.fixture(params=["raw", "top"])
@@ -330,7 +353,7 @@ async def test_the_end_of_a_mount_says_what_was_done_to_its_image(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mounted.alone.tree.tend)
             await trio.testing.wait_all_tasks_blocked()
-            mounted.alone._watch.take_writes()
+            mounted.alone._watch.look()
             deed(image)
             while not mounted.told:
                 await trio.lowlevel.checkpoint()
@@ -371,7 +394,7 @@ async def test_an_image_whose_folder_was_renamed_is_said_to_be_elsewhere_and_no_
 async def test_what_an_image_went_through_does_not_end_the_log_of_the_next_mount(image: Path) -> None:
     mounted = await mount(image, tracked=True)
     write(image)
-    mounted.alone._watch.take_events()
+    mounted.alone._watch.look()
     assert await mounted.end() is not None
     again = await mount(image, tracked=True)
     assert again.alone.discontinued is not None

@@ -78,6 +78,9 @@ class Reports:
             raise RigError("RoleUnavailable", "nobody answers", recoverable=True)
         self.met.append((disk_id, path, offset, position))
 
+    async def vm_disk_changed(self, *, vm: str, disk: str, what: str) -> None:
+        raise AssertionError(what)
+
     async def scrubbed(self, *, disk_id: str, damages: list[Damage]) -> None:
         raise NotImplementedError
 
