@@ -21,14 +21,16 @@ def check_space(vm: str, disks: list[DiskInfo]) -> None:
     free_by_device: dict[int, tuple[int, str]] = {}
     needed_by_device: dict[int, int] = {}
     for disk in disks:
-        base = Path(disk.folder) / f"{disk.name}.img"
+        what = f"disk {disk.name!r} of VM {vm!r}"
+        own = Path(disk.folder) / f"{disk.name}.{'img' if disk.parent is None else 'top'}"
         try:
-            base_stat = base.stat()
+            device = own.stat().st_dev
+            occupied_bytes = sum(path.stat().st_blocks * 512 for path in (own, *_parents(disk)))
             space = os.statvfs(disk.folder)
         except OSError as exc:
-            raise RigError("DiskUnhealthy", f"disk {disk.name!r} of VM {vm!r}: {base}: {reason(exc, base)}") from exc
-        free_by_device[base_stat.st_dev] = (space.f_bavail * space.f_frsize, disk.folder)
-        needed_by_device[base_stat.st_dev] = needed_by_device.get(base_stat.st_dev, 0) + base_stat.st_blocks * 512
+            raise RigError("DiskUnhealthy", f"{what}: {reason(exc, what)}") from exc
+        free_by_device[device] = (space.f_bavail * space.f_frsize, disk.folder)
+        needed_by_device[device] = needed_by_device.get(device, 0) + occupied_bytes
     for device, needed in needed_by_device.items():
         free, folder = free_by_device[device]
         if free < needed:
@@ -37,3 +39,8 @@ def check_space(vm: str, disks: list[DiskInfo]) -> None:
                 f"VM {vm!r}: {free} bytes are free at {folder}; a snapshot of its disks may need {needed}",
                 recoverable=True,
             )
+
+
+def _parents(disk: DiskInfo) -> list[Path]:
+    """What a thin disk has not of its own, a snapshot must keep too."""
+    return [] if disk.parent is None else [Path(disk.parent)]

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import MockClock
 
 from azure_emu.vault import disk_limits
 from blockfs import vhd
@@ -15,6 +17,8 @@ from blockfs.control import BackingImage, DiskInfo
 from blockfs.errors import RigError
 from blockfs.host import DiskHost
 from blockfs.image import open_image
+from replication.prerequisites import check_space
+from tests.unit.agent_rig import VM, ManagedDisk, Rig
 
 MIB = 1 << 20
 SIZE = 2 * MIB
@@ -210,3 +214,36 @@ async def test_a_thin_disk_that_comes_back_from_the_recovery_side_is_a_whole_one
     assert again.disk("web01", "os").read(0, SIZE) == b"\5" * SIZE
     assert list((host.root / "web01").glob("os.top*")) == []
     again.abandon()
+
+
+async def test_a_thin_disk_is_replicated_whole_and_a_broken_chain_is_an_error_that_waits_for_the_user(
+    tmp_path: Path, parent: Path, autojump_clock: MockClock
+) -> None:
+    rig = Rig(tmp_path / "rig", sizes={"os": SIZE})
+    backing = BackingImage(path=str(parent), format="raw")
+    info = await rig.host.create_disk(vm=VM, name="os", size_bytes=SIZE, backing=backing)
+    rig.recovery.disks[info.disk_id] = ManagedDisk(bytearray(SIZE))
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(1)
+        rig.write(5)
+        await rig.cycle(agent)
+        await trio.sleep(rig.interval_s)
+        expected = rig.host.disk(VM, "os").read(0, SIZE)
+        assert bytes(rig.managed("os").data) == expected != BYTES
+        written(parent)
+        await trio.sleep(2 * rig.interval_s)
+        _, code, _, next_try_s = rig.vault.errors[-1]
+        assert (code, next_try_s) == ("BrokenVhdChain", None)
+
+
+async def test_the_space_for_a_snapshot_counts_what_the_parent_has(
+    host: DiskHost, parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = await thin(host, parent)
+    check_space("web01", [info])
+    small = os.statvfs_result((4096, 4096, 1000, 100, 100, 10, 10, 10, 0, 255))  # 400 KiB free
+    monkeypatch.setattr(os, "statvfs", lambda _path: small)
+    with pytest.raises(RigError) as failed:
+        check_space("web01", [info])
+    assert failed.value.code == "NotEnoughSpace"
