@@ -66,19 +66,22 @@ def volume_path(folder: Path, volume: int) -> Path:
 
 
 def list_volumes(folder: Path) -> list[int]:
-    """Numbers of the volumes, in order; ``StoreCorrupt`` if there is a stranger.  Dot files are ignored."""
+    """Numbers of the volumes, in order.  Other files count for nothing; a scrub names them (:func:`list_strangers`)."""
     journal = folder / JOURNAL
     try:
-        names = [path.name for path in journal.iterdir() if not path.name.startswith(".")]
+        names = [path.name for path in journal.iterdir()]
     except OSError as exc:
         raise cannot_be_read(journal, exc) from exc
-    volumes = []
-    for name in names:
-        m = _NAME.fullmatch(name)
-        if m is None:
-            raise store_corrupt(journal / name, "is not a volume's name")
-        volumes.append(int(m[1]))
-    return sorted(volumes)
+    return sorted(int(m[1]) for m in map(_NAME.fullmatch, names) if m)
+
+
+def list_strangers(folder: Path) -> list[Path]:
+    """Files in the journal's folder that are no volumes; not those whose names begin with a dot."""
+    journal = folder / JOURNAL
+    try:
+        return sorted(path for path in journal.iterdir() if not _NAME.fullmatch(path.name) and path.name[0] != ".")
+    except OSError as exc:
+        raise cannot_be_read(journal, exc) from exc
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from azure_emu.disk_meta import DISK_META, PROGRESS, read_meta
 from azure_emu.frames import ENTRY, Frame
 from azure_emu.host_disk import host_disk_errors
 from azure_emu.hurt import TOLD_MAX, Found, Hurt
-from azure_emu.journal_volume import JOURNAL, read_index
+from azure_emu.journal_volume import JOURNAL, list_strangers, read_index
 from azure_emu.pins import LOCK, PINS
 from azure_emu.ports import Damage, Pin
 from azure_emu.scrub_base import at_rest, bad_ranges, open_base
@@ -133,6 +133,9 @@ def _small_files(folder: Path) -> Iterator[Found]:
             yield _file("stranger", folder / name, "is no file of a managed disk")
     for name in sorted(_NEEDED - names):
         yield _file("missing", folder / name, "is missing")
+    with suppress(RigError):  # a journal that cannot be listed is damage that the history has met
+        for path in list_strangers(folder):
+            yield _file("stranger", path, "is no volume of the journal")
     for path in sorted((folder / PINS).glob("[!.]*")):
         try:
             read_meta(path, Pin)

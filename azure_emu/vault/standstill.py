@@ -77,6 +77,7 @@ class StandstillWatch:
         self._heard: tuple[int, float] | None = None
         self._asked_s: dict[str, float] = {}
         self._begun = False
+        self._began_s = self._now_s()
 
     async def run(self) -> None:
         """A round every few seconds, until cancelled."""
@@ -191,7 +192,8 @@ class StandstillWatch:
             text = f"{what}; what is applied of VM {item.vm!r} is over {bounds.APPLIED_BEHIND_S:g} s behind"
             yield Finding("stalled", "AppliedStateBehind", text)
         bound_s = bounds.point_s(item.interval_s)
-        if (health.newest_point_age(session, item, elapsed_ns) or 0.0) >= bound_s:
+        age_s = health.newest_point_age(session, item, elapsed_ns) or 0.0
+        if min(age_s, self._now_s() - self._began_s) >= bound_s:  # a rig that was down had no points either
             text = f"VM {item.vm!r} has had no new recovery point for over {bound_s:g} s (interval {item.interval_s:g} s)"
             yield Finding("points", "NoRecentRecoveryPoint", text)
 

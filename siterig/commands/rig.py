@@ -169,7 +169,7 @@ def _drawn(rig: RigStatus, vms: list[Vm], items: list[ProtectedItem]) -> list[Li
 
 def _wait_text(wait: Wait) -> str:
     disk = "" if wait.disk is None else f"/{wait.disk}"
-    of = "" if wait.vm is None else f" ({wait.vm}{disk})"
+    of = f" ({wait.vm}{disk})" if wait.vm is not None else f" (disk {wait.disk})" if wait.disk is not None else ""
     return f"waiting for {show.age(wait.since_ns)}{of}: {wait.reason} ({wait.code})"
 
 

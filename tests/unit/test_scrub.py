@@ -61,6 +61,22 @@ def volume_of(store: ManagedDiskStore, frame: Frame) -> Path:
     return store.folder / f"journal/{frame.volume:012d}.journal"
 
 
+def test_a_foreign_file_in_the_journal_stops_nothing_and_is_named(tmp_path: Path) -> None:
+    disk, store = filled(tmp_path, parts=2)
+    store.close()
+    foreign = [store.folder / "journal" / name for name in ("notes.txt", "000000000001.journal.bak", "1.journal")]
+    for path in foreign:
+        path.write_bytes(b"somebody's")
+    again = ManagedDiskStore.open(store.folder)
+    disk.scribble(3)
+    apply(again, [disk.close_log()])
+    assert again.watermark().complete_position == disk.position
+    found = found_in(store.folder)
+    assert [damage.path for damage in found] == sorted(str(path) for path in foreign)
+    assert {(damage.what, damage.first_position) for damage in found} == {("is no volume of the journal", None)}
+    again.close()
+
+
 # --- much damage ------------------------------------------------------------------------------------------------
 
 

@@ -150,6 +150,19 @@ async def test_no_new_point_for_three_intervals_and_a_minute_is_an_error(tmp_pat
         assert "NoRecentRecoveryPoint" in await it.codes()
 
 
+async def test_a_rig_that_was_down_is_not_late_with_its_next_point(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+    world.clock.passes(3600 * SECOND_NS)
+    async with running(world, tmp_path) as vault:
+        it = Watched(world, vault)
+        await it.passes(1)
+        assert "NoRecentRecoveryPoint" not in await it.codes()
+        await it.passes(bounds.point_s(INTERVAL_S))
+        assert "NoRecentRecoveryPoint" in await it.codes()
+
+
 @pytest.mark.parametrize(
     ("state", "after_s", "code", "health"),
     [
