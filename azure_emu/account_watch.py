@@ -11,7 +11,7 @@ import math
 import structlog
 import trio
 
-from azure_emu.bad_parts import SLOW_LOOK_S, BadParts
+from azure_emu.bad_parts import BadParts
 from azure_emu.managed_disk import ManagedDiskStore
 from azure_emu.ports import ApplierReports, SkippedBlob
 from blockfs.errors import RigError
@@ -19,7 +19,7 @@ from blockfs.part import Listing, PartName
 from blockfs.waits import Waits
 
 SEEN_EVERY_S = 5.0
-"""The bytes that wait are reported when they change, but while parts are applied no more often than this."""
+"""While parts are applied, and while nothing changes, the bytes that wait are reported no more often than this."""
 SKIPPED_REPORTED_MAX = 20
 
 log = structlog.get_logger(__name__)
@@ -45,12 +45,12 @@ class AccountWatch:
         self._waits = waits
         self._seen: tuple[int, tuple[SkippedBlob, ...]] | None = None
         self._seen_at_s = -math.inf
+        self._begun_s = -math.inf
         self._aside_at_s = 0.0
 
     def candidates(self, store: ManagedDiskStore, parts: list[PartName]) -> list[PartName]:
-        """The parts without those that are passed over, which are tried now and then all the same."""
-        if trio.current_time() >= self._aside_at_s:
-            return parts
+        """At the begin of a round: the parts without those that are passed over."""
+        self._begun_s = trio.current_time()
         return [part for part in parts if not self.is_aside(store, part)]
 
     def is_aside(self, store: ManagedDiskStore, part: PartName) -> bool:
@@ -61,14 +61,18 @@ class AccountWatch:
         return 0 < store.watermark().generation < part.generation and self.bad.reason(part) is not None
 
     def unbegun(self, store: ManagedDiskStore, parts: list[PartName]) -> PartName | None:
-        """The first sync part of the newest later generation, if it is not part 1 and nothing is known of it."""
+        """The first sync part of the newest later generation, if it is to be looked at before it counts as its begin.
+
+        That is so if it is not part 1 and was not looked at before, or if it was bad and is due again.
+        """
         generation = store.watermark().generation
         later = [part for part in parts if part.stream == "sync" and part.generation > generation > 0]
         if not later:
             return None
         first = min(part for part in later if part.generation == later[-1].generation)
-        known = first.first == 1 or first in self.sound or self.bad.reason(first) is not None
-        return None if known else first
+        if self.bad.reason(first) is not None:
+            return first if trio.current_time() >= self._aside_at_s else None
+        return None if first.first == 1 or first in self.sound else first
 
     async def failed(
         self, store: ManagedDiskStore, part: PartName, error: RigError, in_order: list[PartName]
@@ -82,7 +86,7 @@ class AccountWatch:
         if wanted and await self._send_again(wanted):
             self.bad.asked(part, trio.current_time())
         if self.is_aside(store, part):
-            self._aside_at_s = trio.current_time() + SLOW_LOOK_S
+            self._aside_at_s = trio.current_time() + self.bad.retry_s(part, trio.current_time())
             return None
         return BadPartError(part, error)
 
@@ -104,11 +108,14 @@ class AccountWatch:
             await self._send_again([])
         return error
 
-    async def seen(self, store: ManagedDiskStore, listing: Listing, *, every_s: float = 0.0) -> None:
-        """Report the bytes that wait and the blobs that are passed over, if that is news."""
-        if trio.current_time() < self._seen_at_s + every_s:
-            return
-        waiting = sum(size for part, size in listing.sizes.items() if store.want(part) != "applied")
+    async def applying(self, store: ManagedDiskStore, listing: Listing) -> None:
+        """Between two parts: report now and then, for there may be many."""
+        if trio.current_time() >= max(self._seen_at_s, self._begun_s) + SEEN_EVERY_S:
+            await self.seen(store, listing, [part for part in listing.sizes if store.want(part) != "applied"])
+
+    async def seen(self, store: ManagedDiskStore, listing: Listing, left: list[PartName]) -> None:
+        """Report the bytes that wait, which are those of the parts ``left``, and what is passed over, if that is news."""
+        waiting = sum(listing.sizes.get(part, 0) for part in left)
         skipped = [SkippedBlob(name=name, reason="not the name of a replication part") for name in listing.foreign]
         skipped += [
             SkippedBlob(name=part.blob(), reason=self.bad.reason(part) or "")

@@ -23,7 +23,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from azure_emu.account_watch import SEEN_EVERY_S, AccountWatch, BadPartError
+from azure_emu.account_watch import AccountWatch, BadPartError
 from azure_emu.bad_parts import QUICK_FOR_S, REPAIRABLE
 from azure_emu.change_steps import change_steps
 from azure_emu.export import Exporter, data_bytes
@@ -240,7 +240,7 @@ class Applier:
         # A conflict is tried so that it is refused, and reported, by name.
         current = await self._apply_wanted(disk, store, current, "conflict", listing)
         current = await self._delete_applied(disk, store, ended + current)
-        await disk.watch.seen(store, listing)
+        await disk.watch.seen(store, listing, current)
         missing = await disk.watch.missing(store, current)
         if missing is None:
             self._waits.clear("apply", disk=disk.disk_id)
@@ -266,6 +266,7 @@ class Applier:
             await disk.watch.failed(store, part, exc, _in_order(listing.parts)[0])
         else:
             disk.watch.sound.add(part)
+            disk.watch.bad.forget(part)
 
     async def _apply_wanted(
         self, disk: _Disk, store: ManagedDiskStore, parts: list[PartName], want: Want, listing: Listing
@@ -295,10 +296,10 @@ class Applier:
             disk.refused.clear()
             await self._report(disk, store)
             await self._delete_applied(disk, store, [part])
-            await disk.watch.seen(store, listing, every_s=SEEN_EVERY_S)
+            await disk.watch.applying(store, listing)
         still = [bad for bad in failed if store.want(bad.part) == want]
         if still:
-            await disk.watch.seen(store, listing)
+            await disk.watch.seen(store, listing, left)
             raise still[0]
         return left
 

@@ -152,10 +152,14 @@ class Replica:
         raise RigError("Interrupted", f"the cycle of VM {self.vm!r} was interrupted by another order")
 
     async def send_again(self, parts: Iterable[PartName]) -> None:
-        """Replace parts that the recovery side cannot use, and send what is missing; beside whatever runs."""
+        """Replace parts that the recovery side cannot use, and send what is missing; beside whatever runs.
+
+        A VM that has failed over sends nothing new; what it had sent before is replaced all the same.
+        """
         try:
             await self._outbox.replace(self._record.disks, list(parts))
-            await self._outbox.send(self._record.disks)
+            if self._record.phase in ("initial", "resync", "delta") and not self._ask_first:
+                await self._outbox.send(self._record.disks)
         except OSError as exc:
             raise as_rig_error(exc) from exc
         except ResyncNeeded as exc:

@@ -80,10 +80,6 @@ class AppliedLag:
         sent = self._vm(vm).sent
         return self._now_s() - sent[0][1] if sent else 0.0
 
-    def unapplied_for(self, at_least_s: float) -> list[str]:
-        """The VMs of which something has been waiting for so long."""
-        return [vm for vm in self._vms if self.unapplied_s(vm) >= at_least_s]
-
     def stalled_s(self, vm: str) -> float:
         """For how long something has been waiting while nothing at all was applied."""
         entry = self._vm(vm)

@@ -24,6 +24,8 @@ class Repairs:
         self._services = services
         self._wanted: dict[str, dict[str, None]] = {}
         self._asking: set[str] = set()
+        self._refused: set[str] = set()
+        """VMs whose last request failed."""
         self._news = trio.Event()
 
     async def ask_for(self, disk_id: str, parts: list[str]) -> None:
@@ -38,6 +40,13 @@ class Repairs:
         for part in parts[: max(0, PARTS_MAX - len(wanted))]:
             wanted[part] = None
         self._news.set()
+
+    def keep_only(self, vms: set[str]) -> None:
+        """Forget the requests, and the waits, of all other VMs."""
+        for vm in self._refused - vms:
+            self._services.waits.clear("repair", vm=vm)
+            self._refused.discard(vm)
+        self._wanted = {vm: parts for vm, parts in self._wanted.items() if vm in vms}
 
     async def run(self) -> None:
         """Until cancelled; one request a VM at a time."""
@@ -63,7 +72,9 @@ class Repairs:
             self._news.set()
         if error is None:
             self._services.waits.clear("repair", vm=vm)
+            self._refused.discard(vm)
         else:
+            self._refused.add(vm)
             _log.warning("parts are not sent again", vm=vm, code=error.code, reason=error.message)
             message = f"{len(parts)} parts are to be sent again, and the site did not: {error.message}"
             self._services.waits.set("repair", error.code, message, vm=vm)

@@ -77,6 +77,8 @@ class StandstillWatch:
         self._heard: tuple[int, float] | None = None
         self._asked_s: dict[str, float] = {}
         self._begun = False
+        self._unapplied: list[str] = []
+        """VMs of which something has been waiting for too long, found in this round."""
         self._began_s = self._now_s()
 
     async def run(self) -> None:
@@ -90,12 +92,15 @@ class StandstillWatch:
 
     async def round(self) -> None:
         """Compare what there is with what is recorded, and record the difference."""
-        self._services.lag.keep_only(*await self._services.store.transact(self._known))
+        vms, disk_ids = await self._services.store.transact(self._known)
+        self._services.lag.keep_only(vms, disk_ids)
+        self._unapplied = []
         changed = await self._services.store.transact(self._record)
         self._ages.forget_unseen()
         for vm in changed:
             self._services.signals.notify(vm)
-        for vm in sorted(self._services.lag.unapplied_for(ASK_AFTER_S)):
+        self._repairs.keep_only(vms)
+        for vm in self._unapplied:
             self._ask(vm)
 
     def _known(self, session: Session) -> tuple[set[str], set[str]]:
@@ -180,6 +185,8 @@ class StandstillWatch:
 
     def _of_lag(self, session: Session, item: ItemRow, elapsed_ns: int) -> Iterator[Finding]:
         lag = self._services.lag
+        if lag.unapplied_s(item.vm) >= ASK_AFTER_S:
+            self._unapplied.append(item.vm)
         if not health.is_cycling(item):
             return
         waiting = lag.waiting_bytes([disk.disk_id for disk in item.disks])

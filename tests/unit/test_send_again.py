@@ -201,6 +201,21 @@ async def test_a_foreign_file_in_the_spool_stops_nothing(waiting: Rig, autojump_
         assert rig.vault.errors == []
 
 
+async def test_a_vm_that_has_failed_over_sends_nothing_new_but_replaces_what_it_had_sent(
+    waiting: Rig, autojump_clock: MockClock
+) -> None:
+    rig = waiting
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await rig.cycle(agent)
+        good = spoil(rig)
+        await agent.suspend(vm=VM)
+        rig.write(5)
+        await rig.host.cut(vm=VM, kind="CrashConsistent", name="after the failover")
+        await agent.send_again(vm=VM, parts=[part.blob() for part in good])
+        assert rig.cache.blobs == good
+
+
 async def test_without_a_name_everything_that_is_missing_is_sent(waiting: Rig, autojump_clock: MockClock) -> None:
     rig = waiting
     rig.interval_s = 900.0
