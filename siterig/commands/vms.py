@@ -9,6 +9,7 @@ import typer
 
 from azure_emu.ports import DiskSpec
 from azure_emu.vault import disk_limits, retention
+from azure_emu.vault.api import Side
 from blockfs import image_import
 from blockfs.control import BackingImage, TagKind
 from blockfs.errors import RigError
@@ -39,7 +40,9 @@ def register(app: typer.Typer) -> None:
     vm = typer.Typer(no_args_is_help=True)
     vm.command("create", epilog=example("siterig vm create web01 --disk os:1GiB:ext4 --disk data:1GiB:xfs"))(create)
     vm.command("list", epilog=example("siterig vm list --json"))(list_vms)
-    app.add_typer(vm, name="vm", help="Create and list VMs.", epilog=example("siterig vm list"))
+    vm.command("rename", epilog=example("siterig vm rename web01 web02"))(rename)
+    vm.command("delete", epilog=example("siterig vm delete web01"))(delete)
+    app.add_typer(vm, name="vm", help="Create, list, rename and delete VMs.", epilog=example("siterig vm list"))
     app.command(epilog=example("siterig protect web01 --interval 300"))(protect)
     app.command(epilog=example("siterig unprotect web01"))(unprotect)
     app.command(epilog=example("siterig points web01"))(points)
@@ -208,6 +211,36 @@ def protect(
         if as_json:
             show.print_json({"job": job, "finalize_job": finalize})
         return job_status(finalize or job)
+
+    raise typer.Exit(exits.run(work))
+
+
+def rename(
+    folder: Dir,
+    vm: VmName,
+    name: Annotated[str, typer.Argument(metavar="NEW", help="The new name.")],
+    as_json: Json = False,
+) -> None:
+    """Rename a VM on both sides, with its protection, points and history; nothing may use its disks."""
+
+    async def work() -> int:
+        api = vault(folder)
+        return await run_job(api, await api.rename_vm(vm=vm, name=name), as_json=as_json)
+
+    raise typer.Exit(exits.run(work))
+
+
+def delete(
+    folder: Dir,
+    vm: VmName,
+    side: Annotated[Side | None, typer.Option("--side", help="Whose VM, if both sides have one of that name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Delete a VM that is not protected, with its disks and logs; nothing may use its disks."""
+
+    async def work() -> int:
+        api = vault(folder)
+        return await run_job(api, await api.delete_vm(vm=vm, side=side), as_json=as_json)
 
     raise typer.Exit(exits.run(work))
 
