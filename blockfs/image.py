@@ -23,6 +23,7 @@ from blockfs.errors import RigError
 from blockfs.file_limit import check_file_limit
 from blockfs.image_bytes import ImageBytes
 from blockfs.image_kind import WANTED, Contents
+from blockfs.lock_holders import lock_holders
 from blockfs.os_errors import reason
 
 SECTOR_BYTES = 512
@@ -164,7 +165,8 @@ async def _lock(path: Path, fd: int, *, shared: bool) -> None:
             await trio.to_thread.run_sync(fcntl.fcntl, fd, fcntl.F_OFD_SETLKW, wanted, abandon_on_cancel=True)
             if not shared or not _would_block(fd, _QEMU_WRITES):
                 return
-    holders = [name for use in await hostmounts.uses(path) for name in use.processes]
+    holders = await trio.to_thread.run_sync(lock_holders, path, fd)
+    holders = holders or [name for use in await hostmounts.uses(path) for name in use.processes]
     at = f" (mounted at {where})" if where else ""
     raise RigError("ImageBusy", f"{path}: is in use by {', '.join(holders) or 'another process'}{at}")
 

@@ -7,10 +7,12 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 import trio.testing
 
 from blockfs import image as image_module
@@ -220,6 +222,37 @@ async def test_locks_as_qemu_takes_them_are_seen(path: Path, byte: int, read_onl
             (await open_image(path, read_only=read_only)).close()
         else:
             assert (await refused(path, read_only=read_only))[0] == code
+
+
+HOLDS = """
+import sys, trio
+from pathlib import Path
+from blockfs.image import open_image
+
+async def hold():
+    await open_image(Path(sys.argv[1]))
+    print("held", flush=True)
+    sys.stdin.read()
+
+trio.run(hold)
+"""
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_who_has_an_image_is_named_under_another_hard_link_too(path: Path, *, read_only: bool) -> None:
+    link = path.with_name("link.img")
+    link.hardlink_to(path)
+    command = [sys.executable, "-c", HOLDS, str(path)]
+    process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        assert (await process.stdout.receive_some()).startswith(b"held")
+        code, message = await refused(link, read_only=read_only)
+        assert (code, f"({process.pid}) as {path}" in message) == ("ImageBusy", True), message
+        assert f"({process.pid})" in (await refused(path, read_only=read_only))[1]
+    finally:
+        process.kill()
+        await process.wait()
 
 
 async def test_a_refused_image_is_not_left_locked(path: Path) -> None:
