@@ -9,8 +9,10 @@ table does that, and is told by ``recoverable``.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -42,6 +44,8 @@ GET_TIMEOUT_S = 20.0
 SINGLE_PUT_BYTES_MAX = 256 << 20
 """Above it the SDK sends blocks and commits them under the same condition."""
 
+_OWN_BYTES = 1 << 20
+"""What an emulator writes beside a blob: its list of blobs and blocks."""
 _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _TRANSIENT_CODES = frozenset({"ContainerBeingDeleted", "OperationTimedOut"})
 _ALREADY_THERE = frozenset({"BlobAlreadyExists", "ConditionNotMet"})  # to a put, and to the commit of a put in blocks
@@ -58,8 +62,13 @@ class BlobCacheAccount:
     A cancelled call returns at once; its request may still go through.
     """
 
-    def __init__(self, connection_string: str, *, in_flight_max: int = IN_FLIGHT_MAX) -> None:
-        """``RigError('BadConnectionString')`` if the SDK cannot read it; it is not contacted before the first call."""
+    def __init__(self, connection_string: str, *, folder: Path | None = None, in_flight_max: int = IN_FLIGHT_MAX) -> None:
+        """``RigError('BadConnectionString')`` if the SDK cannot read it; it is not contacted before the first call.
+
+        ``folder``: where an account that is emulated on this host keeps its blobs.  An emulator whose disk is full answers
+        like one that is ill; with the folder it is told apart (``DiskFull``).
+        """
+        self._folder = folder
         self._limiter = trio.CapacityLimiter(in_flight_max)
         self._suspects = trio.CapacityLimiter(1)
         self._unreadable: set[PartName] = set()
@@ -111,7 +120,27 @@ class BlobCacheAccount:
                 return False
             return True
 
-        return await self._call(f"put {part.blob()}", lambda: self._in_container(upload))
+        what = f"put {part.blob()}"
+        try:
+            return await self._call(what, lambda: self._in_container(upload))
+        except RigError as error:
+            if error.code in ("CacheUnreachable", "CacheError") and self._is_full(len(data)):
+                raise RigError(
+                    "DiskFull",
+                    f"cannot {what}: the host's disk with {self._folder}, where {self._where} keeps its blobs, is full",
+                    recoverable=True,
+                ) from error
+            raise
+
+    def _is_full(self, needed_bytes: int) -> bool:
+        """Whether the account's disk, if it is one of this host, has no room for so many bytes and the account's own."""
+        if self._folder is None:
+            return False
+        try:
+            found = os.statvfs(self._folder)
+        except OSError:
+            return False
+        return found.f_bavail * found.f_frsize < needed_bytes + _OWN_BYTES or (found.f_files > 0 and found.f_favail == 0)
 
     async def list(self, disk_id: str) -> Listing:
         """The blobs of one disk; those that are no parts are named, and stop nothing."""

@@ -54,8 +54,12 @@ class _Walk:
     def enter(self, part: str, todo: list[str]) -> None:
         """One name further; a link's own parts are put in front of those that are left."""
         following = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
-        found = os.fstat(following)
-        if not stat.S_ISLNK(found.st_mode):
+        try:
+            found = _link_behind(following)
+        except BaseException:
+            os.close(following)
+            raise
+        if found is None:
             os.close(self.fd)
             self.fd = following
             self.path = self.path.parent if part == ".." else self.path / part
@@ -76,6 +80,17 @@ class _Walk:
             os.close(self.fd)
             self.fd, self.path = _root(), Path("/")
         todo.extend(reversed([each for each in target.split("/") if each not in ("", ".")]))
+
+
+def _link_behind(fd: int) -> os.stat_result | None:
+    """What the symbolic link behind a descriptor is; None if it is something else, or a mount whose server is dead."""
+    try:
+        found = os.fstat(fd)
+    except OSError as exc:
+        if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            return None
+        raise
+    return found if stat.S_ISLNK(found.st_mode) else None
 
 
 def _root() -> int:

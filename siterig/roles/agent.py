@@ -29,7 +29,7 @@ async def run(
     task_status: trio.TaskStatus[None],
 ) -> None:
     """Serve until cancelled."""
-    cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys))
+    cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys), folder=layout.azurite)
     agent = HyperVAgent(
         host=services.site(layout),
         cache=cache,

@@ -15,7 +15,7 @@ from siterig.roles.entry import Health, main
 
 async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
-    cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys))
+    cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys), folder=layout.azurite)
     applier = Applier(layout.managed_disks, cache, services.applier_reports(layout), health.waits)
     try:
         async with trio.open_nursery() as nursery:

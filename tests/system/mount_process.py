@@ -21,11 +21,17 @@ class MountProcess:
     """One ``siterig mount IMAGE --mnt DIR --json ...``; ``prefix`` is put before the command."""
 
     def __init__(
-        self, image: Path, where: Path, *options: str, prefix: Sequence[str] = (), environment: dict[str, str] | None = None
+        self,
+        image: Path,
+        where: Path,
+        *options: str,
+        prefix: Sequence[str] = (),
+        environment: dict[str, str] | None = None,
+        program: Sequence[str] = (sys.executable, "-m", "siterig"),
     ) -> None:
         self.where = where
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "siterig", "mount", str(image), "--mnt", str(where), "--json", *options],
+            [*prefix, *program, "mount", str(image), "--mnt", str(where), "--json", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

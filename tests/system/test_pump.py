@@ -20,6 +20,7 @@ import pytest
 
 from tests.system.disk_server import DISK_BYTES
 from tests.system.disk_server_process import DiskServer, skip_unless_possible
+from tests.system.fuse_device import fuse_for_all
 from tests.unit.disk_model import replay_files
 
 pytestmark = pytest.mark.system
@@ -262,11 +263,14 @@ def nobodys(front_end: str) -> Iterator[DiskServer]:
         pytest.skip("fusermount3 is not installed (Debian: fuse3)")
     folder = Path(tempfile.mkdtemp())
     os.chown(folder, NOBODY, NOBODY)
-    server = DiskServer(folder, front_end=front_end, uid=NOBODY)
     try:
-        yield server
+        with fuse_for_all():
+            server = DiskServer(folder, front_end=front_end, uid=NOBODY)
+            try:
+                yield server
+            finally:
+                server.clean_up()
     finally:
-        server.clean_up()
         shutil.rmtree(folder)
 
 

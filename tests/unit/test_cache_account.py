@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -261,3 +263,31 @@ def test_loopback_account_is_not_reached_through_a_proxy(monkeypatch: pytest.Mon
         f"DefaultEndpointsProtocol=https;AccountName=acme;AccountKey={KEY};EndpointSuffix=core.windows.net"
     ).close()
     assert seen == [False, True]
+
+
+# ---- an emulated account whose disk is full
+
+
+@pytest.mark.parametrize("error", [answer(500, "InternalError"), ServiceRequestError("closed"), answer(400, "odd")])
+async def test_a_full_disk_under_an_emulated_account_is_no_outage(
+    cache: BlobCacheAccount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: AzureError
+) -> None:
+    cache._folder = tmp_path
+    cache._container.upload_blob.side_effect = error  # type: ignore[attr-defined]
+    real = os.statvfs(tmp_path)
+    for free_blocks, full in ((1 << 30, False), (0, True)):
+        found = os.statvfs_result((*real[:4], free_blocks, *real[5:]))
+        monkeypatch.setattr(os, "statvfs", lambda _path, found=found: found)
+        with pytest.raises(RigError) as failed:
+            await cache.put(PART, b"x" * 4096)
+        assert (failed.value.code == "DiskFull") == full
+        assert (str(tmp_path) in failed.value.message) == full
+        assert failed.value.recoverable or not full
+
+
+async def test_an_account_elsewhere_is_not_asked_for_room(cache: BlobCacheAccount, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache._container.upload_blob.side_effect = answer(500, "InternalError")  # type: ignore[attr-defined]
+    monkeypatch.setattr(os, "statvfs", lambda _path: pytest.fail("asked"))
+    with pytest.raises(RigError) as failed:
+        await cache.put(PART, b"x")
+    assert failed.value.code == "CacheUnreachable"

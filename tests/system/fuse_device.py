@@ -1,0 +1,61 @@
+"""``/dev/fuse`` for every user, whatever its mode is on this machine: a device node of the test's own.
+
+The node is mounted over the machine's in a mount namespace of this thread and of the processes that it starts; nobody else
+sees it, and it goes with the namespace.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+DEVICE = Path("/dev/fuse")
+_NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def fuse_for_all() -> Iterator[None]:
+    """Skips the test, with the reason, where that is not possible."""
+    if not DEVICE.exists():
+        pytest.skip(f"this machine has no {DEVICE}")
+    if DEVICE.stat().st_mode & 0o006 == 0o006:
+        yield
+        return
+    if os.geteuid() != 0:
+        pytest.skip(f"{DEVICE} is not for all users here, and only root can make another one")
+    folder = Path.cwd()
+    before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY)
+    try:
+        if _libc.unshare(_NEW_MOUNTS) != 0:
+            pytest.skip(f"no mount namespace can be made here: {os.strerror(ctypes.get_errno())}")
+        try:
+            with tempfile.TemporaryDirectory() as node:
+                _make_node(Path(node))
+                yield
+        finally:
+            assert _libc.setns(before, _NEW_MOUNTS) == 0, os.strerror(ctypes.get_errno())
+            os.chdir(folder)
+    finally:
+        os.close(before)
+
+
+def _make_node(folder: Path) -> None:
+    for command in (["mount", "--make-rprivate", "/"], ["mount", "-t", "tmpfs", "-o", "mode=755", "none", str(folder)]):
+        subprocess.run(command, check=True)
+    node = folder / "fuse"
+    try:
+        os.mknod(node, 0o020666, os.makedev(10, 229))
+        os.close(os.open(node, os.O_RDWR))
+    except OSError as exc:
+        pytest.skip(f"no device node can be made here: {exc.strerror}")
+    node.chmod(0o666)
+    subprocess.run(["mount", "--bind", str(node), str(DEVICE)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
