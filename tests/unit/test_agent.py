@@ -237,6 +237,27 @@ async def test_suspended_vm_is_cut_no_more_and_can_be_protected_again(rig: Rig, 
     rig.check_point(cut.position)
 
 
+async def test_a_repeated_request_sends_the_cut_that_was_made_and_makes_no_second_one(
+    rig: Rig, autojump_clock: MockClock
+) -> None:
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(1)
+        rig.write(3)
+        points = list(rig.vault.points)
+        rig.cache.trouble = RigError("CacheUnreachable", "away", recoverable=True)
+        request_id = str(uuid.uuid4())
+        with pytest.raises(RigError, match="away"):
+            await agent.replicate_now(vm=VM, kind="CrashConsistent", name="mine", request_id=request_id)
+        rig.cache.trouble = None
+        cut = await agent.replicate_now(vm=VM, kind="CrashConsistent", name="mine", request_id=request_id)
+        again = await agent.replicate_now(vm=VM, kind="CrashConsistent", name="mine", request_id=request_id)
+        assert again == cut
+        assert rig.vault.points == [*points, cut.position]
+        other = await agent.replicate_now(vm=VM, kind="CrashConsistent", name="mine", request_id=str(uuid.uuid4()))
+        assert other.tag_id != cut.tag_id
+
+
 async def test_suspend_interrupts_an_initial_replication(rig: Rig, autojump_clock: MockClock) -> None:
     rig.cache.trouble = RigError("CacheUnreachable", "away", recoverable=True)
     async with rig.agent() as agent:

@@ -165,6 +165,21 @@ async def test_a_failed_role_can_be_started_again(layout: Layout, tmp_path: Path
         assert (await supervisor.start_role(name="a")).state == "ready"
 
 
+async def test_a_failed_role_can_be_held_down_and_is_started_by_a_restart(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "BACKOFF_FIRST_S", 0.001)
+    cured = tmp_path / "cured"
+    program = READY + f"os.write(fd, b'{{}}\\n'); os.path.exists({str(cured)!r}) and signal.pause()"
+    async with running(layout, role("a", program)) as supervisor:
+        await until(supervisor, "a", lambda role: role.state == "failed")
+        assert (await supervisor.kill_role(name="a", hold=True)).state == "held"
+        assert (await supervisor.settled(name="a")).state == "held"
+        cured.touch()
+        await supervisor.kill_role(name="a")
+        assert (await supervisor.start_role(name="a")).state == "ready"
+
+
 async def test_an_unknown_role_is_named_with_those_there_are(layout: Layout) -> None:
     async with running(layout, role("a", SERVE), role("b", SERVE)) as supervisor:
         with pytest.raises(RigError) as caught:
