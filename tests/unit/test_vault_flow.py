@@ -256,6 +256,26 @@ async def test_planned_failover_refuses_a_position_that_was_not_applied(tmp_path
         assert world.managed[disk.disk_id].complete_position == 10
 
 
+@pytest.mark.parametrize("code", ["PartNotFound", "PartUnreadable", "PartCorrupt"])
+async def test_failback_exports_a_disk_again_when_the_account_lost_a_part_but_not_for_ever(
+    tmp_path: Path, code: str
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault, disks=("os",))
+        await ended(vault, await vault.unplanned_failover(vm="web01", point="LatestProcessed"))
+        await ended(vault, await vault.commit_failover(vm="web01"))
+        world.failing["site.receive_disk"] = RigError(code, "part 3 is lost")
+        job = await ended(vault, await vault.failback(vm="web01"))
+        assert (job.state, job.errors[0].code) == ("Failed", code)
+        assert world.calls.count("recovery.export_disk") == failback_tasks.EXPORTS_MAX
+        world.mend()
+        world.calls.clear()
+        world.failing_once["site.receive_disk"] = RigError(code, "part 3 is lost")
+        assert (await ended(vault, await vault.failback(vm="web01"))).state == "Succeeded"
+        assert world.calls.count("recovery.export_disk") == 2
+
+
 async def test_failback_refuses_a_disk_in_use_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failback_tasks, "_CLOSE_TIMEOUT_S", 0.05)
     world = World()
