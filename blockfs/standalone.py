@@ -146,7 +146,9 @@ class StandAlone:
                 self._guard.changed_by_another(hostmounts.loop_text(loop, self._image.path))
             if self._guard.check_files() is None and await trio.to_thread.run_sync(_identity, self._image.path) != identity:
                 where = Path(f"/proc/self/fd/{self._image.fd}").readlink()
-                self._note(f"{self._image.path} is not where it was: its folder was moved, or unmounted; it is {where} now")
+                there = await trio.to_thread.run_sync(_identity, where) == identity
+                now = f"it is {where} now" if there else "it is in a file system that is no longer mounted there"
+                self._note(f"{self._image.path} is not where it was: its folder was moved, or unmounted; {now}")
 
     def close(self) -> None:
         """Close in order, and note what the image is then.  ``DiskFull``, ``HostIoError``: that cannot be done.
@@ -162,7 +164,7 @@ class StandAlone:
         finally:
             self.abandon()
         if (trouble := self.disk.file_trouble) is not None:
-            log = "; its change log does not tell that" if self._tracked else ""
+            log = "; its change log does not have that" if self._tracked else ""
             raise RigError("ImageChanged", f"{trouble}{log}")
 
     def withdraw(self) -> None:
