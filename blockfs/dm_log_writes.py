@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import Path
 
-from blockfs import block_device
+from blockfs import block_device, safe_files
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.os_errors import reason
@@ -177,14 +177,14 @@ class DmLogWriter:
     """Writes a new log under a temporary name; :meth:`finish` gives it its own.  Offsets and lengths fill whole sectors."""
 
     def __init__(self, path: Path) -> None:
-        if path.exists():
+        if os.path.lexists(path):
             raise RigError("LogExists", f"{path}: exists already")
         self.path = path
         self.entry_count = 0
-        self._tmp = path.with_name(f".{path.name}.tmp")
+        self._tmp = path.with_name(safe_files.temporary_name(path.name))
         self._end = SECTOR_BYTES
         try:
-            self._fd = os.open(self._tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            self._fd = safe_files.create_file(self._tmp, os.O_WRONLY)
         except OSError as exc:
             raise RigError("LogUnwritable", f"{path}: cannot be made: {reason(exc, path)}") from exc
 

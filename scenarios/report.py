@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 
 from azure_emu.vault.api import Job
+from blockfs import safe_files
+from blockfs.durable import write_atomically
 from blockfs.errors import RigError
 from blockfs.json_text import json_text
 from blockfs.os_errors import reason
@@ -28,13 +30,13 @@ _MARKS = {True: ('<span class="good">&#10003;</span>', "held"), False: ('<span c
 def write_report(folder: Path, result: DrillResult) -> list[Path]:
     """Write ``report.json`` and ``report.html`` (one file that loads nothing) and return their paths.
 
-    The folder is made; ``ReportUnwritable`` names it and the reason.
+    The folder is made; ``ReportUnwritable`` names it and the reason; ``ForeignFile``: a file there is another user's.
     """
     texts = {"report.json": json_text(result, indent=2) + "\n", "report.html": render_html(result)}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        safe_files.make_folder(folder, mode=0o755, parents=True)
         for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            write_atomically(folder / name, text.encode(), mode=0o644)
     except OSError as error:
         raise RigError("ReportUnwritable", f"report folder {folder} cannot be written: {reason(error, folder)}") from error
     return [folder / name for name in texts]

@@ -21,7 +21,7 @@ from typing import Literal
 
 import trio
 
-from blockfs import block_device, qemu_img, user_files
+from blockfs import block_device, qemu_img, safe_files, user_files
 from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
 from blockfs.host_folder import told_of
@@ -156,7 +156,8 @@ class _Part:
     """The image ``to`` before it has that name.  ``path``: how another program gets at it."""
 
     def __init__(self, to: Path) -> None:
-        self.to = to = Path(os.path.realpath(to))
+        with told_of(str(to)):
+            self.to = to = safe_files.resolve(to)
         self._hidden = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}.part")
         with told_of(str(to)):
             try:
@@ -178,7 +179,7 @@ class _Part:
                 there = _there(self.to, Path.lstat)
                 if there is not None and there.code != "FileExists":
                     raise there
-                self._hidden.rename(self.to)
+                safe_files.rename(self._hidden, self.to)
             else:
                 self._name()
             sync_folder(self.to.parent)

@@ -14,6 +14,7 @@ from azure_emu.vault.api import Job, JobError, Task
 from blockfs.errors import RigError
 from scenarios.report import print_summary, verdict, write_report
 from scenarios.results import Check, DrillResult, Host, Measures, RpoSample, Setup, TimelineEvent
+from tests.unit.other_user import folder_of_other_user, link_of_other_user, needs_root
 from tests.unit.screens import TextScreen
 
 EVIL = "<script>alert('x')</script> & \"q\""
@@ -163,4 +164,19 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RigError) as caught:
         write_report(tmp_path / "file" / "sub", result())
-    assert caught.value.message == f"report folder {tmp_path / 'file' / 'sub'} cannot be written: Not a directory"
+    assert (
+        caught.value.message
+        == f"report folder {tmp_path / 'file' / 'sub'} cannot be written: Not a directory ({tmp_path / 'file'})"
+    )
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["report.json", "report.html"])
+def test_a_report_is_not_written_through_another_users_link(tmp_path: Path, name: str) -> None:
+    theirs, victim = folder_of_other_user(tmp_path / "theirs"), tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    link_of_other_user(theirs / name, victim)
+    with pytest.raises(RigError, match=f"{name}: is a symbolic link") as failed:
+        write_report(theirs, result())
+    assert failed.value.code == "ForeignFile"
+    assert victim.read_bytes() == b"precious"

@@ -10,6 +10,7 @@ import pytest
 
 from blockfs import safe_files
 from blockfs.changelog import SegmentReader
+from blockfs.dm_log_writes import DmLogWriter
 from blockfs.durable import write_atomically, write_synced
 from blockfs.errors import RigError
 from blockfs.layers import RawLayer
@@ -220,3 +221,16 @@ def test_a_link_of_this_user_to_another_users_folder_is_refused(tmp_path: Path, 
     (root / "azure").symlink_to(theirs)
     with pytest.raises(RigError, match=f"{theirs}: belongs to user nobody"):
         check_own_below(root, "a rig")
+
+
+# --- what commands write in another user's folder ----------------------------------------------------------------------
+
+
+@needs_root
+def test_an_exported_log_is_not_written_through_a_link(theirs: Path, victim: Path) -> None:
+    link_of_other_user(theirs / ".out.tmp", victim)
+    DmLogWriter(theirs / "out").finish()
+    assert victim.read_bytes() == b"precious" * 100
+    link_of_other_user(theirs / "other", victim)
+    with pytest.raises(RigError, match="exists already"):
+        DmLogWriter(theirs / "other")
