@@ -101,7 +101,7 @@ class CheckCommand:
                 words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
         except OSError as exc:
-            raise RigError("CommandUnusable", f"CMD: {words[0]} cannot be run: {reason(exc)}") from exc
+            raise RigError("CommandUnusable", f"CMD: {words[0]} cannot be run: {reason(exc, words[0])}") from exc
         try:
             with trio.move_on_after(float("inf") if self._timeout_s is None else self._timeout_s):
                 return await process.wait()
