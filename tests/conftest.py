@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,14 @@ def boot_id_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("boot") / "boot_id"
     path.write_text(f"{BOOT_ID}\n")
     return path
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """A usual one: folders that tests make are not for others to write to, which siterig would refuse."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture(autouse=True)
