@@ -26,7 +26,7 @@ PYTHON_MIN = (3, 11)
 CAP_SYS_ADMIN = 21
 CAP_SYS_RESOURCE = 24
 UNFIT = "MachineUnfit"
-UP_BYTES_MIN = 256 << 20
+UP_BYTES_MIN = 64 << 20
 """A rig without VMs: logs, the cache account, the vault's database, and room to act."""
 
 _PROGRAMS = {
@@ -190,12 +190,14 @@ class ThisMachine:
         return platform.python_version()
 
 
-def require_fit(state_dir: Path, machine: Machine | None = None) -> None:
+def require_fit(state_dir: Path, machine: Machine | None = None, *, is_new: bool = True) -> None:
     """Raise if this machine cannot run a rig with its state in ``state_dir``: the code of the first lack, the text of all.
 
-    Less free space than a drill needs is enough.  Changes nothing.
+    A new rig needs less free space than a drill.  One that exists needs none: on a full disk it must start, so that its
+    commands can free space.  Changes nothing.
     """
-    lacks = [check for check in checks(state_dir, machine, free_bytes_min=UP_BYTES_MIN) if not check.ok]
+    bytes_min = UP_BYTES_MIN if is_new else 0
+    lacks = [check for check in checks(state_dir, machine, free_bytes_min=bytes_min) if not check.ok]
     if lacks:
         text = "; ".join(f"{check.name}: {check.found} (remedy: {check.remedy})" for check in lacks)
         raise RigError(lacks[0].code, f"this machine cannot run a rig: {text}")

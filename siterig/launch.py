@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -79,7 +80,7 @@ async def up(
     check_format(layout)
     if is_up(layout) and not is_locked(layout.lock, ENDING):
         raise await _already_up(layout)
-    await trio.to_thread.run_sync(doctor.require_fit, layout.root)
+    await trio.to_thread.run_sync(partial(doctor.require_fit, layout.root, is_new=not layout.state.exists()))
     create(layout)
     report_r, report_w = os.pipe2(os.O_CLOEXEC)
     try:

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.system
 MIB = 1024 * 1024
 HOST_BYTES = 160 * MIB
 PATIENCE_S = 40.0
-FULL = re.compile(r"siterig: error: .*the host's disk is full \(DiskFull\)\n")
+FULL = re.compile(r"siterig: error: .*the host's disk is full \(/[^)]*\) \(DiskFull\)\n")
 
 
 class Rig:
@@ -283,15 +283,26 @@ def test_a_vault_of_another_version_ends_up(down: Rig) -> None:
     assert down.run("status").returncode == 3
 
 
-@pytest.mark.parametrize("folder", ["/dev/null/rig", "/proc/rig"])
-def test_a_folder_that_cannot_be_made_is_one_line(folder: str) -> None:
+def test_a_folder_that_cannot_be_made_is_one_line() -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "siterig", "up", "--dir", folder], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "siterig", "up", "--dir", "/dev/null/rig"], capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
     assert re.fullmatch(
-        rf"siterig: error: folder {folder} cannot hold a rig: [^\n]+ \({folder}[^\n]*\) \(FolderUnusable\)\n", result.stderr
+        r"siterig: error: folder /dev/null/rig cannot hold a rig: [^\n]+ \(/dev/null/rig[^\n]*\) \(FolderUnusable\)\n",
+        result.stderr,
     )
+
+
+def test_a_file_system_without_room_for_a_new_rig_is_refused_before_a_folder_is_made() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "siterig", "up", "--dir", "/proc/rig"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 4
+    assert result.stderr.splitlines() == [
+        "siterig: error: this machine cannot run a rig: free space: 0.0 GiB at /proc (remedy: a rig needs 64 MiB: free "
+        "some, or name a folder on a larger file system with --dir) (MachineUnfit)"
+    ]
 
 
 # ---- the machine
@@ -314,9 +325,10 @@ def test_an_azurite_that_is_not_there_is_named(down: Rig) -> None:
     result = down.run("up", SITERIG_AZURITE="/nonexistent/azurite-blob")
     assert result.returncode == 4
     assert result.stderr.splitlines()[-1] == (
-        "siterig: error: role azurite did not start: SITERIG_AZURITE names /nonexistent/azurite-blob, which is no file: "
-        "name Azurite's azurite-blob script (AzuriteMissing)"
+        "siterig: error: this machine cannot run a rig: azurite: SITERIG_AZURITE names /nonexistent/azurite-blob, which is "
+        "no file (remedy: run ./rig in a checkout, or npm install -g azurite) (AzuriteMissing)"
     )
+    assert not down.layout.root.exists()
     assert not cleanup.mounts_below(down.layout.root)
 
 

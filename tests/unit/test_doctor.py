@@ -196,7 +196,7 @@ def test_version_of_azurite_is_read_from_its_package(tmp_path: Path, monkeypatch
         (Fake(node_answer=("/usr/bin/node", "v18.0.0")), "NodeMissing", "too old (at least 20)"),
         (Fake(azurite_answer=RigError("AzuriteMissing", "not there: x")), "AzuriteMissing", "azurite: not there (remedy:"),
         (Fake(loop_error=OSError(errno.ENOENT, "No such file")), "MachineUnfit", "loop devices: /dev/loop-control"),
-        (Fake(free=UP_BYTES_MIN - 1), "MachineUnfit", "(remedy: a rig needs 256 MiB: free some"),
+        (Fake(free=UP_BYTES_MIN - 1), "MachineUnfit", "(remedy: a rig needs 64 MiB: free some"),
         (Fake(files=63), "TooFewFiles", "open files: 63 (remedy: raise the hard limit of open files to 64"),
         (Fake(release="4.19.0"), "MachineUnfit", "kernel: 4.19.0, too old"),
     ],
@@ -218,6 +218,10 @@ def test_all_lacks_are_named_at_once_and_a_rig_needs_less_space_than_a_drill(tmp
         require_fit(tmp_path, Fake(caps=0, absent={"losetup", "mkfs.xfs"}))
     assert [name for name in ("rights: ", "losetup: ", "mkfs.xfs: ") if name not in caught.value.message] == []
     require_fit(tmp_path, Fake(free=UP_BYTES_MIN))
+
+
+def test_a_rig_that_exists_starts_on_a_full_disk_so_that_space_can_be_freed(tmp_path: Path) -> None:
+    require_fit(tmp_path, Fake(free=0), is_new=False)
 
 
 def test_a_low_limit_of_open_files_is_no_lack_where_it_may_be_raised(tmp_path: Path) -> None:
