@@ -21,9 +21,10 @@ from enum import IntFlag
 from pathlib import Path
 
 from blockfs import block_device, safe_files
-from blockfs.durable import sync_folder
+from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
 from blockfs.os_errors import reason
+from blockfs.safe_files import temporary_name
 from blockfs.user_files import open_file
 
 MAGIC = 0x6A736677736872
@@ -178,15 +179,21 @@ class DmLogWriter:
 
     def __init__(self, path: Path) -> None:
         if os.path.lexists(path):
-            raise RigError("LogExists", f"{path}: exists already")
+            raise self._exists(path)
         self.path = path
         self.entry_count = 0
-        self._tmp = path.with_name(safe_files.temporary_name(path.name))
+        self._tmp = path.with_name(temporary_name(path.name))
         self._end = SECTOR_BYTES
         try:
-            self._fd = safe_files.create_file(self._tmp, os.O_WRONLY)
+            with safe_files.held(path.parent) as folder:
+                folder.remove_leftovers(path.name)
+                self._fd = folder.open(self._tmp.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         except OSError as exc:
             raise RigError("LogUnwritable", f"{path}: cannot be made: {reason(exc, path)}") from exc
+
+    @staticmethod
+    def _exists(path: Path) -> RigError:
+        return RigError("LogExists", f"{path}: exists already")
 
     def _entry(self, flags: int, offset: int, length: int, data: bytes = b"", mark: bytes = b"") -> None:
         # A write of zeros has a hole for data: the file grows by ftruncate.
@@ -225,15 +232,18 @@ class DmLogWriter:
         self._entry(EntryFlag.MARK, 0, 0, mark=name)
 
     def finish(self) -> None:
-        """Write the super block, make everything durable, and give the log its name."""
+        """Write the super block, make everything durable, and give the log its name; ``LogExists``: something has it."""
         os.ftruncate(self._fd, self._end)
         os.pwrite(self._fd, _SUPER.pack(MAGIC, VERSION, self.entry_count, SECTOR_BYTES), 0)
         os.fsync(self._fd)
-        os.close(self._fd)
-        self._tmp.rename(self.path)
+        try:
+            rename_new(self._tmp, self.path)
+        except FileExistsError:
+            raise self._exists(self.path) from None
         sync_folder(self.path.parent)
+        os.close(self._fd)
 
     def abandon(self) -> None:
-        """Throw it away."""
+        """Remove it."""
         os.close(self._fd)
-        self._tmp.unlink()
+        self._tmp.unlink(missing_ok=True)

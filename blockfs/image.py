@@ -18,7 +18,7 @@ from typing import Literal
 
 import trio
 
-from blockfs import block_device, hostmounts, image_kind, safe_files, user_files, vhd
+from blockfs import block_device, hostmounts, image_headers, image_kind, safe_files, user_files, vhd
 from blockfs.errors import RigError
 from blockfs.file_limit import check_file_limit
 from blockfs.image_bytes import ImageBytes
@@ -201,11 +201,7 @@ def _exposed_as(file: LockedFile, wanted: Format | None) -> tuple[Format, int]:
     if found == "vhd":
         return "vhd", vhd.read_fixed(file.bytes())
     if found != "raw":
-        raise RigError(
-            "ImageUnusable",
-            f"{file.path}: is a {found} image; raw images and fixed VHDs are supported: qemu-img convert -f {found} -O raw "
-            f"makes a raw image of it; if it is one, {image_kind.OVERRIDE}",
-        )
+        raise image_headers.not_exposed(file.bytes(), found)
     check_raw_size(file)
     return "raw", file.size_bytes
 

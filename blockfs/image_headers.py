@@ -17,8 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from blockfs import vhd, vhdx
+from blockfs.errors import RigError
 from blockfs.image_bytes import ImageBytes
-from blockfs.image_kind import Format
+from blockfs.image_kind import OVERRIDE, Format
 
 SECTOR_BYTES = 512
 _NAME_BYTES_MAX = 1023
@@ -47,6 +48,18 @@ class HeaderFacts:
 def read_header(file: ImageBytes, format_: Format) -> HeaderFacts:
     """Facts of a container; ``ImageUnusable`` names the cause: encrypted, marked corrupt, needs another file, ..."""
     return _READERS[format_](file) if format_ in _READERS else HeaderFacts()
+
+
+def not_exposed(file: ImageBytes, format_: Format) -> RigError:
+    """The error of a container where only the bytes of a disk can be used; it names what keeps it from being converted."""
+    remedy = f"qemu-img convert -f {format_} -O raw makes a raw image of it"
+    try:
+        read_header(file, format_)
+    except RigError as error:
+        remedy = f"it {error.message.removeprefix(f'{file.path}: ')}"
+    return file.error(
+        f"is a {format_} image; raw images and fixed VHDs are supported: {remedy}; if it is a raw image, {OVERRIDE}"
+    )
 
 
 # --- qcow2 and qcow -----------------------------------------------------------------------------------------------

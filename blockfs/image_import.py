@@ -102,13 +102,15 @@ async def _examined(file: LockedFile, wanted: Format | None) -> _Opened:
 
 async def _checked(file: LockedFile, format_: Format, header_bytes: int | None, copied_by: str) -> int:
     """The size of the disk in a container, all of whose data are in the file."""
-    if copied_by == "vhdx":
+    if format_ == "vhdx":
         await trio.to_thread.run_sync(partial(_check_vhdx, file), abandon_on_cancel=True)
+    if copied_by == "vhdx":
         return header_bytes or 0
     opened = _qemu(file, format_)
     size_bytes = await qemu_img.disk_bytes(opened)
     if header_bytes is not None and size_bytes != header_bytes:
         raise RigError("ImageUnusable", f"{file.path}: was changed while its header was read")
+    await qemu_img.check_whole(opened, file.size_bytes)
     if format_ in _CHECKED:
         await qemu_img.check(opened)
     return size_bytes

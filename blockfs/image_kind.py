@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -61,16 +62,26 @@ _REFUSED = (
     _Refused(0, b"\xfd7zXZ\0", "an xz archive", "xz -dc {} >disk.img"),
     _Refused(0, b"\x28\xb5\x2f\xfd", "a zstd archive", "zstd -dc {} >disk.img"),
     _Refused(0, b"\x04\x22\x4d\x18", "an lz4 archive", "lz4 -dc {} >disk.img"),
+    _Refused(0, b"LZIP\x01", "an lzip archive", "lzip -dc {} >disk.img"),
+    _Refused(0, b"\x89LZO\0\r\n\x1a\n", "an lzop archive", "lzop -dc {} >disk.img"),
+    _Refused(0, b"\x1f\x9d\x90", "a compress archive (.Z)", "uncompress -c {} >disk.img"),
     _Refused(0, b"PK\x03\x04", "a zip archive", "unzip {}"),
     _Refused(0, b"PK\x05\x06", "an empty zip archive", "unzip {}"),
     _Refused(0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x {}"),
     _Refused(0, b"Rar!\x1a\x07", "a RAR archive", "unrar x {}"),
     _Refused(0, b"MSWIM\0\0\0", "a WIM archive", "wimapply {} FOLDER"),
-    _Refused(257, b"ustar", "a tar archive", "tar -xf {}"),
+    _Refused(0, b"MSCF\0\0\0\0", "a cabinet archive", "cabextract {}"),
+    _Refused(0, b"070701", "a cpio archive", "cpio -idF {}"),
+    _Refused(0, b"!<arch>\n", "an ar archive", "ar x {}"),
     _Refused(0, b"LUKS\xba\xbe", "an encrypted disk (LUKS)", _LUKS_DECRYPT + "{} -O raw disk.img"),
+    _Refused(0, b"Salted__", "an encrypted file (openssl enc)", "openssl enc -d -in {} -out disk.img"),
+    _Refused(0, b"age-encryption.org/", "an encrypted file (age)", "age -d -o disk.img {}"),
+    _Refused(0, b"-----BEGIN PGP MESSAGE", "an encrypted file (PGP)", "gpg -d -o disk.img {}"),
     _Refused(0, b"EVF\x09\x0d\x0a\xff\0", "an EWF (E01) image", "ewfexport -f raw {}"),
 )
 _DMG = b"koly\0\0\0\x04"
+_TAR_CHECKSUM_AT, _TAR_CHECKSUM_BYTES = 148, 8
+_LZMA = struct.Struct("<BIQ")
 _BZIP2, _BZIP2_BLOCKS = b"BZh", (b"1AY&SY", b"\x17rE8P\x90")
 
 
@@ -131,14 +142,40 @@ def _refuse(path: Path, contents: Contents) -> None:
     head = contents.head
     for refused in _REFUSED:
         if head[refused.at :].startswith(refused.magic):
-            title, command = refused.title, refused.command
-            if refused.magic == b"ustar" and head[:100].rstrip(b"\0").lower().endswith(b".ovf"):
-                title, command = "an OVA archive (tar)", f"{command}, then import the .vmdk files"
-            raise _not_a_disk(path, title, command)
+            raise _not_a_disk(path, refused.title, refused.command)
+    if _is_tar(head):
+        if path.suffix.lower() == ".ova" or head[:100].rstrip(b"\0").lower().endswith(b".ovf"):
+            raise _not_a_disk(path, "an OVA archive (tar)", "tar -xf {}, then import the .vmdk files")
+        raise _not_a_disk(path, "a tar archive", "tar -xf {}")
+    if _is_lzma(head):
+        raise _not_a_disk(path, "an lzma archive", "xz --format=lzma -dc {} >disk.img")
     if head.startswith(_BZIP2) and head[4:10] in _BZIP2_BLOCKS:
         raise _not_a_disk(path, "a bzip2 archive", "bzip2 -dc {} >disk.img")
     if contents.tail.startswith(_DMG):
         raise _not_a_disk(path, "a compressed Apple disk image (DMG)", "dmg2img {} disk.img")
+
+
+def _is_tar(head: bytes) -> bool:
+    """By the checksum of the first header: the oldest of its forms (v7) has no magic bytes."""
+    end = _TAR_CHECKSUM_AT + _TAR_CHECKSUM_BYTES
+    try:
+        wanted = int(head[_TAR_CHECKSUM_AT:end].rstrip(b"\0 "), 8)
+    except ValueError:
+        return False
+    return len(head) == HEAD_BYTES and wanted == sum(head) - sum(head[_TAR_CHECKSUM_AT:end]) + _TAR_CHECKSUM_BYTES * ord(" ")
+
+
+def _is_lzma(head: bytes) -> bool:
+    """By its three fields, as xz does it: it has no magic bytes."""
+    if len(head) < _LZMA.size:
+        return False
+    properties: int
+    dictionary_bytes: int
+    size_bytes: int
+    properties, dictionary_bytes, size_bytes = _LZMA.unpack_from(head)
+    return (
+        properties == 0x5D and dictionary_bytes.bit_count() == 1 and (size_bytes >> 38 == 0 or size_bytes == (1 << 64) - 1)
+    )
 
 
 def _not_a_disk(path: Path, title: str, command: str) -> RigError:

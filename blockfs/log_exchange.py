@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from blockfs import boot
+from blockfs import boot, safe_files
 from blockfs.changelog import (
     Record,
     RecordType,
@@ -25,11 +25,12 @@ from blockfs.changelog import (
 )
 from blockfs.disk_log import SEGMENT_BYTES_MAX, find_segments, segment_path
 from blockfs.dm_log_writes import MARK_BYTES_MAX, SECTOR_BYTES, DmLogReader, DmLogWriter, Entry, EntryFlag
-from blockfs.durable import sync_folder
+from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
 from blockfs.layers import TopLayer
 from blockfs.log_replay import Advance, CheckedLog, apply, open_image
 from blockfs.part import TagSeen
+from blockfs.safe_files import temporary_name
 from cext.hashing import is_zero
 
 PIECE_BYTES_MAX = 4 << 20
@@ -208,12 +209,14 @@ class _Import:
         self._done = done
         self._now_ns = time.time_ns()
         self._seq = 0
-        self._tmp: list[Path] = []
+        self._made: list[tuple[Path, Path]] = []  # under its temporary name, and the segment that it becomes
         self._writer = self._begin()
 
     def _begin(self) -> SegmentWriter:
-        path = segment_path(self._folder, self._name, len(self._tmp) + 1).with_suffix(".tmp")
-        path.unlink(missing_ok=True)
+        final = segment_path(self._folder, self._name, len(self._made) + 1)
+        with safe_files.held(self._folder) as folder:
+            folder.remove_leftovers(final.name)
+        path = self._folder / temporary_name(final.name)
         writer = SegmentWriter.create(
             path,
             SegmentHeader(
@@ -226,12 +229,12 @@ class _Import:
                 disk_size_bytes=self._done.disk_size_bytes,
             ),
         )
-        self._tmp.append(path)
+        self._made.append((path, final))
         return writer
 
     def abandon(self) -> None:
         self._writer.close()
-        for path in self._tmp + self._done.paths:
+        for path in [made for made, _ in self._made] + self._done.paths:
             path.unlink(missing_ok=True)
 
     def run(self, advance: Advance | None) -> Imported:
@@ -244,9 +247,11 @@ class _Import:
                 advance(end - told)
                 told = end
         self._writer.sync()
-        for path in reversed(self._tmp):
-            final = path.with_suffix(".hrl")
-            path.rename(final)
+        for path, final in reversed(self._made):
+            try:
+                rename_new(path, final)
+            except FileExistsError:
+                raise RigError("LogExists", f"{final}: exists already") from None
             self._done.paths.insert(0, final)
         sync_folder(self._folder)
         self._writer.close()

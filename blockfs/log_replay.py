@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, assert_never
 
-from blockfs import block_device, image_kind, safe_files, user_files, vhd
+from blockfs import block_device, image_headers, image_kind, safe_files, user_files, vhd
 from blockfs.changelog import HEADER_BYTES, Record, RecordType, SegmentHeader, SegmentReader, scan_tail
 from blockfs.errors import RigError
 from blockfs.file_limit import check_file_limit
@@ -363,9 +363,7 @@ def _disk_bytes(path: Path, fd: int, log: CheckedLog, *, writable: bool, format_
     is_device, size = block_device.is_block_device(fd), block_device.size_bytes(fd)
     found = format_ or image_kind.guess(path, Contents.of(fd, size), is_device=is_device)
     if found not in ("raw", "vhd"):
-        raise RigError(
-            "ImageUnusable", f"{path}: is a {found} image; a log is of a raw disk: if it is one, {image_kind.OVERRIDE}"
-        )
+        raise image_headers.not_exposed(ImageBytes(path, fd, size), found)
     if found == "vhd":
         size = vhd.read_fixed(ImageBytes(path, fd, size))
     if size < log.size_bytes_before:

@@ -23,6 +23,7 @@ from blockfs.sparse_copy import find_unreadable, unreadable
 
 PROGRAM, PACKAGE = "qemu-img", "qemu-utils"
 _CHECK_LEAKS, _CHECK_UNSUPPORTED = 3, 63
+_EXTENT = re.compile(rb'"start": (\d+), "length": (\d+),.*"data": true, .*"offset": (\d+)')
 _READING = re.compile(r"error while reading at byte (\d+): (.*)")
 _WRITING = "error while writing at byte"
 _ROOM_BYTES = 1 << 20  # with less the target's file system is full
@@ -87,11 +88,37 @@ async def disk_bytes(image: OpenImage) -> int:
         raise RigError("ImageUnusable", f"{image.path}: qemu-img info does not name the disk's size: {exc!r:.100}") from exc
 
 
-async def check(image: OpenImage) -> None:
-    """``ImageUnusable`` unless all that the image refers to is in it; space that it lost is no harm.
+async def check_whole(image: OpenImage, file_bytes: int) -> None:
+    """``ImageUnusable`` unless all data of the disk lies within the ``file_bytes`` of the image's file.
 
-    ``convert`` does not look: it takes zeros for what a truncated file lacks.
+    ``convert`` reads zeros beyond the end of a truncated file, and ``check`` notices only some of it.  Compressed data is
+    not looked at: reading it fails if it was cut.
     """
+    rest = b""
+    beyond: tuple[int, int] | None = None
+
+    def on_output(piece: bytes) -> None:
+        nonlocal rest, beyond
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            found = _EXTENT.search(line)
+            if found is not None and beyond is None and int(found[3]) + int(found[2]) > file_bytes:
+                beyond = int(found[1]), int(found[3])
+
+    program = require(f"{image.path}: a {image.format} image")
+    command = [program, "map", "--output=json", image.node()]
+    done = await helper_process.run(command, limits=_LOOK_LIMITS, reads=[image.fd], on_output=on_output)
+    on_output(b"\n")
+    if beyond is not None:
+        place, at = beyond
+        where = f"the disk's bytes from {place} on are at byte {at} of the file, which has {file_bytes}"
+        raise RigError("ImageUnusable", f"{image.path}: is truncated: {where}")
+    if done.status != 0:
+        raise RigError("ImageUnusable", f"{image.path}: {_reason(image.named(_text(done)))}")
+
+
+async def check(image: OpenImage) -> None:
+    """``ImageUnusable`` unless all that the image refers to is in it; space that it lost is no harm."""
     done = await _look(image, "check")
     if done.status not in (0, _CHECK_LEAKS, _CHECK_UNSUPPORTED):
         said = image.named(_text(done).strip() or done.out.decode(errors="replace").strip()).partition("\n")[0]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 
@@ -24,22 +27,45 @@ def _html(text: str) -> str:
     return escape(printable(text))
 
 
+_FILES = ("report.json", "report.html")
+_FILE_MODE, _FOLDER_MODE = 0o644, 0o755
 _MARKS = {True: ('<span class="good">&#10003;</span>', "held"), False: ('<span class="bad">&#10007;</span>', "failed")}
 
 
 def write_report(folder: Path, result: DrillResult) -> list[Path]:
     """Write ``report.json`` and ``report.html`` (one file that loads nothing) and return their paths.
 
-    The folder is made; ``ReportUnwritable`` names it and the reason; ``ForeignFile``: a file there is another user's.
+    Errors of :func:`make_report_folder`.
     """
-    texts = {"report.json": json_text(result, indent=2) + "\n", "report.html": render_html(result)}
-    try:
-        safe_files.make_folder(folder, mode=0o755, parents=True)
+    texts = dict(zip(_FILES, (json_text(result, indent=2) + "\n", render_html(result)), strict=True))
+    make_report_folder(folder)
+    with _written_to(folder):
         for name, text in texts.items():
-            write_atomically(folder / name, text.encode(), mode=0o644)
+            write_atomically(folder / name, text.encode(), mode=_FILE_MODE)
+    return [folder / name for name in texts]
+
+
+def make_report_folder(folder: Path) -> None:
+    """Make it, and see that a report can be written to it.
+
+    ``ReportUnwritable`` names it and the reason; ``ForeignFile``: another user's link or file is in the way.
+    """
+    with _written_to(folder):
+        safe_files.make_folder(folder, mode=_FOLDER_MODE, parents=True)
+        with safe_files.held(folder) as held:
+            for name in _FILES:
+                held.check_free(name)
+            probe = safe_files.temporary_name(_FILES[0])
+            os.close(held.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            held.unlink(probe)
+
+
+@contextmanager
+def _written_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise RigError("ReportUnwritable", f"report folder {folder} cannot be written: {reason(error, folder)}") from error
-    return [folder / name for name in texts]
 
 
 def print_summary(screen: Screen, result: DrillResult) -> None:

@@ -2,7 +2,8 @@
 
 Fault contract: the image is written without a name, made durable, and then named: it is there whole or not at all, and an
 end of any kind (an error, Ctrl-C, a kill, power) leaves nothing.  Where the file system has no files without names (NFS and
-FAT, say), it is hidden (``.NAME.XXXXXXXX.part``) meanwhile: an error or Ctrl-C takes that away; a kill leaves it.
+FAT, say), it is hidden (``.NAME.XXXXXXXX.part``) meanwhile: an error or Ctrl-C takes that away; a kill leaves it.  Its
+folder is held by :mod:`blockfs.safe_files`: no link of another user is followed, and no file of another user is replaced.
 
 A block device is written in place, opened exclusively: one that is mounted, used as swap or held by another program is
 refused.  An export that ends early leaves it partly written, which the error says; what lies behind the end of the disk
@@ -13,19 +14,20 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
-import uuid
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
 import trio
 
 from blockfs import block_device, qemu_img, safe_files, user_files
-from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
 from blockfs.host_folder import told_of
 from blockfs.qemu_img import Advance
+from blockfs.safe_files import FILE_MODE, Folder
 from blockfs.sector_size import SECTOR_BYTES_DEFAULT
 from blockfs.sparse_copy import SparseCopy
 from blockfs.vhdx_writer import VhdxWriter
@@ -35,22 +37,39 @@ Format = Literal["raw", "vhd", "qcow2", "vhdx", "vmdk"]
 
 
 def check(to: Path, format_: Format, *, force: bool) -> None:
-    """Refuse what cannot be written: ``FileExists``, ``BadRequest``, ``ImageBusy``, ``HostIoError``, ``ToolMissing``."""
+    """Refuse what cannot be written.
+
+    ``FileExists``, ``ForeignFile``, ``BadRequest``, ``ImageBusy``, ``HostIoError``, ``ToolMissing``.
+    """
     if str(to) == "-":
         raise RigError("BadRequest", f"{to}: an image is not written to standard output; name a file")
-    with told_of(str(to)):
-        there = _there(to, Path.stat)
-        folder = Path(os.path.realpath(to)).parent
-        if there is None and not folder.is_dir():
-            raise RigError("BadRequest", f"{to}: is in a folder that is not there; name the image file to make")
-    if there is not None and (there.code != "FileExists" or not force):
-        raise there
     if _is_device(to):
+        if not force:
+            raise _device_there(to)
         if format_ != "raw":
             raise RigError("BadRequest", f"{to}: is a block device, which takes format raw and not {format_}")
         os.close(_open_device(to))
+    else:
+        with _folder_of(to) as (folder, name):
+            if (there := _there(folder, name, to)) is not None and (there.code != "FileExists" or not force):
+                raise there
+            folder.check_free(name)
     if format_ not in OWN_FORMATS:
         qemu_img.require(f"format {format_}")
+
+
+@contextmanager
+def _folder_of(to: Path) -> Iterator[tuple[Folder, str]]:
+    """The folder in which the image is to be made, held, and its name there; a symbolic link is followed first."""
+    with ExitStack() as stack:
+        with told_of(str(to)):
+            try:
+                real = safe_files.resolve(to)
+                folder = stack.enter_context(safe_files.held(real.parent))
+            except (FileNotFoundError, NotADirectoryError):
+                text = f"{to}: is in a folder that is not there; name the image file to make"
+                raise RigError("BadRequest", text) from None
+        yield folder, real.name
 
 
 _KINDS = {
@@ -62,17 +81,19 @@ _KINDS = {
 }
 
 
-def _there(to: Path, look: Callable[[Path], os.stat_result]) -> RigError | None:
-    """What is to be said of what has that name: ``FileExists`` of a file, else ``BadRequest``; None: nothing has it."""
+def _there(folder: Folder, name: str, shown: Path) -> RigError | None:
+    """An error about what has that name: ``FileExists`` of a file, else ``BadRequest``; None: nothing has it."""
     try:
-        mode = look(to).st_mode
-    except (FileNotFoundError, NotADirectoryError):
+        mode = os.stat(name, dir_fd=folder.fd, follow_symlinks=False).st_mode
+    except FileNotFoundError:
         return None
     if stat.S_ISREG(mode):
-        return RigError("FileExists", f"{to} is there already: name another file, or replace it with --force")
-    if stat.S_ISBLK(mode):
-        return RigError("FileExists", f"{to} is a block device: --force overwrites its contents")
-    return RigError("BadRequest", f"{to}: is a {_KINDS[stat.S_IFMT(mode)]}; name a file")
+        return RigError("FileExists", f"{shown} is there already: name another file, or replace it with --force")
+    return RigError("BadRequest", f"{shown}: is a {_KINDS.get(stat.S_IFMT(mode), 'block device')}; name a file")
+
+
+def _device_there(to: Path) -> RigError:
+    return RigError("FileExists", f"{to} is a block device: --force overwrites its contents")
 
 
 async def export(
@@ -80,15 +101,21 @@ async def export(
 ) -> None:
     """Write the disk in ``source`` (for ``vhd`` the one with a footer) to ``to``; a symbolic link stays one.
 
-    ``FileExists``; ``BadRequest``: there is something that is no file; ``DiskFull``, ``HostIoError``, ``ReadFailed``,
-    ``ConvertFailed``; ``InvalidDiskSize``: too large for the file system.
+    ``FileExists``, ``ForeignFile``; ``BadRequest``: there is something that is no file; ``DiskFull``, ``HostIoError``,
+    ``ReadFailed``, ``ConvertFailed``; ``InvalidDiskSize``: too large for the file system.
     """
     if _is_device(to):
         if not force:
-            raise RigError("FileExists", f"{to} is a block device: --force overwrites its contents")
+            raise _device_there(to)
         await _write_device(source, to, advance)
         return
-    part = _Part(to)
+    with _folder_of(to) as (folder, name):
+        await _write_file(source, _Part(folder, name), format_, advance, force=force, sector_bytes=sector_bytes)
+
+
+async def _write_file(
+    source: Path, part: _Part, format_: Format, advance: Advance, *, force: bool, sector_bytes: int
+) -> None:
     try:
         if format_ in OWN_FORMATS:
             await _copy(source, part, advance)
@@ -153,54 +180,62 @@ async def _convert(source: Path, part: _Part, format_: Format, advance: Advance,
 
 
 class _Part:
-    """The image ``to`` before it has that name.  ``path``: how another program gets at it."""
+    """The image before it has its name in the folder; ``to``: its path, for messages."""
 
-    def __init__(self, to: Path) -> None:
-        with told_of(str(to)):
-            self.to = to = safe_files.resolve(to)
-        self._hidden = to.with_name(f".{to.name}.{uuid.uuid4().hex[:8]}.part")
-        with told_of(str(to)):
+    def __init__(self, folder: Folder, name: str) -> None:
+        self.to = folder.path / name
+        self._folder = folder
+        self._name = name
+        self._hidden = f".{name}.{secrets.token_hex(4)}.part"
+        self._is_hidden = False
+        with told_of(str(self.to)):
             try:
-                self.fd = os.open(to.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
-                self.path = Path(f"/proc/{os.getpid()}/fd/{self.fd}")
+                self.fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, FILE_MODE, dir_fd=folder.fd)
             except OSError as exc:
                 if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
                     raise
-                self.fd = os.open(self._hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
-                self.path = self._hidden
+                self.fd = folder.open(self._hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR)
+                self._is_hidden = True
+            os.fchmod(self.fd, FILE_MODE)
 
     def publish(self, force: bool) -> None:
-        """Make it durable and name it; ``FileExists`` unless a file that is there is to be replaced, ``BadRequest``."""
+        """Make it durable and name it.
+
+        ``FileExists`` unless a file that is there is to be replaced; ``ForeignFile``: it is another user's; ``BadRequest``.
+        """
         with told_of(str(self.to)):
             os.fsync(self.fd)
             if force:
-                if self.path != self._hidden:
-                    self._link(self._hidden)
-                there = _there(self.to, Path.lstat)
-                if there is not None and there.code != "FileExists":
-                    raise there
-                safe_files.rename(self._hidden, self.to)
+                self._replace()
             else:
-                self._name()
-            sync_folder(self.to.parent)
+                self._name_new()
+            self._folder.sync()
 
-    def _name(self) -> None:
+    def _replace(self) -> None:
+        if not self._is_hidden:
+            self._link(self._hidden)
+            self._is_hidden = True
+        there = _there(self._folder, self._name, self.to)
+        if there is not None and there.code != "FileExists":
+            raise there
+        self._folder.rename(self._hidden, self._name)
+
+    def _name_new(self) -> None:
         try:
             try:
-                self._link(self.to)  # unlike a rename, it replaces nothing that came meanwhile
+                self._link(self._name)  # unlike a rename, it replaces nothing that came meanwhile
             except PermissionError:  # a file system without hard links
-                rename_new(self._hidden, self.to)
+                self._folder.rename_new(self._hidden, self._name)
         except FileExistsError as error:
-            raise _there(self.to, Path.lstat) or error from None
+            raise _there(self._folder, self._name, self.to) or error from None
 
-    def _link(self, to: Path) -> None:
-        folder = os.open(to.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:  # with a folder it is linkat, which follows the path to a file without a name
-            os.link(self.path, to.name, dst_dir_fd=folder, follow_symlinks=True)
-        finally:
-            os.close(folder)
+    def _link(self, name: str) -> None:
+        # With a folder it is linkat, which follows the path to a file without a name.
+        path = self._folder.path / self._hidden if self._is_hidden else f"/proc/self/fd/{self.fd}"
+        os.link(path, name, dst_dir_fd=self._folder.fd, follow_symlinks=True)
 
     def close(self) -> None:
-        """Let go; what has not been published is gone."""
+        """Release it; what has not been published is gone."""
         os.close(self.fd)
-        self._hidden.unlink(missing_ok=True)
+        if self._is_hidden:
+            self._folder.unlink(self._hidden, missing_ok=True)

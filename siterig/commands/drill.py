@@ -155,12 +155,14 @@ async def _drill(layout: Layout, settings: DrillSettings, report: Path | None, *
     # Here, for the plots' library takes longer to load than most commands to run.
     from scenarios.drill import STEP_COUNT, run_drill  # noqa: PLC0415
     from scenarios.narrator import Narrator  # noqa: PLC0415
-    from scenarios.report import print_summary, write_report  # noqa: PLC0415
+    from scenarios.report import make_report_folder, print_summary, write_report  # noqa: PLC0415
 
     screen = _Screen(as_json=as_json)
     narrator = Narrator(screen)
     if not await _machine_is_fit(layout, narrator, STEP_COUNT):
         raise typer.Exit(exits.ENVIRONMENT)
+    if report is not None:
+        await trio.to_thread.run_sync(make_report_folder, report)
     narrator.step(2, STEP_COUNT, "Start the rig")
 
     def announce(role: str, state: str) -> None:

@@ -54,6 +54,10 @@ def cut(path: Path) -> None:
         ("x.vmdk", ["-O", "vmdk"]),
         ("stream.vmdk", ["-O", "vmdk", "-o", "subformat=streamOptimized"]),
         ("dynamic.vhd", ["-O", "vpc", "-o", "force_size=on"]),
+        ("x.vdi", ["-O", "vdi"]),
+        ("x.qcow", ["-O", "qcow"]),
+        ("x.qed", ["-O", "qed"]),
+        ("x.parallels", ["-O", "parallels"]),
     ],
 )
 async def test_an_image_that_was_cut_off_is_refused(tmp_path: Path, disk: Path, name: str, options: list[str]) -> None:
@@ -70,6 +74,26 @@ async def test_an_image_that_was_cut_off_is_refused(tmp_path: Path, disk: Path, 
     with pytest.raises(RigError, match=name):  # cut off after it was looked at
         await image_import.fill(image, target, advance=lambda _done: None)
     assert target.stat().st_blocks == 0
+
+
+@pytest.mark.parametrize("format_", ["qcow2", "vhdx", "vmdk", "vdi", "qcow", "qed", "parallels"])
+@pytest.mark.parametrize("lost", [1, 4096])
+async def test_an_image_that_lacks_only_its_last_bytes_is_truncated(
+    tmp_path: Path, disk: Path, format_: str, lost: int
+) -> None:
+    """qemu-img check takes an image for whole whose last cluster begins before the end of the file."""
+    image = converted(disk, tmp_path / f"x.{format_}", "-O", format_)
+    os.truncate(image, image.stat().st_size - lost)
+    with pytest.raises(RigError, match=rf"x\.{format_}: is truncated: ") as failed:
+        await image_import.look_at(image)
+    assert failed.value.code == "ImageUnusable"
+
+
+async def test_clusters_without_data_may_lie_anywhere(tmp_path: Path) -> None:
+    image = tmp_path / "x.qcow2"
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", str(image), str(SIZE + 512)]
+    await trio.run_process(create)
+    assert (await image_import.look_at(image)).size_bytes == SIZE + 512
 
 
 async def test_raw_images_and_fixed_vhds_that_were_cut_off_are_refused(disk: Path) -> None:

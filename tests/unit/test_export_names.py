@@ -14,6 +14,7 @@ import pytest
 from blockfs.errors import RigError
 from siterig import image_export
 from siterig.image_export import Format
+from tests.unit.other_user import file_of_other_user, folder_of_other_user, link_of_other_user, needs_root
 
 BYTES = b"disk" * 1024
 
@@ -97,6 +98,42 @@ async def test_a_symbolic_link_stays_and_what_it_leads_to_is_replaced(tmp_path: 
     assert link.is_symlink()
     assert dangling.is_symlink()
     assert target.read_bytes() == (tmp_path / "images" / "new.img").read_bytes() == BYTES
+
+
+@needs_root
+@pytest.mark.parametrize("force", [False, True])
+async def test_in_another_users_folder_no_link_is_followed_and_no_file_is_replaced(
+    tmp_path: Path, disk: Path, force: bool
+) -> None:
+    theirs = folder_of_other_user(tmp_path / "theirs")
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    link_of_other_user(theirs / "link", victim)
+    link_of_other_user(theirs / "dangling", tmp_path / "new")
+    link_of_other_user(theirs / "folder", tmp_path)
+    file_of_other_user(theirs / "own", b"theirs")
+    for name in ("link", "dangling", "folder/x.img", "own"):
+        for refuse in (lambda to: image_export.check(to, "raw", force=force), lambda to: export(disk, to, force=force)):
+            with pytest.raises(RigError) as failed:
+                if (waits := refuse(theirs / name)) is not None:
+                    await waits
+            assert failed.value.code in (("ForeignFile",) if force or name != "own" else ("FileExists", "ForeignFile"))
+    assert victim.read_bytes() == b"precious"
+    assert (theirs / "own").read_bytes() == b"theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["os.img", "theirs", "victim"]
+    await export(disk, theirs / "new", force=force)
+    assert (theirs / "new").read_bytes() == BYTES
+    assert sorted(path.name for path in theirs.iterdir()) == ["dangling", "folder", "link", "new", "own"]
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o777])
+async def test_the_mode_of_an_image_does_not_depend_on_the_umask(tmp_path: Path, disk: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        await export(disk, tmp_path / "x.img", force=False)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "x.img").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("to", ["nowhere/x.img", "dangling", "os.img/x.img"])

@@ -74,7 +74,7 @@ async def test_name_and_contents_tell_the_format(
         ("disk.vhd", bytes(SIZE) + FOOTER[:100] + b"x" + FOOTER[101:], "VhdCorrupt", "its checksum is"),
         ("disk.img", bytes(SIZE) + FOOTER, "ImageUnusable", "ends with a VHD footer, but is not named as a VHD"),
         ("disk.img", FOOTER + bytes(SIZE), "VhdCorrupt", "begins as a dynamic VHD does"),
-        ("disk.img", b"QFI\xfb".ljust(SIZE, b"\0"), "ImageUnusable", "qemu-img convert -f qcow2 -O raw makes a raw image"),
+        ("disk.img", b"QFI\xfb".ljust(SIZE, b"\0"), "ImageUnusable", "is a qcow2 image"),
         ("disk.vhd", b"vhdxfile".ljust(SIZE, b"\0"), "ImageUnusable", "is a vhdx image"),
         ("disk.img", bytes(64) + b"\x7f\x10\xda\xbe".ljust(SIZE, b"\0"), "ImageUnusable", "is a vdi image"),
     ],
@@ -97,12 +97,22 @@ def qemu_img(path: Path, format_: str, options: str) -> Path:
 @pytest.mark.parametrize(
     ("format_", "options", "code", "says"),
     [
-        ("qcow2", "", "ImageUnusable", "is a qcow2 image"),
+        (
+            "qcow2",
+            "",
+            "ImageUnusable",
+            "is a qcow2 image; raw images and fixed VHDs are supported: qemu-img convert -f qcow2",
+        ),
         ("qed", "", "ImageUnusable", "is a qed image"),
         ("vdi", "", "ImageUnusable", "is a vdi image"),
         ("vhdx", "", "ImageUnusable", "is a vhdx image"),
         ("vmdk", "", "ImageUnusable", "is a vmdk image"),
-        ("vmdk", "subformat=monolithicFlat", "ImageUnusable", "is a vmdk image"),
+        (
+            "vmdk",
+            "subformat=monolithicFlat",
+            "ImageUnusable",
+            "is a vmdk image; raw images and fixed VHDs are supported: it",
+        ),
         ("parallels", "", "ImageUnusable", "is a parallels image"),
         ("vpc", "subformat=dynamic", "VhdUnsupported", "is a dynamic VHD"),
     ],

@@ -32,6 +32,15 @@ def tar(name: str) -> bytes:
     return made.getvalue()
 
 
+def tar_v7(name: str) -> bytes:
+    """As tar --format=v7 makes it: without magic bytes, the checksum with another end."""
+    made = bytearray(tar(name))
+    made[257:512] = bytes(255)
+    made[148:156] = b" " * 8
+    made[148:156] = b"%6o\0 " % sum(made[:512])
+    return bytes(made)
+
+
 def zip_() -> bytes:
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as archive:
@@ -49,6 +58,11 @@ def zip_() -> bytes:
         (zip_(), "a zip archive", "unzip"),
         (tar("disk.vmdk"), "a tar archive", "tar -xf"),
         (tar("web.ovf"), "an OVA archive (tar)", "import the .vmdk files"),
+        (tar_v7("disk.img"), "a tar archive", "tar -xf"),
+        (lzma.compress(DISK, lzma.FORMAT_ALONE), "an lzma archive", "xz --format=lzma -dc"),
+        (b"\x1f\x9d\x90", "a compress archive (.Z)", "uncompress -c"),
+        (b"070701", "a cpio archive", "cpio -idF"),
+        (b"Salted__", "an encrypted file (openssl enc)", "openssl enc -d"),
         (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x"),
         (b"LUKS\xba\xbe\0\2", "an encrypted disk (LUKS)", "qemu-img convert --object secret"),
         (bytes(MIB) + b"koly\0\0\0\4".ljust(512, b"\0"), "a compressed Apple disk image (DMG)", "dmg2img"),
@@ -73,7 +87,13 @@ async def test_an_archive_or_an_encrypted_disk_is_refused_by_name_with_its_comma
 
 async def test_what_only_looks_like_an_archive_is_a_disk(tmp_path: Path) -> None:
     """An ISO image, a BZh that begins no bzip2 block, and ustar elsewhere."""
-    for content in (bytes(32769) + b"CD001", b"BZh9 is no archive", bytes(256) + b"ustar"):
+    for content in (
+        bytes(32769) + b"CD001",
+        b"BZh9 is no archive",
+        bytes(256) + b"ustar",
+        bytes(148) + b"000000\0 ",
+        b"]\0\0",
+    ):
         path = tmp_path / "disk.img"
         path.write_bytes(content.ljust(MIB, b"\0"))
         assert (await image_import.look_at(path)).format == "raw"

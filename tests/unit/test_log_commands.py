@@ -15,6 +15,7 @@ from blockfs.changelog import FLAG_CLEAN_CLOSE, HEADER_BYTES, RecordType, Segmen
 from blockfs.layers import RawLayer
 from siterig.cli import program
 from tests.unit.log_row import DISK_BYTES, DISK_ID, START, LogRow
+from tests.unit.other_user import folder_of_other_user, link_of_other_user, needs_root
 
 
 @pytest.fixture
@@ -286,3 +287,29 @@ def test_import_refuses_what_is_no_log_and_where_nothing_can_be_made(row: LogRow
     assert (result.exit_code, result.stderr) == (
         2, f"siterig: error: {tmp_path}/none: is no folder; write --onto-log DIR/NAME (FolderUnusable)\n",
     )  # fmt: skip
+
+
+@needs_root
+def test_in_another_users_folder_no_link_is_followed_by_export_and_import(row: LogRow, tmp_path: Path) -> None:
+    theirs = folder_of_other_user(tmp_path / "theirs")
+    base, victim = tmp_path / "base.img", tmp_path / "victim"
+    base.write_bytes(bytes(DISK_BYTES))
+    victim.write_bytes(b"precious")
+    log = tmp_path / "good.dmlog"
+    assert siterig("export", *row.paths, "--base", base, "--dm-log-writes", log).exit_code == 0
+    for name in (".out.tmp", "out", "os.000001.tmp", "os.000001.hrl"):
+        link_of_other_user(theirs / name, victim)
+    link_of_other_user(theirs / "sub", tmp_path)
+    for to in ("out", "sub/out"):
+        refused = siterig("export", *row.paths, "--base", base, "--dm-log-writes", theirs / to)
+        assert refused.exit_code == 2, refused.stderr
+    for name in ("os", "sub/os"):
+        refused = siterig("import", log, "--onto-log", theirs / name)
+        assert refused.exit_code == 2, refused.stderr
+    (theirs / "out").unlink()
+    (theirs / "os.000001.hrl").unlink()
+    assert siterig("export", *row.paths, "--base", base, "--dm-log-writes", theirs / "out").exit_code == 0
+    assert siterig("import", log, "--onto-log", theirs / "os").exit_code == 0
+    assert victim.read_bytes() == b"precious"
+    assert sorted(path.name for path in theirs.iterdir()) == [".out.tmp", "os.000001.hrl", "os.000001.tmp", "out", "sub"]
+    assert sorted(path.name for path in tmp_path.glob("os.*.hrl")) == sorted(path.name for path in row.paths)

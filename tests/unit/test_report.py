@@ -12,9 +12,9 @@ import pytest
 
 from azure_emu.vault.api import Job, JobError, Task
 from blockfs.errors import RigError
-from scenarios.report import print_summary, verdict, write_report
+from scenarios.report import make_report_folder, print_summary, verdict, write_report
 from scenarios.results import Check, DrillResult, Host, Measures, RpoSample, Setup, TimelineEvent
-from tests.unit.other_user import folder_of_other_user, link_of_other_user, needs_root
+from tests.unit.other_user import file_of_other_user, folder_of_other_user, link_of_other_user, needs_root
 from tests.unit.screens import TextScreen
 
 EVIL = "<script>alert('x')</script> & \"q\""
@@ -162,21 +162,30 @@ def test_the_summary_shows_failed_checks_with_evidence_and_the_figures() -> None
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RigError) as caught:
-        write_report(tmp_path / "file" / "sub", result())
-    assert (
-        caught.value.message
-        == f"report folder {tmp_path / 'file' / 'sub'} cannot be written: Not a directory ({tmp_path / 'file'})"
-    )
+    for refuse in (lambda folder: write_report(folder, result()), make_report_folder):
+        with pytest.raises(RigError) as caught:
+            refuse(tmp_path / "file" / "sub")
+        said = f"report folder {tmp_path / 'file' / 'sub'} cannot be written: Not a directory ({tmp_path / 'file'})"
+        assert (caught.value.code, caught.value.message) == ("ReportUnwritable", said)
 
 
 @needs_root
 @pytest.mark.parametrize("name", ["report.json", "report.html"])
-def test_a_report_is_not_written_through_another_users_link(tmp_path: Path, name: str) -> None:
-    theirs, victim = folder_of_other_user(tmp_path / "theirs"), tmp_path / "victim"
-    victim.write_bytes(b"precious")
-    link_of_other_user(theirs / name, victim)
-    with pytest.raises(RigError, match=f"{name}: is a symbolic link") as failed:
-        write_report(theirs, result())
-    assert failed.value.code == "ForeignFile"
-    assert victim.read_bytes() == b"precious"
+def test_no_link_and_no_file_of_another_user_is_written_through(tmp_path: Path, name: str) -> None:
+    theirs = folder_of_other_user(tmp_path / "theirs")
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for make in (lambda path: link_of_other_user(path, victim), lambda path: file_of_other_user(path, b"theirs")):
+        make(theirs / name)
+        for refuse in (lambda folder: write_report(folder, result()), make_report_folder):
+            with pytest.raises(RigError) as caught:
+                refuse(theirs)
+            assert caught.value.code == "ForeignFile"
+        (theirs / name).unlink()
+    assert victim.read_text() == "precious"
+    link_of_other_user(theirs / "sub", tmp_path)
+    with pytest.raises(RigError, match="sub: is a symbolic link of"):
+        make_report_folder(theirs / "sub")
+    write_report(theirs, result())
+    assert {path.stat().st_mode & 0o777 for path in theirs.glob("report.*")} == {0o644}
+    assert sorted(path.name for path in theirs.iterdir()) == ["report.html", "report.json", "sub"]
