@@ -17,6 +17,7 @@ from typing import Protocol
 from azure_emu.azurite_files import NODE_MAJOR_MIN, find_node, find_script, version_of
 from blockfs.errors import RigError
 from blockfs.os_errors import reason
+from siterig.mountpoint import FUSE_DEVICE, open_fuse
 from siterig.process_setup import FILES_MIN
 
 FREE_BYTES_MIN = 6 << 30
@@ -50,7 +51,10 @@ TEST_PROGRAMS = {
 """The same for the project's own tests; a rig needs none of it."""
 _FILESYSTEMS = ("fuse", "ext4", "xfs")
 _TEST_FILESYSTEMS = ("btrfs",)
+_LOOP_CONTROL = "/dev/loop-control"
 _LOOP_CTL_GET_FREE = 0x4C82
+_INITIAL_USER_NAMESPACE = 0xEFFFFFFD
+"""The inode of ``/proc/self/ns/user`` in it (the kernel's ``PROC_USER_INIT_INO``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +72,8 @@ class Check:
 class Machine(Protocol):
     """The questions that the checks ask; a test answers them itself."""
 
-    def open_error(self, path: str) -> str | None:
-        """Why the device cannot be opened for reading and writing; None if it can."""
+    def fuse_error(self) -> str | None:
+        """Why the FUSE device cannot be opened for reading and writing; None if it can."""
         ...
 
     def free_loop(self) -> str:
@@ -85,7 +89,7 @@ class Machine(Protocol):
         ...
 
     def azurite(self) -> tuple[str, str]:
-        """Path and version of Azurite; ``RigError`` if there is none."""
+        """Path and version of Azurite; ``RigError`` if there is none, or none that runs."""
         ...
 
     def kernel_filesystems(self) -> frozenset[str]:
@@ -97,7 +101,7 @@ class Machine(Protocol):
         ...
 
     def capabilities(self) -> int:
-        """This process's effective capabilities, a bit mask."""
+        """This process's effective capabilities on the machine, a bit mask; those of a user namespace do not count."""
         ...
 
     def files_max(self) -> int:
@@ -125,17 +129,17 @@ class ThisMachine:
 
     search_path: str = field(default_factory=_search_path)
 
-    def open_error(self, path: str) -> str | None:
+    def fuse_error(self) -> str | None:
         """See :class:`Machine`."""
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            open_fuse()
         except OSError as e:
-            return e.strerror
+            return reason(e, FUSE_DEVICE)
         return None
 
     def free_loop(self) -> str:
         """See :class:`Machine`."""
-        control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+        control = os.open(_LOOP_CONTROL, os.O_RDWR | os.O_CLOEXEC)
         try:
             device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
         finally:
@@ -157,7 +161,7 @@ class ThisMachine:
     def azurite(self) -> tuple[str, str]:
         """See :class:`Machine`."""
         script = find_script()
-        return str(script), version_of(script) or "unknown version"
+        return str(script), version_of(script) or _answered_version(script)
 
     def kernel_filesystems(self) -> frozenset[str]:
         """See :class:`Machine`."""
@@ -174,6 +178,8 @@ class ThisMachine:
 
     def capabilities(self) -> int:
         """See :class:`Machine`."""
+        if Path("/proc/self/ns/user").stat().st_ino != _INITIAL_USER_NAMESPACE:
+            return 0
         line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
         return int(line.split()[1], 16)
 
@@ -190,14 +196,34 @@ class ThisMachine:
         return platform.python_version()
 
 
+def _answered_version(script: Path) -> str:
+    """The version that a script outside of Azurite's package answers with; ``AzuriteMissing``: it is no Azurite."""
+    problem = f"{script} is not Azurite's azurite-blob script"
+    try:
+        asked = [find_node(), str(script), "--version"]
+        answer = subprocess.run(
+            asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=20, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as e:
+        raise RigError("AzuriteMissing", f"{problem}: {e}") from e
+    version = answer.stdout.strip()
+    if answer.returncode != 0 or not re.fullmatch(r"\d+\.\d+\.\d+\S*", version):
+        raise RigError("AzuriteMissing", f"{problem}: asked for its version, it ended with status {answer.returncode}")
+    return version
+
+
 def require_fit(state_dir: Path, machine: Machine | None = None, *, is_new: bool = True) -> None:
     """Raise if this machine cannot run a rig with its state in ``state_dir``: the code of the first lack, the text of all.
 
     A new rig needs less free space than a drill.  One that exists needs none: on a full disk it must start, so that its
     commands can free space.  Changes nothing.
     """
-    bytes_min = UP_BYTES_MIN if is_new else 0
-    lacks = [check for check in checks(state_dir, machine, free_bytes_min=bytes_min) if not check.ok]
+    require(checks(state_dir, machine, free_bytes_min=UP_BYTES_MIN if is_new else 0))
+
+
+def require(found: list[Check]) -> None:
+    """Raise if a check failed: the code of the first that did, the text of all."""
+    lacks = [check for check in found if not check.ok]
     if lacks:
         text = "; ".join(f"{check.name}: {check.found} (remedy: {check.remedy})" for check in lacks)
         raise RigError(lacks[0].code, f"this machine cannot run a rig: {text}")
@@ -233,14 +259,14 @@ def test_checks(machine: Machine | None = None) -> list[Check]:
 
 def _rights(machine: Machine) -> Check:
     ok = bool(machine.capabilities() >> CAP_SYS_ADMIN & 1)
-    found = "CAP_SYS_ADMIN" if ok else "no CAP_SYS_ADMIN, which mounting and loop devices need"
+    found = "CAP_SYS_ADMIN" if ok else "no CAP_SYS_ADMIN on this machine, which mounting and loop devices need"
     return Check("rights", ok, found, "run it as root (sudo), or in a container that is privileged", "NotPermitted")
 
 
 def _fuse(machine: Machine) -> Check:
-    error = machine.open_error("/dev/fuse")
+    error = machine.fuse_error()
     remedy = "modprobe fuse; in a container: pass --device /dev/fuse; as a user: ask for access to it"
-    return Check("/dev/fuse", error is None, error or "can be opened", remedy, "FuseMissing")
+    return Check(FUSE_DEVICE, error is None, error or "can be opened", remedy, "FuseMissing")
 
 
 def _fusermount(machine: Machine) -> Check:
@@ -253,7 +279,7 @@ def _loop(machine: Machine) -> Check:
     try:
         return Check("loop devices", True, f"{machine.free_loop()} is free", remedy)
     except OSError as e:
-        return Check("loop devices", False, f"/dev/loop-control: {reason(e)}", remedy)
+        return Check("loop devices", False, f"{_LOOP_CONTROL}: {reason(e, _LOOP_CONTROL)}", remedy)
 
 
 def _filesystems(machine: Machine, name: str, needed: tuple[str, ...]) -> Check:

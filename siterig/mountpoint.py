@@ -16,6 +16,8 @@ from blockfs.os_errors import reason
 
 SOURCE_PREFIX = "siterig:"
 """How all our mounts begin in the table of mounts."""
+FUSE_DEVICE = "/dev/fuse"
+_FUSE_NUMBER = os.makedev(10, 229)
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
 
 
@@ -35,15 +37,28 @@ class Mountpoint:
                 return
 
 
+def open_fuse() -> None:
+    """Open the FUSE device, and close it.  ``OSError``: that fails, or another file has its name (``ENODEV``)."""
+    fd = os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_rdev != _FUSE_NUMBER:
+            raise OSError(errno.ENODEV, "is not the kernel's FUSE device", FUSE_DEVICE)
+    finally:
+        os.close(fd)
+
+
 def check_fuse() -> None:
     """``FuseMissing``, ``NotPermitted`` if this process cannot mount a FUSE file system."""
     try:
-        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
-    except FileNotFoundError:
-        raise RigError("FuseMissing", "/dev/fuse is not there: modprobe fuse; in a container: --device /dev/fuse") from None
+        open_fuse()
     except OSError as exc:
+        if exc.errno in (errno.EACCES, errno.EPERM):
+            raise RigError(
+                "NotPermitted", f"{FUSE_DEVICE} cannot be opened: {reason(exc, FUSE_DEVICE)}: ask for access to it"
+            ) from exc
         raise RigError(
-            "NotPermitted", f"/dev/fuse cannot be opened: {reason(exc, '/dev/fuse')}: ask for access to it"
+            "FuseMissing",
+            f"{FUSE_DEVICE}: {reason(exc, FUSE_DEVICE)}: modprobe fuse; in a container: --device {FUSE_DEVICE}",
         ) from exc
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise RigError(

@@ -124,14 +124,15 @@ class _Screen:
             yield update
 
 
-async def _machine_is_fit(layout: Layout, narrator: Narrator, steps: int) -> bool:
+async def _check_machine(layout: Layout, narrator: Narrator, steps: int) -> None:
+    """Show every check; raise if one failed."""
     narrator.step(1, steps, "Check the machine")
     found = await trio.to_thread.run_sync(doctor.checks, layout.root)
     for check in found:
         mark = "ok" if check.ok else "MISSING"
         text = f"  {mark:8}{check.name}: {check.found}{'' if check.ok else f'; {check.remedy}'}"
         narrator.screen.line(text)
-    return all(check.ok for check in found)
+    doctor.require(found)
 
 
 def _tested(layout: Layout, settings: DrillSettings) -> Setup:
@@ -159,8 +160,7 @@ async def _drill(layout: Layout, settings: DrillSettings, report: Path | None, *
 
     screen = _Screen(as_json=as_json)
     narrator = Narrator(screen)
-    if not await _machine_is_fit(layout, narrator, STEP_COUNT):
-        raise typer.Exit(exits.ENVIRONMENT)
+    await _check_machine(layout, narrator, STEP_COUNT)
     if report is not None:
         await trio.to_thread.run_sync(make_report_folder, report)
     narrator.step(2, STEP_COUNT, "Start the rig")

@@ -418,3 +418,15 @@ def test_the_commit_of_an_installed_package_is_what_pip_recorded(monkeypatch: py
     assert provenance.commit() == "abc"
     (tmp_path / ".git").touch()
     assert provenance.commit() is None, "a broken checkout has no commit"
+
+
+def test_a_drill_on_a_machine_that_lacks_something_ends_with_an_error_that_says_what(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SITERIG_AZURITE", "/nonexistent/azurite-blob")
+    result = CliRunner().invoke(program(["drill"]), ["drill", "--dir", str(tmp_path / "rig"), "--json"])
+    show.set_json(False)
+    assert result.exit_code == exits.ENVIRONMENT
+    error = json.loads(result.stderr.splitlines()[-1])["error"]
+    assert "SITERIG_AZURITE names /nonexistent/azurite-blob, which is no file" in error["message"]
+    assert list(tmp_path.iterdir()) == []

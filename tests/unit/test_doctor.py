@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from blockfs.errors import RigError
-from siterig import doctor, exits
+from siterig import doctor, exits, mountpoint
 from siterig.doctor import (
     CAP_SYS_ADMIN,
     CAP_SYS_RESOURCE,
@@ -28,7 +28,7 @@ from siterig.doctor import (
 class Fake:
     """A machine that has everything, but for what a test takes away."""
 
-    device_errors: dict[str, str] = field(default_factory=dict)
+    fuse: str | None = None
     loop_error: OSError | None = None
     absent: set[str] = field(default_factory=set)
     node_answer: tuple[str, str] | Exception = ("/usr/bin/node", "v20.1.0")
@@ -41,8 +41,8 @@ class Fake:
     files: int = 1024
     asked: list[Path] = field(default_factory=list)
 
-    def open_error(self, path: str) -> str | None:
-        return self.device_errors.get(path)
+    def fuse_error(self) -> str | None:
+        return self.fuse
 
     def free_loop(self) -> str:
         if self.loop_error:
@@ -96,7 +96,7 @@ def test_machine_with_everything_has_nothing_to_complain_of(tmp_path: Path) -> N
     ("spoil", "name", "found", "remedy"),
     [
         (
-            lambda m: m.device_errors.update({"/dev/fuse": "Permission denied"}),
+            lambda m: setattr(m, "fuse", "Permission denied"),
             "/dev/fuse",
             "Permission denied",
             "--device /dev/fuse",
@@ -126,7 +126,12 @@ def test_machine_with_everything_has_nothing_to_complain_of(tmp_path: Path) -> N
             "Azurite is not installed",
             "run ./rig in a checkout",
         ),
-        (lambda m: setattr(m, "caps", 0), "rights", "no CAP_SYS_ADMIN, which mounting and loop devices need", "sudo"),
+        (
+            lambda m: setattr(m, "caps", 0),
+            "rights",
+            "no CAP_SYS_ADMIN on this machine, which mounting and loop devices need",
+            "sudo",
+        ),
         (lambda m: setattr(m, "release", "5.4.0-1"), "kernel", "5.4.0-1, too old (at least 5.10)", "newer kernel"),
         (lambda m: setattr(m, "python_release", "3.10.9"), "python", "3.10.9, too old (at least 3.11)", "newer Python"),
     ],
@@ -170,9 +175,50 @@ def test_programs_of_an_administrator_are_found_without_their_path(monkeypatch: 
     assert ThisMachine().program("no-such-program") is None
 
 
-def test_device_that_is_not_there_is_told_by_the_kernels_reason() -> None:
-    assert ThisMachine().open_error("/dev/no-such-device") == "No such file or directory"
-    assert ThisMachine().open_error("/dev/null") is None
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [("/dev/no-such-device", "No such file or directory"), ("/dev/null", "is not the kernel's FUSE device")],
+)
+def test_a_fuse_device_that_is_missing_or_another_one_is_found(
+    monkeypatch: pytest.MonkeyPatch, path: str, found: str
+) -> None:
+    monkeypatch.setattr(doctor, "FUSE_DEVICE", path)
+    monkeypatch.setattr(mountpoint, "FUSE_DEVICE", path)
+    assert ThisMachine().fuse_error() == found
+    with pytest.raises(RigError) as caught:
+        mountpoint.check_fuse()
+    assert caught.value.code == "FuseMissing"
+
+
+def test_capabilities_of_a_user_namespace_are_none_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_INITIAL_USER_NAMESPACE", 1)
+    assert ThisMachine().capabilities() == 0
+
+
+def test_a_file_is_named_once_in_the_reason_why_it_cannot_be_opened(tmp_path: Path) -> None:
+    refused = PermissionError(errno.EACCES, "Permission denied", "/dev/loop-control")
+    (check,) = failures(Fake(loop_error=refused), tmp_path)
+    assert check.found == "/dev/loop-control: Permission denied"
+
+
+@pytest.mark.parametrize("text", ["hello", "process.exit(3)", "console.log('ready')"])
+def test_a_script_that_is_no_azurite_is_found_before_it_is_started_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    script = tmp_path / "other.js"
+    script.write_text(text)
+    monkeypatch.setenv("SITERIG_AZURITE", str(script))
+    with pytest.raises(RigError) as caught:
+        ThisMachine().azurite()
+    assert caught.value.code == "AzuriteMissing"
+    assert caught.value.message.startswith(f"{script} is not Azurite's azurite-blob script: ")
+
+
+def test_an_azurite_without_its_package_is_asked_for_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "wrapper.js"
+    script.write_text("console.log('3.37.0')")
+    monkeypatch.setenv("SITERIG_AZURITE", str(script))
+    assert ThisMachine().azurite() == (str(script), "3.37.0")
 
 
 def test_version_of_azurite_is_read_from_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,8 +234,8 @@ def test_version_of_azurite_is_read_from_its_package(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("machine", "code", "text"),
     [
-        (Fake(caps=0), "NotPermitted", "rights: no CAP_SYS_ADMIN, which mounting and loop devices need"),
-        (Fake(device_errors={"/dev/fuse": "No such file"}), "FuseMissing", "/dev/fuse: No such file (remedy: modprobe fuse"),
+        (Fake(caps=0), "NotPermitted", "rights: no CAP_SYS_ADMIN on this machine"),
+        (Fake(fuse="No such file"), "FuseMissing", "/dev/fuse: No such file (remedy: modprobe fuse"),
         (Fake(absent={"mount"}), "ToolMissing", "mount: not found (remedy: apt-get install mount)"),
         (Fake(absent={"fusermount3"}), "ToolMissing", "fusermount3: not found (remedy: apt-get install fuse3)"),
         (Fake(node_answer=RigError("NodeMissing", "none")), "NodeMissing", "node: not found (remedy: run ./rig"),

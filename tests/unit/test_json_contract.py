@@ -125,7 +125,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(mount, "front_end_of", lambda *_, **__: None)
     monkeypatch.setattr(Bisection, "run", bisected)
     monkeypatch.setattr(scenarios.drill, "run_drill", drilled)
-    monkeypatch.setattr(drill, "_machine_is_fit", fit)
+    monkeypatch.setattr(drill, "_check_machine", nothing)
     log = LogRow(tmp_path)
     log.rotate()
     log.write(0, b"x" * 512)
@@ -149,10 +149,6 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 async def nothing(*_: Any, **__: Any) -> None: ...
-
-
-async def fit(*_: Any, **__: Any) -> bool:
-    return True
 
 
 async def up(layout: Layout, **_: Any) -> Any:
