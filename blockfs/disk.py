@@ -329,6 +329,8 @@ class Disk:
         self.note_given_up()
         if self._log is not None and not new_generation:
             return
+        if self.guard is not None:
+            self.guard.begin_again()
         with self._thread_lock:  # nobody tends the log that ends here
             self._begin_generation(after)
 
@@ -549,7 +551,7 @@ class Disk:
     def close(self) -> None:
         """Close in order: the disk, then its log's clean mark, durable.  Requests are refused (``EIO``) from now on."""
         lib.sr_disk_end_requests(self.c)  # what is written after the mark would not be told by it
-        if self.guard is None or self.guard.check_files() is None:
+        if self.guard is None or self.guard.look_at_the_end() is None:
             self.note_events()
             self.attributes.settle()
         self.end_snapshot()

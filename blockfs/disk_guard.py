@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from blockfs import hostmounts
 from blockfs.disk_files import DiskPlace
 from blockfs.disk_rules import DiskRules
+from blockfs.errors import RigError
 from blockfs.own_file import OwnFiles
 from cext._core import lib
 
@@ -44,6 +46,43 @@ class DiskGuard:
             if trouble is not None:
                 self.changed_by_another(trouble)
         return self.trouble
+
+    def begin_again(self) -> None:
+        """Before a new log begins: what is done to the files from now on is noticed again.
+
+        ``DiskUnhealthy`` if the files are not those that the disk has open, or not whole.
+        """
+        if self._rules.watch is not None:
+            self._rules.watch.look()
+        self.trouble = None
+        lib.sr_disk_forget_file_changed(self._disk)
+        if (trouble := self.check_files()) is not None:
+            raise RigError(
+                "DiskUnhealthy",
+                f"disk {self._place}: {trouble}; put the whole file back, then let the disk be opened again (siterig role "
+                "restart)",
+            )
+
+    async def check_no_loops(self) -> None:
+        """``DiskInUse`` if a loop device that can write is attached to the file itself: no log would have its writes."""
+        for loop in await self._loops():
+            raise RigError("DiskInUse", f"disk {self._place}: {hostmounts.loop_text(loop, self.files.path)}")
+
+    async def look_for_loops(self) -> None:
+        """Note a loop device that is attached to the file itself."""
+        for loop in await self._loops():
+            self.changed_by_another(hostmounts.loop_text(loop, self.files.path))
+
+    async def _loops(self) -> list[str]:
+        if self._disk is None:  # closed meanwhile
+            return []
+        return await hostmounts.loops_on(self.files.identity, str(self.files.path))
+
+    def look_at_the_end(self) -> str | None:
+        """:meth:`check_files`, and act on what the kernel has reported and nobody has looked at yet."""
+        if self._rules.watch is not None:
+            self._rules.watch.look()
+        return self.check_files()
 
     def look_again(self) -> None:
         """If a request met that the file was cut, or has no name any more: find what has become of it."""

@@ -22,8 +22,6 @@ from typing import Protocol
 import structlog
 import trio
 
-from blockfs import hostmounts
-
 IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_OPEN, IN_MOVE_SELF = 0x2, 0x4, 0x8, 0x20, 0x800
 IN_Q_OVERFLOW, IN_IGNORED = 0x4000, 0x8000
 _WATCHED = IN_MODIFY | IN_ATTRIB | IN_CLOSE_WRITE | IN_OPEN | IN_MOVE_SELF
@@ -43,6 +41,10 @@ class Watched(Protocol):
         """Find and note what has become of its files."""
         ...
 
+    async def look_for_loops(self) -> None:
+        """Note a loop device that is attached to the file itself."""
+        ...
+
     def changed_by_another(self, what: str) -> None:
         """Another program has changed what the disk holds, or can."""
         ...
@@ -57,7 +59,6 @@ class Watched(Protocol):
 class _File:
     disk: Watched
     path: str
-    identity: tuple[int, int]
     counted: int
     """The disk's changes just before the look before."""
     touched: bool = False
@@ -88,7 +89,7 @@ class FileWatch:
         except OSError as exc:
             _log.warning("file_not_watched", file=path, error=exc.strerror)
             return
-        self._files[number] = _File(disk, path, (found.st_dev, found.st_ino), disk.changes)
+        self._files[number] = _File(disk, path, disk.changes)
 
     @property
     def watches(self) -> bool:
@@ -111,11 +112,13 @@ class FileWatch:
         """Until cancelled."""
         await self._begun.wait()
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_for_loops, list(self._files.values()), 0.0)  # attached before it was watched
             while True:
                 await trio.lowlevel.wait_readable(self._fd)
                 opened = self.look()
                 if opened:
-                    nursery.start_soon(self._look_for_loops, opened)
+                    # A program that attaches one opens the file first.
+                    nursery.start_soon(self._look_for_loops, opened, LOOK_S)
                 await trio.sleep(LOOK_S)  # the disks' own writes are reported, too
 
     def look(self) -> list[_File]:
@@ -146,11 +149,11 @@ class FileWatch:
         if mask & IN_CLOSE_WRITE:
             file.touched = False
 
-    async def _look_for_loops(self, files: list[_File]) -> None:
-        await trio.sleep(LOOK_S)  # a program that attaches one opens the file first
+    @staticmethod
+    async def _look_for_loops(files: list[_File], after_s: float) -> None:
+        await trio.sleep(after_s)
         for file in files:
-            for loop in await hostmounts.loops_on(file.identity, file.path):
-                file.disk.changed_by_another(hostmounts.loop_text(loop, file.path))
+            await file.disk.look_for_loops()
 
 
 def _read(fd: int) -> Iterator[tuple[int, int]]:

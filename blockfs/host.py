@@ -470,6 +470,9 @@ class DiskHost:
         disks = self._whole_disks(vm)
         generations = after or {}
         self.positions.advance(after_position)
+        for disk in disks:
+            if disk.guard is not None:
+                await disk.guard.check_no_loops()
         with told_of(f"change log of VM {vm}"):
             for disk in disks:
                 disk.start_tracking(new_generation=new_generation, after=generations.get(disk.state.disk_id, 0))

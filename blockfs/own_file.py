@@ -49,6 +49,11 @@ class OwnFiles:
         return None
 
     @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode of the first file."""
+        return _identity(os.fstat(self._fd))
+
+    @property
     def where(self) -> Path:
         """Where the first file is now, as far as the kernel knows."""
         found = Path(f"/proc/self/fd/{self._fd}").readlink()

@@ -28,7 +28,6 @@ from pathlib import Path
 
 import trio
 
-from blockfs import hostmounts
 from blockfs.changelog import SegmentReader
 from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace
@@ -139,12 +138,11 @@ class StandAlone:
 
     async def look_at_the_end(self) -> None:
         """Find what can only be found by a look: a loop device that is attached to the image, and where a moved image is."""
-        found = os.fstat(self._image.fd)
-        identity = (found.st_dev, found.st_ino)
+        identity = self._guard.files.identity
         with trio.CancelScope(shield=True), trio.move_on_after(LOOK_S_MAX):
-            for loop in await hostmounts.loops_on(identity, str(self._image.path)):
-                self._guard.changed_by_another(hostmounts.loop_text(loop, self._image.path))
-            if self._guard.check_files() is None and await trio.to_thread.run_sync(_identity, self._image.path) != identity:
+            await self._guard.look_for_loops()
+            moved = await trio.to_thread.run_sync(_identity, self._image.path) != identity
+            if self._guard.look_at_the_end() is None and moved:
                 where = Path(f"/proc/self/fd/{self._image.fd}").readlink()
                 there = await trio.to_thread.run_sync(_identity, where) == identity
                 now = f"it is {where} now" if there else "it is in a file system that is no longer mounted there"

@@ -117,6 +117,11 @@ int sr_disk_file_changed(struct sr_disk *disk)
 	return __atomic_load_n(&disk->file_changed, __ATOMIC_ACQUIRE);
 }
 
+void sr_disk_forget_file_changed(struct sr_disk *disk)
+{
+	__atomic_store_n(&disk->file_changed, 0, __ATOMIC_RELEASE);
+}
+
 int64_t sr_disk_excess_bytes(struct sr_disk *disk)
 {
 	pthread_mutex_lock(&disk->lock); /* no resize is half-way */

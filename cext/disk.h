@@ -45,6 +45,7 @@ void sr_disk_free(struct sr_disk *disk);
  * was cut, or has no name any more; whatever meets that gives -EIO. */
 void sr_disk_note_changed(struct sr_disk *disk);
 int sr_disk_file_changed(struct sr_disk *disk);
+void sr_disk_forget_file_changed(struct sr_disk *disk);
 
 /* How many more bytes its file has than the disk (negative: it was cut), or 0 if that cannot be told. */
 int64_t sr_disk_excess_bytes(struct sr_disk *disk);

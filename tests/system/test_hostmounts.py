@@ -16,6 +16,7 @@ import trio
 
 from blockfs import freezer, hostmounts
 from blockfs.errors import RigError
+from blockfs.host import DiskHost
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")]
 MIB = 1024 * 1024
@@ -166,3 +167,25 @@ async def test_the_freezer_thaws_when_its_parent_dies_or_it_is_told_to_stop(host
             child.stdin.close()
         assert child.wait(10) == (freezer.EXIT_STOPPED if end == "SIGTERM" else freezer.EXIT_THAWED)
     (one / "file").touch()
+
+
+async def test_a_loop_device_on_a_disk_s_own_file_is_noticed_at_the_start_and_lets_no_log_begin(host: Path) -> None:
+    disks = DiskHost(host / "disks", host / "mnt")
+    await disks.create_disk(vm="web01", name="os", size_bytes=MIB)
+    await disks.start_tracking(vm="web01")
+    disks.close()
+    loop = await hostmounts.attach(host / "disks/web01/os.img")
+    disks = DiskHost(host / "disks", host / "mnt")
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disks.tend)
+            while (await disks.list_disks())[0].needs_resync != "ImageChanged":
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    with pytest.raises(RigError, match=f"losetup -d {loop}") as refused:
+        await disks.start_tracking(vm="web01", new_generation=True)
+    assert refused.value.code == "DiskInUse"
+    await hostmounts.detach(loop)
+    (info,) = await disks.start_tracking(vm="web01", new_generation=True)
+    assert info.needs_resync is None
+    disks.close()

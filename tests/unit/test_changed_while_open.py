@@ -84,6 +84,9 @@ class Idle:
     def changed_by_another(self, what: str) -> None:
         raise AssertionError(what)
 
+    async def look_for_loops(self) -> None:
+        raise AssertionError("nothing was opened")
+
 
 @pytest.fixture(params=["raw", "top"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
@@ -364,6 +367,57 @@ async def test_the_end_of_a_mount_says_what_was_done_to_its_image(
     assert ("change log" in said) == tracked
     if tracked:
         assert DiskState.load(image.with_suffix(".disk")).needs_resync == "ImageChanged"
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize("deed", [write, cut_and_make_long_again], ids=lambda deed: deed.__name__)
+async def test_what_is_done_just_before_the_end_of_a_mount_is_reported(
+    image: Path, deed: Callable[[Path], None], tracked: bool
+) -> None:
+    mounted = await mount(image, tracked=tracked)
+    mounted.alone._watch.look()
+    deed(image)  # nothing looks at what the kernel reports of it
+    said = await mounted.end()
+    assert said is not None
+    assert "by another program" in said
+
+
+def test_after_a_new_log_began_the_next_change_is_noticed_too(opened: Opened) -> None:
+    write(opened.path)
+    opened.look()
+    opened.disk.start_tracking(new_generation=True)
+    opened.look()
+    opened.disk.write(0, b"guest")
+    opened.look()
+    assert (opened.disk.tracked, opened.disk.file_trouble) == (True, None)
+    write(opened.path)
+    opened.look()
+    assert (opened.disk.tracked, opened.disk.state.needs_resync) == (False, "ImageChanged")
+    assert len(opened.told) == 2
+
+
+def test_what_is_reported_only_after_a_new_log_began_was_done_before(opened: Opened) -> None:
+    write(opened.path)
+    opened.disk.start_tracking(new_generation=True)
+    opened.look()
+    assert opened.disk.tracked
+
+
+@pytest.mark.parametrize("deed", [Path.unlink, replace, cut], ids=lambda deed: deed.__name__)
+def test_no_new_log_begins_on_a_file_that_is_lost(opened: Opened, deed: Callable[[Path], None]) -> None:
+    deed(opened.path)
+    opened.look()
+    with pytest.raises(RigError, match="put the whole file back") as refused:
+        opened.disk.start_tracking(new_generation=True)
+    assert refused.value.code == "DiskUnhealthy"
+    assert (opened.disk.tracked, opened.disk.state.needs_resync) == (False, "ImageChanged")
+
+
+def test_what_is_done_to_a_rig_s_disk_just_before_it_is_closed_is_noted(opened: Opened) -> None:
+    cut_and_make_long_again(opened.path)
+    opened.disk.close()
+    assert opened.disk.state.needs_resync == "ImageChanged"
+    assert len(opened.told) == 1
 
 
 @pytest.mark.parametrize("tracked", [False, True])
