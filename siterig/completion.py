@@ -13,7 +13,7 @@ import os
 import re
 import socket
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +107,23 @@ def mounted(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
     """Folders of mounted points of the VM that was given."""
     found = _ask(ctx, "vault", "VaultApi/mounted_points", vm=_vm(ctx)) if _vm(ctx) else []
     return _beginning(incomplete, ((state.get("name"), f"position {state.get('position')}") for state in found))
+
+
+def kept(ctx: Any, incomplete: str) -> list[tuple[str, str]]:
+    """Names of the images that a failback of the VM that was given has kept."""
+    found = _ask(ctx, "site", "DiskHostControl/list_disks", vm=_vm(ctx)) if _vm(ctx) else []
+    images = [image for disk in found for image in disk.get("kept", []) if isinstance(image, dict)]
+    return _beginning(incomplete, ((image.get("file"), f"disk {image.get('disk')}") for image in images))
+
+
+def of_disk(values: Sequence[str]) -> Callable[[str], list[str]]:
+    """Complete ``VALUE`` and ``NAME=VALUE``, whatever the name of the disk."""
+
+    def complete(incomplete: str) -> list[str]:
+        name, equals, _ = incomplete.rpartition("=")
+        return [text for value in values if (text := name + equals + value).startswith(incomplete)]
+
+    return complete
 
 
 def jobs(ctx: Any, incomplete: str) -> list[tuple[str, str]]:

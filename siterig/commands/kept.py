@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from blockfs.control import KeptImage
-from siterig import exits, services, show
+from siterig import completion, exits, services, show
 from siterig.commands.options import Dir, Json, VmName, example, running
 from siterig.values import format_size
 
@@ -24,7 +24,9 @@ def register(disk: typer.Typer) -> None:
 
 def list_kept(
     folder: Dir,
-    vm: Annotated[str | None, typer.Argument(metavar="VM", help="Only those of this VM.")] = None,
+    vm: Annotated[
+        str | None, typer.Argument(metavar="[VM]", help="Only those of this VM.", autocompletion=completion.vms)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List old disks that a failback replaced and kept as raw image files at the site."""
@@ -47,7 +49,9 @@ def _row(vm: str, image: KeptImage) -> tuple[object, ...]:
 def delete_kept(
     folder: Dir,
     vm: VmName,
-    file: Annotated[str, typer.Argument(metavar="FILE", help="The image's name, without a folder.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="The image's name, without a folder.", autocompletion=completion.kept)
+    ],
     as_json: Json = False,
 ) -> None:
     """Delete an old disk that a failback kept; what was written to it after the failover is then gone."""

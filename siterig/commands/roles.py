@@ -14,7 +14,20 @@ RoleName = Annotated[
     str,
     typer.Argument(metavar="ROLE", help="Name of the role, e.g. agent: siterig role list.", autocompletion=completion.roles),
 ]
-SiteName = Annotated[str, typer.Argument(metavar="[SITE]", help=f"Name of the site: {', '.join(sites.ROLES_OF_SITE)}.")]
+
+
+def _sites(incomplete: str) -> list[str]:
+    return [name for name in sites.ROLES_OF_SITE if name.startswith(incomplete)]
+
+
+SiteName = Annotated[
+    str,
+    typer.Argument(
+        metavar="[SITE]",
+        help=f"Name of the site: {', '.join(sites.ROLES_OF_SITE)}.",
+        autocompletion=_sites,
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:

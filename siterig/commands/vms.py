@@ -16,7 +16,7 @@ from blockfs.errors import RigError
 from blockfs.image import open_image
 from blockfs.image_kind import FORMATS, Format
 from blockfs.sector_size import SECTOR_SIZES, check_sectors, known_size
-from siterig import exits, show
+from siterig import completion, exits, show
 from siterig.commands.operations import job_status, run_job
 from siterig.commands.options import Dir, Json, VmName, example, vault
 from siterig.follow import follow, while_imported
@@ -68,6 +68,7 @@ def create(
             "--format",
             metavar="[NAME=]FORMAT",
             help=f"Of the images, or of disk NAME's: {', '.join(FORMATS)}; without it contents and name decide.",
+            autocompletion=completion.of_disk(FORMATS),
         ),
     ] = None,
     sector_size: Annotated[
@@ -76,6 +77,7 @@ def create(
             "--sector-size",
             metavar="[NAME=]512|4096",
             help="The logical sector size that the disks declare, or disk NAME does; without it that of the image, or 512.",
+            autocompletion=completion.of_disk([str(size) for size in SECTOR_SIZES]),
         ),
     ] = None,
     backing: Annotated[

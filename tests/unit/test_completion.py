@@ -33,6 +33,7 @@ ANSWERS: dict[str, Any] = {
     ],
     "/VaultApi/mounted_points": [{"name": "@13", "position": 13}],
     "/VaultApi/jobs": [{"name": "7c42e561", "friendlyName": "Failover", "vm": "web01", "state": "Succeeded"}],
+    "/DiskHostControl/list_disks": [{"name": "os", "kept": [{"file": "os-20261129T141500Z.img", "disk": "os"}]}],
     "/SupervisorControl/status": {"roles": [{"name": "agent", "state": "ready"}]},
 }  # fmt: skip
 
@@ -60,7 +61,8 @@ def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
 
 @pytest.fixture
 def rig(layout: Layout) -> Iterator[Layout]:
-    servers = [socketserver.UnixStreamServer(str(layout.socket(role)), Handler) for role in ("vault", "supervisor")]
+    roles = ("vault", "supervisor", "site")
+    servers = [socketserver.UnixStreamServer(str(layout.socket(role)), Handler) for role in roles]
     threads = [threading.Thread(target=server.serve_forever, args=(0.01,)) for server in servers]
     for thread in threads:
         thread.start()
@@ -92,6 +94,12 @@ def offered(capsys: pytest.CaptureFixture[str], *words: str, of: str = "fish") -
         (("disk", "scrub", "web"), ["web01", "web01/os", "web01/data"]),
         (("jobs", ""), ["7c42e561"]),
         (("role", "restart", ""), ["agent"]),
+        (("site", "lose", ""), ["site"]),
+        (("disk", "kept", "list", ""), ["web01"]),
+        (("disk", "kept", "delete", "web01", ""), ["os-20261129T141500Z.img"]),
+        (("vm", "create", "web02", "--format", "q"), ["qcow2", "qcow", "qed"]),
+        (("vm", "create", "web02", "--format", "os=vhd"), ["os=vhd", "os=vhdx"]),
+        (("vm", "create", "web02", "--sector-size", ""), ["512", "4096"]),
         (("fail",), ["failover", "failback"]),
         (("failover", "p"), ["planned"]),
         (("points", "--lim"), ["--limit"]),
