@@ -16,6 +16,8 @@ from blockfs.sector_size import SectorBytes
 from blockfs.wire import UUID_PATTERN, WireModel
 
 TagKind = Literal["CrashConsistent", "ApplicationConsistent"]
+CLOSE_IT = "unmount it and detach its loop devices"
+"""The remedy for a disk that is in use."""
 
 
 class PromotionInfo(WireModel):

@@ -25,7 +25,7 @@ import trio
 from pydantic import Field, ValidationError
 
 from blockfs import safe_files, vhd
-from blockfs.control import RecoveryDisk, RecoveryInfo, RecoverySource
+from blockfs.control import CLOSE_IT, RecoveryDisk, RecoveryInfo, RecoverySource
 from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace
 from blockfs.disk_rules import DiskRules
@@ -258,7 +258,7 @@ class Recoveries:
                     await trio.sleep(0.01)
             for disk in mounted.disks.values():
                 if disk.handles:
-                    raise RigError("RecoveryInUse", f"{disk.place} is in use: it is open {disk.handles} times")
+                    raise RigError("RecoveryInUse", f"{disk.place} is in use: it is open {disk.handles} times; {CLOSE_IT}")
             for disk in mounted.disks.values():
                 disk.abandon()
             mounted.disks, mounted.broken = {}, "it was not wholly unmounted"

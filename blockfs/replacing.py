@@ -13,8 +13,9 @@ from pathlib import Path
 
 from blockfs import safe_files
 from blockfs.changelog import RecordType, SegmentReader
-from blockfs.control import DownloadedDisk, KeptImage, SourceUse
+from blockfs.control import CLOSE_IT, DownloadedDisk, KeptImage, SourceUse
 from blockfs.disk import Disk
+from blockfs.disk_log import find_segments
 from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
 from cext.hashing import is_zero
@@ -109,7 +110,7 @@ def check_replace(vm: str, disks: dict[str, Disk], coming: list[DownloadedDisk])
 def check_idle(disk: Disk) -> None:
     """``DiskInUse``."""
     if disk.handles:
-        raise RigError("DiskInUse", f"disk {disk.place} is in use: it is open {disk.handles} times")
+        raise RigError("DiskInUse", f"disk {disk.place} is in use: it is open {disk.handles} times; {CLOSE_IT}")
 
 
 def source_use(disk: Disk, after: int) -> SourceUse:
@@ -118,17 +119,22 @@ def source_use(disk: Disk, after: int) -> SourceUse:
 
 
 def _written_bytes(disk: Disk, after: int) -> int | None:
+    """None: the log does not tell, because it was abandoned, or not all of it can be read."""
     if not disk.tracked or disk.state.needs_resync is not None:
         return disk.dirty_bytes or None
-    if disk.log.last_position <= after:
+    last_position = disk.log.last_position
+    if last_position <= after:
         return 0
-    written = 0
-    for path in sorted(disk.place.folder.glob(f"{disk.place.name}.*.hrl")):
+    written = read_position = 0
+    paths = [path for _, path in find_segments(disk.place.folder, disk.place.name)]
+    for path in paths:
         try:
             with SegmentReader(path) as segment:
                 for record in segment.records(verify=False):
+                    read_position = record.position
                     if record.position > after and record.type in _CHANGES:
                         written += record.length
         except RigError:
-            continue  # the end of the newest is being written, or the segment was deleted meanwhile
-    return min(written, disk.size_bytes)
+            if path != paths[-1]:  # only the newest may end with preallocated room, or a record that is being written
+                return None
+    return min(written, disk.size_bytes) if read_position >= last_position else None

@@ -15,7 +15,7 @@ import trio
 
 from blockfs import safe_files
 from blockfs.clock import Clock
-from blockfs.control import BackingImage, CutInfo, DiskHostControl, DiskInfo, DownloadedDisk, SourceUse, TagKind
+from blockfs.control import CLOSE_IT, BackingImage, CutInfo, DiskHostControl, DiskInfo, DownloadedDisk, SourceUse, TagKind
 from blockfs.errors import RigError
 from blockfs.image_kind import Format
 from blockfs.part import PartName
@@ -171,7 +171,8 @@ class HyperVAgent:
         for disk in disks:
             if disk.open_handles:
                 raise RigError(
-                    "DiskInUse", f"disk {vm}/{disk.name} is in use: {disk.path} is open {disk.open_handles} times"
+                    "DiskInUse",
+                    f"disk {vm}/{disk.name} is in use: {disk.path} is open {disk.open_handles} times; {CLOSE_IT}",
                 )
             if disk.kept:
                 raise RigError(

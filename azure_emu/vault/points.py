@@ -204,7 +204,10 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
     else:
         row = find_available(session, selector.text)
         found = to_wire(row) if row is not None and row.vm == vm else _named(session, vm, choice)
-        found = found or _begun(session, vm, choice)
+        if found is None:
+            found = _begun(session, vm, choice)
+        elif selector.kind == "name":
+            _require_no_short_id(session, vm, choice, found.id)
     if found is None:
         last = newest(session, vm)
         told = f"the newest is {last.id} ({last.type})" if last is not None else "it has none yet"
@@ -224,6 +227,31 @@ def _named(session: Session, vm: str, name: str) -> RecoveryPoint | None:
             f"VM {vm!r} has {len(rows)} recovery points named {name!r}, the newest is {rows[0][0]}: say which by its id",
         )
     return _wire(rows[0]) if rows else None
+
+
+def check_new_name(session: Session, vm: str, name: str) -> None:
+    """``InvalidName``: the name is what commands show for another point, and would select either."""
+    other = _short_id_of(session, vm, name)
+    if other is not None:
+        raise RigError(
+            "InvalidName", f"point is named {name!r}, which is the beginning of point {other}'s id; give another name"
+        )
+
+
+def _require_no_short_id(session: Session, vm: str, name: str, own_id: str) -> None:
+    """``AmbiguousId``: another point, which may be newer than the name, has an id that begins so."""
+    other = _short_id_of(session, vm, name)
+    if other not in (None, own_id):
+        raise RigError(
+            "AmbiguousId",
+            f"{name!r} is the name of point {own_id} and the beginning of point {other}'s id: say which by its id",
+        )
+
+
+def _short_id_of(session: Session, vm: str, name: str) -> str | None:
+    """The point whose id begins so, if the name is as long as the short ids that commands show."""
+    found = _begun(session, vm, name) if len(name) >= short_ids.SHORT_CHARS else None
+    return None if found is None else found.id
 
 
 def _begun(session: Session, vm: str, beginning: str) -> RecoveryPoint | None:

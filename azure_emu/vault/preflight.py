@@ -15,7 +15,7 @@ from azure_emu.vault import azure_vms
 from azure_emu.vault.azure_vms import Kind
 from azure_emu.vault.schema import MountRow
 from azure_emu.vault.services import Services
-from blockfs.control import DiskInfo, DownloadedDisk
+from blockfs.control import CLOSE_IT, DiskInfo, DownloadedDisk
 from blockfs.errors import RigError
 
 
@@ -25,8 +25,7 @@ def require_idle(disks: list[DiskInfo], what: str) -> None:
         if disk.open_handles:
             raise RigError(
                 "DiskInUse",
-                f"disk {disk.name!r} of {what} is in use: {disk.path} is open {disk.open_handles} times; unmount it and "
-                "detach its loop devices",
+                f"disk {disk.name!r} of {what} is in use: {disk.path} is open {disk.open_handles} times; {CLOSE_IT}",
             )
 
 
@@ -83,7 +82,7 @@ async def can_remove_all(services: Services, vm: str) -> None:
                 if disk.open_handles:
                     raise RigError(
                         "RecoveryInUse",
-                        f"recovery/{vm}/{info.name}/{disk.name} is in use: it is open {disk.open_handles} times",
+                        f"recovery/{vm}/{info.name}/{disk.name} is in use: it is open {disk.open_handles} times; {CLOSE_IT}",
                     )
     for name in await services.store.transact(lambda session: azure_vms.names_of(session, vm)):
         require_idle(await azure_vms.disks_of(services, name), f"VM {name!r} at the recovery side")

@@ -76,6 +76,8 @@ class SourceWatch:
         if used is None:
             return []
         text = f"VM {vm!r} was failed over, but {describe(used)}; a failback replaces this, and keeps the old disks as files"
+        if any(use.open_handles for use in used):
+            text += "; it is refused while a disk is open"
         return [HealthError(errorCode=CODE, summaryMessage=text, recoverable=True, attempt=0, next_try_time=None)]
 
     async def _record(self, vm: str, used: list[SourceUse]) -> None:

@@ -399,6 +399,7 @@ class Vault(Reports):
             item = find_item(session, vm)
             jobs.require_no_job(session, vm)
             require(item, Operation.CREATE_POINT)
+            points.check_new_name(session, vm, name)
 
         await self._services.store.transact(look)
         cut = await self._cut_point(vm, kind, name)

@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from azure_emu.ports import DiskSpec
-from azure_emu.vault.schema import JobRow
+from azure_emu.vault.schema import JobRow, PointRow
 from blockfs.errors import RigError
 from siterig.show import print_table
 from siterig.values import parse_point
@@ -63,7 +63,7 @@ async def test_a_word_is_understood_in_any_spelling(tmp_path: Path, text: str) -
         assert (await vault.mount_point(vm="web01", point=text)).recovery_point == newest
 
 
-async def test_the_beginning_of_an_id_selects_its_point_unless_a_point_has_that_name(tmp_path: Path) -> None:
+async def test_the_beginning_of_an_id_selects_its_point_and_no_point_can_be_named_so(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
         point = (await vault.points(vm="web01"))[0]
@@ -75,8 +75,27 @@ async def test_the_beginning_of_an_id_selects_its_point_unless_a_point_has_that_
         job = await ended(vault, await vault.test_failover(vm="web01", point=short))
         assert job.recovery_point == point
         assert (await vault.job(name=job.name[:8])).name == job.name
-        named = await vault.create_point(vm="web01", kind="CrashConsistent", name=short)
-        assert (await vault.mount_point(vm="web01", point=short)).recovery_point == named
+        for name in (short, point.id[:20], short.upper()):
+            with pytest.raises(RigError, match=f"is the beginning of point {point.id}'s id") as caught:
+                await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
+            assert caught.value.code == "InvalidName"
+
+
+async def test_a_name_with_which_a_newer_points_id_begins_selects_neither_silently(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        named = await vault.create_point(vm="web01", kind="CrashConsistent", name="20261129")
+        newer = await vault.create_point(vm="web01", kind="CrashConsistent", name="newer")
+        assert (await vault.mount_point(vm="web01", point="20261129")).recovery_point == named
+
+        def rename(session: Session) -> None:
+            session.execute(update(PointRow).where(PointRow.tag_id == named.id).values(name=newer.id[:8]))
+
+        await vault._services.store.transact(rename)
+        with pytest.raises(RigError, match="say which by its id") as caught:
+            await vault.test_failover(vm="web01", point=newer.id[:8])
+        assert caught.value.code == "AmbiguousId"
+        assert named.id in caught.value.message and newer.id in caught.value.message
 
 
 async def test_the_beginning_of_several_ids_is_an_error_that_lists_them(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from azure_emu.vault.vault import Vault
+from blockfs.changelog import HEADER_BYTES
 from blockfs.control import DownloadedDisk
+from blockfs.disk_log import find_segments
 from blockfs.errors import RigError
 from blockfs.host import DiskHost
 from tests.unit.vault_fakes import World, ended, protected, running
@@ -44,7 +46,8 @@ async def test_writes_at_the_site_after_a_failover_are_a_warning_and_one_event(t
         (text,) = await source_errors(vault)
         assert text == (
             "VM 'web01' was failed over, but at the site after the failover: disk data: 0 bytes written, open 2 times; disk "
-            "os: 4096 bytes written; a failback replaces this, and keeps the old disks as files"
+            "os: 4096 bytes written; a failback replaces this, and keeps the old disks as files; it is refused while "
+            "a disk is open"
         )
         assert (await vault.items())[0].replicationHealth == "Warning"
         assert [event.severity for event in await vault.events() if event.eventCode == "SourceInUse"] == ["Warning"]
@@ -154,6 +157,23 @@ async def test_bytes_written_after_a_position_are_counted(host: DiskHost) -> Non
     assert [use.written_bytes for use in await host.source_use(vm="web01", after=after)] == [1536]
     assert [use.written_bytes for use in await host.source_use(vm="web01", after=0)] == [1536 + 4096]
     await host.stop_tracking(vm="web01")
+    assert [use.written_bytes for use in await host.source_use(vm="web01", after=after)] == [None]
+    host.close()
+
+
+@pytest.mark.parametrize("hurt", ["a closed segment", "the newest segment"])
+async def test_if_the_log_cannot_be_read_it_is_not_known_what_was_written(host: DiskHost, hurt: str) -> None:
+    disk = host.disk("web01", "os")
+    after = await host.position()
+    disk.write(0, b"a" * 512)
+    await host.cut(vm="web01", kind="CrashConsistent", name="another segment")
+    if hurt == "the newest segment":
+        disk.write(0, b"b" * 512)
+    segments = [path for _, path in find_segments(disk.place.folder, disk.place.name)]
+    path = segments[0] if hurt == "a closed segment" else segments[-1]
+    with path.open("r+b") as file:
+        file.seek(HEADER_BYTES)
+        file.write(b"x" * 64)
     assert [use.written_bytes for use in await host.source_use(vm="web01", after=after)] == [None]
     host.close()
 
