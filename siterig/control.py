@@ -39,5 +39,8 @@ class SupervisorControl(Protocol):
         ...
 
     async def start_role(self, *, name: str) -> RoleStatus:
-        """Start a role that is held or failed (no-op where it runs); returns once it is ready."""
+        """Start a role that is held or failed (no-op where it runs); returns once it is ready.
+
+        ``RoleHung`` if it runs and does not answer; ``RoleFailed``, or ``RoleHeld`` if it is held again meanwhile.
+        """
         ...

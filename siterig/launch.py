@@ -18,6 +18,7 @@ from azure_emu.ports import RoleStatus
 from azure_emu.vault.roles import trouble
 from blockfs.errors import RigError
 from siterig import cleanup, doctor, services
+from siterig.control import SupervisorControl
 from siterig.front_end import FrontEnd
 from siterig.layout import Layout, check_format, create, restore_state
 from siterig.limits import Limits
@@ -26,6 +27,10 @@ from siterig.process import last_line, open_log
 from siterig.rpc_contract import check_socket_path
 
 END_TIMEOUT_S = 90.0
+HUNG_END_TIMEOUT_S = 15.0
+"""For a supervisor that did not answer within its deadline, ``ASKED_MAX`` times."""
+ASKED_MAX = 3
+KILL_TIMEOUT_S = 10.0
 QUICK_RETRIES = "--quick-retries"
 UNTIL_EOF = "--until-eof"
 
@@ -132,16 +137,61 @@ def is_up(layout: Layout) -> bool:
     return is_locked(layout.lock)
 
 
-def _terminate(layout: Layout) -> None:
-    """End a supervisor that does not answer: it is starting, or ending already."""
-    with contextlib.suppress(ProcessLookupError, ValueError):
-        os.kill(int(layout.lock.read_text()), signal.SIGTERM)
+def _send(layout: Layout, number: signal.Signals) -> None:
+    """Send a signal to the supervisor; nothing happens if it has ended."""
+    if is_up(layout):
+        with contextlib.suppress(ProcessLookupError, ValueError):
+            os.kill(int(layout.lock.read_text()), number)
+
+
+async def _ended(layout: Layout, limit_s: float) -> bool:
+    """Wait until no supervisor holds the lock; whether that is so."""
+    with trio.move_on_after(limit_s):
+        while is_up(layout):  # noqa: ASYNC110 (waiting for a lock of another process cannot be awaited)
+            await trio.sleep(0.05)
+    return not is_up(layout)
+
+
+async def _stop_supervisor(layout: Layout) -> list[str]:
+    """End the supervisor with its roles; says what was done.  ``VmBusy``.
+
+    One that does not answer is starting, or ending already, or hangs.  It is killed if it does not end by itself.
+    """
+    supervisor = services.supervisor(layout)
+    limit_s = END_TIMEOUT_S
+    done: list[str] = []
+    try:
+        await _wait_for_answer(supervisor)
+        done = await supervisor.stop_all()
+    except RigError as error:
+        if error.code != "RoleUnavailable":
+            raise
+        limit_s = HUNG_END_TIMEOUT_S if error.uncertain else END_TIMEOUT_S
+        _send(layout, signal.SIGTERM)
+    if not await _ended(layout, limit_s):
+        _send(layout, signal.SIGKILL)
+        done.append(f"killed the supervisor, which did not end within {limit_s:g} s")
+        await _ended(layout, KILL_TIMEOUT_S)
+    return done
+
+
+async def _wait_for_answer(supervisor: SupervisorControl) -> None:
+    """``RoleUnavailable`` if it does not answer, also when it is asked again: the call that ends it has no deadline."""
+    for asked in range(1, ASKED_MAX + 1):
+        try:
+            await supervisor.status()
+        except RigError as error:
+            if asked == ASKED_MAX or not error.uncertain:
+                raise
+        else:
+            return
 
 
 async def down(layout: Layout) -> list[str]:
     """End the rig and clear all it holds on this host; also when its supervisor was killed.  Says what was done.
 
-    ``VmBusy``: a guest's mount is in use, the rig stays up.  A rig that is down already is fine.
+    ``VmBusy``: a guest's mount is in use, the rig stays up.  A rig that is down already is fine.  A supervisor that does
+    not answer is killed.
     """
     restored = restore_state(layout)
     check_format(layout)
@@ -151,15 +201,7 @@ async def down(layout: Layout) -> list[str]:
     ending = await trio.to_thread.run_sync(take_ending, layout.lock)
     try:
         if is_up(layout):
-            try:
-                done += await services.supervisor(layout).stop_all()
-            except RigError as error:
-                if error.code != "RoleUnavailable":
-                    raise
-                _terminate(layout)
-        with trio.move_on_after(END_TIMEOUT_S):
-            while is_up(layout):  # noqa: ASYNC110 (waiting for a lock of another process cannot be awaited)
-                await trio.sleep(0.05)
+            done += await _stop_supervisor(layout)
         lock = take_lock(layout.lock, waits=False)
         try:
             return done + await cleanup.clear(layout)

@@ -45,7 +45,8 @@ class RoleGuide:
     async def back(self, role: str, error: RigError, *, again: bool) -> None:
         """See :class:`siterig.rpc_client.Guide`."""
         if role == SUPERVISOR:
-            raise error
+            text = f"{error.message}; if it does not recover: siterig down, then siterig up"
+            raise RigError(error.code, text, recoverable=True, role=role, uncertain=error.uncertain) from error
         reason = next((trouble(status) for status in await self._roles() if status.name == role), error)
         if reason is error or (reason is not None and not _is_coming_back(reason)):
             raise reason from error

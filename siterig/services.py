@@ -39,7 +39,9 @@ _ROLE_REPORTS = {"report_roles": REPORT_S}
 _HOST = dict.fromkeys(("list_disks", "position", "counters", "segments", "list_recoveries"), ANSWER_S)
 _PROVIDER = {"progress": ANSWER_S, "list_vms": ASKING_S}
 _RECOVERY_SIDE = dict.fromkeys(("store_paths", "retain", "disk_state", "position_at", "export_progress"), ANSWER_S)
-_SUPERVISOR = {"status": REPORT_S}
+STARTING_S = 180.0
+"""For the start of a role, which may fail a few times before it succeeds."""
+_SUPERVISOR = {"status": REPORT_S, "kill_role": ANSWER_S, "start_role": STARTING_S}
 
 # mypy wants a concrete class where a Protocol's class object is the point: hence the ignores, all of them here.
 

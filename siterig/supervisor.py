@@ -20,6 +20,7 @@ import structlog
 import trio
 
 from azure_emu.ports import RoleState, RoleStatus
+from azure_emu.vault.roles import trouble
 from blockfs.errors import RigError
 from blockfs.waits import Wait
 from siterig import cleanup, rpc_server
@@ -316,7 +317,7 @@ class Supervisor(SupervisorControl):
         return role.status()
 
     async def start_role(self, *, name: str) -> RoleStatus:
-        """Start what is held or has failed."""
+        """Start what is held or has failed; ``RoleHung`` for a role that runs and does not answer."""
         role = self._role(name)
         role.hold = False
         if role.state != "ready":
@@ -324,9 +325,10 @@ class Supervisor(SupervisorControl):
             if role.state in ("held", "failed"):
                 role.enter("restarting")
             role.wake.set()
-            await role.settled("ready", "failed")
-        if role.state == "failed":
-            raise RigError("RoleFailed", f"role {name}: {role.detail}")
+            await role.settled("ready", "hung", "held", "failed", "stopped")
+        error = trouble(role.status())
+        if error is not None:
+            raise error
         return role.status()
 
     async def stop_all(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from azure_emu.ports import RoleStatus
 from siterig import completion, exits, services, show, sites
 from siterig.commands.options import Dir, Json, example, running
+from siterig.control import SupervisorControl
 
 RoleName = Annotated[
     str,
@@ -43,6 +45,13 @@ def register(app: typer.Typer) -> None:
     app.add_typer(site, name="site", help="Lose a site, and get it back.", epilog=example("siterig site lose"))
 
 
+async def _supervisor(folder: Path) -> SupervisorControl:
+    """The rig's supervisor, which answers: one that hangs would do later what nobody waits for any more."""
+    supervisor = services.supervisor(running(folder))
+    await supervisor.status()
+    return supervisor
+
+
 def _print(roles: list[RoleStatus], *, as_json: bool) -> None:
     if as_json:
         show.print_json(roles)
@@ -67,7 +76,7 @@ def restart(folder: Dir, name: RoleName, as_json: Json = False) -> None:
     """Start a role again: one that runs or hangs is killed first, one that failed or is held is started."""
 
     async def work() -> None:
-        supervisor = services.supervisor(running(folder))
+        supervisor = await _supervisor(folder)
         await supervisor.kill_role(name=name)
         _print([await supervisor.start_role(name=name)], as_json=as_json)
 
@@ -83,7 +92,8 @@ def kill(
     """Kill a role (SIGKILL), as a crash would; the supervisor starts it again."""
 
     async def work() -> None:
-        _print([await services.supervisor(running(folder)).kill_role(name=name, hold=hold)], as_json=as_json)
+        supervisor = await _supervisor(folder)
+        _print([await supervisor.kill_role(name=name, hold=hold)], as_json=as_json)
 
     exits.run(work)
 
@@ -92,7 +102,7 @@ def lose(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) -> 
     """Lose a site: its processes are killed, and stay down until siterig site restore."""
 
     async def work() -> None:
-        supervisor = services.supervisor(running(folder))
+        supervisor = await _supervisor(folder)
         _print(await sites.lose(supervisor, site), as_json=as_json)
 
     exits.run(work)
@@ -102,7 +112,7 @@ def restore(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) 
     """Get a lost site back: its processes are started, with the disks as they were when it was lost."""
 
     async def work() -> None:
-        supervisor = services.supervisor(running(folder))
+        supervisor = await _supervisor(folder)
         _print(await sites.restore(supervisor, site), as_json=as_json)
 
     exits.run(work)

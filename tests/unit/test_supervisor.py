@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -295,6 +296,31 @@ async def test_a_hung_role_can_be_killed_and_comes_back(layout: Layout, monkeypa
         await supervisor.kill_role(name="a")
         again = await until(supervisor, "a", lambda role: role.state == "ready")
         assert again.pid != before.pid
+
+
+async def test_starting_a_hung_role_is_refused_with_the_remedy(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "STATUS_ANSWER_S", 0.05)
+    async with running(layout, checked("a", ANSWER)) as supervisor:
+        pid = (await status(supervisor, "a")).pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        assert (await status(supervisor, "a")).state == "hung"
+        with trio.fail_after(10), pytest.raises(RigError, match="siterig role restart a") as caught:
+            await supervisor.start_role(name="a")
+        assert caught.value.code == "RoleHung"
+
+
+async def test_a_role_that_is_held_while_it_is_started_ends_the_start(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "BACKOFF_FIRST_S", 60.0)
+    async with running(layout, role("a", END_SOON)) as supervisor:
+        await until(supervisor, "a", lambda role: role.state == "restarting")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(supervisor.kill_role, name="a", hold=True))
+            with trio.fail_after(10), pytest.raises(RigError) as caught:
+                await supervisor.start_role(name="a")
+        assert caught.value.code == "RoleHeld"
 
 
 async def test_a_role_dies_with_its_parent(layout: Layout) -> None:
