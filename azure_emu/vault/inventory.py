@@ -37,12 +37,16 @@ def _remember_fabric(session: Session, fabric: Side, disks: Iterable[DiskInfo]) 
 
 
 def _known(session: Session, fabric: Side) -> list[Vm]:
-    """The VMs of a fabric with the state of their protection (site) or what they are (azure)."""
+    """The VMs of a fabric as last seen."""
+    return _described(session, fabric, session.scalars(select(KnownDiskRow).where(KnownDiskRow.fabric == fabric)))
+
+
+def _described(session: Session, fabric: Side, found: Iterable[KnownDiskRow | DiskInfo]) -> list[Vm]:
+    """VMs of these disks, with the state of their protection (site) or what they are (azure)."""
     disks: dict[str, list[VmDisk]] = {}
-    query = select(KnownDiskRow).where(KnownDiskRow.fabric == fabric).order_by(KnownDiskRow.vm, KnownDiskRow.name)
-    for row in session.scalars(query):
-        found = VmDisk(name=row.name, size_bytes=row.size_bytes, path=row.path, sector_bytes=known_size(row.sector_bytes))
-        disks.setdefault(row.vm, []).append(found)
+    for each in sorted(found, key=lambda each: (each.vm, each.name)):
+        disk = VmDisk(name=each.name, size_bytes=each.size_bytes, path=each.path, sector_bytes=known_size(each.sector_bytes))
+        disks.setdefault(each.vm, []).append(disk)
     if fabric == "site":
         states = {item.vm: item.protection_state for item in session.scalars(select(ItemRow))}
         default = UNPROTECTED
@@ -53,17 +57,22 @@ def _known(session: Session, fabric: Side) -> list[Vm]:
 
 
 async def list_fabric(services: Services, fabric: Side) -> list[Vm]:
-    """All VMs of a fabric; as last seen if its role cannot be reached, or if there is no room to write what it says."""
+    """All VMs of a fabric; as last seen if its role cannot be reached."""
     roles = ("agent", "site") if fabric == "site" else ("azure",)
     if any(services.roles.trouble(role) is not None for role in roles):  # one that hangs would hold up who asks
         return await services.store.transact(lambda session: _known(session, fabric))
     try:
         disks = await (services.site.list_vms() if fabric == "site" else services.azure.list_disks())
+    except RigError as error:
+        if error.code != "RoleUnavailable":
+            raise
+        return await services.store.transact(lambda session: _known(session, fabric))
+    try:
         await services.store.transact(lambda session: _remember_fabric(session, fabric, disks))
     except RigError as error:
-        if error.code not in ("RoleUnavailable", "DiskFull"):
+        if error.code != "DiskFull":  # they are remembered when there is room again
             raise
-    return await services.store.transact(lambda session: _known(session, fabric))
+    return await services.store.transact(lambda session: _described(session, fabric, disks))
 
 
 async def site_disks(services: Services, vm: str) -> list[DiskInfo]:

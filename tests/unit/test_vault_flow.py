@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from azure_emu.ports import ApplierReports, DiskSpec
-from azure_emu.vault import failback_tasks
+from azure_emu.vault import failback_tasks, inventory
 from azure_emu.vault.api import Job, VaultApi
 from blockfs.errors import RigError
 from replication.ports import VaultLink
@@ -417,6 +417,21 @@ async def test_the_vms_of_a_lost_site_are_listed_as_last_seen(tmp_path: Path) ->
         world.lose_site()
         assert await vault.list_vms() == before
         assert [(vm.name, vm.side, vm.state) for vm in before] == [("web01", "site", "Protected")]
+
+
+async def test_a_vm_is_listed_also_when_there_is_no_room_to_remember_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise RigError("DiskFull", "the host's disk is full", recoverable=True)
+
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        for name in ("remember_vm", "_remember_fabric"):
+            monkeypatch.setattr(inventory, name, full)
+        made = await vault.create_vm(vm="web02", disks=[DiskSpec(name="os", size_bytes=1 << 20)])
+        assert [(vm.name, vm.state) for vm in await vault.list_vms()] == [("web01", "Protected"), ("web02", "Unprotected")]
+        assert made in await vault.list_vms()
 
 
 async def test_a_bug_in_a_task_fails_its_job_only(tmp_path: Path) -> None:
