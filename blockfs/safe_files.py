@@ -31,6 +31,9 @@ from blockfs.ownership import changed_by_others, is_trusted, user_text
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
 _LINKS_MAX = 40
+_DESCRIPTORS = re.compile(r"/proc/\d+(/task/\d+)?/fd")
+_NAMELESS = re.compile(r"\w+:.*")
+"""What the kernel shows of a descriptor that no name leads to: ``pipe:[4711]``, as in a shell's ``<(command)``."""
 _TOKEN_BYTES = 8
 _RENAME_NOREPLACE = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -76,6 +79,11 @@ class _Walk:
             target = os.readlink("", dir_fd=following)
         finally:
             os.close(following)
+        if _NAMELESS.fullmatch(target) and _DESCRIPTORS.fullmatch(str(self.path)):
+            reached = os.open(part, os.O_PATH | os.O_CLOEXEC, dir_fd=self.fd)
+            os.close(self.fd)
+            self.fd, self.path = reached, self.path / part
+            return
         if target.startswith("/"):
             os.close(self.fd)
             self.fd, self.path = _root(), Path("/")

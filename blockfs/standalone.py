@@ -220,8 +220,9 @@ def _told(what: str, code: str) -> Iterator[None]:
 def _open_untracked(image: Image, place: DiskPlace, note: Note) -> StandAlone:
     before, ended = (None, None) if image.read_only else _end_log(image, place)
     state = _Volatile(
-        disk_id=str(uuid.uuid4()), size_bytes=image.size_bytes, kind="raw", generation=0, tracked=False, needs_resync=None
-    )
+        disk_id=str(uuid.uuid4()), size_bytes=image.size_bytes, kind="raw", generation=0, tracked=False, needs_resync=None,
+        image=image.path.name,
+    )  # fmt: skip
     alone = StandAlone(image, place, state, PositionCounter(None), tracked=False, note=note)
     alone.before, alone.discontinued = before, ended
     return alone

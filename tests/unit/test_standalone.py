@@ -35,10 +35,10 @@ class Mounts:
         self.image: Image | None = None
         self.alone: StandAlone | None = None
 
-    async def open(self, *, tracked: bool = True, read_only: bool = False) -> StandAlone:
+    async def open(self, *, tracked: bool = True, read_only: bool = False, name: str | None = None) -> StandAlone:
         self.image = await open_image(self.path, read_only=read_only)
         try:
-            self.alone = open_disk(self.image, self.path.stem, tracked=tracked)
+            self.alone = open_disk(self.image, name or self.path.stem, tracked=tracked)
         except BaseException:
             self.image.close()
             raise
@@ -473,3 +473,17 @@ async def test_a_vhd_keeps_its_footer_and_its_size(tmp_path: Path) -> None:
     mounts.close()
     assert mounts.path.read_bytes() == bytes(SIZE - 3) + b"end" + footer
     assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()[:SIZE]
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+@pytest.mark.parametrize(
+    ("file", "name"), [("disk.raw", "disk"), ("disk", "disk"), ("disk.img", "other"), ("a.b.img", "a.b")]
+)
+async def test_an_image_may_have_any_name_beside_its_disks(tmp_path: Path, file: str, name: str, tracked: bool) -> None:
+    mounts = Mounts(tmp_path / file)
+    mounts.path.write_bytes(bytes(SIZE))
+    alone = await mounts.open(tracked=tracked, name=name)
+    alone.disk.write(0, b"x" * 512)
+    await alone.look_at_the_end()
+    mounts.close()
+    assert mounts.path.read_bytes()[:512] == b"x" * 512

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from blockfs import image_import
+from blockfs import image_import, safe_files
 from blockfs.changelog import SegmentReader
 from blockfs.dm_log_writes import DmLogReader
 from blockfs.errors import RigError
@@ -168,3 +168,20 @@ async def test_a_descriptor_that_is_opened_after_the_call_was_cancelled_is_close
         await trio.lowlevel.wait_readable(reader)  # its other end was closed
     assert os.read(reader, 1) == b""
     os.close(reader)
+
+
+def test_a_pipe_that_a_descriptor_leads_to_is_named_as_a_fifo() -> None:
+    """As a shell gives it for ``<(command)``: no name leads to it."""
+    ends = os.pipe()
+    try:
+        for path in (
+            Path(f"/dev/fd/{ends[0]}"),
+            Path(f"/proc/self/fd/{ends[0]}"),
+            Path(f"/proc/{os.getpid()}/fd/{ends[0]}"),
+        ):
+            with pytest.raises(RigError, match="is no regular file, but a FIFO") as failed:
+                open_file(safe_files.resolve(path), os.O_RDONLY, code="ImageUnusable", wanted="name a file")
+            assert failed.value.code == "ImageUnusable"
+    finally:
+        for end in ends:
+            os.close(end)
