@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
+from string import digits
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -27,7 +29,7 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseError,
 )
-from azure.storage.blob import BlobServiceClient
+from azure.storage.blob import BlobPrefix, BlobServiceClient, ContainerClient
 
 from blockfs.errors import RigError
 from blockfs.part import Listing, PartName
@@ -43,6 +45,9 @@ GET_TIMEOUT_S = 20.0
 """The same for a part's bytes: a blob that cannot be read is to be repaired within a minute."""
 SINGLE_PUT_BYTES_MAX = 256 << 20
 """Above it the SDK sends blocks and commits them under the same condition."""
+
+UNLISTED = "(a blob whose name cannot be listed)"
+"""Stands for the blobs of a disk that a list of the account fails for."""
 
 _OWN_BYTES = 1 << 20
 """What an emulator writes beside a blob: its list of blobs and blocks."""
@@ -146,8 +151,12 @@ class BlobCacheAccount:
         """The blobs of one disk; those that are no parts are named, and stop nothing."""
 
         def blobs() -> list[tuple[str, int]]:
-            found = self._container.list_blobs(name_starts_with=f"{disk_id}/")
-            return [(blob.name, int(blob.size or 0)) for blob in found]
+            try:
+                return _blobs(self._container, f"{disk_id}/")
+            except HttpResponseError as e:
+                if e.status_code != HTTPStatus.INTERNAL_SERVER_ERROR:
+                    raise
+                return [*_blobs_like_parts(self._container, disk_id), (f"{disk_id}/{UNLISTED}", 0)]
 
         return Listing.of(disk_id, await self._call(f"list {disk_id}/", lambda: self._in_container(blobs)))
 
@@ -229,6 +238,25 @@ class BlobCacheAccount:
             return await trio.to_thread.run_sync(work, limiter=limiter or self._limiter, abandon_on_cancel=True)
         except AzureError as e:
             raise classified(e, what=what, where=self._where) from e
+
+
+def _blobs(container: ContainerClient, prefix: str) -> list[tuple[str, int]]:
+    """Names and sizes in bytes."""
+    return [(blob.name, int(blob.size or 0)) for blob in container.list_blobs(name_starts_with=prefix)]
+
+
+def _blobs_like_parts(container: ContainerClient, disk_id: str) -> list[tuple[str, int]]:
+    """The blobs of a disk whose names begin like those of parts, by many lists instead of one.
+
+    Azurite answers 500 to a list with a name that XML cannot carry, such as one with a control character.  The first
+    list here fails at once if that was not the reason.
+    """
+    generations: list[str] = []
+    for digit in digits:
+        found = container.walk_blobs(name_starts_with=f"{disk_id}/{digit}", delimiter="/")
+        generations += [item.name for item in found if isinstance(item, BlobPrefix)]
+    prefixes = [f"{name}{stream}/{digit}" for name in generations for stream in ("sync", "log") for digit in digits]
+    return [blob for prefix in prefixes for blob in _blobs(container, prefix)]
 
 
 def classified(error: AzureError, *, what: str, where: str) -> RigError:

@@ -46,14 +46,18 @@ async def run_job(api: VaultApi, job: Job, *, as_json: bool) -> int:
 
 
 def job_status(job: Job) -> int:
-    """The exit status for a job that has ended; prints its errors, which of one that succeeded are remarks."""
+    """The exit status for a job that has ended; prints its errors, which are remarks if it succeeded.
+
+    A job that failed because a role is away ends the command as a call to that role does.
+    """
     if job.state == "Succeeded":
         for error in job.errors:
             show.notice(f"{error.message} ({error.code})")
         return exits.OK
-    for error in job.errors:
-        show.error(RigError(error.code, error.message))
-    return exits.FAILED
+    failures = [RigError(error.code, error.message) for error in job.errors]
+    for failure in failures:
+        show.error(failure)
+    return exits.NOT_UP if exits.NOT_UP in map(exits.status_of, failures) else exits.FAILED
 
 
 def _operate(folder: Path, start: Callable[[VaultApi], Awaitable[Job]], *, as_json: bool) -> None:

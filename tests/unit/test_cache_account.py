@@ -23,9 +23,9 @@ from azure.core.exceptions import (
     ServiceRequestError,
     ServiceResponseTimeoutError,
 )
-from azure.storage.blob import BlobServiceClient, ContainerClient
+from azure.storage.blob import BlobPrefix, BlobServiceClient, ContainerClient
 
-from azure_emu.cache_account import BlobCacheAccount, classified
+from azure_emu.cache_account import UNLISTED, BlobCacheAccount, classified
 from blockfs.errors import RigError
 from blockfs.part import PartName
 
@@ -47,6 +47,46 @@ def cache() -> Iterator[BlobCacheAccount]:
     account.close()
     account._container = Mock(spec_set=ContainerClient)
     yield account
+
+
+def listing_fails_for(names: list[str]) -> Mock:
+    """A container like Azurite's: a list fails if it has a name with a control character."""
+
+    def under(prefix: str) -> list[str]:
+        found = [name for name in names if name.startswith(prefix)]
+        if not all(name.isprintable() for name in found):
+            raise answer(500, "InternalServerError")
+        return found
+
+    def list_blobs(name_starts_with: str) -> list[Any]:
+        return [SimpleNamespace(name=name, size=3) for name in under(name_starts_with)]
+
+    def walk_blobs(name_starts_with: str, delimiter: str) -> list[Any]:
+        at = name_starts_with.rindex(delimiter) + 1
+        found = [name for name in names if name.startswith(name_starts_with)]
+        return [BlobPrefix(prefix=prefix) for prefix in {name[: name.index(delimiter, at) + 1] for name in found}]
+
+    container = Mock(spec_set=ContainerClient)
+    container.list_blobs, container.walk_blobs = list_blobs, walk_blobs
+    return container
+
+
+@pytest.mark.parametrize("stray", ["x\x1b[2J", "00000001/log/a\x07", "00000001/x\x01", "00000001/sync/.\x00"])
+async def test_a_name_that_the_account_cannot_list_hides_no_part(cache: BlobCacheAccount, stray: str) -> None:
+    parts = [PART, PartName(PART.disk_id, 12, "log", 7, 9)]
+    names = [part.blob() for part in parts] + [f"{PART.disk_id}/{stray}"]
+    cache._container = listing_fails_for(names)
+    found = await cache.list(PART.disk_id)
+    assert found.sizes == dict.fromkeys(parts, 3)
+    assert found.foreign == (f"{PART.disk_id}/{UNLISTED}",)
+
+
+async def test_a_list_that_fails_for_another_reason_is_an_outage(cache: BlobCacheAccount) -> None:
+    cache._container.list_blobs.side_effect = answer(500, "InternalServerError")  # type: ignore[attr-defined]
+    cache._container.walk_blobs.side_effect = answer(500, "InternalServerError")  # type: ignore[attr-defined]
+    with pytest.raises(RigError) as caught:
+        await cache.list(PART.disk_id)
+    assert (caught.value.code, caught.value.recoverable) == ("CacheUnreachable", True)
 
 
 @pytest.mark.parametrize(

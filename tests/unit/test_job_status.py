@@ -1,0 +1,28 @@
+"""The exit status of a command whose job has ended."""
+
+from __future__ import annotations
+
+import pytest
+
+from azure_emu.vault.api import Job, JobError
+from siterig import exits
+from siterig.commands.operations import job_status
+
+
+def ended(state: str, *codes: str) -> Job:
+    errors = [JobError(code=code, message="why") for code in codes]
+    return Job.model_construct(state=state, errors=errors)
+
+
+@pytest.mark.parametrize("code", ["RoleFailed", "RoleHeld", "RoleHung", "RoleUnavailable"])
+def test_a_job_that_failed_for_a_role_ends_as_a_call_to_that_role_does(code: str) -> None:
+    assert job_status(ended("Failed", "VmBusy", code)) == exits.NOT_UP
+
+
+@pytest.mark.parametrize("code", ["VmBusy", "VmExists", "CacheUnreachable"])
+def test_a_job_that_failed_for_another_reason_is_a_failed_operation(code: str) -> None:
+    assert job_status(ended("Failed", code)) == exits.FAILED
+
+
+def test_the_errors_of_a_job_that_succeeded_are_remarks() -> None:
+    assert job_status(ended("Succeeded", "RoleUnavailable")) == exits.OK
