@@ -1,10 +1,12 @@
 """Notices at once what other programs do to the files of open disks, by inotify(7).
 
 A file that was deleted, replaced, renamed or cut is found by :mod:`blockfs.own_file`; the events say when to look.  A write
-by another program is found by counting: the kernel reports a write, and the disk has made none since the last report.
+by another program is found by counting: the kernel reports a write, or the file's mtime moved, and the disk has changed
+nothing since the last look.  A program that opens the file for writing and writes nothing is no change.
 
-Not noticed: a write through a memory map or by a loop device (but that it is attached), a write on another machine (network
-file systems), and, until the descriptor is closed, one by another program while the disk is written to as well.
+Not noticed: a write by a loop device (but that it is attached), a write on another machine (network file systems), and,
+until the descriptor is closed, one by another program while the disk is written to as well.  A write through a memory map
+is noticed at the next event only.
 """
 
 from __future__ import annotations
@@ -55,12 +57,22 @@ class Watched(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """How often the disk had changed, and the mtime that its file then had (None: the disk changed meanwhile)."""
+
+    changes: int
+    mtime_ns: int | None
+
+
 @dataclass(eq=False, slots=True)
 class _File:
     disk: Watched
     path: str
-    counted: int
-    """The disk's changes just before the look before."""
+    fd: int
+    """The disk's own, open until the file is removed."""
+    seen: _Seen
+    """As of just before the previous look."""
     touched: bool = False
     """Its times or rights were set since another program closed it last."""
 
@@ -89,7 +101,7 @@ class FileWatch:
         except OSError as exc:
             _log.warning("file_not_watched", file=path, error=exc.strerror)
             return
-        self._files[number] = _File(disk, path, disk.changes)
+        self._files[number] = _File(disk, path, fd, _seen(disk, fd))
 
     @property
     def watches(self) -> bool:
@@ -123,28 +135,30 @@ class FileWatch:
 
     def look(self) -> list[_File]:
         """Act on all that other programs did so far; the files that one has opened."""
-        before = {file: file.disk.changes for file in self._files.values()}
+        now = {file: _seen(file.disk, file.fd) for file in self._files.values()}
         masks: dict[_File, int] = {}
         for number, mask in _read(self._fd) if self._fd >= 0 else ():
             if mask & IN_Q_OVERFLOW:
-                masks = dict.fromkeys(before, IN_MODIFY | IN_ATTRIB)
-                before = dict.fromkeys(before, -1)  # it cannot be told who wrote
+                masks = dict.fromkeys(now, IN_MODIFY | IN_ATTRIB)
+                now = dict.fromkeys(now, _Seen(-1, None))  # it cannot be told who wrote
             elif number in self._files:
                 file = self._files[number]
                 masks[file] = masks.get(file, 0) | mask
         for file, mask in masks.items():
             if mask != IN_OPEN and file.disk.check_files() is None:
-                self._judge(file, mask)
-        for file, changes in before.items():
-            file.counted = changes
+                self._judge(file, mask, now[file])
+        for file, seen in now.items():
+            file.seen = seen
         return [file for file, mask in masks.items() if mask & IN_OPEN]
 
     @staticmethod
-    def _judge(file: _File, mask: int) -> None:
+    def _judge(file: _File, mask: int, now: _Seen) -> None:
         file.touched = file.touched or bool(mask & IN_ATTRIB)
-        if mask & IN_MODIFY and file.disk.changes == file.counted:
+        alone = file.disk.changes == file.seen.changes
+        """The disk itself has changed nothing since the previous look."""
+        if alone and (mask & IN_MODIFY or (now.mtime_ns != file.seen.mtime_ns and not file.touched)):
             file.disk.changed_by_another(f"{file.path} was written to by another program")
-        elif mask & IN_CLOSE_WRITE and (mask & IN_MODIFY or not file.touched):  # who only sets its times writes nothing
+        elif mask & IN_CLOSE_WRITE and not alone and (mask & IN_MODIFY or not file.touched):
             file.disk.changed_by_another(f"{file.path} was opened for writing by another program, and may have been changed")
         if mask & IN_CLOSE_WRITE:
             file.touched = False
@@ -154,6 +168,11 @@ class FileWatch:
         await trio.sleep(after_s)
         for file in files:
             await file.disk.look_for_loops()
+
+
+def _seen(disk: Watched, fd: int) -> _Seen:
+    changes, mtime_ns = disk.changes, os.fstat(fd).st_mtime_ns
+    return _Seen(changes, mtime_ns if disk.changes == changes else None)
 
 
 def _read(fd: int) -> Iterator[tuple[int, int]]:

@@ -105,6 +105,8 @@ async def open_locked(path: Path, *, read_only: bool) -> LockedFile:
     """
     # In threads: the path may lead into a file system that another process like this one serves.
     real = await trio.to_thread.run_sync(_resolved, path, abandon_on_cancel=True)
+    if not read_only:
+        await _refuse_mounted(real)
     fd, read_only = await _opened(real, read_only)
     try:
         await _lock(real, fd, shared=read_only)
@@ -136,6 +138,26 @@ async def _opened(path: Path, read_only: bool) -> tuple[int, bool]:
         raise RigError(error.code, f"{error.message}{hint}") from error
 
 
+async def _refuse_mounted(path: Path) -> None:
+    """``ImageBusy`` if the image is mounted by another process like this one.
+
+    Asked before the image is opened for writing: to the process that has it mounted, that could be a change of its disk.
+    """
+    if (where := mounted_at(path)) is None:
+        return
+    try:
+        fd = await user_files.open_in_thread(
+            partial(user_files.open_file, path, os.O_RDONLY, code="ImageUnusable", wanted=WANTED, devices=True)
+        )
+    except user_files.NotOpenedError:
+        return  # opening it for writing reports why
+    try:
+        if _would_block(fd, 0):
+            raise await _busy(path, fd, where)
+    finally:
+        os.close(fd)
+
+
 def _wanted_lock(*, shared: bool) -> bytes:
     kind, start, length = (fcntl.F_RDLCK, _QEMU_BEARS_NO_WRITER, 1) if shared else (fcntl.F_WRLCK, 0, 0)
     return _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
@@ -165,10 +187,14 @@ async def _lock(path: Path, fd: int, *, shared: bool) -> None:
             await trio.to_thread.run_sync(fcntl.fcntl, fd, fcntl.F_OFD_SETLKW, wanted, abandon_on_cancel=True)
             if not shared or not _would_block(fd, _QEMU_WRITES):
                 return
+    raise await _busy(path, fd, where)
+
+
+async def _busy(path: Path, fd: int, where: str | None) -> RigError:
     holders = await trio.to_thread.run_sync(lock_holders, path, fd)
     holders = holders or [name for use in await hostmounts.uses(path) for name in use.processes]
     at = f" (mounted at {where})" if where else ""
-    raise RigError("ImageBusy", f"{path}: is in use by {', '.join(holders) or 'another process'}{at}")
+    return RigError("ImageBusy", f"{path}: is in use by {', '.join(holders) or 'another process'}{at}")
 
 
 async def _refuse_loops(path: Path, fd: int) -> None:

@@ -17,6 +17,16 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60
 
 
+def plain(stderr: str) -> str:
+    """What ``--json`` writes to stderr, one document a line, as the lines that a person reads without it."""
+    lines = []
+    for line in stderr.splitlines():
+        document: dict[str, Any] = json.loads(line)
+        note = document.get("note")
+        lines.append(f"siterig: note: {note}" if note is not None else str(document["text"]))
+    return "".join(f"{line}\n" for line in lines)
+
+
 class MountProcess:
     """One ``siterig mount IMAGE --mnt DIR --json ...``; ``prefix`` is put before the command."""
 
@@ -51,14 +61,14 @@ class MountProcess:
         self.process.send_signal(number)
 
     def note(self) -> str:
-        """The next line that it tells the user."""
+        """The next line on stderr, as it is without ``--json``."""
         assert self.process.stderr is not None
-        return self.process.stderr.readline()
+        return plain(self.process.stderr.readline())
 
     def ended(self) -> tuple[int, list[dict[str, Any]], str]:
-        """Wait for its end: exit status, what it printed since, what it told."""
+        """Wait for its end: exit status, the documents that it printed since, and stderr as it is without ``--json``."""
         stdout, stderr = self.process.communicate(timeout=PATIENCE_S)
-        return self.process.returncode, [json.loads(line) for line in stdout.splitlines()], stderr
+        return self.process.returncode, [json.loads(line) for line in stdout.splitlines()], plain(stderr)
 
     def end(self) -> dict[str, Any]:
         """End it in order; what it printed at its end."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from blockfs.printable import printable
 from tests.system.guest import write_durably
 from tests.system.mount_process import ROOT, Start, copied_as, logs, mounts, names, replayed, siterig
 
@@ -143,7 +144,7 @@ def test_text_for_people_says_where_the_disk_is_and_how_it_ends(image: Path, whe
         stdout, stderr = process.communicate(timeout=60)
         assert stdout.splitlines()[-2:] == [
             f"unmounted {where}",
-            f"  the log of generation 1: {image.parent}/disk.000001.hrl",
+            f"  the log of generation 1: {image.parent}/disk.000001.hrl, 192 B",
         ]
         assert (process.returncode, stderr) == (0, "")
     finally:
@@ -364,7 +365,9 @@ def test_any_name_can_be_an_images(tmp_path: Path, start: Start) -> None:
     )  # fmt: skip
     try:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith(b"mounted " + os.fsencode(image))
+        shown = printable(str(image)).encode()
+        assert b"\\xff" in shown
+        assert process.stdout.readline().startswith(b"mounted " + shown)
     finally:
         process.terminate()
         process.communicate()
@@ -383,8 +386,8 @@ def test_an_image_changed_in_between_begins_a_new_generation_and_both_replay(ima
     second_start = copied_as(image, "second-start")
     mount = start(image, where, "--log")
     assert mount.note() == (
-        f"siterig: note: {image}: the change log of generation 1 ends: the image was written to, or replaced, since it was "
-        "last mounted; generation 2 begins with the image as it is now\n"
+        f"siterig: note: {image}: the change log of generation 1 ends: {image} was written to, or replaced, since it was "
+        "last closed; generation 2 begins with the image as it is now\n"
     )
     assert mount.mounted["log"]["generation"] == 2
     write_durably(mount.disk, 50, b"two")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -255,7 +256,19 @@ def link(path: Path) -> None:
     path.with_name("other").unlink()
 
 
-@pytest.mark.parametrize("deed", [read_it, change_rights, touch, link], ids=lambda deed: deed.__name__)
+def open_to_write(path: Path) -> None:
+    os.close(os.open(path, os.O_RDWR))  # as a program does that finds it locked
+
+
+def touch_and_open_to_write(path: Path) -> None:
+    path.touch()
+    open_to_write(path)
+    open_to_write(path)
+
+
+@pytest.mark.parametrize(
+    "deed", [read_it, change_rights, touch, link, open_to_write, touch_and_open_to_write], ids=lambda deed: deed.__name__
+)
 def test_what_changes_no_byte_is_no_change(opened: Opened, deed: Callable[[Path], None]) -> None:
     deed(opened.path)
     opened.look()
@@ -264,6 +277,14 @@ def test_what_changes_no_byte_is_no_change(opened: Opened, deed: Callable[[Path]
     opened.disk._flush()
     opened.disk.close()
     assert (opened.told, opened.disk.state.needs_resync) == ([], None)
+
+
+def test_a_change_through_a_memory_map_is_noticed_at_the_next_event(opened: Opened) -> None:
+    with opened.path.open("r+b") as file, mmap.mmap(file.fileno(), SIZE) as mapped:
+        mapped[:8] = bytes(byte ^ 0xFF for byte in mapped[:8])
+        mapped.flush()
+    opened.look()
+    assert opened.told == [f"{opened.path} was written to by another program"]
 
 
 def test_the_disks_own_changes_are_not_taken_for_anothers(opened: Opened) -> None:
