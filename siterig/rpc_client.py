@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any, Protocol, TypeVar, cast
 
 import httpx
 import trio
+from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
 
 from blockfs.errors import RigError
+from blockfs.printable import valid_unicode
 from siterig.rpc_contract import Method, error_of, method_names
 
 T = TypeVar("T")
@@ -23,7 +24,6 @@ ANSWER_BYTES_MAX = 256 << 20
 WAIT_TOLD_S = 5.0
 AGAIN_S = 120.0
 """For so long a call is repeated while a role that it needs is away."""
-_NOT_UTF8 = re.compile(r"\\udc[89a-f][0-9a-f]")
 
 
 class Guide(Protocol):
@@ -51,11 +51,22 @@ def _body(method: Method, arguments: dict[str, Any]) -> bytes:
         return method.arguments.dump_json(cast(Any, arguments), warnings="error")
     except PydanticSerializationError as error:
         for name, value in arguments.items():
-            shown = ascii(value)
-            if _NOT_UTF8.search(shown):
-                message = f"{name} is {shown}, with bytes that are not UTF-8: a rig cannot take such a name or path"
+            if (found := _not_utf8(value)) is not None:
+                what = name if found == value else f"a text of {name}"
+                message = f"{what} is {found!a}, with bytes that are not UTF-8: a rig cannot take such a name or path"
                 raise RigError("InvalidName", message) from error
         raise
+
+
+def _not_utf8(value: object) -> str | None:
+    """The first text in an argument that UTF-8 cannot carry."""
+    if isinstance(value, str):
+        return None if valid_unicode(value) == value else value
+    if isinstance(value, BaseModel):
+        value = list(value.model_dump().values())
+    if isinstance(value, list | tuple):
+        return next((found for each in value if (found := _not_utf8(each)) is not None), None)
+    return None
 
 
 class _Proxy:

@@ -81,3 +81,9 @@ def test_a_name_that_is_not_utf_8_is_refused_by_name(hung: Layout) -> None:
         2, "siterig: error: vm is 'web\\udcff', with bytes that are not UTF-8: a rig cannot take such a name or path "
         "(InvalidName)\n",
     )  # fmt: skip
+
+
+def test_a_name_within_an_argument_that_is_not_utf_8_is_shown_alone(hung: Layout) -> None:
+    result = siterig("vm", "create", "web01", "--disk", "o\udcff:1MiB", "--dir", str(hung.root))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("siterig: error: a text of disks is 'o\\udcff', with bytes that are not UTF-8")
