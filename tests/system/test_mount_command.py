@@ -484,9 +484,9 @@ def test_a_fixed_vhd_of_qemu_keeps_its_footer(image: Path, where: Path, tmp_path
     assert (mount.mounted["format"], mount.mounted["size_bytes"]) == ("vhd", 16 * MIB)
     assert mount.disk.stat().st_size == 16 * MIB
     write_durably(mount.disk, 16 * MIB - 5, b"bytes")
-    with pytest.raises(OSError, match="File too large"):
+    with pytest.raises(OSError, match="No space left on device"):
         write_durably(mount.disk, 16 * MIB, b"behind")
-    with pytest.raises(OSError, match="Invalid argument"):
+    with pytest.raises(OSError, match="File too large"):
         os.truncate(mount.disk, 17 * MIB)
     mount.end()
     assert path.read_bytes()[-517:] == b"bytes" + footer
