@@ -479,7 +479,7 @@ def test_a_fixed_vhd_of_qemu_keeps_its_footer(image: Path, where: Path, tmp_path
     path = image.with_name("azure.vhd")
     create = ["qemu-img", "create", "-q", "-f", "vpc", "-o", "subformat=fixed,force_size=on"]
     subprocess.run([*create, path, "16M"], check=True)
-    before, footer = copied(path), path.read_bytes()[-512:]
+    before, footer = copied_as(path, "before.vhd"), path.read_bytes()[-512:]
     mount = start(path, where, "--log")
     assert (mount.mounted["format"], mount.mounted["size_bytes"]) == ("vhd", 16 * MIB)
     assert mount.disk.stat().st_size == 16 * MIB
