@@ -21,6 +21,8 @@ from blockfs.errors import RigError
 
 ROUND_S = 300.0
 """As often as the service makes crash-consistent points."""
+RETRY_S = 15.0
+"""After a round that failed: its wait ends soon after its reason."""
 
 _log = structlog.get_logger("azure_emu.vault.keeper")
 
@@ -31,21 +33,25 @@ class Keeper:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._told: set[str] = set()
+        self._delayed: set[tuple[str, str]] = set()
+        """(VM, disk id) of which the recovery side could not be told in the last round."""
 
     async def run(self) -> None:
-        """A round now and then, until cancelled."""
+        """A round now and then, and soon again after one that failed, until cancelled."""
         while True:
+            done = False
             try:
-                await self.round()
+                done = await self.round()
             except RigError as error:  # the host's disk is full: points stay until there is room
                 self._services.waits.set("retention", error.code, error.message)
                 self._tell_once(error)
             else:
                 self._services.waits.clear("retention")
-            await trio.sleep(ROUND_S)
+            await trio.sleep(ROUND_S if done else RETRY_S)
 
-    async def round(self) -> None:
-        """Advance the rig's clock, and look after every item once."""
+    async def round(self) -> bool:
+        """Advance the rig's clock, and look after every item once; whether the recovery side was told everything."""
+        delayed: set[tuple[str, str]] = set()
         await self._services.store.transact(lambda session: rig_clock.advance(session, self._services.clock))
         for vm in await self._services.store.transact(lambda session: list(session.scalars(select(ItemRow.vm)))):
             kept = await self._services.store.transact(lambda session, vm=vm: self._prune(session, vm))  # type: ignore[misc]
@@ -55,8 +61,11 @@ class Keeper:
                 except RigError as error:
                     self._services.waits.set("retention", error.code, error.message, vm=vm, disk=disk_id)
                     self._tell_once(error)
-                else:
-                    self._services.waits.clear("retention", vm=vm, disk=disk_id)
+                    delayed.add((vm, disk_id))
+        for vm, disk_id in self._delayed - delayed:
+            self._services.waits.clear("retention", vm=vm, disk=disk_id)
+        self._delayed = delayed
+        return not delayed
 
     def _prune(self, session: Session, vm: str) -> dict[str, int]:
         """Delete what the policy says; the oldest position that the points left need, for each disk."""

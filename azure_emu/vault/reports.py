@@ -239,6 +239,7 @@ class Reports:
             if downgraded_because is not None:
                 points.note_downgrade(session, item, tag, downgraded_because, elapsed_ns)
             health.cycle_done(session, item.vm, elapsed_ns)
+            self._note_recovered(session, item.vm)  # an agent that was restarted does not know of errors before
             return item.vm
 
         known = await self._services.store.transact(note)
@@ -270,11 +271,14 @@ class Reports:
         """The first success after errors."""
 
         def note(session: Session) -> str | None:
-            if health.clear_errors(session, vm):
-                self._event(session, vm, "ReplicationRecovered", "OK", f"replication of VM {vm!r} works again")
+            self._note_recovered(session, vm)
             return vm
 
         self._wake(await self._services.store.transact(note))
+
+    def _note_recovered(self, session: Session, vm: str) -> None:
+        if health.clear_errors(session, vm):
+            self._event(session, vm, "ReplicationRecovered", "OK", f"replication of VM {vm!r} works again")
 
     async def resync_required(self, *, vm: str, reason: str) -> None:
         """Mark the VM for resynchronization."""

@@ -168,6 +168,36 @@ async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_is_tol
         assert await rows(vault) == (len(points), 2 * len(points))
 
 
+async def test_a_recovery_side_that_was_away_is_told_soon_after_and_the_wait_ends(
+    tmp_path: Path,
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await cut(world)
+        world.failing["recovery.retain"] = RigError("RoleUnavailable", "the applier does not answer", recoverable=True)
+        assert not await vault._keeper.round()
+        assert {wait.code for wait in vault._services.waits.list()} == {"RoleUnavailable"}
+        world.mend()
+        assert await vault._keeper.round()
+        assert vault._services.waits.list() == []
+        assert world.retained
+
+
+async def test_a_wait_for_a_vm_that_is_not_protected_any_more_ends(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await cut(world)
+        world.failing["recovery.retain"] = RigError("RoleUnavailable", "the applier does not answer", recoverable=True)
+        await vault._keeper.round()
+        assert vault._services.waits.list()
+        world.failing.clear()
+        assert (await ended(vault, await vault.disable_protection(vm="web01"))).state == "Succeeded"
+        assert await vault._keeper.round()
+        assert vault._services.waits.list() == []
+
+
 async def test_pruned_points_do_not_come_back_when_an_applier_reports_anew(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:

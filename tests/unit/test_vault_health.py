@@ -69,6 +69,21 @@ async def test_a_recoverable_error_warns_until_replication_recovers(tmp_path: Pa
         assert codes == ["ReplicationRecovered", "CacheUnreachable"]  # newest first, an attempt is no event of its own
 
 
+async def test_a_point_that_was_sent_ends_an_error_that_a_restarted_agent_does_not_know_of(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        await vault.replication_error(
+            vm="web01", code="CacheUnreachable", message="no route", recoverable=True, attempt=1, next_try_s=60
+        )
+        for position in (100, 200):
+            await vault.point_sent(
+                vm="web01", tag_id=f"t{position}", kind="CrashConsistent", name="n", position=position, time_ns=START_NS
+            )
+        assert (await only_item(vault)).replicationHealth == "Normal"
+        codes = [event.eventCode for event in await vault.events() if event.eventType == "VmHealth"]
+        assert codes == ["ReplicationRecovered", "CacheUnreachable"]
+
+
 async def test_an_error_that_nobody_retries_is_critical(tmp_path: Path) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
