@@ -328,7 +328,7 @@ def test_an_azurite_that_is_not_there_is_named(down: Rig) -> None:
         "siterig: error: this machine cannot run a rig: azurite: SITERIG_AZURITE names /nonexistent/azurite-blob, which is "
         "no file (remedy: run ./rig in a checkout, or npm install -g azurite) (AzuriteMissing)"
     )
-    assert not down.layout.root.exists()
+    assert not down.layout.lock.exists()
     assert not cleanup.mounts_below(down.layout.root)
 
 
