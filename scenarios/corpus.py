@@ -112,7 +112,7 @@ def _verify(manifest: Manifest, root: Path) -> list[str]:
             with (root / name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            problems.append(f"{name}: {reason(error, name)}")
+            problems.append(f"{name}: {reason(error, root / name)}")
             continue
         if found != wanted:
             problems.append(f"{name}: content differs")

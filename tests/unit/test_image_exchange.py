@@ -268,10 +268,10 @@ async def test_an_export_that_is_killed_leaves_nothing_and_nobody_that_writes_on
 async def test_without_files_that_have_no_name_the_image_is_hidden_until_it_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: Format, cancelled: bool
 ) -> None:
-    def without(path: Path, flags: int, *more: int) -> int:
+    def without(path: Path, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         if flags & os.O_TMPFILE == os.O_TMPFILE:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
-        return opened(path, flags, *more)
+        return opened(path, flags, mode, dir_fd=dir_fd)
 
     opened = os.open
     monkeypatch.setattr("siterig.image_export.os.open", without)
