@@ -18,6 +18,7 @@ import trio
 from azure_emu import applier, checkpoints, history, journal_volume
 from azure_emu.managed_disk import ManagedDiskStore
 from azure_emu.ports import ApplierReports, RecoverySide
+from azure_emu.vault import rig_clock
 from azure_emu.vault.api import VaultApi
 from azure_emu.vault.vault import Vault
 from blockfs import hostmounts
@@ -71,8 +72,8 @@ def clock_of(layout: Layout) -> Path:
 class Policies(Protocol):
     """A face of the vault's process."""
 
-    async def round(self) -> None:
-        """Keep to the policies once."""
+    async def round(self) -> bool:
+        """Keep to the policies once; whether the recovery side was told everything."""
         ...
 
 
@@ -148,6 +149,8 @@ async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskSta
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(vault.run)
+            # The first thing that a vault's look after its policies does; the walk asks for the rest of it itself.
+            await vault._services.store.transact(lambda session: rig_clock.advance(session, vault._services.clock))
             await nursery.start(rpc_server.serve, faces, layout.socket("vault"))
             task_status.started()
     finally:

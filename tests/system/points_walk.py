@@ -365,11 +365,19 @@ class Walk:
 
     async def age(self) -> None:
         """Time passes, with a point now and then, and the vault keeps to its policy."""
+        await self._apply_all()
         for _ in range(self._rng.randrange(1, 4)):
             self._source.advance(self._rng.randrange(HOUR // 12, HOUR + HOUR // 2))
             self._source.write(self._disk(), 2)
             await self.tag()
+            await self._apply_all()
         await self.retain()
+
+    async def _apply_all(self) -> None:
+        """The age of a point whose sending is not reported counts from when it is applied, and the oracle's from its tag."""
+        self._rig.set_clock()
+        await self._source.deliver_all()
+        await self._rig.settled()
 
     async def retain(self) -> None:
         """A round of the policies: what must go is gone, all else is there."""

@@ -129,7 +129,7 @@ async def test_the_write_that_broke_a_file_system_is_named(folder: Path) -> None
         assert done.returncode == 0, done.stderr
         assert f"WRITE on disk os: 4096 bytes at {where} ({where:#x})" in done.stdout
         assert "1. position" in done.stderr
-        assert "what CMD printed when it failed last" in done.stderr
+        assert "output of CMD when it failed last" in done.stderr
         bad, good = await vault.mounted_points(vm=VM)
         images = {state.position: Path(next(d.path for d in state.disks if d.name == "os")) for state in (good, bad)}
         assert images[good.position].read_bytes() == old
