@@ -400,9 +400,10 @@ class Disk:
         if self._log is None or (reason := self._log.given_up) is None:
             return
         _log.warning("log_given_up", disk=str(self.place), reason=reason, dirty_bytes=self.dirty_bytes)
+        self._set(tracked=False, needs_resync=reason)  # if it fails, it is done at the next call
         self._log, self._noting = None, True
+        # Only now: the current segment may still be named so, and after a power loss the dirty file may not say why.
         self.place.file("spare").unlink(missing_ok=True)
-        self._set(tracked=False, needs_resync=reason)
 
     @property
     def log_bytes_max(self) -> int | None:

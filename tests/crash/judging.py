@@ -161,9 +161,10 @@ class _Case:
             raise LieError(f"the log does not give the disk: {_difference(replayed, self.content)}")
 
     def _check_flushed_log(self) -> None:
-        """What a flush has returned for is in the log, too, whatever else the power loss left of it."""
+        """Records that a flush has returned for are in the log, unless the disk's state says why the log was given up."""
         known = self.known
-        if not known.tracked or known.turning or known.given_up or self.noted or known.sure_seq <= known.remote_seq:
+        given_up = known.given_up or self.noted or self.told.needs_resync
+        if not known.tracked or known.turning or given_up or known.sure_seq <= known.remote_seq:
             return
         found = set[int]()
         for path in self.disk.place.folder.glob(f"{NAME}.*"):
