@@ -201,7 +201,7 @@ FAILBACK = Scenario(
     name="PlannedFailover",
     friendly_name="Planned failover",
     tasks=(
-        TaskKind("PlannedFailoverPreflightChecksTask", "Checking prerequisites for failover", check_failback),
+        TaskKind("PlannedFailoverPreflightChecksTask", "Checking prerequisites for failover", check_failback, checks=True),
         TaskKind("ShutdownVmOnPrimary", "Shutting down the Azure virtual machine", shutdown_azure_vm),
         TaskKind("PrepareForFailoverTask", "Downloading the disks", download),
         TaskKind("FailoverTask", "Failing over to the site", replace_site_disks),
@@ -216,7 +216,7 @@ COMMIT = Scenario(
     name="CommitFailover",
     friendly_name="Commit",
     tasks=(
-        TaskKind("VmCommitPrerequisitesCheck", "Checking prerequisites for commit", check_commit),
+        TaskKind("VmCommitPrerequisitesCheck", "Checking prerequisites for commit", check_commit, checks=True),
         TaskKind("VmCommit", "Committing the failover and deleting the Azure virtual machine", commit),
     ),
     succeeded=_committed,

@@ -331,6 +331,7 @@ TEST = Scenario(
         TaskKind("BootTestProtectedEntitiesTask", "Starting the test virtual machine", boot_test),
     ),
     succeeded=_test_to(TEST_COMPLETED),
+    # Also if the first task failed: everything is allowed in this state, and a clean-up that follows finds nothing to do.
     failed=_test_to(TEST_FAILED),
     resumed=False,
 )
@@ -339,7 +340,7 @@ CLEANUP = Scenario(
     name="TestFailoverCleanup",
     friendly_name="Test failover cleanup",
     tasks=(
-        TaskKind("TestFailoverCleanupPreflightChecksTask", "Checking prerequisites for the cleanup", check_cleanup),
+        TaskKind("TestFailoverCleanupPreflightChecksTask", "Checking prerequisites for the cleanup", check_cleanup, checks=True),
         TaskKind("EndTestFailoverTask", "Removing the test virtual machine", end_test),
         TaskKind("CleanupTestProtectedEntitiesTask", "Cleaning up the test environment", cleanup_test),
     ),
@@ -353,7 +354,7 @@ UNPLANNED = Scenario(
     name="UnplannedFailover",
     friendly_name="Failover",
     tasks=(
-        TaskKind("UnplannedFailoverPreflightChecksTask", "Checking prerequisites for failover", check_unplanned),
+        TaskKind("UnplannedFailoverPreflightChecksTask", "Checking prerequisites for failover", check_unplanned, checks=True),
         TaskKind(
             "ShutdownVmOnPrimaryForUFO",
             "Shutting down the virtual machine",
@@ -378,6 +379,7 @@ PLANNED = Scenario(
             "Checking prerequisites for failover",
             planned_preflight,
             waits_for_roles=False,
+            checks=True,
         ),
         TaskKind("ShutdownVmOnPrimary", "Shutting down the virtual machine", shutdown_source, waits_for_roles=False),
         TaskKind("PrepareForFailoverTask", "Synchronizing the latest changes", synchronize_all),
@@ -393,7 +395,7 @@ COMMIT = Scenario(
     name="CommitFailover",
     friendly_name="Commit",
     tasks=(
-        TaskKind("VmCommitPrerequisitesCheck", "Checking prerequisites for commit", check_commit),
+        TaskKind("VmCommitPrerequisitesCheck", "Checking prerequisites for commit", check_commit, checks=True),
         TaskKind("VmCommit", "Committing the failover", commit),
     ),
     succeeded=_committed,

@@ -34,6 +34,8 @@ _log = structlog.get_logger()
 
 ROOM_RETRY_S = 1.0
 """How soon a job that waits for room on the host's disk looks again."""
+BEFORE, CHANGING = "before", "changing"
+"""Keys of a job's memory: what its operation changed of the item at the beginning; and that the job changes things now."""
 NOTICED_S = 5.0
 """A role that is away for so long while a task runs is shown as what the task waits for."""
 
@@ -68,6 +70,8 @@ class Work:
     services: Services
     vm: str
     memory: dict[str, Any]
+    begin_changes: Callable[[], Awaitable[None]]
+    """The body's checks are done: durably noted, so that a failure from here on leaves the scenario's failed state."""
     result_vm: Vm | None = None
     result_point: RecoveryPoint | None = None
 
@@ -81,20 +85,23 @@ class TaskKind:
     """A task type.  A role that is away is waited for, and the body run again.
 
     ``waits_for_roles`` False: only a role that the supervisor is about to have back is waited for; the loss of a role is an
-    answer to what the task asks.
+    answer to what the task asks.  ``checks``: it changes nothing of the VM, or nothing before it says so
+    (:attr:`Work.begin_changes`).  A job that fails before anything is changed leaves the item in the states that it had.
     """
 
     name: str
     friendly_name: str
     body: Callable[[Work], Awaitable[Outcome | None]]
     waits_for_roles: bool = True
+    checks: bool = False
 
 
 @dataclass(frozen=True)
 class Scenario:
     """A job type.  ``key`` is ours and unique; ``name`` is the official scenarioName.
 
-    ``succeeded`` and ``failed`` change the item inside the transaction that ends the job.  ``succeeded`` may return the
+    ``succeeded`` and ``failed`` change the item inside the transaction that ends the job; ``failed`` only if the job had
+    begun to change things.  ``succeeded`` may return the
     key of a scenario that starts by itself then, for the same VM.  ``without_item`` takes the place of ``succeeded`` in a
     job of a VM that need not be protected.  ``resumed``: after a kill the job goes on with the
     first task that had not ended; otherwise it fails and names that task.
@@ -232,11 +239,24 @@ class JobEngine:
     async def _run_tasks(self, name: str) -> str | None:
         """Run what is left of a job; the name of the follow-on job."""
         scenario, vm, memory, first = await self._transact(name, self._load)
-        work = Work(self._services, vm, memory)
+
+        def change_now(job: JobRow) -> None:
+            memory[CHANGING] = True
+            job.memory = job.memory | {CHANGING: True}
+
+        async def begin_changes() -> None:
+            await self._transact(name, lambda _session, job: change_now(job))
+
+        def begin(job: JobRow, ordinal: int) -> None:
+            self._begin_task(job, ordinal)
+            if not scenario.tasks[ordinal].checks:
+                change_now(job)
+
+        work = Work(self._services, vm, memory, begin_changes)
         follow_on = None
         for ordinal in range(first, len(scenario.tasks)):
             kind = scenario.tasks[ordinal]
-            await self._transact(name, lambda _session, job, n=ordinal: self._begin_task(job, n))  # type: ignore[misc]
+            await self._transact(name, lambda _session, job, n=ordinal: begin(job, n))  # type: ignore[misc]
             try:
                 outcome = await self._run_body(name, kind, work)
             except RigError as error:
@@ -375,7 +395,10 @@ class JobEngine:
         job.state, job.end_ns = state, now_ns
         job.errors.append(JobErrorRow(code=error.code, message=error.message))
         item = session.get(ItemRow, job.vm)
-        if item is not None:
+        if item is not None and BEFORE in job.memory and CHANGING not in job.memory:
+            for column, value in job.memory[BEFORE].items():
+                setattr(item, column, value)
+        elif item is not None:
             self._scenarios[job.key].failed(session, item, job)
         severity: events.Severity = "Critical" if state == "Failed" else "Warning"
         text = f"{job.friendly_name} of VM {job.vm!r}: {error.message}"

@@ -76,6 +76,7 @@ async def create_target_again(work: Work) -> None:
     """As :func:`create_target`, for the disks that the site has now (a failback may have brought new ones)."""
     disks = await work.services.site.check_vm(vm=work.vm)
     await preflight.can_remove_all(work.services, work.vm)
+    await work.begin_changes()
     await _adopt_disks(work, disks)
     await create_target(work)
 
@@ -183,6 +184,7 @@ async def repair(work: Work) -> None:
     await work.services.site.check_vm(vm=work.vm)
     leftover = await azure_vms.disks_of(work.services, work.vm)
     preflight.require_idle(leftover, f"VM {work.vm!r} at the recovery side")
+    await work.begin_changes()
     await azure_vms.remove(work.services, work.vm, work.vm)
     await enable_relationship(work)
     await synchronize(work)
@@ -196,7 +198,13 @@ async def disable_at_site(work: Work) -> Outcome | None:
 
     Before that: nothing uses what will be removed at the recovery side.
     """
+
+    def suspend(_session: Session, item: ItemRow) -> None:
+        item.suspended = True
+
     await preflight.can_remove_all(work.services, work.vm)
+    await work.begin_changes()
+    await work.change(suspend)
     try:
         await work.services.site.remove_relationship(vm=work.vm)
     except RigError as error:
@@ -301,7 +309,7 @@ REPROTECT = Scenario(
     name="ReprotectReplicationGroup",
     friendly_name="Reverse replication",
     tasks=(
-        TaskKind("CreateProtectionTargetTask", "Creating the replication target", create_target_again),
+        TaskKind("CreateProtectionTargetTask", "Creating the replication target", create_target_again, checks=True),
         TaskKind("EnableProtectionTask", "Enabling replication", enable_relationship),
         TaskKind("StartInitialReplicationTask", "Sending the differences", reprotect_synchronize),
     ),
@@ -313,7 +321,7 @@ REPAIR = Scenario(
     key="repair",
     name="RepairVMReplication",
     friendly_name="Resynchronize the virtual machine",
-    tasks=(TaskKind("RepairVmReplicationTask", "Resynchronizing the virtual machine", repair),),
+    tasks=(TaskKind("RepairVmReplicationTask", "Resynchronizing the virtual machine", repair, checks=True),),
     succeeded=_repaired,
     failed=_repair_failed,
     resumed=True,
@@ -324,7 +332,7 @@ DISABLE = Scenario(
     name="DisableDr",
     friendly_name="Disable replication",
     tasks=(
-        TaskKind("DisableProtectionTask", "Disabling replication at the site", disable_at_site),
+        TaskKind("DisableProtectionTask", "Disabling replication at the site", disable_at_site, checks=True),
         TaskKind("CleanupProtectionTargetTask", "Removing the replication target", disable_at_recovery),
     ),
     succeeded=_disabled,

@@ -92,9 +92,9 @@ _ALLOWED: dict[tuple[State, str], set[Operation]] = {
     (State.ENABLING_FAILED, PRIMARY): {_O.ENABLE, _O.DISABLE},
     (State.INITIAL_FAILED, PRIMARY): {_O.ENABLE, _O.DISABLE},
     (State.PROTECTED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
-    # A failover that failed may be tried again; a resync is the way back to Protected.
-    (State.UNPLANNED_FAILED, PRIMARY): _BEFORE_FAILOVER,
-    (State.PLANNED_FAILED, PRIMARY): _BEFORE_FAILOVER,
+    # A failover that failed may be tried again; a resync is the way back to the name Protected.
+    (State.UNPLANNED_FAILED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
+    (State.PLANNED_FAILED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
     # Until commit the recovery point may be changed, by another unplanned failover.
     (State.UNPLANNED_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
     (State.CHANGE_POINT_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
@@ -126,6 +126,8 @@ def allowed(item: ItemRow) -> list[Operation]:
     if item.test_failover_state != TEST_NONE:
         # The managed disks are under the test VM; it goes first.  A failed test is cleaned up by the next one.
         operations -= {_O.DISABLE} if item.test_failover_state == TEST_FAILED else {_O.DISABLE, _O.TEST}
+    if item.suspended:
+        operations -= {_O.CREATE_POINT}  # a failover that was killed just before its end
     operations |= _from_test_state(item.test_failover_state)
     return [operation for operation in Operation if operation in operations]
 

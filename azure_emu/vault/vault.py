@@ -269,7 +269,6 @@ class Vault(Reports):
 
         def prepare(_session: Session, item: ItemRow) -> tuple[jobs.Scenario, dict[str, Any]]:
             item.protection_state = State.DISABLING
-            item.suspended = True
             return protection_tasks.DISABLE, {}
 
         try:
@@ -541,7 +540,9 @@ class Vault(Reports):
             item = find_item(session, vm)
             jobs.require_no_job(session, vm)
             require(item, operation)
+            before = {"protection_state": item.protection_state, "test_failover_state": item.test_failover_state}
             scenario, memory = prepare(session, item)
+            memory |= {jobs.BEFORE: before}
             return jobs.to_wire(jobs.enqueue(session, scenario, vm, memory, self._services.clock.wall_ns()))
 
         return self._started(await self._services.store.transact(begin))

@@ -243,6 +243,6 @@ async def test_a_failback_can_be_done_again_after_the_azure_vm_was_written_to(tm
         await failed_back(vault)
         await written_after_download(world, vault)
         assert (await ended(vault, await commit(vault))).errors[0].code == "VmChanged"
-        assert (await vault.items())[0].protectionState == "CommitFailoverFailedOnPrimary"
+        assert (await vault.items())[0].protectionState == "PlannedFailoverCompleted"
         assert (await ended(vault, await vault.failback(vm="web01"))).state == "Succeeded"
         assert (await ended(vault, await commit(vault))).state == "Succeeded"
