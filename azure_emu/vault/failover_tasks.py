@@ -340,7 +340,9 @@ CLEANUP = Scenario(
     name="TestFailoverCleanup",
     friendly_name="Test failover cleanup",
     tasks=(
-        TaskKind("TestFailoverCleanupPreflightChecksTask", "Checking prerequisites for the cleanup", check_cleanup, checks=True),
+        TaskKind(
+            "TestFailoverCleanupPreflightChecksTask", "Checking prerequisites for the cleanup", check_cleanup, checks=True
+        ),
         TaskKind("EndTestFailoverTask", "Removing the test virtual machine", end_test),
         TaskKind("CleanupTestProtectedEntitiesTask", "Cleaning up the test environment", cleanup_test),
     ),
@@ -354,7 +356,9 @@ UNPLANNED = Scenario(
     name="UnplannedFailover",
     friendly_name="Failover",
     tasks=(
-        TaskKind("UnplannedFailoverPreflightChecksTask", "Checking prerequisites for failover", check_unplanned, checks=True),
+        TaskKind(
+            "UnplannedFailoverPreflightChecksTask", "Checking prerequisites for failover", check_unplanned, checks=True
+        ),
         TaskKind(
             "ShutdownVmOnPrimaryForUFO",
             "Shutting down the virtual machine",
