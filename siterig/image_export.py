@@ -17,7 +17,8 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Literal
 
@@ -26,10 +27,11 @@ import trio
 from blockfs import block_device, qemu_img, safe_files, user_files
 from blockfs.errors import RigError
 from blockfs.host_folder import told_of
+from blockfs.os_errors import reason
 from blockfs.qemu_img import Advance
 from blockfs.safe_files import FILE_MODE, Folder
 from blockfs.sector_size import SECTOR_BYTES_DEFAULT
-from blockfs.sparse_copy import SparseCopy
+from blockfs.sparse_copy import SparseCopy, unreadable
 from blockfs.vhdx_writer import VhdxWriter
 
 OWN_FORMATS = ("raw", "vhd")
@@ -130,6 +132,20 @@ async def _write_file(
         part.close()
 
 
+@contextmanager
+def _opened(source: Path) -> Iterator[FileIO]:
+    """For reading; ``ReadFailed``."""
+    try:
+        reading = source.open("rb", buffering=0)
+    except OSError as exc:
+        raise unreadable(source, 0, reason(exc, source)) from exc
+    try:
+        yield reading
+    finally:
+        with suppress(OSError):  # if its file system went away, closing fails, too, and nothing was written
+            reading.close()
+
+
 def _is_device(to: Path) -> bool:
     try:
         return stat.S_ISBLK(to.stat().st_mode)
@@ -146,7 +162,7 @@ async def _write_device(source: Path, to: Path, advance: Advance) -> None:
     """``InvalidDiskSize`` if the device is smaller than the disk; then nothing is written."""
     target = _open_device(to)
     try:
-        with source.open("rb", buffering=0) as reading:
+        with _opened(source) as reading:
             size_bytes, room_bytes = os.fstat(reading.fileno()).st_size, block_device.size_bytes(target)
             if room_bytes < size_bytes:
                 raise RigError("InvalidDiskSize", f"{to}: has {room_bytes} bytes; the disk has {size_bytes}")
@@ -162,7 +178,7 @@ async def _write_device(source: Path, to: Path, advance: Advance) -> None:
 
 
 async def _copy(source: Path, part: _Part, advance: Advance) -> None:
-    with source.open("rb", buffering=0) as reading:
+    with _opened(source) as reading:
         size_bytes = os.fstat(reading.fileno()).st_size
         with told_of(str(part.to)):
             os.ftruncate(part.fd, size_bytes)
@@ -170,7 +186,7 @@ async def _copy(source: Path, part: _Part, advance: Advance) -> None:
 
 
 async def _convert(source: Path, part: _Part, format_: Format, advance: Advance, sector_bytes: int) -> None:
-    with source.open("rb", buffering=0) as reading:
+    with _opened(source) as reading:
         opened = qemu_img.OpenImage(source, reading.fileno(), "raw")
         size_bytes = os.fstat(reading.fileno()).st_size
         if format_ == "vhdx" and sector_bytes != SECTOR_BYTES_DEFAULT:

@@ -16,8 +16,9 @@ from blockfs import vhd
 from blockfs.errors import RigError
 from blockfs.host_process import HostProcess
 from blockfs.sector_size import SECTOR_BYTES_DEFAULT
-from siterig import completion, exits, image_export, show
-from siterig.commands.options import POINTS, Dir, Json, VmName, example, vault
+from siterig import completion, exits, image_export, services, show
+from siterig.commands.options import POINTS, Dir, Json, VmName, example, running, vault
+from siterig.reading_again import read_served
 from siterig.values import format_size, parse_point
 
 CLEAN_UP_S = 15.0
@@ -227,10 +228,14 @@ def export(
                     f"disk {vm}/{source.name} declares sectors of {source.sector_bytes} bytes, which format {format_} "
                     f"cannot express: give --sector-size {source.sector_bytes} when it is imported, or export it as vhdx"
                 )
-            with show.bar(f"{vm}/{source.name} at {made.position}", source.size_bytes) as advance:
-                await image_export.export(
-                    Path(path), to, format_, force=force, advance=advance, sector_bytes=source.sector_bytes
-                )
+            disk_bytes, sector_bytes, image = source.size_bytes, source.sector_bytes, Path(path)
+            shown = f"{vm}/{source.name} at {made.position}"
+
+            async def write() -> None:
+                with show.bar(shown, disk_bytes) as advance:
+                    await image_export.export(image, to, format_, force=force, advance=advance, sector_bytes=sector_bytes)
+
+            await read_served(services.supervisor(running(folder)), "azure", image, write, show.notice)
         size_bytes = source.size_bytes if to.is_block_device() else to.stat().st_size
         if as_json:
             fields = {"vm": vm, "disk": source.name, "position": made.position, "recovery_point": made.recovery_point}

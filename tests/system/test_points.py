@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -20,7 +21,8 @@ import trio
 from azure_emu.ports import DiskSpec
 from azure_emu.vault.api import MountedPoint, RecoveryPoint
 from blockfs.errors import RigError
-from siterig import services
+from siterig import image_export, services
+from siterig.reading_again import read_served
 from siterig.testbed import Testbed
 from tests.system.needs import needs_program
 
@@ -321,3 +323,38 @@ async def test_an_export_fails_in_the_same_way_whatever_the_format(folder: Path,
             found[format_] = int(said.partition("at byte ")[2].partition(":")[0])
         assert len(set(found.values())) == 1, (at, found)
         assert at - 65536 < found["raw"] <= at
+
+
+async def test_an_export_begins_again_when_the_role_that_serves_the_point_ended_meanwhile(folder: Path) -> None:
+    async with protected(folder) as (testbed, source):
+        copy, point = await source.point("last")
+        await testbed.vault.mount_point(vm="web01", point=point.id, name="exported")
+        (mounted,) = await testbed.vault.mounted_points(vm="web01")
+        image = next(Path(disk.path) for disk in mounted.disks if disk.name == "os")
+        supervisor = services.supervisor(testbed.layout)
+        to = folder / "out" / "os.img"
+        to.parent.mkdir()
+        starts = 0
+
+        async def read() -> None:
+            nonlocal starts
+            starts += 1
+            (azure,) = [role for role in (await supervisor.status()).roles if role.name == "azure"]
+            assert azure.pid is not None
+
+            def kill_in_the_middle(_done_bytes: int, _total_bytes: int | None = None) -> None:
+                assert azure.pid is not None
+                if starts == 1:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(azure.pid, signal.SIGKILL)
+
+            try:
+                await image_export.export(image, to, "raw", force=False, advance=kill_in_the_middle)
+            finally:
+                assert list(to.parent.iterdir()) == ([to] if starts == 2 else [])
+
+        notes: list[str] = []
+        await read_served(supervisor, "azure", image, read, notes.append)
+        assert starts == 2
+        assert len(notes) == 1
+        assert to.read_bytes() == copy["os"].read_bytes()
