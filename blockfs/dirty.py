@@ -34,8 +34,11 @@ REASONS: dict[int, str] = {
     lib.SR_SYNC_FAILED: "SyncFailed",
     lib.SR_WRITE_FAILED: "WriteFailed",
     lib.SR_IMAGE_CHANGED: "ImageChanged",
+    lib.SR_LOG_LOST: "LogCorrupt",
 }
 """Why a log was given up, by the state word."""
+NOTED = frozenset(REASONS.values()) - {"LogCorrupt"}
+"""Reasons after which the dirty file has what changes from then on; it may be among the files that a lost log lacks."""
 
 _MAGIC = b"SRIGDRTY"
 _HEADER = struct.Struct("<8sHHI16sQ16s4x")  # then CRC32C

@@ -50,6 +50,7 @@ from blockfs.file_attributes import DiskAttributes, PastState
 from blockfs.layers import RawLayer, TopLayer, WritableLayer
 from blockfs.log_recovery import DISK_BYTES_MAX, Recovered, recover_log
 from blockfs.os_errors import reason
+from blockfs.own_file import OwnFiles
 from blockfs.part import TagSeen
 from blockfs.snapshot import Snapshot, begin_snapshots
 from blockfs.views import Views
@@ -127,7 +128,7 @@ class Disk:
                 disk._set(size_bytes=layer.size_bytes)
             if state.tracked:
                 disk._recover(closed.log if closed is not None else None)
-            if disk.state.needs_resync in dirty.REASONS.values():
+            if disk.state.needs_resync in dirty.NOTED:
                 disk._go_on_noting()
             disk._guard_files()
         except BaseException:
@@ -136,8 +137,9 @@ class Disk:
         return disk
 
     def _guard_files(self) -> None:
-        files, fd = disk_identity.own_files(self.place, self.state), self.layer.fileno()
-        self.guard = DiskGuard(self.c, self.place, files=files, fd=fd, rules=self._rules, ended=self.note_given_up)
+        path, *maps = disk_identity.own_files(self.place, self.state)
+        own = OwnFiles(path, self.layer.fileno(), maps)
+        self.guard = DiskGuard(self.c, self.place, own, self._rules, log=lambda: self._log, ended=self.note_given_up)
 
     def _recover(self, closed: LogExtent | None) -> None:
         """Continue the log, or note why that is not possible.  ``closed``: what it had when it was closed in order."""
@@ -194,18 +196,10 @@ class Disk:
 
     def _make_log(self, found: Recovered) -> DiskLog:
         return DiskLog(
-            self.c,
-            self.place.folder,
-            self.place.name,
-            disk_id=self.state.disk_id,
-            generation=self.state.generation,
-            disk_size_bytes=self.size_bytes,
-            policy=self._rules.policy,
-            next_number=found.next_number,
-            next_seq=found.next_seq,
-            last_position=found.last_position,
-            kept=found.kept,
-        )
+            self.c, self.place.folder, self.place.name, disk_id=self.state.disk_id, generation=self.state.generation,
+            disk_size_bytes=self.size_bytes, policy=self._rules.policy, next_number=found.next_number,
+            next_seq=found.next_seq, last_position=found.last_position, kept=found.kept,
+        )  # fmt: skip
 
     def _set(self, **changes: object) -> None:
         state = self.state.model_copy(update=changes)
@@ -399,9 +393,11 @@ class Disk:
         """If the writer has given the log up, say so in the disk's state.  The dirty file has it already."""
         if self._log is None or (reason := self._log.given_up) is None:
             return
-        _log.warning("log_given_up", disk=str(self.place), reason=reason, dirty_bytes=self.dirty_bytes)
+        # The guard has told of what others have done to the files.
+        tell = _log.info if reason in ("ImageChanged", "LogCorrupt") else _log.warning
+        tell("log_given_up", disk=str(self.place), reason=reason, dirty_bytes=self.dirty_bytes)
         self._set(tracked=False, needs_resync=reason)  # if it fails, it is done at the next call
-        self._log, self._noting = None, True
+        self._log, self._noting = None, reason in dirty.NOTED
         # Only now: the current segment may still be named so, and after a power loss the dirty file may not say why.
         self.place.file("spare").unlink(missing_ok=True)
 

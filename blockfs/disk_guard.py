@@ -1,4 +1,4 @@
-"""What other programs do to the files of one open disk: found, and noted where the disk's log no longer has all changes.
+"""Finds what other programs do to the files of one open disk and of its change log, and notes it: the log ends with that.
 
 Fault contract: nothing is stored here.  The mark that ends the log is in the dirty file, and so outlives a kill.
 """
@@ -6,15 +6,19 @@ Fault contract: nothing is stored here.  The mark that ends the log is in the di
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from blockfs import hostmounts
+import structlog
+
+from blockfs import hostmounts, own_file
 from blockfs.disk_files import DiskPlace
+from blockfs.disk_log import DiskLog
 from blockfs.disk_rules import DiskRules
 from blockfs.errors import RigError
 from blockfs.own_file import OwnFiles
 from cext._core import lib
+
+_log = structlog.get_logger("blockfs.disk_guard")
 
 
 class DiskGuard:
@@ -24,18 +28,31 @@ class DiskGuard:
     """
 
     def __init__(
-        self, disk: Any, place: DiskPlace, *, files: list[Path], fd: int, rules: DiskRules, ended: Callable[[], None]
+        self,
+        disk: Any,
+        place: DiskPlace,
+        files: OwnFiles,
+        rules: DiskRules,
+        *,
+        log: Callable[[], DiskLog | None],
+        ended: Callable[[], None],
     ) -> None:
-        """``files``: the one that takes the writes, open as ``fd``, and its maps."""
+        """``files``: the guard's own from now on.  ``log``: the current one."""
         self.trouble: str | None = None
         """What another program has done to the files; None: nothing that is known."""
-        self.files = OwnFiles(files[0], fd, files[1:])
+        self.log_trouble: str | None = None
+        """What another program has done to the log's files; None: nothing that is known."""
+        self.files = files
         self._disk = disk
         self._place = place
         self._rules = rules
+        self._log = log
         self._ended = ended
         if rules.watch is not None:
-            rules.watch.add(fd, str(files[0]), self)
+            rules.watch.add(files.fd, str(files.path), self)
+            positions = rules.positions.path
+            for folder in {place.folder} if positions is None else {place.folder, positions.parent}:
+                rules.watch.add_folder(folder, self)
 
     def check_files(self) -> str | None:
         """Find and note what has become of the files; None: they are as they were."""
@@ -47,6 +64,30 @@ class DiskGuard:
                 self.changed_by_another(trouble)
         return self.trouble
 
+    def check_log(self) -> str | None:
+        """Find and note what has become of the files without which the log cannot go on; None: they are as they were."""
+        log = self._log() if self._disk is not None else None
+        if log is not None and (became := self._log_became(log)) is not None:
+            self.log_trouble = f"{became} while the log was written to"
+            lib.sr_disk_note_log_lost(self._disk)
+            self._note_end()
+            self._rules.tell_log_lost(self._place, self.log_trouble)
+        return self.log_trouble
+
+    def _log_became(self, log: DiskLog) -> str | None:
+        state = self._place.file("disk")  # replaced by each change of the state
+        if own_file.named(state) is None:
+            return f"{state} was deleted, or renamed,"
+        if (became := self._rules.positions.file_trouble()) is not None:
+            return f"{self._rules.positions.path} {became}"
+        return log.file_trouble()
+
+    def _note_end(self) -> None:
+        try:
+            self._ended()
+        except (OSError, RigError) as exc:  # the dirty file has it, and it is noted with the next event
+            _log.warning("end_of_log_not_noted", disk=str(self._place), error=str(exc))
+
     def begin_again(self) -> None:
         """Before a new log begins: what is done to the files from now on is noticed again.
 
@@ -54,7 +95,13 @@ class DiskGuard:
         """
         if self._rules.watch is not None:
             self._rules.watch.look()
-        self.trouble = None
+        self.trouble = self.log_trouble = None
+        if (became := self._rules.positions.file_trouble()) is not None:
+            raise RigError(
+                "DiskUnhealthy",
+                f"disk {self._place}: {self._rules.positions.path} {became} while it was in use; let it be made anew "
+                "(siterig role restart)",
+            )
         lib.sr_disk_forget_file_changed(self._disk)
         if (trouble := self.check_files()) is not None:
             raise RigError(
@@ -82,6 +129,7 @@ class DiskGuard:
         """:meth:`check_files`, and act on what the kernel has reported and nobody has looked at yet."""
         if self._rules.watch is not None:
             self._rules.watch.look()
+        self.check_log()
         return self.check_files()
 
     def look_again(self) -> None:
@@ -94,7 +142,7 @@ class DiskGuard:
         if self.trouble is None and self._disk is not None:
             self.trouble = what
             lib.sr_disk_note_changed(self._disk)
-            self._ended()
+            self._note_end()
             self._rules.tell_changed(self._place, what)
 
     @property

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from blockfs import boot, dirty, safe_files
+from blockfs import boot, dirty, own_file, safe_files
 from blockfs.changelog import (
     FLAG_CLEAN_CLOSE,
     HEADER_BYTES,
@@ -147,6 +147,8 @@ class DiskLog:
         self._lock = threading.Lock()  # over the list of segments and their names
         self._spare_lock = threading.Lock()  # one spare is made at a time
         self._trimmed: set[int] = set()
+        self._made = {kept.number: own_file.named(kept.path) for kept in self._kept}  # the segments' files
+        self._spare_made: own_file.Identity | None = None
         header = SegmentHeader(
             disk_id=disk_id,
             generation=generation,
@@ -188,6 +190,7 @@ class DiskLog:
             raise
         self._fds = fds
         self._first = first
+        self._made[next_number], self._dirty_made = own_file.opened(fds[0]), own_file.opened(fds[1])
 
     def start(self) -> None:
         """Every write from now on is logged here, in place of an older log; the disk's state must name this one already.
@@ -316,6 +319,7 @@ class DiskLog:
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(current))
                 safe_files.rename(self._spare, current)
                 self._named_number = segments[-1].number
+                self._made[self._named_number] = self._spare_made
             for segment in segments:
                 if not segment.closed:
                     continue
@@ -344,6 +348,7 @@ class DiskLog:
                 return
             self.settle()  # now that the writer cannot switch any more: what it used up last has its name, and ours is free
             fd = self._recycle() or self._make_file(self._spare)
+            self._spare_made = own_file.opened(fd)
             if not lib.sr_log_give_spare(self._disk, fd):  # given up meanwhile
                 os.close(fd)
                 self._spare.unlink()
@@ -383,6 +388,18 @@ class DiskLog:
             os.close(fd)
             raise
         return fd
+
+    def file_trouble(self) -> str | None:
+        """A sentence: what another program has done to the log's files; None: nothing."""
+        with self._lock:
+            wanted = {segment_path(self.folder, self.name, number): made for number, made in self._made.items()}
+            wanted[self._dirty] = self._dirty_made
+            if self.has_spare or any(segment.number > self._named_number for segment in self._segments()):
+                wanted[self._spare] = self._spare_made
+            for path, made in wanted.items():
+                if (became := own_file.became(own_file.named(path), made)) is not None:
+                    return f"{path} {became}"
+        return None
 
     def segments(self) -> list[SegmentInfo]:
         """Closed, durable segments that are kept."""
@@ -425,6 +442,7 @@ class DiskLog:
         with self._lock:
             while self._kept and self._kept[0].last_seq <= last_seq:
                 kept = self._kept.pop(0)
+                self._made.pop(kept.number, None)
                 gone += kept.size_bytes
                 if inherited and kept.number >= self._first_number:
                     sync_folder(self.folder)

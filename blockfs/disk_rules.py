@@ -22,6 +22,11 @@ def log_changed(place: DiskPlace, what: str) -> None:
     _log.error("disk_changed_by_another", disk=str(place), what=what)
 
 
+def log_lost(place: DiskPlace, what: str) -> None:
+    """Another program has taken away files of a disk's change log."""
+    _log.error("log_files_changed_by_another", disk=str(place), what=what)
+
+
 @dataclass(frozen=True, slots=True)
 class DiskRules:
     """What the disks of a host have in common: the counter of positions, who is told of events, how much they may keep."""
@@ -40,5 +45,7 @@ class DiskRules:
     """Tells the disks what others do to their files."""
     tell_changed: Callable[[DiskPlace, str], None] = log_changed
     """Told at once what another program has done to a disk's files."""
+    tell_log_lost: Callable[[DiskPlace, str], None] = log_lost
+    """Told at once what another program has done to the files of a disk's change log, which ends with that."""
     digests: DigestBudget = field(default_factory=DigestBudget)
     """What the disks may read when they are closed, so that a copy of them is known again."""

@@ -1,4 +1,4 @@
-"""Notices at once what other programs do to the files of open disks, by inotify(7).
+"""Notices at once what other programs do to the files of open disks and of their change logs, by inotify(7).
 
 A file that was deleted, replaced, renamed or cut is found by :mod:`blockfs.own_file`; the events say when to look.  A write
 by another program is found by counting: the kernel reports a write, or the file's mtime moved, and the disk has changed
@@ -19,13 +19,17 @@ import struct
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import structlog
 import trio
 
 IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_OPEN, IN_MOVE_SELF = 0x2, 0x4, 0x8, 0x20, 0x800
+IN_MOVED_FROM, IN_MOVED_TO, IN_DELETE, IN_DELETE_SELF = 0x40, 0x80, 0x200, 0x400
 IN_Q_OVERFLOW, IN_IGNORED = 0x4000, 0x8000
+_NAMES = IN_MOVED_FROM | IN_MOVED_TO | IN_DELETE | IN_DELETE_SELF | IN_MOVE_SELF
+"""Of a folder: a name in it, or its own, came to lead elsewhere."""
 _WATCHED = IN_MODIFY | IN_ATTRIB | IN_CLOSE_WRITE | IN_OPEN | IN_MOVE_SELF
 LOOK_S = 1.0
 """Between two looks at who wrote; a loop device is attached so long after its file was opened at the latest."""
@@ -41,6 +45,10 @@ class Watched(Protocol):
 
     def check_files(self) -> str | None:
         """Find and note what has become of its files."""
+        ...
+
+    def check_log(self) -> str | None:
+        """Find and note what has become of the files of its change log."""
         ...
 
     async def look_for_loops(self) -> None:
@@ -85,23 +93,31 @@ class FileWatch:
         self._give_back: weakref.finalize[[int], FileWatch] | None = None
         self._begun = trio.Event()
         self._files: dict[int, _File] = {}
+        self._folders: dict[int, list[Watched]] = {}
 
     def add(self, fd: int, path: str, disk: Watched) -> None:
         """Watch the file that is open as ``fd``; the disk has written all that it wrote before through it."""
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):  # a block device is opened by all kinds of programs
             return
+        if (number := self._watch(Path(f"/proc/self/fd/{fd}"), _WATCHED, path)) is not None:
+            self._files[number] = _File(disk, path, fd, _seen(disk, fd))
+
+    def add_folder(self, folder: Path, disk: Watched) -> None:
+        """Watch the names in a folder where files of the disk's change log are."""
+        if (number := self._watch(folder, _NAMES, str(folder))) is not None:
+            self._folders.setdefault(number, []).append(disk)
+
+    def _watch(self, path: Path, mask: int, shown: str) -> int | None:
         try:
             if self._fd < 0:  # there are few of them on a host
                 self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
                 self._give_back = weakref.finalize(self, os.close, self._fd)  # a user has only so many (128)
                 self._begun.set()
-            name = os.fsencode(f"/proc/self/fd/{fd}")
-            number = _checked(_libc.inotify_add_watch(self._fd, name, _WATCHED))
+            return _checked(_libc.inotify_add_watch(self._fd, os.fsencode(path), mask))
         except OSError as exc:
-            _log.warning("file_not_watched", file=path, error=exc.strerror)
-            return
-        self._files[number] = _File(disk, path, fd, _seen(disk, fd))
+            _log.warning("file_not_watched", file=shown, error=exc.strerror)
+            return None
 
     @property
     def watches(self) -> bool:
@@ -113,12 +129,18 @@ class FileWatch:
         for number in [number for number, file in self._files.items() if file.disk is disk]:
             del self._files[number]
             _libc.inotify_rm_watch(self._fd, number)
+        for number, disks in list(self._folders.items()):
+            if disk in disks:
+                disks.remove(disk)
+            if not disks:
+                del self._folders[number]
+                _libc.inotify_rm_watch(self._fd, number)
 
     def close(self) -> None:
         """Give the descriptor back."""
         if self._give_back is not None:
             self._give_back()
-        self._fd, self._files, self._give_back = -1, {}, None
+        self._fd, self._files, self._folders, self._give_back = -1, {}, {}, None
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -137,10 +159,14 @@ class FileWatch:
         """Act on all that other programs did so far; the files that one has opened."""
         now = {file: _seen(file.disk, file.fd) for file in self._files.values()}
         masks: dict[_File, int] = {}
+        renamed_in: set[int] = set()
         for number, mask in _read(self._fd) if self._fd >= 0 else ():
             if mask & IN_Q_OVERFLOW:
                 masks = dict.fromkeys(now, IN_MODIFY | IN_ATTRIB)
                 now = dict.fromkeys(now, _Seen(-1, None))  # it cannot be told who wrote
+                renamed_in.update(self._folders)
+            elif number in self._folders:
+                renamed_in.add(number)
             elif number in self._files:
                 file = self._files[number]
                 masks[file] = masks.get(file, 0) | mask
@@ -149,6 +175,8 @@ class FileWatch:
                 self._judge(file, mask, now[file])
         for file, seen in now.items():
             file.seen = seen
+        for disk in dict.fromkeys(disk for number in renamed_in for disk in self._folders.get(number, ())):
+            disk.check_log()
         return [file for file, mask in masks.items() if mask & IN_OPEN]
 
     @staticmethod

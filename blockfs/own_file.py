@@ -11,13 +11,16 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+Identity = tuple[int, int]
+"""Device and inode of a file."""
+
 
 class OwnFiles:
     """The file that takes a disk's writes, open as ``fd`` (the caller's), and its maps, all in one folder."""
 
     def __init__(self, path: Path, fd: int, maps: Sequence[Path] = ()) -> None:
         self.path = path
-        self._fd = fd
+        self.fd = fd
         self._folder_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._maps = {path.name: self._named(path.name) for path in maps}
@@ -34,7 +37,7 @@ class OwnFiles:
 
         ``excess_bytes``: how many more bytes the first has than it is to have (negative: fewer).
         """
-        held = os.fstat(self._fd)
+        held = os.fstat(self.fd)
         if (became := self._became(self.path.name, _identity(held))) is not None:
             if held.st_nlink == 0:
                 return f"{self.path} {became} while its disk was open: what was written since is lost"
@@ -49,14 +52,14 @@ class OwnFiles:
         return None
 
     @property
-    def identity(self) -> tuple[int, int]:
-        """Device and inode of the first file."""
-        return _identity(os.fstat(self._fd))
+    def identity(self) -> Identity:
+        """The first file."""
+        return opened(self.fd)
 
     @property
     def where(self) -> Path:
         """Where the first file is now, as far as the kernel knows."""
-        found = Path(f"/proc/self/fd/{self._fd}").readlink()
+        found = Path(f"/proc/self/fd/{self.fd}").readlink()
         return Path("a file with another name (a hard link)") if found.name.endswith(" (deleted)") else found
 
     def close(self) -> None:
@@ -65,18 +68,32 @@ class OwnFiles:
             os.close(self._folder_fd)
             self._folder_fd = -1
 
-    def _became(self, name: str, identity: tuple[int, int] | None) -> str | None:
-        now = self._named(name)
-        if now == identity:
-            return None
-        return "was deleted, or renamed," if now is None else "was replaced by another file"
+    def _became(self, name: str, identity: Identity | None) -> str | None:
+        return became(self._named(name), identity)
 
-    def _named(self, name: str) -> tuple[int, int] | None:
-        try:
-            return _identity(os.stat(name, dir_fd=self._folder_fd, follow_symlinks=False))
-        except FileNotFoundError:
-            return None
+    def _named(self, name: str) -> Identity | None:
+        return named(name, folder_fd=self._folder_fd)
 
 
-def _identity(found: os.stat_result) -> tuple[int, int]:
+def named(path: Path | str, *, folder_fd: int | None = None) -> Identity | None:
+    """The file of that name, in the folder that is open as ``folder_fd`` if one is given; None: there is none."""
+    try:
+        return _identity(os.stat(path, dir_fd=folder_fd, follow_symlinks=False))
+    except FileNotFoundError:
+        return None
+
+
+def opened(fd: int) -> Identity:
+    """The file that is open as ``fd``."""
+    return _identity(os.fstat(fd))
+
+
+def became(now: Identity | None, before: Identity | None) -> str | None:
+    """The change of a name that led to ``before`` and leads to ``now``, as the end of a sentence; None: there was none."""
+    if now == before:
+        return None
+    return "was deleted, or renamed," if now is None else "was replaced by another file"
+
+
+def _identity(found: os.stat_result) -> Identity:
     return found.st_dev, found.st_ino

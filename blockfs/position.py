@@ -16,7 +16,7 @@ import struct
 import uuid
 from pathlib import Path
 
-from blockfs import boot, safe_files
+from blockfs import boot, own_file, safe_files
 from blockfs.durable import sync_folder
 from blockfs.os_errors import naming
 from cext._core import ffi, lib
@@ -34,7 +34,12 @@ class PositionCounter:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._map = mmap.mmap(-1, _FILE.size) if path is None else _mapped(path)
+        self.path = path
+        self._identity: own_file.Identity | None = None
+        if path is None:
+            self._map = mmap.mmap(-1, _FILE.size)
+        else:
+            self._map, self._identity = _mapped(path)
         self._buffer = ffi.from_buffer(self._map)
         self.address = ffi.cast("uint64_t *", self._buffer)
         """Where the disk engine draws from."""
@@ -52,6 +57,10 @@ class PositionCounter:
         """Never draw ``at_least`` or less again."""
         lib.sr_position_advance(self.address, at_least)
 
+    def file_trouble(self) -> str | None:
+        """The end of a sentence: what another program has done to the file; None: nothing."""
+        return None if self.path is None else own_file.became(own_file.named(self.path), self._identity)
+
     def close(self) -> None:
         """Make the value durable and let go of the file; no disk may use it any more."""
         ffi.release(self._buffer)
@@ -59,7 +68,7 @@ class PositionCounter:
         self._map.close()
 
 
-def _mapped(path: Path) -> mmap.mmap:
+def _mapped(path: Path) -> tuple[mmap.mmap, own_file.Identity]:
     fd = safe_files.open_file(path, os.O_RDWR | os.O_CREAT)
     try:
         found = os.pread(fd, _FILE.size, 0)
@@ -70,7 +79,7 @@ def _mapped(path: Path) -> mmap.mmap:
                 os.pwrite(fd, _FILE.pack(value + POWER_LOSS_JUMP if found else 0, now), 0)
                 os.fsync(fd)
             sync_folder(path.parent)
-        return mmap.mmap(fd, _FILE.size)
+        return mmap.mmap(fd, _FILE.size), own_file.opened(fd)
     finally:
         os.close(fd)
 

@@ -118,6 +118,7 @@ class StandAlone:
             rules = DiskRules(
                 positions, self._event_fd, _POLICY, can_grow=can_grow, watch=self._watch,
                 tell_changed=lambda _place, what: note(what),
+                tell_log_lost=lambda _place, what: note(f"{what}: the log ends, and no write from now on is in it"),
             )  # fmt: skip
             self.disk = Disk.over(place, state=state, layer=layer, rules=rules, closed=closed)
         except BaseException:
@@ -130,6 +131,11 @@ class StandAlone:
         if (guard := self.disk.guard) is None:
             raise AssertionError("a disk that lies on a file has a guard")
         return guard
+
+    @property
+    def log_trouble(self) -> str | None:
+        """What another program has done to the log's files; None: nothing that is known."""
+        return self._guard.log_trouble
 
     def segments(self) -> list[Path]:
         """The files of the current log, oldest first; empty if the disk is not tracked."""
@@ -316,6 +322,8 @@ def _begin_tracked(image: Image, place: DiskPlace, found: DiskState | None, note
     except BaseException:
         alone.abandon()
         raise
+    if state.needs_resync == "LogCorrupt":  # noted when it was found
+        why = "a file of it was deleted, renamed, replaced or damaged"
     if reason is not None:
         alone.discontinued = Discontinued(state.generation, why or _why(alone.disk, reason))
     return alone

@@ -79,6 +79,8 @@ async def tend_once(disks: list[Disk]) -> None:
             disk.note_events()
             await trio.to_thread.run_sync(disk.tend)
         except (OSError, RigError) as exc:
+            if disk.guard is not None and disk.guard.check_log() is not None:
+                continue
             # No spare: the current segment grows on, as long as there is room at all.
             error = reason(exc) if isinstance(exc, OSError) else exc.message
             _log.warning("log_not_tended", disk=str(disk.place), error=error)

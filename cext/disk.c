@@ -122,6 +122,13 @@ void sr_disk_forget_file_changed(struct sr_disk *disk)
 	__atomic_store_n(&disk->file_changed, 0, __ATOMIC_RELEASE);
 }
 
+void sr_disk_note_log_lost(struct sr_disk *disk)
+{
+	pthread_mutex_lock(&disk->lock);
+	sr_log_give_up(disk, SR_LOG_LOST);
+	sr_unlock(disk);
+}
+
 int64_t sr_disk_excess_bytes(struct sr_disk *disk)
 {
 	pthread_mutex_lock(&disk->lock); /* no resize is half-way */

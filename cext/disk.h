@@ -21,7 +21,7 @@ enum { SR_SEGMENT_HEADER_BYTES = 128, SR_RECORD_HEADER_BYTES = 64, SR_DIRTY_HEAD
 
 /* Whether a disk is logged, and if no longer, why; kept in the dirty file, so that it outlives a kill. */
 enum sr_log_state { SR_UNLOGGED = -1, SR_LOGGED = 0, SR_LOG_OVERFLOW = 1, SR_LOG_FULL = 2, SR_SYNC_FAILED = 3, SR_WRITE_FAILED = 4,
-		    SR_IMAGE_CHANGED = 5 };
+		    SR_IMAGE_CHANGED = 5, SR_LOG_LOST = 6 };
 
 /* The counter from which every record of every disk of a host draws its position. */
 uint64_t sr_position_draw(uint64_t *positions);
@@ -46,6 +46,9 @@ void sr_disk_free(struct sr_disk *disk);
 void sr_disk_note_changed(struct sr_disk *disk);
 int sr_disk_file_changed(struct sr_disk *disk);
 void sr_disk_forget_file_changed(struct sr_disk *disk);
+
+/* Somebody else has taken away files of the log: it is given up (SR_LOG_LOST). */
+void sr_disk_note_log_lost(struct sr_disk *disk);
 
 /* How many more bytes its file has than the disk (negative: it was cut), or 0 if that cannot be told. */
 int64_t sr_disk_excess_bytes(struct sr_disk *disk);

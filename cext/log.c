@@ -272,8 +272,9 @@ void sr_log_give_up(struct sr_disk *disk, int state)
 
 	if (log->state != SR_LOGGED)
 		return;
-	/* Which pages are lost the kernel does not say, nor what somebody else wrote; they may be older than the log. */
-	if (state == SR_SYNC_FAILED || state == SR_IMAGE_CHANGED)
+	/* Which pages are lost the kernel does not say, nor what somebody else wrote; they may be older than the log.  Of a log
+	 * that is lost the dirty file may be lost too. */
+	if (state == SR_SYNC_FAILED || state == SR_IMAGE_CHANGED || state == SR_LOG_LOST)
 		sr_log_mark_dirty(disk, 0, sr_disk_bytes(disk));
 	for (uint64_t c = 0; c < log->touched_count; c++)
 		if (log->touched[c] && log->touched[c] >= (uint32_t)log->oldest_number)

@@ -66,9 +66,8 @@ async def expose(wanted: Wanted, *, ready: Callable[[Mounted], None], note: Call
         raise KeyboardInterrupt
     image, state = mounted.image, mounted.alone.disk.state
     if wanted.tracked and not state.tracked:
-        raise RigError(
-            "LogGivenUp", f"{image.path}: its change log was given up ({state.needs_resync}): the last writes are not in it"
-        )
+        why = mounted.alone.log_trouble or state.needs_resync
+        raise RigError("LogGivenUp", f"{image.path}: its change log was given up ({why}): the last writes are not in it")
     if end.torn:
         raise RigError(
             "MountBusy", f"{mounted.disk.parent}: was torn away from who used it; the image and its log are closed"

@@ -114,7 +114,7 @@ def dm_log(raw: bytes, folder: Path) -> str:
 
 # --- NAME.dirty: docs/formats/dirty.md ------------------------------------------------------------------------------
 
-REASONS = {0: None, 1: "LogOverflow", 2: "LogFull", 3: "SyncFailed", 4: "WriteFailed", 5: "ImageChanged"}
+REASONS = {0: None, 1: "LogOverflow", 2: "LogFull", 3: "SyncFailed", 4: "WriteFailed", 5: "ImageChanged", 6: "LogCorrupt"}
 
 
 @dataclass(frozen=True)

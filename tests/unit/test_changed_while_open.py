@@ -82,6 +82,9 @@ class Idle:
     def check_files(self) -> str | None:
         return None
 
+    def check_log(self) -> str | None:
+        return None
+
     def changed_by_another(self, what: str) -> None:
         raise AssertionError(what)
 

@@ -1,0 +1,202 @@
+"""A file of a change log that another program takes away while the log is written: noticed at once, and the log ends."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from blockfs import file_watch
+from blockfs.disk import Disk
+from blockfs.disk_files import DiskPlace, make_raw
+from blockfs.disk_log import LogPolicy
+from blockfs.disk_rules import DiskRules
+from blockfs.disk_state import DiskState
+from blockfs.errors import RigError
+from blockfs.file_watch import FileWatch
+from blockfs.image import open_image
+from blockfs.position import PositionCounter
+from blockfs.standalone import open_disk
+
+SIZE = 4 << 20
+FILES = ["os.000001.hrl", "os.000002.hrl", "os.spare", "os.disk", "os.dirty", "../position"]
+
+
+class Opened:
+    """A disk of a rig with two segments and a spare one, and all that was reported of it."""
+
+    def __init__(self, root: Path) -> None:
+        self.told: list[str] = []
+        self.lost: list[str] = []
+        self.watch = FileWatch()
+        self.positions = PositionCounter(root / "position")
+        self.place = DiskPlace(root / "web01", "web01", "os")
+        self.place.folder.mkdir()
+        make_raw(self.place, SIZE)
+        self.open()
+        self.disk.start_tracking(new_generation=False)
+        self.fill(1)
+        self.watch.look()
+
+    def open(self) -> None:
+        rules = DiskRules(
+            self.positions, policy=LogPolicy(kept_share_max=None), watch=self.watch,
+            tell_changed=lambda _place, what: self.told.append(what),
+            tell_log_lost=lambda _place, what: self.lost.append(what),
+        )  # fmt: skip
+        self.disk = Disk.open(self.place, rules, None)
+
+    def fill(self, segments: int) -> None:
+        """Write until so many more segments have begun, and one stands ready."""
+        self.disk.tend()
+        for _ in range(segments):
+            for at in range(0, 320 << 10, 64 << 10):
+                self.disk.write(at, b"x" * (64 << 10))
+            self.disk.tend()
+
+    def end(self) -> None:
+        self.disk.abandon()
+        self.watch.close()
+        self.positions.close()
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Opened]:
+    opened = Opened(tmp_path)
+    yield opened
+    opened.end()
+
+
+def rename(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+
+
+def replace(path: Path) -> None:
+    shutil.copy2(path, path.with_name("copy"))
+    path.with_name("copy").rename(path)
+
+
+DEEDS: dict[Callable[[Path], None], str] = {
+    Path.unlink: "was deleted, or renamed,",
+    rename: "was deleted, or renamed,",
+    replace: "was replaced by another file",
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.__name__)
+def test_it_is_noticed_at_once_and_the_log_ends(opened: Opened, file: str, deed: Callable[[Path], None]) -> None:
+    path = (opened.place.folder / file).resolve()
+    if (path.suffix, deed) == (".disk", replace):
+        return  # each change of the state replaces it
+    deed(path)
+    opened.watch.look()
+    assert opened.lost == [f"{path} {DEEDS[deed]} while the log was written to"]
+    assert (opened.disk.tracked, opened.disk.state.needs_resync) == (False, "LogCorrupt")
+    assert DiskState.load(opened.place.file("disk")).needs_resync == "LogCorrupt"
+    opened.disk.write(0, b"the disk itself is whole")
+    opened.disk._flush()
+    opened.disk.tend()
+    opened.disk.close()
+    assert (opened.told, len(opened.lost)) == ([], 1)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_what_nobody_has_looked_at_is_noticed_at_the_end(opened: Opened, file: str) -> None:
+    (opened.place.folder / file).unlink()
+    opened.disk.close()
+    assert len(opened.lost) == 1
+    assert DiskState.load(opened.place.file("disk")).needs_resync == "LogCorrupt"
+
+
+def test_after_a_kill_the_log_does_not_go_on(opened: Opened) -> None:
+    opened.place.file("000001.hrl").unlink()
+    opened.watch.look()
+    opened.disk.abandon()
+    opened.open()
+    assert (opened.disk.tracked, opened.disk.state.needs_resync) == (False, "LogCorrupt")
+
+
+def test_a_new_log_begins_and_its_files_are_watched(opened: Opened) -> None:
+    opened.place.file("000002.hrl").unlink()
+    opened.watch.look()
+    opened.disk.start_tracking(new_generation=True)
+    opened.watch.look()
+    assert (opened.disk.tracked, len(opened.lost)) == (True, 1)
+    opened.place.file("dirty").unlink()
+    opened.watch.look()
+    assert (opened.disk.tracked, len(opened.lost)) == (False, 2)
+
+
+def test_no_new_log_begins_while_positions_go_to_a_file_without_a_name(opened: Opened) -> None:
+    (opened.place.folder.parent / "position").unlink()
+    opened.watch.look()
+    with pytest.raises(RigError, match="role restart") as refused:
+        opened.disk.start_tracking(new_generation=True)
+    assert refused.value.code == "DiskUnhealthy"
+
+
+def test_the_writers_own_work_is_no_trouble(opened: Opened) -> None:
+    for _ in range(8):
+        opened.fill(3)
+        opened.watch.look()
+        kept = opened.disk.segments()
+        opened.disk.applied(opened.disk.state.generation, kept[-2].last_seq)
+        opened.watch.look()
+        opened.disk.resize(opened.disk.size_bytes + 512)
+        opened.watch.look()
+    opened.disk.start_tracking(new_generation=True)
+    opened.watch.look()
+    opened.disk.stop_tracking()
+    opened.watch.look()
+    opened.disk.start_tracking(new_generation=True)
+    opened.fill(2)
+    opened.watch.look()
+    opened.disk.close()
+    opened.open()
+    opened.watch.look()
+    assert (opened.disk.tracked, opened.lost, opened.told) == (True, [], [])
+
+
+def test_a_segment_of_an_earlier_process_is_watched_too(opened: Opened) -> None:
+    opened.disk.close()
+    opened.open()
+    opened.place.file("000001.hrl").unlink()
+    opened.watch.look()
+    assert len(opened.lost) == 1
+
+
+def test_a_folder_without_the_log_is_noticed(opened: Opened) -> None:
+    opened.place.folder.rename(opened.place.folder.with_name("moved"))
+    opened.watch.look()
+    assert opened.lost == [f"{opened.place.file('disk')} was deleted, or renamed, while the log was written to"]
+
+
+@pytest.mark.parametrize("suffix", ["000001.hrl", "disk", "position", "dirty"])
+async def test_a_mounts_note_and_its_end_name_the_file(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_watch, "LOOK_S", 0.01)
+    told: list[str] = []
+    path = tmp_path / "os.img"
+    path.write_bytes(bytes(SIZE))
+    image = await open_image(path)
+    alone = open_disk(image, "os", tracked=True, note=told.append)
+    alone.disk.write(0, b"guest")
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alone.tree.tend)
+            (tmp_path / f"os.{suffix}").unlink()
+            while not told:
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    lost = f"{tmp_path}/os.{suffix} was deleted, or renamed, while the log was written to"
+    await alone.look_at_the_end()
+    alone.close()
+    image.close()
+    assert (told, alone.log_trouble) == ([f"{lost}: the log ends, and no write from now on is in it"], lost)
+    again = open_disk(await open_image(path), "os", tracked=True, note=told.append)
+    assert again.discontinued is not None
+    assert again.discontinued.why == "a file of it was deleted, renamed, replaced or damaged"
+    again.close()
