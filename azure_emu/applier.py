@@ -24,7 +24,7 @@ import structlog
 import trio
 
 from azure_emu.account_watch import AccountWatch, BadPartError
-from azure_emu.bad_parts import QUICK_FOR_S, REPAIRABLE
+from azure_emu.bad_parts import LONG_BAD, QUICK_FOR_S, REPAIRABLE
 from azure_emu.change_steps import change_steps
 from azure_emu.export import Exporter, data_bytes
 from azure_emu.history import Want
@@ -208,17 +208,16 @@ class Applier:
             disk.retry_at_s = now_s + disk.watch.bad.retry_s(exc.part, now_s)
             if not disk.watch.bad.is_certain(exc.part):
                 return
-        recoverable = exc.recoverable
+        recoverable, message = exc.recoverable, exc.message
         if isinstance(exc, BadPartError):  # its repair is under way; one that takes long is an administrator's
             recoverable = disk.watch.bad.age_s(exc.part, now_s) < QUICK_FOR_S
-        key = (exc.code, exc.message, recoverable)
+            message = message if recoverable else f"{message}; {LONG_BAD}"
+        key = (exc.code, message, recoverable)
         if key in disk.refused:
             return
         log.error("apply failed", disk=disk.disk_id, code=exc.code, reason=exc.message)
         try:
-            await self._reports.apply_failed(
-                disk_id=disk.disk_id, code=exc.code, message=exc.message, recoverable=recoverable
-            )
+            await self._reports.apply_failed(disk_id=disk.disk_id, code=exc.code, message=message, recoverable=recoverable)
         except RigError as report_exc:
             self._ride_out(report_exc)
         else:

@@ -20,6 +20,11 @@ LOOKS = 2
 LOOK_AGAIN_S = 3.0
 QUICK_FOR_S = 90.0
 """For so long after the first failure a part is looked at every ``LOOK_AGAIN_S``: its repair is under way."""
+LONG_BAD = (
+    "it was not mended by being sent again; if files of Azurite were changed or restored while it ran, it reads wrongly "
+    "until it is started anew: siterig role restart azurite"
+)
+"""What is said of a part that is bad for longer."""
 SLOW_LOOK_S = 30.0
 """The time between two looks after that."""
 ASK_AGAIN_S, ASK_AGAIN_S_MAX = 10.0, 300.0

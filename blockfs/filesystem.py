@@ -17,6 +17,7 @@ import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pyfuse3
 import structlog
@@ -253,6 +254,15 @@ class DiskFileSystem(pyfuse3.Operations):
             setattr(data, field, getattr(found, field))
         data.f_namemax = 255
         return data
+
+    # The disks are what the host has: no name is made, removed or moved here.  Without an answer of ours a caller would get
+    # ENOSYS, "Function not implemented".
+
+    async def create(self, *_args: object, **_more: object) -> NoReturn:
+        """``EPERM``."""
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    mknod = mkdir = symlink = link = unlink = rmdir = rename = create
 
     async def access(self, inode: pyfuse3.InodeT, mode: int, ctx: pyfuse3.RequestContext) -> bool:
         """Only the owner gets here: the mount is private."""

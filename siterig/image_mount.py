@@ -56,6 +56,7 @@ async def expose(wanted: Wanted, *, ready: Callable[[Mounted], None], note: Call
     """
     mountpoint.check_fuse()
     end = _End(note)
+    _heed_no_signal_after_the_end()
     with trio.open_signal_receiver(*END_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(end.listen, signals)
@@ -73,6 +74,15 @@ async def expose(wanted: Wanted, *, ready: Callable[[Mounted], None], note: Call
             "MountBusy", f"{mounted.disk.parent}: was torn away from who used it; the image and its log are closed"
         )
     return mounted
+
+
+def _heed_no_signal_after_the_end() -> None:
+    """What is restored when signals are received no more: the process only says how the mount ended, and ends itself.
+
+    ``timeout -s INT`` sends its signal twice, and the second one may come late.
+    """
+    for number in END_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # a handler in Python would be replaced by death when Python ends
 
 
 class _End:

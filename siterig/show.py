@@ -160,7 +160,7 @@ def notice(text: str) -> None:
 
 def error(failure: RigError) -> None:
     """Why the command failed.  The exit status is the caller's business."""
-    text = f"siterig: error: {' '.join(failure.message.split())} ({failure.code})"
+    text = f"siterig: error: {failure.message} ({failure.code})"
     _say("error", error_json(failure), text, text=text)
 
 
@@ -178,7 +178,7 @@ def usage_error(message: str, usage: str) -> None:
     """The command line could not be read; ``usage`` is shown before the error, its line breaks kept."""
     if usage and not _json_mode:
         help_text(usage)
-    error(RigError("Usage", message))
+    error(RigError("Usage", " ".join(message.split())))  # its lines are the parser's
 
 
 def help_text(text: str) -> None:

@@ -168,7 +168,7 @@ def verify_log(files: Files, as_json: JsonLines = False) -> None:
             if as_json:
                 show.print_json_line(_verified_json(path, found))
             elif isinstance(found, RigError):
-                show.line(f"{' '.join(found.message.split())} ({found.code})")
+                show.line(f"{found.message} ({found.code})")
             else:
                 show.line("; ".join([f"{path}: ok: {_contents(found)}", *_tail(found)]))
         if as_json:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import trio
 import typer
 
-from azure_emu.vault.api import ProtectedItem, Vm
+from azure_emu.vault.api import ManagedDisk, ProtectedItem, Vm
 from blockfs.disk_log import KEPT_SHARE_MAX, WhenFull
 from blockfs.errors import RigError
 from blockfs.snapshot import STORE_SHARE_MAX
@@ -184,11 +184,12 @@ def _problems(item: ProtectedItem) -> list[str]:
     return resync + [f"{error.summaryMessage} ({error.errorCode})" for error in item.healthErrors]
 
 
-async def _vault_state(layout: Layout) -> tuple[list[Vm], list[ProtectedItem], str | None]:
+async def _vault_state(layout: Layout) -> tuple[list[Vm], list[ProtectedItem], list[ManagedDisk], str | None]:
     """The vault's lists, or why there are none: the status of the roles is wanted most when one is missing."""
     vault = services.vault(layout)
     vms: list[Vm] = []
     items: list[ProtectedItem] = []
+    managed: list[ManagedDisk] = []
     problems: list[str] = []
 
     async def look(what: str, fill: Callable[[], Awaitable[None]]) -> None:
@@ -208,10 +209,26 @@ async def _vault_state(layout: Layout) -> tuple[list[Vm], list[ProtectedItem], s
     async def list_items() -> None:
         items.extend(await vault.items())
 
+    async def list_managed() -> None:
+        managed.extend(await vault.managed_disks())
+
     async with trio.open_nursery() as nursery:
         nursery.start_soon(look, "VMs", list_vms)
         nursery.start_soon(look, "protected items", list_items)
-    return vms, items, problems[0] if problems else None
+        nursery.start_soon(look, "managed disks", list_managed)
+    return vms, items, managed, problems[0] if problems else None
+
+
+def _named(rig: RigStatus, managed: list[ManagedDisk]) -> RigStatus:
+    """The same, with VM and name of each disk that a role knows by the managed disk's id only."""
+    known = {disk.disk_id: disk for disk in managed}
+
+    def named(wait: Wait) -> Wait:
+        disk = known.get(wait.disk or "")
+        return wait if disk is None else wait.model_copy(update={"vm": disk.vm, "disk": disk.name})
+
+    roles = [role.model_copy(update={"waits": [named(wait) for wait in role.waits]}) for role in rig.roles]
+    return rig.model_copy(update={"roles": roles})
 
 
 async def _look(layout: Layout) -> tuple[RigStatus, list[Vm], list[ProtectedItem], str | None]:
@@ -227,8 +244,8 @@ async def _look(layout: Layout) -> tuple[RigStatus, list[Vm], list[ProtectedItem
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask_supervisor)
         nursery.start_soon(ask_vault)
-    vms, items, problem = found["vault"]
-    return found["rig"], vms, items, problem
+    vms, items, managed, problem = found["vault"]
+    return _named(found["rig"], managed), vms, items, problem
 
 
 def status(

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -168,6 +168,42 @@ def test_signals_unmount_in_order(image: Path, where: Path, start: Start, number
     again = start(image, where, "--log")
     assert again.mounted["log"]["generation"] == 1
     assert read(again.disk, 0, 4) == b"last"
+
+
+def test_a_signal_that_comes_again_and_again_to_the_very_end_is_no_interruption(
+    image: Path, where: Path, start: Start
+) -> None:
+    mount = start(image, where, "--log")
+    write_durably(mount.disk, 0, b"last")
+    mount.signal(signal.SIGINT)
+    while mount.process.poll() is None:
+        mount.signal(signal.SIGINT)
+    status, printed, stderr = mount.ended()
+    assert (status, stderr, list(printed[0])) == (0, "", ["unmounted"])
+
+
+def test_no_name_can_be_made_removed_or_moved(image: Path, where: Path, start_each: Start) -> None:
+    mount = start_each(image, where)
+    new = where / "new"
+    deeds: list[Callable[[], object]] = [
+        mount.disk.unlink, new.mkdir, new.touch, lambda: new.symlink_to("x"), lambda: new.hardlink_to(mount.disk),
+        lambda: mount.disk.rename(new), lambda: os.mkfifo(new), lambda: (where / "disk.vhd").rename(mount.disk),
+    ]  # fmt: skip
+    for deed in deeds:
+        with pytest.raises(PermissionError):
+            deed()
+    with pytest.raises(NotADirectoryError):
+        mount.disk.rmdir()
+    assert names(where) == ["disk.img", "disk.stats", "disk.vhd"]
+
+
+def test_a_copy_onto_a_disk_writes_over_its_beginning(image: Path, where: Path, start_each: Start, tmp_path: Path) -> None:
+    mount = start_each(image, where)
+    write_durably(mount.disk, 0, b"a" * 2000)
+    (tmp_path / "small").write_bytes(b"b" * 1000)
+    subprocess.run(["cp", tmp_path / "small", mount.disk], check=True)
+    assert read(mount.disk, 0, 2000) == b"b" * 1000 + b"a" * 1000
+    assert mount.disk.stat().st_size == SIZE
 
 
 @pytest.mark.parametrize("command", [["umount"], ["fusermount3", "-u"]], ids=lambda command: command[0])

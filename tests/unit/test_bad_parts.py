@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from azure_emu.applier import REPAIR_WAIT_S
-from azure_emu.bad_parts import ASK_AGAIN_S, FOLLOWING_MAX, LOOK_AGAIN_S, QUICK_FOR_S, SLOW_LOOK_S, BadParts
+from azure_emu.bad_parts import ASK_AGAIN_S, FOLLOWING_MAX, LONG_BAD, LOOK_AGAIN_S, QUICK_FOR_S, SLOW_LOOK_S, BadParts
 from blockfs.errors import RigError
 from blockfs.part import PartName
 from tests.unit.applier_rig import Rig
@@ -93,6 +93,21 @@ async def test_a_part_that_cannot_be_used_is_asked_for_and_its_replacement_is_ap
     assert rig.state(position) == data
     await rig.vault.wait_rounds(2)
     assert rig.waits.list() == []
+
+
+async def test_a_part_that_stays_bad_is_reported_with_what_helps_an_azurite_whose_files_were_changed(
+    rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
+) -> None:
+    parts = rig.disk.sync()
+    rig.cache.hold(parts)
+    rig.cache.unreadable.add(parts[0][0])
+    await nursery.start(rig.applier.run)
+    while len(rig.vault.failed) < 2:
+        await rig.vault.changed.wait()
+    first, second = [message for _, message in rig.vault.failed]
+    assert "role restart" not in first
+    assert second == f"{first}; {LONG_BAD}"
+    assert "siterig role restart azurite" in second
 
 
 async def test_a_blob_that_is_no_part_is_passed_over_and_reported(

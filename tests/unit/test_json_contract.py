@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import scenarios.drill
 from azure_emu.ports import Change, DamageReports, RecoverySide
-from azure_emu.vault.api import HealthError, Job, ProtectedItem, RecoveryPoint, VaultApi, Vm
+from azure_emu.vault.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
 from blockfs.control import DiskHostControl, DiskInfo
 from blockfs.waits import Wait
 from scenarios.results import DrillResult
@@ -111,7 +111,9 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     create(layout)
     disk = sample(DiskInfo).model_copy(update={"vm": "web01", "name": "os", "path": "/dev/null"})
     finalize = sample(Job).model_copy(update={"scenarioName": "FinalizeProtection", "targetObjectName": "web01"})
-    answers = {"list_disks": [disk], "resize_disk": disk, "managed_disks": [], "jobs": [finalize]}
+    status = sample(RigStatus)
+    status = status.model_copy(update={"roles": [status.roles[0].model_copy(update={"name": "azure"})]})
+    answers = {"list_disks": [disk], "resize_disk": disk, "managed_disks": [], "jobs": [finalize], "status": status}
     for name, protocol in {
         "vault": VaultApi, "site": DiskHostControl, "azure": DiskHostControl, "supervisor": SupervisorControl,
         "recovery_side": RecoverySide, "damage_reports": DamageReports,
@@ -287,6 +289,18 @@ def test_status_fits_80_columns_with_every_problem_in_words(monkeypatch: pytest.
     words = " ".join(" ".join(lines).split())
     assert words.count(f"{reason} (ApplyStalled)") == 2
     assert words.count(reason) == 4
+
+
+def test_status_names_vm_and_disk_of_a_wait_that_knows_the_managed_disk_only() -> None:
+    managed = sample(ManagedDisk).model_copy(update={"vm": "web01", "name": "data"})
+    waits = [
+        sample(Wait).model_copy(update={"vm": vm, "disk": disk, "since_ns": 1})
+        for vm, disk in [(None, managed.disk_id), ("web01", managed.disk_id), (None, "another"), ("web02", None)]
+    ]
+    status = sample(RigStatus)
+    status = status.model_copy(update={"roles": [status.roles[0].model_copy(update={"waits": waits})]})
+    named = [(wait.vm, wait.disk) for wait in rig_command._named(status, [managed]).roles[0].waits]
+    assert named == [("web01", "data"), ("web01", "data"), (None, "another"), ("web02", None)]
 
 
 def test_the_sample_of_a_vm_is_what_a_vm_is() -> None:
