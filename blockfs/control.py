@@ -92,11 +92,15 @@ class DiskInfo(WireModel):
 
 
 class DownloadedDisk(WireModel):
-    """A disk that a failback is to bring to the site; ``data_bytes``: what of it is not known to be zeros."""
+    """A disk that a failback is to bring to the site; ``data_bytes``: what of it is not known to be zeros.
+
+    ``keeps_old``: the disk that it replaces will be kept as an image file.
+    """
 
     name: str
     size_bytes: int
     data_bytes: int
+    keeps_old: bool = False
 
 
 class SourceUse(WireModel):
@@ -258,6 +262,10 @@ class DiskHostControl(Protocol):
         """
         ...
 
+    async def check_tracking(self, *, vm: str) -> None:
+        """Tracking can start: ``VmNotFound``, ``BrokenVhdChain``, ``DiskInUse`` (a loop device is attached to an image)."""
+        ...
+
     async def start_tracking(
         self, *, vm: str, new_generation: bool = False, after: dict[str, int] | None = None, after_position: int = 0
     ) -> list[DiskInfo]:
@@ -335,6 +343,10 @@ class DiskHostControl(Protocol):
         A new top (``vm``/``name``) is made over the read-only view; only a recovery-side host can do this
         (``NotARecoveryHost``).
         """
+        ...
+
+    async def check_promotion(self, *, vm: str) -> None:
+        """There is room for the VM's disks to become independent: ``VmNotFound``, ``NotEnoughSpace``."""
         ...
 
     async def promote_vm(self, *, vm: str) -> list[DiskInfo]:

@@ -7,7 +7,9 @@ renamed before its state says so, and its maps are removed after that: a start g
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +48,10 @@ class DiskPlace:
 
     def __str__(self) -> str:
         return f"{self.vm}/{self.name}" if self.vm else self.name
+
+
+MakeFiles = Callable[[DiskPlace], None]
+"""Makes a disk's files at its place."""
 
 
 def make_raw(place: DiskPlace, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
@@ -194,3 +200,16 @@ def open_layer(place: DiskPlace, state: DiskState, views: Views | None) -> Writa
             "DiskCorrupt", f"disk {place}: {layer.path.name} has {found} bytes; its state says {state.size_bytes}"
         )
     return layer
+
+
+def make_first(root: Path, place: DiskPlace, make: MakeFiles) -> None:
+    """Make the first disk of a VM: its folder, in the host's ``root``, appears whole or not at all."""
+    fresh = root / f".new-{place.vm}"
+    safe_files.make_folder(fresh)
+    try:
+        make(DiskPlace(fresh, place.vm, place.name))
+        fresh.rename(place.folder)
+    except BaseException:
+        shutil.rmtree(fresh)
+        raise
+    sync_folder(root)

@@ -21,7 +21,7 @@ from pathlib import Path
 import structlog
 import trio
 
-from blockfs import parent_image, replacing, safe_files
+from blockfs import parent_image, promotion, replacing, safe_files
 from blockfs.control import (
     BackingImage,
     CutInfo,
@@ -38,7 +38,7 @@ from blockfs.control import (
 )
 from blockfs.counters import DiskCounters
 from blockfs.disk import Disk, begin_snapshots_of
-from blockfs.disk_files import HOLDER_KIND, DiskPlace, make_overlay, make_raw, make_top
+from blockfs.disk_files import HOLDER_KIND, DiskPlace, MakeFiles, make_first, make_overlay, make_raw, make_top
 from blockfs.disk_log import LogPolicy
 from blockfs.disk_report import count, describe, describe_broken
 from blockfs.disk_rules import DiskRules, log_changed
@@ -61,7 +61,6 @@ from blockfs.turns import Turns
 from blockfs.views import OpenedView, Views, open_counted
 from blockfs.waits import Waits
 
-MakeFiles = Callable[[DiskPlace], None]
 _log = structlog.get_logger("blockfs.host")
 
 
@@ -355,7 +354,7 @@ class DiskHost:
             raise RigError("DiskExists", f"VM {vm!r} has a disk {name!r} already")
 
     def _add(self, vm: str, name: str, make: MakeFiles, views: Views | None) -> Disk:
-        """Make a disk's files in the VM's folder, which appears whole or not at all, and open it."""
+        """Make a disk's files in the VM's folder, and open it."""
         place = DiskPlace(self.root / vm, vm, name)
         if vm in self.vms:
             try:
@@ -364,15 +363,7 @@ class DiskHost:
                 self._discard(place)
                 raise
         else:
-            fresh = self.root / f".new-{vm}"
-            safe_files.make_folder(fresh)
-            try:
-                make(DiskPlace(fresh, vm, name))
-                fresh.rename(place.folder)
-            except BaseException:
-                shutil.rmtree(fresh)
-                raise
-            sync_folder(self.root)
+            make_first(self.root, place, make)
         try:
             disk = Disk.open(place, self._rules, views)
         except BaseException:
@@ -388,6 +379,11 @@ class DiskHost:
         if not self.vms.get(place.vm):
             self.vms.pop(place.vm, None)
             place.folder.rmdir()
+
+    async def check_promotion(self, *, vm: str) -> None:
+        """See :class:`DiskHostControl`."""
+        with told_of(f"promotion of VM {vm}"):
+            await trio.to_thread.run_sync(promotion.check_room, vm, self.disks(vm))
 
     async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
         """See :class:`DiskHostControl`."""
@@ -463,6 +459,12 @@ class DiskHost:
 
     # --- tracking -----------------------------------------------------------------------------------------------
 
+    async def check_tracking(self, *, vm: str) -> None:
+        """See :class:`DiskHostControl`."""
+        for disk in self._whole_disks(vm):
+            if disk.guard is not None:
+                await disk.guard.check_no_loops()
+
     async def start_tracking(
         self, *, vm: str, new_generation: bool = False, after: dict[str, int] | None = None, after_position: int = 0
     ) -> list[DiskInfo]:
@@ -470,9 +472,7 @@ class DiskHost:
         disks = self._whole_disks(vm)
         generations = after or {}
         self.positions.advance(after_position)
-        for disk in disks:
-            if disk.guard is not None:
-                await disk.guard.check_no_loops()
+        await self.check_tracking(vm=vm)
         with told_of(f"change log of VM {vm}"):
             for disk in disks:
                 disk.start_tracking(new_generation=new_generation, after=generations.get(disk.state.disk_id, 0))
@@ -584,7 +584,8 @@ class DiskHost:
     async def check_replace(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
         """See :class:`DiskHostControl`."""
         with told_of(f"disks of VM {vm}"):
-            replacing.check_replace(vm, {disk.place.name: disk for disk in self.disks(vm)}, disks)
+            known = {disk.place.name: disk for disk in self.disks(vm)}
+            await trio.to_thread.run_sync(replacing.check_replace, vm, known, disks)
 
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
         """See :class:`DiskHostControl`."""

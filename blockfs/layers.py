@@ -61,6 +61,11 @@ class Layer(Protocol):
         ...
 
 
+def data_bytes(layer: Layer) -> int:
+    """What of a disk may be other than zero."""
+    return sum(length for _, length in layer.data_ranges())
+
+
 class WritableLayer(Layer, Protocol):
     """A layer that takes writes, of one thread at a time; reads and :meth:`sync` may run beside them.
 

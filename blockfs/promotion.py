@@ -27,7 +27,9 @@ from blockfs.counters import requests_done
 from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace
 from blockfs.errors import RigError
+from blockfs.layers import data_bytes
 from blockfs.os_errors import reason
+from blockfs.room import require_room
 from blockfs.turns import Turns
 from blockfs.waits import Waits
 
@@ -133,6 +135,18 @@ class Promoter:
                 unsynced = 0
             if busy and not full:
                 await trio.sleep(max(PAUSE_S_MIN, BUSY_PAUSES * (trio.current_time() - began_s)))
+
+
+def check_room(vm: str, disks: list[Disk]) -> None:
+    """``NotEnoughSpace`` unless these disks of a VM can hold all that they lie over; for a thread."""
+    needs = []
+    for disk in disks:
+        if disk.state.store is not None:
+            lacking_bytes = max(0, data_bytes(disk.layer) - disk.place.file("top").stat().st_blocks * 512)
+            needs.append((disk.place.folder, lacking_bytes))
+    if needs:
+        needs.append((needs[0][0], FREE_BYTES_MIN))
+    require_room(needs, f"VM {vm!r}", "to become independent of the managed disks, its disks need")
 
 
 def _check_room(disk: Disk, step_bytes: int) -> None:

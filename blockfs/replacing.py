@@ -18,6 +18,8 @@ from blockfs.disk import Disk
 from blockfs.disk_log import find_segments
 from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
+from blockfs.layers import data_bytes
+from blockfs.room import require_room
 from cext.hashing import is_zero
 
 KEPT_FOLDER = "kept"
@@ -89,22 +91,19 @@ def delete_kept(vm: str, folder: Path, file: str) -> None:
 
 
 def check_replace(vm: str, disks: dict[str, Disk], coming: list[DownloadedDisk]) -> None:
-    """The disks can be replaced: ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace`` (both copies need room for a while)."""
+    """The disks can be replaced: ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``; for a thread.
+
+    Both copies need room for a while, and so does the flat copy of a thin disk that is to be kept.
+    """
+    needs = []
     for item in coming:
         disk = disks.get(item.name)
         if disk is None:
             raise RigError("DiskNotFound", f"VM {vm!r} has no disk {item.name!r} to be replaced; it has: {', '.join(disks)}")
         check_idle(disk)
-    needed = sum(item.data_bytes for item in coming)
-    for folder in {disk.place.folder for disk in disks.values()}:
-        space = os.statvfs(folder)
-        free = space.f_bavail * space.f_frsize
-        if free < needed:
-            raise RigError(
-                "NotEnoughSpace",
-                f"VM {vm!r}: {free} bytes are free at {folder}; its disks that come back need {needed}, beside the old ones",
-                recoverable=True,
-            )
+        copied_bytes = data_bytes(disk.layer) if item.keeps_old and disk.state.kind != "raw" else 0
+        needs.append((disk.place.folder, item.data_bytes + copied_bytes))
+    require_room(needs, f"VM {vm!r}", "beside the old disks, those that come back (and copies of thin ones) need")
 
 
 def check_idle(disk: Disk) -> None:

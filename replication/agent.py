@@ -27,7 +27,7 @@ from replication.board import Board
 from replication.guests import Guests, HostGuests
 from replication.links import Links
 from replication.ports import CacheAccount, VaultLink
-from replication.prerequisites import check_space
+from replication.prerequisites import check_room_for_images, check_space
 from replication.relationship import Relationship, RelationshipBook
 from replication.replica import Replica
 from replication.retry import OFFICIAL_DELAYS_S, RetryTable
@@ -111,7 +111,7 @@ class HyperVAgent:
             await trio.sleep_forever()
 
     async def create_vm(self, *, vm: str, disks: Sequence[NewDisk]) -> list[DiskInfo]:
-        """New VM with (optionally formatted) disks.  ``VmExists``; on failure nothing is left."""
+        """New VM with (optionally formatted) disks.  ``VmExists``, ``NotEnoughSpace``; on failure nothing is left."""
         if vm in self._making:
             raise RigError("VmExists", f"VM {vm!r} is just being made on this host")
         board = self._making[vm] = Board(vm)
@@ -125,10 +125,15 @@ class HyperVAgent:
 
     async def _make(self, vm: str, disks: Sequence[NewDisk], board: Board) -> list[DiskInfo]:
         try:
-            for disk in disks:
-                info = await self._links.host.create_disk(
+            infos = [
+                await self._links.host.create_disk(
                     vm=vm, name=disk.name, size_bytes=disk.size_bytes, sector_bytes=disk.sector_bytes, backing=disk.backing
                 )
+                for disk in disks
+            ]
+            images = [(info, Path(disk.image)) for info, disk in zip(infos, disks, strict=True) if disk.image is not None]
+            await trio.to_thread.run_sync(check_room_for_images, vm, images)
+            for info, disk in zip(infos, disks, strict=True):
                 if disk.image is not None:
                     more = partial(board.more, disk.name)
                     await self._links.guests.fill(Path(info.path), Path(disk.image), more, format_=disk.image_format)
@@ -218,8 +223,9 @@ class HyperVAgent:
             raise RigError("VmBusy", f"VM {vm!r} is just being made on this host", recoverable=True)
 
     async def check_vm(self, *, vm: str) -> list[DiskInfo]:
-        """Prerequisites: ``VmNotFound``, ``DiskUnhealthy``, ``NotEnoughSpace``."""
+        """Prerequisites: ``VmNotFound``, ``BrokenVhdChain``, ``DiskInUse``, ``DiskUnhealthy``, ``NotEnoughSpace``."""
         disks = await self._links.host.list_disks(vm=vm)
+        await self._links.host.check_tracking(vm=vm)
         await trio.to_thread.run_sync(check_space, vm, disks)
         return disks
 

@@ -1,13 +1,15 @@
-"""What must hold before a VM can be protected."""
+"""The room that a VM needs at the site, before it is made of images, and before it is protected."""
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from blockfs.control import DiskInfo
 from blockfs.errors import RigError
 from blockfs.os_errors import reason
+from blockfs.room import require_room
 
 
 def check_space(vm: str, disks: list[DiskInfo]) -> None:
@@ -18,27 +20,29 @@ def check_space(vm: str, disks: list[DiskInfo]) -> None:
     logs come out of the same space, but they are bounded by themselves: past 50 % of a disk's size they are given up
     for a resync.
     """
-    free_by_device: dict[int, tuple[int, str]] = {}
-    needed_by_device: dict[int, int] = {}
+    needs = []
     for disk in disks:
         what = f"disk {disk.name!r} of VM {vm!r}"
-        own = Path(disk.folder) / f"{disk.name}.{'img' if disk.parent is None else 'top'}"
+        folder = Path(disk.folder)
         try:
-            device = own.stat().st_dev
-            occupied_bytes = sum(path.stat().st_blocks * 512 for path in (own, *_parents(disk)))
-            space = os.statvfs(disk.folder)
+            own = folder / f"{disk.name}.{'img' if disk.parent is None else 'top'}"
+            needs.append((folder, sum(path.stat().st_blocks * 512 for path in (own, *_parents(disk)))))
+            os.statvfs(folder)
         except OSError as exc:
             raise RigError("DiskUnhealthy", f"{what}: {reason(exc, what)}") from exc
-        free_by_device[device] = (space.f_bavail * space.f_frsize, disk.folder)
-        needed_by_device[device] = needed_by_device.get(device, 0) + occupied_bytes
-    for device, needed in needed_by_device.items():
-        free, folder = free_by_device[device]
-        if free < needed:
-            raise RigError(
-                "NotEnoughSpace",
-                f"VM {vm!r}: {free} bytes are free at {folder}; a snapshot of its disks may need {needed}",
-                recoverable=True,
-            )
+    require_room(needs, f"VM {vm!r}", "a snapshot of its disks may need")
+
+
+def check_room_for_images(vm: str, images: list[tuple[DiskInfo, Path]]) -> None:
+    """``NotEnoughSpace`` unless the disks can hold what the images occupy; what is compressed in one may need more yet.
+
+    A block device does not tell what it occupies.
+    """
+    needs = []
+    for disk, image in images:
+        with suppress(OSError):  # the copy names the image that cannot be looked at
+            needs.append((Path(disk.folder), min(image.stat().st_blocks * 512, disk.size_bytes)))
+    require_room(needs, f"VM {vm!r}", "the contents of its images need")
 
 
 def _parents(disk: DiskInfo) -> list[Path]:

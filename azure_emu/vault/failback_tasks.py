@@ -35,10 +35,10 @@ async def check_failback(work: Work) -> Outcome | None:
 
     Disks of the site that were written to after the failover are named, and will be kept as image files.
     """
-    await preflight.can_fail_back(work.services, work.vm)
-    await _delete_exports(work, [disk.disk_id for disk in await azure_vms.disks_of(work.services, work.vm)])
     changed = await source_watch.changed_disks(work.services, work.vm)
     work.memory["keep"] = [use.name for use in changed]
+    await preflight.can_fail_back(work.services, work.vm, work.memory["keep"])
+    await _delete_exports(work, [disk.disk_id for disk in await azure_vms.disks_of(work.services, work.vm)])
     if not changed:
         return None
     text = (

@@ -263,8 +263,9 @@ async def synchronize_all(work: Work) -> None:
 
 
 async def check_commit(work: Work) -> None:
-    """The VM that is to be committed is whole."""
+    """The VM that is to be committed is whole, and there is room for its disks to become independent."""
     await azure_vms.verify(work.services, work.vm, work.vm, "Recovered")
+    await work.services.azure.check_promotion(vm=work.vm)
 
 
 async def commit(work: Work) -> None:

@@ -53,11 +53,11 @@ async def can_read(services: Services, owner: str, position: int) -> None:
             )
 
 
-async def can_fail_back(services: Services, vm: str) -> None:
+async def can_fail_back(services: Services, vm: str, keep: list[str]) -> None:
     """The recovered VM can be downloaded and take the place of the site's disks.
 
     Of the recovered VM: ``VmIncomplete``, ``VmBusy``.  Of the site: ``VmNotFound``, ``DiskNotFound``, ``DiskInUse``,
-    ``NotEnoughSpace``.
+    ``NotEnoughSpace``.  ``keep``: disks of the site that will be kept as image files.
     """
     await azure_vms.verify(services, vm, vm, "Recovered")
     coming = await azure_vms.disks_of(services, vm)
@@ -66,7 +66,10 @@ async def can_fail_back(services: Services, vm: str) -> None:
         vm=vm,
         disks=[
             DownloadedDisk(
-                name=disk.name, size_bytes=disk.size_bytes, data_bytes=await services.recovery.data_bytes(source=disk.path)
+                name=disk.name,
+                size_bytes=disk.size_bytes,
+                data_bytes=await services.recovery.data_bytes(source=disk.path),
+                keeps_old=disk.name in keep,
             )
             for disk in coming
         ],

@@ -128,6 +128,8 @@ ROWS = [
     ("planned failover: source held", nothing, failing("site.check_shutdown", BUSY), planned, "VmBusy"),
     ("planned failover: managed disks not readable", nothing, points_unreadable, planned, "InvalidPosition"),
     ("commit: VM incomplete", failed_over, stranger("web01"), commit, "VmIncomplete"),
+    ("commit: no room to become independent", failed_over, failing("azure.check_promotion", NO_ROOM), commit,
+     "NotEnoughSpace"),
     ("failback: site's disks in use", committed, failing("site.check_failback", IN_USE), failback, "DiskInUse"),
     ("failback: no room at the site", committed, failing("site.check_failback", NO_ROOM), failback, "NotEnoughSpace"),
     ("failback: Azure VM held", committed, failing("check_shut_down", BUSY), failback, "VmBusy"),
@@ -246,3 +248,13 @@ async def test_a_failback_can_be_done_again_after_the_azure_vm_was_written_to(tm
         assert (await vault.items())[0].protectionState == "PlannedFailoverCompleted"
         assert (await ended(vault, await vault.failback(vm="web01"))).state == "Succeeded"
         assert (await ended(vault, await commit(vault))).state == "Succeeded"
+
+
+async def test_the_check_of_a_failback_knows_which_old_disks_will_be_kept(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await committed(vault)
+        world.written_bytes = {"os": 4096, "data": 0}
+        assert (await ended(vault, await failback(vault))).state == "Succeeded"
+        assert {disk.name: disk.keeps_old for disk in world.coming} == {"os": True, "data": False}

@@ -83,6 +83,7 @@ class World:
         self.times: dict[str, dict[int, int]] = {}  # disk -> position -> time of the record there
         self.written_bytes: dict[str, int | None] = {}  # disk -> bytes written at the site after a failover
         self.asked_after: list[int] = []
+        self.coming: list[DownloadedDisk] = []  # what a failback's check was about
         self.recoveries: dict[tuple[str, str], RecoveryInfo] = {}
 
     @property
@@ -265,6 +266,7 @@ class FakeProvider:
 
     async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
         await self.world.called("site.check_failback")
+        self.world.coming = disks
 
     async def commit_failback(self, *, vm: str, keep: list[str]) -> list[DiskInfo]:
         await self.world.called("site.commit_failback")
@@ -381,6 +383,9 @@ class FakeHost:
     async def rename_vm(self, *, vm: str, name: str) -> None:
         await self.world.called("azure.rename_vm")
         self.world.rename(self.world.azure, vm, name)
+
+    async def check_promotion(self, *, vm: str) -> None:
+        await self.world.called("azure.check_promotion")
 
     async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
         await self.world.called("azure.promote_vm")
