@@ -259,6 +259,9 @@ def _blobs_like_parts(container: ContainerClient, disk_id: str) -> list[tuple[st
     return [blob for prefix in prefixes for blob in _blobs(container, prefix)]
 
 
+KEY_ADVICE = "check whether its key was changed, and this host's clock; then siterig take-point makes the agent try again"
+
+
 def classified(error: AzureError, *, what: str, where: str) -> RigError:
     """The SDK's error as ours: who can mend it, and whether waiting may."""
     if isinstance(error, ServiceRequestError | ServiceResponseError | IncompleteReadError):
@@ -267,11 +270,16 @@ def classified(error: AzureError, *, what: str, where: str) -> RigError:
     status = error.status_code if isinstance(error, HttpResponseError) else None
     answer = f"{status or ''} {code}".strip()
     if isinstance(error, ClientAuthenticationError) or status == 401 or _is_signature_refused(error):
-        return RigError("CacheAuthentication", f"cannot {what}: {where} does not accept the account key ({answer})")
+        return RigError(
+            "CacheAuthentication", f"cannot {what}: {where} does not accept the account key ({answer}): {KEY_ADVICE}"
+        )
     if status == 403:
         return RigError("CacheForbidden", f"cannot {what}: {where} forbids it ({answer}): check its firewall and rights")
     if status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
         return RigError("CacheUnreachable", f"cannot {what}: {where} is busy or failing ({answer})", recoverable=True)
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        text = f"cannot {what}: {where} takes no body of this size ({answer}): check what limits requests on the way to it"
+        return RigError("CacheError", text)
     return RigError("CacheError", f"cannot {what}: {where} refused it ({answer})")
 
 

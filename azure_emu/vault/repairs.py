@@ -11,6 +11,8 @@ from blockfs.errors import RigError
 
 ANSWER_S = 60.0
 """A site that takes longer is asked again by the next request; what it had begun it finishes."""
+SENT_S = 6.0
+"""A part that is asked for so long after it was sent again has been looked at since: the applier looks every 3 s."""
 PARTS_MAX = 1000
 """Parts of a VM that wait to be asked for."""
 
@@ -26,13 +28,21 @@ class Repairs:
         self._asking: set[str] = set()
         self._refused: set[str] = set()
         """VMs whose last request failed."""
+        self._sent: dict[str, dict[str, float]] = {}
+        """Parts that the site has sent again, and when, on trio's clock."""
         self._news = trio.Event()
 
-    async def ask_for(self, disk_id: str, parts: list[str]) -> None:
-        """Parts of a managed disk are to be sent again; ignored for a disk that no item has.  Returns at once."""
+    async def ask_for(self, disk_id: str, parts: list[str]) -> str | None:
+        """Parts of a managed disk are to be sent again, for the first one is bad; ignored for a disk that no item has.
+
+        Returns the first part if it was sent again before, to no avail; None otherwise.  Does not wait for the site.
+        """
         row = await self._services.store.transact(lambda session: session.get(DiskRow, disk_id))
-        if row is not None:
-            self.ask(row.vm, parts)
+        if row is None:
+            return None
+        sent_s = self._sent.get(row.vm, {}).get(parts[0]) if parts else None
+        self.ask(row.vm, parts)
+        return parts[0] if sent_s is not None and trio.current_time() - sent_s >= SENT_S else None
 
     def ask(self, vm: str, parts: list[str]) -> None:
         """The same for a VM; without parts it is to look for what is missing in the account."""
@@ -47,6 +57,7 @@ class Repairs:
             self._services.waits.clear("repair", vm=vm)
             self._refused.discard(vm)
         self._wanted = {vm: parts for vm, parts in self._wanted.items() if vm in vms}
+        self._sent = {vm: parts for vm, parts in self._sent.items() if vm in vms}
 
     async def run(self) -> None:
         """Until cancelled; one request a VM at a time."""
@@ -73,6 +84,11 @@ class Repairs:
         if error is None:
             self._services.waits.clear("repair", vm=vm)
             self._refused.discard(vm)
+            sent = self._sent.setdefault(vm, {})
+            for part in parts:
+                sent.setdefault(part, trio.current_time())
+            for part in list(sent)[: max(0, len(sent) - PARTS_MAX)]:
+                del sent[part]
         else:
             self._refused.add(vm)
             _log.warning("parts are not sent again", vm=vm, code=error.code, reason=error.message)

@@ -28,6 +28,7 @@ _NO_MANAGED_DISKS = {State.ENABLING, State.ENABLING_FAILED, State.DISABLING, Sta
 
 
 STORE_OLDER = "ManagedDiskOlder"
+PART_UNUSABLE = "PartUnusable"
 VM_DISK_CHANGED = "ImageChanged"
 
 
@@ -129,8 +130,21 @@ class Reports:
         self._services.lag.account(disk_id, waiting_bytes, skipped, skipped_count)
 
     async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
-        """See azure_emu.ports.ApplierReports."""
-        await self._repairs.ask_for(disk_id, parts)
+        """See azure_emu.ports.ApplierReports.  A part that was sent again to no avail makes a resync due."""
+        bad = await self._repairs.ask_for(disk_id, parts)
+        if bad is None:
+            return
+
+        def note(session: Session) -> str | None:
+            disk = session.get(DiskRow, disk_id)
+            item = None if disk is None else session.get(ItemRow, disk.vm)
+            # Of a copy that is under way its job tells.
+            if item is None or not health.is_cycling(item) or item.resync_reason is not None:
+                return None
+            self._mark_for_resync(session, item, PART_UNUSABLE, f"part {bad} was sent again, and cannot be used still")
+            return item.vm
+
+        self._wake(await self._services.store.transact(note))
 
     # ---- RoleReports
 
@@ -311,11 +325,10 @@ class Reports:
         if vm is not None:
             self._services.signals.notify(vm)
 
-    def _mark_for_resync(self, session: Session, item: ItemRow, reason: str) -> None:
+    def _mark_for_resync(self, session: Session, item: ItemRow, reason: str, because: str | None = None) -> None:
         if item.resync_reason != reason:
-            self._event(
-                session, item.vm, "ResynchronizationRequired", "Warning", f"VM {item.vm!r} needs a resync: {reason}"
-            )  # fmt: skip
+            text = f"VM {item.vm!r} needs a resync: {reason}" + (f": {because}" if because else "")
+            self._event(session, item.vm, "ResynchronizationRequired", "Warning", text)
         item.resync_reason = reason
         item.resync_marks += 1
 

@@ -123,6 +123,20 @@ def test_forbidden_says_what_to_check() -> None:
     )
 
 
+def test_a_changed_key_and_a_body_that_is_too_large_say_what_to_check() -> None:
+    ours = classified(answer(403, "AuthenticationFailed", ClientAuthenticationError), what="put x", where="account acme")
+    assert ours.message == (
+        "cannot put x: account acme does not accept the account key (403 AuthenticationFailed): check whether its key was "
+        "changed, and this host's clock; then siterig take-point makes the agent try again"
+    )
+    ours = classified(answer(413, "RequestBodyTooLarge"), what="put x", where="account acme")
+    assert (ours.code, ours.recoverable) == ("CacheError", False)
+    assert ours.message == (
+        "cannot put x: account acme takes no body of this size (413 RequestBodyTooLarge): check what limits requests on the "
+        "way to it"
+    )
+
+
 @pytest.mark.parametrize(("status", "code"), [(409, "BlobAlreadyExists"), (412, "ConditionNotMet")])
 async def test_put_of_a_part_that_is_there_says_so(cache: BlobCacheAccount, status: int, code: str) -> None:
     cache._container.upload_blob.side_effect = answer(status, code, ResourceExistsError)  # type: ignore[attr-defined]

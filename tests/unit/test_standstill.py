@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from azure_emu.ports import RoleState, RoleStatus, SkippedBlob
 from azure_emu.vault import bounds
+from azure_emu.vault.repairs import SENT_S
 from azure_emu.vault.standstill import ASK_AFTER_S
 from azure_emu.vault.vault import Vault
 from blockfs.clock import SECOND_NS
@@ -283,6 +285,38 @@ async def test_parts_that_cannot_be_used_are_asked_of_the_site_and_a_refusal_is_
         await trio.testing.wait_all_tasks_blocked()
         assert it.world.asked_again == [("web01", ["a"])]
         assert it.vault._services.waits.list() == []
+
+
+async def test_a_part_that_was_sent_again_to_no_avail_makes_a_resync_due_and_the_event_says_which(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        disk_id = world.site["web01"]["os"].disk_id
+
+        async def asked(part: str) -> str | None:
+            await vault.send_again(disk_id=disk_id, parts=[part])
+            await trio.testing.wait_all_tasks_blocked()
+            return (await vault.items())[0].resynchronizationRequired
+
+        world.failing["site.send_again"] = RigError("RoleUnavailable", "the site is away", recoverable=True)
+        for _ in range(3):
+            assert await asked("a") is None, "the site has not sent it"
+            await trio.sleep(SENT_S)
+        world.mend()
+        assert await asked("a") is None
+        await trio.sleep(SENT_S / 2)
+        assert await asked("a") is None, "nobody has looked at it since"
+        await trio.sleep(SENT_S)
+        assert await asked("b") is None
+        assert await asked("a") == "PartUnusable"
+        event = next(event for event in await vault.events() if event.eventCode == "ResynchronizationRequired")
+        assert event.description == (
+            "VM 'web01' needs a resync: PartUnusable: part a was sent again, and cannot be used still"
+        )
+        await ended(vault, await vault.resync(vm="web01"))
+        assert (await vault.items())[0].resynchronizationRequired is None
 
 
 async def test_the_site_is_asked_to_look_when_what_it_sent_is_not_applied_though_nothing_is_listed(tmp_path: Path) -> None:
