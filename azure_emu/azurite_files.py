@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from blockfs.errors import RigError
+from blockfs.small_file import read_small_file
 
 NODE_MAJOR_MIN = 20
 BINARY_VARIABLE = "SITERIG_AZURITE"
@@ -52,7 +53,7 @@ def version_of(script: Path) -> str | None:
     """The version in the package that ``script`` belongs to; None if it has none that can be read."""
     for folder in script.resolve().parents:
         try:
-            about = json.loads((folder / "package.json").read_text())
+            about = json.loads(read_small_file(folder / "package.json"))
         except (OSError, ValueError):
             continue
         if isinstance(about, dict) and about.get("name") == "azurite":

@@ -17,6 +17,7 @@ from blockfs.boot import NIL
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
 from blockfs.os_errors import reason
+from blockfs.small_file import FileTooLongError, read_small_file
 from blockfs.wire import UUID_PATTERN, WireModel
 from cext.hashing import crc32c
 
@@ -112,9 +113,11 @@ def write_meta(path: Path, model: WireModel) -> None:
 def read_meta(path: Path, kind: type[M]) -> M:
     """Read what :func:`write_meta` wrote: ``StoreCorrupt`` or ``StoreVersion`` if it is anything else; ``StoreIo``."""
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(read_small_file(path))
     except OSError as exc:
         raise cannot_be_read(path, exc) from exc
+    except FileTooLongError as exc:
+        raise store_corrupt(path, str(exc)) from exc
     except (ValueError, RecursionError) as exc:
         raise store_corrupt(path, "is not JSON") from exc
     if not isinstance(fields, dict):

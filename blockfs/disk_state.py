@@ -17,12 +17,12 @@ from blockfs import safe_files
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
 from blockfs.sector_size import SectorBytes
+from blockfs.small_file import FileTooLongError, bounded
 from blockfs.wire import UUID_PATTERN, WireModel
 from cext.hashing import crc32c
 
 FORMAT_VERSION = 2
 _OLD_VERSION = 1
-_BYTES_MAX = 65536
 
 _Whole = Annotated[int, Field(ge=0, lt=1 << 63)]
 
@@ -158,7 +158,10 @@ class DiskState(WireModel):
     def load(cls, path: Path) -> DiskState:
         """Read; ``RigError('DiskStateCorrupt' | 'StateVersion')`` names the file."""
         with os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb") as file:
-            data = file.read(_BYTES_MAX + 1)
+            try:
+                data = bounded(file)
+            except FileTooLongError as exc:
+                raise RigError("DiskStateCorrupt", f"{path}: {exc}") from exc
         try:
             raw = json.loads(data)
             version, crc, body = raw.pop("format"), raw.pop("crc32c"), raw.pop("disk")

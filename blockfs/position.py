@@ -86,4 +86,5 @@ def _mapped(path: Path) -> tuple[mmap.mmap, own_file.Identity]:
 
 def read_position(path: Path) -> int:
     """The newest position drawn by the host that owns the file."""
-    return int(_U64.unpack_from(path.read_bytes())[0])
+    with path.open("rb") as file:
+        return int(_U64.unpack_from(file.read(_FILE.size))[0])

@@ -35,6 +35,7 @@ from blockfs.errors import RigError
 from blockfs.file_attributes import PastState
 from blockfs.host_folder import RECOVERY_FOLDER
 from blockfs.layers import Layer, WritableLayer
+from blockfs.small_file import FileTooLongError, read_small_file
 from blockfs.turns import Turns
 from blockfs.views import Views, open_counted
 from blockfs.wire import WireModel
@@ -70,7 +71,7 @@ class _Note(WireModel):
     def load(cls, path: Path) -> _Note:
         """Read; ``RecoveryNoteCorrupt`` and ``StateVersion`` name the file."""
         try:
-            raw = json.loads(path.read_bytes())
+            raw = json.loads(read_small_file(path))
             version, crc, body = raw.pop("format"), raw.pop("crc32c"), raw.pop("recovery")
             if type(version) is not int or version not in (_OLD_FORMAT, _FORMAT):
                 raise RigError(
@@ -80,6 +81,8 @@ class _Note(WireModel):
             if type(crc) is int and crc == _crc(body) and not raw:
                 return cls.model_validate(body, strict=True)
             why = "checksum does not match"
+        except FileTooLongError as exc:
+            why = str(exc)
         except ValidationError as exc:
             first = exc.errors()[0]
             why = f"{'.'.join(map(repr, first['loc'])):.100}: {first['msg']!r:.200}"

@@ -71,7 +71,10 @@ def kept_images(folder: Path, disk: str | None = None) -> list[KeptImage]:
     for path in sorted((folder / KEPT_FOLDER).glob("*.img")):
         name = _KEPT.fullmatch(path.name)
         if name is not None and disk in (None, name["disk"]):
-            status = path.lstat()
+            try:
+                status = path.lstat()
+            except FileNotFoundError:  # deleted just now
+                continue
             found.append(
                 KeptImage(
                     file=path.name, path=str(path), disk=name["disk"], size_bytes=status.st_size,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from blockfs.errors import RigError
+from blockfs.printable import valid_unicode
 from blockfs.wire import WireModel
 
 LISTED_MAX = 200
@@ -61,7 +62,9 @@ class Waits:
         key = (place, vm, disk)
         began = self._waits.get(key)
         since_ns = self._wall_ns() if began is None else began.since_ns
-        self._waits[key] = Wait(vm=vm, disk=disk, code=code, reason=reason[:REASON_CHARS_MAX], since_ns=since_ns)
+        self._waits[key] = Wait(
+            vm=vm, disk=disk, code=code, reason=valid_unicode(reason)[:REASON_CHARS_MAX], since_ns=since_ns
+        )
 
     def clear(self, place: str, *, vm: str | None = None, disk: str | None = None) -> None:
         """End a wait; no-op if there is none."""

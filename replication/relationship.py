@@ -17,9 +17,12 @@ from blockfs.clock import ClockReading
 from blockfs.control import SnapshotDisk
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
+from blockfs.small_file import FileTooLongError, read_small_file
 from blockfs.wire import WireModel
 
 FORMAT = 2
+_BYTES_MAX = 16 << 20
+"""Of the file: it has a record of each protected VM."""
 """Format 1 had the wall time of the last application-consistent point; it is read, and that schedule begins again."""
 Phase = Literal["created", "initial", "resync", "delta", "resync-required", "suspended"]
 
@@ -113,12 +116,14 @@ class RelationshipBook:
             self._load()
 
     def _load(self) -> None:
-        data = self._path.read_bytes()
         try:
+            data = read_small_file(self._path, _BYTES_MAX)
             found = _Format.model_validate_json(data).format
             if found not in (1, FORMAT):
                 raise RigError("AgentStateUnreadable", f"{self._path}: format {found}; this siterig reads 1 and {FORMAT}")
             book = _Book.model_validate(_from_format_1(data)) if found == 1 else _Book.model_validate_json(data)
+        except FileTooLongError as exc:
+            raise RigError("AgentStateUnreadable", f"{self._path}: {exc}") from exc
         except ValidationError as exc:
             why = exc.errors()[0]["msg"]
             raise RigError("AgentStateUnreadable", f"{self._path}: is not an agent's state: {why}") from exc

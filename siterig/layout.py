@@ -18,6 +18,7 @@ from blockfs.errors import RigError
 from blockfs.os_errors import FULL, reason
 from blockfs.ownership import check_own, check_own_below
 from blockfs.safe_files import FOLDER_MODE
+from blockfs.small_file import FileTooLongError, read_small_file
 from siterig.lock import is_locked
 
 _WHAT = "a rig's state folder"
@@ -154,7 +155,7 @@ def _usable(layout: Layout) -> Iterator[None]:
 def _check_format(layout: Layout) -> None:
     root = layout.root
     try:
-        found = json.loads(layout.state.read_text())["format"]
+        found = json.loads(read_small_file(layout.state))["format"]
     except FileNotFoundError:
         # A lock alone is a rig whose first start was cut off; one that is held is a rig whose state.json was removed.
         if is_locked(layout.lock):
@@ -164,7 +165,9 @@ def _check_format(layout: Layout) -> None:
                 "NotARig", f"folder {root} is not empty and has no state.json: name an empty or a new folder with --dir"
             ) from None
         return
-    except (ValueError, KeyError, TypeError) as error:
+    except FileTooLongError as error:
+        raise RigError("StateVersion", f"{layout.state} {error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RigError("StateVersion", f'{layout.state} is damaged: it must hold {{"format": {FORMAT}}}') from error
     if found != FORMAT:
         raise RigError(

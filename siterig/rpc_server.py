@@ -12,6 +12,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve as hypercorn_serve
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -19,6 +20,7 @@ from starlette.routing import Route
 
 from blockfs import safe_files
 from blockfs.errors import RigError
+from blockfs.json_text import json_text
 from blockfs.printable import valid_unicode
 from siterig.failures import expected
 from siterig.rpc_contract import ErrorBody, Method, check_socket_path, error_body, methods
@@ -63,6 +65,14 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
+def _result(method: Method, result: object) -> bytes | str:
+    """A result in JSON; of a text with a byte that is not UTF-8 that byte is escaped, and all else stays as it is."""
+    try:
+        return method.result.dump_json(result)
+    except PydanticSerializationError:
+        return json_text(method.result.dump_python(result))
+
+
 async def _call(where: str, method: Method, service: object, body: bytes) -> Response:
     try:
         arguments = method.arguments.validate_json(body or b"{}", strict=True)
@@ -70,7 +80,7 @@ async def _call(where: str, method: Method, service: object, body: bytes) -> Res
         return _refuse(400, "BadRequest", _explain(where, method, error))
     try:
         result = await getattr(service, method.name)(**arguments)
-        return Response(method.result.dump_json(result), media_type="application/json")
+        return Response(_result(method, result), media_type="application/json")
     except Exception as error:
         failure = expected(error)
         if failure is None:

@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from blockfs.errors import RigError
+from blockfs.json_text import json_text
 from blockfs.waits import RoleHealth, Wait, Waits
 from siterig.failures import expected
 from siterig.layout import PRIVATE_UMASK, Layout
@@ -84,13 +85,13 @@ async def answer_checks(health: RoleHealth, channel_fd: int) -> None:
                     answer = HealthAnswer(waits=await health.report())
                 except RigError as error:
                     answer = HealthAnswer(problem=error.message)
-                await channel.send_all(answer.model_dump_json().encode() + b"\n")
+                await channel.send_all(json_text(answer).encode() + b"\n")
         await trio.sleep_forever()  # the parent has gone, and this process ends with it
 
 
 def report(fd: int, readiness: Readiness) -> None:
     """Write the first line to the parent."""
-    os.write(fd, readiness.model_dump_json().encode() + b"\n")
+    os.write(fd, json_text(readiness).encode() + b"\n")
 
 
 def main(work: RoleWork, *, holds_keys: bool = False) -> None:

@@ -25,6 +25,7 @@ class Box(WireModel):
 class Depot(Protocol):
     async def store(self, *, box: Box, kind: Literal["a", "b"] = "a", limit_s: float | None = None) -> list[Box]: ...
     async def count(self) -> int: ...
+    async def listed(self) -> list[Box]: ...
     async def fail(self) -> None: ...
     async def fail_in_a_task(self) -> None: ...
     async def crash(self) -> None: ...
@@ -41,6 +42,9 @@ class RealDepot:
 
     async def count(self) -> int:
         return 7
+
+    async def listed(self) -> list[Box]:
+        return [Box(name="one", weights=[(1, 2)]), Box(name="/srv/\udcff", weights=[]), Box(name="größe", weights=[])]
 
     async def fail(self) -> None:
         raise RigError("VmNotFound", "no VM 'web01'", recoverable=True)
@@ -88,6 +92,11 @@ async def test_arguments_and_results_arrive_as_their_types(depot: Served) -> Non
 
 async def test_defaults_are_those_of_the_service(depot: Served) -> None:
     assert (await depot.remote.store(box=Box(name="x", weights=[])))[1].name == "a None"
+
+
+async def test_of_a_list_one_element_that_json_cannot_carry_fails_no_other(depot: Served) -> None:
+    found = await depot.remote.listed()
+    assert [(box.name, box.weights) for box in found] == [("one", [(1, 2)]), ("/srv/\\xff", []), ("größe", [])]
 
 
 async def test_socket_and_its_folder_are_for_the_owner_only(depot: Served) -> None:
@@ -140,7 +149,7 @@ async def test_a_bug_tells_the_caller_no_detail(depot: Served) -> None:
         ("/Depot/store", '{"box": {"name": "x", "weights": []}, "kind": "c"}', 400,
          "Depot.store: argument 'kind' = 'c': Input should be 'a' or 'b'"),
         ("/Depot/none", "{}", 404,
-         "unknown method 'Depot.none'; Depot has: count, crash, fail, fail_in_a_task, store, wait_for_ever"),
+         "unknown method 'Depot.none'; Depot has: count, crash, fail, fail_in_a_task, listed, store, wait_for_ever"),
         ("/Shop/count", "{}", 404, "unknown service 'Shop'; here are: Depot"),
     ],
 )  # fmt: skip

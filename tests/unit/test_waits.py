@@ -119,3 +119,25 @@ async def test_a_probe_that_fails_is_the_answer() -> None:
             await trio.testing.wait_all_tasks_blocked()
             assert json.loads(ours.recv(65536)) == {"waits": [], "problem": "Azurite does not answer"}
             nursery.cancel_scope.cancel()
+
+
+async def test_a_reason_with_a_byte_that_is_not_utf8_ends_no_role_and_hides_no_other_wait() -> None:
+    health = Health()
+    health.waits.set("upload", "DiskFull", "/srv/\udcff: no room")
+    health.waits.set("vault", "PeerUnreachable", "nobody answers")
+
+    async def probe() -> None:
+        raise RigError("MountLost", "/srv/\udcff is gone")
+
+    ours, theirs = socket.socketpair()
+    with ours:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer_checks, health, theirs.detach())
+            stream = trio.socket.from_stdlib_socket(ours)
+            await stream.send(b"\n")
+            answer = json.loads(await stream.recv(65536))
+            assert [wait["reason"] for wait in answer["waits"]] == ["/srv/\\xff: no room", "nobody answers"]
+            health.probe = probe
+            await stream.send(b"\n")
+            assert json.loads(await stream.recv(65536))["problem"] == "/srv/\\xff is gone"
+            nursery.cancel_scope.cancel()

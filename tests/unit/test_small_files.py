@@ -1,0 +1,72 @@
+"""A state file that something has blown up is refused by its name and the limit, and never read as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from azure_emu.disk_meta import read_meta
+from azure_emu.ports import Pin
+from blockfs.disk_state import DiskState
+from blockfs.errors import RigError
+from blockfs.recoveries import _Note
+from blockfs.small_file import SMALL_FILE_BYTES_MAX, FileTooLongError, read_small_file
+from replication.relationship import RelationshipBook
+from siterig.layout import Layout, check_format, create
+
+MIB = 1 << 20
+
+
+def state(folder: Path) -> tuple[Path, Callable[[], object]]:
+    return folder / "os.disk", lambda: DiskState.load(folder / "os.disk")
+
+
+def pin(folder: Path) -> tuple[Path, Callable[[], object]]:
+    return folder / "pin.json", lambda: read_meta(folder / "pin.json", Pin)
+
+
+def note(folder: Path) -> tuple[Path, Callable[[], object]]:
+    return folder / "point.json", lambda: _Note.load(folder / "point.json")
+
+
+def rig(folder: Path) -> tuple[Path, Callable[[], object]]:
+    layout = Layout.of(folder / "rig")
+    create(layout)
+    return layout.state, lambda: check_format(layout)
+
+
+def book(folder: Path) -> tuple[Path, Callable[[], object]]:
+    return folder / "relationships.json", lambda: RelationshipBook(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "mib"),
+    [
+        (state, "DiskStateCorrupt", 1), (pin, "StoreCorrupt", 1), (note, "RecoveryNoteCorrupt", 1), (rig, "StateVersion", 1),
+        (book, "AgentStateUnreadable", 16),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)  # fmt: skip
+def test_a_state_file_without_an_end_is_refused_by_its_name_and_the_limit(
+    tmp_path: Path, kind: Callable[[Path], tuple[Path, Callable[[], object]]], code: str, mib: int
+) -> None:
+    path, read = kind(tmp_path)
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # no memory would hold it
+    with pytest.raises(RigError) as refused:
+        read()
+    assert refused.value.code == code
+    assert str(path) in refused.value.message
+    assert f"has more than {mib * MIB} bytes; a file of its kind has at most that many" in refused.value.message
+
+
+def test_a_file_of_just_the_limit_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * SMALL_FILE_BYTES_MAX)
+    assert len(read_small_file(path)) == SMALL_FILE_BYTES_MAX
+    with path.open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(FileTooLongError):
+        read_small_file(path)
