@@ -34,7 +34,7 @@ class BadPartError(RigError):
 
 
 class AccountWatch:
-    """Of one disk; used under the disk's lock."""
+    """The watch of one disk; used under the disk's lock."""
 
     def __init__(self, disk_id: str, reports: ApplierReports, waits: Waits) -> None:
         self.bad = BadParts()
@@ -54,7 +54,7 @@ class AccountWatch:
         return [part for part in parts if not self.is_aside(store, part)]
 
     def is_aside(self, store: ManagedDiskStore, part: PartName) -> bool:
-        """Whether a part is passed over: it is bad, and of a later generation than all that the disk was given.
+        """True if a part is passed over: it is bad, and of a later generation than all that the disk was given.
 
         The disk continues with its own generation: the bad one may be nobody's; if it is the site's it is sent again.
         """

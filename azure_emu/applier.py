@@ -82,7 +82,7 @@ class _Disk:
     reported: Watermark | None = None
     reported_tags: int = 0
     later: Watermark | None = None
-    """What the vault knows to have been applied, if that is more than the store has: only a resync helps."""
+    """The watermark that the vault knows, if it is more than the store has: only a resync helps."""
     refused: set[tuple[str, str, bool]] = field(default_factory=set)
     """(code, message, recoverable) of what was reported to the vault since the last success."""
     retry_at_s: float = 0.0
@@ -93,7 +93,7 @@ class _Disk:
     behind_at_s: float = 0.0
     """When that is tried again after it failed."""
     tended: bool = False
-    """Whether a task tends it beside the rounds."""
+    """True while a task tends it beside the rounds."""
 
 
 class Applier:
@@ -488,28 +488,28 @@ class Applier:
         return [str(folder) for folder in folders]
 
     async def retain(self, *, disk_id: str, position: int) -> None:
-        """See :class:`azure_emu.ports.RecoverySide`."""
+        """Implements :class:`azure_emu.ports.RecoverySide`."""
         disk = self._disk(disk_id)
         if position > disk.retain:
             disk.retain, disk.behind_at_s = position, 0.0
 
     async def disk_state(self, *, disk_id: str) -> DiskState:
-        """See :class:`azure_emu.ports.RecoverySide`."""
+        """Implements :class:`azure_emu.ports.RecoverySide`."""
         disk = self._disk(disk_id)
         return await trio.to_thread.run_sync(disk_state, self._folder / disk_id, disk.retain)
 
     async def position_at(self, *, disk_id: str, time_ns: int) -> int:
-        """See :class:`azure_emu.ports.RecoverySide`."""
+        """Implements :class:`azure_emu.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
         return await trio.to_thread.run_sync(ask, folder, lambda loaded: position_at(loaded, time_ns))
 
     async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
-        """See :class:`azure_emu.ports.RecoverySide`."""
+        """Implements :class:`azure_emu.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
         return await trio.to_thread.run_sync(ask, folder, lambda loaded: change_list(loaded, after, upto, limit))
 
     async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
-        """See :class:`azure_emu.ports.RecoverySide`."""
+        """Implements :class:`azure_emu.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
         return await trio.to_thread.run_sync(ask, folder, lambda loaded: change_steps(loaded, after, upto))
 
@@ -536,7 +536,7 @@ class Applier:
         return await self._exporter.export(source=Path(source), source_id=source_id, size_bytes=size_bytes)
 
     async def data_bytes(self, *, source: str) -> int:
-        """See :class:`azure_emu.ports.RecoverySide`."""
+        """Implements :class:`azure_emu.ports.RecoverySide`."""
         return await trio.to_thread.run_sync(data_bytes, Path(source))
 
     async def export_progress(self, *, source_id: str) -> int:

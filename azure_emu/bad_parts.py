@@ -24,7 +24,7 @@ LONG_BAD = (
     "it was not mended by being sent again; if files of Azurite were changed or restored while it ran, it reads wrongly "
     "until it is started anew: siterig role restart azurite"
 )
-"""What is said of a part that is bad for longer."""
+"""Added to the error of a part that is bad for longer."""
 SLOW_LOOK_S = 30.0
 """The time between two looks after that."""
 ASK_AGAIN_S, ASK_AGAIN_S_MAX = 10.0, 300.0
@@ -77,7 +77,7 @@ class BadParts:
         return None if bad is None else bad.error.message
 
     def is_certain(self, part: PartName) -> bool:
-        """Whether the part's failure is more than that of a moment."""
+        """True if the part's failure is more than that of a moment."""
         return part in self._bad and self._bad[part].is_certain
 
     def age_s(self, part: PartName, now_s: float) -> float:
@@ -90,7 +90,7 @@ class BadParts:
         return LOOK_AGAIN_S if self.age_s(part, now_s) < QUICK_FOR_S else SLOW_LOOK_S
 
     def to_ask(self, part: PartName, listed: list[PartName], now_s: float) -> list[PartName]:
-        """What the site is to send again now, the bad part first; nothing if it was asked not long ago.
+        """The parts that the site is to send again now, the bad one first; none if it was asked not long ago.
 
         ``listed``: the parts in the account, in the order of their application.
         """

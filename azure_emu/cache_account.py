@@ -50,7 +50,7 @@ UNLISTED = "(a blob whose name cannot be listed)"
 """Stands for the blobs of a disk that a list of the account fails for."""
 
 _OWN_BYTES = 1 << 20
-"""What an emulator writes beside a blob: its list of blobs and blocks."""
+"""Bytes that an emulator writes beside a blob: its list of blobs and blocks."""
 _TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _TRANSIENT_CODES = frozenset({"ContainerBeingDeleted", "OperationTimedOut"})
 _ALREADY_THERE = frozenset({"BlobAlreadyExists", "ConditionNotMet"})  # to a put, and to the commit of a put in blocks
@@ -71,7 +71,7 @@ class BlobCacheAccount:
         """``RigError('BadConnectionString')`` if the SDK cannot read it; it is not contacted before the first call.
 
         ``folder``: where an account that is emulated on this host keeps its blobs.  An emulator whose disk is full answers
-        like one that is ill; with the folder it is told apart (``DiskFull``).
+        like one that is ill; with the folder the two are distinguished (``DiskFull``).
         """
         self._folder = folder
         self._limiter = trio.CapacityLimiter(in_flight_max)
@@ -138,7 +138,7 @@ class BlobCacheAccount:
             raise
 
     def _is_full(self, needed_bytes: int) -> bool:
-        """Whether the account's disk, if it is one of this host, has no room for so many bytes and the account's own."""
+        """True if the account's disk, if it is one of this host, has no room for so many bytes and the account's own."""
         if self._folder is None:
             return False
         try:
@@ -193,7 +193,7 @@ class BlobCacheAccount:
         return data
 
     async def _answers(self) -> bool:
-        """Whether the account answers a question that needs no part's bytes."""
+        """True if the account answers a question that needs no part's bytes."""
         try:
             await self._call(f"look at container {CONTAINER}", self._container.get_container_properties)
         except RigError:

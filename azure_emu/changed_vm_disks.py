@@ -19,7 +19,7 @@ _log = structlog.get_logger("azure_emu.changed_vm_disks")
 
 
 class ChangedVmDisks:
-    """What is not reported yet.  One trio thread."""
+    """The changes that are not reported yet.  One trio thread."""
 
     def __init__(self) -> None:
         self._waiting: dict[tuple[str, str], str] = {}

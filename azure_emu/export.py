@@ -111,7 +111,7 @@ class Exporter:
             await self._cache.put(part, data, replace=True)
 
     async def _holds(self, part: PartName, data: bytes) -> bool:
-        """Whether the part that is in the cache account already is this one; one that cannot be read is not."""
+        """True if the part that is in the cache account already is this one; one that cannot be read is not."""
         try:
             return await self._cache.get(part) == data
         except RigError as exc:

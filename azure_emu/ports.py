@@ -164,7 +164,7 @@ class Provider(Protocol):
         ...
 
     async def check_shutdown(self, *, vm: str) -> None:
-        """What :meth:`shutdown_vm` would be refused for (``VmBusy``), as far as it can be known; changes nothing."""
+        """Raises the error that :meth:`shutdown_vm` would raise (``VmBusy``), as far as it can be known; changes nothing."""
         ...
 
     async def shutdown_vm(self, *, vm: str) -> None:
@@ -356,7 +356,7 @@ class RoleStatus(WireModel):
 
 
 class RoleReports(Protocol):
-    """What the supervisor tells the vault about the rig's roles."""
+    """The supervisor's reports to the vault about the rig's roles."""
 
     async def report_roles(self, *, roles: list[RoleStatus]) -> None:
         """The state of every role now: sent at once when a state changes, and every few seconds."""

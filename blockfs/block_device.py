@@ -15,12 +15,12 @@ _INT = struct.Struct("i")
 
 
 def is_block_device(fd: int) -> bool:
-    """Whether the descriptor is of a block device."""
+    """True if the descriptor is of a block device."""
     return stat.S_ISBLK(os.fstat(fd).st_mode)
 
 
 def size_bytes(fd: int) -> int:
-    """Of a block device or a file; its offset stays where it was."""
+    """The size of a block device or a file; its offset stays where it was."""
     if not is_block_device(fd):
         return os.fstat(fd).st_size
     before = os.lseek(fd, 0, os.SEEK_CUR)

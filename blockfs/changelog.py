@@ -48,7 +48,7 @@ _HEADER = struct.Struct("<8sHHB3x16sQQ16sQQ44x")  # then CRC32C
 _RECORD = struct.Struct("<IBBHQQQQQIQ")  # then CRC32C
 _CRC = struct.Struct("<I")
 _CLAIM = struct.Struct("<I44xI")
-"""Of a record's header: its magic number, and the bytes of its payload."""
+"""The part of a record's header with its magic number and the bytes of its payload."""
 _NUMBER_MAX = (1 << 63) - 1
 """Of sequence numbers, positions, generations and bytes on a disk: what a signed number of 64 bits holds."""
 _WINDOW_BYTES = 4 << 20

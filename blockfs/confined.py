@@ -46,7 +46,7 @@ def _rights(version: int) -> tuple[int, bytes]:
 
 
 def landlock_version() -> int:
-    """Of this kernel; 0: it has none, or it is turned off."""
+    """The version that this kernel has; 0: it has none, or it is turned off."""
     try:
         return _syscall(_CREATE_RULESET, None, 0, _VERSION_FLAG)
     except OSError:
@@ -91,7 +91,7 @@ def _limit(what: int, wanted: int) -> None:
 
 
 def main() -> None:
-    """See the module."""
+    """Confine this process, then run the program (the module's docstring has the details)."""
     spec = json.loads(sys.argv[1])
     command = sys.argv[2:]
     _limit(resource.RLIMIT_CORE, 0)

@@ -60,7 +60,7 @@ _log = structlog.get_logger("blockfs.disk")
 
 
 class Disk:
-    """See the module.  ``handles`` counts who has it open through the mount.  ``past``: it is a state of the past."""
+    """One disk.  ``handles`` counts how often it is open through the mount.  ``past``: it is a state of the past."""
 
     def __init__(
         self, place: DiskPlace, *, state: DiskState, layer: WritableLayer, rules: DiskRules, past: PastState | None = None
@@ -219,7 +219,7 @@ class Disk:
 
     @property
     def file_trouble(self) -> str | None:
-        """What another program has done to its files; None: nothing that is known."""
+        """A change of its files by another program; None: none is known."""
         return self.guard.trouble if self.guard is not None else None
 
     @property
@@ -393,7 +393,7 @@ class Disk:
         """If the writer has given the log up, say so in the disk's state.  The dirty file has it already."""
         if self._log is None or (reason := self._log.given_up) is None:
             return
-        # The guard has told of what others have done to the files.
+        # The guard has reported the changes of files by other programs.
         tell = _log.info if reason in ("ImageChanged", "LogCorrupt") else _log.warning
         tell("log_given_up", disk=str(self.place), reason=reason, dirty_bytes=self.dirty_bytes)
         self._set(tracked=False, needs_resync=reason)  # if it fails, it is done at the next call

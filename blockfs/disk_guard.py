@@ -39,9 +39,9 @@ class DiskGuard:
     ) -> None:
         """``files``: the guard's own from now on.  ``log``: the current one."""
         self.trouble: str | None = None
-        """What another program has done to the files; None: nothing that is known."""
+        """A change of the disk's files by another program; None: none is known."""
         self.log_trouble: str | None = None
-        """What another program has done to the log's files; None: nothing that is known."""
+        """A change of the log's files by another program; None: none is known."""
         self.files = files
         self._disk = disk
         self._place = place

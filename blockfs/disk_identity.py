@@ -1,4 +1,4 @@
-"""Whether a tracked disk is still what its change log makes of it: noted when it is closed, checked when it is opened.
+"""Tells if a tracked disk is still what its change log makes of it: noted when it is closed, checked when it is opened.
 
 The same for a rig's disks and for an image by itself.  Compared are the disk's files (:mod:`blockfs.file_stamps`), and which
 records its log has.
@@ -50,7 +50,7 @@ def check_files_there(place: DiskPlace, state: DiskState) -> None:
 
 
 def _noted_by_killed(place: DiskPlace) -> dirty.DirtyFile | None:
-    """What a process that was killed in this boot had noted of the disk's log; None: there was none, or power was lost."""
+    """The dirty file of a process that was killed in this boot; None: there was none, or power was lost."""
     try:
         found = dirty.read(place.file("dirty"))
     except RigError:
@@ -132,14 +132,14 @@ def _log_mtimes_ns(place: DiskPlace) -> list[int]:
 
 
 def opened_note(place: DiskPlace, fd: int) -> OpenedNote:
-    """What is noted once the log of a disk continues; ``fd``: of its own file."""
+    """The note that is made once the log of a disk continues; ``fd``: of its own file."""
     return OpenedNote(inode=inode_of(os.fstat(fd)), dirty_inode=inode_of(place.file("dirty").stat()))
 
 
 def closed_note(
     place: DiskPlace, state: DiskState, log: LogExtent, known: list[FileStamp], budget: DigestBudget
 ) -> ClosedNote:
-    """What is noted at an orderly end, when all is durable.  ``known``: stamps of the end before."""
+    """The note that is made at an orderly end, when all is durable.  ``known``: stamps of the end before."""
     old = {stamp.file: stamp for stamp in known}
     files = [durable_stamp(path, old.get(path.name), budget) for path in own_files(place, state)]
     return ClosedNote(files=files, log=log)

@@ -1,4 +1,4 @@
-"""What the disks of one process have in common."""
+"""The rules and helpers that the disks of one process share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def log_lost(place: DiskPlace, what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class DiskRules:
-    """What the disks of a host have in common: the counter of positions, who is told of events, how much they may keep."""
+    """Shared by the disks of a host: the counter of positions, the receivers of events, the limits of what is kept."""
 
     positions: PositionCounter
     event_fd: int = -1
@@ -40,7 +40,7 @@ class DiskRules:
     can_grow: bool = True
     """Not where something lies behind the disk in its file."""
     read_only: bool = False
-    """Of a state of the past: nobody may open it to write."""
+    """True for a state of the past: nobody may open it to write."""
     watch: FileWatch | None = None
     """Tells the disks what others do to their files."""
     tell_changed: Callable[[DiskPlace, str], None] = log_changed
@@ -48,4 +48,4 @@ class DiskRules:
     tell_log_lost: Callable[[DiskPlace, str], None] = log_lost
     """Told at once what another program has done to the files of a disk's change log, which ends with that."""
     digests: DigestBudget = field(default_factory=DigestBudget)
-    """What the disks may read when they are closed, so that a copy of them is known again."""
+    """Limits the bytes that the disks read when they are closed, so that a copy of them is known again."""

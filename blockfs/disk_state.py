@@ -135,7 +135,7 @@ class DiskState(WireModel):
 
     @property
     def lasts(self) -> bool:
-        """Whether the state, and so the disk's id, outlives this process."""
+        """True if the state, and so the disk's id, outlives this process."""
         return True
 
     @model_validator(mode="after")

@@ -56,7 +56,7 @@ class FileTimes:
 
 @dataclass(frozen=True, slots=True)
 class WantedAttributes:
-    """What a program sets; None: it leaves it as it is."""
+    """Attributes that a program sets; None: it leaves that one as it is."""
 
     mode: int | None = None
     uid: int | None = None
@@ -66,12 +66,12 @@ class WantedAttributes:
 
     @property
     def nothing(self) -> bool:
-        """Whether it sets nothing."""
+        """True if it sets nothing."""
         return self == WantedAttributes()
 
 
 class ShownDisk(Protocol):
-    """What is asked of a disk."""
+    """The disk's properties that its attributes are made of."""
 
     state: DiskState
     layer: WritableLayer
@@ -92,7 +92,7 @@ class ShownDisk(Protocol):
 
 
 class DiskAttributes:
-    """Of one disk.  ``past``: it is a state of the past, whose time does not move."""
+    """Attributes of one disk.  ``past``: it is a state of the past, whose time does not move."""
 
     def __init__(self, disk: ShownDisk, past: PastState | None) -> None:
         self._disk = disk
@@ -128,7 +128,7 @@ class DiskAttributes:
 
     @property
     def times(self) -> FileTimes:
-        """As they are shown."""
+        """The times that the mount shows."""
         if self._past is not None:
             return FileTimes.at(self._past.time_ns)
         self._look()

@@ -1,4 +1,4 @@
-"""Whether the files of a disk were changed by another program between two openings.
+"""Tells if the files of a disk were changed by another program between two openings.
 
 Fault contract
 --------------
@@ -27,7 +27,7 @@ from blockfs.disk_state import FileStamp
 from cext.hashing import is_zero
 
 DIGEST_BYTES_MAX = 256 << 20
-"""Of data, without holes.  To read more would make the end of a rig slow."""
+"""The most data, without holes, that gets a digest.  To read more would make the end of a rig slow."""
 KILL_GRACE_S = 10.0
 """A write reaches the log at once before it reaches the disk; so long it may be held up in between (a busy host disk)."""
 
@@ -49,7 +49,7 @@ class DigestBudget:
 
 
 def durable_stamp(path: Path, known: FileStamp | None, budget: DigestBudget) -> FileStamp:
-    """What the file is now, and will be found to be after a power loss, its times too.
+    """The stamp of the file as it is now, and will be found after a power loss, its times too.
 
     ``known``: an older stamp, whose digest is taken if nobody has changed the file since.
     """
@@ -104,7 +104,7 @@ def _why(path: Path, fd: int, known: FileStamp) -> str | None:
 
 
 def _digest(fd: int, bytes_max: int) -> tuple[str | None, int]:
-    """Of all chunks that are not zero, so that a hole and zeros are the same; None if there is more data.  And bytes read.
+    """(digest of all chunks that are not zero, bytes read).  A hole and zeros are the same; None if there is more data.
 
     ``bytes_max``: of data.
     """

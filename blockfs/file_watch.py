@@ -29,7 +29,7 @@ IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_OPEN, IN_MOVE_SELF = 0x2, 0x4, 0x8, 0x2
 IN_MOVED_FROM, IN_MOVED_TO, IN_DELETE, IN_DELETE_SELF = 0x40, 0x80, 0x200, 0x400
 IN_Q_OVERFLOW, IN_IGNORED = 0x4000, 0x8000
 _NAMES = IN_MOVED_FROM | IN_MOVED_TO | IN_DELETE | IN_DELETE_SELF | IN_MOVE_SELF
-"""Of a folder: a name in it, or its own, came to lead elsewhere."""
+"""Events of a folder: a name in it, or its own, came to lead elsewhere."""
 _WATCHED = IN_MODIFY | IN_ATTRIB | IN_CLOSE_WRITE | IN_OPEN | IN_MOVE_SELF
 LOOK_S = 1.0
 """Between two looks at who wrote; a loop device is attached so long after its file was opened at the latest."""
@@ -80,7 +80,7 @@ class _File:
     fd: int
     """The disk's own, open until the file is removed."""
     seen: _Seen
-    """As of just before the previous look."""
+    """The state just before the previous look."""
     touched: bool = False
     """Its times or rights were set since another program closed it last."""
 
@@ -121,7 +121,7 @@ class FileWatch:
 
     @property
     def watches(self) -> bool:
-        """Whether anything is watched."""
+        """True if anything is watched."""
         return bool(self._files)
 
     def remove(self, disk: Watched) -> None:

@@ -157,7 +157,7 @@ class DiskFileSystem(pyfuse3.Operations):
         entry.st_ino = self._inode(node)
 
     def _describe_made(self, node: _Node, entry: pyfuse3.EntryAttributes) -> None:
-        """What is made of a disk, and can only be read."""
+        """Describe a file that is made of a disk, and can only be read."""
         stored_bytes = None
         if (disk := self._disk_of(node, ".vhd")) is not None and vhd.can_be_vhd(disk.size_bytes):
             size_bytes, times = disk.size_bytes + vhd.FOOTER_BYTES, disk.attributes.times

@@ -28,7 +28,7 @@ _LOOK_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one run: CPU time in seconds, and the size of the files that it writes."""
+    """Limits of one run: CPU time in seconds, and the size of the files that it writes."""
 
     cpu_s: int
     file_bytes: int

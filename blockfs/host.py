@@ -83,7 +83,7 @@ class DiskHost:
     ) -> None:
         """``waits``: where the host registers what it waits for.
 
-        ``tell_changed``: told of disks that another program has changed, and of those that cannot be opened.
+        ``tell_changed``: called with each disk that another program has changed, or that cannot be opened.
         """
         self.root = root
         self.mountpoint = mountpoint
@@ -134,7 +134,7 @@ class DiskHost:
                 self._tell_changed(place, f"cannot be opened: {exc}")
 
     async def tend(self) -> None:
-        """See :class:`blockfs.tree.DiskTree`."""
+        """Implements :class:`blockfs.tree.DiskTree`."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._promoter.run)
             await tend(self._event_fd, self._watch, self._all_disks)
@@ -180,12 +180,12 @@ class DiskHost:
     # --- finding ------------------------------------------------------------------------------------------------
 
     def folders(self, within: str) -> Collection[str]:
-        """See :class:`blockfs.tree.DiskTree`: a folder a VM, and ``recovery``."""
+        """Implements :class:`blockfs.tree.DiskTree`: a folder a VM, and ``recovery``."""
         found = list(self.vms) if within == ROOT else []
         return found if self._recoveries is None else [*found, *self._recoveries.folders(within)]
 
     def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
-        """See :class:`blockfs.tree.DiskTree`."""
+        """Implements :class:`blockfs.tree.DiskTree`."""
         if folder == ROOT:
             return {}
         if folder in self.vms or self._recoveries is None:
@@ -193,13 +193,13 @@ class DiskHost:
         return self._recoveries.disks_in(folder)
 
     def kept_in(self, folder: str) -> Path:
-        """See :class:`blockfs.tree.DiskTree`."""
+        """Implements :class:`blockfs.tree.DiskTree`."""
         if folder in self.vms or self._recoveries is None or folder == ROOT:
             return self.root / folder
         return self._recoveries.kept_in(folder)
 
     def on_grown(self, tell: Callable[[Disk], None]) -> None:
-        """See :class:`blockfs.tree.DiskTree`."""
+        """Implements :class:`blockfs.tree.DiskTree`."""
         self._tell_grown = tell
 
     def disks(self, vm: str) -> list[Disk]:
@@ -229,14 +229,14 @@ class DiskHost:
         raise RigError("DiskNotFound", f"VM {vm!r} has no disk {name!r}; it has: {', '.join(self.vms[vm])}")
 
     async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         if vm is not None:
             return [describe(disk, self.mountpoint) for disk in self.disks(vm)]
         served = [describe(disk, self.mountpoint) for disk in self._all_disks()]
         return [*served, *self._broken_chains.values()]
 
     async def position(self) -> int:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         return self.positions.value
 
     # --- disks --------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ class DiskHost:
         sector_bytes: SectorBytes = 512,
         backing: BackingImage | None = None,
     ) -> DiskInfo:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         self._check_new(vm, name)
         if backing is not None:
             return await self._create_thin(vm, name, size_bytes, sector_bytes, backing)
@@ -273,7 +273,7 @@ class DiskHost:
     async def open_point(
         self, *, vm: str, name: str, disk_id: str, store: str, position: int, sector_bytes: SectorBytes = 512
     ) -> DiskInfo:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         views = self._views
         if views is None:
             raise RigError("NotARecoveryHost", f"cannot open managed disk {disk_id} here: this host serves a site")
@@ -322,7 +322,7 @@ class DiskHost:
     async def open_recovery(
         self, *, vm: str, name: str, position: int, disks: list[RecoverySource], time_ns: int | None = None
     ) -> RecoveryInfo:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         if self._recoveries is None:
             raise RigError("NotARecoveryHost", f"cannot open a state of VM {vm} here: this host serves a site")
         check_name("VM", vm)
@@ -333,13 +333,13 @@ class DiskHost:
         return info  # noqa: RET504 (a type checker does not know that told_of swallows nothing)
 
     async def close_recovery(self, *, vm: str, name: str) -> None:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         if self._recoveries is not None:
             with told_of(f"{RECOVERY_FOLDER}/{vm}/{name}"):
                 await self._recoveries.close(vm=vm, name=name)
 
     async def list_recoveries(self, *, vm: str | None = None) -> list[RecoveryInfo]:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         return [] if self._recoveries is None else self._recoveries.infos(vm)
 
     def _check_vm_name(self, vm: str) -> None:
@@ -381,12 +381,12 @@ class DiskHost:
             place.folder.rmdir()
 
     async def check_promotion(self, *, vm: str) -> None:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         with told_of(f"promotion of VM {vm}"):
             await trio.to_thread.run_sync(promotion.check_room, vm, self.disks(vm))
 
     async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         disks = self.disks(vm)
         with told_of(f"promotion of VM {vm}"):
             for disk in disks:
@@ -395,7 +395,7 @@ class DiskHost:
         return [describe(disk, self.mountpoint) for disk in disks]
 
     async def resize_disk(self, *, vm: str, disk: str, size_bytes: int) -> DiskInfo:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         target = self.disk(vm, disk)
         with told_of(f"disk {target.place} of {size_bytes} bytes"):
             target.resize(size_bytes)
@@ -407,11 +407,11 @@ class DiskHost:
             self._tell_grown(disk)
 
     async def counters(self, *, vm: str, disk: str) -> DiskCounters:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         return count(self.disk(vm, disk))
 
     async def remove_vm(self, *, vm: str) -> None:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         if vm not in self.vms:
             self.disks(vm)
         for disk in self.vms[vm].values():
@@ -431,7 +431,7 @@ class DiskHost:
                 self._let_go_of_view(Path(store), held_for)
 
     async def rename_vm(self, *, vm: str, name: str) -> None:
-        """See :class:`DiskHostControl`.  The folder's name is the VM's: a kill leaves the old one or the new one."""
+        """Implements :class:`DiskHostControl`.  The folder's name is the VM's: a kill leaves the old one or the new one."""
         if vm not in self.vms and name in self.vms:
             return
         disks = self.disks(vm)
@@ -460,7 +460,7 @@ class DiskHost:
     # --- tracking -----------------------------------------------------------------------------------------------
 
     async def check_tracking(self, *, vm: str) -> None:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         for disk in self._whole_disks(vm):
             if disk.guard is not None:
                 await disk.guard.check_no_loops()
@@ -468,7 +468,7 @@ class DiskHost:
     async def start_tracking(
         self, *, vm: str, new_generation: bool = False, after: dict[str, int] | None = None, after_position: int = 0
     ) -> list[DiskInfo]:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         disks = self._whole_disks(vm)
         generations = after or {}
         self.positions.advance(after_position)
@@ -479,13 +479,13 @@ class DiskHost:
         return [describe(disk, self.mountpoint) for disk in disks]
 
     async def stop_tracking(self, *, vm: str) -> None:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         for disk in self.disks(vm):
             disk.end_snapshot()
             disk.stop_tracking()
 
     async def cut(self, *, vm: str, kind: TagKind, name: str, not_after_ns: int | None = None) -> CutInfo:
-        """See :class:`DiskHostControl`.
+        """Implements :class:`DiskHostControl`.
 
         The tag's position is drawn once; each disk's TAG record comes after all of its records up to that position, for
         those were drawn before, under the disk's lock.  No checkpoint between the look at the clock and the last TAG.
@@ -507,11 +507,11 @@ class DiskHost:
         return CutInfo(vm=vm, tag_id=tag.tag_id, kind=kind, name=name, position=tag.position, time_ns=tag.time_ns)
 
     async def segments(self, *, vm: str) -> list[SegmentInfo]:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         return [segment for disk in self.disks(vm) for segment in disk.segments()]
 
     async def applied(self, *, disk_id: str, generation: int, last_seq: int) -> None:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         for disks in self.vms.values():
             for disk in disks.values():
                 if disk.state.disk_id == disk_id:
@@ -520,7 +520,7 @@ class DiskHost:
     # --- snapshot -----------------------------------------------------------------------------------------------
 
     async def begin_snapshot(self, *, vm: str) -> SnapshotInfo:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         disks = self._whole_disks(vm)
         now = time.time_ns()
         with told_of(f"snapshot of VM {vm}"):
@@ -544,20 +544,20 @@ class DiskHost:
         return SnapshotInfo(vm=vm, position=snapshots[0].position, time_ns=now, disks=parts)
 
     async def release_snapshot(self, *, vm: str, disk: str, upto: int) -> None:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         snapshot = self.disk(vm, disk).snapshot
         if snapshot is not None:
             snapshot.release(upto)
 
     async def end_snapshot(self, *, vm: str) -> None:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         for disk in self.disks(vm):
             disk.end_snapshot()
 
     # --- failback -----------------------------------------------------------------------------------------------
 
     async def begin_replace(self, *, vm: str, disk: str, size_bytes: int) -> StagingInfo:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         target = self.disk(vm, disk)
         check_idle(target)
         size_bytes = max(size_bytes, target.size_bytes)
@@ -566,7 +566,7 @@ class DiskHost:
         return StagingInfo(vm=vm, disk=disk, path=str(target.staging), size_bytes=size_bytes)
 
     async def commit_replace(self, *, vm: str, keep: list[str]) -> list[DiskInfo]:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         disks = self.disks(vm)
         staged = [disk for disk in disks if disk.staging.exists()]
         with told_of(f"disks of VM {vm} that come back"):
@@ -582,17 +582,17 @@ class DiskHost:
         return [describe(disk, self.mountpoint) for disk in disks]
 
     async def check_replace(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         with told_of(f"disks of VM {vm}"):
             known = {disk.place.name: disk for disk in self.disks(vm)}
             await trio.to_thread.run_sync(replacing.check_replace, vm, known, disks)
 
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         return [await trio.to_thread.run_sync(replacing.source_use, disk, after) for disk in self.disks(vm)]
 
     async def delete_kept(self, *, vm: str, file: str) -> None:
-        """See :class:`DiskHostControl`."""
+        """Implements :class:`DiskHostControl`."""
         self.disks(vm)
         with told_of(f"kept image {file} of VM {vm}"):
             replacing.delete_kept(vm, self.root / vm, file)

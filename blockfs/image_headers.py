@@ -39,7 +39,7 @@ _VDI_AT, _VDI_DIFFERENCING = 64, 4
 
 @dataclass(frozen=True, slots=True)
 class HeaderFacts:
-    """What a header declares: ``size_bytes`` is None where qemu-img is asked."""
+    """The declarations of a header: ``size_bytes`` is None where qemu-img is asked."""
 
     size_bytes: int | None = None
     sector_bytes: int = SECTOR_BYTES

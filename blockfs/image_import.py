@@ -59,7 +59,7 @@ def _qemu(file: LockedFile, format_: Format) -> OpenImage:
 
 
 async def look_at(path: Path, format_: Format | None = None) -> Source:
-    """What it is, ``format_`` overriding a guess.
+    """Find the image's format and size, ``format_`` overriding a guess.
 
     ``ImageUnusable``, ``ImageBusy``, ``InvalidDiskSize``, ``VhdCorrupt``, ``ToolMissing``.
     """

@@ -62,7 +62,7 @@ class Layer(Protocol):
 
 
 def data_bytes(layer: Layer) -> int:
-    """What of a disk may be other than zero."""
+    """The number of bytes of a disk that may be other than zero."""
     return sum(length for _, length in layer.data_ranges())
 
 
@@ -219,7 +219,7 @@ class RawLayer(_WritableCLayer):
 
     @property
     def stored_bytes(self) -> int:
-        """What the host's file system keeps of the file."""
+        """The bytes that the host's file system keeps of the file."""
         return os.fstat(self._fd).st_blocks * 512
 
     def fileno(self) -> int:
@@ -292,7 +292,7 @@ class ViewLayer(_CLayer):
 
     @property
     def stored_bytes(self) -> int:
-        """What is not a hole; it never changes, and is counted when it is asked for first, range by range."""
+        """The bytes that are no hole; their number never changes, and is counted when it is asked for first, range by range."""
         if self._stored_bytes is None:
             found = int(lib.sr_layer_data_bytes(self.c))
             _check(found)
@@ -331,7 +331,7 @@ class TopLayer(_WritableCLayer):
 
     @property
     def stored_bytes(self) -> int:
-        """What the file takes, and what the lower layer has, though some of it may be written over."""
+        """The bytes of the file and of the lower layer together, though some of these may be written over."""
         return os.fstat(self._fd).st_blocks * 512 + self._below_bytes
 
     def fileno(self) -> int:

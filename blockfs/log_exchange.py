@@ -63,7 +63,7 @@ def export_log(
 
     ``base``: an image of the disk before the log, only read; needed where records do not fill whole sectors.
     ``format_``: of it. ``LogUnaligned``, ``LogExists``, ``MarkInvalid``, ``ImageUnusable``, ``InvalidDiskSize``;
-    ``OSError`` of ``out`` goes on. Nothing is left behind then.
+    ``OSError`` of ``out`` is raised as it is. Nothing is left behind then.
     """
     writer = DmLogWriter(out)
     try:

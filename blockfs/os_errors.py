@@ -32,7 +32,7 @@ def naming(path: Path, to: Path | None = None) -> Iterator[None]:
 
 
 def _is_absolute(filename: object) -> bool:
-    """Whether it can be found by this name: what was opened by or below a descriptor cannot."""
+    """True if the file can be found by this name: one that was opened by or below a descriptor cannot."""
     if not isinstance(filename, str | bytes | os.PathLike):
         return False
     return os.fsdecode(filename).startswith("/") and not os.fsdecode(filename).startswith("/proc/self/fd/")
@@ -59,7 +59,7 @@ def in_brackets(exc: OSError, about: object = "") -> str:
 
 
 def _names(text: str, file: str) -> bool:
-    """Whether ``file`` is a word of ``text``: ``/srv/os.img`` does not name ``/srv/os``."""
+    """True if ``file`` is a word of ``text``: ``/srv/os.img`` does not name ``/srv/os``."""
     at = text.find(file)
     while at >= 0:
         end = at + len(file)

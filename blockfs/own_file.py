@@ -1,4 +1,4 @@
-"""Whether files that are open are still those that their names lead to, and whole.
+"""Tells if files that are open are still those that their names lead to, and whole.
 
 A name and a descriptor are not the same thing: the file may be deleted or replaced under the name, renamed, or cut, and what
 goes to the descriptor is then lost with it, or is found elsewhere.  A folder that is renamed, or unmounted lazily, changes
@@ -33,7 +33,7 @@ class OwnFiles:
         self.path, self._maps = path, {}
 
     def trouble(self, excess_bytes: int) -> str | None:
-        """What has become of the files; None: nothing.
+        """The change of the files by another program, as a sentence; None: none.
 
         ``excess_bytes``: how many more bytes the first has than it is to have (negative: fewer).
         """

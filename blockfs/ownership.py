@@ -1,4 +1,4 @@
-"""Who can change a file or folder: only root and this user, or others too.
+"""Finds the users who can change a file or folder: only root and this user, or others too.
 
 Fault contract: holds no state.  An answer is of the moment when it was asked; it stays true only if it is "nobody else" of a
 folder and of all folders above it, which is what :func:`check_own` asks.
@@ -27,13 +27,13 @@ def user_text(uid: int) -> str:
 
 
 def is_trusted(uid: int) -> bool:
-    """Whether it is this user, or root, who can do anything anyway."""
+    """True for this user, and for root, who can do anything anyway."""
     return uid in (0, os.geteuid())
 
 
 @functools.cache
 def _is_private_group(gid: int, uid: int) -> bool:
-    """Whether the group is the one that Debian makes for each user, with nobody else in it."""
+    """True if the group is the one that Debian makes for each user, with nobody else in it."""
     try:
         group, owner = grp.getgrgid(gid), pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -104,7 +104,7 @@ def _opened(path: Path) -> int:
 
 
 def _digest(fd: int, size_bytes: int) -> str:
-    """Of samples at even distances, the first and the last bytes among them."""
+    """The digest of samples at even distances, the first and the last bytes among them."""
     found = hashlib.blake2b(digest_size=16)
     last = max(size_bytes - _SAMPLE_BYTES, 0)
     for number in range(_SAMPLES):

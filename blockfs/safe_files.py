@@ -5,7 +5,7 @@ it.  What is opened or made is named below a descriptor of its folder, never by 
 New files never take over what has their name; temporary ones have a name that nobody can guess; modes do not depend on the
 umask.
 
-Two kinds of folders are told apart.  In a folder that only root and this user can change, a name is what this user made of
+There are two kinds of folders.  In a folder that only root and this user can change, a name is what this user made of
 it.  In any other (another user's, or one that many can write to) a file is used only if this user made it and it has no
 second name elsewhere; else it is refused (``ForeignFile``).  A rig's state folder must be of the first kind, and so must all
 folders above it: :func:`blockfs.ownership.check_own`.
@@ -33,7 +33,7 @@ FOLDER_MODE = 0o700
 _LINKS_MAX = 40
 _DESCRIPTORS = re.compile(r"/proc/\d+(/task/\d+)?/fd")
 _NAMELESS = re.compile(r"\w+:.*")
-"""What the kernel shows of a descriptor that no name leads to: ``pipe:[4711]``, as in a shell's ``<(command)``."""
+"""The kernel's text for a descriptor that no name leads to: ``pipe:[4711]``, as in a shell's ``<(command)``."""
 _TOKEN_BYTES = 8
 _RENAME_NOREPLACE = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -91,7 +91,7 @@ class _Walk:
 
 
 def _link_behind(fd: int) -> os.stat_result | None:
-    """What the symbolic link behind a descriptor is; None if it is something else, or a mount whose server is dead."""
+    """Attributes of the symbolic link behind a descriptor; None: it is something else, or a mount whose server is dead."""
     try:
         found = os.fstat(fd)
     except OSError as exc:

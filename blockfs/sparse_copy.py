@@ -46,7 +46,7 @@ def find_unreadable(source: Path, fd: int, at: int) -> RigError | None:
 
 @dataclass(frozen=True, slots=True)
 class SparseCopy:
-    """Of the first ``size_bytes`` of a file or block device into another one.  The descriptors stay the caller's.
+    """Copies the first ``size_bytes`` of a file or block device into another one.  The descriptors stay the caller's.
 
     ``target_is_zero``: the target holds zeros, and none are written.  Else it holds anything (a block device), and zeros are
     written without being transferred where it can do that.

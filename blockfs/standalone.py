@@ -134,7 +134,7 @@ class StandAlone:
 
     @property
     def log_trouble(self) -> str | None:
-        """What another program has done to the log's files; None: nothing that is known."""
+        """A change of the log's files by another program; None: none is known."""
         return self._guard.log_trouble
 
     def segments(self) -> list[Path]:

@@ -52,7 +52,7 @@ PARENT_LOCATOR = _guid("a8d35f2d-b30b-454d-abf7-d3d84834ab0c")
 
 @dataclass(frozen=True, slots=True)
 class VhdxHeader:
-    """What an image declares.  ``parent``: of a differencing disk, its file.  ``has_log``: it was not closed in order."""
+    """An image's declarations.  ``parent``: of a differencing disk, its file.  ``has_log``: it was not closed in order."""
 
     size_bytes: int
     sector_bytes: int

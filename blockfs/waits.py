@@ -35,7 +35,7 @@ class Wait(WireModel):
 
 
 class RoleHealth(Protocol):
-    """What the supervisor asks every role, every few seconds and with a short deadline."""
+    """The supervisor's question to every role, every few seconds and with a short deadline."""
 
     async def report(self) -> list[Wait]:
         """The role's waits.  ``RigError`` if the role answers, but what it serves does not."""

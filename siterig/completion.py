@@ -256,7 +256,7 @@ SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
 
 def script(shell: str) -> str:
-    """What the shell has to evaluate."""
+    """The text that the shell has to evaluate."""
     return SCRIPTS[shell]
 
 

@@ -77,7 +77,7 @@ async def expose(wanted: Wanted, *, ready: Callable[[Mounted], None], note: Call
 
 
 def _heed_no_signal_after_the_end() -> None:
-    """What is restored when signals are received no more: the process only says how the mount ended, and ends itself.
+    """Ignore signals from the moment when nobody receives them any more: the process then only reports the end, and exits.
 
     ``timeout -s INT`` sends its signal twice, and the second one may come late.
     """

@@ -133,7 +133,7 @@ async def _await_up(layout: Layout, reports: trio.lowlevel.FdStream, announce: C
 
 
 def is_up(layout: Layout) -> bool:
-    """Whether a supervisor holds the rig's lock.  To look is in nobody's way."""
+    """True if a supervisor holds the rig's lock.  To look is in nobody's way."""
     return is_locked(layout.lock)
 
 

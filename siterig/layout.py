@@ -27,7 +27,7 @@ FORMAT = 1
 
 
 PRIVATE_UMASK = 0o077
-"""Of all processes of a rig: what they make, and what Node makes, is for this user alone."""
+"""The umask of all processes of a rig: files of theirs, and those of Node, are for this user alone."""
 
 
 def default_dir() -> Path:

@@ -2,7 +2,7 @@
 
 It goes with the process that holds it, so a stale process id is never believed.  The lock has two bytes, each with an
 "open file description lock" (fcntl(2)): one of that kind can be looked at without being taken, so that a look is in nobody's
-way.  ``RIG`` is held by the supervisor for as long as it lives, and by ``siterig down`` while it clears what is left.
+way.  ``RIG`` is held by the supervisor for as long as it lives, and by ``siterig down`` while it clears the leftovers.
 ``ENDING`` is held by ``siterig down`` from begin to end: a process that finds the rig up *and* about to be ended waits.
 """
 
@@ -31,7 +31,7 @@ def _request(kind: int, byte: int) -> bytes:
 
 
 def is_locked(lock: Path, byte: int = RIG) -> bool:
-    """Whether a process holds the lock; it is not taken for that."""
+    """True if a process holds the lock; it is not taken for that."""
     try:
         fd = safe_files.open_file(lock, os.O_RDONLY)
     except FileNotFoundError:

@@ -29,7 +29,7 @@ from siterig.process_log import former_log
 READY_TIMEOUT_S = 60.0
 TERM_TIMEOUT_S = 10.0
 LINE_BYTES_MAX = 1 << 20
-"""Of what a child writes to the channel."""
+"""The longest line that a child may write to the channel."""
 _LOG_TAIL_BYTES = 4096
 
 

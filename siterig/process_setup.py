@@ -1,4 +1,4 @@
-"""What a process of a rig sets at its start: its end with its parent, its limits, and no core dumps."""
+"""Settings that a process of a rig makes at its start: its end with its parent, its limits, and no core dumps."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class RoleGuide:
                 self._note(error.message)
 
     async def back(self, role: str, error: RigError, *, again: bool) -> None:
-        """See :class:`siterig.rpc_client.Guide`."""
+        """Implements :class:`siterig.rpc_client.Guide`."""
         if role == SUPERVISOR:
             text = f"{error.message}; if it does not recover: siterig down, then siterig up"
             raise RigError(error.code, text, recoverable=True, role=role, uncertain=error.uncertain) from error

@@ -27,7 +27,7 @@ AGAIN_S = 120.0
 
 
 class Guide(Protocol):
-    """What a process does while a role does not answer its calls; a command has one, the roles have none."""
+    """A process's behaviour while a role does not answer its calls; a command has one, the roles have none."""
 
     async def tell(self, role: str) -> None:
         """An answer of the role is waited for since ``WAIT_TOLD_S``."""
@@ -42,7 +42,7 @@ class Guide(Protocol):
 
 
 GUIDE: ContextVar[Callable[[Path], Guide] | None] = ContextVar("GUIDE", default=None)
-"""Makes the guide for a folder of sockets; None: calls fail at once, and nobody is told of a wait."""
+"""Makes the guide for a folder of sockets; None: calls fail at once, and no wait is reported."""
 
 
 def _body(method: Method, arguments: dict[str, Any]) -> bytes:

@@ -32,7 +32,7 @@ _json_mode = False
 
 
 def set_json(wanted: bool) -> bool:
-    """Whether this command was given ``--json``: then notes and errors are JSON, too."""
+    """True if this command was given ``--json``: then notes and errors are JSON, too."""
     global _json_mode  # noqa: PLW0603 (one command a process)
     _json_mode = wanted
     return wanted
@@ -42,7 +42,7 @@ def set_json(wanted: bool) -> bool:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether lines may be drawn again on ``stream`` and tables fitted to its width."""
+    """True if lines may be drawn again on ``stream`` and tables fitted to its width."""
     try:
         return stream.isatty()
     except ValueError:  # closed
@@ -50,7 +50,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def may_draw(stream: TextIO) -> bool:
-    """Whether ``stream`` is a terminal that can move its cursor."""
+    """True if ``stream`` is a terminal that can move its cursor."""
     return is_terminal(stream) and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
@@ -187,7 +187,7 @@ def help_text(text: str) -> None:
 
 
 def foreign(output: bytes) -> None:
-    """What another program printed, on stderr: its line breaks stay, all else is escaped."""
+    """Print another program's output on stderr: its line breaks stay, all else is escaped."""
     text = output.decode(errors="surrogateescape").rstrip("\n")
     if _json_mode:
         _say("output", text, "")

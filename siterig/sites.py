@@ -8,7 +8,7 @@ from siterig.control import SupervisorControl
 
 DEFAULT = "site"
 ROLES_OF_SITE = {DEFAULT: ("site", "agent")}
-"""What is lost with each site, in the order of the kill and of the start: the disk host first, in the middle of its load."""
+"""The roles of each site, in the order of the kill and of the start: the disk host first, in the middle of its load."""
 
 
 def _roles(site: str) -> tuple[str, ...]:

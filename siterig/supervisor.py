@@ -50,7 +50,7 @@ class RoleSpec:
     needs: tuple[str, ...] = ()
     """Roles that must be ready before this one is started for the first time."""
     answers_checks: bool = False
-    """Whether it answers health checks (:mod:`siterig.process`)."""
+    """True if it answers health checks (:mod:`siterig.process`)."""
 
 
 @dataclass

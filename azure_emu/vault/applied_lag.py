@@ -19,7 +19,7 @@ KEPT_MAX = 1000
 @dataclass(slots=True)
 class _Vm:
     sent: deque[tuple[int, float]] = field(default_factory=deque)
-    """(position, when it was reported) of what is not applied yet, oldest first."""
+    """(position, time of its report) of everything that is not applied yet, oldest first."""
     progress_s: float = 0.0
 
 
@@ -62,11 +62,11 @@ class AppliedLag:
             entry.progress_s = self._now_s()
 
     def account(self, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int) -> None:
-        """What the applier has seen in the cache account of a disk."""
+        """Note the applier's view of a disk's blobs in the cache account."""
         self._accounts[disk_id] = _Account(waiting_bytes, tuple(skipped), skipped_count)
 
     def put(self, waiting: dict[str, int]) -> None:
-        """What the agent knows to be in the cache account of each disk and not to be applied, in bytes."""
+        """Note how many bytes of each disk are, as the agent knows, in the cache account and not applied."""
         for disk_id, size_bytes in waiting.items():
             self._accounts.setdefault(disk_id, _Account()).waiting_bytes = size_bytes
 

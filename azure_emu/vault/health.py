@@ -143,7 +143,7 @@ def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthErr
 
 
 def is_cycling(item: ItemRow) -> bool:
-    """Whether the agent replicates the item cycle by cycle."""
+    """True if the agent replicates the item cycle by cycle."""
     return item.protection_state in _CYCLING and not item.suspended
 
 

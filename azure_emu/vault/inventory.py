@@ -59,7 +59,7 @@ def _described(session: Session, fabric: Side, found: Iterable[KnownDiskRow | Di
 async def list_fabric(services: Services, fabric: Side) -> list[Vm]:
     """All VMs of a fabric; as last seen if its role cannot be reached."""
     roles = ("agent", "site") if fabric == "site" else ("azure",)
-    if any(services.roles.trouble(role) is not None for role in roles):  # one that hangs would hold up who asks
+    if any(services.roles.trouble(role) is not None for role in roles):  # one that hangs would hold up the caller
         return await services.store.transact(lambda session: _known(session, fabric))
     try:
         disks = await (services.site.list_vms() if fabric == "site" else services.azure.list_disks())

@@ -40,7 +40,7 @@ class _Applied:
     position: int
     moved: bool
     later: Watermark | None
-    """What is known already, if that is more."""
+    """The watermark that is known already, if that is more."""
 
 
 class Reports:
@@ -53,7 +53,7 @@ class Reports:
     # ---- ApplierReports
 
     async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
-        """See azure_emu.ports.ApplierReports."""
+        """Implements azure_emu.ports.ApplierReports."""
 
         def note(session: Session) -> _Applied | None:
             disk = session.get(DiskRow, watermark.disk_id)
@@ -77,7 +77,7 @@ class Reports:
         return done.later
 
     async def store_older(self, *, watermark: Watermark) -> None:
-        """See azure_emu.ports.ApplierReports.  Points that the store has not got (any more) are no longer available."""
+        """Implements azure_emu.ports.ApplierReports.  Points that the store has not got any more are not available."""
 
         def note(session: Session) -> str | None:
             disk = session.get(DiskRow, watermark.disk_id)
@@ -99,7 +99,7 @@ class Reports:
         self._wake(await self._services.store.transact(note))
 
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
-        """See azure_emu.ports.ApplierReports."""
+        """Implements azure_emu.ports.ApplierReports."""
 
         def note(session: Session) -> str | None:
             disk = session.get(DiskRow, disk_id)
@@ -114,7 +114,7 @@ class Reports:
         self._wake(await self._services.store.transact(note))
 
     async def replicating_disks(self) -> list[str]:
-        """See azure_emu.ports.ApplierReports.  After a commit to Azure nothing is to be applied any more."""
+        """Implements azure_emu.ports.ApplierReports.  After a commit to Azure nothing is to be applied any more."""
 
         def look(session: Session) -> list[str]:
             query = select(DiskRow.disk_id).join(ItemRow, ItemRow.vm == DiskRow.vm)
@@ -126,11 +126,11 @@ class Reports:
     async def account_seen(
         self, *, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int
     ) -> None:
-        """See azure_emu.ports.ApplierReports."""
+        """Implements azure_emu.ports.ApplierReports."""
         self._services.lag.account(disk_id, waiting_bytes, skipped, skipped_count)
 
     async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
-        """See azure_emu.ports.ApplierReports.  A part that was sent again to no avail makes a resync due."""
+        """Implements azure_emu.ports.ApplierReports.  A part that was sent again to no avail makes a resync due."""
         bad = await self._repairs.ask_for(disk_id, parts)
         if bad is None:
             return
@@ -149,14 +149,14 @@ class Reports:
     # ---- RoleReports
 
     async def report_roles(self, *, roles: list[RoleStatus]) -> None:
-        """See azure_emu.ports.RoleReports."""
+        """Implements azure_emu.ports.RoleReports."""
         if self._services.roles.update(roles, self._services.clock.wall_ns()):
             self._services.signals.notify_all()
 
     # ---- DamageReports
 
     async def vm_disk_changed(self, *, vm: str, disk: str, what: str) -> None:
-        """See azure_emu.ports.DamageReports.  It is a warning of the VM's owner until the VM is removed."""
+        """Implements azure_emu.ports.DamageReports.  It is a warning of the VM's owner until the VM is removed."""
 
         def note(session: Session) -> str | None:
             row = session.get(AzureVmRow, vm)
@@ -173,7 +173,7 @@ class Reports:
         self._wake(await self._services.store.transact(note))
 
     async def damage_met(self, *, disk_id: str, path: str, offset: int, position: int) -> None:
-        """See azure_emu.ports.DamageReports."""
+        """Implements azure_emu.ports.DamageReports."""
 
         def note(session: Session) -> None:
             disk = session.get(DiskRow, disk_id)
@@ -184,7 +184,7 @@ class Reports:
         await self._services.store.transact(note)
 
     async def scrubbed(self, *, disk_id: str, damages: list[Damage]) -> None:
-        """See azure_emu.ports.DamageReports."""
+        """Implements azure_emu.ports.DamageReports."""
 
         def note(session: Session) -> None:
             disk = session.get(DiskRow, disk_id)

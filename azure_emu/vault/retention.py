@@ -36,7 +36,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class PointFacts:
-    """What the decision needs of a point; ``elapsed_ns`` by the rig's clock."""
+    """The properties of a point that the decision needs; ``elapsed_ns`` by the rig's clock."""
 
     id: str
     position: int

@@ -52,7 +52,7 @@ def trouble(role: RoleStatus) -> RigError | None:
 
 
 class Roles:
-    """What is known of the roles; changed by the supervisor's reports."""
+    """The known states of the roles; changed by the supervisor's reports."""
 
     def __init__(self) -> None:
         self._roles: dict[str, RoleStatus] = {}
@@ -92,7 +92,7 @@ class Roles:
         return self._roles.get(name)
 
     def trouble(self, name: str) -> RigError | None:
-        """As :func:`trouble`; None also if the role is not known."""
+        """The same as :func:`trouble`; None also if the role is not known."""
         role = self._roles.get(name)
         return None if role is None else trouble(role)
 
@@ -122,7 +122,7 @@ class Roles:
         return None
 
     def is_any_away(self) -> bool:
-        """Whether a role is known not to be ready."""
+        """True if a role is known not to be ready."""
         return bool(self._away_since)
 
     def lasting_trouble(self, least_s: float) -> RigError | None:

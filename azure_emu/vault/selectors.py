@@ -15,7 +15,7 @@ LATEST = "Latest"
 LATEST_PROCESSED = "LatestProcessed"
 LATEST_APPLICATION_CONSISTENT = "LatestApplicationConsistent"
 WORDS = {LATEST: "latest", LATEST_PROCESSED: "latest-processed", LATEST_APPLICATION_CONSISTENT: "latest-app"}
-"""What means another point as time passes: the API's word, and the command line's."""
+"""Words that select another point as time passes: the API's, and the command line's."""
 NAME_CHARS_MAX = 100
 
 _SPELLINGS = {
@@ -39,7 +39,7 @@ class Selector:
 
 
 def parse(text: str) -> Selector:
-    """What a text selects.  ``InvalidPosition``: it begins with ``@``, and no number follows."""
+    """The selection that a text stands for.  ``InvalidPosition``: it begins with ``@``, and no number follows."""
     spelling = re.sub(r"[-_ ]", "", text).casefold()
     if spelling in _SPELLINGS:
         return Selector("word", _SPELLINGS[spelling])

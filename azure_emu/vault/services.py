@@ -24,7 +24,7 @@ from blockfs.waits import Waits
 
 T = TypeVar("T")
 ShutDown = Callable[[list[Path]], Awaitable[None]]
-"""Of these disk files."""
+"""Ends whatever uses these disk files, or looks if that is possible."""
 
 
 async def no_check(_disks: list[Path]) -> None:

@@ -23,7 +23,7 @@ WATCH_S = 15.0
 
 
 def describe(uses: list[SourceUse]) -> str:
-    """What was done to the disks at the site after the failover."""
+    """The uses of the disks at the site after the failover."""
     parts = []
     for use in uses:
         written = "unknown changes" if use.written_bytes is None else f"{use.written_bytes} bytes written"
@@ -71,7 +71,7 @@ class SourceWatch:
                 self._used.pop(vm, None)
 
     def health_errors(self, vm: str) -> list[HealthError]:
-        """Of an item: a warning if its disks at the site are in use, or were written to."""
+        """The warning of an item whose disks at the site are in use, or were written to; else empty."""
         used = self._used.get(vm)
         if used is None:
             return []

@@ -62,7 +62,7 @@ class _Ages:
         return now_s - self._since_s.setdefault(key, now_s - max(0, now.wall_ns - since_ns) / SECOND_NS)
 
     def forget_unseen(self) -> None:
-        """What was not asked for since the last call has ended."""
+        """End every standstill that was not asked for since the last call."""
         self._since_s = {key: at for key, at in self._since_s.items() if key in self._seen}
         self._seen = set()
 

@@ -99,20 +99,20 @@ class _Screen:
         self._as_json = as_json
 
     def line(self, *parts: Part) -> None:
-        """See :class:`scenarios.ports.Screen`."""
+        """Implements :class:`scenarios.ports.Screen`."""
         if not self._as_json:
             show.line(*parts)
         elif text := "".join(part if isinstance(part, str) else part[0] for part in parts).strip():
             show.progress(text)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """See :class:`scenarios.ports.Screen`."""
+        """Implements :class:`scenarios.ports.Screen`."""
         if not self._as_json:
             show.print_table(columns, rows, empty="no steps")
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """See :class:`scenarios.ports.Screen`."""
+        """Implements :class:`scenarios.ports.Screen`."""
         with show.bar(title, None) as advance:
             shown_bytes = 0
 

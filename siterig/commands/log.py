@@ -69,7 +69,7 @@ def _checked(files: list[Path], upto: int | None = None) -> CheckedLog:
 
 
 def _tail(found: FileSummary) -> list[str]:
-    """What lies behind the last record of a segment."""
+    """The bytes behind the last record of a segment, in words."""
     tail = []
     if found.torn_bytes:
         tail.append(f"torn tail of {found.torn_bytes} bytes at byte {found.end}")
@@ -183,7 +183,7 @@ def verify_log(files: Files, as_json: JsonLines = False) -> None:
 
 @dataclass
 class _Total:
-    """Of all files that were checked; positions of the good ones (0: there is no record)."""
+    """Totals of all files that were checked; positions of the good ones (0: there is no record)."""
 
     files: int = 0
     bad_files: int = 0

@@ -36,7 +36,7 @@ class Health:
         self.probe: Callable[[], Awaitable[None]] | None = None
 
     async def report(self) -> list[Wait]:
-        """See :class:`blockfs.waits.RoleHealth`."""
+        """Implements :class:`blockfs.waits.RoleHealth`."""
         if self.probe is not None:
             await self.probe()
         self._look_for_descriptors()
