@@ -17,7 +17,7 @@ import trio
 from azure_emu.ports import RoleStatus
 from azure_emu.vault.roles import trouble
 from blockfs.errors import RigError
-from siterig import cleanup, doctor, services
+from siterig import cleanup, doctor, new_rig, services
 from siterig.control import SupervisorControl
 from siterig.front_end import FrontEnd
 from siterig.layout import Layout, check_format, create, restore_state
@@ -73,10 +73,11 @@ async def up(
     limits: Limits | None = None,
     announce: Callable[[str, str], None] = lambda _role, _state: None,
 ) -> Launched:
-    """Start the rig and wait until every role is ready; on failure nothing is left running.
+    """Start the rig and wait until every role is ready; on failure nothing is left running, and of a new rig nothing at all.
 
-    ``announce(role, state)`` is called as roles get ready.  With ``until_eof`` the rig ends when this process does,
-    however it ends.  ``quick_retries``: the agent tries again after seconds instead of minutes.
+    ``announce(role, state)`` is called as roles get ready, and of a new rig that fails with what their logs said last.
+    With ``until_eof`` the rig ends when this process does, however it ends.  ``quick_retries``: the agent tries again after
+    seconds instead of minutes.
     ``front_end``: how the disks are served, and ``limits`` of them all, until it is down.
     ``AlreadyUp``, ``StateVersion``, ``NotARig``, or what a role failed with.  What this machine lacks is found before
     anything is made or started (:func:`siterig.doctor.require_fit`).
@@ -86,12 +87,39 @@ async def up(
     if is_up(layout) and not is_locked(layout.lock, ENDING):
         raise await _already_up(layout)
     await trio.to_thread.run_sync(partial(doctor.require_fit, layout.root, is_new=not layout.state.exists()))
+    is_new, had_folder = new_rig.is_new(layout), layout.root.is_dir()
     create(layout)
+    try:
+        return await _launch(
+            layout,
+            announce,
+            until_eof=until_eof,
+            quick_retries=quick_retries,
+            words=[*(front_end or FrontEnd()).words(), *(limits or Limits()).words()],
+            tells_logs=is_new,
+        )
+    except BaseException as error:
+        # If another process has it up, it was that one's new rig.
+        if is_new and not (isinstance(error, RigError) and error.code == "AlreadyUp"):
+            with trio.CancelScope(shield=True):
+                await new_rig.remove(layout, had_folder=had_folder)
+        raise
+
+
+async def _launch(
+    layout: Layout,
+    announce: Callable[[str, str], None],
+    *,
+    until_eof: bool,
+    quick_retries: bool,
+    words: list[str],
+    tells_logs: bool,
+) -> Launched:
     report_r, report_w = os.pipe2(os.O_CLOEXEC)
     try:
         wanted = {UNTIL_EOF: until_eof, QUICK_RETRIES: quick_retries}
         options = [option for option, on in wanted.items() if on]
-        options += [*(front_end or FrontEnd()).words(), *(limits or Limits()).words()]
+        options += words
         popen = _spawn(layout, report_w, options)
     except BaseException:
         os.close(report_r)
@@ -99,11 +127,22 @@ async def up(
     finally:
         os.close(report_w)
     launched = Launched(popen)
+    starting: list[str] = []
+
+    def note(role: str, state: str) -> None:
+        announce(role, state)
+        if state == "starting":
+            starting.append(role)
+        elif role in starting:
+            starting.remove(role)
+
     try:
         async with trio.lowlevel.FdStream(report_r) as reports:
-            await _await_up(layout, reports, announce)
-    except BaseException:
+            await _await_up(layout, reports, note)
+    except BaseException as error:
         await launched.end()
+        if tells_logs and isinstance(error, RigError):
+            new_rig.tell_logs(layout, starting or ["supervisor"], announce)
         raise
     return launched
 
@@ -147,7 +186,9 @@ def _send(layout: Layout, number: signal.Signals) -> None:
 async def _ended(layout: Layout, limit_s: float) -> bool:
     """Wait until no supervisor holds the lock; whether that is so."""
     with trio.move_on_after(limit_s):
-        while is_up(layout):  # noqa: ASYNC110 (waiting for a lock of another process cannot be awaited)
+        # The kernel's own wait for a lock would hold up a thread that nothing can end, and there is no descriptor of the
+        # supervisor to wait for: another process may have started it.
+        while is_up(layout):  # noqa: ASYNC110
             await trio.sleep(0.05)
     return not is_up(layout)
 

@@ -63,6 +63,14 @@ def last_line(log: Path) -> str:
     return ""
 
 
+def last_lines(log: Path, count: int) -> list[str]:
+    """The last lines of a log that are not blank, at most so many; none if there is no log."""
+    try:
+        return [line.strip() for line in _tail(log) if line.strip()][-count:]
+    except FileNotFoundError:
+        return []
+
+
 def _tail(log: Path) -> list[str]:
     with log.open("rb") as file:
         end = file.seek(0, os.SEEK_END)

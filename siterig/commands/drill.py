@@ -168,6 +168,8 @@ async def _drill(layout: Layout, settings: DrillSettings, report: Path | None, *
     def announce(role: str, state: str) -> None:
         if state == "ready":
             screen.line(f"  {role} is ready")
+        elif state != "starting":
+            screen.line(f"  {role}: {state}")
 
     # A rig that is kept must outlive this process; any other ends with it, however it ends.
     launched = await launch.up(layout, until_eof=not keep, quick_retries=True, announce=announce)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,6 +219,40 @@ def test_ctrl_c_during_up_leaves_nothing(layout: Layout, after: str, number: sig
     assert up.returncode == 130, rest
     assert rest.endswith("siterig: interrupted\n")
     assert traces(layout) == []
+    assert not layout.root.exists()
+
+
+def test_a_new_rig_that_does_not_come_up_leaves_nothing_but_its_words_and_an_old_one_keeps_all(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = tmp_path / "bin" / "node"
+    node.parent.mkdir()
+    real = shutil.which("node")
+    node.write_text(f'#!/bin/sh\ncase "$*" in *--version) exec {real} "$@";; esac\necho no luck today >&2\nexit 7\n')
+    node.chmod(0o700)
+    layout.root.mkdir(mode=0o700)
+
+    def failed() -> str:
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", f"{node.parent}:{os.environ['PATH']}")
+            result = siterig(layout, "up")
+        assert result.returncode == 1, result.stderr
+        assert traces(layout) == []
+        return result.stderr
+
+    assert "azurite: its log said: " in failed()
+    assert list(layout.root.iterdir()) == []
+    layout.root.rmdir()
+    said = failed()
+    assert "no luck today" in said
+    assert not layout.root.exists()
+
+    trio.run(start, layout)
+    assert siterig(layout, "down").returncode == 0
+    before = {path.name for path in layout.root.iterdir()}
+    assert "its log said" not in failed()
+    assert {path.name for path in layout.root.iterdir()} >= before
+    assert layout.log("azurite").read_text().count("no luck today") > 0
 
 
 async def test_the_site_can_be_killed_and_comes_back_with_its_disks(layout: Layout, tmp_path: Path) -> None:
