@@ -292,7 +292,7 @@ class ViewLayer(_CLayer):
 
     @property
     def stored_bytes(self) -> int:
-        """The bytes that are no hole; their number never changes, and is counted when it is asked for first, range by range."""
+        """The bytes that are no hole; their number never changes, and is counted at the first call, range by range."""
         if self._stored_bytes is None:
             found = int(lib.sr_layer_data_bytes(self.c))
             _check(found)

@@ -24,7 +24,7 @@ from blockfs.waits import Waits
 
 T = TypeVar("T")
 ShutDown = Callable[[list[Path]], Awaitable[None]]
-"""Ends whatever uses these disk files, or looks if that is possible."""
+"""Called with the disk files of a VM."""
 
 
 async def no_check(_disks: list[Path]) -> None:
