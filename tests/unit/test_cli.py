@@ -265,7 +265,7 @@ def test_vms_are_given_by_the_contract(vault: FakeVault) -> None:
 def test_an_expected_error_is_one_line_and_its_status(vault: FakeVault) -> None:
     result = siterig("points", "web02")
     assert result.exit_code == 2
-    assert result.stderr == "siterig: error: there is no VM 'web02'; there are: web01 (VmNotFound)\n"
+    assert result.stderr == "siterig: error: there is no VM 'web02';\\nthere are: web01 (VmNotFound)\n"
     assert result.stdout == ""
 
 
