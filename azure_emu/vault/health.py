@@ -52,6 +52,14 @@ def forget_vm_disks(session: Session, owner: str, vm: str) -> None:
     session.execute(delete(HealthErrorRow).where(HealthErrorRow.vm == owner, of_vm))
 
 
+def rename_vm_disks(session: Session, owner: str, vm: str, name: str) -> None:
+    """A VM on the recovery side has another name: errors with its disks stay its own."""
+    former, new = vm_disk_source(vm, ""), vm_disk_source(name, "")
+    of_vm = HealthErrorRow.source.startswith(former, autoescape=True)
+    for row in session.scalars(select(HealthErrorRow).where(HealthErrorRow.vm == owner, of_vm)):
+        row.source = new + row.source.removeprefix(former)
+
+
 def set_error(
     session: Session,
     *,

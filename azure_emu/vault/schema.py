@@ -167,7 +167,8 @@ class HealthErrorRow(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True)  # order of insertion
     vm: Mapped[str] = mapped_column(ForeignKey("item.vm", ondelete="CASCADE"), index=True)  # the item's vm
     source: Mapped[str] = mapped_column(String)
-    # source: "replication" (the agent), "apply:DISK_ID" (the applier) or "watch:KEY" (what stands still, standstill.py)
+    # source: "replication" (the agent), "apply:DISK_ID" (the applier), "vm-disk:VM/DISK" (a disk of a VM on the
+    # recovery side) or "watch:KEY" (what stands still, standstill.py)
     code: Mapped[str] = mapped_column(String)  # RigError code
     message: Mapped[str] = mapped_column(Text)  # what a user reads
     recoverable: Mapped[bool] = mapped_column(Boolean)  # false: the item is Critical

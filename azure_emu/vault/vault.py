@@ -185,13 +185,11 @@ class Vault(Reports):
             sides = await vm_tasks.sides_of(self._services, vm)
             if not sides:
                 known = ", ".join(sorted({found.name for found in await self.list_vms()})) or "none"
-                raise RigError(
-                    "VmNotFound",
-                    f"there is no VM {vm!r}; VMs: {known}; of one whose disks cannot be opened, say on which side it is",
-                )
+                text = f"there is no VM {vm!r}; VMs: {known}; one whose disks cannot be opened is not listed"
+                raise RigError("VmNotFound", f"{text}: name its side with --side site or --side azure")
             if len(sides) > 1:
                 raise RigError(
-                    "BadRequest", f"both sides have a VM {vm!r}: say which side's is to be deleted, site or azure"
+                    "BadRequest", f"both sides have a VM {vm!r}: say which is to be deleted with --side site or --side azure"
                 )
             (side,) = sides
 
@@ -205,6 +203,8 @@ class Vault(Reports):
     async def rename_vm(self, *, vm: str, name: str) -> Job:
         """Rename a VM on both sides, with everything that refers to it."""
         azure_vms.check_vm_name(name)
+        if name == vm:
+            raise RigError("VmExists", f"VM {vm!r} is to be renamed to {name!r}: the names are the same")
         sides = await vm_tasks.sides_of(self._services, vm)
 
         def begin(session: Session) -> Job:

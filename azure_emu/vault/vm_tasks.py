@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import delete, select, text, update
 from sqlalchemy.orm import Session
 
-from azure_emu.vault import azure_vms, inventory, jobs, preflight
+from azure_emu.vault import azure_vms, health, inventory, jobs, preflight
 from azure_emu.vault.api import Side
 from azure_emu.vault.jobs import Scenario, TaskKind, Work
 from azure_emu.vault.schema import AzureVmRow, Base, EventRow, ItemRow, JobRow, KnownDiskRow, MountRow
@@ -48,7 +48,19 @@ def require_deletable(session: Session, vm: str, side: Side) -> None:
 
 async def check_delete(work: Work) -> None:
     """The VM is there, not in use, and no image of it was kept (``VmNotFound``, ``DiskInUse``, ``InvalidState``)."""
-    if work.memory["side"] == "site":
+    side: Side = work.memory["side"]
+    try:
+        await _check_delete(work, side)
+    except RigError as error:
+        if error.code != "VmNotFound":
+            raise
+        others = [other for other in await sides_of(work.services, work.vm) if other != side]
+        hint = f"; side {others[0]} has one: --side {others[0]}" if others else ""
+        raise RigError(error.code, f"side {side}: {error.message}{hint}") from error
+
+
+async def _check_delete(work: Work, side: Side) -> None:
+    if side == "site":
         await work.services.site.check_delete(vm=work.vm)
         return
     try:
@@ -148,6 +160,7 @@ async def _rename(work: Work, vm: str, name: str) -> None:
 def _renamed(session: Session, job: JobRow) -> None:
     """Every row that names the VM, the history included; what was said in texts stays as it was."""
     old, new = job.vm, job.memory["name"]
+    health.rename_vm_disks(session, old, old, new)
     session.flush()
     if session.get_bind().dialect.name == "sqlite":
         session.execute(text("PRAGMA defer_foreign_keys = ON"))  # for this transaction

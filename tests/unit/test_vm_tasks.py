@@ -73,13 +73,45 @@ async def test_of_two_vms_of_one_name_the_side_must_be_said(tmp_path: Path) -> N
 async def test_a_vm_that_is_not_there_or_in_use_is_refused(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
-        with pytest.raises(RigError, match="there is no VM 'web01'; VMs: none") as caught:
+        with pytest.raises(RigError, match=r"there is no VM 'web01'; VMs: none; .* --side site or --side azure$") as caught:
             await vault.delete_vm(vm="web01")
         assert caught.value.code == "VmNotFound"
         world.azure["left"] = {"os": world.disk("left", "os", 1 << 20).model_copy(update={"open_handles": 1})}
         job = await ended(vault, await vault.delete_vm(vm="left"))
         assert [error.code for error in job.errors] == ["DiskInUse"]
         assert "left" in world.azure
+
+
+async def test_a_vm_that_only_the_other_side_has_is_looked_for_there(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        world.azure["left"] = {"os": world.disk("left", "os", 1 << 20)}
+        job = await ended(vault, await vault.delete_vm(vm="left", side="site"))
+        assert [error.message for error in job.errors] == [
+            "side site: there is no VM 'left' here; side azure has one: --side azure"
+        ]
+        job = await ended(vault, await vault.delete_vm(vm="nope", side="site"))
+        assert [error.message for error in job.errors] == ["side site: there is no VM 'nope' here"]
+
+
+async def test_a_vm_is_not_renamed_to_its_own_name(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        with pytest.raises(RigError, match="VM 'web01' is to be renamed to 'web01': the names are the same"):
+            await vault.rename_vm(vm="web01", name="web01")
+
+
+async def test_warnings_of_a_recovered_vm_stay_its_own_when_it_is_renamed(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest"))
+        await vault.vm_disk_changed(vm="web01", disk="os", what="it was cut")
+        await ended(vault, await vault.rename_vm(vm="web01", name="web02"))
+        await vault.vm_disk_changed(vm="web02", disk="os", what="it was cut")
+        (item,) = await vault.items()
+        assert [error.errorCode for error in item.healthErrors] == ["ImageChanged"], "one, under the new name"
+        await ended(vault, await vault.unplanned_failover(vm="web02", point="LatestProcessed"))
+        assert (await vault.items())[0].healthErrors == [], "that VM is gone"
 
 
 async def test_a_deletion_that_a_kill_interrupted_is_completed(tmp_path: Path) -> None:
