@@ -71,14 +71,19 @@ class Waits:
         self._waits.pop((place, vm, disk), None)
 
     @contextmanager
-    def waiting(self, place: str, *, vm: str | None = None, disk: str | None = None) -> Iterator[Callable[[RigError], None]]:
-        """For a loop that tries again: call what is given with each error; the wait ends with the block.
+    def waiting(
+        self, place: str, *, vm: str | None = None, disk: str | None = None
+    ) -> Iterator[Callable[[RigError | None], None]]:
+        """For a loop that tries again: call what is given with each error; the wait ends with the block, or with None.
 
         Put the whole loop into the block, not one attempt: then all attempts are one wait with one start time.
         """
 
-        def because(error: RigError) -> None:
-            self.set(place, error.code, error.message, vm=vm, disk=disk)
+        def because(error: RigError | None) -> None:
+            if error is None:
+                self.clear(place, vm=vm, disk=disk)
+            else:
+                self.set(place, error.code, error.message, vm=vm, disk=disk)
 
         try:
             yield because

@@ -282,9 +282,9 @@ class JobEngine:
         """Run a task's body, perhaps several times (:meth:`Roles.patiently`)."""
         running = self._running[name]
 
-        def because(reason: RigError) -> None:
-            running.in_body = False
-            self._show_wait(name, work.vm, reason)
+        def because(reason: RigError | None) -> None:
+            running.in_body = reason is None
+            self._show_wait(name, work.vm, reason or self._services.roles.lasting_trouble(NOTICED_S))
 
         async def body() -> Outcome | None:
             running.in_body = True

@@ -23,6 +23,8 @@ SETTLE_S = 1.0
 """How long the report of a role's end may take to get here after a call to the role failed."""
 REMEMBERED_S = 60.0
 """For so long after a role came back, a failure that may pass is taken for a consequence of its absence."""
+PROGRESS_S = 5.0
+"""An attempt after a wait that has lasted so long has got further than the one before: it waits for nothing."""
 _DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 
 _ROLE_OF_CODE = {"RoleUnavailable": None, "RoleHung": None, "CacheUnreachable": "azurite", "DiskHostUnreachable": None}
@@ -142,14 +144,15 @@ class Roles:
         self,
         work: Callable[[], Awaitable[T]],
         *,
-        because: Callable[[RigError], None],
+        because: Callable[[RigError | None], None],
         lost_is_final: bool = False,
         repeatable: bool = True,
         limit_s: float = ROLE_WAIT_S,
     ) -> T:
         """Do ``work``; while a role that it needs is away, again and again for ``limit_s``.
 
-        ``because(reason)`` is called before each wait.  ``lost_is_final``: a role that does not come back by itself (failed,
+        ``because(reason)`` is called before each wait, and with None when the next attempt has lasted ``PROGRESS_S``.
+        ``lost_is_final``: a role that does not come back by itself (failed,
         held, or not known) ends it at once; else only one that failed does.  ``repeatable``: ``work`` may be done twice; if
         not, it is repeated only if it is certain that it was not done.
         """
@@ -158,7 +161,7 @@ class Roles:
         while True:
             began = trio.current_time()
             try:
-                return await work()
+                return await (work() if attempt == 0 else _in_time(work, lambda: because(None)))
             except RigError as error:
                 if self.blame(error) is None or (error.uncertain and not repeatable):
                     raise
@@ -189,3 +192,24 @@ class Roles:
                 raise error
         elif role.state == "failed" or (lost_is_final and role.state in _ENDED_FOR_GOOD):
             raise reason from error
+
+
+async def _in_time(work: Callable[[], Awaitable[T]], lasts: Callable[[], None]) -> T:
+    """Do ``work``; call ``lasts`` if it takes longer than ``PROGRESS_S``."""
+
+    async def later() -> None:
+        await trio.sleep(PROGRESS_S)
+        lasts()
+
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(later)
+        try:
+            result = await work()
+        except Exception as error:
+            # Raised below, for a nursery would wrap it.
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+    return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from azure_emu.ports import DiskSpec, RoleState, RoleStatus
-from azure_emu.vault.roles import REMEMBERED_S, Roles
+from azure_emu.vault.roles import PROGRESS_S, REMEMBERED_S, Roles
 from azure_emu.vault.vault import Vault
 from blockfs.errors import RigError
 from tests.unit.vault_fakes import World, ended, idle, protected, running
@@ -257,3 +258,71 @@ async def test_a_job_whose_call_hangs_shows_the_role_that_does(tmp_path: Path, m
         world.held["recovery.process_latest"].set()
         await vault.report_roles(roles=states())
         assert (await ended(vault, job)).state == "Succeeded"
+
+
+async def wait_shown(vault: Vault) -> None:
+    with trio.fail_after(60):
+        while not vault._services.waits.list():  # noqa: ASYNC110 (the vault tells nobody)
+            await trio.sleep(0.1)
+
+
+async def test_what_a_task_waited_for_is_not_shown_any_more_when_it_gets_on(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """No role changes its state: only the task itself can tell."""
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        world.failing_once["azure.open_point"] = cache_away()
+        job = await vault.test_failover(vm="web01", point="Latest")
+        await wait_shown(vault)
+        held = world.held["azure.open_point"] = trio.Event()
+        await trio.sleep(2 * PROGRESS_S)
+        (task,) = [task for task in (await vault.job(name=job.name)).tasks if task.state == "InProgress"]
+        assert (task.name, task.waiting_for) == ("PrepareTestProtectedEntitiesTask", None)
+        assert vault._services.waits.list() == []
+        held.set()
+        assert (await ended(vault, job)).state == "Succeeded"
+
+
+async def test_what_an_operation_waited_for_is_not_shown_any_more_when_it_gets_on(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault, trio.open_nursery() as nursery:
+        await vault.report_roles(roles=states(agent="restarting"))
+        world.failing_once["site.create_vm"] = agent_away()
+        disks = [DiskSpec(name="os", size_bytes=1 << 20)]
+        nursery.start_soon(partial(vault.create_vm, vm="new", disks=disks))
+        await wait_shown(vault)
+        held = world.held["site.create_vm"] = trio.Event()
+        await trio.sleep(2 * PROGRESS_S)
+        assert vault._services.waits.list() == []
+        held.set()
+
+
+async def test_a_wait_ends_only_when_the_next_attempt_has_lasted_for_a_while(autojump_clock: MockClock) -> None:
+    roles, told = Roles(), list[tuple[float, bool]]()
+    lasts_s = [0.0, PROGRESS_S / 2, PROGRESS_S * 2]
+    began_s = trio.current_time()
+
+    async def work() -> None:
+        await trio.sleep(lasts_s.pop(0))
+        if lasts_s:
+            raise cache_away()
+
+    await roles.patiently(work, because=lambda reason: told.append((trio.current_time() - began_s, reason is not None)))
+    first_retry_s, second_retry_s = 0.5, 0.5 + PROGRESS_S / 2 + 1.0
+    assert told == [(0.0, True), (first_retry_s + PROGRESS_S / 2, True), (second_retry_s + PROGRESS_S, False)]
+
+
+@pytest.mark.parametrize("failure", [RigError("HostIoError", "no"), ValueError("a bug")])
+async def test_a_later_attempt_fails_with_what_it_raised(autojump_clock: MockClock, failure: Exception) -> None:
+    roles, failures = Roles(), [cache_away(), failure]
+
+    async def work() -> None:
+        raise failures.pop(0)
+
+    with pytest.raises(type(failure)) as caught:
+        await roles.patiently(work, because=lambda _reason: None)
+    assert caught.value is failure
