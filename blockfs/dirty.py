@@ -5,7 +5,8 @@ Layout: docs/formats/dirty.md.
 Fault contract: written through a memory map, the word before the first write that is not logged, a chunk's bit before its
 bytes; so a kill at any moment loses nothing.  After a power loss it is worth nothing: its boot id, which is taken out only
 when the disk was closed in order, tells (:attr:`DirtyFile.whole`).  A file that cannot be read as one is ``DirtyCorrupt``.
-In both cases every chunk may have changed.
+In both cases every chunk may have changed.  If another program cuts the file, or its medium fails, while the disk is open,
+nothing can be noted: no change of the disk succeeds (``EIO``) until a new log begins.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ class DirtyFile:
     def whole(self) -> bool:
         """Whether all that was noted is there; not so after a power loss."""
         return self.boot_id in (boot.NIL, boot.current_boot_id())
+
+
+def file_bytes(disk_bytes: int) -> int:
+    """How long the file of a disk is at least, once its log has begun."""
+    return HEADER_BYTES + -(-disk_bytes // CHUNK_BYTES // 8)
 
 
 def make(path: Path, *, disk_id: str, generation: int) -> None:

@@ -14,9 +14,9 @@ Fault contract
 * A log that becomes too long (or full, by policy) is given up for a bitmap of what changed, in one step under the
   disk's lock; the mark is in the dirty file before the first write that is not logged (:mod:`blockfs.dirty`).
 * A failed write (disk full, ...) leaves log and disk as they were, or alike as far as it came.
-* A change of the disk's files by another program is noticed at the next opening (:mod:`blockfs.disk_identity`), or while the
-  disk is open (:mod:`blockfs.own_file`, :mod:`blockfs.file_watch`): the log is abandoned (``ImageChanged``).  Bytes that the
-  file has lost are never read as zeros; once they are lost, or the file has no name, no write or flush succeeds (``EIO``).
+* A change by another program is noticed at the next opening (:mod:`blockfs.disk_identity`), or while the disk is open
+  (:mod:`blockfs.disk_guard`): the log is abandoned.  Lost bytes are never read as zeros, nor does a write make a hole of
+  them; no flush succeeds then (``EIO``), nor, after 16 at most, a write; so too if the file has no name, or a map was cut.
 * The logs of a generation that cannot go on are kept until the resync that replaces it has been applied.
 
 Bytes: any thread.  The rest: the trio thread, but for :meth:`Disk.tend`.
@@ -84,7 +84,7 @@ class Disk:
         self._open_in_c()
 
     def _open_in_c(self) -> None:
-        self._c = lib.sr_disk_new(self.layer.c, self._rules.positions.address, self._rules.event_fd)
+        self._c = lib.sr_disk_new(self.layer.c, self._rules.positions.c, self._rules.event_fd)
         if self._c == ffi.NULL:
             raise MemoryError
         lib.sr_disk_allow_growth(self._c, self.growth_step_bytes)
@@ -563,7 +563,7 @@ class Disk:
         self._close_in_c()
         if closed is not None:
             self._set(closed=disk_identity.closed_note(self.place, self.state, closed, self._known, self._rules.digests))
-        if self._noting:
+        if self._noting and self.file_trouble is None:
             dirty.end_use(self.place.file("dirty"))
             self._noting = False
 

@@ -1,5 +1,9 @@
 """Finds what other programs do to the files of one open disk and of its change log, and notes it: the log ends with that.
 
+Looked at are the file that takes the writes (:mod:`blockfs.own_file`), and the files that are written through a memory map:
+a top's maps, the dirty file, the counter of positions.  One of these that was cut is found by a store (a SIGBUS, of which
+cext/mapped.c makes an error), at a flush, or by a look here; one whose medium failed by a store.
+
 Fault contract: nothing is stored here.  The mark that ends the log is in the dirty file, and so outlives a kill.
 """
 
@@ -19,6 +23,12 @@ from blockfs.own_file import OwnFiles
 from cext._core import lib
 
 _log = structlog.get_logger("blockfs.disk_guard")
+_TELLING = (
+    (lib.SR_LOST_PRESENT, "top.present"),
+    (lib.SR_LOST_DURABLE, "top.durable"),
+    (lib.SR_LOST_DIRTY, "dirty"),
+)
+"""Suffixes of the files that tell what the disk's bytes are, by their bit (cext/layers.h)."""
 
 
 class DiskGuard:
@@ -54,12 +64,16 @@ class DiskGuard:
             for folder in {place.folder} if positions is None else {place.folder, positions.parent}:
                 rules.watch.add_folder(folder, self)
 
-    def check_files(self) -> str | None:
-        """Find and note what has become of the files; None: they are as they were."""
+    def check_files(self, *, new_log: bool = False) -> str | None:
+        """Find and note what has become of the files; None: they are as they were.
+
+        ``new_log``: one begins, and so the dirty file is another.
+        """
         if self._disk is not None:
             excess_bytes = int(lib.sr_disk_excess_bytes(self._disk))
             # Something may rightly lie behind a disk that cannot grow.
             trouble = self.files.trouble(excess_bytes if self._rules.can_grow else min(excess_bytes, 0))
+            trouble = trouble or self._lost_file(with_dirty=not new_log) or self._rules.positions.trouble
             if trouble is not None:
                 self.changed_by_another(trouble)
         return self.trouble
@@ -88,6 +102,14 @@ class DiskGuard:
         except (OSError, RigError) as exc:  # the dirty file has it, and it is noted with the next event
             _log.warning("end_of_log_not_noted", disk=str(self._place), error=str(exc))
 
+    def _lost_file(self, *, with_dirty: bool) -> str | None:
+        """Which of the files that tell what the disk's bytes are was cut, or cannot be written any more."""
+        lost = int(lib.sr_disk_lost_files(self._disk))
+        for bit, suffix in _TELLING:
+            if lost & bit and (with_dirty or bit != lib.SR_LOST_DIRTY):
+                return f"{self._place.file(suffix)} was cut by another program, or its medium failed"
+        return None
+
     def begin_again(self) -> None:
         """Before a new log begins: what is done to the files from now on is noticed again.
 
@@ -103,7 +125,7 @@ class DiskGuard:
                 "(siterig role restart)",
             )
         lib.sr_disk_forget_file_changed(self._disk)
-        if (trouble := self.check_files()) is not None:
+        if (trouble := self.check_files(new_log=True)) is not None:
             raise RigError(
                 "DiskUnhealthy",
                 f"disk {self._place}: {trouble}; put the whole file back, then let the disk be opened again (siterig role "

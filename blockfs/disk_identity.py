@@ -17,7 +17,7 @@ from pathlib import Path
 
 import structlog
 
-from blockfs import boot, dirty
+from blockfs import boot, dirty, present_map
 from blockfs.disk_files import DiskPlace
 from blockfs.disk_log import find_segments
 from blockfs.disk_state import ClosedNote, DiskState, FileStamp, LogExtent, OpenedNote
@@ -39,9 +39,12 @@ def own_files(place: DiskPlace, state: DiskState) -> list[Path]:
 
 def check_files_there(place: DiskPlace, state: DiskState) -> None:
     """``DiskCorrupt`` if a file is missing or was cut that the opening would make new and empty."""
-    if state.kind == "raw" or (state.closed is None and _noted_by_killed(place) is None):
-        return  # a raw disk's file is never made new; a top's are at the first opening, and may be lost with the power
+    if state.kind == "raw":
+        return  # its file is never made new; a top's are at the first opening, and may be lost with the power
     map_bytes = -(-state.size_bytes // lib.SR_BLOCK_BYTES // 8)
+    noted = state.closed is not None or _noted_by_killed(place) is not None
+    if not noted and not present_map.vouch_for(place.file("top"), map_bytes):
+        return
     for path, wanted in zip(own_files(place, state), (state.size_bytes, map_bytes, 0), strict=True):
         if not path.exists():
             raise RigError("DiskCorrupt", f"{path}: is missing; disk {place} has blocks in it")
@@ -73,6 +76,9 @@ def noted_reason(place: DiskPlace, state: DiskState) -> str | None:
         return "LogCorrupt"
     if (found.disk_id, found.generation) != (state.disk_id, state.generation):
         return "LogCorrupt"  # a kill came when a log was begun: what was noted of the one before is not known
+    if found.reason is not None and place.file("dirty").stat().st_size < dirty.file_bytes(state.size_bytes):
+        _log.info("dirty_file_unusable", disk=str(place), reason="it was cut")
+        return "LogCorrupt"
     return found.reason if found.reason is None or found.whole else "PowerLoss"
 
 

@@ -7,7 +7,7 @@ checked, and one that is not as it was written is an ``OSError``, never served. 
 blocks that its file holds; data reaches the file before its bit is set, so a kill between the two leaves the
 block as it was before, and the disk's change log (which precedes both) writes it again.  After a power loss the two
 may disagree, so what is synced has a bitmap of its own (:mod:`blockfs.present_map`): no block that was written to since
-loses what it held before.
+loses what it held before.  The bitmap is read when the layer is made only.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ Fault contract
 A block's bit is set in the first after its bytes were written, both in the page cache: so it is right after a kill.  After a
 power loss it may be on the disk while the bytes are not; then the second counts, which gets a bit only after a sync of
 the bytes.  It names the boot in which the first is right; what another boot finds in the first is thrown away.  A file that
-is damaged or missing is ``DiskCorrupt``.
+is damaged or missing is ``DiskCorrupt``.  While a disk is open both are believed in memory and only written: one that is cut
+meanwhile, or whose medium fails, makes no block come from below; no write and no flush succeeds any more (``EIO``).
 """
 
 from __future__ import annotations
@@ -56,6 +57,19 @@ def open_maps(top: Path) -> tuple[int, int]:
                 os.close(fd)
         raise
     return map_fd, durable_fd
+
+
+def vouch_for(top: Path, map_bytes: int) -> bool:
+    """Whether the maps of file ``top`` were made so long in this boot; the first is, before the second is."""
+    durable = top.with_name(top.name + ".durable")
+    try:
+        fd = safe_files.open_file(durable, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.fstat(fd).st_size >= HEADER_BYTES + map_bytes and _boot_of(durable, fd) == boot.current_boot_id()
+    finally:
+        os.close(fd)
 
 
 def _check_all_there(present: Path, map_fd: int, durable_fd: int) -> None:

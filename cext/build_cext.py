@@ -12,11 +12,11 @@ HERE = Path(__file__).parent
 
 SOURCES = (
     *("crc32c.c", "hasher.c", "kernel.c"),
-    *("io.c", "layers.c", "top.c", "log.c", "snapshot.c", "disk.c", "handles.c"),
+    *("io.c", "edge.c", "layers.c", "top.c", "positions.c", "log.c", "snapshot.c", "disk.c", "handles.c"),
     *("index.c", "extents.c", "mapped.c", "view.c", "fill.c"),
     *("requests.c", "names.c", "ring.c", "fuse_uring.c", "pump.c"),
 )
-HEADERS = ("siterig.h", "io.h", "layers.h", "disk.h", "pump.h", "index.h", "extents.h", "view.h", "fill.h")
+HEADERS = ("siterig.h", "io.h", "layers.h", "positions.h", "disk.h", "pump.h", "index.h", "extents.h", "view.h", "fill.h")
 """In an order in which each knows the names of the ones before."""
 
 

@@ -31,7 +31,7 @@ void sr_unlock(struct sr_disk *disk)
 		raise_event(disk);
 }
 
-struct sr_disk *sr_disk_new(struct sr_layer *layer, uint64_t *positions, int event_fd)
+struct sr_disk *sr_disk_new(struct sr_layer *layer, struct sr_positions *positions, int event_fd)
 {
 	struct sr_disk *disk = calloc(1, sizeof(*disk));
 	if (!disk)
@@ -137,6 +137,14 @@ int64_t sr_disk_excess_bytes(struct sr_disk *disk)
 	return excess;
 }
 
+int sr_disk_lost_files(struct sr_disk *disk)
+{
+	pthread_mutex_lock(&disk->lock);
+	int lost = sr_layer_lost_maps(disk->layer) | (sr_log_check_dirty(disk) ? SR_LOST_DIRTY : 0);
+	sr_unlock(disk);
+	return lost;
+}
+
 uint64_t sr_disk_changes(struct sr_disk *disk)
 {
 	pthread_mutex_lock(&disk->lock);
@@ -218,7 +226,7 @@ static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t byte
 	sr_log_make_room(disk, bytes);
 	int rc = sr_log_record(disk, SR_WRITE, 0, offset, bytes, buf, (uint32_t)bytes, &mark);
 	if (rc)
-		return rc;
+		return sr_note_changed(disk, rc);
 	disk->changes++;
 	done = sr_layer_write(disk->layer, buf, bytes, offset);
 	if (done > 0)
@@ -261,7 +269,7 @@ static int zero_locked(struct sr_disk *disk, int type, uint64_t offset, uint64_t
 	sr_log_make_room(disk, 0);
 	int rc = sr_log_record(disk, type, 0, offset, bytes, NULL, 0, &mark);
 	if (rc)
-		return rc;
+		return (int)sr_note_changed(disk, rc);
 	disk->changes++;
 	rc = sr_layer_zero(disk->layer, offset, bytes);
 	modified(disk); /* a part of it may have been done */
@@ -304,7 +312,7 @@ static int resize_locked(struct sr_disk *disk, uint64_t bytes)
 	if (rc == 0)
 		rc = sr_log_record(disk, SR_RESIZE, 0, 0, bytes, NULL, 0, &mark);
 	if (rc)
-		return rc;
+		return (int)sr_note_changed(disk, rc);
 	disk->changes++;
 	rc = sr_layer_resize(disk->layer, bytes);
 	if (rc) {
@@ -462,6 +470,11 @@ static int sync_upto(struct sr_disk *disk, uint64_t wanted)
 int sr_disk_flush(struct sr_disk *disk)
 {
 	pthread_mutex_lock(&disk->lock);
+	int rc = (int)sr_note_changed(disk, sr_log_check_dirty(disk));
+	if (rc) {
+		sr_unlock(disk);
+		return rc;
+	}
 	/* A log that is full cannot take the mark; what was written is made durable all the same. */
 	if (disk->log.flush_due && sr_log_record(disk, SR_FLUSH, 0, 0, 0, NULL, 0, NULL) == 0) {
 		disk->changes++;

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "layers.h"
+#include "positions.h"
 
 enum sr_record_type { SR_WRITE = 1, SR_ZERO = 2, SR_DISCARD = 3, SR_FLUSH = 4, SR_TAG = 5, SR_RESIZE = 6 };
 
@@ -23,17 +24,12 @@ enum { SR_SEGMENT_HEADER_BYTES = 128, SR_RECORD_HEADER_BYTES = 64, SR_DIRTY_HEAD
 enum sr_log_state { SR_UNLOGGED = -1, SR_LOGGED = 0, SR_LOG_OVERFLOW = 1, SR_LOG_FULL = 2, SR_SYNC_FAILED = 3, SR_WRITE_FAILED = 4,
 		    SR_IMAGE_CHANGED = 5, SR_LOG_LOST = 6 };
 
-/* The counter from which every record of every disk of a host draws its position. */
-uint64_t sr_position_draw(uint64_t *positions);
-uint64_t sr_position_value(const uint64_t *positions);
-void sr_position_advance(uint64_t *positions, uint64_t at_least); /* never draw `at_least` or less again */
-
 struct sr_disk;
 
 /* `positions`: the host's counter, shared by all its disks.  `event_fd`: an eventfd that is raised when Python has
  * something to do for the disk (a segment was switched, the log was given up).  The layer stays the caller's and must
  * outlive the disk. */
-struct sr_disk *sr_disk_new(struct sr_layer *layer, uint64_t *positions, int event_fd);
+struct sr_disk *sr_disk_new(struct sr_layer *layer, struct sr_positions *positions, int event_fd);
 
 /* Open handles give -EIO from now on; requests that run are waited for. */
 void sr_disk_end_requests(struct sr_disk *disk);
@@ -52,6 +48,10 @@ void sr_disk_note_log_lost(struct sr_disk *disk);
 
 /* How many more bytes its file has than the disk (negative: it was cut), or 0 if that cannot be told. */
 int64_t sr_disk_excess_bytes(struct sr_disk *disk);
+
+/* Which of the files that tell what the disk's bytes are were cut, or are on a medium that fails: no change succeeds (-EIO), the
+ * dirty file's until a new log begins.  A bit mask of enum sr_lost_file. */
+int sr_disk_lost_files(struct sr_disk *disk);
 
 /* How many changes there were.  No write is under way when they are counted. */
 uint64_t sr_disk_changes(struct sr_disk *disk);

@@ -8,6 +8,7 @@
 
 #include "disk.h"
 #include "io.h"
+#include "mapped.h"
 
 struct segment {
 	struct segment *next;
@@ -31,7 +32,7 @@ struct log {
 	int spare_fd;
 	uint32_t *touched; /* for each chunk the number of the newest segment that has a record of it; 0: none */
 	uint64_t touched_count;
-	uint8_t *dirty; /* mapped: the dirty file */
+	struct sr_map dirty; /* the dirty file */
 	int dirty_fd;
 };
 
@@ -44,7 +45,7 @@ struct sr_disk {
 	pthread_mutex_t syncing;
 	pthread_mutex_t lock; /* over log append and disk write, and all that follows */
 	struct sr_layer *layer;
-	uint64_t *positions;
+	struct sr_positions *positions;
 	int event_fd;
 	struct log log;
 	pthread_rwlock_t snapshot_life; /* read: somebody reads the snapshot */
@@ -78,6 +79,8 @@ void sr_unlock(struct sr_disk *disk);
 /* All of these: with disk->lock held. */
 int sr_log_record(struct sr_disk *disk, int type, int flags, uint64_t offset, uint64_t length, const void *payload,
 		  uint32_t payload_bytes, struct mark *mark);
+/* -ESTALE, as of sr_log_record: the dirty file was cut, or its medium failed.  No change can be noted until a new log begins. */
+int sr_log_check_dirty(struct sr_disk *disk);
 void sr_log_revoke(struct sr_disk *disk, const struct mark *mark);
 int sr_log_shorten(struct sr_disk *disk, const struct mark *mark, const void *payload, uint32_t bytes);
 int sr_log_switch(struct sr_disk *disk);

@@ -33,6 +33,7 @@ void sr_layer_free(struct sr_layer *layer)
 		pthread_mutex_destroy(&layer->syncing);
 		pthread_rwlock_destroy(&layer->shape);
 	}
+	sr_edge_unmap(&layer->edge);
 	if (layer->fd >= 0)
 		close(layer->fd);
 	sr_view_free(layer->view);
@@ -60,7 +61,29 @@ static int check_file(const struct sr_layer *layer, int needs_name)
 
 int sr_layer_check_file(const struct sr_layer *layer)
 {
-	return kind_of(layer) == VIEW ? 0 : check_file(layer, 1);
+	if (kind_of(layer) == VIEW)
+		return 0;
+	int rc = check_file(layer, 1);
+	return rc ? rc : sr_layer_lost_maps(layer) ? -ESTALE : 0;
+}
+
+int sr_layer_lost_maps(const struct sr_layer *layer)
+{
+	return kind_of(layer) == TOP ? sr_top_lost_maps(layer) : 0;
+}
+
+/* sr_layer_check_file before a change up to `end`. */
+static int check_before_change(struct sr_layer *layer, uint64_t end)
+{
+	if (layer->unlooked < SR_WRITES_UNLOOKED_MAX && sr_edge_is_there(&layer->edge, end)) {
+		layer->unlooked++;
+		return 0;
+	}
+	int rc = sr_layer_check_file(layer);
+	layer->unlooked = 0;
+	if (rc == 0)
+		sr_edge_map(&layer->edge, layer->fd, sr_layer_bytes(layer));
+	return rc;
 }
 
 int64_t sr_layer_excess_bytes(const struct sr_layer *layer)
@@ -132,7 +155,7 @@ int64_t sr_layer_write(struct sr_layer *layer, const void *buf, uint64_t bytes, 
 		return -EROFS;
 	if (bytes == 0)
 		return 0;
-	int rc = sr_layer_check_file(layer);
+	int rc = check_before_change(layer, offset + bytes);
 	if (rc)
 		return rc;
 	if (kind_of(layer) == TOP)
@@ -146,7 +169,7 @@ int sr_layer_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes)
 		return -EROFS;
 	if (bytes == 0)
 		return 0;
-	int rc = sr_layer_check_file(layer);
+	int rc = check_before_change(layer, offset + bytes);
 	if (rc)
 		return rc;
 	return kind_of(layer) == TOP ? sr_top_zero(layer, offset, bytes) : sr_io_zero(layer->fd, (int64_t)offset, (int64_t)bytes);
@@ -159,6 +182,7 @@ int sr_layer_resize(struct sr_layer *layer, uint64_t bytes)
 	if (bytes > DISK_BYTES_MAX)
 		return -EFBIG;
 	int rc = sr_layer_check_file(layer);
+	sr_edge_unmap(&layer->edge);
 	if (rc == 0 && kind_of(layer) == TOP)
 		rc = sr_top_make_room(layer, bytes);
 	if (rc == 0)

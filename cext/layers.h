@@ -32,9 +32,16 @@ int sr_layer_read(struct sr_layer *layer, void *buf, uint64_t bytes, uint64_t of
  * whole: past the end are zeros. */
 int sr_layer_known_sum(struct sr_layer *layer, uint64_t offset, uint32_t *sum);
 
-/* 0, or -ESTALE: the file that takes the writes was cut short, or no name is left for it, so what is written would be lost.
- * All functions that change or sync a layer check this first: a write behind a cut would make a hole of what was lost. */
+/* 0, or -ESTALE: the file that takes the writes was cut short, or no name is left for it, or one of a top's maps was cut or is
+ * lost, so what is written would be lost.  All functions that change or sync a layer check this first: a write behind a cut
+ * would make a hole of what was lost.  But a write, or a range of zeros, that ends before the file's last page finds out the
+ * cut by that page (SR_WRITES_UNLOOKED_MAX), and the rest by a look at each that many writes only. */
+enum { SR_WRITES_UNLOOKED_MAX = 16 };
 int sr_layer_check_file(const struct sr_layer *layer);
+
+/* Which files that tell what the disk's bytes are were cut, or are on a medium that fails: a bit mask of enum sr_lost_file. */
+enum sr_lost_file { SR_LOST_PRESENT = 1, SR_LOST_DURABLE = 2, SR_LOST_DIRTY = 4 };
+int sr_layer_lost_maps(const struct sr_layer *layer);
 
 /* How many more bytes that file has than the layer; 0 if that cannot be told.  Not beside a resize. */
 int64_t sr_layer_excess_bytes(const struct sr_layer *layer);

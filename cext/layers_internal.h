@@ -4,7 +4,9 @@
 
 #include <pthread.h>
 
+#include "edge.h"
 #include "layers.h"
+#include "mapped.h"
 
 #define DISK_BYTES_MAX (64ull << 40)
 
@@ -14,12 +16,15 @@ struct sr_layer {
 	enum kind kind;         /* atomic: a top becomes a raw file while readers load it */
 	uint64_t bytes;         /* atomic: resize stores it while readers load it */
 	int fd;                 /* RAW, TOP */
+	struct sr_edge edge;    /* of that file; of the one thread that writes */
+	unsigned unlooked;      /* changes since that thread looked at the file itself */
 	struct view *view;      /* VIEW */
 
 	/* TOP, or made as one */
 	struct sr_layer *lower;
 	int map_fd, durable_fd;
-	uint8_t *map;
+	uint8_t *map;           /* one bit a block: the layer holds it */
+	struct sr_map file_map; /* the same in file `map_fd`, which outlives a kill; never read */
 	uint8_t *changed;       /* one bit a page of the map: it has bits that the durable one has not */
 	pthread_mutex_t syncing;
 	pthread_rwlock_t shape; /* read: somebody looks at `map` and `lower` */
@@ -49,6 +54,7 @@ int64_t sr_top_write(struct sr_layer *layer, const void *buf, uint64_t bytes, ui
 int sr_top_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes);
 int sr_top_make_room(struct sr_layer *layer, uint64_t bytes);
 int sr_top_sync(struct sr_layer *layer);
+int sr_top_lost_maps(const struct sr_layer *layer); /* see sr_layer_lost_maps */
 
 /* cext/view.c */
 int sr_view_read(struct view *view, char *buf, uint64_t bytes, uint64_t offset);

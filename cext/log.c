@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -65,13 +64,13 @@ static int write_header(struct log *log, int fd, uint64_t first_seq, uint32_t *s
 /* After its header: a kill leaves a number that is there.  Without it nothing would tell that the newest one was deleted. */
 static void note_newest(struct log *log)
 {
-	__atomic_store_n((uint64_t *)(void *)(log->dirty + NEWEST_OFFSET), log->current->info.number, __ATOMIC_RELEASE);
+	__atomic_store_n((uint64_t *)(void *)(log->dirty.at + NEWEST_OFFSET), log->current->info.number, __ATOMIC_RELEASE);
 }
 
 void sr_log_note_mtime(struct sr_disk *disk, uint64_t mtime_ns)
 {
-	if (disk->log.dirty && mtime_ns)
-		__atomic_store_n((uint64_t *)(void *)(disk->log.dirty + MTIME_OFFSET), mtime_ns, __ATOMIC_RELEASE);
+	if (disk->log.dirty.at && mtime_ns)
+		__atomic_store_n((uint64_t *)(void *)(disk->log.dirty.at + MTIME_OFFSET), mtime_ns, __ATOMIC_RELEASE);
 }
 
 static void free_segment(struct segment *segment)
@@ -158,7 +157,7 @@ static int append(struct sr_disk *disk, int type, int flags, uint64_t offset, ui
 		.flags = (uint8_t)flags,
 		.header_bytes = SR_RECORD_HEADER_BYTES,
 		.seq = log->next_seq,
-		.position = __atomic_add_fetch(disk->positions, 1, __ATOMIC_ACQ_REL),
+		.position = sr_position_draw(disk->positions),
 		.time_ns = time_of_day_ns(),
 		.offset = offset,
 		.length = length,
@@ -191,6 +190,8 @@ int sr_log_record(struct sr_disk *disk, int type, int flags, uint64_t offset, ui
 {
 	struct log *log = &disk->log;
 
+	if (sr_map_lost(&log->dirty)) /* why the log is given up, and what changes then, could not be noted */
+		return -ESTALE;
 	if (log->state == SR_LOGGED) {
 		int rc = switch_if_full(disk);
 		if (rc == 0)
@@ -207,7 +208,13 @@ int sr_log_record(struct sr_disk *disk, int type, int flags, uint64_t offset, ui
 	}
 	if (type == SR_WRITE || type == SR_ZERO || type == SR_DISCARD)
 		sr_log_mark_dirty(disk, offset, length);
-	return 0;
+	return sr_map_lost(&log->dirty) ? -ESTALE : 0;
+}
+
+int sr_log_check_dirty(struct sr_disk *disk)
+{
+	const struct log *log = &disk->log;
+	return sr_map_check(&log->dirty, log->dirty_fd, SR_DIRTY_HEADER_BYTES + (log->touched_count + 7) / 8);
 }
 
 void sr_log_revoke(struct sr_disk *disk, const struct mark *mark)
@@ -251,19 +258,12 @@ int sr_log_shorten(struct sr_disk *disk, const struct mark *mark, const void *pa
 
 void sr_log_mark_dirty(struct sr_disk *disk, uint64_t offset, uint64_t bytes)
 {
-	uint8_t *bits = disk->log.dirty;
+	uint8_t *bits = disk->log.dirty.at;
 	if (!bits || bytes == 0)
 		return;
 	bits += SR_DIRTY_HEADER_BYTES;
 	for (uint64_t c = offset / SR_DIRTY_CHUNK_BYTES; c <= (offset + bytes - 1) / SR_DIRTY_CHUNK_BYTES; c++)
 		bits[c / 8] |= (uint8_t)(1u << (c % 8));
-}
-
-static int dirty_state(const struct log *log)
-{
-	uint32_t state;
-	memcpy(&state, log->dirty + STATE_OFFSET, sizeof(state));
-	return (int)state;
 }
 
 void sr_log_give_up(struct sr_disk *disk, int state)
@@ -281,7 +281,7 @@ void sr_log_give_up(struct sr_disk *disk, int state)
 			sr_log_mark_dirty(disk, c * SR_DIRTY_CHUNK_BYTES, 1);
 	/* The mark is in the file before the first write that is not logged: no kill makes it pass for a logged one. */
 	uint32_t word = (uint32_t)state;
-	__atomic_store_n((uint32_t *)(void *)(log->dirty + STATE_OFFSET), word, __ATOMIC_RELEASE);
+	__atomic_store_n((uint32_t *)(void *)(log->dirty.at + STATE_OFFSET), word, __ATOMIC_RELEASE);
 	log->state = state;
 	drop_segments(log);
 	disk->event_due = 1;
@@ -301,7 +301,7 @@ static int grow_maps(struct log *log, uint64_t disk_bytes)
 {
 	uint64_t chunks = chunks_of(disk_bytes);
 
-	if (!log->dirty)
+	if (!log->dirty.at)
 		return 0;
 	if (disk_bytes > DISK_BYTES_MAX)
 		return -EFBIG;
@@ -321,7 +321,8 @@ static int grow_maps(struct log *log, uint64_t disk_bytes)
 
 int sr_log_grow(struct sr_disk *disk, uint64_t disk_bytes)
 {
-	return grow_maps(&disk->log, disk_bytes);
+	int rc = sr_log_check_dirty(disk); /* else it would have its length again, and not what it said */
+	return rc ? rc : grow_maps(&disk->log, disk_bytes);
 }
 
 void sr_log_grown(struct sr_disk *disk, uint64_t disk_bytes)
@@ -338,9 +339,7 @@ void sr_log_stop_locked(struct sr_disk *disk)
 	free(log->touched);
 	log->touched = NULL;
 	log->touched_count = 0;
-	if (log->dirty)
-		munmap(log->dirty, DIRTY_FILE_BYTES_MAX);
-	log->dirty = NULL;
+	sr_map_close(&log->dirty);
 	if (log->dirty_fd >= 0)
 		close(log->dirty_fd);
 	log->dirty_fd = -1;
@@ -358,7 +357,7 @@ static void free_new(struct log *log)
 {
 	free(log->first);
 	free(log->touched);
-	munmap(log->dirty, DIRTY_FILE_BYTES_MAX);
+	sr_map_close(&log->dirty);
 }
 
 /* The header is on stable storage before the first write is logged.  Else a power loss could leave writes of this log on the
@@ -375,14 +374,15 @@ static int make_log(const struct sr_log_setup *setup, struct log *log)
 			    .spare_fd = -1,
 			    .dirty_fd = setup->dirty_fd};
 
-	void *dirty = mmap(NULL, DIRTY_FILE_BYTES_MAX, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-			   setup->dirty_fd, 0);
-	if (dirty == MAP_FAILED)
-		return -errno;
-	log->dirty = dirty;
-	log->state = dirty_state(log);
+	uint32_t state;
+	int rc = sr_io_read_whole(setup->dirty_fd, &state, sizeof(state), STATE_OFFSET);
+	if (rc == 0)
+		rc = sr_map_open(&log->dirty, setup->dirty_fd, DIRTY_FILE_BYTES_MAX);
+	if (rc)
+		return rc;
+	log->state = (int)state;
 	/* Without a segment it was to go on after it was given up, and it was not. */
-	int rc = log->state == SR_LOGGED && setup->fd < 0 ? -EINVAL : 0;
+	rc = log->state == SR_LOGGED && setup->fd < 0 ? -EINVAL : 0;
 	if (log->state == SR_LOGGED && rc == 0) {
 		memcpy(log->header, setup->header, sizeof(log->header));
 		log->first = log->current = new_segment(setup->fd, setup->number, setup->next_seq, setup->last_position);
@@ -544,30 +544,12 @@ void sr_log_info(struct sr_disk *disk, struct sr_log_info *out)
 				    .last_position = log->last_position,
 				    .kept_bytes = log->older_bytes + (log->current ? log->current->info.end : 0),
 				    .has_spare = log->spare_fd >= 0};
-	if (log->dirty && log->state != SR_LOGGED) {
-		const uint8_t *bits = log->dirty + SR_DIRTY_HEADER_BYTES;
+	if (log->dirty.at && log->state != SR_LOGGED) {
+		const uint8_t *bits = log->dirty.at + SR_DIRTY_HEADER_BYTES;
 		for (uint64_t i = 0; i < (log->touched_count + 7) / 8; i++)
 			out->dirty_chunks += (uint64_t)__builtin_popcount(bits[i]);
+		if (sr_map_lost(&log->dirty)) /* it may be everything */
+			out->dirty_chunks = chunks_of(sr_disk_bytes(disk));
 	}
 	sr_unlock(disk);
-}
-
-/* --- positions ----------------------------------------------------------------------------------------------- */
-
-uint64_t sr_position_draw(uint64_t *positions)
-{
-	return __atomic_add_fetch(positions, 1, __ATOMIC_ACQ_REL);
-}
-
-uint64_t sr_position_value(const uint64_t *positions)
-{
-	return __atomic_load_n(positions, __ATOMIC_ACQUIRE);
-}
-
-void sr_position_advance(uint64_t *positions, uint64_t at_least)
-{
-	uint64_t value = sr_position_value(positions);
-	while (value < at_least &&
-	       !__atomic_compare_exchange_n(positions, &value, at_least, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-		;
 }

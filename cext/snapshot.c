@@ -119,7 +119,7 @@ int sr_snapshots_begin(struct sr_disk **disks, const int *fds, const uint64_t *b
 		for (size_t i = 0; i < count && rc == 0; i++) /* an empty segment more is no harm if one fails */
 			rc = sr_log_rotate_locked(disks[i]);
 		if (rc == 0) {
-			*position = __atomic_add_fetch(disks[0]->positions, 1, __ATOMIC_ACQ_REL);
+			*position = sr_position_draw(disks[0]->positions);
 			for (size_t i = 0; i < count; i++) {
 				first_seqs[i] = disks[i]->log.next_seq;
 				disks[i]->snapshot_serial++;

@@ -7,13 +7,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "io.h"
 #include "layers_internal.h"
 
-/* The present map is mapped once for the largest disk there can be, so that a growing disk never moves it under a reader.
- * Only the part that the file has is ever touched. */
+/* The present map is believed in memory; its file is mapped for what is set to outlive a kill, and read when a layer is made
+ * only: so whoever cuts it makes no block come from below that was written to.  Both have room for the largest disk there can
+ * be, so that a growing disk never moves them under a reader; only the part that the file has is ever touched. */
 #define MAP_BYTES_MAX (DISK_BYTES_MAX / SR_BLOCK_BYTES / 8)
 #define MAP_PAGE_BYTES 4096 /* of the present map: what the durable one is written in */
 
@@ -58,18 +60,29 @@ static uint64_t map_pages(uint64_t disk_bytes)
 }
 
 /* A kill may have come before what it set was on stable storage. */
-static int find_changed(struct sr_layer *layer)
+static int read_maps(struct sr_layer *layer)
 {
-	uint8_t durable[MAP_PAGE_BYTES];
+	static const uint8_t none[MAP_PAGE_BYTES];
+	uint8_t durable[MAP_PAGE_BYTES], present[MAP_PAGE_BYTES];
 	for (uint64_t page = 0; page < map_pages(layer->bytes); page++) {
 		uint64_t at = page * MAP_PAGE_BYTES;
 		int rc = sr_io_read(layer->durable_fd, durable, MAP_PAGE_BYTES, (int64_t)(SR_DURABLE_HEADER_BYTES + at));
+		if (rc == 0)
+			rc = sr_io_read(layer->map_fd, present, MAP_PAGE_BYTES, (int64_t)at);
 		if (rc)
 			return rc;
-		if (memcmp(durable, layer->map + at, MAP_PAGE_BYTES) != 0)
+		if (memcmp(present, none, MAP_PAGE_BYTES) != 0) /* what is not touched takes no memory */
+			memcpy(layer->map + at, present, MAP_PAGE_BYTES);
+		if (memcmp(durable, present, MAP_PAGE_BYTES) != 0)
 			layer->changed[page / 8] |= (uint8_t)(1u << (page % 8));
 	}
 	return 0;
+}
+
+/* Only what is used counts as taken, where the host counts that strictly. */
+static int use_memory(uint8_t *map, uint64_t disk_bytes)
+{
+	return mprotect(map, map_pages(disk_bytes) * MAP_PAGE_BYTES, PROT_READ | PROT_WRITE) == 0 ? 0 : -errno;
 }
 
 /* With their blocks: a store to a mapped hole of a full file system would be a SIGBUS. */
@@ -85,7 +98,7 @@ struct sr_layer *sr_layer_top(struct sr_layer *lower, int fd, int map_fd, int du
 	uint8_t *changed = calloc(map_pages(DISK_BYTES_MAX) / 8 + 1, 1);
 	if (!layer || !changed || bytes > DISK_BYTES_MAX || (errno = allocate_maps(map_fd, durable_fd, bytes)) != 0)
 		goto fail;
-	void *map = mmap(NULL, MAP_BYTES_MAX, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, map_fd, 0);
+	void *map = mmap(NULL, MAP_BYTES_MAX, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (map == MAP_FAILED)
 		goto fail;
 	*layer = (struct sr_layer){.kind = TOP,
@@ -96,8 +109,14 @@ struct sr_layer *sr_layer_top(struct sr_layer *lower, int fd, int map_fd, int du
 				   .durable_fd = durable_fd,
 				   .map = map,
 				   .changed = changed};
-	if ((errno = -find_changed(layer)) != 0) {
+	int rc = use_memory(map, bytes);
+	if (rc == 0)
+		rc = read_maps(layer);
+	if (rc == 0)
+		rc = sr_map_open(&layer->file_map, map_fd, MAP_BYTES_MAX);
+	if (rc) {
 		munmap(map, MAP_BYTES_MAX);
+		errno = -rc;
 		goto fail;
 	}
 	sr_io_expect_random(fd);
@@ -120,6 +139,7 @@ fail:
 void sr_top_free_maps(struct sr_layer *layer)
 {
 	munmap(layer->map, MAP_BYTES_MAX);
+	sr_map_close(&layer->file_map);
 	close(layer->map_fd);
 	close(layer->durable_fd);
 	free(layer->changed);
@@ -203,16 +223,22 @@ static int fill_edges(struct sr_layer *layer, uint64_t offset, uint64_t end)
 	return rc;
 }
 
-/* Only now, after the bytes: a kill between the two leaves the block as it was. */
-static void mark_present(struct sr_layer *layer, uint64_t offset, uint64_t end)
+static void set_bit(uint8_t *map, uint64_t number)
+{
+	__atomic_fetch_or(&map[number / 8], (uint8_t)(1u << (number % 8)), __ATOMIC_RELEASE);
+}
+
+/* Only now, after the bytes: a kill between the two leaves the block as it was.  -ESTALE: after a kill it would not be there. */
+static int mark_present(struct sr_layer *layer, uint64_t offset, uint64_t end)
 {
 	for (uint64_t block = offset / SR_BLOCK_BYTES; block <= (end - 1) / SR_BLOCK_BYTES; block++) {
 		if (is_present(layer, block))
 			continue;
-		__atomic_fetch_or(&layer->map[block / 8], (uint8_t)(1u << (block % 8)), __ATOMIC_RELEASE);
-		uint64_t page = block / 8 / MAP_PAGE_BYTES;
-		__atomic_fetch_or(&layer->changed[page / 8], (uint8_t)(1u << (page % 8)), __ATOMIC_RELEASE);
+		set_bit(layer->file_map.at, block);
+		set_bit(layer->map, block);
+		set_bit(layer->changed, block / 8 / MAP_PAGE_BYTES);
 	}
+	return sr_map_lost(&layer->file_map) ? -ESTALE : 0;
 }
 
 int64_t sr_top_write(struct sr_layer *layer, const void *buf, uint64_t bytes, uint64_t offset)
@@ -232,8 +258,8 @@ int64_t sr_top_write(struct sr_layer *layer, const void *buf, uint64_t bytes, ui
 		if (end <= offset)
 			return -ENOSPC;
 	}
-	mark_present(layer, offset, end);
-	return (int64_t)(end - offset);
+	rc = mark_present(layer, offset, end);
+	return rc ? rc : (int64_t)(end - offset);
 }
 
 int sr_top_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes)
@@ -242,7 +268,7 @@ int sr_top_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes)
 	if (rc == 0)
 		rc = sr_io_zero(layer->fd, (int64_t)offset, (int64_t)bytes);
 	if (rc == 0)
-		mark_present(layer, offset, offset + bytes); /* present holes read as zeros */
+		rc = mark_present(layer, offset, offset + bytes); /* present holes read as zeros */
 	return rc;
 }
 
@@ -250,7 +276,19 @@ int sr_top_make_room(struct sr_layer *layer, uint64_t bytes)
 {
 	if (bytes < layer->bytes) /* what lies below would be there again when it grew back */
 		return -EINVAL;
-	return -allocate_maps(layer->map_fd, layer->durable_fd, bytes);
+	int rc = -allocate_maps(layer->map_fd, layer->durable_fd, bytes);
+	return rc ? rc : use_memory(layer->map, bytes);
+}
+
+int sr_top_lost_maps(const struct sr_layer *layer)
+{
+	struct stat found;
+	uint64_t bytes = (uint64_t)map_bytes(sr_layer_bytes(layer));
+	int lost = sr_map_check(&layer->file_map, layer->map_fd, bytes) ? SR_LOST_PRESENT : 0;
+
+	if (fstat(layer->durable_fd, &found) != 0 || (uint64_t)found.st_size < SR_DURABLE_HEADER_BYTES + bytes)
+		lost |= SR_LOST_DURABLE;
+	return lost;
 }
 
 /* --- syncing ------------------------------------------------------------------------------------------------- */
@@ -264,7 +302,7 @@ struct map_page {
 static void mark_changed(struct sr_layer *layer, const struct map_page *pages)
 {
 	for (; pages; pages = pages->next)
-		__atomic_fetch_or(&layer->changed[pages->number / 8], (uint8_t)(1u << (pages->number % 8)), __ATOMIC_RELEASE);
+		set_bit(layer->changed, pages->number);
 }
 
 /* Copies of the pages that have changed; they count as unchanged from then on.  -ENOMEM: `taken` has some of them. */
@@ -378,9 +416,7 @@ static int put_hole(struct sr_layer *layer, uint64_t start, uint64_t end)
 	int rc = found < 0 ? (int)found : 0;
 	if (rc == 0 && (uint64_t)found < end)
 		rc = sr_io_zero(layer->fd, (int64_t)start, (int64_t)(end - start));
-	if (rc == 0)
-		mark_present(layer, start, end);
-	return rc;
+	return rc ? rc : mark_present(layer, start, end);
 }
 
 static int put_data(struct sr_layer *layer, const char *buf, uint64_t start, uint64_t end)
@@ -391,9 +427,8 @@ static int put_data(struct sr_layer *layer, const char *buf, uint64_t start, uin
 	uint64_t upto = start + (uint64_t)done;
 	if (upto < end)
 		upto = round_down(upto);
-	if (upto > start)
-		mark_present(layer, start, upto);
-	return upto < end ? -ENOSPC : 0;
+	int rc = upto > start ? mark_present(layer, start, upto) : 0;
+	return rc == 0 && upto < end ? -ENOSPC : rc;
 }
 
 int sr_layer_adopt_put(struct sr_layer *layer, const char *buf, const struct sr_adoption *run)

@@ -138,9 +138,32 @@ def test_a_snapshot_does_not_tell_zeros_for_what_was_cut_off(opened: Opened) -> 
         snapshot.pread(SIZE // 2, 4096)
 
 
-def test_what_is_written_after_the_file_is_gone_is_refused(opened: Opened) -> None:
+@pytest.mark.parametrize("offset", [0, SIZE // 2, SIZE - 8192, SIZE - 4097])
+def test_the_first_write_behind_a_cut_is_refused_wherever_it_is(opened: Opened, offset: int) -> None:
+    opened.disk.write(0, b"now the file is known to be whole")
+    os.truncate(opened.path, 0)
+    assert opened.refuses(lambda: opened.disk.write(offset, b"x"))
+    assert opened.path.stat().st_size == 0
+
+
+def test_a_cut_within_the_last_page_is_found_by_a_write_to_it(opened: Opened) -> None:
+    opened.disk.write(0, b"now the file is known to be whole")
+    os.truncate(opened.path, SIZE - 1024)
+    assert opened.refuses(lambda: opened.disk.write(SIZE - 512, b"x"))
+    assert opened.path.stat().st_size == SIZE - 1024
+
+
+def test_after_it_grew_a_cut_is_found_at_the_new_end(opened: Opened) -> None:
+    opened.disk.resize(2 * SIZE)
+    opened.disk.write(0, b"now the file is known to be whole")
+    os.truncate(opened.path, SIZE + 4096)
+    assert opened.refuses(lambda: opened.disk.write(2 * SIZE - 8192, b"x"))
+    assert opened.path.stat().st_size == SIZE + 4096
+
+
+def test_what_is_written_after_the_file_is_gone_is_refused_after_a_few_writes_and_by_any_flush(opened: Opened) -> None:
     opened.path.unlink()
-    assert opened.refuses(lambda: opened.disk.write(0, b"lost"))
+    assert opened.refuses(lambda: [opened.disk.write(0, b"lost") for _ in range(lib.SR_WRITES_UNLOOKED_MAX + 1)])
     assert opened.refuses(opened.disk._flush)
     assert len(opened.disk.read(0, SIZE)) == SIZE, "what is there can still be saved"
 
