@@ -368,7 +368,7 @@ static void end_mount(struct mount *mount, int in_order, uint64_t *done)
 static void run_round(const char *folder)
 {
 	char path[300];
-	uint64_t positions = 0, done = 0, named = 0, forwarded = 0;
+	uint64_t done = 0, named = 0, forwarded = 0;
 	int in_order[PUMPS];
 
 	seed_thread(0);
@@ -377,7 +377,9 @@ static void run_round(const char *folder)
 	CHECK(fd >= 0 && ftruncate(fd, PUMPS * CLIENTS * REGION_BYTES) == 0);
 	struct sr_layer *layer = sr_layer_raw(fd, PUMPS * CLIENTS * REGION_BYTES);
 	CHECK(layer);
-	disk = sr_disk_new(layer, &positions, -1);
+	struct sr_positions *positions = sr_positions_new(-1);
+	CHECK(positions);
+	disk = sr_disk_new(layer, positions, -1);
 	CHECK(disk);
 	stop = 0;
 	for (int i = 0; i < PUMPS; i++)
@@ -405,6 +407,7 @@ static void run_round(const char *folder)
 	CHECK(forwarded > 0 && named > 0);
 	sr_disk_free(disk);
 	sr_layer_free(layer);
+	sr_positions_free(positions);
 	unlink(path);
 	printf("round %" PRIu64 ": %" PRIu64 " requests, %" PRIu64 " on names, ended %s\n", round_number, done, named,
 	       in_order[0] && in_order[1] ? "in order" : "in the midst");

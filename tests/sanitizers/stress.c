@@ -409,12 +409,12 @@ static void run_round(const char *folder)
 
 int main(int argc, char **argv)
 {
-	the_round.positions = calloc(1, sizeof(uint64_t));
+	the_round.positions = sr_positions_new(-1);
 	the_round.event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	CHECK(the_round.positions && the_round.event_fd >= 0);
 	sr_io_set_hook(fault_hook);
 	int status = run_rounds(argc, argv, run_round);
-	free(the_round.positions);
+	sr_positions_free(the_round.positions);
 	close(the_round.event_fd);
 	return status;
 }

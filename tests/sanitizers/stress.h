@@ -50,7 +50,7 @@ struct victim {
 /* The round that runs. */
 struct round {
 	struct victim victims[VICTIMS];
-	uint64_t *positions;
+	struct sr_positions *positions;
 	int event_fd;
 	enum fault fault;
 	int over_view; /* the disks are tops over a view; else raw */
