@@ -64,7 +64,7 @@ class HostGuests:
         return hostmounts.frozen(mountpoints, timeout_s=timeout_s)
 
     async def check_shutdown(self, disks: list[Path]) -> None:
-        """See :func:`blockfs.hostmounts.check_shutdown`."""
+        """Raise ``VmBusy`` if a mount or a loop device holds a disk of the VM: :func:`blockfs.hostmounts.check_shutdown`."""
         await hostmounts.check_shutdown(disks)
 
     async def shutdown(self, disks: list[Path]) -> None:

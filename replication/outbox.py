@@ -168,7 +168,7 @@ class Outbox:
         return None
 
     def _is_needed(self, disk: DiskSync, part: PartName) -> bool:
-        """Whether the recovery side has not applied a part of the disk's generation yet."""
+        """Return True while no part of the disk's generation has been applied by the recovery side."""
         mark = self._marks.get(disk.disk_id)
         if mark is None or mark.generation < part.generation:
             return True
@@ -178,7 +178,7 @@ class Outbox:
 
     @staticmethod
     def _was_sent(disk: DiskSync, part: PartName, segments: list[SegmentInfo], last_seq: int) -> bool:
-        """Whether a part that is not at hand can have been one of the disk's: no other part has its numbers."""
+        """Return True if a missing part may have existed: no other part of the disk has its numbers."""
         if part.stream == "sync":
             return part.first <= disk.parts
         mine = [item for item in segments if (item.disk_id, item.generation) == (part.disk_id, part.generation)]

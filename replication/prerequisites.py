@@ -46,5 +46,5 @@ def check_room_for_images(vm: str, images: list[tuple[DiskInfo, Path]]) -> None:
 
 
 def _parents(disk: DiskInfo) -> list[Path]:
-    """What a thin disk has not of its own, a snapshot must keep too."""
+    """The parent image of a thin disk, if it has one: a snapshot keeps its chunks too."""
     return [] if disk.parent is None else [Path(disk.parent)]

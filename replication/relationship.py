@@ -21,9 +21,9 @@ from blockfs.small_file import FileTooLongError, read_small_file
 from blockfs.wire import WireModel
 
 FORMAT = 2
-_BYTES_MAX = 16 << 20
-"""Of the file: it has a record of each protected VM."""
 """Format 1 had the wall time of the last application-consistent point; it is read, and that schedule begins again."""
+_BYTES_MAX = 16 << 20
+"""Largest size of the file in bytes: it has a record for each protected VM."""
 Phase = Literal["created", "initial", "resync", "delta", "resync-required", "suspended"]
 
 

@@ -271,7 +271,7 @@ class Replica:
             next_at = begun + record.interval_s
 
     def _first_app_point(self) -> float:
-        """On trio's clock; the host's clocks only say what is left of a period that a restart interrupted."""
+        """Time of the first application-consistent point on trio's clock; a restart continues the interrupted period."""
         record = self._record
         every = record.app_consistent_every_s
         if every is None:

@@ -1,4 +1,4 @@
-"""What a drill reports while it runs: lines with the time elapsed, and a bar for long work where there is a terminal."""
+"""Reports the progress of a drill: lines with the elapsed time, and on a terminal a progress bar for long work."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Host(WireModel):
 
 
 class Setup(WireModel):
-    """What a drill has tested.  ``commit`` ends with ``-dirty`` if the code had changes; None: it is not known.
+    """The tested software and machine.  ``commit`` ends with ``-dirty`` if the code had changes; None: it is not known.
 
     The sizes are those of the disks ``os`` and ``data`` and of the files that were copied to them.
     """

@@ -22,7 +22,7 @@ BOOT_ID = "0b5e55ed-0000-4000-8000-000000000001"
 
 @pytest.fixture(scope="session")
 def boot_id_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As the kernel's."""
+    """A file with a boot id, in the format of the kernel's file."""
     path = tmp_path_factory.mktemp("boot") / "boot_id"
     path.write_text(f"{BOOT_ID}\n")
     return path

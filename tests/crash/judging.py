@@ -161,7 +161,7 @@ class _Case:
             raise LieError(f"the log does not give the disk: {_difference(replayed, self.content)}")
 
     def _check_flushed_log(self) -> None:
-        """Records that a flush has returned for are in the log, unless the disk's state says why the log was given up."""
+        """Flushed records are in the log, unless the disk's state gives the reason why the log ended."""
         known = self.known
         given_up = known.given_up or self.noted or self.told.needs_resync
         if not known.tracked or known.turning or given_up or known.sure_seq <= known.remote_seq:

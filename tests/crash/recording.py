@@ -144,7 +144,7 @@ class Recorder:
         return self._files.get(os.fstat(fd).st_ino)
 
     def _is_ours(self, path: Any, dir_fd: int | None = None) -> bool:
-        """Whether a file is in the folder, by its path or by its name below a descriptor of the folder."""
+        """Return True for a file in the folder, named by its path or below a descriptor of the folder."""
         if dir_fd is None:
             return Path(path).parent == self._folder
         return path not in (".", "..") and os.fstat(dir_fd).st_ino == self._inode

@@ -257,7 +257,7 @@ def _is_uuid(value: object) -> bool:
 
 
 def _has(value: object, keys: Mapping[str, Callable[[Any], bool]], optional: Collection[str] = ()) -> bool:
-    """Whether it is an object with these keys, and right values."""
+    """Return True for an object with exactly these keys and allowed values."""
     if not isinstance(value, dict) or not keys.keys() - optional <= value.keys() <= keys.keys():
         return False
     return all(right(value[key]) for key, right in keys.items() if key in value)
@@ -318,7 +318,7 @@ def _is_opened(value: object) -> bool:
 
 
 def _format_2(body: dict[str, Any]) -> dict[str, Any] | None:
-    """What format 1 says, in format 2."""
+    """Convert a document of format 1 to format 2."""
     if not body.keys().isdisjoint({"closed", "opened"}):
         return None
     note = body.get("image")

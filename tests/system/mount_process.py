@@ -18,7 +18,7 @@ PATIENCE_S = 60
 
 
 def plain(stderr: str) -> str:
-    """What ``--json`` writes to stderr, one document a line, as the lines that a person reads without it."""
+    """The JSON documents on stderr, one a line, as the lines that the command prints without ``--json``."""
     lines = []
     for line in stderr.splitlines():
         document: dict[str, Any] = json.loads(line)

@@ -95,7 +95,7 @@ def test_one_open_descriptor_sees_what_another_has_written(start_server: StartSe
             writer.seek(number * 512)
             writer.write(b"x" * 512)
             seen.append(os.fstat(reader.fileno()).st_mtime_ns)
-    assert seen == sorted(set(seen)), "each write is told from the one before"
+    assert seen == sorted(set(seen)), "each write has a later time than the one before"
 
 
 def test_programs_set_times_owner_and_mode_of_a_disk_and_of_nothing_else(start_server: StartServer) -> None:

@@ -73,7 +73,7 @@ def spoilt(kind: str, good: bytes, other: bytes) -> bytes:
 async def test_a_part_that_cannot_be_used_is_asked_for_and_its_replacement_is_applied(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock, kind: str, at: int
 ) -> None:
-    """Of an initial replication, its first and a middle part; then of the log."""
+    """The first and a middle part of an initial replication; then parts of the log."""
     parts = [*rig.disk.sync(), rig.log("one")]
     position, data = rig.disk.position, bytes(rig.disk.data)
     rig.cache.hold(parts)

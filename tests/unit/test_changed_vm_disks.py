@@ -1,4 +1,4 @@
-"""What another program does to a recovered VM's disk is a warning of the VM that it belongs to, and an event."""
+"""A change of a recovered VM's disk by another program is a warning of that VM, and an event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What other programs do to the file of an open disk: no lost byte is read as zero, and it is noticed at once."""
+"""Changes of an open disk's file by other programs: they are noticed at once, and no lost byte is read as zero."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZE = 1 << 20
 
 
 class Opened:
-    """A tracked disk, and what was told of it at once."""
+    """A tracked disk, and the changes that were reported for it at once."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.told: list[str] = []
@@ -165,7 +165,7 @@ def test_what_is_written_after_the_file_is_gone_is_refused_after_a_few_writes_an
     opened.path.unlink()
     assert opened.refuses(lambda: [opened.disk.write(0, b"lost") for _ in range(lib.SR_WRITES_UNLOOKED_MAX + 1)])
     assert opened.refuses(opened.disk._flush)
-    assert len(opened.disk.read(0, SIZE)) == SIZE, "what is there can still be saved"
+    assert len(opened.disk.read(0, SIZE)) == SIZE, "the bytes that are left can still be read"
 
 
 @pytest.mark.parametrize("deed", ["cut", "unlink"])
@@ -365,7 +365,7 @@ class Mounted:
         self.image, self.alone, self.told = image, alone, told
 
     async def end(self) -> str | None:
-        """What the end says, None: nothing."""
+        """The problem that the end of the disk reports; None: no problem."""
         try:
             await self.alone.look_at_the_end()
             self.alone.close()

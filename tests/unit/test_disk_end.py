@@ -1,4 +1,4 @@
-"""What requests do at the end of a disk: writes across it, and fallocate, which grows the disk by the rules of truncate."""
+"""Requests at the end of a disk: writes across it, and fallocate, which grows the disk by the rules of truncate."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Opened:
         return int(lib.sr_handle_fallocate(self.handle, mode, offset, length))
 
     def reopen(self) -> None:
-        """As after kill -9."""
+        """Open the disk again in the state that kill -9 leaves."""
         self.disk.abandon()
         self.disk = Disk.open(self.disk.place, self.rules, None)
         self.handle = self._open()

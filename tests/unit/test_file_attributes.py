@@ -1,4 +1,4 @@
-"""What a mount shows of a disk's file: programs that back up decide by it whether to read the disk at all."""
+"""Attributes of a disk's file in a mount: backup programs decide by them whether they read the disk at all."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def mounted(tmp_path: Path) -> Any:
 
 
 def tick_slowly(disk: Disk) -> None:
-    """As on a host whose clock ticks seldom: the file's time is what it was before the change."""
+    """On a host with a coarse clock the file's time may be the same before and after a change."""
     found = os.fstat(disk.layer.fileno())
     os.utime(disk.layer.fileno(), ns=(found.st_atime_ns, LONG_AGO_NS))
 
@@ -180,7 +180,7 @@ async def test_a_write_that_was_done_in_part_moves_the_times(mounted: Mounted) -
 
 
 async def test_a_tracked_disk_that_lost_power_is_shown_as_changed(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the kernel had not written of the file's times may be gone, and what was written to it not."""
+    """A power loss may lose the file's times, and keep the bytes that were written."""
     mounted.disk.start_tracking(new_generation=False)
     mounted.disk.write(0, b"x")
     tick_slowly(mounted.disk)

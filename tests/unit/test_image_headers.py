@@ -46,7 +46,7 @@ def encrypted(folder: Path) -> Path:
 
 
 def encrypted_with_aes(folder: Path) -> Path:
-    """As old programs made them: QEMU does not any more."""
+    """An image of an old program; QEMU does not make such images any more."""
     qemu_img("create", "-f", "qcow2", folder / "x.qcow2", SIZE)
     return patched(folder / "x.qcow2", 32, struct.pack(">I", 1))
 

@@ -33,7 +33,7 @@ def tar(name: str) -> bytes:
 
 
 def tar_v7(name: str) -> bytes:
-    """As tar --format=v7 makes it: without magic bytes, the checksum with another end."""
+    """An archive of ``tar --format=v7``: no magic bytes, and another end of the checksum field."""
     made = bytearray(tar(name))
     made[257:512] = bytes(255)
     made[148:156] = b" " * 8

@@ -1,4 +1,4 @@
-"""What can be known before an operation is checked before it does anything that cannot be undone."""
+"""Everything that can be known is checked before an operation does anything that cannot be undone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log of a role: bounded, whoever writes it, and the same line is not written again and again."""
+"""The log of a role is bounded for every writer, and a repeated line is not written again and again."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def extents(folder: Path, secret: Path) -> Path:
 async def test_qemu_img_itself_opens_no_file_that_an_image_refers_to(
     tmp_path: Path, secret: Path, target: Path, make: object
 ) -> None:
-    """As if its header had been changed in place, after it was looked at."""
+    """Simulate a header that was changed in place after the check."""
     assert callable(make)
     path = make(tmp_path, secret)
     image, into = os.open(path, os.O_RDONLY), os.open(target, os.O_RDWR)

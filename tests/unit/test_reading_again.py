@@ -15,7 +15,7 @@ from siterig.reading_again import ATTEMPTS_MAX, read_served
 
 
 class FakeSupervisor:
-    """Of role ``azure``, which serves ``file``; ``comes_back``: the state that it settles in."""
+    """A guide for role ``azure``, which serves ``file``; ``comes_back``: the state of the role in the end."""
 
     def __init__(self, file: Path, comes_back: RoleState = "ready") -> None:
         self.file, self.comes_back = file, comes_back

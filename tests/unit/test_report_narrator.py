@@ -1,4 +1,4 @@
-"""What the drill reports while it runs."""
+"""The progress report of the drill."""
 
 from __future__ import annotations
 

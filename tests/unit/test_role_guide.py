@@ -40,7 +40,7 @@ class Keeper:
 
 
 class FakeSupervisor:
-    """Of a rig with one role, ``depot``; ``settles``: what becomes of it."""
+    """A guide for a rig with one role, ``depot``; ``settles``: the state of the role in the end."""
 
     def __init__(self, state: RoleState, settles: RoleState = "ready") -> None:
         self.state, self.settles = state, settles

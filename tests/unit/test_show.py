@@ -1,4 +1,4 @@
-"""What reaches the terminal: escaped text, colours where they are wanted, JSON that is valid."""
+"""Output on the terminal: text is escaped, colours appear only where they are wanted, JSON is valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands still becomes a health error and an event, and its end an event of severity OK."""
+"""A standstill becomes a health error and an event; its end is an event of severity OK."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Watched:
         self.position = 10_000
 
     async def passes(self, seconds: float, roles: list[RoleStatus] | None = None) -> None:
-        """Time passes; the supervisor goes on reporting."""
+        """Let time pass while the supervisor reports."""
         self.world.clock.passes(int(seconds * SECOND_NS))
         await self.vault.report_roles(roles=roles or [])
         await self.vault._watch.round()

@@ -18,7 +18,7 @@ OLDER = "ManagedDiskOlder"
 
 @pytest.fixture
 def fast_clock() -> trio.testing.MockClock:
-    """As in test_applier."""
+    """An applier as in test_applier."""
     return trio.testing.MockClock(rate=500)
 
 
@@ -99,6 +99,6 @@ async def test_a_report_that_came_late_is_no_older_store(tmp_path: Path) -> None
         disk_id = world.site["web01"]["os"].disk_id
         before = world.managed[disk_id]
         await vault.applied(watermark=before.model_copy(update={"log_seq": before.log_seq + 5}), tags=[])
-        assert await vault.applied(watermark=before, tags=[]) is not None, "only who has the store knows whether it is older"
+        assert await vault.applied(watermark=before, tags=[]) is not None, "only the store's owner knows that it is older"
         (item,) = await vault.items()
         assert (item.replicationHealth, item.resynchronizationRequired) == ("Normal", None)

@@ -37,7 +37,7 @@ def sock(path: Path) -> None:
 
 
 def character_device(path: Path) -> None:
-    """Of its own: nothing is behind its number."""
+    """A descriptor number with no open file behind it."""
     try:
         os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(60, 200))  # "local/experimental use"
     except PermissionError:
@@ -171,7 +171,7 @@ async def test_a_descriptor_that_is_opened_after_the_call_was_cancelled_is_close
 
 
 def test_a_pipe_that_a_descriptor_leads_to_is_named_as_a_fifo() -> None:
-    """As a shell gives it for ``<(command)``: no name leads to it."""
+    """A pipe as a shell passes it for ``<(command)``: it has no name in a folder."""
     ends = os.pipe()
     try:
         for path in (
