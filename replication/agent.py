@@ -232,9 +232,15 @@ class HyperVAgent:
     async def create_relationship(
         self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
     ) -> list[DiskInfo]:
-        """Start tracking and remember the relationship durably.  Again: the new schedule counts."""
-        disks = await self._links.host.start_tracking(vm=vm)
+        """Start tracking and remember the relationship durably.  Again: the new schedule counts.
+
+        A log that was given up is begun anew by the resync only: cycles that still run would take another one for a loss.
+        """
         replica = self._replicas.get(vm)
+        if replica is not None and replica.has_copied:
+            disks = await self._links.host.list_disks(vm=vm)
+        else:
+            disks = await self._links.host.start_tracking(vm=vm)
         if replica is not None:
             await replica.set_schedule(interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
             return disks

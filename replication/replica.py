@@ -102,6 +102,11 @@ class Replica:
         async with self._working:
             pass
 
+    @property
+    def has_copied(self) -> bool:
+        """True once the initial replication is done, until the VM is suspended."""
+        return self._record.phase in ("delta", "resync", "resync-required")
+
     async def copy(self, phase: Phase) -> None:
         """Order an initial replication or a resync, or join it; returns when every part is in the cache account."""
         current = self._record.phase
@@ -120,6 +125,7 @@ class Replica:
     async def set_schedule(self, *, interval_s: float, app_consistent_every_s: float | None) -> None:
         """A changed policy, or a suspended VM that is to be replicated again (then a copy must be ordered)."""
         record = self._record
+        changed = (record.interval_s, record.app_consistent_every_s) != (interval_s, app_consistent_every_s)
         self._links.book.save(
             record.model_copy(update={"interval_s": interval_s, "app_consistent_every_s": app_consistent_every_s})
         )
@@ -127,7 +133,7 @@ class Replica:
             # The old stream says nothing about disks that went on elsewhere.
             self._links.book.update(self.vm, disks=[])
             await self._order("created")
-        elif record.phase == "delta":
+        elif record.phase == "delta" and changed:
             self._activity.cancel()
 
     async def replicate_now(self, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:

@@ -104,6 +104,23 @@ async def test_log_overflow_stops_cycles_until_a_resync_which_makes_it_whole(rig
     rig.check_point(cut.position)
 
 
+async def test_a_resync_that_is_ordered_before_the_agent_knows_why_it_is_due_leaves_none_due(
+    rig: Rig, autojump_clock: MockClock
+) -> None:
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        await trio.sleep(1)
+        rig.write(200)
+        assert {info.needs_resync for info in await rig.host.list_disks(vm=VM)} == {"LogOverflow"}
+        # As the vault's resync does: the relationship first, which is there already.
+        await agent.create_relationship(vm=VM, interval_s=rig.interval_s, app_consistent_every_s=rig.app_consistent_every_s)
+        await trio.sleep(1)
+        await agent.resync(vm=VM)
+        cut = await rig.cycle(agent)
+        assert rig.vault.resyncs == []
+    rig.check_point(cut.position)
+
+
 async def test_a_disk_that_grows_is_replicated_without_a_resync_and_older_points_stay_small(
     rig: Rig, autojump_clock: MockClock
 ) -> None:
