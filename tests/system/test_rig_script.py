@@ -137,6 +137,13 @@ def test_a_path_that_would_draw_on_the_terminal_is_printed_harmlessly(checkout: 
     assert all(line.startswith("rig: ") and line.isascii() and line.isprintable() for line in said.splitlines())
 
 
+def test_letters_in_a_path_stay_where_the_terminal_knows_them(checkout: Checkout) -> None:
+    checkout.root = checkout.root.rename(checkout.root.with_name("größe-日本\u202e"))
+    assert f"into {checkout.root.parent}/größe-日本?/.venv" in checkout.run("vm", "list", LC_ALL="C.UTF-8").stderr
+    shutil.rmtree(checkout.root / ".venv")
+    assert "/gr????e-" in checkout.run("vm", "list", LC_ALL="C").stderr
+
+
 def test_completion_is_answered_without_a_set_up(checkout: Checkout) -> None:
     done = checkout.run("vm", "", _SITERIG_COMPLETE="zsh")
     assert (done.returncode, done.stdout, done.stderr, checkout.calls()) == (0, "", "", [])
