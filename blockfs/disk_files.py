@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,12 +63,7 @@ def make_raw(place: DiskPlace, size_bytes: int, sector_bytes: SectorBytes = 512)
             f"disk {place.name}: size is {size_bytes} bytes; it must be a positive multiple of {sector_bytes} and at "
             f"most {DISK_BYTES_MAX >> 40} TiB",
         )
-    path = place.file("img")
-    fd = safe_files.create_file(path, os.O_WRONLY)
-    try:
-        with naming(path):
-            os.ftruncate(fd, size_bytes)
-            os.fsync(fd)  # before the state says that it is so long
+    with _new_file(place.file("img"), size_bytes):
         DiskState(
             disk_id=str(uuid.uuid4()),
             size_bytes=size_bytes,
@@ -77,6 +73,17 @@ def make_raw(place: DiskPlace, size_bytes: int, sector_bytes: SectorBytes = 512)
             needs_resync=None,
             sector_bytes=sector_bytes,
         ).save(place.file("disk"))
+
+
+@contextmanager
+def _new_file(path: Path, size_bytes: int) -> Iterator[None]:
+    """Make a file of zeros, durably that long, before a state names it; delete it if the state cannot be written."""
+    fd = safe_files.create_file(path, os.O_WRONLY)
+    try:
+        with naming(path):
+            os.ftruncate(fd, size_bytes)
+            os.fsync(fd)
+        yield
     except BaseException:
         path.unlink()
         raise
@@ -100,31 +107,24 @@ def make_top(place: DiskPlace, *, store: Path, position: int, size_bytes: int, s
 
 
 def make_overlay(place: DiskPlace, parent: ParentNote, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
-    """The files of a new thin disk over an image."""
+    """The files of a new thin disk over an image; nothing is left behind if it fails."""
     if not parent.size_bytes <= size_bytes <= DISK_BYTES_MAX or size_bytes % sector_bytes:
         raise RigError(
             "InvalidDiskSize",
             f"disk {place.name}: size is {size_bytes} bytes; it must be a multiple of {sector_bytes}, at least the "
             f"{parent.size_bytes} of its parent and at most {DISK_BYTES_MAX >> 40} TiB",
         )
-    path = place.file("top")
-    fd = safe_files.create_file(path)
-    try:
-        with naming(path):
-            os.ftruncate(fd, size_bytes)
-            os.fsync(fd)  # before the state says that it is so long
-    finally:
-        os.close(fd)
-    DiskState(
-        disk_id=str(uuid.uuid4()),
-        size_bytes=size_bytes,
-        kind="top",
-        generation=0,
-        tracked=False,
-        needs_resync=None,
-        sector_bytes=sector_bytes,
-        parent=parent,
-    ).save(place.file("disk"))
+    with _new_file(place.file("top"), size_bytes):
+        DiskState(
+            disk_id=str(uuid.uuid4()),
+            size_bytes=size_bytes,
+            kind="top",
+            generation=0,
+            tracked=False,
+            needs_resync=None,
+            sector_bytes=sector_bytes,
+            parent=parent,
+        ).save(place.file("disk"))
 
 
 def make_raw_of_top(place: DiskPlace, state: DiskState) -> DiskState:

@@ -1,0 +1,46 @@
+"""The files of a new disk: all of them are made, or none is left behind."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from blockfs import parent_image
+from blockfs.control import BackingImage
+from blockfs.disk_files import DiskPlace, make_overlay, make_raw
+from blockfs.disk_state import DiskState
+
+SIZE = 64 << 10
+
+
+def make_empty(place: DiskPlace) -> None:
+    make_raw(place, SIZE)
+
+
+def make_thin(place: DiskPlace) -> None:
+    image = place.folder.parent / "parent.img"
+    image.write_bytes(bytes(SIZE))
+    make_overlay(place, parent_image.describe_parent(BackingImage(path=str(image), format="raw")), SIZE)
+
+
+@pytest.mark.parametrize("make", [make_empty, make_thin])
+def test_a_new_disk_whose_state_cannot_be_written_leaves_no_file(
+    make: Callable[[DiskPlace], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "vm"
+    folder.mkdir()
+    place = DiskPlace(folder, "vm", "os")
+
+    def full(_state: DiskState, _path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(DiskState, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            make(place)
+    assert list(folder.iterdir()) == []
+    make(place)
+    assert DiskState.load(place.file("disk")).size_bytes == SIZE
