@@ -5,6 +5,7 @@ What it had written stays, synced or not: what a power loss takes, tests/crash d
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -135,10 +136,24 @@ def copy_of(ready: Path, folder: Path) -> None:
     shutil.copytree(ready, folder)
 
 
+def _digest(folder: Path) -> bytes:
+    """Digest of the names and bytes of all files below the folder."""
+    total = hashlib.blake2b()
+    for path in sorted(folder.rglob("*")):
+        data = path.read_bytes() if path.is_file() else b""
+        total.update(repr((without_token(str(path.relative_to(folder))), path.is_dir(), len(data))).encode())
+        total.update(data)
+    return total.digest()
+
+
 def every_kill(ready: Path, folder: Path, begin: Begin) -> Iterator[str]:
-    """``folder``, a copy of ``ready``, is each time as a kill of it leaves it; what it was killed at."""
+    """Kill what ``begin`` does at each call; yield the call, with ``folder``, a copy of ``ready``, as the kill left it.
+
+    A state that an earlier kill left, byte for byte, is not yielded again: a kill at a sync leaves what one before it does.
+    """
     copy_of(ready, folder)
     names = calls_of(folder, begin)
+    seen: set[bytes] = set()
     for kill_at in range(len(names)):
         copy_of(ready, folder)
         child = os.fork()
@@ -151,4 +166,8 @@ def every_kill(ready: Path, folder: Path, begin: Begin) -> Iterator[str]:
             finally:
                 os._exit(KILLED if calls.dead else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
+        state = _digest(folder)
+        if state in seen:
+            continue
+        seen.add(state)
         yield f"killed at call {kill_at}, {names[kill_at]}"
