@@ -32,16 +32,26 @@ async def read_served(
     ``RoleUnavailable`` say that it did not come back, and that the command is to be given again.
     """
     for attempt in range(1, ATTEMPTS_MAX + 1):
-        before = await _status(supervisor, role)
+        before = await _known_status(supervisor, role)
         try:
             await read()
         except RigError as error:
-            if error.code not in _READ_ERRORS or attempt == ATTEMPTS_MAX or not await _ended(supervisor, before, served):
+            if error.code not in _READ_ERRORS or attempt == ATTEMPTS_MAX or before is None:
+                raise
+            if not await _ended(supervisor, before, served):
                 raise
             note(f"role {role} ended while {served} was read; waiting until it is back, then reading it again ...")
             await _back(supervisor, role, served, error)
         else:
             return
+
+
+async def _known_status(supervisor: SupervisorControl, role: str) -> RoleStatus | None:
+    """None: the supervisor does not answer.  The file can be read without it."""
+    try:
+        return await _status(supervisor, role)
+    except RigError:
+        return None
 
 
 async def _status(supervisor: SupervisorControl, role: str) -> RoleStatus:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -366,7 +367,7 @@ def test_the_file_is_named_whatever_the_folder_is_called(tmp_path: Path) -> None
 @contextmanager
 def rotten(monkeypatch: pytest.MonkeyPatch, path: Path, start: int, length: int) -> Iterator[None]:
     """These bytes cannot be read, neither from Python nor from the engine."""
-    pread, read_bytes = os.pread, Path.read_bytes
+    pread, open_ = os.pread, Path.open  # Path.read_bytes calls Path.open, too
 
     def hits(name: str, at: int, size: int) -> bool:
         return name == str(path) and at < start + length and at + size > start
@@ -376,17 +377,17 @@ def rotten(monkeypatch: pytest.MonkeyPatch, path: Path, start: int, length: int)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return pread(fd, size, at)
 
-    def bad_read_bytes(of: Path) -> bytes:
-        if of == path:
+    def bad_open(of: Path, *args: Any, **kwargs: Any) -> Any:
+        if of == path and length > path.stat().st_size:  # then no byte of it can be read
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return read_bytes(of)
+        return open_(of, *args, **kwargs)
 
     def verdict(operation: int, name: str, at: int, size: int) -> int:
         return -errno.EIO if operation == io_faults.READ and hits(name, at, size) else 0
 
     with monkeypatch.context() as patch, io_faults.io_verdict(verdict):
         patch.setattr(os, "pread", bad_pread)
-        patch.setattr(Path, "read_bytes", bad_read_bytes)
+        patch.setattr(Path, "open", bad_open)
         yield
 
 

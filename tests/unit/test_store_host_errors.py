@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -79,14 +80,14 @@ def test_an_error_of_the_moment_is_no_damage(name: str, tmp_path: Path) -> None:
         if name == ".journal":
             with failing_open(name, errno.EMFILE, 1):
                 return ManagedDiskStore.open(store.folder)
-        read_bytes = Path.read_bytes
+        open_ = Path.open  # Path.read_bytes calls it, too
 
-        def failing(this: Path) -> bytes:
+        def failing(this: Path, *args: Any, **kwargs: Any) -> Any:
             if this == path:
                 raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(this))
-            return read_bytes(this)
+            return open_(this, *args, **kwargs)
 
-        with mock.patch.object(Path, "read_bytes", failing):
+        with mock.patch.object(Path, "open", failing):
             return ManagedDiskStore.open(store.folder)
 
     with pytest.raises(RigError, match=": cannot be read: ") as caught:
