@@ -100,3 +100,18 @@ async def test_a_role_that_ends_each_time_is_not_read_for_ever(tmp_path: Path) -
     with pytest.raises(RigError, match="cannot be read at byte 4096"):
         await read(supervisor, reader)
     assert reader.calls == ATTEMPTS_MAX
+
+
+async def test_a_supervisor_that_does_not_answer_stops_no_read(tmp_path: Path) -> None:
+    class Silent(FakeSupervisor):
+        async def status(self) -> RigStatus:
+            raise RigError("RoleUnavailable", "the supervisor did not answer within 5 s", recoverable=True)
+
+    supervisor: Any = Silent(tmp_path / "os.img")
+    reader = Reader(0, None)
+    await read_served(supervisor, "azure", supervisor.file, reader, lambda _text: None)
+    assert reader.calls == 1
+    failing = Reader(1, None)
+    with pytest.raises(RigError, match="cannot be read at byte 4096"):
+        await read_served(supervisor, "azure", supervisor.file, failing, lambda _text: None)
+    assert failing.calls == 1
