@@ -241,7 +241,7 @@ async def test_a_list_of_vms_does_not_ask_a_role_that_hangs(tmp_path: Path) -> N
         await vault.list_vms()
         world.held["site.list_vms"] = trio.Event()
         await vault.report_roles(roles=states(agent="hung"))
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             assert [vm.name for vm in await vault.list_vms()] == ["web01"]
 
 
