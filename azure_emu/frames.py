@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from blockfs.part import PartName, Stream, TagSeen
+from blockfs.changelog import Stream
+from blockfs.part import PartName
 from blockfs.part_index import ENTRY_BYTES, PartIndex
+from blockfs.tags import TagSeen
 from cext.hashing import crc32c
 
 FRAME_VERSION = 2

@@ -14,8 +14,9 @@ from azure_emu.disk_meta import DiskMeta, FoldNote, Progress
 from azure_emu.frames import Frame
 from blockfs.changelog import RECORD_HEADER_BYTES
 from blockfs.errors import RigError
-from blockfs.part import PartName, TagSeen, Watermark
+from blockfs.part import PartName, Watermark
 from blockfs.part_index import PIECE_BYTES
+from blockfs.tags import TagSeen
 
 SLICE_BYTES = 2 << 30
 SLICE_ENTRIES = 1 << 20

@@ -43,8 +43,9 @@ from azure_emu.host_disk import pread_past_bad_sectors
 from blockfs import boot, safe_files
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
-from blockfs.part import PartName, TagSeen
+from blockfs.part import PartName
 from blockfs.part_index import ENTRY_BYTES, PartIndex, index_segment
+from blockfs.tags import TagSeen
 from cext._core import lib
 from cext.hashing import crc32c
 

@@ -37,18 +37,18 @@ from azure_emu.history import History, Want
 from azure_emu.host_disk import host_disk_errors
 from azure_emu.journal_volume import JOURNAL, NEVER_WRITTEN, JournalWriter, make_durable, mend, read_index, read_tags
 from azure_emu.pins import LOCK, PINS, locked, pins
-from azure_emu.ports import Change, Damage
+from azure_emu.ports import Change
 from azure_emu.questions import change_list, position_at
-from azure_emu.scrub import scrub
 from azure_emu.store_history import Loaded, ask, load_history
 from blockfs import boot, safe_files
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.extents import ExtentMap
 from blockfs.layers import Layer, Source, ViewLayer
-from blockfs.part import PartName, TagSeen, Watermark
+from blockfs.part import PartName, Watermark
 from blockfs.part_codec import decompress
 from blockfs.part_index import PartIndex, index_segment
+from blockfs.tags import TagSeen
 from cext.hashing import TAG_BYTES, chunk_tag
 
 __all__ = ["ManagedDiskStore", "delete_disk", "discard_leftovers", "open_view", "reset_disk"]
@@ -387,10 +387,6 @@ class ManagedDiskStore:
     def changes(self, after: int, upto: int, limit: int) -> list[Change]:
         """The first ``limit`` changes of the disk with ``after < position <= upto``, in order."""
         return ask(self.folder, lambda loaded: change_list(loaded, after, upto, limit))
-
-    def scrub(self, progress: Callable[[int], None] = lambda _bytes: None) -> Iterator[Damage]:
-        """Read every byte of the store, and tell what is not as it was written; ``progress`` is told of bytes read."""
-        return scrub(self.folder, progress)
 
     # --- folding and checkpoints --------------------------------------------------------------------------------
 

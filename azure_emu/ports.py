@@ -8,9 +8,10 @@ from pydantic import Field
 
 from blockfs.control import BackingImage, CutInfo, DiskInfo, DownloadedDisk, SourceUse, TagKind
 from blockfs.image_kind import Format
-from blockfs.part import TagSeen, Watermark
+from blockfs.part import Watermark
 from blockfs.progress import VmProgress
 from blockfs.sector_size import SectorBytes
+from blockfs.tags import TagSeen
 from blockfs.waits import Wait
 from blockfs.wire import UUID_PATTERN, WireModel
 

@@ -40,7 +40,7 @@ _KNOWN = {BASE, SUMS, MAP, INTENT, DISK_META, PROGRESS, JOURNAL, *_NEEDED}
 _CHANGES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 
 
-def scrub(folder: Path, advance: Advance) -> Iterator[Damage]:
+def scrub(folder: Path, advance: Advance = lambda _bytes: None) -> Iterator[Damage]:
     """Read everything; what is damaged, as it is found.
 
     ``DiskNotFound`` (it was deleted or set aside meanwhile, too), ``StoreIo``.

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from blockfs.boot import current_boot_id
-from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter, encode_tag
-from blockfs.part import PartName, TagSeen
+from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter
+from blockfs.part import PartName
 from blockfs.part_codec import pack
 from blockfs.sync_stream import SyncStream
+from blockfs.tags import TagSeen, encode_tag
 
 BLOCK_BYTES = 4096
 CHUNK_BYTES = 1 << 20

@@ -28,11 +28,11 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
-from blockfs.changelog import RecordType, encode_tag
+from blockfs.changelog import RecordType
 from blockfs.disk import Disk
 from blockfs.host import DiskHost
-from blockfs.part import TagSeen
 from blockfs.serving import serve
+from blockfs.tags import TagSeen, encode_tag
 from cext._core import ffi, lib
 
 DISK_BYTES = 16 << 30

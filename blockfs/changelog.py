@@ -23,14 +23,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
-from pydantic import ValidationError
 from typing_extensions import Buffer
 
 from blockfs import safe_files
 from blockfs.errors import RigError
 from blockfs.os_errors import naming, reason
-from blockfs.part import Stream, TagSeen
+from blockfs.tags import decode_tag
 from blockfs.user_files import open_file
 from cext.hashing import crc32c
 
@@ -54,6 +54,8 @@ _NUMBER_MAX = (1 << 63) - 1
 _WINDOW_BYTES = 4 << 20
 _SEARCHED_TIMES_MAX = 16
 """How often over the search for a later record may read a segment: a guest's bytes can look like any number of records."""
+Stream = Literal["sync", "log"]
+"""The chunks of a copy, or the records of a log."""
 _STREAMS: dict[int, Stream] = {0: "log", 1: "sync"}
 
 
@@ -466,18 +468,3 @@ class SegmentWriter:
     def close(self) -> None:
         """Close the file (no sync)."""
         os.close(self.fd)
-
-
-def encode_tag(tag: TagSeen) -> bytes:
-    """Payload of a TAG record."""
-    return tag.model_dump_json().encode()
-
-
-def decode_tag(payload: bytes) -> TagSeen:
-    """Read a TAG record's payload; ``LogCorrupt`` if it is no tag."""
-    try:
-        return TagSeen.model_validate_json(payload, strict=True)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(map(repr, first["loc"]))[:100]  # of an unknown key, too
-        raise RigError("LogCorrupt", f"TAG record: {where}: {first['msg']!r:.200}") from exc

@@ -37,22 +37,23 @@ import structlog
 import trio
 
 from blockfs import dirty, disk_identity
-from blockfs.changelog import RecordType, encode_tag
+from blockfs.changelog import RecordType
 from blockfs.control import SegmentInfo
 from blockfs.disk_files import DiskPlace, finish_promotion, make_raw_of_top, open_layer, remove_maps, remove_top
 from blockfs.disk_guard import DiskGuard
-from blockfs.disk_log import DiskLog, check, find_segments, go_on_noting
+from blockfs.disk_log import DiskLog, LogExtent, check, find_segments, go_on_noting
 from blockfs.disk_rules import DiskRules
-from blockfs.disk_state import ClosedNote, DiskState, FileStamp, LogExtent, ShownAttributes
+from blockfs.disk_state import ClosedNote, DiskState, ShownAttributes
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.file_attributes import DiskAttributes, PastState
+from blockfs.file_stamps import FileStamp
 from blockfs.layers import RawLayer, TopLayer, WritableLayer
 from blockfs.log_recovery import DISK_BYTES_MAX, Recovered, recover_log
 from blockfs.os_errors import reason
 from blockfs.own_file import OwnFiles
-from blockfs.part import TagSeen
 from blockfs.snapshot import Snapshot, begin_snapshots
+from blockfs.tags import TagSeen, encode_tag
 from blockfs.views import Views
 from cext._core import ffi, lib
 

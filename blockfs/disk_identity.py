@@ -19,10 +19,10 @@ import structlog
 
 from blockfs import boot, dirty, present_map
 from blockfs.disk_files import DiskPlace
-from blockfs.disk_log import find_segments
-from blockfs.disk_state import ClosedNote, DiskState, FileStamp, LogExtent, OpenedNote
+from blockfs.disk_log import LogExtent, find_segments
+from blockfs.disk_state import ClosedNote, DiskState, OpenedNote
 from blockfs.errors import RigError
-from blockfs.file_stamps import KILL_GRACE_S, DigestBudget, durable_stamp, inode_of, why_changed
+from blockfs.file_stamps import KILL_GRACE_S, DigestBudget, FileStamp, durable_stamp, inode_of, why_changed
 from cext._core import lib
 
 _log = structlog.get_logger("blockfs.disk_identity")

@@ -38,10 +38,10 @@ from blockfs.changelog import (
     encode_header,
 )
 from blockfs.control import SegmentInfo
-from blockfs.disk_state import LogExtent
 from blockfs.durable import sync_folder
 from blockfs.os_errors import naming, raised_by_c
 from blockfs.safe_files import temporary_name
+from blockfs.wire import Whole, WireModel
 from cext._core import ffi, lib
 
 SEGMENT_BYTES_MAX = 16 << 20
@@ -75,6 +75,13 @@ class LogPolicy:
 def segment_bytes(disk_bytes: int) -> int:
     """How large a segment becomes before the next is begun; a small disk's log must not fill its limit with one."""
     return min(max(disk_bytes // 16, SEGMENT_BYTES_MIN), SEGMENT_BYTES_MAX)
+
+
+class LogExtent(WireModel):
+    """Which records the kept segments of a disk's log have: from ``first_seq`` to the one before ``next_seq``."""
+
+    first_seq: Whole
+    next_seq: Whole
 
 
 @dataclass(frozen=True, slots=True)

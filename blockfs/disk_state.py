@@ -9,44 +9,22 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from blockfs import safe_files
+from blockfs.disk_log import LogExtent
 from blockfs.durable import write_atomically
 from blockfs.errors import RigError
+from blockfs.file_stamps import FileStamp
 from blockfs.sector_size import SectorBytes
 from blockfs.small_file import FileTooLongError, bounded
-from blockfs.wire import UUID_PATTERN, WireModel
+from blockfs.wire import UUID_PATTERN, Whole, WireModel
 from cext.hashing import crc32c
 
 FORMAT_VERSION = 2
 _OLD_VERSION = 1
-
-_Whole = Annotated[int, Field(ge=0, lt=1 << 63)]
-
-
-class FileStamp(WireModel):
-    """One of a disk's files, as it was at one moment.  Times in nanoseconds since 1970.
-
-    ``inode`` is None if it is not known (state files of format 1).  ``digest``: of the file's bytes, None if there are too
-    many of them (:mod:`blockfs.file_stamps`).
-    """
-
-    file: str
-    size_bytes: _Whole
-    mtime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
-    ctime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
-    inode: _Whole | None
-    digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
-
-
-class LogExtent(WireModel):
-    """Which records the kept segments of a disk's log have: from ``first_seq`` to the one before ``next_seq``."""
-
-    first_seq: _Whole
-    next_seq: _Whole
 
 
 class ClosedNote(WireModel):
@@ -64,7 +42,7 @@ class ParentNote(WireModel):
 
     path: str
     size_bytes: int = Field(gt=0, multiple_of=512, lt=1 << 63)
-    file_bytes: _Whole
+    file_bytes: Whole
     mtime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
     digest: str = Field(pattern=r"^[0-9a-f]{32}$")
 
@@ -75,8 +53,8 @@ class OpenedNote(WireModel):
     ``mtime_ns``: when its own file was last changed by something that the log has nothing of (promotion), or 0.
     """
 
-    inode: _Whole
-    dirty_inode: _Whole
+    inode: Whole
+    dirty_inode: Whole
     mtime_ns: int = Field(default=0, ge=-(1 << 63), lt=1 << 63)
 
 

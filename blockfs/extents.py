@@ -17,10 +17,10 @@ from typing import Any
 from typing_extensions import Buffer
 
 from blockfs.errors import RigError
-from blockfs.part_index import ENTRY_BYTES
 from cext._core import ffi, lib
 
 EXTENT_BYTES: int = ffi.sizeof("struct sr_extent_row")
+_ENTRY_BYTES: int = ffi.sizeof("struct sr_entry")
 ZEROS: int = lib.SR_SOURCE_ZEROS
 """As a source of an extent: it reads as zeros."""
 GONE: int = lib.SR_SOURCE_GONE
@@ -82,10 +82,10 @@ class ExtentMap:
         on), their pieces at number ``piece_at`` of its table.  Gives the size that the last RESIZE among them says, or 0.
         """
         view = memoryview(entries).cast("B")
-        if len(view) % ENTRY_BYTES:
-            raise RigError("ExtentsCorrupt", f"an index of {len(view)} bytes; its rows have {ENTRY_BYTES}")
+        if len(view) % _ENTRY_BYTES:
+            raise RigError("ExtentsCorrupt", f"an index of {len(view)} bytes; its rows have {_ENTRY_BYTES}")
         most = _POSITION_MAX if upto is None else upto
-        rows = len(view) // ENTRY_BYTES
+        rows = len(view) // _ENTRY_BYTES
         added = lib.sr_extents_add(self._c, source, ffi.from_buffer(view), rows, segment_at, piece_at, after, most)
         _check(added, "an entry of an index")
         return int(added)

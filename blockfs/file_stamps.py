@@ -22,8 +22,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import Field
+
 from blockfs import safe_files
-from blockfs.disk_state import FileStamp
+from blockfs.wire import Whole, WireModel
 from cext.hashing import is_zero
 
 DIGEST_BYTES_MAX = 256 << 20
@@ -34,6 +36,21 @@ KILL_GRACE_S = 10.0
 _CHUNK_BYTES = 64 << 10
 _DIGEST_BYTES = 16
 _INODE_MASK = (1 << 63) - 1  # some file systems use the highest bit, and the state file's numbers have none
+
+
+class FileStamp(WireModel):
+    """One of a disk's files, as it was at one moment.  Times in nanoseconds since 1970.
+
+    ``inode`` is None if it is not known (state files of format 1).  ``digest``: of the file's bytes, None if there are too
+    many of them.
+    """
+
+    file: str
+    size_bytes: Whole
+    mtime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
+    ctime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
+    inode: Whole | None
+    digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
 
 
 def inode_of(found: os.stat_result) -> int:

@@ -46,16 +46,17 @@ from blockfs.disk_state import DiskState
 from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
 from blockfs.file_watch import FileWatch
-from blockfs.host_folder import RECOVERY_FOLDER, check_name, host_error, lock_folder, told_of
+from blockfs.host_errors import host_error, told_of
+from blockfs.host_folder import RECOVERY_FOLDER, check_name, lock_folder
 from blockfs.layers import Layer
 from blockfs.os_errors import reason
-from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from blockfs.promotion import Promoter
 from blockfs.recoveries import Recoveries
 from blockfs.replacing import check_idle
 from blockfs.sector_size import SectorBytes
 from blockfs.snapshot import STORE_SHARE_MAX
+from blockfs.tags import TagSeen
 from blockfs.tree import ROOT, tend
 from blockfs.turns import Turns
 from blockfs.views import OpenedView, Views, open_counted

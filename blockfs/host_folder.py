@@ -1,18 +1,13 @@
-"""The folder of a disk host: who has it, what may be a name in it, and what its file system refuses."""
+"""The folder of a disk host: its lock, and the names that are allowed in it."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from blockfs.errors import RigError
-from blockfs.file_limit import too_large
-from blockfs.os_errors import FULL, in_brackets, reason
 
 NAME_CHARS_MAX = 63
 RECOVERY_FOLDER = "recovery"
@@ -38,21 +33,3 @@ def lock_folder(root: Path) -> int:
         os.close(fd)
         raise RigError("AlreadyServed", f"{root}: its disks are served by another process") from exc
     return fd
-
-
-def host_error(what: str, exc: OSError) -> RigError:
-    """A host's file error, in the words of the user's thing that met it."""
-    if exc.errno in FULL:
-        return RigError("DiskFull", f"{what}: the host's disk is full{in_brackets(exc, what)}", recoverable=True)
-    if exc.errno == errno.EFBIG:
-        return too_large(what)
-    return RigError("HostIoError", f"{what}: {reason(exc, what)}", recoverable=True)
-
-
-@contextmanager
-def told_of(what: str) -> Iterator[None]:
-    """Turn an ``OSError`` of the block into :func:`host_error`."""
-    try:
-        yield
-    except OSError as exc:
-        raise host_error(what, exc) from exc

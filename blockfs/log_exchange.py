@@ -14,23 +14,15 @@ from pathlib import Path
 from typing import Literal
 
 from blockfs import boot, safe_files
-from blockfs.changelog import (
-    Record,
-    RecordType,
-    SegmentHeader,
-    SegmentReader,
-    SegmentWriter,
-    decode_tag,
-    encode_tag,
-)
+from blockfs.changelog import Record, RecordType, SegmentHeader, SegmentReader, SegmentWriter
 from blockfs.disk_log import SEGMENT_BYTES_MAX, find_segments, segment_path
 from blockfs.dm_log_writes import MARK_BYTES_MAX, SECTOR_BYTES, DmLogReader, DmLogWriter, Entry, EntryFlag
 from blockfs.durable import rename_new, sync_folder
 from blockfs.errors import RigError
 from blockfs.layers import TopLayer
 from blockfs.log_replay import Advance, CheckedLog, apply, open_image
-from blockfs.part import TagSeen
 from blockfs.safe_files import temporary_name
+from blockfs.tags import TagSeen, decode_tag, encode_tag
 from cext.hashing import is_zero
 
 PIECE_BYTES_MAX = 4 << 20

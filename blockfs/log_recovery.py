@@ -25,8 +25,7 @@ from blockfs.changelog import (
     SegmentReader,
     scan_tail,
 )
-from blockfs.disk_log import KeptSegment, find_segments, segment_path
-from blockfs.disk_state import LogExtent
+from blockfs.disk_log import KeptSegment, LogExtent, find_segments, segment_path
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.layers import WritableLayer, merge_ranges

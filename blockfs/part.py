@@ -10,15 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
-from pydantic import Field
-
-from blockfs.control import TagKind
+from blockfs.changelog import Stream
 from blockfs.errors import RigError
 from blockfs.wire import WireModel
 
-Stream = Literal["sync", "log"]
 SYNC_END = "sync-end"
 
 _NUMBER_MAX = (1 << 63) - 1
@@ -82,16 +78,6 @@ class Listing:
     def parts(self) -> list[PartName]:
         """The parts, in order."""
         return list(self.sizes)
-
-
-class TagSeen(WireModel):
-    """A TAG record that was found in an applied part."""
-
-    tag_id: str
-    kind: TagKind
-    name: str
-    position: int = Field(ge=0, lt=1 << 63)
-    time_ns: int = Field(ge=0, lt=1 << 63)
 
 
 class Watermark(WireModel):

@@ -14,9 +14,10 @@ from typing import Any
 
 from typing_extensions import Buffer
 
-from blockfs.changelog import HEADER_BYTES, RecordType, SegmentHeader, bad_record, corrupt, decode_header, decode_tag
+from blockfs.changelog import HEADER_BYTES, RecordType, SegmentHeader, bad_record, corrupt, decode_header
 from blockfs.errors import RigError
-from blockfs.part import SYNC_END, PartName, TagSeen
+from blockfs.part import SYNC_END, PartName
+from blockfs.tags import TagSeen, decode_tag
 from cext._core import ffi, lib
 
 ENTRY_BYTES: int = ffi.sizeof("struct sr_entry")

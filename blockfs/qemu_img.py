@@ -18,7 +18,7 @@ from pathlib import Path
 from blockfs import block_device, helper_process
 from blockfs.errors import RigError
 from blockfs.helper_process import Limits, Outcome
-from blockfs.host_folder import host_error
+from blockfs.host_errors import host_error
 from blockfs.sparse_copy import find_unreadable, unreadable
 
 PROGRAM, PACKAGE = "qemu-img", "qemu-utils"

@@ -10,9 +10,10 @@ import uuid
 from pathlib import Path
 
 from blockfs import boot
-from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter, encode_tag
+from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter
 from blockfs.durable import sync_folder
-from blockfs.part import SYNC_END, PartName, TagSeen
+from blockfs.part import SYNC_END, PartName
+from blockfs.tags import TagSeen, encode_tag
 
 
 def sync_part_path(folder: Path, generation: int, number: int) -> Path:

@@ -17,13 +17,14 @@ from typing import TypeVar
 import structlog
 import trio
 
-from blockfs.changelog import RecordType, SegmentReader, decode_tag
+from blockfs.changelog import RecordType, SegmentReader
 from blockfs.control import DiskInfo
 from blockfs.durable import sync_folder
 from blockfs.errors import RigError
 from blockfs.layers import RawLayer
 from blockfs.part import SYNC_END, PartName
 from blockfs.part_codec import unpack
+from blockfs.tags import decode_tag
 from replication.board import Board
 from replication.links import Links
 from replication.relationship import ReceivedDisk

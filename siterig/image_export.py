@@ -26,7 +26,7 @@ import trio
 
 from blockfs import block_device, qemu_img, safe_files, user_files
 from blockfs.errors import RigError
-from blockfs.host_folder import told_of
+from blockfs.host_errors import told_of
 from blockfs.os_errors import reason
 from blockfs.qemu_img import Advance
 from blockfs.safe_files import FILE_MODE, Folder

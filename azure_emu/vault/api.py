@@ -12,7 +12,6 @@ from typing import Literal, Protocol
 from pydantic import Field
 
 from azure_emu.ports import DiskSpec
-from azure_emu.vault.retention import HOURS_DEFAULT
 from blockfs.control import TagKind
 from blockfs.host_process import HostProcess
 from blockfs.progress import VmProgress
@@ -22,6 +21,8 @@ from blockfs.wire import WireModel
 JobState = Literal["NotStarted", "InProgress", "Succeeded", "Failed", "Cancelled", "Suspended", "Other"]
 Health = Literal["None", "Normal", "Warning", "Critical"]
 Side = Literal["site", "azure"]
+HOURS_DEFAULT = 24
+"""How long recovery points are kept, unless a policy names another time."""
 
 
 class VmDisk(WireModel):

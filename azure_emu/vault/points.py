@@ -16,7 +16,8 @@ from azure_emu.vault.schema import DiskRow, ItemRow, PointRow, TagSeenRow
 from azure_emu.vault.selectors import LATEST, LATEST_APPLICATION_CONSISTENT, LATEST_PROCESSED, WORDS, parse
 from blockfs import short_ids
 from blockfs.errors import RigError
-from blockfs.part import SYNC_END, TagSeen, Watermark
+from blockfs.part import SYNC_END, Watermark
+from blockfs.tags import TagSeen
 
 _IDS_IN_QUERY = 500
 

@@ -21,7 +21,8 @@ from azure_emu.vault.services import Services
 from azure_emu.vault.states import PRIMARY, State
 from blockfs.clock import SECOND_NS
 from blockfs.control import TagKind
-from blockfs.part import TagSeen, Watermark
+from blockfs.part import Watermark
+from blockfs.tags import TagSeen
 
 # Before this the managed disks need not exist yet; in disabling they may be gone already.
 _NO_MANAGED_DISKS = {State.ENABLING, State.ENABLING_FAILED, State.DISABLING, State.DISABLING_FAILED}

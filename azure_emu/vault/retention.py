@@ -17,11 +17,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from azure_emu.vault.api import HOURS_DEFAULT
 from blockfs.errors import RigError
 
 HOUR_NS = 3_600_000_000_000
 EVERY_POINT_NS = 2 * HOUR_NS
-HOURS_DEFAULT = 24
 HOURS_MIN, HOURS_MAX = 1, 15 * 24
 HOURS_HYPER_V = 24
 """The most that a Hyper-V policy of the service has (``recoveryPointHistoryDuration``)."""

@@ -34,12 +34,12 @@ from azure_emu.vault import (
     selectors,
     vm_tasks,
 )
-from azure_emu.vault.api import Event, Job, ManagedDisk, MountedPoint, ProtectedItem, RecoveryPoint, Side, Vm
+from azure_emu.vault.api import HOURS_DEFAULT, Event, Job, ManagedDisk, MountedPoint, ProtectedItem, RecoveryPoint, Side, Vm
 from azure_emu.vault.keeper import Keeper
 from azure_emu.vault.lent import Lent
 from azure_emu.vault.points import Chosen
 from azure_emu.vault.reports import Reports
-from azure_emu.vault.retention import HOURS_DEFAULT, check_hours
+from azure_emu.vault.retention import check_hours
 from azure_emu.vault.retention import remark as history_remark
 from azure_emu.vault.schema import DiskRow, ItemRow, JobRow
 from azure_emu.vault.services import Services, ShutDown, no_check

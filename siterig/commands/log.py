@@ -14,12 +14,13 @@ import typer
 
 from azure_emu.vault.clock import rfc3339
 from blockfs import hostmounts
-from blockfs.changelog import FLAG_CLEAN_CLOSE, Record, RecordType, SegmentReader, decode_tag
+from blockfs.changelog import FLAG_CLEAN_CLOSE, Record, RecordType, SegmentReader
 from blockfs.errors import RigError
 from blockfs.file_limit import too_large
 from blockfs.log_exchange import export_log, import_log
 from blockfs.log_replay import CheckedLog, FileSummary, Replay, TornTail, check, in_order, open_image, verify
 from blockfs.os_errors import reason
+from blockfs.tags import decode_tag
 from siterig import exits, show
 from siterig.commands.options import Json, JsonLines, example
 from siterig.values import check_file_name, format_size, parse_size

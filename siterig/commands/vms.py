@@ -9,7 +9,7 @@ import typer
 
 from azure_emu.ports import DiskSpec
 from azure_emu.vault import disk_limits, retention
-from azure_emu.vault.api import Side
+from azure_emu.vault.api import HOURS_DEFAULT, Side
 from blockfs import image_import
 from blockfs.control import BackingImage, TagKind
 from blockfs.errors import RigError
@@ -191,7 +191,7 @@ def protect(
         typer.Option(
             "--retention", metavar="HOURS", help="For how long recovery points are kept: 1 to 24; up to 360: rig only."
         ),
-    ] = retention.HOURS_DEFAULT,
+    ] = HOURS_DEFAULT,
     as_json: Json = False,
 ) -> None:
     """Enable replication of a VM, and wait until it is protected: initial replication, then the first recovery point."""

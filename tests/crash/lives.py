@@ -18,8 +18,8 @@ from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace, make_raw, make_top
 from blockfs.disk_rules import DiskRules
 from blockfs.layers import Layer, RawLayer
-from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
+from blockfs.tags import TagSeen
 from cext._core import lib
 from tests.crash.recording import Recorder
 from tests.crash.states import DISK, LOG, State, group_of

@@ -15,6 +15,7 @@ import pytest
 from azure_emu import checkpoints
 from azure_emu.managed_disk import ManagedDiskStore, open_view
 from azure_emu.pins import pin, pins, unpin
+from azure_emu.scrub import scrub
 from tests.crash.recording import Event, Noted, Recorder
 from tests.crash.states import Crashing, State
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
@@ -147,7 +148,7 @@ class Story:
         valid = [p for p in self.disk.states if any(first <= p <= last for first, last in store.valid_ranges())]
         for position in {p for p in (store.floor, mark.complete_position, *self.rng.sample(valid, min(3, len(valid)))) if p}:
             assert_same(whole(open_view(folder, position)), self.disk.states[position], f"{what}, position {position}")
-        assert list(store.scrub()) == [] or not store.floor, what
+        assert list(scrub(store.folder)) == [] or not store.floor, what
         for part in self.parts:
             store.apply_part(*part)
         last = self.points[-1]

@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 import trio
 
-from blockfs.changelog import RecordType, SegmentReader, decode_tag
+from blockfs.changelog import RecordType, SegmentReader
 from blockfs.clock import Clock
 from blockfs.control import BackingImage, CutInfo, TagKind
 from blockfs.errors import RigError
@@ -27,6 +27,7 @@ from blockfs.part import SYNC_END, Listing, PartName, Watermark
 from blockfs.part_codec import unpack
 from blockfs.sector_size import SectorBytes
 from blockfs.sparse_copy import Advance
+from blockfs.tags import decode_tag
 from blockfs.waits import Waits
 from cext.hashing import chunk_tag
 from replication.agent import HyperVAgent

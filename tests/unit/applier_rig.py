@@ -12,7 +12,8 @@ from azure_emu.applier import Applier
 from azure_emu.managed_disk import open_view
 from azure_emu.ports import SkippedBlob
 from blockfs.errors import RigError
-from blockfs.part import Listing, PartName, TagSeen, Watermark
+from blockfs.part import Listing, PartName, Watermark
+from blockfs.tags import TagSeen
 from blockfs.waits import Waits
 from tests.unit.disk_history import DISK_ID, Packed, SiteDisk
 

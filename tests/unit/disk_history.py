@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from blockfs.boot import current_boot_id
-from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter, encode_tag
+from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter
 from blockfs.control import TagKind
-from blockfs.part import PartName, TagSeen
+from blockfs.part import PartName
 from blockfs.part_codec import pack
 from blockfs.sync_stream import SyncStream
+from blockfs.tags import TagSeen, encode_tag
 
 DISK_ID = "6f1c2f5e-8a51-4d10-9a7e-0d6f5f3c2b1a"
 SIZE_BYTES = 256 * 1024

@@ -18,8 +18,8 @@ from blockfs.disk_state import DiskState
 from blockfs.errors import RigError
 from blockfs.file_stamps import KILL_GRACE_S
 from blockfs.host import DiskHost
-from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
+from blockfs.tags import TagSeen
 from tests.crash.lives import FileViews
 from tests.fuzz.small_damage import seal_dirty, seal_state
 

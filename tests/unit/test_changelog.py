@@ -18,13 +18,12 @@ from blockfs.changelog import (
     SegmentHeader,
     SegmentReader,
     SegmentWriter,
-    decode_tag,
-    encode_tag,
     scan_tail,
 )
 from blockfs.errors import RigError
-from blockfs.part import PartName, TagSeen
+from blockfs.part import PartName
 from blockfs.part_codec import pack, unpack
+from blockfs.tags import TagSeen, decode_tag, encode_tag
 
 DISK = "6a83da7e-b542-496d-a113-08b9b71d9e21"
 

@@ -20,8 +20,8 @@ from blockfs.disk_log import LogPolicy, find_segments
 from blockfs.disk_report import describe
 from blockfs.disk_rules import DiskRules
 from blockfs.errors import RigError
-from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
+from blockfs.tags import TagSeen
 from cext._core import lib
 from tests.unit.disk_model import replay
 from tests.unit.io_faults import PUNCH, WRITE, failing

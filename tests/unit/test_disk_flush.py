@@ -13,8 +13,8 @@ from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace, make_raw
 from blockfs.disk_report import describe
 from blockfs.disk_rules import DiskRules
-from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
+from blockfs.tags import TagSeen
 from tests.unit.io_faults import SYNC, failing, io_verdict
 from tests.unit.test_disk import SIZE, logs, reopen
 

@@ -19,9 +19,9 @@ from blockfs.disk_log import LogPolicy
 from blockfs.disk_rules import DiskRules
 from blockfs.extents import ExtentMap
 from blockfs.layers import Layer, ViewLayer
-from blockfs.part import TagSeen
 from blockfs.position import PositionCounter
 from blockfs.snapshot import Snapshot
+from blockfs.tags import TagSeen
 from cext._core import lib
 from tests.unit.disk_model import replay
 from tests.unit.volume import Volume, base_source

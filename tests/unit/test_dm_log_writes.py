@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 
-from blockfs.changelog import RecordType, SegmentReader, decode_tag
+from blockfs.changelog import RecordType, SegmentReader
 from blockfs.dm_log_writes import DISCARD_BYTES_MAX, DmLogReader, DmLogWriter, EntryFlag
 from blockfs.errors import RigError
 from blockfs.layers import RawLayer
 from blockfs.log_exchange import export_log, import_log
 from blockfs.log_replay import Replay, check
+from blockfs.tags import decode_tag
 from tests.unit.log_row import DISK_BYTES, START, LogRow, Op, operations
 
 SECTOR = 512

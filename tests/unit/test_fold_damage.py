@@ -13,6 +13,7 @@ import pytest
 
 from azure_emu import base
 from azure_emu.managed_disk import ManagedDiskStore, open_view
+from azure_emu.scrub import scrub
 from blockfs.layers import Layer
 from tests.unit.disk_history import SIZE_BYTES, SiteDisk
 from tests.unit.io_faults import READ, io_verdict
@@ -128,7 +129,7 @@ def test_nothing_is_served_for_a_bad_payload_at_any_step_of_its_fold(
     assert met == meets
     assert {"base.announced", "base.copied", "base.concluded", "fold.counted"} <= set(steps)
     made.check_all("folded")
-    found = [(damage.path, damage.first_position) for damage in store.scrub() if damage.first_position is not None]
+    found = [(damage.path, damage.first_position) for damage in scrub(store.folder) if damage.first_position is not None]
     assert found == [(str(made.folder / base.BASE), made.target)] * len(bad)
     for view in views.values():
         view.close()
@@ -177,7 +178,7 @@ def test_a_payload_that_cannot_be_read_for_a_moment_is_not_given_up(tmp_path: Pa
         store.fold(made.target)
     assert looks == [base.BAD_LOOK_S]
     made.check_all("folded")
-    assert list(store.scrub()) == []
+    assert list(scrub(store.folder)) == []
     store.close()
 
 
@@ -195,5 +196,5 @@ def test_a_block_that_a_fold_left_unreadable_is_whole_when_it_is_written_over(tm
         made.check(view, point, what)
         view.close()
         store.fold(point)
-    assert {damage.first_position for damage in store.scrub()} == {None}  # the payloads are still bad, and of no position
+    assert {damage.first_position for damage in scrub(store.folder)} == {None}  # still bad, of no position
     store.close()

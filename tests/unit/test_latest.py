@@ -13,7 +13,8 @@ from azure_emu.applier import Applier
 from azure_emu.managed_disk import open_view
 from azure_emu.ports import DiskSpec, SkippedBlob
 from blockfs.control import CutInfo, TagKind
-from blockfs.part import TagSeen, Watermark
+from blockfs.part import Watermark
+from blockfs.tags import TagSeen
 from tests.unit import vault_fakes
 from tests.unit.applier_rig import FakeCache
 from tests.unit.disk_history import SIZE_BYTES, SiteDisk

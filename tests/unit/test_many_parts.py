@@ -15,8 +15,9 @@ from blockfs.disk import Disk
 from blockfs.disk_files import DiskPlace, make_raw
 from blockfs.disk_log import find_segments
 from blockfs.disk_rules import DiskRules
-from blockfs.part import PartName, TagSeen
+from blockfs.part import PartName
 from blockfs.position import PositionCounter
+from blockfs.tags import TagSeen
 from siterig.process_setup import allow_many_files
 from tests.unit.applier_rig import Rig
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES

@@ -12,6 +12,7 @@ import pytest
 from azure_emu import checkpoints
 from azure_emu.managed_disk import ManagedDiskStore, open_view
 from azure_emu.pins import pin, unpin
+from azure_emu.scrub import scrub
 from blockfs.errors import RigError
 from tests.unit.disk_history import Packed
 from tests.unit.test_managed_disk import apply, assert_same, new_store, site, whole
@@ -102,4 +103,4 @@ def test_views_folds_checkpoints_and_parts_do_not_disturb_one_another(
     for point in points:
         if point >= again.floor:
             assert_same(whole(again.view(point)), disk.states[point], f"point {point}")
-    assert list(again.scrub()) == []
+    assert list(scrub(again.folder)) == []

@@ -54,7 +54,7 @@ class Store:
             (volume_path(self.folder, frame.volume), frame.pieces_at, frame.tags_at) for frame in store._history.frames
         ]
         store.close()
-        assert [*ManagedDiskStore.open(self.folder).scrub()] == []
+        assert [*scrub(self.folder)] == []
 
     def files(self) -> list[Path]:
         return sorted(path for path in self.folder.rglob("*") if path.is_file() and path.stat().st_size)
@@ -231,12 +231,12 @@ def test_a_resync_makes_a_damaged_disk_whole(tmp_path: Path, seed: int, harm: Ca
     disk.scribble(5)
     point = disk.tag("later").position
     apply(store, [disk.close_log()])
-    for damage in store.scrub():
+    for damage in scrub(store.folder):
         assert damage.first_position is None or damage.last_position is not None, damage
     unpin_holder(made.folder, "vm web01/os")
     store.fold(disk.position)
     assert_same(whole(store.view(point)), disk.states[point], "folded")
-    assert {damage.first_position for damage in store.scrub()} <= {None}
+    assert {damage.first_position for damage in scrub(store.folder)} <= {None}
 
 
 def test_damage_is_carried_into_the_base_and_not_made_good_by_a_fold(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_damage_is_carried_into_the_base_and_not_made_good_by_a_fold(tmp_path: P
         if kind == 1:
             raw[frame.segment_at + payload_at + length // 2] ^= 1
     first.write_bytes(raw)
-    before = {damage.first_position for damage in store.scrub()}
+    before = {damage.first_position for damage in scrub(store.folder)}
     assert before
     target = made.positions[-1]
     wrong = []
@@ -272,7 +272,7 @@ def test_damage_is_carried_into_the_base_and_not_made_good_by_a_fold(tmp_path: P
         else:
             assert_same(data, made.life.disk.states[store.floor][at : at + length], f"block at {at}")
     assert failed
-    assert {d.path for d in store.scrub() if d.first_position is not None} == {str(made.folder / "base.img")}
+    assert {d.path for d in scrub(store.folder) if d.first_position is not None} == {str(made.folder / "base.img")}
 
 
 def test_what_can_be_made_again_is_mended_when_the_store_is_opened(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from azure_emu.managed_disk import ManagedDiskStore, open_view, reset_disk
 from azure_emu.ports import SkippedBlob
 from blockfs.changelog import RecordType
 from blockfs.errors import RigError
-from blockfs.part import Listing, PartName, TagSeen, Watermark
+from blockfs.part import Listing, PartName, Watermark
+from blockfs.tags import TagSeen
 from tests.unit.disk_history import DISK_ID, Packed, SiteDisk
 from tests.unit.io_faults import READ, io_verdict
 from tests.unit.test_managed_disk import apply, assert_same, new_store, site, whole

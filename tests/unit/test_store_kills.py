@@ -14,6 +14,7 @@ import pytest
 from azure_emu import checkpoints
 from azure_emu.managed_disk import ManagedDiskStore, discard_leftovers, open_view, reset_disk
 from azure_emu.pins import pin, pins, unpin
+from azure_emu.scrub import scrub
 from blockfs import boot
 from blockfs.part import Watermark
 from tests.unit.disk_history import DISK_ID
@@ -62,7 +63,7 @@ class Scene:
             if store.floor <= position <= mark.complete_position:
                 state = self.life.disk.states[position]
                 assert_same(whole(open_view(store.folder, position)), state, f"{what}, position {position}")
-        assert list(store.scrub()) == [], what
+        assert list(scrub(store.folder)) == [], what
         return mark
 
 

@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from azure_emu import checkpoints
 from azure_emu.managed_disk import ManagedDiskStore, discard_leftovers, open_view
 from azure_emu.pins import pin, pins, unpin
+from azure_emu.scrub import scrub
 from blockfs.errors import RigError
 from blockfs.layers import Layer
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
@@ -188,7 +189,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def scrub(self) -> None:
-        assert list(self.store.scrub()) == []
+        assert list(scrub(self.store.folder)) == []
 
     @rule(choice=st.integers(0, 1 << 16))
     def look(self, choice: int) -> None:
@@ -223,7 +224,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.store.apply_part(*part)
             for position in self.readable():
                 self.compare(open_view(self.store.folder, position), position, f"position {position} in the end")
-            assert list(self.store.scrub()) == []
+            assert list(scrub(self.store.folder)) == []
         for view, _ in self.views:
             view.close()
         for patch in self.patches:

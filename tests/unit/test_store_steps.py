@@ -14,6 +14,7 @@ import pytest
 from azure_emu import checkpoints, disk_view
 from azure_emu.managed_disk import ManagedDiskStore, discard_leftovers, open_view, reset_disk
 from azure_emu.pins import pin, pins, unpin
+from azure_emu.scrub import scrub
 from blockfs.errors import RigError
 from blockfs.layers import ViewLayer
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES, Packed
@@ -80,7 +81,7 @@ class Life:
         for position in sorted(set(self.valid)):
             if store.floor <= position <= store.watermark().complete_position:
                 assert_same(whole(open_view(store.folder, position)), self.disk.states[position], f"{what}, {position}")
-        assert list(store.scrub()) == [], what
+        assert list(scrub(store.folder)) == [], what
 
 
 def killer(kill_at: int) -> Callable[[str], None]:
@@ -273,7 +274,7 @@ def test_a_block_that_a_power_loss_tore_in_a_fold_is_whole_again(tmp_path: Path)
     again = ManagedDiskStore.open(store.folder)
     assert again.floor == disk.position
     assert_same(whole(again.view(disk.position)), bytes(disk.data), "after the fold")
-    assert list(again.scrub()) == []
+    assert list(scrub(again.folder)) == []
 
 
 def test_a_kill_at_any_step_of_a_reset_leaves_the_old_store_or_the_new(tmp_path: Path) -> None:

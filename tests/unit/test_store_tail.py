@@ -11,6 +11,7 @@ from azure_emu.disk_meta import PROGRESS, Progress, read_meta, write_meta
 from azure_emu.frames import HEADER_BYTES, Frame
 from azure_emu.host_disk import pread_past_bad_sectors
 from azure_emu.managed_disk import ManagedDiskStore, open_view
+from azure_emu.scrub import scrub
 from azure_emu.store_history import load_history
 from blockfs import boot
 from blockfs.errors import RigError
@@ -158,7 +159,7 @@ def test_in_the_boot_in_which_it_was_written_a_bad_last_frame_is_rot(tail: Tail)
     tail.flip(tail.last.segment_at + 300)
     store = ManagedDiskStore.open(tail.folder)
     assert store.watermark().complete_position == tail.last.position
-    assert [damage.path for damage in store.scrub()] == [str(tail.path)]
+    assert [damage.path for damage in scrub(store.folder)] == [str(tail.path)]
 
 
 @pytest.mark.parametrize("later", [1, 2], ids=["same-boot", "another-boot"])

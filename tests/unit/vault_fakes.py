@@ -29,9 +29,10 @@ from blockfs.control import (
     TagKind,
 )
 from blockfs.errors import RigError
-from blockfs.part import TagSeen, Watermark
+from blockfs.part import Watermark
 from blockfs.progress import VmProgress
 from blockfs.sector_size import SectorBytes
+from blockfs.tags import TagSeen
 
 START_NS = 1_800_000_000_000_000_000
 
