@@ -10,9 +10,9 @@ from pathlib import Path
 
 import trio
 
-from blockfs.host import DiskHost
-from blockfs.serving import serve
-from cext.pump import PumpOptions
+from siterig.blockfs.fuse.serving import serve
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.cext.pump import PumpOptions
 
 APPLIED_EVERY_S = 5.0
 """The rig's own replication interval: so often all disks are cut, and what is logged so far counts as applied."""

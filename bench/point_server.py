@@ -16,10 +16,10 @@ from typing import Any
 import structlog
 import trio
 
-from azure_emu.store_views import StoreViews
-from blockfs.control import RecoverySource
-from blockfs.host import DiskHost
-from blockfs.serving import serve
+from siterig.azure_emu.disks.store_views import StoreViews
+from siterig.blockfs.contracts.control import RecoverySource
+from siterig.blockfs.fuse.serving import serve
+from siterig.blockfs.host.disk_host import DiskHost
 
 VM = "bench"
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
-from azure_emu.managed_disk import ManagedDiskStore
 from bench.site_history import BLOCK_BYTES, SiteHistory
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
 
 WAIT_S = 60.0
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blockfs.boot import current_boot_id
-from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter
-from blockfs.part import PartName
-from blockfs.part_codec import pack
-from blockfs.sync_stream import SyncStream
-from blockfs.tags import TagSeen, encode_tag
+from siterig.blockfs.changelog.segment import RecordType, SegmentHeader, SegmentWriter
+from siterig.blockfs.changelog.tags import TagSeen, encode_tag
+from siterig.blockfs.core.boot import current_boot_id
+from siterig.blockfs.transfer.part_codec import pack
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.blockfs.transfer.sync_stream import SyncStream
 
 BLOCK_BYTES = 4096
 CHUNK_BYTES = 1 << 20

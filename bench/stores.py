@@ -32,13 +32,13 @@ import zstandard
 from rich.console import Console
 from rich.table import Table
 
-from azure_emu.disk_view import build_map
-from azure_emu.managed_disk import ManagedDiskStore
-from azure_emu.store_history import load_history
 from bench import fio
 from bench.fio import COLUMNS
 from bench.point_subjects import PointServer
 from bench.site_history import BLOCK_BYTES, SiteHistory
+from siterig.azure_emu.disks.disk_view import build_map
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.azure_emu.disks.store_history import load_history
 
 PART_WRITES = 4096
 DISK_BYTES = 2 << 30
@@ -47,7 +47,7 @@ DATA_BYTES = DISK_BYTES
 OPENER = """
 import resource, sys, time
 from pathlib import Path
-from azure_emu.managed_disk import open_view
+from siterig.azure_emu.disks.managed_disk import open_view
 def rss():
     return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1])
 before, began = rss(), time.perf_counter()

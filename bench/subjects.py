@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from bench import passthrough_ll
-from blockfs.host import DiskHost
+from siterig.blockfs.host.disk_host import DiskHost
 
 DISK_BYTES = 64 << 30
 """Sparse; so large only that the log, which is unsent for some seconds, stays below half of it."""

@@ -28,12 +28,12 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
-from blockfs.changelog import RecordType
-from blockfs.disk import Disk
-from blockfs.host import DiskHost
-from blockfs.serving import serve
-from blockfs.tags import TagSeen, encode_tag
-from cext._core import ffi, lib
+from siterig.blockfs.changelog.segment import RecordType
+from siterig.blockfs.changelog.tags import TagSeen, encode_tag
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.fuse.serving import serve
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.cext._core import ffi, lib
 
 DISK_BYTES = 16 << 30
 AREA_BYTES = 256 << 20

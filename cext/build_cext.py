@@ -1,4 +1,4 @@
-"""Builds the C core as ``cext._core`` (cffi, API mode); run by setuptools through setup.py."""
+"""Builds the C core as ``siterig.cext._core`` (cffi, API mode); run by setuptools through setup.py."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ffibuilder.cdef("struct iovec { void *iov_base; size_t iov_len; };")
 for header in HEADERS:
     ffibuilder.cdef(declarations((HERE / header).read_text()))
 ffibuilder.set_source(
-    "cext._core",
+    "siterig.cext._core",
     "".join(f'#include "{header}"\n' for header in HEADERS),
     sources=[os.path.relpath(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE)],

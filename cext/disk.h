@@ -1,6 +1,6 @@
 /* One virtual disk: a layer, its change log, perhaps a snapshot; and the handles under which it is open.
  *
- * Fault contract: see blockfs/disk.py.  A record is in the log before its bytes are on the disk; both happen under the
+ * Fault contract: see blockfs/disk/disk.py.  A record is in the log before its bytes are on the disk; both happen under the
  * disk's lock, so overlapping writes reach log and disk in the same order.  No function here waits for Python: when no
  * spare segment is at hand the current one goes on growing.
  *

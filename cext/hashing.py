@@ -7,7 +7,7 @@ import os
 
 from typing_extensions import Buffer
 
-from cext._core import ffi, lib
+from siterig.cext._core import ffi, lib
 
 KEY_BYTES = 32
 TAG_BYTES = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cext._core import lib
+from siterig.cext._core import lib
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:

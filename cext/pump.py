@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from cext._core import ffi, lib
+from siterig.cext._core import ffi, lib
 
 THREADS_MAX: int = lib.SR_PUMP_THREADS_MAX
 QUEUE_MAX = (1 << 16) - 1

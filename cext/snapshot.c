@@ -1,4 +1,4 @@
-/* Copy-before-write snapshot.  Fault contract: blockfs/snapshot.py. */
+/* Copy-before-write snapshot.  Fault contract: blockfs/disk/snapshot.py. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <stdlib.h>

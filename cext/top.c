@@ -1,6 +1,6 @@
 /* A writable top: a sparse file that takes the writes over a lower layer, with a map of the blocks that it holds.
  *
- * Fault contract: blockfs/layers.py. */
+ * Fault contract: blockfs/layers/layer.py. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>

@@ -1,0 +1,4 @@
+"""The site's replication: engine and fabrics. Imports ``blockfs`` and ``cext``.
+
+Imports no other room.
+"""

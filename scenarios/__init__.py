@@ -1,0 +1,4 @@
+"""The drill: workload, checks, steps and report. Imports every folder to its left.
+
+Imports no other room.
+"""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 INTERRUPTED = 130
-"""The same as in siterig.statuses, whose package is part of what takes the moment."""
+"""The same as in siterig.core.statuses, whose package is part of what takes the moment."""
 
 
 def main() -> None:
@@ -26,15 +26,15 @@ def main() -> None:
 
 def _load(words: list[str]) -> Callable[[], object]:
     if shell := os.environ.get("_SITERIG_COMPLETE"):
-        from siterig.completion import answer  # noqa: PLC0415
+        from siterig.cli.completion import answer  # noqa: PLC0415
 
         return lambda: answer(shell, words)
     # --version is answered without what parses options: that takes longer to load than all the rest.
     if "--version" in words and set(words) <= {"--version", "--json"}:
-        from siterig.provenance import print_versions  # noqa: PLC0415
+        from siterig.cli.provenance import print_versions  # noqa: PLC0415
 
         return lambda: print_versions(as_json="--json" in words)
-    from siterig.cli import program  # noqa: PLC0415
+    from siterig.cli.app import program  # noqa: PLC0415
 
     return program(words)
 

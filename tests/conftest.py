@@ -10,7 +10,7 @@ import pytest
 import structlog
 from hypothesis import settings
 
-from blockfs import boot
+from siterig.blockfs.core import boot
 
 settings.register_profile("siterig", deadline=None)
 settings.load_profile("siterig")

@@ -13,16 +13,19 @@ from typing import Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from azure_emu.ports import Damage, RoleStatus, SkippedBlob
-from azure_emu.vault import damage, events, health, points, rig_clock, vm_tasks
-from azure_emu.vault.repairs import Repairs
-from azure_emu.vault.schema import AzureVmRow, DiskRow, ItemRow
-from azure_emu.vault.services import Services
-from azure_emu.vault.states import PRIMARY, State
-from blockfs.clock import SECOND_NS
-from blockfs.control import TagKind
-from blockfs.part import Watermark
-from blockfs.tags import TagSeen
+from siterig.azure_emu.contracts.ports import Damage, RoleStatus, SkippedBlob
+from siterig.azure_emu.vault.context import events, rig_clock
+from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.context.states import PRIMARY, State
+from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow
+from siterig.azure_emu.vault.jobs import vm_tasks
+from siterig.azure_emu.vault.monitoring import damage, health
+from siterig.azure_emu.vault.monitoring.repairs import Repairs
+from siterig.azure_emu.vault.points import points
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.contracts.control import TagKind
+from siterig.blockfs.core.clock import SECOND_NS
+from siterig.blockfs.transfer.part_name import Watermark
 
 # Before this the managed disks need not exist yet; in disabling they may be gone already.
 _NO_MANAGED_DISKS = {State.ENABLING, State.ENABLING_FAILED, State.DISABLING, State.DISABLING_FAILED}
@@ -45,7 +48,7 @@ class _Applied:
 
 
 class Reports:
-    """Mixed into :class:`azure_emu.vault.vault.Vault`, which is what the roles are given."""
+    """Mixed into :class:`siterig.azure_emu.vault.service.Vault`, which is what the roles are given."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -54,7 +57,7 @@ class Reports:
     # ---- ApplierReports
 
     async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
-        """Implements azure_emu.ports.ApplierReports."""
+        """Implements siterig.azure_emu.contracts.ports.ApplierReports."""
 
         def note(session: Session) -> _Applied | None:
             disk = session.get(DiskRow, watermark.disk_id)
@@ -78,7 +81,9 @@ class Reports:
         return done.later
 
     async def store_older(self, *, watermark: Watermark) -> None:
-        """Implements azure_emu.ports.ApplierReports.  Points that the store has not got any more are not available."""
+        """Implements siterig.azure_emu.contracts.ports.ApplierReports.  Points that the store has not got any more are not
+        available.
+        """
 
         def note(session: Session) -> str | None:
             disk = session.get(DiskRow, watermark.disk_id)
@@ -100,7 +105,7 @@ class Reports:
         self._wake(await self._services.store.transact(note))
 
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
-        """Implements azure_emu.ports.ApplierReports."""
+        """Implements siterig.azure_emu.contracts.ports.ApplierReports."""
 
         def note(session: Session) -> str | None:
             disk = session.get(DiskRow, disk_id)
@@ -115,7 +120,9 @@ class Reports:
         self._wake(await self._services.store.transact(note))
 
     async def replicating_disks(self) -> list[str]:
-        """Implements azure_emu.ports.ApplierReports.  After a commit to Azure nothing is to be applied any more."""
+        """Implements siterig.azure_emu.contracts.ports.ApplierReports.  After a commit to Azure nothing is to be applied
+        any more.
+        """
 
         def look(session: Session) -> list[str]:
             query = select(DiskRow.disk_id).join(ItemRow, ItemRow.vm == DiskRow.vm)
@@ -127,11 +134,13 @@ class Reports:
     async def account_seen(
         self, *, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int
     ) -> None:
-        """Implements azure_emu.ports.ApplierReports."""
+        """Implements siterig.azure_emu.contracts.ports.ApplierReports."""
         self._services.lag.account(disk_id, waiting_bytes, skipped, skipped_count)
 
     async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
-        """Implements azure_emu.ports.ApplierReports.  A part that was sent again to no avail makes a resync due."""
+        """Implements siterig.azure_emu.contracts.ports.ApplierReports.  A part that was sent again to no avail makes a
+        resync due.
+        """
         bad = await self._repairs.ask_for(disk_id, parts)
         if bad is None:
             return
@@ -150,14 +159,16 @@ class Reports:
     # ---- RoleReports
 
     async def report_roles(self, *, roles: list[RoleStatus]) -> None:
-        """Implements azure_emu.ports.RoleReports."""
+        """Implements siterig.azure_emu.contracts.ports.RoleReports."""
         if self._services.roles.update(roles, self._services.clock.wall_ns()):
             self._services.signals.notify_all()
 
     # ---- DamageReports
 
     async def vm_disk_changed(self, *, vm: str, disk: str, what: str) -> None:
-        """Implements azure_emu.ports.DamageReports.  It is a warning of the VM's owner until the VM is removed."""
+        """Implements siterig.azure_emu.contracts.ports.DamageReports.  It is a warning of the VM's owner until the VM is
+        removed.
+        """
 
         def note(session: Session) -> str | None:
             row = session.get(AzureVmRow, vm)
@@ -174,7 +185,7 @@ class Reports:
         self._wake(await self._services.store.transact(note))
 
     async def damage_met(self, *, disk_id: str, path: str, offset: int, position: int) -> None:
-        """Implements azure_emu.ports.DamageReports."""
+        """Implements siterig.azure_emu.contracts.ports.DamageReports."""
 
         def note(session: Session) -> None:
             disk = session.get(DiskRow, disk_id)
@@ -185,7 +196,7 @@ class Reports:
         await self._services.store.transact(note)
 
     async def scrubbed(self, *, disk_id: str, damages: list[Damage]) -> None:
-        """Implements azure_emu.ports.DamageReports."""
+        """Implements siterig.azure_emu.contracts.ports.DamageReports."""
 
         def note(session: Session) -> None:
             disk = session.get(DiskRow, disk_id)

@@ -7,15 +7,15 @@ from functools import partial
 
 import trio
 
-from azure_emu.azurite import connection_string
-from azure_emu.cache_account import BlobCacheAccount
-from azure_emu.ports import Provider
-from replication.agent import HyperVAgent
-from replication.retry import OFFICIAL_DELAYS_S
-from siterig import rpc_server, services
-from siterig.launch import QUICK_RETRIES
-from siterig.layout import Layout
+from siterig.azure_emu.contracts.ports import Provider
+from siterig.azure_emu.storage.azurite import connection_string
+from siterig.azure_emu.storage.cache_account import BlobCacheAccount
+from siterig.core.layout import Layout
+from siterig.replication.engine.retry import OFFICIAL_DELAYS_S
+from siterig.replication.hyperv.agent import HyperVAgent
 from siterig.roles.entry import Health, main
+from siterig.rpc import rpc_server, services
+from siterig.supervisor.launch import QUICK_RETRIES
 
 QUICK_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 10.0)
 """For a rig whose replication interval is shorter than any official one."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import trio
 
-from azure_emu.applier import Applier
-from azure_emu.azurite import connection_string
-from azure_emu.cache_account import BlobCacheAccount
-from azure_emu.ports import RecoverySide
-from siterig import rpc_server, services
-from siterig.layout import Layout
+from siterig.azure_emu.applier.applier import Applier
+from siterig.azure_emu.contracts.ports import RecoverySide
+from siterig.azure_emu.storage.azurite import connection_string
+from siterig.azure_emu.storage.cache_account import BlobCacheAccount
+from siterig.core.layout import Layout
 from siterig.roles.entry import Health, main
+from siterig.rpc import rpc_server, services
 
 
 async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:

@@ -7,15 +7,15 @@ from functools import partial
 
 import trio
 
-from azure_emu.changed_vm_disks import ChangedVmDisks
-from azure_emu.store_views import StoreViews
-from blockfs.host import DiskHost
-from siterig import services
-from siterig.front_end import FrontEnd
-from siterig.layout import Layout
-from siterig.limits import Limits
+from siterig.azure_emu.applier.changed_vm_disks import ChangedVmDisks
+from siterig.azure_emu.disks.store_views import StoreViews
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.core.front_end import FrontEnd
+from siterig.core.layout import Layout
+from siterig.core.limits import Limits
 from siterig.roles.entry import Health, main
 from siterig.roles.hosting import clear_stale, host_disks
+from siterig.rpc import services
 
 
 async def run(

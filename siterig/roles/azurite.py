@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import trio
 
-from azure_emu.azurite import run_azurite
-from azure_emu.cache_account import BlobCacheAccount
-from siterig.layout import Layout
+from siterig.azure_emu.storage.azurite import run_azurite
+from siterig.azure_emu.storage.cache_account import BlobCacheAccount
+from siterig.core.layout import Layout
 from siterig.roles.entry import Health, main
 
 

@@ -15,18 +15,19 @@ from typing import Protocol
 import structlog
 import trio
 
-from blockfs.errors import RigError
-from blockfs.json_text import json_text
-from blockfs.waits import RoleHealth, Wait, Waits
-from siterig.failures import expected
-from siterig.layout import PRIVATE_UMASK, Layout
-from siterig.process import HealthAnswer, Readiness
-from siterig.process_log import log_to_stderr
-from siterig.process_setup import allow_many_files, die_with_parent, forbid_core_dumps
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.waits import RoleHealth, Wait, Waits
+from siterig.blockfs.files.json_text import json_text
+from siterig.core.failures import expected
+from siterig.core.layout import PRIVATE_UMASK, Layout
+from siterig.core.process_setup import allow_many_files, die_with_parent, forbid_core_dumps
+from siterig.supervisor.process import HealthAnswer, Readiness
+from siterig.supervisor.process_log import log_to_stderr
 
 
 class Health:
-    """A role's health (:class:`blockfs.waits.RoleHealth`): the waits that it registers, and what its frame finds.
+    """A role's health (:class:`siterig.blockfs.core.waits.RoleHealth`): the waits that it registers, and what its frame
+    finds.
 
     ``probe``: asks what the role serves, if that is a process of its own; ``RigError`` if it does not answer.
     """
@@ -36,7 +37,7 @@ class Health:
         self.probe: Callable[[], Awaitable[None]] | None = None
 
     async def report(self) -> list[Wait]:
-        """Implements :class:`blockfs.waits.RoleHealth`."""
+        """Implements :class:`siterig.blockfs.core.waits.RoleHealth`."""
         if self.probe is not None:
             await self.probe()
         self._look_for_descriptors()
@@ -77,7 +78,7 @@ async def until_told(work: RoleWork, layout: Layout, channel_fd: int) -> None:
 
 
 async def answer_checks(health: RoleHealth, channel_fd: int) -> None:
-    """Answer the parent's health checks (:mod:`siterig.process`) until cancelled; closes the channel then."""
+    """Answer the parent's health checks (:mod:`siterig.supervisor.process`) until cancelled; closes the channel then."""
     async with trio.lowlevel.FdStream(channel_fd) as channel:
         async for questions in channel:
             for _ in range(questions.count(b"\n")):

@@ -7,11 +7,12 @@ from pathlib import Path
 import structlog
 import trio
 
-from blockfs import serving
-from blockfs.control import DiskHostControl
-from blockfs.host import DiskHost
-from siterig import cleanup, rpc_server
-from siterig.front_end import FrontEnd
+from siterig.blockfs.contracts.control import DiskHostControl
+from siterig.blockfs.fuse import serving
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.core.front_end import FrontEnd
+from siterig.rpc import rpc_server
+from siterig.supervisor import cleanup
 
 
 async def host_disks(

@@ -7,10 +7,10 @@ from functools import partial
 
 import trio
 
-from blockfs.host import DiskHost
-from siterig.front_end import FrontEnd
-from siterig.layout import Layout
-from siterig.limits import Limits
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.core.front_end import FrontEnd
+from siterig.core.layout import Layout
+from siterig.core.limits import Limits
 from siterig.roles.entry import Health, main
 from siterig.roles.hosting import clear_stale, host_disks
 

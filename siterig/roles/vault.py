@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import trio
 
-from azure_emu.ports import ApplierReports, DamageReports, RoleReports
-from azure_emu.vault.api import VaultApi
-from azure_emu.vault.vault import Vault
-from blockfs import hostmounts
-from replication.ports import VaultLink
-from siterig import rpc_server, services
-from siterig.layout import Layout
+from siterig.azure_emu.contracts.ports import ApplierReports, DamageReports, RoleReports
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.guests import hostmounts
+from siterig.core.layout import Layout
+from siterig.replication.contracts.ports import VaultLink
 from siterig.roles.entry import Health, main
+from siterig.rpc import rpc_server, services
 
 
 async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:

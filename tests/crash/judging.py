@@ -6,13 +6,13 @@ import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
-from blockfs import dirty
-from blockfs.changelog import SegmentReader
-from blockfs.disk import Disk
-from blockfs.disk_log import find_segments
-from blockfs.disk_state import DiskState
-from blockfs.errors import RigError
-from blockfs.position import PositionCounter
+from siterig.blockfs.changelog import dirty
+from siterig.blockfs.changelog.disk_log import find_segments
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.segment import SegmentReader
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_state import DiskState
 from tests.crash.lives import NAME, Known, World
 from tests.crash.recording import SECTOR_BYTES
 from tests.crash.states import State

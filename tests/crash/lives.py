@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace, make_raw, make_top
-from blockfs.disk_rules import DiskRules
-from blockfs.layers import Layer, RawLayer
-from blockfs.position import PositionCounter
-from blockfs.tags import TagSeen
-from cext._core import lib
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace, make_raw, make_top
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.layers.layer import Layer, RawLayer
+from siterig.cext._core import lib
 from tests.crash.recording import Recorder
 from tests.crash.states import DISK, LOG, State, group_of
 from tests.unit.disk_model import replay_files

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from blockfs.position import PositionCounter
-from cext._core import ffi, lib
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.cext._core import ffi, lib
 
 SECTOR_BYTES = 512
 MAPPED = ("position", ".dirty", ".present")

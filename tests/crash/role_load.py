@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blockfs.position import read_position
-from cext.hashing import is_zero
+from siterig.blockfs.changelog.position import read_position
+from siterig.cext.hashing import is_zero
 
 PAGE = 4096
 SLOTS = 64

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from blockfs import disk_log
-from blockfs.changelog import HEADER_BYTES
-from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace, make_raw
-from blockfs.disk_log import LogPolicy, find_segments
-from blockfs.disk_rules import DiskRules
-from blockfs.disk_state import DiskState
-from blockfs.position import PositionCounter
-from cext._core import ffi, lib
+from siterig.blockfs.changelog import disk_log
+from siterig.blockfs.changelog.disk_log import LogPolicy, find_segments
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.segment import HEADER_BYTES
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.cext._core import ffi, lib
 from tests.crash.recording import Event, NamesSynced, Recorder, Renamed, Synced, Unnamed, Wrote
 from tests.unit.disk_model import replay, replay_files
 from tests.unit.io_faults import WRITE, failing

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.disk_state import DiskState
+from siterig.blockfs.disk.disk_state import DiskState
 from tests.crash.kill_load import AREA_BYTES, Area, Writer
 from tests.system.disk_server import FRONT_ENDS
 from tests.system.disk_server_process import CAN_MAKE_HOLES, VM, DiskServer, skip_unless_possible

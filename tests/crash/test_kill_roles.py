@@ -18,14 +18,14 @@ from typing import TypeVar
 import pytest
 import trio
 
-from azure_emu.azurite import connection_string
-from azure_emu.cache_account import BlobCacheAccount
-from azure_emu.ports import DiskSpec
-from azure_emu.vault.api import Job, ProtectedItem, RecoveryPoint, Vm
-from blockfs.errors import RigError
-from blockfs.part import PartName
-from blockfs.position import read_position
-from siterig.testbed import Testbed
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.storage.azurite import connection_string
+from siterig.azure_emu.storage.cache_account import BlobCacheAccount
+from siterig.azure_emu.vault.model.api import Job, ProtectedItem, RecoveryPoint, Vm
+from siterig.blockfs.changelog.position import read_position
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.testing.testbed import Testbed
 from tests.crash.role_load import DISKS, Load, Still, first_difference
 
 pytestmark = pytest.mark.system

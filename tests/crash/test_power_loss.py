@@ -21,8 +21,9 @@ from pathlib import Path
 import pytest
 import structlog
 
-from blockfs import boot, disk_log
-from blockfs.disk_state import DiskState
+from siterig.blockfs.changelog import disk_log
+from siterig.blockfs.core import boot
+from siterig.blockfs.disk.disk_state import DiskState
 from tests.crash.judging import Crash, judge, judge_damaged
 from tests.crash.lives import DISK_BYTES, Known, Life, World
 from tests.crash.recording import Event, NamesSynced, Noted, Recorder, Synced

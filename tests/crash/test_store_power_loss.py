@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from azure_emu import checkpoints
-from azure_emu.managed_disk import ManagedDiskStore, open_view
-from azure_emu.pins import pin, pins, unpin
-from azure_emu.scrub import scrub
+from siterig.azure_emu.disks import checkpoints
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
+from siterig.azure_emu.disks.pins import pin, pins, unpin
+from siterig.azure_emu.scrub.scrubber import scrub
 from tests.crash.recording import Event, Noted, Recorder
 from tests.crash.states import Crashing, State
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
@@ -169,14 +169,14 @@ def put(folder: Path, states: dict[str, State]) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_every_state_that_a_power_loss_may_leave_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     print(f"replay with seed {seed}")
-    monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 60_000)
-    monkeypatch.setattr("azure_emu.history.SLICE_BYTES", 80_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 60_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 80_000)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 5)
-    monkeypatch.setattr("azure_emu.fold.DELETERS", 1)  # calls in an order that the seed alone tells
+    monkeypatch.setattr("siterig.azure_emu.disks.fold.DELETERS", 1)  # calls in an order that the seed alone tells
     story = Story(tmp_path, seed)
     recorder = story.play()
     rng = random.Random(seed)
-    monkeypatch.setattr("blockfs.boot.current_boot_id", lambda: str(uuid.UUID(int=7)))
+    monkeypatch.setattr("siterig.blockfs.core.boot.current_boot_id", lambda: str(uuid.UUID(int=7)))
     crashing = {name: Crashing(recorder.starts[name]) for name in FOLDERS}
     moments = set(rng.sample(range(len(recorder.line)), min(STATES // 3, len(recorder.line))))
     facts: dict[str, int] = {}

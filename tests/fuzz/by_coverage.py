@@ -17,7 +17,7 @@ from typing import Any
 
 atheris: Any = importlib.import_module("atheris")
 with atheris.instrument_imports(include=["azure_emu", "blockfs", "zstandard"]):
-    from blockfs.boot import current_boot_id
+    from siterig.blockfs.core.boot import current_boot_id
     from tests.fuzz import (
         damage,
         disk_damage,

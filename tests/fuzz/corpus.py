@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from blockfs.part import PartName
+from siterig.blockfs.transfer.part_name import PartName
 from tests.fuzz import (
     damage,
     disk_damage,

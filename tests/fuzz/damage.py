@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import zstandard
 
-from blockfs.part import PartName
+from siterig.blockfs.transfer.part_name import PartName
 from tests.fuzz import strict_log as log
 
 DISK_ID = "6a83da7e-b542-496d-a113-08b9b71d9e21"

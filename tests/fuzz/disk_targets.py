@@ -8,13 +8,13 @@ from pathlib import Path
 
 from structlog.testing import capture_logs
 
-from blockfs.boot import current_boot_id
-from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace
-from blockfs.disk_log import find_segments
-from blockfs.disk_rules import DiskRules
-from blockfs.errors import RigError
-from blockfs.position import PositionCounter
+from siterig.blockfs.changelog.disk_log import find_segments
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.core.boot import current_boot_id
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace
+from siterig.blockfs.disk.disk_rules import DiskRules
 from tests.fuzz import strict_log as log
 from tests.fuzz.damage import DISK_ID, GENERATION
 from tests.fuzz.log_targets import assert_clear

@@ -14,15 +14,15 @@ from unittest import mock
 
 import zstandard
 
-from blockfs import changelog
-from blockfs.changelog import Record, SegmentReader, scan_tail
-from blockfs.errors import RigError
-from blockfs.layers import RawLayer
-from blockfs.log_replay import CheckedLog, FileSummary, Replay, check, verify
-from blockfs.part import PartName
-from blockfs.part_codec import unpack
-from blockfs.part_index import Entry, decode_entries, index_segment
-from cext.hashing import crc32c
+from siterig.blockfs.changelog import segment as segment_module
+from siterig.blockfs.changelog.log_replay import CheckedLog, FileSummary, Replay, check, verify
+from siterig.blockfs.changelog.segment import Record, SegmentReader, scan_tail
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.layers.layer import RawLayer
+from siterig.blockfs.transfer.part_codec import unpack
+from siterig.blockfs.transfer.part_index import Entry, decode_entries, index_segment
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.cext.hashing import crc32c
 from tests.fuzz import strict_log as log
 from tests.fuzz.damage import DISK_BYTES, DISK_ID, GENERATION
 
@@ -65,7 +65,7 @@ def bounded_work(size_bytes: int) -> Iterator[None]:
         assert done <= 64 * size_bytes + 65536, f"checksums over {done} bytes of a file of {size_bytes}"
         return crc32c(data, crc)
 
-    with mock.patch.object(changelog, "crc32c", counted):
+    with mock.patch.object(segment_module, "crc32c", counted):
         yield
 
 

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from blockfs.vhd import FOOTER_BYTES, fixed_footer
+from siterig.blockfs.images.vhd import FOOTER_BYTES, fixed_footer
 from tests.fuzz.damage import DISK_ID, EDGES, Choices, damage_bytes, poke
 from tests.fuzz.strict_log import crc32c
 

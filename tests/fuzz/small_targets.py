@@ -14,15 +14,16 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
-from blockfs import dirty, present_map
-from blockfs.boot import current_boot_id
-from blockfs.disk_state import DiskState
-from blockfs.dm_log_writes import DmLogReader
-from blockfs.errors import RigError
-from blockfs.layers import RawLayer
-from blockfs.log_exchange import import_log
-from blockfs.log_replay import Replay, check
-from blockfs.vhd import read_footer
+from siterig.blockfs.changelog import dirty
+from siterig.blockfs.changelog.dm_log_writes import DmLogReader
+from siterig.blockfs.changelog.log_exchange import import_log
+from siterig.blockfs.changelog.log_replay import Replay, check
+from siterig.blockfs.core.boot import current_boot_id
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.images.vhd import read_footer
+from siterig.blockfs.layers import present_map
+from siterig.blockfs.layers.layer import RawLayer
 from tests.fuzz.log_targets import IMAGE_BYTES_MAX, assert_clear
 from tests.fuzz.strict_log import crc32c
 

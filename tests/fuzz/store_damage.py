@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from azure_emu import checkpoints
-from azure_emu.managed_disk import ManagedDiskStore
-from blockfs.boot import current_boot_id
+from siterig.azure_emu.disks import checkpoints
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.blockfs.core.boot import current_boot_id
 from tests.fuzz.damage import DISK_ID, OTHER_ID, Choices, damage_bytes, poke
 from tests.fuzz.small_damage import VALUES
 from tests.fuzz.strict_store import BACK, ENTRY, FRONT, HEADER_BYTES, Frame, crc32c, journal
@@ -166,7 +166,7 @@ STORES = 3
 @cache
 def good_store(seed: int) -> Good:
     """A store of a few frames in two or three volumes, with two checkpoints."""
-    with tempfile.TemporaryDirectory() as name, mock.patch("azure_emu.journal_volume.VOLUME_BYTES", 9000):
+    with tempfile.TemporaryDirectory() as name, mock.patch("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 9000):
         disk = SiteDisk(Path(name), random.Random(seed), data=bytearray(SIZE_BYTES))
         for at in range(0, SIZE_BYTES, 9000):
             disk.write(at, disk.rng.randbytes(5000))

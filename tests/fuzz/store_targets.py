@@ -11,21 +11,21 @@ from pathlib import Path
 
 from structlog.testing import capture_logs
 
-from azure_emu import checkpoints
-from azure_emu.base import Owner, read_map, take_up, unpack_map
-from azure_emu.checkpoints import BadCheckpointError
-from azure_emu.disk_meta import PROGRESS, DiskMeta, Progress, read_meta
-from azure_emu.managed_disk import ManagedDiskStore, open_view
-from azure_emu.ports import Pin
-from azure_emu.store_history import load_history
-from azure_emu.store_views import StoreViews
-from blockfs.boot import current_boot_id
-from blockfs.disk_rules import DiskRules
-from blockfs.errors import RigError
-from blockfs.layers import Layer, RawLayer
-from blockfs.position import PositionCounter
-from blockfs.recoveries import Recoveries
-from blockfs.wire import WireModel
+from siterig.azure_emu.contracts.ports import Pin
+from siterig.azure_emu.disks import checkpoints
+from siterig.azure_emu.disks.base import Owner, read_map, take_up, unpack_map
+from siterig.azure_emu.disks.checkpoints import BadCheckpointError
+from siterig.azure_emu.disks.disk_meta import PROGRESS, DiskMeta, Progress, read_meta
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
+from siterig.azure_emu.disks.store_history import load_history
+from siterig.azure_emu.disks.store_views import StoreViews
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.core.boot import current_boot_id
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.wire import WireModel
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.host.recoveries import Recoveries
+from siterig.blockfs.layers.layer import Layer, RawLayer
 from tests.fuzz import strict_store as strict
 from tests.fuzz.log_targets import assert_clear
 from tests.fuzz.store_damage import Good, volumes_of

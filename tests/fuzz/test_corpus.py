@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from blockfs import boot
-from blockfs.boot import current_boot_id
-from blockfs.changelog import SegmentReader, scan_tail
-from blockfs.dm_log_writes import DmLogReader
-from blockfs.errors import RigError
+from siterig.blockfs.changelog.dm_log_writes import DmLogReader
+from siterig.blockfs.changelog.segment import SegmentReader, scan_tail
+from siterig.blockfs.core import boot
+from siterig.blockfs.core.boot import current_boot_id
+from siterig.blockfs.core.errors import RigError
 from tests.fuzz import damage, store_damage
 from tests.fuzz import strict_log as log
 from tests.fuzz.corpus import CORPUS, TARGETS

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from blockfs.boot import current_boot_id
-from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter
+from siterig.blockfs.changelog.segment import RecordType, SegmentHeader, SegmentWriter
+from siterig.blockfs.core.boot import current_boot_id
 from tests.fuzz import damage, disk_damage, disk_targets, log_targets
 from tests.fuzz import strict_log as log
 from tests.fuzz.run import fuzz

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockfs.boot import current_boot_id
+from siterig.blockfs.core.boot import current_boot_id
 from tests.fuzz import small_damage, small_targets
 from tests.fuzz.run import fuzz
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cext.build_cext import SOURCES
+from siterig.cext.build_cext import SOURCES
 
 pytestmark = pytest.mark.system
 

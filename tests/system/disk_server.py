@@ -2,9 +2,9 @@
 
 ``python -m tests.system.disk_server ROOT MOUNT BYTES FRONT_END [UID]``: makes VM ``web01`` with tracked disks ``os`` and
 ``data`` of so many bytes if it is not there, prints ``ready``, then answers a line of JSON on stdin with one on stdout,
-until it ends or the mount is gone: ``["cut", {"vm": "web01", ...}]`` is :meth:`blockfs.control.DiskHostControl.cut`, and so
-on; also ``stall`` and ``remember`` of this module.  UID: an ordinary user to be.  Managed disks are in ``managed`` beside
-the mount.
+until it ends or the mount is gone: ``["cut", {"vm": "web01", ...}]`` is
+:meth:`siterig.blockfs.contracts.control.DiskHostControl.cut`, and so on; also ``stall`` and ``remember`` of this module.
+UID: an ordinary user to be.  Managed disks are in ``managed`` beside the mount.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import structlog
 import trio
 from pydantic_core import to_json
 
-from azure_emu.store_views import StoreViews
-from blockfs import filesystem
-from blockfs.control import RecoverySource
-from blockfs.host import DiskHost
-from blockfs.serving import serve
-from cext.pump import PumpOptions
+from siterig.azure_emu.disks.store_views import StoreViews
+from siterig.blockfs.contracts.control import RecoverySource
+from siterig.blockfs.fuse import filesystem
+from siterig.blockfs.fuse.serving import serve
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.cext.pump import PumpOptions
 
 DISK_BYTES = 512 << 20
 STALL_MAX_S = 60.0

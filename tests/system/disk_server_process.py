@@ -78,7 +78,7 @@ class DiskServer:
         self._process.stdin.flush()
 
     def call(self, method: str, **arguments: object) -> Any:
-        """Ask the disk host (:class:`blockfs.control.DiskHostControl`); its answer as of JSON."""
+        """Ask the disk host (:class:`siterig.blockfs.contracts.control.DiskHostControl`); its answer as of JSON."""
         self.ask(method, **arguments)
         return json.loads(self._line())
 

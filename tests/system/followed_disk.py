@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from blockfs.control import SegmentInfo
+from siterig.blockfs.contracts.control import SegmentInfo
 from tests.system.disk_server_process import VM, DiskServer
 from tests.system.log_oracle import Model
 

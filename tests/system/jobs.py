@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import trio
 
-from azure_emu.vault.api import Job
-from siterig.testbed import Testbed
+from siterig.azure_emu.vault.model.api import Job
+from siterig.testing.testbed import Testbed
 
 
 async def ended(testbed: Testbed, job: Job) -> Job:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from siterig.doctor import TEST_PROGRAMS, ThisMachine
+from siterig.cli.doctor import TEST_PROGRAMS, ThisMachine
 
 
 def needs_program(*names: str) -> pytest.MarkDecorator:

@@ -11,15 +11,16 @@ from typing import TypeVar
 
 import trio
 
-from azure_emu.ports import DiskState, Provider
-from azure_emu.vault.api import Job
-from blockfs.errors import RigError
-from siterig import cleanup, rpc_server, services
-from siterig.front_end import FrontEnd
-from siterig.layout import Layout, create
-from siterig.limits import Limits
-from siterig.process import Child
-from siterig.rpc_client import proxy
+from siterig.azure_emu.contracts.ports import DiskState, Provider
+from siterig.azure_emu.vault.model.api import Job
+from siterig.blockfs.core.errors import RigError
+from siterig.core.front_end import FrontEnd
+from siterig.core.layout import Layout, create
+from siterig.core.limits import Limits
+from siterig.rpc import rpc_server, services
+from siterig.rpc.rpc_client import proxy
+from siterig.supervisor import cleanup
+from siterig.supervisor.process import Child
 from tests.system.points_roles import Fuse, Policies, cache_of, clock_of
 from tests.system.points_source import NS, VM, Source
 

@@ -15,24 +15,25 @@ from typing import Protocol
 
 import trio
 
-from azure_emu import applier, checkpoints, history, journal_volume
-from azure_emu.managed_disk import ManagedDiskStore
-from azure_emu.ports import ApplierReports, RecoverySide
-from azure_emu.vault import rig_clock
-from azure_emu.vault.api import VaultApi
-from azure_emu.vault.vault import Vault
-from blockfs import hostmounts
-from blockfs.clock import Clock
-from blockfs.errors import RigError
-from blockfs.part import Listing, PartName
-from replication.ports import VaultLink
-from siterig import rpc_server, services
-from siterig.layout import Layout
+from siterig.azure_emu.applier import applier
+from siterig.azure_emu.contracts.ports import ApplierReports, RecoverySide
+from siterig.azure_emu.disks import checkpoints, history, journal_volume
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.azure_emu.vault.context import rig_clock
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.transfer.part_name import Listing, PartName
+from siterig.core.layout import Layout
+from siterig.replication.contracts.ports import VaultLink
 from siterig.roles.entry import Health, main
+from siterig.rpc import rpc_server, services
 
 
 class FolderCache:
-    """Parts as files: a :class:`azure_emu.part_cache.PartCache`."""
+    """Parts as files: a :class:`siterig.azure_emu.contracts.part_cache.PartCache`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

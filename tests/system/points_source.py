@@ -11,13 +11,13 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from azure_emu.ports import DiskSpec, RecoverySide
-from azure_emu.vault.retention import HOUR_NS
-from blockfs.control import CutInfo, DiskInfo, TagKind
-from blockfs.errors import RigError
-from blockfs.progress import VmProgress
-from cext.hashing import KEY_BYTES, chunk_tag
-from replication.ports import VaultLink
+from siterig.azure_emu.contracts.ports import DiskSpec, RecoverySide
+from siterig.azure_emu.vault.points.retention import HOUR_NS
+from siterig.blockfs.contracts.control import CutInfo, DiskInfo, TagKind
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.progress import VmProgress
+from siterig.cext.hashing import KEY_BYTES, chunk_tag
+from siterig.replication.contracts.ports import VaultLink
 from tests.system.points_roles import FolderCache
 from tests.unit.disk_history import CHUNK_BYTES, Packed, SiteDisk
 
@@ -103,7 +103,9 @@ class Point:
 
 
 class Source:
-    """Implements :class:`azure_emu.ports.Provider` as far as it is needed: the test works in place of the site's agents."""
+    """Implements :class:`siterig.azure_emu.contracts.ports.Provider` as far as it is needed: the test works in place of the
+    site's agents.
+    """
 
     def __init__(
         self, folder: Path, rng: random.Random, cache: FolderCache, recovery: RecoverySide, vault: VaultLink

@@ -14,9 +14,9 @@ from typing import TypeVar
 import pytest
 import trio
 
-from azure_emu.vault.api import Job, MountedPoint
-from blockfs.control import TagKind
-from blockfs.errors import RigError
+from siterig.azure_emu.vault.model.api import Job, MountedPoint
+from siterig.blockfs.contracts.control import TagKind
+from siterig.blockfs.core.errors import RigError
 from tests.system.points_rig import PATIENCE_S, ROLES, Rig
 from tests.system.points_source import HOUR, NS, VM, Images, Point, kept, same
 

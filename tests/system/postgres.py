@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from siterig.doctor import ThisMachine
+from siterig.cli.doctor import ThisMachine
 
 USER = "postgres"
 INVARIANTS = """

@@ -15,11 +15,17 @@ from pathlib import Path
 import pytest
 import trio
 
-from azure_emu import azurite
-from azure_emu.azurite import AzuriteProcess, StorageAccount, connection_string, load_or_create_account, start_azurite
-from azure_emu.cache_account import BlobCacheAccount
-from blockfs.errors import RigError
-from blockfs.part import PartName
+from siterig.azure_emu.storage import azurite
+from siterig.azure_emu.storage.azurite import (
+    AzuriteProcess,
+    StorageAccount,
+    connection_string,
+    load_or_create_account,
+    start_azurite,
+)
+from siterig.azure_emu.storage.cache_account import BlobCacheAccount
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.part_name import PartName
 
 pytestmark = pytest.mark.system
 
@@ -192,7 +198,7 @@ async def test_azurite_that_never_gets_ready_is_given_up_and_stopped(
 async def test_parent_that_is_killed_takes_azurite_along(tmp_path: Path) -> None:
     program = (
         "import sys, trio, pathlib\n"
-        "from azure_emu.azurite import start_azurite\n"
+        "from siterig.azure_emu.storage.azurite import start_azurite\n"
         "async def main():\n"
         "    state = pathlib.Path(sys.argv[1])\n"
         "    started = await start_azurite(state / 'azurite', state / 'keys')\n"

@@ -24,11 +24,12 @@ from typing import Any
 import pytest
 import trio
 
-from azure_emu.vault.migrations import OLDEST_VERSION
-from azure_emu.vault.schema import FORMAT_VERSION
-from blockfs import hostmounts
-from siterig import cleanup, launch, layout
-from siterig.layout import Layout
+from siterig.azure_emu.vault.db.migrations import OLDEST_VERSION
+from siterig.azure_emu.vault.db.schema import FORMAT_VERSION
+from siterig.blockfs.guests import hostmounts
+from siterig.core import layout
+from siterig.core.layout import Layout
+from siterig.supervisor import cleanup, launch
 from tests.system.needs import needs_program
 
 pytestmark = pytest.mark.system

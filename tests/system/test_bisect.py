@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import trio
 
-from azure_emu.ports import DiskSpec
-from blockfs import hostmounts
-from siterig.testbed import Testbed
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.blockfs.guests import hostmounts
+from siterig.testing.testbed import Testbed
 from tests.system.guest import FSCK, MKFS, loop_device, make_tree, mounted, run, write_durably
 from tests.system.jobs import ended
 from tests.system.needs import needs_file_system

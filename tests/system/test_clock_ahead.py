@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.clock import SECOND_NS, Clock, ClockReading
+from siterig.blockfs.core.clock import SECOND_NS, Clock, ClockReading
 from tests.system.needs import needs_program
 
 _LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
@@ -17,7 +17,7 @@ pytestmark = needs_program("faketime")
 
 
 def reading_with(offset: str) -> ClockReading:
-    code = "from blockfs.clock import Clock; print(Clock().read().model_dump_json())"
+    code = "from siterig.blockfs.core.clock import Clock; print(Clock().read().model_dump_json())"
     env = os.environ | {"LD_PRELOAD": str(_LIBRARIES[0]), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     return ClockReading.model_validate_json(done.stdout)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu.managed_disk import ManagedDiskStore
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
 from tests.system.disk_server_process import DiskServer
 from tests.unit.disk_history import SIZE_BYTES
 from tests.unit.test_managed_disk import assert_same, seeded

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from azure_emu.ports import DiskSpec
-from azure_emu.vault.api import Job
-from blockfs.counters import DiskCounters
-from blockfs.vhd import FOOTER_BYTES
-from siterig.testbed import Testbed
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.vault.model.api import Job
+from siterig.blockfs.contracts.counters import DiskCounters
+from siterig.blockfs.images.vhd import FOOTER_BYTES
+from siterig.testing.testbed import Testbed
 from tests.system.conftest import StartServer
 from tests.system.disk_server_process import VM, DiskServer
 from tests.system.followed_disk import FollowedDisk

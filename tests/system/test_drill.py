@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from scenarios.drill import STEPS
-from scenarios.results import DrillResult
-from siterig import cleanup
+from siterig.scenarios.contracts.results import DrillResult
+from siterig.scenarios.drill.drill import STEPS
+from siterig.supervisor import cleanup
 
 pytestmark = pytest.mark.system
 

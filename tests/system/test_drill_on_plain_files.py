@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 import trio
 
-from azure_emu.vault.api import Job, ProtectedItem, RecoveryPoint, Vm, VmDisk
-from blockfs import hostmounts
-from blockfs.errors import RigError
-from blockfs.progress import VmProgress
-from scenarios.drill import run_drill
-from scenarios.drill_run import DrillSettings
-from scenarios.narrator import Narrator
-from scenarios.results import DrillResult
+from siterig.azure_emu.vault.model.api import Job, ProtectedItem, RecoveryPoint, Vm, VmDisk
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.progress import VmProgress
+from siterig.blockfs.guests import hostmounts
+from siterig.scenarios.contracts.results import DrillResult
+from siterig.scenarios.drill.drill import run_drill
+from siterig.scenarios.drill.drill_run import DrillSettings
+from siterig.scenarios.drill.narrator import Narrator
 from tests.unit.screens import TextScreen
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")]

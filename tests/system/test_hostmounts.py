@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from blockfs import freezer, hostmounts
-from blockfs.errors import RigError
-from blockfs.host import DiskHost
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.guests import freezer, hostmounts
+from siterig.blockfs.host.disk_host import DiskHost
 
 pytestmark = [pytest.mark.system, pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")]
 MIB = 1024 * 1024
@@ -153,7 +153,9 @@ async def test_an_error_in_the_block_thaws_and_comes_out_unchanged(host: Path) -
 async def test_the_freezer_thaws_when_its_parent_dies_or_it_is_told_to_stop(host: Path, end: str) -> None:
     _, one = await mounted(host, "one")
     with subprocess.Popen(
-        [sys.executable, "-m", "blockfs.freezer", "60", str(one)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-m", "siterig.blockfs.guests.freezer", "60", str(one)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as child:
         assert child.stdin
         assert child.stdout

@@ -14,11 +14,11 @@ import pytest
 import trio
 from azure.storage.blob import BlobServiceClient
 
-from azure_emu.azurite import connection_string
-from azure_emu.cache_account import CONTAINER
-from azure_emu.ports import DiskSpec
-from azure_emu.vault.api import ProtectedItem
-from siterig.testbed import Testbed
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.storage.azurite import connection_string
+from siterig.azure_emu.storage.cache_account import CONTAINER
+from siterig.azure_emu.vault.model.api import ProtectedItem
+from siterig.testing.testbed import Testbed
 from tests.system.jobs import ended
 
 pytestmark = pytest.mark.system

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.changelog import HEADER_BYTES
+from siterig.blockfs.changelog.segment import HEADER_BYTES
 from tests.system.disk_server import DISK_BYTES
 from tests.system.disk_server_process import DiskServer
 from tests.system.needs import needs_program

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.printable import printable
+from siterig.blockfs.core.printable import printable
 from tests.system.guest import write_durably
 from tests.system.mount_process import ROOT, Start, copied_as, logs, mounts, names, replayed, siterig
 

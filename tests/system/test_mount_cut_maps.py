@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.position import read_position
+from siterig.blockfs.changelog.position import read_position
 from tests.system.guest import write_durably
 from tests.system.mount_process import Start, mounts
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from azure_emu.ports import DiskSpec
-from azure_emu.vault.api import MountedPoint, RecoveryPoint
-from siterig.testbed import Testbed
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.vault.model.api import MountedPoint, RecoveryPoint
+from siterig.testing.testbed import Testbed
 from tests.system.jobs import ended
 from tests.system.log_oracle import data_ranges
 from tests.system.test_points import floors, retain

@@ -18,12 +18,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from azure_emu.ports import DiskSpec
-from azure_emu.vault.api import MountedPoint, RecoveryPoint
-from blockfs.errors import RigError
-from siterig import image_export, services
-from siterig.reading_again import read_served
-from siterig.testbed import Testbed
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.vault.model.api import MountedPoint, RecoveryPoint
+from siterig.blockfs.core.errors import RigError
+from siterig.cli.reading_again import read_served
+from siterig.images import image_export
+from siterig.rpc import services
+from siterig.testing.testbed import Testbed
 from tests.system.needs import needs_program
 
 pytestmark = pytest.mark.system

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from azure_emu.managed_disk import ManagedDiskStore, open_view
-from blockfs.part import PartName
-from blockfs.part_codec import pack
-from blockfs.sync_stream import SyncStream
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
+from siterig.blockfs.transfer.part_codec import pack
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.blockfs.transfer.sync_stream import SyncStream
 from tests.system.disk_server_process import VM, DiskServer
 from tests.system.test_pump import punch
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from azure_emu.pins import pins
-from azure_emu.ports import DiskSpec
-from blockfs.control import DiskInfo
-from siterig.testbed import Testbed
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.disks.pins import pins
+from siterig.blockfs.contracts.control import DiskInfo
+from siterig.testing.testbed import Testbed
 from tests.system.jobs import ended
 
 pytestmark = pytest.mark.system

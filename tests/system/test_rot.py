@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import trio
 
-from azure_emu.vault.api import MountedPoint
-from siterig import exits
-from siterig.testbed import Testbed
+from siterig.azure_emu.vault.model.api import MountedPoint
+from siterig.cli import exits
+from siterig.testing.testbed import Testbed
 from tests.system.test_points import SITERIG, Images, protected, same, siterig
 
 pytestmark = pytest.mark.system

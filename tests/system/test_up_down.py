@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from azure_emu.ports import DiskSpec
-from blockfs import hostmounts
-from blockfs.errors import RigError
-from blockfs.position import read_position
-from siterig import cleanup, launch, services
-from siterig.layout import Layout
-from siterig.testbed import Testbed
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.blockfs.changelog.position import read_position
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.guests import hostmounts
+from siterig.core.layout import Layout
+from siterig.rpc import services
+from siterig.supervisor import cleanup, launch
+from siterig.testing.testbed import Testbed
 
 pytestmark = pytest.mark.system
 

@@ -17,20 +17,20 @@ from typing import Any, cast
 import pytest
 import trio
 
-from blockfs.changelog import RecordType, SegmentReader
-from blockfs.clock import Clock
-from blockfs.control import BackingImage, CutInfo, TagKind
-from blockfs.errors import RigError
-from blockfs.host import DiskHost
-from blockfs.image_kind import Format
-from blockfs.part import SYNC_END, Listing, PartName, Watermark
-from blockfs.part_codec import unpack
-from blockfs.sector_size import SectorBytes
-from blockfs.sparse_copy import Advance
-from blockfs.tags import decode_tag
-from blockfs.waits import Waits
-from cext.hashing import chunk_tag
-from replication.agent import HyperVAgent
+from siterig.blockfs.changelog.segment import RecordType, SegmentReader
+from siterig.blockfs.changelog.tags import decode_tag
+from siterig.blockfs.contracts.control import BackingImage, CutInfo, TagKind
+from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.sector_size import SectorBytes
+from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.files.sparse_copy import Advance
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.blockfs.images.image_kind import Format
+from siterig.blockfs.transfer.part_codec import unpack
+from siterig.blockfs.transfer.part_name import SYNC_END, Listing, PartName, Watermark
+from siterig.cext.hashing import chunk_tag
+from siterig.replication.hyperv.agent import HyperVAgent
 
 VM = "web01"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import trio
 
-from azure_emu.applier import Applier
-from azure_emu.managed_disk import open_view
-from azure_emu.ports import SkippedBlob
-from blockfs.errors import RigError
-from blockfs.part import Listing, PartName, Watermark
-from blockfs.tags import TagSeen
-from blockfs.waits import Waits
+from siterig.azure_emu.applier.applier import Applier
+from siterig.azure_emu.contracts.ports import SkippedBlob
+from siterig.azure_emu.disks.managed_disk import open_view
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.transfer.part_name import Listing, PartName, Watermark
 from tests.unit.disk_history import DISK_ID, Packed, SiteDisk
 
 Parts = list[PartName]

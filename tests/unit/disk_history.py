@@ -7,13 +7,13 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blockfs.boot import current_boot_id
-from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter
-from blockfs.control import TagKind
-from blockfs.part import PartName
-from blockfs.part_codec import pack
-from blockfs.sync_stream import SyncStream
-from blockfs.tags import TagSeen, encode_tag
+from siterig.blockfs.changelog.segment import RecordType, SegmentHeader, SegmentWriter
+from siterig.blockfs.changelog.tags import TagSeen, encode_tag
+from siterig.blockfs.contracts.control import TagKind
+from siterig.blockfs.core.boot import current_boot_id
+from siterig.blockfs.transfer.part_codec import pack
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.blockfs.transfer.sync_stream import SyncStream
 
 DISK_ID = "6f1c2f5e-8a51-4d10-9a7e-0d6f5f3c2b1a"
 SIZE_BYTES = 256 * 1024

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from blockfs.changelog import Record, RecordType, SegmentReader, scan_tail
-from blockfs.disk import Disk
-from blockfs.disk_log import find_segments
+from siterig.blockfs.changelog.disk_log import find_segments
+from siterig.blockfs.changelog.segment import Record, RecordType, SegmentReader, scan_tail
+from siterig.blockfs.disk.disk import Disk
 
 
 def replay(start: bytes, disk: Disk, *, upto: int | None = None) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cext._core import ffi, lib
+from siterig.cext._core import ffi, lib
 
 READ: int = lib.SR_IO_READ
 WRITE: int = lib.SR_IO_WRITE

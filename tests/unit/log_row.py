@@ -7,9 +7,9 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from blockfs.boot import current_boot_id
-from blockfs.changelog import RecordType, SegmentHeader, SegmentWriter
-from blockfs.tags import TagSeen, encode_tag
+from siterig.blockfs.changelog.segment import RecordType, SegmentHeader, SegmentWriter
+from siterig.blockfs.changelog.tags import TagSeen, encode_tag
+from siterig.blockfs.core.boot import current_boot_id
 
 DISK_ID = "6a83da7e-b542-496d-a113-08b9b71d9e21"
 DISK_BYTES = 64 * 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from scenarios.ports import Update
+from siterig.scenarios.contracts.ports import Update
 
 
 class TextScreen:

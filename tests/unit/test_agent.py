@@ -11,8 +11,8 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from blockfs.errors import RigError
-from replication import pump
+from siterig.blockfs.core.errors import RigError
+from siterig.replication.engine import pump
 from tests.unit.agent_rig import VM, Disk, Rig, without_threads
 
 
@@ -198,8 +198,8 @@ async def test_old_generation_still_on_its_way_does_not_spoil_a_resync(rig: Rig,
 async def test_spool_stays_bounded_while_the_recovery_side_is_slow(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("replication.copying.PART_BYTES_MAX", 8 << 10)
-    monkeypatch.setattr("replication.snapshots.CHUNK_BYTES", 8 << 10)
+    monkeypatch.setattr("siterig.replication.engine.copying.PART_BYTES_MAX", 8 << 10)
+    monkeypatch.setattr("siterig.replication.engine.snapshots.CHUNK_BYTES", 8 << 10)
     rig = Rig(tmp_path, sizes={"os": 1 << 20})
     await rig.make_vm()
     rig.write(400)
@@ -467,7 +467,7 @@ async def test_check_refuses_a_vm_whose_snapshot_may_not_fit(
         class Full:
             f_bavail, f_frsize = 1, 4096
 
-        monkeypatch.setattr("replication.prerequisites.os.statvfs", lambda _folder: Full)
+        monkeypatch.setattr("siterig.replication.engine.prerequisites.os.statvfs", lambda _folder: Full)
         with pytest.raises(RigError, match=r"VM 'web01': 4096 bytes are free at .*; a snapshot of its disks may need \d+"):
             await agent.check_vm(vm=VM)
         with pytest.raises(RigError, match="there is no VM 'nobody'"):

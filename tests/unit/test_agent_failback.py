@@ -8,10 +8,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from blockfs.errors import RigError
-from blockfs.part import PartName
-from blockfs.part_codec import pack
-from blockfs.sync_stream import SyncStream
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.part_codec import pack
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.blockfs.transfer.sync_stream import SyncStream
 from tests.unit.agent_rig import VM, Rig, without_threads
 
 SIZE = 1 << 20

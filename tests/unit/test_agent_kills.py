@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from trio.testing import MockClock
 
-from replication import copying, resync, snapshots
+from siterig.replication.engine import copying, resync, snapshots
 from tests.unit.agent_rig import VM, Rig, without_threads
 
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from blockfs.errors import RigError
+from siterig.blockfs.core.errors import RigError
 from tests.unit.agent_rig import VM, Rig, without_threads
 
 

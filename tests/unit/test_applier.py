@@ -11,13 +11,13 @@ import pytest
 import trio
 import trio.testing
 
-from azure_emu.applier import RETRY_REFUSED_S
-from azure_emu.managed_disk import ManagedDiskStore, open_view
-from azure_emu.pins import pin, unpin
-from azure_emu.ports import RecoverySide
-from blockfs.errors import RigError
-from blockfs.part import Listing, PartName
-from cext.hashing import chunk_tag
+from siterig.azure_emu.applier.applier import RETRY_REFUSED_S
+from siterig.azure_emu.contracts.ports import RecoverySide
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
+from siterig.azure_emu.disks.pins import pin, unpin
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.part_name import Listing, PartName
+from siterig.cext.hashing import chunk_tag
 from tests.unit.applier_rig import Rig
 from tests.unit.disk_history import CHUNK_BYTES, DISK_ID, SIZE_BYTES
 

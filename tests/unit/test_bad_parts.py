@@ -10,10 +10,18 @@ import pytest
 import trio
 import trio.testing
 
-from azure_emu.applier import REPAIR_WAIT_S
-from azure_emu.bad_parts import ASK_AGAIN_S, FOLLOWING_MAX, LONG_BAD, LOOK_AGAIN_S, QUICK_FOR_S, SLOW_LOOK_S, BadParts
-from blockfs.errors import RigError
-from blockfs.part import PartName
+from siterig.azure_emu.applier.applier import REPAIR_WAIT_S
+from siterig.azure_emu.applier.bad_parts import (
+    ASK_AGAIN_S,
+    FOLLOWING_MAX,
+    LONG_BAD,
+    LOOK_AGAIN_S,
+    QUICK_FOR_S,
+    SLOW_LOOK_S,
+    BadParts,
+)
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.part_name import PartName
 from tests.unit.applier_rig import Rig
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from blockfs import base_image
-from blockfs.layers import RawLayer
-from cext.hashing import crc32c
+from siterig.blockfs.layers import base_image
+from siterig.blockfs.layers.layer import RawLayer
+from siterig.cext.hashing import crc32c
 from tests.unit.io_faults import PUNCH, READ, WRITE, failing, io_verdict
 from tests.unit.test_view_layer import affected, open_base, start_bytes, view_of
 from tests.unit.volume import BLOCK_BYTES, DISK_BYTES, Change, Volume, blocks_of
@@ -227,7 +227,7 @@ def test_an_error_of_a_sync_beside_the_copying_is_raised(tmp_path: Path, monkeyp
     def fdatasync(_fd: int) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    monkeypatch.setattr("blockfs.base_image.os.fdatasync", fdatasync)
+    monkeypatch.setattr("siterig.blockfs.layers.base_image.os.fdatasync", fdatasync)
     with pytest.raises(OSError, match="quota"):
         copy_of_all(tmp_path)
 

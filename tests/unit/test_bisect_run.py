@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from azure_emu.vault.api import RecoveryPoint
-from azure_emu.vault.clock import rfc3339
-from blockfs.errors import RigError
-from siterig import hexdiff
-from siterig.bisect_run import Bisection, Report, Trial, Wanted
-from siterig.bisect_states import Change, State, left_behind
-from siterig.bisection import Step
-from siterig.check_command import CheckCommand
-from siterig.commands import bisect as command
+from siterig.azure_emu.vault.db.clock import rfc3339
+from siterig.azure_emu.vault.model.api import RecoveryPoint
+from siterig.bisect import hexdiff
+from siterig.bisect.bisect_run import Bisection, Report, Trial, Wanted
+from siterig.bisect.bisect_states import Change, State, left_behind
+from siterig.bisect.bisection import Step
+from siterig.bisect.check_command import CheckCommand
+from siterig.blockfs.core.errors import RigError
+from siterig.cli.commands import bisect as command
 
 SIZE = 64 << 10
 GOOD, BAD = 100, 900

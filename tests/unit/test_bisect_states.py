@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from azure_emu.ports import Change, ChangeStep
-from azure_emu.vault.api import MountedDisk, MountedPoint, Vm, VmDisk
-from blockfs.control import RecoveryDisk, RecoveryInfo
-from blockfs.errors import RigError
-from blockfs.host_process import HostProcess
-from siterig.bisect_states import MountedStates
-from siterig.bisection import Step
+from siterig.azure_emu.contracts.ports import Change, ChangeStep
+from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, Vm, VmDisk
+from siterig.bisect.bisect_states import MountedStates
+from siterig.bisect.bisection import Step
+from siterig.blockfs.contracts.control import RecoveryDisk, RecoveryInfo
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.host_process import HostProcess
 
 
 class Rig:

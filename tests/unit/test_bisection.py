@@ -9,8 +9,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockfs.errors import RigError
-from siterig.bisection import Edge, Step, Verdict, search, trials_left
+from siterig.bisect.bisection import Edge, Step, Verdict, search, trials_left
+from siterig.blockfs.core.errors import RigError
 
 GOOD = 1000
 

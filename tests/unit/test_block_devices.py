@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from blockfs import image_import
-from blockfs.errors import RigError
-from blockfs.image import open_image
-from blockfs.log_replay import CheckedLog
-from blockfs.log_replay import open_image as open_replay_target
-from siterig import image_export
+from siterig.blockfs.changelog.log_replay import CheckedLog
+from siterig.blockfs.changelog.log_replay import open_image as open_replay_target
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.images import image_import
+from siterig.blockfs.images.image import open_image
+from siterig.images import image_export
 
 MIB = 1 << 20
 SIZE = 4 * MIB

@@ -25,9 +25,9 @@ from azure.core.exceptions import (
 )
 from azure.storage.blob import BlobPrefix, BlobServiceClient, ContainerClient
 
-from azure_emu.cache_account import UNLISTED, BlobCacheAccount, classified
-from blockfs.errors import RigError
-from blockfs.part import PartName
+from siterig.azure_emu.storage.cache_account import UNLISTED, BlobCacheAccount, classified
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.part_name import PartName
 
 KEY = "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LXNlY3JldA=="
 ACCOUNT = f"DefaultEndpointsProtocol=http;AccountName=acme;AccountKey={KEY};BlobEndpoint=http://127.0.0.1:1/acme;"

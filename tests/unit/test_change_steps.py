@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu import change_steps as module
-from azure_emu.change_steps import change_steps
-from azure_emu.managed_disk import ManagedDiskStore
-from azure_emu.ports import ChangeStep
-from azure_emu.questions import change_list
-from azure_emu.store_history import load_history
-from blockfs.errors import RigError
+from siterig.azure_emu.contracts.ports import ChangeStep
+from siterig.azure_emu.disks import change_steps as module
+from siterig.azure_emu.disks.change_steps import change_steps
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.azure_emu.disks.questions import change_list
+from siterig.azure_emu.disks.store_history import load_history
+from siterig.blockfs.core.errors import RigError
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import trio
 import trio.testing
 
-from azure_emu.changed_vm_disks import ChangedVmDisks
-from azure_emu.ports import Damage
-from azure_emu.vault.vault import Vault
-from blockfs.disk_files import DiskPlace
-from blockfs.errors import RigError
-from blockfs.host import DiskHost
-from blockfs.layers import Layer, RawLayer
+from siterig.azure_emu.applier.changed_vm_disks import ChangedVmDisks
+from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.disk_files import DiskPlace
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.blockfs.layers.layer import Layer, RawLayer
 from tests.unit.vault_fakes import World, idle, protected, running
 
 SIZE = 1 << 20

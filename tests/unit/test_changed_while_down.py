@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from blockfs import boot, dirty
-from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace, make_raw, make_top
-from blockfs.disk_log import LogPolicy, find_segments
-from blockfs.disk_rules import DiskRules
-from blockfs.disk_state import DiskState
-from blockfs.errors import RigError
-from blockfs.file_stamps import KILL_GRACE_S
-from blockfs.host import DiskHost
-from blockfs.position import PositionCounter
-from blockfs.tags import TagSeen
+from siterig.blockfs.changelog import dirty
+from siterig.blockfs.changelog.disk_log import LogPolicy, find_segments
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.core import boot
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace, make_raw, make_top
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.blockfs.watch.file_stamps import KILL_GRACE_S
 from tests.crash.lives import FileViews
 from tests.fuzz.small_damage import seal_dirty, seal_state
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blockfs.boot import current_boot_id
-from blockfs.changelog import (
+from siterig.blockfs.changelog.segment import (
     HEADER_BYTES,
     RECORD_HEADER_BYTES,
     RecordType,
@@ -20,10 +19,11 @@ from blockfs.changelog import (
     SegmentWriter,
     scan_tail,
 )
-from blockfs.errors import RigError
-from blockfs.part import PartName
-from blockfs.part_codec import pack, unpack
-from blockfs.tags import TagSeen, decode_tag, encode_tag
+from siterig.blockfs.changelog.tags import TagSeen, decode_tag, encode_tag
+from siterig.blockfs.core.boot import current_boot_id
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.part_codec import pack, unpack
+from siterig.blockfs.transfer.part_name import PartName
 
 DISK = "6a83da7e-b542-496d-a113-08b9b71d9e21"
 

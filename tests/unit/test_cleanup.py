@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from siterig import cleanup
-from siterig.layout import Layout
+from siterig.core.layout import Layout
+from siterig.supervisor import cleanup
 
 
 def test_a_process_whose_arguments_are_no_text_hides_nothing(tmp_path: Path) -> None:

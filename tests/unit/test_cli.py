@@ -19,12 +19,12 @@ import trio
 import typer
 from typer.testing import CliRunner
 
-from azure_emu.vault.api import Job, JobError, RecoveryPoint, Task, Vm, VmDisk
-from blockfs.errors import RigError
-from blockfs.progress import DiskProgress, VmProgress
-from siterig import exits, follow, provenance, show
-from siterig.cli import SUBJECTS, program
-from siterig.layout import Layout, create
+from siterig.azure_emu.vault.model.api import Job, JobError, RecoveryPoint, Task, Vm, VmDisk
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.progress import DiskProgress, VmProgress
+from siterig.cli import exits, follow, provenance, show
+from siterig.cli.app import SUBJECTS, program
+from siterig.core.layout import Layout, create
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 VM = Vm(name="web01-test", side="azure", state="TestFailover", disks=[VmDisk(name="os", size_bytes=2**30, path="/r/os.img")])
@@ -94,7 +94,7 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVault
     supervisor.bind(str(layout.socket("supervisor")))
     supervisor.listen()
     fake = FakeVault()
-    monkeypatch.setattr("siterig.services.vault", lambda _layout: fake)
+    monkeypatch.setattr("siterig.rpc.services.vault", lambda _layout: fake)
     monkeypatch.setenv("SITERIG_DIR", str(layout.root))
     yield fake
     supervisor.close()
@@ -367,7 +367,7 @@ def test_an_import_shows_how_far_it_is_on_a_terminal_only(
     vault: FakeVault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, more: tuple[str, ...]
 ) -> None:
     importing = ImportingVault()
-    monkeypatch.setattr("siterig.services.vault", lambda _layout: importing)
+    monkeypatch.setattr("siterig.rpc.services.vault", lambda _layout: importing)
     monkeypatch.setattr(follow, "POLL_S", 0.001)
     monkeypatch.setattr(show, "is_terminal", lambda _stream: terminal)
     monkeypatch.setenv("TERM", "xterm")
@@ -406,12 +406,12 @@ def test_the_version_is_answered_without_loading_the_commands() -> None:
     program = "import sys; sys.argv = ['siterig', '--version']; import siterig.__main__ as m; m.main(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("siterig ")
-    assert not {"typer", "trio", "pydantic", "httpx", "siterig.commands"} & set(done.stdout.split())
+    assert not {"typer", "trio", "pydantic", "httpx", "siterig.cli.commands"} & set(done.stdout.split())
 
 
 def test_the_commit_of_an_installed_package_is_what_pip_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recorded: dict[str, str | None] = {"direct_url.json": None}
-    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setattr(provenance, "CODE_ROOT", tmp_path)
     monkeypatch.setattr("importlib.metadata.distribution", lambda _name: SimpleNamespace(read_text=recorded.get))
     assert provenance.commit() is None
     recorded["direct_url.json"] = json.dumps({"url": "https://host/x", "vcs_info": {"vcs": "git", "commit_id": "abc"}})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from azure_emu.ports import DiskSpec
-from blockfs.errors import RigError
-from siterig.values import format_size, interval_notice, parse_disk, parse_point, parse_size
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.blockfs.core.errors import RigError
+from siterig.core.values import format_size, interval_notice, parse_disk, parse_point, parse_size
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import uuid
 
 import pytest
 
-from azure_emu.vault.rig_clock import place
-from blockfs.clock import SECOND_NS, Clock, ClockReading
+from siterig.azure_emu.vault.context.rig_clock import place
+from siterig.blockfs.core.clock import SECOND_NS, Clock, ClockReading
 
 HOUR_NS = 3600 * SECOND_NS
 BOOT = str(uuid.uuid4())

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu.vault.api import Event
-from azure_emu.vault.vault import Vault
-from blockfs.clock import SECOND_NS
-from blockfs.control import CutInfo
+from siterig.azure_emu.vault.model.api import Event
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.contracts.control import CutInfo
+from siterig.blockfs.core.clock import SECOND_NS
 from tests.unit.vault_fakes import World, ended, protected, running
 
 HOUR_NS = 3600 * SECOND_NS

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from siterig import completion
-from siterig.cli import SUBJECTS
-from siterig.layout import Layout, create
+from siterig.cli import completion
+from siterig.cli.app import SUBJECTS
+from siterig.core.layout import Layout, create
 
 POINT = "50d200cf-c986-46ad-9522-e6e01ca90fc8"
 ANSWERS: dict[str, Any] = {

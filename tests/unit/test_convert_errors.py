@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.errors import RigError
-from siterig import image_export
+from siterig.blockfs.core.errors import RigError
+from siterig.images import image_export
 
 MIB = 1 << 20
 SIZE = 4 * MIB

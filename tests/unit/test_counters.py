@@ -12,14 +12,14 @@ from pathlib import Path
 import pyfuse3
 import pytest
 
-from blockfs.control import TagKind
-from blockfs.counters import LATENCY_BUCKETS, DiskCounters, percentile_us
-from blockfs.disk_log import LogPolicy
-from blockfs.errors import RigError
-from blockfs.filesystem import DiskFileSystem
-from blockfs.host import DiskHost
-from blockfs.log_recovery import DISK_BYTES_MAX
-from cext._core import ffi, lib
+from siterig.blockfs.changelog.disk_log import LogPolicy
+from siterig.blockfs.changelog.log_recovery import DISK_BYTES_MAX
+from siterig.blockfs.contracts.control import TagKind
+from siterig.blockfs.contracts.counters import LATENCY_BUCKETS, DiskCounters, percentile_us
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.fuse.filesystem import DiskFileSystem
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.cext._core import ffi, lib
 from tests.unit.io_faults import WRITE, failing
 from tests.unit.test_filesystem import NOBODY, inode_of
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from blockfs import image_import, vhd
-from blockfs.errors import RigError
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.images import image_import, vhd
 from tests.system.needs import needs_program
 
 MIB = 1 << 20

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from blockfs import dirty
-from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace, make_raw, make_top
-from blockfs.disk_log import LogPolicy
-from blockfs.disk_rules import DiskRules
-from blockfs.disk_state import DiskState
-from blockfs.errors import RigError
-from blockfs.position import PositionCounter, read_position
-from cext._core import lib
+from siterig.blockfs.changelog import dirty
+from siterig.blockfs.changelog.disk_log import LogPolicy
+from siterig.blockfs.changelog.position import PositionCounter, read_position
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace, make_raw, make_top
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.cext._core import lib
 from tests.crash.lives import FileViews
 
 SIZE = 256 << 20

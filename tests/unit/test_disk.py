@@ -10,19 +10,20 @@ from typing import Any
 
 import pytest
 
-from blockfs import boot, dirty, disk_log
-from blockfs import snapshot as snapshot_module
-from blockfs.changelog import HEADER_BYTES, SegmentReader
-from blockfs.dirty import CHUNK_BYTES
-from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace, make_raw
-from blockfs.disk_log import LogPolicy, find_segments
-from blockfs.disk_report import describe
-from blockfs.disk_rules import DiskRules
-from blockfs.errors import RigError
-from blockfs.position import PositionCounter
-from blockfs.tags import TagSeen
-from cext._core import lib
+from siterig.blockfs.changelog import dirty, disk_log
+from siterig.blockfs.changelog.dirty import CHUNK_BYTES
+from siterig.blockfs.changelog.disk_log import LogPolicy, find_segments
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.segment import HEADER_BYTES, SegmentReader
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.core import boot
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk import snapshot as snapshot_module
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
+from siterig.blockfs.disk.disk_report import describe
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.cext._core import lib
 from tests.unit.disk_model import replay
 from tests.unit.io_faults import PUNCH, WRITE, failing
 

@@ -11,20 +11,21 @@ from typing import Any
 import pytest
 import trio
 
-from azure_emu.vault.api import Side
-from blockfs.control import DiskInfo, PromotionInfo
-from blockfs.counters import LATENCY_BUCKETS, DiskCounters
-from blockfs.disk_log import LogPolicy
-from blockfs.errors import RigError
-from blockfs.host import DiskHost
-from cext.pump import PumpOptions
-from siterig import front_end, launch, limits
-from siterig.commands import disks
-from siterig.front_end import FrontEnd
-from siterig.layout import Layout, create
-from siterig.limits import Limits
-from siterig.supervise import role_specs
-from siterig.values import format_time, parse_disk_name
+from siterig.azure_emu.vault.model.api import Side
+from siterig.blockfs.changelog.disk_log import LogPolicy
+from siterig.blockfs.contracts.control import DiskInfo, PromotionInfo
+from siterig.blockfs.contracts.counters import LATENCY_BUCKETS, DiskCounters
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.cext.pump import PumpOptions
+from siterig.cli.commands import disks
+from siterig.core import front_end, limits
+from siterig.core.front_end import FrontEnd
+from siterig.core.layout import Layout, create
+from siterig.core.limits import Limits
+from siterig.core.values import format_time, parse_disk_name
+from siterig.supervisor import launch
+from siterig.supervisor.supervise import role_specs
 from tests.unit.test_cli import siterig
 
 MIB = 1 << 20
@@ -68,8 +69,8 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
     supervisor.bind(str(layout.socket("supervisor")))
     supervisor.listen()
     hosts = Hosts(tmp_path)
-    monkeypatch.setattr("siterig.services.site", lambda _layout: hosts["site"])
-    monkeypatch.setattr("siterig.services.azure", lambda _layout: hosts["azure"])
+    monkeypatch.setattr("siterig.rpc.services.site", lambda _layout: hosts["site"])
+    monkeypatch.setattr("siterig.rpc.services.azure", lambda _layout: hosts["azure"])
     monkeypatch.setenv("SITERIG_DIR", str(layout.root))
     yield hosts
     supervisor.close()

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace, make_raw
-from blockfs.disk_rules import DiskRules
-from blockfs.log_recovery import DISK_BYTES_MAX
-from blockfs.position import PositionCounter
-from blockfs.tree import SingleDisk
-from cext._core import ffi, lib
+from siterig.blockfs.changelog.log_recovery import DISK_BYTES_MAX
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.host.tree import SingleDisk
+from siterig.cext._core import ffi, lib
 from tests.unit.disk_model import replay
 from tests.unit.io_faults import RESIZE, WRITE, failing
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from blockfs import parent_image
-from blockfs.control import BackingImage
-from blockfs.disk_files import DiskPlace, make_overlay, make_raw
-from blockfs.disk_state import DiskState
+from siterig.blockfs.contracts.control import BackingImage
+from siterig.blockfs.disk import parent_image
+from siterig.blockfs.disk.disk_files import DiskPlace, make_overlay, make_raw
+from siterig.blockfs.disk.disk_state import DiskState
 
 SIZE = 64 << 10
 

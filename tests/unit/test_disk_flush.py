@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.changelog import RecordType, SegmentReader, scan_tail
-from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace, make_raw
-from blockfs.disk_report import describe
-from blockfs.disk_rules import DiskRules
-from blockfs.position import PositionCounter
-from blockfs.tags import TagSeen
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.segment import RecordType, SegmentReader, scan_tail
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
+from siterig.blockfs.disk.disk_report import describe
+from siterig.blockfs.disk.disk_rules import DiskRules
 from tests.unit.io_faults import SYNC, failing, io_verdict
 from tests.unit.test_disk import SIZE, logs, reopen
 

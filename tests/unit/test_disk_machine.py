@@ -13,16 +13,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace, make_raw, make_top
-from blockfs.disk_log import LogPolicy
-from blockfs.disk_rules import DiskRules
-from blockfs.extents import ExtentMap
-from blockfs.layers import Layer, ViewLayer
-from blockfs.position import PositionCounter
-from blockfs.snapshot import Snapshot
-from blockfs.tags import TagSeen
-from cext._core import lib
+from siterig.blockfs.changelog.disk_log import LogPolicy
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace, make_raw, make_top
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.snapshot import Snapshot
+from siterig.blockfs.layers.extents import ExtentMap
+from siterig.blockfs.layers.layer import Layer, ViewLayer
+from siterig.cext._core import lib
 from tests.unit.disk_model import replay
 from tests.unit.volume import Volume, base_source
 
@@ -61,7 +61,7 @@ class DiskMachine(RuleBasedStateMachine):
         self.snapshot: tuple[Snapshot, bytes, int] | None = None
 
     def open(self, store: Path, _position: int, _holder: str) -> Layer:
-        """As :class:`blockfs.views.Views`."""
+        """As :class:`siterig.blockfs.disk.views.Views`."""
         extents = ExtentMap()
         extents.add_base([(0, len(self.base))])
         self.volume.add_to(extents)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.errors import RigError
-from siterig import doctor, exits, mountpoint
-from siterig.doctor import (
+from siterig.blockfs.core.errors import RigError
+from siterig.cli import doctor, exits
+from siterig.cli.doctor import (
     CAP_SYS_ADMIN,
     CAP_SYS_RESOURCE,
     FREE_BYTES_MIN,
@@ -22,6 +22,7 @@ from siterig.doctor import (
     checks,
     require_fit,
 )
+from siterig.images import mountpoint
 
 
 @dataclass

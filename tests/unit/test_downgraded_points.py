@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu.vault.api import RecoveryPoint
-from siterig.commands import vms
+from siterig.azure_emu.vault.model.api import RecoveryPoint
+from siterig.cli.commands import vms
 from tests.unit.test_cli import siterig
 from tests.unit.vault_fakes import START_NS, World, protected, running
 

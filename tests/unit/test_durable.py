@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.durable import rename_new, sync_folder, write_atomically, write_synced
-from blockfs.safe_files import temporary_name
+from siterig.blockfs.files.durable import rename_new, sync_folder, write_atomically, write_synced
+from siterig.blockfs.files.safe_files import temporary_name
 from tests.unit.process_kills import without_token
 
 

@@ -14,7 +14,7 @@ WAITING = """
 import signal, sys, trio
 for number in map(int, sys.argv[1:]):
     signal.signal(number, signal.SIG_IGN)
-from siterig import exits
+from siterig.cli import exits
 
 async def work() -> None:
     try:

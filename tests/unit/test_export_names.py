@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.errors import RigError
-from siterig import image_export
-from siterig.image_export import Format
+from siterig.blockfs.core.errors import RigError
+from siterig.images import image_export
+from siterig.images.image_export import Format
 from tests.unit.other_user import file_of_other_user, folder_of_other_user, link_of_other_user, needs_root
 
 BYTES = b"disk" * 1024

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockfs.changelog import RecordType
-from blockfs.errors import RigError
-from blockfs.extents import BASE, EXTENT_BYTES, GONE, ZEROS, Extent, ExtentMap
+from siterig.blockfs.changelog.segment import RecordType
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.layers.extents import BASE, EXTENT_BYTES, GONE, ZEROS, Extent, ExtentMap
 from tests.unit.volume import BLOCK_BYTES, DISK_BYTES, Change, Volume, changes
 
 Owner = int | None

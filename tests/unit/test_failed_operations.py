@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from azure_emu.vault.api import Job
-from azure_emu.vault.health import is_cycling
-from azure_emu.vault.schema import ItemRow
-from azure_emu.vault.states import (
+from siterig.azure_emu.vault.context.states import (
     PRIMARY,
     RESTING,
     TEST_COMPLETED,
@@ -21,9 +18,12 @@ from azure_emu.vault.states import (
     State,
     allowed,
 )
-from azure_emu.vault.store import find_item
-from azure_emu.vault.vault import Vault
-from blockfs.errors import RigError
+from siterig.azure_emu.vault.db.schema import ItemRow
+from siterig.azure_emu.vault.db.store import find_item
+from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.monitoring.health import is_cycling
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.errors import RigError
 from tests.unit.vault_fakes import World, ended, protected, running
 
 Step = Callable[[Vault], Awaitable[Job]]

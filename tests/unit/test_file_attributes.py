@@ -14,14 +14,14 @@ import pyfuse3
 import pytest
 from pyfuse3 import EntryAttributes
 
-from blockfs import boot
-from blockfs.disk import Disk
-from blockfs.disk_state import DiskState
-from blockfs.filesystem import DiskFileSystem
-from blockfs.host import DiskHost
-from blockfs.image import open_image
-from blockfs.standalone import open_disk
-from cext._core import lib
+from siterig.blockfs.core import boot
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.fuse.filesystem import DiskFileSystem
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.blockfs.host.standalone import open_disk
+from siterig.blockfs.images.image import open_image
+from siterig.cext._core import lib
 from tests.unit.io_faults import WRITE, failing
 from tests.unit.test_recoveries import Stores
 

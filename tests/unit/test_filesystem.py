@@ -12,9 +12,9 @@ from typing import Any, cast
 import pyfuse3
 import pytest
 
-from blockfs.disk import Disk
-from blockfs.filesystem import DiskFileSystem
-from blockfs.host import DiskHost
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.fuse.filesystem import DiskFileSystem
+from siterig.blockfs.host.disk_host import DiskHost
 from tests.unit.io_faults import SYNC, WRITE, failing, io_verdict
 
 SIZE = 1 << 20

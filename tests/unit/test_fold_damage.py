@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from azure_emu import base
-from azure_emu.managed_disk import ManagedDiskStore, open_view
-from azure_emu.scrub import scrub
-from blockfs.layers import Layer
+from siterig.azure_emu.disks import base
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
+from siterig.azure_emu.scrub.scrubber import scrub
+from siterig.blockfs.layers.layer import Layer
 from tests.unit.disk_history import SIZE_BYTES, SiteDisk
 from tests.unit.io_faults import READ, io_verdict
 from tests.unit.test_managed_disk import apply, assert_same, new_store
@@ -29,7 +29,7 @@ WHOLE, PART = 4, 20
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """No time passes between one look at a bad block and the next; how often it should have."""
     slept: list[float] = []
-    monkeypatch.setattr("azure_emu.base.time.sleep", slept.append)
+    monkeypatch.setattr("siterig.azure_emu.disks.base.time.sleep", slept.append)
     return slept
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu.managed_disk import ManagedDiskStore
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
 from tests.unit.disk_history import SiteDisk
 from tests.unit.test_managed_disk import apply, new_store
 
@@ -37,7 +37,7 @@ def disk_with(tmp_path: Path, offset: int, length: int) -> tuple[ManagedDiskStor
 def test_blocks_that_change_in_part_make_slices_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int, length: int, least: int
 ) -> None:
-    monkeypatch.setattr("azure_emu.history.SLICE_CUT_BLOCKS", 60)
+    monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_CUT_BLOCKS", 60)
     store, disk = disk_with(tmp_path, offset, length)
     taken = slices(store, disk.position)
     assert taken == 1 if least == 1 else taken >= least
@@ -46,7 +46,7 @@ def test_blocks_that_change_in_part_make_slices_small(
 
 
 def test_discards_count_as_changes_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("azure_emu.history.SLICE_CUT_BLOCKS", 60)
+    monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_CUT_BLOCKS", 60)
     disk, store = SiteDisk(tmp_path, random.Random(1)), new_store(tmp_path)
     apply(store, disk.sync())
     for part in range(10):

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cext.hashing import chunk_tag, chunk_tags_fd, crc32c, is_zero
-from cext.kernel import punch_hole
+from siterig.cext.hashing import chunk_tag, chunk_tags_fd, crc32c, is_zero
+from siterig.cext.kernel import punch_hole
 
 KEY = bytes(range(32))
 

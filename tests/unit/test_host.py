@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from blockfs import disk_files as disk_module
-from blockfs.disk import Disk
-from blockfs.disk_state import DiskState
-from blockfs.errors import RigError
-from blockfs.host import DiskHost
-from blockfs.layers import Layer, RawLayer
-from blockfs.position import read_position
-from cext.hashing import crc32c
+from siterig.blockfs.changelog.position import read_position
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk import disk_files as disk_module
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.blockfs.layers.layer import Layer, RawLayer
+from siterig.cext.hashing import crc32c
 from tests.unit.disk_model import replay
 
 SIZE = 256 << 10

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from blockfs import hostmounts
-from blockfs.errors import RigError
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.guests import hostmounts
 
 MIB = 1024 * 1024
 

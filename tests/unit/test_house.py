@@ -2,70 +2,73 @@
 
 from __future__ import annotations
 
-import ast
 import graphlib
 import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
-MAY_IMPORT = {
-    "cext": set[str](),
-    "blockfs": {"cext"},
-    "replication": {"cext", "blockfs"},
-    "azure_emu": {"cext", "blockfs"},
-    "scenarios": {"cext", "blockfs", "replication", "azure_emu"},
-    "siterig": {"cext", "blockfs", "replication", "azure_emu", "scenarios"},
-}
+from tests.support import rooms
+
+ROOT = rooms.ROOT
 LINES_MAX = 600
+MODULES_MAX = 18
 
 
-def modules() -> dict[str, Path]:
-    """All our modules by dotted name."""
-    found = {}
-    for package in MAY_IMPORT:
-        for path in (ROOT / package).rglob("*.py"):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+def test_every_room_imports_just_what_the_table_says() -> None:
+    allowed = rooms.allowed()
+    assert rooms.used(set(allowed)) == allowed
 
 
-def imports(path: Path) -> set[str]:
-    """Dotted names that a module imports when it is run as well as later, but not for type checking alone."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-def test_no_package_imports_one_to_its_right() -> None:
-    wrong = []
-    for name, path in modules().items():
-        package = name.split(".")[0]
-        used = {i.split(".")[0] for i in imports(path)} & MAY_IMPORT.keys() - {package}
-        wrong += [f"{name} imports {other}" for other in used - MAY_IMPORT[package]]
-    assert wrong == []
+def test_no_room_imports_one_that_imports_it() -> None:
+    graphlib.TopologicalSorter(rooms.allowed()).prepare()
 
 
 def test_no_cycle_of_imports() -> None:
-    known = modules()
-    graph = {name: {i for i in imports(path) if i in known and i != name} for name, path in known.items()}
+    known = rooms.modules()
+    graph = {name: {i for i in rooms.imports(path) if i in known and i != name} for name, path in known.items()}
     graphlib.TopologicalSorter(graph).prepare()
 
 
-def test_the_diagram_in_the_docs_is_the_rule() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    drawn: dict[str, set[str]] = {package: set() for package in MAY_IMPORT}
-    for left, right in re.findall(r"^    (\w+) --> (\w+)$", text, flags=re.MULTILINE):
-        drawn[left].add(right)
-    used: dict[str, set[str]] = {package: set() for package in MAY_IMPORT}
-    for name, path in modules().items():
-        package = name.split(".")[0]
-        used[package] |= {i.split(".")[0] for i in imports(path)} & MAY_IMPORT.keys() - {package}
-    assert drawn == used
+def test_the_architecture_page_and_the_rooms_say_what_the_table_says() -> None:
+    assert rooms.page_part() in rooms.PAGE.read_text(), "run python -m tests.support.rooms"
+    for room, names in rooms.allowed().items():
+        text = (rooms.folder_of(room) / "__init__.py").read_text()
+        assert text == rooms.init_of(room, names), f"{room}: run python -m tests.support.rooms"
+
+
+def test_a_room_has_about_a_dozen_modules() -> None:
+    counted = Counter(rooms.room_of(name, set(rooms.allowed())) for name in rooms.modules())
+    assert {room: count for room, count in counted.items() if count > MODULES_MAX} == {}
+
+
+def test_no_module_of_the_product_imports_tests_or_benches() -> None:
+    wrong = {
+        name: sorted(found)
+        for name, path in rooms.modules().items()
+        if (found := {i for i in rooms.imports(path) if i.split(".")[0] in ("tests", "bench")})
+    }
+    assert wrong == {}
+
+
+def test_no_benchmark_imports_a_test() -> None:
+    wrong = []
+    for path in (ROOT / "bench").rglob("*.py"):
+        found = {i for i in rooms.imports(path) if i.split(".")[0] == "tests" and not i.startswith("tests.support")}
+        wrong += [f"{path.relative_to(ROOT)} imports {i}" for i in found]
+    assert wrong == []
+
+
+def test_every_folder_of_the_product_has_one_import_name() -> None:
+    """A user's own package ``replication`` must not come in our way, nor a module of ours be loaded twice."""
+    folders = {"cext", "blockfs", "replication", "azure_emu", "scenarios"}
+    for folder in folders:
+        assert (ROOT / "siterig" / folder).readlink() == Path("..") / folder
+    wrong = []
+    for top in ("siterig", *folders, "tests", "bench"):
+        for path in (ROOT / top).rglob("*.py"):
+            wrong += [f"{path.relative_to(ROOT)}: {i}" for i in rooms.imports(path) if i.split(".")[0] in folders]
+    assert wrong == []
 
 
 def tracked() -> list[Path]:
@@ -74,7 +77,9 @@ def tracked() -> list[Path]:
 
 
 def test_no_module_has_become_two() -> None:
-    long = {str(p.relative_to(ROOT)): n for p in modules().values() if (n := len(p.read_text().splitlines())) > LINES_MAX}
+    long = {
+        str(p.relative_to(ROOT)): n for p in rooms.modules().values() if (n := len(p.read_text().splitlines())) > LINES_MAX
+    }
     assert long == {}
 
 

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from azure_emu import hurt as hurt_module
-from azure_emu.hurt import TOLD_MAX, Hurt
-from azure_emu.ports import Damage
+from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.disks import hurt as hurt_module
+from siterig.azure_emu.disks.hurt import TOLD_MAX, Hurt
 
 SIZE = 200
 

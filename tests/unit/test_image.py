@@ -15,10 +15,10 @@ import pytest
 import trio
 import trio.testing
 
-from blockfs import image as image_module
-from blockfs.errors import RigError
-from blockfs.image import Format, open_image
-from blockfs.vhd import fixed_footer
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.images import image as image_module
+from siterig.blockfs.images.image import Format, open_image
+from siterig.blockfs.images.vhd import fixed_footer
 
 SIZE = 1 << 20
 FOOTER = fixed_footer(SIZE, "6a83da7e-b542-496d-a113-08b9b71d9e21")
@@ -237,7 +237,7 @@ async def test_locks_as_qemu_takes_them_are_seen(path: Path, byte: int, read_onl
 HOLDS = """
 import sys, trio
 from pathlib import Path
-from blockfs.image import open_image
+from siterig.blockfs.images.image import open_image
 
 async def hold():
     await open_image(Path(sys.argv[1]))

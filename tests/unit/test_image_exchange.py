@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from blockfs import image_import, vhd
-from blockfs import qemu_img as qemu_img_of_ours
-from blockfs.errors import RigError
-from blockfs.sparse_copy import SparseCopy
-from siterig import image_export
-from siterig.image_export import Format
-from siterig.values import is_import, parse_import
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.sparse_copy import SparseCopy
+from siterig.blockfs.images import image_import, vhd
+from siterig.blockfs.images import qemu_img as qemu_img_of_ours
+from siterig.core.values import is_import, parse_import
+from siterig.images import image_export
+from siterig.images.image_export import Format
 from tests.system.needs import needs_program
 
 MIB = 1 << 20
@@ -221,7 +221,7 @@ def make_hanging_qemu_img(folder: Path) -> Path:
 KILLED = """
 import os, sys, trio
 from pathlib import Path
-from siterig import image_export
+from siterig.images import image_export
 source, to, format_, force = sys.argv[1:]
 
 def kill(_done):
@@ -274,7 +274,7 @@ async def test_without_files_that_have_no_name_the_image_is_hidden_until_it_is_w
         return opened(path, flags, mode, dir_fd=dir_fd)
 
     opened = os.open
-    monkeypatch.setattr("siterig.image_export.os.open", without)
+    monkeypatch.setattr("siterig.images.image_export.os.open", without)
     disk, to = disk_bytes(tmp_path / "os.img", 6), tmp_path / "out"
     seen: list[list[str]] = []
     with trio.CancelScope() as scope:

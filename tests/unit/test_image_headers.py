@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from blockfs import image_import
-from blockfs.errors import RigError
-from blockfs.image_kind import Format
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.images import image_import
+from siterig.blockfs.images.image_kind import Format
 from tests.system.needs import needs_program
 
 MIB = 1 << 20

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from blockfs import image_import, vhd
-from blockfs.errors import RigError
-from blockfs.image import open_image
-from siterig.values import parse_import, parse_of_disks
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.images import image_import, vhd
+from siterig.blockfs.images.image import open_image
+from siterig.core.values import parse_import, parse_of_disks
 
 MIB = 1 << 20
 DISK = bytes(range(256)) * 4096

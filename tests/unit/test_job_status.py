@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from azure_emu.vault.api import Job, JobError
-from siterig import exits
-from siterig.commands.operations import job_status
+from siterig.azure_emu.vault.model.api import Job, JobError
+from siterig.cli import exits
+from siterig.cli.commands.operations import job_status
 
 
 def ended(state: str, *codes: str) -> Job:

@@ -15,20 +15,20 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-import scenarios.drill
-from azure_emu.ports import Change, DamageReports, RecoverySide
-from azure_emu.vault.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
-from blockfs.control import DiskHostControl, DiskInfo
-from blockfs.waits import Wait
-from scenarios.results import DrillResult
-from siterig import show
-from siterig.bisect_run import Bisection, ChangeSeen, Report
-from siterig.bisect_states import State
-from siterig.cli import program
-from siterig.commands import drill, mount
-from siterig.commands import rig as rig_command
-from siterig.control import RigStatus, SupervisorControl
-from siterig.layout import Layout, create
+import siterig.scenarios.drill.drill
+from siterig.azure_emu.contracts.ports import Change, DamageReports, RecoverySide
+from siterig.azure_emu.vault.model.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
+from siterig.bisect.bisect_run import Bisection, ChangeSeen, Report
+from siterig.bisect.bisect_states import State
+from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo
+from siterig.blockfs.core.waits import Wait
+from siterig.cli import show
+from siterig.cli.app import program
+from siterig.cli.commands import drill, mount
+from siterig.cli.commands import rig as rig_command
+from siterig.core.control import RigStatus, SupervisorControl
+from siterig.core.layout import Layout, create
+from siterig.scenarios.contracts.results import DrillResult
 from tests.unit.log_row import START, LogRow
 from tests.unit.samples import Canned, sample
 from tests.unit.test_tables import text_of
@@ -118,15 +118,15 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "vault": VaultApi, "site": DiskHostControl, "azure": DiskHostControl, "supervisor": SupervisorControl,
         "recovery_side": RecoverySide, "damage_reports": DamageReports,
     }.items():  # fmt: skip
-        monkeypatch.setattr(f"siterig.services.{name}", lambda _layout, protocol=protocol: Canned(protocol, answers))
-    monkeypatch.setattr("siterig.commands.disks._until_seen", nothing)
-    monkeypatch.setattr("siterig.launch.up", up)
-    monkeypatch.setattr("siterig.launch.down", down)
-    monkeypatch.setattr("siterig.image_export.export", export)
+        monkeypatch.setattr(f"siterig.rpc.services.{name}", lambda _layout, protocol=protocol: Canned(protocol, answers))
+    monkeypatch.setattr("siterig.cli.commands.disks._until_seen", nothing)
+    monkeypatch.setattr("siterig.supervisor.launch.up", up)
+    monkeypatch.setattr("siterig.supervisor.launch.down", down)
+    monkeypatch.setattr("siterig.images.image_export.export", export)
     monkeypatch.setattr(mount, "expose", expose)
     monkeypatch.setattr(mount, "front_end_of", lambda *_, **__: None)
     monkeypatch.setattr(Bisection, "run", bisected)
-    monkeypatch.setattr(scenarios.drill, "run_drill", drilled)
+    monkeypatch.setattr(siterig.scenarios.drill.drill, "run_drill", drilled)
     monkeypatch.setattr(drill, "_check_machine", nothing)
     log = LogRow(tmp_path)
     log.rotate()

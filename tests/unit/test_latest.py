@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu import applier
-from azure_emu.applier import Applier
-from azure_emu.managed_disk import open_view
-from azure_emu.ports import DiskSpec, SkippedBlob
-from blockfs.control import CutInfo, TagKind
-from blockfs.part import Watermark
-from blockfs.tags import TagSeen
+from siterig.azure_emu.applier import applier
+from siterig.azure_emu.applier.applier import Applier
+from siterig.azure_emu.contracts.ports import DiskSpec, SkippedBlob
+from siterig.azure_emu.disks.managed_disk import open_view
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.contracts.control import CutInfo, TagKind
+from siterig.blockfs.transfer.part_name import Watermark
 from tests.unit import vault_fakes
 from tests.unit.applier_rig import FakeCache
 from tests.unit.disk_history import SIZE_BYTES, SiteDisk

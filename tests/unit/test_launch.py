@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.errors import RigError
-from siterig import launch, services
-from siterig.layout import Layout, create
-from siterig.role_guide import RoleGuide
-from siterig.services import supervisor as supervisor_of
+from siterig.blockfs.core.errors import RigError
+from siterig.core.layout import Layout, create
+from siterig.rpc import services
+from siterig.rpc.role_guide import RoleGuide
+from siterig.rpc.services import supervisor as supervisor_of
+from siterig.supervisor import launch
 
 HANGS = """
 import os, signal, socket, sys
 from pathlib import Path
-from siterig.lock import take_lock
+from siterig.core.lock import take_lock
 lock = take_lock(Path(sys.argv[1]))
 with socket.socket(socket.AF_UNIX) as listener:
     listener.bind(sys.argv[2])

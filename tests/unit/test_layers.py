@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blockfs.errors import RigError
-from blockfs.layers import RawLayer, TopLayer, merge_ranges
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.layers.layer import RawLayer, TopLayer, merge_ranges
 
 SIZE = 40_000  # not a multiple of the block size on purpose
 spans = st.tuples(st.integers(0, SIZE - 1), st.integers(1, 9000)).map(lambda s: (s[0], min(s[1], SIZE - s[0])))

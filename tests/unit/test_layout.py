@@ -9,14 +9,15 @@ import pytest
 import trio
 from typer.testing import CliRunner
 
-from azure_emu.azurite import load_or_create_account
-from blockfs.errors import RigError
-from siterig import launch, rpc_server
-from siterig.cli import program
-from siterig.commands.options import running
-from siterig.layout import Layout, check_format, create
-from siterig.lock import take_lock
-from siterig.process import open_log
+from siterig.azure_emu.storage.azurite import load_or_create_account
+from siterig.blockfs.core.errors import RigError
+from siterig.cli.app import program
+from siterig.cli.commands.options import running
+from siterig.core.layout import Layout, check_format, create
+from siterig.core.lock import take_lock
+from siterig.rpc import rpc_server
+from siterig.supervisor import launch
+from siterig.supervisor.process import open_log
 from tests.unit.other_user import UID, folder_of_other_user, link_of_other_user, needs_root
 
 

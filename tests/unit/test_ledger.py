@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.errors import RigError
-from scenarios.acks import RECORD_BYTES, Ack, AckWriter, read_acks
-from scenarios.ledger import Ledger, run
-from scenarios.ledger_check import check_ledger
+from siterig.blockfs.core.errors import RigError
+from siterig.scenarios.checks.ledger_check import check_ledger
+from siterig.scenarios.workloads.acks import RECORD_BYTES, Ack, AckWriter, read_acks
+from siterig.scenarios.workloads.ledger import Ledger, run
 
 
 def write_acks(path: Path, count: int) -> list[Ack]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scenarios import ledger_schema
-from scenarios.acks import Ack
-from scenarios.ledger_check import LedgerCheck, check_ledger
+from siterig.scenarios.checks.ledger_check import LedgerCheck, check_ledger
+from siterig.scenarios.workloads import ledger_schema
+from siterig.scenarios.workloads.acks import Ack
 
 # Transaction n begins at position 10 n and is done at 10 n + 5.
 ACKS = [Ack(n, 10 * n, 10 * n + 5, n) for n in range(1, 31)]

@@ -9,10 +9,10 @@ import pytest
 import trio
 import trio.testing
 
-from azure_emu.vault import lent
-from azure_emu.vault.vault import Vault
-from blockfs.errors import RigError
-from blockfs.host_process import HostProcess
+from siterig.azure_emu.vault.mounts import lent
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.host_process import HostProcess
 from tests.unit.test_lent_points import Borrower
 from tests.unit.vault_fakes import World, ended, protected, running
 

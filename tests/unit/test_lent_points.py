@@ -14,14 +14,17 @@ import trio
 import trio.testing
 from sqlalchemy import select
 
-from azure_emu.vault import lent
-from azure_emu.vault.schema import MountRow
-from azure_emu.vault.vault import Vault
-from blockfs.errors import RigError
-from blockfs.host_process import HostProcess
+from siterig.azure_emu.vault.db.schema import MountRow
+from siterig.azure_emu.vault.mounts import lent
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.host_process import HostProcess
 from tests.unit.vault_fakes import World, protected, running
 
-SAY = "import sys; from blockfs.host_process import HostProcess; print(HostProcess.own().model_dump_json(), flush=True);"
+SAY = (
+    "import sys; from siterig.blockfs.core.host_process import HostProcess; "
+    "print(HostProcess.own().model_dump_json(), flush=True);"
+)
 IN_USE = RigError("RecoveryInUse", "recovery/web01/lent/os is in use: it is open 1 times")
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from blockfs.boot import current_boot_id
-from blockfs.changelog import FLAG_CLEAN_CLOSE, HEADER_BYTES, RecordType, SegmentWriter
-from blockfs.layers import RawLayer
-from siterig.cli import program
+from siterig.blockfs.changelog.segment import FLAG_CLEAN_CLOSE, HEADER_BYTES, RecordType, SegmentWriter
+from siterig.blockfs.core.boot import current_boot_id
+from siterig.blockfs.layers.layer import RawLayer
+from siterig.cli.app import program
 from tests.unit.log_row import DISK_BYTES, DISK_ID, START, LogRow
 from tests.unit.other_user import folder_of_other_user, link_of_other_user, needs_root
 

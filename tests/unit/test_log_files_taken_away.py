@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import trio
 
-from blockfs import file_watch
-from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace, make_raw
-from blockfs.disk_log import LogPolicy
-from blockfs.disk_rules import DiskRules
-from blockfs.disk_state import DiskState
-from blockfs.errors import RigError
-from blockfs.file_watch import FileWatch
-from blockfs.image import open_image
-from blockfs.position import PositionCounter
-from blockfs.standalone import open_disk
+from siterig.blockfs.changelog.disk_log import LogPolicy
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.host.standalone import open_disk
+from siterig.blockfs.images.image import open_image
+from siterig.blockfs.watch import file_watch
+from siterig.blockfs.watch.file_watch import FileWatch
 
 SIZE = 4 << 20
 FILES = ["os.000001.hrl", "os.000002.hrl", "os.spare", "os.disk", "os.dirty", "../position"]

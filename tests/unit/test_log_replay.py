@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockfs.changelog import HEADER_BYTES, RecordType, SegmentReader
-from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace, make_raw
-from blockfs.disk_rules import DiskRules
-from blockfs.errors import RigError
-from blockfs.layers import RawLayer
-from blockfs.log_replay import FileSummary, Replay, TornTail, check, in_order, open_image, verify
-from blockfs.position import PositionCounter
-from blockfs.sync_stream import SyncStream
+from siterig.blockfs.changelog.log_replay import FileSummary, Replay, TornTail, check, in_order, open_image, verify
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.segment import HEADER_BYTES, RecordType, SegmentReader
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.layers.layer import RawLayer
+from siterig.blockfs.transfer.sync_stream import SyncStream
 from tests.unit.log_row import DISK_BYTES, DISK_ID, START, LogRow, operations
 
 

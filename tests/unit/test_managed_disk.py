@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu.managed_disk import ManagedDiskStore, discard_leftovers, open_view
-from blockfs.changelog import RecordType
-from blockfs.errors import RigError
-from blockfs.layers import Layer
-from cext.hashing import TAG_BYTES, chunk_tag
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, discard_leftovers, open_view
+from siterig.blockfs.changelog.segment import RecordType
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.layers.layer import Layer
+from siterig.cext.hashing import TAG_BYTES, chunk_tag
 from tests.unit.disk_history import CHUNK_BYTES, DISK_ID, SIZE_BYTES, Packed, SiteDisk
 
 KEY = bytes(range(32))

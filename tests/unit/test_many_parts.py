@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu.applier import TAGS_IN_REPORT_MAX
-from azure_emu.managed_disk import ManagedDiskStore
-from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace, make_raw
-from blockfs.disk_log import find_segments
-from blockfs.disk_rules import DiskRules
-from blockfs.part import PartName
-from blockfs.position import PositionCounter
-from blockfs.tags import TagSeen
-from siterig.process_setup import allow_many_files
+from siterig.azure_emu.applier.applier import TAGS_IN_REPORT_MAX
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.blockfs.changelog.disk_log import find_segments
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.core.process_setup import allow_many_files
 from tests.unit.applier_rig import Rig
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from blockfs.errors import RigError
-from blockfs.vhd import fixed_footer
-from siterig import mountpoint
-from siterig.cli import program
-from siterig.mountpoint import Mountpoint, prepare
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.images.vhd import fixed_footer
+from siterig.cli.app import program
+from siterig.images import mountpoint
+from siterig.images.mountpoint import Mountpoint, prepare
 
 MIB = 1 << 20
 

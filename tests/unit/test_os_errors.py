@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.layers import RawLayer
-from blockfs.os_errors import naming, reason
-from blockfs.safe_files import held
+from siterig.blockfs.files.os_errors import naming, reason
+from siterig.blockfs.files.safe_files import held
+from siterig.blockfs.layers.layer import RawLayer
 from tests.unit.io_faults import PUNCH, READ, RESIZE, SYNC, WRITE, failing
 
 

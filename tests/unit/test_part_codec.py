@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from blockfs.changelog import HEADER_BYTES, RECORD_HEADER_BYTES
-from blockfs.errors import RigError
-from blockfs.part import PartName
-from blockfs.part_codec import decompress
+from siterig.blockfs.changelog.segment import HEADER_BYTES, RECORD_HEADER_BYTES
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.part_codec import decompress
+from siterig.blockfs.transfer.part_name import PartName
 from tests.unit.disk_history import DISK_ID, SiteDisk
 
 GIB = 1 << 30
@@ -43,9 +43,9 @@ def test_a_small_blob_that_holds_a_gigabyte_is_refused_in_a_few_megabytes() -> N
     """33 KB of zstd are a gigabyte of zeros; the process may take 200 MB of address space more than it has."""
     program = f"""
 import resource, zstandard
-from blockfs.errors import RigError
-from blockfs.part import PartName
-from blockfs.part_codec import decompress
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.blockfs.transfer.part_codec import decompress
 chunks = zstandard.ZstdCompressor(level=3, write_checksum=True).compressobj(size={GIB})
 data = b"".join(chunks.compress(bytes(1 << 20)) for _ in range(1024)) + chunks.flush()
 assert len(data) < 40_000, len(data)

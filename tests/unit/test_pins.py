@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from azure_emu.pins import PINS, pin, pins, unpin
+from siterig.azure_emu.disks.pins import PINS, pin, pins, unpin
 from tests.crash.recording import Event, NamesSynced, Recorder
 from tests.unit.test_managed_disk import seeded
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from azure_emu.vault.api import MountedDisk, MountedPoint, RecoveryPoint
-from blockfs.errors import RigError
-from blockfs.host_process import HostProcess
-from siterig.cli import program
-from siterig.layout import Layout, create
+from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, RecoveryPoint
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.host_process import HostProcess
+from siterig.cli.app import program
+from siterig.core.layout import Layout, create
 
 MIB = 1 << 20
 
@@ -82,7 +82,7 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVault
     supervisor.bind(str(layout.socket("supervisor")))
     supervisor.listen()
     fake = FakeVault(layout.scratch)
-    monkeypatch.setattr("siterig.services.vault", lambda _layout: fake)
+    monkeypatch.setattr("siterig.rpc.services.vault", lambda _layout: fake)
     monkeypatch.setenv("SITERIG_DIR", str(layout.root))
     yield fake
     supervisor.close()
@@ -176,7 +176,7 @@ def test_an_export_that_is_interrupted_leaves_nothing_mounted_and_no_file(
     def interrupted(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("blockfs.sparse_copy._write", interrupted)
+    monkeypatch.setattr("siterig.blockfs.files.sparse_copy._write", interrupted)
     result = siterig("point", "export", "web01", "--disk", "os", "--to", str(tmp_path / "out"))
     assert (result.exit_code, result.stderr) == (130, "siterig: interrupted\n")
     assert (vault.mounted, len(vault.unmounted)) == ({}, 1)

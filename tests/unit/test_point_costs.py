@@ -18,10 +18,10 @@ from unittest import mock
 import pytest
 from sqlalchemy import event, insert
 
-from azure_emu.managed_disk import ManagedDiskStore
-from azure_emu.vault.schema import PointRow, TagSeenRow
-from blockfs.changelog import RecordType
-from blockfs.host import DiskHost
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.azure_emu.vault.db.schema import PointRow, TagSeenRow
+from siterig.blockfs.changelog.segment import RecordType
+from siterig.blockfs.host.disk_host import DiskHost
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
 from tests.unit.io_faults import io_verdict
 from tests.unit.test_retention import cut

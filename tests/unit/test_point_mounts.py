@@ -10,12 +10,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from azure_emu.ports import ChangeStep, DiskSpec
-from azure_emu.vault.api import MountedPoint
-from azure_emu.vault.clock import rfc3339
-from azure_emu.vault.mounts import parse_time, time_name
-from azure_emu.vault.vault import Vault
-from blockfs.errors import RigError
+from siterig.azure_emu.contracts.ports import ChangeStep, DiskSpec
+from siterig.azure_emu.vault.db.clock import rfc3339
+from siterig.azure_emu.vault.model.api import MountedPoint
+from siterig.azure_emu.vault.mounts.mounts import parse_time, time_name
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.errors import RigError
 from tests.unit.vault_fakes import START_NS, FakeRecovery, World, ended, protected, running
 
 GIB = 1 << 30

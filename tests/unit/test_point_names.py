@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from azure_emu.ports import DiskSpec
-from azure_emu.vault.schema import JobRow, PointRow
-from blockfs.errors import RigError
-from siterig.show import print_table
-from siterig.values import parse_point
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.vault.db.schema import JobRow, PointRow
+from siterig.blockfs.core.errors import RigError
+from siterig.cli.show import print_table
+from siterig.core.values import parse_point
 from tests.unit.vault_fakes import World, ended, protected, running
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu.vault.api import Job
-from azure_emu.vault.schema import AzureVmRow
-from azure_emu.vault.vault import Vault
-from blockfs.errors import RigError
+from siterig.azure_emu.vault.db.schema import AzureVmRow
+from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.errors import RigError
 from tests.unit.vault_fakes import World, ended, idle, protected, running
 
 CHANGES = {

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import structlog
 
-from siterig import process_log
-from siterig.process import last_line
-from siterig.process_log import REPEAT_S, LogFile, Repeats, former_log
-from siterig.process_setup import FILES_MIN
+from siterig.core.process_setup import FILES_MIN
+from siterig.supervisor import process_log
+from siterig.supervisor.process import last_line
+from siterig.supervisor.process_log import REPEAT_S, LogFile, Repeats, former_log
 
 WRITE = """
 import logging, sys
 from pathlib import Path
-from siterig import process_log
+from siterig.supervisor import process_log
 process_log.LOG_BYTES_MAX = 10_000
 process_log.log_to_stderr(Path(sys.argv[1]))
 import structlog
@@ -132,7 +132,7 @@ def test_a_line_for_which_the_disk_has_no_room_is_dropped() -> None:
     assert LogFile(None).write("lost\n") == 5
 
 
-SETUP = "import resource, sys\nfrom siterig import process_setup\nfrom blockfs.errors import RigError\n"
+SETUP = "import resource, sys\nfrom siterig.core import process_setup\nfrom siterig.blockfs.core.errors import RigError\n"
 
 
 def setup(program: str, *, files_max: int | None = None) -> str:

@@ -14,15 +14,16 @@ import pytest
 import trio
 import trio.testing
 
-from blockfs import boot, promotion
-from blockfs.control import DiskInfo
-from blockfs.disk import Disk
-from blockfs.disk_log import LogPolicy
-from blockfs.disk_state import DiskState
-from blockfs.errors import RigError
-from blockfs.host import DiskHost
-from blockfs.layers import Layer, RawLayer
-from cext._core import lib
+from siterig.blockfs.changelog.disk_log import LogPolicy
+from siterig.blockfs.contracts.control import DiskInfo
+from siterig.blockfs.core import boot
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk import promotion
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.blockfs.layers.layer import Layer, RawLayer
+from siterig.cext._core import lib
 from tests.unit.disk_model import replay
 from tests.unit.io_faults import PUNCH, SYNC, WRITE, failing, io_verdict
 from tests.unit.process_kills import without_token

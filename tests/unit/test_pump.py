@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace, make_raw
-from blockfs.disk_rules import DiskRules
-from blockfs.position import PositionCounter
-from cext._core import ffi, lib
-from cext.pump import Pump, PumpOptions
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.cext._core import ffi, lib
+from siterig.cext.pump import Pump, PumpOptions
 from tests.unit.io_faults import SYNC, io_verdict
 
 KERNELS = 1 << 51

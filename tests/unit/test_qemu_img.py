@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from blockfs import confined, helper_process, image_import, qemu_img
-from blockfs.errors import RigError
-from blockfs.helper_process import Limits
-from blockfs.qemu_img import OpenImage, Target
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.images import confined, helper_process, image_import, qemu_img
+from siterig.blockfs.images.helper_process import Limits
+from siterig.blockfs.images.qemu_img import OpenImage, Target
 from tests.system.needs import needs_program
 
 MIB = 1 << 20

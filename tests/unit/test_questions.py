@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu.change_steps import change_steps
-from azure_emu.managed_disk import ManagedDiskStore
-from azure_emu.questions import change_list, position_at
-from azure_emu.store_history import Loaded, ask
-from blockfs.errors import RigError
+from siterig.azure_emu.disks.change_steps import change_steps
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.azure_emu.disks.questions import change_list, position_at
+from siterig.azure_emu.disks.store_history import Loaded, ask
+from siterig.blockfs.core.errors import RigError
 from tests.unit.disk_history import SiteDisk
 from tests.unit.test_managed_disk import apply, new_store, site
 
@@ -38,7 +38,7 @@ def history(tmp_path: Path) -> tuple[SiteDisk, ManagedDiskStore, list[int]]:
 
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_a_question_that_a_fold_overtakes_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 1)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 1)
     _, store, ends = history(tmp_path)
     seen: list[Loaded] = []
 

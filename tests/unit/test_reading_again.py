@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from azure_emu.ports import RoleState, RoleStatus
-from blockfs.errors import RigError
-from siterig import reading_again
-from siterig.control import RigStatus
-from siterig.reading_again import ATTEMPTS_MAX, read_served
+from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
+from siterig.blockfs.core.errors import RigError
+from siterig.cli import reading_again
+from siterig.cli.reading_again import ATTEMPTS_MAX, read_served
+from siterig.core.control import RigStatus
 
 
 class FakeSupervisor:

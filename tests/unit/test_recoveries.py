@@ -16,11 +16,11 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from blockfs.control import RecoverySource
-from blockfs.errors import RigError
-from blockfs.filesystem import DiskFileSystem
-from blockfs.host import DiskHost
-from blockfs.layers import Layer, RawLayer
+from siterig.blockfs.contracts.control import RecoverySource
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.fuse.filesystem import DiskFileSystem
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.blockfs.layers.layer import Layer, RawLayer
 from tests.unit.test_tree import NOBODY, listed
 
 MIB = 1 << 20
@@ -212,7 +212,7 @@ async def test_a_state_that_fails_to_open_leaves_nothing(stores: Stores) -> None
 
 
 async def test_a_state_in_use_is_not_closed(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blockfs.recoveries.RELEASE_S", 0.05)
+    monkeypatch.setattr("siterig.blockfs.host.recoveries.RELEASE_S", 0.05)
     host = host_over(stores)
     await host.open_recovery(vm="web01", name="@1", position=1, disks=[stores.make("os", p1=bytes(512))])
     disks = host.disks_in("recovery/web01/@1")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu.managed_disk import ManagedDiskStore
-from azure_emu.pins import pins
-from azure_emu.store_views import StoreViews
-from blockfs.control import RecoverySource
-from blockfs.errors import RigError
-from blockfs.host import DiskHost
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.azure_emu.disks.pins import pins
+from siterig.azure_emu.disks.store_views import StoreViews
+from siterig.blockfs.contracts.control import RecoverySource
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.host.disk_host import DiskHost
 from tests.unit.disk_history import DISK_ID, SiteDisk
 from tests.unit.test_managed_disk import apply, assert_same, new_store, site
 
@@ -19,7 +19,7 @@ from tests.unit.test_managed_disk import apply, assert_same, new_store, site
 @pytest.fixture(autouse=True)
 def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fold deletes some of many volumes."""
-    monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 50_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 50_000)
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from azure_emu.vault.api import Job, JobError, Task
-from blockfs.errors import RigError
-from scenarios.report import make_report_folder, print_summary, verdict, write_report
-from scenarios.results import Check, DrillResult, Host, Measures, RpoSample, Setup, TimelineEvent
+from siterig.azure_emu.vault.model.api import Job, JobError, Task
+from siterig.blockfs.core.errors import RigError
+from siterig.scenarios.contracts.results import Check, DrillResult, Host, Measures, RpoSample, Setup, TimelineEvent
+from siterig.scenarios.report.report import make_report_folder, print_summary, verdict, write_report
 from tests.unit.other_user import file_of_other_user, folder_of_other_user, link_of_other_user, needs_root
 from tests.unit.screens import TextScreen
 

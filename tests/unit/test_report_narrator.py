@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from scenarios.narrator import Narrator
-from scenarios.results import Check, TimelineEvent
+from siterig.scenarios.contracts.results import Check, TimelineEvent
+from siterig.scenarios.drill.narrator import Narrator
 from tests.unit.screens import TextScreen
 
 

@@ -11,12 +11,12 @@ import trio.lowlevel
 from sqlalchemy import func, insert, select
 from trio.testing import MockClock
 
-from azure_emu.ports import DiskSpec
-from azure_emu.vault.retention import HOUR_NS, PointFacts, Policy, check_hours, expired, remark
-from azure_emu.vault.schema import PointRow, TagSeenRow
-from azure_emu.vault.vault import Vault
-from blockfs.control import CutInfo
-from blockfs.errors import RigError
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.vault.db.schema import PointRow, TagSeenRow
+from siterig.azure_emu.vault.points.retention import HOUR_NS, PointFacts, Policy, check_hours, expired, remark
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.contracts.control import CutInfo
+from siterig.blockfs.core.errors import RigError
 from tests.unit.vault_fakes import START_NS, World, ended, protected, running
 
 MINUTE_NS = HOUR_NS // 60

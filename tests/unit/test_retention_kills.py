@@ -12,11 +12,11 @@ import pytest
 import trio
 from sqlalchemy import event
 
-from azure_emu.ports import DiskSpec
-from azure_emu.vault import points
-from azure_emu.vault.retention import HOUR_NS, Policy, expired
-from azure_emu.vault.vault import Vault
-from blockfs.control import CutInfo
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.vault.points import points
+from siterig.azure_emu.vault.points.retention import HOUR_NS, Policy, expired
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.contracts.control import CutInfo
 from tests.unit import vault_fakes
 from tests.unit.vault_fakes import FakeRecovery, World, idle, running
 

@@ -8,8 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from blockfs.errors import RigError
-from replication.retry import OFFICIAL_DELAYS_S, ResyncNeeded, RetryTable, as_rig_error, one_failure
+from siterig.blockfs.core.errors import RigError
+from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, ResyncNeeded, RetryTable, as_rig_error, one_failure
 from tests.unit.agent_rig import VM, Rig, without_threads
 
 HOUR_S = 3600.0

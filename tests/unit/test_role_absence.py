@@ -12,10 +12,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from azure_emu.ports import DiskSpec, RoleState, RoleStatus
-from azure_emu.vault.roles import PROGRESS_S, REMEMBERED_S, Roles
-from azure_emu.vault.vault import Vault
-from blockfs.errors import RigError
+from siterig.azure_emu.contracts.ports import DiskSpec, RoleState, RoleStatus
+from siterig.azure_emu.vault.context.roles import PROGRESS_S, REMEMBERED_S, Roles
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.errors import RigError
 from tests.unit.vault_fakes import World, ended, idle, protected, running
 
 NAMES = ("azurite", "site", "azure", "vault", "applier", "agent")
@@ -246,7 +246,7 @@ async def test_a_list_of_vms_does_not_ask_a_role_that_hangs(tmp_path: Path) -> N
 
 
 async def test_a_job_whose_call_hangs_shows_the_role_that_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("azure_emu.vault.jobs.NOTICED_S", 0.01)
+    monkeypatch.setattr("siterig.azure_emu.vault.jobs.engine.NOTICED_S", 0.01)
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import pytest
 import trio
 
-from azure_emu.ports import RoleState, RoleStatus
-from blockfs.errors import RigError
-from siterig import role_guide, rpc_client, rpc_server
-from siterig.control import RigStatus, SupervisorControl
-from siterig.role_guide import RoleGuide
-from siterig.rpc_client import GUIDE, proxy
+from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
+from siterig.blockfs.core.errors import RigError
+from siterig.core.control import RigStatus, SupervisorControl
+from siterig.rpc import role_guide, rpc_client, rpc_server
+from siterig.rpc.role_guide import RoleGuide
+from siterig.rpc.rpc_client import GUIDE, proxy
 
 
 class Depot(Protocol):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from blockfs.control import BackingImage, DownloadedDisk
-from blockfs.errors import RigError
-from blockfs.host import DiskHost
-from blockfs.promotion import FREE_BYTES_MIN
-from blockfs.room import require_room
+from siterig.blockfs.contracts.control import BackingImage, DownloadedDisk
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.promotion import FREE_BYTES_MIN
+from siterig.blockfs.files.room import require_room
+from siterig.blockfs.host.disk_host import DiskHost
 from tests.unit.agent_rig import VM, Disk, Rig
 from tests.unit.test_promotion import make_store, open_host
 
@@ -107,7 +107,7 @@ async def test_a_loop_device_on_an_image_is_found_by_the_prerequisites_check(
     async def loops_on(_identity: tuple[int, int], path: str) -> list[str]:
         return ["/dev/loop7"] if path.endswith("data.img") else []
 
-    monkeypatch.setattr("blockfs.hostmounts.loops_on", loops_on)
+    monkeypatch.setattr("siterig.blockfs.guests.hostmounts.loops_on", loops_on)
     await rig.make_vm()
     async with rig.agent() as agent:
         with pytest.raises(RigError, match=r"loop device /dev/loop7 is attached to .*data.img") as caught:

@@ -11,10 +11,10 @@ import httpx
 import pytest
 import trio
 
-from blockfs.errors import RigError
-from blockfs.wire import WireModel
-from siterig import rpc_client, rpc_server
-from siterig.rpc_contract import check_socket_path
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.wire import WireModel
+from siterig.rpc import rpc_client, rpc_server
+from siterig.rpc.rpc_contract import check_socket_path
 
 
 class Box(WireModel):

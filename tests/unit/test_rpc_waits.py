@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from blockfs.errors import RigError
-from siterig import rpc_client, services
-from siterig.layout import Layout, create
-from siterig.rpc_contract import method_names
+from siterig.blockfs.core.errors import RigError
+from siterig.core.layout import Layout, create
+from siterig.rpc import rpc_client, services
+from siterig.rpc.rpc_contract import method_names
 from tests.unit.test_cli import siterig
 
 

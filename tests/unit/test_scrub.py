@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 
-from azure_emu import checkpoints, hurt, scrub_base, scrub_journal
-from azure_emu import scrub as scrub_module
-from azure_emu.base import PAIR
-from azure_emu.frames import ENTRY, Frame
-from azure_emu.managed_disk import ManagedDiskStore, delete_disk, reset_disk
-from azure_emu.pins import pin
-from azure_emu.ports import Damage
-from azure_emu.scrub import scrub
-from blockfs.errors import RigError
+from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.disks import checkpoints, hurt
+from siterig.azure_emu.disks.base import PAIR
+from siterig.azure_emu.disks.frames import ENTRY, Frame
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, delete_disk, reset_disk
+from siterig.azure_emu.disks.pins import pin
+from siterig.azure_emu.scrub import scrub_base, scrub_journal
+from siterig.azure_emu.scrub import scrubber as scrub_module
+from siterig.azure_emu.scrub.scrubber import scrub
+from siterig.blockfs.core.errors import RigError
 from tests.unit import io_faults
 from tests.unit.disk_history import SIZE_BYTES, SiteDisk
 from tests.unit.test_managed_disk import apply, new_store, seeded, site
@@ -30,7 +31,7 @@ BLOCK = 4096
 
 @pytest.fixture(autouse=True)
 def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 20_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 20_000)
     monkeypatch.setattr(scrub_journal, "TORN_WAIT_S", 0.0)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
 
@@ -277,7 +278,7 @@ def test_a_frame_that_takes_long_to_be_written_is_no_damage(tmp_path: Path, monk
             path.write_bytes(good)
 
     monkeypatch.setattr(scrub_journal, "TORN_WAIT_S", 0.02)
-    monkeypatch.setattr("azure_emu.scrub_journal.time.sleep", wait)
+    monkeypatch.setattr("siterig.azure_emu.scrub.scrub_journal.time.sleep", wait)
     assert found_in(store.folder) == []
     path.write_bytes(good[: frame.entries_at])
     waited = -1e9
@@ -290,10 +291,10 @@ def test_a_last_frame_that_has_no_header_yet_is_no_damage(tmp_path: Path, monkey
     path = volume_of(store, frame)
     good = path.read_bytes()
     path.write_bytes(good[: frame.start] + bytes(frame.segment_at - frame.start) + good[frame.segment_at :])
-    monkeypatch.setattr("azure_emu.scrub_journal.time.sleep", lambda _seconds: path.write_bytes(good))
+    monkeypatch.setattr("siterig.azure_emu.scrub.scrub_journal.time.sleep", lambda _seconds: path.write_bytes(good))
     assert found_in(store.folder) == []
     path.write_bytes(good[: frame.start] + bytes(frame.segment_at - frame.start) + good[frame.segment_at :])
-    monkeypatch.setattr("azure_emu.scrub_journal.time.sleep", lambda _seconds: None)
+    monkeypatch.setattr("siterig.azure_emu.scrub.scrub_journal.time.sleep", lambda _seconds: None)
     assert [damage.offset for damage in found_in(store.folder)] == [frame.start]
 
 
@@ -394,7 +395,7 @@ def rotten(monkeypatch: pytest.MonkeyPatch, path: Path, start: int, length: int)
 def test_what_cannot_be_read_of_a_frame_is_named_and_the_rest_is_read_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 1 << 30)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 1 << 30)
     disk, store = filled(tmp_path)
     disk.write(0, disk.rng.randbytes(6 * BLOCK))
     disk.tag("tag")

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu.managed_disk import ManagedDiskStore
-from azure_emu.ports import Damage
-from azure_emu.vault.api import ManagedDisk, RecoveryPoint
-from blockfs.errors import RigError
-from siterig.commands import scrub
-from siterig.layout import Layout, create
+from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.azure_emu.vault.model.api import ManagedDisk, RecoveryPoint
+from siterig.blockfs.core.errors import RigError
+from siterig.cli.commands import scrub
+from siterig.core.layout import Layout, create
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
 from tests.unit.test_cli import siterig
 
@@ -81,7 +81,7 @@ def up(rig: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, SiteDisk, Vaul
     store, disk, position = make_store(rig)
     vault = Vault(position)
     monkeypatch.setattr(scrub, "_vault", lambda _folder: vault)
-    monkeypatch.setattr("siterig.services.damage_reports", lambda _layout: vault)
+    monkeypatch.setattr("siterig.rpc.services.damage_reports", lambda _layout: vault)
     return store, disk, vault
 
 
@@ -177,7 +177,7 @@ def test_a_repair_tells_what_is_left(rig: Path, up: tuple[Path, SiteDisk, Vault]
     volume, at = damage_payload(up[0])
     recovery = Recovery(volume, at, b"p")
     recovery.refusal = RigError("StoreCorrupt", "byte 0: no frame begins here")
-    monkeypatch.setattr("siterig.services.recovery_side", lambda _layout: recovery)
+    monkeypatch.setattr("siterig.rpc.services.recovery_side", lambda _layout: recovery)
     refused = siterig("disk", "scrub", "--repair", "--dir", str(rig))
     assert (refused.exit_code, refused.stderr) == (
         3, f"siterig: error: the rig in {rig} is not up: start it with siterig up (NotUp)\n",

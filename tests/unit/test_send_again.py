@@ -8,8 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from blockfs.errors import RigError
-from blockfs.part import PartName
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.part_name import PartName
 from tests.unit.agent_rig import VM, Rig, without_threads
 
 

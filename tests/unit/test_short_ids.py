@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from blockfs import short_ids
-from blockfs.errors import RigError
+from siterig.blockfs.core import short_ids
+from siterig.blockfs.core.errors import RigError
 
 FIRST, SECOND = "0d2c7d1e-9f1b-4f3a-8a41-0f6f4c8f2b11", "0d2c7d1e-1111-4f3a-8a41-0f6f4c8f2b12"
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from blockfs.errors import RigError
-from blockfs.printable import printable, printable_lines
-from siterig import show
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.printable import printable, printable_lines
+from siterig.cli import show
 
 EVIL = "d\x1b]0;PWN\x07\x1b[31m\x9b31m\r\n\u202egnp\u2028\udcff\t\u200b"
 ESCAPED = r"d\x1b]0;PWN\x07\x1b[31m\x9b31m\r\n\u202egnp\u2028\xff\t\u200b"

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu.disk_meta import read_meta
-from azure_emu.ports import Pin
-from blockfs.disk_state import DiskState
-from blockfs.errors import RigError
-from blockfs.recoveries import _Note
-from blockfs.small_file import SMALL_FILE_BYTES_MAX, FileTooLongError, read_small_file
-from replication.relationship import RelationshipBook
-from siterig.layout import Layout, check_format, create
+from siterig.azure_emu.contracts.ports import Pin
+from siterig.azure_emu.disks.disk_meta import read_meta
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.files.small_file import SMALL_FILE_BYTES_MAX, FileTooLongError, read_small_file
+from siterig.blockfs.host.recoveries import _Note
+from siterig.core.layout import Layout, check_format, create
+from siterig.replication.engine.relationship import RelationshipBook
 
 MIB = 1 << 20
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu.vault.vault import Vault
-from blockfs.changelog import HEADER_BYTES
-from blockfs.control import DownloadedDisk
-from blockfs.disk_log import find_segments
-from blockfs.errors import RigError
-from blockfs.host import DiskHost
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.changelog.disk_log import find_segments
+from siterig.blockfs.changelog.segment import HEADER_BYTES
+from siterig.blockfs.contracts.control import DownloadedDisk
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.host.disk_host import DiskHost
 from tests.unit.vault_fakes import World, ended, protected, running
 
 SIZE = 64 * 1024

@@ -12,14 +12,15 @@ import pytest
 import trio
 import trio.testing
 
-from blockfs import boot, file_stamps
-from blockfs.disk_log import find_segments
-from blockfs.disk_state import DiskState
-from blockfs.errors import RigError
-from blockfs.file_stamps import KILL_GRACE_S
-from blockfs.image import Image, open_image
-from blockfs.standalone import StandAlone, open_disk
-from blockfs.vhd import fixed_footer
+from siterig.blockfs.changelog.disk_log import find_segments
+from siterig.blockfs.core import boot
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.host.standalone import StandAlone, open_disk
+from siterig.blockfs.images.image import Image, open_image
+from siterig.blockfs.images.vhd import fixed_footer
+from siterig.blockfs.watch import file_stamps
+from siterig.blockfs.watch.file_stamps import KILL_GRACE_S
 from tests.unit.disk_model import replay_files
 from tests.unit.io_faults import SYNC, failing
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import structlog
 
-from blockfs import safe_files, tree
-from blockfs.disk_log import DiskLog
-from blockfs.disk_state import DiskState
-from blockfs.errors import RigError
-from blockfs.image import Image, open_image
-from blockfs.os_errors import naming
-from blockfs.standalone import StandAlone, open_disk
+from siterig.blockfs.changelog.disk_log import DiskLog
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.os_errors import naming
+from siterig.blockfs.host import tree
+from siterig.blockfs.host.standalone import StandAlone, open_disk
+from siterig.blockfs.images.image import Image, open_image
 from tests.unit.io_faults import SYNC, failing
 from tests.unit.other_user import UID, file_of_other_user, folder_of_other_user, link_of_other_user, needs_root
 

@@ -11,14 +11,14 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from azure_emu.ports import RoleState, RoleStatus, SkippedBlob
-from azure_emu.vault import bounds
-from azure_emu.vault.repairs import SENT_S
-from azure_emu.vault.standstill import ASK_AFTER_S
-from azure_emu.vault.vault import Vault
-from blockfs.clock import SECOND_NS
-from blockfs.errors import RigError
-from blockfs.waits import Wait
+from siterig.azure_emu.contracts.ports import RoleState, RoleStatus, SkippedBlob
+from siterig.azure_emu.vault.model import bounds
+from siterig.azure_emu.vault.monitoring.repairs import SENT_S
+from siterig.azure_emu.vault.monitoring.standstill import ASK_AFTER_S
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.clock import SECOND_NS
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.waits import Wait
 from tests.unit.vault_fakes import START_NS, World, ended, protected, running
 
 INTERVAL_S = 30

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu import checkpoints
-from azure_emu.managed_disk import ManagedDiskStore, open_view
-from azure_emu.pins import pin, unpin
-from azure_emu.scrub import scrub
-from blockfs.errors import RigError
+from siterig.azure_emu.disks import checkpoints
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
+from siterig.azure_emu.disks.pins import pin, unpin
+from siterig.azure_emu.scrub.scrubber import scrub
+from siterig.blockfs.core.errors import RigError
 from tests.unit.disk_history import Packed
 from tests.unit.test_managed_disk import apply, assert_same, new_store, site, whole
 
@@ -52,8 +52,8 @@ def test_views_folds_checkpoints_and_parts_do_not_disturb_one_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     print(f"replay with seed {seed}")
-    monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 100_000)
-    monkeypatch.setattr("azure_emu.history.SLICE_BYTES", 150_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 100_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 150_000)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 20)
     disk, store = site(tmp_path, seed), new_store(tmp_path)
     disk.scribble(20)

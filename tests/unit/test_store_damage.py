@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu import checkpoints
-from azure_emu.frames import ENTRY, HEADER_BYTES
-from azure_emu.journal_volume import volume_path
-from azure_emu.managed_disk import ManagedDiskStore, open_view, reset_disk
-from azure_emu.pins import pin, unpin_holder
-from azure_emu.ports import Damage
-from azure_emu.scrub import scrub
-from blockfs.errors import RigError
-from cext.hashing import chunk_tag
+from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.disks import checkpoints
+from siterig.azure_emu.disks.frames import ENTRY, HEADER_BYTES
+from siterig.azure_emu.disks.journal_volume import volume_path
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view, reset_disk
+from siterig.azure_emu.disks.pins import pin, unpin_holder
+from siterig.azure_emu.scrub.scrubber import scrub
+from siterig.blockfs.core.errors import RigError
+from siterig.cext.hashing import chunk_tag
 from tests.unit.disk_history import CHUNK_BYTES
 from tests.unit.test_managed_disk import KEY, apply, assert_same, new_store, whole
 from tests.unit.test_store_steps import Life
@@ -27,9 +27,9 @@ BLOCK = 4096
 
 @pytest.fixture(autouse=True)
 def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 100_000)
-    monkeypatch.setattr("azure_emu.scrub_journal.TORN_WAIT_S", 0.0)
-    monkeypatch.setattr("azure_emu.base.BAD_LOOK_S", 0.0)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 100_000)
+    monkeypatch.setattr("siterig.azure_emu.scrub.scrub_journal.TORN_WAIT_S", 0.0)
+    monkeypatch.setattr("siterig.azure_emu.disks.base.BAD_LOOK_S", 0.0)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
 
 

@@ -12,15 +12,15 @@ from unittest import mock
 
 import pytest
 
-from azure_emu.applier import DAMAGE_LOOKS, Applier
-from azure_emu.disk_meta import PROGRESS
-from azure_emu.disk_view import build_view
-from azure_emu.managed_disk import ManagedDiskStore, open_view, reset_disk
-from azure_emu.ports import SkippedBlob
-from blockfs.changelog import RecordType
-from blockfs.errors import RigError
-from blockfs.part import Listing, PartName, Watermark
-from blockfs.tags import TagSeen
+from siterig.azure_emu.applier.applier import DAMAGE_LOOKS, Applier
+from siterig.azure_emu.contracts.ports import SkippedBlob
+from siterig.azure_emu.disks.disk_meta import PROGRESS
+from siterig.azure_emu.disks.disk_view import build_view
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view, reset_disk
+from siterig.blockfs.changelog.segment import RecordType
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.part_name import Listing, PartName, Watermark
 from tests.unit.disk_history import DISK_ID, Packed, SiteDisk
 from tests.unit.io_faults import READ, io_verdict
 from tests.unit.test_managed_disk import apply, assert_same, new_store, site, whole
@@ -257,7 +257,7 @@ def test_a_view_that_a_reset_overtakes_is_refused(tmp_path: Path) -> None:
     _, store = grown(tmp_path, parts=0)
     position = store.floor
     store.close()
-    with mock.patch("azure_emu.disk_view.build_view") as built:
+    with mock.patch("siterig.azure_emu.disks.disk_view.build_view") as built:
 
         def overtaken(*args: object) -> object:
             if built.call_count == 1:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu import checkpoints
-from azure_emu.managed_disk import ManagedDiskStore, discard_leftovers, open_view, reset_disk
-from azure_emu.pins import pin, pins, unpin
-from azure_emu.scrub import scrub
-from blockfs import boot
-from blockfs.part import Watermark
+from siterig.azure_emu.disks import checkpoints
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, discard_leftovers, open_view, reset_disk
+from siterig.azure_emu.disks.pins import pin, pins, unpin
+from siterig.azure_emu.scrub.scrubber import scrub
+from siterig.blockfs.core import boot
+from siterig.blockfs.transfer.part_name import Watermark
 from tests.unit.disk_history import DISK_ID
 from tests.unit.process_kills import calls_of, copy_of, every_kill
 from tests.unit.test_managed_disk import apply, assert_same, new_store, whole
@@ -29,8 +29,8 @@ BOOT = "00000000-0000-4000-8000-00000000000{}"
 @pytest.fixture(autouse=True)
 def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two or three volumes, checkpoints after a few records, and folds that take a few parts at a time."""
-    monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 300_000)
-    monkeypatch.setattr("azure_emu.history.SLICE_BYTES", 400_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 300_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 400_000)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
     monkeypatch.setattr(boot, "current_boot_id", lambda: BOOT.format(0))
     forget_syncs(monkeypatch)

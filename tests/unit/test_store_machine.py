@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from azure_emu import checkpoints
-from azure_emu.managed_disk import ManagedDiskStore, discard_leftovers, open_view
-from azure_emu.pins import pin, pins, unpin
-from azure_emu.scrub import scrub
-from blockfs.errors import RigError
-from blockfs.layers import Layer
+from siterig.azure_emu.disks import checkpoints
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, discard_leftovers, open_view
+from siterig.azure_emu.disks.pins import pin, pins, unpin
+from siterig.azure_emu.scrub.scrubber import scrub
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.layers.layer import Layer
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
 from tests.unit.test_managed_disk import assert_same
 from tests.unit.test_store_steps import Killed
@@ -33,8 +33,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="store-machine-"))
         (self.folder / "site").mkdir()
         self.patches = [
-            mock.patch("azure_emu.journal_volume.VOLUME_BYTES", 60_000),
-            mock.patch("azure_emu.history.SLICE_BYTES", 80_000),
+            mock.patch("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 60_000),
+            mock.patch("siterig.azure_emu.disks.history.SLICE_BYTES", 80_000),
             mock.patch.object(checkpoints, "RECORDS_MIN", 5),
         ]
         for patch in self.patches:

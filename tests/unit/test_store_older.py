@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from blockfs.part import Watermark
+from siterig.blockfs.transfer.part_name import Watermark
 from tests.unit.applier_rig import Rig
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES
 from tests.unit.vault_fakes import World, idle, protected, running

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu import checkpoints, disk_view
-from azure_emu.managed_disk import ManagedDiskStore, discard_leftovers, open_view, reset_disk
-from azure_emu.pins import pin, pins, unpin
-from azure_emu.scrub import scrub
-from blockfs.errors import RigError
-from blockfs.layers import ViewLayer
+from siterig.azure_emu.disks import checkpoints, disk_view
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, discard_leftovers, open_view, reset_disk
+from siterig.azure_emu.disks.pins import pin, pins, unpin
+from siterig.azure_emu.scrub.scrubber import scrub
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.layers.layer import ViewLayer
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES, Packed
 from tests.unit.test_managed_disk import apply, assert_same, new_store, site, whole
 
@@ -30,8 +30,8 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several volumes, several slices of a fold, checkpoints after a few records."""
-    monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 100_000)
-    monkeypatch.setattr("azure_emu.history.SLICE_BYTES", 150_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 100_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 150_000)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
     forget_syncs(monkeypatch)
 
@@ -169,8 +169,8 @@ def test_a_kill_at_any_step_of_a_fold(tmp_path: Path, seed: int) -> None:
 def test_whichever_of_the_folded_volumes_a_kill_leaves_count_for_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("azure_emu.journal_volume.VOLUME_BYTES", 30_000)
-    monkeypatch.setattr("azure_emu.history.SLICE_BYTES", 1 << 30)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 30_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 1 << 30)
     life = Life(tmp_path, 2)
     store = new_store(tmp_path)
     apply(store, life.parts)

@@ -9,10 +9,10 @@ import structlog.testing
 import trio
 import trio.testing
 
-from azure_emu.pins import pin, pins
-from azure_emu.ports import Damage
-from azure_emu.store_views import WATCH_S, StoreViews
-from blockfs.errors import RigError
+from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.disks.pins import pin, pins
+from siterig.azure_emu.disks.store_views import WATCH_S, StoreViews
+from siterig.blockfs.core.errors import RigError
 from tests.unit.test_managed_disk import assert_same, seeded, whole
 
 

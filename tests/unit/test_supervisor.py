@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from azure_emu.ports import RoleStatus
-from blockfs.errors import RigError
-from blockfs.waits import Wait
-from siterig import supervisor as supervisor_module
-from siterig.failures import expected
-from siterig.layout import Layout, create
-from siterig.supervisor import RoleSpec, Supervisor
+from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.waits import Wait
+from siterig.core.failures import expected
+from siterig.core.layout import Layout, create
+from siterig.supervisor import supervisor as supervisor_module
+from siterig.supervisor.supervisor import RoleSpec, Supervisor
 
 READY = "import os, signal, sys; fd = int(sys.argv[1]); "
 SERVE = READY + "os.write(fd, b'{}\\n'); signal.pause()"
@@ -201,14 +201,14 @@ async def test_stopping_ends_the_last_started_first_and_then_the_run(layout: Lay
 async def test_a_role_that_ignores_sigterm_is_killed_in_bounded_time(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("siterig.process.TERM_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("siterig.supervisor.process.TERM_TIMEOUT_S", 0.1)
     async with running(layout, role("a", STUBBORN)) as supervisor:
         pid = (await status(supervisor, "a")).pid
     assert not alive(pid)
 
 
 async def test_a_role_that_never_gets_ready_is_given_up(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("siterig.process.READY_TIMEOUT_S", 1)
+    monkeypatch.setattr("siterig.supervisor.process.READY_TIMEOUT_S", 1)
     with failing("RoleFailed", "role a was not ready after 1 s: hm"):
         async with running(layout, role("a", "import signal; print('hm', flush=True); signal.pause()")):
             pytest.fail("must not get here")
@@ -325,7 +325,9 @@ async def test_a_role_that_is_held_while_it_is_started_ends_the_start(
 
 async def test_a_role_dies_with_its_parent(layout: Layout) -> None:
     """The parent is a program of its own, and is shot; the role's pid comes over a pipe that ends with the role."""
-    child = "import sys; from siterig.process_setup import die_with_parent; die_with_parent(int(sys.argv[1])); print('in')"
+    child = (
+        "import sys; from siterig.core.process_setup import die_with_parent; die_with_parent(int(sys.argv[1])); print('in')"
+    )
     child += "\nsys.stdout.flush(); import signal; signal.pause()"
     parent = f"import os, subprocess, sys, signal; subprocess.Popen([sys.executable, '-c', {child!r}, str(os.getpid())])"
     parent += "; signal.pause()"

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockfs.printable import printable
-from blockfs.short_ids import shortened
-from siterig import tables
-from siterig.tables import Line
+from siterig.blockfs.core.printable import printable
+from siterig.blockfs.core.short_ids import shortened
+from siterig.cli import tables
+from siterig.cli.tables import Line
 
 POINTS = ("id", "type", "time", "position", "name")
 IDS = ("0d2c7d1e-9f1b-4f3a-8a41-0f6f4c8f2b11", "0d2c7d1e-1111-4f3a-8a41-0f6f4c8f2b12")

@@ -11,13 +11,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from azure_emu.vault import disk_limits
-from blockfs import vhd
-from blockfs.control import BackingImage, DiskInfo
-from blockfs.errors import RigError
-from blockfs.host import DiskHost
-from blockfs.image import open_image
-from replication.prerequisites import check_space
+from siterig.azure_emu.vault.inventory import disk_limits
+from siterig.blockfs.contracts.control import BackingImage, DiskInfo
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.blockfs.images import vhd
+from siterig.blockfs.images.image import open_image
+from siterig.replication.engine.prerequisites import check_space
 from tests.unit.agent_rig import VM, ManagedDisk, Rig
 
 MIB = 1 << 20

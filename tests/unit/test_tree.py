@@ -11,13 +11,13 @@ from typing import Any
 import pyfuse3
 import pytest
 
-from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace, make_raw
-from blockfs.disk_rules import DiskRules
-from blockfs.filesystem import DiskFileSystem
-from blockfs.host import DiskHost
-from blockfs.position import PositionCounter
-from blockfs.tree import ROOT, SingleDisk
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.fuse.filesystem import DiskFileSystem
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.blockfs.host.tree import ROOT, SingleDisk
 
 SIZE = 1 << 20
 NOBODY: Any = None

@@ -15,14 +15,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from blockfs import image_import, safe_files
-from blockfs.changelog import SegmentReader
-from blockfs.dm_log_writes import DmLogReader
-from blockfs.errors import RigError
-from blockfs.image import open_image
-from blockfs.log_replay import CheckedLog
-from blockfs.log_replay import open_image as open_replay_target
-from blockfs.user_files import open_file, open_in_thread
+from siterig.blockfs.changelog.dm_log_writes import DmLogReader
+from siterig.blockfs.changelog.log_replay import CheckedLog
+from siterig.blockfs.changelog.log_replay import open_image as open_replay_target
+from siterig.blockfs.changelog.segment import SegmentReader
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.user_files import open_file, open_in_thread
+from siterig.blockfs.images import image_import
+from siterig.blockfs.images.image import open_image
 
 BOUND_S = 30
 
@@ -122,8 +123,8 @@ def test_the_file_that_is_opened_is_the_one_whose_type_was_looked_at(
 
 WAITS = """
 import os, sys
-from siterig import exits
-from blockfs.user_files import open_in_thread
+from siterig.cli import exits
+from siterig.blockfs.files.user_files import open_in_thread
 
 async def work():
     print("waits", flush=True)

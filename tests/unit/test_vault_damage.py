@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu.ports import Damage
-from azure_emu.vault.api import Health, ProtectedItem
-from azure_emu.vault.damage import BY_READ_MAX
-from azure_emu.vault.vault import Vault
+from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.vault.model.api import Health, ProtectedItem
+from siterig.azure_emu.vault.monitoring.damage import BY_READ_MAX
+from siterig.azure_emu.vault.service import Vault
 from tests.unit.vault_fakes import World, ended, protected, running
 
 

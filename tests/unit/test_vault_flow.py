@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from azure_emu.ports import ApplierReports, DiskSpec
-from azure_emu.vault import failback_tasks, inventory
-from azure_emu.vault.api import Job, VaultApi
-from blockfs.errors import RigError
-from replication.ports import VaultLink
+from siterig.azure_emu.contracts.ports import ApplierReports, DiskSpec
+from siterig.azure_emu.vault.inventory import inventory
+from siterig.azure_emu.vault.jobs import failback_tasks
+from siterig.azure_emu.vault.model.api import Job, VaultApi
+from siterig.blockfs.core.errors import RigError
+from siterig.replication.contracts.ports import VaultLink
 from tests.unit.vault_fakes import START_NS, World, ended, idle, protected, running
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-from azure_emu.vault.api import ProtectedItem
-from azure_emu.vault.vault import Vault
+from siterig.azure_emu.vault.model.api import ProtectedItem
+from siterig.azure_emu.vault.service import Vault
 from tests.unit.vault_fakes import START_NS, World, protected, running
 
 SECOND_NS = 1_000_000_000

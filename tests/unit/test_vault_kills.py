@@ -9,10 +9,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from azure_emu.ports import DiskSpec
-from azure_emu.vault.api import Job
-from azure_emu.vault.vault import Vault
-from blockfs.errors import RigError
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.errors import RigError
 from tests.unit.vault_fakes import World, ended, idle, protected, running
 
 GONE = RigError("RoleUnavailable", "role site cannot be reached", recoverable=True)

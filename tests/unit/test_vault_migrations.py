@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -15,13 +14,14 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import ScriptDirectory
+from setuptools import find_packages
 from sqlalchemy import Connection, MetaData, Table, create_engine, select
 
-from azure_emu.vault import migrations
-from azure_emu.vault.api import RecoveryPoint, Vm
-from azure_emu.vault.schema import FORMAT_VERSION, Base
-from azure_emu.vault.store import Store
-from blockfs.errors import RigError
+from siterig.azure_emu.vault.db import migrations
+from siterig.azure_emu.vault.db.schema import FORMAT_VERSION, Base
+from siterig.azure_emu.vault.db.store import Store
+from siterig.azure_emu.vault.model.api import RecoveryPoint, Vm
+from siterig.blockfs.core.errors import RigError
 
 REPLACED = {("item", "protected_since_ns")}
 VERSION_4 = (Path(__file__).parent / "vault_version_4.sql").read_text()
@@ -87,7 +87,7 @@ def test_a_migrated_database_and_a_new_one_are_at_the_newest_revision(tmp_path: 
     (tmp_path / "new").mkdir()
     new, migrated = tmp_path / "new" / "vault.db", of_version_4(tmp_path)
     config = Config()
-    config.set_main_option("script_location", "azure_emu.vault:migrations")
+    config.set_main_option("script_location", "siterig.azure_emu.vault.db:migrations")
     assert ScriptDirectory.from_config(config).get_current_head() == str(FORMAT_VERSION)
     for path in (new, migrated):
         opened(path)
@@ -197,7 +197,7 @@ def test_a_copy_that_cannot_be_written_for_want_of_room_is_disk_full(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched, pytest.raises(RigError) as caught:
-        patched.setattr("azure_emu.vault.store.os.fsync", full)
+        patched.setattr("siterig.azure_emu.vault.db.store.os.fsync", full)
         opened(path)
     assert (caught.value.code, caught.value.recoverable) == ("DiskFull", True)
     assert query(path, "SELECT version FROM format") == [(4,)]
@@ -253,5 +253,5 @@ def test_foreign_keys_hold_again_after_a_migration(tmp_path: Path) -> None:
 
 
 def test_every_revision_is_packaged() -> None:
-    packages = re.findall(r'"(azure_emu[\w.]*)"', (Path(__file__).parents[2] / "pyproject.toml").read_text())
-    assert {"azure_emu.vault.migrations", "azure_emu.vault.migrations.versions"} <= set(packages)
+    packages = set(find_packages(str(Path(__file__).parents[2]), include=["siterig", "siterig.*"]))  # as pyproject.toml does
+    assert {"siterig.azure_emu.vault.db.migrations", "siterig.azure_emu.vault.db.migrations.versions"} <= packages

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from azure_emu.vault.schema import ItemRow
-from azure_emu.vault.states import (
+from siterig.azure_emu.vault.context.states import (
     PRIMARY,
     RECOVERY,
     RESTING,
@@ -23,8 +22,9 @@ from azure_emu.vault.states import (
     allowed,
     require,
 )
-from azure_emu.vault.vault import Vault
-from blockfs.errors import RigError
+from siterig.azure_emu.vault.db.schema import ItemRow
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.errors import RigError
 from tests.unit.vault_fakes import World, idle, protected, running
 
 

@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from azure_emu.vault.schema import Base, EventRow
-from azure_emu.vault.store import Store
-from blockfs.errors import RigError
+from siterig.azure_emu.vault.db.schema import Base, EventRow
+from siterig.azure_emu.vault.db.store import Store
+from siterig.blockfs.core.errors import RigError
 
 
 async def test_a_file_that_is_no_database_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ async def test_a_transaction_that_raises_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_every_column_of_the_schema_has_a_comment() -> None:
-    source = (Path(__file__).parents[2] / "azure_emu/vault/schema.py").read_text()
+    source = (Path(__file__).parents[2] / "azure_emu/vault/db/schema.py").read_text()
     columns = re.findall(r"^    (\w+): Mapped\[.*mapped_column\((.*)\n(?=(.*))", source, re.MULTILINE)
     assert len(columns) == sum(len(table.columns) for table in Base.metadata.tables.values())
     bare = [name for name, rest, after in columns if "  # " not in rest and not after.strip().startswith(f"# {name}: ")]

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockfs.errors import RigError
-from blockfs.vhd import MIB, SIZE_BYTES_MAX, can_be_vhd, fixed_footer, geometry, read_footer
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.images.vhd import MIB, SIZE_BYTES_MAX, can_be_vhd, fixed_footer, geometry, read_footer
 
 DISK = "6a83da7e-b542-496d-a113-08b9b71d9e21"
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from blockfs import image_import, vhdx
-from blockfs.errors import RigError
-from blockfs.image_bytes import ImageBytes
-from blockfs.vhdx_writer import BLOCK_BYTES, VhdxWriter
-from siterig import image_export
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.images import image_import, vhdx
+from siterig.blockfs.images.image_bytes import ImageBytes
+from siterig.blockfs.images.vhdx_writer import BLOCK_BYTES, VhdxWriter
+from siterig.images import image_export
 from tests.system.needs import needs_program
 
 MIB = 1 << 20

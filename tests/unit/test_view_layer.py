@@ -14,17 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from blockfs import base_image
-from blockfs.base_image import BadBlock
-from blockfs.disk import Disk
-from blockfs.disk_files import DiskPlace
-from blockfs.disk_rules import DiskRules
-from blockfs.disk_state import DiskState
-from blockfs.extents import ExtentMap
-from blockfs.layers import RawLayer, Source, TopLayer, ViewFault, ViewLayer, WritableLayer
-from blockfs.position import PositionCounter
-from cext._core import lib
-from cext.hashing import crc32c
+from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.layers import base_image
+from siterig.blockfs.layers.base_image import BadBlock
+from siterig.blockfs.layers.extents import ExtentMap
+from siterig.blockfs.layers.layer import RawLayer, Source, TopLayer, ViewFault, ViewLayer, WritableLayer
+from siterig.cext._core import lib
+from siterig.cext.hashing import crc32c
 from tests.unit.volume import BLOCK_BYTES, DISK_BYTES, Change, Volume, base_source, blocks_of, changes
 
 some = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

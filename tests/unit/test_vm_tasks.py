@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from azure_emu.ports import DiskSpec
-from azure_emu.vault.schema import AzureVmRow
-from azure_emu.vault.vault import Vault
-from blockfs.errors import RigError
-from blockfs.host import DiskHost
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.vault.db.schema import AzureVmRow
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.host.disk_host import DiskHost
 from tests.unit.agent_rig import VM, Rig, without_threads
 from tests.unit.vault_fakes import World, ended, idle, protected, running
 

@@ -11,9 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from blockfs import waits as waits_module
-from blockfs.errors import RigError
-from blockfs.waits import Waits
+from siterig.blockfs.core import waits as waits_module
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.waits import Waits
 from siterig.roles.entry import Health, answer_checks
 
 

@@ -12,12 +12,12 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from azure_emu.ports import Change, ChangeStep, Damage, DiskSpec, DiskState
-from azure_emu.vault.api import Job
-from azure_emu.vault.schema import JobRow
-from azure_emu.vault.vault import Vault
-from blockfs.clock import Clock
-from blockfs.control import (
+from siterig.azure_emu.contracts.ports import Change, ChangeStep, Damage, DiskSpec, DiskState
+from siterig.azure_emu.vault.db.schema import JobRow
+from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.contracts.control import (
     CutInfo,
     DiskInfo,
     DownloadedDisk,
@@ -28,11 +28,11 @@ from blockfs.control import (
     SourceUse,
     TagKind,
 )
-from blockfs.errors import RigError
-from blockfs.part import Watermark
-from blockfs.progress import VmProgress
-from blockfs.sector_size import SectorBytes
-from blockfs.tags import TagSeen
+from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.progress import VmProgress
+from siterig.blockfs.core.sector_size import SectorBytes
+from siterig.blockfs.transfer.part_name import Watermark
 
 START_NS = 1_800_000_000_000_000_000
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from blockfs.changelog import RecordType
-from blockfs.extents import ExtentMap
-from blockfs.layers import Source
-from cext.hashing import crc32c
+from siterig.blockfs.changelog.segment import RecordType
+from siterig.blockfs.layers.extents import ExtentMap
+from siterig.blockfs.layers.layer import Source
+from siterig.cext.hashing import crc32c
 
 DISK_BYTES = 48 * 1024 + 512
 BLOCK_BYTES = 4096

@@ -1,0 +1,205 @@
+"""Failback's way out: a recovered VM's disk is read as a whole and put into the cache account as sync parts.
+
+Fault contract: the cache account is the only state that counts.  An export that is begun again, after a kill or an
+error, makes the same parts again and keeps each that is already there *with the same bytes*; a part that differs
+(the source was written in between) is replaced, and parts of a longer earlier export are removed.  The spool is scratch.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import trio
+
+from siterig.azure_emu.contracts.part_cache import PartCache
+from siterig.azure_emu.disks.host_disk import host_disk_errors
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.transfer.part_codec import pack
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.blockfs.transfer.sync_stream import SyncStream
+from siterig.cext.hashing import is_zero
+
+GENERATION = 1
+READ_BYTES = 1 << 20
+UPLOADS_MAX = 2
+"""In flight at a time: more makes Azurite slower."""
+
+# An export has no log behind it: its snapshot is position 1, and equal data gives equal bytes at any time.
+_POSITION, _TIME_NS, _FIRST_SEQ = 1, 0, 1
+
+
+class Exporter:
+    """Exports disks; the same disk only once at a time."""
+
+    def __init__(self, spool: Path, cache: PartCache) -> None:
+        self._spool = spool
+        self._cache = cache
+        self._locks: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)
+        self._read_bytes: dict[str, int] = {}
+
+    def progress(self, source_id: str) -> int:
+        """Bytes of the source that were looked at so far (0 if unknown)."""
+        return self._read_bytes.get(source_id, 0)
+
+    def clear_spool(self) -> None:
+        """Remove what a kill left; before the first export."""
+        shutil.rmtree(self._spool, ignore_errors=True)
+
+    async def export(self, *, source: Path, source_id: str, size_bytes: int) -> int:
+        """Put ``source`` into the cache account as the sync stream of ``source_id``; the number of its parts.
+
+        ``SourceUnreadable``, ``SourceTooSmall``, ``DiskFull`` (recoverable), and the cache account's errors.
+        """
+        async with self._locks[source_id]:
+            self._read_bytes[source_id] = 0
+            folder = self._spool / source_id
+            try:
+                parts = await self._export(source, folder, source_id, size_bytes)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            for part in (await self._cache.list(source_id)).parts:
+                if part.generation == GENERATION and part.stream == "sync" and part.last > parts:
+                    await self._cache.delete(part)
+            return parts
+
+    async def _export(self, source: Path, folder: Path, source_id: str, size_bytes: int) -> int:
+        with host_disk_errors(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            safe_files.make_folder(folder, parents=True)
+        reader = await trio.to_thread.run_sync(_SourceReader, source, folder, source_id, size_bytes)
+        failures: list[RigError] = []
+        slots = trio.Semaphore(UPLOADS_MAX)
+        try:
+            async with trio.open_nursery() as nursery:
+
+                async def upload(part: PartName, path: Path) -> None:
+                    try:
+                        await self._upload(part, path)
+                    except RigError as exc:  # carried out of the nursery as it is, not in a group
+                        failures.append(exc)
+                        nursery.cancel_scope.cancel()
+                    finally:
+                        slots.release()
+
+                while not reader.done:
+                    await slots.acquire()
+                    try:
+                        ready = await trio.to_thread.run_sync(reader.next_part)
+                    except RigError as exc:
+                        failures.append(exc)
+                        nursery.cancel_scope.cancel()
+                        break
+                    self._read_bytes[source_id] = reader.at
+                    nursery.start_soon(upload, *ready)
+        finally:
+            reader.close()
+        if failures:
+            raise failures[0]
+        return reader.parts
+
+    async def _upload(self, part: PartName, path: Path) -> None:
+        with host_disk_errors(path):
+            data = await trio.to_thread.run_sync(pack, path)
+            path.unlink()  # made again should the upload fail
+        if not await self._cache.put(part, data) and not await self._holds(part, data):
+            await self._cache.put(part, data, replace=True)
+
+    async def _holds(self, part: PartName, data: bytes) -> bool:
+        """True if the part that is in the cache account already is this one; one that cannot be read is not."""
+        try:
+            return await self._cache.get(part) == data
+        except RigError as exc:
+            if exc.code not in ("PartUnreadable", "PartNotFound", "PartCorrupt"):
+                raise
+            return False
+
+
+def data_bytes(source: Path) -> int:
+    """Bytes of a file that are not holes; ``SourceUnreadable``."""
+    try:
+        fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        raise RigError("SourceUnreadable", f"{source}: cannot be opened: {exc.strerror}") from exc
+    try:
+        size, at, found = os.lseek(fd, 0, os.SEEK_END), 0, 0
+        while at < size:
+            try:
+                begin = os.lseek(fd, at, os.SEEK_DATA)
+            except OSError as exc:
+                if exc.errno == errno.ENXIO:
+                    break
+                raise RigError("SourceUnreadable", f"{source}: at byte {at}: {exc.strerror}") from exc
+            at = os.lseek(fd, begin, os.SEEK_HOLE)
+            found += at - begin
+        return found
+    finally:
+        os.close(fd)
+
+
+class _SourceReader:
+    """Reads the source from start to end into parts; runs in worker threads, one call at a time."""
+
+    def __init__(self, source: Path, folder: Path, source_id: str, size_bytes: int) -> None:
+        self.source = source
+        self.size_bytes = size_bytes
+        self.at = 0
+        self.parts = 0
+        self.done = False
+        try:
+            self._fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as exc:
+            raise RigError("SourceUnreadable", f"{source}: cannot be opened: {reason(exc, source)}") from exc
+        size = os.lseek(self._fd, 0, os.SEEK_END)
+        if size < size_bytes:
+            os.close(self._fd)
+            raise RigError("SourceTooSmall", f"{source}: has {size} bytes; the disk to export has {size_bytes}")
+        self._stream = SyncStream(
+            folder,
+            disk_id=source_id,
+            generation=GENERATION,
+            disk_size_bytes=size_bytes,
+            position=_POSITION,
+            time_ns=_TIME_NS,
+            first_seq=_FIRST_SEQ,
+        )
+
+    def next_part(self) -> tuple[PartName, Path]:
+        """Read on until a part is full, or the source at its end: then it is the last."""
+        self.parts += 1
+        with host_disk_errors(self._stream.folder):
+            return self._next_part()
+
+    def _next_part(self) -> tuple[PartName, Path]:
+        while self.at < self.size_bytes:
+            length = min(READ_BYTES, self.size_bytes - self.at)
+            data = self._read(length)
+            offset, self.at = self.at, self.at + length
+            if not is_zero(data) and (full := self._stream.add(offset, data, length)):
+                return full
+        self.done = True
+        return self._stream.finish()
+
+    def _read(self, length: int) -> bytes:
+        pieces = []
+        at, end = self.at, self.at + length
+        while at < end:
+            try:
+                piece = os.pread(self._fd, end - at, at)
+            except OSError as exc:
+                raise RigError("SourceUnreadable", f"{self.source}: at byte {at}: {reason(exc, self.source)}") from exc
+            if not piece:
+                raise RigError("SourceTooSmall", f"{self.source}: ends at byte {at}; the disk has {self.size_bytes}")
+            pieces.append(piece)
+            at += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def close(self) -> None:
+        """Close the source and drop an unfinished part."""
+        os.close(self._fd)
+        self._stream.abandon()

@@ -1,0 +1,131 @@
+"""Checkpoints: the map of a disk's extents at the end of a frame, so that a view need not read the whole journal.
+
+``checkpoints/NUMBER.extents``, by the frame's number: a header, the volumes that the extents are of, the extents without
+those of the base.  Layout: docs/formats/managed-disk.md.
+
+Fault contract: a cache.  One that is cut, has a wrong checksum or is of another frame than its name says is passed over,
+as if it were not there.  Written under a dot name and renamed.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from siterig.azure_emu.disks.frames import Frame, encode_header
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.durable import write_atomically
+from siterig.blockfs.layers.extents import EXTENT_BYTES, GONE, ExtentMap
+from siterig.cext.hashing import crc32c
+
+CHECKPOINTS = "checkpoints"
+RECORDS_MIN = 32768
+"""A checkpoint is made when more records than this, and than a quarter of the extents, have come since the last."""
+
+_MAGIC = b"SRIGCKP\0"
+_VERSION = 2
+_HEADER = struct.Struct("<8sII16sQIIQQI")
+_CRC = struct.Struct("<I")
+_NAME = re.compile(r"(\d{12})\.extents")
+
+
+class BadCheckpointError(Exception):
+    """A checkpoint that is not as it was written; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The disk's map at the end of ``frame``: ``volumes[i]`` is source i + 1."""
+
+    frame: int
+    size_bytes: int
+    volumes: list[int]
+    extents: ExtentMap
+
+
+def checkpoint_path(folder: Path, frame: int) -> Path:
+    """The file; ``folder`` is the store's."""
+    return folder / CHECKPOINTS / f"{frame:012d}.extents"
+
+
+def list_checkpoints(folder: Path) -> list[int]:
+    """Numbers of the frames that have one, in order; whatever else lies there counts for nothing."""
+    names = []
+    with suppress(FileNotFoundError):
+        names = [path.name for path in (folder / CHECKPOINTS).iterdir()]
+    return sorted(int(m[1]) for m in map(_NAME.fullmatch, names) if m)
+
+
+def extent_count(folder: Path, frame: int) -> int:
+    """How many extents the checkpoint of ``frame`` has, about; 0 if there is none."""
+    try:
+        return checkpoint_path(folder, frame).stat().st_size // EXTENT_BYTES
+    except FileNotFoundError:
+        return 0
+
+
+def save(folder: Path, disk_id: str, frame: Frame, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint (its extents settled) of ``frame``."""
+    rows, volumes = checkpoint.extents.dump(), checkpoint.volumes
+    table = struct.pack(f"<{len(volumes)}Q", *volumes)
+    head = _HEADER.pack(
+        _MAGIC,
+        _VERSION,
+        len(volumes),
+        uuid.UUID(disk_id).bytes,
+        frame.number,
+        crc32c(encode_header(frame)),
+        0,
+        checkpoint.size_bytes,
+        len(rows),
+        crc32c(rows, crc32c(table)),
+    )
+    write_atomically(checkpoint_path(folder, frame.number), b"".join((head, _CRC.pack(crc32c(head)), table, rows)))
+
+
+def load(folder: Path, disk_id: str, frame: Frame) -> Checkpoint:
+    """The checkpoint at the end of ``frame``; :class:`BadCheckpointError`, ``FileNotFoundError``."""
+    raw = memoryview(checkpoint_path(folder, frame.number).read_bytes())
+    begin = _HEADER.size + _CRC.size
+    if len(raw) < begin:
+        raise BadCheckpointError(f"has {len(raw)} bytes; its header has {begin}")
+    magic, version, volume_count, disk, number, frame_crc, reserved, size_bytes, rows_bytes, crc = _HEADER.unpack_from(raw)
+    if crc32c(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0]:
+        raise BadCheckpointError("header checksum does not match")
+    if (magic, version, disk, reserved) != (_MAGIC, _VERSION, uuid.UUID(disk_id).bytes, 0):
+        raise BadCheckpointError("is of another format, or another disk")
+    if (number, frame_crc) != (frame.number, crc32c(encode_header(frame))):
+        raise BadCheckpointError(f"is of another frame than frame {frame.number} of the journal")
+    rows_at = begin + volume_count * 8
+    if len(raw) != rows_at + rows_bytes:
+        raise BadCheckpointError(f"has {len(raw)} bytes; it was written with {rows_at + rows_bytes}")
+    if crc32c(raw[begin:]) != crc:
+        raise BadCheckpointError("checksum of its extents does not match")
+    volumes = list(struct.unpack_from(f"<{volume_count}Q", raw, begin))
+    if (
+        size_bytes != frame.size_bytes_after
+        or len({*volumes}) < volume_count
+        or not all(0 < v <= frame.volume for v in volumes)
+    ):
+        raise BadCheckpointError("is of a disk or of volumes that cannot be those of its frame")
+    try:
+        extents = ExtentMap.load(raw[rows_at:], volume_count + 1)
+    except RigError as exc:
+        raise BadCheckpointError(exc.message) from exc
+    return Checkpoint(frame.number, size_bytes, volumes, extents)
+
+
+def retarget(checkpoint: Checkpoint, sources: dict[int, int], present: dict[int, int]) -> None:
+    """Make its sources those of ``sources`` (volume to number), which grows; what was folded shows the base.
+
+    ``present``: volumes that are there, and the first byte of each that was not folded.
+    """
+    becomes, least = [0], [0]
+    for volume in checkpoint.volumes:
+        becomes.append(sources.setdefault(volume, len(sources) + 1) if volume in present else GONE)
+        least.append(present.get(volume, 0))
+    checkpoint.extents.retarget(becomes, least)

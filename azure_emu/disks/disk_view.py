@@ -1,0 +1,219 @@
+"""A managed disk as it was at a position: a read-only layer of extents of the base and of journal volumes.
+
+Fault contract
+--------------
+A view is built from headers and indexes; each byte that is read through it is checked against the checksum of its
+piece, so a bad byte, whenever it became bad, is an error to whoever reads that piece, never data.  A view has its files
+open: it outlives folds (at positions that are not below the fold's target; pins see to that) and the deletion of the disk.
+It never writes, so any process may open one while the applier goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from siterig.azure_emu.disks import checkpoints
+from siterig.azure_emu.disks.base import BASE, SUMS, read_map, unpack_map
+from siterig.azure_emu.disks.checkpoints import BadCheckpointError
+from siterig.azure_emu.disks.disk_meta import store_corrupt
+from siterig.azure_emu.disks.frames import Frame
+from siterig.azure_emu.disks.history import Epoch, History
+from siterig.azure_emu.disks.journal_volume import FrameIndex, index_in, volume_path
+from siterig.azure_emu.disks.store_history import ask, floor_of
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.layers.extents import ExtentMap
+from siterig.blockfs.layers.layer import Source, ViewLayer
+
+_log = structlog.get_logger("siterig.azure_emu.disks.disk_view")
+
+
+def open_view(store: Path, position: int) -> ViewLayer:
+    """The managed disk in ``store`` (a folder) as of ``position``; pinned, or else good only until something folds past it.
+
+    ``DiskNotFound``, ``InvalidPosition`` (names the valid ranges), ``StoreCorrupt``, ``StoreVersion``.
+    """
+    while True:
+        view = ask(store, lambda loaded: build_view(store, loaded.history, Upto(loaded.epoch_of(position), position)))
+        floor = floor_of(store)
+        if floor is not None and floor <= position:
+            return view
+        view.close()  # a fold came between, or a disk begun anew, and what the view shows is neither then nor now
+
+
+@dataclass(frozen=True, slots=True)
+class Upto:
+    """Everything up to a position, of generations up to one: each sync was made against all that was applied before it."""
+
+    epoch: Epoch
+    position: int
+
+    def whole(self, frame: Frame) -> bool:
+        """Whether all of the frame counts."""
+        generation = frame.part.generation
+        return generation < self.epoch.generation or (
+            generation == self.epoch.generation and frame.position <= self.position
+        )
+
+    def some(self, frame: Frame) -> bool:
+        """Whether any of it does."""
+        generation = frame.part.generation
+        return generation < self.epoch.generation or (
+            generation == self.epoch.generation and frame.first_position <= self.position
+        )
+
+
+@dataclass(slots=True)
+class DiskMap:
+    """Where the bytes of a disk are (settled): ``sources`` are the volumes' numbers of source 1 and on.
+
+    ``rebuilt``: sources whose checksums had to be made anew, and those.
+    """
+
+    extents: ExtentMap
+    size_bytes: int
+    sources: dict[int, int]
+    rebuilt: dict[int, tuple[int, bytes]]
+    """Source: its volume, its table of checksums."""
+
+
+def build_map(folder: Path, history: History, upto: Upto | None, *, base: bool = True, drop_bad: bool = False) -> DiskMap:
+    """The disk's map; ``upto`` None: with all that was applied, even of an unfinished resync.
+
+    ``base`` False: only what is behind the base, without checkpoints.  ``drop_bad``: checkpoints that are bad are removed.
+    """
+    made = _from_checkpoint(folder, history, upto, drop_bad=drop_bad) if base else None
+    if made is None:
+        first, found = 0, DiskMap(ExtentMap(), history.size_at_floor, {}, {})
+    else:
+        first, found = made
+    volume, path, fd = 0, folder, -1
+    try:
+        for frame in history.frames[first:]:
+            if upto is not None and not upto.some(frame):
+                break
+            if frame.volume != volume:
+                if fd >= 0:
+                    os.close(fd)
+                volume, path, fd = frame.volume, volume_path(folder, frame.volume), -1
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            index = index_in(fd, path, frame, history.size_before(frame))
+            try:
+                _add_frame(history, frame, index, upto, found)
+            except RigError as exc:
+                raise store_corrupt(path, f"byte {frame.entries_at}: index of frame {frame.number}: {exc.message}") from exc
+    finally:
+        if fd >= 0:
+            os.close(fd)
+    if base:
+        found.extents.add_base(unpack_map(read_map(folder)))
+    found.extents.settle()
+    return found
+
+
+def _add_frame(history: History, frame: Frame, index: FrameIndex, upto: Upto | None, found: DiskMap) -> None:
+    source, piece_at = _source_of(frame, index, found)
+    grown = found.extents.add(
+        source,
+        index.entries,
+        segment_at=frame.segment_at,
+        piece_at=piece_at,
+        after=history.contained(frame.part.generation) if frame.part.stream == "log" else -1,
+        upto=None if upto is None or upto.whole(frame) else upto.position,
+    )
+    if upto is None or upto.whole(frame):
+        found.size_bytes = frame.size_bytes_after
+    elif grown:
+        found.size_bytes = grown
+
+
+def _source_of(frame: Frame, index: FrameIndex, found: DiskMap) -> tuple[int, int]:
+    number = len(found.sources) + len(found.rebuilt) + 1
+    if index.rebuilt:
+        found.rebuilt[number] = (frame.volume, index.pieces)
+        return number, 0
+    return found.sources.setdefault(frame.volume, number), frame.pieces_at // 4
+
+
+def _from_checkpoint(folder: Path, history: History, upto: Upto | None, *, drop_bad: bool) -> tuple[int, DiskMap] | None:
+    """The newest good checkpoint that is of nothing but what counts, and how many frames it has of those in the journal."""
+    if not history.frames:
+        return None
+    present: dict[int, int] = {}
+    for frame in history.frames:
+        present.setdefault(frame.volume, frame.start)
+    for number in reversed(checkpoints.list_checkpoints(folder)):
+        place = number - history.folded - 1
+        if not 0 <= place < len(history.frames) or (upto is not None and not upto.whole(history.frames[place])):
+            continue
+        frame = history.frames[place]
+        try:
+            checkpoint = checkpoints.load(folder, history.disk_id, frame)
+        except BadCheckpointError as exc:
+            _log.warning("checkpoint_passed_over", store=str(folder), frame=number, reason=str(exc))
+            if drop_bad:
+                checkpoints.checkpoint_path(folder, number).unlink(missing_ok=True)
+            continue
+        except FileNotFoundError:
+            continue
+        sources: dict[int, int] = {}
+        checkpoints.retarget(checkpoint, sources, present)
+        return place + 1, DiskMap(checkpoint.extents, checkpoint.size_bytes, sources, {})
+    return None
+
+
+def build_view(folder: Path, history: History, upto: Upto | None) -> ViewLayer:
+    """The state at a position (or, None, with all that was applied); ``FileNotFoundError`` if a fold took a volume away."""
+    if upto is None and not history.seeded:
+        raise RigError("InvalidPosition", f"disk {history.disk_id} has no state: its initial replication is not complete")
+    return view_of(folder, build_map(folder, history, upto))
+
+
+def view_of(folder: Path, found: DiskMap) -> ViewLayer:
+    """Open what the map reads from, and no more: a long journal has more volumes than a process may have files."""
+    volumes = {source: volume for volume, source in found.sources.items()}
+    sums = {source: pieces for source, (_, pieces) in found.rebuilt.items()}
+    volumes.update({source: volume for source, (volume, _) in found.rebuilt.items()})
+    used = set(found.extents.used(len(volumes) + 1))
+    sources: list[Source | None] = []
+    try:
+        sources.append(base_source(folder) if 0 in used else None)
+        for number in range(1, len(volumes) + 1):
+            path = volume_path(folder, volumes[number])
+            sources.append(_open_source(path, table=sums.get(number)) if number in used else None)
+    except BaseException:
+        for source in filter(None, sources):
+            for fd in (source.fd, source.sums_fd):
+                if fd >= 0:
+                    os.close(fd)
+        raise
+    return ViewLayer(found.extents, sources, found.size_bytes)
+
+
+def base_source(folder: Path) -> Source:
+    """The base, as source 0 of a map."""
+    return _open_source(folder / BASE, sums=folder / SUMS)
+
+
+def _open_source(path: Path, *, sums: Path | None = None, table: bytes | None = None) -> Source:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        raise RigError("StoreIo", f"{path}: cannot be opened: {reason(exc, path)}", recoverable=True) from exc
+    sums_fd = -1
+    try:
+        if sums is not None:
+            sums_fd = os.open(sums, os.O_RDONLY | os.O_CLOEXEC)
+        elif table is not None:
+            sums_fd = os.memfd_create("sums", os.MFD_CLOEXEC)
+            os.pwrite(sums_fd, table, 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Source(fd=fd, sums_fd=sums_fd, paired=sums is not None, name=str(path))

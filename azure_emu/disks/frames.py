@@ -1,0 +1,238 @@
+"""Frames: how an applied part lies in a volume of the journal.  Layout: docs/formats/managed-disk.md.
+
+A frame is a fixed header, the part's segment exactly as it came, an index of the records that change the disk, a
+checksum for each piece of their payloads, the part's tags, and the header once more.
+
+Fault contract: everything but the segment can be made again from the segment, and the header from its copy behind the
+frame.  Each of the four has a checksum; the header's covers the others.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import uuid
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from siterig.blockfs.changelog.segment import Stream
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.transfer.part_index import ENTRY_BYTES, PartIndex
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.cext.hashing import crc32c
+
+FRAME_VERSION = 2
+HEADER_BYTES = 176
+PIECE_CRC_BYTES = 4
+
+_FRONT, _BACK = b"SRIGFRM\0", b"SRIGFRE\0"
+_HEADER = struct.Struct("<8sHHBBH16s12Q7I16s")
+_CRC = struct.Struct("<I")
+ENTRY = struct.Struct("<QQQQQII")
+"""Of an index: position, time_ns, offset, length, payload_at (in the segment), first_piece, type of the record."""
+_STREAMS: tuple[Stream, Stream] = ("log", "sync")
+_NUMBER_MAX = (1 << 63) - 1
+_ALIGN = 8
+"""Of what lies in a frame; piece checksums are found by their place in the volume divided by 4."""
+
+
+class Frame(NamedTuple):
+    """A frame's header, and where it lies: ``volume`` is the number of the volume's first frame, ``start`` a byte of it.
+
+    ``position``/``time_ns``: of the last record; ``first_time_ns``: of the first that changes the disk.
+    ``size_bytes_after``: the disk's size after it.  ``sync_end_seq``: the sequence number that the part's ``sync-end`` tag
+    names as the log's first, None if it has no such tag.
+
+    A tuple, for a journal has many thousands, and they are all read to open a view.
+    """
+
+    volume: int
+    start: int
+    number: int
+    part: PartName
+    first_position: int
+    position: int
+    first_time_ns: int
+    time_ns: int
+    size_bytes_after: int
+    sync_end_seq: int | None
+    segment_bytes: int
+    entries: int
+    pieces: int
+    tags_bytes: int
+    records: int
+    segment_crc: int
+    index_crc: int
+    tags_crc: int
+
+    @property
+    def segment_at(self) -> int:
+        """Where the segment begins in the volume."""
+        return self.start + HEADER_BYTES
+
+    @property
+    def entries_at(self) -> int:
+        """Where the index begins in the volume."""
+        return self.segment_at + _padded(self.segment_bytes)
+
+    @property
+    def pieces_at(self) -> int:
+        """Where the checksums of the pieces begin in the volume."""
+        return self.entries_at + self.entries * ENTRY_BYTES
+
+    @property
+    def index_bytes(self) -> int:
+        """Length of index and checksums together."""
+        return self.entries * ENTRY_BYTES + self.pieces * PIECE_CRC_BYTES
+
+    @property
+    def tags_at(self) -> int:
+        """Where the tags begin in the volume."""
+        return self.entries_at + self.index_bytes
+
+    @property
+    def back_at(self) -> int:
+        """Where the header is once more."""
+        return self.entries_at + _padded(self.index_bytes + self.tags_bytes)
+
+    @property
+    def end(self) -> int:
+        """Byte of the volume behind the frame."""
+        return self.back_at + HEADER_BYTES
+
+
+class DiskName(NamedTuple):
+    """A disk's UUID, as text and as it lies in a header."""
+
+    disk_id: str
+    raw: bytes
+
+    @classmethod
+    def of(cls, disk_id: str) -> DiskName:
+        """The name of that disk."""
+        return cls(disk_id, uuid.UUID(disk_id).bytes)
+
+
+class BadFrameError(Exception):
+    """Bytes that are no frame header; the text says why."""
+
+
+def make_frame(
+    part: PartName, segment: bytes, index: PartIndex, *, volume: int, start: int, number: int
+) -> tuple[Frame, list[bytes]]:
+    """The frame of a verified segment, and its bytes in pieces, to be written one behind the other."""
+    tags = encode_tags(index.tags)
+    frame = Frame(
+        volume=volume,
+        start=start,
+        number=number,
+        part=part,
+        first_position=index.first_position,
+        position=index.position,
+        first_time_ns=ENTRY.unpack_from(index.entries)[1] if index.entries else index.time_ns,
+        time_ns=index.time_ns,
+        size_bytes_after=index.size_bytes_after,
+        sync_end_seq=index.sync_end_seq,
+        segment_bytes=len(segment),
+        entries=len(index.entries) // ENTRY_BYTES,
+        pieces=len(index.pieces) // PIECE_CRC_BYTES,
+        tags_bytes=len(tags),
+        records=index.records,
+        segment_crc=crc32c(segment),
+        index_crc=crc32c(index.pieces, crc32c(index.entries)),
+        tags_crc=crc32c(tags),
+    )
+    pad_segment = bytes(_padded(frame.segment_bytes) - frame.segment_bytes)
+    tail = frame.index_bytes + frame.tags_bytes
+    pad_tail = bytes(_padded(tail) - tail)
+    pieces = [segment, pad_segment, index.entries, index.pieces, tags, pad_tail]
+    return frame, [encode_header(frame), *filter(None, pieces), encode_header(frame, back=True)]
+
+
+def encode_header(frame: Frame, *, back: bool = False) -> bytes:
+    """The header's bytes; ``back``: of the copy behind the frame."""
+    part = frame.part
+    raw = _HEADER.pack(
+        _BACK if back else _FRONT,
+        FRAME_VERSION,
+        HEADER_BYTES,
+        _STREAMS.index(part.stream),
+        frame.sync_end_seq is not None,
+        0,
+        uuid.UUID(part.disk_id).bytes,
+        frame.number,
+        frame.start,
+        part.generation,
+        part.first,
+        part.last,
+        frame.first_position,
+        frame.position,
+        frame.first_time_ns,
+        frame.time_ns,
+        frame.size_bytes_after,
+        frame.sync_end_seq or 0,
+        frame.segment_bytes,
+        frame.entries,
+        frame.pieces,
+        frame.tags_bytes,
+        frame.records,
+        frame.segment_crc,
+        frame.index_crc,
+        frame.tags_crc,
+        bytes(16),
+    )
+    return raw + _CRC.pack(crc32c(raw))
+
+
+def decode_header(raw: bytes, *, volume: int, disk: DiskName, back: bool = False) -> Frame:
+    """Read what :func:`encode_header` made; :class:`BadFrameError`."""
+    if len(raw) != HEADER_BYTES:
+        raise BadFrameError(f"frame header has {len(raw)} bytes; it must have {HEADER_BYTES}")
+    fields: tuple[Any, ...] = _HEADER.unpack_from(raw)
+    magic, version, header_bytes, stream, has_sync_end, reserved, found, *numbers, rest = fields
+    if magic != (_BACK if back else _FRONT):
+        raise BadFrameError("no frame begins here")
+    if crc32c(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0]:
+        raise BadFrameError("frame header checksum does not match")
+    if (version, header_bytes, reserved, any(rest)) != (FRAME_VERSION, HEADER_BYTES, 0, False) or max(
+        stream, has_sync_end
+    ) > 1:
+        raise BadFrameError(f"frame header of version {version}, {header_bytes} bytes, or not zero where it must be")
+    if found != disk.raw:
+        raise BadFrameError(f"frame is of disk {uuid.UUID(bytes=found)}, not of {disk.disk_id}")
+    if max(numbers) > _NUMBER_MAX:
+        raise BadFrameError("frame header holds a number beyond any disk")
+    number, start, generation, first, last, first_position, position, first_time, time_ns, size, sync_end = numbers[:11]
+    if sync_end and not has_sync_end:
+        raise BadFrameError("frame header says what follows a sync-end tag that it does not have")
+    return Frame(
+        volume, start, number,
+        PartName(disk.disk_id, generation, _STREAMS[stream], first, last),
+        first_position, position, first_time, time_ns, size,
+        sync_end if has_sync_end else None,
+        *numbers[11:],
+    )  # fmt: skip
+
+
+BACK_MAGIC = _BACK
+FRONT_MAGIC = _FRONT
+
+
+def encode_tags(tags: tuple[TagSeen, ...]) -> bytes:
+    """As they lie in a frame."""
+    return json.dumps([tag.model_dump() for tag in tags]).encode() if tags else b""
+
+
+def decode_tags(raw: bytes) -> tuple[TagSeen, ...]:
+    """Read what :func:`encode_tags` made; :class:`BadFrameError`."""
+    if not raw:
+        return ()
+    try:
+        return tuple(TagSeen.model_validate(tag, strict=True) for tag in json.loads(raw))
+    except (ValueError, TypeError, RecursionError, ValidationError) as exc:
+        raise BadFrameError(f"tags are not readable: {exc!r:.200}") from exc
+
+
+def _padded(length: int) -> int:
+    return -(-length // _ALIGN) * _ALIGN

@@ -1,0 +1,478 @@
+"""The journal of a managed disk: volumes, each a row of frames (:mod:`siterig.azure_emu.disks.frames`), the newest one
+growing.
+
+A volume's name is the number of its first frame.  It is closed when it is full and never changes from then on, but that
+a damaged header or index is written again as it was.
+
+Fault contract -------------- A frame is written at the end of the newest volume, its header last, and counts once
+``fdatasync`` has returned.  A kill can leave a frame that the file ends in, or that has zeros in place of its header; a
+power loss also one with a wrong checksum of its header or its segment: of the last frame alone, all of these are cut, but
+never of one that is known to count (:class:`siterig.azure_emu.disks.disk_meta.OpenNote`).  Whatever else does not check out
+is damage.  Headers are read by :func:`read_journal`, indexes by :func:`read_index`; segments are not read, but for that of
+the last frame after a power loss.  A header that is bad is taken from its copy behind the frame, a bad index made anew from
+its segment; where neither is possible, or a frame that counts is not there, the chain of frames is broken: the frames
+before it are good, and :attr:`JournalState.broken` says why there are no more.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from siterig.azure_emu.disks.disk_meta import OpenNote, cannot_be_read, store_corrupt
+from siterig.azure_emu.disks.frames import (
+    BACK_MAGIC,
+    FRONT_MAGIC,
+    HEADER_BYTES,
+    PIECE_CRC_BYTES,
+    BadFrameError,
+    DiskName,
+    Frame,
+    decode_header,
+    decode_tags,
+    encode_header,
+    encode_tags,
+    make_frame,
+)
+from siterig.azure_emu.disks.host_disk import pread_past_bad_sectors
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.core import boot
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.durable import sync_folder
+from siterig.blockfs.transfer.part_index import ENTRY_BYTES, PartIndex, index_segment
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.cext._core import lib
+from siterig.cext.hashing import crc32c
+
+JOURNAL = "journal"
+VOLUME_BYTES = 32 << 20
+"""A volume that has reached it is closed; of a large disk a 256th of its size, for each volume is an open file to a view."""
+_DISK_SHARE = 256
+_NAME = re.compile(r"(\d{12})\.journal")
+_WRITE_BYTES = 1 << 20
+NEVER_WRITTEN = "its header was never written"
+"""Why a frame is known by its copy alone that a kill left so: all else of it was there before."""
+
+Step = Callable[[str], None]
+
+
+def volume_path(folder: Path, volume: int) -> Path:
+    """The file of the volume whose first frame has that number; ``folder`` is the store's."""
+    return folder / JOURNAL / f"{volume:012d}.journal"
+
+
+def list_volumes(folder: Path) -> list[int]:
+    """Numbers of the volumes, in order.  Other files count for nothing; a scrub names them (:func:`list_strangers`)."""
+    journal = folder / JOURNAL
+    try:
+        names = [path.name for path in journal.iterdir()]
+    except OSError as exc:
+        raise cannot_be_read(journal, exc) from exc
+    return sorted(int(m[1]) for m in map(_NAME.fullmatch, names) if m)
+
+
+def list_strangers(folder: Path) -> list[Path]:
+    """Files in the journal's folder that are no volumes; not those whose names begin with a dot."""
+    journal = folder / JOURNAL
+    try:
+        return sorted(path for path in journal.iterdir() if not _NAME.fullmatch(path.name) and path.name[0] != ".")
+    except OSError as exc:
+        raise cannot_be_read(journal, exc) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Torn:
+    """Bytes behind the last frame of a volume that are of a frame which never counted."""
+
+    volume: int
+    end: int
+    bytes: int
+
+
+@dataclass(slots=True)
+class JournalState:
+    """What a journal holds from frame ``after`` + 1 on; ``earlier``: frames before, in volumes that are not deleted.
+
+    ``end``: number of the newest volume, and the byte behind its last frame.  ``mended``: frames whose header is bad and
+    was taken from its copy.  ``broken``: why no frame is known behind the last, though there may be some.
+    """
+
+    frames: list[Frame] = field(default_factory=list)
+    earlier: list[Frame] = field(default_factory=list)
+    end: tuple[int, int] | None = None
+    torn: Torn | None = None
+    mended: list[tuple[Frame, int, str]] = field(default_factory=list)
+    broken: RigError | None = None
+    broken_at: tuple[Path, int] | None = None
+    """File and byte of that."""
+
+
+def read_journal(folder: Path, disk_id: str, after: int, opened: OpenNote) -> JournalState:
+    """Read the headers of all frames behind frame ``after``, which is in the base.  ``StoreIo`` (recoverable)."""
+    state = JournalState()
+    disk = DiskName.of(disk_id)
+    counted = max(after, opened.frame)
+    tail = Tail(counted=counted, power_lost=opened.boot != boot.current_boot_id())
+    expected = after + 1
+    volumes = list_volumes(folder)
+    # a volume that was folded as a whole is about to be deleted
+    volumes = [v for i, v in enumerate(volumes) if i + 1 == len(volumes) or volumes[i + 1] > expected]
+    for place, volume in enumerate(volumes):
+        last = place == len(volumes) - 1
+        if volume > expected or (place > 0 and volume != expected):
+            path, at = volume_path(folder, volume), 0
+            why = f"frame {expected} comes next, but it begins with frame {volume}"
+            if state.end is not None:  # it may have been longer
+                (before, at), following = state.end, path
+                path = volume_path(folder, before)
+                why = f"byte {at}: it ends before frame {expected}, but {following} begins with frame {volume}"
+            state.broken_at, state.broken = (path, at), store_corrupt(path, why)
+            break
+        walk = _VolumeWalk(folder, volume, disk, tail if last else None)
+        try:
+            walk.run()
+        except OSError as exc:
+            walk.broken = cannot_be_read(walk.path, exc)
+            if walk.broken.recoverable:  # it says nothing of the journal
+                raise walk.broken from exc
+        state.frames += [frame for frame in walk.frames if frame.number > after]
+        state.earlier += [frame for frame in walk.frames if frame.number <= after]
+        state.mended += walk.mended
+        state.broken = walk.broken
+        state.torn = walk.torn
+        if walk.broken:
+            state.broken_at = walk.path, walk.at
+            break
+        state.end = (volume, walk.at)
+        expected = volume + len(walk.frames)
+    if state.broken is None and expected <= counted:
+        volume, at = state.end or (expected, 0)
+        path = volume_path(folder, volume)
+        state.broken_at = path, at
+        state.broken = store_corrupt(path, f"byte {at}: it ends before frame {expected}, which was there")
+    return state
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What is known of the end of the newest volume: frames up to ``counted`` are there, whatever they look like now."""
+
+    counted: int
+    power_lost: bool
+    """Since the last writer."""
+
+
+class _VolumeWalk:
+    """Hops from header to header of one volume."""
+
+    def __init__(self, folder: Path, volume: int, disk: DiskName, tail: Tail | None) -> None:
+        """``tail``: of the newest volume alone."""
+        self.path = volume_path(folder, volume)
+        self.frames: list[Frame] = []
+        self.mended: list[tuple[Frame, int, str]] = []
+        self.torn: Torn | None = None
+        self.broken: RigError | None = None
+        self.at = 0
+        self._folder = folder
+        self._volume = volume
+        self._disk = disk
+        self._tail = tail
+
+    def run(self) -> None:
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            while self.at < size and self._next(fd, size):
+                pass
+        finally:
+            os.close(fd)
+
+    def _next(self, fd: int, size: int) -> bool:
+        """One frame more; False if there is none."""
+        number = self._volume + len(self.frames)
+        raw = pread_past_bad_sectors(fd, HEADER_BYTES, self.at)
+        if len(raw) < HEADER_BYTES:
+            return self._ends_early(number, size, f"{len(raw)} bytes of a frame header")
+        try:
+            frame = self._checked(decode_header(raw, volume=self._volume, disk=self._disk), number)
+        except BadFrameError as exc:
+            why = str(exc)
+            data = pread_past_bad_sectors(fd, size - self.at, self.at)
+            if data[:HEADER_BYTES] != raw:  # it is being written just now
+                return True
+            found = self._from_copy(data, number)
+            if found is None:
+                return self._unreadable(number, data, size, why)
+            frame = found
+            self.mended.append((frame, self.at, why if any(raw) else NEVER_WRITTEN))
+        end = frame.end
+        if end > size:
+            return self._ends_early(number, size, f"{size - self.at} bytes of a frame of {end - self.at}")
+        if end == size and self._may_be_torn(number, power=True) and not _segment_is_whole(fd, frame):
+            self.torn = Torn(self._volume, self.at, size - self.at)
+            return False
+        self.frames.append(frame)
+        self.at = end
+        return True
+
+    def _checked(self, frame: Frame, number: int) -> Frame:
+        if (frame.start, frame.number) != (self.at, number):
+            raise BadFrameError(f"holds frame {frame.number} of byte {frame.start}; frame {number} comes next")
+        return frame
+
+    def _may_be_torn(self, number: int, *, power: bool = False) -> bool:
+        """Whether frame ``number``, if it is the last, may never have counted; ``power``: it looks as after a power loss."""
+        tail = self._tail
+        return tail is not None and number > tail.counted and (tail.power_lost or not power)
+
+    def _ends_early(self, number: int, size: int, what: str) -> bool:
+        if self._may_be_torn(number):
+            self.torn = Torn(self._volume, self.at, size - self.at)
+        else:
+            self.broken = store_corrupt(self.path, f"byte {self.at}: the file ends after {what}")
+        return False
+
+    def _from_copy(self, data: bytes, number: int) -> Frame | None:
+        """The frame that begins with ``data``, by the copy of its header."""
+        at = 0
+        while (at := data.find(BACK_MAGIC, at + 1)) >= 0:
+            try:
+                raw = data[at : at + HEADER_BYTES]
+                frame = self._checked(decode_header(raw, volume=self._volume, disk=self._disk, back=True), number)
+            except BadFrameError:
+                continue
+            if frame.back_at == self.at + at:
+                return frame
+        return None
+
+    def _unreadable(self, number: int, data: bytes, size: int, why: str) -> bool:
+        """No frame here.  It never had a header, or lost it with the power, if nothing says otherwise; or else it is rot."""
+        if self._may_be_torn(number, power=any(data[:HEADER_BYTES])) and not self._later_frame(data):
+            self.torn = Torn(self._volume, self.at, size - self.at)
+        else:
+            self.broken = store_corrupt(self.path, f"byte {self.at}: {why}")
+        return False
+
+    def _later_frame(self, data: bytes) -> bool:
+        at = 0
+        while (at := data.find(FRONT_MAGIC, at + 1)) >= 0:
+            with suppress(BadFrameError):
+                frame = decode_header(data[at : at + HEADER_BYTES], volume=self._volume, disk=self._disk)
+                if frame.start == self.at + at:
+                    return True
+        return False
+
+
+def _segment_is_whole(fd: int, frame: Frame) -> bool:
+    """What is behind it can be made again from it."""
+    return crc32c(pread_past_bad_sectors(fd, frame.segment_bytes, frame.segment_at)) == frame.segment_crc
+
+
+@dataclass(frozen=True, slots=True)
+class FrameIndex:
+    """Index of a frame: packed entries and piece checksums; ``rebuilt`` if they had to be made from the segment."""
+
+    entries: bytes
+    pieces: bytes
+    rebuilt: bool
+
+
+def read_index(folder: Path, frame: Frame, size_bytes_before: int) -> FrameIndex:
+    """The index of ``frame``; ``StoreCorrupt`` if it is bad and its segment is, too."""
+    path = volume_path(folder, frame.volume)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return index_in(fd, path, frame, size_bytes_before)
+    finally:
+        os.close(fd)
+
+
+def index_in(fd: int, path: Path, frame: Frame, size_bytes_before: int) -> FrameIndex:
+    """As :func:`read_index`, of an open volume."""
+    raw = pread_past_bad_sectors(fd, frame.index_bytes, frame.entries_at)
+    if crc32c(raw) == frame.index_crc and len(raw) == frame.index_bytes:
+        cut = frame.entries * ENTRY_BYTES
+        return FrameIndex(raw[:cut], raw[cut:], rebuilt=False)
+    found = _rebuilt(fd, frame, size_bytes_before)
+    if found is None or not _is_index_of(frame, found):
+        raise store_corrupt(
+            path, f"byte {frame.entries_at}: index of frame {frame.number} has a wrong checksum, and so has its segment"
+        )
+    return FrameIndex(found.entries, found.pieces, rebuilt=True)
+
+
+def _is_index_of(frame: Frame, made: PartIndex) -> bool:
+    lengths = (len(made.entries), len(made.pieces))
+    return lengths == (frame.entries * ENTRY_BYTES, frame.pieces * PIECE_CRC_BYTES) and (
+        crc32c(made.pieces, crc32c(made.entries)) == frame.index_crc
+    )
+
+
+def read_tags(folder: Path, frame: Frame, size_bytes_before: int) -> tuple[tuple[TagSeen, ...], bool]:
+    """The tags of ``frame``, and whether they had to be made from its segment; ``StoreCorrupt`` if that is bad, too."""
+    if not frame.tags_bytes:
+        return (), False
+    path = volume_path(folder, frame.volume)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        raw = pread_past_bad_sectors(fd, frame.tags_bytes, frame.tags_at)
+        if crc32c(raw) == frame.tags_crc:
+            with suppress(BadFrameError):
+                return decode_tags(raw), False
+        found = _rebuilt(fd, frame, size_bytes_before)
+    finally:
+        os.close(fd)
+    if found is None:
+        raise store_corrupt(path, f"byte {frame.tags_at}: tags of frame {frame.number} are bad, and so is its segment")
+    return found.tags, True
+
+
+def _rebuilt(fd: int, frame: Frame, size_bytes_before: int) -> PartIndex | None:
+    segment = pread_past_bad_sectors(fd, frame.segment_bytes, frame.segment_at)
+    if crc32c(segment) != frame.segment_crc:
+        return None
+    try:
+        return index_segment(segment, frame.part, size_bytes_before)
+    except RigError:
+        return None
+
+
+def mend(folder: Path, frame: Frame, size_bytes_before: int) -> None:
+    """Write what can be made again of a frame over what is there, if that is not the same; the segment is left alone.
+
+    ``StoreCorrupt`` as :func:`read_index`.
+    """
+    index = read_index(folder, frame, size_bytes_before)
+    tags = encode_tags(read_tags(folder, frame, size_bytes_before)[0])
+    pieces = [
+        (frame.start, encode_header(frame)),
+        (frame.entries_at, index.entries + index.pieces),
+        (frame.tags_at, tags if crc32c(tags) == frame.tags_crc else b""),
+        (frame.back_at, encode_header(frame, back=True)),
+    ]
+    fd = os.open(volume_path(folder, frame.volume), os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for at, data in pieces:
+            if pread_past_bad_sectors(fd, len(data), at) != data:
+                os.pwrite(fd, data, at)
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_durable(folder: Path, state: JournalState) -> None:
+    """Take away what is torn, and see to it that what counts by being there will be there after a power loss, too.
+
+    A kill may have come before the sync behind a write; and a later frame must not be taken for a part of what was torn.
+    """
+    if state.end is not None:
+        volume, end = state.end
+        fd = os.open(volume_path(folder, volume), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            if state.torn is not None:
+                os.ftruncate(fd, end)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    sync_folder(folder / JOURNAL)
+
+
+class JournalWriter:
+    """Appends frames.  One thread at a time."""
+
+    def __init__(self, folder: Path, disk_size_bytes: int, state: JournalState, after: int, step: Step) -> None:
+        """``after``: number of the newest frame there is, or was folded."""
+        self._folder = folder
+        self._volume_bytes = max(VOLUME_BYTES, disk_size_bytes // _DISK_SHARE)
+        self._step = step
+        self._next = after + 1
+        self._volume, self._end = state.end or (0, 0)
+        self._fd = -1
+        self._named = True
+
+    def append(self, part: PartName, segment: bytes, verify: Callable[[], PartIndex]) -> tuple[Frame, PartIndex]:
+        """Write a frame durably; after an ``OSError``, or a ``RigError`` of ``verify``, the journal is as it was.
+
+        ``verify`` is called while the host's disk takes up the segment: without its header that counts for nothing.
+        """
+        self._ready()
+        try:
+            _write_all(self._fd, [segment], self._end + HEADER_BYTES)
+            self._step("append.begun")
+            index = verify()
+            frame, (header, _, *rest) = make_frame(
+                part, segment, index, volume=self._volume, start=self._end, number=self._next
+            )
+            _write_all(self._fd, rest, frame.segment_at + frame.segment_bytes)
+            self._step("append.followed")
+            os.pwrite(self._fd, header, frame.start)
+            self._step("append.written")
+            os.fdatasync(self._fd)
+            self._step("append.synced")
+        except (OSError, RigError):
+            try:
+                os.ftruncate(self._fd, self._end)
+                os.fdatasync(self._fd)
+            except OSError:
+                self.close()  # the next append cuts it, or fails as well
+            raise
+        self._end = frame.end
+        self._next += 1
+        return frame, index
+
+    def _ready(self) -> None:
+        """The newest volume is open and ends with its last frame; or there is a new one."""
+        if not self._volume or self._end >= self._volume_bytes:
+            self.close()
+            self._volume, self._end, self._named = self._next, 0, False
+        if self._fd < 0:
+            self._fd = safe_files.open_file(volume_path(self._folder, self._volume), os.O_RDWR | os.O_CREAT)
+        if os.fstat(self._fd).st_size != self._end:  # a frame that could neither be written nor taken back
+            os.ftruncate(self._fd, self._end)
+            os.fsync(self._fd)
+        if not self._named:
+            self._step("volume.made")
+            sync_folder(self._folder / JOURNAL)
+            self._named = True
+            self._step("volume.synced")
+
+    @property
+    def volume(self) -> int:
+        """Number of the volume that grows (0: there is none)."""
+        return self._volume
+
+    def close(self) -> None:
+        """Let go of the volume."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _write_all(fd: int, pieces: list[bytes], at: int) -> None:
+    """In order, so that a kill leaves a frame that the file ends in; the host's disk works while the rest is copied."""
+    small: list[bytes | memoryview] = []
+    for piece in pieces:
+        view = memoryview(piece)
+        for start in range(0, len(view), _WRITE_BYTES):
+            small.append(view[start : start + _WRITE_BYTES])
+            if sum(map(len, small)) >= _WRITE_BYTES:
+                at += _pwritev(fd, small, at)
+                lib.sr_io_start_sync(fd)
+                small = []
+    _pwritev(fd, small, at)
+
+
+def _pwritev(fd: int, pieces: list[bytes | memoryview], at: int) -> int:
+    """All of it: a short write is followed by the rest, or by the error behind it."""
+    total = sum(map(len, pieces))
+    done = os.pwritev(fd, pieces, at)
+    if done < total:
+        rest = memoryview(b"".join(pieces))
+        while done < total:
+            done += os.pwrite(fd, rest[done:], at + done)
+    return total

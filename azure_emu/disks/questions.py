@@ -1,0 +1,106 @@
+"""What may be asked of a managed disk's journal: which position a time is, and what changed between two positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from siterig.azure_emu.contracts.ports import Change, ChangeKind, DiskState
+from siterig.azure_emu.disks.base import BASE, SUMS
+from siterig.azure_emu.disks.frames import ENTRY, Frame
+from siterig.azure_emu.disks.host_disk import host_disk_errors
+from siterig.azure_emu.disks.journal_volume import JOURNAL, read_index
+from siterig.azure_emu.disks.pins import pins
+from siterig.azure_emu.disks.store_history import Loaded, load_history
+from siterig.blockfs.changelog.segment import RecordType
+from siterig.blockfs.core.errors import RigError
+
+_KINDS: dict[int, ChangeKind] = {
+    RecordType.WRITE: "WRITE",
+    RecordType.ZERO: "ZERO",
+    RecordType.DISCARD: "DISCARD",
+    RecordType.RESIZE: "RESIZE",
+}
+
+
+def position_at(loaded: Loaded, time_ns: int) -> int:
+    """The last valid position whose record was made at ``time_ns`` or before.
+
+    ``InvalidPosition`` if every state that can be read is younger, naming the oldest.
+    """
+    history = loaded.history
+    valid = history.valid()
+    for frame in reversed(history.frames):
+        if frame.first_time_ns <= time_ns:
+            found = frame.position if frame.time_ns <= time_ns else _last_at(loaded, frame, time_ns)
+            below = [min(found, last) for _, first, last in valid if first <= found]
+            if below:
+                return max(below)
+    if valid and history.floor_time_ns <= time_ns:
+        return history.floor
+    oldest = f"the oldest is position {history.floor}, of {history.floor_time_ns} ns" if valid else "there is none"
+    raise RigError("InvalidPosition", f"disk {history.disk_id} has no state of {time_ns} ns since 1970 or before: {oldest}")
+
+
+def _last_at(loaded: Loaded, frame: Frame, time_ns: int) -> int:
+    found = frame.first_position
+    for position, when, *_ in ENTRY.iter_unpack(_entries(loaded, frame)):
+        if when <= time_ns:
+            found = max(found, position)
+    return found
+
+
+def _entries(loaded: Loaded, frame: Frame) -> bytes:
+    return read_index(loaded.folder, frame, loaded.history.size_before(frame)).entries
+
+
+def change_list(loaded: Loaded, after: int, upto: int, limit: int) -> list[Change]:
+    """The first ``limit`` changes with ``after < position <= upto``; both must be valid (``InvalidPosition``)."""
+    for position in (after, upto):
+        loaded.epoch_of(position)
+    found: list[Change] = []
+    for change in _changes(loaded, after, upto):
+        if len(found) == limit:
+            break
+        found.append(change)
+    return found
+
+
+def _changes(loaded: Loaded, after: int, upto: int) -> Iterator[Change]:
+    history = loaded.history
+    newest = loaded.epoch_of(upto).generation
+    for frame in history.frames:
+        if frame.part.generation > newest:
+            return
+        if frame.position <= after or frame.first_position > upto:
+            continue
+        contained = history.contained(frame.part.generation) if frame.part.stream == "log" else -1
+        for position, time_ns, offset, length, _, _, kind in ENTRY.iter_unpack(_entries(loaded, frame)):
+            if after < position <= upto and position > contained:
+                yield Change(position=position, time_ns=time_ns, kind=_KINDS[kind], offset=offset, length=length)
+
+
+def disk_state(folder: Path, retain: int) -> DiskState:
+    """What there is of a managed disk; ``retain`` as the model has it."""
+    loaded = load_history(folder)
+    history = loaded.history
+    with host_disk_errors(folder):
+        journal = (folder / JOURNAL).iterdir()
+        return DiskState(
+            disk_id=history.disk_id,
+            size_bytes=history.size_bytes,
+            floor=history.floor,
+            floor_time_ns=history.floor_time_ns,
+            valid_ranges=[(first, last) for _, first, last in history.valid()],
+            retain=retain,
+            pins=pins(folder),
+            base_bytes=_used_bytes(folder / BASE) + _used_bytes(folder / SUMS),
+            journal_bytes=sum(_used_bytes(path) for path in journal),
+        )
+
+
+def _used_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:  # folded just now
+        return 0

@@ -1,0 +1,133 @@
+"""Reads what a managed disk's folder says of itself: identity, progress, the headers of all frames; no data.
+
+Fault contract: a bad byte in ``disk.json`` or ``progress``, and a base of another length, are ``StoreCorrupt``: there is
+no history without them.  Where the chain of frames is broken, the history ends there, and every position behind it is
+refused by the name of what is bad.  Any process may read while the applier goes on, folds and deletes: what changes
+under the reader's hands is read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from siterig.azure_emu.disks.base import BASE, SUMS
+from siterig.azure_emu.disks.disk_meta import DISK_META, NOT_OPENED, PROGRESS, DiskMeta, Progress, read_meta, store_corrupt
+from siterig.azure_emu.disks.history import Epoch, History
+from siterig.azure_emu.disks.host_disk import host_disk_errors
+from siterig.azure_emu.disks.journal_volume import JournalState, list_volumes, read_journal, volume_path
+from siterig.blockfs.core.errors import RigError
+
+TRIES_MAX = 8
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A managed disk's folder, as it was at one moment."""
+
+    folder: Path
+    meta: DiskMeta
+    progress: Progress | None
+    history: History
+    journal: JournalState
+
+    def epoch_of(self, position: int) -> Epoch:
+        """The generation to read ``position`` from; ``InvalidPosition``, or what is broken before it."""
+        try:
+            return self.history.epoch_of(position)
+        except RigError:
+            broken = self.journal.broken
+            if broken is not None and position > self.history.watermark().complete_position:
+                raise broken from None
+            raise
+
+
+def load_history(folder: Path) -> Loaded:
+    """Read a managed disk's folder; ``DiskNotFound``, ``StoreCorrupt``, ``StoreVersion``.
+
+    While a fold is under way, positions below its target are not valid any more.
+    """
+    tries = TRIES_MAX
+    while True:
+        if not folder.is_dir():
+            raise RigError("DiskNotFound", f"{folder}: there is no managed disk")
+        before = _raw_progress(folder)
+        try:
+            loaded = _load(folder)
+        except (RigError, FileNotFoundError):
+            if _raw_progress(folder) == before or tries == 0:
+                raise
+        else:
+            if _raw_progress(folder) == before or tries == 0:
+                return loaded
+        tries -= 1
+
+
+def floor_of(folder: Path) -> int | None:
+    """The oldest position that can be opened now: the target of a fold that is under way, or the floor; None: not any."""
+    if not _raw_progress(folder):
+        return None  # deleted, or begun anew
+    progress = read_meta(folder / PROGRESS, Progress)
+    return progress.fold.position if progress.fold else progress.floor
+
+
+def ask(folder: Path, question: Callable[[Loaded], T]) -> T:
+    """What ``question`` answers; it is asked again if a fold took away what it was reading.  As :func:`load_history`."""
+    tries = TRIES_MAX
+    with host_disk_errors(folder):
+        while True:
+            loaded = load_history(folder)
+            try:
+                return question(loaded)
+            except FileNotFoundError as exc:
+                tries -= 1
+                if tries == 0 or load_history(folder).history.folded == loaded.history.folded:
+                    raise store_corrupt(Path(exc.filename or folder), "is missing") from exc
+
+
+def _raw_progress(folder: Path) -> bytes:
+    try:
+        return (folder / PROGRESS).read_bytes()
+    except OSError:
+        return b""
+
+
+def _load(folder: Path) -> Loaded:
+    meta = read_meta(folder / DISK_META, DiskMeta)
+    path = folder / PROGRESS
+    progress = read_meta(path, Progress) if path.exists() else None
+    if progress is None and list_volumes(folder):
+        raise store_corrupt(path, "is missing")
+    history = History(meta, progress)
+    _check_base(folder, meta, progress)
+    journal = read_journal(folder, meta.disk_id, history.folded, progress.opened if progress else NOT_OPENED)
+    for frame in journal.frames:
+        if not history.seeded or history.want(frame.part) != "next" or history.goes_back(frame):
+            path = volume_path(folder, frame.volume)
+            journal.broken_at = path, frame.start
+            journal.broken = store_corrupt(
+                path,
+                f"byte {frame.start}: frame {frame.number} does not follow the one before: {history.expected()} comes next",
+            )
+            break
+        history.add(frame)
+    if progress is not None and progress.fold is not None:
+        history.begin_fold(progress.fold)
+    return Loaded(folder, meta, progress, history, journal)
+
+
+def _check_base(folder: Path, meta: DiskMeta, progress: Progress | None) -> None:
+    for path in (folder / BASE, folder / SUMS):
+        if not path.is_file():
+            raise store_corrupt(path, "is missing")
+    size = (folder / BASE).stat().st_size
+    expected = (progress.size_bytes if progress else 0) or meta.size_bytes
+    # A seed that begins, or a fold over a larger disk, may have been cut while it made the base another size
+    if progress is None or (progress.fold is None and progress.sync_parts):
+        if size != expected:
+            raise store_corrupt(folder / BASE, f"has {size} bytes; the disk was made with {expected}")
+    elif progress.fold is not None and size < expected:
+        raise store_corrupt(folder / BASE, f"has {size} bytes; the disk has {expected}")

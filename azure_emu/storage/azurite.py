@@ -1,0 +1,292 @@
+"""Azurite's blob service as a child process on the loopback interface.
+
+Kept consistent by: one child at a time per folder (the caller holds the state's lock); port and account are drawn once
+and then stored, so a connection string stays valid over restarts.  Fault contract: Azurite writes its metadata every
+few seconds, so one that was killed may have forgotten requests it had acknowledged; SIGTERM saves.  Who uploads must
+find out what was forgotten and send it again.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import subprocess
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from siterig.azure_emu.storage.azurite_files import find_node, find_script
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.durable import write_atomically
+from siterig.blockfs.files.os_errors import reason
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
+CHECK_TIMEOUT_S = 1.0
+
+_READY = re.compile(r"successfully listens on http://[^:]+:(\d+)")
+_TAIL_LINES = 12
+_LINE_BYTES_MAX = 65536
+
+log = logging.getLogger(__name__)
+
+_KEY_FILE_BYTES_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class StorageAccount:
+    """Name and key of a storage account; the key is not shown by ``repr``."""
+
+    name: str
+    key: str = field(repr=False)
+
+    def connection_string(self, port: int) -> str:
+        """What the Azure SDK takes; holds the key, so never log it."""
+        return (
+            f"DefaultEndpointsProtocol=http;AccountName={self.name};AccountKey={self.key};"
+            f"BlobEndpoint=http://{HOST}:{port}/{self.name};"
+        )
+
+
+def load_or_create_account(keys_folder: Path) -> StorageAccount:
+    """The account of this state, from ``account.key`` (mode 0600); drawn at random the first time.
+
+    ``BadAccountKey`` if the file holds something else.
+    """
+    path = keys_folder / "account.key"
+    if not path.exists():
+        safe_files.make_folder(keys_folder, parents=True)
+        key = base64.b64encode(secrets.token_bytes(64)).decode()
+        write_atomically(path, f"siterig{secrets.token_hex(4)}:{key}\n".encode())
+    with os.fdopen(safe_files.open_file(path, os.O_RDONLY)) as file:
+        name, _, key = file.read(_KEY_FILE_BYTES_MAX).strip().partition(":")
+    if not re.fullmatch(r"[a-z0-9]{3,24}", name) or not re.fullmatch(r"[A-Za-z0-9+/]{32,}={0,2}", key):
+        raise RigError(
+            "BadAccountKey",
+            f"{path} does not hold NAME:KEY of a storage account; restore it, or start from a new state folder",
+        )
+    return StorageAccount(name, key)
+
+
+def connection_string(folder: Path, keys_folder: Path) -> str:
+    """Of the Azurite that ``start_azurite`` started on these folders; ``AzuriteNotStarted`` before its first start."""
+    port = _stored_port(folder)
+    if port is None:
+        raise RigError("AzuriteNotStarted", f"Azurite was never started on {folder}: no port is stored there")
+    return load_or_create_account(keys_folder).connection_string(port)
+
+
+@dataclass(slots=True)
+class AzuriteProcess:
+    """A running Azurite.  Its child is killed by the kernel if the thread that started it (the trio thread) ends."""
+
+    account: StorageAccount
+    port: int
+    _child: subprocess.Popen[bytes]
+    _output: trio.lowlevel.FdStream
+    _tail: deque[str]
+
+    @property
+    def connection_string(self) -> str:
+        """What the Azure SDK takes; holds the key, so never log it."""
+        return self.account.connection_string(self.port)
+
+    @property
+    def pid(self) -> int:
+        """Of the Node process."""
+        return self._child.pid
+
+    async def ready(self, *, timeout_s: float) -> int:
+        """Wait for the line that says it serves; the port it listens on.  Errors as ``start_azurite``."""
+        with trio.move_on_after(timeout_s):
+            if (found := await _drain(self._output, self._tail, until=_READY)) is not None:
+                return int(found[1])
+            how = _how_it_ended(await _wait(self._child))
+            if any("EADDRINUSE" in line for line in self._tail):
+                raise _port_taken(self.port)
+            raise RigError("AzuriteDied", f"Azurite {how} while starting; its last output: {_quote(self._tail)}")
+        raise RigError(
+            "AzuriteSilent", f"Azurite was not ready after {timeout_s:g} s; its last output: {_quote(self._tail)}"
+        )
+
+    async def died(self) -> RigError:
+        """Wait until Azurite is gone; the error says how, and what it printed last."""
+        await _drain(self._output, self._tail)
+        how = _how_it_ended(await _wait(self._child))
+        return RigError("AzuriteDied", f"Azurite (process {self.pid}) {how}; its last output: {_quote(self._tail)}")
+
+    async def check(self, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
+        """``AzuriteSilent`` if it does not answer a request at once; any answer will do."""
+        why = f"no answer within {timeout_s:g} s"
+        with trio.move_on_after(timeout_s):
+            try:
+                async with await trio.open_tcp_stream(HOST, self.port) as stream:
+                    await stream.send_all(b"HEAD / HTTP/1.0\r\n\r\n")
+                    if await stream.receive_some(1):
+                        return
+                    why = "it closed the connection"
+            except (OSError, trio.BrokenResourceError) as error:
+                why = str(error)
+        raise RigError("AzuriteSilent", f"Azurite (process {self.pid}) does not answer: {why}", recoverable=True)
+
+    async def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """SIGTERM (it saves its metadata), after ``timeout_s`` SIGKILL.  No-op if it is gone; not cut by cancellation."""
+        with trio.CancelScope(shield=True):
+            self._child.send_signal(signal.SIGTERM)
+            with trio.move_on_after(timeout_s):
+                with suppress(trio.BusyResourceError, trio.ClosedResourceError):  # someone waits in died(), which drains
+                    await _drain(self._output, self._tail)
+                await _wait(self._child)
+            if self._child.poll() is None:
+                log.warning("Azurite (process %d) did not stop within %g s and was killed", self.pid, timeout_s)
+                self._child.kill()
+                await _wait(self._child)
+            await self._output.aclose()
+
+
+async def start_azurite(
+    folder: Path, keys_folder: Path, port: int = 0, *, ready_timeout_s: float = START_TIMEOUT_S
+) -> AzuriteProcess:
+    """Start Azurite's blob service on ``folder`` and return when it serves.
+
+    ``port`` 0: the one of the last start on this folder, else any free one.  Errors: ``AzuriteMissing``, ``NodeMissing``,
+    ``PortTaken``, ``AzuriteDied`` or ``AzuriteSilent`` (no ready line within ``ready_timeout_s``).
+    """
+    command = find_azurite()
+    account = load_or_create_account(keys_folder)
+    port = _prepare(folder, port)
+    if port:
+        _check_port_is_free(port)
+    child, output = _spawn([*command, *_arguments(folder, port)], account)
+    azurite = AzuriteProcess(account, port, child, output, deque(maxlen=_TAIL_LINES))
+    try:
+        azurite.port = await azurite.ready(timeout_s=ready_timeout_s)
+        write_atomically(folder / "port", f"{azurite.port}\n".encode())
+    except BaseException:
+        await azurite.stop()
+        raise
+    return azurite
+
+
+async def run_azurite(
+    folder: Path,
+    keys_folder: Path,
+    port: int = 0,
+    *,
+    task_status: trio.TaskStatus[AzuriteProcess] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled, then stop cleanly; ``AzuriteDied`` if it ends by itself.  Errors as ``start_azurite``."""
+    azurite = await start_azurite(folder, keys_folder, port)
+    try:
+        task_status.started(azurite)
+        raise await azurite.died()
+    finally:
+        await azurite.stop()
+
+
+def find_azurite() -> list[str]:
+    """The command line (Node and Azurite's script) without arguments.  Errors: ``AzuriteMissing``, ``NodeMissing``."""
+    script = find_script()
+    return [find_node(), str(script)]
+
+
+def _arguments(folder: Path, port: int) -> list[str]:
+    return [
+        *("--blobHost", HOST, "--blobPort", str(port), "--location", str(folder)),
+        *("--silent", "--skipApiVersionCheck", "--disableTelemetry"),
+    ]
+
+
+def _spawn(command: list[str], account: StorageAccount) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream]:
+    # Not trio.run_process: it forks in a worker thread, and a parent-death signal fires when the forking *thread* ends.
+    # SIGKILL, for a child that hangs in its clean-up must not be left behind either.
+    readable, writable = os.pipe()
+    try:
+        child = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", "--", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=writable,
+            stderr=writable,
+            start_new_session=True,  # Ctrl-C reaches us, and we stop it in order
+            env={**os.environ, "AZURITE_ACCOUNTS": f"{account.name}:{account.key}"},
+        )
+    except OSError as e:
+        os.close(readable)
+        raise RigError("AzuriteMissing", f"cannot start {command[0]} through setpriv (util-linux): {reason(e)}") from e
+    finally:
+        os.close(writable)
+    return child, trio.lowlevel.FdStream(readable)
+
+
+async def _drain(
+    output: trio.lowlevel.FdStream, tail: deque[str], *, until: re.Pattern[str] | None = None
+) -> re.Match[str] | None:
+    """Read output into ``tail`` to its end (None) or to a line that matches."""
+    rest = b""
+    while chunk := await output.receive_some(65536):
+        *lines, rest = (rest + chunk).split(b"\n")
+        rest = rest[-_LINE_BYTES_MAX:]
+        for line in filter(None, (raw.decode(errors="replace").strip() for raw in lines)):
+            tail.append(line)
+            if until is not None and (found := until.search(line)):
+                return found
+    if rest.strip():
+        tail.append(rest.decode(errors="replace").strip())
+    return None
+
+
+async def _wait(child: subprocess.Popen[bytes]) -> int:
+    """The exit status, without polling and without a thread."""
+    if (status := child.poll()) is not None:
+        return status
+    pidfd = os.pidfd_open(child.pid)
+    try:
+        await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)
+    return child.wait()
+
+
+def _how_it_ended(status: int) -> str:
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+
+
+def _quote(tail: deque[str]) -> str:
+    return " | ".join(tail) or "(none)"
+
+
+def _stored_port(folder: Path) -> int | None:
+    try:
+        text = (folder / "port").read_text().strip()
+    except FileNotFoundError:
+        return None
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise RigError("BadPort", f"{folder / 'port'} holds {text!r}, which is no port (1 to 65535): remove the file")
+    return int(text)
+
+
+def _prepare(folder: Path, port: int) -> int:
+    """Make the folder; the port asked for, else the stored one, else 0 (then the kernel gives a free one)."""
+    safe_files.make_folder(folder, parents=True)
+    return port or _stored_port(folder) or 0
+
+
+def _check_port_is_free(port: int) -> None:
+    try:
+        socket.create_server((HOST, port)).close()
+    except OSError as e:
+        raise _port_taken(port) from e
+
+
+def _port_taken(port: int) -> RigError:
+    return RigError("PortTaken", f"port {port} on {HOST} is taken by another program: stop it (ss -ltnp shows it)")

@@ -1,0 +1,314 @@
+"""The cache storage account: Azurite's or a real one, by connection string; the one place that calls the blob SDK.
+
+Fault contract: any call may fail, time out or be answered late, and the account may have forgotten what it acknowledged
+(a killed Azurite does).  A call that failed may still have happened.  So every call can be repeated: put writes once,
+delete does not mind what is gone, a container that vanished is made again.  Nothing is retried here; the caller's retry
+table does that, and is told by ``recoverable``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from http import HTTPStatus
+from ipaddress import ip_address
+from pathlib import Path
+from string import digits
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import trio
+from azure.core.exceptions import (
+    AzureError,
+    ClientAuthenticationError,
+    HttpResponseError,
+    IncompleteReadError,
+    ResourceExistsError,
+    ResourceNotFoundError,
+    ServiceRequestError,
+    ServiceResponseError,
+)
+from azure.storage.blob import BlobPrefix, BlobServiceClient, ContainerClient
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.part_codec import BLOB_BYTES_MAX
+from siterig.blockfs.transfer.part_name import Listing, PartName
+
+CONTAINER = "asr-cache"
+IN_FLIGHT_MAX = 2
+"""More make Azurite slower, not faster."""
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 60.0
+"""Between two packets of an answer, not for the whole of it."""
+GET_TIMEOUT_S = 20.0
+"""The same for a part's bytes: a blob that cannot be read is to be repaired within a minute."""
+SINGLE_PUT_BYTES_MAX = 256 << 20
+"""Above it the SDK sends blocks and commits them under the same condition."""
+
+UNLISTED = "(a blob whose name cannot be listed)"
+"""Stands for the blobs of a disk that a list of the account fails for."""
+
+_OWN_BYTES = 1 << 20
+"""Bytes that an emulator writes beside a blob: its list of blobs and blocks."""
+_TRANSIENT_STATUS = frozenset({408, 429, 500, 502, 503, 504})
+_TRANSIENT_CODES = frozenset({"ContainerBeingDeleted", "OperationTimedOut"})
+_ALREADY_THERE = frozenset({"BlobAlreadyExists", "ConditionNotMet"})  # to a put, and to the commit of a put in blocks
+_T = TypeVar("_T")
+
+logging.getLogger("azure").setLevel(logging.ERROR)  # it logs every request at INFO, and a body that ends early at WARNING
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each refused connection, which our error says
+
+
+class BlobCacheAccount:
+    """Parts as block blobs named ``PartName.blob()`` in the container ``asr-cache``.
+
+    Implements ``siterig.replication.contracts.ports.CacheAccount``.  The SDK's client is shared by at most
+    ``in_flight_max`` threads. A cancelled call returns at once; its request may still go through.
+    """
+
+    def __init__(self, connection_string: str, *, folder: Path | None = None, in_flight_max: int = IN_FLIGHT_MAX) -> None:
+        """``RigError('BadConnectionString')`` if the SDK cannot read it; it is not contacted before the first call.
+
+        ``folder``: where an account that is emulated on this host keeps its blobs.  An emulator whose disk is full answers
+        like one that is ill; with the folder the two are distinguished (``DiskFull``).
+        """
+        self._folder = folder
+        self._limiter = trio.CapacityLimiter(in_flight_max)
+        self._suspects = trio.CapacityLimiter(1)
+        self._unreadable: set[PartName] = set()
+        fields = _fields(connection_string)
+        try:
+            if not (fields.get("AccountKey") or fields.get("SharedAccessSignature")):  # the SDK would go on anonymously
+                raise ValueError  # noqa: TRY301  (the handler says it, as for what the SDK finds)
+            self._service = BlobServiceClient.from_connection_string(
+                connection_string,
+                retry_total=0,
+                connection_timeout=CONNECT_TIMEOUT_S,
+                read_timeout=READ_TIMEOUT_S,
+                max_single_put_size=SINGLE_PUT_BYTES_MAX,
+                use_env_settings=not _is_loopback(fields.get("BlobEndpoint", "")),
+            )
+        except ValueError:  # its text may quote the string, and that holds the key
+            raise RigError(
+                "BadConnectionString",
+                "the cache storage account's connection string is malformed: it needs AccountName, AccountKey"
+                " and BlobEndpoint (or EndpointSuffix)",
+            ) from None
+        self._container = self._service.get_container_client(CONTAINER)
+        self._where = f"cache storage account {self._service.account_name} at {urlsplit(self._service.url).netloc}"
+
+    async def ensure_container(self) -> None:
+        """Create the container if it is not there."""
+        await self._call("create container asr-cache", self._create_container)
+
+    async def delete_container(self) -> None:
+        """Remove the container with all its parts; no-op if it is gone."""
+
+        def work() -> None:
+            try:
+                self._container.delete_container()
+            except ResourceNotFoundError:
+                return
+
+        await self._call(f"delete container {CONTAINER}", work)
+
+    async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
+        """Upload once; False if the blob was already there: that is success too.  ``replace``: put it in any case."""
+
+        def upload() -> bool:
+            try:
+                self._container.upload_blob(part.blob(), data, overwrite=replace)
+            except HttpResponseError as e:
+                if _error_code(e) not in _ALREADY_THERE:
+                    raise
+                return False
+            return True
+
+        what = f"put {part.blob()}"
+        try:
+            return await self._call(what, lambda: self._in_container(upload))
+        except RigError as error:
+            if error.code in ("CacheUnreachable", "CacheError") and self._is_full(len(data)):
+                raise RigError(
+                    "DiskFull",
+                    f"cannot {what}: the host's disk with {self._folder}, where {self._where} keeps its blobs, is full",
+                    recoverable=True,
+                ) from error
+            raise
+
+    def _is_full(self, needed_bytes: int) -> bool:
+        """True if the account's disk, if it is one of this host, has no room for so many bytes and the account's own."""
+        if self._folder is None:
+            return False
+        try:
+            found = os.statvfs(self._folder)
+        except OSError:
+            return False
+        return found.f_bavail * found.f_frsize < needed_bytes + _OWN_BYTES or (found.f_files > 0 and found.f_favail == 0)
+
+    async def list(self, disk_id: str) -> Listing:
+        """The blobs of one disk; those that are no parts are named, and stop nothing."""
+
+        def blobs() -> list[tuple[str, int]]:
+            try:
+                return _blobs(self._container, f"{disk_id}/")
+            except HttpResponseError as e:
+                if e.status_code != HTTPStatus.INTERNAL_SERVER_ERROR:
+                    raise
+                return [*_blobs_like_parts(self._container, disk_id), (f"{disk_id}/{UNLISTED}", 0)]
+
+        return Listing.of(disk_id, await self._call(f"list {disk_id}/", lambda: self._in_container(blobs)))
+
+    async def get(self, part: PartName) -> bytes:
+        """The blob's bytes; ``PartNotFound`` if it is not there, ``PartCorrupt`` if it is too long for a part.
+
+        ``PartUnreadable`` (recoverable): this one blob cannot be read while the account answers.  Parts of which that is
+        known are read one at a time, so that they do not hold up the others.
+        """
+
+        def download() -> bytes:
+            try:
+                blob = self._container.download_blob(part.blob(), read_timeout=GET_TIMEOUT_S)
+                if blob.size > BLOB_BYTES_MAX:
+                    raise RigError(
+                        "PartCorrupt", f"part {part.blob()}: blob of {blob.size} bytes; a part has at most {BLOB_BYTES_MAX}"
+                    )
+                return blob.readall()
+            except ResourceNotFoundError:
+                raise RigError("PartNotFound", f"{part.blob()} is not in container {CONTAINER} of {self._where}") from None
+
+        try:
+            data = await self._call(f"get {part.blob()}", download, self._suspects if part in self._unreadable else None)
+        except RigError as exc:
+            if exc.code in ("PartNotFound", "PartCorrupt", "CacheAuthentication") or not await self._answers():
+                raise
+            self._unreadable.add(part)
+            raise RigError(
+                "PartUnreadable",
+                f"part {part.blob()} cannot be read, while the account answers otherwise: {exc.message}",
+                recoverable=True,
+            ) from exc
+        self._unreadable.discard(part)
+        return data
+
+    async def _answers(self) -> bool:
+        """True if the account answers a question that needs no part's bytes."""
+        try:
+            await self._call(f"look at container {CONTAINER}", self._container.get_container_properties)
+        except RigError:
+            return False
+        return True
+
+    async def delete(self, part: PartName) -> None:
+        """Remove; no-op if it is gone already."""
+
+        def work() -> None:
+            try:
+                self._container.delete_blob(part.blob())
+            except ResourceNotFoundError:
+                return
+
+        await self._call(f"delete {part.blob()}", work)
+        self._unreadable.discard(part)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._service.close()
+
+    def _create_container(self) -> None:
+        try:
+            self._container.create_container()
+        except ResourceExistsError as e:
+            if _error_code(e) != "ContainerAlreadyExists":  # it may be *being deleted*, which is no success
+                raise
+
+    def _in_container(self, work: Callable[[], _T]) -> _T:
+        """Do it; if the account has no such container (any more), make it and do it again."""
+        try:
+            return work()
+        except ResourceNotFoundError as e:
+            if _error_code(e) != "ContainerNotFound":
+                raise
+        self._create_container()
+        return work()
+
+    async def _call(self, what: str, work: Callable[[], _T], limiter: trio.CapacityLimiter | None = None) -> _T:
+        try:
+            return await trio.to_thread.run_sync(work, limiter=limiter or self._limiter, abandon_on_cancel=True)
+        except AzureError as e:
+            raise classified(e, what=what, where=self._where) from e
+
+
+def _blobs(container: ContainerClient, prefix: str) -> list[tuple[str, int]]:
+    """Names and sizes in bytes."""
+    return [(blob.name, int(blob.size or 0)) for blob in container.list_blobs(name_starts_with=prefix)]
+
+
+def _blobs_like_parts(container: ContainerClient, disk_id: str) -> list[tuple[str, int]]:
+    """The blobs of a disk whose names begin like those of parts, by many lists instead of one.
+
+    Azurite answers 500 to a list with a name that XML cannot carry, such as one with a control character.  The first
+    list here fails at once if that was not the reason.
+    """
+    generations: list[str] = []
+    for digit in digits:
+        found = container.walk_blobs(name_starts_with=f"{disk_id}/{digit}", delimiter="/")
+        generations += [item.name for item in found if isinstance(item, BlobPrefix)]
+    prefixes = [f"{name}{stream}/{digit}" for name in generations for stream in ("sync", "log") for digit in digits]
+    return [blob for prefix in prefixes for blob in _blobs(container, prefix)]
+
+
+KEY_ADVICE = "check whether its key was changed, and this host's clock; then siterig take-point makes the agent try again"
+
+
+def classified(error: AzureError, *, what: str, where: str) -> RigError:
+    """The SDK's error as ours: who can mend it, and whether waiting may."""
+    if isinstance(error, ServiceRequestError | ServiceResponseError | IncompleteReadError):
+        return RigError("CacheUnreachable", f"cannot {what}: no answer from {where} ({_reason(error)})", recoverable=True)
+    code = _error_code(error) if isinstance(error, HttpResponseError) else type(error).__name__
+    status = error.status_code if isinstance(error, HttpResponseError) else None
+    answer = f"{status or ''} {code}".strip()
+    if isinstance(error, ClientAuthenticationError) or status == 401 or _is_signature_refused(error):
+        return RigError(
+            "CacheAuthentication", f"cannot {what}: {where} does not accept the account key ({answer}): {KEY_ADVICE}"
+        )
+    if status == 403:
+        return RigError("CacheForbidden", f"cannot {what}: {where} forbids it ({answer}): check its firewall and rights")
+    if status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
+        return RigError("CacheUnreachable", f"cannot {what}: {where} is busy or failing ({answer})", recoverable=True)
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        text = f"cannot {what}: {where} takes no body of this size ({answer}): check what limits requests on the way to it"
+        return RigError("CacheError", text)
+    return RigError("CacheError", f"cannot {what}: {where} refused it ({answer})")
+
+
+def _is_signature_refused(error: AzureError) -> bool:
+    # Azurite gives a wrong key the code that Azure gives a firewall, AuthorizationFailure; only the text tells.
+    return "Server failed to authenticate the request" in error.message
+
+
+def _error_code(error: HttpResponseError) -> str:
+    code: Any = getattr(error, "error_code", None)  # set by the SDK on what it has parsed; an enum or a string
+    return str(getattr(code, "value", code) or error.reason or "")
+
+
+def _reason(error: AzureError) -> str:
+    """What lies at the bottom: ``Connection refused`` rather than the SDK's, requests' and urllib3's names for it."""
+    cause: BaseException = error.inner_exception or error
+    while (below := cause.__cause__ or cause.__context__) is not None:
+        cause = below
+    return (cause.strerror if isinstance(cause, OSError) else None) or type(cause).__name__
+
+
+def _fields(connection_string: str) -> dict[str, str]:
+    return dict(part.partition("=")[::2] for part in connection_string.split(";"))
+
+
+def _is_loopback(endpoint: str) -> bool:
+    """Such an account is never reached through a proxy that the environment names."""
+    host = urlsplit(endpoint).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

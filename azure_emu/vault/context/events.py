@@ -1,0 +1,35 @@
+"""The vault's event log: what is written, and how it is shown."""
+
+from __future__ import annotations
+
+from typing import Literal, cast
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.vault.db.clock import rfc3339
+from siterig.azure_emu.vault.db.schema import EventRow
+from siterig.azure_emu.vault.model.api import Event
+
+Severity = Literal["OK", "Warning", "Critical"]
+EventType = Literal["JobStatus", "ServerHealth", "VmHealth", "VmReplication"]
+
+
+def record(session: Session, *, vm: str, code: str, kind: EventType, severity: Severity, text: str, now_ns: int) -> None:
+    """Append an event in the caller's transaction."""
+    session.add(EventRow(code=code, type=kind, severity=severity, at_ns=now_ns, affected_object=vm, description=text))
+
+
+def list_events(session: Session) -> list[Event]:
+    """All events, newest first."""
+    return [
+        Event(
+            eventCode=row.code,
+            eventType=row.type,
+            severity=cast("Severity", row.severity),
+            timeOfOccurrence=rfc3339(row.at_ns),
+            affectedObject=row.affected_object,
+            description=row.description,
+        )
+        for row in session.scalars(select(EventRow).order_by(EventRow.id.desc()))
+    ]

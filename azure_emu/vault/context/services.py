@@ -1,0 +1,83 @@
+"""What every part of the vault works with: the database, the clock and the ports to the other roles."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.contracts.ports import Provider, RecoverySide
+from siterig.azure_emu.vault.context.applied_lag import AppliedLag
+from siterig.azure_emu.vault.context.roles import Roles
+from siterig.azure_emu.vault.db.schema import ItemRow
+from siterig.azure_emu.vault.db.signals import Signals
+from siterig.azure_emu.vault.db.store import Store, find_item
+from siterig.blockfs.contracts.control import DiskHostControl
+from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.core.turns import Turns
+from siterig.blockfs.core.waits import Waits
+
+T = TypeVar("T")
+ShutDown = Callable[[list[Path]], Awaitable[None]]
+"""Called with the disk files of a VM."""
+
+
+async def no_check(_disks: list[Path]) -> None:
+    """For a vault whose VMs are not on this host."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """``site``: the Provider on the Hyper-V host; ``azure``: the disk host of the recovery side.
+
+    ``shut_down`` unmounts and detaches everything that uses these disk files (``VmBusy``); ``check_shut_down``
+    raises what it would be refused for.  ``mounting``: at ``VM/NAME``
+    of a mounted point, whose row and what the recovery host has change together.
+    ``roles``: the states of the rig's roles.  ``lag``: what was sent and is not applied.
+    ``waits``: what the vault itself waits for.
+    """
+
+    store: Store
+    signals: Signals
+    clock: Clock
+    site: Provider
+    recovery: RecoverySide
+    azure: DiskHostControl
+    shut_down: ShutDown
+    check_shut_down: ShutDown = no_check
+    mounting: Turns = field(default_factory=Turns)
+    roles: Roles = field(default_factory=Roles)
+    waits: Waits = field(default_factory=Waits)
+    lag: AppliedLag = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lag", AppliedLag(self.clock))
+
+    @contextmanager
+    def awaiting_apply(self, vm: str, why: str) -> Iterator[None]:
+        """Register that the vault waits for the recovery side to apply what was sent."""
+        place = f"apply {why}"
+        self.waits.set(place, "AwaitingApply", why, vm=vm)
+        try:
+            yield
+        finally:
+            self.waits.clear(place, vm=vm)
+
+    async def change_item(self, vm: str, change: Callable[[Session, ItemRow], T]) -> T:
+        """Change an item in one transaction (``VmNotFound``), then wake who waits for the VM."""
+        result = await self.store.transact(lambda session: change(session, find_item(session, vm)))
+        self.signals.notify(vm)
+        return result
+
+    async def patiently(
+        self, what: str, vm: str, work: Callable[[], Awaitable[T]], *, repeatable: bool = True, lost_is_final: bool = True
+    ) -> T:
+        """Do ``work`` for an operation that is no job, with the waits of :meth:`Roles.patiently` among the vault's."""
+        place = f"{what} {uuid.uuid4()}"  # the same may be asked for by two callers
+        with self.waits.waiting(place, vm=vm) as because:
+            return await self.roles.patiently(work, because=because, repeatable=repeatable, lost_is_final=lost_is_final)

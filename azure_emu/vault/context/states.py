@@ -1,0 +1,145 @@
+"""The states of a protected item, and which operation is allowed in which.
+
+The names are those of the service's ``protectionState`` (the sibling API azure-mgmt-recoveryservicesdatareplication
+enumerates them).  *Passing* states hold while a job runs; *resting* ones are all that a user can meet between jobs, and
+from each resting state something is allowed (a test keeps this).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from siterig.azure_emu.vault.db.schema import ItemRow
+from siterig.blockfs.core.errors import RigError
+
+
+class State(StrEnum):
+    """``protectionState``."""
+
+    ENABLING = "EnablingProtection"  # passing
+    ENABLING_FAILED = "EnablingFailed"
+    INITIAL = "InitialReplicationInProgress"  # passing
+    INITIAL_SENT = "InitialReplicationCompletedOnPrimary"  # passing: all is in the cache account
+    INITIAL_APPLIED = "InitialReplicationCompletedOnRecovery"  # passing: finalize protection runs
+    INITIAL_FAILED = "InitialReplicationFailed"
+    PROTECTED = "Protected"
+    UNPLANNED = "UnplannedFailoverInitiated"  # passing
+    UNPLANNED_DONE = "UnplannedFailoverCompleted"  # commit pending
+    UNPLANNED_FAILED = "UnplannedFailoverFailed"
+    CHANGE_POINT = "ChangeRecoveryPointInitiated"  # passing
+    CHANGE_POINT_DONE = "ChangeRecoveryPointCompleted"  # commit pending
+    CHANGE_POINT_FAILED = "ChangeRecoveryPointFailed"
+    PLANNED = "PlannedFailoverInitiated"  # passing, either direction
+    PLANNED_DONE = "PlannedFailoverCompleted"  # commit pending; activeLocation tells the direction
+    PLANNED_FAILED = "PlannedFailoverFailed"
+    COMMIT_TO_RECOVERY = "CommitFailoverInProgressOnRecovery"  # passing
+    COMMIT_TO_RECOVERY_FAILED = "CommitFailoverFailedOnRecovery"
+    COMMIT_TO_PRIMARY = "CommitFailoverInProgressOnPrimary"  # passing
+    COMMIT_TO_PRIMARY_FAILED = "CommitFailoverFailedOnPrimary"
+    COMMITTED = "CommitFailoverCompleted"  # activeLocation tells where the VM runs now
+    REPROTECT = "ReprotectInitiated"  # passing
+    REPROTECT_FAILED = "ReprotectFailed"
+    DISABLING = "DisablingProtection"  # passing
+    DISABLING_FAILED = "DisablingFailed"
+
+
+class Operation(StrEnum):
+    """What a user may ask for, as the methods of VaultApi are called."""
+
+    ENABLE = "enable_protection"
+    DISABLE = "disable_protection"
+    CREATE_POINT = "create_point"
+    TEST = "test_failover"
+    CLEANUP = "cleanup_test_failover"
+    UNPLANNED = "unplanned_failover"
+    PLANNED = "planned_failover"
+    COMMIT = "commit_failover"
+    FAILBACK = "failback"
+    REPROTECT = "reprotect"
+    RESYNC = "resync"
+
+    @property
+    def command(self) -> str:
+        """The words for it on the command line, which errors use."""
+        return _COMMANDS.get(self, self.value)
+
+
+_COMMANDS = {
+    Operation.ENABLE: "protect",
+    Operation.DISABLE: "unprotect",
+    Operation.CREATE_POINT: "take-point",
+    Operation.TEST: "failover test",
+    Operation.CLEANUP: "cleanup",
+    Operation.UNPLANNED: "failover unplanned",
+    Operation.PLANNED: "failover planned",
+    Operation.COMMIT: "commit",
+}
+
+PRIMARY = "Primary"
+RECOVERY = "Recovery"
+
+TEST_NONE = "None"
+TEST_INITIATED = "Initiated"  # passing
+TEST_COMPLETING = "Completing"  # passing: the disks are open, the VM is being verified
+TEST_COMPLETED = "Completed"  # the test VM is there
+TEST_FAILED = "Failed"  # parts of a test VM may be there
+TEST_CLEANUP = "CleanupInitiated"  # passing
+TEST_CLEANUP_COMPLETING = "CleanupCompleting"  # passing
+
+_O = Operation
+_BEFORE_FAILOVER = {_O.TEST, _O.UNPLANNED, _O.PLANNED, _O.RESYNC, _O.DISABLE}
+_ALLOWED: dict[tuple[State, str], set[Operation]] = {
+    (State.ENABLING_FAILED, PRIMARY): {_O.ENABLE, _O.DISABLE},
+    (State.INITIAL_FAILED, PRIMARY): {_O.ENABLE, _O.DISABLE},
+    (State.PROTECTED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
+    # A failover that failed may be tried again; a resync is the way back to the name Protected.
+    (State.UNPLANNED_FAILED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
+    (State.PLANNED_FAILED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
+    # Until commit the recovery point may be changed, by another unplanned failover.
+    (State.UNPLANNED_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
+    (State.CHANGE_POINT_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
+    (State.PLANNED_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
+    # The former VM may still be whole: commit's prerequisites check tells.
+    (State.CHANGE_POINT_FAILED, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
+    (State.COMMIT_TO_RECOVERY_FAILED, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
+    (State.COMMITTED, RECOVERY): {_O.FAILBACK},
+    (State.PLANNED_FAILED, RECOVERY): {_O.FAILBACK},
+    # The Azure VM is whole until commit deletes it, so a failback may be done again.
+    (State.PLANNED_DONE, RECOVERY): {_O.COMMIT, _O.FAILBACK},
+    # Commit of a failback may have deleted the Azure VM already: then the failback's prerequisites check tells.
+    (State.COMMIT_TO_PRIMARY_FAILED, RECOVERY): {_O.COMMIT, _O.FAILBACK},
+    (State.COMMITTED, PRIMARY): {_O.REPROTECT, _O.DISABLE},
+    (State.REPROTECT_FAILED, PRIMARY): {_O.REPROTECT, _O.DISABLE},
+    (State.DISABLING_FAILED, PRIMARY): {_O.DISABLE},
+}
+RESTING = frozenset(_ALLOWED)
+"""(protectionState, activeLocation) that hold between jobs."""
+
+
+def _from_test_state(state: str) -> set[Operation]:
+    return {_O.CLEANUP} if state in (TEST_COMPLETED, TEST_FAILED) else set()
+
+
+def allowed(item: ItemRow) -> list[Operation]:
+    """Operations that may be asked for now, in the order of :class:`Operation`; none while a job runs."""
+    operations = set(_ALLOWED.get((State(item.protection_state), item.active_location), set()))
+    if item.test_failover_state != TEST_NONE:
+        # The managed disks are under the test VM; it goes first.  A failed test is cleaned up by the next one.
+        operations -= {_O.DISABLE} if item.test_failover_state == TEST_FAILED else {_O.DISABLE, _O.TEST}
+    if item.suspended:
+        operations -= {_O.CREATE_POINT}  # a failover that was killed just before its end
+    operations |= _from_test_state(item.test_failover_state)
+    return [operation for operation in Operation if operation in operations]
+
+
+def require(item: ItemRow, operation: Operation) -> None:
+    """Raise ``InvalidState`` unless the operation is allowed; the message names the state and what is allowed."""
+    now = allowed(item)
+    if operation in now:
+        return
+    raise RigError(
+        "InvalidState",
+        f"{operation.command} of VM {item.vm!r} is not possible: protectionState is {item.protection_state}, activeLocation "
+        f"{item.active_location}, testFailoverState {item.test_failover_state}; allowed now: "
+        f"{', '.join(each.command for each in now) or 'nothing'}",
+    )

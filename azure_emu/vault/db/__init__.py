@@ -1,0 +1,4 @@
+"""The vault's database: schema, transactions, migrations, notifications.
+
+Imports blockfs.core, blockfs.files.
+"""

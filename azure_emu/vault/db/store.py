@@ -1,0 +1,199 @@
+"""The database connection, its transactions, and what happens to a database of an older version.
+
+Every transaction runs in a worker thread, because a commit waits for the disk (synchronous=FULL: milliseconds to
+tens of them), and one at a time: the limiter has one token.  So a function given to :meth:`Store.transact` sees and
+changes the whole database alone; a check and the change that depends on it belong into *one* such function.  Between
+two calls anything may have changed.  A transaction that has begun is not abandoned when its task is cancelled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+import trio
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, select, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.vault.db import migrations
+from siterig.azure_emu.vault.db.schema import FORMAT_VERSION, Base, FormatRow, ItemRow
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.durable import sync_folder
+
+T = TypeVar("T")
+_log = structlog.get_logger()
+
+
+class Store:
+    """One database.  ``url`` is SQLAlchemy's, e.g. ``sqlite:////path/vault.db`` or ``postgresql+psycopg://...``.
+
+    A database of an older version is migrated (migrations/), after a copy of it was written to ``vault.db.version-N``.
+    Errors: ``StateVersion`` (the version is newer, or too old), ``StateUnreadable`` (this is no database, or it cannot be
+    opened or migrated), ``DiskFull`` (recoverable: no room to migrate).  After an error the database is as it was.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.full: RigError | None = None
+        """What the newest transaction that had something to write failed with, if the host's disk is full."""
+        self._limiter = trio.CapacityLimiter(1)
+        self._engine = create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            _configure_sqlite(self._engine)
+        try:
+            with self._explained():
+                self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of the database and the file system as ``StateUnreadable`` or ``DiskFull``."""
+        try:
+            yield
+        except (DBAPIError, self._engine.dialect.loaded_dbapi.Error, OSError) as error:
+            reason = error.orig if isinstance(error, DBAPIError) else error
+            if _is_full(reason):
+                raise self._disk_full() from error
+            raise RigError("StateUnreadable", f"the vault's database {self._name()} cannot be opened: {reason}") from error
+
+    def _disk_full(self) -> RigError:
+        return RigError("DiskFull", f"the vault's database {self._name()}: the host's disk is full", recoverable=True)
+
+    def _name(self) -> str:
+        return self._engine.url.render_as_string(hide_password=True)
+
+    def _open(self) -> None:
+        with Session(self._engine) as session, session.begin():
+            if not inspect(session.connection()).has_table(FormatRow.__tablename__):
+                Base.metadata.create_all(session.connection())
+                session.add(FormatRow(version=FORMAT_VERSION))
+                migrations.stamp_newest(session.connection())
+                return
+            version = session.scalars(select(FormatRow.version)).one()
+        if not migrations.OLDEST_VERSION <= version <= FORMAT_VERSION:
+            raise RigError(
+                "StateVersion",
+                f"the vault's database {self._name()} has format version {version}; this program reads versions "
+                f"{migrations.OLDEST_VERSION} to {FORMAT_VERSION}: use the siterig that made it",
+            )
+        if version < FORMAT_VERSION:
+            self._migrate(version)
+
+    def _migrate(self, version: int) -> None:
+        with self._engine.connect() as connection:
+            try:
+                _switch_foreign_keys_off(connection)
+                with connection.begin():  # nothing can write from here on, so that the copy is what is migrated
+                    if self._engine.url.database and self._engine.dialect.name == "sqlite":
+                        _copy_database(Path(self._engine.url.database), version)
+                    migrations.upgrade(connection, FORMAT_VERSION)
+                    _check_references(connection)
+            finally:
+                connection.invalidate()  # the next connection has foreign keys again
+        _log.info("vault_database_migrated", database=self._name(), before=version, after=FORMAT_VERSION)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    async def transact(self, work: Callable[[Session], T]) -> T:
+        """Run ``work`` in one transaction: committed when it returns, rolled back when it raises.
+
+        ``DiskFull`` (recoverable): nothing was changed, for there is no room to write it.
+        """
+
+        def run() -> T:
+            try:
+                with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                    before = _changes(session)
+                    result = work(session)
+                    wrote = _changes(session) != before
+            except OperationalError as error:
+                if not _is_full(error.orig):
+                    raise
+                self.full = self._disk_full()
+                raise self.full from error
+            if wrote:
+                self.full = None
+            return result
+
+        return await trio.to_thread.run_sync(run, limiter=self._limiter)
+
+
+def _is_full(error: BaseException | None) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    code = getattr(error, "sqlite_errorcode", None)
+    # The second: where SQLite makes the index of its log longer.
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
+def _switch_foreign_keys_off(connection: Connection) -> None:
+    """For this connection; SQLite ignores it within a transaction, and SQLAlchemy would begin one."""
+    raw = connection.connection.dbapi_connection
+    if connection.dialect.name == "sqlite" and raw is not None:
+        raw.cursor().execute("PRAGMA foreign_keys = OFF")
+
+
+def _check_references(connection: Connection) -> None:
+    if connection.dialect.name != "sqlite":
+        return
+    dangling = connection.execute(text("PRAGMA foreign_key_check")).all()
+    if dangling:
+        raise RigError("StateUnreadable", f"the vault's database: rows without what they refer to: {dangling[:3]}")
+
+
+def _copy_database(database: Path, version: int) -> None:
+    """Write ``NAME.version-N`` beside a database that nothing writes to meanwhile; it is durable, and complete or absent."""
+    copy = database.with_name(f"{database.name}.version-{version}")
+    unfinished = database.with_name(f"{copy.name}.new")
+    unfinished.unlink(missing_ok=True)
+    os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    with (
+        contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as source,
+        contextlib.closing(sqlite3.connect(unfinished)) as target,
+    ):
+        source.backup(target)
+        target.execute("PRAGMA journal_mode = DELETE")  # one file, without a write-ahead log beside it
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    unfinished.rename(copy)
+    sync_folder(copy.parent)
+
+
+def _changes(session: Session) -> int:
+    """Rows changed so far through the session's connection; a database without such a counter never counts."""
+    session.flush()
+    return int(getattr(session.connection().connection.dbapi_connection, "total_changes", 0))
+
+
+def _configure_sqlite(engine: Engine) -> None:
+    """Durable, checked, and with transactions that begin when we say so (DDL included)."""
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # sqlite3 must not begin or commit by itself
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 10000"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        # IMMEDIATE: a second process on the same file waits at the start instead of failing at its first write.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def find_item(session: Session, vm: str) -> ItemRow:
+    """The protected item of a VM; ``VmNotFound`` names those there are."""
+    item = session.get(ItemRow, vm)
+    if item is None:
+        known = ", ".join(session.scalars(select(ItemRow.vm).order_by(ItemRow.vm))) or "none"
+        raise RigError("VmNotFound", f"VM {vm!r} is not protected; protected VMs: {known}")
+    return item

@@ -1,0 +1,176 @@
+"""VMs on the recovery side: made from a state of the managed disks, verified, removed.
+
+Only a VM with a row in ``azure_vm`` is ours to remove (schema.py).  Every function may be run again after a kill.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Literal
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, KnownDiskRow
+from siterig.azure_emu.vault.db.store import find_item
+from siterig.azure_emu.vault.inventory.inventory import remember_vm
+from siterig.azure_emu.vault.model.api import RecoveryPoint, Vm, VmDisk
+from siterig.azure_emu.vault.monitoring import health
+from siterig.blockfs.contracts.control import DiskInfo
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.host_process import HostProcess
+from siterig.blockfs.core.sector_size import known_size
+from siterig.blockfs.host.host_folder import NAME_CHARS_MAX, RECOVERY_FOLDER, check_name
+
+Kind = Literal["TestFailover", "Recovered", "Copy"]
+
+
+def test_vm_name(vm: str) -> str:
+    """Name of the VM that a test failover of ``vm`` makes."""
+    return f"{vm}-test"
+
+
+def check_vm_name(vm: str) -> None:
+    """``InvalidName`` unless a VM can have the name on both sides, and its test VM can have its own."""
+    check_name("VM", vm)
+    if vm == RECOVERY_FOLDER:
+        raise RigError("InvalidName", f"VM is named {vm!r}: a recovery side's mount has its mounted points there")
+    longest = NAME_CHARS_MAX - len(test_vm_name(""))
+    if len(vm) > longest:
+        raise RigError(
+            "InvalidName",
+            f"VM is named {vm!r}, {len(vm)} characters; allowed are {longest}, for its test VM is named "
+            f"{test_vm_name('VM')}",
+        )
+
+
+async def disks_of(services: Services, name: str) -> list[DiskInfo]:
+    """Disks of a VM on the recovery side, by name; none if there is no such VM."""
+    return sorted((disk for disk in await services.azure.list_disks() if disk.vm == name), key=lambda disk: disk.name)
+
+
+async def claim(
+    services: Services, owner: str, name: str, kind: Kind, *, point_id: str | None = None, process: HostProcess | None = None
+) -> None:
+    """Make the name ours, and the point one that is in use; ``VmExists`` if somebody else's VM has the name.
+
+    ``process``: noted as the one that a copy is for (see lent.py).
+    """
+    there = await disks_of(services, name)
+
+    def take(session: Session) -> None:
+        find_item(session, owner)
+        row = require_ours(session, owner, name, kind, there=bool(there))
+        if row is None:
+            row = AzureVmRow(name=name, owner=owner, kind=kind)
+            session.add(row)
+        row.point_id = point_id
+        if process is not None:
+            row.process_id, row.process_started = process.pid, process.started
+
+    await services.store.transact(take)
+
+
+def require_ours(session: Session, owner: str, name: str, kind: Kind, *, there: bool) -> AzureVmRow | None:
+    """The row of a VM that may be made, or made again; ``VmExists`` if somebody else's VM has the name.
+
+    ``there``: whether the recovery side has disks of that name.
+    """
+    row = session.get(AzureVmRow, name)
+    if row is None and there:
+        raise RigError("VmExists", f"the recovery side has a VM {name!r} already that no failover of {owner!r} made")
+    if row is not None and (row.owner, row.kind) != (owner, kind):
+        raise RigError("VmExists", f"the recovery side has a VM {name!r} already; it belongs to {row.owner!r}")
+    return row
+
+
+async def open_at(services: Services, owner: str, name: str, kind: Kind, point: RecoveryPoint) -> None:
+    """Make VM ``name`` from all disks of ``owner`` at one position, in place of a former one of that name."""
+    await claim(services, owner, name, kind, point_id=point.id)
+    await _open_disks(services, owner, name, point.position)
+
+
+async def open_copy(services: Services, owner: str, name: str, position: int, process: HostProcess) -> Vm:
+    """Make VM ``name`` from all disks of ``owner`` at a position, in place of a former one, until the process ends."""
+    await claim(services, owner, name, "Copy", process=process)
+    await _open_disks(services, owner, name, position)
+    return await verify(services, owner, name, "Copy")
+
+
+async def _open_disks(services: Services, owner: str, name: str, position: int) -> None:
+    disks = await services.store.transact(lambda session: disk_rows(session, owner))
+    stores = await services.recovery.store_paths(disk_ids=[disk.disk_id for disk in disks])
+    if await disks_of(services, name):
+        await services.azure.remove_vm(vm=name)
+        await services.store.transact(lambda session: health.forget_vm_disks(session, owner, name))
+    for disk, store in zip(disks, stores, strict=True):
+        # The new disk has an id of its own: its parts at failback must not be taken for those of the site's disk.
+        await services.azure.open_point(
+            vm=name, name=disk.name, disk_id=str(uuid.uuid4()), store=store, position=position,
+            sector_bytes=known_size(disk.sector_bytes),
+        )  # fmt: skip
+
+
+async def verify(services: Services, owner: str, name: str, state: Kind) -> Vm:
+    """The VM with all its disks; ``VmIncomplete`` names what is missing."""
+    expected = {disk.name for disk in await services.store.transact(lambda session: disk_rows(session, owner))}
+    there = await disks_of(services, name)
+    lacking = sorted(expected - {disk.name for disk in there})
+    if lacking:
+        raise RigError("VmIncomplete", f"VM {name!r} on the recovery side lacks disks {', '.join(lacking)}; fail over again")
+    vm = Vm(name=name, side="azure", state=state, disks=[to_vm_disk(disk) for disk in there])
+    await services.store.transact(lambda session: remember_vm(session, vm))
+    return vm
+
+
+async def remove(services: Services, owner: str, name: str) -> None:
+    """Remove a VM that we made (``DiskInUse`` if something holds its disks); no-op if there is none."""
+
+    def is_ours(session: Session) -> bool:
+        row = session.get(AzureVmRow, name)
+        return row is not None and row.owner == owner
+
+    if not await services.store.transact(is_ours):
+        return
+    if await disks_of(services, name):
+        await services.azure.remove_vm(vm=name)
+
+    def forget(session: Session) -> None:
+        health.forget_vm_disks(session, owner, name)
+        session.execute(delete(AzureVmRow).where(AzureVmRow.name == name))
+        session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == "azure", KnownDiskRow.vm == name))
+
+    await services.store.transact(forget)
+
+
+async def remove_copy(services: Services, owner: str, name: str) -> None:
+    """Remove a copy (``DiskInUse``); no-op if there is none of that name."""
+    if name in await services.store.transact(lambda session: _copies(session, owner)):
+        await remove(services, owner, name)
+
+
+async def remove_copies(services: Services, owner: str) -> None:
+    """Remove all copies of a VM (``DiskInUse``)."""
+    for name in await services.store.transact(lambda session: _copies(session, owner)):
+        await remove(services, owner, name)
+
+
+def _copies(session: Session, owner: str) -> list[str]:
+    query = select(AzureVmRow.name).where(AzureVmRow.owner == owner, AzureVmRow.kind == "Copy")
+    return list(session.scalars(query.order_by(AzureVmRow.name)))
+
+
+def names_of(session: Session, owner: str) -> list[str]:
+    """All VMs of the recovery side that belong to an item."""
+    return list(session.scalars(select(AzureVmRow.name).where(AzureVmRow.owner == owner).order_by(AzureVmRow.name)))
+
+
+def to_vm_disk(disk: DiskInfo) -> VmDisk:
+    """The disk as the API shows it."""
+    return VmDisk(name=disk.name, size_bytes=disk.size_bytes, path=disk.path, sector_bytes=disk.sector_bytes)
+
+
+def disk_rows(session: Session, owner: str) -> list[DiskRow]:
+    """The disks of a protected VM, by name."""
+    return list(session.scalars(select(DiskRow).where(DiskRow.vm == owner).order_by(DiskRow.name)))

@@ -1,0 +1,85 @@
+"""Virtual machines of both fabrics, as far as they can be reached, and otherwise as last seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.db.schema import AzureVmRow, ItemRow, KnownDiskRow
+from siterig.azure_emu.vault.model.api import Side, Vm, VmDisk
+from siterig.blockfs.contracts.control import DiskInfo
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.sector_size import known_size
+
+UNPROTECTED = "Unprotected"
+
+
+def remember_vm(session: Session, vm: Vm) -> None:
+    """Replace what is known of one VM's disks."""
+    session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == vm.side, KnownDiskRow.vm == vm.name))
+    for disk in vm.disks:
+        session.add(_row(vm.side, vm.name, disk))
+
+
+def _row(fabric: Side, vm: str, disk: VmDisk | DiskInfo) -> KnownDiskRow:
+    return KnownDiskRow(
+        fabric=fabric, vm=vm, name=disk.name, size_bytes=disk.size_bytes, path=disk.path, sector_bytes=disk.sector_bytes
+    )
+
+
+def _remember_fabric(session: Session, fabric: Side, disks: Iterable[DiskInfo]) -> None:
+    session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == fabric))
+    for disk in disks:
+        session.add(_row(fabric, disk.vm, disk))
+
+
+def _known(session: Session, fabric: Side) -> list[Vm]:
+    """The VMs of a fabric as last seen."""
+    return _described(session, fabric, session.scalars(select(KnownDiskRow).where(KnownDiskRow.fabric == fabric)))
+
+
+def _described(session: Session, fabric: Side, found: Iterable[KnownDiskRow | DiskInfo]) -> list[Vm]:
+    """VMs of these disks, with the state of their protection (site) or what they are (azure)."""
+    disks: dict[str, list[VmDisk]] = {}
+    for each in sorted(found, key=lambda each: (each.vm, each.name)):
+        disk = VmDisk(name=each.name, size_bytes=each.size_bytes, path=each.path, sector_bytes=known_size(each.sector_bytes))
+        disks.setdefault(each.vm, []).append(disk)
+    if fabric == "site":
+        states = {item.vm: item.protection_state for item in session.scalars(select(ItemRow))}
+        default = UNPROTECTED
+    else:
+        states = {row.name: row.kind for row in session.scalars(select(AzureVmRow))}
+        default = "Recovered"
+    return [Vm(name=name, side=fabric, state=states.get(name, default), disks=own) for name, own in disks.items()]
+
+
+async def list_fabric(services: Services, fabric: Side) -> list[Vm]:
+    """All VMs of a fabric; as last seen if its role cannot be reached."""
+    roles = ("agent", "site") if fabric == "site" else ("azure",)
+    if any(services.roles.trouble(role) is not None for role in roles):  # one that hangs would hold up the caller
+        return await services.store.transact(lambda session: _known(session, fabric))
+    try:
+        disks = await (services.site.list_vms() if fabric == "site" else services.azure.list_disks())
+    except RigError as error:
+        if error.code != "RoleUnavailable":
+            raise
+        return await services.store.transact(lambda session: _known(session, fabric))
+    try:
+        await services.store.transact(lambda session: _remember_fabric(session, fabric, disks))
+    except RigError as error:
+        if error.code != "DiskFull":  # they are remembered when there is room again
+            raise
+    return await services.store.transact(lambda session: _described(session, fabric, disks))
+
+
+async def site_disks(services: Services, vm: str) -> list[DiskInfo]:
+    """Disks of a source VM, by name; ``VmNotFound`` names the VMs there are."""
+    disks = await services.site.list_vms()
+    found = sorted((disk for disk in disks if disk.vm == vm), key=lambda disk: disk.name)
+    if not found:
+        known = ", ".join(sorted({disk.vm for disk in disks})) or "none"
+        raise RigError("VmNotFound", f"there is no VM {vm!r} at the site; VMs there: {known}")
+    return found

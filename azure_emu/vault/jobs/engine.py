@@ -1,0 +1,437 @@
+"""The job engine: runs scenarios task by task, and keeps every step in the database.
+
+A *scenario* is an official job type: its tasks, and what its success or failure does to the item.  Each task body must
+be safe to run again from its start: it is, after a kill in a scenario that is resumed, and when a role that it needs
+was away for a moment.  Ends are transactions: the last task, the job, the item's new state, the event and a follow-on
+job are committed together.
+
+Multi-task safety: all methods run on the trio thread.  "One open job a VM" is checked in the transaction that inserts
+the job (:func:`enqueue`); the transactions are serial (store.py).
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, cast
+
+import structlog
+import trio
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.vault.context import events
+from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.db.clock import rfc3339_or_none
+from siterig.azure_emu.vault.db.schema import ItemRow, JobErrorRow, JobRow, TaskRow
+from siterig.azure_emu.vault.model.api import Job, JobError, JobState, RecoveryPoint, Task, Vm
+from siterig.blockfs.core.errors import RigError
+
+T = TypeVar("T")
+_log = structlog.get_logger()
+
+ROOM_RETRY_S = 1.0
+"""How soon a job that waits for room on the host's disk looks again."""
+BEFORE, CHANGING = "before", "changing"
+"""Keys of a job's memory: what its operation changed of the item at the beginning; and that the job changes things now."""
+NOTICED_S = 5.0
+"""A role that is away for so long while a task runs is shown as what the task waits for."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended, if it is not plainly Completed."""
+
+    state: JobState
+    description: str | None
+    error: RigError | None = None
+
+
+SKIPPED = Outcome("Other", "Skipped")
+INFORMATION = Outcome("Succeeded", "CompletedWithInformation")
+
+
+def with_warning(warning: RigError) -> Outcome:
+    """The task did what it is for, and there is something to be told."""
+    return Outcome("Succeeded", "CompletedWithInformation", warning)
+
+
+def went_on_without(error: RigError) -> Outcome:
+    """The task failed, and the scenario goes on all the same."""
+    return Outcome("Failed", None, error)
+
+
+@dataclass
+class Work:
+    """What a task body has at hand.  ``memory`` is JSON, saved when the task ends."""
+
+    services: Services
+    vm: str
+    memory: dict[str, Any]
+    begin_changes: Callable[[], Awaitable[None]]
+    """The body's checks are done: durably noted, so that a failure from here on leaves the scenario's failed state."""
+    result_vm: Vm | None = None
+    result_point: RecoveryPoint | None = None
+
+    async def change(self, change: Callable[[Session, ItemRow], T]) -> T:
+        """Change the item in one transaction and wake who waits for it."""
+        return await self.services.change_item(self.vm, change)
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """A task type.  A role that is away is waited for, and the body run again.
+
+    ``waits_for_roles`` False: only a role that the supervisor is about to have back is waited for; the loss of a role is an
+    answer to what the task asks.  ``checks``: it changes nothing of the VM, or nothing before it says so
+    (:attr:`Work.begin_changes`).  A job that fails before anything is changed leaves the item in the states that it had.
+    """
+
+    name: str
+    friendly_name: str
+    body: Callable[[Work], Awaitable[Outcome | None]]
+    waits_for_roles: bool = True
+    checks: bool = False
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A job type.  ``key`` is ours and unique; ``name`` is the official scenarioName.
+
+    ``succeeded`` and ``failed`` change the item inside the transaction that ends the job; ``failed`` only if the job had
+    begun to change things.  ``succeeded`` may return the
+    key of a scenario that starts by itself then, for the same VM.  ``without_item`` takes the place of ``succeeded`` in a
+    job of a VM that need not be protected.  ``resumed``: after a kill the job goes on with the
+    first task that had not ended; otherwise it fails and names that task.
+    """
+
+    key: str
+    name: str
+    friendly_name: str
+    tasks: tuple[TaskKind, ...]
+    resumed: bool
+    succeeded: Callable[[Session, ItemRow, JobRow], str | None] = lambda _session, _item, _job: None
+    failed: Callable[[Session, ItemRow, JobRow], None] = lambda _session, _item, _job: None
+    without_item: Callable[[Session, JobRow], None] | None = None
+
+
+def open_job(session: Session, vm: str) -> JobRow | None:
+    """The job of this VM that has not ended."""
+    return session.scalars(select(JobRow).where(JobRow.vm == vm, JobRow.end_ns.is_(None))).one_or_none()
+
+
+def require_no_job(session: Session, vm: str) -> None:
+    """Raise ``JobInProgress`` if a job of this VM has not ended."""
+    job = open_job(session, vm)
+    if job is not None:
+        raise RigError(
+            "JobInProgress",
+            f"job {job.name} ({job.friendly_name}) of VM {vm!r} is in progress; one job a VM at a time, wait for its end",
+            recoverable=True,
+        )
+
+
+def enqueue(session: Session, scenario: Scenario, vm: str, memory: dict[str, Any], now_ns: int) -> JobRow:
+    """Insert a job with its tasks; the caller starts it after the commit (:meth:`JobEngine.start`)."""
+    require_no_job(session, vm)
+    job = JobRow(
+        name=str(uuid.uuid4()),
+        vm=vm,
+        key=scenario.key,
+        scenario=scenario.name,
+        friendly_name=scenario.friendly_name,
+        state="InProgress",
+        start_ns=now_ns,
+        memory=memory,
+    )
+    job.tasks = [
+        TaskRow(ordinal=ordinal, name=kind.name, friendly_name=kind.friendly_name, state="NotStarted")
+        for ordinal, kind in enumerate(scenario.tasks)
+    ]
+    session.add(job)
+    session.flush()
+    return job
+
+
+@dataclass
+class _Running:
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ended: trio.Event = field(default_factory=trio.Event)
+    vm: str = ""
+    in_body: bool = False
+    """A task's body runs, and is not about to be run again."""
+    waits_for: RigError | None = None
+
+
+class JobEngine:
+    """Runs the jobs of one vault."""
+
+    def __init__(self, services: Services, scenarios: tuple[Scenario, ...]) -> None:
+        self._services = services
+        self._scenarios = {scenario.key: scenario for scenario in scenarios}
+        self._nursery: trio.Nursery | None = None
+        self._running: dict[str, _Running] = {}
+
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Settle the jobs that a kill left open, then run jobs until cancelled.  A cancelled engine leaves them open."""
+        async with trio.open_nursery() as nursery:
+            for name in await self._services.store.transact(self._settle):
+                self._spawn(nursery, name)
+            nursery.start_soon(self._watch_roles)
+            self._nursery = nursery
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    def waiting_for(self, name: str) -> str | None:
+        """Why the running task of a job waits; None if it does not."""
+        running = self._running.get(name)
+        return None if running is None or running.waits_for is None else running.waits_for.message
+
+    def start(self, name: str) -> None:
+        """Run a job that was enqueued and committed."""
+        if self._nursery is None:
+            raise RuntimeError("Vault.run must be running before an operation is asked for")
+        self._spawn(self._nursery, name)
+
+    def _spawn(self, nursery: trio.Nursery, name: str) -> None:
+        self._running[name] = _Running()
+        nursery.start_soon(self._run_job, name)
+
+    async def cancel(self, name: str) -> None:
+        """Stop a job; returns when it has ended as Cancelled (or by itself, if it was quicker)."""
+        running = self._running.get(name)
+        if running is not None:
+            running.scope.cancel()
+            await running.ended.wait()
+
+    def _settle(self, session: Session) -> list[str]:
+        """Decide over jobs found open at the start: names of those to resume; the others are failed here."""
+        resumed = []
+        for job in session.scalars(select(JobRow).where(JobRow.end_ns.is_(None)).order_by(JobRow.id)):
+            if self._scenarios[job.key].resumed:
+                resumed.append(job.name)
+                continue
+            task = next(task for task in job.tasks if task.end_ns is None)
+            message = f"the vault was stopped while task {task.name} of job {job.name} ({job.friendly_name}) was in progress"
+            self._end_badly(session, job, "Failed", RigError("VaultStopped", f"{message}; ask for the operation again"))
+        return resumed
+
+    async def _run_job(self, name: str) -> None:
+        running = self._running[name]
+        follow_on = None
+        try:
+            with running.scope:
+                follow_on = await self._run_tasks(name)
+            if running.scope.cancelled_caught:
+                error = RigError("Cancelled", "cancelled by another operation on the VM")
+                await self._transact(name, lambda session, job: self._end_badly(session, job, "Cancelled", error))
+        finally:
+            del self._running[name]
+            running.ended.set()
+        if follow_on is not None and self._nursery is not None:
+            self._spawn(self._nursery, follow_on)
+
+    async def _run_tasks(self, name: str) -> str | None:
+        """Run what is left of a job; the name of the follow-on job."""
+        scenario, vm, memory, first = await self._transact(name, self._load)
+
+        def change_now(job: JobRow) -> None:
+            memory[CHANGING] = True
+            job.memory = job.memory | {CHANGING: True}
+
+        async def begin_changes() -> None:
+            await self._transact(name, lambda _session, job: change_now(job))
+
+        def begin(job: JobRow, ordinal: int) -> None:
+            self._begin_task(job, ordinal)
+            if not scenario.tasks[ordinal].checks:
+                change_now(job)
+
+        work = Work(self._services, vm, memory, begin_changes)
+        follow_on = None
+        for ordinal in range(first, len(scenario.tasks)):
+            kind = scenario.tasks[ordinal]
+            await self._transact(name, lambda _session, job, n=ordinal: begin(job, n))  # type: ignore[misc]
+            try:
+                outcome = await self._run_body(name, kind, work)
+            except RigError as error:
+                await self._fail(name, error)
+                return None
+            except Exception as error:
+                # A bug must not take the other jobs and the reports with it: it ends this job, and shows itself.
+                _log.exception("job_crashed", job=name, task=kind.name)
+                await self._fail(name, RigError("InternalError", f"task {kind.name} crashed: {error!r}"))
+                return None
+            last = ordinal == len(scenario.tasks) - 1
+
+            def end(session: Session, job: JobRow, *, n: int, how: Outcome | None, finish: bool) -> str | None:
+                self._end_task(job, n, how, work)
+                return self._end_well(session, scenario, job) if finish else None
+
+            follow_on = await self._transact(
+                name, lambda session, job, n=ordinal, how=outcome, fin=last: end(session, job, n=n, how=how, finish=fin)  # type: ignore[misc]
+            )  # fmt: skip
+        return follow_on
+
+    async def _run_body(self, name: str, kind: TaskKind, work: Work) -> Outcome | None:
+        """Run a task's body, perhaps several times (:meth:`Roles.patiently`)."""
+        running = self._running[name]
+
+        def because(reason: RigError | None) -> None:
+            running.in_body = reason is None
+            self._show_wait(name, work.vm, reason or self._services.roles.lasting_trouble(NOTICED_S))
+
+        async def body() -> Outcome | None:
+            running.in_body = True
+            return await kind.body(work)
+
+        running.vm = work.vm
+        try:
+            return await self._services.roles.patiently(body, because=because, lost_is_final=not kind.waits_for_roles)
+        finally:
+            running.in_body = False
+            self._show_wait(name, work.vm, None)
+
+    def _show_wait(self, name: str, vm: str, reason: RigError | None) -> None:
+        """Show the reason in the job's task and among the vault's waits; None: it waits for nothing."""
+        self._running[name].waits_for = reason
+        if reason is None:
+            self._services.waits.clear(f"job {name}", vm=vm)
+        else:
+            self._services.waits.set(f"job {name}", reason.code, reason.message, vm=vm)
+
+    async def _watch_roles(self) -> None:
+        """Show in every job that runs what is wrong with the roles: a call to one that hangs may never come back."""
+        roles = self._services.roles
+        while True:
+            await roles.wait_for_change(NOTICED_S if roles.is_any_away() else math.inf)
+            reason = roles.lasting_trouble(NOTICED_S)
+            for name, running in self._running.items():
+                if running.in_body:
+                    self._show_wait(name, running.vm, reason)
+
+    async def _transact(self, name: str, work: Callable[[Session, JobRow], T]) -> T:
+        vm = ""
+
+        def transaction(session: Session) -> T:
+            nonlocal vm
+            job = session.scalars(select(JobRow).where(JobRow.name == name)).one()
+            vm = job.vm
+            return work(session, job)
+
+        while True:
+            try:
+                result = await self._services.store.transact(transaction)
+                break
+            except RigError as error:
+                # A job whose progress cannot be written waits for room: it can neither go on nor be ended.
+                if error.code != "DiskFull":
+                    raise
+                _log.warning("job_waits_for_room", job=name, reason=error.message, next_try_s=ROOM_RETRY_S)
+                await trio.sleep(ROOM_RETRY_S)
+        self._services.signals.notify(vm)
+        return result
+
+    def _load(self, _session: Session, job: JobRow) -> tuple[Scenario, str, dict[str, Any], int]:
+        first = next(task.ordinal for task in job.tasks if task.end_ns is None)
+        return self._scenarios[job.key], job.vm, dict(job.memory), first
+
+    def _begin_task(self, job: JobRow, ordinal: int) -> None:
+        task = job.tasks[ordinal]
+        task.state = "InProgress"
+        task.start_ns = task.start_ns or self._now_ns(job)
+
+    def _now_ns(self, job: JobRow) -> int:
+        """Wall time, but not before anything else of the job: a clock that was set back must not disorder its tasks."""
+        known = [time_ns for task in job.tasks for time_ns in (task.start_ns, task.end_ns) if time_ns is not None]
+        return max([self._services.clock.wall_ns(), job.start_ns, *known])
+
+    def _end_task(self, job: JobRow, ordinal: int, outcome: Outcome | None, work: Work) -> None:
+        task = job.tasks[ordinal]
+        how = outcome or Outcome("Succeeded", "Completed")
+        task.state, task.state_description, task.end_ns = how.state, how.description, self._now_ns(job)
+        if how.error is not None:
+            job.errors.append(JobErrorRow(code=how.error.code, message=how.error.message))
+        job.memory = dict(work.memory)
+        job.result_vm = work.result_vm.model_dump() if work.result_vm else job.result_vm
+        job.result_point = work.result_point.model_dump() if work.result_point else job.result_point
+
+    def _end_well(self, session: Session, scenario: Scenario, job: JobRow) -> str | None:
+        now_ns = self._now_ns(job)
+        told = {(task.state, task.state_description) for task in job.tasks}
+        plain = told <= {("Succeeded", "Completed"), ("Other", "Skipped")}
+        job.state, job.end_ns = "Succeeded", now_ns
+        job.state_description = "Completed" if plain else "CompletedWithInformation"
+        if scenario.without_item is not None:
+            follow_on = None
+            scenario.without_item(session, job)
+        else:
+            item = session.get(ItemRow, job.vm)
+            if item is None:
+                raise RuntimeError(f"job {job.name} lost its item {job.vm}")
+            follow_on = scenario.succeeded(session, item, job)
+        session.flush()
+        text = f"{job.friendly_name} of VM {job.vm!r}: {job.state_description}"
+        events.record(
+            session, vm=job.vm, code=f"{job.scenario}Succeeded", kind="JobStatus", severity="OK", text=text, now_ns=now_ns
+        )
+        if follow_on is None:
+            return None
+        return enqueue(session, self._scenarios[follow_on], job.vm, {}, now_ns).name
+
+    async def _fail(self, name: str, error: RigError) -> None:
+        await self._transact(name, lambda session, job: self._end_badly(session, job, "Failed", error))
+
+    def _end_badly(self, session: Session, job: JobRow, state: Literal["Failed", "Cancelled"], error: RigError) -> None:
+        now_ns = self._now_ns(job)
+        for task in job.tasks:
+            if task.state == "InProgress":
+                task.state, task.end_ns = state, now_ns
+        job.state, job.end_ns = state, now_ns
+        job.errors.append(JobErrorRow(code=error.code, message=error.message))
+        item = session.get(ItemRow, job.vm)
+        if item is not None and BEFORE in job.memory and CHANGING not in job.memory:
+            for column, value in job.memory[BEFORE].items():
+                setattr(item, column, value)
+        elif item is not None:
+            self._scenarios[job.key].failed(session, item, job)
+        severity: events.Severity = "Critical" if state == "Failed" else "Warning"
+        text = f"{job.friendly_name} of VM {job.vm!r}: {error.message}"
+        events.record(
+            session, vm=job.vm, code=f"{job.scenario}{state}", kind="JobStatus", severity=severity, text=text, now_ns=now_ns
+        )
+
+
+def to_wire(job: JobRow, waiting_for: str | None = None) -> Job:
+    """The job as the API shows it; ``waiting_for``: why the task in progress waits."""
+    return Job(
+        name=job.name,
+        scenarioName=job.scenario,
+        friendlyName=job.friendly_name,
+        state=cast("JobState", job.state),
+        stateDescription=job.state_description,
+        targetObjectName=job.vm,
+        vm=job.vm,
+        startTime=rfc3339_or_none(job.start_ns),
+        endTime=rfc3339_or_none(job.end_ns),
+        tasks=[
+            Task(
+                name=task.name,
+                friendlyName=task.friendly_name,
+                state=cast("JobState", task.state),
+                stateDescription=task.state_description,
+                startTime=rfc3339_or_none(task.start_ns),
+                endTime=rfc3339_or_none(task.end_ns),
+                waiting_for=waiting_for if task.state == "InProgress" else None,
+            )
+            for task in job.tasks
+        ],
+        errors=[JobError(code=error.code, message=error.message) for error in job.errors],
+        result=None if job.result_vm is None else Vm.model_validate(job.result_vm),
+        recovery_point=None if job.result_point is None else RecoveryPoint.model_validate(job.result_point),
+    )

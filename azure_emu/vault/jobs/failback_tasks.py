@@ -1,0 +1,227 @@
+"""Task bodies of the way back: full download (``ForDownTime``) of the Azure VM's disks, and its commit.
+
+The download must be of *one* state of all disks: nothing may use them from the first byte read to the moment when
+the site's disks are replaced.  The log sequence numbers of the Azure disks tell whether anything was written meanwhile.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.vault.context.states import PRIMARY, State
+from siterig.azure_emu.vault.db.schema import ItemRow, JobRow
+from siterig.azure_emu.vault.inventory import azure_vms, inventory
+from siterig.azure_emu.vault.jobs import preflight
+from siterig.azure_emu.vault.jobs.engine import Outcome, Scenario, TaskKind, Work, with_warning
+from siterig.azure_emu.vault.model.api import Vm
+from siterig.azure_emu.vault.monitoring import source_watch
+from siterig.blockfs.contracts.control import DiskInfo
+from siterig.blockfs.core.errors import RigError
+
+_CLOSE_TIMEOUT_S = 5.0
+EXPORTS_MAX = 3
+"""How often a disk is exported before a part that the account loses each time ends the job."""
+_LOST_IN_THE_ACCOUNT = frozenset({"PartNotFound", "PartUnreadable", "PartCorrupt"})
+
+_log = structlog.get_logger(__name__)
+
+
+async def check_failback(work: Work) -> Outcome | None:
+    """The Azure VM is whole, and can take the place of the site's disks.  What an earlier failback left in the account goes.
+
+    Disks of the site that were written to after the failover are named, and will be kept as image files.
+    """
+    changed = await source_watch.changed_disks(work.services, work.vm)
+    work.memory["keep"] = [use.name for use in changed]
+    await preflight.can_fail_back(work.services, work.vm, work.memory["keep"])
+    await _delete_exports(work, [disk.disk_id for disk in await azure_vms.disks_of(work.services, work.vm)])
+    if not changed:
+        return None
+    text = (
+        f"VM {work.vm!r}: {source_watch.describe(changed)}; a failback replaces these disks, and keeps the old ones as files"
+    )
+    return with_warning(RigError("SourceChanged", text))
+
+
+async def _delete_exports(work: Work, disk_ids: list[str]) -> None:
+    """Parts of an earlier download may be of an older state, and would be kept by the next one."""
+    replicas = await work.change(lambda _session, item: {disk.disk_id for disk in item.disks})
+    for disk_id in disk_ids:
+        if disk_id not in replicas:  # never a managed disk: it is the base of the Azure VM
+            await work.services.recovery.delete_managed_disk(disk_id=disk_id)
+
+
+async def shutdown_azure_vm(work: Work) -> None:
+    """Unmount and detach the Azure VM's disks; nothing on this host uses them then; their state is noted."""
+    await work.services.shut_down([Path(disk.path) for disk in await azure_vms.disks_of(work.services, work.vm)])
+    with trio.move_on_after(_CLOSE_TIMEOUT_S):  # the kernel tells the disk host of a last close when it gets to it
+        while any(disk.open_handles for disk in await azure_vms.disks_of(work.services, work.vm)):  # noqa: ASYNC110
+            await trio.sleep(0.05)
+    disks = await azure_vms.disks_of(work.services, work.vm)
+    _require_unused(work.vm, disks)
+    work.memory["disks"] = [
+        {"disk_id": d.disk_id, "name": d.name, "path": d.path, "size_bytes": d.size_bytes, "last_seq": d.last_seq}
+        for d in disks
+    ]
+
+
+def _require_unused(vm: str, disks: list[DiskInfo]) -> None:
+    for disk in disks:
+        if disk.open_handles:
+            raise RigError(
+                "VmBusy",
+                f"disk {disk.name!r} of Azure VM {vm!r} is in use: {disk.path} is open {disk.open_handles} times; unmount "
+                "it and detach its loop devices before failing back",
+                recoverable=True,
+            )
+
+
+async def _require_unchanged(work: Work) -> None:
+    """Nothing was written since the state was noted: else the download is a mixture."""
+    disks = await azure_vms.disks_of(work.services, work.vm)
+    _require_unused(work.vm, disks)
+    noted = {disk["disk_id"]: disk["last_seq"] for disk in work.memory["disks"]}
+    for disk in disks:
+        if noted.get(disk.disk_id) != disk.last_seq:
+            raise RigError(
+                "VmBusy",
+                f"disk {disk.name!r} of Azure VM {work.vm!r} was written to while it was downloaded; keep it unmounted and "
+                "fail back again",
+                recoverable=True,
+            )
+
+
+async def download(work: Work) -> None:
+    """Every disk is complete in a staging file at the site.
+
+    A part that the account has lost or spoilt is put again: an export keeps what is in the account and is as it must be.
+    """
+    disks: list[dict[str, Any]] = work.memory["disks"]
+    for disk in disks:
+        source_id, size_bytes = disk["disk_id"], disk["size_bytes"]
+        for attempt in range(1, EXPORTS_MAX + 1):
+            parts = await work.services.recovery.export_disk(
+                source=disk["path"], source_id=source_id, size_bytes=size_bytes
+            )  # fmt: skip
+            try:
+                await work.services.site.receive_disk(
+                    vm=work.vm, disk=disk["name"], source_id=source_id, size_bytes=size_bytes, parts=parts
+                )  # fmt: skip
+                break
+            except RigError as error:
+                if error.code not in _LOST_IN_THE_ACCOUNT or attempt == EXPORTS_MAX:
+                    raise
+                _log.warning("exporting again", vm=work.vm, disk=disk["name"], code=error.code, reason=error.message)
+    await _require_unchanged(work)
+
+
+async def replace_site_disks(work: Work) -> Outcome | None:
+    """The downloaded disks are the site's disks.  The Azure VM stays until commit."""
+    await _require_unchanged(work)
+    changed = await source_watch.changed_disks(work.services, work.vm)
+    keep = sorted({*work.memory["keep"], *(use.name for use in changed)})
+    disks = await work.services.site.commit_failback(vm=work.vm, keep=keep)
+    kept = [disk.kept[-1].path for disk in disks if disk.name in keep and disk.kept]
+    if not kept:
+        return None
+    text = f"VM {work.vm!r}: old disks are kept as {', '.join(kept)}, until siterig disk kept delete removes them"
+    return with_warning(RigError("SourceKept", text))
+
+
+async def start_at_site(work: Work) -> None:
+    """The source VM is there with its disks."""
+    work.result_vm = await _site_vm(work)
+
+
+async def _site_vm(work: Work) -> Vm:
+    disks = await inventory.site_disks(work.services, work.vm)
+    vm = Vm(
+        name=work.vm,
+        side="site",
+        state=State.PLANNED_DONE,
+        disks=[azure_vms.to_vm_disk(disk) for disk in disks],
+    )
+    await work.services.store.transact(lambda session: inventory.remember_vm(session, vm))
+    return vm
+
+
+async def check_commit(work: Work) -> None:
+    """The VM at the site is there, and nothing uses the Azure VM, or wrote to it since its download: it is to be deleted."""
+    await _site_vm(work)
+    disks = await azure_vms.disks_of(work.services, work.vm)
+    _require_unused(work.vm, disks)
+    downloaded = await work.services.store.transact(lambda session: _downloaded(session, work.vm))
+    for disk in disks:
+        if downloaded.get(disk.disk_id, disk.last_seq) != disk.last_seq:
+            raise RigError(
+                "VmChanged",
+                f"disk {disk.name!r} of Azure VM {work.vm!r} was written to after it was downloaded, and a commit would "
+                "delete what was written: fail back again (siterig failback)",
+            )
+    work.memory["exports"] = [disk.disk_id for disk in disks]
+
+
+def _downloaded(session: Session, vm: str) -> dict[str, int]:
+    """Log sequence number of each Azure disk when the last failback that succeeded downloaded it, by disk id."""
+    query = select(JobRow.memory).where(JobRow.vm == vm, JobRow.key == FAILBACK.key, JobRow.state == "Succeeded")
+    memory = session.scalars(query.order_by(JobRow.id.desc()).limit(1)).first()
+    return {} if memory is None else {disk["disk_id"]: disk["last_seq"] for disk in memory.get("disks", [])}
+
+
+async def commit(work: Work) -> None:
+    """The Azure VM, its disks and what is left of the download are deleted."""
+    await azure_vms.remove(work.services, work.vm, work.vm)
+    await _delete_exports(work, work.memory["exports"])
+
+
+def _failed_back(_session: Session, item: ItemRow, _job: JobRow) -> None:
+    item.protection_state = State.PLANNED_DONE
+    item.failover_position = None
+
+
+def _failback_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
+    item.protection_state = State.PLANNED_FAILED
+
+
+def _committed(_session: Session, item: ItemRow, _job: JobRow) -> None:
+    item.active_location = PRIMARY
+    item.protection_state = State.COMMITTED
+
+
+def _commit_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
+    item.protection_state = State.COMMIT_TO_PRIMARY_FAILED
+
+
+FAILBACK = Scenario(
+    key="failback",
+    name="PlannedFailover",
+    friendly_name="Planned failover",
+    tasks=(
+        TaskKind("PlannedFailoverPreflightChecksTask", "Checking prerequisites for failover", check_failback, checks=True),
+        TaskKind("ShutdownVmOnPrimary", "Shutting down the Azure virtual machine", shutdown_azure_vm),
+        TaskKind("PrepareForFailoverTask", "Downloading the disks", download),
+        TaskKind("FailoverTask", "Failing over to the site", replace_site_disks),
+        TaskKind("StartVmOnSecondary", "Starting the virtual machine at the site", start_at_site),
+    ),
+    succeeded=_failed_back,
+    failed=_failback_failed,
+    resumed=False,
+)
+COMMIT = Scenario(
+    key="commit-failback",
+    name="CommitFailover",
+    friendly_name="Commit",
+    tasks=(
+        TaskKind("VmCommitPrerequisitesCheck", "Checking prerequisites for commit", check_commit, checks=True),
+        TaskKind("VmCommit", "Committing the failover and deleting the Azure virtual machine", commit),
+    ),
+    succeeded=_committed,
+    failed=_commit_failed,
+    resumed=True,
+)

@@ -1,0 +1,412 @@
+"""Task bodies of failovers from the site to Azure: test, unplanned, planned, and their commit."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+from sqlalchemy import delete
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.context.states import (
+    RECOVERY,
+    TEST_CLEANUP_COMPLETING,
+    TEST_COMPLETED,
+    TEST_COMPLETING,
+    TEST_FAILED,
+    TEST_NONE,
+    State,
+)
+from siterig.azure_emu.vault.db.clock import rfc3339
+from siterig.azure_emu.vault.db.schema import CycleRow, ItemRow, JobRow
+from siterig.azure_emu.vault.inventory import azure_vms, inventory
+from siterig.azure_emu.vault.jobs import preflight
+from siterig.azure_emu.vault.jobs.engine import SKIPPED, Outcome, Scenario, TaskKind, Work, went_on_without, with_warning
+from siterig.azure_emu.vault.model.api import RecoveryPoint
+from siterig.azure_emu.vault.monitoring import damage, health
+from siterig.azure_emu.vault.points import points, selectors
+from siterig.blockfs.core.errors import RigError
+
+_log = structlog.get_logger()
+
+SITE_ANSWER_S = 30.0
+"""In an unplanned failover the site may hang rather than be gone: how long each call to it may take."""
+
+
+async def _from_site(
+    services: Services, call: Callable[[], Awaitable[object]], what: str, limit_s: float = SITE_ANSWER_S
+) -> RigError | None:
+    """Ask a site that may be lost; the reason if it did not do it.  A role that is just started again is waited for."""
+    try:
+        with trio.fail_after(limit_s):
+            await services.roles.patiently(call, because=lambda _reason: None, lost_is_final=True, limit_s=limit_s)
+    except RigError as error:
+        reason = error
+    except trio.TooSlowError:
+        reason = RigError("SiteTimeout", f"the site did not {what} within {limit_s:g} s", recoverable=True)
+    else:
+        return None
+    _log.info("site_did_not", what=what, reason=reason.message)
+    return reason
+
+
+async def suspend_replication(work: Work) -> None:
+    """No more cycles: first in the database (the site asks there when it comes back), then at the site if it is there."""
+
+    def suspend(_session: Session, item: ItemRow) -> None:
+        item.suspended = True
+
+    await work.change(suspend)
+    await _from_site(work.services, lambda: work.services.site.suspend(vm=work.vm), "suspend replication")
+
+
+async def _resolve_choice(work: Work) -> RecoveryPoint:
+    if (between := work.memory["between"]) is not None:
+        return RecoveryPoint.model_validate(between)
+    choice = work.memory["choice"]
+    return await work.change(lambda session, item: points.resolve(session, item.vm, choice))
+
+
+async def _process_latest(work: Work, newest: RecoveryPoint) -> RecoveryPoint:
+    """Apply what the cache holds; the newest state that all disks have."""
+    disk_ids = await work.change(lambda _session, item: [disk.disk_id for disk in item.disks])
+    marks = await work.services.recovery.process_latest(disk_ids=disk_ids)
+
+    def latest(session: Session, item: ItemRow) -> RecoveryPoint:
+        found = points.newest(session, item.vm)  # processing may have brought newer ones
+        return points.latest_state(item, marks, newest if found is None else found)
+
+    return await work.change(latest)
+
+
+async def check_test(work: Work) -> None:
+    """The recovery point can be read, and a test VM can be made from it."""
+    await _hold_point(work, await _resolve_choice(work))
+    await preflight.can_make(work.services, work.vm, azure_vms.test_vm_name(work.vm), "TestFailover")
+    await preflight.can_read(work.services, work.vm, _held_point(work).position)
+
+
+async def check_unplanned(work: Work) -> None:
+    """The recovery point can be read, and the VM can be made from it, in place of one made from another point."""
+    await _hold_point(work, await _resolve_choice(work))
+    await preflight.can_make(work.services, work.vm, work.vm, "Recovered")
+    await preflight.can_read(work.services, work.vm, _held_point(work).position)
+
+
+async def synchronize_latest(work: Work) -> Outcome | None:
+    """For ``Latest`` only: what is in the cache account is applied first.  A part that cannot be used ends it early."""
+    if work.memory["choice"] != selectors.LATEST:
+        return SKIPPED
+    await _hold_point(work, await _process_latest(work, _held_point(work)))
+    left = await work.change(lambda session, item: health.apply_error(session, item.vm))
+    if left is None:
+        return None
+    text = f"VM {work.vm!r}: this state is not the newest that was sent, for a part cannot be applied: {left.message}"
+    return with_warning(RigError("LatestIncomplete", text))
+
+
+async def _hold_point(work: Work, point: RecoveryPoint) -> None:
+    work.memory["point"] = point.model_dump()
+    work.result_point = point
+
+
+def _held_point(work: Work) -> RecoveryPoint:
+    return RecoveryPoint.model_validate(work.memory["point"])
+
+
+async def _damage_of(work: Work, point: RecoveryPoint) -> Outcome | None:
+    """A damaged state is better than none: it is used, and said to be damaged."""
+    known = await work.change(lambda session, item: damage.warning_at(session, item.vm, point.position))
+    return None if known is None else with_warning(known)
+
+
+# ---- test failover
+
+
+async def prepare_test(work: Work) -> Outcome | None:
+    """The test VM's disks are open."""
+    name, point = azure_vms.test_vm_name(work.vm), _held_point(work)
+    await azure_vms.open_at(work.services, work.vm, name, "TestFailover", point)
+
+    def completing(_session: Session, item: ItemRow) -> None:
+        item.test_failover_state = TEST_COMPLETING
+
+    await work.change(completing)
+    return await _damage_of(work, point)
+
+
+async def boot_test(work: Work) -> None:
+    """The test VM is there with all its disks."""
+    work.result_vm = await azure_vms.verify(work.services, work.vm, azure_vms.test_vm_name(work.vm), "TestFailover")
+
+
+async def check_cleanup(work: Work) -> None:
+    """Nothing uses the test VM's disks (``DiskInUse``)."""
+    name = azure_vms.test_vm_name(work.vm)
+    preflight.require_idle(await azure_vms.disks_of(work.services, name), f"VM {name!r} at the recovery side")
+
+
+async def end_test(work: Work) -> None:
+    """The test VM and its disks are removed (``DiskInUse`` while something holds them)."""
+    await azure_vms.remove(work.services, work.vm, azure_vms.test_vm_name(work.vm))
+
+
+async def cleanup_test(work: Work) -> None:
+    """What the test left in the vault is forgotten: the state says so at the job's end."""
+
+    def completing(_session: Session, item: ItemRow) -> None:
+        item.test_failover_state = TEST_CLEANUP_COMPLETING
+
+    await work.change(completing)
+
+
+# ---- unplanned failover
+
+
+async def shutdown_source_if_possible(work: Work) -> Outcome | None:
+    """Shut the source down if asked to; a failure does not stop the failover.
+
+    Replication continues until the VM is there: nothing is lost if the failover fails.
+    """
+    if work.memory["change"]:
+        return SKIPPED  # the source was dealt with by the failover whose point is changed
+    site, vm = work.services.site, work.vm
+    outcome: Outcome | None = SKIPPED
+    if work.memory["source_actions"]:
+        failure = await _from_site(work.services, lambda: site.shutdown_vm(vm=vm), "shut the VM down")
+        outcome = None if failure is None else went_on_without(failure)
+        if failure is None and work.memory["choice"] == selectors.LATEST:
+            # With the VM down, one more cycle makes the failover lose nothing.
+            last = await _from_site(
+                work.services,
+                lambda: site.replicate_now(vm=vm, kind="CrashConsistent", name="last"),
+                "send the last changes",
+            )
+            outcome = None if last is None else went_on_without(last)
+    return outcome
+
+
+async def fail_over(work: Work) -> Outcome | None:
+    """The VM's disks are open on the recovery side, all at the point's position."""
+    point = _held_point(work)
+    written = [disk for disk in await azure_vms.disks_of(work.services, work.vm) if disk.last_seq]
+    await azure_vms.open_at(work.services, work.vm, work.vm, "Recovered", point)
+    if work.memory.get("change") and written:
+        names = ", ".join(disk.name for disk in written)
+        return with_warning(
+            RigError(
+                "RecoveredVmReplaced",
+                f"VM {work.vm!r} was made from another point before; what was written to it since is gone: disks {names}",
+            )
+        )
+    return await _damage_of(work, point)
+
+
+async def start_on_secondary(work: Work) -> None:
+    """The VM is there with all its disks; only then is replication suspended, so that a failure before it stops no cycle."""
+    work.result_vm = await azure_vms.verify(work.services, work.vm, work.vm, "Recovered")
+    if not work.memory.get("change"):
+        await suspend_replication(work)
+
+
+# ---- planned failover to Azure
+
+
+async def planned_preflight(work: Work) -> None:
+    """The site is there, and its logs can be vouched for: otherwise zero loss cannot be promised.  The VM can be made."""
+    await inventory.site_disks(work.services, work.vm)
+
+    def why_not(_session: Session, item: ItemRow) -> str | None:
+        return "replication was suspended by a failover that failed" if item.suspended else item.resync_reason
+
+    reason = await work.change(why_not)
+    if reason is not None:
+        raise RigError(
+            "ResynchronizationRequired",
+            f"VM {work.vm!r} has to be resynchronized before a planned failover: {reason}",
+        )
+    await preflight.can_make(work.services, work.vm, work.vm, "Recovered")
+    newest = await work.change(lambda session, item: points.newest(session, item.vm))
+    if newest is not None:
+        await preflight.can_read(work.services, work.vm, newest.position)
+    await work.services.site.check_shutdown(vm=work.vm)
+
+
+async def shutdown_source(work: Work) -> None:
+    """The VM is shut down; a planned failover does not run otherwise (``VmBusy``)."""
+    await work.services.site.shutdown_vm(vm=work.vm)
+
+
+async def synchronize_all(work: Work) -> None:
+    """Everything the VM ever wrote is applied."""
+    cut = await work.services.site.replicate_now(vm=work.vm, kind="CrashConsistent", name="planned-failover")
+    disk_ids = await work.change(lambda _session, item: [disk.disk_id for disk in item.disks])
+    for mark in await work.services.recovery.process_latest(disk_ids=disk_ids):
+        if not mark.sync_complete or mark.complete_position < cut.position:
+            raise RigError(
+                "NotSynchronized",
+                f"disk {mark.disk_id} of VM {work.vm!r} is applied up to position {mark.complete_position}; a planned "
+                f"failover needs position {cut.position}, the last before the shutdown",
+                recoverable=True,  # an account that was killed forgets blobs, which the site then sends again
+            )
+    point = RecoveryPoint(
+        id=cut.tag_id,
+        name=cut.name,
+        type="CrashConsistent",
+        time=rfc3339(cut.time_ns),
+        position=cut.position,
+        time_ns=cut.time_ns,
+    )
+    await _hold_point(work, point)
+
+
+# ---- commit
+
+
+async def check_commit(work: Work) -> None:
+    """The VM that is to be committed is whole, and there is room for its disks to become independent."""
+    await azure_vms.verify(work.services, work.vm, work.vm, "Recovered")
+    await work.services.azure.check_promotion(vm=work.vm)
+
+
+async def commit(work: Work) -> None:
+    """The VM's disks begin to become independent of the managed disks; that goes on behind the VM, after the job.
+
+    The rest is a matter of the vault: it happens in the transaction that ends the job (:func:`_committed`).
+    """
+    await work.services.azure.promote_vm(vm=work.vm)
+
+
+def _committed(session: Session, item: ItemRow, _job: JobRow) -> None:
+    """Points are deleted, and with them what was known of the way there; the managed disks stay, for reprotection."""
+    points.delete_all(session, item.vm)
+    item.points_after_position = max([item.points_after_position, *(disk.complete_position for disk in item.disks)])
+    health.clear_errors(session, item.vm, None)
+    session.execute(delete(CycleRow).where(CycleRow.vm == item.vm))
+    item.resync_reason = None
+    item.sent_position, item.sent_time_ns, item.sent_elapsed_ns = 0, None, None
+    item.protected_since_elapsed_ns = None
+    item.active_location = RECOVERY
+    item.protection_state = State.COMMITTED
+
+
+def _to(state: State) -> Callable[[Session, ItemRow, JobRow], None]:
+    def change(_session: Session, item: ItemRow, _job: JobRow) -> None:
+        item.protection_state = state
+
+    return change
+
+
+def _test_to(state: str) -> Callable[[Session, ItemRow, JobRow], None]:
+    def change(_session: Session, item: ItemRow, _job: JobRow) -> None:
+        item.test_failover_state = state
+
+    return change
+
+
+def _failed_over(item: ItemRow, job: JobRow) -> None:
+    item.failover_position = RecoveryPoint.model_validate(job.memory["point"]).position
+
+
+def _planned_done(_session: Session, item: ItemRow, job: JobRow) -> None:
+    item.protection_state = State.PLANNED_DONE
+    _failed_over(item, job)
+
+
+def _unplanned_done(_session: Session, item: ItemRow, job: JobRow) -> None:
+    _failed_over(item, job)
+    item.protection_state = State.CHANGE_POINT_DONE if job.memory["change"] else State.UNPLANNED_DONE
+
+
+def _unplanned_failed(_session: Session, item: ItemRow, job: JobRow) -> None:
+    item.protection_state = State.CHANGE_POINT_FAILED if job.memory["change"] else State.UNPLANNED_FAILED
+
+
+TEST = Scenario(
+    key="test",
+    name="TestFailover",
+    friendly_name="Test failover",
+    tasks=(
+        TaskKind("TestFailoverPreflightChecksTask", "Checking prerequisites for test failover", check_test),
+        TaskKind("BeginTestFailoverTask", "Synchronizing the latest changes", synchronize_latest),
+        TaskKind("PrepareTestProtectedEntitiesTask", "Creating the test virtual machine", prepare_test),
+        TaskKind("BootTestProtectedEntitiesTask", "Starting the test virtual machine", boot_test),
+    ),
+    succeeded=_test_to(TEST_COMPLETED),
+    # Also if the first task failed: everything is allowed in this state, and a clean-up that follows finds nothing to do.
+    failed=_test_to(TEST_FAILED),
+    resumed=False,
+)
+CLEANUP = Scenario(
+    key="cleanup",
+    name="TestFailoverCleanup",
+    friendly_name="Test failover cleanup",
+    tasks=(
+        TaskKind(
+            "TestFailoverCleanupPreflightChecksTask", "Checking prerequisites for the cleanup", check_cleanup, checks=True
+        ),
+        TaskKind("EndTestFailoverTask", "Removing the test virtual machine", end_test),
+        TaskKind("CleanupTestProtectedEntitiesTask", "Cleaning up the test environment", cleanup_test),
+    ),
+    succeeded=_test_to(TEST_NONE),
+    # Some of the test VM may be there still: cleaning up again is what is left to do.
+    failed=_test_to(TEST_FAILED),
+    resumed=True,
+)
+UNPLANNED = Scenario(
+    key="unplanned",
+    name="UnplannedFailover",
+    friendly_name="Failover",
+    tasks=(
+        TaskKind(
+            "UnplannedFailoverPreflightChecksTask", "Checking prerequisites for failover", check_unplanned, checks=True
+        ),
+        TaskKind(
+            "ShutdownVmOnPrimaryForUFO",
+            "Shutting down the virtual machine",
+            shutdown_source_if_possible,
+            waits_for_roles=False,
+        ),
+        TaskKind("PrepareForUnPlannedFailoverTask", "Synchronizing the latest changes", synchronize_latest),
+        TaskKind("FailoverTask", "Failing over", fail_over),
+        TaskKind("StartVmOnSecondary", "Starting the replica virtual machine", start_on_secondary),
+    ),
+    succeeded=_unplanned_done,
+    failed=_unplanned_failed,
+    resumed=False,
+)
+PLANNED = Scenario(
+    key="planned",
+    name="PlannedFailover",
+    friendly_name="Planned failover",
+    tasks=(
+        TaskKind(
+            "PlannedFailoverPreflightChecksTask",
+            "Checking prerequisites for failover",
+            planned_preflight,
+            waits_for_roles=False,
+            checks=True,
+        ),
+        TaskKind("ShutdownVmOnPrimary", "Shutting down the virtual machine", shutdown_source, waits_for_roles=False),
+        TaskKind("PrepareForFailoverTask", "Synchronizing the latest changes", synchronize_all),
+        TaskKind("FailoverTask", "Failing over", fail_over),
+        TaskKind("StartVmOnSecondary", "Starting the replica virtual machine", start_on_secondary),
+    ),
+    succeeded=_planned_done,
+    failed=_to(State.PLANNED_FAILED),
+    resumed=False,
+)
+COMMIT = Scenario(
+    key="commit",
+    name="CommitFailover",
+    friendly_name="Commit",
+    tasks=(
+        TaskKind("VmCommitPrerequisitesCheck", "Checking prerequisites for commit", check_commit, checks=True),
+        TaskKind("VmCommit", "Committing the failover", commit),
+    ),
+    succeeded=_committed,
+    failed=_to(State.COMMIT_TO_RECOVERY_FAILED),
+    resumed=True,
+)

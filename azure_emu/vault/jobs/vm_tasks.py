@@ -1,0 +1,224 @@
+"""Deleting and renaming virtual machines, on either side.
+
+Both are jobs, so that nothing else is done to the VM meanwhile.  They are resumed after a kill: a step that was done is a
+no-op.  A VM must not be protected to be deleted, and need not be to be renamed, so these jobs need no item.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import delete, select, text, update
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.context.states import TEST_NONE
+from siterig.azure_emu.vault.db.schema import AzureVmRow, Base, EventRow, ItemRow, JobRow, KnownDiskRow, MountRow
+from siterig.azure_emu.vault.inventory import azure_vms, inventory
+from siterig.azure_emu.vault.jobs import engine, preflight
+from siterig.azure_emu.vault.jobs.engine import Scenario, TaskKind, Work
+from siterig.azure_emu.vault.model.api import Side
+from siterig.azure_emu.vault.monitoring import health
+from siterig.blockfs.core.errors import RigError
+
+
+async def sides_of(services: Services, vm: str) -> list[Side]:
+    """The sides that have a VM of that name; of a side that cannot be reached, as last seen."""
+    sides: list[Side] = ["site", "azure"]
+    return [side for side in sides if vm in {found.name for found in await inventory.list_fabric(services, side)}]
+
+
+# ---- delete
+
+
+def require_deletable(session: Session, vm: str, side: Side) -> None:
+    """``JobInProgress``; ``InvalidState`` names the item that the VM belongs to."""
+    engine.require_no_job(session, vm)
+    item = session.get(ItemRow, vm)
+    if item is not None:
+        raise RigError(
+            "InvalidState",
+            f"VM {vm!r} cannot be deleted: it is protected (protectionState {item.protection_state}); siterig unprotect "
+            f"{vm} ends that",
+        )
+    row = session.get(AzureVmRow, vm) if side == "azure" else None
+    if row is not None and session.get(ItemRow, row.owner) is not None:
+        remedy = f"siterig cleanup {row.owner} removes it" if row.kind == "TestFailover" else "it goes with that VM"
+        raise RigError("InvalidState", f"VM {vm!r} cannot be deleted: it is the {row.kind} VM of {row.owner!r}; {remedy}")
+
+
+async def check_delete(work: Work) -> None:
+    """The VM is there, not in use, and no image of it was kept (``VmNotFound``, ``DiskInUse``, ``InvalidState``)."""
+    side: Side = work.memory["side"]
+    try:
+        await _check_delete(work, side)
+    except RigError as error:
+        if error.code != "VmNotFound":
+            raise
+        others = [other for other in await sides_of(work.services, work.vm) if other != side]
+        hint = f"; side {others[0]} has one: --side {others[0]}" if others else ""
+        raise RigError(error.code, f"side {side}: {error.message}{hint}") from error
+
+
+async def _check_delete(work: Work, side: Side) -> None:
+    if side == "site":
+        await work.services.site.check_delete(vm=work.vm)
+        return
+    try:
+        disks = await work.services.azure.list_disks(vm=work.vm)
+    except RigError as error:
+        if error.code != "DiskCorrupt":  # what cannot be opened can be deleted
+            raise
+    else:
+        preflight.require_idle(disks, f"VM {work.vm!r} at the recovery side")
+
+
+async def delete_vm(work: Work) -> None:
+    """The VM's disks, logs and replication relationship are gone."""
+    try:
+        if work.memory["side"] == "site":
+            await work.services.site.delete_vm(vm=work.vm)
+        else:
+            await work.services.azure.remove_vm(vm=work.vm)
+    except RigError as error:
+        if error.code != "VmNotFound":  # it was there in the first task: deleted before a kill
+            raise
+
+
+def _deleted(session: Session, job: JobRow) -> None:
+    side = job.memory["side"]
+    session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == side, KnownDiskRow.vm == job.vm))
+    if side == "azure":
+        session.execute(delete(AzureVmRow).where(AzureVmRow.name == job.vm))
+
+
+# ---- rename
+
+
+def require_renamable(session: Session, vm: str, name: str) -> None:
+    """``JobInProgress``, ``VmExists``, ``RecoveryInUse``, ``InvalidState``: what of the vault forbids the new name."""
+    engine.require_no_job(session, vm)
+    engine.require_no_job(session, name)
+    if session.get(ItemRow, name) is not None:
+        raise RigError("VmExists", f"a VM {name!r} is protected already")
+    item = session.get(ItemRow, vm)
+    if item is not None and item.test_failover_state != TEST_NONE:
+        raise RigError(
+            "InvalidState", f"VM {vm!r} cannot be renamed while it has a test VM: siterig cleanup {vm} removes it"
+        )
+    mounted = session.scalars(select(MountRow.name).where(MountRow.vm == vm).order_by(MountRow.name)).first()
+    if mounted is not None:
+        raise RigError(
+            "RecoveryInUse",
+            f"VM {vm!r} cannot be renamed while a point of it is mounted: siterig point unmount {vm} {mounted} ends that",
+        )
+    row = session.get(AzureVmRow, vm)
+    if row is not None and row.owner != vm:
+        raise RigError("InvalidState", f"VM {vm!r} cannot be renamed: it is the {row.kind} VM of {row.owner!r}")
+    others = [other for other in azure_vms.names_of(session, vm) if other != vm]
+    if others:
+        raise RigError("InvalidState", f"VM {vm!r} cannot be renamed while the recovery side has {', '.join(others)} of it")
+
+
+async def check_rename(work: Work) -> None:
+    """Nobody has the new name on either side, and nothing uses the VM's disks (``VmExists``, ``DiskInUse``, ``VmBusy``)."""
+    name = work.memory["name"]
+    at_site, at_azure = await work.services.site.list_vms(), await work.services.azure.list_disks()
+    for disk in (*at_site, *at_azure):
+        if disk.vm == name:
+            raise RigError("VmExists", f"VM {work.vm!r} cannot be renamed: there is a VM {name!r} already ({disk.path})")
+    for disks, where in ((at_site, "at the site"), (at_azure, "at the recovery side")):
+        own = [disk for disk in disks if disk.vm == work.vm]
+        preflight.require_idle(own, f"VM {work.vm!r} {where}")
+        if any(disk.promotion is not None for disk in own):
+            raise RigError(
+                "VmBusy",
+                f"VM {work.vm!r} cannot be renamed while its disks become independent (promotion)",
+                recoverable=True,
+            )
+    work.memory["sides"] = [
+        side for side, disks in (("site", at_site), ("azure", at_azure)) if any(disk.vm == work.vm for disk in disks)
+    ]
+
+
+async def rename_vm(work: Work) -> None:
+    """The VM has the new name on both sides; after a failure the old one."""
+    try:
+        await _rename(work, work.vm, work.memory["name"])
+    except RigError:
+        with suppress(RigError):
+            await _rename(work, work.memory["name"], work.vm)
+        raise
+
+
+async def _rename(work: Work, vm: str, name: str) -> None:
+    if "azure" in work.memory["sides"]:
+        await work.services.azure.rename_vm(vm=vm, name=name)
+    if "site" in work.memory["sides"]:
+        await work.services.site.rename_vm(vm=vm, name=name)
+
+
+def _renamed(session: Session, job: JobRow) -> None:
+    """Every row that names the VM, the history included; what was said in texts stays as it was."""
+    old, new = job.vm, job.memory["name"]
+    health.rename_vm_disks(session, old, old, new)
+    session.flush()
+    if session.get_bind().dialect.name == "sqlite":
+        session.execute(text("PRAGMA defer_foreign_keys = ON"))  # for this transaction
+    for table in Base.metadata.sorted_tables:
+        for key in table.foreign_keys:
+            if key.target_fullname == "item.vm":
+                session.execute(update(table).where(key.parent == old).values({key.parent.name: new}))
+    session.execute(update(ItemRow).where(ItemRow.vm == old).values(vm=new))
+    session.execute(update(AzureVmRow).where(AzureVmRow.owner == old).values(owner=new))
+    session.execute(update(AzureVmRow).where(AzureVmRow.name == old).values(name=new))
+    session.execute(update(JobRow).where(JobRow.vm == old).values(vm=new))
+    session.execute(update(EventRow).where(EventRow.affected_object == old).values(affected_object=new))
+    session.execute(delete(KnownDiskRow).where(KnownDiskRow.vm == old))
+    session.expire_all()
+
+
+def name_in_vault(session: Session, vm: str) -> str:
+    """The name by which the vault knows a VM that the site calls ``vm``: another one while the VM is renamed."""
+    if session.get(ItemRow, vm) is None:
+        query = select(JobRow).where(JobRow.key == RENAME.key, JobRow.end_ns.is_(None))
+        for job in session.scalars(query):
+            if job.memory["name"] == vm:
+                return job.vm
+    return vm
+
+
+def memory_of_delete(side: Side) -> dict[str, Any]:
+    """Arguments of the job :data:`DELETE`."""
+    return {"side": side}
+
+
+def memory_of_rename(name: str) -> dict[str, Any]:
+    """Arguments of the job :data:`RENAME`."""
+    return {"name": name}
+
+
+# Scenario and task names are this rig's: the service leaves VMs to their hypervisor.
+DELETE = Scenario(
+    key="delete-vm",
+    name="DeleteVm",
+    friendly_name="Delete the virtual machine",
+    tasks=(
+        TaskKind("DeleteVmPreflightChecksTask", "Checking prerequisites for deletion", check_delete),
+        TaskKind("DeleteVmTask", "Deleting the virtual machine", delete_vm),
+    ),
+    without_item=_deleted,
+    resumed=True,
+)
+RENAME = Scenario(
+    key="rename-vm",
+    name="RenameVm",
+    friendly_name="Rename the virtual machine",
+    tasks=(
+        TaskKind("RenameVmPreflightChecksTask", "Checking prerequisites for the new name", check_rename),
+        TaskKind("RenameVmTask", "Renaming the virtual machine", rename_vm),
+    ),
+    without_item=_renamed,
+    resumed=True,
+)

@@ -1,0 +1,132 @@
+"""What the vault knows to be damaged in managed disks: which states of a VM are not whole, and what to say of that.
+
+A scrub knows all of it.  A read of a mounted state or of a failed-over VM knows of one position; the rest is for a scrub.
+Nothing but a scrub takes back what is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.vault.context.events import Severity
+from siterig.azure_emu.vault.db.schema import DamageRow, DiskRow
+from siterig.blockfs.core.errors import RigError
+
+CODE = "ManagedDiskDamaged"
+BY_READ_MAX = 100
+"""So many positions of a disk are kept that reads met damage at; a scrub knows better."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskDamage:
+    """Of one managed disk.  ``critical``: its newest state is not whole, and will not be by itself."""
+
+    disk: str
+    text: str
+    critical: bool
+
+    @property
+    def severity(self) -> Severity:
+        """Of an event about it."""
+        return "Critical" if self.critical else "Warning"
+
+
+def note_scrub(session: Session, disk_id: str, damages: Iterable[Damage]) -> bool:
+    """Put what a scrub found in the place of what was known; True if it is something else."""
+    found: dict[tuple[int | None, int | None], DamageRow] = {}
+    for damage in damages:
+        where = (damage.first_position, damage.last_position)
+        if where not in found:
+            example = f"{damage.path}: byte {damage.offset}: {damage.what}"
+            found[where] = DamageRow(
+                disk_id=disk_id, first_position=where[0], last_position=where[1], by_read=False, places=0, example=example
+            )  # fmt: skip
+        found[where].places += 1
+    before = {_facts(row) for row in _rows(session, disk_id)}
+    session.execute(delete(DamageRow).where(DamageRow.disk_id == disk_id))
+    session.add_all(found.values())
+    session.flush()
+    return before != {_facts(row) for row in found.values()}
+
+
+def note_read(session: Session, disk_id: str, path: str, offset: int, position: int) -> bool:
+    """A read at a position met damage; True if that position was not known to be damaged."""
+    covering = select(DamageRow.id).where(DamageRow.disk_id == disk_id, _is_at(position))
+    if session.scalars(covering.limit(1)).first() is not None:
+        return False
+    kept = select(func.count()).where(DamageRow.disk_id == disk_id, DamageRow.by_read)
+    if session.execute(kept).scalar_one() < BY_READ_MAX:
+        example = f"{path}: byte {offset}"
+        row = DamageRow(
+            disk_id=disk_id, first_position=position, last_position=position, by_read=True, places=1, example=example
+        )  # fmt: skip
+        session.add(row)
+        session.flush()
+    return True
+
+
+def of_vm(session: Session, vm: str) -> list[DiskDamage]:
+    """Each disk of a VM that is known to be damaged, by name."""
+    disks = session.scalars(select(DiskRow).where(DiskRow.vm == vm).order_by(DiskRow.name)).all()
+    known = ((disk, _rows(session, disk.disk_id)) for disk in disks)
+    return [_describe(disk, rows) for disk, rows in known if rows]
+
+
+def of_disk(session: Session, disk: DiskRow) -> DiskDamage:
+    """Of one that is known to be damaged."""
+    return _describe(disk, _rows(session, disk.disk_id))
+
+
+def warning_at(session: Session, vm: str, position: int) -> RigError | None:
+    """What to say of a state that is known not to be whole."""
+    query = select(DiskRow.name, DamageRow.example).join(DamageRow, DamageRow.disk_id == DiskRow.disk_id)
+    found = session.execute(query.where(DiskRow.vm == vm, _is_at(position)).order_by(DiskRow.name, DamageRow.id)).all()
+    if not found:
+        return None
+    names = ", ".join(sorted({name for name, _ in found}))
+    return RigError(
+        "RecoveryPointDamaged",
+        f"VM {vm!r}: position {position} is known to be damaged on disk {names}: reads of that are I/O errors "
+        f"({found[0][1]})",
+    )
+
+
+def _is_at(position: int) -> ColumnElement[bool]:
+    return and_(
+        DamageRow.first_position <= position,
+        or_(DamageRow.last_position.is_(None), DamageRow.last_position >= position),
+    )
+
+
+def _facts(row: DamageRow) -> tuple[int | None, int | None, bool, int]:
+    return row.first_position, row.last_position, row.by_read, row.places
+
+
+def _rows(session: Session, disk_id: str) -> list[DamageRow]:
+    return list(session.scalars(select(DamageRow).where(DamageRow.disk_id == disk_id).order_by(DamageRow.id)))
+
+
+def _describe(disk: DiskRow, rows: list[DamageRow]) -> DiskDamage:
+    hurting = [row for row in rows if row.first_position is not None]
+    lasting = [row for row in hurting if row.last_position is None]
+    scrubbed = [row for row in hurting if not row.by_read]
+    places = sum(row.places for row in rows)
+    where = "one place" if places == 1 else f"{places} places"
+    head = f"the managed disk of {disk.vm}/{disk.name} is damaged in {where} ({rows[0].example}): "
+    if lasting:
+        first = min(row.first_position or 0 for row in lasting)
+        rest = f"states from position {first} on are not whole; a resync sends it again, and a scrub sees that it is gone"
+    elif scrubbed:
+        first = min(row.first_position or 0 for row in scrubbed)
+        last = max(row.last_position or 0 for row in scrubbed)
+        rest = f"states between positions {first} and {last} are not whole; it goes when retention folds them"
+    elif hurting:
+        rest = f"a read of position {hurting[0].first_position} met it; a scrub tells which states are not whole"
+    else:
+        rest = "every state is whole; a repair makes it again"
+    return DiskDamage(disk.name, head + rest, critical=bool(lasting))

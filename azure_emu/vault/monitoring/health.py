@@ -1,0 +1,241 @@
+"""replicationHealth, its reasons, and the RPO and the applied lag of an item.
+
+Warning: 20 % of the last hour's cycles were missed, or a log has been unsent for over an hour, or a resynchronization is
+due, or a recoverable error is being retried, or something stands still
+(:mod:`siterig.azure_emu.vault.monitoring.standstill`), or states of the past are damaged.  Critical: an error that will not
+be retried by itself, or damage of the newest state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.vault.context.applied_lag import AppliedLag
+from siterig.azure_emu.vault.context.states import PRIMARY, State
+from siterig.azure_emu.vault.db.clock import rfc3339_or_none
+from siterig.azure_emu.vault.db.schema import CycleRow, HealthErrorRow, ItemRow
+from siterig.azure_emu.vault.model.api import Health, HealthError, ProtectedItem
+from siterig.azure_emu.vault.monitoring import damage
+from siterig.azure_emu.vault.points import points
+from siterig.blockfs.core.clock import SECOND_NS
+from siterig.blockfs.core.errors import RigError
+
+WINDOW_S = 3600.0
+"""Cycles are counted over this time at most."""
+MISSED_RATIO_WARNING = 0.2
+UNSENT_S_MAX = 3600.0
+CYCLES_MIN = 5
+"""Fewer expected cycles than this say nothing about a ratio."""
+
+# Only in these states does the agent replicate cycle by cycle, so only in them can it miss one.
+_CYCLING = {State.PROTECTED, State.PLANNED_FAILED, State.UNPLANNED_FAILED}
+
+_REPLICATION = "replication"
+WATCH = "watch:"
+"""Sources that begin with this are kept by :mod:`siterig.azure_emu.vault.monitoring.standstill` alone."""
+
+
+def apply_source(disk_id: str) -> str:
+    """The source of an error with applying a disk's parts (see HealthErrorRow.source)."""
+    return f"apply:{disk_id}"
+
+
+def vm_disk_source(vm: str, disk: str) -> str:
+    """The source of an error with a disk of a VM on the recovery side."""
+    return f"vm-disk:{vm}/{disk}"
+
+
+def forget_vm_disks(session: Session, owner: str, vm: str) -> None:
+    """A VM on the recovery side is gone, or has other disks."""
+    of_vm = HealthErrorRow.source.startswith(vm_disk_source(vm, ""), autoescape=True)
+    session.execute(delete(HealthErrorRow).where(HealthErrorRow.vm == owner, of_vm))
+
+
+def rename_vm_disks(session: Session, owner: str, vm: str, name: str) -> None:
+    """A VM on the recovery side has another name: errors with its disks stay its own."""
+    former, new = vm_disk_source(vm, ""), vm_disk_source(name, "")
+    of_vm = HealthErrorRow.source.startswith(former, autoescape=True)
+    for row in session.scalars(select(HealthErrorRow).where(HealthErrorRow.vm == owner, of_vm)):
+        row.source = new + row.source.removeprefix(former)
+
+
+def set_error(
+    session: Session,
+    *,
+    vm: str,
+    code: str,
+    message: str,
+    recoverable: bool,
+    attempt: int = 1,
+    next_try_ns: int | None = None,
+    source: str = _REPLICATION,
+) -> bool:
+    """Put an error in the place of the source's former one; True if it says something new (code or severity)."""
+    query = select(HealthErrorRow).where(HealthErrorRow.vm == vm, HealthErrorRow.source == source)
+    row = session.scalars(query).one_or_none()
+    news = row is None or (row.code, row.recoverable) != (code, recoverable)
+    if row is None:
+        row = HealthErrorRow(vm=vm, source=source)
+        session.add(row)
+    row.code, row.message, row.recoverable, row.attempt, row.next_try_ns = code, message, recoverable, attempt, next_try_ns
+    return news
+
+
+def clear_errors(session: Session, vm: str, source: str | None = _REPLICATION) -> bool:
+    """Remove the source's error, or every one that was reported of the VM (None); True if there was one."""
+    query = select(HealthErrorRow).where(HealthErrorRow.vm == vm)
+    chosen = HealthErrorRow.source.not_like(f"{WATCH}%") if source is None else HealthErrorRow.source == source
+    rows = session.scalars(query.where(chosen)).all()
+    for row in rows:
+        session.delete(row)
+    return bool(rows)
+
+
+def blocking_error(session: Session, vm: str) -> HealthErrorRow | None:
+    """An error for which replication waits for an administrator."""
+    query = select(HealthErrorRow).where(HealthErrorRow.vm == vm, HealthErrorRow.recoverable.is_(False))
+    query = query.where(HealthErrorRow.source.not_like(f"{WATCH}%"))
+    return session.scalars(query.order_by(HealthErrorRow.id)).first()
+
+
+def apply_error(session: Session, vm: str) -> HealthErrorRow | None:
+    """An error with applying parts of one of the VM's disks."""
+    query = select(HealthErrorRow).where(HealthErrorRow.vm == vm, HealthErrorRow.source.like(f"{apply_source('')}%"))
+    return session.scalars(query.order_by(HealthErrorRow.id)).first()
+
+
+def cycle_done(session: Session, vm: str, elapsed_ns: int) -> None:
+    """Count a cycle that reached the cache account; forget those out of the window.  ``elapsed_ns``: the rig's clock."""
+    session.add(CycleRow(vm=vm, elapsed_ns=elapsed_ns))
+    outdated = CycleRow.elapsed_ns < elapsed_ns - int(WINDOW_S * SECOND_NS)
+    session.execute(delete(CycleRow).where(CycleRow.vm == vm, outdated))
+
+
+def _missed_ratio(session: Session, item: ItemRow, elapsed_ns: int) -> float:
+    if item.protected_since_elapsed_ns is None:
+        return 0.0
+    start_ns = max(item.protected_since_elapsed_ns, elapsed_ns - int(WINDOW_S * SECOND_NS))
+    expected = int((elapsed_ns - start_ns) / SECOND_NS / item.interval_s)
+    if expected < CYCLES_MIN:
+        return 0.0
+    done = session.scalars(
+        select(func.count()).select_from(CycleRow).where(CycleRow.vm == item.vm, CycleRow.elapsed_ns >= start_ns)
+    ).one()
+    return max(0, expected - done) / expected
+
+
+def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthError]:
+    """What follows from the item's figures and its disks' damage rather than from a report of replication."""
+    found: list[tuple[str, str]] = []
+    damaged = damage.of_vm(session, item.vm)
+    if item.resync_reason is not None:
+        found.append(("ResynchronizationRequired", f"VM {item.vm!r} is marked for resynchronization: {item.resync_reason}"))
+    if is_cycling(item):
+        missed = _missed_ratio(session, item, elapsed_ns)
+        if missed >= MISSED_RATIO_WARNING:
+            text = f"{missed:.0%} of the replication cycles of the last hour were missed (limit {MISSED_RATIO_WARNING:.0%})"
+            found.append(("ReplicationCyclesMissed", text))
+        rpo_s = rpo(item, elapsed_ns)
+        if rpo_s is not None and rpo_s > UNSENT_S_MAX:
+            found.append(("LogUnsent", f"the log has been unsent for {rpo_s:.0f} s (limit {UNSENT_S_MAX:.0f} s)"))
+    return [
+        HealthError(errorCode=code, summaryMessage=text, recoverable=True, attempt=0, next_try_time=None)
+        for code, text in found
+    ] + [
+        HealthError(
+            errorCode=damage.CODE, summaryMessage=each.text, recoverable=not each.critical, attempt=0, next_try_time=None
+        )
+        for each in damaged
+    ]
+
+
+def is_cycling(item: ItemRow) -> bool:
+    """True if the agent replicates the item cycle by cycle."""
+    return item.protection_state in _CYCLING and not item.suspended
+
+
+def applied_position(item: ItemRow) -> int:
+    """The position up to which every disk is applied; 0: there is none."""
+    return min((disk.complete_position for disk in item.disks), default=0)
+
+
+def applied_lag(item: ItemRow) -> float | None:
+    """Seconds by which the applied state is older than the newest one that was sent; None: nothing was sent yet."""
+    if item.sent_time_ns is None or item.active_location != PRIMARY:
+        return None
+    if applied_position(item) >= item.sent_position:
+        return 0.0
+    applied_ns = min((disk.complete_time_ns for disk in item.disks), default=0)
+    return max(0.0, (item.sent_time_ns - applied_ns) / SECOND_NS)
+
+
+def newest_point_age(session: Session, item: ItemRow, elapsed_ns: int) -> float | None:
+    """Seconds since the state of the newest recovery point, by the rig's clock; None: there is none."""
+    newest = points.newest_elapsed_ns(session, item.vm)
+    return None if newest is None else max(0.0, (elapsed_ns - newest) / SECOND_NS)
+
+
+def rpo(item: ItemRow, elapsed_ns: int) -> float | None:
+    """Seconds since the newest state that is in the cache with its tag, by the rig's clock; None: there is none."""
+    if item.sent_elapsed_ns is None:
+        return None
+    return max(0.0, (elapsed_ns - item.sent_elapsed_ns) / SECOND_NS)
+
+
+def describe(
+    session: Session,
+    item: ItemRow,
+    elapsed_ns: int,
+    lag: AppliedLag,
+    *,
+    unwritable: RigError | None = None,
+    observed: Sequence[HealthError] = (),
+) -> ProtectedItem:
+    """The item as the API shows it.
+
+    ``elapsed_ns``: the rig's clock.  ``unwritable``: why the vault cannot record what is reported of the item.
+    ``observed``: what else is known of it now.
+    """
+    reported = [
+        HealthError(
+            errorCode=row.code,
+            summaryMessage=row.message,
+            recoverable=row.recoverable,
+            attempt=row.attempt,
+            next_try_time=rfc3339_or_none(row.next_try_ns),
+        )
+        for row in item.health_errors
+    ]
+    errors = [*reported, *_derived(session, item, elapsed_ns), *observed]
+    if unwritable is not None:
+        errors.insert(
+            0,
+            HealthError(
+                errorCode=unwritable.code, summaryMessage=unwritable.message, recoverable=True, attempt=1, next_try_time=None
+            ),
+        )
+    health: Health = "Normal"
+    if any(not error.recoverable for error in errors):
+        health = "Critical"
+    elif errors:
+        health = "Warning"
+    elif item.sent_time_ns is None:
+        health = "None"
+    return ProtectedItem(
+        name=item.vm,
+        policy_interval_s=item.interval_s,
+        recoveryPointHistoryDuration=item.history_hours,
+        protectionState=item.protection_state,
+        testFailoverState=item.test_failover_state,
+        replicationHealth=health,
+        healthErrors=errors,
+        lastRpoInSeconds=rpo(item, elapsed_ns),
+        applied_lag_s=applied_lag(item),
+        newest_point_age_s=newest_point_age(session, item, elapsed_ns),
+        unapplied_bytes=lag.waiting_bytes([disk.disk_id for disk in item.disks]),
+        activeLocation="Recovery" if item.active_location == "Recovery" else "Primary",
+        resynchronizationRequired=item.resync_reason,
+    )

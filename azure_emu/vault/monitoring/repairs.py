@@ -1,0 +1,96 @@
+"""Asks the site to send parts again that the recovery side cannot use.  In memory: the applier asks again."""
+
+from __future__ import annotations
+
+import structlog
+import trio
+
+from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.db.schema import DiskRow
+from siterig.blockfs.core.errors import RigError
+
+ANSWER_S = 60.0
+"""A site that takes longer is asked again by the next request; what it had begun it finishes."""
+SENT_S = 6.0
+"""A part that is asked for so long after it was sent again has been looked at since: the applier looks every 3 s."""
+PARTS_MAX = 1000
+"""Parts of a VM that wait to be asked for."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Repairs:
+    """One vault's."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._wanted: dict[str, dict[str, None]] = {}
+        self._asking: set[str] = set()
+        self._refused: set[str] = set()
+        """VMs whose last request failed."""
+        self._sent: dict[str, dict[str, float]] = {}
+        """Parts that the site has sent again, and when, on trio's clock."""
+        self._news = trio.Event()
+
+    async def ask_for(self, disk_id: str, parts: list[str]) -> str | None:
+        """Parts of a managed disk are to be sent again, for the first one is bad; ignored for a disk that no item has.
+
+        Returns the first part if it was sent again before, to no avail; None otherwise.  Does not wait for the site.
+        """
+        row = await self._services.store.transact(lambda session: session.get(DiskRow, disk_id))
+        if row is None:
+            return None
+        sent_s = self._sent.get(row.vm, {}).get(parts[0]) if parts else None
+        self.ask(row.vm, parts)
+        return parts[0] if sent_s is not None and trio.current_time() - sent_s >= SENT_S else None
+
+    def ask(self, vm: str, parts: list[str]) -> None:
+        """The same for a VM; without parts it is to look for what is missing in the account."""
+        wanted = self._wanted.setdefault(vm, {})
+        for part in parts[: max(0, PARTS_MAX - len(wanted))]:
+            wanted[part] = None
+        self._news.set()
+
+    def keep_only(self, vms: set[str]) -> None:
+        """Forget the requests, and the waits, of all other VMs."""
+        for vm in self._refused - vms:
+            self._services.waits.clear("repair", vm=vm)
+            self._refused.discard(vm)
+        self._wanted = {vm: parts for vm, parts in self._wanted.items() if vm in vms}
+        self._sent = {vm: parts for vm, parts in self._sent.items() if vm in vms}
+
+    async def run(self) -> None:
+        """Until cancelled; one request a VM at a time."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._news = trio.Event()
+                for vm in [vm for vm in self._wanted if vm not in self._asking]:
+                    self._asking.add(vm)
+                    nursery.start_soon(self._ask_site, vm, list(self._wanted.pop(vm)))
+                await self._news.wait()
+
+    async def _ask_site(self, vm: str, parts: list[str]) -> None:
+        error: RigError | None = None
+        try:
+            with trio.move_on_after(ANSWER_S) as scope:
+                await self._services.site.send_again(vm=vm, parts=parts)
+            if scope.cancelled_caught:
+                error = RigError("RoleUnavailable", f"the site did not send parts again within {ANSWER_S:g} s")
+        except RigError as exc:
+            error = exc
+        finally:
+            self._asking.discard(vm)
+            self._news.set()
+        if error is None:
+            self._services.waits.clear("repair", vm=vm)
+            self._refused.discard(vm)
+            sent = self._sent.setdefault(vm, {})
+            for part in parts:
+                sent.setdefault(part, trio.current_time())
+            for part in list(sent)[: max(0, len(sent) - PARTS_MAX)]:
+                del sent[part]
+        else:
+            self._refused.add(vm)
+            _log.warning("parts are not sent again", vm=vm, code=error.code, reason=error.message)
+            message = f"{len(parts)} parts are to be sent again, and the site did not: {error.message}"
+            self._services.waits.set("repair", error.code, message, vm=vm)

@@ -1,0 +1,98 @@
+"""Watches the disks at the site of VMs that were failed over: an old primary that is still in use, or was written to.
+
+What it writes is at the site only, and a failback replaces it.  The site does not report it, for nothing is replicated after
+a failover, so the vault asks every ``WATCH_S`` seconds.  The answers are kept in memory, for a restart asks again at once.
+"""
+
+from __future__ import annotations
+
+import trio
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.vault.context import events
+from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.db.schema import ItemRow
+from siterig.azure_emu.vault.db.store import find_item
+from siterig.azure_emu.vault.model.api import HealthError
+from siterig.blockfs.contracts.control import SourceUse
+from siterig.blockfs.core.errors import RigError
+
+CODE = "SourceInUse"
+WATCH_S = 15.0
+
+
+def describe(uses: list[SourceUse]) -> str:
+    """The uses of the disks at the site after the failover."""
+    parts = []
+    for use in uses:
+        written = "unknown changes" if use.written_bytes is None else f"{use.written_bytes} bytes written"
+        parts.append(f"disk {use.name}: {written}" + (f", open {use.open_handles} times" if use.open_handles else ""))
+    return f"at the site after the failover: {'; '.join(parts)}"
+
+
+async def changed_disks(services: Services, vm: str) -> list[SourceUse]:
+    """The site's disks that were written to after the failover, or may have been; asks the site."""
+    after = await services.store.transact(lambda session: find_item(session, vm).failover_position)
+    uses = await services.site.source_use(vm=vm, after=after or 0)
+    if after is None:  # it was failed over by a siterig that did not note where, or has failed back already
+        return [use.model_copy(update={"written_bytes": None}) for use in uses]
+    return [use for use in uses if use.written_bytes != 0]
+
+
+class SourceWatch:
+    """One vault's."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._used: dict[str, list[SourceUse]] = {}
+
+    async def run(self) -> None:
+        """A round every WATCH_S seconds, until cancelled."""
+        while True:
+            await self.round()
+            await trio.sleep(WATCH_S)
+
+    async def round(self) -> None:
+        """Ask the site about every VM that is failed over."""
+        failed_over = await self._services.store.transact(_failed_over)
+        self._used = {vm: used for vm, used in self._used.items() if vm in failed_over}
+        for vm, after in failed_over.items():
+            try:
+                uses = await self._services.site.source_use(vm=vm, after=after)
+            except RigError:
+                continue  # the site is lost, or has no such VM: what was seen last stays
+            used = [use for use in uses if use.written_bytes != 0 or use.open_handles]
+            if used and vm not in self._used:
+                await self._record(vm, used)
+            if used:
+                self._used[vm] = used
+            else:
+                self._used.pop(vm, None)
+
+    def health_errors(self, vm: str) -> list[HealthError]:
+        """The warning of an item whose disks at the site are in use, or were written to; else empty."""
+        used = self._used.get(vm)
+        if used is None:
+            return []
+        text = f"VM {vm!r} was failed over, but {describe(used)}; a failback replaces this, and keeps the old disks as files"
+        if any(use.open_handles for use in used):
+            text += "; it is refused while a disk is open"
+        return [HealthError(errorCode=CODE, summaryMessage=text, recoverable=True, attempt=0, next_try_time=None)]
+
+    async def _record(self, vm: str, used: list[SourceUse]) -> None:
+        text = f"VM {vm!r} was failed over, but {describe(used)}"
+        try:
+            await self._services.store.transact(
+                lambda session: events.record(
+                    session, vm=vm, code=CODE, kind="VmHealth", severity="Warning", text=text,
+                    now_ns=self._services.clock.wall_ns(),
+                )
+            )  # fmt: skip
+        except RigError:
+            self._used.pop(vm, None)  # the host's disk is full: the next round tries again
+
+
+def _failed_over(session: Session) -> dict[str, int]:
+    query = select(ItemRow.vm, ItemRow.failover_position).where(ItemRow.failover_position.is_not(None))
+    return {vm: position for vm, position in session.execute(query) if position is not None}

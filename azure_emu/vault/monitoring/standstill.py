@@ -1,0 +1,220 @@
+"""Notices what stands still, and makes it a health error and an event: a wait that lasts too long, a role that is hung,
+failed or away, data that is sent and not applied, blobs that are passed over.
+
+Each round compares what there is with the health errors in the database whose source begins with ``watch:``, in one
+transaction; so a restarted vault continues with them.  An error that begins is an event, and so is its end (severity OK).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import structlog
+import trio
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.azure_emu.vault.context import events, rig_clock
+from siterig.azure_emu.vault.context.roles import trouble
+from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.context.states import PRIMARY
+from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow
+from siterig.azure_emu.vault.model import bounds
+from siterig.azure_emu.vault.monitoring import health
+from siterig.azure_emu.vault.monitoring.repairs import Repairs
+from siterig.blockfs.core.clock import SECOND_NS, Clock
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.waits import Wait
+
+ROUND_S = 2.0
+ASK_AFTER_S, ASK_EVERY_S = 20.0, 30.0
+"""Data that was sent is not applied for so long: the site is asked to look whether it is still in the account."""
+
+_SITE_ROLES = frozenset({"agent", "site"})
+"""Without them a VM that has failed over is as well as with them."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about a VM that stands still.  ``key``: within the VM; the same one is the same finding."""
+
+    key: str
+    code: str
+    message: str
+    recoverable: bool = True
+
+
+class _Ages:
+    """For how long each of several things has been so."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._since_s: dict[str, float] = {}
+        self._seen: set[str] = set()
+
+    def age_s(self, key: str, since_ns: int) -> float:
+        """In seconds: at first sight as the wall clock has it, then by elapsed time, which nobody sets."""
+        self._seen.add(key)
+        now = self._clock.read()
+        now_s = now.boottime_ns / SECOND_NS
+        return now_s - self._since_s.setdefault(key, now_s - max(0, now.wall_ns - since_ns) / SECOND_NS)
+
+    def forget_unseen(self) -> None:
+        """End every standstill that was not asked for since the last call."""
+        self._since_s = {key: at for key, at in self._since_s.items() if key in self._seen}
+        self._seen = set()
+
+
+class StandstillWatch:
+    """One vault's."""
+
+    def __init__(self, services: Services, repairs: Repairs) -> None:
+        self._services = services
+        self._repairs = repairs
+        self._ages = _Ages(services.clock)
+        self._heard: tuple[int, float] | None = None
+        self._asked_s: dict[str, float] = {}
+        self._begun = False
+        self._unapplied: list[str] = []
+        """VMs of which something has been waiting for too long, found in this round."""
+        self._began_s = self._now_s()
+
+    async def run(self) -> None:
+        """A round every few seconds, until cancelled."""
+        while True:
+            try:
+                await self.round()
+            except RigError as error:  # the host's disk is full, which the items show by themselves
+                _log.warning("health is not recorded", code=error.code, reason=error.message)
+            await trio.sleep(ROUND_S)
+
+    async def round(self) -> None:
+        """Compare what there is with what is recorded, and record the difference."""
+        vms, disk_ids = await self._services.store.transact(self._known)
+        self._services.lag.keep_only(vms, disk_ids)
+        self._unapplied = []
+        changed = await self._services.store.transact(self._record)
+        self._ages.forget_unseen()
+        for vm in changed:
+            self._services.signals.notify(vm)
+        self._repairs.keep_only(vms)
+        for vm in self._unapplied:
+            self._ask(vm)
+
+    def _known(self, session: Session) -> tuple[set[str], set[str]]:
+        items = session.scalars(select(ItemRow)).all()
+        if not self._begun:
+            self._begun = True
+            for item in items:  # the vault was restarted: how long it has been so is not known
+                self._services.lag.sent(item.vm, item.sent_position)
+                self._services.lag.applied(item.vm, health.applied_position(item), moved=False)
+        return {item.vm for item in items}, set(session.scalars(select(DiskRow.disk_id)))
+
+    def _record(self, session: Session) -> list[str]:
+        changed: list[str] = []
+        elapsed_ns = rig_clock.elapsed_ns(session, self._services.clock)
+        for item in session.scalars(select(ItemRow).order_by(ItemRow.vm)).all():
+            known = {row.source: row for row in item.health_errors if row.source.startswith(health.WATCH)}
+            # A failure that is reported by the role itself says more than the wait for its end.
+            told = {row.code for row in item.health_errors if not row.source.startswith(health.WATCH)}
+            findings = self._findings(session, item, elapsed_ns)
+            found = {health.WATCH + each.key: each for each in findings if each.code not in told}
+            for source, each in found.items():
+                if health.set_error(
+                    session, vm=item.vm, code=each.code, message=each.message, recoverable=each.recoverable, source=source
+                ):
+                    self._event(session, item.vm, each.code, "Warning" if each.recoverable else "Critical", each.message)
+                    changed.append(item.vm)
+            for source in known.keys() - found.keys():
+                row = known[source]
+                self._event(session, item.vm, row.code, "OK", f"this has ended: {row.message}")
+                health.clear_errors(session, item.vm, source)
+                changed.append(item.vm)
+        return changed
+
+    def _now_s(self) -> float:
+        return self._services.clock.boottime_ns() / SECOND_NS
+
+    def _event(self, session: Session, vm: str, code: str, severity: events.Severity, text: str) -> None:
+        now_ns = self._services.clock.wall_ns()
+        events.record(session, vm=vm, code=code, kind="VmHealth", severity=severity, text=text, now_ns=now_ns)
+
+    def _findings(self, session: Session, item: ItemRow, elapsed_ns: int) -> Iterator[Finding]:
+        replicates = item.active_location == PRIMARY and not item.suspended
+        disks = {disk.disk_id: disk.name for disk in item.disks}
+        for role in self._services.roles.all():
+            if role.name in _SITE_ROLES and not replicates:
+                continue
+            yield from self._of_role(role)
+            for wait in role.waits:
+                if wait.vm in (None, item.vm) and (wait.vm is not None or wait.disk is None or wait.disk in disks):
+                    yield from self._of_wait(role.name, wait, disks)
+        yield from self._of_supervisor()
+        if replicates:
+            yield from self._of_lag(session, item, elapsed_ns)
+        yield from self._of_account(list(disks))
+
+    def _of_role(self, role: RoleStatus) -> Iterator[Finding]:
+        error = trouble(role)
+        if error is None:
+            return
+        age_s = self._ages.age_s(f"role {role.name}", role.since_ns)
+        if role.state in ("failed", "hung") or age_s >= bounds.ROLE_AWAY_S:
+            yield Finding(f"role:{role.name}", error.code, error.message, recoverable=role.state != "failed")
+
+    def _of_wait(self, role: str, wait: Wait, disks: dict[str, str]) -> Iterator[Finding]:
+        place = f"wait {role} {wait.code} {wait.vm} {wait.disk}"
+        bound_s = bounds.wait_s(wait.code)
+        if self._ages.age_s(place, wait.since_ns) < bound_s:
+            return
+        disk = "" if wait.disk is None else f" with disk {disks.get(wait.disk, wait.disk)!r}"
+        text = f"role {role} has been waiting for over {bound_s:g} s{disk}: {wait.reason}"
+        yield Finding(f"wait:{role}:{wait.code}", wait.code, text)
+
+    def _of_supervisor(self) -> Iterator[Finding]:
+        heard_ns = self._services.roles.heard_ns
+        if heard_ns is None:
+            return
+        if self._heard is None or self._heard[0] != heard_ns:
+            self._heard = (heard_ns, self._now_s())
+        if self._now_s() - self._heard[1] >= bounds.SUPERVISOR_SILENT_S:
+            text = f"the supervisor has not reported the roles' states for over {bounds.SUPERVISOR_SILENT_S:g} s"
+            yield Finding("supervisor", "SupervisorSilent", text)
+
+    def _of_lag(self, session: Session, item: ItemRow, elapsed_ns: int) -> Iterator[Finding]:
+        lag = self._services.lag
+        if lag.unapplied_s(item.vm) >= ASK_AFTER_S:
+            self._unapplied.append(item.vm)
+        if not health.is_cycling(item):
+            return
+        waiting = lag.waiting_bytes([disk.disk_id for disk in item.disks])
+        what = f"the state at position {item.sent_position} was sent"
+        what += "" if waiting is None else f", {waiting} bytes wait in the cache account"
+        if lag.stalled_s(item.vm) >= bounds.STALLED_S:
+            text = f"{what}, and nothing of VM {item.vm!r} has been applied for over {bounds.STALLED_S:g} s"
+            yield Finding("stalled", "ApplyStalled", text)
+        elif lag.unapplied_s(item.vm) >= bounds.APPLIED_BEHIND_S:
+            text = f"{what}; what is applied of VM {item.vm!r} is over {bounds.APPLIED_BEHIND_S:g} s behind"
+            yield Finding("stalled", "AppliedStateBehind", text)
+        bound_s = bounds.point_s(item.interval_s)
+        age_s = health.newest_point_age(session, item, elapsed_ns) or 0.0
+        if min(age_s, self._now_s() - self._began_s) >= bound_s:  # a rig that was down had no points either
+            text = f"VM {item.vm!r} has had no new recovery point for over {bound_s:g} s (interval {item.interval_s:g} s)"
+            yield Finding("points", "NoRecentRecoveryPoint", text)
+
+    def _ask(self, vm: str) -> None:
+        """Have the site look whether what it sent is still in the account: it may be gone from its lists, too."""
+        if self._now_s() >= self._asked_s.get(vm, 0.0) + ASK_EVERY_S:
+            self._asked_s[vm] = self._now_s()
+            self._repairs.ask(vm, [])
+
+    def _of_account(self, disk_ids: list[str]) -> Iterator[Finding]:
+        skipped, count = self._services.lag.skipped(disk_ids)
+        if count:
+            blobs = "one blob" if count == 1 else f"{count} blobs"
+            text = f"{blobs} in the cache account passed over: {ascii(skipped[0].name)[1:-1]} ({skipped[0].reason})"
+            yield Finding("account", "BlobsSkipped", text)

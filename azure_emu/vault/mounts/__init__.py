@@ -1,0 +1,5 @@
+"""Mounted and lent recovery points.
+
+Imports azure_emu.vault.context, azure_emu.vault.db, azure_emu.vault.inventory, azure_emu.vault.model,
+azure_emu.vault.monitoring, azure_emu.vault.points, blockfs.contracts, blockfs.core.
+"""

@@ -1,0 +1,110 @@
+"""Mounted states, and copies, that are lent to a process of this host, and taken back when it has ended.
+
+Fault contract: whose they are stands in their rows (schema.MountRow, schema.AzureVmRow), and rows are looked at when the
+vault starts.  So they are taken back also if the vault was not there when the process ended.  What something has open still
+(a program that the process had started, say) is tried again until it has let go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from weakref import WeakValueDictionary
+
+import structlog
+import trio
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.db.schema import AzureVmRow, MountRow
+from siterig.azure_emu.vault.inventory import azure_vms
+from siterig.azure_emu.vault.mounts import mounts
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.host_process import HostProcess
+
+RETRY_S = 5.0
+
+_log = structlog.get_logger("siterig.azure_emu.vault.mounts.lent")
+
+
+class Lent:
+    """One vault's.  One trio thread."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._watched: set[HostProcess] = set()
+        self._locks = WeakValueDictionary[HostProcess, trio.Lock]()
+        self._send, self._receive = trio.open_memory_channel[HostProcess](math.inf)
+
+    @asynccontextmanager
+    async def lending(self, process: HostProcess) -> AsyncIterator[None]:
+        """The time in which something is opened for the process: it is not taken back before that is done."""
+        async with self._lock(process):
+            try:
+                yield
+            finally:
+                self._watch(process)
+
+    def _lock(self, process: HostProcess) -> trio.Lock:
+        return self._locks.setdefault(process, trio.Lock())
+
+    def _watch(self, process: HostProcess) -> None:
+        if process not in self._watched:
+            self._watched.add(process)
+            self._send.send_nowait(process)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        for process in await self._services.store.transact(_borrowers):
+            self._watch(process)
+        async with trio.open_nursery() as nursery:
+            async for process in self._receive:
+                nursery.start_soon(self._take_back, process)
+
+    async def _take_back(self, process: HostProcess) -> None:
+        await process.ended()
+        self._watched.discard(process)  # what is opened for it from now on is looked for anew
+        told = False
+        while True:
+            try:
+                await self._close_all(process)
+                break
+            except RigError as error:  # it is in use, or the recovery host is away
+                if not told:
+                    _log.info("not_taken_back_yet", process=process.pid, code=error.code, reason=error.message)
+                told = True
+            await trio.sleep(RETRY_S)
+
+    async def _close_all(self, process: HostProcess) -> None:
+        async with self._lock(process):
+            transact = self._services.store.transact
+            for vm, name in await transact(lambda session: _mounted(session, process)):
+                await mounts.close(self._services, vm, name)
+                _log.info("mounted_point_taken_back", vm=vm, name=name, process=process.pid)
+            for vm, name in await transact(lambda session: _copies(session, process)):
+                await azure_vms.remove_copy(self._services, vm, name)
+                _log.info("copy_taken_back", vm=vm, name=name, process=process.pid)
+
+
+def _borrowers(session: Session) -> set[HostProcess]:
+    rows = [
+        *session.execute(select(MountRow.process_id, MountRow.process_started)),
+        *session.execute(select(AzureVmRow.process_id, AzureVmRow.process_started)),
+    ]
+    return {HostProcess(pid=pid, started=started) for pid, started in rows if pid is not None and started is not None}
+
+
+def _copies(session: Session, process: HostProcess) -> list[tuple[str, str]]:
+    query = select(AzureVmRow.owner, AzureVmRow.name).where(
+        AzureVmRow.process_id == process.pid, AzureVmRow.process_started == process.started
+    )
+    return [(vm, name) for vm, name in session.execute(query)]
+
+
+def _mounted(session: Session, process: HostProcess) -> list[tuple[str, str]]:
+    query = select(MountRow.vm, MountRow.name).where(
+        MountRow.process_id == process.pid, MountRow.process_started == process.started
+    )
+    return [(vm, name) for vm, name in session.execute(query)]

@@ -1,0 +1,375 @@
+"""Mounted points: all disks of a VM as they were at one position, read-only, on the recovery side.
+
+A state has its row (schema.MountRow) before the recovery host is asked for it, and until it is gone there.  So each
+function may be run again after a kill, and retention knows what is in use without asking anybody.  Of those who mount and
+unmount one name, each waits for the one before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+
+import trio
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.context.states import RECOVERY, State
+from siterig.azure_emu.vault.db.clock import rfc3339
+from siterig.azure_emu.vault.db.schema import DiskRow, MountRow, PointRow
+from siterig.azure_emu.vault.db.store import find_item
+from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, RecoveryPoint
+from siterig.azure_emu.vault.monitoring import damage
+from siterig.azure_emu.vault.points import points, selectors
+from siterig.blockfs.contracts.control import RecoveryInfo, RecoverySource
+from siterig.blockfs.core import short_ids
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.host_process import HostProcess
+from siterig.blockfs.core.sector_size import known_size
+
+CLEAN_UP_S = 10.0
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)")
+
+
+def parse_time(text: str) -> int:
+    """Nanoseconds since 1970 of a time in RFC 3339; ``InvalidTime``.
+
+    The end of the microsecond, unless nanoseconds are given: the times that are shown of points are cut there, and such a
+    time must mean that point.
+    """
+    found = _TIME.fullmatch(text.strip())
+    try:
+        moment = _moment(found) if found is not None else None
+    except (ValueError, OverflowError):
+        moment = None
+    if found is None or moment is None:
+        raise RigError(
+            "InvalidTime", f"time {text!r} is not understood: write RFC 3339, e.g. 2026-11-21T22:13:17Z or ...:17.25+01:00"
+        )
+    return int(moment.timestamp()) * 1_000_000_000 + int((found[2] or "0").ljust(6, "0").ljust(9, "9"))
+
+
+def time_name(time_ns: int) -> str:
+    """The one name of a time, however it was written: RFC 3339 in UTC, in which :func:`parse_time` reads it again."""
+    second, _, micros = rfc3339(time_ns)[:-1].partition(".")
+    rest_ns = f"{time_ns % 1000:03}"
+    fraction = micros.rstrip("0") if rest_ns == "999" else micros + rest_ns
+    return f"{second}.{fraction}Z" if fraction else f"{second}Z"
+
+
+def _moment(found: re.Match[str]) -> datetime:
+    zone = "+00:00" if found[3] in "Zz" else found[3]
+    return datetime.fromisoformat(found[1].upper().replace(" ", "T") + zone).astimezone(UTC)
+
+
+async def choose(
+    services: Services, vm: str, *, point: str | None, position: int | None, time: str | None
+) -> tuple[int, str, RecoveryPoint | None]:
+    """Position, name for a folder, and the recovery point there if there is one.
+
+    At most one of the three may be given, without any it is ``LatestProcessed``; ``point`` may also be ``@POSITION`` or a
+    time.  ``BadRequest``, ``NoSuchPoint``, ``InvalidPosition``, ``InvalidTime``.
+    """
+    if sum(choice is not None for choice in (point, position, time)) > 1:
+        raise RigError("BadRequest", "a point, a position and a time were given: one of them says what to open")
+    selector = selectors.parse(selectors.LATEST_PROCESSED if point is None else point)
+    if selector.kind == "position":
+        position = int(selector.text)
+    elif selector.kind == "time":
+        time = selector.text
+    if time is not None:
+        return await _at_time(services, vm, time)
+    if position is not None:
+        _range_of(vm, position, (await _readable(services, vm))[0])
+        found = await services.store.transact(lambda session: _point_at(session, vm, position))
+        return position, f"@{position}", found
+    if selector.text == selectors.LATEST:
+        found = await _latest(services, vm)
+        return found.position, f"@{found.position}" if found.id == selectors.LATEST else found.id, found
+    found = await _resolve(services, vm, selector.text)
+    return found.position, found.id, found
+
+
+async def _resolve(services: Services, vm: str, wanted: str) -> RecoveryPoint:
+    def look(session: Session) -> tuple[bool, RecoveryPoint | RigError]:
+        gone = find_item(session, vm).active_location == RECOVERY
+        try:
+            return gone, points.resolve(session, vm, wanted)
+        except RigError as error:
+            return gone, error
+
+    gone, found = await services.store.transact(look)
+    if isinstance(found, RecoveryPoint):
+        return found
+    if gone:
+        spans = " and ".join(f"{first} to {last}" for first, last in (await _readable(services, vm))[0]) or "none"
+        raise RigError("NoSuchPoint", f"VM {vm!r}: points were deleted by the commit; positions {spans} can be read")
+    raise found
+
+
+async def between_points(services: Services, vm: str, choice: str) -> RecoveryPoint | None:
+    """The state that ``@POSITION`` or a time means, as a point of its own if there is none; None: ``choice`` is neither.
+
+    Errors as :func:`choose`.
+    """
+    if selectors.parse(choice).kind not in ("position", "time"):
+        return None
+    position, _, found = await choose(services, vm, point=choice, position=None, time=None)
+    if found is not None:
+        return found
+    time_ns = await _time_of(services, vm, position)
+    return RecoveryPoint(
+        id=f"@{position}", name=choice, type="CrashConsistent", time=rfc3339(time_ns),
+        position=position, time_ns=time_ns,
+    )  # fmt: skip
+
+
+async def _time_of(services: Services, vm: str, position: int) -> int:
+    """Of the last change of any of the VM's disks up to a valid position; of the oldest state if there is none."""
+    ranges, oldest_ns = await _readable(services, vm)
+    first, _ = _range_of(vm, position, ranges)
+    times = [oldest_ns]
+    for disk in await services.store.transact(lambda session: _disks(session, vm)):
+        try:
+            steps = await services.recovery.change_steps(disk_id=disk.disk_id, after=first, upto=position)
+        except RigError as error:
+            if error.code != "InvalidPosition" or (await _readable(services, vm))[0] == ranges:
+                raise
+            return await _time_of(services, vm, position)  # the oldest state was folded away meanwhile
+        times += [step.time_ns for step in steps[-1:]]
+    return max(times)
+
+
+def _range_of(vm: str, position: int, ranges: list[tuple[int, int]]) -> tuple[int, int]:
+    """The newest that a position is in; ``InvalidPosition``."""
+    found = [(first, last) for first, last in ranges if first <= position <= last]
+    if not found:
+        allowed = ", ".join(f"{first} to {last}" for first, last in ranges) or "none yet"
+        raise RigError("InvalidPosition", f"VM {vm!r}: position {position} cannot be read; allowed: {allowed}")
+    return max(found)
+
+
+async def _latest(services: Services, vm: str) -> RecoveryPoint:
+    """As a failover to ``Latest`` would have it: what the cache account holds is applied first."""
+
+    newest = await _resolve(services, vm, selectors.LATEST)
+    disk_ids = [disk.disk_id for disk in await services.store.transact(lambda session: _disks(session, vm))]
+    marks = await services.recovery.process_latest(disk_ids=disk_ids)
+    return await services.change_item(
+        vm, lambda session, item: points.latest_state(item, marks, points.newest(session, vm) or newest)
+    )
+
+
+async def _readable(services: Services, vm: str) -> tuple[list[tuple[int, int]], int]:
+    """Ranges of positions at which every disk of the VM can be read, oldest first; the time of the oldest state."""
+    disks = await services.store.transact(lambda session: _disks(session, vm))
+    states = [await services.recovery.disk_state(disk_id=disk.disk_id) for disk in disks]
+    ranges = states[0].valid_ranges if states else []
+    for state in states[1:]:
+        both = [(max(a, c), min(b, d)) for a, b in ranges for c, d in state.valid_ranges]
+        ranges = sorted((first, last) for first, last in both if first <= last)
+    return ranges, max((state.floor_time_ns for state in states), default=0)
+
+
+async def _at_time(services: Services, vm: str, text: str) -> tuple[int, str, RecoveryPoint | None]:
+    """The cut over all disks after the last record of any of them that is not younger than the time."""
+    time_ns = parse_time(text)
+    disks = await services.store.transact(lambda session: _disks(session, vm))
+    ranges, oldest_ns = await _readable(services, vm)
+    newest_ns = min((disk.complete_time_ns for disk in disks), default=0)
+    refused = RigError(
+        "InvalidTime", f"VM {vm!r}: time {text} cannot be read; allowed: {rfc3339(oldest_ns)} to {rfc3339(newest_ns)}"
+    )
+    if not oldest_ns <= time_ns or time_ns // 1000 > newest_ns // 1000:
+        raise refused
+    try:
+        found = [await services.recovery.position_at(disk_id=disk.disk_id, time_ns=time_ns) for disk in disks]
+    except RigError as error:
+        if error.code != "InvalidPosition":
+            raise
+        raise refused from error
+    # Where the states between two generations are not known, the last one before them is what there is of that time.
+    known = [min(max(found), last) for first, last in ranges if first <= max(found)]
+    if not known:
+        raise refused
+    point = await services.store.transact(lambda session: points.newest_at(session, vm, time_ns))
+    if point is not None and any(max(first, *known) <= point.position <= last for first, last in ranges):
+        return point.position, time_name(time_ns), point  # it is no change of a disk, but it has its time
+    return max(known), time_name(time_ns), None
+
+
+def _point_at(session: Session, vm: str, position: int) -> RecoveryPoint | None:
+    query = select(PointRow).where(PointRow.vm == vm, PointRow.available, PointRow.position == position)
+    row = session.scalars(query.limit(1)).first()
+    return None if row is None else points.to_wire(row)
+
+
+def _disks(session: Session, vm: str) -> list[DiskRow]:
+    find_item(session, vm)
+    return list(session.scalars(select(DiskRow).where(DiskRow.vm == vm).order_by(DiskRow.name)))
+
+
+async def mount(
+    services: Services,
+    vm: str,
+    *,
+    point: str | None,
+    position: int | None,
+    time: str | None,
+    name: str | None,
+    process: HostProcess | None,
+) -> MountedPoint:
+    """Open a state; the same one again is no error, another one under its name is (``RecoveryExists``).
+
+    ``process``: noted as the one that it is for (see lent.py), if it was not mounted before.
+    """
+    at, default_name, found = await choose(services, vm, point=point, position=position, time=time)
+    time_ns = found.time_ns if found is not None else await _time_of(services, vm, at)
+    wanted = MountRow(
+        vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id,
+        asked_time=default_name if _TIME.fullmatch(default_name) else None,
+        process_id=None if process is None else process.pid, process_started=None if process is None else process.started,
+    )  # fmt: skip
+
+    def note(session: Session) -> tuple[bool, list[DiskRow]]:
+        state = find_item(session, vm).protection_state
+        if state == State.DISABLING:  # its mounts are being taken away: one that came late would stay
+            raise RigError("InvalidState", f"a point of VM {vm!r} cannot be mounted: protectionState is {state}")
+        row = session.get(MountRow, (vm, wanted.name))
+        if row is not None and row.position != at:
+            raise RigError(
+                "RecoveryExists",
+                f"VM {vm!r}: {row.name} is mounted already, at position {row.position}, not {at}; unmount it first",
+            )
+        if row is None:
+            if found is not None and found.id != selectors.LATEST and points.find_available(session, found.id) is None:
+                raise RigError("NoSuchPoint", f"VM {vm!r}: recovery point {found.id} was pruned just now")
+            session.add(wanted)
+        return row is None, _disks(session, vm)
+
+    async with services.mounting.at(f"{vm}/{wanted.name}"):
+        fresh, disks = await services.store.transact(note)
+        try:
+            sources = await _sources(services, disks)
+            info = await services.azure.open_recovery(vm=vm, name=wanted.name, position=at, disks=sources, time_ns=time_ns)
+        except BaseException:
+            if fresh:
+                with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_S):
+                    await _close(services, vm, wanted.name)
+            raise
+    known = await services.store.transact(lambda session: damage.warning_at(session, vm, at))
+    return _wire(wanted, found, info, known)
+
+
+async def _sources(services: Services, disks: list[DiskRow]) -> list[RecoverySource]:
+    paths = await services.recovery.store_paths(disk_ids=[disk.disk_id for disk in disks])
+    return [
+        RecoverySource(name=disk.name, disk_id=disk.disk_id, store=path, sector_bytes=known_size(disk.sector_bytes))
+        for disk, path in zip(disks, paths, strict=True)
+    ]
+
+
+async def unmount(services: Services, vm: str, name: str) -> None:
+    """Close a mounted state; ``NotMounted`` names those there are, ``RecoveryInUse``.
+
+    ``name`` is its folder's, or what :func:`mount` would give that name: a time or a position however it is written, or
+    the name of a point.  The beginning of a folder's name that is an id will do (``AmbiguousId``).
+    """
+
+    def look(session: Session) -> str:
+        find_item(session, vm)
+        there = list(session.scalars(select(MountRow.name).where(MountRow.vm == vm).order_by(MountRow.name)))
+        for known in (name, *_default_names(session, vm, name)):
+            if known in there:
+                return known
+        if (begun := short_ids.find("mounted point", name, there)) is not None:
+            return begun
+        raise RigError("NotMounted", f"VM {vm!r} has no mounted point {name!r}; mounted are: {', '.join(there) or 'none'}")
+
+    # Somebody who has the turn before may unmount it, too: then it is closed twice, which is no error.
+    await close(services, vm, await services.store.transact(look))
+
+
+def _default_names(session: Session, vm: str, text: str) -> Iterator[str]:
+    with suppress(RigError):
+        if (selector := selectors.parse(text)).kind == "position":
+            yield f"@{int(selector.text)}"
+        elif _TIME.fullmatch(text.strip()) is not None:
+            yield time_name(parse_time(text))
+        else:
+            yield points.resolve(session, vm, text).id
+
+
+async def close(services: Services, vm: str, name: str) -> None:
+    """Close a state on the recovery host (``RecoveryInUse``), and forget it; no-op if it is gone."""
+    async with services.mounting.at(f"{vm}/{name}"):
+        await _close(services, vm, name)
+
+
+async def _close(services: Services, vm: str, name: str) -> None:
+    await services.azure.close_recovery(vm=vm, name=name)
+    await services.store.transact(
+        lambda session: session.execute(delete(MountRow).where(MountRow.vm == vm, MountRow.name == name))
+    )
+
+
+async def remove_all(services: Services, vm: str) -> None:
+    """Close all of a VM (``RecoveryInUse``)."""
+    names = await services.store.transact(
+        lambda session: list(session.scalars(select(MountRow.name).where(MountRow.vm == vm)))
+    )
+    for name in names:
+        await close(services, vm, name)
+
+
+async def mounted(services: Services, vm: str) -> list[MountedPoint]:
+    """What of a VM is mounted, newest position first; each with its disks, or why it has none."""
+
+    def look(session: Session) -> list[tuple[MountRow, RecoveryPoint | None, RigError | None]]:
+        find_item(session, vm)
+        rows = session.scalars(select(MountRow).where(MountRow.vm == vm).order_by(MountRow.position.desc(), MountRow.name))
+        return [
+            (
+                row,
+                None if row.point_id is None else _named(session, row.point_id),
+                damage.warning_at(session, vm, row.position),
+            )
+            for row in rows
+        ]
+
+    rows = await services.store.transact(look)
+    infos = {info.name: info for info in await services.azure.list_recoveries(vm=vm)} if rows else {}
+    return [_wire(row, point, infos.get(row.name), known) for row, point, known in rows]
+
+
+def _named(session: Session, point_id: str) -> RecoveryPoint | None:
+    row = session.get(PointRow, point_id)
+    return None if row is None else points.to_wire(row)
+
+
+def _wire(
+    row: MountRow, point: RecoveryPoint | None, info: RecoveryInfo | None, known_damage: RigError | None
+) -> MountedPoint:
+    disks = [] if info is None else info.disks
+    return MountedPoint(
+        vm=row.vm,
+        name=row.name,
+        position=row.position,
+        time=row.asked_time,
+        recovery_point=point,
+        disks=[
+            MountedDisk(
+                name=disk.name,
+                size_bytes=disk.size_bytes,
+                path=disk.path,
+                vhd=disk.vhd_path,
+                sector_bytes=disk.sector_bytes,
+            )
+            for disk in disks
+        ],
+        broken="the recovery host does not have it: unmount it" if info is None else info.broken,
+        damage=None if known_damage is None else known_damage.message,
+    )

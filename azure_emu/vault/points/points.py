@@ -1,0 +1,339 @@
+"""Recovery points: how a tag becomes one, and what ``Latest`` and its like mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.vault.context import rig_clock
+from siterig.azure_emu.vault.db.clock import rfc3339
+from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow, PointRow, TagSeenRow
+from siterig.azure_emu.vault.model.api import RecoveryPoint
+from siterig.azure_emu.vault.points.retention import PointFacts
+from siterig.azure_emu.vault.points.selectors import LATEST, LATEST_APPLICATION_CONSISTENT, LATEST_PROCESSED, WORDS, parse
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.core import short_ids
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.part_name import SYNC_END, Watermark
+
+_IDS_IN_QUERY = 500
+
+_COLUMNS = (PointRow.tag_id, PointRow.kind, PointRow.name, PointRow.position, PointRow.time_ns, PointRow.downgraded_because)
+_Facts = tuple[str, str, str, int, int, str | None]
+"""Of :data:`_COLUMNS`."""
+
+
+def _wire(facts: _Facts) -> RecoveryPoint:
+    tag_id, kind, name, position, time_ns, downgraded_because = facts
+    return RecoveryPoint(
+        id=tag_id,
+        name=name,
+        type=cast("Literal['CrashConsistent', 'ApplicationConsistent']", kind),
+        time=rfc3339(time_ns),
+        position=position,
+        time_ns=time_ns,
+        downgraded_because=downgraded_because,
+    )
+
+
+def to_wire(row: PointRow) -> RecoveryPoint:
+    """The point as the API shows it."""
+    return _wire((row.tag_id, row.kind, row.name, row.position, row.time_ns, row.downgraded_because))
+
+
+def _newest_first(vm: str) -> Select[str, str, str, int, int, str | None]:
+    return select(*_COLUMNS).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position.desc())
+
+
+def available(session: Session, vm: str, limit: int | None = None) -> list[RecoveryPoint]:
+    """Points whose tag was applied in every disk of the VM, newest first; at most ``limit``."""
+    return [_wire(row) for row in session.execute(_newest_first(vm).limit(limit))]
+
+
+def newest(session: Session, vm: str, kind: str | None = None) -> RecoveryPoint | None:
+    """The newest available point, of a kind or of any; None: there is none."""
+    query = _newest_first(vm) if kind is None else _newest_first(vm).where(PointRow.kind == kind)
+    row = session.execute(query.limit(1)).first()
+    return None if row is None else _wire(row)
+
+
+def newest_at(session: Session, vm: str, time_ns: int) -> RecoveryPoint | None:
+    """The newest available point that is not younger than a time; None: there is none."""
+    row = session.execute(_newest_first(vm).where(PointRow.time_ns <= time_ns).limit(1)).first()
+    return None if row is None else _wire(row)
+
+
+def newest_elapsed_ns(session: Session, vm: str) -> int | None:
+    """The rig's clock at the newest available point; None: there is none."""
+    query = select(PointRow.elapsed_ns).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position.desc())
+    return session.execute(query.limit(1)).scalar()
+
+
+def oldest(session: Session, vm: str) -> RecoveryPoint | None:
+    """The oldest available point; None: there is none."""
+    query = select(*_COLUMNS).where(PointRow.vm == vm, PointRow.available).order_by(PointRow.position)
+    row = session.execute(query.limit(1)).first()
+    return None if row is None else _wire(row)
+
+
+def facts(session: Session, vm: str) -> list[PointFacts]:
+    """What retention needs of every available point."""
+    query = select(PointRow.tag_id, PointRow.position, PointRow.elapsed_ns, PointRow.kind)
+    rows = session.execute(query.where(PointRow.vm == vm, PointRow.available))
+    return [
+        PointFacts(id=tag_id, position=position, elapsed_ns=elapsed_ns, app_consistent=kind == "ApplicationConsistent")
+        for tag_id, position, elapsed_ns, kind in rows
+    ]
+
+
+def find_available(session: Session, tag_id: str) -> PointRow | None:
+    """The point of a tag, once it is available."""
+    row = session.get(PointRow, tag_id)
+    return row if row is not None and row.available else None
+
+
+def register_tags(session: Session, item: ItemRow, disk_id: str, tags: list[TagSeen], elapsed_ns: int) -> list[PointRow]:
+    """Note that these tags were applied in a disk; the points that became available by it.  Repeats change nothing.
+
+    ``elapsed_ns``: the rig's clock.
+    """
+    fresh = []
+    known = newest(session, item.vm)
+    for tag in tags:
+        if tag.name == SYNC_END:
+            continue
+        point = _row_of(session, item, tag, known, elapsed_ns)
+        if point is None:
+            continue
+        if disk_id not in {seen.disk_id for seen in point.seen}:
+            point.seen.append(TagSeenRow(tag_id=tag.tag_id, disk_id=disk_id))
+        if not point.available and {seen.disk_id for seen in point.seen} >= {disk.disk_id for disk in item.disks}:
+            point.available = True
+            fresh.append(point)
+    session.flush()
+    return fresh
+
+
+def _row_of(session: Session, item: ItemRow, tag: TagSeen, known: RecoveryPoint | None, elapsed_ns: int) -> PointRow | None:
+    """The tag's row, made if need be; None if it is no state of this protection, or not any more.  ``known``: the newest."""
+    if tag.position <= item.points_after_position:
+        return None  # a late repeat from before a commit
+    point = session.get(PointRow, tag.tag_id)
+    # Each disk's tags are reported in order, so all disks have told of this one before the newest point was made: without
+    # a row this is the repeat that follows a restart, of a point that was pruned since.
+    if point is None and (known is None or tag.position > known.position):
+        point = PointRow(
+            tag_id=tag.tag_id, vm=item.vm, kind=tag.kind, name=tag.name, position=tag.position, time_ns=tag.time_ns,
+            available=False, elapsed_ns=_elapsed_at(session, item, tag, elapsed_ns),
+        )  # fmt: skip
+        session.add(point)
+        session.flush()  # the next tag's place in time is looked up behind this one
+    return point
+
+
+def _elapsed_at(session: Session, item: ItemRow, tag: TagSeen, elapsed_ns: int) -> int:
+    """The rig's clock at a tag of which only the site's wall time is known."""
+    upto_ns = elapsed_ns
+    if item.sent_elapsed_ns is not None and tag.position <= item.sent_position:
+        upto_ns = item.sent_elapsed_ns
+        if tag.position == item.sent_position:
+            return upto_ns
+    before = max(
+        filter(None, (_last_before(session, item.vm, tag.position, available=it) for it in (True, False))), default=None
+    )
+    return rig_clock.place(None if before is None else before[1:], tag.time_ns, upto_ns)
+
+
+def _last_before(session: Session, vm: str, position: int, *, available: bool) -> tuple[int, int, int] | None:
+    """Position, ``elapsed_ns`` and ``time_ns``; by availability, for then the index finds it."""
+    query = select(PointRow.position, PointRow.elapsed_ns, PointRow.time_ns).where(
+        PointRow.vm == vm, PointRow.available.is_(available), PointRow.position < position
+    )
+    row = session.execute(query.order_by(PointRow.position.desc()).limit(1)).first()
+    return None if row is None else (row[0], row[1], row[2])
+
+
+def note_downgrade(session: Session, item: ItemRow, tag: TagSeen, because: str, elapsed_ns: int) -> None:
+    """Keep why a point is crash-consistent only, whether its tag was applied before this or comes later."""
+    point = _row_of(session, item, tag, newest(session, item.vm), elapsed_ns)
+    if point is not None:
+        point.downgraded_because = because
+
+
+def hide_after(session: Session, vm: str, position: int) -> None:
+    """Points after a position cannot be opened: the managed disk has lost them."""
+    lost = update(PointRow).where(PointRow.vm == vm, PointRow.position > position, PointRow.available)
+    session.execute(lost.values(available=False))
+
+
+def delete_all(session: Session, vm: str) -> None:
+    """Commit of a failover deletes every point of the VM, those on their way included."""
+    of_vm = select(PointRow.tag_id).where(PointRow.vm == vm)
+    session.execute(delete(TagSeenRow).where(TagSeenRow.tag_id.in_(of_vm)))
+    session.execute(delete(PointRow).where(PointRow.vm == vm))
+
+
+def prune(session: Session, vm: str, ids: list[str]) -> None:
+    """Delete these points, and tags that never became one and never will: a newer point has become available."""
+    for first in range(0, len(ids), _IDS_IN_QUERY):
+        some = ids[first : first + _IDS_IN_QUERY]
+        session.execute(delete(TagSeenRow).where(TagSeenRow.tag_id.in_(some)))
+        session.execute(delete(PointRow).where(PointRow.tag_id.in_(some)))
+    last = newest(session, vm)
+    if last is not None:
+        lost = select(PointRow.tag_id).where(
+            PointRow.vm == vm, PointRow.available.is_(False), PointRow.position < last.position
+        )
+        session.execute(delete(TagSeenRow).where(TagSeenRow.tag_id.in_(lost)))
+        session.execute(delete(PointRow).where(PointRow.tag_id.in_(lost)))
+
+
+def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
+    """The available point that ``choice`` means: an id, a name that only one has, or the beginning of one id.
+
+    ``NoSuchPoint`` says which there are; ``AmbiguousId``.  For ``Latest`` this is only the newest *named* point: see
+    :func:`latest_state` for what else it may be.
+    """
+    selector = parse(choice)
+    if selector.text in (LATEST, LATEST_PROCESSED):
+        found = newest(session, vm)
+    elif selector.text == LATEST_APPLICATION_CONSISTENT:
+        found = newest(session, vm, "ApplicationConsistent")
+    else:
+        row = find_available(session, selector.text)
+        found = to_wire(row) if row is not None and row.vm == vm else _named(session, vm, choice)
+        if found is None:
+            found = _begun(session, vm, choice)
+        elif selector.kind == "name":
+            _require_no_short_id(session, vm, choice, found.id)
+    if found is None:
+        last = newest(session, vm)
+        told = f"the newest is {last.id} ({last.type})" if last is not None else "it has none yet"
+        count = session.execute(select(func.count()).where(PointRow.vm == vm, PointRow.available)).scalar_one()
+        raise RigError(
+            "NoSuchPoint",
+            f"VM {vm!r} has no recovery point {WORDS.get(selector.text, choice)!r}; {told}; allowed: {_allowed(count)}",
+        )
+    return found
+
+
+def _named(session: Session, vm: str, name: str) -> RecoveryPoint | None:
+    rows = session.execute(_newest_first(vm).where(PointRow.name == name)).all()
+    if len(rows) > 1:
+        raise RigError(
+            "NoSuchPoint",
+            f"VM {vm!r} has {len(rows)} recovery points named {name!r}, the newest is {rows[0][0]}: say which by its id",
+        )
+    return _wire(rows[0]) if rows else None
+
+
+def check_new_name(session: Session, vm: str, name: str) -> None:
+    """``InvalidName``: the name is what commands show for another point, and would select either."""
+    other = _short_id_of(session, vm, name)
+    if other is not None:
+        raise RigError(
+            "InvalidName", f"point is named {name!r}, which is the beginning of point {other}'s id; give another name"
+        )
+
+
+def _require_no_short_id(session: Session, vm: str, name: str, own_id: str) -> None:
+    """``AmbiguousId``: another point, which may be newer than the name, has an id that begins so."""
+    other = _short_id_of(session, vm, name)
+    if other not in (None, own_id):
+        raise RigError(
+            "AmbiguousId",
+            f"{name!r} is the name of point {own_id} and the beginning of point {other}'s id: say which by its id",
+        )
+
+
+def _short_id_of(session: Session, vm: str, name: str) -> str | None:
+    """The point whose id begins so, if the name is as long as the short ids that commands show."""
+    found = _begun(session, vm, name) if len(name) >= short_ids.SHORT_CHARS else None
+    return None if found is None else found.id
+
+
+def _begun(session: Session, vm: str, beginning: str) -> RecoveryPoint | None:
+    ids = session.scalars(select(PointRow.tag_id).where(PointRow.vm == vm, PointRow.available))
+    found = short_ids.find("point", beginning, ids)
+    row = None if found is None else find_available(session, found)
+    return None if row is None else to_wire(row)
+
+
+def _allowed(count: int) -> str:
+    return f"{', '.join(WORDS.values())}, the id or the name of one of its {count} points, @POSITION, or a time"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a failover is to be made from: ``choice`` as :func:`resolve` has it, or a state ``between`` points."""
+
+    vm: str
+    choice: str
+    between: RecoveryPoint | None
+
+    def check(self, session: Session) -> bool:
+        """``NoSuchPoint`` if it means no point (any more)."""
+        return self.between is not None or bool(resolve(session, self.vm, self.choice))
+
+    def memory(self, session: Session) -> dict[str, Any]:
+        """For the job, with a point's id, whatever gets its name meanwhile; ``NoSuchPoint``."""
+        if self.between is not None:
+            return {"choice": self.choice, "between": self.between.model_dump()}
+        point = resolve(session, self.vm, self.choice)
+        selector = parse(self.choice)
+        return {"choice": selector.text if selector.kind == "word" else point.id, "between": None}
+
+
+def latest_state(item: ItemRow, watermarks: list[Watermark], newest: RecoveryPoint) -> RecoveryPoint:
+    """``Latest`` after the cache was processed: the highest position up to which *all* disks are complete.
+
+    While a resync is due or under way the disks' latest states do not belong together (their logs cannot be vouched
+    for, or one disk has chunks of a newer time), so then it is the newest point.
+    """
+    by_disk = {mark.disk_id: mark for mark in watermarks}
+    known = {disk.disk_id for disk in item.disks} <= set(by_disk)
+    vouched = item.resync_reason is None and known and all(mark.sync_complete for mark in watermarks)
+    if not vouched:
+        return newest
+    least = min(watermarks, key=lambda mark: mark.complete_position)
+    if least.complete_position <= newest.position:
+        return newest
+    return RecoveryPoint(
+        id=LATEST,
+        name=LATEST,
+        type="CrashConsistent",
+        time=rfc3339(least.complete_time_ns),
+        position=least.complete_position,
+        time_ns=least.complete_time_ns,
+    )
+
+
+def take_watermark(disk: DiskRow, mark: Watermark) -> bool:
+    """Move a disk's stored watermark forward; False for a report that is older than what is known."""
+    # The applier may repeat itself after a kill, with an older watermark than the one it had reported last.
+    reported = (mark.generation, mark.sync_complete, mark.sync_parts, mark.log_seq)
+    if reported < (disk.generation, disk.sync_complete, disk.sync_parts, disk.log_seq):
+        return False
+    disk.generation = mark.generation
+    disk.sync_parts = mark.sync_parts
+    disk.sync_complete = mark.sync_complete
+    disk.log_seq = mark.log_seq
+    disk.complete_position = mark.complete_position
+    disk.complete_time_ns = mark.complete_time_ns
+    return True
+
+
+def stored_watermark(disk: DiskRow) -> Watermark:
+    """What :meth:`Vault.watermarks` answers for a disk."""
+    return Watermark(
+        disk_id=disk.disk_id,
+        generation=disk.generation,
+        sync_parts=disk.sync_parts,
+        sync_complete=disk.sync_complete,
+        log_seq=disk.log_seq,
+        complete_position=disk.complete_position,
+        complete_time_ns=disk.complete_time_ns,
+    )

@@ -1,0 +1,71 @@
+"""The words by which a state of a VM is selected, and therefore what a point cannot be named.
+
+One parser decides both: a name is refused unless :func:`parse` takes it for a name, so that every name can be selected.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from siterig.blockfs.core.errors import RigError
+
+LATEST = "Latest"
+LATEST_PROCESSED = "LatestProcessed"
+LATEST_APPLICATION_CONSISTENT = "LatestApplicationConsistent"
+WORDS = {LATEST: "latest", LATEST_PROCESSED: "latest-processed", LATEST_APPLICATION_CONSISTENT: "latest-app"}
+"""Words that select another point as time passes: the API's, and the command line's."""
+NAME_CHARS_MAX = 100
+
+_SPELLINGS = {
+    "latest": LATEST,
+    "latestprocessed": LATEST_PROCESSED,
+    "latestapp": LATEST_APPLICATION_CONSISTENT,
+    "latestappconsistent": LATEST_APPLICATION_CONSISTENT,
+    "latestapplicationconsistent": LATEST_APPLICATION_CONSISTENT,
+}
+_POSITION = re.compile(r"@(\d{1,19})", re.ASCII)
+_LIKE_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]", re.ASCII)
+_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """``text``: the API's word, the id in lower case, the digits of the position, or the time or name as it was given."""
+
+    kind: Literal["word", "position", "time", "id", "name"]
+    text: str
+
+
+def parse(text: str) -> Selector:
+    """The selection that a text stands for.  ``InvalidPosition``: it begins with ``@``, and no number follows."""
+    spelling = re.sub(r"[-_ ]", "", text).casefold()
+    if spelling in _SPELLINGS:
+        return Selector("word", _SPELLINGS[spelling])
+    if text.startswith("@"):
+        position = _POSITION.fullmatch(text)
+        if position is None:
+            raise RigError("InvalidPosition", f"position {text!r} is not understood: write @ and a number, e.g. @13")
+        return Selector("position", position[1])
+    if _LIKE_TIME.match(text.strip()) is not None:
+        return Selector("time", text.strip())
+    if _ID.fullmatch(text) is not None:
+        return Selector("id", text.lower())
+    return Selector("name", text)
+
+
+def check_name(name: str) -> None:
+    """``InvalidName`` unless a point can be named so, be shown in one line, and be selected by that name."""
+    shown = ascii(name[: 2 * NAME_CHARS_MAX])
+    if not (name.isprintable() and 0 < len(name) <= NAME_CHARS_MAX):
+        raise RigError(
+            "InvalidName", f"point is named {shown}; allowed are 1 to {NAME_CHARS_MAX} printable characters, spaces included"
+        )
+    if name != name.strip() or name.startswith(("-", "@")) or parse(name).kind != "name":
+        raise RigError(
+            "InvalidName",
+            f"point is named {shown}, and could not be selected by that name: reserved are latest, latest-processed and "
+            "latest-app in any spelling, ids, what begins like a time (2026-11-21T...), what begins with @ or -, and spaces "
+            "at the beginning and end",
+        )

@@ -1,0 +1,561 @@
+"""The vault: every operation a user may ask for, and every report the other roles make.
+
+Multi-task safety: the methods may be called by any number of tasks at once.  An operation looks at the item's state
+and inserts its job in *one* transaction, and transactions are serial (store.py): of two callers at once one gets the
+job and the other ``JobInProgress`` or ``InvalidState``.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from typing import Any
+
+import trio
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.contracts.ports import DiskSpec, Provider, RecoverySide
+from siterig.azure_emu.vault.context import events, rig_clock
+from siterig.azure_emu.vault.context.services import Services, ShutDown, no_check
+from siterig.azure_emu.vault.context.states import (
+    PRIMARY,
+    RECOVERY,
+    TEST_CLEANUP,
+    TEST_COMPLETED,
+    TEST_INITIATED,
+    TEST_NONE,
+    Operation,
+    State,
+    require,
+)
+from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow, JobRow
+from siterig.azure_emu.vault.db.signals import Signals
+from siterig.azure_emu.vault.db.store import Store, find_item
+from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory
+from siterig.azure_emu.vault.jobs import engine, failback_tasks, failover_tasks, preflight, protection_tasks, vm_tasks
+from siterig.azure_emu.vault.model.api import (
+    HOURS_DEFAULT,
+    Event,
+    Job,
+    ManagedDisk,
+    MountedPoint,
+    ProtectedItem,
+    RecoveryPoint,
+    Side,
+    Vm,
+)
+from siterig.azure_emu.vault.monitoring import health
+from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
+from siterig.azure_emu.vault.monitoring.standstill import StandstillWatch
+from siterig.azure_emu.vault.mounts import mounts
+from siterig.azure_emu.vault.mounts.lent import Lent
+from siterig.azure_emu.vault.points import points, selectors
+from siterig.azure_emu.vault.points.points import Chosen
+from siterig.azure_emu.vault.points.retention import check_hours
+from siterig.azure_emu.vault.points.retention import remark as history_remark
+from siterig.azure_emu.vault.reports import Reports
+from siterig.azure_emu.vault.workers.keeper import Keeper
+from siterig.blockfs.contracts.control import CutInfo, DiskHostControl, TagKind
+from siterig.blockfs.core import short_ids
+from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.host_process import HostProcess
+from siterig.blockfs.core.progress import DiskProgress, VmProgress
+from siterig.blockfs.core.waits import Waits
+
+_SCENARIOS = (
+    protection_tasks.ENABLE,
+    protection_tasks.FINALIZE,
+    protection_tasks.REPROTECT,
+    protection_tasks.REPAIR,
+    protection_tasks.DISABLE,
+    failover_tasks.TEST,
+    failover_tasks.CLEANUP,
+    failover_tasks.UNPLANNED,
+    failover_tasks.PLANNED,
+    failover_tasks.COMMIT,
+    failback_tasks.FAILBACK,
+    failback_tasks.COMMIT,
+    vm_tasks.DELETE,
+    vm_tasks.RENAME,
+)
+# Jobs that wait for replication, perhaps for ever.  Giving up protection stops any of them; and when the site is lost in
+# the middle of a resync, the points from before it are what is left.
+_STOPPED_BY_DISABLE = {"enable", "finalize", "reprotect", "repair"}
+_STOPPED_BY_UNPLANNED = {"repair"}
+_COMMIT_PENDING = {
+    State.UNPLANNED_DONE,
+    State.PLANNED_DONE,
+    State.CHANGE_POINT_DONE,
+    State.CHANGE_POINT_FAILED,
+    State.COMMIT_TO_RECOVERY_FAILED,
+}
+
+Prepare = Callable[[Session, ItemRow], tuple[engine.Scenario, dict[str, Any]]]
+
+
+class Vault(Reports):
+    """Implements siterig.azure_emu.vault.model.api.VaultApi, siterig.azure_emu.contracts.ports' ApplierReports,
+    DamageReports and RoleReports, and replication's VaultLink.
+
+    ``url``: the database (SQLAlchemy).  ``azure_host``: the disk host of the recovery side.  ``shut_down``: unmounts and
+    detaches what uses disk files of this host (:func:`siterig.blockfs.guests.hostmounts.shutdown`).  ``clock``: default
+    this host's. ``waits``: where the vault registers what it waits for. Errors of the constructor: ``StateVersion``,
+    ``StateUnreadable``.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        provider: Provider,
+        recovery: RecoverySide,
+        azure_host: DiskHostControl,
+        shut_down: ShutDown,
+        check_shut_down: ShutDown | None = None,
+        clock: Clock | None = None,
+        waits: Waits | None = None,
+    ) -> None:
+        store = Store(url)
+        clock = clock or Clock()
+        services = Services(
+            store, Signals(store), clock, site=provider, recovery=recovery, azure=azure_host, shut_down=shut_down,
+            waits=waits or Waits(clock.wall_ns),
+            check_shut_down=check_shut_down or no_check,
+        )  # fmt: skip
+        super().__init__(services)
+        self._engine = engine.JobEngine(services, _SCENARIOS)
+        self._keeper = Keeper(services)
+        self._sources = SourceWatch(services)
+        self._lent = Lent(services)
+        self._watch = StandstillWatch(services, self._repairs)
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Settle what a kill left, then run jobs until cancelled; operations may be asked for once it has started."""
+        with suppress(RigError):  # the host's disk is full: the clock is read again when there is room
+            await self._services.store.transact(lambda session: rig_clock.advance(session, self._services.clock))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._lent.run)
+            nursery.start_soon(self._repairs.run)
+            await self._engine.run(task_status)
+
+    async def watch_standstill(self) -> None:
+        """Notice waits, roles and data that stand still, until cancelled."""
+        await self._watch.run()
+
+    async def keep_policies(self) -> None:
+        """Prune recovery points now and then, and watch the sites of failed-over VMs, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._sources.run)
+            await self._keeper.run()
+
+    def close(self) -> None:
+        """Close the database; call it after :meth:`run` has ended."""
+        self._services.store.close()
+
+    # ---- virtual machines
+
+    async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> Vm:
+        """A new source VM at the site."""
+        azure_vms.check_vm_name(vm)
+        made = await self._services.patiently(
+            "create VM", vm, lambda: self._services.site.create_vm(vm=vm, disks=disks), repeatable=False
+        )
+        made_vm = Vm(
+            name=vm, side="site", state=inventory.UNPROTECTED, disks=[azure_vms.to_vm_disk(disk) for disk in made]
+        )  # fmt: skip
+        try:
+            await self._services.store.transact(lambda session: inventory.remember_vm(session, made_vm))
+        except RigError as error:
+            # The VM is there, and will be remembered when it is next seen.
+            if error.code != "DiskFull":
+                raise
+        return made_vm
+
+    async def list_vms(self) -> list[Vm]:
+        """VMs of both sides; those of a side that cannot be reached are as last seen."""
+        return await inventory.list_fabric(self._services, "site") + await inventory.list_fabric(self._services, "azure")
+
+    async def delete_vm(self, *, vm: str, side: Side | None = None) -> Job:
+        """Delete an unprotected VM of one side; ``BadRequest`` if both have one and none is named."""
+        if side is None:
+            sides = await vm_tasks.sides_of(self._services, vm)
+            if not sides:
+                known = ", ".join(sorted({found.name for found in await self.list_vms()})) or "none"
+                text = f"there is no VM {vm!r}; VMs: {known}; one whose disks cannot be opened is not listed"
+                raise RigError("VmNotFound", f"{text}: name its side with --side site or --side azure")
+            if len(sides) > 1:
+                raise RigError(
+                    "BadRequest", f"both sides have a VM {vm!r}: say which is to be deleted with --side site or --side azure"
+                )
+            (side,) = sides
+
+        def begin(session: Session) -> Job:
+            vm_tasks.require_deletable(session, vm, side)
+            memory = vm_tasks.memory_of_delete(side)
+            return engine.to_wire(engine.enqueue(session, vm_tasks.DELETE, vm, memory, self._services.clock.wall_ns()))
+
+        return self._started(await self._services.store.transact(begin))
+
+    async def rename_vm(self, *, vm: str, name: str) -> Job:
+        """Rename a VM on both sides, with everything that refers to it."""
+        azure_vms.check_vm_name(name)
+        if name == vm:
+            raise RigError("VmExists", f"VM {vm!r} is to be renamed to {name!r}: the names are the same")
+        sides = await vm_tasks.sides_of(self._services, vm)
+
+        def begin(session: Session) -> Job:
+            if not sides and session.get(ItemRow, vm) is None:
+                raise RigError("VmNotFound", f"there is no VM {vm!r}")
+            vm_tasks.require_renamable(session, vm, name)
+            memory = vm_tasks.memory_of_rename(name)
+            return engine.to_wire(engine.enqueue(session, vm_tasks.RENAME, vm, memory, self._services.clock.wall_ns()))
+
+        return self._started(await self._services.store.transact(begin))
+
+    # ---- protection
+
+    async def enable_protection(
+        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None = None, history_hours: int = HOURS_DEFAULT
+    ) -> Job:
+        """Start replicating a VM of the site."""
+        protection_tasks.check_policy(interval_s, app_consistent_every_s)
+        check_hours(history_hours)
+        disks = await self._services.patiently("protect", vm, lambda: inventory.site_disks(self._services, vm))
+        disk_limits.check(vm, disks)
+        disk_limits.check_chains(disks)
+
+        def begin(session: Session) -> Job:
+            engine.require_no_job(session, vm)
+            item = session.get(ItemRow, vm)
+            if item is None:
+                item = ItemRow(
+                    vm=vm, test_failover_state=TEST_NONE, active_location=PRIMARY, resync_marks=0, sent_position=0,
+                    points_after_position=0,
+                )  # fmt: skip
+                session.add(item)
+            else:
+                require(item, Operation.ENABLE)
+            item.interval_s, item.app_consistent_every_s = interval_s, app_consistent_every_s
+            item.history_hours = history_hours
+            item.suspended = False
+            item.protection_state = State.ENABLING
+            session.flush()
+            now_ns = self._services.clock.wall_ns()
+            if interval_s not in protection_tasks.OFFICIAL_INTERVALS_S:
+                text = f"interval_s {interval_s:g} of VM {vm!r} is rig-only: the service has 30, 300 and 900"
+                events.record(
+                    session, vm=vm, code="RigOnlyPolicy", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns
+                )  # fmt: skip
+            retention = history_remark(history_hours)
+            if retention is not None:
+                text = f"VM {vm!r}: {retention}"
+                events.record(
+                    session, vm=vm, code="RigOnlyPolicy", kind="VmReplication", severity="Warning", text=text, now_ns=now_ns
+                )  # fmt: skip
+            for remark in disk_limits.remarks(vm, disks):
+                events.record(
+                    session, vm=vm, code="DiskSize", kind="VmReplication", severity="Warning", text=remark, now_ns=now_ns
+                )
+            return engine.to_wire(engine.enqueue(session, protection_tasks.ENABLE, vm, {}, now_ns))
+
+        return self._started(await self._services.store.transact(begin))
+
+    async def disable_protection(self, *, vm: str) -> Job:
+        """Stop replicating and forget the VM; a job that waits for replication is cancelled."""
+
+        def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
+            item.protection_state = State.DISABLING
+            return protection_tasks.DISABLE, {}
+
+        try:
+            await preflight.can_remove_all(self._services, vm)
+        except RigError as error:
+            if self._services.roles.blame(error) is None:
+                raise  # else a role is away: the job waits for it, and checks this
+        # A test VM forbids it: then nothing is stopped either.
+        await self._stop(vm, _STOPPED_BY_DISABLE, lambda _session, item: item.test_failover_state != TEST_COMPLETED)
+        return await self._begin(vm, Operation.DISABLE, prepare)
+
+    async def reprotect(self, *, vm: str) -> Job:
+        """Reverse replication, after the commit of a failback."""
+
+        def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
+            item.protection_state = State.REPROTECT
+            return protection_tasks.REPROTECT, {}
+
+        return await self._begin(vm, Operation.REPROTECT, prepare)
+
+    async def resync(self, *, vm: str) -> Job:
+        """Compare both sides and send the differences; the item keeps its state meanwhile."""
+        return await self._begin(vm, Operation.RESYNC, lambda _session, _item: (protection_tasks.REPAIR, {}))
+
+    async def items(self) -> list[ProtectedItem]:
+        """All protected items, by name."""
+
+        def look(session: Session) -> list[ProtectedItem]:
+            elapsed_ns, full = rig_clock.elapsed_ns(session, self._services.clock), self._services.store.full
+            items = session.scalars(select(ItemRow).order_by(ItemRow.vm))
+            return [
+                health.describe(
+                    session,
+                    item,
+                    elapsed_ns,
+                    self._services.lag,
+                    unwritable=full,
+                    observed=self._sources.health_errors(item.vm),
+                )
+                for item in items
+            ]
+
+        return await self._services.store.transact(look)
+
+    async def progress(self, *, vm: str) -> VmProgress:
+        """What the site's agent does for a VM (protected or not), or how far a failback is."""
+
+        def downloading(session: Session) -> list[dict[str, Any]] | None:
+            job = engine.open_job(session, vm)
+            return None if job is None or job.key != failback_tasks.FAILBACK.key else job.memory.get("disks", [])
+
+        disks = await self._services.store.transact(downloading)
+        if disks is None:
+            return await self._services.site.progress(vm=vm)
+        shown = []
+        for disk in disks:
+            done_bytes = await self._services.recovery.export_progress(source_id=disk["disk_id"])
+            shown.append(
+                DiskProgress(disk=disk["name"], done_bytes=done_bytes, total_bytes=disk["size_bytes"], sent_bytes=done_bytes)
+            )  # fmt: skip
+        return VmProgress(vm=vm, phase="Failback", disks=shown)
+
+    async def managed_disks(self) -> list[ManagedDisk]:
+        """Of all protected VMs."""
+
+        def look(session: Session) -> list[ManagedDisk]:
+            rows = session.scalars(select(DiskRow).order_by(DiskRow.vm, DiskRow.name))
+            return [ManagedDisk(vm=row.vm, name=row.name, disk_id=row.disk_id) for row in rows]
+
+        return await self._services.store.transact(look)
+
+    # ---- recovery points
+
+    async def points(self, *, vm: str, limit: int | None = None) -> list[RecoveryPoint]:
+        """Available recovery points, newest first."""
+
+        def look(session: Session) -> list[RecoveryPoint]:
+            find_item(session, vm)
+            return points.available(session, vm, limit)
+
+        return await self._services.store.transact(look)
+
+    async def mount_point(
+        self,
+        *,
+        vm: str,
+        point: str | None = None,
+        position: int | None = None,
+        time: str | None = None,
+        name: str | None = None,
+        process: HostProcess | None = None,
+    ) -> MountedPoint:
+        """Serve a VM's disks as they were, read-only."""
+        async with nullcontext() if process is None else self._lent.lending(process):
+            return await self._services.patiently(
+                "mount point",
+                vm,
+                lambda: mounts.mount(
+                    self._services, vm, point=point, position=position, time=time, name=name, process=process
+                ),
+            )
+
+    async def unmount_point(self, *, vm: str, name: str) -> None:
+        """Take a mounted point away."""
+        await self._services.patiently("unmount point", vm, lambda: mounts.unmount(self._services, vm, name))
+
+    async def mounted_points(self, *, vm: str) -> list[MountedPoint]:
+        """What of a VM is mounted."""
+        return await mounts.mounted(self._services, vm)
+
+    async def open_copy(self, *, vm: str, name: str, position: int, process: HostProcess) -> Vm:
+        """Serve a VM's disks as they were, to be written to."""
+        async with self._lent.lending(process):
+            return await self._services.patiently(
+                "open copy", vm, lambda: azure_vms.open_copy(self._services, vm, name, position, process)
+            )
+
+    async def remove_copy(self, *, vm: str, name: str) -> None:
+        """Take a copy away."""
+        await self._services.patiently("remove copy", vm, lambda: azure_vms.remove_copy(self._services, vm, name))
+
+    async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
+        """A recovery point of now; returns when it is available."""
+        selectors.check_name(name)
+
+        def look(session: Session) -> None:
+            item = find_item(session, vm)
+            engine.require_no_job(session, vm)
+            require(item, Operation.CREATE_POINT)
+            points.check_new_name(session, vm, name)
+
+        await self._services.store.transact(look)
+        cut = await self._cut_point(vm, kind, name)
+
+        def there(session: Session) -> RecoveryPoint | None:
+            find_item(session, vm)
+            point = points.find_available(session, cut.tag_id)
+            if point is None:
+                self._services.roles.require("agent", "azurite", "applier")
+                protection_tasks.raise_blocking_error(session, vm)
+            if point is None:
+                return None
+            point.downgraded_because = cut.downgraded_because  # the agent tells it, too, but may not get through
+            return points.to_wire(point)
+
+        with self._services.awaiting_apply(vm, f"recovery point {name!r} of VM {vm!r} is sent and not applied yet"):
+            return await self._services.signals.wait_until(vm, there)
+
+    async def _cut_point(self, vm: str, kind: TagKind, name: str) -> CutInfo:
+        """One cut, whatever is away meanwhile: two points of one name could not be told apart."""
+        request_id = str(uuid.uuid4())
+        try:
+            return await self._services.patiently(
+                "take point",
+                vm,
+                lambda: self._services.site.replicate_now(vm=vm, kind=kind, name=name, request_id=request_id),
+                repeatable=False,
+            )
+        except RigError as error:
+            if not error.uncertain:
+                raise
+            text = f"{error.message}; it is not known whether the recovery point was taken: see siterig points {vm}"
+            raise RigError(error.code, text, recoverable=True, role=error.role, uncertain=True) from error
+
+    # ---- failover
+
+    async def test_failover(self, *, vm: str, point: str) -> Job:
+        """Make ``VM-test`` from a recovery point; replication goes on."""
+        chosen = await self._chosen(vm, point)
+
+        def prepare(session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
+            memory = chosen.memory(session)
+            item.test_failover_state = TEST_INITIATED
+            return failover_tasks.TEST, memory
+
+        return await self._begin(vm, Operation.TEST, prepare)
+
+    async def _chosen(self, vm: str, choice: str) -> Chosen:
+        between = await self._services.patiently(
+            "choose point", vm, lambda: mounts.between_points(self._services, vm, choice)
+        )
+        return Chosen(vm, choice, between)
+
+    async def cleanup_test_failover(self, *, vm: str) -> Job:
+        """Remove ``VM-test``."""
+
+        def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
+            item.test_failover_state = TEST_CLEANUP
+            return failover_tasks.CLEANUP, {}
+
+        return await self._begin(vm, Operation.CLEANUP, prepare)
+
+    async def unplanned_failover(self, *, vm: str, point: str, source_actions: bool = False) -> Job:
+        """Fail over without needing the site; until commit, again, to change the recovery point."""
+        chosen = await self._chosen(vm, point)
+
+        def prepare(session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
+            memory = chosen.memory(session)
+            change = item.protection_state in _COMMIT_PENDING
+            item.protection_state = State.CHANGE_POINT if change else State.UNPLANNED
+            return failover_tasks.UNPLANNED, memory | {"source_actions": source_actions, "change": change}
+
+        await self._stop(vm, _STOPPED_BY_UNPLANNED, lambda session, _item: chosen.check(session))
+        return await self._begin(vm, Operation.UNPLANNED, prepare)
+
+    async def planned_failover(self, *, vm: str) -> Job:
+        """Shut the VM down at the site, send the rest, fail over: nothing is lost."""
+
+        def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
+            item.protection_state = State.PLANNED
+            return failover_tasks.PLANNED, {}
+
+        return await self._begin(vm, Operation.PLANNED, prepare)
+
+    async def commit_failover(self, *, vm: str) -> Job:
+        """Make a failover final (all points go), or a failback (the Azure VM and its disks go)."""
+
+        def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
+            if item.active_location == RECOVERY:
+                item.protection_state = State.COMMIT_TO_PRIMARY
+                return failback_tasks.COMMIT, {}
+            item.protection_state = State.COMMIT_TO_RECOVERY
+            return failover_tasks.COMMIT, {}
+
+        return await self._begin(vm, Operation.COMMIT, prepare)
+
+    async def failback(self, *, vm: str) -> Job:
+        """Planned failover from Azure to the site by full download."""
+
+        def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
+            item.protection_state = State.PLANNED
+            return failback_tasks.FAILBACK, {}
+
+        return await self._begin(vm, Operation.FAILBACK, prepare)
+
+    # ---- jobs and events
+
+    async def jobs(self) -> list[Job]:
+        """All jobs, newest first."""
+
+        def look(session: Session) -> list[Job]:
+            return [self._job_to_wire(row) for row in session.scalars(select(JobRow).order_by(JobRow.id.desc()))]
+
+        return await self._services.store.transact(look)
+
+    async def job(self, *, name: str) -> Job:
+        """The job of this name, or whose name alone begins so; ``JobNotFound``, ``AmbiguousId``."""
+
+        def look(session: Session) -> Job:
+            known = short_ids.find("job", name, session.scalars(select(JobRow.name)))
+            row = session.scalars(select(JobRow).where(JobRow.name == known)).one_or_none()
+            if row is None:
+                raise RigError("JobNotFound", f"there is no job {name!r}; see the list of jobs for their names")
+            return self._job_to_wire(row)
+
+        return await self._services.store.transact(look)
+
+    def _job_to_wire(self, row: JobRow) -> Job:
+        return engine.to_wire(row, self._engine.waiting_for(row.name))
+
+    async def events(self) -> list[Event]:
+        """All events, newest first."""
+        return await self._services.store.transact(events.list_events)
+
+    # ---- how an operation begins
+
+    async def _begin(self, vm: str, operation: Operation, prepare: Prepare) -> Job:
+        def begin(session: Session) -> Job:
+            item = find_item(session, vm)
+            engine.require_no_job(session, vm)
+            require(item, operation)
+            before = {"protection_state": item.protection_state, "test_failover_state": item.test_failover_state}
+            scenario, memory = prepare(session, item)
+            memory |= {engine.BEFORE: before}
+            return engine.to_wire(engine.enqueue(session, scenario, vm, memory, self._services.clock.wall_ns()))
+
+        return self._started(await self._services.store.transact(begin))
+
+    def _started(self, job: Job) -> Job:
+        self._engine.start(job.name)
+        self._services.signals.notify(job.targetObjectName)
+        return job
+
+    async def _stop(self, vm: str, keys: set[str], may: Callable[[Session, ItemRow], bool]) -> None:
+        def look(session: Session) -> str | None:
+            job = engine.open_job(session, vm)
+            return job.name if job is not None and job.key in keys and may(session, find_item(session, vm)) else None
+
+        name = await self._services.store.transact(look)
+        if name is not None:
+            await self._engine.cancel(name)

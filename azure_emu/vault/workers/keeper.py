@@ -1,0 +1,101 @@
+"""Keeps to the policies: prunes recovery points, and tells the recovery side what need not be kept for them.
+
+Fault contract: points go in one transaction a VM.  What the recovery side is told follows from the points that are left and
+is told again in each round, so a kill or an unreachable role costs nothing but time.  The recovery side never gives up a
+position that something has open, whatever it is told.
+"""
+
+from __future__ import annotations
+
+import structlog
+import trio
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.vault.context import events, rig_clock
+from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.context.states import PRIMARY
+from siterig.azure_emu.vault.db.schema import AzureVmRow, ItemRow, MountRow
+from siterig.azure_emu.vault.jobs import engine
+from siterig.azure_emu.vault.points import points
+from siterig.azure_emu.vault.points.retention import Policy, expired
+from siterig.blockfs.core.errors import RigError
+
+ROUND_S = 300.0
+"""As often as the service makes crash-consistent points."""
+RETRY_S = 15.0
+"""After a round that failed: its wait ends soon after its reason."""
+
+_log = structlog.get_logger("siterig.azure_emu.vault.workers.keeper")
+
+
+class Keeper:
+    """One vault's."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._told: set[str] = set()
+        self._delayed: set[tuple[str, str]] = set()
+        """(VM, disk id) of which the recovery side could not be told in the last round."""
+
+    async def run(self) -> None:
+        """A round now and then, and soon again after one that failed, until cancelled."""
+        while True:
+            done = False
+            try:
+                done = await self.round()
+            except RigError as error:  # the host's disk is full: points stay until there is room
+                self._services.waits.set("retention", error.code, error.message)
+                self._tell_once(error)
+            else:
+                self._services.waits.clear("retention")
+            await trio.sleep(ROUND_S if done else RETRY_S)
+
+    async def round(self) -> bool:
+        """Advance the rig's clock, and look after every item once; whether the recovery side was told everything."""
+        delayed: set[tuple[str, str]] = set()
+        await self._services.store.transact(lambda session: rig_clock.advance(session, self._services.clock))
+        for vm in await self._services.store.transact(lambda session: list(session.scalars(select(ItemRow.vm)))):
+            kept = await self._services.store.transact(lambda session, vm=vm: self._prune(session, vm))  # type: ignore[misc]
+            for disk_id, position in kept.items():
+                try:
+                    await self._services.recovery.retain(disk_id=disk_id, position=position)
+                except RigError as error:
+                    self._services.waits.set("retention", error.code, error.message, vm=vm, disk=disk_id)
+                    self._tell_once(error)
+                    delayed.add((vm, disk_id))
+        for vm, disk_id in self._delayed - delayed:
+            self._services.waits.clear("retention", vm=vm, disk=disk_id)
+        self._delayed = delayed
+        return not delayed
+
+    def _prune(self, session: Session, vm: str) -> dict[str, int]:
+        """Delete what the policy says; the oldest position that the points left need, for each disk."""
+        item = session.get(ItemRow, vm)
+        # While a job runs it may have chosen a point; after a commit there is nothing to prune.
+        if item is None or item.active_location != PRIMARY or engine.open_job(session, vm) is not None:
+            return {}
+        mounted = session.scalars(select(MountRow.point_id).where(MountRow.vm == vm))
+        in_vms = session.scalars(select(AzureVmRow.point_id).where(AzureVmRow.owner == vm))
+        in_use = {point_id for point_id in (*mounted, *in_vms) if point_id is not None}
+        ids = expired(points.facts(session, vm), Policy(item.history_hours), in_use)
+        if ids:
+            points.prune(session, vm, ids)
+            self._record_pruning(session, item, len(ids))
+            _log.info("points_pruned", vm=vm, points=len(ids))
+        oldest = points.oldest(session, vm)
+        return {} if oldest is None else {disk.disk_id: oldest.position for disk in item.disks}
+
+    def _record_pruning(self, session: Session, item: ItemRow, count: int) -> None:
+        oldest = points.oldest(session, item.vm)
+        left = "" if oldest is None else f"; the oldest left is of {oldest.time}"
+        events.record(
+            session, vm=item.vm, code="RecoveryPointsPruned", kind="VmReplication", severity="OK",
+            text=f"{count} recovery points of VM {item.vm!r} were pruned: retention {item.history_hours} h{left}",
+            now_ns=self._services.clock.wall_ns(),
+        )  # fmt: skip
+
+    def _tell_once(self, error: RigError) -> None:
+        if error.message not in self._told:
+            self._told.add(error.message)
+            _log.warning("retention_delayed", code=error.code, reason=error.message)

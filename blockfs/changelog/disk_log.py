@@ -1,0 +1,516 @@
+"""The change log of one disk: a current segment that takes records, closed ones that are kept until applied.
+
+The writer is in C (cext/log.c); here is what needs names: making, naming, trimming, handing out and deleting segments.
+
+Fault contract
+--------------
+A record is in the current segment before its bytes reach the disk.  After a kill the segment's torn tail is cut and
+the last record is written to the disk again; the sequence goes on without a gap, in the same generation
+(:mod:`siterig.blockfs.changelog.log_recovery`).  A closed segment is handed out only after it is on stable storage.
+
+The next segment stands ready as ``NAME.spare``, preallocated, without a header.  The writer in C switches to it when
+the current one is full, without waiting for anybody; :meth:`DiskLog.tend` then gives it its name, cuts what was
+preallocated off the one that was closed, and makes the next spare,
+of ``NAME.recycled`` (an applied segment's file) if there is one.  A kill in between leaves ``NAME.spare`` with a header: it
+is the newest segment.  ``NAME.dirty`` holds one word that says whether the log was given up, and a
+bitmap of what has changed that no log tells (:mod:`siterig.blockfs.changelog.dirty`).
+
+Any thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from siterig.blockfs.changelog import dirty
+from siterig.blockfs.changelog.segment import FLAG_CLEAN_CLOSE, HEADER_BYTES, RecordType, SegmentHeader, encode_header
+from siterig.blockfs.contracts.control import SegmentInfo
+from siterig.blockfs.core import boot
+from siterig.blockfs.core.wire import Whole, WireModel
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.durable import sync_folder
+from siterig.blockfs.files.os_errors import naming, raised_by_c
+from siterig.blockfs.files.safe_files import temporary_name
+from siterig.blockfs.watch import own_file
+from siterig.cext._core import ffi, lib
+
+SEGMENT_BYTES_MAX = 16 << 20
+SEGMENT_BYTES_MIN = 256 << 10
+SEGMENTS_LISTED_MAX = 4096
+"""Of one process; Python takes them over long before there are so many."""
+
+
+WhenFull = Literal["refuse", "bitmap"]
+KEPT_SHARE_MAX = 0.5
+"""How much of a disk's size its log may take, unless it is said: beyond it a resync is the cheaper way."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogPolicy:
+    """How large a log may become, and what happens when it cannot be written.
+
+    ``kept_share_max``: past this share of the disk's size in kept segments the log is given up for a bitmap of what
+    changed (``LogOverflow``); None: no limit.  ``when_full``: ``refuse`` the write with ``ENOSPC`` when the host's
+    disk is full, or give the log up for the ``bitmap`` (``LogFull``).
+    """
+
+    kept_share_max: float | None = KEPT_SHARE_MAX
+    when_full: WhenFull = "refuse"
+
+    def kept_bytes_max(self, disk_bytes: int) -> int:
+        """In bytes, of a disk of that size; 0: no limit."""
+        return 0 if self.kept_share_max is None else max(int(disk_bytes * self.kept_share_max), 1)
+
+
+def segment_bytes(disk_bytes: int) -> int:
+    """How large a segment becomes before the next is begun; a small disk's log must not fill its limit with one."""
+    return min(max(disk_bytes // 16, SEGMENT_BYTES_MIN), SEGMENT_BYTES_MAX)
+
+
+class LogExtent(WireModel):
+    """Which records the kept segments of a disk's log have: from ``first_seq`` to the one before ``next_seq``."""
+
+    first_seq: Whole
+    next_seq: Whole
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSegment:
+    """A closed segment on stable storage; ``position`` of its last record."""
+
+    number: int
+    first_seq: int
+    last_seq: int
+    position: int
+    size_bytes: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """What the writer knows of a segment that it has not been told to forget (``struct sr_segment_info``)."""
+
+    number: int
+    first_seq: int
+    last_seq: int
+    last_position: int
+    end: int
+    closed: bool
+    durable: bool
+
+
+def segment_path(folder: Path, name: str, number: int) -> Path:
+    """``NAME.000007.hrl``."""
+    return folder / f"{name}.{number:06d}.hrl"
+
+
+def segment_number(name: str, file: str) -> int | None:
+    """The number of the segment of disk ``name`` that a file of that name is; None if it is none."""
+    found = re.fullmatch(re.escape(name) + r"\.(\d{6,})\.hrl", file)
+    return int(found[1]) if found else None
+
+
+def find_segments(folder: Path, name: str) -> list[tuple[int, Path]]:
+    """All segments of a disk, by number."""
+    numbered = [(segment_number(name, path.name), path) for path in folder.iterdir()]
+    return sorted((number, path) for number, path in numbered if number is not None)
+
+
+class DiskLog:
+    """See the module.  ``disk`` is the disk in C, which writes the records."""
+
+    def __init__(
+        self,
+        disk: Any,
+        folder: Path,
+        name: str,
+        *,
+        disk_id: str,
+        generation: int,
+        disk_size_bytes: int,
+        policy: LogPolicy,
+        next_number: int,
+        next_seq: int = 1,
+        last_position: int = 0,
+        kept: list[KeptSegment] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.name = name
+        self.disk_id = disk_id
+        self.generation = generation
+        self._disk = disk
+        self._kept = kept or []
+        self._segment_bytes = segment_bytes(disk_size_bytes)
+        self._lock = threading.Lock()  # over the list of segments and their names
+        self._spare_lock = threading.Lock()  # one spare is made at a time
+        self._trimmed: set[int] = set()
+        self._made = {kept.number: own_file.named(kept.path) for kept in self._kept}  # the segments' files
+        self._spare_made: own_file.Identity | None = None
+        header = SegmentHeader(
+            disk_id=disk_id,
+            generation=generation,
+            stream="log",
+            first_seq=next_seq,
+            boot_id=boot.current_boot_id(),
+            created_ns=0,
+            disk_size_bytes=disk_size_bytes,
+        )
+        self._first_number = self._named_number = next_number
+        self._fresh_dirty = folder / temporary_name(f"{name}.dirty")
+        first = segment_path(folder, name, next_number)
+        fds: list[int] = []
+        try:
+            with safe_files.held(folder) as held:
+                for own in (self._dirty, self._spare, self._recycled):
+                    held.check_free(own.name)
+                held.remove_leftovers(self._dirty.name)
+            fds.append(self._make_file(first))
+            dirty.make(self._fresh_dirty, disk_id=disk_id, generation=generation)
+            fds.append(dirty.open_for_writer(self._fresh_dirty))
+            template = ffi.from_buffer(encode_header(header))
+            setup = ffi.new("struct sr_log_setup *")
+            setup.header, setup.number, setup.next_seq = ffi.cast("uint8_t *", template), next_number, next_seq
+            setup.last_position, setup.kept_bytes = last_position, sum(k.size_bytes for k in self._kept)
+            setup.oldest_number = self._kept[0].number if self._kept else next_number
+            setup.segment_bytes = self._segment_bytes
+            setup.kept_bytes_max = policy.kept_bytes_max(disk_size_bytes)
+            setup.full_gives_up = policy.when_full == "bitmap"
+            setup.fd, setup.dirty_fd = fds
+            self._setup = setup
+            self._template = template
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            if fds:
+                first.unlink(missing_ok=True)
+            self._fresh_dirty.unlink(missing_ok=True)
+            raise
+        self._fds = fds
+        self._first = first
+        self._made[next_number], self._dirty_made = own_file.opened(fds[0]), own_file.opened(fds[1])
+
+    def start(self) -> None:
+        """Every write from now on is logged here, in place of an older log; the disk's state must name this one already.
+
+        Nobody may tend the older log meanwhile: what its writer uses up to the last moment has the same names.
+        """
+        try:
+            safe_files.rename(self._fresh_dirty, self._dirty)
+            sync_folder(self.folder)
+            check(lib.sr_log_start(self._disk, self._setup))
+        except BaseException:
+            self.discard()
+            raise
+        self._spare.unlink(missing_ok=True)
+        self._recycled.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Take back a log that was not started."""
+        for fd in self._fds:
+            os.close(fd)
+        self._first.unlink()
+        self._fresh_dirty.unlink(missing_ok=True)
+
+    @property
+    def _spare(self) -> Path:
+        return self.folder / f"{self.name}.spare"
+
+    @property
+    def _recycled(self) -> Path:
+        return self.folder / f"{self.name}.recycled"
+
+    @property
+    def _dirty(self) -> Path:
+        return self.folder / f"{self.name}.dirty"
+
+    # --- what the writer knows ----------------------------------------------------------------------------------
+
+    @property
+    def _info(self) -> Any:
+        info = ffi.new("struct sr_log_info *")
+        lib.sr_log_info(self._disk, info)
+        return info
+
+    @property
+    def given_up(self) -> str | None:
+        """Why the writer has given the log up; None if it has not."""
+        return dirty.REASONS.get(self._info.state)
+
+    @property
+    def next_seq(self) -> int:
+        """Sequence number of the record that comes next."""
+        return int(self._info.next_seq)
+
+    @property
+    def last_seq(self) -> int:
+        """Sequence number of the newest record (0: none)."""
+        return self.next_seq - 1
+
+    @property
+    def last_position(self) -> int:
+        """Position of the newest record."""
+        return int(self._info.last_position)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Size of all segments that are kept."""
+        return int(self._info.kept_bytes)
+
+    def _segments(self) -> list[_Segment]:
+        table = ffi.new("struct sr_segment_info[]", SEGMENTS_LISTED_MAX)
+        count = min(lib.sr_log_segments(self._disk, table, SEGMENTS_LISTED_MAX), SEGMENTS_LISTED_MAX)
+        # Copied: a reference into the table does not keep it, and another disk's may come to lie in its place.
+        return [
+            _Segment(s.number, s.first_seq, s.last_seq, s.last_position, s.end, bool(s.closed), bool(s.durable))
+            for s in table[0:count]
+        ]
+
+    def segment_bytes_of(self, number: int) -> int | None:
+        """How far a segment of this process has been written; None for an older one."""
+        return next((s.end for s in self._segments() if s.number == number), None)
+
+    # --- records that Python writes -----------------------------------------------------------------------------
+
+    def append(self, kind: RecordType, *, payload: bytes = b"", flags: int = 0, rotate: bool = False) -> int:
+        """Append a record that changes nothing on the disk, and perhaps begin a new segment behind it; its position.
+
+        ``OSError`` (disk full, ...) leaves the log as it was.
+        """
+        position = ffi.new("uint64_t *")
+
+        def append() -> int:
+            return int(lib.sr_log_append(self._disk, kind, flags, payload, len(payload), rotate, position))
+
+        self._with_spare(append)
+        return int(position[0])
+
+    def rotate(self) -> None:
+        """Begin a new segment, unless the current one is empty.  ``OSError`` leaves the current one in use."""
+        self._with_spare(lambda: int(lib.sr_log_rotate(self._disk)))
+
+    def _with_spare(self, step: Any) -> None:
+        while (rc := step()) == -errno.EAGAIN:
+            self.provide_spare()
+        check(rc)
+        self.settle()
+
+    # --- segments' files ----------------------------------------------------------------------------------------
+
+    def tend(self) -> None:
+        """What is to be done after the writer has switched segments; may take milliseconds."""
+        self.settle()
+        self.provide_spare()
+        # A guest may never ask for it, and each holds a descriptor until then.
+        check(lib.sr_log_sync_closed(self._disk))
+        self.settle()
+
+    def settle(self) -> None:
+        """Name the current segment, cut the closed ones to their length, take over those on stable storage."""
+        with self._lock:
+            segments = self._segments()
+            if not segments:
+                return
+            if segments[-1].number > self._named_number:
+                current = segment_path(self.folder, self.name, segments[-1].number)
+                if os.path.lexists(current):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(current))
+                safe_files.rename(self._spare, current)
+                self._named_number = segments[-1].number
+                self._made[self._named_number] = self._spare_made
+            for segment in segments:
+                if not segment.closed:
+                    continue
+                path = segment_path(self.folder, self.name, segment.number)
+                if segment.number not in self._trimmed:
+                    _cut(path, segment.end)
+                    self._trimmed.add(segment.number)
+                if segment.durable:
+                    self._kept.append(
+                        KeptSegment(
+                            segment.number, segment.first_seq, segment.last_seq, segment.last_position, segment.end, path
+                        )
+                    )
+                    lib.sr_log_forget(self._disk, segment.number)
+
+    @property
+    def has_spare(self) -> bool:
+        """Whether a new segment can begin at once."""
+        return bool(self._info.has_spare)
+
+    def provide_spare(self) -> None:
+        """Put a spare segment at the writer's disposal, if it has none."""
+        with self._spare_lock:
+            info = self._info
+            if info.has_spare or info.state != lib.SR_LOGGED:
+                return
+            self.settle()  # now that the writer cannot switch any more: what it used up last has its name, and ours is free
+            fd = self._recycle() or self._make_file(self._spare)
+            self._spare_made = own_file.opened(fd)
+            if not lib.sr_log_give_spare(self._disk, fd):  # given up meanwhile
+                os.close(fd)
+                self._spare.unlink()
+
+    def _make_file(self, path: Path) -> int:
+        """A preallocated file with a durable name; nothing is left if it cannot be made."""
+        fd = safe_files.create_file(path)
+        try:
+            with naming(path):
+                os.posix_fallocate(fd, 0, self._segment_bytes + HEADER_BYTES)
+            sync_folder(self.folder)
+        except BaseException:
+            os.close(fd)
+            path.unlink()
+            raise
+        return fd
+
+    def _recycle(self) -> int | None:
+        """Make the spare of an old segment: its blocks are allocated *and written*, so that a sync of what is written over
+        them has nothing to tell the file system's journal.  None if there is none, or somebody still reads it.
+        """
+        if not self._recycled.exists():
+            return None
+        fd = safe_files.open_file(self._recycled, os.O_RDWR)
+        try:
+            if _open_elsewhere(fd):
+                os.close(fd)
+                self._recycled.unlink()
+                return None
+            with naming(self._recycled):
+                os.pwrite(fd, bytes(HEADER_BYTES), 0)  # from here on it holds nothing
+                os.posix_fallocate(fd, 0, self._segment_bytes + HEADER_BYTES)
+                os.fdatasync(fd)  # not even after a power loss: it may have ended with the mark of an orderly close
+            safe_files.rename(self._recycled, self._spare)
+            sync_folder(self.folder)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def file_trouble(self) -> str | None:
+        """A sentence: what another program has done to the log's files; None: nothing."""
+        with self._lock:
+            wanted = {segment_path(self.folder, self.name, number): made for number, made in self._made.items()}
+            wanted[self._dirty] = self._dirty_made
+            if self.has_spare or any(segment.number > self._named_number for segment in self._segments()):
+                wanted[self._spare] = self._spare_made
+            for path, made in wanted.items():
+                if (became := own_file.became(own_file.named(path), made)) is not None:
+                    return f"{path} {became}"
+        return None
+
+    def segments(self) -> list[SegmentInfo]:
+        """Closed, durable segments that are kept."""
+        self.settle()
+        with self._lock:
+            kept = list(self._kept)
+        return [
+            SegmentInfo(
+                disk_id=self.disk_id,
+                generation=self.generation,
+                number=k.number,
+                first_seq=k.first_seq,
+                last_seq=k.last_seq,
+                complete_position=k.position,
+                size_bytes=k.size_bytes,
+                path=str(k.path),
+            )
+            for k in kept
+        ]
+
+    @property
+    def extent(self) -> LogExtent:
+        """The records of all segments that are kept, the current one too."""
+        self.settle()
+        with self._lock:
+            first_seq = self._kept[0].first_seq if self._kept else self._segments()[0].first_seq
+            return LogExtent(first_seq=first_seq, next_seq=self.next_seq)
+
+    @property
+    def oldest_number(self) -> int:
+        """Number of the oldest segment that is kept."""
+        self.settle()
+        with self._lock:  # else one could go from the writer's list to ours between two looks, and be in neither
+            return self._kept[0].number if self._kept else self._segments()[0].number
+
+    def applied(self, last_seq: int) -> None:
+        """Let go of closed segments whose records the recovery side has all; one file is kept for the next spare."""
+        self.settle()
+        gone, inherited = 0, False
+        with self._lock:
+            while self._kept and self._kept[0].last_seq <= last_seq:
+                kept = self._kept.pop(0)
+                self._made.pop(kept.number, None)
+                gone += kept.size_bytes
+                if inherited and kept.number >= self._first_number:
+                    sync_folder(self.folder)
+                inherited = kept.number < self._first_number
+                if self._recycled.exists():
+                    kept.path.unlink()
+                else:
+                    safe_files.rename(kept.path, self._recycled)
+            if inherited:
+                # It may end with the mark of an orderly close: after a power loss it must not be there again while what
+                # tells that the log went on after it is not.
+                sync_folder(self.folder)
+        if gone:
+            lib.sr_log_applied(self._disk, self.oldest_number, gone)
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def close_clean(self) -> None:
+        """Make log and disk durable; then, as durable, the mark that they are, as the log's last record."""
+        check(lib.sr_disk_flush(self._disk))
+        self.append(RecordType.FLUSH, flags=FLAG_CLEAN_CLOSE)
+        check(lib.sr_disk_flush(self._disk))
+        self.settle()
+        with self._lock:
+            current = self._segments()[-1]
+            _cut(segment_path(self.folder, self.name, current.number), current.end)
+        self._spare.unlink(missing_ok=True)
+        self._recycled.unlink(missing_ok=True)
+        sync_folder(self.folder)
+
+
+def _cut(path: Path, end: int) -> None:
+    """Cut a segment to its length."""
+    fd = safe_files.open_file(path, os.O_WRONLY)
+    try:
+        with naming(path):
+            os.ftruncate(fd, end)
+    finally:
+        os.close(fd)
+
+
+def go_on_noting(disk: Any, path: Path) -> None:
+    """Of a disk whose log was given up earlier: note what changes in its dirty file at ``path``."""
+    setup = ffi.new("struct sr_log_setup *")
+    setup.fd, setup.dirty_fd = -1, dirty.open_for_writer(path)
+    try:
+        check(lib.sr_log_start(disk, setup))
+    except OSError:
+        os.close(setup.dirty_fd)
+        raise
+
+
+def _open_elsewhere(fd: int) -> bool:
+    """Whether anybody but ``fd`` has the file open: only then a lease for writing is refused (fcntl(2), F_SETLEASE)."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    except OSError:  # or the file system knows no leases
+        return True
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return False
+
+
+def check(result: int) -> int:
+    """What a function in C returned; raised as an ``OSError`` if it is an error."""
+    if result < 0:
+        raise raised_by_c(result)
+    return result

@@ -1,0 +1,293 @@
+"""Change logs to and from dm-log-writes.  What has no counterpart, and why: docs/formats/dm-log-writes.md.
+
+Fault contract: a log, or a row of segments, has its final name only when it is whole and durable; of an import the first
+segment gets its name last, so that what a kill leaves never passes for a whole log.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from siterig.blockfs.changelog.disk_log import SEGMENT_BYTES_MAX, find_segments, segment_path
+from siterig.blockfs.changelog.dm_log_writes import MARK_BYTES_MAX, SECTOR_BYTES, DmLogReader, DmLogWriter, Entry, EntryFlag
+from siterig.blockfs.changelog.log_replay import Advance, CheckedLog, apply, open_image
+from siterig.blockfs.changelog.segment import Record, RecordType, SegmentHeader, SegmentReader, SegmentWriter
+from siterig.blockfs.changelog.tags import TagSeen, decode_tag, encode_tag
+from siterig.blockfs.core import boot
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.durable import rename_new, sync_folder
+from siterig.blockfs.files.safe_files import temporary_name
+from siterig.blockfs.layers.layer import TopLayer
+from siterig.cext.hashing import is_zero
+
+PIECE_BYTES_MAX = 4 << 20
+"""A longer write is imported as several records."""
+
+
+@dataclass(slots=True)
+class Exported:
+    """``records`` went out as ``entries``; ``widened`` of them were not of whole sectors.
+
+    ``resizes`` could not be told: the target of a replay must have ``disk_size_bytes`` from the start.
+    """
+
+    disk_size_bytes: int
+    records: int = 0
+    entries: int = 0
+    widened: int = 0
+    resizes: int = 0
+
+
+def export_log(
+    log: CheckedLog,
+    out: Path,
+    *,
+    base: Path | None = None,
+    format_: Literal["raw", "vhd"] | None = None,
+    advance: Advance | None = None,
+) -> Exported:
+    """Write ``out``.
+
+    ``base``: an image of the disk before the log, only read; needed where records do not fill whole sectors.
+    ``format_``: of it. ``LogUnaligned``, ``LogExists``, ``MarkInvalid``, ``ImageUnusable``, ``InvalidDiskSize``;
+    ``OSError`` of ``out`` is raised as it is. Nothing is left behind then.
+    """
+    writer = DmLogWriter(out)
+    try:
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.state.") as folder:
+            state = _state(log, base, format_, Path(folder))
+            try:
+                done = _Export(log, writer, state).run(advance)
+            finally:
+                if state is not None:
+                    state.close()
+        writer.finish()
+    except BaseException:
+        writer.abandon()
+        raise
+    return done
+
+
+def _state(log: CheckedLog, base: Path | None, format_: Literal["raw", "vhd"] | None, folder: Path) -> TopLayer | None:
+    if base is None:
+        return None
+    return TopLayer(open_image(base, log, writable=False, format_=format_), folder / "disk")
+
+
+class _Export:
+    """``state``: the disk as it is after each record, to take from it the rest of a sector that a record touches."""
+
+    def __init__(self, log: CheckedLog, writer: DmLogWriter, state: TopLayer | None) -> None:
+        self._log = log
+        self._writer = writer
+        self._state = state
+        self._done = Exported(log.size_bytes_after)
+
+    def run(self, advance: Advance | None) -> Exported:
+        for reader, record in self._log.records(advance):
+            if self._state is not None:
+                apply(self._state, reader, record)
+            self._add(reader, record)
+            self._done.records += 1
+        self._done.entries = self._writer.entry_count
+        return self._done
+
+    def _add(self, reader: SegmentReader, record: Record) -> None:
+        match record.type:
+            case RecordType.FLUSH:
+                self._writer.flush()
+            case RecordType.TAG:
+                self._writer.mark(_mark(reader, record))
+            case RecordType.RESIZE:
+                self._done.resizes += 1
+            case RecordType.WRITE | RecordType.ZERO | RecordType.DISCARD:
+                if record.offset % SECTOR_BYTES or record.length % SECTOR_BYTES:
+                    self._add_widened(reader, record)
+                elif record.type is RecordType.WRITE:
+                    self._writer.write(record.offset, reader.payload(record))
+                elif record.type is RecordType.ZERO:
+                    self._writer.zero(record.offset, record.length)
+                else:
+                    self._writer.discard(record.offset, record.length)
+
+    def _add_widened(self, reader: SegmentReader, record: Record) -> None:
+        if record.length == 0:
+            return
+        if self._state is None:
+            raise RigError(
+                "LogUnaligned",
+                f"{reader.path}: record {record.seq} ({record.type.name} of {record.length} bytes at {record.offset}) does "
+                f"not fill whole sectors of {SECTOR_BYTES} bytes: give the disk as it was before the log with --base",
+            )
+        self._done.widened += 1
+        start = record.offset // SECTOR_BYTES * SECTOR_BYTES
+        end = -(-(record.offset + record.length) // SECTOR_BYTES) * SECTOR_BYTES
+        if record.type is RecordType.WRITE:
+            self._writer.write(start, self._state.pread(start, end - start))
+            return
+        inner = -(-record.offset // SECTOR_BYTES) * SECTOR_BYTES
+        inner_end = (record.offset + record.length) // SECTOR_BYTES * SECTOR_BYTES
+        edges = {at for at in (start, end - SECTOR_BYTES) if not inner <= at < inner_end}
+        for at in sorted(edges):
+            self._writer.write(at, self._state.pread(at, SECTOR_BYTES))
+        if inner < inner_end:
+            if record.type is RecordType.ZERO:
+                self._writer.zero(inner, inner_end - inner)
+            else:
+                self._writer.discard(inner, inner_end - inner)
+
+
+def _mark(reader: SegmentReader, record: Record) -> bytes:
+    """A tag's name, or its id where it has none."""
+    tag = decode_tag(reader.payload(record))
+    name = (tag.name or tag.tag_id).encode()
+    if len(name) > MARK_BYTES_MAX or b"\0" in name:
+        raise RigError(
+            "MarkInvalid",
+            f"{reader.path}: record {record.seq} is a tag whose name has {len(name)} bytes; a mark has at most "
+            f"{MARK_BYTES_MAX}, none of them zero",
+        )
+    return name
+
+
+@dataclass(slots=True)
+class Imported:
+    """Segments that were made, and what is in them.  ``fua``: entries whose FUA flag has no counterpart."""
+
+    disk_id: str
+    disk_size_bytes: int
+    paths: list[Path] = field(default_factory=list)
+    entries: int = 0
+    records: int = 0
+    fua: int = 0
+
+
+def import_log(
+    source: Path, folder: Path, name: str, *, size_bytes: int | None = None, advance: Advance | None = None
+) -> Imported:
+    """Make the segments ``folder/NAME.NNNNNN.hrl`` of a new disk id from a dm-log-writes log.
+
+    ``size_bytes``: of the disk, which the log does not tell; None: up to the last sector that the log touches.
+    ``DmLogCorrupt``, ``LogVersion``, ``LogUnreadable``, ``LogExists``, ``InvalidDiskSize``; ``OSError`` goes on.  Nothing is
+    left behind then.
+    """
+    with DmLogReader(source) as reader:
+        touched = max((entry.offset + entry.length for entry in reader.entries()), default=0)
+        if size_bytes is not None and size_bytes < touched:
+            raise RigError(
+                "InvalidDiskSize",
+                f"{source}: touches the first {touched} bytes of a disk; its size is given as {size_bytes}",
+            )
+        if find_segments(folder, name):
+            raise RigError("LogExists", f"{folder / name}: has change logs already")
+        made = _Import(reader, folder, name, Imported(str(uuid.uuid4()), touched if size_bytes is None else size_bytes))
+        try:
+            return made.run(advance)
+        except BaseException:
+            made.abandon()
+            raise
+
+
+class _Import:
+    def __init__(self, reader: DmLogReader, folder: Path, name: str, done: Imported) -> None:
+        self._reader = reader
+        self._folder = folder
+        self._name = name
+        self._done = done
+        self._now_ns = time.time_ns()
+        self._seq = 0
+        self._made: list[tuple[Path, Path]] = []  # under its temporary name, and the segment that it becomes
+        self._writer = self._begin()
+
+    def _begin(self) -> SegmentWriter:
+        final = segment_path(self._folder, self._name, len(self._made) + 1)
+        with safe_files.held(self._folder) as folder:
+            folder.remove_leftovers(final.name)
+        path = self._folder / temporary_name(final.name)
+        writer = SegmentWriter.create(
+            path,
+            SegmentHeader(
+                disk_id=self._done.disk_id,
+                generation=1,
+                stream="log",
+                first_seq=self._seq + 1,
+                boot_id=boot.current_boot_id(),
+                created_ns=self._now_ns,
+                disk_size_bytes=self._done.disk_size_bytes,
+            ),
+        )
+        self._made.append((path, final))
+        return writer
+
+    def abandon(self) -> None:
+        self._writer.close()
+        for path in [made for made, _ in self._made] + self._done.paths:
+            path.unlink(missing_ok=True)
+
+    def run(self, advance: Advance | None) -> Imported:
+        told = 0
+        for entry in self._reader.entries():
+            self._add(entry)
+            self._done.entries += 1
+            if advance is not None:
+                end = entry.data_offset + (entry.length if entry.has_data else 0)
+                advance(end - told)
+                told = end
+        self._writer.sync()
+        for path, final in reversed(self._made):
+            try:
+                rename_new(path, final)
+            except FileExistsError:
+                raise RigError("LogExists", f"{final}: exists already") from None
+            self._done.paths.insert(0, final)
+        sync_folder(self._folder)
+        self._writer.close()
+        self._done.records = self._seq
+        return self._done
+
+    def _add(self, entry: Entry) -> None:
+        if entry.flags & EntryFlag.MARK:
+            self._append(RecordType.TAG, payload=self._tag(entry.mark))
+            return
+        if entry.flags & EntryFlag.FLUSH:
+            self._append(RecordType.FLUSH)
+        if entry.flags & EntryFlag.FUA:
+            self._done.fua += 1
+        if entry.flags & EntryFlag.DISCARD:
+            if entry.length:
+                self._append(RecordType.DISCARD, offset=entry.offset, length=entry.length)
+            return
+        for start in range(0, entry.length, PIECE_BYTES_MAX):
+            data = self._reader.data(entry, start, min(PIECE_BYTES_MAX, entry.length - start))
+            if is_zero(data):
+                self._append(RecordType.ZERO, offset=entry.offset + start, length=len(data))
+            else:
+                self._append(RecordType.WRITE, offset=entry.offset + start, length=len(data), payload=data)
+
+    def _tag(self, mark: bytes) -> bytes:
+        return encode_tag(
+            TagSeen(
+                tag_id=str(uuid.uuid4()),
+                kind="CrashConsistent",
+                name=mark.rstrip(b"\0").decode(errors="backslashreplace"),
+                position=self._seq + 1,
+                time_ns=self._now_ns,
+            )
+        )
+
+    def _append(self, kind: RecordType, *, offset: int = 0, length: int = 0, payload: bytes = b"") -> None:
+        if self._writer.end >= SEGMENT_BYTES_MAX:
+            full = self._writer
+            full.sync()
+            self._writer = self._begin()
+            full.close()
+        self._seq += 1
+        self._writer.append(
+            kind, seq=self._seq, position=self._seq, time_ns=self._now_ns, offset=offset, length=length, payload=payload
+        )

@@ -1,0 +1,412 @@
+"""Reads a row of change log segments as one log: puts them in order, checks them, replays them onto an image.
+
+Fault contract -------------- May break: whatever :mod:`siterig.blockfs.changelog.segment` names, and which files are given:
+some may be missing, of another disk, twice there.  Stays whole: an image is not touched before all that is to be applied
+was read and found good.  A replay that is cut short (kill, full disk) leaves an image that the same replay completes:
+records say what bytes are, not how they change.
+
+Memory: one record's payload, and the record headers of one segment if it has a torn tail.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal, assert_never
+
+from siterig.blockfs.changelog.segment import HEADER_BYTES, Record, RecordType, SegmentHeader, SegmentReader, scan_tail
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import block_device, safe_files, user_files
+from siterig.blockfs.files.file_limit import check_file_limit
+from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.images import image_headers, image_kind, vhd
+from siterig.blockfs.images.image_bytes import ImageBytes
+from siterig.blockfs.images.image_kind import WANTED, Contents
+from siterig.blockfs.layers.layer import RawLayer, WritableLayer
+from siterig.cext.hashing import is_zero
+
+Advance = Callable[[int], None]
+"""Told now and then how many bytes of log were read since it was last told."""
+ADVANCE_STEP_BYTES = 1 << 20
+_STEP_BYTES = 1 << 20
+_RANGE_TYPES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
+
+
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """A file that was named as a segment.
+
+    ``header`` is None if it has none that can be read, and ``fault`` is why.  A file without a header, as a kill leaves it
+    where a segment was being made (shorter than a header, or preallocated), has neither.
+    """
+
+    path: Path
+    size_bytes: int
+    header: SegmentHeader | None
+    fault: RigError | None
+
+
+@dataclass(slots=True)
+class FileSummary:
+    """What a good segment holds; ``torn_bytes`` of a record that was being written lie behind byte ``end``.
+
+    ``room_bytes``: preallocated and not written to yet, at the end of the file, where the next records go.
+    ``cut``: it was read only up to a position, and there are records behind it.
+    """
+
+    path: Path
+    records: int = 0
+    written_bytes: int = 0
+    first_seq: int = 0
+    last_seq: int = 0
+    first_position: int = 0
+    last_position: int = 0
+    end: int = 0
+    torn_bytes: int = 0
+    room_bytes: int = 0
+    cut: bool = False
+
+    def count(self, record: Record) -> None:
+        """One more record."""
+        if self.records == 0:
+            self.first_seq, self.first_position = record.seq, record.position
+        self.records += 1
+        self.last_seq, self.last_position, self.end = record.seq, record.position, record.end
+        if record.type is RecordType.WRITE:
+            self.written_bytes += record.length
+
+
+def _log_file(path: Path) -> LogFile:
+    try:
+        with SegmentReader(path) as reader:
+            return LogFile(path, os.fstat(reader.fd).st_size, reader.header, None)
+    except RigError as fault:
+        if fault.code != "LogCorrupt":  # it may not even be there
+            return LogFile(path, 0, None, fault)
+        size = path.stat().st_size
+        return LogFile(path, size, None, None if size < HEADER_BYTES or _begins_with_zeros(path) else fault)
+    except OSError as exc:  # a folder opens, too
+        return LogFile(path, 0, None, RigError("LogUnreadable", f"{path}: cannot be read: {reason(exc, path)}"))
+
+
+def _begins_with_zeros(path: Path) -> bool:
+    fd = safe_files.open_named(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return is_zero(os.pread(fd, HEADER_BYTES, 0))
+    finally:
+        os.close(fd)
+
+
+def _room_bytes(fd: int, start: int, end: int) -> int:
+    """How many zeros a file ends with, looked for from ``end`` back to ``start``."""
+    at = end
+    while at > start:
+        step = min(_STEP_BYTES, at - start)
+        data = os.pread(fd, step, at - step)
+        if not is_zero(data):
+            return end - at + len(data) - len(data.rstrip(b"\0"))
+        at -= step
+    return end - start
+
+
+def in_order(paths: list[Path]) -> list[LogFile]:
+    """The files by generation and first sequence number, whatever order they are named in; those without a header last.
+
+    A file that cannot be read is no error here: its ``fault`` is.
+    """
+
+    def key(file: LogFile) -> tuple[bool, int, str, int, bool, str]:
+        if file.header is None:
+            return (True, 0, "", 0, False, str(file.path))
+        # Of two that begin with the same number the empty one comes first: nothing was written to it.
+        stream = "0" if file.header.stream == "sync" else "1"
+        return (
+            False, file.header.generation, stream, file.header.first_seq, file.size_bytes > HEADER_BYTES, str(file.path)
+        )  # fmt: skip
+
+    files = sorted((_log_file(path) for path in paths), key=key)
+    if len(files) == 1 and files[0].header is None and files[0].fault is None:
+        # Alone it is not the end of a log; the reader says what is wrong with it.
+        try:
+            SegmentReader(files[0].path).close()
+        except RigError as fault:
+            return [LogFile(files[0].path, files[0].size_bytes, None, fault)]
+    return files
+
+
+class TornTail:
+    """The good records of one segment; after the last of them it is known what follows.
+
+    ``torn_bytes`` of a record that was being written, then ``room_bytes`` of zeros that were preallocated.
+    """
+
+    def __init__(self, reader: SegmentReader) -> None:
+        self._reader = reader
+        self.torn_bytes = self.room_bytes = 0
+
+    def records(self) -> Iterator[Record]:
+        """All good records.  ``LogCorrupt`` if a good one lies behind a bad one."""
+        seen = 0
+        try:
+            for record in self._reader.records():
+                seen += 1
+                yield record
+        except RigError:
+            scan = scan_tail(self._reader)
+            yield from scan.records[seen:]  # whole by now: the log is being written
+            end = scan.end + scan.torn_bytes
+            self.room_bytes = _room_bytes(self._reader.fd, scan.end, end)
+            self.torn_bytes = scan.torn_bytes - self.room_bytes
+
+
+class _Row:
+    """Checks that segments and records follow one another."""
+
+    def __init__(self) -> None:
+        self._first: tuple[Path, SegmentHeader] | None = None
+        self._next: int | None = None
+        self._position = 0
+        self.size_bytes = 0
+
+    def begin(self, file: LogFile) -> None:
+        """``LogMismatch`` or ``LogGap`` if the segment does not follow what came before."""
+        header = file.header
+        if header is None:
+            return
+        if self._first is None:
+            self._first = (file.path, header)
+        first_path, first = self._first
+        if header.disk_id != first.disk_id:
+            raise RigError(
+                "LogMismatch",
+                f"{file.path}: is the log of disk {header.disk_id}; {first_path} is of disk {first.disk_id}",
+            )
+        if (header.generation, header.stream) != (first.generation, first.stream):
+            raise RigError(
+                "LogMismatch",
+                f"{file.path}: has generation {header.generation}, stream {header.stream}; {first_path} has "
+                f"generation {first.generation}, stream {first.stream}: they do not follow one another",
+            )
+        if self._next is not None and header.first_seq != self._next:
+            what = "record" if header.stream == "log" else "part"
+            why = f"{what} {self._next} comes next"
+            if header.first_seq > self._next:
+                why = f"the segment with {what} {self._next} is missing"
+            raise RigError("LogGap", f"{file.path}: begins with {what} {header.first_seq}; {why}")  # fmt: skip
+        self._next = header.first_seq if header.stream == "log" else header.first_seq + 1
+        self.size_bytes = max(self.size_bytes, header.disk_size_bytes)
+
+    def take(self, file: LogFile, record: Record) -> None:
+        """``LogCorrupt`` if a record with a good checksum makes no sense where it is."""
+        at = f"{file.path}: change log is corrupt at record {record.seq}"
+        if record.position < self._position:
+            raise RigError("LogCorrupt", f"{at}: position {record.position} after {self._position}")
+        if record.type is RecordType.RESIZE:
+            if record.length < self.size_bytes:
+                raise RigError(
+                    "LogCorrupt", f"{at}: RESIZE from {self.size_bytes} to {record.length} bytes; disks only grow"
+                )
+            self.size_bytes = record.length
+        elif record.type in _RANGE_TYPES and record.offset + record.length > self.size_bytes:
+            raise RigError(
+                "LogCorrupt",
+                f"{at}: {record.type.name} of {record.length} bytes at {record.offset} passes the end of a disk of "
+                f"{self.size_bytes} bytes",
+            )
+        self._position = record.position
+        if file.header is not None and file.header.stream == "log":
+            self._next = record.seq + 1
+
+    def lose(self) -> None:
+        """A segment was bad: what comes next cannot be told from it."""
+        self._next = None
+
+
+def _summarize(
+    file: LogFile, row: _Row, follower: LogFile | None, upto: int | None = None, advance: Advance | None = None
+) -> FileSummary:
+    """Read all of a file, or up to position ``upto``; raises what is wrong with it."""
+    if file.fault is not None:
+        raise file.fault
+    row.begin(file)
+    summary = FileSummary(file.path, end=HEADER_BYTES if file.header else 0)
+    if file.header is None:
+        summary.torn_bytes, summary.room_bytes = _without_header(file)
+    else:
+        with SegmentReader(file.path) as reader:
+            tail = TornTail(reader)
+            for record in _told(tail.records(), advance):
+                if upto is not None and record.position > upto:
+                    summary.cut = True
+                    return summary
+                row.take(file, record)
+                summary.count(record)
+            summary.torn_bytes, summary.room_bytes = tail.torn_bytes, tail.room_bytes
+    if follower is not None and (summary.torn_bytes or file.header is None):
+        raise RigError(
+            "LogCorrupt",
+            f"{file.path}: has a torn tail of {summary.torn_bytes} bytes at byte {summary.end}, but {follower.path} "
+            "follows it",
+        )
+    return summary
+
+
+def _without_header(file: LogFile) -> tuple[int, int]:
+    """Torn bytes and preallocated ones of a file in which no segment was begun."""
+    fd = safe_files.open_named(file.path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        room_bytes = _room_bytes(fd, 0, file.size_bytes)
+    finally:
+        os.close(fd)
+    return file.size_bytes - room_bytes, room_bytes
+
+
+def _told(records: Iterator[Record], advance: Advance | None) -> Iterator[Record]:
+    told = HEADER_BYTES
+    end = HEADER_BYTES
+    for record in records:
+        yield record
+        end = record.end
+        if advance is not None and end - told >= ADVANCE_STEP_BYTES:
+            advance(end - told)
+            told = end
+    if advance is not None:
+        advance(end - told)
+
+
+def verify(paths: list[Path]) -> Iterator[tuple[Path, FileSummary | RigError]]:
+    """Each file, in order, with what it holds or what is wrong with it; a bad file does not hide the others."""
+    files = in_order(paths)
+    row = _Row()
+    for file, follower in zip(files, [*files[1:], None], strict=True):
+        try:
+            yield file.path, _summarize(file, row, follower)
+        except RigError as fault:
+            row.lose()
+            yield file.path, fault
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedLog:
+    """Segments that follow one another and were read whole: what a replay applies.
+
+    ``size_bytes_before``/``after``: of the disk.  ``torn``: the last file, if it has a torn tail (which is left out).
+    """
+
+    files: list[FileSummary]
+    size_bytes_before: int
+    size_bytes_after: int
+
+    @property
+    def torn(self) -> FileSummary | None:
+        """The last file, if bytes of no record follow its last record."""
+        return self.files[-1] if self.files[-1].torn_bytes else None
+
+    @property
+    def log_bytes(self) -> int:
+        """What a pass over all records reads."""
+        return sum(file.end for file in self.files)
+
+    @property
+    def first_seq(self) -> int:
+        """Sequence number of the first record; 0 if there is none."""
+        return next((file.first_seq for file in self.files if file.records), 0)
+
+    def records(self, advance: Advance | None = None) -> Iterator[tuple[SegmentReader, Record]]:
+        """All records with the reader that has their payload.  Checksums are checked again."""
+        for file in self.files:
+            if file.records:
+                with SegmentReader(file.path) as reader:
+                    for record in _told(islice(reader.records(), file.records), advance):
+                        yield reader, record
+
+
+def check(paths: list[Path], *, upto: int | None = None, advance: Advance | None = None) -> CheckedLog:
+    """Read everything up to position ``upto`` (None: all), and take it only if it is one log without a gap.
+
+    ``LogCorrupt``, ``LogGap``, ``LogMismatch``, ``LogUnreadable``, ``LogVersion``.  Of what lies behind ``upto`` one
+    record is looked at.
+    """
+    row = _Row()
+    files = in_order(paths)
+    before = files[0].header.disk_size_bytes if files[0].header else 0
+    summaries = []
+    for file, follower in zip(files, [*files[1:], None], strict=True):
+        summary = _summarize(file, row, follower, upto, advance)
+        summaries.append(summary)
+        if summary.cut:
+            break
+    return CheckedLog(summaries, before, row.size_bytes)
+
+
+def open_image(path: Path, log: CheckedLog, *, writable: bool, format_: Literal["raw", "vhd"] | None = None) -> RawLayer:
+    """Open the image of the disk that a log is of: a raw image (it may be larger), a fixed VHD, or a block device.
+
+    ``ImageUnusable``, ``ImageBusy``, ``VhdCorrupt``; ``InvalidDiskSize``: it is too small, or would have to grow and cannot.
+    """
+    flags = os.O_RDWR if writable else os.O_RDONLY
+    fd = user_files.open_file(path, flags, code="ImageUnusable", wanted=WANTED, devices=True)
+    try:
+        return RawLayer(path, size_bytes=_disk_bytes(path, fd, log, writable=writable, format_=format_), fd=fd)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _disk_bytes(path: Path, fd: int, log: CheckedLog, *, writable: bool, format_: Literal["raw", "vhd"] | None) -> int:
+    """The size of the disk in an image, which must be one that the log can be applied to."""
+    is_device, size = block_device.is_block_device(fd), block_device.size_bytes(fd)
+    found = format_ or image_kind.guess(path, Contents.of(fd, size), is_device=is_device)
+    if found not in ("raw", "vhd"):
+        raise image_headers.not_exposed(ImageBytes(path, fd, size), found)
+    if found == "vhd":
+        size = vhd.read_fixed(ImageBytes(path, fd, size))
+    if size < log.size_bytes_before:
+        raise RigError("InvalidDiskSize", f"{path}: has {size} bytes; the log is of a disk of {log.size_bytes_before} bytes")
+    if writable and size < log.size_bytes_after:
+        if found == "vhd" or is_device:
+            raise RigError("InvalidDiskSize", f"{path}: has {size} bytes, and cannot grow to {log.size_bytes_after}")
+        check_file_limit(str(path), log.size_bytes_after)
+    return size
+
+
+class Replay:
+    """Applies a checked log onto an image; afterwards, or after an error, its fields say how far it came.
+
+    ``last``: the last record that was applied whole.  ``counts``: records by type.
+    """
+
+    def __init__(self, log: CheckedLog, onto: WritableLayer) -> None:
+        self._log = log
+        self._onto = onto
+        self.last: Record | None = None
+        self.counts: Counter[RecordType] = Counter()
+
+    def run(self, advance: Advance | None = None) -> None:
+        """Apply every record in order; durable when it returns.  ``OSError`` of the image goes on."""
+        for reader, record in self._log.records(advance):
+            apply(self._onto, reader, record)
+            self.last = record
+            self.counts[record.type] += 1
+        self._onto.sync()
+
+
+def apply(onto: WritableLayer, reader: SegmentReader, record: Record) -> None:
+    """Do to an image what a record says; an image that is larger already stays so."""
+    match record.type:
+        case RecordType.WRITE:
+            onto.pwrite(record.offset, reader.payload(record))
+        case RecordType.ZERO | RecordType.DISCARD:
+            if record.length:
+                onto.zero(record.offset, record.length)
+        case RecordType.RESIZE:
+            if record.length > onto.size_bytes:
+                onto.resize(record.length)
+        case RecordType.FLUSH | RecordType.TAG:
+            pass
+        case _:
+            assert_never(record.type)

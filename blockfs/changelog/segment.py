@@ -1,0 +1,470 @@
+"""The change log's file format: segments (``.hrl``) of records.  Layout: docs/formats/hrl.md.
+
+Fault contract
+--------------
+May break: the last record of the segment that was being written (a kill or a full disk tears it); any byte, by
+bit rot.  Stays recoverable: every record before the first torn one.  A record's checksum is seeded with its
+segment's header checksum, so that no record is ever taken for one of another segment.  A bad byte is always a
+``RigError('LogCorrupt')`` that names file, offset and reason; a torn tail is told from rot in the middle by
+looking for a later record behind it (:func:`scan_tail`).  A record whose checksum is right is never a torn one, whatever
+it says: what makes no sense, or does not come next, is rot.
+
+Files are read, not mapped: the last segment of a log in use is cut to its length when it is closed, and to a reader that
+must be an end, not a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from typing_extensions import Buffer
+
+from siterig.blockfs.changelog.tags import decode_tag
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.os_errors import naming, reason
+from siterig.blockfs.files.user_files import open_file
+from siterig.cext.hashing import crc32c
+
+FORMAT_VERSION = 1
+HEADER_BYTES = 128
+RECORD_HEADER_BYTES = 64
+PAYLOAD_BYTES_MAX = 64 << 20
+FLAG_CLEAN_CLOSE = 1
+"""On a FLUSH record: the disk was closed in order, log and disk are on stable storage."""
+
+_MAGIC = b"SRIGHRL\0"
+_RECORD_MAGIC = 0x52435253
+_RECORD_MAGIC_BYTES = _RECORD_MAGIC.to_bytes(4, "little")
+_HEADER = struct.Struct("<8sHHB3x16sQQ16sQQ44x")  # then CRC32C
+_RECORD = struct.Struct("<IBBHQQQQQIQ")  # then CRC32C
+_CRC = struct.Struct("<I")
+_CLAIM = struct.Struct("<I44xI")
+"""The part of a record's header with its magic number and the bytes of its payload."""
+_NUMBER_MAX = (1 << 63) - 1
+"""Of sequence numbers, positions, generations and bytes on a disk: what a signed number of 64 bits holds."""
+_WINDOW_BYTES = 4 << 20
+_SEARCHED_TIMES_MAX = 16
+"""How often over the search for a later record may read a segment: a guest's bytes can look like any number of records."""
+Stream = Literal["sync", "log"]
+"""The chunks of a copy, or the records of a log."""
+_STREAMS: dict[int, Stream] = {0: "log", 1: "sync"}
+
+
+class RecordType(IntEnum):
+    """What a record says.  RESIZE: ``length`` is the disk's new size in bytes."""
+
+    WRITE = 1
+    ZERO = 2
+    DISCARD = 3
+    FLUSH = 4
+    TAG = 5
+    RESIZE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record; ``offset``/``length`` in bytes on the disk, ``payload_offset`` in the segment's file."""
+
+    type: RecordType
+    flags: int
+    seq: int
+    position: int
+    time_ns: int
+    offset: int
+    length: int
+    payload_offset: int
+    payload_bytes: int
+
+    @property
+    def end(self) -> int:
+        """File offset behind the record."""
+        return self.payload_offset + self.payload_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeader:
+    """Header of a segment.
+
+    ``first_seq``: sequence number of the first record (stream ``log``), or the part's number (stream ``sync``,
+    whose records are numbered from 1 in each part).  ``boot_id``: the kernel's, when the segment was begun.
+    """
+
+    disk_id: str
+    generation: int
+    stream: Stream
+    first_seq: int
+    boot_id: str
+    created_ns: int
+    disk_size_bytes: int
+
+    @property
+    def first_record_seq(self) -> int:
+        """Sequence number that the first record must have."""
+        return self.first_seq if self.stream == "log" else 1
+
+
+def encode_header(header: SegmentHeader) -> bytes:
+    """The header's bytes, with its checksum."""
+    raw = _HEADER.pack(
+        _MAGIC,
+        FORMAT_VERSION,
+        HEADER_BYTES,
+        1 if header.stream == "sync" else 0,
+        uuid.UUID(header.disk_id).bytes,
+        header.generation,
+        header.first_seq,
+        uuid.UUID(header.boot_id).bytes,
+        header.created_ns,
+        header.disk_size_bytes,
+    )
+    return raw + _CRC.pack(crc32c(raw))
+
+
+def decode_header(path: Path | str, raw: bytes) -> SegmentHeader:
+    """The header in the first bytes of a segment, which errors call ``path``: ``LogCorrupt``, ``LogVersion``."""
+    if len(raw) < HEADER_BYTES:
+        raise corrupt(path, 0, f"header has {len(raw)} bytes; it must have {HEADER_BYTES}")
+    magic, version, header_bytes, stream, disk, generation, first_seq, boot, created, size = _HEADER.unpack_from(raw)
+    if magic != _MAGIC:
+        raise corrupt(path, 0, f"magic is {magic!r}; a change log begins with {_MAGIC!r}")
+    if version != FORMAT_VERSION:
+        raise RigError("LogVersion", f"{path}: change log format {version}; this siterig reads {FORMAT_VERSION}")
+    if crc32c(raw[: HEADER_BYTES - 4]) != _CRC.unpack_from(raw, HEADER_BYTES - 4)[0]:
+        raise corrupt(path, 0, "header checksum does not match")
+    if header_bytes != HEADER_BYTES or stream not in _STREAMS or any(raw[13:16]) or any(raw[80:124]):
+        raise corrupt(path, 0, f"header names {header_bytes} bytes and stream {stream}, or is not zero where it must be")
+    if not 1 <= first_seq <= _NUMBER_MAX or max(generation, size) > _NUMBER_MAX:
+        raise corrupt(path, 0, f"header names generation {generation}, first record {first_seq} and {size} bytes")
+    return SegmentHeader(
+        str(uuid.UUID(bytes=disk)), generation, _STREAMS[stream], first_seq, str(uuid.UUID(bytes=boot)), created, size
+    )
+
+
+def corrupt(path: Path | str, offset: int, why: str) -> RigError:
+    """``LogCorrupt`` that names the byte."""
+    return RigError("LogCorrupt", f"{path}: change log is corrupt at byte {offset}: {why}")
+
+
+class _BadRecordError(Exception):
+    """A record at this offset is torn or wrong; the text says how.  ``sealed``: its checksum is right all the same."""
+
+    def __init__(self, why: str, *, sealed: bool = False) -> None:
+        super().__init__(why)
+        self.sealed = sealed
+
+
+class _Window:
+    """A file's bytes, of which a piece at a time is in memory: ``view``, which begins at byte ``start`` of the file."""
+
+    def __init__(self, fd: int) -> None:
+        self.size = os.fstat(fd).st_size
+        self.start = 0
+        self._data = b""
+        self.view = memoryview(self._data)
+        self._fd = fd
+
+    def index_of(self, at: int, length: int) -> int:
+        """Where in ``view`` the byte ``at`` of the file is, and ``length`` bytes from it, or as many as the file has."""
+        index = at - self.start
+        if index < 0 or index + length > len(self._data):
+            self._data = os.pread(self._fd, min(max(length, _WINDOW_BYTES), max(self.size - at, 0)), at)
+            self.view = memoryview(self._data)
+            self.start = at
+            return 0
+        return index
+
+    def find(self, wanted: bytes, at: int) -> int:
+        """Where ``wanted`` comes next; -1 if it does not."""
+        while True:
+            index = self.index_of(at, len(wanted))
+            if len(self._data) - index < len(wanted):
+                return -1
+            found = self._data.find(wanted, index)
+            if found >= 0:
+                return self.start + found
+            at = self.start + len(self._data) - len(wanted) + 1
+
+
+class _Memory:
+    """The same of bytes that are all in memory."""
+
+    def __init__(self, data: Buffer) -> None:
+        self.view = memoryview(data).cast("B")
+        self.size = len(self.view)
+
+    def index_of(self, at: int, _length: int) -> int:
+        return at
+
+
+def _parse_record(window: _Window | _Memory, at: int, seed: int, *, verify: bool) -> Record:
+    index = window.index_of(at, RECORD_HEADER_BYTES)
+    head = window.view[index : index + RECORD_HEADER_BYTES]
+    if len(head) < RECORD_HEADER_BYTES:
+        raise _BadRecordError(f"{len(head)} bytes left; a record header has {RECORD_HEADER_BYTES}")
+    magic, kind, flags, header_bytes, seq, position, time_ns, offset, length, payload, reserved = _RECORD.unpack_from(head)
+    if magic != _RECORD_MAGIC:
+        raise _BadRecordError("no record begins here")
+    body = at + RECORD_HEADER_BYTES
+    if payload > PAYLOAD_BYTES_MAX:
+        raise _BadRecordError(f"payload of {payload} bytes; at most {PAYLOAD_BYTES_MAX}")
+    if body + payload > window.size:
+        raise _BadRecordError(f"payload of {payload} bytes runs past the end of the file")
+    if verify:
+        index = window.index_of(body, payload)
+        carried = window.view[index : index + payload]
+        if crc32c(carried, crc32c(head[:-4], seed)) != _CRC.unpack_from(head, RECORD_HEADER_BYTES - 4)[0]:
+            raise _BadRecordError("record checksum does not match")
+    if header_bytes != RECORD_HEADER_BYTES or reserved:
+        raise _BadRecordError(f"record header of {header_bytes} bytes, or not zero where it must be", sealed=verify)
+    if max(seq, position, time_ns, offset + length) > _NUMBER_MAX:
+        raise _BadRecordError(
+            f"record {seq}, position {position}, time {time_ns}, range {offset}+{length}: beyond any disk", sealed=verify
+        )
+    rtype = _checked_type(kind, flags, length, payload, sealed=verify)
+    if verify and rtype is RecordType.TAG:
+        try:
+            decode_tag(bytes(carried))
+        except RigError as exc:
+            raise _BadRecordError(exc.message, sealed=True) from exc
+    return Record(rtype, flags, seq, position, time_ns, offset, length, body, payload)
+
+
+def _checked_type(kind: int, flags: int, length: int, payload: int, *, sealed: bool) -> RecordType:
+    try:
+        rtype = RecordType(kind)
+    except ValueError:
+        raise _BadRecordError(f"record type {kind} is unknown", sealed=sealed) from None
+    if flags and (rtype, flags) != (RecordType.FLUSH, FLAG_CLEAN_CLOSE):
+        raise _BadRecordError(f"{rtype.name} has flags {flags:#x}", sealed=sealed)
+    if rtype is RecordType.WRITE and payload != length:
+        raise _BadRecordError(f"WRITE of {length} bytes carries {payload}", sealed=sealed)
+    if rtype not in (RecordType.WRITE, RecordType.TAG) and payload:
+        raise _BadRecordError(f"{rtype.name} carries {payload} bytes of payload; it has none", sealed=sealed)
+    return rtype
+
+
+def _next_record(window: _Window | _Memory, at: int, seed: int, seq: int, position: int, *, verify: bool) -> Record:
+    """The record of number ``seq``, whose position is not below ``position``."""
+    record = _parse_record(window, at, seed, verify=verify)
+    if record.seq != seq:
+        raise _BadRecordError(f"sequence number {record.seq}; {seq} comes next", sealed=verify)
+    if record.position < position:
+        raise _BadRecordError(f"position {record.position} after {position}", sealed=verify)
+    return record
+
+
+def claimed_payload_bytes(segment: memoryview, at: int) -> int | None:
+    """Bytes of the payload that the record header at byte ``at`` claims, unverified; None if no record begins there."""
+    magic, payload = _CLAIM.unpack_from(segment, at)
+    return payload if magic == _RECORD_MAGIC and payload <= PAYLOAD_BYTES_MAX else None
+
+
+def bad_record(name: str, segment: Buffer, at: int, seq: int, position: int) -> RigError:
+    """What is wrong with the record at byte ``at`` of a segment in memory: :mod:`cext` tells where, not what."""
+    memory = _Memory(segment)
+    try:
+        _next_record(memory, at, _CRC.unpack_from(memory.view, HEADER_BYTES - 4)[0], seq, position, verify=True)
+    except _BadRecordError as bad:
+        return corrupt(name, at, str(bad))
+    raise AssertionError(f"{name}: the record at byte {at} is sound")
+
+
+class SegmentReader:
+    """Reads one segment, strictly: anything torn or wrong is ``RigError('LogCorrupt')``.
+
+    A context manager.  ``fd`` stays open until :meth:`close`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd = open_file(path, os.O_RDONLY, code="LogUnreadable", wanted="a change log is a file")
+        try:
+            head = os.pread(self.fd, HEADER_BYTES, 0)
+            self.header = decode_header(path, head)
+        except OSError as exc:
+            os.close(self.fd)
+            raise RigError("LogUnreadable", f"{path}: cannot be read: {reason(exc, path)}") from exc
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self._seed: int = _CRC.unpack_from(head, HEADER_BYTES - 4)[0]
+
+    def __enter__(self) -> SegmentReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
+
+    def records(self, *, verify: bool = True) -> Iterator[Record]:
+        """All records in order; ``verify=False`` trusts checksums (headers are still checked for sense).
+
+        Raises ``LogCorrupt`` at the first record that is torn, wrong, or out of sequence.
+        """
+        for at, item in _walk(self, verify=verify):
+            if isinstance(item, _BadRecordError):
+                raise corrupt(self.path, at, str(item))
+            yield item
+
+    def payload(self, record: Record) -> bytes:
+        """The bytes that a WRITE or TAG record carries."""
+        data = os.pread(self.fd, record.payload_bytes, record.payload_offset)
+        if len(data) != record.payload_bytes:
+            raise corrupt(self.path, record.payload_offset, "payload is cut short")
+        return data
+
+
+def _walk(reader: SegmentReader, *, verify: bool) -> Iterator[tuple[int, Record | _BadRecordError]]:
+    """Records, then, if the file does not end with a whole one, what is wrong."""
+    window = _Window(reader.fd)
+    at, seq, position = HEADER_BYTES, reader.header.first_record_seq, 0
+    while at < window.size:
+        try:
+            record = _next_record(window, at, reader._seed, seq, position, verify=verify)
+        except _BadRecordError as bad:
+            yield at, bad
+            return
+        yield at, record
+        at, seq, position = record.end, seq + 1, record.position
+
+
+@dataclass(frozen=True, slots=True)
+class TailScan:
+    """What a segment that may have been cut by a kill holds: its good records, and where they end."""
+
+    records: list[Record]
+    end: int
+    torn_bytes: int
+
+
+def scan_tail(reader: SegmentReader) -> TailScan:
+    """Read up to the torn tail.  A good record *behind* a bad one is rot, not tearing: ``LogCorrupt``."""
+    records: list[Record] = []
+    size = os.fstat(reader.fd).st_size
+    end = HEADER_BYTES
+    for at, item in _walk(reader, verify=True):
+        if isinstance(item, _BadRecordError):
+            if item.sealed:
+                raise corrupt(reader.path, at, str(item))
+            if _later_record(reader, at, reader.header.first_record_seq + len(records)):
+                raise corrupt(reader.path, at, f"{item}, but good records follow")
+            break
+        records.append(item)
+        end = item.end
+    return TailScan(records, end, size - end)
+
+
+def _later_record(reader: SegmentReader, bad_at: int, seq: int) -> bool:
+    """Whether a record that came after number ``seq``, which is missing, lies behind ``bad_at``.
+
+    One of an earlier number says nothing: the log can be read through the mount, so a guest may have written a copy of
+    it to this disk, and it is part of the payload that was torn.
+    """
+    window = _Window(reader.fd)
+    searched = 0
+    at = bad_at
+    while (at := window.find(_RECORD_MAGIC_BYTES, at + 1)) >= 0:
+        index = window.index_of(at, RECORD_HEADER_BYTES)
+        if len(window.view) - index < RECORD_HEADER_BYTES:
+            return False
+        said = _RECORD.unpack_from(window.view, index)
+        record_bytes = RECORD_HEADER_BYTES + said[9]
+        if at + record_bytes > window.size or not seq < said[4] <= seq + (at - bad_at) // RECORD_HEADER_BYTES + 1:
+            continue
+        searched += record_bytes
+        if searched > _SEARCHED_TIMES_MAX * window.size:
+            raise corrupt(reader.path, bad_at, "too much behind it looks like records to tell if one is good")
+        try:
+            _parse_record(window, at, reader._seed, verify=True)
+        except _BadRecordError as bad:
+            if bad.sealed:
+                return True
+        else:
+            return True
+    return False
+
+
+class SegmentWriter:
+    """Appends records to a new segment.  Not safe for use by several threads at once."""
+
+    def __init__(self, path: Path, fd: int, seed: int, header: SegmentHeader) -> None:
+        self.path = path
+        self.fd = fd
+        self.header = header
+        self.end = HEADER_BYTES
+        self._seed = seed
+
+    @classmethod
+    def create(cls, path: Path, header: SegmentHeader) -> SegmentWriter:
+        """Make the file (which must not exist) and write its header."""
+        raw = encode_header(header)
+        fd = safe_files.create_file(path)
+        try:
+            with naming(path):
+                os.pwrite(fd, raw, 0)
+        except BaseException:
+            os.close(fd)
+            path.unlink()
+            raise
+        return cls(path, fd, _CRC.unpack_from(raw, HEADER_BYTES - 4)[0], header)
+
+    def append(
+        self,
+        kind: RecordType,
+        *,
+        seq: int,
+        position: int,
+        time_ns: int,
+        offset: int = 0,
+        length: int = 0,
+        payload: bytes | memoryview = b"",
+        flags: int = 0,
+    ) -> int:
+        """Append one record and return the file offset of its payload.
+
+        On an error (disk full, ...) the segment is cut back to what it was and the ``OSError`` goes on: there is
+        never half a record in the middle of a log.
+        """
+        size = len(payload)
+        head = _RECORD.pack(_RECORD_MAGIC, kind, flags, RECORD_HEADER_BYTES, seq, position, time_ns, offset, length, size, 0)
+        crc = crc32c(payload, crc32c(head, self._seed))
+        at = self.end
+        try:
+            with naming(self.path):
+                done = os.pwritev(self.fd, [head, _CRC.pack(crc), payload], at)
+                if done < RECORD_HEADER_BYTES + size:  # rare: a short write, then usually the error behind it
+                    rest = memoryview(b"".join((head, _CRC.pack(crc), payload)))
+                    while done < len(rest):
+                        done += os.pwrite(self.fd, rest[done:], at + done)
+        except OSError:
+            self.cut(at)
+            raise
+        self.end = at + done
+        return at + RECORD_HEADER_BYTES
+
+    def cut(self, end: int) -> None:
+        """Take back everything from file offset ``end``."""
+        with naming(self.path):
+            os.ftruncate(self.fd, end)
+        self.end = end
+
+    def sync(self) -> None:
+        """Make all records durable."""
+        with naming(self.path):
+            os.fdatasync(self.fd)
+
+    def close(self) -> None:
+        """Close the file (no sync)."""
+        os.close(self.fd)

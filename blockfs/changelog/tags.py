@@ -1,0 +1,34 @@
+"""TAG records of a change log: the names of recovery points, at positions."""
+
+from __future__ import annotations
+
+from pydantic import Field, ValidationError
+
+from siterig.blockfs.contracts.control import TagKind
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.wire import WireModel
+
+
+class TagSeen(WireModel):
+    """A TAG record of a change log."""
+
+    tag_id: str
+    kind: TagKind
+    name: str
+    position: int = Field(ge=0, lt=1 << 63)
+    time_ns: int = Field(ge=0, lt=1 << 63)
+
+
+def encode_tag(tag: TagSeen) -> bytes:
+    """Payload of a TAG record."""
+    return tag.model_dump_json().encode()
+
+
+def decode_tag(payload: bytes) -> TagSeen:
+    """Read a TAG record's payload; ``LogCorrupt`` if it is no tag."""
+    try:
+        return TagSeen.model_validate_json(payload, strict=True)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(map(repr, first["loc"]))[:100]  # of an unknown key, too
+        raise RigError("LogCorrupt", f"TAG record: {where}: {first['msg']!r:.200}") from exc

@@ -1,0 +1,47 @@
+"""Short ids: the first characters of an id (a UUID) stand for it wherever only one id begins with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from siterig.blockfs.core.errors import RigError
+
+UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
+SHORT_CHARS = 8
+"""How many characters of an id are shown where there is no room for all, if they tell it apart."""
+PREFIX_CHARS_MIN = 4
+"""Fewer characters are never taken for the beginning of an id."""
+_CANDIDATES_MAX = 10
+_PREFIX = re.compile(rf"[0-9a-f-]{{{PREFIX_CHARS_MIN},}}")
+
+
+def shortened(ids: Iterable[str]) -> dict[str, str]:
+    """A short form of each id; no short form is the beginning of another id."""
+    ordered = sorted(set(ids))
+    short = {}
+    for number, name in enumerate(ordered):
+        neighbours = (*ordered[max(number - 1, 0) : number], *ordered[number + 1 : number + 2])
+        count = SHORT_CHARS
+        while any(other[:count] == name[:count] for other in neighbours):
+            count += 1
+        short[name] = name[:count]
+    return short
+
+
+def find(what: str, text: str, ids: Iterable[str]) -> str | None:
+    """The only id that begins with ``text``, in any case; None if there is none, or if ``text`` cannot be the beginning.
+
+    Raises ``AmbiguousId``, which lists the candidates, if there are several.
+    """
+    beginning = text.lower()
+    if _PREFIX.fullmatch(beginning) is None:
+        return None
+    found = sorted(name for name in set(ids) if UUID.fullmatch(name) and name.startswith(beginning))
+    if len(found) > 1:
+        shown = ", ".join(found[:_CANDIDATES_MAX])
+        more = f" and {len(found) - _CANDIDATES_MAX} more" if len(found) > _CANDIDATES_MAX else ""
+        raise RigError(
+            "AmbiguousId", f"{what} {text!r} is the beginning of {len(found)} ids: {shown}{more}; write more of it"
+        )
+    return found[0] if found else None

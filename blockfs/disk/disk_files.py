@@ -1,0 +1,215 @@
+"""The files of a disk: where they are, and how new ones are made.
+
+Fault contract: a disk's state names a size only after the disk's file durably has it.  A top that becomes a raw disk is
+renamed before its state says so, and its maps are removed after that: a start goes on from wherever a kill came.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from siterig.blockfs.changelog.log_recovery import DISK_BYTES_MAX
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.sector_size import SectorBytes
+from siterig.blockfs.disk.disk_state import DiskState, ParentNote
+from siterig.blockfs.disk.parent_image import open_parent
+from siterig.blockfs.disk.views import Views
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.durable import sync_folder
+from siterig.blockfs.files.os_errors import naming
+from siterig.blockfs.layers.layer import Layer, RawLayer, TopLayer, WritableLayer
+
+SECTOR_BYTES = 512
+HOLDER_KIND = "vm"
+"""What a VM's disk is among the holders of managed disks."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPlace:
+    """Whose disk it is (no VM's: ``vm`` is empty), and the folder that holds its files."""
+
+    folder: Path
+    vm: str
+    name: str
+
+    def file(self, suffix: str) -> Path:
+        """``NAME.suffix`` in the disk's folder."""
+        return self.folder / f"{self.name}.{suffix}"
+
+    @property
+    def holder(self) -> str:
+        """As what the disk holds a position of a managed disk (:mod:`siterig.blockfs.disk.views`)."""
+        return f"{HOLDER_KIND} {self}"
+
+    def __str__(self) -> str:
+        return f"{self.vm}/{self.name}" if self.vm else self.name
+
+
+MakeFiles = Callable[[DiskPlace], None]
+"""Makes a disk's files at its place."""
+
+
+def make_raw(place: DiskPlace, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
+    """The files of a new all-zero disk; nothing is left behind if it fails."""
+    if not 0 < size_bytes <= DISK_BYTES_MAX or size_bytes % sector_bytes:
+        raise RigError(
+            "InvalidDiskSize",
+            f"disk {place.name}: size is {size_bytes} bytes; it must be a positive multiple of {sector_bytes} and at "
+            f"most {DISK_BYTES_MAX >> 40} TiB",
+        )
+    with _new_file(place.file("img"), size_bytes):
+        DiskState(
+            disk_id=str(uuid.uuid4()),
+            size_bytes=size_bytes,
+            kind="raw",
+            generation=0,
+            tracked=False,
+            needs_resync=None,
+            sector_bytes=sector_bytes,
+        ).save(place.file("disk"))
+
+
+@contextmanager
+def _new_file(path: Path, size_bytes: int) -> Iterator[None]:
+    """Make a file of zeros, durably that long, before a state names it; delete it if the state cannot be written."""
+    fd = safe_files.create_file(path, os.O_WRONLY)
+    try:
+        with naming(path):
+            os.ftruncate(fd, size_bytes)
+            os.fsync(fd)
+        yield
+    except BaseException:
+        path.unlink()
+        raise
+    finally:
+        os.close(fd)
+
+
+def make_top(place: DiskPlace, *, store: Path, position: int, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
+    """The files of a new writable disk over managed disk ``store`` at ``position``, which has that size."""
+    DiskState(
+        disk_id=str(uuid.uuid4()),
+        size_bytes=size_bytes,
+        kind="top",
+        generation=0,
+        tracked=False,
+        needs_resync=None,
+        store=str(store),
+        position=position,
+        sector_bytes=sector_bytes,
+    ).save(place.file("disk"))
+
+
+def make_overlay(place: DiskPlace, parent: ParentNote, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
+    """The files of a new thin disk over an image; nothing is left behind if it fails."""
+    if not parent.size_bytes <= size_bytes <= DISK_BYTES_MAX or size_bytes % sector_bytes:
+        raise RigError(
+            "InvalidDiskSize",
+            f"disk {place.name}: size is {size_bytes} bytes; it must be a multiple of {sector_bytes}, at least the "
+            f"{parent.size_bytes} of its parent and at most {DISK_BYTES_MAX >> 40} TiB",
+        )
+    with _new_file(place.file("top"), size_bytes):
+        DiskState(
+            disk_id=str(uuid.uuid4()),
+            size_bytes=size_bytes,
+            kind="top",
+            generation=0,
+            tracked=False,
+            needs_resync=None,
+            sector_bytes=sector_bytes,
+            parent=parent,
+        ).save(place.file("disk"))
+
+
+def make_raw_of_top(place: DiskPlace, state: DiskState) -> DiskState:
+    """A top whose file durably holds all blocks is a raw disk from the next start on; its new state, saved.
+
+    Called again, after an error, it goes on.
+    """
+    if place.file("top").exists():
+        place.file("top").rename(place.file("img"))
+    return _note_raw(place, state)
+
+
+def _note_raw(place: DiskPlace, state: DiskState) -> DiskState:
+    sync_folder(place.folder)  # the rename first
+    # What was copied last is in no log: after a kill its time must not pass for another's write.
+    opened = state.opened
+    if opened is not None:
+        opened = opened.model_copy(update={"mtime_ns": place.file("img").stat().st_mtime_ns})
+    raw = state.model_copy(update={"kind": "raw", "store": None, "position": None, "promoting": False, "opened": opened})
+    raw.save(place.file("disk"))
+    return raw
+
+
+def remove_maps(place: DiskPlace) -> None:
+    """What is left of a top that has become a raw disk."""
+    for suffix in ("top.present", "top.durable"):
+        place.file(suffix).unlink(missing_ok=True)
+
+
+def remove_top(place: DiskPlace) -> None:
+    """The files of a thin disk in whose place a raw one was put."""
+    place.file("top").unlink(missing_ok=True)
+    remove_maps(place)
+
+
+def finish_promotion(place: DiskPlace, state: DiskState) -> DiskState:
+    """At start: if a kill came between the steps by which a top becomes a raw disk, take the rest of them."""
+    if state.kind == "top" and state.promoting and not place.file("top").exists() and place.file("img").exists():
+        state = _note_raw(place, state)
+    if state.kind == "raw":
+        remove_maps(place)
+    return state
+
+
+def _whole_sectors(path: Path) -> int:
+    """How many bytes of a raw disk's file are whole sectors: another program may have made it longer."""
+    return path.stat().st_size // SECTOR_BYTES * SECTOR_BYTES
+
+
+def _open_below(place: DiskPlace, state: DiskState, views: Views | None) -> Layer:
+    if state.parent is not None:
+        return open_parent(state.parent)
+    if views is None or state.store is None or state.position is None:
+        raise RigError("NotARecoveryHost", f"disk {place} lies over a managed disk; this host has none")
+    return views.open(Path(state.store), state.position, place.holder)
+
+
+def open_layer(place: DiskPlace, state: DiskState, views: Views | None) -> WritableLayer:
+    """The bytes of a disk with that state; ``DiskCorrupt``, ``NotARecoveryHost``, ``BrokenVhdChain``."""
+    layer: WritableLayer
+    if state.kind == "raw":
+        layer = RawLayer(place.file("img"), writable=True, size_bytes=_whole_sectors(place.file("img")))
+    else:
+        below = _open_below(place, state, views)
+        try:
+            layer = TopLayer(below, place.file("top"))
+        except BaseException:
+            below.close()
+            raise
+    if (found := layer.size_bytes) < state.size_bytes:
+        layer.close()
+        raise RigError(
+            "DiskCorrupt", f"disk {place}: {layer.path.name} has {found} bytes; its state says {state.size_bytes}"
+        )
+    return layer
+
+
+def make_first(root: Path, place: DiskPlace, make: MakeFiles) -> None:
+    """Make the first disk of a VM: its folder, in the host's ``root``, appears whole or not at all."""
+    fresh = root / f".new-{place.vm}"
+    safe_files.make_folder(fresh)
+    try:
+        make(DiskPlace(fresh, place.vm, place.name))
+        fresh.rename(place.folder)
+    except BaseException:
+        shutil.rmtree(fresh)
+        raise
+    sync_folder(root)

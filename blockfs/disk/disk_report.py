@@ -1,0 +1,95 @@
+"""What other roles, and users, are told of a disk.  Nothing here changes it, but that a log that was given up is noted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from siterig.blockfs.contracts import counters
+from siterig.blockfs.contracts.control import DiskInfo, PromotionInfo
+from siterig.blockfs.contracts.counters import DiskCounters
+from siterig.blockfs.disk import parent_image
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.disk.replacing import kept_images
+
+
+def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
+    """How it is; ``mountpoint``: of its host."""
+    log = disk.log if disk.tracked else None
+    promotion = None
+    if disk.state.promoting:
+        promotion = PromotionInfo.of(disk.own_bytes, disk.size_bytes, disk.promotion_stopped_by)
+    return DiskInfo(
+        vm=disk.place.vm,
+        name=disk.place.name,
+        disk_id=disk.state.disk_id,
+        size_bytes=disk.size_bytes,
+        path=str(mountpoint / disk.place.vm / f"{disk.place.name}.img"),
+        folder=str(disk.place.folder),
+        tracked=log is not None,
+        generation=disk.state.generation,
+        last_seq=log.last_seq if log else 0,
+        last_position=log.last_position if log else 0,
+        unsent_log_bytes=log.unsent_bytes if log else 0,
+        log_bytes_max=disk.log_bytes_max,
+        dirty_bytes=disk.dirty_bytes,
+        snapshot=disk.snapshot is not None,
+        snapshot_bytes=disk.snapshot.store_bytes if disk.snapshot else 0,
+        snapshot_bytes_max=disk.snapshot.store_bytes_max if disk.snapshot else None,
+        needs_resync=disk.state.needs_resync,
+        open_handles=disk.handles,
+        promotion=promotion,
+        sector_bytes=disk.state.sector_bytes,
+        opening=disk.opening,
+        opened_seq=disk.opened_seq,
+        parent=disk.state.parent.path if disk.state.parent is not None else None,
+        broken_chain=parent_image.broken_chain(disk.state, disk.layer),
+        kept=kept_images(disk.place.folder, disk.place.name),
+    )
+
+
+def count(disk: Disk) -> DiskCounters:
+    """What it has done since it was opened; stops nothing."""
+    info, found = describe(disk, Path()), counters.read(disk.c)
+    return DiskCounters(
+        vm=info.vm,
+        name=info.name,
+        since_ns=disk.counted_since_ns,
+        requests=counters.requests(found),
+        log=counters.log(found, kept_bytes=info.unsent_log_bytes, kept_bytes_max=info.log_bytes_max),
+        size_bytes=info.size_bytes,
+        tracked=info.tracked,
+        generation=info.generation,
+        needs_resync=info.needs_resync,
+        dirty_bytes=info.dirty_bytes,
+        snapshot_bytes=info.snapshot_bytes,
+        snapshot_bytes_max=info.snapshot_bytes_max,
+    )
+
+
+def describe_broken(place: DiskPlace, state: DiskState, why: str, mountpoint: Path) -> DiskInfo:
+    """A thin disk that is not served because its parent is missing or not what it was."""
+    return DiskInfo(
+        vm=place.vm,
+        name=place.name,
+        disk_id=state.disk_id,
+        size_bytes=state.size_bytes,
+        path=str(mountpoint / place.vm / f"{place.name}.img"),
+        folder=str(place.folder),
+        tracked=False,
+        generation=state.generation,
+        last_seq=0,
+        last_position=0,
+        unsent_log_bytes=0,
+        log_bytes_max=None,
+        dirty_bytes=0,
+        snapshot=False,
+        snapshot_bytes=0,
+        snapshot_bytes_max=None,
+        needs_resync=parent_image.CODE,
+        open_handles=0,
+        sector_bytes=state.sector_bytes,
+        parent=state.parent.path if state.parent is not None else None,
+        broken_chain=why,
+    )

@@ -1,0 +1,189 @@
+"""The small file beside each disk that says what it is (``NAME.disk``).  Layout: docs/formats/disk.md.
+
+Fault contract: replaced atomically and durably; carries its own checksum, so that a bad byte is an error and never
+another disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from siterig.blockfs.changelog.disk_log import LogExtent
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.sector_size import SectorBytes
+from siterig.blockfs.core.wire import UUID_PATTERN, Whole, WireModel
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.durable import write_atomically
+from siterig.blockfs.files.small_file import FileTooLongError, bounded
+from siterig.blockfs.watch.file_stamps import FileStamp
+from siterig.cext.hashing import crc32c
+
+FORMAT_VERSION = 2
+_OLD_VERSION = 1
+
+
+class ClosedNote(WireModel):
+    """A tracked disk as it was closed in order: its files, and its log (None: state files of format 1)."""
+
+    files: list[FileStamp]
+    log: LogExtent | None
+
+
+class ParentNote(WireModel):
+    """The image that a thin disk lies over (:mod:`siterig.blockfs.disk.parent_image`), as it was when the disk was made.
+
+    ``size_bytes``: of the disk in it; ``file_bytes``: of the file.  ``digest``: of samples of its bytes.
+    """
+
+    path: str
+    size_bytes: int = Field(gt=0, multiple_of=512, lt=1 << 63)
+    file_bytes: Whole
+    mtime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
+    digest: str = Field(pattern=r"^[0-9a-f]{32}$")
+
+
+class OpenedNote(WireModel):
+    """Where the inodes of a tracked disk's own file and of its dirty file are, since it was opened.
+
+    ``mtime_ns``: when its own file was last changed by something that the log has nothing of (promotion), or 0.
+    """
+
+    inode: Whole
+    dirty_inode: Whole
+    mtime_ns: int = Field(default=0, ge=-(1 << 63), lt=1 << 63)
+
+
+class TouchedTimes(WireModel):
+    """Times that a program has set (``touch``), in nanoseconds since 1970.
+
+    They hold until the disk changes: as long as its file on the host was last written at ``file_mtime_ns``.
+    """
+
+    atime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
+    mtime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
+    file_mtime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
+
+
+class ShownAttributes(WireModel):
+    """Attributes of a disk's file in the mount that programs have set; None: as if nobody had.
+
+    ``mode``: the nine permission bits.
+    """
+
+    mode: int | None = Field(default=None, ge=0, le=0o777)
+    uid: int | None = Field(default=None, ge=0, lt=1 << 32)
+    gid: int | None = Field(default=None, ge=0, lt=1 << 32)
+    touched: TouchedTimes | None = None
+
+
+class DiskState(WireModel):
+    """What must be known of a disk before its bytes are touched.
+
+    ``kind`` is ``raw`` (``NAME.img``) or ``top`` (``NAME.top`` over managed disk ``store`` at ``position``, or over image
+    ``parent``). ``tracked``: writes are logged in generation ``generation``, which begins with segment ``first_segment``.
+    ``needs_resync``: None, or why the logs cannot be vouched for.  ``promoting``: of a top that is becoming a raw disk
+    (:mod:`siterig.blockfs.disk.promotion`).  ``image``: name of the file, only of a disk by itself
+    (:mod:`siterig.blockfs.host.standalone`). ``closed``: None while the disk is open, and after a kill.  ``opened``: None
+    if it was not tracked then.  ``shown``: what ``chmod``, ``chown`` and ``touch`` have set
+    (:mod:`siterig.blockfs.disk.file_attributes`).  ``sector_bytes``: the logical sector size that the disk declares.
+    """
+
+    disk_id: str = Field(pattern=UUID_PATTERN)
+    size_bytes: int = Field(gt=0, multiple_of=512, lt=1 << 63)
+    kind: Literal["raw", "top"]
+    generation: int = Field(ge=0, lt=1 << 63)
+    tracked: bool
+    needs_resync: str | None
+    promoting: bool = False
+    first_segment: int = Field(default=1, ge=1, lt=1 << 63)
+    store: str | None = None
+    position: int | None = Field(default=None, ge=0, lt=1 << 63)
+    image: str | None = None
+    closed: ClosedNote | None = None
+    opened: OpenedNote | None = None
+    shown: ShownAttributes = ShownAttributes()
+    sector_bytes: SectorBytes = 512
+    parent: ParentNote | None = None
+
+    @property
+    def lasts(self) -> bool:
+        """True if the state, and so the disk's id, outlives this process."""
+        return True
+
+    @model_validator(mode="after")
+    def _lies_over_something(self) -> DiskState:
+        over_store = self.kind == "top" and self.parent is None
+        if (self.store is not None, self.position is not None) != (over_store, over_store):
+            raise ValueError("store and position are of a disk of kind top without a parent, and only of that")
+        if self.parent is not None and self.kind != "top":
+            raise ValueError("only a disk of kind top has a parent")
+        if self.promoting and not over_store:
+            raise ValueError("only a disk over a managed disk is promoted")
+        return self
+
+    def save(self, path: Path) -> None:
+        """Write durably."""
+        body = self.model_dump()
+        write_atomically(path, json.dumps({"format": FORMAT_VERSION, "crc32c": _crc(body), "disk": body}).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> DiskState:
+        """Read; ``RigError('DiskStateCorrupt' | 'StateVersion')`` names the file."""
+        with os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb") as file:
+            try:
+                data = bounded(file)
+            except FileTooLongError as exc:
+                raise RigError("DiskStateCorrupt", f"{path}: {exc}") from exc
+        try:
+            raw = json.loads(data)
+            version, crc, body = raw.pop("format"), raw.pop("crc32c"), raw.pop("disk")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            raise RigError("DiskStateCorrupt", f"{path}: is not a disk state file: {exc!r:.200}") from exc
+        if type(version) is not int or version not in (_OLD_VERSION, FORMAT_VERSION):
+            raise RigError(
+                "StateVersion",
+                f"{path}: disk state format {version!r:.50}; this siterig reads {_OLD_VERSION} and {FORMAT_VERSION}",
+            )
+        if type(crc) is not int or crc != _crc(body) or raw:
+            raise RigError("DiskStateCorrupt", f"{path}: checksum does not match")
+        try:
+            if version == _OLD_VERSION:
+                if isinstance(body, dict) and not body.keys().isdisjoint({"closed", "opened"}):
+                    raise RigError("DiskStateCorrupt", f"{path}: has keys that format {_OLD_VERSION} has not")
+                body = _migrated(body)
+            return cls.model_validate(body, strict=True)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            where = ".".join(map(repr, first["loc"]))[:100]  # of an unknown key, too
+            raise RigError("DiskStateCorrupt", f"{path}: {where}: {first['msg']!r:.200}") from exc
+
+
+class _OldStamp(WireModel):
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class _OldImage(WireModel):
+    file: str
+    closed: _OldStamp | None
+
+
+def _migrated(body: object) -> object:
+    """Format 2 of format 1, in which only an image by itself had a note of what it was when it was closed."""
+    if not isinstance(body, dict) or body.get("image") is None:
+        return body
+    image = _OldImage.model_validate(body["image"], strict=True)
+    if image.closed is None:
+        return body | {"image": image.file}
+    stamp = {"file": image.file, "inode": None, **image.closed.model_dump()}
+    return body | {"image": image.file, "closed": {"files": [stamp], "log": None}}
+
+
+def _crc(body: object) -> int:
+    return crc32c(json.dumps(body, sort_keys=True).encode())

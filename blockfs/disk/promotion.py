@@ -1,0 +1,172 @@
+"""Promotion: a disk over a managed disk becomes a raw one, behind its guests.
+
+Fault contract
+--------------
+* Promotion changes no byte of the disk; its log, its snapshot and ``needs_resync`` know nothing of it.
+* That a disk is promoted is in its state: it is gone on with at the next start.  A block is copied before its bit in the
+  present map is set, and a bit is durable only after its bytes (:mod:`siterig.blockfs.layers.layer`): what is marked after
+  a kill or a power loss is there, and the rest is copied again.
+* When all is durably there: ``NAME.top`` is renamed to ``NAME.img``, the state says ``raw``, the view is let go, the maps
+  are removed, whoever kept the managed disk for this disk is told.  Each is durable before the next begins.
+* What stops it (the host's disk is full, the managed disk cannot be read) stops nothing else; it is shown, and tried again.
+
+Copying yields to guests: a disk that had requests since the last step gets a pause four times as long as the step was.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+import trio
+
+from siterig.blockfs.contracts.counters import requests_done
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.turns import Turns
+from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace
+from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.files.room import require_room
+from siterig.blockfs.layers.layer import data_bytes
+
+STEP_BYTES = 4 << 20
+BUSY_STEP_BYTES = 512 << 10
+BUSY_PAUSES = 4
+"""Of a busy disk, for each second of copying."""
+PAUSE_S_MIN = 0.005
+SYNC_BYTES = 64 << 20
+"""Copied at most between two syncs: what a power loss makes to be copied again."""
+FREE_BYTES_MIN = 64 << 20
+"""Of the host's disk that copying leaves to the guests."""
+RETRY_S = 15.0
+
+_log = structlog.get_logger("siterig.blockfs.disk.promotion")
+
+
+class Promoter:
+    """Promotes the disks of a host, one after the other; ``let_go`` is told of each that needs no managed disk any more.
+
+    It has the disk's turn at its place meanwhile: what is held, and the maps, are known by the place, and were the disk
+    removed, another that lies there could lose its own.
+    """
+
+    def __init__(
+        self,
+        disks: Callable[[], list[Disk]],
+        let_go: Callable[[Path, DiskPlace], None],
+        turns: Turns,
+        waits: Waits | None = None,
+    ) -> None:
+        """``waits``: where a promotion that is stopped is registered."""
+        self._disks = disks
+        self._let_go = let_go
+        self._turns = turns
+        self._waits = waits or Waits()
+        self._stopped: set[tuple[str, str]] = set()
+        self._wake = trio.Event()
+
+    def wake(self) -> None:
+        """There is something to promote."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            self._wake = trio.Event()
+            self._forget_removed()
+            for disk in self._disks():
+                if disk.state.promoting:
+                    await self._attempt(disk)
+            with trio.move_on_after(RETRY_S if any(disk.state.promoting for disk in self._disks()) else float("inf")):
+                await self._wake.wait()
+
+    def _forget_removed(self) -> None:
+        """A disk that was removed waits for nothing."""
+        for vm, name in self._stopped - {(disk.place.vm, disk.place.name) for disk in self._disks()}:
+            self._waits.clear("promotion", vm=vm, disk=name)
+            self._stopped.discard((vm, name))
+
+    async def _attempt(self, disk: Disk) -> None:
+        try:
+            async with self._turns.at(str(disk.place)):
+                await self._promote(disk)
+        except RigError as error:
+            if disk.promotion_stopped_by is None or disk.promotion_stopped_by.message != error.message:
+                _log.warning("promotion_stopped", disk=str(disk.place), reason=error.code, message=error.message)
+            disk.promotion_stopped_by = error
+            self._stopped.add((disk.place.vm, disk.place.name))
+            self._waits.set("promotion", error.code, error.message, vm=disk.place.vm, disk=disk.place.name)
+        else:
+            disk.promotion_stopped_by = None
+            self._waits.clear("promotion", vm=disk.place.vm, disk=disk.place.name)
+
+    async def _promote(self, disk: Disk) -> None:
+        store, total_bytes = Path(str(disk.state.store)), disk.state.size_bytes
+        try:
+            await self._adopt(disk)
+            while not disk.note_raw():
+                await self._adopt(disk)
+            await trio.to_thread.run_sync(disk.settle)
+        except OSError as exc:
+            if exc.errno != errno.EBADF:
+                raise _stopped_by(disk, exc) from exc
+            if disk.state.promoting:  # it was closed: its VM was removed
+                return
+        await trio.to_thread.run_sync(self._let_go, store, disk.place)
+        _log.info("promoted", disk=str(disk.place), total_bytes=total_bytes)
+
+    async def _adopt(self, disk: Disk) -> None:
+        """Until it holds all, on stable storage."""
+        unsynced, full = 0, False
+        seen = requests_done(disk.c)
+        while not full:
+            busy, seen = requests_done(disk.c) != seen, requests_done(disk.c)
+            step_bytes = BUSY_STEP_BYTES if busy else STEP_BYTES
+            _check_room(disk, step_bytes)
+            began_s = trio.current_time()
+            full = await trio.to_thread.run_sync(disk.adopt, step_bytes)
+            unsynced += step_bytes
+            if full or unsynced >= SYNC_BYTES:
+                await trio.to_thread.run_sync(disk.sync_adopted)
+                unsynced = 0
+            if busy and not full:
+                await trio.sleep(max(PAUSE_S_MIN, BUSY_PAUSES * (trio.current_time() - began_s)))
+
+
+def check_room(vm: str, disks: list[Disk]) -> None:
+    """``NotEnoughSpace`` unless these disks of a VM can hold all that they lie over; for a thread."""
+    needs = []
+    for disk in disks:
+        if disk.state.store is not None:
+            lacking_bytes = max(0, data_bytes(disk.layer) - disk.place.file("top").stat().st_blocks * 512)
+            needs.append((disk.place.folder, lacking_bytes))
+    if needs:
+        needs.append((needs[0][0], FREE_BYTES_MIN))
+    require_room(needs, f"VM {vm!r}", "to become independent of the managed disks, its disks need")
+
+
+def _check_room(disk: Disk, step_bytes: int) -> None:
+    found = os.statvfs(disk.place.folder)
+    free_bytes = found.f_bavail * found.f_frsize
+    if free_bytes < FREE_BYTES_MIN + step_bytes:
+        raise RigError(
+            "DiskFull",
+            f"promotion of disk {disk.place}: {free_bytes >> 20} MiB are free on the host's disk, of which "
+            f"{FREE_BYTES_MIN >> 20} MiB are kept for guests; it goes on when there is more",
+            recoverable=True,
+        )
+
+
+def _stopped_by(disk: Disk, exc: OSError) -> RigError:
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        why = "the host's disk is full; it goes on when there is room"
+        return RigError("DiskFull", f"promotion of disk {disk.place}: {why}", recoverable=True)
+    return RigError(
+        "HostIoError",
+        f"promotion of disk {disk.place}: stopped at byte {disk.own_bytes} of {disk.size_bytes}: {reason(exc, disk.place)}",
+        recoverable=True,
+    )

@@ -1,0 +1,142 @@
+"""Disks that a failback replaces: what was written to them since the failover, and the old ones that are kept.
+
+Fault contract: an old disk that is to be kept has its second name, durably, before the new one takes its place.  A kill in
+between leaves both names; the next failback then keeps the disk under one more.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+from siterig.blockfs.changelog.disk_log import find_segments
+from siterig.blockfs.changelog.segment import RecordType, SegmentReader
+from siterig.blockfs.contracts.control import CLOSE_IT, DownloadedDisk, KeptImage, SourceUse
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.durable import rename_new, sync_folder
+from siterig.blockfs.files.room import require_room
+from siterig.blockfs.layers.layer import data_bytes
+from siterig.cext.hashing import is_zero
+
+KEPT_FOLDER = "kept"
+"""In a VM's folder."""
+_KEPT = re.compile(r"(?P<disk>.+)-\d{8}T\d{6}Z(-\d+)?\.img")
+_COPY_BYTES = 1 << 20
+_CHANGES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
+
+
+def keep_image(disk: Disk) -> None:
+    """Keep a disk as ``kept/NAME-TIME.img``: its file gets a second name, or a thin disk is copied; for a thread."""
+    place = disk.place
+    folder = place.folder / KEPT_FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    link = folder / f".{place.name}.new"
+    link.unlink(missing_ok=True)
+    if disk.state.kind == "raw":
+        os.link(place.file("img"), link)
+    else:
+        _copy(disk, link)
+    stem = f"{place.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    number = 1
+    while True:
+        try:
+            rename_new(link, folder / (f"{stem}.img" if number == 1 else f"{stem}-{number}.img"))
+            break
+        except FileExistsError:
+            number += 1
+    sync_folder(folder)
+    sync_folder(place.folder)
+
+
+def _copy(disk: Disk, target: Path) -> None:
+    """All bytes of a disk that lies over another image, in a sparse file; durable but for its name."""
+    with os.fdopen(safe_files.create_file(target, os.O_WRONLY), "wb") as file:
+        file.truncate(disk.size_bytes)
+        for offset in range(0, disk.size_bytes, _COPY_BYTES):
+            data = disk.read(offset, min(_COPY_BYTES, disk.size_bytes - offset))
+            if not is_zero(data):
+                file.seek(offset)
+                file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def kept_images(folder: Path, disk: str | None = None) -> list[KeptImage]:
+    """Kept images of a VM whose folder this is, or of one of its disks; oldest first."""
+    found = []
+    for path in sorted((folder / KEPT_FOLDER).glob("*.img")):
+        name = _KEPT.fullmatch(path.name)
+        if name is not None and disk in (None, name["disk"]):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:  # deleted just now
+                continue
+            found.append(
+                KeptImage(
+                    file=path.name, path=str(path), disk=name["disk"], size_bytes=status.st_size,
+                    allocated_bytes=status.st_blocks * 512,
+                )
+            )  # fmt: skip
+    return found
+
+
+def delete_kept(vm: str, folder: Path, file: str) -> None:
+    """``KeptImageNotFound`` names those there are."""
+    known = {image.file: Path(image.path) for image in kept_images(folder)}
+    if file not in known:
+        raise RigError("KeptImageNotFound", f"VM {vm!r} has no kept image {file!r}; it has: {', '.join(known) or 'none'}")
+    known[file].unlink()
+    sync_folder(folder / KEPT_FOLDER)
+
+
+def check_replace(vm: str, disks: dict[str, Disk], coming: list[DownloadedDisk]) -> None:
+    """The disks can be replaced: ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``; for a thread.
+
+    Both copies need room for a while, and so does the flat copy of a thin disk that is to be kept.
+    """
+    needs = []
+    for item in coming:
+        disk = disks.get(item.name)
+        if disk is None:
+            raise RigError("DiskNotFound", f"VM {vm!r} has no disk {item.name!r} to be replaced; it has: {', '.join(disks)}")
+        check_idle(disk)
+        copied_bytes = data_bytes(disk.layer) if item.keeps_old and disk.state.kind != "raw" else 0
+        needs.append((disk.place.folder, item.data_bytes + copied_bytes))
+    require_room(needs, f"VM {vm!r}", "beside the old disks, those that come back (and copies of thin ones) need")
+
+
+def check_idle(disk: Disk) -> None:
+    """``DiskInUse``."""
+    if disk.handles:
+        raise RigError("DiskInUse", f"disk {disk.place} is in use: it is open {disk.handles} times; {CLOSE_IT}")
+
+
+def source_use(disk: Disk, after: int) -> SourceUse:
+    """How a disk was used after a position; reads its log, so it is for a thread."""
+    return SourceUse(name=disk.place.name, written_bytes=_written_bytes(disk, after), open_handles=disk.handles)
+
+
+def _written_bytes(disk: Disk, after: int) -> int | None:
+    """None: the log does not tell, because it was abandoned, or not all of it can be read."""
+    if not disk.tracked or disk.state.needs_resync is not None:
+        return disk.dirty_bytes or None
+    last_position = disk.log.last_position
+    if last_position <= after:
+        return 0
+    written = read_position = 0
+    paths = [path for _, path in find_segments(disk.place.folder, disk.place.name)]
+    for path in paths:
+        try:
+            with SegmentReader(path) as segment:
+                for record in segment.records(verify=False):
+                    read_position = record.position
+                    if record.position > after and record.type in _CHANGES:
+                        written += record.length
+        except RigError:
+            if path != paths[-1]:  # only the newest may end with preallocated room, or a record that is being written
+                return None
+    return min(written, disk.size_bytes) if read_position >= last_position else None

@@ -1,0 +1,57 @@
+"""Block devices of this host: their size and sectors, and who holds one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import struct
+from pathlib import Path
+
+from siterig.blockfs.guests import hostmounts
+
+_BLKSSZGET = 0x1268  # linux/fs.h
+_INT = struct.Struct("i")
+
+
+def is_block_device(fd: int) -> bool:
+    """True if the descriptor is of a block device."""
+    return stat.S_ISBLK(os.fstat(fd).st_mode)
+
+
+def size_bytes(fd: int) -> int:
+    """The size of a block device or a file; its offset stays where it was."""
+    if not is_block_device(fd):
+        return os.fstat(fd).st_size
+    before = os.lseek(fd, 0, os.SEEK_CUR)
+    try:
+        return os.lseek(fd, 0, os.SEEK_END)
+    finally:
+        os.lseek(fd, before, os.SEEK_SET)
+
+
+def logical_sector_bytes(fd: int) -> int:
+    """The logical sector size that a block device declares."""
+    return int(_INT.unpack(fcntl.ioctl(fd, _BLKSSZGET, _INT.pack(0)))[0])
+
+
+def holders(device: int) -> list[str]:
+    """Mounts, swap and other devices on a device (``st_rdev``) or one of its partitions, as far as the kernel shows them."""
+    sys_folder = Path("/sys/dev/block", f"{os.major(device)}:{os.minor(device)}")
+    folders = [sys_folder, *sorted(path.parent for path in sys_folder.glob("*/partition"))]
+    numbers = {_text(folder / "dev") for folder in folders}
+    found = [f"mounted at {point}" for number, _, point in hostmounts.mounts() if number in numbers]
+    swap = {line.split(" ")[0] for line in _text(Path("/proc/swaps")).splitlines()[1:]}
+    for folder in folders:
+        name = folder.resolve().name
+        found += [f"/dev/{holder.name} lies on it" for holder in sorted(folder.glob("holders/*"))]
+        if f"/dev/{name}" in swap:
+            found.append("it is used as swap")
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

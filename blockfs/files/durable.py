@@ -1,0 +1,67 @@
+"""Making names and small files durable: the one place that knows the order of fsync and rename.
+
+Files are opened and made by :mod:`siterig.blockfs.files.safe_files`: never through a link, and with mode 0600 whatever the
+umask is.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.os_errors import naming
+from siterig.blockfs.files.safe_files import FILE_MODE, temporary_name
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries (creations, renames, deletions) durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with naming(folder):
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and make its bytes durable; its name needs :func:`sync_folder`."""
+    _write_synced(safe_files.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), path, data)
+
+
+def _write_synced(fd: int, path: Path, data: bytes) -> None:
+    try:
+        with naming(path):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
+    """Replace ``path`` by ``data``: a reader, or a start after power loss, sees the old bytes or the new ones.
+
+    ``ForeignFile``: there is a file of that name which may be another user's.  An error leaves the old file, and nothing
+    else; a kill may leave a temporary file, which the next call removes.
+    """
+    with safe_files.held(path.parent) as folder:
+        folder.check_free(path.name)
+        folder.remove_leftovers(path.name)
+        name = temporary_name(path.name)
+        try:
+            _write_synced(folder.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=mode), path.with_name(name), data)
+            folder.rename(name, path.name)
+        except BaseException as exc:
+            folder.unlink(name, missing_ok=True)
+            if isinstance(exc, OSError):  # the temporary name says nothing to anybody
+                exc.filename, exc.filename2 = str(path), None
+            raise
+        folder.sync()
+
+
+def rename_new(path: Path, to: Path) -> None:
+    """Rename within a folder, if nothing has the new name (``FileExistsError``); durable with :func:`sync_folder`."""
+    with safe_files.held(path.parent) as folder:
+        folder.rename_new(path.name, to.name)

@@ -1,0 +1,81 @@
+"""Errors of the operating system as text: always with the file that they are about.
+
+Python leaves the file out of an ``OSError`` where a descriptor was used, and a function in C knows no names at all.
+:func:`naming` puts the name in; :func:`reason` makes the text that every handler shows.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from siterig.cext._core import lib
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""The host's disk, or the user's share of it, is full."""
+
+
+@contextmanager
+def naming(path: Path, to: Path | None = None) -> Iterator[None]:
+    """An ``OSError`` of the block that names no absolute path is about ``path`` (and ``to``, of a rename or a link)."""
+    try:
+        yield
+    except OSError as exc:
+        if not _is_absolute(exc.filename):
+            exc.filename = str(path)
+            if to is not None:
+                exc.filename2 = str(to)
+        raise
+
+
+def _is_absolute(filename: object) -> bool:
+    """True if the file can be found by this name: one that was opened by or below a descriptor cannot."""
+    if not isinstance(filename, str | bytes | os.PathLike):
+        return False
+    return os.fsdecode(filename).startswith("/") and not os.fsdecode(filename).startswith("/proc/self/fd/")
+
+
+def files_of(exc: OSError) -> list[str]:
+    """The files that an error names, none to two."""
+    named = (exc.filename, exc.filename2)
+    return [os.fsdecode(name) for name in named if isinstance(name, str | bytes | os.PathLike) and os.fsdecode(name)]
+
+
+def reason(exc: OSError, about: object = "") -> str:
+    """The cause, and the files that it is about unless the text ``about`` names them already.
+
+    ``No space left on device (/srv/os.000002.hrl)``, ``No such file or directory (/srv/os.spare to /srv/os.000002.hrl)``.
+    """
+    return (exc.strerror or str(exc) or type(exc).__name__) + in_brackets(exc, about)
+
+
+def in_brackets(exc: OSError, about: object = "") -> str:
+    """`` (FILE)`` or `` (FILE to FILE)``; empty if there is none that the text ``about`` does not name."""
+    files = files_of(exc)
+    return "" if all(_names(str(about), file) for file in files) else f" ({' to '.join(files)})"
+
+
+def _names(text: str, file: str) -> bool:
+    """True if ``file`` is a word of ``text``: ``/srv/os.img`` does not name ``/srv/os``."""
+    at = text.find(file)
+    while at >= 0:
+        end = at + len(file)
+        if text[end : end + 1] in ("", ":", ",", ";", " ", "'", ")"):
+            return True
+        at = text.find(file, end)
+    return False
+
+
+def raised_by_c(result: int) -> OSError:
+    """The error that a function in C returned as ``-errno``, with the file whose system call failed in this thread."""
+    failed = int(lib.sr_io_failed_fd(-result))
+    if failed < 0:
+        return OSError(-result, os.strerror(-result))
+    try:
+        path = str(Path(f"/proc/self/fd/{failed}").readlink())
+    except OSError:  # it was closed meanwhile
+        return OSError(-result, os.strerror(-result))
+    return OSError(-result, os.strerror(-result), path)

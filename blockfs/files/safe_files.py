@@ -1,0 +1,361 @@
+"""Opening and making files where another user may have prepared the folder: the one place for it.
+
+Fault contract: a path is walked folder by folder.  A symbolic link on the way is followed only if root or this user made
+it.  What is opened or made is named below a descriptor of its folder, never by the path again, and never through a link.
+New files never take over what has their name; temporary ones have a name that nobody can guess; modes do not depend on the
+umask.
+
+There are two kinds of folders.  In a folder that only root and this user can change, a name is what this user made of
+it.  In any other (another user's, or one that many can write to) a file is used only if this user made it and it has no
+second name elsewhere; else it is refused (``ForeignFile``).  A rig's state folder must be of the first kind, and so must all
+folders above it: :func:`siterig.blockfs.files.ownership.check_own`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.os_errors import naming
+from siterig.blockfs.files.ownership import changed_by_others, is_trusted, user_text
+
+FILE_MODE = 0o600
+FOLDER_MODE = 0o700
+_LINKS_MAX = 40
+_DESCRIPTORS = re.compile(r"/proc/\d+(/task/\d+)?/fd")
+_NAMELESS = re.compile(r"\w+:.*")
+"""The kernel's text for a descriptor that no name leads to: ``pipe:[4711]``, as in a shell's ``<(command)``."""
+_TOKEN_BYTES = 8
+_RENAME_NOREPLACE = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _foreign(path: Path, what: str, remedy: str) -> RigError:
+    return RigError("ForeignFile", f"{path}: {what}; this command runs as {user_text(os.geteuid())}: {remedy}")
+
+
+# --- walking a path ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Walk:
+    """A walk from the root folder: ``fd`` is the place that it has reached, ``path`` the same without links."""
+
+    fd: int
+    path: Path
+    links: int = 0
+
+    def enter(self, part: str, todo: list[str]) -> None:
+        """One name further; a link's own parts are put in front of those that are left."""
+        following = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        try:
+            found = _link_behind(following)
+        except BaseException:
+            os.close(following)
+            raise
+        if found is None:
+            os.close(self.fd)
+            self.fd = following
+            self.path = self.path.parent if part == ".." else self.path / part
+            return
+        try:
+            self.links += 1
+            if self.links > _LINKS_MAX:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            if not is_trusted(found.st_uid):
+                made_by = user_text(found.st_uid)
+                raise _foreign(
+                    self.path / part, f"is a symbolic link of {made_by}, which is not followed", "name the file it points to"
+                )
+            target = os.readlink("", dir_fd=following)
+        finally:
+            os.close(following)
+        if _NAMELESS.fullmatch(target) and _DESCRIPTORS.fullmatch(str(self.path)):
+            reached = os.open(part, os.O_PATH | os.O_CLOEXEC, dir_fd=self.fd)
+            os.close(self.fd)
+            self.fd, self.path = reached, self.path / part
+            return
+        if target.startswith("/"):
+            os.close(self.fd)
+            self.fd, self.path = _root(), Path("/")
+        todo.extend(reversed([each for each in target.split("/") if each not in ("", ".")]))
+
+
+def _link_behind(fd: int) -> os.stat_result | None:
+    """Attributes of the symbolic link behind a descriptor; None: it is something else, or a mount whose server is dead."""
+    try:
+        found = os.fstat(fd)
+    except OSError as exc:
+        if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            return None
+        raise
+    return found if stat.S_ISLNK(found.st_mode) else None
+
+
+def _root() -> int:
+    return os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+@contextmanager
+def _walked(path: Path) -> Iterator[_Walk]:
+    """The file or folder at the end of ``path``; search permission on the way is enough."""
+    walk = _Walk(_root(), Path("/"))
+    try:
+        todo = list(reversed(path.absolute().parts[1:]))
+        with naming(path):
+            while todo:
+                walk.enter(todo.pop(), todo)
+        yield walk
+    finally:
+        os.close(walk.fd)
+
+
+def resolve(path: Path) -> Path:
+    """The path without links, as ``os.path.realpath``; the end of it may be missing.
+
+    ``ForeignFile`` if a link on the way is another user's.  ``OSError``.
+    """
+    missing: list[str] = []
+    todo = path.absolute()
+    while True:
+        try:
+            with _walked(todo) as walk:
+                return walk.path.joinpath(*reversed(missing))
+        except FileNotFoundError:
+            if todo.is_symlink():  # what it points to is missing
+                todo = todo.parent / todo.readlink()
+            else:
+                missing.append(todo.name)
+                todo = todo.parent
+
+
+# --- a folder -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder that is held by its descriptor: names are looked up in it, whatever becomes of its path."""
+
+    path: Path
+    fd: int
+
+    @property
+    def others(self) -> str | None:
+        """How others than root and this user can change what is in it; None: they cannot."""
+        return changed_by_others(self.fd)
+
+    def sync(self) -> None:
+        """Make its entries durable."""
+        with naming(self.path):
+            os.fsync(self.fd)
+
+    def open(self, name: str, flags: int, *, mode: int = FILE_MODE) -> int:
+        """A descriptor of a regular file in it, not through a link.  With ``O_CREAT`` it is made if it is missing.
+
+        ``mode``: of a file that is made, whatever the umask is.  ``ForeignFile``: it may be another user's.  ``OSError``.
+        """
+        if flags & os.O_CREAT:
+            with naming(self.path / name):
+                try:
+                    made = os.open(name, flags | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=self.fd)
+                    return _with_mode(made, mode)
+                except FileExistsError:
+                    if flags & os.O_EXCL:
+                        raise
+        return self._open_present(name, flags & ~os.O_CREAT)
+
+    def _open_present(self, name: str, flags: int) -> int:
+        path = self.path / name
+        with naming(path):
+            if stat.S_ISLNK(self._entry(name).st_mode):  # the open would only say ELOOP
+                self._refuse_link(name)
+            # A named pipe is not waited for; and nothing is cut before it is known to be ours.
+            opened = (flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC) & ~os.O_TRUNC
+            fd = os.open(name, opened, dir_fd=self.fd)
+            try:
+                found = os.fstat(fd)
+                self._check_regular(name, found)
+                self._check_ours(name, found)
+                os.set_blocking(fd, not flags & os.O_NONBLOCK)
+                if flags & os.O_TRUNC:
+                    os.ftruncate(fd, 0)
+            except BaseException:
+                os.close(fd)
+                raise
+        return fd
+
+    def _entry(self, name: str) -> os.stat_result:
+        return os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+
+    def _refuse_link(self, name: str) -> None:
+        made_by = user_text(self._entry(name).st_uid)
+        raise _foreign(self.path / name, f"is a symbolic link of {made_by}, which is not followed", "move it away")
+
+    def _check_regular(self, name: str, found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            raise _foreign(self.path / name, "is no regular file", "move it away")
+
+    def _check_ours(self, name: str, found: os.stat_result) -> None:
+        """``ForeignFile`` if others can change the folder, and the file is not surely this user's."""
+        others = self.others
+        if others is None:
+            return
+        path = self.path / name
+        if stat.S_ISLNK(found.st_mode):
+            self._refuse_link(name)
+        if found.st_uid != os.geteuid():
+            raise _foreign(
+                path, f"belongs to {user_text(found.st_uid)}", "move it away, or run the command as the user who owns it"
+            )
+        self._check_regular(name, found)
+        if found.st_nlink > 1:
+            raise _foreign(path, f"has {found.st_nlink} names (hard links), in a folder that {others}", "move it away")
+
+    def check_free(self, name: str) -> None:
+        """``ForeignFile``: there is something of that name, and it is not this user's to replace or remove."""
+        try:
+            found = self._entry(name)
+        except FileNotFoundError:
+            return
+        self._check_ours(name, found)
+
+    def rename(self, old: str, new: str) -> None:
+        """Replaces ``new``, unless that may be another user's (``ForeignFile``); durable with :meth:`sync`."""
+        self.check_free(new)
+        with naming(self.path / old, self.path / new):
+            os.rename(old, new, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+
+    def rename_new(self, old: str, new: str) -> None:
+        """Renames, if nothing has the new name (``FileExistsError``); durable with :meth:`sync`."""
+        if _libc.renameat2(self.fd, os.fsencode(old), self.fd, os.fsencode(new), _RENAME_NOREPLACE) != 0:
+            error = ctypes.get_errno()
+            raise OSError(error, os.strerror(error), str(self.path / old), None, str(self.path / new))
+
+    def unlink(self, name: str, *, missing_ok: bool = False) -> None:
+        """Takes the name away; what a link points to stays."""
+        with naming(self.path / name):
+            try:
+                os.unlink(name, dir_fd=self.fd)
+            except FileNotFoundError:
+                if not missing_ok:
+                    raise
+
+    def remove_leftovers(self, name: str) -> None:
+        """Take away temporary files for ``name`` that a kill left."""
+        leftover = re.compile(re.escape(f".{name}.") + rf"[0-9a-f]{{{2 * _TOKEN_BYTES}}}\.tmp")
+        with os.scandir(self.fd) as entries:
+            found = [entry.name for entry in entries if leftover.fullmatch(entry.name)]
+        for entry in found:
+            if self._entry(entry).st_uid == os.geteuid():
+                self.unlink(entry)
+
+
+def temporary_name(name: str) -> str:
+    """A name for what is to become ``name``; nobody can know it beforehand."""
+    return f".{name}.{secrets.token_hex(_TOKEN_BYTES)}.tmp"
+
+
+def _with_mode(fd: int, mode: int) -> int:
+    """A file or folder just made, with that mode whatever the umask is."""
+    try:
+        if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+            os.fchmod(fd, mode)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+# --- by path ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def held(path: Path) -> Iterator[Folder]:
+    """Hold a folder.  ``OSError`` if there is none, ``ForeignFile`` if another user's link is on the way to it."""
+    with _walked(path) as walk, naming(path):
+        try:
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=walk.fd)
+        except PermissionError:  # it can be searched, not listed or synced
+            fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=walk.fd)
+    try:
+        yield Folder(path, fd)
+    finally:
+        os.close(fd)
+
+
+def open_file(path: Path, flags: int, *, mode: int = FILE_MODE) -> int:
+    """:meth:`Folder.open` of a file by its path."""
+    with held(path.parent) as folder:
+        return folder.open(path.name, flags, mode=mode)
+
+
+def create_file(path: Path, flags: int = os.O_RDWR, *, mode: int = FILE_MODE) -> int:
+    """A descriptor of a new file with that mode, whatever the umask is; ``FileExistsError``."""
+    return open_file(path, flags | os.O_CREAT | os.O_EXCL, mode=mode)
+
+
+def rename(path: Path, to: Path) -> None:
+    """:meth:`Folder.rename` within a folder."""
+    with held(path.parent) as folder:
+        folder.rename(path.name, to.name)
+
+
+def locate(path: Path) -> int:
+    """An ``O_PATH`` descriptor of a file that the user named; it may be anybody's and of any type.
+
+    ``ForeignFile``: another user's link is on the way, or the file is a hard link that another user may have made to a file
+    that is not that user's own.  ``OSError``.
+    """
+    with _walked(path) as walk:
+        found = os.fstat(walk.fd)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+            with held(walk.path.parent) as folder:
+                if folder.others is not None and found.st_uid != os.fstat(folder.fd).st_uid:
+                    names = f"has {found.st_nlink} names (hard links), in a folder that {folder.others}"
+                    raise _foreign(walk.path, names, "name it by the one in its owner's folder")
+        return os.dup(walk.fd)
+
+
+def open_named(path: Path, flags: int, *, check: Callable[[os.stat_result], int] | None = None) -> int:
+    """A descriptor of the file that :func:`locate` finds, and of no other; use ``O_NONBLOCK`` for named pipes.
+
+    ``check`` sees the type of the file before it is opened: it refuses it by an error, or returns more flags.
+    """
+    located = locate(path)
+    try:
+        if check is not None:
+            flags |= check(os.fstat(located))
+        with naming(path):
+            return os.open(f"/proc/self/fd/{located}", flags | os.O_CLOEXEC)
+    finally:
+        os.close(located)
+
+
+def make_folder(path: Path, *, mode: int = FOLDER_MODE, parents: bool = False) -> None:
+    """Make a folder, with that mode whatever the umask is; no error if there is one already.
+
+    ``parents``: those that are missing too.  ``ForeignFile``, ``OSError`` (``NotADirectoryError``: something else is there).
+    """
+    if parents and not path.parent.exists():
+        make_folder(path.parent, mode=mode, parents=True)
+    with held(path.parent) as folder, naming(path):
+        try:
+            os.mkdir(path.name, mode, dir_fd=folder.fd)
+        except FileExistsError:
+            # Not asked of the folder itself: the server of a mount there may be dead.
+            os.close(os.open(path.name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder.fd))
+            return
+        made = os.open(path.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder.fd)
+        try:
+            Path(f"/proc/self/fd/{made}").chmod(mode)  # a mask of all bits leaves a folder that cannot even be opened
+        finally:
+            os.close(made)

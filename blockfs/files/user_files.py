@@ -1,0 +1,98 @@
+"""Files that a user names: opened only after their type is known, and never waited for.
+
+Fault contract: a name is resolved once (:func:`siterig.blockfs.files.safe_files.open_named`), to a descriptor whose type is
+looked at; the file that is opened for reading or writing is that one, whatever has the name by then.  Opening a FIFO, a
+socket or a character device could wait for ever or start something (a tape, a watchdog): none is opened.  A block device is
+opened exclusively: one that is mounted, used as swap or held by another program is refused, and cannot be mounted as long
+as it is open here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import block_device, safe_files
+from siterig.blockfs.files.os_errors import reason
+
+_NOT_OPENED = {
+    stat.S_IFDIR: "is a folder",
+    stat.S_IFIFO: "is no regular file, but a FIFO",
+    stat.S_IFSOCK: "is no regular file, but a socket",
+    stat.S_IFCHR: "is no regular file, but a character device",
+    stat.S_IFBLK: "is a block device",
+    stat.S_IFLNK: "is a symbolic link",
+}
+
+
+def open_file(path: Path, flags: int, *, code: str, wanted: str, devices: bool = False) -> int:
+    """A descriptor of a regular file or, with ``devices``, of a block device.
+
+    ``flags``: as of open(2); nothing is created.  ``code``: of the error if the file is missing, is of another type or
+    cannot be opened; ``wanted`` ends its message ("an image is a file that holds the bytes of a disk").  ``ImageBusy``:
+    the block device is in use.  ``ForeignFile``: see :func:`siterig.blockfs.files.safe_files.open_named`.
+    """
+    device = 0
+
+    def check(found: os.stat_result) -> int:
+        nonlocal device
+        kind = stat.S_IFMT(found.st_mode)
+        if kind == stat.S_IFBLK and devices:
+            device = found.st_rdev
+            return os.O_EXCL
+        if kind != stat.S_IFREG:
+            raise RigError(code, f"{path}: {_NOT_OPENED.get(kind, 'is no regular file')}; {wanted}")
+        return 0
+
+    try:
+        return safe_files.open_named(path, flags | os.O_NOCTTY, check=check)
+    except FileNotFoundError:
+        raise RigError(code, f"{path}: is not there") from None
+    except OSError as exc:
+        if exc.errno == errno.EBUSY and device:
+            holders = block_device.holders(device)
+            raise RigError("ImageBusy", f"{path}: is in use: {', '.join(holders) or 'another program has it'}") from exc
+        raise NotOpenedError(code, path, exc) from exc
+
+
+class NotOpenedError(RigError):
+    """The host did not open a file; ``errno`` says why."""
+
+    def __init__(self, code: str, path: Path, exc: OSError) -> None:
+        super().__init__(code, f"{path}: cannot be opened: {reason(exc, path)}")
+        self.errno = exc.errno
+
+
+async def open_in_thread(open_: Callable[[], int]) -> int:
+    """Run ``open_`` in a thread.  Cancelled (SIGINT, SIGTERM), the call ends at once.
+
+    The file system may not answer for ever; a descriptor that is opened after the cancellation is closed.
+    """
+    lock = threading.Lock()
+    opened: list[int] = []
+    abandoned = False
+
+    def work() -> None:
+        fd = open_()
+        with lock:
+            if abandoned:
+                os.close(fd)
+            else:
+                opened.append(fd)
+
+    try:
+        await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+    except BaseException:
+        with lock:
+            abandoned = True
+            for fd in opened:
+                os.close(fd)
+        raise
+    return opened[0]

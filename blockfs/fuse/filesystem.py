@@ -1,0 +1,427 @@
+"""The FUSE file system: disks as files; read-only, the same as fixed VHDs, their logs, snapshots and counters.
+
+Fault contract: holds no state of its own but open handles.  It is mounted and served by :mod:`siterig.blockfs.fuse.serving`.
+
+Names and attributes are answered here; the bytes by the disk in C, which the pump asks
+(:mod:`siterig.blockfs.fuse.serving`), or, where there is no pump, the methods below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+import time
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import pyfuse3
+import structlog
+import trio
+
+from siterig.blockfs.changelog.disk_log import find_segments, segment_number
+from siterig.blockfs.contracts import counters
+from siterig.blockfs.contracts.counters import DiskCounters
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk import disk_report
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.file_attributes import READ_ONLY_MODE, FileTimes, WantedAttributes
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.host.tree import ROOT, DiskTree
+from siterig.blockfs.images import vhd
+from siterig.cext._core import ffi, lib
+
+ATTRIBUTE_TIMEOUT_S = 0.0
+"""The kernel asks for attributes whenever a program does: it does not know of all changes."""
+ENTRY_TIMEOUT_S = 1.0
+"""How long the kernel believes that a name leads to the file that it led to."""
+INODES = 1 << 52
+"""Inode numbers are below this, which every program and JSON can hold."""
+_log = structlog.get_logger("siterig.blockfs.fuse.filesystem")
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """What an inode stands for: a folder, by its path (the mount's own is ``ROOT``), or a file in it."""
+
+    folder: str = ROOT
+    file: str = ""
+
+    def parent(self) -> _Node:
+        """The folder that a folder is in; the mount's own is in itself."""
+        return _Node(self.folder.rpartition("/")[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Handle:
+    """An open file: the disk that it is, or that its log is of; ``uncached``: the kernel keeps nothing of it."""
+
+    disk: Disk
+    is_disk: bool
+    uncached: bool
+
+
+class DiskFileSystem(pyfuse3.Operations):
+    """The names and attributes of a :class:`DiskTree`'s disks.
+
+    A file's inode number hangs on its path and its disk: a disk in the place of another has another one.
+    """
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False  # it reorders and merges the guest's writes before they are logged
+
+    def __init__(self, tree: DiskTree) -> None:
+        super().__init__()
+        self._tree = tree
+        self._nodes: dict[int, _Node] = {pyfuse3.ROOT_INODE: _Node()}
+        self._inodes: dict[_Node, tuple[str, int]] = {_Node(): ("", pyfuse3.ROOT_INODE)}
+        self._stats_times: weakref.WeakKeyDictionary[Disk, tuple[DiskCounters, int]] = weakref.WeakKeyDictionary()
+        self._handles: dict[int, _Handle] = {}
+        tree.on_grown(self._forget_size)
+
+    # --- names --------------------------------------------------------------------------------------------------
+
+    def _inode(self, node: _Node, identity: str = "") -> int:
+        """The same after each start; another one for another disk of the same name (``identity``)."""
+        known = self._inodes.get(node)
+        if known is not None and known[0] == identity:
+            return known[1]
+        name = os.fsencode(f"{node.folder}\0{node.file}\0{identity}")
+        number = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") % INODES
+        while number <= pyfuse3.ROOT_INODE or self._nodes.get(number, node) != node:
+            number = (number + 1) % INODES
+        self._inodes[node] = (identity, number)
+        self._nodes[number] = node
+        return number
+
+    def _child(self, folder: str, name: str) -> _Node:
+        if name in self._tree.folders(folder):
+            return _Node(f"{folder}/{name}" if folder else name)
+        return _Node(folder, name)
+
+    def _names(self, folder: str) -> list[str]:
+        names = list(self._tree.folders(folder))
+        for disk in (self._tree.disks_in(folder) or {}).values():
+            names.append(f"{disk.place.name}.img")
+            if vhd.can_be_vhd(disk.size_bytes):
+                names.append(f"{disk.place.name}.vhd")
+            names.append(f"{disk.place.name}.stats")
+            names += [path.name for _, path in find_segments(disk.place.folder, disk.place.name)]
+            if disk.snapshot is not None:
+                names.append(f"{disk.place.name}.snapshot")
+        return sorted(names)
+
+    def _disk_of(self, node: _Node, suffix: str) -> Disk | None:
+        if not node.file.endswith(suffix):
+            return None
+        return (self._tree.disks_in(node.folder) or {}).get(node.file.removesuffix(suffix))
+
+    def _log_of(self, node: _Node) -> tuple[Disk, int, Path] | None:
+        """Disk, number and backing file of a change log in the mount."""
+        name = node.file.removesuffix(".hrl").rpartition(".")[0]  # a disk's name may have dots
+        disk = (self._tree.disks_in(node.folder) or {}).get(name)
+        number = segment_number(disk.place.name, node.file) if disk is not None else None
+        if disk is None or number is None:
+            return None
+        path = disk.place.folder / node.file
+        return (disk, number, path) if path.exists() else None
+
+    def _attributes(self, node: _Node) -> pyfuse3.EntryAttributes:
+        """``ENOENT`` for what is no longer there."""
+        entry = pyfuse3.EntryAttributes()
+        entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
+        entry.st_blksize = 4096
+        entry.st_nlink = 1
+        entry.entry_timeout = ENTRY_TIMEOUT_S
+        entry.attr_timeout = ATTRIBUTE_TIMEOUT_S
+        if not node.file:
+            self._describe_folder(node, entry)
+        elif (disk := self._disk_of(node, ".img")) is not None:
+            entry.st_size, entry.st_mode = disk.size_bytes, stat.S_IFREG | disk.attributes.mode
+            entry.st_uid, entry.st_gid = disk.attributes.owner
+            _set_times(entry, disk.attributes.times)
+            entry.st_ino = self._inode(node, disk.attributes.identity)
+            entry.st_blocks = _blocks(disk.stored_bytes)
+        else:
+            self._describe_made(node, entry)
+        return entry
+
+    def _describe_folder(self, node: _Node, entry: pyfuse3.EntryAttributes) -> None:
+        if self._tree.disks_in(node.folder) is None:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        entry.st_mode, entry.st_nlink = stat.S_IFDIR | 0o700, 2
+        with contextlib.suppress(FileNotFoundError):  # its last name goes just now
+            _set_times(entry, _times_of(self._tree.kept_in(node.folder).stat()))
+        entry.st_ino = self._inode(node)
+
+    def _describe_made(self, node: _Node, entry: pyfuse3.EntryAttributes) -> None:
+        """Describe a file that is made of a disk, and can only be read."""
+        stored_bytes = None
+        if (disk := self._disk_of(node, ".vhd")) is not None and vhd.can_be_vhd(disk.size_bytes):
+            size_bytes, times = disk.size_bytes + vhd.FOOTER_BYTES, disk.attributes.times
+            stored_bytes = disk.stored_bytes + vhd.FOOTER_BYTES
+        elif (disk := self._disk_of(node, ".snapshot")) is not None and disk.snapshot is not None:
+            size_bytes, times = disk.snapshot.size_bytes, FileTimes.at(disk.snapshot.begun_ns)
+        elif (disk := self._disk_of(node, ".stats")) is not None:
+            size_bytes, times = 0, self._times_of_stats(disk)  # as in /proc: there is no text before it is opened
+        elif (found := self._log_of(node)) is not None:
+            disk, number, path = found
+            try:
+                size_bytes, times = disk.segment_bytes(number, path), _times_of(path.stat())
+            except FileNotFoundError as exc:  # applied and deleted just now
+                raise pyfuse3.FUSEError(errno.ENOENT) from exc
+        else:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        entry.st_size, entry.st_mode = size_bytes, stat.S_IFREG | READ_ONLY_MODE
+        entry.st_blocks = _blocks(size_bytes if stored_bytes is None else stored_bytes)
+        _set_times(entry, times)
+        entry.st_ino = self._inode(node, disk.attributes.identity)
+
+    def _times_of_stats(self, disk: Disk) -> FileTimes:
+        """When the counters were last found to differ from what they were before."""
+        found = disk_report.count(disk)
+        before = self._stats_times.get(disk)
+        if before is None or before[0] != found:
+            before = self._stats_times[disk] = (found, time.time_ns())
+        return FileTimes.at(before[1])
+
+    async def lookup(
+        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Find a name in a folder."""
+        parent, text = self._nodes[parent_inode], os.fsdecode(name)
+        if text in (".", ".."):
+            return self._attributes(parent if text == "." else parent.parent())
+        if parent.file:
+            raise pyfuse3.FUSEError(errno.ENOTDIR)
+        return self._attributes(self._child(parent.folder, text))
+
+    async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext | None = None) -> pyfuse3.EntryAttributes:
+        """Attributes of a file or folder."""
+        return self._attributes(self._nodes[inode])
+
+    async def setattr(
+        self,
+        inode: pyfuse3.InodeT,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: pyfuse3.FileHandleT | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """A disk can be grown, and its mode, owner and times be set; nothing else can be changed (``EPERM``, ``EROFS``)."""
+        node = self._nodes[inode]
+        entry = self._attributes(node)
+        disk = self._disk_of(node, ".img")
+        if disk is None:
+            raise pyfuse3.FUSEError(errno.EPERM)
+        if disk.read_only:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        wanted = _wanted(attr, fields)
+        try:
+            if fields.update_size and attr.st_size != entry.st_size:
+                disk.resize(attr.st_size)
+            elif not wanted.nothing:
+                disk.attributes.change(wanted)
+        except RigError as exc:
+            _log.info("attributes_not_set", disk=str(disk.place), code=exc.code, message=exc.message)
+            refused = exc.code == "InvalidDiskSize"
+            raise pyfuse3.FUSEError(_why_not_resized(disk, attr.st_size) if refused else errno.EIO) from exc
+        except OSError as exc:
+            raise pyfuse3.FUSEError(exc.errno or errno.EIO) from exc
+        return self._attributes(node)
+
+    async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
+        """A folder's handle is its inode."""
+        return pyfuse3.FileHandleT(inode)
+
+    async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """List a folder; names may come and go meanwhile."""
+        folder = self._nodes[fh].folder
+        for i, name in enumerate(self._names(folder)[start_id:], start_id + 1):
+            try:
+                entry = self._attributes(self._child(folder, name))
+            except (pyfuse3.FUSEError, FileNotFoundError):
+                continue
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), entry, i):
+                return
+
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        """The space of the host's file system, which the disks and logs share."""
+        found, data = os.statvfs(self._tree.root), pyfuse3.StatvfsData()
+        for field in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail"):
+            setattr(data, field, getattr(found, field))
+        data.f_namemax = 255
+        return data
+
+    # The disks are what the host has: no name is made, removed or moved here.  Without an answer of ours a caller would get
+    # ENOSYS, "Function not implemented".
+
+    async def create(self, *_args: object, **_more: object) -> NoReturn:
+        """``EPERM``."""
+        raise pyfuse3.FUSEError(errno.EPERM)
+
+    mknod = mkdir = symlink = link = unlink = rmdir = rename = create
+
+    async def access(self, inode: pyfuse3.InodeT, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        """Only the owner gets here: the mount is private."""
+        return True
+
+    # --- bytes --------------------------------------------------------------------------------------------------
+
+    async def open(self, inode: pyfuse3.InodeT, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Disks can be read and written; their VHD form, logs, snapshots and counters read."""
+        try:
+            return self._open(inode, flags)
+        except OSError as exc:  # no descriptor is left, say: that must not end the mount
+            raise pyfuse3.FUSEError(exc.errno or errno.EIO) from exc
+
+    def _open(self, inode: pyfuse3.InodeT, flags: int) -> pyfuse3.FileInfo:
+        node, writable = self._nodes[inode], flags & os.O_ACCMODE != os.O_RDONLY
+        if (disk := self._disk_of(node, ".img")) is not None:
+            if writable and disk.read_only:
+                raise pyfuse3.FUSEError(errno.EROFS)
+            uncached = self._is_uncached(disk, direct=bool(flags & os.O_DIRECT))
+            return self._opened(disk, lib.SR_HANDLE_DISK, writable=writable, uncached=uncached)
+        if writable:
+            raise pyfuse3.FUSEError(errno.EACCES)
+        if (disk := self._disk_of(node, ".vhd")) is not None and vhd.can_be_vhd(disk.size_bytes):
+            footer = vhd.fixed_footer(disk.size_bytes, disk.state.disk_id)
+            return self._opened(disk, lib.SR_HANDLE_VHD, footer=footer)
+        if (disk := self._disk_of(node, ".snapshot")) is not None and disk.snapshot is not None:
+            return self._opened(disk, lib.SR_HANDLE_SNAPSHOT)
+        if (disk := self._disk_of(node, ".stats")) is not None:
+            return self._opened_text(disk, counters.as_text(disk_report.count(disk)))
+        if (found := self._log_of(node)) is not None:
+            disk, number, path = found
+            return self._opened(disk, lib.SR_HANDLE_LOG, fd=safe_files.open_file(path, os.O_RDONLY), number=number)
+        raise pyfuse3.FUSEError(errno.ENOENT)
+
+    def _is_uncached(self, disk: Disk, *, direct: bool) -> bool:
+        """Whether the kernel is to cache nothing of a disk for one who opens it now, with ``O_DIRECT`` or without.
+
+        As whoever has it open already; else for ``O_DIRECT``, whose writes the kernel then sends side by side (the pump asks
+        for it), not one after the other.  Never both at once: such a write clears the cache before it is sent, not after, so
+        that one who reads meanwhile would be left with old bytes.
+        """
+        others = [handle.uncached for handle in self._handles.values() if handle.disk is disk and handle.is_disk]
+        return others[0] if others else direct
+
+    def _opened(
+        self,
+        disk: Disk,
+        kind: int,
+        *,
+        writable: bool = False,
+        uncached: bool = True,
+        footer: bytes = b"",
+        fd: int = -1,
+        number: int = 0,
+    ) -> pyfuse3.FileInfo:
+        handle = _open_handle(disk, kind, writable=writable, footer=footer, fd=fd, number=number)
+        self._handles[handle] = _Handle(disk, kind == lib.SR_HANDLE_DISK, uncached)
+        disk.handles += 1
+        # What the kernel has cached may be of another disk: a VM that was removed and made again has the same inodes.
+        # Only the disk is cached at all: the others have pages of their own, and change without the kernel's knowledge.
+        return pyfuse3.FileInfo(fh=handle, direct_io=uncached, keep_cache=False)
+
+    def _opened_text(self, disk: Disk, text: str) -> pyfuse3.FileInfo:
+        fd = os.memfd_create("text", os.MFD_CLOEXEC)
+        os.pwrite(fd, text.encode(), 0)
+        return pyfuse3.FileInfo(fh=_open_handle(disk, lib.SR_HANDLE_FILE, fd=fd), direct_io=True, keep_cache=False)
+
+    # Where the pump runs, it answers these for disk handles, by the same functions, and nothing of them comes here.
+
+    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+        """Bytes of a disk, log or snapshot."""
+        data = bytearray(size)
+        done = lib.sr_handle_read(fh, ffi.from_buffer(data), size, off)
+        return bytes(data[: _answer(done)])
+
+    async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
+        """Bytes to a disk: logged, then written."""
+        return _answer(lib.sr_handle_write(fh, ffi.from_buffer(buf), len(buf), off))
+
+    async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
+        """The durability barrier: the log and the disk."""
+        _answer(await trio.to_thread.run_sync(lib.sr_handle_flush, fh))
+
+    async def flush(self, fh: pyfuse3.FileHandleT) -> None:
+        """Runs at each close of a descriptor; it is no barrier."""
+
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        """The last descriptor of a handle was closed."""
+        lib.sr_handle_close(fh)
+        if (handle := self._handles.pop(fh, None)) is not None:  # who looks at counters does not use the disk
+            handle.disk.released()
+
+    # --- what the kernel knows ----------------------------------------------------------------------------------
+
+    def _forget_size(self, disk: Disk) -> None:
+        """Let the kernel ask anew.  This cannot block: it keeps no data for the file system to write first."""
+        for suffix in ("img", "vhd"):
+            known = self._inodes.get(_Node(disk.place.vm, f"{disk.place.name}.{suffix}"))
+            if known is None:
+                continue
+            try:
+                pyfuse3.invalidate_inode(pyfuse3.InodeT(known[1]), attr_only=True)
+            except OSError as exc:  # it has forgotten the inode altogether; or it asks again when somebody wants the size
+                _log.debug("size_not_forgotten", disk=str(disk.place), error=reason(exc))
+
+
+def _open_handle(
+    disk: Disk, kind: int, *, writable: bool = False, footer: bytes = b"", fd: int = -1, number: int = 0
+) -> pyfuse3.FileHandleT:
+    """A handle in C, which takes over ``fd``."""
+    handle = int(lib.sr_handle_open(disk.c, kind, writable, footer, fd, number))
+    if handle < 0:
+        if fd >= 0:
+            os.close(fd)
+        raise pyfuse3.FUSEError(-handle)
+    return pyfuse3.FileHandleT(handle)
+
+
+def _wanted(attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> WantedAttributes:
+    """``EPERM`` for mode bits that no disk has: set-user-ID, set-group-ID, sticky."""
+    mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else None
+    if mode is not None and mode & ~0o777:
+        raise pyfuse3.FUSEError(errno.EPERM)
+    return WantedAttributes(
+        mode=mode,
+        uid=attr.st_uid if fields.update_uid else None,
+        gid=attr.st_gid if fields.update_gid else None,
+        atime_ns=attr.st_atime_ns if fields.update_atime else None,
+        mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+    )
+
+
+def _blocks(stored_bytes: int) -> int:
+    """Programs that copy sparsely look for holes only where fewer blocks are stored than the size would take."""
+    return -(-stored_bytes // 512)
+
+
+def _times_of(found: os.stat_result) -> FileTimes:
+    return FileTimes(found.st_mtime_ns, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _set_times(entry: pyfuse3.EntryAttributes, times: FileTimes) -> None:
+    entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns = times.atime_ns, times.mtime_ns, times.ctime_ns
+
+
+def _why_not_resized(disk: Disk, size_bytes: int) -> int:
+    """The errno, which is that of a refused ``fallocate`` (cext/disk.h, sr_disk_reach)."""
+    if size_bytes < disk.size_bytes:
+        return errno.EPERM
+    step_bytes = disk.growth_step_bytes
+    return errno.EINVAL if step_bytes and size_bytes % step_bytes else errno.EFBIG
+
+
+def _answer(result: int) -> int:
+    """What a function in C returned, or the guest's errno."""
+    if result < 0:
+        raise pyfuse3.FUSEError(-result)
+    return int(result)

@@ -1,0 +1,181 @@
+"""Mounting a FUSE file system by ourselves: the descriptor on which the kernel asks is ours, not libfuse's.
+
+mount(2) where we may, else ``fusermount3``, the helper that lets ordinary users mount.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import socket
+import stat
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.guests import hostmounts
+from siterig.cext import kernel
+
+_DEAD = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, errno.EIO}
+_SUBTYPE = "siterig"
+_READ_AHEAD_KIB = 1024
+_MAX_RATIO_PERCENT = 100
+_log = structlog.get_logger("siterig.blockfs.fuse.mounting")
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """What is asked of the kernel: ``source`` is what the table of mounts shows; ``read_only``: it refuses every write.
+
+    Files are for their owner alone, no program in the mount is set-uid, and none is a device.
+    """
+
+    source: str
+    read_only: bool = False
+
+    def options(self) -> list[str]:
+        """As libfuse and ``fusermount3`` take them."""
+        source = self.source.replace("\\", "\\\\").replace(",", "\\,")
+        options = [f"fsname={source}", f"subtype={_SUBTYPE}", "default_permissions", "nosuid", "nodev"]
+        return [*options, "ro"] if self.read_only else options
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mount that was made; ``device_fd`` is where the kernel asks, ``device`` (``MAJ:MIN``) its name in mountinfo."""
+
+    path: Path
+    device_fd: int
+    device: str
+
+
+def clear_stale_mount(mountpoint: Path) -> bool:
+    """Detach a FUSE mount whose server is dead; True if there was one."""
+    try:
+        os.statvfs(mountpoint)  # stat could be answered from the kernel's attribute cache
+    except OSError as exc:
+        if exc.errno not in _DEAD:
+            return False
+    else:
+        return False
+    failed = _unmount(mountpoint, lazily=True)
+    if failed is not None:
+        raise RigError("StaleMount", f"{mountpoint}: a dead mount is in the way and cannot be removed: {failed}")
+    _log.info("stale_mount_removed", mountpoint=str(mountpoint))
+    return True
+
+
+def mount(mountpoint: Path, how: How) -> Mount:
+    """Mount at a folder, for this user alone.  Nobody may touch the mount before ``device_fd`` is being read.
+
+    ``RigError('MountFailed')``.
+    """
+    path = mountpoint.resolve()
+    try:
+        mode = path.stat().st_mode
+    except OSError as exc:
+        raise RigError("MountFailed", f"{path}: cannot be mounted on: {reason(exc, path)}") from exc
+    if not stat.S_ISDIR(mode):
+        raise RigError("MountFailed", f"{path}: cannot be mounted on: it is not a folder")
+    try:
+        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        raise RigError(
+            "MountFailed", f"{path}: cannot be mounted: /dev/fuse: {reason(exc, path)} (is the kernel module 'fuse' loaded?)"
+        ) from exc
+    options = f"fd={fd},rootmode={stat.S_IFMT(mode):o},user_id={os.getuid()},group_id={os.getgid()},default_permissions"
+    try:
+        kernel.mount_fuse(how.source, path, f"fuse.{_SUBTYPE}", options, read_only=how.read_only)
+    except OSError as exc:
+        os.close(fd)
+        if exc.errno != errno.EPERM:
+            raise RigError("MountFailed", f"{path}: cannot be mounted: {reason(exc, path)}") from exc
+        fd = _mount_by_helper(path, how)
+    device = _device_at(path)
+    if device is None:
+        os.close(fd)
+        raise RigError("MountFailed", f"{path}: was mounted, but somebody took it away again")
+    return Mount(path, fd, device)
+
+
+def _mount_by_helper(path: Path, how: How) -> int:
+    """``fusermount3`` mounts and passes the descriptor back over the socket that ``_FUSE_COMMFD`` names."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        try:
+            done = subprocess.run(
+                ["fusermount3", "-o", ",".join(how.options()), "--", str(path)],
+                env=os.environ | {"_FUSE_COMMFD": str(theirs.fileno()), "LC_ALL": "C"},
+                pass_fds=[theirs.fileno()],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except FileNotFoundError:
+            raise RigError(
+                "MountFailed",
+                f"{path}: cannot be mounted: only root may, or whoever has fusermount3; on Debian: apt-get install fuse3",
+            ) from None
+        if done.returncode != 0:
+            raise RigError("MountFailed", f"{path}: cannot be mounted: {done.stderr.strip() or done.returncode}")
+        _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(array.array("i").itemsize))
+    if not ancillary:
+        raise RigError("MountFailed", f"{path}: cannot be mounted: fusermount3 gave no descriptor")
+    fd = array.array("i", ancillary[0][2])[0]
+    os.set_inheritable(fd, False)
+    return fd
+
+
+def _device_at(path: Path) -> str | None:
+    """``MAJ:MIN`` of what is mounted on top at ``path``; asks nobody who serves it."""
+    devices = [device for device, _, point in hostmounts.mounts() if point == str(path)]
+    return devices[-1] if devices else None
+
+
+def unmount(mount: Mount) -> None:
+    """Take the mount away, if it is there yet; lazily if files in it are open.  Its requests are answered meanwhile.
+
+    ``RigError('UnmountFailed')``.
+    """
+    for lazily in (False, True):
+        if _device_at(mount.path) != mount.device:
+            return
+        failed = _unmount(mount.path, lazily=lazily)
+        if failed is None:
+            return
+    raise RigError("UnmountFailed", f"mount {mount.path} cannot be taken away: {failed}")
+
+
+def _unmount(path: Path, *, lazily: bool) -> str | None:
+    """Why it failed, or None."""
+    try:
+        kernel.unmount(path, lazily=lazily)
+    except OSError as exc:
+        if exc.errno != errno.EPERM:
+            return exc.strerror
+    else:
+        return None
+    command = ["fusermount3", "-uz" if lazily else "-u", "--", str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"LC_ALL": "C"})
+    except FileNotFoundError:
+        return "fusermount3 is not installed"
+    return (done.stderr.strip() or f"exit status {done.returncode}") if done.returncode != 0 else None
+
+
+def tune(mount: Mount) -> None:
+    """Let the kernel read ahead as far as one request goes, and cache what is written through maps as for any other disk.
+
+    Only root may; without it the mount is slower, not worse.
+    """
+    settings = Path("/sys/class/bdi") / mount.device
+    for name, value in (("read_ahead_kb", _READ_AHEAD_KIB), ("max_ratio", _MAX_RATIO_PERCENT)):
+        try:
+            (settings / name).write_text(str(value))
+        except OSError as exc:
+            _log.info("not_tuned", setting=name, mountpoint=str(mount.path), reason=reason(exc))

@@ -1,0 +1,156 @@
+"""Mounts a tree of disks and serves it until told to end.
+
+Two ways: with the *pump* (:mod:`siterig.cext.pump`), C threads answer all requests on open disks and only names and
+attributes come to pyfuse3; or pyfuse3 answers everything, which is slower and needs nothing of the kernel but FUSE.
+
+Fault contract: a mount whose server died (``ENOTCONN``) is cleared before a new one is made at the same place.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pyfuse3
+import structlog
+import trio
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.fuse import mounting
+from siterig.blockfs.fuse.filesystem import DiskFileSystem
+from siterig.blockfs.host.tree import DiskTree
+from siterig.cext.kernel import set_io_flusher
+from siterig.cext.pump import Pump, PumpOptions
+
+PUMP = PumpOptions()
+_log = structlog.get_logger("siterig.blockfs.fuse.serving")
+
+
+async def serve(
+    tree: DiskTree,
+    mountpoint: Path,
+    *,
+    source: str = "siterig:disks",
+    read_only: bool = False,
+    pump: PumpOptions | None = PUMP,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Mount and answer requests until cancelled or unmounted; unmounts, and leaves the disks open.
+
+    ``source`` is what the table of mounts shows.  ``read_only``: the kernel refuses every write.  ``pump`` None: pyfuse3
+    answers everything.
+    One mount a process (libfuse's session is global in pyfuse3).  ``RigError('MountFailed')`` if it cannot be made.
+    """
+    mounting.clear_stale_mount(mountpoint)
+    try:
+        mountpoint.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise RigError(
+            "MountFailed", f"{mountpoint}: cannot be made a folder to mount on: {reason(exc, mountpoint)}"
+        ) from exc
+    if mountpoint.is_mount():
+        raise RigError("MountFailed", f"{mountpoint}: something is mounted here already")
+    try:
+        set_io_flusher()  # before any thread is started: they inherit it
+    except OSError as exc:  # only the superuser may; others cannot put a loop device on the mount either
+        _log.info("not_an_io_flusher", reason=reason(exc))
+    how = mounting.How(source, read_only=read_only)
+    if pump is None:
+        await _serve_by_pyfuse3(tree, mountpoint, how, task_status)
+    else:
+        await _serve_by_pump(tree, mountpoint, how, pump, task_status)
+
+
+async def _serve_by_pyfuse3(tree: DiskTree, mountpoint: Path, how: mounting.How, task_status: trio.TaskStatus[None]) -> None:
+    try:
+        pyfuse3.init(DiskFileSystem(tree), str(mountpoint), set(how.options()))
+    except RuntimeError as exc:
+        raise RigError("MountFailed", f"{mountpoint}: cannot be mounted: {exc}") from exc
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_answer, nursery.cancel_scope)
+            nursery.start_soon(tree.tend)
+            task_status.started()
+    finally:
+        pyfuse3.close(unmount=True)
+
+
+async def _serve_by_pump(
+    tree: DiskTree, mountpoint: Path, how: mounting.How, options: PumpOptions, task_status: trio.TaskStatus[None]
+) -> None:
+    mount = await trio.to_thread.run_sync(mounting.mount, mountpoint, how)
+    try:
+        pump = _start_pump(tree, mount, options)
+    except BaseException:
+        os.close(mount.device_fd)  # nobody can be waited for any more
+        mounting.unmount(mount)
+        raise
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tree.tend)
+            names = trio.CancelScope(shield=True)
+            nursery.start_soon(_answer_names, names, nursery.cancel_scope)
+            try:
+                mounting.tune(mount)
+                _log_way(pump, mount)
+                task_status.started()
+                await trio.lowlevel.wait_readable(pump.ended_fd)
+            finally:
+                try:
+                    with trio.CancelScope(shield=True):  # meanwhile the kernel may write, and ask for names
+                        await trio.to_thread.run_sync(mounting.unmount, mount)
+                finally:
+                    names.cancel()
+    finally:
+        pyfuse3.close(unmount=False)
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_stop, pump, mount)
+
+
+def _start_pump(tree: DiskTree, mount: mounting.Mount, options: PumpOptions) -> Pump:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        try:
+            # So called, libfuse takes the descriptor for its session, and closes it at the end.
+            pyfuse3.init(DiskFileSystem(tree), f"/dev/fd/{theirs.fileno()}", set())
+        except RuntimeError as exc:
+            raise RigError("MountFailed", f"{mount.path}: cannot be served: {exc}") from exc
+        theirs.detach()
+        try:
+            pump = Pump(mount.device_fd, ours.fileno(), options)
+        except OSError as exc:
+            pyfuse3.close(unmount=False)
+            raise RigError("MountFailed", f"{mount.path}: cannot be served: {reason(exc, mount.path)}") from exc
+        ours.detach()
+    return pump
+
+
+def _log_way(pump: Pump, mount: mounting.Mount) -> None:
+    try:
+        way = "io_uring" if pump.over_io_uring() else "/dev/fuse"
+    except OSError as exc:
+        _log.warning("no_io_uring", mountpoint=str(mount.path), reason=reason(exc))
+        way = "/dev/fuse"
+    _log.info("mounted", mountpoint=str(mount.path), requests_over=way)
+
+
+def _stop(pump: Pump, mount: mounting.Mount) -> None:
+    try:
+        pump.stop()
+    except OSError as exc:
+        raise RigError(
+            "MountLost", f"{mount.path}: requests could not be taken from the kernel: {reason(exc, mount.path)}"
+        ) from exc
+
+
+async def _answer_names(names: trio.CancelScope, whole: trio.CancelScope) -> None:
+    with names:
+        await pyfuse3.main()
+    whole.cancel()
+
+
+async def _answer(scope: trio.CancelScope) -> None:
+    await pyfuse3.main()
+    scope.cancel()  # unmounted from outside

@@ -1,0 +1,72 @@
+"""The child process of :func:`siterig.blockfs.guests.hostmounts.frozen`: ``python -m siterig.blockfs.guests.freezer
+TIMEOUT_S MOUNTPOINT...``.
+
+It freezes the file systems in the order given, writes the line ``frozen``, and waits for a line or the end of its
+standard input, for SIGTERM, or for the time to run out; then it thaws whatever it froze, in reverse order.  A process of
+its own, because nothing else guarantees a thaw: if the parent is killed, the end of the pipe is seen here.
+
+Between freeze and thaw it allocates nothing on a file system and writes only to its pipe.
+Exit status: 0 thawed in time, 1 could not freeze, 3 the time ran out, 4 told to stop by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import sys
+import time
+
+FIFREEZE = 0xC0045877
+FITHAW = 0xC0045878
+EXIT_THAWED, EXIT_FAILED, EXIT_EXPIRED, EXIT_STOPPED = 0, 1, 3, 4
+
+
+def _say(line: str) -> None:
+    # The parent may be gone; thawing matters more than telling.
+    with contextlib.suppress(OSError):
+        os.write(1, line.encode() + b"\n")
+
+
+def _wait(wakeup: int, deadline: float) -> int:
+    """Until a line, end of file, SIGTERM or the deadline (``time.monotonic``); the exit status to end with."""
+    readable, _, _ = select.select([0, wakeup], [], [], max(0.0, deadline - time.monotonic()))
+    if wakeup in readable:
+        return EXIT_STOPPED
+    # Both at once: a parent that came too late must learn that the time had run out.
+    return EXIT_THAWED if readable and time.monotonic() < deadline else EXIT_EXPIRED
+
+
+def main(timeout_s: float, mountpoints: list[str]) -> int:
+    """Freeze, wait, thaw; see the module's text."""
+    # SIGINT reaches the whole terminal group; the parent decides what it means.  SIGTERM only ends the wait.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    wakeup, waker = os.pipe()
+    os.set_blocking(waker, False)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: os.write(waker, b"t") and None)
+    deadline = time.monotonic() + timeout_s
+    held: list[int] = []
+    try:
+        for mountpoint in mountpoints:
+            try:
+                fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                fcntl.ioctl(fd, FIFREEZE, 0)
+            except OSError as error:
+                _say(f"failed {mountpoint}: {error.strerror}")
+                return EXIT_FAILED
+            held.append(fd)
+        if time.monotonic() >= deadline:
+            return EXIT_EXPIRED
+        _say("frozen")
+        return _wait(wakeup, deadline)
+    finally:
+        for fd in reversed(held):
+            # Someone else thawed it: then it is what we want already.
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(fd, FITHAW, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv[1]), sys.argv[2:]))

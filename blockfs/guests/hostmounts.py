@@ -1,0 +1,450 @@
+"""Disk files on this host: loop devices, file systems, mounts, freezing, and giving all of it back.
+
+What is in use is never remembered here but read from the kernel (sysfs ``backing_file``, ``/proc/self/mountinfo``), so it
+is right after any kill, and also for loop devices and mounts that a user made by hand.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from siterig.blockfs.core.code_root import child_environment
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.guests import freezer
+
+XFS_BYTES_MIN = 300 * 1024 * 1024
+_PACKAGES = {"mkfs.ext4": "e2fsprogs", "mkfs.xfs": "xfsprogs"}
+_DEAD = {errno.ENOTCONN, errno.EIO, errno.ENOENT, errno.ESTALE, errno.ECONNABORTED, errno.ECANCELED}
+_DETACH_TIMEOUT_S = 10.0
+_STAT_TIMEOUT_S = 3.0
+_FREEZE_GRACE_S = 5.0
+_LOOP_GET_STATUS64, _LOOP_INFO64_BYTES = 0x4C05, 232  # <linux/loop.h>
+
+
+@dataclass(frozen=True)
+class DiskUse:
+    """One loop device over a disk file (``loop``) and the places where it or a partition of it is mounted.
+
+    ``mountpoints`` are in the order of mounting.  ``loop`` is None for a disk file held open by processes alone;
+    ``processes`` names those (``name (pid)``).
+    """
+
+    disk: str
+    loop: str | None
+    mountpoints: tuple[str, ...]
+    processes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Result:
+    returncode: int
+    out: str
+    err: str
+
+
+async def _run(*command: str) -> _Result:
+    """Run a program to its end; ``ToolMissing`` names it and the Debian package.  Cancelling waits for the end."""
+    program = command[0]
+    if shutil.which(program) is None:
+        package = _PACKAGES.get(program, "util-linux")
+        raise RigError("ToolMissing", f"program {program} is not installed; on Debian: apt-get install {package}")
+    # A losetup or mount that is shot half-way leaves a device or mount that nobody knows of.
+    with trio.CancelScope(shield=True):
+        done = await trio.run_process(
+            command,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            env=os.environ | {"LC_ALL": "C"},
+            start_new_session=True,
+        )
+    return _Result(done.returncode, done.stdout.decode().strip(), done.stderr.decode(errors="replace").strip())
+
+
+def _reason(result: _Result) -> str:
+    return result.err or result.out or f"exit status {result.returncode}"
+
+
+async def attach(disk: Path, *, read_only: bool = False, sector_bytes: int = 512) -> str:
+    """Make a loop device over a disk file and return its name (``/dev/loopN``); ``AttachFailed``.
+
+    ``sector_bytes``: the logical sector size that it declares to its guests.
+
+    Direct I/O is on where the backing file allows it, so that no page is cached twice and what the guest
+    flushed is not waiting in the loop device's own cache.
+    """
+    base = ["losetup", "--find", "--show", "--sector-size", str(sector_bytes), *(["--read-only"] if read_only else [])]
+    result = await _run(*base, "--direct-io=on", str(disk))
+    if not result.out.startswith("/dev/"):
+        result = await _run(*base, str(disk))
+    # losetup prints the device before it turns on direct I/O: a name and a failure means attached without.
+    if not result.out.startswith("/dev/"):
+        raise RigError("AttachFailed", f"disk {disk} cannot be attached to a loop device: {_reason(result)}")
+    return result.out.splitlines()[0]
+
+
+async def detach(loop: str) -> None:
+    """Detach a loop device and wait until it is gone; no-op where it is.  ``VmBusy`` if something keeps it open."""
+    if _backing_file(loop) is None:
+        return
+    result = await _run("losetup", "--detach", loop)
+    with trio.CancelScope(shield=True), trio.move_on_after(_DETACH_TIMEOUT_S):
+        while _backing_file(loop) is not None:  # noqa: ASYNC110 (sysfs tells nobody of a change)
+            await trio.sleep(0.01)
+        return
+    holders = await trio.to_thread.run_sync(_processes_at, loop)
+    raise RigError("VmBusy", f"loop device {loop} is still open: {_named(holders) or _reason(result)}", recoverable=True)
+
+
+async def mkfs(device: str, filesystem: str, label: str) -> None:
+    """Make an ``ext4`` or ``xfs`` (``UnknownFilesystem``) on a device; ``DiskTooSmall``, ``MkfsFailed``."""
+    if filesystem == "ext4":
+        # Nothing lazy: a background thread writing zeros for minutes would be replicated as the guest's load.
+        command = ["mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=1", "-L", label[:16]]
+    elif filesystem == "xfs":
+        size = await trio.to_thread.run_sync(_size_bytes, device)
+        if size < XFS_BYTES_MIN:
+            raise RigError("DiskTooSmall", f"{device} has {size} bytes: an xfs needs at least {XFS_BYTES_MIN} (300 MiB)")
+        command = ["mkfs.xfs", "-q", "-f", "-K", "-L", label[:12]]
+    else:
+        raise RigError("UnknownFilesystem", f"file system {filesystem!r} is not supported: ext4 or xfs")
+    result = await _run(*command, device)
+    if result.returncode != 0:
+        raise RigError("MkfsFailed", f"cannot make an {filesystem} on {device}: {_reason(result)}")
+
+
+async def mount(device: str, where: Path, filesystem: str, *, read_only: bool = False) -> None:
+    """Mount a device, privately (nothing propagates to other mount namespaces); makes the folder.  ``MountFailed``."""
+    await trio.Path(where).mkdir(parents=True, exist_ok=True)
+    options = ["ro" if read_only else "rw"]
+    if filesystem == "xfs":
+        # A failed-over copy has the UUID of its source, which may be mounted on the same machine.
+        options.append("nouuid")
+    result = await _run("mount", "--make-private", "-t", filesystem, "-o", ",".join(options), device, str(where))
+    if result.returncode != 0:
+        raise RigError("MountFailed", f"{device} ({filesystem}) cannot be mounted at {where}: {_reason(result)}")
+
+
+async def unmount(where: Path) -> None:
+    """Unmount; ``VmBusy`` names the processes that hold it."""
+    await _unmount(await _resolved(where), lazy=False)
+
+
+async def _unmount(where: str, *, lazy: bool) -> None:
+    # No canonicalization: it would ask a file system whose disk may be dead.
+    result = await _run("umount", "--no-canonicalize", where)
+    if result.returncode == 0:
+        return
+    if lazy:
+        result = await _run("umount", "--no-canonicalize", "--lazy", where)
+        if result.returncode == 0:
+            return
+    holders = await trio.to_thread.run_sync(_processes_at, where)
+    by = f" by {_named(holders)}" if holders else ""
+    raise RigError("VmBusy", f"{where} cannot be unmounted, it is held{by}: {_reason(result)}", recoverable=True)
+
+
+async def uses(disk: Path) -> list[DiskUse]:
+    """Who on this host holds the disk file: loop devices with their mounts, then processes with the file open."""
+    wanted = await _resolved(disk)
+    found = await loops(disk)
+    holders = await trio.to_thread.run_sync(_processes_at, wanted)
+    if holders:
+        found.append(DiskUse(wanted, None, (), tuple(holders)))
+    return found
+
+
+async def loops(disk: Path) -> list[DiskUse]:
+    """Loop devices over the disk file, with their mounts."""
+    wanted = await _resolved(disk)
+    return [use for use in _loop_uses() if use.disk == wanted]
+
+
+async def loops_on(identity: tuple[int, int], path: str) -> list[str]:
+    """Loop devices that can write to the file with that device and inode: it is ``path``, or has another name as well.
+
+    No file system is asked but the one that the file is on.
+    """
+    return await trio.to_thread.run_sync(_loops_on, identity, path, abandon_on_cancel=True)
+
+
+def loop_text(loop: str, path: Path | str) -> str:
+    """A user is to know that a loop device is attached to a file that only this program may change."""
+    return f"loop device {loop} is attached to {path}, and can change it unseen; detach it: losetup -d {loop}"
+
+
+def _loops_on(identity: tuple[int, int], path: str) -> list[str]:
+    number = f"{os.major(identity[0])}:{os.minor(identity[0])}"
+    mounted = mounts()
+    found = []
+    for entry in sorted(Path("/sys/block").glob("loop*"), key=lambda path: int(path.name[4:])):
+        backing = _backing_file(entry.name)
+        if backing is None or _text(entry / "ro") == "1":
+            continue
+        loop = f"/dev/{entry.name}"
+        if backing == path or (_mounted_device(mounted, backing) == number and _loop_identity(loop) == identity):
+            found.append(loop)
+    return found
+
+
+def _mounted_device(mounted: list[tuple[str, str, str]], path: str) -> str | None:
+    """Number of the device whose mount a path leads into, by the names alone."""
+    around = [(len(point), number) for number, _, point in mounted if path.startswith(point.rstrip("/") + "/")]
+    return max(around)[1] if around else None
+
+
+def _loop_identity(loop: str) -> tuple[int, int] | None:
+    """Device and inode of the file that a loop device is attached to; None if that may not be asked."""
+    try:
+        fd = os.open(loop, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        status = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64_BYTES))
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    device, inode = struct.unpack_from("=QQ", status)
+    return device, inode
+
+
+async def processes_at(where: Path) -> list[str]:
+    """``name (pid)`` of every other process that stands in the folder or below, or has a file there open."""
+    return await trio.to_thread.run_sync(_processes_at, await _resolved(where))
+
+
+async def shutdown(disks: list[Path]) -> None:
+    """Unmount and detach all uses of the disks; ``VmBusy`` names what is held, and by which processes."""
+    for disk in disks:
+        wanted = await _resolved(disk)
+        for use in _loop_uses():
+            if use.disk == wanted:
+                await _release(use, lazy=not await _answers(wanted))
+        for use in await uses(disk):
+            raise RigError("VmBusy", f"disk {disk} is open in {_named(list(use.processes)) or use.loop}", recoverable=True)
+
+
+async def check_shutdown(disks: list[Path]) -> None:
+    """``VmBusy`` if a process has a disk, or a file on it, open, so that :func:`shutdown` would fail; changes nothing."""
+    for disk in disks:
+        for use in await uses(disk):
+            busy = [*use.processes, *[name for where in use.mountpoints for name in await processes_at(Path(where))]]
+            if busy:
+                where = ", ".join(use.mountpoints) or use.loop or "directly"
+                raise RigError(
+                    "VmBusy",
+                    f"disk {disk} is in use ({where}) by {_named(busy)}; end these processes first",
+                    recoverable=True,
+                )
+
+
+async def release_below(prefix: Path) -> list[str]:
+    """Unmount and detach every loop device whose backing file lies below ``prefix``; says what was done.
+
+    A file system whose disk no longer answers (its FUSE server was killed) is unmounted lazily if need be.  All are
+    tried before the first ``VmBusy`` is raised.
+    """
+    root = (await _resolved(prefix)).rstrip("/") + "/"
+    done: list[str] = []
+    busy: RigError | None = None
+    for use in reversed(_loop_uses()):
+        if not use.disk.startswith(root):
+            continue
+        try:
+            done += await _release(use, lazy=not await _answers(use.disk))
+        except RigError as error:
+            busy = busy or error
+    if busy is not None:
+        raise busy
+    return done
+
+
+async def _release(use: DiskUse, *, lazy: bool) -> list[str]:
+    done = []
+    for where in reversed(use.mountpoints):
+        await _unmount(where, lazy=lazy)
+        done.append(f"unmounted {where}")
+    if use.loop is not None:
+        try:
+            await detach(use.loop)
+            done.append(f"detached {use.loop} from {use.disk}")
+        except RigError:
+            if not lazy:
+                raise
+            # The kernel detaches it by itself when the last process lets go.
+            done.append(f"{use.loop} goes with the last process that holds it")
+    return done
+
+
+@asynccontextmanager
+async def frozen(mountpoints: list[str], *, timeout_s: float) -> AsyncIterator[None]:
+    """Freeze file systems (FIFREEZE) for the time of the block.
+
+    They are thawed at its end, if this process dies, and in any case after ``timeout_s`` seconds.  ``FreezeFailed``
+    names the mount point that refused.  ``FreezeTimedOut``: the time ran out before the block ended, so what was
+    done in it was not done on frozen file systems.
+    """
+    # The child is not to stand in a folder that it freezes, hence cwd.
+    child = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "siterig.blockfs.guests.freezer", str(timeout_s), *mountpoints],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        cwd="/",
+        env=child_environment(),
+    )
+    assert child.stdin is not None  # noqa: S101 (for the type checker)
+    assert child.stdout is not None  # noqa: S101
+    finished = False
+    try:
+        said = ""
+        with trio.move_on_after(timeout_s + _FREEZE_GRACE_S):
+            said = await _line(child.stdout)
+        if said == "frozen":
+            yield
+            finished = True
+        elif said.startswith("failed "):
+            raise RigError("FreezeFailed", f"cannot freeze {said.removeprefix('failed ')}", recoverable=True)
+        else:
+            raise RigError("FreezeTimedOut", _late(mountpoints, timeout_s), recoverable=True)
+    finally:
+        with trio.CancelScope(shield=True):
+            await child.stdin.aclose()
+            await child.stdout.aclose()
+            # A freeze may hang in the kernel on a disk that hangs; the child thaws when it gets out of there.
+            with trio.move_on_after(timeout_s + _FREEZE_GRACE_S):
+                await child.wait()
+        if finished and child.returncode != freezer.EXIT_THAWED:
+            raise RigError("FreezeTimedOut", _late(mountpoints, timeout_s), recoverable=True)
+
+
+def _late(mountpoints: list[str], timeout_s: float) -> str:
+    return f"{', '.join(mountpoints)} had to be thawed after {timeout_s:g} s, before the recovery point was taken"
+
+
+async def _line(stream: trio.abc.ReceiveStream) -> str:
+    data = b""
+    while b"\n" not in data:
+        more = await stream.receive_some()
+        if not more:
+            break
+        data += more
+    return data.decode().split("\n", 1)[0]
+
+
+async def _resolved(path: Path) -> str:
+    # In a thread: the path may lead into a file system that this very process serves.
+    return await trio.to_thread.run_sync(os.path.realpath, path)
+
+
+async def _answers(disk: str) -> bool:
+    """False if the disk file's server is dead, or does not answer within seconds."""
+    with trio.move_on_after(_STAT_TIMEOUT_S):
+        try:
+            # Not stat: for a while the kernel answers that from its cache, also for a dead server.
+            await trio.to_thread.run_sync(os.statvfs, disk, abandon_on_cancel=True)
+        except OSError as error:
+            return error.errno not in _DEAD
+        return True
+    return False
+
+
+def _size_bytes(device: str) -> int:
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.lseek(fd, 0, os.SEEK_END)
+    finally:
+        os.close(fd)
+
+
+def _backing_file(loop: str) -> str | None:
+    try:
+        text = os.fsdecode(Path("/sys/block", Path(loop).name, "loop/backing_file").read_bytes())
+    except OSError:
+        return None
+    return text.rstrip("\n").removesuffix(" (deleted)") or None
+
+
+def _loop_uses() -> list[DiskUse]:
+    """Every attached loop device, by number, with its mounts in the order of mounting."""
+    mounted = mounts()
+    found = []
+    for entry in sorted(Path("/sys/block").glob("loop*"), key=lambda path: int(path.name[4:])):
+        backing = _backing_file(entry.name)
+        if backing is None:
+            continue
+        # Some file systems (btrfs) show an anonymous device number: the source's name tells then.
+        numbers = {_text(path) for path in [entry / "dev", *entry.glob(f"{entry.name}p*/dev")]}
+        named = re.compile(rf"/dev/{entry.name}(p\d+)?")
+        where = tuple(point for number, source, point in mounted if number in numbers or named.fullmatch(source))
+        found.append(DiskUse(backing, f"/dev/{entry.name}", where))
+    return found
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+def mounts() -> list[tuple[str, str, str]]:
+    """(device number, source, mount point) of each mount of this process's namespace, in the order of mounting."""
+    return parse_mountinfo(os.fsdecode(Path("/proc/self/mountinfo").read_bytes()))
+
+
+def parse_mountinfo(text: str) -> list[tuple[str, str, str]]:
+    """(device number, source, mount point) of each line of a ``mountinfo`` file; see proc(5)."""
+    found = []
+    for line in text.rstrip("\n").split("\n"):  # not splitlines: a name may have what that takes for an end of line
+        left, _, right = line.partition(" - ")
+        fields, source = left.split(" "), right.split(" ")[1]
+        found.append((fields[2], _unescape(source), _unescape(fields[4])))
+    return found
+
+
+def _unescape(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+
+def _named(processes: list[str]) -> str:
+    shown = ", ".join(processes[:5])
+    return shown + (f" and {len(processes) - 5} more" if len(processes) > 5 else "")
+
+
+def _processes_at(where: str) -> list[str]:
+    """``name (pid)`` of every other process with its folder, root, program or an open file at or below ``where``."""
+    found = []
+    below = where.rstrip("/") + "/"
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit() or process.name == str(os.getpid()):
+            continue
+        try:
+            links = [process / "cwd", process / "root", process / "exe", *(process / "fd").iterdir()]
+            targets = [_link(link) for link in links]
+            if any(target == where or target.startswith(below) for target in targets):
+                found.append(f"{(process / 'comm').read_text(errors='replace').strip()} ({process.name})")
+        except OSError:
+            continue  # it ended meanwhile, or is not ours to look at
+    return found
+
+
+def _link(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""

@@ -1,0 +1,323 @@
+"""Recovery points that are mounted: read-only disks in ``recovery/VM/NAME`` of a recovery host's mount.
+
+Each mounted state is a small file, ``root/VM/NAME.json`` (disks, stores, position), so that it is there again after a
+restart of the host.
+
+Fault contract: the file comes first, then the views, which hold their positions; it goes last.  So a kill at any moment
+leaves a file that says what was meant: the next start opens it again, and :meth:`Recoveries.close` takes away what there is
+of it.  A state that cannot be opened again fails alone and says why; it can only be closed.  So does one of which something
+could not be taken away.  Positions are held by name: of those who open and close one name, each waits until the one before
+has held, or let go of, all.  Nothing here ever writes to a managed disk.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import structlog
+import trio
+from pydantic import Field, ValidationError
+
+from siterig.blockfs.contracts.control import CLOSE_IT, RecoveryDisk, RecoveryInfo, RecoverySource
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.turns import Turns
+from siterig.blockfs.core.wire import WireModel
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.disk.file_attributes import PastState
+from siterig.blockfs.disk.views import Views, open_counted
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.durable import sync_folder, write_atomically
+from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
+from siterig.blockfs.host.host_folder import RECOVERY_FOLDER
+from siterig.blockfs.images import vhd
+from siterig.blockfs.layers.layer import Layer, WritableLayer
+from siterig.cext.hashing import crc32c
+
+RELEASE_S = 2.0
+"""The kernel tells of a file's last close a little after whoever closed it goes on."""
+
+OPENED_AT_ONCE = 8
+"""Disks of a state: the durability of their pins is one wait of the host's disk, not one for each."""
+
+_FORMAT = 2
+_OLD_FORMAT = 1  # without sector sizes
+_NAME = re.compile(r"[A-Za-z0-9@][A-Za-z0-9@.+_:-]{0,126}")
+_log = structlog.get_logger("siterig.blockfs.host.recoveries")
+
+
+class _Note(WireModel):
+    """What a mounted state's file says."""
+
+    vm: str
+    name: str
+    position: int = Field(ge=0, lt=1 << 63)
+    disks: list[RecoverySource]
+    time_ns: int | None = Field(default=None, ge=0, lt=1 << 63)
+
+    def save(self, path: Path) -> None:
+        """Write durably."""
+        body = self.model_dump()
+        write_atomically(path, json.dumps({"format": _FORMAT, "crc32c": _crc(body), "recovery": body}).encode() + b"\n")
+
+    @classmethod
+    def load(cls, path: Path) -> _Note:
+        """Read; ``RecoveryNoteCorrupt`` and ``StateVersion`` name the file."""
+        try:
+            raw = json.loads(read_small_file(path))
+            version, crc, body = raw.pop("format"), raw.pop("crc32c"), raw.pop("recovery")
+            if type(version) is not int or version not in (_OLD_FORMAT, _FORMAT):
+                raise RigError(
+                    "StateVersion",
+                    f"{path}: is of format {version!r:.50}; this siterig reads {_OLD_FORMAT} and {_FORMAT}",
+                )
+            if type(crc) is int and crc == _crc(body) and not raw:
+                return cls.model_validate(body, strict=True)
+            why = "checksum does not match"
+        except FileTooLongError as exc:
+            why = str(exc)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            why = f"{'.'.join(map(repr, first['loc'])):.100}: {first['msg']!r:.200}"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            why = f"{exc!r:.200}"
+        raise RigError("RecoveryNoteCorrupt", f"{path}: says not what is mounted: {why}")
+
+
+def _crc(body: object) -> int:
+    return crc32c(json.dumps(body, sort_keys=True).encode())
+
+
+@dataclass
+class _Mounted:
+    note: _Note
+    disks: dict[str, Disk] = field(default_factory=dict)
+    broken: str | None = None
+
+
+class Recoveries:
+    """The mounted states of one host.  ``root``: their files; ``where``: the mount.  One trio thread."""
+
+    def __init__(self, root: Path, where: Path, *, views: Views, rules: DiskRules) -> None:
+        self._root = root
+        self._where = where
+        self._views = views
+        self._rules = rules
+        self._mounted: dict[str, dict[str, _Mounted]] = {}
+        self._turns = Turns()
+        for path in sorted(root.glob("*/*.json")):
+            self._reopen(path)
+        noted = [mounted for states in self._mounted.values() for mounted in states.values()]
+        if all(mounted.note.disks for mounted in noted):  # else there are pins whose holder cannot be read
+            views.reconcile(RECOVERY_FOLDER, {_holder(mounted.note) for mounted in noted})
+
+    def _reopen(self, path: Path) -> None:
+        note, why = self._read(path)
+        mounted = _Mounted(note, broken=why)
+        if why is None:
+            try:
+                mounted.disks = self._disks(note)
+            except (RigError, OSError) as exc:
+                mounted.broken = str(exc)
+        if mounted.broken is not None:
+            _log.error("recovery_not_opened", vm=note.vm, name=note.name, error=mounted.broken)
+        self._mounted.setdefault(note.vm, {})[note.name] = mounted
+
+    def _read(self, path: Path) -> tuple[_Note, str | None]:
+        """What a file says, or its name alone and why it says nothing."""
+        try:
+            note = _Note.load(path)
+        except RigError as exc:
+            why = exc.message
+        else:
+            if path == self._file(note.vm, note.name):
+                return note, None
+            why = f"{path}: is of {note.vm!r:.80}/{note.name!r:.140}"
+        return _Note(vm=path.parent.name, name=path.stem, position=0, disks=[]), why
+
+    def _file(self, vm: str, name: str) -> Path:
+        return self._root / vm / f"{name}.json"
+
+    # --- the tree -----------------------------------------------------------------------------------------------
+
+    def folders(self, within: str) -> Collection[str]:
+        """Names of the folders in a folder of the mount."""
+        if not within:
+            return (RECOVERY_FOLDER,) if self._mounted else ()
+        first, _, vm = within.partition("/")
+        if first != RECOVERY_FOLDER:
+            return ()
+        return list(self._mounted) if not vm else list(self._mounted.get(vm, ()))
+
+    def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
+        """The disks in a folder of the mount; None: there is no such folder."""
+        path = folder.split("/")
+        if path[0] != RECOVERY_FOLDER or not self._mounted or len(path) > 3:
+            return None
+        if len(path) == 1:
+            return {}
+        states = self._mounted.get(path[1])
+        if states is None or len(path) == 2:
+            return None if states is None else {}
+        return states[path[2]].disks if path[2] in states else None
+
+    def kept_in(self, folder: str) -> Path:
+        """The file or folder on the host that changes whenever a name in a folder of the mount comes or goes."""
+        _, _, path = folder.partition("/")
+        vm, _, name = path.partition("/")
+        return self._file(vm, name) if name else self._root / vm
+
+    # --- open and close -----------------------------------------------------------------------------------------
+
+    async def open(
+        self, *, vm: str, name: str, position: int, disks: list[RecoverySource], time_ns: int | None = None
+    ) -> RecoveryInfo:
+        """See :class:`siterig.blockfs.contracts.control.DiskHostControl`."""
+        if not _NAME.fullmatch(name):
+            raise RigError(
+                "InvalidName",
+                f"recovery is named {name!r}; allowed are 1 to 127 letters, digits and '@.+_:-', not '.+_:-' first",
+            )
+        async with self._turns.at(f"{vm}/{name}"):
+            there = self._mounted.get(vm, {}).get(name)
+            if there is not None:
+                if there.broken is None and (there.note.position, there.note.disks) == (position, disks):
+                    return self._info(there)
+                why = f"cannot be opened: {there.broken}" if there.broken else f"is position {there.note.position}"
+                raise RigError(
+                    "RecoveryExists", f"{RECOVERY_FOLDER}/{vm}/{name} is there already and {why}; unmount it first"
+                )
+            note = _Note(vm=vm, name=name, position=position, disks=disks, time_ns=time_ns)
+            mounted = self._mounted.setdefault(vm, {})[name] = _Mounted(note, broken="it is not wholly open")
+            try:
+                # In a thread: building a view may read much, and the disks that are served must not wait for that.
+                mounted.disks = await trio.to_thread.run_sync(self._begin, note)
+            except BaseException:
+                await self._forget(mounted)
+                raise
+            mounted.broken = None
+            return self._info(mounted)
+
+    def _begin(self, note: _Note) -> dict[str, Disk]:
+        path = self._file(note.vm, note.name)
+        safe_files.make_folder(path.parent, parents=True)
+        sync_folder(self._root)  # even if the folder was there: a kill may have come before that
+        sync_folder(self._root.parent)
+        note.save(path)
+        return self._disks(note)
+
+    def _opened(self, note: _Note) -> list[Layer]:
+        """Every disk's view, or none; side by side, for most of the time the host's disk is waited for."""
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            opening = [
+                pool.submit(open_counted, self._views, Path(disk.store), note.position, _holder(note)) for disk in note.disks
+            ]
+        try:
+            return [view.result() for view in opening]
+        except BaseException:
+            for view in opening:
+                if view.exception() is None:
+                    view.result().close()
+            raise
+
+    def _disks(self, note: _Note) -> dict[str, Disk]:
+        folder = f"{RECOVERY_FOLDER}/{note.vm}/{note.name}"
+        # The time of a state that nobody has named is when it was mounted: no two look alike.
+        time_ns = self._file(note.vm, note.name).stat().st_mtime_ns if note.time_ns is None else note.time_ns
+        past = PastState(note.position, time_ns)
+        disks = {}
+        for source, view in zip(note.disks, self._opened(note), strict=True):
+            state = DiskState(
+                disk_id=source.disk_id,
+                size_bytes=view.size_bytes,
+                kind="raw",
+                generation=0,
+                tracked=False,
+                needs_resync=None,
+                sector_bytes=source.sector_bytes,
+            )
+            # It is asked for no write: the rules say so to the file system, and no handle of it is writable.
+            layer = cast("WritableLayer", view)
+            disks[source.name] = Disk(
+                DiskPlace(self._root / note.vm, folder, source.name), state=state, layer=layer, rules=self._rules, past=past
+            )
+        return disks
+
+    async def close(self, *, vm: str, name: str) -> None:
+        """See :class:`siterig.blockfs.contracts.control.DiskHostControl`."""
+        async with self._turns.at(f"{vm}/{name}"):
+            mounted = self._mounted.get(vm, {}).get(name)
+            if mounted is None:
+                return
+            with trio.move_on_after(RELEASE_S):
+                while any(disk.handles for disk in mounted.disks.values()):  # noqa: ASYNC110 (the kernel tells nobody)
+                    await trio.sleep(0.01)
+            for disk in mounted.disks.values():
+                if disk.handles:
+                    raise RigError("RecoveryInUse", f"{disk.place} is in use: it is open {disk.handles} times; {CLOSE_IT}")
+            for disk in mounted.disks.values():
+                disk.abandon()
+            mounted.disks, mounted.broken = {}, "it was not wholly unmounted"
+            await self._forget(mounted)
+
+    async def _forget(self, mounted: _Mounted) -> None:
+        """What has no disks any more is gone when nothing is left of it; until then it can be closed again."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._let_go, mounted.note)
+        states = self._mounted[mounted.note.vm]
+        del states[mounted.note.name]
+        if not states:
+            del self._mounted[mounted.note.vm]
+
+    def _let_go(self, note: _Note) -> None:
+        """Let go of the positions and take the file away, in this order: by the file it is known what is held."""
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            letting_go = [pool.submit(self._views.let_go, Path(disk.store), _holder(note)) for disk in note.disks]
+        for each in letting_go:
+            each.result()
+        path = self._file(note.vm, note.name)
+        if path.parent.is_dir():  # else there was no room for it
+            path.unlink(missing_ok=True)
+            sync_folder(path.parent)
+
+    def infos(self, vm: str | None) -> list[RecoveryInfo]:
+        """All mounted states, or those of a VM."""
+        wanted = self._mounted if vm is None else {vm: self._mounted.get(vm, {})}
+        return [self._info(mounted) for states in wanted.values() for mounted in states.values()]
+
+    def _info(self, mounted: _Mounted) -> RecoveryInfo:
+        note = mounted.note
+        folder = self._where / RECOVERY_FOLDER / note.vm / note.name
+        disks = [
+            RecoveryDisk(
+                name=name,
+                disk_id=disk.state.disk_id,
+                size_bytes=disk.size_bytes,
+                path=str(folder / f"{name}.img"),
+                vhd_path=str(folder / f"{name}.vhd") if vhd.can_be_vhd(disk.size_bytes) else None,
+                open_handles=disk.handles,
+                sector_bytes=disk.state.sector_bytes,
+            )
+            for name, disk in mounted.disks.items()
+        ]
+        return RecoveryInfo(vm=note.vm, name=note.name, position=note.position, disks=disks, broken=mounted.broken)
+
+    def end(self) -> None:
+        """Let go of all files; the states are there again at the next start."""
+        for states in self._mounted.values():
+            for mounted in states.values():
+                for disk in mounted.disks.values():
+                    disk.abandon()
+        self._mounted.clear()
+
+
+def _holder(note: _Note) -> str:
+    return f"{RECOVERY_FOLDER} {note.vm}/{note.name}"

@@ -1,0 +1,164 @@
+"""Runs a helper program on files that may be hostile: confined to them (:mod:`siterig.blockfs.images.confined`), and
+bounded.
+
+Fault contract: the program ends with this process however that ends, when the call is cancelled, when it prints too much,
+and when it neither reads, writes nor computes for a while.  It is given descriptors, never names: a file that is swapped
+meanwhile is not read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from siterig.blockfs.images import confined
+
+OUTPUT_BYTES_MAX = 1 << 20
+ERROR_BYTES_MAX = 64 << 10
+IDLE_S_MAX = 300.0
+MEMORY_BYTES_MAX = 2 << 30
+_LOOK_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one run: CPU time in seconds, and the size of the files that it writes."""
+
+    cpu_s: int
+    file_bytes: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a run ended.  ``stopped``: None, or why the program was killed before its end."""
+
+    status: int = 0
+    out: bytes = b""
+    err: bytes = b""
+    stopped: str | None = None
+
+
+async def run(
+    command: Sequence[str],
+    *,
+    limits: Limits,
+    reads: Sequence[int] = (),
+    writes: Sequence[int] = (),
+    on_output: Callable[[bytes], None] | None = None,
+) -> Outcome:
+    """Run a program, given by its absolute path, to its end.  It opens ``reads`` and ``writes`` as ``/dev/fd/N``.
+
+    ``on_output`` is called with each piece that it prints; without it all is in the outcome.  Cancelled, it is killed.
+    """
+    outcome = Outcome()
+    started = _start(command, limits, reads, writes)
+    process, out, err = started
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_read_out, process, out, outcome, on_output)
+            nursery.start_soon(_read_err, err, outcome)
+            nursery.start_soon(_watch, process, pidfd, outcome)
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.lowlevel.wait_readable(pidfd)
+            outcome.status = process.wait()
+            await out.aclose()
+            await err.aclose()
+        os.close(pidfd)
+    return outcome
+
+
+def _start(
+    command: Sequence[str], limits: Limits, reads: Sequence[int], writes: Sequence[int]
+) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream, trio.lowlevel.FdStream]:
+    spec = json.dumps(
+        {
+            "reads": list(reads),
+            "writes": list(writes),
+            "cpu_s": limits.cpu_s,
+            "file_bytes": limits.file_bytes,
+            "memory_bytes": MEMORY_BYTES_MAX,
+        }
+    )
+    # Not trio.run_process: it forks in a worker thread, and a parent-death signal fires when the forking *thread* ends.
+    process = subprocess.Popen(
+        ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-I", str(Path(confined.__file__)), spec, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=_environment(),
+        pass_fds=[*reads, *writes],
+        cwd="/",
+        start_new_session=True,
+    )
+    out, err = process.stdout, process.stderr
+    assert out is not None  # noqa: S101 (for the type checker)
+    assert err is not None  # noqa: S101
+    streams = [trio.lowlevel.FdStream(os.dup(pipe.fileno())) for pipe in (out, err)]
+    out.close()
+    err.close()
+    return process, streams[0], streams[1]
+
+
+def _environment() -> dict[str, str]:
+    """No secrets of ours; one memory arena a thread would take address space that is limited."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "MALLOC_ARENA_MAX": "2"}
+
+
+async def _read_out(
+    process: subprocess.Popen[bytes],
+    stream: trio.lowlevel.FdStream,
+    outcome: Outcome,
+    on_output: Callable[[bytes], None] | None,
+) -> None:
+    async for piece in stream:
+        if on_output is not None:
+            on_output(bytes(piece))
+        else:
+            outcome.out += piece
+            if len(outcome.out) > OUTPUT_BYTES_MAX:
+                outcome.stopped = f"it printed more than {OUTPUT_BYTES_MAX} bytes"
+                process.kill()
+                return
+
+
+async def _read_err(stream: trio.lowlevel.FdStream, outcome: Outcome) -> None:
+    async for piece in stream:
+        outcome.err += piece[: ERROR_BYTES_MAX - len(outcome.err)]
+
+
+async def _watch(process: subprocess.Popen[bytes], pidfd: int, outcome: Outcome) -> None:
+    """Kill a program that hangs.  The kernel has no event for work that is not done: it is looked at now and then."""
+    seen, since = b"", trio.current_time()
+    while True:
+        with trio.move_on_after(_LOOK_S):
+            await trio.lowlevel.wait_readable(pidfd)
+            return
+        now = _work_of(process.pid)
+        if now != seen:
+            seen, since = now, trio.current_time()
+        elif trio.current_time() - since >= IDLE_S_MAX:
+            outcome.stopped = f"it made no progress for {IDLE_S_MAX:g} s"
+            process.kill()
+
+
+def _work_of(pid: int) -> bytes:
+    """Changes whenever the process reads, writes or computes."""
+    found = b""
+    for name in ("io", "schedstat"):
+        try:
+            found += Path(f"/proc/{pid}/{name}").read_bytes()
+        except OSError:
+            continue  # not ours to look at, or ended
+    return found

@@ -1,0 +1,244 @@
+"""An image file by itself: what format it has, and that nobody else writes to it.
+
+Fault contract: holds no state but the lock, which goes with the process.  Two of us exclude each other unless both only
+read; QEMU, which locks single bytes of its images to tell what it does with them, is noticed and excluded by the same
+locks (``F_OFD_SETLK``).  Who locks nothing (a loop device) is looked for once.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import block_device, safe_files, user_files
+from siterig.blockfs.files.file_limit import check_file_limit
+from siterig.blockfs.files.lock_holders import lock_holders
+from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.images import image_headers, image_kind, vhd
+from siterig.blockfs.images.image_bytes import ImageBytes
+from siterig.blockfs.images.image_kind import WANTED, Contents
+
+SECTOR_BYTES = 512
+LOCK_PATIENCE_S = 3.0
+"""An unmounted image is locked until its log is closed: who mounts it again at once waits so long."""
+Format = Literal["raw", "vhd"]
+
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length (0: all), pid
+_QEMU_WRITES, _QEMU_BEARS_NO_WRITER = 101, 201  # bytes that QEMU read-locks while it does (block/file-posix.c)
+
+
+@dataclass(frozen=True, slots=True)
+class LockedFile:
+    """An image's file, open and locked; of any format.  ``path`` is absolute and free of symbolic links.
+
+    ``size_bytes``: of the file or block device.  ``read_only``: as was asked for, or because its file system is.
+    """
+
+    path: Path
+    fd: int
+    size_bytes: int
+    is_device: bool
+    read_only: bool
+
+    def contents(self) -> Contents:
+        """Its first and last bytes, read now."""
+        return Contents.of(self.fd, self.size_bytes)
+
+    def bytes(self) -> ImageBytes:
+        """For readers of headers."""
+        return ImageBytes(self.path, self.fd, self.size_bytes)
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self.fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that is open and locked, and can be exposed as a disk.
+
+    ``path`` is absolute and free of symbolic links.  ``size_bytes`` is the disk's; a VHD's footer lies behind it.
+    ``read_only``: as was asked for, or because its file system is.
+    """
+
+    path: Path
+    format: Format
+    size_bytes: int
+    read_only: bool
+    fd: int
+    is_device: bool = False
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self.fd)
+
+
+async def open_image(path: Path, *, format_: Format | None = None, read_only: bool = False) -> Image:
+    """Open and lock an image; its format follows from its name and contents unless given.
+
+    ``ImageUnusable``, ``InvalidDiskSize``, ``VhdCorrupt``, ``VhdUnsupported``: it cannot be exposed as a disk.
+    ``ImageBusy``: somebody else has it.
+    """
+    file = await open_locked(path, read_only=read_only)
+    try:
+        found, size_bytes = await trio.to_thread.run_sync(_exposed_as, file, format_, abandon_on_cancel=True)
+        if not file.read_only:
+            check_file_limit(str(file.path), file.size_bytes, is_device=file.is_device)
+    except BaseException:
+        file.close()
+        raise
+    return Image(file.path, found, size_bytes, file.read_only, file.fd, file.is_device)
+
+
+async def open_locked(path: Path, *, read_only: bool) -> LockedFile:
+    """Open and lock the file of an image of any format; ``ImageUnusable``, ``ImageBusy``.
+
+    Cancelled, it ends at once, also while the file system does not answer.
+    """
+    # In threads: the path may lead into a file system that another process like this one serves.
+    real = await trio.to_thread.run_sync(_resolved, path, abandon_on_cancel=True)
+    if not read_only:
+        await _refuse_mounted(real)
+    fd, read_only = await _opened(real, read_only)
+    try:
+        await _lock(real, fd, shared=read_only)
+        await _refuse_loops(real, fd)
+        return LockedFile(real, fd, block_device.size_bytes(fd), block_device.is_block_device(fd), read_only)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return safe_files.resolve(path)
+    except OSError as exc:
+        raise user_files.NotOpenedError("ImageUnusable", path, exc) from exc
+
+
+async def _opened(path: Path, read_only: bool) -> tuple[int, bool]:
+    """A descriptor, and whether it is read-only."""
+    open_ = partial(user_files.open_file, path, code="ImageUnusable", wanted=WANTED, devices=True)
+    try:
+        return await user_files.open_in_thread(partial(open_, os.O_RDONLY if read_only else os.O_RDWR)), read_only
+    except user_files.NotOpenedError as error:
+        if read_only:
+            raise
+        if error.errno == errno.EROFS:
+            return await user_files.open_in_thread(partial(open_, os.O_RDONLY)), True
+        hint = "; it can be mounted read-only" if os.access(path, os.R_OK) else ""
+        raise RigError(error.code, f"{error.message}{hint}") from error
+
+
+async def _refuse_mounted(path: Path) -> None:
+    """``ImageBusy`` if the image is mounted by another process like this one.
+
+    Asked before the image is opened for writing: to the process that has it mounted, that could be a change of its disk.
+    """
+    if (where := mounted_at(path)) is None:
+        return
+    try:
+        fd = await user_files.open_in_thread(
+            partial(user_files.open_file, path, os.O_RDONLY, code="ImageUnusable", wanted=WANTED, devices=True)
+        )
+    except user_files.NotOpenedError:
+        return  # opening it for writing reports why
+    try:
+        if _would_block(fd, 0):
+            raise await _busy(path, fd, where)
+    finally:
+        os.close(fd)
+
+
+def _wanted_lock(*, shared: bool) -> bytes:
+    kind, start, length = (fcntl.F_RDLCK, _QEMU_BEARS_NO_WRITER, 1) if shared else (fcntl.F_WRLCK, 0, 0)
+    return _FLOCK.pack(kind, os.SEEK_SET, start, length, 0)
+
+
+def try_lock(path: Path, fd: int, *, shared: bool) -> bool:
+    """Lock an image without waiting; ``shared``: against writers only.  False: somebody else has it.
+
+    ``ImageUnusable``: the file system has no locks.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _wanted_lock(shared=shared))
+        return not shared or not _would_block(fd, _QEMU_WRITES)
+    except OSError as exc:
+        if exc.errno not in (errno.EAGAIN, errno.EACCES):
+            raise RigError("ImageUnusable", f"{path}: cannot be locked: {reason(exc, path)}") from exc
+        return False
+
+
+async def _lock(path: Path, fd: int, *, shared: bool) -> None:
+    if try_lock(path, fd, shared=shared):
+        return
+    wanted = _wanted_lock(shared=shared)
+    where = mounted_at(path)
+    if where is None:
+        with trio.move_on_after(LOCK_PATIENCE_S):
+            await trio.to_thread.run_sync(fcntl.fcntl, fd, fcntl.F_OFD_SETLKW, wanted, abandon_on_cancel=True)
+            if not shared or not _would_block(fd, _QEMU_WRITES):
+                return
+    raise await _busy(path, fd, where)
+
+
+async def _busy(path: Path, fd: int, where: str | None) -> RigError:
+    holders = await trio.to_thread.run_sync(lock_holders, path, fd)
+    holders = holders or [name for use in await hostmounts.uses(path) for name in use.processes]
+    at = f" (mounted at {where})" if where else ""
+    return RigError("ImageBusy", f"{path}: is in use by {', '.join(holders) or 'another process'}{at}")
+
+
+async def _refuse_loops(path: Path, fd: int) -> None:
+    for use in await hostmounts.loops(path):
+        raise RigError("ImageBusy", f"{path}: is in use by {', '.join(filter(None, (use.loop, *use.mountpoints)))}")
+    found = os.fstat(fd)
+    for loop in await hostmounts.loops_on((found.st_dev, found.st_ino), str(path)):
+        raise RigError("ImageBusy", f"{path}: is in use by {loop}, under another name")
+
+
+def _would_block(fd: int, byte: int) -> bool:
+    """Whether somebody else has a lock on the byte."""
+    found = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+    return bool(_FLOCK.unpack(found)[0] != fcntl.F_UNLCK)
+
+
+def mount_source(path: Path) -> str:
+    """What the table of mounts shows for the image."""
+    return f"siterig:{path}"
+
+
+def mounted_at(path: Path) -> str | None:
+    """Where the image is mounted already, as far as this process can see."""
+    return next((point for _, source, point in hostmounts.mounts() if source == mount_source(path)), None)
+
+
+def _exposed_as(file: LockedFile, wanted: Format | None) -> tuple[Format, int]:
+    """The format, and the disk's size."""
+    found = wanted or image_kind.guess(file.path, file.contents(), is_device=file.is_device)
+    if found == "vhd":
+        return "vhd", vhd.read_fixed(file.bytes())
+    if found != "raw":
+        raise image_headers.not_exposed(file.bytes(), found)
+    check_raw_size(file)
+    return "raw", file.size_bytes
+
+
+def check_raw_size(file: LockedFile, sector_bytes: int = SECTOR_BYTES) -> None:
+    """``InvalidDiskSize`` unless the file has whole sectors."""
+    if file.size_bytes == 0 or file.size_bytes % sector_bytes:
+        raise RigError(
+            "InvalidDiskSize",
+            f"{file.path}: has {file.size_bytes} bytes; a raw image has a positive multiple of {sector_bytes}, the size of "
+            "a sector",
+        )

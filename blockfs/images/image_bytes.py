@@ -1,0 +1,34 @@
+"""The bytes of an image file that is open, with errors that name the file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.os_errors import reason
+
+
+class ImageBytes:
+    """Reads from a descriptor, which stays the caller's.  ``size_bytes``: of the file when it was opened."""
+
+    def __init__(self, path: Path, fd: int, size_bytes: int) -> None:
+        self.path, self.fd, self.size_bytes = path, fd, size_bytes
+
+    def read(self, at: int, length: int) -> bytes:
+        """Exactly ``length`` bytes; ``ImageUnusable`` if the file ends before, or cannot be read."""
+        try:
+            data = os.pread(self.fd, length, at) if 0 <= at < 1 << 62 else b""
+        except OSError as exc:
+            raise self.error(f"cannot be read at byte {at}: {reason(exc)}") from exc
+        if len(data) < length:
+            raise self.error(f"is truncated: its header needs bytes {at} to {at + length}; the file has {self.size_bytes}")
+        return data
+
+    def error(self, why: str) -> RigError:
+        """``ImageUnusable``, with the file's name."""
+        return RigError("ImageUnusable", f"{self.path}: {why}")
+
+    def error_needs(self, other: str) -> RigError:
+        """``ImageUnusable``: it is only a part of what ``other`` and it make together."""
+        return self.error(f"needs another file, {other}: qemu-img convert makes one image of both")

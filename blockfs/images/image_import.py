@@ -1,0 +1,175 @@
+"""An image of any format that we or qemu-img can read, as the first contents of a disk.
+
+Fault contract: an image is opened once, locked, and read through that descriptor: its header, the check and the copy see one
+file, whatever its name leads to meanwhile.  A file that was written to while it was copied is an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import block_device
+from siterig.blockfs.files.sparse_copy import STEP_BYTES, SparseCopy, write_data
+from siterig.blockfs.images import image, image_headers, image_kind, qemu_img, vhd, vhdx
+from siterig.blockfs.images.image import LockedFile
+from siterig.blockfs.images.image_kind import Format
+from siterig.blockfs.images.qemu_img import Advance, OpenImage
+
+SECTOR_BYTES = 512
+_QEMU_NAMES: dict[Format, str] = {"vhd": "vpc"}
+_CHECKED = ("qcow2", "vhdx", "vmdk", "vdi", "qed", "parallels")  # what qemu-img check knows
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An image that can be imported.
+
+    ``size_bytes``: of the disk; a fixed VHD's footer is no part of it.  ``sector_bytes``: the logical sector size that
+    the image, or the block device, declares.  ``remark``: what the user should know of how it was taken, or None.
+    """
+
+    path: Path
+    format: Format
+    size_bytes: int
+    sector_bytes: int = SECTOR_BYTES
+    remark: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """``copied_by``: ``bytes`` (they are the disk's), ``vhdx`` (with sectors of 4096 bytes), or ``qemu-img``."""
+
+    file: LockedFile
+    source: Source
+    copied_by: str
+
+    def qemu(self) -> OpenImage:
+        return _qemu(self.file, self.source.format)
+
+
+def _qemu(file: LockedFile, format_: Format) -> OpenImage:
+    return OpenImage(file.path, file.fd, _QEMU_NAMES.get(format_, format_))
+
+
+async def look_at(path: Path, format_: Format | None = None) -> Source:
+    """Find the image's format and size, ``format_`` overriding a guess.
+
+    ``ImageUnusable``, ``ImageBusy``, ``InvalidDiskSize``, ``VhdCorrupt``, ``ToolMissing``.
+    """
+    async with _opened(path, format_) as found:
+        return found.source
+
+
+@asynccontextmanager
+async def _opened(path: Path, format_: Format | None) -> AsyncIterator[_Opened]:
+    """An image that is open, locked and checked, for the time of the block."""
+    file = await image.open_locked(path, read_only=True)
+    try:
+        yield await _examined(file, format_)
+    finally:
+        file.close()
+
+
+async def _examined(file: LockedFile, wanted: Format | None) -> _Opened:
+    contents = await trio.to_thread.run_sync(file.contents, abandon_on_cancel=True)
+    format_ = wanted or image_kind.guess(file.path, contents, is_device=file.is_device)
+    sector_bytes = SECTOR_BYTES
+    if format_ == "raw" or (format_ == "vhd" and not contents.head.startswith(vhd.COOKIE)):
+        copied_by = "bytes"
+        if format_ == "vhd":
+            size_bytes = vhd.read_fixed(file.bytes())
+        else:
+            image.check_raw_size(file)
+            size_bytes = file.size_bytes
+            sector_bytes = block_device.logical_sector_bytes(file.fd) if file.is_device else SECTOR_BYTES
+    else:
+        header = await trio.to_thread.run_sync(image_headers.read_header, file.bytes(), format_, abandon_on_cancel=True)
+        sector_bytes = header.sector_bytes
+        copied_by = "vhdx" if format_ == "vhdx" and sector_bytes != SECTOR_BYTES else "qemu-img"
+        size_bytes = await _checked(file, format_, header.size_bytes, copied_by)
+    if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
+        raise RigError("InvalidDiskSize", f"{file.path}: is a disk of {size_bytes} bytes; it must be a multiple of 512")
+    remark = None if wanted else image_kind.remark(file.path, format_, contents, size_bytes)
+    return _Opened(file, Source(file.path, format_, size_bytes, sector_bytes, remark), copied_by)
+
+
+async def _checked(file: LockedFile, format_: Format, header_bytes: int | None, copied_by: str) -> int:
+    """The size of the disk in a container, all of whose data are in the file."""
+    if format_ == "vhdx":
+        await trio.to_thread.run_sync(partial(_check_vhdx, file), abandon_on_cancel=True)
+    if copied_by == "vhdx":
+        return header_bytes or 0
+    opened = _qemu(file, format_)
+    size_bytes = await qemu_img.disk_bytes(opened)
+    if header_bytes is not None and size_bytes != header_bytes:
+        raise RigError("ImageUnusable", f"{file.path}: was changed while its header was read")
+    await qemu_img.check_whole(opened, file.size_bytes)
+    if format_ in _CHECKED:
+        await qemu_img.check(opened)
+    return size_bytes
+
+
+def _check_vhdx(file: LockedFile) -> None:
+    header = vhdx.read_header(file.bytes())
+    for _ in vhdx.blocks(file.bytes(), header):
+        pass
+
+
+async def fill(path: Path, disk: Path, *, advance: Advance, format_: Format | None = None) -> None:
+    """Write an image's disk to ``disk``, a file of zeros that is as large or larger; durable on return.
+
+    Errors of :func:`look_at`, ``DiskTooSmall``, ``DiskFull``, ``InvalidDiskSize``, ``HostIoError``, ``ReadFailed``,
+    ``ConvertFailed``.
+    """
+    async with _opened(path, format_) as opened:
+        source, before = opened.source, os.fstat(opened.file.fd)
+        with disk.open("r+b", buffering=0) as target:
+            size_bytes = os.fstat(target.fileno()).st_size
+            if source.size_bytes > size_bytes:
+                raise RigError("DiskTooSmall", f"{disk}: has {size_bytes} bytes; the disk in {path} has {source.size_bytes}")
+            await _copy(opened, disk, target.fileno(), advance)
+            await trio.to_thread.run_sync(os.fsync, target.fileno())
+        after = os.fstat(opened.file.fd)
+        if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+            raise RigError(
+                "ImageBusy", f"{source.path}: was written to while it was read; import it when nothing writes to it"
+            )
+
+
+async def _copy(opened: _Opened, disk: Path, fd: int, advance: Advance) -> None:
+    source = opened.source
+    if opened.copied_by == "bytes":
+        await SparseCopy(source.path, opened.file.fd, disk, fd, source.size_bytes).run(advance)
+    elif opened.copied_by == "vhdx":
+        await _copy_vhdx(opened.file, disk, fd, advance)
+    else:
+        options = ("-n", "--target-is-zero")  # into the disk that is there
+        await qemu_img.convert(
+            opened.qemu(),
+            qemu_img.Target(disk, fd),
+            to="raw",
+            size_bytes=source.size_bytes,
+            advance=advance,
+            options=options,
+        )
+
+
+async def _copy_vhdx(file: LockedFile, disk: Path, fd: int, advance: Advance) -> None:
+    header = vhdx.read_header(file.bytes())
+    done = 0
+    for place, at, length in vhdx.blocks(file.bytes(), header):
+        for step in range(0, length, STEP_BYTES):
+            step_bytes = min(STEP_BYTES, length - step)
+            data = await trio.to_thread.run_sync(file.bytes().read, at + step, step_bytes, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(write_data, disk, fd, data, place + step)
+        advance(place + length - done)
+        done = place + length
+    advance(header.size_bytes - done)

@@ -1,0 +1,203 @@
+"""``qemu-img``: images in formats that are not ours to read or write.
+
+Fault contract: an image is given as a descriptor and a format, never as a name or a guess; files that it names itself (a
+backing file, extents, an external data file) are not opened (:mod:`siterig.blockfs.images.helper_process`, and ``backing``
+is null).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import block_device
+from siterig.blockfs.files.host_errors import host_error
+from siterig.blockfs.files.sparse_copy import find_unreadable, unreadable
+from siterig.blockfs.images import helper_process
+from siterig.blockfs.images.helper_process import Limits, Outcome
+
+PROGRAM, PACKAGE = "qemu-img", "qemu-utils"
+_CHECK_LEAKS, _CHECK_UNSUPPORTED = 3, 63
+_EXTENT = re.compile(rb'"start": (\d+), "length": (\d+),.*"data": true, .*"offset": (\d+)')
+_READING = re.compile(r"error while reading at byte (\d+): (.*)")
+_WRITING = "error while writing at byte"
+_ROOM_BYTES = 1 << 20  # with less the target's file system is full
+_OF_THE_TARGET = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_WITH_BACKING = ("qcow2", "qcow", "qed", "vmdk")
+_CPU_S, _CPU_BYTES_PER_S = 300, 8 << 20  # a program that needs more for a disk than this computes for ever
+_LOOK_LIMITS = Limits(cpu_s=_CPU_S, file_bytes=1 << 20)
+Advance = Callable[[int], None]
+"""Called with the number of bytes that were done since the last call."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenImage:
+    """An image that is open for reading; ``path`` is for messages, ``format`` qemu-img's name of it."""
+
+    path: Path
+    fd: int
+    format: str
+
+    def node(self) -> str:
+        """The file name by which qemu-img gets the descriptor and nothing else."""
+        driver = "host_device" if block_device.is_block_device(self.fd) else "file"
+        node: dict[str, object] = {
+            "driver": self.format,
+            "file": {"driver": driver, "filename": f"/dev/fd/{self.fd}", "locking": "off"},  # it is locked by us
+        }
+        if self.format in _WITH_BACKING:
+            node["backing"] = None
+        return "json:" + json.dumps(node)
+
+    def named(self, text: str) -> str:
+        """A message with the image's name in it."""
+        return text.replace(self.node(), str(self.path)).replace(f"/dev/fd/{self.fd}", str(self.path))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A file that is open for writing; ``path`` is for messages."""
+
+    path: Path
+    fd: int
+
+
+def require(what: str) -> str:
+    """The program's path; ``ToolMissing`` names the Debian package that ``what`` needs."""
+    found = shutil.which(PROGRAM)
+    if found is None:
+        raise RigError(
+            "ToolMissing", f"{what} needs {PROGRAM}, which is not installed; on Debian: apt-get install {PACKAGE}"
+        )
+    return str(Path(found).absolute())
+
+
+async def disk_bytes(image: OpenImage) -> int:
+    """The size of the disk in an image; ``ImageUnusable``, ``ToolMissing``."""
+    done = await _look(image, "info", "--output=json")
+    if done.status != 0:
+        raise RigError("ImageUnusable", f"{image.path}: {_reason(image.named(_text(done)))}")
+    try:
+        return int(json.loads(done.out)["virtual-size"])
+    except (ValueError, KeyError, TypeError) as exc:
+        raise RigError("ImageUnusable", f"{image.path}: qemu-img info does not name the disk's size: {exc!r:.100}") from exc
+
+
+async def check_whole(image: OpenImage, file_bytes: int) -> None:
+    """``ImageUnusable`` unless all data of the disk lies within the ``file_bytes`` of the image's file.
+
+    ``convert`` reads zeros beyond the end of a truncated file, and ``check`` notices only some of it.  Compressed data is
+    not looked at: reading it fails if it was cut.
+    """
+    rest = b""
+    beyond: tuple[int, int] | None = None
+
+    def on_output(piece: bytes) -> None:
+        nonlocal rest, beyond
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            found = _EXTENT.search(line)
+            if found is not None and beyond is None and int(found[3]) + int(found[2]) > file_bytes:
+                beyond = int(found[1]), int(found[3])
+
+    program = require(f"{image.path}: a {image.format} image")
+    command = [program, "map", "--output=json", image.node()]
+    done = await helper_process.run(command, limits=_LOOK_LIMITS, reads=[image.fd], on_output=on_output)
+    on_output(b"\n")
+    if beyond is not None:
+        place, at = beyond
+        where = f"the disk's bytes from {place} on are at byte {at} of the file, which has {file_bytes}"
+        raise RigError("ImageUnusable", f"{image.path}: is truncated: {where}")
+    if done.status != 0:
+        raise RigError("ImageUnusable", f"{image.path}: {_reason(image.named(_text(done)))}")
+
+
+async def check(image: OpenImage) -> None:
+    """``ImageUnusable`` unless all that the image refers to is in it; space that it lost is no harm."""
+    done = await _look(image, "check")
+    if done.status not in (0, _CHECK_LEAKS, _CHECK_UNSUPPORTED):
+        said = image.named(_text(done).strip() or done.out.decode(errors="replace").strip()).partition("\n")[0]
+        raise RigError("ImageUnusable", f"{image.path}: is damaged, or was cut off: qemu-img check says {_reason(said)!r}")
+
+
+async def _look(image: OpenImage, command: str, *options: str) -> Outcome:
+    program = require(f"{image.path}: a {image.format} image")
+    return await helper_process.run([program, command, *options, image.node()], limits=_LOOK_LIMITS, reads=[image.fd])
+
+
+async def convert(
+    source: OpenImage, target: Target, *, to: str, size_bytes: int, advance: Advance, options: Sequence[str] = ()
+) -> None:
+    """Convert.  Cancelled, it ends, and what it had written stays: the owner of the target cleans up.
+
+    ``size_bytes``: of the disk.  ``ReadFailed`` names the source and the byte of its disk; ``DiskFull``,
+    ``InvalidDiskSize``, ``HostIoError`` the target; ``ConvertFailed``: anything else.
+    """
+    program = require(f"format {to if to != 'raw' else source.format}")
+    done = 0
+
+    def on_output(text: bytes) -> None:
+        nonlocal done
+        percent = _percent(text)
+        if percent is not None and (upto := int(size_bytes * percent / 100)) > done:
+            advance(upto - done)
+            done = upto
+
+    outcome = await helper_process.run(
+        [program, "convert", "-p", *options, "-O", to, source.node(), f"/dev/fd/{target.fd}"],
+        limits=Limits(
+            cpu_s=_CPU_S + size_bytes // _CPU_BYTES_PER_S,
+            file_bytes=size_bytes + size_bytes // 8 + (64 << 20),  # with the tables of a container
+        ),
+        reads=[source.fd],
+        writes=[target.fd],
+        on_output=on_output,
+    )
+    if outcome.status != 0:
+        raise _why(source, target, outcome)
+
+
+def _why(source: OpenImage, target: Target, outcome: Outcome) -> RigError:
+    text = _text(outcome)
+    found = min(((int(at), why) for at, why in _READING.findall(text)), default=None)
+    if found is not None:
+        at, why = found  # where a piece of up to 2 MiB begins
+        exact = find_unreadable(source.path, source.fd, at) if source.format == "raw" else None
+        return exact or unreadable(source.path, at, why)
+    of_target = next((number for number in _OF_THE_TARGET if os.strerror(number) in text), None)
+    if of_target is None and _WRITING in text:  # of a VMDK some errors become "Invalid argument"
+        room = os.fstatvfs(target.fd)
+        of_target = errno.ENOSPC if room.f_bavail * room.f_frsize < _ROOM_BYTES else None
+    if of_target is not None:
+        return host_error(str(target.path), OSError(of_target, os.strerror(of_target)))
+    named = source.named(text).replace(f"/dev/fd/{target.fd}", str(target.path))
+    return RigError("ConvertFailed", f"{target.path}: {_reason(named)}")
+
+
+def _percent(text: bytes) -> float | None:
+    """The last of the lines ``    (12.50/100%)``, which end with a carriage return."""
+    for line in reversed(text.split(b"\r")):
+        number, slash, _ = line.strip().lstrip(b"(").partition(b"/")
+        if slash:
+            try:
+                return min(float(number), 100.0)
+            except ValueError:
+                return None
+    return None
+
+
+def _text(outcome: Outcome) -> str:
+    if outcome.stopped is not None:
+        return f"{PROGRAM} was stopped: {outcome.stopped}"
+    return outcome.err.decode(errors="replace")
+
+
+def _reason(text: str) -> str:
+    return " ".join(text.split())[:500] or "it failed and said nothing"

@@ -1,0 +1,113 @@
+"""The base of a managed disk: a raw file, and a file with two checksums for each block of 4 KiB (cext/fill.c).
+
+Fault contract
+--------------
+``sums`` has two little-endian u32 a block: the CRC32C of the block and of what it becomes, of all of a block, with the
+zeros past the end of the file.  Blocks are changed by :func:`announce`, :func:`copy` and :func:`conclude`, in this order,
+the caller syncing what was written after each.  At any moment, and after a kill, a block has one of its two checksums;
+only those that a kill found in the midst of :func:`copy` may have neither, and have again once that was done anew.
+Ranges are (offset, length) of whole blocks, in order.  Each step may be cut by an ``OSError`` (disk full, or ``EIO``: the
+layer cannot read a block, which :func:`announce` need not have met), and is then done anew as a whole: of several errors,
+also of syncs, one is told.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from threading import Lock
+
+from siterig.blockfs.files.os_errors import raised_by_c
+from siterig.blockfs.layers.extents import pack_ranges
+from siterig.blockfs.layers.layer import Layer
+from siterig.cext._core import ffi, lib
+
+BLOCK_BYTES: int = lib.SR_BLOCK_BYTES
+PAIR_BYTES = 8
+PART_BYTES = 32 << 20
+THREADS = 3
+"""So many copy, of which one now and then syncs instead: parts of that size, which much is cut into."""
+
+Ranges = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class BadBlock:
+    """A block that has neither of its checksums."""
+
+    offset: int
+    right: int
+    becomes: int
+    found: int
+
+
+def announce(layer: Layer, sums_fd: int, ranges: Ranges) -> None:
+    """Step 1: the second checksum of each block becomes that of what ``layer`` reads there.
+
+    A block that is a piece of its own in the layer is not read: its checksum is known, and what is read later is held to it.
+    """
+    _check(lib.sr_fill_announce(layer.c, sums_fd, *_packed(ranges)))
+
+
+def copy(layer: Layer, fd: int, ranges: Ranges) -> None:
+    """Step 2: each block becomes what ``layer`` reads there, one of zeros a hole; nothing past the end of ``layer``.
+
+    Nobody else may write to the file: a block or two between two ranges are written again as they are.  Much is copied by
+    several threads, and on its way to the medium while the rest is copied.
+    """
+    parts = _in_parts(ranges)
+    syncing = Lock()
+
+    def copy_part(part: Ranges) -> None:
+        _check(lib.sr_fill_copy(layer.c, fd, *_packed(part)))
+        if len(parts) > 1 and syncing.acquire(blocking=False):
+            try:
+                os.fdatasync(fd)
+            finally:
+                syncing.release()
+
+    if len(parts) < 2:
+        for part in parts:
+            copy_part(part)
+        return
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(copy_part, parts):
+            pass  # raises what the part did, and then no further one is begun
+
+
+def _in_parts(ranges: Ranges) -> list[Ranges]:
+    """The same, cut into some of about as many bytes each."""
+    cut = [
+        (start, min(PART_BYTES, offset + length - start))
+        for offset, length in ranges
+        for start in range(offset, offset + length, PART_BYTES)
+    ]
+    sums = list(accumulate((length for _, length in cut), initial=0))
+    firsts = [bisect_left(sums, at) for at in range(0, sums[-1], PART_BYTES)]
+    return [cut[first:end] for first, end in pairwise([*firsts, len(cut)]) if first < end]
+
+
+def conclude(sums_fd: int, ranges: Ranges) -> None:
+    """Step 3: the first checksum of each block becomes the second."""
+    _check(lib.sr_fill_conclude(sums_fd, *_packed(ranges)))
+
+
+def bad_blocks(fd: int, sums_fd: int, ranges: Ranges, most: int = 64) -> list[BadBlock]:
+    """The first blocks, at most so many, that have neither of their checksums.  A fold may run beside it."""
+    bad = ffi.new("struct sr_bad_block[]", most)
+    count = lib.sr_base_check(fd, sums_fd, *_packed(ranges), bad, most)
+    _check(count)
+    return [BadBlock(b.offset, b.right, b.becomes, b.found) for b in ffi.unpack(bad, count)]
+
+
+def _packed(ranges: Ranges) -> tuple[object, int]:
+    return ffi.from_buffer("uint64_t[]", pack_ranges(ranges)), len(ranges)
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        raise raised_by_c(result)

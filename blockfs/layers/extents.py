@@ -1,0 +1,168 @@
+"""Which bytes of a disk are found where: the map of a view, in C (cext/extents.c).
+
+Fault contract: what :meth:`ExtentMap.add` and :meth:`ExtentMap.load` are given may be any bytes; rows that cannot be are
+``RigError('ExtentsCorrupt')``, which names the first, and leave the map as it was.  That the bytes are those that were
+written, and of the right files, is for the caller to check.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from typing_extensions import Buffer
+
+from siterig.blockfs.core.errors import RigError
+from siterig.cext._core import ffi, lib
+
+EXTENT_BYTES: int = ffi.sizeof("struct sr_extent_row")
+_ENTRY_BYTES: int = ffi.sizeof("struct sr_entry")
+ZEROS: int = lib.SR_SOURCE_ZEROS
+"""As a source of an extent: it reads as zeros."""
+GONE: int = lib.SR_SOURCE_GONE
+BASE: int = lib.SR_SOURCE_BASE
+
+_POSITION_MAX = (1 << 64) - 1
+_PAIR = struct.Struct("<QQ")
+_EXTENT = struct.Struct("<QQQQiHH")
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """As struct sr_extent_row (cext/extents.h) has it."""
+
+    start: int
+    end: int
+    source_offset: int
+    first_piece: int
+    source: int
+    before: int
+    after: int
+
+
+class ExtentMap:
+    """Extents of a disk, sorted, without overlap; what is in none is zeros.  Used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._c = ffi.gc(_made(lib.sr_extents_new()), lib.sr_extents_free)
+
+    @property
+    def c(self) -> Any:
+        """The map in C."""
+        return self._c
+
+    def __len__(self) -> int:
+        return int(lib.sr_extents_count(self._c))
+
+    def add_base(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """The base (source 0) holds data at these (offset, length); offsets are multiples of 4096.
+
+        It lies under everything else, whenever it is added.
+        """
+        packed = pack_ranges(ranges)
+        _check(lib.sr_extents_add_base(self._c, ffi.from_buffer("uint64_t[]", packed), len(ranges)), "a range of the base")
+
+    def add(
+        self,
+        source: int,
+        entries: Buffer,
+        *,
+        segment_at: int,
+        piece_at: int,
+        after: int = -1,
+        upto: int | None = None,
+    ) -> int:
+        """Lay changes with ``after < position <= upto`` over the map, the last on top; they show after :meth:`settle`.
+
+        ``entries`` as :class:`PartIndex` has them; their segment begins at byte ``segment_at`` of file ``source`` (from 1
+        on), their pieces at number ``piece_at`` of its table.  Gives the size that the last RESIZE among them says, or 0.
+        """
+        view = memoryview(entries).cast("B")
+        if len(view) % _ENTRY_BYTES:
+            raise RigError("ExtentsCorrupt", f"an index of {len(view)} bytes; its rows have {_ENTRY_BYTES}")
+        most = _POSITION_MAX if upto is None else upto
+        rows = len(view) // _ENTRY_BYTES
+        added = lib.sr_extents_add(self._c, source, ffi.from_buffer(view), rows, segment_at, piece_at, after, most)
+        _check(added, "an entry of an index")
+        return int(added)
+
+    def settle(self) -> None:
+        """Bring what was added into order."""
+        _check(lib.sr_extents_settle(self._c), "the map")
+
+    def used(self, sources: int) -> list[int]:
+        """Which of so many sources have an extent (settled)."""
+        seen = bytearray(sources)
+        lib.sr_extents_used(self._c, ffi.from_buffer(seen), sources)
+        return [source for source, is_used in enumerate(seen) if is_used]
+
+    def retarget(self, becomes: Sequence[int], least: Sequence[int] | None = None) -> None:
+        """Extents (settled) of source i are now of source ``becomes[i]``, or left out (``GONE``); the base stays 0.
+
+        ``least``: those before byte ``least[i]`` of source i are left out, too.
+        """
+        from_byte = ffi.new("uint64_t[]", list(least) if least else len(becomes))
+        new = ffi.new("int32_t[]", list(becomes))
+        _check(lib.sr_extents_retarget(self._c, new, from_byte, len(becomes)), "the source of an extent")
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """(offset, length) of what is not zeros (settled): in order, joined."""
+        return self._ranges(zeros=False, unit_bytes=1)
+
+    def touched(self, unit_bytes: int = 1) -> list[tuple[int, int]]:
+        """(offset, length) of all extents (settled), also zeros: in order, joined, widened to whole ``unit_bytes``."""
+        return self._ranges(zeros=True, unit_bytes=unit_bytes)
+
+    def _ranges(self, *, zeros: bool, unit_bytes: int) -> list[tuple[int, int]]:
+        room = ffi.new("uint64_t[]", 2 * len(self))
+        count = lib.sr_extents_ranges(self._c, zeros, unit_bytes, room)
+        return list(_PAIR.iter_unpack(bytes(ffi.buffer(room, count * _PAIR.size))))
+
+    def extents(self) -> list[Extent]:
+        """All (settled) one by one: for tests."""
+        raw = ffi.buffer(lib.sr_extents_rows(self._c), len(self) * EXTENT_BYTES) if len(self) else b""
+        return [Extent(*row) for row in _EXTENT.iter_unpack(bytes(raw))]
+
+    def dump(self) -> bytes:
+        """All (settled) but the extents of the base, which are for its map to tell: what :meth:`load` reads."""
+        rows = bytearray(len(self) * EXTENT_BYTES)
+        count = lib.sr_extents_dump(self._c, ffi.from_buffer("struct sr_extent_row[]", rows))
+        del rows[count * EXTENT_BYTES :]
+        return bytes(rows)
+
+    @classmethod
+    def load(cls, data: Buffer, sources: int) -> ExtentMap:
+        """A map that was dumped, of ``sources`` sources with the base."""
+        made = cls()
+        view = memoryview(data).cast("B")
+        if len(view) % EXTENT_BYTES:
+            raise RigError("ExtentsCorrupt", f"extents of {len(view)} bytes; each has {EXTENT_BYTES}")
+        count = len(view) // EXTENT_BYTES
+        loaded = lib.sr_extents_load(made.c, ffi.from_buffer(view), count, sources)
+        if 0 <= loaded < count:
+            row = _EXTENT.unpack_from(view, loaded * EXTENT_BYTES)
+            raise RigError("ExtentsCorrupt", f"extent {loaded} of {count} cannot be: {row}, of {sources} sources")
+        _check(loaded, "the map")
+        return made
+
+
+def pack_ranges(ranges: Sequence[tuple[int, int]]) -> bytes:
+    """(offset, length) pairs as functions in C take them."""
+    return struct.pack(f"<{2 * len(ranges)}Q", *chain.from_iterable(ranges))
+
+
+def _made(pointer: Any) -> Any:
+    if pointer == ffi.NULL:
+        raise MemoryError
+    return pointer
+
+
+def _check(result: int, what: str) -> None:
+    if result == -errno.EINVAL:
+        raise RigError("ExtentsCorrupt", f"{what} cannot be")
+    if result < 0:
+        raise MemoryError

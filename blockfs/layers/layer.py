@@ -1,0 +1,343 @@
+"""Layers of a disk: a raw file, a view of a managed disk, a writable top over either.
+
+Fault contract -------------- ``RawLayer`` has no state but the bytes of its file.  ``ViewLayer`` never changes; each byte
+that is read through it is checked, and one that is not as it was written is an ``OSError``, never served.  ``TopLayer`` has
+a bitmap of the blocks that its file holds; data reaches the file before its bit is set, so a kill between the two leaves
+the block as it was before, and the disk's change log (which precedes both) writes it again.  After a power loss the two may
+disagree, so what is synced has a bitmap of its own (:mod:`siterig.blockfs.layers.present_map`): no block that was written
+to since loses what it held before.  The bitmap is read when the layer is made only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.os_errors import raised_by_c
+from siterig.blockfs.layers import present_map
+from siterig.blockfs.layers.extents import ExtentMap
+from siterig.cext._core import ffi, lib
+
+
+class Layer(Protocol):
+    """Something that reads as a disk."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The disk's size."""
+        ...
+
+    @property
+    def stored_bytes(self) -> int:
+        """At most so much space is taken by what it holds; less than its size if it has holes, but for a few blocks."""
+        ...
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes; the caller keeps within the disk."""
+        ...
+
+    def data_ranges(self) -> list[tuple[int, int]]:
+        """(offset, length) of all that may be other than zero, in order, without overlap."""
+        ...
+
+    @property
+    def c(self) -> Any:
+        """The layer in C."""
+        ...
+
+    def surrender(self) -> Any:
+        """Give the layer in C away to one that lies over it; of no use any more."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the files."""
+        ...
+
+
+def data_bytes(layer: Layer) -> int:
+    """The number of bytes of a disk that may be other than zero."""
+    return sum(length for _, length in layer.data_ranges())
+
+
+class WritableLayer(Layer, Protocol):
+    """A layer that takes writes, of one thread at a time; reads and :meth:`sync` may run beside them.
+
+    ``path``: the file that takes them.
+    """
+
+    path: Path
+
+    def pwrite(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of ``data``."""
+        ...
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros, giving space back where possible."""
+        ...
+
+    def resize(self, size_bytes: int) -> None:
+        """Grow the disk."""
+        ...
+
+    def sync(self) -> None:
+        """Make everything written so far durable."""
+        ...
+
+    def fileno(self) -> int:
+        """The descriptor of that file."""
+        ...
+
+
+def merge_ranges(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sort (offset, length) pairs and join those that touch or overlap."""
+    merged: list[tuple[int, int]] = []
+    for offset, length in sorted(ranges):
+        if merged and offset <= merged[-1][0] + merged[-1][1]:
+            start, old = merged[-1]
+            merged[-1] = (start, max(old, offset + length - start))
+        else:
+            merged.append((offset, length))
+    return merged
+
+
+class _CLayer:
+    """A layer in C (cext/layers.h), which has the descriptors."""
+
+    def __init__(self, layer: Any) -> None:
+        self._c = layer
+
+    @property
+    def c(self) -> Any:
+        """The layer in C; ``EBADF`` once it was closed or given away."""
+        if self._c is None:
+            raise OSError(errno.EBADF, "this layer is closed")
+        return self._c
+
+    @property
+    def size_bytes(self) -> int:
+        """The disk's size."""
+        return int(lib.sr_layer_bytes(self.c))
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes."""
+        data = bytearray(length)
+        _check(lib.sr_layer_read(self.c, ffi.from_buffer(data), length, offset))
+        return bytes(data)
+
+    def data_ranges(self) -> list[tuple[int, int]]:
+        """What is not a hole."""
+        ranges, at = [], 0
+        while (start := self._seek(at, os.SEEK_DATA)) is not None:
+            at = self._seek(start, os.SEEK_HOLE) or start
+            ranges.append((start, at - start))
+        return ranges
+
+    def _seek(self, offset: int, whence: int) -> int | None:
+        found = int(lib.sr_layer_seek(self.c, offset, whence))
+        if found == -errno.ENXIO:
+            return None
+        _check(found)
+        return found
+
+    def surrender(self) -> Any:
+        """See :class:`Layer`."""
+        layer, self._c = self.c, None
+        return layer
+
+    def close(self) -> None:
+        """Close the files, and the layers below."""
+        if self._c is not None:
+            lib.sr_layer_free(self._c)
+            self._c = None
+
+
+class _WritableCLayer(_CLayer):
+    """What a raw file and a top have in common."""
+
+    def pwrite(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of ``data``."""
+        done = lib.sr_layer_write(self.c, ffi.from_buffer(data), len(data), offset)
+        _check(done)
+        if done < len(data):
+            raise OSError(errno.ENOSPC, f"only {done} of {len(data)} bytes could be written")
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros: a hole, or zeros where the host's file system has none."""
+        _check(lib.sr_layer_zero(self.c, offset, length))
+
+    def resize(self, size_bytes: int) -> None:
+        """Grow the disk; the new end reads as zeros.  A raw file can be cut, too."""
+        _check(lib.sr_layer_resize(self.c, size_bytes))
+
+    def sync(self) -> None:
+        """Everything written so far is on stable storage."""
+        _check(lib.sr_layer_sync(self.c))
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        raise raised_by_c(result)
+
+
+def _made(layer: Any) -> Any:
+    """What a constructor in C returned; ``OSError`` if it could not."""
+    if layer == ffi.NULL:
+        raise raised_by_c(-ffi.errno)
+    return layer
+
+
+class RawLayer(_WritableCLayer):
+    """A raw (sparse) file, of which the first ``size_bytes`` are the disk (default: all).
+
+    ``fd``: a descriptor of the file, which the layer owns from now on; without it the file is opened by its path.
+    """
+
+    def __init__(self, path: Path, *, writable: bool = False, size_bytes: int | None = None, fd: int | None = None) -> None:
+        self.path = path
+        self._fd = safe_files.open_named(path, os.O_RDWR if writable else os.O_RDONLY) if fd is None else fd
+        try:
+            size = os.fstat(self._fd).st_size if size_bytes is None else size_bytes
+            super().__init__(_made(lib.sr_layer_raw(self._fd, size)))
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    @classmethod
+    def of_top(cls, top: WritableLayer, path: Path) -> RawLayer:
+        """What ``top`` is in C after it let go of all that it lay over; its file is ``path`` now."""
+        raw = cls.__new__(cls)
+        raw.path, raw._fd = path, top.fileno()
+        _CLayer.__init__(raw, top.surrender())
+        return raw
+
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes that the host's file system keeps of the file."""
+        return os.fstat(self._fd).st_blocks * 512
+
+    def fileno(self) -> int:
+        """The file's descriptor."""
+        return self._fd
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that extents of a view are of, and the CRC32C of its pieces: four bytes each from the start of ``sums_fd``.
+
+    ``sums_fd`` -1: of the file itself.  ``paired``: it is a base, with two sums a block
+    (:mod:`siterig.blockfs.layers.base_image`). ``name``: what people are told that it is.
+    """
+
+    fd: int
+    sums_fd: int = -1
+    paired: bool = False
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ViewFault:
+    """A piece that a view did not serve: where it is on the disk, and where in which source.
+
+    ``error``: EIO if its checksum is ``found`` and not ``expected``, or it cannot be read (both 0); ENODATA: it has none.
+    """
+
+    offset: int
+    source: int
+    source_offset: int
+    error: int
+    expected: int
+    found: int
+
+
+class ViewFaults:
+    """What a view did not serve; there is more to ask of it when the view was given to a top, or is closed."""
+
+    def __init__(self) -> None:
+        self.c = ffi.gc(_made(lib.sr_faults_new()), lib.sr_faults_put)
+
+    def seen(self) -> tuple[int, list[ViewFault]]:
+        """How many there were, and the last few, oldest first."""
+        last = ffi.new("struct sr_fault[]", lib.SR_FAULTS_KEPT)
+        count = int(lib.sr_faults_seen(self.c, last))
+        kept = ffi.unpack(last, min(count, lib.SR_FAULTS_KEPT))
+        return count, [ViewFault(f.offset, f.source, f.source_offset, f.error, f.expected, f.found) for f in kept]
+
+
+class ViewLayer(_CLayer):
+    """A disk as it was: the extents of a settled map over zeros, every byte checked when it is read.
+
+    Owns the descriptors of ``sources`` (None: the map has no extent of it), also if it cannot be made.  The map may be
+    changed afterwards.  A read that meets a wrong byte is ``EIO`` and is told of in ``faults``.
+    """
+
+    def __init__(self, extents: ExtentMap, sources: Sequence[Source | None], size_bytes: int) -> None:
+        self.faults = ViewFaults()
+        self.source_names = [source.name if source else "" for source in sources]
+        rows = [(s.fd, s.sums_fd, s.paired) if s else (-1, -1, False) for s in sources]
+        table = ffi.new("struct sr_source[]", rows)
+        try:
+            super().__init__(_made(lib.sr_layer_view(extents.c, table, len(rows), size_bytes, self.faults.c)))
+        except BaseException:
+            for fd in (fd for row in rows for fd in row[:2] if fd >= 0):
+                os.close(fd)
+            raise
+        self._stored_bytes: int | None = None
+
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes that are no hole; their number never changes, and is counted at the first call, range by range."""
+        if self._stored_bytes is None:
+            found = int(lib.sr_layer_data_bytes(self.c))
+            _check(found)
+            self._stored_bytes = found
+        return self._stored_bytes
+
+
+class TopLayer(_WritableCLayer):
+    """A sparse file that takes the writes over a read-only lower layer, with a bitmap of the blocks it holds.
+
+    ``path`` is the file, ``path`` + ``.present`` the bitmap: one bit a 4 KiB block.  Owns the lower layer,
+    of which ``lower_fd`` is the descriptor if it is a raw file.
+    """
+
+    def __init__(self, lower: Layer, path: Path) -> None:
+        fd = map_fd = durable_fd = -1
+        try:
+            fd = safe_files.open_file(path, os.O_RDWR | os.O_CREAT)
+            size = os.fstat(fd).st_size
+            if size == 0:
+                size = lower.size_bytes
+                os.ftruncate(fd, size)
+            _check_top(path, size, lower)
+            map_fd, durable_fd = present_map.open_maps(path)
+            super().__init__(_made(lib.sr_layer_top(lower.c, fd, map_fd, durable_fd, size)))
+        except BaseException:
+            for opened in (fd, map_fd, durable_fd):
+                if opened >= 0:
+                    os.close(opened)
+            raise
+        self.path = path
+        self._fd = fd
+        self._below_bytes = lower.stored_bytes
+        self.lower_fd = lower.fileno() if isinstance(lower, RawLayer) else None
+        lower.surrender()
+
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes of the file and of the lower layer together, though some of these may be written over."""
+        return os.fstat(self._fd).st_blocks * 512 + self._below_bytes
+
+    def fileno(self) -> int:
+        """The descriptor of the file that takes the writes."""
+        return self._fd
+
+
+def _check_top(path: Path, size: int, lower: Layer) -> None:
+    if size < lower.size_bytes:
+        raise RigError("DiskCorrupt", f"{path}: top of {size} bytes over a disk of {lower.size_bytes}")

@@ -1,0 +1,161 @@
+"""What a part's segment holds, found and checked in one pass in C (cext/index.c).
+
+Fault contract: a :class:`PartIndex` is only made of a segment in which every checksum, number and range is right and that is
+the part its name says; anything else is a ``RigError`` that names the part and the byte.  Any bytes may come.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from typing_extensions import Buffer
+
+from siterig.blockfs.changelog.segment import HEADER_BYTES, RecordType, SegmentHeader, bad_record, corrupt, decode_header
+from siterig.blockfs.changelog.tags import TagSeen, decode_tag
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.part_name import SYNC_END, PartName
+from siterig.cext._core import ffi, lib
+
+ENTRY_BYTES: int = ffi.sizeof("struct sr_entry")
+PIECE_BYTES: int = lib.SR_PIECE_BYTES
+SUM_BYTES = 4
+"""Of a piece's checksum."""
+
+_ENTRY = struct.Struct("<QQQQQII")
+_SEED = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A record that changes the disk, as struct sr_entry (cext/index.h) has it.
+
+    RESIZE: ``length`` is the new size.  WRITE: ``payload_at`` is in the segment, ``first_piece`` in the table of pieces.
+    """
+
+    position: int
+    time_ns: int
+    offset: int
+    length: int
+    payload_at: int
+    first_piece: int
+    type: RecordType
+
+
+def decode_entries(entries: Buffer) -> Iterator[Entry]:
+    """The rows of an index; one at a time, for a journal has millions."""
+    for position, time_ns, offset, length, payload_at, first_piece, kind in _ENTRY.iter_unpack(entries):
+        yield Entry(position, time_ns, offset, length, payload_at, first_piece, RecordType(kind))
+
+
+@dataclass(frozen=True, slots=True)
+class PartIndex:
+    """What a verified segment holds.
+
+    ``entries``: packed rows (:func:`decode_entries`) of the records that change the disk.  ``pieces``: CRC32C, four bytes
+    each, of the pieces of their payloads, cut at multiples of ``PIECE_BYTES`` of the disk's offsets.
+    ``first_position`` of the first of ``records`` records, ``position`` and ``time_ns`` of the last.  ``size_bytes_after``:
+    the disk's.  ``sync_end_seq``: the number that a ``sync-end`` tag names as the log's first, None without one; ``tags``
+    are the others.
+    """
+
+    header: SegmentHeader
+    entries: bytes
+    pieces: bytes
+    records: int
+    first_position: int
+    position: int
+    time_ns: int
+    size_bytes_after: int
+    sync_end_seq: int | None
+    tags: tuple[TagSeen, ...]
+
+
+def index_segment(data: Buffer, part: PartName, disk_size_bytes: int) -> PartIndex:
+    """Verify all of a part's unpacked segment; ``disk_size_bytes`` is the disk's size before it.
+
+    ``PartCorrupt``: not sound, or another part.  ``PartRefused``: sound, but it does not fit the disk.
+    """
+    view = memoryview(data).cast("B")
+    found = ffi.gc(ffi.new("struct sr_index *"), lib.sr_index_free)
+    try:
+        header = decode_header(part.blob(), bytes(view[:HEADER_BYTES]))
+        # A sync stream brings the size of its snapshot; a log's size comes from its RESIZE records alone.
+        _scan(found, view, part, header, header.disk_size_bytes if part.stream == "sync" else disk_size_bytes)
+        tags, sync_end_seq = _read_tags(found, view, part)
+        if found.is_bad:
+            raise bad_record(part.blob(), view, found.bad_at, found.next_seq, found.position)
+        _check_identity(found, part, header)
+    except RigError as exc:
+        raise RigError("PartCorrupt", f"part {exc.message}") from exc
+    _check_fit(found, part, header, disk_size_bytes)
+    return PartIndex(
+        header=header,
+        entries=_bytes(found.entries, found.entry_count * ENTRY_BYTES),
+        pieces=_bytes(found.pieces, found.piece_count * SUM_BYTES),
+        records=found.records,
+        first_position=found.first_position,
+        position=found.position,
+        time_ns=found.time_ns,
+        size_bytes_after=found.size_after,
+        sync_end_seq=sync_end_seq,
+        tags=tags,
+    )
+
+
+def _scan(found: Any, view: memoryview, part: PartName, header: SegmentHeader, size_bytes: int) -> None:
+    seed = _SEED.unpack_from(view, HEADER_BYTES - 4)[0]
+    result = lib.sr_index_segment(found, ffi.from_buffer(view), len(view), seed, header.first_record_seq, size_bytes)
+    if result == -errno.EFBIG:
+        raise RigError("LogCorrupt", f"{part.blob()}: has {len(view)} bytes; a segment has less than 4 GiB")
+    if result < 0:
+        raise MemoryError
+
+
+def _read_tags(found: Any, view: memoryview, part: PartName) -> tuple[tuple[TagSeen, ...], int | None]:
+    """Tags, and what ``sync-end`` says.  A bad one comes before what else is wrong."""
+    tags: list[TagSeen] = []
+    sync_end_seq = None
+    for place in ffi.unpack(found.tags, found.tag_count) if found.tag_count else ():
+        try:
+            tag = decode_tag(bytes(view[place.payload_at : place.payload_at + place.payload_bytes]))
+        except RigError as exc:
+            raise corrupt(part.blob(), place.at, exc.message) from exc
+        if tag.name == SYNC_END and part.stream == "sync":
+            sync_end_seq = int(place.offset)
+        else:
+            tags.append(tag)
+    return tuple(tags), sync_end_seq
+
+
+def _check_identity(found: Any, part: PartName, header: SegmentHeader) -> None:
+    last = found.next_seq - 1 if header.stream == "log" else header.first_seq
+    held = PartName(header.disk_id, header.generation, header.stream, header.first_seq, last)
+    if held != part:
+        raise RigError("LogMismatch", f"{part.blob()}: holds {held.blob()}")
+
+
+def _check_fit(found: Any, part: PartName, header: SegmentHeader, disk_size_bytes: int) -> None:
+    if part.stream == "sync" and header.disk_size_bytes < disk_size_bytes:
+        raise _refused(
+            part,
+            f"is of a disk of {header.disk_size_bytes} bytes; the managed disk has {disk_size_bytes} and cannot shrink",
+        )
+    record, size, to = found.refused_seq, found.refused_size, found.refused_to
+    if found.refusal == lib.SR_SHRINKS:
+        raise _refused(part, f"record {record} shrinks the disk from {size} to {to} bytes")
+    if found.refusal == lib.SR_BEYOND:
+        raise _refused(part, f"record {record} ends at byte {to} of a disk of {size}")
+    if found.records == 0:
+        raise _refused(part, "holds no record")
+
+
+def _bytes(array: Any, size: int) -> bytes:
+    return bytes(ffi.buffer(array, size)) if size else b""
+
+
+def _refused(part: PartName, why: str) -> RigError:
+    return RigError("PartRefused", f"part {part.blob()}: {why}")

@@ -1,0 +1,155 @@
+"""Tells if the files of a disk were changed by another program between two openings.
+
+Fault contract
+--------------
+A change log has all changes of a disk only if nobody else changes the disk's files.  So a stamp of each file is noted when a
+disk is closed in order, after all is durable, and compared when it is opened again, before a byte is changed.
+
+* Size, time of the last write, time of the last change and inode are equal: the file is the same.
+* Another size: it was changed.
+* Another time or inode (a copy, ``chmod``, ``touch``, or a change): the digest of its bytes decides.  A file with more data
+  than :data:`DIGEST_BYTES_MAX` has none.  Then only a copy that kept the time of the last write counts as the same file.
+
+After a kill there is no stamp.  Then the file must not be younger than the last write to it or to its log, by more than
+:data:`KILL_GRACE_S`.  Not noticed: a change within that time; and a change of a file without a digest, if the file was
+replaced by a changed copy that was given the old time of the last write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from siterig.blockfs.core.wire import Whole, WireModel
+from siterig.blockfs.files import safe_files
+from siterig.cext.hashing import is_zero
+
+DIGEST_BYTES_MAX = 256 << 20
+"""The most data, without holes, that gets a digest.  To read more would make the end of a rig slow."""
+KILL_GRACE_S = 10.0
+"""A write reaches the log at once before it reaches the disk; so long it may be held up in between (a busy host disk)."""
+
+_CHUNK_BYTES = 64 << 10
+_DIGEST_BYTES = 16
+_INODE_MASK = (1 << 63) - 1  # some file systems use the highest bit, and the state file's numbers have none
+
+
+class FileStamp(WireModel):
+    """One of a disk's files, as it was at one moment.  Times in nanoseconds since 1970.
+
+    ``inode`` is None if it is not known (state files of format 1).  ``digest``: of the file's bytes, None if there are too
+    many of them.
+    """
+
+    file: str
+    size_bytes: Whole
+    mtime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
+    ctime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
+    inode: Whole | None
+    digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{32}$")
+
+
+def inode_of(found: os.stat_result) -> int:
+    """The inode's number, as it is noted."""
+    return found.st_ino & _INODE_MASK
+
+
+@dataclass(slots=True)
+class DigestBudget:
+    """How much may still be read for digests by what closes many disks."""
+
+    left_bytes: int = 1 << 30
+
+
+def durable_stamp(path: Path, known: FileStamp | None, budget: DigestBudget) -> FileStamp:
+    """The stamp of the file as it is now, and will be found after a power loss, its times too.
+
+    ``known``: an older stamp, whose digest is taken if nobody has changed the file since.
+    """
+    fd = safe_files.open_named(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        found = os.fstat(fd)
+        stamp = FileStamp(
+            file=path.name,
+            size_bytes=found.st_size,
+            mtime_ns=found.st_mtime_ns,
+            ctime_ns=found.st_ctime_ns,
+            inode=inode_of(found),
+        )
+        if known is not None and known.digest is not None and known.model_copy(update={"digest": None}) == stamp:
+            return known
+        digest, read_bytes = _digest(fd, min(budget.left_bytes, DIGEST_BYTES_MAX))
+        budget.left_bytes -= read_bytes
+        return stamp.model_copy(update={"digest": digest})
+    finally:
+        os.close(fd)
+
+
+def why_changed(path: Path, known: FileStamp) -> str | None:
+    """Why the file is not what it was when ``known`` was noted; None if it is."""
+    try:
+        fd = safe_files.open_named(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return f"{path} is missing"
+    try:
+        return _why(path, fd, known)
+    finally:
+        os.close(fd)
+
+
+def _why(path: Path, fd: int, known: FileStamp) -> str | None:
+    found = os.fstat(fd)
+    if found.st_size != known.size_bytes:
+        return f"{path} had {known.size_bytes} bytes, and has {found.st_size}"
+    same_write, same_inode = found.st_mtime_ns == known.mtime_ns, known.inode in (None, inode_of(found))
+    if same_write and same_inode and found.st_ctime_ns == known.ctime_ns:
+        return None
+    if known.digest is not None:
+        same_write = same_bytes = _digest(fd, known.size_bytes)[0] == known.digest
+    else:
+        same_bytes = not same_inode  # then it is a copy, if it has the time of the last write
+    if not same_write:
+        return f"{path} was written to, or replaced, since it was last closed"
+    if not same_bytes:
+        return f"{path} was replaced, or its owner, rights or name were changed, since it was last closed"
+    return None
+
+
+def _digest(fd: int, bytes_max: int) -> tuple[str | None, int]:
+    """(digest of all chunks that are not zero, bytes read).  A hole and zeros are the same; None if there is more data.
+
+    ``bytes_max``: of data.
+    """
+    total = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    at = read_bytes = 0
+    size = os.fstat(fd).st_size
+    while at < size and (start := _next_data(fd, at)) is not None:
+        at = max(at, start // _CHUNK_BYTES * _CHUNK_BYTES)
+        chunk = _read_whole(fd, min(_CHUNK_BYTES, size - at), at)
+        read_bytes += len(chunk)
+        if read_bytes > bytes_max:
+            return None, read_bytes
+        if not is_zero(chunk):
+            total.update(at.to_bytes(8, "little") + len(chunk).to_bytes(8, "little"))
+            total.update(chunk)
+        at += _CHUNK_BYTES
+    return total.hexdigest(), read_bytes
+
+
+def _next_data(fd: int, at: int) -> int | None:
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError:  # ENXIO: only a hole follows
+        return None
+
+
+def _read_whole(fd: int, length: int, at: int) -> bytes:
+    data = b""
+    while len(data) < length and (piece := os.pread(fd, length - len(data), at + len(data))):
+        data += piece
+    return data

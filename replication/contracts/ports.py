@@ -1,0 +1,89 @@
+"""What the site's agents need from outside: the cache account and the vault.  Implemented elsewhere, injected."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from siterig.blockfs.contracts.control import TagKind
+from siterig.blockfs.transfer.part_name import Listing, PartName, Watermark
+
+
+class CacheAccount(Protocol):
+    """The cache storage account, as far as parts are concerned.
+
+    Every method raises ``RigError`` with ``recoverable`` set by what went wrong: ``CacheUnreachable`` (recoverable),
+    ``CacheAuthentication`` / ``CacheForbidden`` (not), ``CacheError`` (the service said no: not).
+    """
+
+    async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
+        """Upload once (``If-None-Match: *``).  False if the blob was already there: that is success too.
+
+        ``replace``: put it in any case (the blob that is there cannot be read).
+        """
+        ...
+
+    async def list(self, disk_id: str) -> Listing:
+        """The blobs of one disk; foreign ones are named, and stop nothing."""
+        ...
+
+    async def get(self, part: PartName) -> bytes:
+        """The blob's bytes (``PartNotFound``; ``PartUnreadable``, recoverable: this one cannot be read; ``PartCorrupt``)."""
+        ...
+
+    async def delete(self, part: PartName) -> None:
+        """Remove; no-op if it is gone already."""
+        ...
+
+
+class VaultLink(Protocol):
+    """What the agent tells the vault, and asks it."""
+
+    async def watermarks(self, *, vm: str) -> list[Watermark]:
+        """The recovery side's durable progress of a protected VM's disks, one entry a disk that has a managed disk."""
+        ...
+
+    async def may_replicate(self, *, vm: str) -> bool:
+        """Whether the site is (still) the VM's active location: asked before cycles resume after a restart.
+
+        The agent may have been dead while the VM was failed over; ``suspend`` did not reach it then.
+        """
+        ...
+
+    async def point_sent(
+        self,
+        *,
+        vm: str,
+        tag_id: str,
+        kind: TagKind,
+        name: str,
+        position: int,
+        time_ns: int,
+        downgraded_because: str | None = None,
+        age_s: float = 0.0,
+        waiting_bytes: dict[str, int] | None = None,
+    ) -> None:
+        """All data up to ``position`` and its tags are in the cache account (this is when the RPO is met).
+
+        ``downgraded_because``: why it is crash-consistent, if it was to be application-consistent.  ``age_s``: seconds since
+        the cut by a monotonic clock; ``time_ns`` is wall time, which may have been set since.  ``waiting_bytes``: the bytes
+        in the account that were not applied when it was sent, by disk id.
+        """
+        ...
+
+    async def replication_error(
+        self, *, vm: str, code: str, message: str, recoverable: bool, attempt: int, next_try_s: float | None
+    ) -> None:
+        """A replication cycle failed.  ``next_try_s`` None: no retry, the VM is Critical."""
+        ...
+
+    async def replication_recovered(self, *, vm: str) -> None:
+        """The first success after errors."""
+        ...
+
+    async def resync_required(self, *, vm: str, reason: str) -> None:
+        """The disks' logs cannot be vouched for; mark the VM for resynchronization."""
+        ...
+
+    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+        """Keyed checksums (hex) of ``count`` chunks of the managed disk's latest state, from chunk ``first``."""
+        ...

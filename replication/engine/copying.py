@@ -1,0 +1,175 @@
+"""Writing one disk's sync stream into the spool, part by part, each remembered once it is durable.
+
+Fault contract
+--------------
+A part's number and the bytes of the disk that it covers never change within a generation: blobs are put once, so a
+part written anew with other bounds would be dropped for the old one and leave a hole.  Hence the order: part
+durable in the spool, then ``parts``/``next_offset`` durable in the relationship, and only then is it sent.  A part
+that a kill left in the spool without its record was never sent; it is thrown away.
+
+A copy that was cut goes on from ``next_offset``, *with a new snapshot* if need be, while ``first_seq`` stays that of
+the first one.  That is right: the log is replayed from the first snapshot on, over chunks that partly are newer.  Each
+chunk is the disk's content at some position P of *its* snapshot plus the replay of records up to any position Q >= P,
+and replaying records that are already contained changes nothing in the end, for the last write to a byte wins.  It is
+right at every position from the *last* snapshot's on, which is why ``sync-end`` carries that one; no recovery point is
+cut before the copy is complete.  If the generation changed, the log is not contiguous and none of this holds:
+``ResyncNeeded``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from siterig.blockfs.contracts.control import SnapshotDisk, SnapshotInfo
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.durable import sync_folder
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.blockfs.transfer.sync_stream import SyncStream
+from siterig.cext.hashing import is_zero
+from siterig.replication.engine.board import Board
+from siterig.replication.engine.links import Links
+from siterig.replication.engine.outbox import spooled
+from siterig.replication.engine.pump import Pump
+from siterig.replication.engine.relationship import DiskSync
+from siterig.replication.engine.retry import ResyncNeeded
+from siterig.replication.engine.snapshots import SnapshotFile
+
+PART_BYTES_MAX = 8 << 20
+
+
+class DiskCopy:
+    """One disk of a snapshot on its way into the spool."""
+
+    def __init__(
+        self, links: Links, snapshot: SnapshotInfo, disk: SnapshotDisk, *, pump: Pump, board: Board, file: SnapshotFile
+    ) -> None:
+        self.disk = disk
+        self.file = file
+        self._links = links
+        self._vm = snapshot.vm
+        self._snapshot = snapshot
+        self._pump = pump
+        self._board = board
+        self._stream: SyncStream | None = None
+
+    @property
+    def state(self) -> DiskSync:
+        """How far the relationship says that this disk is."""
+        return next(item for item in self._links.book.get(self._vm).disks if item.disk_id == self.disk.disk_id)
+
+    async def add(self, offset: int, length: int, *, zeros: bool) -> None:
+        """Read and add a piece; ``zeros``: zeros are to be written, not skipped."""
+        part = await trio.to_thread.run_sync(self._read_into_stream, offset, length, zeros)
+        if part is not None:
+            await self._keep(part, offset + length)
+        self._board.done(self.disk.name, offset + length)
+
+    async def open_generation(self) -> None:
+        """Part 1: the disk's first bytes, whatever they are.
+
+        Once it is applied, the recovery side is at this generation and applies nothing of older ones any more.
+        """
+        length = min(4096, self.disk.size_bytes)
+        data = await trio.to_thread.run_sync(self.file.pread, 0, length)
+        stream = self._new_stream(part_bytes_max=1)
+        part = await trio.to_thread.run_sync(stream.add, 0, data, length)
+        assert part is not None  # noqa: S101 (any record fills a part of one byte)
+        await self._keep(part[0], 0)
+
+    async def finish(self) -> None:
+        """The last part, with the ``sync-end`` tag."""
+        stream = self._stream or self._new_stream()
+        self._stream = stream
+        part, _ = await trio.to_thread.run_sync(stream.finish)
+        await self._keep(part, self.disk.size_bytes, done=True)
+        self._board.done(self.disk.name, self.disk.size_bytes)
+
+    def close(self) -> None:
+        """Close the file and throw an unfinished part away."""
+        self.file.close()
+        if self._stream is not None:
+            self._stream.abandon()
+
+    def _new_stream(self, part_bytes_max: int | None = None) -> SyncStream:
+        state = self.state
+        folder = spool_folder(self._links.spool, self.disk.disk_id)
+        for item in spooled(folder):
+            if item.generation == state.generation and item.number > state.parts:
+                item.path.unlink()
+        return SyncStream(
+            folder,
+            disk_id=self.disk.disk_id,
+            generation=state.generation,
+            disk_size_bytes=self.disk.size_bytes,
+            position=self._snapshot.position,
+            time_ns=self._snapshot.time_ns,
+            first_seq=state.first_seq,
+            part_bytes_max=part_bytes_max or PART_BYTES_MAX,
+            first_part=state.parts + 1,
+        )
+
+    def _read_into_stream(self, offset: int, length: int, zeros: bool) -> PartName | None:
+        data: bytes | None = self.file.pread(offset, length)
+        if data is not None and is_zero(data):
+            if not zeros:
+                return None
+            data = None
+        if self._stream is None:
+            self._stream = self._new_stream()
+        finished = self._stream.add(offset, data, length)
+        return finished[0] if finished is not None else None
+
+    async def _keep(self, part: PartName, next_offset: int, *, done: bool = False) -> None:
+        self._links.book.update_disk(self._vm, self.disk.disk_id, parts=part.last, next_offset=next_offset, done=done)
+        self._pump.kick()
+        await self._links.host.release_snapshot(vm=self._vm, disk=self.disk.name, upto=next_offset)
+        await self._pump.room()
+
+
+@asynccontextmanager
+async def copying(
+    links: Links, snapshot: SnapshotInfo, disk: SnapshotDisk, pump: Pump, board: Board
+) -> AsyncIterator[DiskCopy]:
+    """Open a disk's snapshot for copying."""
+    file = await trio.to_thread.run_sync(links.open_snapshot, Path(disk.path))
+    copy = DiskCopy(links, snapshot, disk, pump=pump, board=board, file=file)
+    try:
+        yield copy
+    finally:
+        # In a thread: to close a file of the mount asks its server, which may be a task of this very thread.
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(copy.close)
+
+
+def spool_folder(spool: Path, disk_id: str) -> Path:
+    """A disk's folder in the spool, made durable if it is new."""
+    folder = spool / disk_id
+    if not folder.exists():
+        safe_files.make_folder(folder, parents=True)
+        sync_folder(spool)
+    return folder
+
+
+def sync_states(links: Links, vm: str) -> Callable[[], list[DiskSync]]:
+    """The relationship's disks, always as of now."""
+    return lambda: links.book.get(vm).disks
+
+
+async def fresh_snapshot(links: Links, vm: str) -> SnapshotInfo:
+    """A snapshot that is surely ours and whole: a leftover (of a kill) is removed first."""
+    await links.host.end_snapshot(vm=vm)
+    return await links.host.begin_snapshot(vm=vm)
+
+
+async def check_vouched_for(links: Links, vm: str) -> None:
+    """``ResyncNeeded`` if a disk's log is not contiguous since the sync stream of its generation was begun."""
+    generations = {disk.disk_id: disk.generation for disk in links.book.get(vm).disks}
+    for info in await links.host.list_disks(vm=vm):
+        if info.needs_resync is not None:
+            raise ResyncNeeded(info.needs_resync)
+        if generations.get(info.disk_id) != info.generation:
+            raise ResyncNeeded("GenerationChanged")

@@ -1,0 +1,108 @@
+"""One delta cycle: cut, send all that is closed, tell the vault.  Nothing in it holds up a write.
+
+While closed segments are in transit the guests write to the next ones: a cut only closes and goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import structlog
+import trio
+
+from siterig.blockfs.contracts.control import CutInfo, TagKind
+from siterig.blockfs.core.errors import RigError
+from siterig.replication.engine.board import Board
+from siterig.replication.engine.copying import check_vouched_for
+from siterig.replication.engine.links import Links
+from siterig.replication.engine.outbox import Outbox
+from siterig.replication.engine.reports import Reports
+
+FREEZE_S_MAX = 10.0
+REQUESTS_REMEMBERED_MAX = 100
+
+_log = structlog.get_logger(__name__)
+
+
+class DeltaCycle:
+    """The cycles of one VM.  The caller sees to it that one runs at a time.
+
+    A cut whose data did not get out is remembered (in memory: after a kill the vault hears of the point from the
+    applier) and reported by the next cycle that gets through.
+    """
+
+    def __init__(self, links: Links, vm: str, outbox: Outbox, reports: Reports, board: Board) -> None:
+        self._links = links
+        self._vm = vm
+        self._outbox = outbox
+        self._reports = reports
+        self._board = board
+        self._unsent: list[tuple[CutInfo, float]] = []  # with the time of the cut on trio's clock
+        self._requested: dict[str, CutInfo] = {}
+
+    async def run(
+        self, kind: TagKind, name: str, *, downgraded_because: str | None = None, request_id: str | None = None
+    ) -> CutInfo:
+        """Returns when data and tag are in the cache account.  ``ResyncNeeded`` if the log broke.
+
+        ``downgraded_because``: why it is not application-consistent, though that was requested first.
+        ``request_id``: if a cut was made for this request before, it is sent, and no other one is made.
+        """
+        self._board.begin("DeltaReplication", [])
+        try:
+            await check_vouched_for(self._links, self._vm)
+            if self._unsent:
+                # After a failure: first see that anything gets through, before more points are cut.
+                await self._send()
+            if request_id is not None and request_id in self._requested:
+                return self._requested[request_id]  # it was among the unsent
+            cut_at = trio.current_time()
+            cut = await self._cut(kind, name)
+            if downgraded_because is not None:
+                cut = cut.model_copy(update={"downgraded_because": downgraded_because})
+            self._unsent.append((cut, cut_at))
+            if request_id is not None:
+                self._requested[request_id] = cut
+                while len(self._requested) > REQUESTS_REMEMBERED_MAX:
+                    del self._requested[next(iter(self._requested))]
+            await self._send()
+        finally:
+            self._board.end()
+        if cut.kind == "ApplicationConsistent":
+            self._links.book.update(self._vm, app_point=self._links.clock.read())
+        return cut
+
+    async def _send(self) -> None:
+        await self._outbox.send(self._links.book.get(self._vm).disks)
+        while self._unsent:
+            cut, cut_at = self._unsent[0]
+            await self._reports.point_sent(cut, cut_at, self._outbox.waiting_bytes)
+            self._unsent.remove((cut, cut_at))
+            _log.info("point sent", vm=self._vm, kind=cut.kind, name=cut.name, position=cut.position)
+
+    async def _cut(self, kind: TagKind, name: str) -> CutInfo:
+        if kind == "CrashConsistent":
+            return await self._links.host.cut(vm=self._vm, kind=kind, name=name)
+        disks = [Path(info.path) for info in await self._links.host.list_disks(vm=self._vm)]
+        mountpoints = await self._links.guests.mountpoints(disks)
+        if not mountpoints:
+            # Nobody to ask for consistency: the disks are as a crash would leave them, so that is what it is.
+            _log.warning("no mounted file system: a crash-consistent point instead", vm=self._vm, name=name)
+            cut = await self._links.host.cut(vm=self._vm, kind="CrashConsistent", name=name)
+            return cut.model_copy(update={"downgraded_because": "no mounted file system"})
+        # Taken before the freezer starts its own clock: what is cut by then was cut while they were frozen, whatever
+        # happens after the cut.  A tag that claimed more could not be taken back.
+        thaws_ns = time.monotonic_ns() + int(FREEZE_S_MAX * 1e9)
+        async with self._links.guests.frozen(mountpoints, timeout_s=FREEZE_S_MAX):
+            return await self._links.host.cut(vm=self._vm, kind=kind, name=name, not_after_ns=thaws_ns)
+
+    async def run_scheduled(self, kind: TagKind) -> CutInfo:
+        """As :meth:`run`; where the guests cannot be frozen it is a crash-consistent point, for the RPO goes on."""
+        try:
+            return await self.run(kind, "scheduled")
+        except RigError as exc:
+            if exc.code not in ("FreezeFailed", "FreezeTimedOut"):
+                raise
+            _log.warning("no application-consistent point", vm=self._vm, code=exc.code, message=exc.message)
+            return await self.run("CrashConsistent", "scheduled", downgraded_because=f"{exc.message} ({exc.code})")

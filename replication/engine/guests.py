@@ -1,0 +1,96 @@
+"""The VMs of this host as the Provider reaches into them: making disks usable, freezing, shutting down."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.sparse_copy import Advance
+from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.images import image_import
+from siterig.blockfs.images.image_kind import Format
+
+_ROOM_BYTES = 4 * 1024 * 1024
+"""A file system that could not be made with less than this left on the host was refused for want of room."""
+
+
+class Guests(Protocol):
+    """What the agent needs of the guests that run on this host."""
+
+    async def mountpoints(self, disks: list[Path]) -> list[str]:
+        """One mount point of each file system that is mounted from these disks."""
+        ...
+
+    def frozen(self, mountpoints: list[str], *, timeout_s: float) -> AbstractAsyncContextManager[None]:
+        """Freeze all (``FreezeFailed``); thaw at the end.  ``FreezeTimedOut``: they were thawed too early."""
+        ...
+
+    async def check_shutdown(self, disks: list[Path]) -> None:
+        """``VmBusy`` if it is known that :meth:`shutdown` would be refused."""
+        ...
+
+    async def shutdown(self, disks: list[Path]) -> None:
+        """Unmount and detach all (``VmBusy``)."""
+        ...
+
+    async def format(self, disk: Path, filesystem: str, label: str, *, sector_bytes: int = 512) -> None:
+        """Make a file system on a disk with sectors of that size."""
+        ...
+
+    async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: Format | None = None) -> None:
+        """Write the contents of an image to a new disk; ``format_``: of the image, None: it is recognized."""
+        ...
+
+
+class HostGuests:
+    """Guests are loop devices and mounts on this machine."""
+
+    async def mountpoints(self, disks: list[Path]) -> list[str]:
+        """One mount point of each file system: freezing one twice is an error."""
+        by_device: dict[int, str] = {}
+        for disk in disks:
+            for use in await hostmounts.uses(disk):
+                for where in use.mountpoints:
+                    device = (await trio.to_thread.run_sync(os.stat, where)).st_dev
+                    by_device.setdefault(device, where)
+        return list(by_device.values())
+
+    def frozen(self, mountpoints: list[str], *, timeout_s: float) -> AbstractAsyncContextManager[None]:
+        """See :func:`siterig.blockfs.guests.hostmounts.frozen`."""
+        return hostmounts.frozen(mountpoints, timeout_s=timeout_s)
+
+    async def check_shutdown(self, disks: list[Path]) -> None:
+        """Raise ``VmBusy`` if a mount or a loop device holds a disk of the VM:
+        :func:`siterig.blockfs.guests.hostmounts.check_shutdown`.
+        """
+        await hostmounts.check_shutdown(disks)
+
+    async def shutdown(self, disks: list[Path]) -> None:
+        """See :func:`siterig.blockfs.guests.hostmounts.shutdown`."""
+        await hostmounts.shutdown(disks)
+
+    async def format(self, disk: Path, filesystem: str, label: str, *, sector_bytes: int = 512) -> None:
+        """Attach, make the file system, detach."""
+        loop = await hostmounts.attach(disk, sector_bytes=sector_bytes)
+        try:
+            await hostmounts.mkfs(loop, filesystem, label)
+        except RigError as error:
+            room = await trio.to_thread.run_sync(os.statvfs, disk)
+            if error.code == "MkfsFailed" and room.f_bavail * room.f_frsize < _ROOM_BYTES:
+                # The guest was told of an I/O error, as is right; who asked for the disk is told why.
+                raise RigError(
+                    "DiskFull", f"no room for an {filesystem} on {disk}: the host's disk is full", recoverable=True
+                ) from error
+            raise RigError(error.code, error.message.replace(loop, str(disk))) from error
+        finally:
+            with trio.CancelScope(shield=True):
+                await hostmounts.detach(loop)
+
+    async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: Format | None = None) -> None:
+        """See :func:`siterig.blockfs.images.image_import.fill`."""
+        await image_import.fill(image, disk, advance=advance, format_=format_)

@@ -1,0 +1,310 @@
+"""Everything of a VM that must reach the recovery side: closed log segments and spooled sync parts.
+
+Fault contract
+--------------
+May break: this process at any instruction; an upload half-way; the cache account may lose a blob that it had
+confirmed.  Stays recoverable: every part, because its source (segment on the disk host, file in the spool) is
+given up only when the recovery side says that it has *durably applied* it, or that it is at a newer generation,
+which takes the part's place.  Nothing is remembered about uploads: what is to be sent follows in each pass from
+three lists (parts at hand, parts in the cache account, watermarks), so a part that the cache account lost is sent
+again, and after a kill nothing has to be restored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from siterig.blockfs.contracts.control import SegmentInfo
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.transfer.part_codec import pack, verify
+from siterig.blockfs.transfer.part_name import PartName, Watermark
+from siterig.replication.engine import openings
+from siterig.replication.engine.board import Board
+from siterig.replication.engine.links import Links
+from siterig.replication.engine.relationship import DiskSync
+from siterig.replication.engine.retry import ResyncNeeded, one_failure
+
+_SPOOLED_NAME = re.compile(r"(\d{8,})-(\d{8,})\.sync\.hrl")
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class _Spooled:
+    generation: int
+    number: int
+    path: Path
+
+
+def spooled(folder: Path) -> list[_Spooled]:
+    """Finished sync parts in a disk's spool folder, in order; other files count for nothing."""
+    names = ((_SPOOLED_NAME.fullmatch(path.name), path) for path in folder.glob("*.sync.hrl"))
+    return sorted(_Spooled(int(name[1]), int(name[2]), path) for name, path in names if name is not None)
+
+
+class Outbox:
+    """Sends a VM's parts.  One pass at a time (``_passing``); the watermarks seen last are kept for waiting on."""
+
+    def __init__(self, links: Links, vm: str, board: Board) -> None:
+        self._links = links
+        self._vm = vm
+        self._board = board
+        self._passing = trio.Lock()
+        self._marks: dict[str, Watermark] = {}
+        self._put: dict[PartName, int] = {}
+        """Bytes of each part that was put and whose source is still kept."""
+        self.waiting_bytes: dict[str, int] = {}
+        """By disk id: bytes in the account that were not applied at the last pass."""
+        self._lost: dict[PartName, str] = {}
+        """Parts that are needed and nobody has, with the reason for a resync."""
+
+    def watermark(self, disk_id: str) -> Watermark | None:
+        """What the last pass saw."""
+        return self._marks.get(disk_id)
+
+    def spooled_parts(self, disks: Sequence[DiskSync]) -> int:
+        """Sync parts that are not applied yet."""
+        return sum(len(spooled(self._links.spool / disk.disk_id)) for disk in disks)
+
+    async def send(self, disks: Sequence[DiskSync]) -> None:
+        """One pass.  On return every part that was there at its start is in the cache account, or applied.
+
+        ``ResyncNeeded`` if a part that the recovery side still needs is nowhere.
+        """
+        async with self._passing:
+            # The order matters: the applier reports a part before it deletes the blob.  Listed first, a part that
+            # is in neither list is really missing.
+            listed: dict[PartName, int] = {}
+            for disk in disks:
+                listed.update((await self._links.cache.list(disk.disk_id)).sizes)
+            fresh = await self._refresh()
+            await self._take_up_openings(disks, listed, fresh=fresh)
+            segments = await self._links.host.segments(vm=self._vm)
+            segments = await self._give_up_applied(disks, segments)
+            missing: list[tuple[PartName, Path, str]] = []
+            for disk in disks:
+                own = [segment for segment in segments if segment.disk_id == disk.disk_id]
+                missing += self._missing(disk, own, set(listed), fresh=fresh)
+            await self._put_all(missing)
+            there = listed | {part: self._put[part] for part, _, _ in missing}
+            self.waiting_bytes = {
+                disk.disk_id: sum(
+                    size for part, size in there.items() if part.disk_id == disk.disk_id and self._is_needed(disk, part)
+                )
+                for disk in disks
+            }
+
+    async def _take_up_openings(self, disks: Sequence[DiskSync], listed: Collection[PartName], *, fresh: bool) -> None:
+        """Before anything of a disk that was opened anew is sent: it must not be older than what was sent of it."""
+        opened = openings.unknown(disks, await self._links.host.list_disks(vm=self._vm))
+        if not opened:
+            return
+        if not fresh:
+            marks = await self._links.vault.watermarks(vm=self._vm)
+            self._marks = {mark.disk_id: mark for mark in marks}
+        openings.take_up(self._links, self._vm, opened, self._marks, listed)
+
+    async def _refresh(self) -> bool:
+        try:
+            marks = await self._links.vault.watermarks(vm=self._vm)
+        except RigError as exc:
+            if not exc.recoverable:
+                raise
+            # Data does not wait for the vault: without new watermarks nothing is given up, that is all.
+            self._links.waits.set("watermarks", exc.code, exc.message, vm=self._vm)
+            _log.warning("no watermarks", vm=self._vm, code=exc.code, message=exc.message)
+            return False
+        self._links.waits.clear("watermarks", vm=self._vm)
+        self._marks = {mark.disk_id: mark for mark in marks}
+        return True
+
+    async def replace(self, disks: Sequence[DiskSync], parts: Sequence[PartName]) -> None:
+        """Put these parts over blobs that the recovery side cannot use.
+
+        A part that is needed and is not at hand, or not sound here either, is lost: the next pass raises ``ResyncNeeded``.
+        One that none of the disks has sent is somebody else's, and is left alone.
+        """
+        async with self._passing:
+            if not await self._refresh():
+                return  # asked again, when the vault answers
+            infos = await self._links.host.list_disks(vm=self._vm)
+            if openings.unknown(disks, infos):
+                return  # asked again, when the next pass has compared them with what was sent
+            segments = await self._links.host.segments(vm=self._vm)
+            last_seqs = {info.disk_id: info.last_seq for info in infos}
+            by_id = {disk.disk_id: disk for disk in disks}
+            sources: list[tuple[PartName, Path, str]] = []
+            for part in parts:
+                disk = by_id.get(part.disk_id)
+                if disk is None or part.generation != disk.generation or not self._is_needed(disk, part):
+                    continue
+                found = self._source(part, segments)
+                if found is None and self._was_sent(disk, part, segments, last_seqs.get(part.disk_id, 0)):
+                    self._lost[part] = "SyncPartLost" if part.stream == "sync" else "LogGap"
+                elif found is not None and not await trio.to_thread.run_sync(_is_sound, part, found):
+                    self._lost[part] = "SyncPartLost" if part.stream == "sync" else "LogCorrupt"
+                elif found is not None:
+                    sources.append((part, found, disk.name))
+            _log.warning("sending parts again", vm=self._vm, parts=len(sources), lost=len(self._lost))
+            await self._put_all(sources, replace=True)
+
+    def _source(self, part: PartName, segments: list[SegmentInfo]) -> Path | None:
+        if part.stream == "sync":
+            spool = spooled(self._links.spool / part.disk_id)
+            return next(
+                (item.path for item in spool if (item.generation, item.number) == (part.generation, part.first)), None
+            )
+        for segment in segments:
+            named = PartName(segment.disk_id, segment.generation, "log", segment.first_seq, segment.last_seq)
+            if named == part:
+                return Path(segment.path)
+        return None
+
+    def _is_needed(self, disk: DiskSync, part: PartName) -> bool:
+        """Return True while no part of the disk's generation has been applied by the recovery side."""
+        mark = self._marks.get(disk.disk_id)
+        if mark is None or mark.generation < part.generation:
+            return True
+        if mark.generation > part.generation:
+            return False
+        return part.first > mark.sync_parts if part.stream == "sync" else part.last > mark.log_seq
+
+    @staticmethod
+    def _was_sent(disk: DiskSync, part: PartName, segments: list[SegmentInfo], last_seq: int) -> bool:
+        """Return True if a missing part may have existed: no other part of the disk has its numbers."""
+        if part.stream == "sync":
+            return part.first <= disk.parts
+        mine = [item for item in segments if (item.disk_id, item.generation) == (part.disk_id, part.generation)]
+        overlaps = any(item.first_seq <= part.last and part.first <= item.last_seq for item in mine)
+        return disk.first_seq <= part.last <= last_seq and not overlaps
+
+    async def _give_up_applied(self, disks: Sequence[DiskSync], segments: list[SegmentInfo]) -> list[SegmentInfo]:
+        """Delete what is applied; the segments that are left."""
+        upto: dict[tuple[str, int], int] = {}
+        kept = []
+        by_id = {disk.disk_id: disk for disk in disks}
+        for segment in segments:
+            disk = by_id.get(segment.disk_id)
+            if disk is not None and self._segment_is_applied(disk, segment):
+                upto[segment.disk_id, segment.generation] = segment.last_seq
+            else:
+                kept.append(segment)
+        for (disk_id, generation), last_seq in upto.items():
+            await self._links.host.applied(disk_id=disk_id, generation=generation, last_seq=last_seq)
+        for disk in disks:
+            mark = self._marks.get(disk.disk_id)
+            if mark is None:
+                continue
+            for item in spooled(self._links.spool / disk.disk_id):
+                if (item.generation, item.number) <= (mark.generation, mark.sync_parts):
+                    item.path.unlink()
+        return kept
+
+    def _segment_is_applied(self, disk: DiskSync, segment: SegmentInfo) -> bool:
+        if segment.generation == disk.generation and segment.last_seq < disk.first_seq:
+            return True  # it is in the snapshot that is (being) copied
+        mark = self._marks.get(disk.disk_id)
+        return mark is not None and (segment.generation, segment.last_seq) <= (mark.generation, mark.log_seq)
+
+    def _missing(
+        self, disk: DiskSync, segments: list[SegmentInfo], listed: set[PartName], *, fresh: bool
+    ) -> list[tuple[PartName, Path, str]]:
+        """Parts of one disk at hand that are neither applied nor in the cache account, sync parts first."""
+        mark = self._marks.get(disk.disk_id)
+        current = mark if mark is not None and mark.generation == disk.generation else None
+        sync = {
+            item.number: item.path
+            for item in spooled(self._links.spool / disk.disk_id)
+            if item.generation == disk.generation and item.number <= disk.parts
+        }
+        log = sorted(
+            (segment for segment in segments if segment.generation == disk.generation), key=lambda item: item.first_seq
+        )
+        if fresh and (mark is None or mark.generation <= disk.generation):
+            self._check_unbroken(disk, current, sync, log, listed)
+        parts = [
+            (PartName(disk.disk_id, disk.generation, "sync", number, number), path, disk.name)
+            for number, path in sorted(sync.items())
+        ]
+        parts += [
+            (PartName(disk.disk_id, disk.generation, "log", item.first_seq, item.last_seq), Path(item.path), disk.name)
+            for item in log
+        ]
+        at_hand = {part for part, _, _ in parts}
+        self._put = {part: size for part, size in self._put.items() if part in at_hand or part.disk_id != disk.disk_id}
+        # Without fresh watermarks a part that was put and is not listed may well be applied already.
+        return [item for item in parts if item[0] not in listed and (fresh or item[0] not in self._put)]
+
+    def _check_unbroken(
+        self,
+        disk: DiskSync,
+        current: Watermark | None,
+        sync: dict[int, Path],
+        log: list[SegmentInfo],
+        listed: set[PartName],
+    ) -> None:
+        """What the recovery side needs next must be at hand or in the cache account."""
+        self._lost = {
+            part: why
+            for part, why in self._lost.items()
+            if part.disk_id != disk.disk_id or part.generation == disk.generation
+        }
+        for part, why in self._lost.items():
+            if (part.disk_id, part.generation) == (disk.disk_id, disk.generation) and self._is_needed(disk, part):
+                _log.error("part is lost", vm=self._vm, disk=disk.name, part=part.blob(), reason=why)
+                raise ResyncNeeded(why)
+        own = [part for part in listed if part.disk_id == disk.disk_id and part.generation == disk.generation]
+        in_cache = {part.first for part in own if part.stream == "sync"}
+        applied_parts = current.sync_parts if current is not None else 0
+        for number in range(applied_parts + 1, disk.parts + 1):
+            if number not in sync and number not in in_cache:
+                _log.error("sync part is nowhere", vm=self._vm, disk=disk.name, generation=disk.generation, part=number)
+                raise ResyncNeeded("SyncPartLost")
+        needed = max(disk.first_seq, current.log_seq + 1 if current is not None else 0)
+        covering = [part.first for part in own if part.stream == "log" and part.last >= needed]
+        if log and min([log[0].first_seq, *covering]) > needed:
+            _log.error("log is not contiguous", vm=self._vm, disk=disk.name, generation=disk.generation, needed_seq=needed)
+            raise ResyncNeeded("LogGap")
+
+    async def _put_all(self, parts: list[tuple[PartName, Path, str]], *, replace: bool = False) -> None:
+        """Put all; if the account refuses one, the others are put all the same before that is raised."""
+        queue = deque(parts)
+        refused: list[RigError] = []
+
+        async def put(part: PartName, path: Path, disk: str) -> None:
+            async with self._links.uploads:
+                data = await trio.to_thread.run_sync(pack, path)
+                if await self._links.cache.put(part, data, replace=replace):
+                    self._board.sent(disk, len(data))
+            self._put[part] = len(data)
+
+        async def worker() -> None:
+            while queue:
+                try:
+                    await put(*queue.popleft())
+                except RigError as exc:
+                    if exc.recoverable or exc.code == "CacheAuthentication":  # not of this part alone
+                        raise
+                    refused.append(exc)
+
+        with one_failure():
+            async with trio.open_nursery() as nursery:
+                for _ in range(min(len(parts), int(self._links.uploads.total_tokens))):
+                    nursery.start_soon(worker)
+        if refused:
+            raise refused[0]
+
+
+def _is_sound(part: PartName, path: Path) -> bool:
+    try:
+        verify(part, path)
+    except RigError:
+        return False
+    return True

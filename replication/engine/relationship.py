@@ -1,0 +1,194 @@
+"""What the agent must remember of each VM, in one small file that is replaced as a whole.
+
+Fault contract: ``relationships.json`` is always one whole version (tmp, fsync, rename, fsync of the folder).  A kill
+may lose the newest change that was not saved yet: every step of the agent is built so that repeating it is right.
+It is written in the event loop, not in a thread, so that between a decision and its record no other task runs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from siterig.blockfs.contracts.control import SnapshotDisk
+from siterig.blockfs.core.clock import ClockReading
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.wire import WireModel
+from siterig.blockfs.files.durable import write_atomically
+from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
+
+FORMAT = 2
+"""Format 1 had the wall time of the last application-consistent point; it is read, and that schedule begins again."""
+_BYTES_MAX = 16 << 20
+"""Largest size of the file in bytes: it has a record for each protected VM."""
+Phase = Literal["created", "initial", "resync", "delta", "resync-required", "suspended"]
+
+
+class DiskSync(WireModel):
+    """How far the sync stream (initial replication or resync) of a disk's generation is.
+
+    ``first_seq``: first sequence number that is not in the *first* snapshot of this generation: the log is sent from
+    there.  ``parts``: sync parts that are durable in the spool or applied.  ``next_offset``: bytes of the disk below it are
+    in those parts.  ``done``: the last of them carries the ``sync-end`` tag. ``opening``: that of the disk
+    (``DiskInfo.opening``) of which parts may have been sent (:mod:`siterig.replication.engine.openings`).
+    """
+
+    disk_id: str
+    name: str
+    generation: int
+    size_bytes: int
+    first_seq: int
+    parts: int = 0
+    next_offset: int = 0
+    done: bool = False
+    opening: str = ""
+
+    @classmethod
+    def begun(cls, disk: SnapshotDisk) -> DiskSync:
+        """A stream that begins with this snapshot."""
+        return cls(
+            disk_id=disk.disk_id,
+            name=disk.name,
+            generation=disk.generation,
+            size_bytes=disk.size_bytes,
+            first_seq=disk.first_seq,
+        )
+
+
+class Relationship(WireModel):
+    """A VM's replication relationship.
+
+    ``phase``: ``created`` (nothing sent yet), ``initial``, ``resync``, ``delta`` (cycles), ``resync-required`` (no
+    cycles until a resync; ``resync_reason``; ``resync_reported``: the vault knows), ``suspended`` (failed over).
+    ``app_point``: the host's clocks at the last application-consistent point; None: none since the schedule began.
+    """
+
+    vm: str
+    interval_s: float
+    app_consistent_every_s: float | None
+    phase: Phase = "created"
+    disks: list[DiskSync] = Field(default_factory=list)
+    resync_reason: str | None = None
+    resync_reported: bool = False
+    app_point: ClockReading | None = None
+
+
+class ReceivedDisk(WireModel):
+    """A disk that came back completely: its staging file at ``path`` is durable."""
+
+    vm: str
+    disk: str
+    source_id: str
+    path: str
+
+
+class _Book(WireModel):
+    format: int
+    relationships: list[Relationship]
+    received: list[ReceivedDisk]
+
+
+class _Format(BaseModel):
+    format: int
+
+
+def _from_format_1(data: bytes) -> dict[str, Any]:
+    book: dict[str, Any] = json.loads(data)
+    relationships = book.get("relationships")
+    for record in relationships if isinstance(relationships, list) else []:
+        if isinstance(record, dict):
+            record.pop("app_point_ns", None)
+    return book
+
+
+class RelationshipBook:
+    """The file and its content in memory; each change is durable when the method returns."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read ``folder``/relationships.json; ``AgentStateUnreadable`` if it is of another format or damaged."""
+        self._path = folder / "relationships.json"
+        self._relationships: dict[str, Relationship] = {}
+        self._received: list[ReceivedDisk] = []
+        if self._path.exists():
+            self._load()
+
+    def _load(self) -> None:
+        try:
+            data = read_small_file(self._path, _BYTES_MAX)
+            found = _Format.model_validate_json(data).format
+            if found not in (1, FORMAT):
+                raise RigError("AgentStateUnreadable", f"{self._path}: format {found}; this siterig reads 1 and {FORMAT}")
+            book = _Book.model_validate(_from_format_1(data)) if found == 1 else _Book.model_validate_json(data)
+        except FileTooLongError as exc:
+            raise RigError("AgentStateUnreadable", f"{self._path}: {exc}") from exc
+        except ValidationError as exc:
+            why = exc.errors()[0]["msg"]
+            raise RigError("AgentStateUnreadable", f"{self._path}: is not an agent's state: {why}") from exc
+        self._relationships = {item.vm: item for item in book.relationships}
+        self._received = book.received
+
+    def _write(self) -> None:
+        book = _Book(format=FORMAT, relationships=list(self._relationships.values()), received=self._received)
+        write_atomically(self._path, book.model_dump_json(indent=1).encode())
+
+    def all(self) -> list[Relationship]:
+        """Every relationship."""
+        return list(self._relationships.values())
+
+    def find(self, vm: str) -> Relationship | None:
+        """The relationship of a VM, if there is one."""
+        return self._relationships.get(vm)
+
+    def get(self, vm: str) -> Relationship:
+        """The relationship of a VM; ``VmNotProtected``."""
+        found = self._relationships.get(vm)
+        if found is None:
+            raise RigError("VmNotProtected", f"VM {vm!r} has no replication relationship on this host")
+        return found
+
+    def save(self, relationship: Relationship) -> None:
+        """Add or replace a relationship."""
+        self._relationships[relationship.vm] = relationship
+        self._write()
+
+    def update(self, vm: str, **changes: Any) -> Relationship:
+        """Change fields of a relationship."""
+        self.save(self.get(vm).model_copy(update=changes))
+        return self.get(vm)
+
+    def update_disk(self, vm: str, disk_id: str, **changes: Any) -> None:
+        """Change fields of one disk of a relationship."""
+        disks = [disk.model_copy(update=changes) if disk.disk_id == disk_id else disk for disk in self.get(vm).disks]
+        self.update(vm, disks=disks)
+
+    def remove(self, vm: str) -> None:
+        """Forget a relationship; no-op if there is none."""
+        if self._relationships.pop(vm, None) is not None:
+            self._write()
+
+    def rename(self, vm: str, name: str) -> None:
+        """Move a relationship to a VM's new name; no-op if there is none.  What came back of it is to be fetched again."""
+        record = self._relationships.pop(vm, None)
+        self._received = [item for item in self._received if item.vm != vm]
+        if record is not None:
+            self._relationships[name] = record.model_copy(update={"vm": name})
+        self._write()
+
+    def received(self, vm: str) -> list[ReceivedDisk]:
+        """Disks of a VM that came back and wait for the commit."""
+        return [item for item in self._received if item.vm == vm]
+
+    def add_received(self, item: ReceivedDisk) -> None:
+        """Note a disk that came back; an older note of the same disk is replaced."""
+        self._received = [old for old in self._received if (old.vm, old.disk) != (item.vm, item.disk)] + [item]
+        self._write()
+
+    def clear_received(self, vm: str, disk: str | None = None) -> None:
+        """Forget what came back of a VM (or of one of its disks)."""
+        kept = [item for item in self._received if item.vm != vm or (disk is not None and item.disk != disk)]
+        if kept != self._received:
+            self._received = kept
+            self._write()

@@ -1,0 +1,338 @@
+"""One VM's replication: the task that works through its phases, and the orders that steer it.
+
+Consistency: ``_working`` is held by whoever copies, resyncs or runs a cycle, so these never overlap.  An order
+changes the durable phase first, then cancels what runs; work that has just finished changes the phase only if it is
+still the one that it worked for (:meth:`_finish`), with no checkpoint in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
+
+import structlog
+import trio
+
+from siterig.blockfs.contracts.control import CutInfo, TagKind
+from siterig.blockfs.core.clock import SECOND_NS
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.progress import VmProgress
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.replication.engine.board import Board
+from siterig.replication.engine.delta import DeltaCycle
+from siterig.replication.engine.initial import replicate_initially
+from siterig.replication.engine.links import Links
+from siterig.replication.engine.outbox import Outbox
+from siterig.replication.engine.relationship import Phase, Relationship
+from siterig.replication.engine.reports import Reports
+from siterig.replication.engine.resync import resynchronize
+from siterig.replication.engine.retry import ResyncNeeded, as_rig_error
+
+T = TypeVar("T")
+
+_ASK_AGAIN_S = 1.0
+_PLACES = ("retry", "vault", "watermarks")
+"""Where a VM's replication waits for longer than a block of code."""
+
+_log = structlog.get_logger(__name__)
+
+
+class _Outcome:
+    """What those wait for who ordered a copy."""
+
+    def __init__(self) -> None:
+        self._settled = trio.Event()
+        self._error: RigError | None = None
+
+    def settle(self, error: RigError | None = None) -> None:
+        if not self._settled.is_set():
+            self._error = error
+            self._settled.set()
+
+    async def wait(self) -> None:
+        await self._settled.wait()
+        if self._error is not None:
+            raise RigError(self._error.code, self._error.message, recoverable=self._error.recoverable)
+
+
+class Replica:
+    """Replication of one VM that has a relationship in the book."""
+
+    def __init__(self, links: Links, vm: str, *, resumed: bool) -> None:
+        """``resumed``: after a restart the vault is asked first whether the VM is still to be replicated."""
+        self.vm = vm
+        self._links = links
+        self._ask_first = resumed
+        self._board = Board(vm)
+        self._reports = Reports(links, vm)
+        self._outbox = Outbox(links, vm, self._board)
+        self._cycle = DeltaCycle(links, vm, self._outbox, self._reports, self._board)
+        self._working = trio.Lock()
+        self._activity = trio.CancelScope()
+        self._manual = trio.CancelScope()
+        self._life = trio.CancelScope()
+        self._ended = trio.Event()
+        self._outcome = _Outcome()
+        self._failures = 0
+        self._critical = False
+
+    @property
+    def _record(self) -> Relationship:
+        return self._links.book.get(self.vm)
+
+    async def run(self) -> None:
+        """Until stopped."""
+        try:
+            with self._life:
+                while True:
+                    phase = self._record.phase
+                    with trio.CancelScope() as self._activity:
+                        await self._act(phase)
+        finally:
+            self._outcome.settle(RigError("Interrupted", f"the replication of VM {self.vm!r} was removed"))
+            for place in _PLACES:
+                self._links.waits.clear(place, vm=self.vm)
+            self._ended.set()
+
+    async def stop(self) -> None:
+        """End the task and any cycle; returns when nothing runs any more."""
+        self._life.cancel()
+        self._manual.cancel()
+        await self._ended.wait()
+        async with self._working:
+            pass
+
+    @property
+    def has_copied(self) -> bool:
+        """True once the initial replication is done, until the VM is suspended."""
+        return self._record.phase in ("delta", "resync", "resync-required")
+
+    async def copy(self, phase: Phase) -> None:
+        """Order an initial replication or a resync, or join it; returns when every part is in the cache account."""
+        current = self._record.phase
+        if phase == "initial" and current == "delta":
+            return  # done long ago
+        if current not in ("initial", "resync") or (phase == "resync" and current == "initial") or self._critical:
+            # A resync that was begun in the place of an initial replication stays one.
+            await self._order("resync" if current == "resync" else phase)
+        await self._outcome.wait()
+
+    async def suspend(self) -> None:
+        """No more work for this VM; returns when none is being done."""
+        if self._record.phase != "suspended":
+            await self._order("suspended")
+
+    async def set_schedule(self, *, interval_s: float, app_consistent_every_s: float | None) -> None:
+        """A changed policy, or a suspended VM that is to be replicated again (then a copy must be ordered)."""
+        record = self._record
+        changed = (record.interval_s, record.app_consistent_every_s) != (interval_s, app_consistent_every_s)
+        self._links.book.save(
+            record.model_copy(update={"interval_s": interval_s, "app_consistent_every_s": app_consistent_every_s})
+        )
+        if record.phase == "suspended":
+            # The old stream says nothing about disks that went on elsewhere.
+            self._links.book.update(self.vm, disks=[])
+            await self._order("created")
+        elif record.phase == "delta" and changed:
+            self._activity.cancel()
+
+    async def replicate_now(self, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
+        """One cycle out of turn, without retry; its success also ends a Critical state."""
+        self._check_in_delta()
+        with trio.CancelScope() as scope:
+            async with self._working:
+                self._check_in_delta()
+                self._manual = scope
+                try:
+                    cut = await self._cycle.run(kind, name, request_id=request_id)
+                except OSError as exc:
+                    raise as_rig_error(exc) from exc
+                except ResyncNeeded as exc:
+                    self._require_resync(exc.reason)
+                    raise RigError("ResyncRequired", f"VM {self.vm!r} must be resynchronized: {exc.reason}") from exc
+            if self._failures:
+                self._critical = False
+                self._activity.cancel()
+                await self._succeeded()
+            return cut
+        raise RigError("Interrupted", f"the cycle of VM {self.vm!r} was interrupted by another order")
+
+    async def send_again(self, parts: Iterable[PartName]) -> None:
+        """Replace parts that the recovery side cannot use, and send what is missing; beside whatever runs.
+
+        A VM that has failed over sends nothing new; what it had sent before is replaced all the same.
+        """
+        try:
+            await self._outbox.replace(self._record.disks, list(parts))
+            if self._record.phase in ("initial", "resync", "delta") and not self._ask_first:
+                await self._outbox.send(self._record.disks)
+        except OSError as exc:
+            raise as_rig_error(exc) from exc
+        except ResyncNeeded as exc:
+            self._require_resync(exc.reason)  # an initial replication or a resync meets it in its next pass
+
+    def _check_in_delta(self) -> None:
+        phase = self._record.phase
+        if phase != "delta":
+            raise RigError("InvalidState", f"VM {self.vm!r} is in phase {phase!r}; a cycle needs phase 'delta'")
+
+    def progress(self) -> VmProgress:
+        """For progress bars."""
+        return self._board.show()
+
+    async def _order(self, phase: Phase) -> None:
+        self._outcome.settle(RigError("Interrupted", f"VM {self.vm!r}: phase {phase!r} was ordered meanwhile"))
+        self._outcome = _Outcome()
+        self._links.book.update(self.vm, phase=phase, resync_reason=None, resync_reported=False)
+        self._ask_first = False
+        self._critical = False
+        self._failures = 0
+        self._links.waits.clear("retry", vm=self.vm)
+        self._activity.cancel()
+        self._manual.cancel()
+        _log.info("ordered", vm=self.vm, phase=phase)
+        if phase not in ("initial", "resync"):
+            async with self._working:
+                pass
+
+    def _finish(self, phase: Phase, following: Phase) -> None:
+        if self._record.phase == phase:
+            self._links.book.update(self.vm, phase=following)
+            self._outcome.settle()
+
+    async def _act(self, phase: Phase) -> None:
+        if self._ask_first and phase in ("initial", "resync", "delta"):
+            await self._resume()
+        elif phase == "initial":
+            await self._initial()
+        elif phase == "resync":
+            await self._resync()
+        elif phase == "delta":
+            await self._delta()
+        elif phase == "resync-required":
+            await self._report_resync()
+            await trio.sleep_forever()
+        else:
+            await trio.sleep_forever()
+
+    async def _resume(self) -> None:
+        """After a restart: wait for the roles that start beside this one, and ask the vault."""
+        with self._links.waits.waiting("resume", vm=self.vm) as because:
+            while True:
+                try:
+                    allowed = await self._links.vault.may_replicate(vm=self.vm)
+                    if allowed:
+                        await self._links.host.position()
+                    break
+                except RigError as exc:
+                    # Any error: without leave from the vault nothing is replicated.
+                    because(exc)
+                    _log.warning("waiting to resume", vm=self.vm, code=exc.code, message=exc.message)
+                await trio.sleep(_ASK_AGAIN_S)
+        self._ask_first = False
+        if not allowed:
+            self._finish(self._record.phase, "suspended")
+            _log.info("not resumed: the vault says that the VM is not replicated from here", vm=self.vm)
+
+    async def _initial(self) -> None:
+        try:
+            await self._until_success(lambda: replicate_initially(self._links, self.vm, self._outbox, self._board))
+        except ResyncNeeded as exc:
+            # Whoever ordered the initial replication waits for the disks to be over there: by comparison, then.
+            _log.warning("initial replication goes on as a resynchronization", vm=self.vm, reason=exc.reason)
+            if self._record.phase == "initial":
+                self._links.book.update(self.vm, phase="resync")
+            return
+        self._board.end()
+        self._finish("initial", "delta")
+
+    async def _resync(self) -> None:
+        async def once() -> None:
+            try:
+                await resynchronize(self._links, self.vm, self._outbox, self._board)
+            except ResyncNeeded as exc:
+                # Not at once again: what broke the log may still be going on.
+                message = f"VM {self.vm!r}: its log broke during the resynchronization ({exc.reason})"
+                raise RigError(exc.reason, message, recoverable=True) from exc
+
+        await self._until_success(once)
+        self._board.end()
+        self._finish("resync", "delta")
+
+    async def _delta(self) -> None:
+        app_due = self._first_app_point()
+        next_at = trio.current_time()
+        while True:
+            await self._reports.wait(max(0.0, next_at - trio.current_time()))
+            begun = trio.current_time()
+            record = self._record
+            kind: TagKind = "ApplicationConsistent" if begun >= app_due else "CrashConsistent"
+            try:
+                await self._until_success(lambda kind=kind: self._cycle.run_scheduled(kind))  # type: ignore[misc]
+            except ResyncNeeded as exc:
+                self._require_resync(exc.reason)
+                return
+            if kind == "ApplicationConsistent" and record.app_consistent_every_s is not None:
+                app_due = begun + record.app_consistent_every_s
+            next_at = begun + record.interval_s
+
+    def _first_app_point(self) -> float:
+        """Time of the first application-consistent point on trio's clock; a restart continues the interrupted period."""
+        record = self._record
+        every = record.app_consistent_every_s
+        if every is None:
+            return float("inf")
+        now = self._links.clock.read()
+        if record.app_point is None:
+            self._links.book.update(self.vm, app_point=now)
+            return trio.current_time() + every
+        left = every - record.app_point.elapsed_ns(now) / SECOND_NS
+        return trio.current_time() + min(every, max(0.0, left))
+
+    def _require_resync(self, reason: str) -> None:
+        if self._record.phase == "delta":
+            _log.error("resynchronization required", vm=self.vm, reason=reason)
+            self._links.book.update(self.vm, phase="resync-required", resync_reason=reason, resync_reported=False)
+            self._activity.cancel()
+
+    async def _report_resync(self) -> None:
+        record = self._record
+        with self._links.waits.waiting("report resync", vm=self.vm) as because:
+            while not record.resync_reported:
+                try:
+                    await self._links.vault.resync_required(vm=self.vm, reason=record.resync_reason or "")
+                except RigError as exc:
+                    because(exc)
+                    _log.warning("not reported", vm=self.vm, report="resync", code=exc.code, message=exc.message)
+                    await trio.sleep(_ASK_AGAIN_S)
+                    continue
+                record = self._links.book.update(self.vm, resync_reported=True)
+
+    async def _until_success(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Repeat by the retry table.  What cannot pass by itself: Critical, until somebody orders something."""
+        while True:
+            try:
+                async with self._working:
+                    result = await work()
+            except (RigError, OSError) as exc:
+                error = as_rig_error(exc)
+            else:
+                await self._succeeded()
+                return result
+            self._failures += 1
+            self._links.waits.set("retry", error.code, error.message, vm=self.vm)
+            delay_s = self._links.retry.delay_s(self._failures) if error.recoverable else None
+            if delay_s is None:
+                self._critical = True
+                self._outcome.settle(error)
+            await self._reports.error(error, attempt=self._failures, next_try_s=delay_s)
+            if delay_s is None:
+                while True:
+                    await self._reports.wait(3600)
+            await self._reports.wait(delay_s)
+
+    async def _succeeded(self) -> None:
+        self._links.waits.clear("retry", vm=self.vm)
+        if self._failures:
+            self._failures = 0
+            await self._reports.recovered()

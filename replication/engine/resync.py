@@ -1,0 +1,120 @@
+"""Resynchronization: chunk checksums of both sides are compared, only what differs is sent.
+
+A new generation begins, so the parts of the old one lose their meaning.  Some may still be on their way while both
+sides are compared, and applied after their chunk was found equal: that would make it differ again.  So each disk's
+stream opens with a small part, and nothing is compared before the recovery side has applied it: from then on it
+takes nothing from older generations, and its disk changes only by what this resync sends.
+
+A resync that was cut begins anew, with another generation: what it had sent by then is found equal.
+"""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import AsyncExitStack
+
+import structlog
+import trio
+
+from siterig.blockfs.contracts.control import SnapshotInfo
+from siterig.blockfs.core.errors import RigError
+from siterig.cext.hashing import KEY_BYTES
+from siterig.replication.engine.board import Board
+from siterig.replication.engine.copying import DiskCopy, check_vouched_for, copying, fresh_snapshot, sync_states
+from siterig.replication.engine.links import Links
+from siterig.replication.engine.outbox import Outbox
+from siterig.replication.engine.pump import Pump, pumping
+from siterig.replication.engine.relationship import DiskSync
+from siterig.replication.engine.snapshots import CHUNK_BYTES
+
+FINE_BYTES = 64 << 10
+CHUNKS_PER_CALL = 256
+
+_log = structlog.get_logger(__name__)
+
+
+async def resynchronize(links: Links, vm: str, outbox: Outbox, board: Board) -> None:
+    """Returns when every part is in the cache account and the snapshot is gone; repeat it after any failure.
+
+    ``ResyncNeeded`` if the log broke meanwhile.
+    """
+    await links.host.end_snapshot(vm=vm)
+    await _begin_generation(links, vm)
+    snapshot = await fresh_snapshot(links, vm)
+    await _check_newest(links, vm, snapshot)
+    disks = [DiskSync.begun(disk) for disk in snapshot.disks]
+    links.book.update(vm, disks=disks)
+    board.begin("Resynchronization", [(disk.name, 0, disk.size_bytes) for disk in disks])
+    _log.info("resynchronization", vm=vm, position=snapshot.position, generations=[disk.generation for disk in disks])
+    async with pumping(outbox, sync_states(links, vm), links.waits, vm) as pump, AsyncExitStack() as open_disks:
+        copies = [
+            await open_disks.enter_async_context(copying(links, snapshot, disk, pump, board)) for disk in snapshot.disks
+        ]
+        for copy in copies:
+            await copy.open_generation()
+        board.detail = "waiting for the recovery side to take up the new generation"
+        await _taken_up(pump, outbox, copies)
+        board.detail = "comparing checksums"
+        for copy in copies:
+            await _send_differences(links, copy, board)
+            await copy.finish()
+        board.detail = "waiting for the last parts to reach the cache account"
+    await check_vouched_for(links, vm)
+    await links.host.end_snapshot(vm=vm)
+
+
+async def _begin_generation(links: Links, vm: str) -> None:
+    """Later than what the recovery side has or is on its way: the site's disks may have been restored from an older copy."""
+    marks = await links.vault.watermarks(vm=vm)
+    taken = {mark.disk_id: mark.generation for mark in marks}
+    for mark in marks:
+        sent = [part.generation for part in (await links.cache.list(mark.disk_id)).parts]
+        taken[mark.disk_id] = max([mark.generation, *sent])
+    position = max((mark.complete_position for mark in marks), default=0)
+    await links.host.start_tracking(vm=vm, new_generation=True, after=taken, after_position=position)
+
+
+async def _check_newest(links: Links, vm: str, snapshot: SnapshotInfo) -> None:
+    marks = {mark.disk_id: mark for mark in await links.vault.watermarks(vm=vm)}
+    for disk in snapshot.disks:
+        mark = marks.get(disk.disk_id)
+        if mark is not None and mark.generation >= disk.generation:
+            raise RigError(
+                "GenerationBehind",
+                f"disk {disk.name!r} of VM {vm!r} is at generation {disk.generation}; the recovery side already has "
+                f"{mark.generation}: remove the replication of the VM and protect it again",
+            )
+
+
+async def _taken_up(pump: Pump, outbox: Outbox, copies: list[DiskCopy]) -> None:
+    def all_taken_up() -> bool:
+        marks = [(outbox.watermark(copy.disk.disk_id), copy.disk.generation) for copy in copies]
+        return all(mark is not None and mark.generation == generation and mark.sync_parts for mark, generation in marks)
+
+    await pump.until(all_taken_up, "the new generation is not taken up yet")
+
+
+async def _send_differences(links: Links, copy: DiskCopy, board: Board) -> None:
+    size = copy.disk.size_bytes
+    coarse_key, fine_key = secrets.token_bytes(KEY_BYTES), secrets.token_bytes(KEY_BYTES)
+    chunks = -(-size // CHUNK_BYTES)
+    for first in range(0, chunks, CHUNKS_PER_CALL):
+        count = min(CHUNKS_PER_CALL, chunks - first)
+        for chunk in await _differing(links, copy, coarse_key, CHUNK_BYTES, first=first, count=count):
+            first_fine = chunk * (CHUNK_BYTES // FINE_BYTES)
+            fine_count = -(-(min(size, (chunk + 1) * CHUNK_BYTES) - chunk * CHUNK_BYTES) // FINE_BYTES)
+            for fine in await _differing(links, copy, fine_key, FINE_BYTES, first=first_fine, count=fine_count):
+                offset = fine * FINE_BYTES
+                await copy.add(offset, min(FINE_BYTES, size - offset), zeros=True)
+        board.done(copy.disk.name, min(size, (first + count) * CHUNK_BYTES))
+
+
+async def _differing(links: Links, copy: DiskCopy, key: bytes, chunk_bytes: int, *, first: int, count: int) -> list[int]:
+    """Numbers of the chunks that are not equal on both sides."""
+    ours = await trio.to_thread.run_sync(copy.file.tags, key, chunk_bytes, first, count)
+    theirs = await links.vault.checksums(
+        disk_id=copy.disk.disk_id, key_hex=key.hex(), chunk_bytes=chunk_bytes, first=first, count=count
+    )
+    if len(theirs) != count:
+        raise RigError("BadChecksums", f"asked for {count} checksums of disk {copy.disk.disk_id}, got {len(theirs)}")
+    return [first + i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a.hex() != b]

@@ -1,0 +1,94 @@
+"""When a failed replication cycle is tried again, and what counts as one failure.  See docs/retries.md."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import trio
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.os_errors import files_of, reason
+
+OFFICIAL_DELAYS_S = (60.0, 120.0, 240.0, 480.0, 600.0, 1800.0)
+"""Back-off of 1, 2, 4, 8 and 10 minutes, then every 30 minutes (the last one repeats)."""
+
+_RECOVERABLE_ERRNO = {
+    errno.ENOSPC: "DiskFull",
+    errno.EDQUOT: "DiskFull",
+    errno.ENOMEM: "LowMemory",
+    # A snapshot whose store is full reads like this; and a disk's bad moment is not on the list of what needs a hand.
+    errno.EIO: "HostIoError",
+    # The disk host was killed or is starting: its mount is dead or not there yet.
+    errno.ENOTCONN: "DiskHostUnreachable",
+    errno.ECONNABORTED: "DiskHostUnreachable",
+    errno.ENODEV: "DiskHostUnreachable",
+    errno.ENOENT: "DiskHostUnreachable",
+    errno.ESTALE: "DiskHostUnreachable",
+}
+
+
+@dataclass(frozen=True)
+class RetryTable:
+    """Delays in seconds after the first, second, ... failure in a row; the last one repeats."""
+
+    delays_s: tuple[float, ...] = OFFICIAL_DELAYS_S
+
+    def __post_init__(self) -> None:
+        if not self.delays_s or min(self.delays_s) <= 0:
+            raise RigError("InvalidRetryTable", f"retry delays {self.delays_s} s: at least one, each above 0")
+
+    def delay_s(self, attempt: int) -> float:
+        """How long to wait after failure number ``attempt`` (from 1)."""
+        return self.delays_s[min(attempt, len(self.delays_s)) - 1]
+
+
+class ResyncNeeded(Exception):  # noqa: N818 (a finding, not a fault)
+    """The disks' logs cannot be vouched for; ``reason`` as in ``DiskInfo.needs_resync``."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def as_rig_error(exc: RigError | OSError) -> RigError:
+    """An operating system's error in the words and classes of the retry table."""
+    if isinstance(exc, RigError):
+        return exc
+    code = _RECOVERABLE_ERRNO.get(exc.errno or 0)
+    where = " to ".join(files_of(exc)) or "host"
+    return RigError(code or "HostIoError", f"{where}: {reason(exc, where)}", recoverable=code is not None)
+
+
+@contextmanager
+def one_failure() -> Iterator[None]:
+    """Turn a nursery's group into the one failure that decides: a resync first, then what is not recoverable.
+
+    A bug in the group stays a group.  A failure that arrives together with a cancellation is raised alone; the
+    cancelled scope strikes again at the next checkpoint.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        failures = group.split(trio.Cancelled)[1]
+        leaves = list(_leaves(failures)) if failures is not None else []
+        if not leaves or not all(isinstance(leaf, ResyncNeeded | RigError | OSError) for leaf in leaves):
+            raise
+        raise min(leaves, key=_urgency) from None
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for exc in group.exceptions:
+        if isinstance(exc, BaseExceptionGroup):
+            yield from _leaves(exc)
+        else:
+            yield exc
+
+
+def _urgency(exc: BaseException) -> int:
+    if isinstance(exc, ResyncNeeded):
+        return 0
+    assert isinstance(exc, RigError | OSError)  # noqa: S101 (for the type checker)
+    return 2 if as_rig_error(exc).recoverable else 1

@@ -1,0 +1,5 @@
+"""The agent of a Hyper-V host.
+
+Imports blockfs.contracts, blockfs.core, blockfs.files, blockfs.images, blockfs.transfer, replication.contracts,
+replication.engine.
+"""

@@ -1,0 +1,372 @@
+"""The Hyper-V host's Azure Site Recovery Provider and Recovery Services agent, as one service.
+
+It implements ``siterig.azure_emu.contracts.ports.Provider`` structurally: this side of the house does not import that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+import trio
+
+from siterig.blockfs.contracts.control import (
+    CLOSE_IT,
+    BackingImage,
+    CutInfo,
+    DiskHostControl,
+    DiskInfo,
+    DownloadedDisk,
+    SourceUse,
+    TagKind,
+)
+from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.progress import VmProgress
+from siterig.blockfs.core.sector_size import SectorBytes
+from siterig.blockfs.core.waits import Waits
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.images.image_kind import Format
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.replication.contracts.ports import CacheAccount, VaultLink
+from siterig.replication.engine import failback
+from siterig.replication.engine.board import Board
+from siterig.replication.engine.guests import Guests, HostGuests
+from siterig.replication.engine.links import Links
+from siterig.replication.engine.prerequisites import check_room_for_images, check_space
+from siterig.replication.engine.relationship import Relationship, RelationshipBook
+from siterig.replication.engine.replica import Replica
+from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, RetryTable
+from siterig.replication.engine.snapshots import MountedSnapshot, SnapshotFile
+
+UPLOADS_IN_FLIGHT = 2
+_CLEAN_UP_S = 30.0
+_TAKE_BACK_AGAIN_S = 0.5
+
+_log = structlog.get_logger(__name__)
+
+
+class NewDisk(Protocol):
+    """A disk to create: ``filesystem`` None, ``ext4`` or ``xfs``; or with what is in ``image``."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def filesystem(self) -> str | None: ...
+    @property
+    def image(self) -> str | None: ...
+    @property
+    def image_format(self) -> Format | None: ...
+    @property
+    def sector_bytes(self) -> SectorBytes: ...
+    @property
+    def backing(self) -> BackingImage | None: ...
+
+
+class HyperVAgent:
+    """The agent of one host.  Its orders may be given from any task while :meth:`run` runs."""
+
+    def __init__(
+        self,
+        *,
+        host: DiskHostControl,
+        cache: CacheAccount,
+        vault: VaultLink,
+        folder: Path,
+        clock: Clock | None = None,
+        retry_delays_s: tuple[float, ...] = OFFICIAL_DELAYS_S,
+        guests: Guests | None = None,
+        open_snapshot: Callable[[Path], SnapshotFile] = MountedSnapshot,
+        waits: Waits | None = None,
+    ) -> None:
+        """``folder``: the agent's state (``AgentStateUnreadable``) and spool.
+
+        ``retry_delays_s``: the official table, or a shorter one for a drill whose interval is below 30 s
+        (docs/retries.md).
+        """
+        safe_files.make_folder(folder, parents=True)
+        spool = folder / "spool"
+        safe_files.make_folder(spool)
+        self._links = Links(
+            host=host,
+            cache=cache,
+            vault=vault,
+            book=RelationshipBook(folder),
+            guests=guests if guests is not None else HostGuests(),
+            open_snapshot=open_snapshot,
+            spool=spool,
+            uploads=trio.CapacityLimiter(UPLOADS_IN_FLIGHT),
+            retry=RetryTable(retry_delays_s),
+            clock=clock or Clock(),
+            waits=waits or Waits(),
+        )
+        self._replicas: dict[str, Replica] = {}
+        self._making: dict[str, Board] = {}
+        self._failbacks: dict[tuple[str, str], Board] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Resume every relationship and work until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            for record in self._links.book.all():
+                self._start(record.vm, resumed=True)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def create_vm(self, *, vm: str, disks: Sequence[NewDisk]) -> list[DiskInfo]:
+        """New VM with (optionally formatted) disks.  ``VmExists``, ``NotEnoughSpace``; on failure nothing is left."""
+        if vm in self._making:
+            raise RigError("VmExists", f"VM {vm!r} is just being made on this host")
+        board = self._making[vm] = Board(vm)
+        try:
+            if await self._disks_or_none(vm):
+                raise RigError("VmExists", f"VM {vm!r} exists already on this host")
+            board.begin("Import", [(disk.name, 0, disk.size_bytes) for disk in disks if disk.image is not None])
+            return await self._make(vm, disks, board)
+        finally:
+            del self._making[vm]
+
+    async def _make(self, vm: str, disks: Sequence[NewDisk], board: Board) -> list[DiskInfo]:
+        try:
+            infos = [
+                await self._links.host.create_disk(
+                    vm=vm, name=disk.name, size_bytes=disk.size_bytes, sector_bytes=disk.sector_bytes, backing=disk.backing
+                )
+                for disk in disks
+            ]
+            images = [(info, Path(disk.image)) for info, disk in zip(infos, disks, strict=True) if disk.image is not None]
+            await trio.to_thread.run_sync(check_room_for_images, vm, images)
+            for info, disk in zip(infos, disks, strict=True):
+                if disk.image is not None:
+                    more = partial(board.more, disk.name)
+                    await self._links.guests.fill(Path(info.path), Path(disk.image), more, format_=disk.image_format)
+                    board.done(disk.name, disk.size_bytes)  # it may be larger than the image
+                if disk.filesystem is not None:
+                    await self._links.guests.format(
+                        Path(info.path), disk.filesystem, disk.name, sector_bytes=disk.sector_bytes
+                    )
+            return await self._links.host.list_disks(vm=vm)
+        except BaseException:
+            with trio.CancelScope(shield=True), trio.move_on_after(_CLEAN_UP_S):
+                await self._take_back(vm)
+            raise
+
+    async def _take_back(self, vm: str) -> None:
+        """Remove what was made of a VM, as soon as the disk host is there to do it."""
+        while True:
+            try:
+                await self._links.host.remove_vm(vm=vm)
+            except RigError as error:
+                if error.code != "RoleUnavailable":
+                    return
+            else:
+                return
+            await trio.sleep(_TAKE_BACK_AGAIN_S)
+
+    async def list_vms(self) -> list[DiskInfo]:
+        """Every disk of every VM on this host."""
+        return await self._links.host.list_disks()
+
+    async def check_delete(self, *, vm: str) -> None:
+        """The VM can be deleted; one whose disks cannot be opened can, too."""
+        self._require_made(vm)
+        try:
+            disks = await self._links.host.list_disks(vm=vm)
+        except RigError as exc:
+            if exc.code != "DiskCorrupt":
+                raise
+            return
+        for disk in disks:
+            if disk.open_handles:
+                raise RigError(
+                    "DiskInUse",
+                    f"disk {vm}/{disk.name} is in use: {disk.path} is open {disk.open_handles} times; {CLOSE_IT}",
+                )
+            if disk.kept:
+                raise RigError(
+                    "InvalidState",
+                    f"VM {vm!r} cannot be deleted: {disk.kept[0].path} was kept by a failback; siterig disk kept delete "
+                    f"{vm} {disk.kept[0].file} deletes it",
+                )
+
+    async def delete_vm(self, *, vm: str) -> None:
+        """Forget the VM, and delete its disks and logs."""
+        self._require_made(vm)
+        replica = self._replicas.pop(vm, None)
+        if replica is not None:
+            await replica.stop()
+        try:
+            await self._links.host.remove_vm(vm=vm)
+        except RigError as exc:
+            if exc.code == "VmNotFound":
+                self._forget(vm)
+            raise
+        else:
+            self._forget(vm)
+        finally:
+            if self._links.book.find(vm) is not None:
+                self._start(vm, resumed=True)
+
+    async def rename_vm(self, *, vm: str, name: str) -> None:
+        """Rename the VM with its relationship; no-op if that was done."""
+        self._require_made(vm)
+        replica = self._replicas.pop(vm, None)
+        if replica is not None:
+            await replica.stop()
+        try:
+            await self._links.host.rename_vm(vm=vm, name=name)
+            self._links.book.rename(vm, name)
+        finally:
+            for known in (vm, name):
+                if self._links.book.find(known) is not None and known not in self._replicas:
+                    self._start(known, resumed=True)
+
+    def _require_made(self, vm: str) -> None:
+        if vm in self._making:
+            raise RigError("VmBusy", f"VM {vm!r} is just being made on this host", recoverable=True)
+
+    async def check_vm(self, *, vm: str) -> list[DiskInfo]:
+        """Prerequisites: ``VmNotFound``, ``BrokenVhdChain``, ``DiskInUse``, ``DiskUnhealthy``, ``NotEnoughSpace``."""
+        disks = await self._links.host.list_disks(vm=vm)
+        await self._links.host.check_tracking(vm=vm)
+        await trio.to_thread.run_sync(check_space, vm, disks)
+        return disks
+
+    async def create_relationship(
+        self, *, vm: str, interval_s: float, app_consistent_every_s: float | None
+    ) -> list[DiskInfo]:
+        """Start tracking and remember the relationship durably.  Again: the new schedule counts.
+
+        A log that was given up is begun anew by the resync only: cycles that still run would take another one for a loss.
+        """
+        replica = self._replicas.get(vm)
+        if replica is not None and replica.has_copied:
+            disks = await self._links.host.list_disks(vm=vm)
+        else:
+            disks = await self._links.host.start_tracking(vm=vm)
+        if replica is not None:
+            await replica.set_schedule(interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
+            return disks
+        self._links.book.save(Relationship(vm=vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s))
+        self._start(vm, resumed=False)
+        return disks
+
+    async def initial_replication(self, *, vm: str) -> None:
+        """Returns when every part is in the cache account; again: joins or resumes.  Cycles start afterwards."""
+        await self._replica(vm).copy("initial")
+
+    async def resync(self, *, vm: str) -> None:
+        """New generation; returns when the differing chunks are in the cache account.  Cycles start afterwards."""
+        await self._replica(vm).copy("resync")
+
+    async def send_again(self, *, vm: str, parts: list[str]) -> None:
+        """Replace these parts (names of blobs) in the cache account, and send what is missing there.
+
+        A part that this host has not got (any more) marks the VM for a resync.  Names of nothing that the VM has sent are
+        passed over.  Raises the cache account's errors.
+        """
+        await self._replica(vm).send_again(PartName.parse(name) for name in parts)
+
+    async def progress(self, *, vm: str) -> VmProgress:
+        """For progress bars; phase None when idle."""
+        coming_back = [board.show() for (of_vm, _), board in self._failbacks.items() if of_vm == vm]
+        if coming_back:
+            disks = [disk for item in coming_back for disk in item.disks]
+            return VmProgress(vm=vm, phase="Failback", disks=disks)
+        if vm in self._replicas:
+            return self._replicas[vm].progress()
+        if vm in self._making:
+            return self._making[vm].show()
+        return VmProgress(vm=vm, phase=None, disks=[])
+
+    async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
+        """One delta cycle out of turn; ``InvalidState`` unless the VM is in delta replication."""
+        return await self._replica(vm).replicate_now(kind, name, request_id)
+
+    async def shutdown_vm(self, *, vm: str) -> None:
+        """Unmount and detach everything on this host that uses the VM's disks (``VmBusy``)."""
+        disks = await self._links.host.list_disks(vm=vm)
+        await self._links.guests.shutdown([Path(disk.path) for disk in disks])
+
+    async def check_shutdown(self, *, vm: str) -> None:
+        """``VmBusy`` if it is known that :meth:`shutdown_vm` would be refused; changes nothing."""
+        disks = await self._links.host.list_disks(vm=vm)
+        await self._links.guests.check_shutdown([Path(disk.path) for disk in disks])
+
+    async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
+        """How the VM's disks were used after a position."""
+        return await self._links.host.source_use(vm=vm, after=after)
+
+    async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
+        """``VmNotFound``, ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``."""
+        await self._links.host.check_replace(vm=vm, disks=disks)
+
+    async def suspend(self, *, vm: str) -> None:
+        """No more cycles for this VM; none runs on return.  Tracking stays as it is."""
+        if vm in self._replicas:
+            await self._replicas[vm].suspend()
+
+    async def remove_relationship(self, *, vm: str) -> None:
+        """Forget the VM: stop tracking, delete its logs and its spool."""
+        replica = self._replicas.pop(vm, None)
+        if replica is not None:
+            await replica.stop()
+        try:
+            if await self._disks_or_none(vm):
+                await self._links.host.end_snapshot(vm=vm)
+                await self._links.host.stop_tracking(vm=vm)
+        except BaseException:
+            if replica is not None:
+                self._start(vm, resumed=True)
+            raise
+        self._forget(vm)
+
+    def _forget(self, vm: str) -> None:
+        """The relationship, what came back of the VM, and its spool."""
+        record = self._links.book.find(vm)
+        self._links.book.remove(vm)
+        self._links.book.clear_received(vm)
+        for disk in record.disks if record is not None else []:
+            for path in (self._links.spool / disk.disk_id).glob("*"):
+                path.unlink(missing_ok=True)
+
+    async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
+        """Failback: download ``parts`` sync parts of ``source_id`` into a staging disk; durable on return."""
+        board = self._failbacks[vm, disk] = Board(vm)
+        try:
+            await failback.receive_disk(
+                self._links, board, vm=vm, disk=disk, source_id=source_id, size_bytes=size_bytes, parts=parts
+            )
+        finally:
+            self._failbacks.pop((vm, disk), None)
+
+    async def commit_failback(self, *, vm: str, keep: list[str]) -> list[DiskInfo]:
+        """Put the staged disks in place of the old ones; of the disks ``keep`` the old one stays as an image file."""
+        return await failback.commit_failback(self._links, vm=vm, keep=keep)
+
+    def _start(self, vm: str, *, resumed: bool) -> None:
+        if self._nursery is None:
+            raise RigError("AgentNotRunning", "the agent is not running yet", recoverable=True)
+        replica = Replica(self._links, vm, resumed=resumed)
+        self._replicas[vm] = replica
+        self._nursery.start_soon(replica.run, name=f"replica {vm}")
+
+    def _replica(self, vm: str) -> Replica:
+        self._links.book.get(vm)
+        if vm not in self._replicas:
+            raise RigError("AgentNotRunning", "the agent is not running yet", recoverable=True)
+        return self._replicas[vm]
+
+    async def _disks_or_none(self, vm: str) -> list[DiskInfo]:
+        try:
+            return await self._links.host.list_disks(vm=vm)
+        except RigError as exc:
+            if exc.code != "VmNotFound":
+                raise
+            return []

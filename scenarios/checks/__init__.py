@@ -1,0 +1,4 @@
+"""Checks of a recovered VM.
+
+Imports blockfs.core, scenarios.contracts, scenarios.workloads.
+"""

@@ -1,0 +1,101 @@
+"""What a recovered VM is checked for: file systems, files, ledger; and whether two disks are the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from siterig.blockfs.core.errors import RigError
+from siterig.scenarios.checks.ledger_check import LedgerCheck, check_ledger
+from siterig.scenarios.contracts.finding import Finding
+from siterig.scenarios.workloads import corpus
+from siterig.scenarios.workloads.acks import read_acks
+from siterig.scenarios.workloads.guest import Guest
+
+OS_DB, DATA_DB = "ledger/os.db", "ledger/data.db"
+_COMPARE_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All findings of a VM, and the ledger's counts."""
+
+    findings: list[Finding]
+    ledger: LedgerCheck
+
+
+async def check_vm(guest: Guest, manifests: Mapping[str, corpus.Manifest], acks: Path, cut_position: int | None) -> Verdict:
+    """Recover an attached, unmounted VM and check all of it; it stays mounted."""
+    findings = await guest.recover()
+    for disk, manifest in manifests.items():
+        findings.append(await check_corpus(disk, manifest, guest[disk]))
+
+    def check() -> LedgerCheck:
+        return check_ledger(guest["os"] / OS_DB, guest["data"] / DATA_DB, read_acks(acks), cut_position)
+
+    ledger = await trio.to_thread.run_sync(check)
+    return Verdict([*findings, *ledger.findings], ledger)
+
+
+async def check_corpus(disk: str, manifest: corpus.Manifest, where: Path) -> Finding:
+    """Every file of the manifest is there, unchanged, and no other."""
+    problems = await corpus.verify(manifest, where)
+    name = f"files of disk {disk}"
+    if problems:
+        return Finding(name, False, f"{len(problems)} of {len(manifest.files)} wrong, first: {'; '.join(problems[:3])}")
+    mib = manifest.size_bytes / 2**20
+    return Finding(name, True, f"{len(manifest.files)} files, {mib:.0f} MiB, every SHA-256 as when they were written")
+
+
+async def first_difference(one: Path, other: Path, progress: Callable[[int], None]) -> int | None:
+    """Offset of the first byte that differs, or None; where one file ends and the other goes on counts as different.
+
+    ``progress`` gets the bytes compared so far.  ``DiskUnreadable`` names file and reason.
+    """
+
+    def compare() -> int | None:
+        offset = 0
+        with one.open("rb", buffering=0) as left, other.open("rb", buffering=0) as right:
+            while True:
+                trio.from_thread.check_cancelled()
+                for file in (left, right):  # two servers: let both fetch at once
+                    os.posix_fadvise(file.fileno(), offset, 2 * _COMPARE_BYTES, os.POSIX_FADV_WILLNEED)
+                a, b = _block(left.read), _block(right.read)
+                if a != b:
+                    return offset + _differs_at(a, b)
+                if not a:
+                    return None
+                offset += len(a)
+                progress(offset)
+
+    try:
+        return await trio.to_thread.run_sync(compare)
+    except OSError as error:
+        raise RigError("DiskUnreadable", f"{one} and {other} cannot be compared: {error}") from error
+
+
+def _block(read: Callable[[int], bytes | None]) -> bytes:
+    """As many bytes as are wanted, unless the file ends."""
+    parts, wanted = [], _COMPARE_BYTES
+    while wanted > 0 and (data := read(wanted)):
+        parts.append(data)
+        wanted -= len(data)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _differs_at(one: bytes, other: bytes) -> int:
+    """Index of the first difference, by halving: comparing slices is a memcmp, comparing bytes is not."""
+    low, high = 0, min(len(one), len(other))
+    if one[:high] == other[:high]:
+        return high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,72 @@
+"""What a drill needs of the rig it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.blockfs.contracts.control import DiskHostControl
+
+Update = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all), from any thread."""
+
+
+class Screen(Protocol):
+    """Where a drill reports to people.  Every text is escaped by it."""
+
+    def line(self, *parts: str | tuple[str, str]) -> None:
+        """One line, of texts and of (text, style): ``bold``, ``dim``, ``red``, ``green``, ``cyan``."""
+        ...
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """A table."""
+        ...
+
+    def bar(self, title: str) -> AbstractContextManager[Update]:
+        """A bar for work in bytes, on a terminal only.  A total of 0 is not known yet."""
+        ...
+
+
+class Rig(Protocol):
+    """A rig that is up: its services, and the two things that only its supervisor can do."""
+
+    @property
+    def vault(self) -> VaultApi:
+        """The vault's operations."""
+        ...
+
+    @property
+    def site(self) -> DiskHostControl:
+        """The disk host of the source VMs."""
+        ...
+
+    @property
+    def azure(self) -> DiskHostControl:
+        """The disk host of the failed-over VMs."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """An empty folder for the drill's own files: mount points, acknowledgement files; on no virtual disk."""
+        ...
+
+    @property
+    def site_position(self) -> Path:
+        """The site's position file (8 bytes, little endian, see :mod:`siterig.blockfs.changelog.position`)."""
+        ...
+
+    @property
+    def azure_position(self) -> Path:
+        """The recovery side's position file."""
+        ...
+
+    async def kill_site(self) -> None:
+        """SIGKILL the site's disk host and agent, and hold them down."""
+        ...
+
+    async def restart_site(self) -> None:
+        """Start them again; returns when they answer."""
+        ...

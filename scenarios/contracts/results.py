@@ -1,0 +1,96 @@
+"""What a drill found out: the schema of ``report.json`` (docs/drill.md).  Times are seconds since the drill's start."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from siterig.azure_emu.vault.model.api import Job
+from siterig.blockfs.core.wire import WireModel
+
+SCHEMA = 1
+
+
+class Check(WireModel):
+    """One thing that had to hold; ``evidence`` is what was seen, so that a reader need not take our word."""
+
+    step: str
+    name: str
+    ok: bool
+    evidence: str
+
+
+class TimelineEvent(WireModel):
+    """Something that happened, in the words shown on the console; ``step`` is the step it belongs to."""
+
+    at_s: float
+    step: str
+    text: str
+    severity: Literal["info", "good", "bad"] = "info"
+
+
+class RpoSample(WireModel):
+    """The vault's ``lastRpoInSeconds`` when it was asked; None before the first point and while no replication runs."""
+
+    at_s: float
+    rpo_s: float | None
+
+
+class Measures(WireModel):
+    """The figures of the site's loss; None until the drill got there.
+
+    ``rpo_s``: from the last state that the recovered VM holds to the loss of the site.  ``rpo_transactions``: acknowledged
+    before the loss, absent afterwards.  ``rto_s``: from the order to fail over to verified disks.
+    ``failback_s``: from the order to fail back to the committed VM at the site.
+    """
+
+    rpo_s: float | None = None
+    rpo_transactions: int | None = None
+    rto_s: float | None = None
+    failback_s: float | None = None
+
+
+class Host(WireModel):
+    """The machine that a drill ran on; None for what it does not tell.  ``file_system``: the one of the rig's folder."""
+
+    system: str | None
+    kernel: str
+    cpus: int
+    cpu_model: str | None
+    memory_bytes: int
+    file_system: str | None
+
+
+class Setup(WireModel):
+    """The tested software and machine.  ``commit`` ends with ``-dirty`` if the code had changes; None: it is not known.
+
+    The sizes are those of the disks ``os`` and ``data`` and of the files that were copied to them.
+    """
+
+    version: str
+    commit: str | None
+    python: str
+    azurite: str | None
+    host: Host
+    command_line: list[str]
+    os_bytes: int
+    data_bytes: int
+    corpus_bytes: int
+
+
+class DrillResult(WireModel):
+    """All of it.  ``ok`` only if the drill came to its end and every check held; ``error`` is what stopped it."""
+
+    schema_version: int = SCHEMA
+    ok: bool
+    error: str | None
+    started: str
+    duration_s: float
+    vm: str
+    interval_s: float
+    steps: list[str]
+    checks: list[Check]
+    timeline: list[TimelineEvent]
+    rpo: list[RpoSample]
+    measures: Measures
+    jobs: list[Job]
+    tested: Setup | None = None

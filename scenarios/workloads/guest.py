@@ -1,0 +1,94 @@
+"""A VM's disks as the operating system in it would have them: attached, checked, mounted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from siterig.azure_emu.vault.model.api import Vm
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.guests import hostmounts
+from siterig.scenarios.contracts.finding import Finding
+
+
+@dataclass(frozen=True)
+class GuestDisk:
+    """A disk of a guest: its file, its file system and the loop device and mount point it has here."""
+
+    name: str
+    path: Path
+    filesystem: str
+    loop: str
+    where: Path
+
+
+class Guest:
+    """Attached disks of one VM; :meth:`release` gives everything back."""
+
+    def __init__(self, vm: str, disks: list[GuestDisk]) -> None:
+        self.vm = vm
+        self.disks = disks
+
+    @classmethod
+    async def attach(cls, vm: Vm, filesystems: Mapping[str, str], folder: Path) -> Guest:
+        """Attach a loop device to each disk; nothing is mounted yet.  On failure nothing stays attached."""
+        guest = cls(vm.name, [])
+        try:
+            for disk in vm.disks:
+                loop = await hostmounts.attach(Path(disk.path))
+                guest.disks.append(GuestDisk(disk.name, Path(disk.path), filesystems[disk.name], loop, folder / disk.name))
+        except BaseException:
+            await guest.release()
+            raise
+        return guest
+
+    def __getitem__(self, disk: str) -> Path:
+        """Where a disk is mounted."""
+        return next(entry.where for entry in self.disks if entry.name == disk)
+
+    async def mount(self) -> None:
+        """Mount every disk; the file systems' journals recover if they need to."""
+        for disk in self.disks:
+            await hostmounts.mount(disk.loop, disk.where, disk.filesystem)
+
+    async def unmount(self) -> None:
+        """Unmount every disk; ``VmBusy``."""
+        for disk in self.disks:
+            await hostmounts.unmount(disk.where)
+
+    async def recover(self) -> list[Finding]:
+        """What a machine does after a crash, and a check that it sufficed: mount, unmount, fsck, mount again."""
+        await self.mount()
+        await self.unmount()
+        findings = [await check_filesystem(disk) for disk in self.disks]
+        await self.mount()
+        return findings
+
+    async def release(self) -> list[str]:
+        """Unmount and detach, also if the disks' server is dead; says what it did.  Shielded; repeats do nothing."""
+        done: list[str] = []
+        with trio.CancelScope(shield=True):
+            for disk in self.disks:
+                done += await hostmounts.release_below(disk.path.parent)
+        return done
+
+
+async def check_filesystem(disk: GuestDisk) -> Finding:
+    """Run the file system's own checker on an unmounted disk, read-only."""
+    if disk.filesystem == "xfs":
+        command = ["xfs_repair", "-n", disk.loop]
+    elif disk.filesystem == "ext4":
+        command = ["e2fsck", "-f", "-n", disk.loop]
+    else:
+        raise RigError("UnknownFilesystem", f"file system {disk.filesystem!r} cannot be checked: ext4 or xfs")
+    done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    # Programs print their version on standard error: what they found comes last.
+    lines = (done.stderr + done.stdout).decode(errors="replace").strip().splitlines()
+    shown = " ".join(command[:-1])
+    evidence = f"{shown}: exit status {done.returncode}; {lines[-1].strip() if lines else 'no output'}"
+    if done.returncode != 0:
+        evidence += " | " + " | ".join(line.strip() for line in lines[:8])
+    return Finding(f"file system of disk {disk.name} ({disk.filesystem})", done.returncode == 0, evidence)

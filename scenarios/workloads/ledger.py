@@ -1,0 +1,142 @@
+"""The ledger workload, a process: ``python -m siterig.scenarios.workloads.ledger --os-db FILE --data-db FILE --acks FILE
+--position FILE``.
+
+Numbered transactions are committed to a database on one disk (rollback journal), then to one on another disk (WAL), then
+acknowledged to a file outside the disks.  Each is durable when it is acknowledged.  It goes on from what the databases hold.
+It stops on a line or the end of its standard input (so it dies with its parent), and by itself when a disk fails.
+
+It prints ``ready N`` (N: what was there) and at its end ``stopped N`` or ``failed N MESSAGE`` (N: last acknowledged).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sqlite3
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from siterig.blockfs.changelog.position import read_position
+from siterig.scenarios.workloads import ledger_schema
+from siterig.scenarios.workloads.acks import Ack, AckWriter
+
+_STOP_TIMEOUT_S = 10.0
+
+
+def open_database(path: Path, *, wal: bool) -> sqlite3.Connection:
+    """Open or create one ledger database, so that a commit that returned is durable.
+
+    Rollback journal: ``EXTRA`` also syncs the folder after the journal is deleted; else a commit could come undone.
+    WAL: exclusive locking keeps its index in memory; a shared one is mapped from the disk, and a disk that dies would
+    then end this process by SIGBUS instead of an error.
+    """
+    database = sqlite3.connect(path, isolation_level=None, timeout=0)
+    if wal:
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+    database.execute(f"PRAGMA journal_mode = {'WAL' if wal else 'DELETE'}")
+    database.execute(f"PRAGMA synchronous = {'FULL' if wal else 'EXTRA'}")
+    for statement in ledger_schema.SCHEMA:
+        database.execute(statement)
+    return database
+
+
+@contextmanager
+def _transaction(database: sqlite3.Connection) -> Iterator[None]:
+    database.execute("BEGIN IMMEDIATE")
+    yield
+    database.execute("COMMIT")
+
+
+class Ledger:
+    """Both databases and the acknowledgement file."""
+
+    def __init__(self, os_db: Path, data_db: Path, acks: Path, position: Path) -> None:
+        self.acknowledged = 0
+        self._position = position
+        self._os = open_database(os_db, wal=False)
+        self._data = open_database(data_db, wal=True)
+        self._acks = AckWriter(acks)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Finish a transaction that a crash left on the first disk only.  Not acknowledged: half of it is older."""
+        n = ledger_schema.newest(self._data)
+        if ledger_schema.newest(self._os) == n + 1:
+            with _transaction(self._data):
+                ledger_schema.apply(self._data, n + 1)
+            n += 1
+        self.newest = n
+
+    def commit_next(self) -> None:
+        """One transaction on both disks, then its acknowledgement."""
+        n = self.newest + 1
+        begin = read_position(self._position)
+        for database in (self._os, self._data):
+            with _transaction(database):
+                ledger_schema.apply(database, n)
+        self._acks.append(Ack(n, begin, read_position(self._position), time.time_ns()))
+        self.newest = self.acknowledged = n
+
+    def close(self) -> None:
+        """Close all; the databases may be on a dead disk."""
+        self._acks.close()
+        for database in (self._os, self._data):
+            with contextlib.suppress(sqlite3.Error):
+                database.close()
+
+
+def _stop_on_input(stop: threading.Event, done: threading.Event) -> None:
+    os.read(0, 1)
+    stop.set()
+    # A disk that hangs must not keep a process that nobody waits for.
+    if not done.wait(_STOP_TIMEOUT_S):
+        os._exit(2)
+
+
+def run(ledger: Ledger, stop: threading.Event, rate_per_s: float) -> str:
+    """Commit until told to stop or a disk fails; the line to end with."""
+    due = time.monotonic()
+    try:
+        while not stop.is_set():
+            ledger.commit_next()
+            if rate_per_s > 0:
+                due = max(due + 1 / rate_per_s, time.monotonic() - 1)
+                stop.wait(due - time.monotonic())
+    except (sqlite3.Error, OSError) as error:
+        return f"failed {ledger.acknowledged} {error}"
+    return f"stopped {ledger.acknowledged}"
+
+
+def main() -> int:
+    """Parse the arguments and run; exit status 0 if stopped, 1 if a disk failed, 2 if it had to be cut off."""
+    parser = argparse.ArgumentParser(prog="python -m siterig.scenarios.workloads.ledger")
+    for name in ("--os-db", "--data-db", "--acks", "--position"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--rate", type=float, default=0.0, help="transactions per second; 0: as many as possible")
+    options = parser.parse_args()
+    # Ctrl-C reaches the whole terminal group; the parent ends us when it has decided to.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop, done = threading.Event(), threading.Event()
+    threading.Thread(target=_stop_on_input, args=(stop, done), daemon=True).start()
+    try:
+        ledger = Ledger(options.os_db, options.data_db, options.acks, options.position)
+    except (sqlite3.Error, OSError) as error:
+        print(f"failed 0 {error}", flush=True)
+        return 1
+    print(f"ready {ledger.newest}", flush=True)
+    last = run(ledger, stop, options.rate)
+    ledger.close()
+    done.set()
+    with contextlib.suppress(OSError):
+        print(last, flush=True)
+    return 0 if last.startswith("stopped") else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

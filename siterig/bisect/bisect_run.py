@@ -1,0 +1,234 @@
+"""``siterig bisect``: tries states with a command until the change is found from which on it fails; says what that was."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from siterig.azure_emu.vault.model.api import RecoveryPoint
+from siterig.bisect import hexdiff
+from siterig.bisect.bisect_states import CHANGES_MAX, Change, State, States, check_given_back
+from siterig.bisect.bisection import Step, Verdict, search, trials_left
+from siterig.bisect.check_command import CheckCommand, Outcome
+from siterig.bisect.hexdiff import Difference
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.os_errors import reason
+
+CLOSE_S = 60.0
+"""How long taking a state away may take when all is to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A state that was tried.  ``left``: how many more trials are to be expected."""
+
+    position: int
+    time_ns: int | None
+    outcome: Outcome | None
+    verdict: Verdict
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeSeen:
+    """A change between the last state that passed and the first that failed; ``difference``: None for a RESIZE."""
+
+    disk: str
+    change: Change
+    difference: Difference | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came out: the states on both sides of the edge; ``changes`` has all between them, but if there are very many."""
+
+    good: State
+    bad: State
+    undecided: tuple[Step, ...]
+    changes: tuple[ChangeSeen, ...]
+    all_changes: bool
+    point_before: RecoveryPoint | None
+    point_after: RecoveryPoint | None
+    failing: Outcome
+    trials: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be searched, as it was asked for.  ``keep``: leave the two states of the edge mounted."""
+
+    good: str
+    bad: str
+    words: list[str]
+    timeout_s: float | None
+    writable: bool
+    keep: bool
+    verbose: bool
+
+
+class Bisection:
+    """One search; :meth:`run` once.  ``tell`` hears of each trial, ``note`` what a user should know."""
+
+    def __init__(self, states: States, wanted: Wanted, tell: Callable[[Trial], None], note: Callable[[str], None]) -> None:
+        self._states = states
+        self._wanted = wanted
+        self._tell = tell
+        self._note = note
+        self._open: list[State] = []
+        self._trials = 0
+        self._failing: Outcome | None = None
+
+    async def run(self) -> Report:
+        """The edge.  ``CheckFails`` (at the good point), ``CheckPasses`` (at the bad one), ``NothingChanged``, and more.
+
+        However it ends, nothing stays mounted, unless the two states were asked to.
+        """
+        kept: list[State] = []
+        try:
+            report = await self._search()
+            if self._wanted.keep:
+                kept = [report.good, report.bad]
+            return report
+        finally:
+            with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_S):
+                await self._close_all(kept)
+
+    async def _close_all(self, kept: list[State]) -> None:
+        """All that are open; what cannot be closed is told, and hides no error."""
+        for give_back in [self._states.discard, *(_closing(self._states, s) for s in self._open if s not in kept)]:
+            try:
+                await give_back()
+            except RigError as error:
+                self._note(f"not everything could be taken away: {error.message}")
+
+    # --- the search -----------------------------------------------------------------------------------------------
+
+    async def _search(self) -> Report:
+        wanted = self._wanted
+        good = await self._remember(self._states.open_point(wanted.good))
+        bad = await self._remember(self._states.open_point(wanted.bad))
+        if good.position >= bad.position:
+            raise RigError(
+                "BadRequest",
+                f"--good {wanted.good} (position {good.position}) is not older than --bad {wanted.bad} "
+                f"(position {bad.position})",
+            )
+        self._command = CheckCommand(wanted.words, bad.images.keys(), timeout_s=wanted.timeout_s, echo=wanted.verbose)
+        if not self._command.names_a_disk:
+            names = ", ".join(f"{{{name}}}" for name in sorted(bad.images))
+            self._note(
+                f"CMD names no disk ({names}): it looks at the same thing in each state, unless it knows where they are"
+            )
+        await self._check_ends(good, bad)
+        self._good, self._bad = good, bad
+        edge = await search(self._states, self._judge, good=good.position, bad=bad.position)
+        if self._bad.position != edge.first_bad.position:  # nothing changed from there to the bad point
+            await self._replace_bad(await self._remember(self._states.open(edge.first_bad.position, edge.first_bad.time_ns)))
+        if self._bad.time_ns is None:
+            self._bad = _timed(self._bad, edge.first_bad.time_ns)
+        assert self._failing is not None  # noqa: S101 (it failed at the bad point)
+        changes = await self._states.changes(self._good.position, self._bad.position)
+        before, after = await self._states.points_around(self._bad.position)
+        return Report(
+            good=self._good,
+            bad=self._bad,
+            undecided=edge.undecided,
+            changes=tuple([await self._seen(disk, change) for disk, change in changes]),
+            all_changes=len(changes) < CHANGES_MAX,
+            point_before=before,
+            point_after=after,
+            failing=self._failing,
+            trials=self._trials,
+        )
+
+    async def _check_ends(self, good: State, bad: State) -> None:
+        left = trials_left(sum(step.count for step in await self._states.steps(good.position, bad.position)))
+        outcome = await self._try(good, left + 1)
+        if outcome.verdict != "passed":
+            raise RigError(
+                "CheckFails",
+                f"CMD does not pass at the good point {self._wanted.good} (position {good.position}): {outcome}; "
+                f"{_said(outcome)}",
+            )
+        outcome = await self._try(bad, left)
+        if outcome.verdict != "failed":
+            raise RigError(
+                "CheckPasses",
+                f"CMD does not fail at the bad point {self._wanted.bad} (position {bad.position}): {outcome}; there is "
+                "nothing to look for",
+            )
+
+    async def _judge(self, step: Step, left: int) -> Verdict:
+        try:
+            state = await self._remember(self._states.open(step.position, step.time_ns))
+        except RigError as error:
+            if error.code != "InvalidPosition":
+                raise
+            self._note(f"position {step.position} is skipped: {error.message}")
+            self._tell(Trial(step.position, step.time_ns, None, "skipped", left))
+            return "skipped"
+        outcome = await self._try(state, left)
+        if outcome.verdict == "passed":
+            await self._close(self._good)
+            self._good = state
+        elif outcome.verdict == "failed":
+            await self._replace_bad(state)
+        else:
+            await self._close(state)
+        return outcome.verdict
+
+    async def _replace_bad(self, state: State) -> None:
+        await self._close(self._bad)
+        self._bad = state
+
+    async def _try(self, state: State, left: int) -> Outcome:
+        images = await self._states.writable(state) if self._wanted.writable else state.images
+        outcome = await self._command.run(images)
+        await check_given_back(images)
+        if self._wanted.writable:
+            await self._states.discard()
+        self._trials += 1
+        if outcome.verdict == "failed":
+            self._failing = outcome
+        self._tell(Trial(state.position, state.time_ns, outcome, outcome.verdict, left))
+        return outcome
+
+    # --- states ---------------------------------------------------------------------------------------------------
+
+    async def _remember(self, opening: Awaitable[State]) -> State:
+        with trio.CancelScope(shield=True):  # else one could be open that nobody knows of
+            state = await opening
+        self._open.append(state)
+        await trio.lowlevel.checkpoint()
+        return state
+
+    async def _close(self, state: State) -> None:
+        await self._states.close(state)
+        self._open.remove(state)
+
+    async def _seen(self, disk: str, change: Change) -> ChangeSeen:
+        if change.kind == "RESIZE":
+            return ChangeSeen(disk, change, None)
+        return ChangeSeen(disk, change, await self._compare(disk, change.offset, change.length))
+
+    async def _compare(self, disk: str, offset: int, length: int) -> Difference:
+        before, after = (state.images[disk] for state in (self._good, self._bad))
+        try:
+            return await trio.to_thread.run_sync(hexdiff.compare, before, after, offset, length)
+        except OSError as exc:
+            raise RigError("HostIoError", f"{after} cannot be compared with {before}: {reason(exc, after)}") from exc
+
+
+def _closing(states: States, state: State) -> Callable[[], Awaitable[None]]:
+    return lambda: states.close(state)
+
+
+def _timed(state: State, time_ns: int) -> State:
+    return State(state.name, state.position, time_ns, state.images, state.point)
+
+
+def _said(outcome: Outcome) -> str:
+    lines = outcome.output.decode(errors="replace").strip().splitlines()
+    return f"it said last: {lines[-1][:200]}" if lines else "it printed nothing"

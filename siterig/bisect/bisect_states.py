@@ -1,0 +1,209 @@
+"""The states that ``siterig bisect`` looks at: a VM's disks at a position, mounted on the recovery side."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from siterig.azure_emu.contracts.ports import RecoverySide
+from siterig.azure_emu.vault.model.api import RecoveryPoint, VaultApi
+from siterig.bisect.bisection import Step
+from siterig.blockfs.contracts.control import DiskHostControl
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.host_process import HostProcess
+from siterig.blockfs.guests import hostmounts
+from siterig.core.values import parse_point
+
+
+def make_label() -> str:
+    """A name by which the states of this process's search are known."""
+    return f"bisect-{datetime.now(UTC):%H%M%S}-{os.getpid()}"
+
+
+class Change(Protocol):
+    """A record that changed a disk: a range of bytes, or (RESIZE) the new size as ``length``."""
+
+    @property
+    def position(self) -> int: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The disks at a position: ``images`` by disk, read-only.  ``point``: the recovery point there, if there is one."""
+
+    name: str
+    position: int
+    time_ns: int | None
+    images: dict[str, Path]
+    point: RecoveryPoint | None = None
+
+
+class States(Protocol):
+    """Opens states of one VM, and knows what changed between them."""
+
+    async def open_point(self, text: str) -> State:
+        """What a user calls a point: ``latest`` and the like, the id of one, ``@POSITION``, or a time."""
+        ...
+
+    async def open(self, position: int, time_ns: int | None) -> State:
+        """``InvalidPosition``: there is none at this position."""
+        ...
+
+    async def close(self, state: State) -> None:
+        """``LeftBehind`` names what uses it."""
+        ...
+
+    async def writable(self, state: State) -> dict[str, Path]:
+        """Images of a copy that may be written to, until :meth:`discard`; one at a time."""
+        ...
+
+    async def discard(self) -> None:
+        """Remove the copy; ``LeftBehind``; no-op if there is none."""
+        ...
+
+    async def steps(self, after: int, upto: int) -> list[Step]:
+        """See :class:`siterig.bisect.bisection.History`."""
+        ...
+
+    async def changes(self, after: int, upto: int) -> list[tuple[str, Change]]:
+        """The disks' changes with ``after < position <= upto``, each with its disk; if they are very many, the first."""
+        ...
+
+    async def points_around(self, position: int) -> tuple[RecoveryPoint | None, RecoveryPoint | None]:
+        """The newest recovery point without the change of that position, and the oldest with it."""
+        ...
+
+
+class MountedStates:
+    """:class:`States` of a rig.  ``label`` (:func:`make_label`) tells the states of one search from those of others.
+
+    They and the copies are gone with ``process`` at the latest; ``keep``: states that are not closed stay.
+    """
+
+    def __init__(
+        self,
+        vault: VaultApi,
+        recovery: RecoverySide,
+        azure: DiskHostControl,
+        vm: str,
+        label: str,
+        *,
+        process: HostProcess,
+        keep: bool,
+    ) -> None:
+        self._vault, self._recovery, self._azure = vault, recovery, azure
+        self._vm, self._label, self._process, self._keep = vm, label, process, keep
+        self._disk_ids: dict[str, str] = {}
+        self._opened = 0
+        self._copy: dict[str, Path] = {}
+
+    async def open_point(self, text: str) -> State:
+        """See :class:`States`."""
+        return await self._mount(None, point=parse_point(text))
+
+    async def open(self, position: int, time_ns: int | None) -> State:
+        """See :class:`States`."""
+        return await self._mount(time_ns, position=position)
+
+    async def _mount(self, time_ns: int | None, *, point: str | None = None, position: int | None = None) -> State:
+        self._opened += 1
+        name = f"{self._label}-{self._opened}"
+        found = await self._vault.mount_point(
+            vm=self._vm, point=point, position=position, name=name, process=None if self._keep else self._process
+        )
+        if found.broken is not None:
+            raise RigError("InvalidPosition", f"VM {self._vm!r}: position {found.position} cannot be opened: {found.broken}")
+        if not self._disk_ids:
+            (info,) = [info for info in await self._azure.list_recoveries(vm=self._vm) if info.name == name]
+            self._disk_ids = {disk.name: disk.disk_id for disk in info.disks}
+        there = found.recovery_point
+        return State(
+            name=name,
+            position=found.position,
+            time_ns=there.time_ns if there is not None else time_ns,
+            images={disk.name: Path(disk.path) for disk in found.disks},
+            point=there,
+        )
+
+    async def close(self, state: State) -> None:
+        """See :class:`States`."""
+        try:
+            await self._vault.unmount_point(vm=self._vm, name=state.name)
+        except RigError as error:
+            if error.code != "RecoveryInUse":
+                raise
+            raise await left_behind(state.images, error) from error
+
+    async def writable(self, state: State) -> dict[str, Path]:
+        """See :class:`States`: a VM of its own on the recovery side, whose disks lie over the state."""
+        made = await self._vault.open_copy(vm=self._vm, name=self._label, position=state.position, process=self._process)
+        self._copy = {disk.name: Path(disk.path) for disk in made.disks}
+        return self._copy
+
+    async def discard(self) -> None:
+        """See :class:`States`."""
+        try:
+            await self._vault.remove_copy(vm=self._vm, name=self._label)
+        except RigError as error:
+            if error.code != "DiskInUse":
+                raise
+            raise await left_behind(self._copy, error) from error
+        self._copy = {}
+
+    async def steps(self, after: int, upto: int) -> list[Step]:
+        """See :class:`States`: the disks' positions in one order."""
+        found: dict[int, Step] = {}
+        for disk_id in self._disk_ids.values():
+            for step in await self._recovery.change_steps(disk_id=disk_id, after=after, upto=upto):
+                known = found.get(step.position)
+                count = step.count if known is None else max(known.count, step.count)
+                found[step.position] = Step(step.position, step.time_ns, count)
+        return [found[position] for position in sorted(found)]
+
+    async def changes(self, after: int, upto: int) -> list[tuple[str, Change]]:
+        """See :class:`States`."""
+        found: list[tuple[str, Change]] = []
+        for name, disk_id in self._disk_ids.items():
+            rows = await self._recovery.changes(disk_id=disk_id, after=after, upto=upto, limit=CHANGES_MAX)
+            found += [(name, row) for row in rows]
+        return sorted(found, key=lambda each: each[1].position)[:CHANGES_MAX]
+
+    async def points_around(self, position: int) -> tuple[RecoveryPoint | None, RecoveryPoint | None]:
+        """See :class:`States`."""
+        points = sorted(await self._vault.points(vm=self._vm), key=lambda point: point.position)
+        before = [point for point in points if point.position < position]
+        after = [point for point in points if point.position >= position]
+        return before[-1] if before else None, after[0] if after else None
+
+
+CHANGES_MAX = 100
+"""Of one position: what a resync sent has the same."""
+
+
+async def check_given_back(images: dict[str, Path]) -> None:
+    """``LeftBehind`` if loop devices lie on them."""
+    for image in images.values():
+        if await hostmounts.loops(image):
+            raise await left_behind(images, RigError("LeftBehind", f"CMD left something behind on {image}"))
+
+
+async def left_behind(images: dict[str, Path], error: RigError) -> RigError:
+    """What keeps a state from being taken away, named."""
+    found = []
+    for image in images.values():
+        for use in await hostmounts.uses(image):
+            if use.loop is not None:
+                found.append(use.loop + "".join(f", mounted at {where}" for where in use.mountpoints) + f", over {image}")
+            found += [f"process {name}, with {image} open" for name in use.processes]
+    if not found:
+        return error
+    return RigError("LeftBehind", f"CMD left something behind: {'; '.join(found)}. It must take away what it makes")

@@ -1,0 +1,109 @@
+"""The search of ``siterig bisect``: the first position at which a check fails, in as few trials as halving needs.
+
+Invariant: the check passed at ``good`` and failed at ``bad``; each trial moves one of the two.  So the end is always an edge
+from passing to failing, also where the check passes and fails by turns: then it is one such edge, not surely the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from siterig.blockfs.core.errors import RigError
+
+Verdict = Literal["passed", "failed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """``count`` positions at which a disk changed, the last of them ``position``; one: exactly that one."""
+
+    position: int
+    time_ns: int
+    count: int = 1
+
+
+class History(Protocol):
+    """At which positions a VM's disks changed."""
+
+    async def steps(self, after: int, upto: int) -> list[Step]:
+        """All positions with ``after < position <= upto`` in order, or groups of them if there are many: at least two."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """The check passes at ``last_good`` and fails at ``first_bad``.
+
+    ``undecided``: positions between the two, in order, at all of which the check was skipped.
+    """
+
+    last_good: int
+    first_bad: Step
+    undecided: tuple[Step, ...]
+
+
+Judge = Callable[[Step, int], Awaitable[Verdict]]
+"""Tries a position; the second argument: how many trials may follow."""
+
+
+async def search(history: History, judge: Judge, *, good: int, bad: int) -> Edge:
+    """Where the check, which passes at ``good``, begins to fail; it fails at ``bad``.  ``NothingChanged``."""
+    skipped: set[int] = set()
+    steps = await history.steps(good, bad)
+    if not steps:
+        raise RigError("NothingChanged", f"no disk changed between positions {good} and {bad}: both are the same state")
+    while True:
+        candidates = [step for step in steps[:-1] if step.position not in skipped]
+        if not candidates:
+            if all(each.count == 1 for each in steps):
+                return Edge(good, steps[-1], tuple(steps[:-1]))
+            steps = await _split(history, good, steps)
+            continue
+        step = _choose(steps, candidates)
+        verdict = await judge(step, trials_left(sum(each.count for each in steps)) - 1)
+        if verdict == "skipped":
+            skipped.add(step.position)
+            continue
+        if verdict == "passed":
+            good = step.position
+        else:
+            bad = step.position
+        if all(each.count == 1 for each in steps):
+            steps = [each for each in steps if good < each.position <= bad]
+        else:
+            steps = await history.steps(good, bad)
+
+
+def trials_left(positions: int) -> int:
+    """How many trials it takes to find one of so many, if none is skipped."""
+    return math.ceil(math.log2(max(positions, 1)))
+
+
+async def _split(history: History, good: int, steps: list[Step]) -> list[Step]:
+    """With the largest group in parts."""
+    at = max(range(len(steps)), key=lambda number: steps[number].count)
+    after = steps[at - 1].position if at else good
+    return [*steps[:at], *await history.steps(after, steps[at].position), *steps[at + 1 :]]
+
+
+def _choose(steps: list[Step], candidates: list[Step]) -> Step:
+    """The middle; after skips 1/4, 3/4, 1/8, ... of the way, for what could not be tried often has neighbours like it."""
+    tried = len(steps) - 1 - len(candidates)
+    target = _spread(tried + 1) * sum(step.count for step in steps)
+    passed, at = 0, {}
+    for step in steps:
+        passed += step.count
+        at[step.position] = passed
+    return min(candidates, key=lambda step: abs(at[step.position] - target))
+
+
+def _spread(number: int) -> float:
+    """1/2, 1/4, 3/4, 1/8, 5/8, 3/8, ... for 1, 2, 3, ..."""
+    share, part = 0.0, 0.5
+    while number:
+        share += part * (number & 1)
+        number, part = number >> 1, part / 2
+    return share

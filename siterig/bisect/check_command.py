@@ -1,0 +1,131 @@
+"""The command that ``siterig bisect`` judges states with: its words, its run, what its exit status says."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import trio
+
+from siterig.bisect.bisection import Verdict
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.os_errors import reason
+from siterig.cli import show
+
+SKIP_STATUS = 125
+DIED_STATUS_MIN = 128
+OUTPUT_BYTES_MAX = 64 << 10
+"""Of what a run printed, the end that is kept."""
+_PARTS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """``status``: the exit status, None if the time ran out.  ``output``: the end of what was printed."""
+
+    verdict: Verdict
+    status: int | None
+    took_s: float
+    output: bytes
+    output_bytes: int
+
+    def __str__(self) -> str:
+        why = "time ran out" if self.status is None else f"exit status {self.status}"
+        return self.verdict if self.status == 0 else f"{self.verdict} ({why})"
+
+
+class CheckCommand:
+    """Words in which ``{NAME}`` stands for the image of disk ``NAME``; ``{{`` and ``}}`` are braces."""
+
+    def __init__(self, words: list[str], disks: Collection[str], *, timeout_s: float | None, echo: bool) -> None:
+        """``BadRequest``: it names no disk of these.  ``echo``: what it prints goes to stderr, too."""
+        self._words = words
+        self._timeout_s = timeout_s
+        self._echo = echo
+        self.names_a_disk = False
+        for word in words:
+            for part in _PARTS.finditer(word):
+                if part[0] in ("{{", "}}"):
+                    continue
+                if part[1] not in disks:
+                    known = ", ".join(f"{{{disk}}}" for disk in sorted(disks))
+                    raise RigError(
+                        "BadRequest",
+                        f"CMD: {part[0]} in {word!r} names no disk: there are {known}; a brace is written {{{{ or }}}}",
+                    )
+                self.names_a_disk = True
+
+    def __str__(self) -> str:
+        return " ".join(self._words)
+
+    def words(self, images: Mapping[str, Path]) -> list[str]:
+        """With the images of a state in place."""
+
+        def filled(part: re.Match[str]) -> str:
+            return part[0][0] if part[0] in ("{{", "}}") else str(images[part[1]])
+
+        return [_PARTS.sub(filled, word) for word in self._words]
+
+    async def run(self, images: Mapping[str, Path]) -> Outcome:
+        """``CommandUnusable``: it cannot be started.  ``CommandDied``: by a signal, or it says so (128 and more, as git)."""
+        words = self.words(images)
+        # A file and not a pipe: what the command leaves running in the background would keep that open.
+        with tempfile.TemporaryFile() as output:
+            began_s = time.monotonic()
+            status = await self._run(words, output)
+            took_s = time.monotonic() - began_s
+            output_bytes = output.seek(0, os.SEEK_END)
+            output.seek(max(0, output_bytes - OUTPUT_BYTES_MAX))
+            kept = output.read()
+        if self._echo and kept:
+            show.foreign(kept)
+        if status is not None and (status < 0 or status >= DIED_STATUS_MIN):
+            how = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
+            raise RigError(
+                "CommandDied",
+                f"CMD {how}: that is neither passed (0) nor failed (1 to 127) nor skipped ({SKIP_STATUS}); {_tail(kept)}",
+            )
+        return Outcome(_verdict(status), status, took_s, kept, output_bytes)
+
+    async def _run(self, words: list[str], output: IO[bytes]) -> int | None:
+        try:
+            process = await trio.lowlevel.open_process(
+                words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as exc:
+            raise RigError("CommandUnusable", f"CMD: {words[0]} cannot be run: {reason(exc, words[0])}") from exc
+        try:
+            with trio.move_on_after(float("inf") if self._timeout_s is None else self._timeout_s):
+                return await process.wait()
+            return None
+        finally:
+            if process.returncode is None:  # the time ran out, or Ctrl-C; its children go with it
+                os.killpg(process.pid, signal.SIGKILL)
+                with trio.CancelScope(shield=True):
+                    await process.wait()
+
+
+def _verdict(status: int | None) -> Verdict:
+    if status == 0:
+        return "passed"
+    return "skipped" if status == SKIP_STATUS else "failed"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _tail(output: bytes) -> str:
+    lines = output.decode(errors="replace").strip().splitlines()
+    return f"it said last: {lines[-1][:200]}" if lines else "it printed nothing"

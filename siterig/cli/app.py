@@ -1,0 +1,95 @@
+"""The command line ``siterig``; docs/cli.md documents every command, the JSON and the exit statuses."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer._click.exceptions import ClickException, NoArgsIsHelpError
+from typer.core import TyperGroup
+
+from siterig.cli import provenance, show
+from siterig.core import statuses
+
+SUBJECTS = {
+    "rig": ("doctor", "up", "down", "status"),
+    "vms": ("vm", "protect", "unprotect", "points", "take-point"),
+    "points": ("point",),
+    "bisect": ("bisect",),
+    "disks": ("disk",),
+    "operations": ("failover", "cleanup", "commit", "failback", "reprotect", "resync"),
+    "records": ("jobs", "events"),
+    "roles": ("role", "site"),
+    "log": ("log",),
+    "mount": ("mount",),
+    "drill": ("drill",),
+    "shells": ("completion",),
+}
+"""The modules of ``siterig.cli.commands``, and the first words of their commands, as help shows them."""
+
+
+class _Program(TyperGroup):
+    """All commands: a command line that cannot be read is reported like every other error."""
+
+    def main(self, args: Sequence[str] | None = None, *_: Any, **extra: Any) -> Any:
+        """Run the command of ``args`` (default: this process's) and exit."""
+        words = list(sys.argv[1:] if args is None else args)
+        try:
+            sys.exit(super().main(words, prog_name="siterig", standalone_mode=False) or statuses.OK)
+        except NoArgsIsHelpError as error:
+            show.help_text(error.format_message())
+        except ClickException as error:
+            show.set_json("--json" in words[: words.index("--") if "--" in words else None])
+            context = getattr(error, "ctx", None)
+            show.usage_error(error.format_message(), "" if context is None else context.get_usage())
+        except typer.Abort:
+            show.interrupted()
+            sys.exit(statuses.INTERRUPTED)
+        sys.exit(statuses.BAD_INPUT)
+
+
+def program(words: Sequence[str] = ()) -> typer.Typer:
+    """The commands that ``words`` need: to load all of them takes longer than most of them do."""
+    app = typer.Typer(
+        name="siterig",
+        cls=_Program,
+        help="A test rig for site recovery: virtual disks, change logs, replication, failover and failback on one Linux "
+        "machine.",
+        epilog="Example: siterig drill",
+        no_args_is_help=True,
+        invoke_without_command=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for subject in _subjects(words):
+        importlib.import_module(f"siterig.cli.commands.{subject}").register(app)
+    app.callback()(_global)
+    return app
+
+
+def _subjects(words: Sequence[str]) -> Sequence[str]:
+    return [name for name, first in SUBJECTS.items() if words and words[0] in first] or list(SUBJECTS)
+
+
+def _global(
+    context: typer.Context,
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the versions of siterig, Python, the kernel and Azurite."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", is_eager=True, callback=show.set_json, help="With --version: print JSON.")
+    ] = False,
+) -> None:
+    """Options of the program itself."""
+    if version:
+        provenance.print_versions(as_json=as_json)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        context.fail("Missing command.")

@@ -1,0 +1,193 @@
+"""Find the change of a VM's disks from which on a check fails."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from siterig.azure_emu.vault.db.clock import rfc3339, rfc3339_or_none
+from siterig.azure_emu.vault.model.api import RecoveryPoint
+from siterig.bisect.bisect_run import Bisection, ChangeSeen, Report, Trial, Wanted
+from siterig.bisect.bisect_states import MountedStates, State, make_label
+from siterig.blockfs.core.host_process import HostProcess
+from siterig.cli import completion, exits, show
+from siterig.cli.commands.options import POINTS, Dir, Json, VmName, example, running
+from siterig.rpc import services
+
+SHOWN_CHANGES_MAX = 10
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog=example("siterig bisect web01 --good POINT --bad latest-processed -- e2fsck -fn {os}"))(bisect)
+
+
+def bisect(
+    *,
+    folder: Dir,
+    vm: VmName,
+    command: Annotated[
+        list[str], typer.Argument(metavar="CMD...", help="Behind --: the check. {NAME} is the image of disk NAME.")
+    ],
+    good: Annotated[
+        str, typer.Option("--good", metavar="POINT", help=f"Where it passes: {POINTS}.", autocompletion=completion.points)
+    ],
+    bad: Annotated[
+        str, typer.Option("--bad", metavar="POINT", help="Where it fails; as --good.", autocompletion=completion.points)
+    ] = "latest-processed",
+    timeout_s: Annotated[
+        float | None, typer.Option("--timeout", metavar="SECONDS", min=0.001, help="A run that takes longer has failed.")
+    ] = None,
+    writable: Annotated[
+        bool, typer.Option("--writable", help="Give CMD copies that it may write to; they are thrown away.")
+    ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the last passing and first failing state mounted.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what every run of CMD prints.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find the write that broke something: CMD is run at positions between two points until the first bad one is known.
+
+    CMD passes with exit status 0, fails with 1 to 127, and skips a state with 125.
+    """
+
+    async def work() -> None:
+        layout = running(folder)
+        states = MountedStates(
+            services.vault(layout),
+            services.recovery_side(layout),
+            services.azure(layout),
+            vm,
+            make_label(),
+            process=HostProcess.own(),
+            keep=keep,
+        )
+        wanted = Wanted(good, bad, command, timeout_s, writable, keep, verbose)
+        trials: list[Trial] = []
+
+        def tell(trial: Trial) -> None:
+            trials.append(trial)
+            show.progress(_trial_line(len(trials), trial))
+
+        report = await Bisection(states, wanted, tell, show.notice).run()
+        if as_json:
+            show.print_json(_json(vm, report, trials, keep=keep))
+        else:
+            _print(report, verbose=verbose, keep=keep)
+
+    exits.run(work)
+
+
+def _trial_line(number: int, trial: Trial) -> str:
+    left = f"; about {trial.left} to go" if trial.left else ""
+    when = f" ({rfc3339(trial.time_ns)})" if trial.time_ns is not None else ""
+    took = "" if trial.outcome is None else f" in {trial.outcome.took_s:.2f} s"
+    what = trial.verdict if trial.outcome is None else str(trial.outcome)
+    return f"{number}. position {trial.position}{when}: {what}{took}{left}"
+
+
+# --- for people -----------------------------------------------------------------------------------------------------
+
+
+def _print(report: Report, *, verbose: bool, keep: bool) -> None:
+    if not verbose and report.failing.output:
+        lost = report.failing.output_bytes - len(report.failing.output)
+        show.progress(f"--- output of CMD when it failed last{f', without the first {lost} bytes' if lost else ''}:")
+        show.foreign(report.failing.output)
+        show.progress("---")
+    good, bad = report.good, report.bad
+    if report.undecided:
+        show.line(f"CMD was skipped at {len(report.undecided)} positions: the first bad one is one of these, or the last")
+    show.line(f"first bad position: {_named(bad)}")
+    show.line(f"last good position: {_named(good)}")
+    for label, point in (("point before", report.point_before), ("point after", report.point_after)):
+        show.line(f"{label}: {_point_text(point)}")
+    for seen in report.changes[:SHOWN_CHANGES_MAX]:
+        show.print_lines(["", *_change_lines(seen)])
+    more = len(report.changes) - SHOWN_CHANGES_MAX
+    if more > 0:
+        text = f"and {more}{'' if report.all_changes else ' or more'} other changes (--json has them)"
+        show.print_lines(["", text])
+    if keep:
+        mounted = f"mounted: {bad.name} (bad), {good.name} (good); siterig point unmount VM NAME ends that"
+        show.print_lines(["", mounted])
+        for name in sorted(bad.images):
+            show.print_lines([f"  {bad.images[name]}", f"  {good.images[name]}"])
+
+
+def _named(state: State) -> str:
+    return str(state.position) + ("" if state.time_ns is None else f" ({rfc3339(state.time_ns)})")
+
+
+def _point_text(point: RecoveryPoint | None) -> str:
+    if point is None:
+        return "-"
+    return f"{point.id}, {point.name or point.type}, {point.time}, position {point.position}"
+
+
+def _change_lines(seen: ChangeSeen) -> list[str]:
+    change, difference = seen.change, seen.difference
+    if difference is None:
+        return [f"{change.kind} of disk {seen.disk}, to {change.length} bytes"]
+    head = f"{change.kind} on disk {seen.disk}: {change.length} bytes at {change.offset} ({change.offset:#x})"
+    if difference.looked_bytes < change.length:
+        head += f", of which the first {difference.looked_bytes} were compared"
+    if not difference.changed_bytes:
+        return [head, "  changed nothing: each byte had that value already"]
+    lines = [head, f"  changed {difference.changed_bytes} bytes; before (-) and after (+):"]
+    lines += [f"  {line}" for line in difference.lines()]
+    more = difference.changed_rows - len(difference.rows)
+    return lines if more == 0 else [*lines, f"  and {more} more lines differ"]
+
+
+# --- for scripts ----------------------------------------------------------------------------------------------------
+
+
+def _json(vm: str, report: Report, trials: list[Trial], *, keep: bool) -> dict[str, object]:
+    return {
+        "vm": vm,
+        "first_bad": _state_json(report.bad, keep=keep),
+        "last_good": _state_json(report.good, keep=keep),
+        "undecided": [step.position for step in report.undecided],
+        "changes": [_change_json(seen) for seen in report.changes],
+        "all_changes": report.all_changes,
+        "point_before": report.point_before,
+        "point_after": report.point_after,
+        "trials": [_trial_json(trial) for trial in trials],
+    }
+
+
+def _state_json(state: State, *, keep: bool) -> dict[str, object]:
+    mounted = {name: str(path) for name, path in state.images.items()} if keep else None
+    return {
+        "position": state.position,
+        "time": rfc3339_or_none(state.time_ns),
+        "mounted": None if mounted is None else {"name": state.name, "disks": mounted},
+    }
+
+
+def _change_json(seen: ChangeSeen) -> dict[str, object]:
+    change, found = seen.change, seen.difference
+    return {
+        "disk": seen.disk,
+        "position": change.position,
+        "kind": change.kind,
+        "offset": change.offset,
+        "length": change.length,
+        "changed_bytes": None if found is None else found.changed_bytes,
+        "compared_bytes": None if found is None else found.looked_bytes,
+        "lines": []
+        if found is None
+        else [{"offset": row.offset, "before": row.before.hex(), "after": row.after.hex()} for row in found.rows],
+    }
+
+
+def _trial_json(trial: Trial) -> dict[str, object]:
+    outcome = trial.outcome
+    return {
+        "position": trial.position,
+        "time": rfc3339_or_none(trial.time_ns),
+        "verdict": trial.verdict,
+        "status": None if outcome is None else outcome.status,
+        "took_s": None if outcome is None else round(outcome.took_s, 3),
+    }

@@ -1,0 +1,245 @@
+"""The virtual disks of both sides: what there is, what they do, and growing them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import trio
+import typer
+
+from siterig.azure_emu.vault.db.clock import rfc3339
+from siterig.azure_emu.vault.model.api import Side
+from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo, PromotionInfo
+from siterig.blockfs.contracts.counters import DiskCounters, RequestCounters
+from siterig.blockfs.core.errors import RigError
+from siterig.cli import completion, exits, show
+from siterig.cli.commands import kept
+from siterig.cli.commands.options import Dir, Json, example, running
+from siterig.cli.commands.scrub import scrub
+from siterig.cli.tables import Line
+from siterig.core.values import format_size, format_time, parse_disk_name, parse_size
+from siterig.rpc import services
+
+WATCH_S = 1.0
+SEEN_S_MAX = 5.0
+"""How long to wait at most until the mount shows the new size, which it does at once."""
+DiskName = Annotated[
+    str, typer.Argument(metavar="VM/NAME", help="The disk, e.g. web01/os.", autocompletion=completion.disks)
+]
+OfSide = Annotated[Side | None, typer.Option("--side", help="Whose disk, if both sides have one of that name.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    disk = typer.Typer(no_args_is_help=True)
+    disk.command("list", epilog=example("siterig disk list --json"))(list_disks)
+    disk.command("stats", epilog=example("siterig disk stats web01/os --watch"))(stats)
+    disk.command("scrub", epilog=example("siterig disk scrub web01"))(scrub)
+    disk.command("resize", epilog=example("siterig disk resize web01/os 2GiB"))(resize)
+    kept.register(disk)
+    app.add_typer(disk, name="disk", help="Look at virtual disks, check and grow them.", epilog=example("siterig disk list"))
+
+
+def _hosts(folder: Path) -> dict[Side, DiskHostControl]:
+    layout = running(folder)
+    return {"site": services.site(layout), "azure": services.azure(layout)}
+
+
+def _json(side: Side, disk: DiskInfo) -> dict[str, object]:
+    return {"side": side, **disk.model_dump(mode="json")}
+
+
+# --- list ---------------------------------------------------------------------------------------------------------
+
+
+def list_disks(folder: Dir, as_json: Json = False) -> None:
+    """List the disks of both sides, what is kept of their logs, and what of them needs a resync.
+
+    A side that does not answer is an error, after the other one's disks.
+    """
+
+    async def work() -> None:
+        found: list[tuple[Side, DiskInfo]] = []
+        failure: RigError | None = None
+        for side, host in _hosts(folder).items():
+            try:
+                found += [(side, disk) for disk in await host.list_disks()]
+            except RigError as error:
+                failure = failure or error
+        if as_json:
+            show.print_json([_json(side, disk) for side, disk in found])
+        elif found or failure is None:
+            columns = ("disk", "side", "size", "tracked", "generation", "unsent log", "dirty", "snapshot", "needs resync",
+                       "promotion")  # fmt: skip
+            show.print_table(columns, [_row(side, disk) for side, disk in found], empty="no disks: siterig vm create")
+        if failure is not None:
+            raise failure
+
+    exits.run(work)
+
+
+def _row(side: Side, disk: DiskInfo) -> tuple[object, ...]:
+    snapshot = _share(disk.snapshot_bytes, disk.snapshot_bytes_max) if disk.snapshot else "-"
+    return (
+        f"{disk.vm}/{disk.name}", side, format_size(disk.size_bytes), "yes" if disk.tracked else "no", disk.generation,
+        _share(disk.unsent_log_bytes, disk.log_bytes_max) if disk.tracked else "-",
+        format_size(disk.dirty_bytes) if disk.dirty_bytes else "-", snapshot, disk.needs_resync or "-",
+        _promotion(disk.promotion),
+    )  # fmt: skip
+
+
+def _promotion(found: PromotionInfo | None) -> str:
+    if found is None:
+        return "-"
+    done = f"{found.done_bytes * 100 // found.total_bytes} %"
+    return done if found.error_code is None else f"{done}, stopped: {found.error_code}"
+
+
+def _share(used_bytes: int, bytes_max: int | None) -> str:
+    used = format_size(used_bytes)
+    return used if bytes_max is None else f"{used} of {format_size(bytes_max)}"
+
+
+# --- one disk -----------------------------------------------------------------------------------------------------
+
+
+async def _find(folder: Path, text: str, wanted: Side | None) -> tuple[Side, DiskHostControl, DiskInfo]:
+    """The disk that is meant.  A side that does not answer counts only if it could be the one."""
+    vm, name = parse_disk_name(text)
+    found: list[tuple[Side, DiskHostControl, DiskInfo]] = []
+    there: list[str] = []
+    failure: RigError | None = None
+    for side, host in _hosts(folder).items():
+        if wanted in (None, side):
+            try:
+                disks = await host.list_disks()
+            except RigError as error:
+                failure = failure or error
+                continue
+            there += [f"{disk.vm}/{disk.name}" for disk in disks]
+            found += [(side, host, disk) for disk in disks if (disk.vm, disk.name) == (vm, name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise RigError("BadRequest", f"disk {text}: both sides have one; say --side site or --side azure")
+    if failure is not None:
+        raise failure
+    where = "" if wanted is None else f" at side {wanted}"
+    raise RigError("DiskNotFound", f"there is no disk {text}{where}; there are: {', '.join(there) or 'none'}")
+
+
+def resize(
+    folder: Dir,
+    disk: DiskName,
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="The new size, e.g. 2GiB: a disk is never shrunk.")],
+    side: OfSide = None,
+    as_json: Json = False,
+) -> None:
+    """Grow a disk while it is in use; what lies on it is grown with its own tools (losetup -c, resize2fs, ...)."""
+
+    async def work() -> None:
+        size_bytes = parse_size(size)
+        where, host, info = await _find(folder, disk, side)
+        info = await host.resize_disk(vm=info.vm, disk=info.name, size_bytes=size_bytes)
+        await _until_seen(info)
+        if as_json:
+            show.print_json(_json(where, info))
+        else:
+            show.line(f"disk {info.vm}/{info.name} ({where}) has {format_size(info.size_bytes)}: {info.path}")
+
+    exits.run(work)
+
+
+async def _until_seen(disk: DiskInfo) -> None:
+    """Until the file in the mount has the size: the kernel hears of it by another way than we do.
+
+    That somebody asks is needed, too: a kernel before 6.17 lets a loop device see only what was asked for.
+    """
+    with contextlib.suppress(OSError), trio.move_on_after(SEEN_S_MAX):
+        seen = partial(trio.to_thread.run_sync, os.stat, disk.path, abandon_on_cancel=True)
+        while (await seen()).st_size < disk.size_bytes:  # noqa: ASYNC110 (the kernel tells nobody)
+            await trio.sleep(0.01)
+
+
+# --- stats --------------------------------------------------------------------------------------------------------
+
+
+def stats(
+    folder: Dir,
+    disk: DiskName,
+    *,
+    side: OfSide = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Once a second, with rates, until Ctrl-C.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a disk has done since it was opened: requests and how long they took, its log, its snapshot."""
+
+    async def work() -> None:
+        if as_json and watch:
+            raise RigError("BadRequest", "--json and --watch: JSON is printed once; ask again for more")
+        where, host, info = await _find(folder, disk, side)
+        found, asked_s = await host.counters(vm=info.vm, disk=info.name), trio.current_time()
+        if as_json:
+            show.print_json({"side": where, **found.model_dump(mode="json")})
+        elif not watch:
+            show.print_lines(_drawn(where, found))
+        else:
+            with show.Drawing(sys.stdout) as drawing:
+                drawing.draw(_drawn(where, found))
+                while True:
+                    await trio.sleep(WATCH_S)
+                    before, since_s = found, asked_s
+                    found, asked_s = await host.counters(vm=info.vm, disk=info.name), trio.current_time()
+                    drawing.draw(_drawn(where, found, before=before, passed_s=asked_s - since_s))
+
+    exits.run(work)
+
+
+def _drawn(side: Side, disk: DiskCounters, *, before: DiskCounters | None = None, passed_s: float = 1.0) -> list[Line]:
+    """``before``: what was found ``passed_s`` earlier; with it there are rates."""
+    if before is not None and before.since_ns != disk.since_ns:
+        before = None  # its server was started again, and counts anew
+    logged = f"generation {disk.generation}" if disk.tracked else f"not tracked ({disk.needs_resync or 'nobody asked'})"
+    columns = ["requests", "ops", "bytes", "errors", "p50", "p99", "longest"]
+    rows = [[kind, *_figures(request)] for kind, request in disk.requests.items()]
+    if before is not None:
+        columns += ["ops/s", "bytes/s"]
+        for row, (kind, request) in zip(rows, disk.requests.items(), strict=True):
+            row.extend(_rates(request, before.requests[kind], passed_s))
+    return [
+        f"disk {disk.vm}/{disk.name} ({side}): {format_size(disk.size_bytes)}, {logged}",
+        f"counted since {rfc3339(disk.since_ns)}",
+        "",
+        *show.table(columns, rows),
+        "",
+        *show.table(("figure", "value"), _state(disk)),
+    ]
+
+
+def _rates(now: RequestCounters, before: RequestCounters, passed_s: float) -> tuple[str, str]:
+    return f"{(now.ops - before.ops) / passed_s:.0f}", format_size((now.bytes - before.bytes) / passed_s)
+
+
+def _figures(request: RequestCounters) -> tuple[object, ...]:
+    times = (format_time(us) for us in (request.p50_us, request.p99_us, request.longest_us))
+    return (request.ops, format_size(request.bytes), request.errors, *times)
+
+
+def _state(disk: DiskCounters) -> list[tuple[str, str]]:
+    log, snapshot_max = disk.log, disk.snapshot_bytes_max
+    return [
+        ("log written", f"{format_size(log.written_bytes)} in {log.written_records} records"),
+        ("log kept", _share(log.kept_bytes, log.kept_bytes_max) if disk.tracked else "-"),
+        (
+            "longest stall",
+            f"{format_time(log.longest_switch_us)} by a switch of segments ({log.segments_switched} so far), "
+            f"{format_time(log.longest_append_us)} by a tag",
+        ),
+        ("dirty", format_size(disk.dirty_bytes) if disk.dirty_bytes else "-"),
+        ("snapshot", "-" if snapshot_max is None else _share(disk.snapshot_bytes, snapshot_max)),
+    ]

@@ -1,0 +1,200 @@
+"""The drill: a rig of its own, from nothing to a site lost, recovered and taken back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import trio
+import typer
+
+from siterig.blockfs.core.errors import RigError
+from siterig.cli import doctor, exits, provenance, show
+from siterig.cli.commands.options import Dir, Json, example
+from siterig.cli.tables import Part
+from siterig.core.layout import Layout
+from siterig.core.values import format_size, interval_notice, parse_size
+from siterig.supervisor import launch
+from siterig.testing.testbed import Testbed
+
+if TYPE_CHECKING:
+    from siterig.scenarios.contracts.results import Setup
+    from siterig.scenarios.drill.drill_run import DrillSettings
+    from siterig.scenarios.drill.narrator import Narrator
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog=example("siterig drill --report ~/report"))(drill)
+
+
+def drill(
+    *,
+    folder: Dir,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FOLDER", file_okay=False, help="Write report.json and report.html there."),
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the rig up at the end, to look at.")] = False,
+    os_size: Annotated[str, typer.Option("--os-size", metavar="SIZE", help="Size of the ext4 disk os.")] = "1GiB",
+    data_size: Annotated[str, typer.Option("--data-size", metavar="SIZE", help="Size of the XFS disk data.")] = "1GiB",
+    corpus: Annotated[
+        str, typer.Option("--corpus", metavar="SIZE", help="So much of this machine's files goes onto the disks.")
+    ] = "200MiB",
+    interval_s: Annotated[float, typer.Option("--interval", metavar="SECONDS", help="Replication interval.")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Run the whole way once: protect a VM under load, lose the site, recover, fail back; exit 0 only if all held.
+
+    The drill has a rig of its own, in a fresh folder beside DIR; a rig in DIR is not touched.
+    """
+
+    async def work() -> bool:
+        settings = _settings(os_size=os_size, data_size=data_size, corpus=corpus, interval_s=interval_s)
+        # A sibling, not a child: siterig down looks for what it has to give back below DIR.
+        # With the process id, for two drills may begin in the same second.
+        name = f"{folder.name}-drill-{datetime.now(UTC):%Y%m%d-%H%M%S}-{os.getpid()}"
+        fresh = Layout.of(folder.with_name(name))
+        try:
+            return await _drill(fresh, settings, report, keep=keep, as_json=as_json)
+        except BaseException as error:
+            if exits.interrupted(error):
+                shutil.rmtree(fresh.root, ignore_errors=True)
+            raise
+
+    if not exits.run(work):
+        raise typer.Exit(exits.FAILED)
+
+
+def _settings(*, os_size: str, data_size: str, corpus: str, interval_s: float) -> DrillSettings:
+    """``InvalidDiskSize``, ``InvalidPolicy``, ``BadRequest``."""
+    # Here, for the plots' library takes longer to load than most commands to run.
+    from siterig.scenarios.drill.drill_run import DrillSettings  # noqa: PLC0415
+
+    interval_notice(interval_s)  # the drill tells it itself, in its place
+    settings = DrillSettings(
+        os_bytes=parse_size(os_size),
+        data_bytes=parse_size(data_size),
+        corpus_bytes=parse_size(corpus),
+        interval_s=interval_s,
+    )
+    # Each disk gets half of it, and must have room for its file system and the ledger too.
+    smallest = min(settings.os_bytes, settings.data_bytes)
+    if settings.corpus_bytes > smallest:
+        raise RigError(
+            "BadRequest", f"--corpus {corpus} does not fit: at most the smaller disk's size, {format_size(smallest)}"
+        )
+    return settings
+
+
+class _Screen:
+    """The drill's narration: on stdout, or with --json on stderr."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+
+    def line(self, *parts: Part) -> None:
+        """Implements :class:`siterig.scenarios.contracts.ports.Screen`."""
+        if not self._as_json:
+            show.line(*parts)
+        elif text := "".join(part if isinstance(part, str) else part[0] for part in parts).strip():
+            show.progress(text)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Implements :class:`siterig.scenarios.contracts.ports.Screen`."""
+        if not self._as_json:
+            show.print_table(columns, rows, empty="no steps")
+
+    @contextmanager
+    def bar(self, title: str) -> Iterator[Callable[[int, int], None]]:
+        """Implements :class:`siterig.scenarios.contracts.ports.Screen`."""
+        with show.bar(title, None) as advance:
+            shown_bytes = 0
+
+            def update(done_bytes: int, total_bytes: int) -> None:
+                nonlocal shown_bytes
+                advance(done_bytes - shown_bytes, total_bytes or None)
+                shown_bytes = done_bytes
+
+            yield update
+
+
+async def _check_machine(layout: Layout, narrator: Narrator, steps: int) -> None:
+    """Show every check; raise if one failed."""
+    narrator.step(1, steps, "Check the machine")
+    found = await trio.to_thread.run_sync(doctor.checks, layout.root)
+    for check in found:
+        mark = "ok" if check.ok else "MISSING"
+        text = f"  {mark:8}{check.name}: {check.found}{'' if check.ok else f'; {check.remedy}'}"
+        narrator.screen.line(text)
+    doctor.require(found)
+
+
+def _tested(layout: Layout, settings: DrillSettings) -> Setup:
+    from siterig.scenarios.contracts.results import Host, Setup  # noqa: PLC0415 (as below)
+
+    found = provenance.versions()
+    return Setup(
+        version=found["version"] or "",
+        commit=found["commit"],
+        python=found["python"] or "",
+        azurite=found["azurite"],
+        host=Host.model_validate({**provenance.host(layout.root), "kernel": found["kernel"]}),
+        command_line=["siterig", *sys.argv[1:]],
+        os_bytes=settings.os_bytes,
+        data_bytes=settings.data_bytes,
+        corpus_bytes=settings.corpus_bytes,
+    )
+
+
+async def _drill(layout: Layout, settings: DrillSettings, report: Path | None, *, keep: bool, as_json: bool) -> bool:
+    # Here, for the plots' library takes longer to load than most commands to run.
+    from siterig.scenarios.drill.drill import STEP_COUNT, run_drill  # noqa: PLC0415
+    from siterig.scenarios.drill.narrator import Narrator  # noqa: PLC0415
+    from siterig.scenarios.report.report import make_report_folder, print_summary, write_report  # noqa: PLC0415
+
+    screen = _Screen(as_json=as_json)
+    narrator = Narrator(screen)
+    await _check_machine(layout, narrator, STEP_COUNT)
+    if report is not None:
+        await trio.to_thread.run_sync(make_report_folder, report)
+    narrator.step(2, STEP_COUNT, "Start the rig")
+
+    def announce(role: str, state: str) -> None:
+        if state == "ready":
+            screen.line(f"  {role} is ready")
+        elif state != "starting":
+            screen.line(f"  {role}: {state}")
+
+    # A rig that is kept must outlive this process; any other ends with it, however it ends.
+    launched = await launch.up(layout, until_eof=not keep, quick_retries=True, announce=announce)
+    kept = False
+    try:
+        result = await run_drill(Testbed(layout), settings, narrator)
+        tested = await trio.to_thread.run_sync(_tested, layout, settings)
+        result = result.model_copy(update={"tested": tested})
+        narrator.step(STEP_COUNT, STEP_COUNT, "Report")
+        print_summary(screen, result)
+        if report is not None:
+            for path in await trio.to_thread.run_sync(write_report, report, result):
+                screen.line(f"written: {path}")
+        if as_json:
+            show.print_json(result)
+        kept = keep
+    finally:
+        if not kept:
+            await launched.end()
+    if kept:
+        screen.line(f"The rig is up: look at it with  siterig status --dir {layout.root}")
+        screen.line(f"End it with  siterig down --dir {layout.root}")
+    elif result.ok:
+        await trio.to_thread.run_sync(shutil.rmtree, layout.root)
+    else:
+        screen.line(f"The rig's logs are in {layout.log('').parent}; remove the folder when done")
+    return result.ok

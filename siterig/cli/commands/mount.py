@@ -1,0 +1,149 @@
+"""One image as a disk, by itself: no rig is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.images import vhd
+from siterig.cli import exits, show
+from siterig.cli.commands.options import (
+    QUEUE,
+    THREADS,
+    FuseQueue,
+    FuseThreads,
+    JsonLines,
+    PortableFuse,
+    example,
+    front_end_of,
+)
+from siterig.cli.log_notes import log_as_notes
+from siterig.core.values import check_file_name, format_size
+from siterig.images.image_mount import Mounted, Wanted, expose
+
+
+class Format(StrEnum):
+    """As it is written on the command line."""
+
+    RAW = "raw"
+    VHD = "vhd"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command."""
+    app.command(epilog=example("siterig mount disk.img --mnt m --log"))(mount)
+
+
+def mount(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A raw image, or a fixed VHD.")],
+    *,
+    where: Annotated[
+        Path, typer.Option("--mnt", metavar="DIR", help="Folder to mount on: an empty one, or one that is made.")
+    ],
+    log: Annotated[bool, typer.Option("--log", help="Log every write, in NAME.NNNNNN.hrl beside the image.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Refuse every write.")] = False,
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="What the image is; else its name and contents tell.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="The disk's; else the image's, without its suffix.")
+    ] = None,
+    portable_fuse: PortableFuse = False,
+    fuse_threads: FuseThreads = THREADS,
+    fuse_queue: FuseQueue = QUEUE,
+    as_json: JsonLines = False,
+) -> None:
+    """Expose an image as a disk, DIR/NAME.img, until it is unmounted.
+
+    Ctrl-C, umount DIR or fusermount3 -u DIR unmounts it.
+    """
+
+    async def work() -> None:
+        if log and read_only:
+            raise RigError("BadRequest", "--log and --read-only: where nothing is written, there is nothing to log")
+        if name is not None:
+            check_file_name("disk", name)
+        log_as_notes(logging.WARNING)
+        wanted = Wanted(
+            image=image, where=where, name=name, tracked=log, read_only=read_only,
+            format=None if format_ is None else format_.value,
+            front_end=front_end_of(fuse_threads, fuse_queue, portable=portable_fuse),
+        )  # fmt: skip
+
+        def ready(mounted: Mounted) -> None:
+            if as_json:
+                show.print_json_line({"mounted": _mounted_json(mounted)})
+            else:
+                _print_mounted(mounted)
+
+        mounted = await expose(wanted, ready=ready, note=show.notice)
+        with contextlib.suppress(BrokenPipeError):  # a script may have read the first line only
+            if as_json:
+                show.print_json_line({"unmounted": _unmounted_json(mounted)})
+            else:
+                _print_unmounted(mounted)
+
+    exits.run(work)
+
+
+def _vhd(mounted: Mounted) -> Path | None:
+    return mounted.disk.with_suffix(".vhd") if vhd.can_be_vhd(mounted.image.size_bytes) else None
+
+
+def _print_mounted(mounted: Mounted) -> None:
+    image, state, where = mounted.image, mounted.alone.disk.state, mounted.disk.parent
+    kind = "fixed VHD" if image.format == "vhd" else "raw"
+    can = ", read-only" if image.read_only else ""
+    show.line(f"mounted {image.path} ({kind}, {format_size(image.size_bytes)}{can}) as {mounted.disk}")
+    if (as_vhd := _vhd(mounted)) is not None:
+        show.line(f"  as a fixed VHD, read-only: {as_vhd}")
+    if state.tracked:
+        show.line(f"  every write is logged, generation {state.generation}: {mounted.alone.segments()[-1]}, ...")
+    show.notice(f"Ctrl-C or umount {where} ends it")
+
+
+def _bytes(segments: list[Path]) -> int:
+    total = 0
+    for path in segments:
+        with contextlib.suppress(FileNotFoundError):  # deleted by somebody meanwhile
+            total += path.stat().st_size
+    return total
+
+
+def _print_unmounted(mounted: Mounted) -> None:
+    show.line(f"unmounted {mounted.disk.parent}")
+    state, segments = mounted.alone.disk.state, mounted.alone.segments()
+    if segments:
+        size = format_size(_bytes(segments))
+        row = str(segments[0]) if len(segments) == 1 else f"{segments[0]} to {segments[-1].name}, {len(segments)} segments"
+        show.line(f"  the log of generation {state.generation}: {row}, {size}")
+
+
+def _mounted_json(mounted: Mounted) -> dict[str, object]:
+    image, as_vhd = mounted.image, _vhd(mounted)
+    return {
+        "image": str(image.path), "format": image.format, "size_bytes": image.size_bytes, "read_only": image.read_only,
+        "disk": str(mounted.disk), "vhd": None if as_vhd is None else str(as_vhd), "log": _log_json(mounted),
+    }  # fmt: skip
+
+
+def _unmounted_json(mounted: Mounted) -> dict[str, object]:
+    return {"image": str(mounted.image.path), "log": _log_json(mounted)}
+
+
+def _log_json(mounted: Mounted) -> dict[str, object] | None:
+    state = mounted.alone.disk.state
+    if not state.tracked:
+        return None
+    segments = mounted.alone.segments()
+    return {
+        "disk_id": state.disk_id, "generation": state.generation, "segments": len(segments),
+        "first": str(segments[0]) if segments else None, "last": str(segments[-1]) if segments else None,
+        "bytes": _bytes(segments),
+    }  # fmt: skip

@@ -1,0 +1,120 @@
+"""Operations on a protected VM: each starts a job, shows it, and succeeds only if the job does."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from siterig.azure_emu.vault.model.api import Job, VaultApi
+from siterig.blockfs.core.errors import RigError
+from siterig.cli import exits, show
+from siterig.cli.commands.options import Dir, Json, Point, VmName, example, vault
+from siterig.cli.follow import follow
+from siterig.core.values import format_size, parse_point
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    failover = typer.Typer(no_args_is_help=True)
+    failover.command("test", epilog=example("siterig failover test web01 --point latest-app"))(failover_test)
+    failover.command("unplanned", epilog=example("siterig failover unplanned web01 --point latest --json"))(
+        failover_unplanned
+    )
+    failover.command("planned", epilog=example("siterig failover planned web01"))(failover_planned)
+    app.add_typer(
+        failover, name="failover", help="Make a VM from a recovery point.", epilog=example("siterig failover test web01")
+    )
+    app.command(epilog=example("siterig cleanup web01"))(cleanup)
+    app.command(epilog=example("siterig commit web01"))(commit)
+    app.command(epilog=example("siterig failback web01"))(failback)
+    app.command(epilog=example("siterig reprotect web01"))(reprotect)
+    app.command(epilog=example("siterig resync web01"))(resync)
+
+
+async def run_job(api: VaultApi, job: Job, *, as_json: bool) -> int:
+    """Follow a job to its end and print what came of it; the exit status."""
+    job = await follow(api, job)
+    if as_json:
+        show.print_json({"job": job})
+    elif job.state == "Succeeded" and job.result is not None:
+        rows = [(job.result.name, d.name, format_size(d.size_bytes), d.path) for d in job.result.disks]
+        show.print_table(("VM", "disk", "size", "file"), rows, empty=f"{job.result.name} has no disks")
+    return job_status(job)
+
+
+def job_status(job: Job) -> int:
+    """The exit status for a job that has ended; prints its errors, which are remarks if it succeeded.
+
+    A job that failed because a role is away ends the command as a call to that role does.
+    """
+    if job.state == "Succeeded":
+        for error in job.errors:
+            show.notice(f"{error.message} ({error.code})")
+        return exits.OK
+    failures = [RigError(error.code, error.message) for error in job.errors]
+    for failure in failures:
+        show.error(failure)
+    return exits.NOT_UP if exits.NOT_UP in map(exits.status_of, failures) else exits.FAILED
+
+
+def _operate(folder: Path, start: Callable[[VaultApi], Awaitable[Job]], *, as_json: bool) -> None:
+    async def work() -> int:
+        api = vault(folder)
+        return await run_job(api, await start(api), as_json=as_json)
+
+    raise typer.Exit(exits.run(work))
+
+
+def failover_test(folder: Dir, vm: VmName, point: Point = "latest-processed", as_json: Json = False) -> None:
+    """Make VM-test from a recovery point; the source goes on. End it with siterig cleanup."""
+    _operate(folder, lambda api: api.test_failover(vm=vm, point=parse_point(point)), as_json=as_json)
+
+
+def failover_unplanned(
+    folder: Dir,
+    vm: VmName,
+    point: Point = "latest",
+    source_actions: Annotated[
+        bool, typer.Option("--source-actions", help="Try to shut the source down first; go on if that fails.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """The site is lost: make the VM from a recovery point at the recovery side."""
+    _operate(
+        folder,
+        lambda api: api.unplanned_failover(vm=vm, point=parse_point(point), source_actions=source_actions),
+        as_json=as_json,
+    )
+
+
+def failover_planned(folder: Dir, vm: VmName, as_json: Json = False) -> None:
+    """Shut the source down, send the rest, and go over without loss."""
+    _operate(folder, lambda api: api.planned_failover(vm=vm), as_json=as_json)
+
+
+def cleanup(folder: Dir, vm: VmName, as_json: Json = False) -> None:
+    """Remove the VM of a test failover."""
+    _operate(folder, lambda api: api.cleanup_test_failover(vm=vm), as_json=as_json)
+
+
+def commit(folder: Dir, vm: VmName, as_json: Json = False) -> None:
+    """Keep the result of a failover or failback; the recovery points it could have been changed to go."""
+    _operate(folder, lambda api: api.commit_failover(vm=vm), as_json=as_json)
+
+
+def failback(folder: Dir, vm: VmName, as_json: Json = False) -> None:
+    """Bring a committed VM back to the site: its disks are downloaded there."""
+    _operate(folder, lambda api: api.failback(vm=vm), as_json=as_json)
+
+
+def reprotect(folder: Dir, vm: VmName, as_json: Json = False) -> None:
+    """Reverse replication: protect a VM again that came back to the site."""
+    _operate(folder, lambda api: api.reprotect(vm=vm), as_json=as_json)
+
+
+def resync(folder: Dir, vm: VmName, as_json: Json = False) -> None:
+    """Compare both sides and send the chunks that differ."""
+    _operate(folder, lambda api: api.resync(vm=vm), as_json=as_json)

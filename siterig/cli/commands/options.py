@@ -1,0 +1,85 @@
+"""Options that several commands share, and the way from a command to the running rig."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.blockfs.core.errors import RigError
+from siterig.cli import completion, show
+from siterig.core import front_end
+from siterig.core.front_end import FrontEnd
+from siterig.core.layout import Layout, check_format, default_dir
+from siterig.rpc import services
+
+Dir = Annotated[
+    Path,
+    typer.Option(
+        "--dir",
+        envvar="SITERIG_DIR",
+        default_factory=default_dir,
+        show_default="~/.local/state/siterig",
+        file_okay=False,
+        help="Folder that holds the rig's state.",
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", is_eager=True, callback=show.set_json, help="Print JSON (the contract is in docs/cli.md)."),
+]
+JsonLines = Annotated[
+    bool,
+    typer.Option("--json", is_eager=True, callback=show.set_json, help="Print one JSON document a line (docs/cli.md)."),
+]
+VmName = Annotated[str, typer.Argument(metavar="VM", help="Name of the VM.", autocompletion=completion.vms)]
+POINTS = "latest, latest-processed, latest-app, the id or name of a point, @POSITION, or a time (RFC 3339)"
+"""What may be written for a state, wherever one is chosen."""
+Point = Annotated[str, typer.Option("--point", metavar="POINT", help=f"{POINTS}.", autocompletion=completion.points)]
+
+THREADS, QUEUE = str(FrontEnd().threads), str(FrontEnd().queue)
+"""As the front end has them where nothing is said."""
+
+PortableFuse = Annotated[
+    bool,
+    typer.Option(front_end.PORTABLE_OPTION, help="Serve disks without C threads: slower, should these fail here."),
+]
+FuseThreads = Annotated[
+    str, typer.Option(front_end.THREADS_OPTION, metavar="N", help="How many C threads take requests on disks.")
+]
+FuseQueue = Annotated[
+    str,
+    typer.Option(front_end.QUEUE_OPTION, metavar="N", help="How many requests the kernel may make ahead of its callers."),
+]
+
+
+def front_end_of(threads: str, queue: str, *, portable: bool) -> FrontEnd:
+    """From what these options say; ``InvalidLimit``."""
+    return FrontEnd.parse({front_end.THREADS_OPTION: threads, front_end.QUEUE_OPTION: queue}, portable=portable)
+
+
+def example(text: str) -> str:
+    """The last line of a command's help."""
+    return f"Example: {text}"
+
+
+def running(folder: Path) -> Layout:
+    """The layout of a rig that is up; ``NotUp``, ``StateVersion``."""
+    layout = Layout.of(folder)
+    check_format(layout)
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(layout.socket("supervisor")))
+        except ConnectionRefusedError:
+            raise RigError("NotUp", f"the rig in {layout.root} was killed: siterig up or down clears it") from None
+        except OSError:
+            raise RigError("NotUp", f"the rig in {layout.root} is not up: start it with siterig up") from None
+    return layout
+
+
+def vault(folder: Path) -> VaultApi:
+    """The vault of a rig that is up."""
+    return services.vault(running(folder))

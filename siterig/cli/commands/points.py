@@ -1,0 +1,248 @@
+"""Recovery points as files: mounted read-only beside the failed-over VMs' disks, and exported as images."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+import trio
+import typer
+
+from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, RecoveryPoint, VaultApi
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.host_process import HostProcess
+from siterig.blockfs.core.sector_size import SECTOR_BYTES_DEFAULT
+from siterig.blockfs.images import vhd
+from siterig.cli import completion, exits, show
+from siterig.cli.commands.options import POINTS, Dir, Json, VmName, example, running, vault
+from siterig.cli.reading_again import read_served
+from siterig.core.values import format_size, parse_point
+from siterig.images import image_export
+from siterig.rpc import services
+
+CLEAN_UP_S = 15.0
+
+Chosen = Annotated[
+    str | None,
+    typer.Option(
+        "--point", metavar="POINT", help=f"{POINTS}.", show_default="latest-processed", autocompletion=completion.points
+    ),
+]
+Position = Annotated[
+    int | None, typer.Option("--position", metavar="N", help="Any position, also between points: all writes up to it.")
+]
+Time = Annotated[
+    str | None, typer.Option("--time", metavar="RFC3339", help="Any time: all writes up to it, e.g. 2026-11-21T22:13:17Z.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    point = typer.Typer(no_args_is_help=True)
+    point.command("list", epilog=example("siterig point list web01 --mounted"))(list_points)
+    point.command("mount", epilog=example("siterig point mount web01 --time 2026-11-21T22:13:17Z"))(mount)
+    point.command("unmount", epilog=example("siterig point unmount web01 @4711"))(unmount)
+    point.command("export", epilog=example("siterig point export web01 --disk os --format qcow2 --to os.qcow2"))(export)
+    app.add_typer(
+        point, name="point", help="Look at a VM's disks as they were.", epilog=example("siterig point mount web01")
+    )
+
+
+# --- list ---------------------------------------------------------------------------------------------------------
+
+
+def list_points(
+    folder: Dir,
+    vm: VmName,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many points.")] = None,
+    only_mounted: Annotated[bool, typer.Option("--mounted", help="Only what is mounted.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List a VM's recovery points, newest first, and what of them, and between them, is mounted."""
+
+    async def work() -> None:
+        api = vault(folder)
+        mounted = await api.mounted_points(vm=vm)
+        points = [] if only_mounted else await api.points(vm=vm, limit=limit)
+        if as_json:
+            show.print_json({"points": points, "mounted": mounted})
+            return
+        rows = _rows(points, mounted)
+        columns = ("position", "id", "type", "time", "name", "mounted")
+        show.print_table(columns, rows, empty=f"{vm} has no {'mounted' if only_mounted else 'recovery'} points")
+        for state in mounted:
+            for remark in filter(None, (state.broken, state.damage)):
+                show.notice(f"recovery/{vm}/{state.name}: {remark}")
+
+    exits.run(work)
+
+
+def _rows(points: list[RecoveryPoint], mounted: list[MountedPoint]) -> list[tuple[object, ...]]:
+    """Newest first.  What is mounted is in its point's row; what is between points, or mounted twice, has its own."""
+    rows: list[tuple[int, list[object]]] = [(p.position, [p.position, p.id, p.type, p.time, p.name, ""]) for p in points]
+    of_point = {row[1]: row for _, row in rows}
+    for state in mounted:
+        point, where = state.recovery_point, f"recovery/{state.vm}/{state.name}"
+        shown = where if state.broken is None else f"{where} (broken)"
+        row = of_point.get(point.id) if point is not None else None
+        if row is not None and not row[5]:
+            row[5] = shown
+        elif point is not None and row is None:
+            kind, time = point.type, point.time
+            rows.append((state.position, [state.position, point.id, kind, time, point.name, shown]))
+        else:
+            rows.append((state.position, [state.position, "", "", state.time or "", "", shown]))
+    return [tuple(row) for _, row in sorted(rows, key=lambda row: -row[0])]
+
+
+# --- mount and unmount --------------------------------------------------------------------------------------------
+
+
+def mount(
+    folder: Dir,
+    vm: VmName,
+    *,
+    point: Chosen = None,
+    position: Position = None,
+    time: Time = None,
+    as_json: Json = False,
+) -> None:
+    """Show a VM's disks as they were, read-only, as files; they stay until they are unmounted."""
+
+    async def work() -> None:
+        made = await vault(folder).mount_point(
+            vm=vm, point=None if point is None else parse_point(point), position=position, time=time
+        )
+        if as_json:
+            show.print_json(made)
+        else:
+            rows = [(made.name, made.position, d.name, format_size(d.size_bytes), d.path) for d in made.disks]
+            show.print_table(("mounted", "position", "disk", "size", "file"), rows, empty=f"{vm} has no disks")
+        _tell_damage(made)
+
+    exits.run(work)
+
+
+def _tell_damage(made: MountedPoint) -> None:
+    if made.damage is not None:
+        show.notice(made.damage)
+
+
+def unmount(
+    folder: Dir,
+    vm: VmName,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="Its folder's name: a point's id, @POSITION, or a time.", autocompletion=completion.mounted
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Take a mounted point away."""
+
+    async def work() -> None:
+        await vault(folder).unmount_point(vm=vm, name=name)
+        if as_json:
+            show.print_json({"vm": vm, "name": name})
+
+    exits.run(work)
+
+
+# --- export -------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _mounted(
+    api: VaultApi, vm: str, *, point: str | None, position: int | None, time: str | None
+) -> AsyncIterator[MountedPoint]:
+    """A state that is mounted for the time of the block, under a name of its own; gone with this process at the latest."""
+    name = f"export-{uuid.uuid4().hex[:12]}"
+    made = await api.mount_point(
+        vm=vm,
+        point=None if point is None else parse_point(point),
+        position=position,
+        time=time,
+        name=name,
+        process=HostProcess.own(),
+    )
+    try:
+        yield made
+    finally:
+        with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_S):
+            await api.unmount_point(vm=vm, name=name)
+
+
+def _disk(made: MountedPoint, name: str | None) -> MountedDisk:
+    there = ", ".join(disk.name for disk in made.disks)
+    if name is None:
+        if len(made.disks) == 1:
+            return made.disks[0]
+        raise RigError("BadRequest", f"VM {made.vm!r} has disks {there}: say which with --disk")
+    for disk in made.disks:
+        if disk.name == name:
+            return disk
+    raise RigError("DiskNotFound", f"VM {made.vm!r} has no disk {name!r}; it has: {there}")
+
+
+def export(
+    folder: Dir,
+    vm: VmName,
+    *,
+    to: Annotated[
+        Path, typer.Option("--to", metavar="FILE", help="The image to make: there whole, or not at all; or a block device.")
+    ],
+    disk: Annotated[
+        str | None,
+        typer.Option(
+            "--disk",
+            metavar="NAME",
+            help="Which disk; may be left out if it has one.",
+            autocompletion=completion.disks_of_vm,
+        ),
+    ] = None,
+    format_: Annotated[image_export.Format, typer.Option("--format", help="Of the image; vhd is the fixed one.")] = "raw",
+    point: Chosen = None,
+    position: Position = None,
+    time: Time = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace FILE if it is there, or overwrite a block device.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a VM's disk, as it was, to an image file."""
+
+    async def work() -> None:
+        image_export.check(to, format_, force=force)
+        async with _mounted(vault(folder), vm, point=point, position=position, time=time) as made:
+            _tell_damage(made)
+            source = _disk(made, disk)
+            path = source.vhd if format_ == "vhd" else source.path
+            if path is None:
+                raise RigError(
+                    "InvalidDiskSize", f"{vm}/{source.name} has {source.size_bytes} bytes: {vhd.WHY_NOT}; export it as vhdx"
+                )
+            if source.sector_bytes != SECTOR_BYTES_DEFAULT and format_ != "vhdx":
+                show.notice(
+                    f"disk {vm}/{source.name} declares sectors of {source.sector_bytes} bytes, which format {format_} "
+                    f"cannot express: give --sector-size {source.sector_bytes} when it is imported, or export it as vhdx"
+                )
+            disk_bytes, sector_bytes, image = source.size_bytes, source.sector_bytes, Path(path)
+            shown = f"{vm}/{source.name} at {made.position}"
+
+            async def write() -> None:
+                with show.bar(shown, disk_bytes) as advance:
+                    await image_export.export(image, to, format_, force=force, advance=advance, sector_bytes=sector_bytes)
+
+            await read_served(services.supervisor(running(folder)), "azure", image, write, show.notice)
+        size_bytes = source.size_bytes if to.is_block_device() else to.stat().st_size
+        if as_json:
+            fields = {"vm": vm, "disk": source.name, "position": made.position, "recovery_point": made.recovery_point}
+            show.print_json({**fields, "file": str(to), "format": format_, "file_bytes": size_bytes})
+        else:
+            show.line(f"{to}: {vm}/{source.name} at position {made.position}, {format_}, {format_size(size_bytes)}")
+
+    exits.run(work)

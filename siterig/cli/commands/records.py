@@ -1,0 +1,66 @@
+"""What the vault has recorded: jobs and events."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from siterig.cli import completion, exits, show
+from siterig.cli.commands.options import Dir, Json, example, vault
+from siterig.cli.follow import task_state
+from siterig.cli.tables import style_of
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command(epilog=example("siterig jobs --json"))(jobs)
+    app.command(epilog=example("siterig events"))(events)
+
+
+def jobs(
+    folder: Dir,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Show one job with its tasks.", autocompletion=completion.jobs)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the vault's jobs, or show one with its tasks and errors."""
+
+    async def work() -> None:
+        api = vault(folder)
+        if name is None:
+            found = await api.jobs()
+            if as_json:
+                show.print_json(found)
+                return
+            rows = [
+                (j.name, j.scenarioName, j.targetObjectName, j.state, j.startTime or "-", j.endTime or "-") for j in found
+            ]
+            show.print_table(("job", "scenario", "VM", "state", "start", "end"), rows, empty="no jobs yet")
+            return
+        job = await api.job(name=name)
+        if as_json:
+            show.print_json(job)
+            return
+        show.line(f"{job.friendlyName} {job.targetObjectName}: ", (job.state, style_of(job.state)))
+        tasks = [(t.friendlyName, t.name, task_state(t), t.startTime or "-", t.endTime or "-") for t in job.tasks]
+        show.print_table(("task", "name", "state", "start", "end"), tasks, empty="no tasks")
+        for error in job.errors:
+            show.line(f"{error.message} ({error.code})")
+
+    exits.run(work)
+
+
+def events(folder: Dir, as_json: Json = False) -> None:
+    """List the vault's events."""
+
+    async def work() -> None:
+        found = await vault(folder).events()
+        if as_json:
+            show.print_json(found)
+            return
+        rows = [(e.timeOfOccurrence, e.severity, e.affectedObject, e.description, e.eventCode) for e in found]
+        show.print_table(("time", "severity", "object", "what", "code"), rows, empty="no events yet")
+
+    exits.run(work)

@@ -1,0 +1,119 @@
+"""The processes of the rig: one role by itself, and the loss of a whole site."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.cli import completion, exits, show, sites
+from siterig.cli.commands.options import Dir, Json, example, running
+from siterig.core.control import SupervisorControl
+from siterig.rpc import services
+
+RoleName = Annotated[
+    str,
+    typer.Argument(metavar="ROLE", help="Name of the role, e.g. agent: siterig role list.", autocompletion=completion.roles),
+]
+
+
+def _sites(incomplete: str) -> list[str]:
+    return [name for name in sites.ROLES_OF_SITE if name.startswith(incomplete)]
+
+
+SiteName = Annotated[
+    str,
+    typer.Argument(
+        metavar="[SITE]",
+        help=f"Name of the site: {', '.join(sites.ROLES_OF_SITE)}.",
+        autocompletion=_sites,
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    role = typer.Typer(no_args_is_help=True)
+    role.command("list", epilog=example("siterig role list --json"))(list_roles)
+    role.command("restart", epilog=example("siterig role restart agent"))(restart)
+    role.command("kill", epilog=example("siterig role kill azurite --hold"))(kill)
+    app.add_typer(role, name="role", help="The processes of the rig.", epilog=example("siterig role list"))
+    site = typer.Typer(no_args_is_help=True)
+    site.command("lose", epilog=example("siterig site lose"))(lose)
+    site.command("restore", epilog=example("siterig site restore"))(restore)
+    app.add_typer(site, name="site", help="Lose a site, and get it back.", epilog=example("siterig site lose"))
+
+
+async def _supervisor(folder: Path) -> SupervisorControl:
+    """The rig's supervisor, which answers: one that hangs would do later what nobody waits for any more."""
+    supervisor = services.supervisor(running(folder))
+    await supervisor.status()
+    return supervisor
+
+
+def _print(roles: list[RoleStatus], *, as_json: bool) -> None:
+    if as_json:
+        show.print_json(roles)
+        return
+    rows = [(r.name, r.state, r.pid or "-", r.restarts, show.age(r.since_ns), r.detail) for r in roles]
+    show.print_table(("role", "state", "pid", "restarts", "for", "detail"), rows, empty="no roles")
+
+
+def list_roles(folder: Dir, as_json: Json = False) -> None:
+    """List the roles of the rig with their states; exit status 1 if one is not ready."""
+
+    async def work() -> bool:
+        roles = (await services.supervisor(running(folder)).status()).roles
+        _print(roles, as_json=as_json)
+        return all(role.state == "ready" for role in roles)
+
+    if not exits.run(work):
+        raise typer.Exit(exits.FAILED)
+
+
+def restart(folder: Dir, name: RoleName, as_json: Json = False) -> None:
+    """Start a role again: one that runs or hangs is killed first, one that failed or is held is started."""
+
+    async def work() -> None:
+        supervisor = await _supervisor(folder)
+        await supervisor.kill_role(name=name)
+        _print([await supervisor.start_role(name=name)], as_json=as_json)
+
+    exits.run(work)
+
+
+def kill(
+    folder: Dir,
+    name: RoleName,
+    hold: Annotated[bool, typer.Option("--hold", help="Keep it down until siterig role restart.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Kill a role (SIGKILL), as a crash would; the supervisor starts it again."""
+
+    async def work() -> None:
+        supervisor = await _supervisor(folder)
+        _print([await supervisor.kill_role(name=name, hold=hold)], as_json=as_json)
+
+    exits.run(work)
+
+
+def lose(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) -> None:
+    """Lose a site: its processes are killed, and stay down until siterig site restore."""
+
+    async def work() -> None:
+        supervisor = await _supervisor(folder)
+        _print(await sites.lose(supervisor, site), as_json=as_json)
+
+    exits.run(work)
+
+
+def restore(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) -> None:
+    """Get a lost site back: its processes are started, with the disks as they were when it was lost."""
+
+    async def work() -> None:
+        supervisor = await _supervisor(folder)
+        _print(await sites.restore(supervisor, site), as_json=as_json)
+
+    exits.run(work)

@@ -1,0 +1,207 @@
+"""Scrubbing managed disks: every byte of the recovery side's store is read and compared with its checksum."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISREG
+from typing import Annotated
+
+import trio
+import typer
+
+from siterig.azure_emu.contracts.ports import Damage, DamageReports, RecoverySide
+from siterig.azure_emu.scrub.scrubber import scrub as scrub_store
+from siterig.azure_emu.vault.model.api import ManagedDisk, RecoveryPoint, VaultApi
+from siterig.blockfs.core import short_ids
+from siterig.blockfs.core.errors import RigError
+from siterig.cli import completion, exits, show
+from siterig.cli.commands.options import Dir, Json, running, vault
+from siterig.core.layout import Layout, check_format
+from siterig.core.values import format_size
+from siterig.rpc import services
+
+Which = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[VM[/NAME]]...",
+        help="Whose managed disks; without it, all there are.",
+        autocompletion=completion.vms_and_disks,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class _Store:
+    """A managed disk's folder; ``disk`` None: the vault does not know it, or is not up."""
+
+    folder: Path
+    disk: ManagedDisk | None
+
+    @property
+    def title(self) -> str:
+        return self.folder.name if self.disk is None else f"{self.disk.vm}/{self.disk.name}"
+
+
+def scrub(
+    folder: Dir,
+    which: Which = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write again what can be made from the rest; the rig must be up.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every byte of managed disks, and name what is not as it was written. Changes nothing, unless told to.
+
+    The rig may be up or down; where it is down, a managed disk is called by its id.
+    """
+
+    async def work() -> int:
+        layout = running(folder) if repair else Layout.of(folder)
+        check_format(layout)
+        api = _vault(folder)
+        stores = _chosen(await _stores(layout, api), which or [])
+        scrubbed = [(store, await _scrub(store)) for store in stores]
+        found = [(store, damages) for store, damages in scrubbed if damages is not None]
+        if repair:
+            recovery = services.recovery_side(layout)
+            found = [(store, await _repair(recovery, store, damages) if damages else []) for store, damages in found]
+        if api is not None:
+            await _tell(services.damage_reports(layout), found)
+        points = await _points(api, [store for store, damages in found if damages])
+        if as_json:
+            show.print_json([_json(store, damages, points) for store, damages in found])
+        else:
+            for store, damages in found:
+                _print(store, damages, points)
+            if not repair and any(damages for _, damages in found):
+                show.notice("siterig disk scrub --repair writes again what can be made from the rest of a managed disk")
+            if not found:
+                show.line("no managed disks: siterig protect")
+        return exits.FAILED if any(damages for _, damages in found) else exits.OK
+
+    raise typer.Exit(exits.run(work))
+
+
+def _vault(folder: Path) -> VaultApi | None:
+    try:
+        running(folder)
+    except RigError as error:
+        if error.code != "NotUp":
+            raise
+        return None
+    return vault(folder)
+
+
+async def _stores(layout: Layout, api: VaultApi | None) -> list[_Store]:
+    known = {} if api is None else {disk.disk_id: disk for disk in await api.managed_disks()}
+    folders = layout.managed_disks.iterdir() if layout.managed_disks.is_dir() else ()
+    stores = [_Store(path, known.get(path.name)) for path in folders if path.is_dir() and not path.name.startswith(".")]
+    return sorted(stores, key=lambda store: store.title)
+
+
+def _chosen(stores: list[_Store], which: list[str]) -> list[_Store]:
+    if not which:
+        return stores
+    ids = [store.folder.name for store in stores]
+    chosen: set[str] = set()
+    for text in which:
+        named = {store.folder.name for store in stores if text in (store.title, store.title.partition("/")[0])}
+        begun = None if named else short_ids.find("managed disk", text, ids)
+        if not named and begun is None:
+            there = ", ".join(store.title for store in stores) or "none"
+            raise RigError("DiskNotFound", f"there is no managed disk of {text!r}; there are: {there}")
+        chosen |= named or {str(begun)}
+    return [store for store in stores if store.folder.name in chosen]
+
+
+async def _scrub(store: _Store) -> list[Damage] | None:
+    """None: it was deleted meanwhile."""
+    with show.bar(store.title, _used_bytes(store.folder)) as advance:
+        try:
+            # Ctrl-C does not wait for its end: it changes nothing.
+            return await trio.to_thread.run_sync(lambda: list(scrub_store(store.folder, advance)), abandon_on_cancel=True)
+        except RigError as error:
+            if error.code != "DiskNotFound":
+                raise
+            return None
+
+
+async def _repair(recovery: RecoverySide, store: _Store, damages: list[Damage]) -> list[Damage]:
+    """What is damaged still."""
+    try:
+        await recovery.repair(disk_id=store.folder.name)
+    except RigError as error:
+        show.notice(f"{store.title}: nothing can be repaired: {error.message} ({error.code})")
+        return damages
+    left = await _scrub(store) or []
+    show.notice(f"{store.title}: {max(len(damages) - len(left), 0)} of {len(damages)} repaired")
+    return left
+
+
+def _used_bytes(folder: Path) -> int:
+    """Of all its files; those that a fold deletes meanwhile do not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            total += status.st_blocks * 512 if S_ISREG(status.st_mode) else 0
+    return total
+
+
+async def _tell(reports: DamageReports, found: list[tuple[_Store, list[Damage]]]) -> None:
+    """The vault keeps it, for the health of the VMs."""
+    try:
+        for store, damages in found:
+            if store.disk is not None:
+                await reports.scrubbed(disk_id=store.disk.disk_id, damages=damages)
+    except RigError as error:
+        show.notice(f"the vault was not told: {error.message} ({error.code})")
+
+
+async def _points(api: VaultApi | None, stores: list[_Store]) -> dict[str, list[RecoveryPoint]]:
+    """Of each VM that has something damaged."""
+    vms = {store.disk.vm for store in stores if store.disk is not None}
+    return {} if api is None else {vm: await api.points(vm=vm) for vm in sorted(vms)}
+
+
+def _hurt(damage: Damage, store: _Store, points: dict[str, list[RecoveryPoint]]) -> list[RecoveryPoint]:
+    first, last = damage.first_position, damage.last_position
+    if first is None or store.disk is None:
+        return []
+    of_vm = points.get(store.disk.vm, [])
+    return [point for point in of_vm if first <= point.position and (last is None or point.position <= last)]
+
+
+def _json(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryPoint]]) -> dict[str, object]:
+    disk = store.disk
+    return {
+        "disk_id": store.folder.name,
+        "vm": None if disk is None else disk.vm,
+        "name": None if disk is None else disk.name,
+        "damages": [
+            {**damage.model_dump(), "points": [point.id for point in _hurt(damage, store, points)]} for damage in damages
+        ],
+    }
+
+
+def _print(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryPoint]]) -> None:
+    if not damages:
+        show.line(f"{store.title}: as it was written, {format_size(_used_bytes(store.folder))}")
+        return
+    rows = []
+    for damage in damages:
+        whole = "-" if damage.first_position is None else f"from {damage.first_position}"
+        if damage.last_position is not None:
+            whole += f" to {damage.last_position}"
+        hurt = _hurt(damage, store, points)
+        file = Path(damage.path).relative_to(store.folder)
+        rows.append((file, damage.offset, damage.what, whole, len(hurt) if store.disk is not None else "?"))
+    show.line(f"{store.title}: {len(damages)} damaged, in {store.folder}")
+    show.print_table(("file", "byte", "what", "positions not whole", "points"), rows, empty="")
+    hurting = [damage for damage in damages if damage.first_position is not None]
+    if store.disk is not None and any(damage.last_position is None for damage in hurting):
+        show.notice(f"siterig resync {store.disk.vm} sends again what cannot be read, as long as the source is there")
+    elif hurting:
+        show.notice(f"{store.title}: older points only; it goes when retention folds them")

@@ -1,0 +1,35 @@
+"""Completion of command lines in shells."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from siterig.cli import completion, show
+from siterig.cli.commands.options import Json, example
+
+
+class Shell(StrEnum):
+    """The shells for which there is a script."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("completion", epilog=example("siterig completion bash"))(print_script)
+
+
+def print_script(
+    shell: Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")], as_json: Json = False
+) -> None:
+    """Print what a shell has to evaluate to complete siterig and ./rig; its first lines say how."""
+    text = completion.script(shell.value)
+    if as_json:
+        show.print_json({"shell": shell.value, "script": text})
+    else:
+        show.print_lines(text.splitlines())

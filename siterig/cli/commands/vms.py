@@ -1,0 +1,307 @@
+"""Source VMs, their protection and their recovery points."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.vault.inventory import disk_limits
+from siterig.azure_emu.vault.model.api import HOURS_DEFAULT, Side
+from siterig.azure_emu.vault.points import retention
+from siterig.blockfs.contracts.control import BackingImage, TagKind
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.sector_size import SECTOR_SIZES, check_sectors, known_size
+from siterig.blockfs.images import image_import
+from siterig.blockfs.images.image import open_image
+from siterig.blockfs.images.image_kind import FORMATS, Format
+from siterig.cli import completion, exits, show
+from siterig.cli.commands.operations import job_status, run_job
+from siterig.cli.commands.options import Dir, Json, VmName, example, vault
+from siterig.cli.follow import follow, while_imported
+from siterig.core.values import (
+    check_schedule,
+    format_size,
+    interval_notice,
+    is_import,
+    parse_disk,
+    parse_import,
+    parse_of_disks,
+)
+
+DEFAULT_INTERVAL_S = 300.0
+
+FINALIZE_SCENARIO = "FinalizeProtection"
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    vm = typer.Typer(no_args_is_help=True)
+    vm.command("create", epilog=example("siterig vm create web01 --disk os:1GiB:ext4 --disk data:1GiB:xfs"))(create)
+    vm.command("list", epilog=example("siterig vm list --json"))(list_vms)
+    vm.command("rename", epilog=example("siterig vm rename web01 web02"))(rename)
+    vm.command("delete", epilog=example("siterig vm delete web01"))(delete)
+    app.add_typer(vm, name="vm", help="Create, list, rename and delete VMs.", epilog=example("siterig vm list"))
+    app.command(epilog=example("siterig protect web01 --interval 300"))(protect)
+    app.command(epilog=example("siterig unprotect web01"))(unprotect)
+    app.command(epilog=example("siterig points web01"))(points)
+    app.command("take-point", epilog=example("siterig take-point web01 --app-consistent"))(take_point)
+
+
+def create(
+    folder: Dir,
+    vm: VmName,
+    disk: Annotated[
+        list[str],
+        typer.Option(
+            "--disk",
+            metavar="NAME:SIZE[:FS]|NAME=IMAGE[:SIZE]",
+            help="A disk; FS is ext4 or xfs, without it the disk is blank. Or one with the contents of an image file or "
+            "block device; larger than that with SIZE.",
+        ),
+    ],
+    *,
+    format_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            metavar="[NAME=]FORMAT",
+            help=f"Of the images, or of disk NAME's: {', '.join(FORMATS)}; without it contents and name decide.",
+            autocompletion=completion.of_disk(FORMATS),
+        ),
+    ] = None,
+    sector_size: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sector-size",
+            metavar="[NAME=]512|4096",
+            help="The logical sector size that the disks declare, or disk NAME does; without it that of the image, or 512.",
+            autocompletion=completion.of_disk([str(size) for size in SECTOR_SIZES]),
+        ),
+    ] = None,
+    backing: Annotated[
+        bool,
+        typer.Option(
+            "--backing",
+            help="Do not copy the images: each disk is thin over its image (raw, or a fixed VHD), which is used in place, "
+            "never written to, and must stay as it is.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Create a source VM with its disks, which appear as files in the site's mount."""
+
+    async def work() -> None:
+        specs = await _specs(disk, format_ or [], sector_size or [], backing=backing)
+        api = vault(folder)
+        made = await while_imported(api, vm, specs, lambda: api.create_vm(vm=vm, disks=specs))
+        if as_json:
+            show.print_json(made)
+        else:
+            rows = [(d.name, format_size(d.size_bytes), d.path) for d in made.disks]
+            show.print_table(("disk", "size", "file"), rows, empty=f"{vm} has no disks")
+
+    exits.run(work)
+
+
+async def _specs(disks: list[str], formats: list[str], sector_sizes: list[str], *, backing: bool) -> list[DiskSpec]:
+    """The disks to create, in their order; images are looked at."""
+    specs = await _disks(disks, formats, backing=backing)
+    wanted = parse_of_disks(
+        "--sector-size", sector_sizes, [str(size) for size in SECTOR_SIZES], [spec.name for spec in specs]
+    )
+    specs = [
+        spec.model_copy(update={"sector_bytes": int(wanted[spec.name])}) if spec.name in wanted else spec for spec in specs
+    ]
+    for spec in specs:
+        check_sectors(f"disk {spec.name}", spec.size_bytes, spec.sector_bytes)
+    return specs
+
+
+async def _disks(disks: list[str], formats: list[str], *, backing: bool) -> list[DiskSpec]:
+    names = [text.partition("=")[0] for text in disks if is_import(text)]
+    if formats and not names:
+        raise RigError("BadRequest", "--format: no disk is made of an image; write --disk NAME=IMAGE")
+    format_of = cast("dict[str, Format]", parse_of_disks("--format", formats, FORMATS, names))
+    if backing and not names:
+        raise RigError("BadRequest", "--backing: no disk is made of an image; write --disk NAME=IMAGE")
+    make = _thin if backing else _imported
+    return [await make(text, format_of) if is_import(text) else parse_disk(text) for text in disks]
+
+
+async def _thin(text: str, format_of: dict[str, Format]) -> DiskSpec:
+    name, path, size_bytes = parse_import(text)
+    wanted = format_of.get(name)
+    if wanted not in (None, "raw", "vhd"):
+        raise RigError("ImageUnusable", f"{path}: --backing needs a raw image or a fixed VHD, not format {wanted}")
+    found = await open_image(Path(path), format_=wanted, read_only=True)
+    found.close()
+    if found.is_device:
+        raise RigError("ImageUnusable", f"{path}: is a block device; --backing needs a file, whose changes can be noticed")
+    backing = BackingImage(path=str(found.path), format=found.format)
+    return DiskSpec(name=name, size_bytes=size_bytes or found.size_bytes, backing=backing)
+
+
+async def _imported(text: str, format_of: dict[str, Format]) -> DiskSpec:
+    name, path, size_bytes = parse_import(text)
+    source = await image_import.look_at(Path(path), format_of.get(name))
+    if size_bytes is not None and size_bytes < source.size_bytes:
+        raise RigError(
+            "DiskTooSmall", f"disk {name}: its size is {size_bytes} bytes; the disk in {path} has {source.size_bytes}"
+        )
+    if source.remark is not None:
+        show.notice(source.remark)
+    return DiskSpec(
+        name=name,
+        size_bytes=size_bytes or source.size_bytes,
+        image=str(source.path),
+        image_format=source.format,
+        sector_bytes=known_size(source.sector_bytes),
+    )
+
+
+def list_vms(folder: Dir, as_json: Json = False) -> None:
+    """List the VMs of both sides with the files of their disks."""
+
+    async def work() -> None:
+        vms = await vault(folder).list_vms()
+        if as_json:
+            show.print_json(vms)
+        else:
+            rows = [(v.name, v.side, v.state, d.name, format_size(d.size_bytes), d.path) for v in vms for d in v.disks]
+            show.print_table(("VM", "side", "state", "disk", "size", "file"), rows, empty="no VMs: siterig vm create")
+
+    exits.run(work)
+
+
+def protect(
+    folder: Dir,
+    vm: VmName,
+    *,
+    interval_s: Annotated[
+        float, typer.Option("--interval", metavar="SECONDS", help="Replication interval: 30, 300 or 900; others: rig only.")
+    ] = DEFAULT_INTERVAL_S,
+    app_every_s: Annotated[
+        float | None,
+        typer.Option("--app-consistent-every", metavar="SECONDS", help="Take application-consistent points by schedule."),
+    ] = None,
+    history_hours: Annotated[
+        int,
+        typer.Option(
+            "--retention", metavar="HOURS", help="For how long recovery points are kept: 1 to 24; up to 360: rig only."
+        ),
+    ] = HOURS_DEFAULT,
+    as_json: Json = False,
+) -> None:
+    """Enable replication of a VM, and wait until it is protected: initial replication, then the first recovery point."""
+
+    async def work() -> int:
+        check_schedule(app_every_s)
+        for text in filter(None, (interval_notice(interval_s), retention.remark(history_hours))):
+            show.notice(text)
+        api = vault(folder)
+        for disks in (v.disks for v in await api.list_vms() if (v.name, v.side) == (vm, "site")):
+            for remark in disk_limits.remarks(vm, disks):
+                show.notice(remark)
+        job = await api.enable_protection(
+            vm=vm, interval_s=interval_s, app_consistent_every_s=app_every_s, history_hours=history_hours
+        )
+        job = await follow(api, job)
+        finalize = None
+        if job.state == "Succeeded":  # the vault begins the second job with the end of the first
+            jobs = [j for j in await api.jobs() if j.scenarioName == FINALIZE_SCENARIO and j.targetObjectName == vm]
+            finalize = await follow(api, jobs[0])
+        if as_json:
+            show.print_json({"job": job, "finalize_job": finalize})
+        return job_status(finalize or job)
+
+    raise typer.Exit(exits.run(work))
+
+
+def rename(
+    folder: Dir,
+    vm: VmName,
+    name: Annotated[str, typer.Argument(metavar="NEW", help="The new name.")],
+    as_json: Json = False,
+) -> None:
+    """Rename a VM on both sides, with its protection, points and history; nothing may use its disks."""
+
+    async def work() -> int:
+        api = vault(folder)
+        return await run_job(api, await api.rename_vm(vm=vm, name=name), as_json=as_json)
+
+    raise typer.Exit(exits.run(work))
+
+
+def delete(
+    folder: Dir,
+    vm: VmName,
+    side: Annotated[Side | None, typer.Option("--side", help="Whose VM, if both sides have one of that name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Delete a VM that is not protected, with its disks and logs; nothing may use its disks."""
+
+    async def work() -> int:
+        api = vault(folder)
+        return await run_job(api, await api.delete_vm(vm=vm, side=side), as_json=as_json)
+
+    raise typer.Exit(exits.run(work))
+
+
+def unprotect(folder: Dir, vm: VmName, as_json: Json = False) -> None:
+    """Disable replication of a VM: its recovery points and managed disks go, its own disks stay."""
+
+    async def work() -> int:
+        api = vault(folder)
+        return await run_job(api, await api.disable_protection(vm=vm), as_json=as_json)
+
+    raise typer.Exit(exits.run(work))
+
+
+def points(
+    folder: Dir,
+    vm: VmName,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="Only the newest N.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List a VM's recovery points, newest first."""
+
+    async def work() -> None:
+        found = await vault(folder).points(vm=vm, limit=limit)
+        if as_json:
+            show.print_json(found)
+        else:
+            columns = ["id", "type", "time", "position", "name"]
+            rows: list[list[object]] = [[p.id, p.type, p.time, p.position, p.name] for p in found]
+            if any(p.downgraded_because for p in found):
+                columns.append("not application-consistent because")
+                rows = [[*row, p.downgraded_because or ""] for row, p in zip(rows, found, strict=True)]
+            show.print_table(columns, rows, empty=f"{vm} has no recovery points yet")
+
+    exits.run(work)
+
+
+def take_point(
+    folder: Dir,
+    vm: VmName,
+    app_consistent: Annotated[
+        bool, typer.Option("--app-consistent", help="Freeze the mounted file systems for the moment of the cut.")
+    ] = False,
+    name: Annotated[str, typer.Option("--name", help="A name to know it by.")] = "manual",
+    as_json: Json = False,
+) -> None:
+    """Take a recovery point now, out of turn; crash-consistent unless said otherwise."""
+
+    async def work() -> None:
+        kind: TagKind = "ApplicationConsistent" if app_consistent else "CrashConsistent"
+        point = await vault(folder).create_point(vm=vm, kind=kind, name=name)
+        if as_json:
+            show.print_json(point)
+        else:
+            show.line(f"{point.type} point {point.id} at position {point.position}")
+        if point.downgraded_because is not None:
+            show.notice(f"the point is not application-consistent: {point.downgraded_because}")
+
+    exits.run(work)

@@ -1,0 +1,343 @@
+"""Is this machine fit for a rig?  Each check says what it found, and what to do if that is not enough."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from siterig.azure_emu.storage.azurite_files import NODE_MAJOR_MIN, find_node, find_script, version_of
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.os_errors import reason
+from siterig.core.process_setup import FILES_MIN
+from siterig.images.mountpoint import FUSE_DEVICE, open_fuse
+
+FREE_BYTES_MIN = 6 << 30
+"""A drill at its widest: two disks, their logs, spool, cache account, managed disks and a recovered VM."""
+KERNEL_MIN = (5, 10)
+PYTHON_MIN = (3, 11)
+CAP_SYS_ADMIN = 21
+CAP_SYS_RESOURCE = 24
+UNFIT = "MachineUnfit"
+UP_BYTES_MIN = 64 << 20
+"""A rig without VMs: logs, the cache account, the vault's database, and room to act."""
+
+_PROGRAMS = {
+    "losetup": "mount",
+    "mount": "mount",
+    "mkfs.ext4": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "xfs_repair": "xfsprogs",
+    "fsfreeze": "util-linux",
+    "setpriv": "util-linux",
+}
+"""What is run, and the Debian package that has it."""
+TEST_PROGRAMS = {
+    "fio": "fio",
+    "mkfs.btrfs": "btrfs-progs",
+    "qemu-img": "qemu-utils",
+    "faketime": "faketime",
+    "initdb": "postgresql",
+}
+"""The same for the project's own tests; a rig needs none of it."""
+_FILESYSTEMS = ("fuse", "ext4", "xfs")
+_TEST_FILESYSTEMS = ("btrfs",)
+_LOOP_CONTROL = "/dev/loop-control"
+_LOOP_CTL_GET_FREE = 0x4C82
+_INITIAL_USER_NAMESPACE = 0xEFFFFFFD
+"""The inode of ``/proc/self/ns/user`` in it (the kernel's ``PROC_USER_INIT_INO``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One prerequisite: ``remedy`` is what to do when it is not ``ok``."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str
+    code: str = UNFIT
+    """The code of the error with which a rig is refused for it."""
+
+
+class Machine(Protocol):
+    """The questions that the checks ask; a test answers them itself."""
+
+    def fuse_error(self) -> str | None:
+        """Why the FUSE device cannot be opened for reading and writing; None if it can."""
+        ...
+
+    def free_loop(self) -> str:
+        """Path of a free loop device; ``OSError`` if there is none to be had."""
+        ...
+
+    def program(self, name: str) -> str | None:
+        """Path of a program, also of an administrator's."""
+        ...
+
+    def node(self) -> tuple[str, str]:
+        """Path and version of Node; ``RigError`` or ``OSError`` if there is none that runs."""
+        ...
+
+    def azurite(self) -> tuple[str, str]:
+        """Path and version of Azurite; ``RigError`` if there is none, or none that runs."""
+        ...
+
+    def kernel_filesystems(self) -> frozenset[str]:
+        """File systems that the kernel has, or has a module for."""
+        ...
+
+    def free_bytes(self, folder: Path) -> int:
+        """Space for us on the file system of an existing folder."""
+        ...
+
+    def capabilities(self) -> int:
+        """This process's effective capabilities on the machine, a bit mask; those of a user namespace do not count."""
+        ...
+
+    def files_max(self) -> int:
+        """How many files a process may open at most (the hard limit)."""
+        ...
+
+    def kernel(self) -> str:
+        """The kernel's release."""
+        ...
+
+    def python(self) -> str:
+        """This Python's version."""
+        ...
+
+
+def _search_path() -> str:
+    """What the shell searches, then what an administrator's does, then the newest PostgreSQL, which Debian keeps apart."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parts[-2].zfill(4), reverse=True)
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", *map(str, versions)])
+
+
+@dataclass(frozen=True, slots=True)
+class ThisMachine:
+    """The answers of the machine that we run on."""
+
+    search_path: str = field(default_factory=_search_path)
+
+    def fuse_error(self) -> str | None:
+        """Implements :class:`Machine`."""
+        try:
+            open_fuse()
+        except OSError as e:
+            return reason(e, FUSE_DEVICE)
+        return None
+
+    def free_loop(self) -> str:
+        """Implements :class:`Machine`."""
+        control = os.open(_LOOP_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
+        finally:
+            os.close(control)
+        if not Path(device).exists():  # a container with a /dev of its own
+            raise FileNotFoundError(errno.ENOENT, f"no device node {device}")
+        return device
+
+    def program(self, name: str) -> str | None:
+        """Implements :class:`Machine`."""
+        return shutil.which(name, path=self.search_path)
+
+    def node(self) -> tuple[str, str]:
+        """Implements :class:`Machine`."""
+        path = find_node()
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False)
+        return path, answer.stdout.strip()
+
+    def azurite(self) -> tuple[str, str]:
+        """Implements :class:`Machine`."""
+        script = find_script()
+        return str(script), version_of(script) or _answered_version(script)
+
+    def kernel_filesystems(self) -> frozenset[str]:
+        """Implements :class:`Machine`."""
+        names = {line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines() if line}
+        for listing in ("modules.builtin", "modules.dep"):
+            path = Path("/lib/modules", platform.release(), listing)
+            if path.is_file():
+                names |= set(re.findall(r"/fs/[^/\s]+/([^/\s.]+)\.ko", path.read_text()))
+        return frozenset(names)
+
+    def free_bytes(self, folder: Path) -> int:
+        """Implements :class:`Machine`."""
+        return shutil.disk_usage(folder).free
+
+    def capabilities(self) -> int:
+        """Implements :class:`Machine`."""
+        if Path("/proc/self/ns/user").stat().st_ino != _INITIAL_USER_NAMESPACE:
+            return 0
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff:"))
+        return int(line.split()[1], 16)
+
+    def files_max(self) -> int:
+        """Implements :class:`Machine`."""
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+    def kernel(self) -> str:
+        """Implements :class:`Machine`."""
+        return platform.release()
+
+    def python(self) -> str:
+        """Implements :class:`Machine`."""
+        return platform.python_version()
+
+
+def _answered_version(script: Path) -> str:
+    """The version that a script outside of Azurite's package answers with; ``AzuriteMissing``: it is no Azurite."""
+    problem = f"{script} is not Azurite's azurite-blob script"
+    try:
+        asked = [find_node(), str(script), "--version"]
+        answer = subprocess.run(
+            asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=20, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as e:
+        raise RigError("AzuriteMissing", f"{problem}: {e}") from e
+    version = answer.stdout.strip()
+    if answer.returncode != 0 or not re.fullmatch(r"\d+\.\d+\.\d+\S*", version):
+        raise RigError("AzuriteMissing", f"{problem}: asked for its version, it ended with status {answer.returncode}")
+    return version
+
+
+def require_fit(state_dir: Path, machine: Machine | None = None, *, is_new: bool = True) -> None:
+    """Raise if this machine cannot run a rig with its state in ``state_dir``: the code of the first lack, the text of all.
+
+    A new rig needs less free space than a drill.  One that exists needs none: on a full disk it must start, so that its
+    commands can free space.  Changes nothing.
+    """
+    require(checks(state_dir, machine, free_bytes_min=UP_BYTES_MIN if is_new else 0))
+
+
+def require(found: list[Check]) -> None:
+    """Raise if a check failed: the code of the first that did, the text of all."""
+    lacks = [check for check in found if not check.ok]
+    if lacks:
+        text = "; ".join(f"{check.name}: {check.found} (remedy: {check.remedy})" for check in lacks)
+        raise RigError(lacks[0].code, f"this machine cannot run a rig: {text}")
+
+
+def checks(state_dir: Path, machine: Machine | None = None, *, free_bytes_min: int = FREE_BYTES_MIN) -> list[Check]:
+    """Check everything that a rig with its state in ``state_dir`` needs; never raises, changes nothing."""
+    machine = machine or ThisMachine()
+    return [
+        _rights(machine),
+        _fuse(machine),
+        _fusermount(machine),
+        _loop(machine),
+        _filesystems(machine, "file systems", _FILESYSTEMS),
+        *(_program(machine, name, package) for name, package in _PROGRAMS.items()),
+        _node(machine),
+        _azurite(machine),
+        _open_files(machine),
+        _free_space(machine, state_dir, free_bytes_min),
+        _release("kernel", machine.kernel(), KERNEL_MIN, "boot a newer kernel"),
+        _release("python", machine.python(), PYTHON_MIN, "install a newer Python, remove .venv and run ./rig again"),
+    ]
+
+
+def test_checks(machine: Machine | None = None) -> list[Check]:
+    """Check what the project's own tests need besides; without it some are skipped."""
+    machine = machine or ThisMachine()
+    return [
+        _filesystems(machine, "file systems for tests", _TEST_FILESYSTEMS),
+        *(_program(machine, name, package) for name, package in TEST_PROGRAMS.items()),
+    ]
+
+
+def _rights(machine: Machine) -> Check:
+    ok = bool(machine.capabilities() >> CAP_SYS_ADMIN & 1)
+    found = "CAP_SYS_ADMIN" if ok else "no CAP_SYS_ADMIN on this machine, which mounting and loop devices need"
+    return Check("rights", ok, found, "run it as root (sudo), or in a container that is privileged", "NotPermitted")
+
+
+def _fuse(machine: Machine) -> Check:
+    error = machine.fuse_error()
+    remedy = "modprobe fuse; in a container: pass --device /dev/fuse; as a user: ask for access to it"
+    return Check(FUSE_DEVICE, error is None, error or "can be opened", remedy, "FuseMissing")
+
+
+def _fusermount(machine: Machine) -> Check:
+    path = machine.program("fusermount3")
+    return Check("fusermount3", path is not None, path or "not found", "apt-get install fuse3", "ToolMissing")
+
+
+def _loop(machine: Machine) -> Check:
+    remedy = "modprobe loop, as root; in a container: run it privileged, with the host's /dev"
+    try:
+        return Check("loop devices", True, f"{machine.free_loop()} is free", remedy)
+    except OSError as e:
+        return Check("loop devices", False, f"{_LOOP_CONTROL}: {reason(e, _LOOP_CONTROL)}", remedy)
+
+
+def _filesystems(machine: Machine, name: str, needed: tuple[str, ...]) -> Check:
+    missing = [kind for kind in needed if kind not in machine.kernel_filesystems()]
+    found = f"the kernel lacks {', '.join(missing)}" if missing else ", ".join(needed)
+    return Check(name, not missing, found, "boot a kernel that has them, or install its modules")
+
+
+def _program(machine: Machine, name: str, package: str) -> Check:
+    path = machine.program(name)
+    return Check(name, path is not None, path or "not found", f"apt-get install {package}", "ToolMissing")
+
+
+def _node(machine: Machine) -> Check:
+    remedy = f"run ./rig, which installs one for this checkout, or install Node.js {NODE_MAJOR_MIN} or newer"
+    try:
+        path, version = machine.node()
+    except RigError:
+        return Check("node", False, "not found", remedy, "NodeMissing")
+    except (OSError, subprocess.SubprocessError) as e:
+        return Check("node", False, f"does not run: {e}", remedy, "NodeMissing")
+    major = re.match(r"v(\d+)\.", version)
+    ok = major is not None and int(major[1]) >= NODE_MAJOR_MIN
+    found = f"{version or 'no version'} at {path}" + ("" if ok else f", too old (at least {NODE_MAJOR_MIN})")
+    return Check("node", ok, found, remedy, "NodeMissing")
+
+
+def _azurite(machine: Machine) -> Check:
+    remedy = "run ./rig in a checkout, or npm install -g azurite"
+    try:
+        path, version = machine.azurite()
+    except RigError as e:
+        return Check("azurite", False, e.message.partition(":")[0], remedy, "AzuriteMissing")
+    return Check("azurite", True, f"{version} at {path}", remedy)
+
+
+def _open_files(machine: Machine) -> Check:
+    may_raise = bool(machine.capabilities() >> CAP_SYS_RESOURCE & 1)
+    count = machine.files_max()
+    found = f"{count}, which the rig may raise" if may_raise else str(count)
+    remedy = f"raise the hard limit of open files to {FILES_MIN} or more (ulimit -Hn)"
+    return Check("open files", may_raise or count >= FILES_MIN, found, remedy, "TooFewFiles")
+
+
+def _free_space(machine: Machine, state_dir: Path, bytes_min: int) -> Check:
+    there = state_dir.absolute()
+    while not os.path.lexists(there):
+        there = there.parent
+    what = f"a drill needs {bytes_min >> 30} GiB" if bytes_min >= 1 << 30 else f"a rig needs {bytes_min >> 20} MiB"
+    remedy = f"{what}: free some, or name a folder on a larger file system with --dir"
+    try:
+        free = machine.free_bytes(there)
+    except OSError as e:
+        return Check("free space", False, f"{there}: {reason(e, there)}", remedy)
+    return Check("free space", free >= bytes_min, f"{free * 10 // (1 << 30) / 10} GiB at {there}", remedy)
+
+
+def _release(name: str, found: str, least: tuple[int, int], remedy: str) -> Check:
+    numbers = re.match(r"(\d+)\.(\d+)", found)
+    ok = numbers is not None and (int(numbers[1]), int(numbers[2])) >= least
+    return Check(name, ok, found if ok else f"{found}, too old (at least {least[0]}.{least[1]})", remedy)

@@ -1,0 +1,81 @@
+"""How a command ends: its exit status, and what it reports of a failure."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+import typer
+
+from siterig.blockfs.core.errors import RigError
+from siterig.cli import show
+from siterig.core.failures import expected
+from siterig.core.statuses import BAD_INPUT, ENVIRONMENT, FAILED, INTERRUPTED, NOT_UP, OK
+from siterig.rpc.role_guide import RoleGuide
+from siterig.rpc.rpc_client import GUIDE
+
+__all__ = ["BAD_INPUT", "ENVIRONMENT", "FAILED", "INTERRUPTED", "NOT_UP", "OK", "interrupted", "run", "status_of"]
+
+T = TypeVar("T")
+
+_STATUS = dict.fromkeys(("NotUp", "RoleFailed", "RoleHeld", "RoleHung", "RoleUnavailable"), NOT_UP) | dict.fromkeys(
+    ("AzuriteMissing", "FuseMissing", "MachineUnfit", "NodeMissing", "NotPermitted", "TooFewFiles", "ToolMissing"),
+    ENVIRONMENT,
+) | dict.fromkeys(
+    (
+        "AmbiguousId", "BadRequest", "CommandUnusable", "DiskExists", "DiskNotFound", "DiskSizeUnsupported",
+        "DiskTooSmall", "FileExists", "FolderUnusable", "ForeignFile", "ImageUnusable", "InvalidDisk",
+        "InvalidDiskSize", "InvalidLimit", "InvalidName", "InvalidPolicy", "InvalidPosition", "InvalidTime",
+        "JobNotFound", "KeptImageNotFound", "LogExists", "LogUnaligned", "LogUnreadable", "NoSuchPoint", "NoSuchRole",
+        "NoSuchSite", "NotARig", "NotMounted", "PathTooLong", "StateVersion", "UnknownFilesystem", "Usage", "VhdCorrupt",
+        "VhdUnsupported", "VmExists", "VmNotFound",
+    ),
+    BAD_INPUT,
+)  # fmt: skip
+
+
+def status_of(error: RigError) -> int:
+    """The exit status for an expected failure."""
+    return _STATUS.get(error.code, FAILED)
+
+
+def run(work: Callable[[], Awaitable[T]]) -> T:
+    """Run a command's work; an expected failure becomes one line on stderr and its exit status, Ctrl-C 130.
+
+    Anything else is a bug and passes through, to show its traceback.
+    """
+
+    async def main() -> T:
+        GUIDE.set(lambda sockets: RoleGuide(sockets, show.notice))
+        return await work()
+
+    _listen()
+    try:
+        return trio.run(main)
+    except BaseException as error:
+        if interrupted(error):
+            show.interrupted()
+            raise typer.Exit(INTERRUPTED) from None
+        failure = expected(error)
+        if failure is None:
+            raise
+        show.error(failure)
+        raise typer.Exit(status_of(failure)) from None
+
+
+def _listen() -> None:
+    """An end from outside, or a closed terminal (unless under nohup), cleans up as Ctrl-C does."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # behind a script's "&": SIGTERM would say nothing either
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: signal.raise_signal(signal.SIGINT))
+
+
+def interrupted(error: BaseException) -> bool:
+    """Whether ``error`` is a Ctrl-C, perhaps together with what followed from it."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(interrupted(inner) for inner in error.exceptions)
+    return isinstance(error, KeyboardInterrupt)

@@ -1,0 +1,113 @@
+"""Shows work until it has ended: a job's tasks, and the import of a new VM's images."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.vault.model.api import Job, Task, VaultApi, Vm
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.progress import VmProgress
+from siterig.cli import show
+from siterig.cli.tables import Line, style_of
+from siterig.core.values import format_size
+
+POLL_S = 0.25
+BAR_CHARS = 30
+_MARKS = {"Succeeded": "✓", "Failed": "✗", "InProgress": "…", "Other": "-"}
+
+
+def task_state(task: Task) -> str:
+    """For people: the service calls a task that had nothing to do ``Other``, and describes it as skipped."""
+    return task.stateDescription or task.state if task.state == "Other" else task.state
+
+
+async def follow(vault: VaultApi, job: Job) -> Job:
+    """Show a job until it has ended; returns its last state."""
+    if show.may_draw(sys.stderr):
+        return await _draw(vault, job)
+    told: dict[str, str] = {}
+    told_wait: str | None = None
+    while True:
+        for task in job.tasks:
+            if task.waiting_for not in (None, told_wait):
+                told_wait = task.waiting_for
+                show.progress(f"{_title(job)}: {task.friendlyName}: waiting: {told_wait}")
+            if told.get(task.name) != task.state and task.state != "NotStarted":
+                told[task.name] = task.state
+                show.progress(f"{_title(job)}: {task.friendlyName}: {task_state(task)}")
+        if job.endTime is not None:
+            show.progress(f"{_title(job)}: {job.state}")
+            return job
+        await trio.sleep(POLL_S)
+        job = await vault.job(name=job.name)
+
+
+async def _draw(vault: VaultApi, job: Job) -> Job:
+    with show.Drawing(sys.stderr) as drawing:
+        while True:
+            progress = await _progress(vault, job.targetObjectName) if job.endTime is None else None
+            drawing.draw(_lines(job, progress))
+            if job.endTime is not None:
+                return job
+            await trio.sleep(POLL_S)
+            job = await vault.job(name=job.name)
+
+
+def _title(job: Job) -> str:
+    return f"{job.friendlyName} {job.targetObjectName}"
+
+
+def _lines(job: Job, progress: VmProgress | None) -> list[Line]:
+    lines: list[Line] = [[f"{_title(job)}: ", (job.state, style_of(job.state))]]
+    for task in job.tasks:
+        lines.append([(f"  {_MARKS.get(task.state, ' ')} {task.friendlyName}", style_of(task.state))])
+        if task.waiting_for is not None:
+            lines.append([f"    waiting: {task.waiting_for}"])
+    return [*lines, *_bars(progress)]
+
+
+def _bars(progress: VmProgress | None) -> list[Line]:
+    if progress is None or progress.phase is None:
+        return []
+    lines: list[Line] = []
+    for disk in progress.disks:
+        done_chars = BAR_CHARS * disk.done_bytes // max(disk.total_bytes, 1)
+        drawn = "━" * done_chars + "─" * (BAR_CHARS - done_chars)
+        figures = f"{format_size(disk.done_bytes)} of {format_size(disk.total_bytes)}, {format_size(disk.sent_bytes)} sent"
+        lines.append(f"  {progress.phase}  {disk.disk}  {drawn}  {figures}")
+    return [*lines, *([f"  {progress.detail}"] if progress.detail else [])]
+
+
+async def _progress(vault: VaultApi, vm: str) -> VmProgress | None:
+    try:
+        return await vault.progress(vm=vm)
+    except RigError:
+        return None  # a picture, not a result: the job says what matters
+
+
+async def while_imported(vault: VaultApi, vm: str, disks: Sequence[DiskSpec], make: Callable[[], Awaitable[Vm]]) -> Vm:
+    """Make a VM, with a progress bar of the images that its disks are filled from."""
+    total_bytes = sum(disk.size_bytes for disk in disks if disk.image is not None)
+    if not total_bytes or not show.may_draw(sys.stderr):
+        return await make()
+    with show.bar(f"{vm}: import", total_bytes) as advance:
+
+        async def watch() -> None:
+            shown_bytes = 0
+            while True:
+                await trio.sleep(POLL_S)
+                progress = await _progress(vault, vm)
+                done_bytes = sum(disk.done_bytes for disk in progress.disks) if progress is not None else 0
+                if done_bytes > shown_bytes:
+                    advance(done_bytes - shown_bytes)
+                    shown_bytes = done_bytes
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            made = await make()
+            nursery.cancel_scope.cancel()
+    return made

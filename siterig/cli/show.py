@@ -1,0 +1,283 @@
+"""The one way to standard output and standard error: everything that siterig prints passes through this module.
+
+Results go to stdout; progress, notes and errors go to stderr.  Each text is escaped
+(:mod:`siterig.blockfs.core.printable`), so that a name or a message of another program cannot draw on the terminal or begin
+a line of its own.  With ``--json`` stdout has JSON, and each line on stderr is a JSON object: ``{"progress": TEXT}``,
+``{"note": TEXT}`` or ``{"error": {...}}``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.printable import printable, printable_lines
+from siterig.blockfs.files.json_text import json_text
+from siterig.cli import tables
+from siterig.cli.tables import Line, Part
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+_ROWS_FITTED_MAX = 1000
+"""A longer table is printed as it is in a pipe: its lines are for searching, not for looking at."""
+_json_mode = False
+
+
+def set_json(wanted: bool) -> bool:
+    """True if this command was given ``--json``: then notes and errors are JSON, too."""
+    global _json_mode  # noqa: PLW0603 (one command a process)
+    _json_mode = wanted
+    return wanted
+
+
+# --- terminals ----------------------------------------------------------------------------------------------------
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """True if lines may be drawn again on ``stream`` and tables fitted to its width."""
+    try:
+        return stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def may_draw(stream: TextIO) -> bool:
+    """True if ``stream`` is a terminal that can move its cursor."""
+    return is_terminal(stream) and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+def has_colour(stream: TextIO) -> bool:
+    """``NO_COLOR`` forbids colours, ``FORCE_COLOR`` demands them; otherwise only a terminal has them."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or may_draw(stream)
+
+
+def _columns() -> int:
+    return max(shutil.get_terminal_size().columns, 20)
+
+
+def _console(stream: TextIO) -> Console:
+    """For a terminal on which :func:`may_draw` allows to draw the same lines again."""
+    from rich.console import Console  # noqa: PLC0415 (it takes longer to load than most commands to run)
+
+    colours: Literal["auto"] | None = "auto" if has_colour(stream) else None
+    return Console(file=stream, force_terminal=True, highlight=False, markup=False, color_system=colours)
+
+
+def _text(line: Line, stream: TextIO) -> str:
+    parts: list[Part] = [line] if isinstance(line, str) else line
+    colour = has_colour(stream)
+    return "".join(printable(part) if isinstance(part, str) else _styled(*part, colour=colour) for part in parts)
+
+
+def _styled(text: str, style: str, *, colour: bool) -> str:
+    if (text, style) == tables.TAB:
+        return text
+    codes = ";".join(_CODES[word] for word in style.split()) if colour else ""
+    return f"\x1b[{codes}m{printable(text)}\x1b[0m" if codes and text else printable(text)
+
+
+# --- results ------------------------------------------------------------------------------------------------------
+
+
+def line(*parts: Part) -> None:
+    """One line of a result, written at once."""
+    print_lines([list(parts)])
+
+
+def print_lines(lines: Iterable[Line]) -> None:
+    """Lines of a result."""
+    text = "".join(f"{_text(each, sys.stdout)}\n" for each in lines)
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def print_json(value: object) -> None:
+    """One JSON document; models as their fields."""
+    sys.stdout.write(json_text(value, indent=2) + "\n")
+
+
+def print_json_line(value: object) -> None:
+    """One JSON document of several, in one line, written at once."""
+    sys.stdout.write(json_text(value) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+    """The table, or ``empty`` if it has no row (in a pipe: nothing)."""
+    if rows:
+        print_lines(table(columns, rows))
+    elif is_terminal(sys.stdout):
+        line(empty)
+    else:
+        notice(empty)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[Line]:
+    """The lines of a table on stdout: fitted to a terminal, or separated by tabs."""
+    if is_terminal(sys.stdout) and len(rows) <= _ROWS_FITTED_MAX:
+        return tables.fitted(columns, rows, _columns())
+    return list(tables.piped(columns, rows))
+
+
+def row(cells: Sequence[object], widths: Sequence[int]) -> None:
+    """One row of a table whose rows are not known yet: at least so wide on a terminal (negative: to the left)."""
+    if is_terminal(sys.stdout):
+        print_lines([tables.aligned(cells, widths)])
+    else:
+        print_lines(list(tables.piped_rows([cells])))
+
+
+def detail(name: str, text: str) -> list[Line]:
+    """The lines that say more about one row of a table, to be printed below it."""
+    if not is_terminal(sys.stdout):
+        return [f"{name}: {text}"]
+    first, *more = tables.wrapped(f"{name}: {text}", _columns() - 2, "  ")
+    return [f"  {each}" for each in (first, *more)]
+
+
+# --- on the way there ---------------------------------------------------------------------------------------------
+
+
+def progress(text: str) -> None:
+    """A step on the way to the result."""
+    _say("progress", text, text)
+
+
+def notice(text: str) -> None:
+    """A remark that is not a result."""
+    _say("note", text, f"siterig: note: {text}")
+
+
+def error(failure: RigError) -> None:
+    """Why the command failed.  The exit status is the caller's business."""
+    text = f"siterig: error: {failure.message} ({failure.code})"
+    _say("error", error_json(failure), text, text=text)
+
+
+def error_json(failure: RigError) -> dict[str, object]:
+    """The one JSON form of an error."""
+    return {"code": failure.code, "message": failure.message, "recoverable": failure.recoverable}
+
+
+def interrupted() -> None:
+    """The command was ended by a signal."""
+    _say("error", error_json(RigError("Interrupted", "interrupted", recoverable=True)), "siterig: interrupted")
+
+
+def usage_error(message: str, usage: str) -> None:
+    """The command line could not be read; ``usage`` is shown before the error, its line breaks kept."""
+    if usage and not _json_mode:
+        help_text(usage)
+    error(RigError("Usage", " ".join(message.split())))  # its lines are the parser's
+
+
+def help_text(text: str) -> None:
+    """The help of a group of commands that was called without one."""
+    _to_stderr(printable_lines(text))
+
+
+def foreign(output: bytes) -> None:
+    """Print another program's output on stderr: its line breaks stay, all else is escaped."""
+    text = output.decode(errors="surrogateescape").rstrip("\n")
+    if _json_mode:
+        _say("output", text, "")
+    else:
+        _to_stderr(printable_lines(text))
+
+
+def _say(kind: str, value: object, shown: str, **more: str) -> None:
+    _to_stderr(json_text({kind: value, **more}) if _json_mode else printable(shown))
+
+
+def _to_stderr(text: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # the terminal may be closed: that must not end a command at work
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def age(since_ns: int) -> str:
+    """How long ago a wall-clock time was, in two units at most: ``3 s``, ``2 min 5 s``, ``4 h 10 min``."""
+    seconds = max(0, (time.time_ns() - since_ns) // 1_000_000_000)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+# --- drawn on a terminal ------------------------------------------------------------------------------------------
+
+
+class Drawing:
+    """Lines that are drawn again and again in one place of a terminal; elsewhere they are printed each time."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._live: Any = None
+
+    def __enter__(self) -> Drawing:
+        if may_draw(self._stream):
+            from rich.live import Live  # noqa: PLC0415
+
+            self._live = Live(console=_console(self._stream), auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def draw(self, lines: Iterable[Line]) -> None:
+        """Show these lines in place of the ones before."""
+        texts = [_text(each, self._stream) for each in lines]
+        if self._live is None:
+            self._stream.write("".join(f"{text}\n" for text in [*texts, ""]))
+            self._stream.flush()
+            return
+        from rich.text import Text  # noqa: PLC0415
+
+        self._live.update(Text.from_ansi("\n".join(texts)), refresh=True)
+
+
+class Advance(Protocol):
+    """``done_bytes`` were done since the last call; ``total_bytes`` if that is known only now."""
+
+    def __call__(self, done_bytes: int, total_bytes: int | None = None) -> None: ...
+
+
+def _not_drawn(done_bytes: int, total_bytes: int | None = None) -> None:
+    """No terminal, no bar."""
+
+
+@contextmanager
+def bar(what: str, total_bytes: int | None) -> Iterator[Advance]:
+    """A progress bar on a terminal's stderr, nothing elsewhere."""
+    if not may_draw(sys.stderr):
+        yield _not_drawn
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        DownloadColumn(binary_units=True),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_console(sys.stderr), transient=True) as drawn:
+        task = drawn.add_task(printable(what), total=total_bytes)
+
+        def advance(done_bytes: int, total_bytes: int | None = None) -> None:
+            drawn.update(task, advance=done_bytes, total=total_bytes)
+
+        yield advance

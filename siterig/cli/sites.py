@@ -1,0 +1,33 @@
+"""The sites of a rig, and their loss: the mechanism of ``siterig site lose`` and of the drill."""
+
+from __future__ import annotations
+
+from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.blockfs.core.errors import RigError
+from siterig.core.control import SupervisorControl
+
+DEFAULT = "site"
+ROLES_OF_SITE = {DEFAULT: ("site", "agent")}
+"""The roles of each site, in the order of the kill and of the start: the disk host first, in the middle of its load."""
+
+
+def _roles(site: str) -> tuple[str, ...]:
+    if site not in ROLES_OF_SITE:
+        raise RigError("NoSuchSite", f"there is no site {site!r}; there are: {', '.join(ROLES_OF_SITE)}")
+    return ROLES_OF_SITE[site]
+
+
+async def lose(supervisor: SupervisorControl, site: str = DEFAULT) -> list[RoleStatus]:
+    """SIGKILL all roles of a site; they stay down.  ``NoSuchSite``."""
+    return [await supervisor.kill_role(name=name, hold=True) for name in _roles(site)]
+
+
+async def restore(supervisor: SupervisorControl, site: str = DEFAULT) -> list[RoleStatus]:
+    """Start them again; returns when they answer.  ``NoSuchSite``, ``RoleFailed``."""
+    return [await supervisor.start_role(name=name) for name in _roles(site)]
+
+
+def lost(roles: list[RoleStatus]) -> list[str]:
+    """Names of the sites of which every role is held down."""
+    held = {role.name for role in roles if role.state == "held"}
+    return [site for site, names in ROLES_OF_SITE.items() if held.issuperset(names)]

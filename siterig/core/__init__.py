@@ -1,0 +1,4 @@
+"""Shared parts of the program: folders of a rig, lock, limits, values of options, exit statuses.
+
+Imports azure_emu.contracts, azure_emu.vault.points, blockfs.changelog, blockfs.core, blockfs.disk, blockfs.files, cext.
+"""

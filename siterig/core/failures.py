@@ -1,0 +1,20 @@
+"""Telling an expected failure from a bug, also when trio wrapped it in an exception group."""
+
+from __future__ import annotations
+
+from siterig.blockfs.core.errors import RigError
+
+
+def expected(error: BaseException) -> RigError | None:
+    """The ``RigError`` that ``error`` amounts to; None if anything in it is a bug.
+
+    A nursery raises its tasks' errors as a group.  Several expected failures at once are one failure to a user:
+    the first is told, for the others follow from it more often than not.
+    """
+    if isinstance(error, RigError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        found = [expected(inner) for inner in error.exceptions]
+        if all(inner is not None for inner in found):
+            return found[0]
+    return None

@@ -1,0 +1,62 @@
+"""How a server of disks takes the kernel's requests, from ``siterig up`` and ``siterig mount`` to the mount.
+
+Between processes it goes as words of a command line, each with its value: ``--fuse-threads=2``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from siterig.blockfs.core.errors import RigError
+from siterig.cext.pump import QUEUE_MAX, THREADS_MAX, PumpOptions
+
+PORTABLE_OPTION = "--portable-fuse"
+THREADS_OPTION = "--fuse-threads"
+QUEUE_OPTION = "--fuse-queue"
+VALUED_OPTIONS = (THREADS_OPTION, QUEUE_OPTION)
+OPTIONS = (PORTABLE_OPTION, *VALUED_OPTIONS)
+
+_PUMP = PumpOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEnd:
+    """``portable``: pyfuse3 alone answers.  ``threads`` and ``queue``: see :class:`siterig.cext.pump.PumpOptions`."""
+
+    portable: bool = False
+    threads: int = _PUMP.threads
+    queue: int = _PUMP.queue
+
+    @classmethod
+    def parse(cls, said: Mapping[str, str], *, portable: bool) -> FrontEnd:
+        """From the value of each option; ``InvalidLimit`` names the option, its value and what is allowed."""
+        return cls(
+            portable=portable,
+            threads=_whole_number(THREADS_OPTION, said, THREADS_MAX),
+            queue=_whole_number(QUEUE_OPTION, said, QUEUE_MAX),
+        )
+
+    @property
+    def pump(self) -> PumpOptions | None:
+        """None: without the pump."""
+        return None if self.portable else PumpOptions(threads=self.threads, queue=self.queue)
+
+    def words(self) -> list[str]:
+        """As :meth:`of_words` reads them."""
+        valued = [f"{THREADS_OPTION}={self.threads}", f"{QUEUE_OPTION}={self.queue}"]
+        return [PORTABLE_OPTION, *valued] if self.portable else valued
+
+    @classmethod
+    def of_words(cls, words: Iterable[str]) -> FrontEnd:
+        """From a command line that holds them all, and other words."""
+        said = {option: value for option, _, value in (word.partition("=") for word in words) if option in OPTIONS}
+        return cls.parse(said, portable=PORTABLE_OPTION in said)
+
+
+def _whole_number(option: str, said: Mapping[str, str], most: int) -> int:
+    text = said[option]
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) <= len(str(most)) else 0
+    if not 1 <= number <= most:
+        raise RigError("InvalidLimit", f"{option} is {text!r}: it must be a whole number from 1 to {most}")
+    return number

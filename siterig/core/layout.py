@@ -1,0 +1,225 @@
+"""Where a rig keeps its state: every path below ``--dir``, and what the folder's format is.
+
+The folder is the rig: whoever has it can start, look at and end the rig, so it is for its owner only (0700).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.durable import write_atomically
+from siterig.blockfs.files.os_errors import FULL, reason
+from siterig.blockfs.files.ownership import check_own, check_own_below
+from siterig.blockfs.files.safe_files import FOLDER_MODE
+from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
+from siterig.core.lock import is_locked
+
+_WHAT = "a rig's state folder"
+FORMAT = 1
+"""Version of the folder's contents; another version is refused, never guessed at."""
+
+
+PRIVATE_UMASK = 0o077
+"""The umask of all processes of a rig: files of theirs, and those of Node, are for this user alone."""
+
+
+def default_dir() -> Path:
+    """``$XDG_STATE_HOME/siterig``, or ``~/.local/state/siterig``."""
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "siterig"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Paths of one rig; ``root`` is absolute and free of symbolic links."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> Layout:
+        """The layout below ``folder``, which need not exist yet.
+
+        ``FolderUnusable``; ``ForeignFile``: another user's symbolic link is on the way.
+        """
+        try:
+            return cls(safe_files.resolve(folder.expanduser()))
+        except OSError as error:
+            raise RigError("FolderUnusable", f"folder {folder} cannot hold a rig: {reason(error)}") from error
+
+    @property
+    def state(self) -> Path:
+        """``{"format": N}``; its presence says that the folder is a rig's."""
+        return self.root / "state.json"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the supervisor for as long as it lives (:mod:`siterig.core.lock`); holds its process id."""
+        return self.root / "lock"
+
+    def socket(self, role: str) -> Path:
+        """Unix socket on which a role, or the supervisor, answers calls."""
+        return self.root / "run" / f"{role}.sock"
+
+    def log(self, role: str) -> Path:
+        """What a role says, appended to over all its starts."""
+        return self.root / "log" / f"{role}.log"
+
+    @property
+    def keys(self) -> Path:
+        """Secrets, each in a file of mode 0600: the cache account's key."""
+        return self.root / "keys"
+
+    @property
+    def azurite(self) -> Path:
+        """Azurite's own data."""
+        return self.root / "azurite"
+
+    @property
+    def site_disks(self) -> Path:
+        """Backing folders of the source VMs' disks."""
+        return self.root / "site" / "disks"
+
+    @property
+    def site_mount(self) -> Path:
+        """Where the source VMs' disks appear as files."""
+        return self.root / "site" / "mnt"
+
+    @property
+    def managed_disks(self) -> Path:
+        """Managed disks of the recovery side, one folder each."""
+        return self.root / "azure" / "disks"
+
+    @property
+    def azure_vms(self) -> Path:
+        """Backing folders of the failed-over VMs' disks."""
+        return self.root / "azure" / "vms"
+
+    @property
+    def azure_mount(self) -> Path:
+        """Where the failed-over VMs' disks appear as files."""
+        return self.root / "azure" / "mnt"
+
+    @property
+    def agent(self) -> Path:
+        """The Recovery Services agent's own state and spool."""
+        return self.root / "agent"
+
+    @property
+    def scratch(self) -> Path:
+        """Files of scenarios and drills: mount points of guests, acknowledgements."""
+        return self.root / "scratch"
+
+    @property
+    def vault_db(self) -> Path:
+        """The vault's database."""
+        return self.root / "vault.db"
+
+
+def check_format(layout: Layout) -> None:
+    """``StateVersion`` if the folder was made by another version, ``NotARig`` if it holds something else.
+
+    ``FolderUnusable`` if it cannot be read, or if another user can change it or what matters in it: the sockets, the keys.
+    """
+    with _usable(layout):
+        _check_owner(layout)
+        _check_format(layout)
+
+
+def _check_owner(layout: Layout) -> None:
+    check_own(layout.root, _WHAT)
+    if not layout.root.is_dir():
+        return
+    for folder in (layout.root, layout.socket("").parent, layout.keys):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            check_own(path, _WHAT)
+
+
+@contextlib.contextmanager
+def _usable(layout: Layout) -> Iterator[None]:
+    """The operating system's refusals are the user's to mend: another folder, its rights, room on its disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise RigError("DiskFull", f"the rig's folder {layout.root}: {reason(error)}", recoverable=True) from error
+        raise RigError("FolderUnusable", f"folder {layout.root} cannot hold a rig: {reason(error)}") from error
+
+
+def _check_format(layout: Layout) -> None:
+    root = layout.root
+    try:
+        found = json.loads(read_small_file(layout.state))["format"]
+    except FileNotFoundError:
+        # A lock alone is a rig whose first start was cut off; one that is held is a rig whose state.json was removed.
+        if is_locked(layout.lock):
+            return
+        if root.is_dir() and {entry.name for entry in root.iterdir()} - {layout.lock.name}:
+            raise RigError(
+                "NotARig", f"folder {root} is not empty and has no state.json: name an empty or a new folder with --dir"
+            ) from None
+        return
+    except FileTooLongError as error:
+        raise RigError("StateVersion", f"{layout.state} {error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RigError("StateVersion", f'{layout.state} is damaged: it must hold {{"format": {FORMAT}}}') from error
+    if found != FORMAT:
+        raise RigError(
+            "StateVersion",
+            f"{root} has state format {found!r}, this siterig understands {FORMAT}: use the siterig that made it",
+        )
+
+
+def restore_state(layout: Layout) -> str | None:
+    """Write ``state.json`` again where it was removed from a rig's folder; what was done, or None."""
+    with _usable(layout):
+        if layout.state.exists() or not layout.root.is_dir():
+            return None
+        _check_owner(layout)
+        was_up = layout.lock.is_file() and layout.lock.stat().st_size > 0 and layout.socket("").parent.is_dir()
+        if not was_up and not is_locked(layout.lock):
+            return None
+        _write_state(layout)
+        return f"{layout.state} was missing and was written again"
+
+
+def _write_state(layout: Layout) -> None:
+    write_atomically(layout.state, json.dumps({"format": FORMAT}).encode() + b"\n")
+
+
+def create(layout: Layout) -> None:
+    """Make the folders of a rig where they are missing; call :func:`check_format` before.  All are for this user alone.
+
+    ``DiskFull``; ``FolderUnusable``, also if another user can change anything in the folder.
+    """
+    with _usable(layout):
+        if layout.root.is_dir():
+            check_own_below(layout.root, _WHAT, but=(layout.site_mount, layout.azure_mount))
+        _create(layout)
+
+
+def _create(layout: Layout) -> None:
+    safe_files.make_folder(layout.root, parents=True)
+    layout.root.chmod(FOLDER_MODE)
+    if not layout.state.exists():
+        _write_state(layout)
+    for folder in (
+        layout.socket("").parent,
+        layout.log("").parent,
+        layout.keys,
+        layout.azurite,
+        layout.site_disks,
+        layout.site_mount,
+        layout.managed_disks,
+        layout.azure_vms,
+        layout.azure_mount,
+        layout.agent,
+        layout.scratch,
+    ):
+        safe_files.make_folder(folder, parents=True)

@@ -1,0 +1,71 @@
+"""How much of the host a rig's disks may take, from ``siterig up`` to the processes that serve them.
+
+It goes there as words of their command lines, each with its value: ``--log-share-max=0.5``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import nan
+from typing import cast, get_args
+
+from siterig.blockfs.changelog.disk_log import KEPT_SHARE_MAX, LogPolicy, WhenFull
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.snapshot import STORE_SHARE_MAX
+
+LOG_SHARE_OPTION = "--log-share-max"
+LOG_FULL_OPTION = "--when-log-full"
+SNAPSHOT_SHARE_OPTION = "--snapshot-share-max"
+OPTIONS = (LOG_SHARE_OPTION, LOG_FULL_OPTION, SNAPSHOT_SHARE_OPTION)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of every disk of a rig: shares of the disk's size for its unsent log and for its snapshot's old data."""
+
+    log_share_max: float = KEPT_SHARE_MAX
+    when_log_full: WhenFull = "refuse"
+    snapshot_share_max: float = STORE_SHARE_MAX
+
+    @classmethod
+    def parse(cls, said: Mapping[str, str]) -> Limits:
+        """From the value of each option; ``InvalidLimit`` names the option, its value and what is allowed."""
+        when_log_full = said[LOG_FULL_OPTION]
+        if when_log_full not in get_args(WhenFull):
+            allowed = " or ".join(get_args(WhenFull))
+            raise RigError("InvalidLimit", f"{LOG_FULL_OPTION} is {when_log_full!r}: it must be {allowed}")
+        return cls(
+            log_share_max=_share(LOG_SHARE_OPTION, said),
+            when_log_full=cast(WhenFull, when_log_full),
+            snapshot_share_max=_share(SNAPSHOT_SHARE_OPTION, said),
+        )
+
+    @property
+    def log_policy(self) -> LogPolicy:
+        """Of the change logs."""
+        return LogPolicy(kept_share_max=self.log_share_max, when_full=self.when_log_full)
+
+    def words(self) -> list[str]:
+        """As :meth:`of_words` reads them."""
+        values = (self.log_share_max, self.when_log_full, self.snapshot_share_max)
+        return [f"{option}={value}" for option, value in zip(OPTIONS, values, strict=True)]
+
+    @classmethod
+    def of_words(cls, words: Iterable[str]) -> Limits:
+        """From a command line that holds them all, and other words."""
+        return cls.parse(
+            {option: value for option, _, value in (word.partition("=") for word in words) if option in OPTIONS}
+        )
+
+
+def _share(option: str, said: Mapping[str, str]) -> float:
+    try:
+        share = float(said[option])
+    except ValueError:
+        share = nan
+    if not 0 < share <= 1:  # nor is nan
+        raise RigError(
+            "InvalidLimit", f"{option} is {said[option]!r}: it must be a share of the disk, above 0 and at most 1"
+        )
+    return share

@@ -1,0 +1,59 @@
+"""Settings that a process of a rig makes at its start: its end with its parent, its limits, and no core dumps."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+
+from siterig.blockfs.core.errors import RigError
+
+FILES_MIN = 64
+"""Open files that a process of a rig needs at least."""
+FILES_WANTED = 1 << 16
+"""A view of a long journal holds many segments open."""
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+
+
+def _prctl(option: int, value: int, name: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({name})")
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """SIGKILL for this process when its parent ends, however that comes about."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, "PR_SET_PDEATHSIG")
+    if os.getppid() != parent_pid:  # it ended before the call
+        os._exit(1)
+
+
+def allow_many_files() -> None:
+    """Raise the limits of open files as far as this process may; ``TooFewFiles`` if that is not enough."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(hard, FILES_WANTED)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+    except (OSError, ValueError):  # only an administrator raises the hard limit, and not above the kernel's own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        wanted = hard
+    if wanted < FILES_MIN:
+        raise RigError(
+            "TooFewFiles",
+            f"this process may open {wanted} files, and a process of a rig needs {FILES_MIN}: "
+            "raise the hard limit (ulimit -Hn)",
+        )
+
+
+def forbid_core_dumps(*, holds_keys: bool) -> None:
+    """No core file of this process and its children.
+
+    ``holds_keys``: nor a core dump to a program that the kernel starts (``core_pattern`` with a pipe), for which the limit
+    does not count.  Other processes of the same user then cannot read this one's memory by ``/proc``, either; its
+    children are not concerned, once they run a program of their own.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if holds_keys:
+        _prctl(_PR_SET_DUMPABLE, 0, "PR_SET_DUMPABLE")

@@ -1,0 +1,167 @@
+"""Values as they are written on the command line: sizes, disks, recovery points, intervals."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.vault.points import selectors
+from siterig.blockfs.core.errors import RigError
+
+SECTOR_BYTES = 512
+OFFICIAL_INTERVALS_S = (30.0, 300.0, 900.0)
+FILESYSTEMS = ("ext4", "xfs")
+
+_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``1GiB``, ``512MiB``, ``1.5G``, ``1048576``; ``InvalidDiskSize`` unless a positive multiple of 512."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise RigError("InvalidDiskSize", f"size {text!r} is not understood: write a number and KiB, MiB, GiB or TiB")
+    size_bytes = Fraction(match[1]) * _UNITS[match[2].upper()]
+    if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
+        shown = f"{size_bytes} bytes" if size_bytes.denominator == 1 else "no whole number of bytes"
+        raise RigError("InvalidDiskSize", f"size {text!r} is {shown}: it must be a positive multiple of {SECTOR_BYTES}")
+    return int(size_bytes)
+
+
+def format_size(size_bytes: float) -> str:
+    """A size for people: ``1 GiB``, ``37.5 MiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.4g} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.4g} TiB"
+
+
+def parse_disk(text: str) -> DiskSpec:
+    """``NAME:SIZE`` or ``NAME:SIZE:FILESYSTEM``; ``InvalidDisk``, ``InvalidDiskSize``, ``UnknownFilesystem``."""
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not parts[0]:
+        raise RigError(
+            "InvalidDisk", f"disk {text!r} is not understood: write NAME:SIZE or NAME:SIZE:FILESYSTEM, e.g. os:1GiB:ext4"
+        )
+    filesystem = parts[2] if len(parts) == 3 else None
+    if filesystem is not None and filesystem not in FILESYSTEMS:
+        raise RigError(
+            "UnknownFilesystem", f"disk {text!r}: file system {filesystem!r} is not one of {', '.join(FILESYSTEMS)}"
+        )
+    return DiskSpec(name=parts[0], size_bytes=parse_size(parts[1]), filesystem=filesystem)
+
+
+def is_import(text: str) -> bool:
+    """Whether a disk is written as ``NAME=IMAGE``."""
+    return "=" in text.partition(":")[0]
+
+
+def parse_import(text: str) -> tuple[str, str, int | None]:
+    """Name, path and size of ``NAME=IMAGE[:SIZE]``; ``InvalidDisk``.
+
+    A file whose name ends like a size (``x:1GiB``) is the image as it is written.  If a file without that end exists too, a
+    colon behind the name ("x:1GiB:") says that no size follows.
+    """
+    name, _, rest = text.partition("=")
+    if not name or not rest.rstrip(":"):
+        raise RigError(
+            "InvalidDisk", f"disk {text!r} is not understood: write NAME=IMAGE or NAME=IMAGE:SIZE, e.g. os=web.vhdx"
+        )
+    path, colon, size = rest.rpartition(":")
+    if colon and path and not size and not Path(rest).exists():
+        return name, path, None
+    if colon and path and _is_size(size):
+        if not Path(rest).exists():
+            return name, path, parse_size(size)
+        if Path(path).exists():
+            raise RigError(
+                "InvalidDisk",
+                f"disk {text!r}: there is an image {path!r} and an image {rest!r}; write {text}: for the second one, or "
+                "another unit for the size of the first one",
+            )
+    if _is_size(rest) and not Path(rest).exists():
+        raise RigError(
+            "InvalidDisk", f"disk {text!r}: there is no image {rest!r}; an empty disk of that size is {name}:{rest}"
+        )
+    return name, rest, None
+
+
+def parse_of_disks(option: str, texts: Sequence[str], allowed: Sequence[str], disks: Sequence[str]) -> dict[str, str]:
+    """The value of each disk of an option that is written as ``VALUE`` (of all disks) or ``NAME=VALUE``; ``InvalidDisk``."""
+    found: dict[str, str] = {}
+    for text in sorted(texts, key=lambda text: "=" in text):
+        name, equals, value = text.rpartition("=")
+        if value not in allowed:
+            raise RigError("InvalidDisk", f"{option} {text!r}: {value!r} is not one of {', '.join(allowed)}")
+        if equals and name not in disks:
+            raise RigError("InvalidDisk", f"{option} {text!r}: there is no --disk {name!r}; there are: {', '.join(disks)}")
+        found |= {name: value} if equals else dict.fromkeys(disks, value)
+    return found
+
+
+def _is_size(text: str) -> bool:
+    found = _SIZE.fullmatch(text.strip())
+    return found is not None and found[2].upper() in _UNITS
+
+
+def parse_disk_name(text: str) -> tuple[str, str]:
+    """VM and name of disk ``VM/NAME``; ``InvalidDisk``."""
+    vm, _, name = text.partition("/")
+    if not vm or not name or "/" in name:
+        raise RigError("InvalidDisk", f"disk {text!r} is not understood: write VM/NAME, e.g. web01/os")
+    return vm, name
+
+
+def check_file_name(what: str, name: str) -> None:
+    """``InvalidName`` unless a file can be named so, and people be told of it in a line."""
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
+        raise RigError(
+            "InvalidName",
+            f"{what} is named {name!r}: it must be a file's name, without a folder, of printable characters",
+        )
+
+
+def format_time(microseconds: float | None) -> str:
+    """A duration for people: ``85 us``, ``1.2 ms``, ``3 s``; ``-`` for None."""
+    if microseconds is None:
+        return "-"
+    for unit in ("us", "ms"):
+        if microseconds < 1000:
+            return f"{microseconds:.3g} {unit}"
+        microseconds /= 1000
+    return f"{microseconds:.4g} s"
+
+
+def parse_point(text: str) -> str:
+    """The vault's word for ``latest``, ``latest-processed`` or ``latest-app``; else the text as it is."""
+    selector = selectors.parse(text)
+    return selector.text if selector.kind == "word" else text
+
+
+def _not_a_time(option: str, seconds: float) -> RigError:
+    # JSON knows neither nan nor inf: on the way to the vault they would turn into "none".
+    return RigError("InvalidPolicy", f"{option} is {seconds:g}: it must be a finite number of seconds")
+
+
+def check_schedule(app_every_s: float | None) -> None:
+    """``InvalidPolicy`` if application-consistent points are asked for at an interval that is no number."""
+    if app_every_s is not None and not math.isfinite(app_every_s):
+        raise _not_a_time("--app-consistent-every", app_every_s)
+
+
+def interval_notice(interval_s: float) -> str | None:
+    """What to tell about a replication interval; None for an official one.  ``InvalidPolicy`` unless positive and finite."""
+    official = ", ".join(f"{value:g}" for value in OFFICIAL_INTERVALS_S)
+    if not math.isfinite(interval_s):
+        raise _not_a_time("--interval", interval_s)
+    if interval_s <= 0:
+        raise RigError("InvalidPolicy", f"interval {interval_s:g} s: it must be positive; the service knows {official}")
+    if interval_s in OFFICIAL_INTERVALS_S:
+        return None
+    return f"interval {interval_s:g} s exists in this rig only; the service knows {official}"

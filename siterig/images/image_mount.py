@@ -1,0 +1,178 @@
+"""Exposes one image as a disk in a folder until it is unmounted: the work of ``siterig mount``.
+
+An end is asked for by SIGINT, SIGTERM or SIGHUP, or by ``umount`` from outside.  A mount in use is not torn away: what its
+users (a file system on a loop device) have not written yet would be lost.  Only asked a second time it is.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.fuse import serving
+from siterig.blockfs.guests import hostmounts
+from siterig.blockfs.host import standalone
+from siterig.blockfs.host.standalone import Discontinued, StandAlone
+from siterig.blockfs.images.image import Format, Image, mount_source, open_image
+from siterig.core.front_end import FrontEnd
+from siterig.images import mountpoint
+
+END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be exposed, where, and how.  ``name``: of the disk, None for the image's own."""
+
+    image: Path
+    where: Path
+    name: str | None
+    tracked: bool
+    read_only: bool
+    format: Format | None
+    front_end: FrontEnd
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """An image that is exposed: ``disk`` is its file in the mount."""
+
+    image: Image
+    alone: StandAlone
+    disk: Path
+
+
+async def expose(wanted: Wanted, *, ready: Callable[[Mounted], None], note: Callable[[str], None]) -> Mounted:
+    """Mount, call ``ready``, and serve until unmounted.  Then the image and its log are closed and durable.
+
+    ``note`` is told what a user should know meanwhile.  ``KeyboardInterrupt``: an end was asked for before it was mounted.
+    ``ImageChanged``: another program has changed the image meanwhile, or taken it away.
+    ``MountBusy``: it was asked for twice, and the mount torn away from its users.  ``LogGivenUp``: the log ends before the
+    writes did.
+    """
+    mountpoint.check_fuse()
+    end = _End(note)
+    _heed_no_signal_after_the_end()
+    with trio.open_signal_receiver(*END_SIGNALS) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end.listen, signals)
+            async with _opened(wanted, end, note) as mounted:
+                await _serve(mounted, wanted.front_end, end, ready, note)
+            nursery.cancel_scope.cancel()
+    if end.interrupted:
+        raise KeyboardInterrupt
+    image, state = mounted.image, mounted.alone.disk.state
+    if wanted.tracked and not state.tracked:
+        why = mounted.alone.log_trouble or state.needs_resync
+        raise RigError("LogGivenUp", f"{image.path}: its change log was given up ({why}): the last writes are not in it")
+    if end.torn:
+        raise RigError(
+            "MountBusy", f"{mounted.disk.parent}: was torn away from who used it; the image and its log are closed"
+        )
+    return mounted
+
+
+def _heed_no_signal_after_the_end() -> None:
+    """Ignore signals from the moment when nobody receives them any more: the process then only reports the end, and exits.
+
+    ``timeout -s INT`` sends its signal twice, and the second one may come late.
+    """
+    for number in END_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # a handler in Python would be replaced by death when Python ends
+
+
+class _End:
+    """How the mount is to end.  ``mounted``: the disk's file, as long as it is served."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._refused = self._unmounted = False
+        self.serving = trio.CancelScope()
+        self.mounted: Path | None = None
+        self.interrupted = self.torn = False
+
+    async def listen(self, signals: AsyncIterator[int]) -> None:
+        """Take signals, to the last: one that nobody takes would be raised again when all is done."""
+        async for _ in signals:
+            if self.serving.cancel_called or self._unmounted:
+                continue
+            if self.mounted is None:
+                self.interrupted = True
+                self.serving.cancel()
+            else:
+                await self._unmount(self.mounted)
+
+    async def _unmount(self, disk: Path) -> None:
+        refused = await mountpoint.unmount(disk.parent)
+        if refused is None:
+            self._unmounted = True  # the server sees it, and ends
+        elif self._refused:
+            self.torn = True
+            self.serving.cancel()
+        else:
+            self._refused = True
+            by = ", ".join(await mountpoint.users(disk)) or refused
+            self._note(f"{disk.parent} is in use by {by}; end that first (asked once more, siterig tears the mount away)")
+
+
+@asynccontextmanager
+async def _opened(wanted: Wanted, end: _End, note: Callable[[str], None]) -> AsyncIterator[Mounted]:
+    """The image's disk and the folder to mount on; given back in order.  A failed mount leaves nothing behind."""
+    image = await open_image(wanted.image, format_=wanted.format, read_only=wanted.read_only)
+    try:
+        if image.read_only and not wanted.read_only:
+            note(f"{image.path} lies on a read-only file system: the disk can only be read")
+        where = mountpoint.prepare(wanted.where)
+        try:
+            alone = standalone.open_disk(image, wanted.name or image.path.stem, tracked=wanted.tracked, note=note)
+            try:
+                if alone.discontinued is not None:
+                    note(_ended(image, alone, alone.discontinued))
+                yield Mounted(image, alone, where.path / f"{alone.disk.place.name}.img")
+            finally:
+                if end.mounted is None:
+                    alone.withdraw()
+                else:
+                    await alone.look_at_the_end()
+                    alone.close()
+        finally:
+            where.give_back()
+    finally:
+        image.close()
+
+
+def _ended(image: Image, alone: StandAlone, log: Discontinued) -> str:
+    state = alone.disk.state
+    text = f"{image.path}: the change log of generation {log.generation} ends: {log.why}"
+    return f"{text}; generation {state.generation} begins with the image as it is now" if state.tracked else text
+
+
+async def _serve(
+    mounted: Mounted, front_end: FrontEnd, end: _End, ready: Callable[[Mounted], None], note: Callable[[str], None]
+) -> None:
+    image, where = mounted.image, mounted.disk.parent
+    for use in await hostmounts.loops(mounted.disk):
+        note(f"{use.loop} lies on {mounted.disk} of an earlier mount, which is dead; detach it: losetup -d {use.loop}")
+    with end.serving:
+        async with trio.open_nursery() as nursery:
+
+            async def serve_files(*, task_status: trio.TaskStatus[None]) -> None:
+                await serving.serve(
+                    mounted.alone.tree,
+                    where,
+                    source=mount_source(image.path),
+                    read_only=image.read_only,
+                    pump=front_end.pump,
+                    task_status=task_status,
+                )
+                end.serving.cancel()
+
+            await nursery.start(serve_files)
+            end.mounted = mounted.disk
+            ready(mounted)

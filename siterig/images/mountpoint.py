@@ -1,0 +1,145 @@
+"""A folder to mount on: whether it can be, making it, and taking the mount away without harm to who uses it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.guests import hostmounts
+
+SOURCE_PREFIX = "siterig:"
+"""How all our mounts begin in the table of mounts."""
+FUSE_DEVICE = "/dev/fuse"
+_FUSE_NUMBER = os.makedev(10, 229)
+_DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
+
+
+@dataclass(frozen=True, slots=True)
+class Mountpoint:
+    """A folder that can be mounted on; ``path`` is absolute and free of links.  ``made``: it was not there before."""
+
+    path: Path
+    made: bool
+
+    def give_back(self) -> None:
+        """Take the folder away if it was made; call it after the mount is gone."""
+        if self.made:
+            try:
+                self.path.rmdir()
+            except OSError:  # somebody put something there: theirs now
+                return
+
+
+def open_fuse() -> None:
+    """Open the FUSE device, and close it.  ``OSError``: that fails, or another file has its name (``ENODEV``)."""
+    fd = os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_rdev != _FUSE_NUMBER:
+            raise OSError(errno.ENODEV, "is not the kernel's FUSE device", FUSE_DEVICE)
+    finally:
+        os.close(fd)
+
+
+def check_fuse() -> None:
+    """``FuseMissing``, ``NotPermitted`` if this process cannot mount a FUSE file system."""
+    try:
+        open_fuse()
+    except OSError as exc:
+        if exc.errno in (errno.EACCES, errno.EPERM):
+            raise RigError(
+                "NotPermitted", f"{FUSE_DEVICE} cannot be opened: {reason(exc, FUSE_DEVICE)}: ask for access to it"
+            ) from exc
+        raise RigError(
+            "FuseMissing",
+            f"{FUSE_DEVICE}: {reason(exc, FUSE_DEVICE)}: modprobe fuse; in a container: --device {FUSE_DEVICE}",
+        ) from exc
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise RigError(
+            "FuseMissing",
+            "fusermount3, with which others than root mount, is not installed; on Debian: apt-get install fuse3",
+        )
+
+
+def prepare(where: Path) -> Mountpoint:
+    """A folder for a mount: there and empty, or made.  A dead mount of ours is a folder like any other.
+
+    ``FolderUnusable``: it cannot be mounted on.  ``MountFailed``: something is mounted there.
+    """
+    try:
+        path = safe_files.resolve(where)
+    except OSError as exc:
+        raise _unusable(where, reason(exc, where)) from exc
+    try:
+        os.statvfs(path)  # stat could be answered from the kernel's cache, also for a dead mount
+    except FileNotFoundError:
+        return _make(path)
+    except OSError as exc:
+        if exc.errno not in _DEAD:
+            raise _unusable(path, reason(exc, path)) from exc
+        source = _mounted(path)
+        if source is None or not source.startswith(SOURCE_PREFIX):
+            raise _unusable(path, f"a dead mount of {source} is in the way: umount it first") from exc
+        return Mountpoint(path, made=False)
+    if not path.is_dir():
+        raise _unusable(path, "is no folder")
+    source = _mounted(path)
+    if source is not None:
+        raise RigError("MountFailed", f"{path}: {source} is mounted here already")
+    try:
+        entry = next(path.iterdir(), None)
+    except OSError as exc:
+        raise _unusable(path, reason(exc, path)) from exc
+    if entry is not None:
+        raise _unusable(path, f"is not empty ({entry.name!r} is in it), and a mount would hide what is there")
+    if not os.access(path, os.W_OK):
+        raise _unusable(path, "only who may write to a folder may mount on it")
+    return Mountpoint(path, made=False)
+
+
+def _make(path: Path) -> Mountpoint:
+    try:
+        safe_files.make_folder(path)
+    except OSError as exc:
+        why = f"its parent {path.parent} is not there" if exc.errno == errno.ENOENT else reason(exc, path)
+        raise _unusable(path, f"cannot be made: {why}") from exc
+    return Mountpoint(path, made=True)
+
+
+def _unusable(path: Path, reason: str | None) -> RigError:
+    return RigError("FolderUnusable", f"{path}: {reason}; name an empty folder, or one to make")
+
+
+def _mounted(path: Path) -> str | None:
+    """The source of what is mounted at a folder, the topmost."""
+    return next((source for _, source, point in reversed(hostmounts.mounts()) if point == str(path)), None)
+
+
+async def unmount(mountpoint: Path) -> str | None:
+    """Take a mount away as ``umount`` does: whoever serves it goes on meanwhile; why not, if it is in use."""
+    command = ["umount", "--no-canonicalize"] if os.geteuid() == 0 else ["fusermount3", "-u", "--"]
+    result = await trio.run_process(
+        [*command, str(mountpoint)],
+        capture_stdout=True,
+        capture_stderr=True,
+        check=False,
+        start_new_session=True,  # a Ctrl-C at the terminal must not reach it
+        env=os.environ | {"LC_ALL": "C"},
+    )
+    return None if result.returncode == 0 else result.stderr.decode(errors="replace").strip()
+
+
+async def users(disk: Path) -> list[str]:
+    """Who uses a mounted disk: loop devices, where they are mounted, processes that stand in its folder or have it open."""
+    found = []
+    for use in await hostmounts.loops(disk):
+        at = f" (mounted at {', '.join(use.mountpoints)})" if use.mountpoints else ""
+        found.append(f"{use.loop}{at}")
+    return found + await hostmounts.processes_at(disk.parent)

@@ -1,0 +1,85 @@
+"""A command's way to deal with a role that does not answer: ask the supervisor, wait if that helps, and name the role.
+
+Implements :class:`siterig.rpc.rpc_client.Guide`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.azure_emu.vault.context.roles import ROLE_WAIT_S, trouble
+from siterig.blockfs.core.errors import RigError
+from siterig.core.control import SupervisorControl
+from siterig.rpc.rpc_client import WAIT_TOLD_S, proxy
+
+SUPERVISOR_ANSWER_S = 5.0
+SUPERVISOR = "supervisor"
+
+
+class RoleGuide:
+    """The guide of one command; ``note(text)`` prints a remark for its user."""
+
+    def __init__(self, sockets: Path, note: Callable[[str], None]) -> None:
+        self._supervisor = proxy(
+            SupervisorControl,  # type: ignore[type-abstract]
+            sockets / f"{SUPERVISOR}.sock",
+            deadlines={"status": SUPERVISOR_ANSWER_S},
+            guided=False,
+        )
+        self._note = note
+
+    async def tell(self, role: str) -> None:
+        """Print that an answer of the role is waited for, and what is wrong with which roles."""
+        self._note(f"waiting for the {role} ...")
+        if role == SUPERVISOR:
+            return
+        for status in await self._roles():
+            error = trouble(status)
+            if error is not None and error.code != "RoleHeld":
+                self._note(error.message)
+
+    async def back(self, role: str, error: RigError, *, again: bool) -> None:
+        """Implements :class:`siterig.rpc.rpc_client.Guide`."""
+        if role == SUPERVISOR:
+            text = f"{error.message}; if it does not recover: siterig down, then siterig up"
+            raise RigError(error.code, text, recoverable=True, role=role, uncertain=error.uncertain) from error
+        reason = next((trouble(status) for status in await self._roles() if status.name == role), error)
+        if reason is error or (reason is not None and not _is_coming_back(reason)):
+            raise reason from error
+        if not again:
+            raise error
+        if reason is not None:
+            await self._wait(role, reason, error)
+
+    async def _wait(self, role: str, reason: RigError, error: RigError) -> None:
+        with trio.move_on_after(ROLE_WAIT_S) as patience:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._note_later, f"{reason.message}; waiting until it is back ...")
+                try:
+                    status = await self._supervisor.settled(name=role)
+                finally:
+                    nursery.cancel_scope.cancel()
+        if patience.cancelled_caught:
+            raise reason from error
+        again = trouble(status)
+        if again is not None:
+            raise again from error
+
+    async def _note_later(self, text: str) -> None:
+        await trio.sleep(WAIT_TOLD_S)
+        self._note(text)
+
+    async def _roles(self) -> list[RoleStatus]:
+        """The states of the roles; empty if the supervisor does not answer either."""
+        try:
+            return (await self._supervisor.status()).roles
+        except RigError:
+            return []
+
+
+def _is_coming_back(reason: RigError) -> bool:
+    return reason.code == "RoleUnavailable"

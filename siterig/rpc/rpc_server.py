@@ -1,0 +1,168 @@
+"""The answering side of :mod:`siterig.rpc.rpc_contract`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, cast
+
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve as hypercorn_serve
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.printable import valid_unicode
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.json_text import json_text
+from siterig.core.failures import expected
+from siterig.rpc.rpc_contract import ErrorBody, Method, check_socket_path, error_body, methods
+
+REQUEST_BYTES_MAX = 16 << 20
+"""The longest request is a report of damage or tags: some hundred kilobytes."""
+
+_log = structlog.get_logger(__name__)
+
+
+def _explain(where: str, method: Method, error: ValidationError) -> str:
+    """One line that names the key, its value and what is allowed."""
+    problem = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
+        return f"{where}: unknown argument {key!r}; allowed: {', '.join(method.allowed) or 'none'}"
+    if problem["type"] == "missing":
+        return f"{where}: argument {key!r} is missing"
+    if not key:
+        return f"{where}: the body must be a JSON object of arguments: {problem['msg']}"
+    return f"{where}: argument {key!r} = {problem['input']!r}: {problem['msg']}"
+
+
+def _refuse(status: int, code: str, message: str) -> JSONResponse:
+    return _answer(status, error_body(RigError(code, message)))
+
+
+def _answer(status: int, error: ErrorBody) -> JSONResponse:
+    # UTF-8 cannot carry a byte of a file name that is not UTF-8.
+    error["message"] = valid_unicode(error["message"])
+    return JSONResponse({"error": error}, status_code=status)
+
+
+async def _body(request: Request) -> bytes:
+    """All of the request's body; ``BadRequest`` as soon as it is longer than any caller's."""
+    body = bytearray()
+    async with aclosing(request.stream()) as pieces:
+        async for piece in pieces:
+            body += piece
+            if len(body) > REQUEST_BYTES_MAX:
+                raise RigError("BadRequest", f"the body is longer than {REQUEST_BYTES_MAX} bytes")
+    return bytes(body)
+
+
+def _result(method: Method, result: object) -> bytes | str:
+    """A result in JSON; of a text with a byte that is not UTF-8 that byte is escaped, and all else stays as it is."""
+    try:
+        return method.result.dump_json(result)
+    except PydanticSerializationError:
+        return json_text(method.result.dump_python(result))
+
+
+async def _call(where: str, method: Method, service: object, body: bytes) -> Response:
+    try:
+        arguments = method.arguments.validate_json(body or b"{}", strict=True)
+    except ValidationError as error:
+        return _refuse(400, "BadRequest", _explain(where, method, error))
+    try:
+        result = await getattr(service, method.name)(**arguments)
+        return Response(_result(method, result), media_type="application/json")
+    except Exception as error:
+        failure = expected(error)
+        if failure is None:
+            _log.exception("a call failed by a bug", call=where)
+            return _refuse(500, "InternalError", f"{where}: {type(error).__name__}; the traceback is in the role's log")
+        return _answer(409, error_body(failure))
+
+
+def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
+    """The ASGI application that answers for ``services`` (name -> Protocol, implementation)."""
+    table = {name: (methods(protocol), service) for name, (protocol, service) in services.items()}
+
+    async def call(request: Request) -> Response:
+        name, wanted = request.path_params["service"], request.path_params["method"]
+        where = f"{name}.{wanted}"
+        if name not in table:
+            return _refuse(404, "BadRequest", f"unknown service {name!r}; here are: {', '.join(table)}")
+        known, service = table[name]
+        if wanted not in known:
+            return _refuse(404, "BadRequest", f"unknown method {where!r}; {name} has: {', '.join(known)}")
+        response: Response = Response(status_code=499)
+        try:
+            body = await _body(request)
+        except RigError as error:
+            return _refuse(413, error.code, f"{where}: {error.message}")
+        except ClientDisconnect:  # killed while it asked: nothing was begun, and nobody waits for an answer
+            return response
+
+        async def cancel_when_the_client_goes() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel_when_the_client_goes)
+            response = await _call(where, known[wanted], service, body)
+            nursery.cancel_scope.cancel()
+        return response
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"services": list(table)})
+
+    return Starlette(routes=[Route("/health", health), Route("/{service}/{method}", call, methods=["POST"])])
+
+
+def _make_room(socket: Path) -> None:
+    safe_files.make_folder(socket.parent, parents=True)
+    socket.parent.chmod(0o700)
+    _remove(socket)
+
+
+def _remove(socket: Path) -> None:
+    socket.unlink(missing_ok=True)
+
+
+async def serve(
+    services: Mapping[str, tuple[type, object]],
+    socket: Path,
+    *,
+    until: Callable[[], Awaitable[None]] | None = None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer calls on ``socket`` until cancelled, or until ``until`` returns (running calls are then finished).
+
+    A socket left there by a killed process is replaced; the caller holds the lock that says nobody else listens.
+    """
+    check_socket_path(socket)
+    _make_room(socket)
+    config = Config()
+    config.bind = [f"unix:{socket}"]
+    config.umask = 0o177
+    config.loglevel = "WARNING"
+
+    class Started:
+        """hypercorn tells the addresses; ours are known."""
+
+        def started(self, _binds: list[str] | None = None) -> None:
+            task_status.started()
+
+    try:
+        await hypercorn_serve(
+            cast(Any, application(services)), config, shutdown_trigger=until, task_status=cast(Any, Started()), mode="asgi"
+        )
+    finally:
+        _remove(socket)

@@ -1,0 +1,255 @@
+"""Starting a rig's supervisor, and ending a rig, from another process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.azure_emu.vault.context.roles import trouble
+from siterig.blockfs.core.code_root import child_environment
+from siterig.blockfs.core.errors import RigError
+from siterig.cli import doctor
+from siterig.core.control import SupervisorControl
+from siterig.core.front_end import FrontEnd
+from siterig.core.layout import Layout, check_format, create, restore_state
+from siterig.core.limits import Limits
+from siterig.core.lock import ENDING, already_up, is_locked, take_ending, take_lock
+from siterig.rpc import services
+from siterig.rpc.rpc_contract import check_socket_path
+from siterig.supervisor import cleanup, new_rig
+from siterig.supervisor.process import last_line, open_log
+
+END_TIMEOUT_S = 90.0
+HUNG_END_TIMEOUT_S = 15.0
+"""For a supervisor that did not answer within its deadline, ``ASKED_MAX`` times."""
+ASKED_MAX = 3
+KILL_TIMEOUT_S = 10.0
+QUICK_RETRIES = "--quick-retries"
+UNTIL_EOF = "--until-eof"
+
+
+@dataclass
+class Launched:
+    """The supervisor as the child that it is of this process."""
+
+    popen: subprocess.Popen[bytes]
+
+    async def end(self) -> None:
+        """End the rig whatever its guests do, and wait; not to be cancelled.  No-op if it has ended."""
+        with trio.CancelScope(shield=True):
+            self.popen.terminate()
+            await trio.to_thread.run_sync(self.popen.wait)
+            if self.popen.stdin is not None:
+                self.popen.stdin.close()
+
+
+def _spawn(layout: Layout, report_fd: int, options: list[str]) -> subprocess.Popen[bytes]:
+    with open_log(layout.log("supervisor")) as log:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "siterig.supervisor.supervise", str(layout.root), *options, str(report_fd)],
+            stdin=subprocess.PIPE if UNTIL_EOF in options else subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=[report_fd],
+            start_new_session=True,
+            cwd="/",
+            env=child_environment(),
+        )
+
+
+async def up(
+    layout: Layout,
+    *,
+    until_eof: bool = False,
+    quick_retries: bool = False,
+    front_end: FrontEnd | None = None,
+    limits: Limits | None = None,
+    announce: Callable[[str, str], None] = lambda _role, _state: None,
+) -> Launched:
+    """Start the rig and wait until every role is ready; on failure nothing is left running, and of a new rig nothing at all.
+
+    ``announce(role, state)`` is called as roles get ready, and of a new rig that fails with what their logs said last.
+    With ``until_eof`` the rig ends when this process does, however it ends.  ``quick_retries``: the agent tries again after
+    seconds instead of minutes.
+    ``front_end``: how the disks are served, and ``limits`` of them all, until it is down.
+    ``AlreadyUp``, ``StateVersion``, ``NotARig``, or what a role failed with.  What this machine lacks is found before
+    anything is made or started (:func:`siterig.cli.doctor.require_fit`).
+    """
+    check_socket_path(layout.socket("supervisor"))
+    check_format(layout)
+    if is_up(layout) and not is_locked(layout.lock, ENDING):
+        raise await _already_up(layout)
+    await trio.to_thread.run_sync(partial(doctor.require_fit, layout.root, is_new=not layout.state.exists()))
+    is_new, had_folder = new_rig.is_new(layout), layout.root.is_dir()
+    create(layout)
+    try:
+        return await _launch(
+            layout,
+            announce,
+            until_eof=until_eof,
+            quick_retries=quick_retries,
+            words=[*(front_end or FrontEnd()).words(), *(limits or Limits()).words()],
+            tells_logs=is_new,
+        )
+    except BaseException as error:
+        # If another process has it up, it was that one's new rig.
+        if is_new and not (isinstance(error, RigError) and error.code == "AlreadyUp"):
+            with trio.CancelScope(shield=True):
+                await new_rig.remove(layout, had_folder=had_folder)
+        raise
+
+
+async def _launch(
+    layout: Layout,
+    announce: Callable[[str, str], None],
+    *,
+    until_eof: bool,
+    quick_retries: bool,
+    words: list[str],
+    tells_logs: bool,
+) -> Launched:
+    report_r, report_w = os.pipe2(os.O_CLOEXEC)
+    try:
+        wanted = {UNTIL_EOF: until_eof, QUICK_RETRIES: quick_retries}
+        options = [option for option, on in wanted.items() if on]
+        options += words
+        popen = _spawn(layout, report_w, options)
+    except BaseException:
+        os.close(report_r)
+        raise
+    finally:
+        os.close(report_w)
+    launched = Launched(popen)
+    starting: list[str] = []
+
+    def note(role: str, state: str) -> None:
+        announce(role, state)
+        if state == "starting":
+            starting.append(role)
+        elif role in starting:
+            starting.remove(role)
+
+    try:
+        async with trio.lowlevel.FdStream(report_r) as reports:
+            await _await_up(layout, reports, note)
+    except BaseException as error:
+        await launched.end()
+        if tells_logs and isinstance(error, RigError):
+            new_rig.tell_logs(layout, starting or ["supervisor"], announce)
+        raise
+    return launched
+
+
+async def _already_up(layout: Layout) -> RigError:
+    """``AlreadyUp``, with what is wrong with the roles of the rig that is up."""
+    error = already_up(layout.lock)
+    roles: list[RoleStatus] = []
+    with contextlib.suppress(RigError):
+        roles = (await services.supervisor(layout).status()).roles
+    troubles = [found.message for found in map(trouble, roles) if found is not None]
+    return RigError(error.code, "; ".join([error.message, *troubles]))
+
+
+async def _await_up(layout: Layout, reports: trio.lowlevel.FdStream, announce: Callable[[str, str], None]) -> None:
+    pending = b""
+    async for data in reports:
+        *lines, pending = (pending + data).split(b"\n")
+        for line in lines:
+            report = json.loads(line)
+            if "error" in report:
+                raise RigError(**report["error"])
+            if "up" in report:
+                return
+            announce(report["role"], report["state"])
+    raise RigError("SupervisorFailed", f"the supervisor ended: {last_line(layout.log('supervisor'))}")
+
+
+def is_up(layout: Layout) -> bool:
+    """True if a supervisor holds the rig's lock.  To look is in nobody's way."""
+    return is_locked(layout.lock)
+
+
+def _send(layout: Layout, number: signal.Signals) -> None:
+    """Send a signal to the supervisor; nothing happens if it has ended."""
+    if is_up(layout):
+        with contextlib.suppress(ProcessLookupError, ValueError):
+            os.kill(int(layout.lock.read_text()), number)
+
+
+async def _ended(layout: Layout, limit_s: float) -> bool:
+    """Wait until no supervisor holds the lock; whether that is so."""
+    with trio.move_on_after(limit_s):
+        # The kernel's own wait for a lock would hold up a thread that nothing can end, and there is no descriptor of the
+        # supervisor to wait for: another process may have started it.
+        while is_up(layout):  # noqa: ASYNC110
+            await trio.sleep(0.05)
+    return not is_up(layout)
+
+
+async def _stop_supervisor(layout: Layout) -> list[str]:
+    """End the supervisor with its roles; says what was done.  ``VmBusy``.
+
+    One that does not answer is starting, or ending already, or hangs.  It is killed if it does not end by itself.
+    """
+    supervisor = services.supervisor(layout)
+    limit_s = END_TIMEOUT_S
+    done: list[str] = []
+    try:
+        await _wait_for_answer(supervisor)
+        done = await supervisor.stop_all()
+    except RigError as error:
+        if error.code != "RoleUnavailable":
+            raise
+        limit_s = HUNG_END_TIMEOUT_S if error.uncertain else END_TIMEOUT_S
+        _send(layout, signal.SIGTERM)
+    if not await _ended(layout, limit_s):
+        _send(layout, signal.SIGKILL)
+        done.append(f"killed the supervisor, which did not end within {limit_s:g} s")
+        await _ended(layout, KILL_TIMEOUT_S)
+    return done
+
+
+async def _wait_for_answer(supervisor: SupervisorControl) -> None:
+    """``RoleUnavailable`` if it does not answer, also when it is asked again: the call that ends it has no deadline."""
+    for asked in range(1, ASKED_MAX + 1):
+        try:
+            await supervisor.status()
+        except RigError as error:
+            if asked == ASKED_MAX or not error.uncertain:
+                raise
+        else:
+            return
+
+
+async def down(layout: Layout) -> list[str]:
+    """End the rig and clear all it holds on this host; also when its supervisor was killed.  Says what was done.
+
+    ``VmBusy``: a guest's mount is in use, the rig stays up.  A rig that is down already is fine.  A supervisor that does
+    not answer is killed.
+    """
+    restored = restore_state(layout)
+    check_format(layout)
+    if not layout.state.exists():
+        return []
+    done = [] if restored is None else [restored]
+    ending = await trio.to_thread.run_sync(take_ending, layout.lock)
+    try:
+        if is_up(layout):
+            done += await _stop_supervisor(layout)
+        lock = take_lock(layout.lock, waits=False)
+        try:
+            return done + await cleanup.clear(layout)
+        finally:
+            os.close(lock)
+    finally:
+        os.close(ending)

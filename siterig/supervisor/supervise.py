@@ -1,0 +1,128 @@
+"""The supervisor's process: ``python -m siterig.supervisor.supervise DIR [OPTION ...] REPORT_FD``.
+
+It is made by :mod:`siterig.supervisor.launch`, outlives it (unless ``--until-eof``), and holds the rig's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+import trio
+
+from siterig.blockfs.core.errors import RigError
+from siterig.core import front_end, limits
+from siterig.core.failures import expected
+from siterig.core.layout import PRIVATE_UMASK, Layout, check_format, create
+from siterig.core.lock import take_lock
+from siterig.core.process_setup import allow_many_files, forbid_core_dumps
+from siterig.rpc import services
+from siterig.supervisor import cleanup
+from siterig.supervisor.launch import QUICK_RETRIES, UNTIL_EOF
+from siterig.supervisor.process_log import log_to_stderr
+from siterig.supervisor.supervisor import RoleSpec, Supervisor
+
+ROLES: dict[str, tuple[str, ...]] = {
+    "azurite": (),
+    "site": (),
+    "azure": (),
+    "vault": (),
+    "applier": ("azurite",),
+    "agent": ("azurite", "site"),
+}
+"""Each role and those it needs to get ready; all else is waited for where it is asked for."""
+
+
+_HOST_OPTIONS = (*front_end.OPTIONS, *limits.OPTIONS)
+OPTIONS = {"site": _HOST_OPTIONS, "azure": _HOST_OPTIONS, "agent": (QUICK_RETRIES,)}
+"""The rig's options that a role is told; each is one word, perhaps with a value behind ``=``."""
+
+
+def role_specs(layout: Layout, options: list[str]) -> list[RoleSpec]:
+    """The roles of Hyper-V to Azure without VMM."""
+    command = (sys.executable, "-P", "-m")
+    root = str(layout.root)
+
+    def told(role: str) -> list[str]:
+        return [option for option in options if option.partition("=")[0] in OPTIONS.get(role, ())]
+
+    return [
+        RoleSpec(name, (*command, f"siterig.roles.{name}", root, *told(name)), needs, answers_checks=True)
+        for name, needs in ROLES.items()
+    ]
+
+
+async def _end_at_eof(cancel: Callable[[], None]) -> None:
+    async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
+        while await stdin.receive_some():
+            pass
+    cancel()
+
+
+async def _end_on_signal(cancel: Callable[[], None], *, task_status: trio.TaskStatus[None]) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for _ in signals:
+            cancel()
+
+
+async def _supervise(layout: Layout, tell: Callable[[dict[str, object]], None], options: list[str]) -> None:
+    specs = role_specs(layout, options)
+    vault = services.role_reports(layout)
+    supervisor = Supervisor(
+        layout,
+        specs,
+        announce=lambda role, state: tell({"role": role, "state": state}),
+        report=lambda roles: vault.report_roles(roles=roles),
+    )
+    for line in await cleanup.clear(layout):
+        structlog.get_logger().info("found from an earlier run", did=line)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_end_on_signal, nursery.cancel_scope.cancel)
+        if UNTIL_EOF in options:
+            nursery.start_soon(_end_at_eof, nursery.cancel_scope.cancel)
+
+        async def run(*, task_status: trio.TaskStatus[None]) -> None:
+            await supervisor.run(task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(run)
+        tell({"up": True})
+
+
+def main() -> None:
+    """Lock, clear what a killed rig left behind, and supervise."""
+    layout, options, report_fd = Layout(Path(sys.argv[1])), sys.argv[2:-1], int(sys.argv[-1])
+    os.set_inheritable(report_fd, False)
+    os.umask(PRIVATE_UMASK)
+    log_to_stderr(layout.log("").parent)
+
+    def tell(what: dict[str, object]) -> None:
+        # Who started us may have gone; the rig is up nevertheless.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(report_fd, json.dumps(what).encode() + b"\n")
+
+    try:
+        allow_many_files()
+        forbid_core_dumps(holds_keys=False)
+        check_format(layout)
+        take_lock(layout.lock)  # held to the very end: whoever gets it next finds no process of ours
+        create(layout)
+        trio.run(_supervise, layout, tell, options)
+    except (RigError, ExceptionGroup) as error:
+        failure = expected(error)
+        if failure is None:
+            raise
+        structlog.get_logger().error(failure.message, code=failure.code)
+        tell({"error": {"code": failure.code, "message": failure.message, "recoverable": failure.recoverable}})
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,369 @@
+"""The supervisor: starts the roles, each after those it needs, keeps them running, and ends them all.
+
+Fault contract: it may be killed at any moment.  Its roles die with it (PDEATHSIG); mounts and loop devices stay, and the
+next ``up`` or ``down`` finds them by what the kernel shows (:mod:`siterig.supervisor.cleanup`).  The lock on ``DIR/lock``
+goes with the process, so that a stale process id is never believed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+
+import structlog
+import trio
+
+from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
+from siterig.azure_emu.vault.context.roles import trouble
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.waits import Wait
+from siterig.core.control import RigStatus, SupervisorControl
+from siterig.core.layout import Layout
+from siterig.rpc import rpc_server
+from siterig.supervisor import cleanup
+from siterig.supervisor.process import Child
+
+DEATHS_MAX = 5
+DEATHS_WINDOW_S = 60.0
+BACKOFF_FIRST_S = 0.2
+CHECK_EVERY_S = 2.0
+ANSWER_S = 2.0
+"""A role that does not answer two health checks in a row within this time each is hung."""
+STATUS_ANSWER_S = 1.5
+"""``status`` asks every role again, and calls one hung that does not answer within this time."""
+REPORT_EVERY_S = 3.0
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class RoleSpec:
+    """A role and the command that runs it; two arguments are added: readiness descriptor, parent's process id."""
+
+    name: str
+    command: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    """Roles that must be ready before this one is started for the first time."""
+    answers_checks: bool = False
+    """True if it answers health checks (:mod:`siterig.supervisor.process`)."""
+
+
+@dataclass
+class _Role:
+    """A role as it is now.  Only the role's own keeper task changes ``child``; all else may change the rest."""
+
+    spec: RoleSpec
+    wall_ns: Callable[[], int]
+    tell: Callable[[], None]
+    """Called after each change of the state or the waits."""
+    state: RoleState = "waiting"
+    since_ns: int = 0
+    child: Child | None = None
+    restarts: int = 0
+    detail: str = ""
+    waits: list[Wait] = field(default_factory=list)
+    unanswered: int = 0
+    """Health checks in a row that it did not answer; the first of them was sent at ``silent_ns``."""
+    silent_ns: int = 0
+    hold: bool = False
+    killed: bool = False
+    """The supervisor killed it on purpose: that death does not count."""
+    deaths: deque[float] = field(default_factory=deque)
+    changed: trio.Event = field(default_factory=trio.Event)
+    wake: trio.Event = field(default_factory=trio.Event)
+
+    def __post_init__(self) -> None:
+        self.since_ns = self.wall_ns()
+
+    def enter(self, state: RoleState, detail: str = "", *, since_ns: int | None = None) -> None:
+        if state != self.state:
+            self.since_ns = self.wall_ns() if since_ns is None else since_ns
+        self.state, self.detail = state, detail
+        if state not in ("ready", "hung"):
+            self.waits, self.unanswered = [], 0
+        self._tell()
+
+    def _tell(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+        self.tell()
+
+    def answered(self, waits: list[Wait]) -> None:
+        self.unanswered = 0
+        if self.state == "hung":
+            self.waits = waits
+            self.enter("ready")
+        elif self.waits != waits:
+            self.waits = waits
+            self._tell()
+
+    def did_not_answer(self, asked_ns: int, problem: str | None, *, times: int) -> None:
+        if not self.unanswered:
+            self.silent_ns = asked_ns
+        self.unanswered += times
+        if self.unanswered >= 2:
+            at = datetime.fromtimestamp(self.silent_ns / 1e9, UTC)
+            self.enter("hung", problem or f"has not answered since {at:%H:%M:%S} UTC", since_ns=self.silent_ns)
+
+    async def settled(self, *states: RoleState) -> None:
+        while self.state not in states:
+            await self.changed.wait()
+
+    def status(self) -> RoleStatus:
+        return RoleStatus(
+            name=self.spec.name,
+            state=self.state,
+            pid=self.child.pid if self.child else None,
+            restarts=self.restarts,
+            detail=self.detail,
+            since_ns=self.since_ns,
+            waits=self.waits,
+        )
+
+
+class Supervisor(SupervisorControl):
+    """Implements :class:`SupervisorControl`.
+
+    ``announce(role, state)`` is called for each step of the start.  ``report(roles)`` sends the states of all roles to the
+    vault; one that fails or takes too long is followed by the next.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        specs: Sequence[RoleSpec],
+        *,
+        announce: Callable[[str, str], None] = lambda _role, _state: None,
+        report: Callable[[list[RoleStatus]], Awaitable[None]] | None = None,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._layout = layout
+        self._wall_ns = wall_ns
+        self._report = report
+        self._news = trio.Event()
+        self._roles = {spec.name: _Role(spec, wall_ns, self._tell_of_news) for spec in specs}
+        self._announce = announce
+        self._keepers = trio.CancelScope()
+        self._keepers_gone = trio.Event()
+        self._stopping = trio.Lock()
+        self._finished = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the rig until :meth:`stop_all`, or until cancelled; in any case nothing is left running or mounted.
+
+        ``started`` means that every role is ready.  A role that fails to start ends it all.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._serve_control)
+                try:
+                    await self._keep_all(task_status)
+                finally:
+                    self._keepers_gone.set()
+                await self._finished.wait()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._end_all(force=True)
+
+    async def _keep_all(self, task_status: trio.TaskStatus[None]) -> None:
+        with self._keepers:
+            async with trio.open_nursery() as nursery:
+                for role in self._roles.values():
+                    nursery.start_soon(self._first_start, role)
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                for role in self._roles.values():
+                    nursery.start_soon(self._keep, role)
+                    if role.spec.answers_checks:
+                        nursery.start_soon(self._check_often, role)
+                if self._report is not None:
+                    nursery.start_soon(self._report_often, self._report)
+
+    async def _check_often(self, role: _Role) -> None:
+        while True:
+            await trio.sleep(CHECK_EVERY_S)
+            await self._check(role, ANSWER_S)
+
+    async def _check(self, role: _Role, limit_s: float, *, times: int = 1) -> None:
+        """One health check of a role that runs; one that is not answered in time counts ``times`` times."""
+        child, asked_ns = role.child, self._wall_ns()
+        if child is None or role.state not in ("ready", "hung"):
+            return
+        answer = None
+        with trio.move_on_after(limit_s):
+            answer = await child.health()
+        if role.child is not child or role.state not in ("ready", "hung"):
+            return  # it ended meanwhile
+        if answer is None or answer.problem is not None:
+            role.did_not_answer(asked_ns, None if answer is None else answer.problem, times=times)
+        else:
+            role.answered(answer.waits)
+
+    def _tell_of_news(self) -> None:
+        self._news.set()
+
+    async def _report_often(self, report: Callable[[list[RoleStatus]], Awaitable[None]]) -> None:
+        while True:
+            self._news = trio.Event()
+            try:
+                await report([role.status() for role in self._roles.values()])
+            except RigError as error:
+                _log.debug("the vault did not take the states of the roles", reason=error.message)
+            with trio.move_on_after(REPORT_EVERY_S):
+                await self._news.wait()
+
+    async def _first_start(self, role: _Role) -> None:
+        for need in role.spec.needs:
+            await self._roles[need].settled("ready")
+        await self._start(role)
+
+    async def _serve_control(self, *, task_status: trio.TaskStatus[None]) -> None:
+        services = {"SupervisorControl": (SupervisorControl, self)}
+        await rpc_server.serve(
+            services, self._layout.socket("supervisor"), until=self._finished.wait, task_status=task_status
+        )
+
+    async def _start(self, role: _Role) -> None:
+        """Start once; ``RigError`` if it does not get ready."""
+        name = role.spec.name
+        role.enter("starting")
+        self._announce(name, "starting")
+        child = role.child = Child(name, role.spec.command, self._layout.log(name))
+        try:
+            await child.ready()
+        except BaseException:
+            await child.end()
+            await child.close()
+            role.child = None
+            raise
+        role.enter("ready")
+        self._announce(name, "ready")
+        _log.info("role is ready", role=name, pid=child.pid)
+
+    async def _keep(self, role: _Role) -> None:
+        """Look after a started role for as long as the rig is up."""
+        while True:
+            if role.child is not None:
+                ending = await role.child.ending()
+                await role.child.close()
+                role.child = None
+                await self._after_death(role, ending)
+            try:
+                await self._start(role)
+            except RigError as error:
+                await self._after_death(role, error.message)
+
+    async def _after_death(self, role: _Role, reason: str) -> None:
+        """Returns when the role is to be started again."""
+        _log.warning("role ended", role=role.spec.name, reason=reason, on_purpose=role.killed)
+        if not role.killed:
+            role.restarts += 1
+            role.deaths.append(trio.current_time())
+        role.killed = False
+        while role.deaths and role.deaths[0] < trio.current_time() - DEATHS_WINDOW_S:
+            role.deaths.popleft()
+        role.wake = trio.Event()
+        if len(role.deaths) >= DEATHS_MAX and not role.hold:
+            role.enter("failed", f"ended {DEATHS_MAX} times within {DEATHS_WINDOW_S:g} s; last: {reason}")
+            await role.wake.wait()
+        elif not role.hold:
+            role.enter("restarting", reason)
+            if role.deaths:
+                with trio.move_on_after(BACKOFF_FIRST_S * 2 ** (len(role.deaths) - 1)):
+                    await role.wake.wait()
+        while role.hold:
+            role.wake = trio.Event()
+            role.enter("held", "killed on purpose")
+            await role.wake.wait()
+
+    def _role(self, name: str) -> _Role:
+        if name not in self._roles:
+            raise RigError("NoSuchRole", f"unknown role {name!r}; there are: {', '.join(self._roles)}")
+        return self._roles[name]
+
+    async def status(self) -> RigStatus:
+        """The state of every role; one that does not answer now is called hung."""
+        async with trio.open_nursery() as nursery:
+            for role in self._roles.values():
+                if role.spec.answers_checks:
+                    nursery.start_soon(partial(self._check, role, STATUS_ANSWER_S, times=2))
+        roles = [role.status() for role in self._roles.values()]
+        return RigStatus(folder=str(self._layout.root), pid=os.getpid(), roles=roles)
+
+    async def settled(self, *, name: str) -> RoleStatus:
+        """Wait until the role is neither starting nor about to be started."""
+        role = self._role(name)
+        await role.settled("ready", "hung", "held", "failed", "stopped")
+        return role.status()
+
+    async def kill_role(self, *, name: str, hold: bool = False) -> RoleStatus:
+        """SIGKILL, whatever it is doing."""
+        role = self._role(name)
+        role.hold = hold
+        child = role.child
+        if child is not None:
+            role.killed = True
+            child.send(signal.SIGKILL)
+            while role.child is child:
+                await role.changed.wait()
+        elif hold and role.state in ("restarting", "failed"):
+            role.wake.set()  # it is down already: its keeper holds it instead of starting it
+            await role.settled("held")
+        return role.status()
+
+    async def start_role(self, *, name: str) -> RoleStatus:
+        """Start what is held or has failed; ``RoleHung`` for a role that runs and does not answer."""
+        role = self._role(name)
+        role.hold = False
+        if role.state != "ready":
+            role.deaths.clear()
+            if role.state in ("held", "failed"):
+                role.enter("restarting")
+            role.wake.set()
+            await role.settled("ready", "hung", "held", "failed", "stopped")
+        error = trouble(role.status())
+        if error is not None:
+            raise error
+        return role.status()
+
+    async def stop_all(self) -> list[str]:
+        """End the rig; refused while a guest's mount is busy."""
+        done = await self._end_all(force=False)
+        self._finished.set()
+        return done
+
+    async def _end_all(self, *, force: bool) -> list[str]:
+        """Guests' mounts first, for they need the disks' servers; then the roles, the last one started first."""
+        async with self._stopping:
+            done: list[str] = []
+            cut_off = False
+            try:
+                done += await cleanup.release_guests(self._layout.root)
+            except RigError as error:
+                if not force:
+                    raise
+                _log.warning("guests are cut off", reason=error.message)
+                cut_off = True
+            self._keepers.cancel()
+            await self._keepers_gone.wait()
+            for role in reversed(self._roles.values()):
+                if role.child is not None:
+                    # A disk host that ended in order would take its mount away from under the busy guests, whose loop
+                    # devices then no longer show what they belong to.  One that is killed leaves it in place.
+                    await (role.child.kill() if cut_off else role.child.end())
+                    await role.child.close()
+                    role.child = None
+                    done.append(f"ended {role.spec.name}")
+                role.enter("stopped")
+            # Without their servers, what is still mounted can only be taken away lazily.
+            done += await cleanup.release_guests(self._layout.root)
+            done += await cleanup.unmount_stale(self._layout.root)
+            for line in done:
+                _log.info("end", did=line)
+            return done

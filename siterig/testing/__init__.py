@@ -1,0 +1,4 @@
+"""A rig of its own for tests and benches.
+
+Imports azure_emu.vault.model, blockfs.contracts, siterig.cli, siterig.core, siterig.rpc, siterig.supervisor.
+"""

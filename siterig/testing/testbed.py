@@ -1,0 +1,70 @@
+"""A running rig as an object: what tests, scenarios and the drill hold on to."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.blockfs.contracts.control import DiskHostControl
+from siterig.cli import sites
+from siterig.core.control import SupervisorControl
+from siterig.core.layout import Layout
+from siterig.rpc import services
+from siterig.supervisor import launch
+
+
+class Testbed:
+    """Handles on a rig that is up; implements :class:`siterig.scenarios.contracts.ports.Rig`.  Nothing here needs to be
+    closed.
+    """
+
+    __test__ = False  # its name is no test's
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.vault: VaultApi = services.vault(layout)
+        self.site: DiskHostControl = services.site(layout)
+        self.azure: DiskHostControl = services.azure(layout)
+        self.supervisor: SupervisorControl = services.supervisor(layout)
+
+    @classmethod
+    @asynccontextmanager
+    async def up(
+        cls, folder: Path, *, announce: Callable[[str, str], None] = lambda _role, _state: None
+    ) -> AsyncIterator[Testbed]:
+        """A rig in ``folder`` for the time of the block.
+
+        It ends with the block, and also if this process is killed; whatever its guests do then.  Failed replication
+        is tried again after seconds, as suits the short intervals of tests.
+        """
+        layout = Layout.of(folder)
+        launched = await launch.up(layout, until_eof=True, quick_retries=True, announce=announce)
+        try:
+            yield cls(layout)
+        finally:
+            await launched.end()
+
+    @property
+    def folder(self) -> Path:
+        """For the scenario's own files; on no virtual disk."""
+        return self.layout.scratch
+
+    @property
+    def site_position(self) -> Path:
+        """The site's position file (:mod:`siterig.blockfs.changelog.position`)."""
+        return self.layout.site_disks / "position"
+
+    @property
+    def azure_position(self) -> Path:
+        """The recovery side's position file."""
+        return self.layout.azure_vms / "position"
+
+    async def kill_site(self) -> None:
+        """SIGKILL the disk host first, in mid-load, then the agent; both stay down."""
+        await sites.lose(self.supervisor)
+
+    async def restart_site(self) -> None:
+        """Start them again; returns when they answer."""
+        await sites.restore(self.supervisor)

@@ -1,0 +1,115 @@
+"""The rooms of the code, and which may import which: read from docs/rooms.toml, and compared with the code by test_house.
+
+``python -m tests.support.rooms`` writes the table in docs/architecture.md, and the last line of each room's ``__init__``.
+"""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+LINE_CHARS = 125
+FOLDERS = ("cext", "blockfs", "replication", "azure_emu", "scenarios", "siterig")
+COMPILED = "siterig.cext._core"
+PAGE = ROOT / "docs" / "architecture.md"
+BEGIN, END = "<!-- rooms: written by python -m tests.support.rooms -->", "<!-- end of rooms -->"
+
+
+def allowed() -> dict[str, set[str]]:
+    """Which rooms each room may import, by the table; rooms are named like ``blockfs.core``."""
+    table = tomllib.loads((ROOT / "docs" / "rooms.toml").read_text())
+    return {room: set(names) for room, names in table["may_import"].items()}
+
+
+def modules() -> dict[str, Path]:
+    """All modules by the name that imports use; a room's ``__init__`` is the room."""
+    found = {}
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            parts = parts if parts[0] == "siterig" else ("siterig", *parts)
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def room_of(module: str, rooms: set[str]) -> str:
+    """The innermost room that a module is in.  ``KeyError``: it is in none."""
+    name = module if module == "siterig" or module.split(".")[1] not in FOLDERS[:-1] else module.partition(".")[2]
+    while name not in rooms:
+        if "." not in name:
+            raise KeyError(module)
+        name = name.rpartition(".")[0]
+    return name
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names that a module imports, for type checking alone, too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def used(rooms: set[str]) -> dict[str, set[str]]:
+    """Which rooms each room does import."""
+    known = modules()
+    found: dict[str, set[str]] = {room: set() for room in rooms}
+    for name, path in known.items():
+        room = room_of(name, rooms)
+        targets = {i for i in imports(path) if i == COMPILED or (i in known and not is_empty_package(known[i]))}
+        found[room] |= {room_of(target, rooms) for target in targets} - {room}
+    return found
+
+
+def is_empty_package(path: Path) -> bool:
+    """True for an ``__init__`` that holds no code: to import such a package is no dependency."""
+    return path.name == "__init__.py" and len(ast.parse(path.read_text()).body) <= 1
+
+
+def folder_of(room: str) -> Path:
+    """The folder of a room."""
+    return ROOT / room.replace(".", "/")
+
+
+def description(room: str) -> str:
+    """The first paragraph of the room's ``__init__``, in one line."""
+    text = ast.get_docstring(ast.parse((folder_of(room) / "__init__.py").read_text())) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def import_line(names: set[str]) -> str:
+    """The last line of a room's ``__init__``."""
+    return f"Imports {', '.join(sorted(names))}." if names else "Imports no other room."
+
+
+def page_part() -> str:
+    """The part of the architecture page between the two marks."""
+    rows = ["| room | what lives there | imports |", "| --- | --- | --- |"]
+    for room, names in allowed().items():
+        rows.append(f"| `{room.replace('.', '/')}` | {description(room)} | {', '.join(sorted(names)) or 'none'} |")
+    return "\n".join([BEGIN, "", *rows, "", END])
+
+
+def init_of(room: str, names: set[str]) -> str:
+    """The text of a room's ``__init__``."""
+    about, imported = (textwrap.wrap(text, LINE_CHARS - 5) for text in (description(room), import_line(names)))
+    return '"""' + "\n".join([*about, "", *imported]) + '\n"""\n'
+
+
+def main() -> None:
+    """Write what is drawn from the table."""
+    for room, names in allowed().items():
+        (folder_of(room) / "__init__.py").write_text(init_of(room, names))
+    text = PAGE.read_text()
+    before, rest = text.split(BEGIN)
+    PAGE.write_text(before + page_part() + rest.split(END)[1])
+
+
+if __name__ == "__main__":
+    main()
