@@ -1,6 +1,7 @@
 """The change log of one disk: a current segment that takes records, closed ones that are kept until applied.
 
-The writer is in C (cext/log.c); here is what needs names: making, naming, trimming, handing out and deleting segments.
+The writer is in C (cext/src/disk/log.c); here is what needs names: making, naming, trimming, handing out and deleting
+segments.
 
 Fault contract
 --------------

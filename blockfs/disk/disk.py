@@ -1,8 +1,8 @@
 """One virtual disk: a writable layer, its change log, perhaps a snapshot.
 
-The bytes go through C (cext/disk.c), those of the mount's requests and of :meth:`Disk.read` and :meth:`Disk.write` alike;
-here is what happens seldom: opening, recovery, tracking, tags, giving up.  What others are told of a disk is in
-:mod:`siterig.blockfs.disk.disk_report`.
+The bytes go through C (cext/src/disk/disk.c), those of the mount's requests and of :meth:`Disk.read` and
+:meth:`Disk.write` alike; here is what happens seldom: opening, recovery, tracking, tags, giving up.
+What others are told of a disk is in :mod:`siterig.blockfs.disk.disk_report`.
 
 Fault contract
 --------------

@@ -2,7 +2,7 @@
 
 Looked at are the file that takes the writes (:mod:`siterig.blockfs.watch.own_file`), and the files that are written through
 a memory map: a top's maps, the dirty file, the counter of positions.  One of these that was cut is found by a store (a
-SIGBUS, of which cext/mapped.c makes an error), at a flush, or by a look here; one whose medium failed by a store.
+SIGBUS, of which cext/src/base/mapped.c makes an error), at a flush, or by a look here; one whose medium failed by a store.
 
 Fault contract: nothing is stored here.  The mark that ends the log is in the dirty file, and so outlives a kill.
 """
@@ -29,7 +29,7 @@ _TELLING = (
     (lib.SR_LOST_DURABLE, "top.durable"),
     (lib.SR_LOST_DIRTY, "dirty"),
 )
-"""Suffixes of the files that tell what the disk's bytes are, by their bit (cext/layers.h)."""
+"""Suffixes of the files that tell what the disk's bytes are, by their bit (cext/src/layers/layers.h)."""
 
 
 class DiskGuard:

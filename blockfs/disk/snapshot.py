@@ -1,4 +1,4 @@
-"""Copy-before-write snapshots, for initial replication and resync.  The copying is in C (cext/snapshot.c).
+"""Copy-before-write snapshots, for initial replication and resync.  The copying is in C (cext/src/disk/snapshot.c).
 
 Fault contract: lives only as long as the process; a leftover store file is deleted at the next start, and the copy
 that used it takes a new snapshot.  If the store's space runs out (the host's, or its share of the disk's size), the

@@ -413,7 +413,7 @@ def _set_times(entry: pyfuse3.EntryAttributes, times: FileTimes) -> None:
 
 
 def _why_not_resized(disk: Disk, size_bytes: int) -> int:
-    """The errno, which is that of a refused ``fallocate`` (cext/disk.h, sr_disk_reach)."""
+    """The errno, which is that of a refused ``fallocate`` (cext/src/disk/disk.h, sr_disk_reach)."""
     if size_bytes < disk.size_bytes:
         return errno.EPERM
     step_bytes = disk.growth_step_bytes

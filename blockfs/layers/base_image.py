@@ -1,4 +1,4 @@
-"""The base of a managed disk: a raw file, and a file with two checksums for each block of 4 KiB (cext/fill.c).
+"""The base of a managed disk: a raw file, and a file with two checksums for each block of 4 KiB (cext/src/layers/fill.c).
 
 Fault contract
 --------------

@@ -107,7 +107,7 @@ def merge_ranges(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class _CLayer:
-    """A layer in C (cext/layers.h), which has the descriptors."""
+    """A layer in C (cext/src/layers/layers.h), which has the descriptors."""
 
     def __init__(self, layer: Any) -> None:
         self._c = layer

@@ -1,7 +1,8 @@
 """What a disk does to the files of its folder, call by call: the stuff of which states after a crash are made.
 
-The engine's system calls come through its hook (cext/io.h) with their bytes, those of Python through ``os``; what is stored
-through a memory map (:data:`MAPPED`) is noticed before the next call.  One thread, and one folder without folders in it.
+The engine's system calls come through its hook (cext/src/base/io.h) with their bytes, those of Python through ``os``;
+what is stored through a memory map (:data:`MAPPED`) is noticed before the next call.  One thread, and one folder
+without folders in it.
 """
 
 from __future__ import annotations

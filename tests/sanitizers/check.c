@@ -8,10 +8,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "siterig.h"
+#include "base/siterig.h"
 #include "stress.h"
 
-struct record {
+struct logged {
 	uint32_t magic;
 	uint8_t type, flags;
 	uint16_t header_bytes;
@@ -59,7 +59,7 @@ static void compare_snapshots(struct replay *replay)
 	}
 }
 
-static void check_cut(const struct replay *replay, const struct record *record)
+static void check_cut(const struct replay *replay, const struct logged *record)
 {
 	for (int i = 0; i < replay->victim->snapshot_count; i++) {
 		const struct kept_snapshot *kept = &replay->victim->snapshots[i];
@@ -68,7 +68,7 @@ static void check_cut(const struct replay *replay, const struct record *record)
 	}
 }
 
-static void apply(struct replay *replay, const struct record *record, const uint8_t *payload)
+static void apply(struct replay *replay, const struct logged *record, const uint8_t *payload)
 {
 	switch (record->type) {
 	case SR_WRITE:
@@ -117,7 +117,7 @@ static uint64_t replay_segment(struct replay *replay, uint64_t number)
 	      replay->bytes);
 
 	uint64_t at = SR_SEGMENT_HEADER_BYTES;
-	struct record record;
+	struct logged record;
 	while (at + sizeof(record) <= bytes) {
 		memcpy(&record, raw + at, sizeof(record));
 		const uint8_t *payload = raw + at + sizeof(record);

@@ -21,9 +21,9 @@
 #include <unistd.h>
 
 #include "common.h"
-#include "disk.h"
-#include "layers.h"
-#include "pump.h"
+#include "disk/disk.h"
+#include "layers/layers.h"
+#include "fuse/pump.h"
 
 enum {
 	PUMPS = 2,

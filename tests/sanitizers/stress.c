@@ -18,7 +18,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "io.h"
+#include "base/io.h"
 
 static const char *const fault_names[] = {"none", "log", "disk", "zeroing", "sync", "snapshot"};
 struct round the_round;

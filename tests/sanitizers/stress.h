@@ -8,8 +8,8 @@
 #include <sys/uio.h>
 
 #include "common.h"
-#include "disk.h"
-#include "layers.h"
+#include "disk/disk.h"
+#include "layers/layers.h"
 
 enum {
 	DISK_BYTES = 1 << 20,

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from siterig.cext.build_cext import SOURCES
+from siterig.cext.build_cext import SOURCE_ROOT, SOURCES
 
 pytestmark = pytest.mark.system
 
 HERE = Path(__file__).parent
-CEXT = HERE.parent.parent / "cext"
 SECONDS = os.environ.get("SITERIG_STRESS_S", "6")
 SEED = os.environ.get("SITERIG_SEED", str(random.SystemRandom().randrange(1 << 32)))
 PROGRAMS = {
@@ -31,7 +30,7 @@ SANITIZERS = {
     "thread": ["-fsanitize=thread"],
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
 }
-FLAGS = ("-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{CEXT}", f"-I{HERE}")
+FLAGS = ("-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{SOURCE_ROOT}", f"-I{HERE}")
 ENVIRONMENT = {
     **os.environ,
     "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
@@ -57,7 +56,7 @@ def core(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """The flags of a sanitizer, and a folder with the core's objects built with them."""
     flags = [*FLAGS, *SANITIZERS[request.param]]
     folder = tmp_path_factory.mktemp(request.param)
-    gcc(*flags, "-Wno-unused-parameter", "-c", *(str(CEXT / name) for name in SOURCES), folder=folder)
+    gcc(*flags, "-Wno-unused-parameter", "-c", *map(str, SOURCES), folder=folder)
     return flags, folder
 
 

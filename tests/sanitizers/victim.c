@@ -10,10 +10,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "io.h"
-#include "siterig.h"
+#include "base/io.h"
+#include "base/siterig.h"
 #include "stress.h"
-#include "view.h"
+#include "layers/view.h"
 
 enum { FDS_MAX = 1024 };
 enum fd_class { FD_OTHER, FD_LOG, FD_DISK, FD_SNAPSHOT };

@@ -12,11 +12,11 @@
 #include <unistd.h>
 
 #include "common.h"
-#include "extents.h"
-#include "fill.h"
-#include "record.h"
-#include "siterig.h"
-#include "view.h"
+#include "index/extents.h"
+#include "layers/fill.h"
+#include "base/record.h"
+#include "base/siterig.h"
+#include "layers/view.h"
 
 enum { BLOCKS = 64, DISK_BYTES = BLOCKS * SR_BLOCK_BYTES - 512, CHANGES_MAX = 80, LONGEST_BYTES = 20000, READERS = 3 };
 enum { VOLUME = 1, SOURCES = 2, GAP_BYTES = 64, PIECES_MAX = CHANGES_MAX * (LONGEST_BYTES / SR_PIECE_BYTES + 2) };

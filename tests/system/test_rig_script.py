@@ -91,12 +91,12 @@ class Checkout:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
     root, stubs = tmp_path / "a checkout", tmp_path / "stubs"
-    (root / "cext").mkdir(parents=True)
+    (root / "cext" / "src" / "base").mkdir(parents=True)
     stubs.mkdir()
     shutil.copy(RIG, root / "rig")
     for name in ("requirements.lock", "pyproject.toml", "setup.py", "package.json", "package-lock.json"):
         (root / name).write_text("a==1\n")
-    for name in ("build_cext.py", "hasher.c", "siterig.h"):
+    for name in ("build_cext.py", "src/base/hasher.c", "src/base/siterig.h"):
         (root / "cext" / name).write_text("")
     made = Checkout(root, stubs, tmp_path / "calls")
     made.stub("python3.13", PYTHON)
@@ -163,7 +163,8 @@ def test_environment_that_is_made_anew_gets_back_all_that_was_in_it(checkout: Ch
 @pytest.mark.parametrize(
     ("changed", "installed"),
     [
-        ("cext/siterig.h", ["build"]),
+        ("cext/src/base/siterig.h", ["build"]),
+        ("cext/src/base/hasher.c", ["build"]),
         ("pyproject.toml", ["build"]),
         ("requirements.lock", ["packages", "build"]),
         ("package-lock.json", ["npm"]),

@@ -1,4 +1,4 @@
-"""Faults in the disk engine's system calls (cext/io.h): what a full or dying disk does, at a moment of one's choice."""
+"""Faults in the disk engine's system calls (cext/src/base/io.h): a full or dying disk, at a moment of one's choice."""
 
 from __future__ import annotations
 

@@ -1,0 +1,320 @@
+/* Handles: what requests name.  Each request on a disk is counted and timed in its counters. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <linux/falloc.h>
+
+#include "base/clock.h"
+#include "disk/disk_internal.h"
+#include "disk/lock.h"
+
+#define FOOTER_BYTES 512
+#define SLOT_BITS 20 /* of a handle; above them a number that makes a slot's next handle another one */
+#define SLOTS_MAX (1u << SLOT_BITS)
+
+struct handle {
+	uint64_t name;
+	int users; /* the table, and requests that run */
+	struct sr_disk *disk;
+	int kind, writable, fd;
+	uint64_t number; /* of the segment, or the snapshot's serial */
+	uint8_t footer[FOOTER_BYTES];
+};
+
+static struct {
+	pthread_mutex_t lock;
+	struct handle **slots;
+	uint32_t count;
+	uint64_t serial;
+} table = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static void put(struct handle *handle)
+{
+	if (__atomic_sub_fetch(&handle->users, 1, __ATOMIC_ACQ_REL) > 0)
+		return;
+	if (handle->fd >= 0)
+		close(handle->fd);
+	sr_disk_put(handle->disk);
+	free(handle);
+}
+
+static struct handle *get(uint64_t name)
+{
+	struct handle *found = NULL;
+	uint32_t slot = name & (SLOTS_MAX - 1);
+
+	pthread_mutex_lock(&table.lock);
+	if (slot < table.count && table.slots[slot] && table.slots[slot]->name == name) {
+		found = table.slots[slot];
+		__atomic_add_fetch(&found->users, 1, __ATOMIC_RELAXED);
+	}
+	pthread_mutex_unlock(&table.lock);
+	return found;
+}
+
+/* An empty slot, with table.lock held; or -errno. */
+static int64_t find_slot(void)
+{
+	for (uint32_t i = 0; i < table.count; i++)
+		if (!table.slots[i])
+			return i;
+	uint32_t count = table.count ? table.count * 2 : 64;
+	if (count > SLOTS_MAX)
+		return -EMFILE;
+	struct handle **slots = realloc(table.slots, count * sizeof(struct handle *));
+	if (!slots)
+		return -ENOMEM;
+	memset(slots + table.count, 0, (count - table.count) * sizeof(struct handle *));
+	table.slots = slots;
+	uint32_t slot = table.count;
+	table.count = count;
+	return slot;
+}
+
+int64_t sr_handle_open(struct sr_disk *disk, int kind, int writable, const uint8_t *footer, int fd, uint64_t number)
+{
+	struct handle *handle = calloc(1, sizeof(*handle));
+	if (!handle)
+		return -ENOMEM;
+	*handle = (struct handle){.users = 1, .disk = disk, .kind = kind, .writable = writable, .fd = fd, .number = number};
+	if (kind == SR_HANDLE_VHD)
+		memcpy(handle->footer, footer, FOOTER_BYTES);
+	if (kind == SR_HANDLE_SNAPSHOT)
+		handle->number = sr_snapshot_serial(disk);
+	pthread_mutex_lock(&table.lock);
+	int64_t slot = find_slot();
+	if (slot >= 0) {
+		handle->name = SR_HANDLE_BIT | (++table.serial << SLOT_BITS) | (uint64_t)slot;
+		table.slots[slot] = handle;
+		__atomic_add_fetch(&disk->users, 1, __ATOMIC_RELAXED);
+	}
+	pthread_mutex_unlock(&table.lock);
+	if (slot < 0) {
+		free(handle);
+		return slot;
+	}
+	return (int64_t)handle->name;
+}
+
+void sr_handle_close(uint64_t name)
+{
+	struct handle *handle = NULL;
+	uint32_t slot = name & (SLOTS_MAX - 1);
+
+	pthread_mutex_lock(&table.lock);
+	if (slot < table.count && table.slots[slot] && table.slots[slot]->name == name) {
+		handle = table.slots[slot];
+		table.slots[slot] = NULL;
+	}
+	pthread_mutex_unlock(&table.lock);
+	if (handle)
+		put(handle);
+}
+
+/* --- requests ------------------------------------------------------------------------------------------------ */
+
+struct request {
+	struct handle *handle;
+	uint64_t began_ns;
+};
+
+/* The disk cannot be freed until the request ends. */
+static int begin(struct request *request, uint64_t name)
+{
+	request->handle = get(name);
+	if (!request->handle)
+		return -EBADF;
+	request->began_ns = sr_now_ns();
+	pthread_rwlock_rdlock(&request->handle->disk->life);
+	if (!request->handle->disk->ended)
+		return 0;
+	pthread_rwlock_unlock(&request->handle->disk->life);
+	put(request->handle);
+	return -EIO;
+}
+
+static void count(struct request *request, int op, int64_t result, uint64_t bytes)
+{
+	struct sr_counters *counters = &request->handle->disk->counters;
+	uint64_t ns = sr_now_ns() - request->began_ns, us = ns / 1000;
+	int bucket = us ? 64 - __builtin_clzll(us) : 0;
+	uint64_t longest = __atomic_load_n(&counters->longest_ns[op], __ATOMIC_RELAXED);
+
+	if (bucket >= SR_LATENCY_BUCKETS)
+		bucket = SR_LATENCY_BUCKETS - 1;
+	sr_add(&counters->ops[op], 1);
+	sr_add(&counters->latency[op][bucket], 1);
+	while (longest < ns && !__atomic_compare_exchange_n(&counters->longest_ns[op], &longest, ns, 0, __ATOMIC_RELAXED,
+							    __ATOMIC_RELAXED))
+		;
+	if (result < 0)
+		sr_add(&counters->errors[op], 1);
+	else
+		sr_add(&counters->bytes[op], bytes);
+}
+
+static void finish(struct request *request)
+{
+	pthread_rwlock_unlock(&request->handle->disk->life);
+	put(request->handle);
+}
+
+/* Its `result`, which concerned so many bytes. */
+static int64_t end(struct request *request, int op, int64_t result, uint64_t bytes)
+{
+	int kind = request->handle->kind;
+
+	if (kind == SR_HANDLE_DISK || kind == SR_HANDLE_VHD)
+		count(request, op, result, bytes);
+	finish(request);
+	return result;
+}
+
+static int64_t read_vhd(struct handle *handle, char *buf, uint64_t bytes, uint64_t offset)
+{
+	uint64_t size = sr_disk_bytes(handle->disk);
+	int64_t done = sr_disk_read(handle->disk, buf, bytes, offset);
+	if (done < 0 || (uint64_t)done == bytes)
+		return done;
+	uint64_t behind = offset + (uint64_t)done - size; /* in the footer */
+	if (behind >= FOOTER_BYTES)
+		return done;
+	uint64_t rest = bytes - (uint64_t)done;
+	if (rest > FOOTER_BYTES - behind)
+		rest = FOOTER_BYTES - behind;
+	memcpy(buf + done, handle->footer + behind, rest);
+	return done + (int64_t)rest;
+}
+
+static int64_t read_file(struct handle *handle, char *buf, uint64_t bytes, uint64_t offset)
+{
+	ssize_t done = pread(handle->fd, buf, bytes, (off_t)offset);
+	return done < 0 ? -errno : done;
+}
+
+/* Behind the records of a segment that is being written there may be bytes of its file's former life. */
+static int64_t read_segment(struct handle *handle, char *buf, uint64_t bytes, uint64_t offset)
+{
+	pthread_mutex_lock(&handle->disk->lock);
+	uint64_t size = sr_log_end_of(handle->disk, handle->number);
+	sr_unlock(handle->disk);
+	if (offset >= size)
+		return 0;
+	if (bytes > size - offset)
+		bytes = size - offset;
+	return read_file(handle, buf, bytes, offset);
+}
+
+int64_t sr_handle_read(uint64_t name, void *buf, uint64_t bytes, uint64_t offset)
+{
+	struct request request;
+	int64_t done = begin(&request, name);
+	if (done)
+		return done;
+	struct handle *handle = request.handle;
+	switch (handle->kind) {
+	case SR_HANDLE_DISK:
+		done = sr_disk_read(handle->disk, buf, bytes, offset);
+		break;
+	case SR_HANDLE_VHD:
+		done = read_vhd(handle, buf, bytes, offset);
+		break;
+	case SR_HANDLE_SNAPSHOT:
+		done = sr_snapshot_read_one(handle->disk, handle->number, buf, bytes, offset);
+		break;
+	case SR_HANDLE_LOG:
+		done = read_segment(handle, buf, bytes, offset);
+		break;
+	default:
+		done = read_file(handle, buf, bytes, offset);
+	}
+	return end(&request, SR_COUNT_READ, done, (uint64_t)done);
+}
+
+int64_t sr_handle_write(uint64_t name, const void *buf, uint64_t bytes, uint64_t offset)
+{
+	struct request request;
+	int64_t done = begin(&request, name);
+	if (done)
+		return done;
+	done = request.handle->writable ? sr_disk_write(request.handle->disk, buf, bytes, offset) : -EBADF;
+	return end(&request, SR_COUNT_WRITE, done, (uint64_t)done);
+}
+
+int sr_handle_flush(uint64_t name)
+{
+	struct request request;
+	int rc = begin(&request, name);
+	if (rc)
+		return rc;
+	if (request.handle->kind == SR_HANDLE_DISK)
+		rc = sr_disk_flush(request.handle->disk);
+	return (int)end(&request, SR_COUNT_FLUSH, rc, 0);
+}
+
+static int allocate(struct handle *handle, int mode, uint64_t offset, uint64_t bytes)
+{
+	int rc = 0;
+
+	if (handle->kind != SR_HANDLE_DISK)
+		return -EOPNOTSUPP;
+	if (!handle->writable)
+		return -EBADF;
+	if (mode == (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE))
+		return sr_disk_zero(handle->disk, SR_DISCARD, offset, bytes);
+	if (mode & ~(FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE))
+		return -EOPNOTSUPP;
+	if (offset + bytes < offset)
+		return -EFBIG;
+	if (!(mode & FALLOC_FL_KEEP_SIZE))
+		rc = sr_disk_reach(handle->disk, offset + bytes);
+	if (rc == 0 && (mode & FALLOC_FL_ZERO_RANGE))
+		rc = sr_disk_zero(handle->disk, SR_ZERO, offset, bytes);
+	return rc;
+}
+
+int sr_handle_fallocate(uint64_t name, int mode, uint64_t offset, uint64_t bytes)
+{
+	struct request request;
+	int rc = begin(&request, name);
+	if (rc)
+		return rc;
+	rc = allocate(request.handle, mode, offset, bytes);
+	if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
+		return (int)end(&request, SR_COUNT_DISCARD, rc, bytes);
+	finish(&request);
+	return rc;
+}
+
+/* Of a VHD, whose footer is data; the other kinds count as data throughout. */
+static int64_t seek(struct handle *handle, uint64_t offset, int whence)
+{
+	uint64_t disk_bytes = sr_disk_bytes(handle->disk);
+	if (handle->kind == SR_HANDLE_DISK)
+		return sr_disk_seek(handle->disk, offset, whence);
+	if (handle->kind != SR_HANDLE_VHD)
+		return -EOPNOTSUPP;
+	if (offset >= disk_bytes + FOOTER_BYTES)
+		return -ENXIO;
+	int64_t found = offset < disk_bytes ? sr_disk_seek(handle->disk, offset, whence) : -ENXIO;
+	if (whence == SEEK_DATA && found == -ENXIO)
+		return (int64_t)(offset < disk_bytes ? disk_bytes : offset);
+	if (whence == SEEK_HOLE && (found == -ENXIO || (uint64_t)found == disk_bytes))
+		return (int64_t)(disk_bytes + FOOTER_BYTES);
+	return found;
+}
+
+int64_t sr_handle_seek(uint64_t name, uint64_t offset, int whence)
+{
+	struct request request;
+	int64_t found = begin(&request, name);
+	if (found)
+		return found;
+	found = seek(request.handle, offset, whence);
+	(void)end(&request, SR_COUNT_SEEK, found == -ENXIO ? 0 : found, 0); /* "no more data" is an answer */
+	return found;
+}

@@ -1,0 +1,256 @@
+/* Copy-before-write snapshot.  Fault contract: blockfs/disk/snapshot.py. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "disk/disk_internal.h"
+#include "disk/lock.h"
+
+#define CHUNK_BYTES 65536u
+
+struct snapshot {
+	int fd;
+	uint64_t bytes, store_bytes, store_bytes_max;
+	uint64_t released;  /* atomic */
+	uint8_t *preserved; /* one bit a chunk, set after the chunk is in the store */
+	int error;          /* atomic: errno with which keeping old bytes failed */
+	char *chunk;        /* a chunk on its way to the store */
+};
+
+static int is_preserved(const struct snapshot *snap, uint64_t chunk)
+{
+	return (__atomic_load_n(&snap->preserved[chunk / 8], __ATOMIC_ACQUIRE) >> (chunk % 8)) & 1;
+}
+
+static int keep_chunk(struct sr_disk *disk, struct snapshot *snap, uint64_t chunk)
+{
+	uint64_t start = chunk * CHUNK_BYTES;
+	uint64_t bytes = snap->bytes - start < CHUNK_BYTES ? snap->bytes - start : CHUNK_BYTES;
+
+	if (snap->store_bytes + bytes > snap->store_bytes_max)
+		return -ENOSPC;
+	int rc = (int)sr_note_changed(disk, sr_layer_read(disk->layer, snap->chunk, bytes, start));
+	if (rc)
+		return rc;
+	int64_t done = sr_io_write(snap->fd, snap->chunk, (int64_t)bytes, (int64_t)start);
+	if (done < (int64_t)bytes)
+		return done < 0 ? (int)done : -ENOSPC;
+	snap->store_bytes += bytes;
+	__atomic_fetch_or(&snap->preserved[chunk / 8], (uint8_t)(1u << (chunk % 8)), __ATOMIC_RELEASE);
+	return 0;
+}
+
+/* The range is about to change.  If there is no room for what it holds now the snapshot fails; the write goes on. */
+void sr_snapshot_keep(struct sr_disk *disk, uint64_t offset, uint64_t bytes)
+{
+	struct snapshot *snap = disk->snapshot;
+	if (!snap || snap->error || bytes == 0)
+		return;
+	uint64_t end = offset + bytes < snap->bytes ? offset + bytes : snap->bytes;
+	if (offset < snap->released)
+		offset = snap->released;
+	for (uint64_t chunk = offset / CHUNK_BYTES; chunk * CHUNK_BYTES < end; chunk++) {
+		if (is_preserved(snap, chunk))
+			continue;
+		int rc = keep_chunk(disk, snap, chunk);
+		if (rc) {
+			__atomic_store_n(&snap->error, -rc, __ATOMIC_RELEASE);
+			return;
+		}
+	}
+}
+
+static struct snapshot *new_snapshot(struct sr_disk *disk, int fd, uint64_t bytes_max)
+{
+	uint64_t bytes = sr_layer_bytes(disk->layer), chunks = (bytes + CHUNK_BYTES - 1) / CHUNK_BYTES;
+	struct snapshot *snap = calloc(1, sizeof(*snap));
+	if (!snap)
+		return NULL;
+	*snap = (struct snapshot){.fd = fd,
+				  .bytes = bytes,
+				  .store_bytes_max = bytes_max,
+				  .preserved = calloc(chunks / 8 + 1, 1),
+				  .chunk = malloc(CHUNK_BYTES)};
+	if (snap->preserved && snap->chunk)
+		return snap;
+	free(snap->preserved);
+	free(snap->chunk);
+	free(snap);
+	return NULL;
+}
+
+static void free_snapshot(struct snapshot *snap)
+{
+	free(snap->preserved);
+	free(snap->chunk);
+	free(snap);
+}
+
+/* All disks are locked: whatever stops one of them, nothing has been begun. */
+static int check_all(struct sr_disk **disks, struct snapshot **fresh, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		struct log *log = &disks[i]->log;
+		if (disks[i]->snapshot)
+			return -EEXIST;
+		if (log->state != SR_LOGGED)
+			return -ENOTCONN;
+		if (log->spare_fd < 0 && log->current->info.end > SR_SEGMENT_HEADER_BYTES)
+			return -EAGAIN;
+		if (fresh[i]->bytes != sr_layer_bytes(disks[i]->layer)) /* it grew before it was locked */
+			return -EAGAIN;
+	}
+	return 0;
+}
+
+int sr_snapshots_begin(struct sr_disk **disks, const int *fds, const uint64_t *bytes_max, size_t count,
+		       uint64_t *first_seqs, uint64_t *position)
+{
+	struct snapshot **fresh = calloc(count, sizeof(struct snapshot *));
+	int rc = fresh ? 0 : -ENOMEM;
+
+	for (size_t i = 0; i < count && rc == 0; i++)
+		if (!(fresh[i] = new_snapshot(disks[i], fds[i], bytes_max[i])))
+			rc = -ENOMEM;
+	if (rc == 0) {
+		for (size_t i = 0; i < count; i++)
+			pthread_mutex_lock(&disks[i]->lock);
+		rc = check_all(disks, fresh, count);
+		for (size_t i = 0; i < count && rc == 0; i++) /* an empty segment more is no harm if one fails */
+			rc = sr_log_rotate_locked(disks[i]);
+		if (rc == 0) {
+			*position = sr_position_draw(disks[0]->positions);
+			for (size_t i = 0; i < count; i++) {
+				first_seqs[i] = disks[i]->log.next_seq;
+				disks[i]->snapshot_serial++;
+				__atomic_store_n(&disks[i]->snapshot, fresh[i], __ATOMIC_RELEASE); /* to sr_snapshot_read */
+				fresh[i] = NULL;
+			}
+		}
+		for (size_t i = 0; i < count; i++)
+			pthread_mutex_unlock(&disks[i]->lock);
+	}
+	for (size_t i = 0; fresh && i < count; i++)
+		if (fresh[i])
+			free_snapshot(fresh[i]);
+	free(fresh);
+	return rc;
+}
+
+void sr_snapshot_release(struct sr_disk *disk, uint64_t upto)
+{
+	pthread_mutex_lock(&disk->lock);
+	struct snapshot *snap = disk->snapshot;
+	if (snap) {
+		if (upto > snap->bytes)
+			upto = snap->bytes;
+		upto = upto / CHUNK_BYTES * CHUNK_BYTES;
+		if (upto > snap->released)
+			__atomic_store_n(&snap->released, upto, __ATOMIC_RELEASE);
+	}
+	sr_unlock(disk);
+}
+
+void sr_snapshot_end_locked(struct sr_disk *disk)
+{
+	if (!disk->snapshot)
+		return;
+	close(disk->snapshot->fd);
+	free_snapshot(disk->snapshot);
+	disk->snapshot = NULL;
+}
+
+void sr_snapshot_end(struct sr_disk *disk)
+{
+	pthread_rwlock_wrlock(&disk->snapshot_life);
+	pthread_mutex_lock(&disk->lock);
+	sr_snapshot_end_locked(disk);
+	sr_unlock(disk);
+	pthread_rwlock_unlock(&disk->snapshot_life);
+}
+
+static int read_piece(struct sr_disk *disk, struct snapshot *snap, char *buf, uint64_t bytes, uint64_t offset)
+{
+	uint64_t chunk = offset / CHUNK_BYTES;
+	if (!is_preserved(snap, chunk)) {
+		int rc = (int)sr_noted(disk, sr_layer_read(disk->layer, buf, bytes, offset));
+		/* A write may have come between: then it has kept the old bytes before it changed any. */
+		if (rc || !is_preserved(snap, chunk))
+			return rc;
+	}
+	return sr_io_read_whole(snap->fd, buf, (int64_t)bytes, (int64_t)offset);
+}
+
+static int read_snapshot(struct sr_disk *disk, struct snapshot *snap, char *buf, uint64_t bytes, uint64_t offset)
+{
+	uint64_t first = offset, end = offset + bytes;
+	if (!snap || end > snap->bytes)
+		return -EIO;
+	while (offset < end) {
+		uint64_t stop = (offset / CHUNK_BYTES + 1) * CHUNK_BYTES;
+		if (stop > end)
+			stop = end;
+		int rc = read_piece(disk, snap, buf, stop - offset, offset);
+		if (rc)
+			return rc;
+		buf += stop - offset;
+		offset = stop;
+	}
+	/* Looked at last: bytes that were released or could not be kept may have changed while they were read. */
+	if (__atomic_load_n(&snap->error, __ATOMIC_ACQUIRE) || first < __atomic_load_n(&snap->released, __ATOMIC_ACQUIRE))
+		return -EIO;
+	return 0;
+}
+
+int sr_snapshot_read(struct sr_disk *disk, void *buf, uint64_t bytes, uint64_t offset)
+{
+	pthread_rwlock_rdlock(&disk->snapshot_life);
+	int rc = read_snapshot(disk, __atomic_load_n(&disk->snapshot, __ATOMIC_ACQUIRE), buf, bytes, offset);
+	pthread_rwlock_unlock(&disk->snapshot_life);
+	return rc;
+}
+
+uint64_t sr_snapshot_serial(struct sr_disk *disk)
+{
+	pthread_mutex_lock(&disk->lock);
+	uint64_t serial = disk->snapshot_serial;
+	sr_unlock(disk);
+	return serial;
+}
+
+int64_t sr_snapshot_read_one(struct sr_disk *disk, uint64_t serial, void *buf, uint64_t bytes, uint64_t offset)
+{
+	int64_t done = 0;
+
+	pthread_rwlock_rdlock(&disk->snapshot_life); /* from here on it does not give way to another */
+	pthread_mutex_lock(&disk->lock);
+	struct snapshot *snap = disk->snapshot_serial == serial ? disk->snapshot : NULL;
+	sr_unlock(disk);
+	if (!snap) {
+		done = -EIO;
+	} else if (offset < snap->bytes) {
+		if (bytes > snap->bytes - offset)
+			bytes = snap->bytes - offset;
+		int rc = read_snapshot(disk, snap, buf, bytes, offset);
+		done = rc ? rc : (int64_t)bytes;
+	}
+	pthread_rwlock_unlock(&disk->snapshot_life);
+	return done;
+}
+
+void sr_snapshot_info(struct sr_disk *disk, struct sr_snapshot_info *out)
+{
+	*out = (struct sr_snapshot_info){0};
+	pthread_mutex_lock(&disk->lock);
+	struct snapshot *snap = disk->snapshot;
+	if (snap)
+		*out = (struct sr_snapshot_info){.exists = 1,
+						 .error = snap->error,
+						 .bytes = snap->bytes,
+						 .store_bytes = snap->store_bytes,
+						 .store_bytes_max = snap->store_bytes_max,
+						 .released = snap->released,
+						 .serial = disk->snapshot_serial};
+	sr_unlock(disk);
+}

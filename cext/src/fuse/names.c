@@ -1,0 +1,259 @@
+/* Requests on names and attributes to Python and back, over a SOCK_SEQPACKET pair. */
+#define _GNU_SOURCE
+#include "fuse/names.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+enum {
+	/* Whatever an ordinary user may put on a socket (net.core.wmem_max is 212992), and libfuse reads at once. */
+	MESSAGE_BYTES_MAX = 128 << 10,
+	/* Of a listing; whoever reads the folder asks again for the rest. */
+	LISTING_BYTES_MAX = 64 << 10,
+	/* Forgotten inodes in one message. */
+	FORGETS_MAX = 4096,
+	/* Protocol 7.13 knows no splicing, which a socket could not do, and has today's layouts of attributes. */
+	PROTOCOL_MINOR = 13,
+};
+
+#define INIT_UNIQUE (~0ull)
+/* In `unique` of a request that opens something: only then is the answer one to OPEN. */
+#define OPEN_MARK (1ull << 51)
+#define OPENED_FOR_PARALLEL_WRITES (1u << 6) /* FOPEN_PARALLEL_DIRECT_WRITES, newer than some systems' headers */
+
+struct message {
+	struct message *next;
+	size_t bytes;
+	char data[];
+};
+
+struct sr_names {
+	int fd;
+	sr_names_answer_fn answer;
+	void *context;
+	pthread_mutex_t lock; /* of what follows */
+	pthread_cond_t filled;
+	struct message *first, **last;
+	bool ending;
+	pthread_t sender, receiver;
+	char received[MESSAGE_BYTES_MAX];
+};
+
+static struct message *next_message(struct sr_names *names)
+{
+	struct message *message = NULL;
+
+	pthread_mutex_lock(&names->lock);
+	while (!names->first && !names->ending)
+		pthread_cond_wait(&names->filled, &names->lock);
+	if (!names->ending) {
+		message = names->first;
+		names->first = message->next;
+		if (!names->first)
+			names->last = &names->first;
+	}
+	pthread_mutex_unlock(&names->lock);
+	return message;
+}
+
+static void *send_requests(void *arg)
+{
+	struct sr_names *names = arg;
+	struct message *message;
+	ssize_t sent = 0;
+
+	pthread_setname_np(pthread_self(), "to-names");
+	while (sent >= 0 && (message = next_message(names))) {
+		do
+			sent = send(names->fd, message->data, message->bytes, MSG_NOSIGNAL);
+		while (sent < 0 && errno == EINTR);
+		free(message); /* if it was not sent, Python has hung up and the mount is about to end */
+	}
+	return NULL;
+}
+
+/* The kernel may send the writes of one who has opened a disk uncached side by side; libfuse cannot say so. */
+static void allow_parallel_writes(struct fuse_out_header *out, size_t bytes)
+{
+	struct fuse_open_out *opened = (void *)(out + 1);
+
+	if (out->error == 0 && bytes >= sizeof(*out) + sizeof(*opened) && (opened->open_flags & FOPEN_DIRECT_IO))
+		opened->open_flags |= OPENED_FOR_PARALLEL_WRITES;
+}
+
+static void *receive_answers(void *arg)
+{
+	struct sr_names *names = arg;
+	struct fuse_out_header *out = (void *)names->received;
+	ssize_t got;
+
+	pthread_setname_np(pthread_self(), "from-names");
+	for (;;) {
+		got = recv(names->fd, names->received, sizeof(names->received), 0);
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < (ssize_t)sizeof(*out)) /* hung up */
+			return NULL;
+		if (out->unique == INIT_UNIQUE)
+			continue;
+		if (out->unique & OPEN_MARK) {
+			out->unique &= ~OPEN_MARK;
+			allow_parallel_writes(out, (size_t)got);
+		}
+		names->answer(names->context, out, (size_t)got);
+	}
+}
+
+struct sr_names *sr_names_new(int fd, sr_names_answer_fn answer, void *context)
+{
+	struct sr_names *names = calloc(1, sizeof(*names));
+
+	if (!names)
+		return NULL;
+	names->fd = fd;
+	names->answer = answer;
+	names->context = context;
+	names->last = &names->first;
+	pthread_mutex_init(&names->lock, NULL);
+	pthread_cond_init(&names->filled, NULL);
+	if (pthread_create(&names->sender, NULL, send_requests, names))
+		goto no_sender;
+	if (pthread_create(&names->receiver, NULL, receive_answers, names))
+		goto no_receiver;
+	return names;
+
+no_receiver:
+	pthread_mutex_lock(&names->lock);
+	names->ending = true;
+	pthread_cond_signal(&names->filled);
+	pthread_mutex_unlock(&names->lock);
+	pthread_join(names->sender, NULL);
+no_sender:
+	pthread_cond_destroy(&names->filled);
+	pthread_mutex_destroy(&names->lock);
+	free(names);
+	return NULL;
+}
+
+static void enqueue(struct sr_names *names, struct message *message)
+{
+	message->next = NULL;
+	pthread_mutex_lock(&names->lock);
+	*names->last = message;
+	names->last = &message->next;
+	pthread_cond_signal(&names->filled);
+	pthread_mutex_unlock(&names->lock);
+}
+
+static struct message *new_message(const struct fuse_in_header *in, size_t bytes)
+{
+	struct message *message = malloc(sizeof(*message) + bytes);
+	struct fuse_in_header head = *in;
+
+	if (!message)
+		return NULL;
+	message->bytes = bytes;
+	head.len = (uint32_t)bytes;
+	if (in->opcode == FUSE_OPEN)
+		head.unique |= OPEN_MARK;
+	memcpy(message->data, &head, sizeof(head));
+	return message;
+}
+
+/* A list of forgotten inodes can be as long as the longest write: it is sent in pieces. */
+static int ask_to_forget(struct sr_names *names, const struct fuse_in_header *in, const struct iovec *list)
+{
+	struct fuse_batch_forget_in arg;
+	const size_t one = sizeof(struct fuse_forget_one), head = sizeof(*in) + sizeof(arg);
+	const char *from = (const char *)list->iov_base + sizeof(arg);
+	size_t left = (list->iov_len - sizeof(arg)) / one;
+
+	while (left > 0) {
+		size_t part = left < FORGETS_MAX ? left : FORGETS_MAX;
+		struct message *message = new_message(in, head + part * one);
+
+		if (!message)
+			return -ENOMEM;
+		arg = (struct fuse_batch_forget_in){.count = (uint32_t)part};
+		memcpy(message->data + sizeof(*in), &arg, sizeof(arg));
+		memcpy(message->data + head, from, part * one);
+		enqueue(names, message);
+		from += part * one;
+		left -= part;
+	}
+	return 0;
+}
+
+static void shorten_listing(struct message *message)
+{
+	struct fuse_read_in *arg = (void *)(message->data + sizeof(struct fuse_in_header));
+
+	if (arg->size > LISTING_BYTES_MAX)
+		arg->size = LISTING_BYTES_MAX;
+}
+
+int sr_names_ask(struct sr_names *names, const struct fuse_in_header *in, const struct iovec *parts, int count)
+{
+	size_t bytes = sizeof(*in), at = sizeof(*in);
+	struct message *message;
+
+	if (in->opcode == FUSE_BATCH_FORGET)
+		return ask_to_forget(names, in, parts);
+	for (int i = 0; i < count; i++)
+		bytes += parts[i].iov_len;
+	if (bytes > MESSAGE_BYTES_MAX)
+		return -E2BIG;
+	message = new_message(in, bytes);
+	if (!message)
+		return -ENOMEM;
+	for (int i = 0; i < count; i++) {
+		memcpy(message->data + at, parts[i].iov_base, parts[i].iov_len);
+		at += parts[i].iov_len;
+	}
+	if (in->opcode == FUSE_READDIR || in->opcode == FUSE_READDIRPLUS)
+		shorten_listing(message);
+	enqueue(names, message);
+	return 0;
+}
+
+int sr_names_init(struct sr_names *names)
+{
+	/* What pyfuse3 refuses to work without, or would ask for; what the kernel is told, sr_request_init says. */
+	struct fuse_init_in arg = {
+		.major = FUSE_KERNEL_VERSION,
+		.minor = PROTOCOL_MINOR,
+		.flags = FUSE_DO_READDIRPLUS | FUSE_EXPORT_SUPPORT,
+	};
+	struct fuse_in_header in = {.opcode = FUSE_INIT, .unique = INIT_UNIQUE};
+	struct iovec part = {&arg, sizeof(arg)};
+
+	return sr_names_ask(names, &in, &part, 1);
+}
+
+void sr_names_close(struct sr_names *names)
+{
+	pthread_mutex_lock(&names->lock);
+	names->ending = true;
+	pthread_cond_signal(&names->filled);
+	pthread_mutex_unlock(&names->lock);
+	shutdown(names->fd, SHUT_RDWR); /* wakes both threads if they wait for Python */
+	pthread_join(names->sender, NULL);
+	pthread_join(names->receiver, NULL);
+}
+
+void sr_names_free(struct sr_names *names)
+{
+	struct message *message;
+
+	while ((message = names->first)) {
+		names->first = message->next;
+		free(message);
+	}
+	pthread_cond_destroy(&names->filled);
+	pthread_mutex_destroy(&names->lock);
+	free(names);
+}
