@@ -9,6 +9,7 @@ import ast
 import textwrap
 import tomllib
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 LINE_CHARS = 125
@@ -18,10 +19,15 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- rooms: written by python -m tests.support.rooms -->", "<!-- end of rooms -->"
 
 
+def table(key: str) -> dict[str, Any]:
+    """A table of docs/rooms.toml."""
+    found: dict[str, Any] = tomllib.loads((ROOT / "docs" / "rooms.toml").read_text())[key]
+    return found
+
+
 def allowed() -> dict[str, set[str]]:
     """Which rooms each room may import, by the table; rooms are named like ``blockfs.core``."""
-    table = tomllib.loads((ROOT / "docs" / "rooms.toml").read_text())
-    return {room: set(names) for room, names in table["may_import"].items()}
+    return {room: set(names) for room, names in table("may_import").items()}
 
 
 def modules() -> dict[str, Path]:
@@ -93,7 +99,10 @@ def page_part() -> str:
     rows = ["| room | what lives there | imports |", "| --- | --- | --- |"]
     for room, names in allowed().items():
         rows.append(f"| `{room.replace('.', '/')}` | {description(room)} | {', '.join(sorted(names)) or 'none'} |")
-    return "\n".join([BEGIN, "", *rows, "", END])
+    c_rows = ["| room of the C core | what lives there | includes and calls |", "| --- | --- | --- |"]
+    for room, about in table("c_rooms").items():
+        c_rows.append(f"| `cext/src/{room}` | {about} | {', '.join(sorted(table('c_may_include')[room])) or 'none'} |")
+    return "\n".join([BEGIN, "", *rows, "", *c_rows, "", END])
 
 
 def init_of(room: str, names: set[str]) -> str:

@@ -1,4 +1,4 @@
-/* Durability: the log's segments first, then the disk. */
+/* Durability: the log's segments first, then the disk.  Fault contract: blockfs/disk/disk.py. */
 #define _GNU_SOURCE
 #include <errno.h>
 

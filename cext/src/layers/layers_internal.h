@@ -1,63 +1,62 @@
-/* What the kinds of layers share. */
+/* A kind of layer: a table of its operations, and a struct of its own that begins with struct sr_layer.
+ *
+ * A new kind is one new file with both and a constructor.  The functions of layers.h know no kind, and a layer reaches the one
+ * below by them, too.  The comments here say what they have checked before; errors are as in layers.h.
+ */
 #ifndef SITERIG_LAYERS_INTERNAL_H
 #define SITERIG_LAYERS_INTERNAL_H
 
-#include <pthread.h>
-
-#include "base/edge.h"
-#include "base/mapped.h"
 #include "layers/layers.h"
 
-enum kind { RAW, TOP, VIEW };
+/* Every kind has `free`, `read` and `seek`.  One without `write`, `zero` and `resize` is read-only (-EROFS).  For each other
+ * operation the comment says what its absence means. */
+struct sr_layer_ops {
+	/* The layer, its files and the layers below. */
+	void (*free)(struct sr_layer *layer);
 
-struct sr_layer {
-	enum kind kind;         /* atomic: a top becomes a raw file while readers load it */
-	uint64_t bytes;         /* atomic: resize stores it while readers load it */
-	int fd;                 /* RAW, TOP */
-	struct sr_edge edge;    /* of that file; of the one thread that writes */
-	unsigned unlooked;      /* changes since that thread looked at the file itself */
-	struct view *view;      /* VIEW */
+	int (*read)(struct sr_layer *layer, void *buf, uint64_t bytes, uint64_t offset);
+	/* The first offset from `offset` on, and below `end`, that is data (or, `hole`, that is none); `end` if there is none.
+	 * `offset` < `end` <= the layer's bytes. */
+	int64_t (*seek)(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole);
+	/* Absent: none is known. */
+	int (*known_sum)(struct sr_layer *layer, uint64_t offset, uint32_t *sum);
 
-	/* TOP, or made as one */
-	struct sr_layer *lower;
-	int map_fd, durable_fd;
-	uint8_t *map;           /* one bit a block: the layer holds it */
-	struct sr_map file_map; /* the same in file `map_fd`, which outlives a kill; never read */
-	uint8_t *changed;       /* one bit a page of the map: it has bits that the durable one has not */
-	pthread_mutex_t syncing;
-	pthread_rwlock_t shape; /* read: somebody looks at `map` and `lower` */
-	int has_locks;
-	uint64_t adopted;       /* atomic: it holds all blocks below */
+	/* `bytes` > 0, within the layer; the operation checks the file before (sr_layer_check_file). */
+	int64_t (*write)(struct sr_layer *layer, const void *buf, uint64_t bytes, uint64_t offset);
+	int (*zero)(struct sr_layer *layer, uint64_t offset, uint64_t bytes);
+	/* `bytes` <= SR_DISK_BYTES_MAX.  It stores the layer's new size last. */
+	int (*resize)(struct sr_layer *layer, uint64_t bytes);
+
+	/* Absent: there is nothing to write. */
+	void (*start_sync)(struct sr_layer *layer);
+	int (*sync)(struct sr_layer *layer); /* the file was checked before */
+
+	/* Absent: the layer has no file that can be cut, no maps, no excess bytes and no time of change. */
+	int (*check_file)(const struct sr_layer *layer);
+	int (*lost_maps)(const struct sr_layer *layer);
+	int64_t (*excess_bytes)(const struct sr_layer *layer);
+	uint64_t (*mtime_ns)(const struct sr_layer *layer);
+
+	/* Absent: it holds all blocks, and there is nothing below to be freed. */
+	int (*adopt_find)(struct sr_layer *layer, char *buf, struct sr_adoption *run);
+	int (*adopt_put)(struct sr_layer *layer, const char *buf, const struct sr_adoption *run);
+	uint64_t (*adopted)(const struct sr_layer *layer);
+	int (*is_full)(struct sr_layer *layer);
+	struct sr_layer *(*settle)(struct sr_layer *layer);
 };
 
-static inline enum kind kind_of(const struct sr_layer *layer)
+struct sr_layer {
+	const struct sr_layer_ops *ops; /* atomic: a top becomes a raw file while readers load it */
+	uint64_t bytes;                 /* atomic: resize stores it while readers load it */
+};
+
+static inline const struct sr_layer_ops *sr_ops_of(const struct sr_layer *layer)
 {
-	return __atomic_load_n(&layer->kind, __ATOMIC_ACQUIRE);
+	return __atomic_load_n(&layer->ops, __ATOMIC_ACQUIRE);
 }
 
-/* Of a lower layer; past its end are zeros, which are a hole.  sr_seek_...: the first offset from `offset` on, and below `end`,
- * that is data (or, `hole`, that is none); `end` if there is none. */
+/* Of a lower layer; past its end are zeros, which are a hole. */
 int sr_read_below(struct sr_layer *lower, char *buf, uint64_t bytes, uint64_t offset);
 int64_t sr_seek_below(struct sr_layer *lower, uint64_t offset, uint64_t end, int hole);
-int64_t sr_seek_file(const struct sr_layer *layer, uint64_t offset, uint64_t end, int hole);
-
-/* Of the layer's own file; past the layer's end are zeros.  -ESTALE: see sr_layer_read. */
-int sr_read_file(const struct sr_layer *layer, char *buf, uint64_t bytes, uint64_t offset);
-
-/* layers/top.c */
-void sr_top_free_maps(struct sr_layer *layer);
-int sr_top_read(struct sr_layer *layer, char *buf, uint64_t bytes, uint64_t offset);
-int64_t sr_top_seek(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole);
-int64_t sr_top_write(struct sr_layer *layer, const void *buf, uint64_t bytes, uint64_t offset);
-int sr_top_zero(struct sr_layer *layer, uint64_t offset, uint64_t bytes);
-int sr_top_make_room(struct sr_layer *layer, uint64_t bytes);
-int sr_top_sync(struct sr_layer *layer);
-int sr_top_lost_maps(const struct sr_layer *layer); /* see sr_layer_lost_maps */
-
-/* layers/view.c */
-int sr_view_read(struct view *view, char *buf, uint64_t bytes, uint64_t offset);
-int64_t sr_view_seek(const struct view *view, uint64_t offset, uint64_t end, int hole);
-int sr_view_known_sum(const struct view *view, uint64_t offset, uint32_t *sum);
-void sr_view_free(struct view *view);
 
 #endif

@@ -31,7 +31,7 @@ struct source {
 };
 
 struct view {
-	uint64_t bytes;
+	struct sr_layer layer;
 	struct rows *rows;
 	uint32_t *firsts; /* for each 1 << shift bytes of the disk: the first extent that ends behind their start */
 	unsigned shift;
@@ -40,6 +40,12 @@ struct view {
 	size_t source_count;
 	struct sr_faults *faults;
 };
+
+/* `layer` is the first member. */
+static const struct view *view_of(const struct sr_layer *layer)
+{
+	return (const struct view *)layer;
+}
 
 /* --- faults -------------------------------------------------------------------------------------------------- */
 
@@ -153,57 +159,6 @@ static void unmake(struct view *view)
 	free(view);
 }
 
-struct sr_layer *sr_layer_view(struct sr_extents *map, const struct sr_source *sources, size_t count, uint64_t bytes,
-			       struct sr_faults *faults)
-{
-	struct sr_layer *layer = calloc(1, sizeof(*layer));
-	struct view *view = calloc(1, sizeof(*view));
-	int rc = -ENOMEM;
-
-	if (!layer || !view) {
-		free(view);
-		goto fail;
-	}
-	sr_mapped_prepare();
-	__atomic_add_fetch(&faults->users, 1, __ATOMIC_RELAXED);
-	*view = (struct view){.bytes = bytes,
-			      .rows = sr_extents_share(map),
-			      .sources = calloc(count ? count : 1, sizeof(*view->sources)),
-			      .source_count = count,
-			      .faults = faults};
-	rc = view->sources ? 0 : -ENOMEM;
-	for (size_t i = 0; i < count && rc == 0; i++)
-		rc = open_source(&view->sources[i], &sources[i]);
-	if (rc == 0)
-		rc = make_firsts(view);
-	if (rc) {
-		unmake(view);
-		goto fail;
-	}
-	for (size_t i = 0; i < count; i++) {
-		if (sources[i].sums_fd >= 0)
-			close(sources[i].sums_fd);
-		if (sources[i].paired && sources[i].fd >= 0)
-			sr_io_expect_random(sources[i].fd);
-	}
-	*layer = (struct sr_layer){.kind = VIEW, .bytes = bytes, .fd = -1, .view = view};
-	return layer;
-fail:
-	free(layer);
-	errno = -rc;
-	return NULL;
-}
-
-void sr_view_free(struct view *view)
-{
-	if (!view)
-		return;
-	for (size_t i = 0; i < view->source_count; i++)
-		if (view->sources[i].fd >= 0)
-			close(view->sources[i].fd);
-	unmake(view);
-}
-
 /* --- reading ------------------------------------------------------------------------------------------------- */
 
 /* The first extent that ends behind `offset`. */
@@ -271,7 +226,7 @@ static int read_again(const struct source *source, char *buf, uint64_t bytes, ui
 }
 
 /* Whole pieces of an extent, from .. to on the disk, checked. */
-static int read_pieces(struct view *view, const struct sr_extent_row *row, char *buf, uint64_t from, uint64_t to)
+static int read_pieces(const struct view *view, const struct sr_extent_row *row, char *buf, uint64_t from, uint64_t to)
 {
 	const struct source *source = &view->sources[row->source];
 	uint64_t at = row->source_offset - row->start + from;
@@ -309,7 +264,7 @@ static int read_pieces(struct view *view, const struct sr_extent_row *row, char 
 }
 
 /* Bytes from .. to of an extent; of a piece of which they are only a part all is read, to check it. */
-static int read_extent(struct view *view, const struct sr_extent_row *row, char *buf, uint64_t from, uint64_t to)
+static int read_extent(const struct view *view, const struct sr_extent_row *row, char *buf, uint64_t from, uint64_t to)
 {
 	const uint64_t first = row->start - row->before, last = row->end + row->after;
 	char cut[SR_PIECE_BYTES];
@@ -333,12 +288,14 @@ static int read_extent(struct view *view, const struct sr_extent_row *row, char 
 	return rc;
 }
 
-int sr_view_read(struct view *view, char *buf, uint64_t bytes, uint64_t offset)
+static int read_view(struct sr_layer *layer, void *into, uint64_t bytes, uint64_t offset)
 {
+	const struct view *view = view_of(layer);
 	const struct sr_extent_row *row = &view->rows->row[find(view, offset)];
 	const struct sr_extent_row *last = view->rows->row + view->rows->count;
-	uint64_t inside = offset >= view->bytes ? 0 : view->bytes - offset;
+	uint64_t inside = offset >= view->layer.bytes ? 0 : view->layer.bytes - offset;
 	uint64_t end = offset + (bytes < inside ? bytes : inside);
+	char *buf = into;
 	int rc = 0;
 
 	memset(buf + (end - offset), 0, bytes - (end - offset));
@@ -361,9 +318,10 @@ int sr_view_read(struct view *view, char *buf, uint64_t bytes, uint64_t offset)
 }
 
 /* Of zeros, and of a piece that is a whole block: its checksum is that of the block. */
-int sr_view_known_sum(const struct view *view, uint64_t offset, uint32_t *sum)
+static int known_sum(struct sr_layer *layer, uint64_t offset, uint32_t *sum)
 {
 	static const char zeros[SR_BLOCK_BYTES];
+	const struct view *view = view_of(layer);
 	const struct sr_extent_row *row = &view->rows->row[find(view, offset)];
 	const struct sr_extent_row *last = view->rows->row + view->rows->count;
 	const uint64_t end = offset + SR_BLOCK_BYTES;
@@ -374,7 +332,7 @@ int sr_view_known_sum(const struct view *view, uint64_t offset, uint32_t *sum)
 		if (row->source != SR_SOURCE_ZEROS) {
 			const struct source *source = &view->sources[row->source];
 			uint64_t piece = row->first_piece + offset / SR_PIECE_BYTES - row->start / SR_PIECE_BYTES;
-			const uint32_t *at = source->paired || end > view->bytes ? NULL : place_of_sums(source, piece);
+			const uint32_t *at = source->paired || end > view->layer.bytes ? NULL : place_of_sums(source, piece);
 			return at && sr_mapped_load(at, 1, sum) == 0;
 		}
 	}
@@ -382,8 +340,9 @@ int sr_view_known_sum(const struct view *view, uint64_t offset, uint32_t *sum)
 	return 1;
 }
 
-int64_t sr_view_seek(const struct view *view, uint64_t offset, uint64_t end, int hole)
+static int64_t seek_view(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole)
 {
+	const struct view *view = view_of(layer);
 	const struct sr_extent_row *row = &view->rows->row[find(view, offset)];
 	const struct sr_extent_row *last = view->rows->row + view->rows->count;
 
@@ -397,4 +356,59 @@ int64_t sr_view_seek(const struct view *view, uint64_t offset, uint64_t end, int
 		offset = row->end < end ? row->end : end;
 	}
 	return (int64_t)(hole ? offset : end);
+}
+
+/* --- the layer ----------------------------------------------------------------------------------------------- */
+
+static void free_view(struct sr_layer *layer)
+{
+	struct view *view = (struct view *)layer;
+
+	for (size_t i = 0; i < view->source_count; i++)
+		if (view->sources[i].fd >= 0)
+			close(view->sources[i].fd);
+	unmake(view);
+}
+
+static const struct sr_layer_ops view_ops = {
+	.free = free_view,
+	.read = read_view,
+	.seek = seek_view,
+	.known_sum = known_sum,
+};
+
+struct sr_layer *sr_layer_view(struct sr_extents *map, const struct sr_source *sources, size_t count, uint64_t bytes,
+			       struct sr_faults *faults)
+{
+	struct view *view = calloc(1, sizeof(*view));
+	int rc = -ENOMEM;
+
+	if (!view)
+		goto fail;
+	sr_mapped_prepare();
+	__atomic_add_fetch(&faults->users, 1, __ATOMIC_RELAXED);
+	*view = (struct view){.layer = {.ops = &view_ops, .bytes = bytes},
+			      .rows = sr_extents_share(map),
+			      .sources = calloc(count ? count : 1, sizeof(*view->sources)),
+			      .source_count = count,
+			      .faults = faults};
+	rc = view->sources ? 0 : -ENOMEM;
+	for (size_t i = 0; i < count && rc == 0; i++)
+		rc = open_source(&view->sources[i], &sources[i]);
+	if (rc == 0)
+		rc = make_firsts(view);
+	if (rc) {
+		unmake(view);
+		goto fail;
+	}
+	for (size_t i = 0; i < count; i++) {
+		if (sources[i].sums_fd >= 0)
+			close(sources[i].sums_fd);
+		if (sources[i].paired && sources[i].fd >= 0)
+			sr_io_expect_random(sources[i].fd);
+	}
+	return &view->layer;
+fail:
+	errno = -rc;
+	return NULL;
 }
