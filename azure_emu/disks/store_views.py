@@ -90,7 +90,7 @@ class StoreViews:
             self._watched.append(watched)
         return view
 
-    def let_go(self, store: Path, holder: str) -> None:
+    def release(self, store: Path, holder: str) -> None:
         """See :class:`siterig.blockfs.disk.views.Views`."""
         unpin_holder(store, holder)
         with self._changing:

@@ -10,7 +10,7 @@ the last record is written to the disk again; the sequence goes on without a gap
 (:mod:`siterig.blockfs.changelog.log_recovery`).  A closed segment is handed out only after it is on stable storage.
 
 The next segment stands ready as ``NAME.spare``, preallocated, without a header.  The writer in C switches to it when
-the current one is full, without waiting for anybody; :meth:`DiskLog.tend` then gives it its name, cuts what was
+the current one is full, without waiting for anybody; :meth:`DiskLog.maintain` then gives it its name, cuts what was
 preallocated off the one that was closed, and makes the next spare,
 of ``NAME.recycled`` (an applied segment's file) if there is one.  A kill in between leaves ``NAME.spare`` with a header: it
 is the newest segment.  ``NAME.dirty`` holds one word that says whether the log was given up, and a
@@ -200,7 +200,7 @@ class DiskLog:
     def start(self) -> None:
         """Every write from now on is logged here, in place of an older log; the disk's state must name this one already.
 
-        Nobody may tend the older log meanwhile: what its writer uses up to the last moment has the same names.
+        Nobody may maintain the older log meanwhile: what its writer uses up to the last moment has the same names.
         """
         try:
             safe_files.rename(self._fresh_dirty, self._dirty)
@@ -304,7 +304,7 @@ class DiskLog:
 
     # --- segments' files ----------------------------------------------------------------------------------------
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """What is to be done after the writer has switched segments; may take milliseconds."""
         self.settle()
         self.provide_spare()

@@ -19,7 +19,7 @@ Fault contract
   (``EIO``), nor, after 16 at most, a write; so too if the file has no name, or a map was cut.
 * The logs of a generation that cannot go on are kept until the resync that replaces it has been applied.
 
-Bytes: any thread.  The rest: the trio thread, but for :meth:`Disk.tend`.
+Bytes: any thread.  The rest: the trio thread, but for :meth:`Disk.maintain`.
 """
 
 from __future__ import annotations
@@ -327,7 +327,7 @@ class Disk:
             return
         if self.guard is not None:
             self.guard.begin_again()
-        with self._thread_lock:  # nobody tends the log that ends here
+        with self._thread_lock:  # nobody maintains the log that ends here
             self._begin_generation(after)
 
     def _begin_generation(self, after: int) -> None:
@@ -368,12 +368,12 @@ class Disk:
             self._log, self._noting = None, False
             self._delete_segments()
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """What is due after an event: a switched segment's names, the next spare.  In any thread; may take milliseconds."""
         with self._thread_lock:
             log = self._log
             if log is not None and self._c is not None:
-                log.tend()
+                log.maintain()
 
     async def make_ready_to_cut(self) -> None:
         """A TAG begins a new segment; if none stands ready it is made in a thread, which may take long on a busy host."""

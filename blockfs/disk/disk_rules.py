@@ -33,7 +33,7 @@ class DiskRules:
 
     positions: PositionCounter
     event_fd: int = -1
-    """An eventfd, raised when :meth:`Disk.tend` has something to do; -1: nobody waits."""
+    """An eventfd, raised when :meth:`Disk.maintain` has something to do; -1: nobody waits."""
     policy: LogPolicy = field(default_factory=LogPolicy)
     snapshot_share_max: float = STORE_SHARE_MAX
     """How much of a disk's size its snapshot may take."""

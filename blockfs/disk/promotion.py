@@ -48,7 +48,7 @@ _log = structlog.get_logger("siterig.blockfs.disk.promotion")
 
 
 class Promoter:
-    """Promotes the disks of a host, one after the other; ``let_go`` is told of each that needs no managed disk any more.
+    """Promotes the disks of a host, one after the other; ``release`` is told of each that needs no managed disk any more.
 
     It has the disk's turn at its place meanwhile: what is held, and the maps, are known by the place, and were the disk
     removed, another that lies there could lose its own.
@@ -57,13 +57,13 @@ class Promoter:
     def __init__(
         self,
         disks: Callable[[], list[Disk]],
-        let_go: Callable[[Path, DiskPlace], None],
+        release: Callable[[Path, DiskPlace], None],
         turns: Turns,
         waits: Waits | None = None,
     ) -> None:
         """``waits``: where a promotion that is stopped is registered."""
         self._disks = disks
-        self._let_go = let_go
+        self._release = release
         self._turns = turns
         self._waits = waits or Waits()
         self._stopped: set[tuple[str, str]] = set()
@@ -116,7 +116,7 @@ class Promoter:
                 raise _stopped_by(disk, exc) from exc
             if disk.state.promoting:  # it was closed: its VM was removed
                 return
-        await trio.to_thread.run_sync(self._let_go, store, disk.place)
+        await trio.to_thread.run_sync(self._release, store, disk.place)
         _log.info("promoted", disk=str(disk.place), total_bytes=total_bytes)
 
     async def _adopt(self, disk: Disk) -> None:

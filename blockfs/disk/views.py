@@ -18,12 +18,12 @@ class Views(Protocol):
     def open(self, store: Path, position: int, holder: str) -> Layer:
         """Managed disk ``store`` (a folder) as it was at ``position``, read-only.
 
-        The position is durably held for ``holder`` before the call returns, and stays so until :meth:`let_go`, whatever
+        The position is durably held for ``holder`` before the call returns, and stays so until :meth:`release`, whatever
         becomes of the layer or the process.  ``InvalidPosition``.
         """
         ...
 
-    def let_go(self, store: Path, holder: str) -> None:
+    def release(self, store: Path, holder: str) -> None:
         """``holder`` holds nothing of ``store`` any more; no-op if it did not, or if the store is gone."""
         ...
 
@@ -53,7 +53,7 @@ class OpenedView:
         """The view."""
         return self._view
 
-    def let_go(self, store: Path, holder: str) -> None:
+    def release(self, store: Path, holder: str) -> None:
         """Whoever opened it does that."""
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:

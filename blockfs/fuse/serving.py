@@ -71,7 +71,7 @@ async def _serve_by_pyfuse3(tree: DiskTree, mountpoint: Path, how: mounting.How,
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_answer, nursery.cancel_scope)
-            nursery.start_soon(tree.tend)
+            nursery.start_soon(tree.run_maintenance)
             task_status.started()
     finally:
         pyfuse3.close(unmount=True)
@@ -89,7 +89,7 @@ async def _serve_by_pump(
         raise
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(tree.tend)
+            nursery.start_soon(tree.run_maintenance)
             names = trio.CancelScope(shield=True)
             nursery.start_soon(_answer_names, names, nursery.cancel_scope)
             try:

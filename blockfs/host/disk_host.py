@@ -59,7 +59,7 @@ from siterig.blockfs.files.host_errors import host_error, told_of
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.host.host_folder import RECOVERY_FOLDER, check_name, lock_folder
 from siterig.blockfs.host.recoveries import Recoveries
-from siterig.blockfs.host.tree import ROOT, tend
+from siterig.blockfs.host.tree import ROOT, run_maintenance
 from siterig.blockfs.layers.layer import Layer
 from siterig.blockfs.watch.file_watch import FileWatch
 
@@ -102,7 +102,7 @@ class DiskHost:
             self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max, watch=self._watch,
             tell_changed=tell_changed,
         )  # fmt: skip
-        self._promoter = promotion.Promoter(self._all_disks, self._let_go_of_view, self._turns, waits)
+        self._promoter = promotion.Promoter(self._all_disks, self._release_view, self._turns, waits)
         self._tell_grown: Callable[[Disk], None] | None = None
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
@@ -135,15 +135,15 @@ class DiskHost:
                 _log.error("disk_not_opened", disk=str(place), error=str(exc))
                 self._tell_changed(place, f"cannot be opened: {exc}")
 
-    async def tend(self) -> None:
+    async def run_maintenance(self) -> None:
         """Implements :class:`siterig.blockfs.host.tree.DiskTree`."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._promoter.run)
-            await tend(self._event_fd, self._watch, self._all_disks)
+            await run_maintenance(self._event_fd, self._watch, self._all_disks)
 
-    def _let_go_of_view(self, store: Path, place: DiskPlace) -> None:
+    def _release_view(self, store: Path, place: DiskPlace) -> None:
         if self._views is not None:
-            self._views.let_go(store, place.holder)
+            self._views.release(store, place.holder)
 
     def _all_disks(self) -> list[Disk]:
         return [disk for disks in self.vms.values() for disk in disks.values()]
@@ -160,7 +160,7 @@ class DiskHost:
         if self._recoveries is not None:
             self._recoveries.end()
         self.positions.close()
-        self._release()
+        self._close_files()
 
     def abandon(self) -> None:
         """Let go of all files without a sync, as a kill would."""
@@ -170,9 +170,9 @@ class DiskHost:
         self.vms.clear()
         if self._recoveries is not None:
             self._recoveries.end()
-        self._release()
+        self._close_files()
 
-    def _release(self) -> None:
+    def _close_files(self) -> None:
         self._watch.close()
         for fd in (self._event_fd, self._lock_fd):
             if fd >= 0:
@@ -289,7 +289,7 @@ class DiskHost:
                 try:
                     disk = self._over_point(place, Path(store), position, view, sector_bytes)
                 except BaseException:
-                    views.let_go(Path(store), place.holder)
+                    views.release(Path(store), place.holder)
                     raise
         finally:
             self._opening.discard(str(place))
@@ -430,7 +430,7 @@ class DiskHost:
         shutil.rmtree(doomed)
         for store, held_for in stores:  # what a disk that could not be opened lay on is let go at the next start
             if store is not None:
-                self._let_go_of_view(Path(store), held_for)
+                self._release_view(Path(store), held_for)
 
     async def rename_vm(self, *, vm: str, name: str) -> None:
         """Implements :class:`DiskHostControl`.  The folder's name is the VM's: a kill leaves the old one or the new one."""
@@ -457,7 +457,7 @@ class DiskHost:
             self._load(self.root / (name if (self.root / name).exists() else vm))
         for disk in disks:
             if disk.state.store is not None:
-                self._let_go_of_view(Path(disk.state.store), disk.place)
+                self._release_view(Path(disk.state.store), disk.place)
 
     # --- tracking -----------------------------------------------------------------------------------------------
 

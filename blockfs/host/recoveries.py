@@ -271,17 +271,17 @@ class Recoveries:
     async def _forget(self, mounted: _Mounted) -> None:
         """What has no disks any more is gone when nothing is left of it; until then it can be closed again."""
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._let_go, mounted.note)
+            await trio.to_thread.run_sync(self._release, mounted.note)
         states = self._mounted[mounted.note.vm]
         del states[mounted.note.name]
         if not states:
             del self._mounted[mounted.note.vm]
 
-    def _let_go(self, note: _Note) -> None:
+    def _release(self, note: _Note) -> None:
         """Let go of the positions and take the file away, in this order: by the file it is known what is held."""
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            letting_go = [pool.submit(self._views.let_go, Path(disk.store), _holder(note)) for disk in note.disks]
-        for each in letting_go:
+            releasing = [pool.submit(self._views.release, Path(disk.store), _holder(note)) for disk in note.disks]
+        for each in releasing:
             each.result()
         path = self._file(note.vm, note.name)
         if path.parent.is_dir():  # else there was no room for it

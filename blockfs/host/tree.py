@@ -50,40 +50,40 @@ class DiskTree(Protocol):
         """Call ``tell`` with each disk that has grown by another way than the mount, whose kernel does not know it."""
         ...
 
-    async def tend(self) -> None:
+    async def run_maintenance(self) -> None:
         """Do what the disks' writers ask for, until cancelled; runs as long as the disks are served."""
         ...
 
 
-async def tend(event_fd: int, watch: FileWatch | None, disks: Callable[[], list[Disk]]) -> None:
-    """:meth:`Disk.tend` for all disks whenever ``event_fd`` is raised, and what ``watch`` notices, until cancelled."""
+async def run_maintenance(event_fd: int, watch: FileWatch | None, disks: Callable[[], list[Disk]]) -> None:
+    """:meth:`Disk.maintain` for all disks whenever ``event_fd`` is raised, and what ``watch`` notices, until cancelled."""
     async with trio.open_nursery() as nursery:
         if watch is not None:
             nursery.start_soon(watch.run)
-        await _tend(event_fd, disks)
+        await _maintain_on_event(event_fd, disks)
 
 
-async def _tend(event_fd: int, disks: Callable[[], list[Disk]]) -> None:
+async def _maintain_on_event(event_fd: int, disks: Callable[[], list[Disk]]) -> None:
     while True:
         await trio.lowlevel.wait_readable(event_fd)
         os.eventfd_read(event_fd)
-        await tend_once(disks())
+        await maintain_once(disks())
 
 
-async def tend_once(disks: list[Disk]) -> None:
-    """:meth:`Disk.tend` for each; what fails is logged, and tried again at the next event."""
+async def maintain_once(disks: list[Disk]) -> None:
+    """:meth:`Disk.maintain` for each; what fails is logged, and tried again at the next event."""
     for disk in disks:
         if disk.guard is not None:
             disk.guard.look_again()
         try:
             disk.note_events()
-            await trio.to_thread.run_sync(disk.tend)
+            await trio.to_thread.run_sync(disk.maintain)
         except (OSError, RigError) as exc:
             if disk.guard is not None and disk.guard.check_log() is not None:
                 continue
             # No spare: the current segment grows on, as long as there is room at all.
             error = reason(exc) if isinstance(exc, OSError) else exc.message
-            _log.warning("log_not_tended", disk=str(disk.place), error=error)
+            _log.warning("log_maintenance_failed", disk=str(disk.place), error=error)
 
 
 class SingleDisk:
@@ -110,6 +110,6 @@ class SingleDisk:
     def on_grown(self, tell: Callable[[Disk], None]) -> None:
         """Nobody else can make it grow."""
 
-    async def tend(self) -> None:
+    async def run_maintenance(self) -> None:
         """See :class:`DiskTree`."""
-        await tend(self._event_fd, self._watch, lambda: [self._disk])
+        await run_maintenance(self._event_fd, self._watch, lambda: [self._disk])

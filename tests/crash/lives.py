@@ -76,7 +76,7 @@ class FileViews:
     def open(self, store: Path, _position: int, _holder: str) -> Layer:
         return RawLayer(store)
 
-    def let_go(self, store: Path, holder: str) -> None:
+    def release(self, store: Path, holder: str) -> None:
         pass
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
@@ -180,7 +180,7 @@ class Life:
             (6, self._zero),
             (2, self._resize),
             (12, self._flush),
-            (6, self._tend),
+            (6, self._maintain),
             (6, self._cut),
             (4, self._applied),
             (2, self._snapshot),
@@ -248,8 +248,8 @@ class Life:
             assert not self._sync_failed
             self._tell(sure=self._known.acked, sure_seq=disk.log.last_seq if disk.tracked else 0)
 
-    def _tend(self, disk: Disk) -> None:
-        disk.tend()
+    def _maintain(self, disk: Disk) -> None:
+        disk.maintain()
 
     def _cut(self, disk: Disk) -> None:
         if disk.tracked:

@@ -187,14 +187,14 @@ def test_new_logs_while_the_old_one_is_written_and_tended(unlimited: Disk) -> No
             if lib.sr_handle_write(handle, data, len(data), number % 100 * 4096) != len(data):
                 failed.append(AssertionError("a write failed"))
 
-    def tend() -> None:
+    def maintain() -> None:
         try:
             while not ended.is_set():
-                disk.tend()
+                disk.maintain()
         except BaseException as exc:
             failed.append(exc)
 
-    threads = [threading.Thread(target=task) for task in (write, tend)]
+    threads = [threading.Thread(target=task) for task in (write, maintain)]
     for thread in threads:
         thread.start()
     try:

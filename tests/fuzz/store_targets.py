@@ -107,8 +107,8 @@ class _Views:
             return self._real.open(store, position, holder)
         return RawLayer(self._folder / "image", writable=False)
 
-    def let_go(self, store: Path, holder: str) -> None:
-        self._real.let_go(store, holder)
+    def release(self, store: Path, holder: str) -> None:
+        self._real.release(store, holder)
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
         self.held = holders

@@ -180,7 +180,7 @@ async def test_a_loop_device_on_a_disk_s_own_file_is_noticed_at_the_start_and_le
     disks = DiskHost(host / "disks", host / "mnt")
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(disks.tend)
+            nursery.start_soon(disks.run_maintenance)
             while (await disks.list_disks())[0].needs_resync != "ImageChanged":
                 await trio.lowlevel.checkpoint()
             nursery.cancel_scope.cancel()

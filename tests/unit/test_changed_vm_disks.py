@@ -48,7 +48,7 @@ class Files:
     def open(self, store: Path, _position: int, _holder: str) -> Layer:
         return RawLayer(store)
 
-    def let_go(self, store: Path, holder: str) -> None:
+    def release(self, store: Path, holder: str) -> None:
         pass
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:

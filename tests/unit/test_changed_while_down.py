@@ -283,7 +283,7 @@ def tagged(disk: Disk) -> None:
     """Some segments."""
     for number in range(3):
         disk.write(number * 4096, b"w" * 4096)
-        disk.tend()
+        disk.maintain()
         disk.tag(TagSeen(tag_id=OTHER_BOOT, kind="CrashConsistent", name="t", position=1, time_ns=1))
 
 

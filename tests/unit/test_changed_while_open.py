@@ -131,7 +131,7 @@ def test_no_write_behind_a_cut_makes_a_hole_of_what_was_lost(opened: Opened) -> 
 
 
 def test_a_snapshot_does_not_tell_zeros_for_what_was_cut_off(opened: Opened) -> None:
-    opened.disk.tend()
+    opened.disk.maintain()
     snapshot = opened.disk.begin_snapshot()
     os.truncate(opened.path, SIZE // 2)
     with pytest.raises(RigError, match="byte 524288 cannot be read"):
@@ -401,7 +401,7 @@ async def test_the_end_of_a_mount_says_what_was_done_to_its_image(
     mounted.alone.disk.write(0, b"guest")
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(mounted.alone.tree.tend)
+            nursery.start_soon(mounted.alone.tree.run_maintenance)
             await trio.testing.wait_all_tasks_blocked()
             mounted.alone._watch.look()
             deed(image)

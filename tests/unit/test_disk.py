@@ -511,7 +511,7 @@ def test_a_switch_while_a_spare_is_being_made_loses_no_segment(
 
     monkeypatch.setattr(disk.log, "settle", settle_and_be_overtaken)
     disk.log.provide_spare()
-    disk.log.tend()
+    disk.log.maintain()
     disk.log.rotate()
     disk.write(0, b"d" * 1000)
     disk.log.settle()
@@ -535,7 +535,7 @@ def test_a_segment_that_somebody_still_reads_is_not_written_over(disk: Disk) -> 
 def test_a_kill_right_after_the_writer_has_switched_segments_loses_nothing(disk: Disk, positions: PositionCounter) -> None:
     disk.start_tracking(new_generation=False)
     disk.log.provide_spare()
-    for at in range(0, 300 << 10, 4096):  # past the segment's length, with nobody to tend the log
+    for at in range(0, 300 << 10, 4096):  # past the segment's length, with nobody to maintain the log
         disk.write(at, b"x" * 4096)
     assert disk.place.file("spare").exists()
     now, next_seq = contents(disk), 76

@@ -220,7 +220,7 @@ def test_one_who_may_only_read_allocates_nothing(opened: Opened, mode: int) -> N
 async def test_the_new_size_is_noted_as_soon_as_the_disk_is_served(opened: Opened) -> None:
     tree = SingleDisk(opened.disk, opened.event_fd)
     async with trio.open_nursery() as tasks:
-        tasks.start_soon(tree.tend)
+        tasks.start_soon(tree.run_maintenance)
         assert opened.fallocate(0, 0, 2 * SIZE) == 0
         with trio.fail_after(60):
             while opened.disk.state.size_bytes == SIZE:

@@ -138,7 +138,7 @@ def test_what_is_closed_is_handed_out_even_if_the_guest_never_asks_for_a_sync(di
         disk.write(at, b"x" * 4096)
     assert disk.segments() == []
     synced.clear()
-    disk.tend()
+    disk.maintain()
     (segment,) = disk.segments()
     assert segment.path in synced
 

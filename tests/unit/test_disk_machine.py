@@ -68,7 +68,7 @@ class DiskMachine(RuleBasedStateMachine):
         extents.settle()
         return ViewLayer(extents, [base_source(store, self.base), self.volume.source(store)], SIZE)
 
-    def let_go(self, _store: Path, _holder: str) -> None:
+    def release(self, _store: Path, _holder: str) -> None:
         pass
 
     def reconcile(self, _kind: str, _holders: Collection[str]) -> None:
@@ -126,8 +126,8 @@ class DiskMachine(RuleBasedStateMachine):
         self.disk._flush()
 
     @rule()
-    def tend(self) -> None:
-        self.disk.tend()
+    def maintain(self) -> None:
+        self.disk.maintain()
 
     @rule()
     def tag(self) -> None:

@@ -257,7 +257,7 @@ class HeldViews:
         self.held.add((store, holder))
         return RawLayer(store / "base")
 
-    def let_go(self, store: Path, holder: str) -> None:
+    def release(self, store: Path, holder: str) -> None:
         self.held.discard((store, holder))
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:

@@ -51,11 +51,11 @@ class Opened:
 
     def fill(self, segments: int) -> None:
         """Write until so many more segments have begun, and one stands ready."""
-        self.disk.tend()
+        self.disk.maintain()
         for _ in range(segments):
             for at in range(0, 320 << 10, 64 << 10):
                 self.disk.write(at, b"x" * (64 << 10))
-            self.disk.tend()
+            self.disk.maintain()
 
     def end(self) -> None:
         self.disk.abandon()
@@ -99,7 +99,7 @@ def test_it_is_noticed_at_once_and_the_log_ends(opened: Opened, file: str, deed:
     assert DiskState.load(opened.place.file("disk")).needs_resync == "LogCorrupt"
     opened.disk.write(0, b"the disk itself is whole")
     opened.disk._flush()
-    opened.disk.tend()
+    opened.disk.maintain()
     opened.disk.close()
     assert (opened.told, len(opened.lost)) == ([], 1)
 
@@ -186,7 +186,7 @@ async def test_a_mounts_note_and_its_end_name_the_file(tmp_path: Path, suffix: s
     alone.disk.write(0, b"guest")
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(alone.tree.tend)
+            nursery.start_soon(alone.tree.run_maintenance)
             (tmp_path / f"os.{suffix}").unlink()
             while not told:
                 await trio.lowlevel.checkpoint()

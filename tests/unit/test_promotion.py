@@ -55,7 +55,7 @@ class Bases:
         (store / "holder").write_text(holder)
         return RawLayer(store / "base")
 
-    def let_go(self, store: Path, holder: str) -> None:
+    def release(self, store: Path, holder: str) -> None:
         if (store / "holder").exists() and (store / "holder").read_text() == holder:
             (store / "holder").unlink()
 
@@ -83,7 +83,7 @@ async def open_disk(host: DiskHost, store: Path) -> Disk:
 async def promote(host: DiskHost, until: Callable[[DiskInfo], bool] = lambda disk: disk.promotion is None) -> DiskInfo:
     """Tend the host until the disk is so."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(host.tend)
+        nursery.start_soon(host.run_maintenance)
         with trio.fail_after(60):
             while not until((await host.list_disks())[0]):  # noqa: ASYNC110 (it is C that goes on)
                 await trio.sleep(0.001)
@@ -273,10 +273,10 @@ async def test_the_vm_may_be_removed_meanwhile(host: DiskHost, tmp_path: Path) -
 # --- what stops it ------------------------------------------------------------------------------------------------
 
 
-async def test_a_disk_in_the_place_of_one_that_is_let_go_keeps_what_it_lies_on(host: DiskHost, tmp_path: Path) -> None:
+async def test_a_disk_in_the_place_of_one_that_is_released_keeps_what_it_lies_on(host: DiskHost, tmp_path: Path) -> None:
     store = make_store(tmp_path / "store")
     await open_disk(host, store)
-    letting_go, opened = threading.Event(), threading.Event()
+    releasing, opened = threading.Event(), threading.Event()
 
     class Slow(Bases):
         def open(self, store: Path, position: int, holder: str) -> Layer:
@@ -284,16 +284,16 @@ async def test_a_disk_in_the_place_of_one_that_is_let_go_keeps_what_it_lies_on(h
             opened.set()
             return view
 
-        def let_go(self, store: Path, holder: str) -> None:
-            letting_go.set()
+        def release(self, store: Path, holder: str) -> None:
+            releasing.set()
             opened.wait(0.3)  # it does not come to that
-            super().let_go(store, holder)
+            super().release(store, holder)
 
     host._views = Slow()
     await host.promote_vm(vm="web01")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(host.tend)
-        await trio.to_thread.run_sync(letting_go.wait)
+        nursery.start_soon(host.run_maintenance)
+        await trio.to_thread.run_sync(releasing.wait)
         await host.remove_vm(vm="web01")
         disk = await open_disk(host, store)
         nursery.cancel_scope.cancel()

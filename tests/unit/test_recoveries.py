@@ -35,7 +35,7 @@ class Stores:
         self.slow_at = ""  # which of its methods waits for `go_on`
         self.begun, self.go_on = threading.Event(), threading.Event()
         self.opened = threading.Event()
-        self.failing: list[OSError] = []  # of the next calls of let_go
+        self.failing: list[OSError] = []  # of the next calls of release
 
     def make(self, disk: str, **states: bytes) -> RecoverySource:
         store = self.folder / disk
@@ -57,8 +57,8 @@ class Stores:
             self.begun.set()
             assert self.go_on.wait(30)
 
-    def let_go(self, store: Path, holder: str) -> None:
-        self._wait("let_go")
+    def release(self, store: Path, holder: str) -> None:
+        self._wait("release")
         if self.failing:
             raise self.failing.pop()
         self.held = {each for each in self.held if (each[0], each[2]) != (store.name, holder)}
@@ -248,12 +248,12 @@ async def test_the_folders_of_a_note_are_durable_even_if_a_kill_had_made_them(
     host.close()
 
 
-async def test_a_name_is_opened_again_only_when_all_that_was_held_by_it_is_let_go(stores: Stores) -> None:
+async def test_a_name_is_opened_again_only_when_all_that_was_held_by_it_is_released(stores: Stores) -> None:
     disk = stores.make("os", p1=bytes(512), p2=bytes(512))
     host = host_over(stores)
     await host.open_recovery(vm="web01", name="@", position=1, disks=[disk])
     stores.opened.clear()
-    stores.slow_at = "let_go"
+    stores.slow_at = "release"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: host.close_recovery(vm="web01", name="@"))
         await trio.to_thread.run_sync(stores.begun.wait)
@@ -283,7 +283,7 @@ async def test_what_is_being_opened_is_closed_when_it_is_open(stores: Stores) ->
     host.close()
 
 
-async def test_what_cannot_be_let_go_of_stays_in_the_list_until_it_is(stores: Stores) -> None:
+async def test_what_cannot_be_released_stays_in_the_list_until_it_is(stores: Stores) -> None:
     disk = stores.make("os", p1=bytes(512))
     host = host_over(stores)
     await host.open_recovery(vm="web01", name="@1", position=1, disks=[disk])

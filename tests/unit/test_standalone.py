@@ -371,7 +371,7 @@ async def test_a_long_log_is_cut_into_segments_while_it_is_served(mounts: Mounts
     alone = await mounts.open()
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(alone.tree.tend)
+            nursery.start_soon(alone.tree.run_maintenance)
             while len(alone.segments()) < 3:
                 alone.disk.write(0, os.urandom(100_000))
                 await trio.testing.wait_all_tasks_blocked()

@@ -67,7 +67,7 @@ async def whole_mount(opened: Opened) -> None:
         for number in range(4):
             alone.disk.write(number * 4096, b"x" * 4096)
             alone.disk.log.rotate()
-            alone.disk.tend()
+            alone.disk.maintain()
     finally:
         alone.close()
         opened.release()
@@ -107,7 +107,7 @@ async def test_a_link_that_comes_while_the_disk_is_in_use_is_not_written_through
         alone.disk.write(number * 4096, b"x" * 4096)
         try:
             alone.disk.log.rotate()
-            alone.disk.tend()
+            alone.disk.maintain()
         except (OSError, RigError):
             break
     try:
@@ -145,7 +145,7 @@ async def test_an_image_is_not_reached_through_another_users_link(theirs: Opened
 
 async def test_a_log_whose_files_were_deleted_under_it_is_named_at_the_end(ours: Opened) -> None:
     alone = await ours.open()
-    alone.disk.tend()
+    alone.disk.maintain()
     for path in ours.folder.glob("d.*"):
         if path.suffix in (".hrl", ".spare"):
             path.unlink()
@@ -189,11 +189,11 @@ async def test_an_error_while_the_log_is_tended_names_its_file_and_the_disk_stay
         with naming(ours.folder / "d.spare"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(DiskLog, "tend", full)
+    monkeypatch.setattr(DiskLog, "maintain", full)
     with structlog.testing.capture_logs() as logs:
-        await tree.tend_once([alone.disk])
+        await tree.maintain_once([alone.disk])
     assert [(entry["event"], entry["error"]) for entry in logs] == [
-        ("log_not_tended", f"No space left on device ({ours.folder}/d.spare)")
+        ("log_maintenance_failed", f"No space left on device ({ours.folder}/d.spare)")
     ]
     alone.abandon()
     ours.release()

@@ -76,7 +76,7 @@ class Change:
     calls: set[str]
 
 
-def pin_and_let_go(scene: Scene, store: ManagedDiskStore) -> None:
+def pin_and_release(scene: Scene, store: ManagedDiskStore) -> None:
     made = pin(store.folder, scene.low, "vm web01/os")
     assert [(each.pin_id, each.position) for each in pins(store.folder)] == [(made, scene.low)]
     unpin(store.folder, made)
@@ -98,7 +98,7 @@ CHANGES = {
         {"write base.img", "write base.sums", "rename .intent.tmp", "unlink 0"},
     ),
     "checkpoint": Change(lambda _, store: store.checkpoint(), None, {"write .0", "rename .0"}),
-    "pin": Change(pin_and_let_go, None, {"rename .", "unlink "}),
+    "pin": Change(pin_and_release, None, {"rename .", "unlink "}),
 }
 
 

@@ -180,7 +180,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.held)
     @rule(choice=st.integers(0, 1 << 16))
-    def let_go(self, choice: int) -> None:
+    def release(self, choice: int) -> None:
         position, pin_id = self.held.pop(choice % len(self.held))
         unpin(self.store.folder, pin_id)
         (view,) = [view for view, at in self.views if at == position][:1]

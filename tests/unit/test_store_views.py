@@ -16,7 +16,7 @@ from siterig.blockfs.core.errors import RigError
 from tests.unit.test_managed_disk import assert_same, seeded, whole
 
 
-def test_a_position_is_held_until_it_is_let_go_and_nothing_else_is(tmp_path: Path) -> None:
+def test_a_position_is_held_until_it_is_released_and_nothing_else_is(tmp_path: Path) -> None:
     disk, store = seeded(tmp_path)
     views = StoreViews(tmp_path)
     view = views.open(store.folder, disk.position, "vm web01/os")
@@ -27,12 +27,12 @@ def test_a_position_is_held_until_it_is_let_go_and_nothing_else_is(tmp_path: Pat
         with pytest.raises(RigError, match=f"has no state at position {missing}"):
             views.open(store.folder, missing, "vm web02/os")
     assert {each.holder for each in pins(store.folder)} == {"vm web01/os", "recovery web01/point"}
-    views.let_go(store.folder, "vm web01/os")
-    views.let_go(tmp_path / "gone", "vm web01/os")
+    views.release(store.folder, "vm web01/os")
+    views.release(tmp_path / "gone", "vm web01/os")
     assert [each.holder for each in pins(store.folder)] == ["recovery web01/point"]
 
 
-def test_what_a_kill_left_is_let_go_of_that_kind_alone(tmp_path: Path) -> None:
+def test_what_a_kill_left_is_released_of_that_kind_alone(tmp_path: Path) -> None:
     disk, store = seeded(tmp_path)
     for holder in ("vm web01/os", "vm web02/os", "vmware 1", "recovery web01/point"):
         pin(store.folder, disk.position, holder)
@@ -47,7 +47,7 @@ def test_what_a_kill_left_is_let_go_of_that_kind_alone(tmp_path: Path) -> None:
         pins(store.folder)
     left = {"vm web02/os", "vmware 1", "recovery web01/point"}
     for holder in left:
-        views.let_go(store.folder, holder)
+        views.release(store.folder, holder)
     assert list((store.folder / "pins").iterdir()) == [bad]
     StoreViews(tmp_path / "nothing").reconcile("vm", set())
 
@@ -98,7 +98,7 @@ async def test_damage_that_a_reader_meets_is_reported_also_if_the_state_is_close
         with pytest.raises(OSError, match="Input/output error"):
             view.pread(0, view.size_bytes)
         view.close()
-        views.let_go(store.folder, "mount web01/x")
+        views.release(store.folder, "mount web01/x")
         await trio.sleep(5 * WATCH_S)
     nursery.cancel_scope.cancel()
     [(told_disk, path, _, position)] = reports.met
