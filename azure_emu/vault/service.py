@@ -59,7 +59,7 @@ from siterig.azure_emu.vault.reports import Reports
 from siterig.azure_emu.vault.workers.keeper import Keeper
 from siterig.blockfs.contracts.control import CutInfo, DiskHostControl, TagKind
 from siterig.blockfs.core import short_ids
-from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.progress import DiskProgress, VmProgress
@@ -115,14 +115,13 @@ class Vault(Reports):
         azure_host: DiskHostControl,
         shut_down: ShutDown,
         check_shut_down: ShutDown | None = None,
-        clock: Clock | None = None,
+        clock: Clock = SYSTEM_CLOCK,
         waits: Waits | None = None,
     ) -> None:
         store = Store(url)
-        clock = clock or Clock()
         services = Services(
             store, Signals(store), clock, site=provider, recovery=recovery, azure=azure_host, shut_down=shut_down,
-            waits=waits or Waits(clock.wall_ns),
+            waits=waits or Waits(clock),
             check_shut_down=check_shut_down or no_check,
         )  # fmt: skip
         super().__init__(services)

@@ -6,11 +6,11 @@ that lasts too long into a health error.  All calls are made on the role's trio 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.printable import valid_unicode
 from siterig.blockfs.core.wire import WireModel
@@ -53,15 +53,15 @@ class Waits:
     has made no progress.
     """
 
-    def __init__(self, wall_ns: Callable[[], int] = time.time_ns) -> None:
-        self._wall_ns = wall_ns
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
         self._waits: dict[_Key, Wait] = {}
 
     def set(self, place: str, code: str, reason: str, *, vm: str | None = None, disk: str | None = None) -> None:
         """Begin a wait, or change the reason of one that has begun."""
         key = (place, vm, disk)
         began = self._waits.get(key)
-        since_ns = self._wall_ns() if began is None else began.since_ns
+        since_ns = self._clock.wall_ns() if began is None else began.since_ns
         self._waits[key] = Wait(
             vm=vm, disk=disk, code=code, reason=valid_unicode(reason)[:REASON_CHARS_MAX], since_ns=since_ns
         )

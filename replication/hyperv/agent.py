@@ -23,7 +23,7 @@ from siterig.blockfs.contracts.control import (
     SourceUse,
     TagKind,
 )
-from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sector_size import SectorBytes
@@ -78,7 +78,7 @@ class HyperVAgent:
         cache: CacheAccount,
         vault: VaultLink,
         folder: Path,
-        clock: Clock | None = None,
+        clock: Clock = SYSTEM_CLOCK,
         retry_delays_s: tuple[float, ...] = OFFICIAL_DELAYS_S,
         guests: Guests | None = None,
         open_snapshot: Callable[[Path], SnapshotFile] = MountedSnapshot,
@@ -102,7 +102,7 @@ class HyperVAgent:
             spool=spool,
             uploads=trio.CapacityLimiter(UPLOADS_IN_FLIGHT),
             retry=RetryTable(retry_delays_s),
-            clock=clock or Clock(),
+            clock=clock,
             waits=waits or Waits(),
         )
         self._replicas: dict[str, Replica] = {}

@@ -22,7 +22,7 @@ from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
 from siterig.azure_emu.vault.context import rig_clock
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.service import Vault
-from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.core.clock import SystemClock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.guests import hostmounts
 from siterig.blockfs.transfer.part_name import Listing, PartName
@@ -63,6 +63,20 @@ class FolderCache:
 def cache_of(layout: Layout) -> FolderCache:
     """Where the source puts parts, and the applier finds them."""
     return FolderCache(layout.root / "cache")
+
+
+class FileClock(SystemClock):
+    """A clock whose wall and boot times stand in a file, in nanoseconds."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def wall_ns(self) -> int:
+        return int(self._path.read_text())
+
+    def boottime_ns(self) -> int:
+        return int(self._path.read_text())
 
 
 def clock_of(layout: Layout) -> Path:
@@ -131,14 +145,13 @@ async def run_applier(layout: Layout, *, health: Health, task_status: trio.TaskS
 
 async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """As :func:`siterig.roles.vault.run`."""
-    clock = clock_of(layout)
     vault = Vault(
         f"sqlite:///{layout.vault_db}",
         provider=services.provider(layout),
         recovery=services.recovery_side(layout),
         azure_host=services.azure(layout),
         shut_down=hostmounts.shutdown,
-        clock=Clock(wall_ns=lambda: int(clock.read_text()), boottime_ns=lambda: int(clock.read_text())),
+        clock=FileClock(clock_of(layout)),
         waits=health.waits,
     )
     faces = {

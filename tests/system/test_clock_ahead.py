@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.blockfs.core.clock import SECOND_NS, Clock, ClockReading
+from siterig.blockfs.core.clock import SECOND_NS, SYSTEM_CLOCK, ClockReading
 from tests.system.needs import needs_program
 
 _LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
@@ -17,7 +17,7 @@ pytestmark = needs_program("faketime")
 
 
 def reading_with(offset: str) -> ClockReading:
-    code = "from siterig.blockfs.core.clock import Clock; print(Clock().read().model_dump_json())"
+    code = "from siterig.blockfs.core.clock import SYSTEM_CLOCK; print(SYSTEM_CLOCK.read().model_dump_json())"
     env = os.environ | {"LD_PRELOAD": str(_LIBRARIES[0]), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     return ClockReading.model_validate_json(done.stdout)
@@ -25,8 +25,8 @@ def reading_with(offset: str) -> ClockReading:
 
 @pytest.mark.parametrize(("offset", "days"), [("+2d", 2), ("-2d", -2), ("+400d", 400)])
 def test_a_wall_clock_that_is_days_off_is_a_jump_and_no_elapsed_time(offset: str, days: int) -> None:
-    before = Clock().read()
+    before = SYSTEM_CLOCK.read()
     ahead = reading_with(offset)
     assert before.elapsed_ns(ahead) < 600 * SECOND_NS
     assert round(before.jump_ns(ahead) / SECOND_NS / 86400) == days
-    assert before.jump_ns(Clock().read()) == 0
+    assert before.jump_ns(SYSTEM_CLOCK.read()) == 0

@@ -20,7 +20,7 @@ import trio
 from siterig.blockfs.changelog.segment import RecordType, SegmentReader
 from siterig.blockfs.changelog.tags import decode_tag
 from siterig.blockfs.contracts.control import BackingImage, CutInfo, TagKind
-from siterig.blockfs.core.clock import Clock
+from siterig.blockfs.core.clock import SystemClock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.sector_size import SectorBytes
 from siterig.blockfs.core.waits import Waits
@@ -368,6 +368,21 @@ class Disk:
     backing: BackingImage | None = None
 
 
+class RigClock(SystemClock):
+    """Wall and boot time of a rig: both follow the trio run; the test sets the wall clock and the boot id."""
+
+    def __init__(self, rig: Rig) -> None:
+        super().__init__()
+        self._rig = rig
+        self._boot_id = rig.boot_id
+
+    def wall_ns(self) -> int:
+        return self.boottime_ns() + self._rig.wall_ahead_ns
+
+    def boottime_ns(self) -> int:
+        return int(trio.current_time() * 1e9)
+
+
 class Rig:
     """One site host, one agent (which can be killed), one recovery side."""
 
@@ -439,11 +454,7 @@ class Rig:
             cache=cast(Any, Wired(self.wire, lambda: self.cache)),
             vault=cast(Any, Wired(self.wire, lambda: self.vault)),
             folder=self.folder / "agent",
-            clock=Clock(
-                wall_ns=lambda: int(trio.current_time() * 1e9) + self.wall_ahead_ns,
-                boottime_ns=lambda: int(trio.current_time() * 1e9),
-                boot_id=self.boot_id,
-            ),
+            clock=RigClock(self),
             retry_delays_s=self.retry_delays_s,
             guests=self.guests,
             open_snapshot=lambda path: HostSnapshot(lambda: self.host, path),

@@ -6,9 +6,11 @@ import time
 import uuid
 
 import pytest
+import trio
 
 from siterig.azure_emu.vault.context.rig_clock import place
-from siterig.blockfs.core.clock import SECOND_NS, Clock, ClockReading
+from siterig.blockfs.core.clock import SECOND_NS, SYSTEM_CLOCK, ClockReading, SystemClock
+from tests.support.clocks import FakeClock, SettableClock
 
 HOUR_NS = 3600 * SECOND_NS
 BOOT = str(uuid.uuid4())
@@ -52,7 +54,7 @@ def test_a_jump_is_what_no_drift_of_a_clock_explains(elapsed_s: int, wall_s: int
 
 
 def test_the_hosts_own_clock_reads_boottime() -> None:
-    first, second = Clock().read(), Clock().read()
+    first, second = SYSTEM_CLOCK.read(), SYSTEM_CLOCK.read()
     assert first.boot_id == second.boot_id
     assert 0 <= first.elapsed_ns(second) < 60 * SECOND_NS
     assert abs(first.boottime_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) < 60 * SECOND_NS
@@ -68,3 +70,86 @@ def test_a_wall_time_only_places_a_point_between_the_one_before_and_now(time_ns:
 
 def test_a_point_without_one_before_it_is_of_now() -> None:
     assert place(None, 10**18, upto_ns=150) == 150
+
+
+async def test_the_system_clock_sleeps_and_ends_by_the_trio_run(autojump_clock: object) -> None:
+    clock = SystemClock()
+    began_s = clock.trio_time_s()
+    await clock.sleep(3600)
+    await clock.sleep_until(began_s + 7200)
+    with clock.move_on_after(3600) as scope:
+        await trio.sleep_forever()
+    assert scope.cancelled_caught
+    with pytest.raises(trio.TooSlowError), clock.fail_after(3600):
+        await trio.sleep_forever()
+    assert clock.trio_time_s() - began_s == pytest.approx(4 * 3600)
+
+
+def test_the_system_clock_counts_in_threads_too() -> None:
+    clock = SystemClock()
+    first, first_boot = clock.monotonic_ns(), clock.boottime_ns()
+    clock.sleep_thread(0.01)
+    assert 10_000_000 <= clock.monotonic_ns() - first < 60 * SECOND_NS
+    assert 10_000_000 <= clock.boottime_ns() - first_boot < 60 * SECOND_NS
+    assert abs(clock.wall_ns() - time.time_ns()) < 60 * SECOND_NS
+
+
+def test_a_settable_clock_tells_elapsed_time_steps_and_boots_apart() -> None:
+    clock = SettableClock()
+    first = clock.read()
+    clock.advance_ns(5 * SECOND_NS)
+    clock.step_wall_ns(-HOUR_NS)
+    assert (first.elapsed_ns(clock.read()), first.jump_ns(clock.read())) == (5 * SECOND_NS, -HOUR_NS)
+    clock.reboot(60 * SECOND_NS)
+    assert clock.read().boot_id != first.boot_id
+
+
+async def test_a_fake_clock_ends_sleeps_and_deadlines_only_when_it_is_advanced(nursery: trio.Nursery) -> None:
+    clock, ended = FakeClock(), list[tuple[str, float]]()
+
+    async def sleeps(name: str, seconds: float) -> None:
+        await clock.sleep(seconds)
+        ended.append((name, clock.trio_time_s()))
+
+    async def every(name: str, seconds: float, times: int) -> None:
+        for _ in range(times):
+            await sleeps(name, seconds)
+
+    async def waits(seconds: float) -> None:
+        with clock.move_on_after(seconds) as scope:
+            await trio.sleep_forever()
+        assert scope.cancelled_caught
+        ended.append(("moved on", clock.trio_time_s()))
+        with clock.move_on_after(100) as scope:
+            await clock.sleep(0)
+        assert not scope.cancelled_caught
+
+    nursery.start_soon(sleeps, "long", 30)
+    nursery.start_soon(every, "short", 8, 3)
+    nursery.start_soon(waits, 20)
+    await clock.run_for(7)
+    assert ended == []
+    first = clock.read()
+    await clock.run_for(24)
+    assert ended == [("short", 8), ("short", 16), ("moved on", 20), ("short", 24), ("long", 30)]
+    assert first.elapsed_ns(clock.read()) == 24 * SECOND_NS
+    assert clock.trio_time_s() == 31
+
+
+async def test_a_deadline_of_a_fake_clock_raises_only_if_it_ended_the_block(nursery: trio.Nursery) -> None:
+    clock, raised = FakeClock(), list[bool]()
+
+    async def waits(seconds: float) -> None:
+        try:
+            with clock.fail_after(10):
+                await clock.sleep(seconds)
+        except trio.TooSlowError:
+            raised.append(True)
+        else:
+            raised.append(False)
+
+    nursery.start_soon(waits, 5)
+    await clock.run_for(20)
+    nursery.start_soon(waits, 50)
+    await clock.run_for(20)
+    assert raised == [False, True]

@@ -41,7 +41,7 @@ async def jumps(vault: Vault) -> list[Event]:
 
 async def hour_of_points(world: World) -> None:
     for _ in range(12):
-        world.clock.passes(5 * MINUTE_NS)
+        world.clock.advance_ns(5 * MINUTE_NS)
         await take(world)
 
 
@@ -52,13 +52,13 @@ async def test_no_point_goes_when_the_clock_is_set_and_set_again(tmp_path: Path,
         await protected(vault)
         await hour_of_points(world)
         before = await points_of(vault)
-        world.clock.is_set(by_h * HOUR_NS)
+        world.clock.step_wall_ns(by_h * HOUR_NS)
         await take(world)
         await vault._keeper.round()
-        world.clock.passes(6 * MINUTE_NS)
+        world.clock.advance_ns(6 * MINUTE_NS)
         await take(world)
         await vault._keeper.round()
-        world.clock.is_set(-by_h * HOUR_NS)
+        world.clock.step_wall_ns(-by_h * HOUR_NS)
         await take(world)
         await vault._keeper.round()
         assert await points_of(vault) >= before
@@ -73,8 +73,8 @@ async def test_no_point_goes_when_the_rig_comes_up_again_in_the_same_boot_with_t
         await protected(vault)
         await hour_of_points(world)
         before = await points_of(vault)
-    world.clock.passes(MINUTE_NS)
-    world.clock.is_set(DAYS_2_H * HOUR_NS)
+    world.clock.advance_ns(MINUTE_NS)
+    world.clock.step_wall_ns(DAYS_2_H * HOUR_NS)
     async with running(world, tmp_path) as vault:
         (event,) = await jumps(vault)
         assert (event.eventType, event.severity, event.affectedObject) == ("ServerHealth", "Warning", "rig")
@@ -99,7 +99,7 @@ async def test_of_the_time_between_two_boots_an_hour_counts_at_most(tmp_path: Pa
         await protected(vault)
         await hour_of_points(world)
         before = await points_of(vault)
-    world.clock.restarts(int(off_h * HOUR_NS))
+    world.clock.reboot(int(off_h * HOUR_NS))
     async with running(world, tmp_path) as vault:
         assert [event.description.split(":  ")[0].startswith(told or "?") for event in await jumps(vault)] == (
             [] if told is None else [True]
@@ -115,7 +115,7 @@ async def test_time_that_passed_prunes_points_and_an_event_reports_it(tmp_path: 
         await protected(vault)
         await hour_of_points(world)
         before = len(await points_of(vault))
-        world.clock.passes(30 * HOUR_NS)
+        world.clock.advance_ns(30 * HOUR_NS)
         await take(world)
         await vault._keeper.round()
         (event,) = [event for event in await vault.events() if event.eventCode == "RecoveryPointsPruned"]
@@ -135,9 +135,9 @@ async def test_a_clock_that_is_set_while_time_passes_keeps_what_the_time_that_pa
         async with running(world, tmp_path / name) as vault:
             await protected(vault)
             for number in range(12 * 30):
-                world.clock.passes(5 * MINUTE_NS)
+                world.clock.advance_ns(5 * MINUTE_NS)
                 if number % 30 == 0:
-                    world.clock.is_set((step_h if number % 60 else -step_h) * HOUR_NS)
+                    world.clock.step_wall_ns((step_h if number % 60 else -step_h) * HOUR_NS)
                 await take(world)
             await vault._keeper.round()
             left.append(len(await points_of(vault)))
@@ -150,9 +150,9 @@ async def test_no_cycle_is_missed_because_the_clock_was_set(tmp_path: Path, by_h
     async with running(world, tmp_path) as vault:
         await protected(vault)
         for number in range(40):
-            world.clock.passes(30 * SECOND_NS)
+            world.clock.advance_ns(30 * SECOND_NS)
             if number == 20:
-                world.clock.is_set(by_h * HOUR_NS)
+                world.clock.step_wall_ns(by_h * HOUR_NS)
             await take(world)
         (item,) = await vault.items()
         assert item.replicationHealth == "Normal", item.healthErrors
@@ -164,10 +164,10 @@ async def test_cycles_that_are_missed_after_the_clock_was_set_back_are_reported(
     async with running(world, tmp_path) as vault:
         await protected(vault)
         for _ in range(5):
-            world.clock.passes(30 * SECOND_NS)
+            world.clock.advance_ns(30 * SECOND_NS)
             await take(world)
-        world.clock.is_set(-DAYS_2_H * HOUR_NS)
-        world.clock.passes(2 * HOUR_NS)
+        world.clock.step_wall_ns(-DAYS_2_H * HOUR_NS)
+        world.clock.advance_ns(2 * HOUR_NS)
         (item,) = await vault.items()
         assert [error.errorCode for error in item.healthErrors] == ["ReplicationCyclesMissed", "LogUnsent"]
         assert item.lastRpoInSeconds == pytest.approx(7200)
@@ -177,8 +177,8 @@ async def test_a_report_that_comes_late_tells_how_old_the_state_is(tmp_path: Pat
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        world.clock.passes(HOUR_NS)
-        world.clock.is_set(-5 * HOUR_NS)
+        world.clock.advance_ns(HOUR_NS)
+        world.clock.step_wall_ns(-5 * HOUR_NS)
         await take(world, age_s=600)
         (item,) = await vault.items()
         assert item.lastRpoInSeconds == pytest.approx(600)
@@ -191,7 +191,7 @@ async def test_a_jobs_times_are_in_order_though_the_clock_is_set_back_while_it_r
         real = world.called
 
         async def called(name: str) -> None:
-            world.clock.is_set(-HOUR_NS)
+            world.clock.step_wall_ns(-HOUR_NS)
             await real(name)
 
         world.called = called  # type: ignore[method-assign]

@@ -33,7 +33,7 @@ class Watched:
 
     async def passes(self, seconds: float, roles: list[RoleStatus] | None = None) -> None:
         """Let time pass while the supervisor reports."""
-        self.world.clock.passes(int(seconds * SECOND_NS))
+        self.world.clock.advance_ns(int(seconds * SECOND_NS))
         await self.vault.report_roles(roles=roles or [])
         await self.vault._watch.round()
 
@@ -135,7 +135,7 @@ async def test_lag_bytes_and_age_are_shown(tmp_path: Path) -> None:
         disk_id = it.world.site["web01"]["os"].disk_id
         (item,) = await it.vault.items()
         assert item.applied_lag_s == 0.0
-        it.world.clock.passes(40 * SECOND_NS)
+        it.world.clock.advance_ns(40 * SECOND_NS)
         await it.cycle(apply=False)
         await it.vault.account_seen(disk_id=disk_id, waiting_bytes=7000, skipped=[], skipped_count=0)
         (item,) = await it.vault.items()
@@ -156,7 +156,7 @@ async def test_a_rig_that_was_down_is_not_late_with_its_next_point(tmp_path: Pat
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-    world.clock.passes(3600 * SECOND_NS)
+    world.clock.advance_ns(3600 * SECOND_NS)
     async with running(world, tmp_path) as vault:
         it = Watched(world, vault)
         await it.passes(1)
@@ -234,7 +234,7 @@ async def test_a_step_of_the_wall_clock_makes_no_wait_too_long(tmp_path: Path) -
     async with watched(tmp_path) as it:
         roles = [role("agent", "ready", [it.wait("RoleUnavailable")])]
         await it.passes(1, roles)
-        it.world.clock.is_set(86_400 * SECOND_NS)
+        it.world.clock.step_wall_ns(86_400 * SECOND_NS)
         await it.passes(1, roles)
         assert await it.codes() == []
 
@@ -249,10 +249,10 @@ async def test_the_site_of_a_vm_that_has_failed_over_may_be_away(tmp_path: Path)
 
 async def test_a_supervisor_that_reports_nothing_any_more_is_an_error(tmp_path: Path) -> None:
     async with watched(tmp_path) as it:
-        it.world.clock.passes(int((bounds.SUPERVISOR_SILENT_S - 1) * SECOND_NS))
+        it.world.clock.advance_ns(int((bounds.SUPERVISOR_SILENT_S - 1) * SECOND_NS))
         await it.vault._watch.round()
         assert await it.codes() == []
-        it.world.clock.passes(2 * SECOND_NS)
+        it.world.clock.advance_ns(2 * SECOND_NS)
         await it.vault._watch.round()
         assert await it.codes() == ["SupervisorSilent"]
 

@@ -456,8 +456,8 @@ async def test_rpo_is_the_time_that_passed_whatever_the_clock_is_set_to(tmp_path
         await protected(vault)
         world.now_ns = START_NS + 3_000_000_000
         assert (await vault.items())[0].lastRpoInSeconds == pytest.approx(3.0)
-        world.clock.is_set(set_by_s * 1_000_000_000)
-        world.clock.passes(4_000_000_000)
+        world.clock.step_wall_ns(set_by_s * 1_000_000_000)
+        world.clock.advance_ns(4_000_000_000)
         assert (await vault.items())[0].lastRpoInSeconds == pytest.approx(7.0)
 
 

@@ -15,21 +15,14 @@ from siterig.blockfs.core import waits as waits_module
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.waits import Waits
 from siterig.roles.entry import Health, answer_checks
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_ns = 100
-
-    def __call__(self) -> int:
-        return self.now_ns
+from tests.support.clocks import SettableClock
 
 
 def test_a_wait_keeps_its_first_start_time_across_retries_and_reasons() -> None:
-    clock = Clock()
+    clock = SettableClock(wall_ns=100)
     waits = Waits(clock)
     waits.set("upload", "CacheUnreachable", "refused", vm="web01")
-    clock.now_ns = 200
+    clock.advance_ns(100)
     waits.set("upload", "CacheUnreachable", "timed out", vm="web01")
     waits.set("upload", "CacheUnreachable", "refused", vm="web02")
     waits.set("upload", "DiskFull", "no room", vm="web01")
@@ -40,19 +33,19 @@ def test_a_wait_keeps_its_first_start_time_across_retries_and_reasons() -> None:
 
 
 def test_a_wait_that_was_cleared_begins_anew() -> None:
-    clock = Clock()
+    clock = SettableClock(wall_ns=100)
     waits = Waits(clock)
     waits.set("upload", "CacheUnreachable", "refused")
     waits.clear("upload")
     assert waits.list() == []
     waits.clear("upload")
-    clock.now_ns = 300
+    clock.advance_ns(200)
     waits.set("upload", "CacheUnreachable", "refused")
     assert [w.since_ns for w in waits.list()] == [300]
 
 
 def test_a_block_of_attempts_is_one_wait_and_ends_with_the_block() -> None:
-    clock = Clock()
+    clock = SettableClock(wall_ns=100)
     waits = Waits(clock)
 
     def attempts() -> None:
@@ -60,7 +53,7 @@ def test_a_block_of_attempts_is_one_wait_and_ends_with_the_block() -> None:
             assert waits.list() == []
             for attempt in range(3):
                 because(RigError("PartNotFound", f"attempt {attempt}"))
-                clock.now_ns += 50
+                clock.advance_ns(50)
             assert [(w.disk, w.reason, w.since_ns) for w in waits.list()] == [("os", "attempt 2", 100)]
             raise KeyError
 
@@ -71,11 +64,11 @@ def test_a_block_of_attempts_is_one_wait_and_ends_with_the_block() -> None:
 
 def test_of_very_many_waits_the_oldest_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waits_module, "LISTED_MAX", 2)
-    clock = Clock()
+    clock = SettableClock(wall_ns=100)
     waits = Waits(clock)
     for name in ("c", "b", "a"):
         waits.set("apply", "Slow", "x" * 1000, disk=name)
-        clock.now_ns += 1
+        clock.advance_ns(1)
     assert [(w.disk, len(w.reason)) for w in waits.list()] == [("c", 500), ("b", 500)]
 
 

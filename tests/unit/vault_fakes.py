@@ -28,43 +28,20 @@ from siterig.blockfs.contracts.control import (
     SourceUse,
     TagKind,
 )
-from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sector_size import SectorBytes
 from siterig.blockfs.transfer.part_name import Watermark
+from tests.support import clocks
 
-START_NS = 1_800_000_000_000_000_000
-
-
-class SettableClock:
-    """The host's clocks: time passes, or somebody sets the wall clock, or the host restarts."""
-
-    def __init__(self) -> None:
-        self.wall_ns = START_NS
-        self.boottime_ns = 1_000_000_000_000
-        self.boot_id = str(uuid.uuid4())
-
-    def passes(self, ns: int) -> None:
-        assert ns >= 0
-        self.wall_ns += ns
-        self.boottime_ns += ns
-
-    def is_set(self, by_ns: int) -> None:
-        self.wall_ns += by_ns
-
-    def restarts(self, after_ns: int) -> None:
-        """The host boots again; its wall clock says that this took so long."""
-        self.wall_ns += after_ns
-        self.boottime_ns = 20_000_000_000
-        self.boot_id = str(uuid.uuid4())
+START_NS = clocks.START_NS
 
 
 class World:
     """The site, the recovery side and the recovery host, as far as the vault can see them."""
 
     def __init__(self) -> None:
-        self.clock = SettableClock()
+        self.clock = clocks.SettableClock()
         self.position = 0
         self.site: dict[str, dict[str, DiskInfo]] = {}
         self.azure: dict[str, dict[str, DiskInfo]] = {}
@@ -90,12 +67,12 @@ class World:
     @property
     def now_ns(self) -> int:
         """Wall time."""
-        return self.clock.wall_ns
+        return self.clock.wall_ns()
 
     @now_ns.setter
     def now_ns(self, wall_ns: int) -> None:
         """Time passes until then."""
-        self.clock.passes(wall_ns - self.clock.wall_ns)
+        self.clock.advance_ns(wall_ns - self.clock.wall_ns())
 
     async def called(self, name: str) -> None:
         self.calls.append(name)
@@ -426,7 +403,7 @@ async def running(world: World, folder: Path) -> AsyncIterator[Vault]:
         azure_host=host,
         shut_down=world.shut_down,
         check_shut_down=world.check_shut_down,
-        clock=Clock(wall_ns=lambda: world.now_ns, boottime_ns=lambda: world.clock.boottime_ns, boot_id=world.clock.boot_id),
+        clock=world.clock,
     )
     world.vault = vault
     try:
