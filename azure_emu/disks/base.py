@@ -1,7 +1,7 @@
 """The base of a managed disk: ``base.img``, the checksums of its blocks, which of it is data, and how it is changed.
 
 ``base.sums`` has two CRC32C for each block of 4 KiB, of what the block is and of what it becomes; ``base.map`` the ranges
-that hold data, for the rest reads as zeros.  Layout: docs/formats/managed-disk.md.
+that hold data, for the rest reads as zeros.  Layout: docs/reference/formats/managed-disk.md.
 
 Fault contract
 --------------

@@ -1,7 +1,7 @@
 """Checkpoints: the map of a disk's extents at the end of a frame, so that a view need not read the whole journal.
 
 ``checkpoints/NUMBER.extents``, by the frame's number: a header, the volumes that the extents are of, the extents without
-those of the base.  Layout: docs/formats/managed-disk.md.
+those of the base.  Layout: docs/reference/formats/managed-disk.md.
 
 Fault contract: a cache.  One that is cut, has a wrong checksum or is of another frame than its name says is passed over,
 as if it were not there.  Written under a dot name and renamed.

@@ -1,4 +1,4 @@
-"""Frames: how an applied part lies in a volume of the journal.  Layout: docs/formats/managed-disk.md.
+"""Frames: how an applied part lies in a volume of the journal.  Layout: docs/reference/formats/managed-disk.md.
 
 A frame is a fixed header, the part's segment exactly as it came, an index of the records that change the disk, a
 checksum for each piece of their payloads, the part's tags, and the header once more.

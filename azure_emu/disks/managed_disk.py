@@ -1,6 +1,6 @@
 """A managed disk's store: a base, a journal of applied parts, and what may be asked of them.
 
-A folder a disk; format, order of application and what is checked when: docs/formats/managed-disk.md.
+A folder a disk; format, order of application and what is checked when: docs/reference/formats/managed-disk.md.
 
 Fault contract -------------- May break: the process, at any step; the power, at any step; the host's disk may be full; any
 byte may rot.  Stays recoverable: all that :meth:`ManagedDiskStore.apply_part` returned for.  A part is fully verified

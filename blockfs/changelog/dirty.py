@@ -1,6 +1,6 @@
 """The dirty file of a tracked disk (``NAME.dirty``): whether its log was given up, and which chunks changed since.
 
-Layout: docs/formats/dirty.md.
+Layout: docs/reference/formats/dirty.md.
 
 Fault contract: written through a memory map, the word before the first write that is not logged, a chunk's bit before its
 bytes; so a kill at any moment loses nothing.  After a power loss it is worth nothing: its boot id, which is taken out only

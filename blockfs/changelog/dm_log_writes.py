@@ -2,7 +2,7 @@
 
 Layout as in Linux ``drivers/md/dm-log-writes.c`` (``struct log_write_super``, ``struct log_write_entry``), described in
 ``Documentation/admin-guide/device-mapper/log-writes.rst``; QEMU's ``block/blklogwrites.c`` writes it too, and
-``src/log-writes/replay-log.c`` of xfstests replays it.  Page: docs/formats/dm-log-writes.md.
+``src/log-writes/replay-log.c`` of xfstests replays it.  Page: docs/reference/formats/dm-log-writes.md.
 
 Fault contract
 --------------

@@ -1,4 +1,4 @@
-"""Change logs to and from dm-log-writes.  What has no counterpart, and why: docs/formats/dm-log-writes.md.
+"""Change logs to and from dm-log-writes.  What has no counterpart, and why: docs/reference/formats/dm-log-writes.md.
 
 Fault contract: a log, or a row of segments, has its final name only when it is whole and durable; of an import the first
 segment gets its name last, so that what a kill leaves never passes for a whole log.

@@ -8,7 +8,7 @@ file may be old, so in each boot the counter begins past everything that can hav
 (``POWER_LOSS_JUMP``), and the file says so, durably, before the first position is drawn.  If another program cuts the
 file, or its medium fails, the counter goes on from memory, so no position is drawn twice; the disks' logs end
 (:mod:`siterig.blockfs.disk.disk_guard`), for a kill would lose count now, and the file is written anew at the end.
-Layout: docs/formats/disk.md.
+Layout: docs/reference/formats/disk.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The change log's file format: segments (``.hrl``) of records.  Layout: docs/formats/hrl.md.
+"""The change log's file format: segments (``.hrl``) of records.  Layout: docs/reference/formats/hrl.md.
 
 Fault contract
 --------------

@@ -116,7 +116,7 @@ class SourceUse(WireModel):
 
 
 class SegmentInfo(WireModel):
-    """One closed segment of a change log (see docs/formats/hrl.md).
+    """One closed segment of a change log (see docs/reference/formats/hrl.md).
 
     Every record of the disk with a position up to ``complete_position`` is in this segment or an earlier one.
     ``path`` is on the host; the file is immutable and already fsynced.

@@ -1,4 +1,4 @@
-"""The small file beside each disk that says what it is (``NAME.disk``).  Layout: docs/formats/disk.md.
+"""The small file beside each disk that says what it is (``NAME.disk``).  Layout: docs/reference/formats/disk.md.
 
 Fault contract: replaced atomically and durably; carries its own checksum, so that a bad byte is an error and never
 another disk.

@@ -1,6 +1,6 @@
 """Which blocks a top holds (``NAME.top.present``), and which of them surely (``NAME.top.durable``).
 
-Layout: docs/formats/disk.md.
+Layout: docs/reference/formats/disk.md.
 
 Fault contract
 --------------

@@ -1,6 +1,6 @@
 """A *part*: one closed piece of a disk's history on its way through the cache storage account.
 
-A part is a change-log segment (docs/formats/hrl.md), zstd-compressed, stored as one block blob.  A disk's
+A part is a change-log segment (docs/reference/formats/hrl.md), zstd-compressed, stored as one block blob.  A disk's
 generation has two streams: ``sync`` (the chunks of an initial replication or a resync, numbered 1..n, ended by
 a ``sync-end`` tag) and ``log`` (records by sequence number).  Log parts are applied after the sync is complete.
 """

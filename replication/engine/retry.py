@@ -1,4 +1,4 @@
-"""When a failed replication cycle is tried again, and what counts as one failure.  See docs/retries.md."""
+"""When a failed replication cycle is tried again, and what counts as one failure.  See docs/reference/retries.md."""
 
 from __future__ import annotations
 

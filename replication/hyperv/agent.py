@@ -87,7 +87,7 @@ class HyperVAgent:
         """``folder``: the agent's state (``AgentStateUnreadable``) and spool.
 
         ``retry_delays_s``: the official table, or a shorter one for a drill whose interval is below 30 s
-        (docs/retries.md).
+        (docs/reference/retries.md).
         """
         safe_files.make_folder(folder, parents=True)
         spool = folder / "spool"

@@ -1,4 +1,4 @@
-"""What a drill found out: the schema of ``report.json`` (docs/drill.md).  Times are seconds since the drill's start."""
+"""What a drill found out: the schema of ``report.json`` (docs/reference/drill.md).  Times are seconds since the drill's start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line ``siterig``; docs/cli.md documents every command, the JSON and the exit statuses."""
+"""The command line ``siterig``; docs/reference/command-line.md documents every command, the JSON and the exit statuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exit statuses of the command line: stable, documented in docs/cli.md."""
+"""Exit statuses of the command line: stable, documented in docs/reference/command-line.md."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class History:
 def damage(state: State, rng: random.Random) -> tuple[str, State]:
     """One file cut, overwritten or gone.
 
-    Not: what a disk holds, for that is the guest's business; and what has no checksum by design (docs/formats/disk.md).
+    Not: what a disk holds, for that is the guest's business; and what has no checksum by design (docs/reference/formats/disk.md).
     """
     name = rng.choice([name for name in state if not name.endswith((".img", ".top", ".present", "position"))])
     data = bytearray(state[name])

@@ -1,4 +1,4 @@
-"""Opening a disk beside a strict reader of its folder: docs/formats/hrl.md ("Segments as files", "Fault contract")."""
+"""Opening a disk, compared with a strict reader: docs/reference/formats/hrl.md ("Segments as files", "Fault contract")."""
 
 from __future__ import annotations
 

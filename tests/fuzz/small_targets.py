@@ -27,7 +27,7 @@ from siterig.blockfs.layers.layer import RawLayer
 from tests.fuzz.log_targets import IMAGE_BYTES_MAX, assert_clear
 from tests.fuzz.strict_log import crc32c
 
-# --- dm-log-writes: docs/formats/dm-log-writes.md -------------------------------------------------------------------
+# --- dm-log-writes: docs/reference/formats/dm-log-writes.md ---------------------------------------------------------
 
 FLUSH, FUA, DISCARD, MARK, METADATA = 1, 2, 4, 8, 16
 
@@ -113,7 +113,7 @@ def dm_log(raw: bytes, folder: Path) -> str:
     return "good"
 
 
-# --- NAME.dirty: docs/formats/dirty.md ------------------------------------------------------------------------------
+# --- NAME.dirty: docs/reference/formats/dirty.md --------------------------------------------------------------------
 
 REASONS = {0: None, 1: "LogOverflow", 2: "LogFull", 3: "SyncFailed", 4: "WriteFailed", 5: "ImageChanged", 6: "LogCorrupt"}
 
@@ -176,7 +176,7 @@ def dirty_file(raw: bytes, folder: Path) -> str:
     return f"good, {want.reason}"
 
 
-# --- NAME.top.present, NAME.top.durable: docs/formats/disk.md ---------------------------------------------------------
+# --- NAME.top.present, NAME.top.durable: docs/reference/formats/disk.md ---------------------------------------------
 
 
 def durable_header(boot_id: str) -> bytes:
@@ -243,7 +243,7 @@ def vhd(raw: bytes, folder: Path) -> str:
     return "good"
 
 
-# --- NAME.disk: docs/formats/disk.md --------------------------------------------------------------------------------
+# --- NAME.disk: docs/reference/formats/disk.md ----------------------------------------------------------------------
 
 
 def _whole(value: object) -> bool:

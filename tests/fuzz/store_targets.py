@@ -60,7 +60,7 @@ def meta(kind: str, raw: bytes, folder: Path) -> str:
     return f"good {kind}"
 
 
-# --- recovery/VM/NAME.json: docs/formats/disk.md ----------------------------------------------------------------------
+# --- recovery/VM/NAME.json: docs/reference/formats/disk.md ----------------------------------------------------------
 
 
 def _is_text(value: object) -> bool:
@@ -249,7 +249,7 @@ class _Expected:
         return None
 
     def rebuilt(self, frame: Frame) -> bytes | None:
-        """The index again, from the segment: a power loss may have left that alone (docs/formats/managed-disk.md)."""
+        """The index again, from the segment: a power loss may have left that alone (docs/reference/formats/managed-disk.md)."""
         return strict.made_index(self.volumes[frame.volume], frame)
 
     def tags_before(self, frame: Frame) -> bytes | None:

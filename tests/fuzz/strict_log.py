@@ -1,4 +1,4 @@
-"""A second reader of change logs, written from docs/formats/hrl.md alone: slow, simple, whole file in memory.
+"""A second reader of change logs, written from docs/reference/formats/hrl.md alone: slow, simple, whole file in memory.
 
 It shares no code with :mod:`siterig.blockfs.changelog.segment`, so that what one of them gets wrong the other sees.  It
 writes, too: valid segments for the fuzzers to damage, and right checksums for damaged ones (:func:`reseal`).

@@ -1,4 +1,6 @@
-"""A second reader of a managed disk's files, written from docs/formats/managed-disk.md alone: slow, whole files in memory.
+"""A second reader of a managed disk's files, written from docs/reference/formats/managed-disk.md alone.
+
+It is slow and reads whole files into memory.
 
 It shares no code with ``azure_emu``.  :class:`BadStoreError`: what the page does not allow.
 """

@@ -1,4 +1,4 @@
-/* The check after the stress, from docs/formats/hrl.md and from nothing of the engine but its CRC. */
+/* The check after the stress, from docs/reference/formats/hrl.md and from nothing of the engine but its CRC. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <inttypes.h>

@@ -1,6 +1,7 @@
 """The rooms of the code, and which may import which: read from docs/rooms.toml, and compared with the code by test_house.
 
-``python -m tests.support.rooms`` writes the table in docs/architecture.md, and the last line of each room's ``__init__``.
+``python -m tests.support.rooms`` writes the table in docs/internals/architecture.md and the last line of
+each room's ``__init__``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parent.parent.parent
 LINE_CHARS = 125
 FOLDERS = ("cext", "blockfs", "replication", "azure_emu", "scenarios", "siterig")
 COMPILED = "siterig.cext._core"
-PAGE = ROOT / "docs" / "architecture.md"
+PAGE = ROOT / "docs" / "internals" / "architecture.md"
 BEGIN, END = "<!-- rooms: written by python -m tests.support.rooms -->", "<!-- end of rooms -->"
 
 

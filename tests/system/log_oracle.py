@@ -1,7 +1,7 @@
 """What a disk must be: its start state with its change log replayed onto it, by a reader of its own.
 
-It reads ``docs/formats/hrl.md`` anew, and shares with the product only the checksum; the images are sparse files and are
-never in memory, so that a disk of many GiB can be compared byte for byte.
+It implements ``docs/reference/formats/hrl.md`` again, and shares only the checksum with the product.  Images are sparse
+files and never in memory, so that a disk of many GiB can be compared byte for byte.
 """
 
 from __future__ import annotations

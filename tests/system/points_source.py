@@ -304,7 +304,7 @@ class Source:
 
 
 def kept(points: list[Point], now: int, hours: int, in_use: set[str]) -> list[Point]:
-    """What retention leaves of points, in the words of docs/points.md."""
+    """What retention leaves of points, in the words of docs/how-to/points.md."""
     newest = max(points, key=lambda point: point.position)
     newest_app = max((point for point in points if point.app), key=lambda point: point.position, default=None)
     as_of = min(now, newest.position)

@@ -26,7 +26,7 @@ from siterig.cli import exits, follow, provenance, show
 from siterig.cli.app import SUBJECTS, program
 from siterig.core.layout import Layout, create
 
-DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "command-line.md"
 VM = Vm(name="web01-test", side="azure", state="TestFailover", disks=[VmDisk(name="os", size_bytes=2**30, path="/r/os.img")])
 POINT_JSON = {
     "id": "p1", "name": "n", "type": "CrashConsistent", "time": "t", "time_ns": 1, "position": 9, "downgraded_because": None

@@ -33,7 +33,7 @@ from tests.unit.log_row import START, LogRow
 from tests.unit.samples import Canned, sample
 from tests.unit.test_tables import text_of
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "reference"
 OFFICIAL = {
     "scenarioName", "friendlyName", "stateDescription", "targetObjectName", "startTime", "endTime",
     "recoveryPointHistoryDuration", "protectionState", "testFailoverState", "replicationHealth", "healthErrors",
@@ -90,7 +90,7 @@ COMMANDS = {
     "site restore": "",
     "completion": "bash",
 }
-"""Every command with what it needs; a new command gets a line here, and its keys a place in docs/cli.md."""
+"""Every command with the arguments that it needs.  A new command gets a line here, and its keys a place in docs/reference."""
 
 
 def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -223,7 +223,7 @@ def test_the_json_of_a_command_is_valid_in_one_style_and_documented(path: str, w
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert result.stdout, result.stderr
     found = [key for document in documents(result.stdout) for key in keys(document)]
-    text = "".join((DOCS / name).read_text() for name in ("cli.md", "drill.md", "mount.md"))
+    text = "".join((DOCS / name).read_text() for name in ("command-line.md", "drill.md", "mount.md"))
     for key in found:
         assert key in OFFICIAL or re.fullmatch(r"[a-z][a-z0-9_]*|[A-Z]+", key), f"{key}: not in snake_case"
         documented = re.search(rf"[\"`]{re.escape(key)}[\"`:]", text) is not None

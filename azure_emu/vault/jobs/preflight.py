@@ -1,4 +1,4 @@
-"""The checks before an operation does anything that cannot be undone (the table is in docs/jobs-and-states.md).
+"""The checks before an operation does anything that cannot be undone (the table is in docs/reference/jobs-and-states.md).
 
 Each check raises the error that the operation itself would meet later, and changes nothing.  Something may still change
 between the check and the step: the step checks again, and after its failure the operation can be given again.

@@ -1,4 +1,4 @@
-"""How long something may last before it is a health error: the one table (docs/jobs-and-states.md shows it)."""
+"""How long something may last before it is a health error: the one table (docs/reference/jobs-and-states.md shows it)."""
 
 from __future__ import annotations
 

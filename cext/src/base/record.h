@@ -1,4 +1,4 @@
-/* A change log's segment as it lies in the file (docs/formats/hrl.md): a header, and records.  Little endian, as is every machine
+/* A change log's segment as it lies in the file (docs/reference/formats/hrl.md): a header, and records.  Little endian, as is every machine
  * that this runs on (crc32c.c). */
 #ifndef SITERIG_RECORD_H
 #define SITERIG_RECORD_H

@@ -1,4 +1,4 @@
-/* The change log's writer: records, segments, and what is dirty when the log is given up.  Layout: docs/formats/hrl.md. */
+/* The change log's writer: records, segments, and what is dirty when the log is given up.  Layout: docs/reference/formats/hrl.md. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>

@@ -29,11 +29,11 @@ Dir = Annotated[
 ]
 Json = Annotated[
     bool,
-    typer.Option("--json", is_eager=True, callback=show.set_json, help="Print JSON (the contract is in docs/cli.md)."),
+    typer.Option("--json", is_eager=True, callback=show.set_json, help="Print JSON."),
 ]
 JsonLines = Annotated[
     bool,
-    typer.Option("--json", is_eager=True, callback=show.set_json, help="Print one JSON document a line (docs/cli.md)."),
+    typer.Option("--json", is_eager=True, callback=show.set_json, help="Print one JSON document a line."),
 ]
 VmName = Annotated[str, typer.Argument(metavar="VM", help="Name of the VM.", autocompletion=completion.vms)]
 POINTS = "latest, latest-processed, latest-app, the id or name of a point, @POSITION, or a time (RFC 3339)"
