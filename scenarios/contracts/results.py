@@ -1,4 +1,7 @@
-"""What a drill found out: the schema of ``report.json`` (docs/reference/drill.md).  Times are seconds since the drill's start."""
+"""The result of a drill: the schema of ``report.json`` (docs/reference/drill.md).
+
+Times are seconds since the start of the drill.
+"""
 
 from __future__ import annotations
 

@@ -175,7 +175,8 @@ class History:
 def damage(state: State, rng: random.Random) -> tuple[str, State]:
     """One file cut, overwritten or gone.
 
-    Not: what a disk holds, for that is the guest's business; and what has no checksum by design (docs/reference/formats/disk.md).
+    The contents of disks are left alone: they belong to the guest.  So are files that have no checksum by design
+    (docs/reference/formats/disk.md).
     """
     name = rng.choice([name for name in state if not name.endswith((".img", ".top", ".present", "position"))])
     data = bytearray(state[name])

@@ -249,7 +249,7 @@ class _Expected:
         return None
 
     def rebuilt(self, frame: Frame) -> bytes | None:
-        """The index again, from the segment: a power loss may have left that alone (docs/reference/formats/managed-disk.md)."""
+        """The index rebuilt from the segment, that a power loss may have spared (docs: managed-disk.md)."""
         return strict.made_index(self.volumes[frame.volume], frame)
 
     def tags_before(self, frame: Frame) -> bytes | None:

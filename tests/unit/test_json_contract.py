@@ -90,7 +90,7 @@ COMMANDS = {
     "site restore": "",
     "completion": "bash",
 }
-"""Every command with the arguments that it needs.  A new command gets a line here, and its keys a place in docs/reference."""
+"""Every command with the arguments that it needs.  A new command gets a line here; its keys go to docs/reference."""
 
 
 def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """The vault's public face: resources with the service's official names, and the operations on them.
 
 The command line, and later the portal and the SDK endpoint, are faces of ``VaultApi``.  The JSON forms of the
-models are the documented ``--json`` contract (docs/cli.md): a property of the service keeps its official name
+models are the documented ``--json`` contract (docs/reference/json.md): a property of the service keeps its official name
 (``protectionState``), a property of the rig is in snake_case, and a VM is always named by ``vm``.
 """
 
