@@ -314,14 +314,18 @@ _MARKUP = re.compile(r"<!--.*?-->|\]\([^)]*\)", re.DOTALL)
 _DOCUMENT_OPENINGS = re.compile(
     r"^(?:\s*(?:[-*+]|\d+\.)\s+|\s*)(?P<words>Of|Whether|Those (?:that|who|which)|One that)\s", re.MULTILINE
 )
+_OLD_WORDS = re.compile(r"^\|.*\| not used \|\n(?:\|.*\n)*", re.MULTILINE)
+"""A table of the glossary: its last column lists words that are not to be used."""
+
 _LIST_MARK = re.compile(r"^(\s*)([-*+>|]|\d+\.)(?=\s)", re.MULTILINE)
 
 
 def check_document(path: str, text: str) -> Problems:
-    """Check the prose of one Markdown file; code blocks and headings are skipped."""
+    """Check the prose of one Markdown file; code blocks, headings and the words that the glossary replaces are skipped."""
     found = Problems(path)
     prose = _MARKUP.sub(_emptied, _FENCE.sub(_emptied, text))
     prose = re.sub(r"^#.*$", "", prose, flags=re.MULTILINE)
+    prose = _OLD_WORDS.sub(lambda match: re.sub(r"[^|\n]*\|$", "|", match[0], flags=re.MULTILINE), prose)
     line = 1
     for paragraph in re.split(r"(\n[ \t]*\n|\n(?=\s*(?:[-*+]|\d+\.)\s))", prose):
         plain = _LIST_MARK.sub(lambda match: " " * len(match[0]), paragraph)
