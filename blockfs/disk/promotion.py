@@ -25,7 +25,7 @@ import trio
 
 from siterig.blockfs.contracts.counters import requests_done
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.core.turns import Turns
+from siterig.blockfs.core.keyed_lock import KeyedLock
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace
@@ -58,13 +58,13 @@ class Promoter:
         self,
         disks: Callable[[], list[Disk]],
         release: Callable[[Path, DiskPlace], None],
-        turns: Turns,
+        locks: KeyedLock,
         waits: Waits | None = None,
     ) -> None:
         """``waits``: where a promotion that is stopped is registered."""
         self._disks = disks
         self._release = release
-        self._turns = turns
+        self._locks = locks
         self._waits = waits or Waits()
         self._stopped: set[tuple[str, str]] = set()
         self._wake = trio.Event()
@@ -92,7 +92,7 @@ class Promoter:
 
     async def _attempt(self, disk: Disk) -> None:
         try:
-            async with self._turns.at(str(disk.place)):
+            async with self._locks.hold(str(disk.place)):
                 await self._promote(disk)
         except RigError as error:
             if disk.promotion_stopped_by is None or disk.promotion_stopped_by.message != error.message:

@@ -41,8 +41,8 @@ from siterig.blockfs.contracts.control import (
 )
 from siterig.blockfs.contracts.counters import DiskCounters
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.keyed_lock import KeyedLock
 from siterig.blockfs.core.sector_size import SectorBytes
-from siterig.blockfs.core.turns import Turns
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.disk import parent_image, promotion, replacing
 from siterig.blockfs.disk.disk import Disk, begin_snapshots_of
@@ -91,7 +91,7 @@ class DiskHost:
         self.mountpoint = mountpoint
         self._views = views
         self._opening: set[str] = set()
-        self._turns = Turns()  # at a disk's place, while what it lies on is held or let go
+        self._locks = KeyedLock()  # at a disk's place, while what it lies on is held or let go
         safe_files.make_folder(root, parents=True)
         self._lock_fd = lock_folder(root)
         self.positions = PositionCounter(root / "position")
@@ -102,7 +102,7 @@ class DiskHost:
             self.positions, self._event_fd, policy or LogPolicy(), snapshot_share_max, watch=self._watch,
             tell_changed=tell_changed,
         )  # fmt: skip
-        self._promoter = promotion.Promoter(self._all_disks, self._release_view, self._turns, waits)
+        self._promoter = promotion.Promoter(self._all_disks, self._release_view, self._locks, waits)
         self._tell_grown: Callable[[Disk], None] | None = None
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
@@ -283,7 +283,7 @@ class DiskHost:
         place = DiskPlace(self.root / vm, vm, name)
         self._opening.add(str(place))
         try:
-            async with self._turns.at(str(place)):
+            async with self._locks.hold(str(place)):
                 # In a thread: it waits for the host's disk, and the disks that are served meanwhile must not.
                 view = await trio.to_thread.run_sync(open_counted, views, Path(store), position, place.holder)
                 try:

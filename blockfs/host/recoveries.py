@@ -26,7 +26,7 @@ from pydantic import Field, ValidationError
 
 from siterig.blockfs.contracts.control import CLOSE_IT, RecoveryDisk, RecoveryInfo, RecoverySource
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.core.turns import Turns
+from siterig.blockfs.core.keyed_lock import KeyedLock
 from siterig.blockfs.core.wire import WireModel
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace
@@ -112,7 +112,7 @@ class Recoveries:
         self._views = views
         self._rules = rules
         self._mounted: dict[str, dict[str, _Mounted]] = {}
-        self._turns = Turns()
+        self._locks = KeyedLock()
         for path in sorted(root.glob("*/*.json")):
             self._reopen(path)
         noted = [mounted for states in self._mounted.values() for mounted in states.values()]
@@ -186,7 +186,7 @@ class Recoveries:
                 "InvalidName",
                 f"recovery is named {name!r}; allowed are 1 to 127 letters, digits and '@.+_:-', not '.+_:-' first",
             )
-        async with self._turns.at(f"{vm}/{name}"):
+        async with self._locks.hold(f"{vm}/{name}"):
             there = self._mounted.get(vm, {}).get(name)
             if there is not None:
                 if there.broken is None and (there.note.position, there.note.disks) == (position, disks):
@@ -253,7 +253,7 @@ class Recoveries:
 
     async def close(self, *, vm: str, name: str) -> None:
         """See :class:`siterig.blockfs.contracts.control.DiskHostControl`."""
-        async with self._turns.at(f"{vm}/{name}"):
+        async with self._locks.hold(f"{vm}/{name}"):
             mounted = self._mounted.get(vm, {}).get(name)
             if mounted is None:
                 return

@@ -70,7 +70,7 @@ def _not_utf8(value: object) -> str | None:
 
 
 class _Proxy:
-    """Turns attribute access into remote methods; see :func:`proxy`."""
+    """KeyedLock attribute access into remote methods; see :func:`proxy`."""
 
     def __init__(self, protocol: type, socket: Path, service: str, deadlines: Mapping[str, float], *, guided: bool) -> None:
         self._guided = guided

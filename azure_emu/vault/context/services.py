@@ -19,7 +19,7 @@ from siterig.azure_emu.vault.db.signals import Signals
 from siterig.azure_emu.vault.db.store import Store, find_item
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import Clock
-from siterig.blockfs.core.turns import Turns
+from siterig.blockfs.core.keyed_lock import KeyedLock
 from siterig.blockfs.core.waits import Waits
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Services:
     azure: DiskHostControl
     shut_down: ShutDown
     check_shut_down: ShutDown = no_check
-    mounting: Turns = field(default_factory=Turns)
+    mounting: KeyedLock = field(default_factory=KeyedLock)
     roles: Roles = field(default_factory=Roles)
     waits: Waits = field(default_factory=Waits)
     lag: AppliedLag = field(init=False)

@@ -250,7 +250,7 @@ async def mount(
             session.add(wanted)
         return row is None, _disks(session, vm)
 
-    async with services.mounting.at(f"{vm}/{wanted.name}"):
+    async with services.mounting.hold(f"{vm}/{wanted.name}"):
         fresh, disks = await services.store.transact(note)
         try:
             sources = await _sources(services, disks)
@@ -305,7 +305,7 @@ def _default_names(session: Session, vm: str, text: str) -> Iterator[str]:
 
 async def close(services: Services, vm: str, name: str) -> None:
     """Close a state on the recovery host (``RecoveryInUse``), and forget it; no-op if it is gone."""
-    async with services.mounting.at(f"{vm}/{name}"):
+    async with services.mounting.hold(f"{vm}/{name}"):
         await _close(services, vm, name)
 
 
