@@ -21,7 +21,7 @@ def host_error(what: str, exc: OSError) -> RigError:
 
 
 @contextmanager
-def told_of(what: str) -> Iterator[None]:
+def os_errors_as(what: str) -> Iterator[None]:
     """Turn an ``OSError`` of the block into :func:`host_error`."""
     try:
         yield

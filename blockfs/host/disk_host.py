@@ -55,7 +55,7 @@ from siterig.blockfs.disk.snapshot import STORE_SHARE_MAX
 from siterig.blockfs.disk.views import OpenedView, Views, open_counted
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable import rename_new, sync_folder
-from siterig.blockfs.files.host_errors import host_error, told_of
+from siterig.blockfs.files.host_errors import host_error, os_errors_as
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.host.host_folder import RECOVERY_FOLDER, check_name, lock_folder
 from siterig.blockfs.host.recoveries import Recoveries
@@ -256,7 +256,7 @@ class DiskHost:
         self._check_new(vm, name)
         if backing is not None:
             return await self._create_thin(vm, name, size_bytes, sector_bytes, backing)
-        with told_of(f"disk {vm}/{name} of {size_bytes} bytes"):
+        with os_errors_as(f"disk {vm}/{name} of {size_bytes} bytes"):
             disk = self._add(vm, name, lambda place: make_raw(place, size_bytes, sector_bytes), None)
         return describe(disk, self.mountpoint)
 
@@ -268,7 +268,7 @@ class DiskHost:
         # In a thread: the image's file system may be slow, and the disks that are served meanwhile must not wait.
         parent = await trio.to_thread.run_sync(parent_image.describe_parent, backing)
         self._check_new(vm, name)  # again: another call may have been faster
-        with told_of(f"disk {vm}/{name} of {size_bytes} bytes"):
+        with os_errors_as(f"disk {vm}/{name} of {size_bytes} bytes"):
             disk = self._add(vm, name, lambda place: make_overlay(place, parent, size_bytes, sector_bytes), None)
         return describe(disk, self.mountpoint)
 
@@ -330,14 +330,14 @@ class DiskHost:
         check_name("VM", vm)
         for disk in disks:
             check_name("disk", disk.name)
-        with told_of(f"{RECOVERY_FOLDER}/{vm}/{name}"):
+        with os_errors_as(f"{RECOVERY_FOLDER}/{vm}/{name}"):
             info = await self._recoveries.open(vm=vm, name=name, position=position, disks=disks, time_ns=time_ns)
-        return info  # noqa: RET504 (a type checker does not know that told_of swallows nothing)
+        return info  # noqa: RET504 (a type checker does not know that os_errors_as swallows nothing)
 
     async def close_recovery(self, *, vm: str, name: str) -> None:
         """Implements :class:`DiskHostControl`."""
         if self._recoveries is not None:
-            with told_of(f"{RECOVERY_FOLDER}/{vm}/{name}"):
+            with os_errors_as(f"{RECOVERY_FOLDER}/{vm}/{name}"):
                 await self._recoveries.close(vm=vm, name=name)
 
     async def list_recoveries(self, *, vm: str | None = None) -> list[RecoveryInfo]:
@@ -384,13 +384,13 @@ class DiskHost:
 
     async def check_promotion(self, *, vm: str) -> None:
         """Implements :class:`DiskHostControl`."""
-        with told_of(f"promotion of VM {vm}"):
+        with os_errors_as(f"promotion of VM {vm}"):
             await trio.to_thread.run_sync(promotion.check_room, vm, self.disks(vm))
 
     async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
         """Implements :class:`DiskHostControl`."""
         disks = self.disks(vm)
-        with told_of(f"promotion of VM {vm}"):
+        with os_errors_as(f"promotion of VM {vm}"):
             for disk in disks:
                 disk.begin_promotion()
         self._promoter.wake()
@@ -399,7 +399,7 @@ class DiskHost:
     async def resize_disk(self, *, vm: str, disk: str, size_bytes: int) -> DiskInfo:
         """Implements :class:`DiskHostControl`."""
         target = self.disk(vm, disk)
-        with told_of(f"disk {target.place} of {size_bytes} bytes"):
+        with os_errors_as(f"disk {target.place} of {size_bytes} bytes"):
             target.resize(size_bytes)
         self._grown(target)
         return describe(target, self.mountpoint)
@@ -450,7 +450,7 @@ class DiskHost:
             disk.close()
         del self.vms[vm]
         try:
-            with told_of(f"folder of VM {vm}"):
+            with os_errors_as(f"folder of VM {vm}"):
                 rename_new(self.root / vm, self.root / name)
                 sync_folder(self.root)
         finally:
@@ -475,7 +475,7 @@ class DiskHost:
         generations = after or {}
         self.positions.advance(after_position)
         await self.check_tracking(vm=vm)
-        with told_of(f"change log of VM {vm}"):
+        with os_errors_as(f"change log of VM {vm}"):
             for disk in disks:
                 disk.start_tracking(new_generation=new_generation, after=generations.get(disk.state.disk_id, 0))
         return [describe(disk, self.mountpoint) for disk in disks]
@@ -493,7 +493,7 @@ class DiskHost:
         those were drawn before, under the disk's lock.  No checkpoint between the look at the clock and the last TAG.
         """
         disks = self._whole_disks(vm)
-        with told_of(f"change log of VM {vm}"):
+        with os_errors_as(f"change log of VM {vm}"):
             for disk in disks:
                 await disk.make_ready_to_cut()  # NotTracked, before anything is tagged
         if not_after_ns is not None and time.monotonic_ns() > not_after_ns:
@@ -501,7 +501,7 @@ class DiskHost:
                 "FreezeTimedOut", f"VM {vm!r}: its guests were no longer surely frozen at the cut", recoverable=True
             )
         tag = TagSeen(tag_id=str(uuid.uuid4()), kind=kind, name=name, position=self.positions.draw(), time_ns=time.time_ns())
-        with told_of(f"change log of VM {vm}"):
+        with os_errors_as(f"change log of VM {vm}"):
             for disk in disks:
                 disk.tag(tag)
             for disk in disks:
@@ -525,7 +525,7 @@ class DiskHost:
         """Implements :class:`DiskHostControl`."""
         disks = self._whole_disks(vm)
         now = time.time_ns()
-        with told_of(f"snapshot of VM {vm}"):
+        with os_errors_as(f"snapshot of VM {vm}"):
             for disk in disks:
                 await disk.make_ready_to_cut()
             snapshots = begin_snapshots_of(disks)
@@ -563,7 +563,7 @@ class DiskHost:
         target = self.disk(vm, disk)
         check_idle(target)
         size_bytes = max(size_bytes, target.size_bytes)
-        with told_of(f"staging file of disk {target.place}"), target.staging.open("wb") as file:
+        with os_errors_as(f"staging file of disk {target.place}"), target.staging.open("wb") as file:
             file.truncate(size_bytes)
         return StagingInfo(vm=vm, disk=disk, path=str(target.staging), size_bytes=size_bytes)
 
@@ -571,7 +571,7 @@ class DiskHost:
         """Implements :class:`DiskHostControl`."""
         disks = self.disks(vm)
         staged = [disk for disk in disks if disk.staging.exists()]
-        with told_of(f"disks of VM {vm} that come back"):
+        with os_errors_as(f"disks of VM {vm} that come back"):
             for disk in staged:
                 check_idle(disk)
                 if disk.place.name in keep:
@@ -585,7 +585,7 @@ class DiskHost:
 
     async def check_replace(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
         """Implements :class:`DiskHostControl`."""
-        with told_of(f"disks of VM {vm}"):
+        with os_errors_as(f"disks of VM {vm}"):
             known = {disk.place.name: disk for disk in self.disks(vm)}
             await trio.to_thread.run_sync(replacing.check_replace, vm, known, disks)
 
@@ -596,5 +596,5 @@ class DiskHost:
     async def delete_kept(self, *, vm: str, file: str) -> None:
         """Implements :class:`DiskHostControl`."""
         self.disks(vm)
-        with told_of(f"kept image {file} of VM {vm}"):
+        with os_errors_as(f"kept image {file} of VM {vm}"):
             replacing.delete_kept(vm, self.root / vm, file)

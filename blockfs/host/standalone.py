@@ -161,7 +161,7 @@ class StandAlone:
         ``ImageChanged``: another program has changed the image, or taken it away, while it was open.
         """
         try:
-            with _told(f"{self._image.path}: cannot be closed in order", "HostIoError"):
+            with _os_errors_as(f"{self._image.path}: cannot be closed in order", "HostIoError"):
                 self.disk.close()
         except RigError:
             if self.disk.file_trouble is None:
@@ -210,12 +210,12 @@ def open_disk(image: Image, name: str, *, tracked: bool, note: Note = _unheard) 
         raise RigError(
             "ImageUnusable", f"{image.path}: has the name that a file beside disk {name!r} has: give the disk another name"
         )
-    with _told(f"{place.folder}: cannot hold the change log of {image.path.name}", "FolderUnusable"):
+    with _os_errors_as(f"{place.folder}: cannot hold the change log of {image.path.name}", "FolderUnusable"):
         return _open_tracked(image, place, note) if tracked else _open_untracked(image, place, note)
 
 
 @contextlib.contextmanager
-def _told(what: str, code: str) -> Iterator[None]:
+def _os_errors_as(what: str, code: str) -> Iterator[None]:
     """An ``OSError`` of the block is reported with the file that it is about, and what that was needed for."""
     try:
         yield

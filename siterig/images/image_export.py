@@ -28,7 +28,7 @@ import trio
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.sector_size import SECTOR_BYTES_DEFAULT
 from siterig.blockfs.files import block_device, safe_files, user_files
-from siterig.blockfs.files.host_errors import told_of
+from siterig.blockfs.files.host_errors import os_errors_as
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.files.safe_files import FILE_MODE, Folder
 from siterig.blockfs.files.sparse_copy import SparseCopy, unreadable
@@ -66,7 +66,7 @@ def check(to: Path, format_: Format, *, force: bool) -> None:
 def _folder_of(to: Path) -> Iterator[tuple[Folder, str]]:
     """The folder in which the image is to be made, held, and its name there; a symbolic link is followed first."""
     with ExitStack() as stack:
-        with told_of(str(to)):
+        with os_errors_as(str(to)):
             try:
                 real = safe_files.resolve(to)
                 folder = stack.enter_context(safe_files.held(real.parent))
@@ -171,7 +171,7 @@ async def _write_device(source: Path, to: Path, advance: Advance) -> None:
             try:
                 copy = SparseCopy(source, reading.fileno(), to, target, size_bytes, target_is_zero=False)
                 await copy.run(advance)
-                with told_of(str(to)):
+                with os_errors_as(str(to)):
                     await trio.to_thread.run_sync(os.fsync, target)
             except RigError as error:
                 raise RigError(error.code, f"{to}: is partly overwritten: {error.message}") from error
@@ -182,7 +182,7 @@ async def _write_device(source: Path, to: Path, advance: Advance) -> None:
 async def _copy(source: Path, part: _Part, advance: Advance) -> None:
     with _opened(source) as reading:
         size_bytes = os.fstat(reading.fileno()).st_size
-        with told_of(str(part.to)):
+        with os_errors_as(str(part.to)):
             os.ftruncate(part.fd, size_bytes)
         await SparseCopy(source, reading.fileno(), part.to, part.fd, size_bytes).run(advance)
 
@@ -206,7 +206,7 @@ class _Part:
         self._name = name
         self._hidden = f".{name}.{secrets.token_hex(4)}.part"
         self._is_hidden = False
-        with told_of(str(self.to)):
+        with os_errors_as(str(self.to)):
             try:
                 self.fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, FILE_MODE, dir_fd=folder.fd)
             except OSError as exc:
@@ -221,7 +221,7 @@ class _Part:
 
         ``FileExists`` unless a file that is there is to be replaced; ``ForeignFile``: it is another user's; ``BadRequest``.
         """
-        with told_of(str(self.to)):
+        with os_errors_as(str(self.to)):
             os.fsync(self.fd)
             if force:
                 self._replace()
