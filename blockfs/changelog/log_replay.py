@@ -239,7 +239,7 @@ def _summarize(
     else:
         with SegmentReader(file.path) as reader:
             tail = TornTail(reader)
-            for record in _told(tail.records(), advance):
+            for record in _report_progress(tail.records(), advance):
                 if upto is not None and record.position > upto:
                     summary.cut = True
                     return summary
@@ -265,7 +265,7 @@ def _without_header(file: LogFile) -> tuple[int, int]:
     return file.size_bytes - room_bytes, room_bytes
 
 
-def _told(records: Iterator[Record], advance: Advance | None) -> Iterator[Record]:
+def _report_progress(records: Iterator[Record], advance: Advance | None) -> Iterator[Record]:
     told = HEADER_BYTES
     end = HEADER_BYTES
     for record in records:
@@ -321,7 +321,7 @@ class CheckedLog:
         for file in self.files:
             if file.records:
                 with SegmentReader(file.path) as reader:
-                    for record in _told(islice(reader.records(), file.records), advance):
+                    for record in _report_progress(islice(reader.records(), file.records), advance):
                         yield reader, record
 
 
