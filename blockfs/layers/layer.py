@@ -51,7 +51,7 @@ class Layer(Protocol):
         """The layer in C."""
         ...
 
-    def surrender(self) -> Any:
+    def transfer_ownership(self) -> Any:
         """Give the layer in C away to one that lies over it; of no use any more."""
         ...
 
@@ -145,7 +145,7 @@ class _CLayer:
         _check(found)
         return found
 
-    def surrender(self) -> Any:
+    def transfer_ownership(self) -> Any:
         """See :class:`Layer`."""
         layer, self._c = self.c, None
         return layer
@@ -213,7 +213,7 @@ class RawLayer(_WritableCLayer):
         """What ``top`` is in C after it let go of all that it lay over; its file is ``path`` now."""
         raw = cls.__new__(cls)
         raw.path, raw._fd = path, top.fileno()
-        _CLayer.__init__(raw, top.surrender())
+        _CLayer.__init__(raw, top.transfer_ownership())
         return raw
 
     @property
@@ -326,7 +326,7 @@ class TopLayer(_WritableCLayer):
         self._fd = fd
         self._below_bytes = lower.stored_bytes
         self.lower_fd = lower.fileno() if isinstance(lower, RawLayer) else None
-        lower.surrender()
+        lower.transfer_ownership()
 
     @property
     def stored_bytes(self) -> int:
