@@ -1,4 +1,4 @@
-"""KeyedLock: what is done to a thing of one name is done by one task at a time."""
+"""One lock for each key: tasks that work on the same thing take turns."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import trio
 
 
 class KeyedLock:
-    """Of any number of names, on one trio thread.  A turn cannot be taken twice by the same task."""
+    """A lock for each of any number of keys, for one trio thread; no task may hold the same key twice."""
 
     def __init__(self) -> None:
-        self._taken: dict[str, trio.Event] = {}
+        self._held: dict[str, trio.Event] = {}
 
     @asynccontextmanager
     async def hold(self, key: str) -> AsyncIterator[None]:
-        """Wait until nobody has the turn at ``name``, and have it."""
-        while (taken := self._taken.get(name)) is not None:
-            await taken.wait()
-        ended = self._taken[name] = trio.Event()
+        """Wait until no task holds ``key``, and hold it for the block."""
+        while (held := self._held.get(key)) is not None:
+            await held.wait()
+        released = self._held[key] = trio.Event()
         try:
             yield
         finally:
-            del self._taken[name]
-            ended.set()
+            del self._held[key]
+            released.set()
