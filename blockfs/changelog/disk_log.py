@@ -34,7 +34,7 @@ from siterig.blockfs.changelog import dirty
 from siterig.blockfs.changelog.segment import FLAG_CLEAN_CLOSE, HEADER_BYTES, RecordType, SegmentHeader, encode_header
 from siterig.blockfs.contracts.control import SegmentInfo
 from siterig.blockfs.core import boot
-from siterig.blockfs.core.wire import Whole, WireModel
+from siterig.blockfs.core.wire_model import Whole, WireModel
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable import sync_folder
 from siterig.blockfs.files.os_errors import naming, raised_by_c

@@ -6,7 +6,7 @@ from pydantic import Field, ValidationError
 
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.core.wire import WireModel
+from siterig.blockfs.core.wire_model import WireModel
 
 
 class TagSeen(WireModel):

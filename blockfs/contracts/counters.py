@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from siterig.blockfs.core.wire import WireModel
+from siterig.blockfs.core.wire_model import WireModel
 from siterig.cext._core import ffi, lib
 
 RequestKind = Literal["read", "write", "flush", "discard", "seek"]

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 import trio
 
 from siterig.blockfs.core.boot import current_boot_id
-from siterig.blockfs.core.wire import WireModel
+from siterig.blockfs.core.wire_model import WireModel
 
 SECOND_NS = 1_000_000_000
 BETWEEN_BOOTS_NS_MAX = 3600 * SECOND_NS

@@ -9,7 +9,7 @@ from typing import Literal
 import trio
 from pydantic import Field
 
-from siterig.blockfs.core.wire import WireModel
+from siterig.blockfs.core.wire_model import WireModel
 
 _STARTED = 19
 """Which word it is behind the name, in ``/proc/PID/stat``: proc(5)'s field 22."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from siterig.blockfs.core.wire import WireModel
+from siterig.blockfs.core.wire_model import WireModel
 
 Phase = Literal["InitialReplication", "Resynchronization", "DeltaReplication", "Failback", "Import"]
 

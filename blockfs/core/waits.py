@@ -13,7 +13,7 @@ from typing import Protocol
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.printable import valid_unicode
-from siterig.blockfs.core.wire import WireModel
+from siterig.blockfs.core.wire_model import WireModel
 
 LISTED_MAX = 200
 """A role with more waits reports the oldest: they are the ones that somebody has to look at."""

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from siterig.blockfs.changelog.disk_log import LogExtent
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.sector_size import SectorBytes
-from siterig.blockfs.core.wire import UUID_PATTERN, Whole, WireModel
+from siterig.blockfs.core.wire_model import UUID_PATTERN, Whole, WireModel
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable import write_atomically
 from siterig.blockfs.files.small_file import FileTooLongError, bounded

@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError
 from siterig.blockfs.contracts.control import CLOSE_IT, RecoveryDisk, RecoveryInfo, RecoverySource
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.keyed_lock import KeyedLock
-from siterig.blockfs.core.wire import WireModel
+from siterig.blockfs.core.wire_model import WireModel
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace
 from siterig.blockfs.disk.disk_rules import DiskRules

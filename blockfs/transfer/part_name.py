@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from siterig.blockfs.changelog.segment import Stream
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.core.wire import WireModel
+from siterig.blockfs.core.wire_model import WireModel
 
 SYNC_END = "sync-end"
 

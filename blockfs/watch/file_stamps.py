@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from siterig.blockfs.core.wire import Whole, WireModel
+from siterig.blockfs.core.wire_model import Whole, WireModel
 from siterig.blockfs.files import safe_files
 from siterig.cext.hashing import is_zero
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from siterig.azure_emu.contracts.ports import RoleStatus
-from siterig.blockfs.core.wire import WireModel
+from siterig.blockfs.core.wire_model import WireModel
 
 
 class RigStatus(WireModel):

@@ -22,7 +22,7 @@ from siterig.azure_emu.disks.store_views import StoreViews
 from siterig.blockfs.changelog.position import PositionCounter
 from siterig.blockfs.core.boot import current_boot_id
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.core.wire import WireModel
+from siterig.blockfs.core.wire_model import WireModel
 from siterig.blockfs.disk.disk_rules import DiskRules
 from siterig.blockfs.host.recoveries import Recoveries
 from siterig.blockfs.layers.layer import Layer, RawLayer

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.core.wire import WireModel
+from siterig.blockfs.core.wire_model import WireModel
 from siterig.rpc import rpc_client, rpc_server
 from siterig.rpc.rpc_contract import check_socket_path
 
