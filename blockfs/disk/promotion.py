@@ -29,8 +29,8 @@ from siterig.blockfs.core.keyed_lock import KeyedLock
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace
+from siterig.blockfs.files.free_space import require_free_space
 from siterig.blockfs.files.os_errors import reason
-from siterig.blockfs.files.room import require_room
 from siterig.blockfs.layers.layer import data_bytes
 
 STEP_BYTES = 4 << 20
@@ -146,7 +146,7 @@ def check_room(vm: str, disks: list[Disk]) -> None:
             needs.append((disk.place.folder, lacking_bytes))
     if needs:
         needs.append((needs[0][0], FREE_BYTES_MIN))
-    require_room(needs, f"VM {vm!r}", "to become independent of the managed disks, its disks need")
+    require_free_space(needs, f"VM {vm!r}", "to become independent of the managed disks, its disks need")
 
 
 def _check_room(disk: Disk, step_bytes: int) -> None:

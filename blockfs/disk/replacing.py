@@ -18,7 +18,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable import rename_new, sync_folder
-from siterig.blockfs.files.room import require_room
+from siterig.blockfs.files.free_space import require_free_space
 from siterig.blockfs.layers.layer import data_bytes
 from siterig.cext.hashing import is_zero
 
@@ -106,7 +106,7 @@ def check_replace(vm: str, disks: dict[str, Disk], coming: list[DownloadedDisk])
         check_idle(disk)
         copied_bytes = data_bytes(disk.layer) if item.keeps_old and disk.state.kind != "raw" else 0
         needs.append((disk.place.folder, item.data_bytes + copied_bytes))
-    require_room(needs, f"VM {vm!r}", "beside the old disks, those that come back (and copies of thin ones) need")
+    require_free_space(needs, f"VM {vm!r}", "beside the old disks, those that come back (and copies of thin ones) need")
 
 
 def check_idle(disk: Disk) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.free_space import require_free_space
 from siterig.blockfs.files.os_errors import reason
-from siterig.blockfs.files.room import require_room
 
 
 def check_space(vm: str, disks: list[DiskInfo]) -> None:
@@ -30,7 +30,7 @@ def check_space(vm: str, disks: list[DiskInfo]) -> None:
             os.statvfs(folder)
         except OSError as exc:
             raise RigError("DiskUnhealthy", f"{what}: {reason(exc, what)}") from exc
-    require_room(needs, f"VM {vm!r}", "a snapshot of its disks may need")
+    require_free_space(needs, f"VM {vm!r}", "a snapshot of its disks may need")
 
 
 def check_room_for_images(vm: str, images: list[tuple[DiskInfo, Path]]) -> None:
@@ -42,7 +42,7 @@ def check_room_for_images(vm: str, images: list[tuple[DiskInfo, Path]]) -> None:
     for disk, image in images:
         with suppress(OSError):  # the copy names the image that cannot be looked at
             needs.append((Path(disk.folder), min(image.stat().st_blocks * 512, disk.size_bytes)))
-    require_room(needs, f"VM {vm!r}", "the contents of its images need")
+    require_free_space(needs, f"VM {vm!r}", "the contents of its images need")
 
 
 def _parents(disk: DiskInfo) -> list[Path]:

@@ -10,7 +10,7 @@ import pytest
 from siterig.blockfs.contracts.control import BackingImage, DownloadedDisk
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.promotion import FREE_BYTES_MIN
-from siterig.blockfs.files.room import require_room
+from siterig.blockfs.files.free_space import require_free_space
 from siterig.blockfs.host.disk_host import DiskHost
 from tests.unit.agent_rig import VM, Disk, Rig
 from tests.unit.test_promotion import make_store, open_host
@@ -30,9 +30,9 @@ def test_needs_on_one_file_system_are_added_up(tmp_path: Path, monkeypatch: pyte
     first.mkdir()
     second.mkdir()
     limit_room(monkeypatch, 2 * MIB)
-    require_room([(first, MIB), (second, MIB)], "VM 'x'", "its disks need")
+    require_free_space([(first, MIB), (second, MIB)], "VM 'x'", "its disks need")
     with pytest.raises(RigError) as caught:
-        require_room([(first, MIB), (second, MIB + 1)], "VM 'x'", "its disks need")
+        require_free_space([(first, MIB), (second, MIB + 1)], "VM 'x'", "its disks need")
     assert caught.value.code == "NotEnoughSpace"
     assert caught.value.message == f"VM 'x': {2 * MIB} bytes are free at {second}; its disks need {2 * MIB + 1}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from siterig.blockfs.core.errors import RigError
 
 
-def require_room(needs: Iterable[tuple[Path, int]], subject: str, purpose: str) -> None:
+def require_free_space(needs: Iterable[tuple[Path, int]], subject: str, purpose: str) -> None:
     """``NotEnoughSpace`` if a file system has less room than what is needed of it; ``OSError`` of a folder.
 
     ``needs``: folders, and how many bytes are needed in each; those on one file system are added up.
