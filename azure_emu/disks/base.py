@@ -30,7 +30,7 @@ from pathlib import Path
 from siterig.azure_emu.disks.disk_meta import cannot_be_read, store_corrupt
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import sync_folder, write_atomically
+from siterig.blockfs.files.durable_io import sync_folder, write_atomically
 from siterig.blockfs.layers.base_image import BLOCK_BYTES, announce, conclude, copy
 from siterig.blockfs.layers.extents import pack_ranges
 from siterig.blockfs.layers.layer import Layer, merge_ranges

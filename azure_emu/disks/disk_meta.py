@@ -16,7 +16,7 @@ from siterig.azure_emu.disks.host_disk import is_of_content
 from siterig.blockfs.core.boot import NIL
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
-from siterig.blockfs.files.durable import write_atomically
+from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
 from siterig.cext.hashing import crc32c

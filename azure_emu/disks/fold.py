@@ -35,7 +35,7 @@ from siterig.azure_emu.disks.disk_view import DiskMap, build_map, view_of
 from siterig.azure_emu.disks.history import History
 from siterig.azure_emu.disks.journal_volume import JOURNAL, list_volumes, volume_path
 from siterig.azure_emu.disks.pins import locked, pins
-from siterig.blockfs.files.durable import sync_folder
+from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.layers.base_image import BLOCK_BYTES
 from siterig.blockfs.layers.layer import ViewLayer, merge_ranges
 

@@ -43,7 +43,7 @@ from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import sync_folder
+from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.transfer.part_index import ENTRY_BYTES, PartIndex, index_segment
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.cext._core import lib

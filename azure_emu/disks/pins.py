@@ -24,7 +24,7 @@ from siterig.azure_emu.disks.disk_meta import read_meta, write_meta
 from siterig.azure_emu.disks.host_disk import host_disk_errors
 from siterig.azure_emu.disks.store_history import load_history
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.files.durable import sync_folder
+from siterig.blockfs.files.durable_io import sync_folder
 
 PINS = "pins"
 LOCK = "lock"

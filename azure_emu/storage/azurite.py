@@ -26,7 +26,7 @@ import trio
 from siterig.azure_emu.storage.azurite_files import find_node, find_script
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import write_atomically
+from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.os_errors import reason
 
 HOST = "127.0.0.1"

@@ -20,7 +20,7 @@ from pathlib import Path
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import write_synced
+from siterig.blockfs.files.durable_io import write_synced
 from siterig.blockfs.files.os_errors import naming, reason
 from siterig.cext._core import lib
 from siterig.cext.hashing import crc32c

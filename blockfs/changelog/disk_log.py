@@ -36,7 +36,7 @@ from siterig.blockfs.contracts.control import SegmentInfo
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.wire_model import Whole, WireModel
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import sync_folder
+from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.files.os_errors import naming, raised_by_c
 from siterig.blockfs.files.safe_files import temporary_name
 from siterig.blockfs.watch import own_file

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import block_device, safe_files
-from siterig.blockfs.files.durable import rename_new, sync_folder
+from siterig.blockfs.files.durable_io import rename_new, sync_folder
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.files.safe_files import temporary_name
 from siterig.blockfs.files.user_files import open_file

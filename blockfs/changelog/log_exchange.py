@@ -21,7 +21,7 @@ from siterig.blockfs.changelog.tags import TagSeen, decode_tag, encode_tag
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import rename_new, sync_folder
+from siterig.blockfs.files.durable_io import rename_new, sync_folder
 from siterig.blockfs.files.safe_files import temporary_name
 from siterig.blockfs.layers.layer import TopLayer
 from siterig.cext.hashing import is_zero

@@ -29,7 +29,7 @@ from siterig.blockfs.changelog.segment import (
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import sync_folder
+from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.files.os_errors import naming
 from siterig.blockfs.layers.layer import WritableLayer, merge_ranges
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from siterig.blockfs.core import boot
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import sync_folder, write_atomically
+from siterig.blockfs.files.durable_io import sync_folder, write_atomically
 from siterig.blockfs.files.os_errors import naming, raised_by_c
 from siterig.blockfs.watch import own_file
 from siterig.cext._core import ffi, lib

@@ -51,7 +51,7 @@ from siterig.blockfs.disk.disk_state import ClosedNote, DiskState, ShownAttribut
 from siterig.blockfs.disk.file_attributes import DiskAttributes, PastState
 from siterig.blockfs.disk.snapshot import Snapshot, begin_snapshots
 from siterig.blockfs.disk.views import Views
-from siterig.blockfs.files.durable import sync_folder
+from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.layers.layer import RawLayer, TopLayer, WritableLayer
 from siterig.blockfs.watch.file_stamps import FileStamp

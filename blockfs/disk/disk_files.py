@@ -21,7 +21,7 @@ from siterig.blockfs.disk.disk_state import DiskState, ParentNote
 from siterig.blockfs.disk.parent_image import open_parent
 from siterig.blockfs.disk.views import Views
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import sync_folder
+from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.files.os_errors import naming
 from siterig.blockfs.layers.layer import Layer, RawLayer, TopLayer, WritableLayer
 

@@ -18,7 +18,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.sector_size import SectorBytes
 from siterig.blockfs.core.wire_model import UUID_PATTERN, Whole, WireModel
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import write_atomically
+from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.small_file import FileTooLongError, bounded
 from siterig.blockfs.watch.file_stamps import FileStamp
 from siterig.cext.hashing import crc32c

@@ -17,7 +17,7 @@ from siterig.blockfs.contracts.control import CLOSE_IT, DownloadedDisk, KeptImag
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import rename_new, sync_folder
+from siterig.blockfs.files.durable_io import rename_new, sync_folder
 from siterig.blockfs.files.free_space import require_free_space
 from siterig.blockfs.layers.layer import data_bytes
 from siterig.cext.hashing import is_zero

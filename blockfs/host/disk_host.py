@@ -54,7 +54,7 @@ from siterig.blockfs.disk.replacing import check_idle
 from siterig.blockfs.disk.snapshot import STORE_SHARE_MAX
 from siterig.blockfs.disk.views import OpenedView, Views, open_counted
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import rename_new, sync_folder
+from siterig.blockfs.files.durable_io import rename_new, sync_folder
 from siterig.blockfs.files.host_errors import host_error, os_errors_as
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.host.host_folder import RECOVERY_FOLDER, check_name, lock_folder

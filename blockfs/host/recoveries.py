@@ -35,7 +35,7 @@ from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.disk.file_attributes import PastState
 from siterig.blockfs.disk.views import Views, open_counted
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import sync_folder, write_atomically
+from siterig.blockfs.files.durable_io import sync_folder, write_atomically
 from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
 from siterig.blockfs.host.host_folder import RECOVERY_FOLDER
 from siterig.blockfs.images import vhd

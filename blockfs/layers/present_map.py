@@ -21,7 +21,7 @@ from pathlib import Path
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import write_atomically
+from siterig.blockfs.files.durable_io import write_atomically
 from siterig.cext._core import lib
 from siterig.cext.hashing import crc32c
 

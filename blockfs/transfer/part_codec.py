@@ -25,7 +25,7 @@ from siterig.blockfs.changelog.segment import (
     decode_header,
 )
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.files.durable import write_synced
+from siterig.blockfs.files.durable_io import write_synced
 from siterig.blockfs.transfer.part_name import PartName
 
 LEVEL = 3

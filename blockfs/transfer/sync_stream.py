@@ -12,7 +12,7 @@ from pathlib import Path
 from siterig.blockfs.changelog.segment import RecordType, SegmentHeader, SegmentWriter
 from siterig.blockfs.changelog.tags import TagSeen, encode_tag
 from siterig.blockfs.core import boot
-from siterig.blockfs.files.durable import sync_folder
+from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.transfer.part_name import SYNC_END, PartName
 
 

@@ -26,7 +26,7 @@ import trio
 
 from siterig.blockfs.contracts.control import SnapshotDisk, SnapshotInfo
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import sync_folder
+from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.blockfs.transfer.sync_stream import SyncStream
 from siterig.cext.hashing import is_zero

@@ -21,7 +21,7 @@ from siterig.blockfs.changelog.segment import RecordType, SegmentReader
 from siterig.blockfs.changelog.tags import decode_tag
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.files.durable import sync_folder
+from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.layers.layer import RawLayer
 from siterig.blockfs.transfer.part_codec import unpack
 from siterig.blockfs.transfer.part_name import SYNC_END, PartName

@@ -17,7 +17,7 @@ from siterig.blockfs.contracts.control import SnapshotDisk
 from siterig.blockfs.core.clock import ClockReading
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.wire_model import WireModel
-from siterig.blockfs.files.durable import write_atomically
+from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
 
 FORMAT = 2

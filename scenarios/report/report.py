@@ -13,7 +13,7 @@ from siterig.azure_emu.vault.model.api import Job
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.printable import printable
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import write_atomically
+from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.json_text import json_text
 from siterig.blockfs.files.os_errors import reason
 from siterig.scenarios.contracts.ports import Screen

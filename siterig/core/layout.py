@@ -14,7 +14,7 @@ from pathlib import Path
 
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import write_atomically
+from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.os_errors import FULL, reason
 from siterig.blockfs.files.ownership import check_own, check_own_below
 from siterig.blockfs.files.safe_files import FOLDER_MODE

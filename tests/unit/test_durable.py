@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.blockfs.files.durable import rename_new, sync_folder, write_atomically, write_synced
+from siterig.blockfs.files.durable_io import rename_new, sync_folder, write_atomically, write_synced
 from siterig.blockfs.files.safe_files import temporary_name
 from tests.unit.process_kills import without_token
 

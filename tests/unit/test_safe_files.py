@@ -13,7 +13,7 @@ from siterig.blockfs.changelog.position import PositionCounter
 from siterig.blockfs.changelog.segment import SegmentReader
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable import write_atomically, write_synced
+from siterig.blockfs.files.durable_io import write_atomically, write_synced
 from siterig.blockfs.files.ownership import check_own, check_own_below
 from siterig.blockfs.layers.layer import RawLayer
 from tests.unit.other_user import UID, file_of_other_user, folder_of_other_user, link_of_other_user, needs_root

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.vault.db import migrations
 from siterig.azure_emu.vault.db.schema import FORMAT_VERSION, Base, FormatRow, ItemRow
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.files.durable import sync_folder
+from siterig.blockfs.files.durable_io import sync_folder
 
 T = TypeVar("T")
 _log = structlog.get_logger()
