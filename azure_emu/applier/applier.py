@@ -45,7 +45,7 @@ from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.transfer.part_codec import decompress
 from siterig.blockfs.transfer.part_name import Listing, PartName, Watermark
-from siterig.cext.hashing import KEY_BYTES
+from siterig.cext.checksums import KEY_BYTES
 
 RETRY_REFUSED_S = 30.0
 """After a refusal the disk is left alone for so long."""

@@ -23,7 +23,7 @@ from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.transfer.part_codec import pack
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.blockfs.transfer.sync_stream import SyncStream
-from siterig.cext.hashing import is_zero
+from siterig.cext.checksums import is_zero
 
 GENERATION = 1
 READ_BYTES = 1 << 20

@@ -35,7 +35,7 @@ from siterig.blockfs.layers.base_image import BLOCK_BYTES, announce, conclude, c
 from siterig.blockfs.layers.extents import pack_ranges
 from siterig.blockfs.layers.layer import Layer, merge_ranges
 from siterig.blockfs.transfer.part_name import PartName
-from siterig.cext.hashing import crc32c, is_zero
+from siterig.cext.checksums import crc32c, is_zero
 
 BASE = "base.img"
 SUMS = "base.sums"

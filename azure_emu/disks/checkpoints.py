@@ -20,7 +20,7 @@ from siterig.azure_emu.disks.frames import Frame, encode_header
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.layers.extents import EXTENT_BYTES, GONE, ExtentMap
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 
 CHECKPOINTS = "checkpoints"
 RECORDS_MIN = 32768

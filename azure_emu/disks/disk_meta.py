@@ -19,7 +19,7 @@ from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 
 FORMAT_VERSION = 2
 DISK_META = "disk.json"

@@ -20,7 +20,7 @@ from siterig.blockfs.changelog.segment import Stream
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.transfer.part_index import ENTRY_BYTES, PartIndex
 from siterig.blockfs.transfer.part_name import PartName
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 
 FRAME_VERSION = 2
 HEADER_BYTES = 176

@@ -47,7 +47,7 @@ from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.transfer.part_index import ENTRY_BYTES, PartIndex, index_segment
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.cext._core import lib
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 
 JOURNAL = "journal"
 VOLUME_BYTES = 32 << 20

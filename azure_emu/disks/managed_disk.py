@@ -65,7 +65,7 @@ from siterig.blockfs.layers.layer import Layer, Source, ViewLayer
 from siterig.blockfs.transfer.part_codec import decompress
 from siterig.blockfs.transfer.part_index import PartIndex, index_segment
 from siterig.blockfs.transfer.part_name import PartName, Watermark
-from siterig.cext.hashing import TAG_BYTES, chunk_tag
+from siterig.cext.checksums import TAG_BYTES, chunk_tag
 
 __all__ = ["ManagedDiskStore", "delete_disk", "discard_leftovers", "open_view", "reset_disk"]
 
@@ -383,7 +383,7 @@ class ManagedDiskStore:
                         raise
 
     def checksums(self, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
-        """Tags (:func:`siterig.cext.hashing.chunk_tag`) of ``count`` chunks of the latest state, for a resync to compare
+        """Tags (:func:`siterig.cext.checksums.chunk_tag`) of ``count`` chunks of the latest state, for a resync to compare
         with.
 
         While the initial replication is not complete, every tag says *zeros*: the next generation begins anew.  A chunk

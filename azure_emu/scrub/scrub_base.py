@@ -22,7 +22,7 @@ from siterig.azure_emu.disks.hurt import Found
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.layers.base_image import BLOCK_BYTES, bad_blocks
-from siterig.cext.hashing import crc32c, is_zero
+from siterig.cext.checksums import crc32c, is_zero
 
 _STEP_BYTES = 4096 * BLOCK_BYTES
 _ZERO_SUM = crc32c(bytes(BLOCK_BYTES))

@@ -25,7 +25,7 @@ from siterig.azure_emu.disks.store_history import Loaded, load_history
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_index import PIECE_BYTES, index_segment
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 
 TORN_WAIT_S = 0.02
 """A frame that is being written is longer when it is looked at again: after this long, and twice that, and so on."""

@@ -23,7 +23,7 @@ from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import write_synced
 from siterig.blockfs.files.os_errors import naming, reason
 from siterig.cext._core import lib
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 
 FORMAT_VERSION = 2
 _OLD_VERSION = 1

@@ -24,7 +24,7 @@ from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import rename_new, sync_folder
 from siterig.blockfs.files.safe_files import temporary_name
 from siterig.blockfs.layers.layer import TopLayer
-from siterig.cext.hashing import is_zero
+from siterig.cext.checksums import is_zero
 
 PIECE_BYTES_MAX = 4 << 20
 """A longer write is imported as several records."""

@@ -27,7 +27,7 @@ from siterig.blockfs.images import image_headers, image_kind, vhd
 from siterig.blockfs.images.image_bytes import ImageBytes
 from siterig.blockfs.images.image_kind import WANTED, Contents
 from siterig.blockfs.layers.layer import RawLayer, WritableLayer
-from siterig.cext.hashing import is_zero
+from siterig.cext.checksums import is_zero
 
 Advance = Callable[[int], None]
 """Told now and then how many bytes of log were read since it was last told."""

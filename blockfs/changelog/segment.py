@@ -32,7 +32,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import naming, reason
 from siterig.blockfs.files.user_files import open_file
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 
 FORMAT_VERSION = 1
 HEADER_BYTES = 128

@@ -21,7 +21,7 @@ from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.small_file import FileTooLongError, bounded
 from siterig.blockfs.watch.file_stamps import FileStamp
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 
 FORMAT_VERSION = 2
 _OLD_VERSION = 1

@@ -20,7 +20,7 @@ from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import rename_new, sync_folder
 from siterig.blockfs.files.free_space import require_free_space
 from siterig.blockfs.layers.layer import data_bytes
-from siterig.cext.hashing import is_zero
+from siterig.cext.checksums import is_zero
 
 KEPT_FOLDER = "kept"
 """In a VM's folder."""

@@ -40,7 +40,7 @@ from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
 from siterig.blockfs.host.host_folder import RECOVERY_FOLDER
 from siterig.blockfs.images import vhd
 from siterig.blockfs.layers.layer import Layer, WritableLayer
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 
 RELEASE_S = 2.0
 """The kernel tells of a file's last close a little after whoever closed it goes on."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from siterig.blockfs.images.image_bytes import ImageBytes
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 
 MIB = 1 << 20
 SIGNATURE = b"vhdxfile"

@@ -19,7 +19,7 @@ import trio
 from siterig.blockfs.files.sparse_copy import STEP_BYTES, Advance, read_data, seek, write_data
 from siterig.blockfs.images import vhdx
 from siterig.blockfs.images.vhdx import MIB
-from siterig.cext.hashing import is_zero
+from siterig.cext.checksums import is_zero
 
 BLOCK_BYTES = 32 * MIB
 _LOG_AT, _METADATA_AT, _BAT_AT = MIB, 2 * MIB, 3 * MIB

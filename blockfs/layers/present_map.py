@@ -23,7 +23,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.cext._core import lib
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 
 FORMAT_VERSION = 1
 HEADER_BYTES: int = lib.SR_DURABLE_HEADER_BYTES

@@ -26,7 +26,7 @@ from pydantic import Field
 
 from siterig.blockfs.core.wire_model import Whole, WireModel
 from siterig.blockfs.files import safe_files
-from siterig.cext.hashing import is_zero
+from siterig.cext.checksums import is_zero
 
 DIGEST_BYTES_MAX = 256 << 20
 """The most data, without holes, that gets a digest.  To read more would make the end of a rig slow."""

@@ -29,7 +29,7 @@ from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.blockfs.transfer.sync_stream import SyncStream
-from siterig.cext.hashing import is_zero
+from siterig.cext.checksums import is_zero
 from siterig.replication.engine.board import Board
 from siterig.replication.engine.links import Links
 from siterig.replication.engine.outbox import spooled

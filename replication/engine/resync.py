@@ -18,7 +18,7 @@ import trio
 
 from siterig.blockfs.contracts.control import SnapshotInfo
 from siterig.blockfs.core.errors import RigError
-from siterig.cext.hashing import KEY_BYTES
+from siterig.cext.checksums import KEY_BYTES
 from siterig.replication.engine.board import Board
 from siterig.replication.engine.copying import DiskCopy, check_vouched_for, copying, fresh_snapshot, sync_states
 from siterig.replication.engine.links import Links

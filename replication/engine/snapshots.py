@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from siterig.blockfs.layers.layer import RawLayer
-from siterig.cext.hashing import chunk_tags_fd
+from siterig.cext.checksums import chunk_tags_fd
 
 CHUNK_BYTES = 1 << 20
 
@@ -20,7 +20,7 @@ class SnapshotFile(Protocol):
         ...
 
     def tags(self, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
-        """Keyed tags of ``count`` chunks from chunk ``first``, as :func:`siterig.cext.hashing.chunk_tag` makes them."""
+        """Keyed tags of ``count`` chunks from chunk ``first``, as :func:`siterig.cext.checksums.chunk_tag` makes them."""
         ...
 
     def close(self) -> None:

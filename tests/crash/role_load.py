@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from siterig.blockfs.changelog.position import read_position
-from siterig.cext.hashing import is_zero
+from siterig.cext.checksums import is_zero
 
 PAGE = 4096
 SLOTS = 64

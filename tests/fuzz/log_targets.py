@@ -22,7 +22,7 @@ from siterig.blockfs.layers.layer import RawLayer
 from siterig.blockfs.transfer.part_codec import unpack
 from siterig.blockfs.transfer.part_index import Entry, decode_entries, index_segment
 from siterig.blockfs.transfer.part_name import PartName
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 from tests.fuzz import strict_log as log
 from tests.fuzz.damage import DISK_BYTES, DISK_ID, GENERATION
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 
 WRITE, ZERO, DISCARD, FLUSH, TAG, RESIZE = range(1, 7)
 KINDS = {WRITE: "WRITE", ZERO: "ZERO", DISCARD: "DISCARD", FLUSH: "FLUSH", TAG: "TAG", RESIZE: "RESIZE"}

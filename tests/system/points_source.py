@@ -16,7 +16,7 @@ from siterig.azure_emu.vault.points.retention import HOUR_NS
 from siterig.blockfs.contracts.control import CutInfo, DiskInfo, TagKind
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.progress import VmProgress
-from siterig.cext.hashing import KEY_BYTES, chunk_tag
+from siterig.cext.checksums import KEY_BYTES, chunk_tag
 from siterig.replication.contracts.ports import VaultLink
 from tests.system.points_roles import FolderCache
 from tests.unit.disk_history import CHUNK_BYTES, Packed, SiteDisk

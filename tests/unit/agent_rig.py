@@ -29,7 +29,7 @@ from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.images.image_kind import Format
 from siterig.blockfs.transfer.part_codec import unpack
 from siterig.blockfs.transfer.part_name import SYNC_END, Listing, PartName, Watermark
-from siterig.cext.hashing import chunk_tag
+from siterig.cext.checksums import chunk_tag
 from siterig.replication.hyperv.agent import HyperVAgent
 
 VM = "web01"

@@ -17,7 +17,7 @@ from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
 from siterig.azure_emu.disks.pins import pin, unpin
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_name import Listing, PartName
-from siterig.cext.hashing import chunk_tag
+from siterig.cext.checksums import chunk_tag
 from tests.unit.applier_rig import Rig
 from tests.unit.disk_history import CHUNK_BYTES, DISK_ID, SIZE_BYTES
 

@@ -14,7 +14,7 @@ import pytest
 
 from siterig.blockfs.layers import base_image
 from siterig.blockfs.layers.layer import RawLayer
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 from tests.unit.io_faults import PUNCH, READ, WRITE, failing, io_verdict
 from tests.unit.test_view_layer import affected, open_base, start_bytes, view_of
 from tests.unit.volume import BLOCK_BYTES, DISK_BYTES, Change, Volume, blocks_of

@@ -19,7 +19,7 @@ from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.layers.layer import Layer, RawLayer
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 from tests.unit.disk_model import replay
 
 SIZE = 256 << 10

@@ -12,7 +12,7 @@ from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, discard_lefto
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import Layer
-from siterig.cext.hashing import TAG_BYTES, chunk_tag
+from siterig.cext.checksums import TAG_BYTES, chunk_tag
 from tests.unit.disk_history import CHUNK_BYTES, DISK_ID, SIZE_BYTES, Packed, SiteDisk
 
 KEY = bytes(range(32))

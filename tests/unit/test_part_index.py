@@ -13,7 +13,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_codec import decompress
 from siterig.blockfs.transfer.part_index import ENTRY_BYTES, PIECE_BYTES, Entry, PartIndex, decode_entries, index_segment
 from siterig.blockfs.transfer.part_name import PartName
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 from tests.fuzz import strict_log as log
 from tests.unit.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
 from tests.unit.volume import cut_at_blocks

@@ -17,7 +17,7 @@ from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view, re
 from siterig.azure_emu.disks.pins import pin, unpin_holder
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import RigError
-from siterig.cext.hashing import chunk_tag
+from siterig.cext.checksums import chunk_tag
 from tests.unit.disk_history import CHUNK_BYTES
 from tests.unit.test_managed_disk import KEY, apply, assert_same, new_store, whole
 from tests.unit.test_store_steps import Life

@@ -24,7 +24,7 @@ from siterig.blockfs.layers.base_image import BadBlock
 from siterig.blockfs.layers.extents import ExtentMap
 from siterig.blockfs.layers.layer import RawLayer, Source, TopLayer, ViewFault, ViewLayer, WritableLayer
 from siterig.cext._core import lib
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 from tests.unit.volume import BLOCK_BYTES, DISK_BYTES, Change, Volume, base_source, blocks_of, changes
 
 some = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

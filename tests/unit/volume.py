@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.layers.extents import ExtentMap
 from siterig.blockfs.layers.layer import Source
-from siterig.cext.hashing import crc32c
+from siterig.cext.checksums import crc32c
 
 DISK_BYTES = 48 * 1024 + 512
 BLOCK_BYTES = 4096

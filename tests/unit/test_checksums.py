@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siterig.cext.hashing import chunk_tag, chunk_tags_fd, crc32c, is_zero
+from siterig.cext.checksums import chunk_tag, chunk_tags_fd, crc32c, is_zero
 from siterig.cext.kernel import punch_hole
 
 KEY = bytes(range(32))
