@@ -15,7 +15,7 @@ import trio
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.file_limit import too_large
 from siterig.blockfs.files.os_errors import reason
-from siterig.cext.kernel import zero_range
+from siterig.cext.linux import zero_range
 
 STEP_BYTES = 8 << 20
 ZERO_STEP_BYTES = 256 << 20

@@ -19,7 +19,7 @@ import structlog
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.guests import hostmounts
-from siterig.cext import kernel
+from siterig.cext import linux
 
 _DEAD = {errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED, errno.EIO}
 _SUBTYPE = "siterig"
@@ -90,7 +90,7 @@ def mount(mountpoint: Path, how: How) -> Mount:
         ) from exc
     options = f"fd={fd},rootmode={stat.S_IFMT(mode):o},user_id={os.getuid()},group_id={os.getgid()},default_permissions"
     try:
-        kernel.mount_fuse(how.source, path, f"fuse.{_SUBTYPE}", options, read_only=how.read_only)
+        linux.mount_fuse(how.source, path, f"fuse.{_SUBTYPE}", options, read_only=how.read_only)
     except OSError as exc:
         os.close(fd)
         if exc.errno != errno.EPERM:
@@ -154,7 +154,7 @@ def unmount(mount: Mount) -> None:
 def _unmount(path: Path, *, lazily: bool) -> str | None:
     """Why it failed, or None."""
     try:
-        kernel.unmount(path, lazily=lazily)
+        linux.unmount(path, lazily=lazily)
     except OSError as exc:
         if exc.errno != errno.EPERM:
             return exc.strerror

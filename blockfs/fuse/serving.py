@@ -21,7 +21,7 @@ from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.fuse import mounting
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 from siterig.blockfs.host.tree import DiskTree
-from siterig.cext.kernel import set_io_flusher
+from siterig.cext.linux import set_io_flusher
 from siterig.cext.pump import Pump, PumpOptions
 
 PUMP = PumpOptions()

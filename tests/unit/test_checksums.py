@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from siterig.cext.checksums import chunk_tag, chunk_tags_fd, crc32c, is_zero
-from siterig.cext.kernel import punch_hole
+from siterig.cext.linux import punch_hole
 
 KEY = bytes(range(32))
 
