@@ -14,7 +14,7 @@ the current one is full, without waiting for anybody; :meth:`DiskLog.maintain` t
 preallocated off the one that was closed, and makes the next spare,
 of ``NAME.recycled`` (an applied segment's file) if there is one.  A kill in between leaves ``NAME.spare`` with a header: it
 is the newest segment.  ``NAME.dirty`` holds one word that says whether the log was given up, and a
-bitmap of what has changed that no log tells (:mod:`siterig.blockfs.changelog.dirty`).
+bitmap of what has changed that no log tells (:mod:`siterig.blockfs.changelog.dirty_bitmap`).
 
 Any thread.
 """
@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from siterig.blockfs.changelog import dirty
+from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.segment import FLAG_CLEAN_CLOSE, HEADER_BYTES, RecordType, SegmentHeader, encode_header
 from siterig.blockfs.contracts.control import SegmentInfo
 from siterig.blockfs.core import boot
@@ -173,8 +173,8 @@ class DiskLog:
                     held.check_free(own.name)
                 held.remove_leftovers(self._dirty.name)
             fds.append(self._make_file(first))
-            dirty.make(self._fresh_dirty, disk_id=disk_id, generation=generation)
-            fds.append(dirty.open_for_writer(self._fresh_dirty))
+            dirty_bitmap.make(self._fresh_dirty, disk_id=disk_id, generation=generation)
+            fds.append(dirty_bitmap.open_for_writer(self._fresh_dirty))
             template = ffi.from_buffer(encode_header(header))
             setup = ffi.new("struct sr_log_setup *")
             setup.header, setup.number, setup.next_seq = ffi.cast("uint8_t *", template), next_number, next_seq
@@ -242,7 +242,7 @@ class DiskLog:
     @property
     def given_up(self) -> str | None:
         """Why the writer has given the log up; None if it has not."""
-        return dirty.REASONS.get(self._info.state)
+        return dirty_bitmap.REASONS.get(self._info.state)
 
     @property
     def next_seq(self) -> int:
@@ -492,7 +492,7 @@ def _cut(path: Path, end: int) -> None:
 def go_on_noting(disk: Any, path: Path) -> None:
     """Of a disk whose log was given up earlier: note what changes in its dirty file at ``path``."""
     setup = ffi.new("struct sr_log_setup *")
-    setup.fd, setup.dirty_fd = -1, dirty.open_for_writer(path)
+    setup.fd, setup.dirty_fd = -1, dirty_bitmap.open_for_writer(path)
     try:
         check(lib.sr_log_start(disk, setup))
     except OSError:

@@ -12,7 +12,7 @@ Fault contract
 * After power loss, or rot in the log, or a failed fsync: the disk opens, tracking is off, ``needs_resync`` says why.
   After a failed fsync no flush succeeds any more until the disk is opened again: what was lost cannot be told.
 * A log that becomes too long (or full, by policy) is abandoned for a bitmap of what changed, in one step under the disk's
-  lock; the mark is in the dirty file before the first write that is not logged (blockfs/changelog/dirty.py).
+  lock; the mark is in the dirty file before the first write that is not logged (blockfs/changelog/dirty_bitmap.py).
 * A failed write (disk full, ...) leaves log and disk as they were, or alike as far as it came.
 * A change by another program is noticed at the next opening (disk_identity.py), or while the disk is open (disk_guard.py):
   the log is abandoned.  Lost bytes are never read as zeros, nor does a write make a hole of them; no flush succeeds then
@@ -36,7 +36,7 @@ from typing import Any
 import structlog
 import trio
 
-from siterig.blockfs.changelog import dirty
+from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.disk_log import DiskLog, LogExtent, check, find_segments, go_on_noting
 from siterig.blockfs.changelog.log_recovery import DISK_BYTES_MAX, Recovered, recover_log
 from siterig.blockfs.changelog.segment import RecordType
@@ -130,7 +130,7 @@ class Disk:
                 disk._set(size_bytes=layer.size_bytes)
             if state.tracked:
                 disk._recover(closed.log if closed is not None else None)
-            if disk.state.needs_resync in dirty.NOTED:
+            if disk.state.needs_resync in dirty_bitmap.NOTED:
                 disk._go_on_noting()
             disk._guard_files()
         except BaseException:
@@ -192,7 +192,7 @@ class Disk:
         if reason != self.state.needs_resync:
             self._set(needs_resync=reason if reason == "PowerLoss" else "LogCorrupt")
             return
-        dirty.begin_use(self.place.file("dirty"))
+        dirty_bitmap.begin_use(self.place.file("dirty"))
         go_on_noting(self.c, self.place.file("dirty"))
         self._noting = True
 
@@ -399,7 +399,7 @@ class Disk:
         tell = _log.info if reason in ("ImageChanged", "LogCorrupt") else _log.warning
         tell("log_given_up", disk=str(self.place), reason=reason, dirty_bytes=self.dirty_bytes)
         self._set(tracked=False, needs_resync=reason)  # if it fails, it is done at the next call
-        self._log, self._noting = None, reason in dirty.NOTED
+        self._log, self._noting = None, reason in dirty_bitmap.NOTED
         # Only now: the current segment may still be named so, and after a power loss the dirty file may not say why.
         self.place.file("spare").unlink(missing_ok=True)
 
@@ -413,7 +413,7 @@ class Disk:
         """How much has changed, in whole chunks, that no log tells; 0 while there is a log."""
         info = ffi.new("struct sr_log_info *")
         lib.sr_log_info(self.c, info)
-        return int(info.dirty_chunks) * dirty.CHUNK_BYTES
+        return int(info.dirty_chunks) * dirty_bitmap.CHUNK_BYTES
 
     def dirty_ranges(self) -> list[tuple[int, int]]:
         """(offset, length) of what has changed since the last position that the logs tell, in whole chunks.
@@ -422,7 +422,7 @@ class Disk:
         """
         if not self._noting:
             raise RigError("NotTracked", f"disk {self.place}: it is not known what has changed since its logs ended")
-        return dirty.read(self.place.file("dirty")).ranges
+        return dirty_bitmap.read(self.place.file("dirty")).ranges
 
     def _delete_segments(self, *, below: int | None = None) -> None:
         """All, or those with a number below ``below``: numbers go on from one generation to the next."""
@@ -567,7 +567,7 @@ class Disk:
         if closed is not None:
             self._set(closed=disk_identity.closed_note(self.place, self.state, closed, self._known, self._rules.digests))
         if self._noting and self.file_trouble is None:
-            dirty.end_use(self.place.file("dirty"))
+            dirty_bitmap.end_use(self.place.file("dirty"))
             self._noting = False
 
     def abandon(self) -> None:

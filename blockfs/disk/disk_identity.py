@@ -17,7 +17,7 @@ from pathlib import Path
 
 import structlog
 
-from siterig.blockfs.changelog import dirty
+from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.disk_log import LogExtent, find_segments
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
@@ -54,10 +54,10 @@ def check_files_there(place: DiskPlace, state: DiskState) -> None:
             raise RigError("DiskCorrupt", f"{path}: has {found} bytes; disk {place} needs {wanted}")
 
 
-def _noted_by_killed(place: DiskPlace) -> dirty.DirtyFile | None:
+def _noted_by_killed(place: DiskPlace) -> dirty_bitmap.DirtyFile | None:
     """The dirty file of a process that was killed in this boot; None: there was none, or power was lost."""
     try:
-        found = dirty.read(place.file("dirty"))
+        found = dirty_bitmap.read(place.file("dirty"))
     except RigError:
         return None  # the opening names it
     return found if found.boot_id == boot.current_boot_id() else None
@@ -72,13 +72,13 @@ def newest_segment(place: DiskPlace) -> int:
 def noted_reason(place: DiskPlace, state: DiskState) -> str | None:
     """Why the log had been abandoned when its process ended; ``LogCorrupt``, ``PowerLoss`` if that cannot be known."""
     try:
-        found = dirty.read(place.file("dirty"))
+        found = dirty_bitmap.read(place.file("dirty"))
     except RigError as exc:
         _log.info("dirty_file_unusable", disk=str(place), reason=exc.code, message=exc.message)
         return "LogCorrupt"
     if (found.disk_id, found.generation) != (state.disk_id, state.generation):
         return "LogCorrupt"  # a kill came when a log was begun: what was noted of the one before is not known
-    if found.reason is not None and place.file("dirty").stat().st_size < dirty.file_bytes(state.size_bytes):
+    if found.reason is not None and place.file("dirty").stat().st_size < dirty_bitmap.file_bytes(state.size_bytes):
         _log.info("dirty_file_unusable", disk=str(place), reason="it was cut")
         return "LogCorrupt"
     return found.reason if found.reason is None or found.whole else "PowerLoss"

@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import Literal
 
-from siterig.blockfs.changelog import dirty
+from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.disk_log import find_segments
 from siterig.blockfs.changelog.position import PositionCounter
 from siterig.blockfs.changelog.segment import SegmentReader
@@ -51,7 +51,7 @@ def judge(world: World, state: State, known: Known, crash: Crash) -> str:
 def _given_up(world: World, told: DiskState) -> str | None:
     """What the dirty file says, as far as it is the log's that the state names."""
     try:
-        found = dirty.read(world.place.file("dirty"))
+        found = dirty_bitmap.read(world.place.file("dirty"))
     except RigError:
         return None
     return found.reason if (found.disk_id, found.generation) == (told.disk_id, told.generation) else None

@@ -14,7 +14,7 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
-from siterig.blockfs.changelog import dirty
+from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.dm_log_writes import DmLogReader
 from siterig.blockfs.changelog.log_exchange import import_log
 from siterig.blockfs.changelog.log_replay import Replay, check
@@ -155,12 +155,12 @@ def strict_dirty(raw: bytes) -> StrictDirty | None:
 
 
 def dirty_file(raw: bytes, folder: Path) -> str:
-    """``dirty.read``."""
+    """``dirty_bitmap.read``."""
     path = folder / "os.dirty"
     path.write_bytes(raw)
     want = strict_dirty(raw)
     try:
-        got = dirty.read(path)
+        got = dirty_bitmap.read(path)
     except RigError as error:
         assert want is None, error.message
         assert_clear(error, {"DirtyCorrupt", "DirtyVersion"}, path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.blockfs.changelog import dirty
+from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.disk_log import LogPolicy, find_segments
 from siterig.blockfs.changelog.position import PositionCounter
 from siterig.blockfs.changelog.tags import TagSeen
@@ -316,7 +316,7 @@ def test_a_state_and_a_dirty_file_of_before_are_read_and_say_nothing_of_the_file
     raw = bytearray(lives.place.file("dirty").read_bytes())
     raw[8:10], raw[68:4096] = b"\1\0", bytes(4028)
     lives.place.file("dirty").write_bytes(seal_dirty(bytes(raw)))
-    assert dirty.read(lives.place.file("dirty")).newest_segment == 0
+    assert dirty_bitmap.read(lives.place.file("dirty")).newest_segment == 0
     assert lives.life() is None
     assert DiskState.load(path).closed is not None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.blockfs.changelog import dirty
+from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.disk_log import LogPolicy
 from siterig.blockfs.changelog.position import PositionCounter, read_position
 from siterig.blockfs.core.errors import RigError
@@ -159,7 +159,7 @@ def a_dirty_file_and_a_new_log(folder: Path, cut_to: int) -> None:
     opened.disk._flush()
     assert (opened.disk.tracked, opened.disk.file_trouble) == (True, None)
     opened.close()
-    assert dirty.read(opened.place.file("dirty")).reason is None
+    assert dirty_bitmap.read(opened.place.file("dirty")).reason is None
 
 
 def a_dirty_file_that_nobody_touches(folder: Path, cut_to: int) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from siterig.blockfs.changelog import dirty, disk_log
-from siterig.blockfs.changelog.dirty import CHUNK_BYTES
+from siterig.blockfs.changelog import dirty_bitmap, disk_log
+from siterig.blockfs.changelog.dirty_bitmap import CHUNK_BYTES
 from siterig.blockfs.changelog.disk_log import LogPolicy, find_segments
 from siterig.blockfs.changelog.position import PositionCounter
 from siterig.blockfs.changelog.segment import HEADER_BYTES, SegmentReader
@@ -577,7 +577,7 @@ def test_a_kill_while_a_new_log_is_begun_never_hides_that_the_old_one_was_given_
     if noted:
         disk.note_given_up()
     assert (disk.state.needs_resync, disk.state.tracked) == (("LogOverflow", False) if noted else (None, True))
-    dirty.make(disk.place.file("dirty"), disk_id=disk.state.disk_id, generation=disk.state.generation + 1)
+    dirty_bitmap.make(disk.place.file("dirty"), disk_id=disk.state.disk_id, generation=disk.state.generation + 1)
     disk = reopen(disk, positions)
     assert (disk.state.needs_resync, disk.state.tracked) == ("LogCorrupt", False)
     with pytest.raises(RigError, match="not known what has changed"):
