@@ -7,7 +7,7 @@ Fault contract
 --------------
 A record is in the current segment before its bytes reach the disk.  After a kill the segment's torn tail is cut and
 the last record is written to the disk again; the sequence goes on without a gap, in the same generation
-(:mod:`siterig.blockfs.changelog.log_recovery`).  A closed segment is handed out only after it is on stable storage.
+(:mod:`siterig.blockfs.changelog.recovery`).  A closed segment is handed out only after it is on stable storage.
 
 The next segment stands ready as ``NAME.spare``, preallocated, without a header.  The writer in C switches to it when
 the current one is full, without waiting for anybody; :meth:`DiskLog.maintain` then gives it its name, cuts what was

@@ -38,7 +38,7 @@ import trio
 
 from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.disk_log import DiskLog, LogExtent, check, find_segments, go_on_noting
-from siterig.blockfs.changelog.log_recovery import DISK_BYTES_MAX, Recovered, recover_log
+from siterig.blockfs.changelog.recovery import DISK_BYTES_MAX, Recovered, recover_log
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.changelog.tags import TagSeen, encode_tag
 from siterig.blockfs.contracts.control import SegmentInfo

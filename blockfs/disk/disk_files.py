@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from siterig.blockfs.changelog.log_recovery import DISK_BYTES_MAX
+from siterig.blockfs.changelog.recovery import DISK_BYTES_MAX
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.sector_size import SectorBytes
 from siterig.blockfs.disk.disk_state import DiskState, ParentNote

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from siterig.blockfs.changelog.disk_log import LogPolicy
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.disk.disk_files import DiskPlace
 from siterig.blockfs.disk.snapshot import STORE_SHARE_MAX
 from siterig.blockfs.watch.file_stamps import DigestBudget

@@ -23,7 +23,7 @@ import structlog
 import trio
 
 from siterig.blockfs.changelog.disk_log import LogPolicy
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import (
     BackingImage,

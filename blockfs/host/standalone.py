@@ -30,7 +30,7 @@ from pathlib import Path
 import trio
 
 from siterig.blockfs.changelog.disk_log import LogPolicy, find_segments, segment_number
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.segment import SegmentReader
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk import Disk

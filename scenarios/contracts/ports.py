@@ -55,7 +55,7 @@ class Rig(Protocol):
 
     @property
     def site_position(self) -> Path:
-        """The site's position file (8 bytes, little endian, see :mod:`siterig.blockfs.changelog.position`)."""
+        """The site's position file (8 bytes, little endian, see :mod:`siterig.blockfs.changelog.position_counter`)."""
         ...
 
     @property

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from siterig.blockfs.changelog.position import read_position
+from siterig.blockfs.changelog.position_counter import read_position
 from siterig.scenarios.workloads import ledger_schema
 from siterig.scenarios.workloads.acks import Ack, AckWriter
 

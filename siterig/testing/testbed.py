@@ -53,7 +53,7 @@ class Testbed:
 
     @property
     def site_position(self) -> Path:
-        """The site's position file (:mod:`siterig.blockfs.changelog.position`)."""
+        """The site's position file (:mod:`siterig.blockfs.changelog.position_counter`)."""
         return self.layout.site_disks / "position"
 
     @property

@@ -8,7 +8,7 @@ from typing import Literal
 
 from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.disk_log import find_segments
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.segment import SegmentReader
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk import Disk

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.cext._core import ffi, lib
 
 SECTOR_BYTES = 512

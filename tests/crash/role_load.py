@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from siterig.blockfs.changelog.position import read_position
+from siterig.blockfs.changelog.position_counter import read_position
 from siterig.cext.checksums import is_zero
 
 PAGE = 4096

@@ -13,7 +13,7 @@ import pytest
 
 from siterig.blockfs.changelog import disk_log
 from siterig.blockfs.changelog.disk_log import LogPolicy, find_segments
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.segment import HEADER_BYTES
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace, make_raw

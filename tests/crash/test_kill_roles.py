@@ -22,7 +22,7 @@ from siterig.azure_emu.contracts.ports import DiskSpec
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.cache_account import BlobCacheAccount
 from siterig.azure_emu.vault.model.api import Job, ProtectedItem, RecoveryPoint, Vm
-from siterig.blockfs.changelog.position import read_position
+from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.testing.testbed import Testbed

@@ -15,7 +15,7 @@ from unittest import mock
 import zstandard
 
 from siterig.blockfs.changelog import segment as segment_module
-from siterig.blockfs.changelog.log_replay import CheckedLog, FileSummary, Replay, check, verify
+from siterig.blockfs.changelog.replay import CheckedLog, FileSummary, Replay, check, verify
 from siterig.blockfs.changelog.segment import Record, SegmentReader, scan_tail
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import RawLayer

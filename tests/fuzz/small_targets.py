@@ -16,8 +16,8 @@ from typing import Any
 
 from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.dm_log_writes import DmLogReader
-from siterig.blockfs.changelog.log_exchange import import_log
-from siterig.blockfs.changelog.log_replay import Replay, check
+from siterig.blockfs.changelog.exchange import import_log
+from siterig.blockfs.changelog.replay import Replay, check
 from siterig.blockfs.core.boot import current_boot_id
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk_state import DiskState

@@ -19,7 +19,7 @@ from siterig.azure_emu.disks.disk_meta import PROGRESS, DiskMeta, Progress, read
 from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
 from siterig.azure_emu.disks.store_history import load_history
 from siterig.azure_emu.disks.store_views import StoreViews
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.core.boot import current_boot_id
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.wire_model import WireModel

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from siterig.blockfs.changelog.log_exchange import export_log, import_log
-from siterig.blockfs.changelog.log_replay import Replay, check, open_image
+from siterig.blockfs.changelog.exchange import export_log, import_log
+from siterig.blockfs.changelog.replay import Replay, check, open_image
 from tests.system.needs import needs_program
 
 pytestmark = [pytest.mark.system, needs_program("qemu-img")]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.blockfs.changelog.position import read_position
+from siterig.blockfs.changelog.position_counter import read_position
 from tests.system.guest import write_durably
 from tests.system.mount_process import Start, mounts
 

@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from siterig.azure_emu.contracts.ports import DiskSpec
-from siterig.blockfs.changelog.position import read_position
+from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.guests import hostmounts
 from siterig.core.layout import Layout

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from siterig.blockfs.changelog.log_replay import CheckedLog
-from siterig.blockfs.changelog.log_replay import open_image as open_replay_target
+from siterig.blockfs.changelog.replay import CheckedLog
+from siterig.blockfs.changelog.replay import open_image as open_replay_target
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.images import image_import
 from siterig.blockfs.images.image import open_image

@@ -11,7 +11,7 @@ import pytest
 
 from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.disk_log import LogPolicy, find_segments
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError

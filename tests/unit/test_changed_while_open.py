@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from siterig.blockfs.changelog.disk_log import LogPolicy
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace, make_raw, make_top

@@ -31,7 +31,7 @@ NOT_CONVERTED = {
     "siterig.azure_emu.vault.workers.keeper",
     "siterig.bisect.bisect_states",
     "siterig.bisect.check_command",
-    "siterig.blockfs.changelog.log_exchange",
+    "siterig.blockfs.changelog.exchange",
     "siterig.blockfs.disk.disk",
     "siterig.blockfs.disk.promotion",
     "siterig.blockfs.disk.snapshot",

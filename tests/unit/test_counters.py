@@ -13,7 +13,7 @@ import pyfuse3
 import pytest
 
 from siterig.blockfs.changelog.disk_log import LogPolicy
-from siterig.blockfs.changelog.log_recovery import DISK_BYTES_MAX
+from siterig.blockfs.changelog.recovery import DISK_BYTES_MAX
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.contracts.counters import LATENCY_BUCKETS, DiskCounters, percentile_us
 from siterig.blockfs.core.errors import RigError

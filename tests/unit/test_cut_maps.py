@@ -18,7 +18,7 @@ import pytest
 
 from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.disk_log import LogPolicy
-from siterig.blockfs.changelog.position import PositionCounter, read_position
+from siterig.blockfs.changelog.position_counter import PositionCounter, read_position
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace, make_raw, make_top

@@ -13,7 +13,7 @@ import pytest
 from siterig.blockfs.changelog import dirty_bitmap, disk_log
 from siterig.blockfs.changelog.dirty_bitmap import CHUNK_BYTES
 from siterig.blockfs.changelog.disk_log import LogPolicy, find_segments
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.segment import HEADER_BYTES, SegmentReader
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import boot

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from siterig.blockfs.changelog.log_recovery import DISK_BYTES_MAX
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
+from siterig.blockfs.changelog.recovery import DISK_BYTES_MAX
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
 from siterig.blockfs.disk.disk_rules import DiskRules

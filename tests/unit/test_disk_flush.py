@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.segment import RecordType, SegmentReader, scan_tail
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.disk.disk import Disk

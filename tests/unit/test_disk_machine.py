@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from siterig.blockfs.changelog.disk_log import LogPolicy
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace, make_raw, make_top

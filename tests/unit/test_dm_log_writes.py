@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 
 from siterig.blockfs.changelog.dm_log_writes import DISCARD_BYTES_MAX, DmLogReader, DmLogWriter, EntryFlag
-from siterig.blockfs.changelog.log_exchange import export_log, import_log
-from siterig.blockfs.changelog.log_replay import Replay, check
+from siterig.blockfs.changelog.exchange import export_log, import_log
+from siterig.blockfs.changelog.replay import Replay, check
 from siterig.blockfs.changelog.segment import RecordType, SegmentReader
 from siterig.blockfs.changelog.tags import decode_tag
 from siterig.blockfs.core.errors import RigError
@@ -261,8 +261,8 @@ def test_a_tag_without_a_name_is_marked_by_its_id_and_one_too_long_is_refused(tm
 def test_an_import_is_cut_into_segments_that_follow_one_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("siterig.blockfs.changelog.log_exchange.SEGMENT_BYTES_MAX", 4096)
-    monkeypatch.setattr("siterig.blockfs.changelog.log_exchange.PIECE_BYTES_MAX", 1024)
+    monkeypatch.setattr("siterig.blockfs.changelog.exchange.SEGMENT_BYTES_MAX", 4096)
+    monkeypatch.setattr("siterig.blockfs.changelog.exchange.PIECE_BYTES_MAX", 1024)
     row = LogRow(tmp_path)
     row.write(0, bytes(range(256)) * 40)
     row.close()
@@ -308,7 +308,7 @@ def test_an_import_that_fails_half_way_leaves_nothing(tmp_path: Path, monkeypatc
     def full(_folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("siterig.blockfs.changelog.log_exchange.sync_folder", full)
+    monkeypatch.setattr("siterig.blockfs.changelog.exchange.sync_folder", full)
     with pytest.raises(OSError, match="No space"):
         import_log(log, tmp_path, "os")
     assert list(tmp_path.iterdir()) == [log]

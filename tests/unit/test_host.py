@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.blockfs.changelog.position import read_position
+from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk import disk_files as disk_module
 from siterig.blockfs.disk.disk import Disk

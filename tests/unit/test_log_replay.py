@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from siterig.blockfs.changelog.log_replay import FileSummary, Replay, TornTail, check, in_order, open_image, verify
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
+from siterig.blockfs.changelog.replay import FileSummary, Replay, TornTail, check, in_order, open_image, verify
 from siterig.blockfs.changelog.segment import HEADER_BYTES, RecordType, SegmentReader
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk import Disk

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
 from siterig.blockfs.disk.disk_rules import DiskRules

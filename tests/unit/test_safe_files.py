@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from siterig.blockfs.changelog.dm_log_writes import DmLogWriter
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.segment import SegmentReader
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files

@@ -11,7 +11,7 @@ from typing import Any
 import pyfuse3
 import pytest
 
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
 from siterig.blockfs.disk.disk_rules import DiskRules

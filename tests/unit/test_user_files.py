@@ -16,8 +16,8 @@ import pytest
 import trio
 
 from siterig.blockfs.changelog.dm_log_writes import DmLogReader
-from siterig.blockfs.changelog.log_replay import CheckedLog
-from siterig.blockfs.changelog.log_replay import open_image as open_replay_target
+from siterig.blockfs.changelog.replay import CheckedLog
+from siterig.blockfs.changelog.replay import open_image as open_replay_target
 from siterig.blockfs.changelog.segment import SegmentReader
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 import typer
 
 from siterig.azure_emu.vault.db.clock import rfc3339
-from siterig.blockfs.changelog.log_exchange import export_log, import_log
-from siterig.blockfs.changelog.log_replay import (
+from siterig.blockfs.changelog.exchange import export_log, import_log
+from siterig.blockfs.changelog.replay import (
     CheckedLog,
     FileSummary,
     Replay,

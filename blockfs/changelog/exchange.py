@@ -15,7 +15,7 @@ from typing import Literal
 
 from siterig.blockfs.changelog.disk_log import SEGMENT_BYTES_MAX, find_segments, segment_path
 from siterig.blockfs.changelog.dm_log_writes import MARK_BYTES_MAX, SECTOR_BYTES, DmLogReader, DmLogWriter, Entry, EntryFlag
-from siterig.blockfs.changelog.log_replay import Advance, CheckedLog, apply, open_image
+from siterig.blockfs.changelog.replay import Advance, CheckedLog, apply, open_image
 from siterig.blockfs.changelog.segment import Record, RecordType, SegmentHeader, SegmentReader, SegmentWriter
 from siterig.blockfs.changelog.tags import TagSeen, decode_tag, encode_tag
 from siterig.blockfs.core import boot

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import assert_never
 
 from siterig.blockfs.changelog.disk_log import KeptSegment, LogExtent, find_segments, segment_path
-from siterig.blockfs.changelog.position import PositionCounter
+from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.segment import (
     FLAG_CLEAN_CLOSE,
     HEADER_BYTES,
