@@ -133,7 +133,7 @@ def _read_strictly(reader: SegmentReader) -> tuple[list[tuple[object, ...]], Rig
 
 
 def _ordered(files: list[bytes]) -> list[log.Segment | log.BadLogError]:
-    """As ``log_replay.in_order``: by generation and first record; a stub, as a kill leaves it, last."""
+    """As ``replay.in_order``: by generation and first record; a stub, as a kill leaves it, last."""
     read: list[tuple[tuple[object, ...], log.Segment | log.BadLogError]] = []
     for number, raw in enumerate(files):
         try:
@@ -164,7 +164,7 @@ def _strict_row(files: list[bytes]) -> list[log.Record] | None:
 
 
 def row(files: list[bytes], folder: Path) -> str:
-    """``log_replay.check``, ``verify`` and ``Replay`` of segments that are given by name."""
+    """``replay.check``, ``verify`` and ``Replay`` of segments that are given by name."""
     paths = [folder / f"os.{number:06d}.hrl" for number in range(1, len(files) + 1)]
     for path, raw in zip(paths, files, strict=True):
         path.write_bytes(raw)
