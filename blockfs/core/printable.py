@@ -1,7 +1,7 @@
 """Text from outside, made safe for a terminal and a log: one record stays one line, and nothing moves the cursor.
 
 Names of files, disks and points, and messages of other programs may hold any character.  All output of siterig passes
-through :func:`printable` (``siterig/cli/show.py``, tests/unit/test_output_rules.py).
+through :func:`printable` (``siterig/cli/show.py``, tests/unit/repo/test_output_rules.py).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from siterig.blockfs.disk.disk_state import DiskState
 from tests.crash.lives import NAME, Known, World
 from tests.crash.recording import SECTOR_BYTES
 from tests.crash.states import State
-from tests.unit.disk_model import replay_files
+from tests.support.disks.disk_model import replay_files
 
 Crash = Literal["power loss", "kill"]
 _STEP_BYTES = 16 * SECTOR_BYTES

@@ -23,7 +23,7 @@ from siterig.blockfs.layers.layer import Layer, RawLayer
 from siterig.cext._core import lib
 from tests.crash.recording import Recorder
 from tests.crash.states import DISK, LOG, State, group_of
-from tests.unit.disk_model import replay_files
+from tests.support.disks.disk_model import replay_files
 
 NAME = "os"
 DISK_BYTES = 192 << 10

@@ -28,7 +28,7 @@ from tests.crash.recording import (
     Wrote,
     Zeroed,
 )
-from tests.unit.process_kills import without_token
+from tests.support.process_kills import without_token
 
 State = dict[str, bytes]
 """The folder: what is in each file."""

@@ -21,8 +21,8 @@ from siterig.blockfs.disk.disk_rules import DiskRules
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.cext._core import ffi, lib
 from tests.crash.recording import Event, NamesSynced, Recorder, Renamed, Synced, Unnamed, Wrote
-from tests.unit.disk_model import replay, replay_files
-from tests.unit.io_faults import WRITE, failing
+from tests.support.disks.disk_model import replay, replay_files
+from tests.support.io_faults import WRITE, failing
 
 SIZE = 1 << 20
 

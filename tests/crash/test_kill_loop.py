@@ -17,9 +17,9 @@ import pytest
 
 from siterig.blockfs.disk.disk_state import DiskState
 from tests.crash.kill_load import AREA_BYTES, Area, Writer
-from tests.system.disk_server import FRONT_ENDS
-from tests.system.disk_server_process import CAN_MAKE_HOLES, VM, DiskServer, skip_unless_possible
-from tests.system.log_oracle import Model
+from tests.support.disks.disk_server import FRONT_ENDS
+from tests.support.disks.disk_server_process import CAN_MAKE_HOLES, VM, DiskServer, skip_unless_possible
+from tests.support.disks.log_oracle import Model
 
 pytestmark = pytest.mark.system
 

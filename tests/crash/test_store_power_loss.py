@@ -18,9 +18,9 @@ from siterig.azure_emu.disks.pins import pin, pins, unpin
 from siterig.azure_emu.scrub.scrubber import scrub
 from tests.crash.recording import Event, Noted, Recorder
 from tests.crash.states import Crashing, State
-from tests.unit.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
-from tests.unit.test_managed_disk import assert_same, whole
-from tests.unit.test_store_steps import Killed
+from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
+from tests.unit.azure_emu.disks.test_managed_disk import assert_same, whole
+from tests.unit.azure_emu.disks.test_store_steps import Killed
 
 FOLDERS = ("journal", "checkpoints", "pins", "")
 STATES = int(os.environ.get("SITERIG_STORE_STATES", "150"))

@@ -20,7 +20,7 @@ from siterig.blockfs.core.boot import current_boot_id
 from tests.fuzz.damage import DISK_ID, OTHER_ID, Choices, damage_bytes, poke
 from tests.fuzz.small_damage import VALUES
 from tests.fuzz.strict_store import BACK, ENTRY, FRONT, HEADER_BYTES, Frame, crc32c, journal
-from tests.unit.disk_history import SiteDisk
+from tests.support.disks.disk_history import SiteDisk
 
 SIZE_BYTES = 32 * 1024
 NUMBERS = [*VALUES, "\0", "\ud800", "x" * 2000, "9" * 5000]

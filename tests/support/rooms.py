@@ -1,4 +1,4 @@
-"""The rooms of the code, and which may import which: read from docs/rooms.toml, and compared with the code by test_house.
+"""The rooms of the code, and which may import which: test_architecture compares docs/rooms.toml with the code.
 
 ``python -m tests.support.rooms`` writes the table in docs/internals/architecture.md and the last line of
 each room's ``__init__``.

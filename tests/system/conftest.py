@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.disk_server import FRONT_ENDS
-from tests.system.disk_server_process import DiskServer, skip_unless_possible
+from tests.support.disks.disk_server import FRONT_ENDS
+from tests.support.disks.disk_server_process import DiskServer, skip_unless_possible
 
 StartServer = Callable[[int], DiskServer]
 

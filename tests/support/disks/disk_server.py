@@ -1,0 +1,97 @@
+"""A process that serves the disks of one folder: what the tests of real mounts talk to.
+
+``python -m tests.support.disks.disk_server ROOT MOUNT BYTES FRONT_END [UID]``: makes VM ``web01`` with tracked disks
+``os`` and ``data`` of so many bytes if it is not there, prints ``ready``, then answers a line of JSON on stdin with one
+on stdout, until it ends or the mount is gone: ``["cut", {"vm": "web01", ...}]`` is
+:meth:`siterig.blockfs.contracts.control.DiskHostControl.cut`, and so on; also ``stall`` and ``remember`` of this module.
+UID: an ordinary user to be.  Managed disks are in ``managed`` beside the mount.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+from pydantic_core import to_json
+
+from siterig.azure_emu.disks.store_views import StoreViews
+from siterig.blockfs.contracts.control import RecoverySource
+from siterig.blockfs.fuse import filesystem
+from siterig.blockfs.fuse.serving import serve
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.cext.pump import PumpOptions
+
+DISK_BYTES = 512 << 20
+STALL_MAX_S = 60.0
+"""Then a test that waits for it has failed."""
+FRONT_ENDS = {"pump": PumpOptions(over_io_uring=False), "io_uring": PumpOptions(over_io_uring=True), "pyfuse3": None}
+"""Who answers the kernel's requests on disks."""
+
+
+def stall() -> str:
+    """Python does nothing at all before the next line comes."""
+    print(json.dumps("stalled"), flush=True)
+    select.select([0], [], [], STALL_MAX_S)  # blocks the one thread that runs Python
+    return "back"
+
+
+def remember() -> str:
+    """From now on the kernel remembers for an hour what it is told of a file: no test passes by waiting."""
+    filesystem.ATTRIBUTE_TIMEOUT_S = 3600.0
+    return "done"
+
+
+async def answer(host: DiskHost, method: str, arguments: dict[str, Any]) -> object:
+    """One line of stdin."""
+    if method == "open_recovery":
+        arguments["disks"] = [RecoverySource(**source) for source in arguments["disks"]]
+    ours = {"stall": stall, "remember": remember}
+    return ours[method]() if method in ours else await getattr(host, method)(**arguments)
+
+
+async def lines(stream: trio.lowlevel.FdStream) -> AsyncIterator[bytes]:
+    """What a stream says, line by line."""
+    rest = b""
+    async for piece in stream:
+        *whole, rest = (rest + piece).split(b"\n")
+        for line in whole:
+            yield line
+
+
+async def main(root: Path, mountpoint: Path, disk_bytes: int, front_end: str) -> None:
+    """Serve until stdin ends or the mount is gone."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for answers
+    host = DiskHost(root, mountpoint, views=StoreViews(mountpoint.parent / "managed"))
+    if "web01" not in host.vms:
+        for name in ("os", "data"):
+            await host.create_disk(vm="web01", name=name, size_bytes=disk_bytes)
+        await host.start_tracking(vm="web01")
+    async with trio.open_nursery() as nursery:
+
+        async def until_unmounted(*, task_status: trio.TaskStatus[None]) -> None:
+            await serve(host, mountpoint, pump=FRONT_ENDS[front_end], task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(until_unmounted)
+        print("ready", flush=True)
+        async for line in lines(trio.lowlevel.FdStream(0)):
+            if line:
+                print(to_json(await answer(host, *json.loads(line))).decode(), flush=True)
+        nursery.cancel_scope.cancel()
+    host.close()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 5:
+        uid = int(sys.argv[5])
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    trio.run(main, Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -1,0 +1,136 @@
+"""Starts, asks, kills and cleans up after :mod:`tests.support.disks.disk_server`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.disks.disk_server import DISK_BYTES
+
+VM = "web01"
+CAN_MAKE_HOLES = frozenset({"pump", "io_uring"})
+"""Front ends that take a discard and tell what is a hole; pyfuse3 cannot."""
+
+
+ENABLE_URING = Path("/sys/module/fuse/parameters/enable_uring")
+
+
+def skip_unless_possible(front_end: str) -> None:
+    """FUSE over io_uring is a setting of the whole machine: whoever wants it tested turns it on before."""
+    if front_end == "io_uring" and (not ENABLE_URING.exists() or ENABLE_URING.read_text() != "Y\n"):
+        pytest.skip(f"FUSE over io_uring is not enabled: {ENABLE_URING}")
+
+
+class DiskServer:
+    """The process; ``mountpoint/web01/os.img`` is a disk."""
+
+    def __init__(
+        self, folder: Path, *, disk_bytes: int = DISK_BYTES, front_end: str = "pump", uid: int | None = None
+    ) -> None:
+        self.folder = folder
+        self.front_end = front_end
+        self._uid = uid
+        self.root = folder / "disks"
+        self.mountpoint = folder / "mnt"
+        self.disk_bytes = disk_bytes
+        self.os_disk = self.disk("os")
+        self.data_disk = self.disk("data")
+        self._process: subprocess.Popen[str] | None = None
+
+    def disk(self, name: str) -> Path:
+        """The disk in the mount."""
+        return self.mountpoint / VM / f"{name}.img"
+
+    def backing(self, name: str) -> Path:
+        """The same disk's file in the server's folder."""
+        return self.root / VM / f"{name}.img"
+
+    def logs(self, name: str) -> list[Path]:
+        """The change logs that there are of a disk, oldest first."""
+        return sorted((self.root / VM).glob(f"{name}.*.hrl"))
+
+    def start(self) -> None:
+        """Returns when the mount answers."""
+        self.launch()
+        assert self._line() == "ready", "the disk server ended before it was ready"
+
+    def launch(self) -> None:
+        """Begin to start, and do not wait."""
+        command = [sys.executable, "-m", "tests.support.disks.disk_server", str(self.root), str(self.mountpoint)]
+        options = [str(self.disk_bytes), self.front_end, *([] if self._uid is None else [str(self._uid)])]
+        self._process = subprocess.Popen([*command, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def _line(self) -> str:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def _tell(self, line: str) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def call(self, method: str, **arguments: object) -> Any:
+        """Ask the disk host (:class:`siterig.blockfs.contracts.control.DiskHostControl`); its answer as of JSON."""
+        self.ask(method, **arguments)
+        return json.loads(self._line())
+
+    def ask(self, method: str, **arguments: object) -> None:
+        """The same, of a server that will not live to answer."""
+        self._tell(json.dumps([method, arguments]))
+
+    def counters(self, name: str) -> dict[str, dict[str, int]]:
+        """Requests that the disk has had (``ops``), and their ``bytes``, by kind."""
+        requests = self.call("counters", vm=VM, disk=name)["requests"]
+        return {kind: {key: found[key] for key in ("ops", "bytes")} for kind, found in requests.items()}
+
+    def stall(self) -> None:
+        """From now on Python does nothing."""
+        assert self.call("stall") == "stalled"
+
+    def go_on(self) -> None:
+        """The end of :meth:`stall`."""
+        self._tell("")
+        assert json.loads(self._line()) == "back"
+
+    def cut(self) -> int:
+        """Take a cut over both disks; its position."""
+        position = self.call("cut", vm=VM, kind="CrashConsistent", name="test")["position"]
+        assert isinstance(position, int)
+        return position
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self.wait()
+
+    def stop(self) -> None:
+        """End in order."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        assert self.wait() == 0
+
+    def wait(self) -> int:
+        """For the process's end; its status."""
+        assert self._process is not None
+        status = self._process.wait(timeout=60)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process = None
+        return status
+
+    def clean_up(self) -> None:
+        """Leave no process and no mount."""
+        if self._process is not None:
+            self.kill()
+        subprocess.run(["umount", "-l", str(self.mountpoint)], check=False, capture_output=True)

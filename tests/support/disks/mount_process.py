@@ -1,0 +1,143 @@
+"""Starts, ends and cleans up after ``siterig mount``; looks at what it leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[3]
+PATIENCE_S = 60
+
+
+def plain(stderr: str) -> str:
+    """The JSON documents on stderr, one a line, as the lines that the command prints without ``--json``."""
+    lines = []
+    for line in stderr.splitlines():
+        document: dict[str, Any] = json.loads(line)
+        note = document.get("note")
+        lines.append(f"siterig: note: {note}" if note is not None else str(document["text"]))
+    return "".join(f"{line}\n" for line in lines)
+
+
+class MountProcess:
+    """One ``siterig mount IMAGE --mnt DIR --json ...``; ``prefix`` is put before the command."""
+
+    def __init__(
+        self,
+        image: Path,
+        where: Path,
+        *options: str,
+        prefix: Sequence[str] = (),
+        environment: dict[str, str] | None = None,
+        program: Sequence[str] = (sys.executable, "-m", "siterig"),
+    ) -> None:
+        self.where = where
+        self.process = subprocess.Popen(
+            [*prefix, *program, "mount", str(image), "--mnt", str(where), "--json", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | (environment or {}),
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise AssertionError(f"not mounted: {self.process.communicate()[1]}")
+        self.mounted: dict[str, Any] = json.loads(line)["mounted"]
+        self.disk = Path(self.mounted["disk"])
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def note(self) -> str:
+        """The next line on stderr, as it is without ``--json``."""
+        assert self.process.stderr is not None
+        return plain(self.process.stderr.readline())
+
+    def ended(self) -> tuple[int, list[dict[str, Any]], str]:
+        """Wait for its end: exit status, the documents that it printed since, and stderr as it is without ``--json``."""
+        stdout, stderr = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, [json.loads(line) for line in stdout.splitlines()], plain(stderr)
+
+    def end(self) -> dict[str, Any]:
+        """End it in order; what it printed at its end."""
+        self.signal(signal.SIGINT)
+        status, printed, stderr = self.ended()
+        assert (status, len(printed)) == (0, 1), stderr
+        return dict(printed[0]["unmounted"])
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.communicate()
+
+    def clean_up(self) -> None:
+        """Leave no process and no mount."""
+        if self.process.poll() is None:
+            self.kill()
+        for pipe in (self.process.stdout, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+        subprocess.run(["umount", "-l", str(self.where)], check=False, capture_output=True)
+
+
+def siterig(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Any other command, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "siterig", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        timeout=PATIENCE_S,
+    )
+
+
+Start = Callable[..., MountProcess]
+
+
+@contextmanager
+def mounts(*common: str) -> Iterator[Start]:
+    """Starts mounts that are gone afterwards, each with these options too."""
+    started: list[MountProcess] = []
+
+    def start(*arguments: Any, **options: Any) -> MountProcess:
+        started.append(MountProcess(*arguments, *common, **options))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for mount in started:
+            mount.clean_up()
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def logs(image: Path) -> list[Path]:
+    return sorted(image.parent.glob("*.hrl"))
+
+
+def copied_as(path: Path, name: str) -> Path:
+    return Path(shutil.copy(path, path.with_name(name)))
+
+
+def replayed(start: Path, segments: list[Path]) -> bytes:
+    """What a copy of the start image is after ``siterig log replay``."""
+    done = siterig("log", "replay", *segments, "--onto", start)
+    assert done.returncode == 0, done.stderr
+    return start.read_bytes()

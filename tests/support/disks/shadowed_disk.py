@@ -1,0 +1,57 @@
+"""A served disk and the model that follows its change log: the workload tests compare the two byte for byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from siterig.blockfs.contracts.control import SegmentInfo
+from tests.support.disks.disk_server_process import VM, DiskServer
+from tests.support.disks.log_oracle import Model
+
+
+class ShadowedDisk:
+    """Disk ``name`` of ``server``, followed from its start (all zeros).
+
+    ``model`` is a sparse file in the server's folder; how far it has come is in its fields.
+    """
+
+    def __init__(self, server: DiskServer, name: str) -> None:
+        self.name = name
+        self.model = Model(server.folder / f"{name}.model", server.disk_bytes)
+        self._server = server
+        self._number = 0
+
+    def catch_up(self) -> int:
+        """Close the log and replay all of it; the position of the cut.  Nobody may be writing."""
+        position = self._server.cut()
+        for segment in self.closed():
+            if segment.number > self._number:
+                self.model.replay([Path(segment.path)])
+                self._number = segment.number
+        (info,) = (disk for disk in self._server.call("list_disks", vm=VM) if disk["name"] == self.name)
+        flushes = info["last_seq"] - self.model.seq
+        assert (flushes in (0, 1), info["needs_resync"]) == (True, None), "at most the flush behind the cut is not in it"
+        return position
+
+    def closed(self) -> list[SegmentInfo]:
+        """The closed segments that are kept, oldest first."""
+        found = [SegmentInfo.model_validate(segment) for segment in self._server.call("segments", vm=VM)]
+        return [segment for segment in found if Path(segment.path).name.startswith(f"{self.name}.")]
+
+    def check(self) -> None:
+        """The log says what the disk is, byte for byte; nobody may be writing.  In the server's file, and as it is read."""
+        self.catch_up()
+        self.model.check(self.file)
+        self.model.check(self.file, mounted=self._server.disk(self.name))
+
+    @property
+    def file(self) -> Path:
+        """The disk's file in the server's folder: holes in it are space that was given back."""
+        return self._server.backing(self.name)
+
+    def forget(self) -> None:
+        """All that was replayed counts as applied, so that its segments go."""
+        newest = self.closed()[-1]
+        self._server.call(
+            "applied", disk_id=newest.disk_id, generation=newest.generation, last_seq=newest.last_seq
+        )  # fmt: skip

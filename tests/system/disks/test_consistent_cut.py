@@ -1,0 +1,144 @@
+"""Any position is a consistent cut over disks: writers put each number on one disk and, once acknowledged, on the other.
+
+So at every position the second disk is never ahead of the first, and at most one number behind, for each writer; and at a
+tag taken meanwhile, what was acknowledged before it is there and nothing that was begun after it.
+
+``SITERIG_POSITIONS`` (default 6000): so many writes in all; ``SITERIG_SEED`` replays a run.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.disks.disk_server_process import DiskServer
+from tests.support.disks.log_oracle import TAG, WRITE, Model, records
+from tests.support.disks.shadowed_disk import ShadowedDisk
+from tests.system.conftest import StartServer
+
+pytestmark = pytest.mark.system
+
+POSITIONS = int(os.environ.get("SITERIG_POSITIONS", "6000"))
+SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
+WRITERS = 6
+TAGS = 8
+SLOT_BYTES = 4096
+DISK_BYTES = 4 << 30
+FIRST, SECOND = "os", "data"
+
+
+class Writer(threading.Thread):
+    """Writes 1, 2, 3, ... into its slot of the first disk, then of the second; past the page cache if it is even.
+
+    ``begun`` and ``done``: the number whose first write was begun, whose second was acknowledged.
+    """
+
+    def __init__(self, server: DiskServer, number: int, last: int) -> None:
+        super().__init__()
+        self.begun = self.done = 0
+        self._offset = number * SLOT_BYTES
+        self._last = last
+        self._flags = os.O_RDWR | (0 if number % 2 else os.O_DIRECT)
+        self._paths = (server.disk(FIRST), server.disk(SECOND))
+
+    def run(self) -> None:
+        first, second = (os.open(path, self._flags) for path in self._paths)
+        with mmap.mmap(-1, SLOT_BYTES) as page:
+            for number in range(1, self._last + 1):
+                page[:8] = number.to_bytes(8, "little")
+                self.begun = number
+                os.pwrite(first, page, self._offset)
+                os.pwrite(second, page, self._offset)
+                self.done = number
+        os.close(first)
+        os.close(second)
+
+
+def numbers_in(image: Path) -> list[int]:
+    """Each writer's number on a disk."""
+    with image.open("rb") as file:
+        return [int.from_bytes(file.read(SLOT_BYTES)[:8], "little") for _ in range(WRITERS)]
+
+
+def written(paths: list[Path]) -> Iterator[tuple[int, int, int]]:
+    """(position, writer, number) of every write of a log."""
+    for path in paths:
+        for record in records(path):
+            if record.kind == WRITE:
+                yield record.position, record.offset // SLOT_BYTES, int.from_bytes(record.payload[:8], "little")
+
+
+def tag_positions(paths: list[Path]) -> dict[str, int]:
+    """The position that each tag of a log names."""
+    found = {}
+    for path in paths:
+        for record in records(path):
+            if record.kind == TAG:
+                tag = json.loads(bytes(record.payload))
+                found[tag["tag_id"]] = tag["position"]
+    return found
+
+
+def test_no_position_shows_the_second_write_without_the_first(start_server: StartServer) -> None:
+    print(f"SITERIG_POSITIONS={POSITIONS} SITERIG_SEED={SEED}")
+    server = start_server(DISK_BYTES)
+    disks = {name: ShadowedDisk(server, name) for name in (FIRST, SECOND)}
+    writers = [Writer(server, number, POSITIONS // WRITERS // 2) for number in range(WRITERS)]
+    tags = []
+    for writer in writers:
+        writer.start()
+    for number in range(TAGS):
+        while min(writer.done for writer in writers) < POSITIONS // WRITERS // 2 * number // TAGS:
+            assert all(writer.is_alive() or writer.done for writer in writers)
+        before = [writer.done for writer in writers]
+        position = server.cut()
+        tags.append((position, before, [writer.begun for writer in writers]))
+    for writer in writers:
+        writer.join()
+    for disk in disks.values():
+        disk.check()
+
+    logs = {name: [Path(segment.path) for segment in disk.closed()] for name, disk in disks.items()}
+    assert tag_positions(logs[FIRST]) == tag_positions(logs[SECOND])
+    assert {position for position, _, _ in tags} <= set(tag_positions(logs[FIRST]).values())
+    checked = check_every_position(*(list(written(logs[name])) for name in (FIRST, SECOND)))
+    print(f"{checked} positions checked")
+    assert checked == WRITERS * (POSITIONS // WRITERS // 2) * 2
+
+    rng = random.Random(SEED)
+    for position, before, begun in tags + [(rng.randrange(tags[-1][0]), [], []) for _ in range(TAGS)]:
+        first, second = (numbers_at(server, logs[name], position) for name in (FIRST, SECOND))
+        assert all(b <= a <= b + 1 for a, b in zip(first, second, strict=True)), (position, first, second)
+        if before:
+            assert all(done <= b for done, b in zip(before, second, strict=True)), "what was acknowledged is in it"
+            assert all(a <= last for a, last in zip(first, begun, strict=True)), "what was begun afterwards is not"
+
+
+def check_every_position(first: list[tuple[int, int, int]], second: list[tuple[int, int, int]]) -> int:
+    """Merge two logs by position, and look at both disks' state after each record; how many there were."""
+    rows = sorted([(*row, 0) for row in first] + [(*row, 1) for row in second])
+    assert len({position for position, *_ in rows}) == len(rows), "no position is drawn twice"
+    state = [[0, 0] for _ in range(WRITERS)]
+    for position, writer, number, disk in rows:
+        assert state[writer][disk] == number - 1, (position, writer, number)
+        state[writer][disk] = number
+        a, b = state[writer]
+        assert b <= a <= b + 1, f"SITERIG_SEED={SEED}: at position {position} writer {writer} has {a} and {b}"
+    return len(rows)
+
+
+def numbers_at(server: DiskServer, segments: list[Path], position: int) -> list[int]:
+    """Each writer's number on a disk, replayed up to a position."""
+    image = Model(server.folder / "image", server.disk_bytes)
+    image.replay(segments, upto=position)
+    found = numbers_in(image.path)
+    image.path.unlink()
+    return found

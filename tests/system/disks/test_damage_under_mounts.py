@@ -1,0 +1,80 @@
+"""Files of a managed disk that are cut while states of it are mounted: the reader is told, and everybody else reads on."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from tests.support.disks.disk_history import SIZE_BYTES
+from tests.support.disks.disk_server_process import DiskServer
+from tests.unit.azure_emu.disks.test_managed_disk import assert_same, seeded
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture
+def server(tmp_path: Path, front_end: str) -> Iterator[DiskServer]:
+    server = DiskServer(tmp_path, disk_bytes=1 << 20, front_end=front_end)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.clean_up()
+
+
+def mounted(server: DiskServer, store: ManagedDiskStore, position: int, name: str) -> Path:
+    source = {"name": "os", "disk_id": store.folder.name, "store": str(store.folder)}
+    info = server.call("open_recovery", vm="web01", name=name, position=position, disks=[source])
+    return Path(info["disks"][0]["path"])
+
+
+def failed_over(server: DiskServer, store: ManagedDiskStore, position: int) -> Path:
+    made = {"disk_id": store.folder.name, "store": str(store.folder), "position": position}
+    return Path(server.call("open_point", vm="web01-test", name="os", **made)["path"])
+
+
+def read(path: Path) -> bytes:
+    """All of it, past the page cache."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+    try:
+        memory = mmap.mmap(-1, SIZE_BYTES)
+        assert os.preadv(fd, [memory], 0) == SIZE_BYTES
+        return memory[:]
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("cut", ["base.sums", "base.img", "journal"])
+def test_a_file_that_is_cut_under_mounts_is_an_error_of_the_read(tmp_path: Path, server: DiskServer, cut: str) -> None:
+    managed = tmp_path / "managed"
+    (managed / "other").mkdir(parents=True)
+    disk, store = seeded(managed)
+    other_disk, other = seeded(managed / "other")
+    unharmed = mounted(server, other, other_disk.position, "other")
+    harmed = [mounted(server, store, disk.position, "newest"), failed_over(server, store, disk.position)]
+    if cut != "journal":
+        harmed.append(mounted(server, store, store.floor, "oldest"))
+    for path in harmed[:2]:
+        assert_same(read(path), bytes(disk.data), str(path))
+    whole = managed / store.folder.name / cut
+    for file in whole.iterdir() if whole.is_dir() else [whole]:
+        os.truncate(file, 0)
+    for path in harmed:
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)) as refused:
+            read(path)
+        assert refused.value.errno == errno.EIO
+    assert_same(read(unharmed), bytes(other_disk.data), "a state of another disk")
+    if cut == "journal":
+        oldest = mounted(server, store, store.floor, "oldest")
+        assert_same(read(oldest), disk.states[store.floor], "a state that needs nothing of what was cut")
+    assert {info["name"]: info["broken"] for info in server.call("list_recoveries")} == dict.fromkeys(
+        ["newest", "oldest", "other"]
+    )
+    server.os_disk.write_bytes(b"the host's own disks")
+    server.stop()

@@ -1,0 +1,74 @@
+"""File systems on loop devices on a disk: made, filled, half emptied, trimmed, checked; the log replays to the disk.
+
+``SITERIG_FILES`` (default 150) files are copied; ``SITERIG_SEED`` replays a run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.disks.disk_server_process import CAN_MAKE_HOLES
+from tests.support.disks.guest import FSCK, MKFS, loop_device, make_tree, mounted, run, tree
+from tests.support.disks.shadowed_disk import ShadowedDisk
+from tests.support.needs import needs_file_system, needs_program
+from tests.system.conftest import StartServer
+
+pytestmark = pytest.mark.system
+
+FILES = int(os.environ.get("SITERIG_FILES", "150"))
+SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
+DISK_BYTES = 1 << 30
+
+
+@pytest.mark.parametrize("direct_io", [False, True], ids=["buffered", "direct"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("ext4", marks=needs_file_system("ext4")),
+        pytest.param("xfs", marks=needs_file_system("xfs")),
+        pytest.param("btrfs", marks=[needs_file_system("btrfs"), needs_program("mkfs.btrfs")]),
+    ],
+)
+def test_file_system_is_whole_after_use_and_the_log_replays_to_the_disk(
+    start_server: StartServer, tmp_path: Path, kind: str, direct_io: bool
+) -> None:
+    print(f"SITERIG_FILES={FILES} SITERIG_SEED={SEED}")
+    rng = random.Random(SEED)
+    source, guest = tmp_path / "source", tmp_path / "guest"
+    make_tree(source, rng, files=FILES)
+    server = start_server(DISK_BYTES)
+    disk = ShadowedDisk(server, "os")
+    with loop_device(server.os_disk, direct_io=direct_io) as device:
+        run(*MKFS[kind], device)
+        with mounted(device, guest):
+            shutil.copytree(source, guest / "copy")
+            run("sync", "--file-system", guest)
+            full_bytes = disk.file.stat().st_blocks * 512
+            for path in sorted((guest / "copy").rglob("file*")):
+                if rng.random() < 0.5:
+                    path.unlink()
+                    (source / path.relative_to(guest / "copy")).unlink()
+            run("sync", "--file-system", guest)
+            trimmed = trim(guest)
+        with mounted(device, guest):
+            assert tree(guest / "copy") == tree(source)
+        run(*FSCK[kind], device)
+    disk.check()
+    assert trimmed == (server.front_end in CAN_MAKE_HOLES)
+    if trimmed:
+        assert disk.model.counts["DISCARD"] > 0
+        assert disk.file.stat().st_blocks * 512 < full_bytes - (FILES << 12), "what was deleted takes no space any more"
+
+
+def trim(guest: Path) -> bool:
+    """Discard what a file system does not use; False if the disk says that it cannot."""
+    done = subprocess.run(["fstrim", guest], capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) != ("the discard operation is not supported" in done.stderr), done.stderr
+    return done.returncode == 0

@@ -1,0 +1,361 @@
+"""Recovery points as files in a real mount: compared with copies of the disks taken at the tags."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.vault.model.api import MountedPoint, RecoveryPoint
+from siterig.blockfs.core.errors import RigError
+from siterig.cli.reading_again import read_served
+from siterig.images import image_export
+from siterig.rpc import services
+from siterig.testing.testbed import Testbed
+from tests.support.needs import needs_program
+
+pytestmark = pytest.mark.system
+
+MIB = 1 << 20
+SIZES = {"os": 24 * MIB, "odd": 2 * MIB + 512}
+SITERIG = (sys.executable, "-m", "siterig")
+QEMU_NAMES = {"raw": "raw", "vhd": "vpc", "qcow2": "qcow2", "vhdx": "vhdx", "vmdk": "vmdk"}
+"""Formats of an export, and what they are called by ``qemu-img``."""
+Images = dict[str, Path]
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of a short name: below it is a socket, and the kernel allows 107 bytes for its path."""
+    folder = tmp_path_factory.mktemp("p")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+class Source:
+    """A protected VM whose disks are written to at random; copies of them."""
+
+    def __init__(self, testbed: Testbed, folder: Path) -> None:
+        seed = random.randrange(1 << 32)
+        print(f"seed {seed}")
+        self._rng = random.Random(seed)
+        self._testbed = testbed
+        self._folder = folder
+        self._disks: Images = {}
+
+    async def protect(self) -> None:
+        """Make the VM, and wait for its first point."""
+        vault = self._testbed.vault
+        specs = [DiskSpec(name=name, size_bytes=size) for name, size in SIZES.items()]
+        made = await vault.create_vm(vm="web01", disks=specs)
+        self._disks = {disk.name: Path(disk.path) for disk in made.disks}
+        await self.write()
+        await vault.enable_protection(vm="web01", interval_s=2)
+        with trio.fail_after(60):
+            while (await vault.items())[0].protectionState != "Protected":  # noqa: ASYNC110 (in another process)
+                await trio.sleep(0.1)
+
+    async def write(self) -> None:
+        """Writes that overlap, not so many that a log overflows; durable at the end."""
+        await trio.to_thread.run_sync(self._write)
+
+    def _write(self) -> None:
+        for path in self._disks.values():
+            fd = os.open(path, os.O_WRONLY)
+            size = os.fstat(fd).st_size
+            for _ in range(40):
+                at = self._rng.randrange(size)
+                os.pwrite(fd, self._rng.randbytes(min(self._rng.randrange(1, size // 200), size - at)), at)
+            os.fsync(fd)
+            os.close(fd)
+
+    async def write_at(self, disk: str, offset: int, data: bytes) -> None:
+        """One write, durable."""
+
+        def write() -> None:
+            fd = os.open(self._disks[disk], os.O_WRONLY)
+            assert os.pwrite(fd, data, offset) == len(data)
+            os.fsync(fd)
+            os.close(fd)
+
+        await trio.to_thread.run_sync(write)
+
+    async def copy(self, name: str) -> Images:
+        """The disks as they are now."""
+        made = {disk: self._folder / f"{name}-{disk}.img" for disk in self._disks}
+        for disk, path in self._disks.items():
+            await trio.to_thread.run_sync(shutil.copyfile, path, made[disk])
+        return made
+
+    async def point(self, name: str) -> tuple[Images, RecoveryPoint]:
+        """Write, copy, and take a point of the same state."""
+        await self.write()
+        copy = await self.copy(name)
+        return copy, await self._testbed.vault.create_point(vm="web01", kind="CrashConsistent", name=name)
+
+    async def position(self, name: str) -> tuple[Images, int]:
+        """Write, copy, and the position of the last write: there is no point."""
+        await self.write()
+        copy = await self.copy(name)
+        return copy, max(disk.last_position for disk in await self._testbed.site.list_disks(vm="web01"))
+
+
+@asynccontextmanager
+async def protected(folder: Path) -> AsyncIterator[tuple[Testbed, Source]]:
+    async with Testbed.up(folder / "rig") as testbed:
+        source = Source(testbed, folder)
+        await source.protect()
+        yield testbed, source
+
+
+async def same(copy: Images, mounted: MountedPoint) -> None:
+    """Byte by byte; names the first that differs."""
+    found = {disk.name: disk.path for disk in mounted.disks}
+    assert found.keys() == copy.keys()
+    for disk, path in copy.items():
+        done = await trio.run_process(["cmp", path, found[disk]], capture_stdout=True, capture_stderr=True, check=False)
+        assert done.returncode == 0, (mounted.name, done.stdout + done.stderr)
+
+
+async def retain(testbed: Testbed, upto: int) -> None:
+    """Tell the recovery side what need not be kept, as the vault's retention does."""
+    for disk in await testbed.site.list_disks(vm="web01"):
+        await services.recovery_side(testbed.layout).retain(disk_id=disk.disk_id, position=upto)
+
+
+async def floors(testbed: Testbed) -> list[int]:
+    """The oldest position of each disk that can be read."""
+    recovery = services.recovery_side(testbed.layout)
+    disks = await testbed.site.list_disks(vm="web01")
+    return [(await recovery.disk_state(disk_id=disk.disk_id)).floor for disk in disks]
+
+
+async def run(*command: object) -> str:
+    """Standard output of a command that succeeds."""
+    words = [str(word) for word in command]
+    done = await trio.to_thread.run_sync(partial(subprocess.run, words, capture_output=True, text=True, check=False))
+    assert done.returncode == 0, (words, done.stdout, done.stderr)
+    return done.stdout
+
+
+async def siterig(testbed: Testbed, *arguments: object) -> str:
+    return await run(*SITERIG, *arguments, "--dir", testbed.layout.root)
+
+
+@needs_program("qemu-img")
+async def test_points_and_positions_of_one_vm_are_mounted_at_once_and_survive_a_kill(folder: Path) -> None:
+    async with protected(folder) as (testbed, source):
+        vault = testbed.vault
+        states: list[tuple[Images, MountedPoint]] = []
+        first, first_point = await source.point("first")
+        between, position = await source.position("between")
+        second, second_point = await source.point("second")
+        later, later_position = await source.position("later")
+        last = await vault.create_point(vm="web01", kind="CrashConsistent", name="last")
+        states.append((first, await vault.mount_point(vm="web01", point=first_point.id)))
+        states.append((between, await vault.mount_point(vm="web01", position=position)))
+        states.append((second, await vault.mount_point(vm="web01", time=second_point.time)))
+        states.append((later, await vault.mount_point(vm="web01", position=later_position)))
+        states.append((later, await vault.mount_point(vm="web01", point="LatestProcessed", name="newest")))
+        assert states[2][1].recovery_point == second_point
+        assert states[4][1].position >= last.position
+        await source.write()  # what goes on at the site changes nothing of them
+        for copy, mounted in states:
+            await same(copy, mounted)
+
+        images = {disk.name: disk for disk in states[1][1].disks}
+        assert images["odd"].vhd is None  # not whole MiB
+        vhd = images["os"].vhd
+        assert "Images are identical." in await run("qemu-img", "compare", "-f", "raw", "-F", "vpc", between["os"], vhd)
+        for refused in (lambda: os.open(images["os"].path, os.O_RDWR), lambda: os.truncate(images["os"].path, 4096)):
+            with pytest.raises(OSError, match="Read-only file system"):
+                await trio.to_thread.run_sync(refused)
+
+        await testbed.supervisor.kill_role(name="azure", hold=False)
+        with trio.fail_after(60):
+            while True:
+                try:
+                    if len(await testbed.azure.list_recoveries()) == len(states):
+                        break
+                except RigError:
+                    pass
+                await trio.sleep(0.1)
+        for copy, mounted in states:
+            await same(copy, mounted)
+        await retain(testbed, second_point.position)
+        for copy, mounted in states:
+            await same(copy, mounted)
+        assert max(await floors(testbed)) <= first_point.position  # never past what is mounted
+        assert len(json.loads(await siterig(testbed, "point", "list", "web01", "--json"))["mounted"]) == len(states)
+        for _, mounted in states:
+            await siterig(testbed, "point", "unmount", "web01", mounted.name)
+        assert await vault.mounted_points(vm="web01") == []
+        assert not (testbed.layout.azure_mount / "recovery").exists()
+        with trio.fail_after(30):
+            while min(await floors(testbed)) <= first_point.position:  # noqa: ASYNC110 (in another process)
+                await trio.sleep(0.1)
+        assert max(await floors(testbed)) <= second_point.position
+        with pytest.raises(RigError, match=f"position {first_point.position} cannot be read; allowed: "):
+            await vault.mount_point(vm="web01", position=first_point.position)
+        await same(second, await vault.mount_point(vm="web01", position=second_point.position))
+
+
+@needs_program("qemu-img")
+async def test_a_position_is_exported_in_every_format_and_becomes_another_vms_disks(folder: Path) -> None:
+    async with protected(folder) as (testbed, source):
+        copy, position = await source.position("between")
+        await testbed.vault.create_point(vm="web01", kind="CrashConsistent", name="last")
+        what = ("point", "export", "web01", "--disk", "os", "--position", position)
+        images = {format_: folder / f"exported.{format_}" for format_ in QEMU_NAMES}
+        for format_, name in QEMU_NAMES.items():
+            await siterig(testbed, *what, "--format", format_, "--to", images[format_])
+            if format_ in ("qcow2", "vhdx", "vmdk"):
+                assert "No errors were found" in await run("qemu-img", "check", "-f", name, images[format_])
+            assert "identical" in await run("qemu-img", "compare", "-f", "raw", "-F", name, copy["os"], images[format_])
+        assert await testbed.vault.mounted_points(vm="web01") == []
+        given = [word for format_, image in images.items() for word in ("--disk", f"{format_}={image}")]
+        larger = f"larger={images['qcow2']}:32MiB"
+        made = await siterig(testbed, "vm", "create", "copy", "--json", *given, "--disk", larger)
+        disks = {disk["name"]: Path(disk["path"]) for disk in json.loads(made)["disks"]}
+        expected = await trio.Path(copy["os"]).read_bytes()
+        for format_ in QEMU_NAMES:
+            assert await trio.Path(disks[format_]).read_bytes() == expected, format_
+        assert await trio.Path(disks["larger"]).read_bytes() == expected + bytes(8 * MIB)
+
+
+def child_names(pid: int) -> list[str]:
+    """The names of the programs that the children of a process run."""
+    names = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+            names.append(Path(f"/proc/{child}/comm").read_text().strip())
+    return names
+
+
+async def test_an_export_that_is_killed_leaves_nothing_mounted_and_no_file(folder: Path) -> None:
+    async with protected(folder) as (testbed, _source):
+        target, programs = folder / "images", folder / "programs"
+        target.mkdir()
+        programs.mkdir()
+        fake = programs / "qemu-img"  # it was started with its input open, and never ends
+        fake.write_text("#!/bin/bash\nexec sleep 1000\n")
+        fake.chmod(0o755)
+        environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+        what = ("point", "export", "web01", "--disk", "os", "--format", "qcow2", "--to", str(target / "os.qcow2"))
+        words = [*SITERIG, *what, "--dir", str(testbed.layout.root)]
+        exporter = await trio.lowlevel.open_process(words, env=environment)
+        with trio.fail_after(60):
+            while "sleep" not in child_names(exporter.pid):  # noqa: ASYNC110 (in another process)
+                await trio.sleep(0.05)
+            [state] = await testbed.vault.mounted_points(vm="web01")
+            assert state.name.startswith("export-")
+            exporter.kill()
+            await exporter.wait()
+        with trio.fail_after(60):
+            while await testbed.vault.mounted_points(vm="web01"):  # noqa: ASYNC110 (in another process)
+                await trio.sleep(0.05)
+        assert await testbed.azure.list_recoveries() == []
+        assert list(target.iterdir()) == []
+
+
+def spoil(folder: Path, piece: bytes) -> None:
+    """Change a byte of that piece, wherever it is stored."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        with path.open("r+b") as file:
+            found = file.read().find(piece)
+            if found >= 0:
+                file.seek(found + len(piece) // 2)
+                file.write(bytes([piece[len(piece) // 2] ^ 0xFF]))
+                return
+    raise AssertionError("it is nowhere")
+
+
+@pytest.fixture
+def full(folder: Path) -> Iterator[Path]:
+    """A folder on a file system of its own with a room of 256 KiB."""
+    path = folder / "full"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "siterig-test", path], check=True)
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+@needs_program("qemu-img")
+async def test_an_export_fails_in_the_same_way_whatever_the_format(folder: Path, full: Path) -> None:
+    async with protected(folder) as (testbed, source):
+        copy, point = await source.point("last")
+        disk = await trio.Path(copy["os"]).read_bytes()
+        at = next(at for at in range(SIZES["os"] // 2, len(disk), 4096) if disk[at : at + 512].count(0) < 32)
+
+        async def refused(format_: str, to: Path) -> str:
+            what = ["point", "export", "web01", "--disk", "os", "--point", point.id, "--format", format_, "--to", str(to)]
+            words = [*SITERIG, *what, "--dir", str(testbed.layout.root)]
+            done = await trio.run_process(words, capture_stdout=True, capture_stderr=True, check=False)
+            assert (done.returncode, done.stdout) == (1, b"")
+            assert list(to.parent.iterdir()) == []
+            return done.stderr.decode()
+
+        for format_ in ("raw", "vhd", "qcow2", "vhdx", "vmdk"):
+            said = await refused(format_, full / "x")
+            assert said.startswith(f"siterig: error: {full / 'x'}: "), format_
+            assert said.endswith(" (DiskFull)\n"), format_
+        await trio.to_thread.run_sync(spoil, testbed.layout.managed_disks, disk[at : at + 512])
+        (folder / "out").mkdir()
+        found: dict[str, int] = {}
+        for format_ in ("raw", "vhd", "qcow2", "vhdx", "vmdk"):
+            to = folder / "out" / f"x.{format_}"
+            said = await refused(format_, to)
+            said = said[said.index("siterig: error: ") :]  # behind the remark that the state is known to be damaged
+            assert said.startswith(f"siterig: error: {to}: was not made: "), format_
+            assert said.endswith(": Input/output error (ReadFailed)\n"), format_
+            found[format_] = int(said.partition("at byte ")[2].partition(":")[0])
+        assert len(set(found.values())) == 1, (at, found)
+        assert at - 65536 < found["raw"] <= at
+
+
+async def test_an_export_begins_again_when_the_role_that_serves_the_point_ended_meanwhile(folder: Path) -> None:
+    async with protected(folder) as (testbed, source):
+        copy, point = await source.point("last")
+        await testbed.vault.mount_point(vm="web01", point=point.id, name="exported")
+        (mounted,) = await testbed.vault.mounted_points(vm="web01")
+        image = next(Path(disk.path) for disk in mounted.disks if disk.name == "os")
+        supervisor = services.supervisor(testbed.layout)
+        to = folder / "out" / "os.img"
+        to.parent.mkdir()
+        starts = 0
+
+        async def read() -> None:
+            nonlocal starts
+            starts += 1
+            (azure,) = [role for role in (await supervisor.status()).roles if role.name == "azure"]
+            assert azure.pid is not None
+
+            def kill_in_the_middle(_done_bytes: int, _total_bytes: int | None = None) -> None:
+                assert azure.pid is not None
+                if starts == 1:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(azure.pid, signal.SIGKILL)
+
+            try:
+                await image_export.export(image, to, "raw", force=False, advance=kill_in_the_middle)
+            finally:
+                assert list(to.parent.iterdir()) == ([to] if starts == 2 else [])
+
+        notes: list[str] = []
+        await read_served(supervisor, "azure", image, read, notes.append)
+        assert starts == 2
+        assert len(notes) == 1
+        assert to.read_bytes() == copy["os"].read_bytes()

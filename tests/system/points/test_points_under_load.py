@@ -1,0 +1,190 @@
+"""Points that are taken while a disk is written to: what a managed disk gives of each is what a copy of the source was then.
+
+The copy is read from a snapshot of both disks at one position, while the writers go on and one disk grows; the managed disks
+get what the logs hold.  Points by their tags, in a rig and through its mount, test_mounted_under_load.py has.
+``SITERIG_POINTS`` (default 6) are taken, ``SITERIG_SEED`` replays the writers' choices.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
+from siterig.blockfs.transfer.part_codec import pack
+from siterig.blockfs.transfer.part_name import PartName
+from siterig.blockfs.transfer.sync_stream import SyncStream
+from tests.support.disks.disk_server_process import VM, DiskServer
+from tests.system.mount.test_pump import punch
+
+pytestmark = pytest.mark.system
+
+POINTS = int(os.environ.get("SITERIG_POINTS", "6"))
+SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
+DISK_BYTES = 4 << 30
+"""Sparse; so large that the log of the time between two points stays below half of it."""
+AREA_BYTES = 24 << 20
+"""Written to again and again, so that writes meet; nothing else is, but"""
+GROWN_BYTES = DISK_BYTES + (16 << 20)
+GROWN_AREA = (DISK_BYTES - (4 << 20), 12 << 20)
+"""of ``os``, when it has grown (offset, length)."""
+NAMES = ("os", "data")
+STEP_BYTES = 1 << 20
+
+
+def areas_of(size_bytes: int) -> list[tuple[int, int]]:
+    """What is written to of a disk of that size."""
+    return [(0, AREA_BYTES), *([GROWN_AREA] if size_bytes > DISK_BYTES else [])]
+
+
+def steps(size_bytes: int) -> list[int]:
+    return [at for start, length in areas_of(size_bytes) for at in range(start, start + length, STEP_BYTES)]
+
+
+class Writer(threading.Thread):
+    """Writes of all sizes at any byte, some discards, until told to stop."""
+
+    def __init__(self, disk: Path, area: tuple[int, int], rng: random.Random, stop: threading.Event) -> None:
+        super().__init__()
+        self._disk, self._area, self._rng, self._stop_asked = disk, area, rng, stop
+        self.error: BaseException | None = None
+        self.done = 0
+
+    def run(self) -> None:
+        try:
+            with self._disk.open("r+b", buffering=0) as disk:
+                while not self._stop_asked.is_set():
+                    length = self._rng.choice((512, 4096, 4096, 4096, 65536, self._rng.randrange(1, 200_000)))
+                    offset = self._area[0] + self._rng.randrange(self._area[1] - length)
+                    if self._rng.random() < 0.1:
+                        punch(disk.fileno(), offset, length)
+                    else:
+                        assert os.pwrite(disk.fileno(), self._rng.randbytes(length), offset) == length
+                    self.done += 1
+        except BaseException as exc:
+            self.error = exc
+
+
+class Replica:
+    """The managed disk of one of the server's disks."""
+
+    def __init__(self, server: DiskServer, name: str, folder: Path, snapshot: dict[str, Any]) -> None:
+        """``snapshot``: of the disks while they are empty."""
+        self._server, self.name = server, name
+        self._disk_id = next(d["disk_id"] for d in server.call("list_disks") if d["name"] == name)
+        self.folder = folder / self._disk_id
+        self.store = ManagedDiskStore.create(self.folder, disk_id=self._disk_id, size_bytes=DISK_BYTES, created_ns=1)
+        stream = SyncStream(
+            folder,
+            disk_id=self._disk_id,
+            generation=1,
+            disk_size_bytes=DISK_BYTES,
+            position=snapshot["position"],
+            time_ns=snapshot["time_ns"],
+            first_seq=next(disk["first_seq"] for disk in snapshot["disks"] if disk["disk_id"] == self._disk_id),
+        )
+        part, path = stream.finish()
+        self.store.apply_part(part, pack(path))
+
+    def apply_sent(self) -> None:
+        """All closed segments; the site forgets them then."""
+        for found in self._server.call("segments", vm=VM):
+            if found["disk_id"] != self._disk_id:
+                continue
+            part = PartName(self._disk_id, found["generation"], "log", found["first_seq"], found["last_seq"])
+            self.store.apply_part(part, pack(Path(found["path"])))
+            self._server.call("applied", disk_id=self._disk_id, generation=found["generation"], last_seq=found["last_seq"])
+
+    def compare(self, position: int, copy: Path) -> None:
+        """The state at ``position`` with a copy, byte for byte; outside of what was written there is nothing."""
+        view = open_view(self.folder, position)
+        try:
+            assert view.size_bytes == copy.stat().st_size
+            areas = areas_of(view.size_bytes)
+            for offset, length in view.data_ranges():
+                assert any(start <= offset and offset + length <= start + area for start, area in areas)
+            with copy.open("rb") as file:
+                for offset in steps(view.size_bytes):
+                    found, expected = view.pread(offset, STEP_BYTES), os.pread(file.fileno(), STEP_BYTES, offset)
+                    if found != expected:
+                        first = next(i for i in range(STEP_BYTES) if found[i] != expected[i])
+                        pytest.fail(
+                            f"SITERIG_SEED={SEED}: {self.name} at position {position}: byte {offset + first} is "
+                            f"{found[first]:#04x}; in the copy of the source it is {expected[first]:#04x}"
+                        )
+        finally:
+            view.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[DiskServer]:
+    server = DiskServer(tmp_path, disk_bytes=DISK_BYTES, front_end="pump")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.clean_up()
+        shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def copy_source(server: DiskServer, name: str, target: Path) -> None:
+    """What is written to, of the size that the disk has in the snapshot."""
+    with (server.mountpoint / VM / f"{name}.snapshot").open("rb") as source, target.open("xb") as file:
+        size = os.fstat(source.fileno()).st_size
+        file.truncate(size)
+        for offset in steps(size):
+            os.pwrite(file.fileno(), os.pread(source.fileno(), STEP_BYTES, offset), offset)
+
+
+def test_every_point_is_what_the_source_was(server: DiskServer, tmp_path: Path) -> None:
+    print(f"SITERIG_SEED={SEED}")
+    rng, stop = random.Random(SEED), threading.Event()
+    stores = tmp_path / "stores"
+    stores.mkdir()
+    empty = server.call("begin_snapshot", vm=VM)
+    server.call("end_snapshot", vm=VM)
+    replicas = [Replica(server, name, stores, empty) for name in NAMES]
+    writers = [
+        Writer(server.disk(name), (0, AREA_BYTES), random.Random(rng.random()), stop) for name in NAMES for _ in range(2)
+    ]
+    for writer in writers:
+        writer.start()
+    points: list[int] = []
+    try:
+        for number in range(POINTS):
+            if number == POINTS // 3:
+                server.call("resize_disk", vm=VM, disk="os", size_bytes=GROWN_BYTES)
+                writers.append(Writer(server.disk("os"), GROWN_AREA, random.Random(rng.random()), stop))
+                writers[-1].start()
+            position = server.call("begin_snapshot", vm=VM)["position"]
+            for name in NAMES:
+                copy_source(server, name, tmp_path / f"{name}-{position}")
+            server.call("end_snapshot", vm=VM)
+            points.append(position)
+            server.cut()
+            for replica in replicas:
+                replica.apply_sent()
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
+    assert [writer.error for writer in writers] == [None] * len(writers)
+    assert all(writer.done > POINTS for writer in writers)
+    server.cut()
+    for replica in replicas:
+        replica.apply_sent()
+        for position in points:
+            replica.compare(position, tmp_path / f"{replica.name}-{position}")
+        oldest = points[len(points) // 2]
+        assert replica.store.fold(oldest) <= oldest
+        for position in points[len(points) // 2 :]:
+            replica.compare(position, tmp_path / f"{replica.name}-{position}")
+        replica.store.close()

@@ -1,0 +1,433 @@
+"""What the rig says to bad input and to a machine that refuses: one line, a documented exit status, nothing lost.
+
+All goes through the real command line.  The shared rig lies on a small file system of its own, so that the host's disk can
+be full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from siterig.azure_emu.vault.db.migrations import OLDEST_VERSION
+from siterig.azure_emu.vault.db.schema import FORMAT_VERSION
+from siterig.blockfs.guests import hostmounts
+from siterig.core import layout
+from siterig.core.layout import Layout
+from siterig.supervisor import cleanup, launch
+from tests.support.needs import needs_program
+
+pytestmark = pytest.mark.system
+
+MIB = 1024 * 1024
+HOST_BYTES = 160 * MIB
+PATIENCE_S = 40.0
+FULL = re.compile(r"siterig: error: .*the host's disk is full \(/[^)]*\) \(DiskFull\)\n")
+
+
+class Rig:
+    """A rig's folder, and the command line on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.layout = Layout.of(root)
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """``siterig ARGUMENTS``."""
+        command = [sys.executable, "-m", "siterig", *arguments, "--dir", str(self.layout.root)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+    def good(self, *arguments: str) -> str:
+        """The output of a command that must work."""
+        result = self.run(*arguments)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def refused(self, *arguments: str) -> tuple[int, str]:
+        """Exit status and stderr of a command that must not work; it prints no result."""
+        result = self.run(*arguments)
+        assert result.stdout == ""
+        return result.returncode, result.stderr
+
+    def item(self, vm: str) -> dict[str, Any]:
+        """A protected item, as ``status --json`` gives it."""
+        items = json.loads(self.good("status", "--json"))["items"]
+        return next(item for item in items if item["vm"] == vm)
+
+    def end(self) -> None:
+        """Whatever a test left: processes, mounts, loop devices."""
+
+        async def end() -> None:
+            await hostmounts.release_below(self.layout.root)
+            await launch.down(self.layout)
+
+        trio.run(end)
+
+
+@contextlib.contextmanager
+def small_host(folder: Path) -> Iterator[Path]:
+    """A file system of ``HOST_BYTES``."""
+    image, where = folder / "host.ext4", folder / "host"
+    image.touch()
+    os.truncate(image, HOST_BYTES)
+    where.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(where)], check=True)
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", str(where)], check=True)
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """One rig for all tests that need one that is up; each makes VMs of its own."""
+    with small_host(tmp_path_factory.mktemp("small")) as host:
+        rig = Rig(host / "rig")
+        try:
+            rig.good("up", "--quick-retries")
+            yield rig
+        finally:
+            rig.end()
+
+
+@pytest.fixture
+def down(tmp_path: Path) -> Iterator[Rig]:
+    """A rig that was never up."""
+    rig = Rig(tmp_path / "rig")
+    layout.create(rig.layout)
+    yield rig
+    rig.end()
+
+
+@pytest.fixture
+def full(rig: Rig) -> Iterator[Callable[[], None]]:
+    """Fills the rig's disk to the last block; call it again where something may have let go of blocks."""
+    filler = rig.layout.root.parent / "filler"
+
+    def fill() -> None:
+        with filler.open("ab", buffering=0) as file:
+            for size in (MIB, 4096, 512):
+                with contextlib.suppress(OSError):
+                    while True:
+                        file.write(bytes(size))
+
+    yield fill
+    filler.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def mounted(disk: str, where: Path) -> Iterator[Path]:
+    """An ext4 disk, mounted as a user would."""
+
+    async def begin() -> str:
+        loop = await hostmounts.attach(Path(disk))
+        await hostmounts.mount(loop, where, "ext4")
+        return loop
+
+    async def end(loop: str) -> None:
+        await hostmounts.unmount(where)
+        await hostmounts.detach(loop)
+
+    loop = trio.run(begin)
+    try:
+        yield where
+    finally:
+        trio.run(end, loop)
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Look again until it holds."""
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for: {what}"
+        time.sleep(0.2)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """As a database would."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def path_of(vm: str, made: dict[str, Any]) -> str:
+    assert made["vm"] == vm
+    return str(made["disks"][0]["path"])
+
+
+# ---- words that make no sense
+
+
+@pytest.mark.parametrize("command", ["points", "failover planned", "resync"])
+def test_an_unknown_vm_is_named_with_those_there_are(rig: Rig, command: str) -> None:
+    assert rig.refused(*command.split(), "nosuch") == (
+        2, "siterig: error: VM 'nosuch' is not protected; protected VMs: none (VmNotFound)\n",
+    )  # fmt: skip
+
+
+def test_an_unknown_vm_cannot_be_protected(rig: Rig) -> None:
+    rig.good("vm", "create", "known", "--disk", "a:1MiB")
+    status, stderr = rig.refused("protect", "nosuch")
+    assert status == 2
+    assert re.fullmatch(
+        r"siterig: error: there is no VM 'nosuch' at the site; VMs there: .*known.* \(VmNotFound\)\n", stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("disk", "line"),
+    [
+        ("a:1000", "size '1000' is 1000 bytes: it must be a positive multiple of 512 (InvalidDiskSize)"),
+        ("a:0", "size '0' is 0 bytes: it must be a positive multiple of 512 (InvalidDiskSize)"),
+        ("a:big", "size 'big' is not understood: write a number and KiB, MiB, GiB or TiB (InvalidDiskSize)"),
+        ("a:1MiB:ntfs", "disk 'a:1MiB:ntfs': file system 'ntfs' is not one of ext4, xfs (UnknownFilesystem)"),
+        (
+            "../a:1MiB",
+            "disk is named '../a'; allowed are 1 to 63 letters, digits, '-' and '_', not '-' or '_' first (InvalidName)",
+        ),
+    ],
+)
+def test_a_disk_that_cannot_be_leaves_no_vm(rig: Rig, disk: str, line: str) -> None:
+    assert rig.refused("vm", "create", "odd", "--disk", "good:1MiB", "--disk", disk) == (2, f"siterig: error: {line}\n")
+    assert "odd" not in {vm["vm"] for vm in json.loads(rig.good("vm", "list", "--json"))}
+
+
+@needs_program("qemu-img")
+@pytest.mark.parametrize(
+    ("name", "options", "code"),
+    [
+        ("x.img", ["-O", "raw"], "InvalidDiskSize"),
+        ("fixed.vhd", ["-O", "vpc", "-o", "subformat=fixed,force_size=on"], "VhdCorrupt"),
+        ("dynamic.vhd", ["-O", "vpc", "-o", "force_size=on"], "ImageUnusable"),
+        ("x.qcow2", ["-O", "qcow2"], "ImageUnusable"),
+        ("x.vhdx", ["-O", "vhdx"], "ImageUnusable"),
+        ("x.vmdk", ["-O", "vmdk"], "ImageUnusable"),
+    ],
+)
+def test_an_image_that_was_cut_off_leaves_no_vm(rig: Rig, tmp_path: Path, name: str, options: list[str], code: str) -> None:
+    disk, image = tmp_path / "disk.img", tmp_path / name
+    disk.write_bytes(os.urandom(4 * MIB))
+    subprocess.run(["qemu-img", "convert", "-f", "raw", *options, disk, image], check=True)
+    os.truncate(image, image.stat().st_size * 2 // 3 | 1)
+    status, stderr = rig.refused("vm", "create", "cut", "--disk", f"os={image}")
+    assert status == 2
+    assert re.fullmatch(rf"siterig: error: {re.escape(str(image))}: .* \({code}\)\n", stderr)
+    assert "cut" not in {vm["vm"] for vm in json.loads(rig.good("vm", "list", "--json"))}
+    assert not (rig.layout.site_disks / "cut").exists()
+
+
+def test_a_disk_too_small_for_its_file_system_is_named_by_its_file(rig: Rig) -> None:
+    path = rig.layout.site_mount / "tiny" / "a.img"
+    assert rig.refused("vm", "create", "tiny", "--disk", "a:1MiB:xfs") == (
+        2, f"siterig: error: {path} has 1048576 bytes: an xfs needs at least 314572800 (300 MiB) (DiskTooSmall)\n",
+    )  # fmt: skip
+    assert not (rig.layout.site_disks / "tiny").exists()
+
+
+@pytest.mark.parametrize("option", ["--interval", "--app-consistent-every"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_an_interval_that_is_no_number_is_refused(rig: Rig, option: str, value: str) -> None:
+    assert rig.refused("protect", "nosuch", option, value) == (
+        2, f"siterig: error: {option} is {value}: it must be a finite number of seconds (InvalidPolicy)\n",
+    )  # fmt: skip
+
+
+# ---- the folder
+
+
+def test_a_second_up_on_the_same_state_is_refused_and_disturbs_nothing(rig: Rig) -> None:
+    before = json.loads(rig.good("status", "--json"))
+    assert rig.refused("up") == (
+        1,
+        f"siterig: error: the rig in {rig.layout.root} is up already (supervisor's process id: {before['pid']}); "
+        "end it with siterig down (AlreadyUp)\n",
+    )
+    assert json.loads(rig.good("status", "--json"))["roles"] == before["roles"]
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status"])
+def test_state_of_another_version_is_refused_and_kept(down: Rig, command: str) -> None:
+    down.layout.state.write_text('{"format": 99}')
+    line = f"{down.layout.root} has state format 99, this siterig understands 1: use the siterig that made it"
+    assert down.refused(command) == (2, f"siterig: error: {line} (StateVersion)\n")
+    assert down.layout.state.read_text() == '{"format": 99}'
+    down.layout.state.write_text('{"format": 1}')
+
+
+def test_a_vault_of_another_version_ends_up(down: Rig) -> None:
+    with contextlib.closing(sqlite3.connect(down.layout.vault_db)) as database, database:
+        database.execute("create table format (version integer primary key)")
+        database.execute("insert into format values (99)")
+    status, stderr = down.refused("up")
+    assert status == 2
+    assert stderr.splitlines()[-1] == (
+        f"siterig: error: role vault did not start: the vault's database sqlite:///{down.layout.vault_db} has format "
+        f"version 99; this program reads versions {OLDEST_VERSION} to {FORMAT_VERSION}: use the siterig that made it "
+        "(StateVersion)"
+    )
+    assert down.run("status").returncode == 3
+
+
+def test_a_folder_that_cannot_be_made_is_one_line() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "siterig", "up", "--dir", "/dev/null/rig"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert re.fullmatch(
+        r"siterig: error: folder /dev/null/rig cannot hold a rig: [^\n]+ \(/dev/null/rig[^\n]*\) \(FolderUnusable\)\n",
+        result.stderr,
+    )
+
+
+def test_a_file_system_without_room_for_a_new_rig_is_refused_before_a_folder_is_made() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "siterig", "up", "--dir", "/proc/rig"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 4
+    assert result.stderr.splitlines() == [
+        "siterig: error: this machine cannot run a rig: free space: 0.0 GiB at /proc (remedy: a rig needs 64 MiB: free "
+        "some, or name a folder on a larger file system with --dir) (MachineUnfit)"
+    ]
+
+
+# ---- the machine
+
+
+def test_a_port_taken_by_somebody_else_is_named(down: Rig) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        (down.layout.azurite / "port").write_text(f"{port}\n")
+        status, stderr = down.refused("up")
+    assert status == 1
+    assert stderr.splitlines()[-1] == (
+        f"siterig: error: role azurite did not start: port {port} on 127.0.0.1 is taken by another program: stop it "
+        "(ss -ltnp shows it) (PortTaken)"
+    )
+    assert not cleanup.mounts_below(down.layout.root)
+
+
+def test_an_azurite_that_is_not_there_is_named(down: Rig) -> None:
+    result = down.run("up", SITERIG_AZURITE="/nonexistent/azurite-blob")
+    assert result.returncode == 4
+    assert result.stderr.splitlines()[-1] == (
+        "siterig: error: this machine cannot run a rig: azurite: SITERIG_AZURITE names /nonexistent/azurite-blob, which is "
+        "no file (remedy: run ./rig in a checkout, or npm install -g azurite) (AzuriteMissing)"
+    )
+    assert not down.layout.lock.exists()
+    assert not cleanup.mounts_below(down.layout.root)
+
+
+# ---- the host's disk is full
+
+
+def test_on_a_full_disk_a_vm_is_not_half_made(rig: Rig, full: Callable[[], None]) -> None:
+    full()
+    status, stderr = rig.refused("vm", "create", "full", "--disk", "a:64MiB:ext4", "--disk", "b:64MiB:ext4")
+    assert status == 1
+    assert FULL.fullmatch(stderr), stderr
+    assert "full" not in {vm["vm"] for vm in json.loads(rig.good("vm", "list", "--json"))}
+    assert not (rig.layout.site_disks / "full").exists()
+
+
+def test_on_a_full_disk_a_vm_is_not_protected_and_can_be_later(rig: Rig, full: Callable[[], None], tmp_path: Path) -> None:
+    made = json.loads(rig.good("vm", "create", "late", "--disk", "a:32MiB:ext4", "--json"))
+    with mounted(path_of("late", made), tmp_path / "guest") as guest:
+        write_durably(guest / "file", os.urandom(8 * MIB))
+    full()
+    status, stderr = rig.refused("protect", "late", "--interval", "30")
+    assert status == 1
+    assert stderr.splitlines()[-1].startswith("siterig: error: "), stderr
+    assert re.search(r"\((DiskFull|NotEnoughSpace)\)$", stderr), stderr
+    assert all(role["state"] == "ready" for role in json.loads(rig.good("status", "--json"))["roles"])
+    (rig.layout.root.parent / "filler").unlink()
+    rig.good("protect", "late", "--interval", "30")
+    assert rig.item("late")["protectionState"] == "Protected"
+    rig.good("unprotect", "late")
+
+
+def test_a_disk_that_fills_up_under_load_is_told_to_guest_and_user_and_nothing_is_lost(
+    rig: Rig, full: Callable[[], None], tmp_path: Path
+) -> None:
+    made = json.loads(rig.good("vm", "create", "busy", "--disk", "a:64MiB:ext4", "--json"))
+    rig.good("protect", "busy", "--interval", "1")
+    before, during, after = os.urandom(2 * MIB), os.urandom(16 * MIB), os.urandom(2 * MIB)
+    with mounted(path_of("busy", made), tmp_path / "guest") as guest:
+        write_durably(guest / "before", before)
+        full()
+        with pytest.raises(OSError, match=r"No space left on device|Input/output error") as caught:
+            write_durably(guest / "during", during)
+        assert caught.value.errno in (errno.ENOSPC, errno.EIO)
+        full()  # what had been replicated meanwhile was deleted at the site
+
+        # Whenever something more is deleted there is room again, and what was refused comes through: one look tells both.
+        def is_told() -> bool:
+            item = rig.item("busy")
+            told = "DiskFull" in {error["errorCode"] for error in item["healthErrors"]}
+            assert not told or item["replicationHealth"] in ("Warning", "Critical")
+            return told
+
+        def is_refused() -> bool:
+            full()
+            return rig.run("take-point", "busy").returncode == 1
+
+        until(is_told, "DiskFull in the health")
+        until(is_refused, "a point that is refused while the disk is full")
+        status = json.loads(rig.good("status", "--json"))
+        assert all(role["state"] == "ready" and role["restarts"] == 0 for role in status["roles"])
+        assert (guest / "before").read_bytes() == before
+    (rig.layout.root.parent / "filler").unlink()
+
+    # The guest's ext4 may have met the error in its journal and turned read-only: as any machine, it is started again.
+    with mounted(path_of("busy", made), tmp_path / "guest") as guest:
+        assert (guest / "before").read_bytes() == before
+        write_durably(guest / "after", after)
+        until(lambda: rig.run("take-point", "busy").returncode == 0, "a point after there is room again")
+        until(
+            lambda: "DiskFull" not in {e["errorCode"] for e in rig.item("busy")["healthErrors"]}, "health without DiskFull"
+        )
+    assert rig.item("busy")["resynchronizationRequired"] is None
+    recovered = json.loads(rig.good("failover", "test", "busy", "--point", "latest", "--json"))["job"]["result"]
+    with mounted(path_of("busy-test", recovered), tmp_path / "recovered") as copy:
+        assert (copy / "before").read_bytes() == before
+        assert (copy / "after").read_bytes() == after
+    rig.good("cleanup", "busy")
+    rig.good("unprotect", "busy")
+
+
+# ---- last, for it takes the shared rig down and up
+
+
+def test_after_a_kill_of_everything_up_clears_the_stale_mounts_and_the_disks_are_as_they_were(
+    rig: Rig, tmp_path: Path
+) -> None:
+    made = json.loads(rig.good("vm", "create", "kept", "--disk", "a:16MiB:ext4", "--json"))
+    with mounted(path_of("kept", made), tmp_path / "guest") as guest:
+        write_durably(guest / "file", b"kept" * 10_000)
+    status = json.loads(rig.good("status", "--json"))
+    for pid in [status["pid"], *(role["pid"] for role in status["roles"])]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: not launch.is_up(rig.layout), "the end of the supervisor")
+    assert cleanup.mounts_below(rig.layout.root / "site")
+    assert rig.refused("vm", "list") == (
+        3, f"siterig: error: the rig in {rig.layout.root} was killed: siterig up or down clears it (NotUp)\n",
+    )  # fmt: skip
+    rig.good("up", "--quick-retries")
+    with mounted(path_of("kept", made), tmp_path / "guest") as guest:
+        assert (guest / "file").read_bytes() == b"kept" * 10_000

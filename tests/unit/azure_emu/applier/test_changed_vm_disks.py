@@ -1,0 +1,117 @@
+"""A change of a recovered VM's disk by another program is a warning of that VM, and an event."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+import trio
+import trio.testing
+
+from siterig.azure_emu.applier.changed_vm_disks import ChangedVmDisks
+from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.disk_files import DiskPlace
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.blockfs.layers.layer import Layer, RawLayer
+from tests.support.rigs.vault_fakes import World, idle, protected, running
+
+SIZE = 1 << 20
+
+
+class Reports:
+    """A vault that does not answer the first time."""
+
+    def __init__(self) -> None:
+        self.away = 1
+        self.changed: list[tuple[str, str, str]] = []
+
+    async def vm_disk_changed(self, *, vm: str, disk: str, what: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.away -= 1
+        if self.away >= 0:
+            raise RigError("RoleUnavailable", "nobody answers", recoverable=True)
+        self.changed.append((vm, disk, what))
+
+    async def damage_met(self, *, disk_id: str, path: str, offset: int, position: int) -> None:
+        raise AssertionError(path)
+
+    async def scrubbed(self, *, disk_id: str, damages: list[Damage]) -> None:
+        raise AssertionError(damages)
+
+
+class Files:
+    """Plain files in place of managed disks."""
+
+    def open(self, store: Path, _position: int, _holder: str) -> Layer:
+        return RawLayer(store)
+
+    def release(self, store: Path, holder: str) -> None:
+        pass
+
+    def reconcile(self, kind: str, holders: Collection[str]) -> None:
+        pass
+
+
+async def reported(changed: ChangedVmDisks) -> list[tuple[str, str, str]]:
+    reports = Reports()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(changed.report, reports)
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    return reports.changed
+
+
+async def test_a_host_reports_what_it_finds_at_its_start_and_repeats_it_until_it_is_heard(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    (tmp_path / "below").write_bytes(os.urandom(SIZE))
+    changed = ChangedVmDisks()
+
+    def host() -> DiskHost:
+        return DiskHost(tmp_path / "vms", tmp_path / "mnt", views=Files(), tell_changed=changed.note)
+
+    disks = host()
+    for name in ("a", "b", "c"):
+        place = DiskPlace(tmp_path / "vms" / "web01-test", "web01-test", name)
+        disks._over_point(place, tmp_path / "below", 1, RawLayer(tmp_path / "below"), 512).write(0, b"guest" * 1000)
+    disks.close()
+    with (tmp_path / "vms/web01-test/a.top").open("r+b") as file:
+        file.write(b"OFFLINE-EDIT")
+    os.truncate(tmp_path / "vms/web01-test/b.top", 0)
+    disks = host()
+    found = await reported(changed)
+    assert [(vm, disk) for vm, disk, _ in found] == [("web01-test", "a"), ("web01-test", "b")]
+    assert "was written to, or replaced" in found[0][2]
+    assert "cannot be opened" in found[1][2]
+    disks.close()
+
+
+async def failed_over(vault: Vault) -> None:
+    await protected(vault)
+    await vault.create_point(vm="web01", kind="CrashConsistent", name="p")
+    await idle(vault)
+    await vault.test_failover(vm="web01", point="Latest")
+    await idle(vault)
+
+
+async def test_it_is_a_warning_and_an_event_until_the_vm_is_gone(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await failed_over(vault)
+        for _ in range(2):
+            await vault.vm_disk_changed(vm="web01-test", disk="os", what="os.top was cut")
+        await vault.vm_disk_changed(vm="nobody", disk="os", what="nothing")
+        (item,) = await vault.items()
+        assert item.replicationHealth == "Warning"
+        (error,) = item.healthErrors
+        assert (error.errorCode, error.summaryMessage) == (
+            "ImageChanged",
+            "disk 'os' of VM 'web01-test' on the recovery side: os.top was cut",
+        )
+        assert [event.eventCode for event in await vault.events()].count("ImageChanged") == 1
+        await vault.cleanup_test_failover(vm="web01")
+        await idle(vault)
+        (item,) = await vault.items()
+        assert item.replicationHealth == "Normal"

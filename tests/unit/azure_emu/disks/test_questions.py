@@ -1,0 +1,70 @@
+"""Questions to a managed disk while its journal is folded away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from siterig.azure_emu.disks.change_steps import change_steps
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.azure_emu.disks.questions import change_list, position_at
+from siterig.azure_emu.disks.store_history import Loaded, ask
+from siterig.blockfs.core.errors import RigError
+from tests.support.disks.disk_history import SiteDisk
+from tests.unit.azure_emu.disks.test_managed_disk import apply, new_store, site
+
+Question = Callable[[Loaded, int, int], object]
+QUESTIONS: dict[str, Question] = {
+    "position_at": lambda loaded, at, _last: position_at(loaded, at * 10 - 1),
+    "change_list": lambda loaded, at, last: change_list(loaded, at - 1, last, 5),
+    "change_steps": lambda loaded, at, last: change_steps(loaded, at - 1, last),
+}
+
+
+def history(tmp_path: Path) -> tuple[SiteDisk, ManagedDiskStore, list[int]]:
+    """A disk, its store of many volumes, and where each part ends."""
+    disk, store = site(tmp_path), new_store(tmp_path)
+    apply(store, disk.sync())
+    ends = []
+    for number in range(6):
+        disk.scribble(10)
+        disk.tag(str(number))
+        ends.append(disk.position)
+        apply(store, [disk.close_log()])
+    return disk, store, ends
+
+
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_a_question_that_a_fold_overtakes_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 1)
+    _, store, ends = history(tmp_path)
+    seen: list[Loaded] = []
+
+    def overtaken(loaded: Loaded) -> object:
+        if not seen:
+            store.fold(ends[-1])
+        seen.append(loaded)
+        return QUESTIONS[name](loaded, ends[1], ends[-1])
+
+    with pytest.raises(RigError) as caught:
+        ask(store.folder, overtaken)
+    assert caught.value.code == "InvalidPosition"
+    assert [loaded.history.floor < ends[1] for loaded in seen] == [True, False]
+
+
+def test_a_volume_that_no_fold_took_is_named(tmp_path: Path) -> None:
+    _, store, ends = history(tmp_path)
+    (volume,) = (store.folder / "journal").iterdir()
+
+    def question(loaded: Loaded) -> object:
+        volume.rename(tmp_path / "away")
+        try:
+            return position_at(loaded, ends[1] * 10 - 1)
+        finally:
+            (tmp_path / "away").rename(volume)
+
+    with pytest.raises(RigError) as caught:
+        ask(store.folder, question)
+    assert (caught.value.code, str(volume) in caught.value.message) == ("StoreCorrupt", True)

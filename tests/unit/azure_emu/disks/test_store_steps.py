@@ -1,0 +1,413 @@
+"""A kill at every step of what changes a managed disk's store loses nothing, and leaves nothing half done."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from siterig.azure_emu.disks import checkpoints, disk_view
+from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, discard_leftovers, open_view, reset_disk
+from siterig.azure_emu.disks.pins import pin, pins, unpin
+from siterig.azure_emu.scrub.scrubber import scrub
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.layers.layer import ViewLayer
+from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, Packed
+from tests.unit.azure_emu.disks.test_managed_disk import apply, assert_same, new_store, site, whole
+
+Act = Callable[[ManagedDiskStore], object]
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing that handles errors may handle it."""
+
+
+@pytest.fixture(autouse=True)
+def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several volumes, several slices of a fold, checkpoints after a few records."""
+    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 100_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 150_000)
+    monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
+    forget_syncs(monkeypatch)
+
+
+def forget_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill leaves what was written, synced or not; what a power loss leaves, tests/crash/test_store_power_loss.py has."""
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, lambda _fd: None)
+
+
+class Life:
+    """A disk with an initial replication, logs, a growth, a resync and logs; what is to be read of it."""
+
+    def __init__(self, tmp_path: Path, seed: int) -> None:
+        self.disk = site(tmp_path, seed)
+        disk = self.disk
+        disk.scribble(20)
+        disk.close_log()
+        self.parts: list[Packed] = disk.sync()
+        self.valid = [disk.position]
+        for number in range(6):
+            disk.scribble(12)
+            if number == 2:
+                disk.resize(SIZE_BYTES + 2560)
+            self._point(number)
+        old = bytes(disk.data)
+        disk.scribble(5)
+        disk.new_generation()
+        disk.resize(SIZE_BYTES + 40_960)
+        disk.scribble(3)
+        disk.close_log()
+        self.parts += disk.sync(against=old)
+        self.valid.append(disk.position)
+        for number in range(6, 10):
+            disk.scribble(12)
+            self._point(number)
+
+    def _point(self, number: int) -> None:
+        first = self.disk.position
+        self.disk.tag(str(number))
+        self.parts.append(self.disk.close_log())
+        self.valid += [position for position in self.disk.states if first - 12 < position]
+
+    def check(self, store: ManagedDiskStore, what: str, least: int) -> None:
+        """Every position from the floor on reads as the disk was; the floor is one that was asked for."""
+        assert store.floor <= least, what
+        for position in sorted(set(self.valid)):
+            if store.floor <= position <= store.watermark().complete_position:
+                assert_same(whole(open_view(store.folder, position)), self.disk.states[position], f"{what}, {position}")
+        assert list(scrub(store.folder)) == [], what
+
+
+def killer(kill_at: int) -> Callable[[str], None]:
+    """For a store to tell its steps to."""
+    left = [kill_at]
+
+    def step(_name: str) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+
+    return step
+
+
+def steps_of(tmp_path: Path, make: Callable[[], ManagedDiskStore], act: Act) -> list[str]:
+    """All steps of ``act``; the store is as ``make`` leaves it, in a copy."""
+    names: list[str] = []
+    store = make()
+    store._step = names.append
+    act(store)
+    store.close()
+    return names
+
+
+def survives(tmp_path: Path, life: Life, prepare: Act, act: Act, *, least: int, expected: set[str]) -> None:
+    """Kill ``act`` after each of its steps; what is there afterwards is right, and it can be done again.
+
+    What opens the store then is killed as well: after its first step, then after its second, until it has no more.
+    """
+    ready = tmp_path / "ready"
+    store = new_store(tmp_path)
+    prepare(store)
+    store.close()
+    store.folder.rename(ready)
+    folder = tmp_path / DISK_ID
+
+    def opened() -> ManagedDiskStore:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(ready, folder)
+        return ManagedDiskStore.open(folder)
+
+    names = steps_of(tmp_path, opened, act)
+    assert expected <= set(names)
+    for kill_at in range(len(names)):
+        store = opened()
+        mark = store.watermark().complete_position
+        what = f"killed after step {kill_at} ({names[kill_at]})"
+        store._step = killer(kill_at)
+        with pytest.raises(Killed):
+            act(store)
+        for step in itertools.count():
+            try:
+                again = ManagedDiskStore.open(folder, step=killer(step))
+            except Killed:
+                continue
+            break
+        again._step = lambda _name: None
+        assert again.watermark().complete_position >= mark, what
+        life.check(again, what, least)
+        act(again)
+        life.check(again, f"{what}, then done again", least)
+        again.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_kill_at_any_step_of_a_fold(tmp_path: Path, seed: int) -> None:
+    print(f"replay with seed {seed}")
+    life = Life(tmp_path, seed)
+    target = life.valid[-15]
+
+    def fold(store: ManagedDiskStore) -> None:
+        assert store.fold(target) <= target
+
+    def all_parts(store: ManagedDiskStore) -> None:
+        apply(store, life.parts)
+        store.checkpoint()
+
+    expected = {
+        "fold.announced", "base.announced", "base.noted", "base.copied", "base.synced", "base.concluded", "fold.mapped",
+        "fold.counted", "fold.volume_deleted", "fold.done",
+    }  # fmt: skip
+    survives(tmp_path, life, all_parts, fold, least=target, expected=expected)
+
+
+def test_whichever_of_the_folded_volumes_a_kill_leaves_count_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 30_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 1 << 30)
+    life = Life(tmp_path, 2)
+    store = new_store(tmp_path)
+    apply(store, life.parts)
+
+    def step(name: str) -> None:
+        if name == "fold.counted":
+            raise Killed
+
+    with pytest.raises(Killed):
+        store.fold(life.valid[-15], step)
+    folded = store._history.folded
+    volumes = sorted((store.folder / "journal").iterdir())
+    doomed = [path for path, following in pairwise(volumes) if int(following.stem) <= folded + 1]
+    assert len(doomed) >= 3
+    ready = tmp_path / "ready"
+    store.folder.rename(ready)
+    for left in (set(doomed[::2]), set(doomed[1::2]), {doomed[0]}, {doomed[-1]}):
+        shutil.rmtree(store.folder, ignore_errors=True)
+        shutil.copytree(ready, store.folder)
+        for path in set(doomed) - left:
+            path.unlink()
+        what = f"with {sorted(path.stem for path in left)} of {[path.stem for path in volumes]}"
+        assert_same(whole(open_view(store.folder, life.valid[-1])), life.disk.states[life.valid[-1]], what)
+        again = ManagedDiskStore.open(store.folder)
+        assert not any(path.exists() for path in doomed), what
+        life.check(again, what, life.valid[-15])
+        again.close()
+
+
+def test_a_kill_at_any_step_of_applying_and_of_checkpoints_after_a_fold(tmp_path: Path) -> None:
+    life = Life(tmp_path, 11)
+    half = len(life.parts) - 5
+
+    def most(store: ManagedDiskStore) -> None:
+        apply(store, life.parts[:half])
+        store.checkpoint()
+        store.fold(store.watermark().complete_position)
+
+    def rest(store: ManagedDiskStore) -> None:
+        apply(store, life.parts[half:])
+        store.checkpoint()
+
+    store = new_store(tmp_path)
+    most(store)
+    floor = store.floor
+    store.delete()
+    expected = {
+        "append.begun",
+        "append.followed",
+        "append.written",
+        "append.synced",
+        "volume.made",
+        "volume.synced",
+        "checkpoint.saved",
+    }
+    survives(tmp_path, life, most, rest, least=floor, expected=expected)
+
+
+def test_a_seed_whose_blocks_are_torn_by_a_power_loss_is_done_again(tmp_path: Path) -> None:
+    disk, store = site(tmp_path), new_store(tmp_path)
+    disk.write(0, disk.rng.randbytes(SIZE_BYTES))
+    disk.close_log()
+    parts = disk.sync()
+
+    def step(name: str) -> None:
+        if name == "base.copied":
+            raise Killed
+
+    for part in parts:
+        store._step = step
+        with pytest.raises(Killed):
+            store.apply_part(*part)
+        with (store.folder / "base.img").open("r+b") as base:
+            base.write(b"torn" * 2000)
+        store = ManagedDiskStore.open(store.folder)
+        if part[0].first > 1:
+            with (store.folder / "base.img").open("r+b") as base:
+                base.write(bytes(disk.data[:8000]))
+        store.apply_part(*part)
+    assert_same(whole(store.view(disk.position)), bytes(disk.data), "the seed")
+
+
+def test_a_block_that_a_power_loss_tore_in_a_fold_is_whole_again(tmp_path: Path) -> None:
+    disk, store = site(tmp_path), new_store(tmp_path)
+    disk.write(0, disk.rng.randbytes(SIZE_BYTES))
+    disk.close_log()
+    apply(store, disk.sync())
+    disk.write(4096 + 100, b"part of a block")
+    disk.tag("point")
+    apply(store, [disk.close_log()])
+
+    def step(name: str) -> None:
+        if name == "base.copied":
+            raise Killed
+
+    with pytest.raises(Killed):
+        store.fold(disk.position, step)
+    with (store.folder / "base.img").open("r+b") as base:
+        base.seek(4096)
+        base.write(bytes(2000))
+    again = ManagedDiskStore.open(store.folder)
+    assert again.floor == disk.position
+    assert_same(whole(again.view(disk.position)), bytes(disk.data), "after the fold")
+    assert list(scrub(again.folder)) == []
+
+
+def test_a_kill_at_any_step_of_a_reset_leaves_the_old_store_or_the_new(tmp_path: Path) -> None:
+    life = Life(tmp_path, 5)
+    names: list[str] = []
+    for kill_at in range(99):
+        left = [kill_at]
+
+        def step(name: str, left: list[int] = left) -> None:
+            names.append(name)
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+
+        shutil.rmtree(tmp_path / DISK_ID, ignore_errors=True)
+        store = new_store(tmp_path)
+        apply(store, life.parts)
+        mark = store.watermark()
+        store.close()
+        killed = True
+        try:
+            reset_disk(store.folder, created_ns=2, step=step)
+            killed = False
+        except Killed:
+            pass
+        discard_leftovers(tmp_path)
+        after = ManagedDiskStore.open(store.folder)
+        assert after.watermark() in (mark, after.watermark().model_copy(update={"generation": 0}))
+        assert (after.watermark() == mark) == (killed and names[-1] != "reset.renamed")
+        if not killed:
+            break
+    assert {"create.meta", "reset.aside", "reset.renamed"} <= set(names)
+    assert kill_at < 99
+
+
+def test_the_floor_never_passes_a_pin(tmp_path: Path) -> None:
+    life = Life(tmp_path, 4)
+    store = new_store(tmp_path)
+    apply(store, life.parts)
+    low, high = life.valid[20], life.valid[-10]
+    first, second = pin(store.folder, high, "vm web01/os"), pin(store.folder, low, "recovery web01/point")
+    assert pin(store.folder, low, "recovery web01/point") == second
+    assert [each.position for each in pins(store.folder)] == [low, high]
+    view = open_view(store.folder, low)
+    assert store.fold(1 << 62) <= low
+    assert_same(whole(open_view(store.folder, low)), life.disk.states[low], "the lower pin")
+    unpin(store.folder, second)
+    unpin(store.folder, second)
+    floor = store.fold(1 << 62)
+    assert low < floor <= high
+    assert_same(whole(open_view(store.folder, high)), life.disk.states[high], "the higher pin")
+    for refused in (lambda: open_view(store.folder, low), lambda: pin(store.folder, low, "late")):
+        with pytest.raises(Exception, match=f"has no state at position {low}: valid positions are {floor} to "):
+            refused()
+    unpin(store.folder, first)
+    assert store.fold(1 << 62) == store.watermark().complete_position
+    life.check(store, "all folded", store.floor)
+    view.close()
+
+
+def test_a_position_below_an_announced_fold_can_neither_be_pinned_nor_opened(tmp_path: Path) -> None:
+    life = Life(tmp_path, 4)
+    store = new_store(tmp_path)
+    apply(store, life.parts)
+    low = life.valid[2]
+    view, then = open_view(store.folder, life.valid[-1]), life.disk.states[life.valid[-1]]
+
+    def step(name: str) -> None:
+        assert_same(view.pread(0, len(then)), then, f"a view behind the target, at {name}")
+        if name != "fold.done":
+            for refused in (lambda: open_view(store.folder, low), lambda: pin(store.folder, low, "late")):
+                with pytest.raises(Exception, match=f"has no state at position {low}"):
+                    refused()
+
+    store.fold(life.valid[-5], step)
+    view.close()
+
+
+def test_a_fold_gives_space_back_and_keeps_everything_behind_it(tmp_path: Path) -> None:
+    life = Life(tmp_path, 8)
+    store = new_store(tmp_path)
+    apply(store, life.parts)
+    before = len(list((store.folder / "journal").iterdir()))
+    target = store.fold(life.valid[-10])
+    assert len(list((store.folder / "journal").iterdir())) < before
+    assert store.valid_ranges()[0][0] == target
+    life.check(store, "after the fold", target)
+    again = ManagedDiskStore.open(store.folder)
+    assert (again.floor, again.watermark()) == (target, store.watermark())
+    assert [tag.name for tag in again.tags()] == [tag.name for tag in store.tags() if tag.position > target]
+    life.disk.scribble(5)
+    life.disk.tag("later")
+    apply(again, [life.disk.close_log()])
+    assert_same(whole(again.view(life.disk.position)), bytes(life.disk.data), "what came after")
+
+
+def test_a_view_that_a_fold_overtakes_while_it_is_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    life = Life(tmp_path, 4)
+    store = new_store(tmp_path)
+    apply(store, life.parts)
+    early, late = life.valid[3], life.valid[-1]
+    built = disk_view.build_view
+
+    def overtaken(*arguments: object) -> ViewLayer:
+        view = built(*arguments)  # type: ignore[arg-type]
+        store.fold(late)
+        return view
+
+    monkeypatch.setattr(disk_view, "build_view", overtaken)
+    with pytest.raises(RigError, match=f"has no state at position {early}: valid positions are "):
+        open_view(store.folder, early)
+
+
+def test_a_fold_that_failed_at_any_step_is_done_first_when_the_next_is_asked_for(tmp_path: Path) -> None:
+    life = Life(tmp_path, 7)
+    store = new_store(tmp_path)
+    apply(store, life.parts)
+    seen: set[str] = set()
+
+    def step(name: str) -> None:
+        if name not in seen:
+            seen.add(name)
+            raise OSError(28, "No space left on device")
+
+    for upto in life.valid[20::6]:
+        while True:
+            try:
+                store.fold(upto, step)
+            except RigError as exc:
+                assert (exc.code, exc.recoverable) == ("DiskFull", True)
+                position = life.valid[-1]
+                assert_same(whole(store.view(position)), life.disk.states[position], "while a fold has failed")
+            else:
+                break
+        life.check(store, f"folded up to {upto}", max(upto, store.floor))
+    assert {"fold.announced", "base.copied", "fold.counted", "fold.volume_deleted"} <= seen

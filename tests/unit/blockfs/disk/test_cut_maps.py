@@ -1,0 +1,256 @@
+"""A file that is mapped is cut while its disk is open: the process lives, what cannot be noted fails, nothing wrong is read.
+
+Each case is a process of its own: a SIGBUS that nobody handles would end it.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from siterig.blockfs.changelog import dirty_bitmap
+from siterig.blockfs.changelog.disk_log import LogPolicy
+from siterig.blockfs.changelog.position_counter import PositionCounter, read_position
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace, make_raw, make_top
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.cext._core import lib
+from tests.crash.lives import FileViews
+
+SIZE = 256 << 20
+"""So large that the map of blocks has two pages."""
+ROOT = Path(__file__).parents[4]
+
+
+class Opened:
+    """A tracked disk, the first half of which is written and synced, and what was told of it."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.told: list[str] = []
+        self.folder = folder
+        self.place = DiskPlace(folder, "", "os")
+        if kind == "raw":
+            make_raw(self.place, SIZE)
+        else:
+            with (folder / "below").open("wb") as file:
+                file.write(b"below" * 1000)
+                file.truncate(SIZE)
+            make_top(self.place, store=folder / "below", position=1, size_bytes=SIZE)
+        self.open()
+        self.disk.start_tracking(new_generation=False)
+        self.disk.write(0, b"guest" * 1000)
+        self.disk._flush()
+
+    def open(self) -> None:
+        self.positions = PositionCounter(self.folder / "position")
+        rules = DiskRules(
+            self.positions, policy=LogPolicy(kept_share_max=None),
+            tell_changed=lambda _place, what: self.told.append(what),
+        )  # fmt: skip
+        self.disk = Disk.open(self.place, rules, FileViews())
+
+    def refuses(self, work: Callable[[], object]) -> bool:
+        try:
+            work()
+        except OSError as failed:
+            return failed.errno == errno.EIO
+        return False
+
+    def close(self) -> None:
+        try:
+            self.disk.close()
+        finally:
+            self.disk.abandon()
+            self.positions.close()
+
+
+def a_present_map(folder: Path, cut_to: int) -> None:
+    opened = Opened(folder, "top")
+    os.truncate(opened.place.file("top.present"), cut_to)
+    assert opened.disk.read(0, 5000) == b"guest" * 1000, "what lies below must not show through"
+    assert opened.refuses(lambda: [opened.disk.write(n << 20, b"more") for n in range(1, 20)])
+    assert opened.refuses(lambda: opened.disk.zero(SIZE - 8192, 4096))
+    assert opened.refuses(opened.disk._flush)
+    assert opened.disk.read(0, 5000) == b"guest" * 1000
+    opened.disk.note_events()
+    assert opened.disk.state.needs_resync == "ImageChanged"
+    opened.close()
+    assert "os.top.present was cut by another program" in opened.told[0]
+    try:
+        opened.open()
+    except RigError as error:
+        assert error.code == "DiskCorrupt"
+    else:
+        raise AssertionError("opened, with blocks of below in place of its own")
+
+
+def a_present_map_before_any_sync(folder: Path, cut_to: int) -> None:
+    opened = Opened(folder, "top")
+    opened.disk.write(1 << 20, b"not synced")
+    os.truncate(opened.place.file("top.present"), cut_to)
+    opened.close()
+    assert "os.top.present was cut by another program" in opened.told[0]
+    try:
+        opened.open()
+    except RigError as error:
+        assert error.code == "DiskCorrupt"
+    else:
+        raise AssertionError("opened, with blocks of below in place of its own")
+
+
+def a_durable_map(folder: Path, cut_to: int) -> None:
+    opened = Opened(folder, "top")
+    os.truncate(opened.place.file("top.durable"), cut_to)
+    opened.disk.write(1 << 20, b"more")
+    assert opened.refuses(opened.disk._flush)
+    assert opened.place.file("top.durable").stat().st_size == cut_to, "written behind the cut, it would be a map with a hole"
+    opened.close()
+    assert "os.top.durable was cut by another program" in opened.told[0]
+
+
+def a_dirty_file(folder: Path, cut_to: int) -> None:
+    opened = Opened(folder, "raw")
+    os.truncate(opened.place.file("dirty"), cut_to)
+    assert opened.refuses(opened.disk._flush), "why the log ends could not be noted any more"
+    assert opened.refuses(lambda: opened.disk.write(0, b"more"))
+    assert opened.refuses(lambda: opened.disk.zero(0, 4096))
+    assert opened.refuses(lambda: opened.disk.resize(2 * SIZE))
+    assert opened.disk.read(0, 5000) == b"guest" * 1000
+    opened.disk.note_events()
+    assert opened.disk.dirty_bytes == SIZE, "it may be everything"
+    assert DiskState.load(opened.place.file("disk")).needs_resync == "ImageChanged"
+    opened.close()
+    assert "os.dirty was cut by another program" in opened.told[0]
+    opened.open()
+    assert (opened.disk.tracked, opened.disk.state.needs_resync) == (False, "LogCorrupt")
+    opened.close()
+
+
+def a_dirty_file_that_fills(folder: Path, cut_to: int) -> None:
+    """The log was given up before, so each write is noted in the file first."""
+    opened = Opened(folder, "raw")
+    lib.sr_log_limit(opened.disk.c, 1)
+    opened.disk.write(0, b"the log is too long")
+    opened.disk.note_events()
+    assert opened.disk.state.needs_resync == "LogOverflow"
+    os.truncate(opened.place.file("dirty"), cut_to)
+    assert opened.refuses(lambda: opened.disk.write(SIZE - 4096, b"more"))
+    assert opened.disk.read(SIZE - 4096, 4) == bytes(4), "what cannot be noted is not written"
+    opened.close()
+
+
+def a_dirty_file_and_a_new_log(folder: Path, cut_to: int) -> None:
+    opened = Opened(folder, "raw")
+    os.truncate(opened.place.file("dirty"), cut_to)
+    opened.disk.write(0, b"guest")
+    assert opened.refuses(opened.disk._flush)
+    opened.disk.start_tracking(new_generation=True)
+    opened.disk.write(0, b"more")
+    opened.disk._flush()
+    assert (opened.disk.tracked, opened.disk.file_trouble) == (True, None)
+    opened.close()
+    assert dirty_bitmap.read(opened.place.file("dirty")).reason is None
+
+
+def a_dirty_file_that_nobody_touches(folder: Path, cut_to: int) -> None:
+    opened = Opened(folder, "raw")
+    os.truncate(opened.place.file("dirty"), cut_to)
+    opened.close()
+    assert "os.dirty was cut by another program" in opened.told[0]
+    assert opened.disk.state.needs_resync == "ImageChanged"
+
+
+def a_position_file(folder: Path, cut_to: int) -> None:
+    opened = Opened(folder, "raw")
+    newest = opened.positions.value
+    os.truncate(folder / "position", cut_to)
+    assert [opened.positions.draw(), opened.positions.draw()] == [newest + 1, newest + 2]
+    opened.disk.write(0, b"more")
+    assert opened.disk.log.last_position == newest + 3
+    opened.close()
+    assert opened.told == [f"{folder / 'position'} was cut by another program, or its medium failed"]
+    assert opened.disk.state.needs_resync == "ImageChanged"
+    assert read_position(folder / "position") == newest + 3
+    opened.open()
+    assert opened.positions.draw() == newest + 4
+    opened.close()
+
+
+def many_disks(folder: Path, cut_to: int) -> None:
+    """The others are not concerned."""
+    disks = []
+    for number in range(4):
+        (folder / str(number)).mkdir()
+        disks.append(Opened(folder / str(number), "top"))
+    os.truncate(disks[1].place.file("top.present"), cut_to)
+    assert disks[1].refuses(lambda: [disks[1].disk.write(n << 20, b"more") for n in range(1, 20)])
+    for other in (disks[0], disks[2], disks[3]):
+        other.disk.write(1 << 20, b"more")
+        other.disk._flush()
+        assert other.disk.tracked
+    for opened in disks:
+        opened.close()
+    assert [len(opened.told) for opened in disks] == [0, 1, 0, 0]
+
+
+def a_signal_that_is_sent(folder: Path, _cut_to: int) -> None:
+    assert PositionCounter(folder / "position").draw() == 1
+    os.kill(os.getpid(), signal.SIGBUS)
+
+
+def a_map_of_somebody_else(folder: Path, cut_to: int) -> None:
+    assert PositionCounter(folder / "position").draw() == 1
+    with (folder / "other").open("w+b") as file:
+        file.truncate(4096)
+        with mmap.mmap(file.fileno(), 4096) as mapped:
+            file.truncate(cut_to)
+            mapped[0] = 1
+
+
+def ended(case: Callable[[Path, int], None], folder: Path, cut_to: int) -> int:
+    code = f"import sys; from pathlib import Path; from {__name__} import {case.__name__} as c; "
+    done = subprocess.run(
+        [sys.executable, "-c", code + "c(Path(sys.argv[1]), int(sys.argv[2]))", str(folder), str(cut_to)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    sys.stderr.write(done.stderr)
+    return done.returncode
+
+
+@pytest.mark.parametrize(
+    ("case", "cut_to"),
+    [
+        (a_present_map, 0),
+        (a_present_map, 1),
+        (a_present_map, 4097),
+        (a_present_map_before_any_sync, 0),
+        (a_durable_map, 1),
+        (a_durable_map, 4097),
+        (a_dirty_file, 0),
+        (a_dirty_file, 4097),
+        (a_dirty_file_that_fills, 0),
+        (a_dirty_file_and_a_new_log, 0),
+        (a_dirty_file_that_nobody_touches, 0),
+        (a_dirty_file_that_nobody_touches, 4097),
+        (a_position_file, 0),
+        (a_position_file, 3),
+        (many_disks, 0),
+    ],
+)
+def test_a_map_that_is_cut_is_an_error_of_its_disk(case: Callable[[Path, int], None], cut_to: int, tmp_path: Path) -> None:
+    assert ended(case, tmp_path, cut_to) == 0
+
+
+@pytest.mark.parametrize("case", [a_signal_that_is_sent, a_map_of_somebody_else])
+def test_a_signal_that_is_about_no_map_of_a_disk_ends_the_process(case: Callable[[Path, int], None], tmp_path: Path) -> None:
+    assert ended(case, tmp_path, 0) == -signal.SIGBUS

@@ -1,0 +1,229 @@
+"""Any sequence of operations on a disk beside a byte array that has the same done to it (hypothesis finds the sequence)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from siterig.blockfs.changelog.disk_log import LogPolicy
+from siterig.blockfs.changelog.position_counter import PositionCounter
+from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace, make_raw, make_top
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.snapshot import Snapshot
+from siterig.blockfs.layers.extents import ExtentMap
+from siterig.blockfs.layers.layer import Layer, ViewLayer
+from siterig.cext._core import lib
+from tests.support.disks.disk_model import replay
+from tests.support.stores.volume import Volume, base_source
+
+SIZE = 300 * 1024 + 512
+"""Not a whole number of blocks, of snapshot chunks, nor of bits in a byte of a map."""
+GROWN_MAX = 2 * SIZE
+OFFSETS = st.integers(0, GROWN_MAX) | st.integers(0, GROWN_MAX // 4096).map(lambda block: block * 4096)
+LENGTHS = st.integers(0, 9000) | st.sampled_from([512, 4096, 65536, 100_000])
+
+
+class DiskMachine(RuleBasedStateMachine):
+    """``model`` is what the disk must read as, ``start`` what it was when the present generation of its log began."""
+
+    @initialize(over_a_view=st.booleans())
+    def make(self, over_a_view: bool) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="siterig-machine-"))
+        self.positions = PositionCounter(self.folder / "position")
+        # Kept whole: a log that is given up is not what this is about.
+        self.of_host = DiskRules(self.positions, policy=LogPolicy(kept_share_max=None), snapshot_share_max=10.0)
+        self.place = DiskPlace(self.folder, "web01", "os")
+        self.fresh = itertools.count(1)
+        self.model = bytearray(SIZE)
+        if over_a_view:
+            self.base = os.urandom(100_000)
+            self.volume = Volume(states=[self.base.ljust(SIZE, b"\0")])
+            self.volume.change(90_000, 50_000)
+            self.volume.change(8192, 808, is_write=False)
+            make_top(self.place, store=self.folder, position=1, size_bytes=SIZE)
+        else:
+            make_raw(self.place, SIZE)
+        self.disk = self.opened()
+        if over_a_view:
+            self.model[:] = self.volume.states[-1]
+        self.start = bytes(self.model)
+        self.disk.start_tracking(new_generation=False)
+        self.snapshot: tuple[Snapshot, bytes, int] | None = None
+
+    def open(self, store: Path, _position: int, _holder: str) -> Layer:
+        """As :class:`siterig.blockfs.disk.views.Views`."""
+        extents = ExtentMap()
+        extents.add_base([(0, len(self.base))])
+        self.volume.add_to(extents)
+        extents.settle()
+        return ViewLayer(extents, [base_source(store, self.base), self.volume.source(store)], SIZE)
+
+    def release(self, _store: Path, _holder: str) -> None:
+        pass
+
+    def reconcile(self, _kind: str, _holders: Collection[str]) -> None:
+        pass
+
+    def opened(self) -> Disk:
+        return Disk.open(self.place, self.of_host, self)
+
+    def teardown(self) -> None:
+        if hasattr(self, "disk"):
+            self.disk.abandon()
+            self.positions.close()
+            shutil.rmtree(self.folder)
+
+    # --- what changes the disk ----------------------------------------------------------------------------------
+
+    @rule(offset=OFFSETS, length=LENGTHS)
+    def write(self, offset: int, length: int) -> None:
+        data = (next(self.fresh).to_bytes(4, "little") * (length // 4 + 1))[:length]
+        inside = min(length, len(self.model) - offset)
+        if length and inside <= 0:
+            try:
+                self.disk.write(offset, data)
+            except OSError:
+                return
+            raise AssertionError("a write past the end was taken")
+        assert self.disk.write(offset, data) == max(inside, 0)
+        self.model[offset : offset + inside] = data[:inside]
+
+    @rule(offset=OFFSETS, length=LENGTHS, discard=st.booleans())
+    def zero(self, offset: int, length: int, discard: bool) -> None:
+        self.disk.zero(offset, length, discard=discard)
+        inside = max(min(length, len(self.model) - offset), 0)
+        self.model[offset : offset + inside] = bytes(inside)
+
+    @precondition(lambda self: len(self.model) < GROWN_MAX - 200 * 512)
+    @rule(sectors=st.integers(0, 200), by_request=st.booleans())
+    def grow(self, sectors: int, by_request: bool) -> None:
+        size_bytes = len(self.model) + sectors * 512
+        if by_request:
+            assert lib.sr_disk_reach(self.disk.c, size_bytes) == 0
+        else:
+            self.disk.resize(size_bytes)
+        self.model.extend(bytes(sectors * 512))
+
+    @rule()
+    def note_events(self) -> None:
+        self.disk.note_events()
+        assert self.disk.state.size_bytes == len(self.model)
+
+    # --- what does not ------------------------------------------------------------------------------------------
+
+    @rule()
+    def flush(self) -> None:
+        self.disk._flush()
+
+    @rule()
+    def maintain(self) -> None:
+        self.disk.maintain()
+
+    @rule()
+    def tag(self) -> None:
+        position = self.positions.draw()
+        before = bytes(self.model)
+        self.disk.tag(TagSeen(tag_id="t", kind="CrashConsistent", name="n", position=position, time_ns=0))
+        assert replay(self.start, self.disk, upto=position) == before
+
+    @rule()
+    def apply_all(self) -> None:
+        """The recovery side has taken what is closed: the log begins behind it."""
+        segments = self.disk.segments()
+        if segments:
+            self.start = replay(self.start, self.disk, upto=segments[-1].complete_position)
+            self.disk.applied(self.disk.state.generation, segments[-1].last_seq)
+
+    @precondition(lambda self: self.snapshot is None)
+    @rule()
+    def begin_snapshot(self) -> None:
+        self.snapshot = (self.disk.begin_snapshot(), bytes(self.model), 0)
+
+    @precondition(lambda self: self.snapshot is not None)
+    @rule(upto=OFFSETS)
+    def read_and_release_snapshot(self, upto: int) -> None:
+        assert self.snapshot is not None
+        snapshot, was, released = self.snapshot
+        assert snapshot.pread(released, len(was) - released) == was[released:]
+        ranges = snapshot.data_ranges
+        holes = zip([0, *(at + length for at, length in ranges)], [*(at for at, _ in ranges), len(was)], strict=True)
+        assert not any(any(was[start:end]) for start, end in holes)
+        snapshot.release(upto)
+        self.snapshot = (snapshot, was, max(released, min(upto, len(was)) // 65536 * 65536))
+
+    @precondition(lambda self: self.snapshot is not None)
+    @rule()
+    def end_snapshot(self) -> None:
+        self.disk.end_snapshot()
+        self.snapshot = None
+
+    @rule(orderly=st.booleans())
+    def open_again(self, orderly: bool) -> None:
+        next_seq = self.disk.log.next_seq
+        if orderly:
+            self.disk.close()
+        else:
+            self.disk.abandon()
+        self.snapshot = None
+        self.disk = self.opened()
+        assert (self.disk.state.generation, self.disk.state.needs_resync) == (self.disk.state.generation, None)
+        assert self.disk.log.next_seq >= next_seq
+
+    @rule()
+    def begin_a_new_generation(self) -> None:
+        self.disk.start_tracking(new_generation=True)
+        self.disk.applied(self.disk.state.generation, 0)  # of the old one nothing is needed any more
+        self.start = bytes(self.model)
+
+    @rule()
+    def adopt_a_step(self) -> None:
+        """Promotion: no byte of the disk changes, and the log has nothing of it."""
+        next_seq = self.disk.log.next_seq
+        self.disk.begin_promotion()
+        self.disk.adopt(1)
+        self.disk.sync_adopted()
+        assert self.disk.log.next_seq == next_seq
+
+    @rule(limit=st.integers(1, 5))
+    def promote(self, limit: int) -> None:
+        self.disk.begin_promotion()
+        if any(self.disk.adopt(1) for _ in range(limit)):
+            self.disk.sync_adopted()
+            if self.disk.state.promoting and self.disk.note_raw():
+                self.disk.settle()
+
+    # --- what holds always --------------------------------------------------------------------------------------
+
+    @invariant()
+    def the_disk_reads_as_the_model(self) -> None:
+        if hasattr(self, "disk"):
+            assert self.disk.size_bytes == len(self.model)
+            assert self.disk.read(0, GROWN_MAX) == self.model
+
+    @invariant()
+    def replaying_the_log_gives_the_disk(self) -> None:
+        if hasattr(self, "disk"):
+            assert replay(self.start, self.disk) == self.model
+
+    @invariant()
+    def what_is_told_to_be_a_hole_is_zeros(self) -> None:
+        if hasattr(self, "disk"):
+            at = 0
+            for offset, length in self.disk.layer.data_ranges():
+                assert not any(self.model[at:offset])
+                at = offset + length
+            assert not any(self.model[at:])
+
+
+TestDiskMachine = DiskMachine.TestCase
+TestDiskMachine.settings = settings(max_examples=40, stateful_step_count=25)

@@ -1,0 +1,323 @@
+"""A disk host: cuts over several disks, creation and deletion whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import pytest
+
+from siterig.blockfs.changelog.position_counter import read_position
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk import disk_files as disk_module
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.blockfs.layers.layer import Layer, RawLayer
+from siterig.cext.checksums import crc32c
+from tests.support.disks.disk_model import replay
+
+SIZE = 256 << 10
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[DiskHost]:
+    host = DiskHost(tmp_path / "disks", tmp_path / "mnt")
+    yield host
+    host.abandon()
+
+
+async def two_disks(host: DiskHost) -> None:
+    for name in ("a", "b"):
+        await host.create_disk(vm="web01", name=name, size_bytes=SIZE)
+    await host.start_tracking(vm="web01")
+
+
+def restart(host: DiskHost) -> DiskHost:
+    host.abandon()
+    return DiskHost(host.root, host.mountpoint)
+
+
+async def test_disks_are_found_again_after_a_kill(host: DiskHost) -> None:
+    await two_disks(host)
+    before = await host.list_disks()
+    again = await restart(host).list_disks()
+    assert [(d.vm, d.name, d.disk_id, d.tracked) for d in again] == [(d.vm, d.name, d.disk_id, d.tracked) for d in before]
+    assert again[0].path == str(host.mountpoint / "web01" / "a.img")
+
+
+async def test_a_disk_keeps_the_sector_size_that_it_declares(host: DiskHost) -> None:
+    made = await host.create_disk(vm="web01", name="os", size_bytes=SIZE, sector_bytes=4096)
+    assert made.sector_bytes == 4096
+    again = restart(host)
+    (found,) = await again.list_disks()
+    assert found.sector_bytes == 4096
+    with pytest.raises(RigError, match="it must be a multiple of 4096, at least"):
+        await again.resize_disk(vm="web01", disk="os", size_bytes=SIZE + 512)
+    assert (await again.resize_disk(vm="web01", disk="os", size_bytes=SIZE + 4096)).size_bytes == SIZE + 4096
+    with pytest.raises(RigError, match="it must be a positive multiple of 4096"):
+        await again.create_disk(vm="web01", name="data", size_bytes=SIZE + 512, sector_bytes=4096)
+    again.abandon()
+
+
+def test_a_state_file_of_format_1_is_of_a_disk_with_sectors_of_512_bytes(tmp_path: Path) -> None:
+    body = {
+        "disk_id": "5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42", "size_bytes": 4096, "kind": "raw", "generation": 0,
+        "tracked": False, "needs_resync": None,
+    }  # fmt: skip
+    crc = crc32c(json.dumps(body, sort_keys=True).encode())
+    (tmp_path / "os.disk").write_text(json.dumps({"format": 1, "crc32c": crc, "disk": body}))
+    assert DiskState.load(tmp_path / "os.disk").sector_bytes == 512
+
+
+@pytest.mark.parametrize("name", ["", "../x", ".hidden", "a/b", "-x", "a" * 64, "a.b"])
+async def test_names_that_are_not_names_are_refused(host: DiskHost, name: str) -> None:
+    with pytest.raises(RigError, match="allowed are 1 to 63 letters") as failed:
+        await host.create_disk(vm=name, name="os", size_bytes=SIZE)
+    assert failed.value.code == "InvalidName"
+    assert host.vms == {}
+
+
+async def test_unknown_names_say_what_there_is(host: DiskHost) -> None:
+    await two_disks(host)
+    with pytest.raises(RigError, match="there is no VM 'web02' here; there are: web01"):
+        await host.list_disks(vm="web02")
+    with pytest.raises(RigError, match="VM 'web01' has no disk 'c'; it has: a, b"):
+        host.disk("web01", "c")
+    with pytest.raises(RigError, match="VM 'web01' has a disk 'a' already"):
+        await host.create_disk(vm="web01", name="a", size_bytes=SIZE)
+
+
+async def test_a_failed_creation_leaves_nothing(host: DiskHost) -> None:
+    with pytest.raises(RigError, match="size is 1000 bytes"):
+        await host.create_disk(vm="web01", name="os", size_bytes=1000)
+    with pytest.raises(RigError) as failed:
+        await host.create_disk(vm="web01", name="os", size_bytes=1 << 62)
+    assert failed.value.code in ("InvalidDiskSize", "HostIoError")
+    assert [p.name for p in host.root.iterdir()] == ["position"]
+
+
+async def test_half_made_and_half_deleted_folders_are_swept_away(host: DiskHost) -> None:
+    await two_disks(host)
+    (host.root / ".new-web02").mkdir()
+    (host.root / ".gone-1").mkdir()
+    (host.root / ".gone-1" / "os.img").write_bytes(b"x")
+    restart(host)
+    assert sorted(p.name for p in host.root.iterdir()) == ["position", "web01"]
+
+
+async def test_one_broken_disk_does_not_hide_the_others(host: DiskHost) -> None:
+    await two_disks(host)
+    await host.create_disk(vm="web02", name="os", size_bytes=SIZE)
+    (host.root / "web01" / "a.disk").write_bytes(b"rubbish")
+    again = restart(host)
+    with pytest.raises(RigError, match=r"disk web01/a cannot be opened: .*is not a disk state file"):
+        await again.list_disks(vm="web01")
+    assert [d.vm for d in await again.list_disks(vm="web02")] == ["web02"]
+
+
+async def test_a_cut_is_one_position_over_all_disks(host: DiskHost) -> None:
+    """Writers put a number on disk a, then on disk b: at every cut, b is at a's number or one behind."""
+    await two_disks(host)
+    a, b = host.disk("web01", "a"), host.disk("web01", "b")
+    rng, cuts = random.Random(7), []
+    for n in range(1, 301):
+        if rng.random() < 0.2:
+            cuts.append((await host.cut(vm="web01", kind="CrashConsistent", name="")).position)
+        a.write(0, n.to_bytes(8, "little"))
+        if rng.random() < 0.2:
+            cuts.append((await host.cut(vm="web01", kind="CrashConsistent", name="")).position)
+        b.write(0, n.to_bytes(8, "little"))
+    assert len(cuts) > 50
+    for position in [*cuts[::4], *range(cuts[0], cuts[-1], 29)]:
+        at_a = int.from_bytes(replay(bytes(SIZE), a, upto=position)[:8], "little")
+        at_b = int.from_bytes(replay(bytes(SIZE), b, upto=position)[:8], "little")
+        assert at_b <= at_a <= at_b + 1
+
+
+async def test_a_cut_of_an_untracked_vm_tags_nothing(host: DiskHost) -> None:
+    await host.create_disk(vm="web01", name="a", size_bytes=SIZE)
+    with pytest.raises(RigError, match="disk web01/a is not tracked"):
+        await host.cut(vm="web01", kind="CrashConsistent", name="")
+
+
+async def test_a_cut_after_the_guests_may_have_thawed_tags_nothing(host: DiskHost) -> None:
+    await two_disks(host)
+    with pytest.raises(RigError, match="its guests were no longer surely frozen"):
+        await host.cut(vm="web01", kind="ApplicationConsistent", name="", not_after_ns=time.monotonic_ns() - 1)
+    assert [disk.log.last_seq for disk in host.disks("web01")] == [0, 0]
+    await host.cut(vm="web01", kind="ApplicationConsistent", name="", not_after_ns=time.monotonic_ns() + 10**10)
+    assert [disk.log.last_seq for disk in host.disks("web01")] == [1, 1]
+
+
+async def test_the_position_file_tells_other_processes_where_the_host_is(host: DiskHost) -> None:
+    await two_disks(host)
+    host.disk("web01", "a").write(0, b"x")
+    assert read_position(host.root / "position") == await host.position() > 0
+
+
+async def test_a_vm_with_an_open_disk_is_not_removed(host: DiskHost) -> None:
+    await two_disks(host)
+    host.disk("web01", "b").handles = 1
+    with pytest.raises(RigError, match="disk web01/b is in use: it is open 1 times"):
+        await host.remove_vm(vm="web01")
+    host.disk("web01", "b").handles = 0
+    await host.remove_vm(vm="web01")
+    assert [p.name for p in host.root.iterdir()] == ["position"]
+
+
+async def test_a_second_snapshot_is_refused(host: DiskHost) -> None:
+    await two_disks(host)
+    snapshot = await host.begin_snapshot(vm="web01")
+    assert [d.name for d in snapshot.disks] == ["a", "b"]
+    with pytest.raises(RigError, match="disk web01/a has a snapshot already"):
+        await host.begin_snapshot(vm="web01")
+    await host.end_snapshot(vm="web01")
+    await host.begin_snapshot(vm="web01")
+
+
+class TestReplace:
+    async def staged(self, host: DiskHost, data: bytes) -> None:
+        await two_disks(host)
+        host.disk("web01", "a").write(0, b"old")
+        for name in ("a", "b"):
+            staging = await host.begin_replace(vm="web01", disk=name, size_bytes=SIZE)
+            Path(staging.path).write_bytes(data)
+
+    async def test_what_came_back_takes_the_place_of_the_old_disk(self, host: DiskHost) -> None:
+        await self.staged(host, b"new" * (SIZE // 3) + b"!")
+        infos = await host.commit_replace(vm="web01", keep=[])
+        assert {(d.tracked, d.needs_resync) for d in infos} == {(False, "DiskReplaced")}
+        assert host.disk("web01", "a").read(0, 3) == b"new"
+        assert restart(host).disk("web01", "a").read(0, 3) == b"new"
+
+    async def test_a_disk_that_has_grown_over_there_comes_back_as_large(self, host: DiskHost) -> None:
+        await two_disks(host)
+        staging = await host.begin_replace(vm="web01", disk="a", size_bytes=2 * SIZE)
+        Path(staging.path).write_bytes(b"new" + bytes(2 * SIZE - 6) + b"end")
+        infos = await host.commit_replace(vm="web01", keep=[])
+        assert [d.size_bytes for d in infos] == [2 * SIZE, SIZE]
+        disk = restart(host).disk("web01", "a")
+        assert (disk.state.size_bytes, disk.read(2 * SIZE - 3, 9)) == (2 * SIZE, b"end")
+
+    async def test_a_disk_that_has_grown_meanwhile_stays_as_large(self, host: DiskHost) -> None:
+        await two_disks(host)
+        await host.resize_disk(vm="web01", disk="a", size_bytes=2 * SIZE)
+        staging = await host.begin_replace(vm="web01", disk="a", size_bytes=SIZE)
+        assert (staging.size_bytes, Path(staging.path).stat().st_size) == (2 * SIZE, 2 * SIZE)
+        infos = await host.commit_replace(vm="web01", keep=[])
+        assert infos[0].size_bytes == 2 * SIZE
+
+    async def test_a_staged_disk_that_was_cut_short_is_refused(self, host: DiskHost) -> None:
+        await two_disks(host)
+        await self.cut_short(host)
+
+    async def cut_short(self, host: DiskHost) -> None:
+        staging = await host.begin_replace(vm="web01", disk="a", size_bytes=SIZE)
+        Path(staging.path).write_bytes(b"short")
+        with pytest.raises(RigError, match=f"has 5 bytes; the disk has {SIZE}"):
+            await host.commit_replace(vm="web01", keep=[])
+
+    @pytest.mark.parametrize(("renames", "marked"), [(0, None), (1, "DiskReplaced")])
+    async def test_a_kill_half_way_keeps_the_old_bytes_and_never_the_new_ones_with_the_old_log(
+        self, host: DiskHost, monkeypatch: pytest.MonkeyPatch, renames: int, marked: str | None
+    ) -> None:
+        await self.staged(host, b"n" * SIZE)
+        real, left = os.rename, [renames]
+
+        def killed(path: str, target: str, **folders: int) -> None:
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            real(path, target, **folders)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", killed)
+            with pytest.raises(KeyboardInterrupt):
+                await host.commit_replace(vm="web01", keep=[])
+        again = restart(host)
+        disk = again.disk("web01", "a")
+        assert (disk.read(0, 3), disk.state.needs_resync) == (b"old", marked)
+        again.abandon()
+
+
+class HeldViews:
+    """Plain files in place of managed disks; who holds which."""
+
+    def __init__(self) -> None:
+        self.held: set[tuple[Path, str]] = set()
+
+    def open(self, store: Path, position: int, holder: str) -> Layer:
+        assert position == 42
+        self.held.add((store, holder))
+        return RawLayer(store / "base")
+
+    def release(self, store: Path, holder: str) -> None:
+        self.held.discard((store, holder))
+
+    def reconcile(self, kind: str, holders: Collection[str]) -> None:
+        self.held = {
+            (store, holder) for store, holder in self.held if not holder.startswith(f"{kind} ") or holder in holders
+        }
+
+
+class TestOpenPoint:
+    views = HeldViews()
+
+    async def test_what_a_vm_lies_on_is_held_as_long_as_its_disks_exist(self, tmp_path: Path) -> None:
+        (tmp_path / "base").write_bytes(bytes(SIZE))
+        views = HeldViews()
+        views.held |= {(tmp_path, "vm killed/os"), (tmp_path, "export 1")}
+        host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=views)
+        assert views.held == {(tmp_path, "export 1")}
+        for vm in ("web01", "web02"):
+            await host.open_point(vm=vm, name="os", disk_id="x", store=str(tmp_path), position=42)
+        host.abandon()
+        (tmp_path / "vms/web02/os.disk").write_text("rot")
+        host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=views)
+        both = {(tmp_path, "export 1"), (tmp_path, "vm web01/os"), (tmp_path, "vm web02/os")}
+        assert views.held == both
+        await host.remove_vm(vm="web01")
+        assert views.held == both - {(tmp_path, "vm web01/os")}
+        host.abandon()
+
+    async def test_a_point_becomes_a_writable_tracked_disk_that_survives_a_kill(self, tmp_path: Path) -> None:
+        (tmp_path / "base").write_bytes(b"point" + bytes(SIZE - 5))
+        host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=self.views)
+        info = await host.open_point(vm="web01-test", name="os", disk_id="x", store=str(tmp_path), position=42)
+        assert info.tracked
+        host.disk("web01-test", "os").write(2, b"!!")
+        host.abandon()
+        again = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=self.views)
+        assert again.disk("web01-test", "os").read(0, 5) == b"po!!t"
+        assert (tmp_path / "base").read_bytes()[:5] == b"point"
+        again.abandon()
+
+    @pytest.mark.parametrize("failing", ["save", "TopLayer", "start_tracking"])
+    async def test_what_fails_half_way_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+    ) -> None:
+        (tmp_path / "base").write_bytes(bytes(SIZE))
+        host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=self.views)
+
+        def full(*_args: object, **_kwargs: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            owner = {"save": DiskState, "TopLayer": disk_module, "start_tracking": Disk}[failing]
+            patch.setattr(owner, failing, full)
+            with pytest.raises(RigError, match="the host's disk is full"):
+                await host.open_point(vm="web01", name="os", disk_id="x", store=str(tmp_path), position=42)
+        assert (host.vms, [path.name for path in host.root.iterdir()]) == ({}, ["position"])
+        assert self.views.held == set()
+        await host.open_point(vm="web01", name="os", disk_id="x", store=str(tmp_path), position=42)
+        host.abandon()
+
+    async def test_a_site_cannot_open_one(self, host: DiskHost) -> None:
+        with pytest.raises(RigError, match="this host serves a site"):
+            await host.open_point(vm="v", name="os", disk_id="x", store="/nowhere", position=42)

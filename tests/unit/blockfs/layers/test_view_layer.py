@@ -1,0 +1,458 @@
+"""A view reads as the disk was, checks every byte that it reads, and never serves a wrong one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import struct
+import threading
+from pathlib import Path
+from typing import cast
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from siterig.blockfs.changelog.position_counter import PositionCounter
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import DiskPlace
+from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.layers import base_image
+from siterig.blockfs.layers.base_image import BadBlock
+from siterig.blockfs.layers.extents import ExtentMap
+from siterig.blockfs.layers.layer import RawLayer, Source, TopLayer, ViewFault, ViewLayer, WritableLayer
+from siterig.cext._core import lib
+from siterig.cext.checksums import crc32c
+from tests.support.stores.volume import BLOCK_BYTES, DISK_BYTES, Change, Volume, base_source, blocks_of, changes
+
+some = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+WHOLE = [(0, len(blocks_of(bytes(DISK_BYTES))) * BLOCK_BYTES)]
+
+
+def start_bytes(seed: int) -> bytes:
+    """A base: noise, but for some blocks of zeros."""
+    rng = random.Random(seed)
+    return b"".join(
+        bytes(BLOCK_BYTES) if rng.random() < 0.3 else rng.randbytes(BLOCK_BYTES)
+        for _ in range(DISK_BYTES // BLOCK_BYTES + 1)
+    )[:DISK_BYTES]
+
+
+def base_map(data: bytes) -> list[tuple[int, int]]:
+    """Its ranges of data; the last block is cut where the disk ends."""
+    blocks = blocks_of(data)
+    return [(i * BLOCK_BYTES, min(BLOCK_BYTES, len(data) - i * BLOCK_BYTES)) for i in range(len(blocks)) if any(blocks[i])]
+
+
+def view_of(folder: Path, volume: Volume, base: bytes | None = None, *, upto: int | None = None) -> ViewLayer:
+    extents = ExtentMap()
+    volume.add_to(extents, upto=upto)
+    if base is not None:
+        extents.add_base(base_map(base))
+    extents.settle()
+    sources = [None if base is None else base_source(folder, base), volume.source(folder)]
+    return ViewLayer(extents, sources, DISK_BYTES)
+
+
+def refused(view: ViewLayer, offset: int, length: int) -> ViewFault:
+    """What is noted of a read that is an error."""
+    before = view.faults.seen()[0]
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        view.pread(offset, length)
+    assert caught.value.errno == errno.EIO
+    count, last = view.faults.seen()
+    assert count == before + 1
+    return last[-1]
+
+
+@some
+@given(changes, st.booleans(), st.integers(0, 14), st.lists(st.integers(0, DISK_BYTES), min_size=2, max_size=2))
+def test_a_view_reads_as_the_disk_was_at_each_position(
+    tmp_path: Path, made: list[Change], has_base: bool, upto: int, probe: list[int]
+) -> None:
+    base = start_bytes(len(made)) if has_base else None
+    volume = Volume.of(made, base or bytes(DISK_BYTES))
+    view = view_of(tmp_path, volume, base, upto=upto)
+    want = volume.states[min(upto, len(made))]
+    low, high = sorted(probe)
+    assert view.pread(0, DISK_BYTES) == want
+    assert view.pread(low, high - low) == want[low:high]
+    for at in range(0, DISK_BYTES, BLOCK_BYTES):
+        length = min(BLOCK_BYTES, DISK_BYTES - at)
+        assert view.pread(at, length) == want[at : at + length]
+    assert view.pread(DISK_BYTES - 5, 5000) == want[-5:] + bytes(4995)
+    outside = bytearray(want)
+    end = 0
+    for offset, length in view.data_ranges():
+        assert offset > end or end == 0 == offset or offset == 0
+        end = offset + length
+        outside[offset:end] = bytes(length)
+    assert not any(outside)
+    assert view.faults.seen() == (0, [])
+    view.close()
+
+
+def test_data_ranges_are_those_of_the_map(tmp_path: Path) -> None:
+    volume = Volume.of([(True, 4096, 9000), (False, 8192, 4096), (True, 20_000, 10)])
+    view = view_of(tmp_path, volume)
+    assert view.data_ranges() == [(4096, 4096), (12_288, 808), (20_000, 10)]
+    view.close()
+    empty = ViewLayer(ExtentMap(), [], DISK_BYTES)
+    assert empty.data_ranges() == []
+    assert empty.pread(0, DISK_BYTES) == bytes(DISK_BYTES)
+
+
+@some
+@given(changes, st.integers(0, DISK_BYTES - 1))
+def test_a_disk_over_a_view_tells_of_data_and_holes_in_whole_blocks(tmp_path: Path, made: list[Change], probe: int) -> None:
+    """Programs that count in sectors, as qemu-img does, would take one that begins with a hole for a hole."""
+    view = view_of(tmp_path, Volume.of(made))
+    blocks = {at // BLOCK_BYTES for start, length in view.data_ranges() for at in range(start, start + length)}
+    positions = PositionCounter(tmp_path / "position")
+    state = DiskState(
+        disk_id="5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42", size_bytes=view.size_bytes, kind="raw", generation=0, tracked=False,
+        needs_resync=None,
+    )  # fmt: skip
+    rules = DiskRules(positions, can_grow=False, read_only=True)
+    disk = Disk(DiskPlace(tmp_path, "", "os"), state=state, layer=cast("WritableLayer", view), rules=rules)
+
+    def seek(offset: int, whence: int) -> int:
+        found = int(lib.sr_disk_seek(disk.c, offset, whence))
+        return DISK_BYTES if found == -errno.ENXIO else found
+
+    told: set[int] = set()
+    at = 0
+    while (start := seek(at, os.SEEK_DATA)) < DISK_BYTES:
+        at = seek(start, os.SEEK_HOLE)
+        assert at > start
+        assert start % BLOCK_BYTES == 0
+        assert at % BLOCK_BYTES == 0 or at == DISK_BYTES
+        told.update(range(start // BLOCK_BYTES, -(-at // BLOCK_BYTES)))
+    assert told == blocks
+    data = min((max(start, probe) for start, length in view.data_ranges() if start + length > probe), default=DISK_BYTES)
+    assert probe <= seek(probe, os.SEEK_DATA) <= data
+    hole = seek(probe, os.SEEK_HOLE)
+    if probe // BLOCK_BYTES in blocks:
+        assert set(range(probe // BLOCK_BYTES, -(-hole // BLOCK_BYTES))) <= blocks
+        assert hole == DISK_BYTES or (hole % BLOCK_BYTES == 0 and hole // BLOCK_BYTES not in blocks)
+    else:
+        assert hole == probe
+    disk.abandon()
+    positions.close()
+
+
+@pytest.mark.parametrize("length", [9000, 4096, 100])
+def test_every_wrong_bit_of_a_payload_is_an_error_that_names_its_piece(tmp_path: Path, length: int) -> None:
+    """Also where the bit itself is not asked for, and where a later write hides it."""
+    volume = Volume.of([(True, 5000, length), (True, 5000 + length // 3, length // 3)])
+    view = view_of(tmp_path, volume)
+    raw = bytes(volume.raw)
+    rng = random.Random(length)
+    offset, _, at, piece = volume.records[0]
+    assert at is not None and piece is not None
+    for _ in range(20):
+        byte, bit = rng.randrange(length), rng.randrange(8)
+        flipped = bytearray(raw)
+        flipped[at + byte] ^= 1 << bit
+        (tmp_path / "volume").write_bytes(flipped)
+        number = (offset + byte) // BLOCK_BYTES - offset // BLOCK_BYTES
+        starts = max(offset, (offset + byte) // BLOCK_BYTES * BLOCK_BYTES)
+        size = min(starts - starts % BLOCK_BYTES + BLOCK_BYTES, offset + length) - starts
+        hidden = range(5000 + length // 3, 5000 + 2 * (length // 3))
+        seen = [b for b in range(starts, starts + size) if b not in hidden]
+        if seen:
+            fault = refused(view, seen[0], 1)
+            assert (fault.offset, fault.source, fault.source_offset) == (starts, 1, at + starts - offset)
+            assert fault.error == errno.EIO
+            assert fault.expected == volume.sums[piece + number]
+            assert fault.found == crc32c(flipped[fault.source_offset : fault.source_offset + size])
+            refused(view, 0, DISK_BYTES)
+        else:
+            assert view.pread(0, DISK_BYTES) == volume.states[-1]
+    (tmp_path / "volume").write_bytes(raw)
+    assert view.pread(0, DISK_BYTES) == volume.states[-1]
+    view.close()
+
+
+def test_wrong_sums_are_errors_and_the_rest_is_served(tmp_path: Path) -> None:
+    volume = Volume.of([(True, 0, 3 * BLOCK_BYTES)])
+    volume.sums[1] ^= 0x100
+    view = view_of(tmp_path, volume)
+    fault = refused(view, 0, 3 * BLOCK_BYTES)
+    assert (fault.offset, fault.expected ^ fault.found) == (BLOCK_BYTES, 0x100)
+    assert view.pread(0, BLOCK_BYTES) == volume.states[-1][:BLOCK_BYTES]
+    assert view.pread(2 * BLOCK_BYTES, BLOCK_BYTES) == volume.states[-1][2 * BLOCK_BYTES : 3 * BLOCK_BYTES]
+    view.close()
+
+
+def test_a_payload_or_a_table_that_is_too_short_is_an_error_not_zeros(tmp_path: Path) -> None:
+    volume = Volume.of([(True, 0, 3 * BLOCK_BYTES)])
+    del volume.sums[2:]
+    view = view_of(tmp_path, volume)
+    fault = refused(view, 0, 3 * BLOCK_BYTES)
+    assert (fault.offset, fault.error) == (2 * BLOCK_BYTES, errno.ENODATA)
+    os.truncate(tmp_path / "volume", 64 + 5000)
+    fault = refused(view, BLOCK_BYTES, BLOCK_BYTES)
+    assert (fault.offset, fault.error) == (BLOCK_BYTES, errno.EIO)
+    assert view.pread(0, BLOCK_BYTES) == volume.states[-1][:BLOCK_BYTES]
+    view.close()
+    del volume.sums[:]
+    view = view_of(tmp_path, volume)
+    assert refused(view, 0, 1).error == errno.ENODATA
+    view.close()
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_table_that_is_cut_under_an_open_view_is_an_error_and_no_end_of_the_process(tmp_path: Path, paired: bool) -> None:
+    base = b"b" * DISK_BYTES
+    view = view_of(tmp_path, Volume.of([(True, 0, DISK_BYTES)]), None) if not paired else view_of(tmp_path, Volume(), base)
+    os.truncate(tmp_path / ("base.sums" if paired else "sums"), 0)
+    fault = refused(view, 5000, 10)
+    assert (fault.offset, fault.error, fault.expected) == (BLOCK_BYTES, errno.EIO, 0)
+    assert refused(view, 0, DISK_BYTES).error == errno.EIO
+    view.close()
+
+
+@pytest.mark.parametrize("file", ["base", "base.sums"])
+def test_a_wrong_bit_of_the_base_is_an_error_that_names_the_block(tmp_path: Path, file: str) -> None:
+    base = b"b" * DISK_BYTES
+    volume = Volume.of([(True, 5000, 100)], base)
+    view = view_of(tmp_path, volume, base)
+    with (tmp_path / file).open("r+b") as opened:
+        if file == "base":
+            opened.seek(2 * BLOCK_BYTES - 1)
+            opened.write(b"c")
+        else:
+            opened.seek(8)
+            opened.write(struct.pack("<II", 1, 2))
+    fault = refused(view, BLOCK_BYTES, 10)
+    assert (fault.offset, fault.source, fault.source_offset, fault.error) == (BLOCK_BYTES, 0, BLOCK_BYTES, errno.EIO)
+    assert view.pread(5000, 100) == volume.states[-1][5000:5100]
+    assert view.pread(2 * BLOCK_BYTES, BLOCK_BYTES) == base[:BLOCK_BYTES]
+    view.close()
+
+
+def test_either_sum_of_a_block_of_the_base_will_do(tmp_path: Path) -> None:
+    base = b"b" * DISK_BYTES
+    view = view_of(tmp_path, Volume(), base)
+    with (tmp_path / "base.sums").open("r+b") as sums:
+        sums.write(struct.pack("<IIII", crc32c(base[:BLOCK_BYTES]), 1, 2, crc32c(base[:BLOCK_BYTES])))
+    assert view.pread(0, DISK_BYTES) == base
+    view.close()
+
+
+def test_faults_are_counted_and_the_last_are_kept_also_of_a_view_below_a_top(tmp_path: Path) -> None:
+    volume = Volume.of([(True, 0, DISK_BYTES)])
+    volume.sums = [sum_ ^ 1 for sum_ in volume.sums]
+    view = view_of(tmp_path, volume)
+    faults = view.faults
+    top = TopLayer(view, tmp_path / "top")
+    for i in range(30):
+        with pytest.raises(OSError, match="Input/output error"):
+            top.pread(i % 12 * BLOCK_BYTES, 1)
+    top.close()
+    count, last = faults.seen()
+    assert count == 30
+    assert [fault.offset for fault in last] == [i % 12 * BLOCK_BYTES for i in range(14, 30)]
+
+
+def test_a_view_is_read_only(tmp_path: Path) -> None:
+    view = view_of(tmp_path, Volume.of([(True, 0, 10)]))
+    writable = RawLayer.pwrite, RawLayer.zero, RawLayer.resize
+    assert [method.__name__ for method in writable if hasattr(view, method.__name__)] == []
+    view.close()
+
+
+@pytest.mark.parametrize("sources", [0, 1])
+def test_a_map_with_an_extent_of_no_source_makes_no_view_and_leaks_nothing(tmp_path: Path, sources: int) -> None:
+    volume = Volume.of([(True, 0, 10)])
+    extents = ExtentMap()
+    volume.add_to(extents)
+    extents.settle()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    given_: list[Source | None] = [volume.source(tmp_path)] if sources == 0 else [volume.source(tmp_path), None]
+    with pytest.raises(OSError, match="Invalid argument"):
+        ViewLayer(extents, given_, DISK_BYTES)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_view_keeps_its_map_while_the_map_goes_on(tmp_path: Path) -> None:
+    volume = Volume.of([(True, 100, 5000)])
+    extents = ExtentMap()
+    volume.add_to(extents)
+    extents.settle()
+    view = ViewLayer(extents, [None, volume.source(tmp_path)], DISK_BYTES)
+    volume.change(0, 9000)
+    volume.add_to(extents, after=1)
+    extents.settle()
+    del extents
+    assert view.pread(0, DISK_BYTES) == volume.states[1]
+    view.close()
+
+
+# --- the base changes -----------------------------------------------------------------------------------------------
+
+
+def open_base(folder: Path) -> tuple[int, int]:
+    return os.open(folder / "base", os.O_RDWR), os.open(folder / "base.sums", os.O_RDWR)
+
+
+def affected(volume: Volume, upto: int) -> list[tuple[int, int]]:
+    extents = ExtentMap()
+    volume.add_to(extents, upto=upto)
+    extents.settle()
+    return extents.touched(BLOCK_BYTES)
+
+
+@some
+@given(changes, st.integers(0, 14))
+def test_views_read_the_same_at_each_step_of_a_fold_below_them(tmp_path: Path, made: list[Change], upto: int) -> None:
+    base = start_bytes(len(made))
+    volume = Volume.of(made, base)
+    upto = min(upto, len(made))
+    target, latest = view_of(tmp_path, volume, base, upto=upto), view_of(tmp_path, volume, base)
+    fd, sums_fd = open_base(tmp_path)
+    ranges = affected(volume, upto)
+
+    def check() -> None:
+        assert latest.pread(0, DISK_BYTES) == volume.states[-1]
+        assert target.pread(0, DISK_BYTES) == volume.states[upto]
+        assert base_image.bad_blocks(fd, sums_fd, ranges) == []
+
+    base_image.announce(target, sums_fd, ranges)
+    check()
+    base_image.copy(target, fd, ranges)
+    check()
+    base_image.conclude(sums_fd, ranges)
+    check()
+    folded = (tmp_path / "base").read_bytes()
+    assert folded == volume.states[upto]
+    sums = (tmp_path / "base.sums").read_bytes()
+    assert sums == b"".join(struct.pack("<II", crc32c(block), crc32c(block)) for block in blocks_of(folded))
+    target.close()
+    latest.close()
+    os.close(fd)
+    os.close(sums_fd)
+
+
+def test_a_block_of_zeros_becomes_a_hole_and_nothing_is_written_past_the_end(tmp_path: Path) -> None:
+    size = 1 << 20
+    (tmp_path / "base").write_bytes(b"x" * size)
+    volume = Volume.of([(True, DISK_BYTES - 100, 100)])
+    view = view_of(tmp_path, volume)
+    fd = os.open(tmp_path / "base", os.O_RDWR)
+    os.ftruncate(fd, DISK_BYTES)
+    base_image.copy(view, fd, WHOLE)
+    assert os.fstat(fd).st_size == DISK_BYTES
+    assert os.fstat(fd).st_blocks * 512 <= 2 * BLOCK_BYTES
+    assert (tmp_path / "base").read_bytes() == volume.states[-1]
+    os.close(fd)
+    view.close()
+
+
+def test_a_base_that_grew_is_right_for_views_of_both_sizes(tmp_path: Path) -> None:
+    """A block counts as whole, so its sum does not change when the file ends further on."""
+    base = b"b" * DISK_BYTES
+    view = view_of(tmp_path, Volume(), base)
+    os.truncate(tmp_path / "base", DISK_BYTES + 8192)
+    assert view.pread(0, DISK_BYTES) == base
+    view.close()
+
+
+def test_bad_blocks_are_found_with_what_they_should_be(tmp_path: Path) -> None:
+    base = start_bytes(1)
+    source = base_source(tmp_path, base)
+    assert base_image.bad_blocks(source.fd, source.sums_fd, WHOLE) == []
+    bad = bytearray(base)
+    for at in (5000, 20_000, DISK_BYTES - 1):
+        bad[at] ^= 1
+    (tmp_path / "base").write_bytes(bad)
+    want = [
+        BadBlock(number * BLOCK_BYTES, crc32c(good), crc32c(good), crc32c(now))
+        for number, (good, now) in enumerate(zip(blocks_of(base), blocks_of(bad), strict=True))
+        if good != now
+    ]
+    assert len(want) == 3
+    assert base_image.bad_blocks(source.fd, source.sums_fd, WHOLE) == want
+    assert base_image.bad_blocks(source.fd, source.sums_fd, WHOLE, 2) == want[:2]
+    assert base_image.bad_blocks(source.fd, source.sums_fd, [(0, BLOCK_BYTES)], 2) == []
+
+
+@pytest.mark.parametrize("ranges", [[(512, 4096)], [(0, 512)]])
+def test_ranges_that_are_not_of_blocks_are_refused(tmp_path: Path, ranges: list[tuple[int, int]]) -> None:
+    source = base_source(tmp_path, start_bytes(1))
+    with pytest.raises(OSError, match="Invalid argument"):
+        base_image.bad_blocks(source.fd, source.sums_fd, ranges)
+
+
+def test_readers_beside_folds_never_see_a_wrong_byte_nor_an_error(tmp_path: Path) -> None:
+    """Blocks are hidden in half by later writes: what is read of them comes from the base, which changes underneath."""
+    base = b"b" * DISK_BYTES
+    halves = [(True, at, BLOCK_BYTES // 2) for at in range(0, DISK_BYTES - BLOCK_BYTES, BLOCK_BYTES)]
+    hiding = Volume.of(halves, base)
+    latest = view_of(tmp_path, hiding, base)
+    fd, sums_fd = open_base(tmp_path)
+    stop = threading.Event()
+    wrong: list[str] = []
+
+    def read(seed: int) -> None:
+        rng = random.Random(seed)
+        while not stop.is_set():
+            at = rng.randrange(DISK_BYTES // BLOCK_BYTES) * BLOCK_BYTES
+            length = rng.choice((BLOCK_BYTES, 3 * BLOCK_BYTES, 700))
+            length = min(length, DISK_BYTES - at)
+            try:
+                if latest.pread(at, length) != hiding.states[-1][at : at + length]:
+                    wrong.append(f"wrong bytes at {at}+{length}")
+            except OSError as exc:
+                wrong.append(f"{exc} at {at}+{length}: {latest.faults.seen()[1][-1:]}")
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    (tmp_path / "folded").mkdir()
+    for number in range(60):
+        folded = Volume.of(halves, base)
+        folded.rng = random.Random(number)
+        for _, offset, length in halves:
+            folded.change(offset, length)
+        layer = view_of(tmp_path / "folded", folded, base)
+        ranges = affected(folded, len(folded.records))
+        base_image.announce(layer, sums_fd, ranges)
+        base_image.copy(layer, fd, ranges)
+        base_image.conclude(sums_fd, ranges)
+        layer.close()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    latest.close()
+
+
+@some
+@given(changes, st.integers(0, 1000))
+def test_what_a_state_stores_is_its_data_and_a_disk_over_it_adds_what_it_has_of_its_own(
+    tmp_path_factory: pytest.TempPathFactory, made: list[Change], seed: int
+) -> None:
+    """Programs that copy sparsely, and those that sum up space, go by it."""
+    folder = tmp_path_factory.mktemp("stored")
+    view = view_of(folder, Volume.of(made, start_bytes(seed)), start_bytes(seed))
+    data_bytes = sum(length for _, length in view.data_ranges())
+    assert view.stored_bytes == data_bytes
+    top = TopLayer(view, folder / "os.top")
+    state = DiskState(
+        disk_id="6f1c2f5e-8a51-4d10-9a7e-0d6f5f3c2b1a", size_bytes=DISK_BYTES, kind="raw", generation=0, tracked=False,
+        needs_resync=None,
+    )  # fmt: skip
+    positions = PositionCounter(None)
+    disk = Disk(DiskPlace(folder, "web01", "os"), state=state, layer=top, rules=DiskRules(positions))
+    assert disk.stored_bytes <= DISK_BYTES
+    if lib.sr_disk_seek(disk.c, 0, os.SEEK_HOLE) < DISK_BYTES:
+        assert disk.stored_bytes < DISK_BYTES, "else nobody looks for the hole"
+    disk.write(0, b"x" * BLOCK_BYTES)
+    assert os.fstat(top.fileno()).st_blocks * 512 >= BLOCK_BYTES
+    assert disk.stored_bytes >= min(BLOCK_BYTES, DISK_BYTES - 512)
+    disk.abandon()
+    positions.close()

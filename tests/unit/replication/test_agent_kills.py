@@ -1,0 +1,126 @@
+"""kill -9 of the agent or the host at any moment loses nothing and needs no resync."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+import pytest
+from trio.testing import MockClock
+
+from siterig.replication.engine import copying, resync, snapshots
+from tests.support.rigs.agent_rig import VM, Rig, without_threads
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several chunks and several parts a disk, though disks are small."""
+    without_threads(monkeypatch)
+    monkeypatch.setattr(snapshots, "CHUNK_BYTES", 32 << 10)
+    monkeypatch.setattr(resync, "CHUNK_BYTES", 32 << 10)
+    monkeypatch.setattr(resync, "FINE_BYTES", 8 << 10)
+    monkeypatch.setattr(copying, "PART_BYTES_MAX", 40 << 10)
+
+
+async def one_life(rig: Rig, order: str) -> None:
+    """The agent lives until the work is done, or the wire kills it."""
+    async with rig.agent() as agent:
+        if order == "resync":
+            await agent.resync(vm=VM)
+        else:
+            await rig.protect(agent)
+        rig.write(3)
+        await rig.cycle(agent)
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_agent_killed_at_each_call_of_initial_replication_and_a_cycle(
+    tmp_path: Path, autojump_clock: MockClock, after: bool
+) -> None:
+    for kill_at in count(1):
+        rig = Rig(tmp_path / str(kill_at))
+        await rig.make_vm()
+        rig.write(40)
+        rig.wire.kill_at, rig.wire.after = kill_at, after
+        await one_life(rig, "protect")
+        survived = rig.wire.calls < kill_at
+        rig.wire.kill_at = None
+        rig.write(5)
+        async with rig.agent() as agent:
+            await rig.protect(agent)
+            cut = await rig.cycle(agent)
+        rig.check_point(cut.position)
+        assert rig.vault.resyncs == []
+        assert all(managed.generation == 1 for managed in rig.recovery.disks.values())
+        rig.host.close()
+        if survived:
+            assert kill_at > 20
+            return
+
+
+@pytest.mark.parametrize("after", [False, True])
+async def test_agent_killed_at_each_call_of_a_resync(tmp_path: Path, autojump_clock: MockClock, after: bool) -> None:
+    for kill_at in count(1):
+        rig = Rig(tmp_path / str(kill_at))
+        await rig.make_vm()
+        rig.write(20)
+        async with rig.agent() as agent:
+            await rig.protect(agent)
+        rig.write(5)
+        rig.wire.calls = 0
+        rig.wire.kill_at, rig.wire.after = kill_at, after
+        await one_life(rig, "resync")
+        survived = rig.wire.calls < kill_at
+        rig.wire.kill_at = None
+        rig.write(5)
+        async with rig.agent() as agent:
+            await agent.resync(vm=VM)
+            cut = await rig.cycle(agent)
+        rig.check_point(cut.position)
+        rig.host.close()
+        if survived:
+            assert kill_at > 20
+            return
+
+
+async def test_host_killed_during_initial_replication_takes_a_new_snapshot_and_goes_on(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    rig = Rig(tmp_path, sizes={"os": 1 << 20, "data": 1 << 20})
+    await rig.make_vm()
+    rig.write(300)
+    releases = 0
+
+    def at_call(name: str) -> None:
+        nonlocal releases
+        if name == "release_snapshot":
+            releases += 1
+            rig.write(4)
+            if releases in (3, 9, 10):
+                rig.kill_host()
+
+    rig.wire.before = at_call
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        cut = await rig.cycle(agent)
+    rig.check_point(cut.position)
+    assert releases > 10
+    assert len(rig.vault.errors) >= 2
+    assert len([part for part in rig.cache.puts if part.stream == "sync"]) == len(set(rig.cache.puts)) - len(
+        {part for part in rig.cache.puts if part.stream == "log"}
+    ), "no sync part was sent twice"
+    assert all(managed.generation == 1 for managed in rig.recovery.disks.values())
+    rig.host.close()
+
+
+async def test_writes_during_initial_replication_are_in_the_first_point(tmp_path: Path, autojump_clock: MockClock) -> None:
+    rig = Rig(tmp_path, sizes={"os": 2 << 20, "data": 2 << 20})
+    await rig.make_vm()
+    rig.write(30)
+    rig.wire.before = lambda _name: rig.write(1 if rig.wire.calls < 100 else 0)
+    async with rig.agent() as agent:
+        await rig.protect(agent)
+        rig.wire.before = lambda _name: None
+        cut = await rig.cycle(agent)
+    rig.check_point(cut.position)
+    rig.host.close()

@@ -1,0 +1,273 @@
+"""Tests of plain English: all docstrings, comments, option help and documents follow the rules in CONTRIBUTING.md."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support import language
+
+PENDING: dict[str, set[str]] = {
+    "docs": {
+        "CONTRIBUTING.md",
+        "README.md",
+        "docs/how-to/bisect.md",
+        "docs/how-to/points.md",
+        "docs/internals/architecture.md",
+        "docs/internals/decisions/0003-sync-streams.md",
+        "docs/internals/decisions/0005-seeded-checksums.md",
+        "docs/internals/decisions/0006-shut-down.md",
+        "docs/internals/decisions/0008-pump.md",
+        "docs/internals/decisions/0009-stand-alone-mount.md",
+        "docs/internals/decisions/0010-engine-in-c.md",
+        "docs/internals/decisions/0011-base-and-journal.md",
+        "docs/internals/testing.md",
+        "docs/reference/command-line.md",
+        "docs/reference/drill.md",
+        "docs/reference/formats/dirty.md",
+        "docs/reference/formats/disk.md",
+        "docs/reference/formats/dm-log-writes.md",
+        "docs/reference/formats/hrl.md",
+        "docs/reference/formats/managed-disk.md",
+        "docs/reference/jobs-and-states.md",
+        "docs/reference/mount.md",
+        "docs/reference/retries.md",
+    },
+    "azure_emu": {
+        "azure_emu/applier",
+        "azure_emu/contracts",
+        "azure_emu/disks",
+        "azure_emu/scrub",
+        "azure_emu/storage",
+        "azure_emu/vault",
+        "azure_emu/vault/context",
+        "azure_emu/vault/db",
+        "azure_emu/vault/inventory",
+        "azure_emu/vault/jobs",
+        "azure_emu/vault/model",
+        "azure_emu/vault/monitoring",
+        "azure_emu/vault/mounts",
+        "azure_emu/vault/points",
+        "azure_emu/vault/workers",
+    },
+    "bench": {
+        "bench",
+    },
+    "blockfs": {
+        "blockfs/changelog",
+        "blockfs/contracts",
+        "blockfs/core",
+        "blockfs/disk",
+        "blockfs/files",
+        "blockfs/fuse",
+        "blockfs/guests",
+        "blockfs/host",
+        "blockfs/images",
+        "blockfs/layers",
+        "blockfs/transfer",
+        "blockfs/watch",
+    },
+    "cext": {
+        "cext",
+        "cext/src/base",
+        "cext/src/disk",
+        "cext/src/fuse",
+        "cext/src/index",
+        "cext/src/layers",
+    },
+    "replication": {
+        "replication/contracts",
+        "replication/engine",
+        "replication/hyperv",
+    },
+    "scenarios": {
+        "scenarios/checks",
+        "scenarios/contracts",
+        "scenarios/drill",
+        "scenarios/workloads",
+    },
+    "siterig": {
+        "siterig/bisect",
+        "siterig/cli",
+        "siterig/cli/commands",
+        "siterig/core",
+        "siterig/images",
+        "siterig/roles",
+        "siterig/rpc",
+        "siterig/supervisor",
+        "siterig/testing",
+    },
+    "tests": {
+        "tests",
+        "tests/crash",
+        "tests/fuzz",
+        "tests/sanitizers",
+        "tests/support",
+        "tests/support/disks",
+        "tests/support/rigs",
+        "tests/support/stores",
+        "tests/system",
+        "tests/system/databases",
+        "tests/system/disks",
+        "tests/system/mount",
+        "tests/system/points",
+        "tests/system/rig",
+        "tests/unit/azure_emu/applier",
+        "tests/unit/azure_emu/disks",
+        "tests/unit/blockfs/changelog",
+        "tests/unit/blockfs/disk",
+        "tests/unit/blockfs/files",
+        "tests/unit/blockfs/guests",
+        "tests/unit/blockfs/host",
+        "tests/unit/blockfs/layers",
+        "tests/unit/blockfs/transfer",
+        "tests/unit/cext",
+        "tests/unit/repo",
+        "tests/unit/scenarios",
+        "tests/unit/siterig/bisect",
+        "tests/unit/siterig/cli",
+        "tests/unit/siterig/core",
+        "tests/unit/siterig/images",
+        "tests/unit/siterig/rpc",
+        "tests/unit/siterig/supervisor",
+        "tests/unit/vault",
+    },
+}
+"""Rooms and documents that do not follow the rules yet.  Remove an entry when its room is clean; never add one."""
+
+
+@pytest.fixture(scope="module")
+def problems() -> dict[str, list[str]]:
+    return language.problems()
+
+
+def test_rooms_that_are_not_pending_are_in_plain_english(problems: dict[str, list[str]]) -> None:
+    pending = {room for rooms in PENDING.values() for room in rooms}
+    wrong = [line for room, lines in sorted(problems.items()) if room not in pending for line in lines]
+    assert not wrong, "\n" + "\n".join(wrong)
+
+
+def test_rooms_that_are_clean_are_not_pending(problems: dict[str, list[str]]) -> None:
+    clean = [room for rooms in PENDING.values() for room in rooms if room not in problems]
+    assert not clean, f"remove these from PENDING: {clean}"
+
+
+CLEAN = '''"""Tests of disks.
+
+The module holds two classes.
+"""
+
+
+class Base:
+    """A base."""
+
+    def read(self) -> bytes:
+        """Return all bytes."""
+
+
+class Disk(Base):
+    """A disk, which goes on top of a base."""
+
+    def read(self) -> bytes:  # closed cleanly; entries are in order to be read quickly
+        return b""
+
+    def _private(self) -> None:
+        pass
+
+
+class _Private:
+    def read(self) -> bytes:
+        return b""
+'''
+
+
+def of_python(text: str, path: str = "blockfs/disk/disk.py") -> list[str]:
+    return language.check_python(path, text).report()
+
+
+def test_clean_code_has_no_problems() -> None:
+    assert of_python(CLEAN) == []
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "line", "why"),
+    [
+        ('"""A base."""', "...", 7, "Base has no docstring"),
+        ("class Disk(Base)", "class Disk(Other)", 17, "read has no docstring"),
+        ("A base.", "A base", 8, "does not end with a period"),
+        ("A base.", "What is under a disk.", 8, 'begins with "What"'),
+        ("A base.", "Of a disk.", 8, 'begins with "Of"'),
+        ("A base.", "One that reads.", 8, 'begins with "One that"'),
+        ("A base.", "See :class:`Disk`.", 8, 'begins with "See"'),
+        ("A base.", "None.", 8, 'begins with "None."'),
+        ("A base.", "``DiskFull``.", 8, "is a fragment"),
+        ("A base.", "The disk's.", 8, "is a fragment"),
+        ("A base.", "A base that is told when it is full.", 8, '"is told"'),
+        ("The module holds", "Whoever reads it holds", 3, '"Whoever"'),
+        ("The module holds", "The module goes\non with", 3, '"goes on"'),
+        ("The module holds", "It is full. What is left holds", 3, 'begins with "What"'),
+        ("closed cleanly", "closed in order", 17, '"closed in order"'),
+        ("closed cleanly", "the log is given up", 17, '"given up"'),
+    ],
+)
+def test_each_rule_for_python_is_checked(now: str, then: str, line: int, why: str) -> None:
+    assert CLEAN.count(now) == 1
+    found = of_python(CLEAN.replace(now, then))
+    assert found
+    assert found[0].startswith(f"blockfs/disk/disk.py:{line}: ")
+    assert why in found[0]
+
+
+def test_a_module_needs_a_docstring() -> None:
+    assert of_python("x = 1\n") == ["blockfs/disk/disk.py:1: the module has no docstring"]
+
+
+def test_help_of_options_is_checked() -> None:
+    text = CLEAN + 'option = Option("--size", help="What the size is.")\nother = Option("--log", help="Give up the log.")\n'
+    found = of_python(text)
+    assert [line.split(":")[1] for line in found] == ["27", "27", "28"]
+    assert "the help begins with" in "".join(found)
+
+
+def test_test_functions_need_no_docstring() -> None:
+    text = '"""Tests of disks."""\n\n\ndef test_read() -> None:\n    pass\n'
+    assert of_python(text, "tests/unit/blockfs/disk/test_disk.py") == []
+    assert of_python(text, "tests/support/disk.py") == ["tests/support/disk.py:4: test_read has no docstring"]
+
+
+def test_comments_of_c_are_checked() -> None:
+    text = '/* The log\n * lets go of its lock. */\nint x;\nstatic char *text = "let go"; // it says so\n'
+    assert language.check_c("cext/src/disk/log.c", text).report() == [
+        'cext/src/disk/log.c:2: "lets go": write "release" for "let go"',
+        'cext/src/disk/log.c:4: "says so": write "report", "log" or "raise" for "say so"',
+    ]
+
+
+def test_prose_of_documents_is_checked() -> None:
+    text = """# What it is
+
+A disk.
+
+```
+let go
+```
+
+- Of a disk.
+- `let go`, and "let go"
+- It goes
+  on.
+| a | is told |
+"""
+    assert [line.partition(": ")[0] for line in language.check_document("docs/disk.md", text).report()] == [
+        "docs/disk.md:9",
+        "docs/disk.md:9",
+        "docs/disk.md:11",
+        "docs/disk.md:13",
+    ]
+
+
+def test_old_words_of_the_glossary_are_not_checked() -> None:
+    text = "| term | not used |\n| --- | --- |\n| release | let go |\n| let go | |\n\n| a | let go |\n"
+    assert [line.partition(": ")[0] for line in language.check_document("docs/glossary.md", text).report()] == [
+        "docs/glossary.md:4",
+        "docs/glossary.md:6",
+    ]

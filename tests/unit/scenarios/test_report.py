@@ -1,0 +1,191 @@
+"""The drill's report."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from siterig.azure_emu.vault.model.api import Job, JobError, Task
+from siterig.blockfs.core.errors import RigError
+from siterig.scenarios.contracts.results import Check, DrillResult, Host, Measures, RpoSample, Setup, TimelineEvent
+from siterig.scenarios.report.report import make_report_folder, print_summary, verdict, write_report
+from tests.support.other_user import file_of_other_user, folder_of_other_user, link_of_other_user, needs_root
+from tests.support.screens import TextScreen
+
+EVIL = "<script>alert('x')</script> & \"q\""
+
+
+def result(*, failed: bool = False, error: str | None = None) -> DrillResult:
+    stamp = "2026-11-21T22:00:00Z"
+    task = Task(
+        name="FailoverTask", friendlyName="x", state="Succeeded", stateDescription=None, startTime=stamp, endTime=stamp
+    )
+    job = Job(
+        name="j1", scenarioName="UnplannedFailover", friendlyName="Failover", state="Failed", stateDescription=None,
+        targetObjectName=EVIL, vm=EVIL, startTime=stamp, endTime=stamp, tasks=[task],
+        errors=[JobError(code="Bad", message=EVIL)],
+    )  # fmt: skip
+    return DrillResult(
+        ok=not failed and error is None,
+        error=error,
+        started="2026-11-21T22:00:00+00:00",
+        duration_s=60.0,
+        vm="web01",
+        interval_s=5.0,
+        steps=["source", "protect", "loss", "failback"],
+        checks=[
+            Check(step="source", name="disks", ok=True, evidence="two"),
+            Check(step="loss", name="ledger", ok=not failed, evidence=EVIL),
+        ],
+        timeline=[
+            TimelineEvent(at_s=0.0, step="source", text="begin"),
+            TimelineEvent(at_s=20.0, step="protect", text=EVIL),
+            TimelineEvent(at_s=40.0, step="loss", text="THE SITE IS LOST", severity="bad"),
+        ],
+        rpo=[RpoSample(at_s=float(i), rpo_s=None if i < 3 else i % 6) for i in range(50)],
+        tested=Setup(
+            version="0.1.0",
+            commit=None,
+            python="3.11.7",
+            azurite="3.37.0",
+            command_line=["siterig", "drill", EVIL],
+            os_bytes=1 << 30,
+            data_bytes=3 << 29,
+            corpus_bytes=200 << 20,
+            host=Host(system="Debian", kernel="6.1", cpus=2, cpu_model=EVIL, memory_bytes=8 << 30, file_system="ext4"),
+        ),
+        measures=Measures(rpo_s=2.25, rpo_transactions=7, rto_s=8.0),
+        jobs=[job],
+    )
+
+
+def page(folder: Path, made: DrillResult) -> str:
+    write_report(folder, made)
+    return (folder / "report.html").read_text()
+
+
+def test_json_reads_back_as_the_same_result(tmp_path: Path) -> None:
+    made = result()
+    assert write_report(tmp_path / "new" / "folder", made) == [
+        tmp_path / "new" / "folder" / "report.json",
+        tmp_path / "new" / "folder" / "report.html",
+    ]
+    text = (tmp_path / "new" / "folder" / "report.json").read_text()
+    assert DrillResult.model_validate_json(text) == made
+    assert json.loads(text)["schema_version"] == 1
+
+
+def test_html_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
+    links: list[str] = []
+
+    class Loads(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            assert tag not in {"script", "link", "img", "iframe", "object"}
+            links.extend(value or "" for name, value in attrs if name in {"src", "href", "xlink:href", "data"})
+
+    text = page(tmp_path, result())
+    Loads().feed(text)
+    assert [link for link in links if not link.startswith("#")] == []
+    assert re.findall(r"url\((?!#)|@import", text) == []
+
+
+def test_html_escapes_what_came_from_outside(tmp_path: Path) -> None:
+    text = page(tmp_path, result())
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_both_charts_are_well_formed_and_take_the_colour_of_the_page(tmp_path: Path) -> None:
+    charts = re.findall(r"<svg.*?</svg>", page(tmp_path, result()), re.DOTALL)
+    assert len(charts) == 2
+    ids: list[str] = []
+    for chart in charts:
+        root = ET.fromstring(chart)  # noqa: S314 (our own)
+        ids += [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+        assert "currentColor" in chart
+    assert len(ids) == len(set(ids))
+    assert "site lost" in charts[1]
+
+
+def test_the_same_result_gives_the_same_page(tmp_path: Path) -> None:
+    assert page(tmp_path / "a", result()) == page(tmp_path / "b", result())
+
+
+def test_a_drill_that_ended_before_its_first_event_still_has_a_report(tmp_path: Path) -> None:
+    empty = result(error="DiskFull: no space").model_copy(update={"timeline": [], "rpo": [], "checks": [], "jobs": []})
+    assert "The drill did not come to its end: DiskFull: no space" in page(tmp_path, empty)
+
+
+@pytest.mark.parametrize(
+    ("made", "sentence"),
+    [
+        (result(), "All 2 checks held"),
+        (result(failed=True), "1 of 2 checks failed"),
+        (result(error="VmBusy: x"), "The drill did not come to its end: VmBusy: x"),
+    ],
+)
+def test_the_verdict_is_one_sentence(made: DrillResult, sentence: str) -> None:
+    assert verdict(made) == sentence
+
+
+def test_the_page_says_what_was_tested(tmp_path: Path) -> None:
+    text = page(tmp_path, result())
+    for shown in (
+        "0.1.0, commit unknown",
+        "siterig drill &#x27;",
+        "os 1 GiB, data 1.5 GiB, with files of 0.195 GiB",
+        "3.37.0",
+    ):
+        assert shown in text
+    assert "Debian, Linux 6.1" in text
+
+
+def test_a_name_with_control_characters_is_escaped_in_the_page_and_valid_in_json(tmp_path: Path) -> None:
+    made = result().model_copy(update={"vm": "a\u202eb\x1b\udcff"})
+    assert r"a\u202eb\x1b\xff" in page(tmp_path, made)
+    assert json.loads((tmp_path / "report.json").read_text())["vm"] == "a\u202eb\x1b\\xff"
+
+
+def test_the_summary_shows_failed_checks_with_evidence_and_the_figures() -> None:
+    screen = TextScreen()
+    print_summary(screen, result(failed=True))
+    text = "\n".join(screen.lines)
+    assert f"✗ loss: ledger - {EVIL}" in text
+    assert "RPO 2.2 s, transactions lost 7, RTO 8.0 s, failback -, whole drill 60.0 s" in text
+    assert "1 of 2 checks failed" in text
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for refuse in (lambda folder: write_report(folder, result()), make_report_folder):
+        with pytest.raises(RigError) as caught:
+            refuse(tmp_path / "file" / "sub")
+        said = f"report folder {tmp_path / 'file' / 'sub'} cannot be written: Not a directory ({tmp_path / 'file'})"
+        assert (caught.value.code, caught.value.message) == ("ReportUnwritable", said)
+
+
+@needs_root
+@pytest.mark.parametrize("name", ["report.json", "report.html"])
+def test_no_link_and_no_file_of_another_user_is_written_through(tmp_path: Path, name: str) -> None:
+    theirs = folder_of_other_user(tmp_path / "theirs")
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for make in (lambda path: link_of_other_user(path, victim), lambda path: file_of_other_user(path, b"theirs")):
+        make(theirs / name)
+        for refuse in (lambda folder: write_report(folder, result()), make_report_folder):
+            with pytest.raises(RigError) as caught:
+                refuse(theirs)
+            assert caught.value.code == "ForeignFile"
+        (theirs / name).unlink()
+    assert victim.read_text() == "precious"
+    link_of_other_user(theirs / "sub", tmp_path)
+    with pytest.raises(RigError, match="sub: is a symbolic link of"):
+        make_report_folder(theirs / "sub")
+    write_report(theirs, result())
+    assert {path.stat().st_mode & 0o777 for path in theirs.glob("report.*")} == {0o644}
+    assert sorted(path.name for path in theirs.iterdir()) == ["report.html", "report.json", "sub"]

@@ -1,0 +1,307 @@
+"""Every command has ``--json``; what it prints is valid JSON, in one style, and each key is documented."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import siterig.scenarios.drill.drill
+from siterig.azure_emu.contracts.ports import Change, DamageReports, RecoverySide
+from siterig.azure_emu.vault.model.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
+from siterig.bisect.bisect_run import Bisection, ChangeSeen, Report
+from siterig.bisect.bisect_states import State
+from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo
+from siterig.blockfs.core.waits import Wait
+from siterig.cli import show
+from siterig.cli.app import program
+from siterig.cli.commands import drill, mount
+from siterig.cli.commands import rig as rig_command
+from siterig.core.control import RigStatus, SupervisorControl
+from siterig.core.layout import Layout, create
+from siterig.scenarios.contracts.results import DrillResult
+from tests.support.disks.log_row import START, LogRow
+from tests.support.samples import Canned, sample
+from tests.unit.siterig.cli.test_tables import text_of
+
+DOCS = Path(__file__).parents[4] / "docs" / "reference"
+OFFICIAL = {
+    "scenarioName", "friendlyName", "stateDescription", "targetObjectName", "startTime", "endTime",
+    "recoveryPointHistoryDuration", "protectionState", "testFailoverState", "replicationHealth", "healthErrors",
+    "lastRpoInSeconds", "activeLocation", "resynchronizationRequired", "errorCode", "summaryMessage", "eventCode",
+    "eventType", "timeOfOccurrence", "affectedObject",
+}  # fmt: skip
+"""Properties of the service, which keep their names; every other property is the rig's own and in snake_case."""
+
+COMMANDS = {
+    "doctor": "",
+    "up": "",
+    "down": "",
+    "status": "",
+    "vm create": "web01 --disk os:1GiB",
+    "vm list": "",
+    "vm delete": "web01",
+    "vm rename": "web01 web02",
+    "protect": "web01",
+    "unprotect": "web01",
+    "points": "web01",
+    "take-point": "web01",
+    "point list": "web01",
+    "point mount": "web01",
+    "point unmount": "web01 @1",
+    "point export": "web01 --to {folder}/out.img",
+    "bisect": "web01 --good @1 --json -- true {{os}}",
+    "disk list": "",
+    "disk stats": "web01/os --side site",
+    "disk scrub": "",
+    "disk resize": "web01/os 2GiB --side site",
+    "disk kept list": "",
+    "disk kept delete": "web01 os-20261129T141500Z.img",
+    "failover test": "web01",
+    "failover unplanned": "web01",
+    "failover planned": "web01",
+    "cleanup": "web01",
+    "commit": "web01",
+    "failback": "web01",
+    "reprotect": "web01",
+    "resync": "web01",
+    "jobs": "",
+    "events": "",
+    "mount": "{folder}/os.img --mnt {folder}/m",
+    "log show": "{log}",
+    "log verify": "{log}",
+    "log replay": "{log} --onto {folder}/os.img",
+    "log export": "{log} --dm-log-writes {folder}/os.dmlog",
+    "log import": "{folder}/dm --onto-log {folder}/new",
+    "drill": "",
+    "role list": "",
+    "role restart": "agent",
+    "role kill": "agent",
+    "site lose": "",
+    "site restore": "",
+    "completion": "bash",
+}
+"""Every command with the arguments that it needs.  A new command gets a line here; its keys go to docs/reference."""
+
+
+def leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield " ".join(path), command
+    for name, each in (inner or {}).items():
+        yield from leaves(each, (*path, name))
+
+
+ALL = dict(leaves(typer.main.get_command(program())))
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Gives a command's words; the rig's services, and whatever takes long, are replaced by samples."""
+    layout = Layout.of(tmp_path / "rig")
+    create(layout)
+    disk = sample(DiskInfo).model_copy(update={"vm": "web01", "name": "os", "path": "/dev/null"})
+    finalize = sample(Job).model_copy(update={"scenarioName": "FinalizeProtection", "targetObjectName": "web01"})
+    status = sample(RigStatus)
+    status = status.model_copy(update={"roles": [status.roles[0].model_copy(update={"name": "azure"})]})
+    answers = {"list_disks": [disk], "resize_disk": disk, "managed_disks": [], "jobs": [finalize], "status": status}
+    for name, protocol in {
+        "vault": VaultApi, "site": DiskHostControl, "azure": DiskHostControl, "supervisor": SupervisorControl,
+        "recovery_side": RecoverySide, "damage_reports": DamageReports,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(f"siterig.rpc.services.{name}", lambda _layout, protocol=protocol: Canned(protocol, answers))
+    monkeypatch.setattr("siterig.cli.commands.disks._until_seen", nothing)
+    monkeypatch.setattr("siterig.supervisor.launch.up", up)
+    monkeypatch.setattr("siterig.supervisor.launch.down", down)
+    monkeypatch.setattr("siterig.images.image_export.export", export)
+    monkeypatch.setattr(mount, "expose", expose)
+    monkeypatch.setattr(mount, "front_end_of", lambda *_, **__: None)
+    monkeypatch.setattr(Bisection, "run", bisected)
+    monkeypatch.setattr(siterig.scenarios.drill.drill, "run_drill", drilled)
+    monkeypatch.setattr(drill, "_check_machine", nothing)
+    log = LogRow(tmp_path)
+    log.rotate()
+    log.write(0, b"x" * 512)
+    log.tag("first")
+    log.close()
+    image = tmp_path / "os.img"
+    image.write_bytes(START)
+    dm_log = tmp_path / "dm"
+    assert (
+        CliRunner().invoke(program(["log"]), ["log", "export", str(log.paths[0]), "--dm-log-writes", str(dm_log)]).exit_code
+        == 0
+    )
+    store = layout.managed_disks / "6a83da7e-b542-496d-a113-08b9b71d9e21"
+    store.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as supervisor:
+        supervisor.bind(str(layout.socket("supervisor")))
+        supervisor.listen()
+        monkeypatch.setenv("SITERIG_DIR", str(layout.root))
+        yield lambda path: [*path.split(), *COMMANDS[path].format(folder=tmp_path, log=log.paths[0]).split()]
+    show.set_json(False)
+
+
+async def nothing(*_: Any, **__: Any) -> None: ...
+
+
+async def up(layout: Layout, **_: Any) -> Any:
+    layout.root.mkdir(exist_ok=True)
+    return SimpleNamespace(end=nothing)
+
+
+async def down(*_: Any) -> list[str]:
+    return ["unmounted /m"]
+
+
+async def export(_source: Path, to: Path, *_: Any, **__: Any) -> None:
+    to.touch()
+
+
+async def drilled(*_: Any) -> DrillResult:
+    return typing.cast(DrillResult, sample(DrillResult))
+
+
+async def bisected(_: Bisection) -> Report:
+    state = State(position=1, time_ns=1, name="x", images={"os": Path("/os.img")})
+    change = ChangeSeen("os", sample(Change), None)
+    point = sample(RecoveryPoint)
+    failing: Any = SimpleNamespace(output=b"", output_bytes=0)
+    return Report(state, state, (), (change,), True, point, point, failing, 1)
+
+
+async def expose(wanted: Any, *, ready: Any, note: Any) -> Any:
+    image = SimpleNamespace(path=wanted.image, format="raw", size_bytes=1 << 20, read_only=False)
+    state = SimpleNamespace(tracked=True, disk_id="id", generation=1)
+    alone = SimpleNamespace(disk=SimpleNamespace(state=state), segments=lambda: [Path("os.000001.hrl")])
+    mounted = SimpleNamespace(image=image, alone=alone, disk=wanted.where / "os.img")
+    ready(mounted)
+    return mounted
+
+
+def keys(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from keys(inner)
+
+
+def documents(text: str) -> list[Any]:
+    """One document, or one a line."""
+    try:
+        return [json.loads(text)]
+    except json.JSONDecodeError:
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def test_the_list_above_has_every_command() -> None:
+    assert set(COMMANDS) == set(ALL)
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_every_command_has_json_and_an_example_in_its_help(path: str) -> None:
+    assert any("--json" in parameter.opts for parameter in ALL[path].params)
+    assert re.search(rf"Example: siterig {path}\b", ALL[path].epilog or "")
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_the_json_of_a_command_is_valid_in_one_style_and_documented(path: str, words: Any) -> None:
+    given = words(path)
+    arguments = given if "--json" in given else [*given, "--json"]
+    result = CliRunner().invoke(program(arguments), arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert result.stdout, result.stderr
+    found = [key for document in documents(result.stdout) for key in keys(document)]
+    text = "".join((DOCS / name).read_text() for name in ("command-line.md", "drill.md", "mount.md"))
+    for key in found:
+        assert key in OFFICIAL or re.fullmatch(r"[a-z][a-z0-9_]*|[A-Z]+", key), f"{key}: not in snake_case"
+        documented = re.search(rf"[\"`]{re.escape(key)}[\"`:]", text) is not None
+        assert documented or key.isupper(), f"{key} is not documented"
+    for line in result.stderr.splitlines():
+        json.loads(line)
+
+
+@pytest.mark.parametrize("path", COMMANDS)
+def test_an_option_that_does_not_exist_is_an_error_in_json(path: str) -> None:
+    arguments = [*path.split(), "--json", "--no-such-option"]
+    result = CliRunner().invoke(program(arguments), arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert json.loads(result.stderr)["error"]["code"] == "Usage"
+
+
+def test_a_vm_a_point_and_a_side_have_one_name_in_every_document(words: Any) -> None:
+    point, vm = set(RecoveryPoint.model_fields), {"vm", "side", "state", "disks"}
+    for path in (
+        "points",
+        "take-point",
+        "point list",
+        "point mount",
+        "point export",
+        "bisect",
+        "failover test",
+        "jobs",
+        "vm list",
+    ):
+        arguments = [*words(path), *(() if path == "bisect" else ("--json",))]
+        (document,) = documents(CliRunner().invoke(program(arguments), arguments).stdout)
+        for found in objects(document):
+            assert not {"fabric", "recoveryPoint", "recoveryPointType", "downgradedBecause"} & set(found)
+            if "downgraded_because" in found:
+                assert set(found) == point
+            for name in ("recovery_point", "point_before", "point_after"):
+                assert name not in found or set(found[name]) == point
+            if "result" in found:
+                assert set(found["result"]) == vm
+            assert isinstance(found.get("vm", ""), str)
+
+
+def objects(value: object) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from objects(inner)
+
+
+def test_status_fits_80_columns_with_every_problem_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show, "is_terminal", lambda _stream: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    reason = "the managed disk of web01/data was not written to for four minutes, and the cache account grows"
+    error = sample(HealthError).model_copy(update={"summaryMessage": reason, "errorCode": "ApplyStalled"})
+    item = sample(ProtectedItem).model_copy(
+        update={"protectionState": "UnplannedFailoverCompleted", "activeLocation": "Recovery", "healthErrors": [error] * 2}
+    )
+    wait = sample(Wait).model_copy(update={"reason": reason, "since_ns": 1})
+    status = sample(RigStatus)
+    status = status.model_copy(update={"roles": [status.roles[0].model_copy(update={"waits": [wait] * 2, "state": "hung"})]})
+    lines = [text_of(line) for line in rig_command._drawn(status, [sample(Vm)], [item])]
+    assert max(map(len, lines)) <= 80
+    words = " ".join(" ".join(lines).split())
+    assert words.count(f"{reason} (ApplyStalled)") == 2
+    assert words.count(reason) == 4
+
+
+def test_status_names_vm_and_disk_of_a_wait_that_knows_the_managed_disk_only() -> None:
+    managed = sample(ManagedDisk).model_copy(update={"vm": "web01", "name": "data"})
+    waits = [
+        sample(Wait).model_copy(update={"vm": vm, "disk": disk, "since_ns": 1})
+        for vm, disk in [(None, managed.disk_id), ("web01", managed.disk_id), (None, "another"), ("web02", None)]
+    ]
+    status = sample(RigStatus)
+    status = status.model_copy(update={"roles": [status.roles[0].model_copy(update={"waits": waits})]})
+    named = [(wait.vm, wait.disk) for wait in rig_command._named(status, [managed]).roles[0].waits]
+    assert named == [("web01", "data"), ("web01", "data"), (None, "another"), ("web02", None)]
+
+
+def test_the_sample_of_a_vm_is_what_a_vm_is() -> None:
+    assert set(sample(Vm).model_dump()) == {"vm", "side", "state", "disks"}

@@ -1,0 +1,89 @@
+"""Roles that hang: who waits is told, and what should be answered at once has a deadline."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from siterig.blockfs.core.errors import RigError
+from siterig.core.layout import Layout, create
+from siterig.rpc import rpc_client, services
+from siterig.rpc.rpc_contract import method_names
+from tests.unit.siterig.cli.test_cli import siterig
+
+
+@pytest.fixture
+def hung(tmp_path: Path) -> Iterator[Layout]:
+    """A rig that looks up, and whose vault takes connections and says nothing."""
+    layout = Layout.of(tmp_path / "rig")
+    create(layout)
+    listeners = []
+    for role in ("supervisor", "vault"):
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(layout.socket(role)))
+        listener.listen()
+        listeners.append(listener)
+    yield layout
+    for listener in listeners:
+        listener.close()
+
+
+def test_a_command_tells_whom_it_waits_for_and_gives_up(hung: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc_client, "WAIT_TOLD_S", 0.05)
+    monkeypatch.setitem(services._VAULT, "points", 0.3)
+    result = siterig("points", "web01", "--json", "--dir", str(hung.root))
+    assert (result.exit_code, result.stdout) == (3, "")
+    told = "the vault did not answer within 0.3 s"
+    assert [json.loads(line) for line in result.stderr.splitlines()] == [
+        {"note": "waiting for the vault ..."},
+        {
+            "error": {"code": "RoleUnavailable", "message": told, "recoverable": True},
+            "text": f"siterig: error: {told} (RoleUnavailable)",
+        },
+    ]
+
+
+async def test_what_may_take_long_has_no_deadline_and_who_did_not_ask_is_told_nothing(
+    hung: Layout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc_client, "WAIT_TOLD_S", 0.05)
+    for name in services._VAULT:
+        monkeypatch.setitem(services._VAULT, name, 0.05)
+    vault = services.vault(hung)
+    with trio.move_on_after(0.5) as waited:
+        await vault.create_point(vm="web01", kind="CrashConsistent", name="slow")
+    assert waited.cancelled_caught
+    with pytest.raises(RigError) as caught:
+        await vault.jobs()
+    assert (caught.value.code, caught.value.recoverable) == ("RoleUnavailable", True)
+    assert capsys.readouterr().err == ""
+
+
+def test_every_deadline_is_of_a_method_that_there_is(tmp_path: Path) -> None:
+    for make in (
+        services.vault, services.vault_link, services.applier_reports, services.damage_reports, services.site,
+        services.provider, services.recovery_side, services.supervisor,
+    ):  # fmt: skip
+        made = make(Layout(tmp_path))
+        deadlines = made._deadlines  # type: ignore[union-attr]
+        assert deadlines
+        assert set(deadlines) <= set(method_names(made._protocol))  # type: ignore[union-attr]
+
+
+def test_a_name_that_is_not_utf_8_is_refused_by_name(hung: Layout) -> None:
+    result = siterig("points", "web\udcff", "--dir", str(hung.root))
+    assert (result.exit_code, result.stderr) == (
+        2, "siterig: error: vm is 'web\\udcff', with bytes that are not UTF-8: a rig cannot take such a name or path "
+        "(InvalidName)\n",
+    )  # fmt: skip
+
+
+def test_a_name_within_an_argument_that_is_not_utf_8_is_shown_alone(hung: Layout) -> None:
+    result = siterig("vm", "create", "web01", "--disk", "o\udcff:1MiB", "--dir", str(hung.root))
+    assert result.exit_code == 2
+    assert result.stderr.startswith("siterig: error: a text of disks is 'o\\udcff', with bytes that are not UTF-8")

@@ -1,0 +1,175 @@
+"""An operation that failed leads nowhere that no command leads out of, wherever it failed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from siterig.azure_emu.vault.context.states import (
+    PRIMARY,
+    RESTING,
+    TEST_COMPLETED,
+    TEST_FAILED,
+    TEST_NONE,
+    Operation,
+    State,
+    allowed,
+)
+from siterig.azure_emu.vault.db.schema import ItemRow
+from siterig.azure_emu.vault.db.store import find_item
+from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.monitoring.health import is_cycling
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.errors import RigError
+from tests.support.rigs.vault_fakes import World, ended, protected, running
+
+Step = Callable[[Vault], Awaitable[Job]]
+ERROR = RigError("Injected", "it failed")
+
+
+def do_test(vault: Vault) -> Awaitable[Job]:
+    return vault.test_failover(vm="web01", point="Latest")
+
+
+def cleanup(vault: Vault) -> Awaitable[Job]:
+    return vault.cleanup_test_failover(vm="web01")
+
+
+def unplanned(vault: Vault) -> Awaitable[Job]:
+    return vault.unplanned_failover(vm="web01", point="Latest", source_actions=True)
+
+
+def planned(vault: Vault) -> Awaitable[Job]:
+    return vault.planned_failover(vm="web01")
+
+
+def commit(vault: Vault) -> Awaitable[Job]:
+    return vault.commit_failover(vm="web01")
+
+
+def failback(vault: Vault) -> Awaitable[Job]:
+    return vault.failback(vm="web01")
+
+
+def reprotect(vault: Vault) -> Awaitable[Job]:
+    return vault.reprotect(vm="web01")
+
+
+def resync(vault: Vault) -> Awaitable[Job]:
+    return vault.resync(vm="web01")
+
+
+def disable(vault: Vault) -> Awaitable[Job]:
+    return vault.disable_protection(vm="web01")
+
+
+AT_AZURE: tuple[Step, ...] = (unplanned, commit)
+BACK: tuple[Step, ...] = (*AT_AZURE, failback, commit)
+ROWS: list[tuple[tuple[Step, ...], Operation, Step, str, str | None]] = [
+    # what was done before, the operation, the call that fails in it, the state after that (None: as before it)
+    ((), Operation.TEST, do_test, "recovery.disk_state", "Failed"),
+    ((), Operation.TEST, do_test, "recovery.process_latest", "Failed"),
+    ((), Operation.TEST, do_test, "azure.open_point", "Failed"),
+    ((do_test,), Operation.CLEANUP, cleanup, "azure.list_disks", None),
+    ((do_test,), Operation.CLEANUP, cleanup, "azure.remove_vm", "Failed"),
+    ((), Operation.UNPLANNED, unplanned, "recovery.disk_state", None),
+    ((), Operation.UNPLANNED, unplanned, "recovery.process_latest", State.UNPLANNED_FAILED),
+    ((), Operation.UNPLANNED, unplanned, "azure.open_point", State.UNPLANNED_FAILED),
+    ((unplanned,), Operation.UNPLANNED, unplanned, "recovery.disk_state", None),
+    ((unplanned,), Operation.UNPLANNED, unplanned, "azure.open_point", State.CHANGE_POINT_FAILED),
+    ((), Operation.PLANNED, planned, "site.check_shutdown", None),
+    ((), Operation.PLANNED, planned, "site.shutdown_vm", State.PLANNED_FAILED),
+    ((), Operation.PLANNED, planned, "site.replicate_now", State.PLANNED_FAILED),
+    ((), Operation.PLANNED, planned, "azure.open_point", State.PLANNED_FAILED),
+    ((unplanned,), Operation.COMMIT, commit, "azure.list_disks", None),
+    ((unplanned,), Operation.COMMIT, commit, "azure.promote_vm", State.COMMIT_TO_RECOVERY_FAILED),
+    (AT_AZURE, Operation.FAILBACK, failback, "site.check_failback", None),
+    (AT_AZURE, Operation.FAILBACK, failback, "site.receive_disk", State.PLANNED_FAILED),
+    (AT_AZURE, Operation.FAILBACK, failback, "site.commit_failback", State.PLANNED_FAILED),
+    ((*AT_AZURE, failback), Operation.FAILBACK, failback, "site.check_failback", None),
+    ((*AT_AZURE, failback), Operation.COMMIT, commit, "site.list_vms", None),
+    ((*AT_AZURE, failback), Operation.COMMIT, commit, "azure.remove_vm", State.COMMIT_TO_PRIMARY_FAILED),
+    (BACK, Operation.REPROTECT, reprotect, "site.check_vm", None),
+    (BACK, Operation.REPROTECT, reprotect, "site.create_relationship", State.REPROTECT_FAILED),
+    (BACK, Operation.REPROTECT, reprotect, "site.resync", State.REPROTECT_FAILED),
+    ((), Operation.RESYNC, resync, "site.check_vm", None),
+    ((), Operation.RESYNC, resync, "site.resync", None),
+    ((), Operation.DISABLE, disable, "recovery.delete_managed_disk", State.DISABLING_FAILED),
+]  # fmt: skip
+
+
+async def row_of(vault: Vault) -> ItemRow:
+    return await vault._services.store.transact(lambda session: find_item(session, "web01"))
+
+
+async def states_of(vault: Vault) -> tuple[str, str, str | None, str]:
+    (item,) = await vault.items()
+    return item.protectionState, item.testFailoverState, item.resynchronizationRequired, item.activeLocation
+
+
+@pytest.mark.parametrize(
+    ("before", "operation", "operate", "call", "after"),
+    ROWS,
+    ids=[f"{len(row[0])} steps, {row[1].value}: {row[3]}" for row in ROWS],
+)
+async def test_after_a_failure_the_operation_can_be_given_again_and_points_are_taken_if_replication_continues(
+    tmp_path: Path, *, before: tuple[Step, ...], operation: Operation, operate: Step, call: str, after: str | None
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        for step in before:
+            assert (await ended(vault, await step(vault))).state == "Succeeded"
+        states = await states_of(vault)
+        world.failing[call] = ERROR
+        job = await ended(vault, await operate(vault))
+        assert (job.state, job.errors[-1].code) == ("Failed", "Injected")
+        world.mend()
+
+        if after is not None:
+            (item,) = await vault.items()
+            assert after in (item.protectionState, item.testFailoverState)
+        elif call != "site.resync":  # the one that changed something and keeps the state: it is due again
+            assert await states_of(vault) == states
+        else:
+            assert await states_of(vault) == (*states[:2], "ResynchronizationFailed", *states[3:])
+
+        row = await row_of(vault)
+        assert (row.protection_state, row.active_location) in RESTING
+        assert operation in allowed(row)
+        if is_cycling(row):
+            assert await vault.may_replicate(vm="web01")
+            point = await vault.create_point(vm="web01", kind="CrashConsistent", name="after-failure")
+            assert point.name == "after-failure"
+        assert (await ended(vault, await operate(vault))).state == "Succeeded"
+
+
+@pytest.mark.parametrize(("state", "location"), sorted(RESTING))
+@pytest.mark.parametrize("test", [TEST_NONE, TEST_COMPLETED, TEST_FAILED])
+@pytest.mark.parametrize("suspended", [False, True])
+def test_points_can_be_taken_in_every_state_in_which_replication_continues(
+    state: State, location: str, test: str, *, suspended: bool
+) -> None:
+    row = ItemRow(
+        vm="web01", protection_state=state, active_location=location, test_failover_state=test, suspended=suspended
+    )
+    replicates = location == PRIMARY and is_cycling(row)
+    assert (Operation.CREATE_POINT in allowed(row)) == replicates
+    assert [operation for operation in allowed(row) if operation != Operation.CREATE_POINT]
+
+
+async def test_a_kill_in_the_first_task_leaves_the_state_as_it_was(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        world.held["site.check_shutdown"] = trio.Event()
+        await planned(vault)
+        while "site.check_shutdown" not in world.calls:
+            await trio.lowlevel.checkpoint()
+    world.held.clear()
+    async with running(world, tmp_path) as vault:
+        assert (await vault.jobs())[0].errors[0].code == "VaultStopped"
+        assert (await states_of(vault))[0] == State.PROTECTED

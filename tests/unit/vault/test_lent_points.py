@@ -1,0 +1,152 @@
+"""Mounted points that are lent to a process: gone when it is, whatever was killed meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from sqlalchemy import select
+
+from siterig.azure_emu.vault.db.schema import MountRow
+from siterig.azure_emu.vault.mounts import lent
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.host_process import HostProcess
+from tests.support.rigs.vault_fakes import World, protected, running
+
+SAY = (
+    "import sys; from siterig.blockfs.core.host_process import HostProcess; "
+    "print(HostProcess.own().model_dump_json(), flush=True);"
+)
+IN_USE = RigError("RecoveryInUse", "recovery/web01/lent/os is in use: it is open 1 times")
+
+
+class Borrower:
+    """A process that lives until it is killed."""
+
+    def __init__(self) -> None:
+        self.popen = subprocess.Popen([sys.executable, "-c", SAY + "sys.stdin.read()"], stdin=-1, stdout=-1)
+        assert self.popen.stdout is not None
+        self.process = HostProcess.model_validate_json(self.popen.stdout.readline())
+
+    def kill(self) -> None:
+        self.popen.kill()
+        self.popen.communicate()
+
+
+@pytest.fixture
+def borrower() -> Iterator[Borrower]:
+    made = Borrower()
+    yield made
+    made.kill()
+
+
+async def names(vault: Vault) -> list[str]:
+    """Of the rows: what the recovery host has may be another thing."""
+    return await vault._services.store.transact(lambda session: list(session.scalars(select(MountRow.name))))
+
+
+async def until_gone(vault: Vault, *left: str) -> None:
+    with trio.fail_after(30):
+        while await names(vault) != list(left):  # noqa: ASYNC110 (another process's end begins it)
+            await trio.sleep(0.005)
+
+
+async def test_it_goes_when_its_process_ends_and_what_is_lent_to_nobody_or_another_stays(
+    tmp_path: Path, borrower: Borrower
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.mount_point(vm="web01", position=10, name="a-mine", process=HostProcess.own())
+        await vault.mount_point(vm="web01", position=10, name="b-nobodys")
+        for name in ("lent", "lent-too"):
+            await vault.mount_point(vm="web01", position=10, name=name, process=borrower.process)
+        borrower.kill()
+        await until_gone(vault, "a-mine", "b-nobodys")
+        assert [name for _, name in world.recoveries] == ["a-mine", "b-nobodys"]
+
+
+async def test_one_whose_process_ended_while_the_vault_was_killed_goes_at_its_start(
+    tmp_path: Path, borrower: Borrower
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.mount_point(vm="web01", position=10, name="lent", process=borrower.process)
+    async with running(world, tmp_path) as vault:
+        await trio.testing.wait_all_tasks_blocked()
+        assert await names(vault) == ["lent"], "its process is there"
+    borrower.kill()
+    async with running(world, tmp_path) as vault:
+        await until_gone(vault)
+        assert world.recoveries == {}
+
+
+async def test_one_in_use_is_tried_again_until_it_is_not(
+    tmp_path: Path, borrower: Borrower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lent, "RETRY_S", 0.001)
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.mount_point(vm="web01", position=10, name="lent", process=borrower.process)
+        world.failing["azure.close_recovery"] = IN_USE
+        borrower.kill()
+        with trio.fail_after(30):
+            while world.calls.count("azure.close_recovery") < 3:  # noqa: ASYNC110 (see until_gone)
+                await trio.sleep(0.005)
+        assert await names(vault) == ["lent"]
+        world.mend()
+        await until_gone(vault)
+
+
+async def test_one_whose_process_ends_while_it_is_opened_goes_too(tmp_path: Path, borrower: Borrower) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        world.held["azure.open_recovery"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+
+            async def mount() -> None:
+                await vault.mount_point(vm="web01", position=10, name="lent", process=borrower.process)
+
+            nursery.start_soon(mount)
+            while "azure.open_recovery" not in world.calls:
+                await trio.lowlevel.checkpoint()
+            borrower.kill()
+            world.held["azure.open_recovery"].set()
+        await until_gone(vault)
+        assert world.recoveries == {}
+
+
+async def test_a_process_is_not_taken_for_a_later_one_of_its_number(borrower: Borrower) -> None:
+    with trio.fail_after(30):
+        await borrower.process.model_copy(update={"started": borrower.process.started - 1}).ended()
+        borrower.kill()
+        await borrower.process.ended()
+    assert HostProcess.own() == HostProcess(pid=os.getpid(), started=HostProcess.own().started)
+
+
+async def test_the_end_of_a_process_is_not_told_before(borrower: Borrower) -> None:
+    async with trio.open_nursery() as nursery:
+        ended: list[int] = []
+
+        async def wait() -> None:
+            await borrower.process.ended()
+            ended.append(1)
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        os.kill(borrower.process.pid, signal.SIGSTOP)
+        await trio.testing.wait_all_tasks_blocked()
+        assert ended == []
+        borrower.kill()
+    assert ended == [1]

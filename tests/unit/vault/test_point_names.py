@@ -1,0 +1,184 @@
+"""What users name recovery points, and points that are found by their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.vault.db.schema import JobRow, PointRow
+from siterig.blockfs.core.errors import RigError
+from siterig.cli.show import print_table
+from siterig.core.values import parse_point
+from tests.support.rigs.vault_fakes import World, ended, protected, running
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "\x1b[31mred", "a\u202eb", "n" * 101])
+async def test_a_point_is_not_named_so_that_a_line_cannot_tell_it(tmp_path: Path, name: str) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        with pytest.raises(RigError, match=r"point is named .*; allowed are 1 to 100 printable characters") as caught:
+            await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
+        assert (caught.value.code, caught.value.message.isprintable()) == ("InvalidName", True)
+        assert (await vault.create_point(vm="web01", kind="CrashConsistent", name="vor dem Öffnen")).name == "vor dem Öffnen"
+
+
+RESERVED = [
+    "latest", "Latest", "LATEST", "latest-processed", "LatestProcessed", "latest_processed", "latest-app", "Latest-App",
+    "LatestApplicationConsistent", "latest-application-consistent", "latest app", "@5", "@0", "@", "@five",
+    "@99999999999999999999",     "2026-11-21T22:13:17Z", "2026-11-21 22:13:17+01:00", "2026-11-21t", "2026-11-21T25:99:99Z",
+    "2b4ddfef-d68f-4a11-8a22-0123456789ab", "2B4DDFEF-D68F-4A11-8A22-0123456789AB", "-x", "--point", " before", "after ",
+]  # fmt: skip
+SELECTABLE = ["5", "before the upgrade", "2026-11-21", "latest-backup", "a@5", "2b4ddfef", "x-", "vor dem Öffnen", "None"]
+
+
+@pytest.mark.parametrize("name", RESERVED)
+async def test_a_name_that_no_command_could_select_is_refused(tmp_path: Path, name: str) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        with pytest.raises(RigError, match="could not be selected by that name: reserved are latest, ") as caught:
+            await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
+        assert caught.value.code == "InvalidName"
+
+
+@pytest.mark.parametrize("name", SELECTABLE)
+async def test_every_other_name_selects_its_point(tmp_path: Path, name: str) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        point = await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
+        await vault.create_point(vm="web01", kind="CrashConsistent", name="another")
+        assert (await vault.mount_point(vm="web01", point=parse_point(name))).recovery_point == point
+        job = await ended(vault, await vault.test_failover(vm="web01", point=parse_point(name)))
+        assert job.recovery_point == point
+
+
+@pytest.mark.parametrize("text", ["LATEST", "latest", "Latest", "latest-processed", "Latest_Processed"])
+async def test_a_word_is_understood_in_any_spelling(tmp_path: Path, text: str) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        newest = (await vault.points(vm="web01"))[0]
+        assert (await vault.mount_point(vm="web01", point=text)).recovery_point == newest
+
+
+async def test_the_beginning_of_an_id_selects_its_point_and_no_point_can_be_named_so(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        point = (await vault.points(vm="web01"))[0]
+        short = point.id[:8]
+        mounted = await vault.mount_point(vm="web01", point=short)
+        assert (mounted.recovery_point, mounted.name) == (point, point.id)
+        await vault.unmount_point(vm="web01", name=short)
+        assert await vault.mounted_points(vm="web01") == []
+        job = await ended(vault, await vault.test_failover(vm="web01", point=short))
+        assert job.recovery_point == point
+        assert (await vault.job(name=job.name[:8])).name == job.name
+        for name in (short, point.id[:20], short.upper()):
+            with pytest.raises(RigError, match=f"is the beginning of point {point.id}'s id") as caught:
+                await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
+            assert caught.value.code == "InvalidName"
+
+
+async def test_a_name_with_which_a_newer_points_id_begins_selects_neither_silently(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        named = await vault.create_point(vm="web01", kind="CrashConsistent", name="20261129")
+        newer = await vault.create_point(vm="web01", kind="CrashConsistent", name="newer")
+        assert (await vault.mount_point(vm="web01", point="20261129")).recovery_point == named
+
+        def rename(session: Session) -> None:
+            session.execute(update(PointRow).where(PointRow.tag_id == named.id).values(name=newer.id[:8]))
+
+        await vault._services.store.transact(rename)
+        with pytest.raises(RigError, match="say which by its id") as caught:
+            await vault.test_failover(vm="web01", point=newer.id[:8])
+        assert caught.value.code == "AmbiguousId"
+        assert named.id in caught.value.message and newer.id in caught.value.message
+
+
+async def test_the_beginning_of_several_ids_is_an_error_that_lists_them(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        names = [(await ended(vault, await vault.resync(vm="web01"))).name for _ in range(2)]
+        twins = [f"abcdabcd{name[8:]}" for name in names]
+
+        def rename(session: Session) -> None:
+            for name, twin in zip(names, twins, strict=True):
+                session.execute(update(JobRow).where(JobRow.name == name).values(name=twin))
+
+        await vault._services.store.transact(rename)
+        with pytest.raises(RigError) as caught:
+            await vault.job(name="abcd")
+        assert caught.value.code == "AmbiguousId"
+        assert all(twin in caught.value.message for twin in twins)
+
+
+async def test_an_id_is_understood_in_capitals(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        point = (await vault.points(vm="web01"))[-1]
+        assert (await vault.mount_point(vm="web01", point=point.id.upper())).recovery_point == point
+
+
+@pytest.mark.parametrize(
+    ("vm", "why"),
+    [
+        ("recovery", "a recovery side's mount has its mounted points there"),
+        ("v" * 59, "59 characters; allowed are 58, for its test VM is named VM-test"),
+        ("-x", "allowed are 1 to 63 letters"),
+        ("a/b", "allowed are 1 to 63 letters"),
+        ("", "allowed are 1 to 63 letters"),
+    ],
+)
+async def test_a_vm_name_that_the_other_side_could_not_have_is_refused_before_anything_is_made(
+    tmp_path: Path, vm: str, why: str
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        with pytest.raises(RigError, match=why) as caught:
+            await vault.create_vm(vm=vm, disks=[DiskSpec(name="os", size_bytes=1 << 20)])
+        assert (caught.value.code, world.calls) == ("InvalidName", [])
+
+
+def test_a_table_tells_a_name_in_its_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("name", "n"), [("a\nb\x1b[31mc\u202e", 1), ("ö", 2)], empty="")
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["name", "n"], [r"a\nb\x1b[31mc\u202e", "1"], ["ö", "2"],
+    ]  # fmt: skip
+
+
+async def test_a_point_is_found_by_its_name_if_no_other_has_it(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        point = await vault.create_point(vm="web01", kind="CrashConsistent", name="my point")
+        mounted = await vault.mount_point(vm="web01", point="my point")
+        assert (mounted.name, mounted.recovery_point) == (point.id, point)
+        job = await vault.test_failover(vm="web01", point="my point")
+        choice = await vault._services.store.transact(
+            lambda session: session.scalars(select(JobRow.memory).where(JobRow.name == job.name)).one()["choice"]
+        )
+        assert choice == point.id, "another may get that name meanwhile"
+        assert (await ended(vault, job)).recovery_point == point
+        newer = await vault.create_point(vm="web01", kind="CrashConsistent", name="my point")
+        with pytest.raises(RigError) as caught:
+            await vault.mount_point(vm="web01", point="my point")
+        assert (caught.value.code, caught.value.message) == (
+            "NoSuchPoint",
+            f"VM 'web01' has 2 recovery points named 'my point', the newest is {newer.id}: say which by its id",
+        )
+
+
+async def test_after_a_commit_it_is_told_what_can_be_read_without_points(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        await ended(vault, await vault.unplanned_failover(vm="web01", point="LatestProcessed"))
+        await ended(vault, await vault.commit_failover(vm="web01"))
+        for choice in ("my point", "Latest", "LatestProcessed", None):
+            with pytest.raises(RigError) as caught:
+                await vault.mount_point(vm="web01", point=choice)
+            assert (caught.value.code, caught.value.message) == (
+                "NoSuchPoint", "VM 'web01': points were deleted by the commit; positions 1 to 10 can be read",
+            )  # fmt: skip
+        assert (await vault.mount_point(vm="web01", position=9)).position == 9

@@ -1,0 +1,260 @@
+"""Everything that can be known is checked before an operation does anything that cannot be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from siterig.azure_emu.vault.db.schema import AzureVmRow
+from siterig.azure_emu.vault.model.api import Job
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.errors import RigError
+from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
+
+CHANGES = {
+    "site.shutdown_vm", "site.suspend", "site.remove_relationship", "site.commit_failback", "site.receive_disk",
+    "site.create_relationship", "site.resync", "azure.remove_vm", "azure.open_point", "azure.promote_vm",
+    "azure.close_recovery", "recovery.delete_managed_disk", "recovery.create_managed_disk", "recovery.export_disk",
+}  # fmt: skip
+"""Calls that change something."""
+Operate = Callable[[Vault], Awaitable[Job]]
+
+
+def stranger(name: str) -> Callable[[World, Vault], Awaitable[None]]:
+    """The recovery side has a VM of that name that nobody knows."""
+
+    async def arrange(world: World, _vault: Vault) -> None:
+        world.azure[name] = {"os": world.disk(name, "os", 1 << 20)}
+
+    return arrange
+
+
+def owned_by_another(name: str) -> Callable[[World, Vault], Awaitable[None]]:
+    async def arrange(_world: World, vault: Vault) -> None:
+        await vault._services.store.transact(
+            lambda session: session.add(AzureVmRow(name=name, owner="db02", kind="Recovered"))
+        )
+
+    return arrange
+
+
+async def points_unreadable(world: World, _vault: Vault) -> None:
+    world.floors = dict.fromkeys(world.managed, 1000)
+
+
+def failing(call: str, error: RigError) -> Callable[[World, Vault], Awaitable[None]]:
+    async def arrange(world: World, _vault: Vault) -> None:
+        world.failing[call] = error
+
+    return arrange
+
+
+def open_at_azure(vm: str) -> Callable[[World, Vault], Awaitable[None]]:
+    async def arrange(world: World, _vault: Vault) -> None:
+        world.azure[vm] = {n: d.model_copy(update={"open_handles": 2}) for n, d in world.azure[vm].items()}
+
+    return arrange
+
+
+async def nothing(vault: Vault) -> None:
+    del vault
+
+
+async def with_test_vm(vault: Vault) -> None:
+    await ended(vault, await vault.test_failover(vm="web01", point="Latest"))
+
+
+async def failed_over(vault: Vault) -> None:
+    await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest"))
+
+
+async def committed(vault: Vault) -> None:
+    await failed_over(vault)
+    await ended(vault, await vault.commit_failover(vm="web01"))
+
+
+async def failed_back(vault: Vault) -> None:
+    await committed(vault)
+    assert (await ended(vault, await vault.failback(vm="web01"))).state == "Succeeded"
+
+
+async def back(vault: Vault) -> None:
+    await failed_back(vault)
+    await ended(vault, await vault.commit_failover(vm="web01"))
+
+
+async def written_after_download(world: World, _vault: Vault) -> None:
+    disks = world.azure["web01"]
+    disks["os"] = disks["os"].model_copy(update={"last_seq": 17})
+
+
+def begin_test(vault: Vault) -> Awaitable[Job]:
+    return vault.test_failover(vm="web01", point="LatestProcessed")
+
+
+def unplanned(vault: Vault) -> Awaitable[Job]:
+    return vault.unplanned_failover(vm="web01", point="LatestProcessed", source_actions=True)
+
+
+def planned(vault: Vault) -> Awaitable[Job]:
+    return vault.planned_failover(vm="web01")
+
+
+def commit(vault: Vault) -> Awaitable[Job]:
+    return vault.commit_failover(vm="web01")
+
+
+def failback(vault: Vault) -> Awaitable[Job]:
+    return vault.failback(vm="web01")
+
+
+BUSY = RigError("VmBusy", "disk is in use by bash (7)", recoverable=True)
+NO_ROOM = RigError("NotEnoughSpace", "no room", recoverable=True)
+IN_USE = RigError("DiskInUse", "disk web01/os is in use")
+
+ROWS = [
+    ("test failover: name taken", nothing, stranger("web01-test"), begin_test, "VmExists"),
+    ("test failover: name of another's VM", nothing, owned_by_another("web01-test"), begin_test, "VmExists"),
+    ("test failover: point not readable", nothing, points_unreadable, begin_test, "InvalidPosition"),
+    ("failover: name taken", nothing, stranger("web01"), unplanned, "VmExists"),
+    ("failover: name of another's VM", nothing, owned_by_another("web01"), unplanned, "VmExists"),
+    ("failover: point not readable", nothing, points_unreadable, unplanned, "InvalidPosition"),
+    ("change of point: VM in use", failed_over, open_at_azure("web01"), unplanned, "DiskInUse"),
+    ("change of point: point not readable", failed_over, points_unreadable, unplanned, "InvalidPosition"),
+    ("planned failover: name taken", nothing, stranger("web01"), planned, "VmExists"),
+    ("planned failover: name of another's VM", nothing, owned_by_another("web01"), planned, "VmExists"),
+    ("planned failover: source held", nothing, failing("site.check_shutdown", BUSY), planned, "VmBusy"),
+    ("planned failover: managed disks not readable", nothing, points_unreadable, planned, "InvalidPosition"),
+    ("commit: VM incomplete", failed_over, stranger("web01"), commit, "VmIncomplete"),
+    ("commit: no room to become independent", failed_over, failing("azure.check_promotion", NO_ROOM), commit,
+     "NotEnoughSpace"),
+    ("failback: site's disks in use", committed, failing("site.check_failback", IN_USE), failback, "DiskInUse"),
+    ("failback: no room at the site", committed, failing("site.check_failback", NO_ROOM), failback, "NotEnoughSpace"),
+    ("failback: Azure VM held", committed, failing("check_shut_down", BUSY), failback, "VmBusy"),
+    ("failback: Azure VM incomplete", committed, stranger("web01"), failback, "VmIncomplete"),
+    ("commit of failback: Azure VM in use", failed_back, open_at_azure("web01"), commit, "VmBusy"),
+    ("commit of failback: Azure VM written to", failed_back, written_after_download, commit, "VmChanged"),
+    ("reprotect: no room", back, failing("site.check_vm", NO_ROOM), lambda vault: vault.reprotect(vm="web01"),
+     "NotEnoughSpace"),
+    ("resync: no room", nothing, failing("site.check_vm", NO_ROOM), lambda vault: vault.resync(vm="web01"),
+     "NotEnoughSpace"),
+    ("cleanup: test VM in use", with_test_vm, open_at_azure("web01-test"),
+     lambda vault: vault.cleanup_test_failover(vm="web01"), "DiskInUse"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("before", "arrange", "operate", "code"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+async def test_the_job_fails_before_anything_is_changed_and_succeeds_when_the_cause_is_gone(
+    tmp_path: Path,
+    before: Callable[[Vault], Awaitable[None]],
+    arrange: Callable[[World, Vault], Awaitable[None]],
+    operate: Operate,
+    code: str,
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await before(vault)
+        await arrange(world, vault)
+        may_replicate = await vault.may_replicate(vm="web01")
+        world.calls.clear()
+        job = await ended(vault, await operate(vault))
+        assert (job.state, [error.code for error in job.errors]) == ("Failed", [code])
+        assert CHANGES & set(world.calls) == set()
+        assert await vault.may_replicate(vm="web01") == may_replicate
+
+
+async def test_a_name_that_is_taken_over_there_is_noticed_when_protection_is_enabled(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await stranger("web01")(world, vault)
+        with pytest.raises(AssertionError):
+            await protected(vault)
+        (job,) = await vault.jobs()
+        assert [error.code for error in job.errors] == ["VmExists"]
+        assert CHANGES & set(world.calls) == set()
+        world.azure.clear()
+        await vault.enable_protection(vm="web01", interval_s=30)
+        await idle(vault)
+        assert (await vault.items())[0].protectionState == "Protected"
+
+
+@pytest.mark.parametrize("used", ["mounted point", "copy", "test VM"])
+async def test_disabling_is_refused_before_its_job_while_the_recovery_side_is_in_use(tmp_path: Path, used: str) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        if used == "mounted point":
+            await vault.mount_point(vm="web01")
+            (key,) = world.recoveries
+            info = world.recoveries[key]
+            disks = [disk.model_copy(update={"open_handles": 1}) for disk in info.disks]
+            world.recoveries[key] = info.model_copy(update={"disks": disks})
+        else:
+            kind, name = ("Copy", "look") if used == "copy" else ("TestFailover", "web01-test")
+            await vault._services.store.transact(
+                lambda session: session.add(AzureVmRow(name=name, owner="web01", kind=kind))
+            )
+            world.azure[name] = {"os": world.disk(name, "os", 1 << 20).model_copy(update={"open_handles": 1})}
+        jobs_before = await vault.jobs()
+        world.calls.clear()
+        with pytest.raises(RigError, match="is in use") as caught:
+            await vault.disable_protection(vm="web01")
+        assert caught.value.code == ("RecoveryInUse" if used == "mounted point" else "DiskInUse")
+        assert await vault.jobs() == jobs_before
+        assert CHANGES & set(world.calls) == set()
+        assert (await vault.items())[0].protectionState == "Protected"
+        assert await vault.may_replicate(vm="web01")
+
+
+@pytest.mark.parametrize("operate", [unplanned, planned])
+async def test_after_a_failure_behind_the_preflight_replication_continues_and_the_failover_can_be_given_again(
+    tmp_path: Path, operate: Operate
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        world.failing["azure.open_point"] = RigError("DiskFull", "no space")
+        job = await ended(vault, await operate(vault))
+        assert (job.state, job.errors[-1].code) == ("Failed", "DiskFull")
+        assert await vault.may_replicate(vm="web01")
+        assert "site.suspend" not in world.calls
+        world.mend()
+        job = await ended(vault, await operate(vault))
+        assert job.state == "Succeeded"
+        assert not await vault.may_replicate(vm="web01")
+
+
+async def test_a_change_of_point_reports_that_what_was_written_to_the_vm_is_gone(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await failed_over(vault)
+        await written_after_download(world, vault)
+        job = await ended(vault, await unplanned(vault))
+        assert (job.state, [error.code for error in job.errors]) == ("Succeeded", ["RecoveredVmReplaced"])
+        assert job.errors[0].message.endswith("is gone: disks os")
+
+
+async def test_a_failback_can_be_done_again_after_the_azure_vm_was_written_to(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await failed_back(vault)
+        await written_after_download(world, vault)
+        assert (await ended(vault, await commit(vault))).errors[0].code == "VmChanged"
+        assert (await vault.items())[0].protectionState == "PlannedFailoverCompleted"
+        assert (await ended(vault, await vault.failback(vm="web01"))).state == "Succeeded"
+        assert (await ended(vault, await commit(vault))).state == "Succeeded"
+
+
+async def test_the_check_of_a_failback_knows_which_old_disks_will_be_kept(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await committed(vault)
+        world.written_bytes = {"os": 4096, "data": 0}
+        assert (await ended(vault, await failback(vault))).state == "Succeeded"
+        assert {disk.name: disk.keeps_old for disk in world.coming} == {"os": True, "data": False}

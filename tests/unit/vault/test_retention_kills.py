@@ -1,0 +1,170 @@
+"""The vault is killed at every change, commit and call of a round of its retention: nothing that is kept goes with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+from sqlalchemy import event
+
+from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.vault.points import points
+from siterig.azure_emu.vault.points.retention import HOUR_NS, Policy, expired
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.contracts.control import CutInfo
+from tests.support.rigs import vault_fakes
+from tests.support.rigs.vault_fakes import FakeRecovery, World, idle, running
+
+KILLED = 9
+VMS = ("db01", "web01")
+TOLD = "told"
+"""File of what the recovery side was told, which outlives the vault: a line a call."""
+
+
+class TellingWorld(World):
+    """Its recovery side notes what it is told in the vault's folder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path()
+        self.cuts: list[CutInfo] = []
+        self.kept: dict[str, set[str]] = {}
+        self.step: Callable[[str], None] = lambda _name: None
+
+    def told(self) -> list[tuple[str, int]]:
+        path = self.folder / TOLD
+        return [tuple(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+    async def live(self, vault: Vault) -> None:
+        """Two VMs, protected, with points of two days; nothing was pruned yet."""
+        for vm in VMS:
+            await vault.create_vm(vm=vm, disks=[DiskSpec(name=name, size_bytes=1 << 30) for name in ("data", "os")])
+            await vault.enable_protection(vm=vm, interval_s=30)
+            await idle(vault)
+        for number in range(24):
+            self.now_ns += 2 * HOUR_NS
+            for vm in VMS:
+                self.position += 10
+                self.cuts.append(
+                    CutInfo(
+                        vm=vm, tag_id=f"00000000-0000-4000-8000-{self.position:012}", name="cycle", position=self.position,
+                        kind="ApplicationConsistent" if number % 9 == 0 else "CrashConsistent", time_ns=self.now_ns,
+                    )
+                )  # fmt: skip
+                self.cached.append((vm, self.cuts[-1]))
+                await self.apply_cached()
+        for vm in VMS:
+            facts = await vault._services.store.transact(lambda session, vm=vm: points.facts(session, vm))  # type: ignore[misc]
+            gone = expired(facts, Policy())
+            assert len(gone) > 8
+            self.kept[vm] = {point.id for point in facts} - set(gone)
+
+    async def round(self) -> None:
+        """One, by a vault that was started for it; every step of it is told of."""
+        async with running(self, self.folder) as vault:
+            await idle(vault)
+            engine = vault._services.store._engine
+            event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, *_: self._changes(sql))
+            event.listen(engine, "commit", lambda _c: self.step("COMMIT"))
+            await vault._keeper.round()
+            self.step("the end")
+
+    def _changes(self, sql: str) -> None:
+        if not sql.startswith(("SELECT", "BEGIN")):
+            self.step(sql.split("(", maxsplit=1)[0])
+
+    async def listed(self, vault: Vault, vm: str) -> dict[str, int]:
+        return {point.id: point.position for point in await vault.points(vm=vm)}
+
+
+class TellingRecovery(FakeRecovery):
+    async def retain(self, *, disk_id: str, position: int) -> None:
+        assert isinstance(self.world, TellingWorld)
+        self.world.step("retain")
+        with (self.world.folder / TOLD).open("a") as told:
+            told.write(json.dumps([disk_id, position]) + "\n")
+        await super().retain(disk_id=disk_id, position=position)
+
+
+def killed_in_round(world: TellingWorld, kill_at: int) -> None:
+    left = [kill_at]
+
+    def step(_name: str) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            os._exit(KILLED)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            world.step = step
+            trio.run(world.round)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
+
+
+async def check_and_finish(world: TellingWorld, what: str) -> set[str]:
+    """What a start finds after the kill, and what the next round makes of it; VMs that had been pruned before it."""
+    pruned = set()
+    async with running(world, world.folder) as vault:
+        disks = {vm: {disk.disk_id for disk in world.site[vm].values()} for vm in VMS}
+        for vm in VMS:
+            listed = await world.listed(vault, vm)
+            assert listed.keys() >= world.kept[vm], what
+            told = [position for disk_id, position in world.told() if disk_id in disks[vm]]
+            assert not told or max(told) <= min(listed.values()), (
+                f"{what}: the recovery side gives up a point that is listed"
+            )
+            if listed.keys() == world.kept[vm]:
+                pruned.add(vm)
+            else:
+                assert len(listed) == 25, f"{what}: some are pruned, some are not"
+        for cut in world.cuts:  # the applier tells anew of what is in its journals
+            for disk_id in sorted(disks[cut.vm]) if cut.tag_id not in world.kept[cut.vm] else ():
+                await world.report(disk_id, cut)
+        for vm in pruned:
+            assert (await world.listed(vault, vm)).keys() == world.kept[vm], f"{what}: pruned points come back"
+        await vault._keeper.round()
+        for vm in VMS:
+            listed = await world.listed(vault, vm)
+            assert listed.keys() == world.kept[vm], what
+            for disk_id in disks[vm]:
+                assert [position for told, position in world.told() if told == disk_id][-1] == min(listed.values()), what
+    return pruned
+
+
+def test_a_kill_between_any_two_steps_of_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vault_fakes, "FakeRecovery", TellingRecovery)
+    monkeypatch.setattr(points, "_IDS_IN_QUERY", 4)
+    world, ready = TellingWorld(), tmp_path / "ready"
+
+    async def live() -> None:
+        async with running(world, ready) as vault:
+            await world.live(vault)
+
+    def fresh(name: str) -> None:
+        world.folder = Path(shutil.copytree(ready, tmp_path / name))
+
+    ready.mkdir()
+    trio.run(live)
+    steps: list[str] = []
+    fresh("whole")
+    world.step = steps.append
+    trio.run(world.round)
+    world.step = lambda _name: None
+    assert steps.count("retain") == 4
+    assert steps.count("COMMIT") == 4
+    assert sum(name.startswith("DELETE") for name in steps) >= 12
+    found = []
+    for kill_at, name in enumerate(steps):
+        fresh(str(kill_at))
+        killed_in_round(world, kill_at)
+        found.append(trio.run(check_and_finish, world, f"killed before step {kill_at}: {name}"))
+        shutil.rmtree(world.folder)
+    assert [set(), {"db01"}, {"db01", "web01"}] == [each for i, each in enumerate(found) if each not in found[:i]]

@@ -1,0 +1,332 @@
+"""Operations of the vault while a role is away: they wait for one that comes back, and name one that does not."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from siterig.azure_emu.contracts.ports import DiskSpec, RoleState, RoleStatus
+from siterig.azure_emu.vault.context.roles import PROGRESS_S, REMEMBERED_S, Roles
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.errors import RigError
+from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
+
+NAMES = ("azurite", "site", "azure", "vault", "applier", "agent")
+
+
+def states(detail: str = "", *, pid: int = 1, **others: RoleState) -> list[RoleStatus]:
+    return [
+        RoleStatus(
+            name=name, state=others.get(name, "ready"), pid=pid, restarts=0, detail=detail if name in others else "",
+            since_ns=0, waits=[],
+        )
+        for name in NAMES
+    ]  # fmt: skip
+
+
+def cache_away() -> RigError:
+    return RigError("CacheUnreachable", "no answer from the account", recoverable=True)
+
+
+def agent_away(*, uncertain: bool = False) -> RigError:
+    return RigError("RoleUnavailable", "nobody answers", recoverable=True, role="agent", uncertain=uncertain)
+
+
+async def until(check: Callable[[], bool]) -> None:
+    with trio.fail_after(1000):
+        while not check():
+            await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("call", ["site.replicate_now", "recovery.process_latest", "azure.open_point"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        cache_away(),
+        agent_away(),
+        RigError("HostIoError", "Input/output error", recoverable=True),
+        RigError("DiskHostUnreachable", "the mount is dead", recoverable=True),
+    ],
+)
+async def test_a_planned_failover_waits_for_a_role_that_is_started_again(tmp_path: Path, call: str, error: RigError) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.report_roles(roles=states(azurite="restarting"))
+        world.failing[call] = error
+        before = world.calls.count(call)
+        job = await vault.planned_failover(vm="web01")
+        await until(lambda: world.calls.count(call) > before + 1)
+        shown = await vault.job(name=job.name)
+        (task,) = [task for task in shown.tasks if task.state == "InProgress"]
+        assert task.waiting_for is not None
+        assert [wait.vm for wait in vault._services.waits.list()] == ["web01"]
+        world.mend()
+        await vault.report_roles(roles=states())
+        job = await ended(vault, job)
+        assert (job.state, [error.code for error in job.errors]) == ("Succeeded", [])
+        assert {task.waiting_for for task in job.tasks} == {None}
+        assert vault._services.waits.list() == []
+
+
+async def test_the_wait_is_called_what_the_supervisor_says_of_the_role(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.report_roles(roles=states("killed by SIGKILL", azurite="restarting"))
+        world.failing["recovery.process_latest"] = cache_away()
+        await vault.test_failover(vm="web01", point="Latest")
+        await until(lambda: bool(vault._services.waits.list()))
+        (wait,) = vault._services.waits.list()
+        assert (wait.code, wait.reason) == ("RoleUnavailable", "role azurite is restarting: killed by SIGKILL")
+
+
+async def test_a_failure_shortly_after_a_restart_is_tried_again_and_a_later_one_is_not(autojump_clock: MockClock) -> None:
+    roles = Roles()
+    roles.update(states(), 0)
+    error = RigError("NotSynchronized", "the account forgot a blob", recoverable=True)
+    assert roles.blame(error) is None
+    roles.update(states(pid=2), 0)
+    assert roles.blame(error) is error
+    assert roles.blame(RigError("VmNotFound", "no such VM")) is None
+    await trio.sleep(REMEMBERED_S + 1)
+    assert roles.blame(error) is None
+
+
+@pytest.mark.parametrize("point", ["Latest", "LatestProcessed"])
+async def test_an_abandoned_role_fails_the_operation_at_once_with_its_last_error_and_the_remedy(
+    tmp_path: Path, point: str
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.report_roles(roles=states("ended 5 times within 60 s; last: no room", applier="failed"))
+        away = RigError("RoleUnavailable", "nobody answers", recoverable=True, role="applier")
+        world.failing["recovery.process_latest"] = world.failing["recovery.store_paths"] = away
+        job = await ended(vault, await vault.test_failover(vm="web01", point=point))
+        assert [(error.code, error.message) for error in job.errors] == [
+            (
+                "RoleFailed",
+                "role applier failed and is not started again: ended 5 times within 60 s; last: no room; "
+                "start it with siterig role restart applier",
+            )
+        ]
+
+
+async def test_taking_a_point_does_not_wait_for_ever_for_an_abandoned_applier(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        world.apply = False
+        with pytest.raises(ExceptionGroup) as caught:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(lambda: vault.create_point(vm="web01", kind="CrashConsistent", name="mine"))
+                await until(lambda: bool(world.cached))
+                await vault.report_roles(roles=states("no room", applier="failed"))
+        assert [getattr(error, "code", None) for error in caught.value.exceptions] == ["RoleFailed"]
+
+
+async def test_a_planned_failover_of_a_lost_site_fails_at_once_and_says_how_to_get_it_back(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.report_roles(roles=states(site="held", agent="held"))
+        world.failing["site.list_vms"] = agent_away()
+        job = await ended(vault, await vault.planned_failover(vm="web01"))
+        (error,) = job.errors
+        assert (error.code, error.message) == (
+            "RoleHeld",
+            "role agent is down on purpose; start it with siterig role restart agent, "
+            "or a lost site with siterig site restore",
+        )
+
+
+async def test_a_source_that_is_just_started_again_is_still_shut_down_by_an_unplanned_failover(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.report_roles(roles=states(agent="restarting"))
+        world.failing["site.shutdown_vm"] = agent_away()
+        job = await vault.unplanned_failover(vm="web01", point="Latest", source_actions=True)
+        await until(lambda: "site.shutdown_vm" in world.calls)
+        world.mend()
+        await vault.report_roles(roles=states())
+        job = await ended(vault, job)
+        assert (job.state, job.errors) == ("Succeeded", [])
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda vault: vault.mount_point(vm="web01"),
+        lambda vault: vault.create_point(vm="web01", kind="CrashConsistent", name="mine"),
+        lambda vault: vault.create_vm(vm="web02", disks=[DiskSpec(name="os", size_bytes=512)]),
+        lambda vault: vault.enable_protection(vm="web03", interval_s=30),
+    ],
+)
+async def test_operations_that_are_no_jobs_wait_too(tmp_path: Path, operation: Callable[[Vault], object]) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.create_vm(vm="web03", disks=[DiskSpec(name="os", size_bytes=512)])
+        calls = ("azure.open_recovery", "azure.open_point", "site.replicate_now", "site.create_vm", "site.list_vms")
+        await vault.report_roles(roles=states(agent="restarting", azure="restarting"))
+        for call in calls:
+            world.failing_once[call] = agent_away()
+        done = trio.Event()
+
+        async def work() -> None:
+            await operation(vault)  # type: ignore[misc]
+            done.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work)
+            await until(lambda: bool(vault._services.waits.list()))
+            await vault.report_roles(roles=states())
+            with trio.fail_after(30):
+                await done.wait()
+        assert vault._services.waits.list() == []
+        await idle(vault)
+
+
+async def test_a_point_that_may_have_been_taken_is_not_taken_a_second_time(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.report_roles(roles=states(agent="restarting"))
+        before = world.calls.count("site.replicate_now")
+        world.failing_once["site.replicate_now"] = agent_away(uncertain=True)
+        with pytest.raises(RigError) as caught:
+            await vault.create_point(vm="web01", kind="CrashConsistent", name="mine")
+        assert caught.value.message == (
+            "nobody answers; it is not known whether the recovery point was taken: see siterig points web01"
+        )
+        assert world.calls.count("site.replicate_now") == before + 1
+
+
+async def test_all_attempts_to_take_a_point_are_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.report_roles(roles=states(azurite="restarting"))
+        requests = []
+        site = vault._services.site
+        replicate_now = site.replicate_now
+
+        async def noted(*, request_id: str | None = None, **arguments: object) -> object:
+            requests.append(request_id)
+            if len(requests) < 3:
+                raise cache_away()
+            await vault.report_roles(roles=states())
+            return await replicate_now(**arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(site, "replicate_now", noted)
+        await vault.create_point(vm="web01", kind="CrashConsistent", name="mine")
+        assert len(requests) == 3
+        assert len(set(requests)) == 1
+        assert uuid.UUID(requests[0])
+
+
+async def test_a_list_of_vms_does_not_ask_a_role_that_hangs(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.list_vms()
+        world.held["site.list_vms"] = trio.Event()
+        await vault.report_roles(roles=states(agent="hung"))
+        with trio.fail_after(60):
+            assert [vm.name for vm in await vault.list_vms()] == ["web01"]
+
+
+async def test_a_job_whose_call_hangs_shows_the_role_that_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("siterig.azure_emu.vault.jobs.engine.NOTICED_S", 0.01)
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        world.held["recovery.process_latest"] = trio.Event()
+        job = await vault.test_failover(vm="web01", point="Latest")
+        await until(lambda: "recovery.process_latest" in world.calls)
+        await vault.report_roles(roles=states("has not answered since 12:00:00 UTC", applier="hung"))
+        await until(lambda: bool(vault._services.waits.list()))
+        assert vault._services.waits.list()[0].code == "RoleHung"
+        world.held["recovery.process_latest"].set()
+        await vault.report_roles(roles=states())
+        assert (await ended(vault, job)).state == "Succeeded"
+
+
+REAL_S_MAX = 60.0
+
+
+async def in_virtual_time(check: Callable[[], bool]) -> None:
+    """Poll until ``check`` holds.  The clock jumps while the vault's threads work, so real time bounds the wait."""
+    end_s = time.monotonic() + REAL_S_MAX
+    while not check():
+        assert time.monotonic() < end_s
+        await trio.sleep(0.1)
+
+
+async def test_what_a_task_waited_for_is_not_shown_any_more_when_it_gets_on(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """No role changes its state: only the task itself can tell."""
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        world.failing_once["azure.open_point"] = cache_away()
+        job = await vault.test_failover(vm="web01", point="Latest")
+        await in_virtual_time(lambda: bool(vault._services.waits.list()))
+        held = world.held["azure.open_point"] = trio.Event()
+        await in_virtual_time(lambda: not vault._services.waits.list())
+        (task,) = [task for task in (await vault.job(name=job.name)).tasks if task.state == "InProgress"]
+        assert (task.name, task.waiting_for) == ("PrepareTestProtectedEntitiesTask", None)
+        held.set()
+        assert (await ended(vault, job)).state == "Succeeded"
+
+
+async def test_what_an_operation_waited_for_is_not_shown_any_more_when_it_gets_on(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault, trio.open_nursery() as nursery:
+        await vault.report_roles(roles=states(agent="restarting"))
+        world.failing_once["site.create_vm"] = agent_away()
+        disks = [DiskSpec(name="os", size_bytes=1 << 20)]
+        nursery.start_soon(partial(vault.create_vm, vm="new", disks=disks))
+        await in_virtual_time(lambda: bool(vault._services.waits.list()))
+        held = world.held["site.create_vm"] = trio.Event()
+        await in_virtual_time(lambda: not vault._services.waits.list())
+        held.set()
+
+
+async def test_a_wait_ends_only_when_the_next_attempt_has_lasted_for_a_while(autojump_clock: MockClock) -> None:
+    roles, told = Roles(), list[tuple[float, bool]]()
+    lasts_s = [0.0, PROGRESS_S / 2, PROGRESS_S * 2]
+    began_s = trio.current_time()
+
+    async def work() -> None:
+        await trio.sleep(lasts_s.pop(0))
+        if lasts_s:
+            raise cache_away()
+
+    await roles.patiently(work, because=lambda reason: told.append((trio.current_time() - began_s, reason is not None)))
+    first_retry_s, second_retry_s = 0.5, 0.5 + PROGRESS_S / 2 + 1.0
+    assert told == [(0.0, True), (first_retry_s + PROGRESS_S / 2, True), (second_retry_s + PROGRESS_S, False)]
+
+
+@pytest.mark.parametrize("failure", [RigError("HostIoError", "no"), ValueError("a bug")])
+async def test_a_later_attempt_fails_with_what_it_raised(autojump_clock: MockClock, failure: Exception) -> None:
+    roles, failures = Roles(), [cache_away(), failure]
+
+    async def work() -> None:
+        raise failures.pop(0)
+
+    with pytest.raises(type(failure)) as caught:
+        await roles.patiently(work, because=lambda _reason: None)
+    assert caught.value is failure

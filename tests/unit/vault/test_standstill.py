@@ -1,0 +1,342 @@
+"""A standstill becomes a health error and an event; its end is an event of severity OK."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from siterig.azure_emu.contracts.ports import RoleState, RoleStatus, SkippedBlob
+from siterig.azure_emu.vault.model import bounds
+from siterig.azure_emu.vault.monitoring.repairs import SENT_S
+from siterig.azure_emu.vault.monitoring.standstill import ASK_AFTER_S
+from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core.clock import SECOND_NS
+from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.waits import Wait
+from tests.support.rigs.vault_fakes import START_NS, World, ended, protected, running
+
+INTERVAL_S = 30
+
+
+class Watched:
+    """A vault that looks for what stands still when the test says so, a second of elapsed time apart or more."""
+
+    def __init__(self, world: World, vault: Vault) -> None:
+        self.world, self.vault = world, vault
+        self.position = 10_000
+
+    async def passes(self, seconds: float, roles: list[RoleStatus] | None = None) -> None:
+        """Let time pass while the supervisor reports."""
+        self.world.clock.advance_ns(int(seconds * SECOND_NS))
+        await self.vault.report_roles(roles=roles or [])
+        await self.vault._watch.round()
+
+    async def codes(self) -> list[str]:
+        (item,) = await self.vault.items()
+        return [error.errorCode for error in item.healthErrors]
+
+    async def health(self) -> str:
+        (item,) = await self.vault.items()
+        return item.replicationHealth
+
+    async def events(self) -> list[tuple[str, str]]:
+        """(code, severity) of events about health, oldest first."""
+        return [(e.eventCode, e.severity) for e in reversed(await self.vault.events()) if e.eventType == "VmHealth"]
+
+    async def cycle(self, *, apply: bool) -> None:
+        self.position += 10
+        time_ns = self.world.now_ns
+        await self.vault.point_sent(
+            vm="web01", tag_id=str(self.position), kind="CrashConsistent", name="c", position=self.position, time_ns=time_ns
+        )  # fmt: skip
+        if apply:
+            await self.apply()
+
+    async def apply(self) -> None:
+        for disk in self.world.site["web01"].values():
+            mark = self.world.mark(disk.disk_id, disk.generation, self.position, self.position * 1000)
+            self.world.managed[disk.disk_id] = mark.model_copy(update={"complete_time_ns": self.world.now_ns})
+            await self.world.report(disk.disk_id)
+
+    def wait(self, code: str, *, disk: str | None = None, vm: str | None = None) -> Wait:
+        return Wait(vm=vm, disk=disk, code=code, reason="why", since_ns=self.world.now_ns)
+
+
+@asynccontextmanager
+async def watched(tmp_path: Path) -> AsyncIterator[Watched]:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        found = Watched(world, vault)
+        await found.cycle(apply=True)
+        await found.passes(1)
+        assert await found.codes() == []
+        yield found
+
+
+def role(name: str, state: RoleState, waits: list[Wait] | None = None, since_ns: int = START_NS) -> RoleStatus:
+    return RoleStatus(name=name, state=state, pid=1, restarts=0, detail="why", since_ns=since_ns, waits=waits or [])
+
+
+async def test_an_applier_that_stands_still_is_noticed_without_its_help(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        await it.cycle(apply=False)
+        await it.passes(bounds.STALLED_S - 1)
+        assert await it.health() == "Normal"
+        await it.passes(2)
+        assert await it.codes() == ["ApplyStalled"]
+        assert await it.health() == "Warning"
+        await it.apply()
+        await it.passes(1)
+        assert await it.codes() == []
+        assert await it.events() == [("ApplyStalled", "Warning"), ("ApplyStalled", "OK")]
+
+
+def test_the_bounds_on_points_fit_the_interval() -> None:
+    for interval_s in (30, 300, 900):
+        assert bounds.point_s(interval_s) > 2 * interval_s
+
+
+async def test_a_vm_of_a_long_interval_is_healthy_between_two_cycles(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault, interval_s=900)
+        it = Watched(world, vault)
+        for _ in range(3):
+            await it.cycle(apply=True)
+            await it.passes(890)
+            assert await it.codes() == []
+
+
+async def test_an_applier_that_makes_progress_is_late_only_after_minutes(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        await it.cycle(apply=False)
+        (disk, *_) = it.world.site["web01"].values()
+        for part in range(int(bounds.APPLIED_BEHIND_S // 10)):
+            mark = it.world.managed[disk.disk_id]
+            it.world.managed[disk.disk_id] = mark.model_copy(update={"log_seq": mark.log_seq + part + 1})
+            await it.world.report(disk.disk_id)
+            assert "ApplyStalled" not in await it.codes()
+            await it.passes(10)
+        assert "AppliedStateBehind" in await it.codes()
+        await it.apply()
+        await it.passes(1)
+        assert "AppliedStateBehind" not in await it.codes()
+
+
+async def test_lag_bytes_and_age_are_shown(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        disk_id = it.world.site["web01"]["os"].disk_id
+        (item,) = await it.vault.items()
+        assert item.applied_lag_s == 0.0
+        it.world.clock.advance_ns(40 * SECOND_NS)
+        await it.cycle(apply=False)
+        await it.vault.account_seen(disk_id=disk_id, waiting_bytes=7000, skipped=[], skipped_count=0)
+        (item,) = await it.vault.items()
+        assert (item.applied_lag_s, item.unapplied_bytes) == (41.0, 7000)
+        assert item.newest_point_age_s is not None
+        assert item.newest_point_age_s >= 40
+
+
+async def test_no_new_point_for_three_intervals_and_a_minute_is_an_error(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        await it.passes(bounds.point_s(INTERVAL_S) - 10)
+        assert "NoRecentRecoveryPoint" not in await it.codes()
+        await it.passes(20)
+        assert "NoRecentRecoveryPoint" in await it.codes()
+
+
+async def test_a_rig_that_was_down_is_not_late_with_its_next_point(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+    world.clock.advance_ns(3600 * SECOND_NS)
+    async with running(world, tmp_path) as vault:
+        it = Watched(world, vault)
+        await it.passes(1)
+        assert "NoRecentRecoveryPoint" not in await it.codes()
+        await it.passes(bounds.point_s(INTERVAL_S))
+        assert "NoRecentRecoveryPoint" in await it.codes()
+
+
+@pytest.mark.parametrize(
+    ("state", "after_s", "code", "health"),
+    [
+        ("hung", 0.0, "RoleHung", "Warning"),
+        ("failed", 0.0, "RoleFailed", "Critical"),
+        ("restarting", bounds.ROLE_AWAY_S, "RoleUnavailable", "Warning"),
+        ("held", bounds.ROLE_AWAY_S, "RoleHeld", "Warning"),
+        ("starting", bounds.ROLE_AWAY_S, "RoleUnavailable", "Warning"),
+    ],
+)
+async def test_a_role_that_is_not_ready_is_an_error_of_the_vm_until_it_is(
+    tmp_path: Path, state: RoleState, after_s: float, code: str, health: str
+) -> None:
+    async with watched(tmp_path) as it:
+        away = [role("applier", state, since_ns=it.world.now_ns)]
+        await it.passes(max(0.0, after_s - 5), away)
+        assert (await it.codes() == []) == (after_s > 0)
+        await it.passes(6, away)
+        assert (await it.codes(), await it.health()) == ([code], health)
+        await it.passes(6, away)
+        await it.passes(1, [role("applier", "ready")])
+        assert await it.codes() == []
+        assert await it.events() == [(code, health), (code, "OK")]
+
+
+async def test_a_failed_role_does_not_end_jobs_that_wait(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        await it.passes(1, [role("azure", "failed")])
+        assert await it.health() == "Critical"
+        assert (await it.vault.create_point(vm="web01", kind="CrashConsistent", name="p")).name == "p"
+
+
+async def test_a_wait_that_lasts_too_long_is_an_error_and_one_that_is_short_is_none(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        disk_id = it.world.site["web01"]["os"].disk_id
+        waits = [it.wait("CacheUnreachable", disk=disk_id), it.wait("Elsewhere", vm="db01"), it.wait("Other", disk="x")]
+        roles = [role("applier", "ready", waits)]
+        await it.passes(bounds.wait_s("CacheUnreachable") - 5, roles)
+        assert await it.codes() == []
+        await it.passes(10, roles)
+        assert await it.codes() == ["CacheUnreachable"]
+        (item,) = await it.vault.items()
+        assert "disk 'os': why" in item.healthErrors[0].summaryMessage
+        await it.passes(1, [role("applier", "ready")])
+        assert await it.codes() == []
+
+
+async def test_a_wait_of_the_whole_role_concerns_every_vm(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        roles = [role("agent", "ready", [it.wait("RoleUnavailable")])]
+        await it.passes(bounds.WAIT_S + 1, roles)
+        assert await it.codes() == ["RoleUnavailable"]
+
+
+async def test_what_the_agent_has_reported_itself_is_not_reported_twice(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        await it.vault.replication_error(
+            vm="web01", code="CacheUnreachable", message="m", recoverable=True, attempt=1, next_try_s=1
+        )
+        roles = [role("agent", "ready", [it.wait("CacheUnreachable", vm="web01")])]
+        await it.passes(bounds.WAIT_S + 1, roles)
+        assert await it.codes() == ["CacheUnreachable"]
+        assert await it.events() == [("CacheUnreachable", "Warning")]
+
+
+async def test_a_step_of_the_wall_clock_makes_no_wait_too_long(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        roles = [role("agent", "ready", [it.wait("RoleUnavailable")])]
+        await it.passes(1, roles)
+        it.world.clock.step_wall_ns(86_400 * SECOND_NS)
+        await it.passes(1, roles)
+        assert await it.codes() == []
+
+
+async def test_the_site_of_a_vm_that_has_failed_over_may_be_away(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        await ended(it.vault, await it.vault.unplanned_failover(vm="web01", point="LatestProcessed"))
+        away = [role("agent", "failed"), role("site", "failed")]
+        await it.passes(bounds.ROLE_AWAY_S * 2, away)
+        assert not {"RoleFailed", "RoleUnavailable"} & set(await it.codes())
+
+
+async def test_a_supervisor_that_reports_nothing_any_more_is_an_error(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        it.world.clock.advance_ns(int((bounds.SUPERVISOR_SILENT_S - 1) * SECOND_NS))
+        await it.vault._watch.round()
+        assert await it.codes() == []
+        it.world.clock.advance_ns(2 * SECOND_NS)
+        await it.vault._watch.round()
+        assert await it.codes() == ["SupervisorSilent"]
+
+
+async def test_blobs_that_are_passed_over_are_a_warning_once_until_they_are_gone(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        disk_id = it.world.site["web01"]["os"].disk_id
+        stray = SkippedBlob(name=f"{disk_id}/notes.txt", reason="not the name of a replication part")
+        for _ in range(3):
+            await it.vault.account_seen(disk_id=disk_id, waiting_bytes=0, skipped=[stray], skipped_count=1)
+            await it.passes(1)
+        assert await it.codes() == ["BlobsSkipped"]
+        (item,) = await it.vault.items()
+        assert "notes.txt" in item.healthErrors[0].summaryMessage
+        await it.vault.account_seen(disk_id=disk_id, waiting_bytes=0, skipped=[], skipped_count=0)
+        await it.passes(1)
+        assert await it.events() == [("BlobsSkipped", "Warning"), ("BlobsSkipped", "OK")]
+
+
+async def test_parts_that_cannot_be_used_are_asked_of_the_site_and_a_refusal_is_a_wait(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        disk_id = it.world.site["web01"]["os"].disk_id
+        it.world.failing["site.send_again"] = RigError("CacheForbidden", "403")
+        await it.vault.send_again(disk_id=disk_id, parts=["a", "b"])
+        await trio.testing.wait_all_tasks_blocked()
+        (wait,) = it.vault._services.waits.list()
+        assert (wait.vm, wait.code) == ("web01", "CacheForbidden")
+        it.world.mend()
+        await it.vault.send_again(disk_id=disk_id, parts=["a"])
+        await trio.testing.wait_all_tasks_blocked()
+        assert it.world.asked_again == [("web01", ["a"])]
+        assert it.vault._services.waits.list() == []
+
+
+async def test_a_part_that_was_sent_again_to_no_avail_makes_a_resync_due_and_the_event_says_which(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        disk_id = world.site["web01"]["os"].disk_id
+
+        async def asked(part: str) -> str | None:
+            await vault.send_again(disk_id=disk_id, parts=[part])
+            await trio.testing.wait_all_tasks_blocked()
+            return (await vault.items())[0].resynchronizationRequired
+
+        world.failing["site.send_again"] = RigError("RoleUnavailable", "the site is away", recoverable=True)
+        for _ in range(3):
+            assert await asked("a") is None, "the site has not sent it"
+            await trio.sleep(SENT_S)
+        world.mend()
+        assert await asked("a") is None
+        await trio.sleep(SENT_S / 2)
+        assert await asked("a") is None, "nobody has looked at it since"
+        await trio.sleep(SENT_S)
+        assert await asked("b") is None
+        assert await asked("a") == "PartUnusable"
+        event = next(event for event in await vault.events() if event.eventCode == "ResynchronizationRequired")
+        assert event.description == (
+            "VM 'web01' needs a resync: PartUnusable: part a was sent again, and cannot be used still"
+        )
+        await ended(vault, await vault.resync(vm="web01"))
+        assert (await vault.items())[0].resynchronizationRequired is None
+
+
+async def test_the_site_is_asked_to_look_when_what_it_sent_is_not_applied_though_nothing_is_listed(tmp_path: Path) -> None:
+    async with watched(tmp_path) as it:
+        await it.cycle(apply=False)
+        await it.passes(ASK_AFTER_S + 1)
+        await it.passes(1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert it.world.asked_again == [("web01", [])]
+
+
+async def test_a_restarted_vault_continues_with_the_errors_that_it_had_recorded(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        await vault.report_roles(roles=[role("applier", "hung")])
+        await vault._watch.round()
+    async with running(world, tmp_path) as vault:
+        it = Watched(world, vault)
+        assert await it.codes() == ["RoleHung"]
+        await it.passes(1, [role("applier", "ready")])
+        assert await it.codes() == []
+        assert await it.events() == [("RoleHung", "Warning"), ("RoleHung", "OK")]

@@ -1,0 +1,130 @@
+"""replicationHealth: from None over Warning to Critical and back."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from siterig.azure_emu.vault.model.api import ProtectedItem
+from siterig.azure_emu.vault.service import Vault
+from tests.support.rigs.vault_fakes import START_NS, World, protected, running
+
+SECOND_NS = 1_000_000_000
+_positions = itertools.count(1000)
+
+
+async def only_item(vault: Vault) -> ProtectedItem:
+    (item,) = await vault.items()
+    return item
+
+
+async def cycle(world: World, vault: Vault, at_s: float) -> None:
+    world.now_ns = START_NS + int(at_s * SECOND_NS)
+    position = next(_positions)
+    await vault.point_sent(
+        vm="web01", tag_id=str(position), kind="CrashConsistent", name="cycle", position=position, time_ns=world.now_ns
+    )  # fmt: skip
+
+
+async def test_a_fifth_of_the_cycles_missed_is_a_warning(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)  # interval 30 s; its first cycle was at second 0
+        for n in range(1, 8):
+            await cycle(world, vault, n * 30)
+        world.now_ns = START_NS + 270 * SECOND_NS
+        assert (await only_item(vault)).replicationHealth == "Normal"  # 8 of 9
+        world.now_ns = START_NS + 300 * SECOND_NS
+        item = await only_item(vault)  # 8 of 10
+        assert item.replicationHealth == "Warning"
+        assert [error.summaryMessage for error in item.healthErrors] == [
+            "20% of the replication cycles of the last hour were missed (limit 20%)"
+        ]
+
+
+async def test_a_log_unsent_for_over_an_hour_is_a_warning(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        world.now_ns = START_NS + 3601 * SECOND_NS
+        codes = [error.errorCode for error in (await only_item(vault)).healthErrors]
+        assert codes == ["ReplicationCyclesMissed", "LogUnsent"]
+
+
+async def test_a_recoverable_error_warns_until_replication_recovers(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        for attempt in (1, 2):
+            await vault.replication_error(
+                vm="web01", code="CacheUnreachable", message="no route", recoverable=True, attempt=attempt, next_try_s=60
+            )
+        item = await only_item(vault)
+        assert item.replicationHealth == "Warning"
+        (error,) = item.healthErrors
+        assert (error.attempt, error.next_try_time) == (2, "2027-01-15T08:01:00.000000Z")
+        await vault.replication_recovered(vm="web01")
+        assert (await only_item(vault)).replicationHealth == "Normal"
+        codes = [event.eventCode for event in await vault.events() if event.eventType == "VmHealth"]
+        assert codes == ["ReplicationRecovered", "CacheUnreachable"]  # newest first, an attempt is no event of its own
+
+
+async def test_a_point_that_was_sent_ends_an_error_that_a_restarted_agent_does_not_know_of(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        await vault.replication_error(
+            vm="web01", code="CacheUnreachable", message="no route", recoverable=True, attempt=1, next_try_s=60
+        )
+        for position in (100, 200):
+            await vault.point_sent(
+                vm="web01", tag_id=f"t{position}", kind="CrashConsistent", name="n", position=position, time_ns=START_NS
+            )
+        assert (await only_item(vault)).replicationHealth == "Normal"
+        codes = [event.eventCode for event in await vault.events() if event.eventType == "VmHealth"]
+        assert codes == ["ReplicationRecovered", "CacheUnreachable"]
+
+
+async def test_an_error_that_nobody_retries_is_critical(tmp_path: Path) -> None:
+    async with running(World(), tmp_path) as vault:
+        await protected(vault)
+        await vault.replication_error(
+            vm="web01", code="CacheForbidden", message="key refused", recoverable=False, attempt=1, next_try_s=None
+        )
+        assert (await only_item(vault)).replicationHealth == "Critical"
+        event = (await vault.events())[0]
+        assert (event.eventCode, event.severity, event.affectedObject) == ("CacheForbidden", "Critical", "web01")
+
+
+async def test_a_refused_part_is_critical_until_that_disk_is_applied_again(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        disk_id = world.site["web01"]["os"].disk_id
+        await vault.apply_failed(disk_id=disk_id, code="PartCorrupt", message="checksum", recoverable=False)
+        await vault.replication_recovered(vm="web01")  # the agent's success says nothing about the applier
+        assert (await only_item(vault)).replicationHealth == "Critical"
+        await world.report(disk_id)
+        assert (await only_item(vault)).replicationHealth == "Normal"
+
+
+async def test_an_applier_that_waits_for_room_is_a_warning(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await protected(vault)
+        disk_id = world.site["web01"]["os"].disk_id
+        await vault.apply_failed(disk_id=disk_id, code="DiskFull", message="no room", recoverable=True)
+        assert (await only_item(vault)).replicationHealth == "Warning"
+        assert (await vault.events())[0].severity == "Warning"
+
+
+async def test_reports_about_a_vm_that_is_not_protected_are_ignored(tmp_path: Path) -> None:
+    world = World()
+    async with running(world, tmp_path) as vault:
+        await vault.replication_error(vm="x", code="E", message="m", recoverable=True, attempt=1, next_try_s=1)
+        await vault.resync_required(vm="x", reason="PowerLoss")
+        await vault.replication_recovered(vm="x")
+        await vault.apply_failed(disk_id="d", code="E", message="m", recoverable=False)
+        await vault.applied(watermark=world.mark("d", 1, 5, 5), tags=[])
+        await vault.point_sent(vm="x", tag_id="t", kind="CrashConsistent", name="n", position=1, time_ns=1)
+        assert await vault.watermarks(vm="x") == []
+        assert await vault.events() == []
