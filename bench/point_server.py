@@ -1,7 +1,7 @@
 """A disk host of a recovery side, for a benchmark.
 
 ``python -m bench.point_server ROOT MOUNT STORES``: says ``"ready"``, then answers a line of JSON with one, until stdin ends:
-``["mount", NAME, STORE, DISK_ID, POSITION]`` with the path of the disk's file, ``["unmount", NAME]``,
+``["mount", NAME, DISK_ID, POSITION]`` with the path of the disk's file, ``["unmount", NAME]``,
 ``["plain", BYTES]`` with that of a raw disk, which is not tracked.
 """
 
@@ -27,8 +27,8 @@ VM = "bench"
 def answers(host: DiskHost) -> dict[str, Callable[..., Awaitable[object]]]:
     """What can be asked."""
 
-    async def mount(name: str, store: str, disk_id: str, position: int) -> str:
-        source = RecoverySource(name="os", disk_id=disk_id, store=store)
+    async def mount(name: str, disk_id: str, position: int) -> str:
+        source = RecoverySource(name="os", disk_id=disk_id)
         info = await host.open_recovery(vm=VM, name=name, position=position, disks=[source])
         return info.disks[0].path
 

@@ -86,7 +86,7 @@ class Siterig:
     def opened(self, index: int) -> Iterator[Opened]:
         """See :class:`Subject`."""
         began = time.perf_counter()
-        path = self._server.mount(f"p{index}", self._store.folder, self._history.disk_id, self._positions[index])
+        path = self._server.mount(f"p{index}", self._history.disk_id, self._positions[index])
         _read_first(path)
         took = time.perf_counter() - began
         try:
@@ -121,9 +121,9 @@ class PointServer:
         self._to.flush()
         return self._answer()
 
-    def mount(self, name: str, store: Path, disk_id: str, position: int) -> Path:
+    def mount(self, name: str, disk_id: str, position: int) -> Path:
         """Make a point readable; its file."""
-        return Path(self._ask("mount", name, str(store), disk_id, position))
+        return Path(self._ask("mount", name, disk_id, position))
 
     def unmount(self, name: str) -> None:
         """Take it away."""

@@ -120,7 +120,7 @@ def _mount(store: Path, position: int) -> tuple[float, float]:
 def _read(store: ManagedDiskStore, history: SiteHistory, folder: Path, options: argparse.Namespace, found: Found) -> None:
     server = PointServer(folder / "host", folder / "mnt", folder)
     plain = server.plain(DISK_BYTES)
-    point = server.mount("p", store.folder, history.disk_id, history.position)
+    point = server.mount("p", history.disk_id, history.position)
     with plain.open("r+b", buffering=0) as disk:
         for _ in range(DISK_BYTES >> 20):
             disk.write(os.urandom(1 << 20))

@@ -479,14 +479,6 @@ class Applier:
             tags = await trio.to_thread.run_sync(store.checksums, key, chunk_bytes, first, count)
         return [tag.hex() for tag in tags]
 
-    async def store_paths(self, *, disk_ids: list[str]) -> list[str]:
-        """Folders of managed disks (for the recovery host's ``open_point``); ``DiskNotFound``."""
-        folders = [self._folder / self._disk(disk_id).disk_id for disk_id in disk_ids]
-        for folder in folders:
-            if not folder.is_dir():
-                raise RigError("DiskNotFound", f"{folder}: there is no managed disk")
-        return [str(folder) for folder in folders]
-
     async def retain(self, *, disk_id: str, position: int) -> None:
         """Implements :class:`siterig.azure_emu.contracts.ports.RecoverySide`."""
         disk = self._disk(disk_id)

@@ -216,10 +216,6 @@ class RecoverySide(Protocol):
         """Keyed checksums (hex) of chunks of the latest applied state."""
         ...
 
-    async def store_paths(self, *, disk_ids: list[str]) -> list[str]:
-        """Folders of managed disks (for the recovery host's ``open_point``); ``DiskNotFound``."""
-        ...
-
     async def retain(self, *, disk_id: str, position: int) -> None:
         """Positions before this one are not needed any more: fold them away, behind the applier, as far as pins allow.
 

@@ -75,8 +75,9 @@ class StoreViews:
         self._unreported: dict[_Met, None] = {}
         self._changing = threading.Lock()
 
-    def open(self, store: Path, position: int, holder: str) -> Layer:
+    def open(self, managed_disk: str, position: int, holder: str) -> Layer:
         """Pin, then open; nothing stays pinned if that fails and was not before."""
+        store = self._disks / managed_disk
         before = {each.pin_id for each in pins(store)} if store.is_dir() else set()
         pin_id = pin(store, position, holder)
         try:
@@ -90,8 +91,9 @@ class StoreViews:
             self._watched.append(watched)
         return view
 
-    def release(self, store: Path, holder: str) -> None:
+    def release(self, managed_disk: str, holder: str) -> None:
         """See :class:`siterig.blockfs.disk.views.Views`."""
+        store = self._disks / managed_disk
         unpin_holder(store, holder)
         with self._changing:
             for each in self._watched:

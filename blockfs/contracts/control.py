@@ -6,7 +6,7 @@ RPC proxy.  The same class of process serves the site (``site``) and the recover
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
 
@@ -16,6 +16,8 @@ from siterig.blockfs.core.sector_size import SectorBytes
 from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
 
 TagKind = Literal["CrashConsistent", "ApplicationConsistent"]
+ManagedDiskId = Annotated[str, Field(pattern=UUID_PATTERN)]
+"""Id of a managed disk: a UUID in lower case with hyphens."""
 CLOSE_IT = "unmount it and detach its loop devices"
 """The remedy for a disk that is in use."""
 
@@ -187,11 +189,10 @@ class BackingImage(WireModel):
 
 
 class RecoverySource(WireModel):
-    """A disk of a state to mount: managed disk ``disk_id`` in folder ``store`` becomes ``name``."""
+    """A disk of a state to mount: managed disk ``disk_id`` is shown as ``name``."""
 
     name: str = Field(pattern=r"^[^\x00-\x1f\x7f/]+$")
-    disk_id: str = Field(pattern=UUID_PATTERN)
-    store: str = Field(pattern=r"^[^\x00-\x1f\x7f]+$")
+    disk_id: ManagedDiskId
     sector_bytes: SectorBytes = 512
 
 
@@ -336,9 +337,9 @@ class DiskHostControl(Protocol):
         ...
 
     async def open_point(
-        self, *, vm: str, name: str, disk_id: str, store: str, position: int, sector_bytes: SectorBytes = 512
+        self, *, vm: str, name: str, managed_disk: ManagedDiskId, position: int, sector_bytes: SectorBytes = 512
     ) -> DiskInfo:
-        """Serve managed disk ``store`` (folder) as of ``position`` as a writable, tracked disk of VM ``vm``.
+        """Serve managed disk ``managed_disk`` as of ``position`` as a writable, tracked disk of VM ``vm``.
 
         A new top (``vm``/``name``) is made over the read-only view; only a recovery-side host can do this
         (``NotARecoveryHost``).

@@ -478,7 +478,7 @@ class Disk:
 
     def begin_promotion(self) -> None:
         """From now on, and after the next start; of no effect on a disk that lies over no managed disk."""
-        if self.state.store is not None and not self.state.promoting:
+        if self.state.managed_disk is not None and not self.state.promoting:
             self._set(promoting=True)
 
     @property

@@ -91,8 +91,10 @@ def _new_file(path: Path, size_bytes: int) -> Iterator[None]:
         os.close(fd)
 
 
-def make_top(place: DiskPlace, *, store: Path, position: int, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
-    """The files of a new writable disk over managed disk ``store`` at ``position``, which has that size."""
+def make_top(
+    place: DiskPlace, *, managed_disk: str, position: int, size_bytes: int, sector_bytes: SectorBytes = 512
+) -> None:
+    """The files of a new writable disk over managed disk ``managed_disk`` at ``position``, which has that size."""
     DiskState(
         disk_id=str(uuid.uuid4()),
         size_bytes=size_bytes,
@@ -100,7 +102,7 @@ def make_top(place: DiskPlace, *, store: Path, position: int, size_bytes: int, s
         generation=0,
         tracked=False,
         needs_resync=None,
-        store=str(store),
+        managed_disk=managed_disk,
         position=position,
         sector_bytes=sector_bytes,
     ).save(place.file("disk"))
@@ -143,7 +145,9 @@ def _note_raw(place: DiskPlace, state: DiskState) -> DiskState:
     opened = state.opened
     if opened is not None:
         opened = opened.model_copy(update={"mtime_ns": place.file("img").stat().st_mtime_ns})
-    raw = state.model_copy(update={"kind": "raw", "store": None, "position": None, "promoting": False, "opened": opened})
+    raw = state.model_copy(
+        update={"kind": "raw", "managed_disk": None, "position": None, "promoting": False, "opened": opened}
+    )
     raw.save(place.file("disk"))
     return raw
 
@@ -177,9 +181,9 @@ def _whole_sectors(path: Path) -> int:
 def _open_below(place: DiskPlace, state: DiskState, views: Views | None) -> Layer:
     if state.parent is not None:
         return open_parent(state.parent)
-    if views is None or state.store is None or state.position is None:
+    if views is None or state.managed_disk is None or state.position is None:
         raise RigError("NotARecoveryHost", f"disk {place} lies over a managed disk; this host has none")
-    return views.open(Path(state.store), state.position, place.holder)
+    return views.open(state.managed_disk, state.position, place.holder)
 
 
 def open_layer(place: DiskPlace, state: DiskState, views: Views | None) -> WritableLayer:

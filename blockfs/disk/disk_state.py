@@ -23,8 +23,16 @@ from siterig.blockfs.files.small_file import FileTooLongError, bounded
 from siterig.blockfs.watch.file_stamps import FileStamp
 from siterig.cext.checksums import crc32c
 
-FORMAT_VERSION = 2
-_OLD_VERSION = 1
+FORMAT_VERSION = 3
+_OLD_VERSIONS = (1, 2)
+
+
+MANAGED_DISK_PATTERN = r"^[0-9A-Za-z][0-9A-Za-z._-]*$"
+"""Id of a managed disk, which is also the name of its folder: a UUID, but older records may have another name."""
+
+
+class _OldKeyError(Exception):
+    """A state file of an older format has a wrong key or value."""
 
 
 class ClosedNote(WireModel):
@@ -84,8 +92,8 @@ class ShownAttributes(WireModel):
 class DiskState(WireModel):
     """What must be known of a disk before its bytes are touched.
 
-    ``kind`` is ``raw`` (``NAME.img``) or ``top`` (``NAME.top`` over managed disk ``store`` at ``position``, or over image
-    ``parent``). ``tracked``: writes are logged in generation ``generation``, which begins with segment ``first_segment``.
+    ``kind`` is ``raw`` (``NAME.img``) or ``top`` (``NAME.top`` over ``managed_disk`` at ``position`` or over ``parent``).
+    ``tracked``: writes are logged in generation ``generation``, which begins with segment ``first_segment``.
     ``needs_resync``: None, or why the logs cannot be vouched for.  ``promoting``: of a top that is becoming a raw disk
     (:mod:`siterig.blockfs.disk.promotion`).  ``image``: name of the file, only of a disk by itself
     (:mod:`siterig.blockfs.host.standalone`). ``closed``: None while the disk is open, and after a kill.  ``opened``: None
@@ -101,7 +109,7 @@ class DiskState(WireModel):
     needs_resync: str | None
     promoting: bool = False
     first_segment: int = Field(default=1, ge=1, lt=1 << 63)
-    store: str | None = None
+    managed_disk: str | None = Field(default=None, pattern=MANAGED_DISK_PATTERN)
     position: int | None = Field(default=None, ge=0, lt=1 << 63)
     image: str | None = None
     closed: ClosedNote | None = None
@@ -117,12 +125,12 @@ class DiskState(WireModel):
 
     @model_validator(mode="after")
     def _lies_over_something(self) -> DiskState:
-        over_store = self.kind == "top" and self.parent is None
-        if (self.store is not None, self.position is not None) != (over_store, over_store):
-            raise ValueError("store and position are of a disk of kind top without a parent, and only of that")
+        over_managed_disk = self.kind == "top" and self.parent is None
+        if (self.managed_disk is not None, self.position is not None) != (over_managed_disk, over_managed_disk):
+            raise ValueError("managed_disk and position are of a disk of kind top without a parent, and only of that")
         if self.parent is not None and self.kind != "top":
             raise ValueError("only a disk of kind top has a parent")
-        if self.promoting and not over_store:
+        if self.promoting and not over_managed_disk:
             raise ValueError("only a disk over a managed disk is promoted")
         return self
 
@@ -144,19 +152,23 @@ class DiskState(WireModel):
             version, crc, body = raw.pop("format"), raw.pop("crc32c"), raw.pop("disk")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise RigError("DiskStateCorrupt", f"{path}: is not a disk state file: {exc!r:.200}") from exc
-        if type(version) is not int or version not in (_OLD_VERSION, FORMAT_VERSION):
+        if type(version) is not int or version not in (*_OLD_VERSIONS, FORMAT_VERSION):
             raise RigError(
                 "StateVersion",
-                f"{path}: disk state format {version!r:.50}; this siterig reads {_OLD_VERSION} and {FORMAT_VERSION}",
+                f"{path}: disk state format {version!r:.50}; this siterig reads 1 to {FORMAT_VERSION}",
             )
         if type(crc) is not int or crc != _crc(body) or raw:
             raise RigError("DiskStateCorrupt", f"{path}: checksum does not match")
         try:
-            if version == _OLD_VERSION:
+            if version == 1:
                 if isinstance(body, dict) and not body.keys().isdisjoint({"closed", "opened"}):
-                    raise RigError("DiskStateCorrupt", f"{path}: has keys that format {_OLD_VERSION} has not")
-                body = _migrated(body)
+                    raise RigError("DiskStateCorrupt", f"{path}: has keys that format 1 has not")
+                body = _from_format_1(body)
+            if version in _OLD_VERSIONS:
+                body = _from_format_2(body)
             return cls.model_validate(body, strict=True)
+        except _OldKeyError as exc:
+            raise RigError("DiskStateCorrupt", f"{path}: {exc}") from exc
         except ValidationError as exc:
             first = exc.errors()[0]
             where = ".".join(map(repr, first["loc"]))[:100]  # of an unknown key, too
@@ -174,7 +186,7 @@ class _OldImage(WireModel):
     closed: _OldStamp | None
 
 
-def _migrated(body: object) -> object:
+def _from_format_1(body: object) -> object:
     """Format 2 of format 1, in which only an image by itself had a note of what it was when it was closed."""
     if not isinstance(body, dict) or body.get("image") is None:
         return body
@@ -183,6 +195,20 @@ def _migrated(body: object) -> object:
         return body | {"image": image.file}
     stamp = {"file": image.file, "inode": None, **image.closed.model_dump()}
     return body | {"image": image.file, "closed": {"files": [stamp], "log": None}}
+
+
+def _from_format_2(body: object) -> object:
+    """Format 3 of format 2, which has the path of the managed disk's folder (``store``) in place of its id."""
+    if not isinstance(body, dict):
+        return body
+    if "managed_disk" in body:
+        raise _OldKeyError("'managed_disk': format 2 does not have this key")
+    store = body.pop("store", None)
+    if store is None:
+        return body
+    if not isinstance(store, str):
+        raise _OldKeyError("'store': Input should be a valid string")
+    return body | {"managed_disk": Path(store).name}
 
 
 def _crc(body: object) -> int:

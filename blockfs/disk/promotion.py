@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import structlog
 import trio
@@ -57,7 +56,7 @@ class Promoter:
     def __init__(
         self,
         disks: Callable[[], list[Disk]],
-        release: Callable[[Path, DiskPlace], None],
+        release: Callable[[str, DiskPlace], None],
         locks: KeyedLock,
         waits: Waits | None = None,
     ) -> None:
@@ -105,7 +104,7 @@ class Promoter:
             self._waits.clear("promotion", vm=disk.place.vm, disk=disk.place.name)
 
     async def _promote(self, disk: Disk) -> None:
-        store, total_bytes = Path(str(disk.state.store)), disk.state.size_bytes
+        managed_disk, total_bytes = disk.state.managed_disk, disk.state.size_bytes
         try:
             await self._adopt(disk)
             while not disk.note_raw():
@@ -116,7 +115,8 @@ class Promoter:
                 raise _stopped_by(disk, exc) from exc
             if disk.state.promoting:  # it was closed: its VM was removed
                 return
-        await trio.to_thread.run_sync(self._release, store, disk.place)
+        if managed_disk is not None:
+            await trio.to_thread.run_sync(self._release, managed_disk, disk.place)
         _log.info("promoted", disk=str(disk.place), total_bytes=total_bytes)
 
     async def _adopt(self, disk: Disk) -> None:
@@ -141,7 +141,7 @@ def check_room(vm: str, disks: list[Disk]) -> None:
     """``NotEnoughSpace`` unless these disks of a VM can hold all that they lie over; for a thread."""
     needs = []
     for disk in disks:
-        if disk.state.store is not None:
+        if disk.state.managed_disk is not None:
             lacking_bytes = max(0, data_bytes(disk.layer) - disk.place.file("top").stat().st_blocks * 512)
             needs.append((disk.place.folder, lacking_bytes))
     if needs:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import Protocol
 
 from siterig.blockfs.layers.layer import Layer
@@ -15,16 +14,16 @@ class Views(Protocol):
     A holder is a text that says what lies on a position: a kind, a space, a name.  Any thread may call.
     """
 
-    def open(self, store: Path, position: int, holder: str) -> Layer:
-        """Managed disk ``store`` (a folder) as it was at ``position``, read-only.
+    def open(self, managed_disk: str, position: int, holder: str) -> Layer:
+        """Managed disk ``managed_disk`` (its id) as it was at ``position``, read-only.
 
         The position is durably held for ``holder`` before the call returns, and stays so until :meth:`release`, whatever
         becomes of the layer or the process.  ``InvalidPosition``.
         """
         ...
 
-    def release(self, store: Path, holder: str) -> None:
-        """``holder`` holds nothing of ``store`` any more; no-op if it did not, or if the store is gone."""
+    def release(self, managed_disk: str, holder: str) -> None:
+        """``holder`` holds nothing of ``managed_disk`` any more; no-op if it did not, or if the managed disk is gone."""
         ...
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
@@ -32,9 +31,9 @@ class Views(Protocol):
         ...
 
 
-def open_counted(views: Views, store: Path, position: int, holder: str) -> Layer:
+def open_counted(views: Views, managed_disk: str, position: int, holder: str) -> Layer:
     """:meth:`Views.open`, and count what the view stores, which takes long if it has very many ranges of data."""
-    view = views.open(store, position, holder)
+    view = views.open(managed_disk, position, holder)
     try:
         _ = view.stored_bytes
     except BaseException:
@@ -49,11 +48,11 @@ class OpenedView:
     def __init__(self, view: Layer) -> None:
         self._view = view
 
-    def open(self, _store: Path, _position: int, _holder: str) -> Layer:
+    def open(self, _managed_disk: str, _position: int, _holder: str) -> Layer:
         """The view."""
         return self._view
 
-    def release(self, store: Path, holder: str) -> None:
+    def release(self, managed_disk: str, holder: str) -> None:
         """Whoever opened it does that."""
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:

@@ -30,6 +30,7 @@ from siterig.blockfs.contracts.control import (
     CutInfo,
     DiskInfo,
     DownloadedDisk,
+    ManagedDiskId,
     RecoveryInfo,
     RecoverySource,
     SegmentInfo,
@@ -113,7 +114,8 @@ class DiskHost:
                 self._load(folder)
         self._recoveries = None
         if views is not None:  # by name, for what a disk that cannot be opened lies on must not go either
-            names = {str(disk.place) for disk in self._all_disks() if disk.state.store is not None} | self.broken.keys()
+            names = {str(disk.place) for disk in self._all_disks() if disk.state.managed_disk is not None}
+            names |= self.broken.keys()
             views.reconcile(HOLDER_KIND, {f"{HOLDER_KIND} {name}" for name in names})
             rules = DiskRules(self.positions, can_grow=False, read_only=True)
             self._recoveries = Recoveries(root / RECOVERY_FOLDER, mountpoint, views=views, rules=rules)
@@ -141,9 +143,9 @@ class DiskHost:
             nursery.start_soon(self._promoter.run)
             await run_maintenance(self._event_fd, self._watch, self._all_disks)
 
-    def _release_view(self, store: Path, place: DiskPlace) -> None:
+    def _release_view(self, managed_disk: str, place: DiskPlace) -> None:
         if self._views is not None:
-            self._views.release(store, place.holder)
+            self._views.release(managed_disk, place.holder)
 
     def _all_disks(self) -> list[Disk]:
         return [disk for disks in self.vms.values() for disk in disks.values()]
@@ -273,36 +275,38 @@ class DiskHost:
         return describe(disk, self.mountpoint)
 
     async def open_point(
-        self, *, vm: str, name: str, disk_id: str, store: str, position: int, sector_bytes: SectorBytes = 512
+        self, *, vm: str, name: str, managed_disk: ManagedDiskId, position: int, sector_bytes: SectorBytes = 512
     ) -> DiskInfo:
         """Implements :class:`DiskHostControl`."""
         views = self._views
         if views is None:
-            raise RigError("NotARecoveryHost", f"cannot open managed disk {disk_id} here: this host serves a site")
+            raise RigError("NotARecoveryHost", f"cannot open managed disk {managed_disk} here: this host serves a site")
         self._check_new(vm, name)
         place = DiskPlace(self.root / vm, vm, name)
         self._opening.add(str(place))
         try:
             async with self._locks.hold(str(place)):
                 # In a thread: it waits for the host's disk, and the disks that are served meanwhile must not.
-                view = await trio.to_thread.run_sync(open_counted, views, Path(store), position, place.holder)
+                view = await trio.to_thread.run_sync(open_counted, views, managed_disk, position, place.holder)
                 try:
-                    disk = self._over_point(place, Path(store), position, view, sector_bytes)
+                    disk = self._over_point(place, managed_disk, position, view, sector_bytes)
                 except BaseException:
-                    views.release(Path(store), place.holder)
+                    views.release(managed_disk, place.holder)
                     raise
         finally:
             self._opening.discard(str(place))
         return describe(disk, self.mountpoint)
 
-    def _over_point(self, place: DiskPlace, store: Path, position: int, view: Layer, sector_bytes: SectorBytes) -> Disk:
+    def _over_point(
+        self, place: DiskPlace, managed_disk: str, position: int, view: Layer, sector_bytes: SectorBytes
+    ) -> Disk:
         """A new tracked disk over a view, which is closed if that fails; then nothing is left of the disk."""
         try:
             disk = self._add(
                 place.vm,
                 place.name,
                 lambda made: make_top(
-                    made, store=store, position=position, size_bytes=view.size_bytes, sector_bytes=sector_bytes
+                    made, managed_disk=managed_disk, position=position, size_bytes=view.size_bytes, sector_bytes=sector_bytes
                 ),
                 OpenedView(view),
             )
@@ -418,7 +422,7 @@ class DiskHost:
             self.disks(vm)
         for disk in self.vms[vm].values():
             check_idle(disk)
-        stores = [(disk.state.store, disk.place) for disk in self.vms[vm].values()]
+        held = [(disk.state.managed_disk, disk.place) for disk in self.vms[vm].values()]
         for disk in self.vms.pop(vm).values():
             disk.abandon()
         for broken in [name for name in self.broken if name.startswith(f"{vm}/")]:
@@ -428,9 +432,9 @@ class DiskHost:
         (self.root / vm).rename(doomed)
         sync_folder(self.root)
         shutil.rmtree(doomed)
-        for store, held_for in stores:  # what a disk that could not be opened lay on is let go at the next start
-            if store is not None:
-                self._release_view(Path(store), held_for)
+        for managed_disk, held_for in held:  # what a disk that could not be opened lay on is let go at the next start
+            if managed_disk is not None:
+                self._release_view(managed_disk, held_for)
 
     async def rename_vm(self, *, vm: str, name: str) -> None:
         """Implements :class:`DiskHostControl`.  The folder's name is the VM's: a kill leaves the old one or the new one."""
@@ -456,8 +460,8 @@ class DiskHost:
         finally:
             self._load(self.root / (name if (self.root / name).exists() else vm))
         for disk in disks:
-            if disk.state.store is not None:
-                self._release_view(Path(disk.state.store), disk.place)
+            if disk.state.managed_disk is not None:
+                self._release_view(disk.state.managed_disk, disk.place)
 
     # --- tracking -----------------------------------------------------------------------------------------------
 

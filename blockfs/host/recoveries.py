@@ -1,6 +1,6 @@
 """Recovery points that are mounted: read-only disks in ``recovery/VM/NAME`` of a recovery host's mount.
 
-Each mounted state is a small file, ``root/VM/NAME.json`` (disks, stores, position), so that it is there again after a
+Each mounted state is a small file, ``root/VM/NAME.json`` (ids of managed disks, position), so that it is there again after a
 restart of the host.
 
 Fault contract: the file comes first, then the views, which hold their positions; it goes last.  So a kill at any moment
@@ -48,8 +48,9 @@ RELEASE_S = 2.0
 OPENED_AT_ONCE = 8
 """Disks of a state: the durability of their pins is one wait of the host's disk, not one for each."""
 
-_FORMAT = 2
-_OLD_FORMAT = 1  # without sector sizes
+_FORMAT = 3
+_OLD_FORMATS = (1, 2)
+"""1: without sector sizes; 1 and 2: each disk with ``store``, the path of its folder, which is not used any more."""
 _NAME = re.compile(r"[A-Za-z0-9@][A-Za-z0-9@.+_:-]{0,126}")
 _log = structlog.get_logger("siterig.blockfs.host.recoveries")
 
@@ -74,12 +75,14 @@ class _Note(WireModel):
         try:
             raw = json.loads(read_small_file(path))
             version, crc, body = raw.pop("format"), raw.pop("crc32c"), raw.pop("recovery")
-            if type(version) is not int or version not in (_OLD_FORMAT, _FORMAT):
+            if type(version) is not int or version not in (*_OLD_FORMATS, _FORMAT):
                 raise RigError(
                     "StateVersion",
-                    f"{path}: is of format {version!r:.50}; this siterig reads {_OLD_FORMAT} and {_FORMAT}",
+                    f"{path}: is of format {version!r:.50}; this siterig reads 1 to {_FORMAT}",
                 )
             if type(crc) is int and crc == _crc(body) and not raw:
+                if version in _OLD_FORMATS:
+                    return _from_format_2(_OldNote.model_validate(body, strict=True))
                 return cls.model_validate(body, strict=True)
             why = "checksum does not match"
         except FileTooLongError as exc:
@@ -90,6 +93,19 @@ class _Note(WireModel):
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             why = f"{exc!r:.200}"
         raise RigError("RecoveryNoteCorrupt", f"{path}: says not what is mounted: {why}")
+
+
+class _OldSource(RecoverySource):
+    store: str = Field(pattern=r"^[^\x00-\x1f\x7f]+$")
+
+
+class _OldNote(_Note):
+    disks: list[_OldSource]  # type: ignore[assignment]
+
+
+def _from_format_2(old: _OldNote) -> _Note:
+    disks = [RecoverySource(name=disk.name, disk_id=disk.disk_id, sector_bytes=disk.sector_bytes) for disk in old.disks]
+    return _Note(vm=old.vm, name=old.name, position=old.position, disks=disks, time_ns=old.time_ns)
 
 
 def _crc(body: object) -> int:
@@ -218,7 +234,7 @@ class Recoveries:
         """Every disk's view, or none; side by side, for most of the time the host's disk is waited for."""
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
             opening = [
-                pool.submit(open_counted, self._views, Path(disk.store), note.position, _holder(note)) for disk in note.disks
+                pool.submit(open_counted, self._views, disk.disk_id, note.position, _holder(note)) for disk in note.disks
             ]
         try:
             return [view.result() for view in opening]
@@ -280,7 +296,7 @@ class Recoveries:
     def _release(self, note: _Note) -> None:
         """Let go of the positions and take the file away, in this order: by the file it is known what is held."""
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            releasing = [pool.submit(self._views.release, Path(disk.store), _holder(note)) for disk in note.disks]
+            releasing = [pool.submit(self._views.release, disk.disk_id, _holder(note)) for disk in note.disks]
         for each in releasing:
             each.result()
         path = self._file(note.vm, note.name)

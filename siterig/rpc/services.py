@@ -38,7 +38,7 @@ _DAMAGE_REPORTS = dict.fromkeys(("damage_met", "scrubbed", "vm_disk_changed"), A
 _ROLE_REPORTS = {"report_roles": REPORT_S}
 _HOST = dict.fromkeys(("list_disks", "position", "counters", "segments", "list_recoveries"), ANSWER_S)
 _PROVIDER = {"progress": ANSWER_S, "list_vms": ASKING_S}
-_RECOVERY_SIDE = dict.fromkeys(("store_paths", "retain", "disk_state", "position_at", "export_progress"), ANSWER_S)
+_RECOVERY_SIDE = dict.fromkeys(("retain", "disk_state", "position_at", "export_progress"), ANSWER_S)
 STARTING_S = 180.0
 """For the start of a role, which may fail a few times before it succeeds."""
 _SUPERVISOR = {"status": REPORT_S, "kill_role": ANSWER_S, "start_role": STARTING_S}

@@ -73,10 +73,14 @@ class Known:
 class FileViews:
     """A plain file in place of a managed disk."""
 
-    def open(self, store: Path, _position: int, _holder: str) -> Layer:
-        return RawLayer(store)
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
 
-    def release(self, store: Path, holder: str) -> None:
+    def open(self, _managed_disk: str, _position: int, _holder: str) -> Layer:
+        assert self._file is not None
+        return RawLayer(self._file)
+
+    def release(self, managed_disk: str, holder: str) -> None:
         pass
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
@@ -97,14 +101,14 @@ class World:
             make_raw(self.place, DISK_BYTES)
             return bytes(DISK_BYTES)
         start = self._below.read_bytes()
-        make_top(self.place, store=self._below, position=1, size_bytes=len(start))
+        make_top(self.place, managed_disk="below", position=1, size_bytes=len(start))
         return start
 
     def open(self) -> tuple[Disk, PositionCounter]:
         """As the server does."""
         positions = PositionCounter(self.folder / "position")
         try:
-            return Disk.open(self.place, DiskRules(positions), FileViews()), positions
+            return Disk.open(self.place, DiskRules(positions), FileViews(self._below)), positions
         except BaseException:
             positions.close()
             raise

@@ -58,21 +58,22 @@ def disk_state(pick: Choices) -> bytes:
     top = pick.once_in(2)
     body: dict[str, Any] = {
         "disk_id": DISK_ID, "size_bytes": 65536, "kind": "top" if top else "raw", "generation": 3,
-        "tracked": pick.once_in(2), "needs_resync": pick.of([None, "PowerLoss"]), "store": "/stores/a" if top else None,
-        "position": 77 if top else None,
+        "tracked": pick.once_in(2), "needs_resync": pick.of([None, "PowerLoss"]), "position": 77 if top else None,
     }  # fmt: skip
+    version = pick.of([1, 2, 3, 3])
+    key, values = ("store", ["/stores/a", "/", "/stores/.a", "a"]) if version < 3 else ("managed_disk", [OTHER, ".a", "a/b"])
+    body[key] = pick.of(values) if top else None
     if pick.once_in(3):
         body["promoting"] = top or pick.once_in(2)
-    version = pick.of([1, 2, 2])
     closed: dict[str, Any] = {"size_bytes": 65536, "mtime_ns": 5, "ctime_ns": 6}
     if pick.once_in(2):
         closed[pick.of(sorted(closed))] = pick.of(VALUES)
     if pick.once_in(3):
         body["image"] = {"file": "os.raw", "closed": pick.of([None, closed])} if version == 1 else "os.raw"
-    if version == 2 and pick.once_in(2):
+    if version > 1 and pick.once_in(2):
         stamp = {"file": "os.img", "inode": pick.of([None, 7]), "digest": pick.of([None, "0" * 32, "0" * 31]), **closed}
         body["closed"] = {"files": [stamp], "log": pick.of([None, {"first_seq": 1, "next_seq": 9}, {"first_seq": 1}])}
-    if version == 2 and pick.once_in(3):
+    if version > 1 and pick.once_in(3):
         body["opened"] = {"inode": 7, "dirty_inode": 8, "mtime_ns": pick.of([0, 5, "5"])}
     if pick.once_in(3):
         touched = {"atime_ns": 1, "mtime_ns": -2, "file_mtime_ns": pick.of([3, *VALUES])}

@@ -336,8 +336,21 @@ def _format_2(body: dict[str, Any]) -> dict[str, Any] | None:
     return body | {"image": note["file"], "closed": {"files": [stamp], "log": None}}
 
 
+def _is_folder_name(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z._-]*", value, re.ASCII) is not None
+
+
+def _format_3(body: dict[str, Any]) -> dict[str, Any] | None:
+    """Convert a document of format 2 to format 3."""
+    body = dict(body)
+    store = body.pop("store", None)
+    if "managed_disk" in body or not (store is None or isinstance(store, str)):
+        return None
+    return body if store is None else body | {"managed_disk": Path(store).name}
+
+
 def _body(raw: bytes) -> dict[str, Any] | None:
-    """The description of the disk, in format 2, if the checksum is right."""
+    """The description of the disk, in format 3, if the checksum is right."""
     try:
         document = json.loads(raw, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
@@ -348,8 +361,10 @@ def _body(raw: bytes) -> dict[str, Any] | None:
     if document["crc32c"] != crc32c(json.dumps(body, sort_keys=True).encode()):
         return None
     if version == 1:
-        return _format_2(body)
-    return dict(body) if version == 2 else None
+        body = _format_2(body)
+    if version in (1, 2):
+        return None if body is None else _format_3(body)
+    return dict(body) if version == 3 else None
 
 
 def _is_parent(parent: object) -> bool:
@@ -379,7 +394,7 @@ def _strict_state(raw: bytes) -> dict[str, Any] | None:
     if body is None:
         return None
     optional = {
-        "store",
+        "managed_disk",
         "position",
         "promoting",
         "image",
@@ -393,16 +408,18 @@ def _strict_state(raw: bytes) -> dict[str, Any] | None:
     keys = {"disk_id", "size_bytes", "kind", "generation", "tracked", "needs_resync", *optional}
     if not keys - optional <= body.keys() <= keys:
         return None
-    store, position = body.get("store"), body.get("position")
-    over_store = body["kind"] == "top" and body.get("parent") is None
-    over = isinstance(store, str) and _whole(position) if over_store else (store, position) == (None, None)
+    managed_disk, position = body.get("managed_disk"), body.get("position")
+    over_managed_disk = body["kind"] == "top" and body.get("parent") is None
+    over = (
+        _is_folder_name(managed_disk) and _whole(position) if over_managed_disk else (managed_disk, position) == (None, None)
+    )
     promoting = body.get("promoting", False)
     good = (
         _is_uuid(body["disk_id"])
         and _whole(body["size_bytes"]) and body["size_bytes"] > 0 and body["size_bytes"] % 512 == 0
         and body["kind"] in ("raw", "top")
         and over
-        and type(promoting) is bool and (not promoting or over_store)
+        and type(promoting) is bool and (not promoting or over_managed_disk)
         and _whole(body["generation"])
         and _whole(body.get("first_segment", 1)) and body.get("first_segment", 1) > 0
         and type(body["tracked"]) is bool
@@ -417,7 +434,7 @@ def _strict_state(raw: bytes) -> dict[str, Any] | None:
     if not good:
         return None
     absent: dict[str, Any] = {
-        "store": None, "position": None, "promoting": False, "image": None, "first_segment": 1,
+        "managed_disk": None, "position": None, "promoting": False, "image": None, "first_segment": 1,
         "closed": None, "opened": None, "sector_bytes": 512, "parent": None,
     }  # fmt: skip
     whole = copy.deepcopy(absent | body | {"shown": _shown(body.get("shown", {}))})

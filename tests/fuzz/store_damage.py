@@ -92,9 +92,11 @@ def seal_note(body: object, *, version: object = 1) -> bytes:
 
 def note(pick: Choices) -> bytes:
     """The note of the mounted state ``web01/now``."""
+    version = pick.of([1, 2, 3])
+    store = {"store": "/disks/a"} if version < 3 else {}
     sources = [
-        {"name": "os", "disk_id": DISK_ID, "store": "good"},
-        {"name": "data", "disk_id": OTHER_ID, "store": pick.of(["good", "gone"])},
+        {"name": "os", "disk_id": DISK_ID, **store},
+        {"name": "data", "disk_id": pick.of([DISK_ID, OTHER_ID]), **store},
     ][: pick.below(3)]
     if sources and pick.once_in(2):
         _changed(sources[0], pick)
@@ -102,7 +104,7 @@ def note(pick: Choices) -> bytes:
     if pick.once_in(2):
         made["time_ns"] = pick.of([None, 5])
     body = _changed(made, pick)
-    return _damage_json(seal_note(body, version=pick.of(NUMBERS) if pick.once_in(8) else 1), pick)
+    return _damage_json(seal_note(body, version=pick.of(NUMBERS) if pick.once_in(8) else version), pick)
 
 
 # --- base.map, intent -----------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from siterig.blockfs.disk.disk_rules import DiskRules
 from siterig.blockfs.host.recoveries import Recoveries
 from siterig.blockfs.layers.layer import Layer, RawLayer
 from tests.fuzz import strict_store as strict
+from tests.fuzz.damage import DISK_ID
 from tests.fuzz.log_targets import assert_clear
 from tests.fuzz.store_damage import Good, volumes_of
 from tests.fuzz.strict_log import RESIZE
@@ -78,23 +79,24 @@ def _strict_note(raw: bytes) -> list[dict[str, str]]:
         raise BadStoreError("no JSON") from None
     need(isinstance(document, dict) and document.keys() == {"format", "crc32c", "recovery"}, "keys")
     body, crc, version = document["recovery"], document["crc32c"], document["format"]
-    need(type(version) is int and version in (1, 2), "version")
+    need(type(version) is int and version in (1, 2, 3), "version")
     need(type(crc) is int and crc == crc32c(json.dumps(body, sort_keys=True).encode()), "checksum")
     keys = {"vm", "name", "position", "disks"}
     need(isinstance(body, dict) and keys <= body.keys() <= keys | {"time_ns"}, "keys")
     need(body.get("time_ns") is None or strict.whole(body["time_ns"]), "time")
     need((body["vm"], body["name"]) == ("web01", "now"), "of another file")
     need(strict.whole(body["position"]) and isinstance(body["disks"], list), "position, disks")
+    keys = {"name", "disk_id"} | ({"store"} if version < 3 else set())
     for each in body["disks"]:
-        need(isinstance(each, dict) and each.keys() - {"sector_bytes"} == {"name", "disk_id", "store"}, "keys of a disk")
+        need(isinstance(each, dict) and each.keys() - {"sector_bytes"} == keys, "keys of a disk")
         need(type(each.get("sector_bytes", 512)) is int and each.get("sector_bytes", 512) in (512, 4096), "sector size")
-        need(strict.is_uuid(each["disk_id"]) and _is_text(each["store"]), "a disk")
+        need(strict.is_uuid(each["disk_id"]) and _is_text(each.get("store", "x")), "a disk")
         need(_is_text(each["name"]) and "/" not in each["name"], "a disk's name")
     return list(body["disks"])
 
 
 class _Views:
-    """A managed disk ``good``; all others are looked for as a recovery side does it."""
+    """Managed disk ``DISK_ID``; all others are looked for as a recovery side does it."""
 
     def __init__(self, folder: Path) -> None:
         self.held: Collection[str] | None = None
@@ -102,13 +104,13 @@ class _Views:
         (folder / "image").write_bytes(bytes(4096))
         self._real = StoreViews(folder / "disks")
 
-    def open(self, store: Path, position: int, holder: str) -> Layer:
-        if store != Path("good"):
-            return self._real.open(store, position, holder)
+    def open(self, managed_disk: str, position: int, holder: str) -> Layer:
+        if managed_disk != DISK_ID:
+            return self._real.open(managed_disk, position, holder)
         return RawLayer(self._folder / "image", writable=False)
 
-    def release(self, store: Path, holder: str) -> None:
-        self._real.release(store, holder)
+    def release(self, managed_disk: str, holder: str) -> None:
+        self._real.release(managed_disk, holder)
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
         self.held = holders
@@ -139,7 +141,7 @@ def note(raw: bytes, folder: Path) -> str:
         assert len(info.broken) < 1000
         assert views.held is None, "what it held would be let go"
         return "not read"
-    if all(disk["store"] == "good" for disk in want) and len({disk["name"] for disk in want}) == len(want):
+    if all(disk["disk_id"] == DISK_ID for disk in want) and len({disk["name"] for disk in want}) == len(want):
         assert info.broken is None, info.broken
         assert [(disk.name, disk.disk_id) for disk in info.disks] == [(disk["name"], disk["disk_id"]) for disk in want]
         return "good"

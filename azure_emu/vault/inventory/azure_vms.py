@@ -5,7 +5,6 @@ Only a VM with a row in ``azure_vm`` is ours to remove (schema.py).  Every funct
 
 from __future__ import annotations
 
-import uuid
 from typing import Literal
 
 from sqlalchemy import delete, select
@@ -100,14 +99,13 @@ async def open_copy(services: Services, owner: str, name: str, position: int, pr
 
 async def _open_disks(services: Services, owner: str, name: str, position: int) -> None:
     disks = await services.store.transact(lambda session: disk_rows(session, owner))
-    stores = await services.recovery.store_paths(disk_ids=[disk.disk_id for disk in disks])
     if await disks_of(services, name):
         await services.azure.remove_vm(vm=name)
         await services.store.transact(lambda session: health.forget_vm_disks(session, owner, name))
-    for disk, store in zip(disks, stores, strict=True):
-        # The new disk has an id of its own: its parts at failback must not be taken for those of the site's disk.
+    for disk in disks:
+        # The host gives the new disk an id of its own: its parts at failback must not be taken for the site's disk's.
         await services.azure.open_point(
-            vm=name, name=disk.name, disk_id=str(uuid.uuid4()), store=store, position=position,
+            vm=name, name=disk.name, managed_disk=disk.disk_id, position=position,
             sector_bytes=known_size(disk.sector_bytes),
         )  # fmt: skip
 

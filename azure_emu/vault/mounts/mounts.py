@@ -253,7 +253,7 @@ async def mount(
     async with services.mounting.hold(f"{vm}/{wanted.name}"):
         fresh, disks = await services.store.transact(note)
         try:
-            sources = await _sources(services, disks)
+            sources = _sources(disks)
             info = await services.azure.open_recovery(vm=vm, name=wanted.name, position=at, disks=sources, time_ns=time_ns)
         except BaseException:
             if fresh:
@@ -264,11 +264,9 @@ async def mount(
     return _wire(wanted, found, info, known)
 
 
-async def _sources(services: Services, disks: list[DiskRow]) -> list[RecoverySource]:
-    paths = await services.recovery.store_paths(disk_ids=[disk.disk_id for disk in disks])
+def _sources(disks: list[DiskRow]) -> list[RecoverySource]:
     return [
-        RecoverySource(name=disk.name, disk_id=disk.disk_id, store=path, sector_bytes=known_size(disk.sector_bytes))
-        for disk, path in zip(disks, paths, strict=True)
+        RecoverySource(name=disk.name, disk_id=disk.disk_id, sector_bytes=known_size(disk.sector_bytes)) for disk in disks
     ]
 
 

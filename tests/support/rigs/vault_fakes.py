@@ -314,10 +314,6 @@ class FakeRecovery:
             raise RigError("InvalidPosition", f"disk {disk_id} has no state at that time")
         return max(found)
 
-    async def store_paths(self, *, disk_ids: list[str]) -> list[str]:
-        await self.world.called("recovery.store_paths")
-        return [f"/managed/{disk_id}" for disk_id in disk_ids]
-
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
         await self.world.called("recovery.export_disk")
         assert source_id not in self.world.managed
@@ -349,10 +345,10 @@ class FakeHost:
         del self.world.azure[vm]
 
     async def open_point(
-        self, *, vm: str, name: str, disk_id: str, store: str, position: int, sector_bytes: SectorBytes = 512
+        self, *, vm: str, name: str, managed_disk: str, position: int, sector_bytes: SectorBytes = 512
     ) -> DiskInfo:
         await self.world.called("azure.open_point")
-        disk = self.world.disk(vm, name, 1 << 30, disk_id).model_copy(update={"sector_bytes": sector_bytes})
+        disk = self.world.disk(vm, name, 1 << 30, str(uuid.uuid4())).model_copy(update={"sector_bytes": sector_bytes})
         assert name not in self.world.azure.setdefault(vm, {})
         self.world.azure[vm][name] = disk
         self.world.opened_at[f"{vm}/{name}"] = position

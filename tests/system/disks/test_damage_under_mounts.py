@@ -29,13 +29,13 @@ def server(tmp_path: Path, front_end: str) -> Iterator[DiskServer]:
 
 
 def mounted(server: DiskServer, store: ManagedDiskStore, position: int, name: str) -> Path:
-    source = {"name": "os", "disk_id": store.folder.name, "store": str(store.folder)}
+    source = {"name": "os", "disk_id": store.folder.name}
     info = server.call("open_recovery", vm="web01", name=name, position=position, disks=[source])
     return Path(info["disks"][0]["path"])
 
 
 def failed_over(server: DiskServer, store: ManagedDiskStore, position: int) -> Path:
-    made = {"disk_id": store.folder.name, "store": str(store.folder), "position": position}
+    made = {"managed_disk": store.folder.name, "position": position}
     return Path(server.call("open_point", vm="web01-test", name="os", **made)["path"])
 
 

@@ -109,7 +109,7 @@ async def test_an_abandoned_role_fails_the_operation_at_once_with_its_last_error
         await protected(vault)
         await vault.report_roles(roles=states("ended 5 times within 60 s; last: no room", applier="failed"))
         away = RigError("RoleUnavailable", "nobody answers", recoverable=True, role="applier")
-        world.failing["recovery.process_latest"] = world.failing["recovery.store_paths"] = away
+        world.failing["recovery.process_latest"] = world.failing["azure.open_point"] = away
         job = await ended(vault, await vault.test_failover(vm="web01", point=point))
         assert [(error.code, error.message) for error in job.errors] == [
             (

@@ -439,7 +439,7 @@ async def test_a_bug_in_a_task_fails_its_job_only(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        world.failing["recovery.store_paths"] = ZeroDivisionError("oops")  # type: ignore[assignment]
+        world.failing["azure.open_point"] = ZeroDivisionError("oops")  # type: ignore[assignment]
         job = await ended(vault, await vault.test_failover(vm="web01", point="Latest"))
         assert (job.errors[0].code, job.errors[0].message) == (
             "InternalError",

@@ -43,12 +43,15 @@ class Reports:
 
 
 class Files:
-    """Plain files in place of managed disks."""
+    """Plain files in ``folder`` in place of managed disks."""
 
-    def open(self, store: Path, _position: int, _holder: str) -> Layer:
-        return RawLayer(store)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-    def release(self, store: Path, holder: str) -> None:
+    def open(self, managed_disk: str, _position: int, _holder: str) -> Layer:
+        return RawLayer(self._folder / managed_disk)
+
+    def release(self, managed_disk: str, holder: str) -> None:
         pass
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
@@ -71,12 +74,12 @@ async def test_a_host_reports_what_it_finds_at_its_start_and_repeats_it_until_it
     changed = ChangedVmDisks()
 
     def host() -> DiskHost:
-        return DiskHost(tmp_path / "vms", tmp_path / "mnt", views=Files(), tell_changed=changed.note)
+        return DiskHost(tmp_path / "vms", tmp_path / "mnt", views=Files(tmp_path), tell_changed=changed.note)
 
     disks = host()
     for name in ("a", "b", "c"):
         place = DiskPlace(tmp_path / "vms" / "web01-test", "web01-test", name)
-        disks._over_point(place, tmp_path / "below", 1, RawLayer(tmp_path / "below"), 512).write(0, b"guest" * 1000)
+        disks._over_point(place, "below", 1, RawLayer(tmp_path / "below"), 512).write(0, b"guest" * 1000)
     disks.close()
     with (tmp_path / "vms/web01-test/a.top").open("r+b") as file:
         file.write(b"OFFLINE-EDIT")

@@ -57,7 +57,7 @@ def read(host: DiskHost, name: str) -> bytes:
 
 async def test_what_is_mounted_reads_the_same_while_all_around_it_is_folded_and_holds_its_position(managed: Path) -> None:
     disk, store, ends = history(managed)
-    source = RecoverySource(name="os", disk_id=DISK_ID, store=str(store.folder))
+    source = RecoverySource(name="os", disk_id=DISK_ID)
     host = host_over(managed)
     mounted = {f"@{position}": position for position in (ends[2], ends[4] - 3, ends[7])}
     for name, position in mounted.items():
@@ -95,7 +95,7 @@ async def test_what_is_mounted_reads_the_same_while_all_around_it_is_folded_and_
 
 async def test_a_managed_disk_that_is_gone_is_a_broken_state_that_can_be_unmounted(managed: Path) -> None:
     _, store, ends = history(managed)
-    source = RecoverySource(name="os", disk_id=DISK_ID, store=str(store.folder))
+    source = RecoverySource(name="os", disk_id=DISK_ID)
     host = host_over(managed)
     await host.open_recovery(vm="web01", name="@x", position=ends[3], disks=[source])
     host.abandon()
@@ -111,7 +111,7 @@ async def test_a_managed_disk_that_is_gone_is_a_broken_state_that_can_be_unmount
 
 async def test_a_byte_that_rots_is_an_error_of_the_read_and_never_served(managed: Path) -> None:
     disk, store, ends = history(managed)
-    source = RecoverySource(name="os", disk_id=DISK_ID, store=str(store.folder))
+    source = RecoverySource(name="os", disk_id=DISK_ID)
     host = host_over(managed)
     await host.open_recovery(vm="web01", name="@x", position=ends[9], disks=[source])
     want = disk.states[ends[9]]

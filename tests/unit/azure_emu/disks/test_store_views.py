@@ -19,16 +19,16 @@ from tests.unit.azure_emu.disks.test_managed_disk import assert_same, seeded, wh
 def test_a_position_is_held_until_it_is_released_and_nothing_else_is(tmp_path: Path) -> None:
     disk, store = seeded(tmp_path)
     views = StoreViews(tmp_path)
-    view = views.open(store.folder, disk.position, "vm web01/os")
+    view = views.open(store.folder.name, disk.position, "vm web01/os")
     assert_same(whole(view), bytes(disk.data), "the view")
-    views.open(store.folder, disk.position, "vm web01/os").close()
-    views.open(store.folder, disk.position, "recovery web01/point").close()
+    views.open(store.folder.name, disk.position, "vm web01/os").close()
+    views.open(store.folder.name, disk.position, "recovery web01/point").close()
     for missing in (disk.position + 1, 1):
         with pytest.raises(RigError, match=f"has no state at position {missing}"):
-            views.open(store.folder, missing, "vm web02/os")
+            views.open(store.folder.name, missing, "vm web02/os")
     assert {each.holder for each in pins(store.folder)} == {"vm web01/os", "recovery web01/point"}
-    views.release(store.folder, "vm web01/os")
-    views.release(tmp_path / "gone", "vm web01/os")
+    views.release(store.folder.name, "vm web01/os")
+    views.release("gone", "vm web01/os")
     assert [each.holder for each in pins(store.folder)] == ["recovery web01/point"]
 
 
@@ -47,7 +47,7 @@ def test_what_a_kill_left_is_released_of_that_kind_alone(tmp_path: Path) -> None
         pins(store.folder)
     left = {"vm web02/os", "vmware 1", "recovery web01/point"}
     for holder in left:
-        views.release(store.folder, holder)
+        views.release(store.folder.name, holder)
     assert list((store.folder / "pins").iterdir()) == [bad]
     StoreViews(tmp_path / "nothing").reconcile("vm", set())
 
@@ -61,7 +61,7 @@ def test_a_view_that_cannot_be_opened_holds_nothing(tmp_path: Path) -> None:
     raw[frame.segment_at + 200] ^= 1
     volume.write_bytes(raw)
     with pytest.raises(RigError, match="index of frame 1 has a wrong checksum, and so has its segment"):
-        StoreViews(tmp_path).open(store.folder, disk.position, "vm web01/os")
+        StoreViews(tmp_path).open(store.folder.name, disk.position, "vm web01/os")
     assert pins(store.folder) == []
 
 
@@ -90,7 +90,7 @@ async def test_damage_that_a_reader_meets_is_reported_also_if_the_state_is_close
 ) -> None:
     disk, store = seeded(tmp_path)
     views, reports = StoreViews(tmp_path), Reports()
-    view = views.open(store.folder, disk.position, "mount web01/x")
+    view = views.open(store.folder.name, disk.position, "mount web01/x")
     base = store.folder / "base.img"
     base.write_bytes(bytes(byte ^ 0xFF for byte in base.read_bytes()))
     nursery.start_soon(views.watch, reports)
@@ -98,7 +98,7 @@ async def test_damage_that_a_reader_meets_is_reported_also_if_the_state_is_close
         with pytest.raises(OSError, match="Input/output error"):
             view.pread(0, view.size_bytes)
         view.close()
-        views.release(store.folder, "mount web01/x")
+        views.release(store.folder.name, "mount web01/x")
         await trio.sleep(5 * WATCH_S)
     nursery.cancel_scope.cancel()
     [(told_disk, path, _, position)] = reports.met
@@ -110,7 +110,7 @@ async def test_damage_that_a_reader_meets_is_logged_by_file_and_byte(
 ) -> None:
     disk, store = seeded(tmp_path)
     views = StoreViews(tmp_path)
-    view = views.open(store.folder, disk.position, "vm web01/os")
+    view = views.open(store.folder.name, disk.position, "vm web01/os")
     ((at, _), *_) = view.data_ranges()
     base = store.folder / "base.img"
     reports = Reports()

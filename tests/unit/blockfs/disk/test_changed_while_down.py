@@ -40,7 +40,7 @@ class Lives:
             make_raw(self.place, SIZE)
         else:
             self.below.write_bytes(os.urandom(SIZE))
-            make_top(self.place, store=self.below, position=1, size_bytes=SIZE)
+            make_top(self.place, managed_disk="below", position=1, size_bytes=SIZE)
         self.life(lambda disk: disk.start_tracking(new_generation=True))
         self.life(lambda disk: disk.write(4096, os.urandom(100_000)))
 
@@ -50,7 +50,8 @@ class Lives:
 
     def open(self) -> tuple[Disk, PositionCounter]:
         positions = PositionCounter(self.place.folder / "position")
-        return Disk.open(self.place, DiskRules(positions, policy=LogPolicy(kept_share_max=None)), FileViews()), positions
+        rules = DiskRules(positions, policy=LogPolicy(kept_share_max=None))
+        return Disk.open(self.place, rules, FileViews(self.below)), positions
 
     def life(self, work: Callable[[Disk], object] = lambda _disk: None, *, killed: bool = False) -> str | None:
         """``needs_resync`` after the opening."""
@@ -311,14 +312,16 @@ def test_a_segment_that_was_replaced_by_an_older_copy_is_noticed(lives: Lives) -
 def test_a_state_and_a_dirty_file_of_before_are_read_and_say_nothing_of_the_files(lives: Lives) -> None:
     path = lives.place.file("disk")
     state = DiskState.load(path)
-    body = state.model_dump(exclude={"closed", "opened"})
+    body = state.model_dump(exclude={"closed", "opened", "managed_disk"})
+    body["store"] = None if state.managed_disk is None else f"/rig/azure/disks/{state.managed_disk}"
     path.write_bytes(seal_state(body, version=1))
     raw = bytearray(lives.place.file("dirty").read_bytes())
     raw[8:10], raw[68:4096] = b"\1\0", bytes(4028)
     lives.place.file("dirty").write_bytes(seal_dirty(bytes(raw)))
     assert dirty_bitmap.read(lives.place.file("dirty")).newest_segment == 0
     assert lives.life() is None
-    assert DiskState.load(path).closed is not None
+    again = DiskState.load(path)
+    assert (again.closed is not None, again.managed_disk) == (True, state.managed_disk)
 
 
 # ---- a host

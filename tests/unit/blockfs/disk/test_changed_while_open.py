@@ -41,12 +41,12 @@ class Opened:
             make_raw(self.place, SIZE)
         else:
             (folder / "below").write_bytes(os.urandom(SIZE))
-            make_top(self.place, store=folder / "below", position=1, size_bytes=SIZE)
+            make_top(self.place, managed_disk="below", position=1, size_bytes=SIZE)
         rules = DiskRules(
             self.positions, policy=LogPolicy(kept_share_max=None), watch=self.watch,
             tell_changed=lambda _place, what: self.told.append(what),
         )  # fmt: skip
-        self.disk = Disk.open(self.place, rules, FileViews())
+        self.disk = Disk.open(self.place, rules, FileViews(folder / "below"))
         self.disk.start_tracking(new_generation=False)
         self.path = self.disk.layer.path
         self.disk.write(0, os.urandom(SIZE))

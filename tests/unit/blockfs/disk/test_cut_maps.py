@@ -45,7 +45,7 @@ class Opened:
             with (folder / "below").open("wb") as file:
                 file.write(b"below" * 1000)
                 file.truncate(SIZE)
-            make_top(self.place, store=folder / "below", position=1, size_bytes=SIZE)
+            make_top(self.place, managed_disk="below", position=1, size_bytes=SIZE)
         self.open()
         self.disk.start_tracking(new_generation=False)
         self.disk.write(0, b"guest" * 1000)
@@ -57,7 +57,7 @@ class Opened:
             self.positions, policy=LogPolicy(kept_share_max=None),
             tell_changed=lambda _place, what: self.told.append(what),
         )  # fmt: skip
-        self.disk = Disk.open(self.place, rules, FileViews())
+        self.disk = Disk.open(self.place, rules, FileViews(self.folder / "below"))
 
     def refuses(self, work: Callable[[], object]) -> bool:
         try:

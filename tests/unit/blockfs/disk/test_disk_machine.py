@@ -50,7 +50,7 @@ class DiskMachine(RuleBasedStateMachine):
             self.volume = Volume(states=[self.base.ljust(SIZE, b"\0")])
             self.volume.change(90_000, 50_000)
             self.volume.change(8192, 808, is_write=False)
-            make_top(self.place, store=self.folder, position=1, size_bytes=SIZE)
+            make_top(self.place, managed_disk="below", position=1, size_bytes=SIZE)
         else:
             make_raw(self.place, SIZE)
         self.disk = self.opened()
@@ -60,15 +60,15 @@ class DiskMachine(RuleBasedStateMachine):
         self.disk.start_tracking(new_generation=False)
         self.snapshot: tuple[Snapshot, bytes, int] | None = None
 
-    def open(self, store: Path, _position: int, _holder: str) -> Layer:
+    def open(self, _managed_disk: str, _position: int, _holder: str) -> Layer:
         """As :class:`siterig.blockfs.disk.views.Views`."""
         extents = ExtentMap()
         extents.add_base([(0, len(self.base))])
         self.volume.add_to(extents)
         extents.settle()
-        return ViewLayer(extents, [base_source(store, self.base), self.volume.source(store)], SIZE)
+        return ViewLayer(extents, [base_source(self.folder, self.base), self.volume.source(self.folder)], SIZE)
 
-    def release(self, _store: Path, _holder: str) -> None:
+    def release(self, _managed_disk: str, _holder: str) -> None:
         pass
 
     def reconcile(self, _kind: str, _holders: Collection[str]) -> None:

@@ -49,13 +49,18 @@ def make_store(store: Path) -> Path:
 
 
 class Bases:
-    """Managed disks, and who holds them: as text in a file of the store, so that a kill does not let go."""
+    """Managed disks in ``folder``, with their holder as text in a file, so that a kill does not release them."""
 
-    def open(self, store: Path, _position: int, holder: str) -> Layer:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def open(self, managed_disk: str, _position: int, holder: str) -> Layer:
+        store = self._folder / managed_disk
         (store / "holder").write_text(holder)
         return RawLayer(store / "base")
 
-    def release(self, store: Path, holder: str) -> None:
+    def release(self, managed_disk: str, holder: str) -> None:
+        store = self._folder / managed_disk
         if (store / "holder").exists() and (store / "holder").read_text() == holder:
             (store / "holder").unlink()
 
@@ -65,7 +70,7 @@ class Bases:
 
 def open_host(tmp_path: Path) -> DiskHost:
     whole_log = LogPolicy(kept_share_max=None)
-    return DiskHost(tmp_path / "disks", tmp_path / "mnt", views=Bases(), policy=whole_log)
+    return DiskHost(tmp_path / "disks", tmp_path / "mnt", views=Bases(tmp_path), policy=whole_log)
 
 
 @pytest.fixture
@@ -76,7 +81,7 @@ def host(tmp_path: Path) -> Iterator[DiskHost]:
 
 
 async def open_disk(host: DiskHost, store: Path) -> Disk:
-    await host.open_point(vm="web01", name="os", disk_id="d", store=str(store), position=1)
+    await host.open_point(vm="web01", name="os", managed_disk=store.name, position=1)
     return host.disk("web01", "os")
 
 
@@ -109,7 +114,7 @@ async def test_a_promoted_disk_is_raw_and_needs_nothing_of_the_managed_disk(host
     [info] = await host.promote_vm(vm="web01")
     assert (info.promotion is not None, disk.state.kind) == (True, "top")
     await promote(host, lambda disk: disk.promotion is None and not (tmp_path / "store" / "holder").exists())
-    assert (disk.state.kind, disk.state.store, disk.state.position) == ("raw", None, None)
+    assert (disk.state.kind, disk.state.managed_disk, disk.state.position) == ("raw", None, None)
     assert (disk.log.next_seq, disk.state.needs_resync, disk.dirty_bytes) == (log_before, None, 0)
     assert names(host) == {"os.disk", "os.img"}
     shutil.rmtree(tmp_path / "store")
@@ -279,17 +284,17 @@ async def test_a_disk_in_the_place_of_one_that_is_released_keeps_what_it_lies_on
     releasing, opened = threading.Event(), threading.Event()
 
     class Slow(Bases):
-        def open(self, store: Path, position: int, holder: str) -> Layer:
-            view = super().open(store, position, holder)
+        def open(self, managed_disk: str, position: int, holder: str) -> Layer:
+            view = super().open(managed_disk, position, holder)
             opened.set()
             return view
 
-        def release(self, store: Path, holder: str) -> None:
+        def release(self, managed_disk: str, holder: str) -> None:
             releasing.set()
             opened.wait(0.3)  # it does not come to that
-            super().release(store, holder)
+            super().release(managed_disk, holder)
 
-    host._views = Slow()
+    host._views = Slow(tmp_path)
     await host.promote_vm(vm="web01")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(host.run_maintenance)

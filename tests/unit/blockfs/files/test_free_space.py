@@ -61,7 +61,7 @@ async def test_disks_become_independent_only_where_there_is_room_for_all_they_li
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = open_host(tmp_path)
-    await host.open_point(vm="web01", name="os", disk_id="d", store=str(make_store(tmp_path / "store")), position=1)
+    await host.open_point(vm="web01", name="os", managed_disk=make_store(tmp_path / "store").name, position=1)
     layer = host.disk("web01", "os").layer
     lacking_bytes = sum(length for _, length in layer.data_ranges())
     assert lacking_bytes > 0

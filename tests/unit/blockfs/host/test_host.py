@@ -247,53 +247,51 @@ class TestReplace:
 
 
 class HeldViews:
-    """Plain files in place of managed disks; who holds which."""
+    """Plain files in ``folder`` in place of managed disks; what holds which."""
 
-    def __init__(self) -> None:
-        self.held: set[tuple[Path, str]] = set()
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.held: set[tuple[str, str]] = set()
 
-    def open(self, store: Path, position: int, holder: str) -> Layer:
+    def open(self, managed_disk: str, position: int, holder: str) -> Layer:
         assert position == 42
-        self.held.add((store, holder))
-        return RawLayer(store / "base")
+        self.held.add((managed_disk, holder))
+        return RawLayer(self._folder / managed_disk)
 
-    def release(self, store: Path, holder: str) -> None:
-        self.held.discard((store, holder))
+    def release(self, managed_disk: str, holder: str) -> None:
+        self.held.discard((managed_disk, holder))
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
-        self.held = {
-            (store, holder) for store, holder in self.held if not holder.startswith(f"{kind} ") or holder in holders
-        }
+        self.held = {(held, holder) for held, holder in self.held if not holder.startswith(f"{kind} ") or holder in holders}
 
 
 class TestOpenPoint:
-    views = HeldViews()
-
     async def test_what_a_vm_lies_on_is_held_as_long_as_its_disks_exist(self, tmp_path: Path) -> None:
         (tmp_path / "base").write_bytes(bytes(SIZE))
-        views = HeldViews()
-        views.held |= {(tmp_path, "vm killed/os"), (tmp_path, "export 1")}
+        views = HeldViews(tmp_path)
+        views.held |= {("base", "vm killed/os"), ("base", "export 1")}
         host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=views)
-        assert views.held == {(tmp_path, "export 1")}
+        assert views.held == {("base", "export 1")}
         for vm in ("web01", "web02"):
-            await host.open_point(vm=vm, name="os", disk_id="x", store=str(tmp_path), position=42)
+            await host.open_point(vm=vm, name="os", managed_disk="base", position=42)
         host.abandon()
         (tmp_path / "vms/web02/os.disk").write_text("rot")
         host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=views)
-        both = {(tmp_path, "export 1"), (tmp_path, "vm web01/os"), (tmp_path, "vm web02/os")}
+        both = {("base", "export 1"), ("base", "vm web01/os"), ("base", "vm web02/os")}
         assert views.held == both
         await host.remove_vm(vm="web01")
-        assert views.held == both - {(tmp_path, "vm web01/os")}
+        assert views.held == both - {("base", "vm web01/os")}
         host.abandon()
 
     async def test_a_point_becomes_a_writable_tracked_disk_that_survives_a_kill(self, tmp_path: Path) -> None:
         (tmp_path / "base").write_bytes(b"point" + bytes(SIZE - 5))
-        host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=self.views)
-        info = await host.open_point(vm="web01-test", name="os", disk_id="x", store=str(tmp_path), position=42)
+        views = HeldViews(tmp_path)
+        host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=views)
+        info = await host.open_point(vm="web01-test", name="os", managed_disk="base", position=42)
         assert info.tracked
         host.disk("web01-test", "os").write(2, b"!!")
         host.abandon()
-        again = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=self.views)
+        again = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=views)
         assert again.disk("web01-test", "os").read(0, 5) == b"po!!t"
         assert (tmp_path / "base").read_bytes()[:5] == b"point"
         again.abandon()
@@ -303,7 +301,8 @@ class TestOpenPoint:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
     ) -> None:
         (tmp_path / "base").write_bytes(bytes(SIZE))
-        host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=self.views)
+        views = HeldViews(tmp_path)
+        host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=views)
 
         def full(*_args: object, **_kwargs: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -312,12 +311,12 @@ class TestOpenPoint:
             owner = {"save": DiskState, "TopLayer": disk_module, "start_tracking": Disk}[failing]
             patch.setattr(owner, failing, full)
             with pytest.raises(RigError, match="the host's disk is full"):
-                await host.open_point(vm="web01", name="os", disk_id="x", store=str(tmp_path), position=42)
+                await host.open_point(vm="web01", name="os", managed_disk="base", position=42)
         assert (host.vms, [path.name for path in host.root.iterdir()]) == ({}, ["position"])
-        assert self.views.held == set()
-        await host.open_point(vm="web01", name="os", disk_id="x", store=str(tmp_path), position=42)
+        assert views.held == set()
+        await host.open_point(vm="web01", name="os", managed_disk="base", position=42)
         host.abandon()
 
     async def test_a_site_cannot_open_one(self, host: DiskHost) -> None:
         with pytest.raises(RigError, match="this host serves a site"):
-            await host.open_point(vm="v", name="os", disk_id="x", store="/nowhere", position=42)
+            await host.open_point(vm="v", name="os", managed_disk="base", position=42)

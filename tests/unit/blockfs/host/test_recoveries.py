@@ -31,6 +31,7 @@ class Stores:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.folders: dict[str, Path] = {}  # by id of a managed disk
         self.held: set[tuple[str, int, str]] = set()
         self.slow_at = ""  # which of its methods waits for `go_on`
         self.begun, self.go_on = threading.Event(), threading.Event()
@@ -42,9 +43,12 @@ class Stores:
         store.mkdir()
         for position, data in states.items():
             (store / position.removeprefix("p")).write_bytes(data)
-        return RecoverySource(name=disk, disk_id=f"00000000-0000-4000-8000-{len(self.held):012}", store=str(store))
+        disk_id = f"00000000-0000-4000-8000-{len(self.folders):012}"
+        self.folders[disk_id] = store
+        return RecoverySource(name=disk, disk_id=disk_id)
 
-    def open(self, store: Path, position: int, holder: str) -> Layer:
+    def open(self, managed_disk: str, position: int, holder: str) -> Layer:
+        store = self.folders[managed_disk]
         if not (store / str(position)).exists():
             raise RigError("InvalidPosition", f"{store.name}: position {position} is not valid")
         self._wait("open")
@@ -57,7 +61,8 @@ class Stores:
             self.begun.set()
             assert self.go_on.wait(30)
 
-    def release(self, store: Path, holder: str) -> None:
+    def release(self, managed_disk: str, holder: str) -> None:
+        store = self.folders[managed_disk]
         self._wait("release")
         if self.failing:
             raise self.failing.pop()
