@@ -56,7 +56,7 @@ class Promoter:
     def __init__(
         self,
         disks: Callable[[], list[Disk]],
-        release: Callable[[str, DiskPlace], None],
+        release: Callable[[str | None, DiskPlace], None],
         locks: KeyedLock,
         waits: Waits | None = None,
     ) -> None:
@@ -115,8 +115,7 @@ class Promoter:
                 raise _stopped_by(disk, exc) from exc
             if disk.state.promoting:  # it was closed: its VM was removed
                 return
-        if managed_disk is not None:
-            await trio.to_thread.run_sync(self._release, managed_disk, disk.place)
+        await trio.to_thread.run_sync(self._release, managed_disk, disk.place)
         _log.info("promoted", disk=str(disk.place), total_bytes=total_bytes)
 
     async def _adopt(self, disk: Disk) -> None:

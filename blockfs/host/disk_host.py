@@ -143,8 +143,8 @@ class DiskHost:
             nursery.start_soon(self._promoter.run)
             await run_maintenance(self._event_fd, self._watch, self._all_disks)
 
-    def _release_view(self, managed_disk: str, place: DiskPlace) -> None:
-        if self._views is not None:
+    def _release_view(self, managed_disk: str | None, place: DiskPlace) -> None:
+        if self._views is not None and managed_disk is not None:
             self._views.release(managed_disk, place.holder)
 
     def _all_disks(self) -> list[Disk]:
@@ -433,8 +433,7 @@ class DiskHost:
         sync_folder(self.root)
         shutil.rmtree(doomed)
         for managed_disk, held_for in held:  # what a disk that could not be opened lay on is let go at the next start
-            if managed_disk is not None:
-                self._release_view(managed_disk, held_for)
+            self._release_view(managed_disk, held_for)
 
     async def rename_vm(self, *, vm: str, name: str) -> None:
         """Implements :class:`DiskHostControl`.  The folder's name is the VM's: a kill leaves the old one or the new one."""
@@ -460,8 +459,7 @@ class DiskHost:
         finally:
             self._load(self.root / (name if (self.root / name).exists() else vm))
         for disk in disks:
-            if disk.state.managed_disk is not None:
-                self._release_view(disk.state.managed_disk, disk.place)
+            self._release_view(disk.state.managed_disk, disk.place)
 
     # --- tracking -----------------------------------------------------------------------------------------------
 
