@@ -104,7 +104,7 @@ class DiskHost:
             tell_changed=tell_changed,
         )  # fmt: skip
         self._promoter = promotion.Promoter(self._all_disks, self._release_view, self._locks, waits)
-        self._tell_grown: Callable[[Disk], None] | None = None
+        self._tell_grown: Callable[[Disk], None] = lambda _disk: None
         self.vms: dict[str, dict[str, Disk]] = {}
         self.broken: dict[str, str] = {}
         """Disks that could not be opened (``VM/NAME``), and why."""
@@ -114,8 +114,8 @@ class DiskHost:
                 self._load(folder)
         self._recoveries = None
         if views is not None:  # by name, for what a disk that cannot be opened lies on must not go either
-            names = {str(disk.place) for disk in self._all_disks() if disk.state.managed_disk is not None}
-            names |= self.broken.keys()
+            over = (disk.place for disk in self._all_disks() if disk.state.managed_disk is not None)
+            names = self.broken.keys() | set(map(str, over))
             views.reconcile(HOLDER_KIND, {f"{HOLDER_KIND} {name}" for name in names})
             rules = DiskRules(self.positions, can_grow=False, read_only=True)
             self._recoveries = Recoveries(root / RECOVERY_FOLDER, mountpoint, views=views, rules=rules)
@@ -405,12 +405,8 @@ class DiskHost:
         target = self.disk(vm, disk)
         with os_errors_as(f"disk {target.place} of {size_bytes} bytes"):
             target.resize(size_bytes)
-        self._grown(target)
+        self._tell_grown(target)
         return describe(target, self.mountpoint)
-
-    def _grown(self, disk: Disk) -> None:
-        if self._tell_grown is not None:
-            self._tell_grown(disk)
 
     async def counters(self, *, vm: str, disk: str) -> DiskCounters:
         """Implements :class:`DiskHostControl`."""
@@ -582,7 +578,7 @@ class DiskHost:
                 check_idle(disk)
             for disk in staged:
                 disk.replace()
-                self._grown(disk)
+                self._tell_grown(disk)
         return [describe(disk, self.mountpoint) for disk in disks]
 
     async def check_replace(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
