@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 import trio
 
-from siterig.azure_emu.disks.store_views import StoreViews
+from siterig.azure_emu.disks.view_provider import StoreViews
 from siterig.blockfs.contracts.control import RecoverySource
 from siterig.blockfs.fuse.serving import serve
 from siterig.blockfs.host.disk_host import DiskHost

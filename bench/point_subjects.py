@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
 from bench.site_history import BLOCK_BYTES, SiteHistory
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.azure_emu.disks.store import ManagedDiskStore
 
 WAIT_S = 60.0
 

@@ -36,9 +36,9 @@ from bench import fio
 from bench.fio import COLUMNS
 from bench.point_subjects import PointServer
 from bench.site_history import BLOCK_BYTES, SiteHistory
-from siterig.azure_emu.disks.disk_view import build_map
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
-from siterig.azure_emu.disks.store_history import load_history
+from siterig.azure_emu.disks.loader import load_history
+from siterig.azure_emu.disks.store import ManagedDiskStore
+from siterig.azure_emu.disks.view import build_map
 
 PART_WRITES = 4096
 DISK_BYTES = 2 << 30
@@ -47,7 +47,7 @@ DATA_BYTES = DISK_BYTES
 OPENER = """
 import resource, sys, time
 from pathlib import Path
-from siterig.azure_emu.disks.managed_disk import open_view
+from siterig.azure_emu.disks.store import open_view
 def rss():
     return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1])
 before, began = rss(), time.perf_counter()

@@ -13,7 +13,7 @@ import trio
 
 from siterig.azure_emu.applier.bad_parts import BadParts
 from siterig.azure_emu.contracts.ports import ApplierReports, SkippedBlob
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.transfer.part_name import Listing, PartName

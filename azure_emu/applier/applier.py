@@ -30,15 +30,15 @@ from siterig.azure_emu.contracts.part_cache import PartCache
 from siterig.azure_emu.contracts.ports import ApplierReports, Change, ChangeStep, Damage, DiskState
 from siterig.azure_emu.disks.change_steps import change_steps
 from siterig.azure_emu.disks.history import Want
-from siterig.azure_emu.disks.managed_disk import (
+from siterig.azure_emu.disks.loader import ask, load_history
+from siterig.azure_emu.disks.queries import change_list, disk_state, position_at
+from siterig.azure_emu.disks.store import (
     ManagedDiskStore,
     delete_disk,
     discard_leftovers,
     known_generation,
     reset_disk,
 )
-from siterig.azure_emu.disks.questions import change_list, disk_state, position_at
-from siterig.azure_emu.disks.store_history import ask, load_history
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.waits import Waits

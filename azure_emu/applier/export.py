@@ -16,7 +16,7 @@ from pathlib import Path
 import trio
 
 from siterig.azure_emu.contracts.part_cache import PartCache
-from siterig.azure_emu.disks.host_disk import host_disk_errors
+from siterig.azure_emu.disks.io_errors import host_disk_errors
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import reason

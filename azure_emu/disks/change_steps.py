@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from siterig.azure_emu.contracts.ports import ChangeStep
 from siterig.azure_emu.disks.frames import ENTRY, Frame
-from siterig.azure_emu.disks.journal_volume import read_index
-from siterig.azure_emu.disks.store_history import Loaded
+from siterig.azure_emu.disks.journal import read_index
+from siterig.azure_emu.disks.loader import Loaded
 
 READ_ENTRIES_MAX = 20_000
 READ_FRAMES_MAX = 8

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from siterig.azure_emu.disks.disk_meta import DiskMeta, FoldNote, Progress
 from siterig.azure_emu.disks.frames import Frame
+from siterig.azure_emu.disks.metadata import DiskMeta, FoldNote, Progress
 from siterig.blockfs.changelog.segment import RECORD_HEADER_BYTES
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core.errors import RigError

@@ -20,9 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from siterig.azure_emu.contracts.ports import Pin
-from siterig.azure_emu.disks.disk_meta import read_meta, write_meta
-from siterig.azure_emu.disks.host_disk import host_disk_errors
-from siterig.azure_emu.disks.store_history import load_history
+from siterig.azure_emu.disks.io_errors import host_disk_errors
+from siterig.azure_emu.disks.loader import load_history
+from siterig.azure_emu.disks.metadata import read_meta, write_meta
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.durable_io import sync_folder
 

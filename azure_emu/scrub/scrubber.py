@@ -4,7 +4,7 @@ Fault contract: it changes nothing, and runs beside an applier that applies and 
 written, or cannot be read, is told of by file and byte, with the positions that are not whole because of it: damage of a
 payload or of the base from its record (or the floor) on, until something else was written over it; damage of what can be
 made again, none.  The journal is read before the base, so that what is folded meanwhile is seen in one of them.  What is
-told and kept in memory has a bound (:mod:`siterig.azure_emu.disks.hurt`).
+told and kept in memory has a bound (:mod:`siterig.azure_emu.disks.damage_map`).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from pathlib import Path
 
 from siterig.azure_emu.contracts.ports import Damage, Pin
 from siterig.azure_emu.disks import checkpoints
-from siterig.azure_emu.disks.base import BASE, INTENT, MAP, SUMS, Ranges, check_intent, read_map, unpack_map
+from siterig.azure_emu.disks.base_image import BASE, INTENT, MAP, SUMS, Ranges, check_intent, read_map, unpack_map
 from siterig.azure_emu.disks.checkpoints import BadCheckpointError
-from siterig.azure_emu.disks.disk_meta import DISK_META, PROGRESS, read_meta
+from siterig.azure_emu.disks.damage_map import TOLD_MAX, Found, Hurt
 from siterig.azure_emu.disks.frames import ENTRY, Frame
-from siterig.azure_emu.disks.host_disk import host_disk_errors
-from siterig.azure_emu.disks.hurt import TOLD_MAX, Found, Hurt
-from siterig.azure_emu.disks.journal_volume import JOURNAL, list_strangers, read_index
+from siterig.azure_emu.disks.io_errors import host_disk_errors
+from siterig.azure_emu.disks.journal import JOURNAL, list_strangers, read_index
+from siterig.azure_emu.disks.loader import TRIES_MAX, Loaded, load_history
+from siterig.azure_emu.disks.metadata import DISK_META, PROGRESS, read_meta
 from siterig.azure_emu.disks.pins import LOCK, PINS
-from siterig.azure_emu.disks.store_history import TRIES_MAX, Loaded, load_history
-from siterig.azure_emu.scrub.scrub_base import at_rest, bad_ranges, open_base
-from siterig.azure_emu.scrub.scrub_journal import hurt_pieces, scrub_journal
+from siterig.azure_emu.scrub.base import at_rest, bad_ranges, open_base
+from siterig.azure_emu.scrub.journal import hurt_pieces, scrub_journal
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.os_errors import reason

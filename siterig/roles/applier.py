@@ -7,7 +7,7 @@ import trio
 from siterig.azure_emu.applier.applier import Applier
 from siterig.azure_emu.contracts.ports import RecoverySide
 from siterig.azure_emu.storage.azurite import connection_string
-from siterig.azure_emu.storage.cache_account import BlobCacheAccount
+from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.core.layout import Layout
 from siterig.roles.entry import Health, main
 from siterig.rpc import rpc_server, services

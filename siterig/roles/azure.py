@@ -8,7 +8,7 @@ from functools import partial
 import trio
 
 from siterig.azure_emu.applier.changed_vm_disks import ChangedVmDisks
-from siterig.azure_emu.disks.store_views import StoreViews
+from siterig.azure_emu.disks.view_provider import StoreViews
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.core.front_end import FrontEnd
 from siterig.core.layout import Layout

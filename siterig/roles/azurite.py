@@ -5,7 +5,7 @@ from __future__ import annotations
 import trio
 
 from siterig.azure_emu.storage.azurite import run_azurite
-from siterig.azure_emu.storage.cache_account import BlobCacheAccount
+from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.core.layout import Layout
 from siterig.roles.entry import Health, main
 

@@ -20,7 +20,7 @@ import trio
 
 from siterig.azure_emu.contracts.ports import DiskSpec
 from siterig.azure_emu.storage.azurite import connection_string
-from siterig.azure_emu.storage.cache_account import BlobCacheAccount
+from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.azure_emu.vault.model.api import Job, ProtectedItem, RecoveryPoint, Vm
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.core.errors import RigError

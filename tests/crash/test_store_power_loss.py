@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from siterig.azure_emu.disks import checkpoints
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
 from siterig.azure_emu.disks.pins import pin, pins, unpin
+from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
 from siterig.azure_emu.scrub.scrubber import scrub
 from tests.crash.recording import Event, Noted, Recorder
 from tests.crash.states import Crashing, State
@@ -169,10 +169,10 @@ def put(folder: Path, states: dict[str, State]) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_every_state_that_a_power_loss_may_leave_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     print(f"replay with seed {seed}")
-    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 60_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 60_000)
     monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 80_000)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 5)
-    monkeypatch.setattr("siterig.azure_emu.disks.fold.DELETERS", 1)  # calls in an order that the seed alone tells
+    monkeypatch.setattr("siterig.azure_emu.disks.compaction.DELETERS", 1)  # calls in an order that the seed alone tells
     story = Story(tmp_path, seed)
     recorder = story.play()
     rng = random.Random(seed)

@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 from siterig.azure_emu.disks import checkpoints
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.blockfs.core.boot import current_boot_id
 from tests.fuzz.damage import DISK_ID, OTHER_ID, Choices, damage_bytes, poke
 from tests.fuzz.small_damage import VALUES
@@ -168,7 +168,7 @@ STORES = 3
 @cache
 def good_store(seed: int) -> Good:
     """A store of a few frames in two or three volumes, with two checkpoints."""
-    with tempfile.TemporaryDirectory() as name, mock.patch("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 9000):
+    with tempfile.TemporaryDirectory() as name, mock.patch("siterig.azure_emu.disks.journal.VOLUME_BYTES", 9000):
         disk = SiteDisk(Path(name), random.Random(seed), data=bytearray(SIZE_BYTES))
         for at in range(0, SIZE_BYTES, 9000):
             disk.write(at, disk.rng.randbytes(5000))

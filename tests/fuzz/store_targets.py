@@ -13,12 +13,12 @@ from structlog.testing import capture_logs
 
 from siterig.azure_emu.contracts.ports import Pin
 from siterig.azure_emu.disks import checkpoints
-from siterig.azure_emu.disks.base import Owner, read_map, take_up, unpack_map
+from siterig.azure_emu.disks.base_image import Owner, read_map, take_up, unpack_map
 from siterig.azure_emu.disks.checkpoints import BadCheckpointError
-from siterig.azure_emu.disks.disk_meta import PROGRESS, DiskMeta, Progress, read_meta
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
-from siterig.azure_emu.disks.store_history import load_history
-from siterig.azure_emu.disks.store_views import StoreViews
+from siterig.azure_emu.disks.loader import load_history
+from siterig.azure_emu.disks.metadata import PROGRESS, DiskMeta, Progress, read_meta
+from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
+from siterig.azure_emu.disks.view_provider import StoreViews
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.core.boot import current_boot_id
 from siterig.blockfs.core.errors import RigError

@@ -21,7 +21,7 @@ import structlog
 import trio
 from pydantic_core import to_json
 
-from siterig.azure_emu.disks.store_views import StoreViews
+from siterig.azure_emu.disks.view_provider import StoreViews
 from siterig.blockfs.contracts.control import RecoverySource
 from siterig.blockfs.fuse import filesystem
 from siterig.blockfs.fuse.serving import serve

@@ -10,7 +10,7 @@ import trio
 
 from siterig.azure_emu.applier.applier import Applier
 from siterig.azure_emu.contracts.ports import SkippedBlob
-from siterig.azure_emu.disks.managed_disk import open_view
+from siterig.azure_emu.disks.store import open_view
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.waits import Waits

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.azure_emu.disks.store import ManagedDiskStore
 from tests.support.disks.disk_history import SIZE_BYTES
 from tests.support.disks.disk_server_process import DiskServer
 from tests.unit.azure_emu.disks.test_managed_disk import assert_same, seeded

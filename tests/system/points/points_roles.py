@@ -17,8 +17,8 @@ import trio
 
 from siterig.azure_emu.applier import applier
 from siterig.azure_emu.contracts.ports import ApplierReports, RecoverySide
-from siterig.azure_emu.disks import checkpoints, history, journal_volume
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.azure_emu.disks import checkpoints, history, journal
+from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.azure_emu.vault.context import rig_clock
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.service import Vault
@@ -127,7 +127,7 @@ def _small() -> None:
     """A short walk meets many volumes, slices of folds, and checkpoints."""
     applier.BEHIND_S, applier.RETRY_REFUSED_S, applier.RETRY_RECOVERABLE_S = 0.05, 0.2, 0.2
     applier.ManagedDiskStore = _FusedStore  # type: ignore[attr-defined]
-    journal_volume.VOLUME_BYTES = 60_000
+    journal.VOLUME_BYTES = 60_000
     history.SLICE_BYTES = 80_000
     checkpoints.RECORDS_MIN = 5
 

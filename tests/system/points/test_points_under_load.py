@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
+from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
 from siterig.blockfs.transfer.part_codec import pack
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.blockfs.transfer.sync_stream import SyncStream

@@ -23,7 +23,7 @@ from siterig.azure_emu.storage.azurite import (
     load_or_create_account,
     start_azurite,
 )
-from siterig.azure_emu.storage.cache_account import BlobCacheAccount
+from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_name import PartName
 

@@ -16,7 +16,7 @@ from azure.storage.blob import BlobServiceClient
 
 from siterig.azure_emu.contracts.ports import DiskSpec
 from siterig.azure_emu.storage.azurite import connection_string
-from siterig.azure_emu.storage.cache_account import CONTAINER
+from siterig.azure_emu.storage.blob_cache import CONTAINER
 from siterig.azure_emu.vault.model.api import ProtectedItem
 from siterig.testing.testbed import Testbed
 from tests.support.rigs.jobs import ended

@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 from sqlalchemy import event, insert
 
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.azure_emu.vault.db.schema import PointRow, TagSeenRow
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.host.disk_host import DiskHost

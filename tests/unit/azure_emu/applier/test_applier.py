@@ -13,8 +13,8 @@ import trio.testing
 
 from siterig.azure_emu.applier.applier import RETRY_REFUSED_S
 from siterig.azure_emu.contracts.ports import RecoverySide
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
 from siterig.azure_emu.disks.pins import pin, unpin
+from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_name import Listing, PartName
 from siterig.cext.checksums import chunk_tag

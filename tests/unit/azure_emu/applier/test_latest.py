@@ -11,7 +11,7 @@ import pytest
 from siterig.azure_emu.applier import applier
 from siterig.azure_emu.applier.applier import Applier
 from siterig.azure_emu.contracts.ports import DiskSpec, SkippedBlob
-from siterig.azure_emu.disks.managed_disk import open_view
+from siterig.azure_emu.disks.store import open_view
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import CutInfo, TagKind
 from siterig.blockfs.transfer.part_name import Watermark

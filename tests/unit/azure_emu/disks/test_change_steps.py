@@ -10,9 +10,9 @@ import pytest
 from siterig.azure_emu.contracts.ports import ChangeStep
 from siterig.azure_emu.disks import change_steps as module
 from siterig.azure_emu.disks.change_steps import change_steps
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
-from siterig.azure_emu.disks.questions import change_list
-from siterig.azure_emu.disks.store_history import load_history
+from siterig.azure_emu.disks.loader import load_history
+from siterig.azure_emu.disks.queries import change_list
+from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.blockfs.core.errors import RigError
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
 

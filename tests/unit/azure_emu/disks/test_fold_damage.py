@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from siterig.azure_emu.disks import base
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
+from siterig.azure_emu.disks import base_image
+from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.layers.layer import Layer
 from tests.support.disks.disk_history import SIZE_BYTES, SiteDisk
@@ -29,7 +29,7 @@ WHOLE, PART = 4, 20
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """No time passes between one look at a bad block and the next; how often it should have."""
     slept: list[float] = []
-    monkeypatch.setattr("siterig.azure_emu.disks.base.time.sleep", slept.append)
+    monkeypatch.setattr("siterig.azure_emu.disks.base_image.time.sleep", slept.append)
     return slept
 
 
@@ -90,7 +90,7 @@ def refusals(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     met: list[str] = []
 
     def watched(name: str) -> Callable[..., None]:
-        real = getattr(base, name)
+        real = getattr(base_image, name)
 
         def act(*args: Any) -> None:
             try:
@@ -102,7 +102,7 @@ def refusals(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return act
 
     for name in ("announce", "copy"):
-        monkeypatch.setattr(base, name, watched(name))
+        monkeypatch.setattr(base_image, name, watched(name))
     return met
 
 
@@ -130,7 +130,7 @@ def test_nothing_is_served_for_a_bad_payload_at_any_step_of_its_fold(
     assert {"base.announced", "base.copied", "base.concluded", "fold.counted"} <= set(steps)
     made.check_all("folded")
     found = [(damage.path, damage.first_position) for damage in scrub(store.folder) if damage.first_position is not None]
-    assert found == [(str(made.folder / base.BASE), made.target)] * len(bad)
+    assert found == [(str(made.folder / base_image.BASE), made.target)] * len(bad)
     for view in views.values():
         view.close()
     store.close()
@@ -176,7 +176,7 @@ def test_a_payload_that_cannot_be_read_for_a_moment_is_not_given_up(tmp_path: Pa
     store = ManagedDiskStore.open(made.folder)
     with io_verdict(trouble):
         store.fold(made.target)
-    assert looks == [base.BAD_LOOK_S]
+    assert looks == [base_image.BAD_LOOK_S]
     made.check_all("folded")
     assert list(scrub(store.folder)) == []
     store.close()

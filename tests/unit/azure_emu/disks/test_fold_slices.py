@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
+from siterig.azure_emu.disks.store import ManagedDiskStore
 from tests.support.disks.disk_history import SiteDisk
 from tests.unit.azure_emu.disks.test_managed_disk import apply, new_store
 

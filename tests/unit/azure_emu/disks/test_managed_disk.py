@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, discard_leftovers, open_view
+from siterig.azure_emu.disks.store import ManagedDiskStore, discard_leftovers, open_view
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import Layer

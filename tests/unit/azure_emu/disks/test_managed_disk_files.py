@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
 from siterig.azure_emu.disks.pins import pin
+from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
 from siterig.blockfs.core.errors import RigError
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
 from tests.unit.azure_emu.disks.test_managed_disk import apply, assert_same, new_store, seeded, whole
@@ -46,7 +46,7 @@ def test_every_flipped_bit_of_the_metadata_is_named(tmp_path: Path) -> None:
 
 
 def test_a_cut_or_missing_volume_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 1)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 1)
     disk, store = seeded(tmp_path)
     early = disk.position
     disk.scribble(5)
@@ -77,7 +77,7 @@ def test_a_base_of_another_length_is_named(tmp_path: Path) -> None:
 
 def test_another_format_version_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = new_store(tmp_path)
-    monkeypatch.setattr("siterig.azure_emu.disks.disk_meta.FORMAT_VERSION", 3)
+    monkeypatch.setattr("siterig.azure_emu.disks.metadata.FORMAT_VERSION", 3)
     with pytest.raises(RigError) as caught:
         ManagedDiskStore.open(store.folder)
     assert caught.value.code == "StoreVersion"

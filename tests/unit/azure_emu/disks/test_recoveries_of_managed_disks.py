@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
 from siterig.azure_emu.disks.pins import pins
-from siterig.azure_emu.disks.store_views import StoreViews
+from siterig.azure_emu.disks.store import ManagedDiskStore
+from siterig.azure_emu.disks.view_provider import StoreViews
 from siterig.blockfs.contracts.control import RecoverySource
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
@@ -19,7 +19,7 @@ from tests.unit.azure_emu.disks.test_managed_disk import apply, assert_same, new
 @pytest.fixture(autouse=True)
 def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fold deletes some of many volumes."""
-    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 50_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 50_000)
 
 
 @pytest.fixture

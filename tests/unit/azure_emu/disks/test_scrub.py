@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from siterig.azure_emu.contracts.ports import Damage
-from siterig.azure_emu.disks import checkpoints, hurt
-from siterig.azure_emu.disks.base import PAIR
+from siterig.azure_emu.disks import checkpoints, damage_map
+from siterig.azure_emu.disks.base_image import PAIR
 from siterig.azure_emu.disks.frames import ENTRY, Frame
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, delete_disk, reset_disk
 from siterig.azure_emu.disks.pins import pin
-from siterig.azure_emu.scrub import scrub_base, scrub_journal
+from siterig.azure_emu.disks.store import ManagedDiskStore, delete_disk, reset_disk
+from siterig.azure_emu.scrub import base, journal
 from siterig.azure_emu.scrub import scrubber as scrub_module
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import RigError
@@ -31,8 +31,8 @@ BLOCK = 4096
 
 @pytest.fixture(autouse=True)
 def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 20_000)
-    monkeypatch.setattr(scrub_journal, "TORN_WAIT_S", 0.0)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 20_000)
+    monkeypatch.setattr(journal, "TORN_WAIT_S", 0.0)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
 
 
@@ -107,7 +107,7 @@ def test_lost_checksums_are_told_in_a_row_or_two(tmp_path: Path) -> None:
 
 
 def test_very_many_ranges_are_not_told_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hurt, "TOLD_MAX", 5)
+    monkeypatch.setattr(damage_map, "TOLD_MAX", 5)
     disk, store = filled(tmp_path)
     bad = range(0, SIZE_BYTES, 2 * BLOCK)
     flip(store.folder / "base.img", *bad)
@@ -167,7 +167,7 @@ def test_a_fold_that_begins_while_the_checksums_are_looked_at_is_no_damage(
 ) -> None:
     disk, store = filled(tmp_path, parts=4)
     looked = 0
-    sums_at_rest = scrub_base._sums_at_rest
+    sums_at_rest = base._sums_at_rest
 
     def cut(name: str) -> None:
         if name == "base.announced":
@@ -180,7 +180,7 @@ def test_a_fold_that_begins_while_the_checksums_are_looked_at_is_no_damage(
             store.fold(disk.position, cut)
         yield from sums_at_rest(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(scrub_base, "_sums_at_rest", beside)
+    monkeypatch.setattr(base, "_sums_at_rest", beside)
     assert found_in(store.folder) == []
     assert looked
 
@@ -197,13 +197,13 @@ def test_after_a_fold_that_came_between_checksums_are_looked_at_again(
     with (store.folder / "base.sums").open("r+b") as file:
         file.seek(30 * PAIR.size)
         file.write(PAIR.pack(5, 5))
-    sums_at_rest = scrub_base._sums_at_rest
+    sums_at_rest = base._sums_at_rest
 
     def beside(*args: object, **more: object) -> Iterator[object]:
         store.fold(disk.position)
         yield from sums_at_rest(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(scrub_base, "_sums_at_rest", beside)
+    monkeypatch.setattr(base, "_sums_at_rest", beside)
     assert [damage.what for damage in found_in(store.folder)] == ["checksum 00000005 of block 30, which holds no data"]
 
 
@@ -277,8 +277,8 @@ def test_a_frame_that_takes_long_to_be_written_is_no_damage(tmp_path: Path, monk
         if waited > 1:
             path.write_bytes(good)
 
-    monkeypatch.setattr(scrub_journal, "TORN_WAIT_S", 0.02)
-    monkeypatch.setattr("siterig.azure_emu.scrub.scrub_journal.time.sleep", wait)
+    monkeypatch.setattr(journal, "TORN_WAIT_S", 0.02)
+    monkeypatch.setattr("siterig.azure_emu.scrub.journal.time.sleep", wait)
     assert found_in(store.folder) == []
     path.write_bytes(good[: frame.entries_at])
     waited = -1e9
@@ -291,10 +291,10 @@ def test_a_last_frame_that_has_no_header_yet_is_no_damage(tmp_path: Path, monkey
     path = volume_of(store, frame)
     good = path.read_bytes()
     path.write_bytes(good[: frame.start] + bytes(frame.segment_at - frame.start) + good[frame.segment_at :])
-    monkeypatch.setattr("siterig.azure_emu.scrub.scrub_journal.time.sleep", lambda _seconds: path.write_bytes(good))
+    monkeypatch.setattr("siterig.azure_emu.scrub.journal.time.sleep", lambda _seconds: path.write_bytes(good))
     assert found_in(store.folder) == []
     path.write_bytes(good[: frame.start] + bytes(frame.segment_at - frame.start) + good[frame.segment_at :])
-    monkeypatch.setattr("siterig.azure_emu.scrub.scrub_journal.time.sleep", lambda _seconds: None)
+    monkeypatch.setattr("siterig.azure_emu.scrub.journal.time.sleep", lambda _seconds: None)
     assert [damage.offset for damage in found_in(store.folder)] == [frame.start]
 
 
@@ -395,7 +395,7 @@ def rotten(monkeypatch: pytest.MonkeyPatch, path: Path, start: int, length: int)
 def test_what_cannot_be_read_of_a_frame_is_named_and_the_rest_is_read_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 1 << 30)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 1 << 30)
     disk, store = filled(tmp_path)
     disk.write(0, disk.rng.randbytes(6 * BLOCK))
     disk.tag("tag")

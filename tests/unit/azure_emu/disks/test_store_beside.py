@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from siterig.azure_emu.disks import checkpoints
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
 from siterig.azure_emu.disks.pins import pin, unpin
+from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import RigError
 from tests.support.disks.disk_history import Packed
@@ -52,7 +52,7 @@ def test_views_folds_checkpoints_and_parts_do_not_disturb_one_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     print(f"replay with seed {seed}")
-    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 100_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 100_000)
     monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 150_000)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 20)
     disk, store = site(tmp_path, seed), new_store(tmp_path)

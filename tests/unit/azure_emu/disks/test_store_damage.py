@@ -12,9 +12,9 @@ import pytest
 from siterig.azure_emu.contracts.ports import Damage
 from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.frames import ENTRY, HEADER_BYTES
-from siterig.azure_emu.disks.journal_volume import volume_path
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view, reset_disk
+from siterig.azure_emu.disks.journal import volume_path
 from siterig.azure_emu.disks.pins import pin, unpin_holder
+from siterig.azure_emu.disks.store import ManagedDiskStore, open_view, reset_disk
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import RigError
 from siterig.cext.checksums import chunk_tag
@@ -27,9 +27,9 @@ BLOCK = 4096
 
 @pytest.fixture(autouse=True)
 def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 100_000)
-    monkeypatch.setattr("siterig.azure_emu.scrub.scrub_journal.TORN_WAIT_S", 0.0)
-    monkeypatch.setattr("siterig.azure_emu.disks.base.BAD_LOOK_S", 0.0)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 100_000)
+    monkeypatch.setattr("siterig.azure_emu.scrub.journal.TORN_WAIT_S", 0.0)
+    monkeypatch.setattr("siterig.azure_emu.disks.base_image.BAD_LOOK_S", 0.0)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from siterig.azure_emu.applier.applier import DAMAGE_LOOKS, Applier
 from siterig.azure_emu.contracts.ports import SkippedBlob
-from siterig.azure_emu.disks.disk_meta import PROGRESS
-from siterig.azure_emu.disks.disk_view import build_view
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view, reset_disk
+from siterig.azure_emu.disks.metadata import PROGRESS
+from siterig.azure_emu.disks.store import ManagedDiskStore, open_view, reset_disk
+from siterig.azure_emu.disks.view import build_view
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core.errors import RigError
@@ -257,7 +257,7 @@ def test_a_view_that_a_reset_overtakes_is_refused(tmp_path: Path) -> None:
     _, store = grown(tmp_path, parts=0)
     position = store.floor
     store.close()
-    with mock.patch("siterig.azure_emu.disks.disk_view.build_view") as built:
+    with mock.patch("siterig.azure_emu.disks.view.build_view") as built:
 
         def overtaken(*args: object) -> object:
             if built.call_count == 1:

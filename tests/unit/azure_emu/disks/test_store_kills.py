@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from siterig.azure_emu.disks import checkpoints
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, discard_leftovers, open_view, reset_disk
 from siterig.azure_emu.disks.pins import pin, pins, unpin
+from siterig.azure_emu.disks.store import ManagedDiskStore, discard_leftovers, open_view, reset_disk
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core import boot
 from siterig.blockfs.transfer.part_name import Watermark
@@ -29,7 +29,7 @@ BOOT = "00000000-0000-4000-8000-00000000000{}"
 @pytest.fixture(autouse=True)
 def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two or three volumes, checkpoints after a few records, and folds that take a few parts at a time."""
-    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 300_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 300_000)
     monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 400_000)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
     monkeypatch.setattr(boot, "current_boot_id", lambda: BOOT.format(0))

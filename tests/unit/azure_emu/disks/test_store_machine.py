@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from siterig.azure_emu.disks import checkpoints
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, discard_leftovers, open_view
 from siterig.azure_emu.disks.pins import pin, pins, unpin
+from siterig.azure_emu.disks.store import ManagedDiskStore, discard_leftovers, open_view
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import Layer
@@ -33,7 +33,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="store-machine-"))
         (self.folder / "site").mkdir()
         self.patches = [
-            mock.patch("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 60_000),
+            mock.patch("siterig.azure_emu.disks.journal.VOLUME_BYTES", 60_000),
             mock.patch("siterig.azure_emu.disks.history.SLICE_BYTES", 80_000),
             mock.patch.object(checkpoints, "RECORDS_MIN", 5),
         ]

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.disks import checkpoints, disk_view
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, discard_leftovers, open_view, reset_disk
+from siterig.azure_emu.disks import checkpoints
+from siterig.azure_emu.disks import view as view_module
 from siterig.azure_emu.disks.pins import pin, pins, unpin
+from siterig.azure_emu.disks.store import ManagedDiskStore, discard_leftovers, open_view, reset_disk
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import ViewLayer
@@ -30,7 +31,7 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several volumes, several slices of a fold, checkpoints after a few records."""
-    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 100_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 100_000)
     monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 150_000)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
     forget_syncs(monkeypatch)
@@ -169,7 +170,7 @@ def test_a_kill_at_any_step_of_a_fold(tmp_path: Path, seed: int) -> None:
 def test_whichever_of_the_folded_volumes_a_kill_leaves_count_for_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 30_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 30_000)
     monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 1 << 30)
     life = Life(tmp_path, 2)
     store = new_store(tmp_path)
@@ -376,14 +377,14 @@ def test_a_view_that_a_fold_overtakes_while_it_is_opened_is_refused(tmp_path: Pa
     store = new_store(tmp_path)
     apply(store, life.parts)
     early, late = life.valid[3], life.valid[-1]
-    built = disk_view.build_view
+    built = view_module.build_view
 
     def overtaken(*arguments: object) -> ViewLayer:
         view = built(*arguments)  # type: ignore[arg-type]
         store.fold(late)
         return view
 
-    monkeypatch.setattr(disk_view, "build_view", overtaken)
+    monkeypatch.setattr(view_module, "build_view", overtaken)
     with pytest.raises(RigError, match=f"has no state at position {early}: valid positions are "):
         open_view(store.folder, early)
 

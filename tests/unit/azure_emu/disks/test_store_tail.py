@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from siterig.azure_emu.disks.disk_meta import PROGRESS, Progress, read_meta, write_meta
 from siterig.azure_emu.disks.frames import HEADER_BYTES, Frame
-from siterig.azure_emu.disks.host_disk import pread_past_bad_sectors
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore, open_view
-from siterig.azure_emu.disks.store_history import load_history
+from siterig.azure_emu.disks.io_errors import pread_past_bad_sectors
+from siterig.azure_emu.disks.loader import load_history
+from siterig.azure_emu.disks.metadata import PROGRESS, Progress, read_meta, write_meta
+from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
@@ -27,7 +27,7 @@ class Tail:
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
-        monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 1 << 30)
+        monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 1 << 30)
         self.folder = tmp_path / DISK_ID
         self.reboot(0)
         self.life = Life(tmp_path, 6)
@@ -146,7 +146,7 @@ def test_a_header_that_is_written_while_it_is_looked_at_is_no_damage(tail: Tail,
             return bytes(HEADER_BYTES)
         return pread_past_bad_sectors(fd, length, offset)
 
-    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.pread_past_bad_sectors", pread)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.pread_past_bad_sectors", pread)
     loaded = load_history(tail.folder)
     assert (loaded.journal.mended, loaded.journal.broken, early) == ([], None, [])
     assert loaded.history.watermark().complete_position == tail.last.position
@@ -239,7 +239,7 @@ def test_a_kill_while_a_torn_frame_is_cut_leaves_it_to_the_next_opening(
         write_meta(path, model)
 
     with monkeypatch.context() as patch:
-        patch.setattr("siterig.azure_emu.disks.managed_disk.write_meta", counting)
+        patch.setattr("siterig.azure_emu.disks.store.write_meta", counting)
         with pytest.raises(Killed):
             ManagedDiskStore.open(tail.folder)
     tail.open().close()

@@ -11,7 +11,7 @@ import trio.testing
 
 from siterig.azure_emu.contracts.ports import Damage
 from siterig.azure_emu.disks.pins import pin, pins
-from siterig.azure_emu.disks.store_views import WATCH_S, StoreViews
+from siterig.azure_emu.disks.view_provider import WATCH_S, StoreViews
 from siterig.blockfs.core.errors import RigError
 from tests.unit.azure_emu.disks.test_managed_disk import assert_same, seeded, whole
 

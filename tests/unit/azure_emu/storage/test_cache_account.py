@@ -25,7 +25,7 @@ from azure.core.exceptions import (
 )
 from azure.storage.blob import BlobPrefix, BlobServiceClient, ContainerClient
 
-from siterig.azure_emu.storage.cache_account import UNLISTED, BlobCacheAccount, classified
+from siterig.azure_emu.storage.blob_cache import UNLISTED, BlobCacheAccount, classified
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_name import PartName
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from siterig.azure_emu.contracts.ports import Pin
-from siterig.azure_emu.disks.disk_meta import read_meta
+from siterig.azure_emu.disks.metadata import read_meta
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.files.small_file import SMALL_FILE_BYTES_MAX, FileTooLongError, read_small_file

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from siterig.azure_emu.contracts.ports import Change, ChangeKind, DiskState
-from siterig.azure_emu.disks.base import BASE, SUMS
+from siterig.azure_emu.disks.base_image import BASE, SUMS
 from siterig.azure_emu.disks.frames import ENTRY, Frame
-from siterig.azure_emu.disks.host_disk import host_disk_errors
-from siterig.azure_emu.disks.journal_volume import JOURNAL, read_index
+from siterig.azure_emu.disks.io_errors import host_disk_errors
+from siterig.azure_emu.disks.journal import JOURNAL, read_index
+from siterig.azure_emu.disks.loader import Loaded, load_history
 from siterig.azure_emu.disks.pins import pins
-from siterig.azure_emu.disks.store_history import Loaded, load_history
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import RigError
 

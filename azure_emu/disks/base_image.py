@@ -27,7 +27,7 @@ from functools import reduce
 from operator import add, le, or_
 from pathlib import Path
 
-from siterig.azure_emu.disks.disk_meta import cannot_be_read, store_corrupt
+from siterig.azure_emu.disks.metadata import cannot_be_read, store_corrupt
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder, write_atomically

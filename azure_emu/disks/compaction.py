@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from siterig.azure_emu.disks import checkpoints
-from siterig.azure_emu.disks.base import (
+from siterig.azure_emu.disks.base_image import (
     Blocks,
     Owner,
     Ranges,
@@ -30,11 +30,11 @@ from siterig.azure_emu.disks.base import (
     unpack_map,
     write_map,
 )
-from siterig.azure_emu.disks.disk_meta import PROGRESS, FoldNote, Progress, read_meta, write_meta
-from siterig.azure_emu.disks.disk_view import DiskMap, build_map, view_of
 from siterig.azure_emu.disks.history import History
-from siterig.azure_emu.disks.journal_volume import JOURNAL, list_volumes, volume_path
+from siterig.azure_emu.disks.journal import JOURNAL, list_volumes, volume_path
+from siterig.azure_emu.disks.metadata import PROGRESS, FoldNote, Progress, read_meta, write_meta
 from siterig.azure_emu.disks.pins import locked, pins
+from siterig.azure_emu.disks.view import DiskMap, build_map, view_of
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.layers.base_image import BLOCK_BYTES
 from siterig.blockfs.layers.layer import ViewLayer, merge_ranges

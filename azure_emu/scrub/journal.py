@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from siterig.azure_emu.contracts.ports import Damage
+from siterig.azure_emu.disks.damage_map import Found
 from siterig.azure_emu.disks.frames import ENTRY, HEADER_BYTES, Frame, encode_header
 from siterig.azure_emu.disks.history import History
-from siterig.azure_emu.disks.hurt import Found
-from siterig.azure_emu.disks.journal_volume import Torn, volume_path
-from siterig.azure_emu.disks.store_history import Loaded, load_history
+from siterig.azure_emu.disks.journal import Torn, volume_path
+from siterig.azure_emu.disks.loader import Loaded, load_history
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_index import PIECE_BYTES, index_segment

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from siterig.azure_emu.disks.base import BASE, SUMS
-from siterig.azure_emu.disks.disk_meta import DISK_META, NOT_OPENED, PROGRESS, DiskMeta, Progress, read_meta, store_corrupt
+from siterig.azure_emu.disks.base_image import BASE, SUMS
 from siterig.azure_emu.disks.history import Epoch, History
-from siterig.azure_emu.disks.host_disk import host_disk_errors
-from siterig.azure_emu.disks.journal_volume import JournalState, list_volumes, read_journal, volume_path
+from siterig.azure_emu.disks.io_errors import host_disk_errors
+from siterig.azure_emu.disks.journal import JournalState, list_volumes, read_journal, volume_path
+from siterig.azure_emu.disks.metadata import DISK_META, NOT_OPENED, PROGRESS, DiskMeta, Progress, read_meta, store_corrupt
 from siterig.blockfs.core.errors import RigError
 
 TRIES_MAX = 8

@@ -7,7 +7,7 @@ a damaged header or index is written again as it was.
 Fault contract -------------- A frame is written at the end of the newest volume, its header last, and counts once
 ``fdatasync`` has returned.  A kill can leave a frame that the file ends in, or that has zeros in place of its header; a
 power loss also one with a wrong checksum of its header or its segment: of the last frame alone, all of these are cut, but
-never of one that is known to count (:class:`siterig.azure_emu.disks.disk_meta.OpenNote`).  Whatever else does not check out
+never of one that is known to count (:class:`siterig.azure_emu.disks.metadata.OpenNote`).  Whatever else does not check out
 is damage.  Headers are read by :func:`read_journal`, indexes by :func:`read_index`; segments are not read, but for that of
 the last frame after a power loss.  A header that is bad is taken from its copy behind the frame, a bad index made anew from
 its segment; where neither is possible, or a frame that counts is not there, the chain of frames is broken: the frames
@@ -23,7 +23,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from siterig.azure_emu.disks.disk_meta import OpenNote, cannot_be_read, store_corrupt
 from siterig.azure_emu.disks.frames import (
     BACK_MAGIC,
     FRONT_MAGIC,
@@ -38,7 +37,8 @@ from siterig.azure_emu.disks.frames import (
     encode_tags,
     make_frame,
 )
-from siterig.azure_emu.disks.host_disk import pread_past_bad_sectors
+from siterig.azure_emu.disks.io_errors import pread_past_bad_sectors
+from siterig.azure_emu.disks.metadata import OpenNote, cannot_be_read, store_corrupt
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from siterig.azure_emu.contracts.ports import Damage
-from siterig.azure_emu.disks.base import BASE, PAIR, SUMS, Ranges, read_map, sums_bytes, unpack_map
-from siterig.azure_emu.disks.disk_meta import PROGRESS, Progress, read_meta
-from siterig.azure_emu.disks.hurt import Found
+from siterig.azure_emu.disks.base_image import BASE, PAIR, SUMS, Ranges, read_map, sums_bytes, unpack_map
+from siterig.azure_emu.disks.damage_map import Found
+from siterig.azure_emu.disks.metadata import PROGRESS, Progress, read_meta
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.layers.base_image import BLOCK_BYTES, bad_blocks

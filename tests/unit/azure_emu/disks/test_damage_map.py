@@ -7,8 +7,8 @@ import random
 import pytest
 
 from siterig.azure_emu.contracts.ports import Damage
-from siterig.azure_emu.disks import hurt as hurt_module
-from siterig.azure_emu.disks.hurt import TOLD_MAX, Hurt
+from siterig.azure_emu.disks import damage_map as module
+from siterig.azure_emu.disks.damage_map import TOLD_MAX, Hurt
 
 SIZE = 200
 
@@ -72,7 +72,7 @@ def test_what_shows_only_below_the_floor_or_at_no_position_is_told_without_posit
 
 
 def test_what_is_too_much_to_be_followed_is_never_said_to_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hurt_module, "RANGES_MAX", 3)
+    monkeypatch.setattr(module, "RANGES_MAX", 3)
     hurt = Hurt()
     for n in range(5):
         hurt.add("some", n * 10, n * 10 + 4, damage(5))

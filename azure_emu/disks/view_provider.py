@@ -12,12 +12,12 @@ import structlog
 import trio
 
 from siterig.azure_emu.contracts.ports import DamageReports
-from siterig.azure_emu.disks.disk_view import open_view
 from siterig.azure_emu.disks.pins import pin, pins, unpin, unpin_holder
+from siterig.azure_emu.disks.view import open_view
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import Layer, ViewFaults
 
-_log = structlog.get_logger("siterig.azure_emu.disks.store_views")
+_log = structlog.get_logger("siterig.azure_emu.disks.view_provider")
 
 
 WATCH_S = 1.0

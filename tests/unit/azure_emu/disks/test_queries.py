@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from siterig.azure_emu.disks.change_steps import change_steps
-from siterig.azure_emu.disks.managed_disk import ManagedDiskStore
-from siterig.azure_emu.disks.questions import change_list, position_at
-from siterig.azure_emu.disks.store_history import Loaded, ask
+from siterig.azure_emu.disks.loader import Loaded, ask
+from siterig.azure_emu.disks.queries import change_list, position_at
+from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.blockfs.core.errors import RigError
 from tests.support.disks.disk_history import SiteDisk
 from tests.unit.azure_emu.disks.test_managed_disk import apply, new_store, site
@@ -38,7 +38,7 @@ def history(tmp_path: Path) -> tuple[SiteDisk, ManagedDiskStore, list[int]]:
 
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_a_question_that_a_fold_overtakes_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("siterig.azure_emu.disks.journal_volume.VOLUME_BYTES", 1)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 1)
     _, store, ends = history(tmp_path)
     seen: list[Loaded] = []
 

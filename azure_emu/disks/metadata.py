@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from siterig.azure_emu.disks.host_disk import is_of_content
+from siterig.azure_emu.disks.io_errors import is_of_content
 from siterig.blockfs.core.boot import NIL
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel

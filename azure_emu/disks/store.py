@@ -7,7 +7,7 @@ byte may rot.  Stays recoverable: all that :meth:`ManagedDiskStore.apply_part` r
 (every record's checksum) before a byte of it counts; it counts from the moment its frame is in the journal (or, for the
 seed, ``progress`` has been replaced after the base was synced), and is durable before ``apply_part`` returns.  Applying the
 same part again, after any of these, gives the same bytes.  The watermark is folded from the frames' headers on opening. Rot
-is never served: every byte that is read through a view is checked (:mod:`siterig.azure_emu.disks.disk_view`).  Rot of
+is never served: every byte that is read through a view is checked (:mod:`siterig.azure_emu.disks.view`).  Rot of
 ``disk.json`` or ``progress``, and rot of headers and indexes that cannot be made again, is named on opening. One process at
 a time has the store open for applying (the applier; the rig's lock sees to it); views and pins may be made by any process.
 :meth:`ManagedDiskStore.fold`, :meth:`ManagedDiskStore.checkpoint` and the questions may run in threads of their own beside
@@ -28,7 +28,7 @@ import structlog
 
 from siterig.azure_emu.contracts.ports import Change
 from siterig.azure_emu.disks import checkpoints
-from siterig.azure_emu.disks.base import (
+from siterig.azure_emu.disks.base_image import (
     Owner,
     check_size,
     clear_base,
@@ -38,12 +38,10 @@ from siterig.azure_emu.disks.base import (
     rebuild_map,
     take_up,
 )
-from siterig.azure_emu.disks.disk_meta import DISK_META, PROGRESS, DiskMeta, OpenNote, Progress, read_meta, write_meta
-from siterig.azure_emu.disks.disk_view import DiskMap, base_source, build_map, build_view, open_view
-from siterig.azure_emu.disks.fold import absorb_map, announce_fold, delete_folded, fill_base
+from siterig.azure_emu.disks.compaction import absorb_map, announce_fold, delete_folded, fill_base
 from siterig.azure_emu.disks.history import History, Want
-from siterig.azure_emu.disks.host_disk import host_disk_errors
-from siterig.azure_emu.disks.journal_volume import (
+from siterig.azure_emu.disks.io_errors import host_disk_errors
+from siterig.azure_emu.disks.journal import (
     JOURNAL,
     NEVER_WRITTEN,
     JournalWriter,
@@ -52,9 +50,11 @@ from siterig.azure_emu.disks.journal_volume import (
     read_index,
     read_tags,
 )
+from siterig.azure_emu.disks.loader import Loaded, ask, load_history
+from siterig.azure_emu.disks.metadata import DISK_META, PROGRESS, DiskMeta, OpenNote, Progress, read_meta, write_meta
 from siterig.azure_emu.disks.pins import LOCK, PINS, locked, pins
-from siterig.azure_emu.disks.questions import change_list, position_at
-from siterig.azure_emu.disks.store_history import Loaded, ask, load_history
+from siterig.azure_emu.disks.queries import change_list, position_at
+from siterig.azure_emu.disks.view import DiskMap, base_source, build_map, build_view, open_view
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
@@ -73,7 +73,7 @@ Step = Callable[[str], None]
 """Called with a step's name when it is done: where tests kill."""
 
 _NEW, _DELETED, _DAMAGED = ".new-", ".deleted-", ".damaged-"
-_log = structlog.get_logger("siterig.azure_emu.disks.managed_disk")
+_log = structlog.get_logger("siterig.azure_emu.disks.store")
 
 
 def _no_step(_name: str) -> None:

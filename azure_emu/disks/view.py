@@ -17,19 +17,19 @@ from pathlib import Path
 import structlog
 
 from siterig.azure_emu.disks import checkpoints
-from siterig.azure_emu.disks.base import BASE, SUMS, read_map, unpack_map
+from siterig.azure_emu.disks.base_image import BASE, SUMS, read_map, unpack_map
 from siterig.azure_emu.disks.checkpoints import BadCheckpointError
-from siterig.azure_emu.disks.disk_meta import store_corrupt
 from siterig.azure_emu.disks.frames import Frame
 from siterig.azure_emu.disks.history import Epoch, History
-from siterig.azure_emu.disks.journal_volume import FrameIndex, index_in, volume_path
-from siterig.azure_emu.disks.store_history import ask, floor_of
+from siterig.azure_emu.disks.journal import FrameIndex, index_in, volume_path
+from siterig.azure_emu.disks.loader import ask, floor_of
+from siterig.azure_emu.disks.metadata import store_corrupt
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.layers.extents import ExtentMap
 from siterig.blockfs.layers.layer import Source, ViewLayer
 
-_log = structlog.get_logger("siterig.azure_emu.disks.disk_view")
+_log = structlog.get_logger("siterig.azure_emu.disks.view")
 
 
 def open_view(store: Path, position: int) -> ViewLayer:
