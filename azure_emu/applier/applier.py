@@ -30,7 +30,7 @@ from siterig.azure_emu.contracts.part_cache import PartCache
 from siterig.azure_emu.contracts.ports import ApplierReports, Change, ChangeStep, Damage, DiskState
 from siterig.azure_emu.disks.change_steps import change_steps
 from siterig.azure_emu.disks.history import Want
-from siterig.azure_emu.disks.loader import ask, load_history
+from siterig.azure_emu.disks.loader import load_history, query_consistently
 from siterig.azure_emu.disks.queries import change_list, disk_state, position_at
 from siterig.azure_emu.disks.store import (
     ManagedDiskStore,
@@ -63,7 +63,7 @@ DAMAGE_LOOKS, DAMAGE_LOOK_S = 3, 1.0
 """How often, and how far apart, damage must be met again before a store is set aside for it."""
 
 CHECKSUMS_MAX = 1 << 16
-"""Chunks in one question."""
+"""Chunks in one query."""
 
 TAGS_IN_REPORT_MAX = 500
 """After a restart all tags are reported: not in one transaction that everybody waits for."""
@@ -493,17 +493,19 @@ class Applier:
     async def position_at(self, *, disk_id: str, time_ns: int) -> int:
         """Implements :class:`siterig.azure_emu.contracts.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
-        return await trio.to_thread.run_sync(ask, folder, lambda loaded: position_at(loaded, time_ns))
+        return await trio.to_thread.run_sync(query_consistently, folder, lambda loaded: position_at(loaded, time_ns))
 
     async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
         """Implements :class:`siterig.azure_emu.contracts.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
-        return await trio.to_thread.run_sync(ask, folder, lambda loaded: change_list(loaded, after, upto, limit))
+        return await trio.to_thread.run_sync(
+            query_consistently, folder, lambda loaded: change_list(loaded, after, upto, limit)
+        )
 
     async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
         """Implements :class:`siterig.azure_emu.contracts.ports.RecoverySide`."""
         folder = self._folder / self._disk(disk_id).disk_id
-        return await trio.to_thread.run_sync(ask, folder, lambda loaded: change_steps(loaded, after, upto))
+        return await trio.to_thread.run_sync(query_consistently, folder, lambda loaded: change_steps(loaded, after, upto))
 
     async def scrub(self, *, disk_id: str) -> list[Damage]:
         """See :class:`siterig.azure_emu.contracts.ports.RecoverySide`; a store that cannot be opened can be scrubbed."""

@@ -1,7 +1,7 @@
-"""Bytes of a managed disk that cannot be read, followed through the journal until something is written over them.
+"""Ranges of a managed disk that cannot be read, followed through the journal until later records overwrite them.
 
-However much is hurt, what is told and what is kept of it have a bound: the first ``TOLD_MAX`` ranges of a kind are told
-one by one, the others together; beyond ``RANGES_MAX`` ranges none is followed, and said to be hurt for good.
+Memory and output are bounded.  The first ``REPORTED_MAX`` ranges of a kind are reported one by one and the others in one.
+After ``RANGES_MAX`` ranges no further range is followed; it is reported as damaged at all later positions.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from dataclasses import dataclass
 
 from siterig.azure_emu.contracts.ports import Damage
 
-Found = tuple[str, Damage]
-"""A kind of damage, of which not everything is told one by one, and one of it."""
+ClassifiedDamage = tuple[str, Damage]
+"""The kind of a damage, by which rows are counted, and the damage."""
 
-TOLD_MAX = 100
+REPORTED_MAX = 100
 RANGES_MAX = 1 << 20
 
 
 @dataclass(slots=True)
-class _Row:
-    """What is told at once: ``damage`` is that of the first of ``ranges`` ranges; ``left``: bytes not written over yet."""
+class _DamageRow:
+    """One row of the report.
+
+    ``damage`` describes the first of ``ranges`` ranges.  ``left`` counts the bytes that no later record has overwritten.
+    """
 
     damage: Damage
     first_position: int
@@ -32,88 +35,93 @@ class _Row:
     last_position: int | None = None
 
 
-class Hurt:
-    """What cannot be read at the position that was come to, and what could not before.
+class DamageMap:
+    """Tracks ranges unreadable at the current replay position, and ranges that were unreadable earlier.
 
-    What is written over and hurt again is two: each range has been written over before it is added again.
+    A range that is overwritten and damaged again counts twice; call :meth:`overwrite` before adding the new damage.
     """
 
     def __init__(self) -> None:
         self._starts, self._stops, self._rows_of = array("Q"), array("Q"), array("L")
-        self._rows: list[_Row] = []
+        self._rows: list[_DamageRow] = []
         self._of_kind: dict[str, list[int]] = {}
-        self.is_all = True
-        """Whether every range is followed."""
+        self.complete = True
+        """False if a range was not followed, because there were too many."""
 
     @property
-    def shows(self) -> bool:
-        """Whether anything is hurt now."""
+    def has_current(self) -> bool:
+        """Whether a range is unreadable at the current replay position."""
         return bool(self._starts)
 
     def __bool__(self) -> bool:
-        """Whether anything was ever hurt."""
+        """Return whether any damage was added."""
         return bool(self._rows)
 
     def ranges(self) -> list[tuple[int, int]]:
-        """(offset, length) of what is hurt now, in order."""
+        """Return (offset, length) of the ranges that are unreadable now, in ascending order."""
         return [(start, stop - start) for start, stop in zip(self._starts, self._stops, strict=True)]
 
-    def add(self, kind: str, start: int, stop: int, damage: Damage, *, shows: bool = True) -> None:
-        """Bytes ``start`` to ``stop`` of the disk cannot be read from ``damage.first_position`` on.
+    def add(self, kind: str, start: int, stop: int, damage: Damage, *, is_current: bool = True) -> None:
+        """Add bytes ``start`` to ``stop`` of the disk, which are unreadable from ``damage.first_position`` on.
 
-        Not ``shows``: no position needs them (all of one kind).
+        Args:
+            kind: groups the ranges; all damage of one kind has the same ``is_current``.
+            start: first byte.
+            stop: byte after the last one.
+            damage: the report of this range alone.
+            is_current: False if no position needs the bytes.
         """
         first_position = damage.first_position or 0
-        mine = self._of_kind.setdefault(kind, [])
-        if len(mine) <= TOLD_MAX:
-            mine.append(len(self._rows))
-            self._rows.append(_Row(damage, first_position))
-        row = self._rows[mine[-1]]
+        rows = self._of_kind.setdefault(kind, [])
+        if len(rows) <= REPORTED_MAX:
+            rows.append(len(self._rows))
+            self._rows.append(_DamageRow(damage, first_position))
+        row = self._rows[rows[-1]]
         row.first_position = min(row.first_position, first_position)
         row.ranges += 1
         row.bytes += stop - start
-        row.last_position = None if shows else -1
-        if not shows:
+        row.last_position = None if is_current else -1
+        if not is_current:
             return
         row.left += stop - start
         if len(self._starts) >= RANGES_MAX:
-            self.is_all = False
+            self.complete = False
             return
         at = bisect_left(self._starts, start)
         self._starts.insert(at, start)
         self._stops.insert(at, stop)
-        self._rows_of.insert(at, mine[-1])
+        self._rows_of.insert(at, rows[-1])
 
-    def write_over(self, start: int, stop: int, position: int) -> None:
-        """The record at ``position`` changed bytes ``start`` to ``stop``."""
+    def overwrite(self, start: int, stop: int, position: int) -> None:
+        """Remove bytes ``start`` to ``stop``, which the record at ``position`` wrote."""
         i = bisect_right(self._stops, start)
         j = bisect_left(self._starts, stop, i)
         if i >= j:
             return
-        kept = []
+        remaining = []
         for first, last, number in zip(self._starts[i:j], self._stops[i:j], self._rows_of[i:j], strict=True):
             row = self._rows[number]
             row.left -= min(last, stop) - max(first, start)
             if not row.left:
                 row.last_position = position - 1
             if first < start:
-                kept.append((first, start, number))
+                remaining.append((first, start, number))
             if last > stop:
-                kept.append((stop, last, number))
-        self._starts[i:j] = array("Q", [each[0] for each in kept])
-        self._stops[i:j] = array("Q", [each[1] for each in kept])
-        self._rows_of[i:j] = array("L", [each[2] for each in kept])
+                remaining.append((stop, last, number))
+        self._starts[i:j] = array("Q", [each[0] for each in remaining])
+        self._stops[i:j] = array("Q", [each[1] for each in remaining])
+        self._rows_of[i:j] = array("L", [each[2] for each in remaining])
 
-    def found(self, floor: int) -> Iterator[Found]:
-        """What is to be told; states below position ``floor`` are none."""
+    def report(self, oldest_position: int) -> Iterator[ClassifiedDamage]:
+        """Yield one damage for each row; positions below ``oldest_position`` do not exist any more."""
         for number, row in enumerate(self._rows):
             first, last = row.first_position, row.last_position
-            if last is not None and last < max(first, floor):
-                positions: tuple[int | None, int | None] = None, None  # nothing shows it
+            if last is not None and last < max(first, oldest_position):
+                positions: tuple[int | None, int | None] = None, None  # no valid position shows it
             else:
                 positions = first, last
             update: dict[str, object] = dict(zip(("first_position", "last_position"), positions, strict=True))
             if row.ranges > 1:
                 what = f"and {row.ranges} more ranges from here on, {row.bytes} bytes in all, at some of these positions"
                 update["what"] = f"{what}; the first: {row.damage.what}"
-            yield f"hurt {number}", row.damage.model_copy(update=update)
+            yield f"range {number}", row.damage.model_copy(update=update)

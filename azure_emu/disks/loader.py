@@ -74,14 +74,14 @@ def floor_of(folder: Path) -> int | None:
     return progress.fold.position if progress.fold else progress.floor
 
 
-def ask(folder: Path, question: Callable[[Loaded], T]) -> T:
-    """What ``question`` answers; it is asked again if a fold took away what it was reading.  As :func:`load_history`."""
+def query_consistently(folder: Path, query: Callable[[Loaded], T]) -> T:
+    """What ``query`` answers; it is asked again if a fold took away what it was reading.  As :func:`load_history`."""
     tries = TRIES_MAX
     with host_disk_errors(folder):
         while True:
             loaded = load_history(folder)
             try:
-                return question(loaded)
+                return query(loaded)
             except FileNotFoundError as exc:
                 tries -= 1
                 if tries == 0 or load_history(folder).history.folded == loaded.history.folded:

@@ -50,7 +50,7 @@ from siterig.azure_emu.disks.journal import (
     read_index,
     read_tags,
 )
-from siterig.azure_emu.disks.loader import Loaded, ask, load_history
+from siterig.azure_emu.disks.loader import Loaded, load_history, query_consistently
 from siterig.azure_emu.disks.metadata import DISK_META, PROGRESS, DiskMeta, OpenNote, Progress, read_meta, write_meta
 from siterig.azure_emu.disks.pins import LOCK, PINS, locked, pins
 from siterig.azure_emu.disks.queries import change_list, position_at
@@ -399,11 +399,11 @@ class ManagedDiskStore:
 
     def position_at(self, time_ns: int) -> int:
         """The last valid position whose record is not younger than ``time_ns``; ``InvalidPosition``."""
-        return ask(self.folder, lambda loaded: position_at(loaded, time_ns))
+        return query_consistently(self.folder, lambda loaded: position_at(loaded, time_ns))
 
     def changes(self, after: int, upto: int, limit: int) -> list[Change]:
         """The first ``limit`` changes of the disk with ``after < position <= upto``, in order."""
-        return ask(self.folder, lambda loaded: change_list(loaded, after, upto, limit))
+        return query_consistently(self.folder, lambda loaded: change_list(loaded, after, upto, limit))
 
     # --- folding and checkpoints --------------------------------------------------------------------------------
 

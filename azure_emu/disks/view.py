@@ -22,7 +22,7 @@ from siterig.azure_emu.disks.checkpoints import BadCheckpointError
 from siterig.azure_emu.disks.frames import Frame
 from siterig.azure_emu.disks.history import Epoch, History
 from siterig.azure_emu.disks.journal import FrameIndex, index_in, volume_path
-from siterig.azure_emu.disks.loader import ask, floor_of
+from siterig.azure_emu.disks.loader import floor_of, query_consistently
 from siterig.azure_emu.disks.metadata import store_corrupt
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.os_errors import reason
@@ -38,7 +38,9 @@ def open_view(store: Path, position: int) -> ViewLayer:
     ``DiskNotFound``, ``InvalidPosition`` (names the valid ranges), ``StoreCorrupt``, ``StoreVersion``.
     """
     while True:
-        view = ask(store, lambda loaded: build_view(store, loaded.history, Upto(loaded.epoch_of(position), position)))
+        view = query_consistently(
+            store, lambda loaded: build_view(store, loaded.history, Upto(loaded.epoch_of(position), position))
+        )
         floor = floor_of(store)
         if floor is not None and floor <= position:
             return view

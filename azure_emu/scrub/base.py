@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from siterig.azure_emu.contracts.ports import Damage
 from siterig.azure_emu.disks.base_image import BASE, PAIR, SUMS, Ranges, read_map, sums_bytes, unpack_map
-from siterig.azure_emu.disks.damage_map import Found
+from siterig.azure_emu.disks.damage_map import ClassifiedDamage
 from siterig.azure_emu.disks.metadata import PROGRESS, Progress, read_meta
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.os_errors import reason
@@ -158,7 +158,7 @@ class _Rest:
             yield at, stop, False
 
 
-def at_rest(folder: Path) -> Iterator[Found]:
+def at_rest(folder: Path) -> Iterator[ClassifiedDamage]:
     """While nothing is being folded, both sums of a block are one, and what the map leaves out is zeros in both files.
 
     No position needs any of it.  A fold that comes between is no damage: what was found before it is looked at again.
@@ -177,7 +177,7 @@ def at_rest(folder: Path) -> Iterator[Found]:
                 rest = None
 
 
-def _of_step(rest: _Rest, files: BaseFiles, start: int) -> Iterator[Found]:
+def _of_step(rest: _Rest, files: BaseFiles, start: int) -> Iterator[ClassifiedDamage]:
     size, found = os.fstat(files.base_fd).st_size, os.fstat(files.sums_fd).st_size
     if start == 0 and found != sums_bytes(size):
         what = f"has {found} bytes; a base of {size} bytes needs {sums_bytes(size)}"
@@ -188,7 +188,7 @@ def _of_step(rest: _Rest, files: BaseFiles, start: int) -> Iterator[Found]:
             yield from _not_zero(rest.folder / BASE, files.base_fd, first, stop)
 
 
-def _sums_at_rest(path: Path, fd: int, start: int, stop: int, *, is_data: bool) -> Iterator[Found]:
+def _sums_at_rest(path: Path, fd: int, start: int, stop: int, *, is_data: bool) -> Iterator[ClassifiedDamage]:
     at = start // BLOCK_BYTES * PAIR.size
     try:
         raw = os.pread(fd, sums_bytes(stop) - at, at)
@@ -209,7 +209,7 @@ def _sums_at_rest(path: Path, fd: int, start: int, stop: int, *, is_data: bool) 
             yield _harmless("sums", path, at + i * PAIR.size, what)
 
 
-def _not_zero(path: Path, fd: int, start: int, stop: int) -> Iterator[Found]:
+def _not_zero(path: Path, fd: int, start: int, stop: int) -> Iterator[ClassifiedDamage]:
     """The first byte that is not."""
     at = start
     while at < stop:
@@ -231,5 +231,5 @@ def _not_zero(path: Path, fd: int, start: int, stop: int) -> Iterator[Found]:
         at += len(data)
 
 
-def _harmless(kind: str, path: Path, offset: int, what: str) -> Found:
+def _harmless(kind: str, path: Path, offset: int, what: str) -> ClassifiedDamage:
     return f"{kind} {path.name}", Damage(path=str(path), offset=offset, what=what, first_position=None)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from siterig.azure_emu.contracts.ports import Damage
-from siterig.azure_emu.disks.damage_map import Found
+from siterig.azure_emu.disks.damage_map import ClassifiedDamage
 from siterig.azure_emu.disks.frames import ENTRY, HEADER_BYTES, Frame, encode_header
 from siterig.azure_emu.disks.history import History
 from siterig.azure_emu.disks.journal import Torn, volume_path
@@ -42,7 +42,7 @@ class Piece(NamedTuple):
     damage: Damage
 
 
-def scrub_journal(loaded: Loaded, advance: Callable[[int], None], hurt: list[Frame]) -> Iterator[Found]:
+def scrub_journal(loaded: Loaded, advance: Callable[[int], None], damaged: list[Frame]) -> Iterator[ClassifiedDamage]:
     """What is damaged but payloads; frames in which some are hurt are put into ``hurt``."""
     bad_headers = {frame.number: why for frame, _, why in loaded.journal.mended}
     for frame in loaded.journal.earlier + loaded.journal.frames:
@@ -56,7 +56,7 @@ def scrub_journal(loaded: Loaded, advance: Callable[[int], None], hurt: list[Fra
             if head.unread or head.data != encode_header(frame):  # else it was just being written
                 why = "cannot read the header" if head.unread else bad_headers.get(frame.number, "wrong header")
                 yield "header", Damage(path=str(path), offset=frame.start, what=why, first_position=None)
-            yield from _frame(loaded, fd, path, frame, hurt)
+            yield from _frame(loaded, fd, path, frame, damaged)
         finally:
             os.close(fd)
         advance(frame.end - frame.start)
@@ -74,7 +74,7 @@ def _header(fd: int, frame: Frame, *, is_last: bool) -> _Bytes:
     return head
 
 
-def _end(loaded: Loaded) -> Iterator[Found]:
+def _end(loaded: Loaded) -> Iterator[ClassifiedDamage]:
     journal, first = loaded.journal, loaded.history.watermark().complete_position + 1
     if journal.broken is not None and journal.broken_at is not None:
         again = load_history(loaded.folder).journal.broken  # unless it was a frame that was just being written
@@ -97,8 +97,8 @@ def _still_torn(folder: Path, torn: Torn) -> Torn | None:
     return torn
 
 
-def _frame(loaded: Loaded, fd: int, path: Path, frame: Frame, hurt: list[Frame]) -> Iterator[Found]:
-    def bad(kind: str, offset: int, what: str, first_position: int | None = None) -> Found:
+def _frame(loaded: Loaded, fd: int, path: Path, frame: Frame, damaged: list[Frame]) -> Iterator[ClassifiedDamage]:
+    def bad(kind: str, offset: int, what: str, first_position: int | None = None) -> ClassifiedDamage:
         what = f"{what} of frame {frame.number}"
         return kind, Damage(path=str(path), offset=offset, what=what, first_position=first_position)
 
@@ -112,7 +112,7 @@ def _frame(loaded: Loaded, fd: int, path: Path, frame: Frame, hurt: list[Frame])
         if not index_good:
             yield bad("segment", frame.segment_at + segment.bad_from, f"{segment.why} the segment", lost)
         elif next(_pieces(path, frame, segment, index.data), None) is not None:
-            hurt.append(frame)
+            damaged.append(frame)
         else:
             yield _bad_record(loaded.history, path, frame, segment)
     tags = _read(fd, frame.tags_at, frame.tags_bytes)
@@ -172,7 +172,7 @@ def _read(fd: int, at: int, length: int) -> _Bytes:
     return _Bytes(bytes(data), unread)
 
 
-def hurt_pieces(folder: Path, frame: Frame) -> Iterator[Piece]:
+def damaged_pieces(folder: Path, frame: Frame) -> Iterator[Piece]:
     """Payloads of ``frame`` that cannot be read, in the order of their records; ``FileNotFoundError``: it was folded."""
     path = volume_path(folder, frame.volume)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -210,7 +210,7 @@ def _pieces(path: Path, frame: Frame, segment: _Bytes, index: bytes) -> Iterator
             yield Piece(record, start, stop, Damage(path=str(path), offset=byte, what=what, first_position=position))
 
 
-def _bad_record(history: History, path: Path, frame: Frame, segment: _Bytes) -> Found:
+def _bad_record(history: History, path: Path, frame: Frame, segment: _Bytes) -> ClassifiedDamage:
     """No data is hurt: it is in a record's header, or in one that changes nothing."""
     offset, why = segment.bad_from, f"{segment.why} the segment"
     if not segment.unread:

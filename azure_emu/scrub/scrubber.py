@@ -18,7 +18,7 @@ from siterig.azure_emu.contracts.ports import Damage, Pin
 from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.base_image import BASE, INTENT, MAP, SUMS, Ranges, check_intent, read_map, unpack_map
 from siterig.azure_emu.disks.checkpoints import BadCheckpointError
-from siterig.azure_emu.disks.damage_map import TOLD_MAX, Found, Hurt
+from siterig.azure_emu.disks.damage_map import REPORTED_MAX, ClassifiedDamage, DamageMap
 from siterig.azure_emu.disks.frames import ENTRY, Frame
 from siterig.azure_emu.disks.io_errors import host_disk_errors
 from siterig.azure_emu.disks.journal import JOURNAL, list_strangers, read_index
@@ -26,7 +26,7 @@ from siterig.azure_emu.disks.loader import TRIES_MAX, Loaded, load_history
 from siterig.azure_emu.disks.metadata import DISK_META, PROGRESS, read_meta
 from siterig.azure_emu.disks.pins import LOCK, PINS
 from siterig.azure_emu.scrub.base import at_rest, bad_ranges, open_base
-from siterig.azure_emu.scrub.journal import hurt_pieces, scrub_journal
+from siterig.azure_emu.scrub.journal import damaged_pieces, scrub_journal
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.os_errors import reason
@@ -49,13 +49,13 @@ def scrub(folder: Path, advance: Advance = lambda _bytes: None) -> Iterator[Dama
         yield from _told(_while_it_is_there(folder, _everything(folder, advance)))
 
 
-def _told(found: Iterator[Found]) -> Iterator[Damage]:
+def _told(found: Iterator[ClassifiedDamage]) -> Iterator[Damage]:
     """The first of each kind one by one, the others together."""
     counts: dict[str, int] = {}
     more: dict[str, Damage] = {}
     for kind, damage in found:
         counts[kind] = counts.get(kind, 0) + 1
-        if counts[kind] <= TOLD_MAX:
+        if counts[kind] <= REPORTED_MAX:
             yield damage
         elif kind not in more:
             more[kind] = damage
@@ -63,11 +63,11 @@ def _told(found: Iterator[Found]) -> Iterator[Damage]:
             first = min(damage.first_position, more[kind].first_position or damage.first_position)
             more[kind] = more[kind].model_copy(update={"first_position": first})
     for kind, damage in more.items():
-        what = f"and {counts[kind] - TOLD_MAX} more from here on; the first: {damage.what}"
+        what = f"and {counts[kind] - REPORTED_MAX} more from here on; the first: {damage.what}"
         yield damage.model_copy(update={"what": what})
 
 
-def _while_it_is_there(folder: Path, found: Iterator[Found]) -> Iterator[Found]:
+def _while_it_is_there(folder: Path, found: Iterator[ClassifiedDamage]) -> Iterator[ClassifiedDamage]:
     """What is found of a disk that is deleted meanwhile, or set aside, is no damage."""
     before = _identity(folder)
     try:
@@ -89,14 +89,14 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return None
 
 
-def _everything(folder: Path, advance: Advance) -> Iterator[Found]:
-    hurt: list[Frame] = []
+def _everything(folder: Path, advance: Advance) -> Iterator[ClassifiedDamage]:
+    damaged: list[Frame] = []
     try:
         loaded = load_history(folder)
         yield from _readable(_small_files(folder))
-        yield from _readable(scrub_journal(loaded, advance, hurt), loaded.history.floor)
+        yield from _readable(scrub_journal(loaded, advance, damaged), loaded.history.floor)
         yield from _readable(_checkpoints(loaded, advance))
-        yield from _readable(_what_is_hurt(folder, advance, loaded, hurt), loaded.history.floor)
+        yield from _readable(_position_damage(folder, advance, loaded, damaged), loaded.history.floor)
         yield from _readable(at_rest(folder))
     except RigError as exc:
         if exc.code == "DiskNotFound":
@@ -105,7 +105,7 @@ def _everything(folder: Path, advance: Advance) -> Iterator[Found]:
         yield _file("store", Path(f"{folder}{name}"), why, first_position=0)
 
 
-def _readable(found: Iterator[Found], first_position: int | None = None) -> Iterator[Found]:
+def _readable(found: Iterator[ClassifiedDamage], first_position: int | None = None) -> Iterator[ClassifiedDamage]:
     """A file or folder that the host's disk cannot even open is damage; ``first_position``: of what is not whole then."""
     try:
         yield from found
@@ -115,7 +115,7 @@ def _readable(found: Iterator[Found], first_position: int | None = None) -> Iter
         yield _file("unreadable", Path(exc.filename), f"cannot be read: {reason(exc)}", first_position)
 
 
-def _file(kind: str, path: Path, what: str, first_position: int | None = None) -> Found:
+def _file(kind: str, path: Path, what: str, first_position: int | None = None) -> ClassifiedDamage:
     return kind, Damage(path=str(path), offset=0, what=what, first_position=first_position)
 
 
@@ -126,7 +126,7 @@ def _why(exc: RigError) -> str:
 # --- small files ------------------------------------------------------------------------------------------------
 
 
-def _small_files(folder: Path) -> Iterator[Found]:
+def _small_files(folder: Path) -> Iterator[ClassifiedDamage]:
     names = {path.name for path in folder.iterdir()}
     for name in sorted(names - _KNOWN):
         if not name.startswith("."):
@@ -150,7 +150,7 @@ def _small_files(folder: Path) -> Iterator[Found]:
         yield _file("intent", folder / INTENT, f"cannot be read: {reason(exc)}")
 
 
-def _checkpoints(loaded: Loaded, advance: Advance) -> Iterator[Found]:
+def _checkpoints(loaded: Loaded, advance: Advance) -> Iterator[ClassifiedDamage]:
     history = loaded.history
     for number in checkpoints.list_checkpoints(loaded.folder):
         place = number - history.folded - 1
@@ -173,7 +173,7 @@ def _checkpoints(loaded: Loaded, advance: Advance) -> Iterator[Found]:
 # --- which positions are not whole ------------------------------------------------------------------------------
 
 
-def _what_is_hurt(folder: Path, advance: Advance, loaded: Loaded, frames: list[Frame]) -> Iterator[Found]:
+def _position_damage(folder: Path, advance: Advance, loaded: Loaded, frames: list[Frame]) -> Iterator[ClassifiedDamage]:
     """Damage of the base, and of payloads in ``frames``, with the positions at which it shows.
 
     If there is any and a fold came between, it is looked at again: the fold may have carried it into the base, or written
@@ -184,30 +184,32 @@ def _what_is_hurt(folder: Path, advance: Advance, loaded: Loaded, frames: list[F
         before, loaded = loaded.history.folded, load_history(folder)
         if any(before < frame.number <= loaded.history.folded for frame in frames):
             wanted = None
-        hurt = Hurt()
-        bad_map: list[Found] = []
+        damage_map = DamageMap()
+        bad_map: list[ClassifiedDamage] = []
         try:
-            _look_at_base(loaded, advance, wanted, hurt)
+            _look_at_base(loaded, advance, wanted, damage_map)
         except RigError as exc:
             bad_map = [_file("map", folder / MAP, _why(exc), loaded.history.floor)]
-        wanted = hurt.ranges() if hurt.is_all else None
+        wanted = damage_map.ranges() if damage_map.complete else None
         advance = _nothing
-        if _follow(loaded, hurt, frames) and (not (hurt or bad_map) or load_history(folder).progress == loaded.progress):
+        if _follow(loaded, damage_map, frames) and (
+            not (damage_map or bad_map) or load_history(folder).progress == loaded.progress
+        ):
             break
     yield from bad_map
     for frame in frames:
         if frame.number <= loaded.history.folded:
             with suppress(FileNotFoundError):
-                for piece in hurt_pieces(folder, frame):
-                    hurt.add("folded payload", piece.start, piece.stop, piece.damage, shows=False)
-    yield from hurt.found(loaded.history.floor)
+                for piece in damaged_pieces(folder, frame):
+                    damage_map.add("folded payload", piece.start, piece.stop, piece.damage, is_current=False)
+    yield from damage_map.report(loaded.history.floor)
 
 
 def _nothing(_bytes: int) -> None:
     pass
 
 
-def _look_at_base(loaded: Loaded, advance: Advance, wanted: Ranges | None, hurt: Hurt) -> None:
+def _look_at_base(loaded: Loaded, advance: Advance, wanted: Ranges | None, damage_map: DamageMap) -> None:
     """``wanted``: what alone is looked at."""
     folder, floor, size = loaded.folder, loaded.history.floor, loaded.history.size_bytes
     ranges = unpack_map(read_map(folder))
@@ -215,7 +217,7 @@ def _look_at_base(loaded: Loaded, advance: Advance, wanted: Ranges | None, hurt:
         for offset, length in ranges if wanted is None else _common(ranges, wanted):
             for start, stop, kind, damage in bad_ranges(files, offset, length, advance):
                 from_floor = damage.model_copy(update={"first_position": floor})
-                hurt.add(kind, start, min(stop, max(size, start)), from_floor, shows=start < size)
+                damage_map.add(kind, start, min(stop, max(size, start)), from_floor, is_current=start < size)
 
 
 def _common(ranges: Ranges, wanted: Ranges) -> Iterator[tuple[int, int]]:
@@ -233,18 +235,18 @@ def _common(ranges: Ranges, wanted: Ranges) -> Iterator[tuple[int, int]]:
             offset, length = next(following, (0, 0))
 
 
-def _follow(loaded: Loaded, hurt: Hurt, hurt_frames: list[Frame]) -> bool:
-    """Through the journal: what is written over is whole again; what is hurt in ``hurt_frames`` adds to it.
+def _follow(loaded: Loaded, damage_map: DamageMap, damaged_frames: list[Frame]) -> bool:
+    """Through the journal: what is written over is whole again; what is hurt in ``damaged_frames`` adds to it.
 
     False if a fold took a part of the journal away.
     """
     history = loaded.history
-    numbers = {frame.number for frame in hurt_frames}
+    numbers = {frame.number for frame in damaged_frames}
     last = max(numbers, default=0)
     for frame in history.frames:
-        if not hurt.shows and frame.number > last:
+        if not damage_map.has_current and frame.number > last:
             break
-        pieces = hurt_pieces(loaded.folder, frame) if frame.number in numbers else iter(())
+        pieces = damaged_pieces(loaded.folder, frame) if frame.number in numbers else iter(())
         try:
             entries = read_index(loaded.folder, frame, history.size_before(frame)).entries
             piece = next(pieces, None)
@@ -256,8 +258,8 @@ def _follow(loaded: Loaded, hurt: Hurt, hurt_frames: list[Frame]) -> bool:
         for record, (position, _, offset, length, _, _, kind) in enumerate(ENTRY.iter_unpack(entries)):
             counts = position > contained
             if counts and kind in _CHANGES:
-                hurt.write_over(offset, offset + length, position)
+                damage_map.overwrite(offset, offset + length, position)
             while piece is not None and piece.record == record:
-                hurt.add("payload", piece.start, piece.stop, piece.damage, shows=counts)
+                damage_map.add("payload", piece.start, piece.stop, piece.damage, is_current=counts)
                 piece = next(pieces, None)
     return True

@@ -8,7 +8,7 @@ import pytest
 
 from siterig.azure_emu.contracts.ports import Damage
 from siterig.azure_emu.disks import damage_map as module
-from siterig.azure_emu.disks.damage_map import TOLD_MAX, Hurt
+from siterig.azure_emu.disks.damage_map import REPORTED_MAX, DamageMap
 
 SIZE = 200
 
@@ -21,61 +21,61 @@ def damage(position: int) -> Damage:
 def test_each_range_is_hurt_until_its_last_byte_is_written_over(seed: int) -> None:
     print(f"replay with seed {seed}")
     rng = random.Random(seed)
-    hurt = Hurt()
+    found = DamageMap()
     owner: list[int | None] = [None] * SIZE
     expected: list[tuple[int, int | None]] = []
     for position in range(1, 80):
         start = rng.randrange(SIZE)
         stop = min(SIZE, start + rng.randrange(1, 40))
-        hurt.write_over(start, stop, position)
+        found.overwrite(start, stop, position)
         gone = {each for each in owner[start:stop] if each is not None}
         owner[start:stop] = [None] * (stop - start)
         for each in gone - set(owner):
             if each is not None:
                 expected[each] = expected[each][0], position - 1
         if rng.random() < 0.5:
-            hurt.add("kind", start, stop, damage(position))
+            found.add("kind", start, stop, damage(position))
             owner[start:stop] = [len(expected)] * (stop - start)
             expected.append((position, None))
-    assert [(each.first_position, each.last_position) for _, each in hurt.found(0)] == expected
+    assert [(each.first_position, each.last_position) for _, each in found.report(0)] == expected
     left = [(at, at + 1) for at in range(SIZE) if owner[at] is not None]
-    assert [at for offset, length in hurt.ranges() for at in range(offset, offset + length)] == [at for at, _ in left]
-    assert hurt.shows == bool(left)
+    assert [at for offset, length in found.ranges() for at in range(offset, offset + length)] == [at for at, _ in left]
+    assert found.has_current == bool(left)
 
 
 def test_of_very_many_ranges_of_a_kind_the_last_are_told_at_once() -> None:
-    hurt = Hurt()
+    found = DamageMap()
     for n in range(1000):
-        hurt.add("some", n * 10, n * 10 + 4, damage(5))
-    hurt.add("other", 20_000, 20_001, damage(6))
+        found.add("some", n * 10, n * 10 + 4, damage(5))
+    found.add("other", 20_000, 20_001, damage(6))
     for n in range(999):
-        hurt.write_over(n * 10, n * 10 + 9, 10 + n)
-    rows = [each for _, each in hurt.found(0)]
-    assert len(rows) == TOLD_MAX + 2
-    assert [row.last_position for row in rows] == [*range(9, 9 + TOLD_MAX), None, None]
-    more = 1000 - TOLD_MAX
+        found.overwrite(n * 10, n * 10 + 9, 10 + n)
+    rows = [each for _, each in found.report(0)]
+    assert len(rows) == REPORTED_MAX + 2
+    assert [row.last_position for row in rows] == [*range(9, 9 + REPORTED_MAX), None, None]
+    more = 1000 - REPORTED_MAX
     assert (
         rows[-2].what
         == f"and {more} more ranges from here on, {4 * more} bytes in all, at some of these positions; the first: w"
     )
-    hurt.write_over(0, 10_000, 3000)
-    assert [each.last_position for _, each in hurt.found(0)][-2:] == [2999, None]
+    found.overwrite(0, 10_000, 3000)
+    assert [each.last_position for _, each in found.report(0)][-2:] == [2999, None]
 
 
 def test_what_shows_only_below_the_floor_or_at_no_position_is_told_without_positions() -> None:
-    hurt = Hurt()
-    hurt.add("some", 0, 4, damage(5))
-    hurt.add("not needed", 8, 12, damage(5), shows=False)
-    hurt.write_over(0, 4, 10)
-    assert [(each.first_position, each.last_position) for _, each in hurt.found(9)] == [(5, 9), (None, None)]
-    assert [(each.first_position, each.last_position) for _, each in hurt.found(10)] == [(None, None), (None, None)]
+    found = DamageMap()
+    found.add("some", 0, 4, damage(5))
+    found.add("not needed", 8, 12, damage(5), is_current=False)
+    found.overwrite(0, 4, 10)
+    assert [(each.first_position, each.last_position) for _, each in found.report(9)] == [(5, 9), (None, None)]
+    assert [(each.first_position, each.last_position) for _, each in found.report(10)] == [(None, None), (None, None)]
 
 
 def test_what_is_too_much_to_be_followed_is_never_said_to_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RANGES_MAX", 3)
-    hurt = Hurt()
+    found = DamageMap()
     for n in range(5):
-        hurt.add("some", n * 10, n * 10 + 4, damage(5))
-    assert not hurt.is_all
-    hurt.write_over(0, 100, 7)
-    assert [each.last_position for _, each in hurt.found(0)] == [6, 6, 6, None, None]
+        found.add("some", n * 10, n * 10 + 4, damage(5))
+    assert not found.complete
+    found.overwrite(0, 100, 7)
+    assert [each.last_position for _, each in found.report(0)] == [6, 6, 6, None, None]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from siterig.azure_emu.disks.change_steps import change_steps
-from siterig.azure_emu.disks.loader import Loaded, ask
+from siterig.azure_emu.disks.loader import Loaded, query_consistently
 from siterig.azure_emu.disks.queries import change_list, position_at
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.blockfs.core.errors import RigError
@@ -49,7 +49,7 @@ def test_a_question_that_a_fold_overtakes_is_asked_anew(tmp_path: Path, monkeypa
         return QUESTIONS[name](loaded, ends[1], ends[-1])
 
     with pytest.raises(RigError) as caught:
-        ask(store.folder, overtaken)
+        query_consistently(store.folder, overtaken)
     assert caught.value.code == "InvalidPosition"
     assert [loaded.history.floor < ends[1] for loaded in seen] == [True, False]
 
@@ -58,7 +58,7 @@ def test_a_volume_that_no_fold_took_is_named(tmp_path: Path) -> None:
     _, store, ends = history(tmp_path)
     (volume,) = (store.folder / "journal").iterdir()
 
-    def question(loaded: Loaded) -> object:
+    def query(loaded: Loaded) -> object:
         volume.rename(tmp_path / "away")
         try:
             return position_at(loaded, ends[1] * 10 - 1)
@@ -66,5 +66,5 @@ def test_a_volume_that_no_fold_took_is_named(tmp_path: Path) -> None:
             (tmp_path / "away").rename(volume)
 
     with pytest.raises(RigError) as caught:
-        ask(store.folder, question)
+        query_consistently(store.folder, query)
     assert (caught.value.code, str(volume) in caught.value.message) == ("StoreCorrupt", True)

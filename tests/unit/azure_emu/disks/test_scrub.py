@@ -107,7 +107,7 @@ def test_lost_checksums_are_told_in_a_row_or_two(tmp_path: Path) -> None:
 
 
 def test_very_many_ranges_are_not_told_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(damage_map, "TOLD_MAX", 5)
+    monkeypatch.setattr(damage_map, "REPORTED_MAX", 5)
     disk, store = filled(tmp_path)
     bad = range(0, SIZE_BYTES, 2 * BLOCK)
     flip(store.folder / "base.img", *bad)
@@ -120,7 +120,7 @@ def test_very_many_ranges_are_not_told_one_by_one(tmp_path: Path, monkeypatch: p
 
 
 def test_very_many_damaged_frames_are_not_told_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scrub_module, "TOLD_MAX", 3)
+    monkeypatch.setattr(scrub_module, "REPORTED_MAX", 3)
     _, store = filled(tmp_path, parts=9)
     for frame in store._history.frames:
         flip(volume_of(store, frame), frame.back_at + 9)
