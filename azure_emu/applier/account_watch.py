@@ -97,7 +97,7 @@ class AccountWatch:
             part
             for part in left
             if part.generation == mark.generation
-            and store.want(part) == "later"
+            and store.classify(part) == "later"
             and (part.stream == "sync" or mark.sync_complete)
         ]
         if not behind:
@@ -111,7 +111,7 @@ class AccountWatch:
     async def applying(self, store: ManagedDiskStore, listing: Listing) -> None:
         """Between two parts: report now and then, for there may be many."""
         if trio.current_time() >= max(self._seen_at_s, self._begun_s) + SEEN_EVERY_S:
-            await self.seen(store, listing, [part for part in listing.sizes if store.want(part) != "applied"])
+            await self.seen(store, listing, [part for part in listing.sizes if store.classify(part) != "applied"])
 
     async def seen(self, store: ManagedDiskStore, listing: Listing, left: list[PartName]) -> None:
         """Report the bytes that wait, which are those of the parts ``left``, and what is passed over, if that is news."""

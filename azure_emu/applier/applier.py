@@ -29,7 +29,7 @@ from siterig.azure_emu.applier.export import Exporter, data_bytes
 from siterig.azure_emu.contracts.part_cache import PartCache
 from siterig.azure_emu.contracts.ports import ApplierReports, Change, ChangeStep, Damage, DiskState
 from siterig.azure_emu.disks.change_steps import change_steps
-from siterig.azure_emu.disks.history import Want
+from siterig.azure_emu.disks.history import PartStatus
 from siterig.azure_emu.disks.loader import load_history, query_consistently
 from siterig.azure_emu.disks.queries import change_list, disk_state, position_at
 from siterig.azure_emu.disks.store import (
@@ -235,9 +235,9 @@ class Applier:
         parts = await self._delete_applied(disk, store, listing.parts)
         await self._look_at_unbegun(disk, store, parts, listing)
         current, ended = _in_order(disk.watch.candidates(store, parts))
-        current = await self._apply_wanted(disk, store, current, "next", listing)
+        current = await self._apply_parts(disk, store, current, "next", listing)
         # A conflict is tried so that it is refused, and reported, by name.
-        current = await self._apply_wanted(disk, store, current, "conflict", listing)
+        current = await self._apply_parts(disk, store, current, "conflict", listing)
         current = await self._delete_applied(disk, store, ended + current)
         await disk.watch.seen(store, listing, current)
         missing = await disk.watch.missing(store, current)
@@ -267,8 +267,8 @@ class Applier:
             disk.watch.sound.add(part)
             disk.watch.bad.forget(part)
 
-    async def _apply_wanted(
-        self, disk: _Disk, store: ManagedDiskStore, parts: list[PartName], want: Want, listing: Listing
+    async def _apply_parts(
+        self, disk: _Disk, store: ManagedDiskStore, parts: list[PartName], status: PartStatus, listing: Listing
     ) -> list[PartName]:
         """Apply each part that is what is wanted when it is its turn; those that were not.
 
@@ -277,7 +277,7 @@ class Applier:
         """
         left, failed = [], []
         for part in parts:
-            if store.want(part) != want:
+            if store.classify(part) != status:
                 left.append(part)
                 continue
             try:
@@ -296,7 +296,7 @@ class Applier:
             await self._report(disk, store)
             await self._delete_applied(disk, store, [part])
             await disk.watch.applying(store, listing)
-        still = [bad for bad in failed if store.want(bad.part) == want]
+        still = [bad for bad in failed if store.classify(bad.part) == status]
         if still:
             await disk.watch.seen(store, listing, left)
             raise still[0]
@@ -325,7 +325,7 @@ class Applier:
             return parts
         left = []
         for part in parts:
-            if store.want(part) == "applied":
+            if store.classify(part) == "applied":
                 await self._cache.delete(part)
                 disk.watch.bad.forget(part)
             else:

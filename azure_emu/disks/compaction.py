@@ -32,7 +32,7 @@ from siterig.azure_emu.disks.base_image import (
 )
 from siterig.azure_emu.disks.history import History
 from siterig.azure_emu.disks.journal import JOURNAL, list_volumes, volume_path
-from siterig.azure_emu.disks.metadata import PROGRESS, FoldNote, Progress, read_meta, write_meta
+from siterig.azure_emu.disks.metadata import PROGRESS, CompactionIntent, Progress, read_meta, write_meta
 from siterig.azure_emu.disks.pins import locked, pins
 from siterig.azure_emu.disks.view import DiskMap, build_map, view_of
 from siterig.blockfs.files.durable_io import sync_folder
@@ -55,14 +55,14 @@ def announce_fold(folder: Path, history: History, upto: int, step: Step) -> Prog
         if frame == history.folded:
             return None
         progress = read_meta(folder / PROGRESS, Progress)
-        note = FoldNote(frame=frame, position=history.progress_at(frame).floor)
+        note = CompactionIntent(frame=frame, position=history.progress_at(frame).floor)
         progress = progress.model_copy(update={"fold": note})
         write_meta(folder / PROGRESS, progress)
     step("fold.announced")
     return progress
 
 
-def fill_base(folder: Path, history: History, note: FoldNote, step: Step) -> None:
+def fill_base(folder: Path, history: History, note: CompactionIntent, step: Step) -> None:
     """Make the base what the disk was at the end of the note's frame.  ``history`` goes on meanwhile."""
     past = history.upto(note.frame)
     owner = Owner(frame=note.frame)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from siterig.azure_emu.disks.frames import Frame
-from siterig.azure_emu.disks.metadata import DiskMeta, FoldNote, Progress
+from siterig.azure_emu.disks.metadata import CompactionIntent, DiskMeta, Progress
 from siterig.blockfs.changelog.segment import RECORD_HEADER_BYTES
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core.errors import RigError
@@ -24,7 +24,7 @@ SLICE_CUT_BLOCKS = 1 << 15
 """What one fold takes at a time.  The more, the more writes of a block become one, and the fewer the syncs; but more would
 need more memory (most of all blocks that change in part: they are kept whole), and keep what waits for its end waiting."""
 
-Want = Literal["next", "applied", "later", "conflict"]
+PartStatus = Literal["next", "applied", "later", "conflict"]
 """What a part is to a disk: to be applied now, no longer needed, to be kept for later, or never applicable."""
 
 
@@ -81,7 +81,7 @@ class Epoch:
         """Sequence number that the next log part begins with (sync complete only)."""
         return self.log_seq + 1 if self.log_seq else self.first_seq or 1
 
-    def want_sync(self, part: PartName) -> Want:
+    def classify_sync(self, part: PartName) -> PartStatus:
         """What a sync part of this generation is to the disk now."""
         if part.first <= self.sync_parts:
             return "applied"
@@ -89,7 +89,7 @@ class Epoch:
             return "conflict"
         return "next" if part.first == self.sync_parts + 1 else "later"
 
-    def want_log(self, part: PartName) -> Want:
+    def classify_log(self, part: PartName) -> PartStatus:
         """What a log part of this generation is to the disk now."""
         if self.first_seq is None or part.first > self.next_log_seq:
             return "later"
@@ -137,7 +137,7 @@ class History:
         if progress.size_bytes:
             self.size_bytes = progress.size_bytes
 
-    def begin_fold(self, fold: FoldNote) -> None:
+    def begin_fold(self, fold: CompactionIntent) -> None:
         """Positions below the fold's target cannot be read any more."""
         self.floor, self.floor_time_ns = fold.position, self.progress_at(fold.frame).floor_time_ns
 
@@ -217,14 +217,14 @@ class History:
             return f"sync part {epoch.sync_parts + 1} of generation {epoch.generation}"
         return f"log sequence number {epoch.next_log_seq} of generation {epoch.generation}"
 
-    def want(self, part: PartName) -> Want:
+    def classify(self, part: PartName) -> PartStatus:
         """What ``part`` is to the disk now."""
         epoch = self.epochs[-1] if self.epochs else Epoch(0)
         if part.generation < epoch.generation:
             return "applied"
         if part.generation > epoch.generation:
             return "next" if part.stream == "sync" and part.first == 1 else "later"
-        return epoch.want_sync(part) if part.stream == "sync" else epoch.want_log(part)
+        return epoch.classify_sync(part) if part.stream == "sync" else epoch.classify_log(part)
 
     def check_positions(self, part: PartName, first_position: int) -> None:
         """Positions never go back: or a view at an old position would hold newer records.  ``PositionRegressed``."""
@@ -244,7 +244,7 @@ class History:
         earlier = [epoch.complete for epoch in self.epochs if epoch.generation < part.generation]
         return max((complete[0] for complete in earlier if complete), default=0)
 
-    def goes_back(self, frame: Frame) -> bool:
+    def regresses(self, frame: Frame) -> bool:
         """Whether positions go back in the frame of a wanted part: no part was applied that does that."""
         return not self._reached(frame.part) <= frame.first_position <= frame.position
 

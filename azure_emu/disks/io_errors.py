@@ -11,7 +11,7 @@ from pathlib import Path
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.os_errors import FULL, files_of, reason
 
-_OF_CONTENT = (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EUCLEAN, errno.EBADMSG)
+_MEDIA_ERRORS = (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EUCLEAN, errno.EBADMSG)
 """What a read of something damaged or lost answers; any other error is of the moment: of memory, open files, rights."""
 _SECTOR_BYTES = 4096
 _UNREADABLE = b"\xff"
@@ -29,12 +29,12 @@ def host_disk_errors(folder: Path) -> Iterator[None]:
         where = " to ".join(files_of(exc)) or folder
         if exc.errno in FULL:
             raise RigError("DiskFull", f"{where}: no space left on the host's disk", recoverable=True) from exc
-        raise RigError("StoreIo", f"{where}: {reason(exc, where)}", recoverable=not is_of_content(exc)) from exc
+        raise RigError("StoreIo", f"{where}: {reason(exc, where)}", recoverable=not is_media_error(exc)) from exc
 
 
-def is_of_content(exc: OSError) -> bool:
-    """Whether a read failed for what is to be read, not for want of something at this moment."""
-    return exc.errno in _OF_CONTENT
+def is_media_error(exc: OSError) -> bool:
+    """Whether a read failed for what is to be read, not for a temporary lack of something."""
+    return exc.errno in _MEDIA_ERRORS
 
 
 def pread_past_bad_sectors(fd: int, length: int, offset: int) -> bytes:

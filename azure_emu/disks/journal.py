@@ -7,7 +7,7 @@ a damaged header or index is written again as it was.
 Fault contract -------------- A frame is written at the end of the newest volume, its header last, and counts once
 ``fdatasync`` has returned.  A kill can leave a frame that the file ends in, or that has zeros in place of its header; a
 power loss also one with a wrong checksum of its header or its segment: of the last frame alone, all of these are cut, but
-never of one that is known to count (:class:`siterig.azure_emu.disks.metadata.OpenNote`).  Whatever else does not check out
+never of one that is known to count (:class:`siterig.azure_emu.disks.metadata.OpenRecord`).  Whatever else does not check out
 is damage.  Headers are read by :func:`read_journal`, indexes by :func:`read_index`; segments are not read, but for that of
 the last frame after a power loss.  A header that is bad is taken from its copy behind the frame, a bad index made anew from
 its segment; where neither is possible, or a frame that counts is not there, the chain of frames is broken: the frames
@@ -38,7 +38,7 @@ from siterig.azure_emu.disks.frames import (
     make_frame,
 )
 from siterig.azure_emu.disks.io_errors import pread_past_bad_sectors
-from siterig.azure_emu.disks.metadata import OpenNote, cannot_be_read, store_corrupt
+from siterig.azure_emu.disks.metadata import OpenRecord, cannot_be_read, store_corrupt
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
@@ -67,7 +67,7 @@ def volume_path(folder: Path, volume: int) -> Path:
 
 
 def list_volumes(folder: Path) -> list[int]:
-    """Numbers of the volumes, in order.  Other files count for nothing; a scrub names them (:func:`list_strangers`)."""
+    """Return the numbers of the volumes, ascending; :func:`list_unexpected_files` returns the other files."""
     journal = folder / JOURNAL
     try:
         names = [path.name for path in journal.iterdir()]
@@ -76,7 +76,7 @@ def list_volumes(folder: Path) -> list[int]:
     return sorted(int(m[1]) for m in map(_NAME.fullmatch, names) if m)
 
 
-def list_strangers(folder: Path) -> list[Path]:
+def list_unexpected_files(folder: Path) -> list[Path]:
     """Files in the journal's folder that are no volumes; not those whose names begin with a dot."""
     journal = folder / JOURNAL
     try:
@@ -112,7 +112,7 @@ class JournalState:
     """File and byte of that."""
 
 
-def read_journal(folder: Path, disk_id: str, after: int, opened: OpenNote) -> JournalState:
+def read_journal(folder: Path, disk_id: str, after: int, opened: OpenRecord) -> JournalState:
     """Read the headers of all frames behind frame ``after``, which is in the base.  ``StoreIo`` (recoverable)."""
     state = JournalState()
     disk = DiskName.of(disk_id)

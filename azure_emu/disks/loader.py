@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class Loaded:
+class StoreState:
     """A managed disk's folder, as it was at one moment."""
 
     folder: Path
@@ -45,7 +45,7 @@ class Loaded:
             raise
 
 
-def load_history(folder: Path) -> Loaded:
+def load_history(folder: Path) -> StoreState:
     """Read a managed disk's folder; ``DiskNotFound``, ``StoreCorrupt``, ``StoreVersion``.
 
     While a fold is under way, positions below its target are not valid any more.
@@ -74,7 +74,7 @@ def floor_of(folder: Path) -> int | None:
     return progress.fold.position if progress.fold else progress.floor
 
 
-def query_consistently(folder: Path, query: Callable[[Loaded], T]) -> T:
+def query_consistently(folder: Path, query: Callable[[StoreState], T]) -> T:
     """What ``query`` answers; it is asked again if a fold took away what it was reading.  As :func:`load_history`."""
     tries = TRIES_MAX
     with host_disk_errors(folder):
@@ -95,7 +95,7 @@ def _raw_progress(folder: Path) -> bytes:
         return b""
 
 
-def _load(folder: Path) -> Loaded:
+def _load(folder: Path) -> StoreState:
     meta = read_meta(folder / DISK_META, DiskMeta)
     path = folder / PROGRESS
     progress = read_meta(path, Progress) if path.exists() else None
@@ -105,7 +105,7 @@ def _load(folder: Path) -> Loaded:
     _check_base(folder, meta, progress)
     journal = read_journal(folder, meta.disk_id, history.folded, progress.opened if progress else NOT_OPENED)
     for frame in journal.frames:
-        if not history.seeded or history.want(frame.part) != "next" or history.goes_back(frame):
+        if not history.seeded or history.classify(frame.part) != "next" or history.regresses(frame):
             path = volume_path(folder, frame.volume)
             journal.broken_at = path, frame.start
             journal.broken = store_corrupt(
@@ -116,7 +116,7 @@ def _load(folder: Path) -> Loaded:
         history.add(frame)
     if progress is not None and progress.fold is not None:
         history.begin_fold(progress.fold)
-    return Loaded(folder, meta, progress, history, journal)
+    return StoreState(folder, meta, progress, history, journal)
 
 
 def _check_base(folder: Path, meta: DiskMeta, progress: Progress | None) -> None:

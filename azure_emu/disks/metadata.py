@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
-from siterig.azure_emu.disks.io_errors import is_of_content
+from siterig.azure_emu.disks.io_errors import is_media_error
 from siterig.blockfs.core.boot import NIL
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
@@ -40,14 +40,14 @@ class DiskMeta(WireModel):
     created_ns: Whole
 
 
-class FoldNote(WireModel):
+class CompactionIntent(WireModel):
     """A fold that is under way: ``base.img`` is becoming the disk as it was after frame ``frame``, at ``position``."""
 
     frame: Whole
     position: Whole
 
 
-class OpenNote(WireModel):
+class OpenRecord(WireModel):
     """The first opening for applying in a boot: every frame up to ``frame`` counts, and what was torn behind it is cut.
 
     So in ``boot`` a frame can have been torn by a kill, but not by a power loss.
@@ -57,7 +57,7 @@ class OpenNote(WireModel):
     frame: Whole
 
 
-NOT_OPENED = OpenNote(boot=NIL, frame=0)
+NOT_OPENED = OpenRecord(boot=NIL, frame=0)
 """Nothing is known of any frame."""
 
 
@@ -89,8 +89,8 @@ class Progress(WireModel):
     floor: Whole = 0
     floor_time_ns: Whole = 0
     size_bytes: Whole = 0
-    fold: FoldNote | None = None
-    opened: OpenNote = NOT_OPENED
+    fold: CompactionIntent | None = None
+    opened: OpenRecord = NOT_OPENED
 
     @model_validator(mode="after")
     def _is_of_a_copy_or_of_a_disk(self) -> Progress:
@@ -145,7 +145,7 @@ def store_corrupt(path: Path, why: str) -> RigError:
 
 def cannot_be_read(path: Path, exc: OSError) -> RigError:
     """``StoreCorrupt``, or ``StoreIo`` (recoverable) if that says nothing of the file."""
-    if is_of_content(exc):
+    if is_media_error(exc):
         return store_corrupt(path, f"cannot be read: {reason(exc)}")
     return RigError("StoreIo", f"{path}: cannot be read: {reason(exc, path)}", recoverable=True)
 

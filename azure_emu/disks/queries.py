@@ -10,7 +10,7 @@ from siterig.azure_emu.disks.base_image import BASE, SUMS
 from siterig.azure_emu.disks.frames import ENTRY, Frame
 from siterig.azure_emu.disks.io_errors import host_disk_errors
 from siterig.azure_emu.disks.journal import JOURNAL, read_index
-from siterig.azure_emu.disks.loader import Loaded, load_history
+from siterig.azure_emu.disks.loader import StoreState, load_history
 from siterig.azure_emu.disks.pins import pins
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import RigError
@@ -23,7 +23,7 @@ _KINDS: dict[int, ChangeKind] = {
 }
 
 
-def position_at(loaded: Loaded, time_ns: int) -> int:
+def position_at(loaded: StoreState, time_ns: int) -> int:
     """The last valid position whose record was made at ``time_ns`` or before.
 
     ``InvalidPosition`` if every state that can be read is younger, naming the oldest.
@@ -42,7 +42,7 @@ def position_at(loaded: Loaded, time_ns: int) -> int:
     raise RigError("InvalidPosition", f"disk {history.disk_id} has no state of {time_ns} ns since 1970 or before: {oldest}")
 
 
-def _last_at(loaded: Loaded, frame: Frame, time_ns: int) -> int:
+def _last_at(loaded: StoreState, frame: Frame, time_ns: int) -> int:
     found = frame.first_position
     for position, when, *_ in ENTRY.iter_unpack(_entries(loaded, frame)):
         if when <= time_ns:
@@ -50,11 +50,11 @@ def _last_at(loaded: Loaded, frame: Frame, time_ns: int) -> int:
     return found
 
 
-def _entries(loaded: Loaded, frame: Frame) -> bytes:
+def _entries(loaded: StoreState, frame: Frame) -> bytes:
     return read_index(loaded.folder, frame, loaded.history.size_before(frame)).entries
 
 
-def change_list(loaded: Loaded, after: int, upto: int, limit: int) -> list[Change]:
+def change_list(loaded: StoreState, after: int, upto: int, limit: int) -> list[Change]:
     """The first ``limit`` changes with ``after < position <= upto``; both must be valid (``InvalidPosition``)."""
     for position in (after, upto):
         loaded.epoch_of(position)
@@ -66,7 +66,7 @@ def change_list(loaded: Loaded, after: int, upto: int, limit: int) -> list[Chang
     return found
 
 
-def _changes(loaded: Loaded, after: int, upto: int) -> Iterator[Change]:
+def _changes(loaded: StoreState, after: int, upto: int) -> Iterator[Change]:
     history = loaded.history
     newest = loaded.epoch_of(upto).generation
     for frame in history.frames:

@@ -39,7 +39,7 @@ from siterig.azure_emu.disks.base_image import (
     take_up,
 )
 from siterig.azure_emu.disks.compaction import absorb_map, announce_fold, delete_folded, fill_base
-from siterig.azure_emu.disks.history import History, Want
+from siterig.azure_emu.disks.history import History, PartStatus
 from siterig.azure_emu.disks.io_errors import host_disk_errors
 from siterig.azure_emu.disks.journal import (
     JOURNAL,
@@ -50,8 +50,8 @@ from siterig.azure_emu.disks.journal import (
     read_index,
     read_tags,
 )
-from siterig.azure_emu.disks.loader import Loaded, load_history, query_consistently
-from siterig.azure_emu.disks.metadata import DISK_META, PROGRESS, DiskMeta, OpenNote, Progress, read_meta, write_meta
+from siterig.azure_emu.disks.loader import StoreState, load_history, query_consistently
+from siterig.azure_emu.disks.metadata import DISK_META, PROGRESS, DiskMeta, OpenRecord, Progress, read_meta, write_meta
 from siterig.azure_emu.disks.pins import LOCK, PINS, locked, pins
 from siterig.azure_emu.disks.queries import change_list, position_at
 from siterig.azure_emu.disks.view import DiskMap, base_source, build_map, build_view, open_view
@@ -167,11 +167,11 @@ def _make(new: Path, disk_id: str, size_bytes: int, created_ns: int, step: Step)
 class ManagedDiskStore:
     """One managed disk, opened for applying parts."""
 
-    def __init__(self, loaded: Loaded, tags: list[TagSeen], step: Step) -> None:
+    def __init__(self, loaded: StoreState, tags: list[TagSeen], step: Step) -> None:
         self.folder = loaded.folder
         self._meta = loaded.meta
         self._progress = loaded.progress
-        self._opened = loaded.progress.opened if loaded.progress else OpenNote(boot=boot.current_boot_id(), frame=0)
+        self._opened = loaded.progress.opened if loaded.progress else OpenRecord(boot=boot.current_boot_id(), frame=0)
         self._history = loaded.history
         self._tags = tags
         self._step = step
@@ -260,9 +260,9 @@ class ManagedDiskStore:
         """The part that comes next, in words."""
         return self._history.expected()
 
-    def want(self, part: PartName) -> Want:
+    def classify(self, part: PartName) -> PartStatus:
         """Whether ``part`` is to be applied now (``next``), not needed any more (``applied``), ..."""
-        return self._history.want(part)
+        return self._history.classify(part)
 
     # --- applying -----------------------------------------------------------------------------------------------
 
@@ -274,10 +274,10 @@ class ManagedDiskStore:
         """
         if part.disk_id != self.disk_id:
             raise RigError("PartRefused", f"part {part.blob()}: is of another disk than {self.disk_id}")
-        want = self._history.want(part)
-        if want == "applied":
+        status = self._history.classify(part)
+        if status == "applied":
             return self.watermark()
-        if want != "next":
+        if status != "next":
             raise RigError("PartGap", f"part {part.blob()}: {self._history.expected()} comes next")
         segment = decompress(part, data)
 
@@ -514,7 +514,7 @@ class ManagedDiskStore:
             self._latest = None
 
 
-def _check_frames(loaded: Loaded) -> list[TagSeen]:
+def _check_frames(loaded: StoreState) -> list[TagSeen]:
     """Verify every frame's index, mend what can be; the tags."""
     tags: list[TagSeen] = []
     past = loaded.history.upto(loaded.history.folded)
@@ -532,7 +532,7 @@ def _check_frames(loaded: Loaded) -> list[TagSeen]:
     return tags
 
 
-def _note_opening(loaded: Loaded) -> None:
+def _note_opening(loaded: StoreState) -> None:
     """In the first opening of a boot, note that all frames count which are there now: from now on a bad one is rot."""
     progress, now = loaded.progress, boot.current_boot_id()
     if progress is None or progress.opened.boot == now:
@@ -541,12 +541,12 @@ def _note_opening(loaded: Loaded) -> None:
     frames = loaded.history.frames
     last = loaded.history.folded + len(frames)
     if loaded.journal.torn is not None:  # what is before it counts at once, but until it is cut it is of the boot before
-        note = OpenNote(boot=progress.opened.boot, frame=last)
+        note = OpenRecord(boot=progress.opened.boot, frame=last)
         write_meta(loaded.folder / PROGRESS, progress.model_copy(update={"opened": note}))
     make_durable(loaded.folder, loaded.journal)
     if frames:  # of which only the segment was looked at
         mend(loaded.folder, frames[-1], loaded.history.size_before(frames[-1]))
-    loaded.progress = progress.model_copy(update={"opened": OpenNote(boot=now, frame=last)})
+    loaded.progress = progress.model_copy(update={"opened": OpenRecord(boot=now, frame=last)})
     write_meta(loaded.folder / PROGRESS, loaded.progress)
 
 

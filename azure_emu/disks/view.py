@@ -39,7 +39,7 @@ def open_view(store: Path, position: int) -> ViewLayer:
     """
     while True:
         view = query_consistently(
-            store, lambda loaded: build_view(store, loaded.history, Upto(loaded.epoch_of(position), position))
+            store, lambda loaded: build_view(store, loaded.history, ReplayBound(loaded.epoch_of(position), position))
         )
         floor = floor_of(store)
         if floor is not None and floor <= position:
@@ -48,7 +48,7 @@ def open_view(store: Path, position: int) -> ViewLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class Upto:
+class ReplayBound:
     """Everything up to a position, of generations up to one: each sync was made against all that was applied before it."""
 
     epoch: Epoch
@@ -83,7 +83,9 @@ class DiskMap:
     """Source: its volume, its table of checksums."""
 
 
-def build_map(folder: Path, history: History, upto: Upto | None, *, base: bool = True, drop_bad: bool = False) -> DiskMap:
+def build_map(
+    folder: Path, history: History, upto: ReplayBound | None, *, base: bool = True, drop_bad: bool = False
+) -> DiskMap:
     """The disk's map; ``upto`` None: with all that was applied, even of an unfinished resync.
 
     ``base`` False: only what is behind the base, without checkpoints.  ``drop_bad``: checkpoints that are bad are removed.
@@ -117,7 +119,7 @@ def build_map(folder: Path, history: History, upto: Upto | None, *, base: bool =
     return found
 
 
-def _add_frame(history: History, frame: Frame, index: FrameIndex, upto: Upto | None, found: DiskMap) -> None:
+def _add_frame(history: History, frame: Frame, index: FrameIndex, upto: ReplayBound | None, found: DiskMap) -> None:
     source, piece_at = _source_of(frame, index, found)
     grown = found.extents.add(
         source,
@@ -141,7 +143,9 @@ def _source_of(frame: Frame, index: FrameIndex, found: DiskMap) -> tuple[int, in
     return found.sources.setdefault(frame.volume, number), frame.pieces_at // 4
 
 
-def _from_checkpoint(folder: Path, history: History, upto: Upto | None, *, drop_bad: bool) -> tuple[int, DiskMap] | None:
+def _from_checkpoint(
+    folder: Path, history: History, upto: ReplayBound | None, *, drop_bad: bool
+) -> tuple[int, DiskMap] | None:
     """The newest good checkpoint that is of nothing but what counts, and how many frames it has of those in the journal."""
     if not history.frames:
         return None
@@ -168,7 +172,7 @@ def _from_checkpoint(folder: Path, history: History, upto: Upto | None, *, drop_
     return None
 
 
-def build_view(folder: Path, history: History, upto: Upto | None) -> ViewLayer:
+def build_view(folder: Path, history: History, upto: ReplayBound | None) -> ViewLayer:
     """The state at a position (or, None, with all that was applied); ``FileNotFoundError`` if a fold took a volume away."""
     if upto is None and not history.seeded:
         raise RigError("InvalidPosition", f"disk {history.disk_id} has no state: its initial replication is not complete")

@@ -21,7 +21,7 @@ from siterig.azure_emu.disks.damage_map import ClassifiedDamage
 from siterig.azure_emu.disks.frames import ENTRY, HEADER_BYTES, Frame, encode_header
 from siterig.azure_emu.disks.history import History
 from siterig.azure_emu.disks.journal import Torn, volume_path
-from siterig.azure_emu.disks.loader import Loaded, load_history
+from siterig.azure_emu.disks.loader import StoreState, load_history
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_index import PIECE_BYTES, index_segment
@@ -42,7 +42,7 @@ class Piece(NamedTuple):
     damage: Damage
 
 
-def scrub_journal(loaded: Loaded, advance: Callable[[int], None], damaged: list[Frame]) -> Iterator[ClassifiedDamage]:
+def scrub_journal(loaded: StoreState, advance: Callable[[int], None], damaged: list[Frame]) -> Iterator[ClassifiedDamage]:
     """What is damaged but payloads; frames in which some are hurt are put into ``hurt``."""
     bad_headers = {frame.number: why for frame, _, why in loaded.journal.mended}
     for frame in loaded.journal.earlier + loaded.journal.frames:
@@ -74,7 +74,7 @@ def _header(fd: int, frame: Frame, *, is_last: bool) -> _Bytes:
     return head
 
 
-def _end(loaded: Loaded) -> Iterator[ClassifiedDamage]:
+def _end(loaded: StoreState) -> Iterator[ClassifiedDamage]:
     journal, first = loaded.journal, loaded.history.watermark().complete_position + 1
     if journal.broken is not None and journal.broken_at is not None:
         again = load_history(loaded.folder).journal.broken  # unless it was a frame that was just being written
@@ -97,7 +97,7 @@ def _still_torn(folder: Path, torn: Torn) -> Torn | None:
     return torn
 
 
-def _frame(loaded: Loaded, fd: int, path: Path, frame: Frame, damaged: list[Frame]) -> Iterator[ClassifiedDamage]:
+def _frame(loaded: StoreState, fd: int, path: Path, frame: Frame, damaged: list[Frame]) -> Iterator[ClassifiedDamage]:
     def bad(kind: str, offset: int, what: str, first_position: int | None = None) -> ClassifiedDamage:
         what = f"{what} of frame {frame.number}"
         return kind, Damage(path=str(path), offset=offset, what=what, first_position=first_position)

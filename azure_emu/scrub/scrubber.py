@@ -21,8 +21,8 @@ from siterig.azure_emu.disks.checkpoints import BadCheckpointError
 from siterig.azure_emu.disks.damage_map import REPORTED_MAX, ClassifiedDamage, DamageMap
 from siterig.azure_emu.disks.frames import ENTRY, Frame
 from siterig.azure_emu.disks.io_errors import host_disk_errors
-from siterig.azure_emu.disks.journal import JOURNAL, list_strangers, read_index
-from siterig.azure_emu.disks.loader import TRIES_MAX, Loaded, load_history
+from siterig.azure_emu.disks.journal import JOURNAL, list_unexpected_files, read_index
+from siterig.azure_emu.disks.loader import TRIES_MAX, StoreState, load_history
 from siterig.azure_emu.disks.metadata import DISK_META, PROGRESS, read_meta
 from siterig.azure_emu.disks.pins import LOCK, PINS
 from siterig.azure_emu.scrub.base import at_rest, bad_ranges, open_base
@@ -130,12 +130,12 @@ def _small_files(folder: Path) -> Iterator[ClassifiedDamage]:
     names = {path.name for path in folder.iterdir()}
     for name in sorted(names - _KNOWN):
         if not name.startswith("."):
-            yield _file("stranger", folder / name, "is no file of a managed disk")
+            yield _file("unexpected", folder / name, "is no file of a managed disk")
     for name in sorted(_NEEDED - names):
         yield _file("missing", folder / name, "is missing")
     with suppress(RigError):  # a journal that cannot be listed is damage that the history has met
-        for path in list_strangers(folder):
-            yield _file("stranger", path, "is no volume of the journal")
+        for path in list_unexpected_files(folder):
+            yield _file("unexpected", path, "is no volume of the journal")
     for path in sorted((folder / PINS).glob("[!.]*")):
         try:
             read_meta(path, Pin)
@@ -150,7 +150,7 @@ def _small_files(folder: Path) -> Iterator[ClassifiedDamage]:
         yield _file("intent", folder / INTENT, f"cannot be read: {reason(exc)}")
 
 
-def _checkpoints(loaded: Loaded, advance: Advance) -> Iterator[ClassifiedDamage]:
+def _checkpoints(loaded: StoreState, advance: Advance) -> Iterator[ClassifiedDamage]:
     history = loaded.history
     for number in checkpoints.list_checkpoints(loaded.folder):
         place = number - history.folded - 1
@@ -173,7 +173,7 @@ def _checkpoints(loaded: Loaded, advance: Advance) -> Iterator[ClassifiedDamage]
 # --- which positions are not whole ------------------------------------------------------------------------------
 
 
-def _position_damage(folder: Path, advance: Advance, loaded: Loaded, frames: list[Frame]) -> Iterator[ClassifiedDamage]:
+def _position_damage(folder: Path, advance: Advance, loaded: StoreState, frames: list[Frame]) -> Iterator[ClassifiedDamage]:
     """Damage of the base, and of payloads in ``frames``, with the positions at which it shows.
 
     If there is any and a fold came between, it is looked at again: the fold may have carried it into the base, or written
@@ -209,7 +209,7 @@ def _nothing(_bytes: int) -> None:
     pass
 
 
-def _look_at_base(loaded: Loaded, advance: Advance, wanted: Ranges | None, damage_map: DamageMap) -> None:
+def _look_at_base(loaded: StoreState, advance: Advance, wanted: Ranges | None, damage_map: DamageMap) -> None:
     """``wanted``: what alone is looked at."""
     folder, floor, size = loaded.folder, loaded.history.floor, loaded.history.size_bytes
     ranges = unpack_map(read_map(folder))
@@ -235,7 +235,7 @@ def _common(ranges: Ranges, wanted: Ranges) -> Iterator[tuple[int, int]]:
             offset, length = next(following, (0, 0))
 
 
-def _follow(loaded: Loaded, damage_map: DamageMap, damaged_frames: list[Frame]) -> bool:
+def _follow(loaded: StoreState, damage_map: DamageMap, damaged_frames: list[Frame]) -> bool:
     """Through the journal: what is written over is whole again; what is hurt in ``damaged_frames`` adds to it.
 
     False if a fold took a part of the journal away.

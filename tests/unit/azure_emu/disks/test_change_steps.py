@@ -85,8 +85,8 @@ def test_a_long_stretch_is_told_by_the_headers_of_frames(tmp_path: Path, monkeyp
     frames = [frame for frame in loaded.history.frames if frame.part.stream == "log" and frame.entries > 1]
     read: list[int] = []
 
-    def steps_of(_loaded: object, stretch: module._Stretch) -> list[ChangeStep]:
-        read.append(stretch.frame.number)
+    def steps_of(_loaded: object, span: module._FrameRange) -> list[ChangeStep]:
+        read.append(span.frame.number)
         return []
 
     monkeypatch.setattr(module, "_steps_of", steps_of)

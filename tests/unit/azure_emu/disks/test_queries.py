@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from siterig.azure_emu.disks.change_steps import change_steps
-from siterig.azure_emu.disks.loader import Loaded, query_consistently
+from siterig.azure_emu.disks.loader import StoreState, query_consistently
 from siterig.azure_emu.disks.queries import change_list, position_at
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.blockfs.core.errors import RigError
 from tests.support.disks.disk_history import SiteDisk
 from tests.unit.azure_emu.disks.test_managed_disk import apply, new_store, site
 
-Question = Callable[[Loaded, int, int], object]
+Question = Callable[[StoreState, int, int], object]
 QUESTIONS: dict[str, Question] = {
     "position_at": lambda loaded, at, _last: position_at(loaded, at * 10 - 1),
     "change_list": lambda loaded, at, last: change_list(loaded, at - 1, last, 5),
@@ -40,9 +40,9 @@ def history(tmp_path: Path) -> tuple[SiteDisk, ManagedDiskStore, list[int]]:
 def test_a_question_that_a_fold_overtakes_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 1)
     _, store, ends = history(tmp_path)
-    seen: list[Loaded] = []
+    seen: list[StoreState] = []
 
-    def overtaken(loaded: Loaded) -> object:
+    def overtaken(loaded: StoreState) -> object:
         if not seen:
             store.fold(ends[-1])
         seen.append(loaded)
@@ -58,7 +58,7 @@ def test_a_volume_that_no_fold_took_is_named(tmp_path: Path) -> None:
     _, store, ends = history(tmp_path)
     (volume,) = (store.folder / "journal").iterdir()
 
-    def query(loaded: Loaded) -> object:
+    def query(loaded: StoreState) -> object:
         volume.rename(tmp_path / "away")
         try:
             return position_at(loaded, ends[1] * 10 - 1)

@@ -145,7 +145,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.store.apply_part(*part)
 
         self.attempt(act, kills)
-        self.todo = [part for part in self.todo if self.store.want(part[0]) != "applied"]
+        self.todo = [part for part in self.todo if self.store.classify(part[0]) != "applied"]
 
     @rule(back=st.integers(0, 40), kills=kills)
     def fold(self, back: int, kills: tuple[int, int]) -> None:

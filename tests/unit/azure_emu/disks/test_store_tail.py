@@ -90,7 +90,7 @@ def test_a_frame_that_the_file_ends_in_never_counted(tail: Tail, rebooted: int) 
         assert_same(whole(open_view(tail.folder, earlier)), tail.life.disk.states[earlier], f"cut to {length}")
         store = tail.open()
         assert tail.path.stat().st_size == last.start
-        assert store.want(tail.life.parts[-1][0]) == "next"
+        assert store.classify(tail.life.parts[-1][0]) == "next"
         apply(store, tail.life.parts[-1:])
         assert tail.path.read_bytes() == tail.good
         store.close()

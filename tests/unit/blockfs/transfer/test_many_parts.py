@@ -30,13 +30,13 @@ def rig(tmp_path: Path) -> Rig:
 
 async def test_a_part_is_looked_at_a_few_times_however_many_there_are(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: Counter[PartName] = Counter()
-    want = ManagedDiskStore.want
+    want = ManagedDiskStore.classify
 
     def counted(store: ManagedDiskStore, part: PartName) -> str:
         looks[part] += 1
         return want(store, part)
 
-    monkeypatch.setattr(ManagedDiskStore, "want", counted)
+    monkeypatch.setattr(ManagedDiskStore, "classify", counted)
     await rig.applier.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
     rig.cache.hold([*rig.disk.sync(), *(rig.log(str(number)) for number in range(20))])
     await rig.applier.process_latest(disk_ids=[DISK_ID])
