@@ -1,6 +1,6 @@
 """Checkpoints: the map of a disk's extents at the end of a frame, so that a view need not read the whole journal.
 
-``checkpoints/NUMBER.extents``, by the frame's number: a header, the volumes that the extents are of, the extents without
+``checkpoints/NUMBER.extents``, by the frame's number: a header, the journal files, the extents without
 those of the base.  Layout: docs/reference/formats/managed-disk.md.
 
 Fault contract: a cache.  One that is cut, has a wrong checksum or is of another frame than its name says is passed over,
@@ -39,11 +39,11 @@ class BadCheckpointError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The disk's map at the end of ``frame``: ``volumes[i]`` is source i + 1."""
+    """The disk's map at the end of ``frame``: ``journal_files[i]`` is source i + 1."""
 
     frame: int
     size_bytes: int
-    volumes: list[int]
+    journal_files: list[int]
     extents: ExtentMap
 
 
@@ -70,12 +70,12 @@ def extent_count(folder: Path, frame: int) -> int:
 
 def save(folder: Path, disk_id: str, frame: Frame, checkpoint: Checkpoint) -> None:
     """Write a checkpoint (its extents settled) of ``frame``."""
-    rows, volumes = checkpoint.extents.dump(), checkpoint.volumes
-    table = struct.pack(f"<{len(volumes)}Q", *volumes)
+    rows, journal_files = checkpoint.extents.dump(), checkpoint.journal_files
+    table = struct.pack(f"<{len(journal_files)}Q", *journal_files)
     head = _HEADER.pack(
         _MAGIC,
         _VERSION,
-        len(volumes),
+        len(journal_files),
         uuid.UUID(disk_id).bytes,
         frame.number,
         crc32c(encode_header(frame)),
@@ -93,39 +93,39 @@ def load(folder: Path, disk_id: str, frame: Frame) -> Checkpoint:
     begin = _HEADER.size + _CRC.size
     if len(raw) < begin:
         raise BadCheckpointError(f"has {len(raw)} bytes; its header has {begin}")
-    magic, version, volume_count, disk, number, frame_crc, reserved, size_bytes, rows_bytes, crc = _HEADER.unpack_from(raw)
+    magic, version, file_count, disk, number, frame_crc, reserved, size_bytes, rows_bytes, crc = _HEADER.unpack_from(raw)
     if crc32c(raw[: _HEADER.size]) != _CRC.unpack_from(raw, _HEADER.size)[0]:
         raise BadCheckpointError("header checksum does not match")
     if (magic, version, disk, reserved) != (_MAGIC, _VERSION, uuid.UUID(disk_id).bytes, 0):
         raise BadCheckpointError("is of another format, or another disk")
     if (number, frame_crc) != (frame.number, crc32c(encode_header(frame))):
         raise BadCheckpointError(f"is of another frame than frame {frame.number} of the journal")
-    rows_at = begin + volume_count * 8
+    rows_at = begin + file_count * 8
     if len(raw) != rows_at + rows_bytes:
         raise BadCheckpointError(f"has {len(raw)} bytes; it was written with {rows_at + rows_bytes}")
     if crc32c(raw[begin:]) != crc:
         raise BadCheckpointError("checksum of its extents does not match")
-    volumes = list(struct.unpack_from(f"<{volume_count}Q", raw, begin))
+    journal_files = list(struct.unpack_from(f"<{file_count}Q", raw, begin))
     if (
         size_bytes != frame.size_bytes_after
-        or len({*volumes}) < volume_count
-        or not all(0 < v <= frame.volume for v in volumes)
+        or len({*journal_files}) < file_count
+        or not all(0 < v <= frame.journal_file for v in journal_files)
     ):
-        raise BadCheckpointError("is of a disk or of volumes that cannot be those of its frame")
+        raise BadCheckpointError("is of a disk or of journal_files that cannot be those of its frame")
     try:
-        extents = ExtentMap.load(raw[rows_at:], volume_count + 1)
+        extents = ExtentMap.load(raw[rows_at:], file_count + 1)
     except RigError as exc:
         raise BadCheckpointError(exc.message) from exc
-    return Checkpoint(frame.number, size_bytes, volumes, extents)
+    return Checkpoint(frame.number, size_bytes, journal_files, extents)
 
 
 def retarget(checkpoint: Checkpoint, sources: dict[int, int], present: dict[int, int]) -> None:
-    """Make its sources those of ``sources`` (volume to number), which grows; what was folded shows the base.
+    """Make its sources those of ``sources`` (journal file to number), which grows; what was folded shows the base.
 
-    ``present``: volumes that are there, and the first byte of each that was not folded.
+    ``present``: journal files that are there, and the first byte of each that was not folded.
     """
     becomes, least = [0], [0]
-    for volume in checkpoint.volumes:
-        becomes.append(sources.setdefault(volume, len(sources) + 1) if volume in present else GONE)
-        least.append(present.get(volume, 0))
+    for journal_file in checkpoint.journal_files:
+        becomes.append(sources.setdefault(journal_file, len(sources) + 1) if journal_file in present else GONE)
+        least.append(present.get(journal_file, 0))
     checkpoint.extents.retarget(becomes, least)

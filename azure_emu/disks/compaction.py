@@ -31,7 +31,7 @@ from siterig.azure_emu.disks.base_image import (
     write_map,
 )
 from siterig.azure_emu.disks.history import History
-from siterig.azure_emu.disks.journal import JOURNAL, list_volumes, volume_path
+from siterig.azure_emu.disks.journal import JOURNAL, journal_file_path, list_journal_files
 from siterig.azure_emu.disks.metadata import PROGRESS, CompactionIntent, Progress, read_meta, write_meta
 from siterig.azure_emu.disks.pins import locked, pins
 from siterig.azure_emu.disks.view import DiskMap, build_map, view_of
@@ -118,16 +118,16 @@ def _whole_blocks(ranges: Ranges) -> Ranges:
 
 
 def delete_folded(folder: Path, folded: int, step: Step) -> None:
-    """Remove the volumes and checkpoints that are of nothing behind frame ``folded``, and what a fold noted.
+    """Remove the journal files and checkpoints that are of nothing behind frame ``folded``, and what a fold noted.
 
-    The newest volume stays: it grows.  Several are deleted at a time, for some hosts wait for their medium at each; which of
+    The newest journal file stays: it grows.  Several are deleted at a time: some hosts wait for the medium at each; which of
     them a kill leaves does not matter, for that they are done with shows from the one behind them.
     """
-    volumes = list_volumes(folder)
-    doomed = [volume for volume, following in pairwise(volumes) if following <= folded + 1]
+    journal_files = list_journal_files(folder)
+    doomed = [journal_file for journal_file, following in pairwise(journal_files) if following <= folded + 1]
     with ThreadPoolExecutor(DELETERS) as pool:
-        for _ in pool.map(lambda volume: volume_path(folder, volume).unlink(), doomed):
-            step("fold.volume_deleted")
+        for _ in pool.map(lambda journal_file: journal_file_path(folder, journal_file).unlink(), doomed):
+            step("fold.journal_file_deleted")
     if doomed:
         sync_folder(folder / JOURNAL)
     for number in checkpoints.list_checkpoints(folder):

@@ -1,4 +1,4 @@
-"""Frames: how an applied part lies in a volume of the journal.  Layout: docs/reference/formats/managed-disk.md.
+"""Frames: how an applied part lies in a journal file of the journal.  Layout: docs/reference/formats/managed-disk.md.
 
 A frame is a fixed header, the part's segment exactly as it came, an index of the records that change the disk, a
 checksum for each piece of their payloads, the part's tags, and the header once more.
@@ -34,11 +34,11 @@ ENTRY = struct.Struct("<QQQQQII")
 _STREAMS: tuple[Stream, Stream] = ("log", "sync")
 _NUMBER_MAX = (1 << 63) - 1
 _ALIGN = 8
-"""Of what lies in a frame; piece checksums are found by their place in the volume divided by 4."""
+"""Of what lies in a frame; piece checksums are found by their place in the journal file divided by 4."""
 
 
 class Frame(NamedTuple):
-    """A frame's header, and where it lies: ``volume`` is the number of the volume's first frame, ``start`` a byte of it.
+    """A frame's header, and where it lies: ``journal_file`` is the number of the file's first frame, ``start`` a byte of it.
 
     ``position``/``time_ns``: of the last record; ``first_time_ns``: of the first that changes the disk.
     ``size_bytes_after``: the disk's size after it.  ``sync_end_seq``: the sequence number that the part's ``sync-end`` tag
@@ -47,7 +47,7 @@ class Frame(NamedTuple):
     A tuple, for a journal has many thousands, and they are all read to open a view.
     """
 
-    volume: int
+    journal_file: int
     start: int
     number: int
     part: PartName
@@ -68,17 +68,17 @@ class Frame(NamedTuple):
 
     @property
     def segment_at(self) -> int:
-        """Where the segment begins in the volume."""
+        """Where the segment begins in the journal file."""
         return self.start + HEADER_BYTES
 
     @property
     def entries_at(self) -> int:
-        """Where the index begins in the volume."""
+        """Where the index begins in the journal file."""
         return self.segment_at + _padded(self.segment_bytes)
 
     @property
     def pieces_at(self) -> int:
-        """Where the checksums of the pieces begin in the volume."""
+        """Where the checksums of the pieces begin in the journal file."""
         return self.entries_at + self.entries * ENTRY_BYTES
 
     @property
@@ -88,7 +88,7 @@ class Frame(NamedTuple):
 
     @property
     def tags_at(self) -> int:
-        """Where the tags begin in the volume."""
+        """Where the tags begin in the journal file."""
         return self.entries_at + self.index_bytes
 
     @property
@@ -98,7 +98,7 @@ class Frame(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Byte of the volume behind the frame."""
+        """Byte of the journal file behind the frame."""
         return self.back_at + HEADER_BYTES
 
 
@@ -119,12 +119,12 @@ class BadFrameError(Exception):
 
 
 def make_frame(
-    part: PartName, segment: bytes, index: PartIndex, *, volume: int, start: int, number: int
+    part: PartName, segment: bytes, index: PartIndex, *, journal_file: int, start: int, number: int
 ) -> tuple[Frame, list[bytes]]:
     """The frame of a verified segment, and its bytes in pieces, to be written one behind the other."""
     tags = encode_tags(index.tags)
     frame = Frame(
-        volume=volume,
+        journal_file=journal_file,
         start=start,
         number=number,
         part=part,
@@ -185,7 +185,7 @@ def encode_header(frame: Frame, *, back: bool = False) -> bytes:
     return raw + _CRC.pack(crc32c(raw))
 
 
-def decode_header(raw: bytes, *, volume: int, disk: DiskName, back: bool = False) -> Frame:
+def decode_header(raw: bytes, *, journal_file: int, disk: DiskName, back: bool = False) -> Frame:
     """Read what :func:`encode_header` made; :class:`BadFrameError`."""
     if len(raw) != HEADER_BYTES:
         raise BadFrameError(f"frame header has {len(raw)} bytes; it must have {HEADER_BYTES}")
@@ -207,7 +207,7 @@ def decode_header(raw: bytes, *, volume: int, disk: DiskName, back: bool = False
     if sync_end and not has_sync_end:
         raise BadFrameError("frame header says what follows a sync-end tag that it does not have")
     return Frame(
-        volume, start, number,
+        journal_file, start, number,
         PartName(disk.disk_id, generation, _STREAMS[stream], first, last),
         first_position, position, first_time, time_ns, size,
         sync_end if has_sync_end else None,

@@ -1,10 +1,10 @@
-"""The journal of a managed disk: volumes, each a row of frames (:mod:`siterig.azure_emu.disks.frames`), the newest one
+"""The journal of a managed disk: journal files, each a row of frames (:mod:`siterig.azure_emu.disks.frames`), the newest one
 growing.
 
-A volume's name is the number of its first frame.  It is closed when it is full and never changes from then on, but that
+A journal file's name is the number of its first frame.  It is closed when it is full and then never changes, but that
 a damaged header or index is written again as it was.
 
-Fault contract -------------- A frame is written at the end of the newest volume, its header last, and counts once
+Fault contract -------------- A frame is written at the end of the newest journal file, its header last, and counts once
 ``fdatasync`` has returned.  A kill can leave a frame that the file ends in, or that has zeros in place of its header; a
 power loss also one with a wrong checksum of its header or its segment: of the last frame alone, all of these are cut, but
 never of one that is known to count (:class:`siterig.azure_emu.disks.metadata.OpenRecord`).  Whatever else does not check out
@@ -50,8 +50,8 @@ from siterig.cext._core import lib
 from siterig.cext.checksums import crc32c
 
 JOURNAL = "journal"
-VOLUME_BYTES = 32 << 20
-"""A volume that has reached it is closed; of a large disk a 256th of its size, for each volume is an open file to a view."""
+JOURNAL_FILE_BYTES = 32 << 20
+"""Size at which a journal file is closed; on a large disk 1/256 of the disk, because a view has every file open."""
 _DISK_SHARE = 256
 _NAME = re.compile(r"(\d{12})\.journal")
 _WRITE_BYTES = 1 << 20
@@ -61,13 +61,13 @@ NEVER_WRITTEN = "its header was never written"
 Step = Callable[[str], None]
 
 
-def volume_path(folder: Path, volume: int) -> Path:
-    """The file of the volume whose first frame has that number; ``folder`` is the store's."""
-    return folder / JOURNAL / f"{volume:012d}.journal"
+def journal_file_path(folder: Path, journal_file: int) -> Path:
+    """The file of the journal file whose first frame has that number; ``folder`` is the store's."""
+    return folder / JOURNAL / f"{journal_file:012d}.journal"
 
 
-def list_volumes(folder: Path) -> list[int]:
-    """Return the numbers of the volumes, ascending; :func:`list_unexpected_files` returns the other files."""
+def list_journal_files(folder: Path) -> list[int]:
+    """Return the numbers of the journal files, ascending; :func:`list_unexpected_files` returns the other files."""
     journal = folder / JOURNAL
     try:
         names = [path.name for path in journal.iterdir()]
@@ -77,7 +77,7 @@ def list_volumes(folder: Path) -> list[int]:
 
 
 def list_unexpected_files(folder: Path) -> list[Path]:
-    """Files in the journal's folder that are no volumes; not those whose names begin with a dot."""
+    """Files in the journal's folder that are no journal files; not those whose names begin with a dot."""
     journal = folder / JOURNAL
     try:
         return sorted(path for path in journal.iterdir() if not _NAME.fullmatch(path.name) and path.name[0] != ".")
@@ -87,18 +87,18 @@ def list_unexpected_files(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Torn:
-    """Bytes behind the last frame of a volume that are of a frame which never counted."""
+    """Bytes behind the last frame of a journal file that are of a frame which never counted."""
 
-    volume: int
+    journal_file: int
     end: int
     bytes: int
 
 
 @dataclass(slots=True)
 class JournalState:
-    """What a journal holds from frame ``after`` + 1 on; ``earlier``: frames before, in volumes that are not deleted.
+    """What a journal holds from frame ``after`` + 1 on; ``earlier``: frames before, in journal files that are not deleted.
 
-    ``end``: number of the newest volume, and the byte behind its last frame.  ``mended``: frames whose header is bad and
+    ``end``: number of the newest journal file, and its last frame's end.  ``mended``: frames whose header is bad and
     was taken from its copy.  ``broken``: why no frame is known behind the last, though there may be some.
     """
 
@@ -119,21 +119,23 @@ def read_journal(folder: Path, disk_id: str, after: int, opened: OpenRecord) -> 
     counted = max(after, opened.frame)
     tail = Tail(counted=counted, power_lost=opened.boot != boot.current_boot_id())
     expected = after + 1
-    volumes = list_volumes(folder)
-    # a volume that was folded as a whole is about to be deleted
-    volumes = [v for i, v in enumerate(volumes) if i + 1 == len(volumes) or volumes[i + 1] > expected]
-    for place, volume in enumerate(volumes):
-        last = place == len(volumes) - 1
-        if volume > expected or (place > 0 and volume != expected):
-            path, at = volume_path(folder, volume), 0
-            why = f"frame {expected} comes next, but it begins with frame {volume}"
+    journal_files = list_journal_files(folder)
+    # a journal file that was folded as a whole is about to be deleted
+    journal_files = [
+        v for i, v in enumerate(journal_files) if i + 1 == len(journal_files) or journal_files[i + 1] > expected
+    ]
+    for place, journal_file in enumerate(journal_files):
+        last = place == len(journal_files) - 1
+        if journal_file > expected or (place > 0 and journal_file != expected):
+            path, at = journal_file_path(folder, journal_file), 0
+            why = f"frame {expected} comes next, but it begins with frame {journal_file}"
             if state.end is not None:  # it may have been longer
                 (before, at), following = state.end, path
-                path = volume_path(folder, before)
-                why = f"byte {at}: it ends before frame {expected}, but {following} begins with frame {volume}"
+                path = journal_file_path(folder, before)
+                why = f"byte {at}: it ends before frame {expected}, but {following} begins with frame {journal_file}"
             state.broken_at, state.broken = (path, at), store_corrupt(path, why)
             break
-        walk = _VolumeWalk(folder, volume, disk, tail if last else None)
+        walk = _JournalFileReader(folder, journal_file, disk, tail if last else None)
         try:
             walk.run()
         except OSError as exc:
@@ -148,11 +150,11 @@ def read_journal(folder: Path, disk_id: str, after: int, opened: OpenRecord) -> 
         if walk.broken:
             state.broken_at = walk.path, walk.at
             break
-        state.end = (volume, walk.at)
-        expected = volume + len(walk.frames)
+        state.end = (journal_file, walk.at)
+        expected = journal_file + len(walk.frames)
     if state.broken is None and expected <= counted:
-        volume, at = state.end or (expected, 0)
-        path = volume_path(folder, volume)
+        journal_file, at = state.end or (expected, 0)
+        path = journal_file_path(folder, journal_file)
         state.broken_at = path, at
         state.broken = store_corrupt(path, f"byte {at}: it ends before frame {expected}, which was there")
     return state
@@ -160,26 +162,26 @@ def read_journal(folder: Path, disk_id: str, after: int, opened: OpenRecord) -> 
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """What is known of the end of the newest volume: frames up to ``counted`` are there, whatever they look like now."""
+    """What is known of the newest journal file's end: frames up to ``counted`` are there, whatever they look like now."""
 
     counted: int
     power_lost: bool
     """Since the last writer."""
 
 
-class _VolumeWalk:
-    """Hops from header to header of one volume."""
+class _JournalFileReader:
+    """Hops from header to header of one journal file."""
 
-    def __init__(self, folder: Path, volume: int, disk: DiskName, tail: Tail | None) -> None:
-        """``tail``: of the newest volume alone."""
-        self.path = volume_path(folder, volume)
+    def __init__(self, folder: Path, journal_file: int, disk: DiskName, tail: Tail | None) -> None:
+        """``tail``: of the newest journal file alone."""
+        self.path = journal_file_path(folder, journal_file)
         self.frames: list[Frame] = []
         self.mended: list[tuple[Frame, int, str]] = []
         self.torn: Torn | None = None
         self.broken: RigError | None = None
         self.at = 0
         self._folder = folder
-        self._volume = volume
+        self._journal_file = journal_file
         self._disk = disk
         self._tail = tail
 
@@ -194,12 +196,12 @@ class _VolumeWalk:
 
     def _next(self, fd: int, size: int) -> bool:
         """One frame more; False if there is none."""
-        number = self._volume + len(self.frames)
+        number = self._journal_file + len(self.frames)
         raw = pread_past_bad_sectors(fd, HEADER_BYTES, self.at)
         if len(raw) < HEADER_BYTES:
             return self._ends_early(number, size, f"{len(raw)} bytes of a frame header")
         try:
-            frame = self._checked(decode_header(raw, volume=self._volume, disk=self._disk), number)
+            frame = self._checked(decode_header(raw, journal_file=self._journal_file, disk=self._disk), number)
         except BadFrameError as exc:
             why = str(exc)
             data = pread_past_bad_sectors(fd, size - self.at, self.at)
@@ -214,7 +216,7 @@ class _VolumeWalk:
         if end > size:
             return self._ends_early(number, size, f"{size - self.at} bytes of a frame of {end - self.at}")
         if end == size and self._may_be_torn(number, power=True) and not _segment_is_whole(fd, frame):
-            self.torn = Torn(self._volume, self.at, size - self.at)
+            self.torn = Torn(self._journal_file, self.at, size - self.at)
             return False
         self.frames.append(frame)
         self.at = end
@@ -232,7 +234,7 @@ class _VolumeWalk:
 
     def _ends_early(self, number: int, size: int, what: str) -> bool:
         if self._may_be_torn(number):
-            self.torn = Torn(self._volume, self.at, size - self.at)
+            self.torn = Torn(self._journal_file, self.at, size - self.at)
         else:
             self.broken = store_corrupt(self.path, f"byte {self.at}: the file ends after {what}")
         return False
@@ -243,7 +245,9 @@ class _VolumeWalk:
         while (at := data.find(BACK_MAGIC, at + 1)) >= 0:
             try:
                 raw = data[at : at + HEADER_BYTES]
-                frame = self._checked(decode_header(raw, volume=self._volume, disk=self._disk, back=True), number)
+                frame = self._checked(
+                    decode_header(raw, journal_file=self._journal_file, disk=self._disk, back=True), number
+                )
             except BadFrameError:
                 continue
             if frame.back_at == self.at + at:
@@ -253,7 +257,7 @@ class _VolumeWalk:
     def _unreadable(self, number: int, data: bytes, size: int, why: str) -> bool:
         """No frame here.  It never had a header, or lost it with the power, if nothing says otherwise; or else it is rot."""
         if self._may_be_torn(number, power=any(data[:HEADER_BYTES])) and not self._later_frame(data):
-            self.torn = Torn(self._volume, self.at, size - self.at)
+            self.torn = Torn(self._journal_file, self.at, size - self.at)
         else:
             self.broken = store_corrupt(self.path, f"byte {self.at}: {why}")
         return False
@@ -262,7 +266,7 @@ class _VolumeWalk:
         at = 0
         while (at := data.find(FRONT_MAGIC, at + 1)) >= 0:
             with suppress(BadFrameError):
-                frame = decode_header(data[at : at + HEADER_BYTES], volume=self._volume, disk=self._disk)
+                frame = decode_header(data[at : at + HEADER_BYTES], journal_file=self._journal_file, disk=self._disk)
                 if frame.start == self.at + at:
                     return True
         return False
@@ -284,7 +288,7 @@ class FrameIndex:
 
 def read_index(folder: Path, frame: Frame, size_bytes_before: int) -> FrameIndex:
     """The index of ``frame``; ``StoreCorrupt`` if it is bad and its segment is, too."""
-    path = volume_path(folder, frame.volume)
+    path = journal_file_path(folder, frame.journal_file)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return index_in(fd, path, frame, size_bytes_before)
@@ -293,7 +297,7 @@ def read_index(folder: Path, frame: Frame, size_bytes_before: int) -> FrameIndex
 
 
 def index_in(fd: int, path: Path, frame: Frame, size_bytes_before: int) -> FrameIndex:
-    """As :func:`read_index`, of an open volume."""
+    """As :func:`read_index`, of an open journal file."""
     raw = pread_past_bad_sectors(fd, frame.index_bytes, frame.entries_at)
     if crc32c(raw) == frame.index_crc and len(raw) == frame.index_bytes:
         cut = frame.entries * ENTRY_BYTES
@@ -317,7 +321,7 @@ def read_tags(folder: Path, frame: Frame, size_bytes_before: int) -> tuple[tuple
     """The tags of ``frame``, and whether they had to be made from its segment; ``StoreCorrupt`` if that is bad, too."""
     if not frame.tags_bytes:
         return (), False
-    path = volume_path(folder, frame.volume)
+    path = journal_file_path(folder, frame.journal_file)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         raw = pread_past_bad_sectors(fd, frame.tags_bytes, frame.tags_at)
@@ -355,7 +359,7 @@ def mend(folder: Path, frame: Frame, size_bytes_before: int) -> None:
         (frame.tags_at, tags if crc32c(tags) == frame.tags_crc else b""),
         (frame.back_at, encode_header(frame, back=True)),
     ]
-    fd = os.open(volume_path(folder, frame.volume), os.O_RDWR | os.O_CLOEXEC)
+    fd = os.open(journal_file_path(folder, frame.journal_file), os.O_RDWR | os.O_CLOEXEC)
     try:
         for at, data in pieces:
             if pread_past_bad_sectors(fd, len(data), at) != data:
@@ -371,8 +375,8 @@ def make_durable(folder: Path, state: JournalState) -> None:
     A kill may have come before the sync behind a write; and a later frame must not be taken for a part of what was torn.
     """
     if state.end is not None:
-        volume, end = state.end
-        fd = os.open(volume_path(folder, volume), os.O_RDWR | os.O_CLOEXEC)
+        journal_file, end = state.end
+        fd = os.open(journal_file_path(folder, journal_file), os.O_RDWR | os.O_CLOEXEC)
         try:
             if state.torn is not None:
                 os.ftruncate(fd, end)
@@ -388,10 +392,10 @@ class JournalWriter:
     def __init__(self, folder: Path, disk_size_bytes: int, state: JournalState, after: int, step: Step) -> None:
         """``after``: number of the newest frame there is, or was folded."""
         self._folder = folder
-        self._volume_bytes = max(VOLUME_BYTES, disk_size_bytes // _DISK_SHARE)
+        self._file_bytes = max(JOURNAL_FILE_BYTES, disk_size_bytes // _DISK_SHARE)
         self._step = step
         self._next = after + 1
-        self._volume, self._end = state.end or (0, 0)
+        self._journal_file, self._end = state.end or (0, 0)
         self._fd = -1
         self._named = True
 
@@ -406,7 +410,7 @@ class JournalWriter:
             self._step("append.begun")
             index = verify()
             frame, (header, _, *rest) = make_frame(
-                part, segment, index, volume=self._volume, start=self._end, number=self._next
+                part, segment, index, journal_file=self._journal_file, start=self._end, number=self._next
             )
             _write_all(self._fd, rest, frame.segment_at + frame.segment_bytes)
             self._step("append.followed")
@@ -426,28 +430,28 @@ class JournalWriter:
         return frame, index
 
     def _ready(self) -> None:
-        """The newest volume is open and ends with its last frame; or there is a new one."""
-        if not self._volume or self._end >= self._volume_bytes:
+        """The newest journal file is open and ends with its last frame; or there is a new one."""
+        if not self._journal_file or self._end >= self._file_bytes:
             self.close()
-            self._volume, self._end, self._named = self._next, 0, False
+            self._journal_file, self._end, self._named = self._next, 0, False
         if self._fd < 0:
-            self._fd = safe_files.open_file(volume_path(self._folder, self._volume), os.O_RDWR | os.O_CREAT)
+            self._fd = safe_files.open_file(journal_file_path(self._folder, self._journal_file), os.O_RDWR | os.O_CREAT)
         if os.fstat(self._fd).st_size != self._end:  # a frame that could neither be written nor taken back
             os.ftruncate(self._fd, self._end)
             os.fsync(self._fd)
         if not self._named:
-            self._step("volume.made")
+            self._step("journal_file.made")
             sync_folder(self._folder / JOURNAL)
             self._named = True
-            self._step("volume.synced")
+            self._step("journal_file.synced")
 
     @property
-    def volume(self) -> int:
-        """Number of the volume that grows (0: there is none)."""
-        return self._volume
+    def journal_file(self) -> int:
+        """Number of the journal file that grows (0: there is none)."""
+        return self._journal_file
 
     def close(self) -> None:
-        """Let go of the volume."""
+        """Let go of the journal file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -16,7 +16,7 @@ from typing import TypeVar
 from siterig.azure_emu.disks.base_image import BASE, SUMS
 from siterig.azure_emu.disks.history import Epoch, History
 from siterig.azure_emu.disks.io_errors import host_disk_errors
-from siterig.azure_emu.disks.journal import JournalState, list_volumes, read_journal, volume_path
+from siterig.azure_emu.disks.journal import JournalState, journal_file_path, list_journal_files, read_journal
 from siterig.azure_emu.disks.metadata import DISK_META, NOT_OPENED, PROGRESS, DiskMeta, Progress, read_meta, store_corrupt
 from siterig.blockfs.core.errors import RigError
 
@@ -99,14 +99,14 @@ def _load(folder: Path) -> StoreState:
     meta = read_meta(folder / DISK_META, DiskMeta)
     path = folder / PROGRESS
     progress = read_meta(path, Progress) if path.exists() else None
-    if progress is None and list_volumes(folder):
+    if progress is None and list_journal_files(folder):
         raise store_corrupt(path, "is missing")
     history = History(meta, progress)
     _check_base(folder, meta, progress)
     journal = read_journal(folder, meta.disk_id, history.folded, progress.opened if progress else NOT_OPENED)
     for frame in journal.frames:
         if not history.seeded or history.classify(frame.part) != "next" or history.regresses(frame):
-            path = volume_path(folder, frame.volume)
+            path = journal_file_path(folder, frame.journal_file)
             journal.broken_at = path, frame.start
             journal.broken = store_corrupt(
                 path,

@@ -525,7 +525,7 @@ def _check_frames(loaded: StoreState) -> list[TagSeen]:
         found, rebuilt = read_tags(loaded.folder, frame, size_before)
         if index.rebuilt or rebuilt or frame.number in bad_headers:
             note = _log.info if bad_headers.get(frame.number) == NEVER_WRITTEN else _log.warning
-            note("frame_mended", store=str(loaded.folder), volume=frame.volume, frame=frame.number)
+            note("frame_mended", store=str(loaded.folder), journal_file=frame.journal_file, frame=frame.number)
             mend(loaded.folder, frame, size_before)
         past.add(frame)
         tags += filter(past.names_position, found)

@@ -1,4 +1,4 @@
-"""A managed disk as it was at a position: a read-only layer of extents of the base and of journal volumes.
+"""A managed disk as it was at a position: a read-only layer of extents of the base and of journal files.
 
 Fault contract
 --------------
@@ -21,7 +21,7 @@ from siterig.azure_emu.disks.base_image import BASE, SUMS, read_map, unpack_map
 from siterig.azure_emu.disks.checkpoints import BadCheckpointError
 from siterig.azure_emu.disks.frames import Frame
 from siterig.azure_emu.disks.history import Epoch, History
-from siterig.azure_emu.disks.journal import FrameIndex, index_in, volume_path
+from siterig.azure_emu.disks.journal import FrameIndex, index_in, journal_file_path
 from siterig.azure_emu.disks.loader import floor_of, query_consistently
 from siterig.azure_emu.disks.metadata import store_corrupt
 from siterig.blockfs.core.errors import RigError
@@ -71,7 +71,7 @@ class ReplayBound:
 
 @dataclass(slots=True)
 class DiskMap:
-    """Where the bytes of a disk are (settled): ``sources`` are the volumes' numbers of source 1 and on.
+    """Where the bytes of a disk are (settled): ``sources`` are the journal files' numbers of source 1 and on.
 
     ``rebuilt``: sources whose checksums had to be made anew, and those.
     """
@@ -80,7 +80,7 @@ class DiskMap:
     size_bytes: int
     sources: dict[int, int]
     rebuilt: dict[int, tuple[int, bytes]]
-    """Source: its volume, its table of checksums."""
+    """Source: its journal file, its table of checksums."""
 
 
 def build_map(
@@ -95,15 +95,15 @@ def build_map(
         first, found = 0, DiskMap(ExtentMap(), history.size_at_floor, {}, {})
     else:
         first, found = made
-    volume, path, fd = 0, folder, -1
+    journal_file, path, fd = 0, folder, -1
     try:
         for frame in history.frames[first:]:
             if upto is not None and not upto.some(frame):
                 break
-            if frame.volume != volume:
+            if frame.journal_file != journal_file:
                 if fd >= 0:
                     os.close(fd)
-                volume, path, fd = frame.volume, volume_path(folder, frame.volume), -1
+                journal_file, path, fd = frame.journal_file, journal_file_path(folder, frame.journal_file), -1
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             index = index_in(fd, path, frame, history.size_before(frame))
             try:
@@ -138,9 +138,9 @@ def _add_frame(history: History, frame: Frame, index: FrameIndex, upto: ReplayBo
 def _source_of(frame: Frame, index: FrameIndex, found: DiskMap) -> tuple[int, int]:
     number = len(found.sources) + len(found.rebuilt) + 1
     if index.rebuilt:
-        found.rebuilt[number] = (frame.volume, index.pieces)
+        found.rebuilt[number] = (frame.journal_file, index.pieces)
         return number, 0
-    return found.sources.setdefault(frame.volume, number), frame.pieces_at // 4
+    return found.sources.setdefault(frame.journal_file, number), frame.pieces_at // 4
 
 
 def _from_checkpoint(
@@ -151,7 +151,7 @@ def _from_checkpoint(
         return None
     present: dict[int, int] = {}
     for frame in history.frames:
-        present.setdefault(frame.volume, frame.start)
+        present.setdefault(frame.journal_file, frame.start)
     for number in reversed(checkpoints.list_checkpoints(folder)):
         place = number - history.folded - 1
         if not 0 <= place < len(history.frames) or (upto is not None and not upto.whole(history.frames[place])):
@@ -173,23 +173,23 @@ def _from_checkpoint(
 
 
 def build_view(folder: Path, history: History, upto: ReplayBound | None) -> ViewLayer:
-    """The state at a position (or, None, with all that was applied); ``FileNotFoundError`` if a fold took a volume away."""
+    """The state at a position (None: the latest); ``FileNotFoundError`` if a fold deleted a journal file."""
     if upto is None and not history.seeded:
         raise RigError("InvalidPosition", f"disk {history.disk_id} has no state: its initial replication is not complete")
     return view_of(folder, build_map(folder, history, upto))
 
 
 def view_of(folder: Path, found: DiskMap) -> ViewLayer:
-    """Open what the map reads from, and no more: a long journal has more volumes than a process may have files."""
-    volumes = {source: volume for volume, source in found.sources.items()}
+    """Open what the map reads from, and no more: a long journal has more journal files than a process may have files."""
+    journal_files = {source: journal_file for journal_file, source in found.sources.items()}
     sums = {source: pieces for source, (_, pieces) in found.rebuilt.items()}
-    volumes.update({source: volume for source, (volume, _) in found.rebuilt.items()})
-    used = set(found.extents.used(len(volumes) + 1))
+    journal_files.update({source: journal_file for source, (journal_file, _) in found.rebuilt.items()})
+    used = set(found.extents.used(len(journal_files) + 1))
     sources: list[Source | None] = []
     try:
         sources.append(base_source(folder) if 0 in used else None)
-        for number in range(1, len(volumes) + 1):
-            path = volume_path(folder, volumes[number])
+        for number in range(1, len(journal_files) + 1):
+            path = journal_file_path(folder, journal_files[number])
             sources.append(_open_source(path, table=sums.get(number)) if number in used else None)
     except BaseException:
         for source in filter(None, sources):

@@ -20,7 +20,7 @@ from siterig.azure_emu.contracts.ports import Damage
 from siterig.azure_emu.disks.damage_map import ClassifiedDamage
 from siterig.azure_emu.disks.frames import ENTRY, HEADER_BYTES, Frame, encode_header
 from siterig.azure_emu.disks.history import History
-from siterig.azure_emu.disks.journal import Torn, volume_path
+from siterig.azure_emu.disks.journal import Torn, journal_file_path
 from siterig.azure_emu.disks.loader import StoreState, load_history
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import RigError
@@ -46,7 +46,7 @@ def scrub_journal(loaded: StoreState, advance: Callable[[int], None], damaged: l
     """What is damaged but payloads; frames in which some are hurt are put into ``hurt``."""
     bad_headers = {frame.number: why for frame, _, why in loaded.journal.mended}
     for frame in loaded.journal.earlier + loaded.journal.frames:
-        path = volume_path(loaded.folder, frame.volume)
+        path = journal_file_path(loaded.folder, frame.journal_file)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -83,7 +83,7 @@ def _end(loaded: StoreState) -> Iterator[ClassifiedDamage]:
             what = again.message.partition("managed disk is corrupt: ")[2]
             yield "chain", Damage(path=str(path), offset=offset, what=what, first_position=first)
     if journal.torn is not None and (torn := _still_torn(loaded.folder, journal.torn)) is not None:
-        path = volume_path(loaded.folder, torn.volume)
+        path = journal_file_path(loaded.folder, torn.journal_file)
         what = f"{torn.bytes} bytes of a frame that is cut; it never counted, or its end was lost"
         yield "chain", Damage(path=str(path), offset=torn.end, what=what, first_position=first)
 
@@ -174,7 +174,7 @@ def _read(fd: int, at: int, length: int) -> _Bytes:
 
 def damaged_pieces(folder: Path, frame: Frame) -> Iterator[Piece]:
     """Payloads of ``frame`` that cannot be read, in the order of their records; ``FileNotFoundError``: it was folded."""
-    path = volume_path(folder, frame.volume)
+    path = journal_file_path(folder, frame.journal_file)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         segment = _read(fd, frame.segment_at, frame.segment_bytes)

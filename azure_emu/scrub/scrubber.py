@@ -135,7 +135,7 @@ def _small_files(folder: Path) -> Iterator[ClassifiedDamage]:
         yield _file("missing", folder / name, "is missing")
     with suppress(RigError):  # a journal that cannot be listed is damage that the history has met
         for path in list_unexpected_files(folder):
-            yield _file("unexpected", path, "is no volume of the journal")
+            yield _file("unexpected", path, "is not a journal file")
     for path in sorted((folder / PINS).glob("[!.]*")):
         try:
             read_meta(path, Pin)

@@ -169,7 +169,7 @@ def put(folder: Path, states: dict[str, State]) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_every_state_that_a_power_loss_may_leave_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     print(f"replay with seed {seed}")
-    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 60_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 60_000)
     monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 80_000)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 5)
     monkeypatch.setattr("siterig.azure_emu.disks.compaction.DELETERS", 1)  # calls in an order that the seed alone tells

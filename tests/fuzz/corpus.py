@@ -2,7 +2,7 @@
 
 ``corpus/TARGET/NAME`` is the file itself; for rows of segments, and for a disk, a folder of them (what is not there of a
 disk is made: zeros, and good files beside them); for a part its blob's name in a first line; for a journal a folder of
-its volumes, perhaps with a ``progress``; for one of a managed disk's small files its kind before a comma.  Segments of a
+its files, perhaps with a ``progress``; for one of a managed disk's small files its kind before a comma.  Segments of a
 disk were begun in a boot that is over, and are closed in order, unless it is about just that.
 """
 

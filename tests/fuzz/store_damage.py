@@ -151,7 +151,7 @@ def intent(pick: Choices) -> bytes:
     return _damage_map(seal_map(struct.pack("<8sIIQQQQ", b"SRIGINT\0", 2, 0, count, *whose) + rows), pick)
 
 
-# --- a store, its volumes, its checkpoints --------------------------------------------------------------------------
+# --- a store, its journal files, its checkpoints --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -167,8 +167,8 @@ STORES = 3
 
 @cache
 def good_store(seed: int) -> Good:
-    """A store of a few frames in two or three volumes, with two checkpoints."""
-    with tempfile.TemporaryDirectory() as name, mock.patch("siterig.azure_emu.disks.journal.VOLUME_BYTES", 9000):
+    """A store of a few frames in two or three journal files, with two checkpoints."""
+    with tempfile.TemporaryDirectory() as name, mock.patch("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 9000):
         disk = SiteDisk(Path(name), random.Random(seed), data=bytearray(SIZE_BYTES))
         for at in range(0, SIZE_BYTES, 9000):
             disk.write(at, disk.rng.randbytes(5000))
@@ -195,8 +195,8 @@ def good_store(seed: int) -> Good:
         return Good(files, disk.disk_id)
 
 
-def volumes_of(files: dict[str, bytes]) -> dict[int, bytes]:
-    """The volumes by number."""
+def journal_files_of(files: dict[str, bytes]) -> dict[int, bytes]:
+    """The journal files by number."""
     return {int(name[8:20]): raw for name, raw in files.items() if name.endswith(".journal")}
 
 
@@ -223,12 +223,12 @@ Pieces = list[bytes]
 """A frame: header, segment, its padding, entries, checksums of pieces, tags, their padding, header once more."""
 
 
-def _pieces_of(frame: Frame, volume: bytes) -> Pieces:
+def _pieces_of(frame: Frame, journal_file: bytes) -> Pieces:
     cuts = [
         frame.start, frame.segment[0], frame.segment[1], frame.index[0], frame.pieces_at, frame.index[1], frame.tags[1],
         frame.end - HEADER_BYTES, frame.end,
     ]  # fmt: skip
-    return [volume[start:stop] for start, stop in pairwise(cuts)]
+    return [journal_file[start:stop] for start, stop in pairwise(cuts)]
 
 
 def _seal_frame(pieces: Pieces) -> None:
@@ -273,8 +273,11 @@ def store(pick: Choices) -> tuple[Good, dict[str, bytes]]:
     """A good store, and the same with its journal damaged (and without checkpoints)."""
     good = good_store(pick.below(STORES))
     files = {name: raw for name, raw in good.files.items() if not name.startswith("checkpoints/")}
-    volumes = volumes_of(files)
-    frames = [(frame.volume, _pieces_of(frame, volumes[frame.volume])) for frame in journal(volumes, good.disk_id).frames]
+    journal_files = journal_files_of(files)
+    frames = [
+        (frame.journal_file, _pieces_of(frame, journal_files[frame.journal_file]))
+        for frame in journal(journal_files, good.disk_id).frames
+    ]
     if pick.once_in(2):
         note = {"boot": pick.of([OTHER_ID, current_boot_id()]), "frame": pick.of([0, 0, pick.below(len(frames) + 2)])}
         body = {**json.loads(files["progress"]), "opened": note}
@@ -295,9 +298,9 @@ def store(pick: Choices) -> tuple[Good, dict[str, bytes]]:
             frames.append((frames[-1][0], list(pick.of(frames)[1])))
         case _:
             pass
-    done: dict[int, bytes] = dict.fromkeys(volumes, b"")
-    for volume, pieces in frames:
-        done[volume] += b"".join(pieces)
+    done: dict[int, bytes] = dict.fromkeys(journal_files, b"")
+    for journal_file, pieces in frames:
+        done[journal_file] += b"".join(pieces)
     if pick.once_in(4):
         which = pick.of(sorted(done))
         raw, at = done[which], pick.below(65536)
@@ -311,9 +314,9 @@ def store(pick: Choices) -> tuple[Good, dict[str, bytes]]:
 
 
 CHECKPOINT_FIELDS = {
-    "magic": (0, "8s"), "version": (8, "I"), "volumes": (12, "I"), "disk_id": (16, "16s"), "frame": (32, "Q"),
+    "magic": (0, "8s"), "version": (8, "I"), "journal_files": (12, "I"), "disk_id": (16, "16s"), "frame": (32, "Q"),
     "frame_crc": (40, "I"), "zero": (44, "I"), "size": (48, "Q"), "bytes": (56, "Q"), "crc_rest": (64, "I"),
-    "crc": (68, "I"), "volume": (72, "Q"), "volume_b": (80, "Q"),
+    "crc": (68, "I"), "journal_file": (72, "Q"), "journal_file_b": (80, "Q"),
 }  # fmt: skip
 EXTENT_FIELDS = {
     "start": (0, "Q"), "end": (8, "Q"), "offset": (16, "Q"), "piece": (24, "Q"), "source": (32, "I"), "before": (36, "H"),

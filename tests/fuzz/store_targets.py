@@ -29,7 +29,7 @@ from siterig.blockfs.layers.layer import Layer, RawLayer
 from tests.fuzz import strict_store as strict
 from tests.fuzz.damage import DISK_ID
 from tests.fuzz.log_targets import assert_clear
-from tests.fuzz.store_damage import Good, volumes_of
+from tests.fuzz.store_damage import Good, journal_files_of
 from tests.fuzz.strict_log import RESIZE
 from tests.fuzz.strict_store import BLOCK, ENTRY, BadStoreError, Frame, Picture, crc32c, need
 
@@ -218,15 +218,15 @@ class _Expected:
     """Frames in order of application, and their indexes: None if one cannot be made again."""
 
     def __init__(self, good: Good, files: dict[str, bytes]) -> None:
-        self.files, self.volumes, self.good = files, volumes_of(files), good
+        self.files, self.journal_files, self.good = files, journal_files_of(files), good
         self.progress = strict.meta(files["progress"], "progress")
         opened = self.progress["opened"]
         assert isinstance(opened, dict)
         power_lost = opened["boot"] != current_boot_id()
-        self.journal = strict.journal(self.volumes, good.disk_id, counted=opened["frame"], power_lost=power_lost)
-        was = volumes_of(good.files)
+        self.journal = strict.journal(self.journal_files, good.disk_id, counted=opened["frame"], power_lost=power_lost)
+        was = journal_files_of(good.files)
         self._was = {frame.number: frame for frame in strict.journal(was, good.disk_id).frames}
-        self._was_volumes = was
+        self._was_journal_files = was
         self.frames: list[Frame] = []
         self.another_generation = False
         seq, position = int(str(self.progress["first_seq"])), 0
@@ -237,14 +237,14 @@ class _Expected:
             first, last = frame.positions
             in_order = frame.seqs[0] == seq <= frame.seqs[1] and position <= first <= last
             if frame.generation != 1 or frame.stream != 0 or not in_order:
-                self.journal.stop, self.journal.at = "broken", (frame.volume, frame.start)
+                self.journal.stop, self.journal.at = "broken", (frame.journal_file, frame.start)
                 return
             seq, position = frame.seqs[1] + 1, last
             self.frames.append(frame)
 
     def index(self, frame: Frame) -> bytes | None:
         """Entries (the checksums are read where they lie); None: it has to be refused."""
-        raw = self.volumes[frame.volume]
+        raw = self.journal_files[frame.journal_file]
         index = raw[slice(*frame.index)]
         if crc32c(index) == frame.crcs[1]:
             return index[: frame.pieces_at - frame.index[0]]
@@ -252,11 +252,11 @@ class _Expected:
 
     def rebuilt(self, frame: Frame) -> bytes | None:
         """The index rebuilt from the segment, that a power loss may have spared (docs: managed-disk.md)."""
-        return strict.made_index(self.volumes[frame.volume], frame)
+        return strict.made_index(self.journal_files[frame.journal_file], frame)
 
     def tags_before(self, frame: Frame) -> bytes | None:
         was = self._was.get(frame.number)
-        return None if was is None else self._was_volumes[was.volume][slice(*was.tags)]
+        return None if was is None else self._was_journal_files[was.journal_file][slice(*was.tags)]
 
     @property
     def says_otherwise(self) -> bool:
@@ -285,27 +285,31 @@ def _picture(want: _Expected, position: int) -> tuple[Picture | None, bool]:
     for frame in want.frames:
         if frame.positions[0] > position:
             break
-        entries, volume, whole = want.index(frame), want.volumes[frame.volume], frame.positions[1] <= position
+        entries, journal_file, whole = (
+            want.index(frame),
+            want.journal_files[frame.journal_file],
+            frame.positions[1] <= position,
+        )
         if entries is None:
             index = want.rebuilt(frame)
             if index is None:
                 return None, True
             odd |= want.says_otherwise
             entries = index[: frame.pieces_at - frame.index[0]]
-            volume = volume[: frame.index[0]] + index + volume[frame.index[1] :]
+            journal_file = journal_file[: frame.index[0]] + index + journal_file[frame.index[1] :]
         if whole:
             size = frame.size_after
         for row in ENTRY.iter_unpack(entries):
             odd |= strict.odd(row, frame)
             if int(str(want.progress["first_position"])) < row[0] <= (1 << 64 if whole else position):
-                rows.append((frame, volume, row))
+                rows.append((frame, journal_file, row))
                 if row[6] == RESIZE and not whole:
                     size = row[3]
     if size > VIEW_BYTES_MAX:
         return Picture(0), True
     picture = want.base(size)
-    for frame, volume, row in rows:
-        picture.entry(volume, frame, row)
+    for frame, journal_file, row in rows:
+        picture.entry(journal_file, frame, row)
     return picture, odd
 
 
@@ -356,8 +360,8 @@ def store(good: Good, files: dict[str, bytes], folder: Path) -> str:
     path, want = _write(files, folder), _Expected(good, files)
     with capture_logs():
         loaded = load_history(path)
-        found = [(frame.volume, frame.start, frame.number) for frame in loaded.history.frames]
-        expected = [(frame.volume, frame.start, frame.number) for frame in want.frames]
+        found = [(frame.journal_file, frame.start, frame.number) for frame in loaded.history.frames]
+        expected = [(frame.journal_file, frame.start, frame.number) for frame in want.frames]
         if want.another_generation:
             assert found[: len(expected)] == expected
             return "another generation"
@@ -376,9 +380,9 @@ def store(good: Good, files: dict[str, bytes], folder: Path) -> str:
             return f"{state}, not opened"
         assert state != "broken"
         opened.close()
-        volume, end = want.journal.at
-        if volume:
-            assert (path / f"journal/{volume:012d}.journal").stat().st_size == end
+        journal_file, end = want.journal.at
+        if journal_file:
+            assert (path / f"journal/{journal_file:012d}.journal").stat().st_size == end
         assert not load_history(path).journal.mended
         now = [path / PROGRESS, *path.glob("journal/*")]
         again = _Expected(good, files | {str(each.relative_to(path)): each.read_bytes() for each in now})
@@ -390,7 +394,7 @@ def store(good: Good, files: dict[str, bytes], folder: Path) -> str:
 
 def _tags_sound(want: _Expected, frame: Frame) -> bool:
     """As they were written; others may have to be made again, which may not be possible."""
-    return want.volumes[frame.volume][slice(*frame.tags)] == want.tags_before(frame) and not want.says_otherwise
+    return want.journal_files[frame.journal_file][slice(*frame.tags)] == want.tags_before(frame) and not want.says_otherwise
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------
@@ -398,16 +402,16 @@ def _tags_sound(want: _Expected, frame: Frame) -> bool:
 
 def _strict_checkpoint(raw: bytes, disk_id: str, frame: Frame) -> tuple[list[int], list[tuple[int, ...]]]:
     need(len(raw) >= 72 and crc32c(raw[:68]) == struct.unpack_from("<I", raw, 68)[0], "checksum of the header")
-    magic, version, volumes, disk, number, crc, zero, size, count, rest = struct.unpack_from("<8sII16sQIIQQI", raw)
-    rows_at = 72 + 8 * volumes
+    magic, version, journal_files, disk, number, crc, zero, size, count, rest = struct.unpack_from("<8sII16sQIIQQI", raw)
+    rows_at = 72 + 8 * journal_files
     need((magic, version, disk, zero) == (b"SRIGCKP\0", 2, uuid.UUID(disk_id).bytes, 0), "of another disk")
     need((number, crc, size) == (frame.number, crc32c(frame.raw), frame.size_after), "of another frame")
     need(len(raw) == rows_at + count and count % 40 == 0 and crc32c(raw[72:]) == rest, "length, checksum")
-    named = list(struct.unpack_from(f"<{volumes}Q", raw, 72))
-    need(len(set(named)) == len(named) and all(0 < each <= frame.volume for each in named), "volumes")
+    named = list(struct.unpack_from(f"<{journal_files}Q", raw, 72))
+    need(len(set(named)) == len(named) and all(0 < each <= frame.journal_file for each in named), "journal_files")
     rows, end = list(struct.iter_unpack("<QQQQiHH", raw[rows_at:])), 0
     for start, stop, offset, piece, source, before, after in rows:
-        need(end <= start < stop <= strict.NUMBER_MAX and -1 <= source <= volumes and source, "an extent")
+        need(end <= start < stop <= strict.NUMBER_MAX and -1 <= source <= journal_files and source, "an extent")
         need(source > 0 or (offset, piece, before, after) == (0, 0, 0, 0), "zeros")
         need(max(offset + stop - start, piece) <= strict.NUMBER_MAX, "beyond any file")
         need(before <= min(offset, start % BLOCK) and after <= -stop % BLOCK, "what is not shown")
@@ -415,20 +419,20 @@ def _strict_checkpoint(raw: bytes, disk_id: str, frame: Frame) -> tuple[list[int
     return named, rows
 
 
-def _lay(picture: Picture, volumes: dict[int, bytes], named: list[int], rows: list[tuple[int, ...]]) -> None:
+def _lay(picture: Picture, journal_files: dict[int, bytes], named: list[int], rows: list[tuple[int, ...]]) -> None:
     for start, stop, offset, piece, source, before, after in rows:
         if source == -1:
             picture.put(start, bytes(max(0, min(stop, len(picture.data)) - start)))
             continue
-        volume = volumes.get(named[source - 1])
-        if volume is None:
+        journal_file = journal_files.get(named[source - 1])
+        if journal_file is None:
             continue  # it was folded: the base shows
         at, number = start, piece
         while at < min(stop, len(picture.data)):
             end = min(at - at % BLOCK + BLOCK, stop)
             first, last = at - (before if at == start else 0), end + (after if end == stop else 0)
-            data = volume[max(0, offset + first - start) : offset + last - start]
-            fits = len(data) == last - first and volume[4 * number : 4 * number + 4] == struct.pack("<I", crc32c(data))
+            data = journal_file[max(0, offset + first - start) : offset + last - start]
+            fits = len(data) == last - first and journal_file[4 * number : 4 * number + 4] == struct.pack("<I", crc32c(data))
             picture.put(at, data[at - first :][: end - at].ljust(end - at, b"\0"), bad=not fits)
             at, number = end, number + 1
 
@@ -461,10 +465,10 @@ def checkpoint(good: Good, files: dict[str, bytes], folder: Path) -> str:
             newest = max((number for number in sound if number <= frame.number), default=0)
             picture = want.base(frame.size_after)
             if newest:
-                _lay(picture, want.volumes, *sound[newest])
+                _lay(picture, want.journal_files, *sound[newest])
             for each in want.frames[newest : frame.number]:
                 for row in ENTRY.iter_unpack(want.index(each) or b""):
-                    picture.entry(want.volumes[each.volume], each, row)
+                    picture.entry(want.journal_files[each.journal_file], each, row)
             view = open_view(path, position)
             try:
                 _compare(view, picture)

@@ -125,12 +125,12 @@ def intent(raw: bytes) -> tuple[tuple[int, ...], dict[int, bytes]]:
     return three, blocks
 
 
-# --- volumes --------------------------------------------------------------------------------------------------------
+# --- journal files --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Frame:
-    volume: int
+    journal_file: int
     start: int
     raw: bytes
     """Its header; the magic is that of the front."""
@@ -214,18 +214,18 @@ class Journal:
     at: tuple[int, int] = (0, 0)
 
 
-def _frame_at(volume: int, raw: bytes, at: int, number: int, disk: bytes) -> Frame | None:
+def _frame_at(journal_file: int, raw: bytes, at: int, number: int, disk: bytes) -> Frame | None:
     """By its header, or else the copy behind it."""
     found = header(raw[at : at + HEADER_BYTES], disk)
     if found is not None:
-        frame = Frame(volume, at, found)
+        frame = Frame(journal_file, at, found)
         if (frame.number, struct.unpack_from("<Q", found, 40)[0]) == (number, at):
             return frame
     place = at
     while (place := raw.find(BACK, place + 1)) >= 0:
         found = header(raw[place : place + HEADER_BYTES], disk, BACK)
         if found is not None:
-            frame = Frame(volume, at, found)
+            frame = Frame(journal_file, at, found)
             if (frame.number, struct.unpack_from("<Q", found, 40)[0], frame.end) == (number, at, place + HEADER_BYTES):
                 return frame
     return None
@@ -240,31 +240,31 @@ def _later_frame(raw: bytes, at: int, disk: bytes) -> bool:
 
 
 def _stop(raw: bytes, at: int, disk: bytes, *, power_lost: bool) -> str:
-    """What no frame begins with, at the end of the newest volume."""
+    """What no frame begins with, at the end of the newest journal file."""
     if len(raw) - at < HEADER_BYTES:
         return "torn"
     lost = not any(raw[at : at + HEADER_BYTES]) or power_lost
     return "torn" if lost and not _later_frame(raw, at, disk) else "broken"
 
 
-def journal(volumes: dict[int, bytes], disk_id: str, *, counted: int = 0, power_lost: bool = False) -> Journal:
+def journal(journal_files: dict[int, bytes], disk_id: str, *, counted: int = 0, power_lost: bool = False) -> Journal:
     """All frames from number 1 on, without their order of application; up to ``counted`` they are there."""
-    found = _journal(volumes, disk_id, counted, power_lost=power_lost)
+    found = _journal(journal_files, disk_id, counted, power_lost=power_lost)
     if len(found.frames) < counted:
         found.stop = "broken"
     return found
 
 
-def _journal(volumes: dict[int, bytes], disk_id: str, counted: int, *, power_lost: bool) -> Journal:
+def _journal(journal_files: dict[int, bytes], disk_id: str, counted: int, *, power_lost: bool) -> Journal:
     disk, found, expected = uuid.UUID(disk_id).bytes, Journal(), 1
-    for volume, raw in sorted(volumes.items()):
-        if volume != expected:
+    for journal_file, raw in sorted(journal_files.items()):
+        if journal_file != expected:
             found.stop = "broken"
             return found
-        newest, at = volume == max(volumes), 0
+        newest, at = journal_file == max(journal_files), 0
         while at < len(raw):
-            found.at = volume, at
-            frame = _frame_at(volume, raw, at, expected, disk) if len(raw) - at >= HEADER_BYTES else None
+            found.at = journal_file, at
+            frame = _frame_at(journal_file, raw, at, expected, disk) if len(raw) - at >= HEADER_BYTES else None
             if frame is None:
                 found.stop = _stop(raw, at, disk, power_lost=power_lost) if newest else "broken"
                 return found
@@ -277,13 +277,13 @@ def _journal(volumes: dict[int, bytes], disk_id: str, counted: int, *, power_los
                 return found
             found.frames.append(frame)
             at, expected = frame.end, expected + 1
-        found.at = volume, at
+        found.at = journal_file, at
     return found
 
 
-def made_index(volume: bytes, frame: Frame) -> bytes | None:
+def made_index(journal_file: bytes, frame: Frame) -> bytes | None:
     """The index of a frame, made from its segment alone; None if that is bad, or not what the frame's header is about."""
-    raw = volume[slice(*frame.segment)]
+    raw = journal_file[slice(*frame.segment)]
     if crc32c(raw) != frame.crcs[0]:
         return None
     try:
@@ -333,7 +333,7 @@ class Picture:
                 pair = struct.unpack("<II", sums[at // BLOCK * 8 : at // BLOCK * 8 + 8].ljust(8, b"\0"))
                 self.put(at, block, bad=crc32c(block) not in pair)
 
-    def entry(self, volume: bytes, frame: Frame, row: tuple[int, ...]) -> None:
+    def entry(self, journal_file: bytes, frame: Frame, row: tuple[int, ...]) -> None:
         _, _, offset, length, payload_at, piece, kind = row
         if kind in (ZERO, DISCARD):
             self.put(offset, bytes(max(0, min(length, len(self.data) - offset))))
@@ -342,8 +342,8 @@ class Picture:
             while at < min(offset + length, len(self.data)):
                 stop = min(at - at % BLOCK + BLOCK, offset + length)
                 place = frame.segment[0] + payload_at + at - offset
-                data = volume[place : place + stop - at]
-                crc = volume[frame.pieces_at + 4 * piece : frame.pieces_at + 4 * piece + 4]
+                data = journal_file[place : place + stop - at]
+                crc = journal_file[frame.pieces_at + 4 * piece : frame.pieces_at + 4 * piece + 4]
                 fits = len(data) == stop - at and crc == struct.pack("<I", crc32c(data))
                 self.put(at, data.ljust(stop - at, b"\0"), bad=not fits)
                 at, piece = stop, piece + 1

@@ -2,7 +2,7 @@
 
 ``python -m tests.system.points.points_roles ROOT ROLE READY_FD PARENT_PID``.  They are the real ones, but: the cache
 account is a folder; the vault's clock is in a file, and it looks after its policies when it is asked to; the applier
-waits for nothing long, makes small volumes and folds, and ends at a step of its work that it was told.
+waits for nothing long, makes small journal files and folds, and ends at a step of its work that it was told.
 """
 
 from __future__ import annotations
@@ -124,10 +124,10 @@ class _FusedStore(ManagedDiskStore):
 
 
 def _small() -> None:
-    """A short walk meets many volumes, slices of folds, and checkpoints."""
+    """A short walk meets many journal files, slices of folds, and checkpoints."""
     applier.BEHIND_S, applier.RETRY_REFUSED_S, applier.RETRY_RECOVERABLE_S = 0.05, 0.2, 0.2
     applier.ManagedDiskStore = _FusedStore  # type: ignore[attr-defined]
-    journal.VOLUME_BYTES = 60_000
+    journal.JOURNAL_FILE_BYTES = 60_000
     history.SLICE_BYTES = 80_000
     checkpoints.RECORDS_MIN = 5
 

@@ -34,11 +34,11 @@ def rot(journal: Path, written: bytes, at: int) -> tuple[Path, int]:
     for path in journal.iterdir():
         byte = path.read_bytes().find(written[at : at + 100])
         if byte >= 0:
-            with path.open("r+b") as volume:
-                volume.seek(byte)
-                volume.write(bytes([written[at] ^ 0x10]))
+            with path.open("r+b") as journal_file:
+                journal_file.seek(byte)
+                journal_file.write(bytes([written[at] ^ 0x10]))
             return path, byte
-    raise AssertionError("what was written is in no volume")
+    raise AssertionError("what was written is in no journal_file")
 
 
 async def scrubbed(testbed: Testbed) -> tuple[int, dict[str, list[dict[str, Any]]]]:

@@ -29,7 +29,7 @@ from tests.unit.vault.test_retention import cut
 
 RECORDS = (0, 10_000, 100_000)
 SLACK = 1.05
-"""A volume or a page of an index may be begun just now."""
+"""A journal file or a page of an index may be begun just now."""
 _FILES = (
     "open",
     "read",

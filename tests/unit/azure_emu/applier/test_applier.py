@@ -420,17 +420,17 @@ async def test_times_and_changes_can_be_asked_for(rig: Rig) -> None:
 async def test_a_store_that_is_broken_makes_room_for_a_resync(rig: Rig) -> None:
     rig.cache.hold([*rig.disk.sync(), rig.log("one"), rig.log("two")])
     await rig.applier.process_latest(disk_ids=[DISK_ID])
-    (volume,) = (rig.disks / DISK_ID / "journal").iterdir()
-    raw = bytearray(volume.read_bytes())
+    (journal_file,) = (rig.disks / DISK_ID / "journal").iterdir()
+    raw = bytearray(journal_file.read_bytes())
     for magic in (b"SRIGFRM", b"SRIGFRE"):
         raw[raw.index(magic)] ^= 1
-    volume.write_bytes(raw)
+    journal_file.write_bytes(raw)
     rig.restart()
     with pytest.raises(RigError) as caught:
         await rig.applier.process_latest(disk_ids=[DISK_ID])
-    assert caught.value.message == f"{volume}: managed disk is corrupt: byte 0: no frame begins here"
+    assert caught.value.message == f"{journal_file}: managed disk is corrupt: byte 0: no frame begins here"
     (damage,) = await rig.applier.scrub(disk_id=DISK_ID)
-    assert (damage.path, damage.offset) == (str(volume), 0)
+    assert (damage.path, damage.offset) == (str(journal_file), 0)
     rig.disk.new_generation()
     first, *rest = rig.disk.sync()
     rig.cache.hold([first])
@@ -455,10 +455,10 @@ async def test_a_store_that_is_broken_makes_room_for_a_resync(rig: Rig) -> None:
     assert list(rig.disks.iterdir()) == []
 
 
-def flip_in_header(volume: Path, magic: bytes) -> None:
-    raw = bytearray(volume.read_bytes())
+def flip_in_header(journal_file: Path, magic: bytes) -> None:
+    raw = bytearray(journal_file.read_bytes())
     raw[raw.index(magic) + 20] ^= 1
-    volume.write_bytes(raw)
+    journal_file.write_bytes(raw)
 
 
 async def test_a_repair_writes_again_what_can_be_made_and_everything_goes_on(
@@ -466,13 +466,13 @@ async def test_a_repair_writes_again_what_can_be_made_and_everything_goes_on(
 ) -> None:
     rig.cache.hold([*rig.disk.sync(), rig.log("one")])
     await rig.applier.process_latest(disk_ids=[DISK_ID])
-    (volume,) = (rig.disks / DISK_ID / "journal").iterdir()
-    good = volume.read_bytes()
-    flip_in_header(volume, b"SRIGFRM")
+    (journal_file,) = (rig.disks / DISK_ID / "journal").iterdir()
+    good = journal_file.read_bytes()
+    flip_in_header(journal_file, b"SRIGFRM")
     assert len(await rig.applier.scrub(disk_id=DISK_ID)) == 1
     for _ in range(2):  # again is no error
         await rig.applier.repair(disk_id=DISK_ID)
-        assert volume.read_bytes() == good
+        assert journal_file.read_bytes() == good
         assert await rig.applier.scrub(disk_id=DISK_ID) == []
     rig.cache.hold([rig.log("two")])
     await rig.applier.process_latest(disk_ids=[DISK_ID])
@@ -482,13 +482,13 @@ async def test_a_repair_writes_again_what_can_be_made_and_everything_goes_on(
 async def test_where_nothing_could_be_applied_after_a_repair_the_store_is_left_as_it_is(rig: Rig) -> None:
     rig.cache.hold([*rig.disk.sync(), rig.log("one")])
     await rig.applier.process_latest(disk_ids=[DISK_ID])
-    (volume,) = (rig.disks / DISK_ID / "journal").iterdir()
+    (journal_file,) = (rig.disks / DISK_ID / "journal").iterdir()
     for magic in (b"SRIGFRM", b"SRIGFRE"):
-        flip_in_header(volume, magic)
-    bad = volume.read_bytes()
+        flip_in_header(journal_file, magic)
+    bad = journal_file.read_bytes()
     with pytest.raises(RigError, match="managed disk is corrupt: byte 0: frame header checksum does not match"):
         await rig.applier.repair(disk_id=DISK_ID)
-    assert volume.read_bytes() == bad
+    assert journal_file.read_bytes() == bad
     rig.cache.hold([rig.log("two")])
     (mark,) = await rig.applier.process_latest(disk_ids=[DISK_ID])
     assert mark.complete_position == rig.disk.position, "who has it open goes on"

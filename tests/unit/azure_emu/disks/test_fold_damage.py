@@ -59,12 +59,12 @@ class Rotten:
         apply(store, [disk.close_log()])
         store.close()
         self.folder = store.folder
-        (volume,) = (self.folder / "journal").iterdir()
-        raw = bytearray(volume.read_bytes())
+        (journal_file,) = (self.folder / "journal").iterdir()
+        raw = bytearray(journal_file.read_bytes())
         for block in bad:
             at = block * BLOCK + (0 if block == WHOLE else 100)
             raw[raw.index(disk.states[self.target][at : at + 50]) + 30] ^= 0x10
-        volume.write_bytes(raw)
+        journal_file.write_bytes(raw)
 
     def check(self, view: Layer, position: int, what: str) -> None:
         """All reads as it was, but for the bad blocks, which do not read."""

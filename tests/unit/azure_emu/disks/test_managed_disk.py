@@ -452,7 +452,7 @@ def test_the_steps_of_a_kill_test_are_all_there(tmp_path: Path) -> None:
     store.delete()
     assert set(names) == {
         "create.folder", "create.base", "create.meta", "create.renamed",
-        "apply.unpacked", "volume.made", "volume.synced",
+        "apply.unpacked", "journal_file.made", "journal_file.synced",
         "append.begun", "append.followed", "append.written", "append.synced",
         "seed.restarted", "seed.grown", "seed.cleared", "seed.mapped", "seed.counted",
         "base.announced", "base.noted", "base.copied", "base.synced", "base.concluded",

@@ -45,8 +45,8 @@ def test_every_flipped_bit_of_the_metadata_is_named(tmp_path: Path) -> None:
     ManagedDiskStore.open(store.folder)
 
 
-def test_a_cut_or_missing_volume_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 1)
+def test_a_truncated_or_missing_journal_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 1)
     disk, store = seeded(tmp_path)
     early = disk.position
     disk.scribble(5)

@@ -24,7 +24,7 @@ QUESTIONS: dict[str, Question] = {
 
 
 def history(tmp_path: Path) -> tuple[SiteDisk, ManagedDiskStore, list[int]]:
-    """A disk, its store of many volumes, and where each part ends."""
+    """A disk, its store of many journal files, and where each part ends."""
     disk, store = site(tmp_path), new_store(tmp_path)
     apply(store, disk.sync())
     ends = []
@@ -38,7 +38,7 @@ def history(tmp_path: Path) -> tuple[SiteDisk, ManagedDiskStore, list[int]]:
 
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_a_question_that_a_fold_overtakes_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 1)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 1)
     _, store, ends = history(tmp_path)
     seen: list[StoreState] = []
 
@@ -54,17 +54,17 @@ def test_a_question_that_a_fold_overtakes_is_asked_anew(tmp_path: Path, monkeypa
     assert [loaded.history.floor < ends[1] for loaded in seen] == [True, False]
 
 
-def test_a_volume_that_no_fold_took_is_named(tmp_path: Path) -> None:
+def test_a_journal_file_that_no_fold_took_is_named(tmp_path: Path) -> None:
     _, store, ends = history(tmp_path)
-    (volume,) = (store.folder / "journal").iterdir()
+    (journal_file,) = (store.folder / "journal").iterdir()
 
     def query(loaded: StoreState) -> object:
-        volume.rename(tmp_path / "away")
+        journal_file.rename(tmp_path / "away")
         try:
             return position_at(loaded, ends[1] * 10 - 1)
         finally:
-            (tmp_path / "away").rename(volume)
+            (tmp_path / "away").rename(journal_file)
 
     with pytest.raises(RigError) as caught:
         query_consistently(store.folder, query)
-    assert (caught.value.code, str(volume) in caught.value.message) == ("StoreCorrupt", True)
+    assert (caught.value.code, str(journal_file) in caught.value.message) == ("StoreCorrupt", True)

@@ -17,9 +17,9 @@ from tests.unit.azure_emu.disks.test_managed_disk import apply, assert_same, new
 
 
 @pytest.fixture(autouse=True)
-def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fold deletes some of many volumes."""
-    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 50_000)
+def small_journal_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold deletes some of many journal files."""
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 50_000)
 
 
 @pytest.fixture
@@ -116,11 +116,11 @@ async def test_a_byte_that_rots_is_an_error_of_the_read_and_never_served(managed
     await host.open_recovery(vm="web01", name="@x", position=ends[9], disks=[source])
     want = disk.states[ends[9]]
     rotten = 0
-    for volume in (store.folder / "journal").iterdir():
-        data = bytearray(volume.read_bytes())
+    for journal_file in (store.folder / "journal").iterdir():
+        data = bytearray(journal_file.read_bytes())
         for at in range(2000, len(data) - 2000, 3001):
             data[at] ^= 1
-        volume.write_bytes(data)
+        journal_file.write_bytes(data)
     disks = host.disks_in("recovery/web01/@x")
     assert disks is not None
     for at in range(0, len(want), 4096):

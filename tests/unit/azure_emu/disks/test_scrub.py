@@ -30,8 +30,8 @@ BLOCK = 4096
 
 
 @pytest.fixture(autouse=True)
-def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 20_000)
+def small_journal_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 20_000)
     monkeypatch.setattr(journal, "TORN_WAIT_S", 0.0)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
 
@@ -59,8 +59,8 @@ def filled(tmp_path: Path, parts: int = 0) -> tuple[SiteDisk, ManagedDiskStore]:
     return disk, store
 
 
-def volume_of(store: ManagedDiskStore, frame: Frame) -> Path:
-    return store.folder / f"journal/{frame.volume:012d}.journal"
+def journal_file_of(store: ManagedDiskStore, frame: Frame) -> Path:
+    return store.folder / f"journal/{frame.journal_file:012d}.journal"
 
 
 def test_a_foreign_file_in_the_journal_stops_nothing_and_is_named(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_foreign_file_in_the_journal_stops_nothing_and_is_named(tmp_path: Path
     assert again.watermark().complete_position == disk.position
     found = found_in(store.folder)
     assert [damage.path for damage in found] == sorted(str(path) for path in foreign)
-    assert {(damage.what, damage.first_position) for damage in found} == {("is no volume of the journal", None)}
+    assert {(damage.what, damage.first_position) for damage in found} == {("is not a journal file", None)}
     again.close()
 
 
@@ -123,7 +123,7 @@ def test_very_many_damaged_frames_are_not_told_one_by_one(tmp_path: Path, monkey
     monkeypatch.setattr(scrub_module, "REPORTED_MAX", 3)
     _, store = filled(tmp_path, parts=9)
     for frame in store._history.frames:
-        flip(volume_of(store, frame), frame.back_at + 9)
+        flip(journal_file_of(store, frame), frame.back_at + 9)
     damages = found_in(store.folder)
     assert [damage.what for damage in damages] == [
         *(f"wrong copy of the header of frame {number}" for number in (1, 2, 3)),
@@ -153,9 +153,9 @@ def test_a_payload_that_no_position_shows_hurts_none(tmp_path: Path) -> None:
     apply(store, [log, disk.close_log()])
     [early, late] = store._history.frames
     for frame in (early, late):
-        raw = volume_of(store, frame).read_bytes()
+        raw = journal_file_of(store, frame).read_bytes()
         *_, payload_at, _, _ = ENTRY.unpack_from(raw, frame.entries_at)
-        flip(volume_of(store, frame), frame.segment_at + payload_at)
+        flip(journal_file_of(store, frame), frame.segment_at + payload_at)
     assert sorted(damage.first_position or 0 for damage in found_in(store.folder)) == [0, late.position]
 
 
@@ -266,7 +266,7 @@ def test_a_base_that_a_fold_grows_is_no_damage_before_its_checksums_have_grown(t
 def test_a_frame_that_takes_long_to_be_written_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, store = seeded(tmp_path)
     frame = store._history.frames[-1]
-    path = volume_of(store, frame)
+    path = journal_file_of(store, frame)
     good = path.read_bytes()
     path.write_bytes(good[: frame.entries_at])
     waited = 0.0
@@ -288,7 +288,7 @@ def test_a_frame_that_takes_long_to_be_written_is_no_damage(tmp_path: Path, monk
 def test_a_last_frame_that_has_no_header_yet_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, store = seeded(tmp_path)
     frame = store._history.frames[-1]
-    path = volume_of(store, frame)
+    path = journal_file_of(store, frame)
     good = path.read_bytes()
     path.write_bytes(good[: frame.start] + bytes(frame.segment_at - frame.start) + good[frame.segment_at :])
     monkeypatch.setattr("siterig.azure_emu.scrub.journal.time.sleep", lambda _seconds: path.write_bytes(good))
@@ -304,7 +304,7 @@ def test_a_frame_that_is_written_while_its_header_is_looked_at_is_no_damage(
 ) -> None:
     _, store = seeded(tmp_path)
     frame = store._history.frames[-1]
-    path = volume_of(store, frame)
+    path = journal_file_of(store, frame)
     good = path.read_bytes()
     path.write_bytes(good if there == "all" else good[: frame.entries_at])
     pread, looks = os.pread, 0
@@ -395,13 +395,13 @@ def rotten(monkeypatch: pytest.MonkeyPatch, path: Path, start: int, length: int)
 def test_what_cannot_be_read_of_a_frame_is_named_and_the_rest_is_read_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 1 << 30)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 1 << 30)
     disk, store = filled(tmp_path)
     disk.write(0, disk.rng.randbytes(6 * BLOCK))
     disk.tag("tag")
     apply(store, [disk.close_log()])
     [frame] = store._history.frames
-    path = volume_of(store, frame)
+    path = journal_file_of(store, frame)
     flip(store.folder / "base.img", 20 * BLOCK)
     first = frame.segment_at - frame.segment_at % BLOCK
     cases = [

@@ -12,7 +12,7 @@ import pytest
 from siterig.azure_emu.contracts.ports import Damage
 from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.frames import ENTRY, HEADER_BYTES
-from siterig.azure_emu.disks.journal import volume_path
+from siterig.azure_emu.disks.journal import journal_file_path
 from siterig.azure_emu.disks.pins import pin, unpin_holder
 from siterig.azure_emu.disks.store import ManagedDiskStore, open_view, reset_disk
 from siterig.azure_emu.scrub.scrubber import scrub
@@ -26,8 +26,8 @@ BLOCK = 4096
 
 
 @pytest.fixture(autouse=True)
-def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 100_000)
+def small_journal_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 100_000)
     monkeypatch.setattr("siterig.azure_emu.scrub.journal.TORN_WAIT_S", 0.0)
     monkeypatch.setattr("siterig.azure_emu.disks.base_image.BAD_LOOK_S", 0.0)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
@@ -51,7 +51,8 @@ class Store:
         valid = [position for position in sorted(set(self.life.valid)) if self.floor <= position <= self.last]
         self.positions = [valid[0], *sorted(self.rng.sample(valid[1:-1], 4)), valid[-1]]
         self.sums = [
-            (volume_path(self.folder, frame.volume), frame.pieces_at, frame.tags_at) for frame in store._history.frames
+            (journal_file_path(self.folder, frame.journal_file), frame.pieces_at, frame.tags_at)
+            for frame in store._history.frames
         ]
         store.close()
         assert [*scrub(self.folder)] == []
@@ -99,7 +100,9 @@ class Store:
     def _is_sum(self, path: Path, byte: int | None) -> bool:
         """Whether it is in a piece's checksum: of frames that a checkpoint leads to, these are used as they are until the
         applier has mended them, and they are no data: no position is lost with them."""
-        return byte is not None and any(path == volume and start <= byte < stop for volume, start, stop in self.sums)
+        return byte is not None and any(
+            path == journal_file and start <= byte < stop for journal_file, start, stop in self.sums
+        )
 
 
 Bad = tuple[str, int | None, bytes]
@@ -157,16 +160,16 @@ def test_a_file_that_is_cut_is_found_and_never_served(tmp_path: Path, seed: int)
 
 def test_a_file_that_is_missing_is_found(tmp_path: Path) -> None:
     store = Store(tmp_path, 3)
-    volumes = sorted((store.folder / "journal").iterdir())
+    journal_files = sorted((store.folder / "journal").iterdir())
     for path in store.files():
         good = path.read_bytes()
         path.unlink()
         names = path
         if path.suffix == ".journal":
-            if path == volumes[-1]:
+            if path == journal_files[-1]:
                 path.write_bytes(good)
                 continue  # a watermark that went back
-            names = volumes[volumes.index(path) + 1]
+            names = journal_files[journal_files.index(path) + 1]
         if path.parent.name not in ("pins", "checkpoints"):
             store.check(f"{path.name} is missing", names)
         path.write_bytes(good)
@@ -186,7 +189,7 @@ def break_chain(made: Store) -> None:
     store = ManagedDiskStore.open(made.folder)
     frame = made.rng.choice(store._history.frames[:-1])
     store.close()
-    path = volume_path(made.folder, frame.volume)
+    path = journal_file_path(made.folder, frame.journal_file)
     raw = bytearray(path.read_bytes())
     for at in (frame.start, frame.back_at):
         raw[at + made.rng.randrange(HEADER_BYTES)] ^= 0x20
@@ -280,7 +283,7 @@ def test_what_can_be_made_again_is_mended_when_the_store_is_opened(tmp_path: Pat
     for path in sorted((made.folder / "journal").iterdir()):
         good = path.read_bytes()
         store = ManagedDiskStore.open(made.folder)
-        frames = [frame for frame in store._history.frames if str(frame.volume) in path.name.lstrip("0")]
+        frames = [frame for frame in store._history.frames if str(frame.journal_file) in path.name.lstrip("0")]
         store.close()
         for frame in [frame for frame in frames if frame.entries and frame.tags_bytes][:2]:
             for at in (frame.start + 3, frame.entries_at + 5, frame.tags_at + 2, frame.back_at + 7):

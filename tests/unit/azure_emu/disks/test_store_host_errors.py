@@ -176,7 +176,7 @@ def test_what_can_be_made_again_of_an_unreadable_sector_is(tmp_path: Path) -> No
     frame = store._history.frames[1]
     store.close()
     for at in (frame.start, frame.entries_at, frame.tags_at, frame.back_at):
-        with bad_sector(f"{frame.volume:012d}.journal", at):
+        with bad_sector(f"{frame.journal_file:012d}.journal", at):
             again = ManagedDiskStore.open(store.folder)
             assert_same(whole(open_view(store.folder, disk.position)), bytes(disk.data), f"byte {at} unreadable")
             again.close()
@@ -186,7 +186,7 @@ def test_an_unreadable_last_frame_that_counts_is_no_torn_one(tmp_path: Path) -> 
     _, store = grown(tmp_path)
     frame = store._history.frames[-1]
     store.close()
-    path = store.folder / f"journal/{frame.volume:012d}.journal"
+    path = store.folder / f"journal/{frame.journal_file:012d}.journal"
     size = path.stat().st_size
     with bad_sector(path.name, frame.start, frame.end - frame.start), pytest.raises(RigError) as caught:
         ManagedDiskStore.open(store.folder)

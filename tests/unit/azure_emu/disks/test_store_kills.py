@@ -27,9 +27,9 @@ BOOT = "00000000-0000-4000-8000-00000000000{}"
 
 
 @pytest.fixture(autouse=True)
-def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two or three volumes, checkpoints after a few records, and folds that take a few parts at a time."""
-    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 300_000)
+def small_journal_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two or three journal files, checkpoints after a few records, and folds that take a few parts at a time."""
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 300_000)
     monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 400_000)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
     monkeypatch.setattr(boot, "current_boot_id", lambda: BOOT.format(0))

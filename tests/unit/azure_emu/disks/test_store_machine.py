@@ -33,7 +33,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="store-machine-"))
         (self.folder / "site").mkdir()
         self.patches = [
-            mock.patch("siterig.azure_emu.disks.journal.VOLUME_BYTES", 60_000),
+            mock.patch("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 60_000),
             mock.patch("siterig.azure_emu.disks.history.SLICE_BYTES", 80_000),
             mock.patch.object(checkpoints, "RECORDS_MIN", 5),
         ]

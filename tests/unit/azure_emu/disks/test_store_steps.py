@@ -29,9 +29,9 @@ class Killed(BaseException):
 
 
 @pytest.fixture(autouse=True)
-def small_volumes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several volumes, several slices of a fold, checkpoints after a few records."""
-    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 100_000)
+def small_journal_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several journal files, several slices of a fold, checkpoints after a few records."""
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 100_000)
     monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 150_000)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
     forget_syncs(monkeypatch)
@@ -162,15 +162,15 @@ def test_a_kill_at_any_step_of_a_fold(tmp_path: Path, seed: int) -> None:
 
     expected = {
         "fold.announced", "base.announced", "base.noted", "base.copied", "base.synced", "base.concluded", "fold.mapped",
-        "fold.counted", "fold.volume_deleted", "fold.done",
+        "fold.counted", "fold.journal_file_deleted", "fold.done",
     }  # fmt: skip
     survives(tmp_path, life, all_parts, fold, least=target, expected=expected)
 
 
-def test_whichever_of_the_folded_volumes_a_kill_leaves_count_for_nothing(
+def test_whichever_of_the_folded_journal_files_a_kill_leaves_count_for_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 30_000)
+    monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 30_000)
     monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_BYTES", 1 << 30)
     life = Life(tmp_path, 2)
     store = new_store(tmp_path)
@@ -183,8 +183,8 @@ def test_whichever_of_the_folded_volumes_a_kill_leaves_count_for_nothing(
     with pytest.raises(Killed):
         store.fold(life.valid[-15], step)
     folded = store._history.folded
-    volumes = sorted((store.folder / "journal").iterdir())
-    doomed = [path for path, following in pairwise(volumes) if int(following.stem) <= folded + 1]
+    journal_files = sorted((store.folder / "journal").iterdir())
+    doomed = [path for path, following in pairwise(journal_files) if int(following.stem) <= folded + 1]
     assert len(doomed) >= 3
     ready = tmp_path / "ready"
     store.folder.rename(ready)
@@ -193,7 +193,7 @@ def test_whichever_of_the_folded_volumes_a_kill_leaves_count_for_nothing(
         shutil.copytree(ready, store.folder)
         for path in set(doomed) - left:
             path.unlink()
-        what = f"with {sorted(path.stem for path in left)} of {[path.stem for path in volumes]}"
+        what = f"with {sorted(path.stem for path in left)} of {[path.stem for path in journal_files]}"
         assert_same(whole(open_view(store.folder, life.valid[-1])), life.disk.states[life.valid[-1]], what)
         again = ManagedDiskStore.open(store.folder)
         assert not any(path.exists() for path in doomed), what
@@ -223,8 +223,8 @@ def test_a_kill_at_any_step_of_applying_and_of_checkpoints_after_a_fold(tmp_path
         "append.followed",
         "append.written",
         "append.synced",
-        "volume.made",
-        "volume.synced",
+        "journal_file.made",
+        "journal_file.synced",
         "checkpoint.saved",
     }
     survives(tmp_path, life, most, rest, least=floor, expected=expected)
@@ -411,4 +411,4 @@ def test_a_fold_that_failed_at_any_step_is_done_first_when_the_next_is_asked_for
             else:
                 break
         life.check(store, f"folded up to {upto}", max(upto, store.floor))
-    assert {"fold.announced", "base.copied", "fold.counted", "fold.volume_deleted"} <= seen
+    assert {"fold.announced", "base.copied", "fold.counted", "fold.journal_file_deleted"} <= seen

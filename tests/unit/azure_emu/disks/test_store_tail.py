@@ -23,11 +23,11 @@ BOOT = "00000000-0000-4000-8000-00000000000{}"
 
 
 class Tail:
-    """A store whose last part is the last of a life: where its last two frames are, in the newest volume."""
+    """A store whose last part is the last of a life: where its last two frames are, in the newest journal file."""
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
-        monkeypatch.setattr("siterig.azure_emu.disks.journal.VOLUME_BYTES", 1 << 30)
+        monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 1 << 30)
         self.folder = tmp_path / DISK_ID
         self.reboot(0)
         self.life = Life(tmp_path, 6)
@@ -35,7 +35,7 @@ class Tail:
         apply(store, self.life.parts)
         self.before, self.last = store._history.frames[-2:]
         store.close()
-        self.path = self.folder / f"journal/{self.last.volume:012d}.journal"
+        self.path = self.folder / f"journal/{self.last.journal_file:012d}.journal"
         self.good = self.path.read_bytes()
         self._progress = (self.folder / PROGRESS).read_bytes()
 
@@ -178,7 +178,7 @@ def test_what_was_there_once_after_a_boot_is_never_taken_for_torn(tail: Tail, la
     tail.path.write_bytes(tail.good[: last.start])
     assert tail.refused() == f"byte {last.start}: it ends before frame {last.number}, which was there"
     tail.path.unlink()
-    assert tail.refused() == f"byte 0: it ends before frame {last.volume}, which was there"
+    assert tail.refused() == f"byte 0: it ends before frame {last.journal_file}, which was there"
     tail.path.write_bytes(tail.good)
     tail.flip(last.segment_at + 300)
     store = ManagedDiskStore.open(tail.folder)

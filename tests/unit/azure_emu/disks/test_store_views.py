@@ -54,12 +54,12 @@ def test_what_a_kill_left_is_released_of_that_kind_alone(tmp_path: Path) -> None
 
 def test_a_view_that_cannot_be_opened_holds_nothing(tmp_path: Path) -> None:
     disk, store = seeded(tmp_path)
-    (volume,) = (store.folder / "journal").iterdir()
-    raw = bytearray(volume.read_bytes())
+    (journal_file,) = (store.folder / "journal").iterdir()
+    raw = bytearray(journal_file.read_bytes())
     frame = store._history.frames[0]
     raw[frame.entries_at] ^= 1
     raw[frame.segment_at + 200] ^= 1
-    volume.write_bytes(raw)
+    journal_file.write_bytes(raw)
     with pytest.raises(RigError, match="index of frame 1 has a wrong checksum, and so has its segment"):
         StoreViews(tmp_path).open(store.folder.name, disk.position, "vm web01/os")
     assert pins(store.folder) == []

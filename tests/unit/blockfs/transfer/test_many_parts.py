@@ -30,11 +30,11 @@ def rig(tmp_path: Path) -> Rig:
 
 async def test_a_part_is_looked_at_a_few_times_however_many_there_are(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: Counter[PartName] = Counter()
-    want = ManagedDiskStore.classify
+    classify = ManagedDiskStore.classify
 
     def counted(store: ManagedDiskStore, part: PartName) -> str:
         looks[part] += 1
-        return want(store, part)
+        return classify(store, part)
 
     monkeypatch.setattr(ManagedDiskStore, "classify", counted)
     await rig.applier.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)

@@ -43,12 +43,12 @@ def make_store(rig: Path) -> tuple[Path, SiteDisk, int]:
 
 
 def damage_payload(store: Path) -> tuple[Path, int]:
-    [volume] = (store / "journal").iterdir()
-    at = volume.read_bytes().index(b"payload!")
-    with volume.open("r+b") as file:
+    [journal_file] = (store / "journal").iterdir()
+    at = journal_file.read_bytes().index(b"payload!")
+    with journal_file.open("r+b") as file:
         file.seek(at)
         file.write(b"P")
-    return volume, at
+    return journal_file, at
 
 
 class Vault:
@@ -107,12 +107,12 @@ def test_where_there_are_none_it_says_so(rig: Path) -> None:
 def test_damage_is_named_with_the_points_that_are_not_whole(rig: Path, up: tuple[Path, SiteDisk, Vault]) -> None:
     store, _, vault = up
     position = vault.position
-    volume, at = damage_payload(store)
+    journal_file, at = damage_payload(store)
     result = siterig("disk", "scrub", "web01", "--dir", str(rig), "--json")
     assert result.exit_code == 1
     [found] = json.loads(result.stdout)
     assert (found["vm"], found["name"], found["disk_id"]) == ("web01", "os", DISK_ID)
-    assert [damage["path"] for damage in found["damages"]] == [str(volume)]
+    assert [damage["path"] for damage in found["damages"]] == [str(journal_file)]
     [damage] = found["damages"]
     assert damage["offset"] <= at < damage["offset"] + 4096
     assert damage["points"] == [f"p{position}"]
@@ -160,22 +160,22 @@ def test_a_scrub_tells_what_it_found_also_if_the_vault_goes_meanwhile(
 class Recovery:
     """A recovery side that mends one byte, or says why not."""
 
-    def __init__(self, volume: Path, at: int, byte: bytes) -> None:
-        self.volume, self.at, self.byte = volume, at, byte
+    def __init__(self, journal_file: Path, at: int, byte: bytes) -> None:
+        self.journal_file, self.at, self.byte = journal_file, at, byte
         self.refusal: RigError | None = None
 
     async def repair(self, *, disk_id: str) -> None:
         assert disk_id == DISK_ID
         if self.refusal is not None:
             raise self.refusal
-        with self.volume.open("r+b") as file:
+        with self.journal_file.open("r+b") as file:
             file.seek(self.at)
             file.write(self.byte)
 
 
 def test_a_repair_tells_what_is_left(rig: Path, up: tuple[Path, SiteDisk, Vault], monkeypatch: pytest.MonkeyPatch) -> None:
-    volume, at = damage_payload(up[0])
-    recovery = Recovery(volume, at, b"p")
+    journal_file, at = damage_payload(up[0])
+    recovery = Recovery(journal_file, at, b"p")
     recovery.refusal = RigError("StoreCorrupt", "byte 0: no frame begins here")
     monkeypatch.setattr("siterig.rpc.services.recovery_side", lambda _layout: recovery)
     refused = siterig("disk", "scrub", "--repair", "--dir", str(rig))
