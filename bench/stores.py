@@ -193,7 +193,7 @@ def _run(options: argparse.Namespace, console: Console) -> Found:
         )
         os.sync()
         began = time.perf_counter()
-        store.fold(half)
+        store.compact(half)
         found.fold_mb_s = changed / (time.perf_counter() - began) / 1e6
         os.sync()
         found.fold_peer_mb_s = _sequential_mb_s(folder / "peer", changed)

@@ -149,7 +149,7 @@ class Applier:
     @staticmethod
     def _has_work_behind(disk: _Disk) -> bool:
         store = disk.store
-        return store is not None and (store.checkpoint_due or 0 < store.floor < disk.retain)
+        return store is not None and (store.checkpoint_due or 0 < store.oldest_position < disk.retain)
 
     async def _work_behind(self, disk: _Disk) -> None:
         """Fold and make checkpoints while parts go on being applied: neither takes the disk's lock."""
@@ -157,7 +157,7 @@ class Applier:
         try:
             if store is not None:
                 await trio.to_thread.run_sync(store.checkpoint)
-                while await trio.to_thread.run_sync(store.fold_some, disk.retain):
+                while await trio.to_thread.run_sync(store.compact_step, disk.retain):
                     pass  # who ends the applier waits for no more than this
             disk.behind_at_s = trio.current_time() + BEHIND_S
             self._waits.clear("fold", disk=disk.disk_id)

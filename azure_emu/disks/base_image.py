@@ -5,9 +5,9 @@ that hold data, for the rest reads as zeros.  Layout: docs/reference/formats/man
 
 Fault contract
 --------------
-:func:`absorb` makes blocks of the base what a view reads there, in steps that each are durable before the next: the
+:func:`merge_blocks` makes blocks of the base what a view reads there, in steps that each are durable before the next: the
 sums of what blocks become; what those become of which only a part changes (``intent``); the blocks; the sums of what they
-are.  Killed anywhere, it is done again with the same view, to the same end; :func:`take_up` writes the noted blocks before,
+are.  Killed anywhere, it is done again with the same view, to the same end; :func:`redo_intent` writes the noted blocks,
 for such a block may be torn, and the view reads of it.  A block that the view cannot read, which may show only when it is
 to be written, gets sums that fit nothing, so that it stays unreadable: damage is carried over, never made good by a new
 checksum.  Until those are durable it is as it was, and nobody is sent to it: that is for ``progress`` to do, afterwards.
@@ -202,7 +202,7 @@ def unpack_map(rows: bytes) -> Ranges:
 # --- changing ---------------------------------------------------------------------------------------------------
 
 
-def absorb(folder: Path, view: Layer, blocks: Blocks, owner: Owner, step: Step) -> None:
+def merge_blocks(folder: Path, view: Layer, blocks: Blocks, owner: Owner, step: Step) -> None:
     """Make blocks of the base what ``view`` reads there.
 
     The map of the base is left as it is, and so is the intent: the
@@ -220,7 +220,7 @@ def absorb(folder: Path, view: Layer, blocks: Blocks, owner: Owner, step: Step) 
         step("base.synced")
         conclude(sums_fd, left.touched)
         for offset in bad | worse:
-            _spoil(base_fd, sums_fd, offset)
+            _poison_block(base_fd, sums_fd, offset)
         os.fdatasync(sums_fd)
         step("base.concluded")
 
@@ -239,8 +239,8 @@ def _as_far_as_readable(act: Callable[[Ranges], None], view: Layer, blocks: Bloc
     return blocks, set()
 
 
-def take_up(folder: Path, owner: Owner) -> None:
-    """Before :func:`absorb` is done again: blocks that a kill may have torn get what they were to become."""
+def redo_intent(folder: Path, owner: Owner) -> None:
+    """Before :func:`merge_blocks` is done again: blocks that a kill may have torn get what they were to become."""
     try:
         raw = (folder / INTENT).read_bytes()
     except FileNotFoundError:
@@ -333,7 +333,7 @@ def _without(touched: Ranges, bad: set[int]) -> Ranges:
     return left
 
 
-def _spoil(base_fd: int, sums_fd: int, offset: int) -> None:
+def _poison_block(base_fd: int, sums_fd: int, offset: int) -> None:
     """Give a block sums that it does not have."""
     wrong = crc32c(os.pread(base_fd, BLOCK_BYTES, offset).ljust(BLOCK_BYTES, b"\0")) ^ 0xFFFFFFFF
     os.pwrite(sums_fd, PAIR.pack(wrong, wrong), offset // BLOCK_BYTES * PAIR.size)

@@ -22,11 +22,11 @@ from siterig.azure_emu.disks.base_image import (
     Blocks,
     Owner,
     Ranges,
-    absorb,
     forget_intent,
     grow_base,
+    merge_blocks,
     read_map,
-    take_up,
+    redo_intent,
     unpack_map,
     write_map,
 )
@@ -44,36 +44,36 @@ DELETERS = 4
 """Threads."""
 
 
-def announce_fold(folder: Path, history: History, upto: int, step: Step) -> Progress | None:
+def announce_compaction(folder: Path, history: History, upto: int, step: Step) -> Progress | None:
     """Say that everything up to ``upto``, or as much of it as may be folded at a time, is to go into the base; durable.
 
     None: there is nothing to fold, or what there is is pinned.
     """
     with locked(folder):
         lowest = min((pin.position for pin in pins(folder)), default=upto)
-        frame = history.fold_target(min(upto, lowest))
-        if frame == history.folded:
+        frame = history.compaction_target(min(upto, lowest))
+        if frame == history.compacted:
             return None
         progress = read_meta(folder / PROGRESS, Progress)
         note = CompactionIntent(frame=frame, position=history.progress_at(frame).floor)
         progress = progress.model_copy(update={"fold": note})
         write_meta(folder / PROGRESS, progress)
-    step("fold.announced")
+    step("compaction.announced")
     return progress
 
 
-def fill_base(folder: Path, history: History, note: CompactionIntent, step: Step) -> None:
+def update_base(folder: Path, history: History, note: CompactionIntent, step: Step) -> None:
     """Make the base what the disk was at the end of the note's frame.  ``history`` goes on meanwhile."""
     past = history.upto(note.frame)
     owner = Owner(frame=note.frame)
     grow_base(folder, past.size_bytes)
-    take_up(folder, owner)
+    redo_intent(folder, owner)
     found = build_map(folder, past, None, base=False)
-    absorb_map(folder, found, owner, step)
-    step("fold.mapped")
+    merge_into_base(folder, found, owner, step)
+    step("compaction.mapped")
 
 
-def absorb_map(
+def merge_into_base(
     folder: Path, found: DiskMap, owner: Owner, step: Step, view_map: Callable[[DiskMap], ViewLayer] | None = None
 ) -> None:
     """Put all that ``found`` has (settled, without the base) into the base, and note in its map what holds data now."""
@@ -83,7 +83,7 @@ def absorb_map(
     found.extents.settle()
     view = view_map(found) if view_map else view_of(folder, found)
     try:
-        absorb(folder, view, blocks, owner, step)
+        merge_blocks(folder, view, blocks, owner, step)
     finally:
         view.close()
     write_map(folder, _whole_blocks(found.extents.ranges()))
@@ -117,23 +117,23 @@ def _whole_blocks(ranges: Ranges) -> Ranges:
     return merge_ranges([rounded(offset, length) for offset, length in ranges])
 
 
-def delete_folded(folder: Path, folded: int, step: Step) -> None:
-    """Remove the journal files and checkpoints that are of nothing behind frame ``folded``, and what a fold noted.
+def delete_compacted(folder: Path, compacted: int, step: Step) -> None:
+    """Remove the journal files and checkpoints that are of nothing behind frame ``compacted``, and what a fold noted.
 
     The newest journal file stays: it grows.  Several are deleted at a time: some hosts wait for the medium at each; which of
     them a kill leaves does not matter, for that they are done with shows from the one behind them.
     """
     journal_files = list_journal_files(folder)
-    doomed = [journal_file for journal_file, following in pairwise(journal_files) if following <= folded + 1]
+    doomed = [journal_file for journal_file, following in pairwise(journal_files) if following <= compacted + 1]
     with ThreadPoolExecutor(DELETERS) as pool:
         for _ in pool.map(lambda journal_file: journal_file_path(folder, journal_file).unlink(), doomed):
-            step("fold.journal_file_deleted")
+            step("compaction.journal_file_deleted")
     if doomed:
         sync_folder(folder / JOURNAL)
     for number in checkpoints.list_checkpoints(folder):
-        if number <= folded:
+        if number <= compacted:
             with suppress(FileNotFoundError):
                 checkpoints.checkpoint_path(folder, number).unlink()
-            step("fold.checkpoint_deleted")
+            step("compaction.checkpoint_deleted")
     forget_intent(folder)
-    step("fold.done")
+    step("compaction.done")

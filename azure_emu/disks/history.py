@@ -50,7 +50,7 @@ class Epoch:
     log_time_ns: int = 0
 
     @classmethod
-    def at_floor(cls, progress: Progress) -> Epoch:
+    def of_base(cls, progress: Progress) -> Epoch:
         """The generation of the base, as far as the base has it."""
         return cls(
             generation=progress.generation,
@@ -115,31 +115,31 @@ class History:
         self.size_bytes = meta.size_bytes
         self.epochs: list[Epoch] = []
         self.frames: list[Frame] = []
-        self.folded = 0
-        self.floor = 0
-        self.floor_time_ns = 0
+        self.compacted = 0
+        self.oldest_position = 0
+        self.oldest_time_ns = 0
         self._progress: Progress | None = None
         self._meta = meta
         if progress is not None:
             self.set_progress(progress)
 
     @property
-    def seeded(self) -> bool:
+    def initial_sync_complete(self) -> bool:
         """Whether the initial replication is complete: the base holds a state the disk was in."""
         return bool(self.epochs) and self.epochs[0].first_seq is not None
 
     def set_progress(self, progress: Progress) -> None:
         """The base now holds what ``progress`` says, and there is no frame."""
         self._progress = progress
-        self.epochs = [Epoch.at_floor(progress)]
-        self.folded = progress.frame
-        self.floor, self.floor_time_ns = progress.floor, progress.floor_time_ns
+        self.epochs = [Epoch.of_base(progress)]
+        self.compacted = progress.frame
+        self.oldest_position, self.oldest_time_ns = progress.floor, progress.floor_time_ns
         if progress.size_bytes:
             self.size_bytes = progress.size_bytes
 
-    def begin_fold(self, fold: CompactionIntent) -> None:
+    def begin_compaction(self, fold: CompactionIntent) -> None:
         """Positions below the fold's target cannot be read any more."""
-        self.floor, self.floor_time_ns = fold.position, self.progress_at(fold.frame).floor_time_ns
+        self.oldest_position, self.oldest_time_ns = fold.position, self.progress_at(fold.frame).floor_time_ns
 
     def set_meta(self, meta: DiskMeta) -> None:
         """The disk was larger when its copy began than when it was made."""
@@ -178,28 +178,28 @@ class History:
 
     def size_before(self, frame: Frame) -> int:
         """The disk's size before ``frame``."""
-        at = frame.number - self.folded - 2
-        return self.frames[at].size_bytes_after if at >= 0 else self.size_at_floor
+        at = frame.number - self.compacted - 2
+        return self.frames[at].size_bytes_after if at >= 0 else self.size_of_base
 
     @property
-    def size_at_floor(self) -> int:
+    def size_of_base(self) -> int:
         """The size of the disk that the base holds."""
         return (self._progress.size_bytes if self._progress else 0) or self._meta.size_bytes
 
-    def fold_target(self, position: int) -> int:
+    def compaction_target(self, position: int) -> int:
         """The frame to fold up to next: at its end the disk is known, at a position no higher than ``position``.
 
         The newest such frame within the limits of a slice, or else the first; ``folded`` if there is none.
         """
-        past = self.upto(self.folded)
-        best, some_bytes, entries, cut_blocks = self.folded, 0, 0, 0
+        past = self.upto(self.compacted)
+        best, some_bytes, entries, cut_blocks = self.compacted, 0, 0, 0
         for frame in self.frames:
             past.add(frame)
             some_bytes += frame.segment_bytes
             entries += frame.entries
             cut_blocks += _cut_blocks_max(frame)
             is_full = some_bytes > SLICE_BYTES or entries > SLICE_ENTRIES or cut_blocks > SLICE_CUT_BLOCKS
-            if best > self.folded and is_full:
+            if best > self.compacted and is_full:
                 break
             complete = past.epochs[-1].complete
             if complete is not None:
@@ -295,7 +295,7 @@ class History:
         found = []
         for epoch in self.epochs:
             if epoch.complete is not None:
-                first = max(epoch.snapshot_position, self.floor)
+                first = max(epoch.snapshot_position, self.oldest_position)
                 if first <= epoch.complete[0]:
                     found.append((epoch, first, epoch.complete[0]))
         return found

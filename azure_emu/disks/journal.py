@@ -98,7 +98,7 @@ class Torn:
 class JournalState:
     """What a journal holds from frame ``after`` + 1 on; ``earlier``: frames before, in journal files that are not deleted.
 
-    ``end``: number of the newest journal file, and its last frame's end.  ``mended``: frames whose header is bad and
+    ``end``: number of the newest journal file, and its last frame's end.  ``repaired``: frames whose header is bad and
     was taken from its copy.  ``broken``: why no frame is known behind the last, though there may be some.
     """
 
@@ -106,7 +106,7 @@ class JournalState:
     earlier: list[Frame] = field(default_factory=list)
     end: tuple[int, int] | None = None
     torn: Torn | None = None
-    mended: list[tuple[Frame, int, str]] = field(default_factory=list)
+    repaired: list[tuple[Frame, int, str]] = field(default_factory=list)
     broken: RigError | None = None
     broken_at: tuple[Path, int] | None = None
     """File and byte of that."""
@@ -144,7 +144,7 @@ def read_journal(folder: Path, disk_id: str, after: int, opened: OpenRecord) -> 
                 raise walk.broken from exc
         state.frames += [frame for frame in walk.frames if frame.number > after]
         state.earlier += [frame for frame in walk.frames if frame.number <= after]
-        state.mended += walk.mended
+        state.repaired += walk.repaired
         state.broken = walk.broken
         state.torn = walk.torn
         if walk.broken:
@@ -176,7 +176,7 @@ class _JournalFileReader:
         """``tail``: of the newest journal file alone."""
         self.path = journal_file_path(folder, journal_file)
         self.frames: list[Frame] = []
-        self.mended: list[tuple[Frame, int, str]] = []
+        self.repaired: list[tuple[Frame, int, str]] = []
         self.torn: Torn | None = None
         self.broken: RigError | None = None
         self.at = 0
@@ -211,7 +211,7 @@ class _JournalFileReader:
             if found is None:
                 return self._unreadable(number, data, size, why)
             frame = found
-            self.mended.append((frame, self.at, why if any(raw) else NEVER_WRITTEN))
+            self.repaired.append((frame, self.at, why if any(raw) else NEVER_WRITTEN))
         end = frame.end
         if end > size:
             return self._ends_early(number, size, f"{size - self.at} bytes of a frame of {end - self.at}")
@@ -346,7 +346,7 @@ def _rebuilt(fd: int, frame: Frame, size_bytes_before: int) -> PartIndex | None:
         return None
 
 
-def mend(folder: Path, frame: Frame, size_bytes_before: int) -> None:
+def repair_frame(folder: Path, frame: Frame, size_bytes_before: int) -> None:
     """Write what can be made again of a frame over what is there, if that is not the same; the segment is left alone.
 
     ``StoreCorrupt`` as :func:`read_index`.

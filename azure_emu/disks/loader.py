@@ -66,7 +66,7 @@ def load_history(folder: Path) -> StoreState:
         tries -= 1
 
 
-def floor_of(folder: Path) -> int | None:
+def oldest_position_of(folder: Path) -> int | None:
     """The oldest position that can be opened now: the target of a fold that is under way, or the floor; None: not any."""
     if not _raw_progress(folder):
         return None  # deleted, or begun anew
@@ -84,7 +84,7 @@ def query_consistently(folder: Path, query: Callable[[StoreState], T]) -> T:
                 return query(loaded)
             except FileNotFoundError as exc:
                 tries -= 1
-                if tries == 0 or load_history(folder).history.folded == loaded.history.folded:
+                if tries == 0 or load_history(folder).history.compacted == loaded.history.compacted:
                     raise store_corrupt(Path(exc.filename or folder), "is missing") from exc
 
 
@@ -103,9 +103,9 @@ def _load(folder: Path) -> StoreState:
         raise store_corrupt(path, "is missing")
     history = History(meta, progress)
     _check_base(folder, meta, progress)
-    journal = read_journal(folder, meta.disk_id, history.folded, progress.opened if progress else NOT_OPENED)
+    journal = read_journal(folder, meta.disk_id, history.compacted, progress.opened if progress else NOT_OPENED)
     for frame in journal.frames:
-        if not history.seeded or history.classify(frame.part) != "next" or history.regresses(frame):
+        if not history.initial_sync_complete or history.classify(frame.part) != "next" or history.regresses(frame):
             path = journal_file_path(folder, frame.journal_file)
             journal.broken_at = path, frame.start
             journal.broken = store_corrupt(
@@ -115,7 +115,7 @@ def _load(folder: Path) -> StoreState:
             break
         history.add(frame)
     if progress is not None and progress.fold is not None:
-        history.begin_fold(progress.fold)
+        history.begin_compaction(progress.fold)
     return StoreState(folder, meta, progress, history, journal)
 
 

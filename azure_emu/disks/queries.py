@@ -36,9 +36,11 @@ def position_at(loaded: StoreState, time_ns: int) -> int:
             below = [min(found, last) for _, first, last in valid if first <= found]
             if below:
                 return max(below)
-    if valid and history.floor_time_ns <= time_ns:
-        return history.floor
-    oldest = f"the oldest is position {history.floor}, of {history.floor_time_ns} ns" if valid else "there is none"
+    if valid and history.oldest_time_ns <= time_ns:
+        return history.oldest_position
+    oldest = (
+        f"the oldest is position {history.oldest_position}, of {history.oldest_time_ns} ns" if valid else "there is none"
+    )
     raise RigError("InvalidPosition", f"disk {history.disk_id} has no state of {time_ns} ns since 1970 or before: {oldest}")
 
 
@@ -89,8 +91,8 @@ def disk_state(folder: Path, retain: int) -> DiskState:
         return DiskState(
             disk_id=history.disk_id,
             size_bytes=history.size_bytes,
-            floor=history.floor,
-            floor_time_ns=history.floor_time_ns,
+            floor=history.oldest_position,
+            floor_time_ns=history.oldest_time_ns,
             valid_ranges=[(first, last) for _, first, last in history.valid()],
             retain=retain,
             pins=pins(folder),

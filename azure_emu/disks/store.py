@@ -36,9 +36,9 @@ from siterig.azure_emu.disks.base_image import (
     forget_intent,
     read_map,
     rebuild_map,
-    take_up,
+    redo_intent,
 )
-from siterig.azure_emu.disks.compaction import absorb_map, announce_fold, delete_folded, fill_base
+from siterig.azure_emu.disks.compaction import announce_compaction, delete_compacted, merge_into_base, update_base
 from siterig.azure_emu.disks.history import History, PartStatus
 from siterig.azure_emu.disks.io_errors import host_disk_errors
 from siterig.azure_emu.disks.journal import (
@@ -46,9 +46,9 @@ from siterig.azure_emu.disks.journal import (
     NEVER_WRITTEN,
     JournalWriter,
     make_durable,
-    mend,
     read_index,
     read_tags,
+    repair_frame,
 )
 from siterig.azure_emu.disks.loader import StoreState, load_history, query_consistently
 from siterig.azure_emu.disks.metadata import DISK_META, PROGRESS, DiskMeta, OpenRecord, Progress, read_meta, write_meta
@@ -176,12 +176,12 @@ class ManagedDiskStore:
         self._tags = tags
         self._step = step
         self._lock = threading.Lock()  # of history and progress
-        self._fold_lock = threading.Lock()
+        self._compaction_lock = threading.Lock()
         self._closed = False
         self._latest: tuple[Layer, list[tuple[int, int]]] | None = None
         self._since_checkpoint = self._extents = 0
         self._look_for_checkpoint()
-        last = self._history.folded + len(self._history.frames)
+        last = self._history.compacted + len(self._history.frames)
         self._writer = JournalWriter(self.folder, self._history.size_bytes, loaded.journal, last, self._told)
 
     def _told(self, name: str) -> None:
@@ -206,7 +206,7 @@ class ManagedDiskStore:
 
     @classmethod
     def open(cls, folder: Path, *, step: Step = _no_step) -> ManagedDiskStore:
-        """Open; headers and indexes are verified, and mended where that is possible; a fold that was cut is done.
+        """Open; headers and indexes are verified, repaired where that is possible; a fold that was cut is done.
 
         ``DiskNotFound``, ``StoreVersion``, ``StoreCorrupt``, ``DiskFull`` (recoverable).
         """
@@ -219,7 +219,7 @@ class ManagedDiskStore:
             sync_folder(folder)  # a kill between rename and sync: what is counted now must stay
             _note_opening(loaded)
             store = cls(loaded, tags, step)
-            store._take_up()
+            store._resume_compaction()
         return store
 
     @property
@@ -238,9 +238,9 @@ class ManagedDiskStore:
         return self._history.size_bytes
 
     @property
-    def floor(self) -> int:
+    def oldest_position(self) -> int:
         """The oldest position that can be read (0 before the initial replication is complete)."""
-        return self._history.floor
+        return self._history.oldest_position
 
     def watermark(self) -> Watermark:
         """What is durably applied."""
@@ -290,7 +290,7 @@ class ManagedDiskStore:
 
         with host_disk_errors(self.folder):
             self._step("apply.unpacked")
-            if self._history.seeded:
+            if self._history.initial_sync_complete:
                 frame, index = self._writer.append(part, segment, verify)
                 self._forget_latest()
                 with self._lock:
@@ -298,10 +298,10 @@ class ManagedDiskStore:
                     self._history.add(frame)
                     self._tags += filter(self._history.names_position, index.tags)
             else:
-                self._seed(part, segment, verify())
+                self._apply_initial_sync(part, segment, verify())
         return self.watermark()
 
-    def _seed(self, part: PartName, segment: bytes, index: PartIndex) -> None:
+    def _apply_initial_sync(self, part: PartName, segment: bytes, index: PartIndex) -> None:
         """Put a part of the initial replication into the base, then count it.
 
         Part 1 begins with an empty base, whatever an earlier, unfinished generation left in it: no point of that one is
@@ -319,21 +319,23 @@ class ManagedDiskStore:
         if part.first == 1:
             # Counted first: were the base cleared before, a kill would leave the old generation's count over nothing.
             self._count(Progress(generation=part.generation))
-            self._step("seed.restarted")
+            self._step("initial_sync.restarted")
             if size_bytes != self.created_size_bytes:  # larger: a smaller one was refused before
                 self._meta = self._meta.model_copy(update={"size_bytes": size_bytes})
                 write_meta(self.folder / DISK_META, self._meta)
                 self._history.set_meta(self._meta)
-                self._step("seed.grown")
+                self._step("initial_sync.grown")
             clear_base(self.folder, self.created_size_bytes)
-            self._step("seed.cleared")
+            self._step("initial_sync.cleared")
         owner = Owner(generation=part.generation, part=part.first)
-        take_up(self.folder, owner)
+        redo_intent(self.folder, owner)
         found = DiskMap(ExtentMap(), size_bytes, {}, {})
         found.extents.add(1, index.entries, segment_at=0, piece_at=0)
         found.extents.settle()
-        absorb_map(self.folder, found, owner, self._told, lambda found: _seed_view(self.folder, found, segment, index))
-        self._step("seed.mapped")
+        merge_into_base(
+            self.folder, found, owner, self._told, lambda found: _initial_sync_view(self.folder, found, segment, index)
+        )
+        self._step("initial_sync.mapped")
         done = index.sync_end_seq is not None
         first = part.first == 1
         progress = Progress(
@@ -349,7 +351,7 @@ class ManagedDiskStore:
             size_bytes=size_bytes if done else 0,
         )
         self._count(progress)
-        self._step("seed.counted")
+        self._step("initial_sync.counted")
         forget_intent(self.folder)
 
     def _count(self, progress: Progress) -> None:
@@ -389,7 +391,7 @@ class ManagedDiskStore:
         While the initial replication is not complete, every tag says *zeros*: the next generation begins anew.  A chunk
         that cannot be read has a tag that nothing has, so that it is sent again.
         """
-        if not self._history.seeded:
+        if not self._history.initial_sync_complete:
             return [bytes(TAG_BYTES)] * count
         with host_disk_errors(self.folder):
             if self._latest is None:
@@ -407,36 +409,40 @@ class ManagedDiskStore:
 
     # --- folding and checkpoints --------------------------------------------------------------------------------
 
-    def fold(self, upto: int, step: Step | None = None) -> int:
+    def compact(self, upto: int, step: Step | None = None) -> int:
         """Put the journal up to ``upto``, or to what is pinned, into the base; the floor then.
 
         ``DiskFull`` (recoverable), ``StoreCorrupt`` (a pin cannot be read).
         """
-        while self.fold_some(upto, step):
+        while self.compact_step(upto, step):
             pass
-        return self.floor
+        return self.oldest_position
 
-    def fold_some(self, upto: int, step: Step | None = None) -> bool:
+    def compact_step(self, upto: int, step: Step | None = None) -> bool:
         """As much of that as is folded at a time, which is a complete fold; whether there was any."""
         step = step or self._told
-        with self._fold_lock, host_disk_errors(self.folder):
-            if self._closed or not self._history.seeded:
+        with self._compaction_lock, host_disk_errors(self.folder):
+            if self._closed or not self._history.initial_sync_complete:
                 return False
             progress = self._progress
             if progress is None or progress.fold is None:  # else one that failed comes first: its blocks may be torn
-                progress = announce_fold(self.folder, self._history, upto, step) if upto > self._history.floor else None
+                progress = (
+                    announce_compaction(self.folder, self._history, upto, step)
+                    if upto > self._history.oldest_position
+                    else None
+                )
             if progress is None:
                 return False
-            self._finish_fold(progress, step)
+            self._finish_compaction(progress, step)
         return True
 
-    def _finish_fold(self, progress: Progress, step: Step) -> None:
+    def _finish_compaction(self, progress: Progress, step: Step) -> None:
         if progress.fold is None:
             return
         with self._lock:
             self._progress = progress
-            self._history.begin_fold(progress.fold)
-        fill_base(self.folder, self._history, progress.fold, step)
+            self._history.begin_compaction(progress.fold)
+        update_base(self.folder, self._history, progress.fold, step)
         with self._lock:
             done = self._noting_opening(self._history.progress_at(progress.fold.frame))
             write_meta(self.folder / PROGRESS, done)
@@ -445,24 +451,24 @@ class ManagedDiskStore:
                 if frame.number > done.frame:
                     history.add(frame)
             self._progress, self._history = done, history
-        step("fold.counted")
-        delete_folded(self.folder, done.frame, step)
+        step("compaction.counted")
+        delete_compacted(self.folder, done.frame, step)
         self._look_for_checkpoint()
 
-    def _take_up(self) -> None:
+    def _resume_compaction(self) -> None:
         """Bring a fold that was cut to its end, and clear what one left that came to it.
 
         If that cannot be done now, parts can be applied all the same, and the next fold begins with it.
         """
-        if self._progress is None or not self._history.seeded:
+        if self._progress is None or not self._history.initial_sync_complete:
             return
         try:
             if self._progress.fold is not None:
-                self._finish_fold(self._progress, self._told)
+                self._finish_compaction(self._progress, self._told)
             else:
-                delete_folded(self.folder, self._history.folded, _no_step)
+                delete_compacted(self.folder, self._history.compacted, _no_step)
         except OSError as exc:
-            _log.warning("fold_not_finished", store=str(self.folder), reason=str(exc))
+            _log.warning("compaction_not_finished", store=str(self.folder), reason=str(exc))
 
     @property
     def checkpoint_due(self) -> bool:
@@ -472,11 +478,11 @@ class ManagedDiskStore:
     def checkpoint(self, step: Step | None = None) -> bool:
         """Make a checkpoint at the newest frame if it is due; whether one was made."""
         step = step or self._told
-        with self._fold_lock, host_disk_errors(self.folder):
+        with self._compaction_lock, host_disk_errors(self.folder):
             if self._closed or not self.checkpoint_due:
                 return False
             with self._lock:
-                history = self._history.upto(self._history.folded + len(self._history.frames))
+                history = self._history.upto(self._history.compacted + len(self._history.frames))
             found = build_map(self.folder, history, None, drop_bad=True)
             if found.rebuilt:
                 return False
@@ -504,7 +510,7 @@ class ManagedDiskStore:
     def close(self) -> None:
         """Let go of open files; a fold that goes on ends with its slice."""
         self._closed = True
-        with self._fold_lock:
+        with self._compaction_lock:
             self._forget_latest()
             self._writer.close()
 
@@ -515,18 +521,18 @@ class ManagedDiskStore:
 
 
 def _check_frames(loaded: StoreState) -> list[TagSeen]:
-    """Verify every frame's index, mend what can be; the tags."""
+    """Verify the index of every frame, repair frames where possible, and return the tags."""
     tags: list[TagSeen] = []
-    past = loaded.history.upto(loaded.history.folded)
-    bad_headers = {frame.number: why for frame, _, why in loaded.journal.mended}
+    past = loaded.history.upto(loaded.history.compacted)
+    bad_headers = {frame.number: why for frame, _, why in loaded.journal.repaired}
     for frame in loaded.history.frames:
         size_before = loaded.history.size_before(frame)
         index = read_index(loaded.folder, frame, size_before)
         found, rebuilt = read_tags(loaded.folder, frame, size_before)
         if index.rebuilt or rebuilt or frame.number in bad_headers:
             note = _log.info if bad_headers.get(frame.number) == NEVER_WRITTEN else _log.warning
-            note("frame_mended", store=str(loaded.folder), journal_file=frame.journal_file, frame=frame.number)
-            mend(loaded.folder, frame, size_before)
+            note("frame_repaired", store=str(loaded.folder), journal_file=frame.journal_file, frame=frame.number)
+            repair_frame(loaded.folder, frame, size_before)
         past.add(frame)
         tags += filter(past.names_position, found)
     return tags
@@ -539,13 +545,13 @@ def _note_opening(loaded: StoreState) -> None:
         make_durable(loaded.folder, loaded.journal)
         return
     frames = loaded.history.frames
-    last = loaded.history.folded + len(frames)
+    last = loaded.history.compacted + len(frames)
     if loaded.journal.torn is not None:  # what is before it counts at once, but until it is cut it is of the boot before
         note = OpenRecord(boot=progress.opened.boot, frame=last)
         write_meta(loaded.folder / PROGRESS, progress.model_copy(update={"opened": note}))
     make_durable(loaded.folder, loaded.journal)
     if frames:  # of which only the segment was looked at
-        mend(loaded.folder, frames[-1], loaded.history.size_before(frames[-1]))
+        repair_frame(loaded.folder, frames[-1], loaded.history.size_before(frames[-1]))
     loaded.progress = progress.model_copy(update={"opened": OpenRecord(boot=now, frame=last)})
     write_meta(loaded.folder / PROGRESS, loaded.progress)
 
@@ -560,7 +566,7 @@ def _check_map(folder: Path) -> None:
         rebuild_map(folder)
 
 
-def _seed_view(folder: Path, found: DiskMap, segment: bytes, index: PartIndex) -> ViewLayer:
+def _initial_sync_view(folder: Path, found: DiskMap, segment: bytes, index: PartIndex) -> ViewLayer:
     """A part, which is in no file yet, over the base."""
     fds = []
     for name, data in (("segment", segment), ("sums", index.pieces)):

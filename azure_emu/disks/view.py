@@ -22,7 +22,7 @@ from siterig.azure_emu.disks.checkpoints import BadCheckpointError
 from siterig.azure_emu.disks.frames import Frame
 from siterig.azure_emu.disks.history import Epoch, History
 from siterig.azure_emu.disks.journal import FrameIndex, index_in, journal_file_path
-from siterig.azure_emu.disks.loader import floor_of, query_consistently
+from siterig.azure_emu.disks.loader import oldest_position_of, query_consistently
 from siterig.azure_emu.disks.metadata import store_corrupt
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.os_errors import reason
@@ -41,8 +41,8 @@ def open_view(store: Path, position: int) -> ViewLayer:
         view = query_consistently(
             store, lambda loaded: build_view(store, loaded.history, ReplayBound(loaded.epoch_of(position), position))
         )
-        floor = floor_of(store)
-        if floor is not None and floor <= position:
+        oldest = oldest_position_of(store)
+        if oldest is not None and oldest <= position:
             return view
         view.close()  # a fold came between, or a disk begun anew, and what the view shows is neither then nor now
 
@@ -92,7 +92,7 @@ def build_map(
     """
     made = _from_checkpoint(folder, history, upto, drop_bad=drop_bad) if base else None
     if made is None:
-        first, found = 0, DiskMap(ExtentMap(), history.size_at_floor, {}, {})
+        first, found = 0, DiskMap(ExtentMap(), history.size_of_base, {}, {})
     else:
         first, found = made
     journal_file, path, fd = 0, folder, -1
@@ -153,7 +153,7 @@ def _from_checkpoint(
     for frame in history.frames:
         present.setdefault(frame.journal_file, frame.start)
     for number in reversed(checkpoints.list_checkpoints(folder)):
-        place = number - history.folded - 1
+        place = number - history.compacted - 1
         if not 0 <= place < len(history.frames) or (upto is not None and not upto.whole(history.frames[place])):
             continue
         frame = history.frames[place]
@@ -174,7 +174,7 @@ def _from_checkpoint(
 
 def build_view(folder: Path, history: History, upto: ReplayBound | None) -> ViewLayer:
     """The state at a position (None: the latest); ``FileNotFoundError`` if a fold deleted a journal file."""
-    if upto is None and not history.seeded:
+    if upto is None and not history.initial_sync_complete:
         raise RigError("InvalidPosition", f"disk {history.disk_id} has no state: its initial replication is not complete")
     return view_of(folder, build_map(folder, history, upto))
 

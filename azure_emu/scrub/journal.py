@@ -44,7 +44,7 @@ class Piece(NamedTuple):
 
 def scrub_journal(loaded: StoreState, advance: Callable[[int], None], damaged: list[Frame]) -> Iterator[ClassifiedDamage]:
     """What is damaged but payloads; frames in which some are hurt are put into ``hurt``."""
-    bad_headers = {frame.number: why for frame, _, why in loaded.journal.mended}
+    bad_headers = {frame.number: why for frame, _, why in loaded.journal.repaired}
     for frame in loaded.journal.earlier + loaded.journal.frames:
         path = journal_file_path(loaded.folder, frame.journal_file)
         try:
@@ -105,7 +105,7 @@ def _frame(loaded: StoreState, fd: int, path: Path, frame: Frame, damaged: list[
     segment = _read(fd, frame.segment_at, frame.segment_bytes)
     index = _read(fd, frame.entries_at, frame.index_bytes)
     segment_good, index_good = segment.has(frame.segment_crc), index.has(frame.index_crc)
-    lost = None if segment_good or index_good or frame.number <= loaded.history.folded else frame.first_position
+    lost = None if segment_good or index_good or frame.number <= loaded.history.compacted else frame.first_position
     if not index_good:
         yield bad("index", frame.entries_at + index.bad_from, f"{index.why} the index", lost)
     if not segment_good:

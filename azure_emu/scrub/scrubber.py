@@ -94,9 +94,9 @@ def _everything(folder: Path, advance: Advance) -> Iterator[ClassifiedDamage]:
     try:
         loaded = load_history(folder)
         yield from _readable(_small_files(folder))
-        yield from _readable(scrub_journal(loaded, advance, damaged), loaded.history.floor)
+        yield from _readable(scrub_journal(loaded, advance, damaged), loaded.history.oldest_position)
         yield from _readable(_checkpoints(loaded, advance))
-        yield from _readable(_position_damage(folder, advance, loaded, damaged), loaded.history.floor)
+        yield from _readable(_position_damage(folder, advance, loaded, damaged), loaded.history.oldest_position)
         yield from _readable(at_rest(folder))
     except RigError as exc:
         if exc.code == "DiskNotFound":
@@ -153,7 +153,7 @@ def _small_files(folder: Path) -> Iterator[ClassifiedDamage]:
 def _checkpoints(loaded: StoreState, advance: Advance) -> Iterator[ClassifiedDamage]:
     history = loaded.history
     for number in checkpoints.list_checkpoints(loaded.folder):
-        place = number - history.folded - 1
+        place = number - history.compacted - 1
         if not 0 <= place < len(history.frames):
             continue  # of a frame that was folded, or applied since
         path = checkpoints.checkpoint_path(loaded.folder, number)
@@ -181,15 +181,15 @@ def _position_damage(folder: Path, advance: Advance, loaded: StoreState, frames:
     """
     wanted: Ranges | None = None  # all
     for _ in range(TRIES_MAX):
-        before, loaded = loaded.history.folded, load_history(folder)
-        if any(before < frame.number <= loaded.history.folded for frame in frames):
+        before, loaded = loaded.history.compacted, load_history(folder)
+        if any(before < frame.number <= loaded.history.compacted for frame in frames):
             wanted = None
         damage_map = DamageMap()
         bad_map: list[ClassifiedDamage] = []
         try:
             _look_at_base(loaded, advance, wanted, damage_map)
         except RigError as exc:
-            bad_map = [_file("map", folder / MAP, _why(exc), loaded.history.floor)]
+            bad_map = [_file("map", folder / MAP, _why(exc), loaded.history.oldest_position)]
         wanted = damage_map.ranges() if damage_map.complete else None
         advance = _nothing
         if _follow(loaded, damage_map, frames) and (
@@ -198,11 +198,11 @@ def _position_damage(folder: Path, advance: Advance, loaded: StoreState, frames:
             break
     yield from bad_map
     for frame in frames:
-        if frame.number <= loaded.history.folded:
+        if frame.number <= loaded.history.compacted:
             with suppress(FileNotFoundError):
                 for piece in damaged_pieces(folder, frame):
                     damage_map.add("folded payload", piece.start, piece.stop, piece.damage, is_current=False)
-    yield from damage_map.report(loaded.history.floor)
+    yield from damage_map.report(loaded.history.oldest_position)
 
 
 def _nothing(_bytes: int) -> None:
@@ -211,7 +211,7 @@ def _nothing(_bytes: int) -> None:
 
 def _look_at_base(loaded: StoreState, advance: Advance, wanted: Ranges | None, damage_map: DamageMap) -> None:
     """``wanted``: what alone is looked at."""
-    folder, floor, size = loaded.folder, loaded.history.floor, loaded.history.size_bytes
+    folder, floor, size = loaded.folder, loaded.history.oldest_position, loaded.history.size_bytes
     ranges = unpack_map(read_map(folder))
     with open_base(folder) as files:
         for offset, length in ranges if wanted is None else _common(ranges, wanted):

@@ -263,7 +263,7 @@ KEY_ADVICE = "check whether its key was changed, and this host's clock; then sit
 
 
 def classified(error: AzureError, *, what: str, where: str) -> RigError:
-    """The SDK's error as ours: who can mend it, and whether waiting may."""
+    """The SDK's error as ours: who can repair it, and whether waiting may."""
     if isinstance(error, ServiceRequestError | ServiceResponseError | IncompleteReadError):
         return RigError("CacheUnreachable", f"cannot {what}: no answer from {where} ({_reason(error)})", recoverable=True)
     code = _error_code(error) if isinstance(error, HttpResponseError) else type(error).__name__

@@ -107,10 +107,10 @@ class Story:
                 store.apply_part(*part)
                 recorder.note(applied=store.watermark().complete_position)
                 store.checkpoint()
-                if store.floor and self.rng.random() < 0.4:
-                    store.fold(store.watermark().complete_position - self.rng.randrange(15))
-                    recorder.note(floor=store.floor)
-                if store.floor and self.rng.random() < 0.4:
+                if store.oldest_position and self.rng.random() < 0.4:
+                    store.compact(store.watermark().complete_position - self.rng.randrange(15))
+                    recorder.note(floor=store.oldest_position)
+                if store.oldest_position and self.rng.random() < 0.4:
                     position = store.watermark().complete_position
                     held.append((pin(self.folder, position, f"test {position}"), position))
                     recorder.note(pinned=position)
@@ -141,20 +141,22 @@ class Story:
         store = ManagedDiskStore.open(folder)
         mark = store.watermark()
         assert mark.complete_position >= facts.get("applied", 0), what
-        assert store.floor >= facts.get("floor", 0), what
+        assert store.oldest_position >= facts.get("floor", 0), what
         if facts.get("pinned"):
             assert facts["pinned"] in {each.position for each in pins(folder)}, what
-            assert store.floor <= facts["pinned"], what
+            assert store.oldest_position <= facts["pinned"], what
         valid = [p for p in self.disk.states if any(first <= p <= last for first, last in store.valid_ranges())]
-        for position in {p for p in (store.floor, mark.complete_position, *self.rng.sample(valid, min(3, len(valid)))) if p}:
+        for position in {
+            p for p in (store.oldest_position, mark.complete_position, *self.rng.sample(valid, min(3, len(valid)))) if p
+        }:
             assert_same(whole(open_view(folder, position)), self.disk.states[position], f"{what}, position {position}")
-        assert list(scrub(store.folder)) == [] or not store.floor, what
+        assert list(scrub(store.folder)) == [] or not store.oldest_position, what
         for part in self.parts:
             store.apply_part(*part)
         last = self.points[-1]
         assert_same(whole(store.view(last)), self.disk.states[last], f"{what}, then all parts")
-        store.fold(last)
-        assert_same(whole(store.view(max(store.floor, last))), self.disk.states[last], f"{what}, then folded")
+        store.compact(last)
+        assert_same(whole(store.view(max(store.oldest_position, last))), self.disk.states[last], f"{what}, then folded")
         store.close()
 
 

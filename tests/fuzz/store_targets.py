@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from siterig.azure_emu.contracts.ports import Pin
 from siterig.azure_emu.disks import checkpoints
-from siterig.azure_emu.disks.base_image import Owner, read_map, take_up, unpack_map
+from siterig.azure_emu.disks.base_image import Owner, read_map, redo_intent, unpack_map
 from siterig.azure_emu.disks.checkpoints import BadCheckpointError
 from siterig.azure_emu.disks.loader import load_history
 from siterig.azure_emu.disks.metadata import PROGRESS, DiskMeta, Progress, read_meta
@@ -171,7 +171,7 @@ def base_map(raw: bytes, folder: Path) -> str:
 
 
 def intent(raw: bytes, folder: Path) -> str:
-    """``take_up`` of the fold up to frame 3."""
+    """``redo_intent`` of the fold up to frame 3."""
     path, before = folder / "intent", bytes(range(256)) * 128
     before = before[:-512]
     (folder / "base.img").write_bytes(before)
@@ -183,7 +183,7 @@ def intent(raw: bytes, folder: Path) -> str:
     except BadStoreError:
         whose, want = None, {}
     try:
-        take_up(folder, Owner(frame=3))
+        redo_intent(folder, Owner(frame=3))
     except RigError as error:
         assert whose is None, error.message
         assert_clear(error, {"StoreCorrupt"}, path)
@@ -383,7 +383,7 @@ def store(good: Good, files: dict[str, bytes], folder: Path) -> str:
         journal_file, end = want.journal.at
         if journal_file:
             assert (path / f"journal/{journal_file:012d}.journal").stat().st_size == end
-        assert not load_history(path).journal.mended
+        assert not load_history(path).journal.repaired
         now = [path / PROGRESS, *path.glob("journal/*")]
         again = _Expected(good, files | {str(each.relative_to(path)): each.read_bytes() for each in now})
         assert [frame.raw for frame in again.frames] == [frame.raw for frame in want.frames]

@@ -59,7 +59,7 @@ def test_a_file_that_is_cut_under_mounts_is_an_error_of_the_read(tmp_path: Path,
     unharmed = mounted(server, other, other_disk.position, "other")
     harmed = [mounted(server, store, disk.position, "newest"), failed_over(server, store, disk.position)]
     if cut != "journal":
-        harmed.append(mounted(server, store, store.floor, "oldest"))
+        harmed.append(mounted(server, store, store.oldest_position, "oldest"))
     for path in harmed[:2]:
         assert_same(read(path), bytes(disk.data), str(path))
     whole = managed / store.folder.name / cut
@@ -71,8 +71,8 @@ def test_a_file_that_is_cut_under_mounts_is_an_error_of_the_read(tmp_path: Path,
         assert refused.value.errno == errno.EIO
     assert_same(read(unharmed), bytes(other_disk.data), "a state of another disk")
     if cut == "journal":
-        oldest = mounted(server, store, store.floor, "oldest")
-        assert_same(read(oldest), disk.states[store.floor], "a state that needs nothing of what was cut")
+        oldest = mounted(server, store, store.oldest_position, "oldest")
+        assert_same(read(oldest), disk.states[store.oldest_position], "a state that needs nothing of what was cut")
     assert {info["name"]: info["broken"] for info in server.call("list_recoveries")} == dict.fromkeys(
         ["newest", "oldest", "other"]
     )

@@ -184,7 +184,7 @@ def test_every_point_is_what_the_source_was(server: DiskServer, tmp_path: Path) 
         for position in points:
             replica.compare(position, tmp_path / f"{replica.name}-{position}")
         oldest = points[len(points) // 2]
-        assert replica.store.fold(oldest) <= oldest
+        assert replica.store.compact(oldest) <= oldest
         for position in points[len(points) // 2 :]:
             replica.compare(position, tmp_path / f"{replica.name}-{position}")
         replica.store.close()

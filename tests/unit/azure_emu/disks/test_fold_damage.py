@@ -125,9 +125,9 @@ def test_nothing_is_served_for_a_bad_payload_at_any_step_of_its_fold(
         for position, view in views.items():
             made.check(view, position, f"an open view of {position} at {name}")
 
-    assert store.fold(made.target, step) == made.target
+    assert store.compact(made.target, step) == made.target
     assert met == meets
-    assert {"base.announced", "base.copied", "base.concluded", "fold.counted"} <= set(steps)
+    assert {"base.announced", "base.copied", "base.concluded", "compaction.counted"} <= set(steps)
     made.check_all("folded")
     found = [(damage.path, damage.first_position) for damage in scrub(store.folder) if damage.first_position is not None]
     assert found == [(str(made.folder / base_image.BASE), made.target)] * len(bad)
@@ -153,13 +153,13 @@ def test_a_kill_at_any_step_of_a_fold_of_a_bad_payload_makes_it_no_good(tmp_path
 
         store, killed = ManagedDiskStore.open(made.folder), True
         try:
-            store.fold(made.target, step)
+            store.compact(made.target, step)
             killed = False
         except Killed:
             made.check_all(f"killed after {names[-1]}")
         again = ManagedDiskStore.open(made.folder)
         made.check_all(f"opened after {names[-1]}")
-        assert again.fold(made.target) == made.target
+        assert again.compact(made.target) == made.target
         made.check_all(f"folded after {names[-1]}")
         again.close()
         if not killed:
@@ -175,7 +175,7 @@ def test_a_payload_that_cannot_be_read_for_a_moment_is_not_given_up(tmp_path: Pa
 
     store = ManagedDiskStore.open(made.folder)
     with io_verdict(trouble):
-        store.fold(made.target)
+        store.compact(made.target)
     assert looks == [base_image.BAD_LOOK_S]
     made.check_all("folded")
     assert list(scrub(store.folder)) == []
@@ -185,7 +185,7 @@ def test_a_payload_that_cannot_be_read_for_a_moment_is_not_given_up(tmp_path: Pa
 def test_a_block_that_a_fold_left_unreadable_is_whole_when_it_is_written_over(tmp_path: Path) -> None:
     made = Rotten(tmp_path, {WHOLE, PART})
     disk, store = made.disk, ManagedDiskStore.open(made.folder)
-    store.fold(made.target)
+    store.compact(made.target)
     for block in made.bad:
         disk.write(block * BLOCK, disk.rng.randbytes(BLOCK))
     point = disk.tag("later").position
@@ -195,6 +195,6 @@ def test_a_block_that_a_fold_left_unreadable_is_whole_when_it_is_written_over(tm
         view = open_view(made.folder, point)
         made.check(view, point, what)
         view.close()
-        store.fold(point)
+        store.compact(point)
     assert {damage.first_position for damage in scrub(store.folder)} == {None}  # still bad, of no position
     store.close()

@@ -16,7 +16,7 @@ BLOCK = 4096
 
 def slices(store: ManagedDiskStore, upto: int) -> int:
     announced = []
-    store.fold(upto, lambda step: announced.append(step) if step == "fold.announced" else None)
+    store.compact(upto, lambda step: announced.append(step) if step == "compaction.announced" else None)
     return len(announced)
 
 
@@ -41,7 +41,7 @@ def test_blocks_that_change_in_part_make_slices_small(
     store, disk = disk_with(tmp_path, offset, length)
     taken = slices(store, disk.position)
     assert taken == 1 if least == 1 else taken >= least
-    assert store.floor == disk.position
+    assert store.oldest_position == disk.position
     store.close()
 
 

@@ -204,7 +204,7 @@ def test_a_kill_while_the_base_is_cleared_counts_no_part_of_the_old_seed(tmp_pat
     disk.new_generation()
 
     def step(name: str) -> None:
-        if name == "seed.cleared":
+        if name == "initial_sync.cleared":
             raise KilledError
 
     store._step = step
@@ -454,7 +454,8 @@ def test_the_steps_of_a_kill_test_are_all_there(tmp_path: Path) -> None:
         "create.folder", "create.base", "create.meta", "create.renamed",
         "apply.unpacked", "journal_file.made", "journal_file.synced",
         "append.begun", "append.followed", "append.written", "append.synced",
-        "seed.restarted", "seed.grown", "seed.cleared", "seed.mapped", "seed.counted",
+        "initial_sync.restarted", "initial_sync.grown", "initial_sync.cleared",
+        "initial_sync.mapped", "initial_sync.counted",
         "base.announced", "base.noted", "base.copied", "base.synced", "base.concluded",
         "delete.renamed",
     }  # fmt: skip

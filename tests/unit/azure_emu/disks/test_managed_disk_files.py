@@ -104,7 +104,7 @@ def test_what_a_managed_disk_holds_is_for_its_owner_alone(tmp_path: Path) -> Non
         disk.scribble(20)
         apply(store, [disk.close_log()])
     pin(store.folder, disk.position, "vm web01/os")
-    store.fold(store.floor + 40)
+    store.compact(store.oldest_position + 40)
     store.checkpoint()
     store.close()
     for path in [store.folder, *store.folder.rglob("*")]:

@@ -44,14 +44,14 @@ def test_a_question_that_a_fold_overtakes_is_asked_anew(tmp_path: Path, monkeypa
 
     def overtaken(loaded: StoreState) -> object:
         if not seen:
-            store.fold(ends[-1])
+            store.compact(ends[-1])
         seen.append(loaded)
         return QUESTIONS[name](loaded, ends[1], ends[-1])
 
     with pytest.raises(RigError) as caught:
         query_consistently(store.folder, overtaken)
     assert caught.value.code == "InvalidPosition"
-    assert [loaded.history.floor < ends[1] for loaded in seen] == [True, False]
+    assert [loaded.history.oldest_position < ends[1] for loaded in seen] == [True, False]
 
 
 def test_a_journal_file_that_no_fold_took_is_named(tmp_path: Path) -> None:

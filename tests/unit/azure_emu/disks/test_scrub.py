@@ -88,7 +88,7 @@ def test_blocks_side_by_side_are_one_damage_and_whole_again_when_all_are_written
     [damage] = found_in(store.folder)
     assert (damage.path, damage.offset) == (str(store.folder / "base.img"), 8 * BLOCK)
     assert damage.what.startswith(f"12 blocks of {BLOCK} bytes have wrong checksums; the first has ")
-    assert (damage.first_position, damage.last_position) == (store.floor, None)
+    assert (damage.first_position, damage.last_position) == (store.oldest_position, None)
     disk.write(8 * BLOCK, bytes(11 * BLOCK))
     apply(store, [disk.close_log()])
     assert [damage.last_position for damage in found_in(store.folder)] == [None]
@@ -102,7 +102,7 @@ def test_lost_checksums_are_told_in_a_row_or_two(tmp_path: Path) -> None:
     os.truncate(store.folder / "base.sums", 0)
     blocks, length = found_in(store.folder)
     assert blocks.what.startswith(f"{SIZE_BYTES // BLOCK} blocks of {BLOCK} bytes have wrong checksums")
-    assert blocks.first_position == store.floor
+    assert blocks.first_position == store.oldest_position
     assert (length.path, length.first_position) == (str(store.folder / "base.sums"), None)
 
 
@@ -177,7 +177,7 @@ def test_a_fold_that_begins_while_the_checksums_are_looked_at_is_no_damage(
         nonlocal looked
         looked += 1
         with pytest.raises(Killed):
-            store.fold(disk.position, cut)
+            store.compact(disk.position, cut)
         yield from sums_at_rest(*args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(base, "_sums_at_rest", beside)
@@ -200,7 +200,7 @@ def test_after_a_fold_that_came_between_checksums_are_looked_at_again(
     sums_at_rest = base._sums_at_rest
 
     def beside(*args: object, **more: object) -> Iterator[object]:
-        store.fold(disk.position)
+        store.compact(disk.position)
         yield from sums_at_rest(*args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(base, "_sums_at_rest", beside)
@@ -223,7 +223,7 @@ def test_a_damaged_payload_that_is_folded_meanwhile_is_told_of(tmp_path: Path, m
     def fold(_bytes: int) -> None:
         nonlocal calls
         if calls == moment:
-            store.fold(disk.position)
+            store.compact(disk.position)
         calls += 1
 
     damages = found_in(store.folder, fold)
@@ -254,11 +254,11 @@ def test_a_base_that_a_fold_grows_is_no_damage_before_its_checksums_have_grown(t
     apply(store, [disk.close_log()])
 
     def cut(name: str) -> None:
-        if name == "fold.announced":
+        if name == "compaction.announced":
             raise Killed
 
     with pytest.raises(Killed):
-        store.fold(disk.position, cut)
+        store.compact(disk.position, cut)
     os.truncate(store.folder / "base.img", SIZE_BYTES + 64 * 1024)
     assert found_in(store.folder) == []
 
@@ -435,7 +435,7 @@ def test_what_cannot_be_read_of_the_base_is_named_and_the_rest_is_read_on(
     assert (unread.path, unread.offset) == (str(path), start)
     assert unread.what.startswith("cannot read ")
     assert f" {blocks} blocks " in unread.what
-    assert (unread.first_position, wrong.offset) == (store.floor, 60 * BLOCK)
+    assert (unread.first_position, wrong.offset) == (store.oldest_position, 60 * BLOCK)
     disk.write(8 * BLOCK, bytes(blocks * BLOCK))
     apply(store, [disk.close_log()])
     with rotten(monkeypatch, path, start, length):
@@ -453,7 +453,7 @@ def test_small_files_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: 
 
     [made] = (store.folder / "checkpoints").iterdir()
     with pytest.raises(Killed):
-        store.fold(store._history.frames[0].position, cut)
+        store.compact(store._history.frames[0].position, cut)
     [pinned] = (store.folder / "pins").iterdir()
     for path in (made, pinned, store.folder / "intent", store.folder / "base.map", store.folder / "disk.json"):
         with rotten(monkeypatch, path, 0, 1 << 40):

@@ -87,7 +87,7 @@ def test_views_folds_checkpoints_and_parts_do_not_disturb_one_another(
     def fold(rng: random.Random) -> None:
         store.checkpoint()
         reached = store.watermark().complete_position
-        store.fold(reached - rng.randrange(200))
+        store.compact(reached - rng.randrange(200))
 
     crew = Crew()
     for each in range(2):
@@ -98,9 +98,9 @@ def test_views_folds_checkpoints_and_parts_do_not_disturb_one_another(
         if crew.over.is_set():
             break
     crew.finish()
-    assert store.floor > points[0]
+    assert store.oldest_position > points[0]
     again = ManagedDiskStore.open(store.folder)
     for point in points:
-        if point >= again.floor:
+        if point >= again.oldest_position:
             assert_same(whole(again.view(point)), disk.states[point], f"point {point}")
     assert list(scrub(again.folder)) == []

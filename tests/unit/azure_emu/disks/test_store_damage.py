@@ -44,9 +44,9 @@ class Store:
             store.apply_part(*part)
             if number in (len(self.life.parts) - 9, len(self.life.parts) - 2):
                 store.checkpoint()
-        store.fold(self.life.valid[30])
+        store.compact(self.life.valid[30])
         self.folder = store.folder
-        self.floor, self.last = store.floor, store.watermark().complete_position
+        self.floor, self.last = store.oldest_position, store.watermark().complete_position
         pin(self.folder, self.last, "vm web01/os")
         valid = [position for position in sorted(set(self.life.valid)) if self.floor <= position <= self.last]
         self.positions = [valid[0], *sorted(self.rng.sample(valid[1:-1], 4)), valid[-1]]
@@ -237,7 +237,7 @@ def test_a_resync_makes_a_damaged_disk_whole(tmp_path: Path, seed: int, harm: Ca
     for damage in scrub(store.folder):
         assert damage.first_position is None or damage.last_position is not None, damage
     unpin_holder(made.folder, "vm web01/os")
-    store.fold(disk.position)
+    store.compact(disk.position)
     assert_same(whole(store.view(point)), disk.states[point], "folded")
     assert {damage.first_position for damage in scrub(store.folder)} <= {None}
 
@@ -262,9 +262,9 @@ def test_damage_is_carried_into_the_base_and_not_made_good_by_a_fold(tmp_path: P
             store.view(target).pread(at, 1)
         except OSError:
             wrong.append(at)
-    store.fold(frame.position)
-    assert store.floor == frame.position
-    view = store.view(store.floor)
+    store.compact(frame.position)
+    assert store.oldest_position == frame.position
+    view = store.view(store.oldest_position)
     failed = 0
     for at in range(0, view.size_bytes, BLOCK):
         length = min(BLOCK, view.size_bytes - at)
@@ -273,7 +273,7 @@ def test_damage_is_carried_into_the_base_and_not_made_good_by_a_fold(tmp_path: P
         except OSError:
             failed += 1
         else:
-            assert_same(data, made.life.disk.states[store.floor][at : at + length], f"block at {at}")
+            assert_same(data, made.life.disk.states[store.oldest_position][at : at + length], f"block at {at}")
     assert failed
     assert {d.path for d in scrub(store.folder) if d.first_position is not None} == {str(made.folder / "base.img")}
 

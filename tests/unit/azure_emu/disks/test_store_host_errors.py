@@ -202,13 +202,13 @@ def test_parts_are_applied_though_a_fold_that_was_cut_cannot_be_finished(tmp_pat
         pass
 
     def step(name: str) -> None:
-        if name == "fold.announced":
+        if name == "compaction.announced":
             raise Killed
 
     disk, store = grown(tmp_path)
     target = disk.position
     with pytest.raises(Killed):
-        store.fold(target, step)
+        store.compact(target, step)
     store.close()
 
     def unreadable(operation: int, path: str, offset: int, _size: int) -> int:
@@ -218,8 +218,8 @@ def test_parts_are_applied_though_a_fold_that_was_cut_cannot_be_finished(tmp_pat
         again = ManagedDiskStore.open(store.folder)
         disk.scribble(8)
         apply(again, [disk.close_log()])
-        assert again.floor == target
-    assert again.fold(disk.position) == disk.position
+        assert again.oldest_position == target
+    assert again.compact(disk.position) == disk.position
     assert_same(whole(again.view(disk.position)), bytes(disk.data), "folded later")
 
 
@@ -239,23 +239,25 @@ def test_a_disk_that_no_file_can_hold_is_refused_before_it_counts(tmp_path: Path
 
 def test_a_time_is_not_answered_with_a_younger_state_while_a_fold_is_under_way(tmp_path: Path) -> None:
     disk, store = grown(tmp_path, parts=6)
-    early = store.floor * 10 + 50
+    early = store.oldest_position * 10 + 50
     assert store.position_at(early) * 10 <= early
     answers = []
 
     def step(name: str) -> None:
         if name == "base.announced":
-            with pytest.raises(RigError, match=f"the oldest is position {store.floor}, of {store.floor * 10} ns") as caught:
+            with pytest.raises(
+                RigError, match=f"the oldest is position {store.oldest_position}, of {store.oldest_position * 10} ns"
+            ) as caught:
                 store.position_at(early)
             answers.append(caught.value.code)
 
-    store.fold(disk.position - 5, step)
+    store.compact(disk.position - 5, step)
     assert answers == ["InvalidPosition"]
 
 
 def test_a_view_that_a_reset_overtakes_is_refused(tmp_path: Path) -> None:
     _, store = grown(tmp_path, parts=0)
-    position = store.floor
+    position = store.oldest_position
     store.close()
     with mock.patch("siterig.azure_emu.disks.view.build_view") as built:
 

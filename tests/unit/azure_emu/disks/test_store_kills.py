@@ -58,9 +58,9 @@ class Scene:
         """All that was acknowledged is there, no position reads otherwise, nothing is damaged."""
         mark = store.watermark()
         assert mark.complete_position >= self.mark, what
-        assert store.floor <= self.target, what
+        assert store.oldest_position <= self.target, what
         for position in self.looked_at:
-            if store.floor <= position <= mark.complete_position:
+            if store.oldest_position <= position <= mark.complete_position:
                 state = self.life.disk.states[position]
                 assert_same(whole(open_view(store.folder, position)), state, f"{what}, position {position}")
         assert list(scrub(store.folder)) == [], what
@@ -93,7 +93,7 @@ CHANGES = {
     ),
     "apply": Change(lambda scene, store: apply(store, scene.parts[-2:]), -2, {"pwritev 0", "pwrite 0", "fdatasync 0"}),
     "fold": Change(
-        lambda scene, store: store.fold(scene.target),
+        lambda scene, store: store.compact(scene.target),
         None,
         {"write base.img", "write base.sums", "rename .intent.tmp", "unlink 0"},
     ),

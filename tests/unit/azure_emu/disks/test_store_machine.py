@@ -150,13 +150,13 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(back=st.integers(0, 40), kills=kills)
     def fold(self, back: int, kills: tuple[int, int]) -> None:
         upto = self.store.watermark().complete_position - back
-        before = self.store.floor
-        self.attempt(lambda: self.store.fold(upto), kills)
-        assert self.store.floor >= before
-        assert self.store.floor <= max(upto, before)
-        assert all(self.store.floor <= position for position, _ in self.held)
-        if self.store.floor:
-            self.valid.add(self.store.floor)
+        before = self.store.oldest_position
+        self.attempt(lambda: self.store.compact(upto), kills)
+        assert self.store.oldest_position >= before
+        assert self.store.oldest_position <= max(upto, before)
+        assert all(self.store.oldest_position <= position for position, _ in self.held)
+        if self.store.oldest_position:
+            self.valid.add(self.store.oldest_position)
 
     @rule(kills=kills)
     def checkpoint(self, kills: tuple[int, int]) -> None:

@@ -78,9 +78,9 @@ class Life:
 
     def check(self, store: ManagedDiskStore, what: str, least: int) -> None:
         """Every position from the floor on reads as the disk was; the floor is one that was asked for."""
-        assert store.floor <= least, what
+        assert store.oldest_position <= least, what
         for position in sorted(set(self.valid)):
-            if store.floor <= position <= store.watermark().complete_position:
+            if store.oldest_position <= position <= store.watermark().complete_position:
                 assert_same(whole(open_view(store.folder, position)), self.disk.states[position], f"{what}, {position}")
         assert list(scrub(store.folder)) == [], what
 
@@ -154,15 +154,15 @@ def test_a_kill_at_any_step_of_a_fold(tmp_path: Path, seed: int) -> None:
     target = life.valid[-15]
 
     def fold(store: ManagedDiskStore) -> None:
-        assert store.fold(target) <= target
+        assert store.compact(target) <= target
 
     def all_parts(store: ManagedDiskStore) -> None:
         apply(store, life.parts)
         store.checkpoint()
 
     expected = {
-        "fold.announced", "base.announced", "base.noted", "base.copied", "base.synced", "base.concluded", "fold.mapped",
-        "fold.counted", "fold.journal_file_deleted", "fold.done",
+        "compaction.announced", "base.announced", "base.noted", "base.copied", "base.synced", "base.concluded",
+        "compaction.mapped", "compaction.counted", "compaction.journal_file_deleted", "compaction.done",
     }  # fmt: skip
     survives(tmp_path, life, all_parts, fold, least=target, expected=expected)
 
@@ -177,12 +177,12 @@ def test_whichever_of_the_folded_journal_files_a_kill_leaves_count_for_nothing(
     apply(store, life.parts)
 
     def step(name: str) -> None:
-        if name == "fold.counted":
+        if name == "compaction.counted":
             raise Killed
 
     with pytest.raises(Killed):
-        store.fold(life.valid[-15], step)
-    folded = store._history.folded
+        store.compact(life.valid[-15], step)
+    folded = store._history.compacted
     journal_files = sorted((store.folder / "journal").iterdir())
     doomed = [path for path, following in pairwise(journal_files) if int(following.stem) <= folded + 1]
     assert len(doomed) >= 3
@@ -208,7 +208,7 @@ def test_a_kill_at_any_step_of_applying_and_of_checkpoints_after_a_fold(tmp_path
     def most(store: ManagedDiskStore) -> None:
         apply(store, life.parts[:half])
         store.checkpoint()
-        store.fold(store.watermark().complete_position)
+        store.compact(store.watermark().complete_position)
 
     def rest(store: ManagedDiskStore) -> None:
         apply(store, life.parts[half:])
@@ -216,7 +216,7 @@ def test_a_kill_at_any_step_of_applying_and_of_checkpoints_after_a_fold(tmp_path
 
     store = new_store(tmp_path)
     most(store)
-    floor = store.floor
+    floor = store.oldest_position
     store.delete()
     expected = {
         "append.begun",
@@ -268,12 +268,12 @@ def test_a_block_that_a_power_loss_tore_in_a_fold_is_whole_again(tmp_path: Path)
             raise Killed
 
     with pytest.raises(Killed):
-        store.fold(disk.position, step)
+        store.compact(disk.position, step)
     with (store.folder / "base.img").open("r+b") as base:
         base.seek(4096)
         base.write(bytes(2000))
     again = ManagedDiskStore.open(store.folder)
-    assert again.floor == disk.position
+    assert again.oldest_position == disk.position
     assert_same(whole(again.view(disk.position)), bytes(disk.data), "after the fold")
     assert list(scrub(again.folder)) == []
 
@@ -320,19 +320,19 @@ def test_the_floor_never_passes_a_pin(tmp_path: Path) -> None:
     assert pin(store.folder, low, "recovery web01/point") == second
     assert [each.position for each in pins(store.folder)] == [low, high]
     view = open_view(store.folder, low)
-    assert store.fold(1 << 62) <= low
+    assert store.compact(1 << 62) <= low
     assert_same(whole(open_view(store.folder, low)), life.disk.states[low], "the lower pin")
     unpin(store.folder, second)
     unpin(store.folder, second)
-    floor = store.fold(1 << 62)
+    floor = store.compact(1 << 62)
     assert low < floor <= high
     assert_same(whole(open_view(store.folder, high)), life.disk.states[high], "the higher pin")
     for refused in (lambda: open_view(store.folder, low), lambda: pin(store.folder, low, "late")):
         with pytest.raises(Exception, match=f"has no state at position {low}: valid positions are {floor} to "):
             refused()
     unpin(store.folder, first)
-    assert store.fold(1 << 62) == store.watermark().complete_position
-    life.check(store, "all folded", store.floor)
+    assert store.compact(1 << 62) == store.watermark().complete_position
+    life.check(store, "all folded", store.oldest_position)
     view.close()
 
 
@@ -345,12 +345,12 @@ def test_a_position_below_an_announced_fold_can_neither_be_pinned_nor_opened(tmp
 
     def step(name: str) -> None:
         assert_same(view.pread(0, len(then)), then, f"a view behind the target, at {name}")
-        if name != "fold.done":
+        if name != "compaction.done":
             for refused in (lambda: open_view(store.folder, low), lambda: pin(store.folder, low, "late")):
                 with pytest.raises(Exception, match=f"has no state at position {low}"):
                     refused()
 
-    store.fold(life.valid[-5], step)
+    store.compact(life.valid[-5], step)
     view.close()
 
 
@@ -359,12 +359,12 @@ def test_a_fold_gives_space_back_and_keeps_everything_behind_it(tmp_path: Path) 
     store = new_store(tmp_path)
     apply(store, life.parts)
     before = len(list((store.folder / "journal").iterdir()))
-    target = store.fold(life.valid[-10])
+    target = store.compact(life.valid[-10])
     assert len(list((store.folder / "journal").iterdir())) < before
     assert store.valid_ranges()[0][0] == target
     life.check(store, "after the fold", target)
     again = ManagedDiskStore.open(store.folder)
-    assert (again.floor, again.watermark()) == (target, store.watermark())
+    assert (again.oldest_position, again.watermark()) == (target, store.watermark())
     assert [tag.name for tag in again.tags()] == [tag.name for tag in store.tags() if tag.position > target]
     life.disk.scribble(5)
     life.disk.tag("later")
@@ -381,7 +381,7 @@ def test_a_view_that_a_fold_overtakes_while_it_is_opened_is_refused(tmp_path: Pa
 
     def overtaken(*arguments: object) -> ViewLayer:
         view = built(*arguments)  # type: ignore[arg-type]
-        store.fold(late)
+        store.compact(late)
         return view
 
     monkeypatch.setattr(view_module, "build_view", overtaken)
@@ -403,12 +403,12 @@ def test_a_fold_that_failed_at_any_step_is_done_first_when_the_next_is_asked_for
     for upto in life.valid[20::6]:
         while True:
             try:
-                store.fold(upto, step)
+                store.compact(upto, step)
             except RigError as exc:
                 assert (exc.code, exc.recoverable) == ("DiskFull", True)
                 position = life.valid[-1]
                 assert_same(whole(store.view(position)), life.disk.states[position], "while a fold has failed")
             else:
                 break
-        life.check(store, f"folded up to {upto}", max(upto, store.floor))
-    assert {"fold.announced", "base.copied", "fold.counted", "fold.journal_file_deleted"} <= seen
+        life.check(store, f"folded up to {upto}", max(upto, store.oldest_position))
+    assert {"compaction.announced", "base.copied", "compaction.counted", "compaction.journal_file_deleted"} <= seen

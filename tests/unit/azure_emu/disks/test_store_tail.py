@@ -59,7 +59,7 @@ class Tail:
 
     def open(self) -> ManagedDiskStore:
         store = ManagedDiskStore.open(self.folder)
-        self.life.check(store, "opened", store.floor)
+        self.life.check(store, "opened", store.oldest_position)
         return store
 
     def refused(self) -> str:
@@ -133,7 +133,7 @@ def test_a_last_frame_that_a_kill_left_without_its_header_gets_it_and_is_no_dama
             store = ManagedDiskStore.open(tail.folder)
         assert store.watermark().complete_position == tail.last.position
         assert tail.path.read_bytes() == tail.good
-        assert [(line["event"], line["log_level"]) for line in logs] == [("frame_mended", level)]
+        assert [(line["event"], line["log_level"]) for line in logs] == [("frame_repaired", level)]
         store.close()
 
 
@@ -148,7 +148,7 @@ def test_a_header_that_is_written_while_it_is_looked_at_is_no_damage(tail: Tail,
 
     monkeypatch.setattr("siterig.azure_emu.disks.journal.pread_past_bad_sectors", pread)
     loaded = load_history(tail.folder)
-    assert (loaded.journal.mended, loaded.journal.broken, early) == ([], None, [])
+    assert (loaded.journal.repaired, loaded.journal.broken, early) == ([], None, [])
     assert loaded.history.watermark().complete_position == tail.last.position
 
 
@@ -217,7 +217,7 @@ def test_frames_of_this_boot_behind_those_of_another_are_not_taken_for_torn(tail
 
 def test_frames_that_were_folded_are_not_to_go_missing_either(tail: Tail) -> None:
     store = tail.open()
-    store.fold(tail.last.position)
+    store.compact(tail.last.position)
     store.close()
     tail.path.write_bytes(tail.good[: tail.last.start])
     assert tail.refused() == f"byte {tail.last.start}: it ends before frame {tail.last.number}, which was there"
