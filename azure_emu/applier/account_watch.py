@@ -136,7 +136,7 @@ class AccountWatch:
 
     async def _send_again(self, parts: list[PartName]) -> bool:
         names = [part.blob() for part in parts]
-        log.warning("asking the site for parts again", disk=self._disk_id, first=names[:1], count=len(names))
+        log.warning("parts_requested_again", disk=self._disk_id, first=names[:1], count=len(names))
         try:
             await self._reports.send_again(disk_id=self._disk_id, parts=names)
         except RigError as exc:

@@ -27,7 +27,7 @@ from siterig.azure_emu.applier.account_watch import AccountWatch, BadPartError
 from siterig.azure_emu.applier.bad_parts import LONG_BAD, QUICK_FOR_S, REPAIRABLE
 from siterig.azure_emu.applier.export import Exporter, data_bytes
 from siterig.azure_emu.contracts.part_cache import PartCache
-from siterig.azure_emu.contracts.ports import ApplierReports, Change, ChangeStep, Damage, DiskState
+from siterig.azure_emu.contracts.ports import ApplierReports, Change, ChangeStep, Damage, ManagedDiskState
 from siterig.azure_emu.disks.change_steps import change_steps
 from siterig.azure_emu.disks.history import PartStatus
 from siterig.azure_emu.disks.loader import load_history, query_consistently
@@ -122,7 +122,7 @@ class Applier:
                     disk_ids = await self._reports.replicating_disks()
                 except RigError as exc:
                     self._waits.set("vault", exc.code, exc.message)
-                    self._ride_out(exc)
+                    self._log_transient_error(exc)
                 else:
                     self._waits.clear("vault")
                     self._forget_waits(disk_ids)
@@ -165,7 +165,7 @@ class Applier:
             disk.behind_at_s = trio.current_time() + (RETRY_RECOVERABLE_S if exc.recoverable else RETRY_REFUSED_S)
             if exc.code != "DiskNotFound":
                 self._waits.set("fold", exc.code, exc.message, disk=disk.disk_id)
-                log.warning("fold or checkpoint failed", disk=disk.disk_id, code=exc.code, reason=exc.message)
+                log.warning("compaction_failed", disk=disk.disk_id, code=exc.code, reason=exc.message)
         finally:
             disk.behind = False
 
@@ -188,17 +188,17 @@ class Applier:
                 return
             self._waits.set("apply", exc.code, exc.message, disk=disk.disk_id)
             if exc.code == "CacheUnreachable":
-                self._ride_out(exc)
+                self._log_transient_error(exc)
             else:
                 await self._refuse(disk, exc)
         else:
             self._trouble = None
 
-    def _ride_out(self, exc: RigError) -> None:
+    def _log_transient_error(self, exc: RigError) -> None:
         """Log a trouble that passes, once: it is met again at each poll."""
         if self._trouble != exc.message:
             self._trouble = exc.message
-            log.warning("waiting for a peer", code=exc.code, reason=exc.message)
+            log.warning("peer_unavailable", code=exc.code, reason=exc.message)
 
     async def _refuse(self, disk: _Disk, exc: RigError) -> None:
         """Report to the vault, once, and leave the disk alone for a while."""
@@ -215,11 +215,11 @@ class Applier:
         key = (exc.code, message, recoverable)
         if key in disk.refused:
             return
-        log.error("apply failed", disk=disk.disk_id, code=exc.code, reason=exc.message)
+        log.error("apply_failed", disk=disk.disk_id, code=exc.code, reason=exc.message)
         try:
             await self._reports.apply_failed(disk_id=disk.disk_id, code=exc.code, message=message, recoverable=recoverable)
         except RigError as report_exc:
-            self._ride_out(report_exc)
+            self._log_transient_error(report_exc)
         else:
             disk.refused.add(key)
 
@@ -311,7 +311,7 @@ class Applier:
                 disk.later = await self._reports.applied(watermark=watermark, tags=some)
             except RigError as exc:
                 self._waits.set("report", exc.code, exc.message, disk=disk.disk_id)
-                self._ride_out(exc)
+                self._log_transient_error(exc)
                 return
             self._waits.clear("report", disk=disk.disk_id)
             if disk.later is not None:
@@ -375,7 +375,7 @@ class Applier:
                 except RigError as again:
                     if (again.code, again.message) != (exc.code, exc.message):
                         raise
-            log.warning("damaged store set aside", disk=disk.disk_id, reason=exc.message)
+            log.warning("damaged_store_set_aside", disk=disk.disk_id, reason=exc.message)
             disk.store = await trio.to_thread.run_sync(partial(reset_disk, folder, created_ns=time.time_ns()))
             disk.reported, disk.reported_tags = None, 0
             return disk.store
@@ -485,7 +485,7 @@ class Applier:
         if position > disk.retain:
             disk.retain, disk.behind_at_s = position, 0.0
 
-    async def disk_state(self, *, disk_id: str) -> DiskState:
+    async def disk_state(self, *, disk_id: str) -> ManagedDiskState:
         """Implements :class:`siterig.azure_emu.contracts.ports.RecoverySide`."""
         disk = self._disk(disk_id)
         return await trio.to_thread.run_sync(disk_state, self._folder / disk_id, disk.retain)

@@ -81,7 +81,7 @@ class Pin(WireModel):
     created_ns: int = Field(ge=0, lt=1 << 63)
 
 
-class DiskState(WireModel):
+class ManagedDiskState(WireModel):
     """A managed disk as it is now.
 
     ``floor``: the oldest position that can be read (0: none can).  ``valid_ranges``: (first, last) positions that can be,
@@ -223,7 +223,7 @@ class RecoverySide(Protocol):
         """
         ...
 
-    async def disk_state(self, *, disk_id: str) -> DiskState:
+    async def disk_state(self, *, disk_id: str) -> ManagedDiskState:
         """Floor, valid positions, pins, space (``DiskNotFound``, ``StoreCorrupt``)."""
         ...
 

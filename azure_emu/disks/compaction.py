@@ -30,7 +30,7 @@ from siterig.azure_emu.disks.base_image import (
     unpack_map,
     write_map,
 )
-from siterig.azure_emu.disks.history import History
+from siterig.azure_emu.disks.history import DiskHistory
 from siterig.azure_emu.disks.journal import JOURNAL, journal_file_path, list_journal_files
 from siterig.azure_emu.disks.metadata import PROGRESS, CompactionIntent, Progress, read_meta, write_meta
 from siterig.azure_emu.disks.pins import locked, pins
@@ -44,7 +44,7 @@ DELETERS = 4
 """Threads."""
 
 
-def announce_compaction(folder: Path, history: History, upto: int, step: Step) -> Progress | None:
+def announce_compaction(folder: Path, history: DiskHistory, upto: int, step: Step) -> Progress | None:
     """Say that everything up to ``upto``, or as much of it as may be folded at a time, is to go into the base; durable.
 
     None: there is nothing to fold, or what there is is pinned.
@@ -62,7 +62,7 @@ def announce_compaction(folder: Path, history: History, upto: int, step: Step) -
     return progress
 
 
-def update_base(folder: Path, history: History, note: CompactionIntent, step: Step) -> None:
+def update_base(folder: Path, history: DiskHistory, note: CompactionIntent, step: Step) -> None:
     """Make the base what the disk was at the end of the note's frame.  ``history`` goes on meanwhile."""
     past = history.upto(note.frame)
     owner = Owner(frame=note.frame)

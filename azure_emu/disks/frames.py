@@ -102,14 +102,14 @@ class Frame(NamedTuple):
         return self.back_at + HEADER_BYTES
 
 
-class DiskName(NamedTuple):
+class DiskUuid(NamedTuple):
     """A disk's UUID, as text and as it lies in a header."""
 
     disk_id: str
     raw: bytes
 
     @classmethod
-    def of(cls, disk_id: str) -> DiskName:
+    def of(cls, disk_id: str) -> DiskUuid:
         """The name of that disk."""
         return cls(disk_id, uuid.UUID(disk_id).bytes)
 
@@ -185,7 +185,7 @@ def encode_header(frame: Frame, *, back: bool = False) -> bytes:
     return raw + _CRC.pack(crc32c(raw))
 
 
-def decode_header(raw: bytes, *, journal_file: int, disk: DiskName, back: bool = False) -> Frame:
+def decode_header(raw: bytes, *, journal_file: int, disk: DiskUuid, back: bool = False) -> Frame:
     """Read what :func:`encode_header` made; :class:`BadFrameError`."""
     if len(raw) != HEADER_BYTES:
         raise BadFrameError(f"frame header has {len(raw)} bytes; it must have {HEADER_BYTES}")

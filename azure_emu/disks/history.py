@@ -1,6 +1,6 @@
 """What has been applied to a managed disk: its generations, how far each came, which positions can be read.
 
-:class:`History` is the one place that knows which part comes next and what has been reached.  It is folded from
+:class:`DiskHistory` is the one place that knows which part comes next and what has been reached.  It is folded from
 ``progress``, which tells what the base holds, and from the headers of the journal's frames, so there is no second truth to
 disagree.
 """
@@ -104,7 +104,7 @@ def _cut_blocks_max(frame: Frame) -> int:
     return 2 * (max(0, frame.pieces - whole) + max(0, frame.entries - frame.pieces))
 
 
-class History:
+class DiskHistory:
     """What has been applied to a disk.  Changed by :meth:`add` alone, after the part is durable.
 
     ``floor``: the oldest position that can be read, once the disk is seeded.  ``frames``: those behind the base.
@@ -168,9 +168,9 @@ class History:
             size_bytes=reached.size_bytes,
         )
 
-    def upto(self, frame: int) -> History:
+    def upto(self, frame: int) -> DiskHistory:
         """The history as it was when ``frame`` was the newest; this one goes on by itself."""
-        past = History(self._meta, self._progress)
+        past = DiskHistory(self._meta, self._progress)
         for each in self.frames:
             if each.number <= frame:
                 past.add(each)

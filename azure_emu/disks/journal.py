@@ -29,7 +29,7 @@ from siterig.azure_emu.disks.frames import (
     HEADER_BYTES,
     PIECE_CRC_BYTES,
     BadFrameError,
-    DiskName,
+    DiskUuid,
     Frame,
     decode_header,
     decode_tags,
@@ -115,7 +115,7 @@ class JournalState:
 def read_journal(folder: Path, disk_id: str, after: int, opened: OpenRecord) -> JournalState:
     """Read the headers of all frames behind frame ``after``, which is in the base.  ``StoreIo`` (recoverable)."""
     state = JournalState()
-    disk = DiskName.of(disk_id)
+    disk = DiskUuid.of(disk_id)
     counted = max(after, opened.frame)
     tail = Tail(counted=counted, power_lost=opened.boot != boot.current_boot_id())
     expected = after + 1
@@ -172,7 +172,7 @@ class Tail:
 class _JournalFileReader:
     """Hops from header to header of one journal file."""
 
-    def __init__(self, folder: Path, journal_file: int, disk: DiskName, tail: Tail | None) -> None:
+    def __init__(self, folder: Path, journal_file: int, disk: DiskUuid, tail: Tail | None) -> None:
         """``tail``: of the newest journal file alone."""
         self.path = journal_file_path(folder, journal_file)
         self.frames: list[Frame] = []

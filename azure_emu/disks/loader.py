@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from siterig.azure_emu.disks.base_image import BASE, SUMS
-from siterig.azure_emu.disks.history import Epoch, History
+from siterig.azure_emu.disks.history import DiskHistory, Epoch
 from siterig.azure_emu.disks.io_errors import host_disk_errors
 from siterig.azure_emu.disks.journal import JournalState, journal_file_path, list_journal_files, read_journal
 from siterig.azure_emu.disks.metadata import DISK_META, NOT_OPENED, PROGRESS, DiskMeta, Progress, read_meta, store_corrupt
@@ -31,7 +31,7 @@ class StoreState:
     folder: Path
     meta: DiskMeta
     progress: Progress | None
-    history: History
+    history: DiskHistory
     journal: JournalState
 
     def epoch_of(self, position: int) -> Epoch:
@@ -101,7 +101,7 @@ def _load(folder: Path) -> StoreState:
     progress = read_meta(path, Progress) if path.exists() else None
     if progress is None and list_journal_files(folder):
         raise store_corrupt(path, "is missing")
-    history = History(meta, progress)
+    history = DiskHistory(meta, progress)
     _check_base(folder, meta, progress)
     journal = read_journal(folder, meta.disk_id, history.compacted, progress.opened if progress else NOT_OPENED)
     for frame in journal.frames:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
 from siterig.azure_emu.disks.io_errors import is_media_error
 from siterig.blockfs.core.boot import NIL
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
+from siterig.blockfs.core.wire_model import UUID_PATTERN, Whole, WireModel
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
@@ -24,9 +24,6 @@ from siterig.cext.checksums import crc32c
 FORMAT_VERSION = 2
 DISK_META = "disk.json"
 PROGRESS = "progress"
-
-
-Whole = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class DiskMeta(WireModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from siterig.azure_emu.contracts.ports import Change, ChangeKind, DiskState
+from siterig.azure_emu.contracts.ports import Change, ChangeKind, ManagedDiskState
 from siterig.azure_emu.disks.base_image import BASE, SUMS
 from siterig.azure_emu.disks.frames import ENTRY, Frame
 from siterig.azure_emu.disks.io_errors import host_disk_errors
@@ -82,13 +82,13 @@ def _changes(loaded: StoreState, after: int, upto: int) -> Iterator[Change]:
                 yield Change(position=position, time_ns=time_ns, kind=_KINDS[kind], offset=offset, length=length)
 
 
-def disk_state(folder: Path, retain: int) -> DiskState:
+def disk_state(folder: Path, retain: int) -> ManagedDiskState:
     """What there is of a managed disk; ``retain`` as the model has it."""
     loaded = load_history(folder)
     history = loaded.history
     with host_disk_errors(folder):
         journal = (folder / JOURNAL).iterdir()
-        return DiskState(
+        return ManagedDiskState(
             disk_id=history.disk_id,
             size_bytes=history.size_bytes,
             floor=history.oldest_position,

@@ -39,7 +39,7 @@ from siterig.azure_emu.disks.base_image import (
     redo_intent,
 )
 from siterig.azure_emu.disks.compaction import announce_compaction, delete_compacted, merge_into_base, update_base
-from siterig.azure_emu.disks.history import History, PartStatus
+from siterig.azure_emu.disks.history import DiskHistory, PartStatus
 from siterig.azure_emu.disks.io_errors import host_disk_errors
 from siterig.azure_emu.disks.journal import (
     JOURNAL,
@@ -446,7 +446,7 @@ class ManagedDiskStore:
         with self._lock:
             done = self._noting_opening(self._history.progress_at(progress.fold.frame))
             write_meta(self.folder / PROGRESS, done)
-            history = History(self._meta, done)
+            history = DiskHistory(self._meta, done)
             for frame in self._history.frames:
                 if frame.number > done.frame:
                     history.add(frame)
@@ -562,7 +562,7 @@ def _check_map(folder: Path) -> None:
     except RigError as exc:
         if exc.recoverable:
             raise
-        _log.warning("map_of_the_base_made_again", store=str(folder), reason=exc.message)
+        _log.warning("base_map_rebuilt", store=str(folder), reason=exc.message)
         rebuild_map(folder)
 
 

@@ -20,7 +20,7 @@ from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.base_image import BASE, SUMS, read_map, unpack_map
 from siterig.azure_emu.disks.checkpoints import BadCheckpointError
 from siterig.azure_emu.disks.frames import Frame
-from siterig.azure_emu.disks.history import Epoch, History
+from siterig.azure_emu.disks.history import DiskHistory, Epoch
 from siterig.azure_emu.disks.journal import FrameIndex, index_in, journal_file_path
 from siterig.azure_emu.disks.loader import oldest_position_of, query_consistently
 from siterig.azure_emu.disks.metadata import store_corrupt
@@ -84,7 +84,7 @@ class DiskMap:
 
 
 def build_map(
-    folder: Path, history: History, upto: ReplayBound | None, *, base: bool = True, drop_bad: bool = False
+    folder: Path, history: DiskHistory, upto: ReplayBound | None, *, base: bool = True, drop_bad: bool = False
 ) -> DiskMap:
     """The disk's map; ``upto`` None: with all that was applied, even of an unfinished resync.
 
@@ -119,7 +119,7 @@ def build_map(
     return found
 
 
-def _add_frame(history: History, frame: Frame, index: FrameIndex, upto: ReplayBound | None, found: DiskMap) -> None:
+def _add_frame(history: DiskHistory, frame: Frame, index: FrameIndex, upto: ReplayBound | None, found: DiskMap) -> None:
     source, piece_at = _source_of(frame, index, found)
     grown = found.extents.add(
         source,
@@ -144,7 +144,7 @@ def _source_of(frame: Frame, index: FrameIndex, found: DiskMap) -> tuple[int, in
 
 
 def _from_checkpoint(
-    folder: Path, history: History, upto: ReplayBound | None, *, drop_bad: bool
+    folder: Path, history: DiskHistory, upto: ReplayBound | None, *, drop_bad: bool
 ) -> tuple[int, DiskMap] | None:
     """The newest good checkpoint that is of nothing but what counts, and how many frames it has of those in the journal."""
     if not history.frames:
@@ -160,7 +160,7 @@ def _from_checkpoint(
         try:
             checkpoint = checkpoints.load(folder, history.disk_id, frame)
         except BadCheckpointError as exc:
-            _log.warning("checkpoint_passed_over", store=str(folder), frame=number, reason=str(exc))
+            _log.warning("checkpoint_ignored", store=str(folder), frame=number, reason=str(exc))
             if drop_bad:
                 checkpoints.checkpoint_path(folder, number).unlink(missing_ok=True)
             continue
@@ -172,7 +172,7 @@ def _from_checkpoint(
     return None
 
 
-def build_view(folder: Path, history: History, upto: ReplayBound | None) -> ViewLayer:
+def build_view(folder: Path, history: DiskHistory, upto: ReplayBound | None) -> ViewLayer:
     """The state at a position (None: the latest); ``FileNotFoundError`` if a fold deleted a journal file."""
     if upto is None and not history.initial_sync_complete:
         raise RigError("InvalidPosition", f"disk {history.disk_id} has no state: its initial replication is not complete")

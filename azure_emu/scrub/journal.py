@@ -19,7 +19,7 @@ from typing import NamedTuple
 from siterig.azure_emu.contracts.ports import Damage
 from siterig.azure_emu.disks.damage_map import ClassifiedDamage
 from siterig.azure_emu.disks.frames import ENTRY, HEADER_BYTES, Frame, encode_header
-from siterig.azure_emu.disks.history import History
+from siterig.azure_emu.disks.history import DiskHistory
 from siterig.azure_emu.disks.journal import Torn, journal_file_path
 from siterig.azure_emu.disks.loader import StoreState, load_history
 from siterig.blockfs.changelog.segment import RecordType
@@ -210,7 +210,7 @@ def _pieces(path: Path, frame: Frame, segment: _Bytes, index: bytes) -> Iterator
             yield Piece(record, start, stop, Damage(path=str(path), offset=byte, what=what, first_position=position))
 
 
-def _bad_record(history: History, path: Path, frame: Frame, segment: _Bytes) -> ClassifiedDamage:
+def _bad_record(history: DiskHistory, path: Path, frame: Frame, segment: _Bytes) -> ClassifiedDamage:
     """No data is hurt: it is in a record's header, or in one that changes nothing."""
     offset, why = segment.bad_from, f"{segment.why} the segment"
     if not segment.unread:

@@ -12,7 +12,7 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.contracts.ports import Change, ChangeStep, Damage, DiskSpec, DiskState
+from siterig.azure_emu.contracts.ports import Change, ChangeStep, Damage, DiskSpec, ManagedDiskState
 from siterig.azure_emu.vault.db.schema import JobRow
 from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.service import Vault
@@ -283,10 +283,10 @@ class FakeRecovery:
         await self.world.called("recovery.retain")
         self.world.retained[disk_id] = position
 
-    async def disk_state(self, *, disk_id: str) -> DiskState:
+    async def disk_state(self, *, disk_id: str) -> ManagedDiskState:
         await self.world.called("recovery.disk_state")
         first, last = self.world.floors.get(disk_id, 1), self.world.managed[disk_id].complete_position
-        return DiskState(
+        return ManagedDiskState(
             disk_id=disk_id, size_bytes=1 << 30, floor=first, floor_time_ns=START_NS, valid_ranges=[(first, last)], retain=0,
             pins=[], base_bytes=0, journal_bytes=0,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import trio
 
-from siterig.azure_emu.contracts.ports import DiskState, Provider
+from siterig.azure_emu.contracts.ports import ManagedDiskState, Provider
 from siterig.azure_emu.vault.model.api import Job
 from siterig.blockfs.core.errors import RigError
 from siterig.core.front_end import FrontEnd
@@ -27,8 +27,8 @@ from tests.system.points.points_source import NS, VM, Source
 ROLES = ("azure", "applier", "vault")
 PATIENCE_S = 60.0
 UNEXPECTED = (
-    "Traceback", "a call failed by a bug", "job_crashed", "apply failed", "fold or checkpoint failed", "damage_not_served",
-    "recovery_not_opened", "disk_not_opened", "pins_not_reconciled", "map_of_the_base_made_again", "damaged store",
+    "Traceback", "a call failed by a bug", "job_crashed", "apply_failed", "compaction_failed", "damage_not_served",
+    "recovery_not_opened", "disk_not_opened", "pins_not_reconciled", "base_map_rebuilt", "damaged_store_set_aside",
 )  # fmt: skip
 """What no role's log may say, however it was killed."""
 _HOST_OPTIONS = [*FrontEnd().words(), *Limits(log_share_max=1.0, when_log_full="bitmap").words()]
@@ -132,7 +132,7 @@ class Rig:
                 await trio.sleep(0.01)
         assert found == expected, f"applied is {found}, not {expected}"
 
-    async def folded(self, upto: int) -> list[DiskState]:
+    async def folded(self, upto: int) -> list[ManagedDiskState]:
         """Each disk's state when the journal is folded up to a position, as far as a fold may go.
 
         An applier that was killed has forgotten what it was told: the policies are looked after again, as time goes by.
