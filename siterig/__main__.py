@@ -34,6 +34,10 @@ def _load(words: list[str]) -> Callable[[], object]:
         from siterig.cli.provenance import print_versions  # noqa: PLC0415
 
         return lambda: print_versions(as_json="--json" in words)
+    from siterig.cli.light_commands import light_command  # noqa: PLC0415
+
+    if (light := light_command(words)) is not None:
+        return light
     from siterig.cli.app import program  # noqa: PLC0415
 
     return program(words)

@@ -12,7 +12,7 @@ from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sector_size import SectorBytes
 from siterig.blockfs.core.waits import Wait
 from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
-from siterig.blockfs.images.image_kind import Format
+from siterig.blockfs.images.image_formats import Format
 from siterig.blockfs.transfer.part_name import Watermark
 
 

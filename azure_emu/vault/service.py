@@ -36,16 +36,15 @@ from siterig.azure_emu.vault.db.store import Store, find_item
 from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory
 from siterig.azure_emu.vault.jobs import engine, failback_tasks, failover_tasks, preflight, protection_tasks, vm_tasks
 from siterig.azure_emu.vault.model.api import (
-    HOURS_DEFAULT,
     Event,
     Job,
     ManagedDisk,
     MountedPoint,
     ProtectedItem,
     RecoveryPoint,
-    Side,
     Vm,
 )
+from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
 from siterig.azure_emu.vault.monitoring import health
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
 from siterig.azure_emu.vault.monitoring.standstill import StandstillWatch

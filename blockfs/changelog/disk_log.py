@@ -28,11 +28,12 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.segment import FLAG_CLEAN_CLOSE, HEADER_BYTES, RecordType, SegmentHeader, encode_header
 from siterig.blockfs.contracts.control import SegmentInfo
+from siterig.blockfs.contracts.shares import KEPT_SHARE_MAX, WhenFull
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.wire_model import Whole, WireModel
 from siterig.blockfs.files import safe_files
@@ -46,11 +47,6 @@ SEGMENT_BYTES_MAX = 16 << 20
 SEGMENT_BYTES_MIN = 256 << 10
 SEGMENTS_LISTED_MAX = 4096
 """Of one process; Python takes them over long before there are so many."""
-
-
-WhenFull = Literal["refuse", "bitmap"]
-KEPT_SHARE_MAX = 0.5
-"""How much of a disk's size its log may take, unless it is said: beyond it a resync is the cheaper way."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import structlog
 
 from siterig.blockfs.changelog.disk_log import LogPolicy
 from siterig.blockfs.changelog.position_counter import PositionCounter
+from siterig.blockfs.contracts.shares import STORE_SHARE_MAX
 from siterig.blockfs.disk.disk_files import DiskPlace
-from siterig.blockfs.disk.snapshot import STORE_SHARE_MAX
 from siterig.blockfs.watch.file_stamps import DigestBudget
 from siterig.blockfs.watch.file_watch import FileWatch
 

@@ -20,9 +20,6 @@ from siterig.blockfs.files import safe_files
 from siterig.blockfs.layers.layer import Layer, RawLayer, merge_ranges
 from siterig.cext._core import ffi, lib
 
-STORE_SHARE_MAX = 0.5
-"""How much of a disk's size its snapshot may take, unless it is said."""
-
 
 class Snapshotted(Protocol):
     """What a disk must have for a snapshot of it."""

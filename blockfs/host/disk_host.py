@@ -41,6 +41,7 @@ from siterig.blockfs.contracts.control import (
     TagKind,
 )
 from siterig.blockfs.contracts.counters import DiskCounters
+from siterig.blockfs.contracts.shares import STORE_SHARE_MAX
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.keyed_lock import KeyedLock
 from siterig.blockfs.core.sector_size import SectorBytes
@@ -52,7 +53,6 @@ from siterig.blockfs.disk.disk_report import count, describe, describe_broken
 from siterig.blockfs.disk.disk_rules import DiskRules, log_changed
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.disk.replacing import check_idle
-from siterig.blockfs.disk.snapshot import STORE_SHARE_MAX
 from siterig.blockfs.disk.views import OpenedView, Views, open_counted
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import rename_new, sync_folder

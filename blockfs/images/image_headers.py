@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.images import vhd, vhdx
 from siterig.blockfs.images.image_bytes import ImageBytes
-from siterig.blockfs.images.image_kind import OVERRIDE, Format
+from siterig.blockfs.images.image_formats import Format
+from siterig.blockfs.images.image_kind import OVERRIDE
 
 SECTOR_BYTES = 512
 _NAME_BYTES_MAX = 1023

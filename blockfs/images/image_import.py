@@ -20,7 +20,7 @@ from siterig.blockfs.files import block_device
 from siterig.blockfs.files.sparse_copy import STEP_BYTES, SparseCopy, write_data
 from siterig.blockfs.images import image, image_headers, image_kind, qemu_img, vhd, vhdx
 from siterig.blockfs.images.image import LockedFile
-from siterig.blockfs.images.image_kind import Format
+from siterig.blockfs.images.image_formats import Format
 from siterig.blockfs.images.qemu_img import Advance, OpenImage
 
 SECTOR_BYTES = 512

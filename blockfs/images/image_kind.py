@@ -7,14 +7,10 @@ import shlex
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.images import vhd
-
-Format = Literal["raw", "vhd", "vhdx", "qcow2", "qcow", "vmdk", "vdi", "qed", "parallels"]
-"""A format as a user gives it; ``vhd`` is a fixed or a dynamic one."""
-FORMATS: tuple[Format, ...] = get_args(Format)
+from siterig.blockfs.images.image_formats import Format
 
 HEAD_BYTES = 512
 WANTED = "an image is a file that holds the bytes of a disk, or a block device"

@@ -13,7 +13,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.sparse_copy import Advance
 from siterig.blockfs.guests import hostmounts
 from siterig.blockfs.images import image_import
-from siterig.blockfs.images.image_kind import Format
+from siterig.blockfs.images.image_formats import Format
 
 _ROOM_BYTES = 4 * 1024 * 1024
 """A file system that could not be made with less than this left on the host was refused for want of room."""

@@ -29,7 +29,7 @@ from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sector_size import SectorBytes
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.images.image_kind import Format
+from siterig.blockfs.images.image_formats import Format
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.replication.contracts.ports import CacheAccount, VaultLink
 from siterig.replication.engine import failback

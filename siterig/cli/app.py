@@ -12,6 +12,7 @@ from typer._click.exceptions import ClickException, NoArgsIsHelpError
 from typer.core import TyperGroup
 
 from siterig.cli import provenance, show
+from siterig.cli.summaries import SUMMARIES
 from siterig.core import statuses
 
 SUBJECTS = {
@@ -29,6 +30,7 @@ SUBJECTS = {
     "shells": ("completion",),
 }
 """The modules of ``siterig.cli.commands``, and the first words of their commands, as help shows them."""
+HELP_OPTIONS = ("-h", "--help")
 
 
 class _Program(TyperGroup):
@@ -52,7 +54,7 @@ class _Program(TyperGroup):
 
 
 def program(words: Sequence[str] = ()) -> typer.Typer:
-    """The commands that ``words`` need: to load all of them takes longer than most of them do."""
+    """Return the program with the commands that ``words`` need: loading all of them takes longer than most of them do."""
     app = typer.Typer(
         name="siterig",
         cls=_Program,
@@ -64,16 +66,29 @@ def program(words: Sequence[str] = ()) -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         add_completion=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": list(HELP_OPTIONS)},
     )
-    for subject in _subjects(words):
-        importlib.import_module(f"siterig.cli.commands.{subject}").register(app)
+    if words and words[0] in HELP_OPTIONS:
+        _register_summaries(app)
+    else:
+        for subject in _subjects(words):
+            importlib.import_module(f"siterig.cli.commands.{subject}").register(app)
     app.callback()(_global)
     return app
 
 
 def _subjects(words: Sequence[str]) -> Sequence[str]:
     return [name for name, first in SUBJECTS.items() if words and words[0] in first] or list(SUBJECTS)
+
+
+def _register_summaries(app: typer.Typer) -> None:
+    """Add every command by its name and its help alone."""
+    for name, summary in SUMMARIES.items():
+        app.command(name, help=summary)(_no_command)
+
+
+def _no_command() -> None:
+    """Stands for a command in the list of all commands."""
 
 
 def _global(

@@ -7,11 +7,8 @@ and says nothing: the answer is bounded by ``ANSWER_S``.
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import re
-import socket
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -28,7 +25,6 @@ VARIABLE = "_SITERIG_COMPLETE"
 WORDS_VARIABLE = "_SITERIG_WORDS"
 """More first words that the program takes: those of ``./rig`` itself."""
 ANSWER_S = 1.0
-ANSWER_BYTES_MAX = 4 << 20
 POINTS_MAX = 100
 FILES = ":files"
 """Printed alone: the shell is to complete the name of a file."""
@@ -37,31 +33,15 @@ FILES = ":files"
 # --- what a rig knows ---------------------------------------------------------------------------------------------
 
 
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("rig", timeout=ANSWER_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(ANSWER_S)
-        self.sock.connect(str(self._path))
-
-
 def _ask(ctx: Any, role: str, method: str, **arguments: object) -> list[dict[str, Any]]:
     """The objects that a role answers with; none if it does not answer soon.  Nothing of the RPC client is loaded."""
+    from siterig.rpc import light_client
+
     folder = ctx.params.get("folder") or Path(os.environ.get("SITERIG_DIR") or default_dir())
-    connection = _Connection(Layout.of(folder).socket(role))
-    try:
-        connection.request("POST", f"/{method}", json.dumps(arguments))
-        found = json.loads(connection.getresponse().read(ANSWER_BYTES_MAX))
-    except (OSError, ValueError, http.client.HTTPException):
-        return []
-    finally:
-        connection.close()
+    found = light_client.answer(light_client.Call(Layout.of(folder).socket(role), method, arguments), ANSWER_S)
     if isinstance(found, dict):
         found = found.get("roles", [])
-    return [each for each in found if isinstance(each, dict)]
+    return [each for each in found or [] if isinstance(each, dict)]
 
 
 def _vm(ctx: Any) -> str:
@@ -170,7 +150,7 @@ def answer(shell: str, words: Sequence[str]) -> None:
 
 
 def _candidates(before: Sequence[str], incomplete: str) -> list[tuple[str, str]]:
-    from siterig.cli.app import SUBJECTS, program  # noqa: PLC0415 (it loads this module)
+    from siterig.cli.app import SUBJECTS, program  # it loads this module
 
     ours = os.environ.get(WORDS_VARIABLE, "").split()
     if not before and not incomplete.startswith("-"):
@@ -184,8 +164,8 @@ def _candidates(before: Sequence[str], incomplete: str) -> list[tuple[str, str]]
 
 
 def _of_command(app: typer.Typer, before: list[str], incomplete: str) -> list[tuple[str, str]]:
-    from typer._click.shell_completion import _resolve_context, _resolve_incomplete  # noqa: PLC0415
-    from typer.main import get_command  # noqa: PLC0415
+    from typer._click.shell_completion import _resolve_context, _resolve_incomplete
+    from typer.main import get_command
 
     command = get_command(app)
     ctx = _resolve_context(command, {}, "siterig", before)

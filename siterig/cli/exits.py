@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
-
-import trio
-import typer
 
 from siterig.blockfs.core.errors import RigError
 from siterig.cli import show
 from siterig.core.failures import expected
 from siterig.core.statuses import BAD_INPUT, ENVIRONMENT, FAILED, INTERRUPTED, NOT_UP, OK
-from siterig.rpc.role_guide import RoleGuide
-from siterig.rpc.rpc_client import GUIDE
 
-__all__ = ["BAD_INPUT", "ENVIRONMENT", "FAILED", "INTERRUPTED", "NOT_UP", "OK", "interrupted", "run", "status_of"]
+__all__ = [
+    "BAD_INPUT",
+    "ENVIRONMENT",
+    "FAILED",
+    "INTERRUPTED",
+    "NOT_UP",
+    "OK",
+    "interrupted",
+    "reporting",
+    "run",
+    "status_of",
+]
 
 T = TypeVar("T")
 
@@ -42,27 +49,38 @@ def status_of(error: RigError) -> int:
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:
-    """Run a command's work; an expected failure becomes one line on stderr and its exit status, Ctrl-C 130.
+    """Run a command's work in trio's event loop; failures are reported as :func:`reporting` does it."""
+    import trio  # it and the RPC client take longer to load than a command that only reads has in all
 
-    Anything else is a bug and passes through, to show its traceback.
-    """
+    from siterig.rpc.role_guide import RoleGuide
+    from siterig.rpc.rpc_client import GUIDE
 
     async def main() -> T:
         GUIDE.set(lambda sockets: RoleGuide(sockets, show.notice))
         return await work()
 
+    with reporting():
+        return trio.run(main)
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Report an expected failure in one line on stderr and exit with its status; Ctrl-C exits with 130.
+
+    Anything else is a bug and passes through, to show its traceback.
+    """
     _listen()
     try:
-        return trio.run(main)
+        yield
     except BaseException as error:
         if interrupted(error):
             show.interrupted()
-            raise typer.Exit(INTERRUPTED) from None
+            raise SystemExit(INTERRUPTED) from None
         failure = expected(error)
         if failure is None:
             raise
         show.error(failure)
-        raise typer.Exit(status_of(failure)) from None
+        raise SystemExit(status_of(failure)) from None
 
 
 def _listen() -> None:

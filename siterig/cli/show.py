@@ -68,7 +68,7 @@ def _columns() -> int:
 
 def _console(stream: TextIO) -> Console:
     """For a terminal on which :func:`may_draw` allows to draw the same lines again."""
-    from rich.console import Console  # noqa: PLC0415 (it takes longer to load than most commands to run)
+    from rich.console import Console  # it takes longer to load than most commands to run
 
     colours: Literal["auto"] | None = "auto" if has_colour(stream) else None
     return Console(file=stream, force_terminal=True, highlight=False, markup=False, color_system=colours)
@@ -228,7 +228,7 @@ class Drawing:
 
     def __enter__(self) -> Drawing:
         if may_draw(self._stream):
-            from rich.live import Live  # noqa: PLC0415
+            from rich.live import Live
 
             self._live = Live(console=_console(self._stream), auto_refresh=False)
             self._live.start()
@@ -245,7 +245,7 @@ class Drawing:
             self._stream.write("".join(f"{text}\n" for text in [*texts, ""]))
             self._stream.flush()
             return
-        from rich.text import Text  # noqa: PLC0415
+        from rich.text import Text
 
         self._live.update(Text.from_ansi("\n".join(texts)), refresh=True)
 
@@ -266,7 +266,7 @@ def bar(what: str, total_bytes: int | None) -> Iterator[Advance]:
     if not may_draw(sys.stderr):
         yield _not_drawn
         return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}", markup=False),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from siterig.azure_emu.contracts.ports import RoleStatus
+from typing import TYPE_CHECKING
+
 from siterig.blockfs.core.errors import RigError
-from siterig.core.control import SupervisorControl
+
+if TYPE_CHECKING:
+    from siterig.azure_emu.contracts.ports import RoleStatus
+    from siterig.core.control import SupervisorControl
 
 DEFAULT = "site"
 ROLES_OF_SITE = {DEFAULT: ("site", "agent")}
@@ -27,7 +31,6 @@ async def restore(supervisor: SupervisorControl, site: str = DEFAULT) -> list[Ro
     return [await supervisor.start_role(name=name) for name in _roles(site)]
 
 
-def lost(roles: list[RoleStatus]) -> list[str]:
-    """Names of the sites of which every role is held down."""
-    held = {role.name for role in roles if role.state == "held"}
+def lost(held: set[str]) -> list[str]:
+    """Names of the sites of which every role is held down; ``held``: the names of the roles that are."""
     return [site for site, names in ROLES_OF_SITE.items() if held.issuperset(names)]

@@ -1,4 +1,5 @@
 """Shared parts of the program: folders of a rig, lock, limits, values of options, exit statuses.
 
-Imports azure_emu.contracts, azure_emu.vault.points, blockfs.changelog, blockfs.core, blockfs.disk, blockfs.files, cext.
+Imports azure_emu.contracts, azure_emu.vault.points, blockfs.changelog, blockfs.contracts, blockfs.core, blockfs.files,
+cext.
 """

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import nan
-from typing import cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
-from siterig.blockfs.changelog.disk_log import KEPT_SHARE_MAX, LogPolicy, WhenFull
+from siterig.blockfs.contracts.shares import KEPT_SHARE_MAX, STORE_SHARE_MAX, WhenFull
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.disk.snapshot import STORE_SHARE_MAX
+
+if TYPE_CHECKING:
+    from siterig.blockfs.changelog.disk_log import LogPolicy
 
 LOG_SHARE_OPTION = "--log-share-max"
 LOG_FULL_OPTION = "--when-log-full"
@@ -44,6 +46,8 @@ class Limits:
     @property
     def log_policy(self) -> LogPolicy:
         """Of the change logs."""
+        from siterig.blockfs.changelog.disk_log import LogPolicy  # noqa: PLC0415 (the command line does without it)
+
         return LogPolicy(kept_share_max=self.log_share_max, when_full=self.when_log_full)
 
     def words(self) -> list[str]:

@@ -7,10 +7,13 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from siterig.azure_emu.contracts.ports import DiskSpec
 from siterig.azure_emu.vault.points import selectors
 from siterig.blockfs.core.errors import RigError
+
+if TYPE_CHECKING:
+    from siterig.azure_emu.contracts.ports import DiskSpec
 
 SECTOR_BYTES = 512
 OFFICIAL_INTERVALS_S = (30.0, 300.0, 900.0)
@@ -54,6 +57,8 @@ def parse_disk(text: str) -> DiskSpec:
         raise RigError(
             "UnknownFilesystem", f"disk {text!r}: file system {filesystem!r} is not one of {', '.join(FILESYSTEMS)}"
         )
+    from siterig.azure_emu.contracts.ports import DiskSpec  # noqa: PLC0415 (format_size is used without it)
+
     return DiskSpec(name=parts[0], size_bytes=parse_size(parts[1]), filesystem=filesystem)
 
 

@@ -9,7 +9,8 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context.services import Services
 from siterig.azure_emu.vault.db.schema import AzureVmRow, ItemRow, KnownDiskRow
-from siterig.azure_emu.vault.model.api import Side, Vm, VmDisk
+from siterig.azure_emu.vault.model.api import Vm, VmDisk
+from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.sector_size import known_size

@@ -18,7 +18,7 @@ from siterig.azure_emu.vault.db.schema import AzureVmRow, Base, EventRow, ItemRo
 from siterig.azure_emu.vault.inventory import azure_vms, inventory
 from siterig.azure_emu.vault.jobs import engine, preflight
 from siterig.azure_emu.vault.jobs.engine import Scenario, TaskKind, Work
-from siterig.azure_emu.vault.model.api import Side
+from siterig.azure_emu.vault.model.choices import Side
 from siterig.azure_emu.vault.monitoring import health
 from siterig.blockfs.core.errors import RigError
 

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 from pydantic import Field
 
 from siterig.azure_emu.contracts.ports import DiskSpec
+from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.progress import VmProgress
@@ -20,9 +21,6 @@ from siterig.blockfs.core.wire_model import WireModel
 
 JobState = Literal["NotStarted", "InProgress", "Succeeded", "Failed", "Cancelled", "Suspended", "Other"]
 Health = Literal["None", "Normal", "Warning", "Critical"]
-Side = Literal["site", "azure"]
-HOURS_DEFAULT = 24
-"""How long recovery points are kept, unless a policy names another time."""
 
 
 class VmDisk(WireModel):

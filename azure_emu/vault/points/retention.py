@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from siterig.azure_emu.vault.model.api import HOURS_DEFAULT
+from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT
 from siterig.blockfs.core.errors import RigError
 
 HOUR_NS = 3_600_000_000_000

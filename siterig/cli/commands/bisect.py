@@ -12,7 +12,8 @@ from siterig.bisect.bisect_run import Bisection, ChangeSeen, Report, Trial, Want
 from siterig.bisect.bisect_states import MountedStates, State, make_label
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.cli import completion, exits, show
-from siterig.cli.commands.options import POINTS, Dir, Json, VmName, example, running
+from siterig.cli.commands.options import POINTS, Dir, Json, VmName, example
+from siterig.cli.light_commands import running
 from siterig.rpc import services
 
 SHOWN_CHANGES_MAX = 10

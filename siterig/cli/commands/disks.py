@@ -13,14 +13,15 @@ import trio
 import typer
 
 from siterig.azure_emu.vault.db.clock import rfc3339
-from siterig.azure_emu.vault.model.api import Side
+from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo, PromotionInfo
 from siterig.blockfs.contracts.counters import DiskCounters, RequestCounters
 from siterig.blockfs.core.errors import RigError
 from siterig.cli import completion, exits, show
 from siterig.cli.commands import kept
-from siterig.cli.commands.options import Dir, Json, example, running
+from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.commands.scrub import scrub
+from siterig.cli.light_commands import running
 from siterig.cli.tables import Line
 from siterig.core.values import format_size, format_time, parse_disk_name, parse_size
 from siterig.rpc import services

@@ -75,7 +75,7 @@ def drill(
 def _settings(*, os_size: str, data_size: str, corpus: str, interval_s: float) -> DrillSettings:
     """``InvalidDiskSize``, ``InvalidPolicy``, ``BadRequest``."""
     # Here, for the plots' library takes longer to load than most commands to run.
-    from siterig.scenarios.drill.drill_run import DrillSettings  # noqa: PLC0415
+    from siterig.scenarios.drill.drill_run import DrillSettings
 
     interval_notice(interval_s)  # the drill tells it itself, in its place
     settings = DrillSettings(
@@ -137,7 +137,7 @@ async def _check_machine(layout: Layout, narrator: Narrator, steps: int) -> None
 
 
 def _tested(layout: Layout, settings: DrillSettings) -> Setup:
-    from siterig.scenarios.contracts.results import Host, Setup  # noqa: PLC0415 (as below)
+    from siterig.scenarios.contracts.results import Host, Setup  # as below
 
     found = provenance.versions()
     return Setup(
@@ -155,9 +155,9 @@ def _tested(layout: Layout, settings: DrillSettings) -> Setup:
 
 async def _drill(layout: Layout, settings: DrillSettings, report: Path | None, *, keep: bool, as_json: bool) -> bool:
     # Here, for the plots' library takes longer to load than most commands to run.
-    from siterig.scenarios.drill.drill import STEP_COUNT, run_drill  # noqa: PLC0415
-    from siterig.scenarios.drill.narrator import Narrator  # noqa: PLC0415
-    from siterig.scenarios.report.report import make_report_folder, print_summary, write_report  # noqa: PLC0415
+    from siterig.scenarios.drill.drill import STEP_COUNT, run_drill
+    from siterig.scenarios.drill.narrator import Narrator
+    from siterig.scenarios.report.report import make_report_folder, print_summary, write_report
 
     screen = _Screen(as_json=as_json)
     narrator = Narrator(screen)

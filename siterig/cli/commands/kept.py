@@ -8,7 +8,8 @@ import typer
 
 from siterig.blockfs.contracts.control import KeptImage
 from siterig.cli import completion, exits, show
-from siterig.cli.commands.options import Dir, Json, VmName, example, running
+from siterig.cli.commands.options import Dir, Json, VmName, example
+from siterig.cli.light_commands import running
 from siterig.core.values import format_size
 from siterig.rpc import services
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from siterig.azure_emu.vault.model.api import VaultApi
-from siterig.blockfs.core.errors import RigError
 from siterig.cli import completion, show
+from siterig.cli.light_commands import running
 from siterig.core import front_end
 from siterig.core.front_end import FrontEnd
-from siterig.core.layout import Layout, check_format, default_dir
-from siterig.rpc import services
+from siterig.core.layout import default_dir
+
+if TYPE_CHECKING:
+    from siterig.azure_emu.vault.model.api import VaultApi
 
 Dir = Annotated[
     Path,
@@ -66,20 +66,8 @@ def example(text: str) -> str:
     return f"Example: {text}"
 
 
-def running(folder: Path) -> Layout:
-    """The layout of a rig that is up; ``NotUp``, ``StateVersion``."""
-    layout = Layout.of(folder)
-    check_format(layout)
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(layout.socket("supervisor")))
-        except ConnectionRefusedError:
-            raise RigError("NotUp", f"the rig in {layout.root} was killed: siterig up or down clears it") from None
-        except OSError:
-            raise RigError("NotUp", f"the rig in {layout.root} is not up: start it with siterig up") from None
-    return layout
-
-
 def vault(folder: Path) -> VaultApi:
     """The vault of a rig that is up."""
+    from siterig.rpc import services
+
     return services.vault(running(folder))

@@ -17,7 +17,8 @@ from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.sector_size import SECTOR_BYTES_DEFAULT
 from siterig.blockfs.images import vhd
 from siterig.cli import completion, exits, show
-from siterig.cli.commands.options import POINTS, Dir, Json, VmName, example, running, vault
+from siterig.cli.commands.options import POINTS, Dir, Json, VmName, example, vault
+from siterig.cli.light_commands import running
 from siterig.cli.reading_again import read_served
 from siterig.core.values import format_size, parse_point
 from siterig.images import image_export

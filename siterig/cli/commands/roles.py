@@ -9,7 +9,8 @@ import typer
 
 from siterig.azure_emu.contracts.ports import RoleStatus
 from siterig.cli import completion, exits, show, sites
-from siterig.cli.commands.options import Dir, Json, example, running
+from siterig.cli.commands.options import Dir, Json, example
+from siterig.cli.light_commands import running
 from siterig.core.control import SupervisorControl
 from siterig.rpc import services
 

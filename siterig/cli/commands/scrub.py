@@ -17,7 +17,8 @@ from siterig.azure_emu.vault.model.api import ManagedDisk, RecoveryPoint, VaultA
 from siterig.blockfs.core import short_ids
 from siterig.blockfs.core.errors import RigError
 from siterig.cli import completion, exits, show
-from siterig.cli.commands.options import Dir, Json, running, vault
+from siterig.cli.commands.options import Dir, Json, vault
+from siterig.cli.light_commands import running
 from siterig.core.layout import Layout, check_format
 from siterig.core.values import format_size
 from siterig.rpc import services

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from siterig.azure_emu.contracts.ports import DiskSpec
-from siterig.azure_emu.vault.inventory import disk_limits
-from siterig.azure_emu.vault.model.api import HOURS_DEFAULT, Side
-from siterig.azure_emu.vault.points import retention
-from siterig.blockfs.contracts.control import BackingImage, TagKind
+from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.sector_size import SECTOR_SIZES, check_sectors, known_size
-from siterig.blockfs.images import image_import
-from siterig.blockfs.images.image import open_image
-from siterig.blockfs.images.image_kind import FORMATS, Format
-from siterig.cli import completion, exits, show
-from siterig.cli.commands.operations import job_status, run_job
+from siterig.blockfs.images.image_formats import FORMATS, Format
+from siterig.cli import completion, exits, light_commands, show
 from siterig.cli.commands.options import Dir, Json, VmName, example, vault
-from siterig.cli.follow import follow, while_imported
 from siterig.core.values import (
     check_schedule,
     format_size,
@@ -30,6 +22,10 @@ from siterig.core.values import (
     parse_import,
     parse_of_disks,
 )
+
+if TYPE_CHECKING:
+    from siterig.azure_emu.contracts.ports import DiskSpec
+    from siterig.blockfs.contracts.control import TagKind
 
 DEFAULT_INTERVAL_S = 300.0
 
@@ -92,6 +88,7 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Create a source VM with its disks, which appear as files in the site's mount."""
+    from siterig.cli.follow import while_imported
 
     async def work() -> None:
         specs = await _specs(disk, format_ or [], sector_size or [], backing=backing)
@@ -132,6 +129,10 @@ async def _disks(disks: list[str], formats: list[str], *, backing: bool) -> list
 
 
 async def _thin(text: str, format_of: dict[str, Format]) -> DiskSpec:
+    from siterig.azure_emu.contracts.ports import DiskSpec
+    from siterig.blockfs.contracts.control import BackingImage
+    from siterig.blockfs.images.image import open_image
+
     name, path, size_bytes = parse_import(text)
     wanted = format_of.get(name)
     if wanted not in (None, "raw", "vhd"):
@@ -145,6 +146,9 @@ async def _thin(text: str, format_of: dict[str, Format]) -> DiskSpec:
 
 
 async def _imported(text: str, format_of: dict[str, Format]) -> DiskSpec:
+    from siterig.azure_emu.contracts.ports import DiskSpec
+    from siterig.blockfs.images import image_import
+
     name, path, size_bytes = parse_import(text)
     source = await image_import.look_at(Path(path), format_of.get(name))
     if size_bytes is not None and size_bytes < source.size_bytes:
@@ -165,15 +169,7 @@ async def _imported(text: str, format_of: dict[str, Format]) -> DiskSpec:
 def list_vms(folder: Dir, as_json: Json = False) -> None:
     """List the VMs of both sides with the files of their disks."""
 
-    async def work() -> None:
-        vms = await vault(folder).list_vms()
-        if as_json:
-            show.print_json(vms)
-        else:
-            rows = [(v.name, v.side, v.state, d.name, format_size(d.size_bytes), d.path) for v in vms for d in v.disks]
-            show.print_table(("VM", "side", "state", "disk", "size", "file"), rows, empty="no VMs: siterig vm create")
-
-    exits.run(work)
+    light_commands.list_vms(folder, as_json=as_json)
 
 
 def protect(
@@ -196,6 +192,10 @@ def protect(
     as_json: Json = False,
 ) -> None:
     """Enable replication of a VM, and wait until it is protected: initial replication, then the first recovery point."""
+    from siterig.azure_emu.vault.inventory import disk_limits
+    from siterig.azure_emu.vault.points import retention
+    from siterig.cli.commands.operations import job_status
+    from siterig.cli.follow import follow
 
     async def work() -> int:
         check_schedule(app_every_s)
@@ -228,6 +228,8 @@ def rename(
 ) -> None:
     """Rename a VM on both sides, with its protection, points and history; nothing may use its disks."""
 
+    from siterig.cli.commands.operations import run_job
+
     async def work() -> int:
         api = vault(folder)
         return await run_job(api, await api.rename_vm(vm=vm, name=name), as_json=as_json)
@@ -243,6 +245,8 @@ def delete(
 ) -> None:
     """Delete a VM that is not protected, with its disks and logs; nothing may use its disks."""
 
+    from siterig.cli.commands.operations import run_job
+
     async def work() -> int:
         api = vault(folder)
         return await run_job(api, await api.delete_vm(vm=vm, side=side), as_json=as_json)
@@ -252,6 +256,8 @@ def delete(
 
 def unprotect(folder: Dir, vm: VmName, as_json: Json = False) -> None:
     """Disable replication of a VM: its recovery points and managed disks go, its own disks stay."""
+
+    from siterig.cli.commands.operations import run_job
 
     async def work() -> int:
         api = vault(folder)

@@ -12,7 +12,7 @@ import pytest
 
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.images import image_import
-from siterig.blockfs.images.image_kind import Format
+from siterig.blockfs.images.image_formats import Format
 from tests.support.needs import needs_program
 
 MIB = 1 << 20

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from siterig.azure_emu.vault.model.api import Side
+from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.changelog.disk_log import LogPolicy
 from siterig.blockfs.contracts.control import DiskInfo, PromotionInfo
 from siterig.blockfs.contracts.counters import LATENCY_BUCKETS, DiskCounters

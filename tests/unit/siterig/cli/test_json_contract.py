@@ -22,10 +22,9 @@ from siterig.bisect.bisect_run import Bisection, ChangeSeen, Report
 from siterig.bisect.bisect_states import State
 from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo
 from siterig.blockfs.core.waits import Wait
-from siterig.cli import show
+from siterig.cli import rig_status, show
 from siterig.cli.app import program
 from siterig.cli.commands import drill, mount
-from siterig.cli.commands import rig as rig_command
 from siterig.core.control import RigStatus, SupervisorControl
 from siterig.core.layout import Layout, create
 from siterig.scenarios.contracts.results import DrillResult
@@ -284,7 +283,8 @@ def test_status_fits_80_columns_with_every_problem_in_words(monkeypatch: pytest.
     wait = sample(Wait).model_copy(update={"reason": reason, "since_ns": 1})
     status = sample(RigStatus)
     status = status.model_copy(update={"roles": [status.roles[0].model_copy(update={"waits": [wait] * 2, "state": "hung"})]})
-    lines = [text_of(line) for line in rig_command._drawn(status, [sample(Vm)], [item])]
+    state = rig_status.RigState(status.model_dump(), [sample(Vm).model_dump()], [item.model_dump()])
+    lines = [text_of(line) for line in rig_status.lines_of(state)]
     assert max(map(len, lines)) <= 80
     words = " ".join(" ".join(lines).split())
     assert words.count(f"{reason} (ApplyStalled)") == 2
@@ -299,7 +299,8 @@ def test_status_names_vm_and_disk_of_a_wait_that_knows_the_managed_disk_only() -
     ]
     status = sample(RigStatus)
     status = status.model_copy(update={"roles": [status.roles[0].model_copy(update={"waits": waits})]})
-    named = [(wait.vm, wait.disk) for wait in rig_command._named(status, [managed]).roles[0].waits]
+    rig = rig_status.with_disk_names(status.model_dump(), [managed.model_dump()])
+    named = [(wait["vm"], wait["disk"]) for wait in rig["roles"][0]["waits"]]
     assert named == [("web01", "data"), ("web01", "data"), (None, "another"), ("web02", None)]
 
 

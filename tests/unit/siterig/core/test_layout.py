@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from siterig.azure_emu.storage.azurite import load_or_create_account
 from siterig.blockfs.core.errors import RigError
 from siterig.cli.app import program
-from siterig.cli.commands.options import running
+from siterig.cli.light_commands import running
 from siterig.core.layout import Layout, check_format, create
 from siterig.core.lock import take_lock
 from siterig.rpc import rpc_server
