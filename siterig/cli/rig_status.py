@@ -13,7 +13,7 @@ from siterig.core.layout import Layout
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from siterig.blockfs.core.wire import WireModel
+    from siterig.blockfs.core.wire_model import WireModel
 
 VAULT_ANSWER_S = 1.5
 """For each list of the vault: the state of the roles does not wait for it."""

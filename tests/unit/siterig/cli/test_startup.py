@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 import typer
 from typer.testing import CliRunner
 
-from siterig.azure_emu.vault.model.api import ManagedDisk, ProtectedItem, Vm, VmDisk
+from siterig.azure_emu.vault.model.api import ManagedDisk, ProtectedItem, VaultApi, Vm, VmDisk
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.waits import Wait
 from siterig.cli import exits, light_commands
 from siterig.cli.app import program
 from siterig.cli.light_commands import light_command
 from siterig.cli.summaries import SUMMARIES
-from siterig.core.control import RigStatus
+from siterig.core.control import RigStatus, SupervisorControl
 from siterig.core.layout import Layout, create
+from siterig.rpc import rpc_server
 
 HEAVY = {
     "alembic", "asyncio", "azure", "httpx", "hypercorn", "jinja2", "matplotlib", "numpy", "pydantic", "pyfuse3", "rich",
