@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 INTERRUPTED = 130
-"""The same as in siterig.core.statuses, whose package is part of what takes the moment."""
+"""The same as ``ExitStatus.INTERRUPTED``, which is not imported before the commands are loaded."""
 
 
 def main() -> None:

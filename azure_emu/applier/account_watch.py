@@ -14,7 +14,7 @@ import trio
 from siterig.azure_emu.applier.bad_parts import BadParts
 from siterig.azure_emu.contracts.ports import ApplierReports, SkippedBlob
 from siterig.azure_emu.disks.store import ManagedDiskStore
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.transfer.part_name import Listing, PartName
 
@@ -103,7 +103,9 @@ class AccountWatch:
         if not behind:
             self.bad.nothing_missing()
             return None
-        error = RigError("PartMissing", f"{store.expected()} is not in the cache account, but {len(behind)} later parts are")
+        error = RigError(
+            Code.PartMissing, f"{store.expected()} is not in the cache account, but {len(behind)} later parts are"
+        )
         if self.bad.missing(error, trio.current_time()):
             await self._send_again([])
         return error

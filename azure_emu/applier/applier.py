@@ -40,7 +40,7 @@ from siterig.azure_emu.disks.store import (
     reset_disk,
 )
 from siterig.azure_emu.scrub.scrubber import scrub
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.transfer.part_codec import decompress
@@ -163,7 +163,7 @@ class Applier:
             self._waits.clear("fold", disk=disk.disk_id)
         except RigError as exc:
             disk.behind_at_s = trio.current_time() + (RETRY_RECOVERABLE_S if exc.recoverable else RETRY_REFUSED_S)
-            if exc.code != "DiskNotFound":
+            if exc.code != Code.DiskNotFound:
                 self._waits.set("fold", exc.code, exc.message, disk=disk.disk_id)
                 log.warning("compaction_failed", disk=disk.disk_id, code=exc.code, reason=exc.message)
         finally:
@@ -183,11 +183,11 @@ class Applier:
             async with disk.lock:
                 await self._apply_cached(disk)
         except RigError as exc:
-            if exc.code == "DiskNotFound" and disk.disk_id in self._deleted:
+            if exc.code == Code.DiskNotFound and disk.disk_id in self._deleted:
                 self._waits.clear("apply", disk=disk.disk_id)  # deleted between the vault's answer and now
                 return
             self._waits.set("apply", exc.code, exc.message, disk=disk.disk_id)
-            if exc.code == "CacheUnreachable":
+            if exc.code == Code.CacheUnreachable:
                 self._log_transient_error(exc)
             else:
                 await self._refuse(disk, exc)
@@ -339,7 +339,7 @@ class Applier:
         except ValueError:
             sound = False
         if not sound:
-            raise RigError("InvalidDiskId", f"disk id {disk_id!r} is not a lower-case UUID")
+            raise RigError(Code.InvalidDiskId, f"disk id {disk_id!r} is not a lower-case UUID")
         return self._known(disk_id)
 
     def _known(self, disk_id: str) -> _Disk:
@@ -361,7 +361,7 @@ class Applier:
         try:
             return await self._open(disk)
         except RigError as exc:
-            if exc.code != "StoreCorrupt":
+            if exc.code != Code.StoreCorrupt:
                 raise
             parts = (await self._cache.list(disk.disk_id)).parts
             begun = max((part.generation for part in parts if (part.stream, part.first) == ("sync", 1)), default=0)
@@ -388,7 +388,7 @@ class Applier:
                 store = await self._open(disk)
                 if store.created_size_bytes < size_bytes:  # larger: who asks does not know that the disk has grown
                     raise RigError(
-                        "DiskExists",
+                        Code.DiskExists,
                         f"managed disk {disk_id} is there with {store.created_size_bytes} bytes, not {size_bytes}",
                     )
                 return
@@ -466,10 +466,10 @@ class Applier:
         except ValueError:
             key = b""
         if len(key) != KEY_BYTES:
-            raise RigError("InvalidChecksumRequest", f"key_hex is not {KEY_BYTES} bytes in hexadecimal")
+            raise RigError(Code.InvalidChecksumRequest, f"key_hex is not {KEY_BYTES} bytes in hexadecimal")
         if chunk_bytes <= 0 or first < 0 or not 0 < count <= CHECKSUMS_MAX:
             raise RigError(
-                "InvalidChecksumRequest",
+                Code.InvalidChecksumRequest,
                 f"{count} chunks of {chunk_bytes} bytes from chunk {first}: 1 to {CHECKSUMS_MAX} chunks may be asked for",
             )
         disk = self._disk(disk_id)
@@ -542,7 +542,7 @@ class Applier:
 
 def _older(disk_id: str, has: Watermark, had: Watermark) -> RigError:
     return RigError(
-        "ManagedDiskOlder",
+        Code.ManagedDiskOlder,
         f"managed disk {disk_id} is older than what was applied to it: it ends at position {has.complete_position}, and had "
         f"{had.complete_position}; resynchronize the VM",
     )

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import PartName
 
-REPAIRABLE = frozenset({"PartUnreadable", "PartNotFound", "PartCorrupt", "PartRefused", "PositionRegressed"})
+REPAIRABLE = frozenset({Code.PartUnreadable, Code.PartNotFound, Code.PartCorrupt, Code.PartRefused, Code.PositionRegressed})
 """Failures that another copy of the part may end."""
-_DOUBTFUL = frozenset({"PartUnreadable", "PartNotFound"})
+_DOUBTFUL = frozenset({Code.PartUnreadable, Code.PartNotFound})
 """Failures that one more look may end."""
 LOOKS = 2
 LOOK_AGAIN_S = 3.0

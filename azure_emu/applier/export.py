@@ -17,7 +17,7 @@ import trio
 
 from siterig.azure_emu.contracts.part_cache import PartCache
 from siterig.azure_emu.disks.io_errors import host_disk_errors
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.transfer.part_codec import pack
@@ -115,7 +115,7 @@ class Exporter:
         try:
             return await self._cache.get(part) == data
         except RigError as exc:
-            if exc.code not in ("PartUnreadable", "PartNotFound", "PartCorrupt"):
+            if exc.code not in (Code.PartUnreadable, Code.PartNotFound, Code.PartCorrupt):
                 raise
             return False
 
@@ -125,7 +125,7 @@ def data_bytes(source: Path) -> int:
     try:
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:
-        raise RigError("SourceUnreadable", f"{source}: cannot be opened: {exc.strerror}") from exc
+        raise RigError(Code.SourceUnreadable, f"{source}: cannot be opened: {exc.strerror}") from exc
     try:
         size, at, found = os.lseek(fd, 0, os.SEEK_END), 0, 0
         while at < size:
@@ -134,7 +134,7 @@ def data_bytes(source: Path) -> int:
             except OSError as exc:
                 if exc.errno == errno.ENXIO:
                     break
-                raise RigError("SourceUnreadable", f"{source}: at byte {at}: {exc.strerror}") from exc
+                raise RigError(Code.SourceUnreadable, f"{source}: at byte {at}: {exc.strerror}") from exc
             at = os.lseek(fd, begin, os.SEEK_HOLE)
             found += at - begin
         return found
@@ -154,11 +154,11 @@ class _SourceReader:
         try:
             self._fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as exc:
-            raise RigError("SourceUnreadable", f"{source}: cannot be opened: {reason(exc, source)}") from exc
+            raise RigError(Code.SourceUnreadable, f"{source}: cannot be opened: {reason(exc, source)}") from exc
         size = os.lseek(self._fd, 0, os.SEEK_END)
         if size < size_bytes:
             os.close(self._fd)
-            raise RigError("SourceTooSmall", f"{source}: has {size} bytes; the disk to export has {size_bytes}")
+            raise RigError(Code.SourceTooSmall, f"{source}: has {size} bytes; the disk to export has {size_bytes}")
         self._stream = SyncStream(
             folder,
             disk_id=source_id,
@@ -192,9 +192,9 @@ class _SourceReader:
             try:
                 piece = os.pread(self._fd, end - at, at)
             except OSError as exc:
-                raise RigError("SourceUnreadable", f"{self.source}: at byte {at}: {reason(exc, self.source)}") from exc
+                raise RigError(Code.SourceUnreadable, f"{self.source}: at byte {at}: {reason(exc, self.source)}") from exc
             if not piece:
-                raise RigError("SourceTooSmall", f"{self.source}: ends at byte {at}; the disk has {self.size_bytes}")
+                raise RigError(Code.SourceTooSmall, f"{self.source}: ends at byte {at}; the disk has {self.size_bytes}")
             pieces.append(piece)
             at += len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)

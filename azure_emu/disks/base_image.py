@@ -28,7 +28,7 @@ from operator import add, le, or_
 from pathlib import Path
 
 from siterig.azure_emu.disks.metadata import cannot_be_read, store_corrupt
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder, write_atomically
 from siterig.blockfs.layers.base_image import BLOCK_BYTES, announce, conclude, copy
@@ -123,7 +123,7 @@ def check_size(folder: Path, size_bytes: int, part: PartName) -> None:
             if exc.errno not in (errno.EFBIG, errno.EINVAL):
                 raise
             raise RigError(
-                "PartRefused",
+                Code.PartRefused,
                 f"part {part.blob()}: the disk grows to {size_bytes} bytes; there are no such files where {folder} is",
             ) from exc
 

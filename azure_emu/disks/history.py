@@ -14,7 +14,7 @@ from siterig.azure_emu.disks.frames import Frame
 from siterig.azure_emu.disks.metadata import CompactionIntent, DiskMeta, Progress
 from siterig.blockfs.changelog.segment import RECORD_HEADER_BYTES
 from siterig.blockfs.changelog.tags import TagSeen
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_index import PIECE_BYTES
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 
@@ -230,7 +230,7 @@ class DiskHistory:
         """Positions never go back: or a view at an old position would hold newer records.  ``PositionRegressed``."""
         if first_position < (reached := self._reached(part)):
             raise RigError(
-                "PositionRegressed",
+                Code.PositionRegressed,
                 f"part {part.blob()}: begins at position {first_position}; disk {self.disk_id} is at {reached} already",
             )
 
@@ -308,4 +308,4 @@ class DiskHistory:
                 return epoch
         ranges = ", ".join(f"{first} to {last}" for _, first, last in valid)
         what = f"valid positions are {ranges}" if ranges else "its initial replication is not complete"
-        raise RigError("InvalidPosition", f"disk {self.disk_id} has no state at position {position}: {what}")
+        raise RigError(Code.InvalidPosition, f"disk {self.disk_id} has no state at position {position}: {what}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import FULL, files_of, reason
 
 _MEDIA_ERRORS = (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EUCLEAN, errno.EBADMSG)
@@ -28,8 +28,8 @@ def host_disk_errors(folder: Path) -> Iterator[None]:
     except OSError as exc:
         where = " to ".join(files_of(exc)) or folder
         if exc.errno in FULL:
-            raise RigError("DiskFull", f"{where}: no space left on the host's disk", recoverable=True) from exc
-        raise RigError("StoreIo", f"{where}: {reason(exc, where)}", recoverable=not is_media_error(exc)) from exc
+            raise RigError(Code.DiskFull, f"{where}: no space left on the host's disk", recoverable=True) from exc
+        raise RigError(Code.StoreIo, f"{where}: {reason(exc, where)}", recoverable=not is_media_error(exc)) from exc
 
 
 def is_media_error(exc: OSError) -> bool:

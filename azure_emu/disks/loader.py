@@ -18,7 +18,7 @@ from siterig.azure_emu.disks.history import DiskHistory, Epoch
 from siterig.azure_emu.disks.io_errors import host_disk_errors
 from siterig.azure_emu.disks.journal import JournalState, journal_file_path, list_journal_files, read_journal
 from siterig.azure_emu.disks.metadata import DISK_META, NOT_OPENED, PROGRESS, DiskMeta, Progress, read_meta, store_corrupt
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 TRIES_MAX = 8
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def load_history(folder: Path) -> StoreState:
     tries = TRIES_MAX
     while True:
         if not folder.is_dir():
-            raise RigError("DiskNotFound", f"{folder}: there is no managed disk")
+            raise RigError(Code.DiskNotFound, f"{folder}: there is no managed disk")
         before = _raw_progress(folder)
         try:
             loaded = _load(folder)

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from siterig.azure_emu.disks.io_errors import is_media_error
 from siterig.blockfs.core.boot import NIL
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.wire_model import UUID_PATTERN, Whole, WireModel
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.os_errors import reason
@@ -124,7 +124,9 @@ def read_meta(path: Path, kind: type[M]) -> M:
         raise store_corrupt(path, f"checksum is {checksum!r:.50}; the content's is {_checksum(fields)!r}")
     version = fields.pop("format", None)
     if type(version) is not int or version != FORMAT_VERSION:
-        raise RigError("StoreVersion", f"{path}: managed disk format {version!r:.50}; this siterig reads {FORMAT_VERSION}")
+        raise RigError(
+            Code.StoreVersion, f"{path}: managed disk format {version!r:.50}; this siterig reads {FORMAT_VERSION}"
+        )
     if missing := kind.model_fields.keys() - fields.keys():
         raise store_corrupt(path, f"{min(missing)} is missing")
     try:
@@ -137,14 +139,14 @@ def read_meta(path: Path, kind: type[M]) -> M:
 
 def store_corrupt(path: Path, why: str) -> RigError:
     """The error for anything in a managed disk's folder that is not as it was written."""
-    return RigError("StoreCorrupt", f"{path}: managed disk is corrupt: {why}")
+    return RigError(Code.StoreCorrupt, f"{path}: managed disk is corrupt: {why}")
 
 
 def cannot_be_read(path: Path, exc: OSError) -> RigError:
     """``StoreCorrupt``, or ``StoreIo`` (recoverable) if that says nothing of the file."""
     if is_media_error(exc):
         return store_corrupt(path, f"cannot be read: {reason(exc)}")
-    return RigError("StoreIo", f"{path}: cannot be read: {reason(exc, path)}", recoverable=True)
+    return RigError(Code.StoreIo, f"{path}: cannot be read: {reason(exc, path)}", recoverable=True)
 
 
 def _checksum(fields: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from siterig.azure_emu.contracts.ports import Pin
 from siterig.azure_emu.disks.io_errors import host_disk_errors
 from siterig.azure_emu.disks.loader import load_history
 from siterig.azure_emu.disks.metadata import read_meta, write_meta
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.durable_io import sync_folder
 
 PINS = "pins"
@@ -37,7 +37,7 @@ def locked(store: Path) -> Iterator[None]:
     try:
         fd = os.open(store / LOCK, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        raise RigError("DiskNotFound", f"{store}: there is no managed disk") from None
+        raise RigError(Code.DiskNotFound, f"{store}: there is no managed disk") from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield

@@ -13,7 +13,7 @@ from siterig.azure_emu.disks.journal import JOURNAL, read_index
 from siterig.azure_emu.disks.loader import StoreState, load_history
 from siterig.azure_emu.disks.pins import pins
 from siterig.blockfs.changelog.segment import RecordType
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 _KINDS: dict[int, ChangeKind] = {
     RecordType.WRITE: "WRITE",
@@ -41,7 +41,9 @@ def position_at(loaded: StoreState, time_ns: int) -> int:
     oldest = (
         f"the oldest is position {history.oldest_position}, of {history.oldest_time_ns} ns" if valid else "there is none"
     )
-    raise RigError("InvalidPosition", f"disk {history.disk_id} has no state of {time_ns} ns since 1970 or before: {oldest}")
+    raise RigError(
+        Code.InvalidPosition, f"disk {history.disk_id} has no state of {time_ns} ns since 1970 or before: {oldest}"
+    )
 
 
 def _last_at(loaded: StoreState, frame: Frame, time_ns: int) -> int:

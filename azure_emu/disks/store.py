@@ -57,7 +57,7 @@ from siterig.azure_emu.disks.queries import change_list, position_at
 from siterig.azure_emu.disks.view import DiskMap, base_source, build_map, build_view, open_view
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import boot
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.layers.extents import ExtentMap
@@ -128,7 +128,7 @@ def reset_disk(folder: Path, *, created_ns: int, step: Step = _no_step) -> Manag
         with locked(folder):
             for each in pins(folder):
                 raise RigError(
-                    "DiskPinned",
+                    Code.DiskPinned,
                     f"{folder}: the managed disk is damaged and to be replicated anew, but position {each.position} of it "
                     f"is held by {each.holder}: remove that first",
                 )
@@ -193,9 +193,11 @@ class ManagedDiskStore:
     ) -> ManagedDiskStore:
         """An empty disk.  It is there whole or not at all (``DiskExists``, ``InvalidDiskSize``, ``DiskFull``)."""
         if size_bytes <= 0 or size_bytes % 512:
-            raise RigError("InvalidDiskSize", f"disk {disk_id}: size {size_bytes} is not a positive multiple of 512 bytes")
+            raise RigError(
+                Code.InvalidDiskSize, f"disk {disk_id}: size {size_bytes} is not a positive multiple of 512 bytes"
+            )
         if folder.exists():
-            raise RigError("DiskExists", f"{folder}: there is a managed disk already")
+            raise RigError(Code.DiskExists, f"{folder}: there is a managed disk already")
         new = folder.with_name(_NEW + folder.name)
         with host_disk_errors(folder):
             _make(new, disk_id, size_bytes, created_ns, step)
@@ -273,12 +275,12 @@ class ManagedDiskStore:
         ``PositionRegressed``, ``DiskFull`` (recoverable).  After an error the disk is as it was.
         """
         if part.disk_id != self.disk_id:
-            raise RigError("PartRefused", f"part {part.blob()}: is of another disk than {self.disk_id}")
+            raise RigError(Code.PartRefused, f"part {part.blob()}: is of another disk than {self.disk_id}")
         status = self._history.classify(part)
         if status == "applied":
             return self.watermark()
         if status != "next":
-            raise RigError("PartGap", f"part {part.blob()}: {self._history.expected()} comes next")
+            raise RigError(Code.PartGap, f"part {part.blob()}: {self._history.expected()} comes next")
         segment = decompress(part, data)
 
         def verify() -> PartIndex:
@@ -312,7 +314,7 @@ class ManagedDiskStore:
             check_size(self.folder, size_bytes, part)
         if part.first != 1 and size_bytes != self.created_size_bytes:
             raise RigError(
-                "PartRefused",
+                Code.PartRefused,
                 f"part {part.blob()}: is of a disk of {size_bytes} bytes; the parts before it are of one of "
                 f"{self.created_size_bytes}",
             )

@@ -24,7 +24,7 @@ from siterig.azure_emu.disks.history import DiskHistory, Epoch
 from siterig.azure_emu.disks.journal import FrameIndex, index_in, journal_file_path
 from siterig.azure_emu.disks.loader import oldest_position_of, query_consistently
 from siterig.azure_emu.disks.metadata import store_corrupt
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.layers.extents import ExtentMap
 from siterig.blockfs.layers.layer import Source, ViewLayer
@@ -175,7 +175,7 @@ def _from_checkpoint(
 def build_view(folder: Path, history: DiskHistory, upto: ReplayBound | None) -> ViewLayer:
     """The state at a position (None: the latest); ``FileNotFoundError`` if a fold deleted a journal file."""
     if upto is None and not history.initial_sync_complete:
-        raise RigError("InvalidPosition", f"disk {history.disk_id} has no state: its initial replication is not complete")
+        raise RigError(Code.InvalidPosition, f"disk {history.disk_id} has no state: its initial replication is not complete")
     return view_of(folder, build_map(folder, history, upto))
 
 
@@ -211,7 +211,7 @@ def _open_source(path: Path, *, sums: Path | None = None, table: bytes | None = 
     except FileNotFoundError:
         raise
     except OSError as exc:
-        raise RigError("StoreIo", f"{path}: cannot be opened: {reason(exc, path)}", recoverable=True) from exc
+        raise RigError(Code.StoreIo, f"{path}: cannot be opened: {reason(exc, path)}", recoverable=True) from exc
     sums_fd = -1
     try:
         if sums is not None:

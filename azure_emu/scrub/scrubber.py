@@ -28,7 +28,7 @@ from siterig.azure_emu.disks.pins import LOCK, PINS
 from siterig.azure_emu.scrub.base import at_rest, bad_ranges, open_base
 from siterig.azure_emu.scrub.journal import damaged_pieces, scrub_journal
 from siterig.blockfs.changelog.segment import RecordType
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.layers.base_image import BLOCK_BYTES
 
@@ -79,7 +79,7 @@ def _while_it_is_there(folder: Path, found: Iterator[ClassifiedDamage]) -> Itera
         if _identity(folder) == before:
             raise
     if _identity(folder) != before:
-        raise RigError("DiskNotFound", f"{folder}: the managed disk was deleted, or set aside, while it was read")
+        raise RigError(Code.DiskNotFound, f"{folder}: the managed disk was deleted, or set aside, while it was read")
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
@@ -99,7 +99,7 @@ def _everything(folder: Path, advance: Advance) -> Iterator[ClassifiedDamage]:
         yield from _readable(_position_damage(folder, advance, loaded, damaged), loaded.history.oldest_position)
         yield from _readable(at_rest(folder))
     except RigError as exc:
-        if exc.code == "DiskNotFound":
+        if exc.code == Code.DiskNotFound:
             raise
         name, _, why = exc.message.removeprefix(str(folder)).partition(": ")
         yield _file("store", Path(f"{folder}{name}"), why, first_position=0)

@@ -24,7 +24,7 @@ from pathlib import Path
 import trio
 
 from siterig.azure_emu.storage.azurite_files import find_node, find_script
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.os_errors import reason
@@ -72,7 +72,7 @@ def load_or_create_account(keys_folder: Path) -> StorageAccount:
         name, _, key = file.read(_KEY_FILE_BYTES_MAX).strip().partition(":")
     if not re.fullmatch(r"[a-z0-9]{3,24}", name) or not re.fullmatch(r"[A-Za-z0-9+/]{32,}={0,2}", key):
         raise RigError(
-            "BadAccountKey",
+            Code.BadAccountKey,
             f"{path} does not hold NAME:KEY of a storage account; restore it, or start from a new state folder",
         )
     return StorageAccount(name, key)
@@ -82,7 +82,7 @@ def connection_string(folder: Path, keys_folder: Path) -> str:
     """Of the Azurite that ``start_azurite`` started on these folders; ``AzuriteNotStarted`` before its first start."""
     port = _stored_port(folder)
     if port is None:
-        raise RigError("AzuriteNotStarted", f"Azurite was never started on {folder}: no port is stored there")
+        raise RigError(Code.AzuriteNotStarted, f"Azurite was never started on {folder}: no port is stored there")
     return load_or_create_account(keys_folder).connection_string(port)
 
 
@@ -114,16 +114,16 @@ class AzuriteProcess:
             how = _how_it_ended(await _wait(self._child))
             if any("EADDRINUSE" in line for line in self._tail):
                 raise _port_taken(self.port)
-            raise RigError("AzuriteDied", f"Azurite {how} while starting; its last output: {_quote(self._tail)}")
+            raise RigError(Code.AzuriteDied, f"Azurite {how} while starting; its last output: {_quote(self._tail)}")
         raise RigError(
-            "AzuriteSilent", f"Azurite was not ready after {timeout_s:g} s; its last output: {_quote(self._tail)}"
+            Code.AzuriteSilent, f"Azurite was not ready after {timeout_s:g} s; its last output: {_quote(self._tail)}"
         )
 
     async def died(self) -> RigError:
         """Wait until Azurite is gone; the error says how, and what it printed last."""
         await _drain(self._output, self._tail)
         how = _how_it_ended(await _wait(self._child))
-        return RigError("AzuriteDied", f"Azurite (process {self.pid}) {how}; its last output: {_quote(self._tail)}")
+        return RigError(Code.AzuriteDied, f"Azurite (process {self.pid}) {how}; its last output: {_quote(self._tail)}")
 
     async def check(self, *, timeout_s: float = CHECK_TIMEOUT_S) -> None:
         """``AzuriteSilent`` if it does not answer a request at once; any answer will do."""
@@ -137,7 +137,7 @@ class AzuriteProcess:
                     why = "it closed the connection"
             except (OSError, trio.BrokenResourceError) as error:
                 why = str(error)
-        raise RigError("AzuriteSilent", f"Azurite (process {self.pid}) does not answer: {why}", recoverable=True)
+        raise RigError(Code.AzuriteSilent, f"Azurite (process {self.pid}) does not answer: {why}", recoverable=True)
 
     async def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """SIGTERM (it saves its metadata), after ``timeout_s`` SIGKILL.  No-op if it is gone; not cut by cancellation."""
@@ -222,7 +222,7 @@ def _spawn(command: list[str], account: StorageAccount) -> tuple[subprocess.Pope
         )
     except OSError as e:
         os.close(readable)
-        raise RigError("AzuriteMissing", f"cannot start {command[0]} through setpriv (util-linux): {reason(e)}") from e
+        raise RigError(Code.AzuriteMissing, f"cannot start {command[0]} through setpriv (util-linux): {reason(e)}") from e
     finally:
         os.close(writable)
     return child, trio.lowlevel.FdStream(readable)
@@ -271,7 +271,7 @@ def _stored_port(folder: Path) -> int | None:
     except FileNotFoundError:
         return None
     if not text.isdigit() or not 0 < int(text) < 65536:
-        raise RigError("BadPort", f"{folder / 'port'} holds {text!r}, which is no port (1 to 65535): remove the file")
+        raise RigError(Code.BadPort, f"{folder / 'port'} holds {text!r}, which is no port (1 to 65535): remove the file")
     return int(text)
 
 
@@ -289,4 +289,4 @@ def _check_port_is_free(port: int) -> None:
 
 
 def _port_taken(port: int) -> RigError:
-    return RigError("PortTaken", f"port {port} on {HOST} is taken by another program: stop it (ss -ltnp shows it)")
+    return RigError(Code.PortTaken, f"port {port} on {HOST} is taken by another program: stop it (ss -ltnp shows it)")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from siterig.blockfs.core.code_root import CODE_ROOT
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.small_file import read_small_file
 
 NODE_MAJOR_MIN = 20
@@ -22,7 +22,7 @@ def find_script() -> Path:
     if named is not None:
         if not Path(named).is_file():
             raise RigError(
-                "AzuriteMissing", f"{BINARY_VARIABLE} names {named}, which is no file: name Azurite's azurite-blob script"
+                Code.AzuriteMissing, f"{BINARY_VARIABLE} names {named}, which is no file: name Azurite's azurite-blob script"
             )
         return Path(named)
     beside = CODE_ROOT / "node_modules" / ".bin" / "azurite-blob"
@@ -31,7 +31,7 @@ def find_script() -> Path:
     on_path = shutil.which("azurite-blob")
     if on_path is None:
         raise RigError(
-            "AzuriteMissing",
+            Code.AzuriteMissing,
             f"Azurite is not installed: no {beside} and no azurite-blob on PATH;"
             f" run ./rig in a checkout, or npm install -g azurite, or name it in {BINARY_VARIABLE}",
         )
@@ -44,7 +44,7 @@ def find_node() -> str:
     node = str(ours) if os.access(ours, os.X_OK) else shutil.which("node")
     if node is None:
         raise RigError(
-            "NodeMissing",
+            Code.NodeMissing,
             f"Azurite needs Node.js {NODE_MAJOR_MIN} or newer and no node is on PATH: run ./rig, or install it",
         )
     return node

@@ -31,7 +31,7 @@ from azure.core.exceptions import (
 )
 from azure.storage.blob import BlobPrefix, BlobServiceClient, ContainerClient
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_codec import BLOB_BYTES_MAX
 from siterig.blockfs.transfer.part_name import Listing, PartName
 
@@ -91,7 +91,7 @@ class BlobCacheAccount:
             )
         except ValueError:  # its text may quote the string, and that holds the key
             raise RigError(
-                "BadConnectionString",
+                Code.BadConnectionString,
                 "the cache storage account's connection string is malformed: it needs AccountName, AccountKey"
                 " and BlobEndpoint (or EndpointSuffix)",
             ) from None
@@ -129,9 +129,9 @@ class BlobCacheAccount:
         try:
             return await self._call(what, lambda: self._in_container(upload))
         except RigError as error:
-            if error.code in ("CacheUnreachable", "CacheError") and self._is_full(len(data)):
+            if error.code in (Code.CacheUnreachable, Code.CacheError) and self._is_full(len(data)):
                 raise RigError(
-                    "DiskFull",
+                    Code.DiskFull,
                     f"cannot {what}: the host's disk with {self._folder}, where {self._where} keeps its blobs, is full",
                     recoverable=True,
                 ) from error
@@ -172,20 +172,23 @@ class BlobCacheAccount:
                 blob = self._container.download_blob(part.blob(), read_timeout=GET_TIMEOUT_S)
                 if blob.size > BLOB_BYTES_MAX:
                     raise RigError(
-                        "PartCorrupt", f"part {part.blob()}: blob of {blob.size} bytes; a part has at most {BLOB_BYTES_MAX}"
+                        Code.PartCorrupt,
+                        f"part {part.blob()}: blob of {blob.size} bytes; a part has at most {BLOB_BYTES_MAX}",
                     )
                 return blob.readall()
             except ResourceNotFoundError:
-                raise RigError("PartNotFound", f"{part.blob()} is not in container {CONTAINER} of {self._where}") from None
+                raise RigError(
+                    Code.PartNotFound, f"{part.blob()} is not in container {CONTAINER} of {self._where}"
+                ) from None
 
         try:
             data = await self._call(f"get {part.blob()}", download, self._suspects if part in self._unreadable else None)
         except RigError as exc:
-            if exc.code in ("PartNotFound", "PartCorrupt", "CacheAuthentication") or not await self._answers():
+            if exc.code in (Code.PartNotFound, Code.PartCorrupt, Code.CacheAuthentication) or not await self._answers():
                 raise
             self._unreadable.add(part)
             raise RigError(
-                "PartUnreadable",
+                Code.PartUnreadable,
                 f"part {part.blob()} cannot be read, while the account answers otherwise: {exc.message}",
                 recoverable=True,
             ) from exc
@@ -265,22 +268,22 @@ KEY_ADVICE = "check whether its key was changed, and this host's clock; then sit
 def classified(error: AzureError, *, what: str, where: str) -> RigError:
     """The SDK's error as ours: who can repair it, and whether waiting may."""
     if isinstance(error, ServiceRequestError | ServiceResponseError | IncompleteReadError):
-        return RigError("CacheUnreachable", f"cannot {what}: no answer from {where} ({_reason(error)})", recoverable=True)
+        return RigError(Code.CacheUnreachable, f"cannot {what}: no answer from {where} ({_reason(error)})", recoverable=True)
     code = _error_code(error) if isinstance(error, HttpResponseError) else type(error).__name__
     status = error.status_code if isinstance(error, HttpResponseError) else None
     answer = f"{status or ''} {code}".strip()
     if isinstance(error, ClientAuthenticationError) or status == 401 or _is_signature_refused(error):
         return RigError(
-            "CacheAuthentication", f"cannot {what}: {where} does not accept the account key ({answer}): {KEY_ADVICE}"
+            Code.CacheAuthentication, f"cannot {what}: {where} does not accept the account key ({answer}): {KEY_ADVICE}"
         )
     if status == 403:
-        return RigError("CacheForbidden", f"cannot {what}: {where} forbids it ({answer}): check its firewall and rights")
+        return RigError(Code.CacheForbidden, f"cannot {what}: {where} forbids it ({answer}): check its firewall and rights")
     if status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
-        return RigError("CacheUnreachable", f"cannot {what}: {where} is busy or failing ({answer})", recoverable=True)
+        return RigError(Code.CacheUnreachable, f"cannot {what}: {where} is busy or failing ({answer})", recoverable=True)
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         text = f"cannot {what}: {where} takes no body of this size ({answer}): check what limits requests on the way to it"
-        return RigError("CacheError", text)
-    return RigError("CacheError", f"cannot {what}: {where} refused it ({answer})")
+        return RigError(Code.CacheError, text)
+    return RigError(Code.CacheError, f"cannot {what}: {where} refused it ({answer})")
 
 
 def _is_signature_refused(error: AzureError) -> bool:

@@ -25,15 +25,16 @@ from siterig.azure_emu.vault.points import points
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.clock import SECOND_NS
+from siterig.blockfs.core.errors import Code
 from siterig.blockfs.transfer.part_name import Watermark
 
 # Before this the managed disks need not exist yet; in disabling they may be gone already.
 _NO_MANAGED_DISKS = {State.ENABLING, State.ENABLING_FAILED, State.DISABLING, State.DISABLING_FAILED}
 
 
-STORE_OLDER = "ManagedDiskOlder"
+STORE_OLDER = Code.ManagedDiskOlder
 PART_UNUSABLE = "PartUnusable"
-VM_DISK_CHANGED = "ImageChanged"
+VM_DISK_CHANGED = Code.ImageChanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +341,7 @@ class Reports:
     def _mark_for_resync(self, session: Session, item: ItemRow, reason: str, because: str | None = None) -> None:
         if item.resync_reason != reason:
             text = f"VM {item.vm!r} needs a resync: {reason}" + (f": {because}" if because else "")
-            self._event(session, item.vm, "ResynchronizationRequired", "Warning", text)
+            self._event(session, item.vm, Code.ResynchronizationRequired, "Warning", text)
         item.resync_reason = reason
         item.resync_marks += 1
 

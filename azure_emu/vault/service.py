@@ -59,7 +59,7 @@ from siterig.azure_emu.vault.workers.keeper import Keeper
 from siterig.blockfs.contracts.control import CutInfo, DiskHostControl, TagKind
 from siterig.blockfs.core import short_ids
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.progress import DiskProgress, VmProgress
 from siterig.blockfs.core.waits import Waits
@@ -168,7 +168,7 @@ class Vault(Reports):
             await self._services.store.transact(lambda session: inventory.remember_vm(session, made_vm))
         except RigError as error:
             # The VM is there, and will be remembered when it is next seen.
-            if error.code != "DiskFull":
+            if error.code != Code.DiskFull:
                 raise
         return made_vm
 
@@ -183,10 +183,11 @@ class Vault(Reports):
             if not sides:
                 known = ", ".join(sorted({found.name for found in await self.list_vms()})) or "none"
                 text = f"there is no VM {vm!r}; VMs: {known}; one whose disks cannot be opened is not listed"
-                raise RigError("VmNotFound", f"{text}: name its side with --side site or --side azure")
+                raise RigError(Code.VmNotFound, f"{text}: name its side with --side site or --side azure")
             if len(sides) > 1:
                 raise RigError(
-                    "BadRequest", f"both sides have a VM {vm!r}: say which is to be deleted with --side site or --side azure"
+                    Code.BadRequest,
+                    f"both sides have a VM {vm!r}: say which is to be deleted with --side site or --side azure",
                 )
             (side,) = sides
 
@@ -201,12 +202,12 @@ class Vault(Reports):
         """Rename a VM on both sides, with everything that refers to it."""
         azure_vms.check_vm_name(name)
         if name == vm:
-            raise RigError("VmExists", f"VM {vm!r} is to be renamed to {name!r}: the names are the same")
+            raise RigError(Code.VmExists, f"VM {vm!r} is to be renamed to {name!r}: the names are the same")
         sides = await vm_tasks.sides_of(self._services, vm)
 
         def begin(session: Session) -> Job:
             if not sides and session.get(ItemRow, vm) is None:
-                raise RigError("VmNotFound", f"there is no VM {vm!r}")
+                raise RigError(Code.VmNotFound, f"there is no VM {vm!r}")
             vm_tasks.require_renamable(session, vm, name)
             memory = vm_tasks.memory_of_rename(name)
             return engine.to_wire(engine.enqueue(session, vm_tasks.RENAME, vm, memory, self._services.clock.wall_ns()))
@@ -518,7 +519,7 @@ class Vault(Reports):
             known = short_ids.find("job", name, session.scalars(select(JobRow.name)))
             row = session.scalars(select(JobRow).where(JobRow.name == known)).one_or_none()
             if row is None:
-                raise RigError("JobNotFound", f"there is no job {name!r}; see the list of jobs for their names")
+                raise RigError(Code.JobNotFound, f"there is no job {name!r}; see the list of jobs for their names")
             return self._job_to_wire(row)
 
         return await self._services.store.transact(look)

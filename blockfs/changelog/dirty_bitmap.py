@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siterig.blockfs.core import boot
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import write_synced
 from siterig.blockfs.files.os_errors import naming, reason
@@ -31,15 +31,15 @@ _OLD_VERSION = 1
 CHUNK_BYTES: int = lib.SR_DIRTY_CHUNK_BYTES
 HEADER_BYTES: int = lib.SR_DIRTY_HEADER_BYTES
 REASONS: dict[int, str] = {
-    lib.SR_LOG_OVERFLOW: "LogOverflow",
-    lib.SR_LOG_FULL: "LogFull",
-    lib.SR_SYNC_FAILED: "SyncFailed",
-    lib.SR_WRITE_FAILED: "WriteFailed",
-    lib.SR_IMAGE_CHANGED: "ImageChanged",
-    lib.SR_LOG_LOST: "LogCorrupt",
+    lib.SR_LOG_OVERFLOW: Code.LogOverflow,
+    lib.SR_LOG_FULL: Code.LogFull,
+    lib.SR_SYNC_FAILED: Code.SyncFailed,
+    lib.SR_WRITE_FAILED: Code.WriteFailed,
+    lib.SR_IMAGE_CHANGED: Code.ImageChanged,
+    lib.SR_LOG_LOST: Code.LogCorrupt,
 }
 """Why a log was given up, by the state word."""
-NOTED = frozenset(REASONS.values()) - {"LogCorrupt"}
+NOTED = frozenset(REASONS.values()) - {Code.LogCorrupt}
 """Reasons after which the dirty file has what changes from then on; it may be among the files that a lost log lacks."""
 
 _MAGIC = b"SRIGDRTY"
@@ -93,24 +93,26 @@ def read(path: Path) -> DirtyFile:
         with os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb") as file:
             data = file.read()
     except OSError as exc:
-        raise RigError("DirtyCorrupt", f"{path}: cannot be read: {reason(exc, path)}") from exc
+        raise RigError(Code.DirtyCorrupt, f"{path}: cannot be read: {reason(exc, path)}") from exc
     if len(data) < HEADER_BYTES:
-        raise RigError("DirtyCorrupt", f"{path}: has {len(data)} bytes; its header has {HEADER_BYTES}")
+        raise RigError(Code.DirtyCorrupt, f"{path}: has {len(data)} bytes; its header has {HEADER_BYTES}")
     magic, version, header_bytes, chunk_bytes, disk, generation, booted = _HEADER.unpack_from(data)
     if magic != _MAGIC:
-        raise RigError("DirtyCorrupt", f"{path}: magic is {magic!r}; a dirty file begins with {_MAGIC!r}")
+        raise RigError(Code.DirtyCorrupt, f"{path}: magic is {magic!r}; a dirty file begins with {_MAGIC!r}")
     if version not in (_OLD_VERSION, FORMAT_VERSION):
         raise RigError(
-            "DirtyVersion", f"{path}: dirty file format {version}; this siterig reads {_OLD_VERSION} and {FORMAT_VERSION}"
+            Code.DirtyVersion, f"{path}: dirty file format {version}; this siterig reads {_OLD_VERSION} and {FORMAT_VERSION}"
         )
     if crc32c(data[: _HEADER.size]) != _CRC.unpack_from(data, _HEADER.size)[0]:
-        raise RigError("DirtyCorrupt", f"{path}: header checksum does not match")
+        raise RigError(Code.DirtyCorrupt, f"{path}: header checksum does not match")
     state, newest_segment, mtime_ns = _STATE.unpack_from(data, _HEADER.size + _CRC.size)
     if (header_bytes, chunk_bytes) != (HEADER_BYTES, CHUNK_BYTES) or (state != lib.SR_LOGGED and state not in REASONS):
-        raise RigError("DirtyCorrupt", f"{path}: names {header_bytes} header bytes, chunks of {chunk_bytes}, state {state}")
+        raise RigError(
+            Code.DirtyCorrupt, f"{path}: names {header_bytes} header bytes, chunks of {chunk_bytes}, state {state}"
+        )
     zeros = any(data[56:60]) or any(data[68:72]) or any(data[88:HEADER_BYTES])
     if zeros or (version == _OLD_VERSION and (newest_segment or mtime_ns)) or generation >= 1 << 63:
-        raise RigError("DirtyCorrupt", f"{path}: names generation {generation}, or is not zero where it must be")
+        raise RigError(Code.DirtyCorrupt, f"{path}: names generation {generation}, or is not zero where it must be")
     return DirtyFile(
         disk_id=str(uuid.UUID(bytes=disk)),
         generation=generation,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from pathlib import Path
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import block_device, safe_files
 from siterig.blockfs.files.durable_io import rename_new, sync_folder
 from siterig.blockfs.files.os_errors import reason
@@ -79,13 +79,13 @@ class DmLogReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         wanted = "a log is a file or a block device"
-        self._fd = open_file(path, os.O_RDONLY, code="LogUnreadable", wanted=wanted, devices=True)
+        self._fd = open_file(path, os.O_RDONLY, code=Code.LogUnreadable, wanted=wanted, devices=True)
         try:
             self._size = block_device.size_bytes(self._fd)
             self._read_super()
         except OSError as exc:
             os.close(self._fd)
-            raise RigError("LogUnreadable", f"{path}: cannot be read: {reason(exc, path)}") from exc
+            raise RigError(Code.LogUnreadable, f"{path}: cannot be read: {reason(exc, path)}") from exc
         except BaseException:
             os.close(self._fd)
             raise
@@ -98,7 +98,7 @@ class DmLogReader:
         if magic != MAGIC:
             raise self._bad(f"magic is {magic:#x}; a dm-log-writes log begins with {MAGIC:#x}")
         if version != VERSION:
-            raise RigError("LogVersion", f"{self.path}: dm-log-writes version {version}; this siterig reads {VERSION}")
+            raise RigError(Code.LogVersion, f"{self.path}: dm-log-writes version {version}; this siterig reads {VERSION}")
         power_of_two = self.sector_bytes & (self.sector_bytes - 1) == 0
         if not power_of_two or not SECTOR_BYTES <= self.sector_bytes <= SECTOR_BYTES_MAX:
             raise self._bad(
@@ -107,7 +107,7 @@ class DmLogReader:
             )
 
     def _bad(self, why: str) -> RigError:
-        return RigError("DmLogCorrupt", f"{self.path}: dm-log-writes log is corrupt: {why}")
+        return RigError(Code.DmLogCorrupt, f"{self.path}: dm-log-writes log is corrupt: {why}")
 
     def __enter__(self) -> DmLogReader:
         return self
@@ -189,11 +189,11 @@ class DmLogWriter:
                 folder.remove_leftovers(path.name)
                 self._fd = folder.open(self._tmp.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         except OSError as exc:
-            raise RigError("LogUnwritable", f"{path}: cannot be made: {reason(exc, path)}") from exc
+            raise RigError(Code.LogUnwritable, f"{path}: cannot be made: {reason(exc, path)}") from exc
 
     @staticmethod
     def _exists(path: Path) -> RigError:
-        return RigError("LogExists", f"{path}: exists already")
+        return RigError(Code.LogExists, f"{path}: exists already")
 
     def _entry(self, flags: int, offset: int, length: int, data: bytes = b"", mark: bytes = b"") -> None:
         # A write of zeros has a hole for data: the file grows by ftruncate.

@@ -19,7 +19,7 @@ from siterig.blockfs.changelog.replay import Advance, CheckedLog, apply, open_im
 from siterig.blockfs.changelog.segment import Record, RecordType, SegmentHeader, SegmentReader, SegmentWriter
 from siterig.blockfs.changelog.tags import TagSeen, decode_tag, encode_tag
 from siterig.blockfs.core import boot
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import rename_new, sync_folder
 from siterig.blockfs.files.safe_files import temporary_name
@@ -121,7 +121,7 @@ class _Export:
             return
         if self._state is None:
             raise RigError(
-                "LogUnaligned",
+                Code.LogUnaligned,
                 f"{reader.path}: record {record.seq} ({record.type.name} of {record.length} bytes at {record.offset}) does "
                 f"not fill whole sectors of {SECTOR_BYTES} bytes: give the disk as it was before the log with --base",
             )
@@ -149,7 +149,7 @@ def _mark(reader: SegmentReader, record: Record) -> bytes:
     name = (tag.name or tag.tag_id).encode()
     if len(name) > MARK_BYTES_MAX or b"\0" in name:
         raise RigError(
-            "MarkInvalid",
+            Code.MarkInvalid,
             f"{reader.path}: record {record.seq} is a tag whose name has {len(name)} bytes; a mark has at most "
             f"{MARK_BYTES_MAX}, none of them zero",
         )
@@ -181,11 +181,11 @@ def import_log(
         touched = max((entry.offset + entry.length for entry in reader.entries()), default=0)
         if size_bytes is not None and size_bytes < touched:
             raise RigError(
-                "InvalidDiskSize",
+                Code.InvalidDiskSize,
                 f"{source}: touches the first {touched} bytes of a disk; its size is given as {size_bytes}",
             )
         if find_segments(folder, name):
-            raise RigError("LogExists", f"{folder / name}: has change logs already")
+            raise RigError(Code.LogExists, f"{folder / name}: has change logs already")
         made = _Import(reader, folder, name, Imported(str(uuid.uuid4()), touched if size_bytes is None else size_bytes))
         try:
             return made.run(advance)
@@ -244,7 +244,7 @@ class _Import:
             try:
                 rename_new(path, final)
             except FileExistsError:
-                raise RigError("LogExists", f"{final}: exists already") from None
+                raise RigError(Code.LogExists, f"{final}: exists already") from None
             self._done.paths.insert(0, final)
         sync_folder(self._folder)
         self._writer.close()

@@ -27,7 +27,7 @@ from siterig.blockfs.changelog.segment import (
     scan_tail,
 )
 from siterig.blockfs.core import boot
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.files.os_errors import naming
@@ -130,11 +130,12 @@ def recover_log(
     row = _Row(disk_id, generation, disk_size_bytes)
     found = _read_segments(folder, name, first_segment, row)
     if not found:
-        raise RigError("LogCorrupt", f"{folder}: all segments ({name}.NNNNNN.hrl) of generation {generation} are missing")
+        raise RigError(Code.LogCorrupt, f"{folder}: all segments ({name}.NNNNNN.hrl) of generation {generation} are missing")
     last = found[-1]
     if last.header.boot_id != boot.current_boot_id() and not last.clean:
         raise RigError(
-            "PowerLoss", f"{last.path}: was being written when boot {last.header.boot_id} ended; unsynced data may be gone"
+            Code.PowerLoss,
+            f"{last.path}: was being written when boot {last.header.boot_id} ended; unsynced data may be gone",
         )
     _check_none_missing(folder / name, found, closed, newest_segment)
     newest = None
@@ -170,10 +171,10 @@ def _check_none_missing(path: Path, found: list[FoundSegment], closed: LogExtent
     """Segments at either end that are gone leave no gap."""
     last = found[-1]
     if last.number < newest_segment:
-        raise RigError("LogCorrupt", f"{path}: segment {newest_segment} of the change log is missing")
+        raise RigError(Code.LogCorrupt, f"{path}: segment {newest_segment} of the change log is missing")
     if closed is not None and (found[0].header.first_seq, last.next_seq) != (closed.first_seq, closed.next_seq):
         raise RigError(
-            "LogCorrupt",
+            Code.LogCorrupt,
             f"{path}: the change log has records {found[0].header.first_seq} to {last.next_seq - 1}; it had "
             f"{closed.first_seq} to {closed.next_seq - 1} when the disk was closed: segments are missing, or were replaced",
         )
@@ -210,17 +211,17 @@ class _Row:
         """The next segment, and all its records; ``LogCorrupt``."""
         if header.disk_id != self._disk_id or header.stream != "log":
             raise RigError(
-                "LogCorrupt",
+                Code.LogCorrupt,
                 f"{path}: is the {header.stream} of disk {header.disk_id}; this is the log of {self._disk_id}",
             )
         if self._next_seq is not None and header.first_seq != self._next_seq:
             due = f"{self._next_seq} comes next"
             if header.first_seq > self._next_seq:
                 due = f"the segment with record {self._next_seq} is missing"
-            raise RigError("LogCorrupt", f"{path}: begins with record {header.first_seq}; {due}")
+            raise RigError(Code.LogCorrupt, f"{path}: begins with record {header.first_seq}; {due}")
         for record in records:
             if why := self._wrong(record):
-                raise RigError("LogCorrupt", f"{path}: change log is corrupt at record {record.seq}: {why}")
+                raise RigError(Code.LogCorrupt, f"{path}: change log is corrupt at record {record.seq}: {why}")
         self._next_seq = header.first_seq + len(records)
 
     def _wrong(self, record: Record) -> str | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, assert_never
 
 from siterig.blockfs.changelog.segment import HEADER_BYTES, Record, RecordType, SegmentHeader, SegmentReader, scan_tail
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import block_device, safe_files, user_files
 from siterig.blockfs.files.file_limit import check_file_limit
 from siterig.blockfs.files.os_errors import reason
@@ -85,12 +85,12 @@ def _log_file(path: Path) -> LogFile:
         with SegmentReader(path) as reader:
             return LogFile(path, os.fstat(reader.fd).st_size, reader.header, None)
     except RigError as fault:
-        if fault.code != "LogCorrupt":  # it may not even be there
+        if fault.code != Code.LogCorrupt:  # it may not even be there
             return LogFile(path, 0, None, fault)
         size = path.stat().st_size
         return LogFile(path, size, None, None if size < HEADER_BYTES or _begins_with_zeros(path) else fault)
     except OSError as exc:  # a folder opens, too
-        return LogFile(path, 0, None, RigError("LogUnreadable", f"{path}: cannot be read: {reason(exc, path)}"))
+        return LogFile(path, 0, None, RigError(Code.LogUnreadable, f"{path}: cannot be read: {reason(exc, path)}"))
 
 
 def _begins_with_zeros(path: Path) -> bool:
@@ -182,12 +182,12 @@ class _Row:
         first_path, first = self._first
         if header.disk_id != first.disk_id:
             raise RigError(
-                "LogMismatch",
+                Code.LogMismatch,
                 f"{file.path}: is the log of disk {header.disk_id}; {first_path} is of disk {first.disk_id}",
             )
         if (header.generation, header.stream) != (first.generation, first.stream):
             raise RigError(
-                "LogMismatch",
+                Code.LogMismatch,
                 f"{file.path}: has generation {header.generation}, stream {header.stream}; {first_path} has "
                 f"generation {first.generation}, stream {first.stream}: they do not follow one another",
             )
@@ -196,7 +196,7 @@ class _Row:
             why = f"{what} {self._next} comes next"
             if header.first_seq > self._next:
                 why = f"the segment with {what} {self._next} is missing"
-            raise RigError("LogGap", f"{file.path}: begins with {what} {header.first_seq}; {why}")  # fmt: skip
+            raise RigError(Code.LogGap, f"{file.path}: begins with {what} {header.first_seq}; {why}")  # fmt: skip
         self._next = header.first_seq if header.stream == "log" else header.first_seq + 1
         self.size_bytes = max(self.size_bytes, header.disk_size_bytes)
 
@@ -204,16 +204,16 @@ class _Row:
         """``LogCorrupt`` if a record with a good checksum makes no sense where it is."""
         at = f"{file.path}: change log is corrupt at record {record.seq}"
         if record.position < self._position:
-            raise RigError("LogCorrupt", f"{at}: position {record.position} after {self._position}")
+            raise RigError(Code.LogCorrupt, f"{at}: position {record.position} after {self._position}")
         if record.type is RecordType.RESIZE:
             if record.length < self.size_bytes:
                 raise RigError(
-                    "LogCorrupt", f"{at}: RESIZE from {self.size_bytes} to {record.length} bytes; disks only grow"
+                    Code.LogCorrupt, f"{at}: RESIZE from {self.size_bytes} to {record.length} bytes; disks only grow"
                 )
             self.size_bytes = record.length
         elif record.type in _RANGE_TYPES and record.offset + record.length > self.size_bytes:
             raise RigError(
-                "LogCorrupt",
+                Code.LogCorrupt,
                 f"{at}: {record.type.name} of {record.length} bytes at {record.offset} passes the end of a disk of "
                 f"{self.size_bytes} bytes",
             )
@@ -248,7 +248,7 @@ def _summarize(
             summary.torn_bytes, summary.room_bytes = tail.torn_bytes, tail.room_bytes
     if follower is not None and (summary.torn_bytes or file.header is None):
         raise RigError(
-            "LogCorrupt",
+            Code.LogCorrupt,
             f"{file.path}: has a torn tail of {summary.torn_bytes} bytes at byte {summary.end}, but {follower.path} "
             "follows it",
         )
@@ -349,7 +349,7 @@ def open_image(path: Path, log: CheckedLog, *, writable: bool, format_: Literal[
     ``ImageUnusable``, ``ImageBusy``, ``VhdCorrupt``; ``InvalidDiskSize``: it is too small, or would have to grow and cannot.
     """
     flags = os.O_RDWR if writable else os.O_RDONLY
-    fd = user_files.open_file(path, flags, code="ImageUnusable", wanted=WANTED, devices=True)
+    fd = user_files.open_file(path, flags, code=Code.ImageUnusable, wanted=WANTED, devices=True)
     try:
         return RawLayer(path, size_bytes=_disk_bytes(path, fd, log, writable=writable, format_=format_), fd=fd)
     except BaseException:
@@ -366,10 +366,12 @@ def _disk_bytes(path: Path, fd: int, log: CheckedLog, *, writable: bool, format_
     if found == "vhd":
         size = vhd.read_fixed(ImageBytes(path, fd, size))
     if size < log.size_bytes_before:
-        raise RigError("InvalidDiskSize", f"{path}: has {size} bytes; the log is of a disk of {log.size_bytes_before} bytes")
+        raise RigError(
+            Code.InvalidDiskSize, f"{path}: has {size} bytes; the log is of a disk of {log.size_bytes_before} bytes"
+        )
     if writable and size < log.size_bytes_after:
         if found == "vhd" or is_device:
-            raise RigError("InvalidDiskSize", f"{path}: has {size} bytes, and cannot grow to {log.size_bytes_after}")
+            raise RigError(Code.InvalidDiskSize, f"{path}: has {size} bytes, and cannot grow to {log.size_bytes_after}")
         check_file_limit(str(path), log.size_bytes_after)
     return size
 

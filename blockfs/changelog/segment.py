@@ -28,7 +28,7 @@ from typing import Literal
 from typing_extensions import Buffer
 
 from siterig.blockfs.changelog.tags import decode_tag
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import naming, reason
 from siterig.blockfs.files.user_files import open_file
@@ -137,7 +137,7 @@ def decode_header(path: Path | str, raw: bytes) -> SegmentHeader:
     if magic != _MAGIC:
         raise corrupt(path, 0, f"magic is {magic!r}; a change log begins with {_MAGIC!r}")
     if version != FORMAT_VERSION:
-        raise RigError("LogVersion", f"{path}: change log format {version}; this siterig reads {FORMAT_VERSION}")
+        raise RigError(Code.LogVersion, f"{path}: change log format {version}; this siterig reads {FORMAT_VERSION}")
     if crc32c(raw[: HEADER_BYTES - 4]) != _CRC.unpack_from(raw, HEADER_BYTES - 4)[0]:
         raise corrupt(path, 0, "header checksum does not match")
     if header_bytes != HEADER_BYTES or stream not in _STREAMS or any(raw[13:16]) or any(raw[80:124]):
@@ -151,7 +151,7 @@ def decode_header(path: Path | str, raw: bytes) -> SegmentHeader:
 
 def corrupt(path: Path | str, offset: int, why: str) -> RigError:
     """``LogCorrupt`` that names the byte."""
-    return RigError("LogCorrupt", f"{path}: change log is corrupt at byte {offset}: {why}")
+    return RigError(Code.LogCorrupt, f"{path}: change log is corrupt at byte {offset}: {why}")
 
 
 class _BadRecordError(Exception):
@@ -286,13 +286,13 @@ class SegmentReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.fd = open_file(path, os.O_RDONLY, code="LogUnreadable", wanted="a change log is a file")
+        self.fd = open_file(path, os.O_RDONLY, code=Code.LogUnreadable, wanted="a change log is a file")
         try:
             head = os.pread(self.fd, HEADER_BYTES, 0)
             self.header = decode_header(path, head)
         except OSError as exc:
             os.close(self.fd)
-            raise RigError("LogUnreadable", f"{path}: cannot be read: {reason(exc, path)}") from exc
+            raise RigError(Code.LogUnreadable, f"{path}: cannot be read: {reason(exc, path)}") from exc
         except BaseException:
             os.close(self.fd)
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, ValidationError
 
 from siterig.blockfs.contracts.control import TagKind
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.wire_model import WireModel
 
 
@@ -31,4 +31,4 @@ def decode_tag(payload: bytes) -> TagSeen:
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(map(repr, first["loc"]))[:100]  # of an unknown key, too
-        raise RigError("LogCorrupt", f"TAG record: {where}: {first['msg']!r:.200}") from exc
+        raise RigError(Code.LogCorrupt, f"TAG record: {where}: {first['msg']!r:.200}") from exc

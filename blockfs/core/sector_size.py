@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 SectorBytes = Literal[512, 4096]
 SECTOR_SIZES: tuple[SectorBytes, ...] = get_args(SectorBytes)
@@ -15,7 +15,8 @@ def check_sectors(what: str, size_bytes: int, sector_bytes: int) -> None:
     """``InvalidDiskSize`` unless a disk has whole sectors."""
     if size_bytes % sector_bytes:
         raise RigError(
-            "InvalidDiskSize", f"{what}: has {size_bytes} bytes, which is no multiple of its sectors of {sector_bytes} bytes"
+            Code.InvalidDiskSize,
+            f"{what}: has {size_bytes} bytes, which is no multiple of its sectors of {sector_bytes} bytes",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 SHORT_CHARS = 8
@@ -42,6 +42,6 @@ def find(what: str, text: str, ids: Iterable[str]) -> str | None:
         shown = ", ".join(found[:_CANDIDATES_MAX])
         more = f" and {len(found) - _CANDIDATES_MAX} more" if len(found) > _CANDIDATES_MAX else ""
         raise RigError(
-            "AmbiguousId", f"{what} {text!r} is the beginning of {len(found)} ids: {shown}{more}; write more of it"
+            Code.AmbiguousId, f"{what} {text!r} is the beginning of {len(found)} ids: {shown}{more}; write more of it"
         )
     return found[0] if found else None

@@ -42,7 +42,7 @@ from siterig.blockfs.changelog.recovery import DISK_BYTES_MAX, Recovered, recove
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.changelog.tags import TagSeen, encode_tag
 from siterig.blockfs.contracts.control import SegmentInfo
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk import disk_identity
 from siterig.blockfs.disk.disk_files import DiskPlace, finish_promotion, make_raw_of_top, open_layer, remove_maps, remove_top
 from siterig.blockfs.disk.disk_guard import DiskGuard
@@ -157,12 +157,12 @@ class Disk:
                 newest_segment=disk_identity.newest_segment(self.place),
             )  # fmt: skip
         except RigError as exc:
-            if exc.code not in ("PowerLoss", "LogCorrupt"):
+            if exc.code not in (Code.PowerLoss, Code.LogCorrupt):
                 raise
             _log.info("log_not_continued", disk=str(self.place), reason=exc.code, message=exc.message)
             self.not_continued = exc
             self._set(tracked=False, needs_resync=exc.code)
-            if exc.code == "PowerLoss":
+            if exc.code == Code.PowerLoss:
                 self.attributes.mark_changed()
             return
         self.opened_seq = found.next_seq - 1
@@ -187,10 +187,10 @@ class Disk:
     def _go_on_noting(self) -> None:
         """Of a disk whose log was given up earlier: note what changes; or that what has changed is not known."""
         reason = disk_identity.noted_reason(self.place, self.state)
-        if reason is None and self.state.needs_resync == "ImageChanged":
+        if reason is None and self.state.needs_resync == Code.ImageChanged:
             return  # found when it was opened: what others have changed is in no bitmap
         if reason != self.state.needs_resync:
-            self._set(needs_resync=reason if reason == "PowerLoss" else "LogCorrupt")
+            self._set(needs_resync=reason if reason == Code.PowerLoss else Code.LogCorrupt)
             return
         dirty_bitmap.begin_use(self.place.file("dirty"))
         go_on_noting(self.c, self.place.file("dirty"))
@@ -266,12 +266,12 @@ class Disk:
         """Grow the disk; ``InvalidDiskSize`` to shrink it, or for a part of a sector."""
         if not self.size_bytes <= size_bytes <= DISK_BYTES_MAX or size_bytes % self.state.sector_bytes:
             raise RigError(
-                "InvalidDiskSize",
+                Code.InvalidDiskSize,
                 f"disk {self.place}: new size is {size_bytes} bytes; it must be a multiple of {self.state.sector_bytes}, "
                 f"at least {self.size_bytes} (a disk is never shrunk) and at most {DISK_BYTES_MAX >> 40} TiB",
             )
         if not self._rules.can_grow:
-            raise RigError("InvalidDiskSize", f"disk {self.place}: cannot grow: something lies behind it in its file")
+            raise RigError(Code.InvalidDiskSize, f"disk {self.place}: cannot grow: something lies behind it in its file")
         check(lib.sr_disk_resize(self.c, size_bytes))
         self._note_growth()
 
@@ -311,7 +311,7 @@ class Disk:
         self.note_given_up()
         if self._log is None:
             why = f" ({self.state.needs_resync}: it needs a resync)" if self.state.needs_resync else ""
-            raise RigError("NotTracked", f"disk {self.place} is not tracked{why}")
+            raise RigError(Code.NotTracked, f"disk {self.place} is not tracked{why}")
         return self._log
 
     @property
@@ -355,7 +355,7 @@ class Disk:
             log.start()
         except OSError:
             lib.sr_log_stop(self.c)
-            self._set(tracked=False, needs_resync="LogFull")
+            self._set(tracked=False, needs_resync=Code.LogFull)
             raise
         self._log = log
         self._note_opened()
@@ -396,7 +396,7 @@ class Disk:
         if self._log is None or (reason := self._log.given_up) is None:
             return
         # The guard has reported the changes of files by other programs.
-        tell = _log.info if reason in ("ImageChanged", "LogCorrupt") else _log.warning
+        tell = _log.info if reason in (Code.ImageChanged, Code.LogCorrupt) else _log.warning
         tell("log_given_up", disk=str(self.place), reason=reason, dirty_bytes=self.dirty_bytes)
         self._set(tracked=False, needs_resync=reason)  # if it fails, it is done at the next call
         self._log, self._noting = None, reason in dirty_bitmap.NOTED
@@ -421,7 +421,7 @@ class Disk:
         ``NotTracked`` if that is not known: then it may be everything.
         """
         if not self._noting:
-            raise RigError("NotTracked", f"disk {self.place}: it is not known what has changed since its logs ended")
+            raise RigError(Code.NotTracked, f"disk {self.place}: it is not known what has changed since its logs ended")
         return dirty_bitmap.read(self.place.file("dirty")).ranges
 
     def _delete_segments(self, *, below: int | None = None) -> None:
@@ -533,9 +533,10 @@ class Disk:
             found = fresh.size_bytes
             fresh.close()
             raise RigError(
-                "InvalidDiskSize", f"{self.staging}: has {found} bytes; the disk has {self.size_bytes} and is never shrunk"
+                Code.InvalidDiskSize,
+                f"{self.staging}: has {found} bytes; the disk has {self.size_bytes} and is never shrunk",
             )
-        self._set(tracked=False, needs_resync="DiskReplaced")
+        self._set(tracked=False, needs_resync=Code.DiskReplaced)
         lib.sr_log_stop(self.c)
         self._log, self._noting = None, False
         self.staging.rename(self.place.file("img"))
@@ -592,7 +593,7 @@ def begin_snapshots_of(disks: list[Disk]) -> list[Snapshot]:
     for disk in disks:
         _ = disk.log  # NotTracked, before anything is begun
         if disk.snapshot is not None:
-            raise RigError("SnapshotExists", f"disk {disk.place} has a snapshot already")
+            raise RigError(Code.SnapshotExists, f"disk {disk.place} has a snapshot already")
     snapshots = begin_snapshots(disks)
     for disk, snapshot in zip(disks, snapshots, strict=True):
         disk.snapshot = snapshot

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siterig.blockfs.changelog.recovery import DISK_BYTES_MAX
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sector_size import SectorBytes
 from siterig.blockfs.disk.disk_state import DiskState, ParentNote
 from siterig.blockfs.disk.parent_image import open_parent
@@ -59,7 +59,7 @@ def make_raw(place: DiskPlace, size_bytes: int, sector_bytes: SectorBytes = 512)
     """The files of a new all-zero disk; nothing is left behind if it fails."""
     if not 0 < size_bytes <= DISK_BYTES_MAX or size_bytes % sector_bytes:
         raise RigError(
-            "InvalidDiskSize",
+            Code.InvalidDiskSize,
             f"disk {place.name}: size is {size_bytes} bytes; it must be a positive multiple of {sector_bytes} and at "
             f"most {DISK_BYTES_MAX >> 40} TiB",
         )
@@ -112,7 +112,7 @@ def make_overlay(place: DiskPlace, parent: ParentNote, size_bytes: int, sector_b
     """The files of a new thin disk over an image; nothing is left behind if it fails."""
     if not parent.size_bytes <= size_bytes <= DISK_BYTES_MAX or size_bytes % sector_bytes:
         raise RigError(
-            "InvalidDiskSize",
+            Code.InvalidDiskSize,
             f"disk {place.name}: size is {size_bytes} bytes; it must be a multiple of {sector_bytes}, at least the "
             f"{parent.size_bytes} of its parent and at most {DISK_BYTES_MAX >> 40} TiB",
         )
@@ -182,7 +182,7 @@ def _open_below(place: DiskPlace, state: DiskState, views: Views | None) -> Laye
     if state.parent is not None:
         return open_parent(state.parent)
     if views is None or state.managed_disk is None or state.position is None:
-        raise RigError("NotARecoveryHost", f"disk {place} lies over a managed disk; this host has none")
+        raise RigError(Code.NotARecoveryHost, f"disk {place} lies over a managed disk; this host has none")
     return views.open(state.managed_disk, state.position, place.holder)
 
 
@@ -201,7 +201,7 @@ def open_layer(place: DiskPlace, state: DiskState, views: Views | None) -> Writa
     if (found := layer.size_bytes) < state.size_bytes:
         layer.close()
         raise RigError(
-            "DiskCorrupt", f"disk {place}: {layer.path.name} has {found} bytes; its state says {state.size_bytes}"
+            Code.DiskCorrupt, f"disk {place}: {layer.path.name} has {found} bytes; its state says {state.size_bytes}"
         )
     return layer
 

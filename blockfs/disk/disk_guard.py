@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from siterig.blockfs.changelog.disk_log import DiskLog
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk.disk_files import DiskPlace
 from siterig.blockfs.disk.disk_rules import DiskRules
 from siterig.blockfs.guests import hostmounts
@@ -121,14 +121,14 @@ class DiskGuard:
         self.trouble = self.log_trouble = None
         if (became := self._rules.positions.file_trouble()) is not None:
             raise RigError(
-                "DiskUnhealthy",
+                Code.DiskUnhealthy,
                 f"disk {self._place}: {self._rules.positions.path} {became} while it was in use; let it be made anew "
                 "(siterig role restart)",
             )
         lib.sr_disk_forget_file_changed(self._disk)
         if (trouble := self.check_files(new_log=True)) is not None:
             raise RigError(
-                "DiskUnhealthy",
+                Code.DiskUnhealthy,
                 f"disk {self._place}: {trouble}; put the whole file back, then let the disk be opened again (siterig role "
                 "restart)",
             )
@@ -136,7 +136,7 @@ class DiskGuard:
     async def check_no_loops(self) -> None:
         """``DiskInUse`` if a loop device that can write is attached to the file itself: no log would have its writes."""
         for loop in await self._loops():
-            raise RigError("DiskInUse", f"disk {self._place}: {hostmounts.loop_text(loop, self.files.path)}")
+            raise RigError(Code.DiskInUse, f"disk {self._place}: {hostmounts.loop_text(loop, self.files.path)}")
 
     async def look_for_loops(self) -> None:
         """Note a loop device that is attached to the file itself."""

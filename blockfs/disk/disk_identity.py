@@ -20,7 +20,7 @@ import structlog
 from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.disk_log import LogExtent, find_segments
 from siterig.blockfs.core import boot
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk.disk_files import DiskPlace
 from siterig.blockfs.disk.disk_state import ClosedNote, DiskState, OpenedNote
 from siterig.blockfs.layers import present_map
@@ -49,9 +49,9 @@ def check_files_there(place: DiskPlace, state: DiskState) -> None:
         return
     for path, wanted in zip(own_files(place, state), (state.size_bytes, map_bytes, 0), strict=True):
         if not path.exists():
-            raise RigError("DiskCorrupt", f"{path}: is missing; disk {place} has blocks in it")
+            raise RigError(Code.DiskCorrupt, f"{path}: is missing; disk {place} has blocks in it")
         if (found := path.stat().st_size) < wanted:
-            raise RigError("DiskCorrupt", f"{path}: has {found} bytes; disk {place} needs {wanted}")
+            raise RigError(Code.DiskCorrupt, f"{path}: has {found} bytes; disk {place} needs {wanted}")
 
 
 def _noted_by_killed(place: DiskPlace) -> dirty_bitmap.DirtyFile | None:
@@ -75,13 +75,13 @@ def noted_reason(place: DiskPlace, state: DiskState) -> str | None:
         found = dirty_bitmap.read(place.file("dirty"))
     except RigError as exc:
         _log.info("dirty_file_unusable", disk=str(place), reason=exc.code, message=exc.message)
-        return "LogCorrupt"
+        return Code.LogCorrupt
     if (found.disk_id, found.generation) != (state.disk_id, state.generation):
-        return "LogCorrupt"  # a kill came when a log was begun: what was noted of the one before is not known
+        return Code.LogCorrupt  # a kill came when a log was begun: what was noted of the one before is not known
     if found.reason is not None and place.file("dirty").stat().st_size < dirty_bitmap.file_bytes(state.size_bytes):
         _log.info("dirty_file_unusable", disk=str(place), reason="it was cut")
-        return "LogCorrupt"
-    return found.reason if found.reason is None or found.whole else "PowerLoss"
+        return Code.LogCorrupt
+    return found.reason if found.reason is None or found.whole else Code.PowerLoss
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def identify(place: DiskPlace, state: DiskState) -> Identified:
     """Before any of a tracked disk's files is opened for writing: whether they are still what they were."""
     closed, why = state.closed, _why_another(place, state) if state.tracked else None
     if why is not None:
-        state = state.model_copy(update={"tracked": False, "needs_resync": "ImageChanged"})
+        state = state.model_copy(update={"tracked": False, "needs_resync": Code.ImageChanged})
     if closed is not None or why is not None:
         state = state.model_copy(update={"closed": None})
         state.save(place.file("disk"))

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 
 from siterig.blockfs.changelog.disk_log import LogExtent
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sector_size import SectorBytes
 from siterig.blockfs.core.wire_model import UUID_PATTERN, Whole, WireModel
 from siterig.blockfs.files import safe_files
@@ -146,33 +146,33 @@ class DiskState(WireModel):
             try:
                 data = bounded(file)
             except FileTooLongError as exc:
-                raise RigError("DiskStateCorrupt", f"{path}: {exc}") from exc
+                raise RigError(Code.DiskStateCorrupt, f"{path}: {exc}") from exc
         try:
             raw = json.loads(data)
             version, crc, body = raw.pop("format"), raw.pop("crc32c"), raw.pop("disk")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-            raise RigError("DiskStateCorrupt", f"{path}: is not a disk state file: {exc!r:.200}") from exc
+            raise RigError(Code.DiskStateCorrupt, f"{path}: is not a disk state file: {exc!r:.200}") from exc
         if type(version) is not int or version not in (*_OLD_VERSIONS, FORMAT_VERSION):
             raise RigError(
-                "StateVersion",
+                Code.StateVersion,
                 f"{path}: disk state format {version!r:.50}; this siterig reads 1 to {FORMAT_VERSION}",
             )
         if type(crc) is not int or crc != _crc(body) or raw:
-            raise RigError("DiskStateCorrupt", f"{path}: checksum does not match")
+            raise RigError(Code.DiskStateCorrupt, f"{path}: checksum does not match")
         try:
             if version == 1:
                 if isinstance(body, dict) and not body.keys().isdisjoint({"closed", "opened"}):
-                    raise RigError("DiskStateCorrupt", f"{path}: has keys that format 1 has not")
+                    raise RigError(Code.DiskStateCorrupt, f"{path}: has keys that format 1 has not")
                 body = _from_format_1(body)
             if version in _OLD_VERSIONS:
                 body = _from_format_2(body)
             return cls.model_validate(body, strict=True)
         except _OldKeyError as exc:
-            raise RigError("DiskStateCorrupt", f"{path}: {exc}") from exc
+            raise RigError(Code.DiskStateCorrupt, f"{path}: {exc}") from exc
         except ValidationError as exc:
             first = exc.errors()[0]
             where = ".".join(map(repr, first["loc"]))[:100]  # of an unknown key, too
-            raise RigError("DiskStateCorrupt", f"{path}: {where}: {first['msg']!r:.200}") from exc
+            raise RigError(Code.DiskStateCorrupt, f"{path}: {where}: {first['msg']!r:.200}") from exc
 
 
 class _OldStamp(WireModel):

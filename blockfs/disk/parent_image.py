@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from siterig.blockfs.contracts.control import BackingImage
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk.disk_state import DiskState, ParentNote
 from siterig.blockfs.files import user_files
 from siterig.blockfs.images import image, vhd
@@ -21,7 +21,7 @@ from siterig.blockfs.images.image_bytes import ImageBytes
 from siterig.blockfs.images.image_kind import WANTED
 from siterig.blockfs.layers.layer import Layer, RawLayer, TopLayer
 
-CODE = "BrokenVhdChain"
+CODE = Code.BrokenVhdChain
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 _REMEDY = "put back the file as it was, or delete the disk"
 
@@ -35,7 +35,7 @@ def describe_parent(backing: BackingImage) -> ParentNote:
         file = ImageBytes(path, fd, found.st_size)
         size_bytes = vhd.read_fixed(file) if backing.format == "vhd" else found.st_size
         if size_bytes == 0 or size_bytes % image.SECTOR_BYTES:
-            raise RigError("InvalidDiskSize", f"{path}: has {size_bytes} bytes; a parent has whole sectors of 512")
+            raise RigError(Code.InvalidDiskSize, f"{path}: has {size_bytes} bytes; a parent has whole sectors of 512")
         return ParentNote(
             path=str(path),
             size_bytes=size_bytes,
@@ -92,7 +92,7 @@ def why_broken(note: ParentNote, fd: int) -> str | None:
 
 def _opened(path: Path) -> int:
     """Read-only, and locked against writers as long as it is open."""
-    fd = user_files.open_file(path, os.O_RDONLY, code="ImageUnusable", wanted=WANTED)
+    fd = user_files.open_file(path, os.O_RDONLY, code=Code.ImageUnusable, wanted=WANTED)
     try:
         locked = image.try_lock(path, fd, shared=True)
     except BaseException:
@@ -100,7 +100,7 @@ def _opened(path: Path) -> int:
         raise
     if not locked:
         os.close(fd)
-        raise RigError("ImageBusy", f"{path}: another program writes to it; a parent must not change")
+        raise RigError(Code.ImageBusy, f"{path}: another program writes to it; a parent must not change")
     return fd
 
 

@@ -23,7 +23,7 @@ import structlog
 import trio
 
 from siterig.blockfs.contracts.counters import requests_done
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.keyed_lock import KeyedLock
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.disk.disk import Disk
@@ -153,7 +153,7 @@ def _check_room(disk: Disk, step_bytes: int) -> None:
     free_bytes = found.f_bavail * found.f_frsize
     if free_bytes < FREE_BYTES_MIN + step_bytes:
         raise RigError(
-            "DiskFull",
+            Code.DiskFull,
             f"promotion of disk {disk.place}: {free_bytes >> 20} MiB are free on the host's disk, of which "
             f"{FREE_BYTES_MIN >> 20} MiB are kept for guests; it goes on when there is more",
             recoverable=True,
@@ -163,9 +163,9 @@ def _check_room(disk: Disk, step_bytes: int) -> None:
 def _stopped_by(disk: Disk, exc: OSError) -> RigError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         why = "the host's disk is full; it goes on when there is room"
-        return RigError("DiskFull", f"promotion of disk {disk.place}: {why}", recoverable=True)
+        return RigError(Code.DiskFull, f"promotion of disk {disk.place}: {why}", recoverable=True)
     return RigError(
-        "HostIoError",
+        Code.HostIoError,
         f"promotion of disk {disk.place}: stopped at byte {disk.own_bytes} of {disk.size_bytes}: {reason(exc, disk.place)}",
         recoverable=True,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from siterig.blockfs.changelog.disk_log import find_segments
 from siterig.blockfs.changelog.segment import RecordType, SegmentReader
 from siterig.blockfs.contracts.control import CLOSE_IT, DownloadedDisk, KeptImage, SourceUse
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import rename_new, sync_folder
@@ -88,7 +88,7 @@ def delete_kept(vm: str, folder: Path, file: str) -> None:
     """``KeptImageNotFound`` names those there are."""
     known = {image.file: Path(image.path) for image in kept_images(folder)}
     if file not in known:
-        raise RigError("KeptImageNotFound", f"VM {vm!r} has no kept image {file!r}; it has: {', '.join(known) or 'none'}")
+        raise RigError(Code.KeptImageNotFound, f"VM {vm!r} has no kept image {file!r}; it has: {', '.join(known) or 'none'}")
     known[file].unlink()
     sync_folder(folder / KEPT_FOLDER)
 
@@ -102,7 +102,9 @@ def check_replace(vm: str, disks: dict[str, Disk], coming: list[DownloadedDisk])
     for item in coming:
         disk = disks.get(item.name)
         if disk is None:
-            raise RigError("DiskNotFound", f"VM {vm!r} has no disk {item.name!r} to be replaced; it has: {', '.join(disks)}")
+            raise RigError(
+                Code.DiskNotFound, f"VM {vm!r} has no disk {item.name!r} to be replaced; it has: {', '.join(disks)}"
+            )
         check_idle(disk)
         copied_bytes = data_bytes(disk.layer) if item.keeps_old and disk.state.kind != "raw" else 0
         needs.append((disk.place.folder, item.data_bytes + copied_bytes))
@@ -112,7 +114,7 @@ def check_replace(vm: str, disks: dict[str, Disk], coming: list[DownloadedDisk])
 def check_idle(disk: Disk) -> None:
     """``DiskInUse``."""
     if disk.handles:
-        raise RigError("DiskInUse", f"disk {disk.place} is in use: it is open {disk.handles} times; {CLOSE_IT}")
+        raise RigError(Code.DiskInUse, f"disk {disk.place} is in use: it is open {disk.handles} times; {CLOSE_IT}")
 
 
 def source_use(disk: Disk, after: int) -> SourceUse:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from siterig.blockfs.changelog.disk_log import DiskLog, check
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.layers.layer import Layer, RawLayer, merge_ranges
 from siterig.cext._core import ffi, lib
@@ -93,7 +93,7 @@ class Snapshot:
         data = bytearray(length)
         rc = lib.sr_snapshot_read(self._disk, ffi.from_buffer(data), length, offset)
         if rc == -errno.EIO:
-            raise RigError("SnapshotFailed", f"{self._path.name}: {self._why_not(offset)}", recoverable=True)
+            raise RigError(Code.SnapshotFailed, f"{self._path.name}: {self._why_not(offset)}", recoverable=True)
         check(rc)
         return bytes(data)
 

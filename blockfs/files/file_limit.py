@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 
 def file_bytes_max() -> int | None:
@@ -24,9 +24,9 @@ def too_large(what: str, size_bytes: int | None = None) -> RigError:
     """The error of a file that is larger than this process or the file system allows (``EFBIG``)."""
     limit = file_bytes_max()
     if limit is None or (size_bytes is not None and size_bytes <= limit):
-        return RigError("InvalidDiskSize", f"{what}: larger than the host's file system allows")
+        return RigError(Code.InvalidDiskSize, f"{what}: larger than the host's file system allows")
     has = "is" if size_bytes is None else f"needs a file of {size_bytes} bytes, which is"
     return RigError(
-        "InvalidDiskSize",
+        Code.InvalidDiskSize,
         f"{what}: {has} larger than this process may write: its limit on files is {limit} bytes; raise it with ulimit -f",
     )

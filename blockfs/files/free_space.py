@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 
 def require_free_space(needs: Iterable[tuple[Path, int]], subject: str, purpose: str) -> None:
@@ -26,7 +26,7 @@ def require_free_space(needs: Iterable[tuple[Path, int]], subject: str, purpose:
         free_bytes = space.f_bavail * space.f_frsize
         if free_bytes < needed[device]:
             raise RigError(
-                "NotEnoughSpace",
+                Code.NotEnoughSpace,
                 f"{subject}: {free_bytes} bytes are free at {folder}; {purpose} {needed[device]}",
                 recoverable=True,
             )

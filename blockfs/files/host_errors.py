@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.file_limit import too_large
 from siterig.blockfs.files.os_errors import FULL, in_brackets, reason
 
@@ -14,10 +14,10 @@ from siterig.blockfs.files.os_errors import FULL, in_brackets, reason
 def host_error(what: str, exc: OSError) -> RigError:
     """A host's file error, in the words of the user's thing that met it."""
     if exc.errno in FULL:
-        return RigError("DiskFull", f"{what}: the host's disk is full{in_brackets(exc, what)}", recoverable=True)
+        return RigError(Code.DiskFull, f"{what}: the host's disk is full{in_brackets(exc, what)}", recoverable=True)
     if exc.errno == errno.EFBIG:
         return too_large(what)
-    return RigError("HostIoError", f"{what}: {reason(exc, what)}", recoverable=True)
+    return RigError(Code.HostIoError, f"{what}: {reason(exc, what)}", recoverable=True)
 
 
 @contextmanager

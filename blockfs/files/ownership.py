@@ -15,7 +15,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 
 def user_text(uid: int) -> str:
@@ -121,5 +121,5 @@ def _not_own(path: Path, what: str, others: str) -> RigError:
     if "mode" in others:
         remedy += f"; or, if no other user has put anything there, chmod go-w {path}"
     return RigError(
-        "FolderUnusable", f"{path}: {others}; {what} must be in the hands of {user_text(os.geteuid())}: {remedy}"
+        Code.FolderUnusable, f"{path}: {others}; {what} must be in the hands of {user_text(os.geteuid())}: {remedy}"
     )

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import naming
 from siterig.blockfs.files.ownership import changed_by_others, is_trusted, user_text
 
@@ -40,7 +40,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _foreign(path: Path, what: str, remedy: str) -> RigError:
-    return RigError("ForeignFile", f"{path}: {what}; this command runs as {user_text(os.geteuid())}: {remedy}")
+    return RigError(Code.ForeignFile, f"{path}: {what}; this command runs as {user_text(os.geteuid())}: {remedy}")
 
 
 # --- walking a path ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.file_limit import too_large
 from siterig.blockfs.files.os_errors import reason
 from siterig.cext.linux import zero_range
@@ -29,7 +29,7 @@ Advance = Callable[[int], None]
 
 def unreadable(source: Path, at: int, why: str) -> RigError:
     """``ReadFailed``, with the byte at which it could not be read."""
-    return RigError("ReadFailed", f"{source}: cannot be read at byte {at}: {why}")
+    return RigError(Code.ReadFailed, f"{source}: cannot be read at byte {at}: {why}")
 
 
 def find_unreadable(source: Path, fd: int, at: int) -> RigError | None:
@@ -104,7 +104,7 @@ def read_data(source: Path, fd: int, at: int, length: int) -> bytes:
     except OSError as exc:
         raise find_unreadable(source, fd, at) or unreadable(source, at, reason(exc, source)) from exc
     if not data:
-        raise RigError("ReadFailed", f"{source}: ends at byte {at}, before the end of its disk")
+        raise RigError(Code.ReadFailed, f"{source}: ends at byte {at}, before the end of its disk")
     return data
 
 
@@ -126,10 +126,10 @@ def _writing(target: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RigError("DiskFull", f"{target}: no space left on its disk", recoverable=True) from exc
+            raise RigError(Code.DiskFull, f"{target}: no space left on its disk", recoverable=True) from exc
         if exc.errno == errno.EFBIG:
             raise too_large(str(target)) from exc
-        raise RigError("HostIoError", f"{target}: cannot be written: {reason(exc, target)}") from exc
+        raise RigError(Code.HostIoError, f"{target}: cannot be written: {reason(exc, target)}") from exc
 
 
 def write_data(target: Path, fd: int, data: bytes, at: int, *, target_is_zero: bool = True) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import block_device, safe_files
 from siterig.blockfs.files.os_errors import reason
 
@@ -32,7 +32,7 @@ _NOT_OPENED = {
 }
 
 
-def open_file(path: Path, flags: int, *, code: str, wanted: str, devices: bool = False) -> int:
+def open_file(path: Path, flags: int, *, code: Code, wanted: str, devices: bool = False) -> int:
     """A descriptor of a regular file or, with ``devices``, of a block device.
 
     ``flags``: as of open(2); nothing is created.  ``code``: of the error if the file is missing, is of another type or
@@ -58,14 +58,14 @@ def open_file(path: Path, flags: int, *, code: str, wanted: str, devices: bool =
     except OSError as exc:
         if exc.errno == errno.EBUSY and device:
             holders = block_device.holders(device)
-            raise RigError("ImageBusy", f"{path}: is in use: {', '.join(holders) or 'another program has it'}") from exc
+            raise RigError(Code.ImageBusy, f"{path}: is in use: {', '.join(holders) or 'another program has it'}") from exc
         raise NotOpenedError(code, path, exc) from exc
 
 
 class NotOpenedError(RigError):
     """The host did not open a file; ``errno`` says why."""
 
-    def __init__(self, code: str, path: Path, exc: OSError) -> None:
+    def __init__(self, code: Code, path: Path, exc: OSError) -> None:
         super().__init__(code, f"{path}: cannot be opened: {reason(exc, path)}")
         self.errno = exc.errno
 

@@ -26,7 +26,7 @@ import trio
 from siterig.blockfs.changelog.disk_log import find_segments, segment_number
 from siterig.blockfs.contracts import counters
 from siterig.blockfs.contracts.counters import DiskCounters
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk import disk_report
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.file_attributes import READ_ONLY_MODE, FileTimes, WantedAttributes
@@ -229,7 +229,7 @@ class DiskFileSystem(pyfuse3.Operations):
                 disk.attributes.change(wanted)
         except RigError as exc:
             _log.info("attributes_not_set", disk=str(disk.place), code=exc.code, message=exc.message)
-            refused = exc.code == "InvalidDiskSize"
+            refused = exc.code == Code.InvalidDiskSize
             raise pyfuse3.FUSEError(_why_not_resized(disk, attr.st_size) if refused else errno.EIO) from exc
         except OSError as exc:
             raise pyfuse3.FUSEError(exc.errno or errno.EIO) from exc

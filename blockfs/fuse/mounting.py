@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.guests import hostmounts
 from siterig.cext import linux
@@ -65,7 +65,7 @@ def clear_stale_mount(mountpoint: Path) -> bool:
         return False
     failed = _unmount(mountpoint, lazily=True)
     if failed is not None:
-        raise RigError("StaleMount", f"{mountpoint}: a dead mount is in the way and cannot be removed: {failed}")
+        raise RigError(Code.StaleMount, f"{mountpoint}: a dead mount is in the way and cannot be removed: {failed}")
     _log.info("stale_mount_removed", mountpoint=str(mountpoint))
     return True
 
@@ -79,14 +79,15 @@ def mount(mountpoint: Path, how: How) -> Mount:
     try:
         mode = path.stat().st_mode
     except OSError as exc:
-        raise RigError("MountFailed", f"{path}: cannot be mounted on: {reason(exc, path)}") from exc
+        raise RigError(Code.MountFailed, f"{path}: cannot be mounted on: {reason(exc, path)}") from exc
     if not stat.S_ISDIR(mode):
-        raise RigError("MountFailed", f"{path}: cannot be mounted on: it is not a folder")
+        raise RigError(Code.MountFailed, f"{path}: cannot be mounted on: it is not a folder")
     try:
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as exc:
         raise RigError(
-            "MountFailed", f"{path}: cannot be mounted: /dev/fuse: {reason(exc, path)} (is the kernel module 'fuse' loaded?)"
+            Code.MountFailed,
+            f"{path}: cannot be mounted: /dev/fuse: {reason(exc, path)} (is the kernel module 'fuse' loaded?)",
         ) from exc
     options = f"fd={fd},rootmode={stat.S_IFMT(mode):o},user_id={os.getuid()},group_id={os.getgid()},default_permissions"
     try:
@@ -94,12 +95,12 @@ def mount(mountpoint: Path, how: How) -> Mount:
     except OSError as exc:
         os.close(fd)
         if exc.errno != errno.EPERM:
-            raise RigError("MountFailed", f"{path}: cannot be mounted: {reason(exc, path)}") from exc
+            raise RigError(Code.MountFailed, f"{path}: cannot be mounted: {reason(exc, path)}") from exc
         fd = _mount_by_helper(path, how)
     device = _device_at(path)
     if device is None:
         os.close(fd)
-        raise RigError("MountFailed", f"{path}: was mounted, but somebody took it away again")
+        raise RigError(Code.MountFailed, f"{path}: was mounted, but somebody took it away again")
     return Mount(path, fd, device)
 
 
@@ -118,14 +119,14 @@ def _mount_by_helper(path: Path, how: How) -> int:
             )
         except FileNotFoundError:
             raise RigError(
-                "MountFailed",
+                Code.MountFailed,
                 f"{path}: cannot be mounted: only root may, or whoever has fusermount3; on Debian: apt-get install fuse3",
             ) from None
         if done.returncode != 0:
-            raise RigError("MountFailed", f"{path}: cannot be mounted: {done.stderr.strip() or done.returncode}")
+            raise RigError(Code.MountFailed, f"{path}: cannot be mounted: {done.stderr.strip() or done.returncode}")
         _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(array.array("i").itemsize))
     if not ancillary:
-        raise RigError("MountFailed", f"{path}: cannot be mounted: fusermount3 gave no descriptor")
+        raise RigError(Code.MountFailed, f"{path}: cannot be mounted: fusermount3 gave no descriptor")
     fd = array.array("i", ancillary[0][2])[0]
     os.set_inheritable(fd, False)
     return fd
@@ -148,7 +149,7 @@ def unmount(mount: Mount) -> None:
         failed = _unmount(mount.path, lazily=lazily)
         if failed is None:
             return
-    raise RigError("UnmountFailed", f"mount {mount.path} cannot be taken away: {failed}")
+    raise RigError(Code.UnmountFailed, f"mount {mount.path} cannot be taken away: {failed}")
 
 
 def _unmount(path: Path, *, lazily: bool) -> str | None:

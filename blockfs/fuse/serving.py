@@ -16,7 +16,7 @@ import pyfuse3
 import structlog
 import trio
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.fuse import mounting
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
@@ -48,10 +48,10 @@ async def serve(
         mountpoint.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise RigError(
-            "MountFailed", f"{mountpoint}: cannot be made a folder to mount on: {reason(exc, mountpoint)}"
+            Code.MountFailed, f"{mountpoint}: cannot be made a folder to mount on: {reason(exc, mountpoint)}"
         ) from exc
     if mountpoint.is_mount():
-        raise RigError("MountFailed", f"{mountpoint}: something is mounted here already")
+        raise RigError(Code.MountFailed, f"{mountpoint}: something is mounted here already")
     try:
         set_io_flusher()  # before any thread is started: they inherit it
     except OSError as exc:  # only the superuser may; others cannot put a loop device on the mount either
@@ -67,7 +67,7 @@ async def _serve_by_pyfuse3(tree: DiskTree, mountpoint: Path, how: mounting.How,
     try:
         pyfuse3.init(DiskFileSystem(tree), str(mountpoint), set(how.options()))
     except RuntimeError as exc:
-        raise RigError("MountFailed", f"{mountpoint}: cannot be mounted: {exc}") from exc
+        raise RigError(Code.MountFailed, f"{mountpoint}: cannot be mounted: {exc}") from exc
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_answer, nursery.cancel_scope)
@@ -116,13 +116,13 @@ def _start_pump(tree: DiskTree, mount: mounting.Mount, options: PumpOptions) -> 
             # So called, libfuse takes the descriptor for its session, and closes it at the end.
             pyfuse3.init(DiskFileSystem(tree), f"/dev/fd/{theirs.fileno()}", set())
         except RuntimeError as exc:
-            raise RigError("MountFailed", f"{mount.path}: cannot be served: {exc}") from exc
+            raise RigError(Code.MountFailed, f"{mount.path}: cannot be served: {exc}") from exc
         theirs.detach()
         try:
             pump = Pump(mount.device_fd, ours.fileno(), options)
         except OSError as exc:
             pyfuse3.close(unmount=False)
-            raise RigError("MountFailed", f"{mount.path}: cannot be served: {reason(exc, mount.path)}") from exc
+            raise RigError(Code.MountFailed, f"{mount.path}: cannot be served: {reason(exc, mount.path)}") from exc
         ours.detach()
     return pump
 
@@ -141,7 +141,7 @@ def _stop(pump: Pump, mount: mounting.Mount) -> None:
         pump.stop()
     except OSError as exc:
         raise RigError(
-            "MountLost", f"{mount.path}: requests could not be taken from the kernel: {reason(exc, mount.path)}"
+            Code.MountLost, f"{mount.path}: requests could not be taken from the kernel: {reason(exc, mount.path)}"
         ) from exc
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import trio
 
 from siterig.blockfs.core.code_root import child_environment
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import freezer
 
 XFS_BYTES_MIN = 300 * 1024 * 1024
@@ -60,7 +60,7 @@ async def _run(*command: str) -> _Result:
     program = command[0]
     if shutil.which(program) is None:
         package = _PACKAGES.get(program, "util-linux")
-        raise RigError("ToolMissing", f"program {program} is not installed; on Debian: apt-get install {package}")
+        raise RigError(Code.ToolMissing, f"program {program} is not installed; on Debian: apt-get install {package}")
     # A losetup or mount that is shot half-way leaves a device or mount that nobody knows of.
     with trio.CancelScope(shield=True):
         done = await trio.run_process(
@@ -92,7 +92,7 @@ async def attach(disk: Path, *, read_only: bool = False, sector_bytes: int = 512
         result = await _run(*base, str(disk))
     # losetup prints the device before it turns on direct I/O: a name and a failure means attached without.
     if not result.out.startswith("/dev/"):
-        raise RigError("AttachFailed", f"disk {disk} cannot be attached to a loop device: {_reason(result)}")
+        raise RigError(Code.AttachFailed, f"disk {disk} cannot be attached to a loop device: {_reason(result)}")
     return result.out.splitlines()[0]
 
 
@@ -106,7 +106,7 @@ async def detach(loop: str) -> None:
             await trio.sleep(0.01)
         return
     holders = await trio.to_thread.run_sync(_processes_at, loop)
-    raise RigError("VmBusy", f"loop device {loop} is still open: {_named(holders) or _reason(result)}", recoverable=True)
+    raise RigError(Code.VmBusy, f"loop device {loop} is still open: {_named(holders) or _reason(result)}", recoverable=True)
 
 
 async def mkfs(device: str, filesystem: str, label: str) -> None:
@@ -117,13 +117,13 @@ async def mkfs(device: str, filesystem: str, label: str) -> None:
     elif filesystem == "xfs":
         size = await trio.to_thread.run_sync(_size_bytes, device)
         if size < XFS_BYTES_MIN:
-            raise RigError("DiskTooSmall", f"{device} has {size} bytes: an xfs needs at least {XFS_BYTES_MIN} (300 MiB)")
+            raise RigError(Code.DiskTooSmall, f"{device} has {size} bytes: an xfs needs at least {XFS_BYTES_MIN} (300 MiB)")
         command = ["mkfs.xfs", "-q", "-f", "-K", "-L", label[:12]]
     else:
-        raise RigError("UnknownFilesystem", f"file system {filesystem!r} is not supported: ext4 or xfs")
+        raise RigError(Code.UnknownFilesystem, f"file system {filesystem!r} is not supported: ext4 or xfs")
     result = await _run(*command, device)
     if result.returncode != 0:
-        raise RigError("MkfsFailed", f"cannot make an {filesystem} on {device}: {_reason(result)}")
+        raise RigError(Code.MkfsFailed, f"cannot make an {filesystem} on {device}: {_reason(result)}")
 
 
 async def mount(device: str, where: Path, filesystem: str, *, read_only: bool = False) -> None:
@@ -135,7 +135,7 @@ async def mount(device: str, where: Path, filesystem: str, *, read_only: bool = 
         options.append("nouuid")
     result = await _run("mount", "--make-private", "-t", filesystem, "-o", ",".join(options), device, str(where))
     if result.returncode != 0:
-        raise RigError("MountFailed", f"{device} ({filesystem}) cannot be mounted at {where}: {_reason(result)}")
+        raise RigError(Code.MountFailed, f"{device} ({filesystem}) cannot be mounted at {where}: {_reason(result)}")
 
 
 async def unmount(where: Path) -> None:
@@ -154,7 +154,7 @@ async def _unmount(where: str, *, lazy: bool) -> None:
             return
     holders = await trio.to_thread.run_sync(_processes_at, where)
     by = f" by {_named(holders)}" if holders else ""
-    raise RigError("VmBusy", f"{where} cannot be unmounted, it is held{by}: {_reason(result)}", recoverable=True)
+    raise RigError(Code.VmBusy, f"{where} cannot be unmounted, it is held{by}: {_reason(result)}", recoverable=True)
 
 
 async def uses(disk: Path) -> list[DiskUse]:
@@ -235,7 +235,9 @@ async def shutdown(disks: list[Path]) -> None:
             if use.disk == wanted:
                 await _release(use, lazy=not await _answers(wanted))
         for use in await uses(disk):
-            raise RigError("VmBusy", f"disk {disk} is open in {_named(list(use.processes)) or use.loop}", recoverable=True)
+            raise RigError(
+                Code.VmBusy, f"disk {disk} is open in {_named(list(use.processes)) or use.loop}", recoverable=True
+            )
 
 
 async def check_shutdown(disks: list[Path]) -> None:
@@ -246,7 +248,7 @@ async def check_shutdown(disks: list[Path]) -> None:
             if busy:
                 where = ", ".join(use.mountpoints) or use.loop or "directly"
                 raise RigError(
-                    "VmBusy",
+                    Code.VmBusy,
                     f"disk {disk} is in use ({where}) by {_named(busy)}; end these processes first",
                     recoverable=True,
                 )
@@ -318,9 +320,9 @@ async def frozen(mountpoints: list[str], *, timeout_s: float) -> AsyncIterator[N
             yield
             finished = True
         elif said.startswith("failed "):
-            raise RigError("FreezeFailed", f"cannot freeze {said.removeprefix('failed ')}", recoverable=True)
+            raise RigError(Code.FreezeFailed, f"cannot freeze {said.removeprefix('failed ')}", recoverable=True)
         else:
-            raise RigError("FreezeTimedOut", _late(mountpoints, timeout_s), recoverable=True)
+            raise RigError(Code.FreezeTimedOut, _late(mountpoints, timeout_s), recoverable=True)
     finally:
         with trio.CancelScope(shield=True):
             await child.stdin.aclose()
@@ -329,7 +331,7 @@ async def frozen(mountpoints: list[str], *, timeout_s: float) -> AsyncIterator[N
             with trio.move_on_after(timeout_s + _FREEZE_GRACE_S):
                 await child.wait()
         if finished and child.returncode != freezer.EXIT_THAWED:
-            raise RigError("FreezeTimedOut", _late(mountpoints, timeout_s), recoverable=True)
+            raise RigError(Code.FreezeTimedOut, _late(mountpoints, timeout_s), recoverable=True)
 
 
 def _late(mountpoints: list[str], timeout_s: float) -> str:

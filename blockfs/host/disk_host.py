@@ -42,7 +42,7 @@ from siterig.blockfs.contracts.control import (
 )
 from siterig.blockfs.contracts.counters import DiskCounters
 from siterig.blockfs.contracts.shares import STORE_SHARE_MAX
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.keyed_lock import KeyedLock
 from siterig.blockfs.core.sector_size import SectorBytes
 from siterig.blockfs.core.waits import Waits
@@ -210,10 +210,10 @@ class DiskHost:
         """A VM's disks; ``VmNotFound``, or ``DiskCorrupt`` if one of them could not be opened."""
         if vm not in self.vms:
             known = ", ".join(sorted(self.vms)) or "none"
-            raise RigError("VmNotFound", f"there is no VM {vm!r} here; there are: {known}")
+            raise RigError(Code.VmNotFound, f"there is no VM {vm!r} here; there are: {known}")
         for place, why in self.broken.items():
             if place.startswith(f"{vm}/"):
-                code = parent_image.CODE if place in self._broken_chains else "DiskCorrupt"
+                code = parent_image.CODE if place in self._broken_chains else Code.DiskCorrupt
                 raise RigError(code, f"disk {place} cannot be opened: {why}")
         return list(self.vms[vm].values())
 
@@ -230,7 +230,7 @@ class DiskHost:
         for disk in self.disks(vm):
             if disk.place.name == name:
                 return disk
-        raise RigError("DiskNotFound", f"VM {vm!r} has no disk {name!r}; it has: {', '.join(self.vms[vm])}")
+        raise RigError(Code.DiskNotFound, f"VM {vm!r} has no disk {name!r}; it has: {', '.join(self.vms[vm])}")
 
     async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
         """Implements :class:`DiskHostControl`."""
@@ -266,7 +266,7 @@ class DiskHost:
         self, vm: str, name: str, size_bytes: int, sector_bytes: SectorBytes, backing: BackingImage
     ) -> DiskInfo:
         if Path(backing.path).is_relative_to(self.mountpoint):
-            raise RigError("ImageUnusable", f"{backing.path}: is in the mount of this host, which cannot lie over itself")
+            raise RigError(Code.ImageUnusable, f"{backing.path}: is in the mount of this host, which cannot lie over itself")
         # In a thread: the image's file system may be slow, and the disks that are served meanwhile must not wait.
         parent = await trio.to_thread.run_sync(parent_image.describe_parent, backing)
         self._check_new(vm, name)  # again: another call may have been faster
@@ -280,7 +280,7 @@ class DiskHost:
         """Implements :class:`DiskHostControl`."""
         views = self._views
         if views is None:
-            raise RigError("NotARecoveryHost", f"cannot open managed disk {managed_disk} here: this host serves a site")
+            raise RigError(Code.NotARecoveryHost, f"cannot open managed disk {managed_disk} here: this host serves a site")
         self._check_new(vm, name)
         place = DiskPlace(self.root / vm, vm, name)
         self._opening.add(str(place))
@@ -330,7 +330,7 @@ class DiskHost:
     ) -> RecoveryInfo:
         """Implements :class:`DiskHostControl`."""
         if self._recoveries is None:
-            raise RigError("NotARecoveryHost", f"cannot open a state of VM {vm} here: this host serves a site")
+            raise RigError(Code.NotARecoveryHost, f"cannot open a state of VM {vm} here: this host serves a site")
         check_name("VM", vm)
         for disk in disks:
             check_name("disk", disk.name)
@@ -351,13 +351,13 @@ class DiskHost:
     def _check_vm_name(self, vm: str) -> None:
         check_name("VM", vm)
         if vm == RECOVERY_FOLDER:
-            raise RigError("InvalidName", f"VM is named {vm!r}: a recovery side's mount has its mounted points there")
+            raise RigError(Code.InvalidName, f"VM is named {vm!r}: a recovery side's mount has its mounted points there")
 
     def _check_new(self, vm: str, name: str) -> None:
         self._check_vm_name(vm)
         check_name("disk", name)
         if name in self.vms.get(vm, {}) or f"{vm}/{name}" in self.broken or f"{vm}/{name}" in self._opening:
-            raise RigError("DiskExists", f"VM {vm!r} has a disk {name!r} already")
+            raise RigError(Code.DiskExists, f"VM {vm!r} has a disk {name!r} already")
 
     def _add(self, vm: str, name: str, make: MakeFiles, views: Views | None) -> Disk:
         """Make a disk's files in the VM's folder, and open it."""
@@ -438,12 +438,12 @@ class DiskHost:
         disks = self.disks(vm)
         self._check_vm_name(name)
         if name in self.vms:
-            raise RigError("VmExists", f"VM {vm!r} cannot be renamed: there is a VM {name!r} already")
+            raise RigError(Code.VmExists, f"VM {vm!r} cannot be renamed: there is a VM {name!r} already")
         for disk in disks:
             check_idle(disk)
             if disk.state.promoting:
                 raise RigError(
-                    "VmBusy", f"disk {disk.place} is becoming independent (promotion): wait for its end", recoverable=True
+                    Code.VmBusy, f"disk {disk.place} is becoming independent (promotion): wait for its end", recoverable=True
                 )
         for disk in disks:
             disk.close()
@@ -496,7 +496,7 @@ class DiskHost:
                 await disk.make_ready_to_cut()  # NotTracked, before anything is tagged
         if not_after_ns is not None and time.monotonic_ns() > not_after_ns:
             raise RigError(
-                "FreezeTimedOut", f"VM {vm!r}: its guests were no longer surely frozen at the cut", recoverable=True
+                Code.FreezeTimedOut, f"VM {vm!r}: its guests were no longer surely frozen at the cut", recoverable=True
             )
         tag = TagSeen(tag_id=str(uuid.uuid4()), kind=kind, name=name, position=self.positions.draw(), time_ns=time.time_ns())
         with os_errors_as(f"change log of VM {vm}"):

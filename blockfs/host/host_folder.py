@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 NAME_CHARS_MAX = 63
 RECOVERY_FOLDER = "recovery"
@@ -19,7 +19,7 @@ def check_name(what: str, name: str) -> None:
     """``InvalidName`` unless ``name`` can be a file's name and nothing else."""
     if not _NAME.fullmatch(name):
         raise RigError(
-            "InvalidName",
+            Code.InvalidName,
             f"{what} is named {name!r}; allowed are 1 to 63 letters, digits, '-' and '_', not '-' or '_' first",
         )
 
@@ -31,5 +31,5 @@ def lock_folder(root: Path) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
         os.close(fd)
-        raise RigError("AlreadyServed", f"{root}: its disks are served by another process") from exc
+        raise RigError(Code.AlreadyServed, f"{root}: its disks are served by another process") from exc
     return fd

@@ -25,7 +25,7 @@ import trio
 from pydantic import Field, ValidationError
 
 from siterig.blockfs.contracts.control import CLOSE_IT, RecoveryDisk, RecoveryInfo, RecoverySource
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.keyed_lock import KeyedLock
 from siterig.blockfs.core.wire_model import WireModel
 from siterig.blockfs.disk.disk import Disk
@@ -77,7 +77,7 @@ class _Note(WireModel):
             version, crc, body = raw.pop("format"), raw.pop("crc32c"), raw.pop("recovery")
             if type(version) is not int or version not in (*_OLD_FORMATS, _FORMAT):
                 raise RigError(
-                    "StateVersion",
+                    Code.StateVersion,
                     f"{path}: is of format {version!r:.50}; this siterig reads 1 to {_FORMAT}",
                 )
             if type(crc) is int and crc == _crc(body) and not raw:
@@ -92,7 +92,7 @@ class _Note(WireModel):
             why = f"{'.'.join(map(repr, first['loc'])):.100}: {first['msg']!r:.200}"
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             why = f"{exc!r:.200}"
-        raise RigError("RecoveryNoteCorrupt", f"{path}: says not what is mounted: {why}")
+        raise RigError(Code.RecoveryNoteCorrupt, f"{path}: says not what is mounted: {why}")
 
 
 class _OldSource(RecoverySource):
@@ -199,7 +199,7 @@ class Recoveries:
         """See :class:`siterig.blockfs.contracts.control.DiskHostControl`."""
         if not _NAME.fullmatch(name):
             raise RigError(
-                "InvalidName",
+                Code.InvalidName,
                 f"recovery is named {name!r}; allowed are 1 to 127 letters, digits and '@.+_:-', not '.+_:-' first",
             )
         async with self._locks.hold(f"{vm}/{name}"):
@@ -209,7 +209,7 @@ class Recoveries:
                     return self._info(there)
                 why = f"cannot be opened: {there.broken}" if there.broken else f"is position {there.note.position}"
                 raise RigError(
-                    "RecoveryExists", f"{RECOVERY_FOLDER}/{vm}/{name} is there already and {why}; unmount it first"
+                    Code.RecoveryExists, f"{RECOVERY_FOLDER}/{vm}/{name} is there already and {why}; unmount it first"
                 )
             note = _Note(vm=vm, name=name, position=position, disks=disks, time_ns=time_ns)
             mounted = self._mounted.setdefault(vm, {})[name] = _Mounted(note, broken="it is not wholly open")
@@ -278,7 +278,9 @@ class Recoveries:
                     await trio.sleep(0.01)
             for disk in mounted.disks.values():
                 if disk.handles:
-                    raise RigError("RecoveryInUse", f"{disk.place} is in use: it is open {disk.handles} times; {CLOSE_IT}")
+                    raise RigError(
+                        Code.RecoveryInUse, f"{disk.place} is in use: it is open {disk.handles} times; {CLOSE_IT}"
+                    )
             for disk in mounted.disks.values():
                 disk.abandon()
             mounted.disks, mounted.broken = {}, "it was not wholly unmounted"

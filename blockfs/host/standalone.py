@@ -32,7 +32,7 @@ import trio
 from siterig.blockfs.changelog.disk_log import LogPolicy, find_segments, segment_number
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.segment import SegmentReader
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace
 from siterig.blockfs.disk.disk_guard import DiskGuard
@@ -53,12 +53,12 @@ _OWN_FILES = ("disk", "position", "dirty", "spare", "recycled")
 # Nobody sends this log away and deletes it: it is as long as it is, and a write that it has no room for is refused.
 _POLICY = LogPolicy(kept_share_max=None, when_full="refuse")
 _WHY = {
-    "ImageChanged": "the image was changed by something else",
-    "LogCorrupt": "its file NAME.dirty is damaged or missing",
+    Code.ImageChanged: "the image was changed by something else",
+    Code.LogCorrupt: "its file NAME.dirty is damaged or missing",
     "NotLogged": "the image was mounted without a log since",
-    "PowerLoss": "the machine stopped while the image was mounted, and what was not flushed may be gone",
-    "SyncFailed": "the host could not make its bytes durable",
-    "WriteFailed": "the host failed to write the image",
+    Code.PowerLoss: "the machine stopped while the image was mounted, and what was not flushed may be gone",
+    Code.SyncFailed: "the host could not make its bytes durable",
+    Code.WriteFailed: "the host failed to write the image",
 }
 
 
@@ -161,7 +161,7 @@ class StandAlone:
         ``ImageChanged``: another program has changed the image, or taken it away, while it was open.
         """
         try:
-            with _os_errors_as(f"{self._image.path}: cannot be closed in order", "HostIoError"):
+            with _os_errors_as(f"{self._image.path}: cannot be closed in order", Code.HostIoError):
                 self.disk.close()
         except RigError:
             if self.disk.file_trouble is None:
@@ -170,7 +170,7 @@ class StandAlone:
             self.abandon()
         if (trouble := self.disk.file_trouble) is not None:
             log = "; its change log does not have that" if self._tracked else ""
-            raise RigError("ImageChanged", f"{trouble}{log}")
+            raise RigError(Code.ImageChanged, f"{trouble}{log}")
 
     def withdraw(self) -> None:
         """Close a disk that nobody could use, for its mount failed: beside the image is then what was there before."""
@@ -208,20 +208,21 @@ def open_disk(image: Image, name: str, *, tracked: bool, note: Note = _unheard) 
     place = DiskPlace(image.path.parent, "", name)
     if image.path in [place.file(suffix) for suffix in _OWN_FILES] or segment_number(name, image.path.name) is not None:
         raise RigError(
-            "ImageUnusable", f"{image.path}: has the name that a file beside disk {name!r} has: give the disk another name"
+            Code.ImageUnusable,
+            f"{image.path}: has the name that a file beside disk {name!r} has: give the disk another name",
         )
-    with _os_errors_as(f"{place.folder}: cannot hold the change log of {image.path.name}", "FolderUnusable"):
+    with _os_errors_as(f"{place.folder}: cannot hold the change log of {image.path.name}", Code.FolderUnusable):
         return _open_tracked(image, place, note) if tracked else _open_untracked(image, place, note)
 
 
 @contextlib.contextmanager
-def _os_errors_as(what: str, code: str) -> Iterator[None]:
+def _os_errors_as(what: str, code: Code) -> Iterator[None]:
     """An ``OSError`` of the block is reported with the file that it is about, and what that was needed for."""
     try:
         yield
     except OSError as exc:
-        code = "DiskFull" if exc.errno in FULL else code
-        raise RigError(code, f"{what}: {reason(exc, what)}", recoverable=code == "DiskFull") from exc
+        code = Code.DiskFull if exc.errno in FULL else code
+        raise RigError(code, f"{what}: {reason(exc, what)}", recoverable=code == Code.DiskFull) from exc
 
 
 def _open_untracked(image: Image, place: DiskPlace, note: Note) -> StandAlone:
@@ -240,7 +241,7 @@ def _end_log(image: Image, place: DiskPlace) -> tuple[DiskState | None, Disconti
     try:
         state = _found_state(image, place)
     except RigError as exc:
-        if exc.code != "DiskStateCorrupt":
+        if exc.code != Code.DiskStateCorrupt:
             raise
         return None, None  # anybody's file; if it was ours, it cannot go on anyway
     if state is None or not state.tracked:
@@ -257,21 +258,21 @@ def _found_state(image: Image, place: DiskPlace) -> DiskState | None:
         return None
     if state.image is None:
         raise RigError(
-            "ImageUnusable", f"{image.path}: is a disk of a rig ({path.name} says so); it can be mounted read-only"
+            Code.ImageUnusable, f"{image.path}: is a disk of a rig ({path.name} says so); it can be mounted read-only"
         )
     if state.image != image.path.name:
         raise RigError(
-            "LogExists", f"{path}: belongs to image {state.image}; give the disk of {image.path.name} another name"
+            Code.LogExists, f"{path}: belongs to image {state.image}; give the disk of {image.path.name} another name"
         )  # fmt: skip
     return state
 
 
 def _open_tracked(image: Image, place: DiskPlace, note: Note) -> StandAlone:
     if image.read_only:
-        raise RigError("ImageUnusable", f"{image.path}: can only be read, so there is nothing to log")
+        raise RigError(Code.ImageUnusable, f"{image.path}: can only be read, so there is nothing to log")
     if image.is_device:
         raise RigError(
-            "ImageUnusable",
+            Code.ImageUnusable,
             f"{image.path}: is a block device, beside which no change log can be kept; mount it without --log",
         )
     found = _found_state(image, place)
@@ -305,7 +306,7 @@ def _begin_tracked(image: Image, place: DiskPlace, found: DiskState | None, note
         state, closed, why = identified.state, identified.closed, identified.why
         if state.tracked and image.size_bytes < state.size_bytes:  # after a kill, the log may tell of a growth
             why = f"the disk had {state.size_bytes} bytes, and has {image.size_bytes}"
-            state = state.model_copy(update={"tracked": False, "needs_resync": "ImageChanged"})
+            state = state.model_copy(update={"tracked": False, "needs_resync": Code.ImageChanged})
     if not state.tracked:
         state = state.model_copy(update={"size_bytes": image.size_bytes})
     state = state.model_copy(update={"image": image.path.name})
@@ -323,7 +324,7 @@ def _begin_tracked(image: Image, place: DiskPlace, found: DiskState | None, note
     except BaseException:
         alone.abandon()
         raise
-    if state.needs_resync == "LogCorrupt":  # noted when it was found
+    if state.needs_resync == Code.LogCorrupt:  # noted when it was found
         why = "a file of it was deleted, renamed, replaced or damaged"
     if reason is not None:
         alone.discontinued = Discontinued(state.generation, why or _why(alone.disk, reason))
@@ -332,7 +333,7 @@ def _begin_tracked(image: Image, place: DiskPlace, found: DiskState | None, note
 
 def _why(disk: Disk, reason: str) -> str:
     """Why a log does not continue."""
-    if disk.not_continued is not None and reason == "LogCorrupt":
+    if disk.not_continued is not None and reason == Code.LogCorrupt:
         return disk.not_continued.message
     return _WHY.get(reason, reason)
 
@@ -343,7 +344,7 @@ def _refuse_foreign_files(place: DiskPlace) -> None:
     for path in ours:
         if os.path.lexists(path):
             raise RigError(
-                "LogExists",
+                Code.LogExists,
                 f"{path}: is there, but no {place.file('disk').name} that says whose it is; move it away, or give the disk "
                 "another name",
             )

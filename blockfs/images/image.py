@@ -18,7 +18,7 @@ from typing import Literal
 
 import trio
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import block_device, safe_files, user_files
 from siterig.blockfs.files.file_limit import check_file_limit
 from siterig.blockfs.files.lock_holders import lock_holders
@@ -123,12 +123,12 @@ def _resolved(path: Path) -> Path:
     try:
         return safe_files.resolve(path)
     except OSError as exc:
-        raise user_files.NotOpenedError("ImageUnusable", path, exc) from exc
+        raise user_files.NotOpenedError(Code.ImageUnusable, path, exc) from exc
 
 
 async def _opened(path: Path, read_only: bool) -> tuple[int, bool]:
     """A descriptor, and whether it is read-only."""
-    open_ = partial(user_files.open_file, path, code="ImageUnusable", wanted=WANTED, devices=True)
+    open_ = partial(user_files.open_file, path, code=Code.ImageUnusable, wanted=WANTED, devices=True)
     try:
         return await user_files.open_in_thread(partial(open_, os.O_RDONLY if read_only else os.O_RDWR)), read_only
     except user_files.NotOpenedError as error:
@@ -149,7 +149,7 @@ async def _refuse_mounted(path: Path) -> None:
         return
     try:
         fd = await user_files.open_in_thread(
-            partial(user_files.open_file, path, os.O_RDONLY, code="ImageUnusable", wanted=WANTED, devices=True)
+            partial(user_files.open_file, path, os.O_RDONLY, code=Code.ImageUnusable, wanted=WANTED, devices=True)
         )
     except user_files.NotOpenedError:
         return  # opening it for writing reports why
@@ -175,7 +175,7 @@ def try_lock(path: Path, fd: int, *, shared: bool) -> bool:
         return not shared or not _would_block(fd, _QEMU_WRITES)
     except OSError as exc:
         if exc.errno not in (errno.EAGAIN, errno.EACCES):
-            raise RigError("ImageUnusable", f"{path}: cannot be locked: {reason(exc, path)}") from exc
+            raise RigError(Code.ImageUnusable, f"{path}: cannot be locked: {reason(exc, path)}") from exc
         return False
 
 
@@ -196,15 +196,15 @@ async def _busy(path: Path, fd: int, where: str | None) -> RigError:
     holders = await trio.to_thread.run_sync(lock_holders, path, fd)
     holders = holders or [name for use in await hostmounts.uses(path) for name in use.processes]
     at = f" (mounted at {where})" if where else ""
-    return RigError("ImageBusy", f"{path}: is in use by {', '.join(holders) or 'another process'}{at}")
+    return RigError(Code.ImageBusy, f"{path}: is in use by {', '.join(holders) or 'another process'}{at}")
 
 
 async def _refuse_loops(path: Path, fd: int) -> None:
     for use in await hostmounts.loops(path):
-        raise RigError("ImageBusy", f"{path}: is in use by {', '.join(filter(None, (use.loop, *use.mountpoints)))}")
+        raise RigError(Code.ImageBusy, f"{path}: is in use by {', '.join(filter(None, (use.loop, *use.mountpoints)))}")
     found = os.fstat(fd)
     for loop in await hostmounts.loops_on((found.st_dev, found.st_ino), str(path)):
-        raise RigError("ImageBusy", f"{path}: is in use by {loop}, under another name")
+        raise RigError(Code.ImageBusy, f"{path}: is in use by {loop}, under another name")
 
 
 def _would_block(fd: int, byte: int) -> bool:
@@ -238,7 +238,7 @@ def check_raw_size(file: LockedFile, sector_bytes: int = SECTOR_BYTES) -> None:
     """``InvalidDiskSize`` unless the file has whole sectors."""
     if file.size_bytes == 0 or file.size_bytes % sector_bytes:
         raise RigError(
-            "InvalidDiskSize",
+            Code.InvalidDiskSize,
             f"{file.path}: has {file.size_bytes} bytes; a raw image has a positive multiple of {sector_bytes}, the size of "
             "a sector",
         )

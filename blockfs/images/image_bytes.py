@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 
 
@@ -27,7 +27,7 @@ class ImageBytes:
 
     def error(self, why: str) -> RigError:
         """``ImageUnusable``, with the file's name."""
-        return RigError("ImageUnusable", f"{self.path}: {why}")
+        return RigError(Code.ImageUnusable, f"{self.path}: {why}")
 
     def error_needs(self, other: str) -> RigError:
         """``ImageUnusable``: it is only a part of what ``other`` and it make together."""

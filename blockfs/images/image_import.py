@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import block_device
 from siterig.blockfs.files.sparse_copy import STEP_BYTES, SparseCopy, write_data
 from siterig.blockfs.images import image, image_headers, image_kind, qemu_img, vhd, vhdx
@@ -96,7 +96,7 @@ async def _examined(file: LockedFile, wanted: Format | None) -> _Opened:
         copied_by = "vhdx" if format_ == "vhdx" and sector_bytes != SECTOR_BYTES else "qemu-img"
         size_bytes = await _checked(file, format_, header.size_bytes, copied_by)
     if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
-        raise RigError("InvalidDiskSize", f"{file.path}: is a disk of {size_bytes} bytes; it must be a multiple of 512")
+        raise RigError(Code.InvalidDiskSize, f"{file.path}: is a disk of {size_bytes} bytes; it must be a multiple of 512")
     remark = None if wanted else image_kind.remark(file.path, format_, contents, size_bytes)
     return _Opened(file, Source(file.path, format_, size_bytes, sector_bytes, remark), copied_by)
 
@@ -110,7 +110,7 @@ async def _checked(file: LockedFile, format_: Format, header_bytes: int | None, 
     opened = _qemu(file, format_)
     size_bytes = await qemu_img.disk_bytes(opened)
     if header_bytes is not None and size_bytes != header_bytes:
-        raise RigError("ImageUnusable", f"{file.path}: was changed while its header was read")
+        raise RigError(Code.ImageUnusable, f"{file.path}: was changed while its header was read")
     await qemu_img.check_whole(opened, file.size_bytes)
     if format_ in _CHECKED:
         await qemu_img.check(opened)
@@ -134,13 +134,15 @@ async def fill(path: Path, disk: Path, *, advance: Advance, format_: Format | No
         with disk.open("r+b", buffering=0) as target:
             size_bytes = os.fstat(target.fileno()).st_size
             if source.size_bytes > size_bytes:
-                raise RigError("DiskTooSmall", f"{disk}: has {size_bytes} bytes; the disk in {path} has {source.size_bytes}")
+                raise RigError(
+                    Code.DiskTooSmall, f"{disk}: has {size_bytes} bytes; the disk in {path} has {source.size_bytes}"
+                )
             await _copy(opened, disk, target.fileno(), advance)
             await trio.to_thread.run_sync(os.fsync, target.fileno())
         after = os.fstat(opened.file.fd)
         if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
             raise RigError(
-                "ImageBusy", f"{source.path}: was written to while it was read; import it when nothing writes to it"
+                Code.ImageBusy, f"{source.path}: was written to while it was read; import it when nothing writes to it"
             )
 
 

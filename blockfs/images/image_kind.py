@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.images import vhd
 from siterig.blockfs.images.image_formats import Format
 
@@ -118,7 +118,7 @@ def guess(path: Path, contents: Contents, *, is_device: bool = False) -> Format:
     named = path.suffix.lower() == ".vhd"
     if named and not contents.looks_like_vhd():
         raise RigError(
-            "VhdCorrupt",
+            Code.VhdCorrupt,
             f"{path}: is named as a VHD, but its last {vhd.FOOTER_BYTES} bytes are no VHD footer; if it is a raw image, "
             "give --format raw",
         )
@@ -127,7 +127,7 @@ def guess(path: Path, contents: Contents, *, is_device: bool = False) -> Format:
     if contents.looks_like_vhd() and not named:
         # Not guessed: a guest can write such an end to its raw disk.
         raise RigError(
-            "ImageUnusable",
+            Code.ImageUnusable,
             f"{path}: ends with a VHD footer, but is not named as a VHD: give --format vhd, or --format raw if every byte "
             "is the disk's",
         )
@@ -177,7 +177,7 @@ def _is_lzma(head: bytes) -> bool:
 def _not_a_disk(path: Path, title: str, command: str) -> RigError:
     shown = command.format(shlex.quote(str(path)))
     verb = "decrypts" if "encrypted" in title else "unpacks"
-    return RigError("ImageUnusable", f"{path}: is {title}, not a disk: {shown} {verb} it; {OVERRIDE}")
+    return RigError(Code.ImageUnusable, f"{path}: is {title}, not a disk: {shown} {verb} it; {OVERRIDE}")
 
 
 def remark(path: Path, format_: Format, contents: Contents, disk_bytes: int) -> str | None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import block_device
 from siterig.blockfs.files.host_errors import host_error
 from siterig.blockfs.files.sparse_copy import find_unreadable, unreadable
@@ -74,7 +74,7 @@ def require(what: str) -> str:
     found = shutil.which(PROGRAM)
     if found is None:
         raise RigError(
-            "ToolMissing", f"{what} needs {PROGRAM}, which is not installed; on Debian: apt-get install {PACKAGE}"
+            Code.ToolMissing, f"{what} needs {PROGRAM}, which is not installed; on Debian: apt-get install {PACKAGE}"
         )
     return str(Path(found).absolute())
 
@@ -83,11 +83,13 @@ async def disk_bytes(image: OpenImage) -> int:
     """The size of the disk in an image; ``ImageUnusable``, ``ToolMissing``."""
     done = await _look(image, "info", "--output=json")
     if done.status != 0:
-        raise RigError("ImageUnusable", f"{image.path}: {_reason(image.named(_text(done)))}")
+        raise RigError(Code.ImageUnusable, f"{image.path}: {_reason(image.named(_text(done)))}")
     try:
         return int(json.loads(done.out)["virtual-size"])
     except (ValueError, KeyError, TypeError) as exc:
-        raise RigError("ImageUnusable", f"{image.path}: qemu-img info does not name the disk's size: {exc!r:.100}") from exc
+        raise RigError(
+            Code.ImageUnusable, f"{image.path}: qemu-img info does not name the disk's size: {exc!r:.100}"
+        ) from exc
 
 
 async def check_whole(image: OpenImage, file_bytes: int) -> None:
@@ -114,9 +116,9 @@ async def check_whole(image: OpenImage, file_bytes: int) -> None:
     if beyond is not None:
         place, at = beyond
         where = f"the disk's bytes from {place} on are at byte {at} of the file, which has {file_bytes}"
-        raise RigError("ImageUnusable", f"{image.path}: is truncated: {where}")
+        raise RigError(Code.ImageUnusable, f"{image.path}: is truncated: {where}")
     if done.status != 0:
-        raise RigError("ImageUnusable", f"{image.path}: {_reason(image.named(_text(done)))}")
+        raise RigError(Code.ImageUnusable, f"{image.path}: {_reason(image.named(_text(done)))}")
 
 
 async def check(image: OpenImage) -> None:
@@ -124,7 +126,9 @@ async def check(image: OpenImage) -> None:
     done = await _look(image, "check")
     if done.status not in (0, _CHECK_LEAKS, _CHECK_UNSUPPORTED):
         said = image.named(_text(done).strip() or done.out.decode(errors="replace").strip()).partition("\n")[0]
-        raise RigError("ImageUnusable", f"{image.path}: is damaged, or was cut off: qemu-img check says {_reason(said)!r}")
+        raise RigError(
+            Code.ImageUnusable, f"{image.path}: is damaged, or was cut off: qemu-img check says {_reason(said)!r}"
+        )
 
 
 async def _look(image: OpenImage, command: str, *options: str) -> Outcome:
@@ -178,7 +182,7 @@ def _why(source: OpenImage, target: Target, outcome: Outcome) -> RigError:
     if of_target is not None:
         return host_error(str(target.path), OSError(of_target, os.strerror(of_target)))
     named = source.named(text).replace(f"/dev/fd/{target.fd}", str(target.path))
-    return RigError("ConvertFailed", f"{target.path}: {_reason(named)}")
+    return RigError(Code.ConvertFailed, f"{target.path}: {_reason(named)}")
 
 
 def _percent(text: bytes) -> float | None:

@@ -11,7 +11,7 @@ import struct
 import uuid
 from pathlib import Path
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.images.image_bytes import ImageBytes
 
 FOOTER_BYTES = 512
@@ -90,24 +90,24 @@ def read_fixed(file: ImageBytes) -> int:
     tail = file.read(file.size_bytes - tail_bytes, tail_bytes)
     if tail[-_OLD_FOOTER_BYTES:].startswith(COOKIE):
         raise RigError(
-            "VhdUnsupported",
+            Code.VhdUnsupported,
             f"{path}: its footer has {_OLD_FOOTER_BYTES} bytes, as programs before Virtual PC 2004 wrote it; a fixed VHD "
             f"has one of {FOOTER_BYTES} bytes; {_CONVERT}",
         )
     if not tail.startswith(COOKIE) or len(tail) < FOOTER_BYTES:
         if head == COOKIE:
             raise RigError(
-                "VhdCorrupt", f"{path}: begins as a dynamic VHD does, but no footer is at its end: it was cut off"
+                Code.VhdCorrupt, f"{path}: begins as a dynamic VHD does, but no footer is at its end: it was cut off"
             )
-        raise RigError("VhdCorrupt", f"{path}: its last {FOOTER_BYTES} bytes are no VHD footer; a raw image has none")
+        raise RigError(Code.VhdCorrupt, f"{path}: its last {FOOTER_BYTES} bytes are no VHD footer; a raw image has none")
     kind, size = _checked(path, tail)
     if kind != _FIXED:
         names = {_DYNAMIC: "a dynamic VHD", _DIFFERENCING: "a differencing VHD, which needs its parent"}
         found = names.get(kind, f"a VHD of type {kind}")
-        raise RigError("VhdUnsupported", f"{path}: is {found}; only fixed ones (type {_FIXED}) are supported; {_CONVERT}")
+        raise RigError(Code.VhdUnsupported, f"{path}: is {found}; only fixed ones (type {_FIXED}) are supported; {_CONVERT}")
     if size != file.size_bytes - FOOTER_BYTES:
         raise RigError(
-            "VhdCorrupt",
+            Code.VhdCorrupt,
             f"{path}: the VHD footer names a disk of {size} bytes; {file.size_bytes - FOOTER_BYTES} bytes are before it",
         )
     return size
@@ -118,12 +118,12 @@ def _checked(path: Path, footer: bytes) -> tuple[int, int]:
     _, _, version, _, _, _, _, _, _, size, _, _, _, kind, checksum, _, _ = _FOOTER.unpack(footer)
     if checksum != _checksum(footer):
         raise RigError(
-            "VhdCorrupt",
+            Code.VhdCorrupt,
             f"{path}: the VHD footer is damaged: its checksum is {checksum:#010x}, its bytes give {_checksum(footer):#010x}",
         )
     if version >> 16 != _MAJOR_VERSION:
         raise RigError(
-            "VhdUnsupported", f"{path}: VHD format version {version >> 16}.{version & 0xFFFF}; 1.0 is supported"
+            Code.VhdUnsupported, f"{path}: VHD format version {version >> 16}.{version & 0xFFFF}; 1.0 is supported"
         )  # fmt: skip
     return kind, size
 
@@ -137,12 +137,12 @@ def check_dynamic(file: ImageBytes) -> None:
     at = int.from_bytes(file.read(16, 8), "big")
     cookie, _, table_at, _, entries, block_bytes, *_ = _DYNAMIC_HEADER.unpack(file.read(at, _DYNAMIC_HEADER.size))
     if cookie != _DYNAMIC_COOKIE:
-        raise RigError("VhdCorrupt", f"{file.path}: the header of the dynamic VHD is damaged")
+        raise RigError(Code.VhdCorrupt, f"{file.path}: the header of the dynamic VHD is damaged")
     if kind == _DIFFERENCING:
         name = file.read(at + _PARENT_NAME_AT, _PARENT_NAME_BYTES).decode("utf-16-be", "replace").partition("\0")[0]
         raise file.error_needs(f"its parent {name or '(no name is in it)'}")
     if entries > SIZE_BYTES_MAX // (MIB // 2) or not 0 < block_bytes <= _BLOCK_BYTES_MAX:
-        raise RigError("VhdCorrupt", f"{file.path}: the dynamic VHD has {entries} blocks of {block_bytes} bytes")
+        raise RigError(Code.VhdCorrupt, f"{file.path}: the dynamic VHD has {entries} blocks of {block_bytes} bytes")
     bitmap_bytes = -(-block_bytes // 512 // 8 // 512) * 512
     blocks = (entry for (entry,) in struct.iter_unpack(">I", file.read(table_at, entries * 4)))
     end = max((entry * 512 + bitmap_bytes + block_bytes for entry in blocks if entry != _NO_BLOCK), default=0)

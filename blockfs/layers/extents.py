@@ -16,7 +16,7 @@ from typing import Any
 
 from typing_extensions import Buffer
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.cext._core import ffi, lib
 
 EXTENT_BYTES: int = ffi.sizeof("struct sr_extent_row")
@@ -83,7 +83,7 @@ class ExtentMap:
         """
         view = memoryview(entries).cast("B")
         if len(view) % _ENTRY_BYTES:
-            raise RigError("ExtentsCorrupt", f"an index of {len(view)} bytes; its rows have {_ENTRY_BYTES}")
+            raise RigError(Code.ExtentsCorrupt, f"an index of {len(view)} bytes; its rows have {_ENTRY_BYTES}")
         most = _POSITION_MAX if upto is None else upto
         rows = len(view) // _ENTRY_BYTES
         added = lib.sr_extents_add(self._c, source, ffi.from_buffer(view), rows, segment_at, piece_at, after, most)
@@ -140,12 +140,12 @@ class ExtentMap:
         made = cls()
         view = memoryview(data).cast("B")
         if len(view) % EXTENT_BYTES:
-            raise RigError("ExtentsCorrupt", f"extents of {len(view)} bytes; each has {EXTENT_BYTES}")
+            raise RigError(Code.ExtentsCorrupt, f"extents of {len(view)} bytes; each has {EXTENT_BYTES}")
         count = len(view) // EXTENT_BYTES
         loaded = lib.sr_extents_load(made.c, ffi.from_buffer(view), count, sources)
         if 0 <= loaded < count:
             row = _EXTENT.unpack_from(view, loaded * EXTENT_BYTES)
-            raise RigError("ExtentsCorrupt", f"extent {loaded} of {count} cannot be: {row}, of {sources} sources")
+            raise RigError(Code.ExtentsCorrupt, f"extent {loaded} of {count} cannot be: {row}, of {sources} sources")
         _check(loaded, "the map")
         return made
 
@@ -163,6 +163,6 @@ def _made(pointer: Any) -> Any:
 
 def _check(result: int, what: str) -> None:
     if result == -errno.EINVAL:
-        raise RigError("ExtentsCorrupt", f"{what} cannot be")
+        raise RigError(Code.ExtentsCorrupt, f"{what} cannot be")
     if result < 0:
         raise MemoryError

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import raised_by_c
 from siterig.blockfs.layers import present_map
@@ -340,4 +340,4 @@ class TopLayer(_WritableCLayer):
 
 def _check_top(path: Path, size: int, lower: Layer) -> None:
     if size < lower.size_bytes:
-        raise RigError("DiskCorrupt", f"{path}: top of {size} bytes over a disk of {lower.size_bytes}")
+        raise RigError(Code.DiskCorrupt, f"{path}: top of {size} bytes over a disk of {lower.size_bytes}")

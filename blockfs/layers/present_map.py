@@ -19,7 +19,7 @@ import uuid
 from pathlib import Path
 
 from siterig.blockfs.core import boot
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.cext._core import lib
@@ -39,7 +39,7 @@ def open_maps(top: Path) -> tuple[int, int]:
     now = boot.current_boot_id()
     if not durable.exists():
         if present.exists() and any(present.read_bytes()):
-            raise RigError("DiskCorrupt", f"{durable}: is missing; {top} has blocks that only it can vouch for")
+            raise RigError(Code.DiskCorrupt, f"{durable}: is missing; {top} has blocks that only it can vouch for")
         write_atomically(durable, _header(now))
     map_fd = safe_files.open_file(present, os.O_RDWR | os.O_CREAT)
     durable_fd = -1
@@ -79,7 +79,7 @@ def _check_all_there(present: Path, map_fd: int, durable_fd: int) -> None:
     while piece := os.pread(durable_fd, 1 << 20, HEADER_BYTES + at):
         there = int.from_bytes(os.pread(map_fd, len(piece), at).ljust(len(piece), b"\0"))
         if int.from_bytes(piece) & ~there:
-            raise RigError("DiskCorrupt", f"{present}: has lost blocks that are on stable storage")
+            raise RigError(Code.DiskCorrupt, f"{present}: has lost blocks that are on stable storage")
         at += len(piece)
 
 
@@ -100,8 +100,8 @@ def _header(boot_id: str) -> bytes:
 def _boot_of(path: Path, fd: int) -> str:
     raw = os.pread(fd, HEADER_BYTES, 0)
     if len(raw) < HEADER_BYTES:
-        raise RigError("DiskCorrupt", f"{path}: has {len(raw)} bytes; its header has {HEADER_BYTES}")
+        raise RigError(Code.DiskCorrupt, f"{path}: has {len(raw)} bytes; its header has {HEADER_BYTES}")
     booted = str(uuid.UUID(bytes=_HEADER.unpack_from(raw)[4]))
     if raw != _header(booted):
-        raise RigError("DiskCorrupt", f"{path}: is not a map of durable blocks, format {FORMAT_VERSION}, or is damaged")
+        raise RigError(Code.DiskCorrupt, f"{path}: is not a map of durable blocks, format {FORMAT_VERSION}, or is damaged")
     return booted

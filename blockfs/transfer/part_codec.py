@@ -24,7 +24,7 @@ from siterig.blockfs.changelog.segment import (
     claimed_payload_bytes,
     decode_header,
 )
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.durable_io import write_synced
 from siterig.blockfs.transfer.part_name import PartName
 
@@ -137,7 +137,7 @@ class _Checked:
         try:
             header = decode_header(part.blob(), raw)
         except RigError as exc:
-            raise RigError("PartCorrupt", f"part {exc.message}") from exc
+            raise RigError(Code.PartCorrupt, f"part {exc.message}") from exc
         if (header.disk_id, header.generation, header.stream, header.first_seq) != (
             part.disk_id,
             part.generation,
@@ -179,4 +179,4 @@ def verify(part: PartName, path: Path) -> SegmentHeader:
 
 
 def _bad(part: PartName, why: str) -> RigError:
-    return RigError("PartCorrupt", f"part {part.blob()}: {why}")
+    return RigError(Code.PartCorrupt, f"part {part.blob()}: {why}")

@@ -16,7 +16,7 @@ from typing_extensions import Buffer
 
 from siterig.blockfs.changelog.segment import HEADER_BYTES, RecordType, SegmentHeader, bad_record, corrupt, decode_header
 from siterig.blockfs.changelog.tags import TagSeen, decode_tag
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import SYNC_END, PartName
 from siterig.cext._core import ffi, lib
 
@@ -90,7 +90,7 @@ def index_segment(data: Buffer, part: PartName, disk_size_bytes: int) -> PartInd
             raise bad_record(part.blob(), view, found.bad_at, found.next_seq, found.position)
         _check_identity(found, part, header)
     except RigError as exc:
-        raise RigError("PartCorrupt", f"part {exc.message}") from exc
+        raise RigError(Code.PartCorrupt, f"part {exc.message}") from exc
     _check_fit(found, part, header, disk_size_bytes)
     return PartIndex(
         header=header,
@@ -110,7 +110,7 @@ def _scan(found: Any, view: memoryview, part: PartName, header: SegmentHeader, s
     seed = _SEED.unpack_from(view, HEADER_BYTES - 4)[0]
     result = lib.sr_index_segment(found, ffi.from_buffer(view), len(view), seed, header.first_record_seq, size_bytes)
     if result == -errno.EFBIG:
-        raise RigError("LogCorrupt", f"{part.blob()}: has {len(view)} bytes; a segment has less than 4 GiB")
+        raise RigError(Code.LogCorrupt, f"{part.blob()}: has {len(view)} bytes; a segment has less than 4 GiB")
     if result < 0:
         raise MemoryError
 
@@ -135,7 +135,7 @@ def _check_identity(found: Any, part: PartName, header: SegmentHeader) -> None:
     last = found.next_seq - 1 if header.stream == "log" else header.first_seq
     held = PartName(header.disk_id, header.generation, header.stream, header.first_seq, last)
     if held != part:
-        raise RigError("LogMismatch", f"{part.blob()}: holds {held.blob()}")
+        raise RigError(Code.LogMismatch, f"{part.blob()}: holds {held.blob()}")
 
 
 def _check_fit(found: Any, part: PartName, header: SegmentHeader, disk_size_bytes: int) -> None:
@@ -158,4 +158,4 @@ def _bytes(array: Any, size: int) -> bytes:
 
 
 def _refused(part: PartName, why: str) -> RigError:
-    return RigError("PartRefused", f"part {part.blob()}: {why}")
+    return RigError(Code.PartRefused, f"part {part.blob()}: {why}")

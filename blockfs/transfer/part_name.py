@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from siterig.blockfs.changelog.segment import Stream
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.wire_model import WireModel
 
 SYNC_END = "sync-end"
@@ -40,11 +40,11 @@ class PartName:
         """Read a blob's name; ``RigError('BadPartName')`` if it is none of ours."""
         m = _NAME.fullmatch(blob)
         if m is None:
-            raise RigError("BadPartName", f"blob {blob!r} is not a replication part: DISK/GENERATION/STREAM/A-B.hrl.zst")
+            raise RigError(Code.BadPartName, f"blob {blob!r} is not a replication part: DISK/GENERATION/STREAM/A-B.hrl.zst")
         stream: Stream = "sync" if m[3] == "sync" else "log"
         part = cls(m[1], int(m[2]), stream, int(m[4]), int(m[5]))
         if not 1 <= part.first <= part.last <= _NUMBER_MAX or (stream == "sync" and part.first != part.last):
-            raise RigError("BadPartName", f"blob {blob!r} is not a replication part: numbers {part.first} to {part.last}")
+            raise RigError(Code.BadPartName, f"blob {blob!r} is not a replication part: numbers {part.first} to {part.last}")
         return part
 
 

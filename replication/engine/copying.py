@@ -25,6 +25,7 @@ from pathlib import Path
 import trio
 
 from siterig.blockfs.contracts.control import SnapshotDisk, SnapshotInfo
+from siterig.blockfs.core.errors import Code
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.transfer.part_name import PartName
@@ -172,4 +173,4 @@ async def check_vouched_for(links: Links, vm: str) -> None:
         if info.needs_resync is not None:
             raise ResyncNeeded(info.needs_resync)
         if generations.get(info.disk_id) != info.generation:
-            raise ResyncNeeded("GenerationChanged")
+            raise ResyncNeeded(Code.GenerationChanged)

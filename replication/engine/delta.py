@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from siterig.blockfs.contracts.control import CutInfo, TagKind
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.replication.engine.board import Board
 from siterig.replication.engine.copying import check_vouched_for
 from siterig.replication.engine.links import Links
@@ -102,7 +102,7 @@ class DeltaCycle:
         try:
             return await self.run(kind, "scheduled")
         except RigError as exc:
-            if exc.code not in ("FreezeFailed", "FreezeTimedOut"):
+            if exc.code not in (Code.FreezeFailed, Code.FreezeTimedOut):
                 raise
             _log.warning("no application-consistent point", vm=self._vm, code=exc.code, message=exc.message)
             return await self.run("CrashConsistent", "scheduled", downgraded_because=f"{exc.message} ({exc.code})")

@@ -20,7 +20,7 @@ import trio
 from siterig.blockfs.changelog.segment import RecordType, SegmentReader
 from siterig.blockfs.changelog.tags import decode_tag
 from siterig.blockfs.contracts.control import DiskInfo
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.layers.layer import RawLayer
 from siterig.blockfs.transfer.part_codec import unpack
@@ -103,7 +103,7 @@ async def _assemble(
                         end, complete = await trio.to_thread.run_sync(_apply, name, data, part_file, target, size_bytes)
                         board.done(disk, end)
         if not complete:
-            raise RigError("PartCorrupt", f"the {len(names)} parts of disk {disk!r} do not end with a {SYNC_END} tag")
+            raise RigError(Code.PartCorrupt, f"the {len(names)} parts of disk {disk!r} do not end with a {SYNC_END} tag")
         await trio.to_thread.run_sync(_make_durable, target)
     finally:
         target.close()
@@ -116,7 +116,7 @@ def _apply(name: PartName, data: bytes, part_file: Path, target: RawLayer, size_
     header = unpack(name, data, part_file)
     if header.disk_size_bytes != size_bytes or target.size_bytes < size_bytes:
         raise RigError(
-            "PartCorrupt",
+            Code.PartCorrupt,
             f"part {name.blob()} is of a disk of {header.disk_size_bytes} bytes, the staging disk has "
             f"{target.size_bytes}; the disk that comes back has {size_bytes}",
         )
@@ -128,13 +128,15 @@ def _apply(name: PartName, data: bytes, part_file: Path, target: RawLayer, size_
                 continue
             end = record.offset + record.length
             if end > size_bytes:
-                raise RigError("PartCorrupt", f"part {name.blob()} writes up to byte {end} of a disk of {size_bytes}")
+                raise RigError(Code.PartCorrupt, f"part {name.blob()} writes up to byte {end} of a disk of {size_bytes}")
             if record.type is RecordType.WRITE:
                 target.pwrite(record.offset, reader.payload(record))
             elif record.type is RecordType.ZERO:
                 target.zero(record.offset, record.length)
             else:
-                raise RigError("PartCorrupt", f"part {name.blob()} holds a {record.type.name} record; sync parts have none")
+                raise RigError(
+                    Code.PartCorrupt, f"part {name.blob()} holds a {record.type.name} record; sync parts have none"
+                )
     return (size_bytes if complete else end), complete
 
 
@@ -154,11 +156,11 @@ async def _patiently(links: Links, vm: str, disk: str, call: Callable[[], Awaita
             try:
                 return await call()
             except RigError as exc:
-                unreadable += exc.code == "PartUnreadable"
+                unreadable += exc.code == Code.PartUnreadable
                 if not exc.recoverable or unreadable >= UNREADABLE_LOOKS:
                     raise
                 attempt += 1
                 because(exc)
-                delay_s = LOOK_AGAIN_S if exc.code == "PartUnreadable" else links.retry.delay_s(attempt)
+                delay_s = LOOK_AGAIN_S if exc.code == Code.PartUnreadable else links.retry.delay_s(attempt)
                 _log.warning("failback waits", code=exc.code, message=exc.message, attempt=attempt, next_try_s=delay_s)
                 await trio.sleep(delay_s)

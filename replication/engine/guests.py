@@ -9,7 +9,7 @@ from typing import Protocol
 
 import trio
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.sparse_copy import Advance
 from siterig.blockfs.guests import hostmounts
 from siterig.blockfs.images import image_import
@@ -81,10 +81,10 @@ class HostGuests:
             await hostmounts.mkfs(loop, filesystem, label)
         except RigError as error:
             room = await trio.to_thread.run_sync(os.statvfs, disk)
-            if error.code == "MkfsFailed" and room.f_bavail * room.f_frsize < _ROOM_BYTES:
+            if error.code == Code.MkfsFailed and room.f_bavail * room.f_frsize < _ROOM_BYTES:
                 # The guest was told of an I/O error, as is right; who asked for the disk is told why.
                 raise RigError(
-                    "DiskFull", f"no room for an {filesystem} on {disk}: the host's disk is full", recoverable=True
+                    Code.DiskFull, f"no room for an {filesystem} on {disk}: the host's disk is full", recoverable=True
                 ) from error
             raise RigError(error.code, error.message.replace(loop, str(disk))) from error
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import structlog
 
 from siterig.blockfs.contracts.control import DiskInfo, SnapshotInfo
+from siterig.blockfs.core.errors import Code
 from siterig.replication.engine.board import Board
 from siterig.replication.engine.copying import check_vouched_for, copying, fresh_snapshot, sync_states
 from siterig.replication.engine.links import Links
@@ -53,7 +54,7 @@ async def _check_untouched(links: Links, vm: str, infos: list[DiskInfo]) -> None
     for info in infos:
         mark = marks.get(info.disk_id)
         if (mark is not None and (mark.sync_parts or mark.log_seq)) or (await links.cache.list(info.disk_id)).parts:
-            raise ResyncNeeded("DiskReplicatedBefore")
+            raise ResyncNeeded(Code.DiskReplicatedBefore)
 
 
 def _resumed(relationship: Relationship, snapshot: SnapshotInfo) -> list[DiskSync]:
@@ -63,5 +64,5 @@ def _resumed(relationship: Relationship, snapshot: SnapshotInfo) -> list[DiskSyn
     for disk in snapshot.disks:
         before = known.get(disk.disk_id)
         if before is None or (before.generation, before.size_bytes) != (disk.generation, disk.size_bytes):
-            raise ResyncNeeded("GenerationChanged")
+            raise ResyncNeeded(Code.GenerationChanged)
     return [known[disk.disk_id] for disk in snapshot.disks]

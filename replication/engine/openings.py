@@ -15,12 +15,13 @@ from collections.abc import Collection, Mapping, Sequence
 import structlog
 
 from siterig.blockfs.contracts.control import DiskInfo
+from siterig.blockfs.core.errors import Code
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 from siterig.replication.engine.links import Links
 from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import ResyncNeeded
 
-REASON = "ImageChanged"
+REASON = Code.ImageChanged
 _log = structlog.get_logger(__name__)
 
 

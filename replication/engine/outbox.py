@@ -22,7 +22,7 @@ import structlog
 import trio
 
 from siterig.blockfs.contracts.control import SegmentInfo
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_codec import pack, verify
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 from siterig.replication.engine import openings
@@ -147,9 +147,9 @@ class Outbox:
                     continue
                 found = self._source(part, segments)
                 if found is None and self._was_sent(disk, part, segments, last_seqs.get(part.disk_id, 0)):
-                    self._lost[part] = "SyncPartLost" if part.stream == "sync" else "LogGap"
+                    self._lost[part] = Code.SyncPartLost if part.stream == "sync" else Code.LogGap
                 elif found is not None and not await trio.to_thread.run_sync(_is_sound, part, found):
-                    self._lost[part] = "SyncPartLost" if part.stream == "sync" else "LogCorrupt"
+                    self._lost[part] = Code.SyncPartLost if part.stream == "sync" else Code.LogCorrupt
                 elif found is not None:
                     sources.append((part, found, disk.name))
             _log.warning("sending parts again", vm=self._vm, parts=len(sources), lost=len(self._lost))
@@ -266,12 +266,12 @@ class Outbox:
         for number in range(applied_parts + 1, disk.parts + 1):
             if number not in sync and number not in in_cache:
                 _log.error("sync part is nowhere", vm=self._vm, disk=disk.name, generation=disk.generation, part=number)
-                raise ResyncNeeded("SyncPartLost")
+                raise ResyncNeeded(Code.SyncPartLost)
         needed = max(disk.first_seq, current.log_seq + 1 if current is not None else 0)
         covering = [part.first for part in own if part.stream == "log" and part.last >= needed]
         if log and min([log[0].first_seq, *covering]) > needed:
             _log.error("log is not contiguous", vm=self._vm, disk=disk.name, generation=disk.generation, needed_seq=needed)
-            raise ResyncNeeded("LogGap")
+            raise ResyncNeeded(Code.LogGap)
 
     async def _put_all(self, parts: list[tuple[PartName, Path, str]], *, replace: bool = False) -> None:
         """Put all; if the account refuses one, the others are put all the same before that is raised."""
@@ -290,7 +290,7 @@ class Outbox:
                 try:
                     await put(*queue.popleft())
                 except RigError as exc:
-                    if exc.recoverable or exc.code == "CacheAuthentication":  # not of this part alone
+                    if exc.recoverable or exc.code == Code.CacheAuthentication:  # not of this part alone
                         raise
                     refused.append(exc)
 

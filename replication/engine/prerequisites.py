@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from siterig.blockfs.contracts.control import DiskInfo
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.free_space import require_free_space
 from siterig.blockfs.files.os_errors import reason
 
@@ -29,7 +29,7 @@ def check_space(vm: str, disks: list[DiskInfo]) -> None:
             needs.append((folder, sum(path.stat().st_blocks * 512 for path in (own, *_parents(disk)))))
             os.statvfs(folder)
         except OSError as exc:
-            raise RigError("DiskUnhealthy", f"{what}: {reason(exc, what)}") from exc
+            raise RigError(Code.DiskUnhealthy, f"{what}: {reason(exc, what)}") from exc
     require_free_space(needs, f"VM {vm!r}", "a snapshot of its disks may need")
 
 

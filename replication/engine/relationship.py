@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from siterig.blockfs.contracts.control import SnapshotDisk
 from siterig.blockfs.core.clock import ClockReading
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.wire_model import WireModel
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
@@ -120,13 +120,13 @@ class RelationshipBook:
             data = read_small_file(self._path, _BYTES_MAX)
             found = _Format.model_validate_json(data).format
             if found not in (1, FORMAT):
-                raise RigError("AgentStateUnreadable", f"{self._path}: format {found}; this siterig reads 1 and {FORMAT}")
+                raise RigError(Code.AgentStateUnreadable, f"{self._path}: format {found}; this siterig reads 1 and {FORMAT}")
             book = _Book.model_validate(_from_format_1(data)) if found == 1 else _Book.model_validate_json(data)
         except FileTooLongError as exc:
-            raise RigError("AgentStateUnreadable", f"{self._path}: {exc}") from exc
+            raise RigError(Code.AgentStateUnreadable, f"{self._path}: {exc}") from exc
         except ValidationError as exc:
             why = exc.errors()[0]["msg"]
-            raise RigError("AgentStateUnreadable", f"{self._path}: is not an agent's state: {why}") from exc
+            raise RigError(Code.AgentStateUnreadable, f"{self._path}: is not an agent's state: {why}") from exc
         self._relationships = {item.vm: item for item in book.relationships}
         self._received = book.received
 
@@ -146,7 +146,7 @@ class RelationshipBook:
         """The relationship of a VM; ``VmNotProtected``."""
         found = self._relationships.get(vm)
         if found is None:
-            raise RigError("VmNotProtected", f"VM {vm!r} has no replication relationship on this host")
+            raise RigError(Code.VmNotProtected, f"VM {vm!r} has no replication relationship on this host")
         return found
 
     def save(self, relationship: Relationship) -> None:

@@ -15,7 +15,7 @@ import trio
 
 from siterig.blockfs.contracts.control import CutInfo, TagKind
 from siterig.blockfs.core.clock import SECOND_NS
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.replication.engine.board import Board
@@ -89,7 +89,7 @@ class Replica:
                     with trio.CancelScope() as self._activity:
                         await self._act(phase)
         finally:
-            self._outcome.settle(RigError("Interrupted", f"the replication of VM {self.vm!r} was removed"))
+            self._outcome.settle(RigError(Code.Interrupted, f"the replication of VM {self.vm!r} was removed"))
             for place in _PLACES:
                 self._links.waits.clear(place, vm=self.vm)
             self._ended.set()
@@ -149,13 +149,13 @@ class Replica:
                     raise as_rig_error(exc) from exc
                 except ResyncNeeded as exc:
                     self._require_resync(exc.reason)
-                    raise RigError("ResyncRequired", f"VM {self.vm!r} must be resynchronized: {exc.reason}") from exc
+                    raise RigError(Code.ResyncRequired, f"VM {self.vm!r} must be resynchronized: {exc.reason}") from exc
             if self._failures:
                 self._critical = False
                 self._activity.cancel()
                 await self._succeeded()
             return cut
-        raise RigError("Interrupted", f"the cycle of VM {self.vm!r} was interrupted by another order")
+        raise RigError(Code.Interrupted, f"the cycle of VM {self.vm!r} was interrupted by another order")
 
     async def send_again(self, parts: Iterable[PartName]) -> None:
         """Replace parts that the recovery side cannot use, and send what is missing; beside whatever runs.
@@ -174,14 +174,14 @@ class Replica:
     def _check_in_delta(self) -> None:
         phase = self._record.phase
         if phase != "delta":
-            raise RigError("InvalidState", f"VM {self.vm!r} is in phase {phase!r}; a cycle needs phase 'delta'")
+            raise RigError(Code.InvalidState, f"VM {self.vm!r} is in phase {phase!r}; a cycle needs phase 'delta'")
 
     def progress(self) -> VmProgress:
         """For progress bars."""
         return self._board.show()
 
     async def _order(self, phase: Phase) -> None:
-        self._outcome.settle(RigError("Interrupted", f"VM {self.vm!r}: phase {phase!r} was ordered meanwhile"))
+        self._outcome.settle(RigError(Code.Interrupted, f"VM {self.vm!r}: phase {phase!r} was ordered meanwhile"))
         self._outcome = _Outcome()
         self._links.book.update(self.vm, phase=phase, resync_reason=None, resync_reported=False)
         self._ask_first = False
@@ -253,7 +253,7 @@ class Replica:
             except ResyncNeeded as exc:
                 # Not at once again: what broke the log may still be going on.
                 message = f"VM {self.vm!r}: its log broke during the resynchronization ({exc.reason})"
-                raise RigError(exc.reason, message, recoverable=True) from exc
+                raise RigError(Code.of(exc.reason), message, recoverable=True) from exc
 
         await self._until_success(once)
         self._board.end()

@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from siterig.blockfs.contracts.control import SnapshotInfo
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.cext.checksums import KEY_BYTES
 from siterig.replication.engine.board import Board
 from siterig.replication.engine.copying import DiskCopy, check_vouched_for, copying, fresh_snapshot, sync_states
@@ -80,7 +80,7 @@ async def _check_newest(links: Links, vm: str, snapshot: SnapshotInfo) -> None:
         mark = marks.get(disk.disk_id)
         if mark is not None and mark.generation >= disk.generation:
             raise RigError(
-                "GenerationBehind",
+                Code.GenerationBehind,
                 f"disk {disk.name!r} of VM {vm!r} is at generation {disk.generation}; the recovery side already has "
                 f"{mark.generation}: remove the replication of the VM and protect it again",
             )
@@ -116,5 +116,5 @@ async def _differing(links: Links, copy: DiskCopy, key: bytes, chunk_bytes: int,
         disk_id=copy.disk.disk_id, key_hex=key.hex(), chunk_bytes=chunk_bytes, first=first, count=count
     )
     if len(theirs) != count:
-        raise RigError("BadChecksums", f"asked for {count} checksums of disk {copy.disk.disk_id}, got {len(theirs)}")
+        raise RigError(Code.BadChecksums, f"asked for {count} checksums of disk {copy.disk.disk_id}, got {len(theirs)}")
     return [first + i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a.hex() != b]

@@ -9,24 +9,24 @@ from dataclasses import dataclass
 
 import trio
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import files_of, reason
 
 OFFICIAL_DELAYS_S = (60.0, 120.0, 240.0, 480.0, 600.0, 1800.0)
 """Back-off of 1, 2, 4, 8 and 10 minutes, then every 30 minutes (the last one repeats)."""
 
 _RECOVERABLE_ERRNO = {
-    errno.ENOSPC: "DiskFull",
-    errno.EDQUOT: "DiskFull",
-    errno.ENOMEM: "LowMemory",
+    errno.ENOSPC: Code.DiskFull,
+    errno.EDQUOT: Code.DiskFull,
+    errno.ENOMEM: Code.LowMemory,
     # A snapshot whose store is full reads like this; and a disk's bad moment is not on the list of what needs a hand.
-    errno.EIO: "HostIoError",
+    errno.EIO: Code.HostIoError,
     # The disk host was killed or is starting: its mount is dead or not there yet.
-    errno.ENOTCONN: "DiskHostUnreachable",
-    errno.ECONNABORTED: "DiskHostUnreachable",
-    errno.ENODEV: "DiskHostUnreachable",
-    errno.ENOENT: "DiskHostUnreachable",
-    errno.ESTALE: "DiskHostUnreachable",
+    errno.ENOTCONN: Code.DiskHostUnreachable,
+    errno.ECONNABORTED: Code.DiskHostUnreachable,
+    errno.ENODEV: Code.DiskHostUnreachable,
+    errno.ENOENT: Code.DiskHostUnreachable,
+    errno.ESTALE: Code.DiskHostUnreachable,
 }
 
 
@@ -38,7 +38,7 @@ class RetryTable:
 
     def __post_init__(self) -> None:
         if not self.delays_s or min(self.delays_s) <= 0:
-            raise RigError("InvalidRetryTable", f"retry delays {self.delays_s} s: at least one, each above 0")
+            raise RigError(Code.InvalidRetryTable, f"retry delays {self.delays_s} s: at least one, each above 0")
 
     def delay_s(self, attempt: int) -> float:
         """How long to wait after failure number ``attempt`` (from 1)."""
@@ -59,7 +59,7 @@ def as_rig_error(exc: RigError | OSError) -> RigError:
         return exc
     code = _RECOVERABLE_ERRNO.get(exc.errno or 0)
     where = " to ".join(files_of(exc)) or "host"
-    return RigError(code or "HostIoError", f"{where}: {reason(exc, where)}", recoverable=code is not None)
+    return RigError(code or Code.HostIoError, f"{where}: {reason(exc, where)}", recoverable=code is not None)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from siterig.blockfs.contracts.control import (
     TagKind,
 )
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sector_size import SectorBytes
 from siterig.blockfs.core.waits import Waits
@@ -122,11 +122,11 @@ class HyperVAgent:
     async def create_vm(self, *, vm: str, disks: Sequence[NewDisk]) -> list[DiskInfo]:
         """New VM with (optionally formatted) disks.  ``VmExists``, ``NotEnoughSpace``; on failure nothing is left."""
         if vm in self._making:
-            raise RigError("VmExists", f"VM {vm!r} is just being made on this host")
+            raise RigError(Code.VmExists, f"VM {vm!r} is just being made on this host")
         board = self._making[vm] = Board(vm)
         try:
             if await self._disks_or_none(vm):
-                raise RigError("VmExists", f"VM {vm!r} exists already on this host")
+                raise RigError(Code.VmExists, f"VM {vm!r} exists already on this host")
             board.begin("Import", [(disk.name, 0, disk.size_bytes) for disk in disks if disk.image is not None])
             return await self._make(vm, disks, board)
         finally:
@@ -163,7 +163,7 @@ class HyperVAgent:
             try:
                 await self._links.host.remove_vm(vm=vm)
             except RigError as error:
-                if error.code != "RoleUnavailable":
+                if error.code != Code.RoleUnavailable:
                     return
             else:
                 return
@@ -179,18 +179,18 @@ class HyperVAgent:
         try:
             disks = await self._links.host.list_disks(vm=vm)
         except RigError as exc:
-            if exc.code != "DiskCorrupt":
+            if exc.code != Code.DiskCorrupt:
                 raise
             return
         for disk in disks:
             if disk.open_handles:
                 raise RigError(
-                    "DiskInUse",
+                    Code.DiskInUse,
                     f"disk {vm}/{disk.name} is in use: {disk.path} is open {disk.open_handles} times; {CLOSE_IT}",
                 )
             if disk.kept:
                 raise RigError(
-                    "InvalidState",
+                    Code.InvalidState,
                     f"VM {vm!r} cannot be deleted: {disk.kept[0].path} was kept by a failback; siterig disk kept delete "
                     f"{vm} {disk.kept[0].file} deletes it",
                 )
@@ -204,7 +204,7 @@ class HyperVAgent:
         try:
             await self._links.host.remove_vm(vm=vm)
         except RigError as exc:
-            if exc.code == "VmNotFound":
+            if exc.code == Code.VmNotFound:
                 self._forget(vm)
             raise
         else:
@@ -229,7 +229,7 @@ class HyperVAgent:
 
     def _require_made(self, vm: str) -> None:
         if vm in self._making:
-            raise RigError("VmBusy", f"VM {vm!r} is just being made on this host", recoverable=True)
+            raise RigError(Code.VmBusy, f"VM {vm!r} is just being made on this host", recoverable=True)
 
     async def check_vm(self, *, vm: str) -> list[DiskInfo]:
         """Prerequisites: ``VmNotFound``, ``BrokenVhdChain``, ``DiskInUse``, ``DiskUnhealthy``, ``NotEnoughSpace``."""
@@ -352,7 +352,7 @@ class HyperVAgent:
 
     def _start(self, vm: str, *, resumed: bool) -> None:
         if self._nursery is None:
-            raise RigError("AgentNotRunning", "the agent is not running yet", recoverable=True)
+            raise RigError(Code.AgentNotRunning, "the agent is not running yet", recoverable=True)
         replica = Replica(self._links, vm, resumed=resumed)
         self._replicas[vm] = replica
         self._nursery.start_soon(replica.run, name=f"replica {vm}")
@@ -360,13 +360,13 @@ class HyperVAgent:
     def _replica(self, vm: str) -> Replica:
         self._links.book.get(vm)
         if vm not in self._replicas:
-            raise RigError("AgentNotRunning", "the agent is not running yet", recoverable=True)
+            raise RigError(Code.AgentNotRunning, "the agent is not running yet", recoverable=True)
         return self._replicas[vm]
 
     async def _disks_or_none(self, vm: str) -> list[DiskInfo]:
         try:
             return await self._links.host.list_disks(vm=vm)
         except RigError as exc:
-            if exc.code != "VmNotFound":
+            if exc.code != Code.VmNotFound:
                 raise
             return []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.checks.ledger_check import LedgerCheck, check_ledger
 from siterig.scenarios.contracts.finding import Finding
 from siterig.scenarios.workloads import corpus
@@ -75,7 +75,7 @@ async def first_difference(one: Path, other: Path, progress: Callable[[int], Non
     try:
         return await trio.to_thread.run_sync(compare)
     except OSError as error:
-        raise RigError("DiskUnreadable", f"{one} and {other} cannot be compared: {error}") from error
+        raise RigError(Code.DiskUnreadable, f"{one} and {other} cannot be compared: {error}") from error
 
 
 def _block(read: Callable[[int], bytes | None]) -> bytes:

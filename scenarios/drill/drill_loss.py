@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from siterig.azure_emu.vault.model.api import Job, Vm
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.checks.vm_checks import check_vm, first_difference
 from siterig.scenarios.drill.drill_run import DrillRun
 from siterig.scenarios.workloads.acks import Ack, read_acks
@@ -50,25 +50,27 @@ def recovery_point_s(acks: Sequence[Ack], present: int, lost_ns: int) -> float |
 
 async def _ledger_broke_off(run: DrillRun) -> None:
     if run.ledger is None:
-        raise RigError("LedgerFailed", "no ledger is running")
+        raise RigError(Code.LedgerFailed, "no ledger is running")
     with trio.move_on_after(run.settings.step_timeout_s):
         end = await run.ledger.ended()
         run.check("the load was cut off in mid-flight", end.error is not None, f"ledger: {end.error or 'ended by itself'}")
         run.ledger = None
         return
-    raise RigError("DrillTimedOut", "the ledger still runs although its disks' host was killed")
+    raise RigError(Code.DrillTimedOut, "the ledger still runs although its disks' host was killed")
 
 
 def _made(job: Job) -> Vm:
     if job.result is None:
-        raise RigError("JobFailed", f"job {job.scenarioName} names no VM that it made")
+        raise RigError(Code.JobFailed, f"job {job.scenarioName} names no VM that it made")
     return job.result
 
 
 def _position(job: Job) -> int:
     if job.recovery_point is not None:
         return job.recovery_point.position
-    raise RigError("NoSuchPoint", f"job {job.scenarioName} of {job.targetObjectName} does not tell the point that it took")
+    raise RigError(
+        Code.NoSuchPoint, f"job {job.scenarioName} of {job.targetObjectName} does not tell the point that it took"
+    )
 
 
 async def work_on(run: DrillRun) -> None:
@@ -112,7 +114,7 @@ async def _source(run: DrillRun, job: Job) -> Vm:
     for vm in await run.rig.vault.list_vms():
         if vm.name == run.settings.vm and vm.side == "site":
             return vm
-    raise RigError("VmNotFound", f"vm {run.settings.vm!r} is not at the site after its failback")
+    raise RigError(Code.VmNotFound, f"vm {run.settings.vm!r} is not at the site after its failback")
 
 
 async def _compare(run: DrillRun, recovered: Guest, source: Vm) -> None:
@@ -134,7 +136,7 @@ async def _protect_again(run: DrillRun) -> None:
             await run.show_progress(update)
             item = await run.item()
             if item.protectionState.endswith("Failed"):
-                raise RigError("JobFailed", f"{run.settings.vm} could not be protected again: {item.protectionState}")
+                raise RigError(Code.JobFailed, f"{run.settings.vm} could not be protected again: {item.protectionState}")
             return item.protectionState == "Protected" and bool(await run.rig.vault.points(vm=run.settings.vm))
 
         await run.until(f"{run.settings.vm} to be Protected again, with a recovery point", protected)

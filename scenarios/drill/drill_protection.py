@@ -9,7 +9,7 @@ import trio
 
 from siterig.azure_emu.contracts.ports import DiskSpec
 from siterig.azure_emu.vault.model.api import Job, RecoveryPoint
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.scenarios.checks.vm_checks import check_vm
 from siterig.scenarios.drill.drill_run import FILESYSTEMS, MIB, DrillRun
@@ -67,7 +67,7 @@ async def protect(run: DrillRun) -> None:
                 states.append(item.protectionState)
                 run.say(f"protectionState {item.protectionState}")
             if item.protectionState.endswith("Failed"):
-                raise RigError("JobFailed", f"{settings.vm} could not be protected: {item.protectionState}")
+                raise RigError(Code.JobFailed, f"{settings.vm} could not be protected: {item.protectionState}")
             return item.protectionState == "Protected"
 
         await run.until(f"{settings.vm} to be Protected", protected)
@@ -177,11 +177,11 @@ async def test_failover(run: DrillRun) -> None:
     """Fail over the newest application-consistent point into a test VM, check it, take it away."""
     points = [point for point in await _points(run) if point.type == "ApplicationConsistent"]
     if not points:
-        raise RigError("NoSuchPoint", f"{run.settings.vm} has no application-consistent point")
+        raise RigError(Code.NoSuchPoint, f"{run.settings.vm} has no application-consistent point")
     point, before = points[-1], _acknowledged(run)
     job = await run.finish(await run.rig.vault.test_failover(vm=run.settings.vm, point=point.id))
     if job.result is None:
-        raise RigError("JobFailed", f"job {job.scenarioName} names no VM that it made")
+        raise RigError(Code.JobFailed, f"job {job.scenarioName} names no VM that it made")
     run.say(f"VM {job.result.name} on {job.result.side}, from position {point.position}")
     guest = await run.attach(job.result, "test")
     verdict = await check_vm(guest, run.manifests, run.acks("site"), point.position)

@@ -10,7 +10,7 @@ from typing import Literal
 import trio
 
 from siterig.azure_emu.vault.model.api import Job, ProtectedItem, Vm
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.checks.vm_checks import DATA_DB, OS_DB
 from siterig.scenarios.contracts.finding import Finding
 from siterig.scenarios.contracts.ports import Rig, Update
@@ -97,14 +97,14 @@ class DrillRun:
             while not await condition():  # noqa: ASYNC110 (other processes hold what is waited for)
                 await trio.sleep(_POLL_S)
             return
-        raise RigError("DrillTimedOut", f"{what}: not within {limit:g} s")
+        raise RigError(Code.DrillTimedOut, f"{what}: not within {limit:g} s")
 
     async def item(self) -> ProtectedItem:
         """The protected item of the drill's VM; ``VmNotFound``."""
         for item in await self.rig.vault.items():
             if item.name == self.settings.vm:
                 return item
-        raise RigError("VmNotFound", f"vm {self.settings.vm!r} is not protected")
+        raise RigError(Code.VmNotFound, f"vm {self.settings.vm!r} is not protected")
 
     async def finish(self, job: Job) -> Job:
         """Wait for a job to end, putting its tasks on the timeline; ``JobFailed`` gives the job's errors."""
@@ -121,7 +121,7 @@ class DrillRun:
             await self.until(f"job {job.scenarioName} to end", ended)
         if job.state == "Failed":
             reasons = "; ".join(f"{error.code}: {error.message}" for error in job.errors) or "no reason given"
-            raise RigError("JobFailed", f"job {job.scenarioName} of {job.targetObjectName} failed: {reasons}")
+            raise RigError(Code.JobFailed, f"job {job.scenarioName} of {job.targetObjectName} failed: {reasons}")
         return job
 
     def _say_tasks(self, job: Job, said: dict[str, str]) -> None:
@@ -171,13 +171,13 @@ class DrillRun:
         """Wait until the ledger has acknowledged ``load`` more transactions; how many it has in all.  ``LedgerFailed``."""
         ledger = self.ledger
         if ledger is None:
-            raise RigError("LedgerFailed", "no ledger is running")
+            raise RigError(Code.LedgerFailed, "no ledger is running")
         wanted = ledger.acknowledged_count() + self.settings.load
 
         async def reached() -> bool:
             if not ledger.running:
                 end = await ledger.ended()
-                raise RigError("LedgerFailed", f"the ledger ended after transaction {end.acknowledged}: {end.error}")
+                raise RigError(Code.LedgerFailed, f"the ledger ended after transaction {end.acknowledged}: {end.error}")
             return ledger.acknowledged_count() >= wanted
 
         await self.until(f"{self.settings.load} more transactions", reached)

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from siterig.azure_emu.vault.model.api import Job
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import printable
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import write_atomically
@@ -65,7 +65,9 @@ def _written_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RigError("ReportUnwritable", f"report folder {folder} cannot be written: {reason(error, folder)}") from error
+        raise RigError(
+            Code.ReportUnwritable, f"report folder {folder} cannot be written: {reason(error, folder)}"
+        ) from error
 
 
 def print_summary(screen: Screen, result: DrillResult) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 
 _BODY = struct.Struct("<QQQQ")
@@ -78,6 +78,6 @@ def read_acks(path: Path) -> list[Ack]:
         if _CRC.unpack_from(data, offset + _BODY.size)[0] != zlib.crc32(body):
             if offset + 2 * RECORD_BYTES > len(data):
                 break  # the last whole record: torn as well
-            raise RigError("AckFileCorrupt", f"{path}: record {len(acks)} at offset {offset} has a wrong checksum")
+            raise RigError(Code.AckFileCorrupt, f"{path}: record {len(acks)} at offset {offset} has a wrong checksum")
         acks.append(Ack(*_BODY.unpack(body)))
     return acks

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 
 SOURCES = (Path("/usr/bin"), Path("/usr/lib"), Path("/usr/share"))
@@ -45,7 +45,7 @@ def choose(bytes_min: int, sources: Sequence[Path] = SOURCES) -> list[tuple[Path
         total += size
     if total < bytes_min:
         where = ", ".join(map(str, sources))
-        raise RigError("CorpusTooSmall", f"{where} hold {total} bytes of readable files: {bytes_min} are needed")
+        raise RigError(Code.CorpusTooSmall, f"{where} hold {total} bytes of readable files: {bytes_min} are needed")
     return chosen
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from siterig.azure_emu.vault.model.api import Vm
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import hostmounts
 from siterig.scenarios.contracts.finding import Finding
 
@@ -83,7 +83,7 @@ async def check_filesystem(disk: GuestDisk) -> Finding:
     elif disk.filesystem == "ext4":
         command = ["e2fsck", "-f", "-n", disk.loop]
     else:
-        raise RigError("UnknownFilesystem", f"file system {disk.filesystem!r} cannot be checked: ext4 or xfs")
+        raise RigError(Code.UnknownFilesystem, f"file system {disk.filesystem!r} cannot be checked: ext4 or xfs")
     done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
     # Programs print their version on standard error: what they found comes last.
     lines = (done.stderr + done.stdout).decode(errors="replace").strip().splitlines()

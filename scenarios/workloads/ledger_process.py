@@ -10,7 +10,7 @@ from pathlib import Path
 import trio
 
 from siterig.blockfs.core.code_root import child_environment
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.workloads.acks import RECORD_BYTES
 
 _STOP_TIMEOUT_S = 20.0
@@ -59,7 +59,7 @@ class LedgerProcess:
     async def _ready(self) -> None:
         first = await self._first_line()
         if not first.startswith("ready "):
-            raise RigError("LedgerFailed", f"the ledger did not start: {first or 'no word from it'}")
+            raise RigError(Code.LedgerFailed, f"the ledger did not start: {first or 'no word from it'}")
         self.found = int(first.split()[1])
 
     async def _first_line(self) -> str:

@@ -13,7 +13,7 @@ from siterig.bisect.bisect_states import CHANGES_MAX, Change, State, States, che
 from siterig.bisect.bisection import Step, Verdict, search, trials_left
 from siterig.bisect.check_command import CheckCommand, Outcome
 from siterig.bisect.hexdiff import Difference
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 
 CLOSE_S = 60.0
@@ -111,7 +111,7 @@ class Bisection:
         bad = await self._remember(self._states.open_point(wanted.bad))
         if good.position >= bad.position:
             raise RigError(
-                "BadRequest",
+                Code.BadRequest,
                 f"--good {wanted.good} (position {good.position}) is not older than --bad {wanted.bad} "
                 f"(position {bad.position})",
             )
@@ -148,14 +148,14 @@ class Bisection:
         outcome = await self._try(good, left + 1)
         if outcome.verdict != "passed":
             raise RigError(
-                "CheckFails",
+                Code.CheckFails,
                 f"CMD does not pass at the good point {self._wanted.good} (position {good.position}): {outcome}; "
                 f"{_said(outcome)}",
             )
         outcome = await self._try(bad, left)
         if outcome.verdict != "failed":
             raise RigError(
-                "CheckPasses",
+                Code.CheckPasses,
                 f"CMD does not fail at the bad point {self._wanted.bad} (position {bad.position}): {outcome}; there is "
                 "nothing to look for",
             )
@@ -164,7 +164,7 @@ class Bisection:
         try:
             state = await self._remember(self._states.open(step.position, step.time_ns))
         except RigError as error:
-            if error.code != "InvalidPosition":
+            if error.code != Code.InvalidPosition:
                 raise
             self._note(f"position {step.position} is skipped: {error.message}")
             self._tell(Trial(step.position, step.time_ns, None, "skipped", left))
@@ -218,7 +218,7 @@ class Bisection:
         try:
             return await trio.to_thread.run_sync(hexdiff.compare, before, after, offset, length)
         except OSError as exc:
-            raise RigError("HostIoError", f"{after} cannot be compared with {before}: {reason(exc, after)}") from exc
+            raise RigError(Code.HostIoError, f"{after} cannot be compared with {before}: {reason(exc, after)}") from exc
 
 
 def _closing(states: States, state: State) -> Callable[[], Awaitable[None]]:

@@ -12,7 +12,7 @@ from siterig.azure_emu.contracts.ports import RecoverySide
 from siterig.azure_emu.vault.model.api import RecoveryPoint, VaultApi
 from siterig.bisect.bisection import Step
 from siterig.blockfs.contracts.control import DiskHostControl
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.guests import hostmounts
 from siterig.core.values import parse_point
@@ -121,7 +121,9 @@ class MountedStates:
             vm=self._vm, point=point, position=position, name=name, process=None if self._keep else self._process
         )
         if found.broken is not None:
-            raise RigError("InvalidPosition", f"VM {self._vm!r}: position {found.position} cannot be opened: {found.broken}")
+            raise RigError(
+                Code.InvalidPosition, f"VM {self._vm!r}: position {found.position} cannot be opened: {found.broken}"
+            )
         if not self._disk_ids:
             (info,) = [info for info in await self._azure.list_recoveries(vm=self._vm) if info.name == name]
             self._disk_ids = {disk.name: disk.disk_id for disk in info.disks}
@@ -139,7 +141,7 @@ class MountedStates:
         try:
             await self._vault.unmount_point(vm=self._vm, name=state.name)
         except RigError as error:
-            if error.code != "RecoveryInUse":
+            if error.code != Code.RecoveryInUse:
                 raise
             raise await left_behind(state.images, error) from error
 
@@ -154,7 +156,7 @@ class MountedStates:
         try:
             await self._vault.remove_copy(vm=self._vm, name=self._label)
         except RigError as error:
-            if error.code != "DiskInUse":
+            if error.code != Code.DiskInUse:
                 raise
             raise await left_behind(self._copy, error) from error
         self._copy = {}
@@ -193,7 +195,7 @@ async def check_given_back(images: dict[str, Path]) -> None:
     """``LeftBehind`` if loop devices lie on them."""
     for image in images.values():
         if await hostmounts.loops(image):
-            raise await left_behind(images, RigError("LeftBehind", f"CMD left something behind on {image}"))
+            raise await left_behind(images, RigError(Code.LeftBehind, f"CMD left something behind on {image}"))
 
 
 async def left_behind(images: dict[str, Path], error: RigError) -> RigError:
@@ -206,4 +208,4 @@ async def left_behind(images: dict[str, Path], error: RigError) -> RigError:
             found += [f"process {name}, with {image} open" for name in use.processes]
     if not found:
         return error
-    return RigError("LeftBehind", f"CMD left something behind: {'; '.join(found)}. It must take away what it makes")
+    return RigError(Code.LeftBehind, f"CMD left something behind: {'; '.join(found)}. It must take away what it makes")

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 Verdict = Literal["passed", "failed", "skipped"]
 
@@ -54,7 +54,7 @@ async def search(history: History, judge: Judge, *, good: int, bad: int) -> Edge
     skipped: set[int] = set()
     steps = await history.steps(good, bad)
     if not steps:
-        raise RigError("NothingChanged", f"no disk changed between positions {good} and {bad}: both are the same state")
+        raise RigError(Code.NothingChanged, f"no disk changed between positions {good} and {bad}: both are the same state")
     while True:
         candidates = [step for step in steps[:-1] if step.position not in skipped]
         if not candidates:

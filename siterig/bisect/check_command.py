@@ -16,7 +16,7 @@ from typing import IO
 import trio
 
 from siterig.bisect.bisection import Verdict
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.cli import show
 
@@ -58,7 +58,7 @@ class CheckCommand:
                 if part[1] not in disks:
                     known = ", ".join(f"{{{disk}}}" for disk in sorted(disks))
                     raise RigError(
-                        "BadRequest",
+                        Code.BadRequest,
                         f"CMD: {part[0]} in {word!r} names no disk: there are {known}; a brace is written {{{{ or }}}}",
                     )
                 self.names_a_disk = True
@@ -90,7 +90,7 @@ class CheckCommand:
         if status is not None and (status < 0 or status >= DIED_STATUS_MIN):
             how = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
             raise RigError(
-                "CommandDied",
+                Code.CommandDied,
                 f"CMD {how}: that is neither passed (0) nor failed (1 to 127) nor skipped ({SKIP_STATUS}); {_tail(kept)}",
             )
         return Outcome(_verdict(status), status, took_s, kept, output_bytes)
@@ -101,7 +101,7 @@ class CheckCommand:
                 words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
         except OSError as exc:
-            raise RigError("CommandUnusable", f"CMD: {words[0]} cannot be run: {reason(exc, words[0])}") from exc
+            raise RigError(Code.CommandUnusable, f"CMD: {words[0]} cannot be run: {reason(exc, words[0])}") from exc
         try:
             with trio.move_on_after(float("inf") if self._timeout_s is None else self._timeout_s):
                 return await process.wait()

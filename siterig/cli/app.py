@@ -11,9 +11,9 @@ import typer
 from typer._click.exceptions import ClickException, NoArgsIsHelpError
 from typer.core import TyperGroup
 
+from siterig.blockfs.core.errors import ExitStatus
 from siterig.cli import provenance, show
 from siterig.cli.summaries import SUMMARIES
-from siterig.core import statuses
 
 SUBJECTS = {
     "rig": ("doctor", "up", "down", "status"),
@@ -40,7 +40,7 @@ class _Program(TyperGroup):
         """Run the command of ``args`` (default: this process's) and exit."""
         words = list(sys.argv[1:] if args is None else args)
         try:
-            sys.exit(super().main(words, prog_name="siterig", standalone_mode=False) or statuses.OK)
+            sys.exit(super().main(words, prog_name="siterig", standalone_mode=False) or ExitStatus.OK)
         except NoArgsIsHelpError as error:
             show.help_text(error.format_message())
         except ClickException as error:
@@ -49,8 +49,8 @@ class _Program(TyperGroup):
             show.usage_error(error.format_message(), "" if context is None else context.get_usage())
         except typer.Abort:
             show.interrupted()
-            sys.exit(statuses.INTERRUPTED)
-        sys.exit(statuses.BAD_INPUT)
+            sys.exit(ExitStatus.INTERRUPTED)
+        sys.exit(ExitStatus.BAD_INPUT)
 
 
 def program(words: Sequence[str] = ()) -> typer.Typer:

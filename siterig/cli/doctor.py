@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from siterig.azure_emu.storage.azurite_files import NODE_MAJOR_MIN, find_node, find_script, version_of
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.core.process_setup import FILES_MIN
 from siterig.images.mountpoint import FUSE_DEVICE, open_fuse
@@ -26,7 +26,7 @@ KERNEL_MIN = (5, 10)
 PYTHON_MIN = (3, 11)
 CAP_SYS_ADMIN = 21
 CAP_SYS_RESOURCE = 24
-UNFIT = "MachineUnfit"
+UNFIT = Code.MachineUnfit
 UP_BYTES_MIN = 64 << 20
 """A rig without VMs: logs, the cache account, the vault's database, and room to act."""
 
@@ -65,7 +65,7 @@ class Check:
     ok: bool
     found: str
     remedy: str
-    code: str = UNFIT
+    code: Code = UNFIT
     """The code of the error with which a rig is refused for it."""
 
 
@@ -205,10 +205,10 @@ def _answered_version(script: Path) -> str:
             asked, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=20, check=False
         )
     except (OSError, subprocess.SubprocessError) as e:
-        raise RigError("AzuriteMissing", f"{problem}: {e}") from e
+        raise RigError(Code.AzuriteMissing, f"{problem}: {e}") from e
     version = answer.stdout.strip()
     if answer.returncode != 0 or not re.fullmatch(r"\d+\.\d+\.\d+\S*", version):
-        raise RigError("AzuriteMissing", f"{problem}: asked for its version, it ended with status {answer.returncode}")
+        raise RigError(Code.AzuriteMissing, f"{problem}: asked for its version, it ended with status {answer.returncode}")
     return version
 
 
@@ -260,18 +260,18 @@ def test_checks(machine: Machine | None = None) -> list[Check]:
 def _rights(machine: Machine) -> Check:
     ok = bool(machine.capabilities() >> CAP_SYS_ADMIN & 1)
     found = "CAP_SYS_ADMIN" if ok else "no CAP_SYS_ADMIN on this machine, which mounting and loop devices need"
-    return Check("rights", ok, found, "run it as root (sudo), or in a container that is privileged", "NotPermitted")
+    return Check("rights", ok, found, "run it as root (sudo), or in a container that is privileged", Code.NotPermitted)
 
 
 def _fuse(machine: Machine) -> Check:
     error = machine.fuse_error()
     remedy = "modprobe fuse; in a container: pass --device /dev/fuse; as a user: ask for access to it"
-    return Check(FUSE_DEVICE, error is None, error or "can be opened", remedy, "FuseMissing")
+    return Check(FUSE_DEVICE, error is None, error or "can be opened", remedy, Code.FuseMissing)
 
 
 def _fusermount(machine: Machine) -> Check:
     path = machine.program("fusermount3")
-    return Check("fusermount3", path is not None, path or "not found", "apt-get install fuse3", "ToolMissing")
+    return Check("fusermount3", path is not None, path or "not found", "apt-get install fuse3", Code.ToolMissing)
 
 
 def _loop(machine: Machine) -> Check:
@@ -290,7 +290,7 @@ def _filesystems(machine: Machine, name: str, needed: tuple[str, ...]) -> Check:
 
 def _program(machine: Machine, name: str, package: str) -> Check:
     path = machine.program(name)
-    return Check(name, path is not None, path or "not found", f"apt-get install {package}", "ToolMissing")
+    return Check(name, path is not None, path or "not found", f"apt-get install {package}", Code.ToolMissing)
 
 
 def _node(machine: Machine) -> Check:
@@ -298,13 +298,13 @@ def _node(machine: Machine) -> Check:
     try:
         path, version = machine.node()
     except RigError:
-        return Check("node", False, "not found", remedy, "NodeMissing")
+        return Check("node", False, "not found", remedy, Code.NodeMissing)
     except (OSError, subprocess.SubprocessError) as e:
-        return Check("node", False, f"does not run: {e}", remedy, "NodeMissing")
+        return Check("node", False, f"does not run: {e}", remedy, Code.NodeMissing)
     major = re.match(r"v(\d+)\.", version)
     ok = major is not None and int(major[1]) >= NODE_MAJOR_MIN
     found = f"{version or 'no version'} at {path}" + ("" if ok else f", too old (at least {NODE_MAJOR_MIN})")
-    return Check("node", ok, found, remedy, "NodeMissing")
+    return Check("node", ok, found, remedy, Code.NodeMissing)
 
 
 def _azurite(machine: Machine) -> Check:
@@ -312,7 +312,7 @@ def _azurite(machine: Machine) -> Check:
     try:
         path, version = machine.azurite()
     except RigError as e:
-        return Check("azurite", False, e.message.partition(":")[0], remedy, "AzuriteMissing")
+        return Check("azurite", False, e.message.partition(":")[0], remedy, Code.AzuriteMissing)
     return Check("azurite", True, f"{version} at {path}", remedy)
 
 
@@ -321,7 +321,7 @@ def _open_files(machine: Machine) -> Check:
     count = machine.files_max()
     found = f"{count}, which the rig may raise" if may_raise else str(count)
     remedy = f"raise the hard limit of open files to {FILES_MIN} or more (ulimit -Hn)"
-    return Check("open files", may_raise or count >= FILES_MIN, found, remedy, "TooFewFiles")
+    return Check("open files", may_raise or count >= FILES_MIN, found, remedy, Code.TooFewFiles)
 
 
 def _free_space(machine: Machine, state_dir: Path, bytes_min: int) -> Check:

@@ -7,45 +7,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import ExitStatus
 from siterig.cli import show
 from siterig.core.failures import expected
-from siterig.core.statuses import BAD_INPUT, ENVIRONMENT, FAILED, INTERRUPTED, NOT_UP, OK
-
-__all__ = [
-    "BAD_INPUT",
-    "ENVIRONMENT",
-    "FAILED",
-    "INTERRUPTED",
-    "NOT_UP",
-    "OK",
-    "interrupted",
-    "reporting",
-    "run",
-    "status_of",
-]
 
 T = TypeVar("T")
-
-_STATUS = dict.fromkeys(("NotUp", "RoleFailed", "RoleHeld", "RoleHung", "RoleUnavailable"), NOT_UP) | dict.fromkeys(
-    ("AzuriteMissing", "FuseMissing", "MachineUnfit", "NodeMissing", "NotPermitted", "TooFewFiles", "ToolMissing"),
-    ENVIRONMENT,
-) | dict.fromkeys(
-    (
-        "AmbiguousId", "BadRequest", "CommandUnusable", "DiskExists", "DiskNotFound", "DiskSizeUnsupported",
-        "DiskTooSmall", "FileExists", "FolderUnusable", "ForeignFile", "ImageUnusable", "InvalidDisk",
-        "InvalidDiskSize", "InvalidLimit", "InvalidName", "InvalidPolicy", "InvalidPosition", "InvalidTime",
-        "JobNotFound", "KeptImageNotFound", "LogExists", "LogUnaligned", "LogUnreadable", "NoSuchPoint", "NoSuchRole",
-        "NoSuchSite", "NotARig", "NotMounted", "PathTooLong", "StateVersion", "UnknownFilesystem", "Usage", "VhdCorrupt",
-        "VhdUnsupported", "VmExists", "VmNotFound",
-    ),
-    BAD_INPUT,
-)  # fmt: skip
-
-
-def status_of(error: RigError) -> int:
-    """The exit status for an expected failure."""
-    return _STATUS.get(error.code, FAILED)
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:
@@ -75,12 +41,12 @@ def reporting() -> Iterator[None]:
     except BaseException as error:
         if interrupted(error):
             show.interrupted()
-            raise SystemExit(INTERRUPTED) from None
+            raise SystemExit(ExitStatus.INTERRUPTED) from None
         failure = expected(error)
         if failure is None:
             raise
         show.error(failure)
-        raise SystemExit(status_of(failure)) from None
+        raise SystemExit(failure.code.exit_status) from None
 
 
 def _listen() -> None:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.cli import exits, rig_status, show
 from siterig.core.layout import Layout, check_format, default_dir
 from siterig.core.values import format_size
@@ -61,7 +61,7 @@ def _printed(work: Callable[[], None]) -> None:
             work()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at the end must not fail, too
-        raise SystemExit(exits.FAILED) from None
+        raise SystemExit(ExitStatus.FAILED) from None
 
 
 def running(folder: Path) -> Layout:
@@ -72,9 +72,9 @@ def running(folder: Path) -> Layout:
         try:
             probe.connect(str(layout.socket("supervisor")))
         except ConnectionRefusedError:
-            raise RigError("NotUp", f"the rig in {layout.root} was killed: siterig up or down clears it") from None
+            raise RigError(Code.NotUp, f"the rig in {layout.root} was killed: siterig up or down clears it") from None
         except OSError:
-            raise RigError("NotUp", f"the rig in {layout.root} is not up: start it with siterig up") from None
+            raise RigError(Code.NotUp, f"the rig in {layout.root} is not up: start it with siterig up") from None
     return layout
 
 
@@ -117,7 +117,7 @@ def status(folder: Path, *, as_json: bool) -> None:
     if state.problem is not None:
         show.notice(state.problem)
     if not state.is_ready:
-        raise SystemExit(exits.FAILED)
+        raise SystemExit(ExitStatus.FAILED)
 
 
 _COMMANDS: dict[tuple[str, ...], Callable[..., None]] = {("status",): status, ("vm", "list"): list_vms}

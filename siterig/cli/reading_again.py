@@ -14,13 +14,13 @@ import trio
 
 from siterig.azure_emu.contracts.ports import RoleStatus
 from siterig.azure_emu.vault.context.roles import ROLE_WAIT_S, trouble
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.control import SupervisorControl
 
 ATTEMPTS_MAX = 5
 """A role that ends each time while this file is read, and not otherwise, may end because of it."""
 _AGAIN_S = 0.2
-_READ_ERRORS = ("ReadFailed", "ConvertFailed", "HostIoError")
+_READ_ERRORS = (Code.ReadFailed, Code.ConvertFailed, Code.HostIoError)
 
 
 async def read_served(

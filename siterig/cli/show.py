@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import printable, printable_lines
 from siterig.blockfs.files.json_text import json_text
 from siterig.cli import tables
@@ -172,14 +172,14 @@ def error_json(failure: RigError) -> dict[str, object]:
 
 def interrupted() -> None:
     """The command was ended by a signal."""
-    _say("error", error_json(RigError("Interrupted", "interrupted", recoverable=True)), "siterig: interrupted")
+    _say("error", error_json(RigError(Code.Interrupted, "interrupted", recoverable=True)), "siterig: interrupted")
 
 
 def usage_error(message: str, usage: str) -> None:
     """The command line could not be read; ``usage`` is shown before the error, its line breaks kept."""
     if usage and not _json_mode:
         help_text(usage)
-    error(RigError("Usage", " ".join(message.split())))  # its lines are the parser's
+    error(RigError(Code.Usage, " ".join(message.split())))  # its lines are the parser's
 
 
 def help_text(text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 if TYPE_CHECKING:
     from siterig.azure_emu.contracts.ports import RoleStatus
@@ -17,7 +17,7 @@ ROLES_OF_SITE = {DEFAULT: ("site", "agent")}
 
 def _roles(site: str) -> tuple[str, ...]:
     if site not in ROLES_OF_SITE:
-        raise RigError("NoSuchSite", f"there is no site {site!r}; there are: {', '.join(ROLES_OF_SITE)}")
+        raise RigError(Code.NoSuchSite, f"there is no site {site!r}; there are: {', '.join(ROLES_OF_SITE)}")
     return ROLES_OF_SITE[site]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.cext.pump import QUEUE_MAX, THREADS_MAX, PumpOptions
 
 PORTABLE_OPTION = "--portable-fuse"
@@ -58,5 +58,5 @@ def _whole_number(option: str, said: Mapping[str, str], most: int) -> int:
     text = said[option]
     number = int(text) if text.isascii() and text.isdecimal() and len(text) <= len(str(most)) else 0
     if not 1 <= number <= most:
-        raise RigError("InvalidLimit", f"{option} is {text!r}: it must be a whole number from 1 to {most}")
+        raise RigError(Code.InvalidLimit, f"{option} is {text!r}: it must be a whole number from 1 to {most}")
     return number

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.os_errors import FULL, reason
@@ -51,7 +51,7 @@ class Layout:
         try:
             return cls(safe_files.resolve(folder.expanduser()))
         except OSError as error:
-            raise RigError("FolderUnusable", f"folder {folder} cannot hold a rig: {reason(error)}") from error
+            raise RigError(Code.FolderUnusable, f"folder {folder} cannot hold a rig: {reason(error)}") from error
 
     @property
     def state(self) -> Path:
@@ -148,8 +148,8 @@ def _usable(layout: Layout) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in FULL:
-            raise RigError("DiskFull", f"the rig's folder {layout.root}: {reason(error)}", recoverable=True) from error
-        raise RigError("FolderUnusable", f"folder {layout.root} cannot hold a rig: {reason(error)}") from error
+            raise RigError(Code.DiskFull, f"the rig's folder {layout.root}: {reason(error)}", recoverable=True) from error
+        raise RigError(Code.FolderUnusable, f"folder {layout.root} cannot hold a rig: {reason(error)}") from error
 
 
 def _check_format(layout: Layout) -> None:
@@ -162,16 +162,16 @@ def _check_format(layout: Layout) -> None:
             return
         if root.is_dir() and {entry.name for entry in root.iterdir()} - {layout.lock.name}:
             raise RigError(
-                "NotARig", f"folder {root} is not empty and has no state.json: name an empty or a new folder with --dir"
+                Code.NotARig, f"folder {root} is not empty and has no state.json: name an empty or a new folder with --dir"
             ) from None
         return
     except FileTooLongError as error:
-        raise RigError("StateVersion", f"{layout.state} {error}") from error
+        raise RigError(Code.StateVersion, f"{layout.state} {error}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RigError("StateVersion", f'{layout.state} is damaged: it must hold {{"format": {FORMAT}}}') from error
+        raise RigError(Code.StateVersion, f'{layout.state} is damaged: it must hold {{"format": {FORMAT}}}') from error
     if found != FORMAT:
         raise RigError(
-            "StateVersion",
+            Code.StateVersion,
             f"{root} has state format {found!r}, this siterig understands {FORMAT}: use the siterig that made it",
         )
 

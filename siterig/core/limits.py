@@ -11,7 +11,7 @@ from math import nan
 from typing import TYPE_CHECKING, cast, get_args
 
 from siterig.blockfs.contracts.shares import KEPT_SHARE_MAX, STORE_SHARE_MAX, WhenFull
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 if TYPE_CHECKING:
     from siterig.blockfs.changelog.disk_log import LogPolicy
@@ -36,7 +36,7 @@ class Limits:
         when_log_full = said[LOG_FULL_OPTION]
         if when_log_full not in get_args(WhenFull):
             allowed = " or ".join(get_args(WhenFull))
-            raise RigError("InvalidLimit", f"{LOG_FULL_OPTION} is {when_log_full!r}: it must be {allowed}")
+            raise RigError(Code.InvalidLimit, f"{LOG_FULL_OPTION} is {when_log_full!r}: it must be {allowed}")
         return cls(
             log_share_max=_share(LOG_SHARE_OPTION, said),
             when_log_full=cast(WhenFull, when_log_full),
@@ -70,6 +70,6 @@ def _share(option: str, said: Mapping[str, str]) -> float:
         share = nan
     if not 0 < share <= 1:  # nor is nan
         raise RigError(
-            "InvalidLimit", f"{option} is {said[option]!r}: it must be a share of the disk, above 0 and at most 1"
+            Code.InvalidLimit, f"{option} is {said[option]!r}: it must be a share of the disk, above 0 and at most 1"
         )
     return share

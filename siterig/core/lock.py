@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 
 RIG, ENDING = 0, 1
@@ -75,7 +75,7 @@ def already_up(lock: Path) -> RigError:
     """``AlreadyUp``, with the process that holds the lock."""
     holder = lock.read_text(errors="replace").strip() or "starting"
     text = f"the rig in {lock.parent} is up already (supervisor's process id: {holder}); end it with siterig down"
-    return RigError("AlreadyUp", text)
+    return RigError(Code.AlreadyUp, text)
 
 
 def take_ending(lock: Path) -> int:
@@ -87,7 +87,7 @@ def take_ending(lock: Path) -> int:
     if not _until(lambda: _try(fd, ENDING), while_=lambda: True):
         os.close(fd)
         raise RigError(
-            "RigBusy", f"another siterig down of {lock.parent} has not ended within {WAIT_S:g} s", recoverable=True
+            Code.RigBusy, f"another siterig down of {lock.parent} has not ended within {WAIT_S:g} s", recoverable=True
         )
     return fd
 

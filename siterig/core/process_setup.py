@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 FILES_MIN = 64
 """Open files that a process of a rig needs at least."""
@@ -41,7 +41,7 @@ def allow_many_files() -> None:
         wanted = hard
     if wanted < FILES_MIN:
         raise RigError(
-            "TooFewFiles",
+            Code.TooFewFiles,
             f"this process may open {wanted} files, and a process of a rig needs {FILES_MIN}: "
             "raise the hard limit (ulimit -Hn)",
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from siterig.azure_emu.vault.points import selectors
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 if TYPE_CHECKING:
     from siterig.azure_emu.contracts.ports import DiskSpec
@@ -28,11 +28,11 @@ def parse_size(text: str) -> int:
     """Bytes of ``1GiB``, ``512MiB``, ``1.5G``, ``1048576``; ``InvalidDiskSize`` unless a positive multiple of 512."""
     match = _SIZE.fullmatch(text.strip())
     if match is None or match[2].upper() not in _UNITS:
-        raise RigError("InvalidDiskSize", f"size {text!r} is not understood: write a number and KiB, MiB, GiB or TiB")
+        raise RigError(Code.InvalidDiskSize, f"size {text!r} is not understood: write a number and KiB, MiB, GiB or TiB")
     size_bytes = Fraction(match[1]) * _UNITS[match[2].upper()]
     if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
         shown = f"{size_bytes} bytes" if size_bytes.denominator == 1 else "no whole number of bytes"
-        raise RigError("InvalidDiskSize", f"size {text!r} is {shown}: it must be a positive multiple of {SECTOR_BYTES}")
+        raise RigError(Code.InvalidDiskSize, f"size {text!r} is {shown}: it must be a positive multiple of {SECTOR_BYTES}")
     return int(size_bytes)
 
 
@@ -50,12 +50,12 @@ def parse_disk(text: str) -> DiskSpec:
     parts = text.split(":")
     if len(parts) not in (2, 3) or not parts[0]:
         raise RigError(
-            "InvalidDisk", f"disk {text!r} is not understood: write NAME:SIZE or NAME:SIZE:FILESYSTEM, e.g. os:1GiB:ext4"
+            Code.InvalidDisk, f"disk {text!r} is not understood: write NAME:SIZE or NAME:SIZE:FILESYSTEM, e.g. os:1GiB:ext4"
         )
     filesystem = parts[2] if len(parts) == 3 else None
     if filesystem is not None and filesystem not in FILESYSTEMS:
         raise RigError(
-            "UnknownFilesystem", f"disk {text!r}: file system {filesystem!r} is not one of {', '.join(FILESYSTEMS)}"
+            Code.UnknownFilesystem, f"disk {text!r}: file system {filesystem!r} is not one of {', '.join(FILESYSTEMS)}"
         )
     from siterig.azure_emu.contracts.ports import DiskSpec  # noqa: PLC0415 (format_size is used without it)
 
@@ -76,7 +76,7 @@ def parse_import(text: str) -> tuple[str, str, int | None]:
     name, _, rest = text.partition("=")
     if not name or not rest.rstrip(":"):
         raise RigError(
-            "InvalidDisk", f"disk {text!r} is not understood: write NAME=IMAGE or NAME=IMAGE:SIZE, e.g. os=web.vhdx"
+            Code.InvalidDisk, f"disk {text!r} is not understood: write NAME=IMAGE or NAME=IMAGE:SIZE, e.g. os=web.vhdx"
         )
     path, colon, size = rest.rpartition(":")
     if colon and path and not size and not Path(rest).exists():
@@ -86,13 +86,13 @@ def parse_import(text: str) -> tuple[str, str, int | None]:
             return name, path, parse_size(size)
         if Path(path).exists():
             raise RigError(
-                "InvalidDisk",
+                Code.InvalidDisk,
                 f"disk {text!r}: there is an image {path!r} and an image {rest!r}; write {text}: for the second one, or "
                 "another unit for the size of the first one",
             )
     if _is_size(rest) and not Path(rest).exists():
         raise RigError(
-            "InvalidDisk", f"disk {text!r}: there is no image {rest!r}; an empty disk of that size is {name}:{rest}"
+            Code.InvalidDisk, f"disk {text!r}: there is no image {rest!r}; an empty disk of that size is {name}:{rest}"
         )
     return name, rest, None
 
@@ -103,9 +103,11 @@ def parse_of_disks(option: str, texts: Sequence[str], allowed: Sequence[str], di
     for text in sorted(texts, key=lambda text: "=" in text):
         name, equals, value = text.rpartition("=")
         if value not in allowed:
-            raise RigError("InvalidDisk", f"{option} {text!r}: {value!r} is not one of {', '.join(allowed)}")
+            raise RigError(Code.InvalidDisk, f"{option} {text!r}: {value!r} is not one of {', '.join(allowed)}")
         if equals and name not in disks:
-            raise RigError("InvalidDisk", f"{option} {text!r}: there is no --disk {name!r}; there are: {', '.join(disks)}")
+            raise RigError(
+                Code.InvalidDisk, f"{option} {text!r}: there is no --disk {name!r}; there are: {', '.join(disks)}"
+            )
         found |= {name: value} if equals else dict.fromkeys(disks, value)
     return found
 
@@ -119,7 +121,7 @@ def parse_disk_name(text: str) -> tuple[str, str]:
     """VM and name of disk ``VM/NAME``; ``InvalidDisk``."""
     vm, _, name = text.partition("/")
     if not vm or not name or "/" in name:
-        raise RigError("InvalidDisk", f"disk {text!r} is not understood: write VM/NAME, e.g. web01/os")
+        raise RigError(Code.InvalidDisk, f"disk {text!r} is not understood: write VM/NAME, e.g. web01/os")
     return vm, name
 
 
@@ -127,7 +129,7 @@ def check_file_name(what: str, name: str) -> None:
     """``InvalidName`` unless a file can be named so, and people be told of it in a line."""
     if name in ("", ".", "..") or "/" in name or not name.isprintable():
         raise RigError(
-            "InvalidName",
+            Code.InvalidName,
             f"{what} is named {name!r}: it must be a file's name, without a folder, of printable characters",
         )
 
@@ -151,7 +153,7 @@ def parse_point(text: str) -> str:
 
 def _not_a_time(option: str, seconds: float) -> RigError:
     # JSON knows neither nan nor inf: on the way to the vault they would turn into "none".
-    return RigError("InvalidPolicy", f"{option} is {seconds:g}: it must be a finite number of seconds")
+    return RigError(Code.InvalidPolicy, f"{option} is {seconds:g}: it must be a finite number of seconds")
 
 
 def check_schedule(app_every_s: float | None) -> None:
@@ -166,7 +168,7 @@ def interval_notice(interval_s: float) -> str | None:
     if not math.isfinite(interval_s):
         raise _not_a_time("--interval", interval_s)
     if interval_s <= 0:
-        raise RigError("InvalidPolicy", f"interval {interval_s:g} s: it must be positive; the service knows {official}")
+        raise RigError(Code.InvalidPolicy, f"interval {interval_s:g} s: it must be positive; the service knows {official}")
     if interval_s in OFFICIAL_INTERVALS_S:
         return None
     return f"interval {interval_s:g} s exists in this rig only; the service knows {official}"

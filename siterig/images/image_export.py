@@ -25,7 +25,7 @@ from typing import Literal
 
 import trio
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sector_size import SECTOR_BYTES_DEFAULT
 from siterig.blockfs.files import block_device, safe_files, user_files
 from siterig.blockfs.files.host_errors import os_errors_as
@@ -46,16 +46,16 @@ def check(to: Path, format_: Format, *, force: bool) -> None:
     ``FileExists``, ``ForeignFile``, ``BadRequest``, ``ImageBusy``, ``HostIoError``, ``ToolMissing``.
     """
     if str(to) == "-":
-        raise RigError("BadRequest", f"{to}: an image is not written to standard output; name a file")
+        raise RigError(Code.BadRequest, f"{to}: an image is not written to standard output; name a file")
     if _is_device(to):
         if not force:
             raise _device_there(to)
         if format_ != "raw":
-            raise RigError("BadRequest", f"{to}: is a block device, which takes format raw and not {format_}")
+            raise RigError(Code.BadRequest, f"{to}: is a block device, which takes format raw and not {format_}")
         os.close(_open_device(to))
     else:
         with _folder_of(to) as (folder, name):
-            if (there := _there(folder, name, to)) is not None and (there.code != "FileExists" or not force):
+            if (there := _there(folder, name, to)) is not None and (there.code != Code.FileExists or not force):
                 raise there
             folder.check_free(name)
     if format_ not in OWN_FORMATS:
@@ -72,7 +72,7 @@ def _folder_of(to: Path) -> Iterator[tuple[Folder, str]]:
                 folder = stack.enter_context(safe_files.held(real.parent))
             except (FileNotFoundError, NotADirectoryError):
                 text = f"{to}: is in a folder that is not there; name the image file to make"
-                raise RigError("BadRequest", text) from None
+                raise RigError(Code.BadRequest, text) from None
         yield folder, real.name
 
 
@@ -92,12 +92,12 @@ def _there(folder: Folder, name: str, shown: Path) -> RigError | None:
     except FileNotFoundError:
         return None
     if stat.S_ISREG(mode):
-        return RigError("FileExists", f"{shown} is there already: name another file, or replace it with --force")
-    return RigError("BadRequest", f"{shown}: is a {_KINDS.get(stat.S_IFMT(mode), 'block device')}; name a file")
+        return RigError(Code.FileExists, f"{shown} is there already: name another file, or replace it with --force")
+    return RigError(Code.BadRequest, f"{shown}: is a {_KINDS.get(stat.S_IFMT(mode), 'block device')}; name a file")
 
 
 def _device_there(to: Path) -> RigError:
-    return RigError("FileExists", f"{to} is a block device: --force overwrites its contents")
+    return RigError(Code.FileExists, f"{to} is a block device: --force overwrites its contents")
 
 
 async def export(
@@ -127,7 +127,7 @@ async def _write_file(
             await _convert(source, part, format_, advance, sector_bytes)
         await trio.to_thread.run_sync(part.publish, force)
     except RigError as error:
-        if error.code != "ReadFailed":
+        if error.code != Code.ReadFailed:
             raise
         raise RigError(error.code, f"{part.to}: was not made: {error.message}") from error
     finally:
@@ -157,7 +157,7 @@ def _is_device(to: Path) -> bool:
 
 def _open_device(to: Path) -> int:
     """For writing, and for nobody else meanwhile."""
-    return user_files.open_file(to, os.O_RDWR, code="BadRequest", wanted="name a file or a block device", devices=True)
+    return user_files.open_file(to, os.O_RDWR, code=Code.BadRequest, wanted="name a file or a block device", devices=True)
 
 
 async def _write_device(source: Path, to: Path, advance: Advance) -> None:
@@ -167,7 +167,7 @@ async def _write_device(source: Path, to: Path, advance: Advance) -> None:
         with _opened(source) as reading:
             size_bytes, room_bytes = os.fstat(reading.fileno()).st_size, block_device.size_bytes(target)
             if room_bytes < size_bytes:
-                raise RigError("InvalidDiskSize", f"{to}: has {room_bytes} bytes; the disk has {size_bytes}")
+                raise RigError(Code.InvalidDiskSize, f"{to}: has {room_bytes} bytes; the disk has {size_bytes}")
             try:
                 copy = SparseCopy(source, reading.fileno(), to, target, size_bytes, target_is_zero=False)
                 await copy.run(advance)
@@ -234,7 +234,7 @@ class _Part:
             self._link(self._hidden)
             self._is_hidden = True
         there = _there(self._folder, self._name, self.to)
-        if there is not None and there.code != "FileExists":
+        if there is not None and there.code != Code.FileExists:
             raise there
         self._folder.rename(self._hidden, self._name)
 

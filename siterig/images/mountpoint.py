@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.guests import hostmounts
@@ -55,15 +55,15 @@ def check_fuse() -> None:
     except OSError as exc:
         if exc.errno in (errno.EACCES, errno.EPERM):
             raise RigError(
-                "NotPermitted", f"{FUSE_DEVICE} cannot be opened: {reason(exc, FUSE_DEVICE)}: ask for access to it"
+                Code.NotPermitted, f"{FUSE_DEVICE} cannot be opened: {reason(exc, FUSE_DEVICE)}: ask for access to it"
             ) from exc
         raise RigError(
-            "FuseMissing",
+            Code.FuseMissing,
             f"{FUSE_DEVICE}: {reason(exc, FUSE_DEVICE)}: modprobe fuse; in a container: --device {FUSE_DEVICE}",
         ) from exc
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise RigError(
-            "FuseMissing",
+            Code.FuseMissing,
             "fusermount3, with which others than root mount, is not installed; on Debian: apt-get install fuse3",
         )
 
@@ -92,7 +92,7 @@ def prepare(where: Path) -> Mountpoint:
         raise _unusable(path, "is no folder")
     source = _mounted(path)
     if source is not None:
-        raise RigError("MountFailed", f"{path}: {source} is mounted here already")
+        raise RigError(Code.MountFailed, f"{path}: {source} is mounted here already")
     try:
         entry = next(path.iterdir(), None)
     except OSError as exc:
@@ -114,7 +114,7 @@ def _make(path: Path) -> Mountpoint:
 
 
 def _unusable(path: Path, reason: str | None) -> RigError:
-    return RigError("FolderUnusable", f"{path}: {reason}; name an empty folder, or one to make")
+    return RigError(Code.FolderUnusable, f"{path}: {reason}; name an empty folder, or one to make")
 
 
 def _mounted(path: Path) -> str | None:

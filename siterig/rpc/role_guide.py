@@ -12,7 +12,7 @@ import trio
 
 from siterig.azure_emu.contracts.ports import RoleStatus
 from siterig.azure_emu.vault.context.roles import ROLE_WAIT_S, trouble
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.control import SupervisorControl
 from siterig.rpc.rpc_client import WAIT_TOLD_S, proxy
 
@@ -39,7 +39,7 @@ class RoleGuide:
             return
         for status in await self._roles():
             error = trouble(status)
-            if error is not None and error.code != "RoleHeld":
+            if error is not None and error.code != Code.RoleHeld:
                 self._note(error.message)
 
     async def back(self, role: str, error: RigError, *, again: bool) -> None:
@@ -82,4 +82,4 @@ class RoleGuide:
 
 
 def _is_coming_back(reason: RigError) -> bool:
-    return reason.code == "RoleUnavailable"
+    return reason.code == Code.RoleUnavailable

@@ -13,7 +13,7 @@ import trio
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import valid_unicode
 from siterig.rpc.rpc_contract import Method, error_of, method_names
 
@@ -54,7 +54,7 @@ def _body(method: Method, arguments: dict[str, Any]) -> bytes:
             if (found := _not_utf8(value)) is not None:
                 what = name if found == value else f"a text of {name}"
                 message = f"{what} is {found!a}, with bytes that are not UTF-8: a rig cannot take such a name or path"
-                raise RigError("InvalidName", message) from error
+                raise RigError(Code.InvalidName, message) from error
         raise
 
 
@@ -121,7 +121,7 @@ class _Proxy:
             size_bytes = int(answer.headers.get("content-length", 0))  # which every answer of rpc_server has
             if size_bytes > ANSWER_BYTES_MAX:
                 raise RigError(
-                    "BadAnswer", f"the {self._role} answers with {size_bytes} bytes; at most {ANSWER_BYTES_MAX} are read"
+                    Code.BadAnswer, f"the {self._role} answers with {size_bytes} bytes; at most {ANSWER_BYTES_MAX} are read"
                 )
             await answer.aread()
             return answer
@@ -148,7 +148,7 @@ class _Proxy:
             message = f"the {self._role} did not answer within {limit_s:g} s"
         else:
             message = f"the {self._role} does not answer at {self._socket}: {answer or type(answer).__name__}"
-        failure = RigError("RoleUnavailable", message, recoverable=True, role=self._role, uncertain=uncertain)
+        failure = RigError(Code.RoleUnavailable, message, recoverable=True, role=self._role, uncertain=uncertain)
         failure.__cause__ = answer
         return failure
 

@@ -21,7 +21,7 @@ from typing import Any, NotRequired, get_type_hints
 from pydantic import ConfigDict, TypeAdapter
 from typing_extensions import TypedDict
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 SOCKET_PATH_BYTES_MAX = 107
 """Length of ``sun_path`` without its terminating zero."""
@@ -50,7 +50,7 @@ def error_body(error: RigError) -> ErrorBody:
 def error_of(body: ErrorBody) -> RigError:
     """The failure that a service answered with."""
     return RigError(
-        body["code"],
+        Code.of(body["code"]),
         body["message"],
         recoverable=body["recoverable"],
         role=body.get("role"),
@@ -101,6 +101,6 @@ def check_socket_path(socket: Path) -> None:
     used = len(bytes(socket))
     if used > SOCKET_PATH_BYTES_MAX:
         raise RigError(
-            "PathTooLong",
+            Code.PathTooLong,
             f"socket path {socket} is {used} bytes long; the kernel allows {SOCKET_PATH_BYTES_MAX}: use a shorter --dir",
         )

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import valid_unicode
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.json_text import json_text
@@ -44,7 +44,7 @@ def _explain(where: str, method: Method, error: ValidationError) -> str:
     return f"{where}: argument {key!r} = {problem['input']!r}: {problem['msg']}"
 
 
-def _refuse(status: int, code: str, message: str) -> JSONResponse:
+def _refuse(status: int, code: Code, message: str) -> JSONResponse:
     return _answer(status, error_body(RigError(code, message)))
 
 
@@ -61,7 +61,7 @@ async def _body(request: Request) -> bytes:
         async for piece in pieces:
             body += piece
             if len(body) > REQUEST_BYTES_MAX:
-                raise RigError("BadRequest", f"the body is longer than {REQUEST_BYTES_MAX} bytes")
+                raise RigError(Code.BadRequest, f"the body is longer than {REQUEST_BYTES_MAX} bytes")
     return bytes(body)
 
 
@@ -77,7 +77,7 @@ async def _call(where: str, method: Method, service: object, body: bytes) -> Res
     try:
         arguments = method.arguments.validate_json(body or b"{}", strict=True)
     except ValidationError as error:
-        return _refuse(400, "BadRequest", _explain(where, method, error))
+        return _refuse(400, Code.BadRequest, _explain(where, method, error))
     try:
         result = await getattr(service, method.name)(**arguments)
         return Response(_result(method, result), media_type="application/json")
@@ -85,7 +85,7 @@ async def _call(where: str, method: Method, service: object, body: bytes) -> Res
         failure = expected(error)
         if failure is None:
             _log.exception("a call failed by a bug", call=where)
-            return _refuse(500, "InternalError", f"{where}: {type(error).__name__}; the traceback is in the role's log")
+            return _refuse(500, Code.InternalError, f"{where}: {type(error).__name__}; the traceback is in the role's log")
         return _answer(409, error_body(failure))
 
 
@@ -97,10 +97,10 @@ def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
         name, wanted = request.path_params["service"], request.path_params["method"]
         where = f"{name}.{wanted}"
         if name not in table:
-            return _refuse(404, "BadRequest", f"unknown service {name!r}; here are: {', '.join(table)}")
+            return _refuse(404, Code.BadRequest, f"unknown service {name!r}; here are: {', '.join(table)}")
         known, service = table[name]
         if wanted not in known:
-            return _refuse(404, "BadRequest", f"unknown method {where!r}; {name} has: {', '.join(known)}")
+            return _refuse(404, Code.BadRequest, f"unknown method {where!r}; {name} has: {', '.join(known)}")
         response: Response = Response(status_code=499)
         try:
             body = await _body(request)

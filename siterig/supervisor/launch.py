@@ -17,7 +17,7 @@ import trio
 from siterig.azure_emu.contracts.ports import RoleStatus
 from siterig.azure_emu.vault.context.roles import trouble
 from siterig.blockfs.core.code_root import child_environment
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import doctor
 from siterig.core.control import SupervisorControl
 from siterig.core.front_end import FrontEnd
@@ -25,7 +25,7 @@ from siterig.core.layout import Layout, check_format, create, restore_state
 from siterig.core.limits import Limits
 from siterig.core.lock import ENDING, already_up, is_locked, take_ending, take_lock
 from siterig.rpc import services
-from siterig.rpc.rpc_contract import check_socket_path
+from siterig.rpc.rpc_contract import check_socket_path, error_of
 from siterig.supervisor import cleanup, new_rig
 from siterig.supervisor.process import last_line, open_log
 
@@ -103,7 +103,7 @@ async def up(
         )
     except BaseException as error:
         # If another process has it up, it was that one's new rig.
-        if is_new and not (isinstance(error, RigError) and error.code == "AlreadyUp"):
+        if is_new and not (isinstance(error, RigError) and error.code == Code.AlreadyUp):
             with trio.CancelScope(shield=True):
                 await new_rig.remove(layout, had_folder=had_folder)
         raise
@@ -167,11 +167,11 @@ async def _await_up(layout: Layout, reports: trio.lowlevel.FdStream, announce: C
         for line in lines:
             report = json.loads(line)
             if "error" in report:
-                raise RigError(**report["error"])
+                raise error_of(report["error"])
             if "up" in report:
                 return
             announce(report["role"], report["state"])
-    raise RigError("SupervisorFailed", f"the supervisor ended: {last_line(layout.log('supervisor'))}")
+    raise RigError(Code.SupervisorFailed, f"the supervisor ended: {last_line(layout.log('supervisor'))}")
 
 
 def is_up(layout: Layout) -> bool:
@@ -208,7 +208,7 @@ async def _stop_supervisor(layout: Layout) -> list[str]:
         await _wait_for_answer(supervisor)
         done = await supervisor.stop_all()
     except RigError as error:
-        if error.code != "RoleUnavailable":
+        if error.code != Code.RoleUnavailable:
             raise
         limit_s = HUNG_END_TIMEOUT_S if error.uncertain else END_TIMEOUT_S
         _send(layout, signal.SIGTERM)

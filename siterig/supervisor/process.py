@@ -21,7 +21,7 @@ import trio
 from pydantic import BaseModel, ValidationError
 
 from siterig.blockfs.core.code_root import child_environment
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
 from siterig.blockfs.files import safe_files
 from siterig.supervisor.process_log import former_log
@@ -126,15 +126,17 @@ class Child:
             line = await self._line()
         if patience.cancelled_caught:
             raise RigError(
-                "RoleFailed", f"role {self.name} was not ready after {READY_TIMEOUT_S:g} s: {last_line(self._log)}"
+                Code.RoleFailed, f"role {self.name} was not ready after {READY_TIMEOUT_S:g} s: {last_line(self._log)}"
             )
         try:
             said = Readiness.model_validate_json(line or b"")
         except ValidationError:
             ending = _ending(await self.wait())
-            raise RigError("RoleFailed", f"role {self.name} did not start ({ending}): {last_line(self._log)}") from None
+            raise RigError(Code.RoleFailed, f"role {self.name} did not start ({ending}): {last_line(self._log)}") from None
         if said.code is not None:
-            raise RigError(said.code, f"role {self.name} did not start: {said.message}", recoverable=said.recoverable)
+            raise RigError(
+                Code.of(said.code), f"role {self.name} did not start: {said.message}", recoverable=said.recoverable
+            )
 
     async def health(self) -> HealthAnswer:
         """Ask how it is; waits for as long as it does not answer, so give it a deadline.  A child that ends never answers.

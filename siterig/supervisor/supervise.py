@@ -23,6 +23,7 @@ from siterig.core.layout import PRIVATE_UMASK, Layout, check_format, create
 from siterig.core.lock import take_lock
 from siterig.core.process_setup import allow_many_files, forbid_core_dumps
 from siterig.rpc import services
+from siterig.rpc.rpc_contract import error_body
 from siterig.supervisor import cleanup
 from siterig.supervisor.launch import QUICK_RETRIES, UNTIL_EOF
 from siterig.supervisor.process_log import log_to_stderr
@@ -120,7 +121,7 @@ def main() -> None:
         if failure is None:
             raise
         structlog.get_logger().error(failure.message, code=failure.code)
-        tell({"error": {"code": failure.code, "message": failure.message, "recoverable": failure.recoverable}})
+        tell({"error": error_body(failure)})
         sys.exit(1)
 
 

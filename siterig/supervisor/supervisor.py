@@ -21,7 +21,7 @@ import trio
 
 from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
 from siterig.azure_emu.vault.context.roles import trouble
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
 from siterig.core.control import RigStatus, SupervisorControl
 from siterig.core.layout import Layout
@@ -284,7 +284,7 @@ class Supervisor(SupervisorControl):
 
     def _role(self, name: str) -> _Role:
         if name not in self._roles:
-            raise RigError("NoSuchRole", f"unknown role {name!r}; there are: {', '.join(self._roles)}")
+            raise RigError(Code.NoSuchRole, f"unknown role {name!r}; there are: {', '.join(self._roles)}")
         return self._roles[name]
 
     async def status(self) -> RigStatus:

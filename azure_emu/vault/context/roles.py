@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 T = TypeVar("T")
 
@@ -27,7 +27,12 @@ PROGRESS_S = 5.0
 """An attempt after a wait that has lasted so long has got further than the one before: it waits for nothing."""
 _DELAYS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 
-_ROLE_OF_CODE = {"RoleUnavailable": None, "RoleHung": None, "CacheUnreachable": "azurite", "DiskHostUnreachable": None}
+_ROLE_OF_CODE = {
+    Code.RoleUnavailable: None,
+    Code.RoleHung: None,
+    Code.CacheUnreachable: "azurite",
+    Code.DiskHostUnreachable: None,
+}
 """Errors that say that a role is away, and the role where the error itself does not name it."""
 _ENDED_FOR_GOOD: tuple[RoleState, ...] = ("failed", "held", "stopped")
 
@@ -42,15 +47,15 @@ def trouble(role: RoleStatus) -> RigError | None:
         return None
     if role.state == "failed":
         return RigError(
-            "RoleFailed", f"role {name} failed and is not started again{why}; start it with {restart}", role=name
+            Code.RoleFailed, f"role {name} failed and is not started again{why}; start it with {restart}", role=name
         )
     if role.state == "held":
         text = f"role {name} is down on purpose; start it with {restart}, or a lost site with siterig site restore"
-        return RigError("RoleHeld", text, role=name)
+        return RigError(Code.RoleHeld, text, role=name)
     if role.state == "hung":
         text = f"role {name} is hung{why}; if it does not recover: {restart}"
-        return RigError("RoleHung", text, recoverable=True, role=name)
-    return RigError("RoleUnavailable", f"role {name} is {role.state}{why}", recoverable=True, role=name)
+        return RigError(Code.RoleHung, text, recoverable=True, role=name)
+    return RigError(Code.RoleUnavailable, f"role {name} is {role.state}{why}", recoverable=True, role=name)
 
 
 class Roles:
@@ -131,7 +136,7 @@ class Roles:
         """The role that is away for longest, if for at least so long; one that is down on purpose does not count."""
         for name, since in sorted(self._away_since.items(), key=lambda item: item[1]):
             error = self.trouble(name)
-            if error is not None and error.code != "RoleHeld" and trio.current_time() - since >= least_s:
+            if error is not None and error.code != Code.RoleHeld and trio.current_time() - since >= least_s:
                 return error
         return None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from siterig.azure_emu.vault.db.schema import ItemRow
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 
 class State(StrEnum):
@@ -138,7 +138,7 @@ def require(item: ItemRow, operation: Operation) -> None:
     if operation in now:
         return
     raise RigError(
-        "InvalidState",
+        Code.InvalidState,
         f"{operation.command} of VM {item.vm!r} is not possible: protectionState is {item.protection_state}, activeLocation "
         f"{item.active_location}, testFailoverState {item.test_failover_state}; allowed now: "
         f"{', '.join(each.command for each in now) or 'nothing'}",

@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.db import migrations
 from siterig.azure_emu.vault.db.schema import FORMAT_VERSION, Base, FormatRow, ItemRow
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.durable_io import sync_folder
 
 T = TypeVar("T")
@@ -62,10 +62,12 @@ class Store:
             reason = error.orig if isinstance(error, DBAPIError) else error
             if _is_full(reason):
                 raise self._disk_full() from error
-            raise RigError("StateUnreadable", f"the vault's database {self._name()} cannot be opened: {reason}") from error
+            raise RigError(
+                Code.StateUnreadable, f"the vault's database {self._name()} cannot be opened: {reason}"
+            ) from error
 
     def _disk_full(self) -> RigError:
-        return RigError("DiskFull", f"the vault's database {self._name()}: the host's disk is full", recoverable=True)
+        return RigError(Code.DiskFull, f"the vault's database {self._name()}: the host's disk is full", recoverable=True)
 
     def _name(self) -> str:
         return self._engine.url.render_as_string(hide_password=True)
@@ -80,7 +82,7 @@ class Store:
             version = session.scalars(select(FormatRow.version)).one()
         if not migrations.OLDEST_VERSION <= version <= FORMAT_VERSION:
             raise RigError(
-                "StateVersion",
+                Code.StateVersion,
                 f"the vault's database {self._name()} has format version {version}; this program reads versions "
                 f"{migrations.OLDEST_VERSION} to {FORMAT_VERSION}: use the siterig that made it",
             )
@@ -148,7 +150,7 @@ def _check_references(connection: Connection) -> None:
         return
     dangling = connection.execute(text("PRAGMA foreign_key_check")).all()
     if dangling:
-        raise RigError("StateUnreadable", f"the vault's database: rows without what they refer to: {dangling[:3]}")
+        raise RigError(Code.StateUnreadable, f"the vault's database: rows without what they refer to: {dangling[:3]}")
 
 
 def _copy_database(database: Path, version: int) -> None:
@@ -195,5 +197,5 @@ def find_item(session: Session, vm: str) -> ItemRow:
     item = session.get(ItemRow, vm)
     if item is None:
         known = ", ".join(session.scalars(select(ItemRow.vm).order_by(ItemRow.vm))) or "none"
-        raise RigError("VmNotFound", f"VM {vm!r} is not protected; protected VMs: {known}")
+        raise RigError(Code.VmNotFound, f"VM {vm!r} is not protected; protected VMs: {known}")
     return item

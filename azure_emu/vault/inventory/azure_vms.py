@@ -17,7 +17,7 @@ from siterig.azure_emu.vault.inventory.inventory import remember_vm
 from siterig.azure_emu.vault.model.api import RecoveryPoint, Vm, VmDisk
 from siterig.azure_emu.vault.monitoring import health
 from siterig.blockfs.contracts.control import DiskInfo
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.sector_size import known_size
 from siterig.blockfs.host.host_folder import NAME_CHARS_MAX, RECOVERY_FOLDER, check_name
@@ -34,11 +34,11 @@ def check_vm_name(vm: str) -> None:
     """``InvalidName`` unless a VM can have the name on both sides, and its test VM can have its own."""
     check_name("VM", vm)
     if vm == RECOVERY_FOLDER:
-        raise RigError("InvalidName", f"VM is named {vm!r}: a recovery side's mount has its mounted points there")
+        raise RigError(Code.InvalidName, f"VM is named {vm!r}: a recovery side's mount has its mounted points there")
     longest = NAME_CHARS_MAX - len(test_vm_name(""))
     if len(vm) > longest:
         raise RigError(
-            "InvalidName",
+            Code.InvalidName,
             f"VM is named {vm!r}, {len(vm)} characters; allowed are {longest}, for its test VM is named "
             f"{test_vm_name('VM')}",
         )
@@ -78,9 +78,9 @@ def require_ours(session: Session, owner: str, name: str, kind: Kind, *, there: 
     """
     row = session.get(AzureVmRow, name)
     if row is None and there:
-        raise RigError("VmExists", f"the recovery side has a VM {name!r} already that no failover of {owner!r} made")
+        raise RigError(Code.VmExists, f"the recovery side has a VM {name!r} already that no failover of {owner!r} made")
     if row is not None and (row.owner, row.kind) != (owner, kind):
-        raise RigError("VmExists", f"the recovery side has a VM {name!r} already; it belongs to {row.owner!r}")
+        raise RigError(Code.VmExists, f"the recovery side has a VM {name!r} already; it belongs to {row.owner!r}")
     return row
 
 
@@ -116,7 +116,9 @@ async def verify(services: Services, owner: str, name: str, state: Kind) -> Vm:
     there = await disks_of(services, name)
     lacking = sorted(expected - {disk.name for disk in there})
     if lacking:
-        raise RigError("VmIncomplete", f"VM {name!r} on the recovery side lacks disks {', '.join(lacking)}; fail over again")
+        raise RigError(
+            Code.VmIncomplete, f"VM {name!r} on the recovery side lacks disks {', '.join(lacking)}; fail over again"
+        )
     vm = Vm(name=name, side="azure", state=state, disks=[to_vm_disk(disk) for disk in there])
     await services.store.transact(lambda session: remember_vm(session, vm))
     return vm

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from siterig.blockfs.contracts.control import DiskInfo
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 MIB, GIB = 1 << 20, 1 << 30
 OS_DISK = "os"
@@ -42,7 +42,7 @@ def check(vm: str, disks: Sequence[SizedDisk]) -> None:
         if disk.size_bytes > gib_max * GIB:
             what = "the operating system's disk" if gib_max == OS_GIB_MAX else "a managed disk"
             raise RigError(
-                "DiskSizeUnsupported",
+                Code.DiskSizeUnsupported,
                 f"disk {disk.name!r} of VM {vm!r} has {disk.size_bytes / GIB:,.6g} GiB; {what} may have {gib_max:,} GiB",
             )
 
@@ -68,4 +68,4 @@ def check_chains(disks: Sequence[DiskInfo]) -> None:
     """``BrokenVhdChain`` if the parent of a thin disk is missing or not what it was."""
     for disk in disks:
         if disk.broken_chain is not None:
-            raise RigError("BrokenVhdChain", f"disk {disk.vm}/{disk.name}: {disk.broken_chain}")
+            raise RigError(Code.BrokenVhdChain, f"disk {disk.vm}/{disk.name}: {disk.broken_chain}")

@@ -12,7 +12,7 @@ from siterig.azure_emu.vault.db.schema import AzureVmRow, ItemRow, KnownDiskRow
 from siterig.azure_emu.vault.model.api import Vm, VmDisk
 from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.contracts.control import DiskInfo
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sector_size import known_size
 
 UNPROTECTED = "Unprotected"
@@ -65,13 +65,13 @@ async def list_fabric(services: Services, fabric: Side) -> list[Vm]:
     try:
         disks = await (services.site.list_vms() if fabric == "site" else services.azure.list_disks())
     except RigError as error:
-        if error.code != "RoleUnavailable":
+        if error.code != Code.RoleUnavailable:
             raise
         return await services.store.transact(lambda session: _known(session, fabric))
     try:
         await services.store.transact(lambda session: _remember_fabric(session, fabric, disks))
     except RigError as error:
-        if error.code != "DiskFull":  # they are remembered when there is room again
+        if error.code != Code.DiskFull:  # they are remembered when there is room again
             raise
     return await services.store.transact(lambda session: _described(session, fabric, disks))
 
@@ -82,5 +82,5 @@ async def site_disks(services: Services, vm: str) -> list[DiskInfo]:
     found = sorted((disk for disk in disks if disk.vm == vm), key=lambda disk: disk.name)
     if not found:
         known = ", ".join(sorted({disk.vm for disk in disks})) or "none"
-        raise RigError("VmNotFound", f"there is no VM {vm!r} at the site; VMs there: {known}")
+        raise RigError(Code.VmNotFound, f"there is no VM {vm!r} at the site; VMs there: {known}")
     return found

@@ -27,7 +27,7 @@ from siterig.azure_emu.vault.context.services import Services
 from siterig.azure_emu.vault.db.clock import rfc3339_or_none
 from siterig.azure_emu.vault.db.schema import ItemRow, JobErrorRow, JobRow, TaskRow
 from siterig.azure_emu.vault.model.api import Job, JobError, JobState, RecoveryPoint, Task, Vm
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 T = TypeVar("T")
 _log = structlog.get_logger()
@@ -127,7 +127,7 @@ def require_no_job(session: Session, vm: str) -> None:
     job = open_job(session, vm)
     if job is not None:
         raise RigError(
-            "JobInProgress",
+            Code.JobInProgress,
             f"job {job.name} ({job.friendly_name}) of VM {vm!r} is in progress; one job a VM at a time, wait for its end",
             recoverable=True,
         )
@@ -218,7 +218,7 @@ class JobEngine:
                 continue
             task = next(task for task in job.tasks if task.end_ns is None)
             message = f"the vault was stopped while task {task.name} of job {job.name} ({job.friendly_name}) was in progress"
-            self._end_badly(session, job, "Failed", RigError("VaultStopped", f"{message}; ask for the operation again"))
+            self._end_badly(session, job, "Failed", RigError(Code.VaultStopped, f"{message}; ask for the operation again"))
         return resumed
 
     async def _run_job(self, name: str) -> None:
@@ -228,7 +228,7 @@ class JobEngine:
             with running.scope:
                 follow_on = await self._run_tasks(name)
             if running.scope.cancelled_caught:
-                error = RigError("Cancelled", "cancelled by another operation on the VM")
+                error = RigError(Code.Cancelled, "cancelled by another operation on the VM")
                 await self._transact(name, lambda session, job: self._end_badly(session, job, "Cancelled", error))
         finally:
             del self._running[name]
@@ -265,7 +265,7 @@ class JobEngine:
             except Exception as error:
                 # A bug must not take the other jobs and the reports with it: it ends this job, and shows itself.
                 _log.exception("job_crashed", job=name, task=kind.name)
-                await self._fail(name, RigError("InternalError", f"task {kind.name} crashed: {error!r}"))
+                await self._fail(name, RigError(Code.InternalError, f"task {kind.name} crashed: {error!r}"))
                 return None
             last = ordinal == len(scenario.tasks) - 1
 
@@ -330,7 +330,7 @@ class JobEngine:
                 break
             except RigError as error:
                 # A job whose progress cannot be written waits for room: it can neither go on nor be ended.
-                if error.code != "DiskFull":
+                if error.code != Code.DiskFull:
                     raise
                 _log.warning("job_waits_for_room", job=name, reason=error.message, next_try_s=ROOM_RETRY_S)
                 await trio.sleep(ROOM_RETRY_S)

@@ -22,12 +22,12 @@ from siterig.azure_emu.vault.jobs.engine import Outcome, Scenario, TaskKind, Wor
 from siterig.azure_emu.vault.model.api import Vm
 from siterig.azure_emu.vault.monitoring import source_watch
 from siterig.blockfs.contracts.control import DiskInfo
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 _CLOSE_TIMEOUT_S = 5.0
 EXPORTS_MAX = 3
 """How often a disk is exported before a part that the account loses each time ends the job."""
-_LOST_IN_THE_ACCOUNT = frozenset({"PartNotFound", "PartUnreadable", "PartCorrupt"})
+_LOST_IN_THE_ACCOUNT = frozenset({Code.PartNotFound, Code.PartUnreadable, Code.PartCorrupt})
 
 _log = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ async def check_failback(work: Work) -> Outcome | None:
     text = (
         f"VM {work.vm!r}: {source_watch.describe(changed)}; a failback replaces these disks, and keeps the old ones as files"
     )
-    return with_warning(RigError("SourceChanged", text))
+    return with_warning(RigError(Code.SourceChanged, text))
 
 
 async def _delete_exports(work: Work, disk_ids: list[str]) -> None:
@@ -75,7 +75,7 @@ def _require_unused(vm: str, disks: list[DiskInfo]) -> None:
     for disk in disks:
         if disk.open_handles:
             raise RigError(
-                "VmBusy",
+                Code.VmBusy,
                 f"disk {disk.name!r} of Azure VM {vm!r} is in use: {disk.path} is open {disk.open_handles} times; unmount "
                 "it and detach its loop devices before failing back",
                 recoverable=True,
@@ -90,7 +90,7 @@ async def _require_unchanged(work: Work) -> None:
     for disk in disks:
         if noted.get(disk.disk_id) != disk.last_seq:
             raise RigError(
-                "VmBusy",
+                Code.VmBusy,
                 f"disk {disk.name!r} of Azure VM {work.vm!r} was written to while it was downloaded; keep it unmounted and "
                 "fail back again",
                 recoverable=True,
@@ -131,7 +131,7 @@ async def replace_site_disks(work: Work) -> Outcome | None:
     if not kept:
         return None
     text = f"VM {work.vm!r}: old disks are kept as {', '.join(kept)}, until siterig disk kept delete removes them"
-    return with_warning(RigError("SourceKept", text))
+    return with_warning(RigError(Code.SourceKept, text))
 
 
 async def start_at_site(work: Work) -> None:
@@ -160,7 +160,7 @@ async def check_commit(work: Work) -> None:
     for disk in disks:
         if downloaded.get(disk.disk_id, disk.last_seq) != disk.last_seq:
             raise RigError(
-                "VmChanged",
+                Code.VmChanged,
                 f"disk {disk.name!r} of Azure VM {work.vm!r} was written to after it was downloaded, and a commit would "
                 "delete what was written: fail back again (siterig failback)",
             )

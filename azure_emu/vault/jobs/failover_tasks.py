@@ -27,7 +27,7 @@ from siterig.azure_emu.vault.jobs.engine import SKIPPED, Outcome, Scenario, Task
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.azure_emu.vault.monitoring import damage, health
 from siterig.azure_emu.vault.points import points, selectors
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 _log = structlog.get_logger()
 
@@ -45,7 +45,7 @@ async def _from_site(
     except RigError as error:
         reason = error
     except trio.TooSlowError:
-        reason = RigError("SiteTimeout", f"the site did not {what} within {limit_s:g} s", recoverable=True)
+        reason = RigError(Code.SiteTimeout, f"the site did not {what} within {limit_s:g} s", recoverable=True)
     else:
         return None
     _log.info("site_did_not", what=what, reason=reason.message)
@@ -104,7 +104,7 @@ async def synchronize_latest(work: Work) -> Outcome | None:
     if left is None:
         return None
     text = f"VM {work.vm!r}: this state is not the newest that was sent, for a part cannot be applied: {left.message}"
-    return with_warning(RigError("LatestIncomplete", text))
+    return with_warning(RigError(Code.LatestIncomplete, text))
 
 
 async def _hold_point(work: Work, point: RecoveryPoint) -> None:
@@ -197,7 +197,7 @@ async def fail_over(work: Work) -> Outcome | None:
         names = ", ".join(disk.name for disk in written)
         return with_warning(
             RigError(
-                "RecoveredVmReplaced",
+                Code.RecoveredVmReplaced,
                 f"VM {work.vm!r} was made from another point before; what was written to it since is gone: disks {names}",
             )
         )
@@ -224,7 +224,7 @@ async def planned_preflight(work: Work) -> None:
     reason = await work.change(why_not)
     if reason is not None:
         raise RigError(
-            "ResynchronizationRequired",
+            Code.ResynchronizationRequired,
             f"VM {work.vm!r} has to be resynchronized before a planned failover: {reason}",
         )
     await preflight.can_make(work.services, work.vm, work.vm, "Recovered")
@@ -246,7 +246,7 @@ async def synchronize_all(work: Work) -> None:
     for mark in await work.services.recovery.process_latest(disk_ids=disk_ids):
         if not mark.sync_complete or mark.complete_position < cut.position:
             raise RigError(
-                "NotSynchronized",
+                Code.NotSynchronized,
                 f"disk {mark.disk_id} of VM {work.vm!r} is applied up to position {mark.complete_position}; a planned "
                 f"failover needs position {cut.position}, the last before the shutdown",
                 recoverable=True,  # an account that was killed forgets blobs, which the site then sends again

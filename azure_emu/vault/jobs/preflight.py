@@ -16,7 +16,7 @@ from siterig.azure_emu.vault.db.schema import MountRow
 from siterig.azure_emu.vault.inventory import azure_vms
 from siterig.azure_emu.vault.inventory.azure_vms import Kind
 from siterig.blockfs.contracts.control import CLOSE_IT, DiskInfo, DownloadedDisk
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 
 def require_idle(disks: list[DiskInfo], what: str) -> None:
@@ -24,7 +24,7 @@ def require_idle(disks: list[DiskInfo], what: str) -> None:
     for disk in disks:
         if disk.open_handles:
             raise RigError(
-                "DiskInUse",
+                Code.DiskInUse,
                 f"disk {disk.name!r} of {what} is in use: {disk.path} is open {disk.open_handles} times; {CLOSE_IT}",
             )
 
@@ -48,7 +48,7 @@ async def can_read(services: Services, owner: str, position: int) -> None:
         if not any(first <= position <= last for first, last in state.valid_ranges):
             spans = ", ".join(f"{first} to {last}" for first, last in state.valid_ranges) or "none"
             raise RigError(
-                "InvalidPosition",
+                Code.InvalidPosition,
                 f"disk {disk.name!r} of VM {owner!r} cannot be read at position {position}; allowed: {spans}",
             )
 
@@ -84,7 +84,7 @@ async def can_remove_all(services: Services, vm: str) -> None:
             for disk in info.disks:
                 if disk.open_handles:
                     raise RigError(
-                        "RecoveryInUse",
+                        Code.RecoveryInUse,
                         f"recovery/{vm}/{info.name}/{disk.name} is in use: it is open {disk.open_handles} times; {CLOSE_IT}",
                     )
     for name in await services.store.transact(lambda session: azure_vms.names_of(session, vm)):

@@ -16,7 +16,7 @@ from siterig.azure_emu.vault.monitoring import health
 from siterig.azure_emu.vault.mounts import mounts
 from siterig.azure_emu.vault.points import points
 from siterig.blockfs.contracts.control import DiskInfo
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 OFFICIAL_INTERVALS_S = (30.0, 300.0, 900.0)
 INTERVAL_S_MIN, INTERVAL_S_MAX = 1.0, 86400.0
@@ -26,13 +26,13 @@ def check_policy(interval_s: float, app_consistent_every_s: float | None) -> Non
     """``InvalidPolicy`` names the key, its value and what is allowed.  An interval may be one that only the rig has."""
     if not INTERVAL_S_MIN <= interval_s <= INTERVAL_S_MAX:
         raise RigError(
-            "InvalidPolicy",
+            Code.InvalidPolicy,
             f"interval_s is {interval_s:g}; allowed: 30, 300 or 900 as in the service, or rig-only any from "
             f"{INTERVAL_S_MIN:g} to {INTERVAL_S_MAX:g}",
         )
     if app_consistent_every_s is not None and not interval_s <= app_consistent_every_s <= INTERVAL_S_MAX:
         raise RigError(
-            "InvalidPolicy",
+            Code.InvalidPolicy,
             f"app_consistent_every_s is {app_consistent_every_s:g}; allowed: from interval_s ({interval_s:g}) to "
             f"{INTERVAL_S_MAX:g}, or none",
         )
@@ -142,7 +142,7 @@ def raise_blocking_error(session: Session, vm: str) -> None:
     """Raise the error for which replication of this VM waits for an administrator, if there is one."""
     blocking = health.blocking_error(session, vm)
     if blocking is not None:
-        raise RigError(blocking.code, blocking.message)
+        raise RigError(Code.of(blocking.code), blocking.message)
 
 
 async def first_point(work: Work) -> None:
@@ -213,7 +213,7 @@ async def disable_at_site(work: Work) -> Outcome | None:
     try:
         await work.services.site.remove_relationship(vm=work.vm)
     except RigError as error:
-        return SKIPPED if error.code == "VmNotFound" else went_on_without(error)
+        return SKIPPED if error.code == Code.VmNotFound else went_on_without(error)
     return None
 
 

@@ -20,7 +20,7 @@ from siterig.azure_emu.vault.jobs import engine, preflight
 from siterig.azure_emu.vault.jobs.engine import Scenario, TaskKind, Work
 from siterig.azure_emu.vault.model.choices import Side
 from siterig.azure_emu.vault.monitoring import health
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 
 async def sides_of(services: Services, vm: str) -> list[Side]:
@@ -38,14 +38,14 @@ def require_deletable(session: Session, vm: str, side: Side) -> None:
     item = session.get(ItemRow, vm)
     if item is not None:
         raise RigError(
-            "InvalidState",
+            Code.InvalidState,
             f"VM {vm!r} cannot be deleted: it is protected (protectionState {item.protection_state}); siterig unprotect "
             f"{vm} ends that",
         )
     row = session.get(AzureVmRow, vm) if side == "azure" else None
     if row is not None and session.get(ItemRow, row.owner) is not None:
         remedy = f"siterig cleanup {row.owner} removes it" if row.kind == "TestFailover" else "it goes with that VM"
-        raise RigError("InvalidState", f"VM {vm!r} cannot be deleted: it is the {row.kind} VM of {row.owner!r}; {remedy}")
+        raise RigError(Code.InvalidState, f"VM {vm!r} cannot be deleted: it is the {row.kind} VM of {row.owner!r}; {remedy}")
 
 
 async def check_delete(work: Work) -> None:
@@ -54,7 +54,7 @@ async def check_delete(work: Work) -> None:
     try:
         await _check_delete(work, side)
     except RigError as error:
-        if error.code != "VmNotFound":
+        if error.code != Code.VmNotFound:
             raise
         others = [other for other in await sides_of(work.services, work.vm) if other != side]
         hint = f"; side {others[0]} has one: --side {others[0]}" if others else ""
@@ -68,7 +68,7 @@ async def _check_delete(work: Work, side: Side) -> None:
     try:
         disks = await work.services.azure.list_disks(vm=work.vm)
     except RigError as error:
-        if error.code != "DiskCorrupt":  # what cannot be opened can be deleted
+        if error.code != Code.DiskCorrupt:  # what cannot be opened can be deleted
             raise
     else:
         preflight.require_idle(disks, f"VM {work.vm!r} at the recovery side")
@@ -82,7 +82,7 @@ async def delete_vm(work: Work) -> None:
         else:
             await work.services.azure.remove_vm(vm=work.vm)
     except RigError as error:
-        if error.code != "VmNotFound":  # it was there in the first task: deleted before a kill
+        if error.code != Code.VmNotFound:  # it was there in the first task: deleted before a kill
             raise
 
 
@@ -101,24 +101,26 @@ def require_renamable(session: Session, vm: str, name: str) -> None:
     engine.require_no_job(session, vm)
     engine.require_no_job(session, name)
     if session.get(ItemRow, name) is not None:
-        raise RigError("VmExists", f"a VM {name!r} is protected already")
+        raise RigError(Code.VmExists, f"a VM {name!r} is protected already")
     item = session.get(ItemRow, vm)
     if item is not None and item.test_failover_state != TEST_NONE:
         raise RigError(
-            "InvalidState", f"VM {vm!r} cannot be renamed while it has a test VM: siterig cleanup {vm} removes it"
+            Code.InvalidState, f"VM {vm!r} cannot be renamed while it has a test VM: siterig cleanup {vm} removes it"
         )
     mounted = session.scalars(select(MountRow.name).where(MountRow.vm == vm).order_by(MountRow.name)).first()
     if mounted is not None:
         raise RigError(
-            "RecoveryInUse",
+            Code.RecoveryInUse,
             f"VM {vm!r} cannot be renamed while a point of it is mounted: siterig point unmount {vm} {mounted} ends that",
         )
     row = session.get(AzureVmRow, vm)
     if row is not None and row.owner != vm:
-        raise RigError("InvalidState", f"VM {vm!r} cannot be renamed: it is the {row.kind} VM of {row.owner!r}")
+        raise RigError(Code.InvalidState, f"VM {vm!r} cannot be renamed: it is the {row.kind} VM of {row.owner!r}")
     others = [other for other in azure_vms.names_of(session, vm) if other != vm]
     if others:
-        raise RigError("InvalidState", f"VM {vm!r} cannot be renamed while the recovery side has {', '.join(others)} of it")
+        raise RigError(
+            Code.InvalidState, f"VM {vm!r} cannot be renamed while the recovery side has {', '.join(others)} of it"
+        )
 
 
 async def check_rename(work: Work) -> None:
@@ -127,13 +129,13 @@ async def check_rename(work: Work) -> None:
     at_site, at_azure = await work.services.site.list_vms(), await work.services.azure.list_disks()
     for disk in (*at_site, *at_azure):
         if disk.vm == name:
-            raise RigError("VmExists", f"VM {work.vm!r} cannot be renamed: there is a VM {name!r} already ({disk.path})")
+            raise RigError(Code.VmExists, f"VM {work.vm!r} cannot be renamed: there is a VM {name!r} already ({disk.path})")
     for disks, where in ((at_site, "at the site"), (at_azure, "at the recovery side")):
         own = [disk for disk in disks if disk.vm == work.vm]
         preflight.require_idle(own, f"VM {work.vm!r} {where}")
         if any(disk.promotion is not None for disk in own):
             raise RigError(
-                "VmBusy",
+                Code.VmBusy,
                 f"VM {work.vm!r} cannot be renamed while its disks become independent (promotion)",
                 recoverable=True,
             )

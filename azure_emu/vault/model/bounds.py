@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from siterig.blockfs.core.errors import Code
+
 STALLED_S = 30.0
 """Data of a VM waits in the cache account, and nothing of it is applied."""
 APPLIED_BEHIND_S = 300.0
@@ -19,7 +21,7 @@ WAIT_S_BY_CODE = {
     "RecoverySideBehind": 120.0,
     "AwaitingApply": 120.0,
     "DescriptorsExhausted": 10.0,
-    "PartMissing": 30.0,
+    Code.PartMissing: 30.0,
 }
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.contracts.ports import Damage
 from siterig.azure_emu.vault.context.events import Severity
 from siterig.azure_emu.vault.db.schema import DamageRow, DiskRow
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 CODE = "ManagedDiskDamaged"
 BY_READ_MAX = 100
@@ -90,7 +90,7 @@ def warning_at(session: Session, vm: str, position: int) -> RigError | None:
         return None
     names = ", ".join(sorted({name for name, _ in found}))
     return RigError(
-        "RecoveryPointDamaged",
+        Code.RecoveryPointDamaged,
         f"VM {vm!r}: position {position} is known to be damaged on disk {names}: reads of that are I/O errors "
         f"({found[0][1]})",
     )

@@ -21,7 +21,7 @@ from siterig.azure_emu.vault.model.api import Health, HealthError, ProtectedItem
 from siterig.azure_emu.vault.monitoring import damage
 from siterig.azure_emu.vault.points import points
 from siterig.blockfs.core.clock import SECOND_NS
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 WINDOW_S = 3600.0
 """Cycles are counted over this time at most."""
@@ -132,7 +132,9 @@ def _derived(session: Session, item: ItemRow, elapsed_ns: int) -> list[HealthErr
     found: list[tuple[str, str]] = []
     damaged = damage.of_vm(session, item.vm)
     if item.resync_reason is not None:
-        found.append(("ResynchronizationRequired", f"VM {item.vm!r} is marked for resynchronization: {item.resync_reason}"))
+        found.append(
+            (Code.ResynchronizationRequired, f"VM {item.vm!r} is marked for resynchronization: {item.resync_reason}")
+        )
     if is_cycling(item):
         missed = _missed_ratio(session, item, elapsed_ns)
         if missed >= MISSED_RATIO_WARNING:

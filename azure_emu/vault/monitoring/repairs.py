@@ -7,7 +7,7 @@ import trio
 
 from siterig.azure_emu.vault.context.services import Services
 from siterig.azure_emu.vault.db.schema import DiskRow
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 ANSWER_S = 60.0
 """A site that takes longer is asked again by the next request; what it had begun it finishes."""
@@ -75,7 +75,7 @@ class Repairs:
             with trio.move_on_after(ANSWER_S) as scope:
                 await self._services.site.send_again(vm=vm, parts=parts)
             if scope.cancelled_caught:
-                error = RigError("RoleUnavailable", f"the site did not send parts again within {ANSWER_S:g} s")
+                error = RigError(Code.RoleUnavailable, f"the site did not send parts again within {ANSWER_S:g} s")
         except RigError as exc:
             error = exc
         finally:

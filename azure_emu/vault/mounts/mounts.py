@@ -26,7 +26,7 @@ from siterig.azure_emu.vault.monitoring import damage
 from siterig.azure_emu.vault.points import points, selectors
 from siterig.blockfs.contracts.control import RecoveryInfo, RecoverySource
 from siterig.blockfs.core import short_ids
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.sector_size import known_size
 
@@ -47,7 +47,8 @@ def parse_time(text: str) -> int:
         moment = None
     if found is None or moment is None:
         raise RigError(
-            "InvalidTime", f"time {text!r} is not understood: write RFC 3339, e.g. 2026-11-21T22:13:17Z or ...:17.25+01:00"
+            Code.InvalidTime,
+            f"time {text!r} is not understood: write RFC 3339, e.g. 2026-11-21T22:13:17Z or ...:17.25+01:00",
         )
     return int(moment.timestamp()) * 1_000_000_000 + int((found[2] or "0").ljust(6, "0").ljust(9, "9"))
 
@@ -74,7 +75,7 @@ async def choose(
     time.  ``BadRequest``, ``NoSuchPoint``, ``InvalidPosition``, ``InvalidTime``.
     """
     if sum(choice is not None for choice in (point, position, time)) > 1:
-        raise RigError("BadRequest", "a point, a position and a time were given: one of them says what to open")
+        raise RigError(Code.BadRequest, "a point, a position and a time were given: one of them says what to open")
     selector = selectors.parse(selectors.LATEST_PROCESSED if point is None else point)
     if selector.kind == "position":
         position = int(selector.text)
@@ -106,7 +107,7 @@ async def _resolve(services: Services, vm: str, wanted: str) -> RecoveryPoint:
         return found
     if gone:
         spans = " and ".join(f"{first} to {last}" for first, last in (await _readable(services, vm))[0]) or "none"
-        raise RigError("NoSuchPoint", f"VM {vm!r}: points were deleted by the commit; positions {spans} can be read")
+        raise RigError(Code.NoSuchPoint, f"VM {vm!r}: points were deleted by the commit; positions {spans} can be read")
     raise found
 
 
@@ -136,7 +137,7 @@ async def _time_of(services: Services, vm: str, position: int) -> int:
         try:
             steps = await services.recovery.change_steps(disk_id=disk.disk_id, after=first, upto=position)
         except RigError as error:
-            if error.code != "InvalidPosition" or (await _readable(services, vm))[0] == ranges:
+            if error.code != Code.InvalidPosition or (await _readable(services, vm))[0] == ranges:
                 raise
             return await _time_of(services, vm, position)  # the oldest state was folded away meanwhile
         times += [step.time_ns for step in steps[-1:]]
@@ -148,7 +149,7 @@ def _range_of(vm: str, position: int, ranges: list[tuple[int, int]]) -> tuple[in
     found = [(first, last) for first, last in ranges if first <= position <= last]
     if not found:
         allowed = ", ".join(f"{first} to {last}" for first, last in ranges) or "none yet"
-        raise RigError("InvalidPosition", f"VM {vm!r}: position {position} cannot be read; allowed: {allowed}")
+        raise RigError(Code.InvalidPosition, f"VM {vm!r}: position {position} cannot be read; allowed: {allowed}")
     return max(found)
 
 
@@ -181,14 +182,14 @@ async def _at_time(services: Services, vm: str, text: str) -> tuple[int, str, Re
     ranges, oldest_ns = await _readable(services, vm)
     newest_ns = min((disk.complete_time_ns for disk in disks), default=0)
     refused = RigError(
-        "InvalidTime", f"VM {vm!r}: time {text} cannot be read; allowed: {rfc3339(oldest_ns)} to {rfc3339(newest_ns)}"
+        Code.InvalidTime, f"VM {vm!r}: time {text} cannot be read; allowed: {rfc3339(oldest_ns)} to {rfc3339(newest_ns)}"
     )
     if not oldest_ns <= time_ns or time_ns // 1000 > newest_ns // 1000:
         raise refused
     try:
         found = [await services.recovery.position_at(disk_id=disk.disk_id, time_ns=time_ns) for disk in disks]
     except RigError as error:
-        if error.code != "InvalidPosition":
+        if error.code != Code.InvalidPosition:
             raise
         raise refused from error
     # Where the states between two generations are not known, the last one before them is what there is of that time.
@@ -237,16 +238,16 @@ async def mount(
     def note(session: Session) -> tuple[bool, list[DiskRow]]:
         state = find_item(session, vm).protection_state
         if state == State.DISABLING:  # its mounts are being taken away: one that came late would stay
-            raise RigError("InvalidState", f"a point of VM {vm!r} cannot be mounted: protectionState is {state}")
+            raise RigError(Code.InvalidState, f"a point of VM {vm!r} cannot be mounted: protectionState is {state}")
         row = session.get(MountRow, (vm, wanted.name))
         if row is not None and row.position != at:
             raise RigError(
-                "RecoveryExists",
+                Code.RecoveryExists,
                 f"VM {vm!r}: {row.name} is mounted already, at position {row.position}, not {at}; unmount it first",
             )
         if row is None:
             if found is not None and found.id != selectors.LATEST and points.find_available(session, found.id) is None:
-                raise RigError("NoSuchPoint", f"VM {vm!r}: recovery point {found.id} was pruned just now")
+                raise RigError(Code.NoSuchPoint, f"VM {vm!r}: recovery point {found.id} was pruned just now")
             session.add(wanted)
         return row is None, _disks(session, vm)
 
@@ -285,7 +286,9 @@ async def unmount(services: Services, vm: str, name: str) -> None:
                 return known
         if (begun := short_ids.find("mounted point", name, there)) is not None:
             return begun
-        raise RigError("NotMounted", f"VM {vm!r} has no mounted point {name!r}; mounted are: {', '.join(there) or 'none'}")
+        raise RigError(
+            Code.NotMounted, f"VM {vm!r} has no mounted point {name!r}; mounted are: {', '.join(there) or 'none'}"
+        )
 
     # Somebody who has the turn before may unmount it, too: then it is closed twice, which is no error.
     await close(services, vm, await services.store.transact(look))

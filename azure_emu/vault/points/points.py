@@ -16,7 +16,7 @@ from siterig.azure_emu.vault.points.retention import PointFacts
 from siterig.azure_emu.vault.points.selectors import LATEST, LATEST_APPLICATION_CONSISTENT, LATEST_PROCESSED, WORDS, parse
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import short_ids
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import SYNC_END, Watermark
 
 _IDS_IN_QUERY = 500
@@ -214,7 +214,7 @@ def resolve(session: Session, vm: str, choice: str) -> RecoveryPoint:
         told = f"the newest is {last.id} ({last.type})" if last is not None else "it has none yet"
         count = session.execute(select(func.count()).where(PointRow.vm == vm, PointRow.available)).scalar_one()
         raise RigError(
-            "NoSuchPoint",
+            Code.NoSuchPoint,
             f"VM {vm!r} has no recovery point {WORDS.get(selector.text, choice)!r}; {told}; allowed: {_allowed(count)}",
         )
     return found
@@ -224,7 +224,7 @@ def _named(session: Session, vm: str, name: str) -> RecoveryPoint | None:
     rows = session.execute(_newest_first(vm).where(PointRow.name == name)).all()
     if len(rows) > 1:
         raise RigError(
-            "NoSuchPoint",
+            Code.NoSuchPoint,
             f"VM {vm!r} has {len(rows)} recovery points named {name!r}, the newest is {rows[0][0]}: say which by its id",
         )
     return _wire(rows[0]) if rows else None
@@ -235,7 +235,7 @@ def check_new_name(session: Session, vm: str, name: str) -> None:
     other = _short_id_of(session, vm, name)
     if other is not None:
         raise RigError(
-            "InvalidName", f"point is named {name!r}, which is the beginning of point {other}'s id; give another name"
+            Code.InvalidName, f"point is named {name!r}, which is the beginning of point {other}'s id; give another name"
         )
 
 
@@ -244,7 +244,7 @@ def _require_no_short_id(session: Session, vm: str, name: str, own_id: str) -> N
     other = _short_id_of(session, vm, name)
     if other not in (None, own_id):
         raise RigError(
-            "AmbiguousId",
+            Code.AmbiguousId,
             f"{name!r} is the name of point {own_id} and the beginning of point {other}'s id: say which by its id",
         )
 

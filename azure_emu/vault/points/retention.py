@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 HOUR_NS = 3_600_000_000_000
 EVERY_POINT_NS = 2 * HOUR_NS
@@ -48,7 +48,7 @@ def check_hours(hours: int) -> None:
     """``InvalidPolicy`` names the key, its value and what is allowed."""
     if not HOURS_MIN <= hours <= HOURS_MAX:
         raise RigError(
-            "InvalidPolicy",
+            Code.InvalidPolicy,
             f"recoveryPointHistoryDuration is {hours}; allowed: {HOURS_MIN} to {HOURS_MAX} hours (of a Hyper-V policy "
             f"of the service {HOURS_HYPER_V} at most)",
         )

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 LATEST = "Latest"
 LATEST_PROCESSED = "LatestProcessed"
@@ -46,7 +46,7 @@ def parse(text: str) -> Selector:
     if text.startswith("@"):
         position = _POSITION.fullmatch(text)
         if position is None:
-            raise RigError("InvalidPosition", f"position {text!r} is not understood: write @ and a number, e.g. @13")
+            raise RigError(Code.InvalidPosition, f"position {text!r} is not understood: write @ and a number, e.g. @13")
         return Selector("position", position[1])
     if _LIKE_TIME.match(text.strip()) is not None:
         return Selector("time", text.strip())
@@ -60,11 +60,12 @@ def check_name(name: str) -> None:
     shown = ascii(name[: 2 * NAME_CHARS_MAX])
     if not (name.isprintable() and 0 < len(name) <= NAME_CHARS_MAX):
         raise RigError(
-            "InvalidName", f"point is named {shown}; allowed are 1 to {NAME_CHARS_MAX} printable characters, spaces included"
+            Code.InvalidName,
+            f"point is named {shown}; allowed are 1 to {NAME_CHARS_MAX} printable characters, spaces included",
         )
     if name != name.strip() or name.startswith(("-", "@")) or parse(name).kind != "name":
         raise RigError(
-            "InvalidName",
+            Code.InvalidName,
             f"point is named {shown}, and could not be selected by that name: reserved are latest, latest-processed and "
             "latest-app in any spelling, ids, what begins like a time (2026-11-21T...), what begins with @ or -, and spaces "
             "at the beginning and end",

@@ -16,7 +16,7 @@ from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo, PromotionInfo
 from siterig.blockfs.contracts.counters import DiskCounters, RequestCounters
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import completion, exits, show
 from siterig.cli.commands import kept
 from siterig.cli.commands.options import Dir, Json, example
@@ -127,11 +127,11 @@ async def _find(folder: Path, text: str, wanted: Side | None) -> tuple[Side, Dis
     if len(found) == 1:
         return found[0]
     if found:
-        raise RigError("BadRequest", f"disk {text}: both sides have one; say --side site or --side azure")
+        raise RigError(Code.BadRequest, f"disk {text}: both sides have one; say --side site or --side azure")
     if failure is not None:
         raise failure
     where = "" if wanted is None else f" at side {wanted}"
-    raise RigError("DiskNotFound", f"there is no disk {text}{where}; there are: {', '.join(there) or 'none'}")
+    raise RigError(Code.DiskNotFound, f"there is no disk {text}{where}; there are: {', '.join(there) or 'none'}")
 
 
 def resize(
@@ -182,7 +182,7 @@ def stats(
 
     async def work() -> None:
         if as_json and watch:
-            raise RigError("BadRequest", "--json and --watch: JSON is printed once; ask again for more")
+            raise RigError(Code.BadRequest, "--json and --watch: JSON is printed once; ask again for more")
         where, host, info = await _find(folder, disk, side)
         found, asked_s = await host.counters(vm=info.vm, disk=info.name), trio.current_time()
         if as_json:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import trio
 import typer
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.cli import doctor, exits, provenance, show
 from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.tables import Part
@@ -69,7 +69,7 @@ def drill(
             raise
 
     if not exits.run(work):
-        raise typer.Exit(exits.FAILED)
+        raise typer.Exit(ExitStatus.FAILED)
 
 
 def _settings(*, os_size: str, data_size: str, corpus: str, interval_s: float) -> DrillSettings:
@@ -88,7 +88,7 @@ def _settings(*, os_size: str, data_size: str, corpus: str, interval_s: float) -
     smallest = min(settings.os_bytes, settings.data_bytes)
     if settings.corpus_bytes > smallest:
         raise RigError(
-            "BadRequest", f"--corpus {corpus} does not fit: at most the smaller disk's size, {format_size(smallest)}"
+            Code.BadRequest, f"--corpus {corpus} does not fit: at most the smaller disk's size, {format_size(smallest)}"
         )
     return settings
 

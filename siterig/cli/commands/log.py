@@ -26,7 +26,7 @@ from siterig.blockfs.changelog.replay import (
 )
 from siterig.blockfs.changelog.segment import FLAG_CLEAN_CLOSE, Record, RecordType, SegmentReader
 from siterig.blockfs.changelog.tags import decode_tag
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.blockfs.files.file_limit import too_large
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.guests import hostmounts
@@ -60,7 +60,7 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as exc:
         if exc.errno == errno.EFBIG:
             raise too_large(str(path)) from exc
-        code = "DiskFull" if exc.errno in (errno.ENOSPC, errno.EDQUOT) else "IoFailed"
+        code = Code.DiskFull if exc.errno in (errno.ENOSPC, errno.EDQUOT) else Code.IoFailed
         raise RigError(code, f"{path}: cannot be written: {reason(exc, path)}") from exc
 
 
@@ -188,7 +188,7 @@ def verify_log(files: Files, as_json: JsonLines = False) -> None:
         return total.bad_files == 0
 
     if not exits.run(work):
-        raise typer.Exit(exits.FAILED)
+        raise typer.Exit(ExitStatus.FAILED)
 
 
 @dataclass
@@ -289,7 +289,7 @@ def replay_log(
 async def _refuse_in_use(image: Path) -> None:
     for use in await hostmounts.uses(image) if image.exists() else []:
         holders = (use.loop, *use.mountpoints, *use.processes)
-        raise RigError("ImageBusy", f"{image}: is in use by {', '.join(holder for holder in holders if holder)}")
+        raise RigError(Code.ImageBusy, f"{image}: is in use by {', '.join(holder for holder in holders if holder)}")
 
 
 def _partial(image: Path, replay: Replay) -> str:
@@ -361,7 +361,7 @@ def import_dm(
 
     async def work() -> None:
         if not target.name or not target.parent.is_dir():
-            raise RigError("FolderUnusable", f"{target.parent}: is no folder; write --onto-log DIR/NAME")
+            raise RigError(Code.FolderUnusable, f"{target.parent}: is no folder; write --onto-log DIR/NAME")
         check_file_name("log", target.name)
         size_bytes = None if size is None else parse_size(size)
         total_bytes = source.stat().st_size if source.is_file() else 0

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.images import vhd
 from siterig.cli import exits, show
 from siterig.cli.commands.options import (
@@ -66,7 +66,7 @@ def mount(
 
     async def work() -> None:
         if log and read_only:
-            raise RigError("BadRequest", "--log and --read-only: where nothing is written, there is nothing to log")
+            raise RigError(Code.BadRequest, "--log and --read-only: where nothing is written, there is nothing to log")
         if name is not None:
             check_file_name("disk", name)
         log_as_notes(logging.WARNING)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from siterig.azure_emu.vault.model.api import Job, VaultApi
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.cli import exits, show
 from siterig.cli.commands.options import Dir, Json, Point, VmName, example, vault
 from siterig.cli.follow import follow
@@ -53,11 +53,12 @@ def job_status(job: Job) -> int:
     if job.state == "Succeeded":
         for error in job.errors:
             show.notice(f"{error.message} ({error.code})")
-        return exits.OK
-    failures = [RigError(error.code, error.message) for error in job.errors]
+        return ExitStatus.OK
+    failures = [RigError(Code.of(error.code), error.message) for error in job.errors]
     for failure in failures:
         show.error(failure)
-    return exits.NOT_UP if exits.NOT_UP in map(exits.status_of, failures) else exits.FAILED
+    not_up = any(failure.code.exit_status == ExitStatus.NOT_UP for failure in failures)
+    return ExitStatus.NOT_UP if not_up else ExitStatus.FAILED
 
 
 def _operate(folder: Path, start: Callable[[VaultApi], Awaitable[Job]], *, as_json: bool) -> None:

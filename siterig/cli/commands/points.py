@@ -12,7 +12,7 @@ import trio
 import typer
 
 from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, RecoveryPoint, VaultApi
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.sector_size import SECTOR_BYTES_DEFAULT
 from siterig.blockfs.images import vhd
@@ -182,11 +182,11 @@ def _disk(made: MountedPoint, name: str | None) -> MountedDisk:
     if name is None:
         if len(made.disks) == 1:
             return made.disks[0]
-        raise RigError("BadRequest", f"VM {made.vm!r} has disks {there}: say which with --disk")
+        raise RigError(Code.BadRequest, f"VM {made.vm!r} has disks {there}: say which with --disk")
     for disk in made.disks:
         if disk.name == name:
             return disk
-    raise RigError("DiskNotFound", f"VM {made.vm!r} has no disk {name!r}; it has: {there}")
+    raise RigError(Code.DiskNotFound, f"VM {made.vm!r} has no disk {name!r}; it has: {there}")
 
 
 def export(
@@ -224,7 +224,8 @@ def export(
             path = source.vhd if format_ == "vhd" else source.path
             if path is None:
                 raise RigError(
-                    "InvalidDiskSize", f"{vm}/{source.name} has {source.size_bytes} bytes: {vhd.WHY_NOT}; export it as vhdx"
+                    Code.InvalidDiskSize,
+                    f"{vm}/{source.name} has {source.size_bytes} bytes: {vhd.WHY_NOT}; export it as vhdx",
                 )
             if source.sector_bytes != SECTOR_BYTES_DEFAULT and format_ != "vhdx":
                 show.notice(

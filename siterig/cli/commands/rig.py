@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from siterig.blockfs.contracts.shares import KEPT_SHARE_MAX, STORE_SHARE_MAX, WhenFull
+from siterig.blockfs.core.errors import ExitStatus
 from siterig.cli import exits, light_commands, rig_status, show
 from siterig.cli.commands.options import (
     QUEUE,
@@ -60,7 +61,7 @@ def doctor(
         return all(check.ok for check in found)
 
     if not exits.run(work):
-        raise typer.Exit(exits.ENVIRONMENT)
+        raise typer.Exit(ExitStatus.ENVIRONMENT)
 
 
 def up(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.blockfs.core.errors import ExitStatus
 from siterig.cli import completion, exits, show, sites
 from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.light_commands import running
@@ -71,7 +72,7 @@ def list_roles(folder: Dir, as_json: Json = False) -> None:
         return all(role.state == "ready" for role in roles)
 
     if not exits.run(work):
-        raise typer.Exit(exits.FAILED)
+        raise typer.Exit(ExitStatus.FAILED)
 
 
 def restart(folder: Dir, name: RoleName, as_json: Json = False) -> None:

@@ -15,7 +15,7 @@ from siterig.azure_emu.contracts.ports import Damage, DamageReports, RecoverySid
 from siterig.azure_emu.scrub.scrubber import scrub as scrub_store
 from siterig.azure_emu.vault.model.api import ManagedDisk, RecoveryPoint, VaultApi
 from siterig.blockfs.core import short_ids
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.cli import completion, exits, show
 from siterig.cli.commands.options import Dir, Json, vault
 from siterig.cli.light_commands import running
@@ -80,7 +80,7 @@ def scrub(
                 show.notice("siterig disk scrub --repair writes again what can be made from the rest of a managed disk")
             if not found:
                 show.line("no managed disks: siterig protect")
-        return exits.FAILED if any(damages for _, damages in found) else exits.OK
+        return ExitStatus.FAILED if any(damages for _, damages in found) else ExitStatus.OK
 
     raise typer.Exit(exits.run(work))
 
@@ -89,7 +89,7 @@ def _vault(folder: Path) -> VaultApi | None:
     try:
         running(folder)
     except RigError as error:
-        if error.code != "NotUp":
+        if error.code != Code.NotUp:
             raise
         return None
     return vault(folder)
@@ -112,7 +112,7 @@ def _chosen(stores: list[_Store], which: list[str]) -> list[_Store]:
         begun = None if named else short_ids.find("managed disk", text, ids)
         if not named and begun is None:
             there = ", ".join(store.title for store in stores) or "none"
-            raise RigError("DiskNotFound", f"there is no managed disk of {text!r}; there are: {there}")
+            raise RigError(Code.DiskNotFound, f"there is no managed disk of {text!r}; there are: {there}")
         chosen |= named or {str(begun)}
     return [store for store in stores if store.folder.name in chosen]
 
@@ -124,7 +124,7 @@ async def _scrub(store: _Store) -> list[Damage] | None:
             # Ctrl-C does not wait for its end: it changes nothing.
             return await trio.to_thread.run_sync(lambda: list(scrub_store(store.folder, advance)), abandon_on_cancel=True)
         except RigError as error:
-            if error.code != "DiskNotFound":
+            if error.code != Code.DiskNotFound:
                 raise
             return None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sector_size import SECTOR_SIZES, check_sectors, known_size
 from siterig.blockfs.images.image_formats import FORMATS, Format
 from siterig.cli import completion, exits, light_commands, show
@@ -120,10 +120,10 @@ async def _specs(disks: list[str], formats: list[str], sector_sizes: list[str], 
 async def _disks(disks: list[str], formats: list[str], *, backing: bool) -> list[DiskSpec]:
     names = [text.partition("=")[0] for text in disks if is_import(text)]
     if formats and not names:
-        raise RigError("BadRequest", "--format: no disk is made of an image; write --disk NAME=IMAGE")
+        raise RigError(Code.BadRequest, "--format: no disk is made of an image; write --disk NAME=IMAGE")
     format_of = cast("dict[str, Format]", parse_of_disks("--format", formats, FORMATS, names))
     if backing and not names:
-        raise RigError("BadRequest", "--backing: no disk is made of an image; write --disk NAME=IMAGE")
+        raise RigError(Code.BadRequest, "--backing: no disk is made of an image; write --disk NAME=IMAGE")
     make = _thin if backing else _imported
     return [await make(text, format_of) if is_import(text) else parse_disk(text) for text in disks]
 
@@ -136,11 +136,13 @@ async def _thin(text: str, format_of: dict[str, Format]) -> DiskSpec:
     name, path, size_bytes = parse_import(text)
     wanted = format_of.get(name)
     if wanted not in (None, "raw", "vhd"):
-        raise RigError("ImageUnusable", f"{path}: --backing needs a raw image or a fixed VHD, not format {wanted}")
+        raise RigError(Code.ImageUnusable, f"{path}: --backing needs a raw image or a fixed VHD, not format {wanted}")
     found = await open_image(Path(path), format_=wanted, read_only=True)
     found.close()
     if found.is_device:
-        raise RigError("ImageUnusable", f"{path}: is a block device; --backing needs a file, whose changes can be noticed")
+        raise RigError(
+            Code.ImageUnusable, f"{path}: is a block device; --backing needs a file, whose changes can be noticed"
+        )
     backing = BackingImage(path=str(found.path), format=found.format)
     return DiskSpec(name=name, size_bytes=size_bytes or found.size_bytes, backing=backing)
 
@@ -153,7 +155,7 @@ async def _imported(text: str, format_of: dict[str, Format]) -> DiskSpec:
     source = await image_import.look_at(Path(path), format_of.get(name))
     if size_bytes is not None and size_bytes < source.size_bytes:
         raise RigError(
-            "DiskTooSmall", f"disk {name}: its size is {size_bytes} bytes; the disk in {path} has {source.size_bytes}"
+            Code.DiskTooSmall, f"disk {name}: its size is {size_bytes} bytes; the disk in {path} has {source.size_bytes}"
         )
     if source.remark is not None:
         show.notice(source.remark)

@@ -21,7 +21,7 @@ from siterig.blockfs.changelog.segment import RecordType, SegmentReader
 from siterig.blockfs.changelog.tags import decode_tag
 from siterig.blockfs.contracts.control import BackingImage, CutInfo, TagKind
 from siterig.blockfs.core.clock import SystemClock
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sector_size import SectorBytes
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.files.sparse_copy import Advance
@@ -114,7 +114,7 @@ class MemoryCache:
     async def get(self, part: PartName) -> bytes:
         self._check()
         if part not in self.blobs:
-            raise RigError("PartNotFound", f"{part.blob()} is not there")
+            raise RigError(Code.PartNotFound, f"{part.blob()} is not there")
         return self.blobs[part]
 
     async def delete(self, part: PartName) -> None:
@@ -485,7 +485,7 @@ class Rig:
 
     @contextmanager
     def cache_down(self, code: str = "CacheUnreachable", *, recoverable: bool = True) -> Iterator[None]:
-        self.cache.trouble = RigError(code, f"{code} for the test", recoverable=recoverable)
+        self.cache.trouble = RigError(Code.of(code), f"{code} for the test", recoverable=recoverable)
         try:
             yield
         finally:

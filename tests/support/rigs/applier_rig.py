@@ -12,7 +12,7 @@ from siterig.azure_emu.applier.applier import Applier
 from siterig.azure_emu.contracts.ports import SkippedBlob
 from siterig.azure_emu.disks.store import open_view
 from siterig.blockfs.changelog.tags import TagSeen
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.transfer.part_name import Listing, PartName, Watermark
 from tests.support.disks.disk_history import DISK_ID, Packed, SiteDisk
@@ -54,9 +54,9 @@ class FakeCache:
         self._check()
         self.gets.append(part)
         if part in self.forgotten:
-            raise RigError("PartNotFound", f"{part.blob()} is not there")
+            raise RigError(Code.PartNotFound, f"{part.blob()} is not there")
         if part in self.unreadable:
-            raise RigError("PartUnreadable", f"part {part.blob()} cannot be read", recoverable=True)
+            raise RigError(Code.PartUnreadable, f"part {part.blob()} cannot be read", recoverable=True)
         return self.blobs[part]
 
     async def delete(self, part: PartName) -> None:

@@ -28,7 +28,7 @@ from siterig.blockfs.contracts.control import (
     SourceUse,
     TagKind,
 )
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sector_size import SectorBytes
 from siterig.blockfs.transfer.part_name import Watermark
@@ -96,7 +96,7 @@ class World:
             side[name] = {disk.name: disk.model_copy(update={"vm": name}) for disk in side.pop(vm).values()}
 
     def lose_site(self) -> None:
-        error = RigError("RoleUnavailable", "role site cannot be reached", recoverable=True)
+        error = RigError(Code.RoleUnavailable, "role site cannot be reached", recoverable=True)
         for name in vars(FakeProvider):
             self.failing[f"site.{name}"] = error
 
@@ -158,12 +158,12 @@ class FakeProvider:
     async def check_delete(self, *, vm: str) -> None:
         await self.world.called("site.check_delete")
         if vm not in self.world.site:
-            raise RigError("VmNotFound", f"there is no VM {vm!r} here")
+            raise RigError(Code.VmNotFound, f"there is no VM {vm!r} here")
 
     async def delete_vm(self, *, vm: str) -> None:
         await self.world.called("site.delete_vm")
         if self.world.site.pop(vm, None) is None:
-            raise RigError("VmNotFound", f"there is no VM {vm!r} here")
+            raise RigError(Code.VmNotFound, f"there is no VM {vm!r} here")
 
     async def rename_vm(self, *, vm: str, name: str) -> None:
         await self.world.called("site.rename_vm")
@@ -311,7 +311,7 @@ class FakeRecovery:
         await self.world.called("recovery.position_at")
         found = [position for position, at in self.world.times.get(disk_id, {}).items() if at <= time_ns]
         if not found:
-            raise RigError("InvalidPosition", f"disk {disk_id} has no state at that time")
+            raise RigError(Code.InvalidPosition, f"disk {disk_id} has no state at that time")
         return max(found)
 
     async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
@@ -341,7 +341,7 @@ class FakeHost:
     async def remove_vm(self, *, vm: str) -> None:
         await self.world.called("azure.remove_vm")
         if any(disk.open_handles for disk in self.world.azure[vm].values()):
-            raise RigError("DiskInUse", f"a disk of VM {vm!r} is open")
+            raise RigError(Code.DiskInUse, f"a disk of VM {vm!r} is open")
         del self.world.azure[vm]
 
     async def open_point(

@@ -23,7 +23,7 @@ from siterig.azure_emu.vault.context import rig_clock
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.clock import SystemClock
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import hostmounts
 from siterig.blockfs.transfer.part_name import Listing, PartName
 from siterig.core.layout import Layout
@@ -54,7 +54,7 @@ class FolderCache:
         try:
             return (self._folder / part.blob()).read_bytes()
         except FileNotFoundError:
-            raise RigError("PartNotFound", f"no part {part.blob()}") from None
+            raise RigError(Code.PartNotFound, f"no part {part.blob()}") from None
 
     async def delete(self, part: PartName) -> None:
         (self._folder / part.blob()).unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from siterig.azure_emu.contracts.ports import DiskSpec, RecoverySide
 from siterig.azure_emu.vault.points.retention import HOUR_NS
 from siterig.blockfs.contracts.control import CutInfo, DiskInfo, TagKind
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.cext.checksums import KEY_BYTES, chunk_tag
 from siterig.replication.contracts.ports import VaultLink
@@ -297,10 +297,10 @@ class Source:
         pass
 
     async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
-        raise RigError("InvalidState", "nothing comes back in this test")
+        raise RigError(Code.InvalidState, "nothing comes back in this test")
 
     async def commit_failback(self, *, vm: str) -> list[DiskInfo]:
-        raise RigError("InvalidState", "nothing comes back in this test")
+        raise RigError(Code.InvalidState, "nothing comes back in this test")
 
 
 def kept(points: list[Point], now: int, hours: int, in_use: set[str]) -> list[Point]:

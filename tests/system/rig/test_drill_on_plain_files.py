@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from siterig.azure_emu.vault.model.api import Job, ProtectedItem, RecoveryPoint, Vm, VmDisk
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.guests import hostmounts
 from siterig.scenarios.contracts.results import DrillResult
@@ -168,7 +168,7 @@ class PlainRig:
 
     async def kill_site(self) -> None:
         if self.lost:
-            raise RigError("RigDown", "the rig is gone")
+            raise RigError(Code.of("RigDown"), "the rig is gone")
         position = await self._copy("latest")
         self._latest = RecoveryPoint(id="latest", name="", type="CrashConsistent", time=NOW, position=position, time_ns=99)
         for mount in self._mounts():

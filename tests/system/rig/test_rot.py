@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from siterig.azure_emu.vault.model.api import MountedPoint
-from siterig.cli import exits
+from siterig.blockfs.core.errors import ExitStatus
 from siterig.testing.testbed import Testbed
 from tests.system.points.test_points import SITERIG, Images, protected, same, siterig
 
@@ -75,14 +75,14 @@ async def test_a_rotten_byte_is_named_is_never_served_and_a_resync_makes_the_dis
         await source.write_at("os", offset, written)
         copy = await source.copy("hurt")
         hurt = await vault.create_point(vm="web01", kind="CrashConsistent", name="hurt")
-        assert (await scrubbed(testbed))[0] == exits.OK
+        assert (await scrubbed(testbed))[0] == ExitStatus.OK
 
         (disk_id,) = [disk.disk_id for disk in await testbed.site.list_disks(vm="web01") if disk.name == "os"]
         at = 3 * BLOCK + 1000
         path, byte = rot(testbed.layout.managed_disks / disk_id / "journal", written, at)
         block = (offset + at) // BLOCK * BLOCK
         status, damages = await scrubbed(testbed)
-        assert status == exits.FAILED
+        assert status == ExitStatus.FAILED
         assert damages["odd"] == []
         (damage,) = damages["os"]
         assert (damage["path"], damage["offset"]) == (str(path), byte - (offset + at - block))
@@ -103,7 +103,7 @@ async def test_a_rotten_byte_is_named_is_never_served_and_a_resync_makes_the_dis
         await same(whole, latest)
         assert await trio.to_thread.run_sync(wrong_blocks, copy, mounted) == [("os", block)]
         status, damages = await scrubbed(testbed)
-        assert status == exits.FAILED
+        assert status == ExitStatus.FAILED
         (still,) = damages["os"]
         assert [still[key] for key in ("path", "offset", "first_position")] == [
             damage[key] for key in ("path", "offset", "first_position")

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.replication.engine import pump
 from tests.support.rigs.agent_rig import VM, Disk, Rig, without_threads
 
@@ -262,7 +262,7 @@ async def test_a_repeated_request_sends_the_cut_that_was_made_and_makes_no_secon
         await trio.sleep(1)
         rig.write(3)
         points = list(rig.vault.points)
-        rig.cache.trouble = RigError("CacheUnreachable", "away", recoverable=True)
+        rig.cache.trouble = RigError(Code.CacheUnreachable, "away", recoverable=True)
         request_id = str(uuid.uuid4())
         with pytest.raises(RigError, match="away"):
             await agent.replicate_now(vm=VM, kind="CrashConsistent", name="mine", request_id=request_id)
@@ -276,7 +276,7 @@ async def test_a_repeated_request_sends_the_cut_that_was_made_and_makes_no_secon
 
 
 async def test_suspend_interrupts_an_initial_replication(rig: Rig, autojump_clock: MockClock) -> None:
-    rig.cache.trouble = RigError("CacheUnreachable", "away", recoverable=True)
+    rig.cache.trouble = RigError(Code.CacheUnreachable, "away", recoverable=True)
     async with rig.agent() as agent:
         with pytest.raises(BaseExceptionGroup) as caught:
             async with trio.open_nursery() as nursery:
@@ -375,7 +375,7 @@ async def test_the_age_of_a_point_that_reaches_the_account_late_is_reported(rig:
         rig.interval_s = 10_000
         await trio.sleep(1)
         rig.write()
-        rig.cache.trouble = RigError("CacheUnreachable", "no route", recoverable=True)
+        rig.cache.trouble = RigError(Code.CacheUnreachable, "no route", recoverable=True)
         with pytest.raises(RigError):
             await rig.cycle(agent)
         begun = trio.current_time()
@@ -406,7 +406,7 @@ async def test_guest_that_cannot_be_frozen_gets_a_crash_consistent_point_by_sche
     rig: Rig, autojump_clock: MockClock
 ) -> None:
     rig.guests.mounted = ["/mnt/a"]
-    rig.guests.refusal = RigError("FreezeFailed", "cannot freeze /mnt/a", recoverable=True)
+    rig.guests.refusal = RigError(Code.FreezeFailed, "cannot freeze /mnt/a", recoverable=True)
     rig.app_consistent_every_s = 60
     async with rig.agent() as agent:
         await rig.protect(agent)
@@ -430,7 +430,7 @@ async def test_created_vm_has_formatted_disks_and_a_failed_one_leaves_nothing(ri
             await agent.create_vm(vm="db01", disks=[Disk("os", 1 << 20)])
         with pytest.raises(RigError, match="size is 1000 bytes"):
             await agent.create_vm(vm="db02", disks=[Disk("os", 1 << 20), Disk("data", 1000)])
-        rig.guests.refusal = RigError("MkfsFailed", "no")
+        rig.guests.refusal = RigError(Code.MkfsFailed, "no")
         with pytest.raises(RigError, match="no"):
             await agent.create_vm(vm="db03", disks=[Disk("os", 1 << 20, "xfs")])
         assert {info.vm for info in await agent.list_vms()} == {VM, "db00", "db01"}

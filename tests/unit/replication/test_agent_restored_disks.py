@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.agent_rig import VM, Rig, without_threads
 
 
@@ -138,7 +138,7 @@ async def test_a_disk_opened_anew_sends_nothing_before_the_recovery_side_was_ask
         await trio.sleep(rig.interval_s * 2)
         rig.stop_host()
         rig.start_host()
-        rig.vault.trouble = RigError("RoleUnavailable", "vault away", recoverable=True)
+        rig.vault.trouble = RigError(Code.RoleUnavailable, "vault away", recoverable=True)
         rig.write(3)
         before = list(rig.cache.puts)
         with pytest.raises(RigError, match="vault away"):

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, ResyncNeeded, RetryTable, as_rig_error, one_failure
 from tests.support.rigs.agent_rig import VM, Rig, without_threads
 
@@ -46,7 +46,7 @@ def test_host_errors_have_their_class(number: int, code: str, recoverable: bool)
 
 
 def test_of_several_failures_the_one_that_needs_a_hand_decides() -> None:
-    passing, lasting = RigError("A", "a", recoverable=True), RigError("B", "b")
+    passing, lasting = RigError(Code.of("A"), "a", recoverable=True), RigError(Code.of("B"), "b")
     with pytest.raises(RigError) as caught, one_failure():
         raise ExceptionGroup("", [passing, ExceptionGroup("", [lasting])])
     assert caught.value is lasting
@@ -56,7 +56,7 @@ def test_of_several_failures_the_one_that_needs_a_hand_decides() -> None:
 
 def test_a_bug_among_the_failures_stays_visible() -> None:
     with pytest.raises(ExceptionGroup), one_failure():
-        raise ExceptionGroup("", [RigError("A", "a"), ZeroDivisionError()])
+        raise ExceptionGroup("", [RigError(Code.of("A"), "a"), ZeroDivisionError()])
 
 
 async def test_72_hours_without_cache_account_are_retried_by_the_official_table(
@@ -135,7 +135,7 @@ async def test_what_the_vault_could_not_be_told_is_told_later_and_data_goes_on(
         await rig.protect(agent)
         await trio.sleep(1)
         before = len(rig.vault.points)
-        rig.vault.trouble = RigError("RoleUnavailable", "vault is away", recoverable=True)
+        rig.vault.trouble = RigError(Code.RoleUnavailable, "vault is away", recoverable=True)
         rig.write(3)
         cut = await rig.cycle(agent)
         assert cut.position not in rig.vault.points

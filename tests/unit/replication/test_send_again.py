@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import PartName
 from tests.support.rigs.agent_rig import VM, Rig, without_threads
 
@@ -182,7 +182,7 @@ async def test_a_part_that_the_account_refuses_does_not_keep_the_others_back(
         await rig.cycle(agent)
         good = spoil(rig)
         refused = min(good)
-        rig.cache.refused[refused] = RigError(code, f"cannot put {refused.blob()}: 403")
+        rig.cache.refused[refused] = RigError(Code.of(code), f"cannot put {refused.blob()}: 403")
         with pytest.raises(RigError, match=refused.blob()):
             await agent.send_again(vm=VM, parts=[part.blob() for part in good])
         assert [part for part in good if rig.cache.blobs[part] == b"spoilt"] == [refused]
@@ -268,7 +268,7 @@ async def test_a_vault_that_does_not_answer_is_a_wait_of_the_vm(waiting: Rig, au
     rig.recovery.running = True
     async with rig.agent() as agent:
         await rig.protect(agent)
-        rig.vault.trouble = RigError("RoleUnavailable", "nobody answers", recoverable=True)
+        rig.vault.trouble = RigError(Code.RoleUnavailable, "nobody answers", recoverable=True)
         await trio.sleep(100)
         assert {(wait.vm, wait.code) for wait in rig.waits.list()} == {(VM, "RoleUnavailable")}
         rig.vault.trouble = None

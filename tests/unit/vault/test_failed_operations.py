@@ -23,11 +23,11 @@ from siterig.azure_emu.vault.db.store import find_item
 from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.monitoring.health import is_cycling
 from siterig.azure_emu.vault.service import Vault
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.vault_fakes import World, ended, protected, running
 
 Step = Callable[[Vault], Awaitable[Job]]
-ERROR = RigError("Injected", "it failed")
+ERROR = RigError(Code.of("Injected"), "it failed")
 
 
 def do_test(vault: Vault) -> Awaitable[Job]:

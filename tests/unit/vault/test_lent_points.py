@@ -17,7 +17,7 @@ from sqlalchemy import select
 from siterig.azure_emu.vault.db.schema import MountRow
 from siterig.azure_emu.vault.mounts import lent
 from siterig.azure_emu.vault.service import Vault
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from tests.support.rigs.vault_fakes import World, protected, running
 
@@ -25,7 +25,7 @@ SAY = (
     "import sys; from siterig.blockfs.core.host_process import HostProcess; "
     "print(HostProcess.own().model_dump_json(), flush=True);"
 )
-IN_USE = RigError("RecoveryInUse", "recovery/web01/lent/os is in use: it is open 1 times")
+IN_USE = RigError(Code.RecoveryInUse, "recovery/web01/lent/os is in use: it is open 1 times")
 
 
 class Borrower:

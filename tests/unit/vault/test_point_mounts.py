@@ -15,7 +15,7 @@ from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.model.api import MountedPoint
 from siterig.azure_emu.vault.mounts.mounts import parse_time, time_name
 from siterig.azure_emu.vault.service import Vault
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.vault_fakes import START_NS, FakeRecovery, World, ended, protected, running
 
 GIB = 1 << 30
@@ -210,7 +210,7 @@ async def test_a_mount_that_fails_leaves_nothing_and_one_that_was_there_stays(tm
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        broken = RigError("StoreCorrupt", "journal/00000001.journal: byte 17")
+        broken = RigError(Code.StoreCorrupt, "journal/00000001.journal: byte 17")
         world.failing_once["azure.open_recovery"] = broken
         assert (await refused(vault, position=10))[0] == "StoreCorrupt"
         assert await vault.mounted_points(vm="web01") == []
@@ -283,7 +283,7 @@ async def test_a_mount_that_fails_takes_nothing_from_the_next_of_its_name(tmp_pa
             await reach(world, "azure.open_recovery")
             del world.held["azure.open_recovery"]
             await begun(nursery, lambda: vault.mount_point(vm="web01", position=10))
-            world.failing_once["azure.open_recovery"] = RigError("StoreCorrupt", "journal/00000001.journal: byte 17")
+            world.failing_once["azure.open_recovery"] = RigError(Code.StoreCorrupt, "journal/00000001.journal: byte 17")
             opening.set()
         assert [(state.name, state.broken) for state in await vault.mounted_points(vm="web01")] == [("@10", None)]
 
@@ -307,7 +307,7 @@ async def test_giving_up_protection_unmounts_unless_something_uses_it(tmp_path: 
     async with running(world, tmp_path) as vault:
         await protected(vault)
         await vault.mount_point(vm="web01")
-        world.failing_once["azure.close_recovery"] = RigError("RecoveryInUse", "recovery/web01/x/os is in use")
+        world.failing_once["azure.close_recovery"] = RigError(Code.RecoveryInUse, "recovery/web01/x/os is in use")
         job = await ended(vault, await vault.disable_protection(vm="web01"))
         assert (job.state, job.errors[0].code) == ("Failed", "RecoveryInUse")
         assert len(world.recoveries) == 1
@@ -387,7 +387,7 @@ async def test_a_failover_to_a_position_while_the_oldest_state_is_folded_away_go
             asked.append(after)
             if len(asked) == 1:  # of the floor as it was
                 world.floors = dict.fromkeys(world.managed, 4)
-                raise RigError("InvalidPosition", f"disk {disk_id} has no state at position {after}")
+                raise RigError(Code.InvalidPosition, f"disk {disk_id} has no state at position {after}")
             return [ChangeStep(position=upto, time_ns=START_NS + upto, count=1)]
 
         monkeypatch.setattr(FakeRecovery, "change_steps", change_steps)
@@ -406,7 +406,7 @@ async def test_a_failover_to_a_position_that_is_folded_away_meanwhile_is_refused
 
         async def change_steps(_self: FakeRecovery, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
             world.floors = dict.fromkeys(world.managed, 8)
-            raise RigError("InvalidPosition", f"disk {disk_id} has no state at position {after} or {upto}")
+            raise RigError(Code.InvalidPosition, f"disk {disk_id} has no state at position {after} or {upto}")
 
         monkeypatch.setattr(FakeRecovery, "change_steps", change_steps)
         with pytest.raises(RigError) as caught:

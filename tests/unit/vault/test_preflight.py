@@ -10,7 +10,7 @@ import pytest
 from siterig.azure_emu.vault.db.schema import AzureVmRow
 from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.service import Vault
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
 
 CHANGES = {
@@ -110,9 +110,9 @@ def failback(vault: Vault) -> Awaitable[Job]:
     return vault.failback(vm="web01")
 
 
-BUSY = RigError("VmBusy", "disk is in use by bash (7)", recoverable=True)
-NO_ROOM = RigError("NotEnoughSpace", "no room", recoverable=True)
-IN_USE = RigError("DiskInUse", "disk web01/os is in use")
+BUSY = RigError(Code.VmBusy, "disk is in use by bash (7)", recoverable=True)
+NO_ROOM = RigError(Code.NotEnoughSpace, "no room", recoverable=True)
+IN_USE = RigError(Code.DiskInUse, "disk web01/os is in use")
 
 ROWS = [
     ("test failover: name taken", nothing, stranger("web01-test"), begin_test, "VmExists"),
@@ -216,7 +216,7 @@ async def test_after_a_failure_behind_the_preflight_replication_continues_and_th
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        world.failing["azure.open_point"] = RigError("DiskFull", "no space")
+        world.failing["azure.open_point"] = RigError(Code.DiskFull, "no space")
         job = await ended(vault, await operate(vault))
         assert (job.state, job.errors[-1].code) == ("Failed", "DiskFull")
         assert await vault.may_replicate(vm="web01")

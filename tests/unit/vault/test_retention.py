@@ -16,7 +16,7 @@ from siterig.azure_emu.vault.db.schema import PointRow, TagSeenRow
 from siterig.azure_emu.vault.points.retention import HOUR_NS, PointFacts, Policy, check_hours, expired, remark
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.contracts.control import CutInfo
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.vault_fakes import START_NS, World, ended, protected, running
 
 MINUTE_NS = HOUR_NS // 60
@@ -175,7 +175,7 @@ async def test_a_recovery_side_that_was_away_is_told_soon_after_and_the_wait_end
     async with running(world, tmp_path) as vault:
         await protected(vault)
         await cut(world)
-        world.failing["recovery.retain"] = RigError("RoleUnavailable", "the applier does not answer", recoverable=True)
+        world.failing["recovery.retain"] = RigError(Code.RoleUnavailable, "the applier does not answer", recoverable=True)
         assert not await vault._keeper.round()
         assert {wait.code for wait in vault._services.waits.list()} == {"RoleUnavailable"}
         world.mend()
@@ -189,7 +189,7 @@ async def test_a_wait_for_a_vm_that_is_not_protected_any_more_ends(tmp_path: Pat
     async with running(world, tmp_path) as vault:
         await protected(vault)
         await cut(world)
-        world.failing["recovery.retain"] = RigError("RoleUnavailable", "the applier does not answer", recoverable=True)
+        world.failing["recovery.retain"] = RigError(Code.RoleUnavailable, "the applier does not answer", recoverable=True)
         await vault._keeper.round()
         assert vault._services.waits.list()
         world.failing.clear()
@@ -259,7 +259,7 @@ async def test_a_recovery_side_that_is_away_is_told_in_a_later_round(tmp_path: P
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        world.failing["recovery.retain"] = RigError("RoleUnavailable", "role applier cannot be reached", recoverable=True)
+        world.failing["recovery.retain"] = RigError(Code.RoleUnavailable, "role applier cannot be reached", recoverable=True)
         await vault._keeper.round()
         assert world.retained == {}
         world.mend()

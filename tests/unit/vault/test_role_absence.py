@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from siterig.azure_emu.contracts.ports import DiskSpec, RoleState, RoleStatus
 from siterig.azure_emu.vault.context.roles import PROGRESS_S, REMEMBERED_S, Roles
 from siterig.azure_emu.vault.service import Vault
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
 
 NAMES = ("azurite", "site", "azure", "vault", "applier", "agent")
@@ -32,11 +32,11 @@ def states(detail: str = "", *, pid: int = 1, **others: RoleState) -> list[RoleS
 
 
 def cache_away() -> RigError:
-    return RigError("CacheUnreachable", "no answer from the account", recoverable=True)
+    return RigError(Code.CacheUnreachable, "no answer from the account", recoverable=True)
 
 
 def agent_away(*, uncertain: bool = False) -> RigError:
-    return RigError("RoleUnavailable", "nobody answers", recoverable=True, role="agent", uncertain=uncertain)
+    return RigError(Code.RoleUnavailable, "nobody answers", recoverable=True, role="agent", uncertain=uncertain)
 
 
 async def until(check: Callable[[], bool]) -> None:
@@ -51,8 +51,8 @@ async def until(check: Callable[[], bool]) -> None:
     [
         cache_away(),
         agent_away(),
-        RigError("HostIoError", "Input/output error", recoverable=True),
-        RigError("DiskHostUnreachable", "the mount is dead", recoverable=True),
+        RigError(Code.HostIoError, "Input/output error", recoverable=True),
+        RigError(Code.DiskHostUnreachable, "the mount is dead", recoverable=True),
     ],
 )
 async def test_a_planned_failover_waits_for_a_role_that_is_started_again(tmp_path: Path, call: str, error: RigError) -> None:
@@ -91,11 +91,11 @@ async def test_the_wait_is_called_what_the_supervisor_says_of_the_role(tmp_path:
 async def test_a_failure_shortly_after_a_restart_is_tried_again_and_a_later_one_is_not(autojump_clock: MockClock) -> None:
     roles = Roles()
     roles.update(states(), 0)
-    error = RigError("NotSynchronized", "the account forgot a blob", recoverable=True)
+    error = RigError(Code.NotSynchronized, "the account forgot a blob", recoverable=True)
     assert roles.blame(error) is None
     roles.update(states(pid=2), 0)
     assert roles.blame(error) is error
-    assert roles.blame(RigError("VmNotFound", "no such VM")) is None
+    assert roles.blame(RigError(Code.VmNotFound, "no such VM")) is None
     await trio.sleep(REMEMBERED_S + 1)
     assert roles.blame(error) is None
 
@@ -108,7 +108,7 @@ async def test_an_abandoned_role_fails_the_operation_at_once_with_its_last_error
     async with running(world, tmp_path) as vault:
         await protected(vault)
         await vault.report_roles(roles=states("ended 5 times within 60 s; last: no room", applier="failed"))
-        away = RigError("RoleUnavailable", "nobody answers", recoverable=True, role="applier")
+        away = RigError(Code.RoleUnavailable, "nobody answers", recoverable=True, role="applier")
         world.failing["recovery.process_latest"] = world.failing["azure.open_point"] = away
         job = await ended(vault, await vault.test_failover(vm="web01", point=point))
         assert [(error.code, error.message) for error in job.errors] == [
@@ -320,7 +320,7 @@ async def test_a_wait_ends_only_when_the_next_attempt_has_lasted_for_a_while(aut
     assert told == [(0.0, True), (first_retry_s + PROGRESS_S / 2, True), (second_retry_s + PROGRESS_S, False)]
 
 
-@pytest.mark.parametrize("failure", [RigError("HostIoError", "no"), ValueError("a bug")])
+@pytest.mark.parametrize("failure", [RigError(Code.HostIoError, "no"), ValueError("a bug")])
 async def test_a_later_attempt_fails_with_what_it_raised(autojump_clock: MockClock, failure: Exception) -> None:
     roles, failures = Roles(), [cache_away(), failure]
 

@@ -17,7 +17,7 @@ from siterig.azure_emu.vault.monitoring.repairs import SENT_S
 from siterig.azure_emu.vault.monitoring.standstill import ASK_AFTER_S
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.clock import SECOND_NS
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
 from tests.support.rigs.vault_fakes import START_NS, World, ended, protected, running
 
@@ -275,7 +275,7 @@ async def test_blobs_that_are_passed_over_are_a_warning_once_until_they_are_gone
 async def test_parts_that_cannot_be_used_are_asked_of_the_site_and_a_refusal_is_a_wait(tmp_path: Path) -> None:
     async with watched(tmp_path) as it:
         disk_id = it.world.site["web01"]["os"].disk_id
-        it.world.failing["site.send_again"] = RigError("CacheForbidden", "403")
+        it.world.failing["site.send_again"] = RigError(Code.CacheForbidden, "403")
         await it.vault.send_again(disk_id=disk_id, parts=["a", "b"])
         await trio.testing.wait_all_tasks_blocked()
         (wait,) = it.vault._services.waits.list()
@@ -300,7 +300,7 @@ async def test_a_part_that_was_sent_again_to_no_avail_makes_a_resync_due_and_the
             await trio.testing.wait_all_tasks_blocked()
             return (await vault.items())[0].resynchronizationRequired
 
-        world.failing["site.send_again"] = RigError("RoleUnavailable", "the site is away", recoverable=True)
+        world.failing["site.send_again"] = RigError(Code.RoleUnavailable, "the site is away", recoverable=True)
         for _ in range(3):
             assert await asked("a") is None, "the site has not sent it"
             await trio.sleep(SENT_S)

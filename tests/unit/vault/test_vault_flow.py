@@ -11,7 +11,7 @@ from siterig.azure_emu.contracts.ports import ApplierReports, DiskSpec
 from siterig.azure_emu.vault.inventory import inventory
 from siterig.azure_emu.vault.jobs import failback_tasks
 from siterig.azure_emu.vault.model.api import Job, VaultApi
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.replication.contracts.ports import VaultLink
 from tests.support.rigs.vault_fakes import START_NS, World, ended, idle, protected, running
 
@@ -206,7 +206,7 @@ async def test_planned_failover_does_not_run_if_the_vm_is_not_shut_down(tmp_path
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        world.failing["site.shutdown_vm"] = RigError("VmBusy", "VM 'web01': /srv is in use by postgres (pid 7)")
+        world.failing["site.shutdown_vm"] = RigError(Code.VmBusy, "VM 'web01': /srv is in use by postgres (pid 7)")
         job = await ended(vault, await vault.planned_failover(vm="web01"))
         assert job.state == "Failed"
         assert [(error.code, error.message) for error in job.errors] == [
@@ -228,7 +228,7 @@ async def test_after_a_failed_unplanned_failover_a_resync_is_the_way_back(tmp_pa
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        world.failing["azure.open_point"] = RigError("DiskFull", "no space")
+        world.failing["azure.open_point"] = RigError(Code.DiskFull, "no space")
         await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest"))
         world.mend()
         assert await state_of(world) == ("UnplannedFailoverFailed", "Primary", "None")
@@ -266,13 +266,13 @@ async def test_failback_exports_a_disk_again_when_the_account_lost_a_part_but_no
         await protected(vault, disks=("os",))
         await ended(vault, await vault.unplanned_failover(vm="web01", point="LatestProcessed"))
         await ended(vault, await vault.commit_failover(vm="web01"))
-        world.failing["site.receive_disk"] = RigError(code, "part 3 is lost")
+        world.failing["site.receive_disk"] = RigError(Code.of(code), "part 3 is lost")
         job = await ended(vault, await vault.failback(vm="web01"))
         assert (job.state, job.errors[0].code) == ("Failed", code)
         assert world.calls.count("recovery.export_disk") == failback_tasks.EXPORTS_MAX
         world.mend()
         world.calls.clear()
-        world.failing_once["site.receive_disk"] = RigError(code, "part 3 is lost")
+        world.failing_once["site.receive_disk"] = RigError(Code.of(code), "part 3 is lost")
         assert (await ended(vault, await vault.failback(vm="web01"))).state == "Succeeded"
         assert world.calls.count("recovery.export_disk") == 2
 
@@ -424,7 +424,7 @@ async def test_a_vm_is_listed_also_when_there_is_no_room_to_remember_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_arguments: object) -> None:
-        raise RigError("DiskFull", "the host's disk is full", recoverable=True)
+        raise RigError(Code.DiskFull, "the host's disk is full", recoverable=True)
 
     async with running(World(), tmp_path) as vault:
         await protected(vault)

@@ -12,10 +12,10 @@ from trio.testing import MockClock
 from siterig.azure_emu.contracts.ports import DiskSpec
 from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.service import Vault
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
 
-GONE = RigError("RoleUnavailable", "role site cannot be reached", recoverable=True)
+GONE = RigError(Code.RoleUnavailable, "role site cannot be reached", recoverable=True)
 
 
 async def reach(world: World, call: str) -> None:

@@ -24,7 +24,7 @@ from siterig.azure_emu.vault.context.states import (
 )
 from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.service import Vault
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.vault_fakes import World, idle, protected, running
 
 
@@ -131,7 +131,7 @@ async def test_no_sequence_of_operations_faults_and_kills_ends_where_nothing_is_
             async with running(world, Path(folder)) as vault:
                 operation = await pick(vault, which)
                 if fault is not None:
-                    world.failing[fault] = RigError("Injected", f"{fault} failed")
+                    world.failing[fault] = RigError(Code.of("Injected"), f"{fault} failed")
                 try:
                     await BEGIN[operation](vault)
                 except RigError as error:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.db.schema import Base, EventRow
 from siterig.azure_emu.vault.db.store import Store
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 
 
 async def test_a_file_that_is_no_database_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ async def test_a_transaction_that_raises_leaves_nothing(tmp_path: Path) -> None:
     def half(session: Session) -> None:
         session.add(EventRow(code="a", type="b", severity="OK", at_ns=0, affected_object="c", description="d"))
         session.flush()
-        raise RigError("Stop", "stop")
+        raise RigError(Code.of("Stop"), "stop")
 
     with pytest.raises(RigError):
         await store.transact(half)

@@ -10,7 +10,7 @@ import pytest
 from siterig.azure_emu.contracts.ports import DiskSpec
 from siterig.azure_emu.vault.db.schema import AzureVmRow
 from siterig.azure_emu.vault.service import Vault
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from tests.support.rigs.agent_rig import VM, Rig, without_threads
 from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
@@ -118,7 +118,7 @@ async def test_a_deletion_that_a_kill_interrupted_is_completed(tmp_path: Path) -
     world = World()
     async with running(world, tmp_path) as vault:
         await made(vault)
-        world.failing["site.delete_vm"] = RigError("RoleUnavailable", "away", recoverable=True)
+        world.failing["site.delete_vm"] = RigError(Code.RoleUnavailable, "away", recoverable=True)
         job = await vault.delete_vm(vm="web01")
         while "site.delete_vm" not in world.calls:
             await vault.job(name=job.name)
@@ -193,7 +193,7 @@ async def test_a_rename_that_fails_at_the_second_side_is_taken_back(tmp_path: Pa
     async with running(world, tmp_path) as vault:
         await protected(vault)
         await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest"))
-        world.failing_once["site.rename_vm"] = RigError("HostIoError", "no")
+        world.failing_once["site.rename_vm"] = RigError(Code.HostIoError, "no")
         job = await ended(vault, await vault.rename_vm(vm="web01", name="web02"))
         assert (job.state, sorted(world.site), sorted(world.azure)) == ("Failed", ["web01"], ["web01"])
         assert (await ended(vault, await vault.rename_vm(vm="web01", name="web02"))).state == "Succeeded"

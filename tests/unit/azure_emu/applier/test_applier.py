@@ -15,7 +15,7 @@ from siterig.azure_emu.applier.applier import RETRY_REFUSED_S
 from siterig.azure_emu.contracts.ports import RecoverySide
 from siterig.azure_emu.disks.pins import pin, unpin
 from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import Listing, PartName
 from siterig.cext.checksums import chunk_tag
 from tests.support.disks.disk_history import CHUNK_BYTES, DISK_ID, SIZE_BYTES
@@ -87,7 +87,7 @@ async def test_a_part_that_the_account_lists_and_has_not_got_is_asked_for_and_ap
 async def test_an_unreachable_cache_is_ridden_out(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
-    rig.cache.failure = RigError("CacheUnreachable", "cache account: connection refused", recoverable=True)
+    rig.cache.failure = RigError(Code.CacheUnreachable, "cache account: connection refused", recoverable=True)
     await nursery.start(rig.applier.run)
     rig.cache.hold([*rig.disk.sync(), rig.log("one")])
     await rig.vault.wait_rounds(100)
@@ -101,7 +101,7 @@ async def test_an_unreachable_cache_is_ridden_out(
 async def test_a_deaf_vault_keeps_the_blobs_and_is_told_later(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
-    rig.vault.failure = RigError("PeerUnreachable", "vault: connection refused", recoverable=True)
+    rig.vault.failure = RigError(Code.of("PeerUnreachable"), "vault: connection refused", recoverable=True)
     await nursery.start(rig.applier.run)
     parts = [*rig.disk.sync(), rig.log("one")]
     rig.cache.hold(parts)
@@ -280,7 +280,7 @@ async def test_a_damaged_store_is_reported_and_can_be_deleted(
 async def test_a_trouble_that_is_over_is_followed_by_a_report(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
-    rig.cache.failure = RigError("CacheForbidden", "cache account: the key was refused")
+    rig.cache.failure = RigError(Code.CacheForbidden, "cache account: the key was refused")
     await nursery.start(rig.applier.run)
     await rig.vault.wait_failed()
     told = len(rig.vault.marks)
@@ -330,7 +330,7 @@ async def test_an_export_that_was_cut_is_taken_up_and_one_of_an_older_state_repl
     path, data = source_file(tmp_path)
     count = await rig.applier.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data))
     first = dict(rig.cache.blobs)
-    rig.cache.failure = RigError("CacheUnreachable", "cache account: connection refused", recoverable=True)
+    rig.cache.failure = RigError(Code.CacheUnreachable, "cache account: connection refused", recoverable=True)
     with pytest.raises(RigError) as caught:
         await rig.applier.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data))
     assert caught.value.recoverable

@@ -20,7 +20,7 @@ from siterig.azure_emu.applier.bad_parts import (
     SLOW_LOOK_S,
     BadParts,
 )
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import PartName
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
 from tests.support.rigs.applier_rig import Rig
@@ -49,9 +49,9 @@ def log_part(number: int) -> PartName:
 def test_one_failed_look_is_not_enough_to_ask_and_a_second_is() -> None:
     bad, part = BadParts(), log_part(5)
     listed = [log_part(number) for number in range(1, 40)]
-    bad.note(part, RigError("PartUnreadable", "500", recoverable=True), 0)
+    bad.note(part, RigError(Code.PartUnreadable, "500", recoverable=True), 0)
     assert bad.to_ask(part, listed, 0) == []
-    bad.note(part, RigError("PartUnreadable", "500", recoverable=True), LOOK_AGAIN_S)
+    bad.note(part, RigError(Code.PartUnreadable, "500", recoverable=True), LOOK_AGAIN_S)
     assert bad.to_ask(part, listed, LOOK_AGAIN_S) == [log_part(number) for number in range(5, 6 + FOLLOWING_MAX)]
 
 
@@ -59,7 +59,7 @@ def test_content_that_is_wrong_is_asked_for_at_once_then_less_and_less_often_and
     bad, part = BadParts(), log_part(1)
     now, asked = 0.0, []
     while now < 1000:
-        bad.note(part, RigError("PartCorrupt", "checksum"), now)
+        bad.note(part, RigError(Code.PartCorrupt, "checksum"), now)
         if bad.to_ask(part, [part], now):
             asked.append(now)
             bad.asked(part, now)
@@ -242,7 +242,7 @@ async def test_a_part_that_is_missing_while_later_ones_are_there_is_a_wait_and_i
 async def test_a_vault_that_does_not_answer_is_a_wait_until_it_does(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
-    rig.vault.away = RigError("RoleUnavailable", "nobody answers", recoverable=True)
+    rig.vault.away = RigError(Code.RoleUnavailable, "nobody answers", recoverable=True)
     await nursery.start(rig.applier.run)
     await rig.vault.wait_rounds(1)
     assert [(wait.code, wait.vm, wait.disk) for wait in rig.waits.list()] == [("RoleUnavailable", None, None)]

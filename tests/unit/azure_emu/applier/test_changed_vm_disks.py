@@ -12,7 +12,7 @@ import trio.testing
 from siterig.azure_emu.applier.changed_vm_disks import ChangedVmDisks
 from siterig.azure_emu.contracts.ports import Damage
 from siterig.azure_emu.vault.service import Vault
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk.disk_files import DiskPlace
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.layers.layer import Layer, RawLayer
@@ -32,7 +32,7 @@ class Reports:
         await trio.lowlevel.checkpoint()
         self.away -= 1
         if self.away >= 0:
-            raise RigError("RoleUnavailable", "nobody answers", recoverable=True)
+            raise RigError(Code.RoleUnavailable, "nobody answers", recoverable=True)
         self.changed.append((vm, disk, what))
 
     async def damage_met(self, *, disk_id: str, path: str, offset: int, position: int) -> None:

@@ -12,7 +12,7 @@ import trio.testing
 from siterig.azure_emu.contracts.ports import Damage
 from siterig.azure_emu.disks.pins import pin, pins
 from siterig.azure_emu.disks.view_provider import WATCH_S, StoreViews
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from tests.unit.azure_emu.disks.test_managed_disk import assert_same, seeded, whole
 
 
@@ -75,7 +75,7 @@ class Reports:
     async def damage_met(self, *, disk_id: str, path: str, offset: int, position: int) -> None:
         self.away -= 1
         if self.away >= 0:
-            raise RigError("RoleUnavailable", "nobody answers", recoverable=True)
+            raise RigError(Code.RoleUnavailable, "nobody answers", recoverable=True)
         self.met.append((disk_id, path, offset, position))
 
     async def vm_disk_changed(self, *, vm: str, disk: str, what: str) -> None:

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from siterig.blockfs.core import waits as waits_module
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
 from siterig.roles.entry import Health, answer_checks
 from tests.support.clocks import SettableClock
@@ -52,7 +52,7 @@ def test_a_block_of_attempts_is_one_wait_and_ends_with_the_block() -> None:
         with waits.waiting("apply", vm="web01", disk="os") as because:
             assert waits.list() == []
             for attempt in range(3):
-                because(RigError("PartNotFound", f"attempt {attempt}"))
+                because(RigError(Code.PartNotFound, f"attempt {attempt}"))
                 clock.advance_ns(50)
             assert [(w.disk, w.reason, w.since_ns) for w in waits.list()] == [("os", "attempt 2", 100)]
             raise KeyError
@@ -102,7 +102,7 @@ async def test_a_probe_that_fails_is_the_answer() -> None:
     health = Health()
 
     async def silent() -> None:
-        raise RigError("AzuriteSilent", "Azurite does not answer")
+        raise RigError(Code.AzuriteSilent, "Azurite does not answer")
 
     health.probe = silent
     with ours:
@@ -120,7 +120,7 @@ async def test_a_reason_with_a_byte_that_is_not_utf8_ends_no_role_and_hides_no_o
     health.waits.set("vault", "PeerUnreachable", "nobody answers")
 
     async def probe() -> None:
-        raise RigError("MountLost", "/srv/\udcff is gone")
+        raise RigError(Code.MountLost, "/srv/\udcff is gone")
 
     ours, theirs = socket.socketpair()
     with ours:

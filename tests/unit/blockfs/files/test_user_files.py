@@ -19,7 +19,7 @@ from siterig.blockfs.changelog.dm_log_writes import DmLogReader
 from siterig.blockfs.changelog.replay import CheckedLog
 from siterig.blockfs.changelog.replay import open_image as open_replay_target
 from siterig.blockfs.changelog.segment import SegmentReader
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.user_files import open_file, open_in_thread
 from siterig.blockfs.images import image_import
@@ -116,7 +116,7 @@ def test_the_file_that_is_opened_is_the_one_whose_type_was_looked_at(
         return found
 
     monkeypatch.setattr(os, "fstat", swap)
-    fd = open_file(path, os.O_RDONLY, code="ImageUnusable", wanted="")
+    fd = open_file(path, os.O_RDONLY, code=Code.ImageUnusable, wanted="")
     assert os.read(fd, 8) == b"the disk"
     os.close(fd)
 
@@ -181,7 +181,7 @@ def test_a_pipe_that_a_descriptor_leads_to_is_named_as_a_fifo() -> None:
             Path(f"/proc/{os.getpid()}/fd/{ends[0]}"),
         ):
             with pytest.raises(RigError, match="is no regular file, but a FIFO") as failed:
-                open_file(safe_files.resolve(path), os.O_RDONLY, code="ImageUnusable", wanted="name a file")
+                open_file(safe_files.resolve(path), os.O_RDONLY, code=Code.ImageUnusable, wanted="name a file")
             assert failed.value.code == "ImageUnusable"
     finally:
         for end in ends:

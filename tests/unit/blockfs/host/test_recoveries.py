@@ -17,7 +17,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from siterig.blockfs.contracts.control import RecoverySource
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.layers.layer import Layer, RawLayer
@@ -50,7 +50,7 @@ class Stores:
     def open(self, managed_disk: str, position: int, holder: str) -> Layer:
         store = self.folders[managed_disk]
         if not (store / str(position)).exists():
-            raise RigError("InvalidPosition", f"{store.name}: position {position} is not valid")
+            raise RigError(Code.InvalidPosition, f"{store.name}: position {position} is not valid")
         self._wait("open")
         self.held.add((store.name, position, holder))
         self.opened.set()

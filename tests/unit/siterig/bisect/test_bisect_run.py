@@ -19,7 +19,7 @@ from siterig.bisect.bisect_run import Bisection, Report, Trial, Wanted
 from siterig.bisect.bisect_states import Change, State, left_behind
 from siterig.bisect.bisection import Step
 from siterig.bisect.check_command import CheckCommand
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli.commands import bisect as command
 
 SIZE = 64 << 10
@@ -67,7 +67,7 @@ class FileStates:
 
     async def open(self, position: int, time_ns: int | None) -> State:
         if position in self.invalid:
-            raise RigError("InvalidPosition", f"position {position} is none")
+            raise RigError(Code.InvalidPosition, f"position {position} is none")
         self.opened += 1
         name = f"s{self.opened}"
         images = {}
@@ -85,7 +85,7 @@ class FileStates:
 
     async def close(self, state: State) -> None:
         if state.name in self.close_fails:
-            raise RigError("LeftBehind", "CMD left /dev/loop9")
+            raise RigError(Code.LeftBehind, "CMD left /dev/loop9")
         self.open_names.remove(state.name)
         for image in state.images.values():
             image.unlink()
@@ -275,7 +275,7 @@ async def test_what_the_command_left_behind_is_named(tmp_path: Path) -> None:
     holder = await trio.lowlevel.open_process(["sh", "-c", f"exec 3< {image}; exec sleep 1000"])
     try:
         with trio.fail_after(60):
-            error = RigError("RecoveryInUse", "in use")
+            error = RigError(Code.RecoveryInUse, "in use")
             while (found := await left_behind({"os": image}, error)) is error:  # noqa: ASYNC110
                 await trio.sleep(0.01)
     finally:

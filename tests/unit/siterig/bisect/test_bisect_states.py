@@ -11,7 +11,7 @@ from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, Vm, VmD
 from siterig.bisect.bisect_states import MountedStates
 from siterig.bisect.bisection import Step
 from siterig.blockfs.contracts.control import RecoveryDisk, RecoveryInfo
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 
 
@@ -107,7 +107,7 @@ async def test_each_state_has_a_name_and_is_closed_by_it() -> None:
     assert (first.position, first.time_ns, second.name) == (5, 50, "bisect-1-2")
     await states.close(second)
     assert rig.unmounted == ["bisect-1-2"]
-    rig.unmount_fails = RigError("RecoveryInUse", "recovery/web01/bisect-1-1/os is in use: it is open 1 times")
+    rig.unmount_fails = RigError(Code.RecoveryInUse, "recovery/web01/bisect-1-1/os is in use: it is open 1 times")
     with pytest.raises(RigError, match="it is open 1 times"):
         await states.close(first)
     rig.broken = "its base has rotted"
@@ -139,7 +139,7 @@ async def test_a_copy_is_a_vm_that_is_lent_to_the_process_whatever_is_kept(keep:
     images = await states.writable(await states.open(5, 50))
     assert {name: str(path) for name, path in images.items()} == {"data": "/w/bisect-1/data.img", "os": "/w/bisect-1/os.img"}
     assert rig.copies == {"bisect-1": (5, PROCESS)}
-    rig.remove_fails = RigError("DiskInUse", "VM 'bisect-1': disk os is open")
+    rig.remove_fails = RigError(Code.DiskInUse, "VM 'bisect-1': disk os is open")
     with pytest.raises(RigError, match="disk os is open"):
         await states.discard()
     rig.remove_fails = None

@@ -15,7 +15,7 @@ from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.changelog.disk_log import LogPolicy
 from siterig.blockfs.contracts.control import DiskInfo, PromotionInfo
 from siterig.blockfs.contracts.counters import LATENCY_BUCKETS, DiskCounters
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.cext.pump import PumpOptions
 from siterig.cli.commands import disks
@@ -45,7 +45,7 @@ class Hosts:
 
             class Gone:
                 async def list_disks(self) -> list[DiskInfo]:
-                    raise RigError("RoleUnavailable", f"nobody answers for {side}", recoverable=True)
+                    raise RigError(Code.RoleUnavailable, f"nobody answers for {side}", recoverable=True)
 
             return Gone()
         return self.of[side]
@@ -122,7 +122,7 @@ def test_list_as_json_is_all_that_is_known_and_the_side(hosts: Hosts) -> None:
 def test_list_tells_how_far_a_promotion_is_and_what_stops_it() -> None:
     assert disks._promotion(None) == "-"
     assert disks._promotion(PromotionInfo.of(70, 200, None)) == "35 %"
-    assert disks._promotion(PromotionInfo.of(70, 200, RigError("DiskFull", "..."))) == "35 %, stopped: DiskFull"
+    assert disks._promotion(PromotionInfo.of(70, 200, RigError(Code.DiskFull, "..."))) == "35 %, stopped: DiskFull"
 
 
 @pytest.mark.parametrize("option", [(), ("--json",)])
@@ -295,7 +295,7 @@ def test_limits_reach_both_hosts_and_nobody_else(tmp_path: Path, monkeypatch: py
 
     def spawn(_layout: Layout, _report_fd: int, options: list[str]) -> Any:
         spawned.append(options)
-        raise RigError("Stopped", "far enough")
+        raise RigError(Code.of("Stopped"), "far enough")
 
     monkeypatch.setattr(launch, "_spawn", spawn)
     limited = ("--log-share-max", "0.25", "--when-log-full", "bitmap", "--fuse-threads", "3", "--fuse-queue", "7")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from siterig.blockfs.core.errors import RigError
-from siterig.cli import doctor, exits
+from siterig.blockfs.core.errors import Code, ExitStatus, RigError
+from siterig.cli import doctor
 from siterig.cli.doctor import (
     CAP_SYS_ADMIN,
     CAP_SYS_RESOURCE,
@@ -113,7 +113,7 @@ def test_machine_with_everything_has_nothing_to_complain_of(tmp_path: Path) -> N
             "modprobe loop",
         ),
         (lambda m: setattr(m, "file_systems", frozenset({"fuse"})), "file systems", "the kernel lacks ext4, xfs", "modules"),
-        (lambda m: setattr(m, "node_answer", RigError("NodeMissing", "")), "node", "not found", "run ./rig"),
+        (lambda m: setattr(m, "node_answer", RigError(Code.NodeMissing, "")), "node", "not found", "run ./rig"),
         (
             lambda m: setattr(m, "node_answer", ("/usr/bin/node", "v18.19.0")),
             "node",
@@ -122,7 +122,7 @@ def test_machine_with_everything_has_nothing_to_complain_of(tmp_path: Path) -> N
         ),
         (lambda m: setattr(m, "node_answer", OSError("bad format")), "node", "does not run: bad format", "run ./rig"),
         (
-            lambda m: setattr(m, "azurite_answer", RigError("AzuriteMissing", "Azurite is not installed: no /x")),
+            lambda m: setattr(m, "azurite_answer", RigError(Code.AzuriteMissing, "Azurite is not installed: no /x")),
             "azurite",
             "Azurite is not installed",
             "run ./rig in a checkout",
@@ -239,9 +239,9 @@ def test_version_of_azurite_is_read_from_its_package(tmp_path: Path, monkeypatch
         (Fake(fuse="No such file"), "FuseMissing", "/dev/fuse: No such file (remedy: modprobe fuse"),
         (Fake(absent={"mount"}), "ToolMissing", "mount: not found (remedy: apt-get install mount)"),
         (Fake(absent={"fusermount3"}), "ToolMissing", "fusermount3: not found (remedy: apt-get install fuse3)"),
-        (Fake(node_answer=RigError("NodeMissing", "none")), "NodeMissing", "node: not found (remedy: run ./rig"),
+        (Fake(node_answer=RigError(Code.NodeMissing, "none")), "NodeMissing", "node: not found (remedy: run ./rig"),
         (Fake(node_answer=("/usr/bin/node", "v18.0.0")), "NodeMissing", "too old (at least 20)"),
-        (Fake(azurite_answer=RigError("AzuriteMissing", "not there: x")), "AzuriteMissing", "azurite: not there (remedy:"),
+        (Fake(azurite_answer=RigError(Code.AzuriteMissing, "not there: x")), "AzuriteMissing", "not there (remedy:"),
         (Fake(loop_error=OSError(errno.ENOENT, "No such file")), "MachineUnfit", "loop devices: /dev/loop-control"),
         (Fake(free=UP_BYTES_MIN - 1), "MachineUnfit", "(remedy: a rig needs 64 MiB: free some"),
         (Fake(files=63), "TooFewFiles", "open files: 63 (remedy: raise the hard limit of open files to 64"),
@@ -256,7 +256,7 @@ def test_a_rig_is_refused_for_what_the_machine_lacks_with_the_remedy(
     assert caught.value.code == code
     assert caught.value.message.startswith("this machine cannot run a rig: ")
     assert text in caught.value.message
-    assert exits.status_of(caught.value) == exits.ENVIRONMENT
+    assert caught.value.code.exit_status == ExitStatus.ENVIRONMENT
     assert not (tmp_path / "rig").exists()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from siterig.azure_emu.vault.model.api import Job, JobError
-from siterig.cli import exits
+from siterig.blockfs.core.errors import ExitStatus
 from siterig.cli.commands.operations import job_status
 
 
@@ -16,13 +16,13 @@ def ended(state: str, *codes: str) -> Job:
 
 @pytest.mark.parametrize("code", ["RoleFailed", "RoleHeld", "RoleHung", "RoleUnavailable"])
 def test_a_job_that_failed_for_a_role_ends_as_a_call_to_that_role_does(code: str) -> None:
-    assert job_status(ended("Failed", "VmBusy", code)) == exits.NOT_UP
+    assert job_status(ended("Failed", "VmBusy", code)) == ExitStatus.NOT_UP
 
 
 @pytest.mark.parametrize("code", ["VmBusy", "VmExists", "CacheUnreachable"])
 def test_a_job_that_failed_for_another_reason_is_a_failed_operation(code: str) -> None:
-    assert job_status(ended("Failed", code)) == exits.FAILED
+    assert job_status(ended("Failed", code)) == ExitStatus.FAILED
 
 
 def test_the_errors_of_a_job_that_succeeded_are_remarks() -> None:
-    assert job_status(ended("Succeeded", "RoleUnavailable")) == exits.OK
+    assert job_status(ended("Succeeded", "RoleUnavailable")) == ExitStatus.OK

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, RecoveryPoint
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.cli.app import program
 from siterig.core.layout import Layout, create
@@ -68,7 +68,7 @@ class FakeVault:
 
     async def unmount_point(self, *, vm: str, name: str) -> None:
         if name not in self.mounted:
-            raise RigError("NotMounted", f"VM {vm!r} has no mounted point {name!r}; mounted are: none")
+            raise RigError(Code.NotMounted, f"VM {vm!r} has no mounted point {name!r}; mounted are: none")
         del self.mounted[name]
         self.unmounted.append(name)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import reading_again
 from siterig.cli.reading_again import ATTEMPTS_MAX, read_served
 from siterig.core.control import RigStatus
@@ -57,7 +57,7 @@ class Reader:
         if self.calls <= self.failures:
             if self.supervisor is not None:
                 self.supervisor.dies(is_noticed=self.is_noticed)
-            raise RigError("ReadFailed", "os.img: cannot be read at byte 4096: Transport endpoint is not connected")
+            raise RigError(Code.ReadFailed, "os.img: cannot be read at byte 4096: Transport endpoint is not connected")
 
 
 async def read(supervisor: FakeSupervisor, reader: Reader) -> list[str]:
@@ -107,7 +107,7 @@ async def test_a_role_that_ends_each_time_is_not_read_for_ever(tmp_path: Path) -
 async def test_a_supervisor_that_does_not_answer_stops_no_read(tmp_path: Path) -> None:
     class Silent(FakeSupervisor):
         async def status(self) -> RigStatus:
-            raise RigError("RoleUnavailable", "the supervisor did not answer within 5 s", recoverable=True)
+            raise RigError(Code.RoleUnavailable, "the supervisor did not answer within 5 s", recoverable=True)
 
     supervisor: Any = Silent(tmp_path / "os.img")
     reader = Reader(0, None)

@@ -11,7 +11,7 @@ import pytest
 from siterig.azure_emu.contracts.ports import Damage
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.azure_emu.vault.model.api import ManagedDisk, RecoveryPoint
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli.commands import scrub
 from siterig.core.layout import Layout, create
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
@@ -147,7 +147,7 @@ def test_a_scrub_tells_what_it_found_also_if_the_vault_goes_meanwhile(
     rig: Path, up: tuple[Path, SiteDisk, Vault], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def gone(**_arguments: object) -> None:
-        raise RigError("RoleUnavailable", "nobody answers", recoverable=True)
+        raise RigError(Code.RoleUnavailable, "nobody answers", recoverable=True)
 
     monkeypatch.setattr(up[2], "scrubbed", gone)
     result = siterig("disk", "scrub", "--dir", str(rig))
@@ -176,7 +176,7 @@ class Recovery:
 def test_a_repair_tells_what_is_left(rig: Path, up: tuple[Path, SiteDisk, Vault], monkeypatch: pytest.MonkeyPatch) -> None:
     journal_file, at = damage_payload(up[0])
     recovery = Recovery(journal_file, at, b"p")
-    recovery.refusal = RigError("StoreCorrupt", "byte 0: no frame begins here")
+    recovery.refusal = RigError(Code.StoreCorrupt, "byte 0: no frame begins here")
     monkeypatch.setattr("siterig.rpc.services.recovery_side", lambda _layout: recovery)
     refused = siterig("disk", "scrub", "--repair", "--dir", str(rig))
     assert (refused.exit_code, refused.stderr) == (
@@ -213,7 +213,7 @@ def test_what_a_fold_or_a_deletion_takes_away_meanwhile_is_no_error(rig: Path, m
     (store / "journal/000000000009.journal").unlink()
 
     def deleted(folder: Path, _advance: object) -> list[Damage]:
-        raise RigError("DiskNotFound", f"{folder}: gone")
+        raise RigError(Code.DiskNotFound, f"{folder}: gone")
 
     monkeypatch.setattr(scrub, "scrub_store", deleted)
     result = siterig("disk", "scrub", "--dir", str(rig))

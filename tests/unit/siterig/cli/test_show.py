@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import printable, printable_lines
 from siterig.cli import show
 
@@ -40,7 +40,7 @@ def test_results_notes_errors_and_progress_are_escaped_and_one_line_each(capsys:
     show.line(EVIL, (EVIL, "red"))
     show.notice(EVIL)
     show.progress(EVIL)
-    show.error(RigError("Bad", EVIL))
+    show.error(RigError(Code.of("Bad"), EVIL))
     out, err = capsys.readouterr()
     assert out == f"{ESCAPED}{ESCAPED}\n"
     assert err.splitlines()[:2] == [f"siterig: note: {ESCAPED}", ESCAPED]
@@ -70,7 +70,7 @@ def test_with_json_every_line_on_stderr_is_json(capsys: pytest.CaptureFixture[st
     show.foreign(b"one\ntwo\xff\n")
     show.usage_error("No such option", "Usage: siterig")
     show.interrupted()
-    show.error(RigError("DiskFull", "no room", recoverable=True))
+    show.error(RigError(Code.DiskFull, "no room", recoverable=True))
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [next(iter(line)) for line in lines] == ["note", "progress", "output", "error", "error", "error"]
     assert lines[2] == {"output": "one\ntwo\\xff"}

@@ -16,9 +16,9 @@ import typer
 from typer.testing import CliRunner
 
 from siterig.azure_emu.vault.model.api import ManagedDisk, ProtectedItem, VaultApi, Vm, VmDisk
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.blockfs.core.waits import Wait
-from siterig.cli import exits, light_commands
+from siterig.cli import light_commands
 from siterig.cli.app import program
 from siterig.cli.light_commands import light_command
 from siterig.cli.summaries import SUMMARIES
@@ -158,7 +158,7 @@ def test_the_folder_is_taken_from_the_option_or_else_from_the_environment(
         assert light is not None
         with pytest.raises(SystemExit) as ended:
             light()
-        assert ended.value.code == exits.NOT_UP
+        assert ended.value.code == ExitStatus.NOT_UP
         assert f"the rig in {tmp_path}/{name} is not up" in capsys.readouterr().err
 
 
@@ -166,13 +166,13 @@ def test_a_call_that_fails_is_made_again_by_the_complete_client(
     served: Layout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def away(_layout: Layout) -> Any:
-        raise RigError("RoleUnavailable", "the vault is away")
+        raise RigError(Code.RoleUnavailable, "the vault is away")
 
     served.socket("vault").unlink()
     monkeypatch.setattr("siterig.rpc.services.vault", away)
     with pytest.raises(SystemExit) as ended:
         light_commands.list_vms(served.root, as_json=False)
-    assert ended.value.code == exits.NOT_UP
+    assert ended.value.code == ExitStatus.NOT_UP
     assert "the vault is away (RoleUnavailable)" in capsys.readouterr().err
 
 

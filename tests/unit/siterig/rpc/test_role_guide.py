@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.control import RigStatus, SupervisorControl
 from siterig.rpc import role_guide, rpc_client, rpc_server
 from siterig.rpc.role_guide import RoleGuide
@@ -143,7 +143,7 @@ async def test_without_a_supervisor_the_error_is_that_of_the_role(sockets: Path)
         await depot(sockets).look()
 
 
-AWAY = RigError("RoleUnavailable", "the azurite does not answer", recoverable=True, role="depot")
+AWAY = RigError(Code.RoleUnavailable, "the azurite does not answer", recoverable=True, role="depot")
 
 
 @pytest.mark.parametrize(("method", "calls"), [("look", 2), ("put", 1)])

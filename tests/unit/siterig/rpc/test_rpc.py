@@ -11,7 +11,7 @@ import httpx
 import pytest
 import trio
 
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.wire_model import WireModel
 from siterig.rpc import rpc_client, rpc_server
 from siterig.rpc.rpc_contract import check_socket_path
@@ -47,7 +47,7 @@ class RealDepot:
         return [Box(name="one", weights=[(1, 2)]), Box(name="/srv/\udcff", weights=[]), Box(name="größe", weights=[])]
 
     async def fail(self) -> None:
-        raise RigError("VmNotFound", "no VM 'web01'", recoverable=True)
+        raise RigError(Code.VmNotFound, "no VM 'web01'", recoverable=True)
 
     async def fail_in_a_task(self) -> None:
         async with trio.open_nursery() as nursery:

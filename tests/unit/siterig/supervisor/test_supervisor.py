@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from siterig.azure_emu.contracts.ports import RoleStatus
-from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
 from siterig.core.failures import expected
 from siterig.core.layout import Layout, create
@@ -279,7 +279,7 @@ async def test_a_vault_that_takes_no_report_is_told_again(layout: Layout) -> Non
         reports += 1
         if reports == 2:
             twice.set()
-        raise RigError("RoleUnavailable", "nobody answers", recoverable=True)
+        raise RigError(Code.RoleUnavailable, "nobody answers", recoverable=True)
 
     async with running(layout, role("a", SERVE), report=report):
         with trio.fail_after(60):
