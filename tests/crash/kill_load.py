@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.system.mount.test_holes import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
+from tests.support.disks.holes import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 
 AREA_BYTES = 4 << 20
 """Each writer has a part of the disk for itself."""

@@ -19,8 +19,8 @@ from siterig.azure_emu.scrub.scrubber import scrub
 from tests.crash.recording import Event, Noted, Recorder
 from tests.crash.states import Crashing, State
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
-from tests.unit.azure_emu.disks.test_managed_disk import assert_same, whole
-from tests.unit.azure_emu.disks.test_store_steps import Killed
+from tests.support.stores.killed_store import Killed
+from tests.support.stores.managed_disk import assert_same, whole
 
 FOLDERS = ("journal", "checkpoints", "pins", "")
 STATES = int(os.environ.get("SITERIG_STORE_STATES", "150"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from siterig.cli.tables import Line
 from siterig.scenarios.contracts.ports import Update
 
 
@@ -24,3 +25,7 @@ class TextScreen:
     @contextmanager
     def bar(self, title: str) -> Iterator[Update]:
         yield lambda done_bytes, total_bytes: self.bars.append((title, done_bytes, total_bytes))
+
+
+def text_of(line: Line) -> str:
+    return line if isinstance(line, str) else "".join(part if isinstance(part, str) else part[0] for part in line)

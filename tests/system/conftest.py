@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.disks.disk_server import FRONT_ENDS
-from tests.support.disks.disk_server_process import DiskServer, skip_unless_possible
-
-StartServer = Callable[[int], DiskServer]
+from tests.support.disks.disk_server_process import DiskServer, StartServer, skip_unless_possible
 
 
 @pytest.fixture(params=FRONT_ENDS)

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,7 @@ class DiskServer:
         if self._process is not None:
             self.kill()
         subprocess.run(["umount", "-l", str(self.mountpoint)], check=False, capture_output=True)
+
+
+StartServer = Callable[[int], DiskServer]
+"""Starts a disk server whose disks have so many bytes."""

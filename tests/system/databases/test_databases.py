@@ -16,12 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.disks.disk_server_process import DiskServer
+from tests.support.disks.disk_server_process import DiskServer, StartServer
 from tests.support.disks.guest import FSCK, MKFS, loop_device, mounted, run
 from tests.support.disks.log_oracle import Model
 from tests.support.disks.shadowed_disk import ShadowedDisk
 from tests.support.needs import needs_program
-from tests.system.conftest import StartServer
 from tests.system.databases.postgres import Cluster
 
 pytestmark = pytest.mark.system

@@ -19,10 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.disks.disk_server_process import DiskServer
+from tests.support.disks.disk_server_process import DiskServer, StartServer
 from tests.support.disks.log_oracle import TAG, WRITE, Model, records
 from tests.support.disks.shadowed_disk import ShadowedDisk
-from tests.system.conftest import StartServer
 
 pytestmark = pytest.mark.system
 

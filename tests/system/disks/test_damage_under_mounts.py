@@ -13,7 +13,7 @@ import pytest
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from tests.support.disks.disk_history import SIZE_BYTES
 from tests.support.disks.disk_server_process import DiskServer
-from tests.unit.azure_emu.disks.test_managed_disk import assert_same, seeded
+from tests.support.stores.managed_disk import assert_same, seeded
 
 pytestmark = pytest.mark.system
 

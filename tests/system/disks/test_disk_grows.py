@@ -17,12 +17,11 @@ from siterig.azure_emu.vault.model.api import Job
 from siterig.blockfs.contracts.counters import DiskCounters
 from siterig.blockfs.images.vhd import FOOTER_BYTES
 from siterig.testing.testbed import Testbed
-from tests.support.disks.disk_server_process import VM, DiskServer
+from tests.support.disks.disk_server_process import VM, DiskServer, StartServer
 from tests.support.disks.guest import FSCK, MKFS, loop_device, make_tree, mounted, run, tree, write_durably
 from tests.support.disks.shadowed_disk import ShadowedDisk
 from tests.support.needs import needs_file_system
 from tests.support.rigs.jobs import ended
-from tests.system.conftest import StartServer
 
 pytestmark = pytest.mark.system
 

@@ -9,8 +9,7 @@ import threading
 import pytest
 
 from tests.support.disks.disk_server import DISK_BYTES
-from tests.support.disks.disk_server_process import DiskServer
-from tests.system.conftest import StartServer
+from tests.support.disks.disk_server_process import DiskServer, StartServer
 
 pytestmark = pytest.mark.system
 

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 from collections.abc import Callable
 
 import pytest
 
-from tests.support.disks.disk_server_process import CAN_MAKE_HOLES, VM, DiskServer
+from tests.support.disks.disk_server_process import CAN_MAKE_HOLES, VM, DiskServer, StartServer
 from tests.support.disks.guest import run, write_durably
+from tests.support.disks.holes import COLLAPSE_RANGE, INSERT_RANGE, KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate, memory
 from tests.support.disks.shadowed_disk import ShadowedDisk
 from tests.support.needs import needs_program
-from tests.system.conftest import StartServer
-from tests.system.mount.test_holes import COLLAPSE_RANGE, INSERT_RANGE, KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 
 pytestmark = pytest.mark.system
 
 MIB = 1 << 20
 DISK_BYTES = 33 * MIB // 2
 """Not a whole number of MiB, nor of the kernel's largest requests."""
-
-
-def memory(length: int, value: int) -> mmap.mmap:
-    """Aligned, as O_DIRECT wants it."""
-    made = mmap.mmap(-1, length)
-    made[:] = bytes([value]) * length
-    return made
 
 
 def written(write: Callable[..., int], *arguments: object) -> int:

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.disks.disk_server_process import CAN_MAKE_HOLES, VM, DiskServer
+from tests.support.disks.disk_server_process import CAN_MAKE_HOLES, VM, DiskServer, StartServer
 from tests.support.disks.guest import loop_device, run
-from tests.system.conftest import StartServer
-from tests.system.mount.test_disk_end import memory
-from tests.system.mount.test_holes import KEEP_SIZE, PUNCH_HOLE, fallocate
+from tests.support.disks.holes import KEEP_SIZE, PUNCH_HOLE, fallocate, memory
 
 pytestmark = pytest.mark.system
 

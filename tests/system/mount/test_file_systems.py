@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.disks.disk_server_process import CAN_MAKE_HOLES
+from tests.support.disks.disk_server_process import CAN_MAKE_HOLES, StartServer
 from tests.support.disks.guest import FSCK, MKFS, loop_device, make_tree, mounted, run, tree
 from tests.support.disks.shadowed_disk import ShadowedDisk
 from tests.support.needs import needs_file_system, needs_program
-from tests.system.conftest import StartServer
 
 pytestmark = pytest.mark.system
 

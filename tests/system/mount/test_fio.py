@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.disks.disk_server_process import StartServer
 from tests.support.disks.shadowed_disk import ShadowedDisk
 from tests.support.needs import needs_program
-from tests.system.conftest import StartServer
 
 pytestmark = [pytest.mark.system, needs_program("fio")]
 

@@ -5,7 +5,6 @@ The front end that cannot (pyfuse3 has no fallocate and no lseek) says so, and e
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
@@ -16,38 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.disks.disk_server_process import CAN_MAKE_HOLES
+from tests.support.disks.disk_server_process import CAN_MAKE_HOLES, StartServer
 from tests.support.disks.guest import run
+from tests.support.disks.holes import COLLAPSE_RANGE, INSERT_RANGE, KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate, seek
 from tests.support.disks.log_oracle import data_ranges
 from tests.support.disks.shadowed_disk import ShadowedDisk
 from tests.support.needs import needs_program
-from tests.system.conftest import StartServer
 
 pytestmark = pytest.mark.system
 
 SEED = int(os.environ.get("SITERIG_SEED", str(time.time_ns() % 1_000_000)))
 DISK_BYTES = 64 << 20
-KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE = 0x01, 0x02, 0x08, 0x10, 0x20
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-
-
-def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
-    """0, or the errno."""
-    return ctypes.get_errno() if _libc.fallocate(fd, mode, offset, length) else 0
 
 
 def allocated_bytes(path: Path) -> int:
     return path.stat().st_blocks * 512
-
-
-def seek(fd: int, offset: int, whence: int) -> int | None:
-    """None: there is no data from there on."""
-    try:
-        return os.lseek(fd, offset, whence)
-    except OSError as exc:
-        assert exc.errno == errno.ENXIO
-        return None
 
 
 @pytest.mark.parametrize(("mode", "record"), [(PUNCH_HOLE | KEEP_SIZE, "DISCARD"), (ZERO_RANGE | KEEP_SIZE, "ZERO")])

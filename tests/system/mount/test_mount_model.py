@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.disks.disk_server_process import StartServer
+from tests.support.disks.holes import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate, seek
 from tests.support.disks.log_oracle import Model
-from tests.system.conftest import StartServer
-from tests.system.mount.test_holes import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate, seek
 
 pytestmark = pytest.mark.system
 

@@ -21,10 +21,10 @@ import trio
 from siterig.azure_emu.contracts.ports import DiskSpec
 from siterig.azure_emu.vault.model.api import MountedPoint, RecoveryPoint
 from siterig.testing.testbed import Testbed
+from tests.support.disks.holes import punch
 from tests.support.disks.log_oracle import data_ranges
 from tests.support.rigs.jobs import ended
-from tests.system.mount.test_pump import punch
-from tests.system.points.test_points import floors, retain
+from tests.support.rigs.protected_vm import floors, retain
 
 pytestmark = pytest.mark.system
 

@@ -23,7 +23,7 @@ from siterig.blockfs.transfer.part_codec import pack
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.blockfs.transfer.sync_stream import SyncStream
 from tests.support.disks.disk_server_process import VM, DiskServer
-from tests.system.mount.test_pump import punch
+from tests.support.disks.holes import punch
 
 pytestmark = pytest.mark.system
 

@@ -16,7 +16,7 @@ import trio
 from siterig.azure_emu.vault.model.api import MountedPoint
 from siterig.blockfs.core.errors import ExitStatus
 from siterig.testing.testbed import Testbed
-from tests.system.points.test_points import SITERIG, Images, protected, same, siterig
+from tests.support.rigs.protected_vm import SITERIG, Images, protected, same, siterig
 
 pytestmark = pytest.mark.system
 

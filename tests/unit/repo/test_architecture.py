@@ -59,6 +59,24 @@ def test_no_benchmark_imports_a_test() -> None:
     assert wrong == []
 
 
+def test_no_test_imports_a_test_module() -> None:
+    wrong = []
+    for path in (ROOT / "tests").rglob("*.py"):
+        for name in rooms.imports(path):
+            if name.startswith("tests.") and any(part.startswith(("test_", "conftest")) for part in name.split(".")):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == [], "helpers belong in tests/support"
+
+
+def test_folders_of_unit_tests_mirror_the_code_and_hold_tests_alone() -> None:
+    unit = ROOT / "tests" / "unit"
+    modules = [path.relative_to(unit) for path in unit.rglob("*.py") if path.name != "__init__.py"]
+    assert [str(path) for path in modules if not path.name.startswith("test_")] == [], "helpers belong in tests/support"
+    elsewhere = {Path("repo"): Path(), Path("vault"): Path("azure_emu/vault")}
+    folders = {path.parent for path in modules}
+    assert [str(folder) for folder in folders if not (ROOT / elsewhere.get(folder, folder)).is_dir()] == []
+
+
 def test_every_folder_of_the_product_has_one_import_name() -> None:
     """A user's own package ``replication`` must not come in our way, nor a module of ours be loaded twice."""
     folders = {"cext", "blockfs", "replication", "azure_emu", "scenarios"}

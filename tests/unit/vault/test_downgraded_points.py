@@ -8,8 +8,8 @@ import pytest
 
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.cli.commands import vms
+from tests.support.command import siterig
 from tests.support.rigs.vault_fakes import START_NS, World, protected, running
-from tests.unit.siterig.cli.test_cli import siterig
 
 WHY = "no mounted file system"
 

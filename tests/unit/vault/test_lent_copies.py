@@ -13,8 +13,8 @@ from siterig.azure_emu.vault.mounts import lent
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.host_process import HostProcess
+from tests.support.rigs.borrower import Borrower
 from tests.support.rigs.vault_fakes import World, ended, protected, running
-from tests.unit.vault.test_lent_points import Borrower
 
 NAME = "bisect-1"
 

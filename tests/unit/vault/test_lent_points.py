@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,26 +17,10 @@ from siterig.azure_emu.vault.mounts import lent
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
+from tests.support.rigs.borrower import Borrower
 from tests.support.rigs.vault_fakes import World, protected, running
 
-SAY = (
-    "import sys; from siterig.blockfs.core.host_process import HostProcess; "
-    "print(HostProcess.own().model_dump_json(), flush=True);"
-)
 IN_USE = RigError(Code.RecoveryInUse, "recovery/web01/lent/os is in use: it is open 1 times")
-
-
-class Borrower:
-    """A process that lives until it is killed."""
-
-    def __init__(self) -> None:
-        self.popen = subprocess.Popen([sys.executable, "-c", SAY + "sys.stdin.read()"], stdin=-1, stdout=-1)
-        assert self.popen.stdout is not None
-        self.process = HostProcess.model_validate_json(self.popen.stdout.readline())
-
-    def kill(self) -> None:
-        self.popen.kill()
-        self.popen.communicate()
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from siterig.azure_emu.contracts.ports import DiskSpec
 from siterig.azure_emu.vault.db.schema import PointRow, TagSeenRow
 from siterig.azure_emu.vault.points.retention import HOUR_NS, PointFacts, Policy, check_hours, expired, remark
 from siterig.azure_emu.vault.service import Vault
-from siterig.blockfs.contracts.control import CutInfo
 from siterig.blockfs.core.errors import Code, RigError
+from tests.support.rigs.points import cut
 from tests.support.rigs.vault_fakes import START_NS, World, ended, protected, running
 
 MINUTE_NS = HOUR_NS // 60
@@ -112,18 +112,6 @@ def test_hours_out_of_range_are_named_with_what_is_allowed() -> None:
 
 
 # --- the vault ----------------------------------------------------------------------------------------------------
-
-
-async def cut(world: World, kind: str = "CrashConsistent") -> CutInfo:
-    """A delta cycle at the world's time, applied in every disk."""
-    world.position += 10
-    made = CutInfo(
-        vm="web01", tag_id=f"00000000-0000-4000-8000-{world.position:012}", kind=kind, name="cycle",  # type: ignore[arg-type]
-        position=world.position, time_ns=world.now_ns,
-    )  # fmt: skip
-    world.cached.append(("web01", made))
-    await world.apply_cached()
-    return made
 
 
 async def rows(vault: Vault) -> tuple[int, int]:

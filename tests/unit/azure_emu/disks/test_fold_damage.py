@@ -17,8 +17,8 @@ from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.layers.layer import Layer
 from tests.support.disks.disk_history import SIZE_BYTES, SiteDisk
 from tests.support.io_faults import READ, io_verdict
-from tests.unit.azure_emu.disks.test_managed_disk import apply, assert_same, new_store
-from tests.unit.azure_emu.disks.test_store_steps import Killed
+from tests.support.stores.killed_store import Killed
+from tests.support.stores.managed_disk import apply, assert_same, new_store
 
 BLOCK = 4096
 WHOLE, PART = 4, 20

@@ -9,7 +9,7 @@ import pytest
 
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from tests.support.disks.disk_history import SiteDisk
-from tests.unit.azure_emu.disks.test_managed_disk import apply, new_store
+from tests.support.stores.managed_disk import apply, new_store
 
 BLOCK = 4096
 

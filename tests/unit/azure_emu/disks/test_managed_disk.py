@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,53 +9,9 @@ import pytest
 from siterig.azure_emu.disks.store import ManagedDiskStore, discard_leftovers, open_view
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.layers.layer import Layer
 from siterig.cext.checksums import TAG_BYTES, chunk_tag
 from tests.support.disks.disk_history import CHUNK_BYTES, DISK_ID, SIZE_BYTES, Packed, SiteDisk
-
-KEY = bytes(range(32))
-
-
-def site(tmp_path: Path, seed: int = 1) -> SiteDisk:
-    folder = tmp_path / f"site{seed}"
-    folder.mkdir()
-    return SiteDisk(folder, random.Random(seed))
-
-
-def new_store(tmp_path: Path, step: Callable[[str], None] = lambda _name: None) -> ManagedDiskStore:
-    return ManagedDiskStore.create(tmp_path / DISK_ID, disk_id=DISK_ID, size_bytes=SIZE_BYTES, created_ns=1, step=step)
-
-
-def apply(store: ManagedDiskStore, parts: list[Packed]) -> None:
-    for part, data in parts:
-        store.apply_part(part, data)
-
-
-def whole(view: Layer) -> bytes:
-    try:
-        return view.pread(0, view.size_bytes)
-    finally:
-        view.close()
-
-
-def assert_same(got: bytes, want: bytes, what: str) -> None:
-    """A byte compare that names the first wrong offset."""
-    assert len(got) == len(want), f"{what}: {len(got)} bytes, not {len(want)}"
-    if got != want:
-        at = next(i for i, (a, b) in enumerate(zip(got, want, strict=True)) if a != b)
-        pytest.fail(f"{what}: first wrong byte at offset {at}: {got[at]:#x}, not {want[at]:#x}")
-
-
-def seeded(tmp_path: Path) -> tuple[SiteDisk, ManagedDiskStore]:
-    """A disk after initial replication and one log part."""
-    disk, store = site(tmp_path), new_store(tmp_path)
-    disk.scribble(10)
-    disk.close_log()
-    apply(store, disk.sync())
-    disk.scribble(10)
-    disk.tag("first")
-    apply(store, [disk.close_log()])
-    return disk, store
+from tests.support.stores.managed_disk import KEY, apply, assert_same, new_store, seeded, site, whole
 
 
 @pytest.mark.parametrize("seed", range(6))

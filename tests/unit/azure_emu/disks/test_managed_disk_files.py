@@ -11,7 +11,7 @@ from siterig.azure_emu.disks.pins import pin
 from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
 from siterig.blockfs.core.errors import RigError
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
-from tests.unit.azure_emu.disks.test_managed_disk import apply, assert_same, new_store, seeded, whole
+from tests.support.stores.managed_disk import apply, assert_same, new_store, seeded, whole
 
 
 def flip(path: Path, at: int) -> None:

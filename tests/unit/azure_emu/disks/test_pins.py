@@ -8,7 +8,7 @@ from pathlib import Path
 
 from siterig.azure_emu.disks.pins import PINS, pin, pins, unpin
 from tests.crash.recording import Event, NamesSynced, Recorder
-from tests.unit.azure_emu.disks.test_managed_disk import seeded
+from tests.support.stores.managed_disk import seeded
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from siterig.azure_emu.disks.queries import change_list, position_at
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.blockfs.core.errors import RigError
 from tests.support.disks.disk_history import SiteDisk
-from tests.unit.azure_emu.disks.test_managed_disk import apply, new_store, site
+from tests.support.stores.managed_disk import apply, new_store, site
 
 Question = Callable[[StoreState, int, int], object]
 QUESTIONS: dict[str, Question] = {

@@ -13,7 +13,7 @@ from siterig.blockfs.contracts.control import RecoverySource
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from tests.support.disks.disk_history import DISK_ID, SiteDisk
-from tests.unit.azure_emu.disks.test_managed_disk import apply, assert_same, new_store, site
+from tests.support.stores.managed_disk import apply, assert_same, new_store, site
 
 
 @pytest.fixture(autouse=True)

@@ -23,8 +23,8 @@ from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import RigError
 from tests.support import io_faults
 from tests.support.disks.disk_history import SIZE_BYTES, SiteDisk
-from tests.unit.azure_emu.disks.test_managed_disk import apply, new_store, seeded, site
-from tests.unit.azure_emu.disks.test_store_steps import Killed
+from tests.support.stores.killed_store import Killed
+from tests.support.stores.managed_disk import apply, new_store, seeded, site
 
 BLOCK = 4096
 

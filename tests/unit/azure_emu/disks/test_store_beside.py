@@ -15,7 +15,7 @@ from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import RigError
 from tests.support.disks.disk_history import Packed
-from tests.unit.azure_emu.disks.test_managed_disk import apply, assert_same, new_store, site, whole
+from tests.support.stores.managed_disk import apply, assert_same, new_store, site, whole
 
 
 class Crew:

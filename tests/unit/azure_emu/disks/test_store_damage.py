@@ -19,8 +19,8 @@ from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import RigError
 from siterig.cext.checksums import chunk_tag
 from tests.support.disks.disk_history import CHUNK_BYTES
-from tests.unit.azure_emu.disks.test_managed_disk import KEY, apply, assert_same, new_store, whole
-from tests.unit.azure_emu.disks.test_store_steps import Life
+from tests.support.stores.killed_store import Life
+from tests.support.stores.managed_disk import KEY, apply, assert_same, new_store, whole
 
 BLOCK = 4096
 

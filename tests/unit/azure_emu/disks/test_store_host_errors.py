@@ -23,7 +23,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_name import Listing, PartName, Watermark
 from tests.support.disks.disk_history import DISK_ID, Packed, SiteDisk
 from tests.support.io_faults import READ, io_verdict
-from tests.unit.azure_emu.disks.test_managed_disk import apply, assert_same, new_store, site, whole
+from tests.support.stores.managed_disk import apply, assert_same, new_store, site, whole
 
 os_open, os_pread = os.open, os.pread
 

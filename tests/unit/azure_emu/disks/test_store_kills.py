@@ -19,8 +19,8 @@ from siterig.blockfs.core import boot
 from siterig.blockfs.transfer.part_name import Watermark
 from tests.support.disks.disk_history import DISK_ID
 from tests.support.process_kills import calls_of, copy_of, every_kill
-from tests.unit.azure_emu.disks.test_managed_disk import apply, assert_same, new_store, whole
-from tests.unit.azure_emu.disks.test_store_steps import Life, forget_syncs
+from tests.support.stores.killed_store import Life, forget_syncs
+from tests.support.stores.managed_disk import apply, assert_same, new_store, whole
 
 SEED = 3
 BOOT = "00000000-0000-4000-8000-00000000000{}"

@@ -21,8 +21,8 @@ from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import Layer
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
-from tests.unit.azure_emu.disks.test_managed_disk import assert_same
-from tests.unit.azure_emu.disks.test_store_steps import Killed
+from tests.support.stores.killed_store import Killed
+from tests.support.stores.managed_disk import assert_same
 
 
 class StoreMachine(RuleBasedStateMachine):

@@ -16,8 +16,8 @@ from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
 from tests.support.disks.disk_history import DISK_ID
-from tests.unit.azure_emu.disks.test_managed_disk import apply, assert_same, new_store, whole
-from tests.unit.azure_emu.disks.test_store_steps import Killed, Life
+from tests.support.stores.killed_store import Killed, Life
+from tests.support.stores.managed_disk import apply, assert_same, new_store, whole
 
 BOOT = "00000000-0000-4000-8000-00000000000{}"
 

@@ -13,7 +13,7 @@ from siterig.azure_emu.contracts.ports import Damage
 from siterig.azure_emu.disks.pins import pin, pins
 from siterig.azure_emu.disks.view_provider import WATCH_S, StoreViews
 from siterig.blockfs.core.errors import Code, RigError
-from tests.unit.azure_emu.disks.test_managed_disk import assert_same, seeded, whole
+from tests.support.stores.managed_disk import assert_same, seeded, whole
 
 
 def test_a_position_is_held_until_it_is_released_and_nothing_else_is(tmp_path: Path) -> None:

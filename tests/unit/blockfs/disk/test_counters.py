@@ -20,8 +20,8 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.cext._core import ffi, lib
+from tests.support.disks.fuse_calls import NOBODY, inode_of
 from tests.support.io_faults import WRITE, failing
-from tests.unit.blockfs.fuse.test_filesystem import NOBODY, inode_of
 
 SIZE = 1 << 20
 CUT: TagKind = "CrashConsistent"

@@ -25,9 +25,8 @@ from siterig.blockfs.disk.disk_report import describe
 from siterig.blockfs.disk.disk_rules import DiskRules
 from siterig.cext._core import lib
 from tests.support.disks.disk_model import replay
+from tests.support.disks.opened_disk import SIZE, logs, reopen
 from tests.support.io_faults import PUNCH, WRITE, failing
-
-SIZE = 1 << 20
 
 
 @pytest.fixture
@@ -44,18 +43,8 @@ def disk(tmp_path: Path, positions: PositionCounter) -> Disk:
     return Disk.open(place, DiskRules(positions), None)
 
 
-def reopen(disk: Disk, positions: PositionCounter) -> Disk:
-    """As after kill -9: nothing is closed in order."""
-    disk.abandon()
-    return Disk.open(disk.place, DiskRules(positions), None)
-
-
 def contents(disk: Disk) -> bytes:
     return disk.read(0, disk.size_bytes)
-
-
-def logs(disk: Disk) -> list[Path]:
-    return [path for _, path in find_segments(disk.place.folder, "os")]
 
 
 def end_of_log(disk: Disk) -> int:

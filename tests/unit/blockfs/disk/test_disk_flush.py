@@ -15,8 +15,8 @@ from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
 from siterig.blockfs.disk.disk_report import describe
 from siterig.blockfs.disk.disk_rules import DiskRules
+from tests.support.disks.opened_disk import SIZE, logs, reopen
 from tests.support.io_faults import SYNC, failing, io_verdict
-from tests.unit.blockfs.disk.test_disk import SIZE, logs, reopen
 
 
 @pytest.fixture

@@ -7,14 +7,13 @@ import os
 import random
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from siterig.blockfs.changelog.disk_log import LogPolicy
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
@@ -22,55 +21,12 @@ from siterig.blockfs.disk import promotion
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.host.disk_host import DiskHost
-from siterig.blockfs.layers.layer import Layer, RawLayer
+from siterig.blockfs.layers.layer import Layer
 from siterig.cext._core import lib
 from tests.support.disks.disk_model import replay
 from tests.support.io_faults import PUNCH, SYNC, WRITE, failing, io_verdict
 from tests.support.process_kills import without_token
-
-SIZE = (3 << 20) + 512
-HOLE = (1 << 20, 1 << 20)
-"""Of what lies below: offset and length."""
-
-
-def content(seed: int = 1) -> bytes:
-    data = bytearray(random.Random(seed).randbytes(SIZE))
-    data[HOLE[0] : sum(HOLE)] = bytes(HOLE[1])
-    return bytes(data)
-
-
-def make_store(store: Path) -> Path:
-    store.mkdir()
-    with (store / "base").open("wb") as file:
-        file.write(content()[: HOLE[0]])
-        file.seek(sum(HOLE))
-        file.write(content()[sum(HOLE) :])
-    return store
-
-
-class Bases:
-    """Managed disks in ``folder``, with their holder as text in a file, so that a kill does not release them."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def open(self, managed_disk: str, _position: int, holder: str) -> Layer:
-        store = self._folder / managed_disk
-        (store / "holder").write_text(holder)
-        return RawLayer(store / "base")
-
-    def release(self, managed_disk: str, holder: str) -> None:
-        store = self._folder / managed_disk
-        if (store / "holder").exists() and (store / "holder").read_text() == holder:
-            (store / "holder").unlink()
-
-    def reconcile(self, _kind: str, holders: Collection[str]) -> None:
-        self.kept = set(holders)
-
-
-def open_host(tmp_path: Path) -> DiskHost:
-    whole_log = LogPolicy(kept_share_max=None)
-    return DiskHost(tmp_path / "disks", tmp_path / "mnt", views=Bases(tmp_path), policy=whole_log)
+from tests.support.stores.plain_bases import HOLE, SIZE, Bases, content, make_store, open_host
 
 
 @pytest.fixture

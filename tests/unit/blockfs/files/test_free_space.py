@@ -13,7 +13,7 @@ from siterig.blockfs.disk.promotion import FREE_BYTES_MIN
 from siterig.blockfs.files.free_space import require_free_space
 from siterig.blockfs.host.disk_host import DiskHost
 from tests.support.rigs.agent_rig import VM, Disk, Rig
-from tests.unit.blockfs.disk.test_promotion import make_store, open_host
+from tests.support.stores.plain_bases import make_store, open_host
 
 MIB = 1 << 20
 BLOCK_BYTES = 4096

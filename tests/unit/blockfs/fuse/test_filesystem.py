@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pyfuse3
 import pytest
@@ -15,11 +15,10 @@ import pytest
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 from siterig.blockfs.host.disk_host import DiskHost
+from tests.support.disks.fuse_calls import NOBODY, inode_of
 from tests.support.io_faults import SYNC, WRITE, failing, io_verdict
 
 SIZE = 1 << 20
-NOBODY: Any = None
-"""The request's context; the mount is private, so nothing asks for it."""
 RESIZE = cast(
     pyfuse3.SetattrFields,
     SimpleNamespace(
@@ -33,11 +32,6 @@ def host(tmp_path: Path) -> Iterator[DiskHost]:
     host = DiskHost(tmp_path / "disks", tmp_path / "mnt")
     yield host
     host.abandon()
-
-
-async def inode_of(files: DiskFileSystem, vm: str, name: str) -> pyfuse3.InodeT:
-    folder = await files.lookup(pyfuse3.ROOT_INODE, vm.encode(), NOBODY)
-    return (await files.lookup(folder.st_ino, name.encode(), NOBODY)).st_ino
 
 
 async def opened(host: DiskHost, name: str, flags: int) -> tuple[DiskFileSystem, pyfuse3.FileHandleT]:

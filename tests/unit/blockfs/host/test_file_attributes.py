@@ -23,7 +23,7 @@ from siterig.blockfs.host.standalone import open_disk
 from siterig.blockfs.images.image import open_image
 from siterig.cext._core import lib
 from tests.support.io_faults import WRITE, failing
-from tests.unit.blockfs.host.test_recoveries import Stores
+from tests.support.stores.plain_stores import Stores
 
 SIZE = 1 << 20
 LONG_AGO_NS = 1_000_000_000 * 10**9 + 123_456_789

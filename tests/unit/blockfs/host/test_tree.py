@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyfuse3
 import pytest
@@ -18,9 +16,9 @@ from siterig.blockfs.disk.disk_rules import DiskRules
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.host.tree import ROOT, SingleDisk
+from tests.support.disks.fuse_calls import NOBODY, listed
 
 SIZE = 1 << 20
-NOBODY: Any = None
 
 
 @pytest.fixture
@@ -34,19 +32,6 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     yield disk
     disk.close()
     positions.close()
-
-
-async def listed(files: DiskFileSystem, folder: pyfuse3.InodeT, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Names of a folder with the inodes told of them."""
-    found = {}
-
-    def reply(_token: object, name: bytes, entry: pyfuse3.EntryAttributes, _next: int) -> bool:
-        found[os.fsdecode(name)] = entry.st_ino
-        return True
-
-    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
-    await files.readdir(await files.opendir(folder, NOBODY), 0, NOBODY)
-    return found
 
 
 async def test_a_single_disk_is_in_the_mounts_own_folder(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from siterig.blockfs.layers import base_image
 from siterig.blockfs.layers.layer import RawLayer
 from siterig.cext.checksums import crc32c
 from tests.support.io_faults import PUNCH, READ, WRITE, failing, io_verdict
+from tests.support.stores.views import affected, open_base, start_bytes, view_of
 from tests.support.stores.volume import BLOCK_BYTES, DISK_BYTES, Change, Volume, blocks_of
-from tests.unit.blockfs.layers.test_view_layer import affected, open_base, start_bytes, view_of
 
 BLOCKS = len(blocks_of(bytes(DISK_BYTES)))
 WHOLE = [(0, BLOCKS * BLOCK_BYTES)]

@@ -25,35 +25,11 @@ from siterig.blockfs.layers.extents import ExtentMap
 from siterig.blockfs.layers.layer import RawLayer, Source, TopLayer, ViewFault, ViewLayer, WritableLayer
 from siterig.cext._core import lib
 from siterig.cext.checksums import crc32c
+from tests.support.stores.views import affected, open_base, start_bytes, view_of
 from tests.support.stores.volume import BLOCK_BYTES, DISK_BYTES, Change, Volume, base_source, blocks_of, changes
 
 some = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 WHOLE = [(0, len(blocks_of(bytes(DISK_BYTES))) * BLOCK_BYTES)]
-
-
-def start_bytes(seed: int) -> bytes:
-    """A base: noise, but for some blocks of zeros."""
-    rng = random.Random(seed)
-    return b"".join(
-        bytes(BLOCK_BYTES) if rng.random() < 0.3 else rng.randbytes(BLOCK_BYTES)
-        for _ in range(DISK_BYTES // BLOCK_BYTES + 1)
-    )[:DISK_BYTES]
-
-
-def base_map(data: bytes) -> list[tuple[int, int]]:
-    """Its ranges of data; the last block is cut where the disk ends."""
-    blocks = blocks_of(data)
-    return [(i * BLOCK_BYTES, min(BLOCK_BYTES, len(data) - i * BLOCK_BYTES)) for i in range(len(blocks)) if any(blocks[i])]
-
-
-def view_of(folder: Path, volume: Volume, base: bytes | None = None, *, upto: int | None = None) -> ViewLayer:
-    extents = ExtentMap()
-    volume.add_to(extents, upto=upto)
-    if base is not None:
-        extents.add_base(base_map(base))
-    extents.settle()
-    sources = [None if base is None else base_source(folder, base), volume.source(folder)]
-    return ViewLayer(extents, sources, DISK_BYTES)
 
 
 def refused(view: ViewLayer, offset: int, length: int) -> ViewFault:
@@ -293,17 +269,6 @@ def test_a_view_keeps_its_map_while_the_map_goes_on(tmp_path: Path) -> None:
 
 
 # --- the base changes -----------------------------------------------------------------------------------------------
-
-
-def open_base(folder: Path) -> tuple[int, int]:
-    return os.open(folder / "base", os.O_RDWR), os.open(folder / "base.sums", os.O_RDWR)
-
-
-def affected(volume: Volume, upto: int) -> list[tuple[int, int]]:
-    extents = ExtentMap()
-    volume.add_to(extents, upto=upto)
-    extents.settle()
-    return extents.touched(BLOCK_BYTES)
 
 
 @some

@@ -25,6 +25,7 @@ from siterig.blockfs.core.progress import DiskProgress, VmProgress
 from siterig.cli import follow, provenance, show
 from siterig.cli.app import SUBJECTS, program
 from siterig.core.layout import Layout, create
+from tests.support.command import siterig
 
 DOCS = Path(__file__).parents[4] / "docs" / "reference" / "command-line.md"
 VM = Vm(name="web01-test", side="azure", state="TestFailover", disks=[VmDisk(name="os", size_bytes=2**30, path="/r/os.img")])
@@ -98,10 +99,6 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVault
     monkeypatch.setenv("SITERIG_DIR", str(layout.root))
     yield fake
     supervisor.close()
-
-
-def siterig(*arguments: str) -> Any:
-    return CliRunner().invoke(program(arguments), list(arguments))
 
 
 def commands(command: Any, path: tuple[str, ...] = ("siterig",)) -> Iterator[tuple[str, Any]]:

@@ -26,7 +26,7 @@ from siterig.core.limits import Limits
 from siterig.core.values import format_time, parse_disk_name
 from siterig.supervisor import launch
 from siterig.supervisor.supervise import role_specs
-from tests.unit.siterig.cli.test_cli import siterig
+from tests.support.command import siterig
 
 MIB = 1 << 20
 

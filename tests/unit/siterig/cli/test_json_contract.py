@@ -30,7 +30,7 @@ from siterig.core.layout import Layout, create
 from siterig.scenarios.contracts.results import DrillResult
 from tests.support.disks.log_row import START, LogRow
 from tests.support.samples import Canned, sample
-from tests.unit.siterig.cli.test_tables import text_of
+from tests.support.screens import text_of
 
 DOCS = Path(__file__).parents[4] / "docs" / "reference"
 OFFICIAL = {

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from siterig.blockfs.core.printable import printable
 from siterig.blockfs.core.short_ids import shortened
 from siterig.cli import tables
-from siterig.cli.tables import Line
+from tests.support.screens import text_of
 
 POINTS = ("id", "type", "time", "position", "name")
 IDS = ("0d2c7d1e-9f1b-4f3a-8a41-0f6f4c8f2b11", "0d2c7d1e-1111-4f3a-8a41-0f6f4c8f2b12")
@@ -21,10 +21,6 @@ ROWS = [
     (IDS[0], "ApplicationConsistent", "2026-11-21T22:13:17.123456Z", 4711, "before the upgrade"),
     (IDS[1], "CrashConsistent", "2026-11-21T22:13:47.000001Z", 12, "scheduled"),
 ]
-
-
-def text_of(line: Line) -> str:
-    return line if isinstance(line, str) else "".join(part if isinstance(part, str) else part[0] for part in line)
 
 
 def fitted(columns: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> list[str]:

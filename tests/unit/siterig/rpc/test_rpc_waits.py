@@ -14,7 +14,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.core.layout import Layout, create
 from siterig.rpc import rpc_client, services
 from siterig.rpc.rpc_contract import method_names
-from tests.unit.siterig.cli.test_cli import siterig
+from tests.support.command import siterig
 
 
 @pytest.fixture

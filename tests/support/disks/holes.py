@@ -1,0 +1,48 @@
+"""Holes in files: ``fallocate`` with all of its modes, and seeks of data and holes."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+
+KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE, INSERT_RANGE = 0x01, 0x02, 0x08, 0x10, 0x20
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> int:
+    """0, or the errno."""
+    return ctypes.get_errno() if _libc.fallocate(fd, mode, offset, length) else 0
+
+
+def seek(fd: int, offset: int, whence: int) -> int | None:
+    """None: there is no data from there on."""
+    try:
+        return os.lseek(fd, offset, whence)
+    except OSError as exc:
+        assert exc.errno == errno.ENXIO
+        return None
+
+
+def memory(length: int, value: int) -> mmap.mmap:
+    """Aligned, as O_DIRECT wants it."""
+    made = mmap.mmap(-1, length)
+    made[:] = bytes([value]) * length
+    return made
+
+
+def punch(fd: int, offset: int, length: int) -> None:
+    """Punch a hole.
+
+    Raises:
+        OSError: the file system does not punch it.
+    """
+    error = fallocate(fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
+    if error:
+        raise OSError(error, os.strerror(error))

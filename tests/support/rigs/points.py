@@ -1,0 +1,18 @@
+"""Recovery points that a test's site reports."""
+
+from __future__ import annotations
+
+from siterig.blockfs.contracts.control import CutInfo
+from tests.support.rigs.vault_fakes import World
+
+
+async def cut(world: World, kind: str = "CrashConsistent") -> CutInfo:
+    """A delta cycle at the world's time, applied in every disk."""
+    world.position += 10
+    made = CutInfo(
+        vm="web01", tag_id=f"00000000-0000-4000-8000-{world.position:012}", kind=kind, name="cycle",  # type: ignore[arg-type]
+        position=world.position, time_ns=world.now_ns,
+    )  # fmt: skip
+    world.cached.append(("web01", made))
+    await world.apply_cached()
+    return made

@@ -1,0 +1,57 @@
+"""Plain files in place of managed disks, as bases of disks that are promoted."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+from pathlib import Path
+
+from siterig.blockfs.changelog.disk_log import LogPolicy
+from siterig.blockfs.host.disk_host import DiskHost
+from siterig.blockfs.layers.layer import Layer, RawLayer
+
+SIZE = (3 << 20) + 512
+
+
+HOLE = (1 << 20, 1 << 20)
+"""Of what lies below: offset and length."""
+
+
+def content(seed: int = 1) -> bytes:
+    data = bytearray(random.Random(seed).randbytes(SIZE))
+    data[HOLE[0] : sum(HOLE)] = bytes(HOLE[1])
+    return bytes(data)
+
+
+def make_store(store: Path) -> Path:
+    store.mkdir()
+    with (store / "base").open("wb") as file:
+        file.write(content()[: HOLE[0]])
+        file.seek(sum(HOLE))
+        file.write(content()[sum(HOLE) :])
+    return store
+
+
+class Bases:
+    """Managed disks in ``folder``, with their holder as text in a file, so that a kill does not release them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def open(self, managed_disk: str, _position: int, holder: str) -> Layer:
+        store = self._folder / managed_disk
+        (store / "holder").write_text(holder)
+        return RawLayer(store / "base")
+
+    def release(self, managed_disk: str, holder: str) -> None:
+        store = self._folder / managed_disk
+        if (store / "holder").exists() and (store / "holder").read_text() == holder:
+            (store / "holder").unlink()
+
+    def reconcile(self, _kind: str, holders: Collection[str]) -> None:
+        self.kept = set(holders)
+
+
+def open_host(tmp_path: Path) -> DiskHost:
+    whole_log = LogPolicy(kept_share_max=None)
+    return DiskHost(tmp_path / "disks", tmp_path / "mnt", views=Bases(tmp_path), policy=whole_log)

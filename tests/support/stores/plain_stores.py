@@ -1,0 +1,57 @@
+"""Plain files in place of managed disks: one file for each state of a disk."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+from pathlib import Path
+
+from siterig.blockfs.contracts.control import RecoverySource
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.layers.layer import Layer, RawLayer
+
+
+class Stores:
+    """Plain files in place of managed disks: a store's state at a position is its file of that name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.folders: dict[str, Path] = {}  # by id of a managed disk
+        self.held: set[tuple[str, int, str]] = set()
+        self.slow_at = ""  # which of its methods waits for `go_on`
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        self.opened = threading.Event()
+        self.failing: list[OSError] = []  # of the next calls of release
+
+    def make(self, disk: str, **states: bytes) -> RecoverySource:
+        store = self.folder / disk
+        store.mkdir()
+        for position, data in states.items():
+            (store / position.removeprefix("p")).write_bytes(data)
+        disk_id = f"00000000-0000-4000-8000-{len(self.folders):012}"
+        self.folders[disk_id] = store
+        return RecoverySource(name=disk, disk_id=disk_id)
+
+    def open(self, managed_disk: str, position: int, holder: str) -> Layer:
+        store = self.folders[managed_disk]
+        if not (store / str(position)).exists():
+            raise RigError(Code.InvalidPosition, f"{store.name}: position {position} is not valid")
+        self._wait("open")
+        self.held.add((store.name, position, holder))
+        self.opened.set()
+        return RawLayer(store / str(position))
+
+    def _wait(self, method: str) -> None:
+        if self.slow_at == method:
+            self.begun.set()
+            assert self.go_on.wait(30)
+
+    def release(self, managed_disk: str, holder: str) -> None:
+        store = self.folders[managed_disk]
+        self._wait("release")
+        if self.failing:
+            raise self.failing.pop()
+        self.held = {each for each in self.held if (each[0], each[2]) != (store.name, holder)}
+
+    def reconcile(self, kind: str, holders: Collection[str]) -> None:
+        self.held = {each for each in self.held if not each[2].startswith(f"{kind} ") or each[2] in holders}
