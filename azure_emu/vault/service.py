@@ -49,7 +49,7 @@ from siterig.azure_emu.vault.monitoring import health
 from siterig.azure_emu.vault.monitoring.source_watch import SourceWatch
 from siterig.azure_emu.vault.monitoring.standstill import StandstillWatch
 from siterig.azure_emu.vault.mounts import mounts
-from siterig.azure_emu.vault.mounts.lent import Lent
+from siterig.azure_emu.vault.mounts.leases import Leases
 from siterig.azure_emu.vault.points import points, selectors
 from siterig.azure_emu.vault.points.points import Chosen
 from siterig.azure_emu.vault.points.retention import check_hours
@@ -127,7 +127,7 @@ class Vault(Reports):
         self._engine = engine.JobEngine(services, _SCENARIOS)
         self._keeper = Keeper(services)
         self._sources = SourceWatch(services)
-        self._lent = Lent(services)
+        self._leases = Leases(services)
         self._watch = StandstillWatch(services, self._repairs)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -135,7 +135,7 @@ class Vault(Reports):
         with suppress(RigError):  # the host's disk is full: the clock is read again when there is room
             await self._services.store.transact(lambda session: rig_clock.advance(session, self._services.clock))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._lent.run)
+            nursery.start_soon(self._leases.run)
             nursery.start_soon(self._repairs.run)
             await self._engine.run(task_status)
 
@@ -360,7 +360,7 @@ class Vault(Reports):
         process: HostProcess | None = None,
     ) -> MountedPoint:
         """Serve a VM's disks as they were, read-only."""
-        async with nullcontext() if process is None else self._lent.lending(process):
+        async with nullcontext() if process is None else self._leases.lease(process):
             return await self._services.patiently(
                 "mount point",
                 vm,
@@ -379,7 +379,7 @@ class Vault(Reports):
 
     async def open_copy(self, *, vm: str, name: str, position: int, process: HostProcess) -> Vm:
         """Serve a VM's disks as they were, to be written to."""
-        async with self._lent.lending(process):
+        async with self._leases.lease(process):
             return await self._services.patiently(
                 "open copy", vm, lambda: azure_vms.open_copy(self._services, vm, name, position, process)
             )

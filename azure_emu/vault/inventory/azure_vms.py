@@ -54,7 +54,7 @@ async def claim(
 ) -> None:
     """Make the name ours, and the point one that is in use; ``VmExists`` if somebody else's VM has the name.
 
-    ``process``: noted as the one that a copy is for (see lent.py).
+    ``process``: noted as the one that a copy is for (see leases.py).
     """
     there = await disks_of(services, name)
 

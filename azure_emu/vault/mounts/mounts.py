@@ -225,7 +225,7 @@ async def mount(
 ) -> MountedPoint:
     """Open a state; the same one again is no error, another one under its name is (``RecoveryExists``).
 
-    ``process``: noted as the one that it is for (see lent.py), if it was not mounted before.
+    ``process``: noted as the one that it is for (see leases.py), if it was not mounted before.
     """
     at, default_name, found = await choose(services, vm, point=point, position=position, time=time)
     time_ns = found.time_ns if found is not None else await _time_of(services, vm, at)

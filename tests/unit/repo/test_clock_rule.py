@@ -27,7 +27,7 @@ NOT_CONVERTED = {
     "siterig.azure_emu.vault.monitoring.repairs",
     "siterig.azure_emu.vault.monitoring.source_watch",
     "siterig.azure_emu.vault.monitoring.standstill",
-    "siterig.azure_emu.vault.mounts.lent",
+    "siterig.azure_emu.vault.mounts.leases",
     "siterig.azure_emu.vault.workers.keeper",
     "siterig.bisect.bisect_states",
     "siterig.bisect.check_command",

@@ -26,10 +26,10 @@ from siterig.blockfs.core.host_process import HostProcess
 
 RETRY_S = 5.0
 
-_log = structlog.get_logger("siterig.azure_emu.vault.mounts.lent")
+_log = structlog.get_logger("siterig.azure_emu.vault.mounts.leases")
 
 
-class Lent:
+class Leases:
     """One vault's.  One trio thread."""
 
     def __init__(self, services: Services) -> None:
@@ -39,7 +39,7 @@ class Lent:
         self._send, self._receive = trio.open_memory_channel[HostProcess](math.inf)
 
     @asynccontextmanager
-    async def lending(self, process: HostProcess) -> AsyncIterator[None]:
+    async def lease(self, process: HostProcess) -> AsyncIterator[None]:
         """The time in which something is opened for the process: it is not taken back before that is done."""
         async with self._lock(process):
             try:
@@ -57,13 +57,13 @@ class Lent:
 
     async def run(self) -> None:
         """Until cancelled."""
-        for process in await self._services.store.transact(_borrowers):
+        for process in await self._services.store.transact(_lease_holders):
             self._watch(process)
         async with trio.open_nursery() as nursery:
             async for process in self._receive:
-                nursery.start_soon(self._take_back, process)
+                nursery.start_soon(self._reclaim, process)
 
-    async def _take_back(self, process: HostProcess) -> None:
+    async def _reclaim(self, process: HostProcess) -> None:
         await process.ended()
         self._watched.discard(process)  # what is opened for it from now on is looked for anew
         told = False
@@ -73,7 +73,7 @@ class Lent:
                 break
             except RigError as error:  # it is in use, or the recovery host is away
                 if not told:
-                    _log.info("not_taken_back_yet", process=process.pid, code=error.code, reason=error.message)
+                    _log.info("reclaim_delayed", process=process.pid, code=error.code, reason=error.message)
                 told = True
             await trio.sleep(RETRY_S)
 
@@ -82,13 +82,13 @@ class Lent:
             transact = self._services.store.transact
             for vm, name in await transact(lambda session: _mounted(session, process)):
                 await mounts.close(self._services, vm, name)
-                _log.info("mounted_point_taken_back", vm=vm, name=name, process=process.pid)
+                _log.info("mounted_point_reclaimed", vm=vm, name=name, process=process.pid)
             for vm, name in await transact(lambda session: _copies(session, process)):
                 await azure_vms.remove_copy(self._services, vm, name)
-                _log.info("copy_taken_back", vm=vm, name=name, process=process.pid)
+                _log.info("copy_reclaimed", vm=vm, name=name, process=process.pid)
 
 
-def _borrowers(session: Session) -> set[HostProcess]:
+def _lease_holders(session: Session) -> set[HostProcess]:
     rows = [
         *session.execute(select(MountRow.process_id, MountRow.process_started)),
         *session.execute(select(AzureVmRow.process_id, AzureVmRow.process_started)),

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from siterig.azure_emu.vault.mounts import lent
+from siterig.azure_emu.vault.mounts import leases
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.host_process import HostProcess
@@ -81,7 +81,7 @@ async def test_one_whose_process_ended_while_the_vault_was_killed_goes_at_its_st
 async def test_one_that_is_open_is_tried_again_until_it_is_not(
     tmp_path: Path, borrower: Borrower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lent, "RETRY_S", 0.001)
+    monkeypatch.setattr(leases, "RETRY_S", 0.001)
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
@@ -117,7 +117,7 @@ async def test_what_is_opened_while_its_process_ends_is_not_taken_back_by_half(
                 await trio.lowlevel.checkpoint()
             borrower.kill()
             with trio.fail_after(30):
-                while not vault._lent._lock(borrower.process).statistics().tasks_waiting:  # noqa: ASYNC110 (see until_gone)
+                while not vault._leases._lock(borrower.process).statistics().tasks_waiting:  # noqa: ASYNC110 (see until_gone)
                     await trio.sleep(0.005)
             assert "azure.close_recovery" not in world.calls
             world.held[call].set()

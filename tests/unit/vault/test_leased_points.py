@@ -13,7 +13,7 @@ import trio.testing
 from sqlalchemy import select
 
 from siterig.azure_emu.vault.db.schema import MountRow
-from siterig.azure_emu.vault.mounts import lent
+from siterig.azure_emu.vault.mounts import leases
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
@@ -75,7 +75,7 @@ async def test_one_whose_process_ended_while_the_vault_was_killed_goes_at_its_st
 async def test_one_in_use_is_tried_again_until_it_is_not(
     tmp_path: Path, borrower: Borrower, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lent, "RETRY_S", 0.001)
+    monkeypatch.setattr(leases, "RETRY_S", 0.001)
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
