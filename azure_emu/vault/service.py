@@ -55,7 +55,7 @@ from siterig.azure_emu.vault.points.points import Chosen
 from siterig.azure_emu.vault.points.retention import check_hours
 from siterig.azure_emu.vault.points.retention import remark as history_remark
 from siterig.azure_emu.vault.reports import Reports
-from siterig.azure_emu.vault.workers.keeper import Keeper
+from siterig.azure_emu.vault.workers.retention_worker import RetentionWorker
 from siterig.blockfs.contracts.control import CutInfo, DiskHostControl, TagKind
 from siterig.blockfs.core import short_ids
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
@@ -125,7 +125,7 @@ class Vault(Reports):
         )  # fmt: skip
         super().__init__(services)
         self._engine = engine.JobEngine(services, _SCENARIOS)
-        self._keeper = Keeper(services)
+        self._retention = RetentionWorker(services)
         self._sources = SourceWatch(services)
         self._leases = Leases(services)
         self._watch = StandstillWatch(services, self._repairs)
@@ -143,11 +143,11 @@ class Vault(Reports):
         """Notice waits, roles and data that stand still, until cancelled."""
         await self._watch.run()
 
-    async def keep_policies(self) -> None:
+    async def run_policies(self) -> None:
         """Prune recovery points now and then, and watch the sites of failed-over VMs, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sources.run)
-            await self._keeper.run()
+            await self._retention.run()
 
     def close(self) -> None:
         """Close the database; call it after :meth:`run` has ended."""

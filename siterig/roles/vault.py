@@ -35,7 +35,7 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(vault.run)
-            nursery.start_soon(vault.keep_policies)
+            nursery.start_soon(vault.run_policies)
             nursery.start_soon(vault.watch_standstill)
             await nursery.start(rpc_server.serve, faces, layout.socket("vault"))
             task_status.started()

@@ -56,7 +56,7 @@ class RoleSpec:
 
 @dataclass
 class _Role:
-    """A role as it is now.  Only the role's own keeper task changes ``child``; all else may change the rest."""
+    """A role as it is now.  Only the role's own task changes ``child``; all else may change the rest."""
 
     spec: RoleSpec
     wall_ns: Callable[[], int]
@@ -149,8 +149,8 @@ class Supervisor(SupervisorControl):
         self._news = trio.Event()
         self._roles = {spec.name: _Role(spec, wall_ns, self._tell_of_news) for spec in specs}
         self._announce = announce
-        self._keepers = trio.CancelScope()
-        self._keepers_gone = trio.Event()
+        self._role_tasks = trio.CancelScope()
+        self._role_tasks_ended = trio.Event()
         self._stopping = trio.Lock()
         self._finished = trio.Event()
 
@@ -163,23 +163,23 @@ class Supervisor(SupervisorControl):
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._serve_control)
                 try:
-                    await self._keep_all(task_status)
+                    await self._supervise_all(task_status)
                 finally:
-                    self._keepers_gone.set()
+                    self._role_tasks_ended.set()
                 await self._finished.wait()
         finally:
             with trio.CancelScope(shield=True):
                 await self._end_all(force=True)
 
-    async def _keep_all(self, task_status: trio.TaskStatus[None]) -> None:
-        with self._keepers:
+    async def _supervise_all(self, task_status: trio.TaskStatus[None]) -> None:
+        with self._role_tasks:
             async with trio.open_nursery() as nursery:
                 for role in self._roles.values():
                     nursery.start_soon(self._first_start, role)
             task_status.started()
             async with trio.open_nursery() as nursery:
                 for role in self._roles.values():
-                    nursery.start_soon(self._keep, role)
+                    nursery.start_soon(self._supervise_role, role)
                     if role.spec.answers_checks:
                         nursery.start_soon(self._check_often, role)
                 if self._report is not None:
@@ -246,7 +246,7 @@ class Supervisor(SupervisorControl):
         self._announce(name, "ready")
         _log.info("role is ready", role=name, pid=child.pid)
 
-    async def _keep(self, role: _Role) -> None:
+    async def _supervise_role(self, role: _Role) -> None:
         """Look after a started role for as long as the rig is up."""
         while True:
             if role.child is not None:
@@ -313,7 +313,7 @@ class Supervisor(SupervisorControl):
             while role.child is child:
                 await role.changed.wait()
         elif hold and role.state in ("restarting", "failed"):
-            role.wake.set()  # it is down already: its keeper holds it instead of starting it
+            role.wake.set()  # it is down already: its task holds it instead of starting it
             await role.settled("held")
         return role.status()
 
@@ -350,8 +350,8 @@ class Supervisor(SupervisorControl):
                     raise
                 _log.warning("guests are cut off", reason=error.message)
                 cut_off = True
-            self._keepers.cancel()
-            await self._keepers_gone.wait()
+            self._role_tasks.cancel()
+            await self._role_tasks_ended.wait()
             for role in reversed(self._roles.values()):
                 if role.child is not None:
                     # A disk host that ended in order would take its mount away from under the busy guests, whose loop

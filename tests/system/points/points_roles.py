@@ -158,7 +158,7 @@ async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskSta
         "VaultApi": (VaultApi, vault),
         "VaultLink": (VaultLink, vault),
         "ApplierReports": (ApplierReports, vault),
-        "Policies": (Policies, vault._keeper),
+        "Policies": (Policies, vault._retention),
     }
     try:
         async with trio.open_nursery() as nursery:

@@ -28,7 +28,7 @@ NOT_CONVERTED = {
     "siterig.azure_emu.vault.monitoring.source_watch",
     "siterig.azure_emu.vault.monitoring.standstill",
     "siterig.azure_emu.vault.mounts.leases",
-    "siterig.azure_emu.vault.workers.keeper",
+    "siterig.azure_emu.vault.workers.retention_worker",
     "siterig.bisect.bisect_states",
     "siterig.bisect.check_command",
     "siterig.blockfs.changelog.exchange",

@@ -132,7 +132,7 @@ async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_is_tol
         start_s = trio.current_time()
         app_ns = {}
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(vault.keep_policies)
+            nursery.start_soon(vault.run_policies)
             for number, passes_s in enumerate([3600] * 69 + [900] * 12):  # a point an hour, then four
                 mock_clock.jump(passes_s)
                 world.now_ns = START_NS + int((trio.current_time() - start_s) * 1e9)
@@ -142,7 +142,7 @@ async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_is_tol
                 await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
         assert len(await vault.points(vm="web01")) < 45  # the rounds had been at work all the time
-        await vault._keeper.round()
+        await vault._retention.round()
         points = await vault.points(vm="web01")
         ages_h = [(world.now_ns - p.time_ns) / HOUR_NS for p in points]
         assert max(ages_h) <= 24
@@ -164,10 +164,10 @@ async def test_a_recovery_side_that_was_away_is_told_soon_after_and_the_wait_end
         await protected(vault)
         await cut(world)
         world.failing["recovery.retain"] = RigError(Code.RoleUnavailable, "the applier does not answer", recoverable=True)
-        assert not await vault._keeper.round()
+        assert not await vault._retention.round()
         assert {wait.code for wait in vault._services.waits.list()} == {"RoleUnavailable"}
         world.mend()
-        assert await vault._keeper.round()
+        assert await vault._retention.round()
         assert vault._services.waits.list() == []
         assert world.retained
 
@@ -178,11 +178,11 @@ async def test_a_wait_for_a_vm_that_is_not_protected_any_more_ends(tmp_path: Pat
         await protected(vault)
         await cut(world)
         world.failing["recovery.retain"] = RigError(Code.RoleUnavailable, "the applier does not answer", recoverable=True)
-        await vault._keeper.round()
+        await vault._retention.round()
         assert vault._services.waits.list()
         world.failing.clear()
         assert (await ended(vault, await vault.disable_protection(vm="web01"))).state == "Succeeded"
-        assert await vault._keeper.round()
+        assert await vault._retention.round()
         assert vault._services.waits.list() == []
 
 
@@ -194,7 +194,7 @@ async def test_pruned_points_do_not_come_back_when_an_applier_reports_anew(tmp_p
         for _ in range(30):
             world.now_ns += HOUR_NS // 2
             cuts.append(await cut(world))
-        await vault._keeper.round()
+        await vault._retention.round()
         before = await vault.points(vm="web01")
         assert len(before) < 30
         for made in cuts:  # the applier was killed: it reports all tags of the journal again
@@ -215,14 +215,14 @@ async def test_points_in_use_are_kept_as_long_as_they_are(tmp_path: Path) -> Non
         for _ in range(60):
             world.now_ns += HOUR_NS
             await cut(world)
-        await vault._keeper.round()
+        await vault._retention.round()
         ids = [point.id for point in await vault.points(vm="web01")]
         assert first not in ids
         assert {second, third} <= set(ids)
         assert set(world.retained.values()) == {20}  # the position of the older one
         await ended(vault, await vault.cleanup_test_failover(vm="web01"))
         await vault.unmount_point(vm="web01", name=third)
-        await vault._keeper.round()
+        await vault._retention.round()
         assert not {second, third} & {point.id for point in await vault.points(vm="web01")}
 
 
@@ -236,7 +236,7 @@ async def test_a_vm_between_points_keeps_no_point_and_retention_goes_on(tmp_path
         for _ in range(60):
             world.now_ns += HOUR_NS
             await cut(world)
-        await vault._keeper.round()
+        await vault._retention.round()
         points = await vault.points(vm="web01")
         assert points[-1].position > 300  # neither of the two around the VM's position is left
         assert set(world.retained.values()) == {points[-1].position}  # the VM's pins hold the rest: the vault need not know
@@ -248,10 +248,10 @@ async def test_a_recovery_side_that_is_away_is_told_in_a_later_round(tmp_path: P
     async with running(world, tmp_path) as vault:
         await protected(vault)
         world.failing["recovery.retain"] = RigError(Code.RoleUnavailable, "role applier cannot be reached", recoverable=True)
-        await vault._keeper.round()
+        await vault._retention.round()
         assert world.retained == {}
         world.mend()
-        await vault._keeper.round()
+        await vault._retention.round()
         assert set(world.retained.values()) == {10}
 
 

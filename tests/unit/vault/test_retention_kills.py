@@ -71,7 +71,7 @@ class TellingWorld(World):
             engine = vault._services.store._engine
             event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, *_: self._changes(sql))
             event.listen(engine, "commit", lambda _c: self.step("COMMIT"))
-            await vault._keeper.round()
+            await vault._retention.round()
             self.step("the end")
 
     def _changes(self, sql: str) -> None:
@@ -130,7 +130,7 @@ async def check_and_finish(world: TellingWorld, what: str) -> set[str]:
                 await world.report(disk_id, cut)
         for vm in pruned:
             assert (await world.listed(vault, vm)).keys() == world.kept[vm], f"{what}: pruned points come back"
-        await vault._keeper.round()
+        await vault._retention.round()
         for vm in VMS:
             listed = await world.listed(vault, vm)
             assert listed.keys() == world.kept[vm], what

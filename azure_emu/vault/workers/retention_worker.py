@@ -26,15 +26,15 @@ ROUND_S = 300.0
 RETRY_S = 15.0
 """After a round that failed: its wait ends soon after its reason."""
 
-_log = structlog.get_logger("siterig.azure_emu.vault.workers.keeper")
+_log = structlog.get_logger("siterig.azure_emu.vault.workers.retention_worker")
 
 
-class Keeper:
+class RetentionWorker:
     """One vault's."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._delayed: set[tuple[str, str]] = set()
         """(VM, disk id) of which the recovery side could not be told in the last round."""
 
@@ -46,7 +46,7 @@ class Keeper:
                 done = await self.round()
             except RigError as error:  # the host's disk is full: points stay until there is room
                 self._services.waits.set("retention", error.code, error.message)
-                self._tell_once(error)
+                self._log_once(error)
             else:
                 self._services.waits.clear("retention")
             await trio.sleep(ROUND_S if done else RETRY_S)
@@ -62,7 +62,7 @@ class Keeper:
                     await self._services.recovery.retain(disk_id=disk_id, position=position)
                 except RigError as error:
                     self._services.waits.set("retention", error.code, error.message, vm=vm, disk=disk_id)
-                    self._tell_once(error)
+                    self._log_once(error)
                     delayed.add((vm, disk_id))
         for vm, disk_id in self._delayed - delayed:
             self._services.waits.clear("retention", vm=vm, disk=disk_id)
@@ -95,7 +95,7 @@ class Keeper:
             now_ns=self._services.clock.wall_ns(),
         )  # fmt: skip
 
-    def _tell_once(self, error: RigError) -> None:
-        if error.message not in self._told:
-            self._told.add(error.message)
+    def _log_once(self, error: RigError) -> None:
+        if error.message not in self._logged:
+            self._logged.add(error.message)
             _log.warning("retention_delayed", code=error.code, reason=error.message)
