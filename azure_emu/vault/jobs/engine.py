@@ -41,7 +41,7 @@ NOTICED_S = 5.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskOutcome:
     """How a task ended, if it is not plainly Completed."""
 
     state: JobState
@@ -49,22 +49,22 @@ class Outcome:
     error: RigError | None = None
 
 
-SKIPPED = Outcome("Other", "Skipped")
-INFORMATION = Outcome("Succeeded", "CompletedWithInformation")
+SKIPPED = TaskOutcome("Other", "Skipped")
+INFORMATION = TaskOutcome("Succeeded", "CompletedWithInformation")
 
 
-def with_warning(warning: RigError) -> Outcome:
+def with_warning(warning: RigError) -> TaskOutcome:
     """The task did what it is for, and there is something to be told."""
-    return Outcome("Succeeded", "CompletedWithInformation", warning)
+    return TaskOutcome("Succeeded", "CompletedWithInformation", warning)
 
 
-def went_on_without(error: RigError) -> Outcome:
+def failed_but_continued(error: RigError) -> TaskOutcome:
     """The task failed, and the scenario goes on all the same."""
-    return Outcome("Failed", None, error)
+    return TaskOutcome("Failed", None, error)
 
 
 @dataclass
-class Work:
+class JobContext:
     """What a task body has at hand.  ``memory`` is JSON, saved when the task ends."""
 
     services: Services
@@ -82,16 +82,16 @@ class Work:
 
 @dataclass(frozen=True)
 class TaskKind:
-    """A task type.  A role that is away is waited for, and the body run again.
+    """A task type.  While a role that the body needs is away, the engine waits, and then runs the body again.
 
-    ``waits_for_roles`` False: only a role that the supervisor is about to have back is waited for; the loss of a role is an
-    answer to what the task asks.  ``checks``: it changes nothing of the VM, or nothing before it says so
-    (:attr:`Work.begin_changes`).  A job that fails before anything is changed leaves the item in the states that it had.
+    ``waits_for_roles`` False: the engine waits only for a role that the supervisor is restarting; the loss of any other role
+    is a result of the task.  ``checks``: the body changes nothing of the VM, or nothing before it calls
+    :attr:`JobContext.begin_changes`.  A job that fails before that leaves the item in the states that it had.
     """
 
     name: str
     friendly_name: str
-    body: Callable[[Work], Awaitable[Outcome | None]]
+    body: Callable[[JobContext], Awaitable[TaskOutcome | None]]
     waits_for_roles: bool = True
     checks: bool = False
 
@@ -177,7 +177,7 @@ class JobEngine:
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Settle the jobs that a kill left open, then run jobs until cancelled.  A cancelled engine leaves them open."""
         async with trio.open_nursery() as nursery:
-            for name in await self._services.store.transact(self._settle):
+            for name in await self._services.store.transact(self._recover_interrupted_jobs):
                 self._spawn(nursery, name)
             nursery.start_soon(self._watch_roles)
             self._nursery = nursery
@@ -209,7 +209,7 @@ class JobEngine:
             running.scope.cancel()
             await running.ended.wait()
 
-    def _settle(self, session: Session) -> list[str]:
+    def _recover_interrupted_jobs(self, session: Session) -> list[str]:
         """Decide over jobs found open at the start: names of those to resume; the others are failed here."""
         resumed = []
         for job in session.scalars(select(JobRow).where(JobRow.end_ns.is_(None)).order_by(JobRow.id)):
@@ -218,7 +218,7 @@ class JobEngine:
                 continue
             task = next(task for task in job.tasks if task.end_ns is None)
             message = f"the vault was stopped while task {task.name} of job {job.name} ({job.friendly_name}) was in progress"
-            self._end_badly(session, job, "Failed", RigError(Code.VaultStopped, f"{message}; ask for the operation again"))
+            self._abort(session, job, "Failed", RigError(Code.VaultStopped, f"{message}; ask for the operation again"))
         return resumed
 
     async def _run_job(self, name: str) -> None:
@@ -229,7 +229,7 @@ class JobEngine:
                 follow_on = await self._run_tasks(name)
             if running.scope.cancelled_caught:
                 error = RigError(Code.Cancelled, "cancelled by another operation on the VM")
-                await self._transact(name, lambda session, job: self._end_badly(session, job, "Cancelled", error))
+                await self._transact(name, lambda session, job: self._abort(session, job, "Cancelled", error))
         finally:
             del self._running[name]
             running.ended.set()
@@ -252,13 +252,13 @@ class JobEngine:
             if not scenario.tasks[ordinal].checks:
                 change_now(job)
 
-        work = Work(self._services, vm, memory, begin_changes)
+        context = JobContext(self._services, vm, memory, begin_changes)
         follow_on = None
         for ordinal in range(first, len(scenario.tasks)):
             kind = scenario.tasks[ordinal]
             await self._transact(name, lambda _session, job, n=ordinal: begin(job, n))  # type: ignore[misc]
             try:
-                outcome = await self._run_body(name, kind, work)
+                outcome = await self._run_body(name, kind, context)
             except RigError as error:
                 await self._fail(name, error)
                 return None
@@ -269,33 +269,33 @@ class JobEngine:
                 return None
             last = ordinal == len(scenario.tasks) - 1
 
-            def end(session: Session, job: JobRow, *, n: int, how: Outcome | None, finish: bool) -> str | None:
-                self._end_task(job, n, how, work)
-                return self._end_well(session, scenario, job) if finish else None
+            def end(session: Session, job: JobRow, *, n: int, how: TaskOutcome | None, finish: bool) -> str | None:
+                self._end_task(job, n, how, context)
+                return self._complete(session, scenario, job) if finish else None
 
             follow_on = await self._transact(
                 name, lambda session, job, n=ordinal, how=outcome, fin=last: end(session, job, n=n, how=how, finish=fin)  # type: ignore[misc]
             )  # fmt: skip
         return follow_on
 
-    async def _run_body(self, name: str, kind: TaskKind, work: Work) -> Outcome | None:
+    async def _run_body(self, name: str, kind: TaskKind, context: JobContext) -> TaskOutcome | None:
         """Run a task's body, perhaps several times (:meth:`Roles.patiently`)."""
         running = self._running[name]
 
         def because(reason: RigError | None) -> None:
             running.in_body = reason is None
-            self._show_wait(name, work.vm, reason or self._services.roles.lasting_trouble(NOTICED_S))
+            self._show_wait(name, context.vm, reason or self._services.roles.lasting_trouble(NOTICED_S))
 
-        async def body() -> Outcome | None:
+        async def body() -> TaskOutcome | None:
             running.in_body = True
-            return await kind.body(work)
+            return await kind.body(context)
 
-        running.vm = work.vm
+        running.vm = context.vm
         try:
             return await self._services.roles.patiently(body, because=because, lost_is_final=not kind.waits_for_roles)
         finally:
             running.in_body = False
-            self._show_wait(name, work.vm, None)
+            self._show_wait(name, context.vm, None)
 
     def _show_wait(self, name: str, vm: str, reason: RigError | None) -> None:
         """Show the reason in the job's task and among the vault's waits; None: it waits for nothing."""
@@ -315,14 +315,14 @@ class JobEngine:
                 if running.in_body:
                     self._show_wait(name, running.vm, reason)
 
-    async def _transact(self, name: str, work: Callable[[Session, JobRow], T]) -> T:
+    async def _transact(self, name: str, change: Callable[[Session, JobRow], T]) -> T:
         vm = ""
 
         def transaction(session: Session) -> T:
             nonlocal vm
             job = session.scalars(select(JobRow).where(JobRow.name == name)).one()
             vm = job.vm
-            return work(session, job)
+            return change(session, job)
 
         while True:
             try:
@@ -351,17 +351,17 @@ class JobEngine:
         known = [time_ns for task in job.tasks for time_ns in (task.start_ns, task.end_ns) if time_ns is not None]
         return max([self._services.clock.wall_ns(), job.start_ns, *known])
 
-    def _end_task(self, job: JobRow, ordinal: int, outcome: Outcome | None, work: Work) -> None:
+    def _end_task(self, job: JobRow, ordinal: int, outcome: TaskOutcome | None, context: JobContext) -> None:
         task = job.tasks[ordinal]
-        how = outcome or Outcome("Succeeded", "Completed")
+        how = outcome or TaskOutcome("Succeeded", "Completed")
         task.state, task.state_description, task.end_ns = how.state, how.description, self._now_ns(job)
         if how.error is not None:
             job.errors.append(JobErrorRow(code=how.error.code, message=how.error.message))
-        job.memory = dict(work.memory)
-        job.result_vm = work.result_vm.model_dump() if work.result_vm else job.result_vm
-        job.result_point = work.result_point.model_dump() if work.result_point else job.result_point
+        job.memory = dict(context.memory)
+        job.result_vm = context.result_vm.model_dump() if context.result_vm else job.result_vm
+        job.result_point = context.result_point.model_dump() if context.result_point else job.result_point
 
-    def _end_well(self, session: Session, scenario: Scenario, job: JobRow) -> str | None:
+    def _complete(self, session: Session, scenario: Scenario, job: JobRow) -> str | None:
         now_ns = self._now_ns(job)
         told = {(task.state, task.state_description) for task in job.tasks}
         plain = told <= {("Succeeded", "Completed"), ("Other", "Skipped")}
@@ -385,9 +385,9 @@ class JobEngine:
         return enqueue(session, self._scenarios[follow_on], job.vm, {}, now_ns).name
 
     async def _fail(self, name: str, error: RigError) -> None:
-        await self._transact(name, lambda session, job: self._end_badly(session, job, "Failed", error))
+        await self._transact(name, lambda session, job: self._abort(session, job, "Failed", error))
 
-    def _end_badly(self, session: Session, job: JobRow, state: Literal["Failed", "Cancelled"], error: RigError) -> None:
+    def _abort(self, session: Session, job: JobRow, state: Literal["Failed", "Cancelled"], error: RigError) -> None:
         now_ns = self._now_ns(job)
         for task in job.tasks:
             if task.state == "InProgress":

@@ -18,7 +18,7 @@ from siterig.azure_emu.vault.context.states import PRIMARY, State
 from siterig.azure_emu.vault.db.schema import ItemRow, JobRow
 from siterig.azure_emu.vault.inventory import azure_vms, inventory
 from siterig.azure_emu.vault.jobs import preflight
-from siterig.azure_emu.vault.jobs.engine import Outcome, Scenario, TaskKind, Work, with_warning
+from siterig.azure_emu.vault.jobs.engine import JobContext, Scenario, TaskKind, TaskOutcome, with_warning
 from siterig.azure_emu.vault.model.api import Vm
 from siterig.azure_emu.vault.monitoring import source_watch
 from siterig.blockfs.contracts.control import DiskInfo
@@ -32,40 +32,40 @@ _LOST_IN_THE_ACCOUNT = frozenset({Code.PartNotFound, Code.PartUnreadable, Code.P
 _log = structlog.get_logger(__name__)
 
 
-async def check_failback(work: Work) -> Outcome | None:
+async def check_failback(job: JobContext) -> TaskOutcome | None:
     """The Azure VM is whole, and can take the place of the site's disks.  What an earlier failback left in the account goes.
 
     Disks of the site that were written to after the failover are named, and will be kept as image files.
     """
-    changed = await source_watch.changed_disks(work.services, work.vm)
-    work.memory["keep"] = [use.name for use in changed]
-    await preflight.can_fail_back(work.services, work.vm, work.memory["keep"])
-    await _delete_exports(work, [disk.disk_id for disk in await azure_vms.disks_of(work.services, work.vm)])
+    changed = await source_watch.changed_disks(job.services, job.vm)
+    job.memory["keep"] = [use.name for use in changed]
+    await preflight.can_fail_back(job.services, job.vm, job.memory["keep"])
+    await _delete_exports(job, [disk.disk_id for disk in await azure_vms.disks_of(job.services, job.vm)])
     if not changed:
         return None
     text = (
-        f"VM {work.vm!r}: {source_watch.describe(changed)}; a failback replaces these disks, and keeps the old ones as files"
+        f"VM {job.vm!r}: {source_watch.describe(changed)}; a failback replaces these disks, and keeps the old ones as files"
     )
     return with_warning(RigError(Code.SourceChanged, text))
 
 
-async def _delete_exports(work: Work, disk_ids: list[str]) -> None:
+async def _delete_exports(job: JobContext, disk_ids: list[str]) -> None:
     """Parts of an earlier download may be of an older state, and would be kept by the next one."""
-    replicas = await work.change(lambda _session, item: {disk.disk_id for disk in item.disks})
+    replicas = await job.change(lambda _session, item: {disk.disk_id for disk in item.disks})
     for disk_id in disk_ids:
         if disk_id not in replicas:  # never a managed disk: it is the base of the Azure VM
-            await work.services.recovery.delete_managed_disk(disk_id=disk_id)
+            await job.services.recovery.delete_managed_disk(disk_id=disk_id)
 
 
-async def shutdown_azure_vm(work: Work) -> None:
+async def shutdown_azure_vm(job: JobContext) -> None:
     """Unmount and detach the Azure VM's disks; nothing on this host uses them then; their state is noted."""
-    await work.services.shut_down([Path(disk.path) for disk in await azure_vms.disks_of(work.services, work.vm)])
+    await job.services.shut_down([Path(disk.path) for disk in await azure_vms.disks_of(job.services, job.vm)])
     with trio.move_on_after(_CLOSE_TIMEOUT_S):  # the kernel tells the disk host of a last close when it gets to it
-        while any(disk.open_handles for disk in await azure_vms.disks_of(work.services, work.vm)):  # noqa: ASYNC110
+        while any(disk.open_handles for disk in await azure_vms.disks_of(job.services, job.vm)):  # noqa: ASYNC110
             await trio.sleep(0.05)
-    disks = await azure_vms.disks_of(work.services, work.vm)
-    _require_unused(work.vm, disks)
-    work.memory["disks"] = [
+    disks = await azure_vms.disks_of(job.services, job.vm)
+    _require_unused(job.vm, disks)
+    job.memory["disks"] = [
         {"disk_id": d.disk_id, "name": d.name, "path": d.path, "size_bytes": d.size_bytes, "last_seq": d.last_seq}
         for d in disks
     ]
@@ -82,89 +82,89 @@ def _require_unused(vm: str, disks: list[DiskInfo]) -> None:
             )
 
 
-async def _require_unchanged(work: Work) -> None:
+async def _require_unchanged(job: JobContext) -> None:
     """Nothing was written since the state was noted: else the download is a mixture."""
-    disks = await azure_vms.disks_of(work.services, work.vm)
-    _require_unused(work.vm, disks)
-    noted = {disk["disk_id"]: disk["last_seq"] for disk in work.memory["disks"]}
+    disks = await azure_vms.disks_of(job.services, job.vm)
+    _require_unused(job.vm, disks)
+    noted = {disk["disk_id"]: disk["last_seq"] for disk in job.memory["disks"]}
     for disk in disks:
         if noted.get(disk.disk_id) != disk.last_seq:
             raise RigError(
                 Code.VmBusy,
-                f"disk {disk.name!r} of Azure VM {work.vm!r} was written to while it was downloaded; keep it unmounted and "
+                f"disk {disk.name!r} of Azure VM {job.vm!r} was written to while it was downloaded; keep it unmounted and "
                 "fail back again",
                 recoverable=True,
             )
 
 
-async def download(work: Work) -> None:
+async def download(job: JobContext) -> None:
     """Every disk is complete in a staging file at the site.
 
     A part that the account has lost or spoilt is put again: an export keeps what is in the account and is as it must be.
     """
-    disks: list[dict[str, Any]] = work.memory["disks"]
+    disks: list[dict[str, Any]] = job.memory["disks"]
     for disk in disks:
         source_id, size_bytes = disk["disk_id"], disk["size_bytes"]
         for attempt in range(1, EXPORTS_MAX + 1):
-            parts = await work.services.recovery.export_disk(
+            parts = await job.services.recovery.export_disk(
                 source=disk["path"], source_id=source_id, size_bytes=size_bytes
             )  # fmt: skip
             try:
-                await work.services.site.receive_disk(
-                    vm=work.vm, disk=disk["name"], source_id=source_id, size_bytes=size_bytes, parts=parts
+                await job.services.site.receive_disk(
+                    vm=job.vm, disk=disk["name"], source_id=source_id, size_bytes=size_bytes, parts=parts
                 )  # fmt: skip
                 break
             except RigError as error:
                 if error.code not in _LOST_IN_THE_ACCOUNT or attempt == EXPORTS_MAX:
                     raise
-                _log.warning("exporting again", vm=work.vm, disk=disk["name"], code=error.code, reason=error.message)
-    await _require_unchanged(work)
+                _log.warning("exporting again", vm=job.vm, disk=disk["name"], code=error.code, reason=error.message)
+    await _require_unchanged(job)
 
 
-async def replace_site_disks(work: Work) -> Outcome | None:
+async def replace_site_disks(job: JobContext) -> TaskOutcome | None:
     """The downloaded disks are the site's disks.  The Azure VM stays until commit."""
-    await _require_unchanged(work)
-    changed = await source_watch.changed_disks(work.services, work.vm)
-    keep = sorted({*work.memory["keep"], *(use.name for use in changed)})
-    disks = await work.services.site.commit_failback(vm=work.vm, keep=keep)
+    await _require_unchanged(job)
+    changed = await source_watch.changed_disks(job.services, job.vm)
+    keep = sorted({*job.memory["keep"], *(use.name for use in changed)})
+    disks = await job.services.site.commit_failback(vm=job.vm, keep=keep)
     kept = [disk.kept[-1].path for disk in disks if disk.name in keep and disk.kept]
     if not kept:
         return None
-    text = f"VM {work.vm!r}: old disks are kept as {', '.join(kept)}, until siterig disk kept delete removes them"
+    text = f"VM {job.vm!r}: old disks are kept as {', '.join(kept)}, until siterig disk kept delete removes them"
     return with_warning(RigError(Code.SourceKept, text))
 
 
-async def start_at_site(work: Work) -> None:
+async def start_at_site(job: JobContext) -> None:
     """The source VM is there with its disks."""
-    work.result_vm = await _site_vm(work)
+    job.result_vm = await _site_vm(job)
 
 
-async def _site_vm(work: Work) -> Vm:
-    disks = await inventory.site_disks(work.services, work.vm)
+async def _site_vm(job: JobContext) -> Vm:
+    disks = await inventory.site_disks(job.services, job.vm)
     vm = Vm(
-        name=work.vm,
+        name=job.vm,
         side="site",
         state=State.PLANNED_DONE,
         disks=[azure_vms.to_vm_disk(disk) for disk in disks],
     )
-    await work.services.store.transact(lambda session: inventory.remember_vm(session, vm))
+    await job.services.store.transact(lambda session: inventory.remember_vm(session, vm))
     return vm
 
 
-async def check_commit(work: Work) -> None:
+async def check_commit(job: JobContext) -> None:
     """The VM at the site is there, and nothing uses the Azure VM, or wrote to it since its download: it is to be deleted."""
-    await _site_vm(work)
-    disks = await azure_vms.disks_of(work.services, work.vm)
-    _require_unused(work.vm, disks)
-    downloaded = await work.services.store.transact(lambda session: _downloaded(session, work.vm))
+    await _site_vm(job)
+    disks = await azure_vms.disks_of(job.services, job.vm)
+    _require_unused(job.vm, disks)
+    downloaded = await job.services.store.transact(lambda session: _downloaded(session, job.vm))
     for disk in disks:
         if downloaded.get(disk.disk_id, disk.last_seq) != disk.last_seq:
             raise RigError(
                 Code.VmChanged,
-                f"disk {disk.name!r} of Azure VM {work.vm!r} was written to after it was downloaded, and a commit would "
+                f"disk {disk.name!r} of Azure VM {job.vm!r} was written to after it was downloaded, and a commit would "
                 "delete what was written: fail back again (siterig failback)",
             )
-    work.memory["exports"] = [disk.disk_id for disk in disks]
+    job.memory["exports"] = [disk.disk_id for disk in disks]
 
 
 def _downloaded(session: Session, vm: str) -> dict[str, int]:
@@ -174,10 +174,10 @@ def _downloaded(session: Session, vm: str) -> dict[str, int]:
     return {} if memory is None else {disk["disk_id"]: disk["last_seq"] for disk in memory.get("disks", [])}
 
 
-async def commit(work: Work) -> None:
+async def commit(job: JobContext) -> None:
     """The Azure VM, its disks and what is left of the download are deleted."""
-    await azure_vms.remove(work.services, work.vm, work.vm)
-    await _delete_exports(work, work.memory["exports"])
+    await azure_vms.remove(job.services, job.vm, job.vm)
+    await _delete_exports(job, job.memory["exports"])
 
 
 def _failed_back(_session: Session, item: ItemRow, _job: JobRow) -> None:

@@ -23,7 +23,15 @@ from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.db.schema import CycleRow, ItemRow, JobRow
 from siterig.azure_emu.vault.inventory import azure_vms, inventory
 from siterig.azure_emu.vault.jobs import preflight
-from siterig.azure_emu.vault.jobs.engine import SKIPPED, Outcome, Scenario, TaskKind, Work, went_on_without, with_warning
+from siterig.azure_emu.vault.jobs.engine import (
+    SKIPPED,
+    JobContext,
+    Scenario,
+    TaskKind,
+    TaskOutcome,
+    failed_but_continued,
+    with_warning,
+)
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.azure_emu.vault.monitoring import damage, health
 from siterig.azure_emu.vault.points import points, selectors
@@ -52,202 +60,202 @@ async def _from_site(
     return reason
 
 
-async def suspend_replication(work: Work) -> None:
+async def suspend_replication(job: JobContext) -> None:
     """No more cycles: first in the database (the site asks there when it comes back), then at the site if it is there."""
 
     def suspend(_session: Session, item: ItemRow) -> None:
         item.suspended = True
 
-    await work.change(suspend)
-    await _from_site(work.services, lambda: work.services.site.suspend(vm=work.vm), "suspend replication")
+    await job.change(suspend)
+    await _from_site(job.services, lambda: job.services.site.suspend(vm=job.vm), "suspend replication")
 
 
-async def _resolve_choice(work: Work) -> RecoveryPoint:
-    if (between := work.memory["between"]) is not None:
+async def _resolve_choice(job: JobContext) -> RecoveryPoint:
+    if (between := job.memory["between"]) is not None:
         return RecoveryPoint.model_validate(between)
-    choice = work.memory["choice"]
-    return await work.change(lambda session, item: points.resolve(session, item.vm, choice))
+    choice = job.memory["choice"]
+    return await job.change(lambda session, item: points.resolve(session, item.vm, choice))
 
 
-async def _process_latest(work: Work, newest: RecoveryPoint) -> RecoveryPoint:
+async def _process_latest(job: JobContext, newest: RecoveryPoint) -> RecoveryPoint:
     """Apply what the cache holds; the newest state that all disks have."""
-    disk_ids = await work.change(lambda _session, item: [disk.disk_id for disk in item.disks])
-    marks = await work.services.recovery.process_latest(disk_ids=disk_ids)
+    disk_ids = await job.change(lambda _session, item: [disk.disk_id for disk in item.disks])
+    marks = await job.services.recovery.process_latest(disk_ids=disk_ids)
 
     def latest(session: Session, item: ItemRow) -> RecoveryPoint:
         found = points.newest(session, item.vm)  # processing may have brought newer ones
         return points.latest_state(item, marks, newest if found is None else found)
 
-    return await work.change(latest)
+    return await job.change(latest)
 
 
-async def check_test(work: Work) -> None:
+async def check_test(job: JobContext) -> None:
     """The recovery point can be read, and a test VM can be made from it."""
-    await _hold_point(work, await _resolve_choice(work))
-    await preflight.can_make(work.services, work.vm, azure_vms.test_vm_name(work.vm), "TestFailover")
-    await preflight.can_read(work.services, work.vm, _held_point(work).position)
+    await _hold_point(job, await _resolve_choice(job))
+    await preflight.can_make(job.services, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
+    await preflight.can_read(job.services, job.vm, _held_point(job).position)
 
 
-async def check_unplanned(work: Work) -> None:
+async def check_unplanned(job: JobContext) -> None:
     """The recovery point can be read, and the VM can be made from it, in place of one made from another point."""
-    await _hold_point(work, await _resolve_choice(work))
-    await preflight.can_make(work.services, work.vm, work.vm, "Recovered")
-    await preflight.can_read(work.services, work.vm, _held_point(work).position)
+    await _hold_point(job, await _resolve_choice(job))
+    await preflight.can_make(job.services, job.vm, job.vm, "Recovered")
+    await preflight.can_read(job.services, job.vm, _held_point(job).position)
 
 
-async def synchronize_latest(work: Work) -> Outcome | None:
+async def synchronize_latest(job: JobContext) -> TaskOutcome | None:
     """For ``Latest`` only: what is in the cache account is applied first.  A part that cannot be used ends it early."""
-    if work.memory["choice"] != selectors.LATEST:
+    if job.memory["choice"] != selectors.LATEST:
         return SKIPPED
-    await _hold_point(work, await _process_latest(work, _held_point(work)))
-    left = await work.change(lambda session, item: health.apply_error(session, item.vm))
+    await _hold_point(job, await _process_latest(job, _held_point(job)))
+    left = await job.change(lambda session, item: health.apply_error(session, item.vm))
     if left is None:
         return None
-    text = f"VM {work.vm!r}: this state is not the newest that was sent, for a part cannot be applied: {left.message}"
+    text = f"VM {job.vm!r}: this state is not the newest that was sent, for a part cannot be applied: {left.message}"
     return with_warning(RigError(Code.LatestIncomplete, text))
 
 
-async def _hold_point(work: Work, point: RecoveryPoint) -> None:
-    work.memory["point"] = point.model_dump()
-    work.result_point = point
+async def _hold_point(job: JobContext, point: RecoveryPoint) -> None:
+    job.memory["point"] = point.model_dump()
+    job.result_point = point
 
 
-def _held_point(work: Work) -> RecoveryPoint:
-    return RecoveryPoint.model_validate(work.memory["point"])
+def _held_point(job: JobContext) -> RecoveryPoint:
+    return RecoveryPoint.model_validate(job.memory["point"])
 
 
-async def _damage_of(work: Work, point: RecoveryPoint) -> Outcome | None:
+async def _damage_of(job: JobContext, point: RecoveryPoint) -> TaskOutcome | None:
     """A damaged state is better than none: it is used, and said to be damaged."""
-    known = await work.change(lambda session, item: damage.warning_at(session, item.vm, point.position))
+    known = await job.change(lambda session, item: damage.warning_at(session, item.vm, point.position))
     return None if known is None else with_warning(known)
 
 
 # ---- test failover
 
 
-async def prepare_test(work: Work) -> Outcome | None:
+async def prepare_test(job: JobContext) -> TaskOutcome | None:
     """The test VM's disks are open."""
-    name, point = azure_vms.test_vm_name(work.vm), _held_point(work)
-    await azure_vms.open_at(work.services, work.vm, name, "TestFailover", point)
+    name, point = azure_vms.test_vm_name(job.vm), _held_point(job)
+    await azure_vms.open_at(job.services, job.vm, name, "TestFailover", point)
 
     def completing(_session: Session, item: ItemRow) -> None:
         item.test_failover_state = TEST_COMPLETING
 
-    await work.change(completing)
-    return await _damage_of(work, point)
+    await job.change(completing)
+    return await _damage_of(job, point)
 
 
-async def boot_test(work: Work) -> None:
+async def boot_test(job: JobContext) -> None:
     """The test VM is there with all its disks."""
-    work.result_vm = await azure_vms.verify(work.services, work.vm, azure_vms.test_vm_name(work.vm), "TestFailover")
+    job.result_vm = await azure_vms.verify(job.services, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
 
 
-async def check_cleanup(work: Work) -> None:
+async def check_cleanup(job: JobContext) -> None:
     """Nothing uses the test VM's disks (``DiskInUse``)."""
-    name = azure_vms.test_vm_name(work.vm)
-    preflight.require_idle(await azure_vms.disks_of(work.services, name), f"VM {name!r} at the recovery side")
+    name = azure_vms.test_vm_name(job.vm)
+    preflight.require_idle(await azure_vms.disks_of(job.services, name), f"VM {name!r} at the recovery side")
 
 
-async def end_test(work: Work) -> None:
+async def end_test(job: JobContext) -> None:
     """The test VM and its disks are removed (``DiskInUse`` while something holds them)."""
-    await azure_vms.remove(work.services, work.vm, azure_vms.test_vm_name(work.vm))
+    await azure_vms.remove(job.services, job.vm, azure_vms.test_vm_name(job.vm))
 
 
-async def cleanup_test(work: Work) -> None:
+async def cleanup_test(job: JobContext) -> None:
     """What the test left in the vault is forgotten: the state says so at the job's end."""
 
     def completing(_session: Session, item: ItemRow) -> None:
         item.test_failover_state = TEST_CLEANUP_COMPLETING
 
-    await work.change(completing)
+    await job.change(completing)
 
 
 # ---- unplanned failover
 
 
-async def shutdown_source_if_possible(work: Work) -> Outcome | None:
+async def shutdown_source_if_possible(job: JobContext) -> TaskOutcome | None:
     """Shut the source down if asked to; a failure does not stop the failover.
 
     Replication continues until the VM is there: nothing is lost if the failover fails.
     """
-    if work.memory["change"]:
+    if job.memory["change"]:
         return SKIPPED  # the source was dealt with by the failover whose point is changed
-    site, vm = work.services.site, work.vm
-    outcome: Outcome | None = SKIPPED
-    if work.memory["source_actions"]:
-        failure = await _from_site(work.services, lambda: site.shutdown_vm(vm=vm), "shut the VM down")
-        outcome = None if failure is None else went_on_without(failure)
-        if failure is None and work.memory["choice"] == selectors.LATEST:
+    site, vm = job.services.site, job.vm
+    outcome: TaskOutcome | None = SKIPPED
+    if job.memory["source_actions"]:
+        failure = await _from_site(job.services, lambda: site.shutdown_vm(vm=vm), "shut the VM down")
+        outcome = None if failure is None else failed_but_continued(failure)
+        if failure is None and job.memory["choice"] == selectors.LATEST:
             # With the VM down, one more cycle makes the failover lose nothing.
             last = await _from_site(
-                work.services,
+                job.services,
                 lambda: site.replicate_now(vm=vm, kind="CrashConsistent", name="last"),
                 "send the last changes",
             )
-            outcome = None if last is None else went_on_without(last)
+            outcome = None if last is None else failed_but_continued(last)
     return outcome
 
 
-async def fail_over(work: Work) -> Outcome | None:
+async def fail_over(job: JobContext) -> TaskOutcome | None:
     """The VM's disks are open on the recovery side, all at the point's position."""
-    point = _held_point(work)
-    written = [disk for disk in await azure_vms.disks_of(work.services, work.vm) if disk.last_seq]
-    await azure_vms.open_at(work.services, work.vm, work.vm, "Recovered", point)
-    if work.memory.get("change") and written:
+    point = _held_point(job)
+    written = [disk for disk in await azure_vms.disks_of(job.services, job.vm) if disk.last_seq]
+    await azure_vms.open_at(job.services, job.vm, job.vm, "Recovered", point)
+    if job.memory.get("change") and written:
         names = ", ".join(disk.name for disk in written)
         return with_warning(
             RigError(
                 Code.RecoveredVmReplaced,
-                f"VM {work.vm!r} was made from another point before; what was written to it since is gone: disks {names}",
+                f"VM {job.vm!r} was made from another point before; what was written to it since is gone: disks {names}",
             )
         )
-    return await _damage_of(work, point)
+    return await _damage_of(job, point)
 
 
-async def start_on_secondary(work: Work) -> None:
+async def start_on_secondary(job: JobContext) -> None:
     """The VM is there with all its disks; only then is replication suspended, so that a failure before it stops no cycle."""
-    work.result_vm = await azure_vms.verify(work.services, work.vm, work.vm, "Recovered")
-    if not work.memory.get("change"):
-        await suspend_replication(work)
+    job.result_vm = await azure_vms.verify(job.services, job.vm, job.vm, "Recovered")
+    if not job.memory.get("change"):
+        await suspend_replication(job)
 
 
 # ---- planned failover to Azure
 
 
-async def planned_preflight(work: Work) -> None:
+async def planned_preflight(job: JobContext) -> None:
     """The site is there, and its logs can be vouched for: otherwise zero loss cannot be promised.  The VM can be made."""
-    await inventory.site_disks(work.services, work.vm)
+    await inventory.site_disks(job.services, job.vm)
 
     def why_not(_session: Session, item: ItemRow) -> str | None:
         return "replication was suspended by a failover that failed" if item.suspended else item.resync_reason
 
-    reason = await work.change(why_not)
+    reason = await job.change(why_not)
     if reason is not None:
         raise RigError(
             Code.ResynchronizationRequired,
-            f"VM {work.vm!r} has to be resynchronized before a planned failover: {reason}",
+            f"VM {job.vm!r} has to be resynchronized before a planned failover: {reason}",
         )
-    await preflight.can_make(work.services, work.vm, work.vm, "Recovered")
-    newest = await work.change(lambda session, item: points.newest(session, item.vm))
+    await preflight.can_make(job.services, job.vm, job.vm, "Recovered")
+    newest = await job.change(lambda session, item: points.newest(session, item.vm))
     if newest is not None:
-        await preflight.can_read(work.services, work.vm, newest.position)
-    await work.services.site.check_shutdown(vm=work.vm)
+        await preflight.can_read(job.services, job.vm, newest.position)
+    await job.services.site.check_shutdown(vm=job.vm)
 
 
-async def shutdown_source(work: Work) -> None:
+async def shutdown_source(job: JobContext) -> None:
     """The VM is shut down; a planned failover does not run otherwise (``VmBusy``)."""
-    await work.services.site.shutdown_vm(vm=work.vm)
+    await job.services.site.shutdown_vm(vm=job.vm)
 
 
-async def synchronize_all(work: Work) -> None:
+async def synchronize_all(job: JobContext) -> None:
     """Everything the VM ever wrote is applied."""
-    cut = await work.services.site.replicate_now(vm=work.vm, kind="CrashConsistent", name="planned-failover")
-    disk_ids = await work.change(lambda _session, item: [disk.disk_id for disk in item.disks])
-    for mark in await work.services.recovery.process_latest(disk_ids=disk_ids):
+    cut = await job.services.site.replicate_now(vm=job.vm, kind="CrashConsistent", name="planned-failover")
+    disk_ids = await job.change(lambda _session, item: [disk.disk_id for disk in item.disks])
+    for mark in await job.services.recovery.process_latest(disk_ids=disk_ids):
         if not mark.sync_complete or mark.complete_position < cut.position:
             raise RigError(
                 Code.NotSynchronized,
-                f"disk {mark.disk_id} of VM {work.vm!r} is applied up to position {mark.complete_position}; a planned "
+                f"disk {mark.disk_id} of VM {job.vm!r} is applied up to position {mark.complete_position}; a planned "
                 f"failover needs position {cut.position}, the last before the shutdown",
                 recoverable=True,  # an account that was killed forgets blobs, which the site then sends again
             )
@@ -259,24 +267,24 @@ async def synchronize_all(work: Work) -> None:
         position=cut.position,
         time_ns=cut.time_ns,
     )
-    await _hold_point(work, point)
+    await _hold_point(job, point)
 
 
 # ---- commit
 
 
-async def check_commit(work: Work) -> None:
+async def check_commit(job: JobContext) -> None:
     """The VM that is to be committed is whole, and there is room for its disks to become independent."""
-    await azure_vms.verify(work.services, work.vm, work.vm, "Recovered")
-    await work.services.azure.check_promotion(vm=work.vm)
+    await azure_vms.verify(job.services, job.vm, job.vm, "Recovered")
+    await job.services.azure.check_promotion(vm=job.vm)
 
 
-async def commit(work: Work) -> None:
+async def commit(job: JobContext) -> None:
     """The VM's disks begin to become independent of the managed disks; that goes on behind the VM, after the job.
 
     The rest is a matter of the vault: it happens in the transaction that ends the job (:func:`_committed`).
     """
-    await work.services.azure.promote_vm(vm=work.vm)
+    await job.services.azure.promote_vm(vm=job.vm)
 
 
 def _committed(session: Session, item: ItemRow, _job: JobRow) -> None:

@@ -11,7 +11,15 @@ from siterig.azure_emu.vault.db.schema import CycleRow, DiskRow, ItemRow, JobRow
 from siterig.azure_emu.vault.db.store import find_item
 from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory
 from siterig.azure_emu.vault.jobs import preflight
-from siterig.azure_emu.vault.jobs.engine import INFORMATION, SKIPPED, Outcome, Scenario, TaskKind, Work, went_on_without
+from siterig.azure_emu.vault.jobs.engine import (
+    INFORMATION,
+    SKIPPED,
+    JobContext,
+    Scenario,
+    TaskKind,
+    TaskOutcome,
+    failed_but_continued,
+)
 from siterig.azure_emu.vault.monitoring import health
 from siterig.azure_emu.vault.mounts import mounts
 from siterig.azure_emu.vault.points import points
@@ -38,18 +46,18 @@ def check_policy(interval_s: float, app_consistent_every_s: float | None) -> Non
         )
 
 
-async def check_enable(work: Work) -> Outcome | None:
+async def check_enable(job: JobContext) -> TaskOutcome | None:
     """The VM can be protected; its disks become the item's."""
-    disks = await work.services.site.check_vm(vm=work.vm)
-    await preflight.can_make(work.services, work.vm, work.vm, "Recovered")
-    await preflight.can_make(work.services, work.vm, azure_vms.test_vm_name(work.vm), "TestFailover")
-    await _adopt_disks(work, disks)
-    interval_s = await work.change(lambda _session, item: item.interval_s)
-    plain = interval_s in OFFICIAL_INTERVALS_S and not disk_limits.remarks(work.vm, disks)
+    disks = await job.services.site.check_vm(vm=job.vm)
+    await preflight.can_make(job.services, job.vm, job.vm, "Recovered")
+    await preflight.can_make(job.services, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
+    await _adopt_disks(job, disks)
+    interval_s = await job.change(lambda _session, item: item.interval_s)
+    plain = interval_s in OFFICIAL_INTERVALS_S and not disk_limits.remarks(job.vm, disks)
     return None if plain else INFORMATION
 
 
-async def _adopt_disks(work: Work, disks: list[DiskInfo]) -> None:
+async def _adopt_disks(job: JobContext, disks: list[DiskInfo]) -> None:
     """Make these the item's disks; the managed disks of others are deleted."""
 
     def gone(session: Session, item: ItemRow) -> list[str]:
@@ -66,41 +74,41 @@ async def _adopt_disks(work: Work, disks: list[DiskInfo]) -> None:
         session.flush()
         return sorted(set(rows) - {disk.disk_id for disk in disks})
 
-    for disk_id in await work.change(gone):
-        await work.services.recovery.delete_managed_disk(disk_id=disk_id)
-        await work.change(lambda session, _item, row=disk_id: session.execute(delete(DiskRow).where(DiskRow.disk_id == row)))  # type: ignore[misc]
+    for disk_id in await job.change(gone):
+        await job.services.recovery.delete_managed_disk(disk_id=disk_id)
+        await job.change(lambda session, _item, row=disk_id: session.execute(delete(DiskRow).where(DiskRow.disk_id == row)))  # type: ignore[misc]
 
 
-async def create_target(work: Work) -> None:
+async def create_target(job: JobContext) -> None:
     """A managed disk for each disk."""
-    for disk_id, size_bytes in await work.change(lambda _session, item: [(d.disk_id, d.size_bytes) for d in item.disks]):
-        await work.services.recovery.create_managed_disk(disk_id=disk_id, size_bytes=size_bytes)
+    for disk_id, size_bytes in await job.change(lambda _session, item: [(d.disk_id, d.size_bytes) for d in item.disks]):
+        await job.services.recovery.create_managed_disk(disk_id=disk_id, size_bytes=size_bytes)
 
 
-async def create_target_again(work: Work) -> None:
+async def create_target_again(job: JobContext) -> None:
     """As :func:`create_target`, for the disks that the site has now (a failback may have brought new ones)."""
-    disks = await work.services.site.check_vm(vm=work.vm)
-    await preflight.can_remove_all(work.services, work.vm)
-    await work.begin_changes()
-    await _adopt_disks(work, disks)
-    await create_target(work)
+    disks = await job.services.site.check_vm(vm=job.vm)
+    await preflight.can_remove_all(job.services, job.vm)
+    await job.begin_changes()
+    await _adopt_disks(job, disks)
+    await create_target(job)
 
 
-async def enable_relationship(work: Work) -> None:
+async def enable_relationship(job: JobContext) -> None:
     """The site replicates this VM from now on, by the item's policy."""
 
     def resume(_session: Session, item: ItemRow) -> tuple[float, float | None]:
         item.suspended = False
         return item.interval_s, item.app_consistent_every_s
 
-    interval_s, app_consistent_every_s = await work.change(resume)
-    disks = await work.services.site.create_relationship(
-        vm=work.vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s
+    interval_s, app_consistent_every_s = await job.change(resume)
+    disks = await job.services.site.create_relationship(
+        vm=job.vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s
     )
-    work.memory["generations"] = {disk.disk_id: disk.generation for disk in disks}
+    job.memory["generations"] = {disk.disk_id: disk.generation for disk in disks}
 
 
-async def start_initial_replication(work: Work) -> None:
+async def start_initial_replication(job: JobContext) -> None:
     """All of every disk is in the cache account, and then applied."""
 
     def begin(session: Session, item: ItemRow) -> None:
@@ -110,32 +118,32 @@ async def start_initial_replication(work: Work) -> None:
     def sent(_session: Session, item: ItemRow) -> None:
         item.protection_state = State.INITIAL_SENT
 
-    await work.change(begin)
-    await work.services.site.initial_replication(vm=work.vm)
-    await work.change(sent)
-    await _wait_synced(work, work.memory["generations"])
+    await job.change(begin)
+    await job.services.site.initial_replication(vm=job.vm)
+    await job.change(sent)
+    await _wait_synced(job, job.memory["generations"])
 
 
-async def synchronize(work: Work) -> None:
+async def synchronize(job: JobContext) -> None:
     """Resync: the differences are in the cache account, and then applied."""
-    await work.change(lambda session, item: health.clear_errors(session, item.vm, None))
-    await work.services.site.resync(vm=work.vm)
-    disks = await inventory.site_disks(work.services, work.vm)
-    await _wait_synced(work, {disk.disk_id: disk.generation for disk in disks})
+    await job.change(lambda session, item: health.clear_errors(session, item.vm, None))
+    await job.services.site.resync(vm=job.vm)
+    disks = await inventory.site_disks(job.services, job.vm)
+    await _wait_synced(job, {disk.disk_id: disk.generation for disk in disks})
 
 
-async def _wait_synced(work: Work, generations: dict[str, int]) -> None:
+async def _wait_synced(job: JobContext, generations: dict[str, int]) -> None:
     """Until every disk's sync of at least this generation is applied; an error that nobody retries ends the wait."""
 
     def synced(session: Session) -> bool | None:
-        work.services.roles.require("agent", "azurite", "applier")
-        raise_blocking_error(session, work.vm)
-        item = find_item(session, work.vm)
+        job.services.roles.require("agent", "azurite", "applier")
+        raise_blocking_error(session, job.vm)
+        item = find_item(session, job.vm)
         done = all(disk.sync_complete and disk.generation >= generations.get(disk.disk_id, 0) for disk in item.disks)
         return done or None
 
-    with work.services.awaiting_apply(work.vm, f"the copy of VM {work.vm!r} is sent and not applied yet"):
-        await work.services.signals.wait_until(work.vm, synced)
+    with job.services.awaiting_apply(job.vm, f"the copy of VM {job.vm!r} is sent and not applied yet"):
+        await job.services.signals.wait_until(job.vm, synced)
 
 
 def raise_blocking_error(session: Session, vm: str) -> None:
@@ -145,60 +153,60 @@ def raise_blocking_error(session: Session, vm: str) -> None:
         raise RigError(Code.of(blocking.code), blocking.message)
 
 
-async def first_point(work: Work) -> None:
+async def first_point(job: JobContext) -> None:
     """A recovery point is available.  One is asked for at once: the policy's interval may be long."""
 
     def begin(session: Session, item: ItemRow) -> bool:
-        item.protected_since_elapsed_ns = rig_clock.elapsed_ns(session, work.services.clock)
+        item.protected_since_elapsed_ns = rig_clock.elapsed_ns(session, job.services.clock)
         return points.newest(session, item.vm) is not None
 
-    if not await work.change(begin):
+    if not await job.change(begin):
         try:
-            await work.services.site.replicate_now(vm=work.vm, kind="CrashConsistent", name="first")
+            await job.services.site.replicate_now(vm=job.vm, kind="CrashConsistent", name="first")
         except RigError as error:
-            if work.services.roles.blame(error) is not None or not error.recoverable:
+            if job.services.roles.blame(error) is not None or not error.recoverable:
                 raise
             # The agent tries again by its retry table; the next cycle's point will do as well.
 
     def there(session: Session) -> bool | None:
-        work.services.roles.require("agent", "azurite", "applier")
-        raise_blocking_error(session, work.vm)
-        return True if points.newest(session, work.vm) is not None else None
+        job.services.roles.require("agent", "azurite", "applier")
+        raise_blocking_error(session, job.vm)
+        return True if points.newest(session, job.vm) is not None else None
 
-    with work.services.awaiting_apply(work.vm, f"the first recovery point of VM {work.vm!r} is not applied yet"):
-        await work.services.signals.wait_until(work.vm, there)
+    with job.services.awaiting_apply(job.vm, f"the first recovery point of VM {job.vm!r} is not applied yet"):
+        await job.services.signals.wait_until(job.vm, there)
 
 
-async def update_dra_state(_work: Work) -> None:
+async def update_dra_state(_job: JobContext) -> None:
     """The rig's provider keeps no state of its own to be updated: the official task is there to be seen."""
 
 
-async def reprotect_synchronize(work: Work) -> None:
+async def reprotect_synchronize(job: JobContext) -> None:
     """Differences only, then the first point of the new protection."""
-    await synchronize(work)
-    await first_point(work)
+    await synchronize(job)
+    await first_point(job)
 
 
-async def repair(work: Work) -> None:
+async def repair(job: JobContext) -> None:
     """Resync; also the way back from a failover that failed, whose leftovers go first."""
 
     def look(_session: Session, item: ItemRow) -> int:
         return item.resync_marks
 
-    work.memory["resync_marks"] = await work.change(look)
-    await work.services.site.check_vm(vm=work.vm)
-    leftover = await azure_vms.disks_of(work.services, work.vm)
-    preflight.require_idle(leftover, f"VM {work.vm!r} at the recovery side")
-    await work.begin_changes()
-    await azure_vms.remove(work.services, work.vm, work.vm)
-    await enable_relationship(work)
-    await synchronize(work)
-    work.memory["synchronized_elapsed_ns"] = await work.change(
-        lambda session, _item: rig_clock.elapsed_ns(session, work.services.clock)
+    job.memory["resync_marks"] = await job.change(look)
+    await job.services.site.check_vm(vm=job.vm)
+    leftover = await azure_vms.disks_of(job.services, job.vm)
+    preflight.require_idle(leftover, f"VM {job.vm!r} at the recovery side")
+    await job.begin_changes()
+    await azure_vms.remove(job.services, job.vm, job.vm)
+    await enable_relationship(job)
+    await synchronize(job)
+    job.memory["synchronized_elapsed_ns"] = await job.change(
+        lambda session, _item: rig_clock.elapsed_ns(session, job.services.clock)
     )
 
 
-async def disable_at_site(work: Work) -> Outcome | None:
+async def disable_at_site(job: JobContext) -> TaskOutcome | None:
     """The site forgets the VM.  A site that is lost cannot: it will be told when it asks (may_replicate).
 
     Before that: nothing uses what will be removed at the recovery side.
@@ -207,24 +215,24 @@ async def disable_at_site(work: Work) -> Outcome | None:
     def suspend(_session: Session, item: ItemRow) -> None:
         item.suspended = True
 
-    await preflight.can_remove_all(work.services, work.vm)
-    await work.begin_changes()
-    await work.change(suspend)
+    await preflight.can_remove_all(job.services, job.vm)
+    await job.begin_changes()
+    await job.change(suspend)
     try:
-        await work.services.site.remove_relationship(vm=work.vm)
+        await job.services.site.remove_relationship(vm=job.vm)
     except RigError as error:
-        return SKIPPED if error.code == Code.VmNotFound else went_on_without(error)
+        return SKIPPED if error.code == Code.VmNotFound else failed_but_continued(error)
     return None
 
 
-async def disable_at_recovery(work: Work) -> None:
+async def disable_at_recovery(job: JobContext) -> None:
     """Mounted points (``RecoveryInUse``), copies (``DiskInUse``), leftovers of failovers, managed disks and blobs go."""
-    await mounts.remove_all(work.services, work.vm)
-    await azure_vms.remove_copies(work.services, work.vm)
-    await azure_vms.remove(work.services, work.vm, azure_vms.test_vm_name(work.vm))
-    await azure_vms.remove(work.services, work.vm, work.vm)
-    for disk_id in await work.change(lambda _session, item: [disk.disk_id for disk in item.disks]):
-        await work.services.recovery.delete_managed_disk(disk_id=disk_id)
+    await mounts.remove_all(job.services, job.vm)
+    await azure_vms.remove_copies(job.services, job.vm)
+    await azure_vms.remove(job.services, job.vm, azure_vms.test_vm_name(job.vm))
+    await azure_vms.remove(job.services, job.vm, job.vm)
+    for disk_id in await job.change(lambda _session, item: [disk.disk_id for disk in item.disks]):
+        await job.services.recovery.delete_managed_disk(disk_id=disk_id)
 
 
 def _enabled(_session: Session, item: ItemRow, _job: JobRow) -> str:

@@ -17,7 +17,7 @@ from siterig.azure_emu.vault.context.states import TEST_NONE
 from siterig.azure_emu.vault.db.schema import AzureVmRow, Base, EventRow, ItemRow, JobRow, KnownDiskRow, MountRow
 from siterig.azure_emu.vault.inventory import azure_vms, inventory
 from siterig.azure_emu.vault.jobs import engine, preflight
-from siterig.azure_emu.vault.jobs.engine import Scenario, TaskKind, Work
+from siterig.azure_emu.vault.jobs.engine import JobContext, Scenario, TaskKind
 from siterig.azure_emu.vault.model.choices import Side
 from siterig.azure_emu.vault.monitoring import health
 from siterig.blockfs.core.errors import Code, RigError
@@ -48,39 +48,39 @@ def require_deletable(session: Session, vm: str, side: Side) -> None:
         raise RigError(Code.InvalidState, f"VM {vm!r} cannot be deleted: it is the {row.kind} VM of {row.owner!r}; {remedy}")
 
 
-async def check_delete(work: Work) -> None:
+async def check_delete(job: JobContext) -> None:
     """The VM is there, not in use, and no image of it was kept (``VmNotFound``, ``DiskInUse``, ``InvalidState``)."""
-    side: Side = work.memory["side"]
+    side: Side = job.memory["side"]
     try:
-        await _check_delete(work, side)
+        await _check_delete(job, side)
     except RigError as error:
         if error.code != Code.VmNotFound:
             raise
-        others = [other for other in await sides_of(work.services, work.vm) if other != side]
+        others = [other for other in await sides_of(job.services, job.vm) if other != side]
         hint = f"; side {others[0]} has one: --side {others[0]}" if others else ""
         raise RigError(error.code, f"side {side}: {error.message}{hint}") from error
 
 
-async def _check_delete(work: Work, side: Side) -> None:
+async def _check_delete(job: JobContext, side: Side) -> None:
     if side == "site":
-        await work.services.site.check_delete(vm=work.vm)
+        await job.services.site.check_delete(vm=job.vm)
         return
     try:
-        disks = await work.services.azure.list_disks(vm=work.vm)
+        disks = await job.services.azure.list_disks(vm=job.vm)
     except RigError as error:
         if error.code != Code.DiskCorrupt:  # what cannot be opened can be deleted
             raise
     else:
-        preflight.require_idle(disks, f"VM {work.vm!r} at the recovery side")
+        preflight.require_idle(disks, f"VM {job.vm!r} at the recovery side")
 
 
-async def delete_vm(work: Work) -> None:
+async def delete_vm(job: JobContext) -> None:
     """The VM's disks, logs and replication relationship are gone."""
     try:
-        if work.memory["side"] == "site":
-            await work.services.site.delete_vm(vm=work.vm)
+        if job.memory["side"] == "site":
+            await job.services.site.delete_vm(vm=job.vm)
         else:
-            await work.services.azure.remove_vm(vm=work.vm)
+            await job.services.azure.remove_vm(vm=job.vm)
     except RigError as error:
         if error.code != Code.VmNotFound:  # it was there in the first task: deleted before a kill
             raise
@@ -123,42 +123,42 @@ def require_renamable(session: Session, vm: str, name: str) -> None:
         )
 
 
-async def check_rename(work: Work) -> None:
+async def check_rename(job: JobContext) -> None:
     """Nobody has the new name on either side, and nothing uses the VM's disks (``VmExists``, ``DiskInUse``, ``VmBusy``)."""
-    name = work.memory["name"]
-    at_site, at_azure = await work.services.site.list_vms(), await work.services.azure.list_disks()
+    name = job.memory["name"]
+    at_site, at_azure = await job.services.site.list_vms(), await job.services.azure.list_disks()
     for disk in (*at_site, *at_azure):
         if disk.vm == name:
-            raise RigError(Code.VmExists, f"VM {work.vm!r} cannot be renamed: there is a VM {name!r} already ({disk.path})")
+            raise RigError(Code.VmExists, f"VM {job.vm!r} cannot be renamed: there is a VM {name!r} already ({disk.path})")
     for disks, where in ((at_site, "at the site"), (at_azure, "at the recovery side")):
-        own = [disk for disk in disks if disk.vm == work.vm]
-        preflight.require_idle(own, f"VM {work.vm!r} {where}")
+        own = [disk for disk in disks if disk.vm == job.vm]
+        preflight.require_idle(own, f"VM {job.vm!r} {where}")
         if any(disk.promotion is not None for disk in own):
             raise RigError(
                 Code.VmBusy,
-                f"VM {work.vm!r} cannot be renamed while its disks become independent (promotion)",
+                f"VM {job.vm!r} cannot be renamed while its disks become independent (promotion)",
                 recoverable=True,
             )
-    work.memory["sides"] = [
-        side for side, disks in (("site", at_site), ("azure", at_azure)) if any(disk.vm == work.vm for disk in disks)
+    job.memory["sides"] = [
+        side for side, disks in (("site", at_site), ("azure", at_azure)) if any(disk.vm == job.vm for disk in disks)
     ]
 
 
-async def rename_vm(work: Work) -> None:
+async def rename_vm(job: JobContext) -> None:
     """The VM has the new name on both sides; after a failure the old one."""
     try:
-        await _rename(work, work.vm, work.memory["name"])
+        await _rename(job, job.vm, job.memory["name"])
     except RigError:
         with suppress(RigError):
-            await _rename(work, work.memory["name"], work.vm)
+            await _rename(job, job.memory["name"], job.vm)
         raise
 
 
-async def _rename(work: Work, vm: str, name: str) -> None:
-    if "azure" in work.memory["sides"]:
-        await work.services.azure.rename_vm(vm=vm, name=name)
-    if "site" in work.memory["sides"]:
-        await work.services.site.rename_vm(vm=vm, name=name)
+async def _rename(job: JobContext, vm: str, name: str) -> None:
+    if "azure" in job.memory["sides"]:
+        await job.services.azure.rename_vm(vm=vm, name=name)
+    if "site" in job.memory["sides"]:
+        await job.services.site.rename_vm(vm=vm, name=name)
 
 
 def _renamed(session: Session, job: JobRow) -> None:
