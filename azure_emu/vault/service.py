@@ -193,8 +193,8 @@ class Vault(Reports):
 
         def begin(session: Session) -> Job:
             vm_tasks.require_deletable(session, vm, side)
-            memory = vm_tasks.memory_of_delete(side)
-            return engine.to_wire(engine.enqueue(session, vm_tasks.DELETE, vm, memory, self._services.clock.wall_ns()))
+            variables = vm_tasks.variables_of_delete(side)
+            return engine.to_wire(engine.enqueue(session, vm_tasks.DELETE, vm, variables, self._services.clock.wall_ns()))
 
         return self._started(await self._services.store.transact(begin))
 
@@ -209,8 +209,8 @@ class Vault(Reports):
             if not sides and session.get(ItemRow, vm) is None:
                 raise RigError(Code.VmNotFound, f"there is no VM {vm!r}")
             vm_tasks.require_renamable(session, vm, name)
-            memory = vm_tasks.memory_of_rename(name)
-            return engine.to_wire(engine.enqueue(session, vm_tasks.RENAME, vm, memory, self._services.clock.wall_ns()))
+            variables = vm_tasks.variables_of_rename(name)
+            return engine.to_wire(engine.enqueue(session, vm_tasks.RENAME, vm, variables, self._services.clock.wall_ns()))
 
         return self._started(await self._services.store.transact(begin))
 
@@ -316,7 +316,7 @@ class Vault(Reports):
 
         def downloading(session: Session) -> list[dict[str, Any]] | None:
             job = engine.open_job(session, vm)
-            return None if job is None or job.key != failback_tasks.FAILBACK.key else job.memory.get("disks", [])
+            return None if job is None or job.key != failback_tasks.FAILBACK.key else job.variables.get("disks", [])
 
         disks = await self._services.store.transact(downloading)
         if disks is None:
@@ -438,9 +438,9 @@ class Vault(Reports):
         chosen = await self._chosen(vm, point)
 
         def prepare(session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
-            memory = chosen.memory(session)
+            variables = chosen.variables(session)
             item.test_failover_state = TEST_INITIATED
-            return failover_tasks.TEST, memory
+            return failover_tasks.TEST, variables
 
         return await self._begin(vm, Operation.TEST, prepare)
 
@@ -464,10 +464,10 @@ class Vault(Reports):
         chosen = await self._chosen(vm, point)
 
         def prepare(session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
-            memory = chosen.memory(session)
+            variables = chosen.variables(session)
             change = item.protection_state in _COMMIT_PENDING
             item.protection_state = State.CHANGE_POINT if change else State.UNPLANNED
-            return failover_tasks.UNPLANNED, memory | {"source_actions": source_actions, "change": change}
+            return failover_tasks.UNPLANNED, variables | {"source_actions": source_actions, "change": change}
 
         await self._stop(vm, _STOPPED_BY_UNPLANNED, lambda session, _item: chosen.check(session))
         return await self._begin(vm, Operation.UNPLANNED, prepare)
@@ -539,9 +539,9 @@ class Vault(Reports):
             engine.require_no_job(session, vm)
             require(item, operation)
             before = {"protection_state": item.protection_state, "test_failover_state": item.test_failover_state}
-            scenario, memory = prepare(session, item)
-            memory |= {engine.BEFORE: before}
-            return engine.to_wire(engine.enqueue(session, scenario, vm, memory, self._services.clock.wall_ns()))
+            scenario, variables = prepare(session, item)
+            variables |= {engine.BEFORE: before}
+            return engine.to_wire(engine.enqueue(session, scenario, vm, variables, self._services.clock.wall_ns()))
 
         return self._started(await self._services.store.transact(begin))
 

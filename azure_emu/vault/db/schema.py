@@ -191,8 +191,8 @@ class JobRow(Base):
     state_description: Mapped[str | None] = mapped_column(String)  # Completed, CompletedWithInformation; None while it runs
     start_ns: Mapped[int] = mapped_column(BigInteger)  # when it was created
     end_ns: Mapped[int | None] = mapped_column(BigInteger)  # None: open; on the next start resumed or failed
-    memory: Mapped[dict[str, Any]] = mapped_column(JSON)
-    # memory: arguments and what finished tasks found out; saved in the transaction that ends the task
+    variables: Mapped[dict[str, Any]] = mapped_column("memory", JSON)
+    # variables: the job's arguments and the results of finished tasks; saved in the transaction that ends a task
     result_vm: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # api.Vm that a failover made
     result_point: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # api.RecoveryPoint that a failover used
 

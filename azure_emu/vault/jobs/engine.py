@@ -35,7 +35,7 @@ _log = structlog.get_logger()
 ROOM_RETRY_S = 1.0
 """How soon a job that waits for room on the host's disk looks again."""
 BEFORE, CHANGING = "before", "changing"
-"""Keys of a job's memory: what its operation changed of the item at the beginning; and that the job changes things now."""
+"""Keys of a job's variables: the states of the item before the operation; whether the job has begun to change things."""
 NOTICED_S = 5.0
 """A role that is away for so long while a task runs is shown as what the task waits for."""
 
@@ -65,11 +65,11 @@ def failed_but_continued(error: RigError) -> TaskOutcome:
 
 @dataclass
 class JobContext:
-    """What a task body has at hand.  ``memory`` is JSON, saved when the task ends."""
+    """The services and variables of a running job, for its task bodies.  ``variables`` is JSON, saved when a task ends."""
 
     services: Services
     vm: str
-    memory: dict[str, Any]
+    variables: dict[str, Any]
     begin_changes: Callable[[], Awaitable[None]]
     """The body's checks are done: durably noted, so that a failure from here on leaves the scenario's failed state."""
     result_vm: Vm | None = None
@@ -133,7 +133,7 @@ def require_no_job(session: Session, vm: str) -> None:
         )
 
 
-def enqueue(session: Session, scenario: Scenario, vm: str, memory: dict[str, Any], now_ns: int) -> JobRow:
+def enqueue(session: Session, scenario: Scenario, vm: str, variables: dict[str, Any], now_ns: int) -> JobRow:
     """Insert a job with its tasks; the caller starts it after the commit (:meth:`JobEngine.start`)."""
     require_no_job(session, vm)
     job = JobRow(
@@ -144,7 +144,7 @@ def enqueue(session: Session, scenario: Scenario, vm: str, memory: dict[str, Any
         friendly_name=scenario.friendly_name,
         state="InProgress",
         start_ns=now_ns,
-        memory=memory,
+        variables=variables,
     )
     job.tasks = [
         TaskRow(ordinal=ordinal, name=kind.name, friendly_name=kind.friendly_name, state="NotStarted")
@@ -238,11 +238,11 @@ class JobEngine:
 
     async def _run_tasks(self, name: str) -> str | None:
         """Run what is left of a job; the name of the follow-on job."""
-        scenario, vm, memory, first = await self._transact(name, self._load)
+        scenario, vm, variables, first = await self._transact(name, self._load)
 
         def change_now(job: JobRow) -> None:
-            memory[CHANGING] = True
-            job.memory = job.memory | {CHANGING: True}
+            variables[CHANGING] = True
+            job.variables = job.variables | {CHANGING: True}
 
         async def begin_changes() -> None:
             await self._transact(name, lambda _session, job: change_now(job))
@@ -252,7 +252,7 @@ class JobEngine:
             if not scenario.tasks[ordinal].checks:
                 change_now(job)
 
-        context = JobContext(self._services, vm, memory, begin_changes)
+        context = JobContext(self._services, vm, variables, begin_changes)
         follow_on = None
         for ordinal in range(first, len(scenario.tasks)):
             kind = scenario.tasks[ordinal]
@@ -339,7 +339,7 @@ class JobEngine:
 
     def _load(self, _session: Session, job: JobRow) -> tuple[Scenario, str, dict[str, Any], int]:
         first = next(task.ordinal for task in job.tasks if task.end_ns is None)
-        return self._scenarios[job.key], job.vm, dict(job.memory), first
+        return self._scenarios[job.key], job.vm, dict(job.variables), first
 
     def _begin_task(self, job: JobRow, ordinal: int) -> None:
         task = job.tasks[ordinal]
@@ -357,7 +357,7 @@ class JobEngine:
         task.state, task.state_description, task.end_ns = how.state, how.description, self._now_ns(job)
         if how.error is not None:
             job.errors.append(JobErrorRow(code=how.error.code, message=how.error.message))
-        job.memory = dict(context.memory)
+        job.variables = dict(context.variables)
         job.result_vm = context.result_vm.model_dump() if context.result_vm else job.result_vm
         job.result_point = context.result_point.model_dump() if context.result_point else job.result_point
 
@@ -395,8 +395,8 @@ class JobEngine:
         job.state, job.end_ns = state, now_ns
         job.errors.append(JobErrorRow(code=error.code, message=error.message))
         item = session.get(ItemRow, job.vm)
-        if item is not None and BEFORE in job.memory and CHANGING not in job.memory:
-            for column, value in job.memory[BEFORE].items():
+        if item is not None and BEFORE in job.variables and CHANGING not in job.variables:
+            for column, value in job.variables[BEFORE].items():
                 setattr(item, column, value)
         elif item is not None:
             self._scenarios[job.key].failed(session, item, job)

@@ -38,8 +38,8 @@ async def check_failback(job: JobContext) -> TaskOutcome | None:
     Disks of the site that were written to after the failover are named, and will be kept as image files.
     """
     changed = await source_watch.changed_disks(job.services, job.vm)
-    job.memory["keep"] = [use.name for use in changed]
-    await preflight.can_fail_back(job.services, job.vm, job.memory["keep"])
+    job.variables["keep"] = [use.name for use in changed]
+    await preflight.can_fail_back(job.services, job.vm, job.variables["keep"])
     await _delete_exports(job, [disk.disk_id for disk in await azure_vms.disks_of(job.services, job.vm)])
     if not changed:
         return None
@@ -65,7 +65,7 @@ async def shutdown_azure_vm(job: JobContext) -> None:
             await trio.sleep(0.05)
     disks = await azure_vms.disks_of(job.services, job.vm)
     _require_unused(job.vm, disks)
-    job.memory["disks"] = [
+    job.variables["disks"] = [
         {"disk_id": d.disk_id, "name": d.name, "path": d.path, "size_bytes": d.size_bytes, "last_seq": d.last_seq}
         for d in disks
     ]
@@ -86,7 +86,7 @@ async def _require_unchanged(job: JobContext) -> None:
     """Nothing was written since the state was noted: else the download is a mixture."""
     disks = await azure_vms.disks_of(job.services, job.vm)
     _require_unused(job.vm, disks)
-    noted = {disk["disk_id"]: disk["last_seq"] for disk in job.memory["disks"]}
+    noted = {disk["disk_id"]: disk["last_seq"] for disk in job.variables["disks"]}
     for disk in disks:
         if noted.get(disk.disk_id) != disk.last_seq:
             raise RigError(
@@ -102,7 +102,7 @@ async def download(job: JobContext) -> None:
 
     A part that the account has lost or spoilt is put again: an export keeps what is in the account and is as it must be.
     """
-    disks: list[dict[str, Any]] = job.memory["disks"]
+    disks: list[dict[str, Any]] = job.variables["disks"]
     for disk in disks:
         source_id, size_bytes = disk["disk_id"], disk["size_bytes"]
         for attempt in range(1, EXPORTS_MAX + 1):
@@ -125,7 +125,7 @@ async def replace_site_disks(job: JobContext) -> TaskOutcome | None:
     """The downloaded disks are the site's disks.  The Azure VM stays until commit."""
     await _require_unchanged(job)
     changed = await source_watch.changed_disks(job.services, job.vm)
-    keep = sorted({*job.memory["keep"], *(use.name for use in changed)})
+    keep = sorted({*job.variables["keep"], *(use.name for use in changed)})
     disks = await job.services.site.commit_failback(vm=job.vm, keep=keep)
     kept = [disk.kept[-1].path for disk in disks if disk.name in keep and disk.kept]
     if not kept:
@@ -164,20 +164,20 @@ async def check_commit(job: JobContext) -> None:
                 f"disk {disk.name!r} of Azure VM {job.vm!r} was written to after it was downloaded, and a commit would "
                 "delete what was written: fail back again (siterig failback)",
             )
-    job.memory["exports"] = [disk.disk_id for disk in disks]
+    job.variables["exports"] = [disk.disk_id for disk in disks]
 
 
 def _downloaded(session: Session, vm: str) -> dict[str, int]:
     """Log sequence number of each Azure disk when the last failback that succeeded downloaded it, by disk id."""
-    query = select(JobRow.memory).where(JobRow.vm == vm, JobRow.key == FAILBACK.key, JobRow.state == "Succeeded")
-    memory = session.scalars(query.order_by(JobRow.id.desc()).limit(1)).first()
-    return {} if memory is None else {disk["disk_id"]: disk["last_seq"] for disk in memory.get("disks", [])}
+    query = select(JobRow.variables).where(JobRow.vm == vm, JobRow.key == FAILBACK.key, JobRow.state == "Succeeded")
+    variables = session.scalars(query.order_by(JobRow.id.desc()).limit(1)).first()
+    return {} if variables is None else {disk["disk_id"]: disk["last_seq"] for disk in variables.get("disks", [])}
 
 
 async def commit(job: JobContext) -> None:
     """The Azure VM, its disks and what is left of the download are deleted."""
     await azure_vms.remove(job.services, job.vm, job.vm)
-    await _delete_exports(job, job.memory["exports"])
+    await _delete_exports(job, job.variables["exports"])
 
 
 def _failed_back(_session: Session, item: ItemRow, _job: JobRow) -> None:

@@ -71,9 +71,9 @@ async def suspend_replication(job: JobContext) -> None:
 
 
 async def _resolve_choice(job: JobContext) -> RecoveryPoint:
-    if (between := job.memory["between"]) is not None:
+    if (between := job.variables["between"]) is not None:
         return RecoveryPoint.model_validate(between)
-    choice = job.memory["choice"]
+    choice = job.variables["choice"]
     return await job.change(lambda session, item: points.resolve(session, item.vm, choice))
 
 
@@ -105,7 +105,7 @@ async def check_unplanned(job: JobContext) -> None:
 
 async def synchronize_latest(job: JobContext) -> TaskOutcome | None:
     """For ``Latest`` only: what is in the cache account is applied first.  A part that cannot be used ends it early."""
-    if job.memory["choice"] != selectors.LATEST:
+    if job.variables["choice"] != selectors.LATEST:
         return SKIPPED
     await _hold_point(job, await _process_latest(job, _held_point(job)))
     left = await job.change(lambda session, item: health.apply_error(session, item.vm))
@@ -116,12 +116,12 @@ async def synchronize_latest(job: JobContext) -> TaskOutcome | None:
 
 
 async def _hold_point(job: JobContext, point: RecoveryPoint) -> None:
-    job.memory["point"] = point.model_dump()
+    job.variables["point"] = point.model_dump()
     job.result_point = point
 
 
 def _held_point(job: JobContext) -> RecoveryPoint:
-    return RecoveryPoint.model_validate(job.memory["point"])
+    return RecoveryPoint.model_validate(job.variables["point"])
 
 
 async def _damage_of(job: JobContext, point: RecoveryPoint) -> TaskOutcome | None:
@@ -178,14 +178,14 @@ async def shutdown_source_if_possible(job: JobContext) -> TaskOutcome | None:
 
     Replication continues until the VM is there: nothing is lost if the failover fails.
     """
-    if job.memory["change"]:
+    if job.variables["change"]:
         return SKIPPED  # the source was dealt with by the failover whose point is changed
     site, vm = job.services.site, job.vm
     outcome: TaskOutcome | None = SKIPPED
-    if job.memory["source_actions"]:
+    if job.variables["source_actions"]:
         failure = await _from_site(job.services, lambda: site.shutdown_vm(vm=vm), "shut the VM down")
         outcome = None if failure is None else failed_but_continued(failure)
-        if failure is None and job.memory["choice"] == selectors.LATEST:
+        if failure is None and job.variables["choice"] == selectors.LATEST:
             # With the VM down, one more cycle makes the failover lose nothing.
             last = await _from_site(
                 job.services,
@@ -201,7 +201,7 @@ async def fail_over(job: JobContext) -> TaskOutcome | None:
     point = _held_point(job)
     written = [disk for disk in await azure_vms.disks_of(job.services, job.vm) if disk.last_seq]
     await azure_vms.open_at(job.services, job.vm, job.vm, "Recovered", point)
-    if job.memory.get("change") and written:
+    if job.variables.get("change") and written:
         names = ", ".join(disk.name for disk in written)
         return with_warning(
             RigError(
@@ -215,7 +215,7 @@ async def fail_over(job: JobContext) -> TaskOutcome | None:
 async def start_on_secondary(job: JobContext) -> None:
     """The VM is there with all its disks; only then is replication suspended, so that a failure before it stops no cycle."""
     job.result_vm = await azure_vms.verify(job.services, job.vm, job.vm, "Recovered")
-    if not job.memory.get("change"):
+    if not job.variables.get("change"):
         await suspend_replication(job)
 
 
@@ -315,7 +315,7 @@ def _test_to(state: str) -> Callable[[Session, ItemRow, JobRow], None]:
 
 
 def _failed_over(item: ItemRow, job: JobRow) -> None:
-    item.failover_position = RecoveryPoint.model_validate(job.memory["point"]).position
+    item.failover_position = RecoveryPoint.model_validate(job.variables["point"]).position
 
 
 def _planned_done(_session: Session, item: ItemRow, job: JobRow) -> None:
@@ -325,11 +325,11 @@ def _planned_done(_session: Session, item: ItemRow, job: JobRow) -> None:
 
 def _unplanned_done(_session: Session, item: ItemRow, job: JobRow) -> None:
     _failed_over(item, job)
-    item.protection_state = State.CHANGE_POINT_DONE if job.memory["change"] else State.UNPLANNED_DONE
+    item.protection_state = State.CHANGE_POINT_DONE if job.variables["change"] else State.UNPLANNED_DONE
 
 
 def _unplanned_failed(_session: Session, item: ItemRow, job: JobRow) -> None:
-    item.protection_state = State.CHANGE_POINT_FAILED if job.memory["change"] else State.UNPLANNED_FAILED
+    item.protection_state = State.CHANGE_POINT_FAILED if job.variables["change"] else State.UNPLANNED_FAILED
 
 
 TEST = Scenario(

@@ -105,7 +105,7 @@ async def enable_relationship(job: JobContext) -> None:
     disks = await job.services.site.create_relationship(
         vm=job.vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s
     )
-    job.memory["generations"] = {disk.disk_id: disk.generation for disk in disks}
+    job.variables["generations"] = {disk.disk_id: disk.generation for disk in disks}
 
 
 async def start_initial_replication(job: JobContext) -> None:
@@ -121,7 +121,7 @@ async def start_initial_replication(job: JobContext) -> None:
     await job.change(begin)
     await job.services.site.initial_replication(vm=job.vm)
     await job.change(sent)
-    await _wait_synced(job, job.memory["generations"])
+    await _wait_synced(job, job.variables["generations"])
 
 
 async def synchronize(job: JobContext) -> None:
@@ -193,7 +193,7 @@ async def repair(job: JobContext) -> None:
     def look(_session: Session, item: ItemRow) -> int:
         return item.resync_marks
 
-    job.memory["resync_marks"] = await job.change(look)
+    job.variables["resync_marks"] = await job.change(look)
     await job.services.site.check_vm(vm=job.vm)
     leftover = await azure_vms.disks_of(job.services, job.vm)
     preflight.require_idle(leftover, f"VM {job.vm!r} at the recovery side")
@@ -201,7 +201,7 @@ async def repair(job: JobContext) -> None:
     await azure_vms.remove(job.services, job.vm, job.vm)
     await enable_relationship(job)
     await synchronize(job)
-    job.memory["synchronized_elapsed_ns"] = await job.change(
+    job.variables["synchronized_elapsed_ns"] = await job.change(
         lambda session, _item: rig_clock.elapsed_ns(session, job.services.clock)
     )
 
@@ -260,12 +260,12 @@ def _reprotected(session: Session, item: ItemRow, job: JobRow) -> None:
 
 
 def _repaired(session: Session, item: ItemRow, job: JobRow) -> None:
-    if item.resync_marks == job.memory["resync_marks"]:
+    if item.resync_marks == job.variables["resync_marks"]:
         item.resync_reason = None
     if item.protection_state != State.PROTECTED:
         _protected(session, item, job)
     # Cycles that could not run during the resync were not missed.
-    item.protected_since_elapsed_ns = job.memory["synchronized_elapsed_ns"]
+    item.protected_since_elapsed_ns = job.variables["synchronized_elapsed_ns"]
     session.query(CycleRow).filter(CycleRow.vm == item.vm).delete()
 
 

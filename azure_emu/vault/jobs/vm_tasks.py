@@ -50,7 +50,7 @@ def require_deletable(session: Session, vm: str, side: Side) -> None:
 
 async def check_delete(job: JobContext) -> None:
     """The VM is there, not in use, and no image of it was kept (``VmNotFound``, ``DiskInUse``, ``InvalidState``)."""
-    side: Side = job.memory["side"]
+    side: Side = job.variables["side"]
     try:
         await _check_delete(job, side)
     except RigError as error:
@@ -77,7 +77,7 @@ async def _check_delete(job: JobContext, side: Side) -> None:
 async def delete_vm(job: JobContext) -> None:
     """The VM's disks, logs and replication relationship are gone."""
     try:
-        if job.memory["side"] == "site":
+        if job.variables["side"] == "site":
             await job.services.site.delete_vm(vm=job.vm)
         else:
             await job.services.azure.remove_vm(vm=job.vm)
@@ -87,7 +87,7 @@ async def delete_vm(job: JobContext) -> None:
 
 
 def _deleted(session: Session, job: JobRow) -> None:
-    side = job.memory["side"]
+    side = job.variables["side"]
     session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == side, KnownDiskRow.vm == job.vm))
     if side == "azure":
         session.execute(delete(AzureVmRow).where(AzureVmRow.name == job.vm))
@@ -125,7 +125,7 @@ def require_renamable(session: Session, vm: str, name: str) -> None:
 
 async def check_rename(job: JobContext) -> None:
     """Nobody has the new name on either side, and nothing uses the VM's disks (``VmExists``, ``DiskInUse``, ``VmBusy``)."""
-    name = job.memory["name"]
+    name = job.variables["name"]
     at_site, at_azure = await job.services.site.list_vms(), await job.services.azure.list_disks()
     for disk in (*at_site, *at_azure):
         if disk.vm == name:
@@ -139,7 +139,7 @@ async def check_rename(job: JobContext) -> None:
                 f"VM {job.vm!r} cannot be renamed while its disks become independent (promotion)",
                 recoverable=True,
             )
-    job.memory["sides"] = [
+    job.variables["sides"] = [
         side for side, disks in (("site", at_site), ("azure", at_azure)) if any(disk.vm == job.vm for disk in disks)
     ]
 
@@ -147,23 +147,23 @@ async def check_rename(job: JobContext) -> None:
 async def rename_vm(job: JobContext) -> None:
     """The VM has the new name on both sides; after a failure the old one."""
     try:
-        await _rename(job, job.vm, job.memory["name"])
+        await _rename(job, job.vm, job.variables["name"])
     except RigError:
         with suppress(RigError):
-            await _rename(job, job.memory["name"], job.vm)
+            await _rename(job, job.variables["name"], job.vm)
         raise
 
 
 async def _rename(job: JobContext, vm: str, name: str) -> None:
-    if "azure" in job.memory["sides"]:
+    if "azure" in job.variables["sides"]:
         await job.services.azure.rename_vm(vm=vm, name=name)
-    if "site" in job.memory["sides"]:
+    if "site" in job.variables["sides"]:
         await job.services.site.rename_vm(vm=vm, name=name)
 
 
 def _renamed(session: Session, job: JobRow) -> None:
     """Every row that names the VM, the history included; what was said in texts stays as it was."""
-    old, new = job.vm, job.memory["name"]
+    old, new = job.vm, job.variables["name"]
     health.rename_vm_disks(session, old, old, new)
     session.flush()
     if session.get_bind().dialect.name == "sqlite":
@@ -186,17 +186,17 @@ def name_in_vault(session: Session, vm: str) -> str:
     if session.get(ItemRow, vm) is None:
         query = select(JobRow).where(JobRow.key == RENAME.key, JobRow.end_ns.is_(None))
         for job in session.scalars(query):
-            if job.memory["name"] == vm:
+            if job.variables["name"] == vm:
                 return job.vm
     return vm
 
 
-def memory_of_delete(side: Side) -> dict[str, Any]:
+def variables_of_delete(side: Side) -> dict[str, Any]:
     """Arguments of the job :data:`DELETE`."""
     return {"side": side}
 
 
-def memory_of_rename(name: str) -> dict[str, Any]:
+def variables_of_rename(name: str) -> dict[str, Any]:
     """Arguments of the job :data:`RENAME`."""
     return {"name": name}
 

@@ -278,7 +278,7 @@ class Chosen:
         """``NoSuchPoint`` if it means no point (any more)."""
         return self.between is not None or bool(resolve(session, self.vm, self.choice))
 
-    def memory(self, session: Session) -> dict[str, Any]:
+    def variables(self, session: Session) -> dict[str, Any]:
         """For the job, with a point's id, whatever gets its name meanwhile; ``NoSuchPoint``."""
         if self.between is not None:
             return {"choice": self.choice, "between": self.between.model_dump()}

@@ -157,7 +157,7 @@ async def test_a_point_is_found_by_its_name_if_no_other_has_it(tmp_path: Path) -
         assert (mounted.name, mounted.recovery_point) == (point.id, point)
         job = await vault.test_failover(vm="web01", point="my point")
         choice = await vault._services.store.transact(
-            lambda session: session.scalars(select(JobRow.memory).where(JobRow.name == job.name)).one()["choice"]
+            lambda session: session.scalars(select(JobRow.variables).where(JobRow.name == job.name)).one()["choice"]
         )
         assert choice == point.id, "another may get that name meanwhile"
         assert (await ended(vault, job)).recovery_point == point
