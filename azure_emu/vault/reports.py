@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.contracts.ports import Damage, RoleStatus, SkippedBlob
 from siterig.azure_emu.vault.context import events, rig_clock
-from siterig.azure_emu.vault.context.services import Services
 from siterig.azure_emu.vault.context.states import PRIMARY, State
+from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow
 from siterig.azure_emu.vault.jobs import vm_tasks
 from siterig.azure_emu.vault.monitoring import damage, health
@@ -51,9 +51,9 @@ class _Applied:
 class Reports:
     """Mixed into :class:`siterig.azure_emu.vault.service.Vault`, which is what the roles are given."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        self._repairs = Repairs(services)
+    def __init__(self, context: VaultContext) -> None:
+        self._context = context
+        self._repairs = Repairs(context)
 
     # ---- ApplierReports
 
@@ -74,10 +74,10 @@ class Reports:
                 points.register_tags(session, item, disk.disk_id, tags, self._elapsed_ns(session))
             return _Applied(item.vm, health.applied_position(item), moved=moved, later=later)
 
-        done = await self._services.store.transact(note)
+        done = await self._context.database.transact(note)
         if done is None:
             return None
-        self._services.lag.applied(done.vm, done.position, moved=done.moved)
+        self._context.lag.applied(done.vm, done.position, moved=done.moved)
         self._wake(done.vm)
         return done.later
 
@@ -103,7 +103,7 @@ class Reports:
                 self._mark_for_resync(session, item, STORE_OLDER)
             return disk.vm
 
-        self._wake(await self._services.store.transact(note))
+        self._wake(await self._context.database.transact(note))
 
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
         """Implements siterig.azure_emu.contracts.ports.ApplierReports."""
@@ -118,7 +118,7 @@ class Reports:
                 self._event(session, disk.vm, code, severity, message)
             return disk.vm
 
-        self._wake(await self._services.store.transact(note))
+        self._wake(await self._context.database.transact(note))
 
     async def replicating_disks(self) -> list[str]:
         """Implements siterig.azure_emu.contracts.ports.ApplierReports.  After a commit to Azure nothing is to be applied
@@ -130,13 +130,13 @@ class Reports:
             query = query.where(ItemRow.active_location == PRIMARY, ItemRow.protection_state.not_in(_NO_MANAGED_DISKS))
             return list(session.scalars(query.order_by(DiskRow.disk_id)))
 
-        return await self._services.store.transact(look)
+        return await self._context.database.transact(look)
 
     async def account_seen(
         self, *, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int
     ) -> None:
         """Implements siterig.azure_emu.contracts.ports.ApplierReports."""
-        self._services.lag.account(disk_id, waiting_bytes, skipped, skipped_count)
+        self._context.lag.account(disk_id, waiting_bytes, skipped, skipped_count)
 
     async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
         """Implements siterig.azure_emu.contracts.ports.ApplierReports.  A part that was sent again to no avail makes a
@@ -155,14 +155,14 @@ class Reports:
             self._mark_for_resync(session, item, PART_UNUSABLE, f"part {bad} was sent again, and cannot be used still")
             return item.vm
 
-        self._wake(await self._services.store.transact(note))
+        self._wake(await self._context.database.transact(note))
 
     # ---- RoleReports
 
     async def report_roles(self, *, roles: list[RoleStatus]) -> None:
         """Implements siterig.azure_emu.contracts.ports.RoleReports."""
-        if self._services.roles.update(roles, self._services.clock.wall_ns()):
-            self._services.signals.notify_all()
+        if self._context.roles.update(roles, self._context.clock.wall_ns()):
+            self._context.notifications.notify_all()
 
     # ---- DamageReports
 
@@ -183,7 +183,7 @@ class Reports:
                 self._event(session, row.owner, VM_DISK_CHANGED, "Warning", text)
             return row.owner
 
-        self._wake(await self._services.store.transact(note))
+        self._wake(await self._context.database.transact(note))
 
     async def damage_met(self, *, disk_id: str, path: str, offset: int, position: int) -> None:
         """Implements siterig.azure_emu.contracts.ports.DamageReports."""
@@ -194,7 +194,7 @@ class Reports:
                 text = f"a read of position {position} of {disk.vm}/{disk.name} failed: {path} is damaged at byte {offset}"
                 self._event(session, disk.vm, damage.CODE, "Warning", text)
 
-        await self._services.store.transact(note)
+        await self._context.database.transact(note)
 
     async def scrubbed(self, *, disk_id: str, damages: list[Damage]) -> None:
         """Implements siterig.azure_emu.contracts.ports.DamageReports."""
@@ -210,7 +210,7 @@ class Reports:
                 text = f"the managed disk of {disk.vm}/{disk.name} is as it was written again"
                 self._event(session, disk.vm, "ManagedDiskWhole", "OK", text)
 
-        await self._services.store.transact(note)
+        await self._context.database.transact(note)
 
     # ---- VaultLink
 
@@ -224,7 +224,7 @@ class Reports:
             item = self._item(session, vm)
             return item is not None and not item.suspended
 
-        return await self._services.store.transact(look)
+        return await self._context.database.transact(look)
 
     async def watermarks(self, *, vm: str) -> list[Watermark]:
         """The durable progress of the VM's disks; nothing for a VM that is not protected."""
@@ -234,7 +234,7 @@ class Reports:
             rows = session.scalars(select(DiskRow).where(DiskRow.vm == known_as).order_by(DiskRow.name))
             return [points.stored_watermark(row) for row in rows]
 
-        return await self._services.store.transact(look)
+        return await self._context.database.transact(look)
 
     async def point_sent(
         self,
@@ -259,7 +259,7 @@ class Reports:
             item = self._item(session, vm)
             if item is None or item.active_location != PRIMARY:
                 return None
-            elapsed_ns = rig_clock.advance(session, self._services.clock)
+            elapsed_ns = rig_clock.advance(session, self._context.clock)
             if position > item.sent_position:
                 item.sent_position, item.sent_time_ns = position, time_ns
                 item.sent_elapsed_ns = max(item.sent_elapsed_ns or 0, elapsed_ns - int(max(0.0, age_s) * SECOND_NS))
@@ -269,10 +269,10 @@ class Reports:
             self._note_recovered(session, item.vm)  # an agent that was restarted does not know of errors before
             return item.vm
 
-        known = await self._services.store.transact(note)
+        known = await self._context.database.transact(note)
         if known is not None:
-            self._services.lag.sent(vm, position)
-            self._services.lag.put(waiting_bytes or {})
+            self._context.lag.sent(vm, position)
+            self._context.lag.put(waiting_bytes or {})
         self._wake(known)
 
     async def replication_error(
@@ -284,7 +284,7 @@ class Reports:
             if session.get(ItemRow, vm) is None:
                 return None
             retried = recoverable and next_try_s is not None
-            next_try_ns = None if next_try_s is None else self._services.clock.wall_ns() + int(next_try_s * SECOND_NS)
+            next_try_ns = None if next_try_s is None else self._context.clock.wall_ns() + int(next_try_s * SECOND_NS)
             news = health.set_error(
                 session, vm=vm, code=code, message=message, recoverable=retried, attempt=attempt, next_try_ns=next_try_ns
             )
@@ -292,7 +292,7 @@ class Reports:
                 self._event(session, vm, code, "Warning" if retried else "Critical", message)
             return vm
 
-        self._wake(await self._services.store.transact(note))
+        self._wake(await self._context.database.transact(note))
 
     async def replication_recovered(self, *, vm: str) -> None:
         """The first success after errors."""
@@ -301,7 +301,7 @@ class Reports:
             self._note_recovered(session, vm)
             return vm
 
-        self._wake(await self._services.store.transact(note))
+        self._wake(await self._context.database.transact(note))
 
     def _note_recovered(self, session: Session, vm: str) -> None:
         if health.clear_errors(session, vm):
@@ -317,11 +317,11 @@ class Reports:
             self._mark_for_resync(session, item, reason)
             return vm
 
-        self._wake(await self._services.store.transact(note))
+        self._wake(await self._context.database.transact(note))
 
     async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
         """Asked of the recovery side, which the site does not speak to."""
-        return await self._services.recovery.checksums(
+        return await self._context.recovery.checksums(
             disk_id=disk_id, key_hex=key_hex, chunk_bytes=chunk_bytes, first=first, count=count
         )
 
@@ -332,11 +332,11 @@ class Reports:
         return session.get(ItemRow, vm_tasks.name_in_vault(session, vm))
 
     def _elapsed_ns(self, session: Session) -> int:
-        return rig_clock.elapsed_ns(session, self._services.clock)
+        return rig_clock.elapsed_ns(session, self._context.clock)
 
     def _wake(self, vm: str | None) -> None:
         if vm is not None:
-            self._services.signals.notify(vm)
+            self._context.notifications.notify(vm)
 
     def _mark_for_resync(self, session: Session, item: ItemRow, reason: str, because: str | None = None) -> None:
         if item.resync_reason != reason:
@@ -347,5 +347,5 @@ class Reports:
 
     def _event(self, session: Session, vm: str, code: str, severity: events.Severity, text: str) -> None:
         events.record(
-            session, vm=vm, code=code, kind="VmHealth", severity=severity, text=text, now_ns=self._services.clock.wall_ns()
+            session, vm=vm, code=code, kind="VmHealth", severity=severity, text=text, now_ns=self._context.clock.wall_ns()
         )  # fmt: skip

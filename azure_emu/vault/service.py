@@ -1,7 +1,7 @@
 """The vault: every operation a user may ask for, and every report the other roles make.
 
 Multi-task safety: the methods may be called by any number of tasks at once.  An operation looks at the item's state
-and inserts its job in *one* transaction, and transactions are serial (store.py): of two callers at once one gets the
+and inserts its job in *one* transaction, and transactions are serial (database.py): of two callers at once one gets the
 job and the other ``JobInProgress`` or ``InvalidState``.
 """
 
@@ -18,7 +18,6 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.contracts.ports import DiskSpec, Provider, RecoverySide
 from siterig.azure_emu.vault.context import events, rig_clock
-from siterig.azure_emu.vault.context.services import Services, ShutDown, no_check
 from siterig.azure_emu.vault.context.states import (
     PRIMARY,
     RECOVERY,
@@ -30,9 +29,10 @@ from siterig.azure_emu.vault.context.states import (
     State,
     require,
 )
+from siterig.azure_emu.vault.context.vault_context import ShutDown, VaultContext, no_check
+from siterig.azure_emu.vault.db.database import VaultDatabase, find_item
+from siterig.azure_emu.vault.db.notifications import Notifications
 from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow, JobRow
-from siterig.azure_emu.vault.db.signals import Signals
-from siterig.azure_emu.vault.db.store import Store, find_item
 from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory
 from siterig.azure_emu.vault.jobs import engine, failback_tasks, failover_tasks, preflight, protection_tasks, vm_tasks
 from siterig.azure_emu.vault.model.api import (
@@ -117,23 +117,29 @@ class Vault(Reports):
         clock: Clock = SYSTEM_CLOCK,
         waits: Waits | None = None,
     ) -> None:
-        store = Store(url)
-        services = Services(
-            store, Signals(store), clock, site=provider, recovery=recovery, azure=azure_host, shut_down=shut_down,
+        database = VaultDatabase(url)
+        context = VaultContext(
+            database,
+            Notifications(database),
+            clock,
+            site=provider,
+            recovery=recovery,
+            azure=azure_host,
+            shut_down=shut_down,
             waits=waits or Waits(clock),
             check_shut_down=check_shut_down or no_check,
-        )  # fmt: skip
-        super().__init__(services)
-        self._engine = engine.JobEngine(services, _SCENARIOS)
-        self._retention = RetentionWorker(services)
-        self._sources = SourceWatch(services)
-        self._leases = Leases(services)
-        self._watch = StandstillWatch(services, self._repairs)
+        )
+        super().__init__(context)
+        self._engine = engine.JobEngine(context, _SCENARIOS)
+        self._retention = RetentionWorker(context)
+        self._sources = SourceWatch(context)
+        self._leases = Leases(context)
+        self._watch = StandstillWatch(context, self._repairs)
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Settle what a kill left, then run jobs until cancelled; operations may be asked for once it has started."""
         with suppress(RigError):  # the host's disk is full: the clock is read again when there is room
-            await self._services.store.transact(lambda session: rig_clock.advance(session, self._services.clock))
+            await self._context.database.transact(lambda session: rig_clock.advance(session, self._context.clock))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._leases.run)
             nursery.start_soon(self._repairs.run)
@@ -151,21 +157,21 @@ class Vault(Reports):
 
     def close(self) -> None:
         """Close the database; call it after :meth:`run` has ended."""
-        self._services.store.close()
+        self._context.database.close()
 
     # ---- virtual machines
 
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> Vm:
         """A new source VM at the site."""
         azure_vms.check_vm_name(vm)
-        made = await self._services.patiently(
-            "create VM", vm, lambda: self._services.site.create_vm(vm=vm, disks=disks), repeatable=False
+        made = await self._context.patiently(
+            "create VM", vm, lambda: self._context.site.create_vm(vm=vm, disks=disks), repeatable=False
         )
         made_vm = Vm(
             name=vm, side="site", state=inventory.UNPROTECTED, disks=[azure_vms.to_vm_disk(disk) for disk in made]
         )  # fmt: skip
         try:
-            await self._services.store.transact(lambda session: inventory.remember_vm(session, made_vm))
+            await self._context.database.transact(lambda session: inventory.remember_vm(session, made_vm))
         except RigError as error:
             # The VM is there, and will be remembered when it is next seen.
             if error.code != Code.DiskFull:
@@ -174,12 +180,12 @@ class Vault(Reports):
 
     async def list_vms(self) -> list[Vm]:
         """VMs of both sides; those of a side that cannot be reached are as last seen."""
-        return await inventory.list_fabric(self._services, "site") + await inventory.list_fabric(self._services, "azure")
+        return await inventory.list_fabric(self._context, "site") + await inventory.list_fabric(self._context, "azure")
 
     async def delete_vm(self, *, vm: str, side: Side | None = None) -> Job:
         """Delete an unprotected VM of one side; ``BadRequest`` if both have one and none is named."""
         if side is None:
-            sides = await vm_tasks.sides_of(self._services, vm)
+            sides = await vm_tasks.sides_of(self._context, vm)
             if not sides:
                 known = ", ".join(sorted({found.name for found in await self.list_vms()})) or "none"
                 text = f"there is no VM {vm!r}; VMs: {known}; one whose disks cannot be opened is not listed"
@@ -194,25 +200,25 @@ class Vault(Reports):
         def begin(session: Session) -> Job:
             vm_tasks.require_deletable(session, vm, side)
             variables = vm_tasks.variables_of_delete(side)
-            return engine.to_wire(engine.enqueue(session, vm_tasks.DELETE, vm, variables, self._services.clock.wall_ns()))
+            return engine.to_wire(engine.enqueue(session, vm_tasks.DELETE, vm, variables, self._context.clock.wall_ns()))
 
-        return self._started(await self._services.store.transact(begin))
+        return self._started(await self._context.database.transact(begin))
 
     async def rename_vm(self, *, vm: str, name: str) -> Job:
         """Rename a VM on both sides, with everything that refers to it."""
         azure_vms.check_vm_name(name)
         if name == vm:
             raise RigError(Code.VmExists, f"VM {vm!r} is to be renamed to {name!r}: the names are the same")
-        sides = await vm_tasks.sides_of(self._services, vm)
+        sides = await vm_tasks.sides_of(self._context, vm)
 
         def begin(session: Session) -> Job:
             if not sides and session.get(ItemRow, vm) is None:
                 raise RigError(Code.VmNotFound, f"there is no VM {vm!r}")
             vm_tasks.require_renamable(session, vm, name)
             variables = vm_tasks.variables_of_rename(name)
-            return engine.to_wire(engine.enqueue(session, vm_tasks.RENAME, vm, variables, self._services.clock.wall_ns()))
+            return engine.to_wire(engine.enqueue(session, vm_tasks.RENAME, vm, variables, self._context.clock.wall_ns()))
 
-        return self._started(await self._services.store.transact(begin))
+        return self._started(await self._context.database.transact(begin))
 
     # ---- protection
 
@@ -222,7 +228,7 @@ class Vault(Reports):
         """Start replicating a VM of the site."""
         protection_tasks.check_policy(interval_s, app_consistent_every_s)
         check_hours(history_hours)
-        disks = await self._services.patiently("protect", vm, lambda: inventory.site_disks(self._services, vm))
+        disks = await self._context.patiently("protect", vm, lambda: inventory.site_disks(self._context, vm))
         disk_limits.check(vm, disks)
         disk_limits.check_chains(disks)
 
@@ -242,7 +248,7 @@ class Vault(Reports):
             item.suspended = False
             item.protection_state = State.ENABLING
             session.flush()
-            now_ns = self._services.clock.wall_ns()
+            now_ns = self._context.clock.wall_ns()
             if interval_s not in protection_tasks.OFFICIAL_INTERVALS_S:
                 text = f"interval_s {interval_s:g} of VM {vm!r} is rig-only: the service has 30, 300 and 900"
                 events.record(
@@ -260,7 +266,7 @@ class Vault(Reports):
                 )
             return engine.to_wire(engine.enqueue(session, protection_tasks.ENABLE, vm, {}, now_ns))
 
-        return self._started(await self._services.store.transact(begin))
+        return self._started(await self._context.database.transact(begin))
 
     async def disable_protection(self, *, vm: str) -> Job:
         """Stop replicating and forget the VM; a job that waits for replication is cancelled."""
@@ -270,9 +276,9 @@ class Vault(Reports):
             return protection_tasks.DISABLE, {}
 
         try:
-            await preflight.can_remove_all(self._services, vm)
+            await preflight.can_remove_all(self._context, vm)
         except RigError as error:
-            if self._services.roles.blame(error) is None:
+            if self._context.roles.blame(error) is None:
                 raise  # else a role is away: the job waits for it, and checks this
         # A test VM forbids it: then nothing is stopped either.
         await self._stop(vm, _STOPPED_BY_DISABLE, lambda _session, item: item.test_failover_state != TEST_COMPLETED)
@@ -295,21 +301,21 @@ class Vault(Reports):
         """All protected items, by name."""
 
         def look(session: Session) -> list[ProtectedItem]:
-            elapsed_ns, full = rig_clock.elapsed_ns(session, self._services.clock), self._services.store.full
+            elapsed_ns, full = rig_clock.elapsed_ns(session, self._context.clock), self._context.database.full
             items = session.scalars(select(ItemRow).order_by(ItemRow.vm))
             return [
                 health.describe(
                     session,
                     item,
                     elapsed_ns,
-                    self._services.lag,
+                    self._context.lag,
                     unwritable=full,
                     observed=self._sources.health_errors(item.vm),
                 )
                 for item in items
             ]
 
-        return await self._services.store.transact(look)
+        return await self._context.database.transact(look)
 
     async def progress(self, *, vm: str) -> VmProgress:
         """What the site's agent does for a VM (protected or not), or how far a failback is."""
@@ -318,12 +324,12 @@ class Vault(Reports):
             job = engine.open_job(session, vm)
             return None if job is None or job.key != failback_tasks.FAILBACK.key else job.variables.get("disks", [])
 
-        disks = await self._services.store.transact(downloading)
+        disks = await self._context.database.transact(downloading)
         if disks is None:
-            return await self._services.site.progress(vm=vm)
+            return await self._context.site.progress(vm=vm)
         shown = []
         for disk in disks:
-            done_bytes = await self._services.recovery.export_progress(source_id=disk["disk_id"])
+            done_bytes = await self._context.recovery.export_progress(source_id=disk["disk_id"])
             shown.append(
                 DiskProgress(disk=disk["name"], done_bytes=done_bytes, total_bytes=disk["size_bytes"], sent_bytes=done_bytes)
             )  # fmt: skip
@@ -336,7 +342,7 @@ class Vault(Reports):
             rows = session.scalars(select(DiskRow).order_by(DiskRow.vm, DiskRow.name))
             return [ManagedDisk(vm=row.vm, name=row.name, disk_id=row.disk_id) for row in rows]
 
-        return await self._services.store.transact(look)
+        return await self._context.database.transact(look)
 
     # ---- recovery points
 
@@ -347,7 +353,7 @@ class Vault(Reports):
             find_item(session, vm)
             return points.available(session, vm, limit)
 
-        return await self._services.store.transact(look)
+        return await self._context.database.transact(look)
 
     async def mount_point(
         self,
@@ -361,32 +367,32 @@ class Vault(Reports):
     ) -> MountedPoint:
         """Serve a VM's disks as they were, read-only."""
         async with nullcontext() if process is None else self._leases.lease(process):
-            return await self._services.patiently(
+            return await self._context.patiently(
                 "mount point",
                 vm,
                 lambda: mounts.mount(
-                    self._services, vm, point=point, position=position, time=time, name=name, process=process
+                    self._context, vm, point=point, position=position, time=time, name=name, process=process
                 ),
             )
 
     async def unmount_point(self, *, vm: str, name: str) -> None:
         """Take a mounted point away."""
-        await self._services.patiently("unmount point", vm, lambda: mounts.unmount(self._services, vm, name))
+        await self._context.patiently("unmount point", vm, lambda: mounts.unmount(self._context, vm, name))
 
     async def mounted_points(self, *, vm: str) -> list[MountedPoint]:
         """What of a VM is mounted."""
-        return await mounts.mounted(self._services, vm)
+        return await mounts.mounted(self._context, vm)
 
     async def open_copy(self, *, vm: str, name: str, position: int, process: HostProcess) -> Vm:
         """Serve a VM's disks as they were, to be written to."""
         async with self._leases.lease(process):
-            return await self._services.patiently(
-                "open copy", vm, lambda: azure_vms.open_copy(self._services, vm, name, position, process)
+            return await self._context.patiently(
+                "open copy", vm, lambda: azure_vms.open_copy(self._context, vm, name, position, process)
             )
 
     async def remove_copy(self, *, vm: str, name: str) -> None:
         """Take a copy away."""
-        await self._services.patiently("remove copy", vm, lambda: azure_vms.remove_copy(self._services, vm, name))
+        await self._context.patiently("remove copy", vm, lambda: azure_vms.remove_copy(self._context, vm, name))
 
     async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
         """A recovery point of now; returns when it is available."""
@@ -398,31 +404,31 @@ class Vault(Reports):
             require(item, Operation.CREATE_POINT)
             points.check_new_name(session, vm, name)
 
-        await self._services.store.transact(look)
+        await self._context.database.transact(look)
         cut = await self._cut_point(vm, kind, name)
 
         def there(session: Session) -> RecoveryPoint | None:
             find_item(session, vm)
             point = points.find_available(session, cut.tag_id)
             if point is None:
-                self._services.roles.require("agent", "azurite", "applier")
+                self._context.roles.require("agent", "azurite", "applier")
                 protection_tasks.raise_blocking_error(session, vm)
             if point is None:
                 return None
             point.downgraded_because = cut.downgraded_because  # the agent tells it, too, but may not get through
             return points.to_wire(point)
 
-        with self._services.awaiting_apply(vm, f"recovery point {name!r} of VM {vm!r} is sent and not applied yet"):
-            return await self._services.signals.wait_until(vm, there)
+        with self._context.awaiting_apply(vm, f"recovery point {name!r} of VM {vm!r} is sent and not applied yet"):
+            return await self._context.notifications.wait_until(vm, there)
 
     async def _cut_point(self, vm: str, kind: TagKind, name: str) -> CutInfo:
         """One cut, whatever is away meanwhile: two points of one name could not be told apart."""
         request_id = str(uuid.uuid4())
         try:
-            return await self._services.patiently(
+            return await self._context.patiently(
                 "take point",
                 vm,
-                lambda: self._services.site.replicate_now(vm=vm, kind=kind, name=name, request_id=request_id),
+                lambda: self._context.site.replicate_now(vm=vm, kind=kind, name=name, request_id=request_id),
                 repeatable=False,
             )
         except RigError as error:
@@ -445,9 +451,7 @@ class Vault(Reports):
         return await self._begin(vm, Operation.TEST, prepare)
 
     async def _chosen(self, vm: str, choice: str) -> Chosen:
-        between = await self._services.patiently(
-            "choose point", vm, lambda: mounts.between_points(self._services, vm, choice)
-        )
+        between = await self._context.patiently("choose point", vm, lambda: mounts.between_points(self._context, vm, choice))
         return Chosen(vm, choice, between)
 
     async def cleanup_test_failover(self, *, vm: str) -> Job:
@@ -510,7 +514,7 @@ class Vault(Reports):
         def look(session: Session) -> list[Job]:
             return [self._job_to_wire(row) for row in session.scalars(select(JobRow).order_by(JobRow.id.desc()))]
 
-        return await self._services.store.transact(look)
+        return await self._context.database.transact(look)
 
     async def job(self, *, name: str) -> Job:
         """The job of this name, or whose name alone begins so; ``JobNotFound``, ``AmbiguousId``."""
@@ -522,14 +526,14 @@ class Vault(Reports):
                 raise RigError(Code.JobNotFound, f"there is no job {name!r}; see the list of jobs for their names")
             return self._job_to_wire(row)
 
-        return await self._services.store.transact(look)
+        return await self._context.database.transact(look)
 
     def _job_to_wire(self, row: JobRow) -> Job:
         return engine.to_wire(row, self._engine.waiting_for(row.name))
 
     async def events(self) -> list[Event]:
         """All events, newest first."""
-        return await self._services.store.transact(events.list_events)
+        return await self._context.database.transact(events.list_events)
 
     # ---- how an operation begins
 
@@ -541,13 +545,13 @@ class Vault(Reports):
             before = {"protection_state": item.protection_state, "test_failover_state": item.test_failover_state}
             scenario, variables = prepare(session, item)
             variables |= {engine.BEFORE: before}
-            return engine.to_wire(engine.enqueue(session, scenario, vm, variables, self._services.clock.wall_ns()))
+            return engine.to_wire(engine.enqueue(session, scenario, vm, variables, self._context.clock.wall_ns()))
 
-        return self._started(await self._services.store.transact(begin))
+        return self._started(await self._context.database.transact(begin))
 
     def _started(self, job: Job) -> Job:
         self._engine.start(job.name)
-        self._services.signals.notify(job.targetObjectName)
+        self._context.notifications.notify(job.targetObjectName)
         return job
 
     async def _stop(self, vm: str, keys: set[str], may: Callable[[Session, ItemRow], bool]) -> None:
@@ -555,6 +559,6 @@ class Vault(Reports):
             job = engine.open_job(session, vm)
             return job.name if job is not None and job.key in keys and may(session, find_item(session, vm)) else None
 
-        name = await self._services.store.transact(look)
+        name = await self._context.database.transact(look)
         if name is not None:
             await self._engine.cancel(name)

@@ -10,9 +10,9 @@ from typing import Literal
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.context.vault_context import VaultContext
+from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, KnownDiskRow
-from siterig.azure_emu.vault.db.store import find_item
 from siterig.azure_emu.vault.inventory.inventory import remember_vm
 from siterig.azure_emu.vault.model.api import RecoveryPoint, Vm, VmDisk
 from siterig.azure_emu.vault.monitoring import health
@@ -44,19 +44,25 @@ def check_vm_name(vm: str) -> None:
         )
 
 
-async def disks_of(services: Services, name: str) -> list[DiskInfo]:
+async def disks_of(context: VaultContext, name: str) -> list[DiskInfo]:
     """Disks of a VM on the recovery side, by name; none if there is no such VM."""
-    return sorted((disk for disk in await services.azure.list_disks() if disk.vm == name), key=lambda disk: disk.name)
+    return sorted((disk for disk in await context.azure.list_disks() if disk.vm == name), key=lambda disk: disk.name)
 
 
 async def claim(
-    services: Services, owner: str, name: str, kind: Kind, *, point_id: str | None = None, process: HostProcess | None = None
+    context: VaultContext,
+    owner: str,
+    name: str,
+    kind: Kind,
+    *,
+    point_id: str | None = None,
+    process: HostProcess | None = None,
 ) -> None:
     """Make the name ours, and the point one that is in use; ``VmExists`` if somebody else's VM has the name.
 
     ``process``: noted as the one that a copy is for (see leases.py).
     """
-    there = await disks_of(services, name)
+    there = await disks_of(context, name)
 
     def take(session: Session) -> None:
         find_item(session, owner)
@@ -68,7 +74,7 @@ async def claim(
         if process is not None:
             row.process_id, row.process_started = process.pid, process.started
 
-    await services.store.transact(take)
+    await context.database.transact(take)
 
 
 def require_ours(session: Session, owner: str, name: str, kind: Kind, *, there: bool) -> AzureVmRow | None:
@@ -84,76 +90,76 @@ def require_ours(session: Session, owner: str, name: str, kind: Kind, *, there: 
     return row
 
 
-async def open_at(services: Services, owner: str, name: str, kind: Kind, point: RecoveryPoint) -> None:
+async def open_at(context: VaultContext, owner: str, name: str, kind: Kind, point: RecoveryPoint) -> None:
     """Make VM ``name`` from all disks of ``owner`` at one position, in place of a former one of that name."""
-    await claim(services, owner, name, kind, point_id=point.id)
-    await _open_disks(services, owner, name, point.position)
+    await claim(context, owner, name, kind, point_id=point.id)
+    await _open_disks(context, owner, name, point.position)
 
 
-async def open_copy(services: Services, owner: str, name: str, position: int, process: HostProcess) -> Vm:
+async def open_copy(context: VaultContext, owner: str, name: str, position: int, process: HostProcess) -> Vm:
     """Make VM ``name`` from all disks of ``owner`` at a position, in place of a former one, until the process ends."""
-    await claim(services, owner, name, "Copy", process=process)
-    await _open_disks(services, owner, name, position)
-    return await verify(services, owner, name, "Copy")
+    await claim(context, owner, name, "Copy", process=process)
+    await _open_disks(context, owner, name, position)
+    return await verify(context, owner, name, "Copy")
 
 
-async def _open_disks(services: Services, owner: str, name: str, position: int) -> None:
-    disks = await services.store.transact(lambda session: disk_rows(session, owner))
-    if await disks_of(services, name):
-        await services.azure.remove_vm(vm=name)
-        await services.store.transact(lambda session: health.forget_vm_disks(session, owner, name))
+async def _open_disks(context: VaultContext, owner: str, name: str, position: int) -> None:
+    disks = await context.database.transact(lambda session: disk_rows(session, owner))
+    if await disks_of(context, name):
+        await context.azure.remove_vm(vm=name)
+        await context.database.transact(lambda session: health.forget_vm_disks(session, owner, name))
     for disk in disks:
         # The host gives the new disk an id of its own: its parts at failback must not be taken for the site's disk's.
-        await services.azure.open_point(
+        await context.azure.open_point(
             vm=name, name=disk.name, managed_disk=disk.disk_id, position=position,
             sector_bytes=known_size(disk.sector_bytes),
         )  # fmt: skip
 
 
-async def verify(services: Services, owner: str, name: str, state: Kind) -> Vm:
+async def verify(context: VaultContext, owner: str, name: str, state: Kind) -> Vm:
     """The VM with all its disks; ``VmIncomplete`` names what is missing."""
-    expected = {disk.name for disk in await services.store.transact(lambda session: disk_rows(session, owner))}
-    there = await disks_of(services, name)
+    expected = {disk.name for disk in await context.database.transact(lambda session: disk_rows(session, owner))}
+    there = await disks_of(context, name)
     lacking = sorted(expected - {disk.name for disk in there})
     if lacking:
         raise RigError(
             Code.VmIncomplete, f"VM {name!r} on the recovery side lacks disks {', '.join(lacking)}; fail over again"
         )
     vm = Vm(name=name, side="azure", state=state, disks=[to_vm_disk(disk) for disk in there])
-    await services.store.transact(lambda session: remember_vm(session, vm))
+    await context.database.transact(lambda session: remember_vm(session, vm))
     return vm
 
 
-async def remove(services: Services, owner: str, name: str) -> None:
+async def remove(context: VaultContext, owner: str, name: str) -> None:
     """Remove a VM that we made (``DiskInUse`` if something holds its disks); no-op if there is none."""
 
     def is_ours(session: Session) -> bool:
         row = session.get(AzureVmRow, name)
         return row is not None and row.owner == owner
 
-    if not await services.store.transact(is_ours):
+    if not await context.database.transact(is_ours):
         return
-    if await disks_of(services, name):
-        await services.azure.remove_vm(vm=name)
+    if await disks_of(context, name):
+        await context.azure.remove_vm(vm=name)
 
     def forget(session: Session) -> None:
         health.forget_vm_disks(session, owner, name)
         session.execute(delete(AzureVmRow).where(AzureVmRow.name == name))
         session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == "azure", KnownDiskRow.vm == name))
 
-    await services.store.transact(forget)
+    await context.database.transact(forget)
 
 
-async def remove_copy(services: Services, owner: str, name: str) -> None:
+async def remove_copy(context: VaultContext, owner: str, name: str) -> None:
     """Remove a copy (``DiskInUse``); no-op if there is none of that name."""
-    if name in await services.store.transact(lambda session: _copies(session, owner)):
-        await remove(services, owner, name)
+    if name in await context.database.transact(lambda session: _copies(session, owner)):
+        await remove(context, owner, name)
 
 
-async def remove_copies(services: Services, owner: str) -> None:
+async def remove_copies(context: VaultContext, owner: str) -> None:
     """Remove all copies of a VM (``DiskInUse``)."""
-    for name in await services.store.transact(lambda session: _copies(session, owner)):
-        await remove(services, owner, name)
+    for name in await context.database.transact(lambda session: _copies(session, owner)):
+        await remove(context, owner, name)
 
 
 def _copies(session: Session, owner: str) -> list[str]:

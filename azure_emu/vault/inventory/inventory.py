@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, ItemRow, KnownDiskRow
 from siterig.azure_emu.vault.model.api import Vm, VmDisk
 from siterig.azure_emu.vault.model.choices import Side
@@ -57,28 +57,28 @@ def _described(session: Session, fabric: Side, found: Iterable[KnownDiskRow | Di
     return [Vm(name=name, side=fabric, state=states.get(name, default), disks=own) for name, own in disks.items()]
 
 
-async def list_fabric(services: Services, fabric: Side) -> list[Vm]:
+async def list_fabric(context: VaultContext, fabric: Side) -> list[Vm]:
     """All VMs of a fabric; as last seen if its role cannot be reached."""
     roles = ("agent", "site") if fabric == "site" else ("azure",)
-    if any(services.roles.trouble(role) is not None for role in roles):  # one that hangs would hold up the caller
-        return await services.store.transact(lambda session: _known(session, fabric))
+    if any(context.roles.trouble(role) is not None for role in roles):  # one that hangs would hold up the caller
+        return await context.database.transact(lambda session: _known(session, fabric))
     try:
-        disks = await (services.site.list_vms() if fabric == "site" else services.azure.list_disks())
+        disks = await (context.site.list_vms() if fabric == "site" else context.azure.list_disks())
     except RigError as error:
         if error.code != Code.RoleUnavailable:
             raise
-        return await services.store.transact(lambda session: _known(session, fabric))
+        return await context.database.transact(lambda session: _known(session, fabric))
     try:
-        await services.store.transact(lambda session: _remember_fabric(session, fabric, disks))
+        await context.database.transact(lambda session: _remember_fabric(session, fabric, disks))
     except RigError as error:
         if error.code != Code.DiskFull:  # they are remembered when there is room again
             raise
-    return await services.store.transact(lambda session: _described(session, fabric, disks))
+    return await context.database.transact(lambda session: _described(session, fabric, disks))
 
 
-async def site_disks(services: Services, vm: str) -> list[DiskInfo]:
+async def site_disks(context: VaultContext, vm: str) -> list[DiskInfo]:
     """Disks of a source VM, by name; ``VmNotFound`` names the VMs there are."""
-    disks = await services.site.list_vms()
+    disks = await context.site.list_vms()
     found = sorted((disk for disk in disks if disk.vm == vm), key=lambda disk: disk.name)
     if not found:
         known = ", ".join(sorted({disk.vm for disk in disks})) or "none"

@@ -6,7 +6,7 @@ was away for a moment.  Ends are transactions: the last task, the job, the item'
 job are committed together.
 
 Multi-task safety: all methods run on the trio thread.  "One open job a VM" is checked in the transaction that inserts
-the job (:func:`enqueue`); the transactions are serial (store.py).
+the job (:func:`enqueue`); the transactions are serial (database.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context import events
-from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.clock import rfc3339_or_none
 from siterig.azure_emu.vault.db.schema import ItemRow, JobErrorRow, JobRow, TaskRow
 from siterig.azure_emu.vault.model.api import Job, JobError, JobState, RecoveryPoint, Task, Vm
@@ -65,9 +65,9 @@ def failed_but_continued(error: RigError) -> TaskOutcome:
 
 @dataclass
 class JobContext:
-    """The services and variables of a running job, for its task bodies.  ``variables`` is JSON, saved when a task ends."""
+    """The context and variables of a running job, for its task bodies.  ``variables`` is JSON, saved when a task ends."""
 
-    services: Services
+    context: VaultContext
     vm: str
     variables: dict[str, Any]
     begin_changes: Callable[[], Awaitable[None]]
@@ -77,7 +77,7 @@ class JobContext:
 
     async def change(self, change: Callable[[Session, ItemRow], T]) -> T:
         """Change the item in one transaction and wake who waits for it."""
-        return await self.services.change_item(self.vm, change)
+        return await self.context.change_item(self.vm, change)
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,8 @@ class _Running:
 class JobEngine:
     """Runs the jobs of one vault."""
 
-    def __init__(self, services: Services, scenarios: tuple[Scenario, ...]) -> None:
-        self._services = services
+    def __init__(self, context: VaultContext, scenarios: tuple[Scenario, ...]) -> None:
+        self._context = context
         self._scenarios = {scenario.key: scenario for scenario in scenarios}
         self._nursery: trio.Nursery | None = None
         self._running: dict[str, _Running] = {}
@@ -177,7 +177,7 @@ class JobEngine:
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Settle the jobs that a kill left open, then run jobs until cancelled.  A cancelled engine leaves them open."""
         async with trio.open_nursery() as nursery:
-            for name in await self._services.store.transact(self._recover_interrupted_jobs):
+            for name in await self._context.database.transact(self._recover_interrupted_jobs):
                 self._spawn(nursery, name)
             nursery.start_soon(self._watch_roles)
             self._nursery = nursery
@@ -252,7 +252,7 @@ class JobEngine:
             if not scenario.tasks[ordinal].checks:
                 change_now(job)
 
-        context = JobContext(self._services, vm, variables, begin_changes)
+        context = JobContext(self._context, vm, variables, begin_changes)
         follow_on = None
         for ordinal in range(first, len(scenario.tasks)):
             kind = scenario.tasks[ordinal]
@@ -284,7 +284,7 @@ class JobEngine:
 
         def because(reason: RigError | None) -> None:
             running.in_body = reason is None
-            self._show_wait(name, context.vm, reason or self._services.roles.lasting_trouble(NOTICED_S))
+            self._show_wait(name, context.vm, reason or self._context.roles.lasting_trouble(NOTICED_S))
 
         async def body() -> TaskOutcome | None:
             running.in_body = True
@@ -292,7 +292,7 @@ class JobEngine:
 
         running.vm = context.vm
         try:
-            return await self._services.roles.patiently(body, because=because, lost_is_final=not kind.waits_for_roles)
+            return await self._context.roles.patiently(body, because=because, lost_is_final=not kind.waits_for_roles)
         finally:
             running.in_body = False
             self._show_wait(name, context.vm, None)
@@ -301,13 +301,13 @@ class JobEngine:
         """Show the reason in the job's task and among the vault's waits; None: it waits for nothing."""
         self._running[name].waits_for = reason
         if reason is None:
-            self._services.waits.clear(f"job {name}", vm=vm)
+            self._context.waits.clear(f"job {name}", vm=vm)
         else:
-            self._services.waits.set(f"job {name}", reason.code, reason.message, vm=vm)
+            self._context.waits.set(f"job {name}", reason.code, reason.message, vm=vm)
 
     async def _watch_roles(self) -> None:
         """Show in every job that runs what is wrong with the roles: a call to one that hangs may never come back."""
-        roles = self._services.roles
+        roles = self._context.roles
         while True:
             await roles.wait_for_change(NOTICED_S if roles.is_any_away() else math.inf)
             reason = roles.lasting_trouble(NOTICED_S)
@@ -326,7 +326,7 @@ class JobEngine:
 
         while True:
             try:
-                result = await self._services.store.transact(transaction)
+                result = await self._context.database.transact(transaction)
                 break
             except RigError as error:
                 # A job whose progress cannot be written waits for room: it can neither go on nor be ended.
@@ -334,7 +334,7 @@ class JobEngine:
                     raise
                 _log.warning("job_waits_for_room", job=name, reason=error.message, next_try_s=ROOM_RETRY_S)
                 await trio.sleep(ROOM_RETRY_S)
-        self._services.signals.notify(vm)
+        self._context.notifications.notify(vm)
         return result
 
     def _load(self, _session: Session, job: JobRow) -> tuple[Scenario, str, dict[str, Any], int]:
@@ -349,7 +349,7 @@ class JobEngine:
     def _now_ns(self, job: JobRow) -> int:
         """Wall time, but not before anything else of the job: a clock that was set back must not disorder its tasks."""
         known = [time_ns for task in job.tasks for time_ns in (task.start_ns, task.end_ns) if time_ns is not None]
-        return max([self._services.clock.wall_ns(), job.start_ns, *known])
+        return max([self._context.clock.wall_ns(), job.start_ns, *known])
 
     def _end_task(self, job: JobRow, ordinal: int, outcome: TaskOutcome | None, context: JobContext) -> None:
         task = job.tasks[ordinal]

@@ -37,10 +37,10 @@ async def check_failback(job: JobContext) -> TaskOutcome | None:
 
     Disks of the site that were written to after the failover are named, and will be kept as image files.
     """
-    changed = await source_watch.changed_disks(job.services, job.vm)
+    changed = await source_watch.changed_disks(job.context, job.vm)
     job.variables["keep"] = [use.name for use in changed]
-    await preflight.can_fail_back(job.services, job.vm, job.variables["keep"])
-    await _delete_exports(job, [disk.disk_id for disk in await azure_vms.disks_of(job.services, job.vm)])
+    await preflight.can_fail_back(job.context, job.vm, job.variables["keep"])
+    await _delete_exports(job, [disk.disk_id for disk in await azure_vms.disks_of(job.context, job.vm)])
     if not changed:
         return None
     text = (
@@ -54,16 +54,16 @@ async def _delete_exports(job: JobContext, disk_ids: list[str]) -> None:
     replicas = await job.change(lambda _session, item: {disk.disk_id for disk in item.disks})
     for disk_id in disk_ids:
         if disk_id not in replicas:  # never a managed disk: it is the base of the Azure VM
-            await job.services.recovery.delete_managed_disk(disk_id=disk_id)
+            await job.context.recovery.delete_managed_disk(disk_id=disk_id)
 
 
 async def shutdown_azure_vm(job: JobContext) -> None:
     """Unmount and detach the Azure VM's disks; nothing on this host uses them then; their state is noted."""
-    await job.services.shut_down([Path(disk.path) for disk in await azure_vms.disks_of(job.services, job.vm)])
+    await job.context.shut_down([Path(disk.path) for disk in await azure_vms.disks_of(job.context, job.vm)])
     with trio.move_on_after(_CLOSE_TIMEOUT_S):  # the kernel tells the disk host of a last close when it gets to it
-        while any(disk.open_handles for disk in await azure_vms.disks_of(job.services, job.vm)):  # noqa: ASYNC110
+        while any(disk.open_handles for disk in await azure_vms.disks_of(job.context, job.vm)):  # noqa: ASYNC110
             await trio.sleep(0.05)
-    disks = await azure_vms.disks_of(job.services, job.vm)
+    disks = await azure_vms.disks_of(job.context, job.vm)
     _require_unused(job.vm, disks)
     job.variables["disks"] = [
         {"disk_id": d.disk_id, "name": d.name, "path": d.path, "size_bytes": d.size_bytes, "last_seq": d.last_seq}
@@ -84,7 +84,7 @@ def _require_unused(vm: str, disks: list[DiskInfo]) -> None:
 
 async def _require_unchanged(job: JobContext) -> None:
     """Nothing was written since the state was noted: else the download is a mixture."""
-    disks = await azure_vms.disks_of(job.services, job.vm)
+    disks = await azure_vms.disks_of(job.context, job.vm)
     _require_unused(job.vm, disks)
     noted = {disk["disk_id"]: disk["last_seq"] for disk in job.variables["disks"]}
     for disk in disks:
@@ -106,11 +106,11 @@ async def download(job: JobContext) -> None:
     for disk in disks:
         source_id, size_bytes = disk["disk_id"], disk["size_bytes"]
         for attempt in range(1, EXPORTS_MAX + 1):
-            parts = await job.services.recovery.export_disk(
+            parts = await job.context.recovery.export_disk(
                 source=disk["path"], source_id=source_id, size_bytes=size_bytes
             )  # fmt: skip
             try:
-                await job.services.site.receive_disk(
+                await job.context.site.receive_disk(
                     vm=job.vm, disk=disk["name"], source_id=source_id, size_bytes=size_bytes, parts=parts
                 )  # fmt: skip
                 break
@@ -124,9 +124,9 @@ async def download(job: JobContext) -> None:
 async def replace_site_disks(job: JobContext) -> TaskOutcome | None:
     """The downloaded disks are the site's disks.  The Azure VM stays until commit."""
     await _require_unchanged(job)
-    changed = await source_watch.changed_disks(job.services, job.vm)
+    changed = await source_watch.changed_disks(job.context, job.vm)
     keep = sorted({*job.variables["keep"], *(use.name for use in changed)})
-    disks = await job.services.site.commit_failback(vm=job.vm, keep=keep)
+    disks = await job.context.site.commit_failback(vm=job.vm, keep=keep)
     kept = [disk.kept[-1].path for disk in disks if disk.name in keep and disk.kept]
     if not kept:
         return None
@@ -140,23 +140,23 @@ async def start_at_site(job: JobContext) -> None:
 
 
 async def _site_vm(job: JobContext) -> Vm:
-    disks = await inventory.site_disks(job.services, job.vm)
+    disks = await inventory.site_disks(job.context, job.vm)
     vm = Vm(
         name=job.vm,
         side="site",
         state=State.PLANNED_DONE,
         disks=[azure_vms.to_vm_disk(disk) for disk in disks],
     )
-    await job.services.store.transact(lambda session: inventory.remember_vm(session, vm))
+    await job.context.database.transact(lambda session: inventory.remember_vm(session, vm))
     return vm
 
 
 async def check_commit(job: JobContext) -> None:
     """The VM at the site is there, and nothing uses the Azure VM, or wrote to it since its download: it is to be deleted."""
     await _site_vm(job)
-    disks = await azure_vms.disks_of(job.services, job.vm)
+    disks = await azure_vms.disks_of(job.context, job.vm)
     _require_unused(job.vm, disks)
-    downloaded = await job.services.store.transact(lambda session: _downloaded(session, job.vm))
+    downloaded = await job.context.database.transact(lambda session: _downloaded(session, job.vm))
     for disk in disks:
         if downloaded.get(disk.disk_id, disk.last_seq) != disk.last_seq:
             raise RigError(
@@ -176,7 +176,7 @@ def _downloaded(session: Session, vm: str) -> dict[str, int]:
 
 async def commit(job: JobContext) -> None:
     """The Azure VM, its disks and what is left of the download are deleted."""
-    await azure_vms.remove(job.services, job.vm, job.vm)
+    await azure_vms.remove(job.context, job.vm, job.vm)
     await _delete_exports(job, job.variables["exports"])
 
 

@@ -9,7 +9,6 @@ import trio
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context.services import Services
 from siterig.azure_emu.vault.context.states import (
     RECOVERY,
     TEST_CLEANUP_COMPLETING,
@@ -19,6 +18,7 @@ from siterig.azure_emu.vault.context.states import (
     TEST_NONE,
     State,
 )
+from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.db.schema import CycleRow, ItemRow, JobRow
 from siterig.azure_emu.vault.inventory import azure_vms, inventory
@@ -44,12 +44,12 @@ SITE_ANSWER_S = 30.0
 
 
 async def _from_site(
-    services: Services, call: Callable[[], Awaitable[object]], what: str, limit_s: float = SITE_ANSWER_S
+    context: VaultContext, call: Callable[[], Awaitable[object]], what: str, limit_s: float = SITE_ANSWER_S
 ) -> RigError | None:
     """Ask a site that may be lost; the reason if it did not do it.  A role that is just started again is waited for."""
     try:
         with trio.fail_after(limit_s):
-            await services.roles.patiently(call, because=lambda _reason: None, lost_is_final=True, limit_s=limit_s)
+            await context.roles.patiently(call, because=lambda _reason: None, lost_is_final=True, limit_s=limit_s)
     except RigError as error:
         reason = error
     except trio.TooSlowError:
@@ -67,7 +67,7 @@ async def suspend_replication(job: JobContext) -> None:
         item.suspended = True
 
     await job.change(suspend)
-    await _from_site(job.services, lambda: job.services.site.suspend(vm=job.vm), "suspend replication")
+    await _from_site(job.context, lambda: job.context.site.suspend(vm=job.vm), "suspend replication")
 
 
 async def _resolve_choice(job: JobContext) -> RecoveryPoint:
@@ -80,7 +80,7 @@ async def _resolve_choice(job: JobContext) -> RecoveryPoint:
 async def _process_latest(job: JobContext, newest: RecoveryPoint) -> RecoveryPoint:
     """Apply what the cache holds; the newest state that all disks have."""
     disk_ids = await job.change(lambda _session, item: [disk.disk_id for disk in item.disks])
-    marks = await job.services.recovery.process_latest(disk_ids=disk_ids)
+    marks = await job.context.recovery.process_latest(disk_ids=disk_ids)
 
     def latest(session: Session, item: ItemRow) -> RecoveryPoint:
         found = points.newest(session, item.vm)  # processing may have brought newer ones
@@ -92,15 +92,15 @@ async def _process_latest(job: JobContext, newest: RecoveryPoint) -> RecoveryPoi
 async def check_test(job: JobContext) -> None:
     """The recovery point can be read, and a test VM can be made from it."""
     await _hold_point(job, await _resolve_choice(job))
-    await preflight.can_make(job.services, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
-    await preflight.can_read(job.services, job.vm, _held_point(job).position)
+    await preflight.can_make(job.context, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
+    await preflight.can_read(job.context, job.vm, _held_point(job).position)
 
 
 async def check_unplanned(job: JobContext) -> None:
     """The recovery point can be read, and the VM can be made from it, in place of one made from another point."""
     await _hold_point(job, await _resolve_choice(job))
-    await preflight.can_make(job.services, job.vm, job.vm, "Recovered")
-    await preflight.can_read(job.services, job.vm, _held_point(job).position)
+    await preflight.can_make(job.context, job.vm, job.vm, "Recovered")
+    await preflight.can_read(job.context, job.vm, _held_point(job).position)
 
 
 async def synchronize_latest(job: JobContext) -> TaskOutcome | None:
@@ -136,7 +136,7 @@ async def _damage_of(job: JobContext, point: RecoveryPoint) -> TaskOutcome | Non
 async def prepare_test(job: JobContext) -> TaskOutcome | None:
     """The test VM's disks are open."""
     name, point = azure_vms.test_vm_name(job.vm), _held_point(job)
-    await azure_vms.open_at(job.services, job.vm, name, "TestFailover", point)
+    await azure_vms.open_at(job.context, job.vm, name, "TestFailover", point)
 
     def completing(_session: Session, item: ItemRow) -> None:
         item.test_failover_state = TEST_COMPLETING
@@ -147,18 +147,18 @@ async def prepare_test(job: JobContext) -> TaskOutcome | None:
 
 async def boot_test(job: JobContext) -> None:
     """The test VM is there with all its disks."""
-    job.result_vm = await azure_vms.verify(job.services, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
+    job.result_vm = await azure_vms.verify(job.context, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
 
 
 async def check_cleanup(job: JobContext) -> None:
     """Nothing uses the test VM's disks (``DiskInUse``)."""
     name = azure_vms.test_vm_name(job.vm)
-    preflight.require_idle(await azure_vms.disks_of(job.services, name), f"VM {name!r} at the recovery side")
+    preflight.require_idle(await azure_vms.disks_of(job.context, name), f"VM {name!r} at the recovery side")
 
 
 async def end_test(job: JobContext) -> None:
     """The test VM and its disks are removed (``DiskInUse`` while something holds them)."""
-    await azure_vms.remove(job.services, job.vm, azure_vms.test_vm_name(job.vm))
+    await azure_vms.remove(job.context, job.vm, azure_vms.test_vm_name(job.vm))
 
 
 async def cleanup_test(job: JobContext) -> None:
@@ -180,15 +180,15 @@ async def shutdown_source_if_possible(job: JobContext) -> TaskOutcome | None:
     """
     if job.variables["change"]:
         return SKIPPED  # the source was dealt with by the failover whose point is changed
-    site, vm = job.services.site, job.vm
+    site, vm = job.context.site, job.vm
     outcome: TaskOutcome | None = SKIPPED
     if job.variables["source_actions"]:
-        failure = await _from_site(job.services, lambda: site.shutdown_vm(vm=vm), "shut the VM down")
+        failure = await _from_site(job.context, lambda: site.shutdown_vm(vm=vm), "shut the VM down")
         outcome = None if failure is None else failed_but_continued(failure)
         if failure is None and job.variables["choice"] == selectors.LATEST:
             # With the VM down, one more cycle makes the failover lose nothing.
             last = await _from_site(
-                job.services,
+                job.context,
                 lambda: site.replicate_now(vm=vm, kind="CrashConsistent", name="last"),
                 "send the last changes",
             )
@@ -199,8 +199,8 @@ async def shutdown_source_if_possible(job: JobContext) -> TaskOutcome | None:
 async def fail_over(job: JobContext) -> TaskOutcome | None:
     """The VM's disks are open on the recovery side, all at the point's position."""
     point = _held_point(job)
-    written = [disk for disk in await azure_vms.disks_of(job.services, job.vm) if disk.last_seq]
-    await azure_vms.open_at(job.services, job.vm, job.vm, "Recovered", point)
+    written = [disk for disk in await azure_vms.disks_of(job.context, job.vm) if disk.last_seq]
+    await azure_vms.open_at(job.context, job.vm, job.vm, "Recovered", point)
     if job.variables.get("change") and written:
         names = ", ".join(disk.name for disk in written)
         return with_warning(
@@ -214,7 +214,7 @@ async def fail_over(job: JobContext) -> TaskOutcome | None:
 
 async def start_on_secondary(job: JobContext) -> None:
     """The VM is there with all its disks; only then is replication suspended, so that a failure before it stops no cycle."""
-    job.result_vm = await azure_vms.verify(job.services, job.vm, job.vm, "Recovered")
+    job.result_vm = await azure_vms.verify(job.context, job.vm, job.vm, "Recovered")
     if not job.variables.get("change"):
         await suspend_replication(job)
 
@@ -224,7 +224,7 @@ async def start_on_secondary(job: JobContext) -> None:
 
 async def planned_preflight(job: JobContext) -> None:
     """The site is there, and its logs can be vouched for: otherwise zero loss cannot be promised.  The VM can be made."""
-    await inventory.site_disks(job.services, job.vm)
+    await inventory.site_disks(job.context, job.vm)
 
     def why_not(_session: Session, item: ItemRow) -> str | None:
         return "replication was suspended by a failover that failed" if item.suspended else item.resync_reason
@@ -235,23 +235,23 @@ async def planned_preflight(job: JobContext) -> None:
             Code.ResynchronizationRequired,
             f"VM {job.vm!r} has to be resynchronized before a planned failover: {reason}",
         )
-    await preflight.can_make(job.services, job.vm, job.vm, "Recovered")
+    await preflight.can_make(job.context, job.vm, job.vm, "Recovered")
     newest = await job.change(lambda session, item: points.newest(session, item.vm))
     if newest is not None:
-        await preflight.can_read(job.services, job.vm, newest.position)
-    await job.services.site.check_shutdown(vm=job.vm)
+        await preflight.can_read(job.context, job.vm, newest.position)
+    await job.context.site.check_shutdown(vm=job.vm)
 
 
 async def shutdown_source(job: JobContext) -> None:
     """The VM is shut down; a planned failover does not run otherwise (``VmBusy``)."""
-    await job.services.site.shutdown_vm(vm=job.vm)
+    await job.context.site.shutdown_vm(vm=job.vm)
 
 
 async def synchronize_all(job: JobContext) -> None:
     """Everything the VM ever wrote is applied."""
-    cut = await job.services.site.replicate_now(vm=job.vm, kind="CrashConsistent", name="planned-failover")
+    cut = await job.context.site.replicate_now(vm=job.vm, kind="CrashConsistent", name="planned-failover")
     disk_ids = await job.change(lambda _session, item: [disk.disk_id for disk in item.disks])
-    for mark in await job.services.recovery.process_latest(disk_ids=disk_ids):
+    for mark in await job.context.recovery.process_latest(disk_ids=disk_ids):
         if not mark.sync_complete or mark.complete_position < cut.position:
             raise RigError(
                 Code.NotSynchronized,
@@ -275,8 +275,8 @@ async def synchronize_all(job: JobContext) -> None:
 
 async def check_commit(job: JobContext) -> None:
     """The VM that is to be committed is whole, and there is room for its disks to become independent."""
-    await azure_vms.verify(job.services, job.vm, job.vm, "Recovered")
-    await job.services.azure.check_promotion(vm=job.vm)
+    await azure_vms.verify(job.context, job.vm, job.vm, "Recovered")
+    await job.context.azure.check_promotion(vm=job.vm)
 
 
 async def commit(job: JobContext) -> None:
@@ -284,7 +284,7 @@ async def commit(job: JobContext) -> None:
 
     The rest is a matter of the vault: it happens in the transaction that ends the job (:func:`_committed`).
     """
-    await job.services.azure.promote_vm(vm=job.vm)
+    await job.context.azure.promote_vm(vm=job.vm)
 
 
 def _committed(session: Session, item: ItemRow, _job: JobRow) -> None:

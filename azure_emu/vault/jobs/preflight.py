@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import MountRow
 from siterig.azure_emu.vault.inventory import azure_vms
 from siterig.azure_emu.vault.inventory.azure_vms import Kind
@@ -29,22 +29,22 @@ def require_idle(disks: list[DiskInfo], what: str) -> None:
             )
 
 
-async def can_make(services: Services, owner: str, name: str, kind: Kind) -> None:
+async def can_make(context: VaultContext, owner: str, name: str, kind: Kind) -> None:
     """VM ``name`` can be made at the recovery side, in place of a former one: ``InvalidName``, ``VmExists``, ``DiskInUse``.
 
     Also that the recovery side's roles answer.
     """
     azure_vms.check_vm_name(owner)
-    former = await azure_vms.disks_of(services, name)
-    await services.store.transact(lambda session: azure_vms.require_ours(session, owner, name, kind, there=bool(former)))
+    former = await azure_vms.disks_of(context, name)
+    await context.database.transact(lambda session: azure_vms.require_ours(session, owner, name, kind, there=bool(former)))
     require_idle(former, f"VM {name!r} at the recovery side")
 
 
-async def can_read(services: Services, owner: str, position: int) -> None:
+async def can_read(context: VaultContext, owner: str, position: int) -> None:
     """Every managed disk of the VM can be read at the position: ``InvalidPosition``, ``DiskNotFound``, ``StoreCorrupt``."""
-    disks = await services.store.transact(lambda session: azure_vms.disk_rows(session, owner))
+    disks = await context.database.transact(lambda session: azure_vms.disk_rows(session, owner))
     for disk in disks:
-        state = await services.recovery.disk_state(disk_id=disk.disk_id)
+        state = await context.recovery.disk_state(disk_id=disk.disk_id)
         if not any(first <= position <= last for first, last in state.valid_ranges):
             spans = ", ".join(f"{first} to {last}" for first, last in state.valid_ranges) or "none"
             raise RigError(
@@ -53,22 +53,22 @@ async def can_read(services: Services, owner: str, position: int) -> None:
             )
 
 
-async def can_fail_back(services: Services, vm: str, keep: list[str]) -> None:
+async def can_fail_back(context: VaultContext, vm: str, keep: list[str]) -> None:
     """The recovered VM can be downloaded and take the place of the site's disks.
 
     Of the recovered VM: ``VmIncomplete``, ``VmBusy``.  Of the site: ``VmNotFound``, ``DiskNotFound``, ``DiskInUse``,
     ``NotEnoughSpace``.  ``keep``: disks of the site that will be kept as image files.
     """
-    await azure_vms.verify(services, vm, vm, "Recovered")
-    coming = await azure_vms.disks_of(services, vm)
-    await services.check_shut_down([Path(disk.path) for disk in coming])
-    await services.site.check_failback(
+    await azure_vms.verify(context, vm, vm, "Recovered")
+    coming = await azure_vms.disks_of(context, vm)
+    await context.check_shut_down([Path(disk.path) for disk in coming])
+    await context.site.check_failback(
         vm=vm,
         disks=[
             DownloadedDisk(
                 name=disk.name,
                 size_bytes=disk.size_bytes,
-                data_bytes=await services.recovery.data_bytes(source=disk.path),
+                data_bytes=await context.recovery.data_bytes(source=disk.path),
                 keeps_old=disk.name in keep,
             )
             for disk in coming
@@ -76,19 +76,19 @@ async def can_fail_back(services: Services, vm: str, keep: list[str]) -> None:
     )
 
 
-async def can_remove_all(services: Services, vm: str) -> None:
+async def can_remove_all(context: VaultContext, vm: str) -> None:
     """Nothing uses what the recovery side has of the VM: ``RecoveryInUse``, ``DiskInUse``."""
-    mounted = await services.store.transact(lambda session: _mounted(session, vm))
+    mounted = await context.database.transact(lambda session: _mounted(session, vm))
     if mounted:
-        for info in await services.azure.list_recoveries(vm=vm):
+        for info in await context.azure.list_recoveries(vm=vm):
             for disk in info.disks:
                 if disk.open_handles:
                     raise RigError(
                         Code.RecoveryInUse,
                         f"recovery/{vm}/{info.name}/{disk.name} is in use: it is open {disk.open_handles} times; {CLOSE_IT}",
                     )
-    for name in await services.store.transact(lambda session: azure_vms.names_of(session, vm)):
-        require_idle(await azure_vms.disks_of(services, name), f"VM {name!r} at the recovery side")
+    for name in await context.database.transact(lambda session: azure_vms.names_of(session, vm)):
+        require_idle(await azure_vms.disks_of(context, name), f"VM {name!r} at the recovery side")
 
 
 def _mounted(session: Session, vm: str) -> list[str]:

@@ -7,8 +7,8 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.states import TEST_NONE, State
+from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import CycleRow, DiskRow, ItemRow, JobRow
-from siterig.azure_emu.vault.db.store import find_item
 from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory
 from siterig.azure_emu.vault.jobs import preflight
 from siterig.azure_emu.vault.jobs.engine import (
@@ -48,9 +48,9 @@ def check_policy(interval_s: float, app_consistent_every_s: float | None) -> Non
 
 async def check_enable(job: JobContext) -> TaskOutcome | None:
     """The VM can be protected; its disks become the item's."""
-    disks = await job.services.site.check_vm(vm=job.vm)
-    await preflight.can_make(job.services, job.vm, job.vm, "Recovered")
-    await preflight.can_make(job.services, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
+    disks = await job.context.site.check_vm(vm=job.vm)
+    await preflight.can_make(job.context, job.vm, job.vm, "Recovered")
+    await preflight.can_make(job.context, job.vm, azure_vms.test_vm_name(job.vm), "TestFailover")
     await _adopt_disks(job, disks)
     interval_s = await job.change(lambda _session, item: item.interval_s)
     plain = interval_s in OFFICIAL_INTERVALS_S and not disk_limits.remarks(job.vm, disks)
@@ -75,20 +75,20 @@ async def _adopt_disks(job: JobContext, disks: list[DiskInfo]) -> None:
         return sorted(set(rows) - {disk.disk_id for disk in disks})
 
     for disk_id in await job.change(gone):
-        await job.services.recovery.delete_managed_disk(disk_id=disk_id)
+        await job.context.recovery.delete_managed_disk(disk_id=disk_id)
         await job.change(lambda session, _item, row=disk_id: session.execute(delete(DiskRow).where(DiskRow.disk_id == row)))  # type: ignore[misc]
 
 
 async def create_target(job: JobContext) -> None:
     """A managed disk for each disk."""
     for disk_id, size_bytes in await job.change(lambda _session, item: [(d.disk_id, d.size_bytes) for d in item.disks]):
-        await job.services.recovery.create_managed_disk(disk_id=disk_id, size_bytes=size_bytes)
+        await job.context.recovery.create_managed_disk(disk_id=disk_id, size_bytes=size_bytes)
 
 
 async def create_target_again(job: JobContext) -> None:
     """As :func:`create_target`, for the disks that the site has now (a failback may have brought new ones)."""
-    disks = await job.services.site.check_vm(vm=job.vm)
-    await preflight.can_remove_all(job.services, job.vm)
+    disks = await job.context.site.check_vm(vm=job.vm)
+    await preflight.can_remove_all(job.context, job.vm)
     await job.begin_changes()
     await _adopt_disks(job, disks)
     await create_target(job)
@@ -102,7 +102,7 @@ async def enable_relationship(job: JobContext) -> None:
         return item.interval_s, item.app_consistent_every_s
 
     interval_s, app_consistent_every_s = await job.change(resume)
-    disks = await job.services.site.create_relationship(
+    disks = await job.context.site.create_relationship(
         vm=job.vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s
     )
     job.variables["generations"] = {disk.disk_id: disk.generation for disk in disks}
@@ -119,7 +119,7 @@ async def start_initial_replication(job: JobContext) -> None:
         item.protection_state = State.INITIAL_SENT
 
     await job.change(begin)
-    await job.services.site.initial_replication(vm=job.vm)
+    await job.context.site.initial_replication(vm=job.vm)
     await job.change(sent)
     await _wait_synced(job, job.variables["generations"])
 
@@ -127,8 +127,8 @@ async def start_initial_replication(job: JobContext) -> None:
 async def synchronize(job: JobContext) -> None:
     """Resync: the differences are in the cache account, and then applied."""
     await job.change(lambda session, item: health.clear_errors(session, item.vm, None))
-    await job.services.site.resync(vm=job.vm)
-    disks = await inventory.site_disks(job.services, job.vm)
+    await job.context.site.resync(vm=job.vm)
+    disks = await inventory.site_disks(job.context, job.vm)
     await _wait_synced(job, {disk.disk_id: disk.generation for disk in disks})
 
 
@@ -136,14 +136,14 @@ async def _wait_synced(job: JobContext, generations: dict[str, int]) -> None:
     """Until every disk's sync of at least this generation is applied; an error that nobody retries ends the wait."""
 
     def synced(session: Session) -> bool | None:
-        job.services.roles.require("agent", "azurite", "applier")
+        job.context.roles.require("agent", "azurite", "applier")
         raise_blocking_error(session, job.vm)
         item = find_item(session, job.vm)
         done = all(disk.sync_complete and disk.generation >= generations.get(disk.disk_id, 0) for disk in item.disks)
         return done or None
 
-    with job.services.awaiting_apply(job.vm, f"the copy of VM {job.vm!r} is sent and not applied yet"):
-        await job.services.signals.wait_until(job.vm, synced)
+    with job.context.awaiting_apply(job.vm, f"the copy of VM {job.vm!r} is sent and not applied yet"):
+        await job.context.notifications.wait_until(job.vm, synced)
 
 
 def raise_blocking_error(session: Session, vm: str) -> None:
@@ -157,24 +157,24 @@ async def first_point(job: JobContext) -> None:
     """A recovery point is available.  One is asked for at once: the policy's interval may be long."""
 
     def begin(session: Session, item: ItemRow) -> bool:
-        item.protected_since_elapsed_ns = rig_clock.elapsed_ns(session, job.services.clock)
+        item.protected_since_elapsed_ns = rig_clock.elapsed_ns(session, job.context.clock)
         return points.newest(session, item.vm) is not None
 
     if not await job.change(begin):
         try:
-            await job.services.site.replicate_now(vm=job.vm, kind="CrashConsistent", name="first")
+            await job.context.site.replicate_now(vm=job.vm, kind="CrashConsistent", name="first")
         except RigError as error:
-            if job.services.roles.blame(error) is not None or not error.recoverable:
+            if job.context.roles.blame(error) is not None or not error.recoverable:
                 raise
             # The agent tries again by its retry table; the next cycle's point will do as well.
 
     def there(session: Session) -> bool | None:
-        job.services.roles.require("agent", "azurite", "applier")
+        job.context.roles.require("agent", "azurite", "applier")
         raise_blocking_error(session, job.vm)
         return True if points.newest(session, job.vm) is not None else None
 
-    with job.services.awaiting_apply(job.vm, f"the first recovery point of VM {job.vm!r} is not applied yet"):
-        await job.services.signals.wait_until(job.vm, there)
+    with job.context.awaiting_apply(job.vm, f"the first recovery point of VM {job.vm!r} is not applied yet"):
+        await job.context.notifications.wait_until(job.vm, there)
 
 
 async def update_dra_state(_job: JobContext) -> None:
@@ -194,15 +194,15 @@ async def repair(job: JobContext) -> None:
         return item.resync_marks
 
     job.variables["resync_marks"] = await job.change(look)
-    await job.services.site.check_vm(vm=job.vm)
-    leftover = await azure_vms.disks_of(job.services, job.vm)
+    await job.context.site.check_vm(vm=job.vm)
+    leftover = await azure_vms.disks_of(job.context, job.vm)
     preflight.require_idle(leftover, f"VM {job.vm!r} at the recovery side")
     await job.begin_changes()
-    await azure_vms.remove(job.services, job.vm, job.vm)
+    await azure_vms.remove(job.context, job.vm, job.vm)
     await enable_relationship(job)
     await synchronize(job)
     job.variables["synchronized_elapsed_ns"] = await job.change(
-        lambda session, _item: rig_clock.elapsed_ns(session, job.services.clock)
+        lambda session, _item: rig_clock.elapsed_ns(session, job.context.clock)
     )
 
 
@@ -215,11 +215,11 @@ async def disable_at_site(job: JobContext) -> TaskOutcome | None:
     def suspend(_session: Session, item: ItemRow) -> None:
         item.suspended = True
 
-    await preflight.can_remove_all(job.services, job.vm)
+    await preflight.can_remove_all(job.context, job.vm)
     await job.begin_changes()
     await job.change(suspend)
     try:
-        await job.services.site.remove_relationship(vm=job.vm)
+        await job.context.site.remove_relationship(vm=job.vm)
     except RigError as error:
         return SKIPPED if error.code == Code.VmNotFound else failed_but_continued(error)
     return None
@@ -227,12 +227,12 @@ async def disable_at_site(job: JobContext) -> TaskOutcome | None:
 
 async def disable_at_recovery(job: JobContext) -> None:
     """Mounted points (``RecoveryInUse``), copies (``DiskInUse``), leftovers of failovers, managed disks and blobs go."""
-    await mounts.remove_all(job.services, job.vm)
-    await azure_vms.remove_copies(job.services, job.vm)
-    await azure_vms.remove(job.services, job.vm, azure_vms.test_vm_name(job.vm))
-    await azure_vms.remove(job.services, job.vm, job.vm)
+    await mounts.remove_all(job.context, job.vm)
+    await azure_vms.remove_copies(job.context, job.vm)
+    await azure_vms.remove(job.context, job.vm, azure_vms.test_vm_name(job.vm))
+    await azure_vms.remove(job.context, job.vm, job.vm)
     for disk_id in await job.change(lambda _session, item: [disk.disk_id for disk in item.disks]):
-        await job.services.recovery.delete_managed_disk(disk_id=disk_id)
+        await job.context.recovery.delete_managed_disk(disk_id=disk_id)
 
 
 def _enabled(_session: Session, item: ItemRow, _job: JobRow) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import delete, select, text, update
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context.services import Services
 from siterig.azure_emu.vault.context.states import TEST_NONE
+from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, Base, EventRow, ItemRow, JobRow, KnownDiskRow, MountRow
 from siterig.azure_emu.vault.inventory import azure_vms, inventory
 from siterig.azure_emu.vault.jobs import engine, preflight
@@ -23,10 +23,10 @@ from siterig.azure_emu.vault.monitoring import health
 from siterig.blockfs.core.errors import Code, RigError
 
 
-async def sides_of(services: Services, vm: str) -> list[Side]:
+async def sides_of(context: VaultContext, vm: str) -> list[Side]:
     """The sides that have a VM of that name; of a side that cannot be reached, as last seen."""
     sides: list[Side] = ["site", "azure"]
-    return [side for side in sides if vm in {found.name for found in await inventory.list_fabric(services, side)}]
+    return [side for side in sides if vm in {found.name for found in await inventory.list_fabric(context, side)}]
 
 
 # ---- delete
@@ -56,17 +56,17 @@ async def check_delete(job: JobContext) -> None:
     except RigError as error:
         if error.code != Code.VmNotFound:
             raise
-        others = [other for other in await sides_of(job.services, job.vm) if other != side]
+        others = [other for other in await sides_of(job.context, job.vm) if other != side]
         hint = f"; side {others[0]} has one: --side {others[0]}" if others else ""
         raise RigError(error.code, f"side {side}: {error.message}{hint}") from error
 
 
 async def _check_delete(job: JobContext, side: Side) -> None:
     if side == "site":
-        await job.services.site.check_delete(vm=job.vm)
+        await job.context.site.check_delete(vm=job.vm)
         return
     try:
-        disks = await job.services.azure.list_disks(vm=job.vm)
+        disks = await job.context.azure.list_disks(vm=job.vm)
     except RigError as error:
         if error.code != Code.DiskCorrupt:  # what cannot be opened can be deleted
             raise
@@ -78,9 +78,9 @@ async def delete_vm(job: JobContext) -> None:
     """The VM's disks, logs and replication relationship are gone."""
     try:
         if job.variables["side"] == "site":
-            await job.services.site.delete_vm(vm=job.vm)
+            await job.context.site.delete_vm(vm=job.vm)
         else:
-            await job.services.azure.remove_vm(vm=job.vm)
+            await job.context.azure.remove_vm(vm=job.vm)
     except RigError as error:
         if error.code != Code.VmNotFound:  # it was there in the first task: deleted before a kill
             raise
@@ -126,7 +126,7 @@ def require_renamable(session: Session, vm: str, name: str) -> None:
 async def check_rename(job: JobContext) -> None:
     """Nobody has the new name on either side, and nothing uses the VM's disks (``VmExists``, ``DiskInUse``, ``VmBusy``)."""
     name = job.variables["name"]
-    at_site, at_azure = await job.services.site.list_vms(), await job.services.azure.list_disks()
+    at_site, at_azure = await job.context.site.list_vms(), await job.context.azure.list_disks()
     for disk in (*at_site, *at_azure):
         if disk.vm == name:
             raise RigError(Code.VmExists, f"VM {job.vm!r} cannot be renamed: there is a VM {name!r} already ({disk.path})")
@@ -156,9 +156,9 @@ async def rename_vm(job: JobContext) -> None:
 
 async def _rename(job: JobContext, vm: str, name: str) -> None:
     if "azure" in job.variables["sides"]:
-        await job.services.azure.rename_vm(vm=vm, name=name)
+        await job.context.azure.rename_vm(vm=vm, name=name)
     if "site" in job.variables["sides"]:
-        await job.services.site.rename_vm(vm=vm, name=name)
+        await job.context.site.rename_vm(vm=vm, name=name)
 
 
 def _renamed(session: Session, job: JobRow) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 import trio
 
-from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import DiskRow
 from siterig.blockfs.core.errors import Code, RigError
 
@@ -22,8 +22,8 @@ _log = structlog.get_logger(__name__)
 class Repairs:
     """One vault's."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, context: VaultContext) -> None:
+        self._context = context
         self._wanted: dict[str, dict[str, None]] = {}
         self._asking: set[str] = set()
         self._refused: set[str] = set()
@@ -37,7 +37,7 @@ class Repairs:
 
         Returns the first part if it was sent again before, to no avail; None otherwise.  Does not wait for the site.
         """
-        row = await self._services.store.transact(lambda session: session.get(DiskRow, disk_id))
+        row = await self._context.database.transact(lambda session: session.get(DiskRow, disk_id))
         if row is None:
             return None
         sent_s = self._sent.get(row.vm, {}).get(parts[0]) if parts else None
@@ -54,7 +54,7 @@ class Repairs:
     def keep_only(self, vms: set[str]) -> None:
         """Forget the requests, and the waits, of all other VMs."""
         for vm in self._refused - vms:
-            self._services.waits.clear("repair", vm=vm)
+            self._context.waits.clear("repair", vm=vm)
             self._refused.discard(vm)
         self._wanted = {vm: parts for vm, parts in self._wanted.items() if vm in vms}
         self._sent = {vm: parts for vm, parts in self._sent.items() if vm in vms}
@@ -73,7 +73,7 @@ class Repairs:
         error: RigError | None = None
         try:
             with trio.move_on_after(ANSWER_S) as scope:
-                await self._services.site.send_again(vm=vm, parts=parts)
+                await self._context.site.send_again(vm=vm, parts=parts)
             if scope.cancelled_caught:
                 error = RigError(Code.RoleUnavailable, f"the site did not send parts again within {ANSWER_S:g} s")
         except RigError as exc:
@@ -82,7 +82,7 @@ class Repairs:
             self._asking.discard(vm)
             self._news.set()
         if error is None:
-            self._services.waits.clear("repair", vm=vm)
+            self._context.waits.clear("repair", vm=vm)
             self._refused.discard(vm)
             sent = self._sent.setdefault(vm, {})
             for part in parts:
@@ -93,4 +93,4 @@ class Repairs:
             self._refused.add(vm)
             _log.warning("parts are not sent again", vm=vm, code=error.code, reason=error.message)
             message = f"{len(parts)} parts are to be sent again, and the site did not: {error.message}"
-            self._services.waits.set("repair", error.code, message, vm=vm)
+            self._context.waits.set("repair", error.code, message, vm=vm)

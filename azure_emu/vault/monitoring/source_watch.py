@@ -11,9 +11,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context import events
-from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.context.vault_context import VaultContext
+from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import ItemRow
-from siterig.azure_emu.vault.db.store import find_item
 from siterig.azure_emu.vault.model.api import HealthError
 from siterig.blockfs.contracts.control import SourceUse
 from siterig.blockfs.core.errors import RigError
@@ -31,10 +31,10 @@ def describe(uses: list[SourceUse]) -> str:
     return f"at the site after the failover: {'; '.join(parts)}"
 
 
-async def changed_disks(services: Services, vm: str) -> list[SourceUse]:
+async def changed_disks(context: VaultContext, vm: str) -> list[SourceUse]:
     """The site's disks that were written to after the failover, or may have been; asks the site."""
-    after = await services.store.transact(lambda session: find_item(session, vm).failover_position)
-    uses = await services.site.source_use(vm=vm, after=after or 0)
+    after = await context.database.transact(lambda session: find_item(session, vm).failover_position)
+    uses = await context.site.source_use(vm=vm, after=after or 0)
     if after is None:  # it was failed over by a siterig that did not note where, or has failed back already
         return [use.model_copy(update={"written_bytes": None}) for use in uses]
     return [use for use in uses if use.written_bytes != 0]
@@ -43,8 +43,8 @@ async def changed_disks(services: Services, vm: str) -> list[SourceUse]:
 class SourceWatch:
     """One vault's."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, context: VaultContext) -> None:
+        self._context = context
         self._used: dict[str, list[SourceUse]] = {}
 
     async def run(self) -> None:
@@ -55,11 +55,11 @@ class SourceWatch:
 
     async def round(self) -> None:
         """Ask the site about every VM that is failed over."""
-        failed_over = await self._services.store.transact(_failed_over)
+        failed_over = await self._context.database.transact(_failed_over)
         self._used = {vm: used for vm, used in self._used.items() if vm in failed_over}
         for vm, after in failed_over.items():
             try:
-                uses = await self._services.site.source_use(vm=vm, after=after)
+                uses = await self._context.site.source_use(vm=vm, after=after)
             except RigError:
                 continue  # the site is lost, or has no such VM: what was seen last stays
             used = [use for use in uses if use.written_bytes != 0 or use.open_handles]
@@ -83,10 +83,10 @@ class SourceWatch:
     async def _record(self, vm: str, used: list[SourceUse]) -> None:
         text = f"VM {vm!r} was failed over, but {describe(used)}"
         try:
-            await self._services.store.transact(
+            await self._context.database.transact(
                 lambda session: events.record(
                     session, vm=vm, code=CODE, kind="VmHealth", severity="Warning", text=text,
-                    now_ns=self._services.clock.wall_ns(),
+                    now_ns=self._context.clock.wall_ns(),
                 )
             )  # fmt: skip
         except RigError:

@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.contracts.ports import RoleStatus
 from siterig.azure_emu.vault.context import events, rig_clock
 from siterig.azure_emu.vault.context.roles import trouble
-from siterig.azure_emu.vault.context.services import Services
 from siterig.azure_emu.vault.context.states import PRIMARY
+from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow
 from siterig.azure_emu.vault.model import bounds
 from siterig.azure_emu.vault.monitoring import health
@@ -72,10 +72,10 @@ class _Ages:
 class StandstillWatch:
     """One vault's."""
 
-    def __init__(self, services: Services, repairs: Repairs) -> None:
-        self._services = services
+    def __init__(self, context: VaultContext, repairs: Repairs) -> None:
+        self._context = context
         self._repairs = repairs
-        self._ages = _Ages(services.clock)
+        self._ages = _Ages(context.clock)
         self._heard: tuple[int, float] | None = None
         self._asked_s: dict[str, float] = {}
         self._begun = False
@@ -94,13 +94,13 @@ class StandstillWatch:
 
     async def round(self) -> None:
         """Compare what there is with what is recorded, and record the difference."""
-        vms, disk_ids = await self._services.store.transact(self._known)
-        self._services.lag.keep_only(vms, disk_ids)
+        vms, disk_ids = await self._context.database.transact(self._known)
+        self._context.lag.keep_only(vms, disk_ids)
         self._unapplied = []
-        changed = await self._services.store.transact(self._record)
+        changed = await self._context.database.transact(self._record)
         self._ages.forget_unseen()
         for vm in changed:
-            self._services.signals.notify(vm)
+            self._context.notifications.notify(vm)
         self._repairs.keep_only(vms)
         for vm in self._unapplied:
             self._ask(vm)
@@ -110,13 +110,13 @@ class StandstillWatch:
         if not self._begun:
             self._begun = True
             for item in items:  # the vault was restarted: how long it has been so is not known
-                self._services.lag.sent(item.vm, item.sent_position)
-                self._services.lag.applied(item.vm, health.applied_position(item), moved=False)
+                self._context.lag.sent(item.vm, item.sent_position)
+                self._context.lag.applied(item.vm, health.applied_position(item), moved=False)
         return {item.vm for item in items}, set(session.scalars(select(DiskRow.disk_id)))
 
     def _record(self, session: Session) -> list[str]:
         changed: list[str] = []
-        elapsed_ns = rig_clock.elapsed_ns(session, self._services.clock)
+        elapsed_ns = rig_clock.elapsed_ns(session, self._context.clock)
         for item in session.scalars(select(ItemRow).order_by(ItemRow.vm)).all():
             known = {row.source: row for row in item.health_errors if row.source.startswith(health.WATCH)}
             # A failure that is reported by the role itself says more than the wait for its end.
@@ -137,16 +137,16 @@ class StandstillWatch:
         return changed
 
     def _now_s(self) -> float:
-        return self._services.clock.boottime_ns() / SECOND_NS
+        return self._context.clock.boottime_ns() / SECOND_NS
 
     def _event(self, session: Session, vm: str, code: str, severity: events.Severity, text: str) -> None:
-        now_ns = self._services.clock.wall_ns()
+        now_ns = self._context.clock.wall_ns()
         events.record(session, vm=vm, code=code, kind="VmHealth", severity=severity, text=text, now_ns=now_ns)
 
     def _findings(self, session: Session, item: ItemRow, elapsed_ns: int) -> Iterator[Finding]:
         replicates = item.active_location == PRIMARY and not item.suspended
         disks = {disk.disk_id: disk.name for disk in item.disks}
-        for role in self._services.roles.all():
+        for role in self._context.roles.all():
             if role.name in _SITE_ROLES and not replicates:
                 continue
             yield from self._of_role(role)
@@ -176,7 +176,7 @@ class StandstillWatch:
         yield Finding(f"wait:{role}:{wait.code}", wait.code, text)
 
     def _of_supervisor(self) -> Iterator[Finding]:
-        heard_ns = self._services.roles.heard_ns
+        heard_ns = self._context.roles.heard_ns
         if heard_ns is None:
             return
         if self._heard is None or self._heard[0] != heard_ns:
@@ -186,7 +186,7 @@ class StandstillWatch:
             yield Finding("supervisor", "SupervisorSilent", text)
 
     def _of_lag(self, session: Session, item: ItemRow, elapsed_ns: int) -> Iterator[Finding]:
-        lag = self._services.lag
+        lag = self._context.lag
         if lag.unapplied_s(item.vm) >= ASK_AFTER_S:
             self._unapplied.append(item.vm)
         if not health.is_cycling(item):
@@ -213,7 +213,7 @@ class StandstillWatch:
             self._repairs.ask(vm, [])
 
     def _of_account(self, disk_ids: list[str]) -> Iterator[Finding]:
-        skipped, count = self._services.lag.skipped(disk_ids)
+        skipped, count = self._context.lag.skipped(disk_ids)
         if count:
             blobs = "one blob" if count == 1 else f"{count} blobs"
             text = f"{blobs} in the cache account passed over: {ascii(skipped[0].name)[1:-1]} ({skipped[0].reason})"

@@ -17,7 +17,7 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context.services import Services
+from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, MountRow
 from siterig.azure_emu.vault.inventory import azure_vms
 from siterig.azure_emu.vault.mounts import mounts
@@ -32,8 +32,8 @@ _log = structlog.get_logger("siterig.azure_emu.vault.mounts.leases")
 class Leases:
     """One vault's.  One trio thread."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, context: VaultContext) -> None:
+        self._context = context
         self._watched: set[HostProcess] = set()
         self._locks = WeakValueDictionary[HostProcess, trio.Lock]()
         self._send, self._receive = trio.open_memory_channel[HostProcess](math.inf)
@@ -57,7 +57,7 @@ class Leases:
 
     async def run(self) -> None:
         """Until cancelled."""
-        for process in await self._services.store.transact(_lease_holders):
+        for process in await self._context.database.transact(_lease_holders):
             self._watch(process)
         async with trio.open_nursery() as nursery:
             async for process in self._receive:
@@ -79,12 +79,12 @@ class Leases:
 
     async def _close_all(self, process: HostProcess) -> None:
         async with self._lock(process):
-            transact = self._services.store.transact
+            transact = self._context.database.transact
             for vm, name in await transact(lambda session: _mounted(session, process)):
-                await mounts.close(self._services, vm, name)
+                await mounts.close(self._context, vm, name)
                 _log.info("mounted_point_reclaimed", vm=vm, name=name, process=process.pid)
             for vm, name in await transact(lambda session: _copies(session, process)):
-                await azure_vms.remove_copy(self._services, vm, name)
+                await azure_vms.remove_copy(self._context, vm, name)
                 _log.info("copy_reclaimed", vm=vm, name=name, process=process.pid)
 
 

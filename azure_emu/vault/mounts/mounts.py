@@ -16,11 +16,11 @@ import trio
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context.services import Services
 from siterig.azure_emu.vault.context.states import RECOVERY, State
+from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.clock import rfc3339
+from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import DiskRow, MountRow, PointRow
-from siterig.azure_emu.vault.db.store import find_item
 from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, RecoveryPoint
 from siterig.azure_emu.vault.monitoring import damage
 from siterig.azure_emu.vault.points import points, selectors
@@ -67,7 +67,7 @@ def _moment(found: re.Match[str]) -> datetime:
 
 
 async def choose(
-    services: Services, vm: str, *, point: str | None, position: int | None, time: str | None
+    context: VaultContext, vm: str, *, point: str | None, position: int | None, time: str | None
 ) -> tuple[int, str, RecoveryPoint | None]:
     """Position, name for a folder, and the recovery point there if there is one.
 
@@ -82,19 +82,19 @@ async def choose(
     elif selector.kind == "time":
         time = selector.text
     if time is not None:
-        return await _at_time(services, vm, time)
+        return await _at_time(context, vm, time)
     if position is not None:
-        _range_of(vm, position, (await _readable(services, vm))[0])
-        found = await services.store.transact(lambda session: _point_at(session, vm, position))
+        _range_of(vm, position, (await _readable(context, vm))[0])
+        found = await context.database.transact(lambda session: _point_at(session, vm, position))
         return position, f"@{position}", found
     if selector.text == selectors.LATEST:
-        found = await _latest(services, vm)
+        found = await _latest(context, vm)
         return found.position, f"@{found.position}" if found.id == selectors.LATEST else found.id, found
-    found = await _resolve(services, vm, selector.text)
+    found = await _resolve(context, vm, selector.text)
     return found.position, found.id, found
 
 
-async def _resolve(services: Services, vm: str, wanted: str) -> RecoveryPoint:
+async def _resolve(context: VaultContext, vm: str, wanted: str) -> RecoveryPoint:
     def look(session: Session) -> tuple[bool, RecoveryPoint | RigError]:
         gone = find_item(session, vm).active_location == RECOVERY
         try:
@@ -102,44 +102,44 @@ async def _resolve(services: Services, vm: str, wanted: str) -> RecoveryPoint:
         except RigError as error:
             return gone, error
 
-    gone, found = await services.store.transact(look)
+    gone, found = await context.database.transact(look)
     if isinstance(found, RecoveryPoint):
         return found
     if gone:
-        spans = " and ".join(f"{first} to {last}" for first, last in (await _readable(services, vm))[0]) or "none"
+        spans = " and ".join(f"{first} to {last}" for first, last in (await _readable(context, vm))[0]) or "none"
         raise RigError(Code.NoSuchPoint, f"VM {vm!r}: points were deleted by the commit; positions {spans} can be read")
     raise found
 
 
-async def between_points(services: Services, vm: str, choice: str) -> RecoveryPoint | None:
+async def between_points(context: VaultContext, vm: str, choice: str) -> RecoveryPoint | None:
     """The state that ``@POSITION`` or a time means, as a point of its own if there is none; None: ``choice`` is neither.
 
     Errors as :func:`choose`.
     """
     if selectors.parse(choice).kind not in ("position", "time"):
         return None
-    position, _, found = await choose(services, vm, point=choice, position=None, time=None)
+    position, _, found = await choose(context, vm, point=choice, position=None, time=None)
     if found is not None:
         return found
-    time_ns = await _time_of(services, vm, position)
+    time_ns = await _time_of(context, vm, position)
     return RecoveryPoint(
         id=f"@{position}", name=choice, type="CrashConsistent", time=rfc3339(time_ns),
         position=position, time_ns=time_ns,
     )  # fmt: skip
 
 
-async def _time_of(services: Services, vm: str, position: int) -> int:
+async def _time_of(context: VaultContext, vm: str, position: int) -> int:
     """Of the last change of any of the VM's disks up to a valid position; of the oldest state if there is none."""
-    ranges, oldest_ns = await _readable(services, vm)
+    ranges, oldest_ns = await _readable(context, vm)
     first, _ = _range_of(vm, position, ranges)
     times = [oldest_ns]
-    for disk in await services.store.transact(lambda session: _disks(session, vm)):
+    for disk in await context.database.transact(lambda session: _disks(session, vm)):
         try:
-            steps = await services.recovery.change_steps(disk_id=disk.disk_id, after=first, upto=position)
+            steps = await context.recovery.change_steps(disk_id=disk.disk_id, after=first, upto=position)
         except RigError as error:
-            if error.code != Code.InvalidPosition or (await _readable(services, vm))[0] == ranges:
+            if error.code != Code.InvalidPosition or (await _readable(context, vm))[0] == ranges:
                 raise
-            return await _time_of(services, vm, position)  # the oldest state was folded away meanwhile
+            return await _time_of(context, vm, position)  # the oldest state was folded away meanwhile
         times += [step.time_ns for step in steps[-1:]]
     return max(times)
 
@@ -153,21 +153,21 @@ def _range_of(vm: str, position: int, ranges: list[tuple[int, int]]) -> tuple[in
     return max(found)
 
 
-async def _latest(services: Services, vm: str) -> RecoveryPoint:
+async def _latest(context: VaultContext, vm: str) -> RecoveryPoint:
     """As a failover to ``Latest`` would have it: what the cache account holds is applied first."""
 
-    newest = await _resolve(services, vm, selectors.LATEST)
-    disk_ids = [disk.disk_id for disk in await services.store.transact(lambda session: _disks(session, vm))]
-    marks = await services.recovery.process_latest(disk_ids=disk_ids)
-    return await services.change_item(
+    newest = await _resolve(context, vm, selectors.LATEST)
+    disk_ids = [disk.disk_id for disk in await context.database.transact(lambda session: _disks(session, vm))]
+    marks = await context.recovery.process_latest(disk_ids=disk_ids)
+    return await context.change_item(
         vm, lambda session, item: points.latest_state(item, marks, points.newest(session, vm) or newest)
     )
 
 
-async def _readable(services: Services, vm: str) -> tuple[list[tuple[int, int]], int]:
+async def _readable(context: VaultContext, vm: str) -> tuple[list[tuple[int, int]], int]:
     """Ranges of positions at which every disk of the VM can be read, oldest first; the time of the oldest state."""
-    disks = await services.store.transact(lambda session: _disks(session, vm))
-    states = [await services.recovery.disk_state(disk_id=disk.disk_id) for disk in disks]
+    disks = await context.database.transact(lambda session: _disks(session, vm))
+    states = [await context.recovery.disk_state(disk_id=disk.disk_id) for disk in disks]
     ranges = states[0].valid_ranges if states else []
     for state in states[1:]:
         both = [(max(a, c), min(b, d)) for a, b in ranges for c, d in state.valid_ranges]
@@ -175,11 +175,11 @@ async def _readable(services: Services, vm: str) -> tuple[list[tuple[int, int]],
     return ranges, max((state.floor_time_ns for state in states), default=0)
 
 
-async def _at_time(services: Services, vm: str, text: str) -> tuple[int, str, RecoveryPoint | None]:
+async def _at_time(context: VaultContext, vm: str, text: str) -> tuple[int, str, RecoveryPoint | None]:
     """The cut over all disks after the last record of any of them that is not younger than the time."""
     time_ns = parse_time(text)
-    disks = await services.store.transact(lambda session: _disks(session, vm))
-    ranges, oldest_ns = await _readable(services, vm)
+    disks = await context.database.transact(lambda session: _disks(session, vm))
+    ranges, oldest_ns = await _readable(context, vm)
     newest_ns = min((disk.complete_time_ns for disk in disks), default=0)
     refused = RigError(
         Code.InvalidTime, f"VM {vm!r}: time {text} cannot be read; allowed: {rfc3339(oldest_ns)} to {rfc3339(newest_ns)}"
@@ -187,7 +187,7 @@ async def _at_time(services: Services, vm: str, text: str) -> tuple[int, str, Re
     if not oldest_ns <= time_ns or time_ns // 1000 > newest_ns // 1000:
         raise refused
     try:
-        found = [await services.recovery.position_at(disk_id=disk.disk_id, time_ns=time_ns) for disk in disks]
+        found = [await context.recovery.position_at(disk_id=disk.disk_id, time_ns=time_ns) for disk in disks]
     except RigError as error:
         if error.code != Code.InvalidPosition:
             raise
@@ -196,7 +196,7 @@ async def _at_time(services: Services, vm: str, text: str) -> tuple[int, str, Re
     known = [min(max(found), last) for first, last in ranges if first <= max(found)]
     if not known:
         raise refused
-    point = await services.store.transact(lambda session: points.newest_at(session, vm, time_ns))
+    point = await context.database.transact(lambda session: points.newest_at(session, vm, time_ns))
     if point is not None and any(max(first, *known) <= point.position <= last for first, last in ranges):
         return point.position, time_name(time_ns), point  # it is no change of a disk, but it has its time
     return max(known), time_name(time_ns), None
@@ -214,7 +214,7 @@ def _disks(session: Session, vm: str) -> list[DiskRow]:
 
 
 async def mount(
-    services: Services,
+    context: VaultContext,
     vm: str,
     *,
     point: str | None,
@@ -227,8 +227,8 @@ async def mount(
 
     ``process``: noted as the one that it is for (see leases.py), if it was not mounted before.
     """
-    at, default_name, found = await choose(services, vm, point=point, position=position, time=time)
-    time_ns = found.time_ns if found is not None else await _time_of(services, vm, at)
+    at, default_name, found = await choose(context, vm, point=point, position=position, time=time)
+    time_ns = found.time_ns if found is not None else await _time_of(context, vm, at)
     wanted = MountRow(
         vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id,
         asked_time=default_name if _TIME.fullmatch(default_name) else None,
@@ -251,17 +251,17 @@ async def mount(
             session.add(wanted)
         return row is None, _disks(session, vm)
 
-    async with services.mounting.hold(f"{vm}/{wanted.name}"):
-        fresh, disks = await services.store.transact(note)
+    async with context.mounting.hold(f"{vm}/{wanted.name}"):
+        fresh, disks = await context.database.transact(note)
         try:
             sources = _sources(disks)
-            info = await services.azure.open_recovery(vm=vm, name=wanted.name, position=at, disks=sources, time_ns=time_ns)
+            info = await context.azure.open_recovery(vm=vm, name=wanted.name, position=at, disks=sources, time_ns=time_ns)
         except BaseException:
             if fresh:
                 with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_S):
-                    await _close(services, vm, wanted.name)
+                    await _close(context, vm, wanted.name)
             raise
-    known = await services.store.transact(lambda session: damage.warning_at(session, vm, at))
+    known = await context.database.transact(lambda session: damage.warning_at(session, vm, at))
     return _wire(wanted, found, info, known)
 
 
@@ -271,7 +271,7 @@ def _sources(disks: list[DiskRow]) -> list[RecoverySource]:
     ]
 
 
-async def unmount(services: Services, vm: str, name: str) -> None:
+async def unmount(context: VaultContext, vm: str, name: str) -> None:
     """Close a mounted state; ``NotMounted`` names those there are, ``RecoveryInUse``.
 
     ``name`` is its folder's, or what :func:`mount` would give that name: a time or a position however it is written, or
@@ -291,7 +291,7 @@ async def unmount(services: Services, vm: str, name: str) -> None:
         )
 
     # Somebody who has the turn before may unmount it, too: then it is closed twice, which is no error.
-    await close(services, vm, await services.store.transact(look))
+    await close(context, vm, await context.database.transact(look))
 
 
 def _default_names(session: Session, vm: str, text: str) -> Iterator[str]:
@@ -304,29 +304,29 @@ def _default_names(session: Session, vm: str, text: str) -> Iterator[str]:
             yield points.resolve(session, vm, text).id
 
 
-async def close(services: Services, vm: str, name: str) -> None:
+async def close(context: VaultContext, vm: str, name: str) -> None:
     """Close a state on the recovery host (``RecoveryInUse``), and forget it; no-op if it is gone."""
-    async with services.mounting.hold(f"{vm}/{name}"):
-        await _close(services, vm, name)
+    async with context.mounting.hold(f"{vm}/{name}"):
+        await _close(context, vm, name)
 
 
-async def _close(services: Services, vm: str, name: str) -> None:
-    await services.azure.close_recovery(vm=vm, name=name)
-    await services.store.transact(
+async def _close(context: VaultContext, vm: str, name: str) -> None:
+    await context.azure.close_recovery(vm=vm, name=name)
+    await context.database.transact(
         lambda session: session.execute(delete(MountRow).where(MountRow.vm == vm, MountRow.name == name))
     )
 
 
-async def remove_all(services: Services, vm: str) -> None:
+async def remove_all(context: VaultContext, vm: str) -> None:
     """Close all of a VM (``RecoveryInUse``)."""
-    names = await services.store.transact(
+    names = await context.database.transact(
         lambda session: list(session.scalars(select(MountRow.name).where(MountRow.vm == vm)))
     )
     for name in names:
-        await close(services, vm, name)
+        await close(context, vm, name)
 
 
-async def mounted(services: Services, vm: str) -> list[MountedPoint]:
+async def mounted(context: VaultContext, vm: str) -> list[MountedPoint]:
     """What of a VM is mounted, newest position first; each with its disks, or why it has none."""
 
     def look(session: Session) -> list[tuple[MountRow, RecoveryPoint | None, RigError | None]]:
@@ -341,8 +341,8 @@ async def mounted(services: Services, vm: str) -> list[MountedPoint]:
             for row in rows
         ]
 
-    rows = await services.store.transact(look)
-    infos = {info.name: info for info in await services.azure.list_recoveries(vm=vm)} if rows else {}
+    rows = await context.database.transact(look)
+    infos = {info.name: info for info in await context.azure.list_recoveries(vm=vm)} if rows else {}
     return [_wire(row, point, infos.get(row.name), known) for row, point, known in rows]
 
 

@@ -13,8 +13,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context import events, rig_clock
-from siterig.azure_emu.vault.context.services import Services
 from siterig.azure_emu.vault.context.states import PRIMARY
+from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, ItemRow, MountRow
 from siterig.azure_emu.vault.jobs import engine
 from siterig.azure_emu.vault.points import points
@@ -32,8 +32,8 @@ _log = structlog.get_logger("siterig.azure_emu.vault.workers.retention_worker")
 class RetentionWorker:
     """One vault's."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, context: VaultContext) -> None:
+        self._context = context
         self._logged: set[str] = set()
         self._delayed: set[tuple[str, str]] = set()
         """(VM, disk id) of which the recovery side could not be told in the last round."""
@@ -45,27 +45,27 @@ class RetentionWorker:
             try:
                 done = await self.round()
             except RigError as error:  # the host's disk is full: points stay until there is room
-                self._services.waits.set("retention", error.code, error.message)
+                self._context.waits.set("retention", error.code, error.message)
                 self._log_once(error)
             else:
-                self._services.waits.clear("retention")
+                self._context.waits.clear("retention")
             await trio.sleep(ROUND_S if done else RETRY_S)
 
     async def round(self) -> bool:
         """Advance the rig's clock, and look after every item once; whether the recovery side was told everything."""
         delayed: set[tuple[str, str]] = set()
-        await self._services.store.transact(lambda session: rig_clock.advance(session, self._services.clock))
-        for vm in await self._services.store.transact(lambda session: list(session.scalars(select(ItemRow.vm)))):
-            kept = await self._services.store.transact(lambda session, vm=vm: self._prune(session, vm))  # type: ignore[misc]
+        await self._context.database.transact(lambda session: rig_clock.advance(session, self._context.clock))
+        for vm in await self._context.database.transact(lambda session: list(session.scalars(select(ItemRow.vm)))):
+            kept = await self._context.database.transact(lambda session, vm=vm: self._prune(session, vm))  # type: ignore[misc]
             for disk_id, position in kept.items():
                 try:
-                    await self._services.recovery.retain(disk_id=disk_id, position=position)
+                    await self._context.recovery.retain(disk_id=disk_id, position=position)
                 except RigError as error:
-                    self._services.waits.set("retention", error.code, error.message, vm=vm, disk=disk_id)
+                    self._context.waits.set("retention", error.code, error.message, vm=vm, disk=disk_id)
                     self._log_once(error)
                     delayed.add((vm, disk_id))
         for vm, disk_id in self._delayed - delayed:
-            self._services.waits.clear("retention", vm=vm, disk=disk_id)
+            self._context.waits.clear("retention", vm=vm, disk=disk_id)
         self._delayed = delayed
         return not delayed
 
@@ -92,7 +92,7 @@ class RetentionWorker:
         events.record(
             session, vm=item.vm, code="RecoveryPointsPruned", kind="VmReplication", severity="OK",
             text=f"{count} recovery points of VM {item.vm!r} were pruned: retention {item.history_hours} h{left}",
-            now_ns=self._services.clock.wall_ns(),
+            now_ns=self._context.clock.wall_ns(),
         )  # fmt: skip
 
     def _log_once(self, error: RigError) -> None:

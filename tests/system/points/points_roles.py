@@ -164,7 +164,7 @@ async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskSta
         async with trio.open_nursery() as nursery:
             await nursery.start(vault.run)
             # The first thing that a vault's look after its policies does; the walk asks for the rest of it itself.
-            await vault._services.store.transact(lambda session: rig_clock.advance(session, vault._services.clock))
+            await vault._context.database.transact(lambda session: rig_clock.advance(session, vault._context.clock))
             await nursery.start(rpc_server.serve, faces, layout.socket("vault"))
             task_status.started()
     finally:

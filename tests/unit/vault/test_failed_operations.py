@@ -18,8 +18,8 @@ from siterig.azure_emu.vault.context.states import (
     State,
     allowed,
 )
+from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import ItemRow
-from siterig.azure_emu.vault.db.store import find_item
 from siterig.azure_emu.vault.model.api import Job
 from siterig.azure_emu.vault.monitoring.health import is_cycling
 from siterig.azure_emu.vault.service import Vault
@@ -102,7 +102,7 @@ ROWS: list[tuple[tuple[Step, ...], Operation, Step, str, str | None]] = [
 
 
 async def row_of(vault: Vault) -> ItemRow:
-    return await vault._services.store.transact(lambda session: find_item(session, "web01"))
+    return await vault._context.database.transact(lambda session: find_item(session, "web01"))
 
 
 async def states_of(vault: Vault) -> tuple[str, str, str | None, str]:

@@ -120,7 +120,7 @@ async def rows(vault: Vault) -> tuple[int, int]:
             session.execute(select(func.count()).select_from(table)).scalar_one() for table in (PointRow, TagSeenRow)
         )
 
-    return await vault._services.store.transact(look)
+    return await vault._context.database.transact(look)
 
 
 async def test_three_days_of_points_shrink_to_a_day_and_the_recovery_side_is_told(
@@ -165,10 +165,10 @@ async def test_a_recovery_side_that_was_away_is_told_soon_after_and_the_wait_end
         await cut(world)
         world.failing["recovery.retain"] = RigError(Code.RoleUnavailable, "the applier does not answer", recoverable=True)
         assert not await vault._retention.round()
-        assert {wait.code for wait in vault._services.waits.list()} == {"RoleUnavailable"}
+        assert {wait.code for wait in vault._context.waits.list()} == {"RoleUnavailable"}
         world.mend()
         assert await vault._retention.round()
-        assert vault._services.waits.list() == []
+        assert vault._context.waits.list() == []
         assert world.retained
 
 
@@ -179,11 +179,11 @@ async def test_a_wait_for_a_vm_that_is_not_protected_any_more_ends(tmp_path: Pat
         await cut(world)
         world.failing["recovery.retain"] = RigError(Code.RoleUnavailable, "the applier does not answer", recoverable=True)
         await vault._retention.round()
-        assert vault._services.waits.list()
+        assert vault._context.waits.list()
         world.failing.clear()
         assert (await ended(vault, await vault.disable_protection(vm="web01"))).state == "Succeeded"
         assert await vault._retention.round()
-        assert vault._services.waits.list() == []
+        assert vault._context.waits.list() == []
 
 
 async def test_pruned_points_do_not_come_back_when_an_applier_reports_anew(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ async def test_ten_thousand_points_are_listed_and_limited(tmp_path: Path) -> Non
                 ],
             )  # fmt: skip
 
-        await vault._services.store.transact(fill)
+        await vault._context.database.transact(fill)
         began = trio.current_time()
         assert len(await vault.points(vm="web01")) == 10_001
         assert trio.current_time() - began < 5  # about 0.2 s on an idle machine

@@ -59,7 +59,7 @@ class TellingWorld(World):
                 self.cached.append((vm, self.cuts[-1]))
                 await self.apply_cached()
         for vm in VMS:
-            facts = await vault._services.store.transact(lambda session, vm=vm: points.facts(session, vm))  # type: ignore[misc]
+            facts = await vault._context.database.transact(lambda session, vm=vm: points.facts(session, vm))  # type: ignore[misc]
             gone = expired(facts, Policy())
             assert len(gone) > 8
             self.kept[vm] = {point.id for point in facts} - set(gone)
@@ -68,7 +68,7 @@ class TellingWorld(World):
         """One, by a vault that was started for it; every step of it is told of."""
         async with running(self, self.folder) as vault:
             await idle(vault)
-            engine = vault._services.store._engine
+            engine = vault._context.database._engine
             event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, *_: self._changes(sql))
             event.listen(engine, "commit", lambda _c: self.step("COMMIT"))
             await vault._retention.round()

@@ -278,13 +278,13 @@ async def test_parts_that_cannot_be_used_are_asked_of_the_site_and_a_refusal_is_
         it.world.failing["site.send_again"] = RigError(Code.CacheForbidden, "403")
         await it.vault.send_again(disk_id=disk_id, parts=["a", "b"])
         await trio.testing.wait_all_tasks_blocked()
-        (wait,) = it.vault._services.waits.list()
+        (wait,) = it.vault._context.waits.list()
         assert (wait.vm, wait.code) == ("web01", "CacheForbidden")
         it.world.mend()
         await it.vault.send_again(disk_id=disk_id, parts=["a"])
         await trio.testing.wait_all_tasks_blocked()
         assert it.world.asked_again == [("web01", ["a"])]
-        assert it.vault._services.waits.list() == []
+        assert it.vault._context.waits.list() == []
 
 
 async def test_a_part_that_was_sent_again_to_no_avail_makes_a_resync_due_and_the_event_says_which(

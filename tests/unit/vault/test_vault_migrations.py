@@ -18,8 +18,8 @@ from setuptools import find_packages
 from sqlalchemy import Connection, MetaData, Table, create_engine, select
 
 from siterig.azure_emu.vault.db import migrations
+from siterig.azure_emu.vault.db.database import VaultDatabase
 from siterig.azure_emu.vault.db.schema import FORMAT_VERSION, Base
-from siterig.azure_emu.vault.db.store import Store
 from siterig.azure_emu.vault.model.api import RecoveryPoint, Vm
 from siterig.blockfs.core.errors import RigError
 
@@ -36,7 +36,7 @@ def of_version_4(folder: Path) -> Path:
 
 
 def opened(path: Path) -> None:
-    Store(f"sqlite:///{path}").close()
+    VaultDatabase(f"sqlite:///{path}").close()
 
 
 def query(path: Path, statement: str) -> list[tuple[Any, ...]]:
@@ -197,7 +197,7 @@ def test_a_copy_that_cannot_be_written_for_want_of_room_is_disk_full(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched, pytest.raises(RigError) as caught:
-        patched.setattr("siterig.azure_emu.vault.db.store.os.fsync", full)
+        patched.setattr("siterig.azure_emu.vault.db.database.os.fsync", full)
         opened(path)
     assert (caught.value.code, caught.value.recoverable) == ("DiskFull", True)
     assert query(path, "SELECT version FROM format") == [(4,)]
@@ -244,7 +244,7 @@ def test_rows_that_refer_to_others_survive_when_a_table_is_recreated(
 
 
 def test_foreign_keys_hold_again_after_a_migration(tmp_path: Path) -> None:
-    store = Store(f"sqlite:///{of_version_4(tmp_path)}")
+    store = VaultDatabase(f"sqlite:///{of_version_4(tmp_path)}")
     try:
         with store._engine.connect() as connection:
             assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar_one() == 1

@@ -47,7 +47,7 @@ class Waiting(World):
     async def process(self) -> None:
         """As the applier would by itself."""
         assert self.vault is not None
-        await self.vault._services.recovery.process_latest(disk_ids=[disk.disk_id for disk in self.disks.values()])
+        await self.vault._context.recovery.process_latest(disk_ids=[disk.disk_id for disk in self.disks.values()])
 
     def opened(self) -> dict[str, bytes]:
         """What the VM of a test failover shows."""
@@ -130,7 +130,7 @@ async def test_latest_applies_what_waits_in_the_cache_account_and_latest_process
         assert world.cache.blobs == {}
 
         world.apply = False
-        cut = await vault._services.site.replicate_now(vm="web01", kind="CrashConsistent", name="waits")
+        cut = await vault._context.site.replicate_now(vm="web01", kind="CrashConsistent", name="waits")
         after = {name: bytes(disk.data) for name, disk in world.disks.items()}
         waiting = dict(world.cache.blobs)
         assert len(waiting) == 2
@@ -161,7 +161,7 @@ async def test_latest_takes_what_can_be_applied_and_says_that_it_is_not_all(
         await idle(vault)
         (first,) = await vault.points(vm="web01")
         world.apply = False
-        await vault._services.site.replicate_now(vm="web01", kind="CrashConsistent", name="lost")
+        await vault._context.site.replicate_now(vm="web01", kind="CrashConsistent", name="lost")
         part = min(world.cache.blobs)
         world.cache.blobs[part] = b"spoilt"
         job = await ended(vault, await vault.test_failover(vm="web01", point="Latest"))

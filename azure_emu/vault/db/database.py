@@ -1,7 +1,7 @@
 """The database connection, its transactions, and what happens to a database of an older version.
 
 Every transaction runs in a worker thread, because a commit waits for the disk (synchronous=FULL: milliseconds to
-tens of them), and one at a time: the limiter has one token.  So a function given to :meth:`Store.transact` sees and
+tens of them), and one at a time: the limiter has one token.  So a function given to :meth:`VaultDatabase.transact` sees and
 changes the whole database alone; a check and the change that depends on it belong into *one* such function.  Between
 two calls anything may have changed.  A transaction that has begun is not abandoned when its task is cancelled.
 """
@@ -31,7 +31,7 @@ T = TypeVar("T")
 _log = structlog.get_logger()
 
 
-class Store:
+class VaultDatabase:
     """One database.  ``url`` is SQLAlchemy's, e.g. ``sqlite:////path/vault.db`` or ``postgresql+psycopg://...``.
 
     A database of an older version is migrated (migrations/), after a copy of it was written to ``vault.db.version-N``.

@@ -14,9 +14,9 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.contracts.ports import Provider, RecoverySide
 from siterig.azure_emu.vault.context.applied_lag import AppliedLag
 from siterig.azure_emu.vault.context.roles import Roles
+from siterig.azure_emu.vault.db.database import VaultDatabase, find_item
+from siterig.azure_emu.vault.db.notifications import Notifications
 from siterig.azure_emu.vault.db.schema import ItemRow
-from siterig.azure_emu.vault.db.signals import Signals
-from siterig.azure_emu.vault.db.store import Store, find_item
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.keyed_lock import KeyedLock
@@ -32,7 +32,7 @@ async def no_check(_disks: list[Path]) -> None:
 
 
 @dataclass(frozen=True)
-class Services:
+class VaultContext:
     """``site``: the Provider on the Hyper-V host; ``azure``: the disk host of the recovery side.
 
     ``shut_down`` unmounts and detaches everything that uses these disk files (``VmBusy``); ``check_shut_down``
@@ -42,8 +42,8 @@ class Services:
     ``waits``: what the vault itself waits for.
     """
 
-    store: Store
-    signals: Signals
+    database: VaultDatabase
+    notifications: Notifications
     clock: Clock
     site: Provider
     recovery: RecoverySide
@@ -70,8 +70,8 @@ class Services:
 
     async def change_item(self, vm: str, change: Callable[[Session, ItemRow], T]) -> T:
         """Change an item in one transaction (``VmNotFound``), then wake who waits for the VM."""
-        result = await self.store.transact(lambda session: change(session, find_item(session, vm)))
-        self.signals.notify(vm)
+        result = await self.database.transact(lambda session: change(session, find_item(session, vm)))
+        self.notifications.notify(vm)
         return result
 
     async def patiently(

@@ -8,20 +8,20 @@ from typing import TypeVar
 import trio
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.db.store import Store
+from siterig.azure_emu.vault.db.database import VaultDatabase
 
 T = TypeVar("T")
 
 
-class Signals:
+class Notifications:
     """One broadcast per VM.
 
     Whoever commits a change calls :meth:`notify` after the commit.  A waiter takes the event *before* it looks, so a
     change between its look and its wait is not missed; all run on the trio thread, nothing else needs a lock.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: VaultDatabase) -> None:
+        self._database = database
         self._events: dict[str, trio.Event] = {}
 
     def notify(self, vm: str) -> None:
@@ -39,7 +39,7 @@ class Signals:
         """The first result of ``check`` that is not None; it is asked at once and after each change."""
         while True:
             event = self._events.setdefault(vm, trio.Event())
-            found = await self._store.transact(check)
+            found = await self._database.transact(check)
             if found is not None:
                 return found
             await event.wait()

@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
+from siterig.azure_emu.vault.db.database import VaultDatabase
 from siterig.azure_emu.vault.db.schema import Base, EventRow
-from siterig.azure_emu.vault.db.store import Store
 from siterig.blockfs.core.errors import Code, RigError
 
 
@@ -18,7 +18,7 @@ async def test_a_file_that_is_no_database_is_refused_in_one_line(tmp_path: Path)
     path = tmp_path / "vault.db"
     path.write_bytes(b"no database at all, but long enough to have a header" * 10)
     with pytest.raises(RigError) as caught:
-        Store(f"sqlite:///{path}")
+        VaultDatabase(f"sqlite:///{path}")
     assert (caught.value.code, caught.value.message) == (
         "StateUnreadable",
         f"the vault's database sqlite:///{path} cannot be opened: file is not a database",
@@ -27,11 +27,11 @@ async def test_a_file_that_is_no_database_is_refused_in_one_line(tmp_path: Path)
 
 async def test_a_missing_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(RigError, match=r"no/vault\.db cannot be opened: unable to open database file$"):
-        Store(f"sqlite:///{tmp_path}/no/vault.db")
+        VaultDatabase(f"sqlite:///{tmp_path}/no/vault.db")
 
 
 async def test_commits_wait_for_the_disk_and_foreign_keys_hold(tmp_path: Path) -> None:
-    store = Store(f"sqlite:///{tmp_path}/vault.db")
+    store = VaultDatabase(f"sqlite:///{tmp_path}/vault.db")
 
     def settings(session: Session) -> tuple[object, ...]:
         return tuple(
@@ -43,7 +43,7 @@ async def test_commits_wait_for_the_disk_and_foreign_keys_hold(tmp_path: Path) -
 
 
 async def test_a_transaction_that_raises_leaves_nothing(tmp_path: Path) -> None:
-    store = Store(f"sqlite:///{tmp_path}/vault.db")
+    store = VaultDatabase(f"sqlite:///{tmp_path}/vault.db")
 
     def half(session: Session) -> None:
         session.add(EventRow(code="a", type="b", severity="OK", at_ns=0, affected_object="c", description="d"))
