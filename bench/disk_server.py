@@ -40,12 +40,12 @@ async def main(root: Path, mountpoint: Path, *, tracked: bool, pump: PumpOptions
             for segment in await host.segments(vm="bench"):
                 await host.applied(disk_id=segment.disk_id, generation=segment.generation, last_seq=segment.last_seq)
         await trio.sleep_forever()
-    given_up = [f"{disk.vm}/{disk.name}: {disk.needs_resync}" for disk in await host.list_disks() if disk.needs_resync]
+    abandoned = [f"{disk.vm}/{disk.name}: {disk.needs_resync}" for disk in await host.list_disks() if disk.needs_resync]
     if tracked:
         await host.stop_tracking(vm="bench")
     host.close()
-    if given_up:
-        raise SystemExit(f"a log was given up, so the figures are not of a tracked disk: {given_up}")
+    if abandoned:
+        raise SystemExit(f"a log was given up, so the figures are not of a tracked disk: {abandoned}")
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ class DiskLog:
             setup.oldest_number = self._kept[0].number if self._kept else next_number
             setup.segment_bytes = self._segment_bytes
             setup.kept_bytes_max = policy.kept_bytes_max(disk_size_bytes)
-            setup.full_gives_up = policy.when_full == "bitmap"
+            setup.abandon_when_full = policy.when_full == "bitmap"
             setup.fd, setup.dirty_fd = fds
             self._setup = setup
             self._template = template
@@ -236,7 +236,7 @@ class DiskLog:
         return info
 
     @property
-    def given_up(self) -> str | None:
+    def abandoned_because(self) -> str | None:
         """Why the writer has given the log up; None if it has not."""
         return dirty_bitmap.REASONS.get(self._info.state)
 

@@ -141,7 +141,7 @@ class Disk:
     def _guard_files(self) -> None:
         path, *maps = disk_identity.own_files(self.place, self.state)
         own = OwnFiles(path, self.layer.fileno(), maps)
-        self.guard = DiskGuard(self.c, self.place, own, self._rules, log=lambda: self._log, ended=self.note_given_up)
+        self.guard = DiskGuard(self.c, self.place, own, self._rules, log=lambda: self._log, ended=self.note_abandoned_log)
 
     def _recover(self, closed: LogExtent | None) -> None:
         """Continue the log, or note why that is not possible.  ``closed``: what it had when it was closed in order."""
@@ -308,7 +308,7 @@ class Disk:
     @property
     def log(self) -> DiskLog:
         """The change log; ``NotTracked`` if there is none."""
-        self.note_given_up()
+        self.note_abandoned_log()
         if self._log is None:
             why = f" ({self.state.needs_resync}: it needs a resync)" if self.state.needs_resync else ""
             raise RigError(Code.NotTracked, f"disk {self.place} is not tracked{why}")
@@ -317,12 +317,12 @@ class Disk:
     @property
     def tracked(self) -> bool:
         """Whether writes are logged."""
-        self.note_given_up()
+        self.note_abandoned_log()
         return self._log is not None
 
     def start_tracking(self, *, new_generation: bool, after: int = 0) -> None:
         """Log every write from now on, in a new generation (later than ``after``) unless the log continues already."""
-        self.note_given_up()
+        self.note_abandoned_log()
         if self._log is not None and not new_generation:
             return
         if self.guard is not None:
@@ -389,15 +389,15 @@ class Disk:
         """Note in the state what requests have done to the disk: they made it grow, or the log was abandoned."""
         if self._c is not None:
             self._note_growth()
-            self.note_given_up()
+            self.note_abandoned_log()
 
-    def note_given_up(self) -> None:
+    def note_abandoned_log(self) -> None:
         """If the writer has given the log up, say so in the disk's state.  The dirty file has it already."""
-        if self._log is None or (reason := self._log.given_up) is None:
+        if self._log is None or (reason := self._log.abandoned_because) is None:
             return
         # The guard has reported the changes of files by other programs.
         tell = _log.info if reason in (Code.ImageChanged, Code.LogCorrupt) else _log.warning
-        tell("log_given_up", disk=str(self.place), reason=reason, dirty_bytes=self.dirty_bytes)
+        tell("log_abandoned", disk=str(self.place), reason=reason, dirty_bytes=self.dirty_bytes)
         self._set(tracked=False, needs_resync=reason)  # if it fails, it is done at the next call
         self._log, self._noting = None, reason in dirty_bitmap.NOTED
         # Only now: the current segment may still be named so, and after a power loss the dirty file may not say why.
@@ -436,7 +436,7 @@ class Disk:
 
     def segments(self) -> list[SegmentInfo]:
         """Closed, durable segments of the current generation."""
-        self.note_given_up()
+        self.note_abandoned_log()
         return self._log.segments() if self._log else []
 
     def segment_bytes(self, number: int, path: Path) -> int:

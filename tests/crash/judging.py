@@ -36,7 +36,7 @@ def judge(world: World, state: State, known: Known, crash: Crash) -> str:
     """Recover the state in the world's folder; raises :class:`LieError` unless the outcome, which is returned, is true."""
     world.put(state)
     told = DiskState.load(world.place.file("disk"))
-    noted = _given_up(world, told)
+    noted = _abandoned(world, told)
     try:
         disk, positions = world.open()
     except RigError as exc:
@@ -48,7 +48,7 @@ def judge(world: World, state: State, known: Known, crash: Crash) -> str:
         positions.close()
 
 
-def _given_up(world: World, told: DiskState) -> str | None:
+def _abandoned(world: World, told: DiskState) -> str | None:
     """What the dirty file says, as far as it is the log's that the state names."""
     try:
         found = dirty_bitmap.read(world.place.file("dirty"))
@@ -163,8 +163,8 @@ class _Case:
     def _check_flushed_log(self) -> None:
         """Flushed records are in the log, unless the disk's state gives the reason why the log ended."""
         known = self.known
-        given_up = known.given_up or self.noted or self.told.needs_resync
-        if not known.tracked or known.turning or given_up or known.sure_seq <= known.remote_seq:
+        abandoned = known.abandoned or self.noted or self.told.needs_resync
+        if not known.tracked or known.turning or abandoned or known.sure_seq <= known.remote_seq:
             return
         found = set[int]()
         for path in self.disk.place.folder.glob(f"{NAME}.*"):

@@ -54,7 +54,7 @@ class Known:
     remote_seq: int
     position: int
     sure_seq: int = 0
-    given_up: str | None = None
+    abandoned: str | None = None
     turning: bool = False
     faulty: bool = False
     torn: bool = False
@@ -162,7 +162,7 @@ class Life:
         known.versions.append(bytes(self._data))
         self._tell(
             phase="open", acked=len(known.versions) - 1, tracked=disk.tracked, generation=disk.state.generation,
-            next_seq=disk.log.next_seq if disk.tracked else 0, given_up=disk.state.needs_resync, position=positions.value,
+            next_seq=disk.log.next_seq if disk.tracked else 0, abandoned=disk.state.needs_resync, position=positions.value,
             torn=False,
         )  # fmt: skip
 
@@ -200,11 +200,11 @@ class Life:
             steps.append((1, self._start_tracking))
         (step,) = self._rng.choices([step for _, step in steps], [weight for weight, _ in steps])
         step(disk)
-        given_up = disk.state.needs_resync if not disk.tracked else None
+        abandoned = disk.state.needs_resync if not disk.tracked else None
         self._tell(
             acked=len(self._known.versions) - 1,
             tracked=disk.tracked,
-            given_up=given_up,
+            abandoned=abandoned,
             generation=disk.state.generation,
             next_seq=disk.log.next_seq if disk.tracked else 0,
             position=positions.value,

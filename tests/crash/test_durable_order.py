@@ -130,15 +130,15 @@ def test_tracking_ends_in_the_state_before_a_write_is_not_logged(disk: Disk, mon
     again.abandon()
 
 
-@pytest.mark.parametrize("given_up", [True, False])
+@pytest.mark.parametrize("abandoned", [True, False])
 def test_a_new_log_takes_nothing_from_the_old_one_before_the_state_names_it(
-    disk: Disk, monkeypatch: pytest.MonkeyPatch, given_up: bool
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, abandoned: bool
 ) -> None:
     """A kill finds what the old one's writer did until the last moment: a segment begun in the spare, a giving up."""
 
     def killed(_state: DiskState, _path: Path) -> None:
         disk.write(4096, b"in the spare")
-        if given_up:
+        if abandoned:
             disk.write(8192, bytes(SIZE // 2))
         raise Killed
 
@@ -149,8 +149,8 @@ def test_a_new_log_takes_nothing_from_the_old_one_before_the_state_names_it(
         disk.start_tracking(new_generation=True)
     disk.abandon()
     again = reopened(disk)
-    assert (again.state.generation, again.state.needs_resync) == (1, "LogOverflow" if given_up else None)
-    if given_up:
+    assert (again.state.generation, again.state.needs_resync) == (1, "LogOverflow" if abandoned else None)
+    if abandoned:
         assert again.dirty_ranges() == [(0, again.dirty_bytes)]
         assert again.dirty_bytes > SIZE // 2
     else:

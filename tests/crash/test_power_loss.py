@@ -103,8 +103,8 @@ class History:
         versions = [self._bytes_of(state)]
         if last.phase == "closed":
             return replace(last, phase="opening", versions=versions, sure=0, acked=0)
-        given_up = DiskState.load(self.trial.place.file("disk")).needs_resync
-        return replace(last, phase="opening", versions=versions, sure=0, acked=0, torn=True, given_up=given_up)
+        abandoned = DiskState.load(self.trial.place.file("disk")).needs_resync
+        return replace(last, phase="opening", versions=versions, sure=0, acked=0, torn=True, abandoned=abandoned)
 
     def _bytes_of(self, state: State) -> bytes:
         """What the disk holds after a power loss; recovery leaves it so."""

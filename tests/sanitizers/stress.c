@@ -55,7 +55,7 @@ static void change(const struct victim *victim, uint64_t handle, uint8_t *buf)
 	uint64_t size = sr_disk_bytes(victim->disk);
 	uint64_t offset = dice(16) ? the_round.done / 64 * 65536 + dice(2 * 65536) : dice(size);
 	uint64_t bytes = 1 + dice(dice(4) ? 9000 : IO_BYTES_MAX);
-	offset %= victim->given_up ? 131072 : size; /* else nothing would be left that is not dirty */
+	offset %= victim->abandoned ? 131072 : size; /* else nothing would be left that is not dirty */
 	if (dice(2)) {
 		offset = offset / 4096 * 4096;
 		bytes = (bytes + 4095) / 4096 * 4096;
@@ -190,7 +190,7 @@ static void *keep_segments(void *number)
 		struct victim *victim = some_victim();
 		struct sr_log_info info;
 		sr_log_info(victim->disk, &info);
-		victim->given_up = info.state != SR_LOGGED;
+		victim->abandoned = info.state != SR_LOGGED;
 		if (info.state == SR_LOGGED && !info.has_spare && victim->spares < SEGMENTS_MAX - 2) {
 			int fd = segment_file(victim, victim->generation, ++victim->spares);
 			if (!sr_log_give_spare(victim->disk, fd)) {
@@ -379,7 +379,7 @@ static void run_round(const char *folder)
 	seed_thread(0);
 	the_round.fault = (enum fault)((seed_given + round_number) % FAULTS);
 	the_round.over_view = (int)dice(2);
-	the_round.full_gives_up = (int)dice(2);
+	the_round.abandon_when_full = (int)dice(2);
 	the_round.kept_bytes_max = dice(3) ? 0 : SEGMENT_BYTES * (8 + dice(80));
 	the_round.snapshot_bytes_max = dice(4) ? DISK_BYTES_MAX : DISK_BYTES / 4;
 	for (int i = 0; i < VICTIMS; i++) {
@@ -398,7 +398,7 @@ static void run_round(const char *folder)
 	printf("round %" PRIu64 ": %s, faults %s, a full log is %s, limits: log %" PRIu64 ", snapshot %" PRIu64
 	       "; %" PRIu64 " requests\n",
 	       round_number, the_round.over_view ? "top over a view" : "raw", fault_names[the_round.fault],
-	       the_round.full_gives_up ? "given up" : "refused", the_round.kept_bytes_max, the_round.snapshot_bytes_max,
+	       the_round.abandon_when_full ? "given up" : "refused", the_round.kept_bytes_max, the_round.snapshot_bytes_max,
 	       the_round.done);
 	for (int i = 0; i < VICTIMS; i++)
 		check_victim(&the_round.victims[i]);

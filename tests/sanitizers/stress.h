@@ -38,7 +38,7 @@ struct victim {
 	char folder[200], name[16];
 	uint8_t *initial; /* DISK_BYTES of what it held before */
 	_Atomic int generation;
-	_Atomic int given_up;           /* seen that the log was */
+	_Atomic int abandoned;           /* seen that the log was */
 	_Atomic uint64_t spares;        /* segments of this generation whose file was made */
 	_Atomic uint64_t oldest_number; /* of this generation, not yet applied */
 	uint8_t *dirty;                 /* mapped: this generation's dirty file */
@@ -54,7 +54,7 @@ struct round {
 	int event_fd;
 	enum fault fault;
 	int over_view; /* the disks are tops over a view; else raw */
-	int full_gives_up;
+	int abandon_when_full;
 	uint64_t kept_bytes_max, snapshot_bytes_max;
 	_Atomic int stop, stop_requests, faults_on;
 	_Atomic uint64_t done;

@@ -197,7 +197,7 @@ void start_log(struct victim *victim)
 				     .oldest_number = 1,
 				     .segment_bytes = SEGMENT_BYTES,
 				     .kept_bytes_max = the_round.kept_bytes_max,
-				     .full_gives_up = the_round.full_gives_up,
+				     .abandon_when_full = the_round.abandon_when_full,
 				     .fd = segment_file(victim, generation, 1),
 				     .dirty_fd = dirty_fd};
 	victim->gave_up[generation - 1] = generation > 1 && before.state != SR_LOGGED;

@@ -10,7 +10,7 @@ int64_t sr_note_changed(struct sr_disk *disk, int64_t result)
 	if (result != -ESTALE)
 		return result;
 	__atomic_store_n(&disk->file_changed, 1, __ATOMIC_RELEASE);
-	sr_log_give_up(disk, SR_IMAGE_CHANGED);
+	sr_log_abandon(disk, SR_IMAGE_CHANGED);
 	disk->event_due = 1;
 	return -EIO;
 }
@@ -43,7 +43,7 @@ void sr_disk_forget_file_changed(struct sr_disk *disk)
 void sr_disk_note_log_lost(struct sr_disk *disk)
 {
 	pthread_mutex_lock(&disk->lock);
-	sr_log_give_up(disk, SR_LOG_LOST);
+	sr_log_abandon(disk, SR_LOG_LOST);
 	sr_unlock(disk);
 }
 

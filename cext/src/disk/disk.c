@@ -146,7 +146,7 @@ static int64_t write_locked(struct sr_disk *disk, const void *buf, uint64_t byte
 		rc = sr_log_shorten(disk, &mark, buf, (uint32_t)done);
 		if (rc == 0)
 			return done;
-		sr_log_give_up(disk, SR_WRITE_FAILED);
+		sr_log_abandon(disk, SR_WRITE_FAILED);
 		return rc;
 	}
 	sr_log_revoke(disk, &mark);
@@ -186,7 +186,7 @@ static int zero_locked(struct sr_disk *disk, int type, uint64_t offset, uint64_t
 		return 0;
 	rc = (int)sr_note_changed(disk, rc);
 	/* How much of it reads as zeros now cannot be told. */
-	sr_log_give_up(disk, SR_WRITE_FAILED);
+	sr_log_abandon(disk, SR_WRITE_FAILED);
 	return rc;
 }
 

@@ -113,7 +113,7 @@ struct sr_log_setup {
 	uint64_t oldest_number;    /* of the kept segments */
 	uint64_t segment_bytes;    /* a segment is switched when it is so long, if there is a spare */
 	uint64_t kept_bytes_max;   /* past it the log is given up; 0: no limit */
-	int full_gives_up;         /* when the log cannot be written: give it up (1), or refuse the write (0) */
+	int abandon_when_full;         /* when the log cannot be written: give it up (1), or refuse the write (0) */
 	int fd;                    /* of the first segment; owned */
 	int dirty_fd;              /* the dirty file; owned.  If its state word says that the log was given up, then there is no
 				    * log, `fd` is not touched, and the bitmap goes on being filled */

@@ -27,7 +27,7 @@ struct log {
 	uint64_t older_bytes;   /* of all kept segments but the current one */
 	uint64_t oldest_number; /* of the kept segments */
 	uint64_t segment_bytes, kept_bytes_max;
-	int full_gives_up;
+	int abandon_when_full;
 	int flush_due; /* something was logged since the last FLUSH record */
 	struct segment *first, *current;
 	int spare_fd;
@@ -82,7 +82,7 @@ void sr_log_revoke(struct sr_disk *disk, const struct mark *mark);
 int sr_log_shorten(struct sr_disk *disk, const struct mark *mark, const void *payload, uint32_t bytes);
 int sr_log_switch(struct sr_disk *disk);
 int sr_log_rotate_locked(struct sr_disk *disk);
-void sr_log_give_up(struct sr_disk *disk, int state);
+void sr_log_abandon(struct sr_disk *disk, int state);
 /* Before a write of so many bytes: gives the log up if it would become too long. */
 void sr_log_make_room(struct sr_disk *disk, uint64_t bytes);
 /* The disk is about to be so large; it has become so large: what segments that begin later say of it. */

@@ -35,7 +35,7 @@ static void note_synced(struct sr_disk *disk, struct segment **held, size_t coun
 		held[i]->info.durable = 1;
 	if (rc) {
 		disk->sync_error = (int)sr_note_changed(disk, rc);
-		sr_log_give_up(disk, SR_SYNC_FAILED);
+		sr_log_abandon(disk, SR_SYNC_FAILED);
 	}
 	for (size_t i = 0; i < count; i++)
 		sr_log_release(disk, held[i]);

@@ -195,9 +195,9 @@ int sr_log_record(struct sr_disk *disk, int type, int flags, uint64_t offset, ui
 			log->flush_due = 1;
 			return 0;
 		}
-		if (!log->full_gives_up || (rc != -ENOSPC && rc != -EDQUOT))
+		if (!log->abandon_when_full || (rc != -ENOSPC && rc != -EDQUOT))
 			return rc;
-		sr_log_give_up(disk, SR_LOG_FULL);
+		sr_log_abandon(disk, SR_LOG_FULL);
 	}
 	if (type == SR_WRITE || type == SR_ZERO || type == SR_DISCARD)
 		sr_log_mark_dirty(disk, offset, length);
@@ -259,7 +259,7 @@ void sr_log_mark_dirty(struct sr_disk *disk, uint64_t offset, uint64_t bytes)
 		bits[c / 8] |= (uint8_t)(1u << (c % 8));
 }
 
-void sr_log_give_up(struct sr_disk *disk, int state)
+void sr_log_abandon(struct sr_disk *disk, int state)
 {
 	struct log *log = &disk->log;
 
@@ -286,7 +286,7 @@ void sr_log_make_room(struct sr_disk *disk, uint64_t bytes)
 	if (log->state != SR_LOGGED || log->kept_bytes_max == 0)
 		return;
 	if (log->older_bytes + log->current->info.end + SR_RECORD_HEADER_BYTES + bytes > log->kept_bytes_max)
-		sr_log_give_up(disk, SR_LOG_OVERFLOW);
+		sr_log_abandon(disk, SR_LOG_OVERFLOW);
 }
 
 /* Room for the chunks of a larger disk; -errno leaves all as it was. */
@@ -363,7 +363,7 @@ static int make_log(const struct sr_log_setup *setup, struct log *log)
 			    .oldest_number = setup->oldest_number,
 			    .segment_bytes = setup->segment_bytes,
 			    .kept_bytes_max = setup->kept_bytes_max,
-			    .full_gives_up = setup->full_gives_up,
+			    .abandon_when_full = setup->abandon_when_full,
 			    .spare_fd = -1,
 			    .dirty_fd = setup->dirty_fd};
 

@@ -564,7 +564,7 @@ def test_a_kill_while_a_new_log_is_begun_never_hides_that_the_old_one_was_given_
     disk.start_tracking(new_generation=False)
     disk.write(0, bytes(SIZE // 2 + 1))
     if noted:
-        disk.note_given_up()
+        disk.note_abandoned_log()
     assert (disk.state.needs_resync, disk.state.tracked) == (("LogOverflow", False) if noted else (None, True))
     dirty_bitmap.make(disk.place.file("dirty"), disk_id=disk.state.disk_id, generation=disk.state.generation + 1)
     disk = reopen(disk, positions)
