@@ -485,7 +485,7 @@ def _cut(path: Path, end: int) -> None:
         os.close(fd)
 
 
-def go_on_noting(disk: Any, path: Path) -> None:
+def resume_dirty_tracking(disk: Any, path: Path) -> None:
     """Of a disk whose log was given up earlier: note what changes in its dirty file at ``path``."""
     setup = ffi.new("struct sr_log_setup *")
     setup.fd, setup.dirty_fd = -1, dirty_bitmap.open_for_writer(path)

@@ -37,7 +37,7 @@ import structlog
 import trio
 
 from siterig.blockfs.changelog import dirty_bitmap
-from siterig.blockfs.changelog.disk_log import DiskLog, LogExtent, check, find_segments, go_on_noting
+from siterig.blockfs.changelog.disk_log import DiskLog, LogExtent, check, find_segments, resume_dirty_tracking
 from siterig.blockfs.changelog.recovery import DISK_BYTES_MAX, Recovered, recover_log
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.changelog.tags import TagSeen, encode_tag
@@ -81,7 +81,7 @@ class Disk:
         self._known: list[FileStamp] = []  # of the orderly end before
         self._rules = rules
         self._log: DiskLog | None = None
-        self._noting = False  # the log was given up, and the dirty file has all that changed since
+        self._dirty_tracking = False  # the log was given up, and the dirty file has all that changed since
         self._thread_lock = threading.Lock()  # what runs in other threads keeps the disk in C from being freed
         self._open_in_c()
 
@@ -193,8 +193,8 @@ class Disk:
             self._set(needs_resync=reason if reason == Code.PowerLoss else Code.LogCorrupt)
             return
         dirty_bitmap.begin_use(self.place.file("dirty"))
-        go_on_noting(self.c, self.place.file("dirty"))
-        self._noting = True
+        resume_dirty_tracking(self.c, self.place.file("dirty"))
+        self._dirty_tracking = True
 
     def _make_log(self, found: Recovered) -> DiskLog:
         return DiskLog(
@@ -350,7 +350,7 @@ class Disk:
         except BaseException:
             log.discard()
             raise
-        self._log, self._noting, self.opened_seq = None, False, None
+        self._log, self._dirty_tracking, self.opened_seq = None, False, None
         try:
             log.start()
         except OSError:
@@ -365,7 +365,7 @@ class Disk:
         with self._thread_lock:
             self._set(tracked=False, needs_resync=None)  # before the first write that is not logged
             lib.sr_log_stop(self.c)
-            self._log, self._noting = None, False
+            self._log, self._dirty_tracking = None, False
             self._delete_segments()
 
     def maintain(self) -> None:
@@ -399,7 +399,7 @@ class Disk:
         tell = _log.info if reason in (Code.ImageChanged, Code.LogCorrupt) else _log.warning
         tell("log_abandoned", disk=str(self.place), reason=reason, dirty_bytes=self.dirty_bytes)
         self._set(tracked=False, needs_resync=reason)  # if it fails, it is done at the next call
-        self._log, self._noting = None, reason in dirty_bitmap.NOTED
+        self._log, self._dirty_tracking = None, reason in dirty_bitmap.NOTED
         # Only now: the current segment may still be named so, and after a power loss the dirty file may not say why.
         self.place.file("spare").unlink(missing_ok=True)
 
@@ -420,7 +420,7 @@ class Disk:
 
         ``NotTracked`` if that is not known: then it may be everything.
         """
-        if not self._noting:
+        if not self._dirty_tracking:
             raise RigError(Code.NotTracked, f"disk {self.place}: it is not known what has changed since its logs ended")
         return dirty_bitmap.read(self.place.file("dirty")).ranges
 
@@ -538,7 +538,7 @@ class Disk:
             )
         self._set(tracked=False, needs_resync=Code.DiskReplaced)
         lib.sr_log_stop(self.c)
-        self._log, self._noting = None, False
+        self._log, self._dirty_tracking = None, False
         self.staging.rename(self.place.file("img"))
         sync_folder(self.place.folder)
         self._delete_segments()
@@ -567,9 +567,9 @@ class Disk:
         self._close_in_c()
         if closed is not None:
             self._set(closed=disk_identity.closed_note(self.place, self.state, closed, self._known, self._rules.digests))
-        if self._noting and self.file_trouble is None:
+        if self._dirty_tracking and self.file_trouble is None:
             dirty_bitmap.end_use(self.place.file("dirty"))
-            self._noting = False
+            self._dirty_tracking = False
 
     def abandon(self) -> None:
         """Let go of everything without a sync, as a kill would."""
