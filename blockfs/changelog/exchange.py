@@ -23,7 +23,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import rename_new, sync_folder
 from siterig.blockfs.files.safe_files import temporary_name
-from siterig.blockfs.layers.layer import TopLayer
+from siterig.blockfs.layers.layer import OverlayLayer
 from siterig.cext.checksums import is_zero
 
 PIECE_BYTES_MAX = 4 << 20
@@ -74,16 +74,16 @@ def export_log(
     return done
 
 
-def _state(log: CheckedLog, base: Path | None, format_: Literal["raw", "vhd"] | None, folder: Path) -> TopLayer | None:
+def _state(log: CheckedLog, base: Path | None, format_: Literal["raw", "vhd"] | None, folder: Path) -> OverlayLayer | None:
     if base is None:
         return None
-    return TopLayer(open_image(base, log, writable=False, format_=format_), folder / "disk")
+    return OverlayLayer(open_image(base, log, writable=False, format_=format_), folder / "disk")
 
 
 class _Export:
     """``state``: the disk as it is after each record, to take from it the rest of a sector that a record touches."""
 
-    def __init__(self, log: CheckedLog, writer: DmLogWriter, state: TopLayer | None) -> None:
+    def __init__(self, log: CheckedLog, writer: DmLogWriter, state: OverlayLayer | None) -> None:
         self._log = log
         self._writer = writer
         self._state = state

@@ -53,7 +53,7 @@ from siterig.blockfs.disk.snapshot import Snapshot, begin_snapshots
 from siterig.blockfs.disk.views import Views
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.files.os_errors import reason
-from siterig.blockfs.layers.layer import RawLayer, TopLayer, WritableLayer
+from siterig.blockfs.layers.layer import OverlayLayer, RawLayer, WritableLayer
 from siterig.blockfs.watch.file_stamps import FileStamp
 from siterig.blockfs.watch.own_file import OwnFiles
 from siterig.cext._core import ffi, lib
@@ -484,7 +484,7 @@ class Disk:
     @property
     def own_bytes(self) -> int:
         """All below this offset is the disk's own."""
-        return int(lib.sr_disk_adopted(self.c)) if isinstance(self.layer, TopLayer) else self.size_bytes
+        return int(lib.sr_disk_adopted(self.c)) if isinstance(self.layer, OverlayLayer) else self.size_bytes
 
     def adopt(self, bytes_max: int) -> bool:
         """Copy about so much of what it lacks from below; whether it has all now.  In any thread, one at a time."""
@@ -511,7 +511,7 @@ class Disk:
             while (done := int(lib.sr_disk_settle(self.c))) == -errno.EAGAIN:  # it has grown, with zeros
                 check(lib.sr_disk_adopt(self.c, DISK_BYTES_MAX))
             check(done)
-            self.layer = RawLayer.of_top(self.layer, self.place.file("img"))
+            self.layer = RawLayer.of_overlay(self.layer, self.place.file("img"))
         remove_maps(self.place)
 
     # --- the end ------------------------------------------------------------------------------------------------

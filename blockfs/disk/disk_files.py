@@ -23,7 +23,7 @@ from siterig.blockfs.disk.views import Views
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.files.os_errors import naming
-from siterig.blockfs.layers.layer import Layer, RawLayer, TopLayer, WritableLayer
+from siterig.blockfs.layers.layer import Layer, OverlayLayer, RawLayer, WritableLayer
 
 SECTOR_BYTES = 512
 HOLDER_KIND = "vm"
@@ -194,7 +194,7 @@ def open_layer(place: DiskPlace, state: DiskState, views: Views | None) -> Writa
     else:
         below = _open_below(place, state, views)
         try:
-            layer = TopLayer(below, place.file("top"))
+            layer = OverlayLayer(below, place.file("top"))
         except BaseException:
             below.close()
             raise

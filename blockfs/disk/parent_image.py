@@ -19,7 +19,7 @@ from siterig.blockfs.files import user_files
 from siterig.blockfs.images import image, vhd
 from siterig.blockfs.images.image_bytes import ImageBytes
 from siterig.blockfs.images.image_kind import WANTED
-from siterig.blockfs.layers.layer import Layer, RawLayer, TopLayer
+from siterig.blockfs.layers.layer import Layer, OverlayLayer, RawLayer
 
 CODE = Code.BrokenVhdChain
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
@@ -72,7 +72,7 @@ def _check(note: ParentNote, fd: int) -> None:
 
 def broken_chain(state: DiskState, layer: Layer) -> str | None:
     """Why the parent of an open thin disk is not what it was (``BrokenVhdChain``); None: it is, or the disk has none."""
-    if state.parent is None or not isinstance(layer, TopLayer) or layer.lower_fd is None:
+    if state.parent is None or not isinstance(layer, OverlayLayer) or layer.lower_fd is None:
         return None
     return why_broken(state.parent, layer.lower_fd)
 

@@ -1,7 +1,7 @@
 """Layers of a disk: a raw file, a view of a managed disk, a writable top over either.
 
 Fault contract -------------- ``RawLayer`` has no state but the bytes of its file.  ``ViewLayer`` never changes; each byte
-that is read through it is checked, and one that is not as it was written is an ``OSError``, never served.  ``TopLayer`` has
+that is read through it is checked, and one that is not as it was written is an ``OSError``, never served.  ``OverlayLayer`` has
 a bitmap of the blocks that its file holds; data reaches the file before its bit is set, so a kill between the two leaves
 the block as it was before, and the disk's change log (which precedes both) writes it again.  After a power loss the two may
 disagree, so what is synced has a bitmap of its own (:mod:`siterig.blockfs.layers.present_map`): no block that was written
@@ -209,11 +209,11 @@ class RawLayer(_WritableCLayer):
             raise
 
     @classmethod
-    def of_top(cls, top: WritableLayer, path: Path) -> RawLayer:
+    def of_overlay(cls, overlay: WritableLayer, path: Path) -> RawLayer:
         """What ``top`` is in C after it let go of all that it lay over; its file is ``path`` now."""
         raw = cls.__new__(cls)
-        raw.path, raw._fd = path, top.fileno()
-        _CLayer.__init__(raw, top.transfer_ownership())
+        raw.path, raw._fd = path, overlay.fileno()
+        _CLayer.__init__(raw, overlay.transfer_ownership())
         return raw
 
     @property
@@ -299,7 +299,7 @@ class ViewLayer(_CLayer):
         return self._stored_bytes
 
 
-class TopLayer(_WritableCLayer):
+class OverlayLayer(_WritableCLayer):
     """A sparse file that takes the writes over a read-only lower layer, with a bitmap of the blocks it holds.
 
     ``path`` is the file, ``path`` + ``.present`` the bitmap: one bit a 4 KiB block.  Owns the lower layer,
@@ -314,9 +314,9 @@ class TopLayer(_WritableCLayer):
             if size == 0:
                 size = lower.size_bytes
                 os.ftruncate(fd, size)
-            _check_top(path, size, lower)
+            _check_overlay(path, size, lower)
             map_fd, durable_fd = present_map.open_maps(path)
-            super().__init__(_made(lib.sr_layer_top(lower.c, fd, map_fd, durable_fd, size)))
+            super().__init__(_made(lib.sr_layer_overlay(lower.c, fd, map_fd, durable_fd, size)))
         except BaseException:
             for opened in (fd, map_fd, durable_fd):
                 if opened >= 0:
@@ -338,6 +338,6 @@ class TopLayer(_WritableCLayer):
         return self._fd
 
 
-def _check_top(path: Path, size: int, lower: Layer) -> None:
+def _check_overlay(path: Path, size: int, lower: Layer) -> None:
     if size < lower.size_bytes:
         raise RigError(Code.DiskCorrupt, f"{path}: top of {size} bytes over a disk of {lower.size_bytes}")

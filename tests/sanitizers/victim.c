@@ -151,7 +151,7 @@ static struct sr_layer *make_layer(struct victim *victim)
 	struct sr_layer *lower = make_view(victim, base);
 	int top = file_of(victim, "top", DISK_BYTES, FD_DISK);
 	int durable = file_of(victim, "durable", SR_DURABLE_HEADER_BYTES, FD_OTHER);
-	return sr_layer_top(lower, top, file_of(victim, "present", 0, FD_OTHER), durable, DISK_BYTES);
+	return sr_layer_overlay(lower, top, file_of(victim, "present", 0, FD_OTHER), durable, DISK_BYTES);
 }
 
 int segment_file(const struct victim *victim, int generation, uint64_t number)

@@ -146,7 +146,7 @@ int64_t sr_layer_data_bytes(struct sr_layer *layer)
 	return start == -ENXIO ? bytes : start;
 }
 
-/* --- a top that becomes a raw file --------------------------------------------------------------------------- */
+/* --- an overlay that becomes a raw file --------------------------------------------------------------------------- */
 
 int sr_layer_adopt_find(struct sr_layer *layer, char *buf, struct sr_adoption *run)
 {

@@ -1,4 +1,4 @@
-/* Layers of a disk: a raw file; a writable top over a layer; and, read-only, a view of a managed disk (view.h).
+/* Layers of a disk: a raw file; a writable overlay over a layer; and, read-only, a view of a managed disk (view.h).
  *
  * Reads may run in any number of threads, beside one thread that writes, zeroes or resizes.
  * Functions return 0 (or bytes done), or -errno.
@@ -22,7 +22,7 @@ struct sr_layer *sr_layer_raw(int fd, uint64_t bytes);
 
 /* File `fd` takes the writes over `lower`; one bit a 4 KiB block in file `map_fd` tells which it holds, and behind a header of
  * SR_DURABLE_HEADER_BYTES in file `durable_fd`, which of them are on stable storage.  Owns all. */
-struct sr_layer *sr_layer_top(struct sr_layer *lower, int fd, int map_fd, int durable_fd, uint64_t bytes);
+struct sr_layer *sr_layer_overlay(struct sr_layer *lower, int fd, int map_fd, int durable_fd, uint64_t bytes);
 
 void sr_layer_free(struct sr_layer *layer);
 
@@ -35,7 +35,7 @@ int sr_layer_read(struct sr_layer *layer, void *buf, uint64_t bytes, uint64_t of
  * whole: past the end are zeros. */
 int sr_layer_known_sum(struct sr_layer *layer, uint64_t offset, uint32_t *sum);
 
-/* 0, or -ESTALE: the file that takes the writes was cut short, or no name is left for it, or one of a top's maps was cut or is
+/* 0, or -ESTALE: the file that takes the writes was cut short, or no name is left for it, or one of an overlay's maps was cut or is
  * lost, so what is written would be lost.  All functions that change or sync a layer check this first: a write behind a cut
  * would make a hole of what was lost.  But a write, or a range of zeros, that ends before the file's last page finds out the
  * cut by that page (SR_WRITES_UNLOOKED_MAX), and the rest by a look at each that many writes only. */
@@ -67,7 +67,7 @@ void sr_layer_start_sync(struct sr_layer *layer);
 /* Everything written so far is on stable storage. */
 int sr_layer_sync(struct sr_layer *layer);
 
-/* A top becomes a raw file in steps: find what it lacks and read that from below, beside all others (but one thread at a time);
+/* An overlay becomes a raw file in steps: find what it lacks and read that from below, beside all others (but one thread at a time);
  * then put it in, as a write.  What was written in between is left alone. */
 struct sr_adoption {
 	uint64_t start, end; /* of a run of blocks; the last one of a disk may be a part of a block */
@@ -82,7 +82,7 @@ int sr_layer_adopt_put(struct sr_layer *layer, const char *buf, const struct sr_
 uint64_t sr_layer_adopted(const struct sr_layer *layer);
 int sr_layer_is_full(struct sr_layer *layer);
 
-/* A full top is a raw file from now on; returns the layer below, to be freed.  Waits for reads that run; as a write. */
+/* A full overlay is a raw file from now on; returns the layer below, to be freed.  Waits for reads that run; as a write. */
 struct sr_layer *sr_layer_settle(struct sr_layer *layer);
 
 /* Offset of the next data (whence SEEK_DATA) or hole (SEEK_HOLE; the end of the disk counts as one) from `offset`;

@@ -46,7 +46,7 @@ struct sr_layer_ops {
 };
 
 struct sr_layer {
-	const struct sr_layer_ops *ops; /* atomic: a top becomes a raw file while readers load it */
+	const struct sr_layer_ops *ops; /* atomic: an overlay becomes a raw file while readers load it */
 	uint64_t bytes;                 /* atomic: resize stores it while readers load it */
 };
 

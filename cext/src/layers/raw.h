@@ -1,4 +1,4 @@
-/* A layer's own file: all of a raw layer, and the first part of a top, which becomes a raw one. */
+/* A layer's own file: all of a raw layer, and the first part of an overlay, which becomes a raw one. */
 #ifndef SITERIG_RAW_H
 #define SITERIG_RAW_H
 

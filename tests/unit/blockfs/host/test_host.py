@@ -296,7 +296,7 @@ class TestOpenPoint:
         assert (tmp_path / "base").read_bytes()[:5] == b"point"
         again.abandon()
 
-    @pytest.mark.parametrize("failing", ["save", "TopLayer", "start_tracking"])
+    @pytest.mark.parametrize("failing", ["save", "OverlayLayer", "start_tracking"])
     async def test_what_fails_half_way_leaves_nothing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
     ) -> None:
@@ -308,7 +308,7 @@ class TestOpenPoint:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as patch:
-            owner = {"save": DiskState, "TopLayer": disk_module, "start_tracking": Disk}[failing]
+            owner = {"save": DiskState, "OverlayLayer": disk_module, "start_tracking": Disk}[failing]
             patch.setattr(owner, failing, full)
             with pytest.raises(RigError, match="the host's disk is full"):
                 await host.open_point(vm="web01", name="os", managed_disk="base", position=42)

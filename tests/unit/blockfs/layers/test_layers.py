@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.layers.layer import RawLayer, TopLayer, merge_ranges
+from siterig.blockfs.layers.layer import OverlayLayer, RawLayer, merge_ranges
 
 SIZE = 40_000  # not a multiple of the block size on purpose
 spans = st.tuples(st.integers(0, SIZE - 1), st.integers(1, 9000)).map(lambda s: (s[0], min(s[1], SIZE - s[0])))
@@ -41,7 +41,7 @@ def test_top_reads_as_a_byte_array_does(
     for name in ("top", "top.present", "top.durable"):
         (tmp_path / name).unlink(missing_ok=True)
     model = bytearray(base_file(tmp_path / "base"))
-    top = TopLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
+    top = OverlayLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
     for (offset, length), zero, value in ops:
         if zero:
             top.zero(offset, length)
@@ -52,7 +52,7 @@ def test_top_reads_as_a_byte_array_does(
     assert top.pread(*probe) == model[probe[0] : sum(probe)]
     top.sync()
     top.close()
-    again = TopLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
+    again = OverlayLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
     assert again.pread(0, SIZE) == model
     check_ranges(bytes(model), again.data_ranges())
     again.close()
@@ -61,7 +61,7 @@ def test_top_reads_as_a_byte_array_does(
 
 def test_top_grows_with_zeros(tmp_path: Path) -> None:
     data = base_file(tmp_path / "base")
-    top = TopLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
+    top = OverlayLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
     top.pwrite(10, b"abc")
     top.resize(SIZE + 100_000)
     top.pwrite(SIZE + 99_990, b"end")
@@ -73,7 +73,7 @@ def test_a_top_smaller_than_what_it_lies_over_is_refused(tmp_path: Path) -> None
     base_file(tmp_path / "base")
     (tmp_path / "top").write_bytes(bytes(10))
     with pytest.raises(RigError, match=f"top of 10 bytes over a disk of {SIZE}"):
-        TopLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
+        OverlayLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
 
 
 def test_raw_zero_gives_space_back(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.layers import base_image
 from siterig.blockfs.layers.base_image import BadBlock
 from siterig.blockfs.layers.extents import ExtentMap
-from siterig.blockfs.layers.layer import RawLayer, Source, TopLayer, ViewFault, ViewLayer, WritableLayer
+from siterig.blockfs.layers.layer import OverlayLayer, RawLayer, Source, ViewFault, ViewLayer, WritableLayer
 from siterig.cext._core import lib
 from siterig.cext.checksums import crc32c
 from tests.support.stores.views import affected, open_base, start_bytes, view_of
@@ -224,7 +224,7 @@ def test_faults_are_counted_and_the_last_are_kept_also_of_a_view_below_a_top(tmp
     volume.sums = [sum_ ^ 1 for sum_ in volume.sums]
     view = view_of(tmp_path, volume)
     faults = view.faults
-    top = TopLayer(view, tmp_path / "top")
+    top = OverlayLayer(view, tmp_path / "top")
     for i in range(30):
         with pytest.raises(OSError, match="Input/output error"):
             top.pread(i % 12 * BLOCK_BYTES, 1)
@@ -406,7 +406,7 @@ def test_what_a_state_stores_is_its_data_and_a_disk_over_it_adds_what_it_has_of_
     view = view_of(folder, Volume.of(made, start_bytes(seed)), start_bytes(seed))
     data_bytes = sum(length for _, length in view.data_ranges())
     assert view.stored_bytes == data_bytes
-    top = TopLayer(view, folder / "os.top")
+    top = OverlayLayer(view, folder / "os.top")
     state = DiskState(
         disk_id="6f1c2f5e-8a51-4d10-9a7e-0d6f5f3c2b1a", size_bytes=DISK_BYTES, kind="raw", generation=0, tracked=False,
         needs_resync=None,

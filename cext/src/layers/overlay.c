@@ -1,4 +1,4 @@
-/* A writable top: a sparse file that takes the writes over a lower layer, with a map of the blocks that it holds.
+/* A writable overlay: a sparse file that takes the writes over a lower layer, with a map of the blocks that it holds.
  *
  * Fault contract: blockfs/layers/layer.py. */
 #define _GNU_SOURCE
@@ -21,7 +21,7 @@
 #define MAP_BYTES_MAX (SR_DISK_BYTES_MAX / SR_BLOCK_BYTES / 8)
 #define MAP_PAGE_BYTES 4096 /* of the present map: what the durable one is written in */
 
-struct top {
+struct overlay {
 	struct raw raw; /* the file that takes the writes */
 	struct sr_layer *lower;
 	int map_fd, durable_fd;
@@ -33,45 +33,45 @@ struct top {
 	uint64_t adopted;       /* atomic: it holds all blocks below */
 };
 
-static const struct sr_layer_ops top_ops;
+static const struct sr_layer_ops overlay_ops;
 
 /* `layer` is the first part of the first member. */
-static struct top *top_of(struct sr_layer *layer)
+static struct overlay *overlay_of(struct sr_layer *layer)
 {
-	return (struct top *)layer;
+	return (struct overlay *)layer;
 }
 
-static const struct top *const_top_of(const struct sr_layer *layer)
+static const struct overlay *const_overlay_of(const struct sr_layer *layer)
 {
-	return (const struct top *)layer;
+	return (const struct overlay *)layer;
 }
 
 /* Not yet a raw file. */
-static int is_top(const struct top *top)
+static int is_overlay(const struct overlay *overlay)
 {
-	return sr_ops_of(&top->raw.layer) == &top_ops;
+	return sr_ops_of(&overlay->raw.layer) == &overlay_ops;
 }
 
 /* --- blocks -------------------------------------------------------------------------------------------------- */
 
-static int is_present(const struct top *top, uint64_t block)
+static int is_present(const struct overlay *overlay, uint64_t block)
 {
-	return (__atomic_load_n(&top->map[block / 8], __ATOMIC_ACQUIRE) >> (block % 8)) & 1;
+	return (__atomic_load_n(&overlay->map[block / 8], __ATOMIC_ACQUIRE) >> (block % 8)) & 1;
 }
 
 /* The end of the run of blocks, from that of `offset`, that are alike. */
-static uint64_t run_end(const struct top *top, uint64_t offset, uint64_t end, int present)
+static uint64_t run_end(const struct overlay *overlay, uint64_t offset, uint64_t end, int present)
 {
 	const uint8_t all = present ? 0xff : 0;
 	uint64_t block = offset / SR_BLOCK_BYTES + 1, last = (end + SR_BLOCK_BYTES - 1) / SR_BLOCK_BYTES;
 
 	while (block < last) {
 		if (block % 8 == 0 && block + 8 <= last &&
-		    __atomic_load_n(&top->map[block / 8], __ATOMIC_ACQUIRE) == all) {
+		    __atomic_load_n(&overlay->map[block / 8], __ATOMIC_ACQUIRE) == all) {
 			block += 8;
 			continue;
 		}
-		if (is_present(top, block) != present)
+		if (is_present(overlay, block) != present)
 			break;
 		block++;
 	}
@@ -93,21 +93,21 @@ static uint64_t map_pages(uint64_t disk_bytes)
 }
 
 /* A kill may have come before what it set was on stable storage. */
-static int read_maps(struct top *top)
+static int read_maps(struct overlay *overlay)
 {
 	static const uint8_t none[MAP_PAGE_BYTES];
 	uint8_t durable[MAP_PAGE_BYTES], present[MAP_PAGE_BYTES];
-	for (uint64_t page = 0; page < map_pages(top->raw.layer.bytes); page++) {
+	for (uint64_t page = 0; page < map_pages(overlay->raw.layer.bytes); page++) {
 		uint64_t at = page * MAP_PAGE_BYTES;
-		int rc = sr_io_read(top->durable_fd, durable, MAP_PAGE_BYTES, (int64_t)(SR_DURABLE_HEADER_BYTES + at));
+		int rc = sr_io_read(overlay->durable_fd, durable, MAP_PAGE_BYTES, (int64_t)(SR_DURABLE_HEADER_BYTES + at));
 		if (rc == 0)
-			rc = sr_io_read(top->map_fd, present, MAP_PAGE_BYTES, (int64_t)at);
+			rc = sr_io_read(overlay->map_fd, present, MAP_PAGE_BYTES, (int64_t)at);
 		if (rc)
 			return rc;
 		if (memcmp(present, none, MAP_PAGE_BYTES) != 0) /* what is not touched takes no memory */
-			memcpy(top->map + at, present, MAP_PAGE_BYTES);
+			memcpy(overlay->map + at, present, MAP_PAGE_BYTES);
 		if (memcmp(durable, present, MAP_PAGE_BYTES) != 0)
-			top->changed[page / 8] |= (uint8_t)(1u << (page % 8));
+			overlay->changed[page / 8] |= (uint8_t)(1u << (page % 8));
 	}
 	return 0;
 }
@@ -127,39 +127,39 @@ static int allocate_maps(int map_fd, int durable_fd, uint64_t disk_bytes)
 
 /* --- reading ------------------------------------------------------------------------------------------------- */
 
-static int read_top(struct sr_layer *layer, void *into, uint64_t bytes, uint64_t offset)
+static int read_overlay(struct sr_layer *layer, void *into, uint64_t bytes, uint64_t offset)
 {
-	struct top *top = top_of(layer);
+	struct overlay *overlay = overlay_of(layer);
 	uint64_t end = offset + bytes;
 	char *buf = into;
 	int rc = 0;
 
-	pthread_rwlock_rdlock(&top->shape);
-	if (!is_top(top)) {
-		pthread_rwlock_unlock(&top->shape);
+	pthread_rwlock_rdlock(&overlay->shape);
+	if (!is_overlay(overlay)) {
+		pthread_rwlock_unlock(&overlay->shape);
 		return sr_raw_read(layer, buf, bytes, offset);
 	}
 	while (offset < end && rc == 0) {
-		int present = is_present(top, offset / SR_BLOCK_BYTES);
-		uint64_t stop = run_end(top, offset, end, present);
+		int present = is_present(overlay, offset / SR_BLOCK_BYTES);
+		uint64_t stop = run_end(overlay, offset, end, present);
 		if (present)
 			rc = sr_raw_read(layer, buf, stop - offset, offset);
 		else
-			rc = sr_read_below(top->lower, buf, stop - offset, offset);
+			rc = sr_read_below(overlay->lower, buf, stop - offset, offset);
 		buf += stop - offset;
 		offset = stop;
 	}
-	pthread_rwlock_unlock(&top->shape);
+	pthread_rwlock_unlock(&overlay->shape);
 	return rc;
 }
 
-static int64_t seek_blocks(struct top *top, uint64_t offset, uint64_t end, int hole)
+static int64_t seek_blocks(struct overlay *overlay, uint64_t offset, uint64_t end, int hole)
 {
 	while (offset < end) {
-		int present = is_present(top, offset / SR_BLOCK_BYTES);
-		uint64_t stop = run_end(top, offset, end, present);
-		int64_t found = present ? sr_raw_seek(&top->raw.layer, offset, stop, hole)
-					: sr_seek_below(top->lower, offset, stop, hole);
+		int present = is_present(overlay, offset / SR_BLOCK_BYTES);
+		uint64_t stop = run_end(overlay, offset, end, present);
+		int64_t found = present ? sr_raw_seek(&overlay->raw.layer, offset, stop, hole)
+					: sr_seek_below(overlay->lower, offset, stop, hole);
 		if (found < 0 || (uint64_t)found < stop)
 			return found;
 		offset = stop;
@@ -167,41 +167,41 @@ static int64_t seek_blocks(struct top *top, uint64_t offset, uint64_t end, int h
 	return (int64_t)end;
 }
 
-static int64_t seek_top(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole)
+static int64_t seek_overlay(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole)
 {
-	struct top *top = top_of(layer);
-	pthread_rwlock_rdlock(&top->shape);
-	int64_t found = is_top(top) ? seek_blocks(top, offset, end, hole) : sr_raw_seek(layer, offset, end, hole);
-	pthread_rwlock_unlock(&top->shape);
+	struct overlay *overlay = overlay_of(layer);
+	pthread_rwlock_rdlock(&overlay->shape);
+	int64_t found = is_overlay(overlay) ? seek_blocks(overlay, offset, end, hole) : sr_raw_seek(layer, offset, end, hole);
+	pthread_rwlock_unlock(&overlay->shape);
 	return found;
 }
 
 /* --- writing ------------------------------------------------------------------------------------------------- */
 
 /* Bring one block up from below, if it is not there and the write does not cover it whole. */
-static int fill_block(struct top *top, uint64_t block, uint64_t offset, uint64_t end)
+static int fill_block(struct overlay *overlay, uint64_t block, uint64_t offset, uint64_t end)
 {
 	char data[SR_BLOCK_BYTES];
 	uint64_t start = block * SR_BLOCK_BYTES, stop = start + SR_BLOCK_BYTES;
-	if (stop > top->raw.layer.bytes)
-		stop = top->raw.layer.bytes;
-	if ((offset <= start && stop <= end) || is_present(top, block))
+	if (stop > overlay->raw.layer.bytes)
+		stop = overlay->raw.layer.bytes;
+	if ((offset <= start && stop <= end) || is_present(overlay, block))
 		return 0;
-	int rc = sr_read_below(top->lower, data, stop - start, start);
+	int rc = sr_read_below(overlay->lower, data, stop - start, start);
 	if (rc)
 		return rc;
-	int64_t done = sr_io_write(top->raw.fd, data, (int64_t)(stop - start), (int64_t)start);
+	int64_t done = sr_io_write(overlay->raw.fd, data, (int64_t)(stop - start), (int64_t)start);
 	if (done < 0)
 		return (int)done;
 	return done == (int64_t)(stop - start) ? 0 : -ENOSPC;
 }
 
-static int fill_edges(struct top *top, uint64_t offset, uint64_t end)
+static int fill_edges(struct overlay *overlay, uint64_t offset, uint64_t end)
 {
 	uint64_t first = offset / SR_BLOCK_BYTES, last = (end - 1) / SR_BLOCK_BYTES;
-	int rc = fill_block(top, first, offset, end);
+	int rc = fill_block(overlay, first, offset, end);
 	if (rc == 0 && last != first)
-		rc = fill_block(top, last, offset, end);
+		rc = fill_block(overlay, last, offset, end);
 	return rc;
 }
 
@@ -211,31 +211,31 @@ static void set_bit(uint8_t *map, uint64_t number)
 }
 
 /* Only now, after the bytes: a kill between the two leaves the block as it was.  -ESTALE: after a kill it would not be there. */
-static int mark_present(struct top *top, uint64_t offset, uint64_t end)
+static int mark_present(struct overlay *overlay, uint64_t offset, uint64_t end)
 {
 	for (uint64_t block = offset / SR_BLOCK_BYTES; block <= (end - 1) / SR_BLOCK_BYTES; block++) {
-		if (is_present(top, block))
+		if (is_present(overlay, block))
 			continue;
-		set_bit(top->file_map.at, block);
-		set_bit(top->map, block);
-		set_bit(top->changed, block / 8 / MAP_PAGE_BYTES);
+		set_bit(overlay->file_map.at, block);
+		set_bit(overlay->map, block);
+		set_bit(overlay->changed, block / 8 / MAP_PAGE_BYTES);
 	}
-	return sr_map_lost(&top->file_map) ? -ESTALE : 0;
+	return sr_map_lost(&overlay->file_map) ? -ESTALE : 0;
 }
 
-static int64_t write_top(struct sr_layer *layer, const void *buf, uint64_t bytes, uint64_t offset)
+static int64_t write_overlay(struct sr_layer *layer, const void *buf, uint64_t bytes, uint64_t offset)
 {
-	struct top *top = top_of(layer);
-	int rc = sr_raw_check_before_change(&top->raw, offset + bytes);
+	struct overlay *overlay = overlay_of(layer);
+	int rc = sr_raw_check_before_change(&overlay->raw, offset + bytes);
 	if (rc == 0)
-		rc = fill_edges(top, offset, offset + bytes);
+		rc = fill_edges(overlay, offset, offset + bytes);
 	if (rc)
 		return rc;
-	int64_t done = sr_io_write(top->raw.fd, buf, (int64_t)bytes, (int64_t)offset);
+	int64_t done = sr_io_write(overlay->raw.fd, buf, (int64_t)bytes, (int64_t)offset);
 	if (done <= 0)
 		return done;
 	uint64_t end = offset + (uint64_t)done, block = end / SR_BLOCK_BYTES;
-	if ((uint64_t)done < bytes && end % SR_BLOCK_BYTES && !is_present(top, block)) {
+	if ((uint64_t)done < bytes && end % SR_BLOCK_BYTES && !is_present(overlay, block)) {
 		/* It broke off in a block that was to be covered whole, and so holds nothing of what lies below. */
 		uint64_t start = block * SR_BLOCK_BYTES, stop = start + SR_BLOCK_BYTES;
 		if (offset <= start && stop <= offset + bytes)
@@ -243,54 +243,54 @@ static int64_t write_top(struct sr_layer *layer, const void *buf, uint64_t bytes
 		if (end <= offset)
 			return -ENOSPC;
 	}
-	rc = mark_present(top, offset, end);
+	rc = mark_present(overlay, offset, end);
 	return rc ? rc : (int64_t)(end - offset);
 }
 
-static int zero_top(struct sr_layer *layer, uint64_t offset, uint64_t bytes)
+static int zero_overlay(struct sr_layer *layer, uint64_t offset, uint64_t bytes)
 {
-	struct top *top = top_of(layer);
-	int rc = sr_raw_check_before_change(&top->raw, offset + bytes);
+	struct overlay *overlay = overlay_of(layer);
+	int rc = sr_raw_check_before_change(&overlay->raw, offset + bytes);
 	if (rc == 0)
-		rc = fill_edges(top, offset, offset + bytes);
+		rc = fill_edges(overlay, offset, offset + bytes);
 	if (rc == 0)
-		rc = sr_io_zero(top->raw.fd, (int64_t)offset, (int64_t)bytes);
+		rc = sr_io_zero(overlay->raw.fd, (int64_t)offset, (int64_t)bytes);
 	if (rc == 0)
-		rc = mark_present(top, offset, offset + bytes); /* present holes read as zeros */
+		rc = mark_present(overlay, offset, offset + bytes); /* present holes read as zeros */
 	return rc;
 }
 
-static int make_room(struct top *top, uint64_t bytes)
+static int make_room(struct overlay *overlay, uint64_t bytes)
 {
-	if (bytes < top->raw.layer.bytes) /* what lies below would be there again when it grew back */
+	if (bytes < overlay->raw.layer.bytes) /* what lies below would be there again when it grew back */
 		return -EINVAL;
-	int rc = -allocate_maps(top->map_fd, top->durable_fd, bytes);
-	return rc ? rc : use_memory(top->map, bytes);
+	int rc = -allocate_maps(overlay->map_fd, overlay->durable_fd, bytes);
+	return rc ? rc : use_memory(overlay->map, bytes);
 }
 
-static int resize_top(struct sr_layer *layer, uint64_t bytes)
+static int resize_overlay(struct sr_layer *layer, uint64_t bytes)
 {
-	struct top *top = top_of(layer);
+	struct overlay *overlay = overlay_of(layer);
 	int rc = sr_layer_check_file(layer);
-	sr_edge_unmap(&top->raw.edge);
+	sr_edge_unmap(&overlay->raw.edge);
 	if (rc == 0)
-		rc = make_room(top, bytes);
-	return rc ? rc : sr_raw_set_size(&top->raw, bytes);
+		rc = make_room(overlay, bytes);
+	return rc ? rc : sr_raw_set_size(&overlay->raw, bytes);
 }
 
 static int lost_maps(const struct sr_layer *layer)
 {
-	const struct top *top = const_top_of(layer);
+	const struct overlay *overlay = const_overlay_of(layer);
 	struct stat found;
 	uint64_t bytes = (uint64_t)map_bytes(sr_layer_bytes(layer));
-	int lost = sr_map_check(&top->file_map, top->map_fd, bytes) ? SR_LOST_PRESENT : 0;
+	int lost = sr_map_check(&overlay->file_map, overlay->map_fd, bytes) ? SR_LOST_PRESENT : 0;
 
-	if (fstat(top->durable_fd, &found) != 0 || (uint64_t)found.st_size < SR_DURABLE_HEADER_BYTES + bytes)
+	if (fstat(overlay->durable_fd, &found) != 0 || (uint64_t)found.st_size < SR_DURABLE_HEADER_BYTES + bytes)
 		lost |= SR_LOST_DURABLE;
 	return lost;
 }
 
-static int check_top_file(const struct sr_layer *layer)
+static int check_overlay_file(const struct sr_layer *layer)
 {
 	int rc = sr_raw_check_file(layer);
 	return rc ? rc : lost_maps(layer) ? -ESTALE : 0;
@@ -304,27 +304,27 @@ struct map_page {
 	uint64_t bits[MAP_PAGE_BYTES / 8];
 };
 
-static void mark_changed(struct top *top, const struct map_page *pages)
+static void mark_changed(struct overlay *overlay, const struct map_page *pages)
 {
 	for (; pages; pages = pages->next)
-		set_bit(top->changed, pages->number);
+		set_bit(overlay->changed, pages->number);
 }
 
 /* Copies of the pages that have changed; they count as unchanged from then on.  -ENOMEM: `taken` has some of them. */
-static int take_changed(struct top *top, struct map_page **taken)
+static int take_changed(struct overlay *overlay, struct map_page **taken)
 {
-	for (uint64_t group = 0; group <= (map_pages(sr_layer_bytes(&top->raw.layer)) - 1) / 8; group++) {
-		uint8_t changed = __atomic_exchange_n(&top->changed[group], 0, __ATOMIC_ACQ_REL);
+	for (uint64_t group = 0; group <= (map_pages(sr_layer_bytes(&overlay->raw.layer)) - 1) / 8; group++) {
+		uint8_t changed = __atomic_exchange_n(&overlay->changed[group], 0, __ATOMIC_ACQ_REL);
 		for (unsigned bit = 0; bit < 8; bit++) {
 			if (!(changed >> bit & 1))
 				continue;
 			struct map_page *page = malloc(sizeof(*page));
 			if (!page) {
-				__atomic_fetch_or(&top->changed[group], (uint8_t)(changed & ~((1u << bit) - 1)), __ATOMIC_RELEASE);
+				__atomic_fetch_or(&overlay->changed[group], (uint8_t)(changed & ~((1u << bit) - 1)), __ATOMIC_RELEASE);
 				return -ENOMEM;
 			}
 			page->number = group * 8 + bit;
-			const uint64_t *bits = (const uint64_t *)(const void *)(top->map + page->number * MAP_PAGE_BYTES);
+			const uint64_t *bits = (const uint64_t *)(const void *)(overlay->map + page->number * MAP_PAGE_BYTES);
 			for (size_t i = 0; i < MAP_PAGE_BYTES / sizeof(*bits); i++)
 				page->bits[i] = __atomic_load_n(&bits[i], __ATOMIC_ACQUIRE);
 			page->next = *taken;
@@ -335,30 +335,30 @@ static int take_changed(struct top *top, struct map_page **taken)
 }
 
 /* The bits are taken first, then the bytes are synced, then those bits are written: none is durable before its bytes. */
-static int sync_top(struct sr_layer *layer)
+static int sync_overlay(struct sr_layer *layer)
 {
-	struct top *top = top_of(layer);
+	struct overlay *overlay = overlay_of(layer);
 	struct map_page *taken = NULL;
 
-	pthread_mutex_lock(&top->syncing);
-	int rc = is_top(top) ? take_changed(top, &taken) : 0;
+	pthread_mutex_lock(&overlay->syncing);
+	int rc = is_overlay(overlay) ? take_changed(overlay, &taken) : 0;
 	if (rc == 0)
-		rc = sr_io_sync(top->raw.fd);
+		rc = sr_io_sync(overlay->raw.fd);
 	for (struct map_page *page = taken; page && rc == 0; page = page->next) {
 		int64_t at = (int64_t)(SR_DURABLE_HEADER_BYTES + page->number * MAP_PAGE_BYTES);
-		int64_t done = sr_io_write(top->durable_fd, page->bits, MAP_PAGE_BYTES, at);
+		int64_t done = sr_io_write(overlay->durable_fd, page->bits, MAP_PAGE_BYTES, at);
 		rc = done == MAP_PAGE_BYTES ? 0 : done < 0 ? (int)done : -ENOSPC;
 	}
 	if (rc == 0 && taken)
-		rc = sr_io_sync(top->durable_fd);
+		rc = sr_io_sync(overlay->durable_fd);
 	if (rc)
-		mark_changed(top, taken);
+		mark_changed(overlay, taken);
 	while (taken) {
 		struct map_page *next = taken->next;
 		free(taken);
 		taken = next;
 	}
-	pthread_mutex_unlock(&top->syncing);
+	pthread_mutex_unlock(&overlay->syncing);
 	return rc;
 }
 
@@ -378,20 +378,20 @@ static uint64_t smaller(uint64_t a, uint64_t b)
 
 static uint64_t adopted(const struct sr_layer *layer)
 {
-	return __atomic_load_n(&const_top_of(layer)->adopted, __ATOMIC_ACQUIRE);
+	return __atomic_load_n(&const_overlay_of(layer)->adopted, __ATOMIC_ACQUIRE);
 }
 
-/* The first run that the top lacks, of one kind below, and short enough for one step. */
-static int find_lacking(struct top *top, struct sr_adoption *run)
+/* The first run that the overlay lacks, of one kind below, and short enough for one step. */
+static int find_lacking(struct overlay *overlay, struct sr_adoption *run)
 {
-	uint64_t size = sr_layer_bytes(&top->raw.layer), start = round_down(adopted(&top->raw.layer));
+	uint64_t size = sr_layer_bytes(&overlay->raw.layer), start = round_down(adopted(&overlay->raw.layer));
 
-	if (start < size && is_present(top, start / SR_BLOCK_BYTES))
-		start = run_end(top, start, size, 1);
+	if (start < size && is_present(overlay, start / SR_BLOCK_BYTES))
+		start = run_end(overlay, start, size, 1);
 	if (start >= size)
 		return 0;
-	uint64_t end = run_end(top, start, smaller(size, start + HOLE_STEP_BYTES), 0);
-	int64_t found = sr_seek_below(top->lower, start, end, 0);
+	uint64_t end = run_end(overlay, start, smaller(size, start + HOLE_STEP_BYTES), 0);
+	int64_t found = sr_seek_below(overlay->lower, start, end, 0);
 	if (found < 0)
 		return (int)found;
 	if ((uint64_t)found == end || round_down((uint64_t)found) > start) {
@@ -399,7 +399,7 @@ static int find_lacking(struct top *top, struct sr_adoption *run)
 		return 1;
 	}
 	end = smaller(end, start + SR_ADOPT_BYTES);
-	found = sr_seek_below(top->lower, (uint64_t)found, end, 1);
+	found = sr_seek_below(overlay->lower, (uint64_t)found, end, 1);
 	if (found < 0)
 		return (int)found;
 	*run = (struct sr_adoption){start, smaller(end, round_down((uint64_t)found + SR_BLOCK_BYTES - 1)), 1};
@@ -408,95 +408,95 @@ static int find_lacking(struct top *top, struct sr_adoption *run)
 
 static int adopt_find(struct sr_layer *layer, char *buf, struct sr_adoption *run)
 {
-	struct top *top = top_of(layer);
-	pthread_rwlock_rdlock(&top->shape);
-	int rc = is_top(top) ? find_lacking(top, run) : 0;
+	struct overlay *overlay = overlay_of(layer);
+	pthread_rwlock_rdlock(&overlay->shape);
+	int rc = is_overlay(overlay) ? find_lacking(overlay, run) : 0;
 	if (rc == 1 && run->is_data) {
-		int failed = sr_read_below(top->lower, buf, run->end - run->start, run->start);
+		int failed = sr_read_below(overlay->lower, buf, run->end - run->start, run->start);
 		rc = failed ? failed : 1;
 	}
-	pthread_rwlock_unlock(&top->shape);
+	pthread_rwlock_unlock(&overlay->shape);
 	return rc;
 }
 
 /* Bytes of a block that it did not hold may be in its file all the same: of a write that broke off, or a power loss. */
-static int put_hole(struct top *top, uint64_t start, uint64_t end)
+static int put_hole(struct overlay *overlay, uint64_t start, uint64_t end)
 {
-	int64_t found = sr_raw_seek(&top->raw.layer, start, end, 0);
+	int64_t found = sr_raw_seek(&overlay->raw.layer, start, end, 0);
 	int rc = found < 0 ? (int)found : 0;
 	if (rc == 0 && (uint64_t)found < end)
-		rc = sr_io_zero(top->raw.fd, (int64_t)start, (int64_t)(end - start));
-	return rc ? rc : mark_present(top, start, end);
+		rc = sr_io_zero(overlay->raw.fd, (int64_t)start, (int64_t)(end - start));
+	return rc ? rc : mark_present(overlay, start, end);
 }
 
-static int put_data(struct top *top, const char *buf, uint64_t start, uint64_t end)
+static int put_data(struct overlay *overlay, const char *buf, uint64_t start, uint64_t end)
 {
-	int64_t done = sr_io_write(top->raw.fd, buf, (int64_t)(end - start), (int64_t)start);
+	int64_t done = sr_io_write(overlay->raw.fd, buf, (int64_t)(end - start), (int64_t)start);
 	if (done < 0)
 		return (int)done;
 	uint64_t upto = start + (uint64_t)done;
 	if (upto < end)
 		upto = round_down(upto);
-	int rc = upto > start ? mark_present(top, start, upto) : 0;
+	int rc = upto > start ? mark_present(overlay, start, upto) : 0;
 	return rc == 0 && upto < end ? -ENOSPC : rc;
 }
 
 static int adopt_put(struct sr_layer *layer, const char *buf, const struct sr_adoption *run)
 {
-	struct top *top = top_of(layer);
+	struct overlay *overlay = overlay_of(layer);
 	int whole = sr_layer_check_file(layer);
 	if (whole)
 		return whole;
 	for (uint64_t at = run->start; at < run->end;) {
-		int present = is_present(top, at / SR_BLOCK_BYTES), rc = 0;
-		uint64_t stop = run_end(top, at, run->end, present);
+		int present = is_present(overlay, at / SR_BLOCK_BYTES), rc = 0;
+		uint64_t stop = run_end(overlay, at, run->end, present);
 		if (!present)
-			rc = run->is_data ? put_data(top, buf + (at - run->start), at, stop) : put_hole(top, at, stop);
+			rc = run->is_data ? put_data(overlay, buf + (at - run->start), at, stop) : put_hole(overlay, at, stop);
 		if (rc)
 			return rc;
 		at = stop;
 	}
-	__atomic_store_n(&top->adopted, run->end, __ATOMIC_RELEASE);
+	__atomic_store_n(&overlay->adopted, run->end, __ATOMIC_RELEASE);
 	return 0;
 }
 
 static int is_full(struct sr_layer *layer)
 {
-	struct top *top = top_of(layer);
+	struct overlay *overlay = overlay_of(layer);
 	uint64_t start = round_down(adopted(layer));
 	if (start >= layer->bytes)
 		return 1;
-	return is_present(top, start / SR_BLOCK_BYTES) && run_end(top, start, layer->bytes, 1) == layer->bytes;
+	return is_present(overlay, start / SR_BLOCK_BYTES) && run_end(overlay, start, layer->bytes, 1) == layer->bytes;
 }
 
 /* --- making and freeing -------------------------------------------------------------------------------------- */
 
-static void free_maps(struct top *top)
+static void free_maps(struct overlay *overlay)
 {
-	munmap(top->map, MAP_BYTES_MAX);
-	sr_map_close(&top->file_map);
-	close(top->map_fd);
-	close(top->durable_fd);
-	free(top->changed);
-	top->map = top->changed = NULL;
+	munmap(overlay->map, MAP_BYTES_MAX);
+	sr_map_close(&overlay->file_map);
+	close(overlay->map_fd);
+	close(overlay->durable_fd);
+	free(overlay->changed);
+	overlay->map = overlay->changed = NULL;
 }
 
-static void free_top(struct sr_layer *layer)
+static void free_overlay(struct sr_layer *layer)
 {
-	struct top *top = top_of(layer);
+	struct overlay *overlay = overlay_of(layer);
 
-	sr_layer_free(top->lower);
-	if (top->map)
-		free_maps(top);
-	pthread_mutex_destroy(&top->syncing);
-	pthread_rwlock_destroy(&top->shape);
-	sr_raw_close(&top->raw);
-	free(top);
+	sr_layer_free(overlay->lower);
+	if (overlay->map)
+		free_maps(overlay);
+	pthread_mutex_destroy(&overlay->syncing);
+	pthread_rwlock_destroy(&overlay->shape);
+	sr_raw_close(&overlay->raw);
+	free(overlay);
 }
 
-/* The operations of a top that has become a raw file. */
+/* The operations of an overlay that has become a raw file. */
 static const struct sr_layer_ops settled_ops = {
-	.free = free_top,
+	.free = free_overlay,
 	.read = sr_raw_read,
 	.seek = sr_raw_seek,
 	.write = sr_raw_write,
@@ -512,29 +512,29 @@ static const struct sr_layer_ops settled_ops = {
 
 static struct sr_layer *settle(struct sr_layer *layer)
 {
-	struct top *top = top_of(layer);
+	struct overlay *overlay = overlay_of(layer);
 
-	pthread_mutex_lock(&top->syncing);
-	pthread_rwlock_wrlock(&top->shape);
-	struct sr_layer *lower = top->lower;
-	free_maps(top);
-	top->lower = NULL;
+	pthread_mutex_lock(&overlay->syncing);
+	pthread_rwlock_wrlock(&overlay->shape);
+	struct sr_layer *lower = overlay->lower;
+	free_maps(overlay);
+	overlay->lower = NULL;
 	__atomic_store_n(&layer->ops, &settled_ops, __ATOMIC_RELEASE);
-	pthread_rwlock_unlock(&top->shape);
-	pthread_mutex_unlock(&top->syncing);
+	pthread_rwlock_unlock(&overlay->shape);
+	pthread_mutex_unlock(&overlay->syncing);
 	return lower;
 }
 
-static const struct sr_layer_ops top_ops = {
-	.free = free_top,
-	.read = read_top,
-	.seek = seek_top,
-	.write = write_top,
-	.zero = zero_top,
-	.resize = resize_top,
+static const struct sr_layer_ops overlay_ops = {
+	.free = free_overlay,
+	.read = read_overlay,
+	.seek = seek_overlay,
+	.write = write_overlay,
+	.zero = zero_overlay,
+	.resize = resize_overlay,
 	.start_sync = sr_raw_start_sync,
-	.sync = sync_top,
-	.check_file = check_top_file,
+	.sync = sync_overlay,
+	.check_file = check_overlay_file,
 	.lost_maps = lost_maps,
 	.excess_bytes = sr_raw_excess_bytes,
 	.mtime_ns = sr_raw_mtime_ns,
@@ -545,16 +545,16 @@ static const struct sr_layer_ops top_ops = {
 	.settle = settle,
 };
 
-struct sr_layer *sr_layer_top(struct sr_layer *lower, int fd, int map_fd, int durable_fd, uint64_t bytes)
+struct sr_layer *sr_layer_overlay(struct sr_layer *lower, int fd, int map_fd, int durable_fd, uint64_t bytes)
 {
-	struct top *top = calloc(1, sizeof(*top));
+	struct overlay *overlay = calloc(1, sizeof(*overlay));
 	uint8_t *changed = calloc(map_pages(SR_DISK_BYTES_MAX) / 8 + 1, 1);
-	if (!top || !changed || bytes > SR_DISK_BYTES_MAX || (errno = allocate_maps(map_fd, durable_fd, bytes)) != 0)
+	if (!overlay || !changed || bytes > SR_DISK_BYTES_MAX || (errno = allocate_maps(map_fd, durable_fd, bytes)) != 0)
 		goto fail;
 	void *map = mmap(NULL, MAP_BYTES_MAX, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (map == MAP_FAILED)
 		goto fail;
-	*top = (struct top){.raw = {.layer = {.ops = &top_ops, .bytes = bytes}, .fd = fd},
+	*overlay = (struct overlay){.raw = {.layer = {.ops = &overlay_ops, .bytes = bytes}, .fd = fd},
 			    .lower = lower,
 			    .map_fd = map_fd,
 			    .durable_fd = durable_fd,
@@ -562,9 +562,9 @@ struct sr_layer *sr_layer_top(struct sr_layer *lower, int fd, int map_fd, int du
 			    .changed = changed};
 	int rc = use_memory(map, bytes);
 	if (rc == 0)
-		rc = read_maps(top);
+		rc = read_maps(overlay);
 	if (rc == 0)
-		rc = sr_map_open(&top->file_map, map_fd, MAP_BYTES_MAX);
+		rc = sr_map_open(&overlay->file_map, map_fd, MAP_BYTES_MAX);
 	if (rc) {
 		munmap(map, MAP_BYTES_MAX);
 		errno = -rc;
@@ -574,14 +574,14 @@ struct sr_layer *sr_layer_top(struct sr_layer *lower, int fd, int map_fd, int du
 	pthread_rwlockattr_t in_turn; /* else readers without a pause would keep it from becoming a raw file for ever */
 	pthread_rwlockattr_init(&in_turn);
 	pthread_rwlockattr_setkind_np(&in_turn, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-	pthread_rwlock_init(&top->shape, &in_turn);
+	pthread_rwlock_init(&overlay->shape, &in_turn);
 	pthread_rwlockattr_destroy(&in_turn);
-	pthread_mutex_init(&top->syncing, NULL);
-	if (bytes && is_present(top, 0))
-		top->adopted = run_end(top, 0, bytes, 1); /* by an earlier process, or by writes */
-	return &top->raw.layer;
+	pthread_mutex_init(&overlay->syncing, NULL);
+	if (bytes && is_present(overlay, 0))
+		overlay->adopted = run_end(overlay, 0, bytes, 1); /* by an earlier process, or by writes */
+	return &overlay->raw.layer;
 fail:
 	free(changed);
-	free(top);
+	free(overlay);
 	return NULL;
 }
