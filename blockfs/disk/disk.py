@@ -482,23 +482,23 @@ class Disk:
             self._set(promoting=True)
 
     @property
-    def own_bytes(self) -> int:
+    def hydrated_bytes(self) -> int:
         """All below this offset is the disk's own."""
-        return int(lib.sr_disk_adopted(self.c)) if isinstance(self.layer, OverlayLayer) else self.size_bytes
+        return int(lib.sr_disk_hydrated_bytes(self.c)) if isinstance(self.layer, OverlayLayer) else self.size_bytes
 
-    def adopt(self, bytes_max: int) -> bool:
+    def hydrate(self, bytes_max: int) -> bool:
         """Copy about so much of what it lacks from below; whether it has all now.  In any thread, one at a time."""
         with self._thread_lock:
-            return check(lib.sr_disk_adopt(self.c, bytes_max)) == 1
+            return check(lib.sr_disk_hydrate(self.c, bytes_max)) == 1
 
-    def sync_adopted(self) -> None:
+    def flush_hydration(self) -> None:
         """What was adopted is on stable storage; the log says nothing of it."""
         with self._thread_lock:
             check(lib.sr_disk_sync(self.c))
 
     def note_raw(self) -> bool:
         """What was adopted and synced is a raw disk's file from the next start on; False: it has grown meanwhile."""
-        if not lib.sr_disk_is_full(self.c):
+        if not lib.sr_disk_is_hydrated(self.c):
             return False
         self.state = make_raw_of_top(self.place, self.state)
         if self.guard is not None:
@@ -509,7 +509,7 @@ class Disk:
         """After :meth:`note_raw`, in any thread: let go of the view; open handles go on."""
         with self._thread_lock:
             while (done := int(lib.sr_disk_settle(self.c))) == -errno.EAGAIN:  # it has grown, with zeros
-                check(lib.sr_disk_adopt(self.c, DISK_BYTES_MAX))
+                check(lib.sr_disk_hydrate(self.c, DISK_BYTES_MAX))
             check(done)
             self.layer = RawLayer.of_overlay(self.layer, self.place.file("img"))
         remove_maps(self.place)

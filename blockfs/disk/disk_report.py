@@ -19,7 +19,7 @@ def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
     log = disk.log if disk.tracked else None
     promotion = None
     if disk.state.promoting:
-        promotion = PromotionInfo.of(disk.own_bytes, disk.size_bytes, disk.promotion_stopped_by)
+        promotion = PromotionInfo.of(disk.hydrated_bytes, disk.size_bytes, disk.promotion_stopped_by)
     return DiskInfo(
         vm=disk.place.vm,
         name=disk.place.name,

@@ -127,10 +127,10 @@ class Promoter:
             step_bytes = BUSY_STEP_BYTES if busy else STEP_BYTES
             _check_room(disk, step_bytes)
             began_s = trio.current_time()
-            full = await trio.to_thread.run_sync(disk.adopt, step_bytes)
+            full = await trio.to_thread.run_sync(disk.hydrate, step_bytes)
             unsynced += step_bytes
             if full or unsynced >= SYNC_BYTES:
-                await trio.to_thread.run_sync(disk.sync_adopted)
+                await trio.to_thread.run_sync(disk.flush_hydration)
                 unsynced = 0
             if busy and not full:
                 await trio.sleep(max(PAUSE_S_MIN, BUSY_PAUSES * (trio.current_time() - began_s)))
@@ -166,6 +166,6 @@ def _stopped_by(disk: Disk, exc: OSError) -> RigError:
         return RigError(Code.DiskFull, f"promotion of disk {disk.place}: {why}", recoverable=True)
     return RigError(
         Code.HostIoError,
-        f"promotion of disk {disk.place}: stopped at byte {disk.own_bytes} of {disk.size_bytes}: {reason(exc, disk.place)}",
+        f"promotion of disk {disk.place}: stopped at byte {disk.hydrated_bytes} of {disk.size_bytes}: {reason(exc, disk.place)}",
         recoverable=True,
     )

@@ -323,10 +323,10 @@ class Life:
     def _promote(self, disk: Disk) -> None:
         """Some steps of it, perhaps the last: no byte changes."""
         disk.begin_promotion()
-        full = any(disk.adopt(1) for _ in range(self._rng.randrange(1, 5)))
+        full = any(disk.hydrate(1) for _ in range(self._rng.randrange(1, 5)))
         if full or self._rng.random() < 0.5:
             try:
-                disk.sync_adopted()
+                disk.flush_hydration()
             except OSError:  # as a flush
                 assert self._sync_failed
                 return

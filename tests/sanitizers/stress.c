@@ -297,12 +297,12 @@ static void *promote(void *number)
 	seed_thread((uint64_t)(uintptr_t)number);
 	while (!the_round.stop) {
 		struct victim *victim = some_victim();
-		uint64_t before = sr_disk_adopted(victim->disk);
-		int rc = sr_disk_adopt(victim->disk, 1 + dice(3 * 65536));
-		CHECK(rc == 0 || rc == 1 || the_round.fault != NO_FAULT, "adopting returned %d", rc);
-		CHECK(sr_disk_adopted(victim->disk) >= before);
+		uint64_t before = sr_disk_hydrated_bytes(victim->disk);
+		int rc = sr_disk_hydrate(victim->disk, 1 + dice(3 * 65536));
+		CHECK(rc == 0 || rc == 1 || the_round.fault != NO_FAULT, "hydrating returned %d", rc);
+		CHECK(sr_disk_hydrated_bytes(victim->disk) >= before);
 		if (rc == 1) {
-			expect(sr_disk_sync(victim->disk), 0, "sync of what was adopted");
+			expect(sr_disk_sync(victim->disk), 0, "sync after hydration");
 			rc = sr_disk_settle(victim->disk);
 			CHECK(rc == 0 || rc == -EAGAIN, "settling returned %d", rc);
 		}

@@ -273,39 +273,39 @@ int sr_disk_reach(struct sr_disk *disk, uint64_t bytes)
 
 /* --- promotion ------------------------------------------------------------------------------------------------- */
 
-int sr_disk_adopt(struct sr_disk *disk, uint64_t bytes_max)
+int sr_disk_hydrate(struct sr_disk *disk, uint64_t bytes_max)
 {
-	char *buf = malloc(SR_ADOPT_BYTES);
-	struct sr_adoption run;
+	char *buf = malloc(SR_HYDRATE_BYTES);
+	struct sr_hydration_run run;
 	uint64_t done = 0;
 	int rc = buf ? 0 : -ENOMEM;
 
 	while (rc == 0 && done < bytes_max) {
-		rc = sr_layer_adopt_find(disk->layer, buf, &run); /* not under the lock: it may wait for the host's disk */
+		rc = sr_layer_hydrate_find(disk->layer, buf, &run); /* not under the lock: it may wait for the host's disk */
 		if (rc <= 0) {
 			rc = rc == 0 ? 1 : rc;
 			break;
 		}
 		pthread_mutex_lock(&disk->lock);
 		disk->changes++;
-		rc = (int)sr_note_changed(disk, sr_layer_adopt_put(disk->layer, buf, &run));
+		rc = (int)sr_note_changed(disk, sr_layer_hydrate_put(disk->layer, buf, &run));
 		sr_unlock(disk);
-		done += run.is_data ? run.end - run.start : SR_ADOPT_BYTES / 4; /* a step over a hole is not for nothing */
+		done += run.is_data ? run.end - run.start : SR_HYDRATE_BYTES / 4; /* a step over a hole is not for nothing */
 	}
 	sr_layer_start_sync(disk->layer); /* else the guest's next flush would wait for all of it */
 	free(buf);
 	return rc;
 }
 
-uint64_t sr_disk_adopted(struct sr_disk *disk)
+uint64_t sr_disk_hydrated_bytes(struct sr_disk *disk)
 {
-	return sr_layer_adopted(disk->layer);
+	return sr_layer_hydrated_bytes(disk->layer);
 }
 
-int sr_disk_is_full(struct sr_disk *disk)
+int sr_disk_is_hydrated(struct sr_disk *disk)
 {
 	pthread_mutex_lock(&disk->lock);
-	int full = sr_layer_is_full(disk->layer);
+	int full = sr_layer_is_hydrated(disk->layer);
 	sr_unlock(disk);
 	return full;
 }
@@ -316,7 +316,7 @@ int sr_disk_settle(struct sr_disk *disk)
 
 	pthread_mutex_lock(&disk->syncing); /* no flush runs: writers would wait for it below */
 	pthread_mutex_lock(&disk->lock);
-	int full = sr_layer_is_full(disk->layer);
+	int full = sr_layer_is_hydrated(disk->layer);
 	if (full)
 		lower = sr_layer_settle(disk->layer);
 	sr_unlock(disk);

@@ -88,9 +88,9 @@ int sr_disk_flush(struct sr_disk *disk);
 /* A disk over a view takes for its own what it lacks of it: about `bytes_max` bytes in steps that hold the lock shortly.  No byte
  * of the disk changes, so the log has nothing of it.  1: it holds all; 0: there is more; -ENOSPC: as far as it came.  One
  * thread at a time. */
-int sr_disk_adopt(struct sr_disk *disk, uint64_t bytes_max);
-uint64_t sr_disk_adopted(struct sr_disk *disk); /* it holds all bytes below this offset */
-int sr_disk_is_full(struct sr_disk *disk);
+int sr_disk_hydrate(struct sr_disk *disk, uint64_t bytes_max);
+uint64_t sr_disk_hydrated_bytes(struct sr_disk *disk); /* it holds all bytes below this offset */
+int sr_disk_is_hydrated(struct sr_disk *disk);
 
 /* As sr_disk_flush, but what the guest did not ask for leaves no FLUSH record. */
 int sr_disk_sync(struct sr_disk *disk);

@@ -148,28 +148,28 @@ int64_t sr_layer_data_bytes(struct sr_layer *layer)
 
 /* --- an overlay that becomes a raw file --------------------------------------------------------------------------- */
 
-int sr_layer_adopt_find(struct sr_layer *layer, char *buf, struct sr_adoption *run)
+int sr_layer_hydrate_find(struct sr_layer *layer, char *buf, struct sr_hydration_run *run)
 {
 	const struct sr_layer_ops *ops = sr_ops_of(layer);
-	return ops->adopt_find ? ops->adopt_find(layer, buf, run) : 0;
+	return ops->hydrate_find ? ops->hydrate_find(layer, buf, run) : 0;
 }
 
-int sr_layer_adopt_put(struct sr_layer *layer, const char *buf, const struct sr_adoption *run)
+int sr_layer_hydrate_put(struct sr_layer *layer, const char *buf, const struct sr_hydration_run *run)
 {
 	const struct sr_layer_ops *ops = sr_ops_of(layer);
-	return ops->adopt_put ? ops->adopt_put(layer, buf, run) : 0;
+	return ops->hydrate_put ? ops->hydrate_put(layer, buf, run) : 0;
 }
 
-uint64_t sr_layer_adopted(const struct sr_layer *layer)
+uint64_t sr_layer_hydrated_bytes(const struct sr_layer *layer)
 {
 	const struct sr_layer_ops *ops = sr_ops_of(layer);
-	return ops->adopted ? ops->adopted(layer) : 0;
+	return ops->hydrated_bytes ? ops->hydrated_bytes(layer) : 0;
 }
 
-int sr_layer_is_full(struct sr_layer *layer)
+int sr_layer_is_hydrated(struct sr_layer *layer)
 {
 	const struct sr_layer_ops *ops = sr_ops_of(layer);
-	return ops->is_full ? ops->is_full(layer) : 1;
+	return ops->is_hydrated ? ops->is_hydrated(layer) : 1;
 }
 
 struct sr_layer *sr_layer_settle(struct sr_layer *layer)

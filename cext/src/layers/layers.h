@@ -12,7 +12,7 @@
 /* The largest disk there can be: the maps of its blocks, and of its chunks in the dirty file, have room for it. */
 #define SR_DISK_BYTES_MAX (64ull << 40)
 
-enum { SR_BLOCK_BYTES = 4096, SR_DURABLE_HEADER_BYTES = 4096, SR_ADOPT_BYTES = 65536 };
+enum { SR_BLOCK_BYTES = 4096, SR_DURABLE_HEADER_BYTES = 4096, SR_HYDRATE_BYTES = 65536 };
 
 struct sr_layer;
 
@@ -69,18 +69,18 @@ int sr_layer_sync(struct sr_layer *layer);
 
 /* An overlay becomes a raw file in steps: find what it lacks and read that from below, beside all others (but one thread at a time);
  * then put it in, as a write.  What was written in between is left alone. */
-struct sr_adoption {
+struct sr_hydration_run {
 	uint64_t start, end; /* of a run of blocks; the last one of a disk may be a part of a block */
 	int is_data;         /* or else a hole */
 };
 
-/* `buf` has SR_ADOPT_BYTES.  1: found; 0: it holds all blocks. */
-int sr_layer_adopt_find(struct sr_layer *layer, char *buf, struct sr_adoption *run);
-int sr_layer_adopt_put(struct sr_layer *layer, const char *buf, const struct sr_adoption *run);
+/* `buf` has SR_HYDRATE_BYTES.  1: found; 0: it holds all blocks. */
+int sr_layer_hydrate_find(struct sr_layer *layer, char *buf, struct sr_hydration_run *run);
+int sr_layer_hydrate_put(struct sr_layer *layer, const char *buf, const struct sr_hydration_run *run);
 
 /* It holds all blocks below this offset; after a growth, all blocks. */
-uint64_t sr_layer_adopted(const struct sr_layer *layer);
-int sr_layer_is_full(struct sr_layer *layer);
+uint64_t sr_layer_hydrated_bytes(const struct sr_layer *layer);
+int sr_layer_is_hydrated(struct sr_layer *layer);
 
 /* A full overlay is a raw file from now on; returns the layer below, to be freed.  Waits for reads that run; as a write. */
 struct sr_layer *sr_layer_settle(struct sr_layer *layer);

@@ -38,10 +38,10 @@ struct sr_layer_ops {
 	uint64_t (*mtime_ns)(const struct sr_layer *layer);
 
 	/* Absent: it holds all blocks, and there is nothing below to be freed. */
-	int (*adopt_find)(struct sr_layer *layer, char *buf, struct sr_adoption *run);
-	int (*adopt_put)(struct sr_layer *layer, const char *buf, const struct sr_adoption *run);
-	uint64_t (*adopted)(const struct sr_layer *layer);
-	int (*is_full)(struct sr_layer *layer);
+	int (*hydrate_find)(struct sr_layer *layer, char *buf, struct sr_hydration_run *run);
+	int (*hydrate_put)(struct sr_layer *layer, const char *buf, const struct sr_hydration_run *run);
+	uint64_t (*hydrated_bytes)(const struct sr_layer *layer);
+	int (*is_hydrated)(struct sr_layer *layer);
 	struct sr_layer *(*settle)(struct sr_layer *layer);
 };
 

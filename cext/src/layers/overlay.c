@@ -30,7 +30,7 @@ struct overlay {
 	uint8_t *changed;       /* one bit a page of the map: it has bits that the durable one has not */
 	pthread_mutex_t syncing;
 	pthread_rwlock_t shape; /* read: somebody looks at `map` and `lower` */
-	uint64_t adopted;       /* atomic: it holds all blocks below */
+	uint64_t hydrated_bytes;       /* atomic: it holds all blocks below */
 };
 
 static const struct sr_layer_ops overlay_ops;
@@ -376,15 +376,15 @@ static uint64_t smaller(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
-static uint64_t adopted(const struct sr_layer *layer)
+static uint64_t hydrated_bytes(const struct sr_layer *layer)
 {
-	return __atomic_load_n(&const_overlay_of(layer)->adopted, __ATOMIC_ACQUIRE);
+	return __atomic_load_n(&const_overlay_of(layer)->hydrated_bytes, __ATOMIC_ACQUIRE);
 }
 
 /* The first run that the overlay lacks, of one kind below, and short enough for one step. */
-static int find_lacking(struct overlay *overlay, struct sr_adoption *run)
+static int find_lacking(struct overlay *overlay, struct sr_hydration_run *run)
 {
-	uint64_t size = sr_layer_bytes(&overlay->raw.layer), start = round_down(adopted(&overlay->raw.layer));
+	uint64_t size = sr_layer_bytes(&overlay->raw.layer), start = round_down(hydrated_bytes(&overlay->raw.layer));
 
 	if (start < size && is_present(overlay, start / SR_BLOCK_BYTES))
 		start = run_end(overlay, start, size, 1);
@@ -395,18 +395,18 @@ static int find_lacking(struct overlay *overlay, struct sr_adoption *run)
 	if (found < 0)
 		return (int)found;
 	if ((uint64_t)found == end || round_down((uint64_t)found) > start) {
-		*run = (struct sr_adoption){start, (uint64_t)found == end ? end : round_down((uint64_t)found), 0};
+		*run = (struct sr_hydration_run){start, (uint64_t)found == end ? end : round_down((uint64_t)found), 0};
 		return 1;
 	}
-	end = smaller(end, start + SR_ADOPT_BYTES);
+	end = smaller(end, start + SR_HYDRATE_BYTES);
 	found = sr_seek_below(overlay->lower, (uint64_t)found, end, 1);
 	if (found < 0)
 		return (int)found;
-	*run = (struct sr_adoption){start, smaller(end, round_down((uint64_t)found + SR_BLOCK_BYTES - 1)), 1};
+	*run = (struct sr_hydration_run){start, smaller(end, round_down((uint64_t)found + SR_BLOCK_BYTES - 1)), 1};
 	return 1;
 }
 
-static int adopt_find(struct sr_layer *layer, char *buf, struct sr_adoption *run)
+static int hydrate_find(struct sr_layer *layer, char *buf, struct sr_hydration_run *run)
 {
 	struct overlay *overlay = overlay_of(layer);
 	pthread_rwlock_rdlock(&overlay->shape);
@@ -441,7 +441,7 @@ static int put_data(struct overlay *overlay, const char *buf, uint64_t start, ui
 	return rc == 0 && upto < end ? -ENOSPC : rc;
 }
 
-static int adopt_put(struct sr_layer *layer, const char *buf, const struct sr_adoption *run)
+static int hydrate_put(struct sr_layer *layer, const char *buf, const struct sr_hydration_run *run)
 {
 	struct overlay *overlay = overlay_of(layer);
 	int whole = sr_layer_check_file(layer);
@@ -456,14 +456,14 @@ static int adopt_put(struct sr_layer *layer, const char *buf, const struct sr_ad
 			return rc;
 		at = stop;
 	}
-	__atomic_store_n(&overlay->adopted, run->end, __ATOMIC_RELEASE);
+	__atomic_store_n(&overlay->hydrated_bytes, run->end, __ATOMIC_RELEASE);
 	return 0;
 }
 
-static int is_full(struct sr_layer *layer)
+static int is_hydrated(struct sr_layer *layer)
 {
 	struct overlay *overlay = overlay_of(layer);
-	uint64_t start = round_down(adopted(layer));
+	uint64_t start = round_down(hydrated_bytes(layer));
 	if (start >= layer->bytes)
 		return 1;
 	return is_present(overlay, start / SR_BLOCK_BYTES) && run_end(overlay, start, layer->bytes, 1) == layer->bytes;
@@ -507,7 +507,7 @@ static const struct sr_layer_ops settled_ops = {
 	.check_file = sr_raw_check_file,
 	.excess_bytes = sr_raw_excess_bytes,
 	.mtime_ns = sr_raw_mtime_ns,
-	.adopted = adopted,
+	.hydrated_bytes = hydrated_bytes,
 };
 
 static struct sr_layer *settle(struct sr_layer *layer)
@@ -538,10 +538,10 @@ static const struct sr_layer_ops overlay_ops = {
 	.lost_maps = lost_maps,
 	.excess_bytes = sr_raw_excess_bytes,
 	.mtime_ns = sr_raw_mtime_ns,
-	.adopt_find = adopt_find,
-	.adopt_put = adopt_put,
-	.adopted = adopted,
-	.is_full = is_full,
+	.hydrate_find = hydrate_find,
+	.hydrate_put = hydrate_put,
+	.hydrated_bytes = hydrated_bytes,
+	.is_hydrated = is_hydrated,
 	.settle = settle,
 };
 
@@ -578,7 +578,7 @@ struct sr_layer *sr_layer_overlay(struct sr_layer *lower, int fd, int map_fd, in
 	pthread_rwlockattr_destroy(&in_turn);
 	pthread_mutex_init(&overlay->syncing, NULL);
 	if (bytes && is_present(overlay, 0))
-		overlay->adopted = run_end(overlay, 0, bytes, 1); /* by an earlier process, or by writes */
+		overlay->hydrated_bytes = run_end(overlay, 0, bytes, 1); /* by an earlier process, or by writes */
 	return &overlay->raw.layer;
 fail:
 	free(changed);

@@ -143,9 +143,9 @@ def test_a_promoted_disk_that_was_changed_while_it_was_down_needs_a_resync(tmp_p
 
     def promote(disk: Disk) -> None:
         disk.begin_promotion()
-        while not disk.adopt(SIZE):
+        while not disk.hydrate(SIZE):
             pass
-        disk.sync_adopted()
+        disk.flush_hydration()
         assert disk.note_raw()
         disk.settle()
 
@@ -256,16 +256,16 @@ def test_a_promotion_that_goes_on_longer_than_the_guest_writes_is_no_change(tmp_
 
     def some(disk: Disk) -> None:
         disk.begin_promotion()
-        disk.adopt(1)
+        disk.hydrate(1)
 
     lives.life(some, killed=True)
     make_younger(lives.file)
     assert lives.life(killed=True) is None
 
     def rest(disk: Disk) -> None:
-        while not disk.adopt(SIZE):
+        while not disk.hydrate(SIZE):
             pass
-        disk.sync_adopted()
+        disk.flush_hydration()
         make_younger(lives.file)
         assert disk.note_raw()
 

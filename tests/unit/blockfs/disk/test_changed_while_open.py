@@ -343,9 +343,9 @@ def test_a_folder_that_is_renamed_changes_nothing(tmp_path: Path) -> None:
 def test_a_promotion_is_no_change(tmp_path: Path) -> None:
     opened = Opened(tmp_path, "top")
     opened.disk.begin_promotion()
-    while not opened.disk.adopt(1 << 16):
+    while not opened.disk.hydrate(1 << 16):
         opened.look()
-    opened.disk.sync_adopted()
+    opened.disk.flush_hydration()
     assert opened.disk.note_raw()
     opened.look()
     opened.disk.settle()

@@ -186,19 +186,19 @@ class DiskMachine(RuleBasedStateMachine):
         self.start = bytes(self.model)
 
     @rule()
-    def adopt_a_step(self) -> None:
+    def hydrate_a_step(self) -> None:
         """Promotion: no byte of the disk changes, and the log has nothing of it."""
         next_seq = self.disk.log.next_seq
         self.disk.begin_promotion()
-        self.disk.adopt(1)
-        self.disk.sync_adopted()
+        self.disk.hydrate(1)
+        self.disk.flush_hydration()
         assert self.disk.log.next_seq == next_seq
 
     @rule(limit=st.integers(1, 5))
     def promote(self, limit: int) -> None:
         self.disk.begin_promotion()
-        if any(self.disk.adopt(1) for _ in range(limit)):
-            self.disk.sync_adopted()
+        if any(self.disk.hydrate(1) for _ in range(limit)):
+            self.disk.flush_hydration()
             if self.disk.state.promoting and self.disk.note_raw():
                 self.disk.settle()
 

@@ -124,7 +124,7 @@ async def test_progress_is_told(host: DiskHost, tmp_path: Path) -> None:
     told = []
     done = False
     while not done:
-        done = disk.adopt(1)
+        done = disk.hydrate(1)
         found = (await host.list_disks())[0].promotion
         assert found is not None
         told.append(found.done_bytes)
@@ -200,17 +200,17 @@ async def test_a_busy_disk_gets_pauses(host: DiskHost, tmp_path: Path, monkeypat
     paused: list[float] = []
     steps: list[int] = []
     handle = int(lib.sr_handle_open(disk.c, lib.SR_HANDLE_DISK, 1, b"", -1, 0))
-    adopt = disk.adopt
+    hydrate = disk.hydrate
 
-    def adopt_beside_a_guest(bytes_max: int) -> bool:
+    def hydrate_beside_a_guest(bytes_max: int) -> bool:
         steps.append(bytes_max)
         lib.sr_handle_write(handle, b"x", 1, 0)
-        return adopt(65536)
+        return hydrate(65536)
 
     async def sleep(seconds: float) -> None:
         paused.append(seconds)
 
-    disk.adopt = adopt_beside_a_guest  # type: ignore[method-assign]
+    disk.hydrate = hydrate_beside_a_guest  # type: ignore[method-assign]
     monkeypatch.setattr(trio, "sleep", sleep)
     await host.promote_vm(vm="web01")
     await host._promoter._attempt(disk)
@@ -224,7 +224,7 @@ async def test_a_busy_disk_gets_pauses(host: DiskHost, tmp_path: Path, monkeypat
 async def test_the_vm_may_be_removed_meanwhile(host: DiskHost, tmp_path: Path) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
     await host.promote_vm(vm="web01")
-    disk.adopt(65536)
+    disk.hydrate(65536)
     await host.remove_vm(vm="web01")
     await host._promoter._attempt(disk)
     assert disk.promotion_stopped_by is None
@@ -298,7 +298,7 @@ async def test_the_last_room_is_left_to_the_guests(host: DiskHost, tmp_path: Pat
     assert info.promotion.error is not None
     assert info.promotion.error.endswith("MiB are kept for guests; it goes on when there is more")
     assert info.promotion.done_bytes == 0
-    assert disk.own_bytes == 0
+    assert disk.hydrated_bytes == 0
 
 
 async def test_a_managed_disk_that_cannot_be_read_stops_it_and_serves_what_it_can(host: DiskHost, tmp_path: Path) -> None:
@@ -450,7 +450,7 @@ def test_a_kill_before_each_step_loses_nothing(tmp_path: Path, monkeypatch: pyte
 async def test_promotion_goes_on_after_a_start(host: DiskHost, tmp_path: Path) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
     await host.promote_vm(vm="web01")
-    disk.adopt(1 << 20)
+    disk.hydrate(1 << 20)
     host.abandon()
     again = open_host(tmp_path)
     disk = again.disk("web01", "os")
