@@ -505,10 +505,10 @@ class Disk:
             self.guard.files.renamed(self.place.file("img"))
         return True
 
-    def settle(self) -> None:
+    def detach_backing(self) -> None:
         """After :meth:`note_raw`, in any thread: let go of the view; open handles go on."""
         with self._thread_lock:
-            while (done := int(lib.sr_disk_settle(self.c))) == -errno.EAGAIN:  # it has grown, with zeros
+            while (done := int(lib.sr_disk_detach_backing(self.c))) == -errno.EAGAIN:  # it has grown, with zeros
                 check(lib.sr_disk_hydrate(self.c, DISK_BYTES_MAX))
             check(done)
             self.layer = RawLayer.of_overlay(self.layer, self.place.file("img"))

@@ -109,7 +109,7 @@ class Promoter:
             await self._adopt(disk)
             while not disk.note_raw():
                 await self._adopt(disk)
-            await trio.to_thread.run_sync(disk.settle)
+            await trio.to_thread.run_sync(disk.detach_backing)
         except OSError as exc:
             if exc.errno != errno.EBADF:
                 raise _stopped_by(disk, exc) from exc

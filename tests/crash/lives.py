@@ -332,7 +332,7 @@ class Life:
                 return
             assert not self._sync_failed
         if full and disk.note_raw():
-            disk.settle()
+            disk.detach_backing()
 
     def _start_tracking(self, disk: Disk) -> None:
         """With a copy of the disk brought to the recovery side as soon as the log runs."""

@@ -303,7 +303,7 @@ static void *promote(void *number)
 		CHECK(sr_disk_hydrated_bytes(victim->disk) >= before);
 		if (rc == 1) {
 			expect(sr_disk_sync(victim->disk), 0, "sync after hydration");
-			rc = sr_disk_settle(victim->disk);
+			rc = sr_disk_detach_backing(victim->disk);
 			CHECK(rc == 0 || rc == -EAGAIN, "settling returned %d", rc);
 		}
 		usleep((useconds_t)dice(8) * 1000);

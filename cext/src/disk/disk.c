@@ -310,7 +310,7 @@ int sr_disk_is_hydrated(struct sr_disk *disk)
 	return full;
 }
 
-int sr_disk_settle(struct sr_disk *disk)
+int sr_disk_detach_backing(struct sr_disk *disk)
 {
 	struct sr_layer *lower = NULL;
 
@@ -318,7 +318,7 @@ int sr_disk_settle(struct sr_disk *disk)
 	pthread_mutex_lock(&disk->lock);
 	int full = sr_layer_is_hydrated(disk->layer);
 	if (full)
-		lower = sr_layer_settle(disk->layer);
+		lower = sr_layer_detach_backing(disk->layer);
 	sr_unlock(disk);
 	pthread_mutex_unlock(&disk->syncing);
 	sr_layer_free(lower);

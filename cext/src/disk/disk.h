@@ -96,7 +96,7 @@ int sr_disk_is_hydrated(struct sr_disk *disk);
 int sr_disk_sync(struct sr_disk *disk);
 
 /* A full one lets go of the view, and goes on as a raw file.  -EAGAIN: it is not full (it has grown). */
-int sr_disk_settle(struct sr_disk *disk);
+int sr_disk_detach_backing(struct sr_disk *disk);
 
 /* Data and holes as file systems have them, in whole blocks: a state of the past knows them to the byte, and programs
  * (qemu-img) that count in sectors would take a sector that has both for a hole. */

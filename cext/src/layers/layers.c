@@ -172,8 +172,8 @@ int sr_layer_is_hydrated(struct sr_layer *layer)
 	return ops->is_hydrated ? ops->is_hydrated(layer) : 1;
 }
 
-struct sr_layer *sr_layer_settle(struct sr_layer *layer)
+struct sr_layer *sr_layer_detach_backing(struct sr_layer *layer)
 {
 	const struct sr_layer_ops *ops = sr_ops_of(layer);
-	return ops->settle ? ops->settle(layer) : NULL;
+	return ops->detach_backing ? ops->detach_backing(layer) : NULL;
 }

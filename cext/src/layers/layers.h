@@ -83,7 +83,7 @@ uint64_t sr_layer_hydrated_bytes(const struct sr_layer *layer);
 int sr_layer_is_hydrated(struct sr_layer *layer);
 
 /* A full overlay is a raw file from now on; returns the layer below, to be freed.  Waits for reads that run; as a write. */
-struct sr_layer *sr_layer_settle(struct sr_layer *layer);
+struct sr_layer *sr_layer_detach_backing(struct sr_layer *layer);
 
 /* Offset of the next data (whence SEEK_DATA) or hole (SEEK_HOLE; the end of the disk counts as one) from `offset`;
  * -ENXIO as lseek(2). */

@@ -42,7 +42,7 @@ struct sr_layer_ops {
 	int (*hydrate_put)(struct sr_layer *layer, const char *buf, const struct sr_hydration_run *run);
 	uint64_t (*hydrated_bytes)(const struct sr_layer *layer);
 	int (*is_hydrated)(struct sr_layer *layer);
-	struct sr_layer *(*settle)(struct sr_layer *layer);
+	struct sr_layer *(*detach_backing)(struct sr_layer *layer);
 };
 
 struct sr_layer {

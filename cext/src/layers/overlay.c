@@ -495,7 +495,7 @@ static void free_overlay(struct sr_layer *layer)
 }
 
 /* The operations of an overlay that has become a raw file. */
-static const struct sr_layer_ops settled_ops = {
+static const struct sr_layer_ops detached_ops = {
 	.free = free_overlay,
 	.read = sr_raw_read,
 	.seek = sr_raw_seek,
@@ -510,7 +510,7 @@ static const struct sr_layer_ops settled_ops = {
 	.hydrated_bytes = hydrated_bytes,
 };
 
-static struct sr_layer *settle(struct sr_layer *layer)
+static struct sr_layer *detach_backing(struct sr_layer *layer)
 {
 	struct overlay *overlay = overlay_of(layer);
 
@@ -519,7 +519,7 @@ static struct sr_layer *settle(struct sr_layer *layer)
 	struct sr_layer *lower = overlay->lower;
 	free_maps(overlay);
 	overlay->lower = NULL;
-	__atomic_store_n(&layer->ops, &settled_ops, __ATOMIC_RELEASE);
+	__atomic_store_n(&layer->ops, &detached_ops, __ATOMIC_RELEASE);
 	pthread_rwlock_unlock(&overlay->shape);
 	pthread_mutex_unlock(&overlay->syncing);
 	return lower;
@@ -542,7 +542,7 @@ static const struct sr_layer_ops overlay_ops = {
 	.hydrate_put = hydrate_put,
 	.hydrated_bytes = hydrated_bytes,
 	.is_hydrated = is_hydrated,
-	.settle = settle,
+	.detach_backing = detach_backing,
 };
 
 struct sr_layer *sr_layer_overlay(struct sr_layer *lower, int fd, int map_fd, int durable_fd, uint64_t bytes)

@@ -147,7 +147,7 @@ def test_a_promoted_disk_that_was_changed_while_it_was_down_needs_a_resync(tmp_p
             pass
         disk.flush_hydration()
         assert disk.note_raw()
-        disk.settle()
+        disk.detach_backing()
 
     lives.life(promote, killed=killed)
     assert lives.life(killed=killed) is None

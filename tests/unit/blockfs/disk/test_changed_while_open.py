@@ -348,7 +348,7 @@ def test_a_promotion_is_no_change(tmp_path: Path) -> None:
     opened.disk.flush_hydration()
     assert opened.disk.note_raw()
     opened.look()
-    opened.disk.settle()
+    opened.disk.detach_backing()
     opened.disk.write(0, b"after")
     opened.look()
     opened.disk.close()

@@ -200,7 +200,7 @@ class DiskMachine(RuleBasedStateMachine):
         if any(self.disk.hydrate(1) for _ in range(limit)):
             self.disk.flush_hydration()
             if self.disk.state.promoting and self.disk.note_raw():
-                self.disk.settle()
+                self.disk.detach_backing()
 
     # --- what holds always --------------------------------------------------------------------------------------
 

@@ -343,7 +343,7 @@ class Steps:
         self.kill_at = kill_at
         self.done: list[str] = []
         for thing, name in (
-            (os, "rename"), (os, "unlink"), (os, "fsync"), (Disk, "settle"), (Disk, "note_raw"), (DiskState, "save"),
+            (os, "rename"), (os, "unlink"), (os, "fsync"), (Disk, "detach_backing"), (Disk, "note_raw"), (DiskState, "save"),
         ):  # fmt: skip
             monkeypatch.setattr(thing, name, self._counting(name, getattr(thing, name)))
 
