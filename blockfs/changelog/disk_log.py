@@ -296,19 +296,19 @@ class DiskLog:
         while (rc := step()) == -errno.EAGAIN:
             self.provide_spare()
         check(rc)
-        self.settle()
+        self.reconcile_segments()
 
     # --- segments' files ----------------------------------------------------------------------------------------
 
     def maintain(self) -> None:
         """What is to be done after the writer has switched segments; may take milliseconds."""
-        self.settle()
+        self.reconcile_segments()
         self.provide_spare()
         # A guest may never ask for it, and each holds a descriptor until then.
         check(lib.sr_log_sync_closed(self._disk))
-        self.settle()
+        self.reconcile_segments()
 
-    def settle(self) -> None:
+    def reconcile_segments(self) -> None:
         """Name the current segment, cut the closed ones to their length, take over those on stable storage."""
         with self._lock:
             segments = self._segments()
@@ -347,7 +347,7 @@ class DiskLog:
             info = self._info
             if info.has_spare or info.state != lib.SR_LOGGED:
                 return
-            self.settle()  # now that the writer cannot switch any more: what it used up last has its name, and ours is free
+            self.reconcile_segments()  # now that the writer cannot switch any more: what it used up last has its name, and ours is free
             fd = self._recycle() or self._make_file(self._spare)
             self._spare_made = own_file.opened(fd)
             if not lib.sr_log_give_spare(self._disk, fd):  # given up meanwhile
@@ -404,7 +404,7 @@ class DiskLog:
 
     def segments(self) -> list[SegmentInfo]:
         """Closed, durable segments that are kept."""
-        self.settle()
+        self.reconcile_segments()
         with self._lock:
             kept = list(self._kept)
         return [
@@ -424,7 +424,7 @@ class DiskLog:
     @property
     def extent(self) -> LogExtent:
         """The records of all segments that are kept, the current one too."""
-        self.settle()
+        self.reconcile_segments()
         with self._lock:
             first_seq = self._kept[0].first_seq if self._kept else self._segments()[0].first_seq
             return LogExtent(first_seq=first_seq, next_seq=self.next_seq)
@@ -432,13 +432,13 @@ class DiskLog:
     @property
     def oldest_number(self) -> int:
         """Number of the oldest segment that is kept."""
-        self.settle()
+        self.reconcile_segments()
         with self._lock:  # else one could go from the writer's list to ours between two looks, and be in neither
             return self._kept[0].number if self._kept else self._segments()[0].number
 
     def applied(self, last_seq: int) -> None:
         """Let go of closed segments whose records the recovery side has all; one file is kept for the next spare."""
-        self.settle()
+        self.reconcile_segments()
         gone, inherited = 0, False
         with self._lock:
             while self._kept and self._kept[0].last_seq <= last_seq:
@@ -466,7 +466,7 @@ class DiskLog:
         check(lib.sr_disk_flush(self._disk))
         self.append(RecordType.FLUSH, flags=FLAG_CLEAN_CLOSE)
         check(lib.sr_disk_flush(self._disk))
-        self.settle()
+        self.reconcile_segments()
         with self._lock:
             current = self._segments()[-1]
             _cut(segment_path(self.folder, self.name, current.number), current.end)

@@ -139,7 +139,7 @@ def begin_snapshots(disks: Sequence[Snapshotted]) -> list[Snapshot]:
             path.unlink()
         raise
     for disk in disks:
-        disk.log.settle()
+        disk.log.reconcile_segments()
     return [
         Snapshot(disk.c, disk.layer, path, first_seq=int(first_seqs[i]), position=int(position[0]))
         for i, (disk, path) in enumerate(zip(disks, paths, strict=True))

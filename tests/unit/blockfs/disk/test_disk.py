@@ -490,20 +490,20 @@ def test_a_switch_while_a_spare_is_being_made_loses_no_segment(
         disk.applied(1, disk.segments()[-1].last_seq)
     disk.log.provide_spare()
     disk.write(0, b"b" * 3000)
-    settle = disk.log.settle
+    reconcile_segments = disk.log.reconcile_segments
 
-    def settle_and_be_overtaken() -> None:
-        settle()
-        monkeypatch.setattr(disk.log, "settle", settle)
+    def reconcile_and_be_overtaken() -> None:
+        reconcile_segments()
+        monkeypatch.setattr(disk.log, "reconcile_segments", reconcile_segments)
         assert lib.sr_log_rotate(disk.c) == 0, "the writer needs nobody for that"
         disk.write(0, b"c" * 2000)
 
-    monkeypatch.setattr(disk.log, "settle", settle_and_be_overtaken)
+    monkeypatch.setattr(disk.log, "reconcile_segments", reconcile_and_be_overtaken)
     disk.log.provide_spare()
     disk.log.maintain()
     disk.log.rotate()
     disk.write(0, b"d" * 1000)
-    disk.log.settle()
+    disk.log.reconcile_segments()
     assert replay(start, disk) == contents(disk)
 
 
