@@ -76,11 +76,11 @@ def update_base(folder: Path, history: DiskHistory, note: CompactionIntent, step
 def merge_into_base(
     folder: Path, found: DiskMap, owner: Owner, step: Step, view_map: Callable[[DiskMap], ViewLayer] | None = None
 ) -> None:
-    """Put all that ``found`` has (settled, without the base) into the base, and note in its map what holds data now."""
+    """Put all that ``found`` has (merged, without the base) into the base, and note in its map what holds data now."""
     data = unpack_map(read_map(folder))
     blocks = Blocks(found.extents.touched(BLOCK_BYTES), _edges(found.extents.touched(), data))
     found.extents.add_base(data)
-    found.extents.settle()
+    found.extents.merge_pending()
     view = view_map(found) if view_map else view_of(folder, found)
     try:
         merge_blocks(folder, view, blocks, owner, step)

@@ -115,7 +115,7 @@ def build_map(
             os.close(fd)
     if base:
         found.extents.add_base(unpack_map(read_map(folder)))
-    found.extents.settle()
+    found.extents.merge_pending()
     return found
 
 

@@ -76,7 +76,7 @@ class ExtentMap:
         after: int = -1,
         upto: int | None = None,
     ) -> int:
-        """Lay changes with ``after < position <= upto`` over the map, the last on top; they show after :meth:`settle`.
+        """Lay changes with ``after < position <= upto`` over the map, the last on top; they show after :meth:`merge_pending`.
 
         ``entries`` as :class:`PartIndex` has them; their segment begins at byte ``segment_at`` of file ``source`` (from 1
         on), their pieces at number ``piece_at`` of its table.  Gives the size that the last RESIZE among them says, or 0.
@@ -90,18 +90,18 @@ class ExtentMap:
         _check(added, "an entry of an index")
         return int(added)
 
-    def settle(self) -> None:
+    def merge_pending(self) -> None:
         """Bring what was added into order."""
-        _check(lib.sr_extents_settle(self._c), "the map")
+        _check(lib.sr_extents_merge(self._c), "the map")
 
     def used(self, sources: int) -> list[int]:
-        """Which of so many sources have an extent (settled)."""
+        """Which of so many sources have an extent (merged)."""
         seen = bytearray(sources)
         lib.sr_extents_used(self._c, ffi.from_buffer(seen), sources)
         return [source for source, is_used in enumerate(seen) if is_used]
 
     def retarget(self, becomes: Sequence[int], least: Sequence[int] | None = None) -> None:
-        """Extents (settled) of source i are now of source ``becomes[i]``, or left out (``GONE``); the base stays 0.
+        """Extents (merged) of source i are now of source ``becomes[i]``, or left out (``GONE``); the base stays 0.
 
         ``least``: those before byte ``least[i]`` of source i are left out, too.
         """
@@ -110,11 +110,11 @@ class ExtentMap:
         _check(lib.sr_extents_retarget(self._c, new, from_byte, len(becomes)), "the source of an extent")
 
     def ranges(self) -> list[tuple[int, int]]:
-        """(offset, length) of what is not zeros (settled): in order, joined."""
+        """(offset, length) of what is not zeros (merged): in order, joined."""
         return self._ranges(zeros=False, unit_bytes=1)
 
     def touched(self, unit_bytes: int = 1) -> list[tuple[int, int]]:
-        """(offset, length) of all extents (settled), also zeros: in order, joined, widened to whole ``unit_bytes``."""
+        """(offset, length) of all extents (merged), also zeros: in order, joined, widened to whole ``unit_bytes``."""
         return self._ranges(zeros=True, unit_bytes=unit_bytes)
 
     def _ranges(self, *, zeros: bool, unit_bytes: int) -> list[tuple[int, int]]:
@@ -123,12 +123,12 @@ class ExtentMap:
         return list(_PAIR.iter_unpack(bytes(ffi.buffer(room, count * _PAIR.size))))
 
     def extents(self) -> list[Extent]:
-        """All (settled) one by one: for tests."""
+        """All (merged) one by one: for tests."""
         raw = ffi.buffer(lib.sr_extents_rows(self._c), len(self) * EXTENT_BYTES) if len(self) else b""
         return [Extent(*row) for row in _EXTENT.iter_unpack(bytes(raw))]
 
     def dump(self) -> bytes:
-        """All (settled) but the extents of the base, which are for its map to tell: what :meth:`load` reads."""
+        """All (merged) but the extents of the base, which are for its map to tell: what :meth:`load` reads."""
         rows = bytearray(len(self) * EXTENT_BYTES)
         count = lib.sr_extents_dump(self._c, ffi.from_buffer("struct sr_extent_row[]", rows))
         del rows[count * EXTENT_BYTES :]

@@ -270,7 +270,7 @@ class ViewFaults:
 
 
 class ViewLayer(_CLayer):
-    """A disk as it was: the extents of a settled map over zeros, every byte checked when it is read.
+    """A disk as it was: the extents of a merged map over zeros, every byte checked when it is read.
 
     Owns the descriptors of ``sources`` (None: the map has no extent of it), also if it cannot be made.  The map may be
     changed afterwards.  A read that meets a wrong byte is ``EIO`` and is told of in ``faults``.

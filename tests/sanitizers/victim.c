@@ -130,7 +130,7 @@ static struct sr_layer *make_view(struct victim *victim, int base)
 			add_sums(sources[1].sums_fd, data + change->payload_at, change->offset, change->length, 1);
 		}
 	}
-	CHECK(sr_extents_settle(map) == 0);
+	CHECK(sr_extents_merge(map) == 0);
 	struct sr_layer *view = sr_layer_view(map, sources, 2, DISK_BYTES, faults);
 	sr_extents_free(map);
 	sr_faults_put(faults);

@@ -112,11 +112,11 @@ static struct sr_extents *map_of(uint64_t after, uint64_t upto, int with_base)
 	size_t cut = dice(test.count + 1);
 	CHECK(sr_extents_add(map, VOLUME, test.changes, cut, 0, 0, (int64_t)after, upto) == 0);
 	if (dice(2))
-		CHECK(sr_extents_settle(map) == 0);
+		CHECK(sr_extents_merge(map) == 0);
 	CHECK(sr_extents_add(map, VOLUME, test.changes + cut, test.count - cut, 0, 0, (int64_t)after, upto) == 0);
 	if (with_base)
 		CHECK(sr_extents_add_base(map, (uint64_t[]){0, DISK_BYTES}, 1) == 0);
-	CHECK(sr_extents_settle(map) == 0);
+	CHECK(sr_extents_merge(map) == 0);
 	return map;
 }
 
@@ -235,7 +235,7 @@ static void damage(uint8_t *data, size_t bytes)
 		data[dice(bytes)] = (uint8_t)(dice(2) ? dice(256) : 0xffu << dice(8));
 }
 
-/* What is taken for a map is one: it can be settled, and read through a view. */
+/* What is taken for a map is one: it can be merged, and read through a view. */
 static void load_damaged(void)
 {
 	struct sr_extents *map = map_of(0, test.count, 0), *loaded = sr_extents_new();
@@ -250,7 +250,7 @@ static void load_damaged(void)
 		struct sr_faults *faults = sr_faults_new();
 		CHECK(sr_extents_add(loaded, VOLUME, test.changes, test.count, 0, 0, (int64_t)dice(test.count), UINT64_MAX) == 0);
 		CHECK(sr_extents_add_base(loaded, (uint64_t[]){0, DISK_BYTES}, 1) == 0);
-		CHECK(sr_extents_settle(loaded) == 0);
+		CHECK(sr_extents_merge(loaded) == 0);
 		struct sr_layer *view = view_of(loaded, faults);
 		for (uint64_t i = 0; i < 20; i++)
 			(void)sr_layer_read(view, data, 1 + dice(sizeof(data)), dice(DISK_BYTES));
@@ -311,7 +311,7 @@ static void index_damaged(void)
 	CHECK(!index.is_bad || (index.records < RECORDS && index.bad_at < bytes));
 	struct sr_extents *map = sr_extents_new();
 	(void)sr_extents_add(map, VOLUME, index.entries, index.entry_count, 0, 0, -1, UINT64_MAX);
-	CHECK(sr_extents_settle(map) == 0);
+	CHECK(sr_extents_merge(map) == 0);
 	sr_extents_free(map);
 	sr_index_free(&index);
 	free(tight);

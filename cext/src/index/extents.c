@@ -10,14 +10,14 @@
 #include "index/extents_internal.h"
 
 #define NUMBER_MAX ((1ull << 63) - 1)
-#define PENDING_MAX (1u << 20) /* a longer row is settled, unless there are as many extents */
+#define PENDING_MAX (1u << 20) /* a longer row is merged, unless there are as many extents */
 #define RADIX_BITS 11
 #define LARGE_PAGE_BYTES ((size_t)2 << 20)
 #define LOOK_AHEAD 16 /* what comes soon is fetched from memory before it is needed */
 
 /* Changes in the order in which they came: an extent each, with all of its pieces. */
 struct sr_extents {
-	struct rows *settled;
+	struct rows *merged;
 	struct sr_extent_row *pending;
 	size_t pending_count, pending_room;
 	struct rows *base; /* added, and not yet laid under the rest */
@@ -65,8 +65,8 @@ static struct rows *trimmed(struct rows *rows)
 
 struct rows *sr_extents_share(struct sr_extents *map)
 {
-	__atomic_add_fetch(&map->settled->users, 1, __ATOMIC_RELAXED);
-	return map->settled;
+	__atomic_add_fetch(&map->merged->users, 1, __ATOMIC_RELAXED);
+	return map->merged;
 }
 
 /* Adds a part of an extent; zeros, and what is of the base, go on where the last row ends. */
@@ -249,7 +249,7 @@ struct sr_extents *sr_extents_new(void)
 		free(rows);
 		return NULL;
 	}
-	map->settled = rows;
+	map->merged = rows;
 	return map;
 }
 
@@ -257,7 +257,7 @@ void sr_extents_free(struct sr_extents *map)
 {
 	if (!map)
 		return;
-	sr_rows_put(map->settled);
+	sr_rows_put(map->merged);
 	sr_rows_put(map->base);
 	free(map->pending);
 	free(map);
@@ -313,8 +313,8 @@ static int makes_sense(const struct sr_entry *entry, uint64_t segment_at, uint64
 /* Room for `count` more pending changes. */
 static int pending_room(struct sr_extents *map, size_t count)
 {
-	if (map->pending_count >= PENDING_MAX && map->pending_count >= map->settled->count) {
-		int rc = sr_extents_settle(map);
+	if (map->pending_count >= PENDING_MAX && map->pending_count >= map->merged->count) {
+		int rc = sr_extents_merge(map);
 		if (rc)
 			return rc;
 	}
@@ -366,33 +366,33 @@ int64_t sr_extents_add(struct sr_extents *map, int32_t source, const void *entri
 	return (int64_t)size;
 }
 
-static void settled_to(struct sr_extents *map, struct rows *rows)
+static void replace_merged(struct sr_extents *map, struct rows *rows)
 {
-	sr_rows_put(map->settled);
-	map->settled = rows;
+	sr_rows_put(map->merged);
+	map->merged = rows;
 }
 
-int sr_extents_settle(struct sr_extents *map)
+int sr_extents_merge(struct sr_extents *map)
 {
 	if (map->pending_count) {
 		struct rows *seen = in_order(map->pending, map->pending_count);
-		if (seen && map->settled->count) {
-			struct rows *both = lay_over(seen, map->settled);
+		if (seen && map->merged->count) {
+			struct rows *both = lay_over(seen, map->merged);
 			sr_rows_put(seen);
 			seen = both;
 		}
 		if (!seen)
 			return -ENOMEM;
-		settled_to(map, seen);
+		replace_merged(map, seen);
 		free(map->pending);
 		map->pending = NULL;
 		map->pending_count = map->pending_room = 0;
 	}
 	if (map->base) {
-		struct rows *both = lay_over(map->settled, map->base);
+		struct rows *both = lay_over(map->merged, map->base);
 		if (!both)
 			return -ENOMEM;
-		settled_to(map, both);
+		replace_merged(map, both);
 		sr_rows_put(map->base);
 		map->base = NULL;
 	}
@@ -401,18 +401,18 @@ int sr_extents_settle(struct sr_extents *map)
 
 size_t sr_extents_count(const struct sr_extents *map)
 {
-	return map->settled->count;
+	return map->merged->count;
 }
 
 const struct sr_extent_row *sr_extents_rows(const struct sr_extents *map)
 {
-	return map->settled->row;
+	return map->merged->row;
 }
 
 void sr_extents_used(const struct sr_extents *map, uint8_t *used, size_t count)
 {
-	for (size_t i = 0; i < map->settled->count; i++) {
-		int32_t source = map->settled->row[i].source;
+	for (size_t i = 0; i < map->merged->count; i++) {
+		int32_t source = map->merged->row[i].source;
 		if (source >= 0 && (size_t)source < count)
 			used[source] = 1;
 	}
@@ -420,11 +420,11 @@ void sr_extents_used(const struct sr_extents *map, uint8_t *used, size_t count)
 
 int sr_extents_retarget(struct sr_extents *map, const int32_t *becomes, const uint64_t *least, size_t count)
 {
-	struct rows *rows = new_rows(map->settled->count);
+	struct rows *rows = new_rows(map->merged->count);
 	if (!rows)
 		return -ENOMEM;
-	for (size_t i = 0; i < map->settled->count; i++) {
-		struct sr_extent_row row = map->settled->row[i];
+	for (size_t i = 0; i < map->merged->count; i++) {
+		struct sr_extent_row row = map->merged->row[i];
 		if (row.source >= 0 && (size_t)row.source >= count) {
 			free(rows);
 			return -EINVAL;
@@ -434,7 +434,7 @@ int sr_extents_retarget(struct sr_extents *map, const int32_t *becomes, const ui
 		if (row.source != SR_SOURCE_GONE)
 			rows->row[rows->count++] = row;
 	}
-	settled_to(map, trimmed(rows));
+	replace_merged(map, trimmed(rows));
 	return 0;
 }
 
@@ -442,8 +442,8 @@ int64_t sr_extents_ranges(const struct sr_extents *map, int zeros, uint64_t unit
 {
 	int64_t count = 0;
 	uint64_t end = 0;
-	for (size_t i = 0; i < map->settled->count; i++) {
-		const struct sr_extent_row *row = &map->settled->row[i];
+	for (size_t i = 0; i < map->merged->count; i++) {
+		const struct sr_extent_row *row = &map->merged->row[i];
 		if (row->source == SR_SOURCE_ZEROS && !zeros)
 			continue;
 		uint64_t from = row->start - row->start % unit_bytes, rest = row->end % unit_bytes;
@@ -467,9 +467,9 @@ int64_t sr_extents_ranges(const struct sr_extents *map, int zeros, uint64_t unit
 size_t sr_extents_dump(const struct sr_extents *map, struct sr_extent_row *rows)
 {
 	size_t count = 0;
-	for (size_t i = 0; i < map->settled->count; i++)
-		if (map->settled->row[i].source != SR_SOURCE_BASE)
-			rows[count++] = map->settled->row[i];
+	for (size_t i = 0; i < map->merged->count; i++)
+		if (map->merged->row[i].source != SR_SOURCE_BASE)
+			rows[count++] = map->merged->row[i];
 	return count;
 }
 
@@ -505,6 +505,6 @@ int64_t sr_extents_load(struct sr_extents *map, const void *rows, size_t count, 
 		}
 		end = row->end;
 	}
-	settled_to(map, loaded);
+	replace_merged(map, loaded);
 	return (int64_t)count;
 }

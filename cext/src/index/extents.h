@@ -1,6 +1,6 @@
 /* Which bytes of a disk are found where: extents, sorted, without overlap; what is in none is zeros.
  *
- * A map is used by one thread at a time.  The rows of a settled one never change: views share them (layers/view.c).
+ * A map is used by one thread at a time.  The rows of a merged one never change: views share them (layers/view.c).
  */
 #ifndef SITERIG_EXTENTS_H
 #define SITERIG_EXTENTS_H
@@ -43,9 +43,9 @@ int64_t sr_extents_add(struct sr_extents *map, int32_t source, const void *entri
 		       uint64_t segment_at, uint64_t piece_at, int64_t after, uint64_t upto);
 
 /* Bring what was added into order. */
-int sr_extents_settle(struct sr_extents *map);
+int sr_extents_merge(struct sr_extents *map);
 
-/* The rest is of what was settled. */
+/* The rest is of what was merged. */
 size_t sr_extents_count(const struct sr_extents *map);
 const struct sr_extent_row *sr_extents_rows(const struct sr_extents *map);
 

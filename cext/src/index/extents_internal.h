@@ -10,7 +10,7 @@ struct rows {
 	struct sr_extent_row row[];
 };
 
-/* The rows of a settled map, for as long as they are not put back. */
+/* The rows of a merged map, for as long as they are not put back. */
 struct rows *sr_extents_share(struct sr_extents *map);
 void sr_rows_put(struct rows *rows);
 

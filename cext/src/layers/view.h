@@ -36,7 +36,7 @@ void sr_faults_put(struct sr_faults *faults);
 /* Gives how many there were since the view was made; the last SR_FAULTS_KEPT, oldest first, are in `last`. */
 uint64_t sr_faults_seen(struct sr_faults *faults, struct sr_fault *last);
 
-/* The extents of the settled `map`, which may be changed or freed afterwards.  Owns the sources' `fd`s, and closes the
+/* The extents of the merged `map`, which may be changed or freed afterwards.  Owns the sources' `fd`s, and closes the
  * `sums_fd`s; if NULL (errno says why; EINVAL: an extent is of none of the sources) it owns nothing, and has closed
  * nothing. */
 struct sr_layer *sr_layer_view(struct sr_extents *map, const struct sr_source *sources, size_t count, uint64_t bytes,

@@ -92,9 +92,9 @@ def test_each_byte_is_where_it_was_written_last(
     for number, (low, high) in enumerate(pairwise(bounds)):
         volume.add_to(extents, after=low, upto=high)
         if number % 2:
-            extents.settle()
+            extents.merge_pending()
     extents.add_base(base_ranges(base))
-    extents.settle()
+    extents.merge_pending()
     assert_is(extents, volume, owners(volume, base, after, upto))
 
 
@@ -105,13 +105,13 @@ def test_what_was_dumped_is_loaded_and_the_base_comes_anew(made: list[Change], b
     extents = ExtentMap()
     volume.add_to(extents)
     extents.add_base(base_ranges(base))
-    extents.settle()
+    extents.merge_pending()
     dumped = extents.dump()
     assert len(dumped) == sum(row.source != BASE for row in extents.extents()) * EXTENT_BYTES
     again = ExtentMap.load(dumped, 2)
     assert again.dump() == dumped
     again.add_base(base_ranges(base))
-    again.settle()
+    again.merge_pending()
     assert again.extents() == extents.extents()
 
 
@@ -122,12 +122,12 @@ def test_a_checkpoint_and_what_came_behind_it_are_as_all_at_once(made: list[Chan
     half = len(made) // 2
     first, whole = ExtentMap(), ExtentMap()
     volume.add_to(first, upto=half)
-    first.settle()
+    first.merge_pending()
     second = ExtentMap.load(first.dump(), 2)
     volume.add_to(second, after=half)
     volume.add_to(whole)
-    second.settle()
-    whole.settle()
+    second.merge_pending()
+    whole.merge_pending()
     assert second.extents() == whole.extents()
 
 
@@ -138,7 +138,7 @@ def test_ranges_and_touched_name_just_those_bytes(made: list[Change], base: set[
     extents = ExtentMap()
     volume.add_to(extents)
     extents.add_base(base_ranges(base))
-    extents.settle()
+    extents.merge_pending()
     want = owners(volume, base, 0, len(made))
     zeroed = {owner for owner in range(1, len(made) + 1) if volume_kind(volume, owner) == ZEROS}
     assert_ranges(extents.ranges(), [owner is not None and owner not in zeroed for owner in want])
@@ -165,7 +165,7 @@ def test_a_resize_changes_no_extent_and_tells_the_size() -> None:
     rows = bytes(volume.entries) + resize
     assert extents.add(1, rows, segment_at=0, piece_at=0) == DISK_BYTES * 2
     assert extents.add(1, rows, segment_at=0, piece_at=0, upto=1) == 0
-    extents.settle()
+    extents.merge_pending()
     assert extents.extents() == [Extent(0, 100, 64, 0, 1, 0, 0)]
 
 
@@ -173,7 +173,7 @@ def test_places_count_from_where_the_segment_and_its_pieces_begin() -> None:
     volume = Volume.of([(True, 5000, 9000)])
     extents = ExtentMap()
     extents.add(3, volume.entries, segment_at=1000, piece_at=500)
-    extents.settle()
+    extents.merge_pending()
     assert extents.extents() == [Extent(5000, 14_000, 1064, 500, 3, 0, 0)]
     assert extents.used(5) == [3]
 
@@ -182,7 +182,7 @@ def test_a_base_that_grew_within_a_block_is_one_extent() -> None:
     extents = ExtentMap()
     for length, want in ((5000, Extent(0, 5000, 0, 0, BASE, 0, 3192)), (8192, Extent(0, 8192, 0, 0, BASE, 0, 0))):
         extents.add_base([(0, length)])
-        extents.settle()
+        extents.merge_pending()
         assert extents.extents() == [want]
 
 
@@ -191,7 +191,7 @@ def test_sources_can_be_renumbered_and_left_out() -> None:
     for source in (1, 2, 3):
         extents.add(source, Volume.of([(True, source * 8192, 4096)]).entries, segment_at=0, piece_at=0)
     extents.add_base([(0, 4096)])
-    extents.settle()
+    extents.merge_pending()
     extents.retarget([0, 2, GONE, 1])
     assert [(row.start, row.source) for row in extents.extents()] == [(0, 0), (8192, 2), (24_576, 1)]
     with pytest.raises(RigError, match="the source of an extent cannot be"):
@@ -204,7 +204,7 @@ def test_an_index_of_an_odd_length_is_refused(count: int) -> None:
     extents = ExtentMap()
     if count % 48 == 0:
         assert extents.add(1, b"", segment_at=0, piece_at=0) == 0
-        extents.settle()
+        extents.merge_pending()
         assert extents.extents() == [] == extents.ranges() == extents.touched()
         assert extents.dump() == b"" and len(ExtentMap.load(b"", 1)) == 0
         return
@@ -227,7 +227,7 @@ def test_an_entry_that_cannot_be_is_refused_and_adds_nothing(kind: int, offset: 
     with pytest.raises(RigError) as caught:
         extents.add(1, bytes(volume.entries) + bad, segment_at=0, piece_at=0)
     assert (caught.value.code, caught.value.message) == ("ExtentsCorrupt", "an entry of an index cannot be")
-    extents.settle()
+    extents.merge_pending()
     assert len(extents) == 0
 
 
@@ -292,7 +292,7 @@ def test_damaged_extents_never_do_more_than_be_refused() -> None:
         taken += 1
         extents.add_base([(0, 1 << 20)])
         extents.add(1, Volume.of([(True, rng.randrange(9000), 5000)]).entries, segment_at=0, piece_at=0)
-        extents.settle()
+        extents.merge_pending()
         ends = [0, *(edge for row in extents.extents() for edge in (row.start, row.end))]
         assert ends == sorted(ends)
     assert taken
@@ -305,9 +305,9 @@ def test_many_changes_at_once_are_as_one_by_one() -> None:
     volume = Volume.of(made)
     at_once, singly = ExtentMap(), ExtentMap()
     volume.add_to(at_once)
-    at_once.settle()
+    at_once.merge_pending()
     for position in range(len(made)):
         volume.add_to(singly, after=position, upto=position + 1)
-        singly.settle()
+        singly.merge_pending()
     assert at_once.extents() == singly.extents()
     assert_is(at_once, volume, owners(volume, set(), 0, len(made)))

@@ -246,7 +246,7 @@ def test_a_map_with_an_extent_of_no_source_makes_no_view_and_leaks_nothing(tmp_p
     volume = Volume.of([(True, 0, 10)])
     extents = ExtentMap()
     volume.add_to(extents)
-    extents.settle()
+    extents.merge_pending()
     before = len(list(Path("/proc/self/fd").iterdir()))
     given_: list[Source | None] = [volume.source(tmp_path)] if sources == 0 else [volume.source(tmp_path), None]
     with pytest.raises(OSError, match="Invalid argument"):
@@ -258,11 +258,11 @@ def test_a_view_keeps_its_map_while_the_map_goes_on(tmp_path: Path) -> None:
     volume = Volume.of([(True, 100, 5000)])
     extents = ExtentMap()
     volume.add_to(extents)
-    extents.settle()
+    extents.merge_pending()
     view = ViewLayer(extents, [None, volume.source(tmp_path)], DISK_BYTES)
     volume.change(0, 9000)
     volume.add_to(extents, after=1)
-    extents.settle()
+    extents.merge_pending()
     del extents
     assert view.pread(0, DISK_BYTES) == volume.states[1]
     view.close()
