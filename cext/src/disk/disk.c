@@ -17,8 +17,8 @@ struct sr_disk *sr_disk_new(struct sr_layer *layer, struct sr_positions *positio
 	pthread_rwlockattr_t in_turn;
 	pthread_rwlockattr_init(&in_turn);
 	pthread_rwlockattr_setkind_np(&in_turn, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-	pthread_rwlock_init(&disk->life, &in_turn);
-	pthread_rwlock_init(&disk->snapshot_life, &in_turn);
+	pthread_rwlock_init(&disk->inflight_lock, &in_turn);
+	pthread_rwlock_init(&disk->snapshot_lock, &in_turn);
 	pthread_rwlockattr_destroy(&in_turn);
 	pthread_mutex_init(&disk->syncing, NULL);
 	pthread_mutex_init(&disk->lock, NULL);
@@ -36,8 +36,8 @@ void sr_disk_put(struct sr_disk *disk)
 {
 	if (__atomic_sub_fetch(&disk->users, 1, __ATOMIC_ACQ_REL) > 0)
 		return;
-	pthread_rwlock_destroy(&disk->life);
-	pthread_rwlock_destroy(&disk->snapshot_life);
+	pthread_rwlock_destroy(&disk->inflight_lock);
+	pthread_rwlock_destroy(&disk->snapshot_lock);
 	pthread_mutex_destroy(&disk->syncing);
 	pthread_mutex_destroy(&disk->lock);
 	free(disk);
@@ -45,20 +45,20 @@ void sr_disk_put(struct sr_disk *disk)
 
 void sr_disk_end_requests(struct sr_disk *disk)
 {
-	pthread_rwlock_wrlock(&disk->life);
+	pthread_rwlock_wrlock(&disk->inflight_lock);
 	disk->ended = 1;
-	pthread_rwlock_unlock(&disk->life);
+	pthread_rwlock_unlock(&disk->inflight_lock);
 }
 
 void sr_disk_free(struct sr_disk *disk)
 {
-	pthread_rwlock_wrlock(&disk->life);
+	pthread_rwlock_wrlock(&disk->inflight_lock);
 	disk->ended = 1;
 	pthread_mutex_lock(&disk->lock);
 	sr_snapshot_end_locked(disk);
 	sr_log_stop_locked(disk);
 	sr_unlock(disk);
-	pthread_rwlock_unlock(&disk->life);
+	pthread_rwlock_unlock(&disk->inflight_lock);
 	sr_disk_put(disk);
 }
 

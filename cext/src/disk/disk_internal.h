@@ -1,5 +1,5 @@
-/* What the files of the disk engine share.  Locking: `life` (read: a request is running; write: requests are being ended),
- * then `snapshot_life` or `syncing`, then `lock`; several disks' locks only by sr_snapshots_begin, which one thread calls. */
+/* What the files of the disk engine share.  Locking: `inflight_lock` (read: a request is running; write: requests are being ended),
+ * then `snapshot_lock` or `syncing`, then `lock`; several disks' locks only by sr_snapshots_begin, which one thread calls. */
 #ifndef SITERIG_DISK_INTERNAL_H
 #define SITERIG_DISK_INTERNAL_H
 
@@ -40,7 +40,7 @@ struct log {
 struct snapshot;
 
 struct sr_disk {
-	pthread_rwlock_t life;
+	pthread_rwlock_t inflight_lock;
 	int ended; /* no request begins any more */
 	int users; /* handles, and the owner: the memory goes with the last */
 	pthread_mutex_t syncing;
@@ -49,7 +49,7 @@ struct sr_disk {
 	struct sr_positions *positions;
 	int event_fd;
 	struct log log;
-	pthread_rwlock_t snapshot_life; /* read: somebody reads the snapshot */
+	pthread_rwlock_t snapshot_lock; /* read: somebody reads the snapshot */
 	struct snapshot *snapshot;
 	uint64_t snapshot_serial;
 	uint64_t changes, synced; /* how many changes there were, and how many of them are on stable storage */

@@ -129,10 +129,10 @@ static int begin(struct request *request, uint64_t name)
 	if (!request->handle)
 		return -EBADF;
 	request->began_ns = sr_now_ns();
-	pthread_rwlock_rdlock(&request->handle->disk->life);
+	pthread_rwlock_rdlock(&request->handle->disk->inflight_lock);
 	if (!request->handle->disk->ended)
 		return 0;
-	pthread_rwlock_unlock(&request->handle->disk->life);
+	pthread_rwlock_unlock(&request->handle->disk->inflight_lock);
 	put(request->handle);
 	return -EIO;
 }
@@ -159,7 +159,7 @@ static void count(struct request *request, int op, int64_t result, uint64_t byte
 
 static void finish(struct request *request)
 {
-	pthread_rwlock_unlock(&request->handle->disk->life);
+	pthread_rwlock_unlock(&request->handle->disk->inflight_lock);
 	put(request->handle);
 }
 

@@ -163,11 +163,11 @@ void sr_snapshot_end_locked(struct sr_disk *disk)
 
 void sr_snapshot_end(struct sr_disk *disk)
 {
-	pthread_rwlock_wrlock(&disk->snapshot_life);
+	pthread_rwlock_wrlock(&disk->snapshot_lock);
 	pthread_mutex_lock(&disk->lock);
 	sr_snapshot_end_locked(disk);
 	sr_unlock(disk);
-	pthread_rwlock_unlock(&disk->snapshot_life);
+	pthread_rwlock_unlock(&disk->snapshot_lock);
 }
 
 static int read_piece(struct sr_disk *disk, struct snapshot *snap, char *buf, uint64_t bytes, uint64_t offset)
@@ -205,9 +205,9 @@ static int read_snapshot(struct sr_disk *disk, struct snapshot *snap, char *buf,
 
 int sr_snapshot_read(struct sr_disk *disk, void *buf, uint64_t bytes, uint64_t offset)
 {
-	pthread_rwlock_rdlock(&disk->snapshot_life);
+	pthread_rwlock_rdlock(&disk->snapshot_lock);
 	int rc = read_snapshot(disk, __atomic_load_n(&disk->snapshot, __ATOMIC_ACQUIRE), buf, bytes, offset);
-	pthread_rwlock_unlock(&disk->snapshot_life);
+	pthread_rwlock_unlock(&disk->snapshot_lock);
 	return rc;
 }
 
@@ -223,7 +223,7 @@ int64_t sr_snapshot_read_one(struct sr_disk *disk, uint64_t serial, void *buf, u
 {
 	int64_t done = 0;
 
-	pthread_rwlock_rdlock(&disk->snapshot_life); /* from here on it does not give way to another */
+	pthread_rwlock_rdlock(&disk->snapshot_lock); /* from here on it does not give way to another */
 	pthread_mutex_lock(&disk->lock);
 	struct snapshot *snap = disk->snapshot_serial == serial ? disk->snapshot : NULL;
 	sr_unlock(disk);
@@ -235,7 +235,7 @@ int64_t sr_snapshot_read_one(struct sr_disk *disk, uint64_t serial, void *buf, u
 		int rc = read_snapshot(disk, snap, buf, bytes, offset);
 		done = rc ? rc : (int64_t)bytes;
 	}
-	pthread_rwlock_unlock(&disk->snapshot_life);
+	pthread_rwlock_unlock(&disk->snapshot_lock);
 	return done;
 }
 

@@ -29,7 +29,7 @@ struct overlay {
 	struct sr_map file_map; /* the same in file `map_fd`, which outlives a kill; never read */
 	uint8_t *changed;       /* one bit a page of the map: it has bits that the durable one has not */
 	pthread_mutex_t syncing;
-	pthread_rwlock_t shape; /* read: somebody looks at `map` and `lower` */
+	pthread_rwlock_t map_lock; /* read: somebody looks at `map` and `lower` */
 	uint64_t hydrated_bytes;       /* atomic: it holds all blocks below */
 };
 
@@ -134,9 +134,9 @@ static int read_overlay(struct sr_layer *layer, void *into, uint64_t bytes, uint
 	char *buf = into;
 	int rc = 0;
 
-	pthread_rwlock_rdlock(&overlay->shape);
+	pthread_rwlock_rdlock(&overlay->map_lock);
 	if (!is_overlay(overlay)) {
-		pthread_rwlock_unlock(&overlay->shape);
+		pthread_rwlock_unlock(&overlay->map_lock);
 		return sr_raw_read(layer, buf, bytes, offset);
 	}
 	while (offset < end && rc == 0) {
@@ -149,7 +149,7 @@ static int read_overlay(struct sr_layer *layer, void *into, uint64_t bytes, uint
 		buf += stop - offset;
 		offset = stop;
 	}
-	pthread_rwlock_unlock(&overlay->shape);
+	pthread_rwlock_unlock(&overlay->map_lock);
 	return rc;
 }
 
@@ -170,9 +170,9 @@ static int64_t seek_blocks(struct overlay *overlay, uint64_t offset, uint64_t en
 static int64_t seek_overlay(struct sr_layer *layer, uint64_t offset, uint64_t end, int hole)
 {
 	struct overlay *overlay = overlay_of(layer);
-	pthread_rwlock_rdlock(&overlay->shape);
+	pthread_rwlock_rdlock(&overlay->map_lock);
 	int64_t found = is_overlay(overlay) ? seek_blocks(overlay, offset, end, hole) : sr_raw_seek(layer, offset, end, hole);
-	pthread_rwlock_unlock(&overlay->shape);
+	pthread_rwlock_unlock(&overlay->map_lock);
 	return found;
 }
 
@@ -409,13 +409,13 @@ static int find_lacking(struct overlay *overlay, struct sr_hydration_run *run)
 static int hydrate_find(struct sr_layer *layer, char *buf, struct sr_hydration_run *run)
 {
 	struct overlay *overlay = overlay_of(layer);
-	pthread_rwlock_rdlock(&overlay->shape);
+	pthread_rwlock_rdlock(&overlay->map_lock);
 	int rc = is_overlay(overlay) ? find_lacking(overlay, run) : 0;
 	if (rc == 1 && run->is_data) {
 		int failed = sr_read_below(overlay->lower, buf, run->end - run->start, run->start);
 		rc = failed ? failed : 1;
 	}
-	pthread_rwlock_unlock(&overlay->shape);
+	pthread_rwlock_unlock(&overlay->map_lock);
 	return rc;
 }
 
@@ -489,7 +489,7 @@ static void free_overlay(struct sr_layer *layer)
 	if (overlay->map)
 		free_maps(overlay);
 	pthread_mutex_destroy(&overlay->syncing);
-	pthread_rwlock_destroy(&overlay->shape);
+	pthread_rwlock_destroy(&overlay->map_lock);
 	sr_raw_close(&overlay->raw);
 	free(overlay);
 }
@@ -515,12 +515,12 @@ static struct sr_layer *detach_backing(struct sr_layer *layer)
 	struct overlay *overlay = overlay_of(layer);
 
 	pthread_mutex_lock(&overlay->syncing);
-	pthread_rwlock_wrlock(&overlay->shape);
+	pthread_rwlock_wrlock(&overlay->map_lock);
 	struct sr_layer *lower = overlay->lower;
 	free_maps(overlay);
 	overlay->lower = NULL;
 	__atomic_store_n(&layer->ops, &detached_ops, __ATOMIC_RELEASE);
-	pthread_rwlock_unlock(&overlay->shape);
+	pthread_rwlock_unlock(&overlay->map_lock);
 	pthread_mutex_unlock(&overlay->syncing);
 	return lower;
 }
@@ -574,7 +574,7 @@ struct sr_layer *sr_layer_overlay(struct sr_layer *lower, int fd, int map_fd, in
 	pthread_rwlockattr_t in_turn; /* else readers without a pause would keep it from becoming a raw file for ever */
 	pthread_rwlockattr_init(&in_turn);
 	pthread_rwlockattr_setkind_np(&in_turn, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-	pthread_rwlock_init(&overlay->shape, &in_turn);
+	pthread_rwlock_init(&overlay->map_lock, &in_turn);
 	pthread_rwlockattr_destroy(&in_turn);
 	pthread_mutex_init(&overlay->syncing, NULL);
 	if (bytes && is_present(overlay, 0))
