@@ -298,7 +298,7 @@ int sr_extents_add_base(struct sr_extents *map, const uint64_t *ranges, size_t c
 	return 0;
 }
 
-static int makes_sense(const struct sr_entry *entry, uint64_t segment_at, uint64_t piece_at)
+static int entry_is_valid(const struct sr_entry *entry, uint64_t segment_at, uint64_t piece_at)
 {
 	if (entry->type == SR_RESIZE)
 		return entry->length <= NUMBER_MAX;
@@ -346,7 +346,7 @@ int64_t sr_extents_add(struct sr_extents *map, int32_t source, const void *entri
 	size_t added = map->pending_count;
 	for (size_t i = 0; i < count; i++) {
 		memcpy(&entry, raw + i * sizeof(entry), sizeof(entry));
-		if (!makes_sense(&entry, segment_at, piece_at))
+		if (!entry_is_valid(&entry, segment_at, piece_at))
 			return -EINVAL;
 		if ((after >= 0 && entry.position <= (uint64_t)after) || entry.position > upto)
 			continue;
@@ -473,7 +473,7 @@ size_t sr_extents_dump(const struct sr_extents *map, struct sr_extent_row *rows)
 	return count;
 }
 
-static int can_be(const struct sr_extent_row *row, int32_t sources)
+static int row_is_valid(const struct sr_extent_row *row, int32_t sources)
 {
 	if (row->start >= row->end || row->end > NUMBER_MAX)
 		return 0;
@@ -499,7 +499,7 @@ int64_t sr_extents_load(struct sr_extents *map, const void *rows, size_t count, 
 	loaded->count = count;
 	for (size_t i = 0; i < count; i++) {
 		const struct sr_extent_row *row = &loaded->row[i];
-		if (row->start < end || !can_be(row, sources)) {
+		if (row->start < end || !row_is_valid(row, sources)) {
 			free(loaded);
 			return (int64_t)i;
 		}
