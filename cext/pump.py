@@ -32,13 +32,13 @@ class PumpOptions:
 class Pump:
     """A running pump.  ``ended_fd`` becomes readable when the mount is gone or a thread gave up."""
 
-    def __init__(self, device_fd: int, names_fd: int, options: PumpOptions) -> None:
+    def __init__(self, device_fd: int, upcall_fd: int, options: PumpOptions) -> None:
         """Takes both descriptors over; on OSError they stay the caller's."""
         self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         pump = ffi.new("struct sr_pump **")
         setup = {
             "device_fd": device_fd,
-            "names_fd": names_fd,
+            "upcall_fd": upcall_fd,
             "ended_fd": self.ended_fd,
             "threads": options.threads,
             "request_bytes_max": options.request_bytes_max,

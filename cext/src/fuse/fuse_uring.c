@@ -226,7 +226,7 @@ static int64_t pass_on(struct queue *queue, struct entry *entry, const struct fu
 	entry->asked = in->unique;
 	pthread_mutex_unlock(&queue->lock);
 	atomic_fetch_add_explicit(&queue->forwarded_count, 1, memory_order_relaxed);
-	rc = sr_names_ask(setup->names, &head, parts, 2);
+	rc = sr_upcall_ask(setup->upcall, &head, parts, 2);
 	if (rc) {
 		pthread_mutex_lock(&queue->lock);
 		entry->asked = 0;
@@ -303,7 +303,7 @@ static int handle(struct queue *queue, struct entry *entry)
 		put_to_slow(entry);
 	else
 		answer = sr_request_answer(&request);
-	if (answer == SR_TO_NAMES)
+	if (answer == SR_UPCALL)
 		answer = pass_on(queue, entry, &in, in.len - sizeof(in) - request.data_bytes);
 	else
 		atomic_fetch_add_explicit(&queue->answered_count, 1, memory_order_relaxed);

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "fuse/names.h"
+#include "fuse/upcall.h"
 
 /* Among FUSE_INIT's flags: offered where it is enabled. */
 #define SR_FUSE_OVER_IO_URING (1ull << 41)
@@ -21,7 +21,7 @@ struct sr_uring_setup {
 	int device_fd; /* /dev/fuse; the caller's, open until sr_uring_free */
 	uint32_t request_bytes_max;
 	int ended_fd;  /* an eventfd that is raised when a thread gave up */
-	struct sr_names *names;
+	struct sr_upcall *upcall;
 	int mark_shift;       /* requests for names carry `first_mark` + the ring's number in `unique` from this bit up */
 	uint64_t first_mark;
 	int rings_max;

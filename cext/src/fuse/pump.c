@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 #include "fuse/fuse_uring.h"
-#include "fuse/names.h"
+#include "fuse/upcall.h"
 #include "fuse/requests.h"
 
 enum {
@@ -26,7 +26,7 @@ enum {
 	/* Before the data of a WRITE: so it begins on a page. */
 	HEADERS_BYTES = sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in),
 	/* An answer must go back the way the request came: its worker, or RINGS_FROM and the ring, is in the top bits of `unique`,
-	 * which the kernel, counting from 0, does not reach (nor names.c, which has the bit below). */
+	 * which the kernel, counting from 0, does not reach (nor upcall.c, which has the bit below). */
 	MARK_SHIFT = 52,
 	WORKERS_MAX = 64,
 	RESERVES = WORKERS_MAX - SR_PUMP_THREADS_MAX, /* workers that wait until others are busy with what takes long */
@@ -45,10 +45,10 @@ struct worker {
 };
 
 struct sr_pump {
-	int names_fd, ended_fd;
+	int upcall_fd, ended_fd;
 	uint32_t request_bytes_max;
 	uint16_t queue;
-	struct sr_names *names;
+	struct sr_upcall *upcall;
 	struct sr_uring *uring;
 	int uring_error;
 	atomic_int error;
@@ -77,7 +77,7 @@ static void reply(int fd, const struct fuse_in_header *in, int64_t answer, void 
 		;
 }
 
-static void reply_from_names(void *context, const struct fuse_out_header *out, size_t bytes)
+static void reply_from_upcall(void *context, const struct fuse_out_header *out, size_t bytes)
 {
 	struct sr_pump *pump = context;
 	struct fuse_out_header head = *out;
@@ -101,7 +101,7 @@ static int64_t pass_on(struct worker *worker, const struct fuse_in_header *in, v
 
 	head.unique |= (uint64_t)(worker - worker->pump->workers) << MARK_SHIFT;
 	atomic_fetch_add_explicit(&worker->forwarded, 1, memory_order_relaxed);
-	rc = sr_names_ask(worker->pump->names, &head, &part, 1);
+	rc = sr_upcall_ask(worker->pump->upcall, &head, &part, 1);
 	return rc == 0 || in->opcode == FUSE_FORGET || in->opcode == FUSE_BATCH_FORGET ? SR_NO_ANSWER : rc;
 }
 
@@ -143,7 +143,7 @@ static void handle(struct worker *worker, struct fuse_in_header *in, size_t byte
 	};
 	int64_t answer = sr_request_answer(&request);
 
-	if (answer == SR_TO_NAMES)
+	if (answer == SR_UPCALL)
 		answer = pass_on(worker, in, in + 1, bytes - sizeof(*in));
 	else
 		atomic_fetch_add_explicit(&worker->answered, 1, memory_order_relaxed);
@@ -196,7 +196,7 @@ static void new_rings(struct sr_pump *pump)
 		.device_fd = pump->workers[0].fd,
 		.request_bytes_max = pump->request_bytes_max,
 		.ended_fd = pump->ended_fd,
-		.names = pump->names,
+		.upcall = pump->upcall,
 		.mark_shift = MARK_SHIFT,
 		.first_mark = RINGS_FROM,
 		.rings_max = RINGS_MAX,
@@ -220,7 +220,7 @@ static int init(struct sr_pump *pump, int over_io_uring)
 		return rc;
 	if (got < (ssize_t)sizeof(*in) || in->opcode != FUSE_INIT)
 		return -EPROTO;
-	rc = sr_names_init(pump->names);
+	rc = sr_upcall_init(pump->upcall);
 	if (rc)
 		return rc;
 	if (over_io_uring && (arg->flags & FUSE_INIT_EXT) && ((uint64_t)arg->flags2 << 32 & SR_FUSE_OVER_IO_URING))
@@ -277,12 +277,12 @@ static void release(struct sr_pump *pump)
 	for (int i = 0; i < pump->count; i++)
 		if (pump->workers[i].started)
 			pthread_join(pump->workers[i].thread, NULL);
-	if (pump->names)
-		sr_names_close(pump->names); /* its receiver writes to the workers' descriptors and rings */
+	if (pump->upcall)
+		sr_upcall_close(pump->upcall); /* its receiver writes to the workers' descriptors and rings */
 	if (pump->uring)
 		sr_uring_free(pump->uring);
-	if (pump->names)
-		sr_names_free(pump->names); /* and the rings ask it */
+	if (pump->upcall)
+		sr_upcall_free(pump->upcall); /* and the rings ask it */
 	for (int i = 0; i < pump->count; i++) {
 		if (pump->workers[i].fd >= 0 && pump->workers[i].fd != pump->workers[0].fd)
 			close(pump->workers[i].fd);
@@ -320,7 +320,7 @@ int sr_pump_start(const struct sr_pump_setup *setup, struct sr_pump **out)
 	pump = calloc(1, sizeof(*pump) + (size_t)(setup->threads + RESERVES) * sizeof(pump->workers[0]));
 	if (!pump)
 		return -ENOMEM;
-	pump->names_fd = setup->names_fd;
+	pump->upcall_fd = setup->upcall_fd;
 	pump->ended_fd = setup->ended_fd;
 	pump->request_bytes_max = setup->request_bytes_max;
 	pump->queue = setup->queue;
@@ -334,8 +334,8 @@ int sr_pump_start(const struct sr_pump_setup *setup, struct sr_pump **out)
 		rc = open_worker(&pump->workers[i], setup->device_fd);
 	hold_back_signals(&before);
 	if (!rc) {
-		pump->names = sr_names_new(setup->names_fd, reply_from_names, pump);
-		rc = pump->names ? 0 : -ENOMEM;
+		pump->upcall = sr_upcall_new(setup->upcall_fd, reply_from_upcall, pump);
+		rc = pump->upcall ?? 0 : -ENOMEM;
 	}
 	if (!rc)
 		rc = init(pump, setup->over_io_uring);
@@ -352,12 +352,12 @@ int sr_pump_start(const struct sr_pump_setup *setup, struct sr_pump **out)
 
 int sr_pump_stop(struct sr_pump *pump)
 {
-	int device_fd = pump->workers[0].fd, names_fd = pump->names_fd, error = atomic_load(&pump->error);
+	int device_fd = pump->workers[0].fd, upcall_fd = pump->upcall_fd, error = atomic_load(&pump->error);
 
 	if (pump->uring && !error)
 		error = sr_uring_error(pump->uring);
 	release(pump);
-	close(names_fd);
+	close(upcall_fd);
 	close(device_fd);
 	return error;
 }

@@ -1,5 +1,5 @@
 /* The pump: threads that take FUSE requests from the kernel and answer those on open disks (sr_handle_* of disk.h);
- * those on names and attributes go to Python and back (names.h).
+ * those on names and attributes go to Python and back (upcall.h).
  *
  * Fault contract: holds nothing.  No thread of it ever waits for Python.
  */
@@ -14,7 +14,7 @@ enum { SR_PUMP_THREADS_MAX = 58 };
 
 struct sr_pump_setup {
 	int device_fd; /* /dev/fuse, mounted; or a SOCK_SEQPACKET socket in its place, for one thread.  Owned */
-	int names_fd;  /* one end of the SOCK_SEQPACKET pair whose other end libfuse has.  Owned */
+	int upcall_fd;  /* one end of the SOCK_SEQPACKET pair whose other end libfuse has.  Owned */
 	int ended_fd;  /* an eventfd that is raised when the mount is gone or a thread gave up; the caller's */
 	int threads;                /* up to SR_PUMP_THREADS_MAX, that take requests; for each that waits for a disk, another takes its place */
 	uint32_t request_bytes_max; /* whole pages */

@@ -98,7 +98,7 @@ int64_t sr_request_answer(const struct sr_request *request)
 	case FUSE_IOCTL:
 		return -ENOTTY;
 	default:
-		return SR_TO_NAMES;
+		return SR_UPCALL;
 	}
 	/* It would turn the operation off for every file of the mount. */
 	return answer == -ENOSYS ? -EOPNOTSUPP : answer;

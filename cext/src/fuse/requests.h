@@ -19,7 +19,7 @@ struct sr_request {
 };
 
 enum sr_answer {
-	SR_TO_NAMES = -10000,  /* not for here: a request on names or attributes */
+	SR_UPCALL = -10000,  /* not for here: a request on names or attributes */
 	SR_NO_ANSWER = -10001, /* done, and the kernel waits for nothing */
 };
 

@@ -323,7 +323,7 @@ static void begin_mount(struct mount *mount)
 	CHECK(pthread_create(&mount->receiver, NULL, receive_answers, mount) == 0);
 	CHECK(pthread_create(&mount->python, NULL, run_python, mount) == 0);
 	struct sr_pump_setup setup = {.device_fd = device[1],
-				      .names_fd = names[1],
+				      .upcall_fd = names[1],
 				      .ended_fd = mount->ended_fd,
 				      .threads = 1,
 				      .queue = 1,

@@ -1,6 +1,6 @@
 /* Requests on names and attributes to Python and back, over a SOCK_SEQPACKET pair. */
 #define _GNU_SOURCE
-#include "fuse/names.h"
+#include "fuse/upcall.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -31,9 +31,9 @@ struct message {
 	char data[];
 };
 
-struct sr_names {
+struct sr_upcall {
 	int fd;
-	sr_names_answer_fn answer;
+	sr_upcall_answer_fn answer;
 	void *context;
 	pthread_mutex_t lock; /* of what follows */
 	pthread_cond_t filled;
@@ -43,33 +43,33 @@ struct sr_names {
 	char received[MESSAGE_BYTES_MAX];
 };
 
-static struct message *next_message(struct sr_names *names)
+static struct message *next_message(struct sr_upcall *upcall)
 {
 	struct message *message = NULL;
 
-	pthread_mutex_lock(&names->lock);
-	while (!names->first && !names->ending)
-		pthread_cond_wait(&names->filled, &names->lock);
-	if (!names->ending) {
-		message = names->first;
-		names->first = message->next;
-		if (!names->first)
-			names->last = &names->first;
+	pthread_mutex_lock(&upcall->lock);
+	while (!upcall->first && !upcall->ending)
+		pthread_cond_wait(&upcall->filled, &upcall->lock);
+	if (!upcall->ending) {
+		message = upcall->first;
+		upcall->first = message->next;
+		if (!upcall->first)
+			upcall->last = &upcall->first;
 	}
-	pthread_mutex_unlock(&names->lock);
+	pthread_mutex_unlock(&upcall->lock);
 	return message;
 }
 
 static void *send_requests(void *arg)
 {
-	struct sr_names *names = arg;
+	struct sr_upcall *upcall = arg;
 	struct message *message;
 	ssize_t sent = 0;
 
-	pthread_setname_np(pthread_self(), "to-names");
-	while (sent >= 0 && (message = next_message(names))) {
+	pthread_setname_np(pthread_self(), "upcall-send");
+	while (sent >= 0 && (message = next_message(upcall))) {
 		do
-			sent = send(names->fd, message->data, message->bytes, MSG_NOSIGNAL);
+			sent = send(upcall->fd, message->data, message->bytes, MSG_NOSIGNAL);
 		while (sent < 0 && errno == EINTR);
 		free(message); /* if it was not sent, Python has hung up and the mount is about to end */
 	}
@@ -87,13 +87,13 @@ static void allow_parallel_writes(struct fuse_out_header *out, size_t bytes)
 
 static void *receive_answers(void *arg)
 {
-	struct sr_names *names = arg;
-	struct fuse_out_header *out = (void *)names->received;
+	struct sr_upcall *upcall = arg;
+	struct fuse_out_header *out = (void *)upcall->received;
 	ssize_t got;
 
-	pthread_setname_np(pthread_self(), "from-names");
+	pthread_setname_np(pthread_self(), "upcall-recv");
 	for (;;) {
-		got = recv(names->fd, names->received, sizeof(names->received), 0);
+		got = recv(upcall->fd, upcall->received, sizeof(upcall->received), 0);
 		if (got < 0 && errno == EINTR)
 			continue;
 		if (got < (ssize_t)sizeof(*out)) /* hung up */
@@ -104,49 +104,49 @@ static void *receive_answers(void *arg)
 			out->unique &= ~OPEN_MARK;
 			allow_parallel_writes(out, (size_t)got);
 		}
-		names->answer(names->context, out, (size_t)got);
+		upcall->answer(upcall->context, out, (size_t)got);
 	}
 }
 
-struct sr_names *sr_names_new(int fd, sr_names_answer_fn answer, void *context)
+struct sr_upcall *sr_upcall_new(int fd, sr_upcall_answer_fn answer, void *context)
 {
-	struct sr_names *names = calloc(1, sizeof(*names));
+	struct sr_upcall *upcall = calloc(1, sizeof(*upcall));
 
-	if (!names)
+	if (!upcall)
 		return NULL;
-	names->fd = fd;
-	names->answer = answer;
-	names->context = context;
-	names->last = &names->first;
-	pthread_mutex_init(&names->lock, NULL);
-	pthread_cond_init(&names->filled, NULL);
-	if (pthread_create(&names->sender, NULL, send_requests, names))
+	upcall->fd = fd;
+	upcall->answer = answer;
+	upcall->context = context;
+	upcall->last = &upcall->first;
+	pthread_mutex_init(&upcall->lock, NULL);
+	pthread_cond_init(&upcall->filled, NULL);
+	if (pthread_create(&upcall->sender, NULL, send_requests, upcall))
 		goto no_sender;
-	if (pthread_create(&names->receiver, NULL, receive_answers, names))
+	if (pthread_create(&upcall->receiver, NULL, receive_answers, upcall))
 		goto no_receiver;
-	return names;
+	return upcall;
 
 no_receiver:
-	pthread_mutex_lock(&names->lock);
-	names->ending = true;
-	pthread_cond_signal(&names->filled);
-	pthread_mutex_unlock(&names->lock);
-	pthread_join(names->sender, NULL);
+	pthread_mutex_lock(&upcall->lock);
+	upcall->ending = true;
+	pthread_cond_signal(&upcall->filled);
+	pthread_mutex_unlock(&upcall->lock);
+	pthread_join(upcall->sender, NULL);
 no_sender:
-	pthread_cond_destroy(&names->filled);
-	pthread_mutex_destroy(&names->lock);
-	free(names);
+	pthread_cond_destroy(&upcall->filled);
+	pthread_mutex_destroy(&upcall->lock);
+	free(upcall);
 	return NULL;
 }
 
-static void enqueue(struct sr_names *names, struct message *message)
+static void enqueue(struct sr_upcall *upcall, struct message *message)
 {
 	message->next = NULL;
-	pthread_mutex_lock(&names->lock);
-	*names->last = message;
-	names->last = &message->next;
-	pthread_cond_signal(&names->filled);
-	pthread_mutex_unlock(&names->lock);
+	pthread_mutex_lock(&upcall->lock);
+	*upcall->last = message;
+	upcall->last = &message->next;
+	pthread_cond_signal(&upcall->filled);
+	pthread_mutex_unlock(&upcall->lock);
 }
 
 static struct message *new_message(const struct fuse_in_header *in, size_t bytes)
@@ -165,7 +165,7 @@ static struct message *new_message(const struct fuse_in_header *in, size_t bytes
 }
 
 /* A list of forgotten inodes can be as long as the longest write: it is sent in pieces. */
-static int ask_to_forget(struct sr_names *names, const struct fuse_in_header *in, const struct iovec *list)
+static int ask_to_forget(struct sr_upcall *upcall, const struct fuse_in_header *in, const struct iovec *list)
 {
 	struct fuse_batch_forget_in arg;
 	const size_t one = sizeof(struct fuse_forget_one), head = sizeof(*in) + sizeof(arg);
@@ -181,7 +181,7 @@ static int ask_to_forget(struct sr_names *names, const struct fuse_in_header *in
 		arg = (struct fuse_batch_forget_in){.count = (uint32_t)part};
 		memcpy(message->data + sizeof(*in), &arg, sizeof(arg));
 		memcpy(message->data + head, from, part * one);
-		enqueue(names, message);
+		enqueue(upcall, message);
 		from += part * one;
 		left -= part;
 	}
@@ -196,13 +196,13 @@ static void shorten_listing(struct message *message)
 		arg->size = LISTING_BYTES_MAX;
 }
 
-int sr_names_ask(struct sr_names *names, const struct fuse_in_header *in, const struct iovec *parts, int count)
+int sr_upcall_ask(struct sr_upcall *upcall, const struct fuse_in_header *in, const struct iovec *parts, int count)
 {
 	size_t bytes = sizeof(*in), at = sizeof(*in);
 	struct message *message;
 
 	if (in->opcode == FUSE_BATCH_FORGET)
-		return ask_to_forget(names, in, parts);
+		return ask_to_forget(upcall, in, parts);
 	for (int i = 0; i < count; i++)
 		bytes += parts[i].iov_len;
 	if (bytes > MESSAGE_BYTES_MAX)
@@ -216,11 +216,11 @@ int sr_names_ask(struct sr_names *names, const struct fuse_in_header *in, const 
 	}
 	if (in->opcode == FUSE_READDIR || in->opcode == FUSE_READDIRPLUS)
 		shorten_listing(message);
-	enqueue(names, message);
+	enqueue(upcall, message);
 	return 0;
 }
 
-int sr_names_init(struct sr_names *names)
+int sr_upcall_init(struct sr_upcall *upcall)
 {
 	/* What pyfuse3 refuses to work without, or would ask for; what the kernel is told, sr_request_init says. */
 	struct fuse_init_in arg = {
@@ -231,29 +231,29 @@ int sr_names_init(struct sr_names *names)
 	struct fuse_in_header in = {.opcode = FUSE_INIT, .unique = INIT_UNIQUE};
 	struct iovec part = {&arg, sizeof(arg)};
 
-	return sr_names_ask(names, &in, &part, 1);
+	return sr_upcall_ask(upcall, &in, &part, 1);
 }
 
-void sr_names_close(struct sr_names *names)
+void sr_upcall_close(struct sr_upcall *upcall)
 {
-	pthread_mutex_lock(&names->lock);
-	names->ending = true;
-	pthread_cond_signal(&names->filled);
-	pthread_mutex_unlock(&names->lock);
-	shutdown(names->fd, SHUT_RDWR); /* wakes both threads if they wait for Python */
-	pthread_join(names->sender, NULL);
-	pthread_join(names->receiver, NULL);
+	pthread_mutex_lock(&upcall->lock);
+	upcall->ending = true;
+	pthread_cond_signal(&upcall->filled);
+	pthread_mutex_unlock(&upcall->lock);
+	shutdown(upcall->fd, SHUT_RDWR); /* wakes both threads if they wait for Python */
+	pthread_join(upcall->sender, NULL);
+	pthread_join(upcall->receiver, NULL);
 }
 
-void sr_names_free(struct sr_names *names)
+void sr_upcall_free(struct sr_upcall *upcall)
 {
 	struct message *message;
 
-	while ((message = names->first)) {
-		names->first = message->next;
+	while ((message = upcall->first)) {
+		upcall->first = message->next;
 		free(message);
 	}
-	pthread_cond_destroy(&names->filled);
-	pthread_mutex_destroy(&names->lock);
-	free(names);
+	pthread_cond_destroy(&upcall->filled);
+	pthread_mutex_destroy(&upcall->lock);
+	free(upcall);
 }
