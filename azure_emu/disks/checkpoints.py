@@ -69,7 +69,7 @@ def extent_count(folder: Path, frame: int) -> int:
 
 
 def save(folder: Path, disk_id: str, frame: Frame, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint (its extents settled) of ``frame``."""
+    """Write a checkpoint (its extents merged) of ``frame``."""
     rows, journal_files = checkpoint.extents.dump(), checkpoint.journal_files
     table = struct.pack(f"<{len(journal_files)}Q", *journal_files)
     head = _HEADER.pack(

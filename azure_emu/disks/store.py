@@ -333,7 +333,7 @@ class ManagedDiskStore:
         redo_intent(self.folder, owner)
         found = DiskMap(ExtentMap(), size_bytes, {}, {})
         found.extents.add(1, index.entries, segment_at=0, piece_at=0)
-        found.extents.settle()
+        found.extents.merge_pending()
         merge_into_base(
             self.folder, found, owner, self._told, lambda found: _initial_sync_view(self.folder, found, segment, index)
         )

@@ -71,7 +71,7 @@ class ReplayBound:
 
 @dataclass(slots=True)
 class DiskMap:
-    """Where the bytes of a disk are (settled): ``sources`` are the journal files' numbers of source 1 and on.
+    """Where the bytes of a disk are (merged): ``sources`` are the journal files' numbers of source 1 and on.
 
     ``rebuilt``: sources whose checksums had to be made anew, and those.
     """

@@ -65,7 +65,7 @@ class DiskMachine(RuleBasedStateMachine):
         extents = ExtentMap()
         extents.add_base([(0, len(self.base))])
         self.volume.add_to(extents)
-        extents.settle()
+        extents.merge_pending()
         return ViewLayer(extents, [base_source(self.folder, self.base), self.volume.source(self.folder)], SIZE)
 
     def release(self, _managed_disk: str, _holder: str) -> None:
