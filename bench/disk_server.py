@@ -1,6 +1,6 @@
 """Serves the disks of a disk host for a benchmark.
 
-``python -m bench.disk_server ROOT MOUNT (tracked|untracked) (pump|uring|pyfuse3)``
+``python -m bench.disk_server ROOT MOUNT (tracked|untracked) (server|uring|pyfuse3)``
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import trio
 
 from siterig.blockfs.fuse.serving import serve
 from siterig.blockfs.host.disk_host import DiskHost
-from siterig.cext.pump import PumpOptions
+from siterig.cext.fuse_server import FuseServerOptions
 
 APPLIED_EVERY_S = 5.0
 """The rig's own replication interval: so often all disks are cut, and what is logged so far counts as applied."""
 
 
-PATHS = {"pump": PumpOptions(over_io_uring=False), "uring": PumpOptions(over_io_uring=True), "pyfuse3": None}
-"""How requests are answered; ``uring`` is ``pump`` where the host does not have FUSE over io_uring on."""
+PATHS = {"server": FuseServerOptions(over_io_uring=False), "uring": FuseServerOptions(over_io_uring=True), "pyfuse3": None}
+"""How requests are answered; ``uring`` is ``server`` where the host does not have FUSE over io_uring on."""
 
 
-async def main(root: Path, mountpoint: Path, *, tracked: bool, pump: PumpOptions | None) -> None:
+async def main(root: Path, mountpoint: Path, *, tracked: bool, fuse_server: FuseServerOptions | None) -> None:
     """Serve until unmounted; as in a rig whose recovery side keeps up.  Ends with an error if a log was given up."""
     host = DiskHost(root, mountpoint)
     if tracked:
@@ -30,7 +30,7 @@ async def main(root: Path, mountpoint: Path, *, tracked: bool, pump: PumpOptions
     async with trio.open_nursery() as nursery:
 
         async def until_unmounted(task_status: trio.TaskStatus[None]) -> None:
-            await serve(host, mountpoint, pump=pump, task_status=task_status)
+            await serve(host, mountpoint, fuse_server=fuse_server, task_status=task_status)
             nursery.cancel_scope.cancel()
 
         await nursery.start(until_unmounted)
@@ -50,4 +50,4 @@ async def main(root: Path, mountpoint: Path, *, tracked: bool, pump: PumpOptions
 
 if __name__ == "__main__":
     _root, _mount, _log, _path = sys.argv[1:]
-    trio.run(lambda: main(Path(_root), Path(_mount), tracked=_log == "tracked", pump=PATHS[_path]))
+    trio.run(lambda: main(Path(_root), Path(_mount), tracked=_log == "tracked", fuse_server=PATHS[_path]))

@@ -18,7 +18,7 @@ HEADERS = (
     *("index/index.h", "index/extents.h"),
     *("layers/layers.h", "layers/view.h", "layers/fill.h"),
     "disk/disk.h",
-    "fuse/pump.h",
+    "fuse/server.h",
 )
 """In an order in which each knows the names of the ones before."""
 

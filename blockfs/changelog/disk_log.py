@@ -347,7 +347,7 @@ class DiskLog:
             info = self._info
             if info.has_spare or info.state != lib.SR_LOGGED:
                 return
-            self.reconcile_segments()  # now that the writer cannot switch any more: what it used up last has its name, and ours is free
+            self.reconcile_segments()  # the writer cannot switch any more: the last segment gets its name
             fd = self._recycle() or self._make_file(self._spare)
             self._spare_made = own_file.opened(fd)
             if not lib.sr_log_give_spare(self._disk, fd):  # given up meanwhile

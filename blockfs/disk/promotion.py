@@ -166,6 +166,7 @@ def _stopped_by(disk: Disk, exc: OSError) -> RigError:
         return RigError(Code.DiskFull, f"promotion of disk {disk.place}: {why}", recoverable=True)
     return RigError(
         Code.HostIoError,
-        f"promotion of disk {disk.place}: stopped at byte {disk.hydrated_bytes} of {disk.size_bytes}: {reason(exc, disk.place)}",
+        f"promotion of disk {disk.place}: stopped at byte {disk.hydrated_bytes} of {disk.size_bytes}: "
+        f"{reason(exc, disk.place)}",
         recoverable=True,
     )

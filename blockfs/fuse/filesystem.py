@@ -2,8 +2,8 @@
 
 Fault contract: holds no state of its own but open handles.  It is mounted and served by :mod:`siterig.blockfs.fuse.serving`.
 
-Names and attributes are answered here; the bytes by the disk in C, which the pump asks
-(:mod:`siterig.blockfs.fuse.serving`), or, where there is no pump, the methods below.
+Names and attributes are answered here; the bytes by the disk in C, which the FUSE server calls
+(:mod:`siterig.blockfs.fuse.serving`), or, where there is no FUSE server, the methods below.
 """
 
 from __future__ import annotations
@@ -304,9 +304,9 @@ class DiskFileSystem(pyfuse3.Operations):
     def _is_uncached(self, disk: Disk, *, direct: bool) -> bool:
         """Whether the kernel is to cache nothing of a disk for one who opens it now, with ``O_DIRECT`` or without.
 
-        As whoever has it open already; else for ``O_DIRECT``, whose writes the kernel then sends side by side (the pump asks
-        for it), not one after the other.  Never both at once: such a write clears the cache before it is sent, not after, so
-        that one who reads meanwhile would be left with old bytes.
+        The mode is that of the programs that have the disk open already.  Otherwise it is uncached for ``O_DIRECT``: the
+        kernel then sends writes in parallel, as the FUSE server asked.  Never both modes at once: an uncached write clears
+        the cache before it is sent and not after it, so a reader meanwhile would keep old bytes.
         """
         others = [handle.uncached for handle in self._handles.values() if handle.disk is disk and handle.is_disk]
         return others[0] if others else direct
@@ -334,7 +334,7 @@ class DiskFileSystem(pyfuse3.Operations):
         os.pwrite(fd, text.encode(), 0)
         return pyfuse3.FileInfo(fh=_open_handle(disk, lib.SR_HANDLE_FILE, fd=fd), direct_io=True, keep_cache=False)
 
-    # Where the pump runs, it answers these for disk handles, by the same functions, and nothing of them comes here.
+    # Where the FUSE server runs, it answers these for disk handles, by the same functions, and nothing of them comes here.
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         """Bytes of a disk, log or snapshot."""

@@ -1,7 +1,7 @@
 """Mounts a tree of disks and serves it until told to end.
 
-Two ways: with the *pump* (:mod:`siterig.cext.pump`), C threads answer all requests on open disks and only names and
-attributes come to pyfuse3; or pyfuse3 answers everything, which is slower and needs nothing of the kernel but FUSE.
+Two ways: with the *FUSE server* (:mod:`siterig.cext.fuse_server`), C threads answer all requests on open disks and only
+names and attributes come to pyfuse3; or pyfuse3 answers everything, which is slower and needs only FUSE of the kernel.
 
 Fault contract: a mount whose server died (``ENOTCONN``) is cleared before a new one is made at the same place.
 """
@@ -21,10 +21,10 @@ from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.fuse import mounting
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 from siterig.blockfs.host.tree import DiskTree
+from siterig.cext.fuse_server import FuseServer, FuseServerOptions
 from siterig.cext.linux import set_io_flusher
-from siterig.cext.pump import Pump, PumpOptions
 
-PUMP = PumpOptions()
+FUSE_SERVER = FuseServerOptions()
 _log = structlog.get_logger("siterig.blockfs.fuse.serving")
 
 
@@ -34,13 +34,13 @@ async def serve(
     *,
     source: str = "siterig:disks",
     read_only: bool = False,
-    pump: PumpOptions | None = PUMP,
+    fuse_server: FuseServerOptions | None = FUSE_SERVER,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Mount and answer requests until cancelled or unmounted; unmounts, and leaves the disks open.
 
-    ``source`` is what the table of mounts shows.  ``read_only``: the kernel refuses every write.  ``pump`` None: pyfuse3
-    answers everything.
+    ``source`` is what the table of mounts shows.  ``read_only``: the kernel refuses every write.  ``fuse_server`` None:
+    pyfuse3 answers everything.
     One mount a process (libfuse's session is global in pyfuse3).  ``RigError('MountFailed')`` if it cannot be made.
     """
     mounting.clear_stale_mount(mountpoint)
@@ -57,10 +57,10 @@ async def serve(
     except OSError as exc:  # only the superuser may; others cannot put a loop device on the mount either
         _log.info("not_an_io_flusher", reason=reason(exc))
     how = mounting.How(source, read_only=read_only)
-    if pump is None:
+    if fuse_server is None:
         await _serve_by_pyfuse3(tree, mountpoint, how, task_status)
     else:
-        await _serve_by_pump(tree, mountpoint, how, pump, task_status)
+        await _serve_by_fuse_server(tree, mountpoint, how, fuse_server, task_status)
 
 
 async def _serve_by_pyfuse3(tree: DiskTree, mountpoint: Path, how: mounting.How, task_status: trio.TaskStatus[None]) -> None:
@@ -77,12 +77,12 @@ async def _serve_by_pyfuse3(tree: DiskTree, mountpoint: Path, how: mounting.How,
         pyfuse3.close(unmount=True)
 
 
-async def _serve_by_pump(
-    tree: DiskTree, mountpoint: Path, how: mounting.How, options: PumpOptions, task_status: trio.TaskStatus[None]
+async def _serve_by_fuse_server(
+    tree: DiskTree, mountpoint: Path, how: mounting.How, options: FuseServerOptions, task_status: trio.TaskStatus[None]
 ) -> None:
     mount = await trio.to_thread.run_sync(mounting.mount, mountpoint, how)
     try:
-        pump = _start_pump(tree, mount, options)
+        fuse_server = _start_fuse_server(tree, mount, options)
     except BaseException:
         os.close(mount.device_fd)  # nobody can be waited for any more
         mounting.unmount(mount)
@@ -94,9 +94,9 @@ async def _serve_by_pump(
             nursery.start_soon(_answer_names, names, nursery.cancel_scope)
             try:
                 mounting.tune(mount)
-                _log_way(pump, mount)
+                _log_way(fuse_server, mount)
                 task_status.started()
-                await trio.lowlevel.wait_readable(pump.ended_fd)
+                await trio.lowlevel.wait_readable(fuse_server.ended_fd)
             finally:
                 try:
                     with trio.CancelScope(shield=True):  # meanwhile the kernel may write, and ask for names
@@ -106,10 +106,10 @@ async def _serve_by_pump(
     finally:
         pyfuse3.close(unmount=False)
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_stop, pump, mount)
+            await trio.to_thread.run_sync(_stop, fuse_server, mount)
 
 
-def _start_pump(tree: DiskTree, mount: mounting.Mount, options: PumpOptions) -> Pump:
+def _start_fuse_server(tree: DiskTree, mount: mounting.Mount, options: FuseServerOptions) -> FuseServer:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         try:
@@ -119,26 +119,26 @@ def _start_pump(tree: DiskTree, mount: mounting.Mount, options: PumpOptions) -> 
             raise RigError(Code.MountFailed, f"{mount.path}: cannot be served: {exc}") from exc
         theirs.detach()
         try:
-            pump = Pump(mount.device_fd, ours.fileno(), options)
+            fuse_server = FuseServer(mount.device_fd, ours.fileno(), options)
         except OSError as exc:
             pyfuse3.close(unmount=False)
             raise RigError(Code.MountFailed, f"{mount.path}: cannot be served: {reason(exc, mount.path)}") from exc
         ours.detach()
-    return pump
+    return fuse_server
 
 
-def _log_way(pump: Pump, mount: mounting.Mount) -> None:
+def _log_way(fuse_server: FuseServer, mount: mounting.Mount) -> None:
     try:
-        way = "io_uring" if pump.over_io_uring() else "/dev/fuse"
+        way = "io_uring" if fuse_server.over_io_uring() else "/dev/fuse"
     except OSError as exc:
         _log.warning("no_io_uring", mountpoint=str(mount.path), reason=reason(exc))
         way = "/dev/fuse"
     _log.info("mounted", mountpoint=str(mount.path), requests_over=way)
 
 
-def _stop(pump: Pump, mount: mounting.Mount) -> None:
+def _stop(fuse_server: FuseServer, mount: mounting.Mount) -> None:
     try:
-        pump.stop()
+        fuse_server.stop()
     except OSError as exc:
         raise RigError(
             Code.MountLost, f"{mount.path}: requests could not be taken from the kernel: {reason(exc, mount.path)}"

@@ -76,7 +76,8 @@ class ExtentMap:
         after: int = -1,
         upto: int | None = None,
     ) -> int:
-        """Lay changes with ``after < position <= upto`` over the map, the last on top; they show after :meth:`merge_pending`.
+        """Lay changes with ``after < position <= upto`` over the map, the last on top; visible after
+        :meth:`merge_pending`.
 
         ``entries`` as :class:`PartIndex` has them; their segment begins at byte ``segment_at`` of file ``source`` (from 1
         on), their pieces at number ``piece_at`` of its table.  Gives the size that the last RESIZE among them says, or 0.

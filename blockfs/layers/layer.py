@@ -1,8 +1,8 @@
 """Layers of a disk: a raw file, a view of a managed disk, a writable top over either.
 
 Fault contract -------------- ``RawLayer`` has no state but the bytes of its file.  ``ViewLayer`` never changes; each byte
-that is read through it is checked, and one that is not as it was written is an ``OSError``, never served.  ``OverlayLayer`` has
-a bitmap of the blocks that its file holds; data reaches the file before its bit is set, so a kill between the two leaves
+that is read through it is checked, and one that is not as it was written is an ``OSError``, never served.  ``OverlayLayer``
+has a bitmap of the blocks that its file holds; data reaches the file before its bit is set, so a kill between the two leaves
 the block as it was before, and the disk's change log (which precedes both) writes it again.  After a power loss the two may
 disagree, so what is synced has a bitmap of its own (:mod:`siterig.blockfs.layers.present_map`): no block that was written
 to since loses what it held before.  The bitmap is read when the layer is made only.

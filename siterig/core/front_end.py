@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.cext.pump import QUEUE_MAX, THREADS_MAX, PumpOptions
+from siterig.cext.fuse_server import QUEUE_MAX, THREADS_MAX, FuseServerOptions
 
 PORTABLE_OPTION = "--portable-fuse"
 THREADS_OPTION = "--fuse-threads"
@@ -17,16 +17,19 @@ QUEUE_OPTION = "--fuse-queue"
 VALUED_OPTIONS = (THREADS_OPTION, QUEUE_OPTION)
 OPTIONS = (PORTABLE_OPTION, *VALUED_OPTIONS)
 
-_PUMP = PumpOptions()
+_FUSE_SERVER = FuseServerOptions()
 
 
 @dataclass(frozen=True, slots=True)
 class FrontEnd:
-    """``portable``: pyfuse3 alone answers.  ``threads`` and ``queue``: see :class:`siterig.cext.pump.PumpOptions`."""
+    """How a mount answers requests; ``portable``: pyfuse3 alone.
+
+    ``threads``, ``queue``: :class:`siterig.cext.fuse_server.FuseServerOptions`.
+    """
 
     portable: bool = False
-    threads: int = _PUMP.threads
-    queue: int = _PUMP.queue
+    threads: int = _FUSE_SERVER.threads
+    queue: int = _FUSE_SERVER.queue
 
     @classmethod
     def parse(cls, said: Mapping[str, str], *, portable: bool) -> FrontEnd:
@@ -38,9 +41,9 @@ class FrontEnd:
         )
 
     @property
-    def pump(self) -> PumpOptions | None:
-        """None: without the pump."""
-        return None if self.portable else PumpOptions(threads=self.threads, queue=self.queue)
+    def fuse_server(self) -> FuseServerOptions | None:
+        """None: without the FUSE server."""
+        return None if self.portable else FuseServerOptions(threads=self.threads, queue=self.queue)
 
     def words(self) -> list[str]:
         """As :meth:`of_words` reads them."""

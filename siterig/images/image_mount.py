@@ -168,7 +168,7 @@ async def _serve(
                     where,
                     source=mount_source(image.path),
                     read_only=image.read_only,
-                    pump=front_end.pump,
+                    fuse_server=front_end.fuse_server,
                     task_status=task_status,
                 )
                 end.serving.cancel()

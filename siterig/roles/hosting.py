@@ -23,7 +23,7 @@ async def host_disks(
         async with trio.open_nursery() as nursery:
 
             async def serve_files(*, task_status: trio.TaskStatus[None]) -> None:
-                await serving.serve(host, mount, pump=front_end.pump, task_status=task_status)
+                await serving.serve(host, mount, fuse_server=front_end.fuse_server, task_status=task_status)
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve_files)

@@ -1,7 +1,7 @@
-/* Two pumps under stress, with a socket in the place of /dev/fuse: requests on a disk whose answers are checked,
+/* Two FUSE servers under stress, with a socket in the place of /dev/fuse: requests on a disk whose answers are checked,
  * requests on names that a slow "Python" answers out of order, forgets, damaged requests; ended in order or not.
  *
- * `pump_stress FOLDER SECONDS SEED`: rounds until the time is over.  Exit status 0, or 1 and what is wrong; built with
+ * `server_stress FOLDER SECONDS SEED`: rounds until the time is over.  Exit status 0, or 1 and what is wrong; built with
  * a sanitizer, its reports.
  */
 #define _GNU_SOURCE
@@ -23,11 +23,11 @@
 #include "common.h"
 #include "disk/disk.h"
 #include "layers/layers.h"
-#include "fuse/pump.h"
+#include "fuse/server.h"
 
 enum {
 	PUMPS = 2,
-	CLIENTS = 4, /* of each pump */
+	CLIENTS = 4, /* of each server */
 	REGION_BYTES = 64 << 10,
 	REQUEST_BYTES_MAX = 128 << 10,
 	MESSAGE_BYTES_MAX = REQUEST_BYTES_MAX + 256,
@@ -50,7 +50,7 @@ struct client {
 
 struct mount {
 	int kernel_fd, python_fd;
-	struct sr_pump *pump;
+	struct sr_server *server;
 	uint64_t handle, read_only;
 	_Atomic int ended;
 	int ended_fd;
@@ -322,13 +322,13 @@ static void begin_mount(struct mount *mount)
 	CHECK(send_request(first, FUSE_INIT, first->unique, &arg, sizeof(arg), NULL, 0) == 0);
 	CHECK(pthread_create(&mount->receiver, NULL, receive_answers, mount) == 0);
 	CHECK(pthread_create(&mount->python, NULL, run_python, mount) == 0);
-	struct sr_pump_setup setup = {.device_fd = device[1],
+	struct sr_server_setup setup = {.device_fd = device[1],
 				      .upcall_fd = names[1],
 				      .ended_fd = mount->ended_fd,
 				      .threads = 1,
 				      .queue = 1,
 				      .request_bytes_max = REQUEST_BYTES_MAX};
-	CHECK(sr_pump_start(&setup, &mount->pump) == 0);
+	CHECK(sr_server_start(&setup, &mount->server) == 0);
 	pthread_mutex_lock(&first->lock);
 	while (first->answer_bytes == 0)
 		pthread_cond_wait(&first->answered, &first->lock);
@@ -338,7 +338,7 @@ static void begin_mount(struct mount *mount)
 		CHECK(pthread_create(&mount->clients[i].thread, NULL, run_client, &mount->clients[i]) == 0);
 }
 
-/* In order: the clients first.  Else: Python hangs up, or the pump is stopped, while all is under way. */
+/* In order: the clients first.  Else: Python hangs up, or the server is stopped, while all is under way. */
 static void end_mount(struct mount *mount, int in_order, uint64_t *done)
 {
 	if (!in_order && dice(2))
@@ -346,7 +346,7 @@ static void end_mount(struct mount *mount, int in_order, uint64_t *done)
 	if (in_order)
 		for (int i = 0; i < CLIENTS; i++)
 			pthread_join(mount->clients[i].thread, NULL);
-	CHECK(sr_pump_stop(mount->pump) == 0);
+	CHECK(sr_server_stop(mount->server) == 0);
 	pthread_join(mount->receiver, NULL);
 	pthread_join(mount->python, NULL);
 	for (int i = 0; i < CLIENTS; i++) {
@@ -387,8 +387,8 @@ static void run_round(const char *folder)
 	uint64_t end_ms = now_ms() + 100 + dice(300);
 	while (now_ms() < end_ms) {
 		for (int i = 0; i < PUMPS; i++) {
-			struct sr_pump_counters counters;
-			sr_pump_counters(mounts[i].pump, &counters);
+			struct sr_server_counters counters;
+			sr_server_counters(mounts[i].server, &counters);
 			forwarded += counters.forwarded;
 		}
 		usleep(1000);

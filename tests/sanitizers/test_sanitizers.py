@@ -23,7 +23,7 @@ SECONDS = os.environ.get("SITERIG_STRESS_S", "6")
 SEED = os.environ.get("SITERIG_SEED", str(random.SystemRandom().randrange(1 << 32)))
 PROGRAMS = {
     "stress": ("stress.c", "victim.c", "check.c", "common.c"),
-    "pump_stress": ("pump_stress.c", "common.c"),
+    "server_stress": ("server_stress.c", "common.c"),
     "view_stress": ("view_stress.c", "common.c"),
 }
 SANITIZERS = {
@@ -34,7 +34,7 @@ FLAGS = ("-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", f
 ENVIRONMENT = {
     **os.environ,
     "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
-    # The pump's threads are cancelled, and then the stack on which the sanitizer keeps its own is not what it thinks.
+    # The FUSE server's threads are cancelled, and then the stack on which the sanitizer keeps its own is not what it thinks.
     "ASAN_OPTIONS": "use_sigaltstack=0:detect_leaks=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
 }

@@ -1,5 +1,5 @@
 /* What the kernel's FUSE requests on open disks are answered with; how they got here and how the answer goes back is
- * the caller's (pump.c: /dev/fuse; fuse_uring.c: a ring).
+ * the caller's (server.c: /dev/fuse; fuse_uring.c: a ring).
  *
  * Any thread.
  */

@@ -26,12 +26,16 @@ from siterig.blockfs.contracts.control import RecoverySource
 from siterig.blockfs.fuse import filesystem
 from siterig.blockfs.fuse.serving import serve
 from siterig.blockfs.host.disk_host import DiskHost
-from siterig.cext.pump import PumpOptions
+from siterig.cext.fuse_server import FuseServerOptions
 
 DISK_BYTES = 512 << 20
 STALL_MAX_S = 60.0
 """Then a test that waits for it has failed."""
-FRONT_ENDS = {"pump": PumpOptions(over_io_uring=False), "io_uring": PumpOptions(over_io_uring=True), "pyfuse3": None}
+FRONT_ENDS = {
+    "server": FuseServerOptions(over_io_uring=False),
+    "io_uring": FuseServerOptions(over_io_uring=True),
+    "pyfuse3": None,
+}
 """Who answers the kernel's requests on disks."""
 
 
@@ -76,7 +80,7 @@ async def main(root: Path, mountpoint: Path, disk_bytes: int, front_end: str) ->
     async with trio.open_nursery() as nursery:
 
         async def until_unmounted(*, task_status: trio.TaskStatus[None]) -> None:
-            await serve(host, mountpoint, pump=FRONT_ENDS[front_end], task_status=task_status)
+            await serve(host, mountpoint, fuse_server=FRONT_ENDS[front_end], task_status=task_status)
             nursery.cancel_scope.cancel()
 
         await nursery.start(until_unmounted)

@@ -15,7 +15,7 @@ import pytest
 from tests.support.disks.disk_server import DISK_BYTES
 
 VM = "web01"
-CAN_MAKE_HOLES = frozenset({"pump", "io_uring"})
+CAN_MAKE_HOLES = frozenset({"server", "io_uring"})
 """Front ends that take a discard and tell what is a hole; pyfuse3 cannot."""
 
 
@@ -32,7 +32,7 @@ class DiskServer:
     """The process; ``mountpoint/web01/os.img`` is a disk."""
 
     def __init__(
-        self, folder: Path, *, disk_bytes: int = DISK_BYTES, front_end: str = "pump", uid: int | None = None
+        self, folder: Path, *, disk_bytes: int = DISK_BYTES, front_end: str = "server", uid: int | None = None
     ) -> None:
         self.folder = folder
         self.front_end = front_end

@@ -156,7 +156,7 @@ def test_an_orderly_end_unmounts(server: DiskServer) -> None:
 
 def said_by_another_server(root: Path, mountpoint: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.disks.disk_server", str(root), str(mountpoint), str(DISK_BYTES), "pump"],
+        [sys.executable, "-m", "tests.support.disks.disk_server", str(root), str(mountpoint), str(DISK_BYTES), "server"],
         capture_output=True,
         text=True,
         check=False,

@@ -33,10 +33,10 @@ def start() -> Iterator[Start]:
         yield start
 
 
-@pytest.fixture(params=["pump", "one-thread", "pyfuse3"])
+@pytest.fixture(params=["server", "one-thread", "pyfuse3"])
 def start_each(request: pytest.FixtureRequest) -> Iterator[Start]:
     """Starts mounts with each way to take the kernel's requests."""
-    options = {"pump": (), "one-thread": ("--fuse-threads=1", "--fuse-queue=1"), "pyfuse3": ("--portable-fuse",)}
+    options = {"server": (), "one-thread": ("--fuse-threads=1", "--fuse-queue=1"), "pyfuse3": ("--portable-fuse",)}
     with mounts(*options[request.param]) as start:
         yield start
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.system
 SIZE = 8 << 20
 
 
-@pytest.fixture(params=["pump", "pyfuse3"])
+@pytest.fixture(params=["server", "pyfuse3"])
 def start(request: pytest.FixtureRequest) -> Iterator[Start]:
     with mounts(*(["--portable-fuse"] if request.param == "pyfuse3" else [])) as start:
         yield start

@@ -126,7 +126,7 @@ class Replica:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[DiskServer]:
-    server = DiskServer(tmp_path, disk_bytes=DISK_BYTES, front_end="pump")
+    server = DiskServer(tmp_path, disk_bytes=DISK_BYTES, front_end="server")
     try:
         server.start()
         yield server

@@ -17,7 +17,7 @@ from siterig.blockfs.contracts.control import DiskInfo, PromotionInfo
 from siterig.blockfs.contracts.counters import LATENCY_BUCKETS, DiskCounters
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.host.disk_host import DiskHost
-from siterig.cext.pump import PumpOptions
+from siterig.cext.fuse_server import FuseServerOptions
 from siterig.cli.commands import disks
 from siterig.core import front_end, limits
 from siterig.core.front_end import FrontEnd
@@ -315,6 +315,6 @@ def test_limits_reach_both_hosts_and_nobody_else(tmp_path: Path, monkeypatch: py
 
 def test_without_options_limits_and_front_end_are_the_engines() -> None:
     assert FrontEnd.of_words(FrontEnd().words()) == FrontEnd()
-    assert FrontEnd().pump == PumpOptions()
+    assert FrontEnd().fuse_server == FuseServerOptions()
     assert Limits.of_words(Limits().words()) == Limits()
     assert Limits().log_policy == LogPolicy()

@@ -1,4 +1,4 @@
-"""The pump under the kernel: how large requests arrive, what does not wait for what, and how a mount ends."""
+"""The FUSE server under the kernel: how large requests arrive, what does not wait for what, and how a mount ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOBODY = 65534
 DEAD = "not connected|Software caused connection abort|Operation canceled"  # the last over io_uring
 
 
-@pytest.fixture(params=["pump", "io_uring"])
+@pytest.fixture(params=["server", "io_uring"])
 def front_end(request: pytest.FixtureRequest) -> str:
     skip_unless_possible(request.param)
     return str(request.param)
@@ -227,7 +227,7 @@ def test_two_mounts_serve_side_by_side(server: DiskServer, tmp_path: Path, front
 def served(mountpoint: Path, root: Path) -> str:
     """What a server says that cannot start."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.disks.disk_server", str(root), str(mountpoint), str(DISK_BYTES), "pump"],
+        [sys.executable, "-m", "tests.support.disks.disk_server", str(root), str(mountpoint), str(DISK_BYTES), "server"],
         capture_output=True,
         text=True,
         check=False,

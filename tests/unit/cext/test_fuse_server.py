@@ -1,4 +1,4 @@
-"""The pump, with a socket in the kernel's place: what it answers, what it passes on to Python, and how it ends."""
+"""The fuse_server, with a socket in the kernel's place: what it answers, what it passes on to Python, and how it ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
 from siterig.blockfs.disk.disk_rules import DiskRules
 from siterig.cext._core import ffi, lib
-from siterig.cext.pump import Pump, PumpOptions
+from siterig.cext.fuse_server import FuseServer, FuseServerOptions
 from tests.support.io_faults import SYNC, io_verdict
 
 KERNELS = 1 << 51
@@ -46,7 +46,7 @@ class Message:
 
 
 class Rig:
-    """The pump between two sockets: ``kernel`` speaks as /dev/fuse would, ``python`` as libfuse."""
+    """The FUSE server between two sockets: ``kernel`` speaks as /dev/fuse would, ``python`` as libfuse."""
 
     def __init__(self, *, minor: int = 45, offered: int = 0xFFFFFFFF) -> None:
         """INIT is asked and answered: see ``init``."""
@@ -55,10 +55,10 @@ class Rig:
         for end in (self.kernel, self.python):
             end.settimeout(FILL_S)
         self.ask(INIT, 2, struct.pack("<IIII12I", 7, minor, 1 << 17, offered, 0xFFFFFFFF, *[0] * 11))
-        options = PumpOptions(threads=1, request_bytes_max=REQUEST_BYTES_MAX, over_io_uring=False)
+        options = FuseServerOptions(threads=1, request_bytes_max=REQUEST_BYTES_MAX, over_io_uring=False)
         with device, names:
             try:
-                self.pump = Pump(device.fileno(), names.fileno(), options)
+                self.fuse_server = FuseServer(device.fileno(), names.fileno(), options)
             except OSError:
                 self.kernel.close()
                 self.python.close()
@@ -94,7 +94,7 @@ class Rig:
     def close(self) -> None:
         """The mount is gone."""
         self.kernel.close()
-        self.pump.stop()
+        self.fuse_server.stop()
         self.python.close()
 
 
@@ -140,7 +140,7 @@ def test_names_go_to_python_and_the_answers_back_as_they_are(rig: Rig) -> None:
     rig.answer(first.unique, b"", -errno.ENOENT)
     assert rig.answered() == Message(0, 6, b"attributes")
     assert rig.answered() == Message(-errno.ENOENT, 4, b"")
-    assert rig.pump.counters() == {"answered": 0, "forwarded": 2}
+    assert rig.fuse_server.counters() == {"answered": 0, "forwarded": 2}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_only_who_has_a_disk_open_uncached_writes_side_by_side(
 def test_bytes_of_a_handle_that_is_none_are_refused_here(rig: Rig, opcode: int, body: bytes) -> None:
     rig.ask(opcode, 8, body)
     assert rig.answered() == Message(-errno.EBADF, 8, b"")
-    assert rig.pump.counters() == {"answered": 1, "forwarded": 0}
+    assert rig.fuse_server.counters() == {"answered": 1, "forwarded": 0}
 
 
 @pytest.mark.parametrize(
@@ -287,9 +287,9 @@ def test_who_waits_for_a_barrier_keeps_nobody_else_waiting(rig: Rig, tmp_path: P
 
 
 def test_the_end_of_the_mount_is_told(rig: Rig) -> None:
-    assert select.select([rig.pump.ended_fd], [], [], 0)[0] == []
+    assert select.select([rig.fuse_server.ended_fd], [], [], 0)[0] == []
     rig.kernel.close()
-    assert select.select([rig.pump.ended_fd], [], [], FILL_S)[0] == [rig.pump.ended_fd]
+    assert select.select([rig.fuse_server.ended_fd], [], [], FILL_S)[0] == [rig.fuse_server.ended_fd]
 
 
 def test_a_thread_that_gives_up_ends_it_all_and_says_why() -> None:
@@ -297,9 +297,9 @@ def test_a_thread_that_gives_up_ends_it_all_and_says_why() -> None:
     rig.ask(STATX, 4)
     assert select.select([rig.kernel], [], [], FILL_S)[0] == [rig.kernel]
     rig.kernel.close()  # with an answer unread: the other end is told that the connection was reset
-    assert select.select([rig.pump.ended_fd], [], [], FILL_S)[0] == [rig.pump.ended_fd]
+    assert select.select([rig.fuse_server.ended_fd], [], [], FILL_S)[0] == [rig.fuse_server.ended_fd]
     with pytest.raises(ConnectionResetError):
-        rig.pump.stop()
+        rig.fuse_server.stop()
     rig.python.close()
 
 
@@ -309,14 +309,14 @@ def test_it_can_be_stopped_while_the_kernel_asks_nothing_and_python_does_not_lis
         rig.ask(LOOKUP, 2 * i + 2, b"n" * 200)
     rig.ask(STATX, 1 << 20)
     assert rig.answered().code == -errno.ENOSYS
-    rig.pump.stop()
+    rig.fuse_server.stop()
     assert rig.kernel.recv(16) == b"", "the descriptor is closed"
     rig.kernel.close()
     rig.python.close()
 
 
-@pytest.mark.parametrize("options", [PumpOptions(threads=0), PumpOptions(request_bytes_max=5000)])
-def test_options_that_cannot_be_are_refused_and_the_descriptors_stay_the_callers(options: PumpOptions) -> None:
+@pytest.mark.parametrize("options", [FuseServerOptions(threads=0), FuseServerOptions(request_bytes_max=5000)])
+def test_options_that_cannot_be_are_refused_and_the_descriptors_stay_the_callers(options: FuseServerOptions) -> None:
     device, names = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with device, names, pytest.raises(OSError, match="Invalid argument"):
-        Pump(device.fileno(), names.fileno(), options)
+        FuseServer(device.fileno(), names.fileno(), options)

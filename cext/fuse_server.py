@@ -1,4 +1,4 @@
-"""The pump: C threads that answer requests on open disks, and hand those on names to Python."""
+"""The FUSE server: C threads that answer requests on open disks, and hand those on names to Python."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from siterig.cext._core import ffi, lib
 
-THREADS_MAX: int = lib.SR_PUMP_THREADS_MAX
+THREADS_MAX: int = lib.SR_SERVER_THREADS_MAX
 QUEUE_MAX = (1 << 16) - 1
 
 
 @dataclass(frozen=True, slots=True)
-class PumpOptions:
+class FuseServerOptions:
     """How requests are taken from the kernel.
 
     ``threads`` take requests; for each that waits for a disk (a barrier), another takes its place.
@@ -29,13 +29,13 @@ class PumpOptions:
     """Where the kernel offers it (module parameter ``enable_uring`` of ``fuse``)."""
 
 
-class Pump:
-    """A running pump.  ``ended_fd`` becomes readable when the mount is gone or a thread gave up."""
+class FuseServer:
+    """A running FUSE server.  ``ended_fd`` becomes readable when the mount is gone or a thread gave up."""
 
-    def __init__(self, device_fd: int, upcall_fd: int, options: PumpOptions) -> None:
+    def __init__(self, device_fd: int, upcall_fd: int, options: FuseServerOptions) -> None:
         """Takes both descriptors over; on OSError they stay the caller's."""
         self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        pump = ffi.new("struct sr_pump **")
+        server = ffi.new("struct sr_server **")
         setup = {
             "device_fd": device_fd,
             "upcall_fd": upcall_fd,
@@ -45,11 +45,11 @@ class Pump:
             "queue": options.queue,
             "over_io_uring": options.over_io_uring,
         }
-        rc = lib.sr_pump_start(ffi.new("struct sr_pump_setup *", setup), pump)
+        rc = lib.sr_server_start(ffi.new("struct sr_server_setup *", setup), server)
         if rc != 0:
             os.close(self.ended_fd)
             raise OSError(-rc, os.strerror(-rc))
-        self._pump = pump[0]
+        self._server = server[0]
 
     def counters(self) -> dict[str, int]:
         """Requests ``answered`` here and ``forwarded`` to Python, since the start."""
@@ -64,8 +64,8 @@ class Pump:
         return bool(found)
 
     def _counters(self) -> Any:
-        found = ffi.new("struct sr_pump_counters *")
-        lib.sr_pump_counters(self._pump, found)
+        found = ffi.new("struct sr_server_counters *")
+        lib.sr_server_counters(self._server, found)
         return found
 
     def stop(self) -> None:
@@ -73,7 +73,7 @@ class Pump:
 
         Raises OSError with what a thread gave up with.
         """
-        rc = lib.sr_pump_stop(self._pump)
+        rc = lib.sr_server_stop(self._server)
         os.close(self.ended_fd)
         if rc != 0:
             raise OSError(-rc, os.strerror(-rc))

@@ -1,6 +1,6 @@
 /* Threads that read FUSE requests, answer those on open disks, and pass the others on to Python. */
 #define _GNU_SOURCE
-#include "fuse/pump.h"
+#include "fuse/server.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -29,13 +29,13 @@ enum {
 	 * which the kernel, counting from 0, does not reach (nor upcall.c, which has the bit below). */
 	MARK_SHIFT = 52,
 	WORKERS_MAX = 64,
-	RESERVES = WORKERS_MAX - SR_PUMP_THREADS_MAX, /* workers that wait until others are busy with what takes long */
+	STANDBY = WORKERS_MAX - SR_SERVER_THREADS_MAX, /* workers that wait until others are busy with what takes long */
 	RINGS_FROM = WORKERS_MAX,
 	RINGS_MAX = 4000,
 };
 
 struct worker {
-	struct sr_pump *pump;
+	struct sr_server *server;
 	int fd;
 	char *pages; /* a page that ends with the headers, then the data */
 	size_t pages_bytes;
@@ -44,7 +44,7 @@ struct worker {
 	bool started;
 };
 
-struct sr_pump {
+struct sr_server {
 	int upcall_fd, ended_fd;
 	uint32_t request_bytes_max;
 	uint16_t queue;
@@ -52,10 +52,10 @@ struct sr_pump {
 	struct sr_uring *uring;
 	int uring_error;
 	atomic_int error;
-	int wanted;             /* workers that take requests */
+	int active_max;             /* workers that take requests */
 	pthread_mutex_t lock;   /* of the next two */
-	pthread_cond_t too_few; /* raised when `taking` has become less than `wanted` */
-	int taking;             /* workers that take requests, or are busy with a quick one */
+	pthread_cond_t below_max; /* raised when `active` has become less than `active_max` */
+	int active;             /* workers that take requests, or are busy with a quick one */
 	int count;
 	struct worker workers[];
 };
@@ -79,17 +79,17 @@ static void reply(int fd, const struct fuse_in_header *in, int64_t answer, void 
 
 static void reply_from_upcall(void *context, const struct fuse_out_header *out, size_t bytes)
 {
-	struct sr_pump *pump = context;
+	struct sr_server *server = context;
 	struct fuse_out_header head = *out;
 	struct iovec parts[2] = {{&head, sizeof(head)}, {(void *)(out + 1), bytes - sizeof(head)}};
 	uint64_t worker = out->unique >> MARK_SHIFT;
 
 	head.unique &= (1ull << MARK_SHIFT) - 1;
-	if (worker >= RINGS_FROM && pump->uring)
-		sr_uring_answer(pump->uring, worker - RINGS_FROM, &head, parts[1].iov_base, parts[1].iov_len);
-	if (worker >= (uint64_t)pump->count)
+	if (worker >= RINGS_FROM && server->uring)
+		sr_uring_answer(server->uring, worker - RINGS_FROM, &head, parts[1].iov_base, parts[1].iov_len);
+	if (worker >= (uint64_t)server->count)
 		return;
-	while (writev(pump->workers[worker].fd, parts, 2) < 0 && errno == EINTR)
+	while (writev(server->workers[worker].fd, parts, 2) < 0 && errno == EINTR)
 		;
 }
 
@@ -99,9 +99,9 @@ static int64_t pass_on(struct worker *worker, const struct fuse_in_header *in, v
 	struct iovec part = {arg, bytes};
 	int rc;
 
-	head.unique |= (uint64_t)(worker - worker->pump->workers) << MARK_SHIFT;
+	head.unique |= (uint64_t)(worker - worker->server->workers) << MARK_SHIFT;
 	atomic_fetch_add_explicit(&worker->forwarded, 1, memory_order_relaxed);
-	rc = sr_upcall_ask(worker->pump->upcall, &head, &part, 1);
+	rc = sr_upcall_ask(worker->server->upcall, &head, &part, 1);
 	return rc == 0 || in->opcode == FUSE_FORGET || in->opcode == FUSE_BATCH_FORGET ? SR_NO_ANSWER : rc;
 }
 
@@ -111,24 +111,24 @@ static void lock_until_cancelled(void *lock)
 }
 
 /* A worker begins as a reserve, and is one again after a slow request if others have taken its place. */
-static void wait_until_wanted(struct sr_pump *pump)
+static void join_pool(struct sr_server *server)
 {
-	pthread_mutex_lock(&pump->lock);
-	pthread_cleanup_push(lock_until_cancelled, &pump->lock);
+	pthread_mutex_lock(&server->lock);
+	pthread_cleanup_push(lock_until_cancelled, &server->lock);
 	pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
-	while (pump->taking >= pump->wanted)
-		pthread_cond_wait(&pump->too_few, &pump->lock);
+	while (server->active >= server->active_max)
+		pthread_cond_wait(&server->below_max, &server->lock);
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
-	pump->taking++;
+	server->active++;
 	pthread_cleanup_pop(1);
 }
 
-static void let_others_take(struct sr_pump *pump)
+static void leave_pool(struct sr_server *server)
 {
-	pthread_mutex_lock(&pump->lock);
-	pump->taking--;
-	pthread_cond_signal(&pump->too_few);
-	pthread_mutex_unlock(&pump->lock);
+	pthread_mutex_lock(&server->lock);
+	server->active--;
+	pthread_cond_signal(&server->below_max);
+	pthread_mutex_unlock(&server->lock);
 }
 
 static void handle(struct worker *worker, struct fuse_in_header *in, size_t bytes)
@@ -139,7 +139,7 @@ static void handle(struct worker *worker, struct fuse_in_header *in, size_t byte
 		.arg = in + 1,
 		.data = data,
 		.data_bytes = bytes > HEADERS_BYTES ? (uint32_t)(bytes - HEADERS_BYTES) : 0,
-		.data_room = worker->pump->request_bytes_max,
+		.data_room = worker->server->request_bytes_max,
 	};
 	int64_t answer = sr_request_answer(&request);
 
@@ -154,22 +154,22 @@ static void handle(struct worker *worker, struct fuse_in_header *in, size_t byte
 static void *work(void *arg)
 {
 	struct worker *worker = arg;
-	struct sr_pump *pump = worker->pump;
+	struct sr_server *server = worker->server;
 	struct fuse_in_header *in = first_place(worker);
-	const size_t room = HEADERS_BYTES + pump->request_bytes_max;
+	const size_t room = HEADERS_BYTES + server->request_bytes_max;
 	ssize_t got;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
-	wait_until_wanted(pump);
+	join_pool(server);
 	for (;;) {
-		/* Here, and in wait_until_wanted, sr_pump_stop may end the thread: it holds nothing. */
+		/* Here, and in join_pool, sr_server_stop may end the thread: it holds nothing. */
 		pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL);
 		got = read(worker->fd, in, room);
 		pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL);
 		if (got >= (ssize_t)sizeof(*in) && sr_request_is_slow(in)) {
-			let_others_take(pump);
+			leave_pool(server);
 			handle(worker, in, (size_t)got);
-			wait_until_wanted(pump);
+			join_pool(server);
 		} else if (got >= (ssize_t)sizeof(*in)) {
 			handle(worker, in, (size_t)got);
 		} else if (got >= 0 || (errno != EINTR && errno != EAGAIN && errno != ENOENT)) {
@@ -177,8 +177,8 @@ static void *work(void *arg)
 		}
 	}
 	if (got < 0 && errno != ENODEV && errno != ECONNABORTED)
-		atomic_store(&pump->error, -errno);
-	eventfd_write(pump->ended_fd, 1);
+		atomic_store(&server->error, -errno);
+	eventfd_write(server->ended_fd, 1);
 	return NULL;
 }
 
@@ -190,47 +190,47 @@ static int read_request(int fd, void *request, size_t room, ssize_t *got)
 	return *got < 0 ? -errno : 0;
 }
 
-static void new_rings(struct sr_pump *pump)
+static void new_rings(struct sr_server *server)
 {
 	struct sr_uring_setup setup = {
-		.device_fd = pump->workers[0].fd,
-		.request_bytes_max = pump->request_bytes_max,
-		.ended_fd = pump->ended_fd,
-		.upcall = pump->upcall,
+		.device_fd = server->workers[0].fd,
+		.request_bytes_max = server->request_bytes_max,
+		.ended_fd = server->ended_fd,
+		.upcall = server->upcall,
 		.mark_shift = MARK_SHIFT,
 		.first_mark = RINGS_FROM,
 		.rings_max = RINGS_MAX,
 	};
 
-	pump->uring_error = sr_uring_new(&setup, &pump->uring);
+	server->uring_error = sr_uring_new(&setup, &server->uring);
 }
 
 /* The kernel asks nothing else before it has the answer; Python must be asked nothing before its own. */
-static int init(struct sr_pump *pump, int over_io_uring)
+static int init(struct sr_server *server, int over_io_uring)
 {
-	struct worker *worker = &pump->workers[0];
+	struct worker *worker = &server->workers[0];
 	struct fuse_in_header *in = first_place(worker);
 	const struct fuse_init_in *arg = (const void *)(in + 1);
 	struct fuse_init_out out;
 	int64_t answer;
 	ssize_t got;
-	int rc = read_request(worker->fd, in, HEADERS_BYTES + pump->request_bytes_max, &got);
+	int rc = read_request(worker->fd, in, HEADERS_BYTES + server->request_bytes_max, &got);
 
 	if (rc)
 		return rc;
 	if (got < (ssize_t)sizeof(*in) || in->opcode != FUSE_INIT)
 		return -EPROTO;
-	rc = sr_upcall_init(pump->upcall);
+	rc = sr_upcall_init(server->upcall);
 	if (rc)
 		return rc;
 	if (over_io_uring && (arg->flags & FUSE_INIT_EXT) && ((uint64_t)arg->flags2 << 32 & SR_FUSE_OVER_IO_URING))
-		new_rings(pump);
-	answer = sr_request_init(arg, pump->request_bytes_max, pump->queue, pump->uring ? SR_FUSE_OVER_IO_URING : 0, &out);
+		new_rings(server);
+	answer = sr_request_init(arg, server->request_bytes_max, server->queue, server->uring ? SR_FUSE_OVER_IO_URING : 0, &out);
 	reply(worker->fd, in, answer, &out);
 	if (answer < 0)
 		return (int)answer;
-	if (pump->uring)
-		sr_uring_start(pump->uring);
+	if (server->uring)
+		sr_uring_start(server->uring);
 	return 0;
 }
 
@@ -238,14 +238,14 @@ static int open_worker(struct worker *worker, int device_fd)
 {
 	uint32_t source = (uint32_t)device_fd;
 
-	worker->pages_bytes = PAGE_BYTES + (size_t)worker->pump->request_bytes_max;
+	worker->pages_bytes = PAGE_BYTES + (size_t)worker->server->request_bytes_max;
 	worker->pages = mmap(NULL, worker->pages_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (worker->pages == MAP_FAILED) {
 		worker->pages = NULL;
 		return -ENOMEM;
 	}
 	/* Each that takes requests has a descriptor, so a list in the kernel, of its own; the reserves share the first. */
-	if (worker == worker->pump->workers || worker - worker->pump->workers >= worker->pump->wanted) {
+	if (worker == worker->server->workers || worker - worker->server->workers >= worker->server->active_max) {
 		worker->fd = device_fd;
 		return 0;
 	}
@@ -263,35 +263,35 @@ static int start_worker(struct worker *worker)
 	if (rc)
 		return -rc;
 	worker->started = true;
-	snprintf(name, sizeof(name), "disk-io-%d", (int)(worker - worker->pump->workers) % WORKERS_MAX);
+	snprintf(name, sizeof(name), "disk-io-%d", (int)(worker - worker->server->workers) % WORKERS_MAX);
 	pthread_setname_np(worker->thread, name);
 	return 0;
 }
 
 /* Everything but the two descriptors that the caller gave. */
-static void release(struct sr_pump *pump)
+static void release(struct sr_server *server)
 {
-	for (int i = 0; i < pump->count; i++)
-		if (pump->workers[i].started)
-			pthread_cancel(pump->workers[i].thread);
-	for (int i = 0; i < pump->count; i++)
-		if (pump->workers[i].started)
-			pthread_join(pump->workers[i].thread, NULL);
-	if (pump->upcall)
-		sr_upcall_close(pump->upcall); /* its receiver writes to the workers' descriptors and rings */
-	if (pump->uring)
-		sr_uring_free(pump->uring);
-	if (pump->upcall)
-		sr_upcall_free(pump->upcall); /* and the rings ask it */
-	for (int i = 0; i < pump->count; i++) {
-		if (pump->workers[i].fd >= 0 && pump->workers[i].fd != pump->workers[0].fd)
-			close(pump->workers[i].fd);
-		if (pump->workers[i].pages)
-			munmap(pump->workers[i].pages, pump->workers[i].pages_bytes);
+	for (int i = 0; i < server->count; i++)
+		if (server->workers[i].started)
+			pthread_cancel(server->workers[i].thread);
+	for (int i = 0; i < server->count; i++)
+		if (server->workers[i].started)
+			pthread_join(server->workers[i].thread, NULL);
+	if (server->upcall)
+		sr_upcall_close(server->upcall); /* its receiver writes to the workers' descriptors and rings */
+	if (server->uring)
+		sr_uring_free(server->uring);
+	if (server->upcall)
+		sr_upcall_free(server->upcall); /* and the rings ask it */
+	for (int i = 0; i < server->count; i++) {
+		if (server->workers[i].fd >= 0 && server->workers[i].fd != server->workers[0].fd)
+			close(server->workers[i].fd);
+		if (server->workers[i].pages)
+			munmap(server->workers[i].pages, server->workers[i].pages_bytes);
 	}
-	pthread_cond_destroy(&pump->too_few);
-	pthread_mutex_destroy(&pump->lock);
-	free(pump);
+	pthread_cond_destroy(&server->below_max);
+	pthread_mutex_destroy(&server->lock);
+	free(server);
 }
 
 /* Signals are the Python thread's, for threads that are started from here on; but not those of which a thread is the cause.
@@ -308,67 +308,67 @@ static void hold_back_signals(sigset_t *before)
 	pthread_sigmask(SIG_SETMASK, &held, before);
 }
 
-int sr_pump_start(const struct sr_pump_setup *setup, struct sr_pump **out)
+int sr_server_start(const struct sr_server_setup *setup, struct sr_server **out)
 {
-	struct sr_pump *pump;
+	struct sr_server *server;
 	sigset_t before;
 	int rc = 0;
 
-	if (setup->threads < 1 || setup->threads > SR_PUMP_THREADS_MAX || setup->queue < 1 || setup->request_bytes_max < PAGE_BYTES ||
+	if (setup->threads < 1 || setup->threads > SR_SERVER_THREADS_MAX || setup->queue < 1 || setup->request_bytes_max < PAGE_BYTES ||
 	    setup->request_bytes_max % PAGE_BYTES)
 		return -EINVAL;
-	pump = calloc(1, sizeof(*pump) + (size_t)(setup->threads + RESERVES) * sizeof(pump->workers[0]));
-	if (!pump)
+	server = calloc(1, sizeof(*server) + (size_t)(setup->threads + STANDBY) * sizeof(server->workers[0]));
+	if (!server)
 		return -ENOMEM;
-	pump->upcall_fd = setup->upcall_fd;
-	pump->ended_fd = setup->ended_fd;
-	pump->request_bytes_max = setup->request_bytes_max;
-	pump->queue = setup->queue;
-	pump->wanted = setup->threads;
-	pump->count = setup->threads + RESERVES;
-	pthread_mutex_init(&pump->lock, NULL);
-	pthread_cond_init(&pump->too_few, NULL);
-	for (int i = 0; i < pump->count; i++)
-		pump->workers[i] = (struct worker){.pump = pump, .fd = -1};
-	for (int i = 0; i < pump->count && !rc; i++)
-		rc = open_worker(&pump->workers[i], setup->device_fd);
+	server->upcall_fd = setup->upcall_fd;
+	server->ended_fd = setup->ended_fd;
+	server->request_bytes_max = setup->request_bytes_max;
+	server->queue = setup->queue;
+	server->active_max = setup->threads;
+	server->count = setup->threads + STANDBY;
+	pthread_mutex_init(&server->lock, NULL);
+	pthread_cond_init(&server->below_max, NULL);
+	for (int i = 0; i < server->count; i++)
+		server->workers[i] = (struct worker){.server = server, .fd = -1};
+	for (int i = 0; i < server->count && !rc; i++)
+		rc = open_worker(&server->workers[i], setup->device_fd);
 	hold_back_signals(&before);
 	if (!rc) {
-		pump->upcall = sr_upcall_new(setup->upcall_fd, reply_from_upcall, pump);
-		rc = pump->upcall ?? 0 : -ENOMEM;
+		server->upcall = sr_upcall_new(setup->upcall_fd, reply_from_upcall, server);
+		rc = server->upcall ? 0 : -ENOMEM;
 	}
 	if (!rc)
-		rc = init(pump, setup->over_io_uring);
-	for (int i = 0; i < pump->count && !rc; i++)
-		rc = start_worker(&pump->workers[i]);
+		rc = init(server, setup->over_io_uring);
+	for (int i = 0; i < server->count && !rc; i++)
+		rc = start_worker(&server->workers[i]);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	if (rc) {
-		release(pump);
+		release(server);
 		return rc;
 	}
-	*out = pump;
+	*out = server;
 	return 0;
 }
 
-int sr_pump_stop(struct sr_pump *pump)
+int sr_server_stop(struct sr_server *server)
 {
-	int device_fd = pump->workers[0].fd, upcall_fd = pump->upcall_fd, error = atomic_load(&pump->error);
+	int device_fd = server->workers[0].fd, upcall_fd = server->upcall_fd, error = atomic_load(&server->error);
 
-	if (pump->uring && !error)
-		error = sr_uring_error(pump->uring);
-	release(pump);
+	if (server->uring && !error)
+		error = sr_uring_error(server->uring);
+	release(server);
 	close(upcall_fd);
 	close(device_fd);
 	return error;
 }
 
-void sr_pump_counters(struct sr_pump *pump, struct sr_pump_counters *out)
+void sr_server_counters(struct sr_server *server, struct sr_server_counters *out)
 {
-	*out = (struct sr_pump_counters){.over_io_uring = pump->uring ? 1 : pump->uring_error};
-	if (pump->uring)
-		sr_uring_counters(pump->uring, &out->answered, &out->forwarded);
-	for (int i = 0; i < pump->count; i++) {
-		out->answered += atomic_load_explicit(&pump->workers[i].answered, memory_order_relaxed);
-		out->forwarded += atomic_load_explicit(&pump->workers[i].forwarded, memory_order_relaxed);
+	*out = (struct sr_server_counters){.over_io_uring = server->uring ? 1 : server->uring_error};
+	if (server->uring)
+		sr_uring_counters(server->uring, &out->answered, &out->forwarded);
+	for (int i = 0; i < server->count; i++) {
+		out->answered += atomic_load_explicit(&server->workers[i].answered, memory_order_relaxed);
+		out->forwarded += atomic_load_explicit(&server->workers[i].forwarded, memory_order_relaxed);
 	}
 }
