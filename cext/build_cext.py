@@ -16,7 +16,7 @@ SOURCES = sorted(SOURCE_ROOT.glob("*/*.c"))
 HEADERS = (
     *("base/siterig.h", "base/io.h", "base/positions.h", "base/record.h"),
     *("index/index.h", "index/extents.h"),
-    *("layers/layers.h", "layers/view.h", "layers/fill.h"),
+    *("layers/layers.h", "layers/view.h", "layers/base_update.h"),
     "disk/disk.h",
     "fuse/server.h",
 )

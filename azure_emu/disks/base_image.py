@@ -31,7 +31,7 @@ from siterig.azure_emu.disks.metadata import cannot_be_read, store_corrupt
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder, write_atomically
-from siterig.blockfs.layers.base_image import BLOCK_BYTES, announce, conclude, copy
+from siterig.blockfs.layers.base_update import BLOCK_BYTES, commit_checksums, copy_blocks, prepare_checksums
 from siterig.blockfs.layers.extents import pack_ranges
 from siterig.blockfs.layers.layer import Layer, merge_ranges
 from siterig.blockfs.transfer.part_name import PartName
@@ -209,16 +209,16 @@ def merge_blocks(folder: Path, view: Layer, blocks: Blocks, owner: Owner, step: 
     caller calls :func:`forget_intent` when nothing needs to be done again any more.
     """
     with _opened(folder) as (base_fd, sums_fd):
-        left, bad = _as_far_as_readable(lambda ranges: announce(view, sums_fd, ranges), view, blocks)
+        left, bad = _as_far_as_readable(lambda ranges: prepare_checksums(view, sums_fd, ranges), view, blocks)
         os.fdatasync(sums_fd)
         step("base.announced")
         write_atomically(folder / INTENT, _encode_intent({offset: _block(view, offset) for offset in left.edges}, owner))
         step("base.noted")
-        left, worse = _as_far_as_readable(lambda ranges: copy(view, base_fd, ranges), view, left)
+        left, worse = _as_far_as_readable(lambda ranges: copy_blocks(view, base_fd, ranges), view, left)
         step("base.copied")
         os.fdatasync(base_fd)
         step("base.synced")
-        conclude(sums_fd, left.touched)
+        commit_checksums(sums_fd, left.touched)
         for offset in bad | worse:
             _poison_block(base_fd, sums_fd, offset)
         os.fdatasync(sums_fd)

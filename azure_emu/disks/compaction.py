@@ -36,7 +36,7 @@ from siterig.azure_emu.disks.metadata import PROGRESS, CompactionIntent, Progres
 from siterig.azure_emu.disks.pins import locked, pins
 from siterig.azure_emu.disks.view import DiskMap, build_map, view_of
 from siterig.blockfs.files.durable_io import sync_folder
-from siterig.blockfs.layers.base_image import BLOCK_BYTES
+from siterig.blockfs.layers.base_update import BLOCK_BYTES
 from siterig.blockfs.layers.layer import ViewLayer, merge_ranges
 
 Step = Callable[[str], None]

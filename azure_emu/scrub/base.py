@@ -21,7 +21,7 @@ from siterig.azure_emu.disks.damage_map import ClassifiedDamage
 from siterig.azure_emu.disks.metadata import PROGRESS, Progress, read_meta
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.os_errors import reason
-from siterig.blockfs.layers.base_image import BLOCK_BYTES, bad_blocks
+from siterig.blockfs.layers.base_update import BLOCK_BYTES, bad_blocks
 from siterig.cext.checksums import crc32c, is_zero
 
 _STEP_BYTES = 4096 * BLOCK_BYTES

@@ -30,7 +30,7 @@ from siterig.azure_emu.scrub.journal import damaged_pieces, scrub_journal
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
-from siterig.blockfs.layers.base_image import BLOCK_BYTES
+from siterig.blockfs.layers.base_update import BLOCK_BYTES
 
 Advance = Callable[[int], None]
 """Told how many bytes were read since it was last told."""

@@ -231,7 +231,7 @@ class Source:
     """A file that extents of a view are of, and the CRC32C of its pieces: four bytes each from the start of ``sums_fd``.
 
     ``sums_fd`` -1: of the file itself.  ``paired``: it is a base, with two sums a block
-    (:mod:`siterig.blockfs.layers.base_image`). ``name``: what people are told that it is.
+    (:mod:`siterig.blockfs.layers.base_update`). ``name``: what people are told that it is.
     """
 
     fd: int

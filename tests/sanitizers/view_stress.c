@@ -13,7 +13,7 @@
 
 #include "common.h"
 #include "index/extents.h"
-#include "layers/fill.h"
+#include "layers/base_update.h"
 #include "base/record.h"
 #include "base/siterig.h"
 #include "layers/view.h"
@@ -161,7 +161,7 @@ struct copying {
 static void *copy_some(void *given)
 {
 	struct copying *copying = given;
-	copying->rc = sr_fill_copy(copying->from, test.base, copying->ranges, copying->count);
+	copying->rc = sr_base_copy_blocks(copying->from, test.base, copying->ranges, copying->count);
 	return NULL;
 }
 
@@ -191,7 +191,7 @@ static int fold(uint64_t from, uint64_t to)
 	int64_t count = sr_extents_ranges(changed, 1, SR_BLOCK_BYTES, all);
 	CHECK(count >= 0 && count <= BLOCKS);
 	memcpy(ranges, all, 2 * (size_t)count * sizeof(*all));
-	int rc = sr_fill_announce(target, test.base_sums, ranges, (size_t)count);
+	int rc = sr_base_prepare_checksums(target, test.base_sums, ranges, (size_t)count);
 	CHECK(rc == 0 || (rc == -EIO && test.damaged), "%d", rc);
 	if (rc == 0) {
 		CHECK(sr_base_check(test.base, test.base_sums, ranges, (size_t)count, bad, 1) == 0);
@@ -200,7 +200,7 @@ static int fold(uint64_t from, uint64_t to)
 	}
 	if (rc == 0) {
 		CHECK(sr_base_check(test.base, test.base_sums, ranges, (size_t)count, bad, 1) == 0);
-		CHECK(sr_fill_conclude(test.base_sums, ranges, (size_t)count) == 0);
+		CHECK(sr_base_commit_checksums(test.base_sums, ranges, (size_t)count) == 0);
 		CHECK(sr_base_check(test.base, test.base_sums, ranges, (size_t)count, bad, 1) == 0);
 	}
 	free(all);

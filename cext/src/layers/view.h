@@ -1,6 +1,6 @@
 /* A disk as it was: a layer of extents over nothing, of which every byte that is read is checked.
  *
- * Reads may run in any number of threads, beside a fold (layers/fill.h) that writes to the base.
+ * Reads may run in any number of threads, beside a fold (layers/base_update.h) that writes to the base.
  */
 #ifndef SITERIG_VIEW_H
 #define SITERIG_VIEW_H

@@ -101,12 +101,12 @@ def refusals(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return act
 
-    for name in ("announce", "copy"):
+    for name in ("prepare_checksums", "copy_blocks"):
         monkeypatch.setattr(base_image, name, watched(name))
     return met
 
 
-CASES = [({WHOLE}, ["copy"]), ({PART}, ["announce"]), ({WHOLE, PART}, ["announce"])]
+CASES = [({WHOLE}, ["copy_blocks"]), ({PART}, ["prepare_checksums"]), ({WHOLE, PART}, ["prepare_checksums"])]
 
 
 @pytest.mark.parametrize(("bad", "meets"), CASES)

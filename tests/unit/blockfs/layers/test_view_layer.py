@@ -19,8 +19,8 @@ from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace
 from siterig.blockfs.disk.disk_rules import DiskRules
 from siterig.blockfs.disk.disk_state import DiskState
-from siterig.blockfs.layers import base_image
-from siterig.blockfs.layers.base_image import BadBlock
+from siterig.blockfs.layers import base_update
+from siterig.blockfs.layers.base_update import BadBlock
 from siterig.blockfs.layers.extents import ExtentMap
 from siterig.blockfs.layers.layer import OverlayLayer, RawLayer, Source, ViewFault, ViewLayer, WritableLayer
 from siterig.cext._core import lib
@@ -284,13 +284,13 @@ def test_views_read_the_same_at_each_step_of_a_fold_below_them(tmp_path: Path, m
     def check() -> None:
         assert latest.pread(0, DISK_BYTES) == volume.states[-1]
         assert target.pread(0, DISK_BYTES) == volume.states[upto]
-        assert base_image.bad_blocks(fd, sums_fd, ranges) == []
+        assert base_update.bad_blocks(fd, sums_fd, ranges) == []
 
-    base_image.announce(target, sums_fd, ranges)
+    base_update.prepare_checksums(target, sums_fd, ranges)
     check()
-    base_image.copy(target, fd, ranges)
+    base_update.copy_blocks(target, fd, ranges)
     check()
-    base_image.conclude(sums_fd, ranges)
+    base_update.commit_checksums(sums_fd, ranges)
     check()
     folded = (tmp_path / "base").read_bytes()
     assert folded == volume.states[upto]
@@ -309,7 +309,7 @@ def test_a_block_of_zeros_becomes_a_hole_and_nothing_is_written_past_the_end(tmp
     view = view_of(tmp_path, volume)
     fd = os.open(tmp_path / "base", os.O_RDWR)
     os.ftruncate(fd, DISK_BYTES)
-    base_image.copy(view, fd, WHOLE)
+    base_update.copy_blocks(view, fd, WHOLE)
     assert os.fstat(fd).st_size == DISK_BYTES
     assert os.fstat(fd).st_blocks * 512 <= 2 * BLOCK_BYTES
     assert (tmp_path / "base").read_bytes() == volume.states[-1]
@@ -329,7 +329,7 @@ def test_a_base_that_grew_is_right_for_views_of_both_sizes(tmp_path: Path) -> No
 def test_bad_blocks_are_found_with_what_they_should_be(tmp_path: Path) -> None:
     base = start_bytes(1)
     source = base_source(tmp_path, base)
-    assert base_image.bad_blocks(source.fd, source.sums_fd, WHOLE) == []
+    assert base_update.bad_blocks(source.fd, source.sums_fd, WHOLE) == []
     bad = bytearray(base)
     for at in (5000, 20_000, DISK_BYTES - 1):
         bad[at] ^= 1
@@ -340,16 +340,16 @@ def test_bad_blocks_are_found_with_what_they_should_be(tmp_path: Path) -> None:
         if good != now
     ]
     assert len(want) == 3
-    assert base_image.bad_blocks(source.fd, source.sums_fd, WHOLE) == want
-    assert base_image.bad_blocks(source.fd, source.sums_fd, WHOLE, 2) == want[:2]
-    assert base_image.bad_blocks(source.fd, source.sums_fd, [(0, BLOCK_BYTES)], 2) == []
+    assert base_update.bad_blocks(source.fd, source.sums_fd, WHOLE) == want
+    assert base_update.bad_blocks(source.fd, source.sums_fd, WHOLE, 2) == want[:2]
+    assert base_update.bad_blocks(source.fd, source.sums_fd, [(0, BLOCK_BYTES)], 2) == []
 
 
 @pytest.mark.parametrize("ranges", [[(512, 4096)], [(0, 512)]])
 def test_ranges_that_are_not_of_blocks_are_refused(tmp_path: Path, ranges: list[tuple[int, int]]) -> None:
     source = base_source(tmp_path, start_bytes(1))
     with pytest.raises(OSError, match="Invalid argument"):
-        base_image.bad_blocks(source.fd, source.sums_fd, ranges)
+        base_update.bad_blocks(source.fd, source.sums_fd, ranges)
 
 
 def test_readers_beside_folds_never_see_a_wrong_byte_nor_an_error(tmp_path: Path) -> None:
@@ -385,9 +385,9 @@ def test_readers_beside_folds_never_see_a_wrong_byte_nor_an_error(tmp_path: Path
             folded.change(offset, length)
         layer = view_of(tmp_path / "folded", folded, base)
         ranges = affected(folded, len(folded.records))
-        base_image.announce(layer, sums_fd, ranges)
-        base_image.copy(layer, fd, ranges)
-        base_image.conclude(sums_fd, ranges)
+        base_update.prepare_checksums(layer, sums_fd, ranges)
+        base_update.copy_blocks(layer, fd, ranges)
+        base_update.commit_checksums(sums_fd, ranges)
         layer.close()
     stop.set()
     for thread in threads:

@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "layers/fill.h"
+#include "layers/base_update.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -121,7 +121,7 @@ static int read_blocks(struct run *run, uint64_t first, uint64_t stop)
 	return sr_layer_read(run->from, run->data + at, stop * SR_BLOCK_BYTES - at, run->offset + at);
 }
 
-static int announce(struct run *run)
+static int prepare_checksums(struct run *run)
 {
 	int rc;
 	struct pair *pairs = pairs_to_change(run, &rc);
@@ -152,7 +152,7 @@ static int bridge(struct run *run)
 	return write_whole(run->fd, run->data, bytes, at);
 }
 
-static int copy(struct run *run)
+static int copy_blocks(struct run *run)
 {
 	int rc = read_blocks(run, 0, run->blocks);
 	uint64_t size = sr_layer_bytes(run->from), inside = size > run->offset ? size - run->offset : 0;
@@ -175,7 +175,7 @@ static int copy(struct run *run)
 	return rc ? rc : bridge(run);
 }
 
-static int conclude(struct run *run)
+static int commit_checksums(struct run *run)
 {
 	int rc;
 	struct pair *pairs = pairs_to_change(run, &rc);
@@ -222,22 +222,22 @@ static int check(struct run *run)
 	return rc;
 }
 
-int sr_fill_announce(struct sr_layer *from, int sums_fd, const uint64_t *ranges, size_t count)
+int sr_base_prepare_checksums(struct sr_layer *from, int sums_fd, const uint64_t *ranges, size_t count)
 {
 	struct run run = {.from = from, .sums_fd = sums_fd};
-	return for_each_run(&run, ranges, count, announce);
+	return for_each_run(&run, ranges, count, prepare_checksums);
 }
 
-int sr_fill_copy(struct sr_layer *from, int fd, const uint64_t *ranges, size_t count)
+int sr_base_copy_blocks(struct sr_layer *from, int fd, const uint64_t *ranges, size_t count)
 {
 	struct run run = {.from = from, .fd = fd};
-	return for_each_run(&run, ranges, count, copy);
+	return for_each_run(&run, ranges, count, copy_blocks);
 }
 
-int sr_fill_conclude(int sums_fd, const uint64_t *ranges, size_t count)
+int sr_base_commit_checksums(int sums_fd, const uint64_t *ranges, size_t count)
 {
 	struct run run = {.sums_fd = sums_fd};
-	return for_each_run(&run, ranges, count, conclude);
+	return for_each_run(&run, ranges, count, commit_checksums);
 }
 
 int64_t sr_base_check(int fd, int sums_fd, const uint64_t *ranges, size_t count, struct sr_bad_block *bad, size_t room)

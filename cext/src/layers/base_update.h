@@ -9,8 +9,8 @@
  * Functions return 0, or -errno; after an error, a step is done again as a whole.  One thread changes the sums;
  * several may run step 2 at the same time, each for ranges of its own that lie behind those of the one before.
  */
-#ifndef SITERIG_FILL_H
-#define SITERIG_FILL_H
+#ifndef SITERIG_BASE_UPDATE_H
+#define SITERIG_BASE_UPDATE_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -18,15 +18,15 @@
 #include "layers/layers.h"
 
 /* 1: the second sum of each block := that of what `from` reads there.  Reads only blocks of which it is not known. */
-int sr_fill_announce(struct sr_layer *from, int sums_fd, const uint64_t *ranges, size_t count);
+int sr_base_prepare_checksums(struct sr_layer *from, int sums_fd, const uint64_t *ranges, size_t count);
 
 /* 2: each block := what `from` reads there; one of zeros becomes a hole.  Also to fill a file without sums.  Up to two
  * blocks between two ranges, if the host has them in memory and they are no zeros, are written again as they are: the
  * medium gets fewer and longer writes, and what a power loss tears of them is the same on both sides. */
-int sr_fill_copy(struct sr_layer *from, int fd, const uint64_t *ranges, size_t count);
+int sr_base_copy_blocks(struct sr_layer *from, int fd, const uint64_t *ranges, size_t count);
 
 /* 3: the first sum of each block := the second. */
-int sr_fill_conclude(int sums_fd, const uint64_t *ranges, size_t count);
+int sr_base_commit_checksums(int sums_fd, const uint64_t *ranges, size_t count);
 
 struct sr_bad_block {
 	uint64_t offset;

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from siterig.blockfs.layers import base_image
+from siterig.blockfs.layers import base_update
 from siterig.blockfs.layers.layer import RawLayer
 from siterig.cext.checksums import crc32c
 from tests.support.io_faults import PUNCH, READ, WRITE, failing, io_verdict
@@ -69,7 +69,7 @@ def test_what_a_block_becomes_is_read_only_where_no_piece_is_the_block(
     sums_fd = os.open(tmp_path / "base.sums", os.O_RDWR)
     right = [right for right, _ in pairs_of(tmp_path)]
     with noted(READ, "volume") as read:
-        base_image.announce(layer, sums_fd, affected(volume, 2))
+        base_update.prepare_checksums(layer, sums_fd, affected(volume, 2))
     assert len(read) == reads
     became = [crc32c(block) for block in blocks_of(volume.states[-1])]
     touched = {
@@ -88,7 +88,7 @@ def test_a_piece_that_is_covered_in_part_is_not_taken_for_the_block(tmp_path: Pa
     layer = view_of(tmp_path, volume)
     (tmp_path / "base.sums").write_bytes(bytes(8 * BLOCKS))
     sums_fd = os.open(tmp_path / "base.sums", os.O_RDWR)
-    base_image.announce(layer, sums_fd, WHOLE)
+    base_update.prepare_checksums(layer, sums_fd, WHOLE)
     assert [becomes for _, becomes in pairs_of(tmp_path)] == [crc32c(block) for block in blocks_of(volume.states[-1])]
     os.close(sums_fd)
     layer.close()
@@ -100,7 +100,7 @@ def test_a_block_of_the_base_is_read_for_either_of_its_checksums_may_be_right(tm
     want = [crc32c(block) for block in blocks_of(base)]
     (tmp_path / "base.sums").write_bytes(b"".join(struct.pack("<II", 1, sum_) for sum_ in want))
     fd, sums_fd = open_base(tmp_path)
-    base_image.announce(layer, sums_fd, WHOLE)
+    base_update.prepare_checksums(layer, sums_fd, WHOLE)
     assert [becomes for _, becomes in pairs_of(tmp_path)] == want
     layer.close()
     os.close(fd)
@@ -116,13 +116,13 @@ def test_a_rotten_piece_that_is_a_block_is_met_when_it_is_copied(tmp_path: Path)
     (tmp_path / "volume").write_bytes(raw)
     fd, sums_fd = open_base(tmp_path)
     ranges = affected(volume, 1)
-    base_image.announce(layer, sums_fd, ranges)
+    base_update.prepare_checksums(layer, sums_fd, ranges)
     assert layer.faults.seen() == (0, [])
     with pytest.raises(OSError, match="Input/output error") as caught:
-        base_image.copy(layer, fd, ranges)
+        base_update.copy_blocks(layer, fd, ranges)
     assert caught.value.errno == errno.EIO
     assert layer.faults.seen()[1][-1].offset == 3 * BLOCK_BYTES
-    assert base_image.bad_blocks(fd, sums_fd, WHOLE) == []
+    assert base_update.bad_blocks(fd, sums_fd, WHOLE) == []
     layer.close()
     os.close(fd)
     os.close(sums_fd)
@@ -138,7 +138,7 @@ def test_a_table_that_is_cut_is_no_checksum_of_a_block(tmp_path: Path, left: int
     (tmp_path / "base.sums").write_bytes(bytes(8 * BLOCKS))
     sums_fd = os.open(tmp_path / "base.sums", os.O_RDWR)
     with pytest.raises(OSError, match="Input/output error"):
-        base_image.announce(layer, sums_fd, affected(volume, 1))
+        base_update.prepare_checksums(layer, sums_fd, affected(volume, 1))
     os.close(sums_fd)
     layer.close()
 
@@ -165,11 +165,11 @@ def test_sums_of_many_blocks_are_changed_where_they_should_be_and_nowhere_else(t
     touched = {at // BLOCK_BYTES for start, length in ranges for at in range(start, start + length, BLOCK_BYTES)}
     layer = RawLayer(tmp_path / "new")
     sums_fd = os.open(tmp_path / "base.sums", os.O_RDWR)
-    base_image.announce(layer, sums_fd, ranges)
+    base_update.prepare_checksums(layer, sums_fd, ranges)
     last = max(*touched, blocks - 31) + 1
     want = [(right, crc32c(content[i]) if i in touched else becomes) for i, (right, becomes) in enumerate(before)]
     assert pairs_of(tmp_path) == want[:last]
-    base_image.conclude(sums_fd, ranges)
+    base_update.commit_checksums(sums_fd, ranges)
     assert pairs_of(tmp_path) == [(pair[1] if i in touched else pair[0], pair[1]) for i, pair in enumerate(want)][:last]
     os.close(sums_fd)
     layer.close()
@@ -184,7 +184,7 @@ def test_what_several_threads_copy_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_blocks: int, seed: int
 ) -> None:
     print(f"replay with seed {seed}")
-    monkeypatch.setattr(base_image, "PART_BYTES", part_blocks * BLOCK_BYTES)
+    monkeypatch.setattr(base_update, "PART_BYTES", part_blocks * BLOCK_BYTES)
     rng = random.Random(seed)
     made = [(rng.random() < 0.7, rng.randrange(DISK_BYTES - 9000), rng.randrange(1, 9000)) for _ in range(6)]
     base = start_bytes(seed)
@@ -192,11 +192,11 @@ def test_what_several_threads_copy_is_the_same(
     layer = view_of(tmp_path, volume, base)
     fd, sums_fd = open_base(tmp_path)
     ranges = affected(volume, len(made))
-    base_image.announce(layer, sums_fd, ranges)
-    base_image.copy(layer, fd, ranges)
-    base_image.conclude(sums_fd, ranges)
+    base_update.prepare_checksums(layer, sums_fd, ranges)
+    base_update.copy_blocks(layer, fd, ranges)
+    base_update.commit_checksums(sums_fd, ranges)
     assert (tmp_path / "base").read_bytes() == volume.states[-1]
-    assert base_image.bad_blocks(fd, sums_fd, WHOLE) == []
+    assert base_update.bad_blocks(fd, sums_fd, WHOLE) == []
     layer.close()
     os.close(fd)
     os.close(sums_fd)
@@ -207,7 +207,7 @@ def copy_of_all(folder: Path) -> None:
     layer = view_of(folder, Volume.of([(True, 0, DISK_BYTES)], base), base)
     fd, sums_fd = open_base(folder)
     try:
-        base_image.copy(layer, fd, WHOLE)
+        base_update.copy_blocks(layer, fd, WHOLE)
     finally:
         layer.close()
         os.close(fd)
@@ -216,18 +216,18 @@ def copy_of_all(folder: Path) -> None:
 
 @pytest.mark.parametrize("part_blocks", [3, BLOCKS])
 def test_an_error_of_any_thread_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_blocks: int) -> None:
-    monkeypatch.setattr(base_image, "PART_BYTES", part_blocks * BLOCK_BYTES)
+    monkeypatch.setattr(base_update, "PART_BYTES", part_blocks * BLOCK_BYTES)
     with failing(WRITE, "base", errno.ENOSPC), pytest.raises(OSError, match="No space left"):
         copy_of_all(tmp_path)
 
 
 def test_an_error_of_a_sync_beside_the_copying_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_image, "PART_BYTES", 4 * BLOCK_BYTES)
+    monkeypatch.setattr(base_update, "PART_BYTES", 4 * BLOCK_BYTES)
 
     def fdatasync(_fd: int) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    monkeypatch.setattr("siterig.blockfs.layers.base_image.os.fdatasync", fdatasync)
+    monkeypatch.setattr("siterig.blockfs.layers.base_update.os.fdatasync", fdatasync)
     with pytest.raises(OSError, match="quota"):
         copy_of_all(tmp_path)
 
@@ -247,7 +247,7 @@ def copied_around(folder: Path, gap: int, content: bytes, error: int = 0) -> lis
         return -error if path.endswith("base") and asked == READ else 0
 
     with io_verdict(verdict):
-        base_image.copy(layer, fd, affected(volume, 2))
+        base_update.copy_blocks(layer, fd, affected(volume, 2))
     assert (folder / "base").read_bytes() == volume.states[-1]
     layer.close()
     os.close(fd)
@@ -279,10 +279,10 @@ def test_what_is_wrong_between_blocks_that_are_written_stays_wrong(tmp_path: Pat
     fd, sums_fd = open_base(tmp_path)
     os.pwrite(fd, b"?", BLOCK_BYTES + 5)
     ranges = affected(volume, 2)
-    base_image.announce(layer, sums_fd, ranges)
-    base_image.copy(layer, fd, ranges)
-    base_image.conclude(sums_fd, ranges)
-    assert [block.offset for block in base_image.bad_blocks(fd, sums_fd, WHOLE)] == [BLOCK_BYTES]
+    base_update.prepare_checksums(layer, sums_fd, ranges)
+    base_update.copy_blocks(layer, fd, ranges)
+    base_update.commit_checksums(sums_fd, ranges)
+    assert [block.offset for block in base_update.bad_blocks(fd, sums_fd, WHOLE)] == [BLOCK_BYTES]
     layer.close()
     os.close(fd)
     os.close(sums_fd)

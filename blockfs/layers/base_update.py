@@ -1,14 +1,16 @@
-"""The base of a managed disk: a raw file, and a file with two checksums for each block of 4 KiB (cext/src/layers/fill.c).
+"""Updates the base of a managed disk: a raw file, and a file with two checksums a block (cext/src/layers/base_update.c).
 
 Fault contract
 --------------
-``sums`` has two little-endian u32 a block: the CRC32C of the block and of what it becomes, of all of a block, with the
-zeros past the end of the file.  Blocks are changed by :func:`announce`, :func:`copy` and :func:`conclude`, in this order,
-the caller syncing what was written after each.  At any moment, and after a kill, a block has one of its two checksums;
-only those that a kill found in the midst of :func:`copy` may have neither, and have again once that was done anew.
-Ranges are (offset, length) of whole blocks, in order.  Each step may be cut by an ``OSError`` (disk full, or ``EIO``: the
-layer cannot read a block, which :func:`announce` need not have met), and is then done anew as a whole: of several errors,
-also of syncs, one is told.
+The file ``sums`` has two little-endian u32 for each block of 4 KiB: the CRC32C of the block, and the CRC32C of the contents
+that it is about to get.  A block counts as whole: past the end of the file it has zeros.  An update is three steps,
+:func:`prepare_checksums`, :func:`copy_blocks` and :func:`commit_checksums`; the caller syncs the written file after each.
+At any moment, and after a kill, a block matches one of its two checksums.  Only a block that :func:`copy_blocks` was writing
+during the kill can match neither, until that step is repeated.
+
+Ranges are (offset, length) of whole blocks, sorted.  Each step can end with an ``OSError``: the disk is full, or the layer
+cannot read a block (``EIO``; :func:`prepare_checksums` does not read every block).  The whole step is then repeated.  If
+several errors occur, syncs included, one of them is raised.
 """
 
 from __future__ import annotations
@@ -45,15 +47,15 @@ class BadBlock:
     found: int
 
 
-def announce(layer: Layer, sums_fd: int, ranges: Ranges) -> None:
+def prepare_checksums(layer: Layer, sums_fd: int, ranges: Ranges) -> None:
     """Step 1: the second checksum of each block becomes that of what ``layer`` reads there.
 
     A block that is a piece of its own in the layer is not read: its checksum is known, and what is read later is held to it.
     """
-    _check(lib.sr_fill_announce(layer.c, sums_fd, *_packed(ranges)))
+    _check(lib.sr_base_prepare_checksums(layer.c, sums_fd, *_packed(ranges)))
 
 
-def copy(layer: Layer, fd: int, ranges: Ranges) -> None:
+def copy_blocks(layer: Layer, fd: int, ranges: Ranges) -> None:
     """Step 2: each block becomes what ``layer`` reads there, one of zeros a hole; nothing past the end of ``layer``.
 
     Nobody else may write to the file: a block or two between two ranges are written again as they are.  Much is copied by
@@ -63,7 +65,7 @@ def copy(layer: Layer, fd: int, ranges: Ranges) -> None:
     syncing = Lock()
 
     def copy_part(part: Ranges) -> None:
-        _check(lib.sr_fill_copy(layer.c, fd, *_packed(part)))
+        _check(lib.sr_base_copy_blocks(layer.c, fd, *_packed(part)))
         if len(parts) > 1 and syncing.acquire(blocking=False):
             try:
                 os.fdatasync(fd)
@@ -91,9 +93,9 @@ def _in_parts(ranges: Ranges) -> list[Ranges]:
     return [cut[first:end] for first, end in pairwise([*firsts, len(cut)]) if first < end]
 
 
-def conclude(sums_fd: int, ranges: Ranges) -> None:
+def commit_checksums(sums_fd: int, ranges: Ranges) -> None:
     """Step 3: the first checksum of each block becomes the second."""
-    _check(lib.sr_fill_conclude(sums_fd, *_packed(ranges)))
+    _check(lib.sr_base_commit_checksums(sums_fd, *_packed(ranges)))
 
 
 def bad_blocks(fd: int, sums_fd: int, ranges: Ranges, most: int = 64) -> list[BadBlock]:
