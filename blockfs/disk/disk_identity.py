@@ -23,7 +23,7 @@ from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk.disk_files import DiskPlace
 from siterig.blockfs.disk.disk_state import ClosedNote, DiskState, OpenedNote
-from siterig.blockfs.layers import present_map
+from siterig.blockfs.layers import overlay_map
 from siterig.blockfs.watch.file_stamps import KILL_GRACE_S, DigestBudget, FileStamp, durable_stamp, inode_of, why_changed
 from siterig.cext._core import lib
 
@@ -45,7 +45,7 @@ def check_files_there(place: DiskPlace, state: DiskState) -> None:
         return  # its file is never made new; a top's are at the first opening, and may be lost with the power
     map_bytes = -(-state.size_bytes // lib.SR_BLOCK_BYTES // 8)
     noted = state.closed is not None or _noted_by_killed(place) is not None
-    if not noted and not present_map.vouch_for(place.file("top"), map_bytes):
+    if not noted and not overlay_map.vouch_for(place.file("top"), map_bytes):
         return
     for path, wanted in zip(own_files(place, state), (state.size_bytes, map_bytes, 0), strict=True):
         if not path.exists():

@@ -4,7 +4,7 @@ Fault contract -------------- ``RawLayer`` has no state but the bytes of its fil
 that is read through it is checked, and one that is not as it was written is an ``OSError``, never served.  ``OverlayLayer``
 has a bitmap of the blocks that its file holds; data reaches the file before its bit is set, so a kill between the two leaves
 the block as it was before, and the disk's change log (which precedes both) writes it again.  After a power loss the two may
-disagree, so what is synced has a bitmap of its own (:mod:`siterig.blockfs.layers.present_map`): no block that was written
+disagree, so what is synced has a bitmap of its own (:mod:`siterig.blockfs.layers.overlay_map`): no block that was written
 to since loses what it held before.  The bitmap is read when the layer is made only.
 """
 
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import raised_by_c
-from siterig.blockfs.layers import present_map
+from siterig.blockfs.layers import overlay_map
 from siterig.blockfs.layers.extents import ExtentMap
 from siterig.cext._core import ffi, lib
 
@@ -315,7 +315,7 @@ class OverlayLayer(_WritableCLayer):
                 size = lower.size_bytes
                 os.ftruncate(fd, size)
             _check_overlay(path, size, lower)
-            map_fd, durable_fd = present_map.open_maps(path)
+            map_fd, durable_fd = overlay_map.open_maps(path)
             super().__init__(_made(lib.sr_layer_overlay(lower.c, fd, map_fd, durable_fd, size)))
         except BaseException:
             for opened in (fd, map_fd, durable_fd):

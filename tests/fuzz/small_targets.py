@@ -22,7 +22,7 @@ from siterig.blockfs.core.boot import current_boot_id
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.images.vhd import read_footer
-from siterig.blockfs.layers import present_map
+from siterig.blockfs.layers import overlay_map
 from siterig.blockfs.layers.layer import RawLayer
 from tests.fuzz.log_targets import IMAGE_BYTES_MAX, assert_clear
 from tests.fuzz.strict_log import crc32c
@@ -185,7 +185,7 @@ def durable_header(boot_id: str) -> bytes:
 
 
 def top_maps(files: dict[str, bytes], folder: Path) -> str:
-    """``present_map.open_maps``; the files are ``os.top.present`` and ``os.top.durable``."""
+    """``overlay_map.open_maps``; the files are ``os.top.present`` and ``os.top.durable``."""
     for name, raw in files.items():
         (folder / name).write_bytes(raw)
     present, durable = files.get("os.top.present", b""), files.get("os.top.durable")
@@ -200,7 +200,7 @@ def top_maps(files: dict[str, bytes], folder: Path) -> str:
             kept = all(b & ~a == 0 for a, b in zip_longest(present, durable[4096:], fillvalue=0))
             want = present if kept else None
     try:
-        fds = present_map.open_maps(folder / "os.top")
+        fds = overlay_map.open_maps(folder / "os.top")
     except RigError as error:
         assert want is None, error.message
         assert_clear(error, {"DiskCorrupt"}, folder / "os.top.durable", folder / "os.top.present")
