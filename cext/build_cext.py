@@ -15,8 +15,8 @@ SOURCE_ROOT = HERE / "src"
 SOURCES = sorted(SOURCE_ROOT.glob("*/*.c"))
 HEADERS = (
     *("base/siterig.h", "base/io.h", "base/positions.h", "base/record.h"),
-    *("index/index.h", "index/extents.h"),
-    *("layers/layers.h", "layers/view.h", "layers/base_update.h"),
+    *("index/segment_index.h", "index/extent_map.h"),
+    *("layers/layer.h", "layers/view.h", "layers/base_update.h"),
     "disk/disk.h",
     "fuse/server.h",
 )

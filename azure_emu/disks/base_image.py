@@ -32,7 +32,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder, write_atomically
 from siterig.blockfs.layers.base_update import BLOCK_BYTES, commit_checksums, copy_blocks, prepare_checksums
-from siterig.blockfs.layers.extents import pack_ranges
+from siterig.blockfs.layers.extent_map import pack_ranges
 from siterig.blockfs.layers.layer import Layer, merge_ranges
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.cext.checksums import crc32c, is_zero

@@ -19,7 +19,7 @@ from pathlib import Path
 from siterig.azure_emu.disks.frames import Frame, encode_header
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.durable_io import write_atomically
-from siterig.blockfs.layers.extents import EXTENT_BYTES, GONE, ExtentMap
+from siterig.blockfs.layers.extent_map import EXTENT_BYTES, GONE, ExtentMap
 from siterig.cext.checksums import crc32c
 
 CHECKPOINTS = "checkpoints"

@@ -60,7 +60,7 @@ from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder
-from siterig.blockfs.layers.extents import ExtentMap
+from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import Layer, Source, ViewLayer
 from siterig.blockfs.transfer.part_codec import decompress
 from siterig.blockfs.transfer.part_index import PartIndex, index_segment

@@ -26,7 +26,7 @@ from siterig.azure_emu.disks.loader import oldest_position_of, query_consistentl
 from siterig.azure_emu.disks.metadata import store_corrupt
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
-from siterig.blockfs.layers.extents import ExtentMap
+from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import Source, ViewLayer
 
 _log = structlog.get_logger("siterig.azure_emu.disks.view")

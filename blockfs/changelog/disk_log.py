@@ -1,6 +1,6 @@
 """The change log of one disk: a current segment that takes records, closed ones that are kept until applied.
 
-The writer is in C (cext/src/disk/log.c); here is what needs names: making, naming, trimming, handing out and deleting
+The writer is in C (cext/src/disk/changelog.c); here is what needs names: making, naming, trimming, handing out and deleting
 segments.
 
 Fault contract

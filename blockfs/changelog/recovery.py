@@ -34,7 +34,7 @@ from siterig.blockfs.files.os_errors import naming
 from siterig.blockfs.layers.layer import WritableLayer, merge_ranges
 
 DISK_BYTES_MAX = 64 << 40
-"""The engine has room for the maps of a disk of this size (cext/src/layers/layers.h)."""
+"""The engine has room for the maps of a disk of this size (cext/src/layers/layer.h)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ _TELLING = (
     (lib.SR_LOST_DURABLE, "top.durable"),
     (lib.SR_LOST_DIRTY, "dirty"),
 )
-"""Suffixes of the files that tell what the disk's bytes are, by their bit (cext/src/layers/layers.h)."""
+"""Suffixes of the files that tell what the disk's bytes are, by their bit (cext/src/layers/layer.h)."""
 
 
 class DiskGuard:

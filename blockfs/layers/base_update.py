@@ -24,7 +24,7 @@ from itertools import accumulate, pairwise
 from threading import Lock
 
 from siterig.blockfs.files.os_errors import raised_by_c
-from siterig.blockfs.layers.extents import pack_ranges
+from siterig.blockfs.layers.extent_map import pack_ranges
 from siterig.blockfs.layers.layer import Layer
 from siterig.cext._core import ffi, lib
 

@@ -21,7 +21,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import raised_by_c
 from siterig.blockfs.layers import overlay_map
-from siterig.blockfs.layers.extents import ExtentMap
+from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.cext._core import ffi, lib
 
 
@@ -107,7 +107,7 @@ def merge_ranges(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class _CLayer:
-    """A layer in C (cext/src/layers/layers.h), which has the descriptors."""
+    """A layer in C (cext/src/layers/layer.h), which has the descriptors."""
 
     def __init__(self, layer: Any) -> None:
         self._c = layer

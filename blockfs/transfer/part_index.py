@@ -1,4 +1,4 @@
-"""What a part's segment holds, found and checked in one pass in C (cext/src/index/index.c).
+"""What a part's segment holds, found and checked in one pass in C (cext/src/index/segment_index.c).
 
 Fault contract: a :class:`PartIndex` is only made of a segment in which every checksum, number and range is right and that is
 the part its name says; anything else is a ``RigError`` that names the part and the byte.  Any bytes may come.
@@ -31,7 +31,7 @@ _SEED = struct.Struct("<I")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A record that changes the disk, as struct sr_entry (cext/src/index/index.h) has it.
+    """A record that changes the disk, as struct sr_entry (cext/src/index/segment_index.h) has it.
 
     RESIZE: ``length`` is the new size.  WRITE: ``payload_at`` is in the segment, ``first_piece`` in the table of pieces.
     """

@@ -22,7 +22,7 @@
 
 #include "common.h"
 #include "disk/disk.h"
-#include "layers/layers.h"
+#include "layers/layer.h"
 #include "fuse/server.h"
 
 enum {

@@ -9,7 +9,7 @@
 
 #include "common.h"
 #include "disk/disk.h"
-#include "layers/layers.h"
+#include "layers/layer.h"
 
 enum {
 	DISK_BYTES = 1 << 20,

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "common.h"
-#include "index/extents.h"
+#include "index/extent_map.h"
 #include "layers/base_update.h"
 #include "base/record.h"
 #include "base/siterig.h"

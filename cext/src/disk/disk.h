@@ -14,7 +14,7 @@
 
 #include "base/positions.h"
 #include "base/record.h"
-#include "layers/layers.h"
+#include "layers/layer.h"
 
 enum { SR_DIRTY_HEADER_BYTES = 4096, SR_DIRTY_CHUNK_BYTES = 65536 };
 

@@ -15,7 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "layers/layers.h"
+#include "layers/layer.h"
 
 /* 1: the second sum of each block := that of what `from` reads there.  Reads only blocks of which it is not known. */
 int sr_base_prepare_checksums(struct sr_layer *from, int sums_fd, const uint64_t *ranges, size_t count);

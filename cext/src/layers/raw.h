@@ -3,7 +3,7 @@
 #define SITERIG_RAW_H
 
 #include "base/edge.h"
-#include "layers/layers_internal.h"
+#include "layers/layer_internal.h"
 
 struct raw {
 	struct sr_layer layer;

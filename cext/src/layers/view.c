@@ -13,8 +13,8 @@
 #include "base/io.h"
 #include "base/mapped.h"
 #include "base/siterig.h"
-#include "index/extents_internal.h"
-#include "layers/layers_internal.h"
+#include "index/extent_map_internal.h"
+#include "layers/layer_internal.h"
 
 /* How often a block of the base is read again that fits neither of its two checksums.  A fold that is writing it may
  * be off the processor in the midst of a page, so while the two differ there is time; else once more is enough, in

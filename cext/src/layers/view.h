@@ -8,8 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "index/extents.h"
-#include "layers/layers.h"
+#include "index/extent_map.h"
+#include "layers/layer.h"
 
 enum { SR_FAULTS_KEPT = 16 };
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from siterig.blockfs.changelog.segment import RecordType
-from siterig.blockfs.layers.extents import ExtentMap
+from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import Source
 from siterig.cext.checksums import crc32c
 

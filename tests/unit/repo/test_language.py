@@ -236,9 +236,9 @@ def test_test_functions_need_no_docstring() -> None:
 
 def test_comments_of_c_are_checked() -> None:
     text = '/* The log\n * lets go of its lock. */\nint x;\nstatic char *text = "let go"; // it says so\n'
-    assert language.check_c("cext/src/disk/log.c", text).report() == [
-        'cext/src/disk/log.c:2: "lets go": write "release" for "let go"',
-        'cext/src/disk/log.c:4: "says so": write "report", "log" or "raise" for "say so"',
+    assert language.check_c("cext/src/disk/changelog.c", text).report() == [
+        'cext/src/disk/changelog.c:2: "lets go": write "release" for "let go"',
+        'cext/src/disk/changelog.c:4: "says so": write "report", "log" or "raise" for "say so"',
     ]
 
 

@@ -20,7 +20,7 @@ from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace, make_raw, make_top
 from siterig.blockfs.disk.disk_rules import DiskRules
 from siterig.blockfs.disk.snapshot import Snapshot
-from siterig.blockfs.layers.extents import ExtentMap
+from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import Layer, ViewLayer
 from siterig.cext._core import lib
 from tests.support.disks.disk_model import replay

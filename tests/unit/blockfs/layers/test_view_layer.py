@@ -21,7 +21,7 @@ from siterig.blockfs.disk.disk_rules import DiskRules
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.layers import base_update
 from siterig.blockfs.layers.base_update import BadBlock
-from siterig.blockfs.layers.extents import ExtentMap
+from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import OverlayLayer, RawLayer, Source, ViewFault, ViewLayer, WritableLayer
 from siterig.cext._core import lib
 from siterig.cext.checksums import crc32c

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "layers/layers_internal.h"
+#include "layers/layer_internal.h"
 
 void sr_layer_free(struct sr_layer *layer)
 {

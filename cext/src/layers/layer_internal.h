@@ -3,10 +3,10 @@
  * A new kind is one new file with both and a constructor.  The functions of layers.h know no kind, and a layer reaches the one
  * below by them, too.  The comments here say what they have checked before; errors are as in layers.h.
  */
-#ifndef SITERIG_LAYERS_INTERNAL_H
-#define SITERIG_LAYERS_INTERNAL_H
+#ifndef SITERIG_LAYER_INTERNAL_H
+#define SITERIG_LAYER_INTERNAL_H
 
-#include "layers/layers.h"
+#include "layers/layer.h"
 
 /* Every kind has `free`, `read` and `seek`.  One without `write`, `zero` and `resize` is read-only (-EROFS).  For each other
  * operation the comment says what its absence means. */

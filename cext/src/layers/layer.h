@@ -3,8 +3,8 @@
  * Reads may run in any number of threads, beside one thread that writes, zeroes or resizes.
  * Functions return 0 (or bytes done), or -errno.
  */
-#ifndef SITERIG_LAYERS_H
-#define SITERIG_LAYERS_H
+#ifndef SITERIG_LAYER_H
+#define SITERIG_LAYER_H
 
 #include <stddef.h>
 #include <stdint.h>

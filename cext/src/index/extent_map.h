@@ -2,13 +2,13 @@
  *
  * A map is used by one thread at a time.  The rows of a merged one never change: views share them (layers/view.c).
  */
-#ifndef SITERIG_EXTENTS_H
-#define SITERIG_EXTENTS_H
+#ifndef SITERIG_EXTENT_MAP_H
+#define SITERIG_EXTENT_MAP_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-#include "index/index.h"
+#include "index/segment_index.h"
 
 enum { SR_SOURCE_ZEROS = -1, SR_SOURCE_GONE = -2, SR_SOURCE_BASE = 0 };
 

@@ -1,8 +1,8 @@
 /* How views share a map's rows. */
-#ifndef SITERIG_EXTENTS_INTERNAL_H
-#define SITERIG_EXTENTS_INTERNAL_H
+#ifndef SITERIG_EXTENT_MAP_INTERNAL_H
+#define SITERIG_EXTENT_MAP_INTERNAL_H
 
-#include "index/extents.h"
+#include "index/extent_map.h"
 
 struct rows {
 	int users; /* atomic */

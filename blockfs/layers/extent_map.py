@@ -1,4 +1,4 @@
-"""Which bytes of a disk are found where: the map of a view, in C (cext/src/index/extents.c).
+"""Which bytes of a disk are found where: the map of a view, in C (cext/src/index/extent_map.c).
 
 Fault contract: what :meth:`ExtentMap.add` and :meth:`ExtentMap.load` are given may be any bytes; rows that cannot be are
 ``RigError('ExtentsCorrupt')``, which names the first, and leave the map as it was.  That the bytes are those that were
@@ -33,7 +33,7 @@ _EXTENT = struct.Struct("<QQQQiHH")
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """As struct sr_extent_row (cext/src/index/extents.h) has it."""
+    """As struct sr_extent_row (cext/src/index/extent_map.h) has it."""
 
     start: int
     end: int

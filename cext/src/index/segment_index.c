@@ -1,4 +1,4 @@
-#include "index/index.h"
+#include "index/segment_index.h"
 
 #include <errno.h>
 #include <stdlib.h>

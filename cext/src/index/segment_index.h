@@ -1,7 +1,7 @@
 /* What a change log segment in memory holds: a checked row of changes of the disk, and a checksum for each piece of
  * what they write.  Format: docs/reference/formats/hrl.md.  Any thread; any bytes. */
-#ifndef SITERIG_INDEX_H
-#define SITERIG_INDEX_H
+#ifndef SITERIG_SEGMENT_INDEX_H
+#define SITERIG_SEGMENT_INDEX_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -1,5 +1,5 @@
 #define _GNU_SOURCE
-#include "index/extents.h"
+#include "index/extent_map.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 
 #include "base/record.h"
-#include "index/extents_internal.h"
+#include "index/extent_map_internal.h"
 
 #define NUMBER_MAX ((1ull << 63) - 1)
 #define PENDING_MAX (1u << 20) /* a longer row is merged, unless there are as many extents */
