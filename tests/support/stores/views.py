@@ -6,7 +6,7 @@ import os
 import random
 from pathlib import Path
 
-from siterig.blockfs.layers.extents import ExtentMap
+from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import ViewLayer
 from tests.support.stores.volume import BLOCK_BYTES, DISK_BYTES, Volume, base_source, blocks_of
 
@@ -31,7 +31,7 @@ def view_of(folder: Path, volume: Volume, base: bytes | None = None, *, upto: in
     volume.add_to(extents, upto=upto)
     if base is not None:
         extents.add_base(base_map(base))
-    extents.settle()
+    extents.merge_pending()
     sources = [None if base is None else base_source(folder, base), volume.source(folder)]
     return ViewLayer(extents, sources, DISK_BYTES)
 
@@ -43,5 +43,5 @@ def open_base(folder: Path) -> tuple[int, int]:
 def affected(volume: Volume, upto: int) -> list[tuple[int, int]]:
     extents = ExtentMap()
     volume.add_to(extents, upto=upto)
-    extents.settle()
+    extents.merge_pending()
     return extents.touched(BLOCK_BYTES)
