@@ -242,7 +242,26 @@ def test_a_resync_makes_a_damaged_disk_whole(tmp_path: Path, seed: int, harm: Ca
     assert {damage.first_position for damage in scrub(store.folder)} <= {None}
 
 
-def test_damage_is_carried_into_the_base_and_not_made_good_by_a_fold(tmp_path: Path) -> None:
+def unreadable_blocks(store: ManagedDiskStore, position: int, state: bytes) -> list[int]:
+    """Offsets of the blocks that cannot be read at a position; the bytes of all others are right."""
+    failed = []
+    view = store.view(position)
+    try:
+        assert view.size_bytes == len(state)
+        for at in range(0, view.size_bytes, BLOCK):
+            length = min(BLOCK, view.size_bytes - at)
+            try:
+                data = view.pread(at, length)
+            except OSError:
+                failed.append(at)
+            else:
+                assert_same(data, state[at : at + length], f"block at {at}")
+    finally:
+        view.close()
+    return failed
+
+
+def test_compaction_carries_damage_into_the_base_and_never_repairs_it(tmp_path: Path) -> None:
     made = Store(tmp_path, 2)
     (first, *_) = sorted((made.folder / "journal").iterdir())
     store = ManagedDiskStore.open(made.folder)
@@ -255,35 +274,21 @@ def test_damage_is_carried_into_the_base_and_not_made_good_by_a_fold(tmp_path: P
     first.write_bytes(raw)
     before = {damage.first_position for damage in scrub(store.folder)}
     assert before
-    target = made.positions[-1]
-    wrong = []
-    for at in range(0, len(made.life.disk.states[target]), BLOCK):
-        try:
-            store.view(target).pread(at, 1)
-        except OSError:
-            wrong.append(at)
+    failed_before = unreadable_blocks(store, frame.position, made.life.disk.states[frame.position])
+    assert failed_before
     store.compact(frame.position)
     assert store.oldest_position == frame.position
-    view = store.view(store.oldest_position)
-    failed = 0
-    for at in range(0, view.size_bytes, BLOCK):
-        length = min(BLOCK, view.size_bytes - at)
-        try:
-            data = view.pread(at, length)
-        except OSError:
-            failed += 1
-        else:
-            assert_same(data, made.life.disk.states[store.oldest_position][at : at + length], f"block at {at}")
-    assert failed
+    assert unreadable_blocks(store, frame.position, made.life.disk.states[frame.position]) == failed_before
     assert {d.path for d in scrub(store.folder) if d.first_position is not None} == {str(made.folder / "base.img")}
 
 
-def test_what_can_be_made_again_is_mended_when_the_store_is_opened(tmp_path: Path) -> None:
+def test_opening_a_store_repairs_what_a_frame_can_be_rebuilt_from(tmp_path: Path) -> None:
     made = Store(tmp_path, 1)
+    repaired = 0
     for path in sorted((made.folder / "journal").iterdir()):
         good = path.read_bytes()
         store = ManagedDiskStore.open(made.folder)
-        frames = [frame for frame in store._history.frames if str(frame.journal_file) in path.name.lstrip("0")]
+        frames = [f for f in store._history.frames if journal_file_path(made.folder, f.journal_file) == path]
         store.close()
         for frame in [frame for frame in frames if frame.entries and frame.tags_bytes][:2]:
             for at in (frame.start + 3, frame.entries_at + 5, frame.tags_at + 2, frame.back_at + 7):
@@ -295,7 +300,9 @@ def test_what_can_be_made_again_is_mended_when_the_store_is_opened(tmp_path: Pat
                 again.close()
                 if at < frame.back_at:
                     assert path.read_bytes() == good
+                    repaired += 1
                 path.write_bytes(good)
+    assert repaired >= 6, "too few frames have entries and tags"
 
 
 def test_a_map_of_the_base_that_is_lost_is_made_again(tmp_path: Path) -> None:
