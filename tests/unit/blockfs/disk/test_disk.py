@@ -545,13 +545,17 @@ def test_without_a_spare_the_current_segment_goes_on_growing(disk: Disk) -> None
 def test_a_bad_state_file_is_named(disk: Disk, positions: PositionCounter) -> None:
     path = disk.place.file("disk")
     good = path.read_bytes()
+    codes = set()
     for at in range(len(good)):
-        bad = bytearray(good)
-        bad[at] ^= 1
-        path.write_bytes(bad)
-        with pytest.raises(RigError) as failed:
-            Disk.open(disk.place, DiskRules(positions), None)
-        assert str(path) in failed.value.message or failed.value.code == "StateVersion"
+        for bit in (0x01, 0x04):  # either of them makes another version of the format's number
+            bad = bytearray(good)
+            bad[at] ^= bit
+            path.write_bytes(bad)
+            with pytest.raises(RigError) as failed:
+                Disk.open(disk.place, DiskRules(positions), None)
+            assert str(path) in failed.value.message
+            codes.add(failed.value.code)
+    assert codes == {"DiskStateCorrupt", "StateVersion"}
     path.write_bytes(good)
     Disk.open(disk.place, DiskRules(positions), None)
 

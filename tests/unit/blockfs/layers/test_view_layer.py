@@ -62,7 +62,7 @@ def test_a_view_reads_as_the_disk_was_at_each_position(
     outside = bytearray(want)
     end = 0
     for offset, length in view.data_ranges():
-        assert offset > end or end == 0 == offset or offset == 0
+        assert offset > end or offset == end == 0
         end = offset + length
         outside[offset:end] = bytes(length)
     assert not any(outside)
