@@ -51,7 +51,7 @@ from siterig.azure_emu.vault.monitoring.standstill import StandstillWatch
 from siterig.azure_emu.vault.mounts import mounts
 from siterig.azure_emu.vault.mounts.leases import Leases
 from siterig.azure_emu.vault.points import points, selectors
-from siterig.azure_emu.vault.points.points import Chosen
+from siterig.azure_emu.vault.points.points import FailoverPoint
 from siterig.azure_emu.vault.points.retention import check_hours
 from siterig.azure_emu.vault.points.retention import remark as history_remark
 from siterig.azure_emu.vault.reports import Reports
@@ -441,18 +441,18 @@ class Vault(Reports):
 
     async def test_failover(self, *, vm: str, point: str) -> Job:
         """Make ``VM-test`` from a recovery point; replication goes on."""
-        chosen = await self._chosen(vm, point)
+        selected = await self._select_point(vm, point)
 
         def prepare(session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
-            variables = chosen.variables(session)
+            variables = selected.variables(session)
             item.test_failover_state = TEST_INITIATED
             return failover_tasks.TEST, variables
 
         return await self._begin(vm, Operation.TEST, prepare)
 
-    async def _chosen(self, vm: str, choice: str) -> Chosen:
+    async def _select_point(self, vm: str, choice: str) -> FailoverPoint:
         between = await self._context.patiently("choose point", vm, lambda: mounts.between_points(self._context, vm, choice))
-        return Chosen(vm, choice, between)
+        return FailoverPoint(vm, choice, between)
 
     async def cleanup_test_failover(self, *, vm: str) -> Job:
         """Remove ``VM-test``."""
@@ -465,15 +465,15 @@ class Vault(Reports):
 
     async def unplanned_failover(self, *, vm: str, point: str, source_actions: bool = False) -> Job:
         """Fail over without needing the site; until commit, again, to change the recovery point."""
-        chosen = await self._chosen(vm, point)
+        selected = await self._select_point(vm, point)
 
         def prepare(session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
-            variables = chosen.variables(session)
+            variables = selected.variables(session)
             change = item.protection_state in _COMMIT_PENDING
             item.protection_state = State.CHANGE_POINT if change else State.UNPLANNED
             return failover_tasks.UNPLANNED, variables | {"source_actions": source_actions, "change": change}
 
-        await self._stop(vm, _STOPPED_BY_UNPLANNED, lambda session, _item: chosen.check(session))
+        await self._stop(vm, _STOPPED_BY_UNPLANNED, lambda session, _item: selected.check(session))
         return await self._begin(vm, Operation.UNPLANNED, prepare)
 
     async def planned_failover(self, *, vm: str) -> Job:

@@ -87,8 +87,8 @@ def set_error(
 def clear_errors(session: Session, vm: str, source: str | None = _REPLICATION) -> bool:
     """Remove the source's error, or every one that was reported of the VM (None); True if there was one."""
     query = select(HealthErrorRow).where(HealthErrorRow.vm == vm)
-    chosen = HealthErrorRow.source.not_like(f"{WATCH}%") if source is None else HealthErrorRow.source == source
-    rows = session.scalars(query.where(chosen)).all()
+    of_source = HealthErrorRow.source.not_like(f"{WATCH}%") if source is None else HealthErrorRow.source == source
+    rows = session.scalars(query.where(of_source)).all()
     for row in rows:
         session.delete(row)
     return bool(rows)

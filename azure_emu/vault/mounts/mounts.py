@@ -66,7 +66,7 @@ def _moment(found: re.Match[str]) -> datetime:
     return datetime.fromisoformat(found[1].upper().replace(" ", "T") + zone).astimezone(UTC)
 
 
-async def choose(
+async def resolve_selector(
     context: VaultContext, vm: str, *, point: str | None, position: int | None, time: str | None
 ) -> tuple[int, str, RecoveryPoint | None]:
     """Position, name for a folder, and the recovery point there if there is one.
@@ -114,11 +114,11 @@ async def _resolve(context: VaultContext, vm: str, wanted: str) -> RecoveryPoint
 async def between_points(context: VaultContext, vm: str, choice: str) -> RecoveryPoint | None:
     """The state that ``@POSITION`` or a time means, as a point of its own if there is none; None: ``choice`` is neither.
 
-    Errors as :func:`choose`.
+    Errors as :func:`resolve_selector`.
     """
     if selectors.parse(choice).kind not in ("position", "time"):
         return None
-    position, _, found = await choose(context, vm, point=choice, position=None, time=None)
+    position, _, found = await resolve_selector(context, vm, point=choice, position=None, time=None)
     if found is not None:
         return found
     time_ns = await _time_of(context, vm, position)
@@ -227,7 +227,7 @@ async def mount(
 
     ``process``: noted as the one that it is for (see leases.py), if it was not mounted before.
     """
-    at, default_name, found = await choose(context, vm, point=point, position=position, time=time)
+    at, default_name, found = await resolve_selector(context, vm, point=point, position=position, time=time)
     time_ns = found.time_ns if found is not None else await _time_of(context, vm, at)
     wanted = MountRow(
         vm=vm, name=name or default_name, position=at, point_id=None if found is None else found.id,

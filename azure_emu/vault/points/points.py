@@ -267,7 +267,7 @@ def _allowed(count: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class FailoverPoint:
     """What a failover is to be made from: ``choice`` as :func:`resolve` has it, or a state ``between`` points."""
 
     vm: str

@@ -5,8 +5,8 @@ old points live on while no new ones come, for then nothing replaces them.  How 
 
 * Time is the rig's clock (rig_clock.py), which no setting of a host's clock moves.
 * Ages are counted back from the newest point.  So nothing ages while no points come.
-* An hour is an hour of the rig's clock: it has the same points in it whenever one looks, so that a point that was chosen
-  once stays chosen.
+* An hour is an hour of the rig's clock: it has the same points in it whenever one looks, so that a point that was selected
+  once stays selected.
 * Of an hour the newest application-consistent point is kept, if there is one, else the newest.  Application-consistent ones
   are few, and can be used without a recovery of the application; thinned out by time alone they would go first.
 * The newest point is never given up, nor the newest application-consistent one, however old.
@@ -82,6 +82,6 @@ def expired(points: Iterable[PointFacts], policy: Policy, in_use: Collection[str
         best = of_hour.get(hour)
         if best is None or (point.app_consistent and not best.app_consistent):
             of_hour[hour] = point
-    # Chosen out of the whole hour, as it was when the hour was thinned out; then it may have become too old.
+    # FailoverPoint out of the whole hour, as it was when the hour was thinned out; then it may have become too old.
     kept.update(point.id for point in of_hour.values() if point.elapsed_ns >= oldest_ns)
     return [point.id for point in newest_first if point.id not in kept]

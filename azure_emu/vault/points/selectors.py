@@ -31,28 +31,28 @@ _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Selector:
+class PointSelector:
     """``text``: the API's word, the id in lower case, the digits of the position, or the time or name as it was given."""
 
     kind: Literal["word", "position", "time", "id", "name"]
     text: str
 
 
-def parse(text: str) -> Selector:
+def parse(text: str) -> PointSelector:
     """The selection that a text stands for.  ``InvalidPosition``: it begins with ``@``, and no number follows."""
     spelling = re.sub(r"[-_ ]", "", text).casefold()
     if spelling in _SPELLINGS:
-        return Selector("word", _SPELLINGS[spelling])
+        return PointSelector("word", _SPELLINGS[spelling])
     if text.startswith("@"):
         position = _POSITION.fullmatch(text)
         if position is None:
             raise RigError(Code.InvalidPosition, f"position {text!r} is not understood: write @ and a number, e.g. @13")
-        return Selector("position", position[1])
+        return PointSelector("position", position[1])
     if _LIKE_TIME.match(text.strip()) is not None:
-        return Selector("time", text.strip())
+        return PointSelector("time", text.strip())
     if _ID.fullmatch(text) is not None:
-        return Selector("id", text.lower())
-    return Selector("name", text)
+        return PointSelector("id", text.lower())
+    return PointSelector("name", text)
 
 
 def check_name(name: str) -> None:

@@ -72,7 +72,7 @@ class RetentionWorker:
     def _prune(self, session: Session, vm: str) -> dict[str, int]:
         """Delete what the policy says; the oldest position that the points left need, for each disk."""
         item = session.get(ItemRow, vm)
-        # While a job runs it may have chosen a point; after a commit there is nothing to prune.
+        # While a job runs it may have selected a point; after a commit there is nothing to prune.
         if item is None or item.active_location != PRIMARY or engine.open_job(session, vm) is not None:
             return {}
         mounted = session.scalars(select(MountRow.point_id).where(MountRow.vm == vm))

@@ -1,4 +1,4 @@
-"""Mounting points, positions and times through the vault: what is chosen, what is refused, what a kill leaves."""
+"""Mounting points, positions and times through the vault: what is selected, what is refused, what a kill leaves."""
 
 from __future__ import annotations
 
