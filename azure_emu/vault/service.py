@@ -171,7 +171,7 @@ class Vault(Reports):
             name=vm, side="site", state=inventory.UNPROTECTED, disks=[azure_vms.to_vm_disk(disk) for disk in made]
         )  # fmt: skip
         try:
-            await self._context.database.transact(lambda session: inventory.remember_vm(session, made_vm))
+            await self._context.database.transact(lambda session: inventory.cache_vm(session, made_vm))
         except RigError as error:
             # The VM is there, and will be remembered when it is next seen.
             if error.code != Code.DiskFull:

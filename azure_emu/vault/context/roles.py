@@ -21,7 +21,7 @@ ROLE_WAIT_S = 120.0
 """How long an operation waits for a role that is away: the supervisor starts one that ended again."""
 SETTLE_S = 1.0
 """How long the report of a role's end may take to get here after a call to the role failed."""
-REMEMBERED_S = 60.0
+ABSENCE_EFFECT_S = 60.0
 """For so long after a role came back, a failure that may pass is taken for a consequence of its absence."""
 PROGRESS_S = 5.0
 """An attempt after a wait that has lasted so long has got further than the one before: it waits for nothing."""
@@ -124,7 +124,7 @@ class Roles:
             return None
         now = trio.current_time()
         for name, away_at in self._away_at.items():
-            if now - away_at <= REMEMBERED_S:
+            if now - away_at <= ABSENCE_EFFECT_S:
                 return self.trouble(name) or error
         return None
 

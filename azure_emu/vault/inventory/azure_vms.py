@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, KnownDiskRow
-from siterig.azure_emu.vault.inventory.inventory import remember_vm
+from siterig.azure_emu.vault.inventory.inventory import cache_vm
 from siterig.azure_emu.vault.model.api import RecoveryPoint, Vm, VmDisk
 from siterig.azure_emu.vault.monitoring import health
 from siterig.blockfs.contracts.control import DiskInfo
@@ -126,7 +126,7 @@ async def verify(context: VaultContext, owner: str, name: str, state: Kind) -> V
             Code.VmIncomplete, f"VM {name!r} on the recovery side lacks disks {', '.join(lacking)}; fail over again"
         )
     vm = Vm(name=name, side="azure", state=state, disks=[to_vm_disk(disk) for disk in there])
-    await context.database.transact(lambda session: remember_vm(session, vm))
+    await context.database.transact(lambda session: cache_vm(session, vm))
     return vm
 
 

@@ -18,7 +18,7 @@ from siterig.blockfs.core.sector_size import known_size
 UNPROTECTED = "Unprotected"
 
 
-def remember_vm(session: Session, vm: Vm) -> None:
+def cache_vm(session: Session, vm: Vm) -> None:
     """Replace what is known of one VM's disks."""
     session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == vm.side, KnownDiskRow.vm == vm.name))
     for disk in vm.disks:
@@ -31,7 +31,7 @@ def _row(fabric: Side, vm: str, disk: VmDisk | DiskInfo) -> KnownDiskRow:
     )
 
 
-def _remember_fabric(session: Session, fabric: Side, disks: Iterable[DiskInfo]) -> None:
+def _cache_fabric(session: Session, fabric: Side, disks: Iterable[DiskInfo]) -> None:
     session.execute(delete(KnownDiskRow).where(KnownDiskRow.fabric == fabric))
     for disk in disks:
         session.add(_row(fabric, disk.vm, disk))
@@ -69,7 +69,7 @@ async def list_fabric(context: VaultContext, fabric: Side) -> list[Vm]:
             raise
         return await context.database.transact(lambda session: _known(session, fabric))
     try:
-        await context.database.transact(lambda session: _remember_fabric(session, fabric, disks))
+        await context.database.transact(lambda session: _cache_fabric(session, fabric, disks))
     except RigError as error:
         if error.code != Code.DiskFull:  # they are remembered when there is room again
             raise

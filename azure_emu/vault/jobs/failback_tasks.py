@@ -147,7 +147,7 @@ async def _site_vm(job: JobContext) -> Vm:
         state=State.PLANNED_DONE,
         disks=[azure_vms.to_vm_disk(disk) for disk in disks],
     )
-    await job.context.database.transact(lambda session: inventory.remember_vm(session, vm))
+    await job.context.database.transact(lambda session: inventory.cache_vm(session, vm))
     return vm
 
 

@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from siterig.azure_emu.contracts.ports import DiskSpec, RoleState, RoleStatus
-from siterig.azure_emu.vault.context.roles import PROGRESS_S, REMEMBERED_S, Roles
+from siterig.azure_emu.vault.context.roles import ABSENCE_EFFECT_S, PROGRESS_S, Roles
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.vault_fakes import World, ended, idle, protected, running
@@ -96,7 +96,7 @@ async def test_a_failure_shortly_after_a_restart_is_tried_again_and_a_later_one_
     roles.update(states(pid=2), 0)
     assert roles.blame(error) is error
     assert roles.blame(RigError(Code.VmNotFound, "no such VM")) is None
-    await trio.sleep(REMEMBERED_S + 1)
+    await trio.sleep(ABSENCE_EFFECT_S + 1)
     assert roles.blame(error) is None
 
 

@@ -428,7 +428,7 @@ async def test_a_vm_is_listed_also_when_there_is_no_room_to_remember_it(
 
     async with running(World(), tmp_path) as vault:
         await protected(vault)
-        for name in ("remember_vm", "_remember_fabric"):
+        for name in ("cache_vm", "_cache_fabric"):
             monkeypatch.setattr(inventory, name, full)
         made = await vault.create_vm(vm="web02", disks=[DiskSpec(name="os", size_bytes=1 << 20)])
         assert [(vm.name, vm.state) for vm in await vault.list_vms()] == [("web01", "Protected"), ("web02", "Unprotected")]
