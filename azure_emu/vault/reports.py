@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.contracts.ports import Damage, RoleStatus, SkippedBlob
 from siterig.azure_emu.vault.context import events, rig_clock
-from siterig.azure_emu.vault.context.states import PRIMARY, State
+from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import AzureVmRow, DiskRow, ItemRow
 from siterig.azure_emu.vault.jobs import vm_tasks
@@ -29,7 +29,12 @@ from siterig.blockfs.core.errors import Code
 from siterig.blockfs.transfer.part_name import Watermark
 
 # Before this the managed disks need not exist yet; in disabling they may be gone already.
-_NO_MANAGED_DISKS = {State.ENABLING, State.ENABLING_FAILED, State.DISABLING, State.DISABLING_FAILED}
+_NO_MANAGED_DISKS = {
+    ProtectionState.ENABLING,
+    ProtectionState.ENABLING_FAILED,
+    ProtectionState.DISABLING,
+    ProtectionState.DISABLING_FAILED,
+}
 
 
 STORE_OLDER = Code.ManagedDiskOlder

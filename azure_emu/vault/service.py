@@ -26,7 +26,7 @@ from siterig.azure_emu.vault.context.states import (
     TEST_INITIATED,
     TEST_NONE,
     Operation,
-    State,
+    ProtectionState,
     require,
 )
 from siterig.azure_emu.vault.context.vault_context import ShutDown, VaultContext, no_check
@@ -85,11 +85,11 @@ _SCENARIOS = (
 _STOPPED_BY_DISABLE = {"enable", "finalize", "reprotect", "repair"}
 _STOPPED_BY_UNPLANNED = {"repair"}
 _COMMIT_PENDING = {
-    State.UNPLANNED_DONE,
-    State.PLANNED_DONE,
-    State.CHANGE_POINT_DONE,
-    State.CHANGE_POINT_FAILED,
-    State.COMMIT_TO_RECOVERY_FAILED,
+    ProtectionState.UNPLANNED_DONE,
+    ProtectionState.PLANNED_DONE,
+    ProtectionState.CHANGE_POINT_DONE,
+    ProtectionState.CHANGE_POINT_FAILED,
+    ProtectionState.COMMIT_TO_RECOVERY_FAILED,
 }
 
 Prepare = Callable[[Session, ItemRow], tuple[engine.Scenario, dict[str, Any]]]
@@ -246,7 +246,7 @@ class Vault(Reports):
             item.interval_s, item.app_consistent_every_s = interval_s, app_consistent_every_s
             item.history_hours = history_hours
             item.suspended = False
-            item.protection_state = State.ENABLING
+            item.protection_state = ProtectionState.ENABLING
             session.flush()
             now_ns = self._context.clock.wall_ns()
             if interval_s not in protection_tasks.OFFICIAL_INTERVALS_S:
@@ -272,7 +272,7 @@ class Vault(Reports):
         """Stop replicating and forget the VM; a job that waits for replication is cancelled."""
 
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
-            item.protection_state = State.DISABLING
+            item.protection_state = ProtectionState.DISABLING
             return protection_tasks.DISABLE, {}
 
         try:
@@ -288,7 +288,7 @@ class Vault(Reports):
         """Reverse replication, after the commit of a failback."""
 
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
-            item.protection_state = State.REPROTECT
+            item.protection_state = ProtectionState.REPROTECT
             return protection_tasks.REPROTECT, {}
 
         return await self._begin(vm, Operation.REPROTECT, prepare)
@@ -470,7 +470,7 @@ class Vault(Reports):
         def prepare(session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
             variables = selected.variables(session)
             change = item.protection_state in _COMMIT_PENDING
-            item.protection_state = State.CHANGE_POINT if change else State.UNPLANNED
+            item.protection_state = ProtectionState.CHANGE_POINT if change else ProtectionState.UNPLANNED
             return failover_tasks.UNPLANNED, variables | {"source_actions": source_actions, "change": change}
 
         await self._stop(vm, _STOPPED_BY_UNPLANNED, lambda session, _item: selected.check(session))
@@ -480,7 +480,7 @@ class Vault(Reports):
         """Shut the VM down at the site, send the rest, fail over: nothing is lost."""
 
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
-            item.protection_state = State.PLANNED
+            item.protection_state = ProtectionState.PLANNED
             return failover_tasks.PLANNED, {}
 
         return await self._begin(vm, Operation.PLANNED, prepare)
@@ -490,9 +490,9 @@ class Vault(Reports):
 
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
             if item.active_location == RECOVERY:
-                item.protection_state = State.COMMIT_TO_PRIMARY
+                item.protection_state = ProtectionState.COMMIT_TO_PRIMARY
                 return failback_tasks.COMMIT, {}
-            item.protection_state = State.COMMIT_TO_RECOVERY
+            item.protection_state = ProtectionState.COMMIT_TO_RECOVERY
             return failover_tasks.COMMIT, {}
 
         return await self._begin(vm, Operation.COMMIT, prepare)
@@ -501,7 +501,7 @@ class Vault(Reports):
         """Planned failover from Azure to the site by full download."""
 
         def prepare(_session: Session, item: ItemRow) -> tuple[engine.Scenario, dict[str, Any]]:
-            item.protection_state = State.PLANNED
+            item.protection_state = ProtectionState.PLANNED
             return failback_tasks.FAILBACK, {}
 
         return await self._begin(vm, Operation.FAILBACK, prepare)

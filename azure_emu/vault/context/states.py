@@ -13,7 +13,7 @@ from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.blockfs.core.errors import Code, RigError
 
 
-class State(StrEnum):
+class ProtectionState(StrEnum):
     """``protectionState``."""
 
     ENABLING = "EnablingProtection"  # passing
@@ -88,29 +88,29 @@ TEST_CLEANUP_COMPLETING = "CleanupCompleting"  # passing
 
 _O = Operation
 _BEFORE_FAILOVER = {_O.TEST, _O.UNPLANNED, _O.PLANNED, _O.RESYNC, _O.DISABLE}
-_ALLOWED: dict[tuple[State, str], set[Operation]] = {
-    (State.ENABLING_FAILED, PRIMARY): {_O.ENABLE, _O.DISABLE},
-    (State.INITIAL_FAILED, PRIMARY): {_O.ENABLE, _O.DISABLE},
-    (State.PROTECTED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
+_ALLOWED: dict[tuple[ProtectionState, str], set[Operation]] = {
+    (ProtectionState.ENABLING_FAILED, PRIMARY): {_O.ENABLE, _O.DISABLE},
+    (ProtectionState.INITIAL_FAILED, PRIMARY): {_O.ENABLE, _O.DISABLE},
+    (ProtectionState.PROTECTED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
     # A failover that failed may be tried again; a resync is the way back to the name Protected.
-    (State.UNPLANNED_FAILED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
-    (State.PLANNED_FAILED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
+    (ProtectionState.UNPLANNED_FAILED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
+    (ProtectionState.PLANNED_FAILED, PRIMARY): {*_BEFORE_FAILOVER, _O.CREATE_POINT},
     # Until commit the recovery point may be changed, by another unplanned failover.
-    (State.UNPLANNED_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
-    (State.CHANGE_POINT_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
-    (State.PLANNED_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
+    (ProtectionState.UNPLANNED_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
+    (ProtectionState.CHANGE_POINT_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
+    (ProtectionState.PLANNED_DONE, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
     # The former VM may still be whole: commit's prerequisites check tells.
-    (State.CHANGE_POINT_FAILED, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
-    (State.COMMIT_TO_RECOVERY_FAILED, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
-    (State.COMMITTED, RECOVERY): {_O.FAILBACK},
-    (State.PLANNED_FAILED, RECOVERY): {_O.FAILBACK},
+    (ProtectionState.CHANGE_POINT_FAILED, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
+    (ProtectionState.COMMIT_TO_RECOVERY_FAILED, PRIMARY): {_O.COMMIT, _O.UNPLANNED},
+    (ProtectionState.COMMITTED, RECOVERY): {_O.FAILBACK},
+    (ProtectionState.PLANNED_FAILED, RECOVERY): {_O.FAILBACK},
     # The Azure VM is whole until commit deletes it, so a failback may be done again.
-    (State.PLANNED_DONE, RECOVERY): {_O.COMMIT, _O.FAILBACK},
+    (ProtectionState.PLANNED_DONE, RECOVERY): {_O.COMMIT, _O.FAILBACK},
     # Commit of a failback may have deleted the Azure VM already: then the failback's prerequisites check tells.
-    (State.COMMIT_TO_PRIMARY_FAILED, RECOVERY): {_O.COMMIT, _O.FAILBACK},
-    (State.COMMITTED, PRIMARY): {_O.REPROTECT, _O.DISABLE},
-    (State.REPROTECT_FAILED, PRIMARY): {_O.REPROTECT, _O.DISABLE},
-    (State.DISABLING_FAILED, PRIMARY): {_O.DISABLE},
+    (ProtectionState.COMMIT_TO_PRIMARY_FAILED, RECOVERY): {_O.COMMIT, _O.FAILBACK},
+    (ProtectionState.COMMITTED, PRIMARY): {_O.REPROTECT, _O.DISABLE},
+    (ProtectionState.REPROTECT_FAILED, PRIMARY): {_O.REPROTECT, _O.DISABLE},
+    (ProtectionState.DISABLING_FAILED, PRIMARY): {_O.DISABLE},
 }
 RESTING = frozenset(_ALLOWED)
 """(protectionState, activeLocation) that hold between jobs."""
@@ -122,7 +122,7 @@ def _from_test_state(state: str) -> set[Operation]:
 
 def allowed(item: ItemRow) -> list[Operation]:
     """Operations that may be asked for now, in the order of :class:`Operation`; none while a job runs."""
-    operations = set(_ALLOWED.get((State(item.protection_state), item.active_location), set()))
+    operations = set(_ALLOWED.get((ProtectionState(item.protection_state), item.active_location), set()))
     if item.test_failover_state != TEST_NONE:
         # The managed disks are under the test VM; it goes first.  A failed test is cleaned up by the next one.
         operations -= {_O.DISABLE} if item.test_failover_state == TEST_FAILED else {_O.DISABLE, _O.TEST}

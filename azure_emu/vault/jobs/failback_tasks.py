@@ -14,7 +14,7 @@ import trio
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context.states import PRIMARY, State
+from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
 from siterig.azure_emu.vault.db.schema import ItemRow, JobRow
 from siterig.azure_emu.vault.inventory import azure_vms, inventory
 from siterig.azure_emu.vault.jobs import preflight
@@ -144,7 +144,7 @@ async def _site_vm(job: JobContext) -> Vm:
     vm = Vm(
         name=job.vm,
         side="site",
-        state=State.PLANNED_DONE,
+        state=ProtectionState.PLANNED_DONE,
         disks=[azure_vms.to_vm_disk(disk) for disk in disks],
     )
     await job.context.database.transact(lambda session: inventory.cache_vm(session, vm))
@@ -181,21 +181,21 @@ async def commit(job: JobContext) -> None:
 
 
 def _failed_back(_session: Session, item: ItemRow, _job: JobRow) -> None:
-    item.protection_state = State.PLANNED_DONE
+    item.protection_state = ProtectionState.PLANNED_DONE
     item.failover_position = None
 
 
 def _failback_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
-    item.protection_state = State.PLANNED_FAILED
+    item.protection_state = ProtectionState.PLANNED_FAILED
 
 
 def _committed(_session: Session, item: ItemRow, _job: JobRow) -> None:
     item.active_location = PRIMARY
-    item.protection_state = State.COMMITTED
+    item.protection_state = ProtectionState.COMMITTED
 
 
 def _commit_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
-    item.protection_state = State.COMMIT_TO_PRIMARY_FAILED
+    item.protection_state = ProtectionState.COMMIT_TO_PRIMARY_FAILED
 
 
 FAILBACK = Scenario(

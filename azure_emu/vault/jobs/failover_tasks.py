@@ -16,7 +16,7 @@ from siterig.azure_emu.vault.context.states import (
     TEST_COMPLETING,
     TEST_FAILED,
     TEST_NONE,
-    State,
+    ProtectionState,
 )
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.clock import rfc3339
@@ -297,10 +297,10 @@ def _committed(session: Session, item: ItemRow, _job: JobRow) -> None:
     item.sent_position, item.sent_time_ns, item.sent_elapsed_ns = 0, None, None
     item.protected_since_elapsed_ns = None
     item.active_location = RECOVERY
-    item.protection_state = State.COMMITTED
+    item.protection_state = ProtectionState.COMMITTED
 
 
-def _to(state: State) -> Callable[[Session, ItemRow, JobRow], None]:
+def _to(state: ProtectionState) -> Callable[[Session, ItemRow, JobRow], None]:
     def change(_session: Session, item: ItemRow, _job: JobRow) -> None:
         item.protection_state = state
 
@@ -319,17 +319,19 @@ def _failed_over(item: ItemRow, job: JobRow) -> None:
 
 
 def _planned_done(_session: Session, item: ItemRow, job: JobRow) -> None:
-    item.protection_state = State.PLANNED_DONE
+    item.protection_state = ProtectionState.PLANNED_DONE
     _failed_over(item, job)
 
 
 def _unplanned_done(_session: Session, item: ItemRow, job: JobRow) -> None:
     _failed_over(item, job)
-    item.protection_state = State.CHANGE_POINT_DONE if job.variables["change"] else State.UNPLANNED_DONE
+    item.protection_state = ProtectionState.CHANGE_POINT_DONE if job.variables["change"] else ProtectionState.UNPLANNED_DONE
 
 
 def _unplanned_failed(_session: Session, item: ItemRow, job: JobRow) -> None:
-    item.protection_state = State.CHANGE_POINT_FAILED if job.variables["change"] else State.UNPLANNED_FAILED
+    item.protection_state = (
+        ProtectionState.CHANGE_POINT_FAILED if job.variables["change"] else ProtectionState.UNPLANNED_FAILED
+    )
 
 
 TEST = Scenario(
@@ -403,7 +405,7 @@ PLANNED = Scenario(
         TaskKind("StartVmOnSecondary", "Starting the replica virtual machine", start_on_secondary),
     ),
     succeeded=_planned_done,
-    failed=_to(State.PLANNED_FAILED),
+    failed=_to(ProtectionState.PLANNED_FAILED),
     resumed=False,
 )
 COMMIT = Scenario(
@@ -415,6 +417,6 @@ COMMIT = Scenario(
         TaskKind("VmCommit", "Committing the failover", commit),
     ),
     succeeded=_committed,
-    failed=_to(State.COMMIT_TO_RECOVERY_FAILED),
+    failed=_to(ProtectionState.COMMIT_TO_RECOVERY_FAILED),
     resumed=True,
 )

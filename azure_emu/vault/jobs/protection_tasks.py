@@ -6,7 +6,7 @@ from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context import events, rig_clock
-from siterig.azure_emu.vault.context.states import TEST_NONE, State
+from siterig.azure_emu.vault.context.states import TEST_NONE, ProtectionState
 from siterig.azure_emu.vault.db.database import find_item
 from siterig.azure_emu.vault.db.schema import CycleRow, DiskRow, ItemRow, JobRow
 from siterig.azure_emu.vault.inventory import azure_vms, disk_limits, inventory
@@ -113,10 +113,10 @@ async def start_initial_replication(job: JobContext) -> None:
 
     def begin(session: Session, item: ItemRow) -> None:
         health.clear_errors(session, item.vm, None)
-        item.protection_state = State.INITIAL
+        item.protection_state = ProtectionState.INITIAL
 
     def sent(_session: Session, item: ItemRow) -> None:
-        item.protection_state = State.INITIAL_SENT
+        item.protection_state = ProtectionState.INITIAL_SENT
 
     await job.change(begin)
     await job.context.site.initial_replication(vm=job.vm)
@@ -236,17 +236,17 @@ async def disable_at_recovery(job: JobContext) -> None:
 
 
 def _enabled(_session: Session, item: ItemRow, _job: JobRow) -> str:
-    item.protection_state = State.INITIAL_APPLIED
+    item.protection_state = ProtectionState.INITIAL_APPLIED
     return FINALIZE.key
 
 
 def _enabling_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
-    before = item.protection_state == State.ENABLING
-    item.protection_state = State.ENABLING_FAILED if before else State.INITIAL_FAILED
+    before = item.protection_state == ProtectionState.ENABLING
+    item.protection_state = ProtectionState.ENABLING_FAILED if before else ProtectionState.INITIAL_FAILED
 
 
 def _protected(session: Session, item: ItemRow, job: JobRow) -> None:
-    item.protection_state = State.PROTECTED
+    item.protection_state = ProtectionState.PROTECTED
     item.failover_position = None
     text = f"VM {item.vm!r} is protected"
     events.record(
@@ -262,7 +262,7 @@ def _reprotected(session: Session, item: ItemRow, job: JobRow) -> None:
 def _repaired(session: Session, item: ItemRow, job: JobRow) -> None:
     if item.resync_marks == job.variables["resync_marks"]:
         item.resync_reason = None
-    if item.protection_state != State.PROTECTED:
+    if item.protection_state != ProtectionState.PROTECTED:
         _protected(session, item, job)
     # Cycles that could not run during the resync were not missed.
     item.protected_since_elapsed_ns = job.variables["synchronized_elapsed_ns"]
@@ -270,7 +270,7 @@ def _repaired(session: Session, item: ItemRow, job: JobRow) -> None:
 
 
 def _reprotect_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
-    item.protection_state = State.REPROTECT_FAILED
+    item.protection_state = ProtectionState.REPROTECT_FAILED
 
 
 def _repair_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
@@ -285,7 +285,7 @@ def _disabled(session: Session, item: ItemRow, _job: JobRow) -> None:
 
 
 def _disabling_failed(_session: Session, item: ItemRow, _job: JobRow) -> None:
-    item.protection_state = State.DISABLING_FAILED
+    item.protection_state = ProtectionState.DISABLING_FAILED
     item.test_failover_state = TEST_NONE
 
 

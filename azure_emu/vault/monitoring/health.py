@@ -14,7 +14,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from siterig.azure_emu.vault.context.applied_lag import AppliedLag
-from siterig.azure_emu.vault.context.states import PRIMARY, State
+from siterig.azure_emu.vault.context.states import PRIMARY, ProtectionState
 from siterig.azure_emu.vault.db.clock import rfc3339_or_none
 from siterig.azure_emu.vault.db.schema import CycleRow, HealthErrorRow, ItemRow
 from siterig.azure_emu.vault.model.api import Health, HealthError, ProtectedItem
@@ -31,7 +31,7 @@ CYCLES_MIN = 5
 """Fewer expected cycles than this say nothing about a ratio."""
 
 # Only in these states does the agent replicate cycle by cycle, so only in them can it miss one.
-_CYCLING = {State.PROTECTED, State.PLANNED_FAILED, State.UNPLANNED_FAILED}
+_CYCLING = {ProtectionState.PROTECTED, ProtectionState.PLANNED_FAILED, ProtectionState.UNPLANNED_FAILED}
 
 _REPLICATION = "replication"
 WATCH = "watch:"

@@ -16,7 +16,7 @@ import trio
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from siterig.azure_emu.vault.context.states import RECOVERY, State
+from siterig.azure_emu.vault.context.states import RECOVERY, ProtectionState
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.db.database import find_item
@@ -237,7 +237,7 @@ async def mount(
 
     def note(session: Session) -> tuple[bool, list[DiskRow]]:
         state = find_item(session, vm).protection_state
-        if state == State.DISABLING:  # its mounts are being taken away: one that came late would stay
+        if state == ProtectionState.DISABLING:  # its mounts are being taken away: one that came late would stay
             raise RigError(Code.InvalidState, f"a point of VM {vm!r} cannot be mounted: protectionState is {state}")
         row = session.get(MountRow, (vm, wanted.name))
         if row is not None and row.position != at:

@@ -15,7 +15,7 @@ from siterig.azure_emu.vault.context.states import (
     TEST_FAILED,
     TEST_NONE,
     Operation,
-    State,
+    ProtectionState,
     allowed,
 )
 from siterig.azure_emu.vault.db.database import find_item
@@ -76,28 +76,28 @@ ROWS: list[tuple[tuple[Step, ...], Operation, Step, str, str | None]] = [
     ((do_test,), Operation.CLEANUP, cleanup, "azure.list_disks", None),
     ((do_test,), Operation.CLEANUP, cleanup, "azure.remove_vm", "Failed"),
     ((), Operation.UNPLANNED, unplanned, "recovery.disk_state", None),
-    ((), Operation.UNPLANNED, unplanned, "recovery.process_latest", State.UNPLANNED_FAILED),
-    ((), Operation.UNPLANNED, unplanned, "azure.open_point", State.UNPLANNED_FAILED),
+    ((), Operation.UNPLANNED, unplanned, "recovery.process_latest", ProtectionState.UNPLANNED_FAILED),
+    ((), Operation.UNPLANNED, unplanned, "azure.open_point", ProtectionState.UNPLANNED_FAILED),
     ((unplanned,), Operation.UNPLANNED, unplanned, "recovery.disk_state", None),
-    ((unplanned,), Operation.UNPLANNED, unplanned, "azure.open_point", State.CHANGE_POINT_FAILED),
+    ((unplanned,), Operation.UNPLANNED, unplanned, "azure.open_point", ProtectionState.CHANGE_POINT_FAILED),
     ((), Operation.PLANNED, planned, "site.check_shutdown", None),
-    ((), Operation.PLANNED, planned, "site.shutdown_vm", State.PLANNED_FAILED),
-    ((), Operation.PLANNED, planned, "site.replicate_now", State.PLANNED_FAILED),
-    ((), Operation.PLANNED, planned, "azure.open_point", State.PLANNED_FAILED),
+    ((), Operation.PLANNED, planned, "site.shutdown_vm", ProtectionState.PLANNED_FAILED),
+    ((), Operation.PLANNED, planned, "site.replicate_now", ProtectionState.PLANNED_FAILED),
+    ((), Operation.PLANNED, planned, "azure.open_point", ProtectionState.PLANNED_FAILED),
     ((unplanned,), Operation.COMMIT, commit, "azure.list_disks", None),
-    ((unplanned,), Operation.COMMIT, commit, "azure.promote_vm", State.COMMIT_TO_RECOVERY_FAILED),
+    ((unplanned,), Operation.COMMIT, commit, "azure.promote_vm", ProtectionState.COMMIT_TO_RECOVERY_FAILED),
     (AT_AZURE, Operation.FAILBACK, failback, "site.check_failback", None),
-    (AT_AZURE, Operation.FAILBACK, failback, "site.receive_disk", State.PLANNED_FAILED),
-    (AT_AZURE, Operation.FAILBACK, failback, "site.commit_failback", State.PLANNED_FAILED),
+    (AT_AZURE, Operation.FAILBACK, failback, "site.receive_disk", ProtectionState.PLANNED_FAILED),
+    (AT_AZURE, Operation.FAILBACK, failback, "site.commit_failback", ProtectionState.PLANNED_FAILED),
     ((*AT_AZURE, failback), Operation.FAILBACK, failback, "site.check_failback", None),
     ((*AT_AZURE, failback), Operation.COMMIT, commit, "site.list_vms", None),
-    ((*AT_AZURE, failback), Operation.COMMIT, commit, "azure.remove_vm", State.COMMIT_TO_PRIMARY_FAILED),
+    ((*AT_AZURE, failback), Operation.COMMIT, commit, "azure.remove_vm", ProtectionState.COMMIT_TO_PRIMARY_FAILED),
     (BACK, Operation.REPROTECT, reprotect, "site.check_vm", None),
-    (BACK, Operation.REPROTECT, reprotect, "site.create_relationship", State.REPROTECT_FAILED),
-    (BACK, Operation.REPROTECT, reprotect, "site.resync", State.REPROTECT_FAILED),
+    (BACK, Operation.REPROTECT, reprotect, "site.create_relationship", ProtectionState.REPROTECT_FAILED),
+    (BACK, Operation.REPROTECT, reprotect, "site.resync", ProtectionState.REPROTECT_FAILED),
     ((), Operation.RESYNC, resync, "site.check_vm", None),
     ((), Operation.RESYNC, resync, "site.resync", None),
-    ((), Operation.DISABLE, disable, "recovery.delete_managed_disk", State.DISABLING_FAILED),
+    ((), Operation.DISABLE, disable, "recovery.delete_managed_disk", ProtectionState.DISABLING_FAILED),
 ]  # fmt: skip
 
 
@@ -151,7 +151,7 @@ async def test_after_a_failure_the_operation_can_be_given_again_and_points_are_t
 @pytest.mark.parametrize("test", [TEST_NONE, TEST_COMPLETED, TEST_FAILED])
 @pytest.mark.parametrize("suspended", [False, True])
 def test_points_can_be_taken_in_every_state_in_which_replication_continues(
-    state: State, location: str, test: str, *, suspended: bool
+    state: ProtectionState, location: str, test: str, *, suspended: bool
 ) -> None:
     row = ItemRow(
         vm="web01", protection_state=state, active_location=location, test_failover_state=test, suspended=suspended
@@ -172,4 +172,4 @@ async def test_a_kill_in_the_first_task_leaves_the_state_as_it_was(tmp_path: Pat
     world.held.clear()
     async with running(world, tmp_path) as vault:
         assert (await vault.jobs())[0].errors[0].code == "VaultStopped"
-        assert (await states_of(vault))[0] == State.PROTECTED
+        assert (await states_of(vault))[0] == ProtectionState.PROTECTED

@@ -18,7 +18,7 @@ from siterig.azure_emu.vault.context.states import (
     TEST_FAILED,
     TEST_NONE,
     Operation,
-    State,
+    ProtectionState,
     allowed,
     require,
 )
@@ -28,18 +28,18 @@ from siterig.blockfs.core.errors import Code, RigError
 from tests.support.rigs.vault_fakes import World, idle, protected, running
 
 
-def item(state: State, location: str, test: str = TEST_NONE) -> ItemRow:
+def item(state: ProtectionState, location: str, test: str = TEST_NONE) -> ItemRow:
     return ItemRow(vm="web01", protection_state=state, active_location=location, test_failover_state=test)
 
 
 @pytest.mark.parametrize(("state", "location"), sorted(RESTING))
 @pytest.mark.parametrize("test", [TEST_NONE, TEST_COMPLETED, TEST_FAILED])
-def test_from_every_resting_state_something_is_allowed(state: State, location: str, test: str) -> None:
+def test_from_every_resting_state_something_is_allowed(state: ProtectionState, location: str, test: str) -> None:
     assert allowed(item(state, location, test))
 
 
 @pytest.mark.parametrize(("state", "location"), sorted(RESTING))
-def test_every_refusal_names_the_state_and_what_is_allowed(state: State, location: str) -> None:
+def test_every_refusal_names_the_state_and_what_is_allowed(state: ProtectionState, location: str) -> None:
     row = item(state, location)
     now = allowed(row)
     for operation in Operation:
@@ -57,7 +57,7 @@ def test_every_refusal_names_the_state_and_what_is_allowed(state: State, locatio
 
 def test_a_refusal_as_a_user_reads_it() -> None:
     with pytest.raises(RigError) as caught:
-        require(item(State.COMMITTED, RECOVERY), Operation.REPROTECT)
+        require(item(ProtectionState.COMMITTED, RECOVERY), Operation.REPROTECT)
     assert caught.value.message == (
         "reprotect of VM 'web01' is not possible: protectionState is CommitFailoverCompleted, activeLocation Recovery, "
         "testFailoverState None; allowed now: failback"
@@ -66,7 +66,7 @@ def test_a_refusal_as_a_user_reads_it() -> None:
 
 def test_a_second_test_failover_is_refused_while_one_is_there() -> None:
     with pytest.raises(RigError) as caught:
-        require(item(State.PROTECTED, PRIMARY, TEST_COMPLETED), Operation.TEST)
+        require(item(ProtectionState.PROTECTED, PRIMARY, TEST_COMPLETED), Operation.TEST)
     assert caught.value.message == (
         "failover test of VM 'web01' is not possible: protectionState is Protected, activeLocation Primary, "
         "testFailoverState Completed; allowed now: take-point, cleanup, failover unplanned, failover planned, resync"
@@ -75,7 +75,7 @@ def test_a_second_test_failover_is_refused_while_one_is_there() -> None:
 
 def test_a_passing_state_allows_nothing() -> None:
     with pytest.raises(RigError, match=r"allowed now: nothing$"):
-        require(item(State.PLANNED, PRIMARY), Operation.DISABLE)
+        require(item(ProtectionState.PLANNED, PRIMARY), Operation.DISABLE)
 
 
 BEGIN: dict[Operation, Callable[[Vault], Awaitable[object]]] = {
@@ -150,7 +150,7 @@ async def pick(vault: Vault, which: int) -> Operation:
     choices = list(BEGIN)
     for shown in await vault.items():
         if which < 90:
-            row = item(State(shown.protectionState), shown.activeLocation, shown.testFailoverState)
+            row = item(ProtectionState(shown.protectionState), shown.activeLocation, shown.testFailoverState)
             # After a kill a resumed job may hold the item in a passing state: then any, to be refused.
             choices = [operation for operation in allowed(row) if operation in BEGIN] or choices
     return choices[which % len(choices)]
@@ -158,11 +158,11 @@ async def pick(vault: Vault, which: int) -> Operation:
 
 async def check_resting(vault: Vault, world: World) -> None:
     for shown in await vault.items():
-        state = (State(shown.protectionState), shown.activeLocation)
+        state = (ProtectionState(shown.protectionState), shown.activeLocation)
         assert state in RESTING
         assert allowed(item(*state, shown.testFailoverState))
         assert shown.testFailoverState in (TEST_NONE, TEST_COMPLETED, TEST_FAILED)
-        if shown.activeLocation == RECOVERY and shown.protectionState != State.COMMIT_TO_PRIMARY_FAILED:
+        if shown.activeLocation == RECOVERY and shown.protectionState != ProtectionState.COMMIT_TO_PRIMARY_FAILED:
             assert len(world.azure["web01"]) == 2  # what runs the workload is never removed before commit
         if shown.activeLocation == RECOVERY:
             assert not await vault.may_replicate(vm="web01")
