@@ -54,7 +54,7 @@ from siterig.azure_emu.vault.points import points, selectors
 from siterig.azure_emu.vault.points.points import FailoverPoint
 from siterig.azure_emu.vault.points.retention import check_hours
 from siterig.azure_emu.vault.points.retention import remark as history_remark
-from siterig.azure_emu.vault.reports import Reports
+from siterig.azure_emu.vault.report_handlers import ReportHandlers
 from siterig.azure_emu.vault.workers.retention_worker import RetentionWorker
 from siterig.blockfs.contracts.control import CutInfo, DiskHostControl, TagKind
 from siterig.blockfs.core import short_ids
@@ -95,7 +95,7 @@ _COMMIT_PENDING = {
 Prepare = Callable[[Session, ItemRow], tuple[engine.Scenario, dict[str, Any]]]
 
 
-class Vault(Reports):
+class Vault(ReportHandlers):
     """Implements siterig.azure_emu.vault.model.api.VaultApi, siterig.azure_emu.contracts.ports' ApplierReports,
     DamageReports and RoleReports, and replication's VaultLink.
 

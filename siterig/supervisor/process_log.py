@@ -35,7 +35,7 @@ def former_log(log: Path) -> Path:
     return log.with_name(f"{log.name}.1")
 
 
-class LogFile(io.TextIOBase):
+class RotatingLog(io.TextIOBase):
     """Standard error without a buffer, rotated if it is the file ``log`` (None: it is not).
 
     A line for which the disk has no room is dropped: it must not end a role.
@@ -112,7 +112,7 @@ def _escaped(_logger: object, _method: str, event: structlog.typing.EventDict) -
 def log_to_stderr(folder: Path) -> None:
     """Send everything that this process logs to its standard error, and bound that if it is a file in ``folder``."""
     target = Path("/proc/self/fd/2").readlink()
-    file = LogFile(target if target.parent == folder else None)
+    file = RotatingLog(target if target.parent == folder else None)
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
         processors=[

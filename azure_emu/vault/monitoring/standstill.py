@@ -39,7 +39,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Standstill:
     """Something about a VM that stands still.  ``key``: within the VM; the same one is the same finding."""
 
     key: str
@@ -121,8 +121,8 @@ class StandstillWatch:
             known = {row.source: row for row in item.health_errors if row.source.startswith(health.WATCH)}
             # A failure that is reported by the role itself says more than the wait for its end.
             told = {row.code for row in item.health_errors if not row.source.startswith(health.WATCH)}
-            findings = self._findings(session, item, elapsed_ns)
-            found = {health.WATCH + each.key: each for each in findings if each.code not in told}
+            standstills = self._standstills(session, item, elapsed_ns)
+            found = {health.WATCH + each.key: each for each in standstills if each.code not in told}
             for source, each in found.items():
                 if health.set_error(
                     session, vm=item.vm, code=each.code, message=each.message, recoverable=each.recoverable, source=source
@@ -143,7 +143,7 @@ class StandstillWatch:
         now_ns = self._context.clock.wall_ns()
         events.record(session, vm=vm, code=code, kind="VmHealth", severity=severity, text=text, now_ns=now_ns)
 
-    def _findings(self, session: Session, item: ItemRow, elapsed_ns: int) -> Iterator[Finding]:
+    def _standstills(self, session: Session, item: ItemRow, elapsed_ns: int) -> Iterator[Standstill]:
         replicates = item.active_location == PRIMARY and not item.suspended
         disks = {disk.disk_id: disk.name for disk in item.disks}
         for role in self._context.roles.all():
@@ -158,24 +158,24 @@ class StandstillWatch:
             yield from self._of_lag(session, item, elapsed_ns)
         yield from self._of_account(list(disks))
 
-    def _of_role(self, role: RoleStatus) -> Iterator[Finding]:
+    def _of_role(self, role: RoleStatus) -> Iterator[Standstill]:
         error = trouble(role)
         if error is None:
             return
         age_s = self._ages.age_s(f"role {role.name}", role.since_ns)
         if role.state in ("failed", "hung") or age_s >= bounds.ROLE_AWAY_S:
-            yield Finding(f"role:{role.name}", error.code, error.message, recoverable=role.state != "failed")
+            yield Standstill(f"role:{role.name}", error.code, error.message, recoverable=role.state != "failed")
 
-    def _of_wait(self, role: str, wait: Wait, disks: dict[str, str]) -> Iterator[Finding]:
+    def _of_wait(self, role: str, wait: Wait, disks: dict[str, str]) -> Iterator[Standstill]:
         place = f"wait {role} {wait.code} {wait.vm} {wait.disk}"
         bound_s = bounds.wait_s(wait.code)
         if self._ages.age_s(place, wait.since_ns) < bound_s:
             return
         disk = "" if wait.disk is None else f" with disk {disks.get(wait.disk, wait.disk)!r}"
         text = f"role {role} has been waiting for over {bound_s:g} s{disk}: {wait.reason}"
-        yield Finding(f"wait:{role}:{wait.code}", wait.code, text)
+        yield Standstill(f"wait:{role}:{wait.code}", wait.code, text)
 
-    def _of_supervisor(self) -> Iterator[Finding]:
+    def _of_supervisor(self) -> Iterator[Standstill]:
         heard_ns = self._context.roles.heard_ns
         if heard_ns is None:
             return
@@ -183,9 +183,9 @@ class StandstillWatch:
             self._heard = (heard_ns, self._now_s())
         if self._now_s() - self._heard[1] >= bounds.SUPERVISOR_SILENT_S:
             text = f"the supervisor has not reported the roles' states for over {bounds.SUPERVISOR_SILENT_S:g} s"
-            yield Finding("supervisor", "SupervisorSilent", text)
+            yield Standstill("supervisor", "SupervisorSilent", text)
 
-    def _of_lag(self, session: Session, item: ItemRow, elapsed_ns: int) -> Iterator[Finding]:
+    def _of_lag(self, session: Session, item: ItemRow, elapsed_ns: int) -> Iterator[Standstill]:
         lag = self._context.lag
         if lag.unapplied_s(item.vm) >= ASK_AFTER_S:
             self._unapplied.append(item.vm)
@@ -196,15 +196,15 @@ class StandstillWatch:
         what += "" if waiting is None else f", {waiting} bytes wait in the cache account"
         if lag.stalled_s(item.vm) >= bounds.STALLED_S:
             text = f"{what}, and nothing of VM {item.vm!r} has been applied for over {bounds.STALLED_S:g} s"
-            yield Finding("stalled", "ApplyStalled", text)
+            yield Standstill("stalled", "ApplyStalled", text)
         elif lag.unapplied_s(item.vm) >= bounds.APPLIED_BEHIND_S:
             text = f"{what}; what is applied of VM {item.vm!r} is over {bounds.APPLIED_BEHIND_S:g} s behind"
-            yield Finding("stalled", "AppliedStateBehind", text)
+            yield Standstill("stalled", "AppliedStateBehind", text)
         bound_s = bounds.point_s(item.interval_s)
         age_s = health.newest_point_age(session, item, elapsed_ns) or 0.0
         if min(age_s, self._now_s() - self._began_s) >= bound_s:  # a rig that was down had no points either
             text = f"VM {item.vm!r} has had no new recovery point for over {bound_s:g} s (interval {item.interval_s:g} s)"
-            yield Finding("points", "NoRecentRecoveryPoint", text)
+            yield Standstill("points", "NoRecentRecoveryPoint", text)
 
     def _ask(self, vm: str) -> None:
         """Have the site look whether what it sent is still in the account: it may be gone from its lists, too."""
@@ -212,9 +212,9 @@ class StandstillWatch:
             self._asked_s[vm] = self._now_s()
             self._repairs.ask(vm, [])
 
-    def _of_account(self, disk_ids: list[str]) -> Iterator[Finding]:
+    def _of_account(self, disk_ids: list[str]) -> Iterator[Standstill]:
         skipped, count = self._context.lag.skipped(disk_ids)
         if count:
             blobs = "one blob" if count == 1 else f"{count} blobs"
             text = f"{blobs} in the cache account passed over: {ascii(skipped[0].name)[1:-1]} ({skipped[0].reason})"
-            yield Finding("account", "BlobsSkipped", text)
+            yield Standstill("account", "BlobsSkipped", text)

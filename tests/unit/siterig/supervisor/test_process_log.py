@@ -16,7 +16,7 @@ import structlog
 from siterig.core.process_setup import FILES_MIN
 from siterig.supervisor import process_log
 from siterig.supervisor.process import last_line
-from siterig.supervisor.process_log import REPEAT_S, LogFile, Repeats, former_log
+from siterig.supervisor.process_log import REPEAT_S, Repeats, RotatingLog, former_log
 
 WRITE = """
 import logging, sys
@@ -129,7 +129,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("full")
 def test_a_line_for_which_the_disk_has_no_room_is_dropped() -> None:
-    assert LogFile(None).write("lost\n") == 5
+    assert RotatingLog(None).write("lost\n") == 5
 
 
 SETUP = "import resource, sys\nfrom siterig.core import process_setup\nfrom siterig.blockfs.core.errors import RigError\n"

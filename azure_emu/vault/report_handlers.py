@@ -53,7 +53,7 @@ class _Applied:
     """The watermark that is known already, if that is more."""
 
 
-class Reports:
+class ReportHandlers:
     """Mixed into :class:`siterig.azure_emu.vault.service.Vault`, which is what the roles are given."""
 
     def __init__(self, context: VaultContext) -> None:
