@@ -164,7 +164,7 @@ class Vault(ReportHandlers):
     async def create_vm(self, *, vm: str, disks: list[DiskSpec]) -> Vm:
         """A new source VM at the site."""
         azure_vms.check_vm_name(vm)
-        made = await self._context.patiently(
+        made = await self._context.retry_while_away(
             "create VM", vm, lambda: self._context.site.create_vm(vm=vm, disks=disks), repeatable=False
         )
         made_vm = Vm(
@@ -228,7 +228,7 @@ class Vault(ReportHandlers):
         """Start replicating a VM of the site."""
         protection_tasks.check_policy(interval_s, app_consistent_every_s)
         check_hours(history_hours)
-        disks = await self._context.patiently("protect", vm, lambda: inventory.site_disks(self._context, vm))
+        disks = await self._context.retry_while_away("protect", vm, lambda: inventory.site_disks(self._context, vm))
         disk_limits.check(vm, disks)
         disk_limits.check_chains(disks)
 
@@ -278,7 +278,7 @@ class Vault(ReportHandlers):
         try:
             await preflight.can_remove_all(self._context, vm)
         except RigError as error:
-            if self._context.roles.blame(error) is None:
+            if self._context.roles.role_cause(error) is None:
                 raise  # else a role is away: the job waits for it, and checks this
         # A test VM forbids it: then nothing is stopped either.
         await self._stop(vm, _STOPPED_BY_DISABLE, lambda _session, item: item.test_failover_state != TEST_COMPLETED)
@@ -367,7 +367,7 @@ class Vault(ReportHandlers):
     ) -> MountedPoint:
         """Serve a VM's disks as they were, read-only."""
         async with nullcontext() if process is None else self._leases.lease(process):
-            return await self._context.patiently(
+            return await self._context.retry_while_away(
                 "mount point",
                 vm,
                 lambda: mounts.mount(
@@ -377,7 +377,7 @@ class Vault(ReportHandlers):
 
     async def unmount_point(self, *, vm: str, name: str) -> None:
         """Take a mounted point away."""
-        await self._context.patiently("unmount point", vm, lambda: mounts.unmount(self._context, vm, name))
+        await self._context.retry_while_away("unmount point", vm, lambda: mounts.unmount(self._context, vm, name))
 
     async def mounted_points(self, *, vm: str) -> list[MountedPoint]:
         """What of a VM is mounted."""
@@ -386,13 +386,13 @@ class Vault(ReportHandlers):
     async def open_copy(self, *, vm: str, name: str, position: int, process: HostProcess) -> Vm:
         """Serve a VM's disks as they were, to be written to."""
         async with self._leases.lease(process):
-            return await self._context.patiently(
+            return await self._context.retry_while_away(
                 "open copy", vm, lambda: azure_vms.open_copy(self._context, vm, name, position, process)
             )
 
     async def remove_copy(self, *, vm: str, name: str) -> None:
         """Take a copy away."""
-        await self._context.patiently("remove copy", vm, lambda: azure_vms.remove_copy(self._context, vm, name))
+        await self._context.retry_while_away("remove copy", vm, lambda: azure_vms.remove_copy(self._context, vm, name))
 
     async def create_point(self, *, vm: str, kind: TagKind, name: str) -> RecoveryPoint:
         """A recovery point of now; returns when it is available."""
@@ -425,7 +425,7 @@ class Vault(ReportHandlers):
         """One cut, whatever is away meanwhile: two points of one name could not be told apart."""
         request_id = str(uuid.uuid4())
         try:
-            return await self._context.patiently(
+            return await self._context.retry_while_away(
                 "take point",
                 vm,
                 lambda: self._context.site.replicate_now(vm=vm, kind=kind, name=name, request_id=request_id),
@@ -451,7 +451,9 @@ class Vault(ReportHandlers):
         return await self._begin(vm, Operation.TEST, prepare)
 
     async def _select_point(self, vm: str, choice: str) -> FailoverPoint:
-        between = await self._context.patiently("choose point", vm, lambda: mounts.between_points(self._context, vm, choice))
+        between = await self._context.retry_while_away(
+            "choose point", vm, lambda: mounts.between_points(self._context, vm, choice)
+        )
         return FailoverPoint(vm, choice, between)
 
     async def cleanup_test_failover(self, *, vm: str) -> Job:

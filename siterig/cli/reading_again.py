@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from siterig.azure_emu.contracts.ports import RoleStatus
-from siterig.azure_emu.vault.context.roles import ROLE_WAIT_S, trouble
+from siterig.azure_emu.vault.context.roles import ROLE_WAIT_S, role_error
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.control import SupervisorControl
 
@@ -82,10 +82,10 @@ async def _back(supervisor: SupervisorControl, role: str, served: Path, error: R
     with trio.move_on_after(ROLE_WAIT_S):
         while True:
             status = await supervisor.settled(name=role)
-            if trouble(status) is not None or await _is_there(served):
+            if role_error(status) is not None or await _is_there(served):
                 break
             await trio.sleep(_AGAIN_S)  # its mount is in another process
-    gone = trouble(status)
+    gone = role_error(status)
     if gone is not None:
         text = f"{gone.message}; it ended while {served} was read: give the command again when it is back"
         raise RigError(gone.code, text, recoverable=True, role=role) from error

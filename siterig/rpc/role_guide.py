@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from siterig.azure_emu.contracts.ports import RoleStatus
-from siterig.azure_emu.vault.context.roles import ROLE_WAIT_S, trouble
+from siterig.azure_emu.vault.context.roles import ROLE_WAIT_S, role_error
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.control import SupervisorControl
 from siterig.rpc.rpc_client import WAIT_TOLD_S, proxy
@@ -38,7 +38,7 @@ class RoleGuide:
         if role == SUPERVISOR:
             return
         for status in await self._roles():
-            error = trouble(status)
+            error = role_error(status)
             if error is not None and error.code != Code.RoleHeld:
                 self._note(error.message)
 
@@ -47,7 +47,7 @@ class RoleGuide:
         if role == SUPERVISOR:
             text = f"{error.message}; if it does not recover: siterig down, then siterig up"
             raise RigError(error.code, text, recoverable=True, role=role, uncertain=error.uncertain) from error
-        reason = next((trouble(status) for status in await self._roles() if status.name == role), error)
+        reason = next((role_error(status) for status in await self._roles() if status.name == role), error)
         if reason is error or (reason is not None and not _is_coming_back(reason)):
             raise reason from error
         if not again:
@@ -65,7 +65,7 @@ class RoleGuide:
                     nursery.cancel_scope.cancel()
         if patience.cancelled_caught:
             raise reason from error
-        again = trouble(status)
+        again = role_error(status)
         if again is not None:
             raise again from error
 

@@ -15,7 +15,7 @@ from functools import partial
 import trio
 
 from siterig.azure_emu.contracts.ports import RoleStatus
-from siterig.azure_emu.vault.context.roles import trouble
+from siterig.azure_emu.vault.context.roles import role_error
 from siterig.blockfs.core.code_root import child_environment
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import doctor
@@ -156,8 +156,8 @@ async def _already_up(layout: Layout) -> RigError:
     roles: list[RoleStatus] = []
     with contextlib.suppress(RigError):
         roles = (await services.supervisor(layout).status()).roles
-    troubles = [found.message for found in map(trouble, roles) if found is not None]
-    return RigError(error.code, "; ".join([error.message, *troubles]))
+    role_errors = [found.message for found in map(role_error, roles) if found is not None]
+    return RigError(error.code, "; ".join([error.message, *role_errors]))
 
 
 async def _await_up(layout: Layout, reports: trio.lowlevel.FdStream, announce: Callable[[str, str], None]) -> None:

@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
-from siterig.azure_emu.vault.context.roles import trouble
+from siterig.azure_emu.vault.context.roles import role_error
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
 from siterig.core.control import RigStatus, SupervisorControl
@@ -327,7 +327,7 @@ class Supervisor(SupervisorControl):
                 role.enter("restarting")
             role.wake.set()
             await role.settled("ready", "hung", "held", "failed", "stopped")
-        error = trouble(role.status())
+        error = role_error(role.status())
         if error is not None:
             raise error
         return role.status()

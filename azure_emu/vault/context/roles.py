@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 ROLE_WAIT_S = 120.0
 """How long an operation waits for a role that is away: the supervisor starts one that ended again."""
-SETTLE_S = 1.0
+REPORT_DELAY_S = 1.0
 """How long the report of a role's end may take to get here after a call to the role failed."""
 ABSENCE_EFFECT_S = 60.0
 """For so long after a role came back, a failure that may pass is taken for a consequence of its absence."""
@@ -39,7 +39,7 @@ _ENDED_FOR_GOOD: tuple[RoleState, ...] = ("failed", "held", "stopped")
 _log = structlog.get_logger("siterig.azure_emu.vault.context.roles")
 
 
-def trouble(role: RoleStatus) -> RigError | None:
+def role_error(role: RoleStatus) -> RigError | None:
     """Why a role cannot be used now, and what to do about it; None if it is ready."""
     name, why = role.name, f": {role.detail}" if role.detail else ""
     restart = f"siterig role restart {name}"
@@ -67,13 +67,13 @@ class Roles:
         self._away_at: dict[str, float] = {}
         """Begin, and last sight, of the absence of a role, on trio's clock."""
         self._changed = trio.Event()
-        self.heard_ns: int | None = None
+        self.reported_ns: int | None = None
         """When the last report came, wall clock; None: there was none since the vault started."""
 
     def update(self, roles: list[RoleStatus], now_ns: int) -> bool:
         """Take the place of all that was known; whether the state of a role changed."""
         before, self._roles = self._roles, {role.name: role for role in roles}
-        self.heard_ns = now_ns
+        self.reported_ns = now_ns
         changed = False
         for role in roles:
             known = before.get(role.name)
@@ -98,34 +98,34 @@ class Roles:
         """One role; None if it is not known."""
         return self._roles.get(name)
 
-    def trouble(self, name: str) -> RigError | None:
-        """The same as :func:`trouble`; None also if the role is not known."""
+    def role_error(self, name: str) -> RigError | None:
+        """The same as :func:`role_error`; None also if the role is not known."""
         role = self._roles.get(name)
-        return None if role is None else trouble(role)
+        return None if role is None else role_error(role)
 
     def require(self, *names: str) -> None:
         """``RoleFailed`` if one of these roles was abandoned by the supervisor: a wait for what it does has no end."""
         for name in names:
             role = self._roles.get(name)
-            error = trouble(role) if role is not None and role.state == "failed" else None
+            error = role_error(role) if role is not None and role.state == "failed" else None
             if error is not None:
                 raise error
 
-    def blame(self, error: RigError) -> RigError | None:
+    def role_cause(self, error: RigError) -> RigError | None:
         """The error of a call, if it says that a role is away or follows from that; None if it has another reason.
 
         It is not one code that tells: any failure that may pass counts while a role is away, and shortly after.
         """
         if error.code in _ROLE_OF_CODE:
             name = error.role or _ROLE_OF_CODE[error.code]
-            found = None if name is None else self.trouble(name)
+            found = None if name is None else self.role_error(name)
             return found or error
         if not error.recoverable:
             return None
         now = trio.current_time()
         for name, away_at in self._away_at.items():
             if now - away_at <= ABSENCE_EFFECT_S:
-                return self.trouble(name) or error
+                return self.role_error(name) or error
         return None
 
     def is_any_away(self) -> bool:
@@ -135,7 +135,7 @@ class Roles:
     def lasting_trouble(self, least_s: float) -> RigError | None:
         """The role that is away for longest, if for at least so long; one that is down on purpose does not count."""
         for name, since in sorted(self._away_since.items(), key=lambda item: item[1]):
-            error = self.trouble(name)
+            error = self.role_error(name)
             if error is not None and error.code != Code.RoleHeld and trio.current_time() - since >= least_s:
                 return error
         return None
@@ -145,18 +145,18 @@ class Roles:
         with trio.move_on_after(limit_s):
             await self._changed.wait()
 
-    async def patiently(
+    async def retry_while_away(
         self,
         work: Callable[[], Awaitable[T]],
         *,
-        because: Callable[[RigError | None], None],
+        on_wait: Callable[[RigError | None], None],
         lost_is_final: bool = False,
         repeatable: bool = True,
         limit_s: float = ROLE_WAIT_S,
     ) -> T:
         """Do ``work``; while a role that it needs is away, again and again for ``limit_s``.
 
-        ``because(reason)`` is called before each wait, and with None when the next attempt has lasted ``PROGRESS_S``.
+        ``on_wait(reason)`` is called before each wait, and with None when the next attempt has lasted ``PROGRESS_S``.
         ``lost_is_final``: a role that does not come back by itself (failed,
         held, or not known) ends it at once; else only one that failed does.  ``repeatable``: ``work`` may be done twice; if
         not, it is repeated only if it is certain that it was not done.
@@ -166,31 +166,31 @@ class Roles:
         while True:
             began = trio.current_time()
             try:
-                return await (work() if attempt == 0 else _in_time(work, lambda: because(None)))
+                return await (work() if attempt == 0 else _in_time(work, lambda: on_wait(None)))
             except RigError as error:
-                if self.blame(error) is None or (error.uncertain and not repeatable):
+                if self.role_cause(error) is None or (error.uncertain and not repeatable):
                     raise
-                await self._settle(error)
-                reason = self.blame(error) or error
+                await self._await_report(error)
+                reason = self.role_cause(error) or error
                 now = trio.current_time()
                 if gone_since is None or now - began > _DELAYS_S[-1]:
                     gone_since, attempt = now, 0  # the role had been there for a while: a new absence
-                self._give_up_if_final(reason, error, lost_is_final=lost_is_final)
+                self._raise_if_final(reason, error, lost_is_final=lost_is_final)
                 if now - gone_since >= limit_s:
                     raise (reason if reason.role is not None else error) from error
-                because(reason)
+                on_wait(reason)
                 delay_s = _DELAYS_S[min(attempt, len(_DELAYS_S) - 1)]
                 attempt += 1
                 _log.info("role_awaited", role=reason.role, reason=reason.message, next_try_s=delay_s)
                 await self.wait_for_change(delay_s)
 
-    async def _settle(self, error: RigError) -> None:
+    async def _await_report(self, error: RigError) -> None:
         """Give the supervisor's report of what just happened the time to come in."""
         known = self._roles.get(error.role or _ROLE_OF_CODE.get(error.code) or "")
         if known is not None and known.state == "ready":
-            await self.wait_for_change(SETTLE_S)
+            await self.wait_for_change(REPORT_DELAY_S)
 
-    def _give_up_if_final(self, reason: RigError, error: RigError, *, lost_is_final: bool) -> None:
+    def _raise_if_final(self, reason: RigError, error: RigError, *, lost_is_final: bool) -> None:
         role = None if reason.role is None else self._roles.get(reason.role)
         if role is None:
             if lost_is_final and error.code in _ROLE_OF_CODE:

@@ -74,10 +74,12 @@ class VaultContext:
         self.notifications.notify(vm)
         return result
 
-    async def patiently(
+    async def retry_while_away(
         self, what: str, vm: str, work: Callable[[], Awaitable[T]], *, repeatable: bool = True, lost_is_final: bool = True
     ) -> T:
-        """Do ``work`` for an operation that is no job, with the waits of :meth:`Roles.patiently` among the vault's."""
+        """Do ``work`` for an operation outside a job (:meth:`Roles.retry_while_away`) and register its waits."""
         place = f"{what} {uuid.uuid4()}"  # the same may be asked for by two callers
-        with self.waits.waiting(place, vm=vm) as because:
-            return await self.roles.patiently(work, because=because, repeatable=repeatable, lost_is_final=lost_is_final)
+        with self.waits.waiting(place, vm=vm) as on_wait:
+            return await self.roles.retry_while_away(
+                work, on_wait=on_wait, repeatable=repeatable, lost_is_final=lost_is_final
+            )

@@ -60,7 +60,7 @@ def _described(session: Session, fabric: Side, found: Iterable[KnownDiskRow | Di
 async def list_fabric(context: VaultContext, fabric: Side) -> list[Vm]:
     """All VMs of a fabric; as last seen if its role cannot be reached."""
     roles = ("agent", "site") if fabric == "site" else ("azure",)
-    if any(context.roles.trouble(role) is not None for role in roles):  # one that hangs would hold up the caller
+    if any(context.roles.role_error(role) is not None for role in roles):  # one that hangs would hold up the caller
         return await context.database.transact(lambda session: _known(session, fabric))
     try:
         disks = await (context.site.list_vms() if fabric == "site" else context.azure.list_disks())

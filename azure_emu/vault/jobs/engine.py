@@ -279,10 +279,10 @@ class JobEngine:
         return follow_on
 
     async def _run_body(self, name: str, kind: TaskKind, context: JobContext) -> TaskOutcome | None:
-        """Run a task's body, perhaps several times (:meth:`Roles.patiently`)."""
+        """Run a task's body, perhaps several times (:meth:`Roles.retry_while_away`)."""
         running = self._running[name]
 
-        def because(reason: RigError | None) -> None:
+        def on_wait(reason: RigError | None) -> None:
             running.in_body = reason is None
             self._show_wait(name, context.vm, reason or self._context.roles.lasting_trouble(NOTICED_S))
 
@@ -292,7 +292,7 @@ class JobEngine:
 
         running.vm = context.vm
         try:
-            return await self._context.roles.patiently(body, because=because, lost_is_final=not kind.waits_for_roles)
+            return await self._context.roles.retry_while_away(body, on_wait=on_wait, lost_is_final=not kind.waits_for_roles)
         finally:
             running.in_body = False
             self._show_wait(name, context.vm, None)

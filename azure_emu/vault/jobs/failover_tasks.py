@@ -49,7 +49,7 @@ async def _from_site(
     """Ask a site that may be lost; the reason if it did not do it.  A role that is just started again is waited for."""
     try:
         with trio.fail_after(limit_s):
-            await context.roles.patiently(call, because=lambda _reason: None, lost_is_final=True, limit_s=limit_s)
+            await context.roles.retry_while_away(call, on_wait=lambda _reason: None, lost_is_final=True, limit_s=limit_s)
     except RigError as error:
         reason = error
     except trio.TooSlowError:

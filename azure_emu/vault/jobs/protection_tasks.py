@@ -164,7 +164,7 @@ async def first_point(job: JobContext) -> None:
         try:
             await job.context.site.replicate_now(vm=job.vm, kind="CrashConsistent", name="first")
         except RigError as error:
-            if job.context.roles.blame(error) is not None or not error.recoverable:
+            if job.context.roles.role_cause(error) is not None or not error.recoverable:
                 raise
             # The agent tries again by its retry table; the next cycle's point will do as well.
 

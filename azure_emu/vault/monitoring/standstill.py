@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from siterig.azure_emu.contracts.ports import RoleStatus
 from siterig.azure_emu.vault.context import events, rig_clock
-from siterig.azure_emu.vault.context.roles import trouble
+from siterig.azure_emu.vault.context.roles import role_error
 from siterig.azure_emu.vault.context.states import PRIMARY
 from siterig.azure_emu.vault.context.vault_context import VaultContext
 from siterig.azure_emu.vault.db.schema import DiskRow, ItemRow
@@ -159,7 +159,7 @@ class StandstillWatch:
         yield from self._of_account(list(disks))
 
     def _of_role(self, role: RoleStatus) -> Iterator[Standstill]:
-        error = trouble(role)
+        error = role_error(role)
         if error is None:
             return
         age_s = self._ages.age_s(f"role {role.name}", role.since_ns)
@@ -176,11 +176,11 @@ class StandstillWatch:
         yield Standstill(f"wait:{role}:{wait.code}", wait.code, text)
 
     def _of_supervisor(self) -> Iterator[Standstill]:
-        heard_ns = self._context.roles.heard_ns
-        if heard_ns is None:
+        reported_ns = self._context.roles.reported_ns
+        if reported_ns is None:
             return
-        if self._heard is None or self._heard[0] != heard_ns:
-            self._heard = (heard_ns, self._now_s())
+        if self._heard is None or self._heard[0] != reported_ns:
+            self._heard = (reported_ns, self._now_s())
         if self._now_s() - self._heard[1] >= bounds.SUPERVISOR_SILENT_S:
             text = f"the supervisor has not reported the roles' states for over {bounds.SUPERVISOR_SILENT_S:g} s"
             yield Standstill("supervisor", "SupervisorSilent", text)

@@ -92,12 +92,12 @@ async def test_a_failure_shortly_after_a_restart_is_tried_again_and_a_later_one_
     roles = Roles()
     roles.update(states(), 0)
     error = RigError(Code.NotSynchronized, "the account forgot a blob", recoverable=True)
-    assert roles.blame(error) is None
+    assert roles.role_cause(error) is None
     roles.update(states(pid=2), 0)
-    assert roles.blame(error) is error
-    assert roles.blame(RigError(Code.VmNotFound, "no such VM")) is None
+    assert roles.role_cause(error) is error
+    assert roles.role_cause(RigError(Code.VmNotFound, "no such VM")) is None
     await trio.sleep(ABSENCE_EFFECT_S + 1)
-    assert roles.blame(error) is None
+    assert roles.role_cause(error) is None
 
 
 @pytest.mark.parametrize("point", ["Latest", "LatestProcessed"])
@@ -315,7 +315,9 @@ async def test_a_wait_ends_only_when_the_next_attempt_has_lasted_for_a_while(aut
         if lasts_s:
             raise cache_away()
 
-    await roles.patiently(work, because=lambda reason: told.append((trio.current_time() - began_s, reason is not None)))
+    await roles.retry_while_away(
+        work, on_wait=lambda reason: told.append((trio.current_time() - began_s, reason is not None))
+    )
     first_retry_s, second_retry_s = 0.5, 0.5 + PROGRESS_S / 2 + 1.0
     assert told == [(0.0, True), (first_retry_s + PROGRESS_S / 2, True), (second_retry_s + PROGRESS_S, False)]
 
@@ -328,5 +330,5 @@ async def test_a_later_attempt_fails_with_what_it_raised(autojump_clock: MockClo
         raise failures.pop(0)
 
     with pytest.raises(type(failure)) as caught:
-        await roles.patiently(work, because=lambda _reason: None)
+        await roles.retry_while_away(work, on_wait=lambda _reason: None)
     assert caught.value is failure
