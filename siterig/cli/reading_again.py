@@ -81,7 +81,7 @@ async def _back(supervisor: SupervisorControl, role: str, served: Path, error: R
     status = await _status(supervisor, role)
     with trio.move_on_after(ROLE_WAIT_S):
         while True:
-            status = await supervisor.settled(name=role)
+            status = await supervisor.wait_for_steady_state(name=role)
             if role_error(status) is not None or await _is_there(served):
                 break
             await trio.sleep(_AGAIN_S)  # its mount is in another process

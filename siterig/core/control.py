@@ -23,7 +23,7 @@ class SupervisorControl(Protocol):
         """How every role is."""
         ...
 
-    async def settled(self, *, name: str) -> RoleStatus:
+    async def wait_for_steady_state(self, *, name: str) -> RoleStatus:
         """Wait until the role is neither starting nor about to be started; its state then."""
         ...
 

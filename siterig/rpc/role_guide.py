@@ -60,7 +60,7 @@ class RoleGuide:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._note_later, f"{reason.message}; waiting until it is back ...")
                 try:
-                    status = await self._supervisor.settled(name=role)
+                    status = await self._supervisor.wait_for_steady_state(name=role)
                 finally:
                     nursery.cancel_scope.cancel()
         if patience.cancelled_caught:

@@ -111,7 +111,7 @@ class _Role:
             at = datetime.fromtimestamp(self.silent_ns / 1e9, UTC)
             self.enter("hung", problem or f"has not answered since {at:%H:%M:%S} UTC", since_ns=self.silent_ns)
 
-    async def settled(self, *states: RoleState) -> None:
+    async def wait_for_state(self, *states: RoleState) -> None:
         while self.state not in states:
             await self.changed.wait()
 
@@ -220,7 +220,7 @@ class Supervisor(SupervisorControl):
 
     async def _first_start(self, role: _Role) -> None:
         for need in role.spec.needs:
-            await self._roles[need].settled("ready")
+            await self._roles[need].wait_for_state("ready")
         await self._start(role)
 
     async def _serve_control(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -296,10 +296,10 @@ class Supervisor(SupervisorControl):
         roles = [role.status() for role in self._roles.values()]
         return RigStatus(folder=str(self._layout.root), pid=os.getpid(), roles=roles)
 
-    async def settled(self, *, name: str) -> RoleStatus:
+    async def wait_for_steady_state(self, *, name: str) -> RoleStatus:
         """Wait until the role is neither starting nor about to be started."""
         role = self._role(name)
-        await role.settled("ready", "hung", "held", "failed", "stopped")
+        await role.wait_for_state("ready", "hung", "held", "failed", "stopped")
         return role.status()
 
     async def kill_role(self, *, name: str, hold: bool = False) -> RoleStatus:
@@ -314,7 +314,7 @@ class Supervisor(SupervisorControl):
                 await role.changed.wait()
         elif hold and role.state in ("restarting", "failed"):
             role.wake.set()  # it is down already: its task holds it instead of starting it
-            await role.settled("held")
+            await role.wait_for_state("held")
         return role.status()
 
     async def start_role(self, *, name: str) -> RoleStatus:
@@ -326,7 +326,7 @@ class Supervisor(SupervisorControl):
             if role.state in ("held", "failed"):
                 role.enter("restarting")
             role.wake.set()
-            await role.settled("ready", "hung", "held", "failed", "stopped")
+            await role.wait_for_state("ready", "hung", "held", "failed", "stopped")
         error = role_error(role.status())
         if error is not None:
             raise error

@@ -35,7 +35,7 @@ class FakeSupervisor:
     async def status(self) -> RigStatus:
         return RigStatus(folder="/rig", pid=1, roles=[self.role()])
 
-    async def settled(self, *, name: str) -> RoleStatus:
+    async def wait_for_steady_state(self, *, name: str) -> RoleStatus:
         assert name == "azure"
         if self.state == "ready" and not self.file.exists():
             self.state = "restarting"  # only now it hears of the end

@@ -53,7 +53,7 @@ class FakeSupervisor:
     async def status(self) -> RigStatus:
         return RigStatus(folder="/rig", pid=1, roles=[self.role(self.state)])
 
-    async def settled(self, *, name: str) -> RoleStatus:
+    async def wait_for_steady_state(self, *, name: str) -> RoleStatus:
         assert name == "depot"
         self.waiting.set()
         await self.settled_event.wait()

@@ -175,7 +175,7 @@ async def test_a_failed_role_can_be_held_down_and_is_started_by_a_restart(
     async with running(layout, role("a", program)) as supervisor:
         await until(supervisor, "a", lambda role: role.state == "failed")
         assert (await supervisor.kill_role(name="a", hold=True)).state == "held"
-        assert (await supervisor.settled(name="a")).state == "held"
+        assert (await supervisor.wait_for_steady_state(name="a")).state == "held"
         cured.touch()
         await supervisor.kill_role(name="a")
         assert (await supervisor.start_role(name="a")).state == "ready"
