@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from siterig.blockfs.core.errors import ExitStatus
 from siterig.cli import show
-from siterig.core.failures import expected
+from siterig.core.failures import unwrap_rig_error
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ def reporting() -> Iterator[None]:
         if interrupted(error):
             show.interrupted()
             raise SystemExit(ExitStatus.INTERRUPTED) from None
-        failure = expected(error)
+        failure = unwrap_rig_error(error)
         if failure is None:
             raise
         show.error(failure)

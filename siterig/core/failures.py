@@ -5,7 +5,7 @@ from __future__ import annotations
 from siterig.blockfs.core.errors import RigError
 
 
-def expected(error: BaseException) -> RigError | None:
+def unwrap_rig_error(error: BaseException) -> RigError | None:
     """The ``RigError`` that ``error`` amounts to; None if anything in it is a bug.
 
     A nursery raises its tasks' errors as a group.  Several expected failures at once are one failure to a user:
@@ -14,7 +14,7 @@ def expected(error: BaseException) -> RigError | None:
     if isinstance(error, RigError):
         return error
     if isinstance(error, BaseExceptionGroup):
-        found = [expected(inner) for inner in error.exceptions]
+        found = [unwrap_rig_error(inner) for inner in error.exceptions]
         if all(inner is not None for inner in found):
             return found[0]
     return None

@@ -18,7 +18,7 @@ import trio
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.waits import RoleHealth, Wait, Waits
 from siterig.blockfs.files.json_text import json_text
-from siterig.core.failures import expected
+from siterig.core.failures import unwrap_rig_error
 from siterig.core.layout import PRIVATE_UMASK, Layout
 from siterig.core.process_setup import allow_many_files, die_with_parent, forbid_core_dumps
 from siterig.supervisor.process import HealthAnswer, Readiness
@@ -108,7 +108,7 @@ def main(work: RoleWork, *, holds_keys: bool = False) -> None:
         allow_many_files()
         trio.run(until_told, work, layout, channel_fd)
     except (RigError, ExceptionGroup) as error:
-        failure = expected(error)
+        failure = unwrap_rig_error(error)
         if failure is None:
             raise
         structlog.get_logger().error(failure.message, code=failure.code)

@@ -22,7 +22,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import valid_unicode
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.json_text import json_text
-from siterig.core.failures import expected
+from siterig.core.failures import unwrap_rig_error
 from siterig.rpc.rpc_contract import ErrorBody, Method, check_socket_path, error_body, methods
 
 REQUEST_BYTES_MAX = 16 << 20
@@ -82,7 +82,7 @@ async def _call(where: str, method: Method, service: object, body: bytes) -> Res
         result = await getattr(service, method.name)(**arguments)
         return Response(_result(method, result), media_type="application/json")
     except Exception as error:
-        failure = expected(error)
+        failure = unwrap_rig_error(error)
         if failure is None:
             _log.exception("a call failed by a bug", call=where)
             return _refuse(500, Code.InternalError, f"{where}: {type(error).__name__}; the traceback is in the role's log")

@@ -18,7 +18,7 @@ import trio
 
 from siterig.blockfs.core.errors import RigError
 from siterig.core import front_end, limits
-from siterig.core.failures import expected
+from siterig.core.failures import unwrap_rig_error
 from siterig.core.layout import PRIVATE_UMASK, Layout, check_format, create
 from siterig.core.lock import take_lock
 from siterig.core.process_setup import allow_many_files, forbid_core_dumps
@@ -117,7 +117,7 @@ def main() -> None:
         create(layout)
         trio.run(_supervise, layout, tell, options)
     except (RigError, ExceptionGroup) as error:
-        failure = expected(error)
+        failure = unwrap_rig_error(error)
         if failure is None:
             raise
         structlog.get_logger().error(failure.message, code=failure.code)

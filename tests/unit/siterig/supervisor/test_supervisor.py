@@ -17,7 +17,7 @@ import trio
 from siterig.azure_emu.contracts.ports import RoleStatus
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
-from siterig.core.failures import expected
+from siterig.core.failures import unwrap_rig_error
 from siterig.core.layout import Layout, create
 from siterig.supervisor import supervisor as supervisor_module
 from siterig.supervisor.supervisor import RoleSpec, Supervisor
@@ -68,7 +68,7 @@ async def running(
 def failing(code: str, message: str) -> Iterator[None]:
     with pytest.raises(ExceptionGroup) as caught:
         yield
-    error = expected(caught.value)
+    error = unwrap_rig_error(caught.value)
     assert error is not None
     assert (error.code, error.message) == (code, message)
 
