@@ -111,7 +111,7 @@ def main(work: RoleWork, *, holds_keys: bool = False) -> None:
         failure = unwrap_rig_error(error)
         if failure is None:
             raise
-        structlog.get_logger().error(failure.message, code=failure.code)
+        structlog.get_logger().error("role_failed", code=failure.code, reason=failure.message)
         # If it had been ready before, the channel is closed.
         with contextlib.suppress(OSError):
             report(channel_fd, Readiness(code=failure.code, message=failure.message, recoverable=failure.recoverable))

@@ -37,4 +37,4 @@ async def clear_stale(mount: Path) -> None:
     """Take away what a killed predecessor left: guests on a dead mount can only be cut off."""
     log = structlog.get_logger()
     for line in [*await cleanup.release_guests(mount), *await cleanup.unmount_stale(mount)]:
-        log.info("found from an earlier run", did=line)
+        log.info("leftover_removed", action=line)

@@ -84,7 +84,7 @@ async def _call(where: str, method: Method, service: object, body: bytes) -> Res
     except Exception as error:
         failure = unwrap_rig_error(error)
         if failure is None:
-            _log.exception("a call failed by a bug", call=where)
+            _log.exception("call_crashed", call=where)
             return _refuse(500, Code.InternalError, f"{where}: {type(error).__name__}; the traceback is in the role's log")
         return _answer(409, error_body(failure))
 

@@ -58,4 +58,4 @@ async def remove(layout: Layout, *, had_folder: bool) -> None:
             os.close(lock)
     except (RigError, OSError) as error:
         with contextlib.suppress(OSError):
-            _log.warning("something is left of a rig that did not come up", folder=str(layout.root), reason=str(error))
+            _log.warning("failed_rig_not_removed", folder=str(layout.root), reason=str(error))

@@ -83,7 +83,7 @@ async def _supervise(layout: Layout, tell: Callable[[dict[str, object]], None], 
         report=lambda roles: vault.report_roles(roles=roles),
     )
     for line in await cleanup.clear(layout):
-        structlog.get_logger().info("found from an earlier run", did=line)
+        structlog.get_logger().info("leftover_removed", action=line)
     async with trio.open_nursery() as nursery:
         await nursery.start(_end_on_signal, nursery.cancel_scope.cancel)
         if UNTIL_EOF in options:
@@ -120,7 +120,7 @@ def main() -> None:
         failure = unwrap_rig_error(error)
         if failure is None:
             raise
-        structlog.get_logger().error(failure.message, code=failure.code)
+        structlog.get_logger().error("supervisor_failed", code=failure.code, reason=failure.message)
         tell({"error": error_body(failure)})
         sys.exit(1)
 

@@ -214,7 +214,7 @@ class Supervisor(SupervisorControl):
             try:
                 await report([role.status() for role in self._roles.values()])
             except RigError as error:
-                _log.debug("the vault did not take the states of the roles", reason=error.message)
+                _log.debug("role_states_not_reported", reason=error.message)
             with trio.move_on_after(REPORT_EVERY_S):
                 await self._news.wait()
 
@@ -244,7 +244,7 @@ class Supervisor(SupervisorControl):
             raise
         role.enter("ready")
         self._announce(name, "ready")
-        _log.info("role is ready", role=name, pid=child.pid)
+        _log.info("role_ready", role=name, pid=child.pid)
 
     async def _supervise_role(self, role: _Role) -> None:
         """Look after a started role for as long as the rig is up."""
@@ -261,7 +261,7 @@ class Supervisor(SupervisorControl):
 
     async def _after_death(self, role: _Role, reason: str) -> None:
         """Returns when the role is to be started again."""
-        _log.warning("role ended", role=role.spec.name, reason=reason, on_purpose=role.killed)
+        _log.warning("role_ended", role=role.spec.name, reason=reason, on_purpose=role.killed)
         if not role.killed:
             role.restarts += 1
             role.deaths.append(trio.current_time())
@@ -348,7 +348,7 @@ class Supervisor(SupervisorControl):
             except RigError as error:
                 if not force:
                     raise
-                _log.warning("guests are cut off", reason=error.message)
+                _log.warning("guests_cut_off", reason=error.message)
                 cut_off = True
             self._role_tasks.cancel()
             await self._role_tasks_ended.wait()
@@ -365,5 +365,5 @@ class Supervisor(SupervisorControl):
             done += await cleanup.release_guests(self._layout.root)
             done += await cleanup.unmount_stale(self._layout.root)
             for line in done:
-                _log.info("end", did=line)
+                _log.info("rig_ended", action=line)
             return done

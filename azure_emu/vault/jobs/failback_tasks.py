@@ -117,7 +117,7 @@ async def download(job: JobContext) -> None:
             except RigError as error:
                 if error.code not in _LOST_IN_THE_ACCOUNT or attempt == EXPORTS_MAX:
                     raise
-                _log.warning("exporting again", vm=job.vm, disk=disk["name"], code=error.code, reason=error.message)
+                _log.warning("export_repeated", vm=job.vm, disk=disk["name"], code=error.code, reason=error.message)
     await _require_unchanged(job)
 
 

@@ -56,7 +56,7 @@ async def _from_site(
         reason = RigError(Code.SiteTimeout, f"the site did not {what} within {limit_s:g} s", recoverable=True)
     else:
         return None
-    _log.info("site_did_not", what=what, reason=reason.message)
+    _log.info("site_call_failed", what=what, reason=reason.message)
     return reason
 
 

@@ -91,6 +91,6 @@ class Repairs:
                 del sent[part]
         else:
             self._refused.add(vm)
-            _log.warning("parts are not sent again", vm=vm, code=error.code, reason=error.message)
+            _log.warning("parts_not_resent", vm=vm, code=error.code, reason=error.message)
             message = f"{len(parts)} parts are to be sent again, and the site did not: {error.message}"
             self._context.waits.set("repair", error.code, message, vm=vm)

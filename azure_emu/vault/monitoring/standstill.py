@@ -89,7 +89,7 @@ class StandstillWatch:
             try:
                 await self.round()
             except RigError as error:  # the host's disk is full, which the items show by themselves
-                _log.warning("health is not recorded", code=error.code, reason=error.message)
+                _log.warning("health_not_recorded", code=error.code, reason=error.message)
             await trio.sleep(ROUND_S)
 
     async def round(self) -> None:

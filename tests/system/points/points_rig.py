@@ -27,7 +27,7 @@ from tests.system.points.points_source import NS, VM, Source
 ROLES = ("azure", "applier", "vault")
 PATIENCE_S = 60.0
 UNEXPECTED = (
-    "Traceback", "a call failed by a bug", "job_crashed", "apply_failed", "compaction_failed", "damage_not_served",
+    "Traceback", "call_crashed", "job_crashed", "apply_failed", "compaction_failed", "damage_not_served",
     "recovery_not_opened", "disk_not_opened", "pins_not_reconciled", "base_map_rebuilt", "damaged_store_set_aside",
 )  # fmt: skip
 """What no role's log may say, however it was killed."""
