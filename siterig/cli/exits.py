@@ -18,8 +18,8 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
     """Run a command's work in trio's event loop; failures are reported as :func:`reporting` does it."""
     import trio  # it and the RPC client take longer to load than a command that only reads has in all
 
+    from siterig.rpc.client import GUIDE
     from siterig.rpc.role_guide import RoleGuide
-    from siterig.rpc.rpc_client import GUIDE
 
     async def main() -> T:
         GUIDE.set(lambda sockets: RoleGuide(sockets, show.notice))

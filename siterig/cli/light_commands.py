@@ -98,9 +98,9 @@ def list_vms(folder: Path, *, as_json: bool) -> None:
 
 
 async def _vms(folder: Path) -> list[dict[str, Any]]:
-    from siterig.rpc import services
+    from siterig.rpc import directory
 
-    return [vm.model_dump() for vm in await services.vault(running(folder)).list_vms()]
+    return [vm.model_dump() for vm in await directory.vault(running(folder)).list_vms()]
 
 
 def status(folder: Path, *, as_json: bool) -> None:

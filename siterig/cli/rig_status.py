@@ -62,15 +62,15 @@ async def rig_state(layout: Layout) -> RigState:
     import trio
 
     from siterig.blockfs.core.errors import RigError
-    from siterig.rpc import services
+    from siterig.rpc import directory
 
-    vault = services.vault(layout)
+    vault = directory.vault(layout)
     found: dict[str, list[dict[str, Any]]] = {method: [] for method in VAULT_LISTS}
     rig: dict[str, Any] = {}
     problems: list[str] = []
 
     async def ask_supervisor() -> None:
-        rig.update((await services.supervisor(layout).status()).model_dump())
+        rig.update((await directory.supervisor(layout).status()).model_dump())
 
     async def ask_vault(method: str, list_all: Callable[[], Awaitable[Sequence[WireModel]]]) -> None:
         what = VAULT_LISTS[method]

@@ -14,7 +14,7 @@ from siterig.core.layout import Layout
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S
 from siterig.replication.hyperv.agent import HyperVAgent
 from siterig.roles.entry import Health, main
-from siterig.rpc import rpc_server, services
+from siterig.rpc import directory, server
 from siterig.supervisor.launch import QUICK_RETRIES
 
 QUICK_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 10.0)
@@ -31,9 +31,9 @@ async def run(
     """Serve until cancelled."""
     cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys), folder=layout.azurite)
     agent = HyperVAgent(
-        host=services.site(layout),
+        host=directory.site(layout),
         cache=cache,
-        vault=services.vault_link(layout),
+        vault=directory.vault_link(layout),
         folder=layout.agent,
         retry_delays_s=retry_delays_s,
         waits=health.waits,
@@ -41,7 +41,7 @@ async def run(
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(agent.run)
-            await nursery.start(rpc_server.serve, {"Provider": (Provider, agent)}, layout.socket("agent"))
+            await nursery.start(server.serve, {"Provider": (Provider, agent)}, layout.socket("agent"))
             task_status.started()
     finally:
         cache.close()

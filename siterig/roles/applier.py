@@ -10,17 +10,17 @@ from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.core.layout import Layout
 from siterig.roles.entry import Health, main
-from siterig.rpc import rpc_server, services
+from siterig.rpc import directory, server
 
 
 async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
     cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys), folder=layout.azurite)
-    applier = Applier(layout.managed_disks, cache, services.applier_reports(layout), health.waits)
+    applier = Applier(layout.managed_disks, cache, directory.applier_reports(layout), health.waits)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(applier.run)
-            await nursery.start(rpc_server.serve, {"RecoverySide": (RecoverySide, applier)}, layout.socket("applier"))
+            await nursery.start(server.serve, {"RecoverySide": (RecoverySide, applier)}, layout.socket("applier"))
             task_status.started()
     finally:
         cache.close()

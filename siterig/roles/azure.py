@@ -15,7 +15,7 @@ from siterig.core.layout import Layout
 from siterig.core.limits import Limits
 from siterig.roles.entry import Health, main
 from siterig.roles.hosting import clear_stale, host_disks
-from siterig.rpc import services
+from siterig.rpc import directory
 
 
 async def run(
@@ -34,8 +34,8 @@ async def run(
         tell_changed=changed.note,
     )
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(views.watch, services.damage_reports(layout))
-        nursery.start_soon(changed.report, services.damage_reports(layout))
+        nursery.start_soon(views.watch, directory.damage_reports(layout))
+        nursery.start_soon(changed.report, directory.damage_reports(layout))
         await host_disks(host, layout.azure_mount, layout.socket("azure"), task_status, front_end=front_end)
         nursery.cancel_scope.cancel()
 

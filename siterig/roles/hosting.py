@@ -11,7 +11,7 @@ from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.fuse import serving
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.core.front_end import FrontEnd
-from siterig.rpc import rpc_server
+from siterig.rpc import server
 from siterig.supervisor import cleanup
 
 
@@ -27,7 +27,7 @@ async def host_disks(
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve_files)
-            await nursery.start(rpc_server.serve, {"DiskHostControl": (DiskHostControl, host)}, socket)
+            await nursery.start(server.serve, {"DiskHostControl": (DiskHostControl, host)}, socket)
             task_status.started()
     finally:
         host.close()

@@ -11,16 +11,16 @@ from siterig.blockfs.guests import hostmounts
 from siterig.core.layout import Layout
 from siterig.replication.contracts.ports import VaultLink
 from siterig.roles.entry import Health, main
-from siterig.rpc import rpc_server, services
+from siterig.rpc import directory, server
 
 
 async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """Serve until cancelled."""
     vault = Vault(
         f"sqlite:///{layout.vault_db}",
-        provider=services.provider(layout),
-        recovery=services.recovery_side(layout),
-        azure_host=services.azure(layout),
+        provider=directory.provider(layout),
+        recovery=directory.recovery_side(layout),
+        azure_host=directory.azure(layout),
         shut_down=hostmounts.shutdown,
         check_shut_down=hostmounts.check_shutdown,
         waits=health.waits,
@@ -37,7 +37,7 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
             await nursery.start(vault.run)
             nursery.start_soon(vault.run_policies)
             nursery.start_soon(vault.watch_standstill)
-            await nursery.start(rpc_server.serve, faces, layout.socket("vault"))
+            await nursery.start(server.serve, faces, layout.socket("vault"))
             task_status.started()
     finally:
         vault.close()

@@ -1,4 +1,4 @@
-"""Calls without the libraries of the complete client (:mod:`siterig.rpc.rpc_client`), which take longer to load than a call.
+"""Calls without the libraries of the complete client (:mod:`siterig.rpc.client`), which take longer to load than a call.
 
 A command that only reads asks this way first.  It gets a plain answer or none at all: if anything else happens (a role
 does not answer in time, or answers with an error), the command asks again through the complete client, which waits,

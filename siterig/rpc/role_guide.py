@@ -1,6 +1,6 @@
 """A command's way to deal with a role that does not answer: ask the supervisor, wait if that helps, and name the role.
 
-Implements :class:`siterig.rpc.rpc_client.Guide`.
+Implements :class:`siterig.rpc.client.Guide`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from siterig.azure_emu.contracts.ports import RoleStatus
 from siterig.azure_emu.vault.context.roles import ROLE_WAIT_S, role_error
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.control import SupervisorControl
-from siterig.rpc.rpc_client import WAIT_TOLD_S, proxy
+from siterig.rpc.client import WAIT_TOLD_S, proxy
 
 SUPERVISOR_ANSWER_S = 5.0
 SUPERVISOR = "supervisor"
@@ -43,7 +43,7 @@ class RoleGuide:
                 self._note(error.message)
 
     async def back(self, role: str, error: RigError, *, again: bool) -> None:
-        """Implements :class:`siterig.rpc.rpc_client.Guide`."""
+        """Implements :class:`siterig.rpc.client.Guide`."""
         if role == SUPERVISOR:
             text = f"{error.message}; if it does not recover: siterig down, then siterig up"
             raise RigError(error.code, text, recoverable=True, role=role, uncertain=error.uncertain) from error

@@ -24,8 +24,8 @@ from siterig.core.front_end import FrontEnd
 from siterig.core.layout import Layout, check_format, create, restore_state
 from siterig.core.limits import Limits
 from siterig.core.lock import ENDING, already_up, is_locked, take_ending, take_lock
-from siterig.rpc import services
-from siterig.rpc.rpc_contract import check_socket_path, error_of
+from siterig.rpc import directory
+from siterig.rpc.contract import check_socket_path, error_of
 from siterig.supervisor import cleanup, new_rig
 from siterig.supervisor.process import last_line, open_log
 
@@ -56,7 +56,7 @@ class Launched:
 def _spawn(layout: Layout, report_fd: int, options: list[str]) -> subprocess.Popen[bytes]:
     with open_log(layout.log("supervisor")) as log:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "siterig.supervisor.supervise", str(layout.root), *options, str(report_fd)],
+            [sys.executable, "-P", "-m", "siterig.supervisor.main", str(layout.root), *options, str(report_fd)],
             stdin=subprocess.PIPE if UNTIL_EOF in options else subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -155,7 +155,7 @@ async def _already_up(layout: Layout) -> RigError:
     error = already_up(layout.lock)
     roles: list[RoleStatus] = []
     with contextlib.suppress(RigError):
-        roles = (await services.supervisor(layout).status()).roles
+        roles = (await directory.supervisor(layout).status()).roles
     role_errors = [found.message for found in map(role_error, roles) if found is not None]
     return RigError(error.code, "; ".join([error.message, *role_errors]))
 
@@ -201,7 +201,7 @@ async def _stop_supervisor(layout: Layout) -> list[str]:
 
     One that does not answer is starting, or ending already, or hangs.  It is killed if it does not end by itself.
     """
-    supervisor = services.supervisor(layout)
+    supervisor = directory.supervisor(layout)
     limit_s = END_TIMEOUT_S
     done: list[str] = []
     try:

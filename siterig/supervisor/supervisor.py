@@ -25,7 +25,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
 from siterig.core.control import RigStatus, SupervisorControl
 from siterig.core.layout import Layout
-from siterig.rpc import rpc_server
+from siterig.rpc import server
 from siterig.supervisor import cleanup
 from siterig.supervisor.process import Child
 
@@ -225,9 +225,7 @@ class Supervisor(SupervisorControl):
 
     async def _serve_control(self, *, task_status: trio.TaskStatus[None]) -> None:
         services = {"SupervisorControl": (SupervisorControl, self)}
-        await rpc_server.serve(
-            services, self._layout.socket("supervisor"), until=self._finished.wait, task_status=task_status
-        )
+        await server.serve(services, self._layout.socket("supervisor"), until=self._finished.wait, task_status=task_status)
 
     async def _start(self, role: _Role) -> None:
         """Start once; ``RigError`` if it does not get ready."""

@@ -11,7 +11,7 @@ from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.cli import sites
 from siterig.core.control import SupervisorControl
 from siterig.core.layout import Layout
-from siterig.rpc import services
+from siterig.rpc import directory
 from siterig.supervisor import launch
 
 
@@ -24,10 +24,10 @@ class Testbed:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.vault: VaultApi = services.vault(layout)
-        self.site: DiskHostControl = services.site(layout)
-        self.azure: DiskHostControl = services.azure(layout)
-        self.supervisor: SupervisorControl = services.supervisor(layout)
+        self.vault: VaultApi = directory.vault(layout)
+        self.site: DiskHostControl = directory.site(layout)
+        self.azure: DiskHostControl = directory.azure(layout)
+        self.supervisor: SupervisorControl = directory.supervisor(layout)
 
     @classmethod
     @asynccontextmanager

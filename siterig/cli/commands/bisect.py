@@ -14,7 +14,7 @@ from siterig.blockfs.core.host_process import HostProcess
 from siterig.cli import completion, exits, show
 from siterig.cli.commands.options import POINTS, Dir, Json, VmName, example
 from siterig.cli.light_commands import running
-from siterig.rpc import services
+from siterig.rpc import directory
 
 SHOWN_CHANGES_MAX = 10
 
@@ -55,9 +55,9 @@ def bisect(
     async def work() -> None:
         layout = running(folder)
         states = MountedStates(
-            services.vault(layout),
-            services.recovery_side(layout),
-            services.azure(layout),
+            directory.vault(layout),
+            directory.recovery_side(layout),
+            directory.azure(layout),
             vm,
             make_label(),
             process=HostProcess.own(),

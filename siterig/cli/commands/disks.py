@@ -24,7 +24,7 @@ from siterig.cli.commands.scrub import scrub
 from siterig.cli.light_commands import running
 from siterig.cli.tables import Line
 from siterig.core.values import format_size, format_time, parse_disk_name, parse_size
-from siterig.rpc import services
+from siterig.rpc import directory
 
 WATCH_S = 1.0
 SEEN_S_MAX = 5.0
@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
 
 def _hosts(folder: Path) -> dict[Side, DiskHostControl]:
     layout = running(folder)
-    return {"site": services.site(layout), "azure": services.azure(layout)}
+    return {"site": directory.site(layout), "azure": directory.azure(layout)}
 
 
 def _json(side: Side, disk: DiskInfo) -> dict[str, object]:

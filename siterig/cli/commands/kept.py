@@ -11,7 +11,7 @@ from siterig.cli import completion, exits, show
 from siterig.cli.commands.options import Dir, Json, VmName, example
 from siterig.cli.light_commands import running
 from siterig.core.values import format_size
-from siterig.rpc import services
+from siterig.rpc import directory
 
 
 def register(disk: typer.Typer) -> None:
@@ -34,7 +34,7 @@ def list_kept(
     """List old disks that a failback replaced and kept as raw image files at the site."""
 
     async def work() -> None:
-        disks = await services.site(running(folder)).list_disks(vm=vm)
+        disks = await directory.site(running(folder)).list_disks(vm=vm)
         images = [(disk.vm, image) for disk in disks for image in disk.kept]
         if as_json:
             show.print_json([{"vm": of, **image.model_dump(mode="json")} for of, image in images])
@@ -59,7 +59,7 @@ def delete_kept(
     """Delete an old disk that a failback kept; what was written to it after the failover is then gone."""
 
     async def work() -> None:
-        await services.site(running(folder)).delete_kept(vm=vm, file=file)
+        await directory.site(running(folder)).delete_kept(vm=vm, file=file)
         if as_json:
             show.print_json({"vm": vm, "deleted": file})
 

@@ -68,6 +68,6 @@ def example(text: str) -> str:
 
 def vault(folder: Path) -> VaultApi:
     """The vault of a rig that is up."""
-    from siterig.rpc import services
+    from siterig.rpc import directory
 
-    return services.vault(running(folder))
+    return directory.vault(running(folder))

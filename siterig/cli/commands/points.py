@@ -22,7 +22,7 @@ from siterig.cli.light_commands import running
 from siterig.cli.reading_again import read_served
 from siterig.core.values import format_size, parse_point
 from siterig.images import image_export
-from siterig.rpc import services
+from siterig.rpc import directory
 
 CLEAN_UP_S = 15.0
 
@@ -239,7 +239,7 @@ def export(
                 with show.bar(shown, disk_bytes) as advance:
                     await image_export.export(image, to, format_, force=force, advance=advance, sector_bytes=sector_bytes)
 
-            await read_served(services.supervisor(running(folder)), "azure", image, write, show.notice)
+            await read_served(directory.supervisor(running(folder)), "azure", image, write, show.notice)
         size_bytes = source.size_bytes if to.is_block_device() else to.stat().st_size
         if as_json:
             fields = {"vm": vm, "disk": source.name, "position": made.position, "recovery_point": made.recovery_point}

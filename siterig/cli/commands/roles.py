@@ -13,7 +13,7 @@ from siterig.cli import completion, exits, show, sites
 from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.light_commands import running
 from siterig.core.control import SupervisorControl
-from siterig.rpc import services
+from siterig.rpc import directory
 
 RoleName = Annotated[
     str,
@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
 
 async def _supervisor(folder: Path) -> SupervisorControl:
     """The rig's supervisor, which answers: one that hangs would do later what nobody waits for any more."""
-    supervisor = services.supervisor(running(folder))
+    supervisor = directory.supervisor(running(folder))
     await supervisor.status()
     return supervisor
 
@@ -67,7 +67,7 @@ def list_roles(folder: Dir, as_json: Json = False) -> None:
     """List the roles of the rig with their states; exit status 1 if one is not ready."""
 
     async def work() -> bool:
-        roles = (await services.supervisor(running(folder)).status()).roles
+        roles = (await directory.supervisor(running(folder)).status()).roles
         _print(roles, as_json=as_json)
         return all(role.state == "ready" for role in roles)
 

@@ -21,7 +21,7 @@ from siterig.cli.commands.options import Dir, Json, vault
 from siterig.cli.light_commands import running
 from siterig.core.layout import Layout, check_format
 from siterig.core.values import format_size
-from siterig.rpc import services
+from siterig.rpc import directory
 
 Which = Annotated[
     list[str] | None,
@@ -66,10 +66,10 @@ def scrub(
         scrubbed = [(store, await _scrub(store)) for store in stores]
         found = [(store, damages) for store, damages in scrubbed if damages is not None]
         if repair:
-            recovery = services.recovery_side(layout)
+            recovery = directory.recovery_side(layout)
             found = [(store, await _repair(recovery, store, damages) if damages else []) for store, damages in found]
         if api is not None:
-            await _tell(services.damage_reports(layout), found)
+            await _tell(directory.damage_reports(layout), found)
         points = await _points(api, [store for store, damages in found if damages])
         if as_json:
             show.print_json([_json(store, damages, points) for store, damages in found])

@@ -16,7 +16,7 @@ import trio
 
 from siterig.azure_emu.contracts.ports import DiskSpec
 from siterig.azure_emu.vault.model.api import MountedPoint, RecoveryPoint
-from siterig.rpc import services
+from siterig.rpc import directory
 from siterig.testing.testbed import Testbed
 
 MIB = 1 << 20
@@ -119,12 +119,12 @@ async def same(copy: Images, mounted: MountedPoint) -> None:
 async def retain(testbed: Testbed, upto: int) -> None:
     """Tell the recovery side what need not be kept, as the vault's retention does."""
     for disk in await testbed.site.list_disks(vm="web01"):
-        await services.recovery_side(testbed.layout).retain(disk_id=disk.disk_id, position=upto)
+        await directory.recovery_side(testbed.layout).retain(disk_id=disk.disk_id, position=upto)
 
 
 async def floors(testbed: Testbed) -> list[int]:
     """The oldest position of each disk that can be read."""
-    recovery = services.recovery_side(testbed.layout)
+    recovery = directory.recovery_side(testbed.layout)
     disks = await testbed.site.list_disks(vm="web01")
     return [(await recovery.disk_state(disk_id=disk.disk_id)).floor for disk in disks]
 

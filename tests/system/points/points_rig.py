@@ -17,8 +17,8 @@ from siterig.blockfs.core.errors import RigError
 from siterig.core.front_end import FrontEnd
 from siterig.core.layout import Layout, create
 from siterig.core.limits import Limits
-from siterig.rpc import rpc_server, services
-from siterig.rpc.rpc_client import proxy
+from siterig.rpc import directory, server
+from siterig.rpc.client import proxy
 from siterig.supervisor import cleanup
 from siterig.supervisor.process import Child
 from tests.system.points.points_roles import Fuse, Policies, cache_of, clock_of
@@ -46,10 +46,10 @@ class Rig:
     def __init__(self, folder: Path, rng: random.Random) -> None:
         self.layout = Layout.of(folder)
         create(self.layout)
-        self.vault = services.vault(self.layout)
-        self.link = services.vault_link(self.layout)
-        self.recovery = services.recovery_side(self.layout)
-        self.host = services.azure(self.layout)
+        self.vault = directory.vault(self.layout)
+        self.link = directory.vault_link(self.layout)
+        self.recovery = directory.recovery_side(self.layout)
+        self.host = directory.azure(self.layout)
         self._policies: Policies = proxy(Policies, self.layout.socket("vault"))  # type: ignore[type-abstract]
         self._fuse: Fuse = proxy(Fuse, self.layout.socket("applier"))  # type: ignore[type-abstract]
         self.source = Source(self.layout.root / "source", rng, cache_of(self.layout), self.recovery, self.link)
@@ -177,7 +177,7 @@ async def recovery_side(folder: Path, rng: random.Random) -> AsyncIterator[Rig]:
     faces = {"Provider": (Provider, rig.source)}
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(rpc_server.serve, faces, rig.layout.socket("agent"))
+            await nursery.start(server.serve, faces, rig.layout.socket("agent"))
             await rig.start(*ROLES)
             yield rig
             nursery.cancel_scope.cancel()

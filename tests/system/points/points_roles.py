@@ -29,7 +29,7 @@ from siterig.blockfs.transfer.part_name import Listing, PartName
 from siterig.core.layout import Layout
 from siterig.replication.contracts.ports import VaultLink
 from siterig.roles.entry import Health, main
-from siterig.rpc import rpc_server, services
+from siterig.rpc import directory, server
 
 
 class FolderCache:
@@ -135,11 +135,11 @@ def _small() -> None:
 async def run_applier(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """As :func:`siterig.roles.applier.run`."""
     _small()
-    work = applier.Applier(layout.managed_disks, cache_of(layout), services.applier_reports(layout))
+    work = applier.Applier(layout.managed_disks, cache_of(layout), directory.applier_reports(layout))
     faces = {"RecoverySide": (RecoverySide, work), "Fuse": (Fuse, _FUSE)}
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: work.run(poll_s=0.02, task_status=task_status))
-        await nursery.start(rpc_server.serve, faces, layout.socket("applier"))
+        await nursery.start(server.serve, faces, layout.socket("applier"))
         task_status.started()
 
 
@@ -147,9 +147,9 @@ async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskSta
     """As :func:`siterig.roles.vault.run`."""
     vault = Vault(
         f"sqlite:///{layout.vault_db}",
-        provider=services.provider(layout),
-        recovery=services.recovery_side(layout),
-        azure_host=services.azure(layout),
+        provider=directory.provider(layout),
+        recovery=directory.recovery_side(layout),
+        azure_host=directory.azure(layout),
         shut_down=hostmounts.shutdown,
         clock=FileClock(clock_of(layout)),
         waits=health.waits,
@@ -165,7 +165,7 @@ async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskSta
             await nursery.start(vault.run)
             # The first thing that a vault's look after its policies does; the walk asks for the rest of it itself.
             await vault._context.database.transact(lambda session: rig_clock.advance(session, vault._context.clock))
-            await nursery.start(rpc_server.serve, faces, layout.socket("vault"))
+            await nursery.start(server.serve, faces, layout.socket("vault"))
             task_status.started()
     finally:
         vault.close()

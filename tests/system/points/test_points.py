@@ -18,7 +18,7 @@ from siterig.azure_emu.vault.model.api import MountedPoint
 from siterig.blockfs.core.errors import RigError
 from siterig.cli.reading_again import read_served
 from siterig.images import image_export
-from siterig.rpc import services
+from siterig.rpc import directory
 from tests.support.needs import needs_program
 from tests.support.rigs.protected_vm import MIB, SITERIG, SIZES, Images, floors, protected, retain, run, same, siterig
 
@@ -213,7 +213,7 @@ async def test_an_export_begins_again_when_the_role_that_serves_the_point_ended_
         await testbed.vault.mount_point(vm="web01", point=point.id, name="exported")
         (mounted,) = await testbed.vault.mounted_points(vm="web01")
         image = next(Path(disk.path) for disk in mounted.disks if disk.name == "os")
-        supervisor = services.supervisor(testbed.layout)
+        supervisor = directory.supervisor(testbed.layout)
         to = folder / "out" / "os.img"
         to.parent.mkdir()
         starts = 0

@@ -20,7 +20,7 @@ from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.guests import hostmounts
 from siterig.core.layout import Layout
-from siterig.rpc import services
+from siterig.rpc import directory
 from siterig.supervisor import cleanup, launch
 from siterig.testing.testbed import Testbed
 
@@ -158,7 +158,7 @@ async def test_down_is_refused_while_a_process_stands_in_a_guests_mount(layout: 
             await launch.down(layout)
         assert caught.value.code == "VmBusy"
         assert f"sleep ({pid})" in caught.value.message
-        assert all(role.state == "ready" for role in (await services.supervisor(layout).status()).roles)
+        assert all(role.state == "ready" for role in (await directory.supervisor(layout).status()).roles)
     assert f"unmounted {where}" in await launch.down(layout)
     assert traces(layout) == []
 
@@ -168,7 +168,7 @@ async def test_after_a_kill_of_everything_what_it_left_is_cleared(layout: Layout
     await start(layout)
     where = await guest(Testbed(layout), tmp_path / "guest")
     (where / "file").write_bytes(b"unsynced")
-    status = await services.supervisor(layout).status()
+    status = await directory.supervisor(layout).status()
     os.kill(status.pid, signal.SIGKILL)
     for role in status.roles:
         assert role.pid is not None
@@ -181,7 +181,7 @@ async def test_after_a_kill_of_everything_what_it_left_is_cleared(layout: Layout
     assert result.returncode == 0, result.stderr
     assert not cleanup.mounts_below(where)
     if command == "up":
-        vms = await services.vault(layout).list_vms()
+        vms = await directory.vault(layout).list_vms()
         assert Path(vms[0].disks[0].path).stat().st_size == 32 * MIB
         await launch.down(layout)
     assert traces(layout) == []

@@ -55,7 +55,7 @@ NOT_CONVERTED = {
     "siterig.replication.engine.reports",
     "siterig.replication.hyperv.agent",
     "siterig.rpc.role_guide",
-    "siterig.rpc.rpc_client",
+    "siterig.rpc.client",
     "siterig.scenarios.drill.drill",
     "siterig.scenarios.drill.drill_loss",
     "siterig.scenarios.drill.drill_run",

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
-from siterig.rpc.rpc_contract import error_body, error_of
+from siterig.rpc.contract import error_body, error_of
 from tests.support import error_page
 
 STATES = {("azure_emu/vault/jobs/engine.py", "Cancelled"), ("azure_emu/vault/model/api.py", "Cancelled")}

@@ -95,7 +95,7 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVault
     supervisor.bind(str(layout.socket("supervisor")))
     supervisor.listen()
     fake = FakeVault()
-    monkeypatch.setattr("siterig.rpc.services.vault", lambda _layout: fake)
+    monkeypatch.setattr("siterig.rpc.directory.vault", lambda _layout: fake)
     monkeypatch.setenv("SITERIG_DIR", str(layout.root))
     yield fake
     supervisor.close()
@@ -363,7 +363,7 @@ def test_an_import_shows_how_far_it_is_on_a_terminal_only(
     vault: FakeVault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, more: tuple[str, ...]
 ) -> None:
     importing = ImportingVault()
-    monkeypatch.setattr("siterig.rpc.services.vault", lambda _layout: importing)
+    monkeypatch.setattr("siterig.rpc.directory.vault", lambda _layout: importing)
     monkeypatch.setattr(follow, "POLL_S", 0.001)
     monkeypatch.setattr(show, "is_terminal", lambda _stream: terminal)
     monkeypatch.setenv("TERM", "xterm")

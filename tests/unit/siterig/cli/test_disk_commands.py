@@ -25,7 +25,7 @@ from siterig.core.layout import Layout, create
 from siterig.core.limits import Limits
 from siterig.core.values import format_time, parse_disk_name
 from siterig.supervisor import launch
-from siterig.supervisor.supervise import role_specs
+from siterig.supervisor.main import role_specs
 from tests.support.command import siterig
 
 MIB = 1 << 20
@@ -69,8 +69,8 @@ def hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hosts]:
     supervisor.bind(str(layout.socket("supervisor")))
     supervisor.listen()
     hosts = Hosts(tmp_path)
-    monkeypatch.setattr("siterig.rpc.services.site", lambda _layout: hosts["site"])
-    monkeypatch.setattr("siterig.rpc.services.azure", lambda _layout: hosts["azure"])
+    monkeypatch.setattr("siterig.rpc.directory.site", lambda _layout: hosts["site"])
+    monkeypatch.setattr("siterig.rpc.directory.azure", lambda _layout: hosts["azure"])
     monkeypatch.setenv("SITERIG_DIR", str(layout.root))
     yield hosts
     supervisor.close()

@@ -117,7 +117,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "vault": VaultApi, "site": DiskHostControl, "azure": DiskHostControl, "supervisor": SupervisorControl,
         "recovery_side": RecoverySide, "damage_reports": DamageReports,
     }.items():  # fmt: skip
-        monkeypatch.setattr(f"siterig.rpc.services.{name}", lambda _layout, protocol=protocol: Canned(protocol, answers))
+        monkeypatch.setattr(f"siterig.rpc.directory.{name}", lambda _layout, protocol=protocol: Canned(protocol, answers))
     monkeypatch.setattr("siterig.cli.commands.disks._until_seen", nothing)
     monkeypatch.setattr("siterig.supervisor.launch.up", up)
     monkeypatch.setattr("siterig.supervisor.launch.down", down)

@@ -82,7 +82,7 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeVault
     supervisor.bind(str(layout.socket("supervisor")))
     supervisor.listen()
     fake = FakeVault(layout.scratch)
-    monkeypatch.setattr("siterig.rpc.services.vault", lambda _layout: fake)
+    monkeypatch.setattr("siterig.rpc.directory.vault", lambda _layout: fake)
     monkeypatch.setenv("SITERIG_DIR", str(layout.root))
     yield fake
     supervisor.close()

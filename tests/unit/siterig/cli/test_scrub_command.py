@@ -81,7 +81,7 @@ def up(rig: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, SiteDisk, Vaul
     store, disk, position = make_store(rig)
     vault = Vault(position)
     monkeypatch.setattr(scrub, "_vault", lambda _folder: vault)
-    monkeypatch.setattr("siterig.rpc.services.damage_reports", lambda _layout: vault)
+    monkeypatch.setattr("siterig.rpc.directory.damage_reports", lambda _layout: vault)
     return store, disk, vault
 
 
@@ -177,7 +177,7 @@ def test_a_repair_tells_what_is_left(rig: Path, up: tuple[Path, SiteDisk, Vault]
     journal_file, at = damage_payload(up[0])
     recovery = Recovery(journal_file, at, b"p")
     recovery.refusal = RigError(Code.StoreCorrupt, "byte 0: no frame begins here")
-    monkeypatch.setattr("siterig.rpc.services.recovery_side", lambda _layout: recovery)
+    monkeypatch.setattr("siterig.rpc.directory.recovery_side", lambda _layout: recovery)
     refused = siterig("disk", "scrub", "--repair", "--dir", str(rig))
     assert (refused.exit_code, refused.stderr) == (
         3, f"siterig: error: the rig in {rig} is not up: start it with siterig up (NotUp)\n",

@@ -24,7 +24,7 @@ from siterig.cli.light_commands import light_command
 from siterig.cli.summaries import SUMMARIES
 from siterig.core.control import RigStatus, SupervisorControl
 from siterig.core.layout import Layout, create
-from siterig.rpc import rpc_server
+from siterig.rpc import server
 
 HEAVY = {
     "alembic", "asyncio", "azure", "httpx", "hypercorn", "jinja2", "matplotlib", "numpy", "pydantic", "pyfuse3", "rich",
@@ -88,9 +88,9 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Layout]:
     async def serve() -> None:
         async with trio.open_nursery() as nursery:
             scopes.append((nursery.cancel_scope, trio.lowlevel.current_trio_token()))
-            await nursery.start(rpc_server.serve, {"VaultApi": (VaultApi, FakeVault())}, layout.socket("vault"))
+            await nursery.start(server.serve, {"VaultApi": (VaultApi, FakeVault())}, layout.socket("vault"))
             supervisor = {"SupervisorControl": (SupervisorControl, FakeSupervisor())}
-            await nursery.start(rpc_server.serve, supervisor, layout.socket("supervisor"))
+            await nursery.start(server.serve, supervisor, layout.socket("supervisor"))
             answering.set()
 
     thread = threading.Thread(target=trio.run, args=(serve,))
@@ -169,7 +169,7 @@ def test_a_call_that_fails_is_made_again_by_the_complete_client(
         raise RigError(Code.RoleUnavailable, "the vault is away")
 
     served.socket("vault").unlink()
-    monkeypatch.setattr("siterig.rpc.services.vault", away)
+    monkeypatch.setattr("siterig.rpc.directory.vault", away)
     with pytest.raises(SystemExit) as ended:
         light_commands.list_vms(served.root, as_json=False)
     assert ended.value.code == ExitStatus.NOT_UP

@@ -15,7 +15,7 @@ from siterig.cli.app import program
 from siterig.cli.light_commands import running
 from siterig.core.layout import Layout, check_format, create
 from siterig.core.lock import take_lock
-from siterig.rpc import rpc_server
+from siterig.rpc import server
 from siterig.supervisor import launch
 from siterig.supervisor.process import open_log
 from tests.support.other_user import UID, folder_of_other_user, link_of_other_user, needs_root
@@ -48,7 +48,7 @@ def test_everything_in_a_new_state_folder_is_for_its_owner_alone_whatever_the_um
 
         async def serve() -> None:
             async with trio.open_nursery() as nursery:
-                await nursery.start(rpc_server.serve, {}, layout.socket("vault"))
+                await nursery.start(server.serve, {}, layout.socket("vault"))
                 assert layout.socket("vault").stat().st_mode & 0o777 == 0o600
                 nursery.cancel_scope.cancel()
 

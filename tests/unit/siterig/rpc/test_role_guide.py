@@ -13,9 +13,9 @@ import trio
 from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.control import RigStatus, SupervisorControl
-from siterig.rpc import role_guide, rpc_client, rpc_server
+from siterig.rpc import client, role_guide, server
+from siterig.rpc.client import GUIDE, proxy
 from siterig.rpc.role_guide import RoleGuide
-from siterig.rpc.rpc_client import GUIDE, proxy
 
 
 class Depot(Protocol):
@@ -73,7 +73,7 @@ def notes() -> Iterator[list[str]]:
 async def supervised(folder: Path, supervisor: FakeSupervisor) -> AsyncIterator[trio.Nursery]:
     async with trio.open_nursery() as nursery:
         face: Any = supervisor
-        await nursery.start(rpc_server.serve, {"SupervisorControl": (SupervisorControl, face)}, folder / "supervisor.sock")
+        await nursery.start(server.serve, {"SupervisorControl": (SupervisorControl, face)}, folder / "supervisor.sock")
         yield nursery
         nursery.cancel_scope.cancel()
 
@@ -109,7 +109,7 @@ async def test_a_role_that_is_started_again_is_waited_for(sockets: Path, method:
     async with supervised(sockets, supervisor) as nursery, trio.open_nursery() as calling:
         calling.start_soon(call)
         await supervisor.waiting.wait()
-        await nursery.start(rpc_server.serve, {"Depot": (Depot, keeper)}, sockets / "depot.sock")
+        await nursery.start(server.serve, {"Depot": (Depot, keeper)}, sockets / "depot.sock")
         supervisor.settled_event.set()
     assert (results, keeper.calls) == ([1], 1)
 
@@ -152,7 +152,7 @@ async def test_a_question_that_met_another_role_that_was_away_is_asked_again_and
 ) -> None:
     supervisor, keeper = FakeSupervisor("ready"), Keeper(AWAY)
     async with supervised(sockets, supervisor) as nursery:
-        await nursery.start(rpc_server.serve, {"Depot": (Depot, keeper)}, sockets / "depot.sock")
+        await nursery.start(server.serve, {"Depot": (Depot, keeper)}, sockets / "depot.sock")
         if method == "look":
             assert await depot(sockets).look() == 2
         else:
@@ -186,7 +186,7 @@ async def test_a_long_wait_names_the_role_that_is_the_reason(
         noted.set()
 
     GUIDE.set(lambda folder: RoleGuide(folder, note))
-    monkeypatch.setattr(rpc_client, "WAIT_TOLD_S", 0.01)
+    monkeypatch.setattr(client, "WAIT_TOLD_S", 0.01)
     monkeypatch.setattr(role_guide, "WAIT_TOLD_S", 0.01)
     supervisor = FakeSupervisor("restarting")
     async with supervised(sockets, supervisor), trio.open_nursery() as calling:

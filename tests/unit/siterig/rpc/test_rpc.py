@@ -13,8 +13,8 @@ import trio
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.wire_model import WireModel
-from siterig.rpc import rpc_client, rpc_server
-from siterig.rpc.rpc_contract import check_socket_path
+from siterig.rpc import client, server
+from siterig.rpc.contract import check_socket_path
 
 
 class Box(WireModel):
@@ -79,8 +79,8 @@ async def depot(tmp_path: Path) -> AsyncIterator[Served]:
     socket = tmp_path / "run" / "depot.sock"
     real = RealDepot()
     async with trio.open_nursery() as nursery:
-        await nursery.start(rpc_server.serve, {"Depot": (Depot, real)}, socket)
-        yield Served(socket, real, rpc_client.proxy(Depot, socket))  # type: ignore[type-abstract]
+        await nursery.start(server.serve, {"Depot": (Depot, real)}, socket)
+        yield Served(socket, real, client.proxy(Depot, socket))  # type: ignore[type-abstract]
         nursery.cancel_scope.cancel()
 
 
@@ -112,7 +112,7 @@ async def test_a_rig_error_is_raised_again_at_the_caller(depot: Served, method: 
 
 
 async def test_a_request_that_is_too_long_is_refused(depot: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc_server, "REQUEST_BYTES_MAX", 1000)
+    monkeypatch.setattr(server, "REQUEST_BYTES_MAX", 1000)
     transport = httpx.AsyncHTTPTransport(uds=str(depot.socket))
     async with httpx.AsyncClient(transport=transport, base_url="http://rig") as client:
         answer = await client.post("/Depot/count", content=b" " * 1001)
@@ -124,7 +124,7 @@ async def test_a_request_that_is_too_long_is_refused(depot: Served, monkeypatch:
 
 
 async def test_an_answer_that_is_too_long_is_not_read(depot: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc_client, "ANSWER_BYTES_MAX", 100)
+    monkeypatch.setattr(client, "ANSWER_BYTES_MAX", 100)
     assert await depot.remote.count() == 7
     with pytest.raises(RigError, match=r"the depot answers with \d+ bytes; at most 100 are read") as caught:
         await depot.remote.store(box=Box(name="x" * 200, weights=[]))
@@ -175,7 +175,7 @@ async def test_a_handler_is_cancelled_when_its_client_goes(depot: Served) -> Non
 
 
 async def test_a_client_that_goes_while_it_asks_is_no_error() -> None:
-    app = rpc_server.application({"Depot": (Depot, RealDepot())})
+    app = server.application({"Depot": (Depot, RealDepot())})
     told: Iterator[MutableMapping[str, Any]] = iter(
         [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
     )
@@ -193,7 +193,7 @@ async def test_a_client_that_goes_while_it_asks_is_no_error() -> None:
 
 
 async def test_nobody_listening_is_a_recoverable_error(tmp_path: Path) -> None:
-    remote = rpc_client.proxy(Depot, tmp_path / "none.sock")  # type: ignore[type-abstract]
+    remote = client.proxy(Depot, tmp_path / "none.sock")  # type: ignore[type-abstract]
     with pytest.raises(RigError) as caught:
         await remote.count()
     assert caught.value.code == "RoleUnavailable"
@@ -207,15 +207,15 @@ async def test_a_lost_connection_is_a_recoverable_error(tmp_path: Path) -> None:
 
     async def call() -> None:
         try:
-            await rpc_client.proxy(Depot, socket).wait_for_ever()  # type: ignore[type-abstract]
+            await client.proxy(Depot, socket).wait_for_ever()  # type: ignore[type-abstract]
         except RigError as error:
             caught.append(error)
 
-    async with trio.open_nursery() as clients, trio.open_nursery() as server:
-        await server.start(rpc_server.serve, {"Depot": (Depot, real)}, socket)
+    async with trio.open_nursery() as clients, trio.open_nursery() as serving:
+        await serving.start(server.serve, {"Depot": (Depot, real)}, socket)
         clients.start_soon(call)
         await real.entered.wait()
-        server.cancel_scope.cancel()
+        serving.cancel_scope.cancel()
     assert [(error.code, error.recoverable) for error in caught] == [("RoleUnavailable", True)]
 
 
@@ -224,8 +224,8 @@ async def test_a_stale_socket_is_replaced_and_a_finished_server_leaves_none(tmp_
     socket.parent.mkdir()
     socket.touch()
     async with trio.open_nursery() as nursery:
-        await nursery.start(rpc_server.serve, {"Depot": (Depot, RealDepot())}, socket)
-        assert await rpc_client.proxy(Depot, socket).count() == 7  # type: ignore[type-abstract]
+        await nursery.start(server.serve, {"Depot": (Depot, RealDepot())}, socket)
+        assert await client.proxy(Depot, socket).count() == 7  # type: ignore[type-abstract]
         nursery.cancel_scope.cancel()
     assert not socket.exists()
 
@@ -242,10 +242,10 @@ async def test_a_server_told_to_end_finishes_the_running_call(tmp_path: Path) ->
     async with trio.open_nursery() as nursery:
 
         async def serve(*, task_status: trio.TaskStatus[None]) -> None:
-            await rpc_server.serve({"Depot": (Depot, Ending())}, socket, until=end.wait, task_status=task_status)
+            await server.serve({"Depot": (Depot, Ending())}, socket, until=end.wait, task_status=task_status)
 
         await nursery.start(serve)
-        assert await rpc_client.proxy(Depot, socket).count() == 8  # type: ignore[type-abstract]
+        assert await client.proxy(Depot, socket).count() == 8  # type: ignore[type-abstract]
 
 
 def test_a_path_too_long_for_a_socket_is_named(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import trio
 
 from siterig.blockfs.core.errors import RigError
 from siterig.core.layout import Layout, create
-from siterig.rpc import rpc_client, services
-from siterig.rpc.rpc_contract import method_names
+from siterig.rpc import client, directory
+from siterig.rpc.contract import method_names
 from tests.support.command import siterig
 
 
@@ -34,8 +34,8 @@ def hung(tmp_path: Path) -> Iterator[Layout]:
 
 
 def test_a_command_tells_whom_it_waits_for_and_gives_up(hung: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc_client, "WAIT_TOLD_S", 0.05)
-    monkeypatch.setitem(services._VAULT, "points", 0.3)
+    monkeypatch.setattr(client, "WAIT_TOLD_S", 0.05)
+    monkeypatch.setitem(directory._VAULT, "points", 0.3)
     result = siterig("points", "web01", "--json", "--dir", str(hung.root))
     assert (result.exit_code, result.stdout) == (3, "")
     told = "the vault did not answer within 0.3 s"
@@ -51,10 +51,10 @@ def test_a_command_tells_whom_it_waits_for_and_gives_up(hung: Layout, monkeypatc
 async def test_what_may_take_long_has_no_deadline_and_who_did_not_ask_is_told_nothing(
     hung: Layout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rpc_client, "WAIT_TOLD_S", 0.05)
-    for name in services._VAULT:
-        monkeypatch.setitem(services._VAULT, name, 0.05)
-    vault = services.vault(hung)
+    monkeypatch.setattr(client, "WAIT_TOLD_S", 0.05)
+    for name in directory._VAULT:
+        monkeypatch.setitem(directory._VAULT, name, 0.05)
+    vault = directory.vault(hung)
     with trio.move_on_after(0.5) as waited:
         await vault.create_point(vm="web01", kind="CrashConsistent", name="slow")
     assert waited.cancelled_caught
@@ -66,8 +66,8 @@ async def test_what_may_take_long_has_no_deadline_and_who_did_not_ask_is_told_no
 
 def test_every_deadline_is_of_a_method_that_there_is(tmp_path: Path) -> None:
     for make in (
-        services.vault, services.vault_link, services.applier_reports, services.damage_reports, services.site,
-        services.provider, services.recovery_side, services.supervisor,
+        directory.vault, directory.vault_link, directory.applier_reports, directory.damage_reports, directory.site,
+        directory.provider, directory.recovery_side, directory.supervisor,
     ):  # fmt: skip
         made = make(Layout(tmp_path))
         deadlines = made._deadlines  # type: ignore[union-attr]

@@ -13,9 +13,9 @@ import pytest
 
 from siterig.blockfs.core.errors import RigError
 from siterig.core.layout import Layout, create
-from siterig.rpc import services
+from siterig.rpc import directory
+from siterig.rpc.directory import supervisor as supervisor_of
 from siterig.rpc.role_guide import RoleGuide
-from siterig.rpc.services import supervisor as supervisor_of
 from siterig.supervisor import launch
 
 HANGS = """
@@ -37,7 +37,7 @@ with socket.socket(socket.AF_UNIX) as listener:
 def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     layout = Layout.of(tmp_path / "rig")
     create(layout)
-    monkeypatch.setitem(services._SUPERVISOR, "status", 0.05)
+    monkeypatch.setitem(directory._SUPERVISOR, "status", 0.05)
     monkeypatch.setattr(launch, "HUNG_END_TIMEOUT_S", 0.2)
     return layout
 

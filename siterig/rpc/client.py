@@ -1,4 +1,4 @@
-"""The calling side of :mod:`siterig.rpc.rpc_contract`."""
+"""The calling side of :mod:`siterig.rpc.contract`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic_core import PydanticSerializationError
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import valid_unicode
-from siterig.rpc.rpc_contract import Method, error_of, method_names
+from siterig.rpc.contract import Method, error_of, method_names
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ folder (0700) and of the socket (0600): whoever may open it may call.
 Errors cross unchanged: a :class:`RigError` answers 409 and is raised again at the caller.  A bad request is 400
 (``BadRequest``); a bug is 500 (``InternalError``) and its traceback stays in the role's log.
 
-:mod:`siterig.rpc.rpc_server` answers, :mod:`siterig.rpc.rpc_client` calls.
+:mod:`siterig.rpc.server` answers, :mod:`siterig.rpc.client` calls.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The supervisor's process: ``python -m siterig.supervisor.supervise DIR [OPTION ...] REPORT_FD``.
+"""The supervisor's process: ``python -m siterig.supervisor.main DIR [OPTION ...] REPORT_FD``.
 
 It is made by :mod:`siterig.supervisor.launch`, outlives it (unless ``--until-eof``), and holds the rig's lock.
 """
@@ -22,8 +22,8 @@ from siterig.core.failures import unwrap_rig_error
 from siterig.core.layout import PRIVATE_UMASK, Layout, check_format, create
 from siterig.core.lock import take_lock
 from siterig.core.process_setup import allow_many_files, forbid_core_dumps
-from siterig.rpc import services
-from siterig.rpc.rpc_contract import error_body
+from siterig.rpc import directory
+from siterig.rpc.contract import error_body
 from siterig.supervisor import cleanup
 from siterig.supervisor.launch import QUICK_RETRIES, UNTIL_EOF
 from siterig.supervisor.process_log import log_to_stderr
@@ -75,7 +75,7 @@ async def _end_on_signal(cancel: Callable[[], None], *, task_status: trio.TaskSt
 
 async def _supervise(layout: Layout, tell: Callable[[dict[str, object]], None], options: list[str]) -> None:
     specs = role_specs(layout, options)
-    vault = services.role_reports(layout)
+    vault = directory.role_reports(layout)
     supervisor = Supervisor(
         layout,
         specs,

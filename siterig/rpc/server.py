@@ -1,4 +1,4 @@
-"""The answering side of :mod:`siterig.rpc.rpc_contract`."""
+"""The answering side of :mod:`siterig.rpc.contract`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from siterig.blockfs.core.printable import valid_unicode
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.json_text import json_text
 from siterig.core.failures import unwrap_rig_error
-from siterig.rpc.rpc_contract import ErrorBody, Method, check_socket_path, error_body, methods
+from siterig.rpc.contract import ErrorBody, Method, check_socket_path, error_body, methods
 
 REQUEST_BYTES_MAX = 16 << 20
 """The longest request is a report of damage or tags: some hundred kilobytes."""

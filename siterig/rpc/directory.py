@@ -12,7 +12,7 @@ from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.core.control import SupervisorControl
 from siterig.core.layout import Layout
 from siterig.replication.contracts.ports import VaultLink
-from siterig.rpc.rpc_client import proxy
+from siterig.rpc.client import proxy
 
 ANSWER_S = 20.0
 """For what a role answers by itself; hosts under load have taken seconds."""
