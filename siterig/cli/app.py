@@ -1,4 +1,4 @@
-"""The command line ``siterig``; docs/reference/command-line.md documents every command, the JSON and the exit statuses."""
+"""The command line ``siterig``; docs/reference has a page for each command."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ SUBJECTS = {
     "mount": ("mount",),
     "drill": ("drill",),
     "shells": ("completion",),
+    "manual": ("man",),
 }
 """The modules of ``siterig.cli.commands``, and the first words of their commands, as help shows them."""
 HELP_OPTIONS = ("-h", "--help")

@@ -27,6 +27,7 @@ SUMMARIES = {
     "mount": "Expose an image as a disk, DIR/NAME.img, until it is unmounted.",
     "drill": "Run the whole way once: protect a VM under load, lose the site, recover, fail back; exit 0 only if all held.",
     "completion": "Print what a shell has to evaluate to complete siterig and ./rig; its first lines say how.",
+    "man": "Show the manual page of a command, or write all pages.",
     "vm": "Create, list, rename and delete VMs.",
     "point": "Look at a VM's disks as they were.",
     "disk": "Look at virtual disks, check and grow them.",

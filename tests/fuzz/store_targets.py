@@ -251,7 +251,7 @@ class _Expected:
         return None
 
     def rebuilt(self, frame: Frame) -> bytes | None:
-        """The index rebuilt from the segment, that a power loss may have spared (docs: managed-disk.md)."""
+        """The index rebuilt from the segment, which a power loss may have spared (docs: managed-disk.md)."""
         return strict.made_index(self.journal_files[frame.journal_file], frame)
 
     def tags_before(self, frame: Frame) -> bytes | None:

@@ -16,7 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 PYTHON_FOLDERS = ("blockfs", "azure_emu", "replication", "scenarios", "siterig", "cext", "bench", "tests")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/**/*.md", "siterig/manual/commands/*.md")
+GENERATED = ("docs/reference/commands",)
+"""Folders of pages that are drawn from the help of the commands and from siterig/manual, which are checked themselves."""
 
 SUMMARY_OPENINGS = re.compile(
     r"(What|Whatever|Who|Whoever|Whose|Whether|Which|Of|As|See|That|Those|How|One (that|who|which)|The ones?|Just"
@@ -165,7 +167,8 @@ def c_files() -> list[Path]:
 
 def documents() -> list[Path]:
     """Return all documents for users and contributors."""
-    return sorted({path for pattern in DOCUMENTS for path in ROOT.glob(pattern)})
+    drawn = {ROOT / folder for folder in GENERATED}
+    return sorted({path for pattern in DOCUMENTS for path in ROOT.glob(pattern) if path.parent not in drawn})
 
 
 def room_of(path: str) -> str:

@@ -111,7 +111,7 @@ def test_no_registry_is_named_in_a_committed_file() -> None:
 def test_every_link_between_docs_leads_somewhere() -> None:
     broken = []
     for path in tracked():
-        if path.suffix == ".md" and path.is_file():
+        if path.suffix == ".md" and path.is_file() and path.parent != ROOT / "siterig/manual/commands":  # see test_docs
             for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text()):
                 if "://" not in target and not (path.parent / target).exists():
                     broken.append(f"{path.relative_to(ROOT)}: {target}")

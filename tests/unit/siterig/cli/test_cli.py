@@ -27,7 +27,6 @@ from siterig.cli.app import SUBJECTS, program
 from siterig.core.layout import Layout, create
 from tests.support.command import siterig
 
-DOCS = Path(__file__).parents[4] / "docs" / "reference" / "command-line.md"
 VM = Vm(name="web01-test", side="azure", state="TestFailover", disks=[VmDisk(name="os", size_bytes=2**30, path="/r/os.img")])
 POINT_JSON = {
     "id": "p1", "name": "n", "type": "CrashConsistent", "time": "t", "time_ns": 1, "position": 9, "downgraded_because": None
@@ -136,17 +135,6 @@ def test_every_example_names_a_command_and_options_that_exist(path: str) -> None
     assert {word for word in words if word.startswith("--")} - {"--"} <= options
 
 
-@pytest.mark.parametrize("path", ALL)
-def test_every_command_and_option_is_documented(path: str) -> None:
-    sections = dict(re.findall(r"^### `(siterig[^`]*?)(?: [A-Z[].*?)?`\n(.*?)(?=^##|\Z)", DOCS.read_text(), re.M | re.S))
-    if hasattr(ALL[path], "commands"):
-        return  # a group: its commands are
-    assert path in sections
-    for parameter in ALL[path].params:
-        if parameter.param_type_name == "option" and not parameter.hidden and parameter.name not in ("folder", "help"):
-            assert f"`{parameter.opts[0]}" in sections[path], parameter.opts
-
-
 @pytest.mark.parametrize(
     ("path", "option"),
     [
@@ -161,11 +149,6 @@ def test_every_command_says_the_same_of_what_a_point_may_be(path: str, option: s
     (found,) = [parameter for parameter in ALL[path].params if option in parameter.opts]
     words = "latest, latest-processed, latest-app, the id or name of a point, @POSITION, or a time (RFC 3339)."
     assert str(found.help).endswith(words)
-
-
-def test_every_exit_status_is_documented() -> None:
-    for status in ExitStatus:
-        assert f"\n| {int(status)} | {status.meaning} |\n" in DOCS.read_text()
 
 
 def test_a_failover_waits_and_gives_the_vm_and_the_job(vault: FakeVault) -> None:

@@ -1,0 +1,154 @@
+"""A disk of which every write is logged, for tests of databases and file systems that must survive a crash.
+
+A test writes to the disk, notes positions, and then looks at the disk as a power cut at any position would have left it:
+
+    with LoggedDisk(folder, 64 << 20) as disk:
+        mkfs(disk.path)
+        with mounted(disk.path, folder / "guest") as guest:
+            ...  # run the database in guest, note disk.position after each commit
+    for position in disk.positions(20):
+        state = disk.state_at(position, folder / "state.img")
+        with mounted(state, folder / "check") as guest:
+            ...  # open the database, compare it with the notes
+
+Fault contract: the disk is served by a process of its own (``siterig mount``).  :meth:`LoggedDisk.kill` ends it as a crash
+would; the log and the image stay and can be read.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from siterig.blockfs.changelog import replay
+from siterig.blockfs.changelog.position_counter import read_position
+from siterig.blockfs.changelog.segment import RecordType
+
+END_S = 60.0
+_CHANGES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
+
+
+class LoggedDisk:
+    """A new disk in a folder, served while the context is open.
+
+    Args:
+        folder: an existing folder for the image, its log and the mount.
+        size_bytes: size of the disk, a multiple of 512.
+        name: name of the disk and of its files.
+
+    Raises:
+        RuntimeError: on entry, if the disk could not be mounted; the text is the error of ``siterig mount``.
+    """
+
+    def __init__(self, folder: Path, size_bytes: int, name: str = "disk") -> None:
+        self.folder, self.name, self.size_bytes = folder, name, size_bytes
+        self.image = folder / f"{name}.img"
+        self.mount = folder / f"{name}.mnt"
+        self.path = self.mount / f"{name}.img"
+        """The disk as a file: use it with mkfs, mount, a loop device or QEMU."""
+        self._server: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> LoggedDisk:
+        """Make the image and mount it."""
+        with self.image.open("xb") as file:
+            file.truncate(self.size_bytes)
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Unmount the disk, unless its server was killed."""
+        self.stop()
+
+    def start(self) -> None:
+        """Mount the disk, also again after :meth:`stop` or :meth:`kill`: the log continues."""
+        command = [sys.executable, "-m", "siterig", "mount", str(self.image), "--mnt", str(self.mount), "--log", "--json"]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if server.stdout is None or not server.stdout.readline():
+            _, errors = server.communicate(timeout=END_S)
+            raise RuntimeError(f"{self.image}: not mounted: {_error_text(errors)}")
+        self._server = server
+
+    def stop(self) -> None:
+        """Unmount the disk cleanly; nothing may use it any more.
+
+        Raises:
+            RuntimeError: the disk is in use, or its log could not be closed cleanly.
+        """
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        server.send_signal(signal.SIGTERM)
+        try:
+            _, errors = server.communicate(timeout=END_S)
+        except subprocess.TimeoutExpired:
+            self._server = server
+            raise RuntimeError(f"{self.path} is in use: unmount it first") from None
+        if server.returncode != 0:
+            raise RuntimeError(f"{self.image}: {_error_text(errors)}")
+
+    def kill(self) -> None:
+        """Kill the server with SIGKILL, as a crash of it would.  Nothing that was written is lost."""
+        if self._server is not None:
+            self._server.kill()
+            self._server.communicate()
+            self._server = None
+
+    @property
+    def position(self) -> int:
+        """The position of the newest record.  A write that has returned has a lower or equal position."""
+        return read_position(self.folder / f"{self.name}.position")
+
+    @property
+    def log(self) -> list[Path]:
+        """The segments of the change log."""
+        return sorted(self.folder.glob(f"{self.name}.*.hrl"))
+
+    def positions(self, at_most: int | None = None) -> list[int]:
+        """Return the positions at which the disk changed, or ``at_most`` of them at equal distances, the last included."""
+        found = [record.position for _, record in replay.check(self.log).records() if record.type in _CHANGES]
+        if at_most is None or len(found) <= at_most:
+            return found
+        return [found[(number + 1) * len(found) // at_most - 1] for number in range(at_most)]
+
+    def state_at(self, position: int, to: Path) -> Path:
+        """Make ``to`` an image of the disk after all writes up to ``position``: the state that a power cut there leaves."""
+        with to.open("wb") as file:
+            file.truncate(self.size_bytes)
+        log = replay.check(self.log, upto=position)
+        onto = replay.open_image(to, log, writable=True)
+        try:
+            replay.Replay(log, onto).run()
+        finally:
+            onto.close()
+        return to
+
+
+def mkfs(disk: Path, filesystem: str = "ext4") -> None:
+    """Make a file system on a disk or image; root is not needed."""
+    subprocess.run([f"mkfs.{filesystem}", "-q", str(disk)], check=True)
+
+
+@contextmanager
+def mounted(disk: Path, where: Path) -> Iterator[Path]:
+    """Mount the file system of a disk or image on the folder ``where``, which is made, for the time of the block.
+
+    Needs root.  The file system replays its journal first, as it does after a crash.
+    """
+    where.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-o", "loop", str(disk), str(where)], check=True)
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", str(where)], check=True)
+
+
+def _error_text(errors: str) -> str:
+    lines: list[Any] = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
+    texts = [str(line.get("text", line.get("note", ""))) for line in lines]
+    return "; ".join(filter(None, texts)) or errors.strip() or "no output"

@@ -1,0 +1,109 @@
+"""Tests of the documents: current pages, links, command lines and JSON tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from pydantic import BaseModel
+
+from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.azure_emu.vault.model.api import Job, MountedPoint, ProtectedItem, RecoveryPoint, Vm
+from siterig.blockfs.contracts.control import DiskInfo
+from siterig.cli.app import program
+from siterig.manual import roff
+from siterig.manual.page import ManualError, page_of, pages
+from tests.support import documents, reference
+from tests.support.samples import sample
+
+PAGES = pages(program())
+
+
+def test_the_reference_pages_are_those_of_the_program() -> None:
+    written = {path.name: path.read_text() for path in reference.FOLDER.glob("*.md")}
+    assert written == reference.drawn(), "run: python -m tests.support.reference"
+
+
+def test_every_link_leads_to_a_page_and_a_heading() -> None:
+    assert [link for path in documents.documents() for link in documents.broken_links(path)] == []
+
+
+def test_every_page_can_be_reached_from_the_index() -> None:
+    waiting, reached = [documents.DOCS / "README.md"], set[Path]()
+    while waiting:
+        path = waiting.pop()
+        reached.add(path)
+        for target in re.findall(r"\]\(([^)#\s]+)", documents.without_code(path.read_text())):
+            to = (path.parent / target).resolve()
+            if to.suffix == ".md" and to not in reached and to.exists():
+                waiting.append(to)
+    assert set(documents.DOCS.rglob("*.md")) - reached == set()
+
+
+def test_every_command_line_in_the_documents_is_one_of_the_program() -> None:
+    lines = [line for path in documents.documents() for line in documents.command_lines(path)]
+    assert len(lines) > 100
+    assert [(line.where, why) for line in lines if (why := documents.problem(line)) is not None] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "vm create web01",
+        "vm create web01 --disk os:1GiB --no-such",
+        "vm made web01",
+        "points",
+        "point export web01 --to x --format x",
+    ],
+)
+def test_a_wrong_command_line_is_found(words: str) -> None:
+    assert documents.problem(documents.CommandLine("x", tuple(words.split()), complete=True)) is not None
+
+
+def test_every_json_example_is_json() -> None:
+    for path in documents.documents():
+        for block in re.findall(r"^```json\n(.*?)^```", path.read_text(), re.M | re.S):
+            for line in [block] if block.startswith("{\n") or block.startswith("[\n") else block.splitlines():
+                json.loads(line)
+
+
+SHARED: dict[str, type[BaseModel]] = {
+    "Recovery point": RecoveryPoint, "VM": Vm, "Mounted point": MountedPoint, "Job": Job, "Role": RoleStatus,
+    "Protected item": ProtectedItem, "Disk": DiskInfo,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("title", SHARED)
+def test_the_table_of_a_shared_object_has_the_keys_of_its_model(title: str) -> None:
+    document: Any = sample(SHARED[title]).model_dump(mode="json", by_alias=True)
+    if title == "Disk":
+        document["side"] = "site"
+    text = (documents.REFERENCE / "json.md").read_text()
+    table = documents.expanded(documents.keys_of(documents.section(text, title)))
+    assert set(table) == set(documents.key_paths(document))
+
+
+def test_a_page_whose_text_names_an_option_that_is_gone_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    (page,) = [page for page in PAGES if page.words == ("down",)]
+    assert page.options[0].form.startswith("--dir")
+    monkeypatch.setattr("siterig.manual.page._sections", lambda _words: ("", {"Options": "### --gone\ntext"}))
+    command: Any = typer.main.get_command(program())
+    with pytest.raises(ManualError, match="siterig down has no option --gone"):
+        page_of(command.commands["down"], ("down",))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_manual_page_has_all_its_parts(page: Any) -> None:
+    text = roff.render(page, "1")
+    parts = re.findall(r"^\.SH (.+)$", text, re.M)
+    assert [part for part in parts if part not in {"ARGUMENTS", "SEE ALSO"}] == [
+        "NAME", "SYNOPSIS", "DESCRIPTION", "EXAMPLES", "OPTIONS", "JSON", "EXIT STATUS"
+    ]  # fmt: skip
+    assert text.count(".TS") == text.count(".TE")
+    assert not re.search(r"^\.[^A-Zn'f]", text, re.M)
+    assert "](" not in text
+    assert len(page.summary) > 10 and not page.summary.endswith(".")
