@@ -6,9 +6,8 @@ one.  Any changed byte is ``StoreCorrupt``, another format version ``StoreVersio
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -16,12 +15,17 @@ from siterig.azure_emu.disks.io_errors import is_media_error
 from siterig.blockfs.core.boot import NIL
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.wire_model import UUID_PATTERN, Whole, WireModel
-from siterig.blockfs.files.durable_io import write_atomically
+from siterig.blockfs.files.checked_document import (
+    CheckedDocument,
+    CorruptDocumentError,
+    UnknownFormatError,
+    validation_problem,
+)
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
-from siterig.cext.checksums import crc32c
 
 FORMAT_VERSION = 2
+_DOCUMENT = CheckedDocument(FORMAT_VERSION)
 DISK_META = "disk.json"
 PROGRESS = "progress"
 
@@ -102,39 +106,25 @@ M = TypeVar("M", bound=WireModel)
 
 def write_meta(path: Path, model: WireModel) -> None:
     """Replace ``path`` durably by ``model``."""
-    fields = {"format": FORMAT_VERSION, **model.model_dump()}
-    text = json.dumps({**fields, "crc32c": _checksum(fields)}, sort_keys=True, indent=1)
-    write_atomically(path, text.encode() + b"\n")
+    _DOCUMENT.save(path, model.model_dump())
 
 
 def read_meta(path: Path, kind: type[M]) -> M:
     """Read what :func:`write_meta` wrote: ``StoreCorrupt`` or ``StoreVersion`` if it is anything else; ``StoreIo``."""
     try:
-        fields = json.loads(read_small_file(path))
+        _, fields = _DOCUMENT.decode(read_small_file(path))
     except OSError as exc:
         raise cannot_be_read(path, exc) from exc
-    except FileTooLongError as exc:
+    except (FileTooLongError, CorruptDocumentError) as exc:
         raise store_corrupt(path, str(exc)) from exc
-    except (ValueError, RecursionError) as exc:
-        raise store_corrupt(path, "is not JSON") from exc
-    if not isinstance(fields, dict):
-        raise store_corrupt(path, "is not a JSON object")
-    checksum = fields.pop("crc32c", None)
-    if checksum != _checksum(fields):
-        raise store_corrupt(path, f"checksum is {checksum!r:.50}; the content's is {_checksum(fields)!r}")
-    version = fields.pop("format", None)
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise RigError(
-            Code.StoreVersion, f"{path}: managed disk format {version!r:.50}; this siterig reads {FORMAT_VERSION}"
-        )
+    except UnknownFormatError as exc:
+        raise RigError(Code.StoreVersion, f"{path}: managed disk {exc}") from exc
     if missing := kind.model_fields.keys() - fields.keys():
         raise store_corrupt(path, f"{min(missing)} is missing")
     try:
         return kind.model_validate(fields, strict=True)
     except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(map(repr, first["loc"]))[:100]  # of an unknown key, too
-        raise store_corrupt(path, f"{where}: {first['msg']!r:.200}") from exc
+        raise store_corrupt(path, validation_problem(exc)) from exc
 
 
 def store_corrupt(path: Path, why: str) -> RigError:
@@ -147,7 +137,3 @@ def cannot_be_read(path: Path, exc: OSError) -> RigError:
     if is_media_error(exc):
         return store_corrupt(path, f"cannot be read: {reason(exc)}")
     return RigError(Code.StoreIo, f"{path}: cannot be read: {reason(exc, path)}", recoverable=True)
-
-
-def _checksum(fields: dict[str, Any]) -> str:
-    return f"{crc32c(json.dumps(fields, sort_keys=True).encode()):08x}"

@@ -7,7 +7,6 @@ segment gets its name last, so that what a kill leaves never passes for a whole 
 from __future__ import annotations
 
 import tempfile
-import time
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from siterig.blockfs.changelog.replay import Advance, CheckedLog, apply, open_im
 from siterig.blockfs.changelog.segment import Record, RecordType, SegmentHeader, SegmentReader, SegmentWriter
 from siterig.blockfs.changelog.tags import TagSeen, decode_tag, encode_tag
 from siterig.blockfs.core import boot
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import rename_new, sync_folder
@@ -169,7 +169,13 @@ class Imported:
 
 
 def import_log(
-    source: Path, folder: Path, name: str, *, size_bytes: int | None = None, advance: Advance | None = None
+    source: Path,
+    folder: Path,
+    name: str,
+    *,
+    size_bytes: int | None = None,
+    advance: Advance | None = None,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> Imported:
     """Make the segments ``folder/NAME.NNNNNN.hrl`` of a new disk id from a dm-log-writes log.
 
@@ -186,7 +192,8 @@ def import_log(
             )
         if find_segments(folder, name):
             raise RigError(Code.LogExists, f"{folder / name}: has change logs already")
-        made = _Import(reader, folder, name, Imported(str(uuid.uuid4()), touched if size_bytes is None else size_bytes))
+        done = Imported(str(uuid.uuid4()), touched if size_bytes is None else size_bytes)
+        made = _Import(reader, folder, name, done, now_ns=clock.wall_ns())
         try:
             return made.run(advance)
         except BaseException:
@@ -195,12 +202,12 @@ def import_log(
 
 
 class _Import:
-    def __init__(self, reader: DmLogReader, folder: Path, name: str, done: Imported) -> None:
+    def __init__(self, reader: DmLogReader, folder: Path, name: str, done: Imported, *, now_ns: int) -> None:
         self._reader = reader
         self._folder = folder
         self._name = name
         self._done = done
-        self._now_ns = time.time_ns()
+        self._now_ns = now_ns
         self._seq = 0
         self._made: list[tuple[Path, Path]] = []  # under its temporary name, and the segment that it becomes
         self._writer = self._begin()

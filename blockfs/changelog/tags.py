@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.wire_model import WireModel
+from siterig.blockfs.files.checked_document import validation_problem
 
 
 class TagSeen(WireModel):
@@ -29,6 +30,4 @@ def decode_tag(payload: bytes) -> TagSeen:
     try:
         return TagSeen.model_validate_json(payload, strict=True)
     except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(map(repr, first["loc"]))[:100]  # of an unknown key, too
-        raise RigError(Code.LogCorrupt, f"TAG record: {where}: {first['msg']!r:.200}") from exc
+        raise RigError(Code.LogCorrupt, f"TAG record: {validation_problem(exc)}") from exc

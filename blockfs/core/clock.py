@@ -1,6 +1,6 @@
 """The clock that every part of siterig reads and sleeps by; tests and faults replace it.
 
-No other module reads the time or sleeps (tests/unit/repo/test_clock_rule.py).  Components take a :class:`Clock` as an
+No other module reads the time or sleeps (tests/unit/repo/test_house_clock.py).  Components take a :class:`Clock` as an
 argument; :data:`SYSTEM_CLOCK` is the default.
 
 Wall time is shown to people, elapsed time decides.  The wall clock can be set forward and back at any moment.  Within a

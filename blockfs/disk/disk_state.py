@@ -6,7 +6,6 @@ another disk.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Literal
@@ -18,13 +17,18 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sector_size import SectorBytes
 from siterig.blockfs.core.wire_model import UUID_PATTERN, Whole, WireModel
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable_io import write_atomically
+from siterig.blockfs.files.checked_document import (
+    CheckedDocument,
+    CorruptDocumentError,
+    UnknownFormatError,
+    validation_problem,
+)
 from siterig.blockfs.files.small_file import FileTooLongError, bounded
 from siterig.blockfs.watch.file_stamps import FileStamp
-from siterig.cext.checksums import crc32c
 
 FORMAT_VERSION = 3
 _OLD_VERSIONS = (1, 2)
+_DOCUMENT = CheckedDocument(FORMAT_VERSION, _OLD_VERSIONS, body_key="disk", ends_with_newline=False)
 
 
 MANAGED_DISK_PATTERN = r"^[0-9A-Za-z][0-9A-Za-z._-]*$"
@@ -136,8 +140,7 @@ class DiskState(WireModel):
 
     def save(self, path: Path) -> None:
         """Write durably."""
-        body = self.model_dump()
-        write_atomically(path, json.dumps({"format": FORMAT_VERSION, "crc32c": _crc(body), "disk": body}).encode())
+        _DOCUMENT.save(path, self.model_dump())
 
     @classmethod
     def load(cls, path: Path) -> DiskState:
@@ -148,17 +151,11 @@ class DiskState(WireModel):
             except FileTooLongError as exc:
                 raise RigError(Code.DiskStateCorrupt, f"{path}: {exc}") from exc
         try:
-            raw = json.loads(data)
-            version, crc, body = raw.pop("format"), raw.pop("crc32c"), raw.pop("disk")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-            raise RigError(Code.DiskStateCorrupt, f"{path}: is not a disk state file: {exc!r:.200}") from exc
-        if type(version) is not int or version not in (*_OLD_VERSIONS, FORMAT_VERSION):
-            raise RigError(
-                Code.StateVersion,
-                f"{path}: disk state format {version!r:.50}; this siterig reads 1 to {FORMAT_VERSION}",
-            )
-        if type(crc) is not int or crc != _crc(body) or raw:
-            raise RigError(Code.DiskStateCorrupt, f"{path}: checksum does not match")
+            version, body = _DOCUMENT.decode(data)
+        except CorruptDocumentError as exc:
+            raise RigError(Code.DiskStateCorrupt, f"{path}: is not a disk state file: {exc}") from exc
+        except UnknownFormatError as exc:
+            raise RigError(Code.StateVersion, f"{path}: disk state {exc}") from exc
         try:
             if version == 1:
                 if isinstance(body, dict) and not body.keys().isdisjoint({"closed", "opened"}):
@@ -170,9 +167,7 @@ class DiskState(WireModel):
         except _OldKeyError as exc:
             raise RigError(Code.DiskStateCorrupt, f"{path}: {exc}") from exc
         except ValidationError as exc:
-            first = exc.errors()[0]
-            where = ".".join(map(repr, first["loc"]))[:100]  # of an unknown key, too
-            raise RigError(Code.DiskStateCorrupt, f"{path}: {where}: {first['msg']!r:.200}") from exc
+            raise RigError(Code.DiskStateCorrupt, f"{path}: {validation_problem(exc)}") from exc
 
 
 class _OldStamp(WireModel):
@@ -209,7 +204,3 @@ def _from_format_2(body: object) -> object:
     if not isinstance(store, str):
         raise _OldKeyError("'store': Input should be a valid string")
     return body | {"managed_disk": Path(store).name}
-
-
-def _crc(body: object) -> int:
-    return crc32c(json.dumps(body, sort_keys=True).encode())

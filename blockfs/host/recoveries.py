@@ -12,7 +12,6 @@ has held, or let go of, all.  Nothing here ever writes to a managed disk.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,12 +34,18 @@ from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.disk.file_attributes import PastState
 from siterig.blockfs.disk.views import Views, open_counted
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.files.durable_io import sync_folder, write_atomically
+from siterig.blockfs.files.checked_document import (
+    CheckedDocument,
+    CorruptDocumentError,
+    UnknownFormatError,
+    validation_problem,
+)
+from siterig.blockfs.files.durable_io import sync_folder
+from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.files.small_file import FileTooLongError, read_small_file
 from siterig.blockfs.host.host_folder import RECOVERY_FOLDER
 from siterig.blockfs.images import vhd
 from siterig.blockfs.layers.layer import Layer, WritableLayer
-from siterig.cext.checksums import crc32c
 
 RELEASE_S = 2.0
 """The kernel tells of a file's last close a little after whoever closed it goes on."""
@@ -51,6 +56,7 @@ OPENED_AT_ONCE = 8
 _FORMAT = 3
 _OLD_FORMATS = (1, 2)
 """1: without sector sizes; 1 and 2: each disk with ``store``, the path of its folder, which is not used any more."""
+_DOCUMENT = CheckedDocument(_FORMAT, _OLD_FORMATS, body_key="recovery")
 _NAME = re.compile(r"[A-Za-z0-9@][A-Za-z0-9@.+_:-]{0,126}")
 _log = structlog.get_logger("siterig.blockfs.host.recoveries")
 
@@ -66,33 +72,25 @@ class _Note(WireModel):
 
     def save(self, path: Path) -> None:
         """Write durably."""
-        body = self.model_dump()
-        write_atomically(path, json.dumps({"format": _FORMAT, "crc32c": _crc(body), "recovery": body}).encode() + b"\n")
+        _DOCUMENT.save(path, self.model_dump())
 
     @classmethod
     def load(cls, path: Path) -> _Note:
         """Read; ``RecoveryNoteCorrupt`` and ``StateVersion`` name the file."""
         try:
-            raw = json.loads(read_small_file(path))
-            version, crc, body = raw.pop("format"), raw.pop("crc32c"), raw.pop("recovery")
-            if type(version) is not int or version not in (*_OLD_FORMATS, _FORMAT):
-                raise RigError(
-                    Code.StateVersion,
-                    f"{path}: is of format {version!r:.50}; this siterig reads 1 to {_FORMAT}",
-                )
-            if type(crc) is int and crc == _crc(body) and not raw:
-                if version in _OLD_FORMATS:
-                    return _from_format_2(_OldNote.model_validate(body, strict=True))
-                return cls.model_validate(body, strict=True)
-            why = "checksum does not match"
-        except FileTooLongError as exc:
+            version, body = _DOCUMENT.decode(read_small_file(path))
+            if version in _OLD_FORMATS:
+                return _from_format_2(_OldNote.model_validate(body, strict=True))
+            return cls.model_validate(body, strict=True)
+        except UnknownFormatError as exc:
+            raise RigError(Code.StateVersion, f"{path}: mount record {exc}") from exc
+        except (FileTooLongError, CorruptDocumentError) as exc:
             why = str(exc)
         except ValidationError as exc:
-            first = exc.errors()[0]
-            why = f"{'.'.join(map(repr, first['loc'])):.100}: {first['msg']!r:.200}"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-            why = f"{exc!r:.200}"
-        raise RigError(Code.RecoveryNoteCorrupt, f"{path}: says not what is mounted: {why}")
+            why = validation_problem(exc)
+        except OSError as exc:
+            why = f"cannot be read: {reason(exc, path)}"
+        raise RigError(Code.RecoveryNoteCorrupt, f"{path}: mount record is corrupt: {why}")
 
 
 class _OldSource(RecoverySource):
@@ -106,10 +104,6 @@ class _OldNote(_Note):
 def _from_format_2(old: _OldNote) -> _Note:
     disks = [RecoverySource(name=disk.name, disk_id=disk.disk_id, sector_bytes=disk.sector_bytes) for disk in old.disks]
     return _Note(vm=old.vm, name=old.name, position=old.position, disks=disks, time_ns=old.time_ns)
-
-
-def _crc(body: object) -> int:
-    return crc32c(json.dumps(body, sort_keys=True).encode())
 
 
 @dataclass

@@ -25,6 +25,8 @@ from typing import Protocol
 import structlog
 import trio
 
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+
 IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_OPEN, IN_MOVE_SELF = 0x2, 0x4, 0x8, 0x20, 0x800
 IN_MOVED_FROM, IN_MOVED_TO, IN_DELETE, IN_DELETE_SELF = 0x40, 0x80, 0x200, 0x400
 IN_Q_OVERFLOW, IN_IGNORED = 0x4000, 0x8000
@@ -88,7 +90,8 @@ class _File:
 class FileWatch:
     """The files of one process's disks.  One trio thread.  Without inotify (none is free) it notices nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
         self._fd = -1
         self._give_back: weakref.finalize[[int], FileWatch] | None = None
         self._begun = trio.Event()
@@ -153,7 +156,7 @@ class FileWatch:
                 if opened:
                     # A program that attaches one opens the file first.
                     nursery.start_soon(self._look_for_loops, opened, LOOK_S)
-                await trio.sleep(LOOK_S)  # the disks' own writes are reported, too
+                await self._clock.sleep(LOOK_S)  # the disks' own writes are reported, too
 
     def look(self) -> list[_File]:
         """Act on all that other programs did so far; the files that one has opened."""
@@ -191,9 +194,8 @@ class FileWatch:
         if mask & IN_CLOSE_WRITE:
             file.touched = False
 
-    @staticmethod
-    async def _look_for_loops(files: list[_File], after_s: float) -> None:
-        await trio.sleep(after_s)
+    async def _look_for_loops(self, files: list[_File], after_s: float) -> None:
+        await self._clock.sleep(after_s)
         for file in files:
             await file.disk.look_for_loops()
 

@@ -10,6 +10,7 @@ import pytest
 from siterig.azure_emu.disks.pins import pin
 from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.files.checked_document import CheckedDocument
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
 from tests.support.stores.managed_disk import apply, assert_same, new_store, seeded, whole
 
@@ -77,7 +78,7 @@ def test_a_base_of_another_length_is_named(tmp_path: Path) -> None:
 
 def test_another_format_version_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = new_store(tmp_path)
-    monkeypatch.setattr("siterig.azure_emu.disks.metadata.FORMAT_VERSION", 3)
+    monkeypatch.setattr("siterig.azure_emu.disks.metadata._DOCUMENT", CheckedDocument(3))
     with pytest.raises(RigError) as caught:
         ManagedDiskStore.open(store.folder)
     assert caught.value.code == "StoreVersion"
