@@ -9,7 +9,7 @@ from pydantic import Field
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import BackingImage, CutInfo, DiskInfo, DownloadedDisk, SourceUse, TagKind
 from siterig.blockfs.core.progress import VmProgress
-from siterig.blockfs.core.sector_size import SectorBytes
+from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.waits import Wait
 from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
 from siterig.blockfs.images.image_formats import Format

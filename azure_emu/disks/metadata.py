@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from siterig.azure_emu.disks.io_errors import is_media_error
 from siterig.blockfs.core.boot import NIL
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.core.wire_model import UUID_PATTERN, Whole, WireModel
 from siterig.blockfs.files.checked_document import (
     CheckedDocument,
@@ -37,7 +38,7 @@ class DiskMeta(WireModel):
     """
 
     disk_id: str = Field(pattern=UUID_PATTERN)
-    size_bytes: int = Field(gt=0, multiple_of=512, lt=1 << 63)
+    size_bytes: int = Field(gt=0, multiple_of=SECTOR_BYTES, lt=1 << 63)
     created_ns: Whole
 
 

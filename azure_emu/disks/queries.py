@@ -14,6 +14,7 @@ from siterig.azure_emu.disks.loader import StoreState, load_history
 from siterig.azure_emu.disks.pins import pins
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.sizes import STAT_BLOCK_BYTES
 
 _KINDS: dict[int, ChangeKind] = {
     RecordType.WRITE: "WRITE",
@@ -105,6 +106,6 @@ def disk_state(folder: Path, retain: int) -> ManagedDiskState:
 
 def _used_bytes(path: Path) -> int:
     try:
-        return path.stat().st_blocks * 512
+        return path.stat().st_blocks * STAT_BLOCK_BYTES
     except FileNotFoundError:  # folded just now
         return 0

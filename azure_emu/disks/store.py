@@ -58,6 +58,7 @@ from siterig.azure_emu.disks.view import DiskMap, base_source, build_map, build_
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.layers.extent_map import ExtentMap
@@ -192,7 +193,7 @@ class ManagedDiskStore:
         cls, folder: Path, *, disk_id: str, size_bytes: int, created_ns: int, step: Step = _no_step
     ) -> ManagedDiskStore:
         """An empty disk.  It is there whole or not at all (``DiskExists``, ``InvalidDiskSize``, ``DiskFull``)."""
-        if size_bytes <= 0 or size_bytes % 512:
+        if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
             raise RigError(
                 Code.InvalidDiskSize, f"disk {disk_id}: size {size_bytes} is not a positive multiple of 512 bytes"
             )

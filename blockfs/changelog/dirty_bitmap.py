@@ -28,7 +28,7 @@ from siterig.cext.checksums import crc32c
 FORMAT_VERSION = 2
 _OLD_VERSION = 1
 """Without the newest segment and the time of the last change."""
-CHUNK_BYTES: int = lib.SR_DIRTY_CHUNK_BYTES
+CHUNK_BYTES: int = lib.SR_CHUNK_BYTES
 HEADER_BYTES: int = lib.SR_DIRTY_HEADER_BYTES
 REASONS: dict[int, str] = {
     lib.SR_LOG_OVERFLOW: Code.LogOverflow,

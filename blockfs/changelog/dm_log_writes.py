@@ -21,6 +21,7 @@ from enum import IntFlag
 from pathlib import Path
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.files import block_device, safe_files
 from siterig.blockfs.files.durable_io import rename_new, sync_folder
 from siterig.blockfs.files.os_errors import reason
@@ -29,15 +30,13 @@ from siterig.blockfs.files.user_files import open_file
 
 MAGIC = 0x6A736677736872
 VERSION = 1
-SECTOR_BYTES = 512
-"""Of the logs that are written here; others may have larger sectors."""
 SECTOR_BYTES_MAX = 1 << 23
 ENTRY_BYTES = 32
 MARK_BYTES_MAX = SECTOR_BYTES - ENTRY_BYTES - 1
 """The kernel's own limit for a mark's name, which it ends with a zero byte."""
 DISCARD_BYTES_MAX = 128 << 20
 """``replay-log`` passes over a longer DISCARD where the target is a file."""
-DISK_BYTES_MAX = 1 << 62
+OFFSET_MAX = 1 << 62
 
 _SUPER = struct.Struct("<QQQI")
 _ENTRY = struct.Struct("<QQQQ")
@@ -139,7 +138,7 @@ class DmLogReader:
         if not flags and not sectors:
             raise self._bad(f"{where}: is a write of nothing")
         offset, length = sector * self.sector_bytes, sectors * self.sector_bytes
-        if offset + length > DISK_BYTES_MAX:
+        if offset + length > OFFSET_MAX:
             raise self._bad(f"{where}: {sectors} sectors at {sector} are beyond any disk")
         flag = EntryFlag(flags)
         mark = b""

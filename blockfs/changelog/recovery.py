@@ -28,13 +28,11 @@ from siterig.blockfs.changelog.segment import (
 )
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.sizes import DISK_BYTES_MAX, SECTOR_BYTES
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.files.os_errors import naming
 from siterig.blockfs.layers.layer import WritableLayer, merge_ranges
-
-DISK_BYTES_MAX = 64 << 40
-"""The engine has room for the maps of a disk of this size (cext/src/layers/layer.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +227,7 @@ class _Row:
             return f"position {record.position} after {self._position}"
         self._position = record.position
         if record.type is RecordType.RESIZE:
-            if record.length % 512 or record.length > DISK_BYTES_MAX:
+            if record.length % SECTOR_BYTES or record.length > DISK_BYTES_MAX:
                 return f"RESIZE to {record.length} bytes; a disk has whole sectors, and at most {DISK_BYTES_MAX} bytes"
             self.disk_bytes = max(self.disk_bytes, record.length)
         elif record.type in _CHANGING and record.offset + record.length > self.disk_bytes:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from siterig.blockfs.contracts.counters import DiskCounters
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.core.sector_size import SectorBytes
+from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
 
 TagKind = Literal["CrashConsistent", "ApplicationConsistent"]

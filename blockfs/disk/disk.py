@@ -38,11 +38,12 @@ import trio
 
 from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.disk_log import DiskLog, LogExtent, check, find_segments, resume_dirty_tracking
-from siterig.blockfs.changelog.recovery import DISK_BYTES_MAX, Recovered, recover_log
+from siterig.blockfs.changelog.recovery import Recovered, recover_log
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.changelog.tags import TagSeen, encode_tag
 from siterig.blockfs.contracts.control import SegmentInfo
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.sizes import DISK_BYTES_MAX
 from siterig.blockfs.disk import disk_identity
 from siterig.blockfs.disk.disk_files import DiskPlace, finish_promotion, make_raw_of_top, open_layer, remove_maps, remove_top
 from siterig.blockfs.disk.disk_guard import DiskGuard
@@ -416,10 +417,7 @@ class Disk:
         return int(info.dirty_chunks) * dirty_bitmap.CHUNK_BYTES
 
     def dirty_ranges(self) -> list[tuple[int, int]]:
-        """(offset, length) of what has changed since the last position that the logs tell, in whole chunks.
-
-        ``NotTracked`` if that is not known: then it may be everything.
-        """
+        """Return (offset, length) of the chunks that changed without a log record; ``NotTracked`` if they are not known."""
         if not self._dirty_tracking:
             raise RigError(Code.NotTracked, f"disk {self.place}: it is not known what has changed since its logs ended")
         return dirty_bitmap.read(self.place.file("dirty")).ranges

@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from siterig.blockfs.changelog.recovery import DISK_BYTES_MAX
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.core.sector_size import SectorBytes
+from siterig.blockfs.core.sizes import DISK_BYTES_MAX, SECTOR_BYTES, SectorBytes
 from siterig.blockfs.disk.disk_state import DiskState, ParentNote
 from siterig.blockfs.disk.parent_image import open_parent
 from siterig.blockfs.disk.views import Views
@@ -25,7 +24,6 @@ from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.files.os_errors import naming
 from siterig.blockfs.layers.layer import Layer, OverlayLayer, RawLayer, WritableLayer
 
-SECTOR_BYTES = 512
 HOLDER_KIND = "vm"
 """What a VM's disk is among the holders of managed disks."""
 

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from siterig.blockfs.changelog.disk_log import LogExtent
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.core.sector_size import SectorBytes
+from siterig.blockfs.core.sizes import SECTOR_BYTES, SectorBytes
 from siterig.blockfs.core.wire_model import UUID_PATTERN, Whole, WireModel
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.checked_document import (
@@ -53,7 +53,7 @@ class ParentNote(WireModel):
     """
 
     path: str
-    size_bytes: int = Field(gt=0, multiple_of=512, lt=1 << 63)
+    size_bytes: int = Field(gt=0, multiple_of=SECTOR_BYTES, lt=1 << 63)
     file_bytes: Whole
     mtime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
     digest: str = Field(pattern=r"^[0-9a-f]{32}$")
@@ -106,7 +106,7 @@ class DiskState(WireModel):
     """
 
     disk_id: str = Field(pattern=UUID_PATTERN)
-    size_bytes: int = Field(gt=0, multiple_of=512, lt=1 << 63)
+    size_bytes: int = Field(gt=0, multiple_of=SECTOR_BYTES, lt=1 << 63)
     kind: Literal["raw", "top"]
     generation: int = Field(ge=0, lt=1 << 63)
     tracked: bool

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from siterig.blockfs.contracts.control import BackingImage
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.disk.disk_state import DiskState, ParentNote
 from siterig.blockfs.files import user_files
 from siterig.blockfs.images import image, vhd
@@ -34,7 +35,7 @@ def describe_parent(backing: BackingImage) -> ParentNote:
         found = os.fstat(fd)
         file = ImageBytes(path, fd, found.st_size)
         size_bytes = vhd.read_fixed(file) if backing.format == "vhd" else found.st_size
-        if size_bytes == 0 or size_bytes % image.SECTOR_BYTES:
+        if size_bytes == 0 or size_bytes % SECTOR_BYTES:
             raise RigError(Code.InvalidDiskSize, f"{path}: has {size_bytes} bytes; a parent has whole sectors of 512")
         return ParentNote(
             path=str(path),

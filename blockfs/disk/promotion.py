@@ -25,6 +25,7 @@ import trio
 from siterig.blockfs.contracts.counters import requests_done
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.keyed_lock import KeyedLock
+from siterig.blockfs.core.sizes import STAT_BLOCK_BYTES
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace
@@ -141,7 +142,7 @@ def check_room(vm: str, disks: list[Disk]) -> None:
     needs = []
     for disk in disks:
         if disk.state.managed_disk is not None:
-            lacking_bytes = max(0, data_bytes(disk.layer) - disk.place.file("top").stat().st_blocks * 512)
+            lacking_bytes = max(0, data_bytes(disk.layer) - disk.place.file("top").stat().st_blocks * STAT_BLOCK_BYTES)
             needs.append((disk.place.folder, lacking_bytes))
     if needs:
         needs.append((needs[0][0], FREE_BYTES_MIN))

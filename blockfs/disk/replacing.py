@@ -15,6 +15,7 @@ from siterig.blockfs.changelog.disk_log import find_segments
 from siterig.blockfs.changelog.segment import RecordType, SegmentReader
 from siterig.blockfs.contracts.control import CLOSE_IT, DownloadedDisk, KeptImage, SourceUse
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.sizes import STAT_BLOCK_BYTES
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import rename_new, sync_folder
@@ -78,7 +79,7 @@ def kept_images(folder: Path, disk: str | None = None) -> list[KeptImage]:
             found.append(
                 KeptImage(
                     file=path.name, path=str(path), disk=name["disk"], size_bytes=status.st_size,
-                    allocated_bytes=status.st_blocks * 512,
+                    allocated_bytes=status.st_blocks * STAT_BLOCK_BYTES,
                 )
             )  # fmt: skip
     return found

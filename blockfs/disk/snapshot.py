@@ -101,7 +101,7 @@ class Snapshot:
         info = self._info
         if not info.exists:
             return "the snapshot was removed"
-        if info.error == errno.ENOSPC and info.store_bytes + lib.SR_DIRTY_CHUNK_BYTES > info.store_bytes_max:
+        if info.error == errno.ENOSPC and info.store_bytes + lib.SR_CHUNK_BYTES > info.store_bytes_max:
             return f"could not keep old data: the {info.store_bytes_max} bytes that it may take are used up"
         if info.error:
             return f"could not keep old data: {os.strerror(info.error)}"

@@ -44,7 +44,7 @@ from siterig.blockfs.contracts.counters import DiskCounters
 from siterig.blockfs.contracts.shares import STORE_SHARE_MAX
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.keyed_lock import KeyedLock
-from siterig.blockfs.core.sector_size import SectorBytes
+from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.disk import parent_image, promotion, replacing
 from siterig.blockfs.disk.disk import Disk, begin_snapshots_of

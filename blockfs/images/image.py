@@ -19,6 +19,7 @@ from typing import Literal
 import trio
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.files import block_device, safe_files, user_files
 from siterig.blockfs.files.file_limit import check_file_limit
 from siterig.blockfs.files.lock_holders import lock_holders
@@ -28,7 +29,6 @@ from siterig.blockfs.images import image_headers, image_kind, vhd
 from siterig.blockfs.images.image_bytes import ImageBytes
 from siterig.blockfs.images.image_kind import WANTED, Contents
 
-SECTOR_BYTES = 512
 LOCK_PATIENCE_S = 3.0
 """An unmounted image is locked until its log is closed: who mounts it again at once waits so long."""
 Format = Literal["raw", "vhd"]

@@ -17,14 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.sizes import DISK_BYTES_MAX, SECTOR_BYTES
 from siterig.blockfs.images import vhd, vhdx
 from siterig.blockfs.images.image_bytes import ImageBytes
 from siterig.blockfs.images.image_formats import Format
 from siterig.blockfs.images.image_kind import OVERRIDE
 
-SECTOR_BYTES = 512
 _NAME_BYTES_MAX = 1023
-_DISK_BYTES_MAX = 64 << 40
 _DESCRIPTOR_BYTES_MAX = 1 << 20
 _QCOW2 = struct.Struct(">4sIQIIQIIQQIIQ")
 _QCOW2_V3 = struct.Struct(">QQQII")
@@ -109,7 +108,7 @@ def _qcow(file: ImageBytes) -> HeaderFacts:
     _refuse_encrypted(file, "qcow", crypt)
     if backing_at:
         raise file.error_needs(_name(file, backing_at, backing_bytes))
-    if not (9 <= cluster_bits <= 16 and 6 <= table_bits <= 13 and 0 < size <= _DISK_BYTES_MAX):
+    if not (9 <= cluster_bits <= 16 and 6 <= table_bits <= 13 and 0 < size <= DISK_BYTES_MAX):
         raise file.error(f"is damaged: clusters of 2^{cluster_bits} bytes, tables of 2^{table_bits}, a disk of {size} bytes")
     _qcow_is_whole(file, top_at, ((size - 1) >> (cluster_bits + table_bits)) + 1, cluster_bits, table_bits)
     return HeaderFacts(size)
@@ -175,7 +174,7 @@ def _vmdk(file: ImageBytes) -> HeaderFacts:
         _, version, _, _, _, at, sectors = _VMDK_SPARSE.unpack(file.read(0, _VMDK_SPARSE.size))
         if version not in (1, 2, 3):
             raise file.error(f"has VMDK version {version}; 1 to 3 are supported")
-        _vmdk_descriptor(file, file.read(at * 512, min(sectors * 512, _DESCRIPTOR_BYTES_MAX)))
+        _vmdk_descriptor(file, file.read(at * SECTOR_BYTES, min(sectors * SECTOR_BYTES, _DESCRIPTOR_BYTES_MAX)))
     elif magic == b"COWD":
         raise file.error(
             "is an extent of an ESX snapshot (COWD) and needs other files: qemu-img convert makes one image of all"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.sizes import STAT_BLOCK_BYTES
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import raised_by_c
 from siterig.blockfs.layers import overlay_map
@@ -219,7 +220,7 @@ class RawLayer(_WritableCLayer):
     @property
     def stored_bytes(self) -> int:
         """The bytes that the host's file system keeps of the file."""
-        return os.fstat(self._fd).st_blocks * 512
+        return os.fstat(self._fd).st_blocks * STAT_BLOCK_BYTES
 
     def fileno(self) -> int:
         """The file's descriptor."""
@@ -331,7 +332,7 @@ class OverlayLayer(_WritableCLayer):
     @property
     def stored_bytes(self) -> int:
         """The bytes of the file and of the lower layer together, though some of these may be written over."""
-        return os.fstat(self._fd).st_blocks * 512 + self._below_bytes
+        return os.fstat(self._fd).st_blocks * STAT_BLOCK_BYTES + self._below_bytes
 
     def fileno(self) -> int:
         """The descriptor of the file that takes the writes."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.sizes import STAT_BLOCK_BYTES
 from siterig.blockfs.files.free_space import require_free_space
 from siterig.blockfs.files.os_errors import reason
 
@@ -26,7 +27,7 @@ def check_space(vm: str, disks: list[DiskInfo]) -> None:
         folder = Path(disk.folder)
         try:
             own = folder / f"{disk.name}.{'img' if disk.parent is None else 'top'}"
-            needs.append((folder, sum(path.stat().st_blocks * 512 for path in (own, *_parents(disk)))))
+            needs.append((folder, sum(path.stat().st_blocks * STAT_BLOCK_BYTES for path in (own, *_parents(disk)))))
             os.statvfs(folder)
         except OSError as exc:
             raise RigError(Code.DiskUnhealthy, f"{what}: {reason(exc, what)}") from exc
@@ -41,7 +42,7 @@ def check_room_for_images(vm: str, images: list[tuple[DiskInfo, Path]]) -> None:
     needs = []
     for disk, image in images:
         with suppress(OSError):  # the copy names the image that cannot be looked at
-            needs.append((Path(disk.folder), min(image.stat().st_blocks * 512, disk.size_bytes)))
+            needs.append((Path(disk.folder), min(image.stat().st_blocks * STAT_BLOCK_BYTES, disk.size_bytes)))
     require_free_space(needs, f"VM {vm!r}", "the contents of its images need")
 
 

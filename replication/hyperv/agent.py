@@ -26,7 +26,7 @@ from siterig.blockfs.contracts.control import (
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
-from siterig.blockfs.core.sector_size import SectorBytes
+from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.images.image_formats import Format

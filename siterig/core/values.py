@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from siterig.azure_emu.vault.points import selectors
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.sizes import SECTOR_BYTES
 
 if TYPE_CHECKING:
     from siterig.azure_emu.contracts.ports import DiskSpec
 
-SECTOR_BYTES = 512
 OFFICIAL_INTERVALS_S = (30.0, 300.0, 900.0)
 FILESYSTEMS = ("ext4", "xfs")
 

@@ -26,7 +26,7 @@ from typing import Literal
 import trio
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.core.sector_size import SECTOR_BYTES_DEFAULT
+from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.files import block_device, safe_files, user_files
 from siterig.blockfs.files.host_errors import os_errors_as
 from siterig.blockfs.files.os_errors import reason
@@ -101,7 +101,7 @@ def _device_there(to: Path) -> RigError:
 
 
 async def export(
-    source: Path, to: Path, format_: Format, *, force: bool, advance: Advance, sector_bytes: int = SECTOR_BYTES_DEFAULT
+    source: Path, to: Path, format_: Format, *, force: bool, advance: Advance, sector_bytes: int = SECTOR_BYTES
 ) -> None:
     """Write the disk in ``source`` (for ``vhd`` the one with a footer) to ``to``; a symbolic link stays one.
 
@@ -191,7 +191,7 @@ async def _convert(source: Path, part: _Part, format_: Format, advance: Advance,
     with _opened(source) as reading:
         opened = qemu_img.OpenImage(source, reading.fileno(), "raw")
         size_bytes = os.fstat(reading.fileno()).st_size
-        if format_ == "vhdx" and sector_bytes != SECTOR_BYTES_DEFAULT:
+        if format_ == "vhdx" and sector_bytes != SECTOR_BYTES:
             await VhdxWriter(source, reading.fileno(), part.to, part.fd, size_bytes, sector_bytes).run(advance)
             return
         await qemu_img.convert(opened, qemu_img.Target(part.to, part.fd), to=format_, size_bytes=size_bytes, advance=advance)

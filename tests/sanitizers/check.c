@@ -164,12 +164,12 @@ static int is_dirty(const struct victim *victim, uint64_t chunk)
 /* What is not marked is as it was when the oldest kept segment began. */
 static void compare_clean_chunks(struct victim *victim, const uint8_t *applied, const uint8_t *now, uint64_t bytes)
 {
-	for (uint64_t at = 0; at < bytes; at += SR_DIRTY_CHUNK_BYTES) {
-		uint64_t n = bytes - at < SR_DIRTY_CHUNK_BYTES ? bytes - at : SR_DIRTY_CHUNK_BYTES;
-		if (is_dirty(victim, at / SR_DIRTY_CHUNK_BYTES))
+	for (uint64_t at = 0; at < bytes; at += SR_CHUNK_BYTES) {
+		uint64_t n = bytes - at < SR_CHUNK_BYTES ? bytes - at : SR_CHUNK_BYTES;
+		if (is_dirty(victim, at / SR_CHUNK_BYTES))
 			continue;
 		CHECK(memcmp(applied + at, now + at, n) == 0, "chunk %" PRIu64 " changed and is not marked",
-		      at / SR_DIRTY_CHUNK_BYTES);
+		      at / SR_CHUNK_BYTES);
 	}
 }
 

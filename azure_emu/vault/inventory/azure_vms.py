@@ -19,7 +19,7 @@ from siterig.azure_emu.vault.monitoring import health
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
-from siterig.blockfs.core.sector_size import known_size
+from siterig.blockfs.core.sizes import known_size
 from siterig.blockfs.host.host_folder import NAME_CHARS_MAX, RECOVERY_FOLDER, check_name
 
 Kind = Literal["TestFailover", "Recovered", "Copy"]

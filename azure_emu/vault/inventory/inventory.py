@@ -13,7 +13,7 @@ from siterig.azure_emu.vault.model.api import Vm, VmDisk
 from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.core.sector_size import known_size
+from siterig.blockfs.core.sizes import known_size
 
 UNPROTECTED = "Unprotected"
 

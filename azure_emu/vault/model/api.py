@@ -16,7 +16,7 @@ from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.progress import VmProgress
-from siterig.blockfs.core.sector_size import SectorBytes
+from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.wire_model import WireModel
 
 JobState = Literal["NotStarted", "InProgress", "Succeeded", "Failed", "Cancelled", "Suspended", "Other"]

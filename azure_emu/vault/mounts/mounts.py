@@ -28,7 +28,7 @@ from siterig.blockfs.contracts.control import RecoveryInfo, RecoverySource
 from siterig.blockfs.core import short_ids
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
-from siterig.blockfs.core.sector_size import known_size
+from siterig.blockfs.core.sizes import known_size
 
 CLEAN_UP_S = 10.0
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?([Zz]|[+-]\d\d:\d\d)")

@@ -12,7 +12,7 @@
 #include "disk/disk_internal.h"
 #include "disk/lock.h"
 
-#define DIRTY_FILE_BYTES_MAX (SR_DIRTY_HEADER_BYTES + SR_DISK_BYTES_MAX / SR_DIRTY_CHUNK_BYTES / 8)
+#define DIRTY_FILE_BYTES_MAX (SR_DIRTY_HEADER_BYTES + SR_DISK_BYTES_MAX / SR_CHUNK_BYTES / 8)
 /* In the dirty file, behind what its header's checksum covers: the state word; the number of the newest segment that has a
  * header; when the disk's file was last changed, as of the last sync. */
 #define STATE_OFFSET 64
@@ -21,7 +21,7 @@
 
 static uint64_t chunks_of(uint64_t disk_bytes)
 {
-	return (disk_bytes + SR_DIRTY_CHUNK_BYTES - 1) / SR_DIRTY_CHUNK_BYTES;
+	return (disk_bytes + SR_CHUNK_BYTES - 1) / SR_CHUNK_BYTES;
 }
 
 /* --- segments ------------------------------------------------------------------------------------------------ */
@@ -134,8 +134,8 @@ static void touch(struct log *log, uint64_t number, uint64_t offset, uint64_t by
 {
 	if (bytes == 0)
 		return;
-	uint64_t last = (offset + bytes - 1) / SR_DIRTY_CHUNK_BYTES;
-	for (uint64_t chunk = offset / SR_DIRTY_CHUNK_BYTES; chunk <= last && chunk < log->touched_count; chunk++)
+	uint64_t last = (offset + bytes - 1) / SR_CHUNK_BYTES;
+	for (uint64_t chunk = offset / SR_CHUNK_BYTES; chunk <= last && chunk < log->touched_count; chunk++)
 		log->touched[chunk] = (uint32_t)number;
 }
 
@@ -255,7 +255,7 @@ void sr_log_mark_dirty(struct sr_disk *disk, uint64_t offset, uint64_t bytes)
 	if (!bits || bytes == 0)
 		return;
 	bits += SR_DIRTY_HEADER_BYTES;
-	for (uint64_t c = offset / SR_DIRTY_CHUNK_BYTES; c <= (offset + bytes - 1) / SR_DIRTY_CHUNK_BYTES; c++)
+	for (uint64_t c = offset / SR_CHUNK_BYTES; c <= (offset + bytes - 1) / SR_CHUNK_BYTES; c++)
 		bits[c / 8] |= (uint8_t)(1u << (c % 8));
 }
 
@@ -271,7 +271,7 @@ void sr_log_abandon(struct sr_disk *disk, int state)
 		sr_log_mark_dirty(disk, 0, sr_layer_bytes(disk->layer));
 	for (uint64_t c = 0; c < log->touched_count; c++)
 		if (log->touched[c] && log->touched[c] >= (uint32_t)log->oldest_number)
-			sr_log_mark_dirty(disk, c * SR_DIRTY_CHUNK_BYTES, 1);
+			sr_log_mark_dirty(disk, c * SR_CHUNK_BYTES, 1);
 	/* The mark is in the file before the first write that is not logged: no kill makes it pass for a logged one. */
 	uint32_t word = (uint32_t)state;
 	__atomic_store_n((uint32_t *)(void *)(log->dirty.at + STATE_OFFSET), word, __ATOMIC_RELEASE);
@@ -472,7 +472,7 @@ void sr_log_touch(struct sr_disk *disk, uint64_t number, uint64_t offset, uint64
 	/* A record of this process is newer than what is told now of an older segment. */
 	struct log *log = &disk->log;
 	if (bytes > 0)
-		for (uint64_t c = offset / SR_DIRTY_CHUNK_BYTES; c <= (offset + bytes - 1) / SR_DIRTY_CHUNK_BYTES; c++)
+		for (uint64_t c = offset / SR_CHUNK_BYTES; c <= (offset + bytes - 1) / SR_CHUNK_BYTES; c++)
 			if (c < log->touched_count && log->touched[c] < (uint32_t)number)
 				log->touched[c] = (uint32_t)number;
 	sr_unlock(disk);

@@ -16,7 +16,7 @@
 #include "base/record.h"
 #include "layers/layer.h"
 
-enum { SR_DIRTY_HEADER_BYTES = 4096, SR_DIRTY_CHUNK_BYTES = 65536 };
+enum { SR_DIRTY_HEADER_BYTES = 4096, SR_CHUNK_BYTES = 65536 };
 
 /* Whether a disk is logged, and if no longer, why; kept in the dirty file, so that it outlives a kill. */
 enum sr_log_state { SR_UNLOGGED = -1, SR_LOGGED = 0, SR_LOG_OVERFLOW = 1, SR_LOG_FULL = 2, SR_SYNC_FAILED = 3, SR_WRITE_FAILED = 4,

@@ -7,8 +7,6 @@
 #include "disk/disk_internal.h"
 #include "disk/lock.h"
 
-#define CHUNK_BYTES 65536u
-
 struct snapshot {
 	int fd;
 	uint64_t bytes, store_bytes, store_bytes_max;
@@ -25,8 +23,8 @@ static int is_preserved(const struct snapshot *snap, uint64_t chunk)
 
 static int keep_chunk(struct sr_disk *disk, struct snapshot *snap, uint64_t chunk)
 {
-	uint64_t start = chunk * CHUNK_BYTES;
-	uint64_t bytes = snap->bytes - start < CHUNK_BYTES ? snap->bytes - start : CHUNK_BYTES;
+	uint64_t start = chunk * SR_CHUNK_BYTES;
+	uint64_t bytes = snap->bytes - start < SR_CHUNK_BYTES ? snap->bytes - start : SR_CHUNK_BYTES;
 
 	if (snap->store_bytes + bytes > snap->store_bytes_max)
 		return -ENOSPC;
@@ -50,7 +48,7 @@ void sr_snapshot_keep(struct sr_disk *disk, uint64_t offset, uint64_t bytes)
 	uint64_t end = offset + bytes < snap->bytes ? offset + bytes : snap->bytes;
 	if (offset < snap->released)
 		offset = snap->released;
-	for (uint64_t chunk = offset / CHUNK_BYTES; chunk * CHUNK_BYTES < end; chunk++) {
+	for (uint64_t chunk = offset / SR_CHUNK_BYTES; chunk * SR_CHUNK_BYTES < end; chunk++) {
 		if (is_preserved(snap, chunk))
 			continue;
 		int rc = keep_chunk(disk, snap, chunk);
@@ -63,7 +61,7 @@ void sr_snapshot_keep(struct sr_disk *disk, uint64_t offset, uint64_t bytes)
 
 static struct snapshot *new_snapshot(struct sr_disk *disk, int fd, uint64_t bytes_max)
 {
-	uint64_t bytes = sr_layer_bytes(disk->layer), chunks = (bytes + CHUNK_BYTES - 1) / CHUNK_BYTES;
+	uint64_t bytes = sr_layer_bytes(disk->layer), chunks = (bytes + SR_CHUNK_BYTES - 1) / SR_CHUNK_BYTES;
 	struct snapshot *snap = calloc(1, sizeof(*snap));
 	if (!snap)
 		return NULL;
@@ -71,7 +69,7 @@ static struct snapshot *new_snapshot(struct sr_disk *disk, int fd, uint64_t byte
 				  .bytes = bytes,
 				  .store_bytes_max = bytes_max,
 				  .preserved = calloc(chunks / 8 + 1, 1),
-				  .chunk = malloc(CHUNK_BYTES)};
+				  .chunk = malloc(SR_CHUNK_BYTES)};
 	if (snap->preserved && snap->chunk)
 		return snap;
 	free(snap->preserved);
@@ -145,7 +143,7 @@ void sr_snapshot_release(struct sr_disk *disk, uint64_t upto)
 	if (snap) {
 		if (upto > snap->bytes)
 			upto = snap->bytes;
-		upto = upto / CHUNK_BYTES * CHUNK_BYTES;
+		upto = upto / SR_CHUNK_BYTES * SR_CHUNK_BYTES;
 		if (upto > snap->released)
 			__atomic_store_n(&snap->released, upto, __ATOMIC_RELEASE);
 	}
@@ -172,7 +170,7 @@ void sr_snapshot_end(struct sr_disk *disk)
 
 static int read_piece(struct sr_disk *disk, struct snapshot *snap, char *buf, uint64_t bytes, uint64_t offset)
 {
-	uint64_t chunk = offset / CHUNK_BYTES;
+	uint64_t chunk = offset / SR_CHUNK_BYTES;
 	if (!is_preserved(snap, chunk)) {
 		int rc = (int)sr_noted(disk, sr_layer_read(disk->layer, buf, bytes, offset));
 		/* A write may have come between: then it has kept the old bytes before it changed any. */
@@ -188,7 +186,7 @@ static int read_snapshot(struct sr_disk *disk, struct snapshot *snap, char *buf,
 	if (!snap || end > snap->bytes)
 		return -EIO;
 	while (offset < end) {
-		uint64_t stop = (offset / CHUNK_BYTES + 1) * CHUNK_BYTES;
+		uint64_t stop = (offset / SR_CHUNK_BYTES + 1) * SR_CHUNK_BYTES;
 		if (stop > end)
 			stop = end;
 		int rc = read_piece(disk, snap, buf, stop - offset, offset);

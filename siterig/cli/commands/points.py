@@ -14,7 +14,7 @@ import typer
 from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, RecoveryPoint, VaultApi
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
-from siterig.blockfs.core.sector_size import SECTOR_BYTES_DEFAULT
+from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.images import vhd
 from siterig.cli import completion, exits, show
 from siterig.cli.commands.options import POINTS, Dir, Json, VmName, example, vault
@@ -227,7 +227,7 @@ def export(
                     Code.InvalidDiskSize,
                     f"{vm}/{source.name} has {source.size_bytes} bytes: {vhd.WHY_NOT}; export it as vhdx",
                 )
-            if source.sector_bytes != SECTOR_BYTES_DEFAULT and format_ != "vhdx":
+            if source.sector_bytes != SECTOR_BYTES and format_ != "vhdx":
                 show.notice(
                     f"disk {vm}/{source.name} declares sectors of {source.sector_bytes} bytes, which format {format_} "
                     f"cannot express: give --sector-size {source.sector_bytes} when it is imported, or export it as vhdx"

@@ -16,6 +16,7 @@ from siterig.azure_emu.scrub.scrubber import scrub as scrub_store
 from siterig.azure_emu.vault.model.api import ManagedDisk, RecoveryPoint, VaultApi
 from siterig.blockfs.core import short_ids
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
+from siterig.blockfs.core.sizes import STAT_BLOCK_BYTES
 from siterig.cli import completion, exits, show
 from siterig.cli.commands.options import Dir, Json, vault
 from siterig.cli.light_commands import running
@@ -147,7 +148,7 @@ def _used_bytes(folder: Path) -> int:
     for path in folder.rglob("*"):
         with suppress(FileNotFoundError):
             status = path.stat()
-            total += status.st_blocks * 512 if S_ISREG(status.st_mode) else 0
+            total += status.st_blocks * STAT_BLOCK_BYTES if S_ISREG(status.st_mode) else 0
     return total
 
 

@@ -9,7 +9,7 @@ import typer
 
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.core.sector_size import SECTOR_SIZES, check_sectors, known_size
+from siterig.blockfs.core.sizes import SECTOR_SIZES, check_sectors, known_size
 from siterig.blockfs.images.image_formats import FORMATS, Format
 from siterig.cli import completion, exits, light_commands, show
 from siterig.cli.commands.options import Dir, Json, VmName, example, vault

@@ -22,7 +22,7 @@ from siterig.blockfs.changelog.tags import decode_tag
 from siterig.blockfs.contracts.control import BackingImage, CutInfo, TagKind
 from siterig.blockfs.core.clock import SystemClock
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.core.sector_size import SectorBytes
+from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.files.sparse_copy import Advance
 from siterig.blockfs.host.disk_host import DiskHost

@@ -30,7 +30,7 @@ from siterig.blockfs.contracts.control import (
 )
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
-from siterig.blockfs.core.sector_size import SectorBytes
+from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.transfer.part_name import Watermark
 from tests.support import clocks
 

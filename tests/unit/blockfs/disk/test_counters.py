@@ -13,10 +13,10 @@ import pyfuse3
 import pytest
 
 from siterig.blockfs.changelog.disk_log import LogPolicy
-from siterig.blockfs.changelog.recovery import DISK_BYTES_MAX
 from siterig.blockfs.contracts.control import TagKind
 from siterig.blockfs.contracts.counters import LATENCY_BUCKETS, DiskCounters, percentile_us
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.sizes import DISK_BYTES_MAX
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.cext._core import ffi, lib

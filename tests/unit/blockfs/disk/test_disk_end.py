@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from siterig.blockfs.changelog.position_counter import PositionCounter
-from siterig.blockfs.changelog.recovery import DISK_BYTES_MAX
+from siterig.blockfs.core.sizes import DISK_BYTES_MAX
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
 from siterig.blockfs.disk.disk_rules import DiskRules
