@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -16,11 +17,14 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal may know fewer characters than a name has
+    gc.disable()  # it finds nothing in modules that are being loaded
     try:
         app = _load(sys.argv[1:])
     except KeyboardInterrupt:
         sys.stderr.write("siterig: interrupted\n")
         sys.exit(INTERRUPTED)
+    gc.freeze()
+    gc.enable()
     app()
 
 

@@ -13,7 +13,7 @@ from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.core.layout import Layout
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S
 from siterig.replication.hyperv.agent import HyperVAgent
-from siterig.roles.entry import Health, main
+from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
 from siterig.supervisor.launch import QUICK_RETRIES
 
@@ -47,5 +47,10 @@ async def run(
         cache.close()
 
 
+def main() -> None:
+    """Run the role in this process."""
+    run_role(partial(run, retry_delays_s=QUICK_DELAYS_S) if QUICK_RETRIES in sys.argv else run, holds_keys=True)
+
+
 if __name__ == "__main__":
-    main(partial(run, retry_delays_s=QUICK_DELAYS_S) if QUICK_RETRIES in sys.argv else run, holds_keys=True)
+    main()

@@ -9,7 +9,7 @@ from siterig.azure_emu.contracts.ports import RecoverySide
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.core.layout import Layout
-from siterig.roles.entry import Health, main
+from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
 
 
@@ -26,5 +26,10 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
         cache.close()
 
 
+def main() -> None:
+    """Run the role in this process."""
+    run_role(run, holds_keys=True)
+
+
 if __name__ == "__main__":
-    main(run, holds_keys=True)
+    main()

@@ -13,7 +13,7 @@ from siterig.blockfs.host.disk_host import DiskHost
 from siterig.core.front_end import FrontEnd
 from siterig.core.layout import Layout
 from siterig.core.limits import Limits
-from siterig.roles.entry import Health, main
+from siterig.roles.entry import Health, run_role
 from siterig.roles.hosting import clear_stale, host_disks
 from siterig.rpc import directory
 
@@ -40,5 +40,10 @@ async def run(
         nursery.cancel_scope.cancel()
 
 
+def main() -> None:
+    """Run the role in this process."""
+    run_role(partial(run, limits=Limits.of_words(sys.argv), front_end=FrontEnd.of_words(sys.argv)))
+
+
 if __name__ == "__main__":
-    main(partial(run, limits=Limits.of_words(sys.argv), front_end=FrontEnd.of_words(sys.argv)))
+    main()

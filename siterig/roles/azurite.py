@@ -7,7 +7,7 @@ import trio
 from siterig.azure_emu.storage.azurite import run_azurite
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
 from siterig.core.layout import Layout
-from siterig.roles.entry import Health, main
+from siterig.roles.entry import Health, run_role
 
 
 async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
@@ -23,5 +23,10 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
         task_status.started()
 
 
+def main() -> None:
+    """Run the role in this process."""
+    run_role(run, holds_keys=True)
+
+
 if __name__ == "__main__":
-    main(run, holds_keys=True)
+    main()

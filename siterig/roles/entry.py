@@ -95,8 +95,10 @@ def report(fd: int, readiness: Readiness) -> None:
     os.write(fd, json_text(readiness).encode() + b"\n")
 
 
-def main(work: RoleWork, *, holds_keys: bool = False) -> None:
-    """``python -m siterig.roles.NAME DIR [OPTION] CHANNEL_FD PARENT_PID``; ``holds_keys``: it has a secret in its memory."""
+def run_role(work: RoleWork, *, holds_keys: bool = False) -> None:
+    """Run a role with the arguments ``DIR [OPTION ...] CHANNEL_FD PARENT_PID`` of this process.
+
+    ``holds_keys``: it has a secret in its memory."""
     folder, channel_fd, parent_pid = Path(sys.argv[1]), int(sys.argv[-2]), int(sys.argv[-1])
     die_with_parent(parent_pid)
     forbid_core_dumps(holds_keys=holds_keys)

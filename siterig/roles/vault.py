@@ -10,7 +10,7 @@ from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.guests import hostmounts
 from siterig.core.layout import Layout
 from siterig.replication.contracts.ports import VaultLink
-from siterig.roles.entry import Health, main
+from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
 
 
@@ -43,5 +43,10 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
         vault.close()
 
 
+def main() -> None:
+    """Run the role in this process."""
+    run_role(run)
+
+
 if __name__ == "__main__":
-    main(run)
+    main()

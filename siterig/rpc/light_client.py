@@ -10,7 +10,6 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -44,8 +43,10 @@ class _Connection(http.client.HTTPConnection):
 
 
 def answers(calls: Sequence[Call], limit_s: float) -> list[Any] | None:
-    """Make all calls at the same time; return their results as JSON, or None unless all succeed within ``limit_s``."""
-    deadline = time.monotonic() + limit_s
+    """Make all calls at the same time; return their results as JSON, or None unless all succeed.
+
+    ``limit_s``: the longest wait for one answer, after those before it.
+    """
     try:
         with ExitStack() as stack:
             connections = []
@@ -54,19 +55,18 @@ def answers(calls: Sequence[Call], limit_s: float) -> list[Any] | None:
                 stack.callback(connection.close)
                 connection.request("POST", f"/{call.path}", json.dumps(call.arguments))
                 connections.append(connection)
-            return [_result(connection, deadline) for connection in connections]
+            return [_result(connection) for connection in connections]
     except (OSError, ValueError, RecursionError, http.client.HTTPException):
         return None
 
 
 def answer(call: Call, limit_s: float) -> Any:
-    """Make one call; return its result as JSON, or None unless it succeeds within ``limit_s``."""
+    """Make one call; return its result as JSON, or None unless it succeeds within ``limit_s`` seconds."""
     found = answers([call], limit_s)
     return None if found is None else found[0]
 
 
-def _result(connection: http.client.HTTPConnection, deadline: float) -> Any:
-    connection.sock.settimeout(max(deadline - time.monotonic(), 0.001))
+def _result(connection: http.client.HTTPConnection) -> Any:
     response = connection.getresponse()
     if response.status != http.HTTPStatus.OK or (response.length or 0) > ANSWER_BYTES_MAX:
         raise ValueError(response.status)

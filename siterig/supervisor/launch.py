@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from siterig.azure_emu.vault.context.roles import role_error
 from siterig.blockfs.core.code_root import child_environment
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import doctor
+from siterig.core import quick_start
 from siterig.core.control import SupervisorControl
 from siterig.core.front_end import FrontEnd
 from siterig.core.layout import Layout, check_format, create, restore_state
@@ -56,7 +56,7 @@ class Launched:
 def _spawn(layout: Layout, report_fd: int, options: list[str]) -> subprocess.Popen[bytes]:
     with open_log(layout.log("supervisor")) as log:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "siterig.supervisor.main", str(layout.root), *options, str(report_fd)],
+            [*quick_start.command("siterig.supervisor.main"), str(layout.root), *options, str(report_fd)],
             stdin=subprocess.PIPE if UNTIL_EOF in options else subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

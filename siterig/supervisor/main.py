@@ -1,4 +1,4 @@
-"""The supervisor's process: ``python -m siterig.supervisor.main DIR [OPTION ...] REPORT_FD``.
+"""The supervisor's process: ``python -m siterig.core.quick_start siterig.supervisor.main DIR [OPTION ...] REPORT_FD``.
 
 It is made by :mod:`siterig.supervisor.launch`, outlives it (unless ``--until-eof``), and holds the rig's lock.
 """
@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from siterig.blockfs.core.errors import RigError
-from siterig.core import front_end, limits
+from siterig.core import front_end, limits, quick_start
 from siterig.core.failures import unwrap_rig_error
 from siterig.core.layout import PRIVATE_UMASK, Layout, check_format, create
 from siterig.core.lock import take_lock
@@ -47,14 +47,13 @@ OPTIONS = {"site": _HOST_OPTIONS, "azure": _HOST_OPTIONS, "agent": (QUICK_RETRIE
 
 def role_specs(layout: Layout, options: list[str]) -> list[RoleSpec]:
     """The roles of Hyper-V to Azure without VMM."""
-    command = (sys.executable, "-P", "-m")
     root = str(layout.root)
 
     def told(role: str) -> list[str]:
         return [option for option in options if option.partition("=")[0] in OPTIONS.get(role, ())]
 
     return [
-        RoleSpec(name, (*command, f"siterig.roles.{name}", root, *told(name)), needs, answers_checks=True)
+        RoleSpec(name, (*quick_start.command(f"siterig.roles.{name}"), root, *told(name)), needs, answers_checks=True)
         for name, needs in ROLES.items()
     ]
 

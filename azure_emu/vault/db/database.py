@@ -77,7 +77,7 @@ class VaultDatabase:
             if not inspect(session.connection()).has_table(FormatRow.__tablename__):
                 Base.metadata.create_all(session.connection())
                 session.add(FormatRow(version=FORMAT_VERSION))
-                migrations.stamp_newest(session.connection())
+                migrations.stamp_newest(session.connection(), FORMAT_VERSION)
                 return
             version = session.scalars(select(FormatRow.version)).one()
         if not migrations.OLDEST_VERSION <= version <= FORMAT_VERSION:

@@ -28,7 +28,7 @@ from siterig.blockfs.guests import hostmounts
 from siterig.blockfs.transfer.part_name import Listing, PartName
 from siterig.core.layout import Layout
 from siterig.replication.contracts.ports import VaultLink
-from siterig.roles.entry import Health, main
+from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
 
 
@@ -172,4 +172,4 @@ async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskSta
 
 
 if __name__ == "__main__":
-    main({"applier": run_applier, "vault": run_vault}[sys.argv[2]])
+    run_role({"applier": run_applier, "vault": run_vault}[sys.argv[2]])

@@ -12,24 +12,37 @@ of the previous version to the test.
 
 from __future__ import annotations
 
-from alembic import command
-from alembic.config import Config
+from typing import TYPE_CHECKING
+
 from sqlalchemy import Connection, text
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 OLDEST_VERSION = 4
 """The oldest schema version that can be migrated."""
+_VERSION_TABLE = """
+CREATE TABLE alembic_version (
+    version_num VARCHAR(32) NOT NULL,
+    CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+)
+"""
+"""As Alembic makes it."""
 
 
 def _config(connection: Connection) -> Config:
+    from alembic.config import Config  # noqa: PLC0415 (a vault whose database needs no migration starts without Alembic)
+
     config = Config()
     config.set_main_option("script_location", "siterig.azure_emu.vault.db:migrations")
     config.attributes["connection"] = connection
     return config
 
 
-def stamp_newest(connection: Connection) -> None:
-    """Record in a database that was just made from the models that it needs no migration."""
-    command.stamp(_config(connection), "head")
+def stamp_newest(connection: Connection, version: int) -> None:
+    """Record in a database that was just made from the models that it has this version, as ``alembic stamp head`` does."""
+    connection.execute(text(_VERSION_TABLE))
+    connection.execute(text("INSERT INTO alembic_version (version_num) VALUES (:version)"), {"version": str(version)})
 
 
 def upgrade(connection: Connection, version: int) -> None:
@@ -38,5 +51,7 @@ def upgrade(connection: Connection, version: int) -> None:
     The caller has switched foreign keys off for the connection: SQLite changes a table by making a new one and dropping the
     old one, which would delete the rows that refer to it.
     """
+    from alembic import command  # noqa: PLC0415 (see _config)
+
     command.upgrade(_config(connection), "head")
     connection.execute(text("UPDATE format SET version = :version"), {"version": version})

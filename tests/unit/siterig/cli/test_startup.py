@@ -183,3 +183,17 @@ def test_the_help_of_the_program_is_the_same_as_with_all_commands_loaded() -> No
     assert summaries == SUMMARIES
     everything, summary = (CliRunner().invoke(program(words), ["--help"]).stdout for words in ([], ["--help"]))
     assert everything == summary
+
+
+@pytest.mark.parametrize("role", ["azurite", "site", "azure", "vault", "applier", "agent"])
+def test_a_role_loads_no_library_that_it_does_not_use(role: str) -> None:
+    script = f"import gc, sys\nfrom siterig.core.quick_start import load\nload('siterig.roles.{role}')\n"
+    script += "assert gc.isenabled() and gc.get_freeze_count()\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    not_used = {"alembic", "jinja2", "mako", "matplotlib", "numpy", "pygments", "rich", "typer"}
+    not_used |= {"sqlalchemy"} if role != "vault" else set()
+    not_used |= {"azure"} if role not in ("azurite", "applier", "agent") else set()
+    not_used |= {"pyfuse3"} if role not in ("site", "azure") else set()
+    assert not_used & loaded == set()
+    assert {"structlog", "trio"} < loaded
