@@ -38,7 +38,7 @@ async def main(root: Path, mountpoint: Path, *, tracked: bool, fuse_server: Fuse
             await trio.sleep(APPLIED_EVERY_S)
             await host.cut(vm="bench", kind="CrashConsistent", name="bench")
             for segment in await host.segments(vm="bench"):
-                await host.applied(disk_id=segment.disk_id, generation=segment.generation, last_seq=segment.last_seq)
+                await host.trim_log(disk_id=segment.disk_id, generation=segment.generation, last_seq=segment.last_seq)
         await trio.sleep_forever()
     abandoned = [f"{disk.vm}/{disk.name}: {disk.needs_resync}" for disk in await host.list_disks() if disk.needs_resync]
     if tracked:

@@ -17,7 +17,7 @@ import structlog
 import trio
 
 from siterig.azure_emu.disks.view_provider import StoreViews
-from siterig.blockfs.contracts.control import RecoverySource
+from siterig.blockfs.contracts.control import MountedPointSource
 from siterig.blockfs.fuse.serving import serve
 from siterig.blockfs.host.disk_host import DiskHost
 
@@ -28,12 +28,12 @@ def answers(host: DiskHost) -> dict[str, Callable[..., Awaitable[object]]]:
     """What can be asked."""
 
     async def mount(name: str, disk_id: str, position: int) -> str:
-        source = RecoverySource(name="os", disk_id=disk_id)
-        info = await host.open_recovery(vm=VM, name=name, position=position, disks=[source])
+        source = MountedPointSource(name="os", disk_id=disk_id)
+        info = await host.open_mounted_point(vm=VM, name=name, position=position, disks=[source])
         return info.disks[0].path
 
     async def unmount(name: str) -> None:
-        await host.close_recovery(vm=VM, name=name)
+        await host.close_mounted_point(vm=VM, name=name)
 
     async def plain(size_bytes: int) -> str:
         return (await host.create_disk(vm="plain", name="os", size_bytes=size_bytes)).path

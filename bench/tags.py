@@ -98,7 +98,7 @@ def _counters(disk: Disk) -> Any:
 async def _cut_all(host: DiskHost, disks: list[Disk], name: str, tags_us: list[float]) -> None:
     """What :meth:`DiskHost.cut` does but for the sync, with a clock around the engine's part."""
     for disk in disks:
-        await trio.to_thread.run_sync(disk.log.provide_spare)
+        await trio.to_thread.run_sync(disk.tracking.log.provide_spare)
     tag = TagSeen(tag_id=name, kind="CrashConsistent", name=name, position=host.positions.draw(), time_ns=time.time_ns())
     payload, position = encode_tag(tag), ffi.new("uint64_t *")
     for disk in disks:
@@ -118,7 +118,7 @@ async def _sync_and_apply(host: DiskHost, disks: list[Disk]) -> None:
         for disk in disks:
             await disk.flush()
         for segment in await host.segments(vm="bench"):
-            await host.applied(disk_id=segment.disk_id, generation=segment.generation, last_seq=segment.last_seq)
+            await host.trim_log(disk_id=segment.disk_id, generation=segment.generation, last_seq=segment.last_seq)
 
 
 async def measure(folder: Path, *, disks: int, seconds: float, every_s: float) -> Found:

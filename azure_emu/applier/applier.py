@@ -26,7 +26,6 @@ import trio
 from siterig.azure_emu.applier.account_watch import AccountWatch, BadPartError
 from siterig.azure_emu.applier.bad_parts import LONG_BAD, QUICK_FOR_S, REPAIRABLE
 from siterig.azure_emu.applier.export import Exporter, data_bytes
-from siterig.azure_emu.contracts.part_cache import PartCache
 from siterig.azure_emu.contracts.ports import ApplierReports, Change, ChangeStep, Damage, ManagedDiskState
 from siterig.azure_emu.disks.change_steps import change_steps
 from siterig.azure_emu.disks.history import PartStatus
@@ -43,6 +42,7 @@ from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.files import safe_files
+from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.part_codec import decompress
 from siterig.blockfs.transfer.part_name import Listing, PartName, Watermark
 from siterig.cext.checksums import KEY_BYTES
@@ -99,7 +99,7 @@ class _Disk:
 class Applier:
     """Implements :class:`siterig.azure_emu.contracts.ports.RecoverySide` over ``disks``, one folder a managed disk."""
 
-    def __init__(self, disks: Path, cache: PartCache, reports: ApplierReports, waits: Waits | None = None) -> None:
+    def __init__(self, disks: Path, cache: CacheAccount, reports: ApplierReports, waits: Waits | None = None) -> None:
         """``waits``: where the applier registers what it waits for."""
         self._folder = disks
         self._cache = cache

@@ -11,8 +11,8 @@ import trio
 
 from siterig.azure_emu.contracts.ports import DamageReports
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.disk.disk_files import DiskPlace
-from siterig.blockfs.disk.disk_rules import log_changed
+from siterig.blockfs.disk.disk_files import DiskPaths
+from siterig.blockfs.disk.disk_options import log_changed
 
 RETRY_S = 1.0
 _log = structlog.get_logger("siterig.azure_emu.applier.changed_vm_disks")
@@ -25,10 +25,10 @@ class ChangedVmDisks:
         self._waiting: dict[tuple[str, str], str] = {}
         self._news = trio.Event()
 
-    def note(self, place: DiskPlace, what: str) -> None:
+    def note(self, paths: DiskPaths, what: str) -> None:
         """Another program has changed a VM's disk, or it cannot be opened."""
-        log_changed(place, what)
-        self._waiting.setdefault((place.vm, place.name), what)
+        log_changed(paths, what)
+        self._waiting.setdefault((paths.vm, paths.name), what)
         self._news.set()
 
     async def report(self, reports: DamageReports) -> None:

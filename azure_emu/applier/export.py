@@ -15,11 +15,11 @@ from pathlib import Path
 
 import trio
 
-from siterig.azure_emu.contracts.part_cache import PartCache
 from siterig.azure_emu.disks.io_errors import host_disk_errors
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.part_codec import pack
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.blockfs.transfer.sync_stream import SyncStream
@@ -37,7 +37,7 @@ _POSITION, _TIME_NS, _FIRST_SEQ = 1, 0, 1
 class Exporter:
     """Exports disks; the same disk only once at a time."""
 
-    def __init__(self, spool: Path, cache: PartCache) -> None:
+    def __init__(self, spool: Path, cache: CacheAccount) -> None:
         self._spool = spool
         self._cache = cache
         self._locks: defaultdict[str, trio.Lock] = defaultdict(trio.Lock)

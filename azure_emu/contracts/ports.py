@@ -12,7 +12,7 @@ from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.waits import Wait
 from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
-from siterig.blockfs.images.image_formats import Format
+from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.transfer.part_name import Watermark
 
 
@@ -28,7 +28,7 @@ class DiskSpec(WireModel):
     size_bytes: int
     filesystem: str | None = None
     image: str | None = None
-    image_format: Format | None = None
+    image_format: ImageFormat | None = None
     sector_bytes: SectorBytes = 512
     backing: BackingImage | None = None
 

@@ -32,6 +32,7 @@ from azure.core.exceptions import (
 from azure.storage.blob import BlobPrefix, BlobServiceClient, ContainerClient
 
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.part_codec import BLOB_BYTES_MAX
 from siterig.blockfs.transfer.part_name import Listing, PartName
 
@@ -60,10 +61,10 @@ logging.getLogger("azure").setLevel(logging.ERROR)  # it logs every request at I
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each refused connection, which our error says
 
 
-class BlobCacheAccount:
+class BlobCacheAccount(CacheAccount):
     """Parts as block blobs named ``PartName.blob()`` in the container ``asr-cache``.
 
-    Implements ``siterig.replication.contracts.ports.CacheAccount``.  The SDK's client is shared by at most
+    The SDK's client is shared by at most
     ``in_flight_max`` threads. A cancelled call returns at once; its request may still go through.
     """
 

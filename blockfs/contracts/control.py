@@ -188,7 +188,7 @@ class BackingImage(WireModel):
     format: Literal["raw", "vhd"]
 
 
-class RecoverySource(WireModel):
+class MountedPointSource(WireModel):
     """A disk of a state to mount: managed disk ``disk_id`` is shown as ``name``."""
 
     name: str = Field(pattern=r"^[^\x00-\x1f\x7f/]+$")
@@ -196,7 +196,7 @@ class RecoverySource(WireModel):
     sector_bytes: SectorBytes = 512
 
 
-class RecoveryDisk(WireModel):
+class MountedPointDisk(WireModel):
     """A disk of a mounted state: ``path`` is its file in the mount, ``vhd_path`` that of the fixed VHD, if it can be one."""
 
     name: str
@@ -208,13 +208,13 @@ class RecoveryDisk(WireModel):
     sector_bytes: SectorBytes = 512
 
 
-class RecoveryInfo(WireModel):
+class MountedPointInfo(WireModel):
     """A VM's disks as they were at a position, read-only.  ``broken``: None, or why they could not be opened again."""
 
     vm: str
     name: str
     position: int
-    disks: list[RecoveryDisk]
+    disks: list[MountedPointDisk]
     broken: str | None
 
 
@@ -293,7 +293,7 @@ class DiskHostControl(Protocol):
         """Closed segments that are still kept, by disk and sequence number."""
         ...
 
-    async def applied(self, *, disk_id: str, generation: int, last_seq: int) -> None:
+    async def trim_log(self, *, disk_id: str, generation: int, last_seq: int) -> None:
         """The recovery side has durably applied up to ``last_seq``: those segments may go."""
         ...
 
@@ -336,7 +336,7 @@ class DiskHostControl(Protocol):
         """The VM's disks can be replaced: ``VmNotFound``, ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``."""
         ...
 
-    async def open_point(
+    async def create_disk_from_point(
         self, *, vm: str, name: str, managed_disk: ManagedDiskId, position: int, sector_bytes: SectorBytes = 512
     ) -> DiskInfo:
         """Serve managed disk ``managed_disk`` as of ``position`` as a writable, tracked disk of VM ``vm``.
@@ -357,9 +357,9 @@ class DiskHostControl(Protocol):
         """
         ...
 
-    async def open_recovery(
-        self, *, vm: str, name: str, position: int, disks: list[RecoverySource], time_ns: int | None = None
-    ) -> RecoveryInfo:
+    async def open_mounted_point(
+        self, *, vm: str, name: str, position: int, disks: list[MountedPointSource], time_ns: int | None = None
+    ) -> MountedPointInfo:
         """Serve managed disks as of ``position``, read-only, as ``recovery/VM/NAME``; no-op if it is there like that.
 
         ``time_ns``: of that state, Unix time; its files have it.  None: they have the time of this call.
@@ -368,10 +368,10 @@ class DiskHostControl(Protocol):
         """
         ...
 
-    async def close_recovery(self, *, vm: str, name: str) -> None:
+    async def close_mounted_point(self, *, vm: str, name: str) -> None:
         """Take it away; no-op if there is none (``RecoveryInUse``)."""
         ...
 
-    async def list_recoveries(self, *, vm: str | None = None) -> list[RecoveryInfo]:
+    async def list_mounted_points(self, *, vm: str | None = None) -> list[MountedPointInfo]:
         """All that are served, or those of one VM."""
         ...

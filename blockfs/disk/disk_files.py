@@ -29,7 +29,7 @@ HOLDER_KIND = "vm"
 
 
 @dataclass(frozen=True, slots=True)
-class DiskPlace:
+class DiskPaths:
     """Whose disk it is (no VM's: ``vm`` is empty), and the folder that holds its files."""
 
     folder: Path
@@ -49,19 +49,19 @@ class DiskPlace:
         return f"{self.vm}/{self.name}" if self.vm else self.name
 
 
-MakeFiles = Callable[[DiskPlace], None]
+MakeFiles = Callable[[DiskPaths], None]
 """Makes a disk's files at its place."""
 
 
-def make_raw(place: DiskPlace, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
+def make_raw(paths: DiskPaths, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
     """The files of a new all-zero disk; nothing is left behind if it fails."""
     if not 0 < size_bytes <= DISK_BYTES_MAX or size_bytes % sector_bytes:
         raise RigError(
             Code.InvalidDiskSize,
-            f"disk {place.name}: size is {size_bytes} bytes; it must be a positive multiple of {sector_bytes} and at "
+            f"disk {paths.name}: size is {size_bytes} bytes; it must be a positive multiple of {sector_bytes} and at "
             f"most {DISK_BYTES_MAX >> 40} TiB",
         )
-    with _new_file(place.file("img"), size_bytes):
+    with _new_file(paths.file("img"), size_bytes):
         DiskState(
             disk_id=str(uuid.uuid4()),
             size_bytes=size_bytes,
@@ -70,7 +70,7 @@ def make_raw(place: DiskPlace, size_bytes: int, sector_bytes: SectorBytes = 512)
             tracked=False,
             needs_resync=None,
             sector_bytes=sector_bytes,
-        ).save(place.file("disk"))
+        ).save(paths.file("disk"))
 
 
 @contextmanager
@@ -89,8 +89,8 @@ def _new_file(path: Path, size_bytes: int) -> Iterator[None]:
         os.close(fd)
 
 
-def make_top(
-    place: DiskPlace, *, managed_disk: str, position: int, size_bytes: int, sector_bytes: SectorBytes = 512
+def make_over_managed_disk(
+    paths: DiskPaths, *, managed_disk: str, position: int, size_bytes: int, sector_bytes: SectorBytes = 512
 ) -> None:
     """The files of a new writable disk over managed disk ``managed_disk`` at ``position``, which has that size."""
     DiskState(
@@ -103,18 +103,18 @@ def make_top(
         managed_disk=managed_disk,
         position=position,
         sector_bytes=sector_bytes,
-    ).save(place.file("disk"))
+    ).save(paths.file("disk"))
 
 
-def make_overlay(place: DiskPlace, parent: ParentNote, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
+def make_over_image(paths: DiskPaths, parent: ParentNote, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
     """The files of a new thin disk over an image; nothing is left behind if it fails."""
     if not parent.size_bytes <= size_bytes <= DISK_BYTES_MAX or size_bytes % sector_bytes:
         raise RigError(
             Code.InvalidDiskSize,
-            f"disk {place.name}: size is {size_bytes} bytes; it must be a multiple of {sector_bytes}, at least the "
+            f"disk {paths.name}: size is {size_bytes} bytes; it must be a multiple of {sector_bytes}, at least the "
             f"{parent.size_bytes} of its parent and at most {DISK_BYTES_MAX >> 40} TiB",
         )
-    with _new_file(place.file("top"), size_bytes):
+    with _new_file(paths.file("top"), size_bytes):
         DiskState(
             disk_id=str(uuid.uuid4()),
             size_bytes=size_bytes,
@@ -124,50 +124,50 @@ def make_overlay(place: DiskPlace, parent: ParentNote, size_bytes: int, sector_b
             needs_resync=None,
             sector_bytes=sector_bytes,
             parent=parent,
-        ).save(place.file("disk"))
+        ).save(paths.file("disk"))
 
 
-def make_raw_of_top(place: DiskPlace, state: DiskState) -> DiskState:
+def convert_to_raw(paths: DiskPaths, state: DiskState) -> DiskState:
     """A top whose file durably holds all blocks is a raw disk from the next start on; its new state, saved.
 
     Called again, after an error, it goes on.
     """
-    if place.file("top").exists():
-        place.file("top").rename(place.file("img"))
-    return _note_raw(place, state)
+    if paths.file("top").exists():
+        paths.file("top").rename(paths.file("img"))
+    return _note_raw(paths, state)
 
 
-def _note_raw(place: DiskPlace, state: DiskState) -> DiskState:
-    sync_folder(place.folder)  # the rename first
+def _note_raw(paths: DiskPaths, state: DiskState) -> DiskState:
+    sync_folder(paths.folder)  # the rename first
     # What was copied last is in no log: after a kill its time must not pass for another's write.
     opened = state.opened
     if opened is not None:
-        opened = opened.model_copy(update={"mtime_ns": place.file("img").stat().st_mtime_ns})
+        opened = opened.model_copy(update={"mtime_ns": paths.file("img").stat().st_mtime_ns})
     raw = state.model_copy(
         update={"kind": "raw", "managed_disk": None, "position": None, "promoting": False, "opened": opened}
     )
-    raw.save(place.file("disk"))
+    raw.save(paths.file("disk"))
     return raw
 
 
-def remove_maps(place: DiskPlace) -> None:
+def remove_maps(paths: DiskPaths) -> None:
     """What is left of a top that has become a raw disk."""
     for suffix in ("top.present", "top.durable"):
-        place.file(suffix).unlink(missing_ok=True)
+        paths.file(suffix).unlink(missing_ok=True)
 
 
-def remove_top(place: DiskPlace) -> None:
+def remove_overlay(paths: DiskPaths) -> None:
     """The files of a thin disk in whose place a raw one was put."""
-    place.file("top").unlink(missing_ok=True)
-    remove_maps(place)
+    paths.file("top").unlink(missing_ok=True)
+    remove_maps(paths)
 
 
-def finish_promotion(place: DiskPlace, state: DiskState) -> DiskState:
+def finish_promotion(paths: DiskPaths, state: DiskState) -> DiskState:
     """At start: if a kill came between the steps by which a top becomes a raw disk, take the rest of them."""
-    if state.kind == "top" and state.promoting and not place.file("top").exists() and place.file("img").exists():
-        state = _note_raw(place, state)
+    if state.kind == "top" and state.promoting and not paths.file("top").exists() and paths.file("img").exists():
+        state = _note_raw(paths, state)
     if state.kind == "raw":
-        remove_maps(place)
+        remove_maps(paths)
     return state
 
 
@@ -176,41 +176,41 @@ def _whole_sectors(path: Path) -> int:
     return path.stat().st_size // SECTOR_BYTES * SECTOR_BYTES
 
 
-def _open_below(place: DiskPlace, state: DiskState, views: Views | None) -> Layer:
+def _open_below(paths: DiskPaths, state: DiskState, views: Views | None) -> Layer:
     if state.parent is not None:
         return open_parent(state.parent)
     if views is None or state.managed_disk is None or state.position is None:
-        raise RigError(Code.NotARecoveryHost, f"disk {place} lies over a managed disk; this host has none")
-    return views.open(state.managed_disk, state.position, place.holder)
+        raise RigError(Code.NotARecoveryHost, f"disk {paths} lies over a managed disk; this host has none")
+    return views.open(state.managed_disk, state.position, paths.holder)
 
 
-def open_layer(place: DiskPlace, state: DiskState, views: Views | None) -> WritableLayer:
+def open_layer(paths: DiskPaths, state: DiskState, views: Views | None) -> WritableLayer:
     """The bytes of a disk with that state; ``DiskCorrupt``, ``NotARecoveryHost``, ``BrokenVhdChain``."""
     layer: WritableLayer
     if state.kind == "raw":
-        layer = RawLayer(place.file("img"), writable=True, size_bytes=_whole_sectors(place.file("img")))
+        layer = RawLayer(paths.file("img"), writable=True, size_bytes=_whole_sectors(paths.file("img")))
     else:
-        below = _open_below(place, state, views)
+        below = _open_below(paths, state, views)
         try:
-            layer = OverlayLayer(below, place.file("top"))
+            layer = OverlayLayer(below, paths.file("top"))
         except BaseException:
             below.close()
             raise
     if (found := layer.size_bytes) < state.size_bytes:
         layer.close()
         raise RigError(
-            Code.DiskCorrupt, f"disk {place}: {layer.path.name} has {found} bytes; its state says {state.size_bytes}"
+            Code.DiskCorrupt, f"disk {paths}: {layer.path.name} has {found} bytes; its state says {state.size_bytes}"
         )
     return layer
 
 
-def make_first(root: Path, place: DiskPlace, make: MakeFiles) -> None:
+def make_first(root: Path, paths: DiskPaths, make: MakeFiles) -> None:
     """Make the first disk of a VM: its folder, in the host's ``root``, appears whole or not at all."""
-    fresh = root / f".new-{place.vm}"
+    fresh = root / f".new-{paths.vm}"
     safe_files.make_folder(fresh)
     try:
-        make(DiskPlace(fresh, place.vm, place.name))
-        fresh.rename(place.folder)
+        make(DiskPaths(fresh, paths.vm, paths.name))
+        fresh.rename(paths.folder)
     except BaseException:
         shutil.rmtree(fresh)
         raise

@@ -16,8 +16,8 @@ import structlog
 
 from siterig.blockfs.changelog.disk_log import DiskLog
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.disk.disk_files import DiskPlace
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.guests import hostmounts
 from siterig.blockfs.watch import own_file
 from siterig.blockfs.watch.own_file import OwnFiles
@@ -41,9 +41,9 @@ class DiskGuard:
     def __init__(
         self,
         disk: Any,
-        place: DiskPlace,
+        paths: DiskPaths,
         files: OwnFiles,
-        rules: DiskRules,
+        options: DiskOptions,
         *,
         log: Callable[[], DiskLog | None],
         ended: Callable[[], None],
@@ -55,15 +55,15 @@ class DiskGuard:
         """A change of the log's files by another program; None: none is known."""
         self.files = files
         self._disk = disk
-        self._place = place
-        self._rules = rules
+        self._paths = paths
+        self._options = options
         self._log = log
         self._ended = ended
-        if rules.watch is not None:
-            rules.watch.add(files.fd, str(files.path), self)
-            positions = rules.positions.path
-            for folder in {place.folder} if positions is None else {place.folder, positions.parent}:
-                rules.watch.add_folder(folder, self)
+        if options.watch is not None:
+            options.watch.add(files.fd, str(files.path), self)
+            positions = options.positions.path
+            for folder in {paths.folder} if positions is None else {paths.folder, positions.parent}:
+                options.watch.add_folder(folder, self)
 
     def check_files(self, *, new_log: bool = False) -> str | None:
         """Find and note what has become of the files; None: they are as they were.
@@ -73,8 +73,8 @@ class DiskGuard:
         if self._disk is not None:
             excess_bytes = int(lib.sr_disk_excess_bytes(self._disk))
             # Something may rightly lie behind a disk that cannot grow.
-            trouble = self.files.trouble(excess_bytes if self._rules.can_grow else min(excess_bytes, 0))
-            trouble = trouble or self._lost_file(with_dirty=not new_log) or self._rules.positions.trouble
+            trouble = self.files.trouble(excess_bytes if self._options.can_grow else min(excess_bytes, 0))
+            trouble = trouble or self._lost_file(with_dirty=not new_log) or self._options.positions.trouble
             if trouble is not None:
                 self.changed_by_another(trouble)
         return self.trouble
@@ -86,29 +86,29 @@ class DiskGuard:
             self.log_trouble = f"{became} while the log was written to"
             lib.sr_disk_note_log_lost(self._disk)
             self._note_end()
-            self._rules.tell_log_lost(self._place, self.log_trouble)
+            self._options.report_log_lost(self._paths, self.log_trouble)
         return self.log_trouble
 
     def _log_became(self, log: DiskLog) -> str | None:
-        state = self._place.file("disk")  # replaced by each change of the state
+        state = self._paths.file("disk")  # replaced by each change of the state
         if own_file.named(state) is None:
             return f"{state} was deleted, or renamed,"
-        if (became := self._rules.positions.file_trouble()) is not None:
-            return f"{self._rules.positions.path} {became}"
+        if (became := self._options.positions.file_trouble()) is not None:
+            return f"{self._options.positions.path} {became}"
         return log.file_trouble()
 
     def _note_end(self) -> None:
         try:
             self._ended()
         except (OSError, RigError) as exc:  # the dirty file has it, and it is noted with the next event
-            _log.warning("end_of_log_not_noted", disk=str(self._place), error=str(exc))
+            _log.warning("end_of_log_not_noted", disk=str(self._paths), error=str(exc))
 
     def _lost_file(self, *, with_dirty: bool) -> str | None:
         """Which of the files that tell what the disk's bytes are was cut, or cannot be written any more."""
         lost = int(lib.sr_disk_lost_files(self._disk))
         for bit, suffix in _TELLING:
             if lost & bit and (with_dirty or bit != lib.SR_LOST_DIRTY):
-                return f"{self._place.file(suffix)} was cut by another program, or its medium failed"
+                return f"{self._paths.file(suffix)} was cut by another program, or its medium failed"
         return None
 
     def begin_again(self) -> None:
@@ -116,27 +116,27 @@ class DiskGuard:
 
         ``DiskUnhealthy`` if the files are not those that the disk has open, or not whole.
         """
-        if self._rules.watch is not None:
-            self._rules.watch.look()
+        if self._options.watch is not None:
+            self._options.watch.look()
         self.trouble = self.log_trouble = None
-        if (became := self._rules.positions.file_trouble()) is not None:
+        if (became := self._options.positions.file_trouble()) is not None:
             raise RigError(
                 Code.DiskUnhealthy,
-                f"disk {self._place}: {self._rules.positions.path} {became} while it was in use; let it be made anew "
+                f"disk {self._paths}: {self._options.positions.path} {became} while it was in use; let it be made anew "
                 "(siterig role restart)",
             )
         lib.sr_disk_forget_file_changed(self._disk)
         if (trouble := self.check_files(new_log=True)) is not None:
             raise RigError(
                 Code.DiskUnhealthy,
-                f"disk {self._place}: {trouble}; put the whole file back, then let the disk be opened again (siterig role "
+                f"disk {self._paths}: {trouble}; put the whole file back, then let the disk be opened again (siterig role "
                 "restart)",
             )
 
     async def check_no_loops(self) -> None:
         """``DiskInUse`` if a loop device that can write is attached to the file itself: no log would have its writes."""
         for loop in await self._loops():
-            raise RigError(Code.DiskInUse, f"disk {self._place}: {hostmounts.loop_text(loop, self.files.path)}")
+            raise RigError(Code.DiskInUse, f"disk {self._paths}: {hostmounts.loop_text(loop, self.files.path)}")
 
     async def look_for_loops(self) -> None:
         """Note a loop device that is attached to the file itself."""
@@ -150,8 +150,8 @@ class DiskGuard:
 
     def look_at_the_end(self) -> str | None:
         """:meth:`check_files`, and act on what the kernel has reported and nobody has looked at yet."""
-        if self._rules.watch is not None:
-            self._rules.watch.look()
+        if self._options.watch is not None:
+            self._options.watch.look()
         self.check_log()
         return self.check_files()
 
@@ -166,7 +166,7 @@ class DiskGuard:
             self.trouble = what
             lib.sr_disk_note_changed(self._disk)
             self._note_end()
-            self._rules.tell_changed(self._place, what)
+            self._options.report_changed(self._paths, what)
 
     @property
     def changes(self) -> int:
@@ -175,7 +175,7 @@ class DiskGuard:
 
     def close(self) -> None:
         """Before the disk in C is freed."""
-        if self._rules.watch is not None:
-            self._rules.watch.remove(self)
+        if self._options.watch is not None:
+            self._options.watch.remove(self)
         self.files.close()
         self._disk = None

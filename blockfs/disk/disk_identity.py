@@ -21,7 +21,7 @@ from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.disk_log import LogExtent, find_segments
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.disk.disk_files import DiskPlace
+from siterig.blockfs.disk.disk_files import DiskPaths
 from siterig.blockfs.disk.disk_state import ClosedNote, DiskState, OpenedNote
 from siterig.blockfs.layers import overlay_map
 from siterig.blockfs.watch.file_stamps import KILL_GRACE_S, DigestBudget, FileStamp, durable_stamp, inode_of, why_changed
@@ -30,56 +30,56 @@ from siterig.cext._core import lib
 _log = structlog.get_logger("siterig.blockfs.disk.disk_identity")
 
 
-def own_files(place: DiskPlace, state: DiskState) -> list[Path]:
+def own_files(paths: DiskPaths, state: DiskState) -> list[Path]:
     """The files that a disk's bytes are in, the one that takes the writes first."""
     if state.image is not None:
-        return [place.folder / state.image]
+        return [paths.folder / state.image]
     if state.kind == "raw":
-        return [place.file("img")]
-    return [place.file(suffix) for suffix in ("top", "top.present", "top.durable")]
+        return [paths.file("img")]
+    return [paths.file(suffix) for suffix in ("top", "top.present", "top.durable")]
 
 
-def check_files_there(place: DiskPlace, state: DiskState) -> None:
+def check_files_there(paths: DiskPaths, state: DiskState) -> None:
     """``DiskCorrupt`` if a file is missing or was cut that the opening would make new and empty."""
     if state.kind == "raw":
         return  # its file is never made new; a top's are at the first opening, and may be lost with the power
     map_bytes = -(-state.size_bytes // lib.SR_BLOCK_BYTES // 8)
-    noted = state.closed is not None or _noted_by_killed(place) is not None
-    if not noted and not overlay_map.vouch_for(place.file("top"), map_bytes):
+    noted = state.closed is not None or _noted_by_killed(paths) is not None
+    if not noted and not overlay_map.vouch_for(paths.file("top"), map_bytes):
         return
-    for path, wanted in zip(own_files(place, state), (state.size_bytes, map_bytes, 0), strict=True):
+    for path, wanted in zip(own_files(paths, state), (state.size_bytes, map_bytes, 0), strict=True):
         if not path.exists():
-            raise RigError(Code.DiskCorrupt, f"{path}: is missing; disk {place} has blocks in it")
+            raise RigError(Code.DiskCorrupt, f"{path}: is missing; disk {paths} has blocks in it")
         if (found := path.stat().st_size) < wanted:
-            raise RigError(Code.DiskCorrupt, f"{path}: has {found} bytes; disk {place} needs {wanted}")
+            raise RigError(Code.DiskCorrupt, f"{path}: has {found} bytes; disk {paths} needs {wanted}")
 
 
-def _noted_by_killed(place: DiskPlace) -> dirty_bitmap.DirtyFile | None:
+def _noted_by_killed(paths: DiskPaths) -> dirty_bitmap.DirtyFile | None:
     """The dirty file of a process that was killed in this boot; None: there was none, or power was lost."""
     try:
-        found = dirty_bitmap.read(place.file("dirty"))
+        found = dirty_bitmap.read(paths.file("dirty"))
     except RigError:
         return None  # the opening names it
     return found if found.boot_id == boot.current_boot_id() else None
 
 
-def newest_segment(place: DiskPlace) -> int:
+def newest_segment(paths: DiskPaths) -> int:
     """Number of the newest segment that a killed process had begun; 0 if that is not known."""
-    found = _noted_by_killed(place)
+    found = _noted_by_killed(paths)
     return found.newest_segment if found is not None else 0
 
 
-def noted_reason(place: DiskPlace, state: DiskState) -> str | None:
+def noted_reason(paths: DiskPaths, state: DiskState) -> str | None:
     """Why the log had been abandoned when its process ended; ``LogCorrupt``, ``PowerLoss`` if that cannot be known."""
     try:
-        found = dirty_bitmap.read(place.file("dirty"))
+        found = dirty_bitmap.read(paths.file("dirty"))
     except RigError as exc:
-        _log.info("dirty_file_unusable", disk=str(place), reason=exc.code, message=exc.message)
+        _log.info("dirty_file_unusable", disk=str(paths), reason=exc.code, message=exc.message)
         return Code.LogCorrupt
     if (found.disk_id, found.generation) != (state.disk_id, state.generation):
         return Code.LogCorrupt  # a kill came when a log was begun: what was noted of the one before is not known
-    if found.reason is not None and place.file("dirty").stat().st_size < dirty_bitmap.file_bytes(state.size_bytes):
-        _log.info("dirty_file_unusable", disk=str(place), reason="it was cut")
+    if found.reason is not None and paths.file("dirty").stat().st_size < dirty_bitmap.file_bytes(state.size_bytes):
+        _log.info("dirty_file_unusable", disk=str(paths), reason="it was cut")
         return Code.LogCorrupt
     return found.reason if found.reason is None or found.whole else Code.PowerLoss
 
@@ -96,58 +96,58 @@ class Identified:
     why: str | None
 
 
-def identify(place: DiskPlace, state: DiskState) -> Identified:
+def identify(paths: DiskPaths, state: DiskState) -> Identified:
     """Before any of a tracked disk's files is opened for writing: whether they are still what they were."""
-    closed, why = state.closed, _why_another(place, state) if state.tracked else None
+    closed, why = state.closed, _why_another(paths, state) if state.tracked else None
     if why is not None:
         state = state.model_copy(update={"tracked": False, "needs_resync": Code.ImageChanged})
     if closed is not None or why is not None:
         state = state.model_copy(update={"closed": None})
-        state.save(place.file("disk"))
+        state.save(paths.file("disk"))
     return Identified(state, closed, why)
 
 
-def _why_another(place: DiskPlace, state: DiskState) -> str | None:
+def _why_another(paths: DiskPaths, state: DiskState) -> str | None:
     if state.closed is None:
-        return _since_kill(place, state)
-    wanted = {path.name for path in own_files(place, state)}
+        return _since_kill(paths, state)
+    wanted = {path.name for path in own_files(paths, state)}
     stamps = [stamp for stamp in state.closed.files if stamp.file in wanted]
-    return next((why for stamp in stamps if (why := why_changed(place.folder / stamp.file, stamp)) is not None), None)
+    return next((why for stamp in stamps if (why := why_changed(paths.folder / stamp.file, stamp)) is not None), None)
 
 
-def _since_kill(place: DiskPlace, state: DiskState) -> str | None:
-    path, noted = own_files(place, state)[0], _noted_by_killed(place)
+def _since_kill(paths: DiskPaths, state: DiskState) -> str | None:
+    path, noted = own_files(paths, state)[0], _noted_by_killed(paths)
     if noted is None or not path.exists():
         return None
     found, opened = path.stat(), state.opened
-    if opened is not None and inode_of(place.file("dirty").stat()) == opened.dirty_inode and inode_of(found) != opened.inode:
+    if opened is not None and inode_of(paths.file("dirty").stat()) == opened.dirty_inode and inode_of(found) != opened.inode:
         return f"{path} was replaced after the process that logged it was killed"
     if state.promoting:  # what is copied from below is in no log
         return None
-    own_ns = max([noted.mtime_ns, opened.mtime_ns if opened else 0, *_log_mtimes_ns(place)])
+    own_ns = max([noted.mtime_ns, opened.mtime_ns if opened else 0, *_log_mtimes_ns(paths)])
     if own_ns and found.st_mtime_ns > own_ns + KILL_GRACE_S * 1e9:
         return f"{path} was written to after the process that logged it was killed"
     return None
 
 
-def _log_mtimes_ns(place: DiskPlace) -> list[int]:
-    paths = [path for _, path in find_segments(place.folder, place.name)]
+def _log_mtimes_ns(paths: DiskPaths) -> list[int]:
+    segments = [path for _, path in find_segments(paths.folder, paths.name)]
     found = []
-    for path in (*paths, place.file("spare")):  # that is the newest, if a kill came before it got its name
+    for path in (*segments, paths.file("spare")):  # that is the newest, if a kill came before it got its name
         with contextlib.suppress(FileNotFoundError):
             found.append(path.stat().st_mtime_ns)
     return found
 
 
-def opened_note(place: DiskPlace, fd: int) -> OpenedNote:
+def opened_note(paths: DiskPaths, fd: int) -> OpenedNote:
     """The note that is made once the log of a disk continues; ``fd``: of its own file."""
-    return OpenedNote(inode=inode_of(os.fstat(fd)), dirty_inode=inode_of(place.file("dirty").stat()))
+    return OpenedNote(inode=inode_of(os.fstat(fd)), dirty_inode=inode_of(paths.file("dirty").stat()))
 
 
 def closed_note(
-    place: DiskPlace, state: DiskState, log: LogExtent, known: list[FileStamp], budget: DigestBudget
+    paths: DiskPaths, state: DiskState, log: LogExtent, known: list[FileStamp], budget: DigestBudget
 ) -> ClosedNote:
     """The note that is made at an orderly end, when all is durable.  ``known``: stamps of the end before."""
     old = {stamp.file: stamp for stamp in known}
-    files = [durable_stamp(path, old.get(path.name), budget) for path in own_files(place, state)]
+    files = [durable_stamp(path, old.get(path.name), budget) for path in own_files(paths, state)]
     return ClosedNote(files=files, log=log)

@@ -9,31 +9,31 @@ from siterig.blockfs.contracts.control import DiskInfo, PromotionInfo
 from siterig.blockfs.contracts.counters import DiskCounters
 from siterig.blockfs.disk import parent_image
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace
+from siterig.blockfs.disk.disk_files import DiskPaths
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.disk.replacing import kept_images
 
 
 def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
     """How it is; ``mountpoint``: of its host."""
-    log = disk.log if disk.tracked else None
+    log = disk.tracking.log if disk.tracking.active else None
     promotion = None
     if disk.state.promoting:
-        promotion = PromotionInfo.of(disk.hydrated_bytes, disk.size_bytes, disk.promotion_stopped_by)
+        promotion = PromotionInfo.of(disk.hydration.done_bytes, disk.size_bytes, disk.hydration.stopped_by)
     return DiskInfo(
-        vm=disk.place.vm,
-        name=disk.place.name,
+        vm=disk.paths.vm,
+        name=disk.paths.name,
         disk_id=disk.state.disk_id,
         size_bytes=disk.size_bytes,
-        path=str(mountpoint / disk.place.vm / f"{disk.place.name}.img"),
-        folder=str(disk.place.folder),
+        path=str(mountpoint / disk.paths.vm / f"{disk.paths.name}.img"),
+        folder=str(disk.paths.folder),
         tracked=log is not None,
         generation=disk.state.generation,
         last_seq=log.last_seq if log else 0,
         last_position=log.last_position if log else 0,
         unsent_log_bytes=log.unsent_bytes if log else 0,
-        log_bytes_max=disk.log_bytes_max,
-        dirty_bytes=disk.dirty_bytes,
+        log_bytes_max=disk.tracking.log_bytes_max,
+        dirty_bytes=disk.tracking.dirty_bytes,
         snapshot=disk.snapshot is not None,
         snapshot_bytes=disk.snapshot.store_bytes if disk.snapshot else 0,
         snapshot_bytes_max=disk.snapshot.store_bytes_max if disk.snapshot else None,
@@ -42,10 +42,10 @@ def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
         promotion=promotion,
         sector_bytes=disk.state.sector_bytes,
         opening=disk.opening,
-        opened_seq=disk.opened_seq,
+        opened_seq=disk.tracking.opened_seq,
         parent=disk.state.parent.path if disk.state.parent is not None else None,
         broken_chain=parent_image.broken_chain(disk.state, disk.layer),
-        kept=kept_images(disk.place.folder, disk.place.name),
+        kept=kept_images(disk.paths.folder, disk.paths.name),
     )
 
 
@@ -68,15 +68,15 @@ def count(disk: Disk) -> DiskCounters:
     )
 
 
-def describe_broken(place: DiskPlace, state: DiskState, why: str, mountpoint: Path) -> DiskInfo:
+def describe_broken(paths: DiskPaths, state: DiskState, why: str, mountpoint: Path) -> DiskInfo:
     """A thin disk that is not served because its parent is missing or not what it was."""
     return DiskInfo(
-        vm=place.vm,
-        name=place.name,
+        vm=paths.vm,
+        name=paths.name,
         disk_id=state.disk_id,
         size_bytes=state.size_bytes,
-        path=str(mountpoint / place.vm / f"{place.name}.img"),
-        folder=str(place.folder),
+        path=str(mountpoint / paths.vm / f"{paths.name}.img"),
+        folder=str(paths.folder),
         tracked=False,
         generation=state.generation,
         last_seq=0,

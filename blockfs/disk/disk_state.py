@@ -99,7 +99,7 @@ class DiskState(WireModel):
     ``kind`` is ``raw`` (``NAME.img``) or ``top`` (``NAME.top`` over ``managed_disk`` at ``position`` or over ``parent``).
     ``tracked``: writes are logged in generation ``generation``, which begins with segment ``first_segment``.
     ``needs_resync``: None, or why the logs cannot be vouched for.  ``promoting``: of a top that is becoming a raw disk
-    (:mod:`siterig.blockfs.disk.promotion`).  ``image``: name of the file, only of a disk by itself
+    (:mod:`siterig.blockfs.disk.hydration`).  ``image``: name of the file, only of a disk by itself
     (:mod:`siterig.blockfs.host.standalone`). ``closed``: None while the disk is open, and after a kill.  ``opened``: None
     if it was not tracked then.  ``shown``: what ``chmod``, ``chown`` and ``touch`` have set
     (:mod:`siterig.blockfs.disk.file_attributes`).  ``sector_bytes``: the logical sector size that the disk declares.

@@ -22,10 +22,9 @@ import contextlib
 import os
 import stat
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-from siterig.blockfs.disk.disk_state import DiskState, ShownAttributes, TouchedTimes
-from siterig.blockfs.layers.layer import WritableLayer
+from siterig.blockfs.disk.disk_core import DiskCore
+from siterig.blockfs.disk.disk_state import TouchedTimes
 from siterig.cext._core import lib
 
 DISK_MODE, READ_ONLY_MODE = 0o600, 0o400
@@ -70,31 +69,10 @@ class WantedAttributes:
         return self == WantedAttributes()
 
 
-class ShownDisk(Protocol):
-    """The disk's properties that its attributes are made of."""
-
-    state: DiskState
-    layer: WritableLayer
-
-    @property
-    def c(self) -> Any:
-        """The disk in C."""
-        ...
-
-    @property
-    def read_only(self) -> bool:
-        """Nobody may open it to write."""
-        ...
-
-    def note_shown(self, shown: ShownAttributes) -> None:
-        """Put into the disk's state, durably."""
-        ...
-
-
 class DiskAttributes:
     """Attributes of one disk.  ``past``: it is a state of the past, whose time does not move."""
 
-    def __init__(self, disk: ShownDisk, past: PastState | None) -> None:
+    def __init__(self, disk: DiskCore, past: PastState | None) -> None:
         self._disk = disk
         self._past = past
         self._file_mtime_ns = self._ctime_ns = 0
@@ -113,7 +91,7 @@ class DiskAttributes:
     @property
     def mode(self) -> int:
         """The permission bits."""
-        if self._disk.read_only:
+        if self._disk.options.read_only:
             return READ_ONLY_MODE
         mode = self._disk.state.shown.mode
         return DISK_MODE if mode is None else mode
@@ -153,10 +131,10 @@ class DiskAttributes:
                 mtime_ns=times.mtime_ns if wanted.mtime_ns is None else wanted.mtime_ns,
                 file_mtime_ns=self._file_mtime_ns,
             )
-        self._disk.note_shown(shown.model_copy(update=update))
+        self._disk.save(shown=shown.model_copy(update=update))
         self._move_ctime()
 
-    def settle(self) -> None:
+    def store_times(self) -> None:
         """Let the file on the host have the times that are shown, before the disk is closed.
 
         Those that a program has set are in the disk's state, if it has one.

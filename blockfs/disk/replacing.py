@@ -14,6 +14,7 @@ from pathlib import Path
 from siterig.blockfs.changelog.disk_log import find_segments
 from siterig.blockfs.changelog.segment import RecordType, SegmentReader
 from siterig.blockfs.contracts.control import CLOSE_IT, DownloadedDisk, KeptImage, SourceUse
+from siterig.blockfs.core.clock import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import STAT_BLOCK_BYTES
 from siterig.blockfs.disk.disk import Disk
@@ -32,16 +33,17 @@ _CHANGES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 
 def keep_image(disk: Disk) -> None:
     """Keep a disk as ``kept/NAME-TIME.img``: its file gets a second name, or a thin disk is copied; for a thread."""
-    place = disk.place
-    folder = place.folder / KEPT_FOLDER
+    paths = disk.paths
+    folder = paths.folder / KEPT_FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
-    link = folder / f".{place.name}.new"
+    link = folder / f".{paths.name}.new"
     link.unlink(missing_ok=True)
     if disk.state.kind == "raw":
-        os.link(place.file("img"), link)
+        os.link(paths.file("img"), link)
     else:
         _copy(disk, link)
-    stem = f"{place.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    now_s = disk.clock.wall_ns() // SECOND_NS
+    stem = f"{paths.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now_s))}"
     number = 1
     while True:
         try:
@@ -50,7 +52,7 @@ def keep_image(disk: Disk) -> None:
         except FileExistsError:
             number += 1
     sync_folder(folder)
-    sync_folder(place.folder)
+    sync_folder(paths.folder)
 
 
 def _copy(disk: Disk, target: Path) -> None:
@@ -108,30 +110,30 @@ def check_replace(vm: str, disks: dict[str, Disk], coming: list[DownloadedDisk])
             )
         check_idle(disk)
         copied_bytes = data_bytes(disk.layer) if item.keeps_old and disk.state.kind != "raw" else 0
-        needs.append((disk.place.folder, item.data_bytes + copied_bytes))
+        needs.append((disk.paths.folder, item.data_bytes + copied_bytes))
     require_free_space(needs, f"VM {vm!r}", "beside the old disks, those that come back (and copies of thin ones) need")
 
 
 def check_idle(disk: Disk) -> None:
     """``DiskInUse``."""
     if disk.handles:
-        raise RigError(Code.DiskInUse, f"disk {disk.place} is in use: it is open {disk.handles} times; {CLOSE_IT}")
+        raise RigError(Code.DiskInUse, f"disk {disk.paths} is in use: it is open {disk.handles} times; {CLOSE_IT}")
 
 
 def source_use(disk: Disk, after: int) -> SourceUse:
     """How a disk was used after a position; reads its log, so it is for a thread."""
-    return SourceUse(name=disk.place.name, written_bytes=_written_bytes(disk, after), open_handles=disk.handles)
+    return SourceUse(name=disk.paths.name, written_bytes=_written_bytes(disk, after), open_handles=disk.handles)
 
 
 def _written_bytes(disk: Disk, after: int) -> int | None:
     """None: the log does not tell, because it was abandoned, or not all of it can be read."""
-    if not disk.tracked or disk.state.needs_resync is not None:
-        return disk.dirty_bytes or None
-    last_position = disk.log.last_position
+    if not disk.tracking.active or disk.state.needs_resync is not None:
+        return disk.tracking.dirty_bytes or None
+    last_position = disk.tracking.log.last_position
     if last_position <= after:
         return 0
     written = read_position = 0
-    paths = [path for _, path in find_segments(disk.place.folder, disk.place.name)]
+    paths = [path for _, path in find_segments(disk.paths.folder, disk.paths.name)]
     for path in paths:
         try:
             with SegmentReader(path) as segment:

@@ -1,69 +1,65 @@
-"""Copy-before-write snapshots, for initial replication and resync.  The copying is in C (cext/src/disk/snapshot.c).
+"""Copy-before-write snapshots, for initial replication and resync.  C copies the chunks (cext/src/disk/snapshot.c).
 
-Fault contract: lives only as long as the process; a leftover store file is deleted at the next start, and the copy
-that used it takes a new snapshot.  If the store's space runs out (the host's, or its share of the disk's size), the
-snapshot fails (``SnapshotFailed``), the disk does not.
+Fault contract: a snapshot lives only as long as the process.  A store file that is left is deleted at the next start, and
+the copy that used it takes a new snapshot.  If the space of the store runs out (the space of the host, or the store's share
+of the disk's size), the snapshot fails (``SnapshotFailed``) and the disk does not.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from siterig.blockfs.changelog.disk_log import DiskLog, check
+from siterig.blockfs.changelog.disk_log import check
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.disk.disk_core import DiskCore
+from siterig.blockfs.disk.disk_tracking import DiskTracking
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.layers.layer import Layer, RawLayer, merge_ranges
 from siterig.cext._core import ffi, lib
 
 
-class Snapshotted(Protocol):
-    """What a disk must have for a snapshot of it."""
+@dataclass(frozen=True, slots=True)
+class SnapshotSource:
+    """The parts of a tracked disk of which a snapshot is made."""
+
+    core: DiskCore
+    tracking: DiskTracking
 
     @property
-    def c(self) -> Any:
-        """The disk in C."""
-        ...
+    def path(self) -> Path:
+        """The store: the file that keeps old chunks."""
+        return self.core.paths.file("snapshot")
 
     @property
-    def log(self) -> DiskLog:
-        """Its change log."""
-        ...
-
-    @property
-    def layer(self) -> Layer:
-        """Its bytes."""
-        ...
-
-    @property
-    def snapshot_path(self) -> Path:
-        """Where old chunks are kept."""
-        ...
-
-    @property
-    def snapshot_bytes_max(self) -> int:
-        """How much they may take."""
-        ...
+    def bytes_max(self) -> int:
+        """The largest number of bytes in the store of a snapshot that begins now."""
+        return int(self.core.size_bytes * self.core.options.snapshot_share_max)
 
 
 class Snapshot:
-    """A disk as it was.  Chunks that are about to change are copied to a store first, until they are released."""
+    """A disk as it was.  Chunks that are about to change are copied to a store first, until they are released.
 
-    def __init__(self, disk: Any, layer: Layer, path: Path, *, first_seq: int, position: int) -> None:
+    Attributes:
+        first_seq: first sequence number of the log that is not in the snapshot.
+        position: the snapshot holds exactly the records up to this position.
+        begun_ns: wall time at which it was taken, in nanoseconds since 1970.
+        data_ranges: (offset, length) of the data of the disk as it was.
+    """
+
+    def __init__(self, disk: Any, layer: Layer, path: Path, *, first_seq: int, position: int, begun_ns: int) -> None:
+        """Describe a snapshot that has begun in the C disk ``disk``."""
         self.first_seq = first_seq
-        """First sequence number of the log that is not in the snapshot."""
         self.position = position
-        """The snapshot holds exactly the records up to this position."""
-        self.begun_ns = time.time_ns()
-        """When it was taken; Unix time."""
+        self.begun_ns = begun_ns
         self._disk = disk
         self._path = path
         self.size_bytes = int(self._info.bytes)
-        # What was data and is none any more was copied to the store before: together they are all that was data.
+        # A range that was data and is a hole now was copied to the store before: both together are all former data.
         store = RawLayer(path)
         self.data_ranges = [
             (offset, min(length, self.size_bytes - offset))
@@ -80,16 +76,20 @@ class Snapshot:
 
     @property
     def store_bytes(self) -> int:
-        """How much the store holds."""
+        """Bytes of old chunks in the store."""
         return int(self._info.store_bytes)
 
     @property
     def store_bytes_max(self) -> int:
-        """How much it may hold."""
+        """Limit of :attr:`store_bytes`."""
         return int(self._info.store_bytes_max)
 
     def pread(self, offset: int, length: int) -> bytes:
-        """Bytes as they were; ``SnapshotFailed`` if they could not be kept, or were released."""
+        """Return the bytes as they were.
+
+        Raises:
+            RigError: ``SnapshotFailed`` if they could not be kept, or were released.
+        """
         data = bytearray(length)
         rc = lib.sr_snapshot_read(self._disk, ffi.from_buffer(data), length, offset)
         if rc == -errno.EIO:
@@ -110,28 +110,33 @@ class Snapshot:
         return f"byte {offset} cannot be read"
 
     def release(self, upto: int) -> None:
-        """Bytes below ``upto`` need not be preserved any more (rounded down to a chunk)."""
+        """Stop preserving bytes below ``upto``, rounded down to a chunk."""
         lib.sr_snapshot_release(self._disk, upto)
 
     def close(self) -> None:
-        """Remove the snapshot and its store; who still has it open gets errors."""
+        """Remove the snapshot and its store; reads through open handles fail from now on."""
         lib.sr_snapshot_end(self._disk)
         self._path.unlink()
 
 
-def begin_snapshots(disks: Sequence[Snapshotted]) -> list[Snapshot]:
-    """Snapshots of all the disks at one position.  ``OSError``, ``NotTracked``: none was begun."""
-    paths = [disk.snapshot_path for disk in disks]
+def begin_snapshots(disks: Sequence[SnapshotSource]) -> list[Snapshot]:
+    """Begin snapshots of all these disks at one position.
+
+    Raises:
+        OSError: a store could not be created; no snapshot was begun.
+        RigError: ``NotTracked``; no snapshot was begun.
+    """
+    paths = [disk.path for disk in disks]
     fds: list[int] = []
     first_seqs, position = ffi.new("uint64_t[]", len(disks)), ffi.new("uint64_t *")
     try:
         fds += [safe_files.open_file(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) for path in paths]
-        limits = [disk.snapshot_bytes_max for disk in disks]
+        limits = [disk.bytes_max for disk in disks]
         while (
-            rc := lib.sr_snapshots_begin([disk.c for disk in disks], fds, limits, len(disks), first_seqs, position)
+            rc := lib.sr_snapshots_begin([disk.core.c for disk in disks], fds, limits, len(disks), first_seqs, position)
         ) == -errno.EAGAIN:
             for disk in disks:
-                disk.log.provide_spare()
+                disk.tracking.log.provide_spare()
         check(rc)
     except BaseException:
         for fd, path in zip(fds, paths, strict=False):
@@ -139,8 +144,15 @@ def begin_snapshots(disks: Sequence[Snapshotted]) -> list[Snapshot]:
             path.unlink()
         raise
     for disk in disks:
-        disk.log.reconcile_segments()
+        disk.tracking.log.reconcile_segments()
     return [
-        Snapshot(disk.c, disk.layer, path, first_seq=int(first_seqs[i]), position=int(position[0]))
+        Snapshot(
+            disk.core.c,
+            disk.core.layer,
+            path,
+            first_seq=int(first_seqs[i]),
+            position=int(position[0]),
+            begun_ns=disk.core.options.clock.wall_ns(),
+        )
         for i, (disk, path) in enumerate(zip(disks, paths, strict=True))
     ]

@@ -13,7 +13,6 @@ import errno
 import hashlib
 import os
 import stat
-import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ import trio
 from siterig.blockfs.changelog.disk_log import find_segments, segment_number
 from siterig.blockfs.contracts import counters
 from siterig.blockfs.contracts.counters import DiskCounters
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk import disk_report
 from siterig.blockfs.disk.disk import Disk
@@ -75,9 +75,10 @@ class DiskFileSystem(pyfuse3.Operations):
     supports_dot_lookup = True
     enable_writeback_cache = False  # it reorders and merges the guest's writes before they are logged
 
-    def __init__(self, tree: DiskTree) -> None:
+    def __init__(self, tree: DiskTree, clock: Clock = SYSTEM_CLOCK) -> None:
         super().__init__()
         self._tree = tree
+        self._clock = clock
         self._nodes: dict[int, _Node] = {pyfuse3.ROOT_INODE: _Node()}
         self._inodes: dict[_Node, tuple[str, int]] = {_Node(): ("", pyfuse3.ROOT_INODE)}
         self._stats_times: weakref.WeakKeyDictionary[Disk, tuple[DiskCounters, int]] = weakref.WeakKeyDictionary()
@@ -107,13 +108,13 @@ class DiskFileSystem(pyfuse3.Operations):
     def _names(self, folder: str) -> list[str]:
         names = list(self._tree.folders(folder))
         for disk in (self._tree.disks_in(folder) or {}).values():
-            names.append(f"{disk.place.name}.img")
+            names.append(f"{disk.paths.name}.img")
             if vhd.can_be_vhd(disk.size_bytes):
-                names.append(f"{disk.place.name}.vhd")
-            names.append(f"{disk.place.name}.stats")
-            names += [path.name for _, path in find_segments(disk.place.folder, disk.place.name)]
+                names.append(f"{disk.paths.name}.vhd")
+            names.append(f"{disk.paths.name}.stats")
+            names += [path.name for _, path in find_segments(disk.paths.folder, disk.paths.name)]
             if disk.snapshot is not None:
-                names.append(f"{disk.place.name}.snapshot")
+                names.append(f"{disk.paths.name}.snapshot")
         return sorted(names)
 
     def _disk_of(self, node: _Node, suffix: str) -> Disk | None:
@@ -125,10 +126,10 @@ class DiskFileSystem(pyfuse3.Operations):
         """Disk, number and backing file of a change log in the mount."""
         name = node.file.removesuffix(".hrl").rpartition(".")[0]  # a disk's name may have dots
         disk = (self._tree.disks_in(node.folder) or {}).get(name)
-        number = segment_number(disk.place.name, node.file) if disk is not None else None
+        number = segment_number(disk.paths.name, node.file) if disk is not None else None
         if disk is None or number is None:
             return None
-        path = disk.place.folder / node.file
+        path = disk.paths.folder / node.file
         return (disk, number, path) if path.exists() else None
 
     def _attributes(self, node: _Node) -> pyfuse3.EntryAttributes:
@@ -172,7 +173,7 @@ class DiskFileSystem(pyfuse3.Operations):
         elif (found := self._log_of(node)) is not None:
             disk, number, path = found
             try:
-                size_bytes, times = disk.segment_bytes(number, path), _times_of(path.stat())
+                size_bytes, times = disk.tracking.segment_bytes(number, path), _times_of(path.stat())
             except FileNotFoundError as exc:  # applied and deleted just now
                 raise pyfuse3.FUSEError(errno.ENOENT) from exc
         else:
@@ -187,7 +188,7 @@ class DiskFileSystem(pyfuse3.Operations):
         found = disk_report.count(disk)
         before = self._stats_times.get(disk)
         if before is None or before[0] != found:
-            before = self._stats_times[disk] = (found, time.time_ns())
+            before = self._stats_times[disk] = (found, self._clock.wall_ns())
         return FileTimes.at(before[1])
 
     async def lookup(
@@ -228,7 +229,7 @@ class DiskFileSystem(pyfuse3.Operations):
             elif not wanted.nothing:
                 disk.attributes.change(wanted)
         except RigError as exc:
-            _log.info("attributes_not_set", disk=str(disk.place), code=exc.code, message=exc.message)
+            _log.info("attributes_not_set", disk=str(disk.paths), code=exc.code, message=exc.message)
             refused = exc.code == Code.InvalidDiskSize
             raise pyfuse3.FUSEError(_why_not_resized(disk, attr.st_size) if refused else errno.EIO) from exc
         except OSError as exc:
@@ -364,13 +365,13 @@ class DiskFileSystem(pyfuse3.Operations):
     def _forget_size(self, disk: Disk) -> None:
         """Let the kernel ask anew.  This cannot block: it keeps no data for the file system to write first."""
         for suffix in ("img", "vhd"):
-            known = self._inodes.get(_Node(disk.place.vm, f"{disk.place.name}.{suffix}"))
+            known = self._inodes.get(_Node(disk.paths.vm, f"{disk.paths.name}.{suffix}"))
             if known is None:
                 continue
             try:
                 pyfuse3.invalidate_inode(pyfuse3.InodeT(known[1]), attr_only=True)
             except OSError as exc:  # it has forgotten the inode altogether; or it asks again when somebody wants the size
-                _log.debug("size_not_forgotten", disk=str(disk.place), error=reason(exc))
+                _log.debug("size_not_forgotten", disk=str(disk.paths), error=reason(exc))
 
 
 def _open_handle(

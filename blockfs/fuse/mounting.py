@@ -29,7 +29,7 @@ _log = structlog.get_logger("siterig.blockfs.fuse.mounting")
 
 
 @dataclass(frozen=True, slots=True)
-class How:
+class MountOptions:
     """What is asked of the kernel: ``source`` is what the table of mounts shows; ``read_only``: it refuses every write.
 
     Files are for their owner alone, no program in the mount is set-uid, and none is a device.
@@ -38,7 +38,7 @@ class How:
     source: str
     read_only: bool = False
 
-    def options(self) -> list[str]:
+    def as_list(self) -> list[str]:
         """As libfuse and ``fusermount3`` take them."""
         source = self.source.replace("\\", "\\\\").replace(",", "\\,")
         options = [f"fsname={source}", f"subtype={_SUBTYPE}", "default_permissions", "nosuid", "nodev"]
@@ -70,7 +70,7 @@ def clear_stale_mount(mountpoint: Path) -> bool:
     return True
 
 
-def mount(mountpoint: Path, how: How) -> Mount:
+def mount(mountpoint: Path, options: MountOptions) -> Mount:
     """Mount at a folder, for this user alone.  Nobody may touch the mount before ``device_fd`` is being read.
 
     ``RigError('MountFailed')``.
@@ -89,14 +89,16 @@ def mount(mountpoint: Path, how: How) -> Mount:
             Code.MountFailed,
             f"{path}: cannot be mounted: /dev/fuse: {reason(exc, path)} (is the kernel module 'fuse' loaded?)",
         ) from exc
-    options = f"fd={fd},rootmode={stat.S_IFMT(mode):o},user_id={os.getuid()},group_id={os.getgid()},default_permissions"
+    kernel_options = (
+        f"fd={fd},rootmode={stat.S_IFMT(mode):o},user_id={os.getuid()},group_id={os.getgid()},default_permissions"
+    )
     try:
-        linux.mount_fuse(how.source, path, f"fuse.{_SUBTYPE}", options, read_only=how.read_only)
+        linux.mount_fuse(options.source, path, f"fuse.{_SUBTYPE}", kernel_options, read_only=options.read_only)
     except OSError as exc:
         os.close(fd)
         if exc.errno != errno.EPERM:
             raise RigError(Code.MountFailed, f"{path}: cannot be mounted: {reason(exc, path)}") from exc
-        fd = _mount_by_helper(path, how)
+        fd = _mount_by_helper(path, options)
     device = _device_at(path)
     if device is None:
         os.close(fd)
@@ -104,13 +106,13 @@ def mount(mountpoint: Path, how: How) -> Mount:
     return Mount(path, fd, device)
 
 
-def _mount_by_helper(path: Path, how: How) -> int:
+def _mount_by_helper(path: Path, options: MountOptions) -> int:
     """``fusermount3`` mounts and passes the descriptor back over the socket that ``_FUSE_COMMFD`` names."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         try:
             done = subprocess.run(
-                ["fusermount3", "-o", ",".join(how.options()), "--", str(path)],
+                ["fusermount3", "-o", ",".join(options.as_list()), "--", str(path)],
                 env=os.environ | {"_FUSE_COMMFD": str(theirs.fileno()), "LC_ALL": "C"},
                 pass_fds=[theirs.fileno()],
                 capture_output=True,

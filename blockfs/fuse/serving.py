@@ -56,16 +56,18 @@ async def serve(
         set_io_flusher()  # before any thread is started: they inherit it
     except OSError as exc:  # only the superuser may; others cannot put a loop device on the mount either
         _log.info("not_an_io_flusher", reason=reason(exc))
-    how = mounting.How(source, read_only=read_only)
+    mount_options = mounting.MountOptions(source, read_only=read_only)
     if fuse_server is None:
-        await _serve_by_pyfuse3(tree, mountpoint, how, task_status)
+        await _serve_by_pyfuse3(tree, mountpoint, mount_options, task_status)
     else:
-        await _serve_by_fuse_server(tree, mountpoint, how, fuse_server, task_status)
+        await _serve_by_fuse_server(tree, mountpoint, mount_options, fuse_server, task_status)
 
 
-async def _serve_by_pyfuse3(tree: DiskTree, mountpoint: Path, how: mounting.How, task_status: trio.TaskStatus[None]) -> None:
+async def _serve_by_pyfuse3(
+    tree: DiskTree, mountpoint: Path, mount_options: mounting.MountOptions, task_status: trio.TaskStatus[None]
+) -> None:
     try:
-        pyfuse3.init(DiskFileSystem(tree), str(mountpoint), set(how.options()))
+        pyfuse3.init(DiskFileSystem(tree), str(mountpoint), set(mount_options.as_list()))
     except RuntimeError as exc:
         raise RigError(Code.MountFailed, f"{mountpoint}: cannot be mounted: {exc}") from exc
     try:
@@ -78,9 +80,13 @@ async def _serve_by_pyfuse3(tree: DiskTree, mountpoint: Path, how: mounting.How,
 
 
 async def _serve_by_fuse_server(
-    tree: DiskTree, mountpoint: Path, how: mounting.How, options: FuseServerOptions, task_status: trio.TaskStatus[None]
+    tree: DiskTree,
+    mountpoint: Path,
+    mount_options: mounting.MountOptions,
+    options: FuseServerOptions,
+    task_status: trio.TaskStatus[None],
 ) -> None:
-    mount = await trio.to_thread.run_sync(mounting.mount, mountpoint, how)
+    mount = await trio.to_thread.run_sync(mounting.mount, mountpoint, mount_options)
     try:
         fuse_server = _start_fuse_server(tree, mount, options)
     except BaseException:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import trio
 
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.code_root import child_environment
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import freezer
@@ -96,14 +97,14 @@ async def attach(disk: Path, *, read_only: bool = False, sector_bytes: int = 512
     return result.out.splitlines()[0]
 
 
-async def detach(loop: str) -> None:
+async def detach(loop: str, *, clock: Clock = SYSTEM_CLOCK) -> None:
     """Detach a loop device and wait until it is gone; no-op where it is.  ``VmBusy`` if something keeps it open."""
     if _backing_file(loop) is None:
         return
     result = await _run("losetup", "--detach", loop)
-    with trio.CancelScope(shield=True), trio.move_on_after(_DETACH_TIMEOUT_S):
-        while _backing_file(loop) is not None:  # noqa: ASYNC110 (sysfs tells nobody of a change)
-            await trio.sleep(0.01)
+    with trio.CancelScope(shield=True), clock.move_on_after(_DETACH_TIMEOUT_S):
+        while _backing_file(loop) is not None:
+            await clock.sleep(0.01)
         return
     holders = await trio.to_thread.run_sync(_processes_at, loop)
     raise RigError(Code.VmBusy, f"loop device {loop} is still open: {_named(holders) or _reason(result)}", recoverable=True)

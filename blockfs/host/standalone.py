@@ -34,10 +34,10 @@ from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.segment import SegmentReader
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace
+from siterig.blockfs.disk.disk_files import DiskPaths
 from siterig.blockfs.disk.disk_guard import DiskGuard
 from siterig.blockfs.disk.disk_identity import identify
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import ClosedNote, DiskState
 from siterig.blockfs.files.os_errors import FULL, reason
 from siterig.blockfs.host.tree import SingleDisk
@@ -79,7 +79,7 @@ class _Volatile(DiskState):
 
 
 @dataclass(frozen=True, slots=True)
-class Discontinued:
+class EndedGeneration:
     """A log that does not go on: its generation, and why."""
 
     generation: int
@@ -87,7 +87,7 @@ class Discontinued:
 
 
 class StandAlone:
-    """The disk of a locked image.  ``discontinued``: the log before, if it ended with this opening.
+    """The disk of a locked image.  ``ended_generation``: the log before, if it ended with this opening.
 
     ``before``: the state that was noted beside the image before this opening; None if there was none.
     """
@@ -95,7 +95,7 @@ class StandAlone:
     def __init__(
         self,
         image: Image,
-        place: DiskPlace,
+        paths: DiskPaths,
         state: DiskState,
         positions: PositionCounter,
         *,
@@ -103,7 +103,7 @@ class StandAlone:
         note: Note,
         closed: ClosedNote | None = None,
     ) -> None:
-        self.discontinued: Discontinued | None = None
+        self.ended_generation: EndedGeneration | None = None
         self._tracked = tracked
         self._note = note
         self.before: DiskState | None = None
@@ -116,12 +116,12 @@ class StandAlone:
             layer = RawLayer(image.path, size_bytes=image.size_bytes, fd=os.dup(image.fd))
             # A VHD's footer lies behind its disk, and a device has the size that it has.
             can_grow = image.format == "raw" and not image.is_device
-            rules = DiskRules(
+            options = DiskOptions(
                 positions, self._event_fd, _POLICY, can_grow=can_grow, watch=self._watch,
-                tell_changed=lambda _place, what: note(what),
-                tell_log_lost=lambda _place, what: note(f"{what}: the log ends, and no write from now on is in it"),
+                report_changed=lambda _paths, what: note(what),
+                report_log_lost=lambda _paths, what: note(f"{what}: the log ends, and no write from now on is in it"),
             )  # fmt: skip
-            self.disk = Disk.over(place, state=state, layer=layer, rules=rules, closed=closed)
+            self.disk = Disk.over(paths, state=state, layer=layer, options=options, closed=closed)
         except BaseException:
             self._close_own()
             raise
@@ -140,8 +140,8 @@ class StandAlone:
 
     def segments(self) -> list[Path]:
         """The files of the current log, oldest first; empty if the disk is not tracked."""
-        place, state = self.disk.place, self.disk.state
-        return _segments(place, state.generation) if state.tracked else []
+        paths, state = self.disk.paths, self.disk.state
+        return _segments(paths, state.generation) if state.tracked else []
 
     async def look_at_the_end(self) -> None:
         """Find what can only be found by a look: a loop device that is attached to the image, and where a moved image is."""
@@ -176,10 +176,10 @@ class StandAlone:
         """Close a disk that nobody could use, for its mount failed: beside the image is then what was there before."""
         if self.before is None and self.disk.state.tracked:
             self.abandon()
-            _remove_files(self.disk.place)
+            _remove_files(self.disk.paths)
         elif self.before is not None and not self.disk.state.tracked:
             self.abandon()
-            self.before.save(self.disk.place.file("disk"))
+            self.before.save(self.disk.paths.file("disk"))
         else:
             self.close()
 
@@ -205,14 +205,14 @@ def open_disk(image: Image, name: str, *, tracked: bool, note: Note = _unheard) 
     files beside it are another disk's.  ``DiskStateCorrupt``, ``StateVersion``: they are unreadable.  ``FolderUnusable``,
     ``DiskFull``: there can be none.
     """
-    place = DiskPlace(image.path.parent, "", name)
-    if image.path in [place.file(suffix) for suffix in _OWN_FILES] or segment_number(name, image.path.name) is not None:
+    paths = DiskPaths(image.path.parent, "", name)
+    if image.path in [paths.file(suffix) for suffix in _OWN_FILES] or segment_number(name, image.path.name) is not None:
         raise RigError(
             Code.ImageUnusable,
             f"{image.path}: has the name that a file beside disk {name!r} has: give the disk another name",
         )
-    with _os_errors_as(f"{place.folder}: cannot hold the change log of {image.path.name}", Code.FolderUnusable):
-        return _open_tracked(image, place, note) if tracked else _open_untracked(image, place, note)
+    with _os_errors_as(f"{paths.folder}: cannot hold the change log of {image.path.name}", Code.FolderUnusable):
+        return _open_tracked(image, paths, note) if tracked else _open_untracked(image, paths, note)
 
 
 @contextlib.contextmanager
@@ -225,33 +225,33 @@ def _os_errors_as(what: str, code: Code) -> Iterator[None]:
         raise RigError(code, f"{what}: {reason(exc, what)}", recoverable=code == Code.DiskFull) from exc
 
 
-def _open_untracked(image: Image, place: DiskPlace, note: Note) -> StandAlone:
-    before, ended = (None, None) if image.read_only else _end_log(image, place)
+def _open_untracked(image: Image, paths: DiskPaths, note: Note) -> StandAlone:
+    before, ended = (None, None) if image.read_only else _end_log(image, paths)
     state = _Volatile(
         disk_id=str(uuid.uuid4()), size_bytes=image.size_bytes, kind="raw", generation=0, tracked=False, needs_resync=None,
         image=image.path.name,
     )  # fmt: skip
-    alone = StandAlone(image, place, state, PositionCounter(None), tracked=False, note=note)
-    alone.before, alone.discontinued = before, ended
+    alone = StandAlone(image, paths, state, PositionCounter(None), tracked=False, note=note)
+    alone.before, alone.ended_generation = before, ended
     return alone
 
 
-def _end_log(image: Image, place: DiskPlace) -> tuple[DiskState | None, Discontinued | None]:
+def _end_log(image: Image, paths: DiskPaths) -> tuple[DiskState | None, EndedGeneration | None]:
     """Note that what is written from now on is not in the image's log; the state before, and the log that ends."""
     try:
-        state = _found_state(image, place)
+        state = _found_state(image, paths)
     except RigError as exc:
         if exc.code != Code.DiskStateCorrupt:
             raise
         return None, None  # anybody's file; if it was ours, it cannot go on anyway
     if state is None or not state.tracked:
         return None, None
-    state.model_copy(update={"tracked": False, "needs_resync": "NotLogged"}).save(place.file("disk"))
-    return state, Discontinued(state.generation, "this mount does not log what is written")
+    state.model_copy(update={"tracked": False, "needs_resync": "NotLogged"}).save(paths.file("disk"))
+    return state, EndedGeneration(state.generation, "this mount does not log what is written")
 
 
-def _found_state(image: Image, place: DiskPlace) -> DiskState | None:
-    path = place.file("disk")
+def _found_state(image: Image, paths: DiskPaths) -> DiskState | None:
+    path = paths.file("disk")
     try:
         state = DiskState.load(path)
     except FileNotFoundError:
@@ -267,7 +267,7 @@ def _found_state(image: Image, place: DiskPlace) -> DiskState | None:
     return state
 
 
-def _open_tracked(image: Image, place: DiskPlace, note: Note) -> StandAlone:
+def _open_tracked(image: Image, paths: DiskPaths, note: Note) -> StandAlone:
     if image.read_only:
         raise RigError(Code.ImageUnusable, f"{image.path}: can only be read, so there is nothing to log")
     if image.is_device:
@@ -275,26 +275,26 @@ def _open_tracked(image: Image, place: DiskPlace, note: Note) -> StandAlone:
             Code.ImageUnusable,
             f"{image.path}: is a block device, beside which no change log can be kept; mount it without --log",
         )
-    found = _found_state(image, place)
+    found = _found_state(image, paths)
     if found is not None:
-        return _begin_tracked(image, place, found, note)
-    _refuse_foreign_files(place)
+        return _begin_tracked(image, paths, found, note)
+    _refuse_foreign_files(paths)
     try:
-        return _begin_tracked(image, place, None, note)
+        return _begin_tracked(image, paths, None, note)
     except BaseException:
-        _remove_files(place)
+        _remove_files(paths)
         raise
 
 
-def _remove_files(place: DiskPlace) -> None:
+def _remove_files(paths: DiskPaths) -> None:
     """Take away all that this process made beside an image; nothing was there before."""
-    for path in [place.file(suffix) for suffix in _OWN_FILES] + [
-        path for _, path in find_segments(place.folder, place.name)
+    for path in [paths.file(suffix) for suffix in _OWN_FILES] + [
+        path for _, path in find_segments(paths.folder, paths.name)
     ]:
         path.unlink(missing_ok=True)
 
 
-def _begin_tracked(image: Image, place: DiskPlace, found: DiskState | None, note: Note) -> StandAlone:
+def _begin_tracked(image: Image, paths: DiskPaths, found: DiskState | None, note: Note) -> StandAlone:
     why = closed = None
     if found is None:
         state = DiskState(
@@ -302,7 +302,7 @@ def _begin_tracked(image: Image, place: DiskPlace, found: DiskState | None, note
             needs_resync=None,
         )  # fmt: skip
     else:
-        identified = identify(place, found)
+        identified = identify(paths, found)
         state, closed, why = identified.state, identified.closed, identified.why
         if state.tracked and image.size_bytes < state.size_bytes:  # after a kill, the log may tell of a growth
             why = f"the disk had {state.size_bytes} bytes, and has {image.size_bytes}"
@@ -310,42 +310,42 @@ def _begin_tracked(image: Image, place: DiskPlace, found: DiskState | None, note
     if not state.tracked:
         state = state.model_copy(update={"size_bytes": image.size_bytes})
     state = state.model_copy(update={"image": image.path.name})
-    state.save(place.file("disk"))
+    state.save(paths.file("disk"))
     # What a log that was given up would go on to note, nobody here needs.
     begun = state if state.tracked else state.model_copy(update={"needs_resync": None})
-    positions = PositionCounter(place.file("position"))
-    alone = StandAlone(image, place, begun, positions, tracked=True, note=note, closed=closed)
+    positions = PositionCounter(paths.file("position"))
+    alone = StandAlone(image, paths, begun, positions, tracked=True, note=note, closed=closed)
     alone.before = found
-    if alone.disk.tracked:
+    if alone.disk.tracking.active:
         return alone
     reason = state.needs_resync or alone.disk.state.needs_resync
     try:
-        alone.disk.start_tracking(new_generation=True)
+        alone.disk.tracking.start(new_generation=True)
     except BaseException:
         alone.abandon()
         raise
     if state.needs_resync == Code.LogCorrupt:  # noted when it was found
         why = "a file of it was deleted, renamed, replaced or damaged"
     if reason is not None:
-        alone.discontinued = Discontinued(state.generation, why or _why(alone.disk, reason))
+        alone.ended_generation = EndedGeneration(state.generation, why or _why(alone.disk, reason))
     return alone
 
 
 def _why(disk: Disk, reason: str) -> str:
     """Why a log does not continue."""
-    if disk.not_continued is not None and reason == Code.LogCorrupt:
-        return disk.not_continued.message
+    if disk.tracking.not_continued is not None and reason == Code.LogCorrupt:
+        return disk.tracking.not_continued.message
     return _WHY.get(reason, reason)
 
 
-def _refuse_foreign_files(place: DiskPlace) -> None:
+def _refuse_foreign_files(paths: DiskPaths) -> None:
     """Without a state, files with the names of ours are somebody else's, and not to be written over."""
-    ours = [place.file(suffix) for suffix in _OWN_FILES] + [path for _, path in find_segments(place.folder, place.name)]
+    ours = [paths.file(suffix) for suffix in _OWN_FILES] + [path for _, path in find_segments(paths.folder, paths.name)]
     for path in ours:
         if os.path.lexists(path):
             raise RigError(
                 Code.LogExists,
-                f"{path}: is there, but no {place.file('disk').name} that says whose it is; move it away, or give the disk "
+                f"{path}: is there, but no {paths.file('disk').name} that says whose it is; move it away, or give the disk "
                 "another name",
             )
 
@@ -358,9 +358,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _segments(place: DiskPlace, generation: int) -> list[Path]:
+def _segments(paths: DiskPaths, generation: int) -> list[Path]:
     found = []
-    for _, path in find_segments(place.folder, place.name):
+    for _, path in find_segments(paths.folder, paths.name):
         with contextlib.suppress(RigError), SegmentReader(path) as reader:  # an old log's rot is not this one's
             if reader.header.generation == generation:
                 found.append(path)

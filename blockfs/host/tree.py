@@ -46,8 +46,8 @@ class DiskTree(Protocol):
         """The file or folder on the host that changes whenever a name in a folder of the mount comes or goes."""
         ...
 
-    def on_grown(self, tell: Callable[[Disk], None]) -> None:
-        """Call ``tell`` with each disk that has grown by another way than the mount, whose kernel does not know it."""
+    def on_grown(self, report: Callable[[Disk], None]) -> None:
+        """Call ``report`` with each disk that has grown by another way than the mount, whose kernel does not know it."""
         ...
 
     async def run_maintenance(self) -> None:
@@ -77,20 +77,20 @@ async def maintain_once(disks: list[Disk]) -> None:
             disk.guard.look_again()
         try:
             disk.note_events()
-            await trio.to_thread.run_sync(disk.maintain)
+            await trio.to_thread.run_sync(disk.tracking.maintain)
         except (OSError, RigError) as exc:
             if disk.guard is not None and disk.guard.check_log() is not None:
                 continue
             # No spare: the current segment grows on, as long as there is room at all.
             error = reason(exc) if isinstance(exc, OSError) else exc.message
-            _log.warning("log_maintenance_failed", disk=str(disk.place), error=error)
+            _log.warning("log_maintenance_failed", disk=str(disk.paths), error=error)
 
 
 class SingleDisk:
     """One disk in the mount's own folder, and no other.  ``event_fd``, ``watch``: those that the disk was opened with."""
 
     def __init__(self, disk: Disk, event_fd: int, watch: FileWatch | None = None) -> None:
-        self.root = disk.place.folder
+        self.root = disk.paths.folder
         self._disk = disk
         self._event_fd = event_fd
         self._watch = watch
@@ -101,13 +101,13 @@ class SingleDisk:
 
     def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
         """The disk, in the mount's own folder."""
-        return {self._disk.place.name: self._disk} if folder == ROOT else None
+        return {self._disk.paths.name: self._disk} if folder == ROOT else None
 
     def kept_in(self, folder: str) -> Path:
         """The folder of the disk's files."""
         return self.root
 
-    def on_grown(self, tell: Callable[[Disk], None]) -> None:
+    def on_grown(self, report: Callable[[Disk], None]) -> None:
         """Nobody else can make it grow."""
 
     async def run_maintenance(self) -> None:

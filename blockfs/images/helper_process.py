@@ -18,6 +18,7 @@ from pathlib import Path
 
 import trio
 
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.images import confined
 
 OUTPUT_BYTES_MAX = 1 << 20
@@ -28,7 +29,7 @@ _LOOK_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class HelperLimits:
     """Limits of one run: CPU time in seconds, and the size of the files that it writes."""
 
     cpu_s: int
@@ -36,7 +37,7 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Outcome:
+class HelperResult:
     """How a run ended.  ``stopped``: None, or why the program was killed before its end."""
 
     status: int = 0
@@ -48,39 +49,40 @@ class Outcome:
 async def run(
     command: Sequence[str],
     *,
-    limits: Limits,
+    limits: HelperLimits,
     reads: Sequence[int] = (),
     writes: Sequence[int] = (),
     on_output: Callable[[bytes], None] | None = None,
-) -> Outcome:
+    clock: Clock = SYSTEM_CLOCK,
+) -> HelperResult:
     """Run a program, given by its absolute path, to its end.  It opens ``reads`` and ``writes`` as ``/dev/fd/N``.
 
-    ``on_output`` is called with each piece that it prints; without it all is in the outcome.  Cancelled, it is killed.
+    ``on_output`` is called with each piece that it prints; without it all is in the result.  Cancelled, it is killed.
     """
-    outcome = Outcome()
+    result = HelperResult()
     started = _start(command, limits, reads, writes)
     process, out, err = started
     pidfd = os.pidfd_open(process.pid)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_read_out, process, out, outcome, on_output)
-            nursery.start_soon(_read_err, err, outcome)
-            nursery.start_soon(_watch, process, pidfd, outcome)
+            nursery.start_soon(_read_out, process, out, result, on_output)
+            nursery.start_soon(_read_err, err, result)
+            nursery.start_soon(_watch, process, pidfd, result, clock)
     except BaseException:
         process.kill()
         raise
     finally:
         with trio.CancelScope(shield=True):
             await trio.lowlevel.wait_readable(pidfd)
-            outcome.status = process.wait()
+            result.status = process.wait()
             await out.aclose()
             await err.aclose()
         os.close(pidfd)
-    return outcome
+    return result
 
 
 def _start(
-    command: Sequence[str], limits: Limits, reads: Sequence[int], writes: Sequence[int]
+    command: Sequence[str], limits: HelperLimits, reads: Sequence[int], writes: Sequence[int]
 ) -> tuple[subprocess.Popen[bytes], trio.lowlevel.FdStream, trio.lowlevel.FdStream]:
     spec = json.dumps(
         {
@@ -119,37 +121,37 @@ def _environment() -> dict[str, str]:
 async def _read_out(
     process: subprocess.Popen[bytes],
     stream: trio.lowlevel.FdStream,
-    outcome: Outcome,
+    result: HelperResult,
     on_output: Callable[[bytes], None] | None,
 ) -> None:
     async for piece in stream:
         if on_output is not None:
             on_output(bytes(piece))
         else:
-            outcome.out += piece
-            if len(outcome.out) > OUTPUT_BYTES_MAX:
-                outcome.stopped = f"it printed more than {OUTPUT_BYTES_MAX} bytes"
+            result.out += piece
+            if len(result.out) > OUTPUT_BYTES_MAX:
+                result.stopped = f"it printed more than {OUTPUT_BYTES_MAX} bytes"
                 process.kill()
                 return
 
 
-async def _read_err(stream: trio.lowlevel.FdStream, outcome: Outcome) -> None:
+async def _read_err(stream: trio.lowlevel.FdStream, result: HelperResult) -> None:
     async for piece in stream:
-        outcome.err += piece[: ERROR_BYTES_MAX - len(outcome.err)]
+        result.err += piece[: ERROR_BYTES_MAX - len(result.err)]
 
 
-async def _watch(process: subprocess.Popen[bytes], pidfd: int, outcome: Outcome) -> None:
+async def _watch(process: subprocess.Popen[bytes], pidfd: int, result: HelperResult, clock: Clock) -> None:
     """Kill a program that hangs.  The kernel has no event for work that is not done: it is looked at now and then."""
-    seen, since = b"", trio.current_time()
+    seen, since = b"", clock.trio_time_s()
     while True:
-        with trio.move_on_after(_LOOK_S):
+        with clock.move_on_after(_LOOK_S):
             await trio.lowlevel.wait_readable(pidfd)
             return
         now = _work_of(process.pid)
         if now != seen:
-            seen, since = now, trio.current_time()
-        elif trio.current_time() - since >= IDLE_S_MAX:
-            outcome.stopped = f"it made no progress for {IDLE_S_MAX:g} s"
+            seen, since = now, clock.trio_time_s()
+        elif clock.trio_time_s() - since >= IDLE_S_MAX:
+            result.stopped = f"it made no progress for {IDLE_S_MAX:g} s"
             process.kill()
 
 

@@ -31,7 +31,7 @@ from siterig.blockfs.images.image_kind import WANTED, Contents
 
 LOCK_PATIENCE_S = 3.0
 """An unmounted image is locked until its log is closed: who mounts it again at once waits so long."""
-Format = Literal["raw", "vhd"]
+MountFormat = Literal["raw", "vhd"]
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length (0: all), pid
 _QEMU_WRITES, _QEMU_BEARS_NO_WRITER = 101, 201  # bytes that QEMU read-locks while it does (block/file-posix.c)
@@ -72,7 +72,7 @@ class Image:
     """
 
     path: Path
-    format: Format
+    format: MountFormat
     size_bytes: int
     read_only: bool
     fd: int
@@ -83,7 +83,7 @@ class Image:
         os.close(self.fd)
 
 
-async def open_image(path: Path, *, format_: Format | None = None, read_only: bool = False) -> Image:
+async def open_image(path: Path, *, format_: MountFormat | None = None, read_only: bool = False) -> Image:
     """Open and lock an image; its format follows from its name and contents unless given.
 
     ``ImageUnusable``, ``InvalidDiskSize``, ``VhdCorrupt``, ``VhdUnsupported``: it cannot be exposed as a disk.
@@ -223,7 +223,7 @@ def mounted_at(path: Path) -> str | None:
     return next((point for _, source, point in hostmounts.mounts() if source == mount_source(path)), None)
 
 
-def _exposed_as(file: LockedFile, wanted: Format | None) -> tuple[Format, int]:
+def _exposed_as(file: LockedFile, wanted: MountFormat | None) -> tuple[MountFormat, int]:
     """The format, and the disk's size."""
     found = wanted or image_kind.guess(file.path, file.contents(), is_device=file.is_device)
     if found == "vhd":

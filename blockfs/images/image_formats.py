@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-Format = Literal["raw", "vhd", "vhdx", "qcow2", "qcow", "vmdk", "vdi", "qed", "parallels"]
+ImageFormat = Literal["raw", "vhd", "vhdx", "qcow2", "qcow", "vmdk", "vdi", "qed", "parallels"]
 """A format as a user gives it; ``vhd`` is a fixed or a dynamic one."""
-FORMATS: tuple[Format, ...] = get_args(Format)
+FORMATS: tuple[ImageFormat, ...] = get_args(ImageFormat)

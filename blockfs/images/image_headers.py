@@ -4,7 +4,7 @@ qemu-img reads the contents; it reports one text for most causes, opens other fi
 for what a truncated image lacks.  The causes that a user can act on are found here first, from the descriptor that
 qemu-img then gets.
 
-Sources: QEMU ``docs/interop/qcow2.txt``; Microsoft *VHD* 1.0 and *[MS-VHDX]*; VMware *Virtual Disk Format* 5.0.
+Sources: QEMU ``docs/interop/qcow2.txt``; Microsoft *VHD* 1.0 and *[MS-VHDX]*; VMware *Virtual Disk ImageFormat* 5.0.
 
 Fault contract: nothing is written; any bytes may be in a header, and give facts or a ``RigError``.
 """
@@ -20,7 +20,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.sizes import DISK_BYTES_MAX, SECTOR_BYTES
 from siterig.blockfs.images import vhd, vhdx
 from siterig.blockfs.images.image_bytes import ImageBytes
-from siterig.blockfs.images.image_formats import Format
+from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.images.image_kind import OVERRIDE
 
 _NAME_BYTES_MAX = 1023
@@ -45,12 +45,12 @@ class HeaderFacts:
     sector_bytes: int = SECTOR_BYTES
 
 
-def read_header(file: ImageBytes, format_: Format) -> HeaderFacts:
+def read_header(file: ImageBytes, format_: ImageFormat) -> HeaderFacts:
     """Facts of a container; ``ImageUnusable`` names the cause: encrypted, marked corrupt, needs another file, ..."""
     return _READERS[format_](file) if format_ in _READERS else HeaderFacts()
 
 
-def not_exposed(file: ImageBytes, format_: Format) -> RigError:
+def not_exposed(file: ImageBytes, format_: ImageFormat) -> RigError:
     """The error of a container where only the bytes of a disk can be used; it names what keeps it from being converted."""
     remedy = f"qemu-img convert -f {format_} -O raw makes a raw image of it"
     try:
@@ -216,7 +216,7 @@ def _vdi(file: ImageBytes) -> HeaderFacts:
     return HeaderFacts()
 
 
-_READERS: dict[Format, Callable[[ImageBytes], HeaderFacts]] = {
+_READERS: dict[ImageFormat, Callable[[ImageBytes], HeaderFacts]] = {
     "qcow2": _qcow2,
     "qcow": _qcow,
     "vhd": _vhd,

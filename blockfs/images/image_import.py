@@ -21,15 +21,15 @@ from siterig.blockfs.files import block_device
 from siterig.blockfs.files.sparse_copy import STEP_BYTES, SparseCopy, write_data
 from siterig.blockfs.images import image, image_headers, image_kind, qemu_img, vhd, vhdx
 from siterig.blockfs.images.image import LockedFile
-from siterig.blockfs.images.image_formats import Format
+from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.images.qemu_img import Advance, OpenImage
 
-_QEMU_NAMES: dict[Format, str] = {"vhd": "vpc"}
+_QEMU_NAMES: dict[ImageFormat, str] = {"vhd": "vpc"}
 _CHECKED = ("qcow2", "vhdx", "vmdk", "vdi", "qed", "parallels")  # what qemu-img check knows
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ImageSource:
     """An image that can be imported.
 
     ``size_bytes``: of the disk; a fixed VHD's footer is no part of it.  ``sector_bytes``: the logical sector size that
@@ -37,7 +37,7 @@ class Source:
     """
 
     path: Path
-    format: Format
+    format: ImageFormat
     size_bytes: int
     sector_bytes: int = SECTOR_BYTES
     remark: str | None = None
@@ -48,18 +48,18 @@ class _Opened:
     """``copied_by``: ``bytes`` (they are the disk's), ``vhdx`` (with sectors of 4096 bytes), or ``qemu-img``."""
 
     file: LockedFile
-    source: Source
+    source: ImageSource
     copied_by: str
 
     def qemu(self) -> OpenImage:
         return _qemu(self.file, self.source.format)
 
 
-def _qemu(file: LockedFile, format_: Format) -> OpenImage:
+def _qemu(file: LockedFile, format_: ImageFormat) -> OpenImage:
     return OpenImage(file.path, file.fd, _QEMU_NAMES.get(format_, format_))
 
 
-async def look_at(path: Path, format_: Format | None = None) -> Source:
+async def look_at(path: Path, format_: ImageFormat | None = None) -> ImageSource:
     """Find the image's format and size, ``format_`` overriding a guess.
 
     ``ImageUnusable``, ``ImageBusy``, ``InvalidDiskSize``, ``VhdCorrupt``, ``ToolMissing``.
@@ -69,7 +69,7 @@ async def look_at(path: Path, format_: Format | None = None) -> Source:
 
 
 @asynccontextmanager
-async def _opened(path: Path, format_: Format | None) -> AsyncIterator[_Opened]:
+async def _opened(path: Path, format_: ImageFormat | None) -> AsyncIterator[_Opened]:
     """An image that is open, locked and checked, for the time of the block."""
     file = await image.open_locked(path, read_only=True)
     try:
@@ -78,7 +78,7 @@ async def _opened(path: Path, format_: Format | None) -> AsyncIterator[_Opened]:
         file.close()
 
 
-async def _examined(file: LockedFile, wanted: Format | None) -> _Opened:
+async def _examined(file: LockedFile, wanted: ImageFormat | None) -> _Opened:
     contents = await trio.to_thread.run_sync(file.contents, abandon_on_cancel=True)
     format_ = wanted or image_kind.guess(file.path, contents, is_device=file.is_device)
     sector_bytes = SECTOR_BYTES
@@ -98,10 +98,10 @@ async def _examined(file: LockedFile, wanted: Format | None) -> _Opened:
     if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
         raise RigError(Code.InvalidDiskSize, f"{file.path}: is a disk of {size_bytes} bytes; it must be a multiple of 512")
     remark = None if wanted else image_kind.remark(file.path, format_, contents, size_bytes)
-    return _Opened(file, Source(file.path, format_, size_bytes, sector_bytes, remark), copied_by)
+    return _Opened(file, ImageSource(file.path, format_, size_bytes, sector_bytes, remark), copied_by)
 
 
-async def _checked(file: LockedFile, format_: Format, header_bytes: int | None, copied_by: str) -> int:
+async def _checked(file: LockedFile, format_: ImageFormat, header_bytes: int | None, copied_by: str) -> int:
     """The size of the disk in a container, all of whose data are in the file."""
     if format_ == "vhdx":
         await trio.to_thread.run_sync(partial(_check_vhdx, file), abandon_on_cancel=True)
@@ -123,7 +123,7 @@ def _check_vhdx(file: LockedFile) -> None:
         pass
 
 
-async def fill(path: Path, disk: Path, *, advance: Advance, format_: Format | None = None) -> None:
+async def fill(path: Path, disk: Path, *, advance: Advance, format_: ImageFormat | None = None) -> None:
     """Write an image's disk to ``disk``, a file of zeros that is as large or larger; durable on return.
 
     Errors of :func:`look_at`, ``DiskTooSmall``, ``DiskFull``, ``InvalidDiskSize``, ``HostIoError``, ``ReadFailed``,

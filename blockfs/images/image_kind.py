@@ -10,7 +10,7 @@ from pathlib import Path
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.images import vhd
-from siterig.blockfs.images.image_formats import Format
+from siterig.blockfs.images.image_formats import ImageFormat
 
 HEAD_BYTES = 512
 WANTED = "an image is a file that holds the bytes of a disk, or a block device"
@@ -28,7 +28,7 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "qed": (".qed",),
     "parallels": (".hdd", ".hds", ".parallels"),
 }
-_CONTAINERS: tuple[tuple[int, bytes, Format], ...] = (
+_CONTAINERS: tuple[tuple[int, bytes, ImageFormat], ...] = (
     (0, b"QFI\xfb\0\0\0\1", "qcow"),
     (0, b"QFI\xfb", "qcow2"),
     (0, b"QED\0", "qed"),
@@ -95,7 +95,7 @@ class Contents:
         head = os.pread(fd, HEAD_BYTES, 0)
         return cls(head, os.pread(fd, vhd.FOOTER_BYTES, max(size_bytes - vhd.FOOTER_BYTES, 0)), size_bytes)
 
-    def container(self) -> Format | None:
+    def container(self) -> ImageFormat | None:
         """The format that the first bytes name; None: they may be a raw disk's, or a VHD's."""
         return next((name for at, magic, name in _CONTAINERS if self.head[at:].startswith(magic)), None)
 
@@ -104,7 +104,7 @@ class Contents:
         return vhd.COOKIE in (self.head[:8], self.tail[:8], self.tail[1:9])
 
 
-def guess(path: Path, contents: Contents, *, is_device: bool = False) -> Format:
+def guess(path: Path, contents: Contents, *, is_device: bool = False) -> ImageFormat:
     """The format by contents and, for a fixed VHD, by name.
 
     ``ImageUnusable`` names an archive or an encrypted disk, with the command that unpacks or decrypts it, and contents that
@@ -180,7 +180,7 @@ def _not_a_disk(path: Path, title: str, command: str) -> RigError:
     return RigError(Code.ImageUnusable, f"{path}: is {title}, not a disk: {shown} {verb} it; {OVERRIDE}")
 
 
-def remark(path: Path, format_: Format, contents: Contents, disk_bytes: int) -> str | None:
+def remark(path: Path, format_: ImageFormat, contents: Contents, disk_bytes: int) -> str | None:
     """A note for the user about a guess that contents and name do not both bear out; None: there is no doubt."""
     container = contents.container()
     if format_ == "raw":

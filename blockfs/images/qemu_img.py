@@ -21,7 +21,7 @@ from siterig.blockfs.files import block_device
 from siterig.blockfs.files.host_errors import host_error
 from siterig.blockfs.files.sparse_copy import find_unreadable, unreadable
 from siterig.blockfs.images import helper_process
-from siterig.blockfs.images.helper_process import Limits, Outcome
+from siterig.blockfs.images.helper_process import HelperLimits, HelperResult
 
 PROGRAM, PACKAGE = "qemu-img", "qemu-utils"
 _CHECK_LEAKS, _CHECK_UNSUPPORTED = 3, 63
@@ -32,7 +32,7 @@ _ROOM_BYTES = 1 << 20  # with less the target's file system is full
 _OF_THE_TARGET = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _WITH_BACKING = ("qcow2", "qcow", "qed", "vmdk")
 _CPU_S, _CPU_BYTES_PER_S = 300, 8 << 20  # a program that needs more for a disk than this computes for ever
-_LOOK_LIMITS = Limits(cpu_s=_CPU_S, file_bytes=1 << 20)
+_LOOK_LIMITS = HelperLimits(cpu_s=_CPU_S, file_bytes=1 << 20)
 Advance = Callable[[int], None]
 """Called with the number of bytes that were done since the last call."""
 
@@ -131,7 +131,7 @@ async def check(image: OpenImage) -> None:
         )
 
 
-async def _look(image: OpenImage, command: str, *options: str) -> Outcome:
+async def _look(image: OpenImage, command: str, *options: str) -> HelperResult:
     program = require(f"{image.path}: a {image.format} image")
     return await helper_process.run([program, command, *options, image.node()], limits=_LOOK_LIMITS, reads=[image.fd])
 
@@ -154,9 +154,9 @@ async def convert(
             advance(upto - done)
             done = upto
 
-    outcome = await helper_process.run(
+    result = await helper_process.run(
         [program, "convert", "-p", *options, "-O", to, source.node(), f"/dev/fd/{target.fd}"],
-        limits=Limits(
+        limits=HelperLimits(
             cpu_s=_CPU_S + size_bytes // _CPU_BYTES_PER_S,
             file_bytes=size_bytes + size_bytes // 8 + (64 << 20),  # with the tables of a container
         ),
@@ -164,12 +164,12 @@ async def convert(
         writes=[target.fd],
         on_output=on_output,
     )
-    if outcome.status != 0:
-        raise _why(source, target, outcome)
+    if result.status != 0:
+        raise _why(source, target, result)
 
 
-def _why(source: OpenImage, target: Target, outcome: Outcome) -> RigError:
-    text = _text(outcome)
+def _why(source: OpenImage, target: Target, result: HelperResult) -> RigError:
+    text = _text(result)
     found = min(((int(at), why) for at, why in _READING.findall(text)), default=None)
     if found is not None:
         at, why = found  # where a piece of up to 2 MiB begins
@@ -197,10 +197,10 @@ def _percent(text: bytes) -> float | None:
     return None
 
 
-def _text(outcome: Outcome) -> str:
-    if outcome.stopped is not None:
-        return f"{PROGRAM} was stopped: {outcome.stopped}"
-    return outcome.err.decode(errors="replace")
+def _text(result: HelperResult) -> str:
+    if result.stopped is not None:
+        return f"{PROGRAM} was stopped: {result.stopped}"
+    return result.err.decode(errors="replace")
 
 
 def _reason(text: str) -> str:

@@ -30,7 +30,7 @@ _SEED = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SegmentEntry:
     """A record that changes the disk, as struct sr_entry (cext/src/index/segment_index.h) has it.
 
     RESIZE: ``length`` is the new size.  WRITE: ``payload_at`` is in the segment, ``first_piece`` in the table of pieces.
@@ -45,10 +45,10 @@ class Entry:
     type: RecordType
 
 
-def decode_entries(entries: Buffer) -> Iterator[Entry]:
+def decode_entries(entries: Buffer) -> Iterator[SegmentEntry]:
     """The rows of an index; one at a time, for a journal has millions."""
     for position, time_ns, offset, length, payload_at, first_piece, kind in _ENTRY.iter_unpack(entries):
-        yield Entry(position, time_ns, offset, length, payload_at, first_piece, RecordType(kind))
+        yield SegmentEntry(position, time_ns, offset, length, payload_at, first_piece, RecordType(kind))
 
 
 @dataclass(frozen=True, slots=True)

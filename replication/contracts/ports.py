@@ -1,38 +1,11 @@
-"""What the site's agents need from outside: the cache account and the vault.  Implemented elsewhere, injected."""
+"""Contract of the vault, as the agents of the site call it."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from siterig.blockfs.contracts.control import TagKind
-from siterig.blockfs.transfer.part_name import Listing, PartName, Watermark
-
-
-class CacheAccount(Protocol):
-    """The cache storage account, as far as parts are concerned.
-
-    Every method raises ``RigError`` with ``recoverable`` set by what went wrong: ``CacheUnreachable`` (recoverable),
-    ``CacheAuthentication`` / ``CacheForbidden`` (not), ``CacheError`` (the service said no: not).
-    """
-
-    async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
-        """Upload once (``If-None-Match: *``).  False if the blob was already there: that is success too.
-
-        ``replace``: put it in any case (the blob that is there cannot be read).
-        """
-        ...
-
-    async def list(self, disk_id: str) -> Listing:
-        """The blobs of one disk; foreign ones are named, and stop nothing."""
-        ...
-
-    async def get(self, part: PartName) -> bytes:
-        """The blob's bytes (``PartNotFound``; ``PartUnreadable``, recoverable: this one cannot be read; ``PartCorrupt``)."""
-        ...
-
-    async def delete(self, part: PartName) -> None:
-        """Remove; no-op if it is gone already."""
-        ...
+from siterig.blockfs.transfer.part_name import Watermark
 
 
 class VaultLink(Protocol):

@@ -5,19 +5,17 @@ While closed segments are in transit the guests write to the next ones: a cut on
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import structlog
-import trio
 
 from siterig.blockfs.contracts.control import CutInfo, TagKind
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.replication.engine.board import Board
-from siterig.replication.engine.copying import check_vouched_for
-from siterig.replication.engine.links import Links
+from siterig.replication.engine.context import AgentContext
+from siterig.replication.engine.disk_copy import check_vouched_for
 from siterig.replication.engine.outbox import Outbox
-from siterig.replication.engine.reports import Reports
+from siterig.replication.engine.progress_tracker import ProgressTracker
+from siterig.replication.engine.vault_reporter import VaultReporter
 
 FREEZE_S_MAX = 10.0
 REQUESTS_REMEMBERED_MAX = 100
@@ -32,12 +30,14 @@ class DeltaCycle:
     applier) and reported by the next cycle that gets through.
     """
 
-    def __init__(self, links: Links, vm: str, outbox: Outbox, reports: Reports, board: Board) -> None:
-        self._links = links
+    def __init__(
+        self, context: AgentContext, vm: str, outbox: Outbox, reports: VaultReporter, tracker: ProgressTracker
+    ) -> None:
+        self._context = context
         self._vm = vm
         self._outbox = outbox
         self._reports = reports
-        self._board = board
+        self._tracker = tracker
         self._unsent: list[tuple[CutInfo, float]] = []  # with the time of the cut on trio's clock
         self._requested: dict[str, CutInfo] = {}
 
@@ -49,15 +49,15 @@ class DeltaCycle:
         ``downgraded_because``: why it is not application-consistent, though that was requested first.
         ``request_id``: if a cut was made for this request before, it is sent, and no other one is made.
         """
-        self._board.begin("DeltaReplication", [])
+        self._tracker.begin("DeltaReplication", [])
         try:
-            await check_vouched_for(self._links, self._vm)
+            await check_vouched_for(self._context, self._vm)
             if self._unsent:
                 # After a failure: first see that anything gets through, before more points are cut.
                 await self._send()
             if request_id is not None and request_id in self._requested:
                 return self._requested[request_id]  # it was among the unsent
-            cut_at = trio.current_time()
+            cut_at = self._context.clock.trio_time_s()
             cut = await self._cut(kind, name)
             if downgraded_because is not None:
                 cut = cut.model_copy(update={"downgraded_because": downgraded_because})
@@ -68,34 +68,34 @@ class DeltaCycle:
                     del self._requested[next(iter(self._requested))]
             await self._send()
         finally:
-            self._board.end()
+            self._tracker.end()
         if cut.kind == "ApplicationConsistent":
-            self._links.book.update(self._vm, app_point=self._links.clock.read())
+            self._context.book.update(self._vm, app_point=self._context.clock.read())
         return cut
 
     async def _send(self) -> None:
-        await self._outbox.send(self._links.book.get(self._vm).disks)
+        await self._outbox.send(self._context.book.get(self._vm).disks)
         while self._unsent:
             cut, cut_at = self._unsent[0]
             await self._reports.point_sent(cut, cut_at, self._outbox.waiting_bytes)
             self._unsent.remove((cut, cut_at))
-            _log.info("point sent", vm=self._vm, kind=cut.kind, name=cut.name, position=cut.position)
+            _log.info("point_sent", vm=self._vm, kind=cut.kind, name=cut.name, position=cut.position)
 
     async def _cut(self, kind: TagKind, name: str) -> CutInfo:
         if kind == "CrashConsistent":
-            return await self._links.host.cut(vm=self._vm, kind=kind, name=name)
-        disks = [Path(info.path) for info in await self._links.host.list_disks(vm=self._vm)]
-        mountpoints = await self._links.guests.mountpoints(disks)
+            return await self._context.host.cut(vm=self._vm, kind=kind, name=name)
+        disks = [Path(info.path) for info in await self._context.host.list_disks(vm=self._vm)]
+        mountpoints = await self._context.guests.mountpoints(disks)
         if not mountpoints:
             # Nobody to ask for consistency: the disks are as a crash would leave them, so that is what it is.
-            _log.warning("no mounted file system: a crash-consistent point instead", vm=self._vm, name=name)
-            cut = await self._links.host.cut(vm=self._vm, kind="CrashConsistent", name=name)
+            _log.warning("no_file_system_to_freeze", vm=self._vm, name=name)
+            cut = await self._context.host.cut(vm=self._vm, kind="CrashConsistent", name=name)
             return cut.model_copy(update={"downgraded_because": "no mounted file system"})
         # Taken before the freezer starts its own clock: what is cut by then was cut while they were frozen, whatever
         # happens after the cut.  A tag that claimed more could not be taken back.
-        thaws_ns = time.monotonic_ns() + int(FREEZE_S_MAX * 1e9)
-        async with self._links.guests.frozen(mountpoints, timeout_s=FREEZE_S_MAX):
-            return await self._links.host.cut(vm=self._vm, kind=kind, name=name, not_after_ns=thaws_ns)
+        thaws_ns = self._context.clock.monotonic_ns() + int(FREEZE_S_MAX * 1e9)
+        async with self._context.guests.frozen(mountpoints, timeout_s=FREEZE_S_MAX):
+            return await self._context.host.cut(vm=self._vm, kind=kind, name=name, not_after_ns=thaws_ns)
 
     async def run_scheduled(self, kind: TagKind) -> CutInfo:
         """As :meth:`run`; where the guests cannot be frozen it is a crash-consistent point, for the RPO goes on."""
@@ -104,5 +104,5 @@ class DeltaCycle:
         except RigError as exc:
             if exc.code not in (Code.FreezeFailed, Code.FreezeTimedOut):
                 raise
-            _log.warning("no application-consistent point", vm=self._vm, code=exc.code, message=exc.message)
+            _log.warning("app_point_failed", vm=self._vm, code=exc.code, message=exc.message)
             return await self.run("CrashConsistent", "scheduled", downgraded_because=f"{exc.message} ({exc.code})")

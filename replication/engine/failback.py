@@ -25,10 +25,10 @@ from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.layers.layer import RawLayer
 from siterig.blockfs.transfer.part_codec import unpack
 from siterig.blockfs.transfer.part_name import SYNC_END, PartName
-from siterig.replication.engine.board import Board
-from siterig.replication.engine.links import Links
+from siterig.replication.engine.context import AgentContext
+from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import ReceivedDisk
-from siterig.replication.engine.retry import as_rig_error, one_failure
+from siterig.replication.engine.retry import as_rig_error, unwrap_group
 
 EXPORT_GENERATION = 1
 UNREADABLE_LOOKS, LOOK_AGAIN_S = 2, 3.0
@@ -40,68 +40,75 @@ _log = structlog.get_logger(__name__)
 
 
 async def receive_disk(
-    links: Links, board: Board, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int
+    context: AgentContext, tracker: ProgressTracker, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int
 ) -> None:
     """Durable on return.  Waits where the cache account cannot be reached.
 
     ``PartNotFound``, ``PartUnreadable``, ``PartCorrupt``: the recovery side has to put that part again.
     """
     names = [PartName(source_id, EXPORT_GENERATION, "sync", number, number) for number in range(1, parts + 1)]
-    board.begin("Failback", [(disk, 0, size_bytes)])
+    tracker.begin("Failback", [(disk, 0, size_bytes)])
     try:
-        if not _is_here(links, vm, disk, source_id):
-            staging = await links.host.begin_replace(vm=vm, disk=disk, size_bytes=size_bytes)
-            await _assemble(links, board, names, vm, disk, staging=Path(staging.path), size_bytes=size_bytes)
-            links.book.add_received(ReceivedDisk(vm=vm, disk=disk, source_id=source_id, path=staging.path))
-            _log.info("disk received", vm=vm, disk=disk, parts=parts)
+        if not _is_here(context, vm, disk, source_id):
+            staging = await context.host.begin_replace(vm=vm, disk=disk, size_bytes=size_bytes)
+            await _assemble(context, tracker, names, vm, disk, staging=Path(staging.path), size_bytes=size_bytes)
+            context.book.add_received(ReceivedDisk(vm=vm, disk=disk, source_id=source_id, path=staging.path))
+            _log.info("disk_received", vm=vm, disk=disk, parts=parts)
         for name in names:
-            await _patiently(links, vm, disk, partial(links.cache.delete, name))
+            await _retry_recoverable(context, vm, disk, partial(context.cache.delete, name))
     except OSError as exc:
         raise as_rig_error(exc) from exc
     finally:
-        board.end()
+        tracker.end()
 
 
-async def commit_failback(links: Links, *, vm: str, keep: list[str]) -> list[DiskInfo]:
+async def commit_failback(context: AgentContext, *, vm: str, keep: list[str]) -> list[DiskInfo]:
     """Put the staged disks in place; of the disks ``keep`` the old one stays as an image file."""
-    disks = await links.host.commit_replace(vm=vm, keep=keep)
-    links.book.clear_received(vm)
+    disks = await context.host.commit_replace(vm=vm, keep=keep)
+    context.book.clear_received(vm)
     return disks
 
 
-def _is_here(links: Links, vm: str, disk: str, source_id: str) -> bool:
-    for item in links.book.received(vm):
+def _is_here(context: AgentContext, vm: str, disk: str, source_id: str) -> bool:
+    for item in context.book.received(vm):
         if (item.disk, item.source_id) == (disk, source_id) and Path(item.path).exists():
             return True
-    links.book.clear_received(vm, disk)
+    context.book.clear_received(vm, disk)
     return False
 
 
 async def _assemble(
-    links: Links, board: Board, names: list[PartName], vm: str, disk: str, *, staging: Path, size_bytes: int
+    context: AgentContext,
+    tracker: ProgressTracker,
+    names: list[PartName],
+    vm: str,
+    disk: str,
+    *,
+    staging: Path,
+    size_bytes: int,
 ) -> None:
     # One part is downloaded while the one before it is applied.
     send, receive = trio.open_memory_channel[tuple[PartName, bytes]](1)
     target = await trio.to_thread.run_sync(lambda: RawLayer(staging, writable=True))
-    part_file = links.spool / f"{names[0].disk_id}.failback.hrl" if names else None
+    part_file = context.spool / f"{names[0].disk_id}.failback.hrl" if names else None
 
     async def download() -> None:
         async with send:
             for name in names:
-                data = await _patiently(links, vm, disk, partial(links.cache.get, name))
-                board.sent(disk, len(data))
+                data = await _retry_recoverable(context, vm, disk, partial(context.cache.get, name))
+                tracker.sent(disk, len(data))
                 await send.send((name, data))
 
     complete = False
     try:
-        with one_failure():
+        with unwrap_group():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(download)
                 async with receive:
                     async for name, data in receive:
                         assert part_file is not None  # noqa: S101 (there is a part, so there is a first one)
                         end, complete = await trio.to_thread.run_sync(_apply, name, data, part_file, target, size_bytes)
-                        board.done(disk, end)
+                        tracker.done(disk, end)
         if not complete:
             raise RigError(Code.PartCorrupt, f"the {len(names)} parts of disk {disk!r} do not end with a {SYNC_END} tag")
         await trio.to_thread.run_sync(_make_durable, target)
@@ -145,13 +152,13 @@ def _make_durable(target: RawLayer) -> None:
     sync_folder(target.path.parent)
 
 
-async def _patiently(links: Links, vm: str, disk: str, call: Callable[[], Awaitable[T]]) -> T:
+async def _retry_recoverable(context: AgentContext, vm: str, disk: str, call: Callable[[], Awaitable[T]]) -> T:
     """Repeat while the failure is one that may pass, by the retry table.
 
     A part that cannot be read a second time while the account answers is raised: the recovery side puts it again.
     """
     attempt = unreadable = 0
-    with links.waits.waiting("failback", vm=vm, disk=disk) as because:
+    with context.waits.waiting("failback", vm=vm, disk=disk) as because:
         while True:
             try:
                 return await call()
@@ -161,6 +168,6 @@ async def _patiently(links: Links, vm: str, disk: str, call: Callable[[], Awaita
                     raise
                 attempt += 1
                 because(exc)
-                delay_s = LOOK_AGAIN_S if exc.code == Code.PartUnreadable else links.retry.delay_s(attempt)
-                _log.warning("failback waits", code=exc.code, message=exc.message, attempt=attempt, next_try_s=delay_s)
-                await trio.sleep(delay_s)
+                delay_s = LOOK_AGAIN_S if exc.code == Code.PartUnreadable else context.retry.delay_s(attempt)
+                _log.warning("failback_waits", code=exc.code, message=exc.message, attempt=attempt, next_try_s=delay_s)
+                await context.clock.sleep(delay_s)

@@ -13,7 +13,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.sparse_copy import Advance
 from siterig.blockfs.guests import hostmounts
 from siterig.blockfs.images import image_import
-from siterig.blockfs.images.image_formats import Format
+from siterig.blockfs.images.image_formats import ImageFormat
 
 _ROOM_BYTES = 4 * 1024 * 1024
 """A file system that could not be made with less than this left on the host was refused for want of room."""
@@ -42,7 +42,7 @@ class Guests(Protocol):
         """Make a file system on a disk with sectors of that size."""
         ...
 
-    async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: Format | None = None) -> None:
+    async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: ImageFormat | None = None) -> None:
         """Write the contents of an image to a new disk; ``format_``: of the image, None: it is recognized."""
         ...
 
@@ -91,6 +91,6 @@ class HostGuests:
             with trio.CancelScope(shield=True):
                 await hostmounts.detach(loop)
 
-    async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: Format | None = None) -> None:
+    async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: ImageFormat | None = None) -> None:
         """See :func:`siterig.blockfs.images.image_import.fill`."""
         await image_import.fill(image, disk, advance=advance, format_=format_)

@@ -6,54 +6,54 @@ import structlog
 
 from siterig.blockfs.contracts.control import DiskInfo, SnapshotInfo
 from siterig.blockfs.core.errors import Code
-from siterig.replication.engine.board import Board
-from siterig.replication.engine.copying import check_vouched_for, copying, fresh_snapshot, sync_states
-from siterig.replication.engine.links import Links
+from siterig.replication.engine.context import AgentContext
+from siterig.replication.engine.disk_copy import check_vouched_for, fresh_snapshot, open_copy, sync_states
 from siterig.replication.engine.outbox import Outbox
-from siterig.replication.engine.pump import pumping
+from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync, Relationship
 from siterig.replication.engine.retry import ResyncNeeded
 from siterig.replication.engine.snapshots import pieces
+from siterig.replication.engine.uploader import uploading
 
 _log = structlog.get_logger(__name__)
 
 
-async def replicate_initially(links: Links, vm: str, outbox: Outbox, board: Board) -> None:
+async def replicate_initially(context: AgentContext, vm: str, outbox: Outbox, tracker: ProgressTracker) -> None:
     """Returns when every part is in the cache account and the snapshot is gone; repeat it after any failure.
 
     What is zero is not sent, for the managed disk is empty.  ``ResyncNeeded`` where that cannot be relied on.
     """
-    infos = await links.host.start_tracking(vm=vm)
+    infos = await context.host.start_tracking(vm=vm)
     for info in infos:
         if info.needs_resync is not None:
             raise ResyncNeeded(info.needs_resync)
-    if not links.book.get(vm).disks:
-        await _check_untouched(links, vm, infos)
-    snapshot = await fresh_snapshot(links, vm)
-    disks = _resumed(links.book.get(vm), snapshot)
-    links.book.update(vm, disks=disks)
-    board.begin("InitialReplication", [(disk.name, disk.next_offset, disk.size_bytes) for disk in disks])
-    _log.info("initial replication", vm=vm, position=snapshot.position, disks=[disk.name for disk in disks])
+    if not context.book.get(vm).disks:
+        await _check_untouched(context, vm, infos)
+    snapshot = await fresh_snapshot(context, vm)
+    disks = _resumed(context.book.get(vm), snapshot)
+    context.book.update(vm, disks=disks)
+    tracker.begin("InitialReplication", [(disk.name, disk.next_offset, disk.size_bytes) for disk in disks])
+    _log.info("initial_replication_started", vm=vm, position=snapshot.position, disks=[disk.name for disk in disks])
     done = {disk.disk_id for disk in disks if disk.done}
-    async with pumping(outbox, sync_states(links, vm), links.waits, vm) as pump:
+    async with uploading(outbox, sync_states(context, vm), context.waits, vm) as uploader:
         for disk in snapshot.disks:
             if disk.disk_id in done:
                 continue
-            async with copying(links, snapshot, disk, pump, board) as copy:
+            async with open_copy(context, snapshot, disk, uploader, tracker) as copy:
                 for offset, length in pieces(disk.data_ranges, copy.state.next_offset):
                     await copy.add(offset, length, zeros=False)
                 await copy.finish()
-        board.detail = "waiting for the last parts to reach the cache account"
-    await check_vouched_for(links, vm)
-    await links.host.end_snapshot(vm=vm)
+        tracker.detail = "waiting for the last parts to reach the cache account"
+    await check_vouched_for(context, vm)
+    await context.host.end_snapshot(vm=vm)
 
 
-async def _check_untouched(links: Links, vm: str, infos: list[DiskInfo]) -> None:
+async def _check_untouched(context: AgentContext, vm: str, infos: list[DiskInfo]) -> None:
     """The managed disks must be empty and no part of ours on the way, or skipping zeros would be wrong."""
-    marks = {mark.disk_id: mark for mark in await links.vault.watermarks(vm=vm)}
+    marks = {mark.disk_id: mark for mark in await context.vault.watermarks(vm=vm)}
     for info in infos:
         mark = marks.get(info.disk_id)
-        if (mark is not None and (mark.sync_parts or mark.log_seq)) or (await links.cache.list(info.disk_id)).parts:
+        if (mark is not None and (mark.sync_parts or mark.log_seq)) or (await context.cache.list(info.disk_id)).parts:
             raise ResyncNeeded(Code.DiskReplicatedBefore)
 
 

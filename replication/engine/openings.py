@@ -17,7 +17,7 @@ import structlog
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core.errors import Code
 from siterig.blockfs.transfer.part_name import PartName, Watermark
-from siterig.replication.engine.links import Links
+from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import ResyncNeeded
 
@@ -25,14 +25,14 @@ REASON = Code.ImageChanged
 _log = structlog.get_logger(__name__)
 
 
-def unknown(disks: Sequence[DiskSync], infos: Sequence[DiskInfo]) -> list[DiskInfo]:
+def find_unknown(disks: Sequence[DiskSync], infos: Sequence[DiskInfo]) -> list[DiskInfo]:
     """Disks that were opened since something of them was sent."""
     known = {disk.disk_id: disk.opening for disk in disks}
     return [info for info in infos if info.disk_id in known and info.opening != known[info.disk_id]]
 
 
-def take_up(
-    links: Links, vm: str, infos: Sequence[DiskInfo], marks: Mapping[str, Watermark], listed: Collection[PartName]
+def check(
+    context: AgentContext, vm: str, infos: Sequence[DiskInfo], marks: Mapping[str, Watermark], listed: Collection[PartName]
 ) -> None:
     """Note these openings; ``ResyncNeeded`` if a disk is older than what was sent of it."""
     for info in infos:
@@ -45,7 +45,7 @@ def take_up(
         newest = max(sent, default=(0, 0))
         has = (info.generation, info.last_seq if info.opened_seq is None else info.opened_seq)
         if newest > has:
-            _log.error("the disk is older than what was sent of it", vm=vm, disk=info.name, sent=newest, has=has)
+            _log.error("disk_older_than_sent", vm=vm, disk=info.name, sent=newest, has=has)
             raise ResyncNeeded(REASON)
     for info in infos:
-        links.book.update_disk(vm, info.disk_id, opening=info.opening)
+        context.book.update_disk(vm, info.disk_id, opening=info.opening)

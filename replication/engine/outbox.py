@@ -26,10 +26,10 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_codec import pack, verify
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 from siterig.replication.engine import openings
-from siterig.replication.engine.board import Board
-from siterig.replication.engine.links import Links
+from siterig.replication.engine.context import AgentContext
+from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
-from siterig.replication.engine.retry import ResyncNeeded, one_failure
+from siterig.replication.engine.retry import ResyncNeeded, unwrap_group
 
 _SPOOLED_NAME = re.compile(r"(\d{8,})-(\d{8,})\.sync\.hrl")
 
@@ -52,10 +52,10 @@ def spooled(folder: Path) -> list[_Spooled]:
 class Outbox:
     """Sends a VM's parts.  One pass at a time (``_passing``); the watermarks seen last are kept for waiting on."""
 
-    def __init__(self, links: Links, vm: str, board: Board) -> None:
-        self._links = links
+    def __init__(self, context: AgentContext, vm: str, tracker: ProgressTracker) -> None:
+        self._context = context
         self._vm = vm
-        self._board = board
+        self._tracker = tracker
         self._passing = trio.Lock()
         self._marks: dict[str, Watermark] = {}
         self._put: dict[PartName, int] = {}
@@ -71,7 +71,7 @@ class Outbox:
 
     def spooled_parts(self, disks: Sequence[DiskSync]) -> int:
         """Sync parts that are not applied yet."""
-        return sum(len(spooled(self._links.spool / disk.disk_id)) for disk in disks)
+        return sum(len(spooled(self._context.spool / disk.disk_id)) for disk in disks)
 
     async def send(self, disks: Sequence[DiskSync]) -> None:
         """One pass.  On return every part that was there at its start is in the cache account, or applied.
@@ -83,11 +83,11 @@ class Outbox:
             # is in neither list is really missing.
             listed: dict[PartName, int] = {}
             for disk in disks:
-                listed.update((await self._links.cache.list(disk.disk_id)).sizes)
+                listed.update((await self._context.cache.list(disk.disk_id)).sizes)
             fresh = await self._refresh()
-            await self._take_up_openings(disks, listed, fresh=fresh)
-            segments = await self._links.host.segments(vm=self._vm)
-            segments = await self._give_up_applied(disks, segments)
+            await self._check_openings(disks, listed, fresh=fresh)
+            segments = await self._context.host.segments(vm=self._vm)
+            segments = await self._delete_applied(disks, segments)
             missing: list[tuple[PartName, Path, str]] = []
             for disk in disks:
                 own = [segment for segment in segments if segment.disk_id == disk.disk_id]
@@ -101,27 +101,27 @@ class Outbox:
                 for disk in disks
             }
 
-    async def _take_up_openings(self, disks: Sequence[DiskSync], listed: Collection[PartName], *, fresh: bool) -> None:
+    async def _check_openings(self, disks: Sequence[DiskSync], listed: Collection[PartName], *, fresh: bool) -> None:
         """Before anything of a disk that was opened anew is sent: it must not be older than what was sent of it."""
-        opened = openings.unknown(disks, await self._links.host.list_disks(vm=self._vm))
+        opened = openings.find_unknown(disks, await self._context.host.list_disks(vm=self._vm))
         if not opened:
             return
         if not fresh:
-            marks = await self._links.vault.watermarks(vm=self._vm)
+            marks = await self._context.vault.watermarks(vm=self._vm)
             self._marks = {mark.disk_id: mark for mark in marks}
-        openings.take_up(self._links, self._vm, opened, self._marks, listed)
+        openings.check(self._context, self._vm, opened, self._marks, listed)
 
     async def _refresh(self) -> bool:
         try:
-            marks = await self._links.vault.watermarks(vm=self._vm)
+            marks = await self._context.vault.watermarks(vm=self._vm)
         except RigError as exc:
             if not exc.recoverable:
                 raise
             # Data does not wait for the vault: without new watermarks nothing is given up, that is all.
-            self._links.waits.set("watermarks", exc.code, exc.message, vm=self._vm)
-            _log.warning("no watermarks", vm=self._vm, code=exc.code, message=exc.message)
+            self._context.waits.set("watermarks", exc.code, exc.message, vm=self._vm)
+            _log.warning("watermarks_unavailable", vm=self._vm, code=exc.code, message=exc.message)
             return False
-        self._links.waits.clear("watermarks", vm=self._vm)
+        self._context.waits.clear("watermarks", vm=self._vm)
         self._marks = {mark.disk_id: mark for mark in marks}
         return True
 
@@ -134,10 +134,10 @@ class Outbox:
         async with self._passing:
             if not await self._refresh():
                 return  # asked again, when the vault answers
-            infos = await self._links.host.list_disks(vm=self._vm)
-            if openings.unknown(disks, infos):
+            infos = await self._context.host.list_disks(vm=self._vm)
+            if openings.find_unknown(disks, infos):
                 return  # asked again, when the next pass has compared them with what was sent
-            segments = await self._links.host.segments(vm=self._vm)
+            segments = await self._context.host.segments(vm=self._vm)
             last_seqs = {info.disk_id: info.last_seq for info in infos}
             by_id = {disk.disk_id: disk for disk in disks}
             sources: list[tuple[PartName, Path, str]] = []
@@ -152,12 +152,12 @@ class Outbox:
                     self._lost[part] = Code.SyncPartLost if part.stream == "sync" else Code.LogCorrupt
                 elif found is not None:
                     sources.append((part, found, disk.name))
-            _log.warning("sending parts again", vm=self._vm, parts=len(sources), lost=len(self._lost))
+            _log.warning("parts_sent_again", vm=self._vm, parts=len(sources), lost=len(self._lost))
             await self._put_all(sources, replace=True)
 
     def _source(self, part: PartName, segments: list[SegmentInfo]) -> Path | None:
         if part.stream == "sync":
-            spool = spooled(self._links.spool / part.disk_id)
+            spool = spooled(self._context.spool / part.disk_id)
             return next(
                 (item.path for item in spool if (item.generation, item.number) == (part.generation, part.first)), None
             )
@@ -185,7 +185,7 @@ class Outbox:
         overlaps = any(item.first_seq <= part.last and part.first <= item.last_seq for item in mine)
         return disk.first_seq <= part.last <= last_seq and not overlaps
 
-    async def _give_up_applied(self, disks: Sequence[DiskSync], segments: list[SegmentInfo]) -> list[SegmentInfo]:
+    async def _delete_applied(self, disks: Sequence[DiskSync], segments: list[SegmentInfo]) -> list[SegmentInfo]:
         """Delete what is applied; the segments that are left."""
         upto: dict[tuple[str, int], int] = {}
         kept = []
@@ -197,12 +197,12 @@ class Outbox:
             else:
                 kept.append(segment)
         for (disk_id, generation), last_seq in upto.items():
-            await self._links.host.applied(disk_id=disk_id, generation=generation, last_seq=last_seq)
+            await self._context.host.trim_log(disk_id=disk_id, generation=generation, last_seq=last_seq)
         for disk in disks:
             mark = self._marks.get(disk.disk_id)
             if mark is None:
                 continue
-            for item in spooled(self._links.spool / disk.disk_id):
+            for item in spooled(self._context.spool / disk.disk_id):
                 if (item.generation, item.number) <= (mark.generation, mark.sync_parts):
                     item.path.unlink()
         return kept
@@ -221,7 +221,7 @@ class Outbox:
         current = mark if mark is not None and mark.generation == disk.generation else None
         sync = {
             item.number: item.path
-            for item in spooled(self._links.spool / disk.disk_id)
+            for item in spooled(self._context.spool / disk.disk_id)
             if item.generation == disk.generation and item.number <= disk.parts
         }
         log = sorted(
@@ -258,19 +258,19 @@ class Outbox:
         }
         for part, why in self._lost.items():
             if (part.disk_id, part.generation) == (disk.disk_id, disk.generation) and self._is_needed(disk, part):
-                _log.error("part is lost", vm=self._vm, disk=disk.name, part=part.blob(), reason=why)
+                _log.error("part_lost", vm=self._vm, disk=disk.name, part=part.blob(), reason=why)
                 raise ResyncNeeded(why)
         own = [part for part in listed if part.disk_id == disk.disk_id and part.generation == disk.generation]
         in_cache = {part.first for part in own if part.stream == "sync"}
         applied_parts = current.sync_parts if current is not None else 0
         for number in range(applied_parts + 1, disk.parts + 1):
             if number not in sync and number not in in_cache:
-                _log.error("sync part is nowhere", vm=self._vm, disk=disk.name, generation=disk.generation, part=number)
+                _log.error("sync_part_missing", vm=self._vm, disk=disk.name, generation=disk.generation, part=number)
                 raise ResyncNeeded(Code.SyncPartLost)
         needed = max(disk.first_seq, current.log_seq + 1 if current is not None else 0)
         covering = [part.first for part in own if part.stream == "log" and part.last >= needed]
         if log and min([log[0].first_seq, *covering]) > needed:
-            _log.error("log is not contiguous", vm=self._vm, disk=disk.name, generation=disk.generation, needed_seq=needed)
+            _log.error("log_not_contiguous", vm=self._vm, disk=disk.name, generation=disk.generation, needed_seq=needed)
             raise ResyncNeeded(Code.LogGap)
 
     async def _put_all(self, parts: list[tuple[PartName, Path, str]], *, replace: bool = False) -> None:
@@ -279,10 +279,10 @@ class Outbox:
         refused: list[RigError] = []
 
         async def put(part: PartName, path: Path, disk: str) -> None:
-            async with self._links.uploads:
+            async with self._context.uploads:
                 data = await trio.to_thread.run_sync(pack, path)
-                if await self._links.cache.put(part, data, replace=replace):
-                    self._board.sent(disk, len(data))
+                if await self._context.cache.put(part, data, replace=replace):
+                    self._tracker.sent(disk, len(data))
             self._put[part] = len(data)
 
         async def worker() -> None:
@@ -294,9 +294,9 @@ class Outbox:
                         raise
                     refused.append(exc)
 
-        with one_failure():
+        with unwrap_group():
             async with trio.open_nursery() as nursery:
-                for _ in range(min(len(parts), int(self._links.uploads.total_tokens))):
+                for _ in range(min(len(parts), int(self._context.uploads.total_tokens))):
                     nursery.start_soon(worker)
         if refused:
             raise refused[0]

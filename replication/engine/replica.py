@@ -18,15 +18,15 @@ from siterig.blockfs.core.clock import SECOND_NS
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.transfer.part_name import PartName
-from siterig.replication.engine.board import Board
+from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.delta import DeltaCycle
 from siterig.replication.engine.initial import replicate_initially
-from siterig.replication.engine.links import Links
 from siterig.replication.engine.outbox import Outbox
+from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import Phase, Relationship
-from siterig.replication.engine.reports import Reports
 from siterig.replication.engine.resync import resynchronize
 from siterig.replication.engine.retry import ResyncNeeded, as_rig_error
+from siterig.replication.engine.vault_reporter import VaultReporter
 
 T = TypeVar("T")
 
@@ -37,20 +37,20 @@ _PLACES = ("retry", "vault", "watermarks")
 _log = structlog.get_logger(__name__)
 
 
-class _Outcome:
+class _CopyResult:
     """What those wait for who ordered a copy."""
 
     def __init__(self) -> None:
-        self._settled = trio.Event()
+        self._resolved = trio.Event()
         self._error: RigError | None = None
 
-    def settle(self, error: RigError | None = None) -> None:
-        if not self._settled.is_set():
+    def resolve(self, error: RigError | None = None) -> None:
+        if not self._resolved.is_set():
             self._error = error
-            self._settled.set()
+            self._resolved.set()
 
     async def wait(self) -> None:
-        await self._settled.wait()
+        await self._resolved.wait()
         if self._error is not None:
             raise RigError(self._error.code, self._error.message, recoverable=self._error.recoverable)
 
@@ -58,27 +58,27 @@ class _Outcome:
 class Replica:
     """Replication of one VM that has a relationship in the book."""
 
-    def __init__(self, links: Links, vm: str, *, resumed: bool) -> None:
+    def __init__(self, context: AgentContext, vm: str, *, resumed: bool) -> None:
         """``resumed``: after a restart the vault is asked first whether the VM is still to be replicated."""
         self.vm = vm
-        self._links = links
+        self._context = context
         self._ask_first = resumed
-        self._board = Board(vm)
-        self._reports = Reports(links, vm)
-        self._outbox = Outbox(links, vm, self._board)
-        self._cycle = DeltaCycle(links, vm, self._outbox, self._reports, self._board)
+        self._tracker = ProgressTracker(vm)
+        self._reports = VaultReporter(context, vm)
+        self._outbox = Outbox(context, vm, self._tracker)
+        self._cycle = DeltaCycle(context, vm, self._outbox, self._reports, self._tracker)
         self._working = trio.Lock()
         self._activity = trio.CancelScope()
         self._manual = trio.CancelScope()
         self._life = trio.CancelScope()
         self._ended = trio.Event()
-        self._outcome = _Outcome()
+        self._copy_result = _CopyResult()
         self._failures = 0
         self._critical = False
 
     @property
     def _record(self) -> Relationship:
-        return self._links.book.get(self.vm)
+        return self._context.book.get(self.vm)
 
     async def run(self) -> None:
         """Until stopped."""
@@ -89,9 +89,9 @@ class Replica:
                     with trio.CancelScope() as self._activity:
                         await self._act(phase)
         finally:
-            self._outcome.settle(RigError(Code.Interrupted, f"the replication of VM {self.vm!r} was removed"))
+            self._copy_result.resolve(RigError(Code.Interrupted, f"the replication of VM {self.vm!r} was removed"))
             for place in _PLACES:
-                self._links.waits.clear(place, vm=self.vm)
+                self._context.waits.clear(place, vm=self.vm)
             self._ended.set()
 
     async def stop(self) -> None:
@@ -115,7 +115,7 @@ class Replica:
         if current not in ("initial", "resync") or (phase == "resync" and current == "initial") or self._critical:
             # A resync that was begun in the place of an initial replication stays one.
             await self._order("resync" if current == "resync" else phase)
-        await self._outcome.wait()
+        await self._copy_result.wait()
 
     async def suspend(self) -> None:
         """No more work for this VM; returns when none is being done."""
@@ -126,12 +126,12 @@ class Replica:
         """A changed policy, or a suspended VM that is to be replicated again (then a copy must be ordered)."""
         record = self._record
         changed = (record.interval_s, record.app_consistent_every_s) != (interval_s, app_consistent_every_s)
-        self._links.book.save(
+        self._context.book.save(
             record.model_copy(update={"interval_s": interval_s, "app_consistent_every_s": app_consistent_every_s})
         )
         if record.phase == "suspended":
             # The old stream says nothing about disks that went on elsewhere.
-            self._links.book.update(self.vm, disks=[])
+            self._context.book.update(self.vm, disks=[])
             await self._order("created")
         elif record.phase == "delta" and changed:
             self._activity.cancel()
@@ -178,27 +178,27 @@ class Replica:
 
     def progress(self) -> VmProgress:
         """For progress bars."""
-        return self._board.show()
+        return self._tracker.snapshot()
 
     async def _order(self, phase: Phase) -> None:
-        self._outcome.settle(RigError(Code.Interrupted, f"VM {self.vm!r}: phase {phase!r} was ordered meanwhile"))
-        self._outcome = _Outcome()
-        self._links.book.update(self.vm, phase=phase, resync_reason=None, resync_reported=False)
+        self._copy_result.resolve(RigError(Code.Interrupted, f"VM {self.vm!r}: phase {phase!r} was ordered meanwhile"))
+        self._copy_result = _CopyResult()
+        self._context.book.update(self.vm, phase=phase, resync_reason=None, resync_reported=False)
         self._ask_first = False
         self._critical = False
         self._failures = 0
-        self._links.waits.clear("retry", vm=self.vm)
+        self._context.waits.clear("retry", vm=self.vm)
         self._activity.cancel()
         self._manual.cancel()
-        _log.info("ordered", vm=self.vm, phase=phase)
+        _log.info("phase_ordered", vm=self.vm, phase=phase)
         if phase not in ("initial", "resync"):
             async with self._working:
                 pass
 
     def _finish(self, phase: Phase, following: Phase) -> None:
         if self._record.phase == phase:
-            self._links.book.update(self.vm, phase=following)
-            self._outcome.settle()
+            self._context.book.update(self.vm, phase=following)
+            self._copy_result.resolve()
 
     async def _act(self, phase: Phase) -> None:
         if self._ask_first and phase in ("initial", "resync", "delta"):
@@ -217,54 +217,54 @@ class Replica:
 
     async def _resume(self) -> None:
         """After a restart: wait for the roles that start beside this one, and ask the vault."""
-        with self._links.waits.waiting("resume", vm=self.vm) as because:
+        with self._context.waits.waiting("resume", vm=self.vm) as because:
             while True:
                 try:
-                    allowed = await self._links.vault.may_replicate(vm=self.vm)
+                    allowed = await self._context.vault.may_replicate(vm=self.vm)
                     if allowed:
-                        await self._links.host.position()
+                        await self._context.host.position()
                     break
                 except RigError as exc:
                     # Any error: without leave from the vault nothing is replicated.
                     because(exc)
-                    _log.warning("waiting to resume", vm=self.vm, code=exc.code, message=exc.message)
-                await trio.sleep(_ASK_AGAIN_S)
+                    _log.warning("resume_delayed", vm=self.vm, code=exc.code, message=exc.message)
+                await self._context.clock.sleep(_ASK_AGAIN_S)
         self._ask_first = False
         if not allowed:
             self._finish(self._record.phase, "suspended")
-            _log.info("not resumed: the vault says that the VM is not replicated from here", vm=self.vm)
+            _log.info("not_resumed", vm=self.vm)
 
     async def _initial(self) -> None:
         try:
-            await self._until_success(lambda: replicate_initially(self._links, self.vm, self._outbox, self._board))
+            await self._until_success(lambda: replicate_initially(self._context, self.vm, self._outbox, self._tracker))
         except ResyncNeeded as exc:
             # Whoever ordered the initial replication waits for the disks to be over there: by comparison, then.
-            _log.warning("initial replication goes on as a resynchronization", vm=self.vm, reason=exc.reason)
+            _log.warning("initial_replication_became_resync", vm=self.vm, reason=exc.reason)
             if self._record.phase == "initial":
-                self._links.book.update(self.vm, phase="resync")
+                self._context.book.update(self.vm, phase="resync")
             return
-        self._board.end()
+        self._tracker.end()
         self._finish("initial", "delta")
 
     async def _resync(self) -> None:
         async def once() -> None:
             try:
-                await resynchronize(self._links, self.vm, self._outbox, self._board)
+                await resynchronize(self._context, self.vm, self._outbox, self._tracker)
             except ResyncNeeded as exc:
                 # Not at once again: what broke the log may still be going on.
                 message = f"VM {self.vm!r}: its log broke during the resynchronization ({exc.reason})"
                 raise RigError(Code.of(exc.reason), message, recoverable=True) from exc
 
         await self._until_success(once)
-        self._board.end()
+        self._tracker.end()
         self._finish("resync", "delta")
 
     async def _delta(self) -> None:
         app_due = self._first_app_point()
-        next_at = trio.current_time()
+        next_at = self._context.clock.trio_time_s()
         while True:
-            await self._reports.wait(max(0.0, next_at - trio.current_time()))
-            begun = trio.current_time()
+            await self._reports.wait(max(0.0, next_at - self._context.clock.trio_time_s()))
+            begun = self._context.clock.trio_time_s()
             record = self._record
             kind: TagKind = "ApplicationConsistent" if begun >= app_due else "CrashConsistent"
             try:
@@ -282,31 +282,31 @@ class Replica:
         every = record.app_consistent_every_s
         if every is None:
             return float("inf")
-        now = self._links.clock.read()
+        now = self._context.clock.read()
         if record.app_point is None:
-            self._links.book.update(self.vm, app_point=now)
-            return trio.current_time() + every
+            self._context.book.update(self.vm, app_point=now)
+            return self._context.clock.trio_time_s() + every
         left = every - record.app_point.elapsed_ns(now) / SECOND_NS
-        return trio.current_time() + min(every, max(0.0, left))
+        return self._context.clock.trio_time_s() + min(every, max(0.0, left))
 
     def _require_resync(self, reason: str) -> None:
         if self._record.phase == "delta":
-            _log.error("resynchronization required", vm=self.vm, reason=reason)
-            self._links.book.update(self.vm, phase="resync-required", resync_reason=reason, resync_reported=False)
+            _log.error("resync_required", vm=self.vm, reason=reason)
+            self._context.book.update(self.vm, phase="resync-required", resync_reason=reason, resync_reported=False)
             self._activity.cancel()
 
     async def _report_resync(self) -> None:
         record = self._record
-        with self._links.waits.waiting("report resync", vm=self.vm) as because:
+        with self._context.waits.waiting("report resync", vm=self.vm) as because:
             while not record.resync_reported:
                 try:
-                    await self._links.vault.resync_required(vm=self.vm, reason=record.resync_reason or "")
+                    await self._context.vault.resync_required(vm=self.vm, reason=record.resync_reason or "")
                 except RigError as exc:
                     because(exc)
-                    _log.warning("not reported", vm=self.vm, report="resync", code=exc.code, message=exc.message)
-                    await trio.sleep(_ASK_AGAIN_S)
+                    _log.warning("report_not_sent", vm=self.vm, report="resync", code=exc.code, message=exc.message)
+                    await self._context.clock.sleep(_ASK_AGAIN_S)
                     continue
-                record = self._links.book.update(self.vm, resync_reported=True)
+                record = self._context.book.update(self.vm, resync_reported=True)
 
     async def _until_success(self, work: Callable[[], Awaitable[T]]) -> T:
         """Repeat by the retry table.  What cannot pass by itself: Critical, until somebody orders something."""
@@ -320,11 +320,11 @@ class Replica:
                 await self._succeeded()
                 return result
             self._failures += 1
-            self._links.waits.set("retry", error.code, error.message, vm=self.vm)
-            delay_s = self._links.retry.delay_s(self._failures) if error.recoverable else None
+            self._context.waits.set("retry", error.code, error.message, vm=self.vm)
+            delay_s = self._context.retry.delay_s(self._failures) if error.recoverable else None
             if delay_s is None:
                 self._critical = True
-                self._outcome.settle(error)
+                self._copy_result.resolve(error)
             await self._reports.error(error, attempt=self._failures, next_try_s=delay_s)
             if delay_s is None:
                 while True:
@@ -332,7 +332,7 @@ class Replica:
             await self._reports.wait(delay_s)
 
     async def _succeeded(self) -> None:
-        self._links.waits.clear("retry", vm=self.vm)
+        self._context.waits.clear("retry", vm=self.vm)
         if self._failures:
             self._failures = 0
             await self._reports.recovered()

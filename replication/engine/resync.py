@@ -19,13 +19,13 @@ import trio
 from siterig.blockfs.contracts.control import SnapshotInfo
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cext.checksums import KEY_BYTES
-from siterig.replication.engine.board import Board
-from siterig.replication.engine.copying import DiskCopy, check_vouched_for, copying, fresh_snapshot, sync_states
-from siterig.replication.engine.links import Links
+from siterig.replication.engine.context import AgentContext
+from siterig.replication.engine.disk_copy import DiskCopy, check_vouched_for, fresh_snapshot, open_copy, sync_states
 from siterig.replication.engine.outbox import Outbox
-from siterig.replication.engine.pump import Pump, pumping
+from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.snapshots import CHUNK_BYTES
+from siterig.replication.engine.uploader import Uploader, uploading
 
 FINE_BYTES = 64 << 10
 CHUNKS_PER_CALL = 256
@@ -33,49 +33,50 @@ CHUNKS_PER_CALL = 256
 _log = structlog.get_logger(__name__)
 
 
-async def resynchronize(links: Links, vm: str, outbox: Outbox, board: Board) -> None:
+async def resynchronize(context: AgentContext, vm: str, outbox: Outbox, tracker: ProgressTracker) -> None:
     """Returns when every part is in the cache account and the snapshot is gone; repeat it after any failure.
 
     ``ResyncNeeded`` if the log broke meanwhile.
     """
-    await links.host.end_snapshot(vm=vm)
-    await _begin_generation(links, vm)
-    snapshot = await fresh_snapshot(links, vm)
-    await _check_newest(links, vm, snapshot)
+    await context.host.end_snapshot(vm=vm)
+    await _begin_generation(context, vm)
+    snapshot = await fresh_snapshot(context, vm)
+    await _check_newest(context, vm, snapshot)
     disks = [DiskSync.begun(disk) for disk in snapshot.disks]
-    links.book.update(vm, disks=disks)
-    board.begin("Resynchronization", [(disk.name, 0, disk.size_bytes) for disk in disks])
-    _log.info("resynchronization", vm=vm, position=snapshot.position, generations=[disk.generation for disk in disks])
-    async with pumping(outbox, sync_states(links, vm), links.waits, vm) as pump, AsyncExitStack() as open_disks:
+    context.book.update(vm, disks=disks)
+    tracker.begin("Resynchronization", [(disk.name, 0, disk.size_bytes) for disk in disks])
+    _log.info("resync_started", vm=vm, position=snapshot.position, generations=[disk.generation for disk in disks])
+    async with uploading(outbox, sync_states(context, vm), context.waits, vm) as uploader, AsyncExitStack() as open_disks:
         copies = [
-            await open_disks.enter_async_context(copying(links, snapshot, disk, pump, board)) for disk in snapshot.disks
+            await open_disks.enter_async_context(open_copy(context, snapshot, disk, uploader, tracker))
+            for disk in snapshot.disks
         ]
         for copy in copies:
             await copy.open_generation()
-        board.detail = "waiting for the recovery side to take up the new generation"
-        await _taken_up(pump, outbox, copies)
-        board.detail = "comparing checksums"
+        tracker.detail = "waiting for the recovery side to take up the new generation"
+        await _wait_for_generation(uploader, outbox, copies)
+        tracker.detail = "comparing checksums"
         for copy in copies:
-            await _send_differences(links, copy, board)
+            await _send_differences(context, copy, tracker)
             await copy.finish()
-        board.detail = "waiting for the last parts to reach the cache account"
-    await check_vouched_for(links, vm)
-    await links.host.end_snapshot(vm=vm)
+        tracker.detail = "waiting for the last parts to reach the cache account"
+    await check_vouched_for(context, vm)
+    await context.host.end_snapshot(vm=vm)
 
 
-async def _begin_generation(links: Links, vm: str) -> None:
+async def _begin_generation(context: AgentContext, vm: str) -> None:
     """Later than what the recovery side has or is on its way: the site's disks may have been restored from an older copy."""
-    marks = await links.vault.watermarks(vm=vm)
+    marks = await context.vault.watermarks(vm=vm)
     taken = {mark.disk_id: mark.generation for mark in marks}
     for mark in marks:
-        sent = [part.generation for part in (await links.cache.list(mark.disk_id)).parts]
+        sent = [part.generation for part in (await context.cache.list(mark.disk_id)).parts]
         taken[mark.disk_id] = max([mark.generation, *sent])
     position = max((mark.complete_position for mark in marks), default=0)
-    await links.host.start_tracking(vm=vm, new_generation=True, after=taken, after_position=position)
+    await context.host.start_tracking(vm=vm, new_generation=True, after=taken, after_position=position)
 
 
-async def _check_newest(links: Links, vm: str, snapshot: SnapshotInfo) -> None:
-    marks = {mark.disk_id: mark for mark in await links.vault.watermarks(vm=vm)}
+async def _check_newest(context: AgentContext, vm: str, snapshot: SnapshotInfo) -> None:
+    marks = {mark.disk_id: mark for mark in await context.vault.watermarks(vm=vm)}
     for disk in snapshot.disks:
         mark = marks.get(disk.disk_id)
         if mark is not None and mark.generation >= disk.generation:
@@ -86,33 +87,35 @@ async def _check_newest(links: Links, vm: str, snapshot: SnapshotInfo) -> None:
             )
 
 
-async def _taken_up(pump: Pump, outbox: Outbox, copies: list[DiskCopy]) -> None:
-    def all_taken_up() -> bool:
+async def _wait_for_generation(uploader: Uploader, outbox: Outbox, copies: list[DiskCopy]) -> None:
+    def all_at_generation() -> bool:
         marks = [(outbox.watermark(copy.disk.disk_id), copy.disk.generation) for copy in copies]
         return all(mark is not None and mark.generation == generation and mark.sync_parts for mark, generation in marks)
 
-    await pump.until(all_taken_up, "the new generation is not taken up yet")
+    await uploader.wait_until(all_at_generation, "the new generation is not taken up yet")
 
 
-async def _send_differences(links: Links, copy: DiskCopy, board: Board) -> None:
+async def _send_differences(context: AgentContext, copy: DiskCopy, tracker: ProgressTracker) -> None:
     size = copy.disk.size_bytes
     coarse_key, fine_key = secrets.token_bytes(KEY_BYTES), secrets.token_bytes(KEY_BYTES)
     chunks = -(-size // CHUNK_BYTES)
     for first in range(0, chunks, CHUNKS_PER_CALL):
         count = min(CHUNKS_PER_CALL, chunks - first)
-        for chunk in await _differing(links, copy, coarse_key, CHUNK_BYTES, first=first, count=count):
+        for chunk in await _differing(context, copy, coarse_key, CHUNK_BYTES, first=first, count=count):
             first_fine = chunk * (CHUNK_BYTES // FINE_BYTES)
             fine_count = -(-(min(size, (chunk + 1) * CHUNK_BYTES) - chunk * CHUNK_BYTES) // FINE_BYTES)
-            for fine in await _differing(links, copy, fine_key, FINE_BYTES, first=first_fine, count=fine_count):
+            for fine in await _differing(context, copy, fine_key, FINE_BYTES, first=first_fine, count=fine_count):
                 offset = fine * FINE_BYTES
                 await copy.add(offset, min(FINE_BYTES, size - offset), zeros=True)
-        board.done(copy.disk.name, min(size, (first + count) * CHUNK_BYTES))
+        tracker.done(copy.disk.name, min(size, (first + count) * CHUNK_BYTES))
 
 
-async def _differing(links: Links, copy: DiskCopy, key: bytes, chunk_bytes: int, *, first: int, count: int) -> list[int]:
+async def _differing(
+    context: AgentContext, copy: DiskCopy, key: bytes, chunk_bytes: int, *, first: int, count: int
+) -> list[int]:
     """Numbers of the chunks that are not equal on both sides."""
     ours = await trio.to_thread.run_sync(copy.file.tags, key, chunk_bytes, first, count)
-    theirs = await links.vault.checksums(
+    theirs = await context.vault.checksums(
         disk_id=copy.disk.disk_id, key_hex=key.hex(), chunk_bytes=chunk_bytes, first=first, count=count
     )
     if len(theirs) != count:

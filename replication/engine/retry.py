@@ -63,7 +63,7 @@ def as_rig_error(exc: RigError | OSError) -> RigError:
 
 
 @contextmanager
-def one_failure() -> Iterator[None]:
+def unwrap_group() -> Iterator[None]:
     """Turn a nursery's group into the one failure that decides: a resync first, then what is not recoverable.
 
     A bug in the group stays a group.  A failure that arrives together with a cancellation is raised alone; the

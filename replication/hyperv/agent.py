@@ -29,14 +29,15 @@ from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.files import safe_files
-from siterig.blockfs.images.image_formats import Format
+from siterig.blockfs.images.image_formats import ImageFormat
+from siterig.blockfs.transfer.cache_account import CacheAccount
 from siterig.blockfs.transfer.part_name import PartName
-from siterig.replication.contracts.ports import CacheAccount, VaultLink
+from siterig.replication.contracts.ports import VaultLink
 from siterig.replication.engine import failback
-from siterig.replication.engine.board import Board
+from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.guests import Guests, HostGuests
-from siterig.replication.engine.links import Links
 from siterig.replication.engine.prerequisites import check_room_for_images, check_space
+from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import Relationship, RelationshipBook
 from siterig.replication.engine.replica import Replica
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, RetryTable
@@ -61,7 +62,7 @@ class NewDisk(Protocol):
     @property
     def image(self) -> str | None: ...
     @property
-    def image_format(self) -> Format | None: ...
+    def image_format(self) -> ImageFormat | None: ...
     @property
     def sector_bytes(self) -> SectorBytes: ...
     @property
@@ -92,7 +93,7 @@ class HyperVAgent:
         safe_files.make_folder(folder, parents=True)
         spool = folder / "spool"
         safe_files.make_folder(spool)
-        self._links = Links(
+        self._context = AgentContext(
             host=host,
             cache=cache,
             vault=vault,
@@ -106,15 +107,15 @@ class HyperVAgent:
             waits=waits or Waits(),
         )
         self._replicas: dict[str, Replica] = {}
-        self._making: dict[str, Board] = {}
-        self._failbacks: dict[tuple[str, str], Board] = {}
+        self._making: dict[str, ProgressTracker] = {}
+        self._failbacks: dict[tuple[str, str], ProgressTracker] = {}
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Resume every relationship and work until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            for record in self._links.book.all():
+            for record in self._context.book.all():
                 self._start(record.vm, resumed=True)
             task_status.started()
             await trio.sleep_forever()
@@ -123,19 +124,19 @@ class HyperVAgent:
         """New VM with (optionally formatted) disks.  ``VmExists``, ``NotEnoughSpace``; on failure nothing is left."""
         if vm in self._making:
             raise RigError(Code.VmExists, f"VM {vm!r} is just being made on this host")
-        board = self._making[vm] = Board(vm)
+        tracker = self._making[vm] = ProgressTracker(vm)
         try:
             if await self._disks_or_none(vm):
                 raise RigError(Code.VmExists, f"VM {vm!r} exists already on this host")
-            board.begin("Import", [(disk.name, 0, disk.size_bytes) for disk in disks if disk.image is not None])
-            return await self._make(vm, disks, board)
+            tracker.begin("Import", [(disk.name, 0, disk.size_bytes) for disk in disks if disk.image is not None])
+            return await self._make(vm, disks, tracker)
         finally:
             del self._making[vm]
 
-    async def _make(self, vm: str, disks: Sequence[NewDisk], board: Board) -> list[DiskInfo]:
+    async def _make(self, vm: str, disks: Sequence[NewDisk], tracker: ProgressTracker) -> list[DiskInfo]:
         try:
             infos = [
-                await self._links.host.create_disk(
+                await self._context.host.create_disk(
                     vm=vm, name=disk.name, size_bytes=disk.size_bytes, sector_bytes=disk.sector_bytes, backing=disk.backing
                 )
                 for disk in disks
@@ -144,14 +145,14 @@ class HyperVAgent:
             await trio.to_thread.run_sync(check_room_for_images, vm, images)
             for info, disk in zip(infos, disks, strict=True):
                 if disk.image is not None:
-                    more = partial(board.more, disk.name)
-                    await self._links.guests.fill(Path(info.path), Path(disk.image), more, format_=disk.image_format)
-                    board.done(disk.name, disk.size_bytes)  # it may be larger than the image
+                    more = partial(tracker.more, disk.name)
+                    await self._context.guests.fill(Path(info.path), Path(disk.image), more, format_=disk.image_format)
+                    tracker.done(disk.name, disk.size_bytes)  # it may be larger than the image
                 if disk.filesystem is not None:
-                    await self._links.guests.format(
+                    await self._context.guests.format(
                         Path(info.path), disk.filesystem, disk.name, sector_bytes=disk.sector_bytes
                     )
-            return await self._links.host.list_disks(vm=vm)
+            return await self._context.host.list_disks(vm=vm)
         except BaseException:
             with trio.CancelScope(shield=True), trio.move_on_after(_CLEAN_UP_S):
                 await self._take_back(vm)
@@ -161,23 +162,23 @@ class HyperVAgent:
         """Remove what was made of a VM, as soon as the disk host is there to do it."""
         while True:
             try:
-                await self._links.host.remove_vm(vm=vm)
+                await self._context.host.remove_vm(vm=vm)
             except RigError as error:
                 if error.code != Code.RoleUnavailable:
                     return
             else:
                 return
-            await trio.sleep(_TAKE_BACK_AGAIN_S)
+            await self._context.clock.sleep(_TAKE_BACK_AGAIN_S)
 
     async def list_vms(self) -> list[DiskInfo]:
         """Every disk of every VM on this host."""
-        return await self._links.host.list_disks()
+        return await self._context.host.list_disks()
 
     async def check_delete(self, *, vm: str) -> None:
         """The VM can be deleted; one whose disks cannot be opened can, too."""
         self._require_made(vm)
         try:
-            disks = await self._links.host.list_disks(vm=vm)
+            disks = await self._context.host.list_disks(vm=vm)
         except RigError as exc:
             if exc.code != Code.DiskCorrupt:
                 raise
@@ -202,7 +203,7 @@ class HyperVAgent:
         if replica is not None:
             await replica.stop()
         try:
-            await self._links.host.remove_vm(vm=vm)
+            await self._context.host.remove_vm(vm=vm)
         except RigError as exc:
             if exc.code == Code.VmNotFound:
                 self._forget(vm)
@@ -210,7 +211,7 @@ class HyperVAgent:
         else:
             self._forget(vm)
         finally:
-            if self._links.book.find(vm) is not None:
+            if self._context.book.find(vm) is not None:
                 self._start(vm, resumed=True)
 
     async def rename_vm(self, *, vm: str, name: str) -> None:
@@ -220,11 +221,11 @@ class HyperVAgent:
         if replica is not None:
             await replica.stop()
         try:
-            await self._links.host.rename_vm(vm=vm, name=name)
-            self._links.book.rename(vm, name)
+            await self._context.host.rename_vm(vm=vm, name=name)
+            self._context.book.rename(vm, name)
         finally:
             for known in (vm, name):
-                if self._links.book.find(known) is not None and known not in self._replicas:
+                if self._context.book.find(known) is not None and known not in self._replicas:
                     self._start(known, resumed=True)
 
     def _require_made(self, vm: str) -> None:
@@ -233,8 +234,8 @@ class HyperVAgent:
 
     async def check_vm(self, *, vm: str) -> list[DiskInfo]:
         """Prerequisites: ``VmNotFound``, ``BrokenVhdChain``, ``DiskInUse``, ``DiskUnhealthy``, ``NotEnoughSpace``."""
-        disks = await self._links.host.list_disks(vm=vm)
-        await self._links.host.check_tracking(vm=vm)
+        disks = await self._context.host.list_disks(vm=vm)
+        await self._context.host.check_tracking(vm=vm)
         await trio.to_thread.run_sync(check_space, vm, disks)
         return disks
 
@@ -247,13 +248,13 @@ class HyperVAgent:
         """
         replica = self._replicas.get(vm)
         if replica is not None and replica.has_copied:
-            disks = await self._links.host.list_disks(vm=vm)
+            disks = await self._context.host.list_disks(vm=vm)
         else:
-            disks = await self._links.host.start_tracking(vm=vm)
+            disks = await self._context.host.start_tracking(vm=vm)
         if replica is not None:
             await replica.set_schedule(interval_s=interval_s, app_consistent_every_s=app_consistent_every_s)
             return disks
-        self._links.book.save(Relationship(vm=vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s))
+        self._context.book.save(Relationship(vm=vm, interval_s=interval_s, app_consistent_every_s=app_consistent_every_s))
         self._start(vm, resumed=False)
         return disks
 
@@ -275,14 +276,14 @@ class HyperVAgent:
 
     async def progress(self, *, vm: str) -> VmProgress:
         """For progress bars; phase None when idle."""
-        coming_back = [board.show() for (of_vm, _), board in self._failbacks.items() if of_vm == vm]
+        coming_back = [tracker.snapshot() for (of_vm, _), tracker in self._failbacks.items() if of_vm == vm]
         if coming_back:
             disks = [disk for item in coming_back for disk in item.disks]
             return VmProgress(vm=vm, phase="Failback", disks=disks)
         if vm in self._replicas:
             return self._replicas[vm].progress()
         if vm in self._making:
-            return self._making[vm].show()
+            return self._making[vm].snapshot()
         return VmProgress(vm=vm, phase=None, disks=[])
 
     async def replicate_now(self, *, vm: str, kind: TagKind, name: str, request_id: str | None = None) -> CutInfo:
@@ -291,21 +292,21 @@ class HyperVAgent:
 
     async def shutdown_vm(self, *, vm: str) -> None:
         """Unmount and detach everything on this host that uses the VM's disks (``VmBusy``)."""
-        disks = await self._links.host.list_disks(vm=vm)
-        await self._links.guests.shutdown([Path(disk.path) for disk in disks])
+        disks = await self._context.host.list_disks(vm=vm)
+        await self._context.guests.shutdown([Path(disk.path) for disk in disks])
 
     async def check_shutdown(self, *, vm: str) -> None:
         """``VmBusy`` if it is known that :meth:`shutdown_vm` would be refused; changes nothing."""
-        disks = await self._links.host.list_disks(vm=vm)
-        await self._links.guests.check_shutdown([Path(disk.path) for disk in disks])
+        disks = await self._context.host.list_disks(vm=vm)
+        await self._context.guests.check_shutdown([Path(disk.path) for disk in disks])
 
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
         """How the VM's disks were used after a position."""
-        return await self._links.host.source_use(vm=vm, after=after)
+        return await self._context.host.source_use(vm=vm, after=after)
 
     async def check_failback(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
         """``VmNotFound``, ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``."""
-        await self._links.host.check_replace(vm=vm, disks=disks)
+        await self._context.host.check_replace(vm=vm, disks=disks)
 
     async def suspend(self, *, vm: str) -> None:
         """No more cycles for this VM; none runs on return.  Tracking stays as it is."""
@@ -319,8 +320,8 @@ class HyperVAgent:
             await replica.stop()
         try:
             if await self._disks_or_none(vm):
-                await self._links.host.end_snapshot(vm=vm)
-                await self._links.host.stop_tracking(vm=vm)
+                await self._context.host.end_snapshot(vm=vm)
+                await self._context.host.stop_tracking(vm=vm)
         except BaseException:
             if replica is not None:
                 self._start(vm, resumed=True)
@@ -329,43 +330,43 @@ class HyperVAgent:
 
     def _forget(self, vm: str) -> None:
         """The relationship, what came back of the VM, and its spool."""
-        record = self._links.book.find(vm)
-        self._links.book.remove(vm)
-        self._links.book.clear_received(vm)
+        record = self._context.book.find(vm)
+        self._context.book.remove(vm)
+        self._context.book.clear_received(vm)
         for disk in record.disks if record is not None else []:
-            for path in (self._links.spool / disk.disk_id).glob("*"):
+            for path in (self._context.spool / disk.disk_id).glob("*"):
                 path.unlink(missing_ok=True)
 
     async def receive_disk(self, *, vm: str, disk: str, source_id: str, size_bytes: int, parts: int) -> None:
         """Failback: download ``parts`` sync parts of ``source_id`` into a staging disk; durable on return."""
-        board = self._failbacks[vm, disk] = Board(vm)
+        tracker = self._failbacks[vm, disk] = ProgressTracker(vm)
         try:
             await failback.receive_disk(
-                self._links, board, vm=vm, disk=disk, source_id=source_id, size_bytes=size_bytes, parts=parts
+                self._context, tracker, vm=vm, disk=disk, source_id=source_id, size_bytes=size_bytes, parts=parts
             )
         finally:
             self._failbacks.pop((vm, disk), None)
 
     async def commit_failback(self, *, vm: str, keep: list[str]) -> list[DiskInfo]:
         """Put the staged disks in place of the old ones; of the disks ``keep`` the old one stays as an image file."""
-        return await failback.commit_failback(self._links, vm=vm, keep=keep)
+        return await failback.commit_failback(self._context, vm=vm, keep=keep)
 
     def _start(self, vm: str, *, resumed: bool) -> None:
         if self._nursery is None:
             raise RigError(Code.AgentNotRunning, "the agent is not running yet", recoverable=True)
-        replica = Replica(self._links, vm, resumed=resumed)
+        replica = Replica(self._context, vm, resumed=resumed)
         self._replicas[vm] = replica
         self._nursery.start_soon(replica.run, name=f"replica {vm}")
 
     def _replica(self, vm: str) -> Replica:
-        self._links.book.get(vm)
+        self._context.book.get(vm)
         if vm not in self._replicas:
             raise RigError(Code.AgentNotRunning, "the agent is not running yet", recoverable=True)
         return self._replicas[vm]
 
     async def _disks_or_none(self, vm: str) -> list[DiskInfo]:
         try:
-            return await self._links.host.list_disks(vm=vm)
+            return await self._context.host.list_disks(vm=vm)
         except RigError as exc:
             if exc.code != Code.VmNotFound:
                 raise

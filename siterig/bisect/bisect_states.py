@@ -125,7 +125,7 @@ class MountedStates:
                 Code.InvalidPosition, f"VM {self._vm!r}: position {found.position} cannot be opened: {found.broken}"
             )
         if not self._disk_ids:
-            (info,) = [info for info in await self._azure.list_recoveries(vm=self._vm) if info.name == name]
+            (info,) = [info for info in await self._azure.list_mounted_points(vm=self._vm) if info.name == name]
             self._disk_ids = {disk.name: disk.disk_id for disk in info.disks}
         there = found.recovery_point
         return State(

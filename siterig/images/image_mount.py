@@ -18,8 +18,8 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.fuse import serving
 from siterig.blockfs.guests import hostmounts
 from siterig.blockfs.host import standalone
-from siterig.blockfs.host.standalone import Discontinued, StandAlone
-from siterig.blockfs.images.image import Format, Image, mount_source, open_image
+from siterig.blockfs.host.standalone import EndedGeneration, StandAlone
+from siterig.blockfs.images.image import Image, MountFormat, mount_source, open_image
 from siterig.core.front_end import FrontEnd
 from siterig.images import mountpoint
 
@@ -35,7 +35,7 @@ class Wanted:
     name: str | None
     tracked: bool
     read_only: bool
-    format: Format | None
+    format: MountFormat | None
     front_end: FrontEnd
 
 
@@ -132,9 +132,9 @@ async def _opened(wanted: Wanted, end: _End, note: Callable[[str], None]) -> Asy
         try:
             alone = standalone.open_disk(image, wanted.name or image.path.stem, tracked=wanted.tracked, note=note)
             try:
-                if alone.discontinued is not None:
-                    note(_ended(image, alone, alone.discontinued))
-                yield Mounted(image, alone, where.path / f"{alone.disk.place.name}.img")
+                if alone.ended_generation is not None:
+                    note(_ended(image, alone, alone.ended_generation))
+                yield Mounted(image, alone, where.path / f"{alone.disk.paths.name}.img")
             finally:
                 if end.mounted is None:
                     alone.withdraw()
@@ -147,7 +147,7 @@ async def _opened(wanted: Wanted, end: _End, note: Callable[[str], None]) -> Asy
         image.close()
 
 
-def _ended(image: Image, alone: StandAlone, log: Discontinued) -> str:
+def _ended(image: Image, alone: StandAlone, log: EndedGeneration) -> str:
     state = alone.disk.state
     text = f"{image.path}: the change log of generation {log.generation} ends: {log.why}"
     return f"{text}; generation {state.generation} begins with the image as it is now" if state.tracked else text

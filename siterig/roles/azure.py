@@ -31,7 +31,7 @@ async def run(
         policy=limits.log_policy,
         snapshot_share_max=limits.snapshot_share_max,
         waits=health.waits,
-        tell_changed=changed.note,
+        report_changed=changed.note,
     )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(views.watch, directory.damage_reports(layout))

@@ -36,7 +36,7 @@ _APPLIER_REPORTS = dict.fromkeys(
 )
 _DAMAGE_REPORTS = dict.fromkeys(("damage_met", "scrubbed", "vm_disk_changed"), ANSWER_S)
 _ROLE_REPORTS = {"report_roles": REPORT_S}
-_HOST = dict.fromkeys(("list_disks", "position", "counters", "segments", "list_recoveries"), ANSWER_S)
+_HOST = dict.fromkeys(("list_disks", "position", "counters", "segments", "list_mounted_points"), ANSWER_S)
 _PROVIDER = {"progress": ANSWER_S, "list_vms": ASKING_S}
 _RECOVERY_SIDE = dict.fromkeys(("retain", "disk_state", "position_at", "export_progress"), ANSWER_S)
 STARTING_S = 180.0

@@ -35,7 +35,7 @@ def demand(true: bool, why: str) -> None:
 def judge(world: World, state: State, known: Known, crash: Crash) -> str:
     """Recover the state in the world's folder; raises :class:`LieError` unless the outcome, which is returned, is true."""
     world.put(state)
-    told = DiskState.load(world.place.file("disk"))
+    told = DiskState.load(world.paths.file("disk"))
     noted = _abandoned(world, told)
     try:
         disk, positions = world.open()
@@ -51,7 +51,7 @@ def judge(world: World, state: State, known: Known, crash: Crash) -> str:
 def _abandoned(world: World, told: DiskState) -> str | None:
     """What the dirty file says, as far as it is the log's that the state names."""
     try:
-        found = dirty_bitmap.read(world.place.file("dirty"))
+        found = dirty_bitmap.read(world.paths.file("dirty"))
     except RigError:
         return None
     return found.reason if (found.disk_id, found.generation) == (told.disk_id, told.generation) else None
@@ -78,7 +78,7 @@ class _Case:
             self._check_bytes_after_power_loss()
             self._check_flushed_log()
         reason = disk.state.needs_resync
-        if disk.tracked:
+        if disk.tracking.active:
             outcome = "goes on"
             self._check_log()
         elif reason is not None:
@@ -88,8 +88,8 @@ class _Case:
             outcome = "not tracked"
             demand(not told.tracked and (not known.tracked or known.turning), "tracking has ended without a word")
         generation = disk.state.generation
-        disk.start_tracking(new_generation=False)
-        demand(disk.tracked and disk.state.needs_resync is None, "tracking cannot begin again")
+        disk.tracking.start(new_generation=False)
+        demand(disk.tracking.active and disk.state.needs_resync is None, "tracking cannot begin again")
         demand(
             disk.state.generation == generation + (outcome != "goes on"), f"generation {disk.state.generation} comes next"
         )
@@ -142,13 +142,16 @@ class _Case:
             return
         demand(disk.state.generation == known.generation, "an older generation goes on")
         if self.crash == "kill":
-            demand(known.next_seq <= disk.log.next_seq <= known.next_seq + 4, f"record {disk.log.next_seq} comes next")
+            demand(
+                known.next_seq <= disk.tracking.log.next_seq <= known.next_seq + 4,
+                f"record {disk.tracking.log.next_seq} comes next",
+            )
         self._check_replay()
 
     def _check_replay(self) -> None:
         """What the recovery side has, with what is kept of the log, is the disk."""
         known, paths, first = self.known, [], None
-        for number, path in find_segments(self.disk.place.folder, NAME):
+        for number, path in find_segments(self.disk.paths.folder, NAME):
             if number < self.told.first_segment:
                 continue
             with SegmentReader(path) as reader:
@@ -167,7 +170,7 @@ class _Case:
         if not known.tracked or known.turning or abandoned or known.sure_seq <= known.remote_seq:
             return
         found = set[int]()
-        for path in self.disk.place.folder.glob(f"{NAME}.*"):
+        for path in self.disk.paths.folder.glob(f"{NAME}.*"):
             if path.suffix not in (".hrl", ".spare"):
                 continue
             with contextlib.suppress(RigError), SegmentReader(path) as reader:
@@ -184,7 +187,7 @@ class _Case:
         if sure:
             demand(not told.tracked or self.noted == reason, f"a kill passes for {reason}")
         try:
-            ranges = self.disk.dirty_ranges()
+            ranges = self.disk.tracking.dirty_ranges()
         except RigError as exc:
             demand(exc.code == "NotTracked", str(exc))
             demand(not sure or self.noted is None, "what has changed is not known any more after a kill")
@@ -207,12 +210,12 @@ def judge_damaged(world: World, state: State, known: Known, damaged: str) -> str
         return exc.code
     try:
         segments = [path.name for _, path in find_segments(world.folder, NAME)]
-        if disk.tracked and damaged in segments[:-2] and not known.turning:  # the last but one was the current
-            told = DiskState.load(world.place.file("disk"))
+        if disk.tracking.active and damaged in segments[:-2] and not known.turning:  # the last but one was the current
+            told = DiskState.load(world.paths.file("disk"))
             case = _Case(known, "kill", told, None, disk, positions)
             case.content = disk.read(0, disk.size_bytes)
             case._check_replay()
-        return disk.state.needs_resync or ("goes on" if disk.tracked else "not tracked")
+        return disk.state.needs_resync or ("goes on" if disk.tracking.active else "not tracked")
     finally:
         disk.abandon()
         positions.close()

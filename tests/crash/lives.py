@@ -17,8 +17,8 @@ from typing import Literal
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace, make_raw, make_top
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths, make_over_managed_disk, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.layers.layer import Layer, RawLayer
 from siterig.cext._core import lib
 from tests.crash.recording import Recorder
@@ -92,23 +92,23 @@ class World:
 
     def __init__(self, folder: Path, below: Path | None) -> None:
         self.folder = folder
-        self.place = DiskPlace(folder, "", NAME)
+        self.paths = DiskPaths(folder, "", NAME)
         self._below = below
 
     def make(self) -> bytes:
         """The files of a new disk; its bytes."""
         if self._below is None:
-            make_raw(self.place, DISK_BYTES)
+            make_raw(self.paths, DISK_BYTES)
             return bytes(DISK_BYTES)
         start = self._below.read_bytes()
-        make_top(self.place, managed_disk="below", position=1, size_bytes=len(start))
+        make_over_managed_disk(self.paths, managed_disk="below", position=1, size_bytes=len(start))
         return start
 
     def open(self) -> tuple[Disk, PositionCounter]:
         """As the server does."""
         positions = PositionCounter(self.folder / "position")
         try:
-            return Disk.open(self.place, DiskRules(positions), FileViews(self._below)), positions
+            return Disk.open(self.paths, DiskOptions(positions), FileViews(self._below)), positions
         except BaseException:
             positions.close()
             raise
@@ -161,9 +161,9 @@ class Life:
         self._data[:] = disk.read(0, disk.size_bytes)
         known.versions.append(bytes(self._data))
         self._tell(
-            phase="open", acked=len(known.versions) - 1, tracked=disk.tracked, generation=disk.state.generation,
-            next_seq=disk.log.next_seq if disk.tracked else 0, abandoned=disk.state.needs_resync, position=positions.value,
-            torn=False,
+            phase="open", acked=len(known.versions) - 1, tracked=disk.tracking.active, generation=disk.state.generation,
+            next_seq=disk.tracking.log.next_seq if disk.tracking.active else 0, abandoned=disk.state.needs_resync,
+            position=positions.value, torn=False,
         )  # fmt: skip
 
     def _close(self, disk: Disk, positions: PositionCounter) -> None:
@@ -194,19 +194,19 @@ class Life:
         ]
         if disk.state.kind == "top":
             steps.append((8, self._promote))
-        if not disk.tracked:
+        if not disk.tracking.active:
             steps.append((30, self._start_tracking))
         else:
             steps.append((1, self._start_tracking))
         (step,) = self._rng.choices([step for _, step in steps], [weight for weight, _ in steps])
         step(disk)
-        abandoned = disk.state.needs_resync if not disk.tracked else None
+        abandoned = disk.state.needs_resync if not disk.tracking.active else None
         self._tell(
             acked=len(self._known.versions) - 1,
-            tracked=disk.tracked,
+            tracked=disk.tracking.active,
             abandoned=abandoned,
             generation=disk.state.generation,
-            next_seq=disk.log.next_seq if disk.tracked else 0,
+            next_seq=disk.tracking.log.next_seq if disk.tracking.active else 0,
             position=positions.value,
             turning=False,
             faulty=False,
@@ -250,46 +250,46 @@ class Life:
             assert self._sync_failed
         else:
             assert not self._sync_failed
-            self._tell(sure=self._known.acked, sure_seq=disk.log.last_seq if disk.tracked else 0)
+            self._tell(sure=self._known.acked, sure_seq=disk.tracking.log.last_seq if disk.tracking.active else 0)
 
     def _maintain(self, disk: Disk) -> None:
-        disk.maintain()
+        disk.tracking.maintain()
 
     def _cut(self, disk: Disk) -> None:
-        if disk.tracked:
+        if disk.tracking.active:
             tag_id = str(uuid.UUID(int=self._rng.getrandbits(128)))
-            disk.tag(TagSeen(tag_id=tag_id, kind="CrashConsistent", name="test", position=1, time_ns=1))
+            disk.tracking.tag(TagSeen(tag_id=tag_id, kind="CrashConsistent", name="test", position=1, time_ns=1))
             if self._rng.random() < 0.5:
                 self._flush(disk)
 
     def _applied(self, disk: Disk) -> None:
         """The recovery side takes the oldest segments; only then the disk is told."""
-        segments = disk.segments()
+        segments = disk.tracking.segments()
         if not segments:
             return
         taken = segments[: self._rng.randrange(len(segments)) + 1]
         fresh = [segment for segment in taken if segment.last_seq > self._known.remote_seq]
         remote = replay_files(self._known.remote, [Path(segment.path) for segment in fresh])
         self._tell(remote=remote, remote_seq=max(self._known.remote_seq, taken[-1].last_seq))
-        disk.applied(disk.state.generation, taken[-1].last_seq)
+        disk.tracking.trim(disk.state.generation, taken[-1].last_seq)
 
     def _snapshot(self, disk: Disk) -> None:
         if disk.snapshot is not None:
             disk.end_snapshot()
-        elif disk.tracked:
+        elif disk.tracking.active:
             disk.begin_snapshot()
 
     def _fail_write(self, disk: Disk) -> None:
         """The host's disk is full, at once or on the way: log and disk say the same."""
         offset, length = self._range()
         data, before = self._rng.randbytes(length), bytes(self._data)
-        place = self._rng.choice([LOG, DISK])
+        paths = self._rng.choice([LOG, DISK])
         taken = self._rng.choice([0, self._rng.randrange(length)])
         self._will_be(lambda now: now.__setitem__(slice(offset, offset + length), data))
         self._tell(faulty=True)
 
         def full(operation: int, name: str, size: int) -> int:
-            if operation != lib.SR_IO_WRITE or group_of(name) != place:
+            if operation != lib.SR_IO_WRITE or group_of(name) != paths:
                 return 0
             return min(taken, size) or -errno.ENOSPC
 
@@ -306,12 +306,12 @@ class Life:
         self._tell(acked=len(self._known.versions) - 1)
 
     def _fail_sync(self, disk: Disk) -> None:
-        place = self._rng.choice([LOG, DISK])
-        if not disk.tracked:
+        paths = self._rng.choice([LOG, DISK])
+        if not disk.tracking.active:
             return
         self._tell(faulty=True)
         self.recorder.verdict = lambda operation, name, _size: (
-            -errno.EIO if operation == lib.SR_IO_SYNC and group_of(name) == place else 0
+            -errno.EIO if operation == lib.SR_IO_SYNC and group_of(name) == paths else 0
         )
         try:
             disk._flush()
@@ -322,25 +322,25 @@ class Life:
 
     def _promote(self, disk: Disk) -> None:
         """Some steps of it, perhaps the last: no byte changes."""
-        disk.begin_promotion()
-        full = any(disk.hydrate(1) for _ in range(self._rng.randrange(1, 5)))
+        disk.hydration.begin()
+        full = any(disk.hydration.hydrate(1) for _ in range(self._rng.randrange(1, 5)))
         if full or self._rng.random() < 0.5:
             try:
-                disk.flush_hydration()
+                disk.hydration.flush()
             except OSError:  # as a flush
                 assert self._sync_failed
                 return
             assert not self._sync_failed
-        if full and disk.note_raw():
-            disk.detach_backing()
+        if full and disk.hydration.convert_to_raw():
+            disk.hydration.detach_backing()
 
     def _start_tracking(self, disk: Disk) -> None:
         """With a copy of the disk brought to the recovery side as soon as the log runs."""
         self._tell(turning=True)
-        disk.start_tracking(new_generation=True)
+        disk.tracking.start(new_generation=True)
         self._tell(remote=bytes(self._data), remote_seq=0, sure_seq=0)
 
     def _stop_tracking(self, disk: Disk) -> None:
         self._tell(turning=True)
         disk.end_snapshot()
-        disk.stop_tracking()
+        disk.tracking.stop()

@@ -16,8 +16,8 @@ from siterig.blockfs.changelog.disk_log import LogPolicy, find_segments
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.segment import HEADER_BYTES
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.cext._core import ffi, lib
 from tests.crash.recording import Event, NamesSynced, Recorder, Renamed, Synced, Unnamed, Wrote
@@ -30,24 +30,24 @@ SIZE = 1 << 20
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     monkeypatch.setattr(disk_log, "SEGMENT_BYTES_MIN", 8 << 10)
-    place = DiskPlace(tmp_path, "", "os")
-    make_raw(place, SIZE)
+    paths = DiskPaths(tmp_path, "", "os")
+    make_raw(paths, SIZE)
     with contextlib.closing(PositionCounter(tmp_path / "position")) as positions:
-        disk = Disk.open(place, DiskRules(positions), None)
-        disk.start_tracking(new_generation=False)
+        disk = Disk.open(paths, DiskOptions(positions), None)
+        disk.tracking.start(new_generation=False)
         yield disk
         disk.abandon()
 
 
 def reopened(disk: Disk) -> Disk:
-    return Disk.open(disk.place, disk._rules, None)
+    return Disk.open(disk.paths, disk._core.options, None)
 
 
 @pytest.fixture
 def unlimited(disk: Disk) -> Iterator[Disk]:
     """Its log may be as long as it likes."""
     disk.close()
-    disk._rules = replace(disk._rules, policy=LogPolicy(kept_share_max=None))
+    disk._core.options = replace(disk._core.options, policy=LogPolicy(kept_share_max=None))
     disk = reopened(disk)
     yield disk
     disk.abandon()
@@ -55,7 +55,7 @@ def unlimited(disk: Disk) -> Iterator[Disk]:
 
 @contextlib.contextmanager
 def recorded(disk: Disk) -> Iterator[list[Event]]:
-    recorder = Recorder(disk.place.folder)
+    recorder = Recorder(disk.paths.folder)
     with recorder.recording():
         yield recorder.events
     recorder.close()
@@ -67,15 +67,15 @@ def index_of(events: list[Event], event: Event, after: int = 0) -> int:
 
 def close_segment(disk: Disk) -> None:
     disk.write(0, b"x" * 500)
-    disk.log.rotate()
+    disk.tracking.log.rotate()
     disk._flush()
 
 
 def test_a_recycled_segment_durably_holds_nothing_before_it_is_the_spare(disk: Disk) -> None:
     close_segment(disk)
-    disk.applied(1, disk.log.last_seq)
+    disk.tracking.trim(1, disk.tracking.log.last_seq)
     with recorded(disk) as events:
-        disk.log.provide_spare()
+        disk.tracking.log.provide_spare()
     renamed = index_of(events, Renamed("os.recycled", "os.spare"))
     (zeroed,) = (i for i, event in enumerate(events) if isinstance(event, Wrote) and event.data == bytes(HEADER_BYTES))
     wrote = events[zeroed]
@@ -89,12 +89,12 @@ def test_an_applied_segment_of_an_earlier_life_is_durably_gone_before_one_of_thi
     close_segment(disk)
     disk.close()
     disk = reopened(disk)
-    earlier = disk.log.last_seq
+    earlier = disk.tracking.log.last_seq
     close_segment(disk)
     with recorded(disk) as events:
         if not at_once:
-            disk.applied(1, earlier)
-        disk.applied(1, disk.log.last_seq)
+            disk.tracking.trim(1, earlier)
+        disk.tracking.trim(1, disk.tracking.log.last_seq)
     gone = [i for i, event in enumerate(events) if isinstance(event, Renamed | Unnamed)]
     assert len(gone) == 3, "two of the earlier life, one of this"
     assert NamesSynced() in events[gone[1] : gone[2]]
@@ -103,7 +103,7 @@ def test_an_applied_segment_of_an_earlier_life_is_durably_gone_before_one_of_thi
 
 def test_what_was_noted_is_durable_before_the_mark_that_it_is(disk: Disk) -> None:
     disk.write(0, bytes(SIZE // 2 + 1))
-    assert not disk.tracked
+    assert not disk.tracking.active
     with recorded(disk) as events:
         disk.close()
     (mark,) = (event for event in events if isinstance(event, Wrote) and event.data.startswith(b"SRIGDRTY"))
@@ -122,10 +122,10 @@ def test_tracking_ends_in_the_state_before_a_write_is_not_logged(disk: Disk, mon
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(DiskState, "save", killed)
-        disk.stop_tracking()
+        disk.tracking.stop()
     disk.abandon()
     again = reopened(disk)
-    assert again.tracked
+    assert again.tracking.active
     assert replay(bytes(SIZE), again) == again.read(0, SIZE)
     again.abandon()
 
@@ -142,32 +142,32 @@ def test_a_new_log_takes_nothing_from_the_old_one_before_the_state_names_it(
             disk.write(8192, bytes(SIZE // 2))
         raise Killed
 
-    disk.log.provide_spare()
+    disk.tracking.log.provide_spare()
     disk.write(0, bytes(SIZE // 16 + 1))
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(DiskState, "save", killed)
-        disk.start_tracking(new_generation=True)
+        disk.tracking.start(new_generation=True)
     disk.abandon()
     again = reopened(disk)
     assert (again.state.generation, again.state.needs_resync) == (1, "LogOverflow" if abandoned else None)
     if abandoned:
-        assert again.dirty_ranges() == [(0, again.dirty_bytes)]
-        assert again.dirty_bytes > SIZE // 2
+        assert again.tracking.dirty_ranges() == [(0, again.tracking.dirty_bytes)]
+        assert again.tracking.dirty_bytes > SIZE // 2
     else:
         assert replay(bytes(SIZE), again) == again.read(0, SIZE)
     assert again.read(4096, 12) == b"in the spare"
     again.abandon()
 
 
-def test_a_new_log_that_cannot_begin_is_no_log_that_was_given_up(disk: Disk) -> None:
+def test_a_new_log_that_cannot_begin_is_no_log_that_was_abandoned(disk: Disk) -> None:
     with failing(WRITE, ".hrl", errno.ENOSPC), pytest.raises(OSError, match="No space left"):
-        disk.start_tracking(new_generation=True)
-    assert (disk.tracked, disk.state.needs_resync) == (False, "LogFull")
+        disk.tracking.start(new_generation=True)
+    assert (disk.tracking.active, disk.state.needs_resync) == (False, "LogFull")
     disk.abandon()
     again = reopened(disk)
     assert again.state.needs_resync == "LogCorrupt", "what has changed since the last log is not known"
     again.write(0, b"goes on")
-    again.start_tracking(new_generation=False)
+    again.tracking.start(new_generation=False)
     assert again.state.generation == disk.state.generation + 1
     again.abandon()
 
@@ -190,7 +190,7 @@ def test_new_logs_while_the_old_one_is_written_and_tended(unlimited: Disk) -> No
     def maintain() -> None:
         try:
             while not ended.is_set():
-                disk.maintain()
+                disk.tracking.maintain()
         except BaseException as exc:
             failed.append(exc)
 
@@ -199,7 +199,7 @@ def test_new_logs_while_the_old_one_is_written_and_tended(unlimited: Disk) -> No
         thread.start()
     try:
         for _ in range(25):
-            disk.start_tracking(new_generation=True)
+            disk.tracking.start(new_generation=True)
         snapshot = disk.begin_snapshot()
         start = snapshot.pread(0, SIZE)
         after = snapshot.first_seq - 1
@@ -214,8 +214,8 @@ def test_new_logs_while_the_old_one_is_written_and_tended(unlimited: Disk) -> No
     disk.abandon()
     again = reopened(disk)
     assert (again.state.generation, again.state.needs_resync) == (generation, None)
-    again.segments()  # what the writer has just begun gets its name
-    logs = [path for number, path in find_segments(disk.place.folder, "os") if number >= again.state.first_segment]
+    again.tracking.segments()  # what the writer has just begun gets its name
+    logs = [path for number, path in find_segments(disk.paths.folder, "os") if number >= again.state.first_segment]
     assert replay_files(start, logs, after_seq=after) == again.read(0, SIZE)
     again.abandon()
 
@@ -223,7 +223,7 @@ def test_new_logs_while_the_old_one_is_written_and_tended(unlimited: Disk) -> No
 def test_a_close_refuses_what_comes_after_it(unlimited: Disk) -> None:
     """A write behind the mark of an orderly close would make it untrue."""
     disk = unlimited
-    before = disk.log.next_seq
+    before = disk.tracking.log.next_seq
     handle = lib.sr_handle_open(disk.c, lib.SR_HANDLE_DISK, 1, ffi.NULL, -1, 0)
     results: list[int] = []
 
@@ -240,5 +240,5 @@ def test_a_close_refuses_what_comes_after_it(unlimited: Disk) -> None:
     lib.sr_handle_close(handle)
     assert results[-1] == -errno.EIO
     again = reopened(disk)
-    assert again.log.next_seq == before + len(results) - 1 + 2, "the writes, a FLUSH, and the mark"
+    assert again.tracking.log.next_seq == before + len(results) - 1 + 2, "the writes, a FLUSH, and the mark"
     again.abandon()

@@ -103,7 +103,7 @@ class History:
         versions = [self._bytes_of(state)]
         if last.phase == "closed":
             return replace(last, phase="opening", versions=versions, sure=0, acked=0)
-        abandoned = DiskState.load(self.trial.place.file("disk")).needs_resync
+        abandoned = DiskState.load(self.trial.paths.file("disk")).needs_resync
         return replace(last, phase="opening", versions=versions, sure=0, acked=0, torn=True, abandoned=abandoned)
 
     def _bytes_of(self, state: State) -> bytes:
@@ -204,11 +204,11 @@ def test_no_state_passes_for_what_it_is_not(folder: Path, monkeypatch: pytest.Mo
     began = time.monotonic()
     needed = ("power loss: goes on", "power loss: PowerLoss", "kill: goes on")  # rare with some seeds, if states are few
     while states < STATES or (states < 4 * STATES and not all(outcomes[outcome] for outcome in needed)):
-        place = folder / str(histories)
-        place.mkdir()
-        history = History(place, histories, monkeypatch)
+        paths = folder / str(histories)
+        paths.mkdir()
+        history = History(paths, histories, monkeypatch)
         history.run()
-        shutil.rmtree(place)
+        shutil.rmtree(paths)
         outcomes += history.outcomes
         states += history.states
         histories += 1

@@ -13,8 +13,8 @@ from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.core.boot import current_boot_id
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths
+from siterig.blockfs.disk.disk_options import DiskOptions
 from tests.fuzz import strict_log as log
 from tests.fuzz.damage import DISK_ID, GENERATION
 from tests.fuzz.log_targets import assert_clear
@@ -111,7 +111,7 @@ def disk(files: dict[str, bytes], folder: Path) -> str:
     for name, raw in files.items():
         (folder / name).write_bytes(raw)
     positions = PositionCounter(None)
-    place = DiskPlace(folder, "vm", "os")
+    paths = DiskPaths(folder, "vm", "os")
     try:
         want = expected(files)
     except log.BadLogError as bad:
@@ -121,7 +121,7 @@ def disk(files: dict[str, bytes], folder: Path) -> str:
     try:
         try:
             with capture_logs():
-                opened = Disk.open(place, DiskRules(positions), None)
+                opened = Disk.open(paths, DiskOptions(positions), None)
         except RigError as error:
             assert code, error.message
             assert_clear(error, {code}, folder)
@@ -136,7 +136,7 @@ def disk(files: dict[str, bytes], folder: Path) -> str:
 
 
 def _compare(opened: Disk, want: Expected, files: dict[str, bytes], positions: PositionCounter) -> str:
-    folder = opened.place.folder
+    folder = opened.paths.folder
     assert (opened.state.needs_resync, opened.state.tracked) == (want.needs_resync, want.needs_resync is None)
     if want.needs_resync is not None:
         for name, raw in files.items():  # kept until the resync that takes their place
@@ -152,5 +152,5 @@ def _compare(opened: Disk, want: Expected, files: dict[str, bytes], positions: P
     assert not any(one.torn_bytes for one in kept[:-1])
     assert kept[-1].records == []
     assert [record for one in kept for record in one.records] == want.records
-    assert opened.log.next_seq == kept[-1].header.first_seq
+    assert opened.tracking.log.next_seq == kept[-1].header.first_seq
     return "good"

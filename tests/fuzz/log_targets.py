@@ -20,7 +20,7 @@ from siterig.blockfs.changelog.segment import Record, SegmentReader, scan_tail
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import RawLayer
 from siterig.blockfs.transfer.part_codec import unpack
-from siterig.blockfs.transfer.part_index import Entry, decode_entries, index_segment
+from siterig.blockfs.transfer.part_index import SegmentEntry, decode_entries, index_segment
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.cext.checksums import crc32c
 from tests.fuzz import strict_log as log
@@ -294,7 +294,7 @@ def _is_sync_end(record: log.Record) -> bool:
     return bool(json.loads(record.payload)["name"] == "sync-end")
 
 
-def _assert_pieces(entry: Entry, raw: bytes, pieces: bytes) -> None:
+def _assert_pieces(entry: SegmentEntry, raw: bytes, pieces: bytes) -> None:
     done, number = 0, entry.first_piece
     while done < entry.length:
         size = min(4096 - (entry.offset + done) % 4096, entry.length - done)

@@ -23,8 +23,8 @@ from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.core.boot import current_boot_id
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.wire_model import WireModel
-from siterig.blockfs.disk.disk_rules import DiskRules
-from siterig.blockfs.host.recoveries import Recoveries
+from siterig.blockfs.disk.disk_options import DiskOptions
+from siterig.blockfs.host.mounted_points import MountedPoints
 from siterig.blockfs.layers.layer import Layer, RawLayer
 from tests.fuzz import strict_store as strict
 from tests.fuzz.damage import DISK_ID
@@ -117,7 +117,7 @@ class _Views:
 
 
 def note(raw: bytes, folder: Path) -> str:
-    """``Recoveries``, which opens what is noted: a file that cannot be read is one broken state that holds what it held."""
+    """Open a record with ``MountedPoints``: a file that cannot be read is one broken state that keeps its pins."""
     path = folder / "recovery" / "web01" / "now.json"
     path.parent.mkdir(parents=True)
     path.write_bytes(raw)
@@ -128,9 +128,11 @@ def note(raw: bytes, folder: Path) -> str:
         want = None
     try:
         with capture_logs():
-            recoveries = Recoveries(folder / "recovery", folder / "mount", views=views, rules=DiskRules(positions))
-        (info,) = recoveries.infos(None)
-        recoveries.end()
+            mounted_points = MountedPoints(
+                folder / "recovery", folder / "mount", views=views, options=DiskOptions(positions)
+            )
+        (info,) = mounted_points.infos(None)
+        mounted_points.end()
     finally:
         positions.close()
     assert (info.vm, info.name) == ("web01", "now")

@@ -110,7 +110,7 @@ async def _open_disks(context: VaultContext, owner: str, name: str, position: in
         await context.database.transact(lambda session: health.forget_vm_disks(session, owner, name))
     for disk in disks:
         # The host gives the new disk an id of its own: its parts at failback must not be taken for the site's disk's.
-        await context.azure.open_point(
+        await context.azure.create_disk_from_point(
             vm=name, name=disk.name, managed_disk=disk.disk_id, position=position,
             sector_bytes=known_size(disk.sector_bytes),
         )  # fmt: skip

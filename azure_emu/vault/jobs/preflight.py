@@ -80,7 +80,7 @@ async def can_remove_all(context: VaultContext, vm: str) -> None:
     """Nothing uses what the recovery side has of the VM: ``RecoveryInUse``, ``DiskInUse``."""
     mounted = await context.database.transact(lambda session: _mounted(session, vm))
     if mounted:
-        for info in await context.azure.list_recoveries(vm=vm):
+        for info in await context.azure.list_mounted_points(vm=vm):
             for disk in info.disks:
                 if disk.open_handles:
                     raise RigError(

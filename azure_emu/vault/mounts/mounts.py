@@ -24,7 +24,7 @@ from siterig.azure_emu.vault.db.schema import DiskRow, MountRow, PointRow
 from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, RecoveryPoint
 from siterig.azure_emu.vault.monitoring import damage
 from siterig.azure_emu.vault.points import points, selectors
-from siterig.blockfs.contracts.control import RecoveryInfo, RecoverySource
+from siterig.blockfs.contracts.control import MountedPointInfo, MountedPointSource
 from siterig.blockfs.core import short_ids
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
@@ -255,7 +255,9 @@ async def mount(
         fresh, disks = await context.database.transact(note)
         try:
             sources = _sources(disks)
-            info = await context.azure.open_recovery(vm=vm, name=wanted.name, position=at, disks=sources, time_ns=time_ns)
+            info = await context.azure.open_mounted_point(
+                vm=vm, name=wanted.name, position=at, disks=sources, time_ns=time_ns
+            )
         except BaseException:
             if fresh:
                 with trio.CancelScope(shield=True), trio.move_on_after(CLEAN_UP_S):
@@ -265,9 +267,10 @@ async def mount(
     return _wire(wanted, found, info, known)
 
 
-def _sources(disks: list[DiskRow]) -> list[RecoverySource]:
+def _sources(disks: list[DiskRow]) -> list[MountedPointSource]:
     return [
-        RecoverySource(name=disk.name, disk_id=disk.disk_id, sector_bytes=known_size(disk.sector_bytes)) for disk in disks
+        MountedPointSource(name=disk.name, disk_id=disk.disk_id, sector_bytes=known_size(disk.sector_bytes))
+        for disk in disks
     ]
 
 
@@ -311,7 +314,7 @@ async def close(context: VaultContext, vm: str, name: str) -> None:
 
 
 async def _close(context: VaultContext, vm: str, name: str) -> None:
-    await context.azure.close_recovery(vm=vm, name=name)
+    await context.azure.close_mounted_point(vm=vm, name=name)
     await context.database.transact(
         lambda session: session.execute(delete(MountRow).where(MountRow.vm == vm, MountRow.name == name))
     )
@@ -342,7 +345,7 @@ async def mounted(context: VaultContext, vm: str) -> list[MountedPoint]:
         ]
 
     rows = await context.database.transact(look)
-    infos = {info.name: info for info in await context.azure.list_recoveries(vm=vm)} if rows else {}
+    infos = {info.name: info for info in await context.azure.list_mounted_points(vm=vm)} if rows else {}
     return [_wire(row, point, infos.get(row.name), known) for row, point, known in rows]
 
 
@@ -352,7 +355,7 @@ def _named(session: Session, point_id: str) -> RecoveryPoint | None:
 
 
 def _wire(
-    row: MountRow, point: RecoveryPoint | None, info: RecoveryInfo | None, known_damage: RigError | None
+    row: MountRow, point: RecoveryPoint | None, info: MountedPointInfo | None, known_damage: RigError | None
 ) -> MountedPoint:
     disks = [] if info is None else info.disks
     return MountedPoint(

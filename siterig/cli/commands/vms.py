@@ -10,7 +10,7 @@ import typer
 from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import SECTOR_SIZES, check_sectors, known_size
-from siterig.blockfs.images.image_formats import FORMATS, Format
+from siterig.blockfs.images.image_formats import FORMATS, ImageFormat
 from siterig.cli import completion, exits, light_commands, show
 from siterig.cli.commands.options import Dir, Json, VmName, example, vault
 from siterig.core.values import (
@@ -121,14 +121,14 @@ async def _disks(disks: list[str], formats: list[str], *, backing: bool) -> list
     names = [text.partition("=")[0] for text in disks if is_import(text)]
     if formats and not names:
         raise RigError(Code.BadRequest, "--format: no disk is made of an image; write --disk NAME=IMAGE")
-    format_of = cast("dict[str, Format]", parse_of_disks("--format", formats, FORMATS, names))
+    format_of = cast("dict[str, ImageFormat]", parse_of_disks("--format", formats, FORMATS, names))
     if backing and not names:
         raise RigError(Code.BadRequest, "--backing: no disk is made of an image; write --disk NAME=IMAGE")
     make = _thin if backing else _imported
     return [await make(text, format_of) if is_import(text) else parse_disk(text) for text in disks]
 
 
-async def _thin(text: str, format_of: dict[str, Format]) -> DiskSpec:
+async def _thin(text: str, format_of: dict[str, ImageFormat]) -> DiskSpec:
     from siterig.azure_emu.contracts.ports import DiskSpec
     from siterig.blockfs.contracts.control import BackingImage
     from siterig.blockfs.images.image import open_image
@@ -147,7 +147,7 @@ async def _thin(text: str, format_of: dict[str, Format]) -> DiskSpec:
     return DiskSpec(name=name, size_bytes=size_bytes or found.size_bytes, backing=backing)
 
 
-async def _imported(text: str, format_of: dict[str, Format]) -> DiskSpec:
+async def _imported(text: str, format_of: dict[str, ImageFormat]) -> DiskSpec:
     from siterig.azure_emu.contracts.ports import DiskSpec
     from siterig.blockfs.images import image_import
 

@@ -11,8 +11,8 @@ from siterig.blockfs.disk.disk import Disk
 
 def replay(start: bytes, disk: Disk, *, upto: int | None = None) -> bytes:
     """``start`` after all records of the disk's log (with a position up to ``upto``)."""
-    disk.segments()  # what the writer has just begun gets its name
-    return replay_files(start, [path for _, path in find_segments(disk.place.folder, disk.place.name)], upto=upto)
+    disk.tracking.segments()  # what the writer has just begun gets its name
+    return replay_files(start, [path for _, path in find_segments(disk.paths.folder, disk.paths.name)], upto=upto)
 
 
 def replay_files(start: bytes, paths: list[Path], *, upto: int | None = None, after_seq: int = 0) -> bytes:

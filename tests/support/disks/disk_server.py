@@ -22,7 +22,7 @@ import trio
 from pydantic_core import to_json
 
 from siterig.azure_emu.disks.view_provider import StoreViews
-from siterig.blockfs.contracts.control import RecoverySource
+from siterig.blockfs.contracts.control import MountedPointSource
 from siterig.blockfs.fuse import filesystem
 from siterig.blockfs.fuse.serving import serve
 from siterig.blockfs.host.disk_host import DiskHost
@@ -54,8 +54,8 @@ def remember() -> str:
 
 async def answer(host: DiskHost, method: str, arguments: dict[str, Any]) -> object:
     """One line of stdin."""
-    if method == "open_recovery":
-        arguments["disks"] = [RecoverySource(**source) for source in arguments["disks"]]
+    if method == "open_mounted_point":
+        arguments["disks"] = [MountedPointSource(**source) for source in arguments["disks"]]
     ours = {"stall": stall, "remember": remember}
     return ours[method]() if method in ours else await getattr(host, method)(**arguments)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from siterig.blockfs.changelog.disk_log import find_segments
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_options import DiskOptions
 
 SIZE = 1 << 20
 
@@ -15,8 +15,8 @@ SIZE = 1 << 20
 def reopen(disk: Disk, positions: PositionCounter) -> Disk:
     """As after kill -9: nothing is closed in order."""
     disk.abandon()
-    return Disk.open(disk.place, DiskRules(positions), None)
+    return Disk.open(disk.paths, DiskOptions(positions), None)
 
 
 def logs(disk: Disk) -> list[Path]:
-    return [path for _, path in find_segments(disk.place.folder, "os")]
+    return [path for _, path in find_segments(disk.paths.folder, "os")]

@@ -26,7 +26,7 @@ from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.files.sparse_copy import Advance
 from siterig.blockfs.host.disk_host import DiskHost
-from siterig.blockfs.images.image_formats import Format
+from siterig.blockfs.images.image_formats import ImageFormat
 from siterig.blockfs.transfer.part_codec import unpack
 from siterig.blockfs.transfer.part_name import SYNC_END, Listing, PartName, Watermark
 from siterig.cext.checksums import chunk_tag
@@ -319,7 +319,7 @@ class FakeGuests:
             raise self.refusal
         self.formatted.append((disk.name, filesystem, label))
 
-    async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: Format | None = None) -> None:
+    async def fill(self, disk: Path, image: Path, advance: Advance, *, format_: ImageFormat | None = None) -> None:
         if self.refusal is not None:
             raise self.refusal
         advance(4096)
@@ -363,7 +363,7 @@ class Disk:
     size_bytes: int
     filesystem: str | None = None
     image: str | None = None
-    image_format: Format | None = None
+    image_format: ImageFormat | None = None
     sector_bytes: SectorBytes = 512
     backing: BackingImage | None = None
 

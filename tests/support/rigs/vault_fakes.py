@@ -22,9 +22,9 @@ from siterig.blockfs.contracts.control import (
     DiskInfo,
     DownloadedDisk,
     KeptImage,
-    RecoveryDisk,
-    RecoveryInfo,
-    RecoverySource,
+    MountedPointDisk,
+    MountedPointInfo,
+    MountedPointSource,
     SourceUse,
     TagKind,
 )
@@ -62,7 +62,7 @@ class World:
         self.written_bytes: dict[str, int | None] = {}  # disk -> bytes written at the site after a failover
         self.asked_after: list[int] = []
         self.coming: list[DownloadedDisk] = []  # what a failback's check was about
-        self.recoveries: dict[tuple[str, str], RecoveryInfo] = {}
+        self.mounted_points: dict[tuple[str, str], MountedPointInfo] = {}
 
     @property
     def now_ns(self) -> int:
@@ -344,10 +344,10 @@ class FakeHost:
             raise RigError(Code.DiskInUse, f"a disk of VM {vm!r} is open")
         del self.world.azure[vm]
 
-    async def open_point(
+    async def create_disk_from_point(
         self, *, vm: str, name: str, managed_disk: str, position: int, sector_bytes: SectorBytes = 512
     ) -> DiskInfo:
-        await self.world.called("azure.open_point")
+        await self.world.called("azure.create_disk_from_point")
         disk = self.world.disk(vm, name, 1 << 30, str(uuid.uuid4())).model_copy(update={"sector_bytes": sector_bytes})
         assert name not in self.world.azure.setdefault(vm, {})
         self.world.azure[vm][name] = disk
@@ -365,27 +365,27 @@ class FakeHost:
         await self.world.called("azure.promote_vm")
         return list(self.world.azure[vm].values())
 
-    async def open_recovery(
-        self, *, vm: str, name: str, position: int, disks: list[RecoverySource], time_ns: int | None = None
-    ) -> RecoveryInfo:
-        await self.world.called("azure.open_recovery")
+    async def open_mounted_point(
+        self, *, vm: str, name: str, position: int, disks: list[MountedPointSource], time_ns: int | None = None
+    ) -> MountedPointInfo:
+        await self.world.called("azure.open_mounted_point")
         shown = [
-            RecoveryDisk(
+            MountedPointDisk(
                 name=disk.name, disk_id=disk.disk_id, size_bytes=1 << 30, path=f"/mnt/recovery/{vm}/{name}/{disk.name}.img",
                 vhd_path=None, open_handles=0, sector_bytes=disk.sector_bytes,
             )
             for disk in disks
         ]  # fmt: skip
-        self.world.recoveries[vm, name] = RecoveryInfo(vm=vm, name=name, position=position, disks=shown, broken=None)
-        return self.world.recoveries[vm, name]
+        self.world.mounted_points[vm, name] = MountedPointInfo(vm=vm, name=name, position=position, disks=shown, broken=None)
+        return self.world.mounted_points[vm, name]
 
-    async def close_recovery(self, *, vm: str, name: str) -> None:
-        await self.world.called("azure.close_recovery")
-        self.world.recoveries.pop((vm, name), None)
+    async def close_mounted_point(self, *, vm: str, name: str) -> None:
+        await self.world.called("azure.close_mounted_point")
+        self.world.mounted_points.pop((vm, name), None)
 
-    async def list_recoveries(self, *, vm: str | None = None) -> list[RecoveryInfo]:
-        await self.world.called("azure.list_recoveries")
-        return [info for info in self.world.recoveries.values() if vm in (None, info.vm)]
+    async def list_mounted_points(self, *, vm: str | None = None) -> list[MountedPointInfo]:
+        await self.world.called("azure.list_mounted_points")
+        return [info for info in self.world.mounted_points.values() if vm in (None, info.vm)]
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Collection
 from pathlib import Path
 
-from siterig.blockfs.contracts.control import RecoverySource
+from siterig.blockfs.contracts.control import MountedPointSource
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.layers.layer import Layer, RawLayer
 
@@ -23,14 +23,14 @@ class Stores:
         self.opened = threading.Event()
         self.failing: list[OSError] = []  # of the next calls of release
 
-    def make(self, disk: str, **states: bytes) -> RecoverySource:
+    def make(self, disk: str, **states: bytes) -> MountedPointSource:
         store = self.folder / disk
         store.mkdir()
         for position, data in states.items():
             (store / position.removeprefix("p")).write_bytes(data)
         disk_id = f"00000000-0000-4000-8000-{len(self.folders):012}"
         self.folders[disk_id] = store
-        return RecoverySource(name=disk, disk_id=disk_id)
+        return MountedPointSource(name=disk, disk_id=disk_id)
 
     def open(self, managed_disk: str, position: int, holder: str) -> Layer:
         store = self.folders[managed_disk]

@@ -30,13 +30,13 @@ def server(tmp_path: Path, front_end: str) -> Iterator[DiskServer]:
 
 def mounted(server: DiskServer, store: ManagedDiskStore, position: int, name: str) -> Path:
     source = {"name": "os", "disk_id": store.folder.name}
-    info = server.call("open_recovery", vm="web01", name=name, position=position, disks=[source])
+    info = server.call("open_mounted_point", vm="web01", name=name, position=position, disks=[source])
     return Path(info["disks"][0]["path"])
 
 
 def failed_over(server: DiskServer, store: ManagedDiskStore, position: int) -> Path:
     made = {"managed_disk": store.folder.name, "position": position}
-    return Path(server.call("open_point", vm="web01-test", name="os", **made)["path"])
+    return Path(server.call("create_disk_from_point", vm="web01-test", name="os", **made)["path"])
 
 
 def read(path: Path) -> bytes:
@@ -73,7 +73,7 @@ def test_a_file_that_is_cut_under_mounts_is_an_error_of_the_read(tmp_path: Path,
     if cut == "journal":
         oldest = mounted(server, store, store.oldest_position, "oldest")
         assert_same(read(oldest), disk.states[store.oldest_position], "a state that needs nothing of what was cut")
-    assert {info["name"]: info["broken"] for info in server.call("list_recoveries")} == dict.fromkeys(
+    assert {info["name"]: info["broken"] for info in server.call("list_mounted_points")} == dict.fromkeys(
         ["newest", "oldest", "other"]
     )
     server.os_disk.write_bytes(b"the host's own disks")

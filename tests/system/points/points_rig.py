@@ -28,7 +28,7 @@ ROLES = ("azure", "applier", "vault")
 PATIENCE_S = 60.0
 UNEXPECTED = (
     "Traceback", "call_crashed", "job_crashed", "apply_failed", "compaction_failed", "damage_not_served",
-    "recovery_not_opened", "disk_not_opened", "pins_not_reconciled", "base_map_rebuilt", "damaged_store_set_aside",
+    "mounted_point_not_opened", "disk_not_opened", "pins_not_reconciled", "base_map_rebuilt", "damaged_store_set_aside",
 )  # fmt: skip
 """What no role's log may say, however it was killed."""
 _HOST_OPTIONS = [*FrontEnd().words(), *Limits(log_share_max=1.0, when_log_full="bitmap").words()]

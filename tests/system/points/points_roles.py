@@ -33,7 +33,7 @@ from siterig.rpc import directory, server
 
 
 class FolderCache:
-    """Parts as files: a :class:`siterig.azure_emu.contracts.part_cache.PartCache`."""
+    """Parts as files: a :class:`siterig.blockfs.transfer.cache_account.CacheAccount`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -69,7 +69,7 @@ async def test_points_and_positions_of_one_vm_are_mounted_at_once_and_survive_a_
         with trio.fail_after(60):
             while True:
                 try:
-                    if len(await testbed.azure.list_recoveries()) == len(states):
+                    if len(await testbed.azure.list_mounted_points()) == len(states):
                         break
                 except RigError:
                     pass
@@ -148,7 +148,7 @@ async def test_an_export_that_is_killed_leaves_nothing_mounted_and_no_file(folde
         with trio.fail_after(60):
             while await testbed.vault.mounted_points(vm="web01"):  # noqa: ASYNC110 (in another process)
                 await trio.sleep(0.05)
-        assert await testbed.azure.list_recoveries() == []
+        assert await testbed.azure.list_mounted_points() == []
         assert list(target.iterdir()) == []
 
 

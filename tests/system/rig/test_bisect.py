@@ -121,7 +121,7 @@ async def test_the_write_that_broke_a_file_system_is_named(folder: Path) -> None
 
         # Nothing is left behind.
         assert await vault.mounted_points(vm=VM) == []
-        assert await testbed.azure.list_recoveries() == []
+        assert await testbed.azure.list_mounted_points() == []
         assert await testbed.azure.list_disks() == []
 
         # For people; and the two states stay if they are asked for.

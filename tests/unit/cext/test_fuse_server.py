@@ -16,8 +16,8 @@ import pytest
 
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.cext._core import ffi, lib
 from siterig.cext.fuse_server import FuseServer, FuseServerOptions
 from tests.support.io_faults import SYNC, io_verdict
@@ -259,9 +259,9 @@ def test_who_waits_for_a_barrier_keeps_nobody_else_waiting(rig: Rig, tmp_path: P
     positions = PositionCounter(tmp_path / "position")
     disks = []
     for name in ("a", "b", "c"):
-        place = DiskPlace(tmp_path, "web01", name)
-        make_raw(place, 1 << 20)
-        disks.append(Disk.open(place, DiskRules(positions), None))
+        paths = DiskPaths(tmp_path, "web01", name)
+        make_raw(paths, 1 << 20)
+        disks.append(Disk.open(paths, DiskOptions(positions), None))
     handles = [lib.sr_handle_open(disk.c, lib.SR_HANDLE_DISK, 1, ffi.NULL, -1, 0) for disk in disks]
     arrived, go_on = threading.Semaphore(0), threading.Event()
 

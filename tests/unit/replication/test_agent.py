@@ -12,7 +12,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.replication.engine import pump
+from siterig.replication.engine import uploader
 from tests.support.rigs.agent_rig import VM, Disk, Rig, without_threads
 
 
@@ -198,7 +198,7 @@ async def test_old_generation_still_on_its_way_does_not_spoil_a_resync(rig: Rig,
 async def test_spool_stays_bounded_while_the_recovery_side_is_slow(
     tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("siterig.replication.engine.copying.PART_BYTES_MAX", 8 << 10)
+    monkeypatch.setattr("siterig.replication.engine.disk_copy.PART_BYTES_MAX", 8 << 10)
     monkeypatch.setattr("siterig.replication.engine.snapshots.CHUNK_BYTES", 8 << 10)
     rig = Rig(tmp_path, sizes={"os": 1 << 20})
     await rig.make_vm()
@@ -208,7 +208,7 @@ async def test_spool_stays_bounded_while_the_recovery_side_is_slow(
         await agent.create_relationship(vm=VM, interval_s=30, app_consistent_every_s=None)
         nursery.start_soon(lambda: agent.initial_replication(vm=VM))
         await trio.sleep(600)
-        assert len(list((tmp_path / "agent" / "spool").rglob("*.hrl"))) == pump.SPOOLED_PARTS_MAX
+        assert len(list((tmp_path / "agent" / "spool").rglob("*.hrl"))) == uploader.SPOOLED_PARTS_MAX
         assert (await agent.progress(vm=VM)).phase == "InitialReplication"
         rig.recovery.running = True
     rig.recovery.apply()

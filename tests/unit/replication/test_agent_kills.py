@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from trio.testing import MockClock
 
-from siterig.replication.engine import copying, resync, snapshots
+from siterig.replication.engine import disk_copy, resync, snapshots
 from tests.support.rigs.agent_rig import VM, Rig, without_threads
 
 
@@ -19,7 +19,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "CHUNK_BYTES", 32 << 10)
     monkeypatch.setattr(resync, "CHUNK_BYTES", 32 << 10)
     monkeypatch.setattr(resync, "FINE_BYTES", 8 << 10)
-    monkeypatch.setattr(copying, "PART_BYTES_MAX", 40 << 10)
+    monkeypatch.setattr(disk_copy, "PART_BYTES_MAX", 40 << 10)
 
 
 async def one_life(rig: Rig, order: str) -> None:

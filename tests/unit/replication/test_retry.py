@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, ResyncNeeded, RetryTable, as_rig_error, one_failure
+from siterig.replication.engine.retry import OFFICIAL_DELAYS_S, ResyncNeeded, RetryTable, as_rig_error, unwrap_group
 from tests.support.rigs.agent_rig import VM, Rig, without_threads
 
 HOUR_S = 3600.0
@@ -47,15 +47,15 @@ def test_host_errors_have_their_class(number: int, code: str, recoverable: bool)
 
 def test_of_several_failures_the_one_that_needs_a_hand_decides() -> None:
     passing, lasting = RigError(Code.of("A"), "a", recoverable=True), RigError(Code.of("B"), "b")
-    with pytest.raises(RigError) as caught, one_failure():
+    with pytest.raises(RigError) as caught, unwrap_group():
         raise ExceptionGroup("", [passing, ExceptionGroup("", [lasting])])
     assert caught.value is lasting
-    with pytest.raises(ResyncNeeded), one_failure():
+    with pytest.raises(ResyncNeeded), unwrap_group():
         raise ExceptionGroup("", [lasting, ResyncNeeded("LogGap")])
 
 
 def test_a_bug_among_the_failures_stays_visible() -> None:
-    with pytest.raises(ExceptionGroup), one_failure():
+    with pytest.raises(ExceptionGroup), unwrap_group():
         raise ExceptionGroup("", [RigError(Code.of("A"), "a"), ZeroDivisionError()])
 
 

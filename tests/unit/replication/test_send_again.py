@@ -111,7 +111,7 @@ async def test_a_part_that_nobody_has_marks_the_vm_for_resync(waiting: Rig, auto
             for path in (rig.folder / "agent" / "spool" / part.disk_id).glob("*.sync.hrl"):
                 path.unlink()
         else:
-            await rig.host.applied(disk_id=part.disk_id, generation=part.generation, last_seq=part.last)
+            await rig.host.trim_log(disk_id=part.disk_id, generation=part.generation, last_seq=part.last)
         await agent.send_again(vm=VM, parts=[part.blob()])
         await trio.sleep(10)
         assert rig.vault.resyncs == ["SyncPartLost" if stream == "sync" else "LogGap"]

@@ -169,7 +169,7 @@ async def test_if_the_log_cannot_be_read_it_is_not_known_what_was_written(host: 
     await host.cut(vm="web01", kind="CrashConsistent", name="another segment")
     if hurt == "the newest segment":
         disk.write(0, b"b" * 512)
-    segments = [path for _, path in find_segments(disk.place.folder, disk.place.name)]
+    segments = [path for _, path in find_segments(disk.paths.folder, disk.paths.name)]
     path = segments[0] if hurt == "a closed segment" else segments[-1]
     with path.open("r+b") as file:
         file.seek(HEADER_BYTES)

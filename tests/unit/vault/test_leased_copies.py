@@ -96,7 +96,7 @@ async def test_one_that_is_open_is_tried_again_until_it_is_not(
         await until_gone(vault)
 
 
-@pytest.mark.parametrize("call", ["azure.open_point", "azure.open_recovery"])
+@pytest.mark.parametrize("call", ["azure.create_disk_from_point", "azure.open_mounted_point"])
 async def test_what_is_opened_while_its_process_ends_is_not_taken_back_by_half(
     tmp_path: Path, borrower: Borrower, call: str
 ) -> None:
@@ -119,13 +119,13 @@ async def test_what_is_opened_while_its_process_ends_is_not_taken_back_by_half(
             with trio.fail_after(30):
                 while not vault._leases._lock(borrower.process).statistics().tasks_waiting:  # noqa: ASYNC110 (see until_gone)
                     await trio.sleep(0.005)
-            assert "azure.close_recovery" not in world.calls
+            assert "azure.close_mounted_point" not in world.calls
             world.held[call].set()
         await until_gone(vault)
         with trio.fail_after(30):
             while await vault.mounted_points(vm="web01"):  # noqa: ASYNC110 (see until_gone)
                 await trio.sleep(0.005)
-        assert (world.azure, world.recoveries) == ({}, {})
+        assert (world.azure, world.mounted_points) == ({}, {})
 
 
 async def test_unprotect_takes_copies_away_before_the_managed_disks(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ async def test_it_goes_when_its_process_ends_and_what_is_lent_to_nobody_or_anoth
             await vault.mount_point(vm="web01", position=10, name=name, process=borrower.process)
         borrower.kill()
         await until_gone(vault, "a-mine", "b-nobodys")
-        assert [name for _, name in world.recoveries] == ["a-mine", "b-nobodys"]
+        assert [name for _, name in world.mounted_points] == ["a-mine", "b-nobodys"]
 
 
 async def test_one_whose_process_ended_while_the_vault_was_killed_goes_at_its_start(
@@ -69,7 +69,7 @@ async def test_one_whose_process_ended_while_the_vault_was_killed_goes_at_its_st
     borrower.kill()
     async with running(world, tmp_path) as vault:
         await until_gone(vault)
-        assert world.recoveries == {}
+        assert world.mounted_points == {}
 
 
 async def test_one_in_use_is_tried_again_until_it_is_not(
@@ -80,10 +80,10 @@ async def test_one_in_use_is_tried_again_until_it_is_not(
     async with running(world, tmp_path) as vault:
         await protected(vault)
         await vault.mount_point(vm="web01", position=10, name="lent", process=borrower.process)
-        world.failing["azure.close_recovery"] = IN_USE
+        world.failing["azure.close_mounted_point"] = IN_USE
         borrower.kill()
         with trio.fail_after(30):
-            while world.calls.count("azure.close_recovery") < 3:  # noqa: ASYNC110 (see until_gone)
+            while world.calls.count("azure.close_mounted_point") < 3:  # noqa: ASYNC110 (see until_gone)
                 await trio.sleep(0.005)
         assert await names(vault) == ["lent"]
         world.mend()
@@ -94,19 +94,19 @@ async def test_one_whose_process_ends_while_it_is_opened_goes_too(tmp_path: Path
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        world.held["azure.open_recovery"] = trio.Event()
+        world.held["azure.open_mounted_point"] = trio.Event()
         async with trio.open_nursery() as nursery:
 
             async def mount() -> None:
                 await vault.mount_point(vm="web01", position=10, name="lent", process=borrower.process)
 
             nursery.start_soon(mount)
-            while "azure.open_recovery" not in world.calls:
+            while "azure.open_mounted_point" not in world.calls:
                 await trio.lowlevel.checkpoint()
             borrower.kill()
-            world.held["azure.open_recovery"].set()
+            world.held["azure.open_mounted_point"].set()
         await until_gone(vault)
-        assert world.recoveries == {}
+        assert world.mounted_points == {}
 
 
 async def test_a_process_is_not_taken_for_a_later_one_of_its_number(borrower: Borrower) -> None:

@@ -50,7 +50,7 @@ async def test_a_point_a_position_and_a_time_are_mounted_at_once_and_shown(tmp_p
             "NotMounted",
             f"VM 'web01' has no mounted point '@15'; mounted are: {', '.join(sorted([by_time.name, point.id]))}",
         )
-        assert sorted(name for _, name in world.recoveries) == sorted([point.id, by_time.name])
+        assert sorted(name for _, name in world.mounted_points) == sorted([point.id, by_time.name])
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,11 @@ async def test_a_time_is_one_mount_however_it_is_written_and_is_unmounted_as_it_
         spellings = ["2027-01-15 08:00:00Z", "2027-01-15T09:00:00+01:00", "2027-01-15T08:00:00.000z"]
         made = [await vault.mount_point(vm="web01", time=text) for text in spellings]
         assert {(state.name, state.time) for state in made} == {("2027-01-15T08:00:00Z", "2027-01-15T08:00:00Z")}
-        assert len(world.recoveries) == 1
+        assert len(world.mounted_points) == 1
         for text in spellings:
             await vault.mount_point(vm="web01", point=text)
             await vault.unmount_point(vm="web01", name=text)
-        assert world.recoveries == {}
+        assert world.mounted_points == {}
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ async def test_of_two_who_mount_the_same_at_once_the_second_waits_and_has_it_too
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        opening = world.held["azure.open_recovery"] = trio.Event()
+        opening = world.held["azure.open_mounted_point"] = trio.Event()
         made: list[MountedPoint] = []
 
         async def mount() -> None:
@@ -135,9 +135,9 @@ async def test_of_two_who_mount_the_same_at_once_the_second_waits_and_has_it_too
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mount)
-            await reach(world, "azure.open_recovery")
+            await reach(world, "azure.open_mounted_point")
             await begun(nursery, mount)
-            assert world.calls.count("azure.open_recovery") == 1, "the host is not asked for what it is opening"
+            assert world.calls.count("azure.open_mounted_point") == 1, "the host is not asked for what it is opening"
             opening.set()
         assert made[0] == made[1]
         assert [state.name for state in await vault.mounted_points(vm="web01")] == [made[0].name]
@@ -174,7 +174,7 @@ async def test_what_cannot_be_mounted_is_refused_with_what_can(tmp_path: Path) -
         assert await refused(vault, position=9, name="mine") == (
             "RecoveryExists", "VM 'web01': mine is mounted already, at position 10, not 9; unmount it first",
         )  # fmt: skip
-        assert list(world.recoveries) == [("web01", "mine")]
+        assert list(world.mounted_points) == [("web01", "mine")]
 
 
 def test_times_are_read_to_the_nanosecond() -> None:
@@ -211,11 +211,11 @@ async def test_a_mount_that_fails_leaves_nothing_and_one_that_was_there_stays(tm
     async with running(world, tmp_path) as vault:
         await protected(vault)
         broken = RigError(Code.StoreCorrupt, "journal/00000001.journal: byte 17")
-        world.failing_once["azure.open_recovery"] = broken
+        world.failing_once["azure.open_mounted_point"] = broken
         assert (await refused(vault, position=10))[0] == "StoreCorrupt"
         assert await vault.mounted_points(vm="web01") == []
         await vault.mount_point(vm="web01", position=10)
-        world.failing_once["azure.open_recovery"] = broken
+        world.failing_once["azure.open_mounted_point"] = broken
         assert (await refused(vault, position=10))[0] == "StoreCorrupt"
         assert [state.name for state in await vault.mounted_points(vm="web01")] == ["@10"]
 
@@ -226,7 +226,7 @@ async def test_what_a_kill_left_half_mounted_is_shown_and_can_be_mounted_again_o
         await protected(vault)
         for position in (8, 9):
             await vault.mount_point(vm="web01", position=position)
-    world.recoveries.clear()  # killed before the host had opened them
+    world.mounted_points.clear()  # killed before the host had opened them
     async with running(world, tmp_path) as vault:
         assert [state.broken for state in await vault.mounted_points(vm="web01")] == [
             "the recovery host does not have it: unmount it"
@@ -260,30 +260,30 @@ async def test_what_is_being_mounted_is_unmounted_when_it_is_there(tmp_path: Pat
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        opening = world.held["azure.open_recovery"] = trio.Event()
+        opening = world.held["azure.open_mounted_point"] = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: vault.mount_point(vm="web01", position=10))
-            await reach(world, "azure.open_recovery")
+            await reach(world, "azure.open_mounted_point")
             await begun(nursery, lambda: vault.unmount_point(vm="web01", name="@10"))
             opening.set()
-        assert (await vault.mounted_points(vm="web01"), world.recoveries) == ([], {})
+        assert (await vault.mounted_points(vm="web01"), world.mounted_points) == ([], {})
 
 
 async def test_a_mount_that_fails_takes_nothing_from_the_next_of_its_name(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        opening = world.held["azure.open_recovery"] = trio.Event()
+        opening = world.held["azure.open_mounted_point"] = trio.Event()
 
         async def fail() -> None:
             assert (await refused(vault, position=10))[0] == "StoreCorrupt"
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fail)
-            await reach(world, "azure.open_recovery")
-            del world.held["azure.open_recovery"]
+            await reach(world, "azure.open_mounted_point")
+            del world.held["azure.open_mounted_point"]
             await begun(nursery, lambda: vault.mount_point(vm="web01", position=10))
-            world.failing_once["azure.open_recovery"] = RigError(Code.StoreCorrupt, "journal/00000001.journal: byte 17")
+            world.failing_once["azure.open_mounted_point"] = RigError(Code.StoreCorrupt, "journal/00000001.journal: byte 17")
             opening.set()
         assert [(state.name, state.broken) for state in await vault.mounted_points(vm="web01")] == [("@10", None)]
 
@@ -299,7 +299,7 @@ async def test_nothing_is_mounted_while_protection_is_given_up(tmp_path: Path) -
             "InvalidState", "a point of VM 'web01' cannot be mounted: protectionState is DisablingProtection",
         )  # fmt: skip
         deleting.set()
-        assert ((await ended(vault, job)).state, world.recoveries) == ("Succeeded", {})
+        assert ((await ended(vault, job)).state, world.mounted_points) == ("Succeeded", {})
 
 
 async def test_giving_up_protection_unmounts_unless_something_uses_it(tmp_path: Path) -> None:
@@ -307,13 +307,13 @@ async def test_giving_up_protection_unmounts_unless_something_uses_it(tmp_path: 
     async with running(world, tmp_path) as vault:
         await protected(vault)
         await vault.mount_point(vm="web01")
-        world.failing_once["azure.close_recovery"] = RigError(Code.RecoveryInUse, "recovery/web01/x/os is in use")
+        world.failing_once["azure.close_mounted_point"] = RigError(Code.RecoveryInUse, "recovery/web01/x/os is in use")
         job = await ended(vault, await vault.disable_protection(vm="web01"))
         assert (job.state, job.errors[0].code) == ("Failed", "RecoveryInUse")
-        assert len(world.recoveries) == 1
+        assert len(world.mounted_points) == 1
         job = await ended(vault, await vault.disable_protection(vm="web01"))
         assert job.state == "Succeeded"
-        assert (world.recoveries, world.managed) == ({}, {})
+        assert (world.mounted_points, world.managed) == ({}, {})
 
 
 # --- sizes of disks -----------------------------------------------------------------------------------------------
@@ -419,10 +419,10 @@ async def test_of_two_who_unmount_the_same_at_once_neither_fails(tmp_path: Path)
     async with running(world, tmp_path) as vault:
         await protected(vault)
         await vault.mount_point(vm="web01", position=10)
-        closing = world.held["azure.close_recovery"] = trio.Event()
+        closing = world.held["azure.close_mounted_point"] = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: vault.unmount_point(vm="web01", name="@10"))
-            await reach(world, "azure.close_recovery")
+            await reach(world, "azure.close_mounted_point")
             await begun(nursery, lambda: vault.unmount_point(vm="web01", name="@10"))
             closing.set()
-        assert (await vault.mounted_points(vm="web01"), world.recoveries) == ([], {})
+        assert (await vault.mounted_points(vm="web01"), world.mounted_points) == ([], {})

@@ -15,8 +15,8 @@ from tests.support.rigs.vault_fakes import World, ended, idle, protected, runnin
 
 CHANGES = {
     "site.shutdown_vm", "site.suspend", "site.remove_relationship", "site.commit_failback", "site.receive_disk",
-    "site.create_relationship", "site.resync", "azure.remove_vm", "azure.open_point", "azure.promote_vm",
-    "azure.close_recovery", "recovery.delete_managed_disk", "recovery.create_managed_disk", "recovery.export_disk",
+    "site.create_relationship", "site.resync", "azure.remove_vm", "azure.create_disk_from_point", "azure.promote_vm",
+    "azure.close_mounted_point", "recovery.delete_managed_disk", "recovery.create_managed_disk", "recovery.export_disk",
 }  # fmt: skip
 """Calls that change something."""
 Operate = Callable[[Vault], Awaitable[Job]]
@@ -188,10 +188,10 @@ async def test_disabling_is_refused_before_its_job_while_the_recovery_side_is_in
         await protected(vault)
         if used == "mounted point":
             await vault.mount_point(vm="web01")
-            (key,) = world.recoveries
-            info = world.recoveries[key]
+            (key,) = world.mounted_points
+            info = world.mounted_points[key]
             disks = [disk.model_copy(update={"open_handles": 1}) for disk in info.disks]
-            world.recoveries[key] = info.model_copy(update={"disks": disks})
+            world.mounted_points[key] = info.model_copy(update={"disks": disks})
         else:
             kind, name = ("Copy", "look") if used == "copy" else ("TestFailover", "web01-test")
             await vault._context.database.transact(
@@ -216,7 +216,7 @@ async def test_after_a_failure_behind_the_preflight_replication_continues_and_th
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        world.failing["azure.open_point"] = RigError(Code.DiskFull, "no space")
+        world.failing["azure.create_disk_from_point"] = RigError(Code.DiskFull, "no space")
         job = await ended(vault, await operate(vault))
         assert (job.state, job.errors[-1].code) == ("Failed", "DiskFull")
         assert await vault.may_replicate(vm="web01")

@@ -45,7 +45,7 @@ async def until(check: Callable[[], bool]) -> None:
             await trio.lowlevel.checkpoint()
 
 
-@pytest.mark.parametrize("call", ["site.replicate_now", "recovery.process_latest", "azure.open_point"])
+@pytest.mark.parametrize("call", ["site.replicate_now", "recovery.process_latest", "azure.create_disk_from_point"])
 @pytest.mark.parametrize(
     "error",
     [
@@ -109,7 +109,7 @@ async def test_an_abandoned_role_fails_the_operation_at_once_with_its_last_error
         await protected(vault)
         await vault.report_roles(roles=states("ended 5 times within 60 s; last: no room", applier="failed"))
         away = RigError(Code.RoleUnavailable, "nobody answers", recoverable=True, role="applier")
-        world.failing["recovery.process_latest"] = world.failing["azure.open_point"] = away
+        world.failing["recovery.process_latest"] = world.failing["azure.create_disk_from_point"] = away
         job = await ended(vault, await vault.test_failover(vm="web01", point=point))
         assert [(error.code, error.message) for error in job.errors] == [
             (
@@ -176,7 +176,13 @@ async def test_operations_that_are_no_jobs_wait_too(tmp_path: Path, operation: C
     async with running(world, tmp_path) as vault:
         await protected(vault)
         await vault.create_vm(vm="web03", disks=[DiskSpec(name="os", size_bytes=512)])
-        calls = ("azure.open_recovery", "azure.open_point", "site.replicate_now", "site.create_vm", "site.list_vms")
+        calls = (
+            "azure.open_mounted_point",
+            "azure.create_disk_from_point",
+            "site.replicate_now",
+            "site.create_vm",
+            "site.list_vms",
+        )
         await vault.report_roles(roles=states(agent="restarting", azure="restarting"))
         for call in calls:
             world.failing_once[call] = agent_away()
@@ -279,10 +285,10 @@ async def test_what_a_task_waited_for_is_not_shown_any_more_when_it_gets_on(
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        world.failing_once["azure.open_point"] = cache_away()
+        world.failing_once["azure.create_disk_from_point"] = cache_away()
         job = await vault.test_failover(vm="web01", point="Latest")
         await in_virtual_time(lambda: bool(vault._context.waits.list()))
-        held = world.held["azure.open_point"] = trio.Event()
+        held = world.held["azure.create_disk_from_point"] = trio.Event()
         await in_virtual_time(lambda: not vault._context.waits.list())
         (task,) = [task for task in (await vault.job(name=job.name)).tasks if task.state == "InProgress"]
         assert (task.name, task.waiting_for) == ("PrepareTestProtectedEntitiesTask", None)

@@ -228,7 +228,7 @@ async def test_after_a_failed_unplanned_failover_a_resync_is_the_way_back(tmp_pa
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        world.failing["azure.open_point"] = RigError(Code.DiskFull, "no space")
+        world.failing["azure.create_disk_from_point"] = RigError(Code.DiskFull, "no space")
         await ended(vault, await vault.unplanned_failover(vm="web01", point="Latest"))
         world.mend()
         assert await state_of(world) == ("UnplannedFailoverFailed", "Primary", "None")
@@ -439,7 +439,7 @@ async def test_a_bug_in_a_task_fails_its_job_only(tmp_path: Path) -> None:
     world = World()
     async with running(world, tmp_path) as vault:
         await protected(vault)
-        world.failing["azure.open_point"] = ZeroDivisionError("oops")  # type: ignore[assignment]
+        world.failing["azure.create_disk_from_point"] = ZeroDivisionError("oops")  # type: ignore[assignment]
         job = await ended(vault, await vault.test_failover(vm="web01", point="Latest"))
         assert (job.errors[0].code, job.errors[0].message) == (
             "InternalError",

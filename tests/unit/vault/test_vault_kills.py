@@ -56,7 +56,7 @@ Begin = Callable[[Vault], Awaitable[Job]]
     ("call", "begin", "task", "state"),
     [
         (
-            "azure.open_point",
+            "azure.create_disk_from_point",
             lambda vault: vault.unplanned_failover(vm="web01", point="Latest"),
             "FailoverTask",
             "UnplannedFailoverFailed",

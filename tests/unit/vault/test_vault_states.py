@@ -104,7 +104,7 @@ FAULTS = [
     "recovery.delete_managed_disk",
     "recovery.create_managed_disk",
     "recovery.export_disk",
-    "azure.open_point",
+    "azure.create_disk_from_point",
     "azure.remove_vm",
 ]
 ALLOWED_ERRORS = {"InvalidState", "JobInProgress", "VmNotFound", "NoSuchPoint"}

@@ -13,7 +13,7 @@ from siterig.azure_emu.applier.changed_vm_disks import ChangedVmDisks
 from siterig.azure_emu.contracts.ports import Damage
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.blockfs.disk.disk_files import DiskPlace
+from siterig.blockfs.disk.disk_files import DiskPaths
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.layers.layer import Layer, RawLayer
 from tests.support.rigs.vault_fakes import World, idle, protected, running
@@ -74,12 +74,12 @@ async def test_a_host_reports_what_it_finds_at_its_start_and_repeats_it_until_it
     changed = ChangedVmDisks()
 
     def host() -> DiskHost:
-        return DiskHost(tmp_path / "vms", tmp_path / "mnt", views=Files(tmp_path), tell_changed=changed.note)
+        return DiskHost(tmp_path / "vms", tmp_path / "mnt", views=Files(tmp_path), report_changed=changed.note)
 
     disks = host()
     for name in ("a", "b", "c"):
-        place = DiskPlace(tmp_path / "vms" / "web01-test", "web01-test", name)
-        disks._over_point(place, "below", 1, RawLayer(tmp_path / "below"), 512).write(0, b"guest" * 1000)
+        paths = DiskPaths(tmp_path / "vms" / "web01-test", "web01-test", name)
+        disks._over_point(paths, "below", 1, RawLayer(tmp_path / "below"), 512).write(0, b"guest" * 1000)
     disks.close()
     with (tmp_path / "vms/web01-test/a.top").open("r+b") as file:
         file.write(b"OFFLINE-EDIT")

@@ -9,7 +9,7 @@ import pytest
 from siterig.azure_emu.disks.pins import pins
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.azure_emu.disks.view_provider import StoreViews
-from siterig.blockfs.contracts.control import RecoverySource
+from siterig.blockfs.contracts.control import MountedPointSource
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from tests.support.disks.disk_history import DISK_ID, SiteDisk
@@ -57,11 +57,11 @@ def read(host: DiskHost, name: str) -> bytes:
 
 async def test_what_is_mounted_reads_the_same_while_all_around_it_is_folded_and_holds_its_position(managed: Path) -> None:
     disk, store, ends = history(managed)
-    source = RecoverySource(name="os", disk_id=DISK_ID)
+    source = MountedPointSource(name="os", disk_id=DISK_ID)
     host = host_over(managed)
     mounted = {f"@{position}": position for position in (ends[2], ends[4] - 3, ends[7])}
     for name, position in mounted.items():
-        await host.open_recovery(vm="web01", name=name, position=position, disks=[source])
+        await host.open_mounted_point(vm="web01", name=name, position=position, disks=[source])
 
     def all_the_same(what: str) -> None:
         for name, position in mounted.items():
@@ -77,16 +77,16 @@ async def test_what_is_mounted_reads_the_same_while_all_around_it_is_folded_and_
     host = host_over(managed)  # killed, and started again
     all_the_same("opened again")
     oldest = f"@{ends[2]}"
-    await host.close_recovery(vm="web01", name=oldest)
+    await host.close_mounted_point(vm="web01", name=oldest)
     del mounted[oldest]
     floor = store.compact(ends[9])
     assert ends[2] < floor <= ends[4] - 3
     all_the_same("folded further")
     with pytest.raises(RigError) as caught:
-        await host.open_recovery(vm="web01", name=oldest, position=ends[2], disks=[source])
+        await host.open_mounted_point(vm="web01", name=oldest, position=ends[2], disks=[source])
     assert caught.value.code == "InvalidPosition"
     for name in list(mounted):
-        await host.close_recovery(vm="web01", name=name)
+        await host.close_mounted_point(vm="web01", name=name)
     assert pins(store.folder) == []
     assert store.compact(ends[9]) == ends[9]
     host.close()
@@ -95,25 +95,25 @@ async def test_what_is_mounted_reads_the_same_while_all_around_it_is_folded_and_
 
 async def test_a_managed_disk_that_is_gone_is_a_broken_state_that_can_be_unmounted(managed: Path) -> None:
     _, store, ends = history(managed)
-    source = RecoverySource(name="os", disk_id=DISK_ID)
+    source = MountedPointSource(name="os", disk_id=DISK_ID)
     host = host_over(managed)
-    await host.open_recovery(vm="web01", name="@x", position=ends[3], disks=[source])
+    await host.open_mounted_point(vm="web01", name="@x", position=ends[3], disks=[source])
     host.abandon()
     store.delete()
     host = host_over(managed)
-    (info,) = await host.list_recoveries()
+    (info,) = await host.list_mounted_points()
     assert info.broken is not None
     assert "there is no managed disk" in info.broken
-    await host.close_recovery(vm="web01", name="@x")
-    assert await host.list_recoveries() == []
+    await host.close_mounted_point(vm="web01", name="@x")
+    assert await host.list_mounted_points() == []
     host.close()
 
 
 async def test_a_byte_that_rots_is_an_error_of_the_read_and_never_served(managed: Path) -> None:
     disk, store, ends = history(managed)
-    source = RecoverySource(name="os", disk_id=DISK_ID)
+    source = MountedPointSource(name="os", disk_id=DISK_ID)
     host = host_over(managed)
-    await host.open_recovery(vm="web01", name="@x", position=ends[9], disks=[source])
+    await host.open_mounted_point(vm="web01", name="@x", position=ends[9], disks=[source])
     want = disk.states[ends[9]]
     rotten = 0
     for journal_file in (store.folder / "journal").iterdir():

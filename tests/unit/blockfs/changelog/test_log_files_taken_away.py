@@ -13,8 +13,8 @@ from siterig.blockfs.changelog.disk_log import LogPolicy
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.host.standalone import open_disk
 from siterig.blockfs.images.image import open_image
@@ -33,29 +33,29 @@ class Opened:
         self.lost: list[str] = []
         self.watch = FileWatch()
         self.positions = PositionCounter(root / "position")
-        self.place = DiskPlace(root / "web01", "web01", "os")
-        self.place.folder.mkdir()
-        make_raw(self.place, SIZE)
+        self.paths = DiskPaths(root / "web01", "web01", "os")
+        self.paths.folder.mkdir()
+        make_raw(self.paths, SIZE)
         self.open()
-        self.disk.start_tracking(new_generation=False)
+        self.disk.tracking.start(new_generation=False)
         self.fill(1)
         self.watch.look()
 
     def open(self) -> None:
-        rules = DiskRules(
+        options = DiskOptions(
             self.positions, policy=LogPolicy(kept_share_max=None), watch=self.watch,
-            tell_changed=lambda _place, what: self.told.append(what),
-            tell_log_lost=lambda _place, what: self.lost.append(what),
+            report_changed=lambda _paths, what: self.told.append(what),
+            report_log_lost=lambda _paths, what: self.lost.append(what),
         )  # fmt: skip
-        self.disk = Disk.open(self.place, rules, None)
+        self.disk = Disk.open(self.paths, options, None)
 
     def fill(self, segments: int) -> None:
         """Write until so many more segments have begun, and one stands ready."""
-        self.disk.maintain()
+        self.disk.tracking.maintain()
         for _ in range(segments):
             for at in range(0, 320 << 10, 64 << 10):
                 self.disk.write(at, b"x" * (64 << 10))
-            self.disk.maintain()
+            self.disk.tracking.maintain()
 
     def end(self) -> None:
         self.disk.abandon()
@@ -89,53 +89,53 @@ DEEDS: dict[Callable[[Path], None], str] = {
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("deed", DEEDS, ids=lambda deed: deed.__name__)
 def test_it_is_noticed_at_once_and_the_log_ends(opened: Opened, file: str, deed: Callable[[Path], None]) -> None:
-    path = (opened.place.folder / file).resolve()
+    path = (opened.paths.folder / file).resolve()
     if (path.suffix, deed) == (".disk", replace):
         return  # each change of the state replaces it
     deed(path)
     opened.watch.look()
     assert opened.lost == [f"{path} {DEEDS[deed]} while the log was written to"]
-    assert (opened.disk.tracked, opened.disk.state.needs_resync) == (False, "LogCorrupt")
-    assert DiskState.load(opened.place.file("disk")).needs_resync == "LogCorrupt"
+    assert (opened.disk.tracking.active, opened.disk.state.needs_resync) == (False, "LogCorrupt")
+    assert DiskState.load(opened.paths.file("disk")).needs_resync == "LogCorrupt"
     opened.disk.write(0, b"the disk itself is whole")
     opened.disk._flush()
-    opened.disk.maintain()
+    opened.disk.tracking.maintain()
     opened.disk.close()
     assert (opened.told, len(opened.lost)) == ([], 1)
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_what_nobody_has_looked_at_is_noticed_at_the_end(opened: Opened, file: str) -> None:
-    (opened.place.folder / file).unlink()
+    (opened.paths.folder / file).unlink()
     opened.disk.close()
     assert len(opened.lost) == 1
-    assert DiskState.load(opened.place.file("disk")).needs_resync == "LogCorrupt"
+    assert DiskState.load(opened.paths.file("disk")).needs_resync == "LogCorrupt"
 
 
 def test_after_a_kill_the_log_does_not_go_on(opened: Opened) -> None:
-    opened.place.file("000001.hrl").unlink()
+    opened.paths.file("000001.hrl").unlink()
     opened.watch.look()
     opened.disk.abandon()
     opened.open()
-    assert (opened.disk.tracked, opened.disk.state.needs_resync) == (False, "LogCorrupt")
+    assert (opened.disk.tracking.active, opened.disk.state.needs_resync) == (False, "LogCorrupt")
 
 
 def test_a_new_log_begins_and_its_files_are_watched(opened: Opened) -> None:
-    opened.place.file("000002.hrl").unlink()
+    opened.paths.file("000002.hrl").unlink()
     opened.watch.look()
-    opened.disk.start_tracking(new_generation=True)
+    opened.disk.tracking.start(new_generation=True)
     opened.watch.look()
-    assert (opened.disk.tracked, len(opened.lost)) == (True, 1)
-    opened.place.file("dirty").unlink()
+    assert (opened.disk.tracking.active, len(opened.lost)) == (True, 1)
+    opened.paths.file("dirty").unlink()
     opened.watch.look()
-    assert (opened.disk.tracked, len(opened.lost)) == (False, 2)
+    assert (opened.disk.tracking.active, len(opened.lost)) == (False, 2)
 
 
 def test_no_new_log_begins_while_positions_go_to_a_file_without_a_name(opened: Opened) -> None:
-    (opened.place.folder.parent / "position").unlink()
+    (opened.paths.folder.parent / "position").unlink()
     opened.watch.look()
     with pytest.raises(RigError, match="role restart") as refused:
-        opened.disk.start_tracking(new_generation=True)
+        opened.disk.tracking.start(new_generation=True)
     assert refused.value.code == "DiskUnhealthy"
 
 
@@ -143,36 +143,36 @@ def test_the_writers_own_work_is_no_trouble(opened: Opened) -> None:
     for _ in range(8):
         opened.fill(3)
         opened.watch.look()
-        kept = opened.disk.segments()
-        opened.disk.applied(opened.disk.state.generation, kept[-2].last_seq)
+        kept = opened.disk.tracking.segments()
+        opened.disk.tracking.trim(opened.disk.state.generation, kept[-2].last_seq)
         opened.watch.look()
         opened.disk.resize(opened.disk.size_bytes + 512)
         opened.watch.look()
-    opened.disk.start_tracking(new_generation=True)
+    opened.disk.tracking.start(new_generation=True)
     opened.watch.look()
-    opened.disk.stop_tracking()
+    opened.disk.tracking.stop()
     opened.watch.look()
-    opened.disk.start_tracking(new_generation=True)
+    opened.disk.tracking.start(new_generation=True)
     opened.fill(2)
     opened.watch.look()
     opened.disk.close()
     opened.open()
     opened.watch.look()
-    assert (opened.disk.tracked, opened.lost, opened.told) == (True, [], [])
+    assert (opened.disk.tracking.active, opened.lost, opened.told) == (True, [], [])
 
 
 def test_a_segment_of_an_earlier_process_is_watched_too(opened: Opened) -> None:
     opened.disk.close()
     opened.open()
-    opened.place.file("000001.hrl").unlink()
+    opened.paths.file("000001.hrl").unlink()
     opened.watch.look()
     assert len(opened.lost) == 1
 
 
 def test_a_folder_without_the_log_is_noticed(opened: Opened) -> None:
-    opened.place.folder.rename(opened.place.folder.with_name("moved"))
+    opened.paths.folder.rename(opened.paths.folder.with_name("moved"))
     opened.watch.look()
-    assert opened.lost == [f"{opened.place.file('disk')} was deleted, or renamed, while the log was written to"]
+    assert opened.lost == [f"{opened.paths.file('disk')} was deleted, or renamed, while the log was written to"]
 
 
 @pytest.mark.parametrize("suffix", ["000001.hrl", "disk", "position", "dirty"])
@@ -197,6 +197,6 @@ async def test_a_mounts_note_and_its_end_name_the_file(tmp_path: Path, suffix: s
     image.close()
     assert (told, alone.log_trouble) == ([f"{lost}: the log ends, and no write from now on is in it"], lost)
     again = open_disk(await open_image(path), "os", tracked=True, note=told.append)
-    assert again.discontinued is not None
-    assert again.discontinued.why == "a file of it was deleted, renamed, replaced or damaged"
+    assert again.ended_generation is not None
+    assert again.ended_generation.why == "a file of it was deleted, renamed, replaced or damaged"
     again.close()

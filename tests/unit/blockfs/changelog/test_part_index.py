@@ -11,7 +11,14 @@ import pytest
 from siterig.blockfs.changelog.segment import RecordType, SegmentReader
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_codec import decompress
-from siterig.blockfs.transfer.part_index import ENTRY_BYTES, PIECE_BYTES, Entry, PartIndex, decode_entries, index_segment
+from siterig.blockfs.transfer.part_index import (
+    ENTRY_BYTES,
+    PIECE_BYTES,
+    PartIndex,
+    SegmentEntry,
+    decode_entries,
+    index_segment,
+)
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.cext.checksums import crc32c
 from tests.fuzz import strict_log as log
@@ -28,7 +35,7 @@ def index(packed: Packed, size_bytes: int = SIZE_BYTES) -> PartIndex:
     return index_segment(decompress(part, data), part, size_bytes)
 
 
-def by_the_reader(raw: bytes, path: Path) -> tuple[list[Entry], bytes]:
+def by_the_reader(raw: bytes, path: Path) -> tuple[list[SegmentEntry], bytes]:
     """Entries and pieces as the other reader's records give them."""
     path.write_bytes(raw)
     entries, sums = [], b""
@@ -38,7 +45,9 @@ def by_the_reader(raw: bytes, path: Path) -> tuple[list[Entry], bytes]:
                 continue
             is_write = record.type is RecordType.WRITE
             first, at = (len(sums) // 4, record.payload_offset) if is_write else (0, 0)
-            entries.append(Entry(record.position, record.time_ns, record.offset, record.length, at, first, record.type))
+            entries.append(
+                SegmentEntry(record.position, record.time_ns, record.offset, record.length, at, first, record.type)
+            )
             if is_write:
                 cuts = cut_at_blocks(record.offset, reader.payload(record))
                 sums += b"".join(struct.pack("<I", crc32c(cut)) for cut in cuts)

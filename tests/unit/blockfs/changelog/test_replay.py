@@ -17,8 +17,8 @@ from siterig.blockfs.changelog.replay import FileSummary, Replay, TornTail, chec
 from siterig.blockfs.changelog.segment import HEADER_BYTES, RecordType, SegmentReader
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.layers.layer import RawLayer
 from siterig.blockfs.transfer.sync_stream import SyncStream
 from tests.support.disks.log_row import DISK_BYTES, DISK_ID, START, LogRow, operations
@@ -277,21 +277,21 @@ def test_the_log_of_a_tracked_disk_gives_the_disk_also_after_a_kill(tmp_path: Pa
     positions = PositionCounter(tmp_path / "position")
     folder = tmp_path / "web01"
     folder.mkdir()
-    place = DiskPlace(folder, "web01", "os")
-    make_raw(place, DISK_BYTES)
-    disk = Disk.open(place, DiskRules(positions), None)
+    paths = DiskPaths(folder, "web01", "os")
+    make_raw(paths, DISK_BYTES)
+    disk = Disk.open(paths, DiskOptions(positions), None)
     disk.write(0, START)
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     rng = random.Random(5)
     for number in range(40):
         offset = rng.randrange(DISK_BYTES - 1)
         disk.write(offset, rng.randbytes(rng.randrange(1, min(600, DISK_BYTES - offset) + 1)))
         if number == 12:
-            disk.log.rotate()
+            disk.tracking.log.rotate()
         if number == 25:
             disk.abandon()
-            disk = Disk.open(place, DiskRules(positions), None)
-    assert disk.log.last_seq == 40
+            disk = Disk.open(paths, DiskOptions(positions), None)
+    assert disk.tracking.log.last_seq == 40
     assert replayed(tmp_path, sorted(folder.glob("os.*.hrl"), reverse=True)) == disk.read(0, DISK_BYTES)
     disk.abandon()
     positions.close()

@@ -16,8 +16,8 @@ from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace, make_raw, make_top
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths, make_over_managed_disk, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.watch.file_stamps import KILL_GRACE_S
@@ -35,23 +35,23 @@ class Lives:
         folder.mkdir()
         self.root = folder
         self.below = folder.parent / "below"
-        self.place = DiskPlace(folder, "", "os")
+        self.paths = DiskPaths(folder, "", "os")
         if kind == "raw":
-            make_raw(self.place, SIZE)
+            make_raw(self.paths, SIZE)
         else:
             self.below.write_bytes(os.urandom(SIZE))
-            make_top(self.place, managed_disk="below", position=1, size_bytes=SIZE)
-        self.life(lambda disk: disk.start_tracking(new_generation=True))
+            make_over_managed_disk(self.paths, managed_disk="below", position=1, size_bytes=SIZE)
+        self.life(lambda disk: disk.tracking.start(new_generation=True))
         self.life(lambda disk: disk.write(4096, os.urandom(100_000)))
 
     @property
     def file(self) -> Path:
-        return self.place.file(DiskState.load(self.place.file("disk")).kind.replace("raw", "img"))
+        return self.paths.file(DiskState.load(self.paths.file("disk")).kind.replace("raw", "img"))
 
     def open(self) -> tuple[Disk, PositionCounter]:
-        positions = PositionCounter(self.place.folder / "position")
-        rules = DiskRules(positions, policy=LogPolicy(kept_share_max=None))
-        return Disk.open(self.place, rules, FileViews(self.below)), positions
+        positions = PositionCounter(self.paths.folder / "position")
+        options = DiskOptions(positions, policy=LogPolicy(kept_share_max=None))
+        return Disk.open(self.paths, options, FileViews(self.below)), positions
 
     def life(self, work: Callable[[Disk], object] = lambda _disk: None, *, killed: bool = False) -> str | None:
         """``needs_resync`` after the opening."""
@@ -100,7 +100,7 @@ def test_a_disk_that_was_changed_while_it_was_down_needs_a_resync(lives: Lives, 
     deed(lives.file)
     assert lives.life() == "ImageChanged"
     assert lives.life() == "ImageChanged", "until the resync"
-    lives.life(lambda disk: disk.start_tracking(new_generation=True))
+    lives.life(lambda disk: disk.tracking.start(new_generation=True))
     assert lives.life() is None
 
 
@@ -115,7 +115,7 @@ def test_a_disk_that_was_made_longer_by_a_part_of_a_sector_can_be_opened_again_a
 @pytest.mark.parametrize("suffix", ["top.present", "top.durable"])
 def test_a_map_that_was_changed_while_the_disk_was_down_is_not_passed_over(tmp_path: Path, suffix: str) -> None:
     lives = Lives(tmp_path / "web01", "top")
-    path = lives.place.file(suffix)
+    path = lives.paths.file(suffix)
     data = bytearray(path.read_bytes())
     data[-1] ^= 0xFF
     path.write_bytes(data)
@@ -131,7 +131,7 @@ def test_a_file_of_a_top_that_is_gone_is_not_made_new_and_empty(
     tmp_path: Path, suffix: str, deed: Callable[[Path], None]
 ) -> None:
     lives = Lives(tmp_path / "web01", "top")
-    deed(lives.place.file(suffix))
+    deed(lives.paths.file(suffix))
     with pytest.raises(RigError, match=rf"os\.{suffix}") as failed:
         lives.open()
     assert failed.value.code == "DiskCorrupt"
@@ -142,17 +142,17 @@ def test_a_promoted_disk_that_was_changed_while_it_was_down_needs_a_resync(tmp_p
     lives = Lives(tmp_path / "web01", "top")
 
     def promote(disk: Disk) -> None:
-        disk.begin_promotion()
-        while not disk.hydrate(SIZE):
+        disk.hydration.begin()
+        while not disk.hydration.hydrate(SIZE):
             pass
-        disk.flush_hydration()
-        assert disk.note_raw()
-        disk.detach_backing()
+        disk.hydration.flush()
+        assert disk.hydration.convert_to_raw()
+        disk.hydration.detach_backing()
 
     lives.life(promote, killed=killed)
     assert lives.life(killed=killed) is None
-    edit(lives.place.file("img"))
-    make_younger(lives.place.file("img"))
+    edit(lives.paths.file("img"))
+    make_younger(lives.paths.file("img"))
     assert lives.life() == "ImageChanged"
 
 
@@ -198,18 +198,18 @@ def test_a_whole_folder_that_was_copied_is_the_same(lives: Lives, keep_times: bo
     copy = shutil.copytree(
         lives.root, lives.root.with_name("copy"), copy_function=shutil.copy2 if keep_times else shutil.copy
     )
-    lives.place = DiskPlace(copy, "", "os")
+    lives.paths = DiskPaths(copy, "", "os")
     assert lives.life(lambda disk: disk.write(0, b"y")) is None
     assert lives.life() is None
 
 
 def test_a_folder_that_was_moved_is_the_same(lives: Lives) -> None:
-    lives.place = DiskPlace(lives.root.rename(lives.root.with_name("moved")), "", "os")
+    lives.paths = DiskPaths(lives.root.rename(lives.root.with_name("moved")), "", "os")
     assert lives.life() is None
 
 
 def test_a_disk_without_a_log_may_be_changed_by_anybody(lives: Lives) -> None:
-    lives.life(lambda disk: disk.stop_tracking())
+    lives.life(lambda disk: disk.tracking.stop())
     edit(lives.file)
     assert lives.life() is None
 
@@ -255,19 +255,19 @@ def test_a_promotion_that_goes_on_longer_than_the_guest_writes_is_no_change(tmp_
     lives = Lives(tmp_path / "web01", "top")
 
     def some(disk: Disk) -> None:
-        disk.begin_promotion()
-        disk.hydrate(1)
+        disk.hydration.begin()
+        disk.hydration.hydrate(1)
 
     lives.life(some, killed=True)
     make_younger(lives.file)
     assert lives.life(killed=True) is None
 
     def rest(disk: Disk) -> None:
-        while not disk.hydrate(SIZE):
+        while not disk.hydration.hydrate(SIZE):
             pass
-        disk.flush_hydration()
+        disk.hydration.flush()
         make_younger(lives.file)
-        assert disk.note_raw()
+        assert disk.hydration.convert_to_raw()
 
     lives.life(rest, killed=True)
     assert lives.life() is None
@@ -277,15 +277,15 @@ def test_a_promotion_that_goes_on_longer_than_the_guest_writes_is_no_change(tmp_
 
 
 def segments(lives: Lives) -> list[Path]:
-    return [path for _, path in find_segments(lives.place.folder, "os")]
+    return [path for _, path in find_segments(lives.paths.folder, "os")]
 
 
 def tagged(disk: Disk) -> None:
     """Some segments."""
     for number in range(3):
         disk.write(number * 4096, b"w" * 4096)
-        disk.maintain()
-        disk.tag(TagSeen(tag_id=OTHER_BOOT, kind="CrashConsistent", name="t", position=1, time_ns=1))
+        disk.tracking.maintain()
+        disk.tracking.tag(TagSeen(tag_id=OTHER_BOOT, kind="CrashConsistent", name="t", position=1, time_ns=1))
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -310,15 +310,15 @@ def test_a_segment_that_was_replaced_by_an_older_copy_is_noticed(lives: Lives) -
 
 
 def test_a_state_and_a_dirty_file_of_before_are_read_and_say_nothing_of_the_files(lives: Lives) -> None:
-    path = lives.place.file("disk")
+    path = lives.paths.file("disk")
     state = DiskState.load(path)
     body = state.model_dump(exclude={"closed", "opened", "managed_disk"})
     body["store"] = None if state.managed_disk is None else f"/rig/azure/disks/{state.managed_disk}"
     path.write_bytes(seal_state(body, version=1))
-    raw = bytearray(lives.place.file("dirty").read_bytes())
+    raw = bytearray(lives.paths.file("dirty").read_bytes())
     raw[8:10], raw[68:4096] = b"\1\0", bytes(4028)
-    lives.place.file("dirty").write_bytes(seal_dirty(bytes(raw)))
-    assert dirty_bitmap.read(lives.place.file("dirty")).newest_segment == 0
+    lives.paths.file("dirty").write_bytes(seal_dirty(bytes(raw)))
+    assert dirty_bitmap.read(lives.paths.file("dirty")).newest_segment == 0
     assert lives.life() is None
     again = DiskState.load(path)
     assert (again.closed is not None, again.managed_disk) == (True, state.managed_disk)

@@ -16,8 +16,8 @@ from siterig.blockfs.changelog.disk_log import LogPolicy
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace, make_raw, make_top
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths, make_over_managed_disk, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.host.standalone import StandAlone, open_disk
 from siterig.blockfs.images.image import Image, open_image
@@ -36,18 +36,18 @@ class Opened:
         self.told: list[str] = []
         self.watch = FileWatch()
         self.positions = PositionCounter(folder / "position")
-        self.place = DiskPlace(folder, "", "os")
+        self.paths = DiskPaths(folder, "", "os")
         if kind == "raw":
-            make_raw(self.place, SIZE)
+            make_raw(self.paths, SIZE)
         else:
             (folder / "below").write_bytes(os.urandom(SIZE))
-            make_top(self.place, managed_disk="below", position=1, size_bytes=SIZE)
-        rules = DiskRules(
+            make_over_managed_disk(self.paths, managed_disk="below", position=1, size_bytes=SIZE)
+        options = DiskOptions(
             self.positions, policy=LogPolicy(kept_share_max=None), watch=self.watch,
-            tell_changed=lambda _place, what: self.told.append(what),
+            report_changed=lambda _paths, what: self.told.append(what),
         )  # fmt: skip
-        self.disk = Disk.open(self.place, rules, FileViews(folder / "below"))
-        self.disk.start_tracking(new_generation=False)
+        self.disk = Disk.open(self.paths, options, FileViews(folder / "below"))
+        self.disk.tracking.start(new_generation=False)
         self.path = self.disk.layer.path
         self.disk.write(0, os.urandom(SIZE))
         self.look()
@@ -131,7 +131,7 @@ def test_no_write_behind_a_cut_makes_a_hole_of_what_was_lost(opened: Opened) -> 
 
 
 def test_a_snapshot_does_not_tell_zeros_for_what_was_cut_off(opened: Opened) -> None:
-    opened.disk.maintain()
+    opened.disk.tracking.maintain()
     snapshot = opened.disk.begin_snapshot()
     os.truncate(opened.path, SIZE // 2)
     with pytest.raises(RigError, match="byte 524288 cannot be read"):
@@ -177,8 +177,8 @@ def test_the_first_request_that_meets_it_ends_the_log(opened: Opened, deed: str)
         opened.path.unlink()
         assert opened.refuses(opened.disk._flush)
     opened.disk.note_events()
-    assert (opened.disk.tracked, opened.disk.state.needs_resync) == (False, "ImageChanged")
-    assert opened.disk.dirty_bytes == SIZE, "it may be everything"
+    assert (opened.disk.tracking.active, opened.disk.state.needs_resync) == (False, "ImageChanged")
+    assert opened.disk.tracking.dirty_bytes == SIZE, "it may be everything"
 
 
 # ---- noticed at once
@@ -252,12 +252,12 @@ def test_what_another_program_does_to_the_file_is_noticed_at_once(opened: Opened
     opened.look()
     assert DEEDS[deed] in opened.told[0]
     assert (len(opened.told), opened.disk.state.needs_resync) == (1, "ImageChanged")
-    assert DiskState.load(opened.place.file("disk")).needs_resync == "ImageChanged"
+    assert DiskState.load(opened.paths.file("disk")).needs_resync == "ImageChanged"
 
 
 @pytest.mark.parametrize("suffix", ["top.present", "top.durable"])
 def test_a_map_that_is_replaced_is_noticed_at_the_end(opened: Opened, suffix: str) -> None:
-    path = opened.place.file(suffix)
+    path = opened.paths.file(suffix)
     if not path.exists():
         return
     replace(path)
@@ -342,13 +342,13 @@ def test_a_folder_that_is_renamed_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_promotion_is_no_change(tmp_path: Path) -> None:
     opened = Opened(tmp_path, "top")
-    opened.disk.begin_promotion()
-    while not opened.disk.hydrate(1 << 16):
+    opened.disk.hydration.begin()
+    while not opened.disk.hydration.hydrate(1 << 16):
         opened.look()
-    opened.disk.flush_hydration()
-    assert opened.disk.note_raw()
+    opened.disk.hydration.flush()
+    assert opened.disk.hydration.convert_to_raw()
     opened.look()
-    opened.disk.detach_backing()
+    opened.disk.hydration.detach_backing()
     opened.disk.write(0, b"after")
     opened.look()
     opened.disk.close()
@@ -432,22 +432,22 @@ async def test_what_is_done_just_before_the_end_of_a_mount_is_reported(
 def test_after_a_new_log_began_the_next_change_is_noticed_too(opened: Opened) -> None:
     write(opened.path)
     opened.look()
-    opened.disk.start_tracking(new_generation=True)
+    opened.disk.tracking.start(new_generation=True)
     opened.look()
     opened.disk.write(0, b"guest")
     opened.look()
-    assert (opened.disk.tracked, opened.disk.file_trouble) == (True, None)
+    assert (opened.disk.tracking.active, opened.disk.file_trouble) == (True, None)
     write(opened.path)
     opened.look()
-    assert (opened.disk.tracked, opened.disk.state.needs_resync) == (False, "ImageChanged")
+    assert (opened.disk.tracking.active, opened.disk.state.needs_resync) == (False, "ImageChanged")
     assert len(opened.told) == 2
 
 
 def test_what_is_reported_only_after_a_new_log_began_was_done_before(opened: Opened) -> None:
     write(opened.path)
-    opened.disk.start_tracking(new_generation=True)
+    opened.disk.tracking.start(new_generation=True)
     opened.look()
-    assert opened.disk.tracked
+    assert opened.disk.tracking.active
 
 
 @pytest.mark.parametrize("deed", [Path.unlink, replace, cut], ids=lambda deed: deed.__name__)
@@ -455,9 +455,9 @@ def test_no_new_log_begins_on_a_file_that_is_lost(opened: Opened, deed: Callable
     deed(opened.path)
     opened.look()
     with pytest.raises(RigError, match="put the whole file back") as refused:
-        opened.disk.start_tracking(new_generation=True)
+        opened.disk.tracking.start(new_generation=True)
     assert refused.value.code == "DiskUnhealthy"
-    assert (opened.disk.tracked, opened.disk.state.needs_resync) == (False, "ImageChanged")
+    assert (opened.disk.tracking.active, opened.disk.state.needs_resync) == (False, "ImageChanged")
 
 
 def test_what_is_done_to_a_rig_s_disk_just_before_it_is_closed_is_noted(opened: Opened) -> None:
@@ -498,8 +498,8 @@ async def test_what_an_image_went_through_does_not_end_the_log_of_the_next_mount
     mounted.alone._watch.look()
     assert await mounted.end() is not None
     again = await mount(image, tracked=True)
-    assert again.alone.discontinued is not None
-    assert (again.alone.discontinued.why, again.alone.disk.state.generation) == (
+    assert again.alone.ended_generation is not None
+    assert (again.alone.ended_generation.why, again.alone.disk.state.generation) == (
         "the image was changed by something else",
         2,
     )

@@ -255,10 +255,10 @@ async def test_a_grown_disk_may_have_a_longer_log(host: DiskHost) -> None:
     await host.resize_disk(vm="web01", disk="os", size_bytes=4 * SIZE)
     for at in range(0, 3 * SIZE // 2, 65536):
         disk.write(at, b"x" * 65536)
-    assert disk.tracked, "that is more than half of what the disk was"
+    assert disk.tracking.active, "that is more than half of what the disk was"
     for at in range(0, SIZE, 65536):
         disk.write(at, b"y" * 65536)
-    assert not disk.tracked
+    assert not disk.tracking.active
     assert disk.state.needs_resync == "LogOverflow"
 
 

@@ -21,8 +21,8 @@ from siterig.blockfs.changelog.disk_log import LogPolicy
 from siterig.blockfs.changelog.position_counter import PositionCounter, read_position
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace, make_raw, make_top
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths, make_over_managed_disk, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.cext._core import lib
 from tests.crash.lives import FileViews
@@ -38,26 +38,26 @@ class Opened:
     def __init__(self, folder: Path, kind: str) -> None:
         self.told: list[str] = []
         self.folder = folder
-        self.place = DiskPlace(folder, "", "os")
+        self.paths = DiskPaths(folder, "", "os")
         if kind == "raw":
-            make_raw(self.place, SIZE)
+            make_raw(self.paths, SIZE)
         else:
             with (folder / "below").open("wb") as file:
                 file.write(b"below" * 1000)
                 file.truncate(SIZE)
-            make_top(self.place, managed_disk="below", position=1, size_bytes=SIZE)
+            make_over_managed_disk(self.paths, managed_disk="below", position=1, size_bytes=SIZE)
         self.open()
-        self.disk.start_tracking(new_generation=False)
+        self.disk.tracking.start(new_generation=False)
         self.disk.write(0, b"guest" * 1000)
         self.disk._flush()
 
     def open(self) -> None:
         self.positions = PositionCounter(self.folder / "position")
-        rules = DiskRules(
+        options = DiskOptions(
             self.positions, policy=LogPolicy(kept_share_max=None),
-            tell_changed=lambda _place, what: self.told.append(what),
+            report_changed=lambda _paths, what: self.told.append(what),
         )  # fmt: skip
-        self.disk = Disk.open(self.place, rules, FileViews(self.folder / "below"))
+        self.disk = Disk.open(self.paths, options, FileViews(self.folder / "below"))
 
     def refuses(self, work: Callable[[], object]) -> bool:
         try:
@@ -76,7 +76,7 @@ class Opened:
 
 def a_present_map(folder: Path, cut_to: int) -> None:
     opened = Opened(folder, "top")
-    os.truncate(opened.place.file("top.present"), cut_to)
+    os.truncate(opened.paths.file("top.present"), cut_to)
     assert opened.disk.read(0, 5000) == b"guest" * 1000, "what lies below must not show through"
     assert opened.refuses(lambda: [opened.disk.write(n << 20, b"more") for n in range(1, 20)])
     assert opened.refuses(lambda: opened.disk.zero(SIZE - 8192, 4096))
@@ -97,7 +97,7 @@ def a_present_map(folder: Path, cut_to: int) -> None:
 def a_present_map_before_any_sync(folder: Path, cut_to: int) -> None:
     opened = Opened(folder, "top")
     opened.disk.write(1 << 20, b"not synced")
-    os.truncate(opened.place.file("top.present"), cut_to)
+    os.truncate(opened.paths.file("top.present"), cut_to)
     opened.close()
     assert "os.top.present was cut by another program" in opened.told[0]
     try:
@@ -110,29 +110,29 @@ def a_present_map_before_any_sync(folder: Path, cut_to: int) -> None:
 
 def a_durable_map(folder: Path, cut_to: int) -> None:
     opened = Opened(folder, "top")
-    os.truncate(opened.place.file("top.durable"), cut_to)
+    os.truncate(opened.paths.file("top.durable"), cut_to)
     opened.disk.write(1 << 20, b"more")
     assert opened.refuses(opened.disk._flush)
-    assert opened.place.file("top.durable").stat().st_size == cut_to, "written behind the cut, it would be a map with a hole"
+    assert opened.paths.file("top.durable").stat().st_size == cut_to, "written behind the cut, it would be a map with a hole"
     opened.close()
     assert "os.top.durable was cut by another program" in opened.told[0]
 
 
 def a_dirty_file(folder: Path, cut_to: int) -> None:
     opened = Opened(folder, "raw")
-    os.truncate(opened.place.file("dirty"), cut_to)
+    os.truncate(opened.paths.file("dirty"), cut_to)
     assert opened.refuses(opened.disk._flush), "why the log ends could not be noted any more"
     assert opened.refuses(lambda: opened.disk.write(0, b"more"))
     assert opened.refuses(lambda: opened.disk.zero(0, 4096))
     assert opened.refuses(lambda: opened.disk.resize(2 * SIZE))
     assert opened.disk.read(0, 5000) == b"guest" * 1000
     opened.disk.note_events()
-    assert opened.disk.dirty_bytes == SIZE, "it may be everything"
-    assert DiskState.load(opened.place.file("disk")).needs_resync == "ImageChanged"
+    assert opened.disk.tracking.dirty_bytes == SIZE, "it may be everything"
+    assert DiskState.load(opened.paths.file("disk")).needs_resync == "ImageChanged"
     opened.close()
     assert "os.dirty was cut by another program" in opened.told[0]
     opened.open()
-    assert (opened.disk.tracked, opened.disk.state.needs_resync) == (False, "LogCorrupt")
+    assert (opened.disk.tracking.active, opened.disk.state.needs_resync) == (False, "LogCorrupt")
     opened.close()
 
 
@@ -143,7 +143,7 @@ def a_dirty_file_that_fills(folder: Path, cut_to: int) -> None:
     opened.disk.write(0, b"the log is too long")
     opened.disk.note_events()
     assert opened.disk.state.needs_resync == "LogOverflow"
-    os.truncate(opened.place.file("dirty"), cut_to)
+    os.truncate(opened.paths.file("dirty"), cut_to)
     assert opened.refuses(lambda: opened.disk.write(SIZE - 4096, b"more"))
     assert opened.disk.read(SIZE - 4096, 4) == bytes(4), "what cannot be noted is not written"
     opened.close()
@@ -151,20 +151,20 @@ def a_dirty_file_that_fills(folder: Path, cut_to: int) -> None:
 
 def a_dirty_file_and_a_new_log(folder: Path, cut_to: int) -> None:
     opened = Opened(folder, "raw")
-    os.truncate(opened.place.file("dirty"), cut_to)
+    os.truncate(opened.paths.file("dirty"), cut_to)
     opened.disk.write(0, b"guest")
     assert opened.refuses(opened.disk._flush)
-    opened.disk.start_tracking(new_generation=True)
+    opened.disk.tracking.start(new_generation=True)
     opened.disk.write(0, b"more")
     opened.disk._flush()
-    assert (opened.disk.tracked, opened.disk.file_trouble) == (True, None)
+    assert (opened.disk.tracking.active, opened.disk.file_trouble) == (True, None)
     opened.close()
-    assert dirty_bitmap.read(opened.place.file("dirty")).reason is None
+    assert dirty_bitmap.read(opened.paths.file("dirty")).reason is None
 
 
 def a_dirty_file_that_nobody_touches(folder: Path, cut_to: int) -> None:
     opened = Opened(folder, "raw")
-    os.truncate(opened.place.file("dirty"), cut_to)
+    os.truncate(opened.paths.file("dirty"), cut_to)
     opened.close()
     assert "os.dirty was cut by another program" in opened.told[0]
     assert opened.disk.state.needs_resync == "ImageChanged"
@@ -176,7 +176,7 @@ def a_position_file(folder: Path, cut_to: int) -> None:
     os.truncate(folder / "position", cut_to)
     assert [opened.positions.draw(), opened.positions.draw()] == [newest + 1, newest + 2]
     opened.disk.write(0, b"more")
-    assert opened.disk.log.last_position == newest + 3
+    assert opened.disk.tracking.log.last_position == newest + 3
     opened.close()
     assert opened.told == [f"{folder / 'position'} was cut by another program, or its medium failed"]
     assert opened.disk.state.needs_resync == "ImageChanged"
@@ -192,12 +192,12 @@ def many_disks(folder: Path, cut_to: int) -> None:
     for number in range(4):
         (folder / str(number)).mkdir()
         disks.append(Opened(folder / str(number), "top"))
-    os.truncate(disks[1].place.file("top.present"), cut_to)
+    os.truncate(disks[1].paths.file("top.present"), cut_to)
     assert disks[1].refuses(lambda: [disks[1].disk.write(n << 20, b"more") for n in range(1, 20)])
     for other in (disks[0], disks[2], disks[3]):
         other.disk.write(1 << 20, b"more")
         other.disk._flush()
-        assert other.disk.tracked
+        assert other.disk.tracking.active
     for opened in disks:
         opened.close()
     assert [len(opened.told) for opened in disks] == [0, 1, 0, 0]

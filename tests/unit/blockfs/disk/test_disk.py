@@ -20,9 +20,9 @@ from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk import snapshot as snapshot_module
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
+from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_report import describe
-from siterig.blockfs.disk.disk_rules import DiskRules
 from siterig.cext._core import lib
 from tests.support.disks.disk_model import replay
 from tests.support.disks.opened_disk import SIZE, logs, reopen
@@ -38,9 +38,9 @@ def positions(tmp_path: Path) -> Iterator[PositionCounter]:
 
 @pytest.fixture
 def disk(tmp_path: Path, positions: PositionCounter) -> Disk:
-    place = DiskPlace(tmp_path, "web01", "os")
-    make_raw(place, SIZE)
-    return Disk.open(place, DiskRules(positions), None)
+    paths = DiskPaths(tmp_path, "web01", "os")
+    make_raw(paths, SIZE)
+    return Disk.open(paths, DiskOptions(positions), None)
 
 
 def contents(disk: Disk) -> bytes:
@@ -49,8 +49,8 @@ def contents(disk: Disk) -> bytes:
 
 def end_of_log(disk: Disk) -> int:
     """How much of the current segment is written."""
-    number, path = find_segments(disk.place.folder, "os")[-1]
-    return disk.segment_bytes(number, path)
+    number, path = find_segments(disk.paths.folder, "os")[-1]
+    return disk.tracking.segment_bytes(number, path)
 
 
 def scribble(disk: Disk, rng: random.Random, count: int) -> None:
@@ -61,25 +61,25 @@ def scribble(disk: Disk, rng: random.Random, count: int) -> None:
 
 def test_size_must_be_a_multiple_of_a_sector_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RigError, match="disk os: size is 1000 bytes; it must be a positive multiple of 512"):
-        make_raw(DiskPlace(tmp_path, "web01", "os"), 1000)
+        make_raw(DiskPaths(tmp_path, "web01", "os"), 1000)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_write_past_the_end_is_refused_and_changes_nothing(disk: Disk) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     for offset in (SIZE, SIZE + 1, 2**63 - 8):
         with pytest.raises(OSError, match=f"write of 4 bytes at {offset} is past the end of disk web01/os") as failed:
             disk.write(offset, b"four")
         assert failed.value.errno == errno.ENOSPC
-    assert disk.log.last_seq == 0
+    assert disk.tracking.log.last_seq == 0
     assert contents(disk) == bytes(SIZE)
 
 
 def test_a_write_across_the_end_is_done_and_logged_as_far_as_it_fits(disk: Disk) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     assert disk.write(SIZE - 3, b"four") == 3
     assert contents(disk) == bytes(SIZE - 3) + b"fou"
-    assert (disk.log.last_seq, disk.size_bytes) == (1, SIZE)
+    assert (disk.tracking.log.last_seq, disk.size_bytes) == (1, SIZE)
     assert replay(bytes(SIZE), disk) == contents(disk)
 
 
@@ -88,16 +88,16 @@ def test_replaying_the_log_gives_the_disk(disk: Disk, seed: int) -> None:
     rng = random.Random(seed)
     scribble(disk, rng, 5)
     start = contents(disk)
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     scribble(disk, rng, 40)
     assert replay(start, disk) == contents(disk)
 
 
 async def test_a_disk_closed_in_order_goes_on_in_the_same_generation(disk: Disk, positions: PositionCounter) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"before")
     disk.close()
-    again = Disk.open(disk.place, DiskRules(positions), None)
+    again = Disk.open(disk.paths, DiskOptions(positions), None)
     again.write(3, b"after")
     assert (again.state.generation, again.state.needs_resync) == (1, None)
     assert replay(bytes(SIZE), again) == contents(again)
@@ -108,38 +108,38 @@ def test_a_kill_at_any_byte_of_the_last_record_loses_only_what_was_not_acknowled
     disk: Disk, positions: PositionCounter, seed: int
 ) -> None:
     rng = random.Random(seed)
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     scribble(disk, rng, 10)
     acknowledged = contents(disk)
     whole = logs(disk)[-1].read_bytes()[: end_of_log(disk)]
     disk.write(100, b"last" * 20)
     longer = logs(disk)[-1].read_bytes()[: end_of_log(disk)]
     last = len(longer) - len(whole)
-    dirty_file = disk.place.file("dirty").read_bytes()
+    dirty_file = disk.paths.file("dirty").read_bytes()
     for torn in range(0, last + 1, 7):
         disk.abandon()
         for path in logs(disk)[1:]:
             path.unlink()
         logs(disk)[0].write_bytes(longer[: len(whole) + torn])
-        disk.place.file("dirty").write_bytes(dirty_file)
-        with (disk.place.file("img")).open("r+b") as image:  # the bytes may or may not have reached the disk
+        disk.paths.file("dirty").write_bytes(dirty_file)
+        with (disk.paths.file("img")).open("r+b") as image:  # the bytes may or may not have reached the disk
             image.write(acknowledged)
-        disk = Disk.open(disk.place, DiskRules(positions), None)
+        disk = Disk.open(disk.paths, DiskOptions(positions), None)
         assert disk.state.generation == 1
-        assert disk.log.next_seq == (12 if torn == last else 11)
+        assert disk.tracking.log.next_seq == (12 if torn == last else 11)
         assert replay(bytes(SIZE), disk) == contents(disk)
         if torn < last:
             assert contents(disk) == acknowledged
 
 
 def test_kills_in_a_row_keep_the_sequence_without_a_gap(disk: Disk, positions: PositionCounter) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     rng = random.Random(1)
     for _ in range(8):
         scribble(disk, rng, 3)
         disk = reopen(disk, positions)
         disk = reopen(disk, positions)
-    assert disk.log.next_seq == 25
+    assert disk.tracking.log.next_seq == 25
     assert replay(bytes(SIZE), disk) == contents(disk)
     seqs = []
     for path in logs(disk)[:-1]:
@@ -150,28 +150,28 @@ def test_kills_in_a_row_keep_the_sequence_without_a_gap(disk: Disk, positions: P
 
 def test_positions_never_come_again_after_a_kill(disk: Disk, tmp_path: Path) -> None:
     counter = PositionCounter(tmp_path / "position")
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"x")
     newest = counter.value
     disk.abandon()
     (tmp_path / "position").unlink()
     fresh = PositionCounter(tmp_path / "position")
-    Disk.open(disk.place, DiskRules(fresh), None)
+    Disk.open(disk.paths, DiskOptions(fresh), None)
     assert fresh.draw() > newest
 
 
 def test_a_kill_while_a_segment_was_made_is_no_harm(disk: Disk, positions: PositionCounter) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"x")
-    disk_log.segment_path(disk.place.folder, "os", 2).write_bytes(b"SRIG")
+    disk_log.segment_path(disk.paths.folder, "os", 2).write_bytes(b"SRIG")
     disk = reopen(disk, positions)
-    assert disk.log.next_seq == 2
+    assert disk.tracking.log.next_seq == 2
 
 
 def test_power_loss_is_told_and_never_taken_for_clean(
     disk: Disk, positions: PositionCounter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"x")
     before = positions.value
     monkeypatch.setattr(boot, "current_boot_id", lambda: "00000000-0000-4000-8000-000000000000")
@@ -182,12 +182,12 @@ def test_power_loss_is_told_and_never_taken_for_clean(
     assert counter.value > before + (1 << 39), "the file may be old"
     counter.close()
     with pytest.raises(RigError, match=r"disk web01/os is not tracked \(PowerLoss: it needs a resync\)"):
-        _ = disk.log
-    disk.start_tracking(new_generation=True)
+        _ = disk.tracking.log
+    disk.tracking.start(new_generation=True)
     state = disk.state
     assert (state.generation, state.needs_resync) == (2, None)
     assert len(logs(disk)) == 2, "the old generation is kept until the resync is applied"
-    disk.applied(2, 0)
+    disk.tracking.trim(2, 0)
     assert len(logs(disk)) == 1
     disk.abandon()
     positions.close()
@@ -196,16 +196,16 @@ def test_power_loss_is_told_and_never_taken_for_clean(
 async def test_a_reboot_after_an_orderly_close_is_clean(
     disk: Disk, positions: PositionCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"x")
     disk.close()
     monkeypatch.setattr(boot, "current_boot_id", lambda: "00000000-0000-4000-8000-000000000000")
-    again = Disk.open(disk.place, DiskRules(positions), None)
+    again = Disk.open(disk.paths, DiskOptions(positions), None)
     assert (again.state.needs_resync, again.state.generation) == (None, 1)
 
 
 def test_rot_in_the_log_is_told(disk: Disk, positions: PositionCounter) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"first")
     disk.write(0, b"second")
     raw = bytearray(logs(disk)[0].read_bytes())
@@ -215,22 +215,22 @@ def test_rot_in_the_log_is_told(disk: Disk, positions: PositionCounter) -> None:
 
 
 def test_a_missing_segment_is_told(disk: Disk, positions: PositionCounter) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     for text in (b"a", b"b", b"c"):
         disk.write(0, text)
-        disk.log.rotate()
+        disk.tracking.log.rotate()
     logs(disk)[1].unlink()
     assert reopen(disk, positions).state.needs_resync == "LogCorrupt"
 
 
 @pytest.mark.parametrize("full", [".img", ".hrl"])
 def test_a_full_host_disk_leaves_log_and_disk_as_they_were(disk: Disk, positions: PositionCounter, full: str) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"good")
-    size, seq = end_of_log(disk), disk.log.last_seq
+    size, seq = end_of_log(disk), disk.tracking.log.last_seq
     with failing(WRITE, full, errno.ENOSPC), pytest.raises(OSError, match="No space left"):
         disk.write(0, b"lost")
-    assert (end_of_log(disk), disk.log.last_seq) == (size, seq)
+    assert (end_of_log(disk), disk.tracking.log.last_seq) == (size, seq)
     assert contents(disk)[:4] == b"good"
     disk.write(4, b"!")
     disk = reopen(disk, positions)
@@ -241,14 +241,14 @@ def test_a_full_host_disk_leaves_log_and_disk_as_they_were(disk: Disk, positions
 def test_an_append_that_fails_half_way_leaves_no_torn_record(
     disk: Disk, positions: PositionCounter, after_bytes: int
 ) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"good")
     with failing(WRITE, ".hrl", errno.ENOSPC, after_bytes=after_bytes), pytest.raises(OSError, match="No space left"):
         disk.write(0, b"lost")
     assert contents(disk)[:4] == b"good"
     assert replay(bytes(SIZE), disk) == contents(disk)
     again = reopen(disk, positions)
-    assert again.log.next_seq == 2
+    assert again.tracking.log.next_seq == 2
     again.write(1, b"more")
     assert replay(bytes(SIZE), again) == contents(again)
 
@@ -257,35 +257,35 @@ def test_an_append_that_fails_half_way_leaves_no_torn_record(
 def test_a_write_that_the_disk_takes_only_in_part_is_logged_as_just_that(
     disk: Disk, positions: PositionCounter, done: int
 ) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     with failing(WRITE, ".img", errno.ENOSPC, after_bytes=done):
         assert disk.write(100, b"x" * 6000) == done
     assert contents(disk)[100:6100] == b"x" * done + bytes(6000 - done)
     disk.write(50, b"y")
     assert replay(bytes(SIZE), disk) == contents(disk)
     disk = reopen(disk, positions)
-    assert disk.log.next_seq == 3
+    assert disk.tracking.log.next_seq == 3
     assert replay(bytes(SIZE), disk) == contents(disk)
 
 
 def test_a_log_that_is_full_is_given_up_for_the_bitmap_if_the_policy_says_so(
     tmp_path: Path, positions: PositionCounter
 ) -> None:
-    place = DiskPlace(tmp_path, "web01", "os")
-    make_raw(place, SIZE)
-    rules = DiskRules(positions, policy=LogPolicy(when_full="bitmap"))
-    disk = Disk.open(place, rules, None)
-    disk.start_tracking(new_generation=False)
+    paths = DiskPaths(tmp_path, "web01", "os")
+    make_raw(paths, SIZE)
+    options = DiskOptions(positions, policy=LogPolicy(when_full="bitmap"))
+    disk = Disk.open(paths, options, None)
+    disk.tracking.start(new_generation=False)
     disk.write(3 * CHUNK_BYTES, b"logged")
     with failing(WRITE, ".hrl", errno.ENOSPC):
         disk.write(5 * CHUNK_BYTES - 1, b"not logged")
     disk.write(9 * CHUNK_BYTES, b"nor this")
     disk.abandon()
-    disk = Disk.open(place, rules, None)
+    disk = Disk.open(paths, options, None)
     assert disk.state.needs_resync == "LogFull"
-    assert disk.dirty_ranges() == [(3 * CHUNK_BYTES, 3 * CHUNK_BYTES), (9 * CHUNK_BYTES, CHUNK_BYTES)]
+    assert disk.tracking.dirty_ranges() == [(3 * CHUNK_BYTES, 3 * CHUNK_BYTES), (9 * CHUNK_BYTES, CHUNK_BYTES)]
     disk.write(12 * CHUNK_BYTES, b"goes on being noted")
-    assert disk.dirty_ranges()[-1] == (12 * CHUNK_BYTES, CHUNK_BYTES)
+    assert disk.tracking.dirty_ranges()[-1] == (12 * CHUNK_BYTES, CHUNK_BYTES)
     assert contents(disk)[9 * CHUNK_BYTES :][:8] == b"nor this"
 
 
@@ -294,12 +294,12 @@ def test_past_half_the_disk_in_unsent_log_the_log_is_given_up_and_no_dirty_chunk
     disk: Disk, positions: PositionCounter, seed: int
 ) -> None:
     rng = random.Random(seed)
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     scribble(disk, rng, 20)
-    disk.log.rotate()
+    disk.tracking.log.rotate()
     sent = contents(disk)
     disk._flush()
-    disk.applied(1, disk.log.last_seq)
+    disk.tracking.trim(1, disk.tracking.log.last_seq)
     changed: set[int] = set()
     while describe(disk, Path()).tracked:
         offset = rng.randrange(SIZE - 9000)
@@ -311,9 +311,11 @@ def test_past_half_the_disk_in_unsent_log_the_log_is_given_up_and_no_dirty_chunk
     assert disk.state.needs_resync == "LogOverflow"
     disk = reopen(disk, positions)
     assert disk.state.needs_resync == "LogOverflow"
-    assert disk.dirty_bytes == len(changed) * CHUNK_BYTES
+    assert disk.tracking.dirty_bytes == len(changed) * CHUNK_BYTES
     dirty = {
-        at // CHUNK_BYTES for offset, length in disk.dirty_ranges() for at in range(offset, offset + length, CHUNK_BYTES)
+        at // CHUNK_BYTES
+        for offset, length in disk.tracking.dirty_ranges()
+        for at in range(offset, offset + length, CHUNK_BYTES)
     }
     assert dirty == changed
     now = contents(disk)
@@ -323,12 +325,12 @@ def test_past_half_the_disk_in_unsent_log_the_log_is_given_up_and_no_dirty_chunk
 
 
 def test_zeroing_that_fails_ends_the_log_for_it_cannot_be_told_what_is_there(disk: Disk, positions: PositionCounter) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"x" * 5000)
     with failing(PUNCH, ".img", errno.EIO), pytest.raises(OSError, match="Input/output error"):
         disk.zero(0, 4096)
     assert describe(disk, Path()).needs_resync == "WriteFailed"
-    assert disk.dirty_ranges() == [(0, CHUNK_BYTES)]
+    assert disk.tracking.dirty_ranges() == [(0, CHUNK_BYTES)]
     assert reopen(disk, positions).state.needs_resync == "WriteFailed"
 
 
@@ -337,7 +339,7 @@ def test_zeros_discards_and_growing_are_logged_and_come_again_after_a_kill(
     disk: Disk, positions: PositionCounter, seed: int
 ) -> None:
     rng = random.Random(seed)
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     for _ in range(6):
         scribble(disk, rng, 3)
         disk.zero(rng.randrange(SIZE), rng.randrange(1, 70_000), discard=rng.random() < 0.5)
@@ -355,14 +357,14 @@ def test_a_disk_is_never_shrunk(disk: Disk) -> None:
 
 
 def test_a_kill_between_growing_and_the_note_of_it_is_no_harm(disk: Disk, positions: PositionCounter) -> None:
-    state = disk.place.file("disk").read_bytes()
-    disk.start_tracking(new_generation=False)
-    tracked = disk.place.file("disk").read_bytes()
+    state = disk.paths.file("disk").read_bytes()
+    disk.tracking.start(new_generation=False)
+    tracked = disk.paths.file("disk").read_bytes()
     disk.resize(2 * SIZE)
     disk.abandon()
     assert state != tracked
-    disk.place.file("disk").write_bytes(tracked)
-    disk = Disk.open(disk.place, DiskRules(positions), None)
+    disk.paths.file("disk").write_bytes(tracked)
+    disk = Disk.open(disk.paths, DiskOptions(positions), None)
     assert (disk.size_bytes, disk.state.size_bytes) == (2 * SIZE, 2 * SIZE)
     assert replay(bytes(SIZE), disk) == contents(disk)
 
@@ -370,7 +372,7 @@ def test_a_kill_between_growing_and_the_note_of_it_is_no_harm(disk: Disk, positi
 @pytest.mark.parametrize("seed", range(5))
 def test_a_snapshot_reads_as_the_disk_did_while_the_disk_changes(disk: Disk, seed: int) -> None:
     rng = random.Random(seed)
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     scribble(disk, rng, 15)
     before = contents(disk)
     snapshot = disk.begin_snapshot()
@@ -388,15 +390,15 @@ def test_a_snapshot_reads_as_the_disk_did_while_the_disk_changes(disk: Disk, see
     assert snapshot.pread(released, SIZE - released) == before[released:]
     with pytest.raises(RigError, match="byte 0 was released"):
         snapshot.pread(0, 1)
-    assert disk.log.next_seq > snapshot.first_seq
+    assert disk.tracking.log.next_seq > snapshot.first_seq
     disk.end_snapshot()
-    assert not disk.place.file("snapshot").exists()
+    assert not disk.paths.file("snapshot").exists()
     with pytest.raises(RigError, match="the snapshot was removed"):
         snapshot.pread(released, 1)
 
 
 def test_what_was_data_when_a_snapshot_began_is_in_its_ranges_even_if_it_is_a_hole_now(disk: Disk) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(5 * CHUNK_BYTES, b"x" * CHUNK_BYTES)
     with pytest.MonkeyPatch.context() as patch:
         real = snapshot_module.Snapshot.__init__
@@ -411,7 +413,7 @@ def test_what_was_data_when_a_snapshot_began_is_in_its_ranges_even_if_it_is_a_ho
 
 
 def test_a_snapshot_without_space_fails_and_the_disk_does_not(disk: Disk) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     snapshot = disk.begin_snapshot()
     with failing(WRITE, ".snapshot", errno.ENOSPC):
         disk.write(0, b"goes on")
@@ -421,7 +423,7 @@ def test_a_snapshot_without_space_fails_and_the_disk_does_not(disk: Disk) -> Non
 
 
 def test_a_snapshot_takes_no_more_than_its_share_of_space(disk: Disk) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     snapshot = disk.begin_snapshot()
     for at in range(0, SIZE, CHUNK_BYTES):
         disk.write(at, b"x")
@@ -432,109 +434,109 @@ def test_a_snapshot_takes_no_more_than_its_share_of_space(disk: Disk) -> None:
 
 
 def test_a_segment_that_nobody_reads_any_more_is_used_again(disk: Disk, positions: PositionCounter) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"a" * 3000)
-    disk.log.rotate()
+    disk.tracking.log.rotate()
     disk._flush()
     old = logs(disk)[0]
     inode = old.stat().st_ino
-    assert disk.segments()
-    disk.applied(1, 1000)
-    disk.log.provide_spare()
-    assert disk.place.file("spare").stat().st_ino == inode
+    assert disk.tracking.segments()
+    disk.tracking.trim(1, 1000)
+    disk.tracking.log.provide_spare()
+    assert disk.paths.file("spare").stat().st_ino == inode
     disk.write(0, b"b" * 100)
-    disk.log.rotate()
+    disk.tracking.log.rotate()
     disk.write(5, b"c" * 100)
     assert logs(disk)[-1].stat().st_ino == inode
     now = contents(disk)
     disk = reopen(disk, positions)
     assert contents(disk) == now
-    assert disk.log.next_seq == 5, "nothing of its former life counts"
+    assert disk.tracking.log.next_seq == 5, "nothing of its former life counts"
 
 
 def test_what_the_log_knows_of_its_segments_is_its_own(disk: Disk, positions: PositionCounter) -> None:
-    place = DiskPlace(disk.place.folder, "web01", "data")
-    make_raw(place, SIZE)
-    other = Disk.open(place, DiskRules(positions), None)
+    paths = DiskPaths(disk.paths.folder, "web01", "data")
+    make_raw(paths, SIZE)
+    other = Disk.open(paths, DiskOptions(positions), None)
     for each in (disk, other):
-        each.start_tracking(new_generation=False)
+        each.tracking.start(new_generation=False)
     for _ in range(3):
         other.write(0, b"x")
-        other.log.rotate()
-    found = disk.log._segments()
-    assert len(other.log._segments()) == 4
+        other.tracking.log.rotate()
+    found = disk.tracking.log._segments()
+    assert len(other.tracking.log._segments()) == 4
     assert [(segment.number, segment.end, segment.closed) for segment in found] == [(1, HEADER_BYTES, False)]
 
 
 async def test_a_tag_closes_its_segment_even_if_that_was_full_already(disk: Disk) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     for at in range(0, 400 << 10, 4096):  # past the segment's length: there was no spare
         disk.write(at, b"x" * 4096)
-    disk.log.provide_spare()
-    disk.tag(TagSeen(tag_id="t", kind="CrashConsistent", name="n", position=1000, time_ns=1))
+    disk.tracking.log.provide_spare()
+    disk.tracking.tag(TagSeen(tag_id="t", kind="CrashConsistent", name="n", position=1000, time_ns=1))
     await disk.flush()
-    assert [(s.number, s.last_seq) for s in disk.segments()] == [(1, 101)], "100 writes and the tag"
+    assert [(s.number, s.last_seq) for s in disk.tracking.segments()] == [(1, 101)], "100 writes and the tag"
 
 
 @pytest.mark.parametrize("recycled", [False, True])
 def test_a_switch_while_a_spare_is_being_made_loses_no_segment(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, recycled: bool
 ) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     start = contents(disk)
     if recycled:
         disk.write(0, b"a" * 3000)
         start = contents(disk)
-        disk.log.rotate()
+        disk.tracking.log.rotate()
         disk._flush()
-        disk.applied(1, disk.segments()[-1].last_seq)
-    disk.log.provide_spare()
+        disk.tracking.trim(1, disk.tracking.segments()[-1].last_seq)
+    disk.tracking.log.provide_spare()
     disk.write(0, b"b" * 3000)
-    reconcile_segments = disk.log.reconcile_segments
+    reconcile_segments = disk.tracking.log.reconcile_segments
 
     def reconcile_and_be_overtaken() -> None:
         reconcile_segments()
-        monkeypatch.setattr(disk.log, "reconcile_segments", reconcile_segments)
+        monkeypatch.setattr(disk.tracking.log, "reconcile_segments", reconcile_segments)
         assert lib.sr_log_rotate(disk.c) == 0, "the writer needs nobody for that"
         disk.write(0, b"c" * 2000)
 
-    monkeypatch.setattr(disk.log, "reconcile_segments", reconcile_and_be_overtaken)
-    disk.log.provide_spare()
-    disk.log.maintain()
-    disk.log.rotate()
+    monkeypatch.setattr(disk.tracking.log, "reconcile_segments", reconcile_and_be_overtaken)
+    disk.tracking.log.provide_spare()
+    disk.tracking.log.maintain()
+    disk.tracking.log.rotate()
     disk.write(0, b"d" * 1000)
-    disk.log.reconcile_segments()
+    disk.tracking.log.reconcile_segments()
     assert replay(start, disk) == contents(disk)
 
 
 def test_a_segment_that_somebody_still_reads_is_not_written_over(disk: Disk) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"a" * 3000)
-    disk.log.rotate()
+    disk.tracking.log.rotate()
     disk._flush()
-    assert disk.segments()
+    assert disk.tracking.segments()
     with logs(disk)[0].open("rb") as reader:
         before = reader.read()
-        disk.applied(1, 1000)
-        disk.log.provide_spare()
+        disk.tracking.trim(1, 1000)
+        disk.tracking.log.provide_spare()
         reader.seek(0)
         assert reader.read() == before
 
 
 def test_a_kill_right_after_the_writer_has_switched_segments_loses_nothing(disk: Disk, positions: PositionCounter) -> None:
-    disk.start_tracking(new_generation=False)
-    disk.log.provide_spare()
+    disk.tracking.start(new_generation=False)
+    disk.tracking.log.provide_spare()
     for at in range(0, 300 << 10, 4096):  # past the segment's length, with nobody to maintain the log
         disk.write(at, b"x" * 4096)
-    assert disk.place.file("spare").exists()
+    assert disk.paths.file("spare").exists()
     now, next_seq = contents(disk), 76
     disk = reopen(disk, positions)
-    assert (disk.log.next_seq, disk.state.generation, disk.state.needs_resync) == (next_seq, 1, None)
+    assert (disk.tracking.log.next_seq, disk.state.generation, disk.state.needs_resync) == (next_seq, 1, None)
     assert contents(disk) == now == replay(bytes(SIZE), disk)
 
 
 def test_without_a_spare_the_current_segment_goes_on_growing(disk: Disk) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     for at in range(0, 400 << 10, 4096):
         disk.write(at, b"x" * 4096)
     assert len(logs(disk)) == 1
@@ -543,7 +545,7 @@ def test_without_a_spare_the_current_segment_goes_on_growing(disk: Disk) -> None
 
 
 def test_a_bad_state_file_is_named(disk: Disk, positions: PositionCounter) -> None:
-    path = disk.place.file("disk")
+    path = disk.paths.file("disk")
     good = path.read_bytes()
     codes = set()
     for at in range(len(good)):
@@ -552,12 +554,12 @@ def test_a_bad_state_file_is_named(disk: Disk, positions: PositionCounter) -> No
             bad[at] ^= bit
             path.write_bytes(bad)
             with pytest.raises(RigError) as failed:
-                Disk.open(disk.place, DiskRules(positions), None)
+                Disk.open(disk.paths, DiskOptions(positions), None)
             assert str(path) in failed.value.message
             codes.add(failed.value.code)
     assert codes == {"DiskStateCorrupt", "StateVersion"}
     path.write_bytes(good)
-    Disk.open(disk.place, DiskRules(positions), None)
+    Disk.open(disk.paths, DiskOptions(positions), None)
 
 
 @pytest.mark.parametrize("noted", [True, False])
@@ -565,15 +567,15 @@ def test_a_kill_while_a_new_log_is_begun_never_hides_that_the_old_one_was_given_
     disk: Disk, positions: PositionCounter, noted: bool
 ) -> None:
     """The new log's dirty file is in place of the old one's; the state still tells of the old log."""
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, bytes(SIZE // 2 + 1))
     if noted:
-        disk.note_abandoned_log()
+        disk.tracking.note_abandoned()
     assert (disk.state.needs_resync, disk.state.tracked) == (("LogOverflow", False) if noted else (None, True))
-    dirty_bitmap.make(disk.place.file("dirty"), disk_id=disk.state.disk_id, generation=disk.state.generation + 1)
+    dirty_bitmap.make(disk.paths.file("dirty"), disk_id=disk.state.disk_id, generation=disk.state.generation + 1)
     disk = reopen(disk, positions)
     assert (disk.state.needs_resync, disk.state.tracked) == ("LogCorrupt", False)
     with pytest.raises(RigError, match="not known what has changed"):
-        disk.dirty_ranges()
+        disk.tracking.dirty_ranges()
     disk.write(0, b"goes on")
     disk.abandon()

@@ -13,8 +13,8 @@ import trio
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.core.sizes import DISK_BYTES_MAX
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.host.tree import SingleDisk
 from siterig.cext._core import ffi, lib
 from tests.support.disks.disk_model import replay
@@ -30,11 +30,11 @@ class Opened:
     def __init__(self, folder: Path, *, can_grow: bool = True) -> None:
         self.positions = PositionCounter(folder / "position")
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.rules = DiskRules(self.positions, self.event_fd, can_grow=can_grow)
-        place = DiskPlace(folder, "web01", "os")
-        make_raw(place, SIZE)
-        self.disk = Disk.open(place, self.rules, None)
-        self.disk.start_tracking(new_generation=False)
+        self.options = DiskOptions(self.positions, self.event_fd, can_grow=can_grow)
+        paths = DiskPaths(folder, "web01", "os")
+        make_raw(paths, SIZE)
+        self.disk = Disk.open(paths, self.options, None)
+        self.disk.tracking.start(new_generation=False)
         os.eventfd_read(self.event_fd)
         self.handle = self._open()
 
@@ -50,7 +50,7 @@ class Opened:
     def reopen(self) -> None:
         """Open the disk again in the state that kill -9 leaves."""
         self.disk.abandon()
-        self.disk = Disk.open(self.disk.place, self.rules, None)
+        self.disk = Disk.open(self.disk.paths, self.options, None)
         self.handle = self._open()
 
     def contents(self) -> bytes:
@@ -83,7 +83,7 @@ def test_a_request_across_the_end_writes_the_part_that_fits(opened: Opened, befo
     assert opened.write(SIZE - before, data) == before
     assert opened.contents() == bytes(SIZE - before) + data[:before]
     assert opened.write(SIZE, data) == -errno.ENOSPC
-    assert opened.disk.log.last_seq == 1
+    assert opened.disk.tracking.log.last_seq == 1
     assert replay(bytes(SIZE), opened.disk) == opened.contents()
     opened.reopen()
     assert opened.contents() == bytes(SIZE - before) + data[:before]
@@ -91,7 +91,7 @@ def test_a_request_across_the_end_writes_the_part_that_fits(opened: Opened, befo
 
 def test_a_write_of_nothing_at_the_end_is_no_error(opened: Opened) -> None:
     assert opened.write(SIZE, b"") == 0
-    assert opened.disk.log.last_seq == 0
+    assert opened.disk.tracking.log.last_seq == 0
 
 
 def test_a_write_across_the_end_onto_a_full_host_disk_is_shortened_once_more_and_logged_as_such(opened: Opened) -> None:
@@ -108,7 +108,7 @@ def test_allocating_within_the_disk_changes_nothing(opened: Opened, mode: int, o
     before = opened.contents()
     assert opened.fallocate(mode, offset, length) == 0
     assert opened.contents() == before
-    assert (opened.disk.log.last_seq, opened.disk.size_bytes) == (1, SIZE)
+    assert (opened.disk.tracking.log.last_seq, opened.disk.size_bytes) == (1, SIZE)
 
 
 @pytest.mark.parametrize("mode", [KEEP_SIZE, KEEP_SIZE | ZERO_RANGE, KEEP_SIZE | PUNCH_HOLE])
@@ -146,18 +146,18 @@ def test_a_kill_before_the_state_has_the_new_size_is_no_harm(opened: Opened) -> 
 def test_an_orderly_end_notes_the_new_size(opened: Opened) -> None:
     assert opened.fallocate(0, 0, 2 * SIZE) == 0
     opened.disk.close()
-    assert opened.disk.state.load(opened.disk.place.file("disk")).size_bytes == 2 * SIZE
+    assert opened.disk.state.load(opened.disk.paths.file("disk")).size_bytes == 2 * SIZE
 
 
 def test_a_disk_that_a_request_made_grow_has_the_larger_limit_for_its_log(opened: Opened) -> None:
-    before = opened.disk.log_bytes_max
+    before = opened.disk.tracking.log_bytes_max
     assert opened.fallocate(0, 0, 4 * SIZE) == 0
     opened.disk.note_events()
     assert before is not None
-    assert opened.disk.log_bytes_max == 4 * before
+    assert opened.disk.tracking.log_bytes_max == 4 * before
     for number in range(12):  # more than the limit of the small disk
         assert opened.write(number * 65536, b"x" * 65536) == 65536
-    assert opened.disk.tracked
+    assert opened.disk.tracking.active
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_size_that_truncate_refuses_is_refused_and_changes_nothing(
 ) -> None:
     opened.write(0, b"bytes")
     assert opened.fallocate(mode, 0, end) == -error
-    assert (opened.disk.size_bytes, opened.disk.log.last_seq) == (SIZE, 1)
+    assert (opened.disk.size_bytes, opened.disk.tracking.log.last_seq) == (SIZE, 1)
     assert opened.contents()[:5] == b"bytes"
 
 
@@ -184,7 +184,7 @@ def test_a_host_disk_without_room_refuses_the_growth_and_leaves_log_and_disk_as_
 ) -> None:
     with failing(operation, file, errno.ENOSPC):
         assert opened.fallocate(0, 0, 2 * SIZE) == -errno.ENOSPC
-    assert (opened.disk.size_bytes, opened.disk.log.last_seq) == (SIZE, 0)
+    assert (opened.disk.size_bytes, opened.disk.tracking.log.last_seq) == (SIZE, 0)
     assert opened.fallocate(0, 0, 2 * SIZE) == 0
     assert replay(bytes(SIZE), opened.disk) == opened.contents()
 
@@ -205,7 +205,7 @@ def test_a_disk_that_cannot_grow_says_so_and_allocates_within(tmp_path: Path) ->
 @pytest.mark.parametrize("mode", [COLLAPSE_RANGE, INSERT_RANGE, UNSHARE_RANGE, PUNCH_HOLE, PUNCH_HOLE | ZERO_RANGE])
 def test_what_no_disk_can_do_is_not_supported(opened: Opened, mode: int) -> None:
     assert opened.fallocate(mode, 0, 4096) == -errno.EOPNOTSUPP
-    assert opened.disk.log.last_seq == 0
+    assert opened.disk.tracking.log.last_seq == 0
 
 
 @pytest.mark.parametrize("mode", [0, KEEP_SIZE, ZERO_RANGE, PUNCH_HOLE | KEEP_SIZE])

@@ -12,9 +12,9 @@ from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.segment import RecordType, SegmentReader, scan_tail
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
+from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_report import describe
-from siterig.blockfs.disk.disk_rules import DiskRules
 from tests.support.disks.opened_disk import SIZE, logs, reopen
 from tests.support.io_faults import SYNC, failing, io_verdict
 
@@ -28,9 +28,9 @@ def positions(tmp_path: Path) -> Iterator[PositionCounter]:
 
 @pytest.fixture
 def disk(tmp_path: Path, positions: PositionCounter) -> Disk:
-    place = DiskPlace(tmp_path, "web01", "os")
-    make_raw(place, SIZE)
-    return Disk.open(place, DiskRules(positions), None)
+    paths = DiskPaths(tmp_path, "web01", "os")
+    make_raw(paths, SIZE)
+    return Disk.open(paths, DiskOptions(positions), None)
 
 
 @pytest.fixture
@@ -58,17 +58,17 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 async def test_a_flush_makes_all_segments_durable_then_the_disk(disk: Disk, synced: list[str]) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"a")
-    disk.log.rotate()
+    disk.tracking.log.rotate()
     disk.write(0, b"b")
     synced.clear()
     await disk.flush()
-    assert synced == [str(path) for path in [*logs(disk), disk.place.file("img")]]
+    assert synced == [str(path) for path in [*logs(disk), disk.paths.file("img")]]
     synced.clear()
     disk.write(0, b"c")
     await disk.flush()
-    assert synced == [str(path) for path in (logs(disk)[-1], disk.place.file("img"))]
+    assert synced == [str(path) for path in (logs(disk)[-1], disk.paths.file("img"))]
     synced.clear()
     await disk.flush()
     assert synced == [], "nothing was written since"
@@ -76,23 +76,23 @@ async def test_a_flush_makes_all_segments_durable_then_the_disk(disk: Disk, sync
 
 async def test_the_first_flush_of_a_process_syncs_what_an_earlier_one_wrote(disk: Disk, synced: list[str]) -> None:
     await disk.flush()
-    assert synced == [str(disk.place.file("img"))]
+    assert synced == [str(disk.paths.file("img"))]
 
 
 async def test_segments_have_durable_names_before_they_take_records(disk: Disk, synced: list[str]) -> None:
-    disk.start_tracking(new_generation=False)
-    assert str(disk.place.folder) in synced
+    disk.tracking.start(new_generation=False)
+    assert str(disk.paths.folder) in synced
     synced.clear()
-    disk.log.provide_spare()
-    assert synced == [str(disk.place.folder)]
+    disk.tracking.log.provide_spare()
+    assert synced == [str(disk.paths.folder)]
 
 
 async def test_a_flush_is_written_down_once_for_what_came_before_it(disk: Disk) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"x")
     await disk.flush()
     await disk.flush()
-    assert disk.log.last_seq == 2
+    assert disk.tracking.log.last_seq == 2
     with SegmentReader(logs(disk)[0]) as reader:
         assert [record.type for record in scan_tail(reader).records] == [RecordType.WRITE, RecordType.FLUSH]
 
@@ -101,7 +101,7 @@ async def test_a_flush_is_written_down_once_for_what_came_before_it(disk: Disk) 
 async def test_after_a_failed_fsync_no_flush_succeeds_until_the_disk_is_opened_again(
     disk: Disk, positions: PositionCounter, broken: str
 ) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"x")
     with failing(SYNC, broken, errno.EIO), pytest.raises(OSError, match="Input/output error"):
         await disk.flush()
@@ -109,48 +109,50 @@ async def test_after_a_failed_fsync_no_flush_succeeds_until_the_disk_is_opened_a
     with pytest.raises(OSError, match="Input/output error"):
         await disk.flush()
     assert describe(disk, Path()).needs_resync == "SyncFailed"
-    assert disk.dirty_ranges() == [(0, SIZE)], "the kernel does not say which pages were lost"
+    assert disk.tracking.dirty_ranges() == [(0, SIZE)], "the kernel does not say which pages were lost"
     disk = reopen(disk, positions)
     assert disk.state.needs_resync == "SyncFailed"
     await disk.flush()
 
 
 async def test_segments_are_handed_out_only_after_a_sync_and_deleted_when_applied(disk: Disk) -> None:
-    disk.start_tracking(new_generation=False)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"a")
-    disk.tag(TagSeen(tag_id="t", kind="CrashConsistent", name="n", position=disk.log.last_position + 5, time_ns=0))
-    assert disk.segments() == []
-    tagged = disk.log.last_position
+    disk.tracking.tag(
+        TagSeen(tag_id="t", kind="CrashConsistent", name="n", position=disk.tracking.log.last_position + 5, time_ns=0)
+    )
+    assert disk.tracking.segments() == []
+    tagged = disk.tracking.log.last_position
     await disk.flush()
-    (segment,) = disk.segments()
+    (segment,) = disk.tracking.segments()
     assert (segment.first_seq, segment.last_seq, segment.complete_position) == (1, 2, tagged)
-    disk.applied(1, 1)
-    assert len(disk.segments()) == 1
-    disk.applied(1, 2)
-    assert disk.segments() == []
+    disk.tracking.trim(1, 1)
+    assert len(disk.tracking.segments()) == 1
+    disk.tracking.trim(1, 2)
+    assert disk.tracking.segments() == []
     assert not Path(segment.path).exists()
 
 
 def test_what_is_closed_is_handed_out_even_if_the_guest_never_asks_for_a_sync(disk: Disk, synced: list[str]) -> None:
-    disk.start_tracking(new_generation=False)
-    disk.log.provide_spare()
+    disk.tracking.start(new_generation=False)
+    disk.tracking.log.provide_spare()
     for at in range(0, 300 << 10, 4096):
         disk.write(at, b"x" * 4096)
-    assert disk.segments() == []
+    assert disk.tracking.segments() == []
     synced.clear()
-    disk.maintain()
-    (segment,) = disk.segments()
+    disk.tracking.maintain()
+    (segment,) = disk.tracking.segments()
     assert segment.path in synced
 
 
 async def test_word_of_another_generation_deletes_nothing_of_this_one(disk: Disk) -> None:
-    disk.start_tracking(new_generation=False)
-    disk.start_tracking(new_generation=True)
+    disk.tracking.start(new_generation=False)
+    disk.tracking.start(new_generation=True)
     disk.write(0, b"not applied anywhere")
-    disk.log.rotate()
+    disk.tracking.log.rotate()
     await disk.flush()
     kept = logs(disk)
     for other in (1, 3):
-        disk.applied(other, 1000)
+        disk.tracking.trim(other, 1000)
     assert logs(disk) == kept
-    assert len(disk.segments()) == 1
+    assert len(disk.tracking.segments()) == 1

@@ -17,8 +17,8 @@ from siterig.blockfs.changelog.disk_log import LogPolicy
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace, make_raw, make_top
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths, make_over_managed_disk, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.snapshot import Snapshot
 from siterig.blockfs.layers.extent_map import ExtentMap
 from siterig.blockfs.layers.layer import Layer, ViewLayer
@@ -41,8 +41,8 @@ class DiskMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="siterig-machine-"))
         self.positions = PositionCounter(self.folder / "position")
         # Kept whole: a log that is given up is not what this is about.
-        self.of_host = DiskRules(self.positions, policy=LogPolicy(kept_share_max=None), snapshot_share_max=10.0)
-        self.place = DiskPlace(self.folder, "web01", "os")
+        self.of_host = DiskOptions(self.positions, policy=LogPolicy(kept_share_max=None), snapshot_share_max=10.0)
+        self.paths = DiskPaths(self.folder, "web01", "os")
         self.fresh = itertools.count(1)
         self.model = bytearray(SIZE)
         if over_a_view:
@@ -50,14 +50,14 @@ class DiskMachine(RuleBasedStateMachine):
             self.volume = Volume(states=[self.base.ljust(SIZE, b"\0")])
             self.volume.change(90_000, 50_000)
             self.volume.change(8192, 808, is_write=False)
-            make_top(self.place, managed_disk="below", position=1, size_bytes=SIZE)
+            make_over_managed_disk(self.paths, managed_disk="below", position=1, size_bytes=SIZE)
         else:
-            make_raw(self.place, SIZE)
+            make_raw(self.paths, SIZE)
         self.disk = self.opened()
         if over_a_view:
             self.model[:] = self.volume.states[-1]
         self.start = bytes(self.model)
-        self.disk.start_tracking(new_generation=False)
+        self.disk.tracking.start(new_generation=False)
         self.snapshot: tuple[Snapshot, bytes, int] | None = None
 
     def open(self, _managed_disk: str, _position: int, _holder: str) -> Layer:
@@ -75,7 +75,7 @@ class DiskMachine(RuleBasedStateMachine):
         pass
 
     def opened(self) -> Disk:
-        return Disk.open(self.place, self.of_host, self)
+        return Disk.open(self.paths, self.of_host, self)
 
     def teardown(self) -> None:
         if hasattr(self, "disk"):
@@ -127,22 +127,22 @@ class DiskMachine(RuleBasedStateMachine):
 
     @rule()
     def maintain(self) -> None:
-        self.disk.maintain()
+        self.disk.tracking.maintain()
 
     @rule()
     def tag(self) -> None:
         position = self.positions.draw()
         before = bytes(self.model)
-        self.disk.tag(TagSeen(tag_id="t", kind="CrashConsistent", name="n", position=position, time_ns=0))
+        self.disk.tracking.tag(TagSeen(tag_id="t", kind="CrashConsistent", name="n", position=position, time_ns=0))
         assert replay(self.start, self.disk, upto=position) == before
 
     @rule()
     def apply_all(self) -> None:
         """The recovery side has taken what is closed: the log begins behind it."""
-        segments = self.disk.segments()
+        segments = self.disk.tracking.segments()
         if segments:
             self.start = replay(self.start, self.disk, upto=segments[-1].complete_position)
-            self.disk.applied(self.disk.state.generation, segments[-1].last_seq)
+            self.disk.tracking.trim(self.disk.state.generation, segments[-1].last_seq)
 
     @precondition(lambda self: self.snapshot is None)
     @rule()
@@ -169,7 +169,7 @@ class DiskMachine(RuleBasedStateMachine):
 
     @rule(orderly=st.booleans())
     def open_again(self, orderly: bool) -> None:
-        next_seq = self.disk.log.next_seq
+        next_seq = self.disk.tracking.log.next_seq
         if orderly:
             self.disk.close()
         else:
@@ -177,30 +177,30 @@ class DiskMachine(RuleBasedStateMachine):
         self.snapshot = None
         self.disk = self.opened()
         assert (self.disk.state.generation, self.disk.state.needs_resync) == (self.disk.state.generation, None)
-        assert self.disk.log.next_seq >= next_seq
+        assert self.disk.tracking.log.next_seq >= next_seq
 
     @rule()
     def begin_a_new_generation(self) -> None:
-        self.disk.start_tracking(new_generation=True)
-        self.disk.applied(self.disk.state.generation, 0)  # of the old one nothing is needed any more
+        self.disk.tracking.start(new_generation=True)
+        self.disk.tracking.trim(self.disk.state.generation, 0)  # of the old one nothing is needed any more
         self.start = bytes(self.model)
 
     @rule()
     def hydrate_a_step(self) -> None:
         """Promotion: no byte of the disk changes, and the log has nothing of it."""
-        next_seq = self.disk.log.next_seq
-        self.disk.begin_promotion()
-        self.disk.hydrate(1)
-        self.disk.flush_hydration()
-        assert self.disk.log.next_seq == next_seq
+        next_seq = self.disk.tracking.log.next_seq
+        self.disk.hydration.begin()
+        self.disk.hydration.hydrate(1)
+        self.disk.hydration.flush()
+        assert self.disk.tracking.log.next_seq == next_seq
 
     @rule(limit=st.integers(1, 5))
     def promote(self, limit: int) -> None:
-        self.disk.begin_promotion()
-        if any(self.disk.hydrate(1) for _ in range(limit)):
-            self.disk.flush_hydration()
-            if self.disk.state.promoting and self.disk.note_raw():
-                self.disk.detach_backing()
+        self.disk.hydration.begin()
+        if any(self.disk.hydration.hydrate(1) for _ in range(limit)):
+            self.disk.hydration.flush()
+            if self.disk.state.promoting and self.disk.hydration.convert_to_raw():
+                self.disk.hydration.detach_backing()
 
     # --- what holds always --------------------------------------------------------------------------------------
 

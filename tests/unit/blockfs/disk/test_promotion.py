@@ -17,8 +17,9 @@ import trio.testing
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.disk import promotion
+from siterig.blockfs.disk import hydration
 from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_hydration import DiskHydration
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.layers.layer import Layer
@@ -37,7 +38,7 @@ def host(tmp_path: Path) -> Iterator[DiskHost]:
 
 
 async def open_disk(host: DiskHost, store: Path) -> Disk:
-    await host.open_point(vm="web01", name="os", managed_disk=store.name, position=1)
+    await host.create_disk_from_point(vm="web01", name="os", managed_disk=store.name, position=1)
     return host.disk("web01", "os")
 
 
@@ -66,12 +67,12 @@ async def test_a_promoted_disk_is_raw_and_needs_nothing_of_the_managed_disk(host
     disk.zero(2 << 20, 9000)
     expected = whole(disk)
     handle = int(lib.sr_handle_open(disk.c, lib.SR_HANDLE_DISK, 1, b"", -1, 0))
-    log_before = disk.log.next_seq
+    log_before = disk.tracking.log.next_seq
     [info] = await host.promote_vm(vm="web01")
     assert (info.promotion is not None, disk.state.kind) == (True, "top")
     await promote(host, lambda disk: disk.promotion is None and not (tmp_path / "store" / "holder").exists())
     assert (disk.state.kind, disk.state.managed_disk, disk.state.position) == ("raw", None, None)
-    assert (disk.log.next_seq, disk.state.needs_resync, disk.dirty_bytes) == (log_before, None, 0)
+    assert (disk.tracking.log.next_seq, disk.state.needs_resync, disk.tracking.dirty_bytes) == (log_before, None, 0)
     assert names(host) == {"os.disk", "os.img"}
     shutil.rmtree(tmp_path / "store")
     assert not [path for path in Path("/proc/self/fd").iterdir() if str(tmp_path / "store") in os.path.realpath(path)]
@@ -124,7 +125,7 @@ async def test_progress_is_told(host: DiskHost, tmp_path: Path) -> None:
     told = []
     done = False
     while not done:
-        done = disk.hydrate(1)
+        done = disk.hydration.hydrate(1)
         found = (await host.list_disks())[0].promotion
         assert found is not None
         told.append(found.done_bytes)
@@ -196,11 +197,11 @@ async def test_writers_readers_and_growth_meanwhile(host: DiskHost, tmp_path: Pa
 
 async def test_a_busy_disk_gets_pauses(host: DiskHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
-    monkeypatch.setattr(promotion, "BUSY_STEP_BYTES", 65536)
+    monkeypatch.setattr(hydration, "BUSY_STEP_BYTES", 65536)
     paused: list[float] = []
     steps: list[int] = []
     handle = int(lib.sr_handle_open(disk.c, lib.SR_HANDLE_DISK, 1, b"", -1, 0))
-    hydrate = disk.hydrate
+    hydrate = disk.hydration.hydrate
 
     def hydrate_beside_a_guest(bytes_max: int) -> bool:
         steps.append(bytes_max)
@@ -210,24 +211,24 @@ async def test_a_busy_disk_gets_pauses(host: DiskHost, tmp_path: Path, monkeypat
     async def sleep(seconds: float) -> None:
         paused.append(seconds)
 
-    disk.hydrate = hydrate_beside_a_guest  # type: ignore[method-assign]
+    disk.hydration.hydrate = hydrate_beside_a_guest  # type: ignore[method-assign]
     monkeypatch.setattr(trio, "sleep", sleep)
     await host.promote_vm(vm="web01")
-    await host._promoter._attempt(disk)
-    assert steps[0] == promotion.STEP_BYTES  # nobody had asked for anything before
+    await host._hydrator._attempt(disk)
+    assert steps[0] == hydration.STEP_BYTES  # nobody had asked for anything before
     assert set(steps[1:]) == {65536}
     assert len(paused) == len(steps) - 2  # but for the first, and the last
-    assert min(paused) >= promotion.PAUSE_S_MIN
+    assert min(paused) >= hydration.PAUSE_S_MIN
     lib.sr_handle_close(handle)
 
 
 async def test_the_vm_may_be_removed_meanwhile(host: DiskHost, tmp_path: Path) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
     await host.promote_vm(vm="web01")
-    disk.hydrate(65536)
+    disk.hydration.hydrate(65536)
     await host.remove_vm(vm="web01")
-    await host._promoter._attempt(disk)
-    assert disk.promotion_stopped_by is None
+    await host._hydrator._attempt(disk)
+    assert disk.hydration.stopped_by is None
     assert list(host.root.glob("web*")) == []
 
 
@@ -250,7 +251,7 @@ async def test_a_disk_in_the_place_of_one_that_is_released_keeps_what_it_lies_on
             opened.wait(0.3)  # it does not come to that
             super().release(managed_disk, holder)
 
-    host._views = Slow(tmp_path)
+    host.registry.views = Slow(tmp_path)
     await host.promote_vm(vm="web01")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(host.run_maintenance)
@@ -258,7 +259,7 @@ async def test_a_disk_in_the_place_of_one_that_is_released_keeps_what_it_lies_on
         await host.remove_vm(vm="web01")
         disk = await open_disk(host, store)
         nursery.cancel_scope.cancel()
-    assert (store / "holder").read_text() == disk.place.holder
+    assert (store / "holder").read_text() == disk.paths.holder
 
 
 async def test_a_full_disk_stops_it_and_it_goes_on_when_there_is_room(
@@ -290,7 +291,7 @@ async def test_a_full_disk_stops_it_and_it_goes_on_when_there_is_room(
 
 async def test_the_last_room_is_left_to_the_guests(host: DiskHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
-    monkeypatch.setattr(promotion, "FREE_BYTES_MIN", 1 << 60)
+    monkeypatch.setattr(hydration, "FREE_BYTES_MIN", 1 << 60)
     await host.promote_vm(vm="web01")
     info = await promote(host, lambda disk: disk.promotion is not None and disk.promotion.error is not None)
     assert info.promotion is not None
@@ -298,7 +299,7 @@ async def test_the_last_room_is_left_to_the_guests(host: DiskHost, tmp_path: Pat
     assert info.promotion.error is not None
     assert info.promotion.error.endswith("MiB are kept for guests; it goes on when there is more")
     assert info.promotion.done_bytes == 0
-    assert disk.hydrated_bytes == 0
+    assert disk.hydration.done_bytes == 0
 
 
 async def test_a_managed_disk_that_cannot_be_read_stops_it_and_serves_what_it_can(host: DiskHost, tmp_path: Path) -> None:
@@ -316,7 +317,7 @@ async def test_a_managed_disk_that_cannot_be_read_stops_it_and_serves_what_it_ca
     assert info.promotion.error == (
         f"promotion of disk web01/os: stopped at byte 131072 of {SIZE}: Input/output error ({store / 'base'})"
     )
-    host._promoter.wake()
+    host._hydrator.wake()
     await promote(host)
     assert whole(disk) == content()
 
@@ -343,7 +344,8 @@ class Steps:
         self.kill_at = kill_at
         self.done: list[str] = []
         for thing, name in (
-            (os, "rename"), (os, "unlink"), (os, "fsync"), (Disk, "detach_backing"), (Disk, "note_raw"), (DiskState, "save"),
+            (os, "rename"), (os, "unlink"), (os, "fsync"), (DiskHydration, "detach_backing"),
+            (DiskHydration, "convert_to_raw"), (DiskState, "save"),
         ):  # fmt: skip
             monkeypatch.setattr(thing, name, self._counting(name, getattr(thing, name)))
 
@@ -372,14 +374,14 @@ def promote_counting(folder: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
     """Promote until the end, or the kill; the steps."""
     host = open_host(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(promotion, "SYNC_BYTES", 65536)
-        patch.setattr(promotion, "STEP_BYTES", 1 << 20)
+        patch.setattr(hydration, "SYNC_BYTES", 65536)
+        patch.setattr(hydration, "STEP_BYTES", 1 << 20)
         steps = Steps(patch, kill_at)
         with io_verdict(steps.in_c):
             disk = host.disk("web01", "os")
-            disk.begin_promotion()
-            trio.run(host._promoter._attempt, disk)
-        assert disk.promotion_stopped_by is None
+            disk.hydration.begin()
+            trio.run(host._hydrator._attempt, disk)
+        assert disk.hydration.stopped_by is None
     host.abandon()
     return steps.done
 
@@ -400,17 +402,17 @@ def check_and_finish(folder: Path, expected: bytes, *, power_loss: bool) -> None
     assert host.broken == {}
     disk = host.disk("web01", "os")
     assert whole(disk) == expected
-    assert (disk.tracked, disk.state.needs_resync) == ((False, "PowerLoss") if power_loss else (True, None))
-    disk.begin_promotion()  # the kill may have come before it was noted
+    assert (disk.tracking.active, disk.state.needs_resync) == ((False, "PowerLoss") if power_loss else (True, None))
+    disk.hydration.begin()  # the kill may have come before it was noted
     if disk.state.promoting:
-        trio.run(host._promoter._attempt, disk)
+        trio.run(host._hydrator._attempt, disk)
     assert (disk.state.kind, disk.state.promoting) == ("raw", False)
     assert {name for name in names(host) if without_token(name) != ".os.disk.tmp"} == {"os.disk", "os.img"}
     assert (whole(disk), (host.root / "web01" / "os.img").read_bytes()) == (expected, expected)
     host.abandon()
     again = open_host(folder)
-    assert isinstance(again._views, Bases)
-    assert again._views.kept == set(), "what a kill left held is let go at the next start"
+    assert isinstance(again.registry.views, Bases)
+    assert again.registry.views.kept == set(), "what a kill left held is let go at the next start"
     assert (again.broken, whole(again.disk("web01", "os"))) == ({}, expected)
     again.abandon()
 
@@ -450,7 +452,7 @@ def test_a_kill_before_each_step_loses_nothing(tmp_path: Path, monkeypatch: pyte
 async def test_promotion_goes_on_after_a_start(host: DiskHost, tmp_path: Path) -> None:
     disk = await open_disk(host, make_store(tmp_path / "store"))
     await host.promote_vm(vm="web01")
-    disk.hydrate(1 << 20)
+    disk.hydration.hydrate(1 << 20)
     host.abandon()
     again = open_host(tmp_path)
     disk = again.disk("web01", "os")

@@ -9,7 +9,7 @@ import pytest
 
 from siterig.blockfs.contracts.control import BackingImage, DownloadedDisk
 from siterig.blockfs.core.errors import RigError
-from siterig.blockfs.disk.promotion import FREE_BYTES_MIN
+from siterig.blockfs.disk.hydration import FREE_BYTES_MIN
 from siterig.blockfs.files.free_space import require_free_space
 from siterig.blockfs.host.disk_host import DiskHost
 from tests.support.rigs.agent_rig import VM, Disk, Rig
@@ -61,7 +61,7 @@ async def test_disks_become_independent_only_where_there_is_room_for_all_they_li
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = open_host(tmp_path)
-    await host.open_point(vm="web01", name="os", managed_disk=make_store(tmp_path / "store").name, position=1)
+    await host.create_disk_from_point(vm="web01", name="os", managed_disk=make_store(tmp_path / "store").name, position=1)
     layer = host.disk("web01", "os").layer
     lacking_bytes = sum(length for _, length in layer.data_ranges())
     assert lacking_bytes > 0

@@ -12,7 +12,7 @@ from siterig.azure_emu.disks.metadata import read_meta
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.files.small_file import SMALL_FILE_BYTES_MAX, FileTooLongError, read_small_file
-from siterig.blockfs.host.recoveries import _Note
+from siterig.blockfs.host.mounted_points import MountRecord
 from siterig.core.layout import Layout, check_format, create
 from siterig.replication.engine.relationship import RelationshipBook
 
@@ -28,7 +28,7 @@ def pin(folder: Path) -> tuple[Path, Callable[[], object]]:
 
 
 def note(folder: Path) -> tuple[Path, Callable[[], object]]:
-    return folder / "point.json", lambda: _Note.load(folder / "point.json")
+    return folder / "point.json", lambda: MountRecord.load(folder / "point.json")
 
 
 def rig(folder: Path) -> tuple[Path, Callable[[], object]]:

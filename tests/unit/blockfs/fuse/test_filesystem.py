@@ -12,7 +12,7 @@ from typing import cast
 import pyfuse3
 import pytest
 
-from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_tracking import DiskTracking
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 from siterig.blockfs.host.disk_host import DiskHost
 from tests.support.disks.fuse_calls import NOBODY, inode_of
@@ -126,7 +126,7 @@ async def test_a_log_that_is_deleted_while_it_is_looked_at_is_not_there(
     def gone(*_args: object) -> int:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory")
 
-    monkeypatch.setattr(Disk, "segment_bytes", gone)
+    monkeypatch.setattr(DiskTracking, "segment_bytes", gone)
     with pytest.raises(pyfuse3.FUSEError) as failed:
         await inode_of(files, "web01", "os.000001.hrl")
     assert failed.value.errno == errno.ENOENT

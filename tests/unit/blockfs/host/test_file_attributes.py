@@ -49,7 +49,7 @@ class Mounted:
 
     @property
     def backing(self) -> Path:
-        return self.disk.place.file("img")
+        return self.disk.paths.file("img")
 
     async def inode(self, name: str) -> pyfuse3.InodeT:
         inode = pyfuse3.ROOT_INODE
@@ -120,7 +120,7 @@ async def test_each_change_moves_both_times_of_the_disk_and_of_its_vhd(
     mounted: Mounted, change: str, tracked: bool, slow: bool
 ) -> None:
     if tracked:
-        mounted.disk.start_tracking(new_generation=False)
+        mounted.disk.tracking.start(new_generation=False)
     if slow:
         tick_slowly(mounted.disk)
     before = await mounted.stat()
@@ -139,7 +139,7 @@ async def test_each_change_moves_both_times_of_the_disk_and_of_its_vhd(
 
 
 async def test_without_a_change_the_times_stay_over_orderly_ends(mounted: Mounted) -> None:
-    mounted.disk.start_tracking(new_generation=False)
+    mounted.disk.tracking.start(new_generation=False)
     mounted.disk.write(0, b"x")
     before = await mounted.stat()
     mounted.disk.read(0, SIZE)
@@ -163,7 +163,7 @@ async def test_many_changes_in_one_tick_of_a_slow_clock_are_all_told_apart(mount
 
 
 async def test_a_write_that_changed_nothing_moves_nothing(mounted: Mounted) -> None:
-    mounted.disk.start_tracking(new_generation=False)
+    mounted.disk.tracking.start(new_generation=False)
     before = await mounted.stat()
     with failing(WRITE, ".img", errno.ENOSPC), pytest.raises(OSError, match="No space"):
         mounted.disk.write(0, b"x")
@@ -181,7 +181,7 @@ async def test_a_write_that_was_done_in_part_moves_the_times(mounted: Mounted) -
 
 async def test_a_tracked_disk_that_lost_power_is_shown_as_changed(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
     """A power loss may lose the file's times, and keep the bytes that were written."""
-    mounted.disk.start_tracking(new_generation=False)
+    mounted.disk.tracking.start(new_generation=False)
     mounted.disk.write(0, b"x")
     tick_slowly(mounted.disk)
     before = await mounted.stat()
@@ -192,7 +192,7 @@ async def test_a_tracked_disk_that_lost_power_is_shown_as_changed(mounted: Mount
 
 
 async def test_the_log_has_the_time_of_its_last_record(mounted: Mounted) -> None:
-    mounted.disk.start_tracking(new_generation=False)
+    mounted.disk.tracking.start(new_generation=False)
     name = "web01/os.000001.hrl"
     before = await mounted.stat(name)
     began_ns = time.time_ns() - 10**9
@@ -214,7 +214,7 @@ async def test_the_counters_have_a_new_time_only_when_they_differ(mounted: Mount
 
 
 async def test_a_snapshot_has_the_time_when_it_was_taken(mounted: Mounted) -> None:
-    mounted.disk.start_tracking(new_generation=False)
+    mounted.disk.tracking.start(new_generation=False)
     mounted.disk.begin_snapshot()
     before = await mounted.stat("web01/os.snapshot")
     assert abs(before.st_mtime_ns - time.time_ns()) < 60 * 10**9
@@ -242,7 +242,7 @@ async def test_space_that_is_shown_is_what_the_disk_takes_on_the_host(mounted: M
 
 
 async def test_the_kernel_keeps_no_attributes_that_can_change_without_it(mounted: Mounted) -> None:
-    mounted.disk.start_tracking(new_generation=False)
+    mounted.disk.tracking.start(new_generation=False)
     for name in ("os.img", "os.vhd", "os.stats", "os.000001.hrl"):
         assert (await mounted.stat(f"web01/{name}")).attr_timeout == 0
 
@@ -274,7 +274,7 @@ async def test_a_disk_made_again_under_the_same_name_is_another_file(mounted: Mo
 async def test_a_file_keeps_its_inode_number_over_restarts_in_whatever_order_it_is_looked_for(
     mounted: Mounted, orderly: bool
 ) -> None:
-    mounted.disk.start_tracking(new_generation=False)
+    mounted.disk.tracking.start(new_generation=False)
     mounted.disk.write(0, b"x")  # a segment without records goes
     names = ["web01", "web01/os.img", "web01/os.vhd", "web01/os.stats", "web01/os.000001.hrl"]
     before = {name: (await mounted.stat(name)).st_ino for name in names}
@@ -288,9 +288,9 @@ async def test_states_of_two_points_differ_in_time_and_inode_and_keep_both(tmp_p
     host = DiskHost(tmp_path / "azure", tmp_path / "mnt", views=stores)
     mounted = SimpleNamespace(files=DiskFileSystem(host))
     disk = stores.make("os", p1=bytes(SIZE), p2=b"x" * SIZE, p3=bytes(SIZE))
-    await host.open_recovery(vm="web01", name="a", position=1, disks=[disk], time_ns=LONG_AGO_NS)
-    await host.open_recovery(vm="web01", name="b", position=2, disks=[disk], time_ns=LONG_AGO_NS + 1)
-    await host.open_recovery(vm="web01", name="c", position=3, disks=[disk])
+    await host.open_mounted_point(vm="web01", name="a", position=1, disks=[disk], time_ns=LONG_AGO_NS)
+    await host.open_mounted_point(vm="web01", name="b", position=2, disks=[disk], time_ns=LONG_AGO_NS + 1)
+    await host.open_mounted_point(vm="web01", name="c", position=3, disks=[disk])
 
     async def shown(name: str, file: str = "os.img") -> tuple[int, int, int]:
         entry = await Mounted.stat(cast("Mounted", _Looking(mounted.files)), f"recovery/web01/{name}/{file}")
@@ -323,7 +323,7 @@ class _Looking:
 
 @pytest.mark.parametrize("orderly", [True, False], ids=["down", "kill"])
 async def test_times_that_a_program_sets_stay_until_the_disk_changes(mounted: Mounted, orderly: bool) -> None:
-    mounted.disk.start_tracking(new_generation=False)
+    mounted.disk.tracking.start(new_generation=False)
     await mounted.disk.flush()
     before = await mounted.stat()
     set_to = await mounted.set(mtime_ns=LONG_AGO_NS, atime_ns=5)
@@ -388,7 +388,7 @@ async def test_a_disk_is_no_program_of_somebody_else(mounted: Mounted, mode: int
 async def test_attributes_of_what_is_made_of_a_disk_cannot_be_set(
     mounted: Mounted, name: str, wanted: dict[str, int]
 ) -> None:
-    mounted.disk.start_tracking(new_generation=False)
+    mounted.disk.tracking.start(new_generation=False)
     mounted.disk.begin_snapshot()
     before = (await mounted.stat(name)).st_mode
     assert await refused(mounted, name, **wanted) == errno.EPERM
@@ -399,7 +399,7 @@ async def test_attributes_of_what_is_made_of_a_disk_cannot_be_set(
 async def test_attributes_of_a_state_of_the_past_cannot_be_set(tmp_path: Path, wanted: dict[str, int]) -> None:
     stores = Stores(tmp_path)
     host = DiskHost(tmp_path / "azure", tmp_path / "mnt", views=stores)
-    await host.open_recovery(vm="web01", name="a", position=1, disks=[stores.make("os", p1=bytes(SIZE))])
+    await host.open_mounted_point(vm="web01", name="a", position=1, disks=[stores.make("os", p1=bytes(SIZE))])
     looking = _Looking(DiskFileSystem(host))
     with pytest.raises(pyfuse3.FUSEError) as failed:
         await Mounted.set(cast("Mounted", looking), "recovery/web01/a/os.img", **wanted)
@@ -408,7 +408,7 @@ async def test_attributes_of_a_state_of_the_past_cannot_be_set(tmp_path: Path, w
 
 
 async def test_a_state_file_without_shown_attributes_is_read_as_before(mounted: Mounted) -> None:
-    path = mounted.disk.place.file("disk")
+    path = mounted.disk.paths.file("disk")
     assert DiskState.load(path).shown.mode is None
     await mounted.set(mode=0o640)
     assert DiskState.load(path).shown.mode == 0o640

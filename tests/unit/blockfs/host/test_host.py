@@ -15,8 +15,8 @@ import pytest
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk import disk_files as disk_module
-from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.disk.disk_tracking import DiskTracking
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.layers.layer import Layer, RawLayer
 from siterig.cext.checksums import crc32c
@@ -150,9 +150,9 @@ async def test_a_cut_after_the_guests_may_have_thawed_tags_nothing(host: DiskHos
     await two_disks(host)
     with pytest.raises(RigError, match="its guests were no longer surely frozen"):
         await host.cut(vm="web01", kind="ApplicationConsistent", name="", not_after_ns=time.monotonic_ns() - 1)
-    assert [disk.log.last_seq for disk in host.disks("web01")] == [0, 0]
+    assert [disk.tracking.log.last_seq for disk in host.registry.disks("web01")] == [0, 0]
     await host.cut(vm="web01", kind="ApplicationConsistent", name="", not_after_ns=time.monotonic_ns() + 10**10)
-    assert [disk.log.last_seq for disk in host.disks("web01")] == [1, 1]
+    assert [disk.tracking.log.last_seq for disk in host.registry.disks("web01")] == [1, 1]
 
 
 async def test_the_position_file_tells_other_processes_where_the_host_is(host: DiskHost) -> None:
@@ -273,7 +273,7 @@ class TestOpenPoint:
         host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=views)
         assert views.held == {("base", "export 1")}
         for vm in ("web01", "web02"):
-            await host.open_point(vm=vm, name="os", managed_disk="base", position=42)
+            await host.create_disk_from_point(vm=vm, name="os", managed_disk="base", position=42)
         host.abandon()
         (tmp_path / "vms/web02/os.disk").write_text("rot")
         host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=views)
@@ -287,7 +287,7 @@ class TestOpenPoint:
         (tmp_path / "base").write_bytes(b"point" + bytes(SIZE - 5))
         views = HeldViews(tmp_path)
         host = DiskHost(tmp_path / "vms", tmp_path / "mnt", views=views)
-        info = await host.open_point(vm="web01-test", name="os", managed_disk="base", position=42)
+        info = await host.create_disk_from_point(vm="web01-test", name="os", managed_disk="base", position=42)
         assert info.tracked
         host.disk("web01-test", "os").write(2, b"!!")
         host.abandon()
@@ -296,7 +296,7 @@ class TestOpenPoint:
         assert (tmp_path / "base").read_bytes()[:5] == b"point"
         again.abandon()
 
-    @pytest.mark.parametrize("failing", ["save", "OverlayLayer", "start_tracking"])
+    @pytest.mark.parametrize("failing", ["save", "OverlayLayer", "start"])
     async def test_what_fails_half_way_leaves_nothing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
     ) -> None:
@@ -308,15 +308,15 @@ class TestOpenPoint:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as patch:
-            owner = {"save": DiskState, "OverlayLayer": disk_module, "start_tracking": Disk}[failing]
+            owner = {"save": DiskState, "OverlayLayer": disk_module, "start": DiskTracking}[failing]
             patch.setattr(owner, failing, full)
             with pytest.raises(RigError, match="the host's disk is full"):
-                await host.open_point(vm="web01", name="os", managed_disk="base", position=42)
+                await host.create_disk_from_point(vm="web01", name="os", managed_disk="base", position=42)
         assert (host.vms, [path.name for path in host.root.iterdir()]) == ({}, ["position"])
         assert views.held == set()
-        await host.open_point(vm="web01", name="os", managed_disk="base", position=42)
+        await host.create_disk_from_point(vm="web01", name="os", managed_disk="base", position=42)
         host.abandon()
 
     async def test_a_site_cannot_open_one(self, host: DiskHost) -> None:
         with pytest.raises(RigError, match="this host serves a site"):
-            await host.open_point(vm="v", name="os", managed_disk="base", position=42)
+            await host.create_disk_from_point(vm="v", name="os", managed_disk="base", position=42)

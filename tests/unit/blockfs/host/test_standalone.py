@@ -97,7 +97,7 @@ async def refused(mounts: Mounts, code: str, says: str) -> None:
 async def test_an_orderly_end_and_a_new_start_are_one_log(mounts: Mounts) -> None:
     first = await mounts.written(b"one")
     second = await mounts.written(b"two", at=512)
-    assert (first.discontinued, second.discontinued) == (None, None)
+    assert (first.ended_generation, second.ended_generation) == (None, None)
     assert second.disk.state.generation == 1
     assert replay_files(bytes(SIZE), second.segments()) == mounts.path.read_bytes()
     assert len(second.segments()) == 2
@@ -108,11 +108,11 @@ async def test_after_kills_the_generation_goes_on(mounts: Mounts, kills: int) ->
     await mounts.written(b"first")
     for number in range(kills):
         alone = await mounts.open()
-        assert alone.discontinued is None
+        assert alone.ended_generation is None
         alone.disk.write(number * 700, b"%d" % number * 600)
         mounts.kill()
     alone = await mounts.written(b"last", at=SIZE - 4)
-    assert (alone.discontinued, alone.disk.state.generation) == (None, 1)
+    assert (alone.ended_generation, alone.disk.state.generation) == (None, 1)
     assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
 
 
@@ -132,17 +132,17 @@ async def test_an_orderly_end_before_a_reboot_is_enough(mounts: Mounts, monkeypa
     await mounts.written(b"one")
     monkeypatch.setattr(boot, "current_boot_id", lambda: OTHER_BOOT)
     alone = await mounts.written(b"two")
-    assert (alone.discontinued, alone.disk.state.generation) == (None, 1)
+    assert (alone.ended_generation, alone.disk.state.generation) == (None, 1)
 
 
 async def test_positions_go_on_from_mount_to_mount(mounts: Mounts) -> None:
     alone = await mounts.open()
     alone.disk.write(0, b"one")
-    position = alone.disk.log.last_position
+    position = alone.disk.tracking.log.last_position
     mounts.kill()
     alone = await mounts.open()
     alone.disk.write(0, b"two")
-    assert alone.disk.log.last_position > position
+    assert alone.disk.tracking.log.last_position > position
     mounts.close()
 
 
@@ -153,7 +153,7 @@ async def test_a_raw_image_grows_and_a_kill_in_between_is_no_change(mounts: Moun
     mounts.kill()
     state.save(mounts.path.with_suffix(".disk"))  # as if the kill had come before the new size was noted
     alone = await mounts.written(b"end", at=2 * SIZE - 3)
-    assert (alone.discontinued, mounts.state.size_bytes) == (None, 2 * SIZE)
+    assert (alone.ended_generation, mounts.state.size_bytes) == (None, 2 * SIZE)
     assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
 
 
@@ -224,7 +224,7 @@ async def test_what_leaves_the_bytes_of_an_image_alone_does_not_end_its_log(
     await mounts.written(b"one")
     deed(mounts.path)
     alone = await mounts.written(b"two", at=1000)
-    assert (alone.discontinued, alone.disk.state.generation) == (None, 1)
+    assert (alone.ended_generation, alone.disk.state.generation) == (None, 1)
     assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
 
 
@@ -235,15 +235,15 @@ async def test_an_image_with_too_much_data_for_a_digest_is_known_by_its_times(
     mounts.path.write_bytes(os.urandom(SIZE))
     await mounts.written(b"one")
     replace(mounts.path)  # a copy that kept the time of the last write
-    assert (await mounts.written(b"two")).discontinued is None
+    assert (await mounts.written(b"two")).ended_generation is None
     change_rights(mounts.path)
     alone = await mounts.written(b"three")
-    assert alone.discontinued is not None
-    assert "was replaced, or its owner, rights or name were changed" in alone.discontinued.why
+    assert alone.ended_generation is not None
+    assert "was replaced, or its owner, rights or name were changed" in alone.ended_generation.why
     touch(mounts.path)
     alone = await mounts.written(b"four")
-    assert alone.discontinued is not None
-    assert "was written to, or replaced" in alone.discontinued.why
+    assert alone.ended_generation is not None
+    assert "was written to, or replaced" in alone.ended_generation.why
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -255,13 +255,13 @@ async def test_an_image_that_was_changed_between_two_mounts_begins_a_new_generat
     change(mounts.path)
     start = mounts.path.read_bytes()
     alone = await mounts.written(b"two", at=1000)
-    assert alone.discontinued is not None
-    assert (alone.discontinued.generation, alone.disk.state.generation) == (1, 2)
-    assert CHANGES[change] in alone.discontinued.why
+    assert alone.ended_generation is not None
+    assert (alone.ended_generation.generation, alone.disk.state.generation) == (1, 2)
+    assert CHANGES[change] in alone.ended_generation.why
     assert replay_files(start, alone.segments()) == mounts.path.read_bytes()
     assert {path: path.read_bytes() for path in old.segments()} == kept
     third = await mounts.written(b"three")
-    assert (third.discontinued, third.disk.state.generation) == (None, 2)
+    assert (third.ended_generation, third.disk.state.generation) == (None, 2)
 
 
 async def test_an_image_written_to_long_after_a_kill_is_not_written_over(mounts: Mounts) -> None:
@@ -272,8 +272,8 @@ async def test_an_image_written_to_long_after_a_kill_is_not_written_over(mounts:
     late_ns = int(mounts.path.stat().st_mtime_ns + (KILL_GRACE_S + 1) * 1e9)
     os.utime(mounts.path, ns=(late_ns, late_ns))
     alone = await mounts.open()
-    assert alone.discontinued is not None
-    assert "after the process that logged it was killed" in alone.discontinued.why
+    assert alone.ended_generation is not None
+    assert "after the process that logged it was killed" in alone.ended_generation.why
     assert alone.disk.read(0, 13) == b"somebody else"
     mounts.close()
 
@@ -281,14 +281,14 @@ async def test_an_image_written_to_long_after_a_kill_is_not_written_over(mounts:
 async def test_after_power_loss_the_log_is_not_continued(mounts: Mounts, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = await mounts.open()
     alone.disk.write(0, b"one")
-    position = alone.disk.log.last_position
+    position = alone.disk.tracking.log.last_position
     mounts.kill()
     monkeypatch.setattr(boot, "current_boot_id", lambda: OTHER_BOOT)
     alone = await mounts.open()
-    assert alone.discontinued is not None
-    assert "the machine stopped" in alone.discontinued.why
+    assert alone.ended_generation is not None
+    assert "the machine stopped" in alone.ended_generation.why
     alone.disk.write(0, b"two")
-    assert alone.disk.log.last_position > position + (1 << 40)
+    assert alone.disk.tracking.log.last_position > position + (1 << 40)
     mounts.close()
 
 
@@ -297,7 +297,7 @@ async def test_a_log_that_was_deleted_begins_anew(mounts: Mounts) -> None:
     for path in alone.segments():
         path.unlink()
     alone = await mounts.written(b"two")
-    assert alone.discontinued is not None
+    assert alone.ended_generation is not None
     assert alone.disk.state.generation == 2
 
 
@@ -307,16 +307,16 @@ async def test_a_log_that_was_given_up_begins_anew(mounts: Mounts, monkeypatch: 
     alone.disk.write(0, b"one")
     with failing(SYNC, ".hrl", errno.EIO), pytest.raises(OSError, match="Input/output error"):
         await alone.disk.flush()
-    assert not alone.disk.tracked
+    assert not alone.disk.tracking.active
     mounts.kill()
     assert mounts.state.needs_resync == "SyncFailed"
     if delete:
         mounts.path.with_suffix(".dirty").unlink()
     start = mounts.path.read_bytes()
     alone = await mounts.written(b"two", at=100)
-    assert alone.discontinued is not None
-    assert (alone.discontinued.generation, alone.disk.state.generation) == (1, 2)
-    assert alone.discontinued.why == "the host could not make its bytes durable"
+    assert alone.ended_generation is not None
+    assert (alone.ended_generation.generation, alone.disk.state.generation) == (1, 2)
+    assert alone.ended_generation.why == "the host could not make its bytes durable"
     assert replay_files(start, alone.segments()) == mounts.path.read_bytes()
 
 
@@ -331,20 +331,20 @@ async def test_an_end_that_fails_is_said_lets_go_and_notes_nothing(mounts: Mount
     assert failed.value.message == f"{mounts.path}: cannot be closed in order: Input/output error"
     assert mounts.state.closed is None
     alone = await mounts.written(b"two")
-    assert alone.discontinued is not None
+    assert alone.ended_generation is not None
 
 
 async def test_a_mount_without_a_log_ends_the_log(mounts: Mounts) -> None:
     await mounts.written(b"one")
     alone = await mounts.written(b"two", tracked=False)
-    assert alone.discontinued is not None
-    assert alone.discontinued.generation == 1
+    assert alone.ended_generation is not None
+    assert alone.ended_generation.generation == 1
     alone = await mounts.open(tracked=False)
-    assert alone.discontinued is None, "it is said once"
+    assert alone.ended_generation is None, "it is said once"
     mounts.kill()
     alone = await mounts.written(b"three")
-    assert alone.discontinued is not None
-    assert alone.discontinued.why == "the image was mounted without a log since"
+    assert alone.ended_generation is not None
+    assert alone.ended_generation.why == "the image was mounted without a log since"
 
 
 async def test_a_read_only_mount_leaves_the_log_as_it_is(mounts: Mounts) -> None:
@@ -355,14 +355,14 @@ async def test_a_read_only_mount_leaves_the_log_as_it_is(mounts: Mounts) -> None
         alone.disk.write(0, b"no")
     mounts.close()
     assert {path: path.read_bytes() for path in mounts.path.parent.iterdir()} == before
-    assert (await mounts.written(b"two")).discontinued is None
+    assert (await mounts.written(b"two")).ended_generation is None
 
 
 async def test_no_size_of_the_log_ends_it(mounts: Mounts) -> None:
     alone = await mounts.open()
     for _ in range(3):
         alone.disk.write(0, os.urandom(SIZE))
-    assert alone.disk.tracked
+    assert alone.disk.tracking.active
     mounts.close()
     assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
 
@@ -455,7 +455,7 @@ async def test_a_start_that_fails_half_way_lets_go_of_everything(mounts: Mounts,
     assert failed.value.code == "DiskFull"
     assert find_segments(mounts.path.parent, "disk") == []
     alone = await mounts.written(b"one")
-    assert alone.discontinued is None
+    assert alone.ended_generation is None
     assert replay_files(bytes(SIZE), alone.segments()) == mounts.path.read_bytes()
 
 

@@ -66,8 +66,8 @@ async def whole_mount(opened: Opened) -> None:
     try:
         for number in range(4):
             alone.disk.write(number * 4096, b"x" * 4096)
-            alone.disk.log.rotate()
-            alone.disk.maintain()
+            alone.disk.tracking.log.rotate()
+            alone.disk.tracking.maintain()
     finally:
         alone.close()
         opened.release()
@@ -106,8 +106,8 @@ async def test_a_link_that_comes_while_the_disk_is_in_use_is_not_written_through
     for number in range(4):
         alone.disk.write(number * 4096, b"x" * 4096)
         try:
-            alone.disk.log.rotate()
-            alone.disk.maintain()
+            alone.disk.tracking.log.rotate()
+            alone.disk.tracking.maintain()
         except (OSError, RigError):
             break
     try:
@@ -145,13 +145,13 @@ async def test_an_image_is_not_reached_through_another_users_link(theirs: Opened
 
 async def test_a_log_whose_files_were_deleted_under_it_is_named_at_the_end(ours: Opened) -> None:
     alone = await ours.open()
-    alone.disk.maintain()
+    alone.disk.tracking.maintain()
     for path in ours.folder.glob("d.*"):
         if path.suffix in (".hrl", ".spare"):
             path.unlink()
     alone.disk.write(0, b"x")
     with pytest.raises(OSError, match="No such file"):
-        alone.disk.log.rotate()
+        alone.disk.tracking.log.rotate()
     alone.close()
     ours.release()
     assert alone.log_trouble == f"{ours.folder}/d.000001.hrl was deleted, or renamed, while the log was written to"
@@ -163,8 +163,8 @@ async def test_a_log_whose_segments_were_deleted_between_two_mounts_is_named_onc
         path.unlink()
     with structlog.testing.capture_logs() as logs:
         alone = await ours.open()
-    assert alone.discontinued is not None
-    assert alone.discontinued.why == f"{ours.folder}: all segments (d.NNNNNN.hrl) of generation 1 are missing"
+    assert alone.ended_generation is not None
+    assert alone.ended_generation.why == f"{ours.folder}: all segments (d.NNNNNN.hrl) of generation 1 are missing"
     assert [entry for entry in logs if entry["event"].startswith("log_") and entry["log_level"] != "info"] == []
     alone.close()
     ours.release()
@@ -174,8 +174,8 @@ async def test_a_log_whose_dirty_file_was_deleted_is_said_to_lack_it(ours: Opene
     await whole_mount(ours)
     (ours.folder / "d.dirty").unlink()
     alone = await ours.open()
-    assert alone.discontinued is not None
-    assert alone.discontinued.why == "its file NAME.dirty is damaged or missing"
+    assert alone.ended_generation is not None
+    assert alone.ended_generation.why == "its file NAME.dirty is damaged or missing"
     alone.close()
     ours.release()
 
@@ -245,11 +245,11 @@ async def test_an_opening_that_fails_half_way_leaves_nothing(
 async def test_a_failed_mount_continues_the_log_that_was_there(ours: Opened) -> None:
     await whole_mount(ours)
     alone = await ours.open()
-    assert alone.discontinued is None
+    assert alone.ended_generation is None
     alone.withdraw()
     ours.release()
     alone = await ours.open()
-    assert (alone.discontinued, alone.disk.state.generation) == (None, 1)
+    assert (alone.ended_generation, alone.disk.state.generation) == (None, 1)
     alone.close()
     ours.release()
 
@@ -258,7 +258,7 @@ async def test_a_failed_mount_without_a_log_does_not_end_the_log_that_was_there(
     await whole_mount(ours)
     before = ours.found()
     alone = await ours.open(tracked=False)
-    assert alone.discontinued is not None
+    assert alone.ended_generation is not None
     assert not DiskState.load(ours.folder / "d.disk").tracked
     alone.withdraw()
     ours.release()

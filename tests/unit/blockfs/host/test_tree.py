@@ -11,8 +11,8 @@ import pytest
 
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.fuse.filesystem import DiskFileSystem
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.host.tree import ROOT, SingleDisk
@@ -24,11 +24,11 @@ SIZE = 1 << 20
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
     """A disk whose name has dots in it, as images' names have, tracked."""
-    place = DiskPlace(tmp_path, "", "debian-12.5")
-    make_raw(place, SIZE)
+    paths = DiskPaths(tmp_path, "", "debian-12.5")
+    make_raw(paths, SIZE)
     positions = PositionCounter(tmp_path / "position")
-    disk = Disk.open(place, DiskRules(positions), None)
-    disk.start_tracking(new_generation=False)
+    disk = Disk.open(paths, DiskOptions(positions), None)
+    disk.tracking.start(new_generation=False)
     yield disk
     disk.close()
     positions.close()

@@ -17,7 +17,7 @@ import trio.testing
 
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.images import image as image_module
-from siterig.blockfs.images.image import Format, open_image
+from siterig.blockfs.images.image import MountFormat, open_image
 from siterig.blockfs.images.vhd import fixed_footer
 
 SIZE = 1 << 20
@@ -31,7 +31,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_module, "LOCK_PATIENCE_S", 0.01)
 
 
-async def refused(path: Path, format_: Format | None = None, *, read_only: bool = False) -> tuple[str, str]:
+async def refused(path: Path, format_: MountFormat | None = None, *, read_only: bool = False) -> tuple[str, str]:
     with pytest.raises(RigError) as failed:
         await open_image(path, format_=format_, read_only=read_only)
     return failed.value.code, failed.value.message

@@ -12,7 +12,7 @@ import pytest
 
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.images import image_import
-from siterig.blockfs.images.image_formats import Format
+from siterig.blockfs.images.image_formats import ImageFormat
 from tests.support.needs import needs_program
 
 MIB = 1 << 20
@@ -155,7 +155,7 @@ async def test_each_cause_has_its_own_message(tmp_path: Path, make: Callable[[Pa
 
 @pytest.mark.parametrize("format_", ["qcow2", "qcow", "vhdx", "vmdk", "vdi", "qed", "parallels"])
 @pytest.mark.parametrize("name", ["disk.img", "as it is named"])
-async def test_a_whole_image_is_imported_whatever_its_name(tmp_path: Path, format_: Format, name: str) -> None:
+async def test_a_whole_image_is_imported_whatever_its_name(tmp_path: Path, format_: ImageFormat, name: str) -> None:
     disk = disk_file(tmp_path)
     image = tmp_path / (f"x.{format_}" if name == "as it is named" else name)
     qemu_img("convert", "-f", "raw", "-O", format_, disk, image)

@@ -11,13 +11,13 @@ import trio
 
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.images import confined, helper_process, image_import, qemu_img
-from siterig.blockfs.images.helper_process import Limits
+from siterig.blockfs.images.helper_process import HelperLimits
 from siterig.blockfs.images.qemu_img import OpenImage, Target
 from tests.support.needs import needs_program
 
 MIB = 1 << 20
 SECRET = b"TOPSECRET-4711"
-LIMITS = Limits(cpu_s=10, file_bytes=MIB)
+LIMITS = HelperLimits(cpu_s=10, file_bytes=MIB)
 
 needs_landlock = pytest.mark.skipif(confined.landlock_version() == 0, reason="needs a kernel with Landlock")
 
@@ -152,7 +152,7 @@ async def test_a_helper_that_makes_no_progress_is_stopped(monkeypatch: pytest.Mo
 async def test_a_helper_has_bounds_of_cpu_time_and_file_size(target: Path) -> None:
     with trio.fail_after(60):
         loop = "while true; do :; done"
-        done = await helper_process.run(["/bin/sh", "-c", loop], limits=Limits(cpu_s=1, file_bytes=MIB))
+        done = await helper_process.run(["/bin/sh", "-c", loop], limits=HelperLimits(cpu_s=1, file_bytes=MIB))
     assert done.status < 0
     fd = os.open(target, os.O_RDWR)
     try:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.layers import base_update
 from siterig.blockfs.layers.base_update import BadBlock
@@ -91,8 +91,8 @@ def test_a_disk_over_a_view_tells_of_data_and_holes_in_whole_blocks(tmp_path: Pa
         disk_id="5a0f3b0e-6f0c-4a77-9d26-6f5d3b7c1e42", size_bytes=view.size_bytes, kind="raw", generation=0, tracked=False,
         needs_resync=None,
     )  # fmt: skip
-    rules = DiskRules(positions, can_grow=False, read_only=True)
-    disk = Disk(DiskPlace(tmp_path, "", "os"), state=state, layer=cast("WritableLayer", view), rules=rules)
+    options = DiskOptions(positions, can_grow=False, read_only=True)
+    disk = Disk(DiskPaths(tmp_path, "", "os"), state=state, layer=cast("WritableLayer", view), options=options)
 
     def seek(offset: int, whence: int) -> int:
         found = int(lib.sr_disk_seek(disk.c, offset, whence))
@@ -412,7 +412,7 @@ def test_what_a_state_stores_is_its_data_and_a_disk_over_it_adds_what_it_has_of_
         needs_resync=None,
     )  # fmt: skip
     positions = PositionCounter(None)
-    disk = Disk(DiskPlace(folder, "web01", "os"), state=state, layer=top, rules=DiskRules(positions))
+    disk = Disk(DiskPaths(folder, "web01", "os"), state=state, layer=top, options=DiskOptions(positions))
     assert disk.stored_bytes <= DISK_BYTES
     if lib.sr_disk_seek(disk.c, 0, os.SEEK_HOLE) < DISK_BYTES:
         assert disk.stored_bytes < DISK_BYTES, "else nobody looks for the hole"

@@ -15,8 +15,8 @@ from siterig.blockfs.changelog.disk_log import find_segments
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace, make_raw
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths, make_raw
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.core.process_setup import allow_many_files
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES
@@ -69,17 +69,17 @@ async def test_tags_are_reported_in_portions_after_a_restart(rig: Rig) -> None:
 async def test_segments_that_are_kept_are_not_opened_when_others_are_applied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = DiskPlace(tmp_path, "web01", "os")
-    make_raw(place, 1 << 20)
-    disk = Disk.open(place, DiskRules(PositionCounter(tmp_path / "position")), None)
-    disk.start_tracking(new_generation=False)
+    paths = DiskPaths(tmp_path, "web01", "os")
+    make_raw(paths, 1 << 20)
+    disk = Disk.open(paths, DiskOptions(PositionCounter(tmp_path / "position")), None)
+    disk.tracking.start(new_generation=False)
     disk.write(0, b"of the generation before")
-    disk.start_tracking(new_generation=True)
+    disk.tracking.start(new_generation=True)
     for number in range(3):
         disk.write(0, bytes([number]))
-        disk.log.rotate()
+        disk.tracking.log.rotate()
     await disk.flush()
-    assert len(disk.segments()) == 3
+    assert len(disk.tracking.segments()) == 3
     opened: list[str] = []
     os_open = os.open
 
@@ -89,9 +89,9 @@ async def test_segments_that_are_kept_are_not_opened_when_others_are_applied(
 
     monkeypatch.setattr(os, "open", noted)
     assert [number for number, _ in find_segments(tmp_path, "os")] == [1, 2, 3, 4, 5]
-    disk.applied(2, last_seq=1)
+    disk.tracking.trim(2, last_seq=1)
     assert [number for number, _ in find_segments(tmp_path, "os")] == [3, 4, 5]
-    disk.applied(2, last_seq=3)
+    disk.tracking.trim(2, last_seq=3)
     assert [number for number, _ in find_segments(tmp_path, "os")] == [5]
     assert not [path for path in opened if path.endswith(".hrl")]
     disk.close()

@@ -10,7 +10,7 @@ from siterig.azure_emu.contracts.ports import Change, ChangeStep
 from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, Vm, VmDisk
 from siterig.bisect.bisect_states import MountedStates
 from siterig.bisect.bisection import Step
-from siterig.blockfs.contracts.control import RecoveryDisk, RecoveryInfo
+from siterig.blockfs.contracts.control import MountedPointDisk, MountedPointInfo
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 
@@ -41,12 +41,12 @@ class Rig:
             raise self.unmount_fails
         self.unmounted.append(name)
 
-    async def list_recoveries(self, *, vm: str) -> list[RecoveryInfo]:
-        def disk(name: str) -> RecoveryDisk:
-            return RecoveryDisk(name=name, disk_id=f"id-{name}", size_bytes=1, path="", vhd_path=None, open_handles=0)
+    async def list_mounted_points(self, *, vm: str) -> list[MountedPointInfo]:
+        def disk(name: str) -> MountedPointDisk:
+            return MountedPointDisk(name=name, disk_id=f"id-{name}", size_bytes=1, path="", vhd_path=None, open_handles=0)
 
         return [
-            RecoveryInfo(vm=vm, name=asked["name"], position=1, disks=[disk("data"), disk("os")], broken=None)
+            MountedPointInfo(vm=vm, name=asked["name"], position=1, disks=[disk("data"), disk("os")], broken=None)
             for asked in self.asked
         ]
 

@@ -10,7 +10,7 @@ import trio
 from siterig.blockfs.core.waits import Waits
 from siterig.replication.engine.outbox import Outbox
 from siterig.replication.engine.relationship import DiskSync
-from siterig.replication.engine.retry import one_failure
+from siterig.replication.engine.retry import unwrap_group
 
 POLL_S = 0.25
 """How often the watermarks are asked for while something waits to be applied."""
@@ -18,7 +18,7 @@ SPOOLED_PARTS_MAX = 16
 """Sync parts of a VM that may be spooled and not applied (8 MiB each): the spool's size is bounded by it."""
 
 
-class Pump:
+class Uploader:
     """Pass after pass of the outbox.  Waiting for a slow recovery side is a wait for the next pass, never an error."""
 
     def __init__(self, outbox: Outbox, disks: Callable[[], Sequence[DiskSync]], waits: Waits, vm: str) -> None:
@@ -26,7 +26,7 @@ class Pump:
         self._waits = waits
         self._vm = vm
         self._disks = disks
-        self._kicked = trio.Event()
+        self._woken = trio.Event()
         self._passed = trio.Event()
         self._begun = 0
         self._finished = 0
@@ -35,24 +35,24 @@ class Pump:
         """Until cancelled."""
         while True:
             self._begun += 1
-            self._kicked = trio.Event()
+            self._woken = trio.Event()
             await self._outbox.send(self._disks())
             self._finished = self._begun
             self._passed.set()
             self._passed = trio.Event()
             with trio.move_on_after(POLL_S):
-                await self._kicked.wait()
+                await self._woken.wait()
 
-    def kick(self) -> None:
+    def wake(self) -> None:
         """There is something new to send."""
-        self._kicked.set()
+        self._woken.set()
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait until another part may be spooled."""
         why = f"{SPOOLED_PARTS_MAX} parts are sent and not applied yet"
-        await self.until(lambda: self._outbox.spooled_parts(self._disks()) < SPOOLED_PARTS_MAX, why)
+        await self.wait_until(lambda: self._outbox.spooled_parts(self._disks()) < SPOOLED_PARTS_MAX, why)
 
-    async def until(self, condition: Callable[[], bool], why: str | None = None) -> None:
+    async def wait_until(self, condition: Callable[[], bool], why: str | None = None) -> None:
         """Wait, pass by pass; ``why``: for what the recovery side is waited for."""
         try:
             while not condition():
@@ -63,20 +63,22 @@ class Pump:
             if why is not None:
                 self._waits.clear("recovery side", vm=self._vm)
 
-    async def all_sent(self) -> None:
+    async def wait_all_sent(self) -> None:
         """Wait for a whole pass that begins now: then all that is there now is in the cache account."""
         number = self._begun + 1
-        self.kick()
-        await self.until(lambda: self._finished >= number)
+        self.wake()
+        await self.wait_until(lambda: self._finished >= number)
 
 
 @asynccontextmanager
-async def pumping(outbox: Outbox, disks: Callable[[], Sequence[DiskSync]], waits: Waits, vm: str) -> AsyncIterator[Pump]:
-    """A pump for the time of the block; at its regular end everything is in the cache account."""
-    with one_failure():
+async def uploading(
+    outbox: Outbox, disks: Callable[[], Sequence[DiskSync]], waits: Waits, vm: str
+) -> AsyncIterator[Uploader]:
+    """An uploader for the time of the block; at its regular end everything is in the cache account."""
+    with unwrap_group():
         async with trio.open_nursery() as nursery:
-            pump = Pump(outbox, disks, waits, vm)
-            nursery.start_soon(pump.run)
-            yield pump
-            await pump.all_sent()
+            uploader = Uploader(outbox, disks, waits, vm)
+            nursery.start_soon(uploader.run)
+            yield uploader
+            await uploader.wait_all_sent()
             nursery.cancel_scope.cancel()

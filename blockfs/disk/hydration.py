@@ -23,12 +23,13 @@ import structlog
 import trio
 
 from siterig.blockfs.contracts.counters import requests_done
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.keyed_lock import KeyedLock
 from siterig.blockfs.core.sizes import STAT_BLOCK_BYTES
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace
+from siterig.blockfs.disk.disk_files import DiskPaths
 from siterig.blockfs.files.free_space import require_free_space
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.layers.layer import data_bytes
@@ -44,10 +45,10 @@ FREE_BYTES_MIN = 64 << 20
 """Of the host's disk that copying leaves to the guests."""
 RETRY_S = 15.0
 
-_log = structlog.get_logger("siterig.blockfs.disk.promotion")
+_log = structlog.get_logger("siterig.blockfs.disk.hydration")
 
 
-class Promoter:
+class Hydrator:
     """Promotes the disks of a host, one after the other; ``release`` is told of each that needs no managed disk any more.
 
     It has the disk's turn at its place meanwhile: what is held, and the maps, are known by the place, and were the disk
@@ -57,15 +58,18 @@ class Promoter:
     def __init__(
         self,
         disks: Callable[[], list[Disk]],
-        release: Callable[[str | None, DiskPlace], None],
+        release: Callable[[str | None, DiskPaths], None],
         locks: KeyedLock,
         waits: Waits | None = None,
+        *,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """``waits``: where a promotion that is stopped is registered."""
         self._disks = disks
         self._release = release
         self._locks = locks
         self._waits = waits or Waits()
+        self._clock = clock
         self._stopped: set[tuple[str, str]] = set()
         self._wake = trio.Event()
 
@@ -86,40 +90,40 @@ class Promoter:
 
     def _forget_removed(self) -> None:
         """A disk that was removed waits for nothing."""
-        for vm, name in self._stopped - {(disk.place.vm, disk.place.name) for disk in self._disks()}:
+        for vm, name in self._stopped - {(disk.paths.vm, disk.paths.name) for disk in self._disks()}:
             self._waits.clear("promotion", vm=vm, disk=name)
             self._stopped.discard((vm, name))
 
     async def _attempt(self, disk: Disk) -> None:
         try:
-            async with self._locks.hold(str(disk.place)):
+            async with self._locks.hold(str(disk.paths)):
                 await self._promote(disk)
         except RigError as error:
-            if disk.promotion_stopped_by is None or disk.promotion_stopped_by.message != error.message:
-                _log.warning("promotion_stopped", disk=str(disk.place), reason=error.code, message=error.message)
-            disk.promotion_stopped_by = error
-            self._stopped.add((disk.place.vm, disk.place.name))
-            self._waits.set("promotion", error.code, error.message, vm=disk.place.vm, disk=disk.place.name)
+            if disk.hydration.stopped_by is None or disk.hydration.stopped_by.message != error.message:
+                _log.warning("promotion_stopped", disk=str(disk.paths), reason=error.code, message=error.message)
+            disk.hydration.stopped_by = error
+            self._stopped.add((disk.paths.vm, disk.paths.name))
+            self._waits.set("promotion", error.code, error.message, vm=disk.paths.vm, disk=disk.paths.name)
         else:
-            disk.promotion_stopped_by = None
-            self._waits.clear("promotion", vm=disk.place.vm, disk=disk.place.name)
+            disk.hydration.stopped_by = None
+            self._waits.clear("promotion", vm=disk.paths.vm, disk=disk.paths.name)
 
     async def _promote(self, disk: Disk) -> None:
         managed_disk, total_bytes = disk.state.managed_disk, disk.state.size_bytes
         try:
-            await self._adopt(disk)
-            while not disk.note_raw():
-                await self._adopt(disk)
-            await trio.to_thread.run_sync(disk.detach_backing)
+            await self._hydrate(disk)
+            while not disk.hydration.convert_to_raw():
+                await self._hydrate(disk)
+            await trio.to_thread.run_sync(disk.hydration.detach_backing)
         except OSError as exc:
             if exc.errno != errno.EBADF:
                 raise _stopped_by(disk, exc) from exc
             if disk.state.promoting:  # it was closed: its VM was removed
                 return
-        await trio.to_thread.run_sync(self._release, managed_disk, disk.place)
-        _log.info("promoted", disk=str(disk.place), total_bytes=total_bytes)
+        await trio.to_thread.run_sync(self._release, managed_disk, disk.paths)
+        _log.info("promoted", disk=str(disk.paths), total_bytes=total_bytes)
 
-    async def _adopt(self, disk: Disk) -> None:
+    async def _hydrate(self, disk: Disk) -> None:
         """Until it holds all, on stable storage."""
         unsynced, full = 0, False
         seen = requests_done(disk.c)
@@ -127,14 +131,14 @@ class Promoter:
             busy, seen = requests_done(disk.c) != seen, requests_done(disk.c)
             step_bytes = BUSY_STEP_BYTES if busy else STEP_BYTES
             _check_room(disk, step_bytes)
-            began_s = trio.current_time()
-            full = await trio.to_thread.run_sync(disk.hydrate, step_bytes)
+            began_s = self._clock.trio_time_s()
+            full = await trio.to_thread.run_sync(disk.hydration.hydrate, step_bytes)
             unsynced += step_bytes
             if full or unsynced >= SYNC_BYTES:
-                await trio.to_thread.run_sync(disk.flush_hydration)
+                await trio.to_thread.run_sync(disk.hydration.flush)
                 unsynced = 0
             if busy and not full:
-                await trio.sleep(max(PAUSE_S_MIN, BUSY_PAUSES * (trio.current_time() - began_s)))
+                await self._clock.sleep(max(PAUSE_S_MIN, BUSY_PAUSES * (self._clock.trio_time_s() - began_s)))
 
 
 def check_room(vm: str, disks: list[Disk]) -> None:
@@ -142,20 +146,20 @@ def check_room(vm: str, disks: list[Disk]) -> None:
     needs = []
     for disk in disks:
         if disk.state.managed_disk is not None:
-            lacking_bytes = max(0, data_bytes(disk.layer) - disk.place.file("top").stat().st_blocks * STAT_BLOCK_BYTES)
-            needs.append((disk.place.folder, lacking_bytes))
+            lacking_bytes = max(0, data_bytes(disk.layer) - disk.paths.file("top").stat().st_blocks * STAT_BLOCK_BYTES)
+            needs.append((disk.paths.folder, lacking_bytes))
     if needs:
         needs.append((needs[0][0], FREE_BYTES_MIN))
     require_free_space(needs, f"VM {vm!r}", "to become independent of the managed disks, its disks need")
 
 
 def _check_room(disk: Disk, step_bytes: int) -> None:
-    found = os.statvfs(disk.place.folder)
+    found = os.statvfs(disk.paths.folder)
     free_bytes = found.f_bavail * found.f_frsize
     if free_bytes < FREE_BYTES_MIN + step_bytes:
         raise RigError(
             Code.DiskFull,
-            f"promotion of disk {disk.place}: {free_bytes >> 20} MiB are free on the host's disk, of which "
+            f"promotion of disk {disk.paths}: {free_bytes >> 20} MiB are free on the host's disk, of which "
             f"{FREE_BYTES_MIN >> 20} MiB are kept for guests; it goes on when there is more",
             recoverable=True,
         )
@@ -164,10 +168,10 @@ def _check_room(disk: Disk, step_bytes: int) -> None:
 def _stopped_by(disk: Disk, exc: OSError) -> RigError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         why = "the host's disk is full; it goes on when there is room"
-        return RigError(Code.DiskFull, f"promotion of disk {disk.place}: {why}", recoverable=True)
+        return RigError(Code.DiskFull, f"promotion of disk {disk.paths}: {why}", recoverable=True)
+    where = f"stopped at byte {disk.hydration.done_bytes} of {disk.size_bytes}"
     return RigError(
         Code.HostIoError,
-        f"promotion of disk {disk.place}: stopped at byte {disk.hydrated_bytes} of {disk.size_bytes}: "
-        f"{reason(exc, disk.place)}",
+        f"promotion of disk {disk.paths}: {where}: {reason(exc, disk.paths)}",
         recoverable=True,
     )

@@ -1,4 +1,4 @@
-"""The rules and helpers that the disks of one process share."""
+"""Options that the disks of one process share."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ import structlog
 from siterig.blockfs.changelog.disk_log import LogPolicy
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.contracts.shares import STORE_SHARE_MAX
-from siterig.blockfs.disk.disk_files import DiskPlace
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+from siterig.blockfs.disk.disk_files import DiskPaths
 from siterig.blockfs.watch.file_stamps import DigestBudget
 from siterig.blockfs.watch.file_watch import FileWatch
 
 _log = structlog.get_logger("siterig.blockfs.disk.disk")
 
 
-def log_changed(place: DiskPlace, what: str) -> None:
+def log_changed(paths: DiskPaths, what: str) -> None:
     """Another program has changed a disk."""
-    _log.error("disk_changed_by_another", disk=str(place), what=what)
+    _log.error("disk_changed_by_another", disk=str(paths), what=what)
 
 
-def log_lost(place: DiskPlace, what: str) -> None:
+def log_lost(paths: DiskPaths, what: str) -> None:
     """Another program has taken away files of a disk's change log."""
-    _log.error("log_files_changed_by_another", disk=str(place), what=what)
+    _log.error("log_files_changed_by_another", disk=str(paths), what=what)
 
 
 @dataclass(frozen=True, slots=True)
-class DiskRules:
+class DiskOptions:
     """Shared by the disks of a host: the counter of positions, the receivers of events, the limits of what is kept."""
 
     positions: PositionCounter
@@ -43,9 +44,10 @@ class DiskRules:
     """True for a state of the past: nobody may open it to write."""
     watch: FileWatch | None = None
     """Tells the disks what others do to their files."""
-    tell_changed: Callable[[DiskPlace, str], None] = log_changed
+    report_changed: Callable[[DiskPaths, str], None] = log_changed
     """Told at once what another program has done to a disk's files."""
-    tell_log_lost: Callable[[DiskPlace, str], None] = log_lost
+    report_log_lost: Callable[[DiskPaths, str], None] = log_lost
     """Told at once what another program has done to the files of a disk's change log, which ends with that."""
+    clock: Clock = SYSTEM_CLOCK
     digests: DigestBudget = field(default_factory=DigestBudget)
     """Limits the bytes that the disks read when they are closed, so that a copy of them is known again."""

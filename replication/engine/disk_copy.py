@@ -31,13 +31,13 @@ from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.blockfs.transfer.sync_stream import SyncStream
 from siterig.cext.checksums import is_zero
-from siterig.replication.engine.board import Board
-from siterig.replication.engine.links import Links
+from siterig.replication.engine.context import AgentContext
 from siterig.replication.engine.outbox import spooled
-from siterig.replication.engine.pump import Pump
+from siterig.replication.engine.progress_tracker import ProgressTracker
 from siterig.replication.engine.relationship import DiskSync
 from siterig.replication.engine.retry import ResyncNeeded
 from siterig.replication.engine.snapshots import SnapshotFile
+from siterig.replication.engine.uploader import Uploader
 
 PART_BYTES_MAX = 8 << 20
 
@@ -46,28 +46,35 @@ class DiskCopy:
     """One disk of a snapshot on its way into the spool."""
 
     def __init__(
-        self, links: Links, snapshot: SnapshotInfo, disk: SnapshotDisk, *, pump: Pump, board: Board, file: SnapshotFile
+        self,
+        context: AgentContext,
+        snapshot: SnapshotInfo,
+        disk: SnapshotDisk,
+        *,
+        uploader: Uploader,
+        tracker: ProgressTracker,
+        file: SnapshotFile,
     ) -> None:
         self.disk = disk
         self.file = file
-        self._links = links
+        self._context = context
         self._vm = snapshot.vm
         self._snapshot = snapshot
-        self._pump = pump
-        self._board = board
+        self._uploader = uploader
+        self._tracker = tracker
         self._stream: SyncStream | None = None
 
     @property
     def state(self) -> DiskSync:
         """How far the relationship says that this disk is."""
-        return next(item for item in self._links.book.get(self._vm).disks if item.disk_id == self.disk.disk_id)
+        return next(item for item in self._context.book.get(self._vm).disks if item.disk_id == self.disk.disk_id)
 
     async def add(self, offset: int, length: int, *, zeros: bool) -> None:
         """Read and add a piece; ``zeros``: zeros are to be written, not skipped."""
         part = await trio.to_thread.run_sync(self._read_into_stream, offset, length, zeros)
         if part is not None:
             await self._keep(part, offset + length)
-        self._board.done(self.disk.name, offset + length)
+        self._tracker.done(self.disk.name, offset + length)
 
     async def open_generation(self) -> None:
         """Part 1: the disk's first bytes, whatever they are.
@@ -87,7 +94,7 @@ class DiskCopy:
         self._stream = stream
         part, _ = await trio.to_thread.run_sync(stream.finish)
         await self._keep(part, self.disk.size_bytes, done=True)
-        self._board.done(self.disk.name, self.disk.size_bytes)
+        self._tracker.done(self.disk.name, self.disk.size_bytes)
 
     def close(self) -> None:
         """Close the file and throw an unfinished part away."""
@@ -97,7 +104,7 @@ class DiskCopy:
 
     def _new_stream(self, part_bytes_max: int | None = None) -> SyncStream:
         state = self.state
-        folder = spool_folder(self._links.spool, self.disk.disk_id)
+        folder = spool_folder(self._context.spool, self.disk.disk_id)
         for item in spooled(folder):
             if item.generation == state.generation and item.number > state.parts:
                 item.path.unlink()
@@ -125,19 +132,19 @@ class DiskCopy:
         return finished[0] if finished is not None else None
 
     async def _keep(self, part: PartName, next_offset: int, *, done: bool = False) -> None:
-        self._links.book.update_disk(self._vm, self.disk.disk_id, parts=part.last, next_offset=next_offset, done=done)
-        self._pump.kick()
-        await self._links.host.release_snapshot(vm=self._vm, disk=self.disk.name, upto=next_offset)
-        await self._pump.room()
+        self._context.book.update_disk(self._vm, self.disk.disk_id, parts=part.last, next_offset=next_offset, done=done)
+        self._uploader.wake()
+        await self._context.host.release_snapshot(vm=self._vm, disk=self.disk.name, upto=next_offset)
+        await self._uploader.wait_for_room()
 
 
 @asynccontextmanager
-async def copying(
-    links: Links, snapshot: SnapshotInfo, disk: SnapshotDisk, pump: Pump, board: Board
+async def open_copy(
+    context: AgentContext, snapshot: SnapshotInfo, disk: SnapshotDisk, uploader: Uploader, tracker: ProgressTracker
 ) -> AsyncIterator[DiskCopy]:
     """Open a disk's snapshot for copying."""
-    file = await trio.to_thread.run_sync(links.open_snapshot, Path(disk.path))
-    copy = DiskCopy(links, snapshot, disk, pump=pump, board=board, file=file)
+    file = await trio.to_thread.run_sync(context.open_snapshot, Path(disk.path))
+    copy = DiskCopy(context, snapshot, disk, uploader=uploader, tracker=tracker, file=file)
     try:
         yield copy
     finally:
@@ -155,21 +162,21 @@ def spool_folder(spool: Path, disk_id: str) -> Path:
     return folder
 
 
-def sync_states(links: Links, vm: str) -> Callable[[], list[DiskSync]]:
+def sync_states(context: AgentContext, vm: str) -> Callable[[], list[DiskSync]]:
     """The relationship's disks, always as of now."""
-    return lambda: links.book.get(vm).disks
+    return lambda: context.book.get(vm).disks
 
 
-async def fresh_snapshot(links: Links, vm: str) -> SnapshotInfo:
+async def fresh_snapshot(context: AgentContext, vm: str) -> SnapshotInfo:
     """A snapshot that is surely ours and whole: a leftover (of a kill) is removed first."""
-    await links.host.end_snapshot(vm=vm)
-    return await links.host.begin_snapshot(vm=vm)
+    await context.host.end_snapshot(vm=vm)
+    return await context.host.begin_snapshot(vm=vm)
 
 
-async def check_vouched_for(links: Links, vm: str) -> None:
+async def check_vouched_for(context: AgentContext, vm: str) -> None:
     """``ResyncNeeded`` if a disk's log is not contiguous since the sync stream of its generation was begun."""
-    generations = {disk.disk_id: disk.generation for disk in links.book.get(vm).disks}
-    for info in await links.host.list_disks(vm=vm):
+    generations = {disk.disk_id: disk.generation for disk in context.book.get(vm).disks}
+    for info in await context.host.list_disks(vm=vm):
         if info.needs_resync is not None:
             raise ResyncNeeded(info.needs_resync)
         if generations.get(info.disk_id) != info.generation:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from siterig.blockfs.core.progress import DiskProgress, Phase, VmProgress
 
 
-class Board:
+class ProgressTracker:
     """Mutable progress of one VM; written by whoever does the work, read by ``progress()``."""
 
     def __init__(self, vm: str) -> None:
@@ -41,7 +41,7 @@ class Board:
         self._disks = {}
         self.detail = ""
 
-    def show(self) -> VmProgress:
+    def snapshot(self) -> VmProgress:
         """As of now."""
         disks = [
             DiskProgress(disk=name, done_bytes=done, total_bytes=total, sent_bytes=sent)

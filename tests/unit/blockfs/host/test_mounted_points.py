@@ -41,8 +41,8 @@ async def test_several_states_of_one_disk_are_files_in_folders_of_their_own(
     host = host_over(stores)
     files = DiskFileSystem(host)
     assert "recovery" not in await listed(files, pyfuse3.ROOT_INODE, monkeypatch)
-    made = await host.open_recovery(vm="web01", name="@1", position=1, disks=[os_disk, odd])
-    await host.open_recovery(vm="web01", name="2026-11-21T22:13:17Z", position=2, disks=[os_disk, odd])
+    made = await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[os_disk, odd])
+    await host.open_mounted_point(vm="web01", name="2026-11-21T22:13:17Z", position=2, disks=[os_disk, odd])
     assert [(disk.path, disk.vhd_path) for disk in made.disks] == [
         (f"{host.mountpoint}/recovery/web01/@1/os.img", f"{host.mountpoint}/recovery/web01/@1/os.vhd"),
         (f"{host.mountpoint}/recovery/web01/@1/odd.img", None),
@@ -78,7 +78,7 @@ async def test_several_states_of_one_disk_are_files_in_folders_of_their_own(
 
 async def test_a_state_of_the_past_cannot_be_written_nor_grown(stores: Stores) -> None:
     host = host_over(stores)
-    await host.open_recovery(vm="web01", name="@1", position=1, disks=[stores.make("os", p1=bytes(MIB))])
+    await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[stores.make("os", p1=bytes(MIB))])
     files = DiskFileSystem(host)
     inode = pyfuse3.ROOT_INODE
     for name in (b"recovery", b"web01", b"@1", b"os.img"):
@@ -100,18 +100,18 @@ async def test_mounted_states_are_there_again_after_a_kill_and_gone_after_they_w
     disk = stores.make("os", p1=b"one" + bytes(509), p2=bytes(512))
     host = host_over(stores)
     for position in (1, 2):
-        await host.open_recovery(vm="web01", name=f"@{position}", position=position, disks=[disk])
-    before = await host.list_recoveries()
+        await host.open_mounted_point(vm="web01", name=f"@{position}", position=position, disks=[disk])
+    before = await host.list_mounted_points()
     host.abandon()
     host = host_over(stores)
-    assert await host.list_recoveries() == before
-    await host.close_recovery(vm="web01", name="@1")
-    await host.close_recovery(vm="web01", name="@1")  # again is no error
+    assert await host.list_mounted_points() == before
+    await host.close_mounted_point(vm="web01", name="@1")
+    await host.close_mounted_point(vm="web01", name="@1")  # again is no error
     host.abandon()
     host = host_over(stores)
-    assert [info.name for info in await host.list_recoveries(vm="web01")] == ["@2"]
+    assert [info.name for info in await host.list_mounted_points(vm="web01")] == ["@2"]
     assert stores.held == {("os", 2, "recovery web01/@2")}
-    await host.close_recovery(vm="web01", name="@2")
+    await host.close_mounted_point(vm="web01", name="@2")
     assert host.folders("") == []
     assert stores.held == set()
     host.close()
@@ -120,18 +120,18 @@ async def test_mounted_states_are_there_again_after_a_kill_and_gone_after_they_w
 async def test_what_cannot_be_opened_again_says_why_and_can_only_be_closed(stores: Stores) -> None:
     disk = stores.make("os", p1=bytes(512))
     host = host_over(stores)
-    await host.open_recovery(vm="web01", name="@1", position=1, disks=[disk])
+    await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[disk])
     host.abandon()
     (stores.folder / "os" / "1").unlink()
     host = host_over(stores)
-    (info,) = await host.list_recoveries()
+    (info,) = await host.list_mounted_points()
     assert (info.disks, info.broken) == ([], "os: position 1 is not valid")
     with pytest.raises(
         RigError, match="recovery/web01/@1 is there already and cannot be opened: os: position 1 is not valid"
     ):
-        await host.open_recovery(vm="web01", name="@1", position=1, disks=[disk])
-    await host.close_recovery(vm="web01", name="@1")
-    assert await host.list_recoveries() == []
+        await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[disk])
+    await host.close_mounted_point(vm="web01", name="@1")
+    assert await host.list_mounted_points() == []
     host.close()
 
 
@@ -139,18 +139,18 @@ async def test_a_file_that_is_rotten_is_one_broken_state_and_holds_stay(stores: 
     disk = stores.make("os", p1=bytes(512), p2=bytes(512))
     host = host_over(stores)
     for position in (1, 2):
-        await host.open_recovery(vm="web01", name=f"@{position}", position=position, disks=[disk])
+        await host.open_mounted_point(vm="web01", name=f"@{position}", position=position, disks=[disk])
     host.abandon()
     path = host.root / "recovery" / "web01" / "@1.json"
     good = path.read_bytes()
     for at in range(0, len(good) - 1, 7):  # one byte anywhere; never another state under that name
         path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
         host = host_over(stores)
-        assert [i.name for i in await host.list_recoveries() if i.broken is None] == ["@2"], at
+        assert [i.name for i in await host.list_mounted_points() if i.broken is None] == ["@2"], at
         host.abandon()
     path.write_bytes(good[:-5])
     host = host_over(stores)
-    infos = {info.name: info for info in await host.list_recoveries()}
+    infos = {info.name: info for info in await host.list_mounted_points()}
     assert infos["@2"].broken is None
     assert infos["@1"].broken is not None
     assert str(path) in infos["@1"].broken
@@ -162,26 +162,26 @@ async def test_a_state_that_fails_to_open_leaves_nothing(stores: Stores) -> None
     good, bad = stores.make("os", p1=bytes(512)), stores.make("data")
     host = host_over(stores)
     with pytest.raises(RigError, match="data: position 1 is not valid"):
-        await host.open_recovery(vm="web01", name="@1", position=1, disks=[good, bad])
+        await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[good, bad])
     assert (stores.held, list(host.root.glob("recovery/*/*"))) == (set(), [])
     host.close()
 
 
 async def test_a_state_in_use_is_not_closed(stores: Stores, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("siterig.blockfs.host.recoveries.RELEASE_S", 0.05)
+    monkeypatch.setattr("siterig.blockfs.host.mounted_points.RELEASE_S", 0.05)
     host = host_over(stores)
-    await host.open_recovery(vm="web01", name="@1", position=1, disks=[stores.make("os", p1=bytes(512))])
+    await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[stores.make("os", p1=bytes(512))])
     disks = host.disks_in("recovery/web01/@1")
     assert disks is not None
     disks["os"].handles += 1
     with pytest.raises(RigError) as caught:
-        await host.close_recovery(vm="web01", name="@1")
+        await host.close_mounted_point(vm="web01", name="@1")
     assert (caught.value.code, caught.value.message) == (
         "RecoveryInUse",
         "recovery/web01/@1/os is in use: it is open 1 times; unmount it and detach its loop devices",
     )
     disks["os"].handles -= 1
-    await host.close_recovery(vm="web01", name="@1")
+    await host.close_mounted_point(vm="web01", name="@1")
     host.close()
 
 
@@ -199,7 +199,7 @@ async def test_the_folders_of_a_note_are_durable_even_if_a_kill_had_made_them(
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", record)
-    await host.open_recovery(vm="web01", name="@1", position=1, disks=[disk])
+    await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[disk])
     assert {host.root, host.root / "recovery", host.root / "recovery" / "web01"} <= set(synced)
     host.close()
 
@@ -207,19 +207,19 @@ async def test_the_folders_of_a_note_are_durable_even_if_a_kill_had_made_them(
 async def test_a_name_is_opened_again_only_when_all_that_was_held_by_it_is_released(stores: Stores) -> None:
     disk = stores.make("os", p1=bytes(512), p2=bytes(512))
     host = host_over(stores)
-    await host.open_recovery(vm="web01", name="@", position=1, disks=[disk])
+    await host.open_mounted_point(vm="web01", name="@", position=1, disks=[disk])
     stores.opened.clear()
     stores.slow_at = "release"
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: host.close_recovery(vm="web01", name="@"))
+        nursery.start_soon(lambda: host.close_mounted_point(vm="web01", name="@"))
         await trio.to_thread.run_sync(stores.begun.wait)
-        nursery.start_soon(lambda: host.open_recovery(vm="web01", name="@", position=2, disks=[disk]))
+        nursery.start_soon(lambda: host.open_mounted_point(vm="web01", name="@", position=2, disks=[disk]))
         await trio.to_thread.run_sync(stores.opened.wait, 0.2)  # it does not come to that
         stores.go_on.set()
     assert stores.held == {("os", 2, "recovery web01/@")}
     host.abandon()
     host = host_over(stores)
-    assert [(info.position, info.broken) for info in await host.list_recoveries()] == [(2, None)]
+    assert [(info.position, info.broken) for info in await host.list_mounted_points()] == [(2, None)]
     host.close()
 
 
@@ -228,51 +228,51 @@ async def test_what_is_being_opened_is_closed_when_it_is_open(stores: Stores) ->
     host = host_over(stores)
     stores.slow_at = "open"
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: host.open_recovery(vm="web01", name="@1", position=1, disks=[disk]))
+        nursery.start_soon(lambda: host.open_mounted_point(vm="web01", name="@1", position=1, disks=[disk]))
         await trio.to_thread.run_sync(stores.begun.wait)
-        (info,) = await host.list_recoveries()
+        (info,) = await host.list_mounted_points()
         assert info.broken == "it is not wholly open"
-        nursery.start_soon(lambda: host.close_recovery(vm="web01", name="@1"))
+        nursery.start_soon(lambda: host.close_mounted_point(vm="web01", name="@1"))
         await wait_all_tasks_blocked()
         stores.go_on.set()
-    assert (await host.list_recoveries(), stores.held, list(host.root.glob("recovery/*/*"))) == ([], set(), [])
+    assert (await host.list_mounted_points(), stores.held, list(host.root.glob("recovery/*/*"))) == ([], set(), [])
     host.close()
 
 
 async def test_what_cannot_be_released_stays_in_the_list_until_it_is(stores: Stores) -> None:
     disk = stores.make("os", p1=bytes(512))
     host = host_over(stores)
-    await host.open_recovery(vm="web01", name="@1", position=1, disks=[disk])
+    await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[disk])
     stores.failing = [OSError(errno.EIO, "Input/output error")]
     with pytest.raises(RigError, match="Input/output error"):
-        await host.close_recovery(vm="web01", name="@1")
-    (info,) = await host.list_recoveries()
+        await host.close_mounted_point(vm="web01", name="@1")
+    (info,) = await host.list_mounted_points()
     assert (info.disks, info.broken, len(stores.held)) == ([], "it was not wholly unmounted", 1)
-    await host.close_recovery(vm="web01", name="@1")
-    assert (await host.list_recoveries(), stores.held, list(host.root.glob("recovery/*/*"))) == ([], set(), [])
+    await host.close_mounted_point(vm="web01", name="@1")
+    assert (await host.list_mounted_points(), stores.held, list(host.root.glob("recovery/*/*"))) == ([], set(), [])
     bad = stores.make("bad")
     stores.failing = [OSError(errno.EIO, "Input/output error")]
     with pytest.raises(RigError, match="Input/output error"):  # neither opened nor given up
-        await host.open_recovery(vm="web01", name="@1", position=1, disks=[disk, bad])
-    assert [(info.name, info.broken) for info in await host.list_recoveries()] == [("@1", "it is not wholly open")]
-    await host.close_recovery(vm="web01", name="@1")
-    assert (await host.list_recoveries(), stores.held, list(host.root.glob("recovery/*/*"))) == ([], set(), [])
+        await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[disk, bad])
+    assert [(info.name, info.broken) for info in await host.list_mounted_points()] == [("@1", "it is not wholly open")]
+    await host.close_mounted_point(vm="web01", name="@1")
+    assert (await host.list_mounted_points(), stores.held, list(host.root.glob("recovery/*/*"))) == ([], set(), [])
     host.close()
 
 
 async def test_names_that_are_taken_or_no_names_are_refused(stores: Stores) -> None:
     disk = stores.make("os", p1=bytes(512), p2=bytes(512))
     host = host_over(stores)
-    await host.open_recovery(vm="web01", name="@1", position=1, disks=[disk])
+    await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[disk])
     with pytest.raises(RigError, match="recovery/web01/@1 is there already and is position 1; unmount it first"):
-        await host.open_recovery(vm="web01", name="@1", position=2, disks=[disk])
+        await host.open_mounted_point(vm="web01", name="@1", position=2, disks=[disk])
     for name in ("", "..", ".x", "a/b", "a" * 128):
         with pytest.raises(RigError, match=r"^recovery is named"):
-            await host.open_recovery(vm="web01", name=name, position=1, disks=[disk])
+            await host.open_mounted_point(vm="web01", name=name, position=1, disks=[disk])
     with pytest.raises(RigError, match="VM is named 'recovery': a recovery side's mount has its mounted points there"):
         await host.create_disk(vm="recovery", name="os", size_bytes=MIB)
     host.close()
     site = DiskHost(stores.folder.parent / "site", stores.folder.parent / "mnt2")
     with pytest.raises(RigError, match="this host serves a site"):
-        await site.open_recovery(vm="web01", name="@1", position=1, disks=[disk])
+        await site.open_mounted_point(vm="web01", name="@1", position=1, disks=[disk])
     site.close()

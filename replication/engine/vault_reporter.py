@@ -10,23 +10,24 @@ import trio
 
 from siterig.blockfs.contracts.control import CutInfo
 from siterig.blockfs.core.errors import RigError
-from siterig.replication.engine.links import Links
+from siterig.replication.engine.context import AgentContext
 
 FLUSH_EVERY_S = 5.0
 
 _log = structlog.get_logger(__name__)
 
 
-class Reports:
+class VaultReporter:
     """A VM's reports that the vault has not heard yet.
 
     They are kept in memory only: after a restart the vault learns of points from the applier, and of errors from the
     next cycle.  A newer report of the same kind takes the place of one that was not told yet.
     """
 
-    def __init__(self, links: Links, vm: str) -> None:
-        self._vault = links.vault
-        self._waits = links.waits
+    def __init__(self, context: AgentContext, vm: str) -> None:
+        self._vault = context.vault
+        self._waits = context.waits
+        self._clock = context.clock
         self._vm = vm
         self._unsent: dict[str, Callable[[], Awaitable[None]]] = {}
         self._telling = trio.Lock()
@@ -34,7 +35,7 @@ class Reports:
     async def error(self, error: RigError, *, attempt: int, next_try_s: float | None) -> None:
         """A cycle failed."""
         _log.warning(
-            "replication failed",
+            "replication_failed",
             vm=self._vm,
             code=error.code,
             message=error.message,
@@ -54,7 +55,7 @@ class Reports:
 
     async def recovered(self) -> None:
         """The first success after errors."""
-        _log.info("replication recovered", vm=self._vm)
+        _log.info("replication_recovered", vm=self._vm)
         await self._tell("recovered", partial(self._vault.replication_recovered, vm=self._vm))
 
     async def point_sent(self, cut: CutInfo, cut_at: float, waiting_bytes: dict[str, int]) -> None:
@@ -72,7 +73,7 @@ class Reports:
                 position=cut.position,
                 time_ns=cut.time_ns,
                 downgraded_because=cut.downgraded_because,
-                age_s=trio.current_time() - cut_at,
+                age_s=self._clock.trio_time_s() - cut_at,
                 waiting_bytes=waiting_bytes,
             )
 
@@ -80,11 +81,11 @@ class Reports:
 
     async def wait(self, seconds: float) -> None:
         """Sleep, and tell what is still to be told meanwhile."""
-        deadline = trio.current_time() + seconds
-        while self._unsent and (left := deadline - trio.current_time()) > 0:
+        deadline = self._clock.trio_time_s() + seconds
+        while self._unsent and (left := deadline - self._clock.trio_time_s()) > 0:
             await self._flush()
-            await trio.sleep(min(FLUSH_EVERY_S, left))
-        await trio.sleep_until(deadline)
+            await self._clock.sleep(min(FLUSH_EVERY_S, left))
+        await self._clock.sleep_until(deadline)
 
     async def _tell(self, key: str, call: Callable[[], Awaitable[None]]) -> None:
         self._unsent.pop(key, None)
@@ -98,7 +99,7 @@ class Reports:
                 try:
                     await call()
                 except RigError as exc:
-                    _log.warning("not reported", vm=self._vm, report=key, code=exc.code, message=exc.message)
+                    _log.warning("report_not_sent", vm=self._vm, report=key, code=exc.code, message=exc.message)
                     if exc.recoverable:
                         self._waits.set("vault", exc.code, exc.message, vm=self._vm)
                         return

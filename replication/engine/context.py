@@ -11,7 +11,8 @@ import trio
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.waits import Waits
-from siterig.replication.contracts.ports import CacheAccount, VaultLink
+from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.replication.contracts.ports import VaultLink
 from siterig.replication.engine.guests import Guests
 from siterig.replication.engine.relationship import RelationshipBook
 from siterig.replication.engine.retry import RetryTable
@@ -19,11 +20,11 @@ from siterig.replication.engine.snapshots import SnapshotFile
 
 
 @dataclass(frozen=True)
-class Links:
+class AgentContext:
     """The agent's surroundings.
 
     ``spool``: one folder a disk for sync parts that are not applied yet.  ``uploads``: how many uploads of this
-    host may be in flight.  ``clock``: only for what must outlive a restart.  ``waits``: of the role.
+    host may be in flight.  ``waits``: of the role.
     """
 
     host: DiskHostControl

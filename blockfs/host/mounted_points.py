@@ -1,13 +1,14 @@
 """Recovery points that are mounted: read-only disks in ``recovery/VM/NAME`` of a recovery host's mount.
 
-Each mounted state is a small file, ``root/VM/NAME.json`` (ids of managed disks, position), so that it is there again after a
-restart of the host.
+Each mounted point has a small file, ``root/VM/NAME.json``, with the ids of its managed disks and its position.  So it is
+opened again after a restart of the host.
 
-Fault contract: the file comes first, then the views, which hold their positions; it goes last.  So a kill at any moment
-leaves a file that says what was meant: the next start opens it again, and :meth:`Recoveries.close` takes away what there is
-of it.  A state that cannot be opened again fails alone and says why; it can only be closed.  So does one of which something
-could not be taken away.  Positions are held by name: of those who open and close one name, each waits until the one before
-has held, or let go of, all.  Nothing here ever writes to a managed disk.
+Fault contract: the file is written before the views are opened, and the views hold their positions; the file is deleted
+last.  A kill at any moment therefore leaves a file that records the intent: the next start opens the point again, and
+:meth:`MountedPoints.close` removes everything that exists of it.  A point that cannot be opened again fails alone, with its
+reason, and can only be closed.  So does a point of which something could not be removed.  Positions are held by name:
+opening and closing one name wait for each other, until the one before has held or released all positions.  Nothing here
+writes to a managed disk.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ import structlog
 import trio
 from pydantic import Field, ValidationError
 
-from siterig.blockfs.contracts.control import CLOSE_IT, RecoveryDisk, RecoveryInfo, RecoverySource
+from siterig.blockfs.contracts.control import CLOSE_IT, MountedPointDisk, MountedPointInfo, MountedPointSource
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.keyed_lock import KeyedLock
 from siterig.blockfs.core.wire_model import WireModel
 from siterig.blockfs.disk.disk import Disk
-from siterig.blockfs.disk.disk_files import DiskPlace
-from siterig.blockfs.disk.disk_rules import DiskRules
+from siterig.blockfs.disk.disk_files import DiskPaths
+from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.disk.file_attributes import PastState
 from siterig.blockfs.disk.views import Views, open_counted
@@ -58,16 +59,16 @@ _OLD_FORMATS = (1, 2)
 """1: without sector sizes; 1 and 2: each disk with ``store``, the path of its folder, which is not used any more."""
 _DOCUMENT = CheckedDocument(_FORMAT, _OLD_FORMATS, body_key="recovery")
 _NAME = re.compile(r"[A-Za-z0-9@][A-Za-z0-9@.+_:-]{0,126}")
-_log = structlog.get_logger("siterig.blockfs.host.recoveries")
+_log = structlog.get_logger("siterig.blockfs.host.mounted_points")
 
 
-class _Note(WireModel):
+class MountRecord(WireModel):
     """What a mounted state's file says."""
 
     vm: str
     name: str
     position: int = Field(ge=0, lt=1 << 63)
-    disks: list[RecoverySource]
+    disks: list[MountedPointSource]
     time_ns: int | None = Field(default=None, ge=0, lt=1 << 63)
 
     def save(self, path: Path) -> None:
@@ -75,12 +76,12 @@ class _Note(WireModel):
         _DOCUMENT.save(path, self.model_dump())
 
     @classmethod
-    def load(cls, path: Path) -> _Note:
+    def load(cls, path: Path) -> MountRecord:
         """Read; ``RecoveryNoteCorrupt`` and ``StateVersion`` name the file."""
         try:
             version, body = _DOCUMENT.decode(read_small_file(path))
             if version in _OLD_FORMATS:
-                return _from_format_2(_OldNote.model_validate(body, strict=True))
+                return _from_format_2(_OldMountRecord.model_validate(body, strict=True))
             return cls.model_validate(body, strict=True)
         except UnknownFormatError as exc:
             raise RigError(Code.StateVersion, f"{path}: mount record {exc}") from exc
@@ -93,65 +94,65 @@ class _Note(WireModel):
         raise RigError(Code.RecoveryNoteCorrupt, f"{path}: mount record is corrupt: {why}")
 
 
-class _OldSource(RecoverySource):
+class _OldSource(MountedPointSource):
     store: str = Field(pattern=r"^[^\x00-\x1f\x7f]+$")
 
 
-class _OldNote(_Note):
+class _OldMountRecord(MountRecord):
     disks: list[_OldSource]  # type: ignore[assignment]
 
 
-def _from_format_2(old: _OldNote) -> _Note:
-    disks = [RecoverySource(name=disk.name, disk_id=disk.disk_id, sector_bytes=disk.sector_bytes) for disk in old.disks]
-    return _Note(vm=old.vm, name=old.name, position=old.position, disks=disks, time_ns=old.time_ns)
+def _from_format_2(old: _OldMountRecord) -> MountRecord:
+    disks = [MountedPointSource(name=disk.name, disk_id=disk.disk_id, sector_bytes=disk.sector_bytes) for disk in old.disks]
+    return MountRecord(vm=old.vm, name=old.name, position=old.position, disks=disks, time_ns=old.time_ns)
 
 
 @dataclass
 class _Mounted:
-    note: _Note
+    record: MountRecord
     disks: dict[str, Disk] = field(default_factory=dict)
     broken: str | None = None
 
 
-class Recoveries:
+class MountedPoints:
     """The mounted states of one host.  ``root``: their files; ``where``: the mount.  One trio thread."""
 
-    def __init__(self, root: Path, where: Path, *, views: Views, rules: DiskRules) -> None:
+    def __init__(self, root: Path, where: Path, *, views: Views, options: DiskOptions) -> None:
         self._root = root
         self._where = where
         self._views = views
-        self._rules = rules
+        self._options = options
         self._mounted: dict[str, dict[str, _Mounted]] = {}
         self._locks = KeyedLock()
         for path in sorted(root.glob("*/*.json")):
             self._reopen(path)
         noted = [mounted for states in self._mounted.values() for mounted in states.values()]
-        if all(mounted.note.disks for mounted in noted):  # else there are pins whose holder cannot be read
-            views.reconcile(RECOVERY_FOLDER, {_holder(mounted.note) for mounted in noted})
+        if all(mounted.record.disks for mounted in noted):  # else there are pins whose holder cannot be read
+            views.reconcile(RECOVERY_FOLDER, {_holder(mounted.record) for mounted in noted})
 
     def _reopen(self, path: Path) -> None:
-        note, why = self._read(path)
-        mounted = _Mounted(note, broken=why)
+        record, why = self._read(path)
+        mounted = _Mounted(record, broken=why)
         if why is None:
             try:
-                mounted.disks = self._disks(note)
+                mounted.disks = self._disks(record)
             except (RigError, OSError) as exc:
                 mounted.broken = str(exc)
         if mounted.broken is not None:
-            _log.error("recovery_not_opened", vm=note.vm, name=note.name, error=mounted.broken)
-        self._mounted.setdefault(note.vm, {})[note.name] = mounted
+            _log.error("mounted_point_not_opened", vm=record.vm, name=record.name, error=mounted.broken)
+        self._mounted.setdefault(record.vm, {})[record.name] = mounted
 
-    def _read(self, path: Path) -> tuple[_Note, str | None]:
+    def _read(self, path: Path) -> tuple[MountRecord, str | None]:
         """What a file says, or its name alone and why it says nothing."""
         try:
-            note = _Note.load(path)
+            record = MountRecord.load(path)
         except RigError as exc:
             why = exc.message
         else:
-            if path == self._file(note.vm, note.name):
-                return note, None
-            why = f"{path}: is of {note.vm!r:.80}/{note.name!r:.140}"
-        return _Note(vm=path.parent.name, name=path.stem, position=0, disks=[]), why
+            if path == self._file(record.vm, record.name):
+                return record, None
+            why = f"{path}: is of {record.vm!r:.80}/{record.name!r:.140}"
+        return MountRecord(vm=path.parent.name, name=path.stem, position=0, disks=[]), why
 
     def _file(self, vm: str, name: str) -> Path:
         return self._root / vm / f"{name}.json"
@@ -188,8 +189,8 @@ class Recoveries:
     # --- open and close -----------------------------------------------------------------------------------------
 
     async def open(
-        self, *, vm: str, name: str, position: int, disks: list[RecoverySource], time_ns: int | None = None
-    ) -> RecoveryInfo:
+        self, *, vm: str, name: str, position: int, disks: list[MountedPointSource], time_ns: int | None = None
+    ) -> MountedPointInfo:
         """See :class:`siterig.blockfs.contracts.control.DiskHostControl`."""
         if not _NAME.fullmatch(name):
             raise RigError(
@@ -199,36 +200,37 @@ class Recoveries:
         async with self._locks.hold(f"{vm}/{name}"):
             there = self._mounted.get(vm, {}).get(name)
             if there is not None:
-                if there.broken is None and (there.note.position, there.note.disks) == (position, disks):
+                if there.broken is None and (there.record.position, there.record.disks) == (position, disks):
                     return self._info(there)
-                why = f"cannot be opened: {there.broken}" if there.broken else f"is position {there.note.position}"
+                why = f"cannot be opened: {there.broken}" if there.broken else f"is position {there.record.position}"
                 raise RigError(
                     Code.RecoveryExists, f"{RECOVERY_FOLDER}/{vm}/{name} is there already and {why}; unmount it first"
                 )
-            note = _Note(vm=vm, name=name, position=position, disks=disks, time_ns=time_ns)
-            mounted = self._mounted.setdefault(vm, {})[name] = _Mounted(note, broken="it is not wholly open")
+            record = MountRecord(vm=vm, name=name, position=position, disks=disks, time_ns=time_ns)
+            mounted = self._mounted.setdefault(vm, {})[name] = _Mounted(record, broken="it is not wholly open")
             try:
                 # In a thread: building a view may read much, and the disks that are served must not wait for that.
-                mounted.disks = await trio.to_thread.run_sync(self._begin, note)
+                mounted.disks = await trio.to_thread.run_sync(self._begin, record)
             except BaseException:
                 await self._forget(mounted)
                 raise
             mounted.broken = None
             return self._info(mounted)
 
-    def _begin(self, note: _Note) -> dict[str, Disk]:
-        path = self._file(note.vm, note.name)
+    def _begin(self, record: MountRecord) -> dict[str, Disk]:
+        path = self._file(record.vm, record.name)
         safe_files.make_folder(path.parent, parents=True)
         sync_folder(self._root)  # even if the folder was there: a kill may have come before that
         sync_folder(self._root.parent)
-        note.save(path)
-        return self._disks(note)
+        record.save(path)
+        return self._disks(record)
 
-    def _opened(self, note: _Note) -> list[Layer]:
+    def _opened(self, record: MountRecord) -> list[Layer]:
         """Every disk's view, or none; side by side, for most of the time the host's disk is waited for."""
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
             opening = [
-                pool.submit(open_counted, self._views, disk.disk_id, note.position, _holder(note)) for disk in note.disks
+                pool.submit(open_counted, self._views, disk.disk_id, record.position, _holder(record))
+                for disk in record.disks
             ]
         try:
             return [view.result() for view in opening]
@@ -238,13 +240,13 @@ class Recoveries:
                     view.result().close()
             raise
 
-    def _disks(self, note: _Note) -> dict[str, Disk]:
-        folder = f"{RECOVERY_FOLDER}/{note.vm}/{note.name}"
+    def _disks(self, record: MountRecord) -> dict[str, Disk]:
+        folder = f"{RECOVERY_FOLDER}/{record.vm}/{record.name}"
         # The time of a state that nobody has named is when it was mounted: no two look alike.
-        time_ns = self._file(note.vm, note.name).stat().st_mtime_ns if note.time_ns is None else note.time_ns
-        past = PastState(note.position, time_ns)
+        time_ns = self._file(record.vm, record.name).stat().st_mtime_ns if record.time_ns is None else record.time_ns
+        past = PastState(record.position, time_ns)
         disks = {}
-        for source, view in zip(note.disks, self._opened(note), strict=True):
+        for source, view in zip(record.disks, self._opened(record), strict=True):
             state = DiskState(
                 disk_id=source.disk_id,
                 size_bytes=view.size_bytes,
@@ -257,7 +259,11 @@ class Recoveries:
             # It is asked for no write: the rules say so to the file system, and no handle of it is writable.
             layer = cast("WritableLayer", view)
             disks[source.name] = Disk(
-                DiskPlace(self._root / note.vm, folder, source.name), state=state, layer=layer, rules=self._rules, past=past
+                DiskPaths(self._root / record.vm, folder, source.name),
+                state=state,
+                layer=layer,
+                options=self._options,
+                past=past,
             )
         return disks
 
@@ -267,13 +273,14 @@ class Recoveries:
             mounted = self._mounted.get(vm, {}).get(name)
             if mounted is None:
                 return
-            with trio.move_on_after(RELEASE_S):
-                while any(disk.handles for disk in mounted.disks.values()):  # noqa: ASYNC110 (the kernel tells nobody)
-                    await trio.sleep(0.01)
+            clock = self._options.clock
+            with clock.move_on_after(RELEASE_S):
+                while any(disk.handles for disk in mounted.disks.values()):
+                    await clock.sleep(0.01)
             for disk in mounted.disks.values():
                 if disk.handles:
                     raise RigError(
-                        Code.RecoveryInUse, f"{disk.place} is in use: it is open {disk.handles} times; {CLOSE_IT}"
+                        Code.RecoveryInUse, f"{disk.paths} is in use: it is open {disk.handles} times; {CLOSE_IT}"
                     )
             for disk in mounted.disks.values():
                 disk.abandon()
@@ -283,33 +290,33 @@ class Recoveries:
     async def _forget(self, mounted: _Mounted) -> None:
         """What has no disks any more is gone when nothing is left of it; until then it can be closed again."""
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._release, mounted.note)
-        states = self._mounted[mounted.note.vm]
-        del states[mounted.note.name]
+            await trio.to_thread.run_sync(self._release, mounted.record)
+        states = self._mounted[mounted.record.vm]
+        del states[mounted.record.name]
         if not states:
-            del self._mounted[mounted.note.vm]
+            del self._mounted[mounted.record.vm]
 
-    def _release(self, note: _Note) -> None:
+    def _release(self, record: MountRecord) -> None:
         """Let go of the positions and take the file away, in this order: by the file it is known what is held."""
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            releasing = [pool.submit(self._views.release, disk.disk_id, _holder(note)) for disk in note.disks]
+            releasing = [pool.submit(self._views.release, disk.disk_id, _holder(record)) for disk in record.disks]
         for each in releasing:
             each.result()
-        path = self._file(note.vm, note.name)
+        path = self._file(record.vm, record.name)
         if path.parent.is_dir():  # else there was no room for it
             path.unlink(missing_ok=True)
             sync_folder(path.parent)
 
-    def infos(self, vm: str | None) -> list[RecoveryInfo]:
+    def infos(self, vm: str | None) -> list[MountedPointInfo]:
         """All mounted states, or those of a VM."""
         wanted = self._mounted if vm is None else {vm: self._mounted.get(vm, {})}
         return [self._info(mounted) for states in wanted.values() for mounted in states.values()]
 
-    def _info(self, mounted: _Mounted) -> RecoveryInfo:
-        note = mounted.note
-        folder = self._where / RECOVERY_FOLDER / note.vm / note.name
+    def _info(self, mounted: _Mounted) -> MountedPointInfo:
+        record = mounted.record
+        folder = self._where / RECOVERY_FOLDER / record.vm / record.name
         disks = [
-            RecoveryDisk(
+            MountedPointDisk(
                 name=name,
                 disk_id=disk.state.disk_id,
                 size_bytes=disk.size_bytes,
@@ -320,7 +327,7 @@ class Recoveries:
             )
             for name, disk in mounted.disks.items()
         ]
-        return RecoveryInfo(vm=note.vm, name=note.name, position=note.position, disks=disks, broken=mounted.broken)
+        return MountedPointInfo(vm=record.vm, name=record.name, position=record.position, disks=disks, broken=mounted.broken)
 
     def end(self) -> None:
         """Let go of all files; the states are there again at the next start."""
@@ -331,5 +338,5 @@ class Recoveries:
         self._mounted.clear()
 
 
-def _holder(note: _Note) -> str:
-    return f"{RECOVERY_FOLDER} {note.vm}/{note.name}"
+def _holder(record: MountRecord) -> str:
+    return f"{RECOVERY_FOLDER} {record.vm}/{record.name}"

@@ -1,0 +1,307 @@
+"""The disks of a disk host: its folder, its VMs, and the files and options that its disks share.
+
+Folder layout: ``root/VM/NAME.img`` (or ``.top``), ``.disk``, ``.NNNNNN.hrl``, ``.snapshot``, ``.staging``, ``kept/``;
+``root/position`` is the position counter.
+
+Fault contract: a VM's folder is created under a dot name and renamed when its first disk is complete; it is renamed to a
+dot name before it is deleted; folders with dot names are deleted at start.  One process at a time owns the root folder
+(``AlreadyServed``).  A disk whose files cannot be read fails alone: it is in :attr:`DiskRegistry.broken`, and the other
+disks are served.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from siterig.blockfs.changelog.disk_log import LogPolicy
+from siterig.blockfs.changelog.position_counter import PositionCounter
+from siterig.blockfs.contracts.control import DiskInfo
+from siterig.blockfs.contracts.shares import STORE_SHARE_MAX
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.disk import parent_image
+from siterig.blockfs.disk.disk import Disk
+from siterig.blockfs.disk.disk_files import HOLDER_KIND, DiskPaths, MakeFiles, make_first
+from siterig.blockfs.disk.disk_options import DiskOptions, log_changed
+from siterig.blockfs.disk.disk_report import describe, describe_broken
+from siterig.blockfs.disk.disk_state import DiskState
+from siterig.blockfs.disk.replacing import check_idle
+from siterig.blockfs.disk.views import Views
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.files.durable_io import rename_new, sync_folder
+from siterig.blockfs.files.host_errors import os_errors_as
+from siterig.blockfs.files.os_errors import reason
+from siterig.blockfs.host.host_folder import RECOVERY_FOLDER, check_name, lock_folder
+from siterig.blockfs.watch.file_watch import FileWatch
+
+_log = structlog.get_logger("siterig.blockfs.host.disk_host")
+
+
+class DiskRegistry:
+    """All VMs of one disk host, and their open disks.  Use it on one trio thread.
+
+    Attributes:
+        vms: the open disks by name, by the name of their VM.
+        broken: for each disk that could not be opened (``VM/NAME``), the reason.
+        broken_chains: descriptions of the thin disks in ``broken`` whose parent image is missing or changed.
+        views: opens views of managed disks; None at a site.
+        event_fd: an eventfd that the disks raise when they need maintenance.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        mountpoint: Path,
+        *,
+        views: Views | None = None,
+        policy: LogPolicy | None = None,
+        snapshot_share_max: float = STORE_SHARE_MAX,
+        report_changed: Callable[[DiskPaths, str], None] = log_changed,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        """Lock the folder and open all disks in it.
+
+        Args:
+            root: the folder of the disks; it is created if it does not exist.
+            mountpoint: the folder at which the disks are mounted.
+            views: opens views of managed disks, at a recovery side.
+            policy: the limits of each change log.
+            snapshot_share_max: the share of a disk's size that its snapshot may occupy.
+            report_changed: called with each disk that another program changed, or that cannot be opened.
+            clock: the time of these disks.
+
+        Raises:
+            RigError: ``AlreadyServed`` if another process owns the folder.
+        """
+        self.root = root
+        self.mountpoint = mountpoint
+        self.views = views
+        safe_files.make_folder(root, parents=True)
+        self._lock_fd = lock_folder(root)
+        self.positions = PositionCounter(root / "position")
+        self.event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.watch = FileWatch()
+        self._report_changed = report_changed
+        self._options = DiskOptions(
+            self.positions, self.event_fd, policy or LogPolicy(), snapshot_share_max, watch=self.watch,
+            report_changed=report_changed, clock=clock,
+        )  # fmt: skip
+        self.vms: dict[str, dict[str, Disk]] = {}
+        self.broken: dict[str, str] = {}
+        self.broken_chains: dict[str, DiskInfo] = {}
+        for folder in sorted(root.iterdir()):
+            if folder.is_dir() and folder.name != RECOVERY_FOLDER:
+                self._load(folder)
+        if views is not None:
+            # By name, because a disk that cannot be opened keeps its pins, too.
+            over = (disk.paths for disk in self.all_disks() if disk.state.managed_disk is not None)
+            names = self.broken.keys() | set(map(str, over))
+            views.reconcile(HOLDER_KIND, {f"{HOLDER_KIND} {name}" for name in names})
+
+    def _load(self, folder: Path) -> None:
+        if folder.name.startswith("."):  # creation or deletion was interrupted
+            shutil.rmtree(folder)
+            return
+        disks = self.vms[folder.name] = {}
+        for state in sorted(folder.glob("*.disk")):
+            paths = DiskPaths(folder, folder.name, state.stem)
+            try:
+                disks[state.stem] = Disk.open(paths, self._options, self.views)
+            except (RigError, OSError) as exc:
+                self.broken[str(paths)] = str(exc)
+                if isinstance(exc, RigError) and exc.code == parent_image.CODE:
+                    described = describe_broken(paths, DiskState.load(paths.file("disk")), exc.message, self.mountpoint)
+                    self.broken_chains[str(paths)] = described
+                _log.error("disk_not_opened", disk=str(paths), error=str(exc))
+                self._report_changed(paths, f"cannot be opened: {exc}")
+
+    def close(self) -> None:
+        """Close all disks cleanly, then the folder."""
+        for disk in self.all_disks():
+            try:
+                disk.close()
+            except OSError as exc:  # the other disks are closed cleanly all the same
+                disk.abandon()
+                _log.error("disk_not_closed_cleanly", disk=str(disk.paths), error=reason(exc))
+        self.positions.close()
+        self._close_files()
+
+    def abandon(self) -> None:
+        """Release all files without a sync, as a kill does."""
+        for disk in self.all_disks():
+            disk.abandon()
+        self.vms.clear()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        self.watch.close()
+        for fd in (self.event_fd, self._lock_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.event_fd = self._lock_fd = -1
+
+    # --- finding ------------------------------------------------------------------------------------------------
+
+    def all_disks(self) -> list[Disk]:
+        """Return the open disks of all VMs."""
+        return [disk for disks in self.vms.values() for disk in disks.values()]
+
+    def disks(self, vm: str) -> list[Disk]:
+        """Return the disks of a VM.
+
+        Raises:
+            RigError: ``VmNotFound``; ``DiskCorrupt`` or ``BrokenVhdChain`` if one of its disks could not be opened.
+        """
+        if vm not in self.vms:
+            known = ", ".join(sorted(self.vms)) or "none"
+            raise RigError(Code.VmNotFound, f"there is no VM {vm!r} here; there are: {known}")
+        for name, why in self.broken.items():
+            if name.startswith(f"{vm}/"):
+                code = parent_image.CODE if name in self.broken_chains else Code.DiskCorrupt
+                raise RigError(code, f"disk {name} cannot be opened: {why}")
+        return list(self.vms[vm].values())
+
+    def unbroken_disks(self, vm: str) -> list[Disk]:
+        """Return the disks of a VM, as :meth:`disks` does, after a check of their parent images.
+
+        Raises:
+            RigError: ``BrokenVhdChain`` if the parent of one of them changed after it was opened.
+        """
+        found = self.disks(vm)
+        for disk in found:
+            if (why := parent_image.broken_chain(disk.state, disk.layer)) is not None:
+                raise RigError(parent_image.CODE, f"disk {disk.paths}: {why}")
+        return found
+
+    def disk(self, vm: str, name: str) -> Disk:
+        """Return one disk.
+
+        Raises:
+            RigError: ``VmNotFound``, ``DiskNotFound``.
+        """
+        for disk in self.disks(vm):
+            if disk.paths.name == name:
+                return disk
+        raise RigError(Code.DiskNotFound, f"VM {vm!r} has no disk {name!r}; it has: {', '.join(self.vms[vm])}")
+
+    def describe(self, disks: list[Disk]) -> list[DiskInfo]:
+        """Return the descriptions of disks for other roles."""
+        return [describe(disk, self.mountpoint) for disk in disks]
+
+    # --- creating and removing ----------------------------------------------------------------------------------
+
+    def check_new(self, vm: str, name: str) -> None:
+        """Check the name of a new disk, and of its VM.
+
+        Raises:
+            RigError: ``InvalidName``, ``DiskExists``.
+        """
+        _check_vm_name(vm)
+        check_name("disk", name)
+        if name in self.vms.get(vm, {}) or f"{vm}/{name}" in self.broken:
+            raise RigError(Code.DiskExists, f"VM {vm!r} has a disk {name!r} already")
+
+    def add(self, vm: str, name: str, make: MakeFiles, views: Views | None) -> Disk:
+        """Create the files of a disk in the folder of its VM, and open it; if that fails, no file of it is left."""
+        paths = DiskPaths(self.root / vm, vm, name)
+        if vm in self.vms:
+            try:
+                make(paths)
+            except BaseException:
+                self._delete_files(paths)
+                raise
+        else:
+            make_first(self.root, paths, make)
+        try:
+            disk = Disk.open(paths, self._options, views)
+        except BaseException:
+            self._delete_files(paths)
+            raise
+        self.vms.setdefault(vm, {})[name] = disk
+        return disk
+
+    def discard(self, disk: Disk) -> None:
+        """Delete a disk that was added and could not be completed."""
+        disk.abandon()
+        del self.vms[disk.paths.vm][disk.paths.name]
+        self._delete_files(disk.paths)
+
+    def _delete_files(self, paths: DiskPaths) -> None:
+        """Delete the files of a disk, and the folder of its VM if it was the first disk."""
+        for path in paths.folder.glob(f"{paths.name}.*"):
+            path.unlink()
+        if not self.vms.get(paths.vm):
+            self.vms.pop(paths.vm, None)
+            paths.folder.rmdir()
+
+    def remove_vm(self, vm: str) -> None:
+        """Delete the disks, logs and folder of a VM, and then release its pins.
+
+        Raises:
+            RigError: ``VmNotFound``, ``DiskInUse``.
+        """
+        if vm not in self.vms:
+            self.disks(vm)
+        for disk in self.vms[vm].values():
+            check_idle(disk)
+        held = [(disk.state.managed_disk, disk.paths) for disk in self.vms[vm].values()]
+        for disk in self.vms.pop(vm).values():
+            disk.abandon()
+        for name in [name for name in self.broken if name.startswith(f"{vm}/")]:
+            del self.broken[name]
+            self.broken_chains.pop(name, None)
+        doomed = self.root / f".gone-{uuid.uuid4()}"
+        (self.root / vm).rename(doomed)
+        sync_folder(self.root)
+        shutil.rmtree(doomed)
+        for managed_disk, paths in held:  # the pins of disks that could not be opened are released at the next start
+            self.release_view(managed_disk, paths)
+
+    def rename_vm(self, vm: str, name: str) -> None:
+        """Rename a VM; does nothing if that was done already.
+
+        The name of the folder is the name of the VM, so a kill leaves the old name or the new name.
+
+        Raises:
+            RigError: ``VmNotFound``, ``VmExists``, ``InvalidName``, ``DiskInUse``, ``VmBusy``.
+        """
+        if vm not in self.vms and name in self.vms:
+            return
+        disks = self.disks(vm)
+        _check_vm_name(name)
+        if name in self.vms:
+            raise RigError(Code.VmExists, f"VM {vm!r} cannot be renamed: there is a VM {name!r} already")
+        for disk in disks:
+            check_idle(disk)
+            if disk.state.promoting:
+                raise RigError(
+                    Code.VmBusy, f"disk {disk.paths} is becoming independent (promotion): wait for its end", recoverable=True
+                )
+        for disk in disks:
+            disk.close()
+        del self.vms[vm]
+        try:
+            with os_errors_as(f"folder of VM {vm}"):
+                rename_new(self.root / vm, self.root / name)
+                sync_folder(self.root)
+        finally:
+            self._load(self.root / (name if (self.root / name).exists() else vm))
+        for disk in disks:
+            self.release_view(disk.state.managed_disk, disk.paths)
+
+    def release_view(self, managed_disk: str | None, paths: DiskPaths) -> None:
+        """Release the pin that a disk has on a managed disk; does nothing if ``managed_disk`` is None."""
+        if self.views is not None and managed_disk is not None:
+            self.views.release(managed_disk, paths.holder)
+
+
+def _check_vm_name(vm: str) -> None:
+    check_name("VM", vm)
+    if vm == RECOVERY_FOLDER:
+        raise RigError(Code.InvalidName, f"VM is named {vm!r}: a recovery side's mount has its mounted points there")

@@ -1,0 +1,46 @@
+"""Contract of the cache account: the storage account that holds parts on their way from the site to the recovery side."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from siterig.blockfs.transfer.part_name import Listing, PartName
+
+
+class CacheAccount(Protocol):
+    """The cache account's operations on parts.
+
+    Every method may raise a ``RigError`` whose ``recoverable`` tells whether a retry can succeed: ``CacheUnreachable``
+    (recoverable), ``CacheAuthentication`` and ``CacheForbidden`` (not recoverable), ``CacheError`` (the service refused the
+    request; not recoverable).  A call that failed may still have had its effect, so every call can be repeated.
+    """
+
+    async def put(self, part: PartName, data: bytes, *, replace: bool = False) -> bool:
+        """Upload a part unless a blob of its name exists (``If-None-Match: *``).
+
+        Args:
+            part: the part, whose name is the blob's name.
+            data: the compressed segment.
+            replace: upload also if the blob exists, because that one cannot be read.
+
+        Returns:
+            False if the blob existed already; that is success, too.
+        """
+        ...
+
+    async def list(self, disk_id: str) -> Listing:
+        """Return the blobs of one disk; names that are no parts are listed separately and do not fail the call."""
+        ...
+
+    async def get(self, part: PartName) -> bytes:
+        """Return the bytes of a part.
+
+        Raises:
+            RigError: ``PartNotFound``; ``PartUnreadable`` (recoverable) if this blob cannot be read now; ``PartCorrupt``
+                if the blob cannot be a part.
+        """
+        ...
+
+    async def delete(self, part: PartName) -> None:
+        """Delete a part's blob; does nothing if there is none."""
+        ...
