@@ -1,7 +1,7 @@
-"""The control face of a disk host: what other roles may ask of the process that serves the disks.
+"""Contract of a disk host: the calls that other roles make to the process that serves the disks, and their models.
 
-``DiskHostControl`` is implemented by :class:`siterig.blockfs.host.disk_host.DiskHost` and, across processes, by the typed
-RPC proxy.  The same class of process serves the site (``site``) and the recovery side (``azure``).
+:class:`siterig.blockfs.host.disk_host.DiskHost` implements ``DiskHostControl``; across processes the typed RPC proxy does.
+The same class of process serves the site (role ``site``) and the recovery side (role ``azure``).
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ TagKind = Literal["CrashConsistent", "ApplicationConsistent"]
 ManagedDiskId = Annotated[str, Field(pattern=UUID_PATTERN)]
 """Id of a managed disk: a UUID in lower case with hyphens."""
 CLOSE_IT = "unmount it and detach its loop devices"
-"""The remedy for a disk that is in use."""
+"""The remedy for a disk that is in use, as messages name it."""
 
 
 class PromotionInfo(WireModel):
-    """A disk that is made independent of the managed disk it lies over: all below ``done_bytes`` is its own.
+    """Progress of a disk that becomes independent of the managed disk under it.
 
-    ``error``: what stops it for the moment; it is tried again.
+    Attributes:
+        done_bytes: the offset below which the disk has all of its bytes.
+        total_bytes: the size of the disk.
+        error_code: code of the error that stops it now; None if nothing does.
+        error: message of that error.  The host tries again.
     """
 
     done_bytes: int
@@ -35,7 +39,7 @@ class PromotionInfo(WireModel):
 
     @classmethod
     def of(cls, done_bytes: int, total_bytes: int, stopped_by: RigError | None) -> PromotionInfo:
-        """``stopped_by``: the error."""
+        """Make the model from the error that stops the hydration, if any."""
         code, message = (None, None) if stopped_by is None else (stopped_by.code, stopped_by.message)
         return cls(done_bytes=done_bytes, total_bytes=total_bytes, error_code=code, error=message)
 
@@ -53,16 +57,24 @@ class KeptImage(WireModel):
 class DiskInfo(WireModel):
     """One virtual disk.
 
-    ``path`` is the disk's file in the mount, ``folder`` the backing folder on the host that holds the base, the
-    ``.hrl`` logs and the snapshot.  ``disk_id`` is a UUID; ``generation`` changes whenever the contiguity of the
-    log's sequence numbers cannot be vouched for.  ``last_position`` is the position of the newest record.
-    ``needs_resync`` is None or the reason (``PowerLoss``, ``LogOverflow``, ``DiskReplaced``, ...).  Past ``log_bytes_max``
-    (None: no limit) of unsent log it is given up, and ``dirty_bytes`` counts what has changed since.  ``snapshot_bytes``
-    is what a snapshot's old chunks take, of ``snapshot_bytes_max`` at most.  ``promotion``: None unless one is under way.
-    ``sector_bytes``: the logical sector size that the disk declares.  ``parent``: the image that a thin disk lies over;
-    ``broken_chain``: None, or why that is missing or not what it was (``BrokenVhdChain``).
-    ``opening`` is another each time the host opens the disk; ``opened_seq`` is the newest record that its log had then, None
-    if the generation was begun since.
+    Attributes:
+        path: the disk's file in the mount.
+        folder: the folder on the host with the disk's bytes, its change log and its snapshot.
+        disk_id: a UUID that stays when a failback replaces the disk's contents.
+        generation: changes whenever it is not certain that the sequence numbers of the log are contiguous.
+        last_position: the position of the newest record.
+        unsent_log_bytes: bytes of the log that are kept because they are not applied yet.
+        log_bytes_max: limit of ``unsent_log_bytes``; past it the log is abandoned.  None: no limit.
+        dirty_bytes: bytes that changed since the log was abandoned.
+        snapshot_bytes: bytes of the old chunks that a snapshot keeps; at most ``snapshot_bytes_max``.
+        needs_resync: None, or the reason (``PowerLoss``, ``LogOverflow``, ``DiskReplaced``, ...).
+        promotion: progress of becoming independent of a managed disk; None unless that is under way.
+        sector_bytes: the logical sector size that the disk declares.
+        parent: the image under a thin disk.
+        broken_chain: None, or why that image is missing or changed (``BrokenVhdChain``).
+        opening: an id that is different each time the host opens the disk.
+        opened_seq: the newest record that the log had at that opening; None if the generation began since.
+        kept: old disks that a failback replaced by this one, oldest first; ``delete_kept`` frees their space.
     """
 
     vm: str
@@ -90,13 +102,14 @@ class DiskInfo(WireModel):
     parent: str | None = None
     broken_chain: str | None = None
     kept: list[KeptImage] = Field(default_factory=list)
-    """Old disks in whose place a failback put this one, oldest first; their space is given back by ``delete_kept``."""
 
 
 class DownloadedDisk(WireModel):
-    """A disk that a failback is to bring to the site; ``data_bytes``: what of it is not known to be zeros.
+    """A disk that a failback will bring to the site.
 
-    ``keeps_old``: the disk that it replaces will be kept as an image file.
+    Attributes:
+        data_bytes: bytes of it that are not known to be zeros.
+        keeps_old: the disk that it replaces will be kept as an image file.
     """
 
     name: str
@@ -106,10 +119,12 @@ class DownloadedDisk(WireModel):
 
 
 class SourceUse(WireModel):
-    """How a disk at the site was used after a failover.
+    """Use of a disk at the site after a failover.
 
-    ``written_bytes``: bytes that were written or zeroed after the failover's point, so that they are at the site only; None:
-    the log does not tell.  ``open_handles``: how often it is open now.
+    Attributes:
+        written_bytes: bytes that were written or zeroed after the point of the failover, and so exist only at the site;
+            None if the log does not show it.
+        open_handles: how often the disk is open now.
     """
 
     name: str
@@ -137,7 +152,8 @@ class SegmentInfo(WireModel):
 class CutInfo(WireModel):
     """A consistent cut over all disks of a VM: exactly the records with a position up to ``position``.
 
-    ``downgraded_because``: why it is crash-consistent though more was asked for; no part of the tag.
+    Attributes:
+        downgraded_because: why it is crash-consistent although an application-consistent cut was ordered; not in the tag.
     """
 
     vm: str
@@ -160,7 +176,7 @@ class SnapshotDisk(WireModel):
     first_seq: int
     """First sequence number that is *not* part of the snapshot."""
     data_ranges: list[tuple[int, int]]
-    """(offset, length) of what is not a hole in the base; bytes."""
+    """(offset, length) in bytes of the disk's data; the rest of it are holes."""
 
 
 class SnapshotInfo(WireModel):
@@ -173,7 +189,7 @@ class SnapshotInfo(WireModel):
 
 
 class StagingInfo(WireModel):
-    """Where a disk that comes back from the recovery side is assembled before it replaces the old one."""
+    """The file in which a disk that returns from the recovery side is assembled before it replaces the old one."""
 
     vm: str
     disk: str
@@ -182,14 +198,14 @@ class StagingInfo(WireModel):
 
 
 class BackingImage(WireModel):
-    """An image that a thin disk is made over: an absolute path without links, and whether a VHD's footer lies at its end."""
+    """An image under a new thin disk: an absolute path without links, and the format (a VHD has a footer at its end)."""
 
     path: str = Field(pattern=r"^/[^\x00]+$")
     format: Literal["raw", "vhd"]
 
 
 class MountedPointSource(WireModel):
-    """A disk of a state to mount: managed disk ``disk_id`` is shown as ``name``."""
+    """One disk of a state to mount: managed disk ``disk_id`` is shown as ``name``."""
 
     name: str = Field(pattern=r"^[^\x00-\x1f\x7f/]+$")
     disk_id: ManagedDiskId
@@ -197,7 +213,7 @@ class MountedPointSource(WireModel):
 
 
 class MountedPointDisk(WireModel):
-    """A disk of a mounted state: ``path`` is its file in the mount, ``vhd_path`` that of the fixed VHD, if it can be one."""
+    """One disk of a mounted state: its file in the mount, and the path of its fixed VHD if it can be one."""
 
     name: str
     disk_id: str
@@ -209,7 +225,11 @@ class MountedPointDisk(WireModel):
 
 
 class MountedPointInfo(WireModel):
-    """A VM's disks as they were at a position, read-only.  ``broken``: None, or why they could not be opened again."""
+    """The disks of a VM as they were at a position, read-only.
+
+    Attributes:
+        broken: None, or why they could not be opened again after a restart.
+    """
 
     vm: str
     name: str
@@ -219,14 +239,18 @@ class MountedPointInfo(WireModel):
 
 
 class DiskHostControl(Protocol):
-    """What a disk host answers.  Errors: :class:`siterig.blockfs.core.errors.RigError` with the codes named."""
+    """The calls that a disk host answers.
+
+    Raises:
+        RigError: with the codes that each method names.
+    """
 
     async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
-        """All disks, or those of one VM (``VmNotFound``)."""
+        """Return all disks, or those of one VM (``VmNotFound``)."""
         ...
 
     async def position(self) -> int:
-        """The newest position drawn by this host."""
+        """Return the newest position that this host has drawn."""
         ...
 
     async def create_disk(
@@ -238,42 +262,59 @@ class DiskHostControl(Protocol):
         sector_bytes: SectorBytes = 512,
         backing: BackingImage | None = None,
     ) -> DiskInfo:
-        """A new disk that declares sectors of ``sector_bytes``: all zeros, or thin over an image, which is never written to.
+        """Create a disk of zeros, or a thin disk over an image, which is never written to.
 
-        ``DiskExists``, ``InvalidDiskSize``, ``InvalidName``, ``DiskFull``; ``ImageUnusable``, ``ImageBusy``, ``VhdCorrupt``.
+        Args:
+            vm: the VM of the disk; it exists from its first disk on.
+            name: the name of the disk.
+            size_bytes: a multiple of ``sector_bytes``.
+            sector_bytes: the logical sector size that the disk declares.
+            backing: the image of a thin disk.
+
+        Raises:
+            RigError: ``DiskExists``, ``InvalidDiskSize``, ``InvalidName``, ``DiskFull``; for a thin disk also
+                ``ImageUnusable``, ``ImageBusy``, ``VhdCorrupt``.
         """
         ...
 
     async def resize_disk(self, *, vm: str, disk: str, size_bytes: int) -> DiskInfo:
-        """Grow a disk while it is in use; its guests see it when they look (``InvalidDiskSize``, ``DiskFull``)."""
+        """Grow a disk while it is in use (``InvalidDiskSize``, ``DiskFull``); guests see the new size when they ask."""
         ...
 
     async def counters(self, *, vm: str, disk: str) -> DiskCounters:
-        """What a disk has done since it was opened; stops nothing (``VmNotFound``, ``DiskNotFound``)."""
+        """Return a disk's counters since it was opened, without stopping a request (``VmNotFound``, ``DiskNotFound``)."""
         ...
 
     async def remove_vm(self, *, vm: str) -> None:
-        """Delete a VM's disks, logs and folder (``VmNotFound``, ``DiskInUse``)."""
+        """Delete the disks, logs and folder of a VM (``VmNotFound``, ``DiskInUse``)."""
         ...
 
     async def rename_vm(self, *, vm: str, name: str) -> None:
-        """Rename a VM whose disks are not open; no-op if that was done.
+        """Rename a VM whose disks are not open; does nothing if that was done already.
 
-        ``VmNotFound``, ``VmExists``, ``InvalidName``, ``DiskInUse``, ``VmBusy`` (a promotion is under way).
+        Raises:
+            RigError: ``VmNotFound``, ``VmExists``, ``InvalidName``, ``DiskInUse``; ``VmBusy`` if a promotion is under way.
         """
         ...
 
     async def check_tracking(self, *, vm: str) -> None:
-        """Tracking can start: ``VmNotFound``, ``BrokenVhdChain``, ``DiskInUse`` (a loop device is attached to an image)."""
+        """Check that tracking can start.
+
+        Raises:
+            RigError: ``VmNotFound``, ``BrokenVhdChain``; ``DiskInUse`` if a loop device is attached to an image.
+        """
         ...
 
     async def start_tracking(
         self, *, vm: str, new_generation: bool = False, after: dict[str, int] | None = None, after_position: int = 0
     ) -> list[DiskInfo]:
-        """Log every write from now on; no-op where already on, unless a new generation is asked for.
+        """Log every write from now on; does nothing for a tracked disk unless a new generation is ordered.
 
-        A new generation comes after that of ``after`` (by disk id), and positions after ``after_position``: the disks may
-        have been restored from an older copy.
+        Args:
+            vm: the VM.
+            new_generation: begin a new generation in any case.
+            after: for each disk id a generation; the new one is later.  The disks may have been restored from an older copy.
+            after_position: positions that are drawn from now on are larger.
         """
         ...
 
@@ -282,45 +323,55 @@ class DiskHostControl(Protocol):
         ...
 
     async def cut(self, *, vm: str, kind: TagKind, name: str, not_after_ns: int | None = None) -> CutInfo:
-        """Tag one position over all disks of the VM and close each current segment (``NotTracked``).
+        """Tag one position over all disks of the VM, and close the current segment of each.
 
-        ``not_after_ns``: on CLOCK_MONOTONIC; past it nothing is tagged (``FreezeTimedOut``), for the guests that were
-        frozen for this cut may have gone on.
+        Args:
+            vm: the VM.
+            kind: the kind of the recovery point.
+            name: its name.
+            not_after_ns: a time on CLOCK_MONOTONIC.  After it nothing is tagged, because the guests that were frozen for
+                this cut may have been thawed.
+
+        Raises:
+            RigError: ``NotTracked``; ``FreezeTimedOut`` if ``not_after_ns`` has passed.
         """
         ...
 
     async def segments(self, *, vm: str) -> list[SegmentInfo]:
-        """Closed segments that are still kept, by disk and sequence number."""
+        """Return the closed segments that are still kept, by disk and sequence number."""
         ...
 
     async def trim_log(self, *, disk_id: str, generation: int, last_seq: int) -> None:
-        """The recovery side has durably applied up to ``last_seq``: those segments may go."""
+        """Delete the segments that the recovery side has durably applied: those up to record ``last_seq``."""
         ...
 
     async def begin_snapshot(self, *, vm: str) -> SnapshotInfo:
-        """Copy-before-write snapshot over all disks (``SnapshotExists``, ``NotTracked``)."""
+        """Begin a copy-before-write snapshot over all disks (``SnapshotExists``, ``NotTracked``)."""
         ...
 
     async def release_snapshot(self, *, vm: str, disk: str, upto: int) -> None:
-        """Bytes below ``upto`` of this disk's snapshot will not be read again: stop preserving them."""
+        """Stop preserving the bytes below ``upto`` of this disk's snapshot: they are not read again."""
         ...
 
     async def end_snapshot(self, *, vm: str) -> None:
-        """Remove the snapshot; no-op where there is none."""
+        """Remove the snapshot; does nothing if there is none."""
         ...
 
     async def begin_replace(self, *, vm: str, disk: str, size_bytes: int) -> StagingInfo:
-        """Make an empty staging file beside the disk (``DiskInUse``).  The disk itself is untouched.
+        """Create an empty staging file next to the disk, which is not touched (``DiskInUse``).
 
-        ``size_bytes``: of what comes back.  The file has the disk's size if that is more: a disk is never shrunk, and may
-        have grown after the state was replicated that comes back.
+        Args:
+            vm: the VM.
+            disk: the disk to replace.
+            size_bytes: the size of the disk that returns.  The file has the size of the old disk if that is larger: a disk
+                is never shrunk, and it may have grown after the returning state was replicated.
         """
         ...
 
     async def commit_replace(self, *, vm: str, keep: list[str]) -> list[DiskInfo]:
-        """Put all staged disks of the VM in place: new generation, tracking off, old logs gone.
+        """Replace all disks of the VM that have a staging file: tracking is off then, and the old logs are deleted.
 
-        Of the disks ``keep``, the old one stays as an image file (``DiskInfo.kept``).
+        The old disk of each name in ``keep`` stays as an image file (``DiskInfo.kept``).
         """
         ...
 
@@ -329,49 +380,62 @@ class DiskHostControl(Protocol):
         ...
 
     async def source_use(self, *, vm: str, after: int) -> list[SourceUse]:
-        """How the VM's disks were used after a position (``VmNotFound``)."""
+        """Return how the disks of the VM were used after a position (``VmNotFound``)."""
         ...
 
     async def check_replace(self, *, vm: str, disks: list[DownloadedDisk]) -> None:
-        """The VM's disks can be replaced: ``VmNotFound``, ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``."""
+        """Check that the disks of the VM can be replaced.
+
+        Raises:
+            RigError: ``VmNotFound``, ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``.
+        """
         ...
 
     async def create_disk_from_point(
         self, *, vm: str, name: str, managed_disk: ManagedDiskId, position: int, sector_bytes: SectorBytes = 512
     ) -> DiskInfo:
-        """Serve managed disk ``managed_disk`` as of ``position`` as a writable, tracked disk of VM ``vm``.
+        """Create a writable, tracked disk over a managed disk as it was at a position.
 
-        A new top (``vm``/``name``) is made over the read-only view; only a recovery-side host can do this
-        (``NotARecoveryHost``).
+        Raises:
+            RigError: ``NotARecoveryHost`` at a site; ``DiskExists``, ``InvalidPosition``, and the errors of opening a view.
         """
         ...
 
     async def check_promotion(self, *, vm: str) -> None:
-        """There is room for the VM's disks to become independent: ``VmNotFound``, ``NotEnoughSpace``."""
+        """Check that the disks of the VM have room to become independent (``VmNotFound``, ``NotEnoughSpace``)."""
         ...
 
     async def promote_vm(self, *, vm: str) -> list[DiskInfo]:
-        """Make the VM's disks independent of the managed disks that they lie over, behind their guests (``VmNotFound``).
+        """Make the disks of the VM independent of the managed disks under them, while guests use them (``VmNotFound``).
 
-        Returns at once; how far each disk is, is in its ``promotion``.  Of no effect on disks that lie over none.
+        The call returns at once; ``DiskInfo.promotion`` has the progress.  Disks over no managed disk do not change.
         """
         ...
 
     async def open_mounted_point(
         self, *, vm: str, name: str, position: int, disks: list[MountedPointSource], time_ns: int | None = None
     ) -> MountedPointInfo:
-        """Serve managed disks as of ``position``, read-only, as ``recovery/VM/NAME``; no-op if it is there like that.
+        """Show managed disks as they were at a position, read-only, in ``recovery/VM/NAME``.
 
-        ``time_ns``: of that state, Unix time; its files have it.  None: they have the time of this call.
-        It holds on to its position, and is there again after a restart, until it is closed.  ``InvalidPosition``,
-        ``RecoveryExists``, ``NotARecoveryHost``, and what opening a view may raise.
+        The call does nothing if the same state is mounted there.  The position stays pinned, and the state is shown again
+        after a restart, until it is closed.
+
+        Args:
+            vm: the VM.
+            name: name of the folder.
+            position: the position.
+            disks: the disks.
+            time_ns: the time of the state in nanoseconds since 1970, which its files show; None: the time of this call.
+
+        Raises:
+            RigError: ``InvalidPosition``, ``RecoveryExists``, ``NotARecoveryHost``, and the errors of opening a view.
         """
         ...
 
     async def close_mounted_point(self, *, vm: str, name: str) -> None:
-        """Take it away; no-op if there is none (``RecoveryInUse``)."""
+        """Remove a mounted point; does nothing if there is none (``RecoveryInUse``)."""
         ...
 
     async def list_mounted_points(self, *, vm: str | None = None) -> list[MountedPointInfo]:
-        """All that are served, or those of one VM."""
+        """Return all mounted points, or those of one VM."""
         ...

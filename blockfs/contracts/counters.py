@@ -1,6 +1,6 @@
-"""What a disk has done since it was opened: the models, and how they are read from the engine in C.
+"""Counters of a disk since it was opened: the models, and their reading from the disk in C.
 
-Reading stops nothing: the counters are single words that requests add to, so two of them may be a request apart.
+Reading stops no request: the counters are single words that requests add to, so two of them may differ by one request.
 """
 
 from __future__ import annotations
@@ -26,11 +26,16 @@ LATENCY_BUCKETS: int = lib.SR_LATENCY_BUCKETS
 
 
 class RequestCounters(WireModel):
-    """Requests of one kind on the disk and its VHD form, failed ones included; ``bytes`` are those of the others.
+    """Requests of one kind on the disk and its VHD form.
 
-    ``latency_log2_us``: element *b* counts requests that took less than 2**b microseconds and not less than half of
-    that; the last one, all that took longer than the one before it.  The percentiles are estimated from it, to within a
-    factor of two; ``longest_us`` is exact.  All three are None as long as there was no request.
+    Attributes:
+        ops: number of requests, including those that failed.
+        bytes: bytes of the requests that succeeded.
+        latency_log2_us: element *b* counts the requests that took less than 2**b microseconds and at least half of that;
+            the last element counts all longer ones.
+        p50_us: median latency, estimated from ``latency_log2_us`` to within a factor of two; None without requests.
+        p99_us: 99th percentile, estimated likewise; None without requests.
+        longest_us: the longest latency, exact; None without requests.
     """
 
     ops: int
@@ -43,9 +48,13 @@ class RequestCounters(WireModel):
 
 
 class LogCounters(WireModel):
-    """The change log: what was written to it, and what is kept of it, ``kept_bytes_max`` at most (None: no limit).
+    """Counters of the change log.
 
-    ``longest_switch_us``: for which beginning a segment, ``longest_append_us``: for which a TAG, has held writers up.
+    Attributes:
+        longest_switch_us: the longest time that writers waited for a new segment to begin.
+        longest_append_us: the longest time that writers waited for a TAG record.
+        kept_bytes: bytes of the log that are kept.
+        kept_bytes_max: limit of ``kept_bytes``; None: no limit.
     """
 
     written_bytes: int
@@ -58,10 +67,14 @@ class LogCounters(WireModel):
 
 
 class DiskCounters(WireModel):
-    """A disk's counters since ``since_ns`` (Unix time), when it was opened; the rest of it is of this moment.
+    """Counters and present state of a disk.
 
-    ``discard`` counts zeroing too.  ``dirty_bytes``: changed since the log was given up, in whole chunks.
-    ``snapshot_bytes``: what old chunks take of ``snapshot_bytes_max`` (None: there is no snapshot).
+    Attributes:
+        since_ns: when the disk was opened and the counters began, in nanoseconds since 1970.
+        requests: counters by kind of request; ``discard`` includes zeroing.
+        dirty_bytes: bytes that changed since the log was abandoned, in whole chunks.
+        snapshot_bytes: bytes of the old chunks that the snapshot keeps.
+        snapshot_bytes_max: limit of ``snapshot_bytes``; None: there is no snapshot.
     """
 
     vm: str
@@ -78,16 +91,24 @@ class DiskCounters(WireModel):
     snapshot_bytes_max: int | None
 
 
-def as_text(found: DiskCounters) -> str:
-    """JSON that can be read by people too: a histogram is one line."""
-    indented = found.model_dump_json(indent=2)
+def as_text(counters: DiskCounters) -> str:
+    """Return the counters as indented JSON, with each histogram on one line."""
+    indented = counters.model_dump_json(indent=2)
     return re.sub(r"\[[\s\d,]+\]", lambda row: json.dumps(json.loads(row[0])), indented) + "\n"
 
 
 def percentile_us(counts: Sequence[int], share: float, longest_us: float) -> float | None:
-    """The time that ``share`` of the requests did not exceed; ``counts`` as ``latency_log2_us``.  None: no requests.
+    """Estimate a percentile of the latency.
 
-    Within a bucket the requests are taken to be spread evenly; none took longer than ``longest_us``.
+    The estimate assumes that requests are spread evenly within a bucket, and that none took longer than ``longest_us``.
+
+    Args:
+        counts: the histogram, as ``latency_log2_us``.
+        share: the share of requests that did not take longer, from 0 to 1.
+        longest_us: the longest latency in microseconds.
+
+    Returns:
+        The latency in microseconds; None if there was no request.
     """
     rank = math.ceil(share * sum(counts))
     for bucket, count in enumerate(counts):
@@ -101,28 +122,28 @@ def percentile_us(counts: Sequence[int], share: float, longest_us: float) -> flo
 
 
 def read(disk: Any) -> Any:
-    """The counters of a disk in C (``struct sr_counters``)."""
-    found = ffi.new("struct sr_counters *")
-    lib.sr_disk_counters(disk, found)
-    return found
+    """Return the counters of a disk in C (``struct sr_counters``)."""
+    counters = ffi.new("struct sr_counters *")
+    lib.sr_disk_counters(disk, counters)
+    return counters
 
 
 def requests_done(disk: Any) -> int:
-    """Of a disk in C: of all kinds, since it was opened."""
+    """Return the number of requests of all kinds on a disk in C since it was opened."""
     return sum(read(disk).ops)
 
 
-def requests(found: Any) -> dict[RequestKind, RequestCounters]:
-    """Of every kind of request."""
-    return {kind: _requests(found, op) for kind, op in REQUEST_KINDS.items()}
+def requests(counters: Any) -> dict[RequestKind, RequestCounters]:
+    """Return the request counters by kind, from ``struct sr_counters``."""
+    return {kind: _requests(counters, op) for kind, op in REQUEST_KINDS.items()}
 
 
-def _requests(found: Any, op: int) -> RequestCounters:
-    counts, longest_us = list(found.latency[op]), found.longest_ns[op] / 1000
+def _requests(counters: Any, op: int) -> RequestCounters:
+    counts, longest_us = list(counters.latency[op]), counters.longest_ns[op] / 1000
     return RequestCounters(
-        ops=found.ops[op],
-        bytes=found.bytes[op],
-        errors=found.errors[op],
+        ops=counters.ops[op],
+        bytes=counters.bytes[op],
+        errors=counters.errors[op],
         p50_us=percentile_us(counts, 0.5, longest_us),
         p99_us=percentile_us(counts, 0.99, longest_us),
         longest_us=longest_us if sum(counts) else None,
@@ -130,14 +151,14 @@ def _requests(found: Any, op: int) -> RequestCounters:
     )
 
 
-def log(found: Any, *, kept_bytes: int, kept_bytes_max: int | None) -> LogCounters:
-    """Of the change log; what is kept the log itself knows."""
+def log(counters: Any, *, kept_bytes: int, kept_bytes_max: int | None) -> LogCounters:
+    """Return the counters of the change log, from ``struct sr_counters``; the caller knows the bytes that are kept."""
     return LogCounters(
-        written_bytes=found.log_bytes,
-        written_records=found.log_records,
-        segments_switched=found.segments_switched,
-        longest_switch_us=found.longest_switch_ns / 1000,
-        longest_append_us=found.longest_append_ns / 1000,
+        written_bytes=counters.log_bytes,
+        written_records=counters.log_records,
+        segments_switched=counters.segments_switched,
+        longest_switch_us=counters.longest_switch_ns / 1000,
+        longest_append_us=counters.longest_append_ns / 1000,
         kept_bytes=kept_bytes,
         kept_bytes_max=kept_bytes_max,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 WhenFull = Literal["refuse", "bitmap"]
-"""What happens when a log cannot be written: see :class:`siterig.blockfs.changelog.disk_log.LogPolicy`."""
+"""The action when a log cannot be written; see :class:`siterig.blockfs.changelog.disk_log.LogPolicy`."""
 KEPT_SHARE_MAX = 0.5
 """Default limit of a disk's change log.  A resync costs less than a log that is longer."""
 STORE_SHARE_MAX = 0.5

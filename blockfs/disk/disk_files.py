@@ -1,7 +1,8 @@
-"""The files of a disk: where they are, and how new ones are made.
+"""The files of a disk: their names, and the creation and opening of disks.
 
-Fault contract: a disk's state names a size only after the disk's file durably has it.  A top that becomes a raw disk is
-renamed before its state says so, and its maps are removed after that: a start goes on from wherever a kill came.
+Fault contract: the state of a disk names a size only after the disk's file durably has that size.  An overlay that becomes
+a raw disk is renamed before its state records that, and its maps are removed afterwards: a start continues after a kill at
+any point.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ from siterig.blockfs.files.os_errors import naming
 from siterig.blockfs.layers.layer import Layer, OverlayLayer, RawLayer, WritableLayer
 
 HOLDER_KIND = "vm"
-"""What a VM's disk is among the holders of managed disks."""
+"""The kind of holder that a VM's disk is, among the holders of pins on managed disks."""
 
 
 @dataclass(frozen=True, slots=True)
 class DiskPaths:
-    """Whose disk it is (no VM's: ``vm`` is empty), and the folder that holds its files."""
+    """Folder, VM and name of a disk, from which the names of its files follow; ``vm`` is empty for a stand-alone disk."""
 
     folder: Path
     vm: str
     name: str
 
     def file(self, suffix: str) -> Path:
-        """``NAME.suffix`` in the disk's folder."""
+        """Return the path ``NAME.suffix`` in the disk's folder."""
         return self.folder / f"{self.name}.{suffix}"
 
     @property
     def holder(self) -> str:
-        """As what the disk holds a position of a managed disk (:mod:`siterig.blockfs.disk.views`)."""
+        """The disk's name as the holder of a pin on a managed disk (:mod:`siterig.blockfs.disk.views`)."""
         return f"{HOLDER_KIND} {self}"
 
     def __str__(self) -> str:
@@ -50,11 +51,11 @@ class DiskPaths:
 
 
 MakeFiles = Callable[[DiskPaths], None]
-"""Makes a disk's files at its place."""
+"""Creates the files of a disk."""
 
 
 def make_raw(paths: DiskPaths, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
-    """The files of a new all-zero disk; nothing is left behind if it fails."""
+    """Create the files of a disk of zeros; no file is left if that fails (``InvalidDiskSize``)."""
     if not 0 < size_bytes <= DISK_BYTES_MAX or size_bytes % sector_bytes:
         raise RigError(
             Code.InvalidDiskSize,
@@ -75,7 +76,7 @@ def make_raw(paths: DiskPaths, size_bytes: int, sector_bytes: SectorBytes = 512)
 
 @contextmanager
 def _new_file(path: Path, size_bytes: int) -> Iterator[None]:
-    """Make a file of zeros, durably that long, before a state names it; delete it if the state cannot be written."""
+    """Create a file of zeros, durably of that size, before a state names it; delete it if the state cannot be written."""
     fd = safe_files.create_file(path, os.O_WRONLY)
     try:
         with naming(path):
@@ -92,7 +93,7 @@ def _new_file(path: Path, size_bytes: int) -> Iterator[None]:
 def make_over_managed_disk(
     paths: DiskPaths, *, managed_disk: str, position: int, size_bytes: int, sector_bytes: SectorBytes = 512
 ) -> None:
-    """The files of a new writable disk over managed disk ``managed_disk`` at ``position``, which has that size."""
+    """Create the files of a writable disk over a managed disk, which has this size at this position."""
     DiskState(
         disk_id=str(uuid.uuid4()),
         size_bytes=size_bytes,
@@ -107,7 +108,7 @@ def make_over_managed_disk(
 
 
 def make_over_image(paths: DiskPaths, parent: ParentNote, size_bytes: int, sector_bytes: SectorBytes = 512) -> None:
-    """The files of a new thin disk over an image; nothing is left behind if it fails."""
+    """Create the files of a thin disk over an image; no file is left if that fails (``InvalidDiskSize``)."""
     if not parent.size_bytes <= size_bytes <= DISK_BYTES_MAX or size_bytes % sector_bytes:
         raise RigError(
             Code.InvalidDiskSize,
@@ -128,9 +129,9 @@ def make_over_image(paths: DiskPaths, parent: ParentNote, size_bytes: int, secto
 
 
 def convert_to_raw(paths: DiskPaths, state: DiskState) -> DiskState:
-    """A top whose file durably holds all blocks is a raw disk from the next start on; its new state, saved.
+    """Make an overlay whose file durably holds all blocks a raw disk, from the next start on; return its new state.
 
-    Called again, after an error, it goes on.
+    After an error it can be called again, and continues.
     """
     if paths.file("top").exists():
         paths.file("top").rename(paths.file("img"))
@@ -139,7 +140,7 @@ def convert_to_raw(paths: DiskPaths, state: DiskState) -> DiskState:
 
 def _note_raw(paths: DiskPaths, state: DiskState) -> DiskState:
     sync_folder(paths.folder)  # the rename first
-    # What was copied last is in no log: after a kill its time must not pass for another's write.
+    # The last copied blocks are in no log: after a kill, their time must not look like the write of another program.
     opened = state.opened
     if opened is not None:
         opened = opened.model_copy(update={"mtime_ns": paths.file("img").stat().st_mtime_ns})
@@ -151,19 +152,19 @@ def _note_raw(paths: DiskPaths, state: DiskState) -> DiskState:
 
 
 def remove_maps(paths: DiskPaths) -> None:
-    """What is left of a top that has become a raw disk."""
+    """Delete the maps of an overlay that has become a raw disk."""
     for suffix in ("top.present", "top.durable"):
         paths.file(suffix).unlink(missing_ok=True)
 
 
 def remove_overlay(paths: DiskPaths) -> None:
-    """The files of a thin disk in whose place a raw one was put."""
+    """Delete the overlay of a thin disk that was replaced by a raw disk."""
     paths.file("top").unlink(missing_ok=True)
     remove_maps(paths)
 
 
 def finish_promotion(paths: DiskPaths, state: DiskState) -> DiskState:
-    """At start: if a kill came between the steps by which a top becomes a raw disk, take the rest of them."""
+    """Complete, at the start, the conversion of an overlay to a raw disk that a kill has interrupted; return the state."""
     if state.kind == "top" and state.promoting and not paths.file("top").exists() and paths.file("img").exists():
         state = _note_raw(paths, state)
     if state.kind == "raw":
@@ -172,7 +173,7 @@ def finish_promotion(paths: DiskPaths, state: DiskState) -> DiskState:
 
 
 def _whole_sectors(path: Path) -> int:
-    """How many bytes of a raw disk's file are whole sectors: another program may have made it longer."""
+    """Return the size of a raw disk's file in whole sectors; another program may have made the file longer."""
     return path.stat().st_size // SECTOR_BYTES * SECTOR_BYTES
 
 
@@ -185,7 +186,11 @@ def _open_below(paths: DiskPaths, state: DiskState, views: Views | None) -> Laye
 
 
 def open_layer(paths: DiskPaths, state: DiskState, views: Views | None) -> WritableLayer:
-    """The bytes of a disk with that state; ``DiskCorrupt``, ``NotARecoveryHost``, ``BrokenVhdChain``."""
+    """Open the bytes of a disk.
+
+    Raises:
+        RigError: ``DiskCorrupt``, ``NotARecoveryHost``, ``BrokenVhdChain``.
+    """
     layer: WritableLayer
     if state.kind == "raw":
         layer = RawLayer(paths.file("img"), writable=True, size_bytes=_whole_sectors(paths.file("img")))
@@ -205,7 +210,7 @@ def open_layer(paths: DiskPaths, state: DiskState, views: Views | None) -> Writa
 
 
 def make_first(root: Path, paths: DiskPaths, make: MakeFiles) -> None:
-    """Make the first disk of a VM: its folder, in the host's ``root``, appears whole or not at all."""
+    """Create the first disk of a VM: the VM's folder in ``root`` appears complete or not at all."""
     fresh = root / f".new-{paths.vm}"
     safe_files.make_folder(fresh)
     try:

@@ -1,8 +1,9 @@
-"""Finds what other programs do to the files of one open disk and of its change log, and notes it: the log ends with that.
+"""Finds the changes that other programs make to the files of one open disk, and ends the disk's change log then.
 
-Looked at are the file that takes the writes (:mod:`siterig.blockfs.watch.own_file`), and the files that are written through
-a memory map: a top's maps, the dirty file, the counter of positions.  One of these that was cut is found by a store (a
-SIGBUS, of which cext/src/base/mapped.c makes an error), at a flush, or by a look here; one whose medium failed by a store.
+It checks the file that takes the writes (:mod:`siterig.blockfs.watch.own_file`), and the files that are written through a
+memory map: the maps of an overlay, the dirty file, the position counter.  If another program truncates one of these, a
+store finds it (a SIGBUS, which cext/src/base/mapped.c turns into an error), or a flush, or a check here; if its medium
+fails, a store finds it.
 
 Fault contract: nothing is stored here.  The mark that ends the log is in the dirty file, and so outlives a kill.
 """
@@ -20,6 +21,7 @@ from siterig.blockfs.disk.disk_files import DiskPaths
 from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.guests import hostmounts
 from siterig.blockfs.watch import own_file
+from siterig.blockfs.watch.file_watch import Watched
 from siterig.blockfs.watch.own_file import OwnFiles
 from siterig.cext._core import lib
 
@@ -29,13 +31,16 @@ _TELLING = (
     (lib.SR_LOST_DURABLE, "top.durable"),
     (lib.SR_LOST_DIRTY, "dirty"),
 )
-"""Suffixes of the files that tell what the disk's bytes are, by their bit (cext/src/layers/layer.h)."""
+"""Suffixes of the files that are needed to know the disk's bytes, by their bit (cext/src/layers/layer.h)."""
 
 
-class DiskGuard:
-    """Implements :class:`siterig.blockfs.watch.file_watch.Watched` for the disk in C ``disk``.  One trio thread.
+class DiskGuard(Watched):
+    """Guards the files of one open disk.  Use it on one trio thread.
 
-    ``ended``: called when the log was ended by a change.
+    Attributes:
+        trouble: the change that another program made to the disk's files; None if none is known.
+        log_trouble: the change that another program made to the log's files; None if none is known.
+        files: the files that it guards.
     """
 
     def __init__(
@@ -48,11 +53,18 @@ class DiskGuard:
         log: Callable[[], DiskLog | None],
         ended: Callable[[], None],
     ) -> None:
-        """``files``: the guard's own from now on.  ``log``: the current one."""
+        """Begin to watch the files.
+
+        Args:
+            disk: the disk in C.
+            paths: the names of the disk's files.
+            files: the files; they belong to the guard from now on.
+            options: the options of the disk's host.
+            log: returns the current change log.
+            ended: called when a change has ended the log.
+        """
         self.trouble: str | None = None
-        """A change of the disk's files by another program; None: none is known."""
         self.log_trouble: str | None = None
-        """A change of the log's files by another program; None: none is known."""
         self.files = files
         self._disk = disk
         self._paths = paths
@@ -66,13 +78,17 @@ class DiskGuard:
                 options.watch.add_folder(folder, self)
 
     def check_files(self, *, new_log: bool = False) -> str | None:
-        """Find and note what has become of the files; None: they are as they were.
+        """Check the disk's files, and record a change.
 
-        ``new_log``: one begins, and so the dirty file is another.
+        Args:
+            new_log: a new log begins, and with it a new dirty file.
+
+        Returns:
+            The change that is known; None if the files are unchanged.
         """
         if self._disk is not None:
             excess_bytes = int(lib.sr_disk_excess_bytes(self._disk))
-            # Something may rightly lie behind a disk that cannot grow.
+            # Other data may follow a disk that cannot grow.
             trouble = self.files.trouble(excess_bytes if self._options.can_grow else min(excess_bytes, 0))
             trouble = trouble or self._lost_file(with_dirty=not new_log) or self._options.positions.trouble
             if trouble is not None:
@@ -80,7 +96,7 @@ class DiskGuard:
         return self.trouble
 
     def check_log(self) -> str | None:
-        """Find and note what has become of the files without which the log cannot go on; None: they are as they were."""
+        """Check the files without which the log cannot continue, record a change and return it; None: they are unchanged."""
         log = self._log() if self._disk is not None else None
         if log is not None and (became := self._log_became(log)) is not None:
             self.log_trouble = f"{became} while the log was written to"
@@ -100,11 +116,11 @@ class DiskGuard:
     def _note_end(self) -> None:
         try:
             self._ended()
-        except (OSError, RigError) as exc:  # the dirty file has it, and it is noted with the next event
+        except (OSError, RigError) as exc:  # the dirty file has it, and the next event records it
             _log.warning("end_of_log_not_noted", disk=str(self._paths), error=str(exc))
 
     def _lost_file(self, *, with_dirty: bool) -> str | None:
-        """Which of the files that tell what the disk's bytes are was cut, or cannot be written any more."""
+        """Return which of these files was truncated, or cannot be written any more; None if all are usable."""
         lost = int(lib.sr_disk_lost_files(self._disk))
         for bit, suffix in _TELLING:
             if lost & bit and (with_dirty or bit != lib.SR_LOST_DIRTY):
@@ -112,9 +128,10 @@ class DiskGuard:
         return None
 
     def begin_again(self) -> None:
-        """Before a new log begins: what is done to the files from now on is noticed again.
+        """Forget the changes that are known, before a new log begins, so that new ones are noticed again.
 
-        ``DiskUnhealthy`` if the files are not those that the disk has open, or not whole.
+        Raises:
+            RigError: ``DiskUnhealthy`` if the files are not those that the disk has open, or not complete.
         """
         if self._options.watch is not None:
             self._options.watch.look()
@@ -122,24 +139,24 @@ class DiskGuard:
         if (became := self._options.positions.file_trouble()) is not None:
             raise RigError(
                 Code.DiskUnhealthy,
-                f"disk {self._paths}: {self._options.positions.path} {became} while it was in use; let it be made anew "
-                "(siterig role restart)",
+                f"disk {self._paths}: {self._options.positions.path} {became} while it was in use; "
+                "a restart of the role rebuilds it (siterig role restart)",
             )
         lib.sr_disk_forget_file_changed(self._disk)
         if (trouble := self.check_files(new_log=True)) is not None:
             raise RigError(
                 Code.DiskUnhealthy,
-                f"disk {self._paths}: {trouble}; put the whole file back, then let the disk be opened again (siterig role "
-                "restart)",
+                f"disk {self._paths}: {trouble}; put the whole file back, then restart the role, which opens the disk again "
+                "(siterig role restart)",
             )
 
     async def check_no_loops(self) -> None:
-        """``DiskInUse`` if a loop device that can write is attached to the file itself: no log would have its writes."""
+        """Raise ``DiskInUse`` if a writable loop device is attached to the file itself: no log would have its writes."""
         for loop in await self._loops():
             raise RigError(Code.DiskInUse, f"disk {self._paths}: {hostmounts.loop_text(loop, self.files.path)}")
 
     async def look_for_loops(self) -> None:
-        """Note a loop device that is attached to the file itself."""
+        """Record a writable loop device that is attached to the file itself."""
         for loop in await self._loops():
             self.changed_by_another(hostmounts.loop_text(loop, self.files.path))
 
@@ -149,19 +166,19 @@ class DiskGuard:
         return await hostmounts.loops_on(self.files.identity, str(self.files.path))
 
     def look_at_the_end(self) -> str | None:
-        """:meth:`check_files`, and act on what the kernel has reported and nobody has looked at yet."""
+        """Process the events that the kernel has reported, then check the files, as :meth:`check_files` does."""
         if self._options.watch is not None:
             self._options.watch.look()
         self.check_log()
         return self.check_files()
 
     def look_again(self) -> None:
-        """If a request met that the file was cut, or has no name any more: find what has become of it."""
+        """Find the reason if a request found the file truncated, or without a name."""
         if self.trouble is None and lib.sr_disk_file_changed(self._disk) and self.check_files() is None:
             self.changed_by_another(f"{self.files.path} was cut by another program, or had no name, for a while")
 
     def changed_by_another(self, what: str) -> None:
-        """Another program has changed what the disk holds, or may have: its log does not have that."""
+        """Record that another program changed the disk, or may have: the log does not have that change, and ends."""
         if self.trouble is None and self._disk is not None:
             self.trouble = what
             lib.sr_disk_note_changed(self._disk)
@@ -170,11 +187,11 @@ class DiskGuard:
 
     @property
     def changes(self) -> int:
-        """How often the disk was changed since it was opened; no change is under way when this is counted."""
+        """Number of changes of the disk since it was opened; no change is under way while they are counted."""
         return int(lib.sr_disk_changes(self._disk))
 
     def close(self) -> None:
-        """Before the disk in C is freed."""
+        """Stop watching; call it before the disk in C is freed."""
         if self._options.watch is not None:
             self._options.watch.remove(self)
         self.files.close()

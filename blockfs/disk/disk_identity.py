@@ -1,11 +1,11 @@
-"""Tells if a tracked disk is still what its change log makes of it: noted when it is closed, checked when it is opened.
+"""Checks at the opening that a tracked disk is still in the state that its change log describes.
 
-The same for a rig's disks and for an image by itself.  Compared are the disk's files
-(:mod:`siterig.blockfs.watch.file_stamps`), and which records its log has.
+This covers the disks of a rig and stand-alone images alike.  The check compares the disk's files
+(:mod:`siterig.blockfs.watch.file_stamps`), and the first and last records of its log, with a note of the last clean close.
 
-Fault contract: the note of an orderly end (``closed``) is taken back durably before a byte of the disk is changed, and made
-again only after log and disk are durable.  So a kill at any moment leaves a state without a note, and never a note of what
-the disk no longer is.
+Fault contract: the note of a clean close (``closed``) is durably removed before a byte of the disk is changed, and is
+written only after log and disk are durable.  So a kill at any moment leaves a state without a note, never a note that
+does not match the disk.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _log = structlog.get_logger("siterig.blockfs.disk.disk_identity")
 
 
 def own_files(paths: DiskPaths, state: DiskState) -> list[Path]:
-    """The files that a disk's bytes are in, the one that takes the writes first."""
+    """Return the files that hold the bytes of a disk; the first takes the writes."""
     if state.image is not None:
         return [paths.folder / state.image]
     if state.kind == "raw":
@@ -40,9 +40,9 @@ def own_files(paths: DiskPaths, state: DiskState) -> list[Path]:
 
 
 def check_files_there(paths: DiskPaths, state: DiskState) -> None:
-    """``DiskCorrupt`` if a file is missing or was cut that the opening would make new and empty."""
+    """Raise ``DiskCorrupt`` if a file is missing or truncated that the opening would create empty."""
     if state.kind == "raw":
-        return  # its file is never made new; a top's are at the first opening, and may be lost with the power
+        return  # its file is never created at an opening; those of an overlay are, and a power loss may lose them
     map_bytes = -(-state.size_bytes // lib.SR_BLOCK_BYTES // 8)
     noted = state.closed is not None or _noted_by_killed(paths) is not None
     if not noted and not overlay_map.vouch_for(paths.file("top"), map_bytes):
@@ -55,29 +55,32 @@ def check_files_there(paths: DiskPaths, state: DiskState) -> None:
 
 
 def _noted_by_killed(paths: DiskPaths) -> dirty_bitmap.DirtyFile | None:
-    """The dirty file of a process that was killed in this boot; None: there was none, or power was lost."""
+    """Return the dirty file of a process that was killed in this boot; None if there is none, or the power was lost."""
     try:
         found = dirty_bitmap.read(paths.file("dirty"))
     except RigError:
-        return None  # the opening names it
+        return None  # the opening reports it
     return found if found.boot_id == boot.current_boot_id() else None
 
 
 def newest_segment(paths: DiskPaths) -> int:
-    """Number of the newest segment that a killed process had begun; 0 if that is not known."""
+    """Return the number of the newest segment that a killed process had begun; 0 if it is unknown."""
     found = _noted_by_killed(paths)
     return found.newest_segment if found is not None else 0
 
 
 def noted_reason(paths: DiskPaths, state: DiskState) -> str | None:
-    """Why the log had been abandoned when its process ended; ``LogCorrupt``, ``PowerLoss`` if that cannot be known."""
+    """Return the reason why the log was abandoned when its process ended; None if it was not.
+
+    The reason is ``LogCorrupt`` or ``PowerLoss`` if the dirty file does not show it.
+    """
     try:
         found = dirty_bitmap.read(paths.file("dirty"))
     except RigError as exc:
         _log.info("dirty_file_unusable", disk=str(paths), reason=exc.code, message=exc.message)
         return Code.LogCorrupt
     if (found.disk_id, found.generation) != (state.disk_id, state.generation):
-        return Code.LogCorrupt  # a kill came when a log was begun: what was noted of the one before is not known
+        return Code.LogCorrupt  # a kill came while a log began: the notes of the one before are lost
     if found.reason is not None and paths.file("dirty").stat().st_size < dirty_bitmap.file_bytes(state.size_bytes):
         _log.info("dirty_file_unusable", disk=str(paths), reason="it was cut")
         return Code.LogCorrupt
@@ -86,9 +89,12 @@ def noted_reason(paths: DiskPaths, state: DiskState) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Identified:
-    """``state``: without the note of an orderly end, which is ``closed``, and durably so.
+    """Result of :func:`identify`.
 
-    ``why``: why the disk is not what its log makes of it; the state has ``ImageChanged`` then.  None: it is, or has no log.
+    Attributes:
+        state: the state of the disk, durably without the note of the last clean close.
+        closed: that note; None if there was none.
+        why: why the disk does not match its log (the state has ``ImageChanged`` then); None if it does, or has no log.
     """
 
     state: DiskState
@@ -97,7 +103,7 @@ class Identified:
 
 
 def identify(paths: DiskPaths, state: DiskState) -> Identified:
-    """Before any of a tracked disk's files is opened for writing: whether they are still what they were."""
+    """Check whether the files of a tracked disk are unchanged; call it before any of them is opened for writing."""
     closed, why = state.closed, _why_another(paths, state) if state.tracked else None
     if why is not None:
         state = state.model_copy(update={"tracked": False, "needs_resync": Code.ImageChanged})
@@ -122,7 +128,7 @@ def _since_kill(paths: DiskPaths, state: DiskState) -> str | None:
     found, opened = path.stat(), state.opened
     if opened is not None and inode_of(paths.file("dirty").stat()) == opened.dirty_inode and inode_of(found) != opened.inode:
         return f"{path} was replaced after the process that logged it was killed"
-    if state.promoting:  # what is copied from below is in no log
+    if state.promoting:  # the blocks that are copied from the backing are in no log
         return None
     own_ns = max([noted.mtime_ns, opened.mtime_ns if opened else 0, *_log_mtimes_ns(paths)])
     if own_ns and found.st_mtime_ns > own_ns + KILL_GRACE_S * 1e9:
@@ -133,21 +139,29 @@ def _since_kill(paths: DiskPaths, state: DiskState) -> str | None:
 def _log_mtimes_ns(paths: DiskPaths) -> list[int]:
     segments = [path for _, path in find_segments(paths.folder, paths.name)]
     found = []
-    for path in (*segments, paths.file("spare")):  # that is the newest, if a kill came before it got its name
+    for path in (*segments, paths.file("spare")):  # the spare is the newest segment if a kill came before it got its name
         with contextlib.suppress(FileNotFoundError):
             found.append(path.stat().st_mtime_ns)
     return found
 
 
 def opened_note(paths: DiskPaths, fd: int) -> OpenedNote:
-    """The note that is made once the log of a disk continues; ``fd``: of its own file."""
+    """Return the note that is saved when the log of a disk continues; ``fd`` is the open file that takes the writes."""
     return OpenedNote(inode=inode_of(os.fstat(fd)), dirty_inode=inode_of(paths.file("dirty").stat()))
 
 
 def closed_note(
     paths: DiskPaths, state: DiskState, log: LogExtent, known: list[FileStamp], budget: DigestBudget
 ) -> ClosedNote:
-    """The note that is made at an orderly end, when all is durable.  ``known``: stamps of the end before."""
+    """Return the note that is saved at a clean close, when everything is durable.
+
+    Args:
+        paths: the names of the disk's files.
+        state: the state of the disk.
+        log: the extent of its log.
+        known: stamps of the clean close before; their digests are used again for unchanged files.
+        budget: limits the bytes that are read for digests.
+    """
     old = {stamp.file: stamp for stamp in known}
     files = [durable_stamp(path, old.get(path.name), budget) for path in own_files(paths, state)]
     return ClosedNote(files=files, log=log)

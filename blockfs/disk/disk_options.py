@@ -19,35 +19,42 @@ _log = structlog.get_logger("siterig.blockfs.disk.disk")
 
 
 def log_changed(paths: DiskPaths, what: str) -> None:
-    """Another program has changed a disk."""
+    """Log that another program has changed a disk."""
     _log.error("disk_changed_by_another", disk=str(paths), what=what)
 
 
 def log_lost(paths: DiskPaths, what: str) -> None:
-    """Another program has taken away files of a disk's change log."""
+    """Log that another program has taken away files of a disk's change log."""
     _log.error("log_files_changed_by_another", disk=str(paths), what=what)
 
 
 @dataclass(frozen=True, slots=True)
 class DiskOptions:
-    """Shared by the disks of a host: the counter of positions, the receivers of events, the limits of what is kept."""
+    """Options that the disks of one host share.
+
+    Attributes:
+        positions: the position counter of the host.
+        event_fd: an eventfd that is raised when a disk needs :meth:`DiskTracking.maintain`; -1: nothing waits for it.
+        policy: the limits of each change log.
+        snapshot_share_max: the share of a disk's size that its snapshot may occupy.
+        can_grow: False if other data follows the disk in its file.
+        read_only: True for a state of the past, which cannot be opened for writing.
+        watch: reports what other programs do to the files of the disks; None: no watch.
+        report_changed: called at once with a change that another program made to a disk's files.
+        report_log_lost: called at once with a change that another program made to the files of a change log, which ends
+            then.
+        clock: the time of these disks.
+        digests: limits the bytes that are read when disks are closed, to recognize copies of them later.
+    """
 
     positions: PositionCounter
     event_fd: int = -1
-    """An eventfd, raised when :meth:`Disk.maintain` has something to do; -1: nobody waits."""
     policy: LogPolicy = field(default_factory=LogPolicy)
     snapshot_share_max: float = STORE_SHARE_MAX
-    """How much of a disk's size its snapshot may take."""
     can_grow: bool = True
-    """Not where something lies behind the disk in its file."""
     read_only: bool = False
-    """True for a state of the past: nobody may open it to write."""
     watch: FileWatch | None = None
-    """Tells the disks what others do to their files."""
     report_changed: Callable[[DiskPaths, str], None] = log_changed
-    """Told at once what another program has done to a disk's files."""
     report_log_lost: Callable[[DiskPaths, str], None] = log_lost
-    """Told at once what another program has done to the files of a disk's change log, which ends with that."""
     clock: Clock = SYSTEM_CLOCK
     digests: DigestBudget = field(default_factory=DigestBudget)
-    """Limits the bytes that the disks read when they are closed, so that a copy of them is known again."""

@@ -1,4 +1,4 @@
-"""What other roles, and users, are told of a disk.  Nothing here changes it, but that a log that was given up is noted."""
+"""Descriptions of a disk for other roles and for users.  They change nothing, except to record an abandoned log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from siterig.blockfs.disk.replacing import kept_images
 
 
 def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
-    """How it is; ``mountpoint``: of its host."""
+    """Return the description of a disk whose host is mounted at ``mountpoint``."""
     log = disk.tracking.log if disk.tracking.active else None
     promotion = None
     if disk.state.promoting:
@@ -50,7 +50,7 @@ def describe(disk: Disk, mountpoint: Path) -> DiskInfo:
 
 
 def count(disk: Disk) -> DiskCounters:
-    """What it has done since it was opened; stops nothing."""
+    """Return the counters of a disk since it was opened; this stops no request."""
     info, found = describe(disk, Path()), counters.read(disk.c)
     return DiskCounters(
         vm=info.vm,
@@ -69,7 +69,7 @@ def count(disk: Disk) -> DiskCounters:
 
 
 def describe_broken(paths: DiskPaths, state: DiskState, why: str, mountpoint: Path) -> DiskInfo:
-    """A thin disk that is not served because its parent is missing or not what it was."""
+    """Return the description of a thin disk that is not served because its parent image is missing or changed."""
     return DiskInfo(
         vm=paths.vm,
         name=paths.name,

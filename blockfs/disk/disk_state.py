@@ -1,4 +1,4 @@
-"""The small file beside each disk that says what it is (``NAME.disk``).  Layout: docs/reference/formats/disk.md.
+"""The small file that describes a disk (``NAME.disk``).  Layout: docs/reference/formats/disk.md.
 
 Fault contract: replaced atomically and durably; carries its own checksum, so that a bad byte is an error and never
 another disk.
@@ -40,16 +40,20 @@ class _OldKeyError(Exception):
 
 
 class ClosedNote(WireModel):
-    """A tracked disk as it was closed in order: its files, and its log (None: state files of format 1)."""
+    """Files and log of a tracked disk when it was closed cleanly; ``log`` is None if it comes from a file of format 1."""
 
     files: list[FileStamp]
     log: LogExtent | None
 
 
 class ParentNote(WireModel):
-    """The image that a thin disk lies over (:mod:`siterig.blockfs.disk.parent_image`), as it was when the disk was made.
+    """The image under a thin disk (:mod:`siterig.blockfs.disk.parent_image`), as it was when the disk was created.
 
-    ``size_bytes``: of the disk in it; ``file_bytes``: of the file.  ``digest``: of samples of its bytes.
+    Attributes:
+        size_bytes: the size of the disk in the image.
+        file_bytes: the size of the image file.
+        mtime_ns: the time of its last write.
+        digest: a digest of samples of its bytes.
     """
 
     path: str
@@ -60,9 +64,10 @@ class ParentNote(WireModel):
 
 
 class OpenedNote(WireModel):
-    """Where the inodes of a tracked disk's own file and of its dirty file are, since it was opened.
+    """Inode numbers of a tracked disk's own file and of its dirty file, since the disk was opened.
 
-    ``mtime_ns``: when its own file was last changed by something that the log has nothing of (promotion), or 0.
+    Attributes:
+        mtime_ns: time of the last change of the disk's own file that is not in the log (hydration), or 0.
     """
 
     inode: Whole
@@ -73,7 +78,7 @@ class OpenedNote(WireModel):
 class TouchedTimes(WireModel):
     """Times that a program has set (``touch``), in nanoseconds since 1970.
 
-    They hold until the disk changes: as long as its file on the host was last written at ``file_mtime_ns``.
+    They are valid until the disk changes, that is, while its file on the host was last written at ``file_mtime_ns``.
     """
 
     atime_ns: int = Field(ge=-(1 << 63), lt=1 << 63)
@@ -82,9 +87,10 @@ class TouchedTimes(WireModel):
 
 
 class ShownAttributes(WireModel):
-    """Attributes of a disk's file in the mount that programs have set; None: as if nobody had.
+    """Attributes of a disk's file in the mount that programs have set; None for an attribute that no program has set.
 
-    ``mode``: the nine permission bits.
+    Attributes:
+        mode: the nine permission bits.
     """
 
     mode: int | None = Field(default=None, ge=0, le=0o777)
@@ -94,15 +100,26 @@ class ShownAttributes(WireModel):
 
 
 class DiskState(WireModel):
-    """What must be known of a disk before its bytes are touched.
+    """The description of a disk that is needed before its bytes are used.
 
-    ``kind`` is ``raw`` (``NAME.img``) or ``top`` (``NAME.top`` over ``managed_disk`` at ``position`` or over ``parent``).
-    ``tracked``: writes are logged in generation ``generation``, which begins with segment ``first_segment``.
-    ``needs_resync``: None, or why the logs cannot be vouched for.  ``promoting``: of a top that is becoming a raw disk
-    (:mod:`siterig.blockfs.disk.hydration`).  ``image``: name of the file, only of a disk by itself
-    (:mod:`siterig.blockfs.host.standalone`). ``closed``: None while the disk is open, and after a kill.  ``opened``: None
-    if it was not tracked then.  ``shown``: what ``chmod``, ``chown`` and ``touch`` have set
-    (:mod:`siterig.blockfs.disk.file_attributes`).  ``sector_bytes``: the logical sector size that the disk declares.
+    Attributes:
+        disk_id: the id of the disk, a UUID.
+        size_bytes: its size.
+        kind: ``raw`` (``NAME.img``), or ``top``: an overlay ``NAME.top`` over ``managed_disk`` at ``position`` or over
+            ``parent``.
+        generation: the generation of its change log; 0 before the first.
+        tracked: True if writes are logged.
+        needs_resync: None, or why the logs are not contiguous.
+        promoting: True for an overlay that is being hydrated (:mod:`siterig.blockfs.disk.hydration`).
+        first_segment: number of the segment with which the generation begins.
+        managed_disk: id of the managed disk under the overlay.
+        position: its position.
+        image: name of the image file; only for a stand-alone disk (:mod:`siterig.blockfs.host.standalone`).
+        closed: note of the last clean close; None while the disk is open, and after a kill.
+        opened: note of the last opening; None if the disk was not tracked then.
+        shown: attributes set by ``chmod``, ``chown`` and ``touch`` (:mod:`siterig.blockfs.disk.file_attributes`).
+        sector_bytes: the logical sector size that the disk declares.
+        parent: the image under a thin disk.
     """
 
     disk_id: str = Field(pattern=UUID_PATTERN)
@@ -124,7 +141,7 @@ class DiskState(WireModel):
 
     @property
     def lasts(self) -> bool:
-        """True if the state, and so the disk's id, outlives this process."""
+        """True if the state, and with it the id of the disk, outlives this process."""
         return True
 
     @model_validator(mode="after")
@@ -139,12 +156,16 @@ class DiskState(WireModel):
         return self
 
     def save(self, path: Path) -> None:
-        """Write durably."""
+        """Write the file atomically and durably."""
         _DOCUMENT.save(path, self.model_dump())
 
     @classmethod
     def load(cls, path: Path) -> DiskState:
-        """Read; ``RigError('DiskStateCorrupt' | 'StateVersion')`` names the file."""
+        """Read the file.
+
+        Raises:
+            RigError: ``DiskStateCorrupt``, ``StateVersion``; the message names the file.
+        """
         with os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb") as file:
             try:
                 data = bounded(file)
@@ -182,7 +203,7 @@ class _OldImage(WireModel):
 
 
 def _from_format_1(body: object) -> object:
-    """Format 2 of format 1, in which only an image by itself had a note of what it was when it was closed."""
+    """Convert a body of format 1, in which only a stand-alone image had a note of its clean close, to format 2."""
     if not isinstance(body, dict) or body.get("image") is None:
         return body
     image = _OldImage.model_validate(body["image"], strict=True)
@@ -193,7 +214,7 @@ def _from_format_1(body: object) -> object:
 
 
 def _from_format_2(body: object) -> object:
-    """Format 3 of format 2, which has the path of the managed disk's folder (``store``) in place of its id."""
+    """Convert a body of format 2, with the path of the managed disk's folder (``store``), to format 3, with its id."""
     if not isinstance(body, dict):
         return body
     if "managed_disk" in body:

@@ -1,16 +1,17 @@
-"""Promotion: a disk over a managed disk becomes a raw one, behind its guests.
+"""Hydration: a disk over a managed disk becomes a raw disk while guests use it (users call this promotion).
 
 Fault contract
 --------------
-* Promotion changes no byte of the disk; its log, its snapshot and ``needs_resync`` know nothing of it.
-* That a disk is promoted is in its state: it is gone on with at the next start.  A block is copied before its bit in the
-  present map is set, and a bit is durable only after its bytes (:mod:`siterig.blockfs.layers.layer`): what is marked after
-  a kill or a power loss is there, and the rest is copied again.
-* When all is durably there: ``NAME.top`` is renamed to ``NAME.img``, the state says ``raw``, the view is let go, the maps
-  are removed, whoever kept the managed disk for this disk is told.  Each is durable before the next begins.
-* What stops it (the host's disk is full, the managed disk cannot be read) stops nothing else; it is shown, and tried again.
+* Hydration changes no byte of the disk; its log, its snapshot and ``needs_resync`` are not affected.
+* The state of the disk records that it is being hydrated, so a start continues.  A block is copied before its bit in the
+  overlay map is set, and a bit is durable only after its bytes (:mod:`siterig.blockfs.layers.layer`): after a kill or a
+  power loss every marked block exists, and the rest is copied again.
+* When all blocks are durably copied: ``NAME.top`` is renamed to ``NAME.img``, the state is ``raw``, the backing is detached,
+  the maps are removed, and the pin on the managed disk is released.  Each step is durable before the next begins.
+* An error that stops it (the host's disk is full, the managed disk cannot be read) stops nothing else.  It is shown, and
+  the hydration is tried again.
 
-Copying yields to guests: a disk that had requests since the last step gets a pause four times as long as the step was.
+Copying yields to guests: after a step during which the disk had requests, it pauses four times as long as the step took.
 """
 
 from __future__ import annotations
@@ -37,22 +38,22 @@ from siterig.blockfs.layers.layer import data_bytes
 STEP_BYTES = 4 << 20
 BUSY_STEP_BYTES = 512 << 10
 BUSY_PAUSES = 4
-"""Of a busy disk, for each second of copying."""
+"""Seconds of pause for each second of copying, while guests use the disk."""
 PAUSE_S_MIN = 0.005
 SYNC_BYTES = 64 << 20
-"""Copied at most between two syncs: what a power loss makes to be copied again."""
+"""Bytes copied at most between two syncs; a power loss makes at most these be copied again."""
 FREE_BYTES_MIN = 64 << 20
-"""Of the host's disk that copying leaves to the guests."""
+"""Free bytes of the host's disk that copying leaves to the guests."""
 RETRY_S = 15.0
 
 _log = structlog.get_logger("siterig.blockfs.disk.hydration")
 
 
 class Hydrator:
-    """Promotes the disks of a host, one after the other; ``release`` is told of each that needs no managed disk any more.
+    """Hydrates the disks of a host, one after the other.
 
-    It has the disk's turn at its place meanwhile: what is held, and the maps, are known by the place, and were the disk
-    removed, another that lies there could lose its own.
+    It holds the lock of the disk's name meanwhile: pins and maps are known by that name, and if the disk were removed, a new
+    disk of the same name could lose its own.
     """
 
     def __init__(
@@ -64,7 +65,15 @@ class Hydrator:
         *,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """``waits``: where a promotion that is stopped is registered."""
+        """Begin with no disk; :meth:`run` hydrates.
+
+        Args:
+            disks: returns the disks of the host.
+            release: called with the managed disk that a hydrated disk no longer needs.
+            locks: the locks of the disks' names.
+            waits: the list in which a hydration that is stopped is recorded.
+            clock: the time of this host.
+        """
         self._disks = disks
         self._release = release
         self._locks = locks
@@ -74,11 +83,11 @@ class Hydrator:
         self._wake = trio.Event()
 
     def wake(self) -> None:
-        """There is something to promote."""
+        """Make :meth:`run` look for disks to hydrate."""
         self._wake.set()
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Hydrate all disks that are to be hydrated, until cancelled."""
         while True:
             self._wake = trio.Event()
             self._forget_removed()
@@ -89,7 +98,7 @@ class Hydrator:
                 await self._wake.wait()
 
     def _forget_removed(self) -> None:
-        """A disk that was removed waits for nothing."""
+        """Clear the waits of disks that were removed."""
         for vm, name in self._stopped - {(disk.paths.vm, disk.paths.name) for disk in self._disks()}:
             self._waits.clear("promotion", vm=vm, disk=name)
             self._stopped.discard((vm, name))
@@ -97,7 +106,7 @@ class Hydrator:
     async def _attempt(self, disk: Disk) -> None:
         try:
             async with self._locks.hold(str(disk.paths)):
-                await self._promote(disk)
+                await self._hydrate_wholly(disk)
         except RigError as error:
             if disk.hydration.stopped_by is None or disk.hydration.stopped_by.message != error.message:
                 _log.warning("promotion_stopped", disk=str(disk.paths), reason=error.code, message=error.message)
@@ -108,7 +117,7 @@ class Hydrator:
             disk.hydration.stopped_by = None
             self._waits.clear("promotion", vm=disk.paths.vm, disk=disk.paths.name)
 
-    async def _promote(self, disk: Disk) -> None:
+    async def _hydrate_wholly(self, disk: Disk) -> None:
         managed_disk, total_bytes = disk.state.managed_disk, disk.state.size_bytes
         try:
             await self._hydrate(disk)
@@ -118,13 +127,13 @@ class Hydrator:
         except OSError as exc:
             if exc.errno != errno.EBADF:
                 raise _stopped_by(disk, exc) from exc
-            if disk.state.promoting:  # it was closed: its VM was removed
+            if disk.state.promoting:  # the disk was closed, because its VM was removed
                 return
         await trio.to_thread.run_sync(self._release, managed_disk, disk.paths)
         _log.info("promoted", disk=str(disk.paths), total_bytes=total_bytes)
 
     async def _hydrate(self, disk: Disk) -> None:
-        """Until it holds all, on stable storage."""
+        """Copy until the disk has all blocks on stable storage."""
         unsynced, full = 0, False
         seen = requests_done(disk.c)
         while not full:
@@ -142,7 +151,11 @@ class Hydrator:
 
 
 def check_room(vm: str, disks: list[Disk]) -> None:
-    """``NotEnoughSpace`` unless these disks of a VM can hold all that they lie over; for a thread."""
+    """Check that the disks of a VM have room for all blocks that they lack; it blocks, so call it in a thread.
+
+    Raises:
+        RigError: ``NotEnoughSpace``.
+    """
     needs = []
     for disk in disks:
         if disk.state.managed_disk is not None:
@@ -160,14 +173,14 @@ def _check_room(disk: Disk, step_bytes: int) -> None:
         raise RigError(
             Code.DiskFull,
             f"promotion of disk {disk.paths}: {free_bytes >> 20} MiB are free on the host's disk, of which "
-            f"{FREE_BYTES_MIN >> 20} MiB are kept for guests; it goes on when there is more",
+            f"{FREE_BYTES_MIN >> 20} MiB are kept for guests; it continues when there is more",
             recoverable=True,
         )
 
 
 def _stopped_by(disk: Disk, exc: OSError) -> RigError:
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        why = "the host's disk is full; it goes on when there is room"
+        why = "the host's disk is full; it continues when there is room"
         return RigError(Code.DiskFull, f"promotion of disk {disk.paths}: {why}", recoverable=True)
     where = f"stopped at byte {disk.hydration.done_bytes} of {disk.size_bytes}"
     return RigError(

@@ -1,9 +1,9 @@
-"""The image that a thin disk lies over: read-only, used in place, and the same as when the disk was made.
+"""The image under a thin disk: it is used in place, read-only, and must stay as it was when the disk was created.
 
 Fault contract: the parent is never written to.  Its size, the time of its last write and a digest of samples of its bytes
-are noted when the disk is made, and compared whenever the disk is opened; size and time also while it is open.  A parent
-that is missing or differs is ``BrokenVhdChain``: the disk's bytes would be other ones.  Not noticed: a change of bytes
-that are no sample, by a program that sets the time of the last write back.
+are noted when the disk is created, and compared whenever the disk is opened; size and time also while it is open.  If the
+parent is missing or differs, the disk is ``BrokenVhdChain``, because its bytes would be wrong.  One change is not noticed:
+bytes that are in no sample, changed by a program that then resets the time of the last write.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ _REMEDY = "put back the file as it was, or delete the disk"
 
 
 def describe_parent(backing: BackingImage) -> ParentNote:
-    """The note of an image that becomes a parent.  ``ImageUnusable``, ``ImageBusy``, ``VhdCorrupt``, ``InvalidDiskSize``."""
+    """Return the note of an image that becomes a parent.
+
+    Raises:
+        RigError: ``ImageUnusable``, ``ImageBusy``, ``VhdCorrupt``, ``InvalidDiskSize``.
+    """
     path = Path(backing.path)
     fd = _opened(path)
     try:
@@ -49,7 +53,7 @@ def describe_parent(backing: BackingImage) -> ParentNote:
 
 
 def open_parent(note: ParentNote) -> RawLayer:
-    """The parent's bytes; ``BrokenVhdChain`` if it is missing, or not the image that it was."""
+    """Open the bytes of a parent; raise ``BrokenVhdChain`` if it is missing or changed."""
     path = Path(note.path)
     try:
         fd = _opened(path)
@@ -72,14 +76,17 @@ def _check(note: ParentNote, fd: int) -> None:
 
 
 def broken_chain(state: DiskState, layer: Layer) -> str | None:
-    """Why the parent of an open thin disk is not what it was (``BrokenVhdChain``); None: it is, or the disk has none."""
+    """Return how the parent of an open thin disk changed (``BrokenVhdChain``); None if it did not, or there is none."""
     if state.parent is None or not isinstance(layer, OverlayLayer) or layer.lower_fd is None:
         return None
     return why_broken(state.parent, layer.lower_fd)
 
 
 def why_broken(note: ParentNote, fd: int) -> str | None:
-    """Why the open parent is not what it was; None if size and time of the last write are.  Does not wait for its name."""
+    """Return how an open parent changed; None if its size and the time of its last write are the same.
+
+    The check uses the open file only, so it does not wait for the file system that has its name.
+    """
     found = os.fstat(fd)
     if found.st_nlink == 0:
         return f"{note.path}: was deleted or replaced; it is the parent of the disk: {_REMEDY}"
@@ -92,7 +99,7 @@ def why_broken(note: ParentNote, fd: int) -> str | None:
 
 
 def _opened(path: Path) -> int:
-    """Read-only, and locked against writers as long as it is open."""
+    """Open an image read-only, locked against writers as long as it is open."""
     fd = user_files.open_file(path, os.O_RDONLY, code=Code.ImageUnusable, wanted=WANTED)
     try:
         locked = image.try_lock(path, fd, shared=True)
@@ -106,7 +113,7 @@ def _opened(path: Path) -> int:
 
 
 def _digest(fd: int, size_bytes: int) -> str:
-    """The digest of samples at even distances, the first and the last bytes among them."""
+    """Return the digest of samples at even distances, with the first and the last bytes among them."""
     found = hashlib.blake2b(digest_size=16)
     last = max(size_bytes - _SAMPLE_BYTES, 0)
     for number in range(_SAMPLES):

@@ -1,7 +1,7 @@
-"""Disks that a failback replaces: what was written to them since the failover, and the old ones that are kept.
+"""Disks that a failback replaces: the writes to them since the failover, and the old disks that are kept.
 
-Fault contract: an old disk that is to be kept has its second name, durably, before the new one takes its place.  A kill in
-between leaves both names; the next failback then keeps the disk under one more.
+Fault contract: an old disk that is to be kept durably has its second name before the new disk takes its place.  A kill in
+between leaves both names; the next failback then keeps the disk under another name.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ from siterig.blockfs.layers.layer import data_bytes
 from siterig.cext.checksums import is_zero
 
 KEPT_FOLDER = "kept"
-"""In a VM's folder."""
+"""Name of the folder of kept images, in the folder of a VM."""
 _KEPT = re.compile(r"(?P<disk>.+)-\d{8}T\d{6}Z(-\d+)?\.img")
 _COPY_BYTES = 1 << 20
 _CHANGES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 
 
 def keep_image(disk: Disk) -> None:
-    """Keep a disk as ``kept/NAME-TIME.img``: its file gets a second name, or a thin disk is copied; for a thread."""
+    """Keep a disk as ``kept/NAME-TIME.img``; it blocks, so call it in a thread.
+
+    The file of a raw disk gets a second name; a thin disk is copied.
+    """
     paths = disk.paths
     folder = paths.folder / KEPT_FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -56,7 +59,7 @@ def keep_image(disk: Disk) -> None:
 
 
 def _copy(disk: Disk, target: Path) -> None:
-    """All bytes of a disk that lies over another image, in a sparse file; durable but for its name."""
+    """Copy all bytes of a thin disk to a sparse file, durably except for the name of the file."""
     with os.fdopen(safe_files.create_file(target, os.O_WRONLY), "wb") as file:
         file.truncate(disk.size_bytes)
         for offset in range(0, disk.size_bytes, _COPY_BYTES):
@@ -69,7 +72,7 @@ def _copy(disk: Disk, target: Path) -> None:
 
 
 def kept_images(folder: Path, disk: str | None = None) -> list[KeptImage]:
-    """Kept images of a VM whose folder this is, or of one of its disks; oldest first."""
+    """Return the kept images in the folder of a VM, or those of one of its disks, oldest first."""
     found = []
     for path in sorted((folder / KEPT_FOLDER).glob("*.img")):
         name = _KEPT.fullmatch(path.name)
@@ -88,7 +91,7 @@ def kept_images(folder: Path, disk: str | None = None) -> list[KeptImage]:
 
 
 def delete_kept(vm: str, folder: Path, file: str) -> None:
-    """``KeptImageNotFound`` names those there are."""
+    """Delete a kept image; raise ``KeptImageNotFound``, with the names of all kept images, if there is none."""
     known = {image.file: Path(image.path) for image in kept_images(folder)}
     if file not in known:
         raise RigError(Code.KeptImageNotFound, f"VM {vm!r} has no kept image {file!r}; it has: {', '.join(known) or 'none'}")
@@ -97,9 +100,12 @@ def delete_kept(vm: str, folder: Path, file: str) -> None:
 
 
 def check_replace(vm: str, disks: dict[str, Disk], coming: list[DownloadedDisk]) -> None:
-    """The disks can be replaced: ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``; for a thread.
+    """Check that disks can be replaced; it blocks, so call it in a thread.
 
-    Both copies need room for a while, and so does the flat copy of a thin disk that is to be kept.
+    The old and the new disk need space at the same time, and so does the flat copy of a thin disk that is to be kept.
+
+    Raises:
+        RigError: ``DiskNotFound``, ``DiskInUse``, ``NotEnoughSpace``.
     """
     needs = []
     for item in coming:
@@ -115,18 +121,18 @@ def check_replace(vm: str, disks: dict[str, Disk], coming: list[DownloadedDisk])
 
 
 def check_idle(disk: Disk) -> None:
-    """``DiskInUse``."""
+    """Raise ``DiskInUse`` if the disk is open through the mount."""
     if disk.handles:
         raise RigError(Code.DiskInUse, f"disk {disk.paths} is in use: it is open {disk.handles} times; {CLOSE_IT}")
 
 
 def source_use(disk: Disk, after: int) -> SourceUse:
-    """How a disk was used after a position; reads its log, so it is for a thread."""
+    """Return the use of a disk after a position; it reads the log, so call it in a thread."""
     return SourceUse(name=disk.paths.name, written_bytes=_written_bytes(disk, after), open_handles=disk.handles)
 
 
 def _written_bytes(disk: Disk, after: int) -> int | None:
-    """None: the log does not tell, because it was abandoned, or not all of it can be read."""
+    """Return the bytes written after a position; None if the log was abandoned or cannot be read completely."""
     if not disk.tracking.active or disk.state.needs_resync is not None:
         return disk.tracking.dirty_bytes or None
     last_position = disk.tracking.log.last_position
@@ -142,6 +148,6 @@ def _written_bytes(disk: Disk, after: int) -> int | None:
                     if record.position > after and record.type in _CHANGES:
                         written += record.length
         except RigError:
-            if path != paths[-1]:  # only the newest may end with preallocated room, or a record that is being written
+            if path != paths[-1]:  # only the newest may end with preallocated space, or in an unfinished record
                 return None
     return min(written, disk.size_bytes) if read_position >= last_position else None

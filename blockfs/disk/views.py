@@ -1,4 +1,4 @@
-"""Managed disks as a recovery side's disk host sees them: read-only, at a position, held while something lies on them."""
+"""Contract of views: managed disks at a position, read-only and pinned, as the disk host of a recovery side uses them."""
 
 from __future__ import annotations
 
@@ -9,30 +9,38 @@ from siterig.blockfs.layers.layer import Layer
 
 
 class Views(Protocol):
-    """Opens managed disks, and keeps the positions that are open from being folded away.
+    """Opens managed disks at a position, and pins the open positions so that compaction does not pass them.
 
-    A holder is a text that says what lies on a position: a kind, a space, a name.  Any thread may call.
+    A holder is a text that names the user of a position: a kind, a space, a name.  Any thread may call.
     """
 
     def open(self, managed_disk: str, position: int, holder: str) -> Layer:
-        """Managed disk ``managed_disk`` (its id) as it was at ``position``, read-only.
+        """Return a read-only layer with a managed disk as it was at a position.
 
-        The position is durably held for ``holder`` before the call returns, and stays so until :meth:`release`, whatever
-        becomes of the layer or the process.  ``InvalidPosition``.
+        The position is durably pinned for the holder before the call returns.  It stays pinned until :meth:`release`, even
+        if the layer is closed or the process ends.
+
+        Args:
+            managed_disk: id of the managed disk.
+            position: the position.
+            holder: the holder of the pin.
+
+        Raises:
+            RigError: ``InvalidPosition``.
         """
         ...
 
     def release(self, managed_disk: str, holder: str) -> None:
-        """``holder`` holds nothing of ``managed_disk`` any more; no-op if it did not, or if the managed disk is gone."""
+        """Remove the pins of ``holder`` on a managed disk; does nothing if it has none, or if the disk is deleted."""
         ...
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
-        """Of this kind, only these hold anything: let go for all others, which a kill left behind."""
+        """Remove the pins of all holders of this kind except the given ones; a kill leaves such pins."""
         ...
 
 
 def open_counted(views: Views, managed_disk: str, position: int, holder: str) -> Layer:
-    """:meth:`Views.open`, and count what the view stores, which takes long if it has very many ranges of data."""
+    """Open a view and count the bytes that it stores, which takes long if it has very many ranges of data."""
     view = views.open(managed_disk, position, holder)
     try:
         _ = view.stored_bytes
@@ -42,18 +50,17 @@ def open_counted(views: Views, managed_disk: str, position: int, holder: str) ->
     return view
 
 
-class OpenedView:
-    """A view that is open, and held, already."""
+class OpenedView(Views):
+    """One view that is open and pinned already; the code that opened it releases it."""
 
     def __init__(self, view: Layer) -> None:
         self._view = view
 
-    def open(self, _managed_disk: str, _position: int, _holder: str) -> Layer:
-        """The view."""
+    def open(self, managed_disk: str, position: int, holder: str) -> Layer:
         return self._view
 
     def release(self, managed_disk: str, holder: str) -> None:
-        """Whoever opened it does that."""
+        """Do nothing: the code that opened the view releases it."""
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
-        """Whoever opened it does that."""
+        """Do nothing: the code that opened the view releases it."""

@@ -47,9 +47,7 @@ PENDING: dict[str, set[str]] = {
     },
     "blockfs": {
         "blockfs/changelog",
-        "blockfs/contracts",
         "blockfs/core",
-        "blockfs/disk",
         "blockfs/files",
         "blockfs/fuse",
         "blockfs/guests",

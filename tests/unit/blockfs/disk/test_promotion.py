@@ -282,7 +282,7 @@ async def test_a_full_disk_stops_it_and_it_goes_on_when_there_is_room(
         info = await promote(host, lambda disk: disk.promotion is not None and disk.promotion.error is not None)
     assert info.promotion is not None
     assert info.promotion.error_code == "DiskFull"
-    assert info.promotion.error == "promotion of disk web01/os: the host's disk is full; it goes on when there is room"
+    assert info.promotion.error == "promotion of disk web01/os: the host's disk is full; it continues when there is room"
     assert (info.tracked, info.needs_resync, disk.state.kind) == (True, None, "top")
     assert whole(disk) == expected
     await promote(host)
@@ -297,7 +297,7 @@ async def test_the_last_room_is_left_to_the_guests(host: DiskHost, tmp_path: Pat
     assert info.promotion is not None
     assert info.promotion.error_code == "DiskFull"
     assert info.promotion.error is not None
-    assert info.promotion.error.endswith("MiB are kept for guests; it goes on when there is more")
+    assert info.promotion.error.endswith("MiB are kept for guests; it continues when there is more")
     assert info.promotion.done_bytes == 0
     assert disk.hydration.done_bytes == 0
 
