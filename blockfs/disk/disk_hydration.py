@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 
 from siterig.blockfs.changelog.disk_log import check
-from siterig.blockfs.changelog.recovery import DISK_BYTES_MAX
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.sizes import DISK_BYTES_MAX
 from siterig.blockfs.disk.disk_core import DiskCore
 from siterig.blockfs.disk.disk_files import convert_to_raw, remove_maps
 from siterig.blockfs.layers.layer import OverlayLayer, RawLayer
