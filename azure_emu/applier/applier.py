@@ -470,7 +470,7 @@ class Applier:
         if chunk_bytes <= 0 or first < 0 or not 0 < count <= CHECKSUMS_MAX:
             raise RigError(
                 Code.InvalidChecksumRequest,
-                f"{count} chunks of {chunk_bytes} bytes from chunk {first}: 1 to {CHECKSUMS_MAX} chunks may be asked for",
+                f"{count} chunks of {chunk_bytes} bytes from chunk {first}: 1 to {CHECKSUMS_MAX} chunks are allowed",
             )
         disk = self._disk(disk_id)
         await self._process_latest(disk)
@@ -543,7 +543,8 @@ class Applier:
 def _older(disk_id: str, has: Watermark, had: Watermark) -> RigError:
     return RigError(
         Code.ManagedDiskOlder,
-        f"managed disk {disk_id} is older than what was applied to it: it ends at position {has.complete_position}, and had "
+        f"managed disk {disk_id} is older than its last reported state: "
+        f"it ends at position {has.complete_position}, and had "
         f"{had.complete_position}; resynchronize the VM",
     )
 

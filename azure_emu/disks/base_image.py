@@ -124,7 +124,8 @@ def check_size(folder: Path, size_bytes: int, part: PartName) -> None:
                 raise
             raise RigError(
                 Code.PartRefused,
-                f"part {part.blob()}: the disk grows to {size_bytes} bytes; there are no such files where {folder} is",
+                f"part {part.blob()} grows the disk to {size_bytes} bytes; "
+                f"the file system at {folder} does not support files that large",
             ) from exc
 
 
@@ -155,13 +156,13 @@ def read_map(folder: Path) -> bytes:
     magic, version, crc, count, *reserved = _HEADER.unpack_from(raw)
     rows = raw[_HEADER.size :]
     if (magic, version, any(reserved)) != (_MAP_MAGIC, _VERSION, False):
-        raise store_corrupt(path, "is no map of a base, or of another version")
+        raise store_corrupt(path, f"magic is {magic!r}, version {version}; allowed: {_MAP_MAGIC!r}, {_VERSION}, then zeros")
     if len(rows) != count * _ROW.size:
         raise store_corrupt(path, f"has {len(raw)} bytes; {count} ranges need {_HEADER.size + count * _ROW.size}")
     if crc32c(rows, count) != crc:
         raise store_corrupt(path, "checksum does not match")
-    if not _can_be(memoryview(rows).cast("Q").tolist()):
-        raise store_corrupt(path, "has ranges that cannot be: out of order, or of no whole blocks")
+    if not _can_be(numbers := memoryview(rows).cast("Q").tolist()):
+        raise store_corrupt(path, _bad_range(numbers))
     return rows
 
 
@@ -171,6 +172,18 @@ def _can_be(numbers: list[int]) -> bool:
     ends = list(map(add, offsets, lengths))
     in_order = all(map(le, ends, offsets[1:])) and all(lengths)
     return in_order and reduce(or_, numbers, 0) % BLOCK_BYTES == 0 and (not ends or ends[-1] <= _END_MAX)
+
+
+def _bad_range(numbers: list[int]) -> str:
+    """Describe the first range of a flat [offset, length, ...] list that is invalid."""
+    end_before = 0
+    for row, (offset, length) in enumerate(zip(numbers[::2], numbers[1::2], strict=True)):
+        if offset % BLOCK_BYTES or length % BLOCK_BYTES or not length:
+            return f"range {row} is invalid: {length} bytes at {offset}; allowed: one or more blocks of {BLOCK_BYTES} bytes"
+        if offset < end_before:
+            return f"range {row} is invalid: {length} bytes at {offset}; allowed: from byte {end_before}"
+        end_before = offset + length
+    return f"range {len(numbers) // 2 - 1} is invalid: it ends at byte {end_before}; allowed: up to {_END_MAX}"
 
 
 def rebuild_map(folder: Path) -> None:
@@ -362,5 +375,5 @@ def _decode_intent(path: Path, raw: bytes, owner: Owner) -> dict[int, bytes]:
         int.from_bytes(rows[at : at + 8], "little"): rows[at + 8 : at + row_bytes] for at in range(0, len(rows), row_bytes)
     }
     if len(blocks) < count or any(offset % BLOCK_BYTES for offset in blocks):
-        raise store_corrupt(path, "has blocks that cannot be: one is there twice, or begins within another")
+        raise store_corrupt(path, "has invalid blocks: two have the same offset, or an offset is not a multiple of a block")
     return blocks if Owner(*whose) == owner else {}

@@ -130,7 +130,8 @@ def reset_disk(folder: Path, *, created_ns: int, step: Step = _no_step) -> Manag
             for each in pins(folder):
                 raise RigError(
                     Code.DiskPinned,
-                    f"{folder}: the managed disk is damaged and to be replicated anew, but position {each.position} of it "
+                    f"{folder}: the managed disk is damaged and must be replicated again, "
+                    f"but position {each.position} of it "
                     f"is held by {each.holder}: remove that first",
                 )
             shutil.rmtree(aside, ignore_errors=True)

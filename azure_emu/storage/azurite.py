@@ -82,7 +82,7 @@ def connection_string(folder: Path, keys_folder: Path) -> str:
     """Of the Azurite that ``start_azurite`` started on these folders; ``AzuriteNotStarted`` before its first start."""
     port = _stored_port(folder)
     if port is None:
-        raise RigError(Code.AzuriteNotStarted, f"Azurite was never started on {folder}: no port is stored there")
+        raise RigError(Code.AzuriteNotStarted, f"Azurite was never started on {folder}: its folder has no port file")
     return load_or_create_account(keys_folder).connection_string(port)
 
 
@@ -271,7 +271,7 @@ def _stored_port(folder: Path) -> int | None:
     except FileNotFoundError:
         return None
     if not text.isdigit() or not 0 < int(text) < 65536:
-        raise RigError(Code.BadPort, f"{folder / 'port'} holds {text!r}, which is no port (1 to 65535): remove the file")
+        raise RigError(Code.BadPort, f"{folder / 'port'} holds {text!r}; allowed: a port from 1 to 65535; remove the file")
     return int(text)
 
 

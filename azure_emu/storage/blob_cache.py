@@ -190,7 +190,7 @@ class BlobCacheAccount(CacheAccount):
             self._unreadable.add(part)
             raise RigError(
                 Code.PartUnreadable,
-                f"part {part.blob()} cannot be read, while the account answers otherwise: {exc.message}",
+                f"part {part.blob()} cannot be read, while the account answers other requests: {exc.message}",
                 recoverable=True,
             ) from exc
         self._unreadable.discard(part)

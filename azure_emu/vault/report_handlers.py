@@ -97,7 +97,7 @@ class ReportHandlers:
                 return None
             item = session.get_one(ItemRow, disk.vm)
             text = (
-                f"the managed disk of {disk.vm}/{disk.name} is older than what was applied to it: it ends at position "
+                f"the managed disk of {disk.vm}/{disk.name} is older than its last reported state: it ends at position "
                 f"{watermark.complete_position}, and had {disk.complete_position}; resynchronize the VM"
             )
             source = health.apply_source(disk.disk_id)

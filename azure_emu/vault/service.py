@@ -193,7 +193,7 @@ class Vault(ReportHandlers):
             if len(sides) > 1:
                 raise RigError(
                     Code.BadRequest,
-                    f"both sides have a VM {vm!r}: say which is to be deleted with --side site or --side azure",
+                    f"both sides have a VM {vm!r}: select one with --side site or --side azure",
                 )
             (side,) = sides
 
@@ -281,7 +281,9 @@ class Vault(ReportHandlers):
             if self._context.roles.role_cause(error) is None:
                 raise  # else a role is away: the job waits for it, and checks this
         # A test VM forbids it: then nothing is stopped either.
-        await self._stop(vm, _STOPPED_BY_DISABLE, lambda _session, item: item.test_failover_state != TEST_COMPLETED)
+        await self._stop(
+            vm, "unprotect", _STOPPED_BY_DISABLE, lambda _session, item: item.test_failover_state != TEST_COMPLETED
+        )
         return await self._begin(vm, Operation.DISABLE, prepare)
 
     async def reprotect(self, *, vm: str) -> Job:
@@ -475,7 +477,7 @@ class Vault(ReportHandlers):
             item.protection_state = ProtectionState.CHANGE_POINT if change else ProtectionState.UNPLANNED
             return failover_tasks.UNPLANNED, variables | {"source_actions": source_actions, "change": change}
 
-        await self._stop(vm, _STOPPED_BY_UNPLANNED, lambda session, _item: selected.check(session))
+        await self._stop(vm, "failover unplanned", _STOPPED_BY_UNPLANNED, lambda session, _item: selected.check(session))
         return await self._begin(vm, Operation.UNPLANNED, prepare)
 
     async def planned_failover(self, *, vm: str) -> Job:
@@ -556,11 +558,11 @@ class Vault(ReportHandlers):
         self._context.notifications.notify(job.targetObjectName)
         return job
 
-    async def _stop(self, vm: str, keys: set[str], may: Callable[[Session, ItemRow], bool]) -> None:
+    async def _stop(self, vm: str, operation: str, keys: set[str], may: Callable[[Session, ItemRow], bool]) -> None:
         def look(session: Session) -> str | None:
             job = engine.open_job(session, vm)
             return job.name if job is not None and job.key in keys and may(session, find_item(session, vm)) else None
 
         name = await self._context.database.transact(look)
         if name is not None:
-            await self._engine.cancel(name)
+            await self._engine.cancel(name, operation)

@@ -106,13 +106,18 @@ def read(path: Path) -> DirtyFile:
     if crc32c(data[: _HEADER.size]) != _CRC.unpack_from(data, _HEADER.size)[0]:
         raise RigError(Code.DirtyCorrupt, f"{path}: header checksum does not match")
     state, newest_segment, mtime_ns = _STATE.unpack_from(data, _HEADER.size + _CRC.size)
-    if (header_bytes, chunk_bytes) != (HEADER_BYTES, CHUNK_BYTES) or (state != lib.SR_LOGGED and state not in REASONS):
-        raise RigError(
-            Code.DirtyCorrupt, f"{path}: names {header_bytes} header bytes, chunks of {chunk_bytes}, state {state}"
-        )
-    zeros = any(data[56:60]) or any(data[68:72]) or any(data[88:HEADER_BYTES])
-    if zeros or (version == _OLD_VERSION and (newest_segment or mtime_ns)) or generation >= 1 << 63:
-        raise RigError(Code.DirtyCorrupt, f"{path}: names generation {generation}, or is not zero where it must be")
+    if header_bytes != HEADER_BYTES:
+        raise RigError(Code.DirtyCorrupt, f"{path}: header size is {header_bytes} bytes; allowed: {HEADER_BYTES}")
+    if chunk_bytes != CHUNK_BYTES:
+        raise RigError(Code.DirtyCorrupt, f"{path}: chunk size is {chunk_bytes} bytes; allowed: {CHUNK_BYTES}")
+    if state != lib.SR_LOGGED and state not in REASONS:
+        allowed = ", ".join(map(str, sorted({lib.SR_LOGGED, *REASONS})))
+        raise RigError(Code.DirtyCorrupt, f"{path}: state is {state}; allowed: {allowed}")
+    if generation >= 1 << 63:
+        raise RigError(Code.DirtyCorrupt, f"{path}: generation is {generation}; allowed: less than 2 ** 63")
+    for begin, end in ((56, 60), (68, 72), (72 if version == _OLD_VERSION else 88, HEADER_BYTES)):
+        if any(data[begin:end]):
+            raise RigError(Code.DirtyCorrupt, f"{path}: bytes {begin} to {end - 1} are not zero")
     return DirtyFile(
         disk_id=str(uuid.UUID(bytes=disk)),
         generation=generation,

@@ -188,7 +188,7 @@ class DmLogWriter:
                 folder.remove_leftovers(path.name)
                 self._fd = folder.open(self._tmp.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         except OSError as exc:
-            raise RigError(Code.LogUnwritable, f"{path}: cannot be made: {reason(exc, path)}") from exc
+            raise RigError(Code.LogUnwritable, f"{path}: cannot be created: {reason(exc, path)}") from exc
 
     @staticmethod
     def _exists(path: Path) -> RigError:

@@ -189,7 +189,7 @@ def import_log(
         if size_bytes is not None and size_bytes < touched:
             raise RigError(
                 Code.InvalidDiskSize,
-                f"{source}: touches the first {touched} bytes of a disk; its size is given as {size_bytes}",
+                f"{source}: writes to byte {touched} of the disk; --size is {size_bytes} bytes",
             )
         if find_segments(folder, name):
             raise RigError(Code.LogExists, f"{folder / name}: has change logs already")

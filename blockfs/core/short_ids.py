@@ -42,6 +42,6 @@ def find(what: str, text: str, ids: Iterable[str]) -> str | None:
         shown = ", ".join(found[:_CANDIDATES_MAX])
         more = f" and {len(found) - _CANDIDATES_MAX} more" if len(found) > _CANDIDATES_MAX else ""
         raise RigError(
-            Code.AmbiguousId, f"{what} {text!r} is the beginning of {len(found)} ids: {shown}{more}; write more of it"
+            Code.AmbiguousId, f"{what} {text!r} is the beginning of {len(found)} ids: {shown}{more}; give more characters"
         )
     return found[0] if found else None

@@ -54,7 +54,7 @@ def open_file(path: Path, flags: int, *, code: Code, wanted: str, devices: bool 
     try:
         return safe_files.open_named(path, flags | os.O_NOCTTY, check=check)
     except FileNotFoundError:
-        raise RigError(code, f"{path}: is not there") from None
+        raise RigError(code, f"{path}: does not exist") from None
     except OSError as exc:
         if exc.errno == errno.EBUSY and device:
             holders = block_device.holders(device)

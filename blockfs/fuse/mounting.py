@@ -102,7 +102,7 @@ def mount(mountpoint: Path, options: MountOptions) -> Mount:
     device = _device_at(path)
     if device is None:
         os.close(fd)
-        raise RigError(Code.MountFailed, f"{path}: was mounted, but somebody took it away again")
+        raise RigError(Code.MountFailed, f"{path}: was unmounted by another program while it was being mounted")
     return Mount(path, fd, device)
 
 
@@ -122,13 +122,13 @@ def _mount_by_helper(path: Path, options: MountOptions) -> int:
         except FileNotFoundError:
             raise RigError(
                 Code.MountFailed,
-                f"{path}: cannot be mounted: only root may, or whoever has fusermount3; on Debian: apt-get install fuse3",
+                f"{path}: cannot be mounted: users other than root need fusermount3; on Debian: apt-get install fuse3",
             ) from None
         if done.returncode != 0:
             raise RigError(Code.MountFailed, f"{path}: cannot be mounted: {done.stderr.strip() or done.returncode}")
         _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(array.array("i").itemsize))
     if not ancillary:
-        raise RigError(Code.MountFailed, f"{path}: cannot be mounted: fusermount3 gave no descriptor")
+        raise RigError(Code.MountFailed, f"{path}: cannot be mounted: fusermount3 returned no descriptor")
     fd = array.array("i", ancillary[0][2])[0]
     os.set_inheritable(fd, False)
     return fd
@@ -151,7 +151,7 @@ def unmount(mount: Mount) -> None:
         failed = _unmount(mount.path, lazily=lazily)
         if failed is None:
             return
-    raise RigError(Code.UnmountFailed, f"mount {mount.path} cannot be taken away: {failed}")
+    raise RigError(Code.UnmountFailed, f"mount {mount.path} cannot be unmounted: {failed}")
 
 
 def _unmount(path: Path, *, lazily: bool) -> str | None:

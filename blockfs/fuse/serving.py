@@ -48,7 +48,7 @@ async def serve(
         mountpoint.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise RigError(
-            Code.MountFailed, f"{mountpoint}: cannot be made a folder to mount on: {reason(exc, mountpoint)}"
+            Code.MountFailed, f"{mountpoint}: cannot be created as a mount point: {reason(exc, mountpoint)}"
         ) from exc
     if mountpoint.is_mount():
         raise RigError(Code.MountFailed, f"{mountpoint}: something is mounted here already")

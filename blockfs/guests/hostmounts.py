@@ -124,7 +124,7 @@ async def mkfs(device: str, filesystem: str, label: str) -> None:
         raise RigError(Code.UnknownFilesystem, f"file system {filesystem!r} is not supported: ext4 or xfs")
     result = await _run(*command, device)
     if result.returncode != 0:
-        raise RigError(Code.MkfsFailed, f"cannot make an {filesystem} on {device}: {_reason(result)}")
+        raise RigError(Code.MkfsFailed, f"cannot create the file system {filesystem} on {device}: {_reason(result)}")
 
 
 async def mount(device: str, where: Path, filesystem: str, *, read_only: bool = False) -> None:

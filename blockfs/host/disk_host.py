@@ -343,7 +343,9 @@ class DiskHost(DiskHostControl, DiskTree):
                 await disk.tracking.make_ready_to_cut()  # NotTracked, before anything is tagged
         if not_after_ns is not None and self._clock.monotonic_ns() > not_after_ns:
             raise RigError(
-                Code.FreezeTimedOut, f"VM {vm!r}: its guests were no longer surely frozen at the cut", recoverable=True
+                Code.FreezeTimedOut,
+                f"VM {vm!r}: the file-system freeze expired before the recovery point was taken",
+                recoverable=True,
             )
         tag = TagSeen(
             tag_id=str(uuid.uuid4()), kind=kind, name=name, position=self.positions.draw(), time_ns=self._clock.wall_ns()

@@ -20,7 +20,7 @@ def check_name(what: str, name: str) -> None:
     if not _NAME.fullmatch(name):
         raise RigError(
             Code.InvalidName,
-            f"{what} is named {name!r}; allowed are 1 to 63 letters, digits, '-' and '_', not '-' or '_' first",
+            f"{what} is named {name!r}; allowed: 1 to 63 letters, digits, '-' and '_', not '-' or '_' first",
         )
 
 
@@ -31,5 +31,5 @@ def lock_folder(root: Path) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
         os.close(fd)
-        raise RigError(Code.AlreadyServed, f"{root}: its disks are served by another process") from exc
+        raise RigError(Code.AlreadyServed, f"{root}: another process serves its disks") from exc
     return fd

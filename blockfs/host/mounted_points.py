@@ -195,7 +195,7 @@ class MountedPoints:
         if not _NAME.fullmatch(name):
             raise RigError(
                 Code.InvalidName,
-                f"recovery is named {name!r}; allowed are 1 to 127 letters, digits and '@.+_:-', not '.+_:-' first",
+                f"mounted point is named {name!r}; allowed: 1 to 127 letters, digits and '@.+_:-', not '.+_:-' first",
             )
         async with self._locks.hold(f"{vm}/{name}"):
             there = self._mounted.get(vm, {}).get(name)

@@ -209,7 +209,7 @@ def open_disk(image: Image, name: str, *, tracked: bool, note: Note = _unheard) 
     if image.path in [paths.file(suffix) for suffix in _OWN_FILES] or segment_number(name, image.path.name) is not None:
         raise RigError(
             Code.ImageUnusable,
-            f"{image.path}: has the name that a file beside disk {name!r} has: give the disk another name",
+            f"{image.path}: has the name of a file of disk {name!r}: give the disk another name with --name",
         )
     with _os_errors_as(f"{paths.folder}: cannot hold the change log of {image.path.name}", Code.FolderUnusable):
         return _open_tracked(image, paths, note) if tracked else _open_untracked(image, paths, note)
@@ -258,7 +258,7 @@ def _found_state(image: Image, paths: DiskPaths) -> DiskState | None:
         return None
     if state.image is None:
         raise RigError(
-            Code.ImageUnusable, f"{image.path}: is a disk of a rig ({path.name} says so); it can be mounted read-only"
+            Code.ImageUnusable, f"{image.path}: is a disk of a rig (see {path.name}); it can be mounted with --read-only"
         )
     if state.image != image.path.name:
         raise RigError(

@@ -110,7 +110,7 @@ async def _checked(file: LockedFile, format_: ImageFormat, header_bytes: int | N
     opened = _qemu(file, format_)
     size_bytes = await qemu_img.disk_bytes(opened)
     if header_bytes is not None and size_bytes != header_bytes:
-        raise RigError(Code.ImageUnusable, f"{file.path}: was changed while its header was read")
+        raise RigError(Code.ImageUnusable, f"{file.path}: was changed by another program while its header was read")
     await qemu_img.check_whole(opened, file.size_bytes)
     if format_ in _CHECKED:
         await qemu_img.check(opened)

@@ -127,7 +127,7 @@ async def check(image: OpenImage) -> None:
     if done.status not in (0, _CHECK_LEAKS, _CHECK_UNSUPPORTED):
         said = image.named(_text(done).strip() or done.out.decode(errors="replace").strip()).partition("\n")[0]
         raise RigError(
-            Code.ImageUnusable, f"{image.path}: is damaged, or was cut off: qemu-img check says {_reason(said)!r}"
+            Code.ImageUnusable, f"{image.path}: is damaged or truncated: qemu-img check reports {_reason(said)!r}"
         )
 
 

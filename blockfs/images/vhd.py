@@ -97,7 +97,7 @@ def read_fixed(file: ImageBytes) -> int:
     if not tail.startswith(COOKIE) or len(tail) < FOOTER_BYTES:
         if head == COOKIE:
             raise RigError(
-                Code.VhdCorrupt, f"{path}: begins as a dynamic VHD does, but no footer is at its end: it was cut off"
+                Code.VhdCorrupt, f"{path}: begins like a dynamic VHD but has no footer at its end: it is truncated"
             )
         raise RigError(Code.VhdCorrupt, f"{path}: its last {FOOTER_BYTES} bytes are no VHD footer; a raw image has none")
     kind, size = _checked(path, tail)

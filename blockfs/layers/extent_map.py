@@ -84,7 +84,7 @@ class ExtentMap:
         """
         view = memoryview(entries).cast("B")
         if len(view) % _ENTRY_BYTES:
-            raise RigError(Code.ExtentsCorrupt, f"an index of {len(view)} bytes; its rows have {_ENTRY_BYTES}")
+            raise RigError(Code.ExtentsCorrupt, f"index: {len(view)} bytes; allowed: a multiple of {_ENTRY_BYTES}")
         most = _POSITION_MAX if upto is None else upto
         rows = len(view) // _ENTRY_BYTES
         added = lib.sr_extents_add(self._c, source, ffi.from_buffer(view), rows, segment_at, piece_at, after, most)
@@ -141,12 +141,13 @@ class ExtentMap:
         made = cls()
         view = memoryview(data).cast("B")
         if len(view) % EXTENT_BYTES:
-            raise RigError(Code.ExtentsCorrupt, f"extents of {len(view)} bytes; each has {EXTENT_BYTES}")
+            raise RigError(Code.ExtentsCorrupt, f"extents: {len(view)} bytes; allowed: a multiple of {EXTENT_BYTES}")
         count = len(view) // EXTENT_BYTES
         loaded = lib.sr_extents_load(made.c, ffi.from_buffer(view), count, sources)
         if 0 <= loaded < count:
             row = _EXTENT.unpack_from(view, loaded * EXTENT_BYTES)
-            raise RigError(Code.ExtentsCorrupt, f"extent {loaded} of {count} cannot be: {row}, of {sources} sources")
+            text = f"extent {loaded} of {count} is invalid: {Extent(*row)}; allowed: sources 0 to {sources - 1}, no overlap"
+            raise RigError(Code.ExtentsCorrupt, text)
         _check(loaded, "the map")
         return made
 
@@ -164,6 +165,6 @@ def _made(pointer: Any) -> Any:
 
 def _check(result: int, what: str) -> None:
     if result == -errno.EINVAL:
-        raise RigError(Code.ExtentsCorrupt, f"{what} cannot be")
+        raise RigError(Code.ExtentsCorrupt, f"{what} is invalid")
     if result < 0:
         raise MemoryError

@@ -341,4 +341,7 @@ class OverlayLayer(_WritableCLayer):
 
 def _check_overlay(path: Path, size: int, lower: Layer) -> None:
     if size < lower.size_bytes:
-        raise RigError(Code.DiskCorrupt, f"{path}: top of {size} bytes over a disk of {lower.size_bytes}")
+        raise RigError(
+            Code.DiskCorrupt,
+            f"{path}: the overlay has {size} bytes; allowed: at least the {lower.size_bytes} bytes of its backing",
+        )

@@ -39,7 +39,7 @@ def open_maps(top: Path) -> tuple[int, int]:
     now = boot.current_boot_id()
     if not durable.exists():
         if present.exists() and any(present.read_bytes()):
-            raise RigError(Code.DiskCorrupt, f"{durable}: is missing; {top} has blocks that only it can vouch for")
+            raise RigError(Code.DiskCorrupt, f"{durable}: is missing; {top} has blocks that only this file lists")
         write_atomically(durable, _header(now))
     map_fd = safe_files.open_file(present, os.O_RDWR | os.O_CREAT)
     durable_fd = -1
@@ -79,7 +79,7 @@ def _check_all_there(present: Path, map_fd: int, durable_fd: int) -> None:
     while piece := os.pread(durable_fd, 1 << 20, HEADER_BYTES + at):
         there = int.from_bytes(os.pread(map_fd, len(piece), at).ljust(len(piece), b"\0"))
         if int.from_bytes(piece) & ~there:
-            raise RigError(Code.DiskCorrupt, f"{present}: has lost blocks that are on stable storage")
+            raise RigError(Code.DiskCorrupt, f"{present}: lacks blocks that its durable map lists")
         at += len(piece)
 
 
@@ -103,5 +103,5 @@ def _boot_of(path: Path, fd: int) -> str:
         raise RigError(Code.DiskCorrupt, f"{path}: has {len(raw)} bytes; its header has {HEADER_BYTES}")
     booted = str(uuid.UUID(bytes=_HEADER.unpack_from(raw)[4]))
     if raw != _header(booted):
-        raise RigError(Code.DiskCorrupt, f"{path}: is not a map of durable blocks, format {FORMAT_VERSION}, or is damaged")
+        raise RigError(Code.DiskCorrupt, f"{path}: header is damaged, or not of a durable map of format {FORMAT_VERSION}")
     return booted

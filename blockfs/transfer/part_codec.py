@@ -80,7 +80,7 @@ def _pieces(part: PartName, data: bytes, *, checksum_bytes: int, size: int) -> I
     last = False
     while not last:
         if at + 3 > len(data):
-            raise _bad(part, f"is cut off at byte {len(data)}")
+            raise _bad(part, f"is truncated at byte {len(data)}")
         word = int.from_bytes(data[at : at + 3], "little")
         last, kind, length = bool(word & 1), word >> 1 & 3, word >> 3
         if kind == _RESERVED or length > _BLOCK_BYTES_MAX:
@@ -90,7 +90,7 @@ def _pieces(part: PartName, data: bytes, *, checksum_bytes: int, size: int) -> I
         if last:
             at += checksum_bytes
         if at > len(data):
-            raise _bad(part, f"is cut off at byte {len(data)}")
+            raise _bad(part, f"is truncated at byte {len(data)}")
         if last or blocks % BLOCKS_AT_ONCE == 0:
             yield data[start:at]
             start = at

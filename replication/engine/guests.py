@@ -84,7 +84,9 @@ class HostGuests:
             if error.code == Code.MkfsFailed and room.f_bavail * room.f_frsize < _ROOM_BYTES:
                 # The guest was told of an I/O error, as is right; who asked for the disk is told why.
                 raise RigError(
-                    Code.DiskFull, f"no room for an {filesystem} on {disk}: the host's disk is full", recoverable=True
+                    Code.DiskFull,
+                    f"no space for the file system {filesystem} on {disk}: the host's disk is full",
+                    recoverable=True,
                 ) from error
             raise RigError(error.code, error.message.replace(loop, str(disk))) from error
         finally:

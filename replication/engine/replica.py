@@ -155,7 +155,10 @@ class Replica:
                 self._activity.cancel()
                 await self._succeeded()
             return cut
-        raise RigError(Code.Interrupted, f"the cycle of VM {self.vm!r} was interrupted by another order")
+        raise RigError(
+            Code.Interrupted,
+            f"VM {self.vm!r}: the cycle was interrupted: phase {self._record.phase!r} was ordered meanwhile",
+        )
 
     async def send_again(self, parts: Iterable[PartName]) -> None:
         """Replace parts that the recovery side cannot use, and send what is missing; beside whatever runs.

@@ -230,7 +230,7 @@ class HyperVAgent:
 
     def _require_made(self, vm: str) -> None:
         if vm in self._making:
-            raise RigError(Code.VmBusy, f"VM {vm!r} is just being made on this host", recoverable=True)
+            raise RigError(Code.VmBusy, f"VM {vm!r} is being created on this host", recoverable=True)
 
     async def check_vm(self, *, vm: str) -> list[DiskInfo]:
         """Prerequisites: ``VmNotFound``, ``BrokenVhdChain``, ``DiskInUse``, ``DiskUnhealthy``, ``NotEnoughSpace``."""

@@ -61,7 +61,7 @@ async def _ledger_broke_off(run: DrillRun) -> None:
 
 def _made(job: Job) -> Vm:
     if job.result is None:
-        raise RigError(Code.JobFailed, f"job {job.scenarioName} names no VM that it made")
+        raise RigError(Code.JobFailed, f"job {job.scenarioName} does not name the VM that it created")
     return job.result
 
 
@@ -69,7 +69,7 @@ def _position(job: Job) -> int:
     if job.recovery_point is not None:
         return job.recovery_point.position
     raise RigError(
-        Code.NoSuchPoint, f"job {job.scenarioName} of {job.targetObjectName} does not tell the point that it took"
+        Code.NoSuchPoint, f"job {job.scenarioName} of {job.targetObjectName} does not name the recovery point that it used"
     )
 
 

@@ -181,7 +181,7 @@ async def test_failover(run: DrillRun) -> None:
     point, before = points[-1], _acknowledged(run)
     job = await run.finish(await run.rig.vault.test_failover(vm=run.settings.vm, point=point.id))
     if job.result is None:
-        raise RigError(Code.JobFailed, f"job {job.scenarioName} names no VM that it made")
+        raise RigError(Code.JobFailed, f"job {job.scenarioName} does not name the VM that it created")
     run.say(f"VM {job.result.name} on {job.result.side}, from position {point.position}")
     guest = await run.attach(job.result, "test")
     verdict = await check_vm(guest, run.manifests, run.acks("site"), point.position)

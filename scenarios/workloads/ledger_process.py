@@ -59,7 +59,7 @@ class LedgerProcess:
     async def _ready(self) -> None:
         first = await self._first_line()
         if not first.startswith("ready "):
-            raise RigError(Code.LedgerFailed, f"the ledger did not start: {first or 'no word from it'}")
+            raise RigError(Code.LedgerFailed, f"the ledger did not start: {first or 'it reported nothing'}")
         self.found = int(first.split()[1])
 
     async def _first_line(self) -> str:

@@ -156,8 +156,8 @@ class Bisection:
         if outcome.verdict != "failed":
             raise RigError(
                 Code.CheckPasses,
-                f"CMD does not fail at the bad point {self._wanted.bad} (position {bad.position}): {outcome}; there is "
-                "nothing to look for",
+                f"CMD does not fail at the bad point {self._wanted.bad} (position {bad.position}): {outcome}; "
+                "no first bad write exists between them",
             )
 
     async def _judge(self, step: Step, left: int) -> Verdict:

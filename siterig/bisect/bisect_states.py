@@ -195,7 +195,7 @@ async def check_given_back(images: dict[str, Path]) -> None:
     """``LeftBehind`` if loop devices lie on them."""
     for image in images.values():
         if await hostmounts.loops(image):
-            raise await left_behind(images, RigError(Code.LeftBehind, f"CMD left something behind on {image}"))
+            raise await left_behind(images, RigError(Code.LeftBehind, f"CMD left a loop device on {image}"))
 
 
 async def left_behind(images: dict[str, Path], error: RigError) -> RigError:
@@ -208,4 +208,6 @@ async def left_behind(images: dict[str, Path], error: RigError) -> RigError:
             found += [f"process {name}, with {image} open" for name in use.processes]
     if not found:
         return error
-    return RigError(Code.LeftBehind, f"CMD left something behind: {'; '.join(found)}. It must take away what it makes")
+    return RigError(
+        Code.LeftBehind, f"CMD left resources in use: {'; '.join(found)}; it must remove everything that it creates"
+    )

@@ -172,7 +172,7 @@ def _check_format(layout: Layout) -> None:
     if found != FORMAT:
         raise RigError(
             Code.StateVersion,
-            f"{root} has state format {found!r}, this siterig understands {FORMAT}: use the siterig that made it",
+            f"{root} has state format {found!r}, this siterig understands {FORMAT}: use the siterig that created it",
         )
 
 

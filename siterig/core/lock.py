@@ -87,7 +87,7 @@ def take_ending(lock: Path) -> int:
     if not _until(lambda: _try(fd, ENDING), while_=lambda: True):
         os.close(fd)
         raise RigError(
-            Code.RigBusy, f"another siterig down of {lock.parent} has not ended within {WAIT_S:g} s", recoverable=True
+            Code.RigBusy, f"another siterig down of {lock.parent} did not end within {WAIT_S:g} s", recoverable=True
         )
     return fd
 

@@ -153,7 +153,7 @@ def parse_point(text: str) -> str:
 
 def _not_a_time(option: str, seconds: float) -> RigError:
     # JSON knows neither nan nor inf: on the way to the vault they would turn into "none".
-    return RigError(Code.InvalidPolicy, f"{option} is {seconds:g}: it must be a finite number of seconds")
+    return RigError(Code.InvalidPolicy, f"{option}: {seconds:g} is not allowed; allowed: a finite number of seconds")
 
 
 def check_schedule(app_every_s: float | None) -> None:

@@ -71,7 +71,7 @@ def _folder_of(to: Path) -> Iterator[tuple[Folder, str]]:
                 real = safe_files.resolve(to)
                 folder = stack.enter_context(safe_files.held(real.parent))
             except (FileNotFoundError, NotADirectoryError):
-                text = f"{to}: is in a folder that is not there; name the image file to make"
+                text = f"{to}: its folder does not exist; name a file in an existing folder"
                 raise RigError(Code.BadRequest, text) from None
         yield folder, real.name
 
@@ -129,7 +129,7 @@ async def _write_file(
     except RigError as error:
         if error.code != Code.ReadFailed:
             raise
-        raise RigError(error.code, f"{part.to}: was not made: {error.message}") from error
+        raise RigError(error.code, f"{part.to}: was not created: {error.message}") from error
     finally:
         part.close()
 

@@ -70,10 +70,10 @@ async def expose(wanted: Wanted, *, ready: Callable[[Mounted], None], note: Call
     image, state = mounted.image, mounted.alone.disk.state
     if wanted.tracked and not state.tracked:
         why = mounted.alone.log_trouble or state.needs_resync
-        raise RigError(Code.LogGivenUp, f"{image.path}: its change log was given up ({why}): the last writes are not in it")
+        raise RigError(Code.LogGivenUp, f"{image.path}: its change log was abandoned ({why}): the last writes are not in it")
     if end.torn:
         raise RigError(
-            Code.MountBusy, f"{mounted.disk.parent}: was torn away from who used it; the image and its log are closed"
+            Code.MountBusy, f"{mounted.disk.parent}: was unmounted while programs used it; the image and its log are closed"
         )
     return mounted
 

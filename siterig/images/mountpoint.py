@@ -64,7 +64,7 @@ def check_fuse() -> None:
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise RigError(
             Code.FuseMissing,
-            "fusermount3, with which others than root mount, is not installed; on Debian: apt-get install fuse3",
+            "fusermount3 is not installed, and users other than root need it to mount; on Debian: apt-get install fuse3",
         )
 
 
@@ -108,13 +108,13 @@ def _make(path: Path) -> Mountpoint:
     try:
         safe_files.make_folder(path)
     except OSError as exc:
-        why = f"its parent {path.parent} is not there" if exc.errno == errno.ENOENT else reason(exc, path)
+        why = f"its parent {path.parent} does not exist" if exc.errno == errno.ENOENT else reason(exc, path)
         raise _unusable(path, f"cannot be made: {why}") from exc
     return Mountpoint(path, made=True)
 
 
 def _unusable(path: Path, reason: str | None) -> RigError:
-    return RigError(Code.FolderUnusable, f"{path}: {reason}; name an empty folder, or one to make")
+    return RigError(Code.FolderUnusable, f"{path}: {reason}; give an empty folder, or a new one")
 
 
 def _mounted(path: Path) -> str | None:

@@ -85,7 +85,11 @@ async def _call(where: str, method: Method, service: object, body: bytes) -> Res
         failure = unwrap_rig_error(error)
         if failure is None:
             _log.exception("call_crashed", call=where)
-            return _refuse(500, Code.InternalError, f"{where}: {type(error).__name__}; the traceback is in the role's log")
+            return _refuse(
+                500,
+                Code.InternalError,
+                f"call {method.name}: a bug: {type(error).__name__}; the traceback is in the log of the role",
+            )
         return _answer(409, error_body(failure))
 
 

@@ -39,7 +39,7 @@ async def unmount_stale(prefix: Path) -> list[str]:
             ["umount", "--no-canonicalize", "--lazy", str(point)], capture_stderr=True, check=False, start_new_session=True
         )
         if result.returncode != 0:
-            raise RigError(Code.UnmountFailed, f"mount {point} cannot be taken away: {result.stderr.decode().strip()}")
+            raise RigError(Code.UnmountFailed, f"mount {point} cannot be unmounted: {result.stderr.decode().strip()}")
         done.append(f"unmounted {point}")
     return done
 

@@ -84,7 +84,7 @@ class VaultDatabase:
             raise RigError(
                 Code.StateVersion,
                 f"the vault's database {self._name()} has format version {version}; this program reads versions "
-                f"{migrations.OLDEST_VERSION} to {FORMAT_VERSION}: use the siterig that made it",
+                f"{migrations.OLDEST_VERSION} to {FORMAT_VERSION}: use the siterig that created it",
             )
         if version < FORMAT_VERSION:
             self._migrate(version)
@@ -150,7 +150,7 @@ def _check_references(connection: Connection) -> None:
         return
     dangling = connection.execute(text("PRAGMA foreign_key_check")).all()
     if dangling:
-        raise RigError(Code.StateUnreadable, f"the vault's database: rows without what they refer to: {dangling[:3]}")
+        raise RigError(Code.StateUnreadable, f"the vault's database: rows refer to missing rows: {dangling[:3]}")
 
 
 def _copy_database(database: Path, version: int) -> None:

@@ -39,7 +39,7 @@ def check_vm_name(vm: str) -> None:
     if len(vm) > longest:
         raise RigError(
             Code.InvalidName,
-            f"VM is named {vm!r}, {len(vm)} characters; allowed are {longest}, for its test VM is named "
+            f"VM is named {vm!r}, {len(vm)} characters; allowed are {longest}, because its test VM is named "
             f"{test_vm_name('VM')}",
         )
 

@@ -128,7 +128,8 @@ def require_no_job(session: Session, vm: str) -> None:
     if job is not None:
         raise RigError(
             Code.JobInProgress,
-            f"job {job.name} ({job.friendly_name}) of VM {vm!r} is in progress; one job a VM at a time, wait for its end",
+            f"job {job.name} ({job.friendly_name}) of VM {vm!r} is in progress; "
+            "a VM has one job at a time: wait for its end",
             recoverable=True,
         )
 
@@ -163,6 +164,8 @@ class _Running:
     in_body: bool = False
     """A task's body runs, and is not about to be run again."""
     waits_for: RigError | None = None
+    cancelled_by: str = ""
+    """The operation that cancelled the job, as the command line names it."""
 
 
 class JobEngine:
@@ -202,10 +205,11 @@ class JobEngine:
         self._running[name] = _Running()
         nursery.start_soon(self._run_job, name)
 
-    async def cancel(self, name: str) -> None:
-        """Stop a job; returns when it has ended as Cancelled (or by itself, if it was quicker)."""
+    async def cancel(self, name: str, operation: str) -> None:
+        """Stop a job for an operation on its VM, and return when the job has ended: as Cancelled, or by itself."""
         running = self._running.get(name)
         if running is not None:
+            running.cancelled_by = operation
             running.scope.cancel()
             await running.ended.wait()
 
@@ -218,7 +222,7 @@ class JobEngine:
                 continue
             task = next(task for task in job.tasks if task.end_ns is None)
             message = f"the vault was stopped while task {task.name} of job {job.name} ({job.friendly_name}) was in progress"
-            self._abort(session, job, "Failed", RigError(Code.VaultStopped, f"{message}; ask for the operation again"))
+            self._abort(session, job, "Failed", RigError(Code.VaultStopped, f"{message}; start the operation again"))
         return resumed
 
     async def _run_job(self, name: str) -> None:
@@ -228,7 +232,7 @@ class JobEngine:
             with running.scope:
                 follow_on = await self._run_tasks(name)
             if running.scope.cancelled_caught:
-                error = RigError(Code.Cancelled, "cancelled by another operation on the VM")
+                error = RigError(Code.Cancelled, f"the job was cancelled by {running.cancelled_by} of the VM")
                 await self._transact(name, lambda session, job: self._abort(session, job, "Cancelled", error))
         finally:
             del self._running[name]

@@ -206,7 +206,7 @@ async def fail_over(job: JobContext) -> TaskOutcome | None:
         return with_warning(
             RigError(
                 Code.RecoveredVmReplaced,
-                f"VM {job.vm!r} was made from another point before; what was written to it since is gone: disks {names}",
+                f"VM {job.vm!r} was made from another point before; changes made to it since then are lost: disks {names}",
             )
         )
     return await _damage_of(job, point)

@@ -136,7 +136,7 @@ async def check_rename(job: JobContext) -> None:
         if any(disk.promotion is not None for disk in own):
             raise RigError(
                 Code.VmBusy,
-                f"VM {job.vm!r} cannot be renamed while its disks become independent (promotion)",
+                f"VM {job.vm!r} cannot be renamed while its disks are hydrated after a commit",
                 recoverable=True,
             )
     job.variables["sides"] = [

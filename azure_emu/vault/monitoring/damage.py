@@ -91,7 +91,8 @@ def warning_at(session: Session, vm: str, position: int) -> RigError | None:
     names = ", ".join(sorted({name for name, _ in found}))
     return RigError(
         Code.RecoveryPointDamaged,
-        f"VM {vm!r}: position {position} is known to be damaged on disk {names}: reads of that are I/O errors "
+        f"VM {vm!r}: position {position} is known to be damaged on disk {names}: "
+        "reads of the damaged ranges return I/O errors "
         f"({found[0][1]})",
     )
 

@@ -75,7 +75,7 @@ async def resolve_selector(
     time.  ``BadRequest``, ``NoSuchPoint``, ``InvalidPosition``, ``InvalidTime``.
     """
     if sum(choice is not None for choice in (point, position, time)) > 1:
-        raise RigError(Code.BadRequest, "a point, a position and a time were given: one of them says what to open")
+        raise RigError(Code.BadRequest, "point, position and time exclude each other: give one of them")
     selector = selectors.parse(selectors.LATEST_PROCESSED if point is None else point)
     if selector.kind == "position":
         position = int(selector.text)

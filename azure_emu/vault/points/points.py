@@ -225,7 +225,7 @@ def _named(session: Session, vm: str, name: str) -> RecoveryPoint | None:
     if len(rows) > 1:
         raise RigError(
             Code.NoSuchPoint,
-            f"VM {vm!r} has {len(rows)} recovery points named {name!r}, the newest is {rows[0][0]}: say which by its id",
+            f"VM {vm!r} has {len(rows)} recovery points named {name!r}, the newest is {rows[0][0]}: select one by its id",
         )
     return _wire(rows[0]) if rows else None
 
@@ -235,7 +235,8 @@ def check_new_name(session: Session, vm: str, name: str) -> None:
     other = _short_id_of(session, vm, name)
     if other is not None:
         raise RigError(
-            Code.InvalidName, f"point is named {name!r}, which is the beginning of point {other}'s id; give another name"
+            Code.InvalidName,
+            f"point is named {name!r}, which is the beginning of the id of point {other}; give another name",
         )
 
 
@@ -245,7 +246,7 @@ def _require_no_short_id(session: Session, vm: str, name: str, own_id: str) -> N
     if other not in (None, own_id):
         raise RigError(
             Code.AmbiguousId,
-            f"{name!r} is the name of point {own_id} and the beginning of point {other}'s id: say which by its id",
+            f"{name!r} is the name of point {own_id} and the beginning of the id of point {other}: select one by its id",
         )
 
 

@@ -61,12 +61,13 @@ def check_name(name: str) -> None:
     if not (name.isprintable() and 0 < len(name) <= NAME_CHARS_MAX):
         raise RigError(
             Code.InvalidName,
-            f"point is named {shown}; allowed are 1 to {NAME_CHARS_MAX} printable characters, spaces included",
+            f"point is named {shown}; allowed: 1 to {NAME_CHARS_MAX} printable characters, spaces included",
         )
     if name != name.strip() or name.startswith(("-", "@")) or parse(name).kind != "name":
         raise RigError(
             Code.InvalidName,
-            f"point is named {shown}, and could not be selected by that name: reserved are latest, latest-processed and "
-            "latest-app in any spelling, ids, what begins like a time (2026-11-21T...), what begins with @ or -, and spaces "
-            "at the beginning and end",
+            f"point is named {shown}, and cannot be selected by this name; reserved: latest, latest-processed and "
+            "latest-app in any spelling, ids, names that begin like a time (2026-11-21T...), with @ or -, "
+            "and names with spaces "
+            "at the beginning or end",
         )

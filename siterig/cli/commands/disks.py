@@ -127,7 +127,9 @@ async def _find(folder: Path, text: str, wanted: Side | None) -> tuple[Side, Dis
     if len(found) == 1:
         return found[0]
     if found:
-        raise RigError(Code.BadRequest, f"disk {text}: both sides have one; say --side site or --side azure")
+        raise RigError(
+            Code.BadRequest, f"disk {text}: both sides have a disk of this name; select one with --side site or --side azure"
+        )
     if failure is not None:
         raise failure
     where = "" if wanted is None else f" at side {wanted}"
@@ -182,7 +184,7 @@ def stats(
 
     async def work() -> None:
         if as_json and watch:
-            raise RigError(Code.BadRequest, "--json and --watch: JSON is printed once; ask again for more")
+            raise RigError(Code.BadRequest, "--json and --watch: they exclude each other: JSON is printed once")
         where, host, info = await _find(folder, disk, side)
         found, asked_s = await host.counters(vm=info.vm, disk=info.name), trio.current_time()
         if as_json:

@@ -361,7 +361,7 @@ def import_dm(
 
     async def work() -> None:
         if not target.name or not target.parent.is_dir():
-            raise RigError(Code.FolderUnusable, f"{target.parent}: is no folder; write --onto-log DIR/NAME")
+            raise RigError(Code.FolderUnusable, f"{target.parent}: is not a folder; write --onto-log DIR/NAME")
         check_file_name("log", target.name)
         size_bytes = None if size is None else parse_size(size)
         total_bytes = source.stat().st_size if source.is_file() else 0

@@ -66,7 +66,7 @@ def mount(
 
     async def work() -> None:
         if log and read_only:
-            raise RigError(Code.BadRequest, "--log and --read-only: where nothing is written, there is nothing to log")
+            raise RigError(Code.BadRequest, "--log and --read-only: they exclude each other: a read-only image has no log")
         if name is not None:
             check_file_name("disk", name)
         log_as_notes(logging.WARNING)

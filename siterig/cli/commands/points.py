@@ -182,7 +182,7 @@ def _disk(made: MountedPoint, name: str | None) -> MountedDisk:
     if name is None:
         if len(made.disks) == 1:
             return made.disks[0]
-        raise RigError(Code.BadRequest, f"VM {made.vm!r} has disks {there}: say which with --disk")
+        raise RigError(Code.BadRequest, f"VM {made.vm!r} has disks {there}: select one with --disk")
     for disk in made.disks:
         if disk.name == name:
             return disk

@@ -123,7 +123,7 @@ async def _disks(disks: list[str], formats: list[str], *, backing: bool) -> list
         raise RigError(Code.BadRequest, "--format: no disk is made of an image; write --disk NAME=IMAGE")
     format_of = cast("dict[str, ImageFormat]", parse_of_disks("--format", formats, FORMATS, names))
     if backing and not names:
-        raise RigError(Code.BadRequest, "--backing: no disk is made of an image; write --disk NAME=IMAGE")
+        raise RigError(Code.BadRequest, "--backing: no disk is imported from an image; write --disk NAME=IMAGE")
     make = _thin if backing else _imported
     return [await make(text, format_of) if is_import(text) else parse_disk(text) for text in disks]
 
@@ -141,7 +141,8 @@ async def _thin(text: str, format_of: dict[str, ImageFormat]) -> DiskSpec:
     found.close()
     if found.is_device:
         raise RigError(
-            Code.ImageUnusable, f"{path}: is a block device; --backing needs a file, whose changes can be noticed"
+            Code.ImageUnusable,
+            f"{path}: is a block device; --backing needs a file, because changes of a device are not noticed",
         )
     backing = BackingImage(path=str(found.path), format=found.format)
     return DiskSpec(name=name, size_bytes=size_bytes or found.size_bytes, backing=backing)

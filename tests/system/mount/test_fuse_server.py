@@ -241,7 +241,7 @@ def test_a_file_is_no_mount_point(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for mountpoint, why in (("file", "File exists"), ("file/mnt", "Not a directory")):
         said = served(tmp_path / mountpoint, tmp_path / "disks")
-        assert f"{tmp_path / mountpoint}: cannot be made a folder to mount on: {why}" in said
+        assert f"{tmp_path / mountpoint}: cannot be created as a mount point: {why}" in said
 
 
 @pytest.fixture

@@ -170,7 +170,7 @@ def test_a_second_server_of_the_same_disks_is_refused_and_touches_nothing(server
     write(server.os_disk, 0, b"x" * 5000)
     before = logs(server)[0].read_bytes()
     said = said_by_another_server(server.root, server.folder / "mnt2")
-    assert f"{server.root}: its disks are served by another process" in said
+    assert f"{server.root}: another process serves its disks" in said
     assert logs(server)[0].read_bytes() == before
 
 

@@ -243,7 +243,9 @@ def test_a_disk_in_use_is_not_torn_away_unless_asked_twice(image: Path, where: P
     with pytest.raises(OSError, match=DEAD):
         os.close(fd)
     assert (status, printed) == (1, [])
-    assert stderr.splitlines()[-1].endswith("was torn away from who used it; the image and its log are closed (MountBusy)")
+    assert stderr.splitlines()[-1].endswith(
+        "was unmounted while programs used it; the image and its log are closed (MountBusy)"
+    )
     assert not where.exists()
     assert start_each(image, where, "--log").mounted["log"]["generation"] == 1
 
@@ -352,7 +354,8 @@ def test_who_gave_its_log_up_says_so_at_its_end_and_begins_a_new_generation(
         status, printed, stderr = mount.ended()
         assert (status, printed) == (1, [])
         assert stderr.splitlines()[-1] == (
-            f"siterig: error: {image}: its change log was given up (WriteFailed): the last writes are not in it (LogGivenUp)"
+            f"siterig: error: {image}: its change log was abandoned (WriteFailed): "
+            "the last writes are not in it (LogGivenUp)"
         )
         assert read(image, MIB, 10) == b"not logged"
         again = start(image, where, "--log")

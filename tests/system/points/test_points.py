@@ -200,7 +200,7 @@ async def test_an_export_fails_in_the_same_way_whatever_the_format(folder: Path,
             to = folder / "out" / f"x.{format_}"
             said = await refused(format_, to)
             said = said[said.index("siterig: error: ") :]  # behind the remark that the state is known to be damaged
-            assert said.startswith(f"siterig: error: {to}: was not made: "), format_
+            assert said.startswith(f"siterig: error: {to}: was not created: "), format_
             assert said.endswith(": Input/output error (ReadFailed)\n"), format_
             found[format_] = int(said.partition("at byte ")[2].partition(":")[0])
         assert len(set(found.values())) == 1, (at, found)

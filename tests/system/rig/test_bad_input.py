@@ -199,7 +199,7 @@ def test_an_unknown_vm_cannot_be_protected(rig: Rig) -> None:
         ("a:1MiB:ntfs", "disk 'a:1MiB:ntfs': file system 'ntfs' is not one of ext4, xfs (UnknownFilesystem)"),
         (
             "../a:1MiB",
-            "disk is named '../a'; allowed are 1 to 63 letters, digits, '-' and '_', not '-' or '_' first (InvalidName)",
+            "disk is named '../a'; allowed: 1 to 63 letters, digits, '-' and '_', not '-' or '_' first (InvalidName)",
         ),
     ],
 )
@@ -244,7 +244,7 @@ def test_a_disk_too_small_for_its_file_system_is_named_by_its_file(rig: Rig) -> 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_an_interval_that_is_no_number_is_refused(rig: Rig, option: str, value: str) -> None:
     assert rig.refused("protect", "nosuch", option, value) == (
-        2, f"siterig: error: {option} is {value}: it must be a finite number of seconds (InvalidPolicy)\n",
+        2, f"siterig: error: {option}: {value} is not allowed; allowed: a finite number of seconds (InvalidPolicy)\n",
     )  # fmt: skip
 
 
@@ -264,7 +264,7 @@ def test_a_second_up_on_the_same_state_is_refused_and_disturbs_nothing(rig: Rig)
 @pytest.mark.parametrize("command", ["up", "down", "status"])
 def test_state_of_another_version_is_refused_and_kept(down: Rig, command: str) -> None:
     down.layout.state.write_text('{"format": 99}')
-    line = f"{down.layout.root} has state format 99, this siterig understands 1: use the siterig that made it"
+    line = f"{down.layout.root} has state format 99, this siterig understands 1: use the siterig that created it"
     assert down.refused(command) == (2, f"siterig: error: {line} (StateVersion)\n")
     assert down.layout.state.read_text() == '{"format": 99}'
     down.layout.state.write_text('{"format": 1}')
@@ -278,7 +278,7 @@ def test_a_vault_of_another_version_ends_up(down: Rig) -> None:
     assert status == 2
     assert stderr.splitlines()[-1] == (
         f"siterig: error: role vault did not start: the vault's database sqlite:///{down.layout.vault_db} has format "
-        f"version 99; this program reads versions {OLDEST_VERSION} to {FORMAT_VERSION}: use the siterig that made it "
+        f"version 99; this program reads versions {OLDEST_VERSION} to {FORMAT_VERSION}: use the siterig that created it "
         "(StateVersion)"
     )
     assert down.run("status").returncode == 3

@@ -184,7 +184,7 @@ async def test_what_the_command_leaves_on_a_state_is_named(folder: Path) -> None
         loops = [line.split(":")[0] for line in run("losetup", "--list", "--all").splitlines() if str(folder) in line]
         try:
             assert done.returncode == 1, done.stdout + done.stderr
-            assert "CMD left something behind: /dev/loop" in done.stderr
+            assert "CMD left resources in use: /dev/loop" in done.stderr
             assert "(LeftBehind)" in done.stderr
         finally:
             for line in loops:

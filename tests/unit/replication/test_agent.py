@@ -449,7 +449,7 @@ async def test_how_far_an_import_is_can_be_asked_and_the_same_vm_is_not_made_twi
         progress = await agent.progress(vm="db00")
         assert progress.phase == "Import"
         assert [(disk.disk, disk.done_bytes, disk.total_bytes) for disk in progress.disks] == [("os", 4096, 1 << 20)]
-        with pytest.raises(RigError, match="VM 'db00' is just being made on this host"):
+        with pytest.raises(RigError, match="VM 'db00' is being created on this host"):
             await agent.create_vm(vm="db00", disks=disks)
         rig.guests.may_fill.set()
         await trio.testing.wait_all_tasks_blocked()

@@ -20,7 +20,7 @@ from tests.support.rigs.vault_fakes import World, ended, protected, running
 async def test_a_point_is_not_named_so_that_a_line_cannot_tell_it(tmp_path: Path, name: str) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
-        with pytest.raises(RigError, match=r"point is named .*; allowed are 1 to 100 printable characters") as caught:
+        with pytest.raises(RigError, match=r"point is named .*; allowed: 1 to 100 printable characters") as caught:
             await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
         assert (caught.value.code, caught.value.message.isprintable()) == ("InvalidName", True)
         assert (await vault.create_point(vm="web01", kind="CrashConsistent", name="vor dem Öffnen")).name == "vor dem Öffnen"
@@ -39,7 +39,7 @@ SELECTABLE = ["5", "before the upgrade", "2026-11-21", "latest-backup", "a@5", "
 async def test_a_name_that_no_command_could_select_is_refused(tmp_path: Path, name: str) -> None:
     async with running(World(), tmp_path) as vault:
         await protected(vault)
-        with pytest.raises(RigError, match="could not be selected by that name: reserved are latest, ") as caught:
+        with pytest.raises(RigError, match="cannot be selected by this name; reserved: latest, ") as caught:
             await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
         assert caught.value.code == "InvalidName"
 
@@ -76,7 +76,7 @@ async def test_the_beginning_of_an_id_selects_its_point_and_no_point_can_be_name
         assert job.recovery_point == point
         assert (await vault.job(name=job.name[:8])).name == job.name
         for name in (short, point.id[:20], short.upper()):
-            with pytest.raises(RigError, match=f"is the beginning of point {point.id}'s id") as caught:
+            with pytest.raises(RigError, match=f"is the beginning of the id of point {point.id}") as caught:
                 await vault.create_point(vm="web01", kind="CrashConsistent", name=name)
             assert caught.value.code == "InvalidName"
 
@@ -92,7 +92,7 @@ async def test_a_name_with_which_a_newer_points_id_begins_selects_neither_silent
             session.execute(update(PointRow).where(PointRow.tag_id == named.id).values(name=newer.id[:8]))
 
         await vault._context.database.transact(rename)
-        with pytest.raises(RigError, match="say which by its id") as caught:
+        with pytest.raises(RigError, match="select one by its id") as caught:
             await vault.test_failover(vm="web01", point=newer.id[:8])
         assert caught.value.code == "AmbiguousId"
         assert named.id in caught.value.message and newer.id in caught.value.message
@@ -126,10 +126,10 @@ async def test_an_id_is_understood_in_capitals(tmp_path: Path) -> None:
     ("vm", "why"),
     [
         ("recovery", "a recovery side's mount has its mounted points there"),
-        ("v" * 59, "59 characters; allowed are 58, for its test VM is named VM-test"),
-        ("-x", "allowed are 1 to 63 letters"),
-        ("a/b", "allowed are 1 to 63 letters"),
-        ("", "allowed are 1 to 63 letters"),
+        ("v" * 59, "59 characters; allowed are 58, because its test VM is named VM-test"),
+        ("-x", "allowed: 1 to 63 letters"),
+        ("a/b", "allowed: 1 to 63 letters"),
+        ("", "allowed: 1 to 63 letters"),
     ],
 )
 async def test_a_vm_name_that_the_other_side_could_not_have_is_refused_before_anything_is_made(
@@ -166,7 +166,7 @@ async def test_a_point_is_found_by_its_name_if_no_other_has_it(tmp_path: Path) -
             await vault.mount_point(vm="web01", point="my point")
         assert (caught.value.code, caught.value.message) == (
             "NoSuchPoint",
-            f"VM 'web01' has 2 recovery points named 'my point', the newest is {newer.id}: say which by its id",
+            f"VM 'web01' has 2 recovery points named 'my point', the newest is {newer.id}: select one by its id",
         )
 
 

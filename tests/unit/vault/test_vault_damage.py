@@ -115,7 +115,7 @@ async def test_who_uses_a_state_that_is_known_to_be_damaged_is_told(tmp_path: Pa
         await vault.scrubbed(disk_id=disk_id(world), damages=[damage(5, whole.position - 1)])
         at = whole.position - 1
         text = (
-            f"VM 'web01': position {at} is known to be damaged on disk os: reads of that are I/O errors "
+            f"VM 'web01': position {at} is known to be damaged on disk os: reads of the damaged ranges return I/O errors "
             "(/m/d/base.img: byte 4096: rotten)"
         )
         assert (await vault.mount_point(vm="web01", position=at)).damage == text

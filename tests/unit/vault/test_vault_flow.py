@@ -370,7 +370,7 @@ async def test_a_second_operation_names_the_job_in_progress(tmp_path: Path) -> N
             await vault.test_failover(vm="web01", point="Latest")
         assert (caught.value.code, caught.value.message) == (
             "JobInProgress",
-            f"job {job.name} (Resynchronize the virtual machine) of VM 'web01' is in progress; one job a VM at a time, "
+            f"job {job.name} (Resynchronize the virtual machine) of VM 'web01' is in progress; a VM has one job at a time: "
             "wait for its end",
         )
         # The site is lost in the middle of it: the failover does not wait for the resync.

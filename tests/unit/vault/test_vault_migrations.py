@@ -221,7 +221,7 @@ def test_a_version_that_cannot_be_migrated_is_refused_and_untouched(tmp_path: Pa
     assert (caught.value.code, caught.value.message) == (
         "StateVersion",
         f"the vault's database sqlite:///{path} has format version {version}; this program reads versions 4 to "
-        f"{FORMAT_VERSION}: use the siterig that made it",
+        f"{FORMAT_VERSION}: use the siterig that created it",
     )
     assert path.read_bytes() == before
 

@@ -441,7 +441,7 @@ async def test_a_store_that_is_broken_makes_room_for_a_resync(rig: Rig) -> None:
     with pytest.raises(RigError) as caught:
         await rig.applier.process_latest(disk_ids=[DISK_ID])
     assert caught.value.message == (
-        f"{store}: the managed disk is damaged and to be replicated anew, but position {position - 1} of it is held by "
+        f"{store}: the managed disk is damaged and must be replicated again, but position {position - 1} of it is held by "
         "vm web01/os: remove that first"
     )
     unpin(store, pin_id)

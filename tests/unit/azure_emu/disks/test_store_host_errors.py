@@ -227,7 +227,7 @@ def test_a_disk_that_no_file_can_hold_is_refused_before_it_counts(tmp_path: Path
     disk, store = grown(tmp_path)
     mark = store.watermark()
     disk.note(RecordType.RESIZE, 0, 1 << 62)
-    with pytest.raises(RigError, match=f"the disk grows to {1 << 62} bytes; there are no such files where ") as caught:
+    with pytest.raises(RigError, match=f"grows the disk to {1 << 62} bytes; the file system at ") as caught:
         apply(store, [disk.close_log()])
     assert (caught.value.code, store.watermark()) == ("PartRefused", mark)
     store.close()

@@ -214,7 +214,7 @@ def test_records_beyond_the_disk_or_a_shrink_are_refused(tmp_path: Path) -> None
 def test_an_image_that_is_too_small_or_no_file_is_refused(tmp_path: Path) -> None:
     log = check(row_of_three(tmp_path).paths)
     image = tmp_path / "image"
-    with pytest.raises(RigError, match="image: is not there"):
+    with pytest.raises(RigError, match="image: does not exist"):
         open_image(image, log, writable=True)
     with pytest.raises(RigError, match="is a folder; an image is a file that holds the bytes of a disk, or a block device"):
         open_image(tmp_path, log, writable=True)
@@ -360,6 +360,6 @@ def test_what_cannot_be_read_is_told_with_its_name(tmp_path: Path) -> None:
     found = dict(verify([tmp_path / "none", tmp_path, long]))
     messages = {str(fault) for fault in found.values() if not isinstance(fault, FileSummary)}
     assert messages == {
-        f"{tmp_path}/none: is not there", f"{tmp_path}: is a folder; a change log is a file",
+        f"{tmp_path}/none: does not exist", f"{tmp_path}: is a folder; a change log is a file",
         f"{long}: cannot be opened: File name too long",
     }  # fmt: skip

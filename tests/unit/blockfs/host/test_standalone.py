@@ -401,7 +401,7 @@ async def test_a_tracked_image_has_its_state_and_log_beside_it(mounts: Mounts) -
 @pytest.mark.parametrize("suffix", ["spare", "recycled", "dirty", "position", "000007.hrl"])
 async def test_files_that_are_not_ours_are_not_written_over(mounts: Mounts, suffix: str) -> None:
     mounts.path.with_suffix(f".{suffix}").write_bytes(b"precious")
-    await refused(mounts, "LogExists", f"disk.{suffix}: is there, but no disk.disk that says whose it is")
+    await refused(mounts, "LogExists", f"disk.{suffix}: is there, but no disk.disk that names its disk")
     mounts.path.with_suffix(f".{suffix}").unlink()
     await mounts.written(b"one")
 
@@ -425,7 +425,7 @@ async def test_two_images_of_the_same_name_do_not_share_a_log(mounts: Mounts) ->
 async def test_an_image_with_the_name_of_one_of_its_own_files_is_refused(tmp_path: Path, name: str) -> None:
     mounts = Mounts(tmp_path / name)
     mounts.path.write_bytes(bytes(SIZE))
-    await refused(mounts, "ImageUnusable", "has the name that a file beside disk 'disk' has")
+    await refused(mounts, "ImageUnusable", "has the name of a file of disk 'disk'")
 
 
 async def test_a_disk_of_a_rig_can_only_be_read(mounts: Mounts) -> None:

@@ -70,10 +70,10 @@ async def test_name_and_contents_tell_the_format(
             "is named as a VHD, but its last 512 bytes are no VHD footer; if it is a raw",
         ),
         ("disk.vhd", bytes(SIZE) + FOOTER[:-1], "VhdUnsupported", "its footer has 511 bytes"),
-        ("disk.vhd", FOOTER + bytes(SIZE), "VhdCorrupt", "begins as a dynamic VHD does"),
+        ("disk.vhd", FOOTER + bytes(SIZE), "VhdCorrupt", "begins like a dynamic VHD"),
         ("disk.vhd", bytes(SIZE) + FOOTER[:100] + b"x" + FOOTER[101:], "VhdCorrupt", "its checksum is"),
         ("disk.img", bytes(SIZE) + FOOTER, "ImageUnusable", "ends with a VHD footer, but is not named as a VHD"),
-        ("disk.img", FOOTER + bytes(SIZE), "VhdCorrupt", "begins as a dynamic VHD does"),
+        ("disk.img", FOOTER + bytes(SIZE), "VhdCorrupt", "begins like a dynamic VHD"),
         ("disk.img", b"QFI\xfb".ljust(SIZE, b"\0"), "ImageUnusable", "is a qcow2 image"),
         ("disk.vhd", b"vhdxfile".ljust(SIZE, b"\0"), "ImageUnusable", "is a vhdx image"),
         ("disk.img", bytes(64) + b"\x7f\x10\xda\xbe".ljust(SIZE, b"\0"), "ImageUnusable", "is a vdi image"),
@@ -160,7 +160,7 @@ def nothing(path: Path) -> None:
         (folder, "is a folder"),
         (pipe, "is no regular file"),
         (loop_of_links, "cannot be opened: Too many levels of symbolic links"),
-        (nothing, "is not there"),
+        (nothing, "does not exist"),
     ],
 )
 async def test_what_is_no_file_is_named(tmp_path: Path, make: Callable[[Path], None], says: str) -> None:

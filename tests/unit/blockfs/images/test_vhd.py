@@ -111,7 +111,7 @@ def test_a_dynamic_vhd_without_its_end_is_told_from_a_raw_image(tmp_path: Path) 
     path = vhd(tmp_path, b"")
     with path.open("r+b") as file:
         file.write(signed(GOOD, 60, struct.pack(">I", 3)))
-    with pytest.raises(RigError, match="begins as a dynamic VHD does") as refused:
+    with pytest.raises(RigError, match="begins like a dynamic VHD") as refused:
         read_footer(path)
     assert refused.value.code == "VhdCorrupt"
 

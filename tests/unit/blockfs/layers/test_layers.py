@@ -72,7 +72,7 @@ def test_top_grows_with_zeros(tmp_path: Path) -> None:
 def test_a_top_smaller_than_what_it_lies_over_is_refused(tmp_path: Path) -> None:
     base_file(tmp_path / "base")
     (tmp_path / "top").write_bytes(bytes(10))
-    with pytest.raises(RigError, match=f"top of 10 bytes over a disk of {SIZE}"):
+    with pytest.raises(RigError, match=f"the overlay has 10 bytes; allowed: at least the {SIZE} bytes"):
         OverlayLayer(RawLayer(tmp_path / "base"), tmp_path / "top")
 
 

@@ -94,8 +94,8 @@ def test_a_sync_part_does_not_hold_more_bytes_than_its_disk(tmp_path: Path) -> N
     [
         (lambda data: data + b"x", "has 1 bytes behind its end"),
         (lambda data: data + data, "behind its end"),
-        (lambda data: data[:-1], "is cut off at byte"),
-        (lambda data: data[: len(data) // 2], "is cut off at byte"),
+        (lambda data: data[:-1], "is truncated at byte"),
+        (lambda data: data[: len(data) // 2], "is truncated at byte"),
         (lambda data: data[:5], "zstd"),
         (lambda _data: b"", "zstd"),
         (lambda _data: b"not zstd at all", "is not sound zstd data"),

@@ -217,8 +217,9 @@ async def test_a_check_that_does_not_tell_the_two_points_apart_is_refused(states
     )
     error = await refused(states, wanted("true", "{os}"))
     assert (error.code, error.message) == (
-        "CheckPasses", "CMD does not fail at the bad point bad (position 900): passed; there is nothing to look for"
-    )  # fmt: skip
+        "CheckPasses",
+        "CMD does not fail at the bad point bad (position 900): passed; no first bad write exists between them",
+    )
     error = await refused(states, wanted("true", "{os}", good="bad", bad="good"))
     assert error.message == "--good bad (position 900) is not older than --bad good (position 100)"
 
@@ -282,7 +283,8 @@ async def test_what_the_command_left_behind_is_named(tmp_path: Path) -> None:
         holder.send_signal(signal.SIGKILL)
         await holder.wait()
     assert found.message == (
-        f"CMD left something behind: process sleep ({holder.pid}), with {image} open. It must take away what it makes"
+        f"CMD left resources in use: process sleep ({holder.pid}), with {image} open; "
+        "it must remove everything that it creates"
     )
 
 

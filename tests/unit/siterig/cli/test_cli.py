@@ -282,7 +282,7 @@ def test_a_state_of_another_version_is_named(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert result.stderr == (
         f"siterig: error: {tmp_path} has state format 99, this siterig understands 1: "
-        "use the siterig that made it (StateVersion)\n"
+        "use the siterig that created it (StateVersion)\n"
     )
 
 

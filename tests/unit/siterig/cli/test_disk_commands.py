@@ -161,7 +161,10 @@ def test_an_unknown_disk_is_named_with_those_there_are(hosts: Hosts) -> None:
 def test_a_disk_of_both_sides_must_be_said_and_only_that_one_grows(hosts: Hosts) -> None:
     site, azure = hosts.make("site"), hosts.make("azure")
     status, message = error(siterig("disk", "resize", "web01/os", "128MiB"))
-    assert (status, message) == (2, "disk web01/os: both sides have one; say --side site or --side azure (BadRequest)")
+    assert (status, message) == (
+        2,
+        "disk web01/os: both sides have a disk of this name; select one with --side site or --side azure (BadRequest)",
+    )
     assert siterig("disk", "resize", "web01/os", "128MiB", "--side", "azure").exit_code == 0
     assert (site.size_bytes, azure.size_bytes) == (64 * MIB, 128 * MIB)
     assert siterig("disk", "stats", "web01/os", "--side", "nowhere").exit_code == 2

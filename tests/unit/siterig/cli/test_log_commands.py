@@ -215,7 +215,7 @@ def test_replay_touches_nothing_if_the_log_is_bad_or_the_image_in_use(row: LogRo
 
 def test_replay_onto_what_is_no_image_is_bad_input(row: LogRow, tmp_path: Path) -> None:
     result = siterig("replay", *row.paths, "--onto", tmp_path / "none")
-    assert (result.exit_code, result.stderr) == (2, f"siterig: error: {tmp_path}/none: is not there (ImageUnusable)\n")
+    assert (result.exit_code, result.stderr) == (2, f"siterig: error: {tmp_path}/none: does not exist (ImageUnusable)\n")
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_import_refuses_what_is_no_log_and_where_nothing_can_be_made(row: LogRow
     )  # fmt: skip
     result = siterig("import", row.paths[0], "--onto-log", tmp_path / "none" / "back")
     assert (result.exit_code, result.stderr) == (
-        2, f"siterig: error: {tmp_path}/none: is no folder; write --onto-log DIR/NAME (FolderUnusable)\n",
+        2, f"siterig: error: {tmp_path}/none: is not a folder; write --onto-log DIR/NAME (FolderUnusable)\n",
     )  # fmt: skip
 
 

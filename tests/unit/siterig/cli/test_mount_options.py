@@ -89,7 +89,7 @@ def name_too_long(folder: Path) -> list[object]:
 
 
 MISTAKES: list[tuple[Callable[[Path], list[object]], str, str]] = [
-    (missing, "none.img: is not there", "ImageUnusable"),
+    (missing, "none.img: does not exist", "ImageUnusable"),
     (a_folder, ": is a folder; an image is a file", "ImageUnusable"),
     (odd_size, "odd.img: has 1000 bytes", "InvalidDiskSize"),
     (vhd_without_footer, "raw.vhd: is named as a VHD, but", "VhdCorrupt"),

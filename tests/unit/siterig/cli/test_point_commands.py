@@ -154,7 +154,7 @@ def test_export_writes_the_image_and_unmounts(vault: FakeVault, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "VM 'web01' has disks os, odd: say which with --disk (BadRequest)"),
+        ((), "VM 'web01' has disks os, odd: select one with --disk (BadRequest)"),
         (("--disk", "nope"), "VM 'web01' has no disk 'nope'; it has: os, odd (DiskNotFound)"),
         (
             ("--disk", "odd", "--format", "vhd"),
@@ -190,4 +190,4 @@ def test_a_file_that_is_there_is_refused_before_anything_is_mounted(vault: FakeV
     assert "is there already: name another file, or replace it with --force (FileExists)" in result.stderr
     assert (vault.asked, (tmp_path / "out").read_bytes()) == ([], b"precious")
     nowhere = siterig("point", "export", "web01", "--to", str(tmp_path / "no" / "out"))
-    assert "is in a folder that is not there" in nowhere.stderr
+    assert "its folder does not exist" in nowhere.stderr

@@ -103,7 +103,7 @@ async def test_the_first_block_that_cannot_be_read_is_named(
     at = 1_500_000 // 4096 * 4096
     assert await failure(tmp_path) == (
         "ReadFailed",
-        f"x.qcow2: was not made: os.img: cannot be read at byte {at}: Input/output error",
+        f"x.qcow2: was not created: os.img: cannot be read at byte {at}: Input/output error",
     )
 
 
@@ -111,5 +111,5 @@ async def test_a_read_that_failed_once_is_told_where_qemu_was(tmp_path: Path, sa
     says(READING)
     assert await failure(tmp_path) == (
         "ReadFailed",
-        "x.qcow2: was not made: os.img: cannot be read at byte 0: Input/output error",
+        "x.qcow2: was not created: os.img: cannot be read at byte 0: Input/output error",
     )

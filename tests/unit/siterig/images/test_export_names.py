@@ -139,7 +139,7 @@ async def test_the_mode_of_an_image_does_not_depend_on_the_umask(tmp_path: Path,
 @pytest.mark.parametrize("to", ["nowhere/x.img", "dangling", "os.img/x.img"])
 def test_an_image_in_no_folder_is_refused(tmp_path: Path, disk: Path, to: str) -> None:
     (tmp_path / "dangling").symlink_to("nowhere/x.img")
-    with pytest.raises(RigError, match="is in a folder that is not there; name the image file to make"):
+    with pytest.raises(RigError, match="its folder does not exist; name a file in an existing folder"):
         image_export.check(tmp_path / to, "raw", force=False)
 
 

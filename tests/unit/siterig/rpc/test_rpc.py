@@ -135,7 +135,7 @@ async def test_a_bug_tells_the_caller_no_detail(depot: Served) -> None:
     with pytest.raises(RigError) as caught:
         await depot.remote.crash()
     assert caught.value.code == "InternalError"
-    assert caught.value.message == "Depot.crash: ValueError; the traceback is in the role's log"
+    assert caught.value.message == "call crash: a bug: ValueError; the traceback is in the log of the role"
 
 
 @pytest.mark.parametrize(
