@@ -1,4 +1,4 @@
-"""How a command is ended from outside: always in order, with status 130."""
+"""A command that is ended by a signal cleans up and exits with status 130."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 WAITING = """
-import signal, sys, trio
+import signal, sys, trio, typer
 for number in map(int, sys.argv[1:]):
     signal.signal(number, signal.SIG_IGN)
 from siterig.cli import exits
+
+app = typer.Typer()
 
 async def work() -> None:
     try:
@@ -23,13 +25,17 @@ async def work() -> None:
     finally:
         print("cleaned up", flush=True)
 
-exits.run(work)
+@app.command()
+def wait() -> None:
+    exits.run(work)
+
+app([])
 """
 
 
 def start(*ignored: signal.Signals) -> subprocess.Popen[str]:
     words = [sys.executable, "-c", WAITING, *(str(int(number)) for number in ignored)]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -37,19 +43,19 @@ def start(*ignored: signal.Signals) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("ignored", [(), (signal.SIGINT, signal.SIGQUIT)], ids=["plain", "in a script's background"])
-def test_a_signal_ends_a_command_after_it_has_cleaned_up(
+def test_a_signal_ends_a_command_with_status_130_after_it_has_cleaned_up(
     ignored: tuple[signal.Signals, ...], number: signal.Signals
 ) -> None:
     process = start(*ignored)
     process.send_signal(number)
     try:
-        said, _ = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert said == "cleaned up\n"
+    assert (stdout, stderr, process.returncode) == ("cleaned up\n", "siterig: interrupted\n", 130)
 
 
-def test_under_nohup_a_closed_terminal_ends_nothing() -> None:
+def test_a_closed_terminal_does_not_end_a_command_under_nohup() -> None:
     process = start(signal.SIGHUP)
     [ignored] = re.findall(r"^SigIgn:\s*(\w+)$", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
     process.kill()
