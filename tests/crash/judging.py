@@ -13,7 +13,7 @@ from siterig.blockfs.changelog.segment import SegmentReader
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk import Disk
 from siterig.blockfs.disk.disk_state import DiskState
-from tests.crash.lives import NAME, Known, World
+from tests.crash.crash_workload import NAME, Known, World
 from tests.crash.recording import SECTOR_BYTES
 from tests.crash.states import State
 from tests.support.disks.disk_model import replay_files
@@ -22,25 +22,29 @@ Crash = Literal["power loss", "kill"]
 _STEP_BYTES = 16 * SECTOR_BYTES
 
 
-class LieError(AssertionError):
-    """The disk says of itself what is not true, or has lost what it promised to keep."""
+class InvariantViolation(AssertionError):  # noqa: N818
+    """The disk reports something untrue about itself, or has lost data that it must keep."""
 
 
-def demand(true: bool, why: str) -> None:
-    """Anything else is a lie."""
+def require(true: bool, why: str) -> None:
+    """Raise :class:`InvariantViolation` unless the condition is true."""
     if not true:
-        raise LieError(why)
+        raise InvariantViolation(why)
 
 
 def judge(world: World, state: State, known: Known, crash: Crash) -> str:
-    """Recover the state in the world's folder; raises :class:`LieError` unless the outcome, which is returned, is true."""
+    """Recover the state in the world's folder, and return the outcome.
+
+    Raises:
+        InvariantViolation: the outcome is untrue.
+    """
     world.put(state)
     told = DiskState.load(world.paths.file("disk"))
     noted = _abandoned(world, told)
     try:
         disk, positions = world.open()
     except RigError as exc:
-        raise LieError(f"cannot be opened: {exc}") from exc
+        raise InvariantViolation(f"cannot be opened: {exc}") from exc
     try:
         return _Case(known, crash, told, noted, disk, positions).judge()
     finally:
@@ -86,14 +90,14 @@ class _Case:
             self._check_resync(reason)
         else:
             outcome = "not tracked"
-            demand(not told.tracked and (not known.tracked or known.turning), "tracking has ended without a word")
+            require(not told.tracked and (not known.tracked or known.turning), "tracking has ended without a word")
         generation = disk.state.generation
         disk.tracking.start(new_generation=False)
-        demand(disk.tracking.active and disk.state.needs_resync is None, "tracking cannot begin again")
-        demand(
+        require(disk.tracking.active and disk.state.needs_resync is None, "tracking cannot begin again")
+        require(
             disk.state.generation == generation + (outcome != "goes on"), f"generation {disk.state.generation} comes next"
         )
-        demand(self.positions.draw() > known.position, f"position {self.positions.value} again; {known.position} was drawn")
+        require(self.positions.draw() > known.position, f"position {self.positions.value} again; {known.position} was drawn")
         return outcome
 
     # --- the bytes ------------------------------------------------------------------------------------------------
@@ -111,11 +115,11 @@ class _Case:
             or len(content) != len(before)
             or any(byte not in possible_bytes for byte, *possible_bytes in zip(content, *possible, strict=False))
         ):
-            raise LieError(f"what was acknowledged is not there: {_difference(content, before)}")
+            raise InvariantViolation(f"what was acknowledged is not there: {_difference(content, before)}")
 
     def _check_bytes_after_power_loss(self) -> None:
         content, unsure = self.content, self.known.unsure
-        demand(
+        require(
             any(len(content) == len(version) for version in unsure), f"the disk has {len(content)} bytes, which it never had"
         )
         sure = unsure[0].ljust(len(content), b"\0")
@@ -124,7 +128,7 @@ class _Case:
                 continue
             for at in range(start, min(start + _STEP_BYTES, len(content)), SECTOR_BYTES):
                 sector = _sector(content, at)
-                demand(
+                require(
                     sector == _sector(sure, at) or any(_sector(version, at) == sector for version in unsure),
                     f"the sector at {at} is what it has not been since the last flush",
                 )
@@ -133,16 +137,16 @@ class _Case:
 
     def _check_log(self) -> None:
         disk, known, told = self.disk, self.known, self.told
-        demand(self.noted is None, f"a log that was given up goes on ({self.noted})")
-        demand(disk.state.generation == told.generation, "another generation goes on")
+        require(self.noted is None, f"a log that was given up goes on ({self.noted})")
+        require(disk.state.generation == told.generation, "another generation goes on")
         if self.crash == "power loss":
-            demand(known.phase != "open", "a power loss passes for an orderly end")
-            demand(self.content in known.versions, "the disk is a mixture of what it was")
+            require(known.phase != "open", "a power loss passes for an orderly end")
+            require(self.content in known.versions, "the disk is a mixture of what it was")
         if known.turning:  # what the recovery side has of a log that begins or ends is not defined
             return
-        demand(disk.state.generation == known.generation, "an older generation goes on")
+        require(disk.state.generation == known.generation, "an older generation goes on")
         if self.crash == "kill":
-            demand(
+            require(
                 known.next_seq <= disk.tracking.log.next_seq <= known.next_seq + 4,
                 f"record {disk.tracking.log.next_seq} comes next",
             )
@@ -158,10 +162,10 @@ class _Case:
                 if reader.header.generation == self.told.generation:
                     paths.append(path)
                     first = first or reader.header.first_seq
-        demand((first or 0) <= known.remote_seq + 1, f"records {known.remote_seq + 1} to {first} are gone")
+        require((first or 0) <= known.remote_seq + 1, f"records {known.remote_seq + 1} to {first} are gone")
         replayed = replay_files(known.remote, paths, after_seq=known.remote_seq)
         if replayed != self.content:
-            raise LieError(f"the log does not give the disk: {_difference(replayed, self.content)}")
+            raise InvariantViolation(f"the log does not give the disk: {_difference(replayed, self.content)}")
 
     def _check_flushed_log(self) -> None:
         """Flushed records are in the log, unless the disk's state gives the reason why the log ended."""
@@ -178,35 +182,41 @@ class _Case:
                     for record in reader.records():
                         found.add(record.seq)
         missing = set(range(known.remote_seq + 1, known.sure_seq + 1)) - found
-        demand(not missing, f"flushed records {sorted(missing)} are not in the log")
+        require(not missing, f"flushed records {sorted(missing)} are not in the log")
 
     def _check_resync(self, reason: str) -> None:
         known, told = self.known, self.told
-        demand(not (known.tracked and known.phase == "closed"), f"an orderly end passes for {reason}")
+        require(not (known.tracked and known.phase == "closed"), f"an orderly end passes for {reason}")
         sure = self.crash == "kill" and not known.turning and not known.torn
         if sure:
-            demand(not told.tracked or self.noted == reason, f"a kill passes for {reason}")
+            require(not told.tracked or self.noted == reason, f"a kill passes for {reason}")
         try:
             ranges = self.disk.tracking.dirty_ranges()
         except RigError as exc:
-            demand(exc.code == "NotTracked", str(exc))
-            demand(not sure or self.noted is None, "what has changed is not known any more after a kill")
+            require(exc.code == "NotTracked", str(exc))
+            require(not sure or self.noted is None, "what has changed is not known any more after a kill")
             return
         if not known.turning:
             copy = bytearray(known.remote.ljust(len(self.content), b"\0"))
             for offset, length in ranges:
                 copy[offset : offset + length] = self.content[offset : offset + length]
             if copy != self.content:
-                raise LieError(f"what has changed is not told: {_difference(bytes(copy), self.content)}; told is {ranges}")
+                raise InvariantViolation(
+                    f"what has changed is not told: {_difference(bytes(copy), self.content)}; told is {ranges}"
+                )
 
 
 def judge_damaged(world: World, state: State, known: Known, damaged: str) -> str:
-    """Recover what a kill left, with file ``damaged`` not as it was; the outcome, or :class:`LieError` if it is none."""
+    """Recover a state after a kill whose file ``damaged`` has changed, and return the outcome.
+
+    Raises:
+        InvariantViolation: there is no allowed outcome.
+    """
     world.put(state)
     try:
         disk, positions = world.open()
     except RigError as exc:
-        demand(damaged in exc.message, f"{damaged} is damaged, but not named: {exc.message}")
+        require(damaged in exc.message, f"{damaged} is damaged, but not named: {exc.message}")
         return exc.code
     try:
         segments = [path.name for _, path in find_segments(world.folder, NAME)]

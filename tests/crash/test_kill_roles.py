@@ -64,7 +64,7 @@ class Run:
     operating: trio.Lock = field(default_factory=trio.Lock)
     """A VM has one operation at a time."""
 
-    async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def retry_until_ok(self, call: Callable[[], Awaitable[T]]) -> T:
         """Ask until it is answered: whatever a kill makes fail must say that it may pass."""
         with trio.fail_after(CATCH_UP_S_MAX):
             while True:
@@ -79,18 +79,18 @@ class Run:
         return read_position(self.rig.site_position)
 
     async def item(self) -> ProtectedItem:
-        (item,) = await self.insist(self.rig.vault.items)
+        (item,) = await self.retry_until_ok(self.rig.vault.items)
         return item
 
     async def points(self) -> list[RecoveryPoint]:
-        return await self.insist(lambda: self.rig.vault.points(vm=VM))
+        return await self.retry_until_ok(lambda: self.rig.vault.points(vm=VM))
 
     async def finished(self, job: Job) -> Job:
         """The job when it has ended."""
         with trio.fail_after(CATCH_UP_S_MAX):
             while job.endTime is None:
                 await trio.sleep(0.1)
-                job = await self.insist(lambda: self.rig.vault.job(name=job.name))  # noqa: B023
+                job = await self.retry_until_ok(lambda: self.rig.vault.job(name=job.name))  # noqa: B023
         return job
 
     async def succeeded(self, job: Job) -> Job:
@@ -131,19 +131,19 @@ async def protected(folder: Path) -> AsyncIterator[Run]:
                 print(f"writers reopened {[writer.reopened for writer in load.writers]}, {len(run.stills)} stills")
 
 
-async def stand_still(run: Run, *, insist: bool) -> None:
-    """Pause the load, look at the site's disks, take a point (``insist``: whatever time it takes), go on."""
+async def quiesce_and_check(run: Run, *, until_caught_up: bool) -> None:
+    """Pause the load, look at the site's disks, take a point (``until_caught_up``: however long that takes), go on."""
     await trio.to_thread.run_sync(run.load.pause)
     try:
         still = run.load.still()
         for disk in DISKS:
             path = run.rig.layout.site_mount / VM / f"{disk}.img"
-            found = await trio.to_thread.run_sync(read_disk, path, DISK_BYTES if insist else run.load.area_bytes)
+            found = await trio.to_thread.run_sync(read_disk, path, DISK_BYTES if until_caught_up else run.load.area_bytes)
             assert first_difference(found[: run.load.area_bytes], still.images[disk]) is None, f"site's disk {disk}"
-            assert not insist or run.load.rest_is_as_it_was(found), f"site's disk {disk}"
-        with trio.move_on_after(CATCH_UP_S_MAX if insist else STILL_S_MAX) as patience:
-            await run.insist(lambda: run.rig.vault.create_point(vm=VM, kind="CrashConsistent", name="still"))
-        assert not (insist and patience.cancelled_caught)
+            assert not until_caught_up or run.load.rest_is_as_it_was(found), f"site's disk {disk}"
+        with trio.move_on_after(CATCH_UP_S_MAX if until_caught_up else STILL_S_MAX) as patience:
+            await run.retry_until_ok(lambda: run.rig.vault.create_point(vm=VM, kind="CrashConsistent", name="still"))
+        assert not (until_caught_up and patience.cancelled_caught)
         run.load.end_still(still)
         run.stills.append(still)
     finally:
@@ -172,12 +172,12 @@ async def kill_at_random(run: Run, kills: int) -> None:
         await run.kill(run.rng.choice(ROLES))
 
 
-async def stand_still_now_and_then(run: Run) -> None:
+async def quiesce_now_and_then(run: Run) -> None:
     rng = random.Random(SEED + 1)
     while True:
         await trio.sleep(rng.random() * 4)
         async with run.operating:
-            await stand_still(run, insist=False)
+            await quiesce_and_check(run, until_caught_up=False)
 
 
 async def fail_over_now_and_then(run: Run) -> None:
@@ -190,12 +190,12 @@ async def fail_over_now_and_then(run: Run) -> None:
 
 
 async def fail_over_whatever_happens(run: Run) -> None:
-    """``insist`` is of no use here: a request whose answer was lost may have begun a job, which the next would meet."""
+    """Run one test failover.  It is not retried: a request whose answer was lost may have started a job already."""
     try:
         await run.rig.vault.test_failover(vm=VM, point="LatestProcessed")
     except RigError as error:
         assert error.recoverable or error.code == "NoSuchPoint", f"{error.code}: {error.message}"
-    newest = (await run.insist(run.rig.vault.jobs))[0]
+    newest = (await run.retry_until_ok(run.rig.vault.jobs))[0]
     job = await run.finished(newest)
     if job.scenarioName == "TestFailover" and job.state == "Succeeded":
         assert job.result is not None
@@ -205,7 +205,7 @@ async def fail_over_whatever_happens(run: Run) -> None:
     while (await run.item()).testFailoverState != "None":
         with suppress(RigError):
             await run.rig.vault.cleanup_test_failover(vm=VM)
-        await run.finished((await run.insist(run.rig.vault.jobs))[0])
+        await run.finished((await run.retry_until_ok(run.rig.vault.jobs))[0])
 
 
 async def check_recovered_by_itself(run: Run) -> None:
@@ -219,7 +219,7 @@ async def check_recovered_by_itself(run: Run) -> None:
     assert item.replicationHealth != "Critical", item
     disks = await run.rig.site.list_disks(vm=VM)
     assert [(disk.generation, disk.needs_resync) for disk in disks] == [(1, None)] * len(DISKS)
-    for job in await run.insist(run.rig.vault.jobs):
+    for job in await run.retry_until_ok(run.rig.vault.jobs):
         await run.finished(job)
 
 
@@ -263,12 +263,12 @@ async def test_any_role_can_be_killed_at_any_moment(tmp_path: Path) -> None:
     print(f"{KILLS} kills, SITERIG_SEED={SEED}")
     async with protected(tmp_path / "rig") as run:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(stand_still_now_and_then, run)
+            nursery.start_soon(quiesce_now_and_then, run)
             nursery.start_soon(fail_over_now_and_then, run)
             await kill_at_random(run, KILLS)
             async with run.operating:
                 nursery.cancel_scope.cancel()
-        await stand_still(run, insist=True)
+        await quiesce_and_check(run, until_caught_up=True)
         await check_recovered_by_itself(run)
         assert run.load.acknowledged() > KILLS, "there was load"
         await check_points(run)
@@ -289,7 +289,7 @@ async def test_what_a_killed_azurite_forgets_is_sent_again(tmp_path: Path) -> No
         try:
 
             async def parts() -> set[PartName]:
-                found = [(await run.insist(lambda: cache.list(disk_id))).parts for disk_id in ids]  # noqa: B023
+                found = [(await run.retry_until_ok(lambda: cache.list(disk_id))).parts for disk_id in ids]  # noqa: B023
                 return {part for some in found for part in some}
 
             await run.rig.supervisor.kill_role(name="applier", hold=True)
@@ -311,6 +311,6 @@ async def test_what_a_killed_azurite_forgets_is_sent_again(tmp_path: Path) -> No
         finally:
             cache.close()
         await run.rig.supervisor.start_role(name="applier")
-        await stand_still(run, insist=True)
+        await quiesce_and_check(run, until_caught_up=True)
         await check_recovered_by_itself(run)
         await check_points(run)

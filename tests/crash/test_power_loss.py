@@ -24,8 +24,8 @@ import structlog
 from siterig.blockfs.changelog import disk_log
 from siterig.blockfs.core import boot
 from siterig.blockfs.disk.disk_state import DiskState
+from tests.crash.crash_workload import DISK_BYTES, Known, Life, World
 from tests.crash.judging import Crash, judge, judge_damaged
-from tests.crash.lives import DISK_BYTES, Known, Life, World
 from tests.crash.recording import Event, NamesSynced, Noted, Recorder, Synced
 from tests.crash.states import DISK, LOG, MAPS, Crashing, State
 

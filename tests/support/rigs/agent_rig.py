@@ -1,6 +1,6 @@
 """An agent with a real disk host in this process, and a cache account, vault and recovery side in memory.
 
-Every call from the agent to its surroundings passes a :class:`Wire`, where a test can kill the agent or make calls fail.
+Every call from the agent to its peers passes a :class:`CallInterceptor`, where a test can kill the agent or make calls fail.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
 
 
-class Wire:
+class CallInterceptor:
     """Counts the agent's calls; ``kill_at``: the agent is killed at that call, before or ``after`` it took effect."""
 
     def __init__(self) -> None:
@@ -69,16 +69,16 @@ class Wire:
         return result
 
 
-class Wired:
+class InterceptedService:
     """A peer as the agent sees it; ``find`` gives the peer of the moment."""
 
-    def __init__(self, wire: Wire, find: Callable[[], Any]) -> None:
-        self._wire = wire
+    def __init__(self, interceptor: CallInterceptor, find: Callable[[], Any]) -> None:
+        self._interceptor = interceptor
         self._find = find
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         async def call(*args: Any, **kwargs: Any) -> Any:
-            return await self._wire.through(name, self._find, args, kwargs)
+            return await self._interceptor.through(name, self._find, args, kwargs)
 
         return call
 
@@ -390,7 +390,7 @@ class Rig:
         self.folder = folder
         self.sizes = sizes if sizes is not None else {"os": 192 << 10, "data": 128 << 10}
         self.growths: list[tuple[int, str, int]] = []
-        self.wire = Wire()
+        self.interceptor = CallInterceptor()
         self.cache = MemoryCache()
         self.recovery = Recovery(self.cache, folder)
         self.vault = MemoryVault(self.recovery)
@@ -450,9 +450,9 @@ class Rig:
 
     def new_agent(self) -> HyperVAgent:
         return HyperVAgent(
-            host=cast(Any, Wired(self.wire, lambda: self.host)),
-            cache=cast(Any, Wired(self.wire, lambda: self.cache)),
-            vault=cast(Any, Wired(self.wire, lambda: self.vault)),
+            host=cast(Any, InterceptedService(self.interceptor, lambda: self.host)),
+            cache=cast(Any, InterceptedService(self.interceptor, lambda: self.cache)),
+            vault=cast(Any, InterceptedService(self.interceptor, lambda: self.vault)),
             folder=self.folder / "agent",
             clock=RigClock(self),
             retry_delays_s=self.retry_delays_s,
@@ -466,12 +466,12 @@ class Rig:
         """A running agent, killed at the end of the block or by the wire."""
         agent = self.new_agent()
         async with trio.open_nursery() as nursery:
-            self.wire.scope = nursery.cancel_scope
+            self.interceptor.scope = nursery.cancel_scope
             await nursery.start(lambda task_status: agent.run(task_status=task_status))
             try:
                 yield agent
             finally:
-                self.wire.scope = None
+                self.interceptor.scope = None
                 nursery.cancel_scope.cancel()
 
     async def protect(self, agent: HyperVAgent) -> None:

@@ -143,11 +143,11 @@ async def test_a_disk_that_grows_while_its_copy_is_cut_is_copied_anew(tmp_path: 
     await rig.make_vm()
     rig.write(20)
     kill_at = 12
-    rig.wire.kill_at = kill_at
+    rig.interceptor.kill_at = kill_at
     async with rig.agent() as agent:
         await rig.protect(agent)
-    assert rig.wire.calls >= kill_at
-    rig.wire.kill_at = None
+    assert rig.interceptor.calls >= kill_at
+    rig.interceptor.kill_at = None
     await rig.grow("data", 64 << 10)
     rig.write(20)
     async with rig.agent() as agent:
@@ -304,7 +304,7 @@ async def test_removed_relationship_leaves_no_log_no_spool_and_no_cycle(rig: Rig
 
 async def test_application_consistent_point_is_cut_while_the_guest_is_frozen(rig: Rig, autojump_clock: MockClock) -> None:
     frozen_at_cut: list[bool] = []
-    rig.wire.before = lambda name: frozen_at_cut.append(rig.guests.is_frozen) if name == "cut" else None
+    rig.interceptor.before = lambda name: frozen_at_cut.append(rig.guests.is_frozen) if name == "cut" else None
     rig.guests.mounted = ["/mnt/a"]
     async with rig.agent() as agent:
         await rig.protect(agent)
@@ -321,7 +321,9 @@ async def test_application_consistent_point_is_cut_while_the_guest_is_frozen(rig
 async def test_application_consistent_points_keep_their_schedule_over_a_restart(rig: Rig, autojump_clock: MockClock) -> None:
     cuts: list[float] = []
     rig.guests.mounted = ["/mnt/a"]
-    rig.wire.before = lambda name: cuts.append(trio.current_time()) if name == "cut" and rig.guests.is_frozen else None
+    rig.interceptor.before = lambda name: (
+        cuts.append(trio.current_time()) if name == "cut" and rig.guests.is_frozen else None
+    )
     rig.app_consistent_every_s = 3600
     async with rig.agent() as agent:
         await rig.protect(agent)
@@ -340,7 +342,9 @@ async def test_a_clock_that_is_set_moves_no_application_consistent_point(
 ) -> None:
     cuts: list[float] = []
     rig.guests.mounted = ["/mnt/a"]
-    rig.wire.before = lambda name: cuts.append(trio.current_time()) if name == "cut" and rig.guests.is_frozen else None
+    rig.interceptor.before = lambda name: (
+        cuts.append(trio.current_time()) if name == "cut" and rig.guests.is_frozen else None
+    )
     rig.app_consistent_every_s = 3600
     async with rig.agent() as agent:
         await rig.protect(agent)
@@ -357,7 +361,9 @@ async def test_a_restart_of_the_host_with_another_time_delays_an_application_con
 ) -> None:
     cuts: list[float] = []
     rig.guests.mounted = ["/mnt/a"]
-    rig.wire.before = lambda name: cuts.append(trio.current_time()) if name == "cut" and rig.guests.is_frozen else None
+    rig.interceptor.before = lambda name: (
+        cuts.append(trio.current_time()) if name == "cut" and rig.guests.is_frozen else None
+    )
     rig.app_consistent_every_s = 3600
     async with rig.agent() as agent:
         await rig.protect(agent)

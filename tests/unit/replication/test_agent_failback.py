@@ -91,10 +91,10 @@ async def test_agent_killed_at_each_call_of_a_failback_loses_nothing(
     while calls >= kill_at:
         kill_at += 1
         export = Export(rig, tmp_path / f"export{kill_at}")
-        rig.wire.calls, rig.wire.kill_at, rig.wire.after = 0, kill_at, kill_at % 2 == 0
+        rig.interceptor.calls, rig.interceptor.kill_at, rig.interceptor.after = 0, kill_at, kill_at % 2 == 0
         await receive(rig, export)
-        calls = rig.wire.calls
-        rig.wire.kill_at = None
+        calls = rig.interceptor.calls
+        rig.interceptor.kill_at = None
         await receive(rig, export)
         assert rig.host.disk(VM, "os").staging.read_bytes() == bytes(export.data)
         assert rig.cache.blobs == {}

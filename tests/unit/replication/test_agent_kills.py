@@ -41,10 +41,10 @@ async def test_agent_killed_at_each_call_of_initial_replication_and_a_cycle(
         rig = Rig(tmp_path / str(kill_at))
         await rig.make_vm()
         rig.write(40)
-        rig.wire.kill_at, rig.wire.after = kill_at, after
+        rig.interceptor.kill_at, rig.interceptor.after = kill_at, after
         await one_life(rig, "protect")
-        survived = rig.wire.calls < kill_at
-        rig.wire.kill_at = None
+        survived = rig.interceptor.calls < kill_at
+        rig.interceptor.kill_at = None
         rig.write(5)
         async with rig.agent() as agent:
             await rig.protect(agent)
@@ -67,11 +67,11 @@ async def test_agent_killed_at_each_call_of_a_resync(tmp_path: Path, autojump_cl
         async with rig.agent() as agent:
             await rig.protect(agent)
         rig.write(5)
-        rig.wire.calls = 0
-        rig.wire.kill_at, rig.wire.after = kill_at, after
+        rig.interceptor.calls = 0
+        rig.interceptor.kill_at, rig.interceptor.after = kill_at, after
         await one_life(rig, "resync")
-        survived = rig.wire.calls < kill_at
-        rig.wire.kill_at = None
+        survived = rig.interceptor.calls < kill_at
+        rig.interceptor.kill_at = None
         rig.write(5)
         async with rig.agent() as agent:
             await agent.resync(vm=VM)
@@ -99,7 +99,7 @@ async def test_host_killed_during_initial_replication_takes_a_new_snapshot_and_g
             if releases in (3, 9, 10):
                 rig.kill_host()
 
-    rig.wire.before = at_call
+    rig.interceptor.before = at_call
     async with rig.agent() as agent:
         await rig.protect(agent)
         cut = await rig.cycle(agent)
@@ -117,10 +117,10 @@ async def test_writes_during_initial_replication_are_in_the_first_point(tmp_path
     rig = Rig(tmp_path, sizes={"os": 2 << 20, "data": 2 << 20})
     await rig.make_vm()
     rig.write(30)
-    rig.wire.before = lambda _name: rig.write(1 if rig.wire.calls < 100 else 0)
+    rig.interceptor.before = lambda _name: rig.write(1 if rig.interceptor.calls < 100 else 0)
     async with rig.agent() as agent:
         await rig.protect(agent)
-        rig.wire.before = lambda _name: None
+        rig.interceptor.before = lambda _name: None
         cut = await rig.cycle(agent)
     rig.check_point(cut.position)
     rig.host.close()

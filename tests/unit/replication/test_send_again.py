@@ -65,7 +65,7 @@ async def test_a_part_that_is_lost_in_the_middle_of_a_copy_is_replaced_and_the_c
                 rig.cache.blobs[spoilt[0]] = b"spoilt"
                 seen.set()
 
-        rig.wire.before = spoil_first
+        rig.interceptor.before = spoil_first
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: agent.initial_replication(vm=VM))
             await seen.wait()

@@ -21,7 +21,7 @@ from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.blockfs.watch.file_stamps import KILL_GRACE_S
-from tests.crash.lives import FileViews
+from tests.crash.crash_workload import FileViews
 from tests.fuzz.small_damage import seal_dirty, seal_state
 
 SIZE = 1 << 20

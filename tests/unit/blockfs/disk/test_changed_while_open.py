@@ -24,7 +24,7 @@ from siterig.blockfs.images.image import Image, open_image
 from siterig.blockfs.watch import file_watch
 from siterig.blockfs.watch.file_watch import FileWatch
 from siterig.cext._core import lib
-from tests.crash.lives import FileViews
+from tests.crash.crash_workload import FileViews
 
 SIZE = 1 << 20
 

@@ -25,7 +25,7 @@ from siterig.blockfs.disk.disk_files import DiskPaths, make_over_managed_disk, m
 from siterig.blockfs.disk.disk_options import DiskOptions
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.cext._core import lib
-from tests.crash.lives import FileViews
+from tests.crash.crash_workload import FileViews
 
 SIZE = 256 << 20
 """So large that the map of blocks has two pages."""
