@@ -281,7 +281,7 @@ class DiskRegistry:
             check_idle(disk)
             if disk.state.promoting:
                 raise RigError(
-                    Code.VmBusy, f"disk {disk.paths} is becoming independent (promotion): wait for its end", recoverable=True
+                    Code.VmBusy, f"disk {disk.paths} is being hydrated after a commit: wait for the end", recoverable=True
                 )
         for disk in disks:
             disk.close()

@@ -345,7 +345,7 @@ def _refuse_foreign_files(paths: DiskPaths) -> None:
         if os.path.lexists(path):
             raise RigError(
                 Code.LogExists,
-                f"{path}: is there, but no {paths.file('disk').name} that says whose it is; move it away, or give the disk "
+                f"{path}: is there, but no {paths.file('disk').name} that names its disk; move it away, or give the disk "
                 "another name",
             )
 

@@ -123,7 +123,7 @@ class HyperVAgent:
     async def create_vm(self, *, vm: str, disks: Sequence[NewDisk]) -> list[DiskInfo]:
         """New VM with (optionally formatted) disks.  ``VmExists``, ``NotEnoughSpace``; on failure nothing is left."""
         if vm in self._making:
-            raise RigError(Code.VmExists, f"VM {vm!r} is just being made on this host")
+            raise RigError(Code.VmExists, f"VM {vm!r} is being created on this host")
         tracker = self._making[vm] = ProgressTracker(vm)
         try:
             if await self._disks_or_none(vm):

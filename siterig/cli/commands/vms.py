@@ -120,7 +120,7 @@ async def _specs(disks: list[str], formats: list[str], sector_sizes: list[str], 
 async def _disks(disks: list[str], formats: list[str], *, backing: bool) -> list[DiskSpec]:
     names = [text.partition("=")[0] for text in disks if is_import(text)]
     if formats and not names:
-        raise RigError(Code.BadRequest, "--format: no disk is made of an image; write --disk NAME=IMAGE")
+        raise RigError(Code.BadRequest, "--format: no disk is imported from an image; write --disk NAME=IMAGE")
     format_of = cast("dict[str, ImageFormat]", parse_of_disks("--format", formats, FORMATS, names))
     if backing and not names:
         raise RigError(Code.BadRequest, "--backing: no disk is imported from an image; write --disk NAME=IMAGE")

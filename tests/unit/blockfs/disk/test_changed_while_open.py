@@ -454,7 +454,7 @@ def test_what_is_reported_only_after_a_new_log_began_was_done_before(opened: Ope
 def test_no_new_log_begins_on_a_file_that_is_lost(opened: Opened, deed: Callable[[Path], None]) -> None:
     deed(opened.path)
     opened.look()
-    with pytest.raises(RigError, match="put the whole file back") as refused:
+    with pytest.raises(RigError, match="restore the whole file") as refused:
         opened.disk.tracking.start(new_generation=True)
     assert refused.value.code == "DiskUnhealthy"
     assert (opened.disk.tracking.active, opened.disk.state.needs_resync) == (False, "ImageChanged")

@@ -267,7 +267,7 @@ async def test_names_that_are_taken_or_no_names_are_refused(stores: Stores) -> N
     with pytest.raises(RigError, match="recovery/web01/@1 is there already and is position 1; unmount it first"):
         await host.open_mounted_point(vm="web01", name="@1", position=2, disks=[disk])
     for name in ("", "..", ".x", "a/b", "a" * 128):
-        with pytest.raises(RigError, match=r"^recovery is named"):
+        with pytest.raises(RigError, match=r"^mounted point is named"):
             await host.open_mounted_point(vm="web01", name=name, position=1, disks=[disk])
     with pytest.raises(RigError, match="VM is named 'recovery': a recovery side's mount has its mounted points there"):
         await host.create_disk(vm="recovery", name="os", size_bytes=MIB)
