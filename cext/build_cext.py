@@ -20,11 +20,11 @@ HEADERS = (
     "disk/disk.h",
     "fuse/server.h",
 )
-"""In an order in which each knows the names of the ones before."""
+"""Ordered so that each header only uses names of earlier ones."""
 
 
 def declarations(header: str) -> str:
-    """A header without its preprocessor lines and assertions: what cffi reads."""
+    """Return a header without preprocessor lines and assertions, in the form that cffi reads."""
     return re.sub(r"^(#|_Static_assert).*$", "", header, flags=re.MULTILINE)
 
 

@@ -14,21 +14,24 @@ TAG_BYTES = 16
 
 
 def crc32c(data: Buffer, crc: int = 0) -> int:
-    """CRC32C (Castagnoli) of ``data``, continuing from ``crc``."""
+    """Return the CRC32C (Castagnoli) of ``data``, continuing from ``crc``."""
     buf = ffi.from_buffer(data)
     return int(lib.sr_crc32c(crc, buf, len(buf)))
 
 
 def is_zero(data: Buffer) -> bool:
-    """Whether every byte is zero (true for no bytes)."""
+    """Return True if every byte is zero (also for no bytes)."""
     buf = ffi.from_buffer(data)
     return bool(lib.sr_is_zero(buf, len(buf)))
 
 
 def chunk_tag(key: bytes, index: int, data: Buffer) -> bytes:
-    """16-byte keyed tag of chunk ``index``: AES-256-GMAC (NIST SP 800-38D), or 16 zero bytes if all is zero.
+    """Return the keyed tag of chunk ``index``: AES-256-GMAC (NIST SP 800-38D), or 16 zero bytes for a chunk of zeros.
 
-    ``key`` has 32 bytes and is drawn afresh for each comparison; tags stay on an authenticated channel.
+    Args:
+        key: 32 random bytes, new for each comparison; tags only travel over an authenticated channel.
+        index: number of the chunk, used as the nonce.
+        data: contents of the chunk.
     """
     _check_key(key)
     buf = ffi.from_buffer(data)
@@ -39,7 +42,10 @@ def chunk_tag(key: bytes, index: int, data: Buffer) -> bytes:
 
 
 def chunk_tags_fd(fd: int, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
-    """Tags of ``count`` chunks of a file from chunk ``first``; holes are skipped, past the end counts as zeros."""
+    """Return the tags of ``count`` chunks of a file from chunk ``first``.
+
+    Holes are not read; bytes past the end of the file count as zeros.
+    """
     _check_key(key)
     tags = ffi.new("uint8_t[]", count * TAG_BYTES)
     rc = lib.sr_chunk_tags_fd(fd, key, chunk_bytes, first, count, tags)

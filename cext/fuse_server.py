@@ -1,4 +1,4 @@
-"""The FUSE server: C threads that answer requests on open disks, and hand those on names to Python."""
+"""The FUSE server: C threads that answer requests on open disks, and pass requests on names and attributes to Python."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ QUEUE_MAX = (1 << 16) - 1
 
 @dataclass(frozen=True, slots=True)
 class FuseServerOptions:
-    """How requests are taken from the kernel.
+    """The way in which requests are read from the kernel.
 
-    ``threads`` take requests; for each that waits for a disk (a barrier), another takes its place.
+    ``threads`` is the number of threads that read requests.  While one waits for a disk (a barrier), a standby thread
+    replaces it.
     """
 
     threads: int = field(default_factory=lambda: 2 if (os.cpu_count() or 1) <= 2 else 4)
     request_bytes_max: int = 1 << 20
-    """What one read or write may carry: whole pages; more than 1 MiB only if ``fs.fuse.max_pages_limit`` was raised."""
+    """Most bytes of one read or write: whole pages; more than 1 MiB only if ``fs.fuse.max_pages_limit`` was raised."""
     queue: int = 64
-    """How many requests the kernel keeps under way on its own account: read-ahead, asynchronous direct I/O.  A reader or
-    writer that waits for its answer is not counted."""
+    """Most requests in progress that no caller waits for: read-ahead and asynchronous direct I/O."""
     over_io_uring: bool = True
-    """Where the kernel offers it (module parameter ``enable_uring`` of ``fuse``)."""
+    """True to use io_uring if the kernel offers it (module parameter ``enable_uring`` of ``fuse``)."""
 
 
 class FuseServer:
-    """A running FUSE server.  ``ended_fd`` becomes readable when the mount is gone or a thread gave up."""
+    """A running FUSE server.
+
+    ``ended_fd`` becomes readable when the mount has ended or a thread failed.
+    """
 
     def __init__(self, device_fd: int, upcall_fd: int, options: FuseServerOptions) -> None:
-        """Takes both descriptors over; on OSError they stay the caller's."""
+        """Start the server; it owns both descriptors, unless it raises OSError."""
         self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         server = ffi.new("struct sr_server **")
         setup = {
@@ -52,12 +55,16 @@ class FuseServer:
         self._server = server[0]
 
     def counters(self) -> dict[str, int]:
-        """Requests ``answered`` here and ``forwarded`` to Python, since the start."""
+        """Return the number of requests that were ``answered`` in C and ``forwarded`` to Python since the start."""
         found = self._counters()
         return {"answered": found.answered, "forwarded": found.forwarded}
 
     def over_io_uring(self) -> bool:
-        """Whether requests come over io_uring; OSError if the kernel offers it, but it cannot be used."""
+        """Return True if requests come over io_uring.
+
+        Raises:
+            OSError: the kernel offers io_uring, but it cannot be used.
+        """
         found = self._counters().over_io_uring
         if found < 0:
             raise OSError(-found, os.strerror(-found))
@@ -69,9 +76,10 @@ class FuseServer:
         return found
 
     def stop(self) -> None:
-        """End the threads and close all descriptors; a mount that is still there ends with them.  Once.
+        """End the threads and close all descriptors, which ends a mount that still exists; call it once.
 
-        Raises OSError with what a thread gave up with.
+        Raises:
+            OSError: a thread failed with this error.
         """
         rc = lib.sr_server_stop(self._server)
         os.close(self.ended_fd)

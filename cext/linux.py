@@ -9,33 +9,47 @@ from siterig.cext._core import lib
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
-    """Give ``length`` bytes back to the file system: they read as zeros, the file keeps its size.
+    """Return ``length`` bytes to the file system: they read as zeros, and the file keeps its size.
 
-    Raises OSError (EOPNOTSUPP where the file system has no holes).
+    Raises:
+        OSError: EOPNOTSUPP if the file system has no holes, or another error.
     """
     _check(lib.sr_punch_hole(fd, offset, length))
 
 
 def zero_range(fd: int, offset: int, length: int) -> None:
-    """Make a range of a file or block device read as zeros: a hole, or zeros written where it has none.  Raises OSError."""
+    """Make a range of a file or block device read as zeros: a hole if possible, otherwise written zeros.
+
+    Raises:
+        OSError: the range could not be changed.
+    """
     _check(lib.sr_io_zero(fd, offset, length))
 
 
 def set_io_flusher() -> None:
-    """Mark this process as one that memory reclaim must not wait for (it serves disks); needs CAP_SYS_RESOURCE.
+    """Mark this process as one that memory reclaim must not wait for, because it serves disks.
 
-    Raises OSError (EPERM without the right).
+    Raises:
+        OSError: EPERM without CAP_SYS_RESOURCE.
     """
     _check(lib.sr_set_io_flusher())
 
 
 def mount_fuse(source: str, target: Path, kind: str, options: str, *, read_only: bool) -> None:
-    """mount(2) of file system type ``kind``, without set-uid programs and devices.  Raises OSError (EPERM: not root)."""
+    """Mount a file system of type ``kind`` by mount(2), without set-uid programs and devices.
+
+    Raises:
+        OSError: EPERM if the process is not root, or another error.
+    """
     _check(lib.sr_mount_fuse(os.fsencode(source), os.fsencode(target), kind.encode(), options.encode(), read_only))
 
 
 def unmount(target: Path, *, lazily: bool) -> None:
-    """umount2(2); ``lazily``: out of sight at once, gone with its last user.  Raises OSError (EBUSY, EINVAL, EPERM)."""
+    """Unmount by umount2(2); ``lazily`` hides the mount at once and ends it with its last user.
+
+    Raises:
+        OSError: EBUSY, EINVAL, EPERM.
+    """
     _check(lib.sr_unmount(os.fsencode(target), lazily))
 
 

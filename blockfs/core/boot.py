@@ -1,4 +1,7 @@
-"""The kernel's boot id: what tells a kill, after which everything that was written is there, from a power loss."""
+"""The kernel's boot id.
+
+It tells a kill from a power loss: after a kill in the same boot, all bytes that were written are there.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import uuid
 from pathlib import Path
 
 NIL = "00000000-0000-0000-0000-000000000000"
-"""No boot's."""
+"""The id of no boot."""
 SOURCE = Path("/proc/sys/kernel/random/boot_id")
-"""The kernel's file that tells it."""
+"""The kernel's file with the id."""
 
 
 def current_boot_id() -> str:
-    """Random, of this boot, as text."""
+    """Return the random id of this boot as a UUID in text form."""
     return str(uuid.UUID(SOURCE.read_text().strip()))

@@ -11,6 +11,6 @@ CODE_ROOT = Path(siterig.__file__).resolve().parent.parent
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a Python child process that imports this code, in whatever folder it starts."""
+    """Return the environment for a Python child process that imports this code from any folder."""
     paths = [str(CODE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}

@@ -12,7 +12,7 @@ A test arms them by name; the name of a failpoint that no imported module define
         store.compact(target)
 
 A failpoint that is not armed costs one method call and one comparison.  The product never arms one.  Arming is for the whole
-process; a test that uses several stores at once tells them apart in its action.
+process; a test with several stores distinguishes them in its action.
 """
 
 from __future__ import annotations

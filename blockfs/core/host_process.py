@@ -1,4 +1,4 @@
-"""A process of this host that another one does something for as long as it lives."""
+"""A reference to a process of this host, to wait for its end."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from pydantic import Field
 from siterig.blockfs.core.wire_model import WireModel
 
 _STARTED = 19
-"""Which word it is behind the name, in ``/proc/PID/stat``: proc(5)'s field 22."""
+"""Index of the start time among the words after the process name in ``/proc/PID/stat``: field 22 in proc(5)."""
 
 
 class HostProcess(WireModel):
-    """``started`` (clock ticks since the boot) tells it from a later one of the same number."""
+    """A reference to one process.
+
+    ``started`` (clock ticks since the boot) distinguishes it from a later process with the same number.
+    """
 
     pid: int = Field(gt=0, lt=1 << 31)
     started: int = Field(ge=0, lt=1 << 63)
 
     @classmethod
     def own(cls) -> HostProcess:
-        """The one that asks."""
+        """Return a reference to this process."""
         return cls(pid=os.getpid(), started=_started("self"))
 
     async def ended(self) -> None:
-        """Wait until it is gone, however it went; returns at once if it is."""
+        """Wait until the process has ended, by exit or by a signal; return at once if it has ended already."""
         try:
             pidfd = os.pidfd_open(self.pid)
         except ProcessLookupError:
             return
         try:
-            if _started(self.pid) == self.started:  # then the descriptor is of this one
+            if _started(self.pid) == self.started:  # the descriptor is that process, not a later one
                 await trio.lowlevel.wait_readable(pidfd)
         except (FileNotFoundError, ProcessLookupError):
             return
@@ -42,6 +45,10 @@ class HostProcess(WireModel):
 
 
 def _started(pid: int | Literal["self"]) -> int:
-    """``FileNotFoundError``, ``ProcessLookupError``: there is no such process."""
+    """Return the start time of a process.
+
+    Raises:
+        FileNotFoundError, ProcessLookupError: there is no such process.
+    """
     stat = Path(f"/proc/{pid}/stat").read_bytes()
     return int(stat.rpartition(b")")[2].split()[_STARTED])

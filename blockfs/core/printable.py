@@ -1,6 +1,6 @@
-"""Text from outside, made safe for a terminal and a log: one record stays one line, and nothing moves the cursor.
+"""Makes text from outside safe for a terminal and a log: one record stays one line, and nothing moves the cursor.
 
-Names of files, disks and points, and messages of other programs may hold any character.  All output of siterig passes
+Names of files, disks and points, and messages of other programs may contain any character.  All output of siterig passes
 through :func:`printable` (``siterig/cli/show.py``, tests/unit/repo/test_output_rules.py).
 """
 
@@ -11,11 +11,10 @@ _BYTE_FIRST, _BYTE_LAST = 0xDC80, 0xDCFF
 
 
 def printable(text: str) -> str:
-    r"""``text`` with every character escaped that is not printable: ``\n``, ``\x1b``, ``\u202e``; a byte that is not
-    UTF-8 as ``\xff``.
+    r"""Return ``text`` with every character escaped that is not printable, for example ``\n``, ``\x1b`` or ``\u202e``.
 
-    Escaped are control characters (C0, C1), line and paragraph separators, bidirectional controls, other invisible
-    characters, and lone surrogates.
+    Escaped characters are control characters (C0, C1), line and paragraph separators, bidirectional controls, other
+    invisible characters, and lone surrogates.  A byte that is not UTF-8 becomes ``\xff``.
     """
     if text.isprintable():
         return text
@@ -23,12 +22,12 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Like :func:`printable`, but line breaks and tabs stay: for the output of another program, shown as it is."""
+    """Return ``text`` escaped like :func:`printable`, but with its line breaks and tabs; for output of other programs."""
     return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
 def valid_unicode(text: str) -> str:
-    """``text`` with lone surrogates escaped, which UTF-8 and JSON cannot carry; every other character stays."""
+    """Return ``text`` with lone surrogates escaped, which UTF-8 and JSON cannot carry; other characters stay."""
     if text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text):
         return text
     return "".join(_escape(char) if "\ud800" <= char <= "\udfff" else char for char in text)

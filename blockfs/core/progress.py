@@ -1,4 +1,4 @@
-"""How far long work is: what an agent reports and a progress bar draws."""
+"""Progress of long work: an agent reports it, and a progress bar draws it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ Phase = Literal["InitialReplication", "Resynchronization", "DeltaReplication", "
 
 
 class DiskProgress(WireModel):
-    """How far a copy of one disk is; bytes of the disk's address space."""
+    """Progress of the copy of one disk, in bytes of the disk's address space."""
 
     disk: str
     done_bytes: int
     total_bytes: int
     sent_bytes: int
-    """What went over the wire, after holes, zeros and equal chunks were skipped and compression."""
+    """Bytes that were sent after compression; holes, zeros and equal chunks are not sent."""
 
 
 class VmProgress(WireModel):
-    """What the agent does for a VM at the moment, for progress bars; the VM may be one that is just being made."""
+    """The agent's current work for a VM, for progress bars; the VM can be one that is being created."""
 
     vm: str
     phase: Phase | None

@@ -1,4 +1,4 @@
-"""Short ids: the first characters of an id (a UUID) stand for it wherever only one id begins with them."""
+"""Short ids: the first characters of an id (a UUID), accepted wherever only one id begins with them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from siterig.blockfs.core.errors import Code, RigError
 
 UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 SHORT_CHARS = 8
-"""How many characters of an id are shown where there is no room for all, if they tell it apart."""
+"""Characters of an id that are shown where space is limited, if they are unique."""
 PREFIX_CHARS_MIN = 4
-"""Fewer characters are never taken for the beginning of an id."""
+"""A text with fewer characters is never taken for the beginning of an id."""
 _CANDIDATES_MAX = 10
 _PREFIX = re.compile(rf"[0-9a-f-]{{{PREFIX_CHARS_MIN},}}")
 
 
 def shortened(ids: Iterable[str]) -> dict[str, str]:
-    """A short form of each id; no short form is the beginning of another id."""
+    """Return a short form of each id; no short form is the beginning of another id."""
     ordered = sorted(set(ids))
     short = {}
     for number, name in enumerate(ordered):
@@ -30,9 +30,12 @@ def shortened(ids: Iterable[str]) -> dict[str, str]:
 
 
 def find(what: str, text: str, ids: Iterable[str]) -> str | None:
-    """The only id that begins with ``text``, in any case; None if there is none, or if ``text`` cannot be the beginning.
+    """Return the only id that begins with ``text``, ignoring case; None if there is none.
 
-    Raises ``AmbiguousId``, which lists the candidates, if there are several.
+    The result is also None if ``text`` cannot be the beginning of an id.
+
+    Raises:
+        RigError: ``AmbiguousId`` if several ids begin with it; the message lists them.
     """
     beginning = text.lower()
     if _PREFIX.fullmatch(beginning) is None:

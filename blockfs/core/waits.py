@@ -1,6 +1,6 @@
-"""The waits of a role: what it waits for, and since when.
+"""The waits of a role: the conditions that it waits for, with start times.
 
-A role registers each wait here; its supervisor collects them, ``siterig status`` shows them, and the vault turns one
+A role registers each wait here.  Its supervisor collects them, ``siterig status`` shows them, and the vault turns a wait
 that lasts too long into a health error.  All calls are made on the role's trio thread.
 """
 
@@ -16,15 +16,16 @@ from siterig.blockfs.core.printable import valid_unicode
 from siterig.blockfs.core.wire_model import WireModel
 
 LISTED_MAX = 200
-"""A role with more waits reports the oldest: they are the ones that somebody has to look at."""
+"""A role with more waits reports the oldest ones: those need attention."""
 REASON_CHARS_MAX = 500
 
 
 class Wait(WireModel):
-    """Something that a role waits for.
+    """A condition that a role waits for.
 
-    ``vm``, ``disk``: what stands still meanwhile; both None: the whole role.  ``code`` is stable (``CacheUnreachable``,
-    ``DiskFull``, ...), ``reason`` is for people.  ``since_ns``: begin of the wait, wall clock.
+    ``vm`` and ``disk`` name the VM and disk that make no progress meanwhile; both None means the whole role.  ``code`` is
+    stable (``CacheUnreachable``, ``DiskFull``, ...), ``reason`` is for people.  ``since_ns`` is the start of the wait by the
+    wall clock.
     """
 
     vm: str | None
@@ -35,10 +36,14 @@ class Wait(WireModel):
 
 
 class RoleHealth(Protocol):
-    """The supervisor's question to every role, every few seconds and with a short deadline."""
+    """The health check that the supervisor sends to every role every few seconds, with a short deadline."""
 
     async def report(self) -> list[Wait]:
-        """The role's waits.  ``RigError`` if the role answers, but what it serves does not."""
+        """Return the role's waits.
+
+        Raises:
+            RigError: the role answers, but the process that it supervises does not.
+        """
         ...
 
 
@@ -48,9 +53,9 @@ _Key = tuple[str, str | None, str | None]
 class Waits:
     """The waits of one role.
 
-    A wait is known by its *place*, a short name of the code that waits (``upload``, ``apply``), and by VM and disk.  It
-    keeps its first start time until it is cleared, also when its reason changes: what counts is for how long that place
-    has made no progress.
+    A wait is identified by its *place*, a short name of the waiting code (``upload``, ``apply``), and by VM and disk.  It
+    keeps its first start time until it is cleared, even if its reason changes: it measures how long that place has made no
+    progress.
     """
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
@@ -58,7 +63,7 @@ class Waits:
         self._waits: dict[_Key, Wait] = {}
 
     def set(self, place: str, code: str, reason: str, *, vm: str | None = None, disk: str | None = None) -> None:
-        """Begin a wait, or change the reason of one that has begun."""
+        """Begin a wait, or change the reason of a wait that has begun."""
         key = (place, vm, disk)
         began = self._waits.get(key)
         since_ns = self._clock.wall_ns() if began is None else began.since_ns
@@ -67,16 +72,17 @@ class Waits:
         )
 
     def clear(self, place: str, *, vm: str | None = None, disk: str | None = None) -> None:
-        """End a wait; no-op if there is none."""
+        """End a wait; do nothing if there is none."""
         self._waits.pop((place, vm, disk), None)
 
     @contextmanager
     def waiting(
         self, place: str, *, vm: str | None = None, disk: str | None = None
     ) -> Iterator[Callable[[RigError | None], None]]:
-        """For a loop that tries again: call what is given with each error; the wait ends with the block, or with None.
+        """Yield a function for a retry loop: call it with each error, or with None to end the wait.
 
-        Put the whole loop into the block, not one attempt: then all attempts are one wait with one start time.
+        Put the whole loop into the block, not one attempt.  Then all attempts are one wait with one start time, which ends
+        with the block.
         """
 
         def because(error: RigError | None) -> None:
@@ -91,5 +97,5 @@ class Waits:
             self.clear(place, vm=vm, disk=disk)
 
     def list(self) -> list[Wait]:
-        """The waits, oldest first, at most ``LISTED_MAX``."""
+        """Return the waits, oldest first, at most ``LISTED_MAX``."""
         return sorted(self._waits.values(), key=lambda wait: wait.since_ns)[:LISTED_MAX]

@@ -1,18 +1,20 @@
-"""Tells if the files of a disk were changed by another program between two openings.
+"""Detects changes of a disk's files by other programs between two openings.
 
 Fault contract
 --------------
-A change log has all changes of a disk only if nobody else changes the disk's files.  So a stamp of each file is noted when a
-disk is closed in order, after all is durable, and compared when it is opened again, before a byte is changed.
+A change log has all changes of a disk only if no other program changes the disk's files.  Therefore a stamp of each file is
+recorded when a disk is closed cleanly, after its bytes are durable.  The stamp is compared when the disk is opened again,
+before a byte is changed.
 
 * Size, time of the last write, time of the last change and inode are equal: the file is the same.
-* Another size: it was changed.
-* Another time or inode (a copy, ``chmod``, ``touch``, or a change): the digest of its bytes decides.  A file with more data
-  than :data:`DIGEST_BYTES_MAX` has none.  Then only a copy that kept the time of the last write counts as the same file.
+* The size differs: the file was changed.
+* A time or the inode differs (a copy, ``chmod``, ``touch``, or a change): the digest of the bytes decides.  A file with more
+  data than :data:`DIGEST_BYTES_MAX` has no digest.  Then only a copy that kept the time of the last write counts as the same
+  file.
 
-After a kill there is no stamp.  Then the file must not be younger than the last write to it or to its log, by more than
-:data:`KILL_GRACE_S`.  Not noticed: a change within that time; and a change of a file without a digest, if the file was
-replaced by a changed copy that was given the old time of the last write.
+After a kill there is no stamp.  Then the file must not be younger than the last write to it or to its log by more than
+:data:`KILL_GRACE_S`.  Two changes are not detected: a change within that time, and a changed copy that replaced a file
+without a digest and kept its time of the last write.
 """
 
 from __future__ import annotations
@@ -29,20 +31,20 @@ from siterig.blockfs.files import safe_files
 from siterig.cext.checksums import is_zero
 
 DIGEST_BYTES_MAX = 256 << 20
-"""The most data, without holes, that gets a digest.  To read more would make the end of a rig slow."""
+"""The most data, without holes, that gets a digest.  Reading more would make the end of a rig slow."""
 KILL_GRACE_S = 10.0
-"""A write reaches the log at once before it reaches the disk; so long it may be held up in between (a busy host disk)."""
+"""The longest delay between the log record of a write and the write to the disk, on a busy host disk."""
 
 _CHUNK_BYTES = 64 << 10
 _DIGEST_BYTES = 16
-_INODE_MASK = (1 << 63) - 1  # some file systems use the highest bit, and the state file's numbers have none
+_INODE_MASK = (1 << 63) - 1  # some file systems use the highest bit; the state file's numbers have 63 bits
 
 
 class FileStamp(WireModel):
-    """One of a disk's files, as it was at one moment.  Times in nanoseconds since 1970.
+    """One file of a disk, as it was at one moment.  Times are in nanoseconds since 1970.
 
-    ``inode`` is None if it is not known (state files of format 1).  ``digest``: of the file's bytes, None if there are too
-    many of them.
+    ``inode`` is None if it is not known (state files of format 1).  ``digest`` is the digest of the file's bytes, or None if
+    the file has too much data.
     """
 
     file: str
@@ -54,21 +56,24 @@ class FileStamp(WireModel):
 
 
 def inode_of(found: os.stat_result) -> int:
-    """The inode's number, as it is noted."""
+    """Return the inode number in the form that stamps use."""
     return found.st_ino & _INODE_MASK
 
 
 @dataclass(slots=True)
 class DigestBudget:
-    """How much may still be read for digests by what closes many disks."""
+    """Bytes that may still be read for digests while several disks are closed."""
 
     left_bytes: int = 1 << 30
 
 
 def durable_stamp(path: Path, known: FileStamp | None, budget: DigestBudget) -> FileStamp:
-    """The stamp of the file as it is now, and will be found after a power loss, its times too.
+    """Sync a file and return its stamp; size and times will be the same after a power loss.
 
-    ``known``: an older stamp, whose digest is taken if nobody has changed the file since.
+    Args:
+        path: the file.
+        known: an older stamp; its digest is reused if the file has not changed since.
+        budget: reduced by the bytes that are read.
     """
     fd = safe_files.open_named(path, os.O_RDONLY)
     try:
@@ -91,7 +96,7 @@ def durable_stamp(path: Path, known: FileStamp | None, budget: DigestBudget) -> 
 
 
 def why_changed(path: Path, known: FileStamp) -> str | None:
-    """Why the file is not what it was when ``known`` was noted; None if it is."""
+    """Return why the file differs from the stamp ``known``; None if it does not."""
     try:
         fd = safe_files.open_named(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -112,7 +117,7 @@ def _why(path: Path, fd: int, known: FileStamp) -> str | None:
     if known.digest is not None:
         same_write = same_bytes = _digest(fd, known.size_bytes)[0] == known.digest
     else:
-        same_bytes = not same_inode  # then it is a copy, if it has the time of the last write
+        same_bytes = not same_inode  # a copy, if it kept the time of the last write
     if not same_write:
         return f"{path} was written to, or replaced, since it was last closed"
     if not same_bytes:
@@ -121,9 +126,9 @@ def _why(path: Path, fd: int, known: FileStamp) -> str | None:
 
 
 def _digest(fd: int, bytes_max: int) -> tuple[str | None, int]:
-    """(digest of all chunks that are not zero, bytes read).  A hole and zeros are the same; None if there is more data.
+    """Return the digest of all chunks that are not zero, and the number of bytes read.
 
-    ``bytes_max``: of data.
+    Holes and stored zeros have the same digest.  The digest is None if the file has more than ``bytes_max`` bytes of data.
     """
     total = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     at = read_bytes = 0

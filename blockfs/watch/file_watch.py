@@ -1,12 +1,13 @@
-"""Notices at once what other programs do to the files of open disks and of their change logs, by inotify(7).
+"""Detects at once what other programs do to the files of open disks and of their change logs, by inotify(7).
 
-A file that was deleted, replaced, renamed or cut is found by :mod:`siterig.blockfs.watch.own_file`; the events say when to
-look.  A write by another program is found by counting: the kernel reports a write, or the file's mtime moved, and the disk
-has changed nothing since the last look.  A program that opens the file for writing and writes nothing is no change.
+The module :mod:`siterig.blockfs.watch.own_file` finds a file that was deleted, replaced, renamed or truncated; the events
+only start the check.  A write by another program is found by counting: the kernel reports a write, or the file's mtime
+changed, but the disk has changed nothing since the last check.  A program that opens the file for writing and writes nothing
+is no change.
 
-Not noticed: a write by a loop device (but that it is attached), a write on another machine (network file systems), and,
-until the descriptor is closed, one by another program while the disk is written to as well.  A write through a memory map
-is noticed at the next event only.
+Not detected are writes by a loop device (its attachment is), writes on another machine (network file systems) and, until the
+descriptor is closed, writes by another program while the disk is written to as well.  A write through a memory map is
+detected only at the next event.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ IN_MODIFY, IN_ATTRIB, IN_CLOSE_WRITE, IN_OPEN, IN_MOVE_SELF = 0x2, 0x4, 0x8, 0x2
 IN_MOVED_FROM, IN_MOVED_TO, IN_DELETE, IN_DELETE_SELF = 0x40, 0x80, 0x200, 0x400
 IN_Q_OVERFLOW, IN_IGNORED = 0x4000, 0x8000
 _NAMES = IN_MOVED_FROM | IN_MOVED_TO | IN_DELETE | IN_DELETE_SELF | IN_MOVE_SELF
-"""Events of a folder: a name in it, or its own, came to lead elsewhere."""
+"""Events of a folder: one of its names, or its own name, now leads to another file."""
 _WATCHED = IN_MODIFY | IN_ATTRIB | IN_CLOSE_WRITE | IN_OPEN | IN_MOVE_SELF
 LOOK_S = 1.0
-"""Between two looks at who wrote; a loop device is attached so long after its file was opened at the latest."""
+"""Time between two checks for foreign writes; also the longest time from the opening of a file to the loop device over it.
+"""
 
 _EVENT = struct.Struct("iIII")
 _READ_BYTES = 64 << 10
@@ -46,30 +48,30 @@ class Watched(Protocol):
     """A disk whose files are watched."""
 
     def check_files(self) -> str | None:
-        """Find and note what has become of its files."""
+        """Check the disk's files, record a change by another program, and return it; None if there is none."""
         ...
 
     def check_log(self) -> str | None:
-        """Find and note what has become of the files of its change log."""
+        """Check the files of the disk's change log, record a change by another program, and return it."""
         ...
 
     async def look_for_loops(self) -> None:
-        """Note a loop device that is attached to the file itself."""
+        """Record a loop device that is attached to the disk's file itself."""
         ...
 
     def changed_by_another(self, what: str) -> None:
-        """Another program has changed what the disk holds, or can."""
+        """Record that another program has changed the disk's contents, or can change them."""
         ...
 
     @property
     def changes(self) -> int:
-        """How often the disk has been changed by its own users; none of them is changing it when this is counted."""
+        """Number of changes by the disk's own users; no change is in progress while it is read."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """How often the disk had changed, and the mtime that its file then had (None: the disk changed meanwhile)."""
+    """The disk's number of changes, and the mtime of its file then; None if the disk changed between the two reads."""
 
     changes: int
     mtime_ns: int | None
@@ -80,42 +82,42 @@ class _File:
     disk: Watched
     path: str
     fd: int
-    """The disk's own, open until the file is removed."""
+    """The disk's own descriptor, open until the file is removed from the watch."""
     seen: _Seen
-    """The state just before the previous look."""
+    """The state just before the previous check."""
     touched: bool = False
-    """Its times or rights were set since another program closed it last."""
+    """True if times or rights of the file were set since another program last closed it."""
 
 
 class FileWatch:
-    """The files of one process's disks.  One trio thread.  Without inotify (none is free) it notices nothing."""
+    """Watches the files of one process's disks, on one trio thread; without a free inotify instance it detects nothing."""
 
     def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
         self._clock = clock
         self._fd = -1
-        self._give_back: weakref.finalize[[int], FileWatch] | None = None
+        self._release: weakref.finalize[[int], FileWatch] | None = None
         self._begun = trio.Event()
         self._files: dict[int, _File] = {}
         self._folders: dict[int, list[Watched]] = {}
 
     def add(self, fd: int, path: str, disk: Watched) -> None:
-        """Watch the file that is open as ``fd``; the disk has written all that it wrote before through it."""
+        """Watch the file that is open as ``fd``; all earlier writes of the disk must have gone through that descriptor."""
         found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):  # a block device is opened by all kinds of programs
+        if not stat.S_ISREG(found.st_mode):  # many programs open block devices
             return
         if (number := self._watch(Path(f"/proc/self/fd/{fd}"), _WATCHED, path)) is not None:
             self._files[number] = _File(disk, path, fd, _seen(disk, fd))
 
     def add_folder(self, folder: Path, disk: Watched) -> None:
-        """Watch the names in a folder where files of the disk's change log are."""
+        """Watch the names in a folder that contains files of the disk's change log."""
         if (number := self._watch(folder, _NAMES, str(folder))) is not None:
             self._folders.setdefault(number, []).append(disk)
 
     def _watch(self, path: Path, mask: int, shown: str) -> int | None:
         try:
-            if self._fd < 0:  # there are few of them on a host
+            if self._fd < 0:  # instances are scarce: create one only when it is needed
                 self._fd = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-                self._give_back = weakref.finalize(self, os.close, self._fd)  # a user has only so many (128)
+                self._release = weakref.finalize(self, os.close, self._fd)  # a user has at most 128
                 self._begun.set()
             return _checked(_libc.inotify_add_watch(self._fd, os.fsencode(path), mask))
         except OSError as exc:
@@ -124,11 +126,11 @@ class FileWatch:
 
     @property
     def watches(self) -> bool:
-        """True if anything is watched."""
+        """True if any file is watched."""
         return bool(self._files)
 
     def remove(self, disk: Watched) -> None:
-        """Watch the disk's files no more."""
+        """Stop watching the disk's files."""
         for number in [number for number, file in self._files.items() if file.disk is disk]:
             del self._files[number]
             _libc.inotify_rm_watch(self._fd, number)
@@ -140,33 +142,34 @@ class FileWatch:
                 _libc.inotify_rm_watch(self._fd, number)
 
     def close(self) -> None:
-        """Give the descriptor back."""
-        if self._give_back is not None:
-            self._give_back()
-        self._fd, self._files, self._folders, self._give_back = -1, {}, {}, None
+        """Close the inotify instance."""
+        if self._release is not None:
+            self._release()
+        self._fd, self._files, self._folders, self._release = -1, {}, {}, None
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Check for changes until cancelled."""
         await self._begun.wait()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._look_for_loops, list(self._files.values()), 0.0)  # attached before it was watched
+            # Loop devices that were attached before the watch began.
+            nursery.start_soon(self._look_for_loops, list(self._files.values()), 0.0)
             while True:
                 await trio.lowlevel.wait_readable(self._fd)
                 opened = self.look()
                 if opened:
-                    # A program that attaches one opens the file first.
+                    # A program opens the file before it attaches a loop device.
                     nursery.start_soon(self._look_for_loops, opened, LOOK_S)
-                await self._clock.sleep(LOOK_S)  # the disks' own writes are reported, too
+                await self._clock.sleep(LOOK_S)  # the disks' own writes raise events, too
 
     def look(self) -> list[_File]:
-        """Act on all that other programs did so far; the files that one has opened."""
+        """Act on all events so far, and return the files that another program has opened."""
         now = {file: _seen(file.disk, file.fd) for file in self._files.values()}
         masks: dict[_File, int] = {}
         renamed_in: set[int] = set()
         for number, mask in _read(self._fd) if self._fd >= 0 else ():
             if mask & IN_Q_OVERFLOW:
                 masks = dict.fromkeys(now, IN_MODIFY | IN_ATTRIB)
-                now = dict.fromkeys(now, _Seen(-1, None))  # it cannot be told who wrote
+                now = dict.fromkeys(now, _Seen(-1, None))  # events were lost: the writer is unknown
                 renamed_in.update(self._folders)
             elif number in self._folders:
                 renamed_in.add(number)
@@ -186,7 +189,7 @@ class FileWatch:
     def _judge(file: _File, mask: int, now: _Seen) -> None:
         file.touched = file.touched or bool(mask & IN_ATTRIB)
         alone = file.disk.changes == file.seen.changes
-        """The disk itself has changed nothing since the previous look."""
+        """True if the disk itself has changed nothing since the previous check."""
         if alone and (mask & IN_MODIFY or (now.mtime_ns != file.seen.mtime_ns and not file.touched)):
             file.disk.changed_by_another(f"{file.path} was written to by another program")
         elif mask & IN_CLOSE_WRITE and not alone and (mask & IN_MODIFY or not file.touched):
@@ -206,7 +209,7 @@ def _seen(disk: Watched, fd: int) -> _Seen:
 
 
 def _read(fd: int) -> Iterator[tuple[int, int]]:
-    """(number of the watch, mask) of all that is there."""
+    """Yield (watch number, mask) of all pending events."""
     while True:
         try:
             data = os.read(fd, _READ_BYTES)

@@ -1,8 +1,8 @@
-"""Tells if files that are open are still those that their names lead to, and whole.
+"""Checks that open files are still the files that their names lead to, and that they are complete.
 
-A name and a descriptor are not the same thing: the file may be deleted or replaced under the name, renamed, or cut, and what
-goes to the descriptor is then lost with it, or is found elsewhere.  A folder that is renamed, or unmounted lazily, changes
-nothing: names are looked up in the folder's own descriptor.
+A file can be deleted, replaced, renamed or truncated while it is open.  Bytes that are then written to the descriptor are
+lost with the file, or end up under another name.  A folder that is renamed, or unmounted lazily, changes nothing: names are
+looked up in the folder's own descriptor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Identity = tuple[int, int]
 
 
 class OwnFiles:
-    """The file that takes a disk's writes, open as ``fd`` (the caller's), and its maps, all in one folder."""
+    """The file that takes a disk's writes, open as ``fd`` (owned by the caller), and its maps, all in one folder."""
 
     def __init__(self, path: Path, fd: int, maps: Sequence[Path] = ()) -> None:
         self.path = path
@@ -29,13 +29,14 @@ class OwnFiles:
             raise
 
     def renamed(self, path: Path) -> None:
-        """The file has another name in the same folder from now on, and no maps."""
+        """Record that the file has another name in the same folder from now on, and no maps."""
         self.path, self._maps = path, {}
 
     def trouble(self, excess_bytes: int) -> str | None:
-        """The change of the files by another program, as a sentence; None: none.
+        """Return the change of the files by another program as a sentence; None if there is none.
 
-        ``excess_bytes``: how many more bytes the first has than it is to have (negative: fewer).
+        Args:
+            excess_bytes: difference between the first file's size and its expected size; negative if it is too short.
         """
         held = os.fstat(self.fd)
         if (became := self._became(self.path.name, _identity(held))) is not None:
@@ -53,12 +54,12 @@ class OwnFiles:
 
     @property
     def identity(self) -> Identity:
-        """The first file."""
+        """Identity of the first file."""
         return opened(self.fd)
 
     @property
     def where(self) -> Path:
-        """Where the first file is now, as far as the kernel knows."""
+        """Return the current path of the first file, as far as the kernel knows it."""
         found = Path(f"/proc/self/fd/{self.fd}").readlink()
         return Path("a file with another name (a hard link)") if found.name.endswith(" (deleted)") else found
 
@@ -76,7 +77,11 @@ class OwnFiles:
 
 
 def named(path: Path | str, *, folder_fd: int | None = None) -> Identity | None:
-    """The file of that name, in the folder that is open as ``folder_fd`` if one is given; None: there is none."""
+    """Return the identity of the file with that name; None if there is none.
+
+    Args:
+        path: the file, or its name in the folder that is open as ``folder_fd``.
+    """
     try:
         return _identity(os.stat(path, dir_fd=folder_fd, follow_symlinks=False))
     except FileNotFoundError:
@@ -84,12 +89,15 @@ def named(path: Path | str, *, folder_fd: int | None = None) -> Identity | None:
 
 
 def opened(fd: int) -> Identity:
-    """The file that is open as ``fd``."""
+    """Return the identity of the file that is open as ``fd``."""
     return _identity(os.fstat(fd))
 
 
 def became(now: Identity | None, before: Identity | None) -> str | None:
-    """The change of a name that led to ``before`` and leads to ``now``, as the end of a sentence; None: there was none."""
+    """Return how the target of a name changed from ``before`` to ``now``, as the end of a sentence.
+
+    None means that it has not changed.
+    """
     if now == before:
         return None
     return "was deleted, or renamed," if now is None else "was replaced by another file"

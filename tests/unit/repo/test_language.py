@@ -47,7 +47,6 @@ PENDING: dict[str, set[str]] = {
     },
     "blockfs": {
         "blockfs/changelog",
-        "blockfs/core",
         "blockfs/files",
         "blockfs/fuse",
         "blockfs/guests",
@@ -55,10 +54,8 @@ PENDING: dict[str, set[str]] = {
         "blockfs/images",
         "blockfs/layers",
         "blockfs/transfer",
-        "blockfs/watch",
     },
     "cext": {
-        "cext",
         "cext/src/base",
         "cext/src/disk",
         "cext/src/fuse",
