@@ -1,4 +1,4 @@
-"""Block devices of this host: their size and sectors, and who holds one."""
+"""Block devices of this host: their sizes, sectors and users."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _INT = struct.Struct("i")
 
 
 def is_block_device(fd: int) -> bool:
-    """True if the descriptor is of a block device."""
+    """Return True if the descriptor belongs to a block device."""
     return stat.S_ISBLK(os.fstat(fd).st_mode)
 
 
 def size_bytes(fd: int) -> int:
-    """The size of a block device or a file; its offset stays where it was."""
+    """Return the size of a block device or a file; the file offset does not change."""
     if not is_block_device(fd):
         return os.fstat(fd).st_size
     before = os.lseek(fd, 0, os.SEEK_CUR)
@@ -31,12 +31,15 @@ def size_bytes(fd: int) -> int:
 
 
 def logical_sector_bytes(fd: int) -> int:
-    """The logical sector size that a block device declares."""
+    """Return the logical sector size that a block device declares."""
     return int(_INT.unpack(fcntl.ioctl(fd, _BLKSSZGET, _INT.pack(0)))[0])
 
 
 def holders(device: int) -> list[str]:
-    """Mounts, swap and other devices on a device (``st_rdev``) or one of its partitions, as far as the kernel shows them."""
+    """Return the mounts, swap areas and devices that use a device (``st_rdev``) or one of its partitions.
+
+    The list has what the kernel shows to this user.
+    """
     sys_folder = Path("/sys/dev/block", f"{os.major(device)}:{os.minor(device)}")
     folders = [sys_folder, *sorted(path.parent for path in sys_folder.glob("*/partition"))]
     numbers = {_text(folder / "dev") for folder in folders}

@@ -1,8 +1,8 @@
 """Small JSON documents with a format version and a CRC32C: the state of a disk, a mounted point, a managed disk.
 
-Fault contract: a document is replaced atomically and durably, so a kill or a power loss leaves the old one or the new one.
-A changed byte is :class:`CorruptDocumentError`, an unknown format version :class:`UnknownFormatError`; both are without the
-name of the file, which the caller adds.
+Fault contract: a document is replaced atomically and durably, so a kill or a power loss leaves the old document or the new
+one.  A changed byte raises :class:`CorruptDocumentError`, an unknown format version :class:`UnknownFormatError`.  Neither
+names the file; the caller adds the name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from siterig.cext.checksums import crc32c
 
 
 class CorruptDocumentError(ValueError):
-    """A document is not as it was written; the text names the problem."""
+    """A document is corrupt; the text names the problem."""
 
 
 class UnknownFormatError(ValueError):
@@ -38,11 +38,12 @@ class UnknownFormatError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class CheckedDocument:
-    """One kind of document: how its body is written and checked.
+    """One kind of document: its layout and its format versions.
 
-    Two layouts are on disk.  With ``body_key`` the body is one value: ``{"format": 3, "crc32c": 1234, "disk": {...}}``, and
-    the checksum is a number over the body.  Without it the body's keys stand beside ``format`` and ``crc32c``, and the
-    checksum is eight hexadecimal digits over all other keys.  Both checksums are CRC32C of the JSON text with sorted keys.
+    There are two layouts.  With ``body_key`` the body is one value: ``{"format": 3, "crc32c": 1234, "disk": {...}}``, and
+    the checksum is a number over the body.  Without it the body's keys are on the level of ``format`` and ``crc32c``, and
+    the checksum is eight hexadecimal digits over all other keys.  Both checksums are the CRC32C of the JSON text with sorted
+    keys.
     """
 
     newest_format: int

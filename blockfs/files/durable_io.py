@@ -1,7 +1,7 @@
-"""Making names and small files durable: the one place that knows the order of fsync and rename.
+"""Makes names and small files durable; the order of fsync and rename is implemented here only.
 
-Files are opened and made by :mod:`siterig.blockfs.files.safe_files`: never through a link, and with mode 0600 whatever the
-umask is.
+Files are opened and created by :mod:`siterig.blockfs.files.safe_files`: never through a link, and with mode 0600 for any
+umask.
 """
 
 from __future__ import annotations
@@ -41,10 +41,13 @@ def _write_synced(fd: int, path: Path, data: bytes) -> None:
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
-    """Replace ``path`` by ``data``: a reader, or a start after power loss, sees the old bytes or the new ones.
+    """Replace ``path`` by ``data``: a reader, or a start after a power loss, sees the old bytes or the new ones.
 
-    ``ForeignFile``: there is a file of that name which may be another user's.  An error leaves the old file, and nothing
-    else; a kill may leave a temporary file, which the next call removes.
+    An error leaves the old file and nothing else.  A kill can leave a temporary file, which the next call removes.
+
+    Raises:
+        RigError: ``ForeignFile`` if another user may own a file of that name.
+        OSError: the file could not be written.
     """
     with safe_files.held(path.parent) as folder:
         folder.check_free(path.name)
@@ -55,13 +58,17 @@ def write_atomically(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
             folder.rename(name, path.name)
         except BaseException as exc:
             folder.unlink(name, missing_ok=True)
-            if isinstance(exc, OSError):  # the temporary name says nothing to anybody
+            if isinstance(exc, OSError):  # report the final name: the temporary one helps nobody
                 exc.filename, exc.filename2 = str(path), None
             raise
         folder.sync()
 
 
 def rename_new(path: Path, to: Path) -> None:
-    """Rename within a folder, if nothing has the new name (``FileExistsError``); durable with :func:`sync_folder`."""
+    """Rename within a folder; call :func:`sync_folder` to make it durable.
+
+    Raises:
+        FileExistsError: the new name exists.
+    """
     with safe_files.held(path.parent) as folder:
         folder.rename_new(path.name, to.name)

@@ -1,4 +1,4 @@
-"""Room on the host's disks, asked for before an operation needs it."""
+"""Checks the free space of the host's disks before an operation needs it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from siterig.blockfs.core.errors import Code, RigError
 
 
 def require_free_space(needs: Iterable[tuple[Path, int]], subject: str, purpose: str) -> None:
-    """``NotEnoughSpace`` if a file system has less room than what is needed of it; ``OSError`` of a folder.
+    """Check that each file system has the space that is needed.
 
-    ``needs``: folders, and how many bytes are needed in each; those on one file system are added up.
-    The message is ``subject: N bytes are free at FOLDER; purpose M``.
+    Args:
+        needs: folders, and the bytes needed in each; folders on one file system are added up.
+        subject: first words of the message, which is ``subject: N bytes are free at FOLDER; purpose M``.
+        purpose: words before the number of needed bytes.
+    Raises:
+        RigError: ``NotEnoughSpace`` if a file system has less.
+        OSError: a folder cannot be read.
     """
     needed: dict[int, int] = {}
     folders: dict[int, Path] = {}

@@ -1,4 +1,4 @@
-"""Errors of the host's file systems as errors of the user's thing: a disk, an image, a folder."""
+"""Converts errors of the host's file systems into errors about the user's disk, image or folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from siterig.blockfs.files.os_errors import FULL, in_brackets, reason
 
 
 def host_error(what: str, exc: OSError) -> RigError:
-    """A host's file error, in the words of the user's thing that met it."""
+    """Return the error for a file error of the host.
+
+    Args:
+        what: names the user's disk, image or folder in the message.
+        exc: the host's error.
+    """
     if exc.errno in FULL:
         return RigError(Code.DiskFull, f"{what}: the host's disk is full{in_brackets(exc, what)}", recoverable=True)
     if exc.errno == errno.EFBIG:
@@ -22,7 +27,7 @@ def host_error(what: str, exc: OSError) -> RigError:
 
 @contextmanager
 def os_errors_as(what: str) -> Iterator[None]:
-    """Turn an ``OSError`` of the block into :func:`host_error`."""
+    """Convert an ``OSError`` of the block by :func:`host_error`."""
     try:
         yield
     except OSError as exc:

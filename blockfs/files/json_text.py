@@ -1,4 +1,4 @@
-"""JSON for programs, whatever a name holds."""
+"""JSON text for programs, for names with any characters."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from siterig.blockfs.core.printable import valid_unicode
 
 
 def json_text(value: object, *, indent: int | None = None) -> str:
-    r"""JSON in ASCII; models as their fields.
+    r"""Return a value as JSON in ASCII; a model becomes an object with its fields.
 
-    A byte of a file name that is not UTF-8 is written as the four characters ``\xff``, which no JSON string can hold.
+    A byte of a file name that is not UTF-8 becomes the four characters ``\xff``, because JSON strings cannot hold it.
     """
     return json.dumps(_plain(value), indent=indent)
 

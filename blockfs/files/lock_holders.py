@@ -1,4 +1,4 @@
-"""Which processes have a lock on a file, under whatever name they opened it."""
+"""Finds the processes that hold a lock on a file, under any of its names."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def lock_holders(path: Path, fd: int) -> list[str]:
-    """``name (pid)`` of each other process with a lock on the open file; with the name that it has it under, if that is
-    another.
+    """Return ``name (pid)`` of each other process with a lock on the open file.
 
-    Found by the file's inode, so under another hard link too.  Processes that this one may not look at are left out.
+    If the process opened the file under another name, the text contains that name.  The search uses the file's inode, so it
+    also finds hard links.  Processes that this process may not inspect are left out.
     """
     found = os.fstat(fd)
     mark = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}:{found.st_ino} "
@@ -27,7 +27,7 @@ def lock_holders(path: Path, fd: int) -> list[str]:
                 holders.append(f"{comm} ({process.name}){'' if opened == path else f' as {opened}'}")
                 break
         except OSError:
-            continue  # it ended meanwhile, or is not ours to look at
+            continue  # it ended meanwhile, or this user may not inspect it
     return holders
 
 

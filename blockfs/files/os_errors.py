@@ -1,7 +1,7 @@
-"""Errors of the operating system as text: always with the file that they are about.
+"""Text for errors of the operating system, always with the file concerned.
 
-Python leaves the file out of an ``OSError`` where a descriptor was used, and a function in C knows no names at all.
-:func:`naming` puts the name in; :func:`reason` makes the text that every handler shows.
+Python leaves the file out of an ``OSError`` if a descriptor was used, and functions in C know no names.  :func:`naming` adds
+the name; :func:`reason` makes the text that every handler shows.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from pathlib import Path
 from siterig.cext._core import lib
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""The host's disk, or the user's share of it, is full."""
+"""Error numbers for a full host disk or an exhausted quota."""
 
 
 @contextmanager
 def naming(path: Path, to: Path | None = None) -> Iterator[None]:
-    """An ``OSError`` of the block that names no absolute path is about ``path`` (and ``to``, of a rename or a link)."""
+    """Add a file name to each ``OSError`` of the block that names no absolute path.
+
+    Args:
+        path: the file concerned.
+        to: target of a rename or link.
+    """
     try:
         yield
     except OSError as exc:
@@ -32,34 +37,35 @@ def naming(path: Path, to: Path | None = None) -> Iterator[None]:
 
 
 def _is_absolute(filename: object) -> bool:
-    """True if the file can be found by this name: one that was opened by or below a descriptor cannot."""
+    """Return True if the file can be found by this name; a name below a descriptor cannot."""
     if not isinstance(filename, str | bytes | os.PathLike):
         return False
     return os.fsdecode(filename).startswith("/") and not os.fsdecode(filename).startswith("/proc/self/fd/")
 
 
 def files_of(exc: OSError) -> list[str]:
-    """The files that an error names, none to two."""
+    """Return the files that an error names: none, one or two."""
     named = (exc.filename, exc.filename2)
     return [os.fsdecode(name) for name in named if isinstance(name, str | bytes | os.PathLike) and os.fsdecode(name)]
 
 
 def reason(exc: OSError, about: object = "") -> str:
-    """The cause, and the files that it is about unless the text ``about`` names them already.
+    """Return the cause, and the files concerned unless the text ``about`` names them.
 
-    ``No space left on device (/srv/os.000002.hrl)``, ``No such file or directory (/srv/os.spare to /srv/os.000002.hrl)``.
+    Examples: ``No space left on device (/srv/os.000002.hrl)``, ``No such file or directory (/srv/os.spare to
+    /srv/os.000002.hrl)``.
     """
     return (exc.strerror or str(exc) or type(exc).__name__) + in_brackets(exc, about)
 
 
 def in_brackets(exc: OSError, about: object = "") -> str:
-    """`` (FILE)`` or `` (FILE to FILE)``; empty if there is none that the text ``about`` does not name."""
+    """Return `` (FILE)`` or `` (FILE to FILE)``; empty if ``about`` names all files."""
     files = files_of(exc)
     return "" if all(_names(str(about), file) for file in files) else f" ({' to '.join(files)})"
 
 
 def _names(text: str, file: str) -> bool:
-    """True if ``file`` is a word of ``text``: ``/srv/os.img`` does not name ``/srv/os``."""
+    """Return True if ``file`` is a word of ``text``: ``/srv/os.img`` does not name ``/srv/os``."""
     at = text.find(file)
     while at >= 0:
         end = at + len(file)
@@ -70,12 +76,12 @@ def _names(text: str, file: str) -> bool:
 
 
 def raised_by_c(result: int) -> OSError:
-    """The error that a function in C returned as ``-errno``, with the file whose system call failed in this thread."""
+    """Return the error for a result ``-errno`` of a function in C, with the file whose system call failed in this thread."""
     failed = int(lib.sr_io_failed_fd(-result))
     if failed < 0:
         return OSError(-result, os.strerror(-result))
     try:
         path = str(Path(f"/proc/self/fd/{failed}").readlink())
-    except OSError:  # it was closed meanwhile
+    except OSError:  # the descriptor was closed meanwhile
         return OSError(-result, os.strerror(-result))
     return OSError(-result, os.strerror(-result), path)

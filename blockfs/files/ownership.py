@@ -1,7 +1,7 @@
 """Finds the users who can change a file or folder: only root and this user, or others too.
 
-Fault contract: holds no state.  An answer is of the moment when it was asked; it stays true only if it is "nobody else" of a
-folder and of all folders above it, which is what :func:`check_own` asks.
+Fault contract: the module has no state.  An answer describes the moment of the call.  It stays true only if the answer is
+"nobody else" for a folder and for all folders above it; :func:`check_own` checks exactly that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from siterig.blockfs.core.errors import Code, RigError
 
 
 def user_text(uid: int) -> str:
-    """``user alice (uid 1000)``."""
+    """Return a user for messages: ``user alice (uid 1000)``."""
     try:
         return f"user {pwd.getpwuid(uid).pw_name} (uid {uid})"
     except KeyError:
@@ -27,13 +27,13 @@ def user_text(uid: int) -> str:
 
 
 def is_trusted(uid: int) -> bool:
-    """True for this user, and for root, who can do anything anyway."""
+    """Return True for this user, and for root, who can change anything."""
     return uid in (0, os.geteuid())
 
 
 @functools.cache
 def _is_private_group(gid: int, uid: int) -> bool:
-    """True if the group is the one that Debian makes for each user, with nobody else in it."""
+    """Return True if the group is the one that Debian creates for each user, without other members."""
     try:
         group, owner = grp.getgrgid(gid), pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -46,16 +46,16 @@ def _others_can_write(fd: int, found: os.stat_result) -> bool:
         return True
     if not found.st_mode & stat.S_IWGRP:
         return False
-    with suppress(OSError):  # with an access control list, the group's bits are the most that anybody on it may do
+    with suppress(OSError):  # with an access control list, the group bits limit all its entries
         os.getxattr(f"/proc/self/fd/{fd}", "system.posix_acl_access")
         return True
     return not _is_private_group(found.st_gid, found.st_uid)
 
 
 def changed_by_others(fd: int) -> str | None:
-    """How others than root and this user can change the folder or file behind a descriptor; None: they cannot.
+    """Return how users other than root and this user can change the open folder or file; None if they cannot.
 
-    A symbolic link can be replaced, not changed: only its owner counts.
+    A symbolic link can be replaced but not changed: only its owner counts.
     """
     found = os.fstat(fd)
     if not is_trusted(found.st_uid):
@@ -66,10 +66,14 @@ def changed_by_others(fd: int) -> str | None:
 
 
 def check_own(path: Path, what: str) -> None:
-    """``FolderUnusable`` unless only root and this user can change ``path``, or put something else in its place.
+    """Check that only root and this user can change ``path`` or replace it.
 
-    So all folders above it must be theirs too; others may write to one of those if it is sticky, as ``/tmp`` is.  What is
-    missing is no error.  ``OSError``.
+    Therefore all folders above it must belong to them too; others may write to such a folder if it is sticky, like ``/tmp``.
+    A missing file is no error.
+
+    Raises:
+        RigError: ``FolderUnusable`` if others can change it.
+        OSError: a folder cannot be read.
     """
     walked = Path("/")
     for part in ("", *path.absolute().parts[1:]):
@@ -86,7 +90,10 @@ def check_own(path: Path, what: str) -> None:
 
 
 def check_own_below(root: Path, what: str, *, but: Collection[Path] = ()) -> None:
-    """The same of all that is in a folder, without the folders ``but`` (mounts); ``root`` itself is to be checked before."""
+    """Check everything in a folder like :func:`check_own`, except the folders ``but`` (mounts).
+
+    Check ``root`` itself before.
+    """
     pending = [root]
     while pending:
         try:

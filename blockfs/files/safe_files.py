@@ -1,13 +1,12 @@
-"""Opening and making files where another user may have prepared the folder: the one place for it.
+"""Opens and creates files safely in folders that another user may have prepared; no other module does it.
 
-Fault contract: a path is walked folder by folder.  A symbolic link on the way is followed only if root or this user made
-it.  What is opened or made is named below a descriptor of its folder, never by the path again, and never through a link.
-New files never take over what has their name; temporary ones have a name that nobody can guess; modes do not depend on the
-umask.
+Fault contract: a path is walked folder by folder.  A symbolic link on the way is followed only if root or this user created
+it.  The last name is used below a descriptor of its folder, never by the path, and never through a link.  A new file never
+replaces a file of that name; temporary names cannot be guessed; modes do not depend on the umask.
 
-There are two kinds of folders.  In a folder that only root and this user can change, a name is what this user made of
-it.  In any other (another user's, or one that many can write to) a file is used only if this user made it and it has no
-second name elsewhere; else it is refused (``ForeignFile``).  A rig's state folder must be of the first kind, and so must all
+There are two kinds of folders.  In a folder that only root and this user can change, every name is this user's.  In any
+other folder (another user's, or one that many can write to) a file is used only if this user created it and it has no second
+name elsewhere; otherwise it is refused (``ForeignFile``).  A rig's state folder must be of the first kind, and so must all
 folders above it: :func:`siterig.blockfs.files.ownership.check_own`.
 """
 
@@ -33,7 +32,7 @@ FOLDER_MODE = 0o700
 _LINKS_MAX = 40
 _DESCRIPTORS = re.compile(r"/proc/\d+(/task/\d+)?/fd")
 _NAMELESS = re.compile(r"\w+:.*")
-"""The kernel's text for a descriptor that no name leads to: ``pipe:[4711]``, as in a shell's ``<(command)``."""
+"""The kernel's text for a descriptor without a name: ``pipe:[4711]``, as in a shell's ``<(command)``."""
 _TOKEN_BYTES = 8
 _RENAME_NOREPLACE = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -48,14 +47,14 @@ def _foreign(path: Path, what: str, remedy: str) -> RigError:
 
 @dataclass(slots=True)
 class _Walk:
-    """A walk from the root folder: ``fd`` is the place that it has reached, ``path`` the same without links."""
+    """A walk from the root folder; ``fd`` is the place that it has reached, ``path`` the same place without links."""
 
     fd: int
     path: Path
     links: int = 0
 
     def enter(self, part: str, todo: list[str]) -> None:
-        """One name further; a link's own parts are put in front of those that are left."""
+        """Walk one name further; the parts of a link are inserted before the remaining parts."""
         following = os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
         try:
             found = _link_behind(following)
@@ -91,7 +90,10 @@ class _Walk:
 
 
 def _link_behind(fd: int) -> os.stat_result | None:
-    """Attributes of the symbolic link behind a descriptor; None: it is something else, or a mount whose server is dead."""
+    """Return the attributes of the symbolic link behind a descriptor.
+
+    The result is None if it is something else, or a mount whose server is dead.
+    """
     try:
         found = os.fstat(fd)
     except OSError as exc:
@@ -107,7 +109,7 @@ def _root() -> int:
 
 @contextmanager
 def _walked(path: Path) -> Iterator[_Walk]:
-    """The file or folder at the end of ``path``; search permission on the way is enough."""
+    """Yield the walk that has reached the end of ``path``; search permission on the way is enough."""
     walk = _Walk(_root(), Path("/"))
     try:
         todo = list(reversed(path.absolute().parts[1:]))
@@ -120,9 +122,11 @@ def _walked(path: Path) -> Iterator[_Walk]:
 
 
 def resolve(path: Path) -> Path:
-    """The path without links, as ``os.path.realpath``; the end of it may be missing.
+    """Return the path without links, like ``os.path.realpath``; the last part may be missing.
 
-    ``ForeignFile`` if a link on the way is another user's.  ``OSError``.
+    Raises:
+        RigError: ``ForeignFile`` if a link on the way belongs to another user.
+        OSError: the path cannot be walked.
     """
     missing: list[str] = []
     todo = path.absolute()
@@ -131,7 +135,7 @@ def resolve(path: Path) -> Path:
             with _walked(todo) as walk:
                 return walk.path.joinpath(*reversed(missing))
         except FileNotFoundError:
-            if todo.is_symlink():  # what it points to is missing
+            if todo.is_symlink():  # its target is missing
                 todo = todo.parent / todo.readlink()
             else:
                 missing.append(todo.name)
@@ -143,14 +147,14 @@ def resolve(path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder that is held by its descriptor: names are looked up in it, whatever becomes of its path."""
+    """A folder that is held by its descriptor: names are looked up in it even if its path changes."""
 
     path: Path
     fd: int
 
     @property
     def others(self) -> str | None:
-        """How others than root and this user can change what is in it; None: they cannot."""
+        """The way in which users other than root and this user can change its files; None if they cannot."""
         return changed_by_others(self.fd)
 
     def sync(self) -> None:
@@ -159,9 +163,15 @@ class Folder:
             os.fsync(self.fd)
 
     def open(self, name: str, flags: int, *, mode: int = FILE_MODE) -> int:
-        """A descriptor of a regular file in it, not through a link.  With ``O_CREAT`` it is made if it is missing.
+        """Return a descriptor of a regular file in the folder, opened without following a link.
 
-        ``mode``: of a file that is made, whatever the umask is.  ``ForeignFile``: it may be another user's.  ``OSError``.
+        Args:
+            name: name in the folder.
+            flags: flags of open(2); with ``O_CREAT`` a missing file is created.
+            mode: mode of a created file, for any umask.
+        Raises:
+            RigError: ``ForeignFile`` if the file may belong to another user.
+            OSError: it cannot be opened.
         """
         if flags & os.O_CREAT:
             with naming(self.path / name):
@@ -176,9 +186,9 @@ class Folder:
     def _open_present(self, name: str, flags: int) -> int:
         path = self.path / name
         with naming(path):
-            if stat.S_ISLNK(self._entry(name).st_mode):  # the open would only say ELOOP
+            if stat.S_ISLNK(self._entry(name).st_mode):  # open would fail with a bare ELOOP
                 self._refuse_link(name)
-            # A named pipe is not waited for; and nothing is cut before it is known to be ours.
+            # Do not wait for a named pipe, and truncate nothing before the owner is checked.
             opened = (flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC) & ~os.O_TRUNC
             fd = os.open(name, opened, dir_fd=self.fd)
             try:
@@ -205,7 +215,11 @@ class Folder:
             raise _foreign(self.path / name, "is no regular file", "move it away")
 
     def _check_ours(self, name: str, found: os.stat_result) -> None:
-        """``ForeignFile`` if others can change the folder, and the file is not surely this user's."""
+        """Check that the file is this user's, if others can change the folder.
+
+        Raises:
+            RigError: ``ForeignFile`` if that is not certain.
+        """
         others = self.others
         if others is None:
             return
@@ -221,7 +235,11 @@ class Folder:
             raise _foreign(path, f"has {found.st_nlink} names (hard links), in a folder that {others}", "move it away")
 
     def check_free(self, name: str) -> None:
-        """``ForeignFile``: there is something of that name, and it is not this user's to replace or remove."""
+        """Check that a file of that name, if there is one, is this user's to replace or remove.
+
+        Raises:
+            RigError: ``ForeignFile`` if it is not.
+        """
         try:
             found = self._entry(name)
         except FileNotFoundError:
@@ -229,19 +247,27 @@ class Folder:
         self._check_ours(name, found)
 
     def rename(self, old: str, new: str) -> None:
-        """Replaces ``new``, unless that may be another user's (``ForeignFile``); durable with :meth:`sync`."""
+        """Rename, replacing ``new``; call :meth:`sync` to make it durable.
+
+        Raises:
+            RigError: ``ForeignFile`` if ``new`` may belong to another user.
+        """
         self.check_free(new)
         with naming(self.path / old, self.path / new):
             os.rename(old, new, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def rename_new(self, old: str, new: str) -> None:
-        """Renames, if nothing has the new name (``FileExistsError``); durable with :meth:`sync`."""
+        """Rename; call :meth:`sync` to make it durable.
+
+        Raises:
+            FileExistsError: the new name exists.
+        """
         if _libc.renameat2(self.fd, os.fsencode(old), self.fd, os.fsencode(new), _RENAME_NOREPLACE) != 0:
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error), str(self.path / old), None, str(self.path / new))
 
     def unlink(self, name: str, *, missing_ok: bool = False) -> None:
-        """Takes the name away; what a link points to stays."""
+        """Remove the name; the target of a link stays."""
         with naming(self.path / name):
             try:
                 os.unlink(name, dir_fd=self.fd)
@@ -250,7 +276,7 @@ class Folder:
                     raise
 
     def remove_leftovers(self, name: str) -> None:
-        """Take away temporary files for ``name`` that a kill left."""
+        """Remove temporary files for ``name`` that a kill left."""
         leftover = re.compile(re.escape(f".{name}.") + rf"[0-9a-f]{{{2 * _TOKEN_BYTES}}}\.tmp")
         with os.scandir(self.fd) as entries:
             found = [entry.name for entry in entries if leftover.fullmatch(entry.name)]
@@ -260,12 +286,12 @@ class Folder:
 
 
 def temporary_name(name: str) -> str:
-    """A name for what is to become ``name``; nobody can know it beforehand."""
+    """Return an unpredictable name for a file that will become ``name``."""
     return f".{name}.{secrets.token_hex(_TOKEN_BYTES)}.tmp"
 
 
 def _with_mode(fd: int, mode: int) -> int:
-    """A file or folder just made, with that mode whatever the umask is."""
+    """Set the mode of a file or folder that was just created, for any umask."""
     try:
         if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
             os.fchmod(fd, mode)
@@ -280,11 +306,16 @@ def _with_mode(fd: int, mode: int) -> int:
 
 @contextmanager
 def held(path: Path) -> Iterator[Folder]:
-    """Hold a folder.  ``OSError`` if there is none, ``ForeignFile`` if another user's link is on the way to it."""
+    """Hold a folder for the block.
+
+    Raises:
+        RigError: ``ForeignFile`` if a link of another user is on the way to it.
+        OSError: there is no such folder.
+    """
     with _walked(path) as walk, naming(path):
         try:
             fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=walk.fd)
-        except PermissionError:  # it can be searched, not listed or synced
+        except PermissionError:  # the folder can be searched, but not listed or synced
             fd = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=walk.fd)
     try:
         yield Folder(path, fd)
@@ -293,27 +324,34 @@ def held(path: Path) -> Iterator[Folder]:
 
 
 def open_file(path: Path, flags: int, *, mode: int = FILE_MODE) -> int:
-    """:meth:`Folder.open` of a file by its path."""
+    """Open a file by its path with :meth:`Folder.open`."""
     with held(path.parent) as folder:
         return folder.open(path.name, flags, mode=mode)
 
 
 def create_file(path: Path, flags: int = os.O_RDWR, *, mode: int = FILE_MODE) -> int:
-    """A descriptor of a new file with that mode, whatever the umask is; ``FileExistsError``."""
+    """Create a file with that mode, for any umask, and return its descriptor.
+
+    Raises:
+        FileExistsError: the file exists.
+    """
     return open_file(path, flags | os.O_CREAT | os.O_EXCL, mode=mode)
 
 
 def rename(path: Path, to: Path) -> None:
-    """:meth:`Folder.rename` within a folder."""
+    """Rename a file within its folder with :meth:`Folder.rename`."""
     with held(path.parent) as folder:
         folder.rename(path.name, to.name)
 
 
 def locate(path: Path) -> int:
-    """An ``O_PATH`` descriptor of a file that the user named; it may be anybody's and of any type.
+    """Return an ``O_PATH`` descriptor of a file that the user named; it may have any owner and type.
 
-    ``ForeignFile``: another user's link is on the way, or the file is a hard link that another user may have made to a file
-    that is not that user's own.  ``OSError``.
+    Raises:
+        RigError: ``ForeignFile`` if another user's link is on the way, or if the file is a hard link that another user
+            may
+            have made to a file of somebody else.
+        OSError: the file cannot be reached.
     """
     with _walked(path) as walk:
         found = os.fstat(walk.fd)
@@ -326,9 +364,13 @@ def locate(path: Path) -> int:
 
 
 def open_named(path: Path, flags: int, *, check: Callable[[os.stat_result], int] | None = None) -> int:
-    """A descriptor of the file that :func:`locate` finds, and of no other; use ``O_NONBLOCK`` for named pipes.
+    """Open exactly the file that :func:`locate` finds; use ``O_NONBLOCK`` for named pipes.
 
-    ``check`` sees the type of the file before it is opened: it refuses it by an error, or returns more flags.
+    Args:
+        path: the file.
+        flags: flags of open(2).
+        check: gets the file's attributes before it is opened; it raises an error to refuse the file, or returns more
+            flags.
     """
     located = locate(path)
     try:
@@ -341,9 +383,15 @@ def open_named(path: Path, flags: int, *, check: Callable[[os.stat_result], int]
 
 
 def make_folder(path: Path, *, mode: int = FOLDER_MODE, parents: bool = False) -> None:
-    """Make a folder, with that mode whatever the umask is; no error if there is one already.
+    """Create a folder with that mode, for any umask; an existing folder is no error.
 
-    ``parents``: those that are missing too.  ``ForeignFile``, ``OSError`` (``NotADirectoryError``: something else is there).
+    Args:
+        path: the folder.
+        mode: its mode.
+        parents: True to create missing folders above it too.
+    Raises:
+        RigError: ``ForeignFile``.
+        OSError: NotADirectoryError if the path is no folder, or another error.
     """
     if parents and not path.parent.exists():
         make_folder(path.parent, mode=mode, parents=True)
@@ -351,11 +399,11 @@ def make_folder(path: Path, *, mode: int = FOLDER_MODE, parents: bool = False) -
         try:
             os.mkdir(path.name, mode, dir_fd=folder.fd)
         except FileExistsError:
-            # Not asked of the folder itself: the server of a mount there may be dead.
+            # Do not access the folder itself: it may be a mount with a dead server.
             os.close(os.open(path.name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder.fd))
             return
         made = os.open(path.name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder.fd)
         try:
-            Path(f"/proc/self/fd/{made}").chmod(mode)  # a mask of all bits leaves a folder that cannot even be opened
+            Path(f"/proc/self/fd/{made}").chmod(mode)  # a umask of all bits leaves a folder that cannot be opened
         finally:
             os.close(made)

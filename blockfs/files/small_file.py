@@ -1,4 +1,4 @@
-"""Reads small files of ours: state and notes in JSON, whose size is bounded before a byte of them is parsed."""
+"""Reads small files of siterig (states and records in JSON); the size is checked before a byte is parsed."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from typing import BinaryIO
 from siterig.blockfs.files.os_errors import naming
 
 SMALL_FILE_BYTES_MAX = 1 << 20
-"""The largest that siterig writes, but for those that have a limit of their own, are a few KiB."""
+"""Limit for files without a limit of their own; the largest that siterig writes have a few KiB."""
 
 
 class FileTooLongError(ValueError):
-    """A file has more bytes than it can rightly have; the text says how many that are, without its name."""
+    """A file has more bytes than a file of its kind can have; the text has the number, not the name."""
 
     def __init__(self, bytes_max: int) -> None:
         super().__init__(f"has more than {bytes_max} bytes; a file of its kind has at most that many")
 
 
 def bounded(file: BinaryIO, bytes_max: int = SMALL_FILE_BYTES_MAX) -> bytes:
-    """All bytes of an open file; :class:`FileTooLongError`, ``OSError``."""
+    """Return all bytes of an open file.
+
+    Raises:
+        FileTooLongError: it has more than ``bytes_max`` bytes.
+        OSError: it cannot be read.
+    """
     data = file.read(bytes_max + 1)
     if len(data) > bytes_max:
         raise FileTooLongError(bytes_max)
@@ -27,6 +32,11 @@ def bounded(file: BinaryIO, bytes_max: int = SMALL_FILE_BYTES_MAX) -> bytes:
 
 
 def read_small_file(path: Path, bytes_max: int = SMALL_FILE_BYTES_MAX) -> bytes:
-    """All bytes of a file in a folder that is the rig's own; :class:`FileTooLongError`, ``OSError``."""
+    """Return all bytes of a file in a folder of the rig.
+
+    Raises:
+        FileTooLongError: it has more than ``bytes_max`` bytes.
+        OSError: it cannot be read.
+    """
     with path.open("rb") as file, naming(path):
         return bounded(file, bytes_max)

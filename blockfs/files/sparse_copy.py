@@ -1,4 +1,4 @@
-"""Copying a disk's bytes from file to file: what is a hole stays one, and zeros that were stored become one."""
+"""Copies a disk's bytes from file to file: holes stay holes, and stored zeros become holes."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ STEP_BYTES = 8 << 20
 ZERO_STEP_BYTES = 256 << 20
 BLOCK_BYTES = 4096
 ZEROS = bytes(64 << 10)
-"""So much of zeros is not written."""
+"""A run of zeros of this length is not written."""
 
 Advance = Callable[[int], None]
-"""Called with the number of bytes that were done since the last call, holes included."""
+"""Called with the number of bytes that were copied since the last call, holes included."""
 
 
 def unreadable(source: Path, at: int, why: str) -> RigError:
-    """``ReadFailed``, with the byte at which it could not be read."""
+    """Return ``ReadFailed`` with the byte that could not be read."""
     return RigError(Code.ReadFailed, f"{source}: cannot be read at byte {at}: {why}")
 
 
 def find_unreadable(source: Path, fd: int, at: int) -> RigError | None:
-    """:func:`unreadable` of the first such block among the ``STEP_BYTES`` from ``at`` on, if there is one."""
+    """Find the first unreadable block in the ``STEP_BYTES`` from ``at``.
+
+    Returns:
+        Its :func:`unreadable` error, or None if all blocks can be read.
+    """
     block = at - at % BLOCK_BYTES
     try:
         while block < at + STEP_BYTES:
@@ -46,10 +50,10 @@ def find_unreadable(source: Path, fd: int, at: int) -> RigError | None:
 
 @dataclass(frozen=True, slots=True)
 class SparseCopy:
-    """Copies the first ``size_bytes`` of a file or block device into another one.  The descriptors stay the caller's.
+    """Copies the first ``size_bytes`` of a file or block device into another one; the caller owns the descriptors.
 
-    ``target_is_zero``: the target holds zeros, and none are written.  Else it holds anything (a block device), and zeros are
-    written without being transferred where it can do that.
+    ``target_is_zero`` means that the target holds zeros, so zeros are not written.  Otherwise it holds anything (a block
+    device), and zeros are written, without a transfer of data where the device supports that.
     """
 
     source: Path
@@ -60,14 +64,16 @@ class SparseCopy:
     target_is_zero: bool = True
 
     async def run(self, advance: Advance) -> None:
-        """Copy; can be cancelled between steps.
+        """Copy everything; the copy can be cancelled between steps.
 
-        ``ReadFailed`` names the byte at which the source could not be read; ``DiskFull``, ``InvalidDiskSize``,
-        ``HostIoError`` the target.
+        Raises:
+            RigError: ``ReadFailed`` names the byte of the source that could not be read; ``DiskFull``,
+                ``InvalidDiskSize`` and
+                ``HostIoError`` are about the target.
         """
         at = 0
         while at < self.size_bytes:
-            # A read may wait for ever for a file system that does not answer; an abandoned write would continue.
+            # A read may wait for ever for a file system that hangs.  Writes are not abandoned: they would continue.
             data, start = await trio.to_thread.run_sync(self._read, at, abandon_on_cancel=True)
             done = start if data is None else at + len(data)
             if data is not None:
@@ -79,7 +85,7 @@ class SparseCopy:
             at = done
 
     def _read(self, at: int) -> tuple[bytes | None, int]:
-        """The data at ``at``; or None, and where the hole that is there ends."""
+        """Return the data at ``at``, or None and the end of the hole there."""
         try:
             start = seek(self.source_fd, at, os.SEEK_DATA, self.size_bytes)
             if start > at:
@@ -98,7 +104,11 @@ class SparseCopy:
 
 
 def read_data(source: Path, fd: int, at: int, length: int) -> bytes:
-    """Up to ``length`` bytes, at least one; ``ReadFailed`` names the first byte that cannot be read."""
+    """Return up to ``length`` bytes, at least one.
+
+    Raises:
+        RigError: ``ReadFailed`` names the first byte that cannot be read.
+    """
     try:
         data = os.pread(fd, length, at)
     except OSError as exc:
@@ -109,7 +119,7 @@ def read_data(source: Path, fd: int, at: int, length: int) -> bytes:
 
 
 def seek(fd: int, at: int, whence: int, end: int) -> int:
-    """The next data (``SEEK_DATA``) or hole from ``at`` on, ``end`` if there is none before; a block device is all data."""
+    """Return the next data (``SEEK_DATA``) or hole from ``at``, or ``end`` if it comes first; a block device is all data."""
     try:
         return min(os.lseek(fd, at, whence), end)
     except OSError as exc:
@@ -133,7 +143,11 @@ def _writing(target: Path) -> Iterator[None]:
 
 
 def write_data(target: Path, fd: int, data: bytes, at: int, *, target_is_zero: bool = True) -> None:
-    """Write to a file; runs of zeros only if it does not hold zeros.  ``DiskFull``, ``InvalidDiskSize``, ``HostIoError``."""
+    """Write data to a file; runs of zeros are written only if the file does not hold zeros.
+
+    Raises:
+        RigError: ``DiskFull``, ``InvalidDiskSize``, ``HostIoError``.
+    """
     with _writing(target):
         if not target_is_zero:
             _write(fd, memoryview(data), at)
@@ -143,7 +157,7 @@ def write_data(target: Path, fd: int, data: bytes, at: int, *, target_is_zero: b
 
 
 def _pieces(data: bytes, place: int) -> Iterator[tuple[memoryview, int]]:
-    """What of the data is not zeros, in runs of whole blocks."""
+    """Yield the parts of the data that are not zeros, in runs of whole blocks."""
     view, begin = memoryview(data), None
     for at in range(0, len(data), len(ZEROS)):
         block = data[at : at + len(ZEROS)]

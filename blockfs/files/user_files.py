@@ -1,10 +1,10 @@
-"""Files that a user names: opened only after their type is known, and never waited for.
+"""Opens files that a user names, only after a check of their type, and without waiting.
 
 Fault contract: a name is resolved once (:func:`siterig.blockfs.files.safe_files.open_named`), to a descriptor whose type is
-looked at; the file that is opened for reading or writing is that one, whatever has the name by then.  Opening a FIFO, a
-socket or a character device could wait for ever or start something (a tape, a watchdog): none is opened.  A block device is
-opened exclusively: one that is mounted, used as swap or held by another program is refused, and cannot be mounted as long
-as it is open here.
+checked.  Exactly that file is opened for reading or writing, even if the name leads to another file by then.  No FIFO,
+socket or character device is opened: that could wait for ever or start something (a tape, a watchdog).  A block device is
+opened exclusively: a device that is mounted, used as swap or held by another program is refused, and cannot be mounted while
+it is open here.
 """
 
 from __future__ import annotations
@@ -33,11 +33,17 @@ _NOT_OPENED = {
 
 
 def open_file(path: Path, flags: int, *, code: Code, wanted: str, devices: bool = False) -> int:
-    """A descriptor of a regular file or, with ``devices``, of a block device.
+    """Return a descriptor of a regular file or, with ``devices``, of a block device; nothing is created.
 
-    ``flags``: as of open(2); nothing is created.  ``code``: of the error if the file is missing, is of another type or
-    cannot be opened; ``wanted`` ends its message ("an image is a file that holds the bytes of a disk").  ``ImageBusy``:
-    the block device is in use.  ``ForeignFile``: see :func:`siterig.blockfs.files.safe_files.open_named`.
+    Args:
+        path: the file.
+        flags: flags of open(2).
+        code: code of the error if the file is missing, has another type or cannot be opened.
+        wanted: end of its message, for example "an image is a file that holds the bytes of a disk".
+        devices: True to allow block devices.
+    Raises:
+        RigError: ``code``; ``ImageBusy`` if the block device is in use; ``ForeignFile`` from
+            :func:`siterig.blockfs.files.safe_files.open_named`.
     """
     device = 0
 
@@ -63,7 +69,7 @@ def open_file(path: Path, flags: int, *, code: Code, wanted: str, devices: bool 
 
 
 class NotOpenedError(RigError):
-    """The host did not open a file; ``errno`` says why."""
+    """The host did not open a file; ``errno`` is the reason."""
 
     def __init__(self, code: Code, path: Path, exc: OSError) -> None:
         super().__init__(code, f"{path}: cannot be opened: {reason(exc, path)}")
@@ -71,9 +77,9 @@ class NotOpenedError(RigError):
 
 
 async def open_in_thread(open_: Callable[[], int]) -> int:
-    """Run ``open_`` in a thread.  Cancelled (SIGINT, SIGTERM), the call ends at once.
+    """Run ``open_`` in a thread and return its descriptor; a cancellation ends the call at once.
 
-    The file system may not answer for ever; a descriptor that is opened after the cancellation is closed.
+    The file system may never answer.  A descriptor that is opened after the cancellation is closed.
     """
     lock = threading.Lock()
     opened: list[int] = []

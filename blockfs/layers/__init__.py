@@ -1,4 +1,4 @@
-"""Layers of a disk in C: a raw file, a writable top, a view of a managed disk; and the maps of blocks and extents.
+"""Layers of a disk in C: a raw file, a writable overlay, a view of a managed disk; and the maps of blocks and extents.
 
 Imports blockfs.core, blockfs.files, cext.
 """

@@ -32,7 +32,7 @@ BLOCK_BYTES: int = lib.SR_BLOCK_BYTES
 PAIR_BYTES = 8
 PART_BYTES = 32 << 20
 THREADS = 3
-"""So many copy, of which one now and then syncs instead: parts of that size, which much is cut into."""
+"""Number of threads that copy parts of ``PART_BYTES``; one of them syncs from time to time instead."""
 
 Ranges = Sequence[tuple[int, int]]
 
@@ -48,18 +48,18 @@ class BadBlock:
 
 
 def prepare_checksums(layer: Layer, sums_fd: int, ranges: Ranges) -> None:
-    """Step 1: the second checksum of each block becomes that of what ``layer`` reads there.
+    """Step 1: set the second checksum of each block to that of the new contents, which ``layer`` reads.
 
-    A block that is a piece of its own in the layer is not read: its checksum is known, and what is read later is held to it.
+    A block that is one piece in the layer is not read: its checksum is known, and the copy is checked against it.
     """
     _check(lib.sr_base_prepare_checksums(layer.c, sums_fd, *_packed(ranges)))
 
 
 def copy_blocks(layer: Layer, fd: int, ranges: Ranges) -> None:
-    """Step 2: each block becomes what ``layer`` reads there, one of zeros a hole; nothing past the end of ``layer``.
+    """Step 2: write the new contents of each block; a block of zeros becomes a hole.
 
-    Nobody else may write to the file: a block or two between two ranges are written again as they are.  Much is copied by
-    several threads, and on its way to the medium while the rest is copied.
+    Nothing is written past the layer's end.  No other program may write to the file: one or two blocks between two ranges
+    are written again with their old contents.  Several threads copy large updates, and write them to the medium meanwhile.
     """
     parts = _in_parts(ranges)
     syncing = Lock()
@@ -78,11 +78,11 @@ def copy_blocks(layer: Layer, fd: int, ranges: Ranges) -> None:
         return
     with ThreadPoolExecutor(THREADS) as pool:
         for _ in pool.map(copy_part, parts):
-            pass  # raises what the part did, and then no further one is begun
+            pass  # raises the error of a part; then no further part begins
 
 
 def _in_parts(ranges: Ranges) -> list[Ranges]:
-    """The same, cut into some of about as many bytes each."""
+    """Split the ranges into parts with about equally many bytes."""
     cut = [
         (start, min(PART_BYTES, offset + length - start))
         for offset, length in ranges
@@ -94,12 +94,12 @@ def _in_parts(ranges: Ranges) -> list[Ranges]:
 
 
 def commit_checksums(sums_fd: int, ranges: Ranges) -> None:
-    """Step 3: the first checksum of each block becomes the second."""
+    """Step 3: set the first checksum of each block to the second."""
     _check(lib.sr_base_commit_checksums(sums_fd, *_packed(ranges)))
 
 
 def bad_blocks(fd: int, sums_fd: int, ranges: Ranges, most: int = 64) -> list[BadBlock]:
-    """The first blocks, at most so many, that have neither of their checksums.  A fold may run beside it."""
+    """Return the first blocks, at most ``most``, that match neither checksum; a compaction may run meanwhile."""
     bad = ffi.new("struct sr_bad_block[]", most)
     count = lib.sr_base_check(fd, sums_fd, *_packed(ranges), bad, most)
     _check(count)

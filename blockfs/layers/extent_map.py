@@ -1,8 +1,8 @@
-"""Which bytes of a disk are found where: the map of a view, in C (cext/src/index/extent_map.c).
+"""Extent maps: where the bytes of a disk are stored; implemented in C (cext/src/index/extent_map.c).
 
-Fault contract: what :meth:`ExtentMap.add` and :meth:`ExtentMap.load` are given may be any bytes; rows that cannot be are
-``RigError('ExtentsCorrupt')``, which names the first, and leave the map as it was.  That the bytes are those that were
-written, and of the right files, is for the caller to check.
+Fault contract: the input of :meth:`ExtentMap.add` and :meth:`ExtentMap.load` may be any bytes.  Invalid rows raise
+``RigError('ExtentsCorrupt')``, which names the first one, and leave the map unchanged.  The caller checks that the bytes are
+the ones that were written, and that they belong to the right files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from siterig.cext._core import ffi, lib
 EXTENT_BYTES: int = ffi.sizeof("struct sr_extent_row")
 _ENTRY_BYTES: int = ffi.sizeof("struct sr_entry")
 ZEROS: int = lib.SR_SOURCE_ZEROS
-"""As a source of an extent: it reads as zeros."""
+"""The source of an extent that reads as zeros."""
 GONE: int = lib.SR_SOURCE_GONE
 BASE: int = lib.SR_SOURCE_BASE
 
@@ -33,7 +33,7 @@ _EXTENT = struct.Struct("<QQQQiHH")
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """As struct sr_extent_row (cext/src/index/extent_map.h) has it."""
+    """One extent, with the fields of struct sr_extent_row (cext/src/index/extent_map.h)."""
 
     start: int
     end: int
@@ -45,7 +45,7 @@ class Extent:
 
 
 class ExtentMap:
-    """Extents of a disk, sorted, without overlap; what is in none is zeros.  Used by one thread at a time."""
+    """Extents of a disk, sorted, without overlap; bytes outside all extents are zeros.  For one thread at a time."""
 
     def __init__(self) -> None:
         self._c = ffi.gc(_made(lib.sr_extents_new()), lib.sr_extents_free)
@@ -59,9 +59,9 @@ class ExtentMap:
         return int(lib.sr_extents_count(self._c))
 
     def add_base(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """The base (source 0) holds data at these (offset, length); offsets are multiples of 4096.
+        """Add ranges (offset, length) in which the base (source 0) holds data; offsets are multiples of 4096.
 
-        It lies under everything else, whenever it is added.
+        The base lies under everything else, whenever it is added.
         """
         packed = pack_ranges(ranges)
         _check(lib.sr_extents_add_base(self._c, ffi.from_buffer("uint64_t[]", packed), len(ranges)), "a range of the base")
@@ -76,11 +76,17 @@ class ExtentMap:
         after: int = -1,
         upto: int | None = None,
     ) -> int:
-        """Lay changes with ``after < position <= upto`` over the map, the last on top; visible after
-        :meth:`merge_pending`.
+        """Add changes with ``after < position <= upto`` on top of the map; they are visible after :meth:`merge_pending`.
 
-        ``entries`` as :class:`PartIndex` has them; their segment begins at byte ``segment_at`` of file ``source`` (from 1
-        on), their pieces at number ``piece_at`` of its table.  Gives the size that the last RESIZE among them says, or 0.
+        Args:
+            source: number of the file with the segment, from 1.
+            entries: rows of a :class:`PartIndex`.
+            segment_at: byte of the file at which the segment begins.
+            piece_at: number of the segment's first piece in the file's table.
+            after: lower limit of positions, not included.
+            upto: upper limit of positions, included; None for no limit.
+        Returns:
+            The new disk size of the last RESIZE among the changes, or 0.
         """
         view = memoryview(entries).cast("B")
         if len(view) % _ENTRY_BYTES:
@@ -92,30 +98,33 @@ class ExtentMap:
         return int(added)
 
     def merge_pending(self) -> None:
-        """Bring what was added into order."""
+        """Merge the added changes into the map."""
         _check(lib.sr_extents_merge(self._c), "the map")
 
     def used(self, sources: int) -> list[int]:
-        """Which of so many sources have an extent (merged)."""
+        """Return the numbers of the sources below ``sources`` that have a merged extent."""
         seen = bytearray(sources)
         lib.sr_extents_used(self._c, ffi.from_buffer(seen), sources)
         return [source for source, is_used in enumerate(seen) if is_used]
 
     def retarget(self, becomes: Sequence[int], least: Sequence[int] | None = None) -> None:
-        """Extents (merged) of source i are now of source ``becomes[i]``, or left out (``GONE``); the base stays 0.
+        """Change the source of merged extents from i to ``becomes[i]``, or remove them (``GONE``); the base stays 0.
 
-        ``least``: those before byte ``least[i]`` of source i are left out, too.
+        Extents before byte ``least[i]`` of source i are removed too.
         """
         from_byte = ffi.new("uint64_t[]", list(least) if least else len(becomes))
         new = ffi.new("int32_t[]", list(becomes))
         _check(lib.sr_extents_retarget(self._c, new, from_byte, len(becomes)), "the source of an extent")
 
     def ranges(self) -> list[tuple[int, int]]:
-        """(offset, length) of what is not zeros (merged): in order, joined."""
+        """Return (offset, length) of all merged extents that are not zeros, sorted and joined."""
         return self._ranges(zeros=False, unit_bytes=1)
 
     def touched(self, unit_bytes: int = 1) -> list[tuple[int, int]]:
-        """(offset, length) of all extents (merged), also zeros: in order, joined, widened to whole ``unit_bytes``."""
+        """Return (offset, length) of all merged extents, zeros included, sorted and joined.
+
+        Ranges are widened to whole ``unit_bytes``.
+        """
         return self._ranges(zeros=True, unit_bytes=unit_bytes)
 
     def _ranges(self, *, zeros: bool, unit_bytes: int) -> list[tuple[int, int]]:
@@ -124,12 +133,15 @@ class ExtentMap:
         return list(_PAIR.iter_unpack(bytes(ffi.buffer(room, count * _PAIR.size))))
 
     def extents(self) -> list[Extent]:
-        """All (merged) one by one: for tests."""
+        """Return all merged extents; for tests."""
         raw = ffi.buffer(lib.sr_extents_rows(self._c), len(self) * EXTENT_BYTES) if len(self) else b""
         return [Extent(*row) for row in _EXTENT.iter_unpack(bytes(raw))]
 
     def dump(self) -> bytes:
-        """All (merged) but the extents of the base, which are for its map to tell: what :meth:`load` reads."""
+        """Return all merged extents as bytes for :meth:`load`.
+
+        The extents of the base are left out, because its own map records them.
+        """
         rows = bytearray(len(self) * EXTENT_BYTES)
         count = lib.sr_extents_dump(self._c, ffi.from_buffer("struct sr_extent_row[]", rows))
         del rows[count * EXTENT_BYTES :]
@@ -137,7 +149,14 @@ class ExtentMap:
 
     @classmethod
     def load(cls, data: Buffer, sources: int) -> ExtentMap:
-        """A map that was dumped, of ``sources`` sources with the base."""
+        """Return a map from dumped bytes.
+
+        Args:
+            data: result of :meth:`dump`.
+            sources: number of sources, the base included.
+        Raises:
+            RigError: ``ExtentsCorrupt``.
+        """
         made = cls()
         view = memoryview(data).cast("B")
         if len(view) % EXTENT_BYTES:
@@ -153,7 +172,7 @@ class ExtentMap:
 
 
 def pack_ranges(ranges: Sequence[tuple[int, int]]) -> bytes:
-    """(offset, length) pairs as functions in C take them."""
+    """Return (offset, length) pairs in the form that functions in C take."""
     return struct.pack(f"<{2 * len(ranges)}Q", *chain.from_iterable(ranges))
 
 

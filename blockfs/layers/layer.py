@@ -1,11 +1,13 @@
-"""Layers of a disk: a raw file, a view of a managed disk, a writable top over either.
+"""Layers of a disk: a raw file, a view of a managed disk, and a writable overlay over either.
 
-Fault contract -------------- ``RawLayer`` has no state but the bytes of its file.  ``ViewLayer`` never changes; each byte
-that is read through it is checked, and one that is not as it was written is an ``OSError``, never served.  ``OverlayLayer``
-has a bitmap of the blocks that its file holds; data reaches the file before its bit is set, so a kill between the two leaves
-the block as it was before, and the disk's change log (which precedes both) writes it again.  After a power loss the two may
-disagree, so what is synced has a bitmap of its own (:mod:`siterig.blockfs.layers.overlay_map`): no block that was written
-to since loses what it held before.  The bitmap is read when the layer is made only.
+Fault contract
+--------------
+``RawLayer`` has no state except the bytes of its file.  ``ViewLayer`` never changes; each byte that is read through it is
+checked, and a corrupt byte is an ``OSError``, never returned.  ``OverlayLayer`` has a bitmap of the blocks in its file.
+Data reaches the file before its bit is set, so a kill between the two leaves the old block, and the disk's change log, which
+precedes both, writes it again.  After a power loss bitmap and file can disagree; therefore a second bitmap records the
+synced blocks (:mod:`siterig.blockfs.layers.overlay_map`), and no block that was written to loses its synced contents.  The
+bitmap is read only when the layer is created.
 """
 
 from __future__ import annotations
@@ -27,24 +29,27 @@ from siterig.cext._core import ffi, lib
 
 
 class Layer(Protocol):
-    """Something that reads as a disk."""
+    """A readable level of a disk's storage."""
 
     @property
     def size_bytes(self) -> int:
-        """The disk's size."""
+        """Size of the disk."""
         ...
 
     @property
     def stored_bytes(self) -> int:
-        """At most so much space is taken by what it holds; less than its size if it has holes, but for a few blocks."""
+        """Upper limit of the space that its contents take.
+
+        It is below the disk's size if there are holes, except for a few blocks.
+        """
         ...
 
     def pread(self, offset: int, length: int) -> bytes:
-        """Exactly ``length`` bytes; the caller keeps within the disk."""
+        """Return exactly ``length`` bytes; the range must be within the disk."""
         ...
 
     def data_ranges(self) -> list[tuple[int, int]]:
-        """(offset, length) of all that may be other than zero, in order, without overlap."""
+        """Return (offset, length) of all bytes that may be other than zero, sorted, without overlap."""
         ...
 
     @property
@@ -53,23 +58,23 @@ class Layer(Protocol):
         ...
 
     def transfer_ownership(self) -> Any:
-        """Give the layer in C away to one that lies over it; of no use any more."""
+        """Return the layer in C, which the caller then owns; this object cannot be used any more."""
         ...
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         ...
 
 
 def data_bytes(layer: Layer) -> int:
-    """The number of bytes of a disk that may be other than zero."""
+    """Return the number of bytes of a disk that may be other than zero."""
     return sum(length for _, length in layer.data_ranges())
 
 
 class WritableLayer(Layer, Protocol):
-    """A layer that takes writes, of one thread at a time; reads and :meth:`sync` may run beside them.
+    """A layer that one thread at a time writes to; reads and :meth:`sync` may run concurrently.
 
-    ``path``: the file that takes them.
+    ``path`` is the file that takes the writes.
     """
 
     path: Path
@@ -79,7 +84,7 @@ class WritableLayer(Layer, Protocol):
         ...
 
     def zero(self, offset: int, length: int) -> None:
-        """Make the range read as zeros, giving space back where possible."""
+        """Make the range read as zeros, and free space where possible."""
         ...
 
     def resize(self, size_bytes: int) -> None:
@@ -87,11 +92,11 @@ class WritableLayer(Layer, Protocol):
         ...
 
     def sync(self) -> None:
-        """Make everything written so far durable."""
+        """Make all earlier writes durable."""
         ...
 
     def fileno(self) -> int:
-        """The descriptor of that file."""
+        """Return the descriptor of the file that takes the writes."""
         ...
 
 
@@ -108,31 +113,31 @@ def merge_ranges(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class _CLayer:
-    """A layer in C (cext/src/layers/layer.h), which has the descriptors."""
+    """A layer in C (cext/src/layers/layer.h), which owns the descriptors."""
 
     def __init__(self, layer: Any) -> None:
         self._c = layer
 
     @property
     def c(self) -> Any:
-        """The layer in C; ``EBADF`` once it was closed or given away."""
+        """The layer in C; OSError EBADF after it was closed or transferred."""
         if self._c is None:
             raise OSError(errno.EBADF, "this layer is closed")
         return self._c
 
     @property
     def size_bytes(self) -> int:
-        """The disk's size."""
+        """Size of the disk."""
         return int(lib.sr_layer_bytes(self.c))
 
     def pread(self, offset: int, length: int) -> bytes:
-        """Exactly ``length`` bytes."""
+        """Return exactly ``length`` bytes."""
         data = bytearray(length)
         _check(lib.sr_layer_read(self.c, ffi.from_buffer(data), length, offset))
         return bytes(data)
 
     def data_ranges(self) -> list[tuple[int, int]]:
-        """What is not a hole."""
+        """Return all ranges that are not holes."""
         ranges, at = [], 0
         while (start := self._seek(at, os.SEEK_DATA)) is not None:
             at = self._seek(start, os.SEEK_HOLE) or start
@@ -147,7 +152,7 @@ class _CLayer:
         return found
 
     def transfer_ownership(self) -> Any:
-        """See :class:`Layer`."""
+        """Return the layer in C, which the caller then owns."""
         layer, self._c = self.c, None
         return layer
 
@@ -159,7 +164,7 @@ class _CLayer:
 
 
 class _WritableCLayer(_CLayer):
-    """What a raw file and a top have in common."""
+    """The common operations of a raw file and an overlay."""
 
     def pwrite(self, offset: int, data: bytes | memoryview) -> None:
         """Write all of ``data``."""
@@ -169,15 +174,15 @@ class _WritableCLayer(_CLayer):
             raise OSError(errno.ENOSPC, f"only {done} of {len(data)} bytes could be written")
 
     def zero(self, offset: int, length: int) -> None:
-        """Make the range read as zeros: a hole, or zeros where the host's file system has none."""
+        """Make the range read as zeros: a hole, or written zeros if the host's file system has no holes."""
         _check(lib.sr_layer_zero(self.c, offset, length))
 
     def resize(self, size_bytes: int) -> None:
-        """Grow the disk; the new end reads as zeros.  A raw file can be cut, too."""
+        """Grow the disk; the new end reads as zeros.  A raw file can also be truncated."""
         _check(lib.sr_layer_resize(self.c, size_bytes))
 
     def sync(self) -> None:
-        """Everything written so far is on stable storage."""
+        """Make all earlier writes durable."""
         _check(lib.sr_layer_sync(self.c))
 
 
@@ -187,16 +192,16 @@ def _check(result: int) -> None:
 
 
 def _made(layer: Any) -> Any:
-    """What a constructor in C returned; ``OSError`` if it could not."""
+    """Return the result of a constructor in C; ``OSError`` if it failed."""
     if layer == ffi.NULL:
         raise raised_by_c(-ffi.errno)
     return layer
 
 
 class RawLayer(_WritableCLayer):
-    """A raw (sparse) file, of which the first ``size_bytes`` are the disk (default: all).
+    """A raw (sparse) file whose first ``size_bytes`` are the disk (default: the whole file).
 
-    ``fd``: a descriptor of the file, which the layer owns from now on; without it the file is opened by its path.
+    ``fd`` is a descriptor of the file, which the layer owns from now on; without it the file is opened by its path.
     """
 
     def __init__(self, path: Path, *, writable: bool = False, size_bytes: int | None = None, fd: int | None = None) -> None:
@@ -211,7 +216,7 @@ class RawLayer(_WritableCLayer):
 
     @classmethod
     def of_overlay(cls, overlay: WritableLayer, path: Path) -> RawLayer:
-        """What ``top`` is in C after it let go of all that it lay over; its file is ``path`` now."""
+        """Return the raw layer that an overlay has become in C after it detached its backing; its file is now ``path``."""
         raw = cls.__new__(cls)
         raw.path, raw._fd = path, overlay.fileno()
         _CLayer.__init__(raw, overlay.transfer_ownership())
@@ -219,20 +224,20 @@ class RawLayer(_WritableCLayer):
 
     @property
     def stored_bytes(self) -> int:
-        """The bytes that the host's file system keeps of the file."""
+        """Bytes of the file that the host's file system stores."""
         return os.fstat(self._fd).st_blocks * STAT_BLOCK_BYTES
 
     def fileno(self) -> int:
-        """The file's descriptor."""
+        """Return the file's descriptor."""
         return self._fd
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file that extents of a view are of, and the CRC32C of its pieces: four bytes each from the start of ``sums_fd``.
+    """A file with extents of a view, and the CRC32C of its pieces: four bytes each from the start of ``sums_fd``.
 
-    ``sums_fd`` -1: of the file itself.  ``paired``: it is a base, with two sums a block
-    (:mod:`siterig.blockfs.layers.base_update`). ``name``: what people are told that it is.
+    ``sums_fd`` -1 means the file itself.  ``paired`` means a base, with two checksums a block
+    (:mod:`siterig.blockfs.layers.base_update`).  ``name`` is shown to people.
     """
 
     fd: int
@@ -243,9 +248,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class ViewFault:
-    """A piece that a view did not serve: where it is on the disk, and where in which source.
+    """A piece that a view did not return: its offset on the disk, its source, and its offset there.
 
-    ``error``: EIO if its checksum is ``found`` and not ``expected``, or it cannot be read (both 0); ENODATA: it has none.
+    ``error`` is EIO if the checksum is ``found`` and not ``expected``, or if the piece cannot be read (both are 0 then).  It
+    is ENODATA if the piece has no checksum.
     """
 
     offset: int
@@ -257,13 +263,13 @@ class ViewFault:
 
 
 class ViewFaults:
-    """What a view did not serve; there is more to ask of it when the view was given to a top, or is closed."""
+    """The faults that a view has met; it can be read even after the view was given to an overlay or closed."""
 
     def __init__(self) -> None:
         self.c = ffi.gc(_made(lib.sr_faults_new()), lib.sr_faults_put)
 
     def seen(self) -> tuple[int, list[ViewFault]]:
-        """How many there were, and the last few, oldest first."""
+        """Return the number of faults so far, and the last few of them, oldest first."""
         last = ffi.new("struct sr_fault[]", lib.SR_FAULTS_KEPT)
         count = int(lib.sr_faults_seen(self.c, last))
         kept = ffi.unpack(last, min(count, lib.SR_FAULTS_KEPT))
@@ -271,10 +277,10 @@ class ViewFaults:
 
 
 class ViewLayer(_CLayer):
-    """A disk as it was: the extents of a merged map over zeros, every byte checked when it is read.
+    """A disk at one position: the extents of a merged map over zeros; every byte is checked when it is read.
 
-    Owns the descriptors of ``sources`` (None: the map has no extent of it), also if it cannot be made.  The map may be
-    changed afterwards.  A read that meets a wrong byte is ``EIO`` and is told of in ``faults``.
+    The layer owns the descriptors of ``sources``, even if the constructor fails; None is a source without extents.  The map
+    may be changed afterwards.  A read of a corrupt byte is ``EIO`` and is recorded in ``faults``.
     """
 
     def __init__(self, extents: ExtentMap, sources: Sequence[Source | None], size_bytes: int) -> None:
@@ -292,7 +298,7 @@ class ViewLayer(_CLayer):
 
     @property
     def stored_bytes(self) -> int:
-        """The bytes that are no hole; their number never changes, and is counted at the first call, range by range."""
+        """Number of bytes outside holes; it never changes, and the first call counts it range by range."""
         if self._stored_bytes is None:
             found = int(lib.sr_layer_data_bytes(self.c))
             _check(found)
@@ -301,10 +307,10 @@ class ViewLayer(_CLayer):
 
 
 class OverlayLayer(_WritableCLayer):
-    """A sparse file that takes the writes over a read-only lower layer, with a bitmap of the blocks it holds.
+    """A sparse file that takes the writes over a read-only lower layer, with a bitmap of the blocks that it holds.
 
-    ``path`` is the file, ``path`` + ``.present`` the bitmap: one bit a 4 KiB block.  Owns the lower layer,
-    of which ``lower_fd`` is the descriptor if it is a raw file.
+    ``path`` is the file, ``path`` + ``.present`` the bitmap: one bit for each 4 KiB block.  The overlay owns the lower
+    layer; ``lower_fd`` is the descriptor of a raw lower layer.
     """
 
     def __init__(self, lower: Layer, path: Path) -> None:
@@ -331,11 +337,11 @@ class OverlayLayer(_WritableCLayer):
 
     @property
     def stored_bytes(self) -> int:
-        """The bytes of the file and of the lower layer together, though some of these may be written over."""
+        """Stored bytes of the file and of the lower layer together, although some of these may be overwritten."""
         return os.fstat(self._fd).st_blocks * STAT_BLOCK_BYTES + self._below_bytes
 
     def fileno(self) -> int:
-        """The descriptor of the file that takes the writes."""
+        """Return the descriptor of the file that takes the writes."""
         return self._fd
 
 

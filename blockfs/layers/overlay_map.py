@@ -1,14 +1,15 @@
-"""Which blocks a top holds (``NAME.top.present``), and which of them surely (``NAME.top.durable``).
+"""The maps of an overlay: the blocks that it holds (``NAME.top.present``), and the durable ones (``NAME.top.durable``).
 
 Layout: docs/reference/formats/disk.md.
 
 Fault contract
 --------------
-A block's bit is set in the first after its bytes were written, both in the page cache: so it is right after a kill.  After a
-power loss it may be on the disk while the bytes are not; then the second counts, which gets a bit only after a sync of
-the bytes.  It names the boot in which the first is right; what another boot finds in the first is thrown away.  A file that
-is damaged or missing is ``DiskCorrupt``.  While a disk is open both are believed in memory and only written: one that is cut
-meanwhile, or whose medium fails, makes no block come from below; no write and no flush succeeds any more (``EIO``).
+The bit of a block is set in the present map after its bytes were written, both in the page cache: after a kill the present
+map is right.  After a power loss a bit can be on the medium without its bytes.  Then the durable map counts, which gets a
+bit only after a sync of the bytes.  Its header names the boot in which the present map is right; another boot discards the
+present map.  A damaged or missing file is ``DiskCorrupt``.  While a disk is open, both maps are kept in memory and their
+files only written.  If a map is truncated meanwhile, or its medium fails, blocks do not fall back to the backing; every
+write and flush fails (``EIO``).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _CRC = struct.Struct("<I")
 
 
 def open_maps(top: Path) -> tuple[int, int]:
-    """Descriptors of the two maps of file ``top``, the first as it is to be used in this boot."""
+    """Return descriptors of the two maps of file ``top``; the present map is made right for this boot."""
     present, durable = top.with_name(top.name + ".present"), top.with_name(top.name + ".durable")
     now = boot.current_boot_id()
     if not durable.exists():
@@ -50,7 +51,7 @@ def open_maps(top: Path) -> tuple[int, int]:
         else:
             os.ftruncate(map_fd, 0)
             _copy(durable_fd, map_fd)
-            os.pwrite(durable_fd, _header(now), 0)  # only now that the first is what it says
+            os.pwrite(durable_fd, _header(now), 0)  # only after the present map is right
             os.fsync(durable_fd)
     except BaseException:
         for fd in (map_fd, durable_fd):
@@ -61,7 +62,7 @@ def open_maps(top: Path) -> tuple[int, int]:
 
 
 def vouch_for(top: Path, map_bytes: int) -> bool:
-    """Whether the maps of file ``top`` were made so long in this boot; the first is, before the second is."""
+    """Return True if the maps of file ``top`` had this length in this boot; the present map grows before the durable one."""
     durable = top.with_name(top.name + ".durable")
     try:
         fd = safe_files.open_file(durable, os.O_RDONLY)
@@ -74,7 +75,7 @@ def vouch_for(top: Path, map_bytes: int) -> bool:
 
 
 def _check_all_there(present: Path, map_fd: int, durable_fd: int) -> None:
-    """Bits are only ever set, and in the first map before they are in the second."""
+    """Check that the present map has all bits of the durable map: bits are never cleared, and set there first."""
     at = 0
     while piece := os.pread(durable_fd, 1 << 20, HEADER_BYTES + at):
         there = int.from_bytes(os.pread(map_fd, len(piece), at).ljust(len(piece), b"\0"))

@@ -47,12 +47,10 @@ PENDING: dict[str, set[str]] = {
     },
     "blockfs": {
         "blockfs/changelog",
-        "blockfs/files",
         "blockfs/fuse",
         "blockfs/guests",
         "blockfs/host",
         "blockfs/images",
-        "blockfs/layers",
         "blockfs/transfer",
     },
     "cext": {
