@@ -8,6 +8,7 @@ from pydantic import Field
 
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import BackingImage, CutInfo, DiskInfo, DownloadedDisk, SourceUse, TagKind
+from siterig.blockfs.core.deadlines import ANSWER_S, ASKING_S, REPORT_S, deadline
 from siterig.blockfs.core.progress import VmProgress
 from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.waits import Wait
@@ -107,6 +108,7 @@ class Provider(Protocol):
         """New source VM with (optionally formatted) disks.  ``VmExists``; on failure nothing is left."""
         ...
 
+    @deadline(ASKING_S)
     async def list_vms(self) -> list[DiskInfo]:
         """Every disk of every source VM."""
         ...
@@ -152,6 +154,7 @@ class Provider(Protocol):
         """
         ...
 
+    @deadline(ANSWER_S)
     async def progress(self, *, vm: str) -> VmProgress:
         """For progress bars; phase None when idle."""
         ...
@@ -216,6 +219,7 @@ class RecoverySide(Protocol):
         """Keyed checksums (hex) of chunks of the latest applied state."""
         ...
 
+    @deadline(ANSWER_S)
     async def retain(self, *, disk_id: str, position: int) -> None:
         """Positions before this one are not needed any more: fold them away, behind the applier, as far as pins allow.
 
@@ -223,10 +227,12 @@ class RecoverySide(Protocol):
         """
         ...
 
+    @deadline(ANSWER_S)
     async def disk_state(self, *, disk_id: str) -> ManagedDiskState:
         """Floor, valid positions, pins, space (``DiskNotFound``, ``StoreCorrupt``)."""
         ...
 
+    @deadline(ANSWER_S)
     async def position_at(self, *, disk_id: str, time_ns: int) -> int:
         """The last position that can be read whose record was made at ``time_ns`` or before; ``InvalidPosition``."""
         ...
@@ -264,6 +270,7 @@ class RecoverySide(Protocol):
         """Bytes of a file that are not holes (``SourceUnreadable``): the most that an export of it sends."""
         ...
 
+    @deadline(ANSWER_S)
     async def export_progress(self, *, source_id: str) -> int:
         """Bytes of the source that were looked at so far (0 if unknown)."""
         ...
@@ -272,14 +279,17 @@ class RecoverySide(Protocol):
 class DamageReports(Protocol):
     """What the vault is told of damage in managed disks.  Of a disk that it does not know it takes no notice."""
 
+    @deadline(ANSWER_S)
     async def vm_disk_changed(self, *, vm: str, disk: str, what: str) -> None:
         """Another program has changed a disk of a VM on the recovery side, or it cannot be opened.  Repeats are harmless."""
         ...
 
+    @deadline(ANSWER_S)
     async def damage_met(self, *, disk_id: str, path: str, offset: int, position: int) -> None:
         """A read of the state at ``position`` failed for what is in byte ``offset`` of a file.  Repeats are harmless."""
         ...
 
+    @deadline(ANSWER_S)
     async def scrubbed(self, *, disk_id: str, damages: list[Damage]) -> None:
         """A scrub of the whole disk has found this: it takes the place of all that was known."""
         ...
@@ -295,6 +305,7 @@ class SkippedBlob(WireModel):
 class ApplierReports(Protocol):
     """What the applier tells the vault."""
 
+    @deadline(ANSWER_S)
     async def applied(self, *, watermark: Watermark, tags: list[TagSeen]) -> Watermark | None:
         """Durably applied; ``tags`` are new since the last report (repeats are harmless).
 
@@ -302,18 +313,22 @@ class ApplierReports(Protocol):
         """
         ...
 
+    @deadline(ANSWER_S)
     async def store_older(self, *, watermark: Watermark) -> None:
         """The store has only this, and had more: its folder was restored from an older copy, or has lost frames."""
         ...
 
+    @deadline(ANSWER_S)
     async def apply_failed(self, *, disk_id: str, code: str, message: str, recoverable: bool) -> None:
         """A part was refused (checksum, gap, ...) or could not be applied yet (disk full); it stays in the cache account."""
         ...
 
+    @deadline(ANSWER_S)
     async def replicating_disks(self) -> list[str]:
         """Ids of the managed disks that the applier is to look after."""
         ...
 
+    @deadline(ANSWER_S)
     async def account_seen(
         self, *, disk_id: str, waiting_bytes: int, skipped: list[SkippedBlob], skipped_count: int
     ) -> None:
@@ -323,6 +338,7 @@ class ApplierReports(Protocol):
         """
         ...
 
+    @deadline(ANSWER_S)
     async def send_again(self, *, disk_id: str, parts: list[str]) -> None:
         """These parts (names of blobs) are in the cache account and cannot be used: the site is to send them again.
 
@@ -355,6 +371,7 @@ class RoleStatus(WireModel):
 class RoleReports(Protocol):
     """The supervisor's reports to the vault about the rig's roles."""
 
+    @deadline(REPORT_S)
     async def report_roles(self, *, roles: list[RoleStatus]) -> None:
         """The state of every role now: sent at once when a state changes, and every few seconds."""
         ...

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Protocol
 from pydantic import Field
 
 from siterig.blockfs.contracts.counters import DiskCounters
+from siterig.blockfs.core.deadlines import ANSWER_S, deadline
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.sizes import SectorBytes
 from siterig.blockfs.core.wire_model import UUID_PATTERN, WireModel
@@ -245,10 +246,12 @@ class DiskHostControl(Protocol):
         RigError: with the codes that each method names.
     """
 
+    @deadline(ANSWER_S)
     async def list_disks(self, *, vm: str | None = None) -> list[DiskInfo]:
         """Return all disks, or those of one VM (``VmNotFound``)."""
         ...
 
+    @deadline(ANSWER_S)
     async def position(self) -> int:
         """Return the newest position that this host has drawn."""
         ...
@@ -281,6 +284,7 @@ class DiskHostControl(Protocol):
         """Grow a disk while it is in use (``InvalidDiskSize``, ``DiskFull``); guests see the new size when they ask."""
         ...
 
+    @deadline(ANSWER_S)
     async def counters(self, *, vm: str, disk: str) -> DiskCounters:
         """Return a disk's counters since it was opened, without stopping a request (``VmNotFound``, ``DiskNotFound``)."""
         ...
@@ -337,6 +341,7 @@ class DiskHostControl(Protocol):
         """
         ...
 
+    @deadline(ANSWER_S)
     async def segments(self, *, vm: str) -> list[SegmentInfo]:
         """Return the closed segments that are still kept, by disk and sequence number."""
         ...
@@ -436,6 +441,7 @@ class DiskHostControl(Protocol):
         """Remove a mounted point; does nothing if there is none (``RecoveryInUse``)."""
         ...
 
+    @deadline(ANSWER_S)
     async def list_mounted_points(self, *, vm: str | None = None) -> list[MountedPointInfo]:
         """Return all mounted points, or those of one VM."""
         ...

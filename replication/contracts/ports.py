@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Protocol
 
 from siterig.blockfs.contracts.control import TagKind
+from siterig.blockfs.core.deadlines import ANSWER_S, deadline
 from siterig.blockfs.transfer.part_name import Watermark
 
 
 class VaultLink(Protocol):
     """What the agent tells the vault, and asks it."""
 
+    @deadline(ANSWER_S)
     async def watermarks(self, *, vm: str) -> list[Watermark]:
         """The recovery side's durable progress of a protected VM's disks, one entry a disk that has a managed disk."""
         ...
 
+    @deadline(ANSWER_S)
     async def may_replicate(self, *, vm: str) -> bool:
         """Whether the site is (still) the VM's active location: asked before cycles resume after a restart.
 
@@ -22,6 +25,7 @@ class VaultLink(Protocol):
         """
         ...
 
+    @deadline(ANSWER_S)
     async def point_sent(
         self,
         *,
@@ -43,16 +47,19 @@ class VaultLink(Protocol):
         """
         ...
 
+    @deadline(ANSWER_S)
     async def replication_error(
         self, *, vm: str, code: str, message: str, recoverable: bool, attempt: int, next_try_s: float | None
     ) -> None:
         """A replication cycle failed.  ``next_try_s`` None: no retry, the VM is Critical."""
         ...
 
+    @deadline(ANSWER_S)
     async def replication_recovered(self, *, vm: str) -> None:
         """The first success after errors."""
         ...
 
+    @deadline(ANSWER_S)
     async def resync_required(self, *, vm: str, reason: str) -> None:
         """The disks' logs cannot be vouched for; mark the VM for resynchronization."""
         ...

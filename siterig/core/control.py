@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.blockfs.core.deadlines import ANSWER_S, REPORT_S, STARTING_S, deadline
 from siterig.blockfs.core.wire_model import WireModel
 
 
@@ -19,6 +20,7 @@ class RigStatus(WireModel):
 class SupervisorControl(Protocol):
     """Errors: ``NoSuchRole`` names the roles there are; ``RoleFailed`` carries the last line of the role's log."""
 
+    @deadline(REPORT_S)
     async def status(self) -> RigStatus:
         """How every role is."""
         ...
@@ -34,10 +36,12 @@ class SupervisorControl(Protocol):
         """
         ...
 
+    @deadline(ANSWER_S)
     async def kill_role(self, *, name: str, hold: bool = False) -> RoleStatus:
         """SIGKILL the role; it is started again unless ``hold`` is set.  Returns once the process is gone."""
         ...
 
+    @deadline(STARTING_S)
     async def start_role(self, *, name: str) -> RoleStatus:
         """Start a role that is held or failed (no-op where it runs); returns once it is ready.
 

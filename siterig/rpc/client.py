@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -13,6 +13,7 @@ import trio
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
 
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import valid_unicode
 from siterig.rpc.contract import Method, error_of, method_names
@@ -20,33 +21,43 @@ from siterig.rpc.contract import Method, error_of, method_names
 T = TypeVar("T")
 
 ANSWER_BYTES_MAX = 256 << 20
-"""A list of a million recovery points; no role has a longer answer."""
-WAIT_TOLD_S = 5.0
+"""The size of a list of a million recovery points; no role has a longer answer."""
+WAIT_REPORTED_S = 5.0
+"""A wait for an answer is reported after this time."""
 AGAIN_S = 120.0
-"""For so long a call is repeated while a role that it needs is away."""
+"""The time for which a call is repeated while a role that it needs is away."""
 
 
 class Guide(Protocol):
-    """A process's behaviour while a role does not answer its calls; a command has one, the roles have none."""
+    """The behaviour of a process while a role does not answer its calls.  A command has a guide, the roles have none."""
 
-    async def tell(self, role: str) -> None:
-        """An answer of the role is waited for since ``WAIT_TOLD_S``."""
+    async def report_wait(self, role: str) -> None:
+        """Report that the role has not answered for ``WAIT_REPORTED_S``."""
         ...
 
-    async def back(self, role: str, error: RigError, *, again: bool) -> None:
-        """Wait until a role that could not be reached is back; ``error``, or a better one, if it does not come back.
+    async def wait_until_back(self, role: str, error: RigError, *, again: bool) -> None:
+        """Wait until a role that did not answer is back.
 
-        ``again`` False: the call must not be repeated, so this always raises.
+        Args:
+            role: the role.
+            error: the failure of the call.
+            again: False if the call must not be repeated; the method always raises then.
+        Raises:
+            RigError: ``error``, or one that says more, if the role does not come back.
         """
         ...
 
 
 GUIDE: ContextVar[Callable[[Path], Guide] | None] = ContextVar("GUIDE", default=None)
-"""Makes the guide for a folder of sockets; None: calls fail at once, and no wait is reported."""
+"""Makes the guide for a folder of sockets; with None calls fail at once, and no wait is reported."""
 
 
 def _body(method: Method, arguments: dict[str, Any]) -> bytes:
-    """``InvalidName`` for a name or a path with bytes that are not UTF-8: JSON cannot carry it to a role."""
+    """Return the arguments as JSON.
+
+    Raises:
+        RigError: ``InvalidName`` for a name or path with bytes that are not UTF-8, which JSON cannot carry.
+    """
     try:
         return method.arguments.dump_json(cast(Any, arguments), warnings="error")
     except PydanticSerializationError as error:
@@ -59,7 +70,7 @@ def _body(method: Method, arguments: dict[str, Any]) -> bytes:
 
 
 def _not_utf8(value: object) -> str | None:
-    """The first text in an argument that UTF-8 cannot carry."""
+    """Return the first text in an argument that UTF-8 cannot carry."""
     if isinstance(value, str):
         return None if valid_unicode(value) == value else value
     if isinstance(value, BaseModel):
@@ -70,12 +81,12 @@ def _not_utf8(value: object) -> str | None:
 
 
 class _Proxy:
-    """KeyedLock attribute access into remote methods; see :func:`proxy`."""
+    """Turns each attribute access into a remote method (:func:`proxy`)."""
 
-    def __init__(self, protocol: type, socket: Path, service: str, deadlines: Mapping[str, float], *, guided: bool) -> None:
+    def __init__(self, protocol: type, socket: Path, service: str, *, guided: bool, clock: Clock) -> None:
         self._guided = guided
         self._protocol = protocol
-        self._deadlines = deadlines
+        self._clock = clock
         self._names = method_names(protocol)
         self._methods: dict[str, Method] = {}
         self._socket = socket
@@ -102,23 +113,23 @@ class _Proxy:
         body = _body(method, arguments)
         make_guide = GUIDE.get() if self._guided else None
         guide = None if make_guide is None else make_guide(self._socket.parent)
-        deadline = trio.current_time() + AGAIN_S
+        deadline = self._clock.trio_time_s() + AGAIN_S
         while True:
             answer = await self._ask(method, body, guide)
             if isinstance(answer, httpx.Response) and answer.status_code == 200:
                 return method.result.validate_json(answer.content)
             failure = error_of(answer.json()["error"]) if isinstance(answer, httpx.Response) else answer
-            if guide is None or failure.role is None or trio.current_time() > deadline:
+            if guide is None or failure.role is None or self._clock.trio_time_s() > deadline:
                 raise failure
-            # What a role answers out of what it has changes nothing: that may be asked a second time in any case.  An
-            # answer that another role was away comes after the operation has done what it could about that.
-            harmless = method.name in self._deadlines
+            # A method with a deadline changes nothing, so it can be called twice in any case.  If the answer is that another
+            # role was away, the operation itself has already waited and retried.
+            harmless = math.isfinite(method.deadline_s)
             answered = isinstance(answer, httpx.Response)
-            await guide.back(failure.role, failure, again=harmless or not (failure.uncertain or answered))
+            await guide.wait_until_back(failure.role, failure, again=harmless or not (failure.uncertain or answered))
 
     async def _answer_to(self, path: str, body: bytes) -> httpx.Response:
         async with self._client.stream("POST", path, content=body) as answer:
-            size_bytes = int(answer.headers.get("content-length", 0))  # which every answer of rpc_server has
+            size_bytes = int(answer.headers.get("content-length", 0))  # every answer of the server has it
             if size_bytes > ANSWER_BYTES_MAX:
                 raise RigError(
                     Code.BadAnswer, f"the {self._role} answers with {size_bytes} bytes; at most {ANSWER_BYTES_MAX} are read"
@@ -127,13 +138,13 @@ class _Proxy:
             return answer
 
     async def _ask(self, method: Method, body: bytes, guide: Guide | None) -> httpx.Response | RigError:
-        """Call once; the answer, or why there is none."""
-        limit_s = self._deadlines.get(method.name, math.inf)
+        """Call once; return the answer, or the failure if there is none."""
+        limit_s = method.deadline_s
         answer: httpx.Response | httpx.TransportError | RigError | None = None
-        with trio.move_on_after(limit_s):
+        with self._clock.move_on_after(limit_s):
             async with trio.open_nursery() as nursery:
                 if guide is not None:
-                    nursery.start_soon(self._tell_of_wait, guide)
+                    nursery.start_soon(self._report_wait, guide)
                 try:
                     answer = await self._answer_to(f"/{self._service}/{method.name}", body)
                 except (httpx.TransportError, RigError) as error:
@@ -156,9 +167,9 @@ class _Proxy:
     def _role(self) -> str:
         return self._socket.stem
 
-    async def _tell_of_wait(self, guide: Guide) -> None:
-        await trio.sleep(WAIT_TOLD_S)
-        await guide.tell(self._role)
+    async def _report_wait(self, guide: Guide) -> None:
+        await self._clock.sleep(WAIT_REPORTED_S)
+        await guide.report_wait(self._role)
 
 
 def proxy(
@@ -166,15 +177,23 @@ def proxy(
     socket: Path,
     *,
     service: str | None = None,
-    deadlines: Mapping[str, float] | None = None,
     guided: bool = True,
+    clock: Clock = SYSTEM_CLOCK,
 ) -> T:
-    """An object that implements ``protocol`` by calling ``service`` (default: the Protocol's name) on ``socket``.
+    """Return an object that implements ``protocol`` by calls on ``socket``.
 
-    A call may take as long as it takes, unless ``deadlines`` has seconds for its method; cancelling it cancels the work at
-    the other side.  ``RoleUnavailable`` (recoverable, with the role) if nobody listens, or the connection is lost or the
-    deadline has passed: then it is ``uncertain`` whether the call was done.  Where there is a ``GUIDE``, a role that the
-    supervisor is about to have back is waited for instead, unless that is uncertain and a second call could do harm;
-    ``guided`` False does without.
+    A call ends at the deadline of its method, if it has one.  Cancelling a call cancels the work at the other side.  With a
+    ``GUIDE`` a call waits for a role that the supervisor is restarting, unless the first call may have been done and a
+    second one could do harm.
+
+    Args:
+        protocol: the contract.
+        socket: the socket of the role; its file name without ``.sock`` is the role's name.
+        service: the name of the service there; the default is the name of the Protocol.
+        guided: False to ignore the ``GUIDE``.
+        clock: the clock of deadlines and waits.
+    Raises:
+        RigError: by each call, ``RoleUnavailable`` (recoverable, with the role) if no process listens, the connection is
+            lost or the deadline has passed.  It is ``uncertain`` unless it is certain that the call was not done.
     """
-    return cast(T, _Proxy(protocol, socket, service or protocol.__name__, deadlines or {}, guided=guided))
+    return cast(T, _Proxy(protocol, socket, service or protocol.__name__, guided=guided, clock=clock))

@@ -1,11 +1,11 @@
-"""How any Protocol crosses to another process: HTTP on a Unix socket, by reflection on its type hints.
+"""The contract of calls between processes: HTTP on a Unix socket, made from the type hints of a Protocol.
 
-The Protocol is the contract.  Its keyword-only coroutine methods become ``POST /{service}/{method}`` with a JSON
-object of the arguments; their type hints say what is valid and what comes back.  Rights are those of the socket's
-folder (0700) and of the socket (0600): whoever may open it may call.
+The keyword-only coroutine methods of the Protocol become ``POST /{service}/{method}`` with a JSON object of the arguments.
+The type hints define which arguments and results are valid.  The folder of the socket (0700) and the socket (0600) protect
+it: every process that can open it can call.
 
-Errors cross unchanged: a :class:`RigError` answers 409 and is raised again at the caller.  A bad request is 400
-(``BadRequest``); a bug is 500 (``InternalError``) and its traceback stays in the role's log.
+Errors cross unchanged: a :class:`RigError` is answered with status 409 and raised again at the caller.  A bad request is
+answered with 400 (``BadRequest``), and a bug with 500 (``InternalError``); the traceback stays in the role's log.
 
 :mod:`siterig.rpc.server` answers, :mod:`siterig.rpc.client` calls.
 """
@@ -21,6 +21,7 @@ from typing import Any, NotRequired, get_type_hints
 from pydantic import ConfigDict, TypeAdapter
 from typing_extensions import TypedDict
 
+from siterig.blockfs.core.deadlines import deadline_s
 from siterig.blockfs.core.errors import Code, RigError
 
 SOCKET_PATH_BYTES_MAX = 107
@@ -28,7 +29,7 @@ SOCKET_PATH_BYTES_MAX = 107
 
 
 class ErrorBody(TypedDict):
-    """``{"error": ...}`` of an answer that is not 200."""
+    """The value of ``error`` in the JSON of an answer whose status is not 200."""
 
     code: str
     message: str
@@ -38,7 +39,7 @@ class ErrorBody(TypedDict):
 
 
 def error_body(error: RigError) -> ErrorBody:
-    """An expected failure as it crosses to the caller; :func:`error_of` reads it."""
+    """Return an expected failure in the form that crosses to the caller; :func:`error_of` reads it."""
     body: ErrorBody = {"code": error.code, "message": error.message, "recoverable": error.recoverable}
     if error.role is not None:
         body |= {"role": error.role}
@@ -48,7 +49,7 @@ def error_body(error: RigError) -> ErrorBody:
 
 
 def error_of(body: ErrorBody) -> RigError:
-    """The failure that a service answered with."""
+    """Return the failure that a service answered with."""
     return RigError(
         Code.of(body["code"]),
         body["message"],
@@ -60,16 +61,21 @@ def error_of(body: ErrorBody) -> RigError:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A method of a Protocol: how its arguments and its result look as JSON."""
+    """A method of a Protocol: the JSON form of its arguments and its result, and its deadline in seconds."""
 
     name: str
     allowed: tuple[str, ...]
     arguments: TypeAdapter[dict[str, Any]]
     result: TypeAdapter[Any]
+    deadline_s: float
 
     @classmethod
     def of(cls, service: str, function: Callable[..., object]) -> Method:
-        """From the function's signature; ``TypeError`` if an argument could be given by position."""
+        """Read the signature of a function.
+
+        Raises:
+            TypeError: an argument could be given by position.
+        """
         hints = get_type_hints(function)
         result = hints.pop("return")
         fields: dict[str, Any] = {}
@@ -83,21 +89,25 @@ class Method:
         make_typed_dict: Any = TypedDict  # made at run time from the hints, which a type checker cannot follow
         arguments = make_typed_dict(f"{service}_{function.__name__}", fields)
         arguments.__pydantic_config__ = ConfigDict(extra="forbid")
-        return cls(function.__name__, tuple(fields), TypeAdapter(arguments), TypeAdapter(result))
+        return cls(function.__name__, tuple(fields), TypeAdapter(arguments), TypeAdapter(result), deadline_s(function))
 
 
 def method_names(protocol: type) -> list[str]:
-    """The methods of a Protocol that can be called."""
+    """Return the names of the methods of a Protocol that can be called."""
     return [name for name, _ in inspect.getmembers(protocol, inspect.iscoroutinefunction) if not name.startswith("_")]
 
 
 def methods(protocol: type) -> dict[str, Method]:
-    """All methods of a Protocol."""
+    """Return all methods of a Protocol by name."""
     return {name: Method.of(protocol.__name__, getattr(protocol, name)) for name in method_names(protocol)}
 
 
 def check_socket_path(socket: Path) -> None:
-    """``RigError('PathTooLong')`` if the kernel could not bind or connect to it."""
+    """Check that the kernel can bind and connect to a socket of this path.
+
+    Raises:
+        RigError: ``PathTooLong``.
+    """
     used = len(bytes(socket))
     if used > SOCKET_PATH_BYTES_MAX:
         raise RigError(

@@ -1,7 +1,4 @@
-"""A command's way to deal with a role that does not answer: ask the supervisor, wait if that helps, and name the role.
-
-Implements :class:`siterig.rpc.client.Guide`.
-"""
+"""The guide of a command: if a role does not answer, it asks the supervisor, waits if that helps, and names the role."""
 
 from __future__ import annotations
 
@@ -12,28 +9,24 @@ import trio
 
 from siterig.azure_emu.contracts.ports import RoleStatus
 from siterig.azure_emu.vault.context.roles import ROLE_WAIT_S, role_error
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.control import SupervisorControl
-from siterig.rpc.client import WAIT_TOLD_S, proxy
+from siterig.rpc.client import WAIT_REPORTED_S, Guide, proxy
 
-SUPERVISOR_ANSWER_S = 5.0
 SUPERVISOR = "supervisor"
 
 
-class RoleGuide:
+class RoleGuide(Guide):
     """The guide of one command; ``note(text)`` prints a remark for its user."""
 
-    def __init__(self, sockets: Path, note: Callable[[str], None]) -> None:
-        self._supervisor = proxy(
-            SupervisorControl,  # type: ignore[type-abstract]
-            sockets / f"{SUPERVISOR}.sock",
-            deadlines={"status": SUPERVISOR_ANSWER_S},
-            guided=False,
-        )
+    def __init__(self, sockets: Path, note: Callable[[str], None], clock: Clock = SYSTEM_CLOCK) -> None:
+        self._supervisor = proxy(SupervisorControl, sockets / f"{SUPERVISOR}.sock", guided=False, clock=clock)
         self._note = note
+        self._clock = clock
 
-    async def tell(self, role: str) -> None:
-        """Print that an answer of the role is waited for, and what is wrong with which roles."""
+    async def report_wait(self, role: str) -> None:
+        """Print that the command waits for an answer of the role, and the error of each role that has one."""
         self._note(f"waiting for the {role} ...")
         if role == SUPERVISOR:
             return
@@ -42,8 +35,7 @@ class RoleGuide:
             if error is not None and error.code != Code.RoleHeld:
                 self._note(error.message)
 
-    async def back(self, role: str, error: RigError, *, again: bool) -> None:
-        """Implements :class:`siterig.rpc.client.Guide`."""
+    async def wait_until_back(self, role: str, error: RigError, *, again: bool) -> None:
         if role == SUPERVISOR:
             text = f"{error.message}; if it does not recover: siterig down, then siterig up"
             raise RigError(error.code, text, recoverable=True, role=role, uncertain=error.uncertain) from error
@@ -56,7 +48,7 @@ class RoleGuide:
             await self._wait(role, reason, error)
 
     async def _wait(self, role: str, reason: RigError, error: RigError) -> None:
-        with trio.move_on_after(ROLE_WAIT_S) as patience:
+        with self._clock.move_on_after(ROLE_WAIT_S) as patience:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._note_later, f"{reason.message}; waiting until it is back ...")
                 try:
@@ -70,11 +62,11 @@ class RoleGuide:
             raise again from error
 
     async def _note_later(self, text: str) -> None:
-        await trio.sleep(WAIT_TOLD_S)
+        await self._clock.sleep(WAIT_REPORTED_S)
         self._note(text)
 
     async def _roles(self) -> list[RoleStatus]:
-        """The states of the roles; empty if the supervisor does not answer either."""
+        """Return the states of the roles; an empty list if the supervisor does not answer either."""
         try:
             return (await self._supervisor.status()).roles
         except RigError:

@@ -1,4 +1,4 @@
-"""The answering side of :mod:`siterig.rpc.contract`."""
+"""The server of :mod:`siterig.rpc.contract`: it answers calls on a Unix socket."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from siterig.core.failures import unwrap_rig_error
 from siterig.rpc.contract import ErrorBody, Method, check_socket_path, error_body, methods
 
 REQUEST_BYTES_MAX = 16 << 20
-"""The longest request is a report of damage or tags: some hundred kilobytes."""
+"""The longest request is a report of damage or tags, of some hundred kilobytes."""
 
 _log = structlog.get_logger(__name__)
 
 
 def _explain(where: str, method: Method, error: ValidationError) -> str:
-    """One line that names the key, its value and what is allowed."""
+    """Return one line that names the key, its value and the allowed values."""
     problem = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
@@ -49,13 +49,17 @@ def _refuse(status: int, code: Code, message: str) -> JSONResponse:
 
 
 def _answer(status: int, error: ErrorBody) -> JSONResponse:
-    # UTF-8 cannot carry a byte of a file name that is not UTF-8.
+    # The message may have a file name with bytes that UTF-8 cannot carry.
     error["message"] = valid_unicode(error["message"])
     return JSONResponse({"error": error}, status_code=status)
 
 
 async def _body(request: Request) -> bytes:
-    """All of the request's body; ``BadRequest`` as soon as it is longer than any caller's."""
+    """Return the whole body of the request.
+
+    Raises:
+        RigError: ``BadRequest`` as soon as it is longer than the body of any caller.
+    """
     body = bytearray()
     async with aclosing(request.stream()) as pieces:
         async for piece in pieces:
@@ -66,7 +70,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _result(method: Method, result: object) -> bytes | str:
-    """A result in JSON; of a text with a byte that is not UTF-8 that byte is escaped, and all else stays as it is."""
+    """Return a result as JSON; bytes of a text that are not UTF-8 are escaped."""
     try:
         return method.result.dump_json(result)
     except PydanticSerializationError:
@@ -94,7 +98,7 @@ async def _call(where: str, method: Method, service: object, body: bytes) -> Res
 
 
 def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
-    """The ASGI application that answers for ``services`` (name -> Protocol, implementation)."""
+    """Return the ASGI application that answers for ``services`` (name -> Protocol, implementation)."""
     table = {name: (methods(protocol), service) for name, (protocol, service) in services.items()}
 
     async def call(request: Request) -> Response:
@@ -110,16 +114,16 @@ def application(services: Mapping[str, tuple[type, object]]) -> Starlette:
             body = await _body(request)
         except RigError as error:
             return _refuse(413, error.code, f"{where}: {error.message}")
-        except ClientDisconnect:  # killed while it asked: nothing was begun, and nobody waits for an answer
+        except ClientDisconnect:  # the caller was killed: nothing was begun, and no process waits for an answer
             return response
 
-        async def cancel_when_the_client_goes() -> None:
+        async def cancel_on_disconnect() -> None:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
             nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(cancel_when_the_client_goes)
+            nursery.start_soon(cancel_on_disconnect)
             response = await _call(where, known[wanted], service, body)
             nursery.cancel_scope.cancel()
         return response
@@ -147,9 +151,9 @@ async def serve(
     until: Callable[[], Awaitable[None]] | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer calls on ``socket`` until cancelled, or until ``until`` returns (running calls are then finished).
+    """Answer calls on ``socket`` until cancelled, or until ``until`` returns; running calls then finish.
 
-    A socket left there by a killed process is replaced; the caller holds the lock that says nobody else listens.
+    A socket that a killed process left is replaced.  The caller holds the lock of the rig, so no other process listens.
     """
     check_socket_path(socket)
     _make_room(socket)
@@ -159,7 +163,7 @@ async def serve(
     config.loglevel = "WARNING"
 
     class Started:
-        """hypercorn tells the addresses; ours are known."""
+        """The receiver of the addresses that hypercorn reports; ours are known."""
 
         def started(self, _binds: list[str] | None = None) -> None:
             task_status.started()

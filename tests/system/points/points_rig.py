@@ -50,8 +50,8 @@ class Rig:
         self.link = directory.vault_link(self.layout)
         self.recovery = directory.recovery_side(self.layout)
         self.host = directory.azure(self.layout)
-        self._policies: Policies = proxy(Policies, self.layout.socket("vault"))  # type: ignore[type-abstract]
-        self._fuse: Fuse = proxy(Fuse, self.layout.socket("applier"))  # type: ignore[type-abstract]
+        self._policies: Policies = proxy(Policies, self.layout.socket("vault"))
+        self._fuse: Fuse = proxy(Fuse, self.layout.socket("applier"))
         self.source = Source(self.layout.root / "source", rng, cache_of(self.layout), self.recovery, self.link)
         self._children: dict[str, Child] = {}
         self.set_clock()

@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
+from siterig.blockfs.core.deadlines import deadline
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.core.control import RigStatus, SupervisorControl
 from siterig.rpc import client, role_guide, server
@@ -19,6 +20,7 @@ from siterig.rpc.role_guide import RoleGuide
 
 
 class Depot(Protocol):
+    @deadline(10)
     async def look(self) -> int: ...
     async def put(self) -> int: ...
 
@@ -79,7 +81,7 @@ async def supervised(folder: Path, supervisor: FakeSupervisor) -> AsyncIterator[
 
 
 def depot(folder: Path) -> Depot:
-    return proxy(Depot, folder / "depot.sock", deadlines={"look": 10})  # type: ignore[type-abstract]
+    return proxy(Depot, folder / "depot.sock")
 
 
 @contextmanager
@@ -186,8 +188,8 @@ async def test_a_long_wait_names_the_role_that_is_the_reason(
         noted.set()
 
     GUIDE.set(lambda folder: RoleGuide(folder, note))
-    monkeypatch.setattr(client, "WAIT_TOLD_S", 0.01)
-    monkeypatch.setattr(role_guide, "WAIT_TOLD_S", 0.01)
+    monkeypatch.setattr(client, "WAIT_REPORTED_S", 0.01)
+    monkeypatch.setattr(role_guide, "WAIT_REPORTED_S", 0.01)
     supervisor = FakeSupervisor("restarting")
     async with supervised(sockets, supervisor), trio.open_nursery() as calling:
         calling.start_soon(depot(sockets).look)

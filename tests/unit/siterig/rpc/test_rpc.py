@@ -80,7 +80,7 @@ async def depot(tmp_path: Path) -> AsyncIterator[Served]:
     real = RealDepot()
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve, {"Depot": (Depot, real)}, socket)
-        yield Served(socket, real, client.proxy(Depot, socket))  # type: ignore[type-abstract]
+        yield Served(socket, real, client.proxy(Depot, socket))
         nursery.cancel_scope.cancel()
 
 
@@ -193,7 +193,7 @@ async def test_a_client_that_goes_while_it_asks_is_no_error() -> None:
 
 
 async def test_nobody_listening_is_a_recoverable_error(tmp_path: Path) -> None:
-    remote = client.proxy(Depot, tmp_path / "none.sock")  # type: ignore[type-abstract]
+    remote = client.proxy(Depot, tmp_path / "none.sock")
     with pytest.raises(RigError) as caught:
         await remote.count()
     assert caught.value.code == "RoleUnavailable"
@@ -207,7 +207,7 @@ async def test_a_lost_connection_is_a_recoverable_error(tmp_path: Path) -> None:
 
     async def call() -> None:
         try:
-            await client.proxy(Depot, socket).wait_for_ever()  # type: ignore[type-abstract]
+            await client.proxy(Depot, socket).wait_for_ever()
         except RigError as error:
             caught.append(error)
 
@@ -225,7 +225,7 @@ async def test_a_stale_socket_is_replaced_and_a_finished_server_leaves_none(tmp_
     socket.touch()
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve, {"Depot": (Depot, RealDepot())}, socket)
-        assert await client.proxy(Depot, socket).count() == 7  # type: ignore[type-abstract]
+        assert await client.proxy(Depot, socket).count() == 7
         nursery.cancel_scope.cancel()
     assert not socket.exists()
 
@@ -245,7 +245,7 @@ async def test_a_server_told_to_end_finishes_the_running_call(tmp_path: Path) ->
             await server.serve({"Depot": (Depot, Ending())}, socket, until=end.wait, task_status=task_status)
 
         await nursery.start(serve)
-        assert await client.proxy(Depot, socket).count() == 8  # type: ignore[type-abstract]
+        assert await client.proxy(Depot, socket).count() == 8
 
 
 def test_a_path_too_long_for_a_socket_is_named(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Roles that hang: who waits is told, and what should be answered at once has a deadline."""
+"""Roles that hang: the command reports the wait, and calls that a role answers at once have a deadline."""
 
 from __future__ import annotations
 
 import json
+import math
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from siterig.azure_emu.contracts.ports import Provider, RecoverySide
+from siterig.azure_emu.vault.model.api import VaultApi
+from siterig.blockfs.core.deadlines import deadline_s
 from siterig.blockfs.core.errors import RigError
 from siterig.core.layout import Layout, create
 from siterig.rpc import client, directory
@@ -34,8 +38,8 @@ def hung(tmp_path: Path) -> Iterator[Layout]:
 
 
 def test_a_command_tells_whom_it_waits_for_and_gives_up(hung: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "WAIT_TOLD_S", 0.05)
-    monkeypatch.setitem(directory._VAULT, "points", 0.3)
+    monkeypatch.setattr(client, "WAIT_REPORTED_S", 0.05)
+    monkeypatch.setattr(VaultApi.points, "_deadline_s", 0.3)
     result = siterig("points", "web01", "--json", "--dir", str(hung.root))
     assert (result.exit_code, result.stdout) == (3, "")
     told = "the vault did not answer within 0.3 s"
@@ -51,9 +55,8 @@ def test_a_command_tells_whom_it_waits_for_and_gives_up(hung: Layout, monkeypatc
 async def test_what_may_take_long_has_no_deadline_and_who_did_not_ask_is_told_nothing(
     hung: Layout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "WAIT_TOLD_S", 0.05)
-    for name in directory._VAULT:
-        monkeypatch.setitem(directory._VAULT, name, 0.05)
+    monkeypatch.setattr(client, "WAIT_REPORTED_S", 0.05)
+    monkeypatch.setattr(VaultApi.jobs, "_deadline_s", 0.05)
     vault = directory.vault(hung)
     with trio.move_on_after(0.5) as waited:
         await vault.create_point(vm="web01", kind="CrashConsistent", name="slow")
@@ -64,15 +67,12 @@ async def test_what_may_take_long_has_no_deadline_and_who_did_not_ask_is_told_no
     assert capsys.readouterr().err == ""
 
 
-def test_every_deadline_is_of_a_method_that_there_is(tmp_path: Path) -> None:
-    for make in (
-        directory.vault, directory.vault_link, directory.applier_reports, directory.damage_reports, directory.site,
-        directory.provider, directory.recovery_side, directory.supervisor,
-    ):  # fmt: skip
-        made = make(Layout(tmp_path))
-        deadlines = made._deadlines  # type: ignore[union-attr]
-        assert deadlines
-        assert set(deadlines) <= set(method_names(made._protocol))  # type: ignore[union-attr]
+def test_every_service_has_calls_with_a_deadline_and_calls_that_may_take_long_have_none() -> None:
+    for service in directory.SERVICES:
+        limits = [deadline_s(getattr(service.protocol, name)) for name in method_names(service.protocol)]
+        assert any(limit_s < math.inf for limit_s in limits), service.protocol
+    for unlimited in (VaultApi.create_point, VaultApi.mount_point, Provider.replicate_now, RecoverySide.process_latest):
+        assert deadline_s(unlimited) == math.inf
 
 
 def test_a_name_that_is_not_utf_8_is_refused_by_name(hung: Layout) -> None:

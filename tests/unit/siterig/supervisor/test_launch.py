@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from siterig.blockfs.core.errors import RigError
+from siterig.core.control import SupervisorControl
 from siterig.core.layout import Layout, create
-from siterig.rpc import directory
 from siterig.rpc.directory import supervisor as supervisor_of
 from siterig.rpc.role_guide import RoleGuide
 from siterig.supervisor import launch
@@ -37,7 +37,7 @@ with socket.socket(socket.AF_UNIX) as listener:
 def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
     layout = Layout.of(tmp_path / "rig")
     create(layout)
-    monkeypatch.setitem(directory._SUPERVISOR, "status", 0.05)
+    monkeypatch.setattr(SupervisorControl.status, "_deadline_s", 0.05)
     monkeypatch.setattr(launch, "HUNG_END_TIMEOUT_S", 0.2)
     return layout
 
@@ -77,5 +77,7 @@ async def test_a_command_that_meets_a_hung_supervisor_names_the_remedy(layout: L
         try:
             await supervisor_of(layout).status()
         except RigError as error:
-            await RoleGuide(layout.socket("supervisor").parent, lambda _text: None).back("supervisor", error, again=True)
+            await RoleGuide(layout.socket("supervisor").parent, lambda _text: None).wait_until_back(
+                "supervisor", error, again=True
+            )
     assert caught.value.code == "RoleUnavailable"
