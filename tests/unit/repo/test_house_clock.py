@@ -43,8 +43,6 @@ NOT_CONVERTED = {
     "siterig.cli.reading_again",
     "siterig.cli.show",
     "siterig.core.lock",
-    "siterig.rpc.role_guide",
-    "siterig.rpc.client",
     "siterig.scenarios.drill.drill",
     "siterig.scenarios.drill.drill_loss",
     "siterig.scenarios.drill.drill_run",
