@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 import trio
 
-from siterig.azure_emu.disks.view_provider import StoreViews
+from siterig.azure_emu.disks.view_provider import ManagedDiskViews
 from siterig.blockfs.contracts.control import MountedPointSource
 from siterig.blockfs.fuse.serving import serve
 from siterig.blockfs.host.disk_host import DiskHost
@@ -44,7 +44,7 @@ def answers(host: DiskHost) -> dict[str, Callable[..., Awaitable[object]]]:
 async def main(root: Path, mountpoint: Path, stores: Path) -> None:
     """Serve until stdin ends."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for answers
-    host = DiskHost(root, mountpoint, views=StoreViews(stores))
+    host = DiskHost(root, mountpoint, views=ManagedDiskViews(stores))
     known = answers(host)
     async with trio.open_nursery() as nursery:
         await nursery.start(serve, host, mountpoint)

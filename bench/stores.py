@@ -36,7 +36,9 @@ from bench import fio
 from bench.fio import COLUMNS
 from bench.point_subjects import PointServer
 from bench.site_history import BLOCK_BYTES, SiteHistory
-from siterig.azure_emu.disks.loader import load_history
+from siterig.azure_emu.contracts.ports import Change
+from siterig.azure_emu.disks.loader import load_history, query_consistently
+from siterig.azure_emu.disks.queries import change_list
 from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.azure_emu.disks.view import build_map
 
@@ -47,7 +49,7 @@ DATA_BYTES = DISK_BYTES
 OPENER = """
 import resource, sys, time
 from pathlib import Path
-from siterig.azure_emu.disks.store import open_view
+from siterig.azure_emu.disks.view import open_view
 def rss():
     return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1])
 before, began = rss(), time.perf_counter()
@@ -88,7 +90,7 @@ def _apply(store: ManagedDiskStore, history: SiteHistory, options: argparse.Name
         def ours(part: object = part, data: bytes = data) -> float:
             began = time.perf_counter()
             store.apply_part(part, data)  # type: ignore[arg-type]
-            store.checkpoint()  # as the applier does behind itself, if it is due
+            store.compactor.checkpoint()  # as the applier does behind itself, if it is due
             return time.perf_counter() - began
 
         def theirs(raw: bytes = raw) -> float:
@@ -115,6 +117,10 @@ def _mount(store: Path, position: int) -> tuple[float, float]:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     took, kib = map(float, done.stdout.split())
     return took, kib
+
+
+def _changes(store: ManagedDiskStore, after: int, upto: int, limit: int) -> list[Change]:
+    return query_consistently(store.folder, lambda state: change_list(state, after, upto, limit))
 
 
 def _read(store: ManagedDiskStore, history: SiteHistory, folder: Path, options: argparse.Namespace, found: Found) -> None:
@@ -146,7 +152,7 @@ def _memory(options: argparse.Namespace, folder: Path, found: Found) -> None:
                 store.apply_part(part, data)
             for _ in range(0, records, PART_WRITES):
                 store.apply_part(*history.log_part(PART_WRITES))
-                store.checkpoint()
+                store.compactor.checkpoint()
             store.close()
             history.forget()
             _, kib = _mount(where, history.position)
@@ -193,7 +199,7 @@ def _run(options: argparse.Namespace, console: Console) -> Found:
         )
         os.sync()
         began = time.perf_counter()
-        store.compact(half)
+        store.compactor.compact(half)
         found.fold_mb_s = changed / (time.perf_counter() - began) / 1e6
         os.sync()
         found.fold_peer_mb_s = _sequential_mb_s(folder / "peer", changed)

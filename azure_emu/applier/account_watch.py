@@ -1,7 +1,7 @@
-"""The applier's view of one disk's blobs in the cache account, and what it reports of them: bytes that wait, blobs that are
-passed over, parts that cannot be used and are to be sent again.
+"""The blobs of one disk in the cache account, as the applier sees them, and the reports about them.
 
-None of these reports is needed for applying: one that does not get through is made again later.
+It reports bytes that wait, blobs that are skipped, and parts that cannot be used and must be sent again.  Applying needs
+none of these reports: one that fails is repeated later.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 import math
 
 import structlog
-import trio
 
 from siterig.azure_emu.applier.bad_parts import BadParts
 from siterig.azure_emu.contracts.ports import ApplierReports, SkippedBlob
 from siterig.azure_emu.disks.store import ManagedDiskStore
+from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
 from siterig.blockfs.transfer.part_name import Listing, PartName
 
 SEEN_EVERY_S = 5.0
-"""While parts are applied, and while nothing changes, the bytes that wait are reported no more often than this."""
+"""The minimum time between two reports of waiting bytes, while parts are applied and while nothing changes."""
 SKIPPED_REPORTED_MAX = 20
 
 log = structlog.get_logger(__name__)
 
 
 class BadPartError(RigError):
-    """A part that cannot be used, and why."""
+    """A part cannot be used; the error says why."""
 
     def __init__(self, part: PartName, error: RigError) -> None:
         super().__init__(error.code, error.message, recoverable=error.recoverable)
@@ -34,36 +34,37 @@ class BadPartError(RigError):
 
 
 class AccountWatch:
-    """The watch of one disk; used under the disk's lock."""
+    """The watch of one disk; the caller holds the disk's lock."""
 
-    def __init__(self, disk_id: str, reports: ApplierReports, waits: Waits) -> None:
+    def __init__(self, disk_id: str, reports: ApplierReports, waits: Waits, clock: Clock) -> None:
         self.bad = BadParts()
         self.sound: set[PartName] = set()
-        """Parts that were looked at before it is their turn, and are what their names say."""
+        """Parts that were verified before their turn, and match their names."""
         self._disk_id = disk_id
         self._reports = reports
         self._waits = waits
+        self._clock = clock
         self._seen: tuple[int, tuple[SkippedBlob, ...]] | None = None
         self._seen_at_s = -math.inf
         self._begun_s = -math.inf
-        self._aside_at_s = 0.0
+        self._verify_at_s = 0.0
 
     def candidates(self, store: ManagedDiskStore, parts: list[PartName]) -> list[PartName]:
-        """At the begin of a round: the parts without those that are passed over."""
-        self._begun_s = trio.current_time()
-        return [part for part in parts if not self.is_aside(store, part)]
+        """Begin a round; return the parts that are not skipped."""
+        self._begun_s = self._clock.trio_time_s()
+        return [part for part in parts if not self.is_skipped(store, part)]
 
-    def is_aside(self, store: ManagedDiskStore, part: PartName) -> bool:
-        """True if a part is passed over: it is bad, and of a later generation than all that the disk was given.
+    def is_skipped(self, store: ManagedDiskStore, part: PartName) -> bool:
+        """Return True for a bad part of a later generation than all parts that the disk has.
 
-        The disk continues with its own generation: the bad one may be nobody's; if it is the site's it is sent again.
+        The disk continues with its own generation.  The bad part may not come from the site; if it does, it is sent again.
         """
         return 0 < store.watermark().generation < part.generation and self.bad.reason(part) is not None
 
-    def unbegun(self, store: ManagedDiskStore, parts: list[PartName]) -> PartName | None:
-        """The first sync part of the newest later generation, if it is to be looked at before it counts as its begin.
+    def unverified_start(self, store: ManagedDiskStore, parts: list[PartName]) -> PartName | None:
+        """Return the first sync part of the newest later generation if it must be verified before that generation begins.
 
-        That is so if it is not part 1 and was not looked at before, or if it was bad and is due again.
+        This applies to a part that is not part 1 and was not verified before, and to a bad one that is due again.
         """
         generation = store.watermark().generation
         later = [part for part in parts if part.stream == "sync" and part.generation > generation > 0]
@@ -71,61 +72,68 @@ class AccountWatch:
             return None
         first = min(part for part in later if part.generation == later[-1].generation)
         if self.bad.reason(first) is not None:
-            return first if trio.current_time() >= self._aside_at_s else None
+            return first if self._clock.trio_time_s() >= self._verify_at_s else None
         return None if first.first == 1 or first in self.sound else first
 
-    async def failed(
-        self, store: ManagedDiskStore, part: PartName, error: RigError, in_order: list[PartName]
+    async def note_failed(
+        self, store: ManagedDiskStore, part: PartName, error: RigError, ordered: list[PartName]
     ) -> BadPartError | None:
-        """A part was tried and cannot be used: have it sent again, if it is time to.  None: it is passed over.
+        """Record that a part cannot be used, and ask the site for it if it is time to.
 
-        ``in_order``: the parts in the account in the order of their application.
+        Args:
+            store: the managed disk.
+            part: the part.
+            error: the failure.
+            ordered: the parts in the account in the order of their application.
+        Returns:
+            The error to raise; None if the part is skipped.
         """
-        self.bad.note(part, error, trio.current_time())
-        wanted = self.bad.to_ask(part, in_order, trio.current_time())
-        if wanted and await self._send_again(wanted):
-            self.bad.asked(part, trio.current_time())
-        if self.is_aside(store, part):
-            self._aside_at_s = trio.current_time() + self.bad.retry_s(part, trio.current_time())
+        now_s = self._clock.trio_time_s()
+        self.bad.note(part, error, now_s)
+        requested = self.bad.to_request(part, ordered, now_s)
+        if requested and await self._send_again(requested):
+            self.bad.note_requested(part, self._clock.trio_time_s())
+        if self.is_skipped(store, part):
+            self._verify_at_s = self._clock.trio_time_s() + self.bad.retry_s(part, self._clock.trio_time_s())
             return None
         return BadPartError(part, error)
 
-    async def missing(self, store: ManagedDiskStore, left: list[PartName]) -> RigError | None:
-        """``PartMissing``: the next part is not in the account while later ones are.  After a while the site is asked."""
+    async def check_missing(self, store: ManagedDiskStore, left: list[PartName]) -> RigError | None:
+        """Return ``PartMissing`` if the next part is not in the account while later ones are; ask the site after a while."""
         mark = store.watermark()
-        behind = [
+        later = [
             part
             for part in left
             if part.generation == mark.generation
             and store.classify(part) == "later"
             and (part.stream == "sync" or mark.sync_complete)
         ]
-        if not behind:
-            self.bad.nothing_missing()
+        if not later:
+            self.bad.clear_missing()
             return None
         error = RigError(
-            Code.PartMissing, f"{store.expected()} is not in the cache account, but {len(behind)} later parts are"
+            Code.PartMissing, f"{store.expected()} is not in the cache account, but {len(later)} later parts are"
         )
-        if self.bad.missing(error, trio.current_time()):
+        if self.bad.note_missing(error, self._clock.trio_time_s()):
             await self._send_again([])
         return error
 
-    async def applying(self, store: ManagedDiskStore, listing: Listing) -> None:
-        """Between two parts: report now and then, for there may be many."""
-        if trio.current_time() >= max(self._seen_at_s, self._begun_s) + SEEN_EVERY_S:
-            await self.seen(store, listing, [part for part in listing.sizes if store.classify(part) != "applied"])
+    async def report_progress(self, store: ManagedDiskStore, listing: Listing) -> None:
+        """Report between two parts, from time to time, because there may be many."""
+        if self._clock.trio_time_s() >= max(self._seen_at_s, self._begun_s) + SEEN_EVERY_S:
+            await self.report(store, listing, [part for part in listing.sizes if store.classify(part) != "applied"])
 
-    async def seen(self, store: ManagedDiskStore, listing: Listing, left: list[PartName]) -> None:
-        """Report the bytes that wait, which are those of the parts ``left``, and what is passed over, if that is news."""
+    async def report(self, store: ManagedDiskStore, listing: Listing, left: list[PartName]) -> None:
+        """Report the bytes of the parts ``left``, which wait, and the skipped blobs, if anything changed."""
         waiting = sum(listing.sizes.get(part, 0) for part in left)
         skipped = [SkippedBlob(name=name, reason="not the name of a replication part") for name in listing.foreign]
         skipped += [
             SkippedBlob(name=part.blob(), reason=self.bad.reason(part) or "")
             for part in listing.sizes
-            if self.is_aside(store, part)
+            if self.is_skipped(store, part)
         ]
         seen = (waiting, tuple(skipped[:SKIPPED_REPORTED_MAX]))
-        if seen == self._seen and trio.current_time() < self._seen_at_s + SEEN_EVERY_S:
+        if seen == self._seen and self._clock.trio_time_s() < self._seen_at_s + SEEN_EVERY_S:
             return
         try:
             await self._reports.account_seen(
@@ -134,7 +142,7 @@ class AccountWatch:
         except RigError as exc:
             self._not_reported(exc)
         else:
-            self._seen, self._seen_at_s = seen, trio.current_time()
+            self._seen, self._seen_at_s = seen, self._clock.trio_time_s()
 
     async def _send_again(self, parts: list[PartName]) -> bool:
         names = [part.blob() for part in parts]

@@ -1,7 +1,8 @@
-"""Reports to the vault what other programs did to the disks of recovered VMs, as the recovery side's disk host noticed it.
+"""Reports changes that other programs made to the disks of recovered VMs, as the recovery side's disk host noticed them.
 
-Fault contract: what cannot be reported yet is kept, and reported again until the vault has it; after a kill of the host only
-what it notices at its next start is reported.  The disk's own state has it in any case (``needs_resync``).
+Fault contract: a report that fails is kept and repeated until the vault has it.  After a kill of the disk host, only the
+changes that it notices at its next start are reported.  The state of the disk records the change in any case
+(``needs_resync``).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import structlog
 import trio
 
 from siterig.azure_emu.contracts.ports import DamageReports
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk_files import DiskPaths
 from siterig.blockfs.disk.disk_options import log_changed
@@ -19,20 +21,21 @@ _log = structlog.get_logger("siterig.azure_emu.applier.changed_vm_disks")
 
 
 class ChangedVmDisks:
-    """The changes that are not reported yet.  One trio thread."""
+    """The changes that are not reported yet; for one trio thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = SYSTEM_CLOCK) -> None:
+        self._clock = clock
         self._waiting: dict[tuple[str, str], str] = {}
         self._news = trio.Event()
 
     def note(self, paths: DiskPaths, what: str) -> None:
-        """Another program has changed a VM's disk, or it cannot be opened."""
+        """Record that another program changed a VM's disk, or that it cannot be opened."""
         log_changed(paths, what)
         self._waiting.setdefault((paths.vm, paths.name), what)
         self._news.set()
 
     async def report(self, reports: DamageReports) -> None:
-        """Until cancelled."""
+        """Report the changes until cancelled."""
         while True:
             await self._news.wait()
             self._news = trio.Event()
@@ -42,6 +45,6 @@ class ChangedVmDisks:
                 except RigError as exc:
                     _log.info("changed_disk_not_reported_yet", code=exc.code, reason=exc.message)
                     self._news.set()
-                    await trio.sleep(RETRY_S)
+                    await self._clock.sleep(RETRY_S)
                     break
                 del self._waiting[vm, disk]

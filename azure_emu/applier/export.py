@@ -1,8 +1,8 @@
-"""Failback's way out: a recovered VM's disk is read as a whole and put into the cache account as sync parts.
+"""Failback: a recovered VM's disk is read as a whole and put into the cache account as sync parts.
 
-Fault contract: the cache account is the only state that counts.  An export that is begun again, after a kill or an
-error, makes the same parts again and keeps each that is already there *with the same bytes*; a part that differs
-(the source was written in between) is replaced, and parts of a longer earlier export are removed.  The spool is scratch.
+Fault contract: the cache account holds the only state.  An export that is repeated, after a kill or an error, makes the same
+parts and keeps each that the account has already *with the same bytes*.  A part that differs, because the source was written
+in between, is replaced.  Parts of a longer earlier export are removed.  The spool folder holds only temporary files.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from siterig.cext.checksums import is_zero
 GENERATION = 1
 READ_BYTES = 1 << 20
 UPLOADS_MAX = 2
-"""In flight at a time: more makes Azurite slower."""
+"""Limit of concurrent uploads; more make Azurite slower."""
 
-# An export has no log behind it: its snapshot is position 1, and equal data gives equal bytes at any time.
+# No log follows an export: its snapshot has position 1, so that equal data gives equal bytes at any time.
 _POSITION, _TIME_NS, _FIRST_SEQ = 1, 0, 1
 
 
 class Exporter:
-    """Exports disks; the same disk only once at a time."""
+    """Exports disks; one export of a disk at a time."""
 
     def __init__(self, spool: Path, cache: CacheAccount) -> None:
         self._spool = spool
@@ -44,17 +44,18 @@ class Exporter:
         self._read_bytes: dict[str, int] = {}
 
     def progress(self, source_id: str) -> int:
-        """Bytes of the source that were looked at so far (0 if unknown)."""
+        """Return how many bytes of the source were read so far; 0 if there is no export."""
         return self._read_bytes.get(source_id, 0)
 
     def clear_spool(self) -> None:
-        """Remove what a kill left; before the first export."""
+        """Remove the files that a kill left; call it before the first export."""
         shutil.rmtree(self._spool, ignore_errors=True)
 
     async def export(self, *, source: Path, source_id: str, size_bytes: int) -> int:
-        """Put ``source`` into the cache account as the sync stream of ``source_id``; the number of its parts.
+        """Put ``source`` into the cache account as the sync stream of ``source_id``; return the number of its parts.
 
-        ``SourceUnreadable``, ``SourceTooSmall``, ``DiskFull`` (recoverable), and the cache account's errors.
+        Raises:
+            RigError: ``SourceUnreadable``, ``SourceTooSmall``; ``DiskFull`` (recoverable); the errors of the cache account.
         """
         async with self._locks[source_id]:
             self._read_bytes[source_id] = 0
@@ -81,7 +82,7 @@ class Exporter:
                 async def upload(part: PartName, path: Path) -> None:
                     try:
                         await self._upload(part, path)
-                    except RigError as exc:  # carried out of the nursery as it is, not in a group
+                    except RigError as exc:  # raised below, so that it is not in a group
                         failures.append(exc)
                         nursery.cancel_scope.cancel()
                     finally:
@@ -106,12 +107,12 @@ class Exporter:
     async def _upload(self, part: PartName, path: Path) -> None:
         with host_disk_errors(path):
             data = await trio.to_thread.run_sync(pack, path)
-            path.unlink()  # made again should the upload fail
+            path.unlink()  # it is packed again if the upload fails
         if not await self._cache.put(part, data) and not await self._holds(part, data):
             await self._cache.put(part, data, replace=True)
 
     async def _holds(self, part: PartName, data: bytes) -> bool:
-        """True if the part that is in the cache account already is this one; one that cannot be read is not."""
+        """Return True if the cache account has this part with these bytes; a part that cannot be read does not count."""
         try:
             return await self._cache.get(part) == data
         except RigError as exc:
@@ -121,7 +122,11 @@ class Exporter:
 
 
 def data_bytes(source: Path) -> int:
-    """Bytes of a file that are not holes; ``SourceUnreadable``."""
+    """Return the number of bytes of a file that are not holes.
+
+    Raises:
+        RigError: ``SourceUnreadable``.
+    """
     try:
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:
@@ -143,7 +148,7 @@ def data_bytes(source: Path) -> int:
 
 
 class _SourceReader:
-    """Reads the source from start to end into parts; runs in worker threads, one call at a time."""
+    """Reads the source from start to end into parts, in worker threads, one call at a time."""
 
     def __init__(self, source: Path, folder: Path, source_id: str, size_bytes: int) -> None:
         self.source = source
@@ -170,7 +175,7 @@ class _SourceReader:
         )
 
     def next_part(self) -> tuple[PartName, Path]:
-        """Read on until a part is full, or the source at its end: then it is the last."""
+        """Read until a part is full; at the end of the source return the last part."""
         self.parts += 1
         with host_disk_errors(self._stream.folder):
             return self._next_part()
@@ -200,6 +205,6 @@ class _SourceReader:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def close(self) -> None:
-        """Close the source and drop an unfinished part."""
+        """Close the source and discard an unfinished part."""
         os.close(self._fd)
         self._stream.abandon()

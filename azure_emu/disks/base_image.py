@@ -1,16 +1,19 @@
-"""The base of a managed disk: ``base.img``, the checksums of its blocks, which of it is data, and how it is changed.
+"""The base of a managed disk: ``base.img``, the checksums of its blocks, the map of its data, and how it is changed.
 
-``base.sums`` has two CRC32C for each block of 4 KiB, of what the block is and of what it becomes; ``base.map`` the ranges
-that hold data, for the rest reads as zeros.  Layout: docs/reference/formats/managed-disk.md.
+``base.sums`` holds two CRC32C for each block of 4 KiB: one of the current content, one of the content that the block is
+about to get.  ``base.map`` lists the ranges that hold data; everything else reads as zeros.  Layout:
+docs/reference/formats/managed-disk.md.
 
 Fault contract
 --------------
-:func:`merge_blocks` makes blocks of the base what a view reads there, in steps that each are durable before the next: the
-sums of what blocks become; what those become of which only a part changes (``intent``); the blocks; the sums of what they
-are.  Killed anywhere, it is done again with the same view, to the same end; :func:`redo_intent` writes the noted blocks,
-for such a block may be torn, and the view reads of it.  A block that the view cannot read, which may show only when it is
-to be written, gets sums that fit nothing, so that it stays unreadable: damage is carried over, never made good by a new
-checksum.  Until those are durable it is as it was, and nobody is sent to it: that is for ``progress`` to do, afterwards.
+:func:`merge_blocks` makes blocks of the base equal to the content of a view, in steps; each step is durable before the next
+begins.  The steps are: the new checksums; the new content of blocks that change in part (``intent``); the blocks; the final
+checksums.  After a kill at any point, the same call with the same view leads to the same result.  :func:`redo_intent` must
+run before that call: it writes the blocks of ``intent``, because a kill may have torn them and the view reads them.
+
+A block that the view cannot read gets checksums that match no content, so that it stays unreadable.  This may show only
+while the block is written.  Damage is carried over; a new checksum never hides it.  Until those checksums are durable, the
+block is as it was, and no reader uses it: the caller replaces ``progress`` afterwards.
 """
 
 from __future__ import annotations
@@ -19,7 +22,6 @@ import errno
 import os
 import struct
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,7 +30,9 @@ from operator import add, le, or_
 from pathlib import Path
 
 from siterig.azure_emu.disks.metadata import cannot_be_read, store_corrupt
+from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.failpoint import Failpoint
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder, write_atomically
 from siterig.blockfs.layers.base_update import BLOCK_BYTES, commit_checksums, copy_blocks, prepare_checksums
@@ -42,34 +46,47 @@ SUMS = "base.sums"
 MAP = "base.map"
 INTENT = "intent"
 PAIR = struct.Struct("<II")
-BAD_LOOKS, BAD_LOOK_S = 2, 1.0
-"""How often, and how far apart, a block is read again before it is given up."""
+"""The two checksums of a block in ``base.sums``: of its current content, and of its next one."""
+REREADS, REREAD_DELAY_S = 2, 1.0
+"""How often, and after how many seconds each time, an unreadable block is read again before it counts as bad."""
 _PROBE_BLOCKS = 1024
 _PROBE_BYTES = _PROBE_BLOCKS * BLOCK_BYTES
 _ZERO_SUM = crc32c(bytes(BLOCK_BYTES))
 
 _MAP_MAGIC = b"SRIGMAP\0"
 _INTENT_MAGIC = b"SRIGINT\0"
-_HEADER = struct.Struct("<8sIIQQQQ")  # magic, version, crc of the rest, count, three numbers of whose it is
+_HEADER = struct.Struct("<8sIIQQQQ")  # magic, version, CRC of the rest, count, three numbers of the owner
 _VERSION = 2
 _ROW = struct.Struct("<QQ")
 _END_MAX = (1 << 63) - 1
 
-Step = Callable[[str], None]
-Ranges = list[tuple[int, int]]
+RangeList = list[tuple[int, int]]
+"""Ranges (offset, length) in bytes, in ascending order."""
+
+_ANNOUNCED = Failpoint("store.base.announced")
+_NOTED = Failpoint("store.base.noted")
+_COPIED = Failpoint("store.base.copied")
+_SYNCED = Failpoint("store.base.synced")
+_CONCLUDED = Failpoint("store.base.concluded")
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
-    """What changes (offset, length, multiples of a block), and the blocks of which only a part does."""
+class MergeBlocks:
+    """The blocks that a merge changes.
 
-    touched: Ranges
+    ``touched``: ranges (offset, length), multiples of a block.  ``edges``: offsets of the blocks that change only in part.
+    """
+
+    touched: RangeList
     edges: list[int]
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
-    """On whose behalf the base is changed: a fold up to a frame, or part ``part`` of the seed of a generation."""
+class IntentOwner:
+    """The operation that changes the base.
+
+    It is the compaction up to frame ``frame``, or part ``part`` of the initial replication of ``generation``.
+    """
 
     frame: int = 0
     generation: int = 0
@@ -77,7 +94,7 @@ class Owner:
 
 
 def create_base(folder: Path, size_bytes: int) -> None:
-    """An empty base, durable but for its names."""
+    """Create an empty base; its content is durable, the names of its files are not yet."""
     for name, size in ((BASE, size_bytes), (SUMS, sums_bytes(size_bytes))):
         fd = safe_files.create_file(folder / name)
         try:
@@ -89,7 +106,7 @@ def create_base(folder: Path, size_bytes: int) -> None:
 
 
 def clear_base(folder: Path, size_bytes: int) -> None:
-    """Make everything zeros, whatever was there; durable when it returns."""
+    """Fill the base with zeros and set its size, durably."""
     write_map(folder, [])
     forget_intent(folder)
     for name, size in ((BASE, size_bytes), (SUMS, sums_bytes(size_bytes))):
@@ -103,7 +120,7 @@ def clear_base(folder: Path, size_bytes: int) -> None:
 
 
 def grow_base(folder: Path, size_bytes: int) -> None:
-    """Make the base as large as that, if it is not; durable when it returns."""
+    """Extend the base to this size, durably; a base that is large enough stays as it is."""
     for name, size in ((BASE, size_bytes), (SUMS, sums_bytes(size_bytes))):
         fd = os.open(folder / name, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -115,7 +132,11 @@ def grow_base(folder: Path, size_bytes: int) -> None:
 
 
 def check_size(folder: Path, size_bytes: int, part: PartName) -> None:
-    """``PartRefused`` if the host's file system does not take a base that large, as it is to become by ``part``."""
+    """Check that the host's file system supports a base of this size.
+
+    Raises:
+        RigError: ``PartRefused``, which names ``part``, the part that grows the disk.
+    """
     with tempfile.TemporaryFile(dir=folder, prefix=".size-") as probe:
         try:
             os.ftruncate(probe.fileno(), size_bytes)
@@ -124,20 +145,20 @@ def check_size(folder: Path, size_bytes: int, part: PartName) -> None:
                 raise
             raise RigError(
                 Code.PartRefused,
-                f"part {part.blob()} grows the disk to {size_bytes} bytes; "
-                f"the file system at {folder} does not support files that large",
+                f"part {part.blob()} grows the disk to {size_bytes} bytes; the file system at {folder} does not support "
+                "files that large",
             ) from exc
 
 
 def sums_bytes(size_bytes: int) -> int:
-    """Length of ``base.sums`` for a base of that size."""
+    """Return the length of ``base.sums`` for a base of this size."""
     return -(-size_bytes // BLOCK_BYTES) * PAIR.size
 
 
 # --- base.map ---------------------------------------------------------------------------------------------------
 
 
-def write_map(folder: Path, ranges: Ranges) -> None:
+def write_map(folder: Path, ranges: RangeList) -> None:
     """Replace ``base.map`` durably."""
     rows = pack_ranges(ranges)
     head = _HEADER.pack(_MAP_MAGIC, _VERSION, crc32c(rows, len(ranges)), len(ranges), 0, 0, 0)
@@ -145,7 +166,11 @@ def write_map(folder: Path, ranges: Ranges) -> None:
 
 
 def read_map(folder: Path) -> bytes:
-    """Ranges of the base that hold data, packed as (offset, length); ``StoreCorrupt``."""
+    """Return the ranges of the base that hold data, packed as (offset, length).
+
+    Raises:
+        RigError: ``StoreCorrupt``; ``StoreIo`` (recoverable).
+    """
     path = folder / MAP
     try:
         raw = path.read_bytes()
@@ -161,17 +186,17 @@ def read_map(folder: Path) -> bytes:
         raise store_corrupt(path, f"has {len(raw)} bytes; {count} ranges need {_HEADER.size + count * _ROW.size}")
     if crc32c(rows, count) != crc:
         raise store_corrupt(path, "checksum does not match")
-    if not _can_be(numbers := memoryview(rows).cast("Q").tolist()):
+    if not _are_valid(numbers := memoryview(rows).cast("Q").tolist()):
         raise store_corrupt(path, _bad_range(numbers))
     return rows
 
 
-def _can_be(numbers: list[int]) -> bool:
-    """Of offsets and lengths in turn.  A view waits for this, and there may be very many."""
+def _are_valid(numbers: list[int]) -> bool:
+    """Validate a flat list offset, length, offset, ...  It is on the path of opening a view, hence without a loop."""
     offsets, lengths = numbers[::2], numbers[1::2]
     ends = list(map(add, offsets, lengths))
-    in_order = all(map(le, ends, offsets[1:])) and all(lengths)
-    return in_order and reduce(or_, numbers, 0) % BLOCK_BYTES == 0 and (not ends or ends[-1] <= _END_MAX)
+    ascending = all(map(le, ends, offsets[1:])) and all(lengths)
+    return ascending and reduce(or_, numbers, 0) % BLOCK_BYTES == 0 and (not ends or ends[-1] <= _END_MAX)
 
 
 def _bad_range(numbers: list[int]) -> str:
@@ -187,11 +212,12 @@ def _bad_range(numbers: list[int]) -> str:
 
 
 def rebuild_map(folder: Path) -> None:
-    """Make ``base.map`` anew: data is where a block is not zeros, or has sums that are not of zeros.
+    """Rebuild ``base.map`` from the blocks and their checksums.
 
-    What is neither is left out, so that it reads as zeros; what only one of them says cannot be read.
+    A block is in the map if its content is not zeros or a checksum is not that of zeros.  If only one of the two holds, the
+    block is unreadable.  Any other block is left out and reads as zeros.
     """
-    ranges: Ranges = []
+    ranges: RangeList = []
     with _opened(folder) as (base_fd, sums_fd):
         blocks = sums_bytes(os.fstat(base_fd).st_size) // PAIR.size
         for first in range(0, blocks, _PROBE_BLOCKS):
@@ -200,60 +226,76 @@ def rebuild_map(folder: Path) -> None:
             data = os.pread(base_fd, count * BLOCK_BYTES, first * BLOCK_BYTES)
             if is_zero(sums) and is_zero(data):
                 continue
-            for i, (right, becomes) in enumerate(PAIR.iter_unpack(sums)):
+            for i, (current, following) in enumerate(PAIR.iter_unpack(sums)):
                 block = data[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
-                if not {right, becomes} <= {0, _ZERO_SUM} or not is_zero(block):
+                if not {current, following} <= {0, _ZERO_SUM} or not is_zero(block):
                     ranges.append(((first + i) * BLOCK_BYTES, BLOCK_BYTES))
     write_map(folder, merge_ranges(ranges))
 
 
-def unpack_map(rows: bytes) -> Ranges:
-    """As pairs."""
+def unpack_map(rows: bytes) -> RangeList:
+    """Return the packed ranges as pairs (offset, length)."""
     return list(_ROW.iter_unpack(rows))
 
 
 # --- changing ---------------------------------------------------------------------------------------------------
 
 
-def merge_blocks(folder: Path, view: Layer, blocks: Blocks, owner: Owner, step: Step) -> None:
-    """Make blocks of the base what ``view`` reads there.
+def merge_blocks(folder: Path, view: Layer, blocks: MergeBlocks, owner: IntentOwner, clock: Clock) -> None:
+    """Make blocks of the base equal to the content of ``view``.
 
-    The map of the base is left as it is, and so is the intent: the
-    caller calls :func:`forget_intent` when nothing needs to be done again any more.
+    The map of the base and the intent stay as they are.  The caller calls :func:`forget_intent` when the merge cannot have
+    to be repeated any more.
+
+    Args:
+        folder: the managed disk's folder.
+        view: the new content.
+        blocks: the blocks that change.
+        owner: the operation that the intent is written for.
+        clock: delays the next attempt to read a block that cannot be read.
     """
     with _opened(folder) as (base_fd, sums_fd):
-        left, bad = _as_far_as_readable(lambda ranges: prepare_checksums(view, sums_fd, ranges), view, blocks)
+        left, bad = _without_unreadable(lambda ranges: prepare_checksums(view, sums_fd, ranges), view, blocks, clock)
         os.fdatasync(sums_fd)
-        step("base.announced")
+        _ANNOUNCED.reach()
         write_atomically(folder / INTENT, _encode_intent({offset: _block(view, offset) for offset in left.edges}, owner))
-        step("base.noted")
-        left, worse = _as_far_as_readable(lambda ranges: copy_blocks(view, base_fd, ranges), view, left)
-        step("base.copied")
+        _NOTED.reach()
+        left, also_bad = _without_unreadable(lambda ranges: copy_blocks(view, base_fd, ranges), view, left, clock)
+        _COPIED.reach()
         os.fdatasync(base_fd)
-        step("base.synced")
+        _SYNCED.reach()
         commit_checksums(sums_fd, left.touched)
-        for offset in bad | worse:
+        for offset in bad | also_bad:
             _poison_block(base_fd, sums_fd, offset)
         os.fdatasync(sums_fd)
-        step("base.concluded")
+        _CONCLUDED.reach()
 
 
-def _as_far_as_readable(act: Callable[[Ranges], None], view: Layer, blocks: Blocks) -> tuple[Blocks, set[int]]:
-    """Do it to all blocks; or, if ``view`` cannot read some, anew to the others.  Those it was done to, and the bad ones."""
+def _without_unreadable(
+    act: Callable[[RangeList], None], view: Layer, blocks: MergeBlocks, clock: Clock
+) -> tuple[MergeBlocks, set[int]]:
+    """Call ``act`` on all blocks, and again without the unreadable ones if ``view`` cannot read some.
+
+    Returns:
+        The blocks that ``act`` succeeded for, and the offsets of the unreadable blocks.
+    """
     try:
         act(blocks.touched)
     except OSError as exc:
         if exc.errno != errno.EIO:
             raise
-        bad = _unreadable(view, blocks.touched)
-        blocks = Blocks(_without(blocks.touched, bad), [offset for offset in blocks.edges if offset not in bad])
+        bad = _unreadable(view, blocks.touched, clock)
+        blocks = MergeBlocks(_subtract(blocks.touched, bad), [offset for offset in blocks.edges if offset not in bad])
         act(blocks.touched)
         return blocks, bad
     return blocks, set()
 
 
-def redo_intent(folder: Path, owner: Owner) -> None:
-    """Before :func:`merge_blocks` is done again: blocks that a kill may have torn get what they were to become."""
+def redo_intent(folder: Path, owner: IntentOwner) -> None:
+    """Write the blocks of the intent, which a kill may have torn; call it before :func:`merge_blocks` is repeated.
+
+    An intent of another owner is ignored: that operation has ended.
+    """
     try:
         raw = (folder / INTENT).read_bytes()
     except FileNotFoundError:
@@ -267,8 +309,8 @@ def redo_intent(folder: Path, owner: Owner) -> None:
             raise store_corrupt(folder / INTENT, f"has the block at byte {max(blocks)}; the base has {end} bytes")
         for offset, data in blocks.items():
             at = offset // BLOCK_BYTES * PAIR.size
-            right, _ = PAIR.unpack(os.pread(sums_fd, PAIR.size, at).ljust(PAIR.size, b"\0"))
-            os.pwrite(sums_fd, PAIR.pack(right, crc32c(data)), at)
+            current, _ = PAIR.unpack(os.pread(sums_fd, PAIR.size, at).ljust(PAIR.size, b"\0"))
+            os.pwrite(sums_fd, PAIR.pack(current, crc32c(data)), at)
         os.fsync(sums_fd)
         for offset, data in blocks.items():
             os.pwrite(base_fd, data[: end - offset], offset)
@@ -276,13 +318,17 @@ def redo_intent(folder: Path, owner: Owner) -> None:
 
 
 def check_intent(folder: Path) -> None:
-    """``StoreCorrupt`` if what was noted is not as it was written."""
+    """Check the intent, if there is one.
+
+    Raises:
+        RigError: ``StoreCorrupt``.
+    """
     with suppress(FileNotFoundError):
-        _decode_intent(folder / INTENT, (folder / INTENT).read_bytes(), Owner())
+        _decode_intent(folder / INTENT, (folder / INTENT).read_bytes(), IntentOwner())
 
 
 def forget_intent(folder: Path) -> None:
-    """What was noted is done."""
+    """Delete the intent; its operation is complete."""
     with suppress(FileNotFoundError):
         (folder / INTENT).unlink()
         sync_folder(folder)
@@ -305,17 +351,17 @@ def _block(view: Layer, offset: int) -> bytes:
     return view.pread(offset, min(BLOCK_BYTES, view.size_bytes - offset)).ljust(BLOCK_BYTES, b"\0")
 
 
-def _unreadable(view: Layer, touched: Ranges) -> set[int]:
-    """Blocks that cannot be read, however often: what holds them is deleted after the fold."""
+def _unreadable(view: Layer, touched: RangeList, clock: Clock) -> set[int]:
+    """Return the blocks that cannot be read repeatedly; their source is deleted after the compaction."""
     bad = _unreadable_now(view, touched)
-    for _ in range(BAD_LOOKS):
+    for _ in range(REREADS):
         if bad:
-            time.sleep(BAD_LOOK_S)
+            clock.sleep_thread(REREAD_DELAY_S)
             bad &= _unreadable_now(view, [(block, BLOCK_BYTES) for block in sorted(bad)])
     return bad
 
 
-def _unreadable_now(view: Layer, touched: Ranges) -> set[int]:
+def _unreadable_now(view: Layer, touched: RangeList) -> set[int]:
     bad: set[int] = set()
     for offset, length in touched:
         for start in range(offset, offset + length, _PROBE_BYTES):
@@ -333,8 +379,9 @@ def _unreadable_now(view: Layer, touched: Ranges) -> set[int]:
     return bad
 
 
-def _without(touched: Ranges, bad: set[int]) -> Ranges:
-    left: Ranges = []
+def _subtract(touched: RangeList, bad: set[int]) -> RangeList:
+    """Return the ranges without the bad blocks."""
+    left: RangeList = []
     for offset, length in touched:
         start = offset
         for block in sorted(block for block in bad if offset <= block < offset + length):
@@ -347,33 +394,33 @@ def _without(touched: Ranges, bad: set[int]) -> Ranges:
 
 
 def _poison_block(base_fd: int, sums_fd: int, offset: int) -> None:
-    """Give a block sums that it does not have."""
+    """Give a block checksums that do not match its content."""
     wrong = crc32c(os.pread(base_fd, BLOCK_BYTES, offset).ljust(BLOCK_BYTES, b"\0")) ^ 0xFFFFFFFF
     os.pwrite(sums_fd, PAIR.pack(wrong, wrong), offset // BLOCK_BYTES * PAIR.size)
 
 
-def _encode_intent(blocks: dict[int, bytes], owner: Owner) -> bytes:
+def _encode_intent(blocks: dict[int, bytes], owner: IntentOwner) -> bytes:
     rows = b"".join(offset.to_bytes(8, "little") + data for offset, data in blocks.items())
-    mine = struct.pack("<QQQ", owner.frame, owner.generation, owner.part)
+    name = struct.pack("<QQQ", owner.frame, owner.generation, owner.part)
     head = _HEADER.pack(
-        _INTENT_MAGIC, _VERSION, crc32c(rows, crc32c(mine)), len(blocks), owner.frame, owner.generation, owner.part
+        _INTENT_MAGIC, _VERSION, crc32c(rows, crc32c(name)), len(blocks), owner.frame, owner.generation, owner.part
     )
     return head + rows
 
 
-def _decode_intent(path: Path, raw: bytes, owner: Owner) -> dict[int, bytes]:
-    """What is noted; nothing if it is of another owner: that one came to its end."""
+def _decode_intent(path: Path, raw: bytes, owner: IntentOwner) -> dict[int, bytes]:
+    """Return the blocks of the intent by offset; an empty dict if it has another owner, whose operation has ended."""
     if len(raw) < _HEADER.size:
         raise store_corrupt(path, f"has {len(raw)} bytes; its header has {_HEADER.size}")
-    magic, version, crc, count, *whose = _HEADER.unpack_from(raw)
+    magic, version, crc, count, *name = _HEADER.unpack_from(raw)
     rows = raw[_HEADER.size :]
     row_bytes = 8 + BLOCK_BYTES
     sound = (magic, version, len(rows)) == (_INTENT_MAGIC, _VERSION, count * row_bytes)
-    if not sound or crc32c(rows, crc32c(struct.pack("<QQQ", *whose))) != crc:
+    if not sound or crc32c(rows, crc32c(struct.pack("<QQQ", *name))) != crc:
         raise store_corrupt(path, "checksum does not match")
     blocks = {
         int.from_bytes(rows[at : at + 8], "little"): rows[at + 8 : at + row_bytes] for at in range(0, len(rows), row_bytes)
     }
     if len(blocks) < count or any(offset % BLOCK_BYTES for offset in blocks):
         raise store_corrupt(path, "has invalid blocks: two have the same offset, or an offset is not a multiple of a block")
-    return blocks if Owner(*whose) == owner else {}
+    return blocks if IntentOwner(*name) == owner else {}

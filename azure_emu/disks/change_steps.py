@@ -1,7 +1,7 @@
-"""Where between two positions a disk changed, in as few rows as a search by halving needs.
+"""Groups of the changes between two positions, in as few rows as a binary search needs.
 
-Of a long range whole frames of the journal are told as one group each, by their headers: what is read of the journal, and
-what is answered, does not grow with the number of changes.
+For a long range, the header of a frame describes all its changes as one group.  Then neither the bytes that are read from
+the journal nor the size of the result grow with the number of changes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from siterig.azure_emu.disks.loader import StoreState
 
 READ_ENTRIES_MAX = 20_000
 READ_FRAMES_MAX = 8
-"""Of so few frames, or of frames with so few changes, each change is looked at.  At least three: of the first and the last
-frame there may be nothing that was asked for, and then there would be one group."""
+"""Up to so many frames, or frames with so few changes, each change is read.  The minimum is three: the first and the last
+frame may have no change in the range, and then there would be only one group."""
 STEPS_MAX = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class _FrameRange:
-    """The part of a frame's changes that is asked for: positions above ``after`` up to ``upto``."""
+    """The changes of a frame with ``after < position <= upto``."""
 
     frame: Frame
     after: int
@@ -30,27 +30,30 @@ class _FrameRange:
 
     @property
     def is_by_header(self) -> bool:
-        """Whether the frame's header tells of it: not if it is one change, whose position is to be known."""
+        """True if the frame's header describes the group; for a single change its exact position is needed instead."""
         whole = self.after < self.frame.first_position and self.frame.position <= self.upto
         return whole and self.frame.part.stream == "log" and self.frame.entries > 1
 
 
-def change_steps(loaded: StoreState, after: int, upto: int) -> list[ChangeStep]:
-    """Positions with ``after < position <= upto`` at which the disk changed, in order, or groups of them.
+def change_steps(state: StoreState, after: int, upto: int) -> list[ChangeStep]:
+    """Return the positions with ``after < position <= upto`` at which the disk changed, ascending, or groups of them.
 
-    If there are at least two, there are at least two steps.  Both positions must be valid (``InvalidPosition``).
+    If there are at least two positions, there are at least two groups.
+
+    Raises:
+        RigError: ``InvalidPosition`` if one of the two positions is not valid.
     """
-    loaded.epoch_of(after)
-    ranges = _frame_ranges(loaded, after, upto)
+    state.epoch_of(after)
+    ranges = _frame_ranges(state, after, upto)
     entries = sum(span.frame.entries for span in ranges)
     if entries <= READ_ENTRIES_MAX or len(ranges) <= READ_FRAMES_MAX:
-        return _grouped(_once([step for span in ranges for step in _steps_of(loaded, span)]))
-    return _once([step for span in ranges for step in _group_of(loaded, span)])
+        return _grouped(_distinct([step for span in ranges for step in _positions_in(state, span)]))
+    return _distinct([step for span in ranges for step in _as_group(state, span)])
 
 
-def _frame_ranges(loaded: StoreState, after: int, upto: int) -> list[_FrameRange]:
-    history = loaded.history
-    newest = loaded.epoch_of(upto).generation
+def _frame_ranges(state: StoreState, after: int, upto: int) -> list[_FrameRange]:
+    history = state.history
+    newest = state.epoch_of(upto).generation
     found = []
     for frame in history.frames:
         if frame.part.generation > newest:
@@ -61,10 +64,10 @@ def _frame_ranges(loaded: StoreState, after: int, upto: int) -> list[_FrameRange
     return found
 
 
-def _steps_of(loaded: StoreState, span: _FrameRange) -> list[ChangeStep]:
-    """Each position, once."""
+def _positions_in(state: StoreState, span: _FrameRange) -> list[ChangeStep]:
+    """Return each position of the range once."""
     frame = span.frame
-    raw = read_index(loaded.folder, frame, loaded.history.size_before(frame)).entries
+    raw = read_index(state.folder, frame, state.history.size_before(frame)).entries
     times = {position: time_ns for position, time_ns, *_ in ENTRY.iter_unpack(raw)}
     return [
         ChangeStep(position=position, time_ns=time_ns, count=1)
@@ -73,19 +76,19 @@ def _steps_of(loaded: StoreState, span: _FrameRange) -> list[ChangeStep]:
     ]
 
 
-def _group_of(loaded: StoreState, span: _FrameRange) -> list[ChangeStep]:
-    """All of it as one group; none if nothing is asked for."""
+def _as_group(state: StoreState, span: _FrameRange) -> list[ChangeStep]:
+    """Return the range as one group; an empty list if it has no change."""
     frame = span.frame
     if span.is_by_header:
         return [ChangeStep(position=frame.position, time_ns=frame.time_ns, count=frame.entries)]
-    if frame.part.stream == "sync":  # all of it has one position
+    if frame.part.stream == "sync":  # all records of a sync part have one position
         return [ChangeStep(position=frame.position, time_ns=frame.time_ns, count=1)]
-    inside = _steps_of(loaded, span)
+    inside = _positions_in(state, span)
     return [ChangeStep(position=inside[-1].position, time_ns=inside[-1].time_ns, count=len(inside))] if inside else []
 
 
-def _once(steps: list[ChangeStep]) -> list[ChangeStep]:
-    """Each position once: all parts of a resync have the same."""
+def _distinct(steps: list[ChangeStep]) -> list[ChangeStep]:
+    """Remove repeated positions: all parts of a resync have the same one."""
     return [step for number, step in enumerate(steps) if number == 0 or step.position != steps[number - 1].position]
 
 

@@ -1,10 +1,10 @@
 """Checkpoints: the map of a disk's extents at the end of a frame, so that a view need not read the whole journal.
 
-``checkpoints/NUMBER.extents``, by the frame's number: a header, the journal files, the extents without
-those of the base.  Layout: docs/reference/formats/managed-disk.md.
+``checkpoints/NUMBER.extents`` is named by the frame's number.  It holds a header, the numbers of the journal files, and the
+extents without those of the base.  Layout: docs/reference/formats/managed-disk.md.
 
-Fault contract: a cache.  One that is cut, has a wrong checksum or is of another frame than its name says is passed over,
-as if it were not there.  Written under a dot name and renamed.
+Fault contract: a checkpoint is a cache.  One that is truncated, has a wrong checksum or belongs to another frame than its
+name says is ignored.  It is written under a name that begins with a dot, and renamed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from siterig.cext.checksums import crc32c
 
 CHECKPOINTS = "checkpoints"
 RECORDS_MIN = 32768
-"""A checkpoint is made when more records than this, and than a quarter of the extents, have come since the last."""
+"""A checkpoint is saved when more records than this, and than a quarter of the extents, were applied since the last one."""
 
 _MAGIC = b"SRIGCKP\0"
 _VERSION = 2
@@ -34,12 +34,12 @@ _NAME = re.compile(r"(\d{12})\.extents")
 
 
 class BadCheckpointError(Exception):
-    """A checkpoint that is not as it was written; the text says why."""
+    """A checkpoint is corrupt or of another disk or frame; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The disk's map at the end of ``frame``: ``journal_files[i]`` is source i + 1."""
+    """The map of the disk at the end of frame ``frame``: ``journal_files[i]`` is source i + 1."""
 
     frame: int
     size_bytes: int
@@ -48,12 +48,12 @@ class Checkpoint:
 
 
 def checkpoint_path(folder: Path, frame: int) -> Path:
-    """The file; ``folder`` is the store's."""
+    """Return the path of the checkpoint of frame ``frame``; ``folder`` is the managed disk's."""
     return folder / CHECKPOINTS / f"{frame:012d}.extents"
 
 
 def list_checkpoints(folder: Path) -> list[int]:
-    """Numbers of the frames that have one, in order; whatever else lies there counts for nothing."""
+    """Return the numbers of the frames that have a checkpoint, ascending; other files are ignored."""
     names = []
     with suppress(FileNotFoundError):
         names = [path.name for path in (folder / CHECKPOINTS).iterdir()]
@@ -61,7 +61,7 @@ def list_checkpoints(folder: Path) -> list[int]:
 
 
 def extent_count(folder: Path, frame: int) -> int:
-    """How many extents the checkpoint of ``frame`` has, about; 0 if there is none."""
+    """Return about how many extents the checkpoint of ``frame`` has; 0 if there is none."""
     try:
         return checkpoint_path(folder, frame).stat().st_size // EXTENT_BYTES
     except FileNotFoundError:
@@ -69,7 +69,7 @@ def extent_count(folder: Path, frame: int) -> int:
 
 
 def save(folder: Path, disk_id: str, frame: Frame, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint (its extents merged) of ``frame``."""
+    """Write the checkpoint of ``frame`` durably; its extents must be finalized."""
     rows, journal_files = checkpoint.extents.dump(), checkpoint.journal_files
     table = struct.pack(f"<{len(journal_files)}Q", *journal_files)
     head = _HEADER.pack(
@@ -88,7 +88,12 @@ def save(folder: Path, disk_id: str, frame: Frame, checkpoint: Checkpoint) -> No
 
 
 def load(folder: Path, disk_id: str, frame: Frame) -> Checkpoint:
-    """The checkpoint at the end of ``frame``; :class:`BadCheckpointError`, ``FileNotFoundError``."""
+    """Read the checkpoint at the end of ``frame``.
+
+    Raises:
+        BadCheckpointError: the file is not a checkpoint of this frame.
+        FileNotFoundError: there is none.
+    """
     raw = memoryview(checkpoint_path(folder, frame.number).read_bytes())
     begin = _HEADER.size + _CRC.size
     if len(raw) < begin:
@@ -120,9 +125,12 @@ def load(folder: Path, disk_id: str, frame: Frame) -> Checkpoint:
 
 
 def retarget(checkpoint: Checkpoint, sources: dict[int, int], present: dict[int, int]) -> None:
-    """Make its sources those of ``sources`` (journal file to number), which grows; what was folded shows the base.
+    """Renumber the sources of the checkpoint's extents; extents of compacted frames show the base.
 
-    ``present``: journal files that are there, and the first byte of each that was not folded.
+    Args:
+        checkpoint: the checkpoint, which is changed.
+        sources: source number by journal file; new files are added.
+        present: the journal files that exist, each with its first byte that is not compacted.
     """
     becomes, least = [0], [0]
     for journal_file in checkpoint.journal_files:

@@ -50,7 +50,7 @@ class DamageMap:
 
     @property
     def has_current(self) -> bool:
-        """Whether a range is unreadable at the current replay position."""
+        """True if a range is unreadable at the current replay position."""
         return bool(self._starts)
 
     def __bool__(self) -> bool:

@@ -1,10 +1,10 @@
-"""Frames: how an applied part lies in a journal file of the journal.  Layout: docs/reference/formats/managed-disk.md.
+"""Frames: the form of an applied part in a journal file.  Layout: docs/reference/formats/managed-disk.md.
 
-A frame is a fixed header, the part's segment exactly as it came, an index of the records that change the disk, a
-checksum for each piece of their payloads, the part's tags, and the header once more.
+A frame has a fixed header, the part's unpacked segment, an index of the records that change the disk, a checksum for each
+piece of their payloads, the part's tags, and a copy of the header.
 
-Fault contract: everything but the segment can be made again from the segment, and the header from its copy behind the
-frame.  Each of the four has a checksum; the header's covers the others.
+Fault contract: everything except the segment can be rebuilt from the segment, and the header from its copy after the frame.
+Header, segment, index and tags each have a checksum; that of the header covers the other three.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ _FRONT, _BACK = b"SRIGFRM\0", b"SRIGFRE\0"
 _HEADER = struct.Struct("<8sHHBBH16s12Q7I16s")
 _CRC = struct.Struct("<I")
 ENTRY = struct.Struct("<QQQQQII")
-"""Of an index: position, time_ns, offset, length, payload_at (in the segment), first_piece, type of the record."""
+"""An entry of an index: position, time_ns, offset, length, payload_at (in the segment), first_piece, type of the record."""
 _STREAMS: tuple[Stream, Stream] = ("log", "sync")
 _NUMBER_MAX = (1 << 63) - 1
 _ALIGN = 8
-"""Of what lies in a frame; piece checksums are found by their place in the journal file divided by 4."""
+"""Alignment of the sections of a frame; a piece checksum is found by its byte in the journal file divided by 4."""
 
 
 class Frame(NamedTuple):
-    """A frame's header, and where it lies: ``journal_file`` is the number of the file's first frame, ``start`` a byte of it.
+    """The header of a frame and its place: ``journal_file`` is the number of the file, ``start`` the first byte in it.
 
-    ``position``/``time_ns``: of the last record; ``first_time_ns``: of the first that changes the disk.
-    ``size_bytes_after``: the disk's size after it.  ``sync_end_seq``: the sequence number that the part's ``sync-end`` tag
-    names as the log's first, None if it has no such tag.
+    ``position``, ``time_ns``: of the last record.  ``first_time_ns``: of the first record that changes the disk.
+    ``size_bytes_after``: the disk's size after the frame.  ``sync_end_seq``: the log's first sequence number according to
+    the part's ``sync-end`` tag; None without such a tag.
 
-    A tuple, for a journal has many thousands, and they are all read to open a view.
+    It is a tuple because opening a view reads all frames, often many thousands.
     """
 
     journal_file: int
@@ -68,60 +68,60 @@ class Frame(NamedTuple):
 
     @property
     def segment_at(self) -> int:
-        """Where the segment begins in the journal file."""
+        """The byte of the journal file at which the segment begins."""
         return self.start + HEADER_BYTES
 
     @property
     def entries_at(self) -> int:
-        """Where the index begins in the journal file."""
+        """The byte of the journal file at which the index begins."""
         return self.segment_at + _padded(self.segment_bytes)
 
     @property
     def pieces_at(self) -> int:
-        """Where the checksums of the pieces begin in the journal file."""
+        """The byte of the journal file at which the checksums of the pieces begin."""
         return self.entries_at + self.entries * ENTRY_BYTES
 
     @property
     def index_bytes(self) -> int:
-        """Length of index and checksums together."""
+        """The length of the index with the checksums of the pieces, in bytes."""
         return self.entries * ENTRY_BYTES + self.pieces * PIECE_CRC_BYTES
 
     @property
     def tags_at(self) -> int:
-        """Where the tags begin in the journal file."""
+        """The byte of the journal file at which the tags begin."""
         return self.entries_at + self.index_bytes
 
     @property
     def back_at(self) -> int:
-        """Where the header is once more."""
+        """The byte of the journal file at which the copy of the header begins."""
         return self.entries_at + _padded(self.index_bytes + self.tags_bytes)
 
     @property
     def end(self) -> int:
-        """Byte of the journal file behind the frame."""
+        """The byte of the journal file after the frame."""
         return self.back_at + HEADER_BYTES
 
 
 class DiskUuid(NamedTuple):
-    """A disk's UUID, as text and as it lies in a header."""
+    """The UUID of a disk, as text and as the 16 bytes of a header."""
 
     disk_id: str
     raw: bytes
 
     @classmethod
     def of(cls, disk_id: str) -> DiskUuid:
-        """The name of that disk."""
+        """Return both forms of the UUID ``disk_id``."""
         return cls(disk_id, uuid.UUID(disk_id).bytes)
 
 
 class BadFrameError(Exception):
-    """Bytes that are no frame header; the text says why."""
+    """Bytes are not a valid frame header or tags; the message says why."""
 
 
 def make_frame(
     part: PartName, segment: bytes, index: PartIndex, *, journal_file: int, start: int, number: int
 ) -> tuple[Frame, list[bytes]]:
-    """The frame of a verified segment, and its bytes in pieces, to be written one behind the other."""
+    """Return the frame of a verified segment, and its bytes in the order in which they lie in the file."""
     tags = encode_tags(index.tags)
     frame = Frame(
         journal_file=journal_file,
@@ -151,7 +151,7 @@ def make_frame(
 
 
 def encode_header(frame: Frame, *, back: bool = False) -> bytes:
-    """The header's bytes; ``back``: of the copy behind the frame."""
+    """Return the bytes of the header; ``back``: of its copy after the frame."""
     part = frame.part
     raw = _HEADER.pack(
         _BACK if back else _FRONT,
@@ -186,7 +186,11 @@ def encode_header(frame: Frame, *, back: bool = False) -> bytes:
 
 
 def decode_header(raw: bytes, *, journal_file: int, disk: DiskUuid, back: bool = False) -> Frame:
-    """Read what :func:`encode_header` made; :class:`BadFrameError`."""
+    """Decode the bytes that :func:`encode_header` returned.
+
+    Raises:
+        BadFrameError: the bytes are not a header of this disk.
+    """
     if len(raw) != HEADER_BYTES:
         raise BadFrameError(f"frame header has {len(raw)} bytes; it must have {HEADER_BYTES}")
     fields: tuple[Any, ...] = _HEADER.unpack_from(raw)
@@ -198,14 +202,14 @@ def decode_header(raw: bytes, *, journal_file: int, disk: DiskUuid, back: bool =
     if (version, header_bytes, reserved, any(rest)) != (FRAME_VERSION, HEADER_BYTES, 0, False) or max(
         stream, has_sync_end
     ) > 1:
-        raise BadFrameError(f"frame header of version {version}, {header_bytes} bytes, or not zero where it must be")
+        raise BadFrameError(f"frame header has version {version}, {header_bytes} bytes, or reserved bytes that are not zero")
     if found != disk.raw:
         raise BadFrameError(f"frame is of disk {uuid.UUID(bytes=found)}, not of {disk.disk_id}")
     if max(numbers) > _NUMBER_MAX:
-        raise BadFrameError("frame header holds a number beyond any disk")
+        raise BadFrameError("frame header has a number above 2^63 - 1")
     number, start, generation, first, last, first_position, position, first_time, time_ns, size, sync_end = numbers[:11]
     if sync_end and not has_sync_end:
-        raise BadFrameError("frame header says what follows a sync-end tag that it does not have")
+        raise BadFrameError("frame header has the sequence number of a sync-end tag, but no such tag")
     return Frame(
         journal_file, start, number,
         PartName(disk.disk_id, generation, _STREAMS[stream], first, last),
@@ -220,12 +224,16 @@ FRONT_MAGIC = _FRONT
 
 
 def encode_tags(tags: tuple[TagSeen, ...]) -> bytes:
-    """As they lie in a frame."""
+    """Return the tags in the form of a frame."""
     return json.dumps([tag.model_dump() for tag in tags]).encode() if tags else b""
 
 
 def decode_tags(raw: bytes) -> tuple[TagSeen, ...]:
-    """Read what :func:`encode_tags` made; :class:`BadFrameError`."""
+    """Decode the bytes that :func:`encode_tags` returned.
+
+    Raises:
+        BadFrameError: the bytes are not tags.
+    """
     if not raw:
         return ()
     try:

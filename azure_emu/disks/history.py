@@ -1,8 +1,7 @@
-"""What has been applied to a managed disk: its generations, how far each came, which positions can be read.
+"""The history of a managed disk: its generations, how far each was applied, and which positions can be read.
 
-:class:`DiskHistory` is the one place that knows which part comes next and what has been reached.  It is folded from
-``progress``, which tells what the base holds, and from the headers of the journal's frames, so there is no second truth to
-disagree.
+:class:`DiskHistory` alone decides which part comes next and how far the disk is.  It is computed from ``progress``, which
+describes the base, and from the headers of the journal's frames.  Nothing of it is stored a second time.
 """
 
 from __future__ import annotations
@@ -20,22 +19,23 @@ from siterig.blockfs.transfer.part_name import PartName, Watermark
 
 SLICE_BYTES = 2 << 30
 SLICE_ENTRIES = 1 << 20
-SLICE_CUT_BLOCKS = 1 << 15
-"""What one fold takes at a time.  The more, the more writes of a block become one, and the fewer the syncs; but more would
-need more memory (most of all blocks that change in part: they are kept whole), and keep what waits for its end waiting."""
+SLICE_PARTIAL_BLOCKS = 1 << 15
+"""Limits of one compaction.  A larger one merges more writes of a block into one and syncs less often.  It also needs more
+memory, most of all for blocks that change in part because they are kept whole, and it delays the end of the applier."""
 
 PartStatus = Literal["next", "applied", "later", "conflict"]
-"""What a part is to a disk: to be applied now, no longer needed, to be kept for later, or never applicable."""
+"""The use of a part for a disk: apply it now, not needed any more, keep it for later, or never applicable."""
 
 
 @dataclass(slots=True)
 class Epoch:
     """One generation of the disk.
 
-    ``first_seq`` None: its sync is not complete.  ``first_position``: of the first sync part.  ``snapshot_position``: of the
-    ``sync-end`` tag.  A copy that was cut goes on with a later snapshot, while the log still begins after the first:
-    then the two differ, and the log must have reached the last snapshot before any position is valid.  ``sync_position``: of
-    the last sync part (of those in the base: the first).
+    ``first_seq`` is None until the sync is complete.  ``first_position`` is the position of the first sync part,
+    ``snapshot_position`` that of the ``sync-end`` tag.  A copy that was interrupted continues with a later snapshot, while
+    the log still begins after the first one.  Then the two positions differ, and no position is valid before the log reaches
+    the last snapshot.  ``sync_position`` is the position of the last sync part; for sync parts in the base, that of the
+    first.
     """
 
     generation: int
@@ -51,7 +51,7 @@ class Epoch:
 
     @classmethod
     def of_base(cls, progress: Progress) -> Epoch:
-        """The generation of the base, as far as the base has it."""
+        """Return the generation of the base, as far as the base has it."""
         return cls(
             generation=progress.generation,
             sync_parts=progress.sync_parts,
@@ -67,7 +67,7 @@ class Epoch:
 
     @property
     def complete(self) -> tuple[int, int] | None:
-        """Newest valid position and its time; None while no position of this generation is valid."""
+        """The newest valid position and its time; None while no position of this generation is valid."""
         if self.first_seq is None:
             return None
         if self.log_position >= self.snapshot_position:
@@ -78,11 +78,11 @@ class Epoch:
 
     @property
     def next_log_seq(self) -> int:
-        """Sequence number that the next log part begins with (sync complete only)."""
+        """The sequence number that the next log part begins with; use it only after the sync is complete."""
         return self.log_seq + 1 if self.log_seq else self.first_seq or 1
 
     def classify_sync(self, part: PartName) -> PartStatus:
-        """What a sync part of this generation is to the disk now."""
+        """Return the status of a sync part of this generation."""
         if part.first <= self.sync_parts:
             return "applied"
         if self.first_seq is not None:
@@ -90,7 +90,7 @@ class Epoch:
         return "next" if part.first == self.sync_parts + 1 else "later"
 
     def classify_log(self, part: PartName) -> PartStatus:
-        """What a log part of this generation is to the disk now."""
+        """Return the status of a log part of this generation."""
         if self.first_seq is None or part.first > self.next_log_seq:
             return "later"
         if part.last < self.next_log_seq:
@@ -98,16 +98,17 @@ class Epoch:
         return "next" if part.first == self.next_log_seq else "conflict"
 
 
-def _cut_blocks_max(frame: Frame) -> int:
-    """How many blocks a frame may change in part: a write that has more pieces than its bytes fill has cut ones."""
+def _partial_blocks_max(frame: Frame) -> int:
+    """Return how many blocks the frame may change in part: a write with more pieces than its bytes fill has partial ones."""
     whole = (frame.segment_bytes - RECORD_HEADER_BYTES * frame.records) // PIECE_BYTES
     return 2 * (max(0, frame.pieces - whole) + max(0, frame.entries - frame.pieces))
 
 
 class DiskHistory:
-    """What has been applied to a disk.  Changed by :meth:`add` alone, after the part is durable.
+    """The applied parts of a disk; a part is added after it is durable.
 
-    ``floor``: the oldest position that can be read, once the disk is seeded.  ``frames``: those behind the base.
+    ``oldest_position`` is the oldest position that can be read, after the initial sync is complete.  ``frames`` are the
+    frames after the base.  ``compacted`` is the number of the last frame in the base.
     """
 
     def __init__(self, meta: DiskMeta, progress: Progress | None) -> None:
@@ -125,11 +126,11 @@ class DiskHistory:
 
     @property
     def initial_sync_complete(self) -> bool:
-        """Whether the initial replication is complete: the base holds a state the disk was in."""
+        """True if the initial replication is complete, so that the base holds a state of the disk."""
         return bool(self.epochs) and self.epochs[0].first_seq is not None
 
     def set_progress(self, progress: Progress) -> None:
-        """The base now holds what ``progress`` says, and there is no frame."""
+        """Start again from a base that holds ``progress``, without frames."""
         self._progress = progress
         self.epochs = [Epoch.of_base(progress)]
         self.compacted = progress.frame
@@ -137,20 +138,20 @@ class DiskHistory:
         if progress.size_bytes:
             self.size_bytes = progress.size_bytes
 
-    def begin_compaction(self, fold: CompactionIntent) -> None:
-        """Positions below the fold's target cannot be read any more."""
-        self.oldest_position, self.oldest_time_ns = fold.position, self.progress_at(fold.frame).floor_time_ns
+    def begin_compaction(self, intent: CompactionIntent) -> None:
+        """Move the oldest position to the target of a compaction."""
+        self.oldest_position, self.oldest_time_ns = intent.position, self.progress_at(intent.frame).floor_time_ns
 
     def set_meta(self, meta: DiskMeta) -> None:
-        """The disk was larger when its copy began than when it was made."""
+        """Take over the identity of a disk that grew before its initial replication began."""
         self._meta = meta
         self.size_bytes = meta.size_bytes
 
     def progress_at(self, frame: int) -> Progress:
-        """What ``progress`` is to say once everything up to frame ``frame`` is in the base."""
+        """Return the progress of a base that holds everything up to frame ``frame``."""
         reached = self.upto(frame)
         epoch = reached.epochs[-1]
-        floor, time_ns = epoch.complete or (0, 0)
+        oldest, time_ns = epoch.complete or (0, 0)
         return Progress(
             generation=epoch.generation,
             sync_parts=epoch.sync_parts,
@@ -163,13 +164,13 @@ class DiskHistory:
             log_position=epoch.log_position,
             log_time_ns=epoch.log_time_ns,
             frame=frame,
-            floor=floor,
+            floor=oldest,
             floor_time_ns=time_ns,
             size_bytes=reached.size_bytes,
         )
 
     def upto(self, frame: int) -> DiskHistory:
-        """The history as it was when ``frame`` was the newest; this one goes on by itself."""
+        """Return a copy that ends with frame ``frame``."""
         past = DiskHistory(self._meta, self._progress)
         for each in self.frames:
             if each.number <= frame:
@@ -177,28 +178,29 @@ class DiskHistory:
         return past
 
     def size_before(self, frame: Frame) -> int:
-        """The disk's size before ``frame``."""
+        """Return the disk's size before ``frame``, in bytes."""
         at = frame.number - self.compacted - 2
         return self.frames[at].size_bytes_after if at >= 0 else self.size_of_base
 
     @property
     def size_of_base(self) -> int:
-        """The size of the disk that the base holds."""
+        """The size of the disk at the oldest position, in bytes."""
         return (self._progress.size_bytes if self._progress else 0) or self._meta.size_bytes
 
     def compaction_target(self, position: int) -> int:
-        """The frame to fold up to next: at its end the disk is known, at a position no higher than ``position``.
+        """Return the number of the frame up to which the next compaction goes.
 
-        The newest such frame within the limits of a slice, or else the first; ``folded`` if there is none.
+        At its end the state of the disk is known, at a position that is not above ``position``.  It is the newest such frame
+        within the limits of one compaction, otherwise the first such frame; ``compacted`` if there is none.
         """
         past = self.upto(self.compacted)
-        best, some_bytes, entries, cut_blocks = self.compacted, 0, 0, 0
+        best, some_bytes, entries, partial_blocks = self.compacted, 0, 0, 0
         for frame in self.frames:
             past.add(frame)
             some_bytes += frame.segment_bytes
             entries += frame.entries
-            cut_blocks += _cut_blocks_max(frame)
-            is_full = some_bytes > SLICE_BYTES or entries > SLICE_ENTRIES or cut_blocks > SLICE_CUT_BLOCKS
+            partial_blocks += _partial_blocks_max(frame)
+            is_full = some_bytes > SLICE_BYTES or entries > SLICE_ENTRIES or partial_blocks > SLICE_PARTIAL_BLOCKS
             if best > self.compacted and is_full:
                 break
             complete = past.epochs[-1].complete
@@ -209,7 +211,7 @@ class DiskHistory:
         return best
 
     def expected(self) -> str:
-        """The part that comes next, in words."""
+        """Return a description of the part that comes next, for messages."""
         if not self.epochs:
             return "sync part 1"
         epoch = self.epochs[-1]
@@ -218,7 +220,7 @@ class DiskHistory:
         return f"log sequence number {epoch.next_log_seq} of generation {epoch.generation}"
 
     def classify(self, part: PartName) -> PartStatus:
-        """What ``part`` is to the disk now."""
+        """Return the status of ``part``."""
         epoch = self.epochs[-1] if self.epochs else Epoch(0)
         if part.generation < epoch.generation:
             return "applied"
@@ -227,7 +229,11 @@ class DiskHistory:
         return epoch.classify_sync(part) if part.stream == "sync" else epoch.classify_log(part)
 
     def check_positions(self, part: PartName, first_position: int) -> None:
-        """Positions never go back: or a view at an old position would hold newer records.  ``PositionRegressed``."""
+        """Check that positions do not go back; otherwise a view at an old position would contain newer records.
+
+        Raises:
+            RigError: ``PositionRegressed``.
+        """
         if first_position < (reached := self._reached(part)):
             raise RigError(
                 Code.PositionRegressed,
@@ -235,7 +241,7 @@ class DiskHistory:
             )
 
     def _reached(self, part: PartName) -> int:
-        """The position that a part does not go behind."""
+        """Return the lowest position that a part may begin with."""
         epoch = self.epochs[-1] if self.epochs else Epoch(0)
         if part.stream == "log":
             return epoch.log_position
@@ -245,11 +251,11 @@ class DiskHistory:
         return max((complete[0] for complete in earlier if complete), default=0)
 
     def regresses(self, frame: Frame) -> bool:
-        """Whether positions go back in the frame of a wanted part: no part was applied that does that."""
+        """Return whether positions go back at or in the frame of the next part; no such part was ever applied."""
         return not self._reached(frame.part) <= frame.first_position <= frame.position
 
     def add(self, frame: Frame) -> None:
-        """``frame``, whose part was wanted next, is durable in the journal."""
+        """Add ``frame``, the next one, which is durable in the journal."""
         part = frame.part
         if not self.epochs or part.generation > self.epochs[-1].generation:
             self.epochs.append(Epoch(part.generation, first_position=frame.first_position))
@@ -266,11 +272,14 @@ class DiskHistory:
         self.frames.append(frame)
 
     def names_position(self, tag: TagSeen) -> bool:
-        """Whether a tag in the newest frame names a valid position: it does not if it is from before the last snapshot."""
+        """Return whether a tag in the newest frame names a valid position: one before the last snapshot does not."""
         return tag.position >= self.epochs[-1].snapshot_position
 
     def watermark(self) -> Watermark:
-        """What is durably applied; during a resync the complete position stays that of the generation before."""
+        """Return how far parts are durably applied.
+
+        During a resync the complete position is that of the generation before.
+        """
         epoch = self.epochs[-1] if self.epochs else Epoch(0)
         position, time_ns = next((e.complete for e in reversed(self.epochs) if e.complete), (0, 0))
         return Watermark(
@@ -284,14 +293,14 @@ class DiskHistory:
         )
 
     def contained(self, generation: int) -> int:
-        """Log records of ``generation`` up to this position are in all of its sync parts already.
+        """Return the position up to which all sync parts of ``generation`` contain its log records.
 
-        To replay only some of them would take the disk back, so they are left out of every view.
+        Replaying only some of these records would restore older content, so every view leaves them out.
         """
         return next(epoch.first_position for epoch in self.epochs if epoch.generation == generation)
 
     def valid(self) -> list[tuple[Epoch, int, int]]:
-        """Generations with their first and last position that can be read, oldest first."""
+        """Return the generations with their first and last valid position, oldest first."""
         found = []
         for epoch in self.epochs:
             if epoch.complete is not None:
@@ -301,7 +310,11 @@ class DiskHistory:
         return found
 
     def epoch_of(self, position: int) -> Epoch:
-        """The newest generation that knows ``position``; ``InvalidPosition`` names those that are valid."""
+        """Return the newest generation in which ``position`` is valid.
+
+        Raises:
+            RigError: ``InvalidPosition``, which names the valid positions.
+        """
         valid = self.valid()
         for epoch, first, last in reversed(valid):
             if first <= position <= last:

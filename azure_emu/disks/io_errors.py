@@ -1,4 +1,4 @@
-"""What the host's own disk may answer: errors that are expected, as errors that say so."""
+"""Errors of the host's own disk: which are expected, and what they say about the stored data."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import FULL, files_of, reason
 
 _MEDIA_ERRORS = (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EUCLEAN, errno.EBADMSG)
-"""What a read of something damaged or lost answers; any other error is of the moment: of memory, open files, rights."""
+"""Errors of a read of damaged or lost data; any other error is temporary: no memory, too many open files, no right."""
 _SECTOR_BYTES = 4096
 _UNREADABLE = b"\xff"
 
 
 @contextmanager
 def host_disk_errors(folder: Path) -> Iterator[None]:
-    """Turn an ``OSError`` into ``DiskFull`` (recoverable) or ``StoreIo``; ``folder`` is named if the error names no file.
+    """Turn an ``OSError`` of the block into a ``RigError``; ``folder`` is named if the error names no file.
 
-    ``StoreIo`` is recoverable if it says nothing of what is stored.
+    Raises:
+        RigError: ``DiskFull`` (recoverable); ``StoreIo``, recoverable if the error says nothing about the stored data.
     """
     try:
         yield
@@ -33,18 +34,21 @@ def host_disk_errors(folder: Path) -> Iterator[None]:
 
 
 def is_media_error(exc: OSError) -> bool:
-    """Whether a read failed for what is to be read, not for a temporary lack of something."""
+    """Return whether a read failed because of the stored data, not because of a temporary lack of something."""
     return exc.errno in _MEDIA_ERRORS
 
 
 def pread_past_bad_sectors(fd: int, length: int, offset: int) -> bytes:
-    """As ``os.pread``; what the host's disk cannot read comes as bytes of ones, which no checksum of ours is right for."""
+    """Read like ``os.pread``, with bytes of ones in place of sectors that the host's disk cannot read.
+
+    No checksum of a managed disk matches such bytes.
+    """
     try:
         return os.pread(fd, length, offset)
     except OSError as exc:
         if exc.errno != errno.EIO:
             raise
-    found = []
+    pieces = []
     end = min(offset + length, os.fstat(fd).st_size)
     while offset < end:
         some = min(_SECTOR_BYTES - offset % _SECTOR_BYTES, end - offset)
@@ -54,6 +58,6 @@ def pread_past_bad_sectors(fd: int, length: int, offset: int) -> bytes:
             if exc.errno != errno.EIO:
                 raise
             data = b""
-        found.append(data.ljust(some, _UNREADABLE))
+        pieces.append(data.ljust(some, _UNREADABLE))
         offset += some
-    return b"".join(found)
+    return b"".join(pieces)

@@ -1,17 +1,19 @@
-"""The journal of a managed disk: journal files, each a row of frames (:mod:`siterig.azure_emu.disks.frames`), the newest one
-growing.
+"""The journal of a managed disk: numbered files of frames (:mod:`siterig.azure_emu.disks.frames`); the newest one grows.
 
-A journal file's name is the number of its first frame.  It is closed when it is full and then never changes, but that
-a damaged header or index is written again as it was.
+A journal file is named by the number of its first frame.  A full file is closed and then never changes, except that a
+damaged header or index is written again with the same bytes.
 
-Fault contract -------------- A frame is written at the end of the newest journal file, its header last, and counts once
-``fdatasync`` has returned.  A kill can leave a frame that the file ends in, or that has zeros in place of its header; a
-power loss also one with a wrong checksum of its header or its segment: of the last frame alone, all of these are cut, but
-never of one that is known to count (:class:`siterig.azure_emu.disks.metadata.OpenRecord`).  Whatever else does not check out
-is damage.  Headers are read by :func:`read_journal`, indexes by :func:`read_index`; segments are not read, but for that of
-the last frame after a power loss.  A header that is bad is taken from its copy behind the frame, a bad index made anew from
-its segment; where neither is possible, or a frame that counts is not there, the chain of frames is broken: the frames
-before it are good, and :attr:`JournalState.broken` says why there are no more.
+Fault contract
+--------------
+A frame is written at the end of the newest journal file, its header last, and counts once ``fdatasync`` has returned.  A
+kill can leave a frame that the file ends in, or one with zeros in place of its header.  A power loss can also leave one with
+a wrong checksum of its header or its segment.  Such a last frame is torn and is truncated, unless it is known to count
+(:class:`siterig.azure_emu.disks.metadata.OpenRecord`).  Everything else that does not match its checksum is damage.
+
+:func:`read_journal` reads headers and :func:`read_index` reads indexes.  Segments are not read, except that of the last
+frame after a power loss.  A bad header is taken from its copy after the frame, and a bad index is rebuilt from its segment.
+If neither is possible, or a frame that counts is missing, the chain of frames is broken: the frames before are good, and
+:attr:`JournalState.broken` says why there are no more.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from siterig.azure_emu.disks.metadata import OpenRecord, cannot_be_read, store_c
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.core.failpoint import Failpoint
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder
 from siterig.blockfs.transfer.part_index import ENTRY_BYTES, PartIndex, index_segment
@@ -56,13 +59,18 @@ _DISK_SHARE = 256
 _NAME = re.compile(r"(\d{12})\.journal")
 _WRITE_BYTES = 1 << 20
 NEVER_WRITTEN = "its header was never written"
-"""Why a frame is known by its copy alone that a kill left so: all else of it was there before."""
+"""The reason for a repair that a kill explains: everything else of the frame was written before its header."""
 
-Step = Callable[[str], None]
+_FILE_CREATED = Failpoint("store.journal_file.created")
+_FILE_SYNCED = Failpoint("store.journal_file.synced")
+_BEGUN = Failpoint("store.append.begun")
+_FOLLOWED = Failpoint("store.append.followed")
+_WRITTEN = Failpoint("store.append.written")
+_SYNCED = Failpoint("store.append.synced")
 
 
 def journal_file_path(folder: Path, journal_file: int) -> Path:
-    """The file of the journal file whose first frame has that number; ``folder`` is the store's."""
+    """Return the path of the journal file whose first frame has this number; ``folder`` is the managed disk's."""
     return folder / JOURNAL / f"{journal_file:012d}.journal"
 
 
@@ -77,7 +85,7 @@ def list_journal_files(folder: Path) -> list[int]:
 
 
 def list_unexpected_files(folder: Path) -> list[Path]:
-    """Files in the journal's folder that are no journal files; not those whose names begin with a dot."""
+    """Return the files in the journal's folder that are not journal files, except those whose names begin with a dot."""
     journal = folder / JOURNAL
     try:
         return sorted(path for path in journal.iterdir() if not _NAME.fullmatch(path.name) and path.name[0] != ".")
@@ -86,8 +94,8 @@ def list_unexpected_files(folder: Path) -> list[Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class Torn:
-    """Bytes behind the last frame of a journal file that are of a frame which never counted."""
+class TornFrame:
+    """The bytes after the last frame of a journal file: a frame that never counted."""
 
     journal_file: int
     end: int
@@ -96,31 +104,41 @@ class Torn:
 
 @dataclass(slots=True)
 class JournalState:
-    """What a journal holds from frame ``after`` + 1 on; ``earlier``: frames before, in journal files that are not deleted.
+    """The content of a journal: the frames after the compacted ones.
 
-    ``end``: number of the newest journal file, and its last frame's end.  ``repaired``: frames whose header is bad and
-    was taken from its copy.  ``broken``: why no frame is known behind the last, though there may be some.
+    ``earlier``: compacted frames in journal files that are not deleted yet.  ``end``: the number of the newest journal file
+    and the byte after its last frame.  ``repaired``: frames whose header is bad and was taken from its copy, with its byte
+    and the reason.  ``broken``: the error if the chain of frames is broken after the last one.
     """
 
     frames: list[Frame] = field(default_factory=list)
     earlier: list[Frame] = field(default_factory=list)
     end: tuple[int, int] | None = None
-    torn: Torn | None = None
+    torn: TornFrame | None = None
     repaired: list[tuple[Frame, int, str]] = field(default_factory=list)
     broken: RigError | None = None
     broken_at: tuple[Path, int] | None = None
-    """File and byte of that."""
+    """The file and the byte at which the chain is broken."""
 
 
 def read_journal(folder: Path, disk_id: str, after: int, opened: OpenRecord) -> JournalState:
-    """Read the headers of all frames behind frame ``after``, which is in the base.  ``StoreIo`` (recoverable)."""
+    """Read the headers of all frames in journal files that are not wholly compacted.
+
+    Args:
+        folder: the managed disk's folder.
+        disk_id: the disk that the frames must name.
+        after: number of the last frame that is in the base.
+        opened: the record of the first opening in a boot.
+    Raises:
+        RigError: ``StoreIo`` (recoverable).
+    """
     state = JournalState()
     disk = DiskUuid.of(disk_id)
     counted = max(after, opened.frame)
-    tail = Tail(counted=counted, power_lost=opened.boot != boot.current_boot_id())
+    tail = JournalTail(counted=counted, power_lost=opened.boot != boot.current_boot_id())
     expected = after + 1
     journal_files = list_journal_files(folder)
-    # a journal file that was folded as a whole is about to be deleted
+    # A journal file whose frames are all compacted is about to be deleted.
     journal_files = [
         v for i, v in enumerate(journal_files) if i + 1 == len(journal_files) or journal_files[i + 1] > expected
     ]
@@ -129,29 +147,29 @@ def read_journal(folder: Path, disk_id: str, after: int, opened: OpenRecord) -> 
         if journal_file > expected or (place > 0 and journal_file != expected):
             path, at = journal_file_path(folder, journal_file), 0
             why = f"frame {expected} comes next, but it begins with frame {journal_file}"
-            if state.end is not None:  # it may have been longer
+            if state.end is not None:  # the file before may have been longer
                 (before, at), following = state.end, path
                 path = journal_file_path(folder, before)
                 why = f"byte {at}: it ends before frame {expected}, but {following} begins with frame {journal_file}"
             state.broken_at, state.broken = (path, at), store_corrupt(path, why)
             break
-        walk = _JournalFileReader(folder, journal_file, disk, tail if last else None)
+        reader = _JournalFileReader(folder, journal_file, disk, tail if last else None)
         try:
-            walk.run()
+            reader.run()
         except OSError as exc:
-            walk.broken = cannot_be_read(walk.path, exc)
-            if walk.broken.recoverable:  # it says nothing of the journal
-                raise walk.broken from exc
-        state.frames += [frame for frame in walk.frames if frame.number > after]
-        state.earlier += [frame for frame in walk.frames if frame.number <= after]
-        state.repaired += walk.repaired
-        state.broken = walk.broken
-        state.torn = walk.torn
-        if walk.broken:
-            state.broken_at = walk.path, walk.at
+            reader.broken = cannot_be_read(reader.path, exc)
+            if reader.broken.recoverable:  # it says nothing about the journal
+                raise reader.broken from exc
+        state.frames += [frame for frame in reader.frames if frame.number > after]
+        state.earlier += [frame for frame in reader.frames if frame.number <= after]
+        state.repaired += reader.repaired
+        state.broken = reader.broken
+        state.torn = reader.torn
+        if reader.broken:
+            state.broken_at = reader.path, reader.at
             break
-        state.end = (journal_file, walk.at)
-        expected = journal_file + len(walk.frames)
+        state.end = (journal_file, reader.at)
+        expected = journal_file + len(reader.frames)
     if state.broken is None and expected <= counted:
         journal_file, at = state.end or (expected, 0)
         path = journal_file_path(folder, journal_file)
@@ -161,23 +179,23 @@ def read_journal(folder: Path, disk_id: str, after: int, opened: OpenRecord) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Tail:
-    """What is known of the newest journal file's end: frames up to ``counted`` are there, whatever they look like now."""
+class JournalTail:
+    """Facts about the end of the newest journal file: frames up to ``counted`` were complete, even if they look torn now."""
 
     counted: int
     power_lost: bool
-    """Since the last writer."""
+    """True if the power may have been lost since the last writer."""
 
 
 class _JournalFileReader:
-    """Hops from header to header of one journal file."""
+    """Reads the frame headers of one journal file."""
 
-    def __init__(self, folder: Path, journal_file: int, disk: DiskUuid, tail: Tail | None) -> None:
-        """``tail``: of the newest journal file alone."""
+    def __init__(self, folder: Path, journal_file: int, disk: DiskUuid, tail: JournalTail | None) -> None:
+        """``tail`` is given for the newest journal file only."""
         self.path = journal_file_path(folder, journal_file)
         self.frames: list[Frame] = []
         self.repaired: list[tuple[Frame, int, str]] = []
-        self.torn: Torn | None = None
+        self.torn: TornFrame | None = None
         self.broken: RigError | None = None
         self.at = 0
         self._folder = folder
@@ -195,7 +213,7 @@ class _JournalFileReader:
             os.close(fd)
 
     def _next(self, fd: int, size: int) -> bool:
-        """One frame more; False if there is none."""
+        """Read the next frame; return False if there is none."""
         number = self._journal_file + len(self.frames)
         raw = pread_past_bad_sectors(fd, HEADER_BYTES, self.at)
         if len(raw) < HEADER_BYTES:
@@ -205,7 +223,7 @@ class _JournalFileReader:
         except BadFrameError as exc:
             why = str(exc)
             data = pread_past_bad_sectors(fd, size - self.at, self.at)
-            if data[:HEADER_BYTES] != raw:  # it is being written just now
+            if data[:HEADER_BYTES] != raw:  # the applier is just writing it
                 return True
             found = self._from_copy(data, number)
             if found is None:
@@ -216,7 +234,7 @@ class _JournalFileReader:
         if end > size:
             return self._ends_early(number, size, f"{size - self.at} bytes of a frame of {end - self.at}")
         if end == size and self._may_be_torn(number, power=True) and not _segment_is_whole(fd, frame):
-            self.torn = Torn(self._journal_file, self.at, size - self.at)
+            self.torn = TornFrame(self._journal_file, self.at, size - self.at)
             return False
         self.frames.append(frame)
         self.at = end
@@ -228,19 +246,22 @@ class _JournalFileReader:
         return frame
 
     def _may_be_torn(self, number: int, *, power: bool = False) -> bool:
-        """Whether frame ``number``, if it is the last, may never have counted; ``power``: it looks as after a power loss."""
+        """Return whether frame ``number`` may be torn if it is the last.
+
+        ``power`` is True for bytes that only a power loss leaves, not a kill.
+        """
         tail = self._tail
         return tail is not None and number > tail.counted and (tail.power_lost or not power)
 
     def _ends_early(self, number: int, size: int, what: str) -> bool:
         if self._may_be_torn(number):
-            self.torn = Torn(self._journal_file, self.at, size - self.at)
+            self.torn = TornFrame(self._journal_file, self.at, size - self.at)
         else:
             self.broken = store_corrupt(self.path, f"byte {self.at}: the file ends after {what}")
         return False
 
     def _from_copy(self, data: bytes, number: int) -> Frame | None:
-        """The frame that begins with ``data``, by the copy of its header."""
+        """Return the frame that begins with ``data``, from the copy of its header."""
         at = 0
         while (at := data.find(BACK_MAGIC, at + 1)) >= 0:
             try:
@@ -255,9 +276,9 @@ class _JournalFileReader:
         return None
 
     def _unreadable(self, number: int, data: bytes, size: int, why: str) -> bool:
-        """No frame here.  It never had a header, or lost it with the power, if nothing says otherwise; or else it is rot."""
+        """Handle bytes that are no frame: torn if it may never have counted and no later frame follows; otherwise damage."""
         if self._may_be_torn(number, power=any(data[:HEADER_BYTES])) and not self._later_frame(data):
-            self.torn = Torn(self._journal_file, self.at, size - self.at)
+            self.torn = TornFrame(self._journal_file, self.at, size - self.at)
         else:
             self.broken = store_corrupt(self.path, f"byte {self.at}: {why}")
         return False
@@ -273,13 +294,13 @@ class _JournalFileReader:
 
 
 def _segment_is_whole(fd: int, frame: Frame) -> bool:
-    """What is behind it can be made again from it."""
+    """Return whether the segment is intact; everything after it in the frame can be rebuilt from it."""
     return crc32c(pread_past_bad_sectors(fd, frame.segment_bytes, frame.segment_at)) == frame.segment_crc
 
 
 @dataclass(frozen=True, slots=True)
 class FrameIndex:
-    """Index of a frame: packed entries and piece checksums; ``rebuilt`` if they had to be made from the segment."""
+    """The index of a frame: packed entries and checksums of pieces; ``rebuilt`` if it was rebuilt from the segment."""
 
     entries: bytes
     pieces: bytes
@@ -287,7 +308,16 @@ class FrameIndex:
 
 
 def read_index(folder: Path, frame: Frame, size_bytes_before: int) -> FrameIndex:
-    """The index of ``frame``; ``StoreCorrupt`` if it is bad and its segment is, too."""
+    """Return the index of ``frame``.
+
+    Args:
+        folder: the managed disk's folder.
+        frame: the frame.
+        size_bytes_before: the disk's size before the frame.
+    Raises:
+        RigError: ``StoreCorrupt`` if both the index and its segment are bad.
+        FileNotFoundError: a compaction deleted the journal file.
+    """
     path = journal_file_path(folder, frame.journal_file)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -297,11 +327,11 @@ def read_index(folder: Path, frame: Frame, size_bytes_before: int) -> FrameIndex
 
 
 def index_in(fd: int, path: Path, frame: Frame, size_bytes_before: int) -> FrameIndex:
-    """As :func:`read_index`, of an open journal file."""
+    """Return the index of ``frame`` from an open journal file, as :func:`read_index` does."""
     raw = pread_past_bad_sectors(fd, frame.index_bytes, frame.entries_at)
     if crc32c(raw) == frame.index_crc and len(raw) == frame.index_bytes:
-        cut = frame.entries * ENTRY_BYTES
-        return FrameIndex(raw[:cut], raw[cut:], rebuilt=False)
+        entries_bytes = frame.entries * ENTRY_BYTES
+        return FrameIndex(raw[:entries_bytes], raw[entries_bytes:], rebuilt=False)
     found = _rebuilt(fd, frame, size_bytes_before)
     if found is None or not _is_index_of(frame, found):
         raise store_corrupt(
@@ -318,7 +348,11 @@ def _is_index_of(frame: Frame, made: PartIndex) -> bool:
 
 
 def read_tags(folder: Path, frame: Frame, size_bytes_before: int) -> tuple[tuple[TagSeen, ...], bool]:
-    """The tags of ``frame``, and whether they had to be made from its segment; ``StoreCorrupt`` if that is bad, too."""
+    """Return the tags of ``frame``, and whether they were rebuilt from its segment.
+
+    Raises:
+        RigError: ``StoreCorrupt`` if both the tags and the segment are bad.
+    """
     if not frame.tags_bytes:
         return (), False
     path = journal_file_path(folder, frame.journal_file)
@@ -347,9 +381,10 @@ def _rebuilt(fd: int, frame: Frame, size_bytes_before: int) -> PartIndex | None:
 
 
 def repair_frame(folder: Path, frame: Frame, size_bytes_before: int) -> None:
-    """Write what can be made again of a frame over what is there, if that is not the same; the segment is left alone.
+    """Write the header, index, tags and header copy of a frame again where they differ; the segment is not touched.
 
-    ``StoreCorrupt`` as :func:`read_index`.
+    Raises:
+        RigError: ``StoreCorrupt``, as :func:`read_index` and :func:`read_tags` raise it.
     """
     index = read_index(folder, frame, size_bytes_before)
     tags = encode_tags(read_tags(folder, frame, size_bytes_before)[0])
@@ -370,9 +405,9 @@ def repair_frame(folder: Path, frame: Frame, size_bytes_before: int) -> None:
 
 
 def make_durable(folder: Path, state: JournalState) -> None:
-    """Take away what is torn, and see to it that what counts by being there will be there after a power loss, too.
+    """Truncate a torn frame, and sync the newest journal file and its name.
 
-    A kill may have come before the sync behind a write; and a later frame must not be taken for a part of what was torn.
+    A kill may have come between a write and its sync.  A later frame must not be taken for a part of the torn one.
     """
     if state.end is not None:
         journal_file, end = state.end
@@ -387,13 +422,12 @@ def make_durable(folder: Path, state: JournalState) -> None:
 
 
 class JournalWriter:
-    """Appends frames.  One thread at a time."""
+    """Appends frames to the journal; for one thread at a time."""
 
-    def __init__(self, folder: Path, disk_size_bytes: int, state: JournalState, after: int, step: Step) -> None:
-        """``after``: number of the newest frame there is, or was folded."""
+    def __init__(self, folder: Path, disk_size_bytes: int, state: JournalState, after: int) -> None:
+        """Prepare to append after frame ``after``, the newest one in the journal or the last one in the base."""
         self._folder = folder
         self._file_bytes = max(JOURNAL_FILE_BYTES, disk_size_bytes // _DISK_SHARE)
-        self._step = step
         self._next = after + 1
         self._journal_file, self._end = state.end or (0, 0)
         self._fd = -1
@@ -402,63 +436,65 @@ class JournalWriter:
     def append(self, part: PartName, segment: bytes, verify: Callable[[], PartIndex]) -> tuple[Frame, PartIndex]:
         """Write a frame durably; after an ``OSError``, or a ``RigError`` of ``verify``, the journal is as it was.
 
-        ``verify`` is called while the host's disk takes up the segment: without its header that counts for nothing.
+        Args:
+            part: the part's name.
+            segment: the unpacked part.
+            verify: checks the segment and returns its index.  It runs while the host's disk writes the segment, which does
+                not count without its header.
         """
         self._ready()
         try:
             _write_all(self._fd, [segment], self._end + HEADER_BYTES)
-            self._step("append.begun")
+            _BEGUN.reach()
             index = verify()
             frame, (header, _, *rest) = make_frame(
                 part, segment, index, journal_file=self._journal_file, start=self._end, number=self._next
             )
             _write_all(self._fd, rest, frame.segment_at + frame.segment_bytes)
-            self._step("append.followed")
+            _FOLLOWED.reach()
             os.pwrite(self._fd, header, frame.start)
-            self._step("append.written")
+            _WRITTEN.reach()
             os.fdatasync(self._fd)
-            self._step("append.synced")
+            _SYNCED.reach()
         except (OSError, RigError):
             try:
                 os.ftruncate(self._fd, self._end)
                 os.fdatasync(self._fd)
             except OSError:
-                self.close()  # the next append cuts it, or fails as well
+                self.close()  # the next append truncates it, or fails as well
             raise
         self._end = frame.end
         self._next += 1
         return frame, index
 
     def _ready(self) -> None:
-        """The newest journal file is open and ends with its last frame; or there is a new one."""
+        """Open the newest journal file and truncate it after its last frame; begin a new file if it is full."""
         if not self._journal_file or self._end >= self._file_bytes:
             self.close()
             self._journal_file, self._end, self._named = self._next, 0, False
         if self._fd < 0:
             self._fd = safe_files.open_file(journal_file_path(self._folder, self._journal_file), os.O_RDWR | os.O_CREAT)
-        if os.fstat(self._fd).st_size != self._end:  # a frame that could neither be written nor taken back
+        if os.fstat(self._fd).st_size != self._end:  # a frame that could be neither written nor removed
             os.ftruncate(self._fd, self._end)
             os.fsync(self._fd)
         if not self._named:
-            self._step("journal_file.made")
+            _FILE_CREATED.reach()
             sync_folder(self._folder / JOURNAL)
             self._named = True
-            self._step("journal_file.synced")
-
-    @property
-    def journal_file(self) -> int:
-        """Number of the journal file that grows (0: there is none)."""
-        return self._journal_file
+            _FILE_SYNCED.reach()
 
     def close(self) -> None:
-        """Let go of the journal file."""
+        """Close the journal file."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
 
 def _write_all(fd: int, pieces: list[bytes], at: int) -> None:
-    """In order, so that a kill leaves a frame that the file ends in; the host's disk works while the rest is copied."""
+    """Write the pieces one after the other, so that a kill leaves a frame that the file ends in.
+
+    The host's disk writes the first pieces while the rest is copied.
+    """
     small: list[bytes | memoryview] = []
     for piece in pieces:
         view = memoryview(piece)
@@ -472,7 +508,7 @@ def _write_all(fd: int, pieces: list[bytes], at: int) -> None:
 
 
 def _pwritev(fd: int, pieces: list[bytes | memoryview], at: int) -> int:
-    """All of it: a short write is followed by the rest, or by the error behind it."""
+    """Write all pieces; after a short write, write the rest or raise the error."""
     total = sum(map(len, pieces))
     done = os.pwritev(fd, pieces, at)
     if done < total:

@@ -1,9 +1,9 @@
-"""Reads what a managed disk's folder says of itself: identity, progress, the headers of all frames; no data.
+"""Loads the state of a managed disk from its folder: identity, progress and the headers of all frames, but no data.
 
-Fault contract: a bad byte in ``disk.json`` or ``progress``, and a base of another length, are ``StoreCorrupt``: there is
-no history without them.  Where the chain of frames is broken, the history ends there, and every position behind it is
-refused by the name of what is bad.  Any process may read while the applier goes on, folds and deletes: what changes
-under the reader's hands is read again.
+Fault contract: a bad byte in ``disk.json`` or ``progress``, and a base of another length, raise ``StoreCorrupt``; there is
+no history without them.  If the chain of frames is broken, the history ends there, and a later position raises the error of
+the broken frame.  Any process may load while the applier applies, compacts and deletes; files that change meanwhile are read
+again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class StoreState:
-    """A managed disk's folder, as it was at one moment."""
+    """The state of a managed disk's folder at one moment."""
 
     folder: Path
     meta: DiskMeta
@@ -35,7 +35,11 @@ class StoreState:
     journal: JournalState
 
     def epoch_of(self, position: int) -> Epoch:
-        """The generation to read ``position`` from; ``InvalidPosition``, or what is broken before it."""
+        """Return the generation to read ``position`` from.
+
+        Raises:
+            RigError: ``InvalidPosition``; ``StoreCorrupt`` if the chain of frames is broken before it.
+        """
         try:
             return self.history.epoch_of(position)
         except RigError:
@@ -46,9 +50,10 @@ class StoreState:
 
 
 def load_history(folder: Path) -> StoreState:
-    """Read a managed disk's folder; ``DiskNotFound``, ``StoreCorrupt``, ``StoreVersion``.
+    """Load the state of a managed disk; during a compaction, positions below its target are not valid any more.
 
-    While a fold is under way, positions below its target are not valid any more.
+    Raises:
+        RigError: ``DiskNotFound``, ``StoreCorrupt``, ``StoreVersion``; ``StoreIo`` (recoverable).
     """
     tries = TRIES_MAX
     while True:
@@ -67,15 +72,19 @@ def load_history(folder: Path) -> StoreState:
 
 
 def oldest_position_of(folder: Path) -> int | None:
-    """The oldest position that can be opened now: the target of a fold that is under way, or the floor; None: not any."""
+    """Return the oldest position that can be opened, or the target of a running compaction; None if no position can be."""
     if not _raw_progress(folder):
-        return None  # deleted, or begun anew
+        return None  # the disk was deleted, or its initial replication has begun again
     progress = read_meta(folder / PROGRESS, Progress)
     return progress.fold.position if progress.fold else progress.floor
 
 
 def query_consistently(folder: Path, query: Callable[[StoreState], T]) -> T:
-    """What ``query`` answers; it is asked again if a fold took away what it was reading.  As :func:`load_history`."""
+    """Return the result of ``query``; repeat it if a compaction deleted a file that it was reading.
+
+    Raises:
+        RigError: as :func:`load_history`, or as ``query`` raises.
+    """
     tries = TRIES_MAX
     with host_disk_errors(folder):
         while True:
@@ -125,9 +134,9 @@ def _check_base(folder: Path, meta: DiskMeta, progress: Progress | None) -> None
             raise store_corrupt(path, "is missing")
     size = (folder / BASE).stat().st_size
     expected = (progress.size_bytes if progress else 0) or meta.size_bytes
-    # A seed that begins, or a fold over a larger disk, may have been cut while it made the base another size
+    # An initial replication or a compaction that a kill interrupted may have changed the size of the base.
     if progress is None or (progress.fold is None and progress.sync_parts):
         if size != expected:
-            raise store_corrupt(folder / BASE, f"has {size} bytes; the disk was made with {expected}")
+            raise store_corrupt(folder / BASE, f"has {size} bytes; the disk was created with {expected}")
     elif progress.fold is not None and size < expected:
         raise store_corrupt(folder / BASE, f"has {size} bytes; the disk has {expected}")

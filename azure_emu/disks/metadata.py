@@ -1,7 +1,7 @@
 """The small files of a managed disk (``disk.json``, ``progress``, pins): JSON with a format version and a checksum.
 
-Fault contract: a file is replaced atomically and durably, so a kill or a power loss leaves the old one or the new
-one.  Any changed byte is ``StoreCorrupt``, another format version ``StoreVersion``; both name the file.
+Fault contract: a file is replaced atomically and durably; a kill or a power loss leaves the old file or the new one.  A
+changed byte raises ``StoreCorrupt`` and another format version ``StoreVersion``; both name the file.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ PROGRESS = "progress"
 
 
 class DiskMeta(WireModel):
-    """``disk.json``: written when the disk is made, and when an initial replication begins with a disk that has grown.
+    """The file ``disk.json``: the identity of the disk.
 
-    ``size_bytes`` is the size of ``base.img``.
+    It is written when the managed disk is created, and again when an initial replication begins after the source disk has
+    grown.  ``size_bytes`` is the size of ``base.img`` then.
     """
 
     disk_id: str = Field(pattern=UUID_PATTERN)
@@ -43,16 +44,16 @@ class DiskMeta(WireModel):
 
 
 class CompactionIntent(WireModel):
-    """A fold that is under way: ``base.img`` is becoming the disk as it was after frame ``frame``, at ``position``."""
+    """A compaction that is not complete: the base gets the content of the disk after frame ``frame``, at ``position``."""
 
     frame: Whole
     position: Whole
 
 
 class OpenRecord(WireModel):
-    """The first opening for applying in a boot: every frame up to ``frame`` counts, and what was torn behind it is cut.
+    """The first opening for applying in a boot: every frame up to ``frame`` counts, and torn bytes after it are truncated.
 
-    So in ``boot`` a frame can have been torn by a kill, but not by a power loss.
+    Within ``boot`` a kill can tear a later frame, a power loss cannot.
     """
 
     boot: str = Field(pattern=UUID_PATTERN)
@@ -60,21 +61,21 @@ class OpenRecord(WireModel):
 
 
 NOT_OPENED = OpenRecord(boot=NIL, frame=0)
-"""Nothing is known of any frame."""
+"""The value of ``opened`` before the first opening: no frame is known to count."""
 
 
 class Progress(WireModel):
-    """``progress``: what ``base.img`` holds, which is everything up to the floor, and of what generation that is.
+    """The file ``progress``: the state that ``base.img`` holds, which is everything up to the oldest position.
 
-    While the initial replication goes on: ``sync_parts`` of the generation's sync stream.  ``position``, ``time_ns`` and
-    ``first_seq`` (first sequence number of the log that is not in the snapshot) are 0 until ``complete``, which the
-    stream's ``sync-end`` tag sets.  ``first_position`` is that of part 1: lower than ``position`` if the copy was cut
-    and went on with another snapshot.  ``log_seq``, ``log_position`` and ``log_time_ns`` are of the last log record that was
-    folded into the base.
+    During the initial replication the base holds ``sync_parts`` parts of the generation's sync stream.  The stream's
+    ``sync-end`` tag sets ``complete``.  ``position``, ``time_ns`` and ``first_seq`` are 0 before; ``first_seq`` is the first
+    sequence number of the log that is not in the snapshot.  ``first_position`` is the position of part 1.  It is lower than
+    ``position`` if the copy was interrupted and continued with another snapshot.  ``log_seq``, ``log_position`` and
+    ``log_time_ns`` belong to the last log record in the base.
 
-    ``frame``: number of the last frame that was folded into the base.  ``floor``, ``floor_time_ns``: the oldest position
-    that can be read.  ``size_bytes``: of the disk there.  The last three are 0 before ``complete``.  ``opened`` is of the
-    process that wrote it.
+    ``frame`` is the number of the last frame in the base.  ``floor`` and ``floor_time_ns`` are the oldest position that can
+    be read and its time.  ``size_bytes`` is the disk's size there.  ``fold`` is the compaction that is not complete.  All of
+    these have their default before ``complete``.  ``opened`` is the record of the process that wrote the file.
     """
 
     generation: Whole
@@ -95,10 +96,10 @@ class Progress(WireModel):
     opened: OpenRecord = NOT_OPENED
 
     @model_validator(mode="after")
-    def _is_of_a_copy_or_of_a_disk(self) -> Progress:
+    def _has_no_state_before_it_is_complete(self) -> Progress:
         before = {"generation", "sync_parts", "first_position", "opened"}
         if not self.complete and any(self.model_dump(exclude=before).values()):
-            raise ValueError("tells of a state of the disk, but the initial replication is not complete")
+            raise ValueError("has a state of the disk, but the initial replication is not complete")
         return self
 
 
@@ -106,12 +107,16 @@ M = TypeVar("M", bound=WireModel)
 
 
 def write_meta(path: Path, model: WireModel) -> None:
-    """Replace ``path`` durably by ``model``."""
+    """Replace the file ``path`` durably with ``model``."""
     _DOCUMENT.save(path, model.model_dump())
 
 
 def read_meta(path: Path, kind: type[M]) -> M:
-    """Read what :func:`write_meta` wrote: ``StoreCorrupt`` or ``StoreVersion`` if it is anything else; ``StoreIo``."""
+    """Read a file that :func:`write_meta` wrote.
+
+    Raises:
+        RigError: ``StoreCorrupt``, ``StoreVersion``; ``StoreIo`` (recoverable).
+    """
     try:
         _, fields = _DOCUMENT.decode(read_small_file(path))
     except OSError as exc:
@@ -129,12 +134,12 @@ def read_meta(path: Path, kind: type[M]) -> M:
 
 
 def store_corrupt(path: Path, why: str) -> RigError:
-    """The error for anything in a managed disk's folder that is not as it was written."""
+    """Return the error for a corrupt file in a managed disk's folder."""
     return RigError(Code.StoreCorrupt, f"{path}: managed disk is corrupt: {why}")
 
 
 def cannot_be_read(path: Path, exc: OSError) -> RigError:
-    """``StoreCorrupt``, or ``StoreIo`` (recoverable) if that says nothing of the file."""
+    """Return ``StoreCorrupt``, or ``StoreIo`` (recoverable) if the error says nothing about the file."""
     if is_media_error(exc):
         return store_corrupt(path, f"cannot be read: {reason(exc)}")
     return RigError(Code.StoreIo, f"{path}: cannot be read: {reason(exc, path)}", recoverable=True)

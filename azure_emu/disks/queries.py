@@ -1,4 +1,4 @@
-"""What may be asked of a managed disk's journal: which position a time is, and what changed between two positions."""
+"""Queries to a managed disk: the position of a time, the changes between two positions, and its state."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ _KINDS: dict[int, ChangeKind] = {
 }
 
 
-def position_at(loaded: StoreState, time_ns: int) -> int:
-    """The last valid position whose record was made at ``time_ns`` or before.
+def position_at(state: StoreState, time_ns: int) -> int:
+    """Return the last valid position whose record has the wall time ``time_ns`` or an earlier one.
 
-    ``InvalidPosition`` if every state that can be read is younger, naming the oldest.
+    Raises:
+        RigError: ``InvalidPosition`` if every valid position is later; it names the oldest.
     """
-    history = loaded.history
+    history = state.history
     valid = history.valid()
     for frame in reversed(history.frames):
         if frame.first_time_ns <= time_ns:
-            found = frame.position if frame.time_ns <= time_ns else _last_at(loaded, frame, time_ns)
+            found = frame.position if frame.time_ns <= time_ns else _last_at(state, frame, time_ns)
             below = [min(found, last) for _, first, last in valid if first <= found]
             if below:
                 return max(below)
@@ -47,48 +48,56 @@ def position_at(loaded: StoreState, time_ns: int) -> int:
     )
 
 
-def _last_at(loaded: StoreState, frame: Frame, time_ns: int) -> int:
+def _last_at(state: StoreState, frame: Frame, time_ns: int) -> int:
     found = frame.first_position
-    for position, when, *_ in ENTRY.iter_unpack(_entries(loaded, frame)):
+    for position, when, *_ in ENTRY.iter_unpack(_entries(state, frame)):
         if when <= time_ns:
             found = max(found, position)
     return found
 
 
-def _entries(loaded: StoreState, frame: Frame) -> bytes:
-    return read_index(loaded.folder, frame, loaded.history.size_before(frame)).entries
+def _entries(state: StoreState, frame: Frame) -> bytes:
+    return read_index(state.folder, frame, state.history.size_before(frame)).entries
 
 
-def change_list(loaded: StoreState, after: int, upto: int, limit: int) -> list[Change]:
-    """The first ``limit`` changes with ``after < position <= upto``; both must be valid (``InvalidPosition``)."""
+def change_list(state: StoreState, after: int, upto: int, limit: int) -> list[Change]:
+    """Return the first ``limit`` changes with ``after < position <= upto``.
+
+    Raises:
+        RigError: ``InvalidPosition`` if one of the two positions is not valid.
+    """
     for position in (after, upto):
-        loaded.epoch_of(position)
+        state.epoch_of(position)
     found: list[Change] = []
-    for change in _changes(loaded, after, upto):
+    for change in _changes(state, after, upto):
         if len(found) == limit:
             break
         found.append(change)
     return found
 
 
-def _changes(loaded: StoreState, after: int, upto: int) -> Iterator[Change]:
-    history = loaded.history
-    newest = loaded.epoch_of(upto).generation
+def _changes(state: StoreState, after: int, upto: int) -> Iterator[Change]:
+    history = state.history
+    newest = state.epoch_of(upto).generation
     for frame in history.frames:
         if frame.part.generation > newest:
             return
         if frame.position <= after or frame.first_position > upto:
             continue
         contained = history.contained(frame.part.generation) if frame.part.stream == "log" else -1
-        for position, time_ns, offset, length, _, _, kind in ENTRY.iter_unpack(_entries(loaded, frame)):
+        for position, time_ns, offset, length, _, _, kind in ENTRY.iter_unpack(_entries(state, frame)):
             if after < position <= upto and position > contained:
                 yield Change(position=position, time_ns=time_ns, kind=_KINDS[kind], offset=offset, length=length)
 
 
 def disk_state(folder: Path, retain: int) -> ManagedDiskState:
-    """What there is of a managed disk; ``retain`` as the model has it."""
-    loaded = load_history(folder)
-    history = loaded.history
+    """Return the state of the managed disk in ``folder``; ``retain`` is copied to the result.
+
+    Raises:
+        RigError: ``DiskNotFound``, ``StoreCorrupt``, ``StoreVersion``; ``StoreIo``.
+    """
+    state = load_history(folder)
+    history = state.history
     with host_disk_errors(folder):
         journal = (folder / JOURNAL).iterdir()
         return ManagedDiskState(
@@ -107,5 +116,5 @@ def disk_state(folder: Path, retain: int) -> ManagedDiskState:
 def _used_bytes(path: Path) -> int:
     try:
         return path.stat().st_blocks * STAT_BLOCK_BYTES
-    except FileNotFoundError:  # folded just now
+    except FileNotFoundError:  # a compaction has deleted it
         return 0

@@ -1,17 +1,25 @@
-"""A managed disk's store: a base, a journal of applied parts, and what may be asked of them.
+"""A managed disk that is open for applying parts: a base, a journal of applied parts, and the latest state.
 
-A folder a disk; format, order of application and what is checked when: docs/reference/formats/managed-disk.md.
+Each disk has a folder.  Its format, the order of application, and the times of the checks:
+docs/reference/formats/managed-disk.md.
 
-Fault contract -------------- May break: the process, at any step; the power, at any step; the host's disk may be full; any
-byte may rot.  Stays recoverable: all that :meth:`ManagedDiskStore.apply_part` returned for.  A part is fully verified
-(every record's checksum) before a byte of it counts; it counts from the moment its frame is in the journal (or, for the
-seed, ``progress`` has been replaced after the base was synced), and is durable before ``apply_part`` returns.  Applying the
-same part again, after any of these, gives the same bytes.  The watermark is folded from the frames' headers on opening. Rot
-is never served: every byte that is read through a view is checked (:mod:`siterig.azure_emu.disks.view`).  Rot of
-``disk.json`` or ``progress``, and rot of headers and indexes that cannot be made again, is named on opening. One process at
-a time has the store open for applying (the applier; the rig's lock sees to it); views and pins may be made by any process.
-:meth:`ManagedDiskStore.fold`, :meth:`ManagedDiskStore.checkpoint` and the questions may run in threads of their own beside
-one that applies.
+Fault contract
+--------------
+May break: the process at any step; the power at any step; the host's disk may be full; any byte may become corrupt.
+
+Stays recoverable: every part for which :meth:`ManagedDiskStore.apply_part` returned.  All checksums of a part are verified
+before a byte of it counts.  The part counts from the moment at which its frame is in the journal; a part of the initial
+replication counts when the base is synced and ``progress`` is replaced.  It is durable before ``apply_part`` returns.  After
+any fault, the same part can be applied again, with the same bytes as the result.  The watermark is computed from the frames'
+headers on opening.
+
+Corrupt data is never served: every byte that is read through a view is checked (:mod:`siterig.azure_emu.disks.view`).
+Opening raises an error that names the file if ``disk.json``, ``progress``, or a header or index that cannot be rebuilt is
+corrupt.
+
+One process at a time has the managed disk open for applying (the applier; the lock of the rig prevents others).  Any process
+may make views and pins.  :class:`siterig.azure_emu.disks.compaction.Compactor` and the queries may run in other threads
+concurrently with one that applies.
 """
 
 from __future__ import annotations
@@ -19,17 +27,16 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
-from siterig.azure_emu.contracts.ports import Change
 from siterig.azure_emu.disks import checkpoints
+from siterig.azure_emu.disks.applied import AppliedState
 from siterig.azure_emu.disks.base_image import (
-    Owner,
+    IntentOwner,
     check_size,
     clear_base,
     create_base,
@@ -38,7 +45,7 @@ from siterig.azure_emu.disks.base_image import (
     rebuild_map,
     redo_intent,
 )
-from siterig.azure_emu.disks.compaction import announce_compaction, delete_compacted, merge_into_base, update_base
+from siterig.azure_emu.disks.compaction import Compactor, merge_into_base
 from siterig.azure_emu.disks.history import DiskHistory, PartStatus
 from siterig.azure_emu.disks.io_errors import host_disk_errors
 from siterig.azure_emu.disks.journal import (
@@ -50,14 +57,15 @@ from siterig.azure_emu.disks.journal import (
     read_tags,
     repair_frame,
 )
-from siterig.azure_emu.disks.loader import StoreState, load_history, query_consistently
+from siterig.azure_emu.disks.loader import StoreState, load_history
 from siterig.azure_emu.disks.metadata import DISK_META, PROGRESS, DiskMeta, OpenRecord, Progress, read_meta, write_meta
 from siterig.azure_emu.disks.pins import LOCK, PINS, locked, pins
-from siterig.azure_emu.disks.queries import change_list, position_at
-from siterig.azure_emu.disks.view import DiskMap, base_source, build_map, build_view, open_view
+from siterig.azure_emu.disks.view import DiskMap, base_source, build_view, open_view
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core import boot
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.core.failpoint import Failpoint
 from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import sync_folder
@@ -68,23 +76,28 @@ from siterig.blockfs.transfer.part_index import PartIndex, index_segment
 from siterig.blockfs.transfer.part_name import PartName, Watermark
 from siterig.cext.checksums import TAG_BYTES, chunk_tag
 
-__all__ = ["ManagedDiskStore", "delete_disk", "discard_leftovers", "open_view", "reset_disk"]
-
-Step = Callable[[str], None]
-"""Called with a step's name when it is done: where tests kill."""
-
 _NEW, _DELETED, _DAMAGED = ".new-", ".deleted-", ".damaged-"
 _log = structlog.get_logger("siterig.azure_emu.disks.store")
 
-
-def _no_step(_name: str) -> None:
-    pass
+_FOLDER_CREATED = Failpoint("store.create.folder")
+_BASE_CREATED = Failpoint("store.create.base")
+_META_CREATED = Failpoint("store.create.meta")
+_CREATED = Failpoint("store.create.renamed")
+_DELETING = Failpoint("store.delete.renamed")
+_SET_ASIDE = Failpoint("store.reset.aside")
+_RESET = Failpoint("store.reset.renamed")
+_UNPACKED = Failpoint("store.apply.unpacked")
+_RESTARTED = Failpoint("store.initial_sync.restarted")
+_GROWN = Failpoint("store.initial_sync.grown")
+_CLEARED = Failpoint("store.initial_sync.cleared")
+_MAPPED = Failpoint("store.initial_sync.mapped")
+_COUNTED = Failpoint("store.initial_sync.counted")
 
 
 def discard_leftovers(disks: Path) -> None:
-    """Remove what creations and deletions that were cut by a kill left in the folder of all managed disks.
+    """Remove the remains of creations and deletions that a kill interrupted, from the folder of all managed disks.
 
-    A damaged store that was being set aside, and has no other in its place, is put back.
+    A damaged managed disk that was being set aside, and has no successor in its place, is restored.
     """
     for path in disks.iterdir():
         if path.name.startswith((_NEW, _DELETED)):
@@ -94,21 +107,25 @@ def discard_leftovers(disks: Path) -> None:
             path.rename(whole)
 
 
-def delete_disk(folder: Path, step: Step = _no_step) -> None:
-    """Remove the managed disk in ``folder``, sound or not, and what was set aside of it; no-op if it is gone."""
-    gone = folder.with_name(_DELETED + folder.name)
+def delete_disk(folder: Path) -> None:
+    """Delete the managed disk in ``folder``, intact or damaged, and a copy that was set aside; no-op if there is none."""
+    doomed = folder.with_name(_DELETED + folder.name)
     with host_disk_errors(folder):
-        shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(doomed, ignore_errors=True)
         shutil.rmtree(folder.with_name(_DAMAGED + folder.name), ignore_errors=True)
         with suppress(FileNotFoundError):
-            folder.rename(gone)
-            step("delete.renamed")
-            sync_folder(gone.parent)
-            shutil.rmtree(gone)
+            folder.rename(doomed)
+            _DELETING.reach()
+            sync_folder(doomed.parent)
+            shutil.rmtree(doomed)
 
 
 def known_generation(folder: Path) -> int:
-    """The newest generation that a store, which may be damaged, has a part of; 0 if that cannot be told.  ``StoreIo``."""
+    """Return the newest generation of which a managed disk, which may be damaged, has a part; 0 if it cannot be read.
+
+    Raises:
+        RigError: ``StoreIo`` (recoverable).
+    """
     try:
         return load_history(folder).history.watermark().generation
     except RigError as exc:
@@ -117,11 +134,17 @@ def known_generation(folder: Path) -> int:
         return 0
 
 
-def reset_disk(folder: Path, *, created_ns: int, step: Step = _no_step) -> ManagedDiskStore:
-    """Set a store aside that no part can be applied to any more, and begin an empty one in its place.
+def reset_disk(folder: Path, *, created_ns: int, clock: Clock = SYSTEM_CLOCK) -> ManagedDiskStore:
+    """Set aside a managed disk to which no part can be applied any more, and create an empty one in its place.
 
-    Its folder is ``.damaged-`` and its name from then on; one that was set aside earlier is removed.  ``DiskPinned`` if
-    something lies on a position of it: that must be closed first, for the positions go.
+    The old folder is renamed to ``.damaged-`` and its name.  One that was set aside earlier is deleted.
+
+    Args:
+        folder: the managed disk's folder.
+        created_ns: wall time of the new one.
+        clock: the clock of the new one.
+    Raises:
+        RigError: ``DiskPinned`` if a position is pinned: it must be released first, because all positions are lost.
     """
     aside = folder.with_name(_DAMAGED + folder.name)
     with host_disk_errors(folder):
@@ -130,70 +153,63 @@ def reset_disk(folder: Path, *, created_ns: int, step: Step = _no_step) -> Manag
             for each in pins(folder):
                 raise RigError(
                     Code.DiskPinned,
-                    f"{folder}: the managed disk is damaged and must be replicated again, "
-                    f"but position {each.position} of it "
+                    f"{folder}: the managed disk is damaged and must be replicated again, but position {each.position} of it "
                     f"is held by {each.holder}: remove that first",
                 )
             shutil.rmtree(aside, ignore_errors=True)
             new = folder.with_name(_NEW + folder.name)
-            _make(new, folder.name, size_bytes, created_ns, step)
+            _make(new, folder.name, size_bytes, created_ns)
             folder.rename(aside)
-            step("reset.aside")
+            _SET_ASIDE.reach()
             new.rename(folder)
-            step("reset.renamed")
+            _RESET.reach()
             sync_folder(folder.parent)
-    return ManagedDiskStore.open(folder, step=step)
+    return ManagedDiskStore.open(folder, clock=clock)
 
 
 def _size_of_damaged(folder: Path) -> int:
-    """The least size that the disk had: it is as large as its first sync part says."""
+    """Return the size that the disk had, or the minimum: the first sync part sets the size in any case."""
     with suppress(RigError):
         return read_meta(folder / DISK_META, DiskMeta).size_bytes
-    return 512
+    return SECTOR_BYTES
 
 
-def _make(new: Path, disk_id: str, size_bytes: int, created_ns: int, step: Step) -> None:
-    """The folder of an empty disk, under a name that counts for nothing."""
+def _make(new: Path, disk_id: str, size_bytes: int, created_ns: int) -> None:
+    """Create the folder of an empty disk under a temporary name."""
     shutil.rmtree(new, ignore_errors=True)
     safe_files.make_folder(new, parents=True)
     for name in (JOURNAL, checkpoints.CHECKPOINTS, PINS):
         safe_files.make_folder(new / name)
     os.close(safe_files.create_file(new / LOCK))
-    step("create.folder")
+    _FOLDER_CREATED.reach()
     create_base(new, size_bytes)
-    step("create.base")
+    _BASE_CREATED.reach()
     write_meta(new / DISK_META, DiskMeta(disk_id=disk_id, size_bytes=size_bytes, created_ns=created_ns))
-    step("create.meta")
+    _META_CREATED.reach()
 
 
 class ManagedDiskStore:
-    """One managed disk, opened for applying parts."""
+    """One managed disk that is open for applying parts."""
 
-    def __init__(self, loaded: StoreState, tags: list[TagSeen], step: Step) -> None:
+    def __init__(self, loaded: StoreState, tags: list[TagSeen], clock: Clock) -> None:
+        """Use :meth:`create` or :meth:`open`."""
         self.folder = loaded.folder
-        self._meta = loaded.meta
-        self._progress = loaded.progress
-        self._opened = loaded.progress.opened if loaded.progress else OpenRecord(boot=boot.current_boot_id(), frame=0)
-        self._history = loaded.history
+        self._state = AppliedState(loaded)
+        self._clock = clock
         self._tags = tags
-        self._step = step
-        self._lock = threading.Lock()  # of history and progress
-        self._compaction_lock = threading.Lock()
-        self._closed = False
         self._latest: tuple[Layer, list[tuple[int, int]]] | None = None
-        self._since_checkpoint = self._extents = 0
-        self._look_for_checkpoint()
-        last = self._history.compacted + len(self._history.frames)
-        self._writer = JournalWriter(self.folder, self._history.size_bytes, loaded.journal, last, self._told)
-
-    def _told(self, name: str) -> None:
-        self._step(name)  # tests change it
+        self.compactor = Compactor(self._state, clock)
+        self._writer = JournalWriter(self.folder, self.size_bytes, loaded.journal, self._state.newest_frame)
 
     @classmethod
     def create(
-        cls, folder: Path, *, disk_id: str, size_bytes: int, created_ns: int, step: Step = _no_step
+        cls, folder: Path, *, disk_id: str, size_bytes: int, created_ns: int, clock: Clock = SYSTEM_CLOCK
     ) -> ManagedDiskStore:
-        """An empty disk.  It is there whole or not at all (``DiskExists``, ``InvalidDiskSize``, ``DiskFull``)."""
+        """Create an empty disk; after a kill it exists as a whole or not at all.
+
+        Raises:
+            RigError: ``DiskExists``, ``InvalidDiskSize``, ``DiskFull`` (recoverable).
+        """
         if size_bytes <= 0 or size_bytes % SECTOR_BYTES:
             raise RigError(
                 Code.InvalidDiskSize, f"disk {disk_id}: size {size_bytes} is not a positive multiple of 512 bytes"
@@ -202,150 +218,157 @@ class ManagedDiskStore:
             raise RigError(Code.DiskExists, f"{folder}: there is a managed disk already")
         new = folder.with_name(_NEW + folder.name)
         with host_disk_errors(folder):
-            _make(new, disk_id, size_bytes, created_ns, step)
+            _make(new, disk_id, size_bytes, created_ns)
             new.rename(folder)
-            step("create.renamed")
+            _CREATED.reach()
             sync_folder(folder.parent)
-        return cls.open(folder, step=step)
+        return cls.open(folder, clock=clock)
 
     @classmethod
-    def open(cls, folder: Path, *, step: Step = _no_step) -> ManagedDiskStore:
-        """Open; headers and indexes are verified, repaired where that is possible; a fold that was cut is done.
+    def open(cls, folder: Path, *, clock: Clock = SYSTEM_CLOCK) -> ManagedDiskStore:
+        """Open a managed disk: verify headers and indexes, repair them where possible, and finish a compaction.
 
-        ``DiskNotFound``, ``StoreVersion``, ``StoreCorrupt``, ``DiskFull`` (recoverable).
+        Raises:
+            RigError: ``DiskNotFound``, ``StoreVersion``, ``StoreCorrupt``; ``DiskFull``, ``StoreIo`` (recoverable).
         """
         with host_disk_errors(folder):
             loaded = load_history(folder)
             if loaded.journal.broken is not None:
                 raise loaded.journal.broken
             tags = _check_frames(loaded)
-            _check_map(folder)
-            sync_folder(folder)  # a kill between rename and sync: what is counted now must stay
-            _note_opening(loaded)
-            store = cls(loaded, tags, step)
-            store._resume_compaction()
+            _check_map(loaded)
+            sync_folder(folder)  # a kill may have come between rename and sync: everything that counts now must stay
+            _record_opening(loaded)
+            store = cls(loaded, tags, clock)
+            store.compactor.resume()
         return store
 
     @property
     def disk_id(self) -> str:
-        """The disk's UUID."""
-        return self._meta.disk_id
+        """The UUID of the disk."""
+        return self._state.meta.disk_id
 
     @property
     def created_size_bytes(self) -> int:
-        """The size that the disk was made with, or had when it was first copied."""
-        return self._meta.size_bytes
+        """The size of the disk when it was created, or when its initial replication began."""
+        return self._state.meta.size_bytes
 
     @property
     def size_bytes(self) -> int:
-        """The disk's size now."""
-        return self._history.size_bytes
+        """The size of the disk now."""
+        return self._state.history.size_bytes
 
     @property
     def oldest_position(self) -> int:
-        """The oldest position that can be read (0 before the initial replication is complete)."""
-        return self._history.oldest_position
+        """The oldest position that can be read; 0 before the initial replication is complete."""
+        return self._state.history.oldest_position
 
     def watermark(self) -> Watermark:
-        """What is durably applied."""
-        with self._lock:
-            return self._history.watermark()
+        """Return how far parts are durably applied."""
+        with self._state.lock:
+            return self._state.history.watermark()
 
     def tags(self, first: int = 0) -> list[TagSeen]:
-        """Tags found in applied log parts, in order, from the ``first``-th on; the list only ever grows while it is open."""
+        """Return the tags of the applied log parts from number ``first`` on; the list only grows while the disk is open."""
         return self._tags[first:]
 
     def valid_ranges(self) -> list[tuple[int, int]]:
-        """(first, last) positions that can be read, oldest first."""
-        with self._lock:
-            return [(first, last) for _, first, last in self._history.valid()]
+        """Return the ranges (first, last) of valid positions, oldest first."""
+        with self._state.lock:
+            return [(first, last) for _, first, last in self._state.history.valid()]
 
     def expected(self) -> str:
-        """The part that comes next, in words."""
-        return self._history.expected()
+        """Return a description of the part that comes next, for messages."""
+        return self._state.history.expected()
 
     def classify(self, part: PartName) -> PartStatus:
-        """Whether ``part`` is to be applied now (``next``), not needed any more (``applied``), ..."""
-        return self._history.classify(part)
+        """Return whether ``part`` is to be applied now (``next``), is not needed any more (``applied``), and so on."""
+        return self._state.history.classify(part)
+
+    def debug_state(self) -> DiskHistory:
+        """Return a copy of the history, with all frames after the base; for tests and diagnostics."""
+        return self._state.snapshot()
 
     # --- applying -----------------------------------------------------------------------------------------------
 
     def apply_part(self, part: PartName, data: bytes) -> Watermark:
-        """Apply a packed part durably; the watermark afterwards.  An applied part changes nothing.
+        """Apply a packed part durably; a part that is applied already changes nothing.
 
-        ``PartGap`` (something before it is missing), ``PartCorrupt``, ``PartRefused`` (sound, but not of this disk),
-        ``PositionRegressed``, ``DiskFull`` (recoverable).  After an error the disk is as it was.
+        Returns:
+            The watermark afterwards.
+        Raises:
+            RigError: ``PartGap`` if an earlier part is missing; ``PartCorrupt``; ``PartRefused`` if the part is intact but
+                not of this disk; ``PositionRegressed``; ``DiskFull`` (recoverable).  The disk is then as before the call.
         """
         if part.disk_id != self.disk_id:
-            raise RigError(Code.PartRefused, f"part {part.blob()}: is of another disk than {self.disk_id}")
-        status = self._history.classify(part)
+            raise RigError(Code.PartRefused, f"part {part.blob()}: belongs to another disk than {self.disk_id}")
+        history = self._state.history
+        status = history.classify(part)
         if status == "applied":
             return self.watermark()
         if status != "next":
-            raise RigError(Code.PartGap, f"part {part.blob()}: {self._history.expected()} comes next")
+            raise RigError(Code.PartGap, f"part {part.blob()}: {history.expected()} comes next")
         segment = decompress(part, data)
 
         def verify() -> PartIndex:
-            index = index_segment(segment, part, self._history.size_bytes)
-            self._history.check_positions(part, index.first_position)
-            if index.size_bytes_after > self._history.size_bytes:
+            history = self._state.history
+            index = index_segment(segment, part, history.size_bytes)
+            history.check_positions(part, index.first_position)
+            if index.size_bytes_after > history.size_bytes:
                 check_size(self.folder, index.size_bytes_after, part)
             return index
 
         with host_disk_errors(self.folder):
-            self._step("apply.unpacked")
-            if self._history.initial_sync_complete:
+            _UNPACKED.reach()
+            if history.initial_sync_complete:
                 frame, index = self._writer.append(part, segment, verify)
                 self._forget_latest()
-                with self._lock:
-                    self._since_checkpoint += frame.records
-                    self._history.add(frame)
-                    self._tags += filter(self._history.names_position, index.tags)
+                with self._state.lock:
+                    self.compactor.note_applied(frame.records)
+                    self._state.history.add(frame)
+                    self._tags += filter(self._state.history.names_position, index.tags)
             else:
                 self._apply_initial_sync(part, segment, verify())
         return self.watermark()
 
     def _apply_initial_sync(self, part: PartName, segment: bytes, index: PartIndex) -> None:
-        """Put a part of the initial replication into the base, then count it.
+        """Merge a part of the initial replication into the base, then count it.
 
-        Part 1 begins with an empty base, whatever an earlier, unfinished generation left in it: no point of that one is
-        valid, and an initial replication does not send zeros.  The disk may have grown since the managed disk was made.
+        Part 1 begins with an empty base, whatever an earlier, unfinished generation left in it: no position of that one is
+        valid, and an initial replication does not send zeros.  The disk may have grown since the managed disk was created.
         """
-        size_bytes = index.size_bytes_after
+        state, size_bytes = self._state, index.size_bytes_after
         if size_bytes > self.created_size_bytes:
             check_size(self.folder, size_bytes, part)
         if part.first != 1 and size_bytes != self.created_size_bytes:
             raise RigError(
                 Code.PartRefused,
-                f"part {part.blob()}: is of a disk of {size_bytes} bytes; the parts before it are of one of "
+                f"part {part.blob()}: belongs to a disk of {size_bytes} bytes; the parts before it belong to one of "
                 f"{self.created_size_bytes}",
             )
         if part.first == 1:
-            # Counted first: were the base cleared before, a kill would leave the old generation's count over nothing.
+            # Counted first: if the base were cleared before, a kill would leave the old count over an empty base.
             self._count(Progress(generation=part.generation))
-            self._step("initial_sync.restarted")
+            _RESTARTED.reach()
             if size_bytes != self.created_size_bytes:  # larger: a smaller one was refused before
-                self._meta = self._meta.model_copy(update={"size_bytes": size_bytes})
-                write_meta(self.folder / DISK_META, self._meta)
-                self._history.set_meta(self._meta)
-                self._step("initial_sync.grown")
+                state.grow(size_bytes)
+                _GROWN.reach()
             clear_base(self.folder, self.created_size_bytes)
-            self._step("initial_sync.cleared")
-        owner = Owner(generation=part.generation, part=part.first)
+            _CLEARED.reach()
+        owner = IntentOwner(generation=part.generation, part=part.first)
         redo_intent(self.folder, owner)
         found = DiskMap(ExtentMap(), size_bytes, {}, {})
         found.extents.add(1, index.entries, segment_at=0, piece_at=0)
         found.extents.merge_pending()
         merge_into_base(
-            self.folder, found, owner, self._told, lambda found: _initial_sync_view(self.folder, found, segment, index)
+            self.folder, found, owner, self._clock, lambda found: _initial_sync_view(self.folder, found, segment, index)
         )
-        self._step("initial_sync.mapped")
+        _MAPPED.reach()
         done = index.sync_end_seq is not None
-        first = part.first == 1
         progress = Progress(
             generation=part.generation,
             sync_parts=part.last,
-            first_position=index.first_position if first else self._history.epochs[0].first_position,
+            first_position=index.first_position if part.first == 1 else state.history.epochs[0].first_position,
             complete=done,
             position=index.position if done else 0,
             time_ns=index.time_ns if done else 0,
@@ -355,47 +378,43 @@ class ManagedDiskStore:
             size_bytes=size_bytes if done else 0,
         )
         self._count(progress)
-        self._step("initial_sync.counted")
+        _COUNTED.reach()
         forget_intent(self.folder)
 
     def _count(self, progress: Progress) -> None:
-        progress = self._noting_opening(progress)
-        write_meta(self.folder / PROGRESS, progress)
+        self._state.replace_progress(progress)
         self._forget_latest()
-        with self._lock:
-            self._progress = progress
-            self._history.set_progress(progress)
-
-    def _noting_opening(self, progress: Progress) -> Progress:
-        return progress.model_copy(update={"opened": self._opened})
 
     # --- reading ------------------------------------------------------------------------------------------------
 
     def view(self, position: int) -> ViewLayer:
-        """The disk as of ``position``, read-only; the caller closes it (``InvalidPosition``)."""
+        """Open the disk as it was at ``position``, read-only; the caller closes it.
+
+        Raises:
+            RigError: ``InvalidPosition``.
+        """
         with host_disk_errors(self.folder):
             return open_view(self.folder, position)
 
     def latest_view(self) -> ViewLayer:
-        """With everything that was applied, even of an unfinished resync; the caller closes it."""
+        """Open the state with all applied parts, even of an unfinished resync; the caller closes it."""
         with host_disk_errors(self.folder):
             while True:
-                with self._lock:
-                    history = self._history
+                with self._state.lock:
+                    history = self._state.history
                 try:
                     return build_view(self.folder, history, None)
                 except FileNotFoundError:
-                    if history is self._history:  # else a fold took away what it had put into the base
+                    if history is self._state.history:  # otherwise a compaction deleted a file that it had merged
                         raise
 
     def checksums(self, key: bytes, chunk_bytes: int, first: int, count: int) -> list[bytes]:
-        """Tags (:func:`siterig.cext.checksums.chunk_tag`) of ``count`` chunks of the latest state, for a resync to compare
-        with.
+        """Return tags (:func:`siterig.cext.checksums.chunk_tag`) of chunks of the latest state, for a resync to compare.
 
-        While the initial replication is not complete, every tag says *zeros*: the next generation begins anew.  A chunk
-        that cannot be read has a tag that nothing has, so that it is sent again.
+        Before the initial replication is complete every tag means *zeros*, because the next generation begins with an empty
+        base.  A chunk that cannot be read gets a random tag that cannot match, so that it is sent again.
         """
-        if not self._history.initial_sync_complete:
+        if not self._state.history.initial_sync_complete:
             return [bytes(TAG_BYTES)] * count
         with host_disk_errors(self.folder):
             if self._latest is None:
@@ -403,120 +422,18 @@ class ManagedDiskStore:
                 self._latest = (view, view.data_ranges())
             return list(_layer_tags(*self._latest, key, chunk_bytes, range(first, first + count)))
 
-    def position_at(self, time_ns: int) -> int:
-        """The last valid position whose record is not younger than ``time_ns``; ``InvalidPosition``."""
-        return query_consistently(self.folder, lambda loaded: position_at(loaded, time_ns))
-
-    def changes(self, after: int, upto: int, limit: int) -> list[Change]:
-        """The first ``limit`` changes of the disk with ``after < position <= upto``, in order."""
-        return query_consistently(self.folder, lambda loaded: change_list(loaded, after, upto, limit))
-
-    # --- folding and checkpoints --------------------------------------------------------------------------------
-
-    def compact(self, upto: int, step: Step | None = None) -> int:
-        """Put the journal up to ``upto``, or to what is pinned, into the base; the floor then.
-
-        ``DiskFull`` (recoverable), ``StoreCorrupt`` (a pin cannot be read).
-        """
-        while self.compact_step(upto, step):
-            pass
-        return self.oldest_position
-
-    def compact_step(self, upto: int, step: Step | None = None) -> bool:
-        """As much of that as is folded at a time, which is a complete fold; whether there was any."""
-        step = step or self._told
-        with self._compaction_lock, host_disk_errors(self.folder):
-            if self._closed or not self._history.initial_sync_complete:
-                return False
-            progress = self._progress
-            if progress is None or progress.fold is None:  # else one that failed comes first: its blocks may be torn
-                progress = (
-                    announce_compaction(self.folder, self._history, upto, step)
-                    if upto > self._history.oldest_position
-                    else None
-                )
-            if progress is None:
-                return False
-            self._finish_compaction(progress, step)
-        return True
-
-    def _finish_compaction(self, progress: Progress, step: Step) -> None:
-        if progress.fold is None:
-            return
-        with self._lock:
-            self._progress = progress
-            self._history.begin_compaction(progress.fold)
-        update_base(self.folder, self._history, progress.fold, step)
-        with self._lock:
-            done = self._noting_opening(self._history.progress_at(progress.fold.frame))
-            write_meta(self.folder / PROGRESS, done)
-            history = DiskHistory(self._meta, done)
-            for frame in self._history.frames:
-                if frame.number > done.frame:
-                    history.add(frame)
-            self._progress, self._history = done, history
-        step("compaction.counted")
-        delete_compacted(self.folder, done.frame, step)
-        self._look_for_checkpoint()
-
-    def _resume_compaction(self) -> None:
-        """Bring a fold that was cut to its end, and clear what one left that came to it.
-
-        If that cannot be done now, parts can be applied all the same, and the next fold begins with it.
-        """
-        if self._progress is None or not self._history.initial_sync_complete:
-            return
-        try:
-            if self._progress.fold is not None:
-                self._finish_compaction(self._progress, self._told)
-            else:
-                delete_compacted(self.folder, self._history.compacted, _no_step)
-        except OSError as exc:
-            _log.warning("compaction_not_finished", store=str(self.folder), reason=str(exc))
-
-    @property
-    def checkpoint_due(self) -> bool:
-        """Whether :meth:`checkpoint` would make one."""
-        return self._since_checkpoint > max(checkpoints.RECORDS_MIN, self._extents // 4)
-
-    def checkpoint(self, step: Step | None = None) -> bool:
-        """Make a checkpoint at the newest frame if it is due; whether one was made."""
-        step = step or self._told
-        with self._compaction_lock, host_disk_errors(self.folder):
-            if self._closed or not self.checkpoint_due:
-                return False
-            with self._lock:
-                history = self._history.upto(self._history.compacted + len(self._history.frames))
-            found = build_map(self.folder, history, None, drop_bad=True)
-            if found.rebuilt:
-                return False
-            frame = history.frames[-1]
-            made = checkpoints.Checkpoint(frame.number, found.size_bytes, list(found.sources), found.extents)
-            checkpoints.save(self.folder, self.disk_id, frame, made)
-            step("checkpoint.saved")
-            self._look_for_checkpoint()
-            return True
-
-    def _look_for_checkpoint(self) -> None:
-        """How many records came since the last one, and how many extents it has."""
-        with self._lock:
-            newest = max(checkpoints.list_checkpoints(self.folder), default=0)
-            self._extents = checkpoints.extent_count(self.folder, newest)
-            self._since_checkpoint = sum(frame.records for frame in self._history.frames if frame.number > newest)
-
     # --- end ----------------------------------------------------------------------------------------------------
 
     def delete(self) -> None:
-        """Remove the disk and everything in it.  Open views go on reading."""
+        """Close and delete the disk; open views stay readable."""
         self.close()
-        delete_disk(self.folder, self._step)
+        delete_disk(self.folder)
 
     def close(self) -> None:
-        """Let go of open files; a fold that goes on ends with its slice."""
-        self._closed = True
-        with self._compaction_lock:
-            self._forget_latest()
-            self._writer.close()
+        """Close all files; a running compaction step ends first, and no further one begins."""
+        self.compactor.close()
+        self._forget_latest()
+        self._writer.close()
 
     def _forget_latest(self) -> None:
         if self._latest is not None:
@@ -534,44 +451,45 @@ def _check_frames(loaded: StoreState) -> list[TagSeen]:
         index = read_index(loaded.folder, frame, size_before)
         found, rebuilt = read_tags(loaded.folder, frame, size_before)
         if index.rebuilt or rebuilt or frame.number in bad_headers:
-            note = _log.info if bad_headers.get(frame.number) == NEVER_WRITTEN else _log.warning
-            note("frame_repaired", store=str(loaded.folder), journal_file=frame.journal_file, frame=frame.number)
+            log = _log.info if bad_headers.get(frame.number) == NEVER_WRITTEN else _log.warning
+            log("frame_repaired", disk=loaded.meta.disk_id, journal_file=frame.journal_file, frame=frame.number)
             repair_frame(loaded.folder, frame, size_before)
         past.add(frame)
         tags += filter(past.names_position, found)
     return tags
 
 
-def _note_opening(loaded: StoreState) -> None:
-    """In the first opening of a boot, note that all frames count which are there now: from now on a bad one is rot."""
+def _record_opening(loaded: StoreState) -> None:
+    """Record, in the first opening of a boot, that all frames count that exist now: a bad one is damage from now on."""
     progress, now = loaded.progress, boot.current_boot_id()
     if progress is None or progress.opened.boot == now:
         make_durable(loaded.folder, loaded.journal)
         return
     frames = loaded.history.frames
     last = loaded.history.compacted + len(frames)
-    if loaded.journal.torn is not None:  # what is before it counts at once, but until it is cut it is of the boot before
-        note = OpenRecord(boot=progress.opened.boot, frame=last)
-        write_meta(loaded.folder / PROGRESS, progress.model_copy(update={"opened": note}))
+    if loaded.journal.torn is not None:
+        # The frames before the torn one count at once.  Until it is truncated, it belongs to the boot before.
+        opened = OpenRecord(boot=progress.opened.boot, frame=last)
+        write_meta(loaded.folder / PROGRESS, progress.model_copy(update={"opened": opened}))
     make_durable(loaded.folder, loaded.journal)
-    if frames:  # of which only the segment was looked at
+    if frames:  # only the segment of the last one was verified
         repair_frame(loaded.folder, frames[-1], loaded.history.size_before(frames[-1]))
     loaded.progress = progress.model_copy(update={"opened": OpenRecord(boot=now, frame=last)})
     write_meta(loaded.folder / PROGRESS, loaded.progress)
 
 
-def _check_map(folder: Path) -> None:
+def _check_map(loaded: StoreState) -> None:
     try:
-        read_map(folder)
+        read_map(loaded.folder)
     except RigError as exc:
         if exc.recoverable:
             raise
-        _log.warning("base_map_rebuilt", store=str(folder), reason=exc.message)
-        rebuild_map(folder)
+        _log.warning("base_map_rebuilt", disk=loaded.meta.disk_id, reason=exc.message)
+        rebuild_map(loaded.folder)
 
 
 def _initial_sync_view(folder: Path, found: DiskMap, segment: bytes, index: PartIndex) -> ViewLayer:
-    """A part, which is in no file yet, over the base."""
+    """Open a view of a part, which is in no file yet, over the base."""
     fds = []
     for name, data in (("segment", segment), ("sums", index.pieces)):
         fds.append(os.memfd_create(name, os.MFD_CLOEXEC))
@@ -582,7 +500,10 @@ def _initial_sync_view(folder: Path, found: DiskMap, segment: bytes, index: Part
 
 
 def _layer_tags(layer: Layer, ranges: list[tuple[int, int]], key: bytes, chunk_bytes: int, chunks: range) -> Iterator[bytes]:
-    """As ``chunk_tags_fd`` does it for a file: chunks without data are zeros, what is past the end counts as zeros."""
+    """Yield the tags of chunks, as ``chunk_tags_fd`` computes them for a file.
+
+    Chunks without data are zeros, and bytes after the end of the layer count as zeros.
+    """
     at = 0
     for index in chunks:
         start, stop = index * chunk_bytes, (index + 1) * chunk_bytes

@@ -1,11 +1,11 @@
-"""A managed disk as it was at a position: a read-only layer of extents of the base and of journal files.
+"""Views of a managed disk: the disk as it was at one position, a read-only layer over the base and the journal files.
 
 Fault contract
 --------------
-A view is built from headers and indexes; each byte that is read through it is checked against the checksum of its
-piece, so a bad byte, whenever it became bad, is an error to whoever reads that piece, never data.  A view has its files
-open: it outlives folds (at positions that are not below the fold's target; pins see to that) and the deletion of the disk.
-It never writes, so any process may open one while the applier goes on.
+A view is built from headers and indexes.  Each byte that is read through it is checked against the checksum of its piece.  A
+bad byte, whenever it became bad, is an error for the reader of that piece, never data.  A view has its files open, so it
+outlives the deletion of the disk, and compactions whose target is not above its position; pins prevent others.  A view never
+writes; any process may open one while the applier works.
 """
 
 from __future__ import annotations
@@ -32,37 +32,45 @@ from siterig.blockfs.layers.layer import Source, ViewLayer
 _log = structlog.get_logger("siterig.azure_emu.disks.view")
 
 
-def open_view(store: Path, position: int) -> ViewLayer:
-    """The managed disk in ``store`` (a folder) as of ``position``; pinned, or else good only until something folds past it.
+def open_view(folder: Path, position: int) -> ViewLayer:
+    """Open the managed disk in ``folder`` as it was at ``position``.
 
-    ``DiskNotFound``, ``InvalidPosition`` (names the valid ranges), ``StoreCorrupt``, ``StoreVersion``.
+    Pin the position first; without a pin the view is right only until a compaction passes the position.
+
+    Raises:
+        RigError: ``DiskNotFound``; ``InvalidPosition``, which names the valid ranges; ``StoreCorrupt``, ``StoreVersion``;
+            ``StoreIo`` (recoverable).
     """
     while True:
         view = query_consistently(
-            store, lambda loaded: build_view(store, loaded.history, ReplayBound(loaded.epoch_of(position), position))
+            folder, lambda state: build_view(folder, state.history, ReplayBound(state.epoch_of(position), position))
         )
-        oldest = oldest_position_of(store)
+        oldest = oldest_position_of(folder)
         if oldest is not None and oldest <= position:
             return view
-        view.close()  # a fold came between, or a disk begun anew, and what the view shows is neither then nor now
+        # A compaction passed the position meanwhile, or the disk began again: the view mixes two states.
+        view.close()
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayBound:
-    """Everything up to a position, of generations up to one: each sync was made against all that was applied before it."""
+    """The end of a replay: a position of one generation.
+
+    All earlier generations count as a whole, because a sync is made against everything that was applied before it.
+    """
 
     epoch: Epoch
     position: int
 
     def whole(self, frame: Frame) -> bool:
-        """Whether all of the frame counts."""
+        """Return whether the whole frame lies before the bound."""
         generation = frame.part.generation
         return generation < self.epoch.generation or (
             generation == self.epoch.generation and frame.position <= self.position
         )
 
     def some(self, frame: Frame) -> bool:
-        """Whether any of it does."""
+        """Return whether a part of the frame lies before the bound."""
         generation = frame.part.generation
         return generation < self.epoch.generation or (
             generation == self.epoch.generation and frame.first_position <= self.position
@@ -71,26 +79,35 @@ class ReplayBound:
 
 @dataclass(slots=True)
 class DiskMap:
-    """Where the bytes of a disk are (merged): ``sources`` are the journal files' numbers of source 1 and on.
+    """The finalized extents of a disk, and the files that they refer to.
 
-    ``rebuilt``: sources whose checksums had to be made anew, and those.
+    ``sources`` has the source number, from 1 on, by the number of the journal file.  ``rebuilt`` has the sources whose
+    checksums were rebuilt.
     """
 
     extents: ExtentMap
     size_bytes: int
     sources: dict[int, int]
     rebuilt: dict[int, tuple[int, bytes]]
-    """Source: its journal file, its table of checksums."""
+    """Journal file and table of checksums by source number."""
 
 
 def build_map(
-    folder: Path, history: DiskHistory, upto: ReplayBound | None, *, base: bool = True, drop_bad: bool = False
+    folder: Path, history: DiskHistory, bound: ReplayBound | None, *, base: bool = True, drop_bad: bool = False
 ) -> DiskMap:
-    """The disk's map; ``upto`` None: with all that was applied, even of an unfinished resync.
+    """Build the map of the disk.
 
-    ``base`` False: only what is behind the base, without checkpoints.  ``drop_bad``: checkpoints that are bad are removed.
+    Args:
+        folder: the managed disk's folder.
+        history: the frames to replay.
+        bound: the end of the replay; None replays all frames, even those of an unfinished resync.
+        base: False leaves out the base, and uses no checkpoint.
+        drop_bad: delete checkpoints that are bad.
+    Raises:
+        RigError: ``StoreCorrupt``.
+        FileNotFoundError: a compaction deleted a journal file.
     """
-    made = _from_checkpoint(folder, history, upto, drop_bad=drop_bad) if base else None
+    made = _from_checkpoint(folder, history, bound, drop_bad=drop_bad) if base else None
     if made is None:
         first, found = 0, DiskMap(ExtentMap(), history.size_of_base, {}, {})
     else:
@@ -98,7 +115,7 @@ def build_map(
     journal_file, path, fd = 0, folder, -1
     try:
         for frame in history.frames[first:]:
-            if upto is not None and not upto.some(frame):
+            if bound is not None and not bound.some(frame):
                 break
             if frame.journal_file != journal_file:
                 if fd >= 0:
@@ -107,7 +124,7 @@ def build_map(
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             index = index_in(fd, path, frame, history.size_before(frame))
             try:
-                _add_frame(history, frame, index, upto, found)
+                _add_frame(history, frame, index, bound, found)
             except RigError as exc:
                 raise store_corrupt(path, f"byte {frame.entries_at}: index of frame {frame.number}: {exc.message}") from exc
     finally:
@@ -119,7 +136,7 @@ def build_map(
     return found
 
 
-def _add_frame(history: DiskHistory, frame: Frame, index: FrameIndex, upto: ReplayBound | None, found: DiskMap) -> None:
+def _add_frame(history: DiskHistory, frame: Frame, index: FrameIndex, bound: ReplayBound | None, found: DiskMap) -> None:
     source, piece_at = _source_of(frame, index, found)
     grown = found.extents.add(
         source,
@@ -127,9 +144,9 @@ def _add_frame(history: DiskHistory, frame: Frame, index: FrameIndex, upto: Repl
         segment_at=frame.segment_at,
         piece_at=piece_at,
         after=history.contained(frame.part.generation) if frame.part.stream == "log" else -1,
-        upto=None if upto is None or upto.whole(frame) else upto.position,
+        upto=None if bound is None or bound.whole(frame) else bound.position,
     )
-    if upto is None or upto.whole(frame):
+    if bound is None or bound.whole(frame):
         found.size_bytes = frame.size_bytes_after
     elif grown:
         found.size_bytes = grown
@@ -144,9 +161,9 @@ def _source_of(frame: Frame, index: FrameIndex, found: DiskMap) -> tuple[int, in
 
 
 def _from_checkpoint(
-    folder: Path, history: DiskHistory, upto: ReplayBound | None, *, drop_bad: bool
+    folder: Path, history: DiskHistory, bound: ReplayBound | None, *, drop_bad: bool
 ) -> tuple[int, DiskMap] | None:
-    """The newest good checkpoint that is of nothing but what counts, and how many frames it has of those in the journal."""
+    """Return the newest good checkpoint within the bound, and how many frames of the journal it contains."""
     if not history.frames:
         return None
     present: dict[int, int] = {}
@@ -154,13 +171,13 @@ def _from_checkpoint(
         present.setdefault(frame.journal_file, frame.start)
     for number in reversed(checkpoints.list_checkpoints(folder)):
         place = number - history.compacted - 1
-        if not 0 <= place < len(history.frames) or (upto is not None and not upto.whole(history.frames[place])):
+        if not 0 <= place < len(history.frames) or (bound is not None and not bound.whole(history.frames[place])):
             continue
         frame = history.frames[place]
         try:
             checkpoint = checkpoints.load(folder, history.disk_id, frame)
         except BadCheckpointError as exc:
-            _log.warning("checkpoint_ignored", store=str(folder), frame=number, reason=str(exc))
+            _log.warning("checkpoint_ignored", disk=history.disk_id, frame=number, reason=str(exc))
             if drop_bad:
                 checkpoints.checkpoint_path(folder, number).unlink(missing_ok=True)
             continue
@@ -172,15 +189,20 @@ def _from_checkpoint(
     return None
 
 
-def build_view(folder: Path, history: DiskHistory, upto: ReplayBound | None) -> ViewLayer:
-    """The state at a position (None: the latest); ``FileNotFoundError`` if a fold deleted a journal file."""
-    if upto is None and not history.initial_sync_complete:
+def build_view(folder: Path, history: DiskHistory, bound: ReplayBound | None) -> ViewLayer:
+    """Open the state at the bound; None: the state after all frames.
+
+    Raises:
+        RigError: ``InvalidPosition``, ``StoreCorrupt``; ``StoreIo`` (recoverable).
+        FileNotFoundError: a compaction deleted a journal file.
+    """
+    if bound is None and not history.initial_sync_complete:
         raise RigError(Code.InvalidPosition, f"disk {history.disk_id} has no state: its initial replication is not complete")
-    return view_of(folder, build_map(folder, history, upto))
+    return view_of(folder, build_map(folder, history, bound))
 
 
 def view_of(folder: Path, found: DiskMap) -> ViewLayer:
-    """Open what the map reads from, and no more: a long journal has more journal files than a process may have files."""
+    """Open a view of the map with the files that it needs; a long journal has more files than a process may open."""
     journal_files = {source: journal_file for journal_file, source in found.sources.items()}
     sums = {source: pieces for source, (_, pieces) in found.rebuilt.items()}
     journal_files.update({source: journal_file for source, (journal_file, _) in found.rebuilt.items()})
@@ -201,7 +223,7 @@ def view_of(folder: Path, found: DiskMap) -> ViewLayer:
 
 
 def base_source(folder: Path) -> Source:
-    """The base, as source 0 of a map."""
+    """Open the base, which is source 0 of a map."""
     return _open_source(folder / BASE, sums=folder / SUMS)
 
 

@@ -1,4 +1,4 @@
-"""Managed disks for a recovery side's disk host: see :class:`siterig.blockfs.disk.views.Views`."""
+"""Opens views of managed disks for the recovery side's disk host, and reports the damage that their readers meet."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-import trio
 
 from siterig.azure_emu.contracts.ports import DamageReports
 from siterig.azure_emu.disks.pins import pin, pins, unpin, unpin_holder
 from siterig.azure_emu.disks.view import open_view
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import RigError
+from siterig.blockfs.disk.views import Views
 from siterig.blockfs.layers.layer import Layer, ViewFaults
 
 _log = structlog.get_logger("siterig.azure_emu.disks.view_provider")
@@ -22,12 +23,12 @@ _log = structlog.get_logger("siterig.azure_emu.disks.view_provider")
 
 WATCH_S = 1.0
 UNREPORTED_MAX = 1000
-"""So many are kept for a vault that does not answer; a scrub knows better."""
+"""Limit of the reports that are kept while the vault does not answer; a scrub finds all damage."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Met:
-    """Damage that a read met: byte ``offset`` of a file of a managed disk's, in its state at ``position``."""
+class _ReadDamage:
+    """Damage that a read of the state at ``position`` met, at byte ``offset`` of a file of a managed disk."""
 
     disk_id: str
     path: str
@@ -36,86 +37,88 @@ class _Met:
 
 
 @dataclass(slots=True)
-class _Watched:
-    """A view that was opened, and how many of its faults were told."""
+class _OpenView:
+    """An open view, and the number of its faults that are logged."""
 
-    store: Path
+    folder: Path
     position: int
     holder: str
     faults: ViewFaults
     names: list[str]
-    told: int = 0
+    logged: int = 0
 
-    def tell(self) -> list[_Met]:
-        """Log what is new; the same for a report."""
+    def log_new(self) -> list[_ReadDamage]:
+        """Log the faults that are new, and return them for reports."""
         count, last = self.faults.seen()
-        met = []
-        for fault in last[-(count - self.told) :] if count > self.told else ():
+        damages = []
+        for fault in last[-(count - self.logged) :] if count > self.logged else ():
             _log.error(
                 "damage_not_served",
                 file=self.names[fault.source],
                 byte=fault.source_offset,
-                disk=self.store.name,
+                disk=self.folder.name,
                 disk_byte=fault.offset,
                 position=self.position,
                 holder=self.holder,
                 error=os.strerror(fault.error),
             )
-            met.append(_Met(self.store.name, self.names[fault.source], fault.source_offset, self.position))
-        self.told = count
-        return met
+            damages.append(_ReadDamage(self.folder.name, self.names[fault.source], fault.source_offset, self.position))
+        self.logged = count
+        return damages
 
 
-class StoreViews:
-    """Of all managed disks in ``disks``, one folder each."""
+class ManagedDiskViews(Views):
+    """Provides views of all managed disks in one folder; any thread may call it."""
 
-    def __init__(self, disks: Path) -> None:
+    def __init__(self, disks: Path, clock: Clock = SYSTEM_CLOCK) -> None:
+        """Provide the managed disks in ``disks``, one folder each."""
         self._disks = disks
-        self._watched: list[_Watched] = []
-        self._unreported: dict[_Met, None] = {}
+        self._clock = clock
+        self._views: list[_OpenView] = []
+        self._unreported: dict[_ReadDamage, None] = {}
         self._changing = threading.Lock()
 
     def open(self, managed_disk: str, position: int, holder: str) -> Layer:
-        """Pin, then open; nothing stays pinned if that fails and was not before."""
-        store = self._disks / managed_disk
-        before = {each.pin_id for each in pins(store)} if store.is_dir() else set()
-        pin_id = pin(store, position, holder)
+        """Pin the position, then open the view; if that fails, a pin that is new is removed."""
+        folder = self._disks / managed_disk
+        before = {each.pin_id for each in pins(folder)} if folder.is_dir() else set()
+        pin_id = pin(folder, position, holder, self._clock)
         try:
-            view = open_view(store, position)
+            view = open_view(folder, position)
         except BaseException:
             if pin_id not in before:
-                unpin(store, pin_id)
+                unpin(folder, pin_id)
             raise
-        watched = _Watched(store, position, holder, view.faults, view.source_names)
+        opened = _OpenView(folder, position, holder, view.faults, view.source_names)
         with self._changing:
-            self._watched.append(watched)
+            self._views.append(opened)
         return view
 
     def release(self, managed_disk: str, holder: str) -> None:
-        """See :class:`siterig.blockfs.disk.views.Views`."""
-        store = self._disks / managed_disk
-        unpin_holder(store, holder)
+        """Remove the pins of ``holder`` on the managed disk, and watch its views no more."""
+        folder = self._disks / managed_disk
+        unpin_holder(folder, holder)
         with self._changing:
-            for each in self._watched:
-                if (each.store, each.holder) == (store, holder):
-                    self._note(each)
-            self._watched = [each for each in self._watched if (each.store, each.holder) != (store, holder)]
+            for each in self._views:
+                if (each.folder, each.holder) == (folder, holder):
+                    self._collect(each)
+            self._views = [each for each in self._views if (each.folder, each.holder) != (folder, holder)]
 
-    def _note(self, watched: _Watched) -> None:
-        for met in watched.tell():
+    def _collect(self, view: _OpenView) -> None:
+        for damage in view.log_new():
             if len(self._unreported) < UNREPORTED_MAX:
-                self._unreported[met] = None
+                self._unreported[damage] = None
 
     async def watch(self, reports: DamageReports) -> None:
-        """Log and report what views did not serve, by file and byte, until cancelled: a reader is told of an I/O error only.
+        """Log and report damage by file and byte until cancelled; the reader of a view gets only an I/O error.
 
-        What cannot be reported is kept, and tried again.
+        A report that fails is kept and repeated.
         """
         while True:
-            await trio.sleep(WATCH_S)
+            await self._clock.sleep(WATCH_S)
             with self._changing:
-                for each in self._watched:
-                    self._note(each)
+                for each in self._views:
+                    self._collect(each)
                 waiting = list(self._unreported)
             try:
                 for met in waiting:
@@ -126,15 +129,15 @@ class StoreViews:
                 _log.info("damage_not_reported_yet", code=exc.code, reason=exc.message)
 
     def reconcile(self, kind: str, holders: Collection[str]) -> None:
-        """See :class:`siterig.blockfs.disk.views.Views`; a store that cannot be read is left as it is."""
+        """Remove the pins of this kind whose holder is not in ``holders``; skip a managed disk that cannot be read."""
         if not self._disks.is_dir():
             return
-        for store in self._disks.iterdir():
-            if store.name.startswith(".") or not store.is_dir():
+        for folder in self._disks.iterdir():
+            if folder.name.startswith(".") or not folder.is_dir():
                 continue
             try:
-                for each in pins(store):
+                for each in pins(folder):
                     if each.holder.startswith(f"{kind} ") and each.holder not in holders:
-                        unpin(store, each.pin_id)
+                        unpin(folder, each.pin_id)
             except RigError as exc:
-                _log.warning("pins_not_reconciled", store=str(store), code=exc.code, message=exc.message)
+                _log.warning("pins_not_reconciled", disk=folder.name, code=exc.code, reason=exc.message)

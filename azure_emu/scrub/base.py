@@ -1,7 +1,7 @@
-"""Scrubbing the base of a managed disk: its blocks, their checksums, and what no data lies in.
+"""Scrubbing the base of a managed disk: its blocks, their checksums, and the ranges without data.
 
-Fault contract: it changes nothing, and a fold may run beside it.  What the host's disk cannot read (EIO) is damage like
-any other, and what is behind it is read on.
+Fault contract: the scrub changes nothing, and a compaction may run at the same time.  A sector that the host's disk cannot
+read (EIO) is damage like any other, and reading continues after it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from siterig.azure_emu.contracts.ports import Damage
-from siterig.azure_emu.disks.base_image import BASE, PAIR, SUMS, Ranges, read_map, sums_bytes, unpack_map
+from siterig.azure_emu.disks.base_image import BASE, PAIR, SUMS, RangeList, read_map, sums_bytes, unpack_map
 from siterig.azure_emu.disks.damage_map import ClassifiedDamage
 from siterig.azure_emu.disks.metadata import PROGRESS, Progress, read_meta
 from siterig.blockfs.core.errors import RigError
@@ -24,22 +24,26 @@ from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.layers.base_update import BLOCK_BYTES, bad_blocks
 from siterig.cext.checksums import crc32c, is_zero
 
-_STEP_BYTES = 4096 * BLOCK_BYTES
+_READ_BYTES = 4096 * BLOCK_BYTES
 _ZERO_SUM = crc32c(bytes(BLOCK_BYTES))
 
 
-class _Bad(NamedTuple):
-    """Blocks that cannot be read, for one reason: ``unreadable`` names the file of which the host's disk says so."""
+class _BadBlocks(NamedTuple):
+    """Bytes ``start`` to ``stop``: adjacent blocks that cannot be read for one reason.
+
+    ``unreadable`` names the file that the host's disk cannot read; it is empty if checksums do not match.  ``expected`` and
+    ``actual`` are the checksums of the first block then.
+    """
 
     start: int
     stop: int
     unreadable: str
-    right: int
-    found: int
+    expected: int
+    actual: int
 
 
 class BaseFiles(NamedTuple):
-    """The base of a store in ``folder``, its files open for reading."""
+    """The base of the managed disk in ``folder``, with its files open for reading."""
 
     folder: Path
     base_fd: int
@@ -48,7 +52,7 @@ class BaseFiles(NamedTuple):
 
 @contextmanager
 def open_base(folder: Path) -> Iterator[BaseFiles]:
-    """The files, until the end of the block."""
+    """Open the files of the base until the end of the block."""
     with (folder / BASE).open("rb") as base, (folder / SUMS).open("rb") as sums:
         yield BaseFiles(folder, base.fileno(), sums.fileno())
 
@@ -56,41 +60,51 @@ def open_base(folder: Path) -> Iterator[BaseFiles]:
 def bad_ranges(
     files: BaseFiles, offset: int, length: int, advance: Callable[[int], None]
 ) -> Iterator[tuple[int, int, str, Damage]]:
-    """Blocks of the base that have neither checksum, or cannot be read: start, stop, kind, damage without positions."""
-    last: _Bad | None = None
+    """Check blocks of the base; yield start, stop, kind and damage (without positions) of adjacent bad blocks.
+
+    A block is bad if neither of its checksums matches or it cannot be read.
+
+    Args:
+        files: the base.
+        offset: first byte, a multiple of a block.
+        length: bytes, a multiple of a block.
+        advance: called with the number of bytes that were read.
+    """
+    last: _BadBlocks | None = None
     for bad in _bad_blocks(files, offset, length, advance):
         if last is not None and (last.stop, last.unreadable) == (bad.start, bad.unreadable):
             last = last._replace(stop=bad.stop)
             continue
         if last is not None:
-            yield _told(files.folder, last)
+            yield _damage_of(files.folder, last)
         last = bad
     if last is not None:
-        yield _told(files.folder, last)
+        yield _damage_of(files.folder, last)
 
 
-def _bad_blocks(files: BaseFiles, offset: int, length: int, advance: Callable[[int], None]) -> Iterator[_Bad]:
-    for start in range(offset, offset + length, _STEP_BYTES):
-        step = min(_STEP_BYTES, offset + length - start)
-        yield from _bad_in(files, start, step)
-        advance(step)
+def _bad_blocks(files: BaseFiles, offset: int, length: int, advance: Callable[[int], None]) -> Iterator[_BadBlocks]:
+    for start in range(offset, offset + length, _READ_BYTES):
+        some = min(_READ_BYTES, offset + length - start)
+        yield from _bad_in(files, start, some)
+        advance(some)
 
 
-def _bad_in(files: BaseFiles, offset: int, length: int) -> Iterator[_Bad]:
+def _bad_in(files: BaseFiles, offset: int, length: int) -> Iterator[_BadBlocks]:
     try:
         found = bad_blocks(files.base_fd, files.sums_fd, [(offset, length)], most=length // BLOCK_BYTES)
     except OSError as exc:
         if exc.errno != errno.EIO:
             raise
         if length == BLOCK_BYTES:
-            yield _Bad(offset, offset + length, _unreadable(files.base_fd, offset), 0, 0)
+            yield _BadBlocks(offset, offset + length, _unreadable(files.base_fd, offset), 0, 0)
             return
-        step = max(length // BLOCK_BYTES // 16, 1) * BLOCK_BYTES  # few reads of what fails: a dying disk takes seconds
-        for start in range(offset, offset + length, step):
-            yield from _bad_in(files, start, min(step, offset + length - start))
+        # Each read that fails takes seconds on a dying disk, so the range is divided by 16.
+        some = max(length // BLOCK_BYTES // 16, 1) * BLOCK_BYTES
+        for start in range(offset, offset + length, some):
+            yield from _bad_in(files, start, min(some, offset + length - start))
         return
     for bad in found:
-        yield _Bad(bad.offset, bad.offset + BLOCK_BYTES, "", bad.right, bad.found)
+        yield _BadBlocks(bad.offset, bad.offset + BLOCK_BYTES, "", bad.right, bad.found)
 
 
 def _unreadable(base_fd: int, offset: int) -> str:
@@ -101,7 +115,7 @@ def _unreadable(base_fd: int, offset: int) -> str:
     return SUMS
 
 
-def _told(folder: Path, bad: _Bad) -> tuple[int, int, str, Damage]:
+def _damage_of(folder: Path, bad: _BadBlocks) -> tuple[int, int, str, Damage]:
     count, file, offset = (bad.stop - bad.start) // BLOCK_BYTES, bad.unreadable or BASE, bad.start
     if bad.unreadable == SUMS:
         offset = bad.start // BLOCK_BYTES * PAIR.size
@@ -109,41 +123,41 @@ def _told(folder: Path, bad: _Bad) -> tuple[int, int, str, Damage]:
     elif bad.unreadable:
         what = f"cannot read {count} blocks of {BLOCK_BYTES} bytes: {os.strerror(errno.EIO)}"
     elif count == 1:
-        what = f"block of {BLOCK_BYTES} bytes has checksum {bad.found:08x}; it must be {bad.right:08x}"
+        what = f"block of {BLOCK_BYTES} bytes has checksum {bad.actual:08x}; it must be {bad.expected:08x}"
     else:
-        what = f"{count} blocks of {BLOCK_BYTES} bytes have wrong checksums; the first has {bad.found:08x}; it must be "
-        what += f"{bad.right:08x}"
+        what = f"{count} blocks of {BLOCK_BYTES} bytes have wrong checksums; the first has {bad.actual:08x}; it must be "
+        what += f"{bad.expected:08x}"
     damage = Damage(path=str(folder / file), offset=offset, what=what, first_position=0)
     return bad.start, bad.stop, f"block {file}", damage
 
 
-# --- at rest ----------------------------------------------------------------------------------------------------
+# --- idle base ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Rest:
-    """The base while nothing is being folded: what is seen of it is right if ``progress`` is the same afterwards."""
+class _IdleBase:
+    """The base while no compaction runs: anything read from it is right if ``progress`` is the same afterwards."""
 
     folder: Path
     progress: Progress
-    ranges: Ranges
+    ranges: RangeList
 
     @classmethod
-    def of(cls, folder: Path) -> _Rest | None:
+    def of(cls, folder: Path) -> _IdleBase | None:
         if not (folder / PROGRESS).exists():
             return None
         progress = read_meta(folder / PROGRESS, Progress)
         if not progress.complete or progress.fold is not None:
             return None
-        with suppress(RigError):  # told of where the blocks are looked at
+        with suppress(RigError):  # the check of the blocks reports a bad map
             return cls(folder, progress, unpack_map(read_map(folder)))
         return None
 
-    def lasts(self) -> bool:
+    def is_unchanged(self) -> bool:
         return read_meta(self.folder / PROGRESS, Progress) == self.progress
 
-    def parts(self, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
-        """Start, stop, and whether data lies there."""
+    def divide(self, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
+        """Divide a range of bytes; yield start, stop, and whether the map has data there."""
         at = start
         for i in range(bisect_right(self.ranges, start, key=sum), len(self.ranges)):
             offset, length = self.ranges[i]
@@ -158,59 +172,60 @@ class _Rest:
             yield at, stop, False
 
 
-def at_rest(folder: Path) -> Iterator[ClassifiedDamage]:
-    """While nothing is being folded, both sums of a block are one, and what the map leaves out is zeros in both files.
+def check_idle_base(folder: Path) -> Iterator[ClassifiedDamage]:
+    """Check the parts of the base that no position needs.
 
-    No position needs any of it.  A fold that comes between is no damage: what was found before it is looked at again.
+    While no compaction runs, both checksums of a block are equal, and ranges that the map leaves out are zeros in both
+    files.  If a compaction comes between, the range is checked again.
     """
     with open_base(folder) as files:
-        rest: _Rest | None = None
-        for start in range(0, os.fstat(files.base_fd).st_size, _STEP_BYTES):
+        idle: _IdleBase | None = None
+        for start in range(0, os.fstat(files.base_fd).st_size, _READ_BYTES):
             while True:
-                rest = rest or _Rest.of(folder)
-                found = [] if rest is None else list(_of_step(rest, files, start))
-                if rest is None or not found:
+                idle = idle or _IdleBase.of(folder)
+                found = [] if idle is None else list(_check_range(idle, files, start))
+                if idle is None or not found:
                     break
-                if rest.lasts():
+                if idle.is_unchanged():
                     yield from found
                     break
-                rest = None
+                idle = None
 
 
-def _of_step(rest: _Rest, files: BaseFiles, start: int) -> Iterator[ClassifiedDamage]:
+def _check_range(idle: _IdleBase, files: BaseFiles, start: int) -> Iterator[ClassifiedDamage]:
     size, found = os.fstat(files.base_fd).st_size, os.fstat(files.sums_fd).st_size
     if start == 0 and found != sums_bytes(size):
         what = f"has {found} bytes; a base of {size} bytes needs {sums_bytes(size)}"
-        yield _harmless("length", rest.folder / SUMS, min(found, sums_bytes(size)), what)
-    for first, stop, is_data in rest.parts(start, min(start + _STEP_BYTES, size)):
-        yield from _sums_at_rest(rest.folder / SUMS, files.sums_fd, first, stop, is_data=is_data)
+        yield _harmless("length", idle.folder / SUMS, min(found, sums_bytes(size)), what)
+    for first, stop, is_data in idle.divide(start, min(start + _READ_BYTES, size)):
+        yield from _check_sums(idle.folder / SUMS, files.sums_fd, first, stop, is_data=is_data)
         if not is_data:
-            yield from _not_zero(rest.folder / BASE, files.base_fd, first, stop)
+            yield from _check_zeros(idle.folder / BASE, files.base_fd, first, stop)
 
 
-def _sums_at_rest(path: Path, fd: int, start: int, stop: int, *, is_data: bool) -> Iterator[ClassifiedDamage]:
+def _check_sums(path: Path, fd: int, start: int, stop: int, *, is_data: bool) -> Iterator[ClassifiedDamage]:
     at = start // BLOCK_BYTES * PAIR.size
     try:
         raw = os.pread(fd, sums_bytes(stop) - at, at)
     except OSError as exc:
         if exc.errno != errno.EIO:
             raise
-        if not is_data:  # else its blocks cannot be read
+        if not is_data:  # otherwise the check of the blocks reports it
             yield _harmless("sums", path, at, f"cannot read checksums of blocks that hold no data: {reason(exc)}")
         return
     if not is_data and is_zero(raw):
         return
-    for i, (right, becomes) in enumerate(PAIR.iter_unpack(raw[: len(raw) // PAIR.size * PAIR.size])):
-        if right != becomes or not (is_data or right in (0, _ZERO_SUM)):
+    for i, (current, following) in enumerate(PAIR.iter_unpack(raw[: len(raw) // PAIR.size * PAIR.size])):
+        if current != following or not (is_data or current in (0, _ZERO_SUM)):
             block = start // BLOCK_BYTES + i
-            what = f"checksums {right:08x} and {becomes:08x} of block {block} differ"
-            if right == becomes:
-                what = f"checksum {right:08x} of block {block}, which holds no data"
+            what = f"checksums {current:08x} and {following:08x} of block {block} differ"
+            if current == following:
+                what = f"checksum {current:08x} of block {block}, which holds no data"
             yield _harmless("sums", path, at + i * PAIR.size, what)
 
 
-def _not_zero(path: Path, fd: int, start: int, stop: int) -> Iterator[ClassifiedDamage]:
-    """The first byte that is not."""
+def _check_zeros(path: Path, fd: int, start: int, stop: int) -> Iterator[ClassifiedDamage]:
+    """Yield the first byte that is not zero."""
     at = start
     while at < stop:
         try:

@@ -1,7 +1,7 @@
 """Scrubbing the journal of a managed disk: every byte of every frame.
 
-Fault contract: it changes nothing, and parts may be applied and folded beside it.  What the host's disk cannot read (EIO)
-is damage like any other, and what is behind it is read on.
+Fault contract: the scrub changes nothing, and parts may be applied and compacted at the same time.  A sector that the host's
+disk cannot read (EIO) is damage like any other, and reading continues after it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from operator import itemgetter
@@ -20,21 +19,25 @@ from siterig.azure_emu.contracts.ports import Damage
 from siterig.azure_emu.disks.damage_map import ClassifiedDamage
 from siterig.azure_emu.disks.frames import ENTRY, HEADER_BYTES, Frame, encode_header
 from siterig.azure_emu.disks.history import DiskHistory
-from siterig.azure_emu.disks.journal import Torn, journal_file_path
+from siterig.azure_emu.disks.journal import TornFrame, journal_file_path
 from siterig.azure_emu.disks.loader import StoreState, load_history
 from siterig.blockfs.changelog.segment import RecordType
+from siterig.blockfs.core.clock import Clock
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_index import PIECE_BYTES, index_segment
 from siterig.cext.checksums import crc32c
 
 TORN_WAIT_S = 0.02
-"""A frame that is being written is longer when it is looked at again: after this long, and twice that, and so on."""
-_TORN_LOOKS = 7
+"""The delay before a frame that looks torn, and may be just written, is read again; each next delay is twice as long."""
+_TORN_READS = 7
 _PAGE_BYTES = 4096
 
 
-class Piece(NamedTuple):
-    """Bytes ``start`` to ``stop`` of the disk, which record ``record`` of a frame's index (from 0) wrote."""
+class DamagedPiece(NamedTuple):
+    """Bytes ``start`` to ``stop`` of the disk that cannot be read.
+
+    ``record`` is the number of the record that wrote them, counted from 0 in the frame's index.
+    """
 
     record: int
     start: int
@@ -42,56 +45,65 @@ class Piece(NamedTuple):
     damage: Damage
 
 
-def scrub_journal(loaded: StoreState, advance: Callable[[int], None], damaged: list[Frame]) -> Iterator[ClassifiedDamage]:
-    """What is damaged but payloads; frames in which some are hurt are put into ``hurt``."""
+def scrub_journal(
+    loaded: StoreState, advance: Callable[[int], None], damaged: list[Frame], clock: Clock
+) -> Iterator[ClassifiedDamage]:
+    """Check every byte of the journal; yield the damage except that of payloads.
+
+    Args:
+        loaded: the managed disk.
+        advance: called with the number of bytes that were read.
+        damaged: gets the frames that have damaged payloads.
+        clock: delays the next read of a frame that may be just written.
+    """
     bad_headers = {frame.number: why for frame, _, why in loaded.journal.repaired}
     for frame in loaded.journal.earlier + loaded.journal.frames:
         path = journal_file_path(loaded.folder, frame.journal_file)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            continue  # folded meanwhile; had it been missing before, the chain would be broken there
+            continue  # compacted meanwhile; if it had been missing before, the chain would be broken there
         try:
-            head = _header(fd, frame, is_last=frame in loaded.journal.frames[-1:])
-            if head.unread or head.data != encode_header(frame):  # else it was just being written
+            head = _header(fd, frame, clock, is_last=frame in loaded.journal.frames[-1:])
+            if head.unread or head.data != encode_header(frame):  # otherwise it was just being written
                 why = "cannot read the header" if head.unread else bad_headers.get(frame.number, "wrong header")
                 yield "header", Damage(path=str(path), offset=frame.start, what=why, first_position=None)
             yield from _frame(loaded, fd, path, frame, damaged)
         finally:
             os.close(fd)
         advance(frame.end - frame.start)
-    yield from _end(loaded)
+    yield from _end(loaded, clock)
 
 
-def _header(fd: int, frame: Frame, *, is_last: bool) -> _Bytes:
-    """That of the last frame is written after all else of it: what is zeros may just be being written."""
+def _header(fd: int, frame: Frame, clock: Clock, *, is_last: bool) -> _ReadBytes:
+    """Read the header; that of the last frame may be zeros because it is written after the rest of the frame."""
     head = _read(fd, frame.start, HEADER_BYTES)
-    for look in range(_TORN_LOOKS if is_last else 0):
+    for attempt in range(_TORN_READS if is_last else 0):
         if head.unread or any(head.data):
             break
-        time.sleep(TORN_WAIT_S * 2**look)
+        clock.sleep_thread(TORN_WAIT_S * 2**attempt)
         head = _read(fd, frame.start, HEADER_BYTES)
     return head
 
 
-def _end(loaded: StoreState) -> Iterator[ClassifiedDamage]:
+def _end(loaded: StoreState, clock: Clock) -> Iterator[ClassifiedDamage]:
     journal, first = loaded.journal, loaded.history.watermark().complete_position + 1
     if journal.broken is not None and journal.broken_at is not None:
-        again = load_history(loaded.folder).journal.broken  # unless it was a frame that was just being written
+        again = load_history(loaded.folder).journal.broken  # otherwise a frame was just being written
         if again is not None and again.message == journal.broken.message:
             path, offset = journal.broken_at
             what = again.message.partition("managed disk is corrupt: ")[2]
             yield "chain", Damage(path=str(path), offset=offset, what=what, first_position=first)
-    if journal.torn is not None and (torn := _still_torn(loaded.folder, journal.torn)) is not None:
+    if journal.torn is not None and (torn := _still_torn(loaded.folder, journal.torn, clock)) is not None:
         path = journal_file_path(loaded.folder, torn.journal_file)
-        what = f"{torn.bytes} bytes of a frame that is cut; it never counted, or its end was lost"
+        what = f"{torn.bytes} bytes of a torn frame; it never counted, or its end was lost"
         yield "chain", Damage(path=str(path), offset=torn.end, what=what, first_position=first)
 
 
-def _still_torn(folder: Path, torn: Torn) -> Torn | None:
-    """None if it was a frame that was just being written."""
-    for look in range(_TORN_LOOKS):
-        time.sleep(TORN_WAIT_S * 2**look)
+def _still_torn(folder: Path, torn: TornFrame, clock: Clock) -> TornFrame | None:
+    """Return the torn frame if it stays torn; None if it was just being written."""
+    for attempt in range(_TORN_READS):
+        clock.sleep_thread(TORN_WAIT_S * 2**attempt)
         if load_history(folder).journal.torn != torn:
             return None
     return torn
@@ -130,8 +142,11 @@ def _frame(loaded: StoreState, fd: int, path: Path, frame: Frame, damaged: list[
             yield bad("padding", start, "cannot read padding" if padding.unread else "not zero where it must be: padding")
 
 
-class _Bytes(NamedTuple):
-    """Bytes of a file, zeros in place of what the host's disk cannot read: ``unread``, in order, counted as ``data`` is."""
+class _ReadBytes(NamedTuple):
+    """Bytes of a file, with zeros in place of bytes that the host's disk cannot read.
+
+    ``unread`` lists these ranges, as ascending offsets in ``data``.
+    """
 
     data: bytes
     unread: list[tuple[int, int]]
@@ -152,9 +167,9 @@ class _Bytes(NamedTuple):
         return i < len(self.unread) and self.unread[i][0] < stop
 
 
-def _read(fd: int, at: int, length: int) -> _Bytes:
+def _read(fd: int, at: int, length: int) -> _ReadBytes:
     try:
-        return _Bytes(os.pread(fd, length, at), [])
+        return _ReadBytes(os.pread(fd, length, at), [])
     except OSError as exc:
         if exc.errno != errno.EIO:
             raise
@@ -169,11 +184,15 @@ def _read(fd: int, at: int, length: int) -> _Bytes:
                 raise
             first = unread.pop()[0] if unread and unread[-1][1] == start else start
             unread.append((first, stop))
-    return _Bytes(bytes(data), unread)
+    return _ReadBytes(bytes(data), unread)
 
 
-def damaged_pieces(folder: Path, frame: Frame) -> Iterator[Piece]:
-    """Payloads of ``frame`` that cannot be read, in the order of their records; ``FileNotFoundError``: it was folded."""
+def damaged_pieces(folder: Path, frame: Frame) -> Iterator[DamagedPiece]:
+    """Yield the payloads of ``frame`` that cannot be read, in the order of their records.
+
+    Raises:
+        FileNotFoundError: the frame was compacted.
+    """
     path = journal_file_path(folder, frame.journal_file)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -185,8 +204,8 @@ def damaged_pieces(folder: Path, frame: Frame) -> Iterator[Piece]:
         yield from _pieces(path, frame, segment, index.data)
 
 
-def _pieces(path: Path, frame: Frame, segment: _Bytes, index: bytes) -> Iterator[Piece]:
-    """What lies one behind the other in a record, and is bad for one reason, is one."""
+def _pieces(path: Path, frame: Frame, segment: _ReadBytes, index: bytes) -> Iterator[DamagedPiece]:
+    """Yield the damaged pieces; adjacent ones of a record that are bad for one reason are one."""
     sums = memoryview(index)[frame.entries * ENTRY.size :].cast("I")
     view = memoryview(segment.data)
     entries = ENTRY.iter_unpack(index[: frame.entries * ENTRY.size])
@@ -207,11 +226,11 @@ def _pieces(path: Path, frame: Frame, segment: _Bytes, index: bytes) -> Iterator
         for start, stop, why in found:
             what = f"{why} {stop - start} bytes written to byte {start} of the disk at position {position}"
             byte = frame.segment_at + payload_at + start - offset
-            yield Piece(record, start, stop, Damage(path=str(path), offset=byte, what=what, first_position=position))
+            yield DamagedPiece(record, start, stop, Damage(path=str(path), offset=byte, what=what, first_position=position))
 
 
-def _bad_record(history: DiskHistory, path: Path, frame: Frame, segment: _Bytes) -> ClassifiedDamage:
-    """No data is hurt: it is in a record's header, or in one that changes nothing."""
+def _bad_record(history: DiskHistory, path: Path, frame: Frame, segment: _ReadBytes) -> ClassifiedDamage:
+    """Return damage that affects no data: it is in a record's header, or in a record that changes nothing."""
     offset, why = segment.bad_from, f"{segment.why} the segment"
     if not segment.unread:
         try:

@@ -1,10 +1,10 @@
 """Scrubbing: every byte of a managed disk's folder is read and compared with its checksum.
 
-Fault contract: it changes nothing, and runs beside an applier that applies and folds, in any process.  What is not as it was
-written, or cannot be read, is told of by file and byte, with the positions that are not whole because of it: damage of a
-payload or of the base from its record (or the floor) on, until something else was written over it; damage of what can be
-made again, none.  The journal is read before the base, so that what is folded meanwhile is seen in one of them.  What is
-told and kept in memory has a bound (:mod:`siterig.azure_emu.disks.damage_map`).
+Fault contract: the scrub changes nothing.  An applier may apply and compact at the same time, in any process.  Bytes that
+are damaged or cannot be read are reported by file and byte, with the positions that need them.  Damage of a payload or of
+the base affects positions from its record (or the oldest position) on, until a later record overwrites the range.  Damage of
+data that can be rebuilt affects no position.  The journal is read before the base, so that data that is compacted meanwhile
+is seen in one of them.  Memory and output are bounded (:mod:`siterig.azure_emu.disks.damage_map`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from siterig.azure_emu.contracts.ports import Damage, Pin
 from siterig.azure_emu.disks import checkpoints
-from siterig.azure_emu.disks.base_image import BASE, INTENT, MAP, SUMS, Ranges, check_intent, read_map, unpack_map
+from siterig.azure_emu.disks.base_image import BASE, INTENT, MAP, SUMS, RangeList, check_intent, read_map, unpack_map
 from siterig.azure_emu.disks.checkpoints import BadCheckpointError
 from siterig.azure_emu.disks.damage_map import REPORTED_MAX, ClassifiedDamage, DamageMap
 from siterig.azure_emu.disks.frames import ENTRY, Frame
@@ -25,32 +25,38 @@ from siterig.azure_emu.disks.journal import JOURNAL, list_unexpected_files, read
 from siterig.azure_emu.disks.loader import TRIES_MAX, StoreState, load_history
 from siterig.azure_emu.disks.metadata import DISK_META, PROGRESS, read_meta
 from siterig.azure_emu.disks.pins import LOCK, PINS
-from siterig.azure_emu.scrub.base import at_rest, bad_ranges, open_base
+from siterig.azure_emu.scrub.base import bad_ranges, check_idle_base, open_base
 from siterig.azure_emu.scrub.journal import damaged_pieces, scrub_journal
 from siterig.blockfs.changelog.segment import RecordType
+from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.layers.base_update import BLOCK_BYTES
 
 Advance = Callable[[int], None]
-"""Told how many bytes were read since it was last told."""
+"""Called with the number of bytes that were read since the last call."""
 
 _NEEDED = {LOCK, PINS, checkpoints.CHECKPOINTS}
 _KNOWN = {BASE, SUMS, MAP, INTENT, DISK_META, PROGRESS, JOURNAL, *_NEEDED}
 _CHANGES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 
 
-def scrub(folder: Path, advance: Advance = lambda _bytes: None) -> Iterator[Damage]:
-    """Read everything; what is damaged, as it is found.
+def scrub(folder: Path, advance: Advance = lambda _bytes: None, clock: Clock = SYSTEM_CLOCK) -> Iterator[Damage]:
+    """Read all bytes of the managed disk in ``folder``; yield each damage when it is found.
 
-    ``DiskNotFound`` (it was deleted or set aside meanwhile, too), ``StoreIo``.
+    Args:
+        folder: the managed disk's folder.
+        advance: called with the number of bytes that were read.
+        clock: delays the next read of a frame that may be just written.
+    Raises:
+        RigError: ``DiskNotFound``, also if the disk was deleted or set aside meanwhile; ``StoreIo``.
     """
     with host_disk_errors(folder):
-        yield from _told(_while_it_is_there(folder, _everything(folder, advance)))
+        yield from _aggregate(_while_it_exists(folder, _check_all(folder, advance, clock)))
 
 
-def _told(found: Iterator[ClassifiedDamage]) -> Iterator[Damage]:
-    """The first of each kind one by one, the others together."""
+def _aggregate(found: Iterator[ClassifiedDamage]) -> Iterator[Damage]:
+    """Yield the first damages of each kind one by one, and the others of a kind in one."""
     counts: dict[str, int] = {}
     more: dict[str, Damage] = {}
     for kind, damage in found:
@@ -67,8 +73,8 @@ def _told(found: Iterator[ClassifiedDamage]) -> Iterator[Damage]:
         yield damage.model_copy(update={"what": what})
 
 
-def _while_it_is_there(folder: Path, found: Iterator[ClassifiedDamage]) -> Iterator[ClassifiedDamage]:
-    """What is found of a disk that is deleted meanwhile, or set aside, is no damage."""
+def _while_it_exists(folder: Path, found: Iterator[ClassifiedDamage]) -> Iterator[ClassifiedDamage]:
+    """Yield the damage as long as the disk is in its place; one that is deleted or set aside meanwhile is not damaged."""
     before = _identity(folder)
     try:
         for each in found:
@@ -89,15 +95,15 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return None
 
 
-def _everything(folder: Path, advance: Advance) -> Iterator[ClassifiedDamage]:
+def _check_all(folder: Path, advance: Advance, clock: Clock) -> Iterator[ClassifiedDamage]:
     damaged: list[Frame] = []
     try:
         loaded = load_history(folder)
         yield from _readable(_small_files(folder))
-        yield from _readable(scrub_journal(loaded, advance, damaged), loaded.history.oldest_position)
+        yield from _readable(scrub_journal(loaded, advance, damaged, clock), loaded.history.oldest_position)
         yield from _readable(_checkpoints(loaded, advance))
         yield from _readable(_position_damage(folder, advance, loaded, damaged), loaded.history.oldest_position)
-        yield from _readable(at_rest(folder))
+        yield from _readable(check_idle_base(folder))
     except RigError as exc:
         if exc.code == Code.DiskNotFound:
             raise
@@ -106,7 +112,7 @@ def _everything(folder: Path, advance: Advance) -> Iterator[ClassifiedDamage]:
 
 
 def _readable(found: Iterator[ClassifiedDamage], first_position: int | None = None) -> Iterator[ClassifiedDamage]:
-    """A file or folder that the host's disk cannot even open is damage; ``first_position``: of what is not whole then."""
+    """Yield the damage; a file or folder that cannot be opened is damage of the positions from ``first_position`` on."""
     try:
         yield from found
     except OSError as exc:
@@ -133,7 +139,7 @@ def _small_files(folder: Path) -> Iterator[ClassifiedDamage]:
             yield _file("unexpected", folder / name, "is no file of a managed disk")
     for name in sorted(_NEEDED - names):
         yield _file("missing", folder / name, "is missing")
-    with suppress(RigError):  # a journal that cannot be listed is damage that the history has met
+    with suppress(RigError):  # loading the history has reported a journal that cannot be listed
         for path in list_unexpected_files(folder):
             yield _file("unexpected", path, "is not a journal file")
     for path in sorted((folder / PINS).glob("[!.]*")):
@@ -155,7 +161,7 @@ def _checkpoints(loaded: StoreState, advance: Advance) -> Iterator[ClassifiedDam
     for number in checkpoints.list_checkpoints(loaded.folder):
         place = number - history.compacted - 1
         if not 0 <= place < len(history.frames):
-            continue  # of a frame that was folded, or applied since
+            continue  # its frame was compacted, or applied since
         path = checkpoints.checkpoint_path(loaded.folder, number)
         with suppress(FileNotFoundError):
             try:
@@ -170,16 +176,16 @@ def _checkpoints(loaded: StoreState, advance: Advance) -> Iterator[ClassifiedDam
                 advance(path.stat().st_size)
 
 
-# --- which positions are not whole ------------------------------------------------------------------------------
+# --- positions with damage ------------------------------------------------------------------------------
 
 
 def _position_damage(folder: Path, advance: Advance, loaded: StoreState, frames: list[Frame]) -> Iterator[ClassifiedDamage]:
-    """Damage of the base, and of payloads in ``frames``, with the positions at which it shows.
+    """Find the damage of the base, and of payloads in ``frames``, with the positions that it affects.
 
-    If there is any and a fold came between, it is looked at again: the fold may have carried it into the base, or written
-    over it.
+    If there is damage and a compaction came between, everything is checked again: the compaction may have carried the damage
+    into the base, or overwritten it.
     """
-    wanted: Ranges | None = None  # all
+    wanted: RangeList | None = None  # everything
     for _ in range(TRIES_MAX):
         before, loaded = loaded.history.compacted, load_history(folder)
         if any(before < frame.number <= loaded.history.compacted for frame in frames):
@@ -187,7 +193,7 @@ def _position_damage(folder: Path, advance: Advance, loaded: StoreState, frames:
         damage_map = DamageMap()
         bad_map: list[ClassifiedDamage] = []
         try:
-            _look_at_base(loaded, advance, wanted, damage_map)
+            _check_base(loaded, advance, wanted, damage_map)
         except RigError as exc:
             bad_map = [_file("map", folder / MAP, _why(exc), loaded.history.oldest_position)]
         wanted = damage_map.ranges() if damage_map.complete else None
@@ -209,19 +215,19 @@ def _nothing(_bytes: int) -> None:
     pass
 
 
-def _look_at_base(loaded: StoreState, advance: Advance, wanted: Ranges | None, damage_map: DamageMap) -> None:
-    """``wanted``: what alone is looked at."""
-    folder, floor, size = loaded.folder, loaded.history.oldest_position, loaded.history.size_bytes
+def _check_base(loaded: StoreState, advance: Advance, wanted: RangeList | None, damage_map: DamageMap) -> None:
+    """Add the damage of the base to the map; ``wanted`` limits the check to these ranges."""
+    folder, oldest, size = loaded.folder, loaded.history.oldest_position, loaded.history.size_bytes
     ranges = unpack_map(read_map(folder))
     with open_base(folder) as files:
         for offset, length in ranges if wanted is None else _common(ranges, wanted):
             for start, stop, kind, damage in bad_ranges(files, offset, length, advance):
-                from_floor = damage.model_copy(update={"first_position": floor})
-                damage_map.add(kind, start, min(stop, max(size, start)), from_floor, is_current=start < size)
+                from_oldest = damage.model_copy(update={"first_position": oldest})
+                damage_map.add(kind, start, min(stop, max(size, start)), from_oldest, is_current=start < size)
 
 
-def _common(ranges: Ranges, wanted: Ranges) -> Iterator[tuple[int, int]]:
-    """What is in both, in whole blocks."""
+def _common(ranges: RangeList, wanted: RangeList) -> Iterator[tuple[int, int]]:
+    """Yield the ranges that are in both lists, extended to whole blocks."""
     following = iter(ranges)
     offset, length = next(following, (0, 0))
     for start, wanted_length in wanted:
@@ -236,9 +242,10 @@ def _common(ranges: Ranges, wanted: Ranges) -> Iterator[tuple[int, int]]:
 
 
 def _follow(loaded: StoreState, damage_map: DamageMap, damaged_frames: list[Frame]) -> bool:
-    """Through the journal: what is written over is whole again; what is hurt in ``damaged_frames`` adds to it.
+    """Follow the damage through the journal: records overwrite it, and damaged payloads add to it.
 
-    False if a fold took a part of the journal away.
+    Returns:
+        False if a compaction deleted a part of the journal meanwhile.
     """
     history = loaded.history
     numbers = {frame.number for frame in damaged_frames}
@@ -253,7 +260,7 @@ def _follow(loaded: StoreState, damage_map: DamageMap, damaged_frames: list[Fram
         except FileNotFoundError:
             return False
         except (RigError, OSError):
-            break  # nothing behind it can be read
+            break  # no later position can be read
         contained = history.contained(frame.part.generation) if frame.part.stream == "log" else -1
         for record, (position, _, offset, length, _, _, kind) in enumerate(ENTRY.iter_unpack(entries)):
             counts = position > contained

@@ -5,6 +5,7 @@ from __future__ import annotations
 import trio
 
 from siterig.azure_emu.applier.applier import Applier
+from siterig.azure_emu.applier.service import RecoveryService
 from siterig.azure_emu.contracts.ports import RecoverySide
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
@@ -17,10 +18,11 @@ async def run(layout: Layout, *, health: Health, task_status: trio.TaskStatus[No
     """Serve until cancelled."""
     cache = BlobCacheAccount(connection_string(layout.azurite, layout.keys), folder=layout.azurite)
     applier = Applier(layout.managed_disks, cache, directory.applier_reports(layout), health.waits)
+    service = RecoveryService(applier, cache)
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(applier.run)
-            await nursery.start(server.serve, {"RecoverySide": (RecoverySide, applier)}, layout.socket("applier"))
+            await nursery.start(service.run)
+            await nursery.start(server.serve, {"RecoverySide": (RecoverySide, service)}, layout.socket("applier"))
             task_status.started()
     finally:
         cache.close()

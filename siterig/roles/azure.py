@@ -8,7 +8,7 @@ from functools import partial
 import trio
 
 from siterig.azure_emu.applier.changed_vm_disks import ChangedVmDisks
-from siterig.azure_emu.disks.view_provider import StoreViews
+from siterig.azure_emu.disks.view_provider import ManagedDiskViews
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.core.front_end import FrontEnd
 from siterig.core.layout import Layout
@@ -23,7 +23,7 @@ async def run(
 ) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.azure_mount)
-    views, changed = StoreViews(layout.managed_disks), ChangedVmDisks()
+    views, changed = ManagedDiskViews(layout.managed_disks), ChangedVmDisks()
     host = DiskHost(
         layout.azure_vms,
         layout.azure_mount,

@@ -14,8 +14,10 @@ import pytest
 
 from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.pins import pin, pins, unpin
-from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
+from siterig.azure_emu.disks.store import ManagedDiskStore
+from siterig.azure_emu.disks.view import open_view
 from siterig.azure_emu.scrub.scrubber import scrub
+from siterig.blockfs.core import failpoint
 from tests.crash.recording import Event, Noted, Recorder
 from tests.crash.states import Crashing, State
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
@@ -106,9 +108,9 @@ class Story:
                     recorder.note(applied=store.watermark().complete_position)
                 store.apply_part(*part)
                 recorder.note(applied=store.watermark().complete_position)
-                store.checkpoint()
+                store.compactor.checkpoint()
                 if store.oldest_position and self.rng.random() < 0.4:
-                    store.compact(store.watermark().complete_position - self.rng.randrange(15))
+                    store.compactor.compact(store.watermark().complete_position - self.rng.randrange(15))
                     recorder.note(floor=store.oldest_position)
                 if store.oldest_position and self.rng.random() < 0.4:
                     position = store.watermark().complete_position
@@ -125,14 +127,13 @@ class Story:
         """The process ends at some step of a part; the next one takes it up, in the same boot."""
         left = self.rng.randrange(1, 8)
 
-        def step(_name: str) -> None:
+        def reached(_name: str) -> None:
             nonlocal left
             left -= 1
             if left == 0:
                 raise Killed
 
-        store._step = step
-        with contextlib.suppress(Killed):
+        with contextlib.suppress(Killed), failpoint.all_armed(reached, "store."):
             store.apply_part(*part)
         store.close()
         return ManagedDiskStore.open(self.folder)
@@ -155,7 +156,7 @@ class Story:
             store.apply_part(*part)
         last = self.points[-1]
         assert_same(whole(store.view(last)), self.disk.states[last], f"{what}, then all parts")
-        store.compact(last)
+        store.compactor.compact(last)
         assert_same(whole(store.view(max(store.oldest_position, last))), self.disk.states[last], f"{what}, then folded")
         store.close()
 

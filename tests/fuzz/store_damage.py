@@ -189,7 +189,7 @@ def good_store(seed: int) -> Good:
             store.apply_part(*disk.close_log())
             if number in (1, 2):
                 with mock.patch.object(checkpoints, "RECORDS_MIN", 0), mock.patch.object(store, "_extents", 0):
-                    store.checkpoint()
+                    store.compactor.checkpoint()
         store.close()
         files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         return Good(files, disk.disk_id)

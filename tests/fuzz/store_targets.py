@@ -13,12 +13,13 @@ from structlog.testing import capture_logs
 
 from siterig.azure_emu.contracts.ports import Pin
 from siterig.azure_emu.disks import checkpoints
-from siterig.azure_emu.disks.base_image import Owner, read_map, redo_intent, unpack_map
+from siterig.azure_emu.disks.base_image import IntentOwner, read_map, redo_intent, unpack_map
 from siterig.azure_emu.disks.checkpoints import BadCheckpointError
 from siterig.azure_emu.disks.loader import load_history
 from siterig.azure_emu.disks.metadata import PROGRESS, DiskMeta, Progress, read_meta
-from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
-from siterig.azure_emu.disks.view_provider import StoreViews
+from siterig.azure_emu.disks.store import ManagedDiskStore
+from siterig.azure_emu.disks.view import open_view
+from siterig.azure_emu.disks.view_provider import ManagedDiskViews
 from siterig.blockfs.changelog.position_counter import PositionCounter
 from siterig.blockfs.core.boot import current_boot_id
 from siterig.blockfs.core.errors import RigError
@@ -102,7 +103,7 @@ class _Views:
         self.held: Collection[str] | None = None
         self._folder = folder
         (folder / "image").write_bytes(bytes(4096))
-        self._real = StoreViews(folder / "disks")
+        self._real = ManagedDiskViews(folder / "disks")
 
     def open(self, managed_disk: str, position: int, holder: str) -> Layer:
         if managed_disk != DISK_ID:
@@ -185,7 +186,7 @@ def intent(raw: bytes, folder: Path) -> str:
     except BadStoreError:
         whose, want = None, {}
     try:
-        redo_intent(folder, Owner(frame=3))
+        redo_intent(folder, IntentOwner(frame=3))
     except RigError as error:
         assert whose is None, error.message
         assert_clear(error, {"StoreCorrupt"}, path)

@@ -21,7 +21,7 @@ import structlog
 import trio
 from pydantic_core import to_json
 
-from siterig.azure_emu.disks.view_provider import StoreViews
+from siterig.azure_emu.disks.view_provider import ManagedDiskViews
 from siterig.blockfs.contracts.control import MountedPointSource
 from siterig.blockfs.fuse import filesystem
 from siterig.blockfs.fuse.serving import serve
@@ -72,7 +72,7 @@ async def lines(stream: trio.lowlevel.FdStream) -> AsyncIterator[bytes]:
 async def main(root: Path, mountpoint: Path, disk_bytes: int, front_end: str) -> None:
     """Serve until stdin ends or the mount is gone."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for answers
-    host = DiskHost(root, mountpoint, views=StoreViews(mountpoint.parent / "managed"))
+    host = DiskHost(root, mountpoint, views=ManagedDiskViews(mountpoint.parent / "managed"))
     if "web01" not in host.vms:
         for name in ("os", "data"):
             await host.create_disk(vm="web01", name=name, size_bytes=disk_bytes)

@@ -9,8 +9,9 @@ from pathlib import Path
 import trio
 
 from siterig.azure_emu.applier.applier import Applier
+from siterig.azure_emu.applier.service import RecoveryService
 from siterig.azure_emu.contracts.ports import SkippedBlob
-from siterig.azure_emu.disks.store import open_view
+from siterig.azure_emu.disks.view import open_view
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Waits
@@ -153,11 +154,14 @@ class Rig:
         self.cache = FakeCache()
         self.vault = FakeVault(self.cache)
         self.waits = Waits()
-        self.applier = Applier(self.disks, self.cache, self.vault, self.waits)
+        self._start(self.waits)
 
     def restart(self) -> None:
         self.vault = FakeVault(self.cache)
-        self.applier = Applier(self.disks, self.cache, self.vault)
+        self._start(None)
+
+    def _start(self, waits: Waits | None) -> None:
+        self.service = RecoveryService(Applier(self.disks, self.cache, self.vault, waits), self.cache)
 
     def log(self, name: str) -> Packed:
         self.disk.scribble(5)

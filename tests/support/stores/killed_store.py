@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
+from siterig.azure_emu.disks.store import ManagedDiskStore
+from siterig.azure_emu.disks.view import open_view
 from siterig.azure_emu.scrub.scrubber import scrub
 from tests.support.disks.disk_history import SIZE_BYTES, Packed
 from tests.support.stores.managed_disk import assert_same, site, whole

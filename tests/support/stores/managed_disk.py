@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,8 @@ def site(tmp_path: Path, seed: int = 1) -> SiteDisk:
     return SiteDisk(folder, random.Random(seed))
 
 
-def new_store(tmp_path: Path, step: Callable[[str], None] = lambda _name: None) -> ManagedDiskStore:
-    return ManagedDiskStore.create(tmp_path / DISK_ID, disk_id=DISK_ID, size_bytes=SIZE_BYTES, created_ns=1, step=step)
+def new_store(tmp_path: Path) -> ManagedDiskStore:
+    return ManagedDiskStore.create(tmp_path / DISK_ID, disk_id=DISK_ID, size_bytes=SIZE_BYTES, created_ns=1)
 
 
 def apply(store: ManagedDiskStore, parts: list[Packed]) -> None:

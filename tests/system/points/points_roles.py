@@ -16,12 +16,13 @@ from typing import Protocol
 import trio
 
 from siterig.azure_emu.applier import applier
+from siterig.azure_emu.applier.service import RecoveryService
 from siterig.azure_emu.contracts.ports import ApplierReports, RecoverySide
 from siterig.azure_emu.disks import checkpoints, history, journal
-from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.azure_emu.vault.context import rig_clock
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.service import Vault
+from siterig.blockfs.core import failpoint
 from siterig.blockfs.core.clock import SystemClock
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import hostmounts
@@ -107,7 +108,7 @@ class _Fuse:
     async def arm(self, *, steps: int) -> None:
         self._left = steps
 
-    def step(self, _name: str) -> None:
+    def reached(self, _name: str) -> None:
         if self._left >= 0:
             self._left -= 1
             if self._left < 0:
@@ -117,16 +118,9 @@ class _Fuse:
 _FUSE = _Fuse()
 
 
-class _FusedStore(ManagedDiskStore):
-    @classmethod
-    def open(cls, folder: Path, **_: object) -> ManagedDiskStore:
-        return super().open(folder, step=_FUSE.step)
-
-
 def _small() -> None:
     """A short walk meets many journal files, slices of folds, and checkpoints."""
-    applier.BEHIND_S, applier.RETRY_REFUSED_S, applier.RETRY_RECOVERABLE_S = 0.05, 0.2, 0.2
-    applier.ManagedDiskStore = _FusedStore  # type: ignore[attr-defined]
+    applier.COMPACT_EVERY_S, applier.RETRY_REFUSED_S, applier.RETRY_RECOVERABLE_S = 0.05, 0.2, 0.2
     journal.JOURNAL_FILE_BYTES = 60_000
     history.SLICE_BYTES = 80_000
     checkpoints.RECORDS_MIN = 5
@@ -135,12 +129,14 @@ def _small() -> None:
 async def run_applier(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:
     """As :func:`siterig.roles.applier.run`."""
     _small()
-    work = applier.Applier(layout.managed_disks, cache_of(layout), directory.applier_reports(layout))
+    cache = cache_of(layout)
+    work = RecoveryService(applier.Applier(layout.managed_disks, cache, directory.applier_reports(layout)), cache)
     faces = {"RecoverySide": (RecoverySide, work), "Fuse": (Fuse, _FUSE)}
-    async with trio.open_nursery() as nursery:
-        await nursery.start(lambda task_status: work.run(poll_s=0.02, task_status=task_status))
-        await nursery.start(server.serve, faces, layout.socket("applier"))
-        task_status.started()
+    with failpoint.all_armed(_FUSE.reached, "store."):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lambda task_status: work.run(poll_s=0.02, task_status=task_status))
+            await nursery.start(server.serve, faces, layout.socket("applier"))
+            task_status.started()
 
 
 async def run_vault(layout: Layout, *, health: Health, task_status: trio.TaskStatus[None]) -> None:

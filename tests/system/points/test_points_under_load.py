@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
+from siterig.azure_emu.disks.store import ManagedDiskStore
+from siterig.azure_emu.disks.view import open_view
 from siterig.blockfs.transfer.part_codec import pack
 from siterig.blockfs.transfer.part_name import PartName
 from siterig.blockfs.transfer.sync_stream import SyncStream
@@ -184,7 +185,7 @@ def test_every_point_is_what_the_source_was(server: DiskServer, tmp_path: Path) 
         for position in points:
             replica.compare(position, tmp_path / f"{replica.name}-{position}")
         oldest = points[len(points) // 2]
-        assert replica.store.compact(oldest) <= oldest
+        assert replica.store.compactor.compact(oldest) <= oldest
         for position in points[len(points) // 2 :]:
             replica.compare(position, tmp_path / f"{replica.name}-{position}")
         replica.store.close()

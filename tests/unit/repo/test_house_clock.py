@@ -18,13 +18,6 @@ EXEMPT = {
 }
 """Modules that cannot take a clock, and why."""
 NOT_CONVERTED = {
-    "siterig.azure_emu.applier.account_watch",
-    "siterig.azure_emu.applier.applier",
-    "siterig.azure_emu.applier.changed_vm_disks",
-    "siterig.azure_emu.disks.base_image",
-    "siterig.azure_emu.disks.pins",
-    "siterig.azure_emu.disks.view_provider",
-    "siterig.azure_emu.scrub.journal",
     "siterig.azure_emu.vault.context.roles",
     "siterig.azure_emu.vault.jobs.engine",
     "siterig.azure_emu.vault.jobs.failback_tasks",

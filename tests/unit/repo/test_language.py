@@ -26,10 +26,7 @@ PENDING: dict[str, set[str]] = {
         "docs/reference/mount.md",
     },
     "azure_emu": {
-        "azure_emu/applier",
         "azure_emu/contracts",
-        "azure_emu/disks",
-        "azure_emu/scrub",
         "azure_emu/storage",
         "azure_emu/vault",
         "azure_emu/vault/context",

@@ -14,7 +14,8 @@ import trio.testing
 from siterig.azure_emu.applier.applier import RETRY_REFUSED_S
 from siterig.azure_emu.contracts.ports import RecoverySide
 from siterig.azure_emu.disks.pins import pin, unpin
-from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
+from siterig.azure_emu.disks.store import ManagedDiskStore
+from siterig.azure_emu.disks.view import open_view
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.transfer.part_name import Listing, PartName
 from siterig.cext.checksums import chunk_tag
@@ -34,7 +35,7 @@ def fast_clock() -> trio.testing.MockClock:
 @pytest.fixture
 async def rig(tmp_path: Path) -> Rig:
     made = Rig(tmp_path)
-    await made.applier.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
+    await made.service.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
     made.disk.scribble(20)
     return made
 
@@ -42,7 +43,7 @@ async def rig(tmp_path: Path) -> Rig:
 async def test_parts_are_applied_reported_and_then_deleted(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     parts = rig.disk.sync()
     parts += [rig.log("one"), rig.log("two")]
     rig.cache.hold(parts[::-1])
@@ -56,7 +57,7 @@ async def test_parts_are_applied_reported_and_then_deleted(
 
 
 async def test_a_missing_part_is_waited_for(rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock) -> None:
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     rig.cache.hold(rig.disk.sync())
     first, second = rig.log("one"), rig.log("two")
     rig.cache.hold([second])
@@ -73,7 +74,7 @@ async def test_a_part_that_the_account_lists_and_has_not_got_is_asked_for_and_ap
     parts = [*rig.disk.sync(), rig.log("one")]
     rig.cache.hold(parts)
     rig.cache.forgotten.add(parts[1][0])
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     await rig.vault.wait_asked()
     assert rig.vault.asked[0][1] == [part.blob() for part, _ in parts[1:]]
     await rig.vault.wait_failed()
@@ -88,12 +89,12 @@ async def test_an_unreachable_cache_is_ridden_out(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     rig.cache.failure = RigError(Code.CacheUnreachable, "cache account: connection refused", recoverable=True)
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     rig.cache.hold([*rig.disk.sync(), rig.log("one")])
     await rig.vault.wait_rounds(100)
     assert rig.vault.failed == []
     with pytest.raises(RigError, match="connection refused"):
-        await rig.applier.process_latest(disk_ids=[DISK_ID])
+        await rig.service.process_latest(disk_ids=[DISK_ID])
     rig.cache.failure = None
     await rig.vault.wait_position(rig.disk.position)
 
@@ -102,10 +103,10 @@ async def test_a_deaf_vault_keeps_the_blobs_and_is_told_later(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     rig.vault.failure = RigError(Code.of("PeerUnreachable"), "vault: connection refused", recoverable=True)
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     parts = [*rig.disk.sync(), rig.log("one")]
     rig.cache.hold(parts)
-    (mark,) = await rig.applier.process_latest(disk_ids=[DISK_ID])
+    (mark,) = await rig.service.process_latest(disk_ids=[DISK_ID])
     assert mark.complete_position == rig.disk.position
     assert len(rig.cache.blobs) == len(parts)
     rig.vault.failure = None
@@ -123,7 +124,7 @@ async def test_a_corrupt_part_is_reported_once_and_left_until_it_is_replaced(
     bad = bytearray(data)
     bad[len(bad) // 2] ^= 1
     rig.cache.hold([(part, bytes(bad)), rig.log("two")])
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     await rig.vault.wait_failed()
     while rig.cache.gets.count(part) < 3:  # tried again now and then
         await trio.sleep(RETRY_REFUSED_S)
@@ -131,7 +132,7 @@ async def test_a_corrupt_part_is_reported_once_and_left_until_it_is_replaced(
     ((code, message),) = rig.vault.failed
     assert code == "PartCorrupt"
     assert part.blob() in message
-    (mark,) = await rig.applier.process_latest(disk_ids=[DISK_ID])
+    (mark,) = await rig.service.process_latest(disk_ids=[DISK_ID])
     assert mark.log_seq == 0
     assert len(rig.vault.failed) == 1
     assert part in rig.cache.blobs
@@ -146,10 +147,10 @@ async def test_a_part_that_overlaps_what_is_applied_is_reported(
     rig.cache.hold(rig.disk.sync())
     part, data = rig.log("one")
     rig.cache.hold([(part, data)])
-    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    await rig.service.process_latest(disk_ids=[DISK_ID])
     odd = PartName(DISK_ID, 1, "log", part.last, part.last + 3)
     rig.cache.hold([(odd, data)])
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     await rig.vault.wait_failed()
     await rig.vault.wait_rounds(3)
     assert rig.vault.failed == [
@@ -162,11 +163,11 @@ async def test_a_restart_reports_everything_again_and_deletes_what_was_left(
 ) -> None:
     parts = [*rig.disk.sync(), rig.log("one")]
     rig.cache.hold(parts)
-    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    await rig.service.process_latest(disk_ids=[DISK_ID])
     rig.cache.hold(parts)  # as if killed before they were deleted
     rig.restart()
     (rig.disks / ".new-x").mkdir()
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     await rig.vault.wait_position(rig.disk.position)
     assert [tag.name for tag in rig.vault.tags] == ["one"]
     await rig.vault.wait_rounds(1)
@@ -180,15 +181,15 @@ async def test_an_old_generation_is_applied_until_the_next_ones_sync_begins(rig:
     rig.cache.hold([late])
     rig.disk.new_generation()
     rig.cache.hold([rig.log("log of the new generation")])
-    (mark,) = await rig.applier.process_latest(disk_ids=[DISK_ID])
+    (mark,) = await rig.service.process_latest(disk_ids=[DISK_ID])
     assert (mark.generation, mark.log_seq) == (1, late[0].last)
     stale = PartName(DISK_ID, 1, "log", late[0].last + 1, late[0].last + 2)
     first, *rest = rig.disk.sync(against=rig.state(mark.complete_position))
     rig.cache.hold([(stale, b"never read"), *rest])
-    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    await rig.service.process_latest(disk_ids=[DISK_ID])
     assert rig.vault.failed == []
     rig.cache.hold([first])
-    (mark,) = await rig.applier.process_latest(disk_ids=[DISK_ID])
+    (mark,) = await rig.service.process_latest(disk_ids=[DISK_ID])
     assert (mark.generation, mark.sync_complete, mark.complete_position) == (2, True, rig.disk.position)
     assert rig.state(rig.disk.position) == rig.disk.data
     assert rig.cache.blobs == {}  # the stale part and the log before the snapshot are gone
@@ -197,24 +198,24 @@ async def test_an_old_generation_is_applied_until_the_next_ones_sync_begins(rig:
 async def test_checksums_count_what_the_cache_still_holds(rig: Rig) -> None:
     rig.cache.hold([*rig.disk.sync(), rig.log("one")])
     count = SIZE_BYTES // CHUNK_BYTES
-    got = await rig.applier.checksums(disk_id=DISK_ID, key_hex=KEY.hex(), chunk_bytes=CHUNK_BYTES, first=0, count=count)
+    got = await rig.service.checksums(disk_id=DISK_ID, key_hex=KEY.hex(), chunk_bytes=CHUNK_BYTES, first=0, count=count)
     data = bytes(rig.disk.data)
     assert got == [chunk_tag(KEY, i, data[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES]).hex() for i in range(count)]
     with pytest.raises(RigError) as caught:
-        await rig.applier.checksums(disk_id=DISK_ID, key_hex="abcd", chunk_bytes=CHUNK_BYTES, first=0, count=1)
+        await rig.service.checksums(disk_id=DISK_ID, key_hex="abcd", chunk_bytes=CHUNK_BYTES, first=0, count=1)
     assert caught.value.message == "key_hex is not 32 bytes in hexadecimal"
     with pytest.raises(RigError) as caught:
-        await rig.applier.checksums(disk_id=DISK_ID, key_hex=KEY.hex(), chunk_bytes=0, first=0, count=1)
+        await rig.service.checksums(disk_id=DISK_ID, key_hex=KEY.hex(), chunk_bytes=0, first=0, count=1)
     assert caught.value.code == "InvalidChecksumRequest"
 
 
 async def test_a_disk_is_made_once_found_and_deleted_with_its_blobs(rig: Rig) -> None:
-    side: RecoverySide = rig.applier
+    side: RecoverySide = rig.service
     for asked in (SIZE_BYTES, SIZE_BYTES, SIZE_BYTES // 2):  # the last does not know that the disk has grown since
         await side.create_managed_disk(disk_id=DISK_ID, size_bytes=asked)
     with pytest.raises(RigError) as caught:
         await side.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES * 2)
-    assert caught.value.message == f"managed disk {DISK_ID} is there with {SIZE_BYTES} bytes, not {SIZE_BYTES * 2}"
+    assert caught.value.message == f"managed disk {DISK_ID} exists with {SIZE_BYTES} bytes, not {SIZE_BYTES * 2}"
     rig.cache.hold(rig.disk.sync())
     for _ in range(2):
         await side.delete_managed_disk(disk_id=DISK_ID)
@@ -224,9 +225,9 @@ async def test_a_disk_is_made_once_found_and_deleted_with_its_blobs(rig: Rig) ->
 
 
 async def test_a_disk_that_is_made_anew_has_one_writer(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    applier, create, store_open = rig.applier, ManagedDiskStore.create, ManagedDiskStore.open
+    service, create, store_open = rig.service, ManagedDiskStore.create, ManagedDiskStore.open
     for disk_id in (DISK_ID, EXPORT_ID):
-        await applier.create_managed_disk(disk_id=disk_id, size_bytes=SIZE_BYTES)
+        await service.create_managed_disk(disk_id=disk_id, size_bytes=SIZE_BYTES)
     listing, made, go_on, opened = trio.Event(), threading.Event(), threading.Event(), threading.Event()
 
     async def slow_list(disk_id: str) -> Listing:
@@ -249,10 +250,10 @@ async def test_a_disk_that_is_made_anew_has_one_writer(rig: Rig, monkeypatch: py
     monkeypatch.setattr(ManagedDiskStore, "create", slow_create)
     monkeypatch.setattr(ManagedDiskStore, "open", noted_open)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: applier.process_latest(disk_ids=[DISK_ID, EXPORT_ID]))
+        nursery.start_soon(lambda: service.process_latest(disk_ids=[DISK_ID, EXPORT_ID]))
         await trio.testing.wait_all_tasks_blocked()  # the first is ready, the second waits
-        await applier.delete_managed_disk(disk_id=DISK_ID)
-        nursery.start_soon(lambda: applier.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES))
+        await service.delete_managed_disk(disk_id=DISK_ID)
+        nursery.start_soon(lambda: service.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES))
         await trio.to_thread.run_sync(made.wait, 10)
         listing.set()
         await trio.to_thread.run_sync(opened.wait, 0.2)
@@ -266,14 +267,14 @@ async def test_a_damaged_store_is_reported_and_can_be_deleted(
     meta = rig.disks / DISK_ID / "disk.json"
     meta.write_text("{}")
     rig.restart()
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     await rig.vault.wait_failed()
     await trio.sleep(RETRY_REFUSED_S * 3)
     await rig.vault.wait_rounds(1)
     ((code, message),) = rig.vault.failed
     assert code == "StoreCorrupt"
     assert str(meta) in message
-    await rig.applier.delete_managed_disk(disk_id=DISK_ID)
+    await rig.service.delete_managed_disk(disk_id=DISK_ID)
     assert not (rig.disks / DISK_ID).exists()
 
 
@@ -281,7 +282,7 @@ async def test_a_trouble_that_is_over_is_followed_by_a_report(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     rig.cache.failure = RigError(Code.CacheForbidden, "cache account: the key was refused")
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     await rig.vault.wait_failed()
     told = len(rig.vault.marks)
     rig.cache.failure = None
@@ -296,8 +297,8 @@ async def import_export(rig: Rig, tmp_path: Path, count: int, size_bytes: int) -
     assert len(parts) == count
     back = Rig(tmp_path / "back")
     back.cache.blobs = dict(rig.cache.blobs)
-    await back.applier.create_managed_disk(disk_id=EXPORT_ID, size_bytes=size_bytes)
-    (mark,) = await back.applier.process_latest(disk_ids=[EXPORT_ID])
+    await back.service.create_managed_disk(disk_id=EXPORT_ID, size_bytes=size_bytes)
+    (mark,) = await back.service.process_latest(disk_ids=[EXPORT_ID])
     assert mark.sync_complete
     view = open_view(back.disks / EXPORT_ID, mark.complete_position)
     try:
@@ -318,28 +319,28 @@ def source_file(tmp_path: Path) -> tuple[Path, bytes]:
 
 async def test_an_exported_disk_comes_back_the_same(rig: Rig, tmp_path: Path) -> None:
     path, data = source_file(tmp_path)
-    count = await rig.applier.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data))
+    count = await rig.service.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data))
     assert count == 2
     assert sum(map(len, rig.cache.blobs.values())) < 15 << 20  # zeros were not sent
-    assert await rig.applier.export_progress(source_id=EXPORT_ID) == len(data)
+    assert await rig.service.export_progress(source_id=EXPORT_ID) == len(data)
     assert await import_export(rig, tmp_path, count, len(data)) == data
     assert list((rig.disks / ".export").iterdir()) == []
 
 
 async def test_an_export_that_was_cut_is_taken_up_and_one_of_an_older_state_replaced(rig: Rig, tmp_path: Path) -> None:
     path, data = source_file(tmp_path)
-    count = await rig.applier.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data))
+    count = await rig.service.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data))
     first = dict(rig.cache.blobs)
     rig.cache.failure = RigError(Code.CacheUnreachable, "cache account: connection refused", recoverable=True)
     with pytest.raises(RigError) as caught:
-        await rig.applier.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data))
+        await rig.service.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data))
     assert caught.value.recoverable
     rig.cache.failure = None
     extra = PartName(EXPORT_ID, 1, "sync", count + 1, count + 1)
     rig.cache.blobs[extra] = b"of a longer export"
     changed = data[: 12 << 20] + b"written meanwhile" + data[(12 << 20) + 17 :]
     path.write_bytes(changed)
-    assert await rig.applier.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data)) == count
+    assert await rig.service.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data)) == count
     assert extra not in rig.cache.blobs
     same = PartName(EXPORT_ID, 1, "sync", 1, 1)
     assert rig.cache.blobs[same] is first[same]
@@ -349,11 +350,11 @@ async def test_an_export_that_was_cut_is_taken_up_and_one_of_an_older_state_repl
 async def test_a_source_that_cannot_be_exported_is_named(rig: Rig, tmp_path: Path) -> None:
     path, data = source_file(tmp_path)
     with pytest.raises(RigError) as caught:
-        await rig.applier.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data) + 512)
+        await rig.service.export_disk(source=str(path), source_id=EXPORT_ID, size_bytes=len(data) + 512)
     assert caught.value.message == f"{path}: has {len(data)} bytes; the disk to export has {len(data) + 512}"
     missing = tmp_path / "missing.img"
     with pytest.raises(RigError) as caught:
-        await rig.applier.export_disk(source=str(missing), source_id=EXPORT_ID, size_bytes=512)
+        await rig.service.export_disk(source=str(missing), source_id=EXPORT_ID, size_bytes=512)
     assert caught.value.message == f"{missing}: cannot be opened: No such file or directory"
 
 
@@ -365,21 +366,21 @@ async def test_what_need_not_be_retained_is_folded_behind_the_applier(
     later = rig.log("later")
     pinned = rig.disk.position
     rig.cache.hold([later])
-    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    await rig.service.process_latest(disk_ids=[DISK_ID])
     pin_id = pin(rig.disks / DISK_ID, pinned, "vm web01/os")
-    await nursery.start(rig.applier.run)
-    await rig.applier.retain(disk_id=DISK_ID, position=1 << 62)
-    while (state := await rig.applier.disk_state(disk_id=DISK_ID)).floor < pinned:
+    await nursery.start(rig.service.run)
+    await rig.service.retain(disk_id=DISK_ID, position=1 << 62)
+    while (state := await rig.service.disk_state(disk_id=DISK_ID)).floor < pinned:
         await rig.vault.wait_rounds(1)
     assert state.valid_ranges == [(pinned, pinned)]
     assert state.floor > target
     assert [each.holder for each in state.pins] == ["vm web01/os"]
     unpin(rig.disks / DISK_ID, pin_id)
     rig.cache.hold([rig.log("last")])
-    while (await rig.applier.disk_state(disk_id=DISK_ID)).floor < rig.disk.position:
+    while (await rig.service.disk_state(disk_id=DISK_ID)).floor < rig.disk.position:
         await rig.vault.wait_rounds(1)
     assert rig.state(rig.disk.position) == rig.disk.data
-    assert await rig.applier.scrub(disk_id=DISK_ID) == []
+    assert await rig.service.scrub(disk_id=DISK_ID) == []
 
 
 async def test_times_and_changes_can_be_asked_for(rig: Rig) -> None:
@@ -392,16 +393,16 @@ async def test_times_and_changes_can_be_asked_for(rig: Rig) -> None:
     rig.disk.resize(SIZE_BYTES + 4096)
     third = rig.disk.position
     rig.cache.hold([rig.disk.close_log()])
-    await rig.applier.process_latest(disk_ids=[DISK_ID])
-    found = await rig.applier.changes(disk_id=DISK_ID, after=snapshot, upto=third, limit=9)
+    await rig.service.process_latest(disk_ids=[DISK_ID])
+    found = await rig.service.changes(disk_id=DISK_ID, after=snapshot, upto=third, limit=9)
     assert [(c.position, c.kind, c.offset, c.length) for c in found] == [
         (first, "WRITE", 4096, 3),
         (second, "ZERO", 0, 512),
         (third, "RESIZE", 0, SIZE_BYTES + 4096),
     ]
-    assert await rig.applier.changes(disk_id=DISK_ID, after=first, upto=third, limit=1) == found[1:2]
+    assert await rig.service.changes(disk_id=DISK_ID, after=first, upto=third, limit=1) == found[1:2]
     with pytest.raises(RigError, match=f"has no state at position {third + 1}: valid positions are {snapshot} to {third}"):
-        await rig.applier.changes(disk_id=DISK_ID, after=first, upto=third + 1, limit=1)
+        await rig.service.changes(disk_id=DISK_ID, after=first, upto=third + 1, limit=1)
     for time_ns, position in (
         (snapshot * 10, snapshot),
         (first * 10 - 1, snapshot),
@@ -409,9 +410,9 @@ async def test_times_and_changes_can_be_asked_for(rig: Rig) -> None:
         (second * 10 + 5, second),
         (1 << 62, third),
     ):
-        assert await rig.applier.position_at(disk_id=DISK_ID, time_ns=time_ns) == position
+        assert await rig.service.position_at(disk_id=DISK_ID, time_ns=time_ns) == position
     with pytest.raises(RigError) as caught:
-        await rig.applier.position_at(disk_id=DISK_ID, time_ns=5)
+        await rig.service.position_at(disk_id=DISK_ID, time_ns=5)
     assert caught.value.message == (
         f"disk {DISK_ID} has no state of 5 ns since 1970 or before: the oldest is position {snapshot}, of {snapshot * 10} ns"
     )
@@ -419,7 +420,7 @@ async def test_times_and_changes_can_be_asked_for(rig: Rig) -> None:
 
 async def test_a_store_that_is_broken_makes_room_for_a_resync(rig: Rig) -> None:
     rig.cache.hold([*rig.disk.sync(), rig.log("one"), rig.log("two")])
-    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    await rig.service.process_latest(disk_ids=[DISK_ID])
     (journal_file,) = (rig.disks / DISK_ID / "journal").iterdir()
     raw = bytearray(journal_file.read_bytes())
     for magic in (b"SRIGFRM", b"SRIGFRE"):
@@ -427,9 +428,9 @@ async def test_a_store_that_is_broken_makes_room_for_a_resync(rig: Rig) -> None:
     journal_file.write_bytes(raw)
     rig.restart()
     with pytest.raises(RigError) as caught:
-        await rig.applier.process_latest(disk_ids=[DISK_ID])
+        await rig.service.process_latest(disk_ids=[DISK_ID])
     assert caught.value.message == f"{journal_file}: managed disk is corrupt: byte 0: no frame begins here"
-    (damage,) = await rig.applier.scrub(disk_id=DISK_ID)
+    (damage,) = await rig.service.scrub(disk_id=DISK_ID)
     assert (damage.path, damage.offset) == (str(journal_file), 0)
     rig.disk.new_generation()
     first, *rest = rig.disk.sync()
@@ -439,19 +440,19 @@ async def test_a_store_that_is_broken_makes_room_for_a_resync(rig: Rig) -> None:
     assert position is not None
     pin_id = pin(store, position - 1, "vm web01/os")
     with pytest.raises(RigError) as caught:
-        await rig.applier.process_latest(disk_ids=[DISK_ID])
+        await rig.service.process_latest(disk_ids=[DISK_ID])
     assert caught.value.message == (
         f"{store}: the managed disk is damaged and must be replicated again, but position {position - 1} of it is held by "
         "vm web01/os: remove that first"
     )
     unpin(store, pin_id)
-    (mark,) = await rig.applier.process_latest(disk_ids=[DISK_ID])
+    (mark,) = await rig.service.process_latest(disk_ids=[DISK_ID])
     assert (mark.generation, mark.sync_parts) == (2, 1)
     rig.cache.hold(rest)
-    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    await rig.service.process_latest(disk_ids=[DISK_ID])
     assert rig.state(rig.disk.position) == rig.disk.data
     assert (rig.disks / f".damaged-{DISK_ID}").is_dir()
-    await rig.applier.delete_managed_disk(disk_id=DISK_ID)
+    await rig.service.delete_managed_disk(disk_id=DISK_ID)
     assert list(rig.disks.iterdir()) == []
 
 
@@ -465,30 +466,30 @@ async def test_a_repair_writes_again_what_can_be_made_and_everything_goes_on(
     rig: Rig, capfd: pytest.CaptureFixture[str]
 ) -> None:
     rig.cache.hold([*rig.disk.sync(), rig.log("one")])
-    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    await rig.service.process_latest(disk_ids=[DISK_ID])
     (journal_file,) = (rig.disks / DISK_ID / "journal").iterdir()
     good = journal_file.read_bytes()
     flip_in_header(journal_file, b"SRIGFRM")
-    assert len(await rig.applier.scrub(disk_id=DISK_ID)) == 1
+    assert len(await rig.service.scrub(disk_id=DISK_ID)) == 1
     for _ in range(2):  # again is no error
-        await rig.applier.repair(disk_id=DISK_ID)
+        await rig.service.repair(disk_id=DISK_ID)
         assert journal_file.read_bytes() == good
-        assert await rig.applier.scrub(disk_id=DISK_ID) == []
+        assert await rig.service.scrub(disk_id=DISK_ID) == []
     rig.cache.hold([rig.log("two")])
-    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    await rig.service.process_latest(disk_ids=[DISK_ID])
     assert rig.state(rig.disk.position) == rig.disk.data
 
 
 async def test_where_nothing_could_be_applied_after_a_repair_the_store_is_left_as_it_is(rig: Rig) -> None:
     rig.cache.hold([*rig.disk.sync(), rig.log("one")])
-    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    await rig.service.process_latest(disk_ids=[DISK_ID])
     (journal_file,) = (rig.disks / DISK_ID / "journal").iterdir()
     for magic in (b"SRIGFRM", b"SRIGFRE"):
         flip_in_header(journal_file, magic)
     bad = journal_file.read_bytes()
     with pytest.raises(RigError, match="managed disk is corrupt: byte 0: frame header checksum does not match"):
-        await rig.applier.repair(disk_id=DISK_ID)
+        await rig.service.repair(disk_id=DISK_ID)
     assert journal_file.read_bytes() == bad
     rig.cache.hold([rig.log("two")])
-    (mark,) = await rig.applier.process_latest(disk_ids=[DISK_ID])
+    (mark,) = await rig.service.process_latest(disk_ids=[DISK_ID])
     assert mark.complete_position == rig.disk.position, "who has it open goes on"

@@ -12,12 +12,12 @@ import trio.testing
 
 from siterig.azure_emu.applier.applier import REPAIR_WAIT_S
 from siterig.azure_emu.applier.bad_parts import (
-    ASK_AGAIN_S,
     FOLLOWING_MAX,
     LONG_BAD,
-    LOOK_AGAIN_S,
     QUICK_FOR_S,
-    SLOW_LOOK_S,
+    REQUEST_AGAIN_S,
+    RETRY_S,
+    SLOW_RETRY_S,
     BadParts,
 )
 from siterig.blockfs.core.errors import Code, RigError
@@ -37,7 +37,7 @@ def fast_clock() -> trio.testing.MockClock:
 @pytest.fixture
 async def rig(tmp_path: Path) -> Rig:
     made = Rig(tmp_path)
-    await made.applier.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
+    await made.service.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
     made.disk.scribble(20)
     return made
 
@@ -50,9 +50,9 @@ def test_one_failed_look_is_not_enough_to_ask_and_a_second_is() -> None:
     bad, part = BadParts(), log_part(5)
     listed = [log_part(number) for number in range(1, 40)]
     bad.note(part, RigError(Code.PartUnreadable, "500", recoverable=True), 0)
-    assert bad.to_ask(part, listed, 0) == []
-    bad.note(part, RigError(Code.PartUnreadable, "500", recoverable=True), LOOK_AGAIN_S)
-    assert bad.to_ask(part, listed, LOOK_AGAIN_S) == [log_part(number) for number in range(5, 6 + FOLLOWING_MAX)]
+    assert bad.to_request(part, listed, 0) == []
+    bad.note(part, RigError(Code.PartUnreadable, "500", recoverable=True), RETRY_S)
+    assert bad.to_request(part, listed, RETRY_S) == [log_part(number) for number in range(5, 6 + FOLLOWING_MAX)]
 
 
 def test_content_that_is_wrong_is_asked_for_at_once_then_less_and_less_often_and_looked_at_quickly_at_first() -> None:
@@ -60,15 +60,15 @@ def test_content_that_is_wrong_is_asked_for_at_once_then_less_and_less_often_and
     now, asked = 0.0, []
     while now < 1000:
         bad.note(part, RigError(Code.PartCorrupt, "checksum"), now)
-        if bad.to_ask(part, [part], now):
+        if bad.to_request(part, [part], now):
             asked.append(now)
-            bad.asked(part, now)
-        assert bad.retry_s(part, now) == (LOOK_AGAIN_S if now < QUICK_FOR_S else SLOW_LOOK_S)
+            bad.note_requested(part, now)
+        assert bad.retry_s(part, now) == (RETRY_S if now < QUICK_FOR_S else SLOW_RETRY_S)
         now += bad.retry_s(part, now)
     gaps = [later - earlier for earlier, later in itertools.pairwise(asked)]
     assert asked[0] == 0
     assert gaps == sorted(gaps)
-    assert gaps[0] < ASK_AGAIN_S + SLOW_LOOK_S
+    assert gaps[0] < REQUEST_AGAIN_S + SLOW_RETRY_S
 
 
 def spoilt(kind: str, good: bytes, other: bytes) -> bytes:
@@ -90,7 +90,7 @@ async def test_a_part_that_cannot_be_used_is_asked_for_and_its_replacement_is_ap
         rig.cache.unreadable.add(part)
     else:
         rig.cache.blobs[part] = spoilt(kind, good, parts[at - 1][1])
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     await rig.vault.wait_asked()
     assert rig.vault.asked[0][1][0] == part.blob()
     await rig.vault.wait_failed()
@@ -109,7 +109,7 @@ async def test_a_part_that_stays_bad_is_reported_with_what_helps_an_azurite_whos
     parts = rig.disk.sync()
     rig.cache.hold(parts)
     rig.cache.unreadable.add(parts[0][0])
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     while len(rig.vault.failed) < 2:
         await rig.vault.changed.wait()
     first, second = [message for _, message in rig.vault.failed]
@@ -123,7 +123,7 @@ async def test_a_blob_that_is_no_part_is_passed_over_and_reported(
 ) -> None:
     rig.cache.foreign.append(f"{DISK_ID}/notes.txt")
     rig.cache.hold([*rig.disk.sync(), rig.log("one")])
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     await rig.vault.wait_position(rig.disk.position)
     await rig.vault.wait_rounds(2)
     assert rig.vault.failed == []
@@ -143,7 +143,7 @@ async def test_a_blob_that_is_no_part_is_passed_over_and_reported(
 async def test_a_stray_blob_with_the_name_of_a_part_stops_nothing(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock, stray: PartName
 ) -> None:
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     rig.cache.hold(rig.disk.sync())
     await rig.vault.wait_rounds(2)
     rig.cache.blobs[stray] = b"what somebody left here"
@@ -155,7 +155,7 @@ async def test_a_stray_blob_with_the_name_of_a_part_stops_nothing(
 async def test_a_stray_blob_that_begins_as_the_next_part_does_is_passed_over_for_the_right_one(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     rig.cache.hold(rig.disk.sync())
     part, data = rig.log("one")
     rig.cache.blobs[PartName(DISK_ID, 1, "log", part.first, part.last + 100)] = b"longer, and so it is tried first"
@@ -169,7 +169,7 @@ async def test_a_bad_part_of_one_disk_does_not_hold_up_another(
     (tmp_path / "other").mkdir()
     other = SiteDisk(tmp_path / "other", random.Random(4), disk_id=OTHER_ID)
     other.scribble(3)
-    await rig.applier.create_managed_disk(disk_id=OTHER_ID, size_bytes=SIZE_BYTES)
+    await rig.service.create_managed_disk(disk_id=OTHER_ID, size_bytes=SIZE_BYTES)
     rig.vault.disks = [DISK_ID, OTHER_ID]
     bad = rig.disk.sync()
     rig.cache.hold(bad)
@@ -182,7 +182,7 @@ async def test_a_bad_part_of_one_disk_does_not_hold_up_another(
         return await get(part)
 
     rig.cache.get = slow_get  # type: ignore[method-assign]
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     await rig.vault.wait_failed()
     parts = other.sync()
     rig.cache.hold(parts)
@@ -198,12 +198,12 @@ async def test_latest_waits_for_a_bad_part_to_be_replaced_but_not_for_ever(
     rig.cache.hold(parts)
     rig.cache.unreadable.add(parts[-1][0])
     begun = trio.current_time()
-    (mark,) = await rig.applier.process_latest(disk_ids=[DISK_ID])
+    (mark,) = await rig.service.process_latest(disk_ids=[DISK_ID])
     assert mark.complete_position < rig.disk.position
     assert trio.current_time() - begun >= REPAIR_WAIT_S
     assert len(rig.vault.asked) >= 1
     rig.cache.unreadable.clear()
-    (mark,) = await rig.applier.process_latest(disk_ids=[DISK_ID])
+    (mark,) = await rig.service.process_latest(disk_ids=[DISK_ID])
     assert mark.complete_position == rig.disk.position
 
 
@@ -212,7 +212,7 @@ async def test_the_bytes_that_wait_in_the_account_are_reported(
 ) -> None:
     parts = rig.disk.sync()
     rig.cache.hold(parts[1:])
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     await rig.vault.wait_rounds(2)
     assert rig.vault.seen[-1] == (sum(len(data) for _, data in parts[1:]), [])
     rig.cache.hold(parts[:1])
@@ -227,7 +227,7 @@ async def test_a_part_that_is_missing_while_later_ones_are_there_is_a_wait_and_i
     rig.cache.hold(rig.disk.sync())
     first, second = rig.log("one"), rig.log("two")
     rig.cache.hold([second])
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     await rig.vault.wait_asked()
     assert rig.vault.asked[0][1] == []
     (wait,) = rig.waits.list()
@@ -243,7 +243,7 @@ async def test_a_vault_that_does_not_answer_is_a_wait_until_it_does(
     rig: Rig, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     rig.vault.away = RigError(Code.RoleUnavailable, "nobody answers", recoverable=True)
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     await rig.vault.wait_rounds(1)
     assert [(wait.code, wait.vm, wait.disk) for wait in rig.waits.list()] == [("RoleUnavailable", None, None)]
     rig.vault.away = None

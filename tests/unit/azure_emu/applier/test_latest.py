@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from siterig.azure_emu.applier import applier
 from siterig.azure_emu.applier.applier import Applier
+from siterig.azure_emu.applier.service import RecoveryService
 from siterig.azure_emu.contracts.ports import DiskSpec, SkippedBlob
-from siterig.azure_emu.disks.store import open_view
+from siterig.azure_emu.disks.view import open_view
 from siterig.blockfs.changelog.tags import TagSeen
 from siterig.blockfs.contracts.control import CutInfo, TagKind
 from siterig.blockfs.transfer.part_name import Watermark
@@ -115,12 +117,16 @@ class Provider(FakeProvider):
         return cut
 
 
+def service_of(tmp_path: Path, world: Any) -> RecoveryService:
+    return RecoveryService(Applier(tmp_path / "disks", world.cache, Reports(world)), world.cache)
+
+
 async def test_latest_applies_what_waits_in_the_cache_account_and_latest_processed_leaves_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = Waiting(tmp_path)
     monkeypatch.setattr(vault_fakes, "FakeProvider", Provider)
-    monkeypatch.setattr(vault_fakes, "FakeRecovery", lambda world: Applier(tmp_path / "disks", world.cache, Reports(world)))
+    monkeypatch.setattr(vault_fakes, "FakeRecovery", lambda world: service_of(tmp_path, world))
     async with running(world, tmp_path) as vault:
         await vault.create_vm(vm="web01", disks=[DiskSpec(name=name, size_bytes=SIZE_BYTES) for name in ("data", "os")])
         await vault.enable_protection(vm="web01", interval_s=30)
@@ -154,7 +160,7 @@ async def test_latest_takes_what_can_be_applied_and_says_that_it_is_not_all(
     world = Waiting(tmp_path)
     monkeypatch.setattr(applier, "REPAIR_WAIT_S", 0.0)
     monkeypatch.setattr(vault_fakes, "FakeProvider", Provider)
-    monkeypatch.setattr(vault_fakes, "FakeRecovery", lambda world: Applier(tmp_path / "disks", world.cache, Reports(world)))
+    monkeypatch.setattr(vault_fakes, "FakeRecovery", lambda world: service_of(tmp_path, world))
     async with running(world, tmp_path) as vault:
         await vault.create_vm(vm="web01", disks=[DiskSpec(name=name, size_bytes=SIZE_BYTES) for name in ("data", "os")])
         await vault.enable_protection(vm="web01", interval_s=30)

@@ -24,7 +24,7 @@ def fast_clock() -> trio.testing.MockClock:
 
 async def applied_upto(rig: Rig, position: int) -> None:
     async with trio.open_nursery() as nursery:
-        await nursery.start(rig.applier.run)
+        await nursery.start(rig.service.run)
         await rig.vault.wait_position(position)
         await rig.vault.wait_rounds(1)
         nursery.cancel_scope.cancel()
@@ -34,7 +34,7 @@ async def test_nothing_is_applied_to_an_older_store_before_a_resync(
     tmp_path: Path, nursery: trio.Nursery, fast_clock: trio.testing.MockClock
 ) -> None:
     rig = Rig(tmp_path)
-    await rig.applier.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
+    await rig.service.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
     rig.disk.scribble(20)
     rig.cache.hold([*rig.disk.sync(), rig.log("one")])
     await applied_upto(rig, rig.disk.position)
@@ -49,7 +49,7 @@ async def test_nothing_is_applied_to_an_older_store_before_a_resync(
     rig.vault.later = later
     lost = rig.log("three")
     rig.cache.hold([lost])
-    await nursery.start(rig.applier.run)
+    await nursery.start(rig.service.run)
     await rig.vault.wait_failed()
     assert rig.vault.failed[0][0] == OLDER
     assert rig.vault.older[0].complete_position < later.complete_position

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 from siterig.azure_emu.disks import base_image
-from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
+from siterig.azure_emu.disks.store import ManagedDiskStore
+from siterig.azure_emu.disks.view import open_view
 from siterig.azure_emu.scrub.scrubber import scrub
+from siterig.blockfs.core import failpoint
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.layers.layer import Layer
 from tests.support.disks.disk_history import SIZE_BYTES, SiteDisk
 from tests.support.io_faults import READ, io_verdict
@@ -29,7 +32,7 @@ WHOLE, PART = 4, 20
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """No time passes between one look at a bad block and the next; how often it should have."""
     slept: list[float] = []
-    monkeypatch.setattr("siterig.azure_emu.disks.base_image.time.sleep", slept.append)
+    monkeypatch.setattr(SYSTEM_CLOCK, "sleep_thread", slept.append)
     return slept
 
 
@@ -125,9 +128,10 @@ def test_nothing_is_served_for_a_bad_payload_at_any_step_of_its_fold(
         for position, view in views.items():
             made.check(view, position, f"an open view of {position} at {name}")
 
-    assert store.compact(made.target, step) == made.target
+    with failpoint.all_armed(step, "store."):
+        assert store.compactor.compact(made.target) == made.target
     assert met == meets
-    assert {"base.announced", "base.copied", "base.concluded", "compaction.counted"} <= set(steps)
+    assert {"store.base.announced", "store.base.copied", "store.base.concluded", "store.compaction.counted"} <= set(steps)
     made.check_all("folded")
     found = [(damage.path, damage.first_position) for damage in scrub(store.folder) if damage.first_position is not None]
     assert found == [(str(made.folder / base_image.BASE), made.target)] * len(bad)
@@ -153,13 +157,14 @@ def test_a_kill_at_any_step_of_a_fold_of_a_bad_payload_makes_it_no_good(tmp_path
 
         store, killed = ManagedDiskStore.open(made.folder), True
         try:
-            store.compact(made.target, step)
+            with failpoint.all_armed(step, "store."):
+                store.compactor.compact(made.target)
             killed = False
         except Killed:
             made.check_all(f"killed after {names[-1]}")
         again = ManagedDiskStore.open(made.folder)
         made.check_all(f"opened after {names[-1]}")
-        assert again.compact(made.target) == made.target
+        assert again.compactor.compact(made.target) == made.target
         made.check_all(f"folded after {names[-1]}")
         again.close()
         if not killed:
@@ -175,8 +180,8 @@ def test_a_payload_that_cannot_be_read_for_a_moment_is_not_given_up(tmp_path: Pa
 
     store = ManagedDiskStore.open(made.folder)
     with io_verdict(trouble):
-        store.compact(made.target)
-    assert looks == [base_image.BAD_LOOK_S]
+        store.compactor.compact(made.target)
+    assert looks == [base_image.REREAD_DELAY_S]
     made.check_all("folded")
     assert list(scrub(store.folder)) == []
     store.close()
@@ -185,7 +190,7 @@ def test_a_payload_that_cannot_be_read_for_a_moment_is_not_given_up(tmp_path: Pa
 def test_a_block_that_a_fold_left_unreadable_is_whole_when_it_is_written_over(tmp_path: Path) -> None:
     made = Rotten(tmp_path, {WHOLE, PART})
     disk, store = made.disk, ManagedDiskStore.open(made.folder)
-    store.compact(made.target)
+    store.compactor.compact(made.target)
     for block in made.bad:
         disk.write(block * BLOCK, disk.rng.randbytes(BLOCK))
     point = disk.tag("later").position
@@ -195,6 +200,6 @@ def test_a_block_that_a_fold_left_unreadable_is_whole_when_it_is_written_over(tm
         view = open_view(made.folder, point)
         made.check(view, point, what)
         view.close()
-        store.compact(point)
+        store.compactor.compact(point)
     assert {damage.first_position for damage in scrub(store.folder)} == {None}  # still bad, of no position
     store.close()

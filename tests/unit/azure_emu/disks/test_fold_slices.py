@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from siterig.azure_emu.disks.store import ManagedDiskStore
+from siterig.blockfs.core import failpoint
 from tests.support.disks.disk_history import SiteDisk
 from tests.support.stores.managed_disk import apply, new_store
 
@@ -15,8 +16,9 @@ BLOCK = 4096
 
 
 def slices(store: ManagedDiskStore, upto: int) -> int:
-    announced = []
-    store.compact(upto, lambda step: announced.append(step) if step == "compaction.announced" else None)
+    announced: list[str] = []
+    with failpoint.armed("store.compaction.announced", announced.append):
+        store.compactor.compact(upto)
     return len(announced)
 
 
@@ -37,7 +39,7 @@ def disk_with(tmp_path: Path, offset: int, length: int) -> tuple[ManagedDiskStor
 def test_blocks_that_change_in_part_make_slices_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int, length: int, least: int
 ) -> None:
-    monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_CUT_BLOCKS", 60)
+    monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_PARTIAL_BLOCKS", 60)
     store, disk = disk_with(tmp_path, offset, length)
     taken = slices(store, disk.position)
     assert taken == 1 if least == 1 else taken >= least
@@ -46,7 +48,7 @@ def test_blocks_that_change_in_part_make_slices_small(
 
 
 def test_discards_count_as_changes_in_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_CUT_BLOCKS", 60)
+    monkeypatch.setattr("siterig.azure_emu.disks.history.SLICE_PARTIAL_BLOCKS", 60)
     disk, store = SiteDisk(tmp_path, random.Random(1)), new_store(tmp_path)
     apply(store, disk.sync())
     for part in range(10):

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from siterig.azure_emu.disks.store import ManagedDiskStore, discard_leftovers, open_view
+from siterig.azure_emu.disks.store import ManagedDiskStore, discard_leftovers
+from siterig.azure_emu.disks.view import open_view
 from siterig.blockfs.changelog.segment import RecordType
+from siterig.blockfs.core import failpoint
 from siterig.blockfs.core.errors import RigError
 from siterig.cext.checksums import TAG_BYTES, chunk_tag
 from tests.support.disks.disk_history import CHUNK_BYTES, DISK_ID, SIZE_BYTES, Packed, SiteDisk
@@ -70,7 +72,7 @@ def test_positions_before_and_after_a_resync_read_as_the_disk_was(tmp_path: Path
 
 def test_a_position_inside_an_unfinished_resync_is_refused_with_the_valid_ranges(tmp_path: Path) -> None:
     disk, store = seeded(tmp_path)
-    snapshot, old = store._history.epochs[0].snapshot_position, disk.position
+    snapshot, old = store.debug_state().epochs[0].snapshot_position, disk.position
     disk.new_generation()
     disk.scribble(20)
     disk.close_log()
@@ -157,12 +159,8 @@ def test_a_kill_while_the_base_is_cleared_counts_no_part_of_the_old_seed(tmp_pat
     apply(store, disk.sync()[:-1])
     disk.new_generation()
 
-    def step(name: str) -> None:
-        if name == "initial_sync.cleared":
-            raise KilledError
-
-    store._step = step
-    with pytest.raises(KilledError):
+    killed = failpoint.armed("store.initial_sync.cleared", failpoint.raises(KilledError))
+    with killed, pytest.raises(KilledError):
         apply(store, disk.sync())
     mark = ManagedDiskStore.open(store.folder).watermark()
     assert (mark.generation, mark.sync_parts) == (2, 0)
@@ -360,9 +358,10 @@ def history(tmp_path: Path) -> tuple[SiteDisk, list[Packed]]:
 def test_a_kill_at_any_step_loses_nothing(tmp_path: Path) -> None:
     disk, parts = history(tmp_path)
     names: list[str] = []
-    store = new_store(tmp_path, names.append)
-    apply(store, parts)
-    store.delete()
+    with failpoint.all_armed(names.append, "store."):
+        store = new_store(tmp_path)
+        apply(store, parts)
+        store.delete()
     for kill_at in range(len(names)):
         left = kill_at
 
@@ -376,13 +375,14 @@ def test_a_kill_at_any_step_loses_nothing(tmp_path: Path) -> None:
         todo, returned, deleting = list(parts), 0, False
         folder = tmp_path / DISK_ID
         try:
-            store = new_store(tmp_path, step)
-            while todo:
-                store.apply_part(*todo[0])
-                todo.pop(0)
-                returned = store.watermark().complete_position
-            deleting = True
-            store.delete()
+            with failpoint.all_armed(step, "store."):
+                store = new_store(tmp_path)
+                while todo:
+                    store.apply_part(*todo[0])
+                    todo.pop(0)
+                    returned = store.watermark().complete_position
+                deleting = True
+                store.delete()
         except KilledError:
             pass
         discard_leftovers(tmp_path)
@@ -401,17 +401,18 @@ def test_a_kill_at_any_step_loses_nothing(tmp_path: Path) -> None:
 def test_the_steps_of_a_kill_test_are_all_there(tmp_path: Path) -> None:
     _, parts = history(tmp_path)
     names: list[str] = []
-    store = new_store(tmp_path, names.append)
-    apply(store, parts)
-    store.delete()
+    with failpoint.all_armed(names.append, "store."):
+        store = new_store(tmp_path)
+        apply(store, parts)
+        store.delete()
     assert set(names) == {
-        "create.folder", "create.base", "create.meta", "create.renamed",
-        "apply.unpacked", "journal_file.made", "journal_file.synced",
-        "append.begun", "append.followed", "append.written", "append.synced",
-        "initial_sync.restarted", "initial_sync.grown", "initial_sync.cleared",
-        "initial_sync.mapped", "initial_sync.counted",
-        "base.announced", "base.noted", "base.copied", "base.synced", "base.concluded",
-        "delete.renamed",
+        "store.create.folder", "store.create.base", "store.create.meta", "store.create.renamed",
+        "store.apply.unpacked", "store.journal_file.created", "store.journal_file.synced",
+        "store.append.begun", "store.append.followed", "store.append.written", "store.append.synced",
+        "store.initial_sync.restarted", "store.initial_sync.grown", "store.initial_sync.cleared",
+        "store.initial_sync.mapped", "store.initial_sync.counted",
+        "store.base.announced", "store.base.noted", "store.base.copied", "store.base.synced", "store.base.concluded",
+        "store.delete.renamed",
     }  # fmt: skip
 
 
@@ -426,12 +427,12 @@ def test_an_apply_that_failed_can_be_done_again_in_the_same_process(tmp_path: Pa
             raise OSError(28, "No space left on device")
 
     store = ManagedDiskStore.create(tmp_path / DISK_ID, disk_id=DISK_ID, size_bytes=SIZE_BYTES, created_ns=1)
-    store._step = step
     for part, data in parts:
         current = part.blob()
         while True:
             try:
-                store.apply_part(part, data)
+                with failpoint.all_armed(step, "store."):
+                    store.apply_part(part, data)
             except RigError as exc:
                 assert (exc.code, exc.recoverable) == ("DiskFull", True)
             else:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from siterig.azure_emu.disks.pins import pin
-from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
+from siterig.azure_emu.disks.store import ManagedDiskStore
+from siterig.azure_emu.disks.view import open_view
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.checked_document import CheckedDocument
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
@@ -105,8 +106,8 @@ def test_what_a_managed_disk_holds_is_for_its_owner_alone(tmp_path: Path) -> Non
         disk.scribble(20)
         apply(store, [disk.close_log()])
     pin(store.folder, disk.position, "vm web01/os")
-    store.compact(store.oldest_position + 40)
-    store.checkpoint()
+    store.compactor.compact(store.oldest_position + 40)
+    store.compactor.checkpoint()
     store.close()
     for path in [store.folder, *store.folder.rglob("*")]:
         assert path.stat().st_mode & 0o077 == 0, path

@@ -44,7 +44,7 @@ def test_a_question_that_a_fold_overtakes_is_asked_anew(tmp_path: Path, monkeypa
 
     def overtaken(loaded: StoreState) -> object:
         if not seen:
-            store.compact(ends[-1])
+            store.compactor.compact(ends[-1])
         seen.append(loaded)
         return QUESTIONS[name](loaded, ends[1], ends[-1])
 

@@ -8,7 +8,7 @@ import pytest
 
 from siterig.azure_emu.disks.pins import pins
 from siterig.azure_emu.disks.store import ManagedDiskStore
-from siterig.azure_emu.disks.view_provider import StoreViews
+from siterig.azure_emu.disks.view_provider import ManagedDiskViews
 from siterig.blockfs.contracts.control import MountedPointSource
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.host.disk_host import DiskHost
@@ -46,7 +46,7 @@ def history(managed: Path) -> tuple[SiteDisk, ManagedDiskStore, list[int]]:
 
 
 def host_over(managed: Path) -> DiskHost:
-    return DiskHost(managed.parent / "vms", managed.parent / "mnt", views=StoreViews(managed))
+    return DiskHost(managed.parent / "vms", managed.parent / "mnt", views=ManagedDiskViews(managed))
 
 
 def read(host: DiskHost, name: str) -> bytes:
@@ -69,7 +69,7 @@ async def test_what_is_mounted_reads_the_same_while_all_around_it_is_folded_and_
             assert_same(read(host, name), want, f"{what}: {name}")
 
     all_the_same("mounted")
-    assert store.compact(ends[9]) == ends[2]  # never past what is mounted
+    assert store.compactor.compact(ends[9]) == ends[2]  # never past what is mounted
     all_the_same("folded")
     disk.scribble(15)
     apply(store, [disk.close_log()])
@@ -79,7 +79,7 @@ async def test_what_is_mounted_reads_the_same_while_all_around_it_is_folded_and_
     oldest = f"@{ends[2]}"
     await host.close_mounted_point(vm="web01", name=oldest)
     del mounted[oldest]
-    floor = store.compact(ends[9])
+    floor = store.compactor.compact(ends[9])
     assert ends[2] < floor <= ends[4] - 3
     all_the_same("folded further")
     with pytest.raises(RigError) as caught:
@@ -88,7 +88,7 @@ async def test_what_is_mounted_reads_the_same_while_all_around_it_is_folded_and_
     for name in list(mounted):
         await host.close_mounted_point(vm="web01", name=name)
     assert pins(store.folder) == []
-    assert store.compact(ends[9]) == ends[9]
+    assert store.compactor.compact(ends[9]) == ends[9]
     host.close()
     store.close()
 

@@ -20,6 +20,8 @@ from siterig.azure_emu.disks.store import ManagedDiskStore, delete_disk, reset_d
 from siterig.azure_emu.scrub import base, journal
 from siterig.azure_emu.scrub import scrubber as scrub_module
 from siterig.azure_emu.scrub.scrubber import scrub
+from siterig.blockfs.core import failpoint
+from siterig.blockfs.core.clock import SYSTEM_CLOCK
 from siterig.blockfs.core.errors import RigError
 from tests.support import io_faults
 from tests.support.disks.disk_history import SIZE_BYTES, SiteDisk
@@ -122,7 +124,7 @@ def test_very_many_ranges_are_not_told_one_by_one(tmp_path: Path, monkeypatch: p
 def test_very_many_damaged_frames_are_not_told_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrub_module, "REPORTED_MAX", 3)
     _, store = filled(tmp_path, parts=9)
-    for frame in store._history.frames:
+    for frame in store.debug_state().frames:
         flip(journal_file_of(store, frame), frame.back_at + 9)
     damages = found_in(store.folder)
     assert [damage.what for damage in damages] == [
@@ -151,7 +153,7 @@ def test_a_payload_that_no_position_shows_hurts_none(tmp_path: Path) -> None:
     apply(store, disk.sync(first_seq=1))
     disk.write(BLOCK, b"b" * BLOCK)
     apply(store, [log, disk.close_log()])
-    [early, late] = store._history.frames
+    [early, late] = store.debug_state().frames
     for frame in (early, late):
         raw = journal_file_of(store, frame).read_bytes()
         *_, payload_at, _, _ = ENTRY.unpack_from(raw, frame.entries_at)
@@ -167,20 +169,16 @@ def test_a_fold_that_begins_while_the_checksums_are_looked_at_is_no_damage(
 ) -> None:
     disk, store = filled(tmp_path, parts=4)
     looked = 0
-    sums_at_rest = base._sums_at_rest
-
-    def cut(name: str) -> None:
-        if name == "base.announced":
-            raise Killed
+    sums_at_rest = base._check_sums
 
     def beside(*args: object, **more: object) -> Iterator[object]:
         nonlocal looked
         looked += 1
-        with pytest.raises(Killed):
-            store.compact(disk.position, cut)
+        with failpoint.armed("store.base.announced", failpoint.raises(Killed)), pytest.raises(Killed):
+            store.compactor.compact(disk.position)
         yield from sums_at_rest(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(base, "_sums_at_rest", beside)
+    monkeypatch.setattr(base, "_check_sums", beside)
     assert found_in(store.folder) == []
     assert looked
 
@@ -197,13 +195,13 @@ def test_after_a_fold_that_came_between_checksums_are_looked_at_again(
     with (store.folder / "base.sums").open("r+b") as file:
         file.seek(30 * PAIR.size)
         file.write(PAIR.pack(5, 5))
-    sums_at_rest = base._sums_at_rest
+    sums_at_rest = base._check_sums
 
     def beside(*args: object, **more: object) -> Iterator[object]:
-        store.compact(disk.position)
+        store.compactor.compact(disk.position)
         yield from sums_at_rest(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(base, "_sums_at_rest", beside)
+    monkeypatch.setattr(base, "_check_sums", beside)
     assert [damage.what for damage in found_in(store.folder)] == ["checksum 00000005 of block 30, which holds no data"]
 
 
@@ -223,7 +221,7 @@ def test_a_damaged_payload_that_is_folded_meanwhile_is_told_of(tmp_path: Path, m
     def fold(_bytes: int) -> None:
         nonlocal calls
         if calls == moment:
-            store.compact(disk.position)
+            store.compactor.compact(disk.position)
         calls += 1
 
     damages = found_in(store.folder, fold)
@@ -253,19 +251,15 @@ def test_a_base_that_a_fold_grows_is_no_damage_before_its_checksums_have_grown(t
     disk.resize(SIZE_BYTES + 64 * 1024)
     apply(store, [disk.close_log()])
 
-    def cut(name: str) -> None:
-        if name == "compaction.announced":
-            raise Killed
-
-    with pytest.raises(Killed):
-        store.compact(disk.position, cut)
+    with failpoint.armed("store.compaction.announced", failpoint.raises(Killed)), pytest.raises(Killed):
+        store.compactor.compact(disk.position)
     os.truncate(store.folder / "base.img", SIZE_BYTES + 64 * 1024)
     assert found_in(store.folder) == []
 
 
 def test_a_frame_that_takes_long_to_be_written_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, store = seeded(tmp_path)
-    frame = store._history.frames[-1]
+    frame = store.debug_state().frames[-1]
     path = journal_file_of(store, frame)
     good = path.read_bytes()
     path.write_bytes(good[: frame.entries_at])
@@ -278,7 +272,7 @@ def test_a_frame_that_takes_long_to_be_written_is_no_damage(tmp_path: Path, monk
             path.write_bytes(good)
 
     monkeypatch.setattr(journal, "TORN_WAIT_S", 0.02)
-    monkeypatch.setattr("siterig.azure_emu.scrub.journal.time.sleep", wait)
+    monkeypatch.setattr(SYSTEM_CLOCK, "sleep_thread", wait)
     assert found_in(store.folder) == []
     path.write_bytes(good[: frame.entries_at])
     waited = -1e9
@@ -287,14 +281,14 @@ def test_a_frame_that_takes_long_to_be_written_is_no_damage(tmp_path: Path, monk
 
 def test_a_last_frame_that_has_no_header_yet_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, store = seeded(tmp_path)
-    frame = store._history.frames[-1]
+    frame = store.debug_state().frames[-1]
     path = journal_file_of(store, frame)
     good = path.read_bytes()
     path.write_bytes(good[: frame.start] + bytes(frame.segment_at - frame.start) + good[frame.segment_at :])
-    monkeypatch.setattr("siterig.azure_emu.scrub.journal.time.sleep", lambda _seconds: path.write_bytes(good))
+    monkeypatch.setattr(SYSTEM_CLOCK, "sleep_thread", lambda _seconds: path.write_bytes(good))
     assert found_in(store.folder) == []
     path.write_bytes(good[: frame.start] + bytes(frame.segment_at - frame.start) + good[frame.segment_at :])
-    monkeypatch.setattr("siterig.azure_emu.scrub.journal.time.sleep", lambda _seconds: None)
+    monkeypatch.setattr(SYSTEM_CLOCK, "sleep_thread", lambda _seconds: None)
     assert [damage.offset for damage in found_in(store.folder)] == [frame.start]
 
 
@@ -303,7 +297,7 @@ def test_a_frame_that_is_written_while_its_header_is_looked_at_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
 ) -> None:
     _, store = seeded(tmp_path)
-    frame = store._history.frames[-1]
+    frame = store.debug_state().frames[-1]
     path = journal_file_of(store, frame)
     good = path.read_bytes()
     path.write_bytes(good if there == "all" else good[: frame.entries_at])
@@ -400,7 +394,7 @@ def test_what_cannot_be_read_of_a_frame_is_named_and_the_rest_is_read_on(
     disk.write(0, disk.rng.randbytes(6 * BLOCK))
     disk.tag("tag")
     apply(store, [disk.close_log()])
-    [frame] = store._history.frames
+    [frame] = store.debug_state().frames
     path = journal_file_of(store, frame)
     flip(store.folder / "base.img", 20 * BLOCK)
     first = frame.segment_at - frame.segment_at % BLOCK
@@ -444,16 +438,12 @@ def test_what_cannot_be_read_of_the_base_is_named_and_the_rest_is_read_on(
 
 def test_small_files_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, store = filled(tmp_path, parts=4)
-    assert store.checkpoint()
+    assert store.compactor.checkpoint()
     pin(store.folder, disk.position, "vm web01/os")
 
-    def cut(name: str) -> None:
-        if name == "base.noted":
-            raise Killed
-
     [made] = (store.folder / "checkpoints").iterdir()
-    with pytest.raises(Killed):
-        store.compact(store._history.frames[0].position, cut)
+    with failpoint.armed("store.base.noted", failpoint.raises(Killed)), pytest.raises(Killed):
+        store.compactor.compact(store.debug_state().frames[0].position)
     [pinned] = (store.folder / "pins").iterdir()
     for path in (made, pinned, store.folder / "intent", store.folder / "base.map", store.folder / "disk.json"):
         with rotten(monkeypatch, path, 0, 1 << 40):

@@ -11,7 +11,8 @@ import pytest
 
 from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.pins import pin, unpin
-from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
+from siterig.azure_emu.disks.store import ManagedDiskStore
+from siterig.azure_emu.disks.view import open_view
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import RigError
 from tests.support.disks.disk_history import Packed
@@ -85,9 +86,9 @@ def test_views_folds_checkpoints_and_parts_do_not_disturb_one_another(
         view.close()
 
     def fold(rng: random.Random) -> None:
-        store.checkpoint()
+        store.compactor.checkpoint()
         reached = store.watermark().complete_position
-        store.compact(reached - rng.randrange(200))
+        store.compactor.compact(reached - rng.randrange(200))
 
     crew = Crew()
     for each in range(2):

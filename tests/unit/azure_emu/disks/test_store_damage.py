@@ -14,7 +14,8 @@ from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.frames import ENTRY, HEADER_BYTES
 from siterig.azure_emu.disks.journal import journal_file_path
 from siterig.azure_emu.disks.pins import pin, unpin_holder
-from siterig.azure_emu.disks.store import ManagedDiskStore, open_view, reset_disk
+from siterig.azure_emu.disks.store import ManagedDiskStore, reset_disk
+from siterig.azure_emu.disks.view import open_view
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core.errors import RigError
 from siterig.cext.checksums import chunk_tag
@@ -43,8 +44,8 @@ class Store:
         for number, part in enumerate(self.life.parts):
             store.apply_part(*part)
             if number in (len(self.life.parts) - 9, len(self.life.parts) - 2):
-                store.checkpoint()
-        store.compact(self.life.valid[30])
+                store.compactor.checkpoint()
+        store.compactor.compact(self.life.valid[30])
         self.folder = store.folder
         self.floor, self.last = store.oldest_position, store.watermark().complete_position
         pin(self.folder, self.last, "vm web01/os")
@@ -52,7 +53,7 @@ class Store:
         self.positions = [valid[0], *sorted(self.rng.sample(valid[1:-1], 4)), valid[-1]]
         self.sums = [
             (journal_file_path(self.folder, frame.journal_file), frame.pieces_at, frame.tags_at)
-            for frame in store._history.frames
+            for frame in store.debug_state().frames
         ]
         store.close()
         assert [*scrub(self.folder)] == []
@@ -187,7 +188,7 @@ def spoil(made: Store) -> None:
 def break_chain(made: Store) -> None:
     """A header and its copy."""
     store = ManagedDiskStore.open(made.folder)
-    frame = made.rng.choice(store._history.frames[:-1])
+    frame = made.rng.choice(store.debug_state().frames[:-1])
     store.close()
     path = journal_file_path(made.folder, frame.journal_file)
     raw = bytearray(path.read_bytes())
@@ -237,7 +238,7 @@ def test_a_resync_makes_a_damaged_disk_whole(tmp_path: Path, seed: int, harm: Ca
     for damage in scrub(store.folder):
         assert damage.first_position is None or damage.last_position is not None, damage
     unpin_holder(made.folder, "vm web01/os")
-    store.compact(disk.position)
+    store.compactor.compact(disk.position)
     assert_same(whole(store.view(point)), disk.states[point], "folded")
     assert {damage.first_position for damage in scrub(store.folder)} <= {None}
 
@@ -265,7 +266,7 @@ def test_compaction_carries_damage_into_the_base_and_never_repairs_it(tmp_path: 
     made = Store(tmp_path, 2)
     (first, *_) = sorted((made.folder / "journal").iterdir())
     store = ManagedDiskStore.open(made.folder)
-    frame = next(frame for frame in store._history.frames if frame.entries)
+    frame = next(frame for frame in store.debug_state().frames if frame.entries)
     raw = bytearray(first.read_bytes())
     for at in range(0, frame.entries * ENTRY.size, ENTRY.size):
         _, _, _, length, payload_at, _, kind = ENTRY.unpack_from(raw, frame.entries_at + at)
@@ -276,7 +277,7 @@ def test_compaction_carries_damage_into_the_base_and_never_repairs_it(tmp_path: 
     assert before
     failed_before = unreadable_blocks(store, frame.position, made.life.disk.states[frame.position])
     assert failed_before
-    store.compact(frame.position)
+    store.compactor.compact(frame.position)
     assert store.oldest_position == frame.position
     assert unreadable_blocks(store, frame.position, made.life.disk.states[frame.position]) == failed_before
     assert {d.path for d in scrub(store.folder) if d.first_position is not None} == {str(made.folder / "base.img")}
@@ -288,7 +289,7 @@ def test_opening_a_store_repairs_what_a_frame_can_be_rebuilt_from(tmp_path: Path
     for path in sorted((made.folder / "journal").iterdir()):
         good = path.read_bytes()
         store = ManagedDiskStore.open(made.folder)
-        frames = [f for f in store._history.frames if journal_file_path(made.folder, f.journal_file) == path]
+        frames = [f for f in store.debug_state().frames if journal_file_path(made.folder, f.journal_file) == path]
         store.close()
         for frame in [frame for frame in frames if frame.entries and frame.tags_bytes][:2]:
             for at in (frame.start + 3, frame.entries_at + 5, frame.tags_at + 2, frame.back_at + 7):

@@ -12,13 +12,17 @@ from unittest import mock
 
 import pytest
 
-from siterig.azure_emu.applier.applier import DAMAGE_LOOKS, Applier
+from siterig.azure_emu.applier.applier import DAMAGE_RETRIES, Applier
+from siterig.azure_emu.applier.service import RecoveryService
 from siterig.azure_emu.contracts.ports import SkippedBlob
+from siterig.azure_emu.disks.loader import query_consistently
 from siterig.azure_emu.disks.metadata import PROGRESS
-from siterig.azure_emu.disks.store import ManagedDiskStore, open_view, reset_disk
-from siterig.azure_emu.disks.view import build_view
+from siterig.azure_emu.disks.queries import position_at
+from siterig.azure_emu.disks.store import ManagedDiskStore, reset_disk
+from siterig.azure_emu.disks.view import build_view, open_view
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.changelog.tags import TagSeen
+from siterig.blockfs.core import failpoint
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.transfer.part_name import Listing, PartName, Watermark
 from tests.support.disks.disk_history import DISK_ID, Packed, SiteDisk
@@ -137,7 +141,7 @@ class Reports:
         return [DISK_ID]
 
 
-@pytest.mark.parametrize(("number", "times"), [(errno.EMFILE, 1), (errno.EIO, 1), (errno.EIO, DAMAGE_LOOKS)])
+@pytest.mark.parametrize(("number", "times"), [(errno.EMFILE, 1), (errno.EIO, 1), (errno.EIO, DAMAGE_RETRIES)])
 async def test_no_store_is_set_aside_for_an_error_that_passes(
     number: int, times: int, tmp_path: Path, autojump_clock: object
 ) -> None:
@@ -145,13 +149,14 @@ async def test_no_store_is_set_aside_for_an_error_that_passes(
     before = disk.position
     store.close()
     disk.new_generation()
-    applier = Applier(tmp_path, Cache(disk.sync(bytes(disk.data))), Reports())  # type: ignore[arg-type]
+    cache = Cache(disk.sync(bytes(disk.data)))
+    service = RecoveryService(Applier(tmp_path, cache, Reports()), cache)  # type: ignore[arg-type]
     with failing_open(".journal", number, times):
         try:
-            await applier.process_latest(disk_ids=[DISK_ID])
+            await service.process_latest(disk_ids=[DISK_ID])
         except RigError as exc:
             assert (number, exc.code, exc.recoverable) == (errno.EMFILE, "StoreIo", True)
-    (mark,) = await applier.process_latest(disk_ids=[DISK_ID])
+    (mark,) = await service.process_latest(disk_ids=[DISK_ID])
     assert (mark.generation, mark.sync_complete) == (2, True)
     assert_same(whole(open_view(store.folder, before)), disk.states[before], "from before the resync")
     assert not list(tmp_path.glob(".damaged-*"))
@@ -161,9 +166,10 @@ async def test_a_store_is_set_aside_for_damage_that_stays(tmp_path: Path, autoju
     disk, store = grown(tmp_path)
     store.close()
     disk.new_generation()
-    applier = Applier(tmp_path, Cache(disk.sync()), Reports())  # type: ignore[arg-type]
-    with failing_open(".journal", errno.EIO, DAMAGE_LOOKS + 2):
-        (mark,) = await applier.process_latest(disk_ids=[DISK_ID])
+    cache = Cache(disk.sync())
+    service = RecoveryService(Applier(tmp_path, cache, Reports()), cache)  # type: ignore[arg-type]
+    with failing_open(".journal", errno.EIO, DAMAGE_RETRIES + 2):
+        (mark,) = await service.process_latest(disk_ids=[DISK_ID])
     assert (mark.generation, mark.sync_complete) == (2, True)
     assert list(tmp_path.glob(".damaged-*"))
 
@@ -173,7 +179,7 @@ async def test_a_store_is_set_aside_for_damage_that_stays(tmp_path: Path, autoju
 
 def test_what_can_be_made_again_of_an_unreadable_sector_is(tmp_path: Path) -> None:
     disk, store = grown(tmp_path)
-    frame = store._history.frames[1]
+    frame = store.debug_state().frames[1]
     store.close()
     for at in (frame.start, frame.entries_at, frame.tags_at, frame.back_at):
         with bad_sector(f"{frame.journal_file:012d}.journal", at):
@@ -184,7 +190,7 @@ def test_what_can_be_made_again_of_an_unreadable_sector_is(tmp_path: Path) -> No
 
 def test_an_unreadable_last_frame_that_counts_is_no_torn_one(tmp_path: Path) -> None:
     _, store = grown(tmp_path)
-    frame = store._history.frames[-1]
+    frame = store.debug_state().frames[-1]
     store.close()
     path = store.folder / f"journal/{frame.journal_file:012d}.journal"
     size = path.stat().st_size
@@ -201,14 +207,10 @@ def test_parts_are_applied_though_a_fold_that_was_cut_cannot_be_finished(tmp_pat
     class Killed(BaseException):
         pass
 
-    def step(name: str) -> None:
-        if name == "compaction.announced":
-            raise Killed
-
     disk, store = grown(tmp_path)
     target = disk.position
-    with pytest.raises(Killed):
-        store.compact(target, step)
+    with failpoint.armed("store.compaction.announced", failpoint.raises(Killed)), pytest.raises(Killed):
+        store.compactor.compact(target)
     store.close()
 
     def unreadable(operation: int, path: str, offset: int, _size: int) -> int:
@@ -219,7 +221,7 @@ def test_parts_are_applied_though_a_fold_that_was_cut_cannot_be_finished(tmp_pat
         disk.scribble(8)
         apply(again, [disk.close_log()])
         assert again.oldest_position == target
-    assert again.compact(disk.position) == disk.position
+    assert again.compactor.compact(disk.position) == disk.position
     assert_same(whole(again.view(disk.position)), bytes(disk.data), "folded later")
 
 
@@ -240,18 +242,18 @@ def test_a_disk_that_no_file_can_hold_is_refused_before_it_counts(tmp_path: Path
 def test_a_time_is_not_answered_with_a_younger_state_while_a_fold_is_under_way(tmp_path: Path) -> None:
     disk, store = grown(tmp_path, parts=6)
     early = store.oldest_position * 10 + 50
-    assert store.position_at(early) * 10 <= early
+    assert query_consistently(store.folder, lambda state: position_at(state, early)) * 10 <= early
     answers = []
 
-    def step(name: str) -> None:
-        if name == "base.announced":
-            with pytest.raises(
-                RigError, match=f"the oldest is position {store.oldest_position}, of {store.oldest_position * 10} ns"
-            ) as caught:
-                store.position_at(early)
-            answers.append(caught.value.code)
+    def while_compacting(_name: str) -> None:
+        with pytest.raises(
+            RigError, match=f"the oldest is position {store.oldest_position}, of {store.oldest_position * 10} ns"
+        ) as caught:
+            query_consistently(store.folder, lambda state: position_at(state, early))
+        answers.append(caught.value.code)
 
-    store.compact(disk.position - 5, step)
+    with failpoint.armed("store.base.announced", while_compacting):
+        store.compactor.compact(disk.position - 5)
     assert answers == ["InvalidPosition"]
 
 

@@ -13,7 +13,8 @@ import pytest
 
 from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.pins import pin, pins, unpin
-from siterig.azure_emu.disks.store import ManagedDiskStore, discard_leftovers, open_view, reset_disk
+from siterig.azure_emu.disks.store import ManagedDiskStore, discard_leftovers, reset_disk
+from siterig.azure_emu.disks.view import open_view
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core import boot
 from siterig.blockfs.transfer.part_name import Watermark
@@ -93,11 +94,11 @@ CHANGES = {
     ),
     "apply": Change(lambda scene, store: apply(store, scene.parts[-2:]), -2, {"pwritev 0", "pwrite 0", "fdatasync 0"}),
     "fold": Change(
-        lambda scene, store: store.compact(scene.target),
+        lambda scene, store: store.compactor.compact(scene.target),
         None,
         {"write base.img", "write base.sums", "rename .intent.tmp", "unlink 0"},
     ),
-    "checkpoint": Change(lambda _, store: store.checkpoint(), None, {"write .0", "rename .0"}),
+    "checkpoint": Change(lambda _, store: store.compactor.checkpoint(), None, {"write .0", "rename .0"}),
     "pin": Change(pin_and_release, None, {"rename .", "unlink "}),
 }
 

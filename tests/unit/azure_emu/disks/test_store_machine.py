@@ -16,8 +16,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks.pins import pin, pins, unpin
-from siterig.azure_emu.disks.store import ManagedDiskStore, discard_leftovers, open_view
+from siterig.azure_emu.disks.store import ManagedDiskStore, discard_leftovers
+from siterig.azure_emu.disks.view import open_view
 from siterig.azure_emu.scrub.scrubber import scrub
+from siterig.blockfs.core import failpoint
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import Layer
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, Packed, SiteDisk
@@ -39,6 +41,8 @@ class StoreMachine(RuleBasedStateMachine):
         ]
         for patch in self.patches:
             patch.start()
+        self.failpoints = failpoint.all_armed(self.reached, "store.")
+        self.failpoints.__enter__()
         self.kill_at = -1
         self.fresh = itertools.count()
         self.views: list[tuple[Layer, int]] = []
@@ -48,9 +52,7 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize(seed=st.integers(0, 1 << 32))
     def make(self, seed: int) -> None:
         self.disk = SiteDisk(self.folder / "site", random.Random(seed))
-        self.store = ManagedDiskStore.create(
-            self.folder / DISK_ID, disk_id=DISK_ID, size_bytes=SIZE_BYTES, created_ns=1, step=self.step
-        )
+        self.store = ManagedDiskStore.create(self.folder / DISK_ID, disk_id=DISK_ID, size_bytes=SIZE_BYTES, created_ns=1)
         self.disk.scribble(10)
         self.disk.close_log()
         self.todo: list[Packed] = self.disk.sync()
@@ -59,7 +61,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Positions at which the disk's state is known to the log or a snapshot."""
         self.generation = 1
 
-    def step(self, _name: str) -> None:
+    def reached(self, _name: str) -> None:
         if self.kill_at >= 0:
             self.kill_at -= 1
             if self.kill_at < 0:
@@ -70,7 +72,7 @@ class StoreMachine(RuleBasedStateMachine):
         discard_leftovers(self.folder)
         for self.kill_at in (kill_at, -1):
             try:
-                self.store = ManagedDiskStore.open(self.folder / DISK_ID, step=self.step)
+                self.store = ManagedDiskStore.open(self.folder / DISK_ID)
             except Killed:
                 continue
             break
@@ -151,7 +153,7 @@ class StoreMachine(RuleBasedStateMachine):
     def fold(self, back: int, kills: tuple[int, int]) -> None:
         upto = self.store.watermark().complete_position - back
         before = self.store.oldest_position
-        self.attempt(lambda: self.store.compact(upto), kills)
+        self.attempt(lambda: self.store.compactor.compact(upto), kills)
         assert self.store.oldest_position >= before
         assert self.store.oldest_position <= max(upto, before)
         assert all(self.store.oldest_position <= position for position, _ in self.held)
@@ -160,7 +162,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(kills=kills)
     def checkpoint(self, kills: tuple[int, int]) -> None:
-        self.attempt(self.store.checkpoint, kills)
+        self.attempt(self.store.compactor.checkpoint, kills)
 
     @rule()
     def kill(self) -> None:
@@ -227,6 +229,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert list(scrub(self.store.folder)) == []
         for view, _ in self.views:
             view.close()
+        self.failpoints.__exit__(None, None, None)
         for patch in self.patches:
             patch.stop()
         shutil.rmtree(self.folder)

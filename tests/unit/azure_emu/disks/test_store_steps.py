@@ -13,8 +13,10 @@ import pytest
 from siterig.azure_emu.disks import checkpoints
 from siterig.azure_emu.disks import view as view_module
 from siterig.azure_emu.disks.pins import pin, pins, unpin
-from siterig.azure_emu.disks.store import ManagedDiskStore, discard_leftovers, open_view, reset_disk
+from siterig.azure_emu.disks.store import ManagedDiskStore, discard_leftovers, reset_disk
+from siterig.azure_emu.disks.view import open_view
 from siterig.azure_emu.scrub.scrubber import scrub
+from siterig.blockfs.core import failpoint
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.layers.layer import ViewLayer
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES
@@ -34,7 +36,7 @@ def small_journal_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def killer(kill_at: int) -> Callable[[str], None]:
-    """For a store to tell its steps to."""
+    """Return an action for failpoints: it raises at the ``kill_at``-th one, from 0."""
     left = [kill_at]
 
     def step(_name: str) -> None:
@@ -49,8 +51,8 @@ def steps_of(tmp_path: Path, make: Callable[[], ManagedDiskStore], act: Act) -> 
     """All steps of ``act``; the store is as ``make`` leaves it, in a copy."""
     names: list[str] = []
     store = make()
-    store._step = names.append
-    act(store)
+    with failpoint.all_armed(names.append, "store."):
+        act(store)
     store.close()
     return names
 
@@ -78,16 +80,15 @@ def survives(tmp_path: Path, life: Life, prepare: Act, act: Act, *, least: int, 
         store = opened()
         mark = store.watermark().complete_position
         what = f"killed after step {kill_at} ({names[kill_at]})"
-        store._step = killer(kill_at)
-        with pytest.raises(Killed):
+        with failpoint.all_armed(killer(kill_at), "store."), pytest.raises(Killed):
             act(store)
         for step in itertools.count():
             try:
-                again = ManagedDiskStore.open(folder, step=killer(step))
+                with failpoint.all_armed(killer(step), "store."):
+                    again = ManagedDiskStore.open(folder)
             except Killed:
                 continue
             break
-        again._step = lambda _name: None
         assert again.watermark().complete_position >= mark, what
         life.check(again, what, least)
         act(again)
@@ -102,15 +103,16 @@ def test_a_kill_at_any_step_of_a_fold(tmp_path: Path, seed: int) -> None:
     target = life.valid[-15]
 
     def fold(store: ManagedDiskStore) -> None:
-        assert store.compact(target) <= target
+        assert store.compactor.compact(target) <= target
 
     def all_parts(store: ManagedDiskStore) -> None:
         apply(store, life.parts)
-        store.checkpoint()
+        store.compactor.checkpoint()
 
     expected = {
-        "compaction.announced", "base.announced", "base.noted", "base.copied", "base.synced", "base.concluded",
-        "compaction.mapped", "compaction.counted", "compaction.journal_file_deleted", "compaction.done",
+        "store.compaction.announced", "store.base.announced", "store.base.noted", "store.base.copied", "store.base.synced",
+        "store.base.concluded", "store.compaction.mapped", "store.compaction.counted",
+        "store.compaction.journal_file_deleted", "store.compaction.done",
     }  # fmt: skip
     survives(tmp_path, life, all_parts, fold, least=target, expected=expected)
 
@@ -124,13 +126,9 @@ def test_whichever_of_the_folded_journal_files_a_kill_leaves_count_for_nothing(
     store = new_store(tmp_path)
     apply(store, life.parts)
 
-    def step(name: str) -> None:
-        if name == "compaction.counted":
-            raise Killed
-
-    with pytest.raises(Killed):
-        store.compact(life.valid[-15], step)
-    folded = store._history.compacted
+    with failpoint.armed("store.compaction.counted", failpoint.raises(Killed)), pytest.raises(Killed):
+        store.compactor.compact(life.valid[-15])
+    folded = store.debug_state().compacted
     journal_files = sorted((store.folder / "journal").iterdir())
     doomed = [path for path, following in pairwise(journal_files) if int(following.stem) <= folded + 1]
     assert len(doomed) >= 3
@@ -155,25 +153,25 @@ def test_a_kill_at_any_step_of_applying_and_of_checkpoints_after_a_fold(tmp_path
 
     def most(store: ManagedDiskStore) -> None:
         apply(store, life.parts[:half])
-        store.checkpoint()
-        store.compact(store.watermark().complete_position)
+        store.compactor.checkpoint()
+        store.compactor.compact(store.watermark().complete_position)
 
     def rest(store: ManagedDiskStore) -> None:
         apply(store, life.parts[half:])
-        store.checkpoint()
+        store.compactor.checkpoint()
 
     store = new_store(tmp_path)
     most(store)
     floor = store.oldest_position
     store.delete()
     expected = {
-        "append.begun",
-        "append.followed",
-        "append.written",
-        "append.synced",
-        "journal_file.made",
-        "journal_file.synced",
-        "checkpoint.saved",
+        "store.append.begun",
+        "store.append.followed",
+        "store.append.written",
+        "store.append.synced",
+        "store.journal_file.created",
+        "store.journal_file.synced",
+        "store.checkpoint.saved",
     }
     survives(tmp_path, life, most, rest, least=floor, expected=expected)
 
@@ -184,13 +182,8 @@ def test_a_seed_whose_blocks_are_torn_by_a_power_loss_is_done_again(tmp_path: Pa
     disk.close_log()
     parts = disk.sync()
 
-    def step(name: str) -> None:
-        if name == "base.copied":
-            raise Killed
-
     for part in parts:
-        store._step = step
-        with pytest.raises(Killed):
+        with failpoint.armed("store.base.copied", failpoint.raises(Killed)), pytest.raises(Killed):
             store.apply_part(*part)
         with (store.folder / "base.img").open("r+b") as base:
             base.write(b"torn" * 2000)
@@ -211,12 +204,8 @@ def test_a_block_that_a_power_loss_tore_in_a_fold_is_whole_again(tmp_path: Path)
     disk.tag("point")
     apply(store, [disk.close_log()])
 
-    def step(name: str) -> None:
-        if name == "base.copied":
-            raise Killed
-
-    with pytest.raises(Killed):
-        store.compact(disk.position, step)
+    with failpoint.armed("store.base.copied", failpoint.raises(Killed)), pytest.raises(Killed):
+        store.compactor.compact(disk.position)
     with (store.folder / "base.img").open("r+b") as base:
         base.seek(4096)
         base.write(bytes(2000))
@@ -245,17 +234,18 @@ def test_a_kill_at_any_step_of_a_reset_leaves_the_old_store_or_the_new(tmp_path:
         store.close()
         killed = True
         try:
-            reset_disk(store.folder, created_ns=2, step=step)
+            with failpoint.all_armed(step, "store."):
+                reset_disk(store.folder, created_ns=2)
             killed = False
         except Killed:
             pass
         discard_leftovers(tmp_path)
         after = ManagedDiskStore.open(store.folder)
         assert after.watermark() in (mark, after.watermark().model_copy(update={"generation": 0}))
-        assert (after.watermark() == mark) == (killed and names[-1] != "reset.renamed")
+        assert (after.watermark() == mark) == (killed and names[-1] != "store.reset.renamed")
         if not killed:
             break
-    assert {"create.meta", "reset.aside", "reset.renamed"} <= set(names)
+    assert {"store.create.meta", "store.reset.aside", "store.reset.renamed"} <= set(names)
     assert kill_at < 99
 
 
@@ -268,18 +258,18 @@ def test_the_floor_never_passes_a_pin(tmp_path: Path) -> None:
     assert pin(store.folder, low, "recovery web01/point") == second
     assert [each.position for each in pins(store.folder)] == [low, high]
     view = open_view(store.folder, low)
-    assert store.compact(1 << 62) <= low
+    assert store.compactor.compact(1 << 62) <= low
     assert_same(whole(open_view(store.folder, low)), life.disk.states[low], "the lower pin")
     unpin(store.folder, second)
     unpin(store.folder, second)
-    floor = store.compact(1 << 62)
+    floor = store.compactor.compact(1 << 62)
     assert low < floor <= high
     assert_same(whole(open_view(store.folder, high)), life.disk.states[high], "the higher pin")
     for refused in (lambda: open_view(store.folder, low), lambda: pin(store.folder, low, "late")):
         with pytest.raises(Exception, match=f"has no state at position {low}: valid positions are {floor} to "):
             refused()
     unpin(store.folder, first)
-    assert store.compact(1 << 62) == store.watermark().complete_position
+    assert store.compactor.compact(1 << 62) == store.watermark().complete_position
     life.check(store, "all folded", store.oldest_position)
     view.close()
 
@@ -293,12 +283,13 @@ def test_a_position_below_an_announced_fold_can_neither_be_pinned_nor_opened(tmp
 
     def step(name: str) -> None:
         assert_same(view.pread(0, len(then)), then, f"a view behind the target, at {name}")
-        if name != "compaction.done":
+        if name != "store.compaction.done":
             for refused in (lambda: open_view(store.folder, low), lambda: pin(store.folder, low, "late")):
                 with pytest.raises(Exception, match=f"has no state at position {low}"):
                     refused()
 
-    store.compact(life.valid[-5], step)
+    with failpoint.all_armed(step, "store."):
+        store.compactor.compact(life.valid[-5])
     view.close()
 
 
@@ -307,7 +298,7 @@ def test_a_fold_gives_space_back_and_keeps_everything_behind_it(tmp_path: Path) 
     store = new_store(tmp_path)
     apply(store, life.parts)
     before = len(list((store.folder / "journal").iterdir()))
-    target = store.compact(life.valid[-10])
+    target = store.compactor.compact(life.valid[-10])
     assert len(list((store.folder / "journal").iterdir())) < before
     assert store.valid_ranges()[0][0] == target
     life.check(store, "after the fold", target)
@@ -329,7 +320,7 @@ def test_a_view_that_a_fold_overtakes_while_it_is_opened_is_refused(tmp_path: Pa
 
     def overtaken(*arguments: object) -> ViewLayer:
         view = built(*arguments)  # type: ignore[arg-type]
-        store.compact(late)
+        store.compactor.compact(late)
         return view
 
     monkeypatch.setattr(view_module, "build_view", overtaken)
@@ -351,7 +342,8 @@ def test_a_fold_that_failed_at_any_step_is_done_first_when_the_next_is_asked_for
     for upto in life.valid[20::6]:
         while True:
             try:
-                store.compact(upto, step)
+                with failpoint.all_armed(step, "store."):
+                    store.compactor.compact(upto)
             except RigError as exc:
                 assert (exc.code, exc.recoverable) == ("DiskFull", True)
                 position = life.valid[-1]
@@ -359,4 +351,9 @@ def test_a_fold_that_failed_at_any_step_is_done_first_when_the_next_is_asked_for
             else:
                 break
         life.check(store, f"folded up to {upto}", max(upto, store.oldest_position))
-    assert {"compaction.announced", "base.copied", "compaction.counted", "compaction.journal_file_deleted"} <= seen
+    assert {
+        "store.compaction.announced",
+        "store.base.copied",
+        "store.compaction.counted",
+        "store.compaction.journal_file_deleted",
+    } <= seen

@@ -11,7 +11,8 @@ from siterig.azure_emu.disks.frames import HEADER_BYTES, Frame
 from siterig.azure_emu.disks.io_errors import pread_past_bad_sectors
 from siterig.azure_emu.disks.loader import load_history
 from siterig.azure_emu.disks.metadata import PROGRESS, Progress, read_meta, write_meta
-from siterig.azure_emu.disks.store import ManagedDiskStore, open_view
+from siterig.azure_emu.disks.store import ManagedDiskStore
+from siterig.azure_emu.disks.view import open_view
 from siterig.azure_emu.scrub.scrubber import scrub
 from siterig.blockfs.core import boot
 from siterig.blockfs.core.errors import RigError
@@ -33,7 +34,7 @@ class Tail:
         self.life = Life(tmp_path, 6)
         store = new_store(tmp_path)
         apply(store, self.life.parts)
-        self.before, self.last = store._history.frames[-2:]
+        self.before, self.last = store.debug_state().frames[-2:]
         store.close()
         self.path = self.folder / f"journal/{self.last.journal_file:012d}.journal"
         self.good = self.path.read_bytes()
@@ -217,7 +218,7 @@ def test_frames_of_this_boot_behind_those_of_another_are_not_taken_for_torn(tail
 
 def test_frames_that_were_folded_are_not_to_go_missing_either(tail: Tail) -> None:
     store = tail.open()
-    store.compact(tail.last.position)
+    store.compactor.compact(tail.last.position)
     store.close()
     tail.path.write_bytes(tail.good[: tail.last.start])
     assert tail.refused() == f"byte {tail.last.start}: it ends before frame {tail.last.number}, which was there"

@@ -11,14 +11,14 @@ import trio.testing
 
 from siterig.azure_emu.contracts.ports import Damage
 from siterig.azure_emu.disks.pins import pin, pins
-from siterig.azure_emu.disks.view_provider import WATCH_S, StoreViews
+from siterig.azure_emu.disks.view_provider import WATCH_S, ManagedDiskViews
 from siterig.blockfs.core.errors import Code, RigError
 from tests.support.stores.managed_disk import assert_same, seeded, whole
 
 
 def test_a_position_is_held_until_it_is_released_and_nothing_else_is(tmp_path: Path) -> None:
     disk, store = seeded(tmp_path)
-    views = StoreViews(tmp_path)
+    views = ManagedDiskViews(tmp_path)
     view = views.open(store.folder.name, disk.position, "vm web01/os")
     assert_same(whole(view), bytes(disk.data), "the view")
     views.open(store.folder.name, disk.position, "vm web01/os").close()
@@ -37,7 +37,7 @@ def test_what_a_kill_left_is_released_of_that_kind_alone(tmp_path: Path) -> None
     for holder in ("vm web01/os", "vm web02/os", "vmware 1", "recovery web01/point"):
         pin(store.folder, disk.position, holder)
     (tmp_path / ".new-1").mkdir()
-    views = StoreViews(tmp_path)
+    views = ManagedDiskViews(tmp_path)
     views.reconcile("vm", {"vm web02/os"})
     assert {each.holder for each in pins(store.folder)} == {"vm web02/os", "vmware 1", "recovery web01/point"}
     bad = next((store.folder / "pins").iterdir())
@@ -49,19 +49,19 @@ def test_what_a_kill_left_is_released_of_that_kind_alone(tmp_path: Path) -> None
     for holder in left:
         views.release(store.folder.name, holder)
     assert list((store.folder / "pins").iterdir()) == [bad]
-    StoreViews(tmp_path / "nothing").reconcile("vm", set())
+    ManagedDiskViews(tmp_path / "nothing").reconcile("vm", set())
 
 
 def test_a_view_that_cannot_be_opened_holds_nothing(tmp_path: Path) -> None:
     disk, store = seeded(tmp_path)
     (journal_file,) = (store.folder / "journal").iterdir()
     raw = bytearray(journal_file.read_bytes())
-    frame = store._history.frames[0]
+    frame = store.debug_state().frames[0]
     raw[frame.entries_at] ^= 1
     raw[frame.segment_at + 200] ^= 1
     journal_file.write_bytes(raw)
     with pytest.raises(RigError, match="index of frame 1 has a wrong checksum, and so has its segment"):
-        StoreViews(tmp_path).open(store.folder.name, disk.position, "vm web01/os")
+        ManagedDiskViews(tmp_path).open(store.folder.name, disk.position, "vm web01/os")
     assert pins(store.folder) == []
 
 
@@ -89,7 +89,7 @@ async def test_damage_that_a_reader_meets_is_reported_also_if_the_state_is_close
     tmp_path: Path, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     disk, store = seeded(tmp_path)
-    views, reports = StoreViews(tmp_path), Reports()
+    views, reports = ManagedDiskViews(tmp_path), Reports()
     view = views.open(store.folder.name, disk.position, "mount web01/x")
     base = store.folder / "base.img"
     base.write_bytes(bytes(byte ^ 0xFF for byte in base.read_bytes()))
@@ -109,7 +109,7 @@ async def test_damage_that_a_reader_meets_is_logged_by_file_and_byte(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
 ) -> None:
     disk, store = seeded(tmp_path)
-    views = StoreViews(tmp_path)
+    views = ManagedDiskViews(tmp_path)
     view = views.open(store.folder.name, disk.position, "vm web01/os")
     ((at, _), *_) = view.data_ranges()
     base = store.folder / "base.img"

@@ -37,9 +37,9 @@ async def test_a_part_is_looked_at_a_few_times_however_many_there_are(rig: Rig, 
         return classify(store, part)
 
     monkeypatch.setattr(ManagedDiskStore, "classify", counted)
-    await rig.applier.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
+    await rig.service.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
     rig.cache.hold([*rig.disk.sync(), *(rig.log(str(number)) for number in range(20))])
-    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    await rig.service.process_latest(disk_ids=[DISK_ID])
     assert rig.cache.blobs == {}
     assert max(looks.values()) <= 4
 
@@ -50,8 +50,8 @@ async def test_tags_are_reported_in_portions_after_a_restart(rig: Rig) -> None:
     for number in range(count):
         rig.disk.tag(str(number))
     rig.cache.hold([*sync, rig.disk.close_log()])
-    await rig.applier.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
-    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    await rig.service.create_managed_disk(disk_id=DISK_ID, size_bytes=SIZE_BYTES)
+    await rig.service.process_latest(disk_ids=[DISK_ID])
     rig.restart()
     reports: list[list[TagSeen]] = []
     applied = rig.vault.applied
@@ -61,7 +61,7 @@ async def test_tags_are_reported_in_portions_after_a_restart(rig: Rig) -> None:
         await applied(**report)  # type: ignore[arg-type]
 
     rig.vault.applied = noted  # type: ignore[method-assign]
-    await rig.applier.process_latest(disk_ids=[DISK_ID])
+    await rig.service.process_latest(disk_ids=[DISK_ID])
     assert [len(tags) for tags in reports] == [TAGS_IN_REPORT_MAX, 1]
     assert [tag.name for tags in reports for tag in tags] == [str(number) for number in range(count)]
 

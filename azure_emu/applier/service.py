@@ -1,0 +1,180 @@
+"""The recovery side's service: managed disks, and the way into and out of the cache account."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from siterig.azure_emu.applier.applier import Applier
+from siterig.azure_emu.applier.export import Exporter, data_bytes
+from siterig.azure_emu.contracts.ports import Change, ChangeStep, Damage, ManagedDiskState, RecoverySide
+from siterig.azure_emu.disks.change_steps import change_steps
+from siterig.azure_emu.disks.loader import StoreState, load_history, query_consistently
+from siterig.azure_emu.disks.queries import change_list, disk_state, position_at
+from siterig.azure_emu.disks.store import ManagedDiskStore, delete_disk
+from siterig.azure_emu.scrub.scrubber import scrub
+from siterig.blockfs.core.errors import Code, RigError
+from siterig.blockfs.files import safe_files
+from siterig.blockfs.transfer.cache_account import CacheAccount
+from siterig.blockfs.transfer.part_name import Watermark
+from siterig.cext.checksums import KEY_BYTES
+
+CHECKSUMS_MAX = 1 << 16
+"""Limit of the chunks in one call of :meth:`RecoveryService.checksums`."""
+
+T = TypeVar("T")
+
+
+class RecoveryService(RecoverySide):
+    """The methods that other roles call; the :class:`Applier` does the work on the parts."""
+
+    def __init__(self, applier: Applier, cache: CacheAccount) -> None:
+        """Serve the managed disks of ``applier``; ``cache`` is the account that exports go to."""
+        self._applier = applier
+        self._folder = applier.folder
+        self._cache = cache
+        self._exporter = Exporter(applier.folder / ".export", cache)
+
+    async def run(self, *, poll_s: float = 0.5, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the applier until cancelled; started when the leftovers of a kill are removed."""
+        await trio.to_thread.run_sync(self._exporter.clear_spool)
+        await self._applier.run(poll_s=poll_s, task_status=task_status)
+
+    async def create_managed_disk(self, *, disk_id: str, size_bytes: int) -> None:
+        """Create an empty managed disk; no-op if one of this size or a larger one exists.
+
+        Raises:
+            RigError: ``DiskExists`` if a smaller one exists; ``InvalidDiskSize``, ``DiskFull``.
+        """
+        disk, folder = self._applier.disk(disk_id), self._folder / disk_id
+        async with disk.lock:
+            if folder.exists():
+                store = await self._applier.open(disk)
+                if store.created_size_bytes < size_bytes:  # a larger one is right: the disk has grown
+                    raise RigError(
+                        Code.DiskExists,
+                        f"managed disk {disk_id} exists with {store.created_size_bytes} bytes, not {size_bytes}",
+                    )
+                return
+            clock = self._applier.clock
+
+            def create() -> ManagedDiskStore:
+                safe_files.make_folder(self._folder, parents=True)
+                return ManagedDiskStore.create(
+                    folder, disk_id=disk_id, size_bytes=size_bytes, created_ns=clock.wall_ns(), clock=clock
+                )
+
+            disk.store = await trio.to_thread.run_sync(create)
+            self._applier.deleted.discard(disk_id)
+            disk.begin_reports()
+            disk.retry_at_s = 0.0
+            disk.refused.clear()
+
+    async def delete_managed_disk(self, *, disk_id: str) -> None:
+        """Delete the disk, its journal and its blobs in the cache account; no-op if there is none."""
+        disk = self._applier.disk(disk_id)
+        async with disk.lock:
+            if disk.store is not None:
+                await trio.to_thread.run_sync(disk.store.close)  # waits for a compaction step
+                disk.store = None
+            disk.retain = 0
+            self._applier.deleted.add(disk_id)
+            await trio.to_thread.run_sync(delete_disk, self._folder / disk_id)
+            for part in (await self._cache.list(disk_id)).parts:
+                await self._cache.delete(part)
+
+    async def process_latest(self, *, disk_ids: list[str]) -> list[Watermark]:
+        """Apply all parts of these disks that are in the cache account now; see :meth:`Applier.process_latest`."""
+        return await self._applier.process_latest(disk_ids)
+
+    async def checksums(self, *, disk_id: str, key_hex: str, chunk_bytes: int, first: int, count: int) -> list[str]:
+        """Return keyed checksums (hex) of chunks of the latest applied state.
+
+        All parts in the cache account are applied before: a part of the old generation that is applied after the comparison
+        would undo it.
+
+        Raises:
+            RigError: as :meth:`process_latest`; ``InvalidChecksumRequest``.
+        """
+        try:
+            key = bytes.fromhex(key_hex)
+        except ValueError:
+            key = b""
+        if len(key) != KEY_BYTES:
+            raise RigError(Code.InvalidChecksumRequest, f"key_hex is not {KEY_BYTES} bytes in hexadecimal")
+        if chunk_bytes <= 0 or first < 0 or not 0 < count <= CHECKSUMS_MAX:
+            raise RigError(
+                Code.InvalidChecksumRequest,
+                f"{count} chunks of {chunk_bytes} bytes from chunk {first}: 1 to {CHECKSUMS_MAX} chunks are allowed",
+            )
+        await self._applier.process_latest([disk_id])
+        disk = self._applier.disk(disk_id)
+        async with disk.lock:
+            store = await self._applier.open(disk)
+            tags = await trio.to_thread.run_sync(store.checksums, key, chunk_bytes, first, count)
+        return [tag.hex() for tag in tags]
+
+    async def retain(self, *, disk_id: str, position: int) -> None:
+        """Allow the compaction of all positions below ``position``; a lower value than before changes nothing."""
+        disk = self._applier.disk(disk_id)
+        if position > disk.retain:
+            disk.retain, disk.compact_at_s = position, 0.0
+
+    async def disk_state(self, *, disk_id: str) -> ManagedDiskState:
+        """Return the state of the managed disk, with the position that was passed to :meth:`retain`."""
+        disk = self._applier.disk(disk_id)
+        return await trio.to_thread.run_sync(disk_state, self._folder / disk_id, disk.retain)
+
+    async def position_at(self, *, disk_id: str, time_ns: int) -> int:
+        """Return the last valid position whose record has the wall time ``time_ns`` or an earlier one."""
+        return await self._query(disk_id, lambda state: position_at(state, time_ns))
+
+    async def changes(self, *, disk_id: str, after: int, upto: int, limit: int) -> list[Change]:
+        """Return the first ``limit`` changes with ``after < position <= upto``."""
+        return await self._query(disk_id, lambda state: change_list(state, after, upto, limit))
+
+    async def change_steps(self, *, disk_id: str, after: int, upto: int) -> list[ChangeStep]:
+        """Return the positions with ``after < position <= upto`` at which the disk changed, or groups of them."""
+        return await self._query(disk_id, lambda state: change_steps(state, after, upto))
+
+    async def _query(self, disk_id: str, query: Callable[[StoreState], T]) -> T:
+        folder = self._folder / self._applier.disk(disk_id).disk_id
+        return await trio.to_thread.run_sync(query_consistently, folder, query)
+
+    async def scrub(self, *, disk_id: str) -> list[Damage]:
+        """Read every byte of the managed disk and return the damage; it works for a disk that cannot be opened, too."""
+        folder = self._folder / self._applier.disk(disk_id).disk_id
+        return await trio.to_thread.run_sync(lambda: list(scrub(folder, clock=self._applier.clock)))
+
+    async def repair(self, *, disk_id: str) -> None:
+        """Open the managed disk again, which repairs it; one that could not be opened again stays open."""
+        disk = self._applier.disk(disk_id)
+        async with disk.lock:
+            loaded = await trio.to_thread.run_sync(load_history, self._folder / disk_id)
+            if loaded.journal.broken is not None:
+                raise loaded.journal.broken
+            if disk.store is not None:
+                await trio.to_thread.run_sync(disk.store.close)  # waits for a compaction step
+                disk.store = None
+                disk.begin_reports()
+            await self._applier.open(disk)
+
+    async def export_disk(self, *, source: str, source_id: str, size_bytes: int) -> int:
+        """Put file ``source`` into the cache account as sync parts of ``source_id``, for a failback.
+
+        Returns:
+            The number of parts.
+        """
+        self._applier.disk(source_id)
+        return await self._exporter.export(source=Path(source), source_id=source_id, size_bytes=size_bytes)
+
+    async def data_bytes(self, *, source: str) -> int:
+        """Return the number of bytes of a file that are not holes."""
+        return await trio.to_thread.run_sync(data_bytes, Path(source))
+
+    async def export_progress(self, *, source_id: str) -> int:
+        """Return how many bytes of the source were read so far; 0 if there is no export."""
+        return self._exporter.progress(source_id)
