@@ -153,8 +153,8 @@ def reset_disk(folder: Path, *, created_ns: int, clock: Clock = SYSTEM_CLOCK) ->
             for each in pins(folder):
                 raise RigError(
                     Code.DiskPinned,
-                    f"{folder}: the managed disk is damaged and must be replicated again, but position {each.position} of it "
-                    f"is held by {each.holder}: remove that first",
+                    f"{folder}: the managed disk is damaged and must be replicated again, but position {each.position} of "
+                    f"it is held by {each.holder}: remove that first",
                 )
             shutil.rmtree(aside, ignore_errors=True)
             new = folder.with_name(_NEW + folder.name)

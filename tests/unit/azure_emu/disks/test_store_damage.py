@@ -30,7 +30,7 @@ BLOCK = 4096
 def small_journal_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("siterig.azure_emu.disks.journal.JOURNAL_FILE_BYTES", 100_000)
     monkeypatch.setattr("siterig.azure_emu.scrub.journal.TORN_WAIT_S", 0.0)
-    monkeypatch.setattr("siterig.azure_emu.disks.base_image.BAD_LOOK_S", 0.0)
+    monkeypatch.setattr("siterig.azure_emu.disks.base_image.REREAD_DELAY_S", 0.0)
     monkeypatch.setattr(checkpoints, "RECORDS_MIN", 10)
 
 
