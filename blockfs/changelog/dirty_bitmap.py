@@ -4,7 +4,7 @@ Layout: docs/reference/formats/dirty.md.
 
 Fault contract: written through a memory map, the word before the first write that is not logged, a chunk's bit before its
 bytes; so a kill at any moment loses nothing.  After a power loss it is worth nothing: its boot id, which is taken out only
-when the disk was closed in order, tells (:attr:`DirtyFile.whole`).  A file that cannot be read as one is ``DirtyCorrupt``.
+when the disk was closed in order, tells (:attr:`DirtyFile.complete`).  A file that cannot be read as one is ``DirtyCorrupt``.
 In both cases every chunk may have changed.  If another program cuts the file, or its medium fails, while the disk is open,
 nothing can be noted: no change of the disk succeeds (``EIO``) until a new log begins.
 """
@@ -66,7 +66,7 @@ class DirtyFile:
     mtime_ns: int = 0
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         """Whether all that was noted is there; not so after a power loss."""
         return self.boot_id in (boot.NIL, boot.current_boot_id())
 
@@ -149,12 +149,12 @@ def open_for_writer(path: Path) -> int:
     return safe_files.open_file(path, os.O_RDWR)
 
 
-def begin_use(path: Path) -> None:
+def mark_open(path: Path) -> None:
     """Before a file that is whole is written to again."""
     _set_boot(path, boot.current_boot_id())
 
 
-def end_use(path: Path) -> None:
+def mark_clean(path: Path) -> None:
     """The disk was closed in order, and its bytes are durable: what is noted stands."""
     _set_boot(path, boot.NIL)
 

@@ -326,7 +326,7 @@ class DiskLog:
                     continue
                 path = segment_path(self.folder, self.name, segment.number)
                 if segment.number not in self._trimmed:
-                    _cut(path, segment.end)
+                    _truncate(path, segment.end)
                     self._trimmed.add(segment.number)
                 if segment.durable:
                     self._kept.append(
@@ -469,13 +469,13 @@ class DiskLog:
         self.reconcile_segments()
         with self._lock:
             current = self._segments()[-1]
-            _cut(segment_path(self.folder, self.name, current.number), current.end)
+            _truncate(segment_path(self.folder, self.name, current.number), current.end)
         self._spare.unlink(missing_ok=True)
         self._recycled.unlink(missing_ok=True)
         sync_folder(self.folder)
 
 
-def _cut(path: Path, end: int) -> None:
+def _truncate(path: Path, end: int) -> None:
     """Cut a segment to its length."""
     fd = safe_files.open_file(path, os.O_WRONLY)
     try:

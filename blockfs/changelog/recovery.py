@@ -143,7 +143,7 @@ def recover_log(
     kept = []
     for segment in found:
         if segment.newest is not None:
-            _cut_durably(segment.path, segment.end)
+            _truncate_durably(segment.path, segment.end)
             first_seq = segment.header.first_seq
             kept.append(
                 KeptSegment(
@@ -278,7 +278,7 @@ def _holds_nothing(path: Path) -> bool:
     return len(head) < HEADER_BYTES or not any(head)
 
 
-def _cut_durably(path: Path, end: int) -> None:
+def _truncate_durably(path: Path, end: int) -> None:
     """Cut a torn tail and make the segment durable: its writer may not have."""
     fd = safe_files.open_file(path, os.O_RDWR)
     try:

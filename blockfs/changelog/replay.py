@@ -68,7 +68,7 @@ class FileSummary:
     end: int = 0
     torn_bytes: int = 0
     room_bytes: int = 0
-    cut: bool = False
+    partial: bool = False
 
     def count(self, record: Record) -> None:
         """One more record."""
@@ -241,7 +241,7 @@ def _summarize(
             tail = TornTail(reader)
             for record in _report_progress(tail.records(), advance):
                 if upto is not None and record.position > upto:
-                    summary.cut = True
+                    summary.partial = True
                     return summary
                 row.take(file, record)
                 summary.count(record)
@@ -338,7 +338,7 @@ def check(paths: list[Path], *, upto: int | None = None, advance: Advance | None
     for file, follower in zip(files, [*files[1:], None], strict=True):
         summary = _summarize(file, row, follower, upto, advance)
         summaries.append(summary)
-        if summary.cut:
+        if summary.partial:
             break
     return CheckedLog(summaries, before, row.size_bytes)
 

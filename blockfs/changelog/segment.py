@@ -449,12 +449,12 @@ class SegmentWriter:
                     while done < len(rest):
                         done += os.pwrite(self.fd, rest[done:], at + done)
         except OSError:
-            self.cut(at)
+            self.truncate(at)
             raise
         self.end = at + done
         return at + RECORD_HEADER_BYTES
 
-    def cut(self, end: int) -> None:
+    def truncate(self, end: int) -> None:
         """Take back everything from file offset ``end``."""
         with naming(self.path):
             os.ftruncate(self.fd, end)

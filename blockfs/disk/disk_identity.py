@@ -84,7 +84,7 @@ def noted_reason(paths: DiskPaths, state: DiskState) -> str | None:
     if found.reason is not None and paths.file("dirty").stat().st_size < dirty_bitmap.file_bytes(state.size_bytes):
         _log.info("dirty_file_unusable", disk=str(paths), reason="it was cut")
         return Code.LogCorrupt
-    return found.reason if found.reason is None or found.whole else Code.PowerLoss
+    return found.reason if found.reason is None or found.complete else Code.PowerLoss
 
 
 @dataclass(frozen=True, slots=True)

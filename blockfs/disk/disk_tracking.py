@@ -141,7 +141,7 @@ class DiskTracking:
         if why != core.state.needs_resync:
             core.save(needs_resync=why if why == Code.PowerLoss else Code.LogCorrupt)
             return
-        dirty_bitmap.begin_use(core.paths.file("dirty"))
+        dirty_bitmap.mark_open(core.paths.file("dirty"))
         resume_dirty_tracking(core.c, core.paths.file("dirty"))
         self._dirty_tracking = True
 
@@ -245,7 +245,7 @@ class DiskTracking:
     def end_dirty_tracking(self) -> None:
         """Mark the dirty bitmap of an abandoned log as complete; call it after a clean close of the disk."""
         if self._dirty_tracking:
-            dirty_bitmap.end_use(self._core.paths.file("dirty"))
+            dirty_bitmap.mark_clean(self._core.paths.file("dirty"))
             self._dirty_tracking = False
 
     def abandon(self) -> None:

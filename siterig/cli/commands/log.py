@@ -73,7 +73,7 @@ def _checked(files: list[Path], upto: int | None = None) -> CheckedLog:
         show.notice(f"{log.torn.path}: {', '.join(_tail(log.torn))}, left out")
     if log.first_seq > 1:
         show.notice(f"the log begins with record {log.first_seq}: the image must be the disk as it was before that")
-    if upto is not None and not log.files[-1].cut:
+    if upto is not None and not log.files[-1].partial:
         show.notice(f"the log ends with position {log.files[-1].last_position}, before {upto}")
     return log
 
