@@ -56,7 +56,7 @@ _KNOWN_FLAGS = int(EntryFlag.FLUSH | EntryFlag.FUA | EntryFlag.DISCARD | EntryFl
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DmLogEntry:
     """One entry; ``offset``/``length`` in bytes on the disk, ``data_offset`` in the log (of a DISCARD: no data)."""
 
     index: int
@@ -119,7 +119,7 @@ class DmLogReader:
         """Of the log."""
         return self._size
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[DmLogEntry]:
         """All entries in order; ``DmLogCorrupt`` at the first that makes no sense."""
         at = self.sector_bytes
         for index in range(self.entry_count):
@@ -129,7 +129,7 @@ class DmLogReader:
             at = entry.data_offset + (entry.length if entry.has_data else 0)
             yield entry
 
-    def _parse(self, index: int, at: int) -> Entry:
+    def _parse(self, index: int, at: int) -> DmLogEntry:
         raw = self._pread(at, self.sector_bytes)
         sector, sectors, flags, data_bytes = _ENTRY.unpack_from(raw)
         where = f"entry {index} at byte {at}"
@@ -152,7 +152,7 @@ class DmLogReader:
             raise self._bad(f"{where}: {data_bytes} bytes of data in {sectors} sectors")
         if any(raw[ENTRY_BYTES + len(mark) :]):
             raise self._bad(f"{where}: is not followed by zeros")
-        entry = Entry(index, flag, offset, length, mark, at + self.sector_bytes)
+        entry = DmLogEntry(index, flag, offset, length, mark, at + self.sector_bytes)
         if entry.has_data and entry.data_offset + length > self._size:
             raise self._bad(f"{where}: {length} bytes of data run past the end of the file")
         return entry
@@ -168,7 +168,7 @@ class DmLogReader:
             length -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def data(self, entry: Entry, start: int, length: int) -> bytes:
+    def data(self, entry: DmLogEntry, start: int, length: int) -> bytes:
         """``length`` bytes of the entry's data from ``start`` on."""
         return self._pread(entry.data_offset + start, length)
 

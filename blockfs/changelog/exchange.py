@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from siterig.blockfs.changelog.disk_log import SEGMENT_BYTES_MAX, find_segments, segment_path
-from siterig.blockfs.changelog.dm_log_writes import MARK_BYTES_MAX, DmLogReader, DmLogWriter, Entry, EntryFlag
+from siterig.blockfs.changelog.dm_log_writes import MARK_BYTES_MAX, DmLogEntry, DmLogReader, DmLogWriter, EntryFlag
 from siterig.blockfs.changelog.replay import Advance, CheckedLog, apply, open_image
 from siterig.blockfs.changelog.segment import Record, RecordType, SegmentHeader, SegmentReader, SegmentWriter
 from siterig.blockfs.changelog.tags import TagSeen, decode_tag, encode_tag
@@ -259,7 +259,7 @@ class _Import:
         self._done.records = self._seq
         return self._done
 
-    def _add(self, entry: Entry) -> None:
+    def _add(self, entry: DmLogEntry) -> None:
         if entry.flags & EntryFlag.MARK:
             self._append(RecordType.TAG, payload=self._tag(entry.mark))
             return

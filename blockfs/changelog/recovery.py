@@ -60,7 +60,7 @@ class FoundSegment:
 
 
 @dataclass(frozen=True, slots=True)
-class Recovered:
+class RecoveredLog:
     """What :func:`recover_log` found: segments that are kept, where the log goes on, what to write to the disk again.
 
     That is the newest record alone (``newest``): a change is logged only when the one before is on the disk.  To write
@@ -114,7 +114,7 @@ def recover_log(
     positions: PositionCounter,
     closed: LogExtent | None = None,
     newest_segment: int = 0,
-) -> Recovered:
+) -> RecoveredLog:
     """Read the log of a disk that was tracked when its server ended, however it ended, and cut its torn tail.
 
     ``first_segment``: number with which the generation began; older segments may be anything.  ``disk_size_bytes``: what the
@@ -124,8 +124,8 @@ def recover_log(
     Raises ``RigError``: ``PowerLoss`` (unsynced pages may be gone) or ``LogCorrupt`` (rot, missing segments): the log
     cannot be continued and the disk needs a resync.
     """
-    _adopt_spare(folder, name, disk_id, generation)
-    row = _Row(disk_id, generation, disk_size_bytes)
+    _take_over_spare(folder, name, disk_id, generation)
+    row = _SegmentSequence(disk_id, generation, disk_size_bytes)
     found = _read_segments(folder, name, first_segment, row)
     if not found:
         raise RigError(Code.LogCorrupt, f"{folder}: all segments ({name}.NNNNNN.hrl) of generation {generation} are missing")
@@ -152,7 +152,7 @@ def recover_log(
             )
     sync_folder(folder)
     positions.advance(max((k.position for k in kept), default=0))
-    return Recovered(
+    return RecoveredLog(
         kept=kept,
         empty=[segment.path for segment in found if segment.newest is None],
         changed=[(segment.number, range_) for segment in found for range_ in segment.changed],
@@ -178,7 +178,7 @@ def _check_none_missing(path: Path, found: list[FoundSegment], closed: LogExtent
         )
 
 
-def _adopt_spare(folder: Path, name: str, disk_id: str, generation: int) -> None:
+def _take_over_spare(folder: Path, name: str, disk_id: str, generation: int) -> None:
     """A spare with a header is the newest segment: a kill came before it got its name.  One without holds nothing."""
     spare = folder / f"{name}.spare"
     if not spare.exists():
@@ -195,7 +195,7 @@ def _adopt_spare(folder: Path, name: str, disk_id: str, generation: int) -> None
     safe_files.rename(spare, segment_path(folder, name, max(numbers, default=0) + 1))
 
 
-class _Row:
+class _SegmentSequence:
     """Checks that segments belong together, and that their records are of a disk of this size."""
 
     def __init__(self, disk_id: str, generation: int, disk_bytes: int) -> None:
@@ -235,7 +235,7 @@ class _Row:
         return None
 
 
-def _read_segments(folder: Path, name: str, first_number: int, row: _Row) -> list[FoundSegment]:
+def _read_segments(folder: Path, name: str, first_number: int, row: _SegmentSequence) -> list[FoundSegment]:
     """The generation's segments, checked for belonging together.
 
     The last may have a torn tail, and so may the one before it, whose preallocated end may not have been cut: the next

@@ -37,7 +37,7 @@ _RANGE_TYPES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 
 
 @dataclass(frozen=True, slots=True)
-class LogFile:
+class SegmentFile:
     """A file that was named as a segment.
 
     ``header`` is None if it has none that can be read, and ``fault`` is why.  A file without a header, as a kill leaves it
@@ -80,17 +80,17 @@ class FileSummary:
             self.written_bytes += record.length
 
 
-def _log_file(path: Path) -> LogFile:
+def _log_file(path: Path) -> SegmentFile:
     try:
         with SegmentReader(path) as reader:
-            return LogFile(path, os.fstat(reader.fd).st_size, reader.header, None)
+            return SegmentFile(path, os.fstat(reader.fd).st_size, reader.header, None)
     except RigError as fault:
         if fault.code != Code.LogCorrupt:  # it may not even be there
-            return LogFile(path, 0, None, fault)
+            return SegmentFile(path, 0, None, fault)
         size = path.stat().st_size
-        return LogFile(path, size, None, None if size < HEADER_BYTES or _begins_with_zeros(path) else fault)
+        return SegmentFile(path, size, None, None if size < HEADER_BYTES or _begins_with_zeros(path) else fault)
     except OSError as exc:  # a folder opens, too
-        return LogFile(path, 0, None, RigError(Code.LogUnreadable, f"{path}: cannot be read: {reason(exc, path)}"))
+        return SegmentFile(path, 0, None, RigError(Code.LogUnreadable, f"{path}: cannot be read: {reason(exc, path)}"))
 
 
 def _begins_with_zeros(path: Path) -> bool:
@@ -113,13 +113,13 @@ def _room_bytes(fd: int, start: int, end: int) -> int:
     return end - start
 
 
-def in_order(paths: list[Path]) -> list[LogFile]:
+def in_order(paths: list[Path]) -> list[SegmentFile]:
     """The files by generation and first sequence number, whatever order they are named in; those without a header last.
 
     A file that cannot be read is no error here: its ``fault`` is.
     """
 
-    def key(file: LogFile) -> tuple[bool, int, str, int, bool, str]:
+    def key(file: SegmentFile) -> tuple[bool, int, str, int, bool, str]:
         if file.header is None:
             return (True, 0, "", 0, False, str(file.path))
         # Of two that begin with the same number the empty one comes first: nothing was written to it.
@@ -134,7 +134,7 @@ def in_order(paths: list[Path]) -> list[LogFile]:
         try:
             SegmentReader(files[0].path).close()
         except RigError as fault:
-            return [LogFile(files[0].path, files[0].size_bytes, None, fault)]
+            return [SegmentFile(files[0].path, files[0].size_bytes, None, fault)]
     return files
 
 
@@ -163,7 +163,7 @@ class TornTail:
             self.torn_bytes = scan.torn_bytes - self.room_bytes
 
 
-class _Row:
+class _LogSequence:
     """Checks that segments and records follow one another."""
 
     def __init__(self) -> None:
@@ -172,7 +172,7 @@ class _Row:
         self._position = 0
         self.size_bytes = 0
 
-    def begin(self, file: LogFile) -> None:
+    def begin(self, file: SegmentFile) -> None:
         """``LogMismatch`` or ``LogGap`` if the segment does not follow what came before."""
         header = file.header
         if header is None:
@@ -200,7 +200,7 @@ class _Row:
         self._next = header.first_seq if header.stream == "log" else header.first_seq + 1
         self.size_bytes = max(self.size_bytes, header.disk_size_bytes)
 
-    def take(self, file: LogFile, record: Record) -> None:
+    def take(self, file: SegmentFile, record: Record) -> None:
         """``LogCorrupt`` if a record with a good checksum makes no sense where it is."""
         at = f"{file.path}: change log is corrupt at record {record.seq}"
         if record.position < self._position:
@@ -227,7 +227,11 @@ class _Row:
 
 
 def _summarize(
-    file: LogFile, row: _Row, follower: LogFile | None, upto: int | None = None, advance: Advance | None = None
+    file: SegmentFile,
+    row: _LogSequence,
+    follower: SegmentFile | None,
+    upto: int | None = None,
+    advance: Advance | None = None,
 ) -> FileSummary:
     """Read all of a file, or up to position ``upto``; raises what is wrong with it."""
     if file.fault is not None:
@@ -255,7 +259,7 @@ def _summarize(
     return summary
 
 
-def _without_header(file: LogFile) -> tuple[int, int]:
+def _without_header(file: SegmentFile) -> tuple[int, int]:
     """Torn bytes and preallocated ones of a file in which no segment was begun."""
     fd = safe_files.open_named(file.path, os.O_RDONLY | os.O_NONBLOCK)
     try:
@@ -281,7 +285,7 @@ def _report_progress(records: Iterator[Record], advance: Advance | None) -> Iter
 def verify(paths: list[Path]) -> Iterator[tuple[Path, FileSummary | RigError]]:
     """Each file, in order, with what it holds or what is wrong with it; a bad file does not hide the others."""
     files = in_order(paths)
-    row = _Row()
+    row = _LogSequence()
     for file, follower in zip(files, [*files[1:], None], strict=True):
         try:
             yield file.path, _summarize(file, row, follower)
@@ -331,7 +335,7 @@ def check(paths: list[Path], *, upto: int | None = None, advance: Advance | None
     ``LogCorrupt``, ``LogGap``, ``LogMismatch``, ``LogUnreadable``, ``LogVersion``.  Of what lies behind ``upto`` one
     record is looked at.
     """
-    row = _Row()
+    row = _LogSequence()
     files = in_order(paths)
     before = files[0].header.disk_size_bytes if files[0].header else 0
     summaries = []

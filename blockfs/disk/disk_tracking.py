@@ -21,7 +21,7 @@ import trio
 
 from siterig.blockfs.changelog import dirty_bitmap
 from siterig.blockfs.changelog.disk_log import DiskLog, LogExtent, find_segments, resume_dirty_tracking
-from siterig.blockfs.changelog.recovery import Recovered, recover_log
+from siterig.blockfs.changelog.recovery import RecoveredLog, recover_log
 from siterig.blockfs.changelog.segment import RecordType
 from siterig.blockfs.changelog.tags import TagSeen, encode_tag
 from siterig.blockfs.contracts.control import SegmentInfo
@@ -108,7 +108,7 @@ class DiskTracking:
         self._continue(found)
         return True
 
-    def _continue(self, found: Recovered) -> None:
+    def _continue(self, found: RecoveredLog) -> None:
         core = self._core
         self.opened_seq = found.next_seq - 1
         found.complete(core.layer)
@@ -145,7 +145,7 @@ class DiskTracking:
         resume_dirty_tracking(core.c, core.paths.file("dirty"))
         self._dirty_tracking = True
 
-    def _make_log(self, found: Recovered) -> DiskLog:
+    def _make_log(self, found: RecoveredLog) -> DiskLog:
         core = self._core
         return DiskLog(
             core.c, core.paths.folder, core.paths.name, disk_id=core.state.disk_id, generation=core.state.generation,
