@@ -1,12 +1,14 @@
-"""The dirty file of a tracked disk (``NAME.dirty``): whether its log was given up, and which chunks changed since.
+"""The dirty file of a tracked disk (``NAME.dirty``): the state of its log, and the chunks that changed without a record.
 
 Layout: docs/reference/formats/dirty.md.
 
-Fault contract: written through a memory map, the word before the first write that is not logged, a chunk's bit before its
-bytes; so a kill at any moment loses nothing.  After a power loss it is worth nothing: its boot id, which is taken out only
-when the disk was closed in order, tells (:attr:`DirtyFile.complete`).  A file that cannot be read as one is ``DirtyCorrupt``.
-In both cases every chunk may have changed.  If another program cuts the file, or its medium fails, while the disk is open,
-nothing can be noted: no change of the disk succeeds (``EIO``) until a new log begins.
+Fault contract
+--------------
+The file is written through a memory map: the state word before the first write that is not logged, a chunk's bit before its
+bytes.  So a kill at any moment loses nothing.  After a power loss the contents are not valid; the boot id, which is removed
+only when the disk is closed cleanly, detects this (:attr:`DirtyFile.complete`).  A file that is no dirty file is
+``DirtyCorrupt``.  In both cases every chunk may have changed.  If another program truncates the file while the disk is open,
+or its medium fails, changes cannot be recorded: every change of the disk fails (``EIO``) until a new log begins.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from siterig.cext.checksums import crc32c
 
 FORMAT_VERSION = 2
 _OLD_VERSION = 1
-"""Without the newest segment and the time of the last change."""
+"""The version without the newest segment and the time of the last change."""
 CHUNK_BYTES: int = lib.SR_CHUNK_BYTES
 HEADER_BYTES: int = lib.SR_DIRTY_HEADER_BYTES
 REASONS: dict[int, str] = {
@@ -38,9 +40,12 @@ REASONS: dict[int, str] = {
     lib.SR_IMAGE_CHANGED: Code.ImageChanged,
     lib.SR_LOG_LOST: Code.LogCorrupt,
 }
-"""Why a log was given up, by the state word."""
+"""Reasons for an abandoned log, by state word."""
 NOTED = frozenset(REASONS.values()) - {Code.LogCorrupt}
-"""Reasons after which the dirty file has what changes from then on; it may be among the files that a lost log lacks."""
+"""Reasons after which the dirty file records all further changes.
+
+It can be among the files that a lost log lacks, so that reason is not one of them.
+"""
 
 _MAGIC = b"SRIGDRTY"
 _HEADER = struct.Struct("<8sHHI16sQ16s4x")  # then CRC32C
@@ -50,11 +55,12 @@ _STATE = struct.Struct("<I4xQQ")  # then the newest segment's number, and when t
 
 @dataclass(frozen=True, slots=True)
 class DirtyFile:
-    """``reason``: why the log was given up, None if it was not.  ``ranges``: (offset, length) of changed chunks, merged.
+    """The contents of a dirty file.
 
-    ``boot_id``: of the boot in which it is written to; ``boot.NIL`` if the disk was closed in order since.
-    ``newest_segment``: number of the log's newest segment; ``mtime_ns``: when the disk's file was last changed, as of the
-    last sync; both 0 if that was not noted.
+    ``reason`` is why the log was abandoned, None if it was not.  ``ranges`` are (offset, length) of changed chunks, merged.
+    ``boot_id`` is the boot in which the file is written to, or ``boot.NIL`` if the disk was closed cleanly since.
+    ``newest_segment`` is the number of the log's newest segment; ``mtime_ns`` is the time of the last change of the disk's
+    file at the last sync.  Both are 0 if they were not recorded.
     """
 
     disk_id: str
@@ -67,17 +73,17 @@ class DirtyFile:
 
     @property
     def complete(self) -> bool:
-        """Whether all that was noted is there; not so after a power loss."""
+        """True if all recorded changes are in the file; False after a power loss."""
         return self.boot_id in (boot.NIL, boot.current_boot_id())
 
 
 def file_bytes(disk_bytes: int) -> int:
-    """How long the file of a disk is at least, once its log has begun."""
+    """Return the least length of the file for a disk of that size, after its log has begun."""
     return HEADER_BYTES + -(-disk_bytes // CHUNK_BYTES // 8)
 
 
 def make(path: Path, *, disk_id: str, generation: int) -> None:
-    """A dirty file of a log that is to begin: nothing is dirty.  Durable, but for its name."""
+    """Create the dirty file for a new log, without dirty chunks; its bytes are durable, its name is not yet."""
     write_synced(path, _header(disk_id, generation, boot.current_boot_id()).ljust(HEADER_BYTES, b"\0"))
 
 
@@ -88,7 +94,11 @@ def _header(disk_id: str, generation: int, boot_id: str) -> bytes:
 
 
 def read(path: Path) -> DirtyFile:
-    """Read one; ``DirtyCorrupt`` (a missing file too) or ``DirtyVersion`` names it."""
+    """Read a dirty file.
+
+    Raises:
+        RigError: ``DirtyCorrupt`` (also for a missing file) or ``DirtyVersion``; both name the file.
+    """
     try:
         with os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb") as file:
             data = file.read()
@@ -145,22 +155,22 @@ def _ranges(bits: bytes) -> list[tuple[int, int]]:
 
 
 def open_for_writer(path: Path) -> int:
-    """A descriptor for the writer in C, which maps the file."""
+    """Return a descriptor for the writer in C, which maps the file."""
     return safe_files.open_file(path, os.O_RDWR)
 
 
 def mark_open(path: Path) -> None:
-    """Before a file that is whole is written to again."""
+    """Record the current boot, before a complete file is written to again."""
     _set_boot(path, boot.current_boot_id())
 
 
 def mark_clean(path: Path) -> None:
-    """The disk was closed in order, and its bytes are durable: what is noted stands."""
+    """Record that the disk was closed cleanly and its bytes are durable, so the recorded changes are final."""
     _set_boot(path, boot.NIL)
 
 
 def _set_boot(path: Path, boot_id: str) -> None:
-    """Durably, and after all else that was noted."""
+    """Change the boot id durably, after all earlier changes of the file."""
     found = read(path)
     fd = open_for_writer(path)
     try:

@@ -1,22 +1,19 @@
-"""The change log of one disk: a current segment that takes records, closed ones that are kept until applied.
+"""The change log of one disk: a current segment that takes records, and closed segments that are kept until applied.
 
-The writer is in C (cext/src/disk/changelog.c); here is what needs names: making, naming, trimming, handing out and deleting
-segments.
+The writer is in C (cext/src/disk/changelog.c).  This module does what needs names: it creates, names, truncates, lists and
+deletes segments.  All functions may be called in any thread.
 
 Fault contract
 --------------
-A record is in the current segment before its bytes reach the disk.  After a kill the segment's torn tail is cut and
-the last record is written to the disk again; the sequence goes on without a gap, in the same generation
-(:mod:`siterig.blockfs.changelog.recovery`).  A closed segment is handed out only after it is on stable storage.
+A record is in the current segment before its bytes reach the disk.  After a kill the segment's torn tail is truncated and
+the last record is written to the disk again; the sequence continues without a gap, in the same generation
+(:mod:`siterig.blockfs.changelog.recovery`).  A closed segment is listed only after it is durable.
 
-The next segment stands ready as ``NAME.spare``, preallocated, without a header.  The writer in C switches to it when
-the current one is full, without waiting for anybody; :meth:`DiskLog.maintain` then gives it its name, cuts what was
-preallocated off the one that was closed, and makes the next spare,
-of ``NAME.recycled`` (an applied segment's file) if there is one.  A kill in between leaves ``NAME.spare`` with a header: it
-is the newest segment.  ``NAME.dirty`` holds one word that says whether the log was given up, and a
-bitmap of what has changed that no log tells (:mod:`siterig.blockfs.changelog.dirty_bitmap`).
-
-Any thread.
+The next segment is ready as ``NAME.spare``, preallocated, without a header.  When the current segment is full, the writer in
+C switches to the spare without waiting.  :meth:`DiskLog.maintain` then renames the spare, truncates the preallocated end of
+the closed segment, and creates the next spare, from ``NAME.recycled`` (the file of an applied segment) if there is one.  A
+kill in between leaves ``NAME.spare`` with a header: then it is the newest segment.  ``NAME.dirty`` has the state of the log
+in one word, and a bitmap of the changes without a record (:mod:`siterig.blockfs.changelog.dirty_bitmap`).
 """
 
 from __future__ import annotations
@@ -46,33 +43,35 @@ from siterig.cext._core import ffi, lib
 SEGMENT_BYTES_MAX = 16 << 20
 SEGMENT_BYTES_MIN = 256 << 10
 SEGMENTS_LISTED_MAX = 4096
-"""Of one process; Python takes them over long before there are so many."""
+"""Segments that the writer can list; Python takes them over long before there are so many."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogPolicy:
-    """How large a log may become, and what happens when it cannot be written.
+    """The limits of a log, and the reaction to a full host disk.
 
-    ``kept_share_max``: past this share of the disk's size in kept segments the log is given up for a bitmap of what
-    changed (``LogOverflow``); None: no limit.  ``when_full``: ``refuse`` the write with ``ENOSPC`` when the host's
-    disk is full, or give the log up for the ``bitmap`` (``LogFull``).
+    Args:
+        kept_share_max: share of the disk's size that kept segments may take; beyond it the log is abandoned for the
+            dirty bitmap (``LogOverflow``).  None means no limit.
+        when_full: ``refuse`` fails the write with ``ENOSPC`` when the host's disk is full; ``bitmap`` abandons the log
+            (``LogFull``).
     """
 
     kept_share_max: float | None = KEPT_SHARE_MAX
     when_full: WhenFull = "refuse"
 
     def kept_bytes_max(self, disk_bytes: int) -> int:
-        """In bytes, of a disk of that size; 0: no limit."""
+        """Return the limit in bytes for a disk of that size; 0 means no limit."""
         return 0 if self.kept_share_max is None else max(int(disk_bytes * self.kept_share_max), 1)
 
 
 def segment_bytes(disk_bytes: int) -> int:
-    """How large a segment becomes before the next is begun; a small disk's log must not fill its limit with one."""
+    """Return the size at which a segment ends; it is small enough that one segment does not fill a small disk's limit."""
     return min(max(disk_bytes // 16, SEGMENT_BYTES_MIN), SEGMENT_BYTES_MAX)
 
 
 class LogExtent(WireModel):
-    """Which records the kept segments of a disk's log have: from ``first_seq`` to the one before ``next_seq``."""
+    """The records in the kept segments of a log: from ``first_seq`` to the record before ``next_seq``."""
 
     first_seq: Whole
     next_seq: Whole
@@ -80,7 +79,7 @@ class LogExtent(WireModel):
 
 @dataclass(frozen=True, slots=True)
 class KeptSegment:
-    """A closed segment on stable storage; ``position`` of its last record."""
+    """A closed, durable segment; ``position`` is the position of its last record."""
 
     number: int
     first_seq: int
@@ -92,7 +91,7 @@ class KeptSegment:
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """What the writer knows of a segment that it has not been told to forget (``struct sr_segment_info``)."""
+    """The writer's record of a segment (``struct sr_segment_info``)."""
 
     number: int
     first_seq: int
@@ -104,24 +103,24 @@ class _Segment:
 
 
 def segment_path(folder: Path, name: str, number: int) -> Path:
-    """``NAME.000007.hrl``."""
+    """Return the path of a segment: ``NAME.000007.hrl``."""
     return folder / f"{name}.{number:06d}.hrl"
 
 
 def segment_number(name: str, file: str) -> int | None:
-    """The number of the segment of disk ``name`` that a file of that name is; None if it is none."""
+    """Return the number of the segment of disk ``name`` that has this file name; None if it is no segment."""
     found = re.fullmatch(re.escape(name) + r"\.(\d{6,})\.hrl", file)
     return int(found[1]) if found else None
 
 
 def find_segments(folder: Path, name: str) -> list[tuple[int, Path]]:
-    """All segments of a disk, by number."""
+    """Return all segments of a disk, sorted by number."""
     numbered = [(segment_number(name, path.name), path) for path in folder.iterdir()]
     return sorted((number, path) for number, path in numbered if number is not None)
 
 
 class DiskLog:
-    """See the module.  ``disk`` is the disk in C, which writes the records."""
+    """The change log of one disk; ``disk`` is the disk in C, which writes the records."""
 
     def __init__(
         self,
@@ -145,8 +144,8 @@ class DiskLog:
         self._disk = disk
         self._kept = kept or []
         self._segment_bytes = segment_bytes(disk_size_bytes)
-        self._lock = threading.Lock()  # over the list of segments and their names
-        self._spare_lock = threading.Lock()  # one spare is made at a time
+        self._lock = threading.Lock()  # protects the list of segments and their names
+        self._spare_lock = threading.Lock()  # one spare is created at a time
         self._trimmed: set[int] = set()
         self._made = {kept.number: own_file.named(kept.path) for kept in self._kept}  # the segments' files
         self._spare_made: own_file.Identity | None = None
@@ -194,9 +193,9 @@ class DiskLog:
         self._made[next_number], self._dirty_made = own_file.opened(fds[0]), own_file.opened(fds[1])
 
     def start(self) -> None:
-        """Every write from now on is logged here, in place of an older log; the disk's state must name this one already.
+        """Log every write from now on here, and end an older log; the disk's state must name this log already.
 
-        Nobody may maintain the older log meanwhile: what its writer uses up to the last moment has the same names.
+        Nobody may maintain the older log meanwhile: its last segments have the same names.
         """
         try:
             safe_files.rename(self._fresh_dirty, self._dirty)
@@ -209,7 +208,7 @@ class DiskLog:
         self._recycled.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Take back a log that was not started."""
+        """Remove the files of a log that was not started."""
         for fd in self._fds:
             os.close(fd)
         self._first.unlink()
@@ -237,12 +236,12 @@ class DiskLog:
 
     @property
     def abandoned_because(self) -> str | None:
-        """Why the writer has given the log up; None if it has not."""
+        """Reason why the writer abandoned the log; None if it did not."""
         return dirty_bitmap.REASONS.get(self._info.state)
 
     @property
     def next_seq(self) -> int:
-        """Sequence number of the record that comes next."""
+        """Sequence number of the next record."""
         return int(self._info.next_seq)
 
     @property
@@ -257,28 +256,31 @@ class DiskLog:
 
     @property
     def unsent_bytes(self) -> int:
-        """Size of all segments that are kept."""
+        """Size of all kept segments."""
         return int(self._info.kept_bytes)
 
     def _segments(self) -> list[_Segment]:
         table = ffi.new("struct sr_segment_info[]", SEGMENTS_LISTED_MAX)
         count = min(lib.sr_log_segments(self._disk, table, SEGMENTS_LISTED_MAX), SEGMENTS_LISTED_MAX)
-        # Copied: a reference into the table does not keep it, and another disk's may come to lie in its place.
+        # Copied: a reference into the table does not keep the table alive, and its memory may be reused.
         return [
             _Segment(s.number, s.first_seq, s.last_seq, s.last_position, s.end, bool(s.closed), bool(s.durable))
             for s in table[0:count]
         ]
 
     def segment_bytes_of(self, number: int) -> int | None:
-        """How far a segment of this process has been written; None for an older one."""
+        """Return the written length of a segment of this process; None for an older segment."""
         return next((s.end for s in self._segments() if s.number == number), None)
 
     # --- records that Python writes -----------------------------------------------------------------------------
 
     def append(self, kind: RecordType, *, payload: bytes = b"", flags: int = 0, rotate: bool = False) -> int:
-        """Append a record that changes nothing on the disk, and perhaps begin a new segment behind it; its position.
+        """Append a record that changes nothing on the disk, and with ``rotate`` begin a new segment after it.
 
-        ``OSError`` (disk full, ...) leaves the log as it was.
+        Returns:
+            The record's position.
+        Raises:
+            OSError: the disk is full, for example; the log is unchanged.
         """
         position = ffi.new("uint64_t *")
 
@@ -289,7 +291,11 @@ class DiskLog:
         return int(position[0])
 
     def rotate(self) -> None:
-        """Begin a new segment, unless the current one is empty.  ``OSError`` leaves the current one in use."""
+        """Begin a new segment, unless the current one is empty.
+
+        Raises:
+            OSError: the current segment stays in use.
+        """
         self._with_spare(lambda: int(lib.sr_log_rotate(self._disk)))
 
     def _with_spare(self, step: Any) -> None:
@@ -301,15 +307,15 @@ class DiskLog:
     # --- segments' files ----------------------------------------------------------------------------------------
 
     def maintain(self) -> None:
-        """What is to be done after the writer has switched segments; may take milliseconds."""
+        """Do the work that is due after a switch of segments; it may take milliseconds."""
         self.reconcile_segments()
         self.provide_spare()
-        # A guest may never ask for it, and each holds a descriptor until then.
+        # Sync without waiting for a guest's flush: each unsynced segment holds a descriptor.
         check(lib.sr_log_sync_closed(self._disk))
         self.reconcile_segments()
 
     def reconcile_segments(self) -> None:
-        """Name the current segment, cut the closed ones to their length, take over those on stable storage."""
+        """Rename the current segment, truncate closed ones to their length, and take over the durable ones."""
         with self._lock:
             segments = self._segments()
             if not segments:
@@ -338,11 +344,11 @@ class DiskLog:
 
     @property
     def has_spare(self) -> bool:
-        """Whether a new segment can begin at once."""
+        """True if a new segment can begin at once."""
         return bool(self._info.has_spare)
 
     def provide_spare(self) -> None:
-        """Put a spare segment at the writer's disposal, if it has none."""
+        """Give the writer a spare segment, if it has none."""
         with self._spare_lock:
             info = self._info
             if info.has_spare or info.state != lib.SR_LOGGED:
@@ -350,12 +356,12 @@ class DiskLog:
             self.reconcile_segments()  # the writer cannot switch any more: the last segment gets its name
             fd = self._recycle() or self._make_file(self._spare)
             self._spare_made = own_file.opened(fd)
-            if not lib.sr_log_give_spare(self._disk, fd):  # given up meanwhile
+            if not lib.sr_log_give_spare(self._disk, fd):  # abandoned meanwhile
                 os.close(fd)
                 self._spare.unlink()
 
     def _make_file(self, path: Path) -> int:
-        """A preallocated file with a durable name; nothing is left if it cannot be made."""
+        """Create a preallocated file with a durable name; a failure leaves nothing."""
         fd = safe_files.create_file(path)
         try:
             with naming(path):
@@ -368,8 +374,9 @@ class DiskLog:
         return fd
 
     def _recycle(self) -> int | None:
-        """Make the spare of an old segment: its blocks are allocated *and written*, so that a sync of what is written over
-        them has nothing to tell the file system's journal.  None if there is none, or somebody still reads it.
+        """Make a spare from an old segment; None if there is none, or if another process still reads it.
+
+        Its blocks are allocated *and written*, so syncs of the new segment add nothing to the file system's journal.
         """
         if not self._recycled.exists():
             return None
@@ -380,9 +387,9 @@ class DiskLog:
                 self._recycled.unlink()
                 return None
             with naming(self._recycled):
-                os.pwrite(fd, bytes(HEADER_BYTES), 0)  # from here on it holds nothing
+                os.pwrite(fd, bytes(HEADER_BYTES), 0)  # from here on the file holds no segment
                 os.posix_fallocate(fd, 0, self._segment_bytes + HEADER_BYTES)
-                os.fdatasync(fd)  # not even after a power loss: it may have ended with the mark of an orderly close
+                os.fdatasync(fd)  # durable: after a power loss its clean-close mark must not return
             safe_files.rename(self._recycled, self._spare)
             sync_folder(self.folder)
         except BaseException:
@@ -391,7 +398,7 @@ class DiskLog:
         return fd
 
     def file_trouble(self) -> str | None:
-        """A sentence: what another program has done to the log's files; None: nothing."""
+        """Return a sentence about a change of the log's files by another program; None if there is none."""
         with self._lock:
             wanted = {segment_path(self.folder, self.name, number): made for number, made in self._made.items()}
             wanted[self._dirty] = self._dirty_made
@@ -403,7 +410,7 @@ class DiskLog:
         return None
 
     def segments(self) -> list[SegmentInfo]:
-        """Closed, durable segments that are kept."""
+        """Return the kept segments that are closed and durable."""
         self.reconcile_segments()
         with self._lock:
             kept = list(self._kept)
@@ -423,7 +430,7 @@ class DiskLog:
 
     @property
     def extent(self) -> LogExtent:
-        """The records of all segments that are kept, the current one too."""
+        """Return the records of all kept segments, the current one included."""
         self.reconcile_segments()
         with self._lock:
             first_seq = self._kept[0].first_seq if self._kept else self._segments()[0].first_seq
@@ -431,13 +438,13 @@ class DiskLog:
 
     @property
     def oldest_number(self) -> int:
-        """Number of the oldest segment that is kept."""
+        """Number of the oldest kept segment."""
         self.reconcile_segments()
-        with self._lock:  # else one could go from the writer's list to ours between two looks, and be in neither
+        with self._lock:  # a segment must not move from the writer's list to this one between two reads
             return self._kept[0].number if self._kept else self._segments()[0].number
 
     def applied(self, last_seq: int) -> None:
-        """Let go of closed segments whose records the recovery side has all; one file is kept for the next spare."""
+        """Delete closed segments whose records the recovery side has applied; one file is kept for the next spare."""
         self.reconcile_segments()
         gone, inherited = 0, False
         with self._lock:
@@ -453,8 +460,8 @@ class DiskLog:
                 else:
                     safe_files.rename(kept.path, self._recycled)
             if inherited:
-                # It may end with the mark of an orderly close: after a power loss it must not be there again while what
-                # tells that the log went on after it is not.
+                # It may end with a clean-close mark.  After a power loss it must not return while the segments after it
+                # are lost.
                 sync_folder(self.folder)
         if gone:
             lib.sr_log_applied(self._disk, self.oldest_number, gone)
@@ -462,7 +469,7 @@ class DiskLog:
     # --- the end ------------------------------------------------------------------------------------------------
 
     def close_clean(self) -> None:
-        """Make log and disk durable; then, as durable, the mark that they are, as the log's last record."""
+        """Make log and disk durable, then append a durable clean-close mark as the last record."""
         check(lib.sr_disk_flush(self._disk))
         self.append(RecordType.FLUSH, flags=FLAG_CLEAN_CLOSE)
         check(lib.sr_disk_flush(self._disk))
@@ -476,7 +483,7 @@ class DiskLog:
 
 
 def _truncate(path: Path, end: int) -> None:
-    """Cut a segment to its length."""
+    """Truncate a segment to its length."""
     fd = safe_files.open_file(path, os.O_WRONLY)
     try:
         with naming(path):
@@ -486,7 +493,7 @@ def _truncate(path: Path, end: int) -> None:
 
 
 def resume_dirty_tracking(disk: Any, path: Path) -> None:
-    """Of a disk whose log was given up earlier: note what changes in its dirty file at ``path``."""
+    """Record the changes of a disk with an abandoned log in its dirty file at ``path``."""
     setup = ffi.new("struct sr_log_setup *")
     setup.fd, setup.dirty_fd = -1, dirty_bitmap.open_for_writer(path)
     try:
@@ -497,17 +504,20 @@ def resume_dirty_tracking(disk: Any, path: Path) -> None:
 
 
 def _open_elsewhere(fd: int) -> bool:
-    """Whether anybody but ``fd`` has the file open: only then a lease for writing is refused (fcntl(2), F_SETLEASE)."""
+    """Return True if the file is open under another descriptor than ``fd``.
+
+    Only then a write lease is refused (fcntl(2), F_SETLEASE).
+    """
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-    except OSError:  # or the file system knows no leases
+    except OSError:  # or the file system has no leases
         return True
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return False
 
 
 def check(result: int) -> int:
-    """What a function in C returned; raised as an ``OSError`` if it is an error."""
+    """Return the result of a function in C; an error is raised as ``OSError``."""
     if result < 0:
         raise raised_by_c(result)
     return result

@@ -1,14 +1,14 @@
-"""The on-disk format of the Linux device mapper's ``log-writes`` target: reading and writing it.
+"""The on-disk format of the Linux device mapper's ``log-writes`` target: reader and writer.
 
-Layout as in Linux ``drivers/md/dm-log-writes.c`` (``struct log_write_super``, ``struct log_write_entry``), described in
-``Documentation/admin-guide/device-mapper/log-writes.rst``; QEMU's ``block/blklogwrites.c`` writes it too, and
+The layout is that of Linux ``drivers/md/dm-log-writes.c`` (``struct log_write_super``, ``struct log_write_entry``),
+described in ``Documentation/admin-guide/device-mapper/log-writes.rst``.  QEMU's ``block/blklogwrites.c`` writes it too, and
 ``src/log-writes/replay-log.c`` of xfstests replays it.  Page: docs/reference/formats/dm-log-writes.md.
 
 Fault contract
 --------------
-The format has no checksums: a flipped bit in data, in a sector number or in a length is seen only where the result makes no
-sense.  What makes none is ``RigError('DmLogCorrupt')`` that names file, entry and reason.  A log that is written here has
-its final name only when it is whole and durable.
+The format has no checksums: a flipped bit in data, a sector number or a length is detected only if the result is invalid.
+An invalid entry raises ``RigError('DmLogCorrupt')`` with file, entry and reason.  A log that is written here gets its final
+name only when it is complete and durable.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ VERSION = 1
 SECTOR_BYTES_MAX = 1 << 23
 ENTRY_BYTES = 32
 MARK_BYTES_MAX = SECTOR_BYTES - ENTRY_BYTES - 1
-"""The kernel's own limit for a mark's name, which it ends with a zero byte."""
+"""The kernel's limit for the name of a mark, which it ends with a zero byte."""
 DISCARD_BYTES_MAX = 128 << 20
-"""``replay-log`` passes over a longer DISCARD where the target is a file."""
+"""Limit for one DISCARD: ``replay-log`` skips a longer one if the target is a file."""
 OFFSET_MAX = 1 << 62
 
 _SUPER = struct.Struct("<QQQI")
@@ -43,7 +43,10 @@ _ENTRY = struct.Struct("<QQQQ")
 
 
 class EntryFlag(IntFlag):
-    """What an entry is; none: a plain write.  FLUSH comes before the entry's data, FUA is of the data alone."""
+    """The kind of an entry; no flag means a plain write.
+
+    FLUSH happens before the entry's data is written; FUA applies to the data alone.
+    """
 
     FLUSH = 1
     FUA = 2
@@ -57,7 +60,7 @@ _KNOWN_FLAGS = int(EntryFlag.FLUSH | EntryFlag.FUA | EntryFlag.DISCARD | EntryFl
 
 @dataclass(frozen=True, slots=True)
 class DmLogEntry:
-    """One entry; ``offset``/``length`` in bytes on the disk, ``data_offset`` in the log (of a DISCARD: no data)."""
+    """One entry; ``offset`` and ``length`` are bytes on the disk, ``data_offset`` is in the log (a DISCARD has no data)."""
 
     index: int
     flags: EntryFlag
@@ -68,12 +71,12 @@ class DmLogEntry:
 
     @property
     def has_data(self) -> bool:
-        """Whether ``length`` bytes lie at ``data_offset``."""
+        """True if ``length`` bytes are stored at ``data_offset``."""
         return bool(self.length) and not self.flags & EntryFlag.DISCARD
 
 
 class DmLogReader:
-    """Reads a log; a context manager.  ``entry_count`` is what the super block counts: what lies behind is not read."""
+    """Reads a log; a context manager.  ``entry_count`` comes from the super block; later entries are not read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -116,11 +119,15 @@ class DmLogReader:
 
     @property
     def size_bytes(self) -> int:
-        """Of the log."""
+        """Size of the log."""
         return self._size
 
     def entries(self) -> Iterator[DmLogEntry]:
-        """All entries in order; ``DmLogCorrupt`` at the first that makes no sense."""
+        """Yield all entries in order.
+
+        Raises:
+            RigError: ``DmLogCorrupt`` at the first invalid entry.
+        """
         at = self.sector_bytes
         for index in range(self.entry_count):
             if at + self.sector_bytes > self._size:
@@ -169,12 +176,12 @@ class DmLogReader:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def data(self, entry: DmLogEntry, start: int, length: int) -> bytes:
-        """``length`` bytes of the entry's data from ``start`` on."""
+        """Return ``length`` bytes of the entry's data from byte ``start``."""
         return self._pread(entry.data_offset + start, length)
 
 
 class DmLogWriter:
-    """Writes a new log under a temporary name; :meth:`finish` gives it its own.  Offsets and lengths fill whole sectors."""
+    """Writes a new log under a temporary name; :meth:`finish` renames it.  Offsets and lengths are whole sectors."""
 
     def __init__(self, path: Path) -> None:
         if os.path.lexists(path):
@@ -208,30 +215,37 @@ class DmLogWriter:
         self.entry_count += 1
 
     def write(self, offset: int, data: bytes) -> None:
-        """A write of ``data``."""
+        """Add a write of ``data``."""
         if data:
             self._entry(0, offset, len(data), data)
 
     def zero(self, offset: int, length: int, *, step: int = 16 << 20) -> None:
-        """Writes of zeros (the format has no other way to say it), a step at a time: ``replay-log`` reads one whole."""
+        """Add writes of zeros, at most ``step`` bytes each.
+
+        The format has no entry for zeros, and ``replay-log`` reads one write as a whole.
+        """
         for at in range(offset, offset + length, step):
             self._entry(0, at, min(step, offset + length - at))
 
     def discard(self, offset: int, length: int) -> None:
-        """Discards."""
+        """Add discards."""
         for at in range(offset, offset + length, DISCARD_BYTES_MAX):
             self._entry(EntryFlag.DISCARD, at, min(DISCARD_BYTES_MAX, offset + length - at))
 
     def flush(self) -> None:
-        """A flush."""
+        """Add a flush."""
         self._entry(EntryFlag.FLUSH, 0, 0)
 
     def mark(self, name: bytes) -> None:
-        """A mark of at most ``MARK_BYTES_MAX`` bytes."""
+        """Add a mark of at most ``MARK_BYTES_MAX`` bytes."""
         self._entry(EntryFlag.MARK, 0, 0, mark=name)
 
     def finish(self) -> None:
-        """Write the super block, make everything durable, and give the log its name; ``LogExists``: something has it."""
+        """Write the super block, make everything durable, and give the log its name.
+
+        Raises:
+            RigError: ``LogExists`` if the name is taken.
+        """
         os.ftruncate(self._fd, self._end)
         os.pwrite(self._fd, _SUPER.pack(MAGIC, VERSION, self.entry_count, SECTOR_BYTES), 0)
         os.fsync(self._fd)
@@ -243,6 +257,6 @@ class DmLogWriter:
         os.close(self._fd)
 
     def abandon(self) -> None:
-        """Remove it."""
+        """Remove the unfinished log."""
         os.close(self._fd)
         self._tmp.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Change logs to and from dm-log-writes.  What has no counterpart, and why: docs/reference/formats/dm-log-writes.md.
+"""Converts change logs to and from dm-log-writes; docs/reference/formats/dm-log-writes.md lists what cannot be converted.
 
-Fault contract: a log, or a row of segments, has its final name only when it is whole and durable; of an import the first
-segment gets its name last, so that what a kill leaves never passes for a whole log.
+Fault contract: a log, or a sequence of segments, gets its final name only when it is complete and durable.  An import
+renames the first segment last, so a kill never leaves files that look like a complete log.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ PIECE_BYTES_MAX = 4 << 20
 
 @dataclass(slots=True)
 class Exported:
-    """``records`` went out as ``entries``; ``widened`` of them were not of whole sectors.
+    """Result of an export: ``records`` became ``entries``; ``widened`` of them did not fill whole sectors.
 
-    ``resizes`` could not be told: the target of a replay must have ``disk_size_bytes`` from the start.
+    ``resizes`` cannot be expressed: the target of a replay needs ``disk_size_bytes`` from the start.
     """
 
     disk_size_bytes: int
@@ -53,11 +53,17 @@ def export_log(
     format_: Literal["raw", "vhd"] | None = None,
     advance: Advance | None = None,
 ) -> Exported:
-    """Write ``out``.
+    """Write the log to ``out`` in the dm-log-writes format; a failure leaves no file.
 
-    ``base``: an image of the disk before the log, only read; needed where records do not fill whole sectors.
-    ``format_``: of it. ``LogUnaligned``, ``LogExists``, ``MarkInvalid``, ``ImageUnusable``, ``InvalidDiskSize``;
-    ``OSError`` of ``out`` is raised as it is. Nothing is left behind then.
+    Args:
+        log: the checked log.
+        out: the new file.
+        base: image of the disk before the log, only read; needed if records do not fill whole sectors.
+        format_: format of ``base``.
+        advance: gets the progress.
+    Raises:
+        RigError: ``LogUnaligned``, ``LogExists``, ``MarkInvalid``, ``ImageUnusable``, ``InvalidDiskSize``.
+        OSError: ``out`` cannot be written.
     """
     writer = DmLogWriter(out)
     try:
@@ -82,7 +88,10 @@ def _state(log: CheckedLog, base: Path | None, format_: Literal["raw", "vhd"] | 
 
 
 class _Export:
-    """``state``: the disk as it is after each record, to take from it the rest of a sector that a record touches."""
+    """Converts records.
+
+    ``state`` is the disk after each record; it supplies the rest of a sector that a record changes in part.
+    """
 
     def __init__(self, log: CheckedLog, writer: DmLogWriter, state: OverlayLayer | None) -> None:
         self._log = log
@@ -145,7 +154,7 @@ class _Export:
 
 
 def _mark(reader: SegmentReader, record: Record) -> bytes:
-    """A tag's name, or its id where it has none."""
+    """Return the name of a tag, or its id if it has no name."""
     tag = decode_tag(reader.payload(record))
     name = (tag.name or tag.tag_id).encode()
     if len(name) > MARK_BYTES_MAX or b"\0" in name:
@@ -159,7 +168,7 @@ def _mark(reader: SegmentReader, record: Record) -> bytes:
 
 @dataclass(slots=True)
 class Imported:
-    """Segments that were made, and what is in them.  ``fua``: entries whose FUA flag has no counterpart."""
+    """Result of an import: the new segments and their contents; ``fua`` counts FUA flags, which have no counterpart."""
 
     disk_id: str
     disk_size_bytes: int
@@ -178,11 +187,18 @@ def import_log(
     advance: Advance | None = None,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Imported:
-    """Make the segments ``folder/NAME.NNNNNN.hrl`` of a new disk id from a dm-log-writes log.
+    """Create the segments ``folder/NAME.NNNNNN.hrl`` of a new disk id from a dm-log-writes log; a failure leaves no file.
 
-    ``size_bytes``: of the disk, which the log does not tell; None: up to the last sector that the log touches.
-    ``DmLogCorrupt``, ``LogVersion``, ``LogUnreadable``, ``LogExists``, ``InvalidDiskSize``; ``OSError`` goes on.  Nothing is
-    left behind then.
+    Args:
+        source: the dm-log-writes log.
+        folder: folder of the segments.
+        name: name of the disk.
+        size_bytes: size of the disk, which the log does not contain; None: up to the last sector that the log changes.
+        advance: gets the progress.
+        clock: time of the records.
+    Raises:
+        RigError: ``DmLogCorrupt``, ``LogVersion``, ``LogUnreadable``, ``LogExists``, ``InvalidDiskSize``.
+        OSError: a segment cannot be written.
     """
     with DmLogReader(source) as reader:
         touched = max((entry.offset + entry.length for entry in reader.entries()), default=0)
@@ -210,7 +226,7 @@ class _Import:
         self._done = done
         self._now_ns = now_ns
         self._seq = 0
-        self._made: list[tuple[Path, Path]] = []  # under its temporary name, and the segment that it becomes
+        self._made: list[tuple[Path, Path]] = []  # (temporary path, final path)
         self._writer = self._begin()
 
     def _begin(self) -> SegmentWriter:
@@ -239,14 +255,14 @@ class _Import:
             path.unlink(missing_ok=True)
 
     def run(self, advance: Advance | None) -> Imported:
-        told = 0
+        reported_bytes = 0
         for entry in self._reader.entries():
             self._add(entry)
             self._done.entries += 1
             if advance is not None:
                 end = entry.data_offset + (entry.length if entry.has_data else 0)
-                advance(end - told)
-                told = end
+                advance(end - reported_bytes)
+                reported_bytes = end
         self._writer.sync()
         for path, final in reversed(self._made):
             try:

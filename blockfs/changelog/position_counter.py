@@ -1,14 +1,16 @@
-"""The position counter: one 64-bit number for all disks of a host, drawn for every record.
+"""The position counter: a 64-bit number over all disks of a host, drawn for every record; a log sequence number (LSN).
 
-A write that is issued after another was acknowledged always has the higher position, on whatever disk; so "all
-records up to position P" is a consistent cut over every disk of the host.
+A write that is issued after another write was acknowledged always gets the higher position, on any disk.  So all records up
+to position P are a consistent cut over every disk of the host.
 
-Fault contract: a position is in a memory-mapped file before it is used, so a kill loses nothing.  After a power loss the
-file may be old, so in each boot the counter begins past everything that can have been drawn in the one before
-(``POWER_LOSS_JUMP``), and the file says so, durably, before the first position is drawn.  If another program cuts the
-file, or its medium fails, the counter goes on from memory, so no position is drawn twice; the disks' logs end
-(:mod:`siterig.blockfs.disk.disk_guard`), for a kill would lose count now, and the file is written anew at the end.
-Layout: docs/reference/formats/disk.md.
+Fault contract
+--------------
+A position is in a memory-mapped file before it is used, so a kill loses nothing.  After a power loss the file can be old.
+Therefore the counter begins in each boot above all positions that the boot before can have drawn (``POWER_LOSS_JUMP``), and
+this value is durable before the first position is drawn.  If another program truncates the file, or its medium fails, the
+counter continues in memory, and no position is drawn twice.  The disks' logs end then
+(:mod:`siterig.blockfs.disk.disk_guard`), because a kill would now lose positions; the file is rewritten at the end.  Layout:
+docs/reference/formats/disk.md.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ _FILE = struct.Struct("<Q16s")
 
 
 class PositionCounter:
-    """Draws positions, from any thread; other processes may read the file (:func:`read_position`).
+    """Draws positions, in any thread; other processes may read the file (:func:`read_position`).
 
-    Without a file (``path`` is None) they begin anew with each counter.
+    Without a file (``path`` is None) each counter begins at 0.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -49,30 +51,30 @@ class PositionCounter:
                 os.close(fd)
             raise error
         self.c = ffi.gc(made, lib.sr_positions_free)
-        """What the disk engine draws from."""
+        """The counter in C, from which the disks draw."""
 
     @property
     def value(self) -> int:
-        """The newest position drawn (0: none yet)."""
+        """The newest position (0: none was drawn yet)."""
         return int(lib.sr_position_value(self.c))
 
     def draw(self) -> int:
-        """The next position."""
+        """Return the next position."""
         return int(lib.sr_position_draw(self.c))
 
     def advance(self, at_least: int) -> None:
-        """Never draw ``at_least`` or less again."""
+        """Make all later positions higher than ``at_least``."""
         lib.sr_position_advance(self.c, at_least)
 
     @property
     def trouble(self) -> str | None:
-        """What has become of the file, so that a kill would lose count; None: nothing."""
+        """Return why a kill would lose positions now, because of a change of the file; None if it would not."""
         if not lib.sr_positions_lost(self.c):
             return None
         return f"{self.path} was cut by another program, or its medium failed"
 
     def file_trouble(self) -> str | None:
-        """The end of a sentence: what another program has done to the file; None: nothing."""
+        """Return a change of the file by another program as the end of a sentence; None if there is none."""
         return None if self.path is None else own_file.became(own_file.named(self.path), self._identity)
 
     def close(self) -> None:
@@ -80,7 +82,7 @@ class PositionCounter:
         lost, value = self.trouble is not None, self.value
         ffi.release(self.c)
         if lost and self.path is not None:
-            with contextlib.suppress(OSError):  # then the next counter begins where the logs end that go on
+            with contextlib.suppress(OSError):  # then the next counter begins at the end of the logs
                 write_atomically(self.path, _FILE.pack(value, uuid.UUID(boot.current_boot_id()).bytes))
 
 
@@ -102,6 +104,6 @@ def _opened(path: Path) -> int:
 
 
 def read_position(path: Path) -> int:
-    """The newest position drawn by the host that owns the file."""
+    """Return the newest position of the host that owns the file."""
     with path.open("rb") as file:
         return int(_U64.unpack_from(file.read(_FILE.size))[0])

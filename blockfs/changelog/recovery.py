@@ -1,11 +1,11 @@
-"""Recovery of a disk's change log, however its server ended.
+"""Recovery of a disk's change log after any end of its server.
 
 Fault contract
 --------------
-After a kill everything that was written is there: the torn tail is cut, and the last record is written to the disk again.
-After a power loss any of what was not synced may be gone.  The header of the first segment that a server begins is
-durable before it logs anything; so if the newest segment is of another boot and does not end with the mark of an orderly
-close, power was lost: the log is not continued (``PowerLoss``).  Rot, and segments that are missing, are ``LogCorrupt``.
+After a kill all written bytes are there: the torn tail is truncated, and the last record is written to the disk again.
+After a power loss any unsynced byte can be lost.  The header of the first segment that a server begins is durable before the
+server logs anything.  So if the newest segment belongs to another boot and does not end with a clean-close mark, power was
+lost, and the log is not continued (``PowerLoss``).  Corrupt or missing segments are ``LogCorrupt``.
 """
 
 from __future__ import annotations
@@ -37,56 +37,57 @@ from siterig.blockfs.layers.layer import WritableLayer, merge_ranges
 
 @dataclass(frozen=True, slots=True)
 class FoundSegment:
-    """A segment on disk, as far as it is good."""
+    """The good part of a segment on disk."""
 
     number: int
     path: Path
     header: SegmentHeader
     newest: Record | None
     changed: list[tuple[int, int]]
-    """(offset, length) of what its records change on the disk, merged."""
+    """(offset, length) of all bytes of the disk that its records change, merged."""
     end: int
     torn_bytes: int
 
     @property
     def next_seq(self) -> int:
-        """Sequence number of the record that comes next."""
+        """Sequence number of the next record."""
         return self.newest.seq + 1 if self.newest else self.header.first_seq
 
     @property
     def clean(self) -> bool:
-        """Whether the disk was closed in order after it."""
+        """True if the disk was closed cleanly after it."""
         return self.newest is not None and bool(self.newest.flags & FLAG_CLEAN_CLOSE)
 
 
 @dataclass(frozen=True, slots=True)
 class RecoveredLog:
-    """What :func:`recover_log` found: segments that are kept, where the log goes on, what to write to the disk again.
+    """Result of :func:`recover_log`: the kept segments, the point at which the log continues, and the record to write again.
 
-    That is the newest record alone (``newest``): a change is logged only when the one before is on the disk.  To write
-    older ones again would put old bytes over newer ones for a moment, and after a power loss in it they would stay.
+    Only the newest record (``newest``) is written to the disk again, because a change is logged only after the previous one
+    is on the disk.  Writing older records again would put old bytes over newer ones for a moment, and a power loss at that
+    moment would keep them.
     """
 
     kept: list[KeptSegment]
     empty: list[Path]
-    """Segments without a record; to be deleted, but not before the next one tells that there is a log."""
+    """Segments without a record; delete them only after the next segment exists."""
     changed: list[tuple[int, tuple[int, int]]]
-    """(number of the segment, (offset, length)) of what its records change."""
+    """(number of the segment, (offset, length)) of each change."""
     disk_bytes: int
-    """How large the disk is after all of it."""
+    """Size of the disk after all records."""
     next_number: int
     next_seq: int
     newest: tuple[Record, bytes] | None
-    """With its payload."""
+    """The newest record with its payload."""
     torn_bytes: int
 
     @property
     def last_position(self) -> int:
-        """Of the newest record that is kept."""
+        """Position of the newest kept record."""
         return self.kept[-1].position if self.kept else 0
 
     def complete(self, layer: WritableLayer) -> None:
-        """Complete what a kill may have cut off."""
+        """Write the newest record to the disk again, and grow the disk if it was about to grow."""
         if self.disk_bytes > layer.size_bytes:
             layer.resize(self.disk_bytes)
         if self.newest is None:
@@ -115,14 +116,21 @@ def recover_log(
     closed: LogExtent | None = None,
     newest_segment: int = 0,
 ) -> RecoveredLog:
-    """Read the log of a disk that was tracked when its server ended, however it ended, and cut its torn tail.
+    """Read the log of a disk that was tracked when its server ended, and truncate its torn tail.
 
-    ``first_segment``: number with which the generation began; older segments may be anything.  ``disk_size_bytes``: what the
-    disk has; the log may say that it was about to grow.  ``closed``: what its kept segments had when it was closed in order.
-    ``newest_segment``: number of one that was begun (0: not known).
-
-    Raises ``RigError``: ``PowerLoss`` (unsynced pages may be gone) or ``LogCorrupt`` (rot, missing segments): the log
-    cannot be continued and the disk needs a resync.
+    Args:
+        folder: folder of the segments.
+        name: name of the disk.
+        disk_id: expected disk id.
+        generation: expected generation.
+        first_segment: number with which the generation began; older segments are ignored.
+        disk_size_bytes: current size of the disk; the log can show that it was about to grow.
+        positions: advanced past all positions of the log.
+        closed: the records of the kept segments when the disk was closed cleanly.
+        newest_segment: number of a segment that was begun (0: not known).
+    Raises:
+        RigError: ``PowerLoss`` (unsynced pages can be lost) or ``LogCorrupt`` (corrupt or missing segments).  The log
+            cannot be continued, and the disk needs a resync.
     """
     _take_over_spare(folder, name, disk_id, generation)
     row = _SegmentSequence(disk_id, generation, disk_size_bytes)
@@ -157,7 +165,7 @@ def recover_log(
         empty=[segment.path for segment in found if segment.newest is None],
         changed=[(segment.number, range_) for segment in found for range_ in segment.changed],
         disk_bytes=row.disk_bytes,
-        # Segments of another generation may be there, too.
+        # Segments of another generation can exist, too.
         next_number=max([last.number, *(number for number, _ in find_segments(folder, name))]) + 1,
         next_seq=last.next_seq,
         newest=newest,
@@ -166,7 +174,7 @@ def recover_log(
 
 
 def _check_none_missing(path: Path, found: list[FoundSegment], closed: LogExtent | None, newest_segment: int) -> None:
-    """Segments at either end that are gone leave no gap."""
+    """Check that no segment is missing at either end, where it leaves no gap."""
     last = found[-1]
     if last.number < newest_segment:
         raise RigError(Code.LogCorrupt, f"{path}: segment {newest_segment} of the change log is missing")
@@ -179,7 +187,7 @@ def _check_none_missing(path: Path, found: list[FoundSegment], closed: LogExtent
 
 
 def _take_over_spare(folder: Path, name: str, disk_id: str, generation: int) -> None:
-    """A spare with a header is the newest segment: a kill came before it got its name.  One without holds nothing."""
+    """Rename a spare with a header: it is the newest segment after a kill.  A spare without a header is deleted."""
     spare = folder / f"{name}.spare"
     if not spare.exists():
         return
@@ -196,7 +204,7 @@ def _take_over_spare(folder: Path, name: str, disk_id: str, generation: int) -> 
 
 
 class _SegmentSequence:
-    """Checks that segments belong together, and that their records are of a disk of this size."""
+    """Checks that segments belong together, and that their records fit the disk."""
 
     def __init__(self, disk_id: str, generation: int, disk_bytes: int) -> None:
         self.generation = generation
@@ -206,7 +214,11 @@ class _SegmentSequence:
         self._position = 0
 
     def take(self, path: Path, header: SegmentHeader, records: list[Record]) -> None:
-        """The next segment, and all its records; ``LogCorrupt``."""
+        """Check the next segment with all its records.
+
+        Raises:
+            RigError: ``LogCorrupt``.
+        """
         if header.disk_id != self._disk_id or header.stream != "log":
             raise RigError(
                 Code.LogCorrupt,
@@ -236,20 +248,20 @@ class _SegmentSequence:
 
 
 def _read_segments(folder: Path, name: str, first_number: int, row: _SegmentSequence) -> list[FoundSegment]:
-    """The generation's segments, checked for belonging together.
+    """Return the generation's segments after a check that they belong together.
 
-    The last may have a torn tail, and so may the one before it, whose preallocated end may not have been cut: the next
-    one's first sequence number tells that no record of it is missing.
+    The last segment can have a torn tail.  So can the one before, if its preallocated end was not truncated yet: the first
+    sequence number of the next segment shows that none of its records is missing.
     """
     found: list[FoundSegment] = []
     paths = [(number, path) for number, path in find_segments(folder, name) if number >= first_number]
     for number, path in paths:
-        if number == paths[-1][0] and _holds_nothing(path):  # a kill while it was being made
+        if number == paths[-1][0] and _holds_nothing(path):  # a kill interrupted its creation
             path.unlink()
             continue
         with SegmentReader(path) as reader:
             header = reader.header
-            if header.generation != row.generation:  # kept until the resync that replaces it is applied
+            if header.generation != row.generation:  # an older generation, kept until the resync that replaces it is applied
                 continue
             scan = scan_tail(reader)
         row.take(path, header, scan.records)
@@ -272,14 +284,14 @@ _CHANGING = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 
 
 def _holds_nothing(path: Path) -> bool:
-    """Whether a segment has no header: its file was made, and nothing written to it."""
+    """Return True if a segment has no header: its file was created, and nothing was written to it."""
     with os.fdopen(safe_files.open_file(path, os.O_RDONLY), "rb") as file:
         head = file.read(HEADER_BYTES)
     return len(head) < HEADER_BYTES or not any(head)
 
 
 def _truncate_durably(path: Path, end: int) -> None:
-    """Cut a torn tail and make the segment durable: its writer may not have."""
+    """Truncate a torn tail and make the segment durable, which its writer may not have done."""
     fd = safe_files.open_file(path, os.O_RDWR)
     try:
         with naming(path):

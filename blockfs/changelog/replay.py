@@ -1,11 +1,13 @@
-"""Reads a row of change log segments as one log: puts them in order, checks them, replays them onto an image.
+"""Reads change log segments as one log: sorts them, checks them, and replays them onto an image.
 
-Fault contract -------------- May break: whatever :mod:`siterig.blockfs.changelog.segment` names, and which files are given:
-some may be missing, of another disk, twice there.  Stays whole: an image is not touched before all that is to be applied
-was read and found good.  A replay that is cut short (kill, full disk) leaves an image that the same replay completes:
-records say what bytes are, not how they change.
+Fault contract
+--------------
+May break: any file in the ways that :mod:`siterig.blockfs.changelog.segment` lists.  Files can also be missing, belong to
+another disk, or be given twice.  Stays whole: an image is not changed before all records that will be applied were read and
+found good.  An interrupted replay (kill, full disk) leaves an image that the same replay completes, because records contain
+bytes, not differences.
 
-Memory: one record's payload, and the record headers of one segment if it has a torn tail.
+Memory: the payload of one record, and the record headers of one segment if it has a torn tail.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from siterig.blockfs.layers.layer import RawLayer, WritableLayer
 from siterig.cext.checksums import is_zero
 
 Advance = Callable[[int], None]
-"""Told now and then how many bytes of log were read since it was last told."""
+"""Called from time to time with the bytes of log that were read since the last call."""
 ADVANCE_STEP_BYTES = 1 << 20
 _STEP_BYTES = 1 << 20
 _RANGE_TYPES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
@@ -38,10 +40,10 @@ _RANGE_TYPES = (RecordType.WRITE, RecordType.ZERO, RecordType.DISCARD)
 
 @dataclass(frozen=True, slots=True)
 class SegmentFile:
-    """A file that was named as a segment.
+    """A file that was given as a segment.
 
-    ``header`` is None if it has none that can be read, and ``fault`` is why.  A file without a header, as a kill leaves it
-    where a segment was being made (shorter than a header, or preallocated), has neither.
+    ``header`` is None if it cannot be read, and ``fault`` is the reason.  Both are None for a file in which a kill
+    interrupted the creation of a segment: it is shorter than a header, or only preallocated.
     """
 
     path: Path
@@ -52,10 +54,10 @@ class SegmentFile:
 
 @dataclass(slots=True)
 class FileSummary:
-    """What a good segment holds; ``torn_bytes`` of a record that was being written lie behind byte ``end``.
+    """Contents of a good segment; ``torn_bytes`` of a partly written record follow byte ``end``.
 
-    ``room_bytes``: preallocated and not written to yet, at the end of the file, where the next records go.
-    ``cut``: it was read only up to a position, and there are records behind it.
+    ``room_bytes`` are preallocated bytes at the end of the file, for the next records.  ``partial`` means that the file was
+    read only up to a position, and more records follow.
     """
 
     path: Path
@@ -71,7 +73,7 @@ class FileSummary:
     partial: bool = False
 
     def count(self, record: Record) -> None:
-        """One more record."""
+        """Add one record."""
         if self.records == 0:
             self.first_seq, self.first_position = record.seq, record.position
         self.records += 1
@@ -85,11 +87,11 @@ def _log_file(path: Path) -> SegmentFile:
         with SegmentReader(path) as reader:
             return SegmentFile(path, os.fstat(reader.fd).st_size, reader.header, None)
     except RigError as fault:
-        if fault.code != Code.LogCorrupt:  # it may not even be there
+        if fault.code != Code.LogCorrupt:  # the file may be missing
             return SegmentFile(path, 0, None, fault)
         size = path.stat().st_size
         return SegmentFile(path, size, None, None if size < HEADER_BYTES or _begins_with_zeros(path) else fault)
-    except OSError as exc:  # a folder opens, too
+    except OSError as exc:  # a folder can be opened, too
         return SegmentFile(path, 0, None, RigError(Code.LogUnreadable, f"{path}: cannot be read: {reason(exc, path)}"))
 
 
@@ -102,7 +104,7 @@ def _begins_with_zeros(path: Path) -> bool:
 
 
 def _room_bytes(fd: int, start: int, end: int) -> int:
-    """How many zeros a file ends with, looked for from ``end`` back to ``start``."""
+    """Return the number of zeros at the end of a file, between ``start`` and ``end``."""
     at = end
     while at > start:
         step = min(_STEP_BYTES, at - start)
@@ -114,15 +116,15 @@ def _room_bytes(fd: int, start: int, end: int) -> int:
 
 
 def in_order(paths: list[Path]) -> list[SegmentFile]:
-    """The files by generation and first sequence number, whatever order they are named in; those without a header last.
+    """Return the files sorted by generation and first sequence number; files without a header come last.
 
-    A file that cannot be read is no error here: its ``fault`` is.
+    A file that cannot be read raises no error here; it has a ``fault``.
     """
 
     def key(file: SegmentFile) -> tuple[bool, int, str, int, bool, str]:
         if file.header is None:
             return (True, 0, "", 0, False, str(file.path))
-        # Of two that begin with the same number the empty one comes first: nothing was written to it.
+        # If two begin with the same number, the empty one comes first: nothing was written to it.
         stream = "0" if file.header.stream == "sync" else "1"
         return (
             False, file.header.generation, stream, file.header.first_seq, file.size_bytes > HEADER_BYTES, str(file.path)
@@ -130,7 +132,7 @@ def in_order(paths: list[Path]) -> list[SegmentFile]:
 
     files = sorted((_log_file(path) for path in paths), key=key)
     if len(files) == 1 and files[0].header is None and files[0].fault is None:
-        # Alone it is not the end of a log; the reader says what is wrong with it.
+        # A single file of this kind is not the end of a log; the reader raises its fault.
         try:
             SegmentReader(files[0].path).close()
         except RigError as fault:
@@ -139,9 +141,9 @@ def in_order(paths: list[Path]) -> list[SegmentFile]:
 
 
 class TornTail:
-    """The good records of one segment; after the last of them it is known what follows.
+    """The good records of one segment; the two counts are known after the last record.
 
-    ``torn_bytes`` of a record that was being written, then ``room_bytes`` of zeros that were preallocated.
+    ``torn_bytes`` belong to a partly written record; ``room_bytes`` of preallocated zeros follow.
     """
 
     def __init__(self, reader: SegmentReader) -> None:
@@ -149,7 +151,11 @@ class TornTail:
         self.torn_bytes = self.room_bytes = 0
 
     def records(self) -> Iterator[Record]:
-        """All good records.  ``LogCorrupt`` if a good one lies behind a bad one."""
+        """Yield all good records.
+
+        Raises:
+            RigError: ``LogCorrupt`` if a good record follows a bad one.
+        """
         seen = 0
         try:
             for record in self._reader.records():
@@ -157,7 +163,7 @@ class TornTail:
                 yield record
         except RigError:
             scan = scan_tail(self._reader)
-            yield from scan.records[seen:]  # whole by now: the log is being written
+            yield from scan.records[seen:]  # complete by now: the log is being written
             end = scan.end + scan.torn_bytes
             self.room_bytes = _room_bytes(self._reader.fd, scan.end, end)
             self.torn_bytes = scan.torn_bytes - self.room_bytes
@@ -173,7 +179,11 @@ class _LogSequence:
         self.size_bytes = 0
 
     def begin(self, file: SegmentFile) -> None:
-        """``LogMismatch`` or ``LogGap`` if the segment does not follow what came before."""
+        """Check that the segment follows the previous one.
+
+        Raises:
+            RigError: ``LogMismatch`` or ``LogGap`` if it does not.
+        """
         header = file.header
         if header is None:
             return
@@ -201,7 +211,11 @@ class _LogSequence:
         self.size_bytes = max(self.size_bytes, header.disk_size_bytes)
 
     def take(self, file: SegmentFile, record: Record) -> None:
-        """``LogCorrupt`` if a record with a good checksum makes no sense where it is."""
+        """Check that a record with a good checksum is valid at its place.
+
+        Raises:
+            RigError: ``LogCorrupt`` if it is not.
+        """
         at = f"{file.path}: change log is corrupt at record {record.seq}"
         if record.position < self._position:
             raise RigError(Code.LogCorrupt, f"{at}: position {record.position} after {self._position}")
@@ -222,7 +236,7 @@ class _LogSequence:
             self._next = record.seq + 1
 
     def lose(self) -> None:
-        """A segment was bad: what comes next cannot be told from it."""
+        """Forget the expected next record, because a segment was bad."""
         self._next = None
 
 
@@ -233,7 +247,11 @@ def _summarize(
     upto: int | None = None,
     advance: Advance | None = None,
 ) -> FileSummary:
-    """Read all of a file, or up to position ``upto``; raises what is wrong with it."""
+    """Read a file completely, or up to position ``upto``.
+
+    Raises:
+        RigError: the file's fault.
+    """
     if file.fault is not None:
         raise file.fault
     row.begin(file)
@@ -260,7 +278,7 @@ def _summarize(
 
 
 def _without_header(file: SegmentFile) -> tuple[int, int]:
-    """Torn bytes and preallocated ones of a file in which no segment was begun."""
+    """Return the torn and the preallocated bytes of a file without a segment."""
     fd = safe_files.open_named(file.path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         room_bytes = _room_bytes(fd, 0, file.size_bytes)
@@ -270,20 +288,20 @@ def _without_header(file: SegmentFile) -> tuple[int, int]:
 
 
 def _report_progress(records: Iterator[Record], advance: Advance | None) -> Iterator[Record]:
-    told = HEADER_BYTES
+    reported_bytes = HEADER_BYTES
     end = HEADER_BYTES
     for record in records:
         yield record
         end = record.end
-        if advance is not None and end - told >= ADVANCE_STEP_BYTES:
-            advance(end - told)
-            told = end
+        if advance is not None and end - reported_bytes >= ADVANCE_STEP_BYTES:
+            advance(end - reported_bytes)
+            reported_bytes = end
     if advance is not None:
-        advance(end - told)
+        advance(end - reported_bytes)
 
 
 def verify(paths: list[Path]) -> Iterator[tuple[Path, FileSummary | RigError]]:
-    """Each file, in order, with what it holds or what is wrong with it; a bad file does not hide the others."""
+    """Yield each file in order, with its contents or its fault; a bad file does not hide the others."""
     files = in_order(paths)
     row = _LogSequence()
     for file, follower in zip(files, [*files[1:], None], strict=True):
@@ -296,9 +314,10 @@ def verify(paths: list[Path]) -> Iterator[tuple[Path, FileSummary | RigError]]:
 
 @dataclass(frozen=True, slots=True)
 class CheckedLog:
-    """Segments that follow one another and were read whole: what a replay applies.
+    """Consecutive segments that were read completely, for a replay.
 
-    ``size_bytes_before``/``after``: of the disk.  ``torn``: the last file, if it has a torn tail (which is left out).
+    ``size_bytes_before`` and ``size_bytes_after`` are sizes of the disk.  ``torn`` is the last file if it has a torn tail,
+    which is left out.
     """
 
     files: list[FileSummary]
@@ -307,12 +326,12 @@ class CheckedLog:
 
     @property
     def torn(self) -> FileSummary | None:
-        """The last file, if bytes of no record follow its last record."""
+        """The last file, if bytes that are no record follow its last record."""
         return self.files[-1] if self.files[-1].torn_bytes else None
 
     @property
     def log_bytes(self) -> int:
-        """What a pass over all records reads."""
+        """Bytes that one pass over all records reads."""
         return sum(file.end for file in self.files)
 
     @property
@@ -321,7 +340,7 @@ class CheckedLog:
         return next((file.first_seq for file in self.files if file.records), 0)
 
     def records(self, advance: Advance | None = None) -> Iterator[tuple[SegmentReader, Record]]:
-        """All records with the reader that has their payload.  Checksums are checked again."""
+        """Yield all records with the reader of their payload; checksums are checked again."""
         for file in self.files:
             if file.records:
                 with SegmentReader(file.path) as reader:
@@ -330,10 +349,12 @@ class CheckedLog:
 
 
 def check(paths: list[Path], *, upto: int | None = None, advance: Advance | None = None) -> CheckedLog:
-    """Read everything up to position ``upto`` (None: all), and take it only if it is one log without a gap.
+    """Read everything up to position ``upto`` (None: all), and check that it is one log without a gap.
 
-    ``LogCorrupt``, ``LogGap``, ``LogMismatch``, ``LogUnreadable``, ``LogVersion``.  Of what lies behind ``upto`` one
-    record is looked at.
+    One record after ``upto`` is read, too.
+
+    Raises:
+        RigError: ``LogCorrupt``, ``LogGap``, ``LogMismatch``, ``LogUnreadable``, ``LogVersion``.
     """
     row = _LogSequence()
     files = in_order(paths)
@@ -348,9 +369,11 @@ def check(paths: list[Path], *, upto: int | None = None, advance: Advance | None
 
 
 def open_image(path: Path, log: CheckedLog, *, writable: bool, format_: Literal["raw", "vhd"] | None = None) -> RawLayer:
-    """Open the image of the disk that a log is of: a raw image (it may be larger), a fixed VHD, or a block device.
+    """Open the image to which a log belongs: a raw image (it may be larger), a fixed VHD, or a block device.
 
-    ``ImageUnusable``, ``ImageBusy``, ``VhdCorrupt``; ``InvalidDiskSize``: it is too small, or would have to grow and cannot.
+    Raises:
+        RigError: ``ImageUnusable``, ``ImageBusy``, ``VhdCorrupt``; ``InvalidDiskSize`` if it is too small, or would have
+            to grow and cannot.
     """
     flags = os.O_RDWR if writable else os.O_RDONLY
     fd = user_files.open_file(path, flags, code=Code.ImageUnusable, wanted=WANTED, devices=True)
@@ -362,7 +385,7 @@ def open_image(path: Path, log: CheckedLog, *, writable: bool, format_: Literal[
 
 
 def _disk_bytes(path: Path, fd: int, log: CheckedLog, *, writable: bool, format_: Literal["raw", "vhd"] | None) -> int:
-    """The size of the disk in an image, which must be one that the log can be applied to."""
+    """Return the size of the disk in an image, after a check that the log can be applied to it."""
     is_device, size = block_device.is_block_device(fd), block_device.size_bytes(fd)
     found = format_ or image_kind.guess(path, Contents.of(fd, size), is_device=is_device)
     if found not in ("raw", "vhd"):
@@ -381,9 +404,9 @@ def _disk_bytes(path: Path, fd: int, log: CheckedLog, *, writable: bool, format_
 
 
 class Replay:
-    """Applies a checked log onto an image; afterwards, or after an error, its fields say how far it came.
+    """Applies a checked log to an image; its fields show the progress, also after an error.
 
-    ``last``: the last record that was applied whole.  ``counts``: records by type.
+    ``last`` is the last record that was applied completely.  ``counts`` has the number of records by type.
     """
 
     def __init__(self, log: CheckedLog, onto: WritableLayer) -> None:
@@ -393,7 +416,11 @@ class Replay:
         self.counts: Counter[RecordType] = Counter()
 
     def run(self, advance: Advance | None = None) -> None:
-        """Apply every record in order; durable when it returns.  ``OSError`` of the image goes on."""
+        """Apply every record in order; the image is durable when it returns.
+
+        Raises:
+            OSError: the image cannot be written.
+        """
         for reader, record in self._log.records(advance):
             apply(self._onto, reader, record)
             self.last = record
@@ -402,7 +429,7 @@ class Replay:
 
 
 def apply(onto: WritableLayer, reader: SegmentReader, record: Record) -> None:
-    """Do to an image what a record says; an image that is larger already stays so."""
+    """Apply one record to an image; an image that is already larger keeps its size."""
     match record.type:
         case RecordType.WRITE:
             onto.pwrite(record.offset, reader.payload(record))

@@ -1,16 +1,15 @@
-"""The change log's file format: segments (``.hrl``) of records.  Layout: docs/reference/formats/hrl.md.
+"""The file format of the change log: segments (``.hrl``) of records.  Layout: docs/reference/formats/hrl.md.
 
 Fault contract
 --------------
-May break: the last record of the segment that was being written (a kill or a full disk tears it); any byte, by
-bit rot.  Stays recoverable: every record before the first torn one.  A record's checksum is seeded with its
-segment's header checksum, so that no record is ever taken for one of another segment.  A bad byte is always a
-``RigError('LogCorrupt')`` that names file, offset and reason; a torn tail is told from rot in the middle by
-looking for a later record behind it (:func:`scan_tail`).  A record whose checksum is right is never a torn one, whatever
-it says: what makes no sense, or does not come next, is rot.
+May break: the last record of the segment that was being written (a kill or a full disk tears it), and any byte, by bit rot.
+Stays recoverable: every record before the first torn one.  The checksum of a record is seeded with the checksum of its
+segment's header, so a record of another segment is never accepted.  A corrupt byte raises ``RigError('LogCorrupt')`` with
+file, offset and reason.  A torn tail is distinguished from corruption by a search for a later record (:func:`scan_tail`).  A
+record with a good checksum is never torn: if it is invalid or out of sequence, it is corrupt.
 
-Files are read, not mapped: the last segment of a log in use is cut to its length when it is closed, and to a reader that
-must be an end, not a SIGBUS.
+Files are read, not mapped: the last segment of a log in use is truncated when it is closed, and a reader must see its end,
+not a SIGBUS.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ HEADER_BYTES = 128
 RECORD_HEADER_BYTES = 64
 PAYLOAD_BYTES_MAX = 64 << 20
 FLAG_CLEAN_CLOSE = 1
-"""On a FLUSH record: the disk was closed in order, log and disk are on stable storage."""
+"""On a FLUSH record: the disk was closed cleanly; log and disk are durable."""
 
 _MAGIC = b"SRIGHRL\0"
 _RECORD_MAGIC = 0x52435253
@@ -48,19 +47,19 @@ _HEADER = struct.Struct("<8sHHB3x16sQQ16sQQ44x")  # then CRC32C
 _RECORD = struct.Struct("<IBBHQQQQQIQ")  # then CRC32C
 _CRC = struct.Struct("<I")
 _CLAIM = struct.Struct("<I44xI")
-"""The part of a record's header with its magic number and the bytes of its payload."""
+"""The part of a record's header with the magic number and the payload's length."""
 _NUMBER_MAX = (1 << 63) - 1
-"""Of sequence numbers, positions, generations and bytes on a disk: what a signed number of 64 bits holds."""
+"""Limit of sequence numbers, positions, generations and disk offsets: a signed 64-bit number."""
 _WINDOW_BYTES = 4 << 20
 _SEARCHED_TIMES_MAX = 16
-"""How often over the search for a later record may read a segment: a guest's bytes can look like any number of records."""
+"""Limit of the search for a later record, in lengths of the segment: a guest's bytes can look like many records."""
 Stream = Literal["sync", "log"]
-"""The chunks of a copy, or the records of a log."""
+"""The contents of a segment: chunks of a copy, or records of a log."""
 _STREAMS: dict[int, Stream] = {0: "log", 1: "sync"}
 
 
 class RecordType(IntEnum):
-    """What a record says.  RESIZE: ``length`` is the disk's new size in bytes."""
+    """The type of a record.  In a RESIZE, ``length`` is the disk's new size in bytes."""
 
     WRITE = 1
     ZERO = 2
@@ -72,7 +71,7 @@ class RecordType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record; ``offset``/``length`` in bytes on the disk, ``payload_offset`` in the segment's file."""
+    """One record; ``offset`` and ``length`` are bytes on the disk, ``payload_offset`` is in the segment's file."""
 
     type: RecordType
     flags: int
@@ -86,7 +85,7 @@ class Record:
 
     @property
     def end(self) -> int:
-        """File offset behind the record."""
+        """File offset after the record."""
         return self.payload_offset + self.payload_bytes
 
 
@@ -94,8 +93,8 @@ class Record:
 class SegmentHeader:
     """Header of a segment.
 
-    ``first_seq``: sequence number of the first record (stream ``log``), or the part's number (stream ``sync``,
-    whose records are numbered from 1 in each part).  ``boot_id``: the kernel's, when the segment was begun.
+    ``first_seq`` is the sequence number of the first record (stream ``log``), or the number of the part (stream ``sync``,
+    whose records are numbered from 1 in each part).  ``boot_id`` is the kernel's boot id at the start of the segment.
     """
 
     disk_id: str
@@ -108,12 +107,12 @@ class SegmentHeader:
 
     @property
     def first_record_seq(self) -> int:
-        """Sequence number that the first record must have."""
+        """Expected sequence number of the first record."""
         return self.first_seq if self.stream == "log" else 1
 
 
 def encode_header(header: SegmentHeader) -> bytes:
-    """The header's bytes, with its checksum."""
+    """Return the bytes of the header, with its checksum."""
     raw = _HEADER.pack(
         _MAGIC,
         FORMAT_VERSION,
@@ -130,7 +129,14 @@ def encode_header(header: SegmentHeader) -> bytes:
 
 
 def decode_header(path: Path | str, raw: bytes) -> SegmentHeader:
-    """The header in the first bytes of a segment, which errors call ``path``: ``LogCorrupt``, ``LogVersion``."""
+    """Return the header in the first bytes of a segment.
+
+    Args:
+        path: name of the segment in errors.
+        raw: the first bytes.
+    Raises:
+        RigError: ``LogCorrupt``, ``LogVersion``.
+    """
     if len(raw) < HEADER_BYTES:
         raise corrupt(path, 0, f"header has {len(raw)} bytes; it must have {HEADER_BYTES}")
     magic, version, header_bytes, stream, disk, generation, first_seq, boot, created, size = _HEADER.unpack_from(raw)
@@ -150,12 +156,12 @@ def decode_header(path: Path | str, raw: bytes) -> SegmentHeader:
 
 
 def corrupt(path: Path | str, offset: int, why: str) -> RigError:
-    """``LogCorrupt`` that names the byte."""
+    """Return ``LogCorrupt`` with the byte offset."""
     return RigError(Code.LogCorrupt, f"{path}: change log is corrupt at byte {offset}: {why}")
 
 
 class _BadRecordError(Exception):
-    """A record at this offset is torn or wrong; the text says how.  ``sealed``: its checksum is right all the same."""
+    """A torn or corrupt record; the text is the reason.  ``sealed`` means that its checksum is right all the same."""
 
     def __init__(self, why: str, *, sealed: bool = False) -> None:
         super().__init__(why)
@@ -163,7 +169,7 @@ class _BadRecordError(Exception):
 
 
 class _Window:
-    """A file's bytes, of which a piece at a time is in memory: ``view``, which begins at byte ``start`` of the file."""
+    """Access to a file piece by piece: ``view`` is the piece in memory, which begins at byte ``start`` of the file."""
 
     def __init__(self, fd: int) -> None:
         self.size = os.fstat(fd).st_size
@@ -173,7 +179,10 @@ class _Window:
         self._fd = fd
 
     def index_of(self, at: int, length: int) -> int:
-        """Where in ``view`` the byte ``at`` of the file is, and ``length`` bytes from it, or as many as the file has."""
+        """Return the index of file byte ``at`` in ``view``.
+
+        The view then has ``length`` bytes from there, or up to the file's end.
+        """
         index = at - self.start
         if index < 0 or index + length > len(self._data):
             self._data = os.pread(self._fd, min(max(length, _WINDOW_BYTES), max(self.size - at, 0)), at)
@@ -183,7 +192,7 @@ class _Window:
         return index
 
     def find(self, wanted: bytes, at: int) -> int:
-        """Where ``wanted`` comes next; -1 if it does not."""
+        """Return the offset of the next ``wanted`` from ``at``; -1 if there is none."""
         while True:
             index = self.index_of(at, len(wanted))
             if len(self._data) - index < len(wanted):
@@ -195,7 +204,7 @@ class _Window:
 
 
 class _Memory:
-    """The same of bytes that are all in memory."""
+    """Access to a segment that is in memory, with the interface of :class:`_Window`."""
 
     def __init__(self, data: Buffer) -> None:
         self.view = memoryview(data).cast("B")
@@ -253,7 +262,7 @@ def _checked_type(kind: int, flags: int, length: int, payload: int, *, sealed: b
 
 
 def _next_record(window: _Window | _Memory, at: int, seed: int, seq: int, position: int, *, verify: bool) -> Record:
-    """The record of number ``seq``, whose position is not below ``position``."""
+    """Return the record with number ``seq`` and a position of at least ``position``."""
     record = _parse_record(window, at, seed, verify=verify)
     if record.seq != seq:
         raise _BadRecordError(f"sequence number {record.seq}; {seq} comes next", sealed=verify)
@@ -263,13 +272,13 @@ def _next_record(window: _Window | _Memory, at: int, seed: int, seq: int, positi
 
 
 def claimed_payload_bytes(segment: memoryview, at: int) -> int | None:
-    """Bytes of the payload that the record header at byte ``at`` claims, unverified; None if no record begins there."""
+    """Return the unverified payload length in the record header at byte ``at``; None if no record begins there."""
     magic, payload = _CLAIM.unpack_from(segment, at)
     return payload if magic == _RECORD_MAGIC and payload <= PAYLOAD_BYTES_MAX else None
 
 
 def bad_record(name: str, segment: Buffer, at: int, seq: int, position: int) -> RigError:
-    """What is wrong with the record at byte ``at`` of a segment in memory: :mod:`cext` tells where, not what."""
+    """Return the error for the bad record at byte ``at`` of a segment in memory; the C core only reports its place."""
     memory = _Memory(segment)
     try:
         _next_record(memory, at, _CRC.unpack_from(memory.view, HEADER_BYTES - 4)[0], seq, position, verify=True)
@@ -279,9 +288,9 @@ def bad_record(name: str, segment: Buffer, at: int, seq: int, position: int) -> 
 
 
 class SegmentReader:
-    """Reads one segment, strictly: anything torn or wrong is ``RigError('LogCorrupt')``.
+    """Reads one segment strictly: any torn or corrupt record is ``RigError('LogCorrupt')``.
 
-    A context manager.  ``fd`` stays open until :meth:`close`.
+    It is a context manager.  ``fd`` stays open until :meth:`close`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -309,9 +318,10 @@ class SegmentReader:
         os.close(self.fd)
 
     def records(self, *, verify: bool = True) -> Iterator[Record]:
-        """All records in order; ``verify=False`` trusts checksums (headers are still checked for sense).
+        """Yield all records in order; ``verify=False`` trusts checksums and still checks the headers.
 
-        Raises ``LogCorrupt`` at the first record that is torn, wrong, or out of sequence.
+        Raises:
+            RigError: ``LogCorrupt`` at the first record that is torn, corrupt, or out of sequence.
         """
         for at, item in _walk(self, verify=verify):
             if isinstance(item, _BadRecordError):
@@ -319,7 +329,7 @@ class SegmentReader:
             yield item
 
     def payload(self, record: Record) -> bytes:
-        """The bytes that a WRITE or TAG record carries."""
+        """Return the payload of a WRITE or TAG record."""
         data = os.pread(self.fd, record.payload_bytes, record.payload_offset)
         if len(data) != record.payload_bytes:
             raise corrupt(self.path, record.payload_offset, "payload is cut short")
@@ -327,7 +337,7 @@ class SegmentReader:
 
 
 def _walk(reader: SegmentReader, *, verify: bool) -> Iterator[tuple[int, Record | _BadRecordError]]:
-    """Records, then, if the file does not end with a whole one, what is wrong."""
+    """Yield the records, then the fault at which the file stops being good, if any."""
     window = _Window(reader.fd)
     at, seq, position = HEADER_BYTES, reader.header.first_record_seq, 0
     while at < window.size:
@@ -342,7 +352,7 @@ def _walk(reader: SegmentReader, *, verify: bool) -> Iterator[tuple[int, Record 
 
 @dataclass(frozen=True, slots=True)
 class TailScan:
-    """What a segment that may have been cut by a kill holds: its good records, and where they end."""
+    """The good records of a segment that a kill may have torn, and their end."""
 
     records: list[Record]
     end: int
@@ -350,7 +360,11 @@ class TailScan:
 
 
 def scan_tail(reader: SegmentReader) -> TailScan:
-    """Read up to the torn tail.  A good record *behind* a bad one is rot, not tearing: ``LogCorrupt``."""
+    """Read a segment up to its torn tail.
+
+    Raises:
+        RigError: ``LogCorrupt`` if a good record follows a bad one: that is corruption, not a torn tail.
+    """
     records: list[Record] = []
     size = os.fstat(reader.fd).st_size
     end = HEADER_BYTES
@@ -367,10 +381,10 @@ def scan_tail(reader: SegmentReader) -> TailScan:
 
 
 def _later_record(reader: SegmentReader, bad_at: int, seq: int) -> bool:
-    """Whether a record that came after number ``seq``, which is missing, lies behind ``bad_at``.
+    """Return True if a record with a higher number than the missing ``seq`` follows ``bad_at``.
 
-    One of an earlier number says nothing: the log can be read through the mount, so a guest may have written a copy of
-    it to this disk, and it is part of the payload that was torn.
+    A record with an earlier number proves nothing: the log can be read through the mount, so a guest may have written a copy
+    of it to this disk, and the copy is part of the torn payload.
     """
     window = _Window(reader.fd)
     searched = 0
@@ -397,7 +411,7 @@ def _later_record(reader: SegmentReader, bad_at: int, seq: int) -> bool:
 
 
 class SegmentWriter:
-    """Appends records to a new segment.  Not safe for use by several threads at once."""
+    """Appends records to a new segment; for one thread at a time."""
 
     def __init__(self, path: Path, fd: int, seed: int, header: SegmentHeader) -> None:
         self.path = path
@@ -408,7 +422,7 @@ class SegmentWriter:
 
     @classmethod
     def create(cls, path: Path, header: SegmentHeader) -> SegmentWriter:
-        """Make the file (which must not exist) and write its header."""
+        """Create the file, which must not exist, and write its header."""
         raw = encode_header(header)
         fd = safe_files.create_file(path)
         try:
@@ -434,8 +448,9 @@ class SegmentWriter:
     ) -> int:
         """Append one record and return the file offset of its payload.
 
-        On an error (disk full, ...) the segment is cut back to what it was and the ``OSError`` goes on: there is
-        never half a record in the middle of a log.
+        Raises:
+            OSError: the disk is full, for example; the segment is truncated to its previous length, so a log never has a
+                partial record in its middle.
         """
         size = len(payload)
         head = _RECORD.pack(_RECORD_MAGIC, kind, flags, RECORD_HEADER_BYTES, seq, position, time_ns, offset, length, size, 0)
@@ -444,7 +459,7 @@ class SegmentWriter:
         try:
             with naming(self.path):
                 done = os.pwritev(self.fd, [head, _CRC.pack(crc), payload], at)
-                if done < RECORD_HEADER_BYTES + size:  # rare: a short write, then usually the error behind it
+                if done < RECORD_HEADER_BYTES + size:  # rare: a short write, usually followed by the error
                     rest = memoryview(b"".join((head, _CRC.pack(crc), payload)))
                     while done < len(rest):
                         done += os.pwrite(self.fd, rest[done:], at + done)
@@ -455,7 +470,7 @@ class SegmentWriter:
         return at + RECORD_HEADER_BYTES
 
     def truncate(self, end: int) -> None:
-        """Take back everything from file offset ``end``."""
+        """Remove everything from file offset ``end``."""
         with naming(self.path):
             os.ftruncate(self.fd, end)
         self.end = end

@@ -1,4 +1,4 @@
-"""TAG records of a change log: the names of recovery points, at positions."""
+"""TAG records of a change log: the marks of cuts, with names and positions."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ class TagSeen(WireModel):
 
 
 def encode_tag(tag: TagSeen) -> bytes:
-    """Payload of a TAG record."""
+    """Return the payload of a TAG record."""
     return tag.model_dump_json().encode()
 
 
 def decode_tag(payload: bytes) -> TagSeen:
-    """Read a TAG record's payload; ``LogCorrupt`` if it is no tag."""
+    """Return the tag in a TAG record's payload.
+
+    Raises:
+        RigError: ``LogCorrupt`` if the payload is no tag.
+    """
     try:
         return TagSeen.model_validate_json(payload, strict=True)
     except ValidationError as exc:

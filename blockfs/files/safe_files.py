@@ -349,8 +349,7 @@ def locate(path: Path) -> int:
 
     Raises:
         RigError: ``ForeignFile`` if another user's link is on the way, or if the file is a hard link that another user
-            may
-            have made to a file of somebody else.
+            may have made to a file of somebody else.
         OSError: the file cannot be reached.
     """
     with _walked(path) as walk:

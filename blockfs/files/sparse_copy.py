@@ -68,8 +68,7 @@ class SparseCopy:
 
         Raises:
             RigError: ``ReadFailed`` names the byte of the source that could not be read; ``DiskFull``,
-                ``InvalidDiskSize`` and
-                ``HostIoError`` are about the target.
+                ``InvalidDiskSize`` and ``HostIoError`` are about the target.
         """
         at = 0
         while at < self.size_bytes:

@@ -43,7 +43,6 @@ PENDING: dict[str, set[str]] = {
         "bench",
     },
     "blockfs": {
-        "blockfs/changelog",
         "blockfs/fuse",
         "blockfs/guests",
         "blockfs/host",

@@ -34,7 +34,7 @@ def stranger(name: str) -> Callable[[World, Vault], Awaitable[None]]:
 def owned_by_another(name: str) -> Callable[[World, Vault], Awaitable[None]]:
     async def arrange(_world: World, vault: Vault) -> None:
         await vault._context.database.transact(
-            lambda session: session.add(AzureVmRow(name=name, owner="db02", kind="RecoveredLog"))
+            lambda session: session.add(AzureVmRow(name=name, owner="db02", kind="Recovered"))
         )
 
     return arrange

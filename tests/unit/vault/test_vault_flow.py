@@ -149,7 +149,7 @@ async def test_the_whole_way_there_and_back(tmp_path: Path) -> None:
         assert job.recovery_point is not None
         assert job.recovery_point.position == 110
         assert job.result is not None
-        assert job.result.state == "RecoveredLog"
+        assert job.result.state == "Recovered"
         assert set(world.opened_at.values()) == {110}
         assert await state_of(world) == ("UnplannedFailoverCompleted", "Primary", "None")
         assert not await vault.may_replicate(vm="web01")  # the site that comes back must not resume
