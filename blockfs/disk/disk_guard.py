@@ -146,7 +146,7 @@ class DiskGuard(Watched):
         if (trouble := self.check_files(new_log=True)) is not None:
             raise RigError(
                 Code.DiskUnhealthy,
-                f"disk {self._paths}: {trouble}; put the whole file back, then restart the role, which opens the disk again "
+                f"disk {self._paths}: {trouble}; restore the whole file, then restart the role, which opens the disk again "
                 "(siterig role restart)",
             )
 
