@@ -9,9 +9,9 @@ import trio
 
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.bisect import hexdiff
-from siterig.bisect.bisect_states import CHANGES_MAX, Change, State, States, check_given_back
-from siterig.bisect.bisection import Step, Verdict, search, trials_left
-from siterig.bisect.check_command import CheckCommand, Outcome
+from siterig.bisect.bisect_states import CHANGES_MAX, BisectState, DiskChange, States, check_given_back
+from siterig.bisect.bisection import ChangeGroup, CheckVerdict, search, trials_left
+from siterig.bisect.check_command import CheckCommand, CheckOutcome
 from siterig.bisect.hexdiff import Difference
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
@@ -26,8 +26,8 @@ class Trial:
 
     position: int
     time_ns: int | None
-    outcome: Outcome | None
-    verdict: Verdict
+    outcome: CheckOutcome | None
+    verdict: CheckVerdict
     left: int
 
 
@@ -36,7 +36,7 @@ class ChangeSeen:
     """A change between the last state that passed and the first that failed; ``difference``: None for a RESIZE."""
 
     disk: str
-    change: Change
+    change: DiskChange
     difference: Difference | None
 
 
@@ -44,19 +44,19 @@ class ChangeSeen:
 class Report:
     """What came out: the states on both sides of the edge; ``changes`` has all between them, but if there are very many."""
 
-    good: State
-    bad: State
-    undecided: tuple[Step, ...]
+    good: BisectState
+    bad: BisectState
+    undecided: tuple[ChangeGroup, ...]
     changes: tuple[ChangeSeen, ...]
     all_changes: bool
     point_before: RecoveryPoint | None
     point_after: RecoveryPoint | None
-    failing: Outcome
+    failing: CheckOutcome
     trials: int
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class BisectRequest:
     """What is to be searched, as it was asked for.  ``keep``: leave the two states of the edge mounted."""
 
     good: str
@@ -71,31 +71,33 @@ class Wanted:
 class Bisection:
     """One search; :meth:`run` once.  ``tell`` hears of each trial, ``note`` what a user should know."""
 
-    def __init__(self, states: States, wanted: Wanted, tell: Callable[[Trial], None], note: Callable[[str], None]) -> None:
+    def __init__(
+        self, states: States, request: BisectRequest, tell: Callable[[Trial], None], note: Callable[[str], None]
+    ) -> None:
         self._states = states
-        self._wanted = wanted
+        self._request = request
         self._tell = tell
         self._note = note
-        self._open: list[State] = []
+        self._open: list[BisectState] = []
         self._trials = 0
-        self._failing: Outcome | None = None
+        self._failing: CheckOutcome | None = None
 
     async def run(self) -> Report:
         """The edge.  ``CheckFails`` (at the good point), ``CheckPasses`` (at the bad one), ``NothingChanged``, and more.
 
         However it ends, nothing stays mounted, unless the two states were asked to.
         """
-        kept: list[State] = []
+        kept: list[BisectState] = []
         try:
             report = await self._search()
-            if self._wanted.keep:
+            if self._request.keep:
                 kept = [report.good, report.bad]
             return report
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_S):
                 await self._close_all(kept)
 
-    async def _close_all(self, kept: list[State]) -> None:
+    async def _close_all(self, kept: list[BisectState]) -> None:
         """All that are open; what cannot be closed is told, and hides no error."""
         for give_back in [self._states.discard, *(_closing(self._states, s) for s in self._open if s not in kept)]:
             try:
@@ -106,16 +108,16 @@ class Bisection:
     # --- the search -----------------------------------------------------------------------------------------------
 
     async def _search(self) -> Report:
-        wanted = self._wanted
-        good = await self._remember(self._states.open_point(wanted.good))
-        bad = await self._remember(self._states.open_point(wanted.bad))
+        request = self._request
+        good = await self._remember(self._states.open_point(request.good))
+        bad = await self._remember(self._states.open_point(request.bad))
         if good.position >= bad.position:
             raise RigError(
                 Code.BadRequest,
-                f"--good {wanted.good} (position {good.position}) is not older than --bad {wanted.bad} "
+                f"--good {request.good} (position {good.position}) is not older than --bad {request.bad} "
                 f"(position {bad.position})",
             )
-        self._command = CheckCommand(wanted.words, bad.images.keys(), timeout_s=wanted.timeout_s, echo=wanted.verbose)
+        self._command = CheckCommand(request.words, bad.images.keys(), timeout_s=request.timeout_s, echo=request.verbose)
         if not self._command.names_a_disk:
             names = ", ".join(f"{{{name}}}" for name in sorted(bad.images))
             self._note(
@@ -143,24 +145,24 @@ class Bisection:
             trials=self._trials,
         )
 
-    async def _check_ends(self, good: State, bad: State) -> None:
+    async def _check_ends(self, good: BisectState, bad: BisectState) -> None:
         left = trials_left(sum(step.count for step in await self._states.steps(good.position, bad.position)))
         outcome = await self._try(good, left + 1)
         if outcome.verdict != "passed":
             raise RigError(
                 Code.CheckFails,
-                f"CMD does not pass at the good point {self._wanted.good} (position {good.position}): {outcome}; "
+                f"CMD does not pass at the good point {self._request.good} (position {good.position}): {outcome}; "
                 f"{_said(outcome)}",
             )
         outcome = await self._try(bad, left)
         if outcome.verdict != "failed":
             raise RigError(
                 Code.CheckPasses,
-                f"CMD does not fail at the bad point {self._wanted.bad} (position {bad.position}): {outcome}; "
+                f"CMD does not fail at the bad point {self._request.bad} (position {bad.position}): {outcome}; "
                 "no first bad write exists between them",
             )
 
-    async def _judge(self, step: Step, left: int) -> Verdict:
+    async def _judge(self, step: ChangeGroup, left: int) -> CheckVerdict:
         try:
             state = await self._remember(self._states.open(step.position, step.time_ns))
         except RigError as error:
@@ -179,15 +181,15 @@ class Bisection:
             await self._close(state)
         return outcome.verdict
 
-    async def _replace_bad(self, state: State) -> None:
+    async def _replace_bad(self, state: BisectState) -> None:
         await self._close(self._bad)
         self._bad = state
 
-    async def _try(self, state: State, left: int) -> Outcome:
-        images = await self._states.writable(state) if self._wanted.writable else state.images
+    async def _try(self, state: BisectState, left: int) -> CheckOutcome:
+        images = await self._states.writable(state) if self._request.writable else state.images
         outcome = await self._command.run(images)
         await check_given_back(images)
-        if self._wanted.writable:
+        if self._request.writable:
             await self._states.discard()
         self._trials += 1
         if outcome.verdict == "failed":
@@ -197,18 +199,18 @@ class Bisection:
 
     # --- states ---------------------------------------------------------------------------------------------------
 
-    async def _remember(self, opening: Awaitable[State]) -> State:
+    async def _remember(self, opening: Awaitable[BisectState]) -> BisectState:
         with trio.CancelScope(shield=True):  # else one could be open that nobody knows of
             state = await opening
         self._open.append(state)
         await trio.lowlevel.checkpoint()
         return state
 
-    async def _close(self, state: State) -> None:
+    async def _close(self, state: BisectState) -> None:
         await self._states.close(state)
         self._open.remove(state)
 
-    async def _seen(self, disk: str, change: Change) -> ChangeSeen:
+    async def _seen(self, disk: str, change: DiskChange) -> ChangeSeen:
         if change.kind == "RESIZE":
             return ChangeSeen(disk, change, None)
         return ChangeSeen(disk, change, await self._compare(disk, change.offset, change.length))
@@ -221,14 +223,14 @@ class Bisection:
             raise RigError(Code.HostIoError, f"{after} cannot be compared with {before}: {reason(exc, after)}") from exc
 
 
-def _closing(states: States, state: State) -> Callable[[], Awaitable[None]]:
+def _closing(states: States, state: BisectState) -> Callable[[], Awaitable[None]]:
     return lambda: states.close(state)
 
 
-def _timed(state: State, time_ns: int) -> State:
-    return State(state.name, state.position, time_ns, state.images, state.point)
+def _timed(state: BisectState, time_ns: int) -> BisectState:
+    return BisectState(state.name, state.position, time_ns, state.images, state.point)
 
 
-def _said(outcome: Outcome) -> str:
+def _said(outcome: CheckOutcome) -> str:
     lines = outcome.output.decode(errors="replace").strip().splitlines()
     return f"it said last: {lines[-1][:200]}" if lines else "it printed nothing"

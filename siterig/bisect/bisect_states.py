@@ -10,7 +10,7 @@ from typing import Protocol
 
 from siterig.azure_emu.contracts.ports import RecoverySide
 from siterig.azure_emu.vault.model.api import RecoveryPoint, VaultApi
-from siterig.bisect.bisection import Step
+from siterig.bisect.bisection import ChangeGroup
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
@@ -23,7 +23,7 @@ def make_label() -> str:
     return f"bisect-{datetime.now(UTC):%H%M%S}-{os.getpid()}"
 
 
-class Change(Protocol):
+class DiskChange(Protocol):
     """A record that changed a disk: a range of bytes, or (RESIZE) the new size as ``length``."""
 
     @property
@@ -37,7 +37,7 @@ class Change(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class BisectState:
     """The disks at a position: ``images`` by disk, read-only.  ``point``: the recovery point there, if there is one."""
 
     name: str
@@ -50,19 +50,19 @@ class State:
 class States(Protocol):
     """Opens states of one VM, and knows what changed between them."""
 
-    async def open_point(self, text: str) -> State:
+    async def open_point(self, text: str) -> BisectState:
         """What a user calls a point: ``latest`` and the like, the id of one, ``@POSITION``, or a time."""
         ...
 
-    async def open(self, position: int, time_ns: int | None) -> State:
+    async def open(self, position: int, time_ns: int | None) -> BisectState:
         """``InvalidPosition``: there is none at this position."""
         ...
 
-    async def close(self, state: State) -> None:
+    async def close(self, state: BisectState) -> None:
         """``LeftBehind`` names what uses it."""
         ...
 
-    async def writable(self, state: State) -> dict[str, Path]:
+    async def writable(self, state: BisectState) -> dict[str, Path]:
         """Images of a copy that may be written to, until :meth:`discard`; one at a time."""
         ...
 
@@ -70,11 +70,11 @@ class States(Protocol):
         """Remove the copy; ``LeftBehind``; no-op if there is none."""
         ...
 
-    async def steps(self, after: int, upto: int) -> list[Step]:
+    async def steps(self, after: int, upto: int) -> list[ChangeGroup]:
         """See :class:`siterig.bisect.bisection.History`."""
         ...
 
-    async def changes(self, after: int, upto: int) -> list[tuple[str, Change]]:
+    async def changes(self, after: int, upto: int) -> list[tuple[str, DiskChange]]:
         """The disks' changes with ``after < position <= upto``, each with its disk; if they are very many, the first."""
         ...
 
@@ -106,15 +106,15 @@ class MountedStates:
         self._opened = 0
         self._copy: dict[str, Path] = {}
 
-    async def open_point(self, text: str) -> State:
+    async def open_point(self, text: str) -> BisectState:
         """See :class:`States`."""
         return await self._mount(None, point=parse_point(text))
 
-    async def open(self, position: int, time_ns: int | None) -> State:
+    async def open(self, position: int, time_ns: int | None) -> BisectState:
         """See :class:`States`."""
         return await self._mount(time_ns, position=position)
 
-    async def _mount(self, time_ns: int | None, *, point: str | None = None, position: int | None = None) -> State:
+    async def _mount(self, time_ns: int | None, *, point: str | None = None, position: int | None = None) -> BisectState:
         self._opened += 1
         name = f"{self._label}-{self._opened}"
         found = await self._vault.mount_point(
@@ -128,7 +128,7 @@ class MountedStates:
             (info,) = [info for info in await self._azure.list_mounted_points(vm=self._vm) if info.name == name]
             self._disk_ids = {disk.name: disk.disk_id for disk in info.disks}
         there = found.recovery_point
-        return State(
+        return BisectState(
             name=name,
             position=found.position,
             time_ns=there.time_ns if there is not None else time_ns,
@@ -136,7 +136,7 @@ class MountedStates:
             point=there,
         )
 
-    async def close(self, state: State) -> None:
+    async def close(self, state: BisectState) -> None:
         """See :class:`States`."""
         try:
             await self._vault.unmount_point(vm=self._vm, name=state.name)
@@ -145,7 +145,7 @@ class MountedStates:
                 raise
             raise await left_behind(state.images, error) from error
 
-    async def writable(self, state: State) -> dict[str, Path]:
+    async def writable(self, state: BisectState) -> dict[str, Path]:
         """See :class:`States`: a VM of its own on the recovery side, whose disks lie over the state."""
         made = await self._vault.open_copy(vm=self._vm, name=self._label, position=state.position, process=self._process)
         self._copy = {disk.name: Path(disk.path) for disk in made.disks}
@@ -161,19 +161,19 @@ class MountedStates:
             raise await left_behind(self._copy, error) from error
         self._copy = {}
 
-    async def steps(self, after: int, upto: int) -> list[Step]:
+    async def steps(self, after: int, upto: int) -> list[ChangeGroup]:
         """See :class:`States`: the disks' positions in one order."""
-        found: dict[int, Step] = {}
+        found: dict[int, ChangeGroup] = {}
         for disk_id in self._disk_ids.values():
             for step in await self._recovery.change_steps(disk_id=disk_id, after=after, upto=upto):
                 known = found.get(step.position)
                 count = step.count if known is None else max(known.count, step.count)
-                found[step.position] = Step(step.position, step.time_ns, count)
+                found[step.position] = ChangeGroup(step.position, step.time_ns, count)
         return [found[position] for position in sorted(found)]
 
-    async def changes(self, after: int, upto: int) -> list[tuple[str, Change]]:
+    async def changes(self, after: int, upto: int) -> list[tuple[str, DiskChange]]:
         """See :class:`States`."""
-        found: list[tuple[str, Change]] = []
+        found: list[tuple[str, DiskChange]] = []
         for name, disk_id in self._disk_ids.items():
             rows = await self._recovery.changes(disk_id=disk_id, after=after, upto=upto, limit=CHANGES_MAX)
             found += [(name, row) for row in rows]

@@ -13,11 +13,11 @@ from typing import Literal, Protocol
 
 from siterig.blockfs.core.errors import Code, RigError
 
-Verdict = Literal["passed", "failed", "skipped"]
+CheckVerdict = Literal["passed", "failed", "skipped"]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ChangeGroup:
     """``count`` positions at which a disk changed, the last of them ``position``; one: exactly that one."""
 
     position: int
@@ -28,7 +28,7 @@ class Step:
 class History(Protocol):
     """At which positions a VM's disks changed."""
 
-    async def steps(self, after: int, upto: int) -> list[Step]:
+    async def steps(self, after: int, upto: int) -> list[ChangeGroup]:
         """All positions with ``after < position <= upto`` in order, or groups of them if there are many: at least two."""
         ...
 
@@ -41,11 +41,11 @@ class Edge:
     """
 
     last_good: int
-    first_bad: Step
-    undecided: tuple[Step, ...]
+    first_bad: ChangeGroup
+    undecided: tuple[ChangeGroup, ...]
 
 
-Judge = Callable[[Step, int], Awaitable[Verdict]]
+Judge = Callable[[ChangeGroup, int], Awaitable[CheckVerdict]]
 """Tries a position; the second argument: how many trials may follow."""
 
 
@@ -82,14 +82,14 @@ def trials_left(positions: int) -> int:
     return math.ceil(math.log2(max(positions, 1)))
 
 
-async def _split(history: History, good: int, steps: list[Step]) -> list[Step]:
+async def _split(history: History, good: int, steps: list[ChangeGroup]) -> list[ChangeGroup]:
     """With the largest group in parts."""
     at = max(range(len(steps)), key=lambda number: steps[number].count)
     after = steps[at - 1].position if at else good
     return [*steps[:at], *await history.steps(after, steps[at].position), *steps[at + 1 :]]
 
 
-def _choose(steps: list[Step], candidates: list[Step]) -> Step:
+def _choose(steps: list[ChangeGroup], candidates: list[ChangeGroup]) -> ChangeGroup:
     """The middle; after skips 1/4, 3/4, 1/8, ... of the way, for what could not be tried often has neighbours like it."""
     tried = len(steps) - 1 - len(candidates)
     target = _spread(tried + 1) * sum(step.count for step in steps)

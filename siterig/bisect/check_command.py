@@ -15,7 +15,7 @@ from typing import IO
 
 import trio
 
-from siterig.bisect.bisection import Verdict
+from siterig.bisect.bisection import CheckVerdict
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 from siterig.cli import show
@@ -28,10 +28,10 @@ _PARTS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CheckOutcome:
     """``status``: the exit status, None if the time ran out.  ``output``: the end of what was printed."""
 
-    verdict: Verdict
+    verdict: CheckVerdict
     status: int | None
     took_s: float
     output: bytes
@@ -74,7 +74,7 @@ class CheckCommand:
 
         return [_PARTS.sub(filled, word) for word in self._words]
 
-    async def run(self, images: Mapping[str, Path]) -> Outcome:
+    async def run(self, images: Mapping[str, Path]) -> CheckOutcome:
         """``CommandUnusable``: it cannot be started.  ``CommandDied``: by a signal, or it says so (128 and more, as git)."""
         words = self.words(images)
         # A file and not a pipe: what the command leaves running in the background would keep that open.
@@ -93,7 +93,7 @@ class CheckCommand:
                 Code.CommandDied,
                 f"CMD {how}: that is neither passed (0) nor failed (1 to 127) nor skipped ({SKIP_STATUS}); {_tail(kept)}",
             )
-        return Outcome(_verdict(status), status, took_s, kept, output_bytes)
+        return CheckOutcome(_verdict(status), status, took_s, kept, output_bytes)
 
     async def _run(self, words: list[str], output: IO[bytes]) -> int | None:
         try:
@@ -113,7 +113,7 @@ class CheckCommand:
                     await process.wait()
 
 
-def _verdict(status: int | None) -> Verdict:
+def _verdict(status: int | None) -> CheckVerdict:
     if status == 0:
         return "passed"
     return "skipped" if status == SKIP_STATUS else "failed"

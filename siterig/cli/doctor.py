@@ -58,7 +58,7 @@ _INITIAL_USER_NAMESPACE = 0xEFFFFFFD
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class Prerequisite:
     """One prerequisite: ``remedy`` is what to do when it is not ``ok``."""
 
     name: str
@@ -221,7 +221,7 @@ def require_fit(state_dir: Path, machine: Machine | None = None, *, is_new: bool
     require(checks(state_dir, machine, free_bytes_min=UP_BYTES_MIN if is_new else 0))
 
 
-def require(found: list[Check]) -> None:
+def require(found: list[Prerequisite]) -> None:
     """Raise if a check failed: the code of the first that did, the text of all."""
     lacks = [check for check in found if not check.ok]
     if lacks:
@@ -229,7 +229,7 @@ def require(found: list[Check]) -> None:
         raise RigError(lacks[0].code, f"this machine cannot run a rig: {text}")
 
 
-def checks(state_dir: Path, machine: Machine | None = None, *, free_bytes_min: int = FREE_BYTES_MIN) -> list[Check]:
+def checks(state_dir: Path, machine: Machine | None = None, *, free_bytes_min: int = FREE_BYTES_MIN) -> list[Prerequisite]:
     """Check everything that a rig with its state in ``state_dir`` needs; never raises, changes nothing."""
     machine = machine or ThisMachine()
     return [
@@ -248,7 +248,7 @@ def checks(state_dir: Path, machine: Machine | None = None, *, free_bytes_min: i
     ]
 
 
-def test_checks(machine: Machine | None = None) -> list[Check]:
+def test_checks(machine: Machine | None = None) -> list[Prerequisite]:
     """Check what the project's own tests need besides; without it some are skipped."""
     machine = machine or ThisMachine()
     return [
@@ -257,74 +257,76 @@ def test_checks(machine: Machine | None = None) -> list[Check]:
     ]
 
 
-def _rights(machine: Machine) -> Check:
+def _rights(machine: Machine) -> Prerequisite:
     ok = bool(machine.capabilities() >> CAP_SYS_ADMIN & 1)
     found = "CAP_SYS_ADMIN" if ok else "no CAP_SYS_ADMIN on this machine, which mounting and loop devices need"
-    return Check("rights", ok, found, "run it as root (sudo), or in a container that is privileged", Code.NotPermitted)
+    return Prerequisite(
+        "rights", ok, found, "run it as root (sudo), or in a container that is privileged", Code.NotPermitted
+    )
 
 
-def _fuse(machine: Machine) -> Check:
+def _fuse(machine: Machine) -> Prerequisite:
     error = machine.fuse_error()
     remedy = "modprobe fuse; in a container: pass --device /dev/fuse; as a user: ask for access to it"
-    return Check(FUSE_DEVICE, error is None, error or "can be opened", remedy, Code.FuseMissing)
+    return Prerequisite(FUSE_DEVICE, error is None, error or "can be opened", remedy, Code.FuseMissing)
 
 
-def _fusermount(machine: Machine) -> Check:
+def _fusermount(machine: Machine) -> Prerequisite:
     path = machine.program("fusermount3")
-    return Check("fusermount3", path is not None, path or "not found", "apt-get install fuse3", Code.ToolMissing)
+    return Prerequisite("fusermount3", path is not None, path or "not found", "apt-get install fuse3", Code.ToolMissing)
 
 
-def _loop(machine: Machine) -> Check:
+def _loop(machine: Machine) -> Prerequisite:
     remedy = "modprobe loop, as root; in a container: run it privileged, with the host's /dev"
     try:
-        return Check("loop devices", True, f"{machine.free_loop()} is free", remedy)
+        return Prerequisite("loop devices", True, f"{machine.free_loop()} is free", remedy)
     except OSError as e:
-        return Check("loop devices", False, f"{_LOOP_CONTROL}: {reason(e, _LOOP_CONTROL)}", remedy)
+        return Prerequisite("loop devices", False, f"{_LOOP_CONTROL}: {reason(e, _LOOP_CONTROL)}", remedy)
 
 
-def _filesystems(machine: Machine, name: str, needed: tuple[str, ...]) -> Check:
+def _filesystems(machine: Machine, name: str, needed: tuple[str, ...]) -> Prerequisite:
     missing = [kind for kind in needed if kind not in machine.kernel_filesystems()]
     found = f"the kernel lacks {', '.join(missing)}" if missing else ", ".join(needed)
-    return Check(name, not missing, found, "boot a kernel that has them, or install its modules")
+    return Prerequisite(name, not missing, found, "boot a kernel that has them, or install its modules")
 
 
-def _program(machine: Machine, name: str, package: str) -> Check:
+def _program(machine: Machine, name: str, package: str) -> Prerequisite:
     path = machine.program(name)
-    return Check(name, path is not None, path or "not found", f"apt-get install {package}", Code.ToolMissing)
+    return Prerequisite(name, path is not None, path or "not found", f"apt-get install {package}", Code.ToolMissing)
 
 
-def _node(machine: Machine) -> Check:
+def _node(machine: Machine) -> Prerequisite:
     remedy = f"run ./rig, which installs one for this checkout, or install Node.js {NODE_MAJOR_MIN} or newer"
     try:
         path, version = machine.node()
     except RigError:
-        return Check("node", False, "not found", remedy, Code.NodeMissing)
+        return Prerequisite("node", False, "not found", remedy, Code.NodeMissing)
     except (OSError, subprocess.SubprocessError) as e:
-        return Check("node", False, f"does not run: {e}", remedy, Code.NodeMissing)
+        return Prerequisite("node", False, f"does not run: {e}", remedy, Code.NodeMissing)
     major = re.match(r"v(\d+)\.", version)
     ok = major is not None and int(major[1]) >= NODE_MAJOR_MIN
     found = f"{version or 'no version'} at {path}" + ("" if ok else f", too old (at least {NODE_MAJOR_MIN})")
-    return Check("node", ok, found, remedy, Code.NodeMissing)
+    return Prerequisite("node", ok, found, remedy, Code.NodeMissing)
 
 
-def _azurite(machine: Machine) -> Check:
+def _azurite(machine: Machine) -> Prerequisite:
     remedy = "run ./rig in a checkout, or npm install -g azurite"
     try:
         path, version = machine.azurite()
     except RigError as e:
-        return Check("azurite", False, e.message.partition(":")[0], remedy, Code.AzuriteMissing)
-    return Check("azurite", True, f"{version} at {path}", remedy)
+        return Prerequisite("azurite", False, e.message.partition(":")[0], remedy, Code.AzuriteMissing)
+    return Prerequisite("azurite", True, f"{version} at {path}", remedy)
 
 
-def _open_files(machine: Machine) -> Check:
+def _open_files(machine: Machine) -> Prerequisite:
     may_raise = bool(machine.capabilities() >> CAP_SYS_RESOURCE & 1)
     count = machine.files_max()
     found = f"{count}, which the rig may raise" if may_raise else str(count)
     remedy = f"raise the hard limit of open files to {FILES_MIN} or more (ulimit -Hn)"
-    return Check("open files", may_raise or count >= FILES_MIN, found, remedy, Code.TooFewFiles)
+    return Prerequisite("open files", may_raise or count >= FILES_MIN, found, remedy, Code.TooFewFiles)
 
 
-def _free_space(machine: Machine, state_dir: Path, bytes_min: int) -> Check:
+def _free_space(machine: Machine, state_dir: Path, bytes_min: int) -> Prerequisite:
     there = state_dir.absolute()
     while not os.path.lexists(there):
         there = there.parent
@@ -333,11 +335,11 @@ def _free_space(machine: Machine, state_dir: Path, bytes_min: int) -> Check:
     try:
         free = machine.free_bytes(there)
     except OSError as e:
-        return Check("free space", False, f"{there}: {reason(e, there)}", remedy)
-    return Check("free space", free >= bytes_min, f"{free * 10 // (1 << 30) / 10} GiB at {there}", remedy)
+        return Prerequisite("free space", False, f"{there}: {reason(e, there)}", remedy)
+    return Prerequisite("free space", free >= bytes_min, f"{free * 10 // (1 << 30) / 10} GiB at {there}", remedy)
 
 
-def _release(name: str, found: str, least: tuple[int, int], remedy: str) -> Check:
+def _release(name: str, found: str, least: tuple[int, int], remedy: str) -> Prerequisite:
     numbers = re.match(r"(\d+)\.(\d+)", found)
     ok = numbers is not None and (int(numbers[1]), int(numbers[2])) >= least
-    return Check(name, ok, found if ok else f"{found}, too old (at least {least[0]}.{least[1]})", remedy)
+    return Prerequisite(name, ok, found if ok else f"{found}, too old (at least {least[0]}.{least[1]})", remedy)

@@ -21,7 +21,7 @@ _FUSE_SERVER = FuseServerOptions()
 
 
 @dataclass(frozen=True, slots=True)
-class FrontEnd:
+class FuseOptions:
     """How a mount answers requests; ``portable``: pyfuse3 alone.
 
     ``threads``, ``queue``: :class:`siterig.cext.fuse_server.FuseServerOptions`.
@@ -32,7 +32,7 @@ class FrontEnd:
     queue: int = _FUSE_SERVER.queue
 
     @classmethod
-    def parse(cls, said: Mapping[str, str], *, portable: bool) -> FrontEnd:
+    def parse(cls, said: Mapping[str, str], *, portable: bool) -> FuseOptions:
         """From the value of each option; ``InvalidLimit`` names the option, its value and what is allowed."""
         return cls(
             portable=portable,
@@ -51,7 +51,7 @@ class FrontEnd:
         return [PORTABLE_OPTION, *valued] if self.portable else valued
 
     @classmethod
-    def of_words(cls, words: Iterable[str]) -> FrontEnd:
+    def of_words(cls, words: Iterable[str]) -> FuseOptions:
         """From a command line that holds them all, and other words."""
         said = {option: value for option, _, value in (word.partition("=") for word in words) if option in OPTIONS}
         return cls.parse(said, portable=PORTABLE_OPTION in said)

@@ -20,14 +20,14 @@ from siterig.blockfs.guests import hostmounts
 from siterig.blockfs.host import standalone
 from siterig.blockfs.host.standalone import EndedGeneration, StandAlone
 from siterig.blockfs.images.image import Image, MountFormat, mount_source, open_image
-from siterig.core.front_end import FrontEnd
+from siterig.core.front_end import FuseOptions
 from siterig.images import mountpoint
 
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class MountRequest:
     """What is to be exposed, where, and how.  ``name``: of the disk, None for the image's own."""
 
     image: Path
@@ -36,7 +36,7 @@ class Wanted:
     tracked: bool
     read_only: bool
     format: MountFormat | None
-    front_end: FrontEnd
+    front_end: FuseOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Mounted:
     disk: Path
 
 
-async def expose(wanted: Wanted, *, ready: Callable[[Mounted], None], note: Callable[[str], None]) -> Mounted:
+async def expose(request: MountRequest, *, ready: Callable[[Mounted], None], note: Callable[[str], None]) -> Mounted:
     """Mount, call ``ready``, and serve until unmounted.  Then the image and its log are closed and durable.
 
     ``note`` is told what a user should know meanwhile.  ``KeyboardInterrupt``: an end was asked for before it was mounted.
@@ -62,13 +62,13 @@ async def expose(wanted: Wanted, *, ready: Callable[[Mounted], None], note: Call
     with trio.open_signal_receiver(*END_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(end.listen, signals)
-            async with _opened(wanted, end, note) as mounted:
-                await _serve(mounted, wanted.front_end, end, ready, note)
+            async with _opened(request, end, note) as mounted:
+                await _serve(mounted, request.front_end, end, ready, note)
             nursery.cancel_scope.cancel()
     if end.interrupted:
         raise KeyboardInterrupt
     image, state = mounted.image, mounted.alone.disk.state
-    if wanted.tracked and not state.tracked:
+    if request.tracked and not state.tracked:
         why = mounted.alone.log_trouble or state.needs_resync
         raise RigError(Code.LogGivenUp, f"{image.path}: its change log was abandoned ({why}): the last writes are not in it")
     if end.torn:
@@ -122,15 +122,15 @@ class _End:
 
 
 @asynccontextmanager
-async def _opened(wanted: Wanted, end: _End, note: Callable[[str], None]) -> AsyncIterator[Mounted]:
+async def _opened(request: MountRequest, end: _End, note: Callable[[str], None]) -> AsyncIterator[Mounted]:
     """The image's disk and the folder to mount on; given back in order.  A failed mount leaves nothing behind."""
-    image = await open_image(wanted.image, format_=wanted.format, read_only=wanted.read_only)
+    image = await open_image(request.image, format_=request.format, read_only=request.read_only)
     try:
-        if image.read_only and not wanted.read_only:
+        if image.read_only and not request.read_only:
             note(f"{image.path} lies on a read-only file system: the disk can only be read")
-        where = mountpoint.prepare(wanted.where)
+        where = mountpoint.prepare(request.where)
         try:
-            alone = standalone.open_disk(image, wanted.name or image.path.stem, tracked=wanted.tracked, note=note)
+            alone = standalone.open_disk(image, request.name or image.path.stem, tracked=request.tracked, note=note)
             try:
                 if alone.ended_generation is not None:
                     note(_ended(image, alone, alone.ended_generation))
@@ -154,7 +154,7 @@ def _ended(image: Image, alone: StandAlone, log: EndedGeneration) -> str:
 
 
 async def _serve(
-    mounted: Mounted, front_end: FrontEnd, end: _End, ready: Callable[[Mounted], None], note: Callable[[str], None]
+    mounted: Mounted, front_end: FuseOptions, end: _End, ready: Callable[[Mounted], None], note: Callable[[str], None]
 ) -> None:
     image, where = mounted.image, mounted.disk.parent
     for use in await hostmounts.loops(mounted.disk):

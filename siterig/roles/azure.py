@@ -10,7 +10,7 @@ import trio
 from siterig.azure_emu.applier.changed_vm_disks import ChangedVmDisks
 from siterig.azure_emu.disks.view_provider import ManagedDiskViews
 from siterig.blockfs.host.disk_host import DiskHost
-from siterig.core.front_end import FrontEnd
+from siterig.core.front_end import FuseOptions
 from siterig.core.layout import Layout
 from siterig.core.limits import Limits
 from siterig.roles.entry import Health, run_role
@@ -19,7 +19,7 @@ from siterig.rpc import directory
 
 
 async def run(
-    layout: Layout, *, limits: Limits, front_end: FrontEnd, health: Health, task_status: trio.TaskStatus[None]
+    layout: Layout, *, limits: Limits, front_end: FuseOptions, health: Health, task_status: trio.TaskStatus[None]
 ) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.azure_mount)
@@ -42,7 +42,7 @@ async def run(
 
 def main() -> None:
     """Run the role in this process."""
-    run_role(partial(run, limits=Limits.of_words(sys.argv), front_end=FrontEnd.of_words(sys.argv)))
+    run_role(partial(run, limits=Limits.of_words(sys.argv), front_end=FuseOptions.of_words(sys.argv)))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ import trio
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.fuse import serving
 from siterig.blockfs.host.disk_host import DiskHost
-from siterig.core.front_end import FrontEnd
+from siterig.core.front_end import FuseOptions
 from siterig.rpc import server
 from siterig.supervisor import cleanup
 
 
 async def host_disks(
-    host: DiskHost, mount: Path, socket: Path, task_status: trio.TaskStatus[None], *, front_end: FrontEnd
+    host: DiskHost, mount: Path, socket: Path, task_status: trio.TaskStatus[None], *, front_end: FuseOptions
 ) -> None:
     """Serve the host's disks as files below ``mount`` and its control on ``socket``, until cancelled or unmounted."""
     try:

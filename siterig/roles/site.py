@@ -8,7 +8,7 @@ from functools import partial
 import trio
 
 from siterig.blockfs.host.disk_host import DiskHost
-from siterig.core.front_end import FrontEnd
+from siterig.core.front_end import FuseOptions
 from siterig.core.layout import Layout
 from siterig.core.limits import Limits
 from siterig.roles.entry import Health, run_role
@@ -16,7 +16,7 @@ from siterig.roles.hosting import clear_stale, host_disks
 
 
 async def run(
-    layout: Layout, *, limits: Limits, front_end: FrontEnd, health: Health, task_status: trio.TaskStatus[None]
+    layout: Layout, *, limits: Limits, front_end: FuseOptions, health: Health, task_status: trio.TaskStatus[None]
 ) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.site_mount)
@@ -28,7 +28,7 @@ async def run(
 
 def main() -> None:
     """Run the role in this process."""
-    run_role(partial(run, limits=Limits.of_words(sys.argv), front_end=FrontEnd.of_words(sys.argv)))
+    run_role(partial(run, limits=Limits.of_words(sys.argv), front_end=FuseOptions.of_words(sys.argv)))
 
 
 if __name__ == "__main__":

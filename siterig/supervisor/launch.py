@@ -20,7 +20,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import doctor
 from siterig.core import quick_start
 from siterig.core.control import SupervisorControl
-from siterig.core.front_end import FrontEnd
+from siterig.core.front_end import FuseOptions
 from siterig.core.layout import Layout, check_format, create, restore_state
 from siterig.core.limits import Limits
 from siterig.core.lock import ENDING, already_up, is_locked, take_ending, take_lock
@@ -72,7 +72,7 @@ async def up(
     *,
     until_eof: bool = False,
     quick_retries: bool = False,
-    front_end: FrontEnd | None = None,
+    front_end: FuseOptions | None = None,
     limits: Limits | None = None,
     announce: Callable[[str, str], None] = lambda _role, _state: None,
 ) -> Launched:
@@ -98,7 +98,7 @@ async def up(
             announce,
             until_eof=until_eof,
             quick_retries=quick_retries,
-            words=[*(front_end or FrontEnd()).words(), *(limits or Limits()).words()],
+            words=[*(front_end or FuseOptions()).words(), *(limits or Limits()).words()],
             tells_logs=is_new,
         )
     except BaseException as error:

@@ -8,8 +8,8 @@ import typer
 
 from siterig.azure_emu.vault.db.clock import rfc3339, rfc3339_or_none
 from siterig.azure_emu.vault.model.api import RecoveryPoint
-from siterig.bisect.bisect_run import Bisection, ChangeSeen, Report, Trial, Wanted
-from siterig.bisect.bisect_states import MountedStates, State, make_label
+from siterig.bisect.bisect_run import Bisection, BisectRequest, ChangeSeen, Report, Trial
+from siterig.bisect.bisect_states import BisectState, MountedStates, make_label
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.cli import completion, exits, show
 from siterig.cli.commands.options import POINTS, Dir, Json, VmName, example
@@ -63,14 +63,14 @@ def bisect(
             process=HostProcess.own(),
             keep=keep,
         )
-        wanted = Wanted(good, bad, command, timeout_s, writable, keep, verbose)
+        request = BisectRequest(good, bad, command, timeout_s, writable, keep, verbose)
         trials: list[Trial] = []
 
         def tell(trial: Trial) -> None:
             trials.append(trial)
             show.progress(_trial_line(len(trials), trial))
 
-        report = await Bisection(states, wanted, tell, show.notice).run()
+        report = await Bisection(states, request, tell, show.notice).run()
         if as_json:
             show.print_json(_json(vm, report, trials, keep=keep))
         else:
@@ -116,7 +116,7 @@ def _print(report: Report, *, verbose: bool, keep: bool) -> None:
             show.print_lines([f"  {bad.images[name]}", f"  {good.images[name]}"])
 
 
-def _named(state: State) -> str:
+def _named(state: BisectState) -> str:
     return str(state.position) + ("" if state.time_ns is None else f" ({rfc3339(state.time_ns)})")
 
 
@@ -158,7 +158,7 @@ def _json(vm: str, report: Report, trials: list[Trial], *, keep: bool) -> dict[s
     }
 
 
-def _state_json(state: State, *, keep: bool) -> dict[str, object]:
+def _state_json(state: BisectState, *, keep: bool) -> dict[str, object]:
     mounted = {name: str(path) for name, path in state.images.items()} if keep else None
     return {
         "position": state.position,

@@ -25,7 +25,7 @@ from siterig.cli.commands.options import (
 )
 from siterig.cli.log_notes import log_as_notes
 from siterig.core.values import check_file_name, format_size
-from siterig.images.image_mount import Mounted, Wanted, expose
+from siterig.images.image_mount import Mounted, MountRequest, expose
 
 
 class Format(StrEnum):
@@ -70,7 +70,7 @@ def mount(
         if name is not None:
             check_file_name("disk", name)
         log_as_notes(logging.WARNING)
-        wanted = Wanted(
+        request = MountRequest(
             image=image, where=where, name=name, tracked=log, read_only=read_only,
             format=None if format_ is None else format_.value,
             front_end=front_end_of(fuse_threads, fuse_queue, portable=portable_fuse),
@@ -82,7 +82,7 @@ def mount(
             else:
                 _print_mounted(mounted)
 
-        mounted = await expose(wanted, ready=ready, note=show.notice)
+        mounted = await expose(request, ready=ready, note=show.notice)
         with contextlib.suppress(BrokenPipeError):  # a script may have read the first line only
             if as_json:
                 show.print_json_line({"unmounted": _unmounted_json(mounted)})

@@ -10,7 +10,7 @@ import typer
 from siterig.cli import completion, show
 from siterig.cli.light_commands import running
 from siterig.core import front_end
-from siterig.core.front_end import FrontEnd
+from siterig.core.front_end import FuseOptions
 from siterig.core.layout import default_dir
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ POINTS = "latest, latest-processed, latest-app, the id or name of a point, @POSI
 """What may be written for a state, wherever one is chosen."""
 Point = Annotated[str, typer.Option("--point", metavar="POINT", help=f"{POINTS}.", autocompletion=completion.points)]
 
-THREADS, QUEUE = str(FrontEnd().threads), str(FrontEnd().queue)
+THREADS, QUEUE = str(FuseOptions().threads), str(FuseOptions().queue)
 """As the front end has them where nothing is said."""
 
 PortableFuse = Annotated[
@@ -56,9 +56,9 @@ FuseQueue = Annotated[
 ]
 
 
-def front_end_of(threads: str, queue: str, *, portable: bool) -> FrontEnd:
+def front_end_of(threads: str, queue: str, *, portable: bool) -> FuseOptions:
     """From what these options say; ``InvalidLimit``."""
-    return FrontEnd.parse({front_end.THREADS_OPTION: threads, front_end.QUEUE_OPTION: queue}, portable=portable)
+    return FuseOptions.parse({front_end.THREADS_OPTION: threads, front_end.QUEUE_OPTION: queue}, portable=portable)
 
 
 def example(text: str) -> str:

@@ -14,7 +14,7 @@ import trio
 from siterig.azure_emu.contracts.ports import ManagedDiskState, Provider
 from siterig.azure_emu.vault.model.api import Job
 from siterig.blockfs.core.errors import RigError
-from siterig.core.front_end import FrontEnd
+from siterig.core.front_end import FuseOptions
 from siterig.core.layout import Layout, create
 from siterig.core.limits import Limits
 from siterig.rpc import directory, server
@@ -31,7 +31,7 @@ UNEXPECTED = (
     "mounted_point_not_opened", "disk_not_opened", "pins_not_reconciled", "base_map_rebuilt", "damaged_store_set_aside",
 )  # fmt: skip
 """What no role's log may say, however it was killed."""
-_HOST_OPTIONS = [*FrontEnd().words(), *Limits(log_share_max=1.0, when_log_full="bitmap").words()]
+_HOST_OPTIONS = [*FuseOptions().words(), *Limits(log_share_max=1.0, when_log_full="bitmap").words()]
 _COMMANDS = {
     "azure": ["-m", "siterig.roles.azure"],
     "applier": ["-m", "tests.system.points.points_roles"],

@@ -15,9 +15,9 @@ import trio
 from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.bisect import hexdiff
-from siterig.bisect.bisect_run import Bisection, Report, Trial, Wanted
-from siterig.bisect.bisect_states import Change, State, left_behind
-from siterig.bisect.bisection import Step
+from siterig.bisect.bisect_run import Bisection, BisectRequest, Report, Trial
+from siterig.bisect.bisect_states import BisectState, DiskChange, left_behind
+from siterig.bisect.bisection import ChangeGroup
 from siterig.bisect.check_command import CheckCommand
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli.commands import bisect as command
@@ -62,10 +62,10 @@ class FileStates:
     def evil(self) -> Row:
         return self.rows[self.evil_at]
 
-    async def open_point(self, text: str) -> State:
+    async def open_point(self, text: str) -> BisectState:
         return await self.open({"good": GOOD, "bad": BAD}[text], None)
 
-    async def open(self, position: int, time_ns: int | None) -> State:
+    async def open(self, position: int, time_ns: int | None) -> BisectState:
         if position in self.invalid:
             raise RigError(Code.InvalidPosition, f"position {position} is none")
         self.opened += 1
@@ -81,16 +81,16 @@ class FileStates:
             images[disk].chmod(0o400)
         self.open_names.add(name)
         self.most_open = max(self.most_open, len(self.open_names))
-        return State(name, position, time_ns, images)
+        return BisectState(name, position, time_ns, images)
 
-    async def close(self, state: State) -> None:
+    async def close(self, state: BisectState) -> None:
         if state.name in self.close_fails:
             raise RigError(Code.LeftBehind, "CMD left /dev/loop9")
         self.open_names.remove(state.name)
         for image in state.images.values():
             image.unlink()
 
-    async def writable(self, state: State) -> dict[str, Path]:
+    async def writable(self, state: BisectState) -> dict[str, Path]:
         assert self.copy is None
         self.copy = {disk: image.with_suffix(".copy") for disk, image in state.images.items()}
         for disk, image in self.copy.items():
@@ -102,10 +102,10 @@ class FileStates:
             image.unlink()
         self.copy = None
 
-    async def steps(self, after: int, upto: int) -> list[Step]:
-        return [Step(row.position, row.position * 10**9, 1) for row in self.rows if after < row.position <= upto]
+    async def steps(self, after: int, upto: int) -> list[ChangeGroup]:
+        return [ChangeGroup(row.position, row.position * 10**9, 1) for row in self.rows if after < row.position <= upto]
 
-    async def changes(self, after: int, upto: int) -> list[tuple[str, Change]]:
+    async def changes(self, after: int, upto: int) -> list[tuple[str, DiskChange]]:
         return [(row.disk, row) for row in self.rows if after < row.position <= upto]
 
     async def points_around(self, position: int) -> tuple[RecoveryPoint | None, RecoveryPoint | None]:
@@ -120,8 +120,8 @@ def point(position: int) -> RecoveryPoint:
 
 
 def wanted(*words: str, good: str = "good", bad: str = "bad", timeout_s: float | None = None, writable: bool = False,
-           keep: bool = False) -> Wanted:  # fmt: skip
-    return Wanted(good, bad, list(words), timeout_s, writable, keep, verbose=False)
+           keep: bool = False) -> BisectRequest:  # fmt: skip
+    return BisectRequest(good, bad, list(words), timeout_s, writable, keep, verbose=False)
 
 
 NO_EVIL = ("sh", "-c", "! grep -q EVIL {os} {data}")
@@ -132,7 +132,7 @@ def states(tmp_path: Path) -> FileStates:
     return FileStates(tmp_path, seed=7)
 
 
-async def searched(states: FileStates, asked: Wanted) -> tuple[Report, list[Trial], list[str]]:
+async def searched(states: FileStates, asked: BisectRequest) -> tuple[Report, list[Trial], list[str]]:
     trials: list[Trial] = []
     notes: list[str] = []
     return await Bisection(states, asked, trials.append, notes.append).run(), trials, notes
@@ -202,7 +202,7 @@ async def test_status_125_skips(states: FileStates, tmp_path: Path) -> None:
     assert str(next(t.outcome for t in trials if t.verdict == "skipped")) == "skipped (exit status 125)"
 
 
-async def refused(states: FileStates, asked: Wanted) -> RigError:
+async def refused(states: FileStates, asked: BisectRequest) -> RigError:
     with pytest.raises(RigError) as failed:
         await searched(states, asked)
     assert (states.open_names, list(states.folder.iterdir())) == (set(), [])

@@ -9,7 +9,7 @@ import pytest
 from siterig.azure_emu.contracts.ports import Change, ChangeStep
 from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, Vm, VmDisk
 from siterig.bisect.bisect_states import MountedStates
-from siterig.bisect.bisection import Step
+from siterig.bisect.bisection import ChangeGroup
 from siterig.blockfs.contracts.control import MountedPointDisk, MountedPointInfo
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
@@ -128,7 +128,7 @@ async def test_the_disks_changes_come_in_one_order() -> None:
     }
     states = states_of(rig)
     await states.open(1, None)
-    assert await states.steps(3, 9) == [Step(6, 60, 2), Step(8, 80, 1), Step(9, 90, 1)]
+    assert await states.steps(3, 9) == [ChangeGroup(6, 60, 2), ChangeGroup(8, 80, 1), ChangeGroup(9, 90, 1)]
     assert [(disk, change.position) for disk, change in await states.changes(1, 9)] == [("os", 5), ("os", 6), ("data", 8)]
 
 

@@ -9,7 +9,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siterig.bisect.bisection import Edge, Step, Verdict, search, trials_left
+from siterig.bisect.bisection import ChangeGroup, CheckVerdict, Edge, search, trials_left
 from siterig.blockfs.core.errors import RigError
 
 GOOD = 1000
@@ -18,7 +18,7 @@ GOOD = 1000
 class Verdicts:
     """A check whose verdict at the n-th change after the good point is known; changes are seven positions apart."""
 
-    def __init__(self, verdicts: list[Verdict], *, limit: int = 1 << 30) -> None:
+    def __init__(self, verdicts: list[CheckVerdict], *, limit: int = 1 << 30) -> None:
         self.verdicts = verdicts
         self.limit = limit
         self.tried: list[int] = []
@@ -28,18 +28,18 @@ class Verdicts:
     def bad(self) -> int:
         return GOOD + 7 * len(self.verdicts) + 3
 
-    def at(self, position: int) -> Verdict:
+    def at(self, position: int) -> CheckVerdict:
         number, rest = divmod(position - GOOD, 7)
         assert rest == 0
         return "passed" if number == 0 else self.verdicts[number - 1]
 
-    async def steps(self, after: int, upto: int) -> list[Step]:
+    async def steps(self, after: int, upto: int) -> list[ChangeGroup]:
         positions = [GOOD + 7 * n for n in range(1, len(self.verdicts) + 1) if after < GOOD + 7 * n <= upto]
         group = math.ceil(len(positions) / self.limit)
         groups = [positions[at : at + group] for at in range(0, len(positions), max(group, 1))]
-        return [Step(group[-1], 0, len(group)) for group in groups]
+        return [ChangeGroup(group[-1], 0, len(group)) for group in groups]
 
-    async def judge(self, step: Step, left: int) -> Verdict:
+    async def judge(self, step: ChangeGroup, left: int) -> CheckVerdict:
         assert step.position not in self.tried
         self.tried.append(step.position)
         self.told.append(left)
@@ -49,9 +49,9 @@ class Verdicts:
         return trio.run(lambda: search(self, self.judge, good=GOOD, bad=self.bad))
 
 
-def monotone(passed: int, failed: int) -> list[Verdict]:
-    first: list[Verdict] = ["passed"]
-    last: list[Verdict] = ["failed"]
+def monotone(passed: int, failed: int) -> list[CheckVerdict]:
+    first: list[CheckVerdict] = ["passed"]
+    last: list[CheckVerdict] = ["failed"]
     return first * passed + last * failed
 
 
@@ -69,14 +69,14 @@ def test_the_first_bad_change_is_found_in_log2_trials(changes: int, first: int, 
     first %= changes
     check = Verdicts(monotone(first, changes - first), limit=limit)
     edge = check.search()
-    assert edge == Edge(GOOD + 7 * first, Step(GOOD + 7 * (first + 1), 0), ())
+    assert edge == Edge(GOOD + 7 * first, ChangeGroup(GOOD + 7 * (first + 1), 0), ())
     # Of a group only the end can be tried: three of them are cut at a third.
     worst = trials_left(changes) if limit > 1000 else math.ceil(math.log(changes) / math.log(1.5))
     assert len(check.tried) <= worst
 
 
 @given(st.lists(st.sampled_from(["passed", "failed"]), max_size=200), st.sampled_from([2, 7, 1 << 30]))
-def test_a_check_that_passes_and_fails_by_turns_ends_at_an_edge(verdicts: list[Verdict], limit: int) -> None:
+def test_a_check_that_passes_and_fails_by_turns_ends_at_an_edge(verdicts: list[CheckVerdict], limit: int) -> None:
     check = Verdicts([*verdicts, "failed"], limit=limit)
     edge = check.search()
     assert edge.undecided == ()
@@ -84,7 +84,7 @@ def test_a_check_that_passes_and_fails_by_turns_ends_at_an_edge(verdicts: list[V
 
 
 @given(st.lists(st.sampled_from(["passed", "failed", "skipped", "skipped"]), max_size=120), st.sampled_from([2, 3, 1 << 30]))
-def test_what_is_skipped_is_told_and_no_more_than_that(verdicts: list[Verdict], limit: int) -> None:
+def test_what_is_skipped_is_told_and_no_more_than_that(verdicts: list[CheckVerdict], limit: int) -> None:
     check = Verdicts([*verdicts, "failed"], limit=limit)
     check_edge(check, check.search())
 
@@ -113,7 +113,7 @@ def test_how_many_trials_are_left_is_told_each_time() -> None:
 
 def test_of_one_change_nothing_needs_to_be_tried() -> None:
     check = Verdicts(["failed"])
-    assert check.search() == Edge(GOOD, Step(GOOD + 7, 0), ())
+    assert check.search() == Edge(GOOD, ChangeGroup(GOOD + 7, 0), ())
     assert check.tried == []
 
 

@@ -20,7 +20,7 @@ from siterig.blockfs.host.disk_host import DiskHost
 from siterig.cext.fuse_server import FuseServerOptions
 from siterig.cli.commands import disks
 from siterig.core import front_end, limits
-from siterig.core.front_end import FrontEnd
+from siterig.core.front_end import FuseOptions
 from siterig.core.layout import Layout, create
 from siterig.core.limits import Limits
 from siterig.core.values import format_time, parse_disk_name
@@ -309,7 +309,7 @@ def test_limits_reach_both_hosts_and_nobody_else(tmp_path: Path, monkeypatch: py
         found = Limits.of_words(told[role])
         assert found == Limits(log_share_max=0.25, when_log_full="bitmap", snapshot_share_max=0.5)
         assert found.log_policy == LogPolicy(kept_share_max=0.25, when_full="bitmap")
-        assert FrontEnd.of_words(told[role]) == FrontEnd(portable=True, threads=3, queue=7)
+        assert FuseOptions.of_words(told[role]) == FuseOptions(portable=True, threads=3, queue=7)
         assert "--quick-retries" not in told[role]
     for role in ("azurite", "vault", "applier", "agent"):
         assert not [word for word in told[role] if word.partition("=")[0] in (*limits.OPTIONS, *front_end.OPTIONS)]
@@ -317,7 +317,7 @@ def test_limits_reach_both_hosts_and_nobody_else(tmp_path: Path, monkeypatch: py
 
 
 def test_without_options_limits_and_front_end_are_the_engines() -> None:
-    assert FrontEnd.of_words(FrontEnd().words()) == FrontEnd()
-    assert FrontEnd().fuse_server == FuseServerOptions()
+    assert FuseOptions.of_words(FuseOptions().words()) == FuseOptions()
+    assert FuseOptions().fuse_server == FuseServerOptions()
     assert Limits.of_words(Limits().words()) == Limits()
     assert Limits().log_policy == LogPolicy()

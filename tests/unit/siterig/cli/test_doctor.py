@@ -17,7 +17,7 @@ from siterig.cli.doctor import (
     CAP_SYS_RESOURCE,
     FREE_BYTES_MIN,
     UP_BYTES_MIN,
-    Check,
+    Prerequisite,
     ThisMachine,
     checks,
     require_fit,
@@ -85,7 +85,7 @@ class Fake:
         return self.python_release
 
 
-def failures(machine: Fake, state_dir: Path) -> list[Check]:
+def failures(machine: Fake, state_dir: Path) -> list[Prerequisite]:
     return [check for check in checks(state_dir, machine) if not check.ok]
 
 

@@ -19,7 +19,7 @@ import siterig.scenarios.drill.drill
 from siterig.azure_emu.contracts.ports import Change, DamageReports, RecoverySide
 from siterig.azure_emu.vault.model.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
 from siterig.bisect.bisect_run import Bisection, ChangeSeen, Report
-from siterig.bisect.bisect_states import State
+from siterig.bisect.bisect_states import BisectState
 from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo
 from siterig.blockfs.core.waits import Wait
 from siterig.cli import rig_status, show
@@ -179,7 +179,7 @@ async def drilled(*_: Any) -> DrillResult:
 
 
 async def bisected(_: Bisection) -> Report:
-    state = State(position=1, time_ns=1, name="x", images={"os": Path("/os.img")})
+    state = BisectState(position=1, time_ns=1, name="x", images={"os": Path("/os.img")})
     change = ChangeSeen("os", sample(Change), None)
     point = sample(RecoveryPoint)
     failing: Any = SimpleNamespace(output=b"", output_bytes=0)
