@@ -1,7 +1,7 @@
 """Makes text from outside safe for a terminal and a log: one record stays one line, and nothing moves the cursor.
 
 Names of files, disks and points, and messages of other programs may contain any character.  All output of siterig passes
-through :func:`printable` (``siterig/cli/show.py``, tests/unit/repo/test_output_rules.py).
+through :func:`printable` (``siterig/cli/output.py``, tests/unit/repo/test_output_rules.py).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from siterig.scenarios.contracts.finding import Finding
 from siterig.scenarios.workloads import ledger_schema
-from siterig.scenarios.workloads.acks import Ack
+from siterig.scenarios.workloads.ack_log import Ack
 
 
 @dataclass(frozen=True)

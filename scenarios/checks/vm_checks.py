@@ -13,7 +13,7 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.checks.ledger_check import LedgerCheck, check_ledger
 from siterig.scenarios.contracts.finding import Finding
 from siterig.scenarios.workloads import corpus
-from siterig.scenarios.workloads.acks import read_acks
+from siterig.scenarios.workloads.ack_log import read_acks
 from siterig.scenarios.workloads.guest import Guest
 
 OS_DB, DATA_DB = "ledger/os.db", "ledger/data.db"

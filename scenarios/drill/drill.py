@@ -10,8 +10,8 @@ import trio
 
 from siterig.azure_emu.vault.model.api import Job
 from siterig.blockfs.core.errors import RigError
-from siterig.scenarios.contracts.ports import Rig
 from siterig.scenarios.contracts.results import DrillResult, RpoSample
+from siterig.scenarios.contracts.rig import Rig
 from siterig.scenarios.drill import drill_loss, drill_protection
 from siterig.scenarios.drill.drill_run import DrillRun, DrillSettings
 from siterig.scenarios.drill.narrator import Narrator

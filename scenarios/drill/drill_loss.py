@@ -12,7 +12,7 @@ from siterig.azure_emu.vault.model.api import Job, Vm
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.checks.vm_checks import check_vm, first_difference
 from siterig.scenarios.drill.drill_run import DrillRun
-from siterig.scenarios.workloads.acks import Ack, read_acks
+from siterig.scenarios.workloads.ack_log import Ack, read_acks
 from siterig.scenarios.workloads.guest import Guest
 
 

@@ -13,8 +13,8 @@ from siterig.azure_emu.vault.model.api import Job, ProtectedItem, Vm
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.scenarios.checks.vm_checks import DATA_DB, OS_DB
 from siterig.scenarios.contracts.finding import Finding
-from siterig.scenarios.contracts.ports import Rig, Update
 from siterig.scenarios.contracts.results import Check, Measures, RpoSample, TimelineEvent
+from siterig.scenarios.contracts.rig import Rig, Update
 from siterig.scenarios.drill.narrator import Narrator
 from siterig.scenarios.workloads.corpus import Manifest
 from siterig.scenarios.workloads.guest import Guest

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from siterig.scenarios.contracts.ports import Screen, Update
 from siterig.scenarios.contracts.results import Check, TimelineEvent
+from siterig.scenarios.contracts.rig import Screen, Update
 
 _MARKS = {"info": ("·", "dim"), "good": ("✓", "green"), "bad": ("✗", "bold red")}
 

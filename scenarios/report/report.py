@@ -16,8 +16,8 @@ from siterig.blockfs.files import safe_files
 from siterig.blockfs.files.durable_io import write_atomically
 from siterig.blockfs.files.json_text import json_text
 from siterig.blockfs.files.os_errors import reason
-from siterig.scenarios.contracts.ports import Screen
 from siterig.scenarios.contracts.results import Check, DrillResult, TimelineEvent
+from siterig.scenarios.contracts.rig import Screen
 from siterig.scenarios.report.report_charts import rpo_chart, timeline_chart
 from siterig.scenarios.report.report_style import STYLE
 

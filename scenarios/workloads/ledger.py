@@ -24,7 +24,7 @@ from pathlib import Path
 
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.scenarios.workloads import ledger_schema
-from siterig.scenarios.workloads.acks import Ack, AckWriter
+from siterig.scenarios.workloads.ack_log import Ack, AckWriter
 
 _STOP_TIMEOUT_S = 10.0
 

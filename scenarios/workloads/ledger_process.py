@@ -11,7 +11,7 @@ import trio
 
 from siterig.blockfs.core.code_root import child_environment
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.scenarios.workloads.acks import RECORD_BYTES
+from siterig.scenarios.workloads.ack_log import RECORD_BYTES
 
 _STOP_TIMEOUT_S = 20.0
 

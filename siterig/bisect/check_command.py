@@ -15,10 +15,10 @@ from typing import IO
 
 import trio
 
-from siterig.bisect.bisection import CheckVerdict
+from siterig.bisect.search import CheckVerdict
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
-from siterig.cli import show
+from siterig.cli import output
 
 SKIP_STATUS = 125
 DIED_STATUS_MIN = 128
@@ -78,15 +78,15 @@ class CheckCommand:
         """``CommandUnusable``: it cannot be started.  ``CommandDied``: by a signal, or it says so (128 and more, as git)."""
         words = self.words(images)
         # A file and not a pipe: what the command leaves running in the background would keep that open.
-        with tempfile.TemporaryFile() as output:
+        with tempfile.TemporaryFile() as file:
             began_s = time.monotonic()
-            status = await self._run(words, output)
+            status = await self._run(words, file)
             took_s = time.monotonic() - began_s
-            output_bytes = output.seek(0, os.SEEK_END)
-            output.seek(max(0, output_bytes - OUTPUT_BYTES_MAX))
-            kept = output.read()
+            output_bytes = file.seek(0, os.SEEK_END)
+            file.seek(max(0, output_bytes - OUTPUT_BYTES_MAX))
+            kept = file.read()
         if self._echo and kept:
-            show.foreign(kept)
+            output.foreign(kept)
         if status is not None and (status < 0 or status >= DIED_STATUS_MIN):
             how = f"was killed by {_signal_name(-status)}" if status < 0 else f"ended with status {status}"
             raise RigError(
@@ -95,10 +95,10 @@ class CheckCommand:
             )
         return CheckOutcome(_verdict(status), status, took_s, kept, output_bytes)
 
-    async def _run(self, words: list[str], output: IO[bytes]) -> int | None:
+    async def _run(self, words: list[str], file: IO[bytes]) -> int | None:
         try:
             process = await trio.lowlevel.open_process(
-                words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                words, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
         except OSError as exc:
             raise RigError(Code.CommandUnusable, f"CMD: {words[0]} cannot be run: {reason(exc, words[0])}") from exc

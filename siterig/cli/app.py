@@ -12,7 +12,7 @@ from typer._click.exceptions import ClickException, NoArgsIsHelpError
 from typer.core import TyperGroup
 
 from siterig.blockfs.core.errors import ExitStatus
-from siterig.cli import provenance, show
+from siterig.cli import output, provenance
 from siterig.cli.summaries import SUMMARIES
 
 SUBJECTS = {
@@ -43,13 +43,13 @@ class _Program(TyperGroup):
         try:
             sys.exit(super().main(words, prog_name="siterig", standalone_mode=False) or ExitStatus.OK)
         except NoArgsIsHelpError as error:
-            show.help_text(error.format_message())
+            output.help_text(error.format_message())
         except ClickException as error:
-            show.set_json("--json" in words[: words.index("--") if "--" in words else None])
+            output.set_json("--json" in words[: words.index("--") if "--" in words else None])
             context = getattr(error, "ctx", None)
-            show.usage_error(error.format_message(), "" if context is None else context.get_usage())
+            output.usage_error(error.format_message(), "" if context is None else context.get_usage())
         except typer.Abort:
-            show.interrupted()
+            output.interrupted()
             sys.exit(ExitStatus.INTERRUPTED)
         sys.exit(ExitStatus.BAD_INPUT)
 
@@ -100,7 +100,7 @@ def _global(
         typer.Option("--version", help="Print the versions of siterig, Python, the kernel and Azurite."),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", is_eager=True, callback=show.set_json, help="With --version: print JSON.")
+        bool, typer.Option("--json", is_eager=True, callback=output.set_json, help="With --version: print JSON.")
     ] = False,
 ) -> None:
     """Options of the program itself."""

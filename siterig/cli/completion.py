@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from siterig.cli import show, tables
-from siterig.core.layout import Layout, default_dir
+from siterig.cli import output, tables
+from siterig.core.paths import Layout, default_dir
 
 if TYPE_CHECKING:
     import typer
@@ -146,7 +146,7 @@ def answer(shell: str, words: Sequence[str]) -> None:
     kept = 0 if current is None else max(len(incomplete) - len(_unquoted(current)), 0)
     for value, about in _candidates(before, incomplete):
         text = value if value == FILES else (prefix + value)[kept:]
-        show.line(text, *([tables.TAB, about] if about else []))
+        output.line(text, *([tables.TAB, about] if about else []))
 
 
 def _candidates(before: Sequence[str], incomplete: str) -> list[tuple[str, str]]:

@@ -11,9 +11,9 @@ from siterig.azure_emu.contracts.ports import DiskSpec
 from siterig.azure_emu.vault.model.api import Job, Task, VaultApi, Vm
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.progress import VmProgress
-from siterig.cli import show
+from siterig.cli import output
 from siterig.cli.tables import Line, style_of
-from siterig.core.values import format_size
+from siterig.core.parsing import format_size
 
 POLL_S = 0.25
 BAR_CHARS = 30
@@ -27,7 +27,7 @@ def task_state(task: Task) -> str:
 
 async def follow(vault: VaultApi, job: Job) -> Job:
     """Show a job until it has ended; returns its last state."""
-    if show.may_draw(sys.stderr):
+    if output.may_draw(sys.stderr):
         return await _draw(vault, job)
     told: dict[str, str] = {}
     told_wait: str | None = None
@@ -35,19 +35,19 @@ async def follow(vault: VaultApi, job: Job) -> Job:
         for task in job.tasks:
             if task.waiting_for not in (None, told_wait):
                 told_wait = task.waiting_for
-                show.progress(f"{_title(job)}: {task.friendlyName}: waiting: {told_wait}")
+                output.progress(f"{_title(job)}: {task.friendlyName}: waiting: {told_wait}")
             if told.get(task.name) != task.state and task.state != "NotStarted":
                 told[task.name] = task.state
-                show.progress(f"{_title(job)}: {task.friendlyName}: {task_state(task)}")
+                output.progress(f"{_title(job)}: {task.friendlyName}: {task_state(task)}")
         if job.endTime is not None:
-            show.progress(f"{_title(job)}: {job.state}")
+            output.progress(f"{_title(job)}: {job.state}")
             return job
         await trio.sleep(POLL_S)
         job = await vault.job(name=job.name)
 
 
 async def _draw(vault: VaultApi, job: Job) -> Job:
-    with show.Drawing(sys.stderr) as drawing:
+    with output.Drawing(sys.stderr) as drawing:
         while True:
             progress = await _progress(vault, job.targetObjectName) if job.endTime is None else None
             drawing.draw(_lines(job, progress))
@@ -89,12 +89,12 @@ async def _progress(vault: VaultApi, vm: str) -> VmProgress | None:
         return None  # a picture, not a result: the job says what matters
 
 
-async def while_imported(vault: VaultApi, vm: str, disks: Sequence[DiskSpec], make: Callable[[], Awaitable[Vm]]) -> Vm:
+async def with_import_progress(vault: VaultApi, vm: str, disks: Sequence[DiskSpec], make: Callable[[], Awaitable[Vm]]) -> Vm:
     """Make a VM, with a progress bar of the images that its disks are filled from."""
     total_bytes = sum(disk.size_bytes for disk in disks if disk.image is not None)
-    if not total_bytes or not show.may_draw(sys.stderr):
+    if not total_bytes or not output.may_draw(sys.stderr):
         return await make()
-    with show.bar(f"{vm}: import", total_bytes) as advance:
+    with output.bar(f"{vm}: import", total_bytes) as advance:
 
         async def watch() -> None:
             shown_bytes = 0

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
-from siterig.cli import exits, rig_status, show
-from siterig.core.layout import Layout, check_format, default_dir
-from siterig.core.values import format_size
+from siterig.cli import exit_status, output, rig_status
+from siterig.core.parsing import format_size
+from siterig.core.paths import Layout, check_format, default_dir
 
 VMS_ANSWER_S = 2.0
 """For the list of VMs without the complete client; the vault asks both sides for it."""
@@ -51,13 +51,13 @@ def _options(words: Sequence[str]) -> tuple[Path, bool] | None:
     with suppress(OSError):
         if path.is_file():
             return None
-    return path, show.set_json(as_json)
+    return path, output.set_json(as_json)
 
 
 def _printed(work: Callable[[], None]) -> None:
     """Run ``work`` as typer does it: a reader of the output that has gone is no bug."""
     try:
-        with exits.reporting():
+        with exit_status.reporting():
             work()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the flush at the end must not fail, too
@@ -82,19 +82,19 @@ def list_vms(folder: Path, *, as_json: bool) -> None:
     """Run ``siterig vm list``."""
     from siterig.rpc.light_client import Call, answer
 
-    with exits.reporting():
+    with exit_status.reporting():
         vms = answer(Call(running(folder).socket("vault"), "VaultApi/list_vms"), VMS_ANSWER_S)
     if vms is None:
-        vms = exits.run(partial(_vms, folder))
+        vms = exit_status.run(partial(_vms, folder))
     if as_json:
-        show.print_json(vms)
+        output.print_json(vms)
     else:
         rows = [
             (vm["vm"], vm["side"], vm["state"], disk["name"], format_size(disk["size_bytes"]), disk["path"])
             for vm in vms
             for disk in vm["disks"]
         ]
-        show.print_table(("VM", "side", "state", "disk", "size", "file"), rows, empty="no VMs: siterig vm create")
+        output.print_table(("VM", "side", "state", "disk", "size", "file"), rows, empty="no VMs: siterig vm create")
 
 
 async def _vms(folder: Path) -> list[dict[str, Any]]:
@@ -105,17 +105,17 @@ async def _vms(folder: Path) -> list[dict[str, Any]]:
 
 def status(folder: Path, *, as_json: bool) -> None:
     """Run ``siterig status``; exits with 1 if a role is not ready or does not answer."""
-    with exits.reporting():
+    with exit_status.reporting():
         layout = running(folder)
         state = rig_status.light_state(layout)
     if state is None:
-        state = exits.run(partial(rig_status.rig_state, layout))
+        state = exit_status.run(partial(rig_status.rig_state, layout))
     if as_json:
-        show.print_json(state.document())
+        output.print_json(state.document())
     else:
-        show.print_lines(rig_status.lines_of(state))
+        output.print_lines(rig_status.lines_of(state))
     if state.problem is not None:
-        show.notice(state.problem)
+        output.notice(state.problem)
     if not state.is_ready:
         raise SystemExit(ExitStatus.FAILED)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import structlog
 
-from siterig.cli import show
+from siterig.cli import output
 
 
 def log_as_notes(level: int) -> None:
-    """Report log lines of ``level`` and above with :func:`siterig.cli.show.notice`."""
+    """Report log lines of ``level`` and above with :func:`siterig.cli.output.notice`."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(level),
         processors=[structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info, _report],
@@ -19,7 +19,7 @@ def _report(_logger: object, _method: str, event: structlog.typing.EventDict) ->
     text = str(event.pop("event")).replace("_", " ")
     traceback = event.pop("exception", None)
     details = ", ".join(f"{key} {value}" for key, value in event.items())
-    show.notice(f"{text} ({details})" if details else text)
+    output.notice(f"{text} ({details})" if details else text)
     if traceback is not None:
-        show.foreign(str(traceback).encode(errors="surrogateescape"))
+        output.foreign(str(traceback).encode(errors="surrogateescape"))
     raise structlog.DropEvent

@@ -12,7 +12,7 @@ from pathlib import Path
 from siterig.azure_emu.storage.azurite_files import find_script, version_of
 from siterig.blockfs.core.code_root import CODE_ROOT
 from siterig.blockfs.core.errors import RigError
-from siterig.cli import show
+from siterig.cli import output
 
 GIT_S_MAX = 5.0
 
@@ -32,11 +32,11 @@ def print_versions(*, as_json: bool) -> None:
     """The output of ``siterig --version``."""
     found = versions()
     if as_json:
-        show.print_json(found)
+        output.print_json(found)
         return
     known = {name: value or "unknown" for name, value in found.items()}
-    show.line(f"siterig {known['version']}, commit {known['commit']}")
-    show.line(f"Python {known['python']}, Linux {known['kernel']}, Azurite {known['azurite']}")
+    output.line(f"siterig {known['version']}, commit {known['commit']}")
+    output.line(f"Python {known['python']}, Linux {known['kernel']}, Azurite {known['azurite']}")
 
 
 def commit() -> str | None:

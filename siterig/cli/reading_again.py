@@ -15,7 +15,7 @@ import trio
 from siterig.azure_emu.contracts.ports import RoleStatus
 from siterig.azure_emu.vault.context.roles import ROLE_WAIT_S, role_error
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.core.control import SupervisorControl
+from siterig.core.supervisor_contract import SupervisorControl
 
 ATTEMPTS_MAX = 5
 """A role that ends each time while this file is read, and not otherwise, may end because of it."""

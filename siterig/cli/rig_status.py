@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from siterig.cli import show, sites
+from siterig.cli import output, sites
 from siterig.cli.tables import Line
-from siterig.core.layout import Layout
+from siterig.core.paths import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -107,22 +107,22 @@ def lines_of(state: RigState) -> list[Line]:
     rig, roles = state.rig, state.rig["roles"]
     lines: list[Line] = [f"rig in {rig['folder']}, supervisor {rig['pid']}", ""]
     rows = [(role["name"], role["state"], role["pid"] or "-", role["restarts"]) for role in roles]
-    lines += show.table(("role", "state", "pid", "restarts"), rows)
+    lines += output.table(("role", "state", "pid", "restarts"), rows)
     lost = sites.lost({role["name"] for role in roles if role["state"] == "held"})
     lines += [f"site {name} is lost: siterig site restore {name} brings it back" for name in lost]
     for role in roles:
         if role["detail"]:
-            lines += show.detail(role["name"], role["detail"])
+            lines += output.detail(role["name"], role["detail"])
         for wait in role["waits"]:
-            lines += show.detail(role["name"], _wait_text(wait))
+            lines += output.detail(role["name"], _wait_text(wait))
     if state.vms:
-        lines += ["", *show.table(("VM", "side", "state"), [(vm["vm"], vm["side"], vm["state"]) for vm in state.vms])]
+        lines += ["", *output.table(("VM", "side", "state"), [(vm["vm"], vm["side"], vm["state"]) for vm in state.vms])]
     if state.items:
         columns = ("protected", "state", "health", "RPO", "applied", "point", "active")
-        lines += ["", *show.table(columns, [_item_row(item) for item in state.items])]
+        lines += ["", *output.table(columns, [_item_row(item) for item in state.items])]
         for item in state.items:
             for problem in _problems(item):
-                lines += show.detail(item["vm"], problem)
+                lines += output.detail(item["vm"], problem)
     return lines
 
 
@@ -133,7 +133,7 @@ def _wait_text(wait: Document) -> str:
         of = f" ({vm})" if disk is None else f" ({vm}/{disk})"
     elif disk is not None:
         of = f" (disk {disk})"
-    return f"waiting for {show.age(wait['since_ns'])}{of}: {wait['reason']} ({wait['code']})"
+    return f"waiting for {output.age(wait['since_ns'])}{of}: {wait['reason']} ({wait['code']})"
 
 
 def _item_row(item: Document) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from siterig.blockfs.core.errors import Code, RigError
 
 if TYPE_CHECKING:
     from siterig.azure_emu.contracts.ports import RoleStatus
-    from siterig.core.control import SupervisorControl
+    from siterig.core.supervisor_contract import SupervisorControl
 
 DEFAULT = "site"
 ROLES_OF_SITE = {DEFAULT: ("site", "agent")}

@@ -20,7 +20,7 @@ from siterig.blockfs.guests import hostmounts
 from siterig.blockfs.host import standalone
 from siterig.blockfs.host.standalone import EndedGeneration, StandAlone
 from siterig.blockfs.images.image import Image, MountFormat, mount_source, open_image
-from siterig.core.front_end import FuseOptions
+from siterig.core.fuse_options import FuseOptions
 from siterig.images import mountpoint
 
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -36,7 +36,7 @@ class MountRequest:
     tracked: bool
     read_only: bool
     format: MountFormat | None
-    front_end: FuseOptions
+    fuse_options: FuseOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ async def expose(request: MountRequest, *, ready: Callable[[Mounted], None], not
         async with trio.open_nursery() as nursery:
             nursery.start_soon(end.listen, signals)
             async with _opened(request, end, note) as mounted:
-                await _serve(mounted, request.front_end, end, ready, note)
+                await _serve(mounted, request.fuse_options, end, ready, note)
             nursery.cancel_scope.cancel()
     if end.interrupted:
         raise KeyboardInterrupt
@@ -142,7 +142,7 @@ async def _opened(request: MountRequest, end: _End, note: Callable[[str], None])
                     await alone.look_at_the_end()
                     alone.close()
         finally:
-            where.give_back()
+            where.remove_if_created()
     finally:
         image.close()
 
@@ -154,7 +154,7 @@ def _ended(image: Image, alone: StandAlone, log: EndedGeneration) -> str:
 
 
 async def _serve(
-    mounted: Mounted, front_end: FuseOptions, end: _End, ready: Callable[[Mounted], None], note: Callable[[str], None]
+    mounted: Mounted, fuse_options: FuseOptions, end: _End, ready: Callable[[Mounted], None], note: Callable[[str], None]
 ) -> None:
     image, where = mounted.image, mounted.disk.parent
     for use in await hostmounts.loops(mounted.disk):
@@ -168,7 +168,7 @@ async def _serve(
                     where,
                     source=mount_source(image.path),
                     read_only=image.read_only,
-                    fuse_server=front_end.fuse_server,
+                    fuse_server=fuse_options.fuse_server,
                     task_status=task_status,
                 )
                 end.serving.cancel()

@@ -29,7 +29,7 @@ class Mountpoint:
     path: Path
     made: bool
 
-    def give_back(self) -> None:
+    def remove_if_created(self) -> None:
         """Take the folder away if it was made; call it after the mount is gone."""
         if self.made:
             try:

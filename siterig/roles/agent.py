@@ -10,7 +10,7 @@ import trio
 from siterig.azure_emu.contracts.ports import Provider
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
-from siterig.core.layout import Layout
+from siterig.core.paths import Layout
 from siterig.replication.engine.retry import OFFICIAL_DELAYS_S
 from siterig.replication.hyperv.agent import HyperVAgent
 from siterig.roles.entry import Health, run_role

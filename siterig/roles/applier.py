@@ -9,7 +9,7 @@ from siterig.azure_emu.applier.service import RecoveryService
 from siterig.azure_emu.contracts.ports import RecoverySide
 from siterig.azure_emu.storage.azurite import connection_string
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
-from siterig.core.layout import Layout
+from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server
 

@@ -10,16 +10,16 @@ import trio
 from siterig.azure_emu.applier.changed_vm_disks import ChangedVmDisks
 from siterig.azure_emu.disks.view_provider import ManagedDiskViews
 from siterig.blockfs.host.disk_host import DiskHost
-from siterig.core.front_end import FuseOptions
-from siterig.core.layout import Layout
+from siterig.core.fuse_options import FuseOptions
 from siterig.core.limits import Limits
+from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
 from siterig.roles.hosting import clear_stale, host_disks
 from siterig.rpc import directory
 
 
 async def run(
-    layout: Layout, *, limits: Limits, front_end: FuseOptions, health: Health, task_status: trio.TaskStatus[None]
+    layout: Layout, *, limits: Limits, fuse_options: FuseOptions, health: Health, task_status: trio.TaskStatus[None]
 ) -> None:
     """Serve until cancelled."""
     await clear_stale(layout.azure_mount)
@@ -36,13 +36,13 @@ async def run(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(views.watch, directory.damage_reports(layout))
         nursery.start_soon(changed.report, directory.damage_reports(layout))
-        await host_disks(host, layout.azure_mount, layout.socket("azure"), task_status, front_end=front_end)
+        await host_disks(host, layout.azure_mount, layout.socket("azure"), task_status, fuse_options=fuse_options)
         nursery.cancel_scope.cancel()
 
 
 def main() -> None:
     """Run the role in this process."""
-    run_role(partial(run, limits=Limits.of_words(sys.argv), front_end=FuseOptions.of_words(sys.argv)))
+    run_role(partial(run, limits=Limits.of_words(sys.argv), fuse_options=FuseOptions.of_words(sys.argv)))
 
 
 if __name__ == "__main__":

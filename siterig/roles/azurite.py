@@ -6,7 +6,7 @@ import trio
 
 from siterig.azure_emu.storage.azurite import run_azurite
 from siterig.azure_emu.storage.blob_cache import BlobCacheAccount
-from siterig.core.layout import Layout
+from siterig.core.paths import Layout
 from siterig.roles.entry import Health, run_role
 
 

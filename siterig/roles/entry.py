@@ -19,7 +19,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.core.waits import RoleHealth, Wait, Waits
 from siterig.blockfs.files.json_text import json_text
 from siterig.core.failures import unwrap_rig_error
-from siterig.core.layout import PRIVATE_UMASK, Layout
+from siterig.core.paths import PRIVATE_UMASK, Layout
 from siterig.core.process_setup import allow_many_files, die_with_parent, forbid_core_dumps
 from siterig.supervisor.process import HealthAnswer, Readiness
 from siterig.supervisor.process_log import log_to_stderr

@@ -10,20 +10,20 @@ import trio
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.fuse import serving
 from siterig.blockfs.host.disk_host import DiskHost
-from siterig.core.front_end import FuseOptions
+from siterig.core.fuse_options import FuseOptions
 from siterig.rpc import server
 from siterig.supervisor import cleanup
 
 
 async def host_disks(
-    host: DiskHost, mount: Path, socket: Path, task_status: trio.TaskStatus[None], *, front_end: FuseOptions
+    host: DiskHost, mount: Path, socket: Path, task_status: trio.TaskStatus[None], *, fuse_options: FuseOptions
 ) -> None:
     """Serve the host's disks as files below ``mount`` and its control on ``socket``, until cancelled or unmounted."""
     try:
         async with trio.open_nursery() as nursery:
 
             async def serve_files(*, task_status: trio.TaskStatus[None]) -> None:
-                await serving.serve(host, mount, fuse_server=front_end.fuse_server, task_status=task_status)
+                await serving.serve(host, mount, fuse_server=fuse_options.fuse_server, task_status=task_status)
                 nursery.cancel_scope.cancel()
 
             await nursery.start(serve_files)

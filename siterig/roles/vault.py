@@ -8,7 +8,7 @@ from siterig.azure_emu.contracts.ports import ApplierReports, DamageReports, Rol
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.azure_emu.vault.service import Vault
 from siterig.blockfs.guests import hostmounts
-from siterig.core.layout import Layout
+from siterig.core.paths import Layout
 from siterig.replication.contracts.ports import VaultLink
 from siterig.roles.entry import Health, run_role
 from siterig.rpc import directory, server

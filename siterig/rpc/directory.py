@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 from siterig.azure_emu.contracts.ports import ApplierReports, DamageReports, Provider, RecoverySide, RoleReports
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.blockfs.contracts.control import DiskHostControl
-from siterig.core.control import SupervisorControl
-from siterig.core.layout import Layout
+from siterig.core.paths import Layout
+from siterig.core.supervisor_contract import SupervisorControl
 from siterig.replication.contracts.ports import VaultLink
 from siterig.rpc.client import proxy
 

@@ -11,7 +11,7 @@ from siterig.azure_emu.contracts.ports import RoleStatus
 from siterig.azure_emu.vault.context.roles import ROLE_WAIT_S, role_error
 from siterig.blockfs.core.clock import SYSTEM_CLOCK, Clock
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.core.control import SupervisorControl
+from siterig.core.supervisor_contract import SupervisorControl
 from siterig.rpc.client import WAIT_REPORTED_S, Guide, proxy
 
 SUPERVISOR = "supervisor"

@@ -14,7 +14,7 @@ import trio
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.guests import hostmounts
-from siterig.core.layout import Layout
+from siterig.core.paths import Layout
 
 _KILL_TIMEOUT_S = 10.0
 

@@ -19,11 +19,11 @@ from siterig.blockfs.core.code_root import child_environment
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import doctor
 from siterig.core import quick_start
-from siterig.core.control import SupervisorControl
-from siterig.core.front_end import FuseOptions
-from siterig.core.layout import Layout, check_format, create, restore_state
+from siterig.core.fuse_options import FuseOptions
 from siterig.core.limits import Limits
 from siterig.core.lock import ENDING, already_up, is_locked, take_ending, take_lock
+from siterig.core.paths import Layout, check_format, create, restore_state
+from siterig.core.supervisor_contract import SupervisorControl
 from siterig.rpc import directory
 from siterig.rpc.contract import check_socket_path, error_of
 from siterig.supervisor import cleanup, new_rig
@@ -72,7 +72,7 @@ async def up(
     *,
     until_eof: bool = False,
     quick_retries: bool = False,
-    front_end: FuseOptions | None = None,
+    fuse_options: FuseOptions | None = None,
     limits: Limits | None = None,
     announce: Callable[[str, str], None] = lambda _role, _state: None,
 ) -> Launched:
@@ -81,7 +81,7 @@ async def up(
     ``announce(role, state)`` is called as roles get ready, and of a new rig that fails with what their logs said last.
     With ``until_eof`` the rig ends when this process does, however it ends.  ``quick_retries``: the agent tries again after
     seconds instead of minutes.
-    ``front_end``: how the disks are served, and ``limits`` of them all, until it is down.
+    ``fuse_options``: how the disks are served, and ``limits`` of them all, until it is down.
     ``AlreadyUp``, ``StateVersion``, ``NotARig``, or what a role failed with.  What this machine lacks is found before
     anything is made or started (:func:`siterig.cli.doctor.require_fit`).
     """
@@ -98,7 +98,7 @@ async def up(
             announce,
             until_eof=until_eof,
             quick_retries=quick_retries,
-            words=[*(front_end or FuseOptions()).words(), *(limits or Limits()).words()],
+            words=[*(fuse_options or FuseOptions()).words(), *(limits or Limits()).words()],
             tells_logs=is_new,
         )
     except BaseException as error:

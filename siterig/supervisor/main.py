@@ -17,10 +17,10 @@ import structlog
 import trio
 
 from siterig.blockfs.core.errors import RigError
-from siterig.core import front_end, limits, quick_start
+from siterig.core import fuse_options, limits, quick_start
 from siterig.core.failures import unwrap_rig_error
-from siterig.core.layout import PRIVATE_UMASK, Layout, check_format, create
 from siterig.core.lock import take_lock
+from siterig.core.paths import PRIVATE_UMASK, Layout, check_format, create
 from siterig.core.process_setup import allow_many_files, forbid_core_dumps
 from siterig.rpc import directory
 from siterig.rpc.contract import error_body
@@ -40,7 +40,7 @@ ROLES: dict[str, tuple[str, ...]] = {
 """Each role and those it needs to get ready; all else is waited for where it is asked for."""
 
 
-_HOST_OPTIONS = (*front_end.OPTIONS, *limits.OPTIONS)
+_HOST_OPTIONS = (*fuse_options.OPTIONS, *limits.OPTIONS)
 OPTIONS = {"site": _HOST_OPTIONS, "azure": _HOST_OPTIONS, "agent": (QUICK_RETRIES,)}
 """The rig's options that a role is told; each is one word, perhaps with a value behind ``=``."""
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import structlog
 
 from siterig.blockfs.core.errors import RigError
-from siterig.core.layout import Layout
 from siterig.core.lock import take_lock
+from siterig.core.paths import Layout
 from siterig.supervisor import cleanup
 from siterig.supervisor.process import last_lines
 

@@ -23,8 +23,8 @@ from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
 from siterig.azure_emu.vault.context.roles import role_error
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
-from siterig.core.control import RigStatus, SupervisorControl
-from siterig.core.layout import Layout
+from siterig.core.paths import Layout
+from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 from siterig.rpc import server
 from siterig.supervisor import cleanup
 from siterig.supervisor.process import Child

@@ -9,14 +9,14 @@ from pathlib import Path
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.cli import sites
-from siterig.core.control import SupervisorControl
-from siterig.core.layout import Layout
+from siterig.core.paths import Layout
+from siterig.core.supervisor_contract import SupervisorControl
 from siterig.rpc import directory
 from siterig.supervisor import launch
 
 
 class Testbed:
-    """Handles on a rig that is up; implements :class:`siterig.scenarios.contracts.ports.Rig`.  Nothing here needs to be
+    """Handles on a rig that is up; implements :class:`siterig.scenarios.contracts.rig.Rig`.  Nothing here needs to be
     closed.
     """
 

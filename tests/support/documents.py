@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from siterig.cli import show
+from siterig.cli import output
 from siterig.cli.app import program
 from tests.support.rooms import ROOT
 
@@ -136,7 +136,7 @@ def problem(line: CommandLine) -> str | None:
     except Exception as error:
         return str(error)
     finally:
-        show.set_json(False)
+        output.set_json(False)
     return None
 
 

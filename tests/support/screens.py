@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from siterig.cli.tables import Line
-from siterig.scenarios.contracts.ports import Update
+from siterig.scenarios.contracts.rig import Update
 
 
 class TextScreen:

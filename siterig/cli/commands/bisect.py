@@ -8,10 +8,10 @@ import typer
 
 from siterig.azure_emu.vault.db.clock import rfc3339, rfc3339_or_none
 from siterig.azure_emu.vault.model.api import RecoveryPoint
-from siterig.bisect.bisect_run import Bisection, BisectRequest, ChangeSeen, Report, Trial
-from siterig.bisect.bisect_states import BisectState, MountedStates, make_label
+from siterig.bisect.runner import Bisection, BisectRequest, ChangeSeen, Report, Trial
+from siterig.bisect.states import BisectState, MountedStates, make_label
 from siterig.blockfs.core.host_process import HostProcess
-from siterig.cli import completion, exits, show
+from siterig.cli import completion, exit_status, output
 from siterig.cli.commands.options import POINTS, Dir, Json, VmName, example
 from siterig.cli.light_commands import running
 from siterig.rpc import directory
@@ -68,15 +68,15 @@ def bisect(
 
         def tell(trial: Trial) -> None:
             trials.append(trial)
-            show.progress(_trial_line(len(trials), trial))
+            output.progress(_trial_line(len(trials), trial))
 
-        report = await Bisection(states, request, tell, show.notice).run()
+        report = await Bisection(states, request, tell, output.notice).run()
         if as_json:
-            show.print_json(_json(vm, report, trials, keep=keep))
+            output.print_json(_json(vm, report, trials, keep=keep))
         else:
             _print(report, verbose=verbose, keep=keep)
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def _trial_line(number: int, trial: Trial) -> str:
@@ -93,27 +93,27 @@ def _trial_line(number: int, trial: Trial) -> str:
 def _print(report: Report, *, verbose: bool, keep: bool) -> None:
     if not verbose and report.failing.output:
         lost = report.failing.output_bytes - len(report.failing.output)
-        show.progress(f"--- output of CMD when it failed last{f', without the first {lost} bytes' if lost else ''}:")
-        show.foreign(report.failing.output)
-        show.progress("---")
+        output.progress(f"--- output of CMD when it failed last{f', without the first {lost} bytes' if lost else ''}:")
+        output.foreign(report.failing.output)
+        output.progress("---")
     good, bad = report.good, report.bad
     if report.undecided:
-        show.line(f"CMD was skipped at {len(report.undecided)} positions: the first bad one is one of these, or the last")
-    show.line(f"first bad position: {_named(bad)}")
-    show.line(f"last good position: {_named(good)}")
+        output.line(f"CMD was skipped at {len(report.undecided)} positions: the first bad one is one of these, or the last")
+    output.line(f"first bad position: {_named(bad)}")
+    output.line(f"last good position: {_named(good)}")
     for label, point in (("point before", report.point_before), ("point after", report.point_after)):
-        show.line(f"{label}: {_point_text(point)}")
+        output.line(f"{label}: {_point_text(point)}")
     for seen in report.changes[:SHOWN_CHANGES_MAX]:
-        show.print_lines(["", *_change_lines(seen)])
+        output.print_lines(["", *_change_lines(seen)])
     more = len(report.changes) - SHOWN_CHANGES_MAX
     if more > 0:
         text = f"and {more}{'' if report.all_changes else ' or more'} other changes (--json has them)"
-        show.print_lines(["", text])
+        output.print_lines(["", text])
     if keep:
         mounted = f"mounted: {bad.name} (bad), {good.name} (good); siterig point unmount VM NAME ends that"
-        show.print_lines(["", mounted])
+        output.print_lines(["", mounted])
         for name in sorted(bad.images):
-            show.print_lines([f"  {bad.images[name]}", f"  {good.images[name]}"])
+            output.print_lines([f"  {bad.images[name]}", f"  {good.images[name]}"])
 
 
 def _named(state: BisectState) -> str:

@@ -17,13 +17,13 @@ from siterig.azure_emu.vault.model.choices import Side
 from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo, PromotionInfo
 from siterig.blockfs.contracts.counters import DiskCounters, RequestCounters
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.cli import completion, exits, show
+from siterig.cli import completion, exit_status, output
 from siterig.cli.commands import kept
 from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.commands.scrub import scrub
 from siterig.cli.light_commands import running
 from siterig.cli.tables import Line
-from siterig.core.values import format_size, format_time, parse_disk_name, parse_size
+from siterig.core.parsing import format_size, format_time, parse_disk_name, parse_size
 from siterig.rpc import directory
 
 WATCH_S = 1.0
@@ -73,15 +73,15 @@ def list_disks(folder: Dir, as_json: Json = False) -> None:
             except RigError as error:
                 failure = failure or error
         if as_json:
-            show.print_json([_json(side, disk) for side, disk in found])
+            output.print_json([_json(side, disk) for side, disk in found])
         elif found or failure is None:
             columns = ("disk", "side", "size", "tracked", "generation", "unsent log", "dirty", "snapshot", "needs resync",
                        "promotion")  # fmt: skip
-            show.print_table(columns, [_row(side, disk) for side, disk in found], empty="no disks: siterig vm create")
+            output.print_table(columns, [_row(side, disk) for side, disk in found], empty="no disks: siterig vm create")
         if failure is not None:
             raise failure
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def _row(side: Side, disk: DiskInfo) -> tuple[object, ...]:
@@ -151,11 +151,11 @@ def resize(
         info = await host.resize_disk(vm=info.vm, disk=info.name, size_bytes=size_bytes)
         await _until_seen(info)
         if as_json:
-            show.print_json(_json(where, info))
+            output.print_json(_json(where, info))
         else:
-            show.line(f"disk {info.vm}/{info.name} ({where}) has {format_size(info.size_bytes)}: {info.path}")
+            output.line(f"disk {info.vm}/{info.name} ({where}) has {format_size(info.size_bytes)}: {info.path}")
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 async def _until_seen(disk: DiskInfo) -> None:
@@ -188,11 +188,11 @@ def stats(
         where, host, info = await _find(folder, disk, side)
         found, asked_s = await host.counters(vm=info.vm, disk=info.name), trio.current_time()
         if as_json:
-            show.print_json({"side": where, **found.model_dump(mode="json")})
+            output.print_json({"side": where, **found.model_dump(mode="json")})
         elif not watch:
-            show.print_lines(_drawn(where, found))
+            output.print_lines(_drawn(where, found))
         else:
-            with show.Drawing(sys.stdout) as drawing:
+            with output.Drawing(sys.stdout) as drawing:
                 drawing.draw(_drawn(where, found))
                 while True:
                     await trio.sleep(WATCH_S)
@@ -200,7 +200,7 @@ def stats(
                     found, asked_s = await host.counters(vm=info.vm, disk=info.name), trio.current_time()
                     drawing.draw(_drawn(where, found, before=before, passed_s=asked_s - since_s))
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def _drawn(side: Side, disk: DiskCounters, *, before: DiskCounters | None = None, passed_s: float = 1.0) -> list[Line]:
@@ -218,9 +218,9 @@ def _drawn(side: Side, disk: DiskCounters, *, before: DiskCounters | None = None
         f"disk {disk.vm}/{disk.name} ({side}): {format_size(disk.size_bytes)}, {logged}",
         f"counted since {rfc3339(disk.since_ns)}",
         "",
-        *show.table(columns, rows),
+        *output.table(columns, rows),
         "",
-        *show.table(("figure", "value"), _state(disk)),
+        *output.table(("figure", "value"), _state(disk)),
     ]
 
 

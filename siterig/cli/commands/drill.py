@@ -15,11 +15,11 @@ import trio
 import typer
 
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
-from siterig.cli import doctor, exits, provenance, show
+from siterig.cli import doctor, exit_status, output, provenance
 from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.tables import Part
-from siterig.core.layout import Layout
-from siterig.core.values import format_size, interval_notice, parse_size
+from siterig.core.parsing import format_size, interval_notice, parse_size
+from siterig.core.paths import Layout
 from siterig.supervisor import launch
 from siterig.testing.testbed import Testbed
 
@@ -64,11 +64,11 @@ def drill(
         try:
             return await _drill(fresh, settings, report, keep=keep, as_json=as_json)
         except BaseException as error:
-            if exits.interrupted(error):
+            if exit_status.interrupted(error):
                 shutil.rmtree(fresh.root, ignore_errors=True)
             raise
 
-    if not exits.run(work):
+    if not exit_status.run(work):
         raise typer.Exit(ExitStatus.FAILED)
 
 
@@ -100,21 +100,21 @@ class _Screen:
         self._as_json = as_json
 
     def line(self, *parts: Part) -> None:
-        """Implements :class:`siterig.scenarios.contracts.ports.Screen`."""
+        """Implements :class:`siterig.scenarios.contracts.rig.Screen`."""
         if not self._as_json:
-            show.line(*parts)
+            output.line(*parts)
         elif text := "".join(part if isinstance(part, str) else part[0] for part in parts).strip():
-            show.progress(text)
+            output.progress(text)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Implements :class:`siterig.scenarios.contracts.ports.Screen`."""
+        """Implements :class:`siterig.scenarios.contracts.rig.Screen`."""
         if not self._as_json:
-            show.print_table(columns, rows, empty="no steps")
+            output.print_table(columns, rows, empty="no steps")
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Callable[[int, int], None]]:
-        """Implements :class:`siterig.scenarios.contracts.ports.Screen`."""
-        with show.bar(title, None) as advance:
+        """Implements :class:`siterig.scenarios.contracts.rig.Screen`."""
+        with output.bar(title, None) as advance:
             shown_bytes = 0
 
             def update(done_bytes: int, total_bytes: int) -> None:
@@ -185,7 +185,7 @@ async def _drill(layout: Layout, settings: DrillSettings, report: Path | None, *
             for path in await trio.to_thread.run_sync(write_report, report, result):
                 screen.line(f"written: {path}")
         if as_json:
-            show.print_json(result)
+            output.print_json(result)
         kept = keep
     finally:
         if not kept:

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from siterig.blockfs.contracts.control import KeptImage
-from siterig.cli import completion, exits, show
+from siterig.cli import completion, exit_status, output
 from siterig.cli.commands.options import Dir, Json, VmName, example
 from siterig.cli.light_commands import running
-from siterig.core.values import format_size
+from siterig.core.parsing import format_size
 from siterig.rpc import directory
 
 
@@ -37,11 +37,13 @@ def list_kept(
         disks = await directory.site(running(folder)).list_disks(vm=vm)
         images = [(disk.vm, image) for disk in disks for image in disk.kept]
         if as_json:
-            show.print_json([{"vm": of, **image.model_dump(mode="json")} for of, image in images])
+            output.print_json([{"vm": of, **image.model_dump(mode="json")} for of, image in images])
         else:
-            show.print_table(("VM", "disk", "size", "used", "file"), [_row(of, image) for of, image in images], empty="none")
+            output.print_table(
+                ("VM", "disk", "size", "used", "file"), [_row(of, image) for of, image in images], empty="none"
+            )
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def _row(vm: str, image: KeptImage) -> tuple[object, ...]:
@@ -61,6 +63,6 @@ def delete_kept(
     async def work() -> None:
         await directory.site(running(folder)).delete_kept(vm=vm, file=file)
         if as_json:
-            show.print_json({"vm": vm, "deleted": file})
+            output.print_json({"vm": vm, "deleted": file})
 
-    exits.run(work)
+    exit_status.run(work)

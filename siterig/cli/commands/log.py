@@ -30,9 +30,9 @@ from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.blockfs.files.file_limit import too_large
 from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.guests import hostmounts
-from siterig.cli import exits, show
+from siterig.cli import exit_status, output
 from siterig.cli.commands.options import Json, JsonLines, example
-from siterig.core.values import check_file_name, format_size, parse_size
+from siterig.core.parsing import check_file_name, format_size, parse_size
 
 Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Segments (.hrl), in any order.")]
 ImageFormat = Annotated[
@@ -67,14 +67,14 @@ def _writing(path: Path) -> Iterator[None]:
 def _checked(files: list[Path], upto: int | None = None) -> CheckedLog:
     """The log that the files are, with remarks about it."""
     total_bytes = sum(file.size_bytes for file in in_order(files))
-    with show.bar("checking", total_bytes) as advance:
+    with output.bar("checking", total_bytes) as advance:
         log = check(files, upto=upto, advance=advance)
     if log.torn is not None:
-        show.notice(f"{log.torn.path}: {', '.join(_tail(log.torn))}, left out")
+        output.notice(f"{log.torn.path}: {', '.join(_tail(log.torn))}, left out")
     if log.first_seq > 1:
-        show.notice(f"the log begins with record {log.first_seq}: the image must be the disk as it was before that")
+        output.notice(f"the log begins with record {log.first_seq}: the image must be the disk as it was before that")
     if upto is not None and not log.files[-1].partial:
-        show.notice(f"the log ends with position {log.files[-1].last_position}, before {upto}")
+        output.notice(f"the log ends with position {log.files[-1].last_position}, before {upto}")
     return log
 
 
@@ -106,7 +106,7 @@ def show_log(
             if file.fault is not None:
                 raise file.fault
             if file.header is None:
-                show.notice(f"{file.path}: holds no segment yet, only what is being made ({file.size_bytes} bytes)")
+                output.notice(f"{file.path}: holds no segment yet, only what is being made ({file.size_bytes} bytes)")
                 continue
             with SegmentReader(file.path) as reader:
                 _print_header(reader, as_json=as_json)
@@ -119,9 +119,9 @@ def show_log(
                         left = None if left is None else left - 1
                 if tail.torn_bytes:
                     end = file.size_bytes - tail.torn_bytes - tail.room_bytes
-                    show.notice(f"{file.path}: torn tail of {tail.torn_bytes} bytes at byte {end}")
+                    output.notice(f"{file.path}: torn tail of {tail.torn_bytes} bytes at byte {end}")
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def _print_header(reader: SegmentReader, *, as_json: bool) -> None:
@@ -132,9 +132,9 @@ def _print_header(reader: SegmentReader, *, as_json: bool) -> None:
             "first_seq": header.first_seq, "boot_id": header.boot_id, "created": rfc3339(header.created_ns),
             "disk_size_bytes": header.disk_size_bytes,
         }  # fmt: skip
-        show.print_json_line({"segment": fields})
+        output.print_json_line({"segment": fields})
         return
-    show.line(
+    output.line(
         f"{reader.path}: disk {header.disk_id} ({format_size(header.disk_size_bytes)}), generation {header.generation}, "
         f"{header.stream} from {header.first_seq}, begun {rfc3339(header.created_ns)} in boot {header.boot_id}"
     )
@@ -153,7 +153,7 @@ def _print_record(reader: SegmentReader, record: Record, *, as_json: bool) -> No
             fields["tag"] = {"id": tag.tag_id, "name": tag.name, "kind": tag.kind}
         if record.type is RecordType.FLUSH:
             fields["closed"] = clean
-        show.print_json_line({"record": fields})
+        output.print_json_line({"record": fields})
         return
     note = f"{tag.name} {tag.kind}" if tag is not None else "closed in order" if clean else ""
     when = rfc3339(record.time_ns)
@@ -162,7 +162,7 @@ def _print_record(reader: SegmentReader, record: Record, *, as_json: bool) -> No
 
 def _print_row(*cells: object) -> None:
     """A record is printed as soon as it is read, so the widths of its columns are fixed."""
-    show.row(cells, (8, 10, -20, -8, 14, 9, -1))
+    output.row(cells, (8, 10, -20, -8, 14, 9, -1))
 
 
 # --- verify and replay --------------------------------------------------------------------------------------------
@@ -176,18 +176,18 @@ def verify_log(files: Files, as_json: JsonLines = False) -> None:
         for path, found in verify(files):
             total.add(found)
             if as_json:
-                show.print_json_line(_verified_json(path, found))
+                output.print_json_line(_verified_json(path, found))
             elif isinstance(found, RigError):
-                show.line(f"{found.message} ({found.code})")
+                output.line(f"{found.message} ({found.code})")
             else:
-                show.line("; ".join([f"{path}: ok: {_contents(found)}", *_tail(found)]))
+                output.line("; ".join([f"{path}: ok: {_contents(found)}", *_tail(found)]))
         if as_json:
-            show.print_json_line({"total": asdict(total)})
+            output.print_json_line({"total": asdict(total)})
         else:
-            show.line(total.text)
+            output.line(total.text)
         return total.bad_files == 0
 
-    if not exits.run(work):
+    if not exit_status.run(work):
         raise typer.Exit(ExitStatus.FAILED)
 
 
@@ -231,7 +231,7 @@ class _Total:
 
 def _verified_json(path: Path, found: FileSummary | RigError) -> dict[str, object]:
     if isinstance(found, RigError):
-        return {"file": str(path), "ok": False, "error": show.error_json(found)}
+        return {"file": str(path), "ok": False, "error": output.error_json(found)}
     return {
         "file": str(path), "ok": True, "records": found.records, "first_seq": found.first_seq, "last_seq": found.last_seq,
         "first_position": found.first_position, "last_position": found.last_position,
@@ -271,19 +271,19 @@ def replay_log(
         try:
             replay = Replay(log, onto)
             try:
-                with _writing(image), show.bar("applying", log.log_bytes) as advance:
+                with _writing(image), output.bar("applying", log.log_bytes) as advance:
                     replay.run(advance)
             except BaseException:
-                show.notice(_partial(image, replay))
+                output.notice(_partial(image, replay))
                 raise
         finally:
             onto.close()
         if as_json:
-            show.print_json(_applied_json(image, log, replay))
+            output.print_json(_applied_json(image, log, replay))
         else:
-            show.line(f"{image}: {_applied(log, replay)}")
+            output.line(f"{image}: {_applied(log, replay)}")
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 async def _refuse_in_use(image: Path) -> None:
@@ -334,19 +334,21 @@ def export_dm(
 
     async def work() -> None:
         log = _checked(files)
-        with _writing(out), show.bar("exporting", log.log_bytes) as advance:
+        with _writing(out), output.bar("exporting", log.log_bytes) as advance:
             done = export_log(log, out, base=base, format_=format_, advance=advance)
         if done.widened:
-            show.notice(f"{done.widened} records were widened to whole sectors")
+            output.notice(f"{done.widened} records were widened to whole sectors")
         if done.resizes:
-            show.notice(f"RESIZE has no counterpart ({done.resizes} left out): replay onto an image of the disk's last size")
+            output.notice(
+                f"RESIZE has no counterpart ({done.resizes} left out): replay onto an image of the disk's last size"
+            )
         if as_json:
             counts = {"records": done.records, "entries": done.entries, "widened": done.widened, "resizes": done.resizes}
-            show.print_json({"file": str(out), **counts, "disk_size_bytes": done.disk_size_bytes})
+            output.print_json({"file": str(out), **counts, "disk_size_bytes": done.disk_size_bytes})
         else:
-            show.line(f"{out}: records: {done.records}; entries: {done.entries}; disk: {done.disk_size_bytes} bytes")
+            output.line(f"{out}: records: {done.records}; entries: {done.entries}; disk: {done.disk_size_bytes} bytes")
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def import_dm(
@@ -365,18 +367,18 @@ def import_dm(
         check_file_name("log", target.name)
         size_bytes = None if size is None else parse_size(size)
         total_bytes = source.stat().st_size if source.is_file() else 0
-        with _writing(target), show.bar("importing", total_bytes) as advance:
+        with _writing(target), output.bar("importing", total_bytes) as advance:
             done = import_log(source, target.parent, target.name, size_bytes=size_bytes, advance=advance)
         if done.fua:
-            show.notice(f"{done.fua} entries have the flag FUA, which a change log cannot tell: it is left out")
+            output.notice(f"{done.fua} entries have the flag FUA, which a change log cannot tell: it is left out")
         if as_json:
             fields = {"files": [str(path) for path in done.paths], "disk_id": done.disk_id, "entries": done.entries}
-            show.print_json({**fields, "records": done.records, "disk_size_bytes": done.disk_size_bytes})
+            output.print_json({**fields, "records": done.records, "disk_size_bytes": done.disk_size_bytes})
             return
         row = done.paths[0] if len(done.paths) == 1 else f"{done.paths[0]} to {done.paths[-1].name}"
-        show.line(
+        output.line(
             f"{row}: entries: {done.entries}; records: {done.records}; disk: {done.disk_size_bytes} bytes, "
             f"new id {done.disk_id}"
         )
 
-    exits.run(work)
+    exit_status.run(work)

@@ -14,7 +14,7 @@ import typer
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.host_errors import os_errors_as
-from siterig.cli import exits, show
+from siterig.cli import exit_status, output
 from siterig.cli.commands.options import Json, example
 from siterig.manual import markdown, roff
 from siterig.manual.page import Page, pages
@@ -43,20 +43,20 @@ def man(
         if to is not None:
             files = await trio.to_thread.run_sync(_write, known, to)
             if as_json:
-                show.print_json({"files": [str(path) for path in files]})
+                output.print_json({"files": [str(path) for path in files]})
             else:
-                show.line(f"{to / 'man1'}: {len(files)} pages; man --local-file or MANPATH={to} finds them")
+                output.line(f"{to / 'man1'}: {len(files)} pages; man --local-file or MANPATH={to} finds them")
             return
         found = _named(known, command or [])
         if as_json:
-            show.print_json({"pages": [_as_json(page) for page in found]})
+            output.print_json({"pages": [_as_json(page) for page in found]})
         elif not command:
-            show.print_table(("command", "purpose"), [(page.command, page.summary) for page in found], empty="no pages")
+            output.print_table(("command", "purpose"), [(page.command, page.summary) for page in found], empty="no pages")
         else:
             for page in found:
                 _show(page)
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def _known() -> list[Page]:
@@ -80,10 +80,10 @@ def _as_json(page: Page) -> dict[str, str]:
 def _show(page: Page) -> None:
     """On a terminal with man(1), else as Markdown."""
     viewer = shutil.which("man")
-    if viewer is not None and show.is_terminal(sys.stdout):
+    if viewer is not None and output.is_terminal(sys.stdout):
         subprocess.run([viewer, "-l", "-"], input=roff.render(page, version("siterig")), text=True, check=False)
     else:
-        show.print_lines(markdown.render(page).splitlines())
+        output.print_lines(markdown.render(page).splitlines())
 
 
 def _write(known: list[Page], to: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import typer
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.images import vhd
-from siterig.cli import exits, show
+from siterig.cli import exit_status, output
 from siterig.cli.commands.options import (
     QUEUE,
     THREADS,
@@ -21,10 +21,10 @@ from siterig.cli.commands.options import (
     JsonLines,
     PortableFuse,
     example,
-    front_end_of,
+    fuse_options_of,
 )
 from siterig.cli.log_notes import log_as_notes
-from siterig.core.values import check_file_name, format_size
+from siterig.core.parsing import check_file_name, format_size
 from siterig.images.image_mount import Mounted, MountRequest, expose
 
 
@@ -73,23 +73,23 @@ def mount(
         request = MountRequest(
             image=image, where=where, name=name, tracked=log, read_only=read_only,
             format=None if format_ is None else format_.value,
-            front_end=front_end_of(fuse_threads, fuse_queue, portable=portable_fuse),
+            fuse_options=fuse_options_of(fuse_threads, fuse_queue, portable=portable_fuse),
         )  # fmt: skip
 
         def ready(mounted: Mounted) -> None:
             if as_json:
-                show.print_json_line({"mounted": _mounted_json(mounted)})
+                output.print_json_line({"mounted": _mounted_json(mounted)})
             else:
                 _print_mounted(mounted)
 
-        mounted = await expose(request, ready=ready, note=show.notice)
+        mounted = await expose(request, ready=ready, note=output.notice)
         with contextlib.suppress(BrokenPipeError):  # a script may have read the first line only
             if as_json:
-                show.print_json_line({"unmounted": _unmounted_json(mounted)})
+                output.print_json_line({"unmounted": _unmounted_json(mounted)})
             else:
                 _print_unmounted(mounted)
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def _vhd(mounted: Mounted) -> Path | None:
@@ -100,12 +100,12 @@ def _print_mounted(mounted: Mounted) -> None:
     image, state, where = mounted.image, mounted.alone.disk.state, mounted.disk.parent
     kind = "fixed VHD" if image.format == "vhd" else "raw"
     can = ", read-only" if image.read_only else ""
-    show.line(f"mounted {image.path} ({kind}, {format_size(image.size_bytes)}{can}) as {mounted.disk}")
+    output.line(f"mounted {image.path} ({kind}, {format_size(image.size_bytes)}{can}) as {mounted.disk}")
     if (as_vhd := _vhd(mounted)) is not None:
-        show.line(f"  as a fixed VHD, read-only: {as_vhd}")
+        output.line(f"  as a fixed VHD, read-only: {as_vhd}")
     if state.tracked:
-        show.line(f"  every write is logged, generation {state.generation}: {mounted.alone.segments()[-1]}, ...")
-    show.notice(f"Ctrl-C or umount {where} ends it")
+        output.line(f"  every write is logged, generation {state.generation}: {mounted.alone.segments()[-1]}, ...")
+    output.notice(f"Ctrl-C or umount {where} ends it")
 
 
 def _bytes(segments: list[Path]) -> int:
@@ -117,12 +117,12 @@ def _bytes(segments: list[Path]) -> int:
 
 
 def _print_unmounted(mounted: Mounted) -> None:
-    show.line(f"unmounted {mounted.disk.parent}")
+    output.line(f"unmounted {mounted.disk.parent}")
     state, segments = mounted.alone.disk.state, mounted.alone.segments()
     if segments:
         size = format_size(_bytes(segments))
         row = str(segments[0]) if len(segments) == 1 else f"{segments[0]} to {segments[-1].name}, {len(segments)} segments"
-        show.line(f"  the log of generation {state.generation}: {row}, {size}")
+        output.line(f"  the log of generation {state.generation}: {row}, {size}")
 
 
 def _mounted_json(mounted: Mounted) -> dict[str, object]:

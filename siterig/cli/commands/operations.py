@@ -10,10 +10,10 @@ import typer
 
 from siterig.azure_emu.vault.model.api import Job, VaultApi
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
-from siterig.cli import exits, show
+from siterig.cli import exit_status, output
 from siterig.cli.commands.options import Dir, Json, Point, VmName, example, vault
 from siterig.cli.follow import follow
-from siterig.core.values import format_size, parse_point
+from siterig.core.parsing import format_size, parse_point
 
 
 def register(app: typer.Typer) -> None:
@@ -38,10 +38,10 @@ async def run_job(api: VaultApi, job: Job, *, as_json: bool) -> int:
     """Follow a job to its end and print what came of it; the exit status."""
     job = await follow(api, job)
     if as_json:
-        show.print_json({"job": job})
+        output.print_json({"job": job})
     elif job.state == "Succeeded" and job.result is not None:
         rows = [(job.result.name, d.name, format_size(d.size_bytes), d.path) for d in job.result.disks]
-        show.print_table(("VM", "disk", "size", "file"), rows, empty=f"{job.result.name} has no disks")
+        output.print_table(("VM", "disk", "size", "file"), rows, empty=f"{job.result.name} has no disks")
     return job_status(job)
 
 
@@ -52,11 +52,11 @@ def job_status(job: Job) -> int:
     """
     if job.state == "Succeeded":
         for error in job.errors:
-            show.notice(f"{error.message} ({error.code})")
+            output.notice(f"{error.message} ({error.code})")
         return ExitStatus.OK
     failures = [RigError(Code.of(error.code), error.message) for error in job.errors]
     for failure in failures:
-        show.error(failure)
+        output.error(failure)
     not_up = any(failure.code.exit_status == ExitStatus.NOT_UP for failure in failures)
     return ExitStatus.NOT_UP if not_up else ExitStatus.FAILED
 
@@ -66,7 +66,7 @@ def _operate(folder: Path, start: Callable[[VaultApi], Awaitable[Job]], *, as_js
         api = vault(folder)
         return await run_job(api, await start(api), as_json=as_json)
 
-    raise typer.Exit(exits.run(work))
+    raise typer.Exit(exit_status.run(work))
 
 
 def failover_test(folder: Dir, vm: VmName, point: Point = "latest-processed", as_json: Json = False) -> None:

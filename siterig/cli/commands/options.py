@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from siterig.cli import completion, show
+from siterig.cli import completion, output
 from siterig.cli.light_commands import running
-from siterig.core import front_end
-from siterig.core.front_end import FuseOptions
-from siterig.core.layout import default_dir
+from siterig.core import fuse_options
+from siterig.core.fuse_options import FuseOptions
+from siterig.core.paths import default_dir
 
 if TYPE_CHECKING:
     from siterig.azure_emu.vault.model.api import VaultApi
@@ -29,11 +29,11 @@ Dir = Annotated[
 ]
 Json = Annotated[
     bool,
-    typer.Option("--json", is_eager=True, callback=show.set_json, help="Print JSON."),
+    typer.Option("--json", is_eager=True, callback=output.set_json, help="Print JSON."),
 ]
 JsonLines = Annotated[
     bool,
-    typer.Option("--json", is_eager=True, callback=show.set_json, help="Print one JSON document a line."),
+    typer.Option("--json", is_eager=True, callback=output.set_json, help="Print one JSON document a line."),
 ]
 VmName = Annotated[str, typer.Argument(metavar="VM", help="Name of the VM.", autocompletion=completion.vms)]
 POINTS = "latest, latest-processed, latest-app, the id or name of a point, @POSITION, or a time (RFC 3339)"
@@ -45,20 +45,20 @@ THREADS, QUEUE = str(FuseOptions().threads), str(FuseOptions().queue)
 
 PortableFuse = Annotated[
     bool,
-    typer.Option(front_end.PORTABLE_OPTION, help="Serve disks without C threads: slower, should these fail here."),
+    typer.Option(fuse_options.PORTABLE_OPTION, help="Serve disks without C threads: slower, should these fail here."),
 ]
 FuseThreads = Annotated[
-    str, typer.Option(front_end.THREADS_OPTION, metavar="N", help="How many C threads take requests on disks.")
+    str, typer.Option(fuse_options.THREADS_OPTION, metavar="N", help="How many C threads take requests on disks.")
 ]
 FuseQueue = Annotated[
     str,
-    typer.Option(front_end.QUEUE_OPTION, metavar="N", help="How many requests the kernel may make ahead of its callers."),
+    typer.Option(fuse_options.QUEUE_OPTION, metavar="N", help="How many requests the kernel may make ahead of its callers."),
 ]
 
 
-def front_end_of(threads: str, queue: str, *, portable: bool) -> FuseOptions:
+def fuse_options_of(threads: str, queue: str, *, portable: bool) -> FuseOptions:
     """From what these options say; ``InvalidLimit``."""
-    return FuseOptions.parse({front_end.THREADS_OPTION: threads, front_end.QUEUE_OPTION: queue}, portable=portable)
+    return FuseOptions.parse({fuse_options.THREADS_OPTION: threads, fuse_options.QUEUE_OPTION: queue}, portable=portable)
 
 
 def example(text: str) -> str:

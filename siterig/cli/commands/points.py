@@ -16,11 +16,11 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.core.sizes import SECTOR_BYTES
 from siterig.blockfs.images import vhd
-from siterig.cli import completion, exits, show
+from siterig.cli import completion, exit_status, output
 from siterig.cli.commands.options import POINTS, Dir, Json, VmName, example, vault
 from siterig.cli.light_commands import running
 from siterig.cli.reading_again import read_served
-from siterig.core.values import format_size, parse_point
+from siterig.core.parsing import format_size, parse_point
 from siterig.images import image_export
 from siterig.rpc import directory
 
@@ -69,16 +69,16 @@ def list_points(
         mounted = await api.mounted_points(vm=vm)
         points = [] if only_mounted else await api.points(vm=vm, limit=limit)
         if as_json:
-            show.print_json({"points": points, "mounted": mounted})
+            output.print_json({"points": points, "mounted": mounted})
             return
         rows = _rows(points, mounted)
         columns = ("position", "id", "type", "time", "name", "mounted")
-        show.print_table(columns, rows, empty=f"{vm} has no {'mounted' if only_mounted else 'recovery'} points")
+        output.print_table(columns, rows, empty=f"{vm} has no {'mounted' if only_mounted else 'recovery'} points")
         for state in mounted:
             for remark in filter(None, (state.broken, state.damage)):
-                show.notice(f"recovery/{vm}/{state.name}: {remark}")
+                output.notice(f"recovery/{vm}/{state.name}: {remark}")
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def _rows(points: list[RecoveryPoint], mounted: list[MountedPoint]) -> list[tuple[object, ...]]:
@@ -118,18 +118,18 @@ def mount(
             vm=vm, point=None if point is None else parse_point(point), position=position, time=time
         )
         if as_json:
-            show.print_json(made)
+            output.print_json(made)
         else:
             rows = [(made.name, made.position, d.name, format_size(d.size_bytes), d.path) for d in made.disks]
-            show.print_table(("mounted", "position", "disk", "size", "file"), rows, empty=f"{vm} has no disks")
+            output.print_table(("mounted", "position", "disk", "size", "file"), rows, empty=f"{vm} has no disks")
         _tell_damage(made)
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def _tell_damage(made: MountedPoint) -> None:
     if made.damage is not None:
-        show.notice(made.damage)
+        output.notice(made.damage)
 
 
 def unmount(
@@ -148,9 +148,9 @@ def unmount(
     async def work() -> None:
         await vault(folder).unmount_point(vm=vm, name=name)
         if as_json:
-            show.print_json({"vm": vm, "name": name})
+            output.print_json({"vm": vm, "name": name})
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 # --- export -------------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def export(
                     f"{vm}/{source.name} has {source.size_bytes} bytes: {vhd.WHY_NOT}; export it as vhdx",
                 )
             if source.sector_bytes != SECTOR_BYTES and format_ != "vhdx":
-                show.notice(
+                output.notice(
                     f"disk {vm}/{source.name} declares sectors of {source.sector_bytes} bytes, which format {format_} "
                     f"cannot express: give --sector-size {source.sector_bytes} when it is imported, or export it as vhdx"
                 )
@@ -236,15 +236,15 @@ def export(
             shown = f"{vm}/{source.name} at {made.position}"
 
             async def write() -> None:
-                with show.bar(shown, disk_bytes) as advance:
+                with output.bar(shown, disk_bytes) as advance:
                     await image_export.export(image, to, format_, force=force, advance=advance, sector_bytes=sector_bytes)
 
-            await read_served(directory.supervisor(running(folder)), "azure", image, write, show.notice)
+            await read_served(directory.supervisor(running(folder)), "azure", image, write, output.notice)
         size_bytes = source.size_bytes if to.is_block_device() else to.stat().st_size
         if as_json:
             fields = {"vm": vm, "disk": source.name, "position": made.position, "recovery_point": made.recovery_point}
-            show.print_json({**fields, "file": str(to), "format": format_, "file_bytes": size_bytes})
+            output.print_json({**fields, "file": str(to), "format": format_, "file_bytes": size_bytes})
         else:
-            show.line(f"{to}: {vm}/{source.name} at position {made.position}, {format_}, {format_size(size_bytes)}")
+            output.line(f"{to}: {vm}/{source.name} at position {made.position}, {format_}, {format_size(size_bytes)}")
 
-    exits.run(work)
+    exit_status.run(work)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from siterig.cli import completion, exits, show
+from siterig.cli import completion, exit_status, output
 from siterig.cli.commands.options import Dir, Json, example, vault
 from siterig.cli.follow import task_state
 from siterig.cli.tables import style_of
@@ -32,24 +32,24 @@ def jobs(
         if name is None:
             found = await api.jobs()
             if as_json:
-                show.print_json(found)
+                output.print_json(found)
                 return
             rows = [
                 (j.name, j.scenarioName, j.targetObjectName, j.state, j.startTime or "-", j.endTime or "-") for j in found
             ]
-            show.print_table(("job", "scenario", "VM", "state", "start", "end"), rows, empty="no jobs yet")
+            output.print_table(("job", "scenario", "VM", "state", "start", "end"), rows, empty="no jobs yet")
             return
         job = await api.job(name=name)
         if as_json:
-            show.print_json(job)
+            output.print_json(job)
             return
-        show.line(f"{job.friendlyName} {job.targetObjectName}: ", (job.state, style_of(job.state)))
+        output.line(f"{job.friendlyName} {job.targetObjectName}: ", (job.state, style_of(job.state)))
         tasks = [(t.friendlyName, t.name, task_state(t), t.startTime or "-", t.endTime or "-") for t in job.tasks]
-        show.print_table(("task", "name", "state", "start", "end"), tasks, empty="no tasks")
+        output.print_table(("task", "name", "state", "start", "end"), tasks, empty="no tasks")
         for error in job.errors:
-            show.line(f"{error.message} ({error.code})")
+            output.line(f"{error.message} ({error.code})")
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def events(folder: Dir, as_json: Json = False) -> None:
@@ -58,9 +58,9 @@ def events(folder: Dir, as_json: Json = False) -> None:
     async def work() -> None:
         found = await vault(folder).events()
         if as_json:
-            show.print_json(found)
+            output.print_json(found)
             return
         rows = [(e.timeOfOccurrence, e.severity, e.affectedObject, e.description, e.eventCode) for e in found]
-        show.print_table(("time", "severity", "object", "what", "code"), rows, empty="no events yet")
+        output.print_table(("time", "severity", "object", "what", "code"), rows, empty="no events yet")
 
-    exits.run(work)
+    exit_status.run(work)

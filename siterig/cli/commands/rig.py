@@ -10,7 +10,7 @@ import typer
 
 from siterig.blockfs.contracts.shares import KEPT_SHARE_MAX, STORE_SHARE_MAX, WhenFull
 from siterig.blockfs.core.errors import ExitStatus
-from siterig.cli import exits, light_commands, rig_status, show
+from siterig.cli import exit_status, light_commands, output, rig_status
 from siterig.cli.commands.options import (
     QUEUE,
     THREADS,
@@ -20,11 +20,11 @@ from siterig.cli.commands.options import (
     Json,
     PortableFuse,
     example,
-    front_end_of,
+    fuse_options_of,
 )
 from siterig.cli.light_commands import running
 from siterig.core import limits
-from siterig.core.layout import Layout
+from siterig.core.paths import Layout
 
 WATCH_S = 1.0
 
@@ -54,13 +54,13 @@ def doctor(
             found += await trio.to_thread.run_sync(checks.test_checks)
         if as_json:
             rows = [{"name": c.name, "ok": c.ok, "found": c.found, "remedy": None if c.ok else c.remedy} for c in found]
-            show.print_json(rows)
+            output.print_json(rows)
         else:
             marks = [("ok" if c.ok else "MISSING", c.name, c.found if c.ok else f"{c.found}; {c.remedy}") for c in found]
-            show.print_table(("state", "check", "found"), marks, empty="nothing to check")
+            output.print_table(("state", "check", "found"), marks, empty="nothing to check")
         return all(check.ok for check in found)
 
-    if not exits.run(work):
+    if not exit_status.run(work):
         raise typer.Exit(ExitStatus.ENVIRONMENT)
 
 
@@ -98,30 +98,30 @@ def up(
         layout = Layout.of(folder)
         said = zip(limits.OPTIONS, (log_share_max, when_log_full, snapshot_share_max), strict=True)
         allowed = limits.Limits.parse(dict(said))
-        front_end = front_end_of(fuse_threads, fuse_queue, portable=portable_fuse)
+        fuse_options = fuse_options_of(fuse_threads, fuse_queue, portable=portable_fuse)
 
         def announce(role: str, state: str) -> None:
-            show.progress(f"{role}: {state}")
+            output.progress(f"{role}: {state}")
 
         launched = await launch.up(
             layout,
             until_eof=until_eof,
             quick_retries=quick_retries,
-            front_end=front_end,
+            fuse_options=fuse_options,
             limits=allowed,
             announce=announce,
         )
         if as_json:
-            show.print_json_line({"folder": str(layout.root), "source_disks": str(layout.site_mount)})
+            output.print_json_line({"folder": str(layout.root), "source_disks": str(layout.site_mount)})
         else:
-            show.line(f"the rig is up: state in {layout.root}, source disks in {layout.site_mount}")
+            output.line(f"the rig is up: state in {layout.root}, source disks in {layout.site_mount}")
         if until_eof:
             try:
                 await trio.to_thread.run_sync(sys.stdin.buffer.read, abandon_on_cancel=True)
             finally:
                 await launched.end()
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def down(folder: Dir, as_json: Json = False) -> None:
@@ -136,13 +136,13 @@ def down(folder: Dir, as_json: Json = False) -> None:
         layout = Layout.of(folder)
         done = await launch.down(layout)
         if as_json:
-            show.print_json({"folder": str(layout.root), "done": done})
+            output.print_json({"folder": str(layout.root), "done": done})
             return
         for text in done:
-            show.progress(text)
-        show.line(f"the rig in {layout.root} is down")
+            output.progress(text)
+        output.line(f"the rig in {layout.root} is down")
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def status(
@@ -153,7 +153,7 @@ def status(
     """Show the rig's roles, VMs and protected items; exit status 1 if a role is not ready or does not answer."""
 
     if watch and not as_json:
-        exits.run(lambda: _watch(folder))
+        exit_status.run(lambda: _watch(folder))
     light_commands.status(folder, as_json=as_json)
 
 
@@ -162,7 +162,7 @@ async def _watch(folder: Path) -> None:
     import trio
 
     layout = running(folder)
-    with show.Drawing(sys.stdout) as drawing:
+    with output.Drawing(sys.stdout) as drawing:
         while True:
             drawing.draw(rig_status.lines_of(await rig_status.rig_state(layout)))
             await trio.sleep(WATCH_S)

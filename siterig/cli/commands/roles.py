@@ -9,10 +9,10 @@ import typer
 
 from siterig.azure_emu.contracts.ports import RoleStatus
 from siterig.blockfs.core.errors import ExitStatus
-from siterig.cli import completion, exits, show, sites
+from siterig.cli import completion, exit_status, output, sites
 from siterig.cli.commands.options import Dir, Json, example
 from siterig.cli.light_commands import running
-from siterig.core.control import SupervisorControl
+from siterig.core.supervisor_contract import SupervisorControl
 from siterig.rpc import directory
 
 RoleName = Annotated[
@@ -57,10 +57,10 @@ async def _supervisor(folder: Path) -> SupervisorControl:
 
 def _print(roles: list[RoleStatus], *, as_json: bool) -> None:
     if as_json:
-        show.print_json(roles)
+        output.print_json(roles)
         return
-    rows = [(r.name, r.state, r.pid or "-", r.restarts, show.age(r.since_ns), r.detail) for r in roles]
-    show.print_table(("role", "state", "pid", "restarts", "for", "detail"), rows, empty="no roles")
+    rows = [(r.name, r.state, r.pid or "-", r.restarts, output.age(r.since_ns), r.detail) for r in roles]
+    output.print_table(("role", "state", "pid", "restarts", "for", "detail"), rows, empty="no roles")
 
 
 def list_roles(folder: Dir, as_json: Json = False) -> None:
@@ -71,7 +71,7 @@ def list_roles(folder: Dir, as_json: Json = False) -> None:
         _print(roles, as_json=as_json)
         return all(role.state == "ready" for role in roles)
 
-    if not exits.run(work):
+    if not exit_status.run(work):
         raise typer.Exit(ExitStatus.FAILED)
 
 
@@ -83,7 +83,7 @@ def restart(folder: Dir, name: RoleName, as_json: Json = False) -> None:
         await supervisor.kill_role(name=name)
         _print([await supervisor.start_role(name=name)], as_json=as_json)
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def kill(
@@ -98,7 +98,7 @@ def kill(
         supervisor = await _supervisor(folder)
         _print([await supervisor.kill_role(name=name, hold=hold)], as_json=as_json)
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def lose(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) -> None:
@@ -108,7 +108,7 @@ def lose(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) -> 
         supervisor = await _supervisor(folder)
         _print(await sites.lose(supervisor, site), as_json=as_json)
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def restore(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) -> None:
@@ -118,4 +118,4 @@ def restore(folder: Dir, site: SiteName = sites.DEFAULT, as_json: Json = False) 
         supervisor = await _supervisor(folder)
         _print(await sites.restore(supervisor, site), as_json=as_json)
 
-    exits.run(work)
+    exit_status.run(work)

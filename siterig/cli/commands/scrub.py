@@ -17,11 +17,11 @@ from siterig.azure_emu.vault.model.api import ManagedDisk, RecoveryPoint, VaultA
 from siterig.blockfs.core import short_ids
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.blockfs.core.sizes import STAT_BLOCK_BYTES
-from siterig.cli import completion, exits, show
+from siterig.cli import completion, exit_status, output
 from siterig.cli.commands.options import Dir, Json, vault
 from siterig.cli.light_commands import running
-from siterig.core.layout import Layout, check_format
-from siterig.core.values import format_size
+from siterig.core.parsing import format_size
+from siterig.core.paths import Layout, check_format
 from siterig.rpc import directory
 
 Which = Annotated[
@@ -73,17 +73,17 @@ def scrub(
             await _tell(directory.damage_reports(layout), found)
         points = await _points(api, [store for store, damages in found if damages])
         if as_json:
-            show.print_json([_json(store, damages, points) for store, damages in found])
+            output.print_json([_json(store, damages, points) for store, damages in found])
         else:
             for store, damages in found:
                 _print(store, damages, points)
             if not repair and any(damages for _, damages in found):
-                show.notice("siterig disk scrub --repair writes again what can be made from the rest of a managed disk")
+                output.notice("siterig disk scrub --repair writes again what can be made from the rest of a managed disk")
             if not found:
-                show.line("no managed disks: siterig protect")
+                output.line("no managed disks: siterig protect")
         return ExitStatus.FAILED if any(damages for _, damages in found) else ExitStatus.OK
 
-    raise typer.Exit(exits.run(work))
+    raise typer.Exit(exit_status.run(work))
 
 
 def _vault(folder: Path) -> VaultApi | None:
@@ -120,7 +120,7 @@ def _chosen(stores: list[_Store], which: list[str]) -> list[_Store]:
 
 async def _scrub(store: _Store) -> list[Damage] | None:
     """None: it was deleted meanwhile."""
-    with show.bar(store.title, _used_bytes(store.folder)) as advance:
+    with output.bar(store.title, _used_bytes(store.folder)) as advance:
         try:
             # Ctrl-C does not wait for its end: it changes nothing.
             return await trio.to_thread.run_sync(lambda: list(scrub_store(store.folder, advance)), abandon_on_cancel=True)
@@ -135,10 +135,10 @@ async def _repair(recovery: RecoverySide, store: _Store, damages: list[Damage]) 
     try:
         await recovery.repair(disk_id=store.folder.name)
     except RigError as error:
-        show.notice(f"{store.title}: nothing can be repaired: {error.message} ({error.code})")
+        output.notice(f"{store.title}: nothing can be repaired: {error.message} ({error.code})")
         return damages
     left = await _scrub(store) or []
-    show.notice(f"{store.title}: {max(len(damages) - len(left), 0)} of {len(damages)} repaired")
+    output.notice(f"{store.title}: {max(len(damages) - len(left), 0)} of {len(damages)} repaired")
     return left
 
 
@@ -159,7 +159,7 @@ async def _tell(reports: DamageReports, found: list[tuple[_Store, list[Damage]]]
             if store.disk is not None:
                 await reports.scrubbed(disk_id=store.disk.disk_id, damages=damages)
     except RigError as error:
-        show.notice(f"the vault was not told: {error.message} ({error.code})")
+        output.notice(f"the vault was not told: {error.message} ({error.code})")
 
 
 async def _points(api: VaultApi | None, stores: list[_Store]) -> dict[str, list[RecoveryPoint]]:
@@ -190,7 +190,7 @@ def _json(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryP
 
 def _print(store: _Store, damages: list[Damage], points: dict[str, list[RecoveryPoint]]) -> None:
     if not damages:
-        show.line(f"{store.title}: as it was written, {format_size(_used_bytes(store.folder))}")
+        output.line(f"{store.title}: as it was written, {format_size(_used_bytes(store.folder))}")
         return
     rows = []
     for damage in damages:
@@ -200,10 +200,10 @@ def _print(store: _Store, damages: list[Damage], points: dict[str, list[Recovery
         hurt = _hurt(damage, store, points)
         file = Path(damage.path).relative_to(store.folder)
         rows.append((file, damage.offset, damage.what, whole, len(hurt) if store.disk is not None else "?"))
-    show.line(f"{store.title}: {len(damages)} damaged, in {store.folder}")
-    show.print_table(("file", "byte", "what", "positions not whole", "points"), rows, empty="")
+    output.line(f"{store.title}: {len(damages)} damaged, in {store.folder}")
+    output.print_table(("file", "byte", "what", "positions not whole", "points"), rows, empty="")
     hurting = [damage for damage in damages if damage.first_position is not None]
     if store.disk is not None and any(damage.last_position is None for damage in hurting):
-        show.notice(f"siterig resync {store.disk.vm} sends again what cannot be read, as long as the source is there")
+        output.notice(f"siterig resync {store.disk.vm} sends again what cannot be read, as long as the source is there")
     elif hurting:
-        show.notice(f"{store.title}: older points only; it goes when retention folds them")
+        output.notice(f"{store.title}: older points only; it goes when retention folds them")

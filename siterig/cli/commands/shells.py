@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from siterig.cli import completion, show
+from siterig.cli import completion, output
 from siterig.cli.commands.options import Json, example
 
 
@@ -30,6 +30,6 @@ def print_script(
     """Print what a shell has to evaluate to complete siterig and ./rig; its first lines say how."""
     text = completion.script(shell.value)
     if as_json:
-        show.print_json({"shell": shell.value, "script": text})
+        output.print_json({"shell": shell.value, "script": text})
     else:
-        show.print_lines(text.splitlines())
+        output.print_lines(text.splitlines())

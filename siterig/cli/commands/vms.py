@@ -11,9 +11,9 @@ from siterig.azure_emu.vault.model.choices import HOURS_DEFAULT, Side
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.sizes import SECTOR_SIZES, check_sectors, known_size
 from siterig.blockfs.images.image_formats import FORMATS, ImageFormat
-from siterig.cli import completion, exits, light_commands, show
+from siterig.cli import completion, exit_status, light_commands, output
 from siterig.cli.commands.options import Dir, Json, VmName, example, vault
-from siterig.core.values import (
+from siterig.core.parsing import (
     check_schedule,
     format_size,
     interval_notice,
@@ -88,19 +88,19 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Create a source VM with its disks, which appear as files in the site's mount."""
-    from siterig.cli.follow import while_imported
+    from siterig.cli.follow import with_import_progress
 
     async def work() -> None:
         specs = await _specs(disk, format_ or [], sector_size or [], backing=backing)
         api = vault(folder)
-        made = await while_imported(api, vm, specs, lambda: api.create_vm(vm=vm, disks=specs))
+        made = await with_import_progress(api, vm, specs, lambda: api.create_vm(vm=vm, disks=specs))
         if as_json:
-            show.print_json(made)
+            output.print_json(made)
         else:
             rows = [(d.name, format_size(d.size_bytes), d.path) for d in made.disks]
-            show.print_table(("disk", "size", "file"), rows, empty=f"{vm} has no disks")
+            output.print_table(("disk", "size", "file"), rows, empty=f"{vm} has no disks")
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 async def _specs(disks: list[str], formats: list[str], sector_sizes: list[str], *, backing: bool) -> list[DiskSpec]:
@@ -159,7 +159,7 @@ async def _imported(text: str, format_of: dict[str, ImageFormat]) -> DiskSpec:
             Code.DiskTooSmall, f"disk {name}: its size is {size_bytes} bytes; the disk in {path} has {source.size_bytes}"
         )
     if source.remark is not None:
-        show.notice(source.remark)
+        output.notice(source.remark)
     return DiskSpec(
         name=name,
         size_bytes=size_bytes or source.size_bytes,
@@ -203,11 +203,11 @@ def protect(
     async def work() -> int:
         check_schedule(app_every_s)
         for text in filter(None, (interval_notice(interval_s), retention.remark(history_hours))):
-            show.notice(text)
+            output.notice(text)
         api = vault(folder)
         for disks in (v.disks for v in await api.list_vms() if (v.name, v.side) == (vm, "site")):
             for remark in disk_limits.remarks(vm, disks):
-                show.notice(remark)
+                output.notice(remark)
         job = await api.enable_protection(
             vm=vm, interval_s=interval_s, app_consistent_every_s=app_every_s, history_hours=history_hours
         )
@@ -217,10 +217,10 @@ def protect(
             jobs = [j for j in await api.jobs() if j.scenarioName == FINALIZE_SCENARIO and j.targetObjectName == vm]
             finalize = await follow(api, jobs[0])
         if as_json:
-            show.print_json({"job": job, "finalize_job": finalize})
+            output.print_json({"job": job, "finalize_job": finalize})
         return job_status(finalize or job)
 
-    raise typer.Exit(exits.run(work))
+    raise typer.Exit(exit_status.run(work))
 
 
 def rename(
@@ -237,7 +237,7 @@ def rename(
         api = vault(folder)
         return await run_job(api, await api.rename_vm(vm=vm, name=name), as_json=as_json)
 
-    raise typer.Exit(exits.run(work))
+    raise typer.Exit(exit_status.run(work))
 
 
 def delete(
@@ -254,7 +254,7 @@ def delete(
         api = vault(folder)
         return await run_job(api, await api.delete_vm(vm=vm, side=side), as_json=as_json)
 
-    raise typer.Exit(exits.run(work))
+    raise typer.Exit(exit_status.run(work))
 
 
 def unprotect(folder: Dir, vm: VmName, as_json: Json = False) -> None:
@@ -266,7 +266,7 @@ def unprotect(folder: Dir, vm: VmName, as_json: Json = False) -> None:
         api = vault(folder)
         return await run_job(api, await api.disable_protection(vm=vm), as_json=as_json)
 
-    raise typer.Exit(exits.run(work))
+    raise typer.Exit(exit_status.run(work))
 
 
 def points(
@@ -280,16 +280,16 @@ def points(
     async def work() -> None:
         found = await vault(folder).points(vm=vm, limit=limit)
         if as_json:
-            show.print_json(found)
+            output.print_json(found)
         else:
             columns = ["id", "type", "time", "position", "name"]
             rows: list[list[object]] = [[p.id, p.type, p.time, p.position, p.name] for p in found]
             if any(p.downgraded_because for p in found):
                 columns.append("not application-consistent because")
                 rows = [[*row, p.downgraded_because or ""] for row, p in zip(rows, found, strict=True)]
-            show.print_table(columns, rows, empty=f"{vm} has no recovery points yet")
+            output.print_table(columns, rows, empty=f"{vm} has no recovery points yet")
 
-    exits.run(work)
+    exit_status.run(work)
 
 
 def take_point(
@@ -307,10 +307,10 @@ def take_point(
         kind: TagKind = "ApplicationConsistent" if app_consistent else "CrashConsistent"
         point = await vault(folder).create_point(vm=vm, kind=kind, name=name)
         if as_json:
-            show.print_json(point)
+            output.print_json(point)
         else:
-            show.line(f"{point.type} point {point.id} at position {point.position}")
+            output.line(f"{point.type} point {point.id} at position {point.position}")
         if point.downgraded_because is not None:
-            show.notice(f"the point is not application-consistent: {point.downgraded_because}")
+            output.notice(f"the point is not application-consistent: {point.downgraded_because}")
 
-    exits.run(work)
+    exit_status.run(work)

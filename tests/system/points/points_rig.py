@@ -14,9 +14,9 @@ import trio
 from siterig.azure_emu.contracts.ports import ManagedDiskState, Provider
 from siterig.azure_emu.vault.model.api import Job
 from siterig.blockfs.core.errors import RigError
-from siterig.core.front_end import FuseOptions
-from siterig.core.layout import Layout, create
+from siterig.core.fuse_options import FuseOptions
 from siterig.core.limits import Limits
+from siterig.core.paths import Layout, create
 from siterig.rpc import directory, server
 from siterig.rpc.client import proxy
 from siterig.supervisor import cleanup

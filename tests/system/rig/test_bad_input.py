@@ -27,8 +27,8 @@ import trio
 from siterig.azure_emu.vault.db.migrations import OLDEST_VERSION
 from siterig.azure_emu.vault.db.schema import FORMAT_VERSION
 from siterig.blockfs.guests import hostmounts
-from siterig.core import layout
-from siterig.core.layout import Layout
+from siterig.core import paths
+from siterig.core.paths import Layout
 from siterig.supervisor import cleanup, launch
 from tests.support.needs import needs_program
 
@@ -109,7 +109,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 def down(tmp_path: Path) -> Iterator[Rig]:
     """A rig that was never up."""
     rig = Rig(tmp_path / "rig")
-    layout.create(rig.layout)
+    paths.create(rig.layout)
     yield rig
     rig.end()
 

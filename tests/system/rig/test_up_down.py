@@ -19,7 +19,7 @@ from siterig.azure_emu.contracts.ports import DiskSpec
 from siterig.blockfs.changelog.position_counter import read_position
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.guests import hostmounts
-from siterig.core.layout import Layout
+from siterig.core.paths import Layout
 from siterig.rpc import directory
 from siterig.supervisor import cleanup, launch
 from siterig.testing.testbed import Testbed

@@ -1,4 +1,4 @@
-"""Nothing is printed past siterig/cli/show.py, which escapes every text."""
+"""Nothing is printed past siterig/cli/output.py, which escapes every text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("blockfs", "replication", "azure_emu", "scenarios", "siterig", "cext")
 MAY_WRITE = {
-    "siterig/cli/show.py",  # the one way
+    "siterig/cli/output.py",  # the one way
     "siterig/__main__.py",  # a constant, before anything can be imported
     "scenarios/workloads/ledger.py",  # speaks to its parent process over a pipe
     "cext/build_cext.py",

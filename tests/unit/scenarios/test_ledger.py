@@ -11,7 +11,7 @@ import pytest
 
 from siterig.blockfs.core.errors import RigError
 from siterig.scenarios.checks.ledger_check import check_ledger
-from siterig.scenarios.workloads.acks import RECORD_BYTES, Ack, AckWriter, read_acks
+from siterig.scenarios.workloads.ack_log import RECORD_BYTES, Ack, AckWriter, read_acks
 from siterig.scenarios.workloads.ledger import Ledger, run
 
 

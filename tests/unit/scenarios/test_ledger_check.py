@@ -10,7 +10,7 @@ import pytest
 
 from siterig.scenarios.checks.ledger_check import LedgerCheck, check_ledger
 from siterig.scenarios.workloads import ledger_schema
-from siterig.scenarios.workloads.acks import Ack
+from siterig.scenarios.workloads.ack_log import Ack
 
 # Transaction n begins at position 10 n and is done at 10 n + 5.
 ACKS = [Ack(n, 10 * n, 10 * n + 5, n) for n in range(1, 31)]

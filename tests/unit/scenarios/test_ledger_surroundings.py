@@ -11,7 +11,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.scenarios.checks.vm_checks import check_corpus, first_difference
 from siterig.scenarios.drill.drill_loss import recovery_point_s
 from siterig.scenarios.workloads import corpus
-from siterig.scenarios.workloads.acks import Ack
+from siterig.scenarios.workloads.ack_log import Ack
 
 MIB = 1024 * 1024
 

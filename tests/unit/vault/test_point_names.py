@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 from siterig.azure_emu.contracts.ports import DiskSpec
 from siterig.azure_emu.vault.db.schema import JobRow, PointRow
 from siterig.blockfs.core.errors import RigError
-from siterig.cli.show import print_table
-from siterig.core.values import parse_point
+from siterig.cli.output import print_table
+from siterig.core.parsing import parse_point
 from tests.support.rigs.vault_fakes import World, ended, protected, running
 
 

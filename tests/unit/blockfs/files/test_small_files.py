@@ -13,7 +13,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.disk.disk_state import DiskState
 from siterig.blockfs.files.small_file import SMALL_FILE_BYTES_MAX, FileTooLongError, read_small_file
 from siterig.blockfs.host.mounted_points import MountRecord
-from siterig.core.layout import Layout, check_format, create
+from siterig.core.paths import Layout, check_format, create
 from siterig.replication.engine.relationship import RelationshipBook
 
 MIB = 1 << 20

@@ -123,14 +123,14 @@ def test_the_file_that_is_opened_is_the_one_whose_type_was_looked_at(
 
 WAITS = """
 import os, sys
-from siterig.cli import exits
+from siterig.cli import exit_status
 from siterig.blockfs.files.user_files import open_in_thread
 
 async def work():
     print("waits", flush=True)
     await open_in_thread(lambda: os.open(sys.argv[1], os.O_RDONLY))
 
-exits.run(work)
+exit_status.run(work)
 """
 
 

@@ -16,7 +16,7 @@ import zstandard
 from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.images import image_import, vhd
 from siterig.blockfs.images.image import open_image
-from siterig.core.values import parse_import, parse_of_disks
+from siterig.core.parsing import parse_import, parse_of_disks
 
 MIB = 1 << 20
 DISK = bytes(range(256)) * 4096

@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 from siterig.azure_emu.vault.model.api import Job, JobError, RecoveryPoint, Task, Vm, VmDisk
 from siterig.blockfs.core.errors import Code, ExitStatus, RigError
 from siterig.blockfs.core.progress import DiskProgress, VmProgress
-from siterig.cli import follow, provenance, show
+from siterig.cli import follow, output, provenance
 from siterig.cli.app import SUBJECTS, program
-from siterig.core.layout import Layout, create
+from siterig.core.paths import Layout, create
 from tests.support.command import siterig
 
 VM = Vm(name="web01-test", side="azure", state="TestFailover", disks=[VmDisk(name="os", size_bytes=2**30, path="/r/os.img")])
@@ -348,7 +348,7 @@ def test_an_import_shows_how_far_it_is_on_a_terminal_only(
     importing = ImportingVault()
     monkeypatch.setattr("siterig.rpc.directory.vault", lambda _layout: importing)
     monkeypatch.setattr(follow, "POLL_S", 0.001)
-    monkeypatch.setattr(show, "is_terminal", lambda _stream: terminal)
+    monkeypatch.setattr(output, "is_terminal", lambda _stream: terminal)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
     image = tmp_path / "os.img"
@@ -364,7 +364,7 @@ def test_an_import_shows_how_far_it_is_on_a_terminal_only(
 def test_a_long_table_in_a_pipe_has_a_line_a_row_and_is_quick(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [(number, "[red]x\t\x1b[/red]", "") for number in range(10_000)]
     began = time.perf_counter()
-    show.print_table(("position", "name", "mounted"), rows, empty="none")
+    output.print_table(("position", "name", "mounted"), rows, empty="none")
     assert time.perf_counter() - began < 2  # some 20 ms on an idle machine; five seconds if it is drawn
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["position\tname\tmounted", "0\t[red]x\\t\\x1b[/red]\t-"]
@@ -404,7 +404,7 @@ def test_a_drill_on_a_machine_that_lacks_something_ends_with_an_error_that_says_
 ) -> None:
     monkeypatch.setenv("SITERIG_AZURITE", "/nonexistent/azurite-blob")
     result = CliRunner().invoke(program(["drill"]), ["drill", "--dir", str(tmp_path / "rig"), "--json"])
-    show.set_json(False)
+    output.set_json(False)
     assert result.exit_code == ExitStatus.ENVIRONMENT
     error = json.loads(result.stderr.splitlines()[-1])["error"]
     assert "SITERIG_AZURITE names /nonexistent/azurite-blob, which is no file" in error["message"]

@@ -19,7 +19,7 @@ import pytest
 
 from siterig.cli import completion
 from siterig.cli.app import SUBJECTS
-from siterig.core.layout import Layout, create
+from siterig.core.paths import Layout, create
 
 POINT = "50d200cf-c986-46ad-9522-e6e01ca90fc8"
 ANSWERS: dict[str, Any] = {

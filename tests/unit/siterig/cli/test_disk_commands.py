@@ -19,11 +19,11 @@ from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.host.disk_host import DiskHost
 from siterig.cext.fuse_server import FuseServerOptions
 from siterig.cli.commands import disks
-from siterig.core import front_end, limits
-from siterig.core.front_end import FuseOptions
-from siterig.core.layout import Layout, create
+from siterig.core import fuse_options, limits
+from siterig.core.fuse_options import FuseOptions
 from siterig.core.limits import Limits
-from siterig.core.values import format_time, parse_disk_name
+from siterig.core.parsing import format_time, parse_disk_name
+from siterig.core.paths import Layout, create
 from siterig.supervisor import launch
 from siterig.supervisor.main import role_specs
 from tests.support.command import siterig
@@ -312,7 +312,7 @@ def test_limits_reach_both_hosts_and_nobody_else(tmp_path: Path, monkeypatch: py
         assert FuseOptions.of_words(told[role]) == FuseOptions(portable=True, threads=3, queue=7)
         assert "--quick-retries" not in told[role]
     for role in ("azurite", "vault", "applier", "agent"):
-        assert not [word for word in told[role] if word.partition("=")[0] in (*limits.OPTIONS, *front_end.OPTIONS)]
+        assert not [word for word in told[role] if word.partition("=")[0] in (*limits.OPTIONS, *fuse_options.OPTIONS)]
     assert "--quick-retries" in told["agent"]
 
 

@@ -18,15 +18,15 @@ from typer.testing import CliRunner
 import siterig.scenarios.drill.drill
 from siterig.azure_emu.contracts.ports import Change, DamageReports, RecoverySide
 from siterig.azure_emu.vault.model.api import HealthError, Job, ManagedDisk, ProtectedItem, RecoveryPoint, VaultApi, Vm
-from siterig.bisect.bisect_run import Bisection, ChangeSeen, Report
-from siterig.bisect.bisect_states import BisectState
+from siterig.bisect.runner import Bisection, ChangeSeen, Report
+from siterig.bisect.states import BisectState
 from siterig.blockfs.contracts.control import DiskHostControl, DiskInfo
 from siterig.blockfs.core.waits import Wait
-from siterig.cli import rig_status, show
+from siterig.cli import output, rig_status
 from siterig.cli.app import program
 from siterig.cli.commands import drill, mount
-from siterig.core.control import RigStatus, SupervisorControl
-from siterig.core.layout import Layout, create
+from siterig.core.paths import Layout, create
+from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 from siterig.scenarios.contracts.results import DrillResult
 from tests.support.disks.log_row import START, LogRow
 from tests.support.documents import documented_keys, key_paths
@@ -132,7 +132,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr("siterig.supervisor.launch.down", down)
     monkeypatch.setattr("siterig.images.image_export.export", export)
     monkeypatch.setattr(mount, "expose", expose)
-    monkeypatch.setattr(mount, "front_end_of", lambda *_, **__: None)
+    monkeypatch.setattr(mount, "fuse_options_of", lambda *_, **__: None)
     monkeypatch.setattr(Bisection, "run", bisected)
     monkeypatch.setattr(siterig.scenarios.drill.drill, "run_drill", drilled)
     monkeypatch.setattr(drill, "_check_machine", nothing)
@@ -155,7 +155,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         supervisor.listen()
         monkeypatch.setenv("SITERIG_DIR", str(layout.root))
         yield lambda path: [*path.split(), *COMMANDS[path].format(folder=tmp_path, log=log.paths[0]).split()]
-    show.set_json(False)
+    output.set_json(False)
 
 
 async def nothing(*_: Any, **__: Any) -> None: ...
@@ -283,7 +283,7 @@ def objects(value: object) -> Iterator[dict[str, Any]]:
 
 
 def test_status_fits_80_columns_with_every_problem_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(show, "is_terminal", lambda _stream: True)
+    monkeypatch.setattr(output, "is_terminal", lambda _stream: True)
     monkeypatch.setenv("COLUMNS", "80")
     reason = "the managed disk of web01/data was not written to for four minutes, and the cache account grows"
     error = sample(HealthError).model_copy(update={"summaryMessage": reason, "errorCode": "ApplyStalled"})

@@ -129,7 +129,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 def test_an_empty_folder_is_taken_as_it_is_and_kept(tmp_path: Path) -> None:
     found = prepare(tmp_path)
     assert found == Mountpoint(tmp_path, made=False)
-    found.give_back()
+    found.remove_if_created()
     assert tmp_path.is_dir()
 
 
@@ -137,10 +137,10 @@ def test_a_folder_that_was_made_goes_again_unless_somebody_uses_it(tmp_path: Pat
     found = prepare(tmp_path / "m")
     assert found == Mountpoint(tmp_path / "m", made=True)
     (tmp_path / "m" / "theirs").touch()
-    found.give_back()
+    found.remove_if_created()
     assert (tmp_path / "m").is_dir()
     (tmp_path / "m" / "theirs").unlink()
-    found.give_back()
+    found.remove_if_created()
     assert not (tmp_path / "m").exists()
 
 

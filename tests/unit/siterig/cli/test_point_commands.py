@@ -16,7 +16,7 @@ from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, Recover
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.cli.app import program
-from siterig.core.layout import Layout, create
+from siterig.core.paths import Layout, create
 
 MIB = 1 << 20
 

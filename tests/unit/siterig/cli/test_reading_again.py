@@ -11,7 +11,7 @@ from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli import reading_again
 from siterig.cli.reading_again import ATTEMPTS_MAX, read_served
-from siterig.core.control import RigStatus
+from siterig.core.supervisor_contract import RigStatus
 
 
 class FakeSupervisor:

@@ -13,7 +13,7 @@ from siterig.azure_emu.disks.store import ManagedDiskStore
 from siterig.azure_emu.vault.model.api import ManagedDisk, RecoveryPoint
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli.commands import scrub
-from siterig.core.layout import Layout, create
+from siterig.core.paths import Layout, create
 from tests.support.command import siterig
 from tests.support.disks.disk_history import DISK_ID, SIZE_BYTES, SiteDisk
 

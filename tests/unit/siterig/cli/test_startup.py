@@ -22,8 +22,8 @@ from siterig.cli import light_commands
 from siterig.cli.app import program
 from siterig.cli.light_commands import light_command
 from siterig.cli.summaries import SUMMARIES
-from siterig.core.control import RigStatus, SupervisorControl
-from siterig.core.layout import Layout, create
+from siterig.core.paths import Layout, create
+from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 from siterig.rpc import server
 
 HEAVY = {

@@ -18,7 +18,7 @@ from siterig.blockfs.core.errors import RigError
 from siterig.blockfs.files.sparse_copy import SparseCopy
 from siterig.blockfs.images import image_import, vhd
 from siterig.blockfs.images import qemu_img as qemu_img_of_ours
-from siterig.core.values import is_import, parse_import
+from siterig.core.parsing import is_import, parse_import
 from siterig.images import image_export
 from siterig.images.image_export import Format
 from tests.support.needs import needs_program

@@ -13,7 +13,7 @@ import trio
 from siterig.azure_emu.contracts.ports import RoleState, RoleStatus
 from siterig.blockfs.core.deadlines import deadline
 from siterig.blockfs.core.errors import Code, RigError
-from siterig.core.control import RigStatus, SupervisorControl
+from siterig.core.supervisor_contract import RigStatus, SupervisorControl
 from siterig.rpc import client, role_guide, server
 from siterig.rpc.client import GUIDE, proxy
 from siterig.rpc.role_guide import RoleGuide

@@ -15,7 +15,7 @@ from siterig.azure_emu.contracts.ports import Provider, RecoverySide
 from siterig.azure_emu.vault.model.api import VaultApi
 from siterig.blockfs.core.deadlines import deadline_s
 from siterig.blockfs.core.errors import RigError
-from siterig.core.layout import Layout, create
+from siterig.core.paths import Layout, create
 from siterig.rpc import client, directory
 from siterig.rpc.contract import method_names
 from tests.support.command import siterig

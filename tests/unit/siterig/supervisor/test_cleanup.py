@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from siterig.core.layout import Layout
+from siterig.core.paths import Layout
 from siterig.supervisor import cleanup
 
 

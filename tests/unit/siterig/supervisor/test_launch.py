@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from siterig.blockfs.core.errors import RigError
-from siterig.core.control import SupervisorControl
-from siterig.core.layout import Layout, create
+from siterig.core.paths import Layout, create
+from siterig.core.supervisor_contract import SupervisorControl
 from siterig.rpc.directory import supervisor as supervisor_of
 from siterig.rpc.role_guide import RoleGuide
 from siterig.supervisor import launch

@@ -18,7 +18,7 @@ from siterig.azure_emu.contracts.ports import RoleStatus
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.waits import Wait
 from siterig.core.failures import unwrap_rig_error
-from siterig.core.layout import Layout, create
+from siterig.core.paths import Layout, create
 from siterig.supervisor import supervisor as supervisor_module
 from siterig.supervisor.supervisor import RoleSpec, Supervisor
 

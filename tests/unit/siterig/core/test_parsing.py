@@ -6,7 +6,7 @@ import pytest
 
 from siterig.azure_emu.contracts.ports import DiskSpec
 from siterig.blockfs.core.errors import RigError
-from siterig.core.values import format_size, interval_notice, parse_disk, parse_point, parse_size
+from siterig.core.parsing import format_size, interval_notice, parse_disk, parse_point, parse_size
 
 
 @pytest.mark.parametrize(

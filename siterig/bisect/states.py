@@ -10,12 +10,12 @@ from typing import Protocol
 
 from siterig.azure_emu.contracts.ports import RecoverySide
 from siterig.azure_emu.vault.model.api import RecoveryPoint, VaultApi
-from siterig.bisect.bisection import ChangeGroup
+from siterig.bisect.search import ChangeGroup
 from siterig.blockfs.contracts.control import DiskHostControl
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess
 from siterig.blockfs.guests import hostmounts
-from siterig.core.values import parse_point
+from siterig.core.parsing import parse_point
 
 
 def make_label() -> str:
@@ -71,7 +71,7 @@ class States(Protocol):
         ...
 
     async def steps(self, after: int, upto: int) -> list[ChangeGroup]:
-        """See :class:`siterig.bisect.bisection.History`."""
+        """See :class:`siterig.bisect.search.History`."""
         ...
 
     async def changes(self, after: int, upto: int) -> list[tuple[str, DiskChange]]:
@@ -143,7 +143,7 @@ class MountedStates:
         except RigError as error:
             if error.code != Code.RecoveryInUse:
                 raise
-            raise await left_behind(state.images, error) from error
+            raise await resources_in_use(state.images, error) from error
 
     async def writable(self, state: BisectState) -> dict[str, Path]:
         """See :class:`States`: a VM of its own on the recovery side, whose disks lie over the state."""
@@ -158,7 +158,7 @@ class MountedStates:
         except RigError as error:
             if error.code != Code.DiskInUse:
                 raise
-            raise await left_behind(self._copy, error) from error
+            raise await resources_in_use(self._copy, error) from error
         self._copy = {}
 
     async def steps(self, after: int, upto: int) -> list[ChangeGroup]:
@@ -191,14 +191,14 @@ CHANGES_MAX = 100
 """Of one position: what a resync sent has the same."""
 
 
-async def check_given_back(images: dict[str, Path]) -> None:
+async def check_released(images: dict[str, Path]) -> None:
     """``LeftBehind`` if loop devices lie on them."""
     for image in images.values():
         if await hostmounts.loops(image):
-            raise await left_behind(images, RigError(Code.LeftBehind, f"CMD left a loop device on {image}"))
+            raise await resources_in_use(images, RigError(Code.LeftBehind, f"CMD left a loop device on {image}"))
 
 
-async def left_behind(images: dict[str, Path], error: RigError) -> RigError:
+async def resources_in_use(images: dict[str, Path], error: RigError) -> RigError:
     """What keeps a state from being taken away, named."""
     found = []
     for image in images.values():

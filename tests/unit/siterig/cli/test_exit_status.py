@@ -14,7 +14,7 @@ WAITING = """
 import signal, sys, trio, typer
 for number in map(int, sys.argv[1:]):
     signal.signal(number, signal.SIG_IGN)
-from siterig.cli import exits
+from siterig.cli import exit_status
 
 app = typer.Typer()
 
@@ -27,7 +27,7 @@ async def work() -> None:
 
 @app.command()
 def wait() -> None:
-    exits.run(work)
+    exit_status.run(work)
 
 app([])
 """

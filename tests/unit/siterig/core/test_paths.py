@@ -13,8 +13,8 @@ from siterig.azure_emu.storage.azurite import load_or_create_account
 from siterig.blockfs.core.errors import RigError
 from siterig.cli.app import program
 from siterig.cli.light_commands import running
-from siterig.core.layout import Layout, check_format, create
 from siterig.core.lock import take_lock
+from siterig.core.paths import Layout, check_format, create
 from siterig.rpc import server
 from siterig.supervisor import launch
 from siterig.supervisor.process import open_log

@@ -15,10 +15,10 @@ import trio
 from siterig.azure_emu.vault.db.clock import rfc3339
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.bisect import hexdiff
-from siterig.bisect.bisect_run import Bisection, BisectRequest, Report, Trial
-from siterig.bisect.bisect_states import BisectState, DiskChange, left_behind
-from siterig.bisect.bisection import ChangeGroup
 from siterig.bisect.check_command import CheckCommand
+from siterig.bisect.runner import Bisection, BisectRequest, Report, Trial
+from siterig.bisect.search import ChangeGroup
+from siterig.bisect.states import BisectState, DiskChange, resources_in_use
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.cli.commands import bisect as command
 
@@ -277,7 +277,7 @@ async def test_what_the_command_left_behind_is_named(tmp_path: Path) -> None:
     try:
         with trio.fail_after(60):
             error = RigError(Code.RecoveryInUse, "in use")
-            while (found := await left_behind({"os": image}, error)) is error:  # noqa: ASYNC110
+            while (found := await resources_in_use({"os": image}, error)) is error:  # noqa: ASYNC110
                 await trio.sleep(0.01)
     finally:
         holder.send_signal(signal.SIGKILL)

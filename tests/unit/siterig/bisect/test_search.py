@@ -9,7 +9,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siterig.bisect.bisection import ChangeGroup, CheckVerdict, Edge, search, trials_left
+from siterig.bisect.search import ChangeGroup, CheckVerdict, Edge, search, trials_left
 from siterig.blockfs.core.errors import RigError
 
 GOOD = 1000

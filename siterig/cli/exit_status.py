@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from siterig.blockfs.core.errors import ExitStatus
-from siterig.cli import show
+from siterig.cli import output
 from siterig.core.failures import unwrap_rig_error
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
     from siterig.rpc.role_guide import RoleGuide
 
     async def main() -> T:
-        GUIDE.set(lambda sockets: RoleGuide(sockets, show.notice))
+        GUIDE.set(lambda sockets: RoleGuide(sockets, output.notice))
         return await work()
 
     with reporting():
@@ -40,12 +40,12 @@ def reporting() -> Iterator[None]:
         yield
     except BaseException as error:
         if interrupted(error):
-            show.interrupted()
+            output.interrupted()
             raise SystemExit(ExitStatus.INTERRUPTED) from None
         failure = unwrap_rig_error(error)
         if failure is None:
             raise
-        show.error(failure)
+        output.error(failure)
         raise SystemExit(failure.code.exit_status) from None
 
 

@@ -9,10 +9,10 @@ import trio
 
 from siterig.azure_emu.vault.model.api import RecoveryPoint
 from siterig.bisect import hexdiff
-from siterig.bisect.bisect_states import CHANGES_MAX, BisectState, DiskChange, States, check_given_back
-from siterig.bisect.bisection import ChangeGroup, CheckVerdict, search, trials_left
 from siterig.bisect.check_command import CheckCommand, CheckOutcome
 from siterig.bisect.hexdiff import Difference
+from siterig.bisect.search import ChangeGroup, CheckVerdict, search, trials_left
+from siterig.bisect.states import CHANGES_MAX, BisectState, DiskChange, States, check_released
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.files.os_errors import reason
 
@@ -188,7 +188,7 @@ class Bisection:
     async def _try(self, state: BisectState, left: int) -> CheckOutcome:
         images = await self._states.writable(state) if self._request.writable else state.images
         outcome = await self._command.run(images)
-        await check_given_back(images)
+        await check_released(images)
         if self._request.writable:
             await self._states.discard()
         self._trials += 1

@@ -8,8 +8,8 @@ import pytest
 
 from siterig.azure_emu.contracts.ports import Change, ChangeStep
 from siterig.azure_emu.vault.model.api import MountedDisk, MountedPoint, Vm, VmDisk
-from siterig.bisect.bisect_states import MountedStates
-from siterig.bisect.bisection import ChangeGroup
+from siterig.bisect.search import ChangeGroup
+from siterig.bisect.states import MountedStates
 from siterig.blockfs.contracts.control import MountedPointDisk, MountedPointInfo
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.host_process import HostProcess

@@ -10,7 +10,7 @@ import pytest
 
 from siterig.blockfs.core.errors import Code, RigError
 from siterig.blockfs.core.printable import printable, printable_lines
-from siterig.cli import show
+from siterig.cli import output
 
 EVIL = "d\x1b]0;PWN\x07\x1b[31m\x9b31m\r\n\u202egnp\u2028\udcff\t\u200b"
 ESCAPED = r"d\x1b]0;PWN\x07\x1b[31m\x9b31m\r\n\u202egnp\u2028\xff\t\u200b"
@@ -22,7 +22,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     yield
-    show.set_json(False)
+    output.set_json(False)
 
 
 class Terminal(io.StringIO):
@@ -37,10 +37,10 @@ def test_every_character_that_a_terminal_obeys_is_escaped() -> None:
 
 
 def test_results_notes_errors_and_progress_are_escaped_and_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    show.line(EVIL, (EVIL, "red"))
-    show.notice(EVIL)
-    show.progress(EVIL)
-    show.error(RigError(Code.of("Bad"), EVIL))
+    output.line(EVIL, (EVIL, "red"))
+    output.notice(EVIL)
+    output.progress(EVIL)
+    output.error(RigError(Code.of("Bad"), EVIL))
     out, err = capsys.readouterr()
     assert out == f"{ESCAPED}{ESCAPED}\n"
     assert err.splitlines()[:2] == [f"siterig: note: {ESCAPED}", ESCAPED]
@@ -49,12 +49,12 @@ def test_results_notes_errors_and_progress_are_escaped_and_one_line_each(capsys:
 
 
 def test_a_table_in_a_pipe_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    show.print_table(("VM",), [(EVIL,)], empty="")
+    output.print_table(("VM",), [(EVIL,)], empty="")
     assert capsys.readouterr().out == f"VM\n{ESCAPED}\n"
 
 
 def test_json_is_ascii_and_valid_whatever_a_name_holds(capsys: pytest.CaptureFixture[str]) -> None:
-    show.print_json({EVIL: [EVIL, 1, None, {"x": (EVIL,)}]})
+    output.print_json({EVIL: [EVIL, 1, None, {"x": (EVIL,)}]})
     out = capsys.readouterr().out
     assert out.isascii()
     found = json.loads(out)
@@ -64,13 +64,13 @@ def test_json_is_ascii_and_valid_whatever_a_name_holds(capsys: pytest.CaptureFix
 
 
 def test_with_json_every_line_on_stderr_is_json(capsys: pytest.CaptureFixture[str]) -> None:
-    show.set_json(True)
-    show.notice(EVIL)
-    show.progress("copy")
-    show.foreign(b"one\ntwo\xff\n")
-    show.usage_error("No such option", "Usage: siterig")
-    show.interrupted()
-    show.error(RigError(Code.DiskFull, "no room", recoverable=True))
+    output.set_json(True)
+    output.notice(EVIL)
+    output.progress("copy")
+    output.foreign(b"one\ntwo\xff\n")
+    output.usage_error("No such option", "Usage: siterig")
+    output.interrupted()
+    output.error(RigError(Code.DiskFull, "no room", recoverable=True))
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [next(iter(line)) for line in lines] == ["note", "progress", "output", "error", "error", "error"]
     assert lines[2] == {"output": "one\ntwo\\xff"}
@@ -97,7 +97,7 @@ def test_colours_are_for_terminals_unless_the_environment_decides(
         monkeypatch.setenv(name, value)
     out = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr("sys.stdout", out)
-    show.print_table(("state",), [("Failed",)], empty="")
+    output.print_table(("state",), [("Failed",)], empty="")
     assert ("\x1b" in out.getvalue()) == coloured
     assert "Failed" in out.getvalue()
 
@@ -106,7 +106,7 @@ def test_a_terminal_gets_a_bar_with_an_escaped_title(monkeypatch: pytest.MonkeyP
     err = Terminal()
     monkeypatch.setattr("sys.stderr", err)
     monkeypatch.setenv("NO_COLOR", "1")
-    with show.bar("[b]\x1b[31m copy", None) as advance:
+    with output.bar("[b]\x1b[31m copy", None) as advance:
         advance(1 << 20, 2 << 20)
     assert "[b]\\x1b[31m copy" in err.getvalue()
 
@@ -115,12 +115,12 @@ def test_a_closed_stderr_does_not_end_a_command(monkeypatch: pytest.MonkeyPatch)
     err = io.StringIO()
     err.close()
     monkeypatch.setattr("sys.stderr", err)
-    show.notice("text")
+    output.notice("text")
 
 
 def test_details_stay_one_line_in_a_pipe_and_are_wrapped_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "nothing was applied for 3 min (ApplyStalled)"
-    assert show.detail("web01", text) == [f"web01: {text}"]
+    assert output.detail("web01", text) == [f"web01: {text}"]
     monkeypatch.setattr("sys.stdout", Terminal())
     monkeypatch.setenv("COLUMNS", "30")
-    assert show.detail("web01", text) == ["  web01: nothing was applied", "    for 3 min (ApplyStalled)"]
+    assert output.detail("web01", text) == ["  web01: nothing was applied", "    for 3 min (ApplyStalled)"]
