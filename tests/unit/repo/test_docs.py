@@ -12,6 +12,8 @@ import typer
 from pydantic import BaseModel
 
 from siterig.azure_emu.contracts.ports import RoleStatus
+from siterig.azure_emu.vault.context import states
+from siterig.azure_emu.vault.db.schema import ItemRow
 from siterig.azure_emu.vault.model.api import Job, MountedPoint, ProtectedItem, RecoveryPoint, Vm
 from siterig.blockfs.contracts.control import DiskInfo
 from siterig.cli.app import program
@@ -107,3 +109,22 @@ def test_a_manual_page_has_all_its_parts(page: Any) -> None:
     assert not re.search(r"^\.[^A-Zn'f]", text, re.M)
     assert "](" not in text
     assert len(page.summary) > 10 and not page.summary.endswith(".")
+
+
+def test_the_table_of_states_is_that_of_the_vault() -> None:
+    text = (documents.REFERENCE / "jobs-and-states.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (Primary|Recovery) \| ([^|]*) \|$", text, re.M)
+    item = {"vm": "web01", "test_failover_state": states.TEST_NONE, "suspended": False}
+    allowed = {
+        (state, location): states.allowed(ItemRow(protection_state=state, active_location=location, **item))
+        for state, location in states.RESTING
+    }
+    assert {(s, at): words.split(", ") for s, at, words in rows} == {
+        (str(state), at): [operation.command for operation in operations] for (state, at), operations in allowed.items()
+    }
+
+
+def test_the_diagram_of_states_has_resting_states_only() -> None:
+    text = (documents.REFERENCE / "jobs-and-states.md").read_text()
+    named = set(re.findall(r"^    (\w+) -->|--> (\w+):", text, re.M))
+    assert {a or b for a, b in named} <= {str(state) for state, _ in states.RESTING}

@@ -22,8 +22,6 @@ PENDING: dict[str, set[str]] = {
         "docs/reference/formats/dm-log-writes.md",
         "docs/reference/formats/hrl.md",
         "docs/reference/formats/managed-disk.md",
-        "docs/reference/jobs-and-states.md",
-        "docs/reference/mount.md",
     },
     "azure_emu": {
         "azure_emu/contracts",
