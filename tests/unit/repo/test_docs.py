@@ -20,6 +20,7 @@ from siterig.cli.app import program
 from siterig.manual import roff
 from siterig.manual.page import ManualError, page_of, pages
 from tests.support import documents, reference
+from tests.support.rooms import ROOT
 from tests.support.samples import sample
 
 PAGES = pages(program())
@@ -128,3 +129,12 @@ def test_the_diagram_of_states_has_resting_states_only() -> None:
     text = (documents.REFERENCE / "jobs-and-states.md").read_text()
     named = set(re.findall(r"^    (\w+) -->|--> (\w+):", text, re.M))
     assert {a or b for a, b in named} <= {str(state) for state, _ in states.RESTING}
+
+
+def test_every_file_that_the_documents_name_exists() -> None:
+    for path in documents.documents():
+        for name in re.findall(
+            r"(?<![\w/.])((?:tests|bench|blockfs|azure_emu|replication|scenarios|siterig|cext)/[\w./-]+)", path.read_text()
+        ):
+            if name.rstrip("./").endswith((".py", ".c", ".h", ".toml", ".md")) or "." not in name:
+                assert (ROOT / name.rstrip(".")).exists(), f"{documents.named(path)}: {name}"

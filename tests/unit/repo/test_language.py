@@ -16,7 +16,6 @@ PENDING: dict[str, set[str]] = {
         "docs/internals/decisions/0009-stand-alone-mount.md",
         "docs/internals/decisions/0010-engine-in-c.md",
         "docs/internals/decisions/0011-base-and-journal.md",
-        "docs/internals/testing.md",
         "docs/reference/formats/dirty.md",
         "docs/reference/formats/disk.md",
         "docs/reference/formats/dm-log-writes.md",
