@@ -8,14 +8,6 @@ from tests.support import language
 
 PENDING: dict[str, set[str]] = {
     "docs": {
-        "docs/internals/architecture.md",
-        "docs/internals/decisions/0003-sync-streams.md",
-        "docs/internals/decisions/0005-seeded-checksums.md",
-        "docs/internals/decisions/0006-shut-down.md",
-        "docs/internals/decisions/0008-pump.md",
-        "docs/internals/decisions/0009-stand-alone-mount.md",
-        "docs/internals/decisions/0010-engine-in-c.md",
-        "docs/internals/decisions/0011-base-and-journal.md",
         "docs/reference/formats/dirty.md",
         "docs/reference/formats/disk.md",
         "docs/reference/formats/dm-log-writes.md",
