@@ -1,4 +1,4 @@
-"""The folder of a disk host: its lock, and the names that are allowed in it."""
+"""The folder of a disk host: its lock, and the allowed names of VMs and disks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from siterig.blockfs.core.errors import Code, RigError
 
 NAME_CHARS_MAX = 63
 RECOVERY_FOLDER = "recovery"
-"""Name of the mounted points' folder in a recovery side's mount, beside the VMs' folders: no VM can have it."""
+"""Name of the folder of mounted points in the mount of a recovery side; no VM can have this name."""
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{NAME_CHARS_MAX - 1}}}")
 
 
 def check_name(what: str, name: str) -> None:
-    """``InvalidName`` unless ``name`` can be a file's name and nothing else."""
+    """Raise ``InvalidName`` unless ``name`` is usable as the name of a VM or disk, and so as a file name."""
     if not _NAME.fullmatch(name):
         raise RigError(
             Code.InvalidName,
@@ -25,7 +25,13 @@ def check_name(what: str, name: str) -> None:
 
 
 def lock_folder(root: Path) -> int:
-    """A descriptor that holds the folder for this process; a second server would cut the logs that the first one writes."""
+    """Lock the folder for this process and return the descriptor that holds the lock.
+
+    Without the lock a second server would truncate the logs that the first one writes.
+
+    Raises:
+        RigError: ``AlreadyServed``.
+    """
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

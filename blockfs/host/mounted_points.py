@@ -49,10 +49,10 @@ from siterig.blockfs.images import vhd
 from siterig.blockfs.layers.layer import Layer, WritableLayer
 
 RELEASE_S = 2.0
-"""The kernel tells of a file's last close a little after whoever closed it goes on."""
+"""The kernel reports the last close of a file shortly after the program that closed it has continued."""
 
 OPENED_AT_ONCE = 8
-"""Disks of a state: the durability of their pins is one wait of the host's disk, not one for each."""
+"""Disks of one state that are opened in parallel, so that making their pins durable is one wait and not many."""
 
 _FORMAT = 3
 _OLD_FORMATS = (1, 2)
@@ -63,7 +63,7 @@ _log = structlog.get_logger("siterig.blockfs.host.mounted_points")
 
 
 class MountRecord(WireModel):
-    """What a mounted state's file says."""
+    """The content of the file of a mounted point."""
 
     vm: str
     name: str
@@ -72,12 +72,16 @@ class MountRecord(WireModel):
     time_ns: int | None = Field(default=None, ge=0, lt=1 << 63)
 
     def save(self, path: Path) -> None:
-        """Write durably."""
+        """Write the file atomically and durably."""
         _DOCUMENT.save(path, self.model_dump())
 
     @classmethod
     def load(cls, path: Path) -> MountRecord:
-        """Read; ``RecoveryNoteCorrupt`` and ``StateVersion`` name the file."""
+        """Read the file.
+
+        Raises:
+            RigError: ``RecoveryNoteCorrupt``, ``StateVersion``; the message names the file.
+        """
         try:
             version, body = _DOCUMENT.decode(read_small_file(path))
             if version in _OLD_FORMATS:
@@ -115,9 +119,17 @@ class _Mounted:
 
 
 class MountedPoints:
-    """The mounted states of one host.  ``root``: their files; ``where``: the mount.  One trio thread."""
+    """The mounted points of one host.  Use it on one trio thread."""
 
     def __init__(self, root: Path, where: Path, *, views: Views, options: DiskOptions) -> None:
+        """Open all mounted points that have a file.
+
+        Args:
+            root: the folder of their files.
+            where: the mountpoint of the host.
+            views: opens views of managed disks.
+            options: the options of the disks, which are read-only.
+        """
         self._root = root
         self._where = where
         self._views = views
@@ -143,7 +155,7 @@ class MountedPoints:
         self._mounted.setdefault(record.vm, {})[record.name] = mounted
 
     def _read(self, path: Path) -> tuple[MountRecord, str | None]:
-        """What a file says, or its name alone and why it says nothing."""
+        """Return the record in a file and None, or a record with the name only and the reason why the file is unusable."""
         try:
             record = MountRecord.load(path)
         except RigError as exc:
@@ -160,7 +172,7 @@ class MountedPoints:
     # --- the tree -----------------------------------------------------------------------------------------------
 
     def folders(self, within: str) -> Collection[str]:
-        """Names of the folders in a folder of the mount."""
+        """Return the names of the folders in a folder of the mount."""
         if not within:
             return (RECOVERY_FOLDER,) if self._mounted else ()
         first, _, vm = within.partition("/")
@@ -169,7 +181,7 @@ class MountedPoints:
         return list(self._mounted) if not vm else list(self._mounted.get(vm, ()))
 
     def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
-        """The disks in a folder of the mount; None: there is no such folder."""
+        """Return the disks in a folder of the mount by name; None if there is no such folder."""
         path = folder.split("/")
         if path[0] != RECOVERY_FOLDER or not self._mounted or len(path) > 3:
             return None
@@ -181,7 +193,7 @@ class MountedPoints:
         return states[path[2]].disks if path[2] in states else None
 
     def kept_in(self, folder: str) -> Path:
-        """The file or folder on the host that changes whenever a name in a folder of the mount comes or goes."""
+        """Return the path on the host that changes whenever a name in this folder of the mount appears or disappears."""
         _, _, path = folder.partition("/")
         vm, _, name = path.partition("/")
         return self._file(vm, name) if name else self._root / vm
@@ -191,7 +203,7 @@ class MountedPoints:
     async def open(
         self, *, vm: str, name: str, position: int, disks: list[MountedPointSource], time_ns: int | None = None
     ) -> MountedPointInfo:
-        """See :class:`siterig.blockfs.contracts.control.DiskHostControl`."""
+        """Mount a state, as ``DiskHostControl.open_mounted_point`` describes."""
         if not _NAME.fullmatch(name):
             raise RigError(
                 Code.InvalidName,
@@ -207,9 +219,9 @@ class MountedPoints:
                     Code.RecoveryExists, f"{RECOVERY_FOLDER}/{vm}/{name} is there already and {why}; unmount it first"
                 )
             record = MountRecord(vm=vm, name=name, position=position, disks=disks, time_ns=time_ns)
-            mounted = self._mounted.setdefault(vm, {})[name] = _Mounted(record, broken="it is not wholly open")
+            mounted = self._mounted.setdefault(vm, {})[name] = _Mounted(record, broken="it is not open completely")
             try:
-                # In a thread: building a view may read much, and the disks that are served must not wait for that.
+                # In a thread: opening a view may read much, and requests on other disks must not wait for it.
                 mounted.disks = await trio.to_thread.run_sync(self._begin, record)
             except BaseException:
                 await self._forget(mounted)
@@ -220,13 +232,13 @@ class MountedPoints:
     def _begin(self, record: MountRecord) -> dict[str, Disk]:
         path = self._file(record.vm, record.name)
         safe_files.make_folder(path.parent, parents=True)
-        sync_folder(self._root)  # even if the folder was there: a kill may have come before that
+        sync_folder(self._root)  # also if the folder existed: a kill may have come before its sync
         sync_folder(self._root.parent)
         record.save(path)
         return self._disks(record)
 
     def _opened(self, record: MountRecord) -> list[Layer]:
-        """Every disk's view, or none; side by side, for most of the time the host's disk is waited for."""
+        """Open the views of all disks, or none, in parallel: most of the time is spent waiting for the host's disk."""
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
             opening = [
                 pool.submit(open_counted, self._views, disk.disk_id, record.position, _holder(record))
@@ -242,7 +254,7 @@ class MountedPoints:
 
     def _disks(self, record: MountRecord) -> dict[str, Disk]:
         folder = f"{RECOVERY_FOLDER}/{record.vm}/{record.name}"
-        # The time of a state that nobody has named is when it was mounted: no two look alike.
+        # A state without a time gets the time at which it was mounted, so that no two look alike.
         time_ns = self._file(record.vm, record.name).stat().st_mtime_ns if record.time_ns is None else record.time_ns
         past = PastState(record.position, time_ns)
         disks = {}
@@ -256,7 +268,7 @@ class MountedPoints:
                 needs_resync=None,
                 sector_bytes=source.sector_bytes,
             )
-            # It is asked for no write: the rules say so to the file system, and no handle of it is writable.
+            # The layer gets no write: the options make the disk read-only, and no handle of it is writable.
             layer = cast("WritableLayer", view)
             disks[source.name] = Disk(
                 DiskPaths(self._root / record.vm, folder, source.name),
@@ -268,7 +280,7 @@ class MountedPoints:
         return disks
 
     async def close(self, *, vm: str, name: str) -> None:
-        """See :class:`siterig.blockfs.contracts.control.DiskHostControl`."""
+        """Unmount a state, as ``DiskHostControl.close_mounted_point`` describes."""
         async with self._locks.hold(f"{vm}/{name}"):
             mounted = self._mounted.get(vm, {}).get(name)
             if mounted is None:
@@ -284,11 +296,11 @@ class MountedPoints:
                     )
             for disk in mounted.disks.values():
                 disk.abandon()
-            mounted.disks, mounted.broken = {}, "it was not wholly unmounted"
+            mounted.disks, mounted.broken = {}, "it was not unmounted completely"
             await self._forget(mounted)
 
     async def _forget(self, mounted: _Mounted) -> None:
-        """What has no disks any more is gone when nothing is left of it; until then it can be closed again."""
+        """Release the pins of a point without open disks, and forget it; if that fails, it can be closed again."""
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._release, mounted.record)
         states = self._mounted[mounted.record.vm]
@@ -297,18 +309,18 @@ class MountedPoints:
             del self._mounted[mounted.record.vm]
 
     def _release(self, record: MountRecord) -> None:
-        """Let go of the positions and take the file away, in this order: by the file it is known what is held."""
+        """Release the positions, then delete the file: the file records which positions are held."""
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
             releasing = [pool.submit(self._views.release, disk.disk_id, _holder(record)) for disk in record.disks]
         for each in releasing:
             each.result()
         path = self._file(record.vm, record.name)
-        if path.parent.is_dir():  # else there was no room for it
+        if path.parent.is_dir():  # otherwise there was no space for it
             path.unlink(missing_ok=True)
             sync_folder(path.parent)
 
     def infos(self, vm: str | None) -> list[MountedPointInfo]:
-        """All mounted states, or those of a VM."""
+        """Return all mounted points, or those of a VM."""
         wanted = self._mounted if vm is None else {vm: self._mounted.get(vm, {})}
         return [self._info(mounted) for states in wanted.values() for mounted in states.values()]
 
@@ -330,7 +342,7 @@ class MountedPoints:
         return MountedPointInfo(vm=record.vm, name=record.name, position=record.position, disks=disks, broken=mounted.broken)
 
     def end(self) -> None:
-        """Let go of all files; the states are there again at the next start."""
+        """Close all files; the next start opens the points again."""
         for states in self._mounted.values():
             for mounted in states.values():
                 for disk in mounted.disks.values():

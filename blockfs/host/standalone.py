@@ -1,21 +1,22 @@
-"""A disk by itself: one image as a disk, perhaps tracked, without a host's folder around it.
+"""A stand-alone disk: one image as a disk, perhaps tracked, without the folder of a disk host.
 
-Beside a tracked image lie ``NAME.disk`` (its state), ``NAME.position``, ``NAME.dirty`` and its change log; an image that is
-not tracked has nothing beside it.
+Next to a tracked image are ``NAME.disk`` (its state), ``NAME.position``, ``NAME.dirty`` and its change log.  An image that
+is not tracked has no files next to it.
 
 Fault contract
 --------------
-The disk's own contract is :mod:`siterig.blockfs.disk.disk`'s.  Here is decided whether the log that is found may go on:
+:mod:`siterig.blockfs.disk.disk` states the contract of the disk itself.  This module decides whether an existing log may
+continue:
 
-* closed in order, and the image is still the one that was noted then (disk_identity.py): the log continues in its
+* the disk was closed cleanly, and the image is still the one of the note (disk_identity.py): the log continues in its
   generation;
-* killed: it continues too, unless the image was written to after the log was;
-* anything else (power loss, rot, an image changed or mounted untracked meanwhile): replaying the log would not give the
-  image.  It is kept as it is; a new generation begins with the image as it is now.
+* the process was killed: the log continues as well, unless the image was written to after the log;
+* otherwise (power loss, corruption, an image that was changed or mounted untracked meanwhile) a replay of the log would not
+  give the image.  The log is kept as it is, and a new generation begins with the image as it is now.
 
-A change of the image by another program while it is mounted is reported at the end at the latest (``ImageChanged``), if it
-can be noticed (:mod:`siterig.blockfs.watch.own_file`, :mod:`siterig.blockfs.watch.file_watch`); the log of that generation
-does not continue.
+A change of the image by another program while it is mounted is reported when the disk is closed at the latest
+(``ImageChanged``), if it can be noticed (:mod:`siterig.blockfs.watch.own_file`, :mod:`siterig.blockfs.watch.file_watch`);
+the log of that generation does not continue.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ from siterig.blockfs.layers.layer import RawLayer
 from siterig.blockfs.watch.file_watch import FileWatch
 
 LOOK_S_MAX = 5.0
-"""A look at loop devices and at the image's name waits for no file system longer."""
-Note = Callable[[str], None]
-"""Told what a user should know at once."""
+"""Time limit in seconds for the final check of loop devices and of the image's name: a file system may hang."""
+ReportChange = Callable[[str], None]
+"""Reports to the user at once that another program has changed something."""
 _OWN_FILES = ("disk", "position", "dirty", "spare", "recycled")
-# Nobody sends this log away and deletes it: it is as long as it is, and a write that it has no room for is refused.
+# This log is not sent anywhere and then deleted: it has no limit, and a write fails if there is no space for its record.
 _POLICY = LogPolicy(kept_share_max=None, when_full="refuse")
 _WHY = {
-    Code.ImageChanged: "the image was changed by something else",
+    Code.ImageChanged: "the image was changed by another program",
     Code.LogCorrupt: "its file NAME.dirty is damaged or missing",
     "NotLogged": "the image was mounted without a log since",
     Code.PowerLoss: "the machine stopped while the image was mounted, and what was not flushed may be gone",
@@ -67,29 +68,32 @@ def _unheard(_text: str) -> None:
 
 
 class _Volatile(DiskState):
-    """The state of a disk that leaves nothing behind."""
+    """The state of a disk that leaves no file."""
 
     @property
     def lasts(self) -> bool:
-        """Not at all."""
         return False
 
     def save(self, path: Path) -> None:
-        """Nothing is written."""
+        """Do nothing: this state is not written to a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndedGeneration:
-    """A log that does not go on: its generation, and why."""
+    """A log that does not continue: its generation, and the reason."""
 
     generation: int
     why: str
 
 
 class StandAlone:
-    """The disk of a locked image.  ``ended_generation``: the log before, if it ended with this opening.
+    """The disk of a locked image.
 
-    ``before``: the state that was noted beside the image before this opening; None if there was none.
+    Attributes:
+        disk: the disk.
+        tree: a tree with this one disk, for a mount.
+        ended_generation: the log that ended with this opening; None if none did.
+        before: the state that was stored next to the image before this opening; None if there was none.
     """
 
     def __init__(
@@ -100,26 +104,26 @@ class StandAlone:
         positions: PositionCounter,
         *,
         tracked: bool,
-        note: Note,
+        report: ReportChange,
         closed: ClosedNote | None = None,
     ) -> None:
         self.ended_generation: EndedGeneration | None = None
         self._tracked = tracked
-        self._note = note
+        self._report = report
         self.before: DiskState | None = None
         self._image = image
         self._positions = positions
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._watch = FileWatch()
         try:
-            # Not by its name again: that may be another file's by now.
+            # Not by its name again: the name may belong to another file now.
             layer = RawLayer(image.path, size_bytes=image.size_bytes, fd=os.dup(image.fd))
-            # A VHD's footer lies behind its disk, and a device has the size that it has.
+            # In a VHD the footer follows the disk, and a device has a fixed size.
             can_grow = image.format == "raw" and not image.is_device
             options = DiskOptions(
                 positions, self._event_fd, _POLICY, can_grow=can_grow, watch=self._watch,
-                report_changed=lambda _paths, what: note(what),
-                report_log_lost=lambda _paths, what: note(f"{what}: the log ends, and no write from now on is in it"),
+                report_changed=lambda _paths, what: report(what),
+                report_log_lost=lambda _paths, what: report(f"{what}: the log ends, and no write from now on is in it"),
             )  # fmt: skip
             self.disk = Disk.over(paths, state=state, layer=layer, options=options, closed=closed)
         except BaseException:
@@ -135,16 +139,16 @@ class StandAlone:
 
     @property
     def log_trouble(self) -> str | None:
-        """A change of the log's files by another program; None: none is known."""
+        """The change that another program made to the log's files; None if none is known."""
         return self._guard.log_trouble
 
     def segments(self) -> list[Path]:
-        """The files of the current log, oldest first; empty if the disk is not tracked."""
+        """Return the files of the current log, oldest first; an empty list if the disk is not tracked."""
         paths, state = self.disk.paths, self.disk.state
         return _segments(paths, state.generation) if state.tracked else []
 
     async def look_at_the_end(self) -> None:
-        """Find what can only be found by a look: a loop device that is attached to the image, and where a moved image is."""
+        """Check before the close for changes without an event: a loop device on the image, and an image that was moved."""
         identity = self._guard.files.identity
         with trio.CancelScope(shield=True), trio.move_on_after(LOOK_S_MAX):
             await self._guard.look_for_loops()
@@ -153,15 +157,17 @@ class StandAlone:
                 where = Path(f"/proc/self/fd/{self._image.fd}").readlink()
                 there = await trio.to_thread.run_sync(_identity, where) == identity
                 now = f"it is {where} now" if there else "it is in a file system that is no longer mounted there"
-                self._note(f"{self._image.path} is not where it was: its folder was moved, or unmounted; {now}")
+                self._report(f"{self._image.path} is not where it was: its folder was moved, or unmounted; {now}")
 
     def close(self) -> None:
-        """Close in order, and note what the image is then.  ``DiskFull``, ``HostIoError``: that cannot be done.
+        """Close the disk cleanly, and store a note of the image as it is then.
 
-        ``ImageChanged``: another program has changed the image, or taken it away, while it was open.
+        Raises:
+            RigError: ``DiskFull``, ``HostIoError`` if that fails; ``ImageChanged`` if another program changed the image, or
+                took it away, while it was open.
         """
         try:
-            with _os_errors_as(f"{self._image.path}: cannot be closed in order", Code.HostIoError):
+            with _os_errors_as(f"{self._image.path}: cannot be closed cleanly", Code.HostIoError):
                 self.disk.close()
         except RigError:
             if self.disk.file_trouble is None:
@@ -173,7 +179,7 @@ class StandAlone:
             raise RigError(Code.ImageChanged, f"{trouble}{log}")
 
     def withdraw(self) -> None:
-        """Close a disk that nobody could use, for its mount failed: beside the image is then what was there before."""
+        """Close a disk whose mount failed, and restore the files next to the image as they were before."""
         if self.before is None and self.disk.state.tracked:
             self.abandon()
             _remove_files(self.disk.paths)
@@ -184,7 +190,7 @@ class StandAlone:
             self.close()
 
     def abandon(self) -> None:
-        """Release everything as a kill would."""
+        """Release everything without a sync, as a kill does."""
         self.disk.abandon()
         self._close_own()
 
@@ -196,14 +202,19 @@ class StandAlone:
             self._event_fd = -1
 
 
-def open_disk(image: Image, name: str, *, tracked: bool, note: Note = _unheard) -> StandAlone:
-    """Open an image as disk ``name``; the caller gives the image back after it has closed the disk.
+def open_disk(image: Image, name: str, *, tracked: bool, report: ReportChange = _unheard) -> StandAlone:
+    """Open an image as a stand-alone disk.
 
-    ``note``: told at once what another program does to the image.
+    Args:
+        image: the locked image; the caller closes it after the disk.
+        name: the name of the disk.
+        tracked: keep a change log next to the image.
+        report: called at once with a change that another program makes to the image.
 
-    ``ImageUnusable``: it is a rig's, can only be read, or has the name of one of the disk's other files.  ``LogExists``: the
-    files beside it are another disk's.  ``DiskStateCorrupt``, ``StateVersion``: they are unreadable.  ``FolderUnusable``,
-    ``DiskFull``: there can be none.
+    Raises:
+        RigError: ``ImageUnusable`` if the image belongs to a rig, is read-only, or has the name of one of the disk's other
+            files; ``LogExists`` if the files next to it belong to another disk; ``DiskStateCorrupt``, ``StateVersion`` if
+            they cannot be read; ``FolderUnusable``, ``DiskFull`` if they cannot be created.
     """
     paths = DiskPaths(image.path.parent, "", name)
     if image.path in [paths.file(suffix) for suffix in _OWN_FILES] or segment_number(name, image.path.name) is not None:
@@ -212,12 +223,12 @@ def open_disk(image: Image, name: str, *, tracked: bool, note: Note = _unheard) 
             f"{image.path}: has the name of a file of disk {name!r}: give the disk another name with --name",
         )
     with _os_errors_as(f"{paths.folder}: cannot hold the change log of {image.path.name}", Code.FolderUnusable):
-        return _open_tracked(image, paths, note) if tracked else _open_untracked(image, paths, note)
+        return _open_tracked(image, paths, report) if tracked else _open_untracked(image, paths, report)
 
 
 @contextlib.contextmanager
 def _os_errors_as(what: str, code: Code) -> Iterator[None]:
-    """An ``OSError`` of the block is reported with the file that it is about, and what that was needed for."""
+    """Turn an ``OSError`` of the block into a ``RigError`` that names the file, and the purpose ``what``."""
     try:
         yield
     except OSError as exc:
@@ -225,25 +236,25 @@ def _os_errors_as(what: str, code: Code) -> Iterator[None]:
         raise RigError(code, f"{what}: {reason(exc, what)}", recoverable=code == Code.DiskFull) from exc
 
 
-def _open_untracked(image: Image, paths: DiskPaths, note: Note) -> StandAlone:
+def _open_untracked(image: Image, paths: DiskPaths, report: ReportChange) -> StandAlone:
     before, ended = (None, None) if image.read_only else _end_log(image, paths)
     state = _Volatile(
         disk_id=str(uuid.uuid4()), size_bytes=image.size_bytes, kind="raw", generation=0, tracked=False, needs_resync=None,
         image=image.path.name,
     )  # fmt: skip
-    alone = StandAlone(image, paths, state, PositionCounter(None), tracked=False, note=note)
+    alone = StandAlone(image, paths, state, PositionCounter(None), tracked=False, report=report)
     alone.before, alone.ended_generation = before, ended
     return alone
 
 
 def _end_log(image: Image, paths: DiskPaths) -> tuple[DiskState | None, EndedGeneration | None]:
-    """Note that what is written from now on is not in the image's log; the state before, and the log that ends."""
+    """Record that writes from now on are not in the image's log; return the state before, and the log that ends."""
     try:
         state = _found_state(image, paths)
     except RigError as exc:
         if exc.code != Code.DiskStateCorrupt:
             raise
-        return None, None  # anybody's file; if it was ours, it cannot go on anyway
+        return None, None  # perhaps a file of another program; if it was ours, that log cannot continue anyway
     if state is None or not state.tracked:
         return None, None
     state.model_copy(update={"tracked": False, "needs_resync": "NotLogged"}).save(paths.file("disk"))
@@ -267,7 +278,7 @@ def _found_state(image: Image, paths: DiskPaths) -> DiskState | None:
     return state
 
 
-def _open_tracked(image: Image, paths: DiskPaths, note: Note) -> StandAlone:
+def _open_tracked(image: Image, paths: DiskPaths, report: ReportChange) -> StandAlone:
     if image.read_only:
         raise RigError(Code.ImageUnusable, f"{image.path}: can only be read, so there is nothing to log")
     if image.is_device:
@@ -277,24 +288,24 @@ def _open_tracked(image: Image, paths: DiskPaths, note: Note) -> StandAlone:
         )
     found = _found_state(image, paths)
     if found is not None:
-        return _begin_tracked(image, paths, found, note)
+        return _begin_tracked(image, paths, found, report)
     _refuse_foreign_files(paths)
     try:
-        return _begin_tracked(image, paths, None, note)
+        return _begin_tracked(image, paths, None, report)
     except BaseException:
         _remove_files(paths)
         raise
 
 
 def _remove_files(paths: DiskPaths) -> None:
-    """Take away all that this process made beside an image; nothing was there before."""
+    """Delete all files that this process created next to an image; there were none before."""
     for path in [paths.file(suffix) for suffix in _OWN_FILES] + [
         path for _, path in find_segments(paths.folder, paths.name)
     ]:
         path.unlink(missing_ok=True)
 
 
-def _begin_tracked(image: Image, paths: DiskPaths, found: DiskState | None, note: Note) -> StandAlone:
+def _begin_tracked(image: Image, paths: DiskPaths, found: DiskState | None, report: ReportChange) -> StandAlone:
     why = closed = None
     if found is None:
         state = DiskState(
@@ -304,17 +315,17 @@ def _begin_tracked(image: Image, paths: DiskPaths, found: DiskState | None, note
     else:
         identified = identify(paths, found)
         state, closed, why = identified.state, identified.closed, identified.why
-        if state.tracked and image.size_bytes < state.size_bytes:  # after a kill, the log may tell of a growth
+        if state.tracked and image.size_bytes < state.size_bytes:  # after a kill, the log may have the record of a growth
             why = f"the disk had {state.size_bytes} bytes, and has {image.size_bytes}"
             state = state.model_copy(update={"tracked": False, "needs_resync": Code.ImageChanged})
     if not state.tracked:
         state = state.model_copy(update={"size_bytes": image.size_bytes})
     state = state.model_copy(update={"image": image.path.name})
     state.save(paths.file("disk"))
-    # What a log that was given up would go on to note, nobody here needs.
+    # A stand-alone disk does not need the dirty bitmap of an abandoned log.
     begun = state if state.tracked else state.model_copy(update={"needs_resync": None})
     positions = PositionCounter(paths.file("position"))
-    alone = StandAlone(image, paths, begun, positions, tracked=True, note=note, closed=closed)
+    alone = StandAlone(image, paths, begun, positions, tracked=True, report=report, closed=closed)
     alone.before = found
     if alone.disk.tracking.active:
         return alone
@@ -332,14 +343,14 @@ def _begin_tracked(image: Image, paths: DiskPaths, found: DiskState | None, note
 
 
 def _why(disk: Disk, reason: str) -> str:
-    """Why a log does not continue."""
+    """Return why a log does not continue."""
     if disk.tracking.not_continued is not None and reason == Code.LogCorrupt:
         return disk.tracking.not_continued.message
     return _WHY.get(reason, reason)
 
 
 def _refuse_foreign_files(paths: DiskPaths) -> None:
-    """Without a state, files with the names of ours are somebody else's, and not to be written over."""
+    """Raise ``LogExists`` if files with the disk's names exist without a state: they belong to something else."""
     ours = [paths.file(suffix) for suffix in _OWN_FILES] + [path for _, path in find_segments(paths.folder, paths.name)]
     for path in ours:
         if os.path.lexists(path):
@@ -361,7 +372,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _segments(paths: DiskPaths, generation: int) -> list[Path]:
     found = []
     for _, path in find_segments(paths.folder, paths.name):
-        with contextlib.suppress(RigError), SegmentReader(path) as reader:  # an old log's rot is not this one's
+        with contextlib.suppress(RigError), SegmentReader(path) as reader:  # corruption of an old log does not matter here
             if reader.header.generation == generation:
                 found.append(path)
     return found

@@ -1,4 +1,4 @@
-"""What is where in a mount: the seam between the file system and whoever has disks."""
+"""Contract between the file system and the owner of the disks: which disk is where in the mount."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ from siterig.blockfs.files.os_errors import reason
 from siterig.blockfs.watch.file_watch import FileWatch
 
 ROOT = ""
-"""Path of the mount's own folder."""
+"""Path of the root folder of the mount."""
 
 _log = structlog.get_logger("siterig.blockfs.host.tree")
 
 
 class DiskTree(Protocol):
-    """Folders of disks, asked anew for each request: what is there may change from one to the next.
+    """Folders of disks.  The file system asks for each request again, because folders and disks come and go.
 
-    A folder is named by its path in the mount, without a slash at either end.  A disk's files (``NAME.img`` and so on)
-    follow from its place, whose ``vm`` is that path, and are the file system's business.
-    :class:`siterig.blockfs.host.disk_host.DiskHost` has a folder a VM, and one for each mounted recovery point.
+    A folder is named by its path in the mount, without a slash at either end.  The file system derives the names of a
+    disk's files (``NAME.img`` and so on) from its ``DiskPaths``, whose ``vm`` is that path.
+    :class:`siterig.blockfs.host.disk_host.DiskHost` has one folder for each VM and one for each mounted point.
     """
 
     @property
     def root(self) -> Path:
-        """A folder of the host's file system that the disks share; its free space is the mount's."""
+        """A folder of the host that all disks share; its free space is shown as the free space of the mount."""
         ...
 
     def folders(self, within: str) -> Collection[str]:
-        """Names of the folders in a folder; ``ROOT`` is the mount's own."""
+        """Return the names of the folders in a folder; ``ROOT`` is the root folder of the mount."""
         ...
 
     def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
-        """The disks of a folder by name; None: there is no such folder."""
+        """Return the disks of a folder by name; None if there is no such folder."""
         ...
 
     def kept_in(self, folder: str) -> Path:
-        """The file or folder on the host that changes whenever a name in a folder of the mount comes or goes."""
+        """Return the path on the host that changes whenever a name in this folder appears or disappears."""
         ...
 
     def on_grown(self, report: Callable[[Disk], None]) -> None:
-        """Call ``report`` with each disk that has grown by another way than the mount, whose kernel does not know it."""
+        """Call ``report`` from now on with each disk that grows, unless a request through the mount made it grow."""
         ...
 
     async def run_maintenance(self) -> None:
-        """Do what the disks' writers ask for, until cancelled; runs as long as the disks are served."""
+        """Do the upkeep that the disks need, until cancelled; run it as long as the disks are served."""
         ...
 
 
 async def run_maintenance(event_fd: int, watch: FileWatch | None, disks: Callable[[], list[Disk]]) -> None:
-    """:meth:`Disk.maintain` for all disks whenever ``event_fd`` is raised, and what ``watch`` notices, until cancelled."""
+    """Maintain all disks whenever ``event_fd`` is raised, and run the watch of their files, until cancelled."""
     async with trio.open_nursery() as nursery:
         if watch is not None:
             nursery.start_soon(watch.run)
@@ -71,7 +71,7 @@ async def _maintain_on_event(event_fd: int, disks: Callable[[], list[Disk]]) -> 
 
 
 async def maintain_once(disks: list[Disk]) -> None:
-    """:meth:`Disk.maintain` for each; what fails is logged, and tried again at the next event."""
+    """Maintain each disk; a failure is logged, and tried again at the next event."""
     for disk in disks:
         if disk.guard is not None:
             disk.guard.look_again()
@@ -81,35 +81,35 @@ async def maintain_once(disks: list[Disk]) -> None:
         except (OSError, RigError) as exc:
             if disk.guard is not None and disk.guard.check_log() is not None:
                 continue
-            # No spare: the current segment grows on, as long as there is room at all.
+            # Without a spare the current segment continues to grow, as long as there is space.
             error = reason(exc) if isinstance(exc, OSError) else exc.message
             _log.warning("log_maintenance_failed", disk=str(disk.paths), error=error)
 
 
-class SingleDisk:
-    """One disk in the mount's own folder, and no other.  ``event_fd``, ``watch``: those that the disk was opened with."""
+class SingleDisk(DiskTree):
+    """A tree with one disk in its root folder."""
 
     def __init__(self, disk: Disk, event_fd: int, watch: FileWatch | None = None) -> None:
-        self.root = disk.paths.folder
+        """Use the event descriptor and the watch with which the disk was opened."""
         self._disk = disk
         self._event_fd = event_fd
         self._watch = watch
 
+    @property
+    def root(self) -> Path:
+        return self._disk.paths.folder
+
     def folders(self, within: str) -> Collection[str]:
-        """None."""
         return ()
 
     def disks_in(self, folder: str) -> Mapping[str, Disk] | None:
-        """The disk, in the mount's own folder."""
         return {self._disk.paths.name: self._disk} if folder == ROOT else None
 
     def kept_in(self, folder: str) -> Path:
-        """The folder of the disk's files."""
         return self.root
 
     def on_grown(self, report: Callable[[Disk], None]) -> None:
-        """Nobody else can make it grow."""
+        """Do nothing: only a request through the mount makes this disk grow."""
 
     async def run_maintenance(self) -> None:
-        """See :class:`DiskTree`."""
         await run_maintenance(self._event_fd, self._watch, lambda: [self._disk])

@@ -130,7 +130,7 @@ async def _opened(request: MountRequest, end: _End, note: Callable[[str], None])
             note(f"{image.path} lies on a read-only file system: the disk can only be read")
         where = mountpoint.prepare(request.where)
         try:
-            alone = standalone.open_disk(image, request.name or image.path.stem, tracked=request.tracked, note=note)
+            alone = standalone.open_disk(image, request.name or image.path.stem, tracked=request.tracked, report=note)
             try:
                 if alone.ended_generation is not None:
                     note(_ended(image, alone, alone.ended_generation))

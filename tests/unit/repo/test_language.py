@@ -34,7 +34,6 @@ PENDING: dict[str, set[str]] = {
     "blockfs": {
         "blockfs/fuse",
         "blockfs/guests",
-        "blockfs/host",
         "blockfs/images",
         "blockfs/transfer",
     },

@@ -182,7 +182,7 @@ async def test_a_mounts_note_and_its_end_name_the_file(tmp_path: Path, suffix: s
     path = tmp_path / "os.img"
     path.write_bytes(bytes(SIZE))
     image = await open_image(path)
-    alone = open_disk(image, "os", tracked=True, note=told.append)
+    alone = open_disk(image, "os", tracked=True, report=told.append)
     alone.disk.write(0, b"guest")
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
@@ -196,7 +196,7 @@ async def test_a_mounts_note_and_its_end_name_the_file(tmp_path: Path, suffix: s
     alone.close()
     image.close()
     assert (told, alone.log_trouble) == ([f"{lost}: the log ends, and no write from now on is in it"], lost)
-    again = open_disk(await open_image(path), "os", tracked=True, note=told.append)
+    again = open_disk(await open_image(path), "os", tracked=True, report=told.append)
     assert again.ended_generation is not None
     assert again.ended_generation.why == "a file of it was deleted, renamed, replaced or damaged"
     again.close()

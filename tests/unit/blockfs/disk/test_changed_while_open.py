@@ -380,7 +380,7 @@ class Mounted:
 async def mount(path: Path, *, tracked: bool) -> Mounted:
     told: list[str] = []
     image = await open_image(path)
-    return Mounted(image, open_disk(image, path.stem, tracked=tracked, note=told.append), told)
+    return Mounted(image, open_disk(image, path.stem, tracked=tracked, report=told.append), told)
 
 
 @pytest.fixture
@@ -500,7 +500,7 @@ async def test_what_an_image_went_through_does_not_end_the_log_of_the_next_mount
     again = await mount(image, tracked=True)
     assert again.alone.ended_generation is not None
     assert (again.alone.ended_generation.why, again.alone.disk.state.generation) == (
-        "the image was changed by something else",
+        "the image was changed by another program",
         2,
     )
     assert await again.end() is None

@@ -231,7 +231,7 @@ async def test_what_is_being_opened_is_closed_when_it_is_open(stores: Stores) ->
         nursery.start_soon(lambda: host.open_mounted_point(vm="web01", name="@1", position=1, disks=[disk]))
         await trio.to_thread.run_sync(stores.begun.wait)
         (info,) = await host.list_mounted_points()
-        assert info.broken == "it is not wholly open"
+        assert info.broken == "it is not open completely"
         nursery.start_soon(lambda: host.close_mounted_point(vm="web01", name="@1"))
         await wait_all_tasks_blocked()
         stores.go_on.set()
@@ -247,14 +247,14 @@ async def test_what_cannot_be_released_stays_in_the_list_until_it_is(stores: Sto
     with pytest.raises(RigError, match="Input/output error"):
         await host.close_mounted_point(vm="web01", name="@1")
     (info,) = await host.list_mounted_points()
-    assert (info.disks, info.broken, len(stores.held)) == ([], "it was not wholly unmounted", 1)
+    assert (info.disks, info.broken, len(stores.held)) == ([], "it was not unmounted completely", 1)
     await host.close_mounted_point(vm="web01", name="@1")
     assert (await host.list_mounted_points(), stores.held, list(host.root.glob("recovery/*/*"))) == ([], set(), [])
     bad = stores.make("bad")
     stores.failing = [OSError(errno.EIO, "Input/output error")]
     with pytest.raises(RigError, match="Input/output error"):  # neither opened nor given up
         await host.open_mounted_point(vm="web01", name="@1", position=1, disks=[disk, bad])
-    assert [(info.name, info.broken) for info in await host.list_mounted_points()] == [("@1", "it is not wholly open")]
+    assert [(info.name, info.broken) for info in await host.list_mounted_points()] == [("@1", "it is not open completely")]
     await host.close_mounted_point(vm="web01", name="@1")
     assert (await host.list_mounted_points(), stores.held, list(host.root.glob("recovery/*/*"))) == ([], set(), [])
     host.close()

@@ -328,7 +328,7 @@ async def test_an_end_that_fails_is_said_lets_go_and_notes_nothing(mounts: Mount
         alone.close()
     mounts.image.close()
     assert failed.value.code == "HostIoError"
-    assert failed.value.message == f"{mounts.path}: cannot be closed in order: Input/output error"
+    assert failed.value.message == f"{mounts.path}: cannot be closed cleanly: Input/output error"
     assert mounts.state.closed is None
     alone = await mounts.written(b"two")
     assert alone.ended_generation is not None

@@ -205,7 +205,7 @@ async def test_a_sync_that_fails_at_the_end_names_the_image(ours: Opened) -> Non
     with failing(SYNC, ".img", errno.EIO), pytest.raises(RigError) as failed:
         alone.close()
     ours.release()
-    assert failed.value.message == f"{ours.folder}/d.img: cannot be closed in order: Input/output error"
+    assert failed.value.message == f"{ours.folder}/d.img: cannot be closed cleanly: Input/output error"
     assert failed.value.code == "HostIoError"
 
 
